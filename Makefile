@@ -1,0 +1,44 @@
+# Two commands: make demo, make test. Everything lives in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: help demo test lint install wordnet clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    install into .venv and run the whole job, small"
+	@echo "make test    linters, type checker, every test"
+	@echo "make clean   remove the demo's run folder"
+
+# pip keeps a torch that is there already (VENV_FLAGS=--system-site-packages for a site's own).
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[lite]'
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+install: $(VENV)/installed
+
+# WordNet comes from NLTK's data path or the system; as root on Debian it can be installed.
+wordnet: $(VENV)/installed
+	@$(BIN)/python -m sdwn.wordnet 2>/dev/null || ./tests/install-wordnet
+
+demo: wordnet
+	$(BIN)/sdwn run demo $(DEMO)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint wordnet
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(DEMO)

@@ -1,0 +1,5 @@
+"""Run the command line with ``python -m sdwn``."""
+
+from sdwn.cli import main
+
+main()

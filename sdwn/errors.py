@@ -1,0 +1,17 @@
+"""Errors that a user can act on; only the command line turns one into an exit code."""
+
+
+class SdwnError(Exception):
+    """Work that failed; the message says what was expected, what was found, what to do."""
+
+    exit_code = 1
+
+
+class UsageError(SdwnError):
+    """A command, config or profile that asks for something impossible."""
+
+    exit_code = 2
+
+
+class IntegrityError(SdwnError):
+    """A file that is not what its record says: missing, cut short, altered or foreign."""

@@ -1,0 +1,238 @@
+"""Every file name in one place, and files that appear only when they are whole."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdwn.errors import IntegrityError, SdwnError
+
+TEMPORARY = ".tmp"
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """The files of a run folder."""
+
+    root: Path
+
+    @property
+    def plan(self) -> Path:
+        """Settings, digests and counts."""
+        return self.root / "plan.json"
+
+    @property
+    def synsets(self) -> Path:
+        """The plan's table of synsets, prompts and shards."""
+        return self.root / "synsets.csv"
+
+    @property
+    def shards(self) -> Path:
+        """Folder of finished shards."""
+        return self.root / "shards"
+
+    @property
+    def pieces(self) -> Path:
+        """Folder of the pieces of unfinished shards."""
+        return self.root / "pieces"
+
+    @property
+    def jobs(self) -> Path:
+        """Folder of what submitit keeps of each job: script, pickles, logs."""
+        return self.root / "jobs"
+
+    @property
+    def submissions(self) -> Path:
+        """Journal of submissions, a JSON object a line."""
+        return self.root / "submissions.jsonl"
+
+    @property
+    def release(self) -> Path:
+        """Where ``sdwn run`` puts the release."""
+        return self.root / "release"
+
+    def shard(self, index: int) -> Path:
+        """Name a finished shard."""
+        return self.shards / f"{index:05d}.h5"
+
+    def shard_pieces(self, index: int) -> Path:
+        """Name the folder of a shard's pieces."""
+        return self.pieces / f"{index:05d}"
+
+    def piece(self, index: int, start: int, stop: int) -> Path:
+        """Name a piece: the images ``start`` up to ``stop`` of a shard."""
+        return self.shard_pieces(index) / f"{start:06d}-{stop:06d}.h5"
+
+    def done_shards(self) -> set[int]:
+        """List the finished shards, from their names alone."""
+        return {int(path.stem) for path in _listing(self.shards) if path.stem.isdigit()}
+
+    def piece_ranges(self, index: int) -> list[tuple[int, int]]:
+        """List the image ranges of a shard's pieces, from their names alone."""
+        names = (path.stem.split("-") for path in _listing(self.shard_pieces(index)))
+        return sorted((int(start), int(stop)) for start, stop in names)
+
+    def started_shards(self) -> list[int]:
+        """List the shards that have a folder of pieces."""
+        if not self.pieces.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.pieces.iterdir() if path.name.isdigit())
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasePaths:
+    """The files of a release folder."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What the release holds, and from where."""
+        return self.root / "manifest.json"
+
+    @property
+    def metadata(self) -> Path:
+        """A row an image."""
+        return self.root / "metadata.parquet"
+
+    @property
+    def synsets(self) -> Path:
+        """The plan's table of synsets."""
+        return self.root / "synsets.csv"
+
+    @property
+    def card(self) -> Path:
+        """The dataset card."""
+        return self.root / "README.md"
+
+    @property
+    def sums(self) -> Path:
+        """Checksums as ``sha256sum -c`` reads them."""
+        return self.root / "SHA256SUMS"
+
+    @property
+    def evaluations(self) -> Path:
+        """Folder of everything derived later."""
+        return self.root / "evaluations"
+
+    def part(self, number: int) -> Path:
+        """Name a numbered part."""
+        return self.root / f"images-{number:05d}.h5"
+
+    def evaluation(self, name: str) -> EvaluationPaths:
+        """Name an evaluation's folder."""
+        return EvaluationPaths(self.evaluations / name)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPaths:
+    """The files of one evaluation of a release."""
+
+    root: Path
+
+    @property
+    def predictions(self) -> Path:
+        """A row a classified image."""
+        return self.root / "predictions.parquet"
+
+    @property
+    def evaluation(self) -> Path:
+        """The figures."""
+        return self.root / "evaluation.json"
+
+    @property
+    def classes(self) -> Path:
+        """A row a class."""
+        return self.root / "classes.csv"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.root / "report.html"
+
+
+def _listing(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.suffix == ".h5" and not path.name.startswith("."):
+            yield path
+
+
+@contextmanager
+def atomic(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Give a temporary name; on success sync the file and rename it to ``path``.
+
+    The temporary file lies in ``folder`` (by default beside ``path``), which must be on the
+    same file system. After an error it is removed and ``path`` is as before.
+
+    Raises:
+        SdwnError: no space or quota is left.
+    """
+    folder = folder or path.parent
+    token = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = folder / f".{path.name}.{token}{TEMPORARY}"
+    try:
+        with plain_disk_errors(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def plain_disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk into an error that says so, from Python's files or from HDF5."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        texts = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+        if full or any(text in str(error) for text in texts):
+            raise SdwnError(
+                f"{path}: no space or quota left; everything finished is kept, "
+                "free some and run the same command again"
+            ) from error
+        raise
+
+
+def sync(path: Path) -> None:
+    """Put a file or a folder's entries on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        IntegrityError: it is missing, cut short, or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise IntegrityError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content

@@ -1,0 +1,49 @@
+"""The 1000 classes of ImageNet-1k: WordNet number to class index, in timm's order."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from sdwn.errors import SdwnError
+
+CLASSES = 1000
+TABLE = Path("data", "_info", "imagenet_synsets.txt")
+
+
+@cache
+def class_wnids() -> tuple[str, ...]:
+    """List the wnids in class order, from timm's own table; timm itself is not imported.
+
+    Raises:
+        SdwnError: timm or its table is missing, or the table is not 1000 distinct wnids.
+    """
+    path = _timm_folder() / TABLE
+    try:
+        wnids = tuple(path.read_text(encoding="ascii").split())
+    except OSError as error:
+        raise SdwnError(
+            f"{path}: expected timm's table of ImageNet classes, found {error.strerror}; "
+            "install timm again: pip install --force-reinstall timm"
+        ) from None
+    if len(set(wnids)) != CLASSES or len(wnids) != CLASSES:
+        raise SdwnError(
+            f"{path}: expected {CLASSES} distinct wnids, found {len(set(wnids))} "
+            f"in {len(wnids)} lines; install timm again: pip install --force-reinstall timm"
+        )
+    return wnids
+
+
+@cache
+def class_index() -> dict[str, int]:
+    """Map each wnid to its class index, 0 to 999; errors as in `class_wnids`."""
+    return {wnid: index for index, wnid in enumerate(class_wnids())}
+
+
+def _timm_folder() -> Path:
+    # Importing timm would import torch: seconds, which planning must not pay.
+    spec = find_spec("timm")
+    if spec is None or spec.origin is None:
+        raise SdwnError("the ImageNet classes come from timm, which is missing: pip install timm")
+    return Path(spec.origin).parent

@@ -1,0 +1,65 @@
+"""Encode and decode images."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdwn.config import StorageConfig
+from sdwn.errors import IntegrityError
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sampled image and what happened to it.
+
+    ``pixels`` is RGB of shape (height, width, 3). ``status`` is ``ok``, ``nsfw`` (the safety
+    checker blackened it) or ``nan`` (the model gave NaN; black). ``tokens`` counts the whole
+    prompt's, start and end included; ``truncated`` says that the text encoder took fewer.
+    """
+
+    pixels: Pixels
+    status: str
+    tokens: int
+    truncated: bool
+
+
+CODECS = ("webp", "png", "jpeg", "raw")
+
+# Effort 0 of lossless WebP: 2 to 10 times faster than PNG and a fifth smaller.
+_OPTIONS = {
+    "webp": {"lossless": True, "method": 0},
+    "png": {"compress_level": 1},
+}
+
+
+def encode(pixels: Pixels, storage: StorageConfig) -> bytes:
+    """Encode an image, (height, width, 3) uint8 RGB; all codecs but JPEG are lossless."""
+    if storage.codec == "raw":
+        return np.ascontiguousarray(pixels).tobytes()
+    options = _OPTIONS.get(storage.codec, {"quality": storage.quality})
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, storage.codec, **options)
+    return buffer.getvalue()
+
+
+def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
+    """Decode an image to RGB.
+
+    Raises:
+        IntegrityError: the bytes are no such image.
+    """
+    try:
+        if codec == "raw":
+            return Image.frombytes("RGB", (width, height), payload)
+        image = Image.open(io.BytesIO(payload), formats=[codec])
+        image.load()
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise IntegrityError(f"expected a {codec} image, {width}x{height}: {error}") from None

@@ -1,0 +1,233 @@
+"""Predictions to figures: how many of each class's images a classifier recognises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sdwn.errors import SdwnError
+
+BLACK = ("nsfw", "nan")
+STATUSES = ("ok", *BLACK, "unknown")
+TOP = 5
+
+PAPER_SOURCE = "arXiv:2211.01777"
+# As published, under the names that the same figures have in an `Evaluation`.
+PAPER: dict[str, float] = {
+    "images": 8610,
+    "classes": 861,
+    "images_per_class": 10,
+    "mean_correct": 4.16,
+    "std_correct": 3.74,
+    "any_correct": 0.73,
+    "all_correct": 0.14,
+}
+
+Counts = NDArray[np.int64]
+
+
+class Figures(TypedDict):
+    """The scalars of an evaluation; `Evaluation` says what each is."""
+
+    images: int
+    classes: int
+    images_per_class: int
+    top1_percent: float
+    top5_percent: float
+    mean_correct: float
+    std_correct: float
+    any_correct: float
+    all_correct: float
+    black_images: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClassResult:
+    """One class: its images, how many are right by top-1 and top-5, how many are black."""
+
+    wnid: str
+    images: int
+    correct: int
+    correct_top5: int
+    black: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All figures of one classifier on one release.
+
+    ``images_per_class`` is N, the most images that a class has. ``mean_correct`` and
+    ``std_correct`` (population, ``ddof=0``) are over classes, of right images on the scale 0
+    to N: a class with fewer than N images counts N times its share of right ones.
+    ``any_correct`` and ``all_correct`` are shares, 0 to 1, of the classes with at least one and
+    with all of their images right. ``histogram[k]`` counts the classes with k right images, k
+    from 0 to N, not scaled. A black image (``nsfw`` or ``nan``) is judged like any other.
+
+    ``without_black`` holds the same scalars with black images left out, N unchanged, and
+    ``classes_left_out``, the classes of which nothing remains; None if every image is black.
+    ``per_class`` is in the order of wnids.
+    """
+
+    images: int
+    classes: int
+    images_per_class: int
+    top1_percent: float
+    top5_percent: float
+    mean_correct: float
+    std_correct: float
+    any_correct: float
+    all_correct: float
+    black_images: int
+    histogram: tuple[int, ...]
+    without_black: dict[str, Any] | None
+    per_class: tuple[ClassResult, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the figures as plain numbers, lists and mappings, as JSON keeps them."""
+        plain = asdict(self)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """Counts per class, each an array over classes."""
+
+    images: Counts
+    correct: Counts
+    correct_top5: Counts
+    black: Counts
+
+
+def evaluate(
+    wnid: Sequence[str] | NDArray[Any],
+    number: ArrayLike,
+    status: Sequence[str] | NDArray[Any],
+    label_rank: ArrayLike,
+) -> Evaluation:
+    """Compute the figures from one row an image.
+
+    Args:
+        wnid: the label, a class's wnid.
+        number: which of its class's images.
+        status: ``ok``, ``nsfw``, ``nan`` or ``unknown``.
+        label_rank: place of the label among the classifier's classes, 0 the most probable;
+            negative if not classified, which is wrong.
+
+    Raises:
+        SdwnError: there is no image, or one stands twice.
+
+    >>> cat, dog = ["n02123045"] * 2, ["n02084071"] * 2
+    >>> found = evaluate(cat + dog, [0, 1, 0, 1], ["ok", "ok", "ok", "nsfw"], [0, 0, 3, 999])
+    >>> found.top1_percent, found.mean_correct, found.any_correct, found.histogram
+    (50.0, 1.0, 0.5, (1, 0, 1))
+    >>> found.without_black["top5_percent"]
+    100.0
+    """
+    names, label = np.unique(np.asarray(wnid, dtype=str), return_inverse=True)
+    rank, black = np.asarray(label_rank), is_black(status)
+    _check_rows(names[label], np.asarray(number), black, rank)
+    tally = _tally(label, len(names), rank, black)
+    bright = _tally(label[~black], len(names), rank[~black], black[~black])
+    most = int(tally.images.max())
+    return Evaluation(
+        **_figures(tally, most),
+        histogram=histogram(tally.correct, most),
+        without_black=_without_black(bright, most),
+        per_class=_per_class(names, tally),
+    )
+
+
+def is_black(status: Sequence[str] | NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell which images are black, blackened by the safety checker or NaN.
+
+    Raises:
+        ValueError: a status that has no meaning here, such as a code instead of its name.
+
+    >>> is_black(["ok", "nsfw", "nan", "unknown"]).tolist()
+    [False, True, True, False]
+    """
+    names = np.asarray(status, dtype=str)
+    unknown = sorted(set(names.tolist()) - set(STATUSES))
+    if unknown:
+        raise ValueError(f"status {unknown[0]!r}: expected one of {', '.join(STATUSES)}")
+    return np.isin(names, BLACK)
+
+
+def histogram(correct: ArrayLike, most: int) -> tuple[int, ...]:
+    """Count the classes with 0, 1, ... ``most`` right images.
+
+    >>> histogram([0, 3, 3, 1], 3)
+    (1, 1, 0, 2)
+    """
+    return tuple(np.bincount(np.asarray(correct), minlength=most + 1).tolist())
+
+
+def _check_rows(
+    wnid: NDArray[np.str_], number: NDArray[Any], black: NDArray[np.bool_], rank: NDArray[Any]
+) -> None:
+    if not len(wnid):
+        raise SdwnError(
+            "nothing to evaluate: expected images of ImageNet-1k classes, found none; "
+            "does the release's catalog hold any of the 1000 classes?"
+        )
+    if not len(wnid) == len(number) == len(black) == len(rank):
+        raise ValueError("wnid, number, status and label_rank differ in length")
+    rows, times = np.unique(np.rec.fromarrays([wnid, number]), return_counts=True)
+    if times.max() > 1:
+        twice = rows[times.argmax()]
+        raise SdwnError(
+            f"image {twice[1]} of {twice[0]}: expected once, found {times.max()} times; "
+            "evaluate the release again"
+        )
+
+
+def _tally(
+    label: NDArray[np.intp], classes: int, rank: NDArray[Any], black: NDArray[np.bool_]
+) -> _Tally:
+    def count(chosen: NDArray[np.bool_]) -> Counts:
+        return np.bincount(label[chosen], minlength=classes).astype(np.int64)
+
+    classified = rank >= 0
+    return _Tally(
+        images=count(np.ones(len(label), dtype=bool)),
+        correct=count(rank == 0),
+        correct_top5=count(classified & (rank < TOP)),
+        black=count(black),
+    )
+
+
+def _figures(tally: _Tally, most: int) -> Figures:
+    images = int(tally.images.sum())
+    scaled = most * tally.correct / tally.images
+    return Figures(
+        images=images,
+        classes=len(tally.images),
+        images_per_class=most,
+        top1_percent=100 * int(tally.correct.sum()) / images,
+        top5_percent=100 * int(tally.correct_top5.sum()) / images,
+        mean_correct=float(scaled.mean()),
+        std_correct=float(scaled.std()),
+        any_correct=float((tally.correct > 0).mean()),
+        all_correct=float((tally.correct == tally.images).mean()),
+        black_images=int(tally.black.sum()),
+    )
+
+
+def _without_black(tally: _Tally, most: int) -> dict[str, Any] | None:
+    left = tally.images > 0
+    if not left.any():
+        return None
+    kept = _Tally(
+        tally.images[left], tally.correct[left], tally.correct_top5[left], tally.black[left]
+    )
+    return {**_figures(kept, most), "classes_left_out": int((~left).sum())}
+
+
+def _per_class(names: NDArray[np.str_], tally: _Tally) -> tuple[ClassResult, ...]:
+    columns = (tally.images, tally.correct, tally.correct_top5, tally.black)
+    rows = zip(names.tolist(), *(column.tolist() for column in columns), strict=True)
+    return tuple(ClassResult(*row) for row in rows)

@@ -1,0 +1,87 @@
+"""The command line's arguments and options, named once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+Config = Annotated[str, typer.Argument(help="A config file, or the name of a shipped one.")]
+Run = Annotated[Path, typer.Argument(help="The run's folder.")]
+ReleaseFolder = Annotated[Path, typer.Argument(help="The release's folder.")]
+Override = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting: key=value, as in generation.batch_size=20."),
+]
+Profile = Annotated[str, typer.Option(help="A profile file, or the name of a shipped one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the script instead of submitting it.")
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Follow the tasks to the end.")]
+Retries = Annotated[
+    int, typer.Option(min=0, help="With --wait: how often to submit again what failed.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="paper, efficientnet-lite0, or any timm model; default: paper."),
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Weights from this file: safetensors, or a torch state dict.")
+]
+
+# A profile's fields that SLURM has a flag of the same name for, then sdwn's own.
+SITE = {
+    "account": "Account to charge.",
+    "partition": "Partition, or several joined by commas.",
+    "qos": "Quality of service.",
+    "time": "Time limit of a task.",
+    "nodes": "Nodes of a task.",
+    "gres": "Generic resources, as gpu:a100:1.",
+    "gpus_per_node": "GPUs, where the site wants this spelling.",
+    "constraint": "Features that a node must have.",
+    "cpus_per_task": "CPUs of a task.",
+    "mem": "Memory of a node, as 32G.",
+    "mem_per_cpu": "Memory of a CPU.",
+    "mem_per_gpu": "Memory of a GPU.",
+    "exclude": "Nodes to avoid.",
+    "nodelist": "Nodes to use.",
+    "reservation": "Reservation to use.",
+    "wckey": "Workload characterization key.",
+    "array_parallelism": "Tasks that may run at once.",
+    "shards_per_task": "Shards that a task makes in turn.",
+}
+PANEL = "In place of the profile's"
+
+
+def with_site(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command a flag for each of a profile's fields, passed on as the mapping ``site``."""
+    hints = get_type_hints(command, include_extras=True)
+    hints.pop("site")
+
+    @functools.wraps(command)
+    def wrapped(**arguments: Any) -> None:
+        given = {name: arguments.pop(name) for name in SITE}
+        site = {name: value for name, value in given.items() if value is not None}
+        command(**arguments, site=site)
+
+    flags = {
+        name: Annotated[str | None, typer.Option(help=text, rich_help_panel=PANEL)]
+        for name, text in SITE.items()
+    }
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name != "site"
+    ]
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=flag)
+        for name, flag in flags.items()
+    ]
+    wrapped.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {**hints, **flags}
+    return wrapped

@@ -1,0 +1,114 @@
+"""Where tasks run: a site's profile, in SLURM's own words."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sdwn.config import Positive, Section, read_yaml, validated
+from sdwn.shipped import find
+
+PREEMPTION_SIGNAL_S = 90
+
+# Sites accept different ones; two of them in one request contradict each other.
+GPU_OPTIONS = ("gres", "gpus_per_node", "gpus", "gpus_per_task")
+MEMORY_OPTIONS = ("mem", "mem_per_cpu", "mem_per_gpu")
+
+
+class ClusterProfile(Section):
+    """A site: the executor, SLURM's own long option names, and the shell around a task.
+
+    ``time`` is SLURM's: minutes, ``MM:SS``, ``HH:MM:SS`` or ``D-HH[:MM[:SS]]``. ``setup`` lines
+    run in the job's shell before the task. ``python`` is the command that starts Python there.
+    ``sbatch`` holds any other option by its long name (true for a flag). ``array_parallelism``
+    is how many tasks may run at once, ``shards_per_task`` how many shards each makes in turn.
+    """
+
+    executor: Literal["local", "slurm"] = "slurm"
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    time: str = "60"
+    nodes: Positive = 1
+    gres: str | None = None
+    gpus_per_node: str | None = None
+    constraint: str | None = None
+    cpus_per_task: Positive | None = None
+    mem: str | None = None
+    mem_per_cpu: str | None = None
+    mem_per_gpu: str | None = None
+    exclude: str | None = None
+    nodelist: str | None = None
+    reservation: str | None = None
+    wckey: str | None = None
+    sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
+    array_parallelism: Positive = 256
+    shards_per_task: Positive = 1
+    signal_delay_s: Annotated[int, Field(ge=0)] = PREEMPTION_SIGNAL_S
+    max_num_timeout: Annotated[int, Field(ge=0)] = 100
+    setup: tuple[str, ...] = ()
+    environment: dict[str, str] = Field(default_factory=dict)
+    python: str | None = None
+
+    @field_validator("time", "gpus_per_node", "mem", "mem_per_cpu", "mem_per_gpu", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("time")
+    @classmethod
+    def _known_time(cls, text: str) -> str:
+        minutes(text)
+        return text
+
+    @model_validator(mode="after")
+    def _one_spelling(self) -> ClusterProfile:
+        for names in (GPU_OPTIONS, MEMORY_OPTIONS):
+            given = [name for name in names if getattr(self, name, None)]
+            given += [f"sbatch.{name}" for name in self.sbatch if name.replace("-", "_") in names]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} ask for the same thing; give one of them")
+        return self
+
+    @property
+    def asks_for_gpu(self) -> bool:
+        """Whether a task will see a GPU that SLURM gave it."""
+        return "gpu" in " ".join([self.gres or "", *self.sbatch]) or bool(self.gpus_per_node)
+
+
+def minutes(text: str) -> int:
+    """Read a SLURM time limit as whole minutes, rounded up.
+
+    >>> [minutes(text) for text in ("90", "1:30", "2:00:00", "1-12", "1-00:30:00")]
+    [90, 2, 120, 2160, 1470]
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    if not match:
+        raise ValueError(f"expected a SLURM time such as 90, 2:00:00 or 1-12:00:00, found {text!r}")
+    days, first, second, third = (int(part) if part else None for part in match.groups())
+    if days is not None:
+        seconds = ((days * 24 + (first or 0)) * 60 + (second or 0)) * 60 + (third or 0)
+    elif third is not None:
+        seconds = ((first or 0) * 60 + (second or 0)) * 60 + third
+    else:
+        seconds = (first or 0) * 60 + (second or 0)
+    return math.ceil(seconds / 60)
+
+
+def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> ClusterProfile:
+    """Read a profile by path or shipped name; overrides replace its fields.
+
+    An override of one spelling of a GPU or memory request replaces the profile's other one.
+    """
+    path = find("profile", name)
+    content = read_yaml(path)
+    for key, value in (overrides or {}).items():
+        for options in (GPU_OPTIONS, MEMORY_OPTIONS):
+            if key in options:
+                content = {k: v for k, v in content.items() if k not in options}
+        content[key] = value
+    return validated(ClusterProfile, content, source=str(path))

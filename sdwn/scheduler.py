@@ -1,0 +1,126 @@
+"""What waits and runs: this machine's processes, or SLURM's queue and accounting."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+TIMEOUT_S = 60
+RUNNING = "RUNNING"
+PENDING = "PENDING"
+UNKNOWN = "UNKNOWN"
+
+# Wide columns, cut at white space: ids, states and counts hold none.
+SQUEUE = ("squeue", "--noheader", "--array", "--me", "--Format")
+SQUEUE_FORMAT = "JobArrayID:40,State:24,RestartCnt:12,Reason:80"
+SACCT = ("sacct", "--noheader", "--allocations", "--parsable2", "--duplicates")
+SACCT_FORMAT = "JobID,State,ExitCode"
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """What a scheduler says of a job; ``restarts`` counts its requeues."""
+
+    state: str
+    reason: str = ""
+    restarts: int = 0
+
+
+def ask(
+    executor: Literal["local", "slurm"], host: str, job_ids: Sequence[str]
+) -> dict[str, JobState]:
+    """Tell which of these jobs wait or run; one that has ended is left out.
+
+    UNKNOWN stands for a controller that does not answer. Processes of another host are taken
+    for ended: making a shard twice costs time, waiting for a dead process has no end.
+    """
+    if executor == "slurm":
+        queue = squeue()
+        if queue is None:
+            return dict.fromkeys(job_ids, JobState(UNKNOWN, "the SLURM controller does not answer"))
+        return {job: queue[job] for job in job_ids if job in queue}
+    here = host == socket.gethostname()
+    return {job: JobState(RUNNING) for job in job_ids if here and _process_lives(job)}
+
+
+def squeue() -> dict[str, JobState] | None:
+    """List the user's jobs that wait or run; None where no controller answers."""
+    lines = _run([*SQUEUE, SQUEUE_FORMAT])
+    if lines is None:
+        return None
+    fields = (line.split(None, 3) for line in lines)
+    return {
+        job: JobState(state, "".join(reason).strip(), int(restarts) if restarts.isdigit() else 0)
+        for job, state, restarts, *reason in fields
+    }
+
+
+def sacct(job_ids: Iterable[str]) -> dict[str, list[str]]:
+    """List every end that accounting knows of these jobs, the last one last; empty without it."""
+    arrays = sorted({job.partition("_")[0] for job in job_ids})
+    if not arrays:
+        return {}
+    lines = _run([*SACCT, f"--format={SACCT_FORMAT}", f"--jobs={','.join(arrays)}"]) or []
+    ends: dict[str, list[str]] = {}
+    for line in lines:
+        job, state, *_ = line.split("|")
+        ends.setdefault(job, []).append(state.split()[0])
+    return ends
+
+
+def _run(command: list[str]) -> list[str] | None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return [line for line in done.stdout.splitlines() if line.strip()]
+
+
+def array_limit(default: int = 1001) -> int:
+    """Ask how many tasks an array may have: MaxArraySize, whose highest index is one less."""
+    for line in _run(["scontrol", "show", "config"]) or []:
+        name, _, value = line.partition("=")
+        if name.strip() == "MaxArraySize":
+            return max(1, int(value))
+    return default
+
+
+def cancel(executor: Literal["local", "slurm"], job_ids: Sequence[str]) -> None:
+    """End jobs; what they have finished stays."""
+    if executor == "slurm":
+        _run(["scancel", *job_ids])
+    else:
+        for job in job_ids:
+            _kill_tree(int(job))
+
+
+def _process_lives(pid: str) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        command = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    # A zombie has ended; another command means that the pid was given anew.
+    return stat.rsplit(")", 1)[1].split()[0] != "Z" and "submitit" in command
+
+
+def _kill_tree(pid: int) -> None:
+    """Kill a process and its children; on disk is all that counts, so at once."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    with contextlib.suppress(OSError):
+        for child in children.read_text(encoding="utf-8").split():
+            _kill_tree(int(child))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    while _process_lives(str(pid)):
+        time.sleep(0.01)

@@ -1,0 +1,400 @@
+"""The HDF5 file of images: one schema for a piece, a shard and a part of a release.
+
+::
+
+    /            attributes: format, format_version, kind (piece, shard or part), images,
+                 plan_digest, shard, settings (JSON), model, revision
+    /blob        uint8 [bytes], contiguous: the encoded images, one after another
+    /offsets     uint64 [images + 1]: image i is blob[offsets[i]:offsets[i + 1]]
+    /rows/NAME   one dataset a column, a value an image; see COLUMNS
+    /sessions    JSON text, a value for each run of a task that made some of the images:
+                 device, host, job, versions, start; rows/session points here
+
+Text is UTF-8 of fixed length. A column that is absent holds nothing for any image. The file
+is closed and complete before its blob is filled by plain writes, so that joining files copies
+bytes once, checks each image's SHA-256 and hashes the result on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from sdwn.errors import IntegrityError
+from sdwn.files import plain_disk_errors
+from sdwn.images import CODECS
+
+FORMAT = "sdwn-images"
+FORMAT_VERSION = 1
+STATUSES = ("ok", "nsfw", "nan", "unknown")
+SHA256_BYTES = 32
+
+# HDF5 1.10's format checksums its own structure: a flipped bit there is an error, where the
+# older one may send its reader round in circles.
+LIBVER = ("v110", "v110")
+
+Table = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of ``/rows``: its type (None is text), its names if an enumeration, its meaning."""
+
+    name: str
+    dtype: str | None
+    meaning: str
+    names: tuple[str, ...] = ()
+    required: bool = True
+    width: int = 0
+
+    def h5_type(self, values: NDArray[Any]) -> Any:
+        """Choose the HDF5 type that holds these values."""
+        if self.dtype is None:
+            return h5py.string_dtype("utf-8", max(1, values.dtype.itemsize))
+        if self.names:
+            return h5py.enum_dtype({name: i for i, name in enumerate(self.names)}, self.dtype)
+        return np.dtype(self.dtype)
+
+
+COLUMNS = (
+    Column("wnid", None, "n and the 8-digit WordNet 3.0 noun offset"),
+    Column("synset", None, "WordNet's name of the synset"),
+    Column("number", "u4", "which of the synset's images, from 0"),
+    Column("seed", "u8", "of the CPU generator that drew the noise", required=False),
+    Column("prompt", None, "as given to the pipeline", required=False),
+    Column("tokens", "u4", "of the prompt, start and end included", required=False),
+    Column("truncated", "?", "the prompt was longer than the text encoder takes", required=False),
+    Column("status", "u1", "nsfw: blackened by the safety checker; nan: black", names=STATUSES),
+    Column("batch", "u4", "first image of its batch, counted in the shard", required=False),
+    Column("batch_size", "u4", "images in its batch", required=False),
+    Column("place", "u4", "its place in the batch, from 0", required=False),
+    Column("attempt", "u4", "which run of a task on this shard made it, from 1", required=False),
+    Column("session", "u4", "row of /sessions", required=False),
+    Column("width", "u4", "pixels"),
+    Column("height", "u4", "pixels"),
+    Column("codec", "u1", "how the image is encoded; raw is RGB, row by row", names=CODECS),
+    Column("sha256", "u1", "of the encoded image", width=SHA256_BYTES),
+)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Turn rows of plain values into columns; a column that no row has is left out.
+
+    Enumerations are given by name, ``sha256`` as 32 bytes.
+    """
+    present = [column for column in COLUMNS if column.name in rows[0]]
+    return {column.name: _column([row[column.name] for row in rows], column) for column in present}
+
+
+def _column(values: list[Any], column: Column) -> NDArray[Any]:
+    if column.dtype is None:
+        return np.array([str(value).encode() for value in values], dtype="S")
+    if column.names:
+        return np.array([column.names.index(value) for value in values], dtype=column.dtype)
+    if column.width:
+        return np.frombuffer(b"".join(values), dtype=column.dtype).reshape(-1, column.width)
+    return np.array(values, dtype=column.dtype)
+
+
+def concatenate(tables: Sequence[Table]) -> Table:
+    """Put tables of the same columns below one another."""
+    return {name: np.concatenate([part[name] for part in tables]) for name in tables[0]}
+
+
+def texts(values: NDArray[Any]) -> list[str]:
+    """Decode a text column."""
+    return [value.decode() for value in values.tolist()]
+
+
+def names(values: NDArray[Any], column: str) -> list[str]:
+    """Give an enumeration's values by name."""
+    valid = next(c.names for c in COLUMNS if c.name == column)
+    return [valid[value] for value in values.tolist()]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Contents:
+    """What a file holds beside the bytes: columns, images' sizes in bytes, sessions."""
+
+    rows: Table
+    sizes: NDArray[Any]
+    sessions: Sequence[Mapping[str, Any]]
+
+
+def write_images(
+    path: Path, attributes: Mapping[str, Any], contents: Contents, payloads: Iterable[bytes]
+) -> str:
+    """Write a file of images and return its SHA-256.
+
+    ``payloads`` gives the images' bytes in order, in blocks of any length.
+    """
+    with plain_disk_errors(path):
+        start = _write_tables(path, attributes, contents)
+        return _fill_blob(path, start, int(contents.sizes.sum()), payloads)
+
+
+def _write_tables(path: Path, attributes: Mapping[str, Any], contents: Contents) -> int:
+    offsets = np.concatenate([[0], np.cumsum(contents.sizes)]).astype("u8")
+    with h5py.File(path, "w", libver=LIBVER) as file:
+        fixed = {"format": FORMAT, "format_version": FORMAT_VERSION, "images": len(offsets) - 1}
+        file.attrs.update({**fixed, **attributes})
+        _write_rows(file.create_group("rows"), contents.rows)
+        lines = [json.dumps(session, sort_keys=True) for session in contents.sessions]
+        sessions = np.array([line.encode() for line in lines])
+        text = h5py.string_dtype("utf-8", sessions.dtype.itemsize)
+        file.create_dataset("sessions", data=sessions.view(text), fletcher32=True)
+        file.create_dataset("offsets", data=offsets, fletcher32=True)
+        return _reserve(file, int(offsets[-1]))
+
+
+def _write_rows(group: h5py.Group, rows: Table) -> None:
+    for column in COLUMNS:
+        if column.name not in rows:
+            continue
+        values = rows[column.name]
+        # Seen as the file's own type: HDF5 converts neither ASCII to UTF-8 nor numbers to names.
+        typed = np.ascontiguousarray(values).view(column.h5_type(values))
+        # Ten images repeat their synset's prompt: gzip stores it nearly once.
+        dataset = group.create_dataset(
+            column.name, data=typed, compression="gzip", compression_opts=1, fletcher32=True
+        )
+        dataset.attrs["meaning"] = column.meaning
+
+
+def _reserve(file: h5py.File, size: int) -> int:
+    """Allocate the blob without writing it and return where in the file it starts."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    space = h5py.h5s.create_simple((size,))
+    dataset = h5py.h5d.create(file.id, b"blob", h5py.h5t.STD_U8LE, space, dcpl=properties)
+    return int(dataset.get_offset())
+
+
+def _fill_blob(path: Path, start: int, size: int, payloads: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    with path.open("r+b") as file:
+        digest.update(file.read(start))
+        written = 0
+        for block in payloads:
+            file.write(block)
+            digest.update(block)
+            written += len(block)
+        if written != size:
+            raise IntegrityError(f"{path}: expected {size} bytes of images, found {written}")
+        digest.update(file.read())
+    return digest.hexdigest()
+
+
+class ImageFile:
+    """A file of images, open for reading; ``blob_start`` is where in it the images begin.
+
+    Raises:
+        IntegrityError: it is cut short, no such file, or of a later version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = _open(path)
+        try:
+            with _reading(path):
+                self._check_structure()
+        except BaseException:
+            self._file.close()
+            raise
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __enter__(self) -> ImageFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        os.close(self._descriptor)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The file's attributes."""
+        return dict(self._file.attrs)
+
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """Who made the images: a record for each run of a task."""
+        with _reading(self.path):
+            return [json.loads(line) for line in self._file["sessions"].asstr()[:]]
+
+    def rows(self) -> Table:
+        """Read all columns."""
+        with _reading(self.path):
+            group = self._file["rows"]
+            return {name: group[name][:] for name in group}
+
+    def payload(self, index: int) -> bytes:
+        """Read an encoded image."""
+        start, stop = self.offsets[index : index + 2].tolist()
+        return self._read(start, stop)
+
+    def payloads(self, start: int, stop: int) -> Iterator[bytes]:
+        """Read encoded images one after another, each checked against its SHA-256.
+
+        Raises:
+            IntegrityError: an image is not what its record says.
+        """
+        with _reading(self.path):
+            expected = self._file["rows/sha256"][start:stop]
+        for index, digest in zip(range(start, stop), expected, strict=True):
+            payload = self.payload(index)
+            if hashlib.sha256(payload).digest() != digest.tobytes():
+                raise IntegrityError(f"{self.path}: image {index} is damaged (SHA-256 differs)")
+            yield payload
+
+    def check(self) -> None:
+        """Hold every image against its SHA-256.
+
+        Raises:
+            IntegrityError: an image is not what its record says.
+        """
+        for _ in self.payloads(0, len(self)):
+            pass
+
+    def _read(self, start: int, stop: int) -> bytes:
+        payload = os.pread(self._descriptor, stop - start, self.blob_start + start)
+        if len(payload) != stop - start:
+            raise IntegrityError(f"{self.path}: cut short at byte {self.blob_start + start}")
+        return payload
+
+    def _check_structure(self) -> None:
+        _check_version(self.path, self._file.attrs)
+        missing = [
+            c.name for c in COLUMNS if c.required and c.name not in self._file.get("rows", ())
+        ]
+        missing += [name for name in ("blob", "offsets", "sessions") if name not in self._file]
+        if missing:
+            raise IntegrityError(f"{self.path}: expected {', '.join(missing)}, found nothing there")
+        self.offsets: NDArray[np.uint64] = self._file["offsets"][:]
+        blob = self._file["blob"]
+        lengths = {len(dataset) for dataset in self._file["rows"].values()}
+        sound = (
+            lengths == {len(self.offsets) - 1}
+            and blob.id.get_offset() is not None
+            and int(self.offsets[-1]) == len(blob)
+            and self.offsets[0] == 0
+            and bool(np.all(self.offsets[1:] >= self.offsets[:-1]))
+        )
+        if not sound:
+            raise IntegrityError(f"{self.path}: offsets, rows and blob do not fit one another")
+        self.blob_start: int = blob.id.get_offset()
+        end = self.blob_start + len(blob)
+        if self.path.stat().st_size < end:
+            raise IntegrityError(
+                f"{self.path}: cut short: expected {end} bytes, found {self.path.stat().st_size}"
+            )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever HDF5 says of a damaged file into one kind of error."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{path}: damaged: {' '.join(str(error).split())}") from error
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing") from None
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise IntegrityError(f"{path}: cut short or no HDF5 file: {reason}") from None
+
+
+def _check_version(path: Path, attributes: Mapping[str, Any]) -> None:
+    found = attributes.get("format"), attributes.get("format_version")
+    if found[0] != FORMAT:
+        raise IntegrityError(f"{path}: expected a file of {FORMAT}, found {found[0]}")
+    if found[1] != FORMAT_VERSION:
+        raise IntegrityError(
+            f"{path}: expected {FORMAT} version {FORMAT_VERSION}, found {found[1]}; "
+            "read it with the sdwn that wrote it"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Some images of a file: rows ``start`` up to ``stop``."""
+
+    file: ImageFile
+    start: int
+    stop: int
+
+    @property
+    def sizes(self) -> NDArray[Any]:
+        """Lengths in bytes."""
+        return np.diff(self.file.offsets[self.start : self.stop + 1])
+
+    def rows(self, sessions: NDArray[np.uint32]) -> Table:
+        """Read the rows; session ``i`` becomes ``sessions[i]``."""
+        rows = {name: values[self.start : self.stop] for name, values in self.file.rows().items()}
+        if "session" in rows:
+            rows["session"] = sessions[rows["session"]]
+        return rows
+
+
+def join(
+    path: Path,
+    attributes: Mapping[str, Any],
+    selections: Sequence[Selection],
+    advance: Callable[[int], None] = lambda _: None,
+) -> str:
+    """Copy images of several files into one, nothing decoded, and return its SHA-256.
+
+    ``advance`` is told how many images were copied.
+
+    Raises:
+        IntegrityError: an image is damaged.
+    """
+    sessions: dict[str, int] = {}
+    tables = [selection.rows(_renumber(selection, sessions)) for selection in selections]
+    payloads = _copied(selections, advance)
+    sizes = np.concatenate([selection.sizes for selection in selections])
+    records = [json.loads(line) for line in sessions]
+    contents = Contents(concatenate(tables), sizes, records)
+    return write_images(path, attributes, contents, payloads)
+
+
+def _copied(selections: Sequence[Selection], advance: Callable[[int], None]) -> Iterator[bytes]:
+    for selection in selections:
+        for payload in selection.file.payloads(selection.start, selection.stop):
+            yield payload
+            advance(1)
+
+
+def _renumber(selection: Selection, sessions: dict[str, int]) -> NDArray[np.uint32]:
+    """Add a file's sessions to those of all, and give each its new number."""
+    lines = (json.dumps(session, sort_keys=True) for session in selection.file.sessions)
+    return np.array([sessions.setdefault(line, len(sessions)) for line in lines], dtype="u4")

@@ -1,0 +1,148 @@
+"""What is done, running, pending and failed; files are the truth, the scheduler adds what runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sdwn import scheduler
+from sdwn.files import RunPaths
+from sdwn.plan import Plan
+from sdwn.scheduler import PENDING, UNKNOWN
+from sdwn.submission import failure, journal, last_jobs, live_jobs
+
+RATE_WINDOW_S = 600
+FAILURES_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """Counts of a run.
+
+    A shard is done, or its live job runs, is pending, or cannot be asked for (``unknown``), or
+    it failed (its jobs have ended without it), or was never submitted (``missing``).
+    ``images_per_second`` is over the last ten minutes at most; ``seconds_left`` follows from it.
+    ``restarts`` counts requeues, as far as the queue and accounting know them.
+    """
+
+    images_done: int
+    images_total: int
+    shards_done: int
+    shards_total: int
+    shards_running: int
+    shards_pending: int
+    shards_unknown: int
+    shards_failed: int
+    shards_missing: int
+    restarts: int
+    images_per_second: float
+    seconds_left: float | None
+    failures: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Turn the counts into plain data."""
+        return asdict(self)
+
+
+def run_status(paths: RunPaths, plan: Plan) -> RunStatus:
+    """Look at a run's files and ask the scheduler."""
+    live = live_jobs(paths)
+    done = paths.done_shards()
+    states = {
+        index: state.state
+        for job, state in live.items()
+        for index in job.indices
+        if index not in done
+    }
+    submitted = last_jobs(paths)
+    failed = [index for index in sorted(submitted) if index not in done and index not in states]
+    pending = sum(state == PENDING for state in states.values())
+    unknown = sum(state == UNKNOWN for state in states.values())
+    images, rate = images_done(paths, plan), images_per_second(paths, plan)
+    return RunStatus(
+        images_done=images,
+        images_total=plan.images,
+        shards_done=len(done),
+        shards_total=len(plan.shards),
+        shards_running=len(states) - pending - unknown,
+        shards_pending=pending,
+        shards_unknown=unknown,
+        shards_failed=len(failed),
+        shards_missing=len(plan.shards) - len(done) - len(states) - len(failed),
+        restarts=restarts(paths),
+        images_per_second=rate,
+        seconds_left=(plan.images - images) / rate if rate else None,
+        failures=[f"shard {index}: {failure(paths, index)}" for index in failed[:FAILURES_SHOWN]],
+    )
+
+
+def restarts(paths: RunPaths) -> int:
+    """Count the requeues of a run's jobs: by accounting, or of live jobs by the queue."""
+    slurm = [job for s in journal(paths) if s.executor == "slurm" for job in s.jobs]
+    if not slurm:
+        return 0
+    ends = scheduler.sacct(job.id for job in slurm)
+    known = {job.id: len(ends[job.id]) - 1 for job in slurm if job.id in ends}
+    queue = scheduler.squeue() or {}
+    return sum(
+        max(known.get(job.id, 0), queue[job.id].restarts if job.id in queue else 0) for job in slurm
+    )
+
+
+def images_done(paths: RunPaths, plan: Plan) -> int:
+    """Count finished images from file names: whole shards, and the pieces of others."""
+    done = paths.done_shards()
+    images = sum(
+        plan.shard_images(plan.shards[index]) for index in done if index < len(plan.shards)
+    )
+    started = (index for index in paths.started_shards() if index not in done)
+    return images + sum(covered_images(paths.piece_ranges(index)) for index in started)
+
+
+def images_per_second(paths: RunPaths, plan: Plan) -> float:
+    """Measure a run's speed from when its latest files were written."""
+    now = time.time()
+    done = paths.done_shards()
+    ages = [
+        (now - written, plan.shard_images(plan.shards[index]))
+        for index, written in _written(paths, done)
+        if index < len(plan.shards)
+    ]
+    for index in paths.started_shards():
+        if index not in done:
+            for start, stop in paths.piece_ranges(index):
+                ages.append((now - _mtime(paths.piece(index, start, stop)), stop - start))
+    recent = [(age, images) for age, images in ages if age <= RATE_WINDOW_S]
+    if len(recent) < 2:
+        return 0.0
+    oldest = max(age for age, _ in recent)
+    # The oldest file marks when counting starts; its own images were made before.
+    made = sum(images for _, images in recent) - next(i for age, i in recent if age == oldest)
+    return made / oldest if oldest > 0 else 0.0
+
+
+def _written(paths: RunPaths, done: Iterable[int]) -> list[tuple[int, float]]:
+    return [(index, _mtime(paths.shard(index))) for index in done]
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0  # joined and removed just now
+
+
+def covered_images(ranges: list[tuple[int, int]]) -> int:
+    """Count the images in ranges that may overlap.
+
+    >>> covered_images([(0, 20), (10, 30), (40, 50)])
+    40
+    """
+    total = end = 0
+    for start, stop in sorted(ranges):
+        total += max(0, stop - max(start, end))
+        end = max(end, stop)
+    return total

@@ -1,0 +1,239 @@
+"""Submitting what is unfinished, journaling it, and following it to the end."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sdwn import cluster, scheduler
+from sdwn.cluster import Job
+from sdwn.config import RunConfig
+from sdwn.errors import SdwnError, UsageError
+from sdwn.files import RunPaths
+from sdwn.plan import Plan
+from sdwn.profiles import ClusterProfile
+from sdwn.scheduler import UNKNOWN, JobState
+from sdwn.task import ArrayTask
+
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One line of the journal: what was submitted, when, from where, to whom, and how."""
+
+    time: str
+    host: str
+    executor: Literal["local", "slurm"]
+    stage: str
+    profile: dict[str, Any]
+    jobs: tuple[Job, ...]
+
+
+def require_device(config: RunConfig, profile: ClusterProfile) -> None:
+    """Refuse half precision where no GPU will be, before anything is planned or submitted.
+
+    Raises:
+        UsageError: the profile gives no GPU.
+    """
+    half = config.generation.precision in ("fp16", "bf16")
+    if not half or config.model.name.startswith("builtin:"):
+        return
+    if profile.executor == "local" and cluster.local_gpus():
+        return
+    if profile.executor == "slurm" and profile.asks_for_gpu:
+        return
+    where = "this machine has none" if profile.executor == "local" else "the profile asks for none"
+    raise UsageError(
+        f"precision {config.generation.precision} needs a GPU and {where}; submit with a profile "
+        "that asks for one (gres or gpus_per_node), or plan with --set generation.precision=fp32"
+    )
+
+
+def unfinished(paths: RunPaths, plan: Plan) -> list[int]:
+    """List the shards that are neither finished nor in the hands of a live job."""
+    live = live_jobs(paths)  # before the files: a shard may be finished in between
+    busy = {index for job in live for index in job.indices}
+    return [index for index in missing(paths, plan) if index not in busy]
+
+
+def missing(paths: RunPaths, plan: Plan) -> list[int]:
+    """List the shards that are not finished."""
+    done = paths.done_shards()
+    return [shard.index for shard in plan.shards if shard.index not in done]
+
+
+def live_jobs(paths: RunPaths) -> dict[Job, JobState]:
+    """Give the jobs of the journal that still wait or run, or may do so."""
+    jobs: dict[tuple[Literal["local", "slurm"], str], list[Job]] = {}
+    for submission in journal(paths):
+        jobs.setdefault((submission.executor, submission.host), []).extend(submission.jobs)
+    live: dict[Job, JobState] = {}
+    for (executor, host), asked in jobs.items():
+        states = scheduler.ask(executor, host, [job.id for job in asked])
+        live |= {job: states[job.id] for job in asked if job.id in states}
+    return live
+
+
+def submit_shards(paths: RunPaths, indices: list[int], profile: ClusterProfile) -> list[Job]:
+    """Submit shards as one array, or several where MaxArraySize asks for it; write each down."""
+    tasks = [
+        ArrayTask("generate", str(paths.root.absolute()), part)
+        for part in cluster.cut(indices, profile)
+    ]
+    limit = scheduler.array_limit() if profile.executor == "slurm" else max(1, len(tasks))
+    groups = cluster.arrays(tasks, limit)
+    # Together they keep to what one array may run at once.
+    share = max(1, profile.array_parallelism // max(1, len(groups)))
+    jobs: list[Job] = []
+    for group in groups:
+        part = profile.model_copy(update={"array_parallelism": share})
+        made = cluster.submit(group, paths.jobs, part)
+        _record(paths, profile, made)
+        jobs += made
+    return jobs
+
+
+def _record(paths: RunPaths, profile: ClusterProfile, jobs: list[Job]) -> None:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    submission = Submission(
+        time=now,
+        host=socket.gethostname(),
+        executor=profile.executor,
+        stage="generate",
+        profile=profile.model_dump(mode="json", exclude_defaults=True),
+        jobs=tuple(jobs),
+    )
+    with paths.submissions.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(submission)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def journal(paths: RunPaths) -> list[Submission]:
+    """Read all submissions of a run; a last line cut short by a crash is left out."""
+    if not paths.submissions.exists():
+        return []
+    lines = paths.submissions.read_text(encoding="utf-8").splitlines()
+    records = [_parsed(line, last=number == len(lines)) for number, line in enumerate(lines, 1)]
+    return [record for record in records if record is not None]
+
+
+def _parsed(line: str, *, last: bool) -> Submission | None:
+    try:
+        content: dict[str, Any] = json.loads(line)
+        jobs = tuple(Job(job["id"], tuple(job["indices"])) for job in content.pop("jobs"))
+        return Submission(**content, jobs=jobs)
+    except (ValueError, TypeError, KeyError) as error:
+        if last:
+            return None
+        raise SdwnError(f"submissions.jsonl: a line cannot be read: {error}") from None
+
+
+def last_profile(paths: RunPaths) -> ClusterProfile | None:
+    """Give the profile of the last submission."""
+    submissions = journal(paths)
+    return ClusterProfile.model_validate(submissions[-1].profile) if submissions else None
+
+
+Watch = Callable[[dict[Job, JobState]], None]
+
+
+def follow(paths: RunPaths, watch: Watch) -> None:
+    """Wait until no job of the run is left, telling ``watch`` about once a second."""
+    while live := live_jobs(paths):
+        watch(live)
+        time.sleep(POLL_SECONDS)
+    watch({})
+
+
+def complete(
+    paths: RunPaths, plan: Plan, profile: ClusterProfile, watch: Watch, retries: int
+) -> list[Job]:
+    """Submit and follow until every shard is finished, trying what failed again.
+
+    Raises:
+        SdwnError: shards are still missing; the last line of a log says why.
+    """
+    jobs: list[Job] = []
+    for _ in range(1 + retries):
+        jobs += submit_shards(paths, unfinished(paths, plan), profile)
+        follow(paths, watch)
+        if not missing(paths, plan):
+            return jobs
+    failed = missing(paths, plan)
+    raise SdwnError(
+        f"{len(failed)} of {len(plan.shards)} shards failed; shard {failed[0]}: "
+        f"{failure(paths, failed[0])}; finished images are kept, "
+        f"submit the rest again with: sdwn submit {paths.root} --wait"
+    )
+
+
+def last_jobs(paths: RunPaths) -> dict[int, Job]:
+    """Give the last job of each shard that was ever submitted."""
+    return {
+        index: job
+        for submission in journal(paths)
+        for job in submission.jobs
+        for index in job.indices
+    }
+
+
+def failure(paths: RunPaths, index: int) -> str:
+    """Say why a shard's last job failed: the last line of its log."""
+    job = last_jobs(paths).get(index)
+    if job is None:
+        return "never submitted"
+    logs = [log for log in job_logs(paths, job) if log.suffix == ".err"]
+    return f"{last_line(logs[0])} ({logs[0]})" if logs else f"job {job.id} wrote no log"
+
+
+def job_logs(paths: RunPaths, job: Job) -> list[Path]:
+    """List a job's logs; several processes a task write several."""
+    return sorted((paths.jobs / job.id).glob(f"{job.id}_*_log.*"))
+
+
+def shard_logs(paths: RunPaths, indices: list[int], lines: int) -> dict[str, str]:
+    """Give the last lines of the logs of the jobs that had these shards last, by path."""
+    last = last_jobs(paths)
+    jobs = dict.fromkeys(last[index] for index in indices if index in last)
+    return {
+        str(log): "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        for job in jobs
+        for log in job_logs(paths, job)
+    }
+
+
+def last_line(log: Path) -> str:
+    """Give the last line of a log that says something: not srun's word that a task ended."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "no log"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith("srun: ")]
+    return (telling or lines or ["an empty log"])[-1]
+
+
+def cancel(paths: RunPaths) -> list[Job]:
+    """End all live jobs of a run; what they have finished stays."""
+    cancelled = []
+    live = live_jobs(paths)
+    for submission in journal(paths):
+        jobs = [job for job in submission.jobs if job in live]
+        if jobs:
+            scheduler.cancel(submission.executor, [job.id for job in jobs])
+            cancelled += jobs
+    return cancelled
+
+
+def unreachable(live: dict[Job, JobState]) -> bool:
+    """Tell whether the scheduler does not answer."""
+    return any(state.state == UNKNOWN for state in live.values())

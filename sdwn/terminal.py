@@ -1,0 +1,142 @@
+"""What a person sees: results on stdout; progress, messages and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from sdwn.errors import SdwnError
+
+debug = False
+
+stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False)
+
+INTERRUPTED = 130
+
+
+def say(message: str) -> None:
+    """Tell the user something."""
+    stderr.print(escape(message), soft_wrap=True)
+
+
+def result(values: dict[str, Any], as_json: bool, text: str | None = None) -> None:
+    """Print a command's result: one JSON object, or text for a person."""
+    if as_json:
+        sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")
+    elif text is not None:
+        sys.stdout.write(text)
+    else:
+        _table(values)
+
+
+def _table(values: dict[str, Any]) -> None:
+    stdout.print(_lines(values), soft_wrap=True)
+
+
+def _lines(values: dict[str, Any]) -> str:
+    width = max(len(key) for key in values)
+    return "\n".join(
+        f"[bold]{key.replace('_', ' ').ljust(width)}[/bold]  {escape(_readable(value))}"
+        for key, value in values.items()
+    )
+
+
+@contextmanager
+def live() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Show values that change, in place."""
+    from rich.live import Live
+
+    with Live(console=stderr, transient=True) as view:
+        yield lambda values: view.update(_lines(values), refresh=True)
+
+
+def _readable(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, dict):
+        return ", ".join(f"{_readable(number)} {name}" for name, number in value.items()) or "none"
+    if isinstance(value, list):
+        return "\n  ".join(map(str, value)) or "none"
+    return _readable_scalar(value)
+
+
+def _readable_scalar(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show that something is going on."""
+    if stderr.is_terminal:
+        with stderr.status(what):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show a bar with rate and time left on a terminal, and nothing elsewhere."""
+    from rich.filesize import decimal
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr) as bar:
+        task = bar.add_task(what, total=total, count="")
+
+        def advance(number: int) -> None:
+            bar.advance(task, number)
+            bar.update(task, count=_count(bar.tasks[0].completed, bar.tasks[0].speed))
+
+        def _count(done: float, speed: float | None) -> str:
+            if unit == "bytes":
+                return f"{decimal(int(done))}/{decimal(total)}, {decimal(int(speed or 0))}/s"
+            return f"{done:,.0f}/{total:,} {unit}, {speed or 0:,.1f}/s"
+
+        advance(0)
+        yield advance
+
+
+def guarded(command: Callable[[], None]) -> int:
+    """Run a command; turn its error into one message and an exit code."""
+    try:
+        command()
+    except SdwnError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except OSError as error:
+        return _fail(str(error), 1)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    if debug:
+        stderr.print_exception()
+    stderr.print(f"[red]error:[/red] {escape(message)}", soft_wrap=True)
+    return code

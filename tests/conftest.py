@@ -1,0 +1,187 @@
+"""Real parts, made small: WordNet, plans of a few synsets, the command line as users run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from sdwn.catalog import Catalog, read_catalog
+from sdwn.config import CatalogConfig, RunConfig
+from sdwn.files import RunPaths
+from sdwn.plan import Plan, make_plan, write_plan
+from sdwn.task import generate
+from sdwn.wordnet import WordNet, open_wordnet
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+NOISE: dict[str, Any] = {
+    "catalog": {"roots": ["corgi.n.01", "terrier.n.01"]},
+    "images_per_synset": 5,
+    "model": {"name": "builtin:noise"},
+    "generation": {"height": 8, "width": 16, "num_inference_steps": 1, "precision": "fp32"},
+    "storage": {"images_per_shard": 10},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the session's own, so that no test sees what the user has."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("SDWN_CACHE")
+    os.environ["SDWN_CACHE"] = str(folder)
+    yield folder
+    os.environ.pop("SDWN_CACHE")
+    if before is not None:
+        os.environ["SDWN_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def wordnet() -> WordNet:
+    return open_wordnet()
+
+
+@pytest.fixture(scope="session")
+def paper(wordnet: WordNet) -> Catalog:
+    return read_catalog(CatalogConfig(name="sdwn-26204"), wordnet)
+
+
+def noise_config(**changes: Any) -> RunConfig:
+    """A config of the sampler without a model; a changed section is merged, not replaced."""
+    content = {**NOISE}
+    for key, value in changes.items():
+        old = content.get(key)
+        content[key] = {**old, **value} if isinstance(old, dict) and key != "catalog" else value
+    return RunConfig.model_validate(content)
+
+
+PlanRun = Callable[..., tuple[RunPaths, Plan]]
+
+
+@pytest.fixture
+def planned(wordnet: WordNet, tmp_path: Path) -> PlanRun:
+    """Plan a run of a few synsets: ``planned("name", generation={...})``."""
+
+    def plan_run(name: str = "run", **changes: Any) -> tuple[RunPaths, Plan]:
+        config = noise_config(**changes)
+        plan = make_plan(config, read_catalog(config.catalog, wordnet))
+        paths = RunPaths(tmp_path / name)
+        write_plan(plan, paths)
+        return paths, plan
+
+    return plan_run
+
+
+@pytest.fixture
+def generated(planned: PlanRun) -> PlanRun:
+    """Plan a run and make all its shards in this process."""
+
+    def generate_run(name: str = "run", **changes: Any) -> tuple[RunPaths, Plan]:
+        paths, plan = planned(name, **changes)
+        generate(paths.root, range(len(plan.shards)))
+        return paths, plan
+
+    return generate_run
+
+
+class Sdwn:
+    """The command line in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "sdwn", *map(str, arguments)],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr + done.stdout
+        return done
+
+    def json(self, *arguments: object, code: int = 0) -> dict[str, Any]:
+        """Run with ``--json``: all of stdout must be one JSON object."""
+        answer = json.loads(self(*arguments, "--json", code=code).stdout)
+        assert isinstance(answer, dict)
+        return answer
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        """Start it and go on; it may be sent signals."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "sdwn", *map(str, arguments)],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+@pytest.fixture
+def sdwn(tmp_path: Path) -> Sdwn:
+    return Sdwn(tmp_path)
+
+
+TESTBED = REPOSITORY / "slurm/testbed"
+NO_SLURM = pytest.StashKey[list[str]]()
+
+
+class Testbed:
+    """A running test cluster; short arrays, so that splitting them is tested."""
+
+    __test__ = False
+    max_array_size = 30
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *command: str) -> str:
+        """Run a SLURM command and return what it prints."""
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def controller(self, action: str) -> None:
+        subprocess.run([TESTBED / "controller", action, "--dir", self.folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
+    """A real SLURM of four nodes, started once; installed where root may do so."""
+    folder = Path(tempfile.mkdtemp(prefix="sdwn-"))
+    options = ["--dir", folder, "--max-array-size", Testbed.max_array_size, "--port-base", 18000]
+    try:
+        for step in ([TESTBED / "install"], [TESTBED / "up", *map(str, options)]):
+            done = subprocess.run(step, capture_output=True, text=True, check=False)
+            if done.returncode:
+                _without_slurm(request.config, done.stderr.strip())
+        os.environ["SLURM_CONF"] = done.stdout.strip().partition("=")[2]
+        # The README's lines call sdwn by name.
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        yield Testbed(folder)
+    finally:
+        subprocess.run([TESTBED / "down", "--dir", folder], check=True)
+        os.environ.pop("SLURM_CONF", None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _without_slurm(config: pytest.Config, reason: str) -> NoReturn:
+    config.stash[NO_SLURM] = [reason]
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must run the tests on SLURM: {reason}")
+    pytest.skip(f"no SLURM: {reason}")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for reason in config.stash.get(NO_SLURM, []):
+        terminalreporter.section("NOT RUN: the tests on a real SLURM", red=True, bold=True)
+        terminalreporter.line(f"{reason}; nothing above says that arrays work")

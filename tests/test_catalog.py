@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import nltk
+import pytest
+from sdwn import wordnet as wordnet_module
+from sdwn.catalog import Catalog, read_catalog
+from sdwn.config import CatalogConfig
+from sdwn.errors import SdwnError, UsageError
+from sdwn.imagenet import class_index
+from sdwn.wordnet import WordNet, open_wordnet
+
+
+def names(catalog: Catalog) -> set[str]:
+    return {synset.name for synset in catalog.synsets}
+
+
+def imagenet(catalog: Catalog) -> int:
+    return sum(synset.wnid in class_index() for synset in catalog.synsets)
+
+
+def test_the_papers_catalog_has_the_published_counts(paper: Catalog) -> None:
+    assert len(paper.synsets) == 26_204
+    assert imagenet(paper) == 862
+    first = {s.lemmas[0].casefold() for s in paper.synsets if s.wnid in class_index()}
+    assert len(first) == 861
+    assert {"dog.n.01", "cat.n.01", "person.n.01"} <= names(paper)
+
+
+def test_the_papers_catalog_names_each_synset_once_and_as_a_folder(paper: Catalog) -> None:
+    lemmas = [synset.lemmas[0] for synset in paper.synsets]
+    assert len(set(lemmas)) == len(lemmas)
+    assert not [lemma for lemma in lemmas if "." in lemma or "/" in lemma]
+
+
+def test_glosses_may_be_shared(paper: Catalog) -> None:
+    glosses = Counter(synset.definition for synset in paper.synsets)
+    assert sum(count for count in glosses.values() if count > 1) == 153
+
+
+@pytest.mark.parametrize(
+    ("name", "synsets", "classes"),
+    [
+        ("closure", 29_580, 958),
+        ("imagenet-1k", 1000, 1000),
+        ("closure+imagenet-1k", 29_622, 1000),
+    ],
+)
+def test_other_catalogs(wordnet: WordNet, name: str, synsets: int, classes: int) -> None:
+    catalog = read_catalog(CatalogConfig(name=name), wordnet)
+    assert (len(catalog.synsets), imagenet(catalog)) == (synsets, classes)
+
+
+def test_a_wnid_is_the_noun_offset_of_wordnet_3_0(wordnet: WordNet) -> None:
+    dog = wordnet.synset("dog.n.01")
+    assert dog.wnid == "n02084071"
+    assert dog.definition.startswith("a member of the genus Canis")
+    assert wordnet.synset("n02084071") == dog
+
+
+def test_roots_and_lists_join(wordnet: WordNet, tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("# mine\nbanana.n.02\n\nn02084071  # dog.n.01\nbanana.n.02\n")
+    config = CatalogConfig(roots=("corgi.n.01", "wolf.n.01"), file=listed)
+    catalog = read_catalog(config, wordnet)
+    assert {"pembroke.n.01", "timber_wolf.n.01", "banana.n.02", "dog.n.01"} <= names(catalog)
+    assert "corgi.n.01" not in names(catalog), "a root is not counted"
+    assert [s.wnid for s in catalog.synsets] == sorted({s.wnid for s in catalog.synsets})
+
+
+def test_only_keeps_what_the_catalog_has(wordnet: WordNet) -> None:
+    config = CatalogConfig(roots=("corgi.n.01",), only=("pembroke.n.01",))
+    assert names(read_catalog(config, wordnet)) == {"pembroke.n.01"}
+    with pytest.raises(UsageError, match=r"only: dog.n.01 \(n02084071\) is not in the catalog"):
+        read_catalog(CatalogConfig(roots=("corgi.n.01",), only=("dog.n.01",)), wordnet)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"roots": ["dog.n.99"]}, r"no such synset.*WordNet has dog.n.01, frump.n.01, dog.n.03"),
+        ({"roots": ["unheardof.n.01"]}, "unheardof.n.01: no such synset in WordNet 3.0"),
+        ({"roots": ["n99999999"]}, "n99999999: no such synset"),
+        ({"roots": ["run.v.01"]}, "run.v.01: not a noun"),
+        ({"roots": ["dog"]}, "dog: no such synset"),
+        ({"roots": [""]}, "no such synset"),
+        ({"name": "imagenet-22k"}, "unknown catalog 'imagenet-22k'; valid: sdwn-26204, closure"),
+        ({"roots": ["pembroke.n.01"]}, "below pembroke.n.01 holds no synset"),
+        ({"file": "/nowhere/list.txt"}, "/nowhere/list.txt: cannot be read"),
+    ],
+)
+def test_a_wrong_catalog_is_explained(
+    wordnet: WordNet, config: dict[str, object], expected: str
+) -> None:
+    with pytest.raises(UsageError, match=expected):
+        read_catalog(CatalogConfig.model_validate(config), wordnet)
+
+
+def test_plans_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-m", "sdwn", "plan", "paper", tmp_path / seed],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+        )
+    for name in ("plan.json", "synsets.csv"):
+        first, second = (tmp_path / seed / name for seed in ("1", "2"))
+        assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine where no WordNet is installed and the downloader reaches nobody."""
+    monkeypatch.setattr(nltk.data, "path", [])
+    monkeypatch.setattr(wordnet_module, "SYSTEM_FOLDERS", ())
+    monkeypatch.delenv("WNSEARCHDIR", raising=False)
+    monkeypatch.delenv("WNHOME", raising=False)
+    monkeypatch.setattr(nltk, "download", lambda *_, **__: False)
+    return monkeypatch
+
+
+SYSTEM_FOLDERS = tuple(map(Path, wordnet_module.SYSTEM_FOLDERS))
+
+
+def system_wordnet() -> Path:
+    found = [folder for folder in SYSTEM_FOLDERS if (folder / "data.noun").exists()]
+    if not found:
+        pytest.skip("no system WordNet here: it came from NLTK's downloader")
+    return found[0]
+
+
+def test_without_wordnet_the_three_ways_are_told(alone: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SdwnError) as error:
+        open_wordnet()
+    message = str(error.value)
+    assert "found no WordNet" in message
+    for way in ("nltk.downloader wordnet", "apt-get install wordnet-base", "WNSEARCHDIR"):
+        assert way in message
+
+
+def test_another_wordnet_is_refused_by_name(alone: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "data.noun").write_text(
+        "  14 WordNet 3.1 Copyright 2011 by Princeton University.\n"
+    )
+    alone.setenv("WNSEARCHDIR", str(tmp_path))
+    with pytest.raises(SdwnError, match=r"expected WordNet 3\.0.*holds WordNet 3\.1"):
+        open_wordnet()
+
+
+def test_wordnet_is_found_through_its_own_variable(
+    alone: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(system_wordnet(), tmp_path / "dict")
+    alone.setenv("WNHOME", str(tmp_path))
+    assert open_wordnet().synset("dog.n.01").wnid == "n02084071"
+
+
+def test_wordnet_is_found_in_nltks_data_path(alone: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copytree(system_wordnet(), tmp_path / "corpora/wordnet")
+    alone.setattr(nltk.data, "path", [str(tmp_path)])
+    assert open_wordnet().synset("dog.n.01").wnid == "n02084071"
+
+
+def test_an_incomplete_wordnet_is_refused(alone: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copytree(system_wordnet(), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "index.noun").unlink()
+    alone.setenv("WNSEARCHDIR", str(tmp_path))
+    with pytest.raises(SdwnError, match="is incomplete"):
+        open_wordnet()

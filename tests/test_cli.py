@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import NOISE, REPOSITORY, Sdwn
+
+COMMANDS = (
+    *("plan", "submit", "status", "logs", "retry", "cancel"),
+    *("merge", "verify", "evaluate", "report", "run"),
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump({**NOISE, "catalog": {"roots": ["corgi.n.01"]}}))
+    return path
+
+
+def test_the_whole_job_a_command_at_a_time(sdwn: Sdwn, config: Path) -> None:
+    planned = sdwn.json("plan", config, "run")
+    assert planned["images"] == 5 * planned["synsets"] > 0
+    assert planned["imagenet_classes"] == planned["imagenet_names"] == planned["synsets"]
+    assert sdwn.json("status", "run")["images_done"] == 0
+    refused = sdwn("merge", "run", "--release", "out", code=1)
+    assert "shards missing" in refused.stderr
+    submitted = sdwn.json("submit", "run", "--wait")
+    assert submitted["submitted"] == len(submitted["job_ids"]) > 0
+    assert submitted["shards"] == planned["shards"]
+    status = sdwn.json("status", "run")
+    assert status["images_done"] == status["images_total"] == planned["images"]
+    assert status["shards_done"] == status["shards_total"] == planned["shards"]
+    assert sdwn.json("submit", "run", "--wait")["submitted"] == 0, "nothing is left to do"
+    merged = sdwn.json("merge", "run", "--release", "out")
+    assert merged["images"] == planned["images"]
+    assert merged["synsets"] == planned["synsets"]
+    assert merged["bytes"] == sum(
+        path.stat().st_size
+        for path in (sdwn.folder / "out").iterdir()
+        if path.name not in ("manifest.json", "README.md", "SHA256SUMS")
+    )
+    assert sdwn.json("verify", "out") == {"images": planned["images"], "ok": True, "problems": []}
+    (sdwn.folder / "out/synsets.csv").write_text("gone")
+    found = sdwn.json("verify", "out", code=1)
+    assert not found["ok"]
+    assert "synsets.csv" in found["problems"][0]
+
+
+def test_without_wait_tasks_go_on_alone(sdwn: Sdwn, config: Path) -> None:
+    sdwn("plan", config, "run", "--set", "generation.num_inference_steps=10")
+    submitted = sdwn.json("submit", "run")
+    assert submitted["submitted"] > 0
+    assert sdwn.json("submit", "run")["submitted"] == 0, "live tasks are not submitted again"
+    for _ in range(600):
+        status = sdwn.json("status", "run")
+        if status["images_done"] == status["images_total"]:
+            break
+        time.sleep(0.1)
+    assert status["shards_done"] == status["shards_total"]
+
+
+def test_a_failure_says_why_and_what_to_do(sdwn: Sdwn, config: Path) -> None:
+    sdwn("plan", config, "run", "--set", "model.name=/nowhere/model")
+    failed = sdwn("submit", "run", "--wait", "--retries", "0", code=1)
+    assert "shards failed; shard 0" in failed.stderr
+    assert "/nowhere/model: no such folder" in failed.stderr
+    assert "sdwn submit run --wait" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["plan", "nothing", "run"], 2, "no config 'nothing': expected a file, or one of those"),
+        (["plan", "small.yaml", "run", "--set", "seed=x"], 2, "seed: Input should be a valid int"),
+        (["plan", "small.yaml"], 2, "Missing argument"),
+        (["plan", "--frobnicate"], 2, "No such option"),
+        (["submit", "run", "--profile", "moon"], 1, "no plan here; make one with: sdwn plan"),
+        (["status", "nowhere"], 1, "nowhere: no plan here"),
+        (["merge", "nowhere", "--release", "out"], 1, "nowhere: no plan here"),
+        (["verify", "nowhere"], 1, "nowhere: no release here"),
+        (["evaluate", "nowhere"], 1, "nowhere: no release here"),
+        (["report", "nowhere"], 1, "nowhere: no release here"),
+        (["run", "paper", "run"], 2, "precision fp16 needs a GPU and this machine has none"),
+    ],
+)
+def test_wrong_use_and_failure_have_their_exit_codes(
+    sdwn: Sdwn, config: Path, arguments: list[str], code: int, expected: str
+) -> None:
+    done = sdwn(*arguments, code=code)
+    assert expected in " ".join(done.stderr.split())
+    assert done.stdout == ""
+    assert not (sdwn.folder / "run").exists(), "nothing is planned after a refusal"
+
+
+def test_debug_shows_the_traceback(sdwn: Sdwn) -> None:
+    assert "Traceback" not in sdwn("status", "nowhere", code=1).stderr
+    assert "Traceback" in sdwn("--debug", "status", "nowhere", code=1).stderr
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=str)
+def test_help_and_light_commands_import_nothing_heavy(command: tuple[str, ...]) -> None:
+    code = (
+        "import sys; from sdwn.cli import app\n"
+        f"try: app([*{command!r}, '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'timm', 'nltk', 'h5py', 'pyarrow'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "Usage: " in done.stdout
+
+
+def test_planning_and_status_need_no_torch(config: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from sdwn.cli import app\n"
+        "for command in (['plan', sys.argv[1], sys.argv[2]], ['status', sys.argv[2]]):\n"
+        "    try: app(command)\n"
+        "    except SystemExit: pass\n"
+        "print(sorted({'torch', 'diffusers', 'timm'} & set(sys.modules)), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, str(config), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert (tmp_path / "run/plan.json").exists()
+
+
+def test_the_wheel_carries_configs_and_profiles(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "zipfile", "-e", next(tmp_path.glob("*.whl")), tmp_path / "site"],
+        check=True,
+    )
+    code = (
+        "from sdwn.shipped import find; import sdwn.shipped\n"
+        "print(sdwn.shipped.__file__, find('config', 'paper'), find('profile', 'local'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert all(part.startswith(str(tmp_path / "site/sdwn")) for part in done.stdout.split())
+
+
+def readme_commands(containing: str = "") -> list[str]:
+    """The lines of the README's shell blocks, of those that contain some text."""
+    text = (REPOSITORY / "README.md").read_text()
+    blocks = re.findall(r"```(?:console|sh|bash)\n(.*?)```", text, re.DOTALL)
+    wanted = [block for block in blocks if containing in block]
+    return [line.strip() for block in wanted for line in block.splitlines() if line.strip()]
+
+
+def test_every_sdwn_line_of_the_readme_is_valid_use(sdwn: Sdwn) -> None:
+    """Each command and option named in the README exists: its help is asked for."""
+    lines = [line for line in readme_commands() if line.startswith("sdwn ")]
+    assert lines
+    for line in lines:
+        words = line.split("#")[0].split()
+        help_text = sdwn(words[1], "--help").stdout
+        for option in (word for word in words if word.startswith("--")):
+            assert option in help_text, line
+
+
+def test_json_is_one_object_and_nothing_else(sdwn: Sdwn, config: Path) -> None:
+    done = sdwn("plan", config, "run", "--json")
+    assert isinstance(json.loads(done.stdout), dict)
+    assert len(done.stdout.splitlines()) == 1
+    assert "planned" in done.stderr
+
+
+def test_a_plan_prints_for_people_too(sdwn: Sdwn) -> None:
+    shown: Any = sdwn("plan", "paper", "run").stdout
+    for line in ("synsets +26,204", "images +262,040", "imagenet classes +862"):
+        assert re.search(line, shown), shown

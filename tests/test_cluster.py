@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sdwn.cluster import arrays, cut, script
+from sdwn.config import validated
+from sdwn.errors import UsageError
+from sdwn.options import SITE
+from sdwn.profiles import ClusterProfile, load_profile, minutes
+from sdwn.submission import journal, require_device, submit_shards
+from sdwn.task import ArrayTask
+
+from conftest import REPOSITORY, PlanRun, Sdwn, noise_config
+
+PROFILES = sorted((REPOSITORY / "slurm/profiles").glob("*.yaml"))
+
+
+def profile(**fields: Any) -> ClusterProfile:
+    return validated(ClusterProfile, fields, source="test")
+
+
+def sbatch_lines(text: str) -> dict[str, str]:
+    lines = [line.removeprefix("#SBATCH --") for line in text.splitlines() if "#SBATCH" in line]
+    pairs = (line.partition("=") for line in lines)
+    return {name: value.strip("'\"") for name, _, value in pairs}
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_every_shipped_profile_loads_and_writes_a_script(path: Path, tmp_path: Path) -> None:
+    site = load_profile(str(path))
+    assert "sdwn" in script(3, tmp_path, site) or site.executor == "local"
+
+
+def test_a_script_holds_the_sites_own_words(tmp_path: Path) -> None:
+    site = profile(
+        account="lab",
+        partition="gpu",
+        time="1-12:00:00",
+        gres="gpu:a100:1",
+        cpus_per_task=8,
+        mem="32G",
+        array_parallelism=16,
+        setup=["module load cuda"],
+        environment={"HF_HUB_OFFLINE": "1"},
+        python="/opt/env/bin/python",
+        sbatch={"mail-type": "FAIL", "exclusive": True},
+    )
+    text = script(5, tmp_path, site)
+    options = sbatch_lines(text)
+    assert options["account"] == "lab"
+    assert options["partition"] == "gpu"
+    assert options["time"] == str(36 * 60)
+    assert options["gres"] == "gpu:a100:1"
+    assert options["mem"] == "32G"
+    assert options["array"] == "0-4%5"
+    assert options["mail-type"] == "FAIL"
+    assert "exclusive" in options
+    assert "requeue" in options
+    assert "wckey" not in options
+    assert not [name for name in options if name.startswith("gpus")]
+    assert "module load cuda" in text
+    assert "export HF_HUB_OFFLINE=1" in text
+    srun = next(line for line in text.splitlines() if line.startswith("srun"))
+    assert "--cpus-per-task=8" in srun
+    assert "/opt/env/bin/python -u -m submitit.core._submit" in srun
+
+
+def test_an_array_keeps_to_its_parallelism(tmp_path: Path) -> None:
+    text = script(1000, tmp_path, profile(array_parallelism=16))
+    assert sbatch_lines(text)["array"] == "0-999%16"
+
+
+@given(
+    st.integers(1, 300), st.integers(1, 9), st.integers(1, 9), st.sampled_from(["local", "slurm"])
+)
+def test_every_piece_of_work_is_dealt_once(
+    pieces: int, parallel: int, each: int, executor: str
+) -> None:
+    site = profile(executor=executor, array_parallelism=parallel, shards_per_task=each)
+    tasks = cut(range(pieces), site)
+    assert sorted(index for task in tasks for index in task) == list(range(pieces))
+    assert all(tasks)
+    if executor == "local":
+        assert len(tasks) <= parallel
+
+
+@given(st.integers(0, 30), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_times_are_read_as_slurm_reads_them(days: int, hours: int, mins: int, secs: int) -> None:
+    whole = (days * 24 + hours) * 60 + mins + (secs > 0)
+    assert minutes(f"{days}-{hours:02d}:{mins:02d}:{secs:02d}") == whole
+    assert minutes(f"{24 * days + hours}:{mins:02d}:{secs:02d}") == whole
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"partitoin": "gpu"}, "unknown key 'partitoin'; valid keys here: executor, account, par"),
+        ({"time": "two hours"}, "time: expected a SLURM time such as 90, 2:00:00 or 1-12:00:00"),
+        ({"executor": "pbs"}, "executor: Input should be 'local' or 'slurm', found 'pbs'"),
+        ({"array_parallelism": 0}, "array_parallelism: Input should be greater than 0"),
+    ],
+)
+def test_a_wrong_profile_is_explained(fields: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UsageError) as error:
+        profile(**fields)
+    assert expected in str(error.value)
+
+
+def test_half_precision_wants_a_gpu_before_anything_is_submitted() -> None:
+    real = noise_config(model={"name": "some/model"}, generation={"precision": "fp16"})
+    with pytest.raises(UsageError, match=r"--set generation\.precision=fp32"):
+        require_device(real, profile(executor="slurm", partition="cpu"))
+    require_device(real, profile(executor="slurm", gres="gpu:1"))
+    require_device(real, profile(executor="slurm", sbatch={"gpus-per-task": 1}))
+    require_device(noise_config(generation={"precision": "fp16"}), profile(executor="local"))
+
+
+def test_a_dry_run_works_where_slurm_is_not(sdwn: Sdwn, planned: PlanRun, tmp_path: Path) -> None:
+    paths, plan = planned()
+    (tmp_path / "site.yaml").write_text("{partition: gpu, gres: 'gpu:1'}")
+    answer = sdwn.json("submit", paths.root, "--profile", "site.yaml", "--dry-run")
+    assert (answer["submitted"], answer["shards"]) == (0, len(plan.shards))
+    assert sbatch_lines(answer["script"])["array"].startswith(f"0-{len(plan.shards) - 1}%")
+    shown = sdwn("submit", paths.root, "--profile", "site.yaml", "--dry-run").stdout
+    assert shown.startswith("#!/bin/bash")
+    assert not paths.submissions.exists()
+
+
+def test_the_journal_survives_a_crash_in_its_last_line(planned: PlanRun) -> None:
+    paths, _ = planned()
+    jobs = submit_shards(paths, [0], profile(executor="local"))
+    done = journal(paths)
+    assert [submission.jobs for submission in done] == [tuple(jobs)]
+    with paths.submissions.open("a") as file:
+        file.write('{"time": "2026-')
+    assert journal(paths) == done
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"gres": "gpu:1", "gpus_per_node": 1}, "gres and gpus_per_node ask for the same thing"),
+        ({"mem": "8G", "mem_per_cpu": "1G"}, "mem and mem_per_cpu ask for the same thing"),
+        ({"gres": "gpu:1", "sbatch": {"gpus-per-task": 1}}, "gres and sbatch.gpus-per-task ask"),
+    ],
+)
+def test_a_request_has_one_spelling(fields: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        profile(**fields)
+
+
+def test_a_flag_replaces_the_profiles_request_in_any_spelling(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("{gres: 'gpu:1', mem: 8G, partition: main}")
+    site = load_profile(
+        str(tmp_path / "site.yaml"), {"gpus_per_node": "a100:1", "mem_per_cpu": "2G", "nodes": "1"}
+    )
+    options = sbatch_lines(script(2, tmp_path, site))
+    assert options["gpus-per-node"] == "a100:1"
+    assert options["mem-per-cpu"] == "2G"
+    assert options["partition"] == "main"
+    assert not {"gres", "mem"} & options.keys()
+
+
+def test_every_field_that_slurm_names_has_a_flag() -> None:
+    own = {"executor", "sbatch", "setup", "environment", "python"}
+    own |= {"signal_delay_s", "max_num_timeout"}
+    assert set(SITE) == set(ClusterProfile.model_fields) - own
+
+
+def test_arrays_keep_below_the_sites_limit() -> None:
+    tasks = [ArrayTask("generate", "run", (index,)) for index in range(2500)]
+    groups = arrays(tasks, 1001)
+    assert [len(group) for group in groups] == [1001, 1001, 498]
+    assert [task for group in groups for task in group] == tasks

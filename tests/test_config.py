@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sdwn.config import RunConfig, load_config
+from sdwn.errors import UsageError
+
+from conftest import REPOSITORY
+
+SMALL = """
+catalog: {name: closure}
+model: {name: "builtin:noise"}
+storage: {images_per_shard: 100}
+"""
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> RunConfig:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return load_config(path, overrides)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=str)
+def test_every_shipped_config_loads(path: Path) -> None:
+    assert load_config(path).images_per_synset == 10
+
+
+def test_paper_pins_what_the_paper_used() -> None:
+    config = load_config(REPOSITORY / "configs/paper.yaml")
+    generation = config.generation
+    assert config.model.name == "CompVis/stable-diffusion-v1-4"
+    assert (generation.height, generation.width) == (512, 512)
+    assert (generation.num_inference_steps, generation.guidance_scale) == (50, 7.5)
+    assert (generation.scheduler, generation.precision) == ("PNDMScheduler", "fp16")
+    assert generation.safety_checker
+    assert config.prompt == "{definition}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (SMALL + "sede: 3", "unknown key 'sede'; valid keys here: catalog, prompt,"),
+        (SMALL + "generation: {steps: 3}", "unknown key 'generation.steps'; valid keys here: hei"),
+        (SMALL + "generation: {height: 500}", "generation.height: Input should be a multiple of 8"),
+        (SMALL + "images_per_synset: 0", "images_per_synset: Input should be greater than 0"),
+        (SMALL + "seed: -1", "seed: Input should be greater than or equal to 0, found -1"),
+        (SMALL + "seed: 1\nseed: 2", "key 'seed' stands twice"),
+        (SMALL + "prompt: 'a {lemna}'", "unknown field {lemna}; valid: {definition}, {lemma}"),
+        (SMALL + "prompt: 'a {lemma'", "prompt: not a template"),
+        ("catalog: {name: closure}", "'model' is required (and 1 more)"),
+        ("catalog: [unclosed", "not valid YAML"),
+        ("- a list", "expected a mapping of settings, found list"),
+        (SMALL.replace("name: closure", "only: [dog.n.01]"), "give at least one of name, roots"),
+        (SMALL.replace("images_per_shard: 100", "shard_hours: 2"), "give either images_per_shard"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_with_what_is_valid(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        load(tmp_path, text)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_are_read_as_yaml_and_checked(tmp_path: Path) -> None:
+    config = load(tmp_path, SMALL, "generation.batch_size=20", "generation.negative_prompt=blurry")
+    assert config.generation.batch_size == 20
+    assert config.generation.negative_prompt == "blurry"
+    with pytest.raises(UsageError, match="expected key=value"):
+        load(tmp_path, SMALL, "generation.batch_size")
+    with pytest.raises(UsageError, match=r"unknown key 'generation\.bacth_size'"):
+        load(tmp_path, SMALL, "generation.bacth_size=20")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere\.yaml: cannot be read"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_paths_in_a_config_start_at_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "my-model").mkdir()
+    text = SMALL.replace("name: closure", "file: mine.txt").replace("builtin:noise", "my-model")
+    config = load(tmp_path, text)
+    assert config.catalog.file == tmp_path / "mine.txt"
+    assert config.model.name == str(tmp_path / "my-model")
+    assert load(tmp_path, SMALL, "model.name=org/model").model.name == "org/model"

@@ -1,0 +1,136 @@
+"""The main job on real parts: WordNet, array tasks, diffusers, HDF5, a real ImageNet classifier."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from conftest import Sdwn
+
+SMALL = ("--set", "images_per_synset=4", "--set", "generation.num_inference_steps=2")
+KEYS = {
+    *("images", "synsets", "bytes", "classes", "top1_percent", "top5_percent", "mean_correct"),
+    *("std_correct", "any_correct", "all_correct", "path", "report", "release"),
+}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sdwn, dict[str, Any]]:
+    sdwn = Sdwn(tmp_path_factory.mktemp("demo"))
+    return sdwn, sdwn.json("run", "demo", "run", *SMALL)
+
+
+def test_the_demo_ends_with_a_verified_release(demo: tuple[Sdwn, dict[str, Any]]) -> None:
+    sdwn, found = demo
+    assert found.keys() >= KEYS
+    assert (found["synsets"], found["images"]) == (40, 160)
+    assert (found["classes"], found["evaluated_images"]) == (36, 144)
+    assert sdwn.json("verify", found["release"])["ok"]
+    assert 0 < found["statuses"]["nsfw"] < 40, "the safety checker is on, and flags some"
+
+
+def test_again_does_only_what_is_missing(demo: tuple[Sdwn, dict[str, Any]]) -> None:
+    sdwn, found = demo
+    root = sdwn.folder / "run"
+    kept = [path for path in root.rglob("*") if path.is_file() and path.name != "report.html"]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    assert sdwn.json("run", "demo", "run", *SMALL) == found
+    assert before == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_predictions_are_kept_an_image_a_row(demo: tuple[Sdwn, dict[str, Any]]) -> None:
+    sdwn, found = demo
+    table = pq.read_table((sdwn.folder / found["path"]).with_name("predictions.parquet"))
+    assert table.num_rows == found["evaluated_images"]
+    for row in table.to_pylist():
+        assert len(row["top5"]) == len(row["top5_probability"]) == 5
+        assert (row["label_rank"] < 5) == (row["imagenet_class"] in row["top5"])
+    top5 = sum(row["label_rank"] < 5 for row in table.to_pylist())
+    assert found["top5_percent"] == pytest.approx(100 * top5 / table.num_rows)
+
+
+def test_figures_stand_beside_the_papers_only_for_the_papers_catalog(
+    demo: tuple[Sdwn, dict[str, Any]],
+) -> None:
+    sdwn, found = demo
+    evaluation = json.loads((sdwn.folder / found["path"]).read_text())
+    assert "paper" not in evaluation, "40 synsets are not the paper's catalog"
+    assert evaluation["figures"]["histogram"] is not None
+    assert evaluation["classifier"]["checkpoint_sha256"]
+
+
+class Page(HTMLParser):
+    """All references of a page, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.text = ""
+        self.pictures = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.pictures += tag == "img"
+        self.references += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_report_is_one_file_that_says_what_it_shows(
+    demo: tuple[Sdwn, dict[str, Any]],
+) -> None:
+    sdwn, found = demo
+    page = Page()
+    page.feed((sdwn.folder / found["report"]).read_text())
+    assert not [r for r in page.references if not r.startswith(("data:", "#"))]
+    assert "<script" not in page.text
+    text = " ".join(page.text.split())
+    assert "recognition rates below mean nothing" in text
+    assert "160 synthetic images, judged by efficientnet-lite0" in text
+    assert re.search(r"top-5, percent\s*" + f"{found['top5_percent']:.2f}", text)
+    assert page.pictures == 24 * 4
+    assert "builtin:tiny" in text
+    assert "Cardigan Welsh corgi" in text
+
+
+def test_a_hostile_prompt_stays_text(sdwn: Sdwn, demo: tuple[Sdwn, dict[str, Any]]) -> None:
+    from sdwn.release import Release
+    from sdwn.report import page
+
+    first, found = demo
+    release = Release(first.folder / found["release"])
+    evaluation = json.loads((first.folder / found["path"]).read_text())
+    wnid = evaluation["classes"][0]["wnid"]
+    release.synsets[wnid]["prompt"] = "<script>alert(1)</script>"
+    assert "<script>" not in page(release, evaluation)
+
+
+def test_a_release_without_imagenet_classes_is_refused(sdwn: Sdwn, tmp_path: Path) -> None:
+    small = ("--set", "catalog.only=[robin.n.01]", "--set", "model.name=builtin:noise")
+    sdwn("plan", "demo", "run", *small)
+    sdwn("submit", "run", "--wait")
+    sdwn("merge", "run", "--release", "out")
+    refused = sdwn("evaluate", "out", "--model", "efficientnet-lite0", code=1)
+    assert "none of its synsets is an ImageNet-1k class" in refused.stderr
+    assert "not evaluated yet; run: sdwn evaluate" in sdwn("report", "out", code=1).stderr
+
+
+def test_an_evaluation_of_another_release_is_not_reported(
+    sdwn: Sdwn, demo: tuple[Sdwn, dict[str, Any]]
+) -> None:
+    first, found = demo
+    release = first.folder / found["release"]
+    manifest = release / "manifest.json"
+    whole = manifest.read_text()
+    try:
+        manifest.write_text(whole + "\n")
+        refused = sdwn("report", release, code=1)
+    finally:
+        manifest.write_text(whole)
+    assert "of another release" in refused.stderr

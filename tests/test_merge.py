@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.files import ReleasePaths, RunPaths
+from sdwn.merge import merge
+from sdwn.noise import NoiseSampler
+from sdwn.plan import Plan
+from sdwn.release import Release, verify
+
+from conftest import PlanRun
+
+
+@pytest.fixture
+def run(generated: PlanRun) -> tuple[RunPaths, Plan]:
+    return generated()
+
+
+def target(paths: RunPaths) -> ReleasePaths:
+    return ReleasePaths(paths.release)
+
+
+def refused(runs: list[RunPaths], into: ReleasePaths) -> str:
+    """Merge, expect a refusal, and return what it says; nothing may be left of the attempt."""
+    with pytest.raises(IntegrityError) as error:
+        merge(runs, into)
+    assert not into.root.exists()
+    assert not list(into.root.parent.glob(f".{into.root.name}*"))
+    return str(error.value)
+
+
+def test_a_release_holds_every_image_with_its_record(run: tuple[RunPaths, Plan]) -> None:
+    paths, plan = run
+    release = merge([paths], target(paths))
+    specs = [spec for shard in plan.shards for spec in plan.specs(shard)]
+    assert len(release) == plan.images == len(specs)
+    sampler = NoiseSampler(plan.config)
+    for index in (0, 7, len(specs) - 1):
+        row, sample = release.row(index), sampler.sample([specs[index]])[0]
+        assert (row["wnid"], row["number"]) == (specs[index].wnid, specs[index].number)
+        assert (row["seed"], row["prompt"]) == (specs[index].seed, specs[index].prompt)
+        assert row["sha256"] == hashlib.sha256(release.payload(row)).hexdigest()
+        assert release.image(index).tobytes() == sample.pixels.tobytes()
+    assert verify(release.paths.root) == []
+
+
+def test_other_tools_read_a_release(run: tuple[RunPaths, Plan]) -> None:
+    paths, plan = run
+    release = merge([paths], target(paths)).paths
+    check = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"],
+        cwd=release.root,
+        capture_output=True,
+        check=False,
+    )
+    assert check.returncode == 0, check.stderr
+    table = pq.read_table(release.metadata)
+    assert table.num_rows == plan.images
+    assert table["imagenet_class"].null_count < table.num_rows
+    row = table.slice(3, 1).to_pylist()[0]
+    with h5py.File(release.root / row["part"]) as part:
+        start, stop = part["offsets"][row["row"] : row["row"] + 2]
+        payload = bytes(part["blob"][start:stop])
+        assert hashlib.sha256(payload).hexdigest() == row["sha256"]
+        assert len(payload) == row["bytes"]
+    card = release.card.read_text()
+    assert card.startswith("---\n")
+    assert f"{plan.images} synthetic images of {len(plan.synsets)} WordNet synsets" in card
+    assert "They say nothing about Stable Diffusion" in card
+
+
+def test_parts_are_whole_shards_and_one_table_covers_them(run: tuple[RunPaths, Plan]) -> None:
+    paths, plan = run
+    one = merge([paths], ReleasePaths(paths.root / "one"))
+    many = merge([paths], ReleasePaths(paths.root / "many"), part_bytes=1)
+    assert len(list(one.paths.root.glob("*.h5"))) == 1
+    assert len(list(many.paths.root.glob("*.h5"))) == len(plan.shards)
+    assert many.metadata["sha256"] == one.metadata["sha256"]
+    assert many.image(len(many) - 1).tobytes() == one.image(len(one) - 1).tobytes()
+    assert verify(many.paths.root) == []
+
+
+def test_merging_again_keeps_the_release(run: tuple[RunPaths, Plan]) -> None:
+    paths, _ = run
+    digest = merge([paths], target(paths)).digest
+    assert merge([paths], target(paths)).digest == digest
+
+
+def test_runs_of_one_plan_merge_together(generated: PlanRun, planned: PlanRun) -> None:
+    first, plan = generated("first")
+    second, _ = planned("second")
+    second.shards.mkdir()
+    for index in range(0, len(plan.shards), 2):
+        first.shard(index).rename(second.shard(index))
+    release = merge([first, second], ReleasePaths(first.root / "release"))
+    assert len(release) == plan.images
+
+
+def test_missing_shards_are_named(run: tuple[RunPaths, Plan]) -> None:
+    paths, plan = run
+    for index in (1, 2, 4):
+        paths.shard(index).unlink()
+    assert len(plan.shards) > 5
+    message = refused([paths], target(paths))
+    assert "3 shards missing (1-2, 4)" in message
+    assert f"sdwn submit {paths.root} --wait" in message
+
+
+def test_duplicate_shards_are_named(generated: PlanRun) -> None:
+    first, _ = generated("first")
+    second, _ = generated("second")
+    for path in second.shards.iterdir():
+        if path != second.shard(1):
+            path.unlink()
+    message = refused([first, second], target(first))
+    assert message == (
+        f"shard 1: duplicate: {first.shard(1)}, {second.shard(1)}; remove all but one"
+    )
+
+
+def test_foreign_shards_are_named(generated: PlanRun) -> None:
+    paths, _ = generated("mine")
+    other, _ = generated("other", seed=5)
+    shutil.copy(other.shard(0), paths.shard(0))
+    shutil.copy(paths.shard(2), paths.shard(1))
+    shutil.copy(paths.shard(2), paths.shard(999))
+    message = refused([paths], target(paths))
+    assert f"{paths.shard(0)}: foreign: of plan" in message
+    assert f"{paths.shard(1)}: foreign: expected shard 1 of 10 images, found shard 2" in message
+    assert f"{paths.shard(999)}: foreign: the plan has no such shard" in message
+    assert len(message.splitlines()) == 3
+
+
+def test_damaged_shards_are_named_with_the_cure(run: tuple[RunPaths, Plan]) -> None:
+    paths, _ = run
+    whole = paths.shard(0).read_bytes()
+    paths.shard(0).write_bytes(whole[:-20])
+    message = refused([paths], target(paths))
+    assert f"{paths.shard(0)}: cut short" in message
+    assert f"rm {paths.shard(0)} && sdwn submit {paths.root} --wait" in message
+    paths.shard(0).write_bytes(whole)
+    for index in (0, 3):
+        with h5py.File(paths.shard(index), "r+") as file:
+            file["blob"][5] ^= 1
+    message = refused([paths], target(paths))
+    assert f"{paths.shard(0)}: image 0 is damaged" in message
+    assert f"{paths.shard(3)}: image 0 is damaged" in message
+
+
+def test_runs_of_different_plans_do_not_merge(generated: PlanRun) -> None:
+    first, _ = generated("first")
+    second, _ = generated("second", seed=1)
+    with pytest.raises(UsageError, match="only runs of the same plan make one release"):
+        merge([first, second], target(first))
+
+
+def test_nothing_is_overwritten(generated: PlanRun, tmp_path: Path) -> None:
+    first, _ = generated("first")
+    second, _ = generated("second", seed=1)
+    release = merge([first], target(first))
+    with pytest.raises(UsageError, match="holds the release of another plan"):
+        merge([second], target(first))
+    assert verify(release.paths.root) == []
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter1.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="expected an empty folder or none, found other files"):
+        merge([first], ReleasePaths(tmp_path / "thesis"))
+    assert (tmp_path / "thesis/chapter1.tex").read_text() == "years of work"
+
+
+def test_what_a_killed_merge_left_does_no_harm(run: tuple[RunPaths, Plan]) -> None:
+    paths, plan = run
+    left = paths.root / ".release.merging"
+    left.mkdir()
+    (left / "images-00000.h5").write_bytes(b"half")
+    assert len(merge([paths], target(paths))) == plan.images
+    assert not left.exists()
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory, wordnet: Any) -> Path:
+    from sdwn.catalog import read_catalog
+    from sdwn.plan import make_plan, write_plan
+    from sdwn.task import generate
+
+    from conftest import noise_config
+
+    config = noise_config(catalog={"roots": ["corgi.n.01"]})
+    plan = make_plan(config, read_catalog(config.catalog, wordnet))
+    paths = RunPaths(tmp_path_factory.mktemp("released"))
+    write_plan(plan, paths)
+    generate(paths.root, range(len(plan.shards)))
+    return merge([paths], target(paths)).paths.root
+
+
+# Without shrinking: the first find is as good as the smallest, and takes seconds, not minutes.
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
+@given(st.data())
+def test_every_flipped_bit_is_found(released: Path, data: st.DataObject) -> None:
+    files = sorted(path for path in released.iterdir() if path.is_file())
+    path = data.draw(st.sampled_from(files))
+    whole = path.read_bytes()
+    position = data.draw(st.integers(0, len(whole) - 1))
+    altered = bytearray(whole)
+    altered[position] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(altered)
+    try:
+        problems = verify(released)
+    except SdwnError as error:
+        problems = [str(error)]
+    finally:
+        path.write_bytes(whole)
+    assert problems
+    assert any(path.name in problem for problem in problems)
+
+
+def test_damaged_missing_and_extra_things_are_named(released: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(released, tmp_path / "copy")
+    with h5py.File(root / "images-00000.h5", "r+") as file:
+        file["blob"][int(file["offsets"][3])] ^= 16
+        synset, number = file["rows/synset"].asstr()[3], file["rows/number"][3]
+    (root / "synsets.csv").unlink()
+    (root / "notes.txt").write_text("mine")
+    problems = verify(root)
+    assert f"images-00000.h5: {synset} {number} is damaged" in problems
+    assert "synsets.csv: missing" in problems
+    assert "notes.txt: not part of the release" in problems
+    assert len(problems) == 3
+
+
+def test_a_later_release_is_refused(released: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(released, tmp_path / "copy")
+    manifest = json.loads((root / "manifest.json").read_text())
+    (root / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
+    with pytest.raises(IntegrityError, match="expected sdwn-release 1, found sdwn-release 2"):
+        Release(root)
+
+
+def test_a_folder_that_is_no_release_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(SdwnError, match="no release here; make one with: sdwn merge RUN"):
+        Release(tmp_path)

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sdwn.catalog import Catalog, read_catalog
+from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.files import RunPaths
+from sdwn.plan import image_seed, make_plan, prompt, read_plan, summary, write_plan
+from sdwn.wordnet import Synset, WordNet
+
+from conftest import PlanRun, noise_config
+
+
+def synsets(count: int) -> tuple[Synset, ...]:
+    return tuple(
+        Synset(f"n{number:08d}", f"thing.n.{number:02d}", (f"thing_{number}",), f"gloss {number}")
+        for number in range(count)
+    )
+
+
+@given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 90))
+def test_shards_hold_every_image_once_in_order(count: int, each: int, size: int) -> None:
+    config = noise_config(images_per_synset=each, storage={"images_per_shard": size})
+    plan = make_plan(config, Catalog("test", synsets(count)))
+    specs = [spec for shard in plan.shards for spec in plan.specs(shard)]
+    expected = [(s.wnid, number) for s in synsets(count) for number in range(each)]
+    assert [(spec.wnid, spec.number) for spec in specs] == expected
+    assert [row.shard for row in plan.synsets] == [
+        shard.index for shard in plan.shards for _ in range(shard.start, shard.stop)
+    ]
+    for shard in plan.shards:
+        assert [s.index for s in plan.specs(shard)] == list(range(plan.shard_images(shard)))
+
+
+def test_a_seed_depends_on_run_synset_and_number_alone(wordnet: WordNet) -> None:
+    seeds = {}
+    for size in (5, 10, 100):
+        config = noise_config(storage={"images_per_shard": size})
+        plan = make_plan(config, read_catalog(config.catalog, wordnet))
+        seeds[size] = {
+            (spec.wnid, spec.number): spec.seed
+            for shard in plan.shards
+            for spec in plan.specs(shard)
+        }
+    assert seeds[5] == seeds[10] == seeds[100]
+    assert len(set(seeds[5].values())) == len(seeds[5])
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 99_999_999), st.integers(0, 9999))
+def test_a_seed_fits_a_signed_integer(seed: int, offset: int, number: int) -> None:
+    assert 0 <= image_seed(seed, f"n{offset:08d}", number) < 2**63
+
+
+def test_shard_size_from_time_and_speed() -> None:
+    storage = {"images_per_shard": None, "shard_hours": 2, "images_per_second": 1.1}
+    config = noise_config(images_per_synset=10, storage=storage)
+    plan = make_plan(config, Catalog("test", synsets(1000)))
+    assert summary(plan)["images_per_shard"] == 7920
+
+
+def test_a_plan_is_read_back_as_written(planned: PlanRun) -> None:
+    paths, plan = planned()
+    assert read_plan(paths) == plan
+    assert read_plan(paths).digest == plan.digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"prompt": "a {lemma}"},
+        {"images_per_synset": 4},
+        {"generation": {"guidance_scale": 3.0}},
+        {"model": {"revision": "abc"}},
+        {"storage": {"codec": "png"}},
+        {"catalog": {"roots": ["corgi.n.01"]}},
+    ],
+)
+def test_whatever_changes_images_changes_the_digest(
+    planned: PlanRun, change: dict[str, Any]
+) -> None:
+    _, plan = planned("one")
+    _, other = planned("two", **change)
+    assert plan.digest != other.digest
+
+
+def test_the_classifier_is_no_part_of_the_digest(planned: PlanRun) -> None:
+    _, plan = planned("one")
+    _, other = planned("two", evaluation={"model": "resnet50"})
+    assert plan.digest == other.digest
+
+
+def test_a_run_folder_keeps_its_plan(planned: PlanRun, wordnet: WordNet) -> None:
+    paths, plan = planned()
+    assert not write_plan(plan, paths), "the same plan again is no work"
+    with pytest.raises(UsageError, match="belongs to another plan"):
+        planned("run", seed=7)
+    assert read_plan(paths) == plan
+
+
+def cut_short(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+def with_version_9(text: str) -> str:
+    return json.dumps({**json.loads(text), "format_version": 9})
+
+
+@pytest.mark.parametrize(
+    ("name", "alter", "expected"),
+    [
+        ("synsets", lambda text: text.replace("corgi", "poodle"), "was changed after planning"),
+        ("plan", lambda text: text.replace('"seed": 0', '"seed": 1'), "was changed after planning"),
+        ("plan", with_version_9, "expected sdwn-plan 1, found sdwn-plan 9"),
+        ("plan", cut_short, "plan.json: cannot be read"),
+        ("plan", lambda _: "[]", "expected a JSON object, found list"),
+    ],
+)
+def test_an_altered_plan_is_refused(
+    planned: PlanRun, name: str, alter: Callable[[str], str], expected: str
+) -> None:
+    paths, _ = planned()
+    path = getattr(paths, name)
+    path.write_text(alter(path.read_text()))
+    with pytest.raises(IntegrityError, match=expected):
+        read_plan(paths)
+
+
+def test_a_folder_without_a_plan_is_explained(tmp_path: Any) -> None:
+    with pytest.raises(SdwnError, match="no plan here; make one with: sdwn plan"):
+        read_plan(RunPaths(tmp_path))
+
+
+def test_prompt_templates() -> None:
+    dog = Synset("n02084071", "dog.n.01", ("dog", "domestic_dog"), "a member of the genus Canis")
+    assert prompt("{definition}", dog) == "a member of the genus Canis"
+    assert prompt("{lemma}: {lemmas} ({synset})", dog) == "dog: dog, domestic dog (dog.n.01)"
+
+
+def test_braces_in_a_gloss_are_kept() -> None:
+    odd = dataclasses.replace(synsets(1)[0], definition="a {curly} thing")
+    assert prompt("{definition}", odd) == "a {curly} thing"

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from sdwn.errors import IntegrityError
+from sdwn.shards import Contents, ImageFile, Selection, join, table, texts, write_images
+
+SESSION = {"host": "node1", "job": "7_3", "device": "cpu"}
+
+
+def rows(payloads: list[bytes], first: int = 0, session: int = 0) -> list[dict[str, Any]]:
+    return [
+        {
+            "wnid": f"n{first + i:08d}",
+            "synset": "café_crème.n.01",
+            "number": first + i,
+            "seed": 2**63 - 1 - i,
+            "prompt": "façade " * (i % 5),
+            "tokens": 77,
+            "truncated": i % 2 == 0,
+            "status": "nsfw" if i % 3 else "ok",
+            "width": 16,
+            "height": 8,
+            "codec": "webp",
+            "session": session,
+            "sha256": hashlib.sha256(payload).digest(),
+        }
+        for i, payload in enumerate(payloads)
+    ]
+
+
+def write(path: Path, payloads: list[bytes], first: int = 0, session: Any = SESSION) -> str:
+    sizes = np.array([len(payload) for payload in payloads])
+    contents = Contents(table(rows(payloads, first)), sizes, [session])
+    return write_images(path, {"kind": "piece", "shard": 3}, contents, payloads)
+
+
+PAYLOADS = st.lists(st.binary(max_size=200), min_size=1, max_size=20).filter(any)
+# Without shrinking: the first find is as good as the smallest, and takes seconds, not minutes.
+FLIPS = settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
+SLOW_DISK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@SLOW_DISK
+@given(PAYLOADS)
+def test_images_come_back_as_written(tmp_path: Path, payloads: list[bytes]) -> None:
+    path = tmp_path / "a.h5"
+    digest = write(path, payloads)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    with ImageFile(path) as file:
+        assert [file.payload(i) for i in range(len(file))] == payloads
+        assert list(file.payloads(0, len(file))) == payloads
+        assert texts(file.rows()["prompt"]) == [row["prompt"] for row in rows(payloads)]
+        assert file.sessions == [SESSION]
+
+
+def test_the_schema_is_plain_hdf5(tmp_path: Path) -> None:
+    payloads = [b"one", b"", b"three"]
+    write(tmp_path / "a.h5", payloads)
+    with h5py.File(tmp_path / "a.h5") as file:
+        offsets, blob = file["offsets"][:], file["blob"]
+        assert [bytes(blob[a:b]) for a, b in pairwise(offsets)] == payloads
+        assert blob.chunks is None, "contiguous"
+        assert file["rows/synset"].asstr()[0] == "café_crème.n.01"
+        assert file["rows/seed"][0] == 2**63 - 1
+        names = h5py.check_enum_dtype(file["rows/status"].dtype)
+        assert {v: k for k, v in names.items()}[file["rows/status"][1]] == "nsfw"
+        assert bytes(file["rows/sha256"][0]).hex() == hashlib.sha256(b"one").hexdigest()
+        assert json.loads(file["sessions"].asstr()[0]) == SESSION
+        assert "batch" not in file["rows"], "an absent column holds nothing for any image"
+        assert (file.attrs["format"], file.attrs["shard"]) == ("sdwn-images", 3)
+
+
+@SLOW_DISK
+@given(st.lists(PAYLOADS, min_size=1, max_size=4))
+def test_joining_copies_every_image_and_session(tmp_path: Path, groups: list[list[bytes]]) -> None:
+    paths = [tmp_path / f"{number}.h5" for number in range(len(groups))]
+    for number, (path, group) in enumerate(zip(paths, groups, strict=True)):
+        write(path, group, first=number * 100, session={"job": f"job{number % 2}"})
+    files = [ImageFile(path) for path in paths]
+    digest = join(tmp_path / "all.h5", {}, [Selection(file, 0, len(file)) for file in files])
+    for file in files:
+        file.close()
+    assert digest == hashlib.sha256((tmp_path / "all.h5").read_bytes()).hexdigest()
+    with ImageFile(tmp_path / "all.h5") as joined:
+        assert list(joined.payloads(0, len(joined))) == [p for group in groups for p in group]
+        jobs = [joined.sessions[i]["job"] for i in joined.rows()["session"]]
+        assert jobs == [f"job{n % 2}" for n, group in enumerate(groups) for _ in group]
+        assert len(joined.sessions) == min(2, len(groups)), "a session is kept once"
+
+
+def test_part_of_a_file_can_be_joined(tmp_path: Path) -> None:
+    write(tmp_path / "a.h5", [b"0", b"11", b"222"])
+    with ImageFile(tmp_path / "a.h5") as file:
+        join(tmp_path / "b.h5", {}, [Selection(file, 1, 3)])
+    with ImageFile(tmp_path / "b.h5") as file:
+        assert [file.payload(i) for i in range(len(file))] == [b"11", b"222"]
+        assert file.rows()["number"].tolist() == [1, 2]
+
+
+@SLOW_DISK
+@given(st.data())
+def test_a_file_cut_short_is_refused(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "a.h5"
+    write(path, [bytes([i]) * 500 for i in range(8)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    with pytest.raises(IntegrityError, match="cut short"):
+        ImageFile(path)
+
+
+@SLOW_DISK
+@given(st.integers(0, 7), st.integers(0, 499), st.integers(0, 7))
+def test_one_flipped_bit_in_an_image_is_found(
+    tmp_path: Path, image: int, byte: int, bit: int
+) -> None:
+    path = tmp_path / "a.h5"
+    write(path, [bytes([i]) * 500 for i in range(8)])
+    with h5py.File(path, "r+") as file:
+        file["blob"][image * 500 + byte] ^= 1 << bit
+    with (
+        ImageFile(path) as damaged,
+        pytest.raises(IntegrityError, match=f"image {image} is damaged"),
+    ):
+        damaged.check()
+
+
+@FLIPS
+@given(st.data())
+def test_a_flipped_bit_anywhere_is_an_error_or_no_matter(
+    tmp_path: Path, data: st.DataObject
+) -> None:
+    payloads = [bytes([i]) * 300 for i in range(6)]
+    write(tmp_path / "whole.h5", payloads)
+    altered = bytearray((tmp_path / "whole.h5").read_bytes())
+    altered[data.draw(st.integers(0, len(altered) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    (tmp_path / "altered.h5").write_bytes(altered)
+    with ImageFile(tmp_path / "whole.h5") as file:
+        expected = content(file)
+    try:
+        with ImageFile(tmp_path / "altered.h5") as file:
+            assert content(file) == expected, "a byte that HDF5 does not use"
+    except IntegrityError:
+        pass
+
+
+def content(file: ImageFile) -> Any:
+    rows = {name: values.tolist() for name, values in file.rows().items()}
+    shown = {name: str(value) for name, value in file.attributes.items()}
+    return rows, shown, file.sessions, list(file.payloads(0, len(file)))
+
+
+def test_foreign_and_later_files_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["data"] = [1, 2, 3]
+    with pytest.raises(IntegrityError, match="expected a file of sdwn-images, found None"):
+        ImageFile(tmp_path / "other.h5")
+    write(tmp_path / "later.h5", [b"x"])
+    with h5py.File(tmp_path / "later.h5", "r+") as file:
+        file.attrs["format_version"] = 2
+    with pytest.raises(IntegrityError, match="expected sdwn-images version 1, found 2"):
+        ImageFile(tmp_path / "later.h5")
+    with pytest.raises(IntegrityError, match="missing"):
+        ImageFile(tmp_path / "nowhere.h5")
+
+
+@pytest.mark.parametrize("name", ["rows/wnid", "blob", "offsets", "sessions"])
+def test_a_file_without_a_part_is_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "a.h5", [b"x"])
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file[name]
+    with pytest.raises(IntegrityError, match=f"expected {name.removeprefix('rows/')}"):
+        ImageFile(tmp_path / "a.h5")
+
+
+def test_offsets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.h5", [b"xxx", b"y"])
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["offsets"][1] = 99
+    with pytest.raises(IntegrityError, match="do not fit one another"):
+        ImageFile(tmp_path / "a.h5")

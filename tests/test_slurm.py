@@ -1,0 +1,281 @@
+"""The main job on a real SLURM: arrays, preemption, kills, and what status says of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sdwn.files import RunPaths
+
+from conftest import REPOSITORY, PlanRun, Sdwn, Testbed
+from test_cli import readme_commands
+from test_task import images
+
+pytestmark = pytest.mark.slurm
+
+# A shard takes four seconds: long enough to be caught in the middle.
+SLOW: dict[str, Any] = {
+    "generation": {"num_inference_steps": 10},
+    "storage": {"images_per_shard": 40},
+}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """The testbed's profile, but every batch goes to disk at once, as a slow model's does."""
+    shipped = (REPOSITORY / "slurm/profiles/testbed.yaml").read_text()
+    path = tmp_path / "site.yaml"
+    path.write_text(shipped + '\nenvironment: {SDWN_FLUSH_SECONDS: "0"}\n')
+    return path
+
+
+@pytest.fixture(autouse=True)
+def quiet(testbed: Testbed) -> Iterator[None]:
+    """Leave no job to the next test."""
+    yield
+    testbed.run("scancel", "--user=root")
+    wait_until(lambda: not testbed.run("squeue", "--noheader"))
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def some_pieces(paths: RunPaths) -> bool:
+    return any(paths.pieces.rglob("*-*.h5")) if paths.pieces.is_dir() else False
+
+
+def verified(sdwn: Sdwn, paths: RunPaths) -> None:
+    release = paths.root / "release"
+    sdwn("merge", paths.root, "--release", release)
+    assert sdwn.json("verify", release)["ok"]
+
+
+@pytest.fixture
+def undisturbed(generated: PlanRun) -> list[Any]:
+    """The images as they come out undisturbed; a step of noise only takes time."""
+    paths, _ = generated("undisturbed", storage=SLOW["storage"])
+    return images(paths)
+
+
+def test_the_worked_run_of_the_readme(testbed: Testbed, tmp_path: Path) -> None:
+    """The README's lines for the test cluster, as they stand, but for starting and stopping it."""
+    lines = [line for line in readme_commands("testbed") if line.startswith("sdwn ")]
+    assert len(lines) >= 6
+    script = "set -e\n" + "\n".join(lines)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    report = next(tmp_path.rglob("report.html"))
+    assert "400 synthetic images" in report.read_text()
+    manifest = json.loads(next(tmp_path.rglob("manifest.json")).read_text())
+    assert {kind["device"] for kind in manifest["made_on"]} == {"cpu"}
+
+
+def test_an_array_makes_the_same_images(
+    sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, site: Path
+) -> None:
+    paths, plan = planned(**SLOW)
+    submitted = sdwn.json("submit", paths.root, "--profile", site)
+    assert submitted["shards"] == submitted["submitted"] == len(plan.shards)
+    array = {job.partition("_")[0] for job in submitted["job_ids"]}
+    assert len(array) == 1, "one array"
+    assert submitted["job_ids"] == [f"{array.copy().pop()}_{i}" for i in range(len(plan.shards))]
+    assert sdwn.json("submit", paths.root, "--profile", site)["submitted"] == 0
+    wait_until(lambda: sdwn.json("status", paths.root)["shards_running"] > 0)
+    status = sdwn.json("status", paths.root)
+    assert status["shards_running"] <= 2, "array_parallelism"
+    assert status["shards_pending"] > 0
+    assert sdwn.json("retry", paths.root, "--wait")["submitted"] == 0, "follows what runs"
+    status = sdwn.json("status", paths.root)
+    assert status["images_done"] == plan.images
+    assert status["shards_failed"] == status["restarts"] == 0
+    assert images(paths) == undisturbed
+    verified(sdwn, paths)
+    table = json.loads((paths.root / "release/manifest.json").read_text())
+    assert table["made_on"][0]["task_runs"] == len(plan.shards)
+
+
+def test_a_preempted_task_goes_on(
+    sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, site: Path
+) -> None:
+    paths, _ = planned(**SLOW)
+    # Longer than the five seconds that SLURM lets a preempted job live.
+    sdwn("submit", paths.root, "--profile", site, "--shards-per-task", "3")
+    wait_until(lambda: some_pieces(paths))
+    request = ("--partition=high", "--nodes=4", "--gres=gpu:1", "--output=/dev/null")
+    testbed.run("sbatch", *request, "--wrap=sleep 1")
+    wait_until(lambda: sdwn.json("status", paths.root)["restarts"] > 0)
+    assert sdwn.json("retry", paths.root, "--wait")["submitted"] == 0, "SLURM requeued them itself"
+    assert images(paths) == undisturbed
+    assert sdwn.json("status", paths.root)["restarts"] > 0
+    verified(sdwn, paths)
+
+
+def test_a_time_limit_requeues_through_a_checkpoint(
+    sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, site: Path
+) -> None:
+    """The signal that SLURM sends ahead of the limit, sent now."""
+    paths, _ = planned(**SLOW)
+    jobs = sdwn.json("submit", paths.root, "--profile", site)["job_ids"]
+    wait_until(lambda: some_pieces(paths))
+    testbed.run("scancel", "--signal=USR2", jobs[0])
+    log = paths.jobs / jobs[0] / f"{jobs[0]}_0_log.err"
+    wait_until(lambda: log.exists() and "Calling checkpoint method" in log.read_text())
+    assert sdwn.json("retry", paths.root, "--wait")["submitted"] == 0, "it requeued itself"
+    assert images(paths) == undisturbed
+
+
+def workers(paths: RunPaths) -> list[int]:
+    """The processes that make this run's images."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if "submitit.core._submit" in command and str(paths.jobs.absolute() / "%j") in command:
+            found.append(int(process.name))
+    return found
+
+
+def test_a_killed_worker_is_submitted_again(
+    sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, site: Path
+) -> None:
+    paths, _ = planned(**SLOW)
+    arguments = ["submit", paths.root, "--profile", site, "--wait", "--retries", "5"]
+    waiting = sdwn.start(*arguments)
+    chance = random.Random(1)
+    for _ in range(3):
+        wait_until(lambda: some_pieces(paths) and workers(paths))
+        time.sleep(chance.random())
+        for process in workers(paths)[:1]:
+            os.kill(process, signal.SIGKILL)
+    _, log = waiting.communicate(timeout=180)
+    assert waiting.returncode == 0, log
+    assert images(paths) == undisturbed
+    verified(sdwn, paths)
+
+
+def test_two_submissions_at_once_make_one_release(
+    sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, site: Path
+) -> None:
+    paths, _ = planned(**SLOW)
+    arguments = ["submit", paths.root, "--profile", site, "--wait"]
+    both = [sdwn.start(*arguments), sdwn.start(*arguments)]
+    for process in both:
+        _, log = process.communicate(timeout=180)
+        assert process.returncode == 0, log
+    assert images(paths) == undisturbed
+    verified(sdwn, paths)
+
+
+def test_a_failure_is_told_with_its_last_line(
+    sdwn: Sdwn, planned: PlanRun, testbed: Testbed, site: Path
+) -> None:
+    paths, plan = planned(model={"name": "/nowhere/model"}, storage={"images_per_shard": 100})
+    failed = sdwn(*("submit", paths.root, "--profile", site, "--wait", "--retries", "0"), code=1)
+    assert "no such folder" in failed.stderr
+    status = sdwn.json("status", paths.root)
+    assert status["shards_failed"] == len(plan.shards)
+    assert "/nowhere/model: no such folder" in status["failures"][0]
+    shown = sdwn("logs", paths.root, "--shard", "0").stdout
+    assert "/nowhere/model: no such folder" in shown
+
+
+def test_cancel_ends_the_jobs_and_keeps_what_is_finished(
+    sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, site: Path
+) -> None:
+    paths, _ = planned(**SLOW)
+    sdwn("submit", paths.root, "--profile", site)
+    wait_until(lambda: some_pieces(paths))
+    assert sdwn.json("cancel", paths.root)["cancelled"] > 0
+    wait_until(lambda: not testbed.run("squeue", "--noheader"))
+    status = sdwn.json("status", paths.root)
+    assert status["shards_running"] == status["shards_pending"] == 0
+    assert status["images_done"] > 0
+    assert status["shards_failed"] > 0
+    sdwn("retry", paths.root, "--wait")
+    assert images(paths) == undisturbed
+
+
+def test_interrupting_a_waiting_submit_leaves_the_jobs_running(
+    sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, site: Path
+) -> None:
+    paths, _ = planned(**SLOW)
+    waiting = sdwn.start("submit", paths.root, "--profile", site, "--wait")
+    wait_until(lambda: some_pieces(paths))
+    waiting.send_signal(signal.SIGINT)
+    _, log = waiting.communicate(timeout=30)
+    assert waiting.returncode == 130
+    assert "the tasks go on without you" in log
+    assert f"sdwn submit {paths.root} --wait" in " ".join(log.split())
+    assert sdwn.json("status", paths.root)["shards_running"] > 0
+    sdwn("retry", paths.root, "--wait")
+    assert images(paths) == undisturbed
+
+
+def test_a_long_array_is_split(sdwn: Sdwn, planned: PlanRun, testbed: Testbed, site: Path) -> None:
+    paths, plan = planned(storage={"images_per_shard": 5})
+    assert len(plan.shards) > testbed.max_array_size
+    # Held back, so that nothing has to run.
+    (paths.root / "held.yaml").write_text(
+        "{account: lab, partition: main, time: 5, sbatch: {hold: true}}"
+    )
+    jobs = sdwn.json("submit", paths.root, "--profile", paths.root / "held.yaml")["job_ids"]
+    arrays = [job.partition("_")[0] for job in jobs]
+    sizes = [arrays.count(array) for array in dict.fromkeys(arrays)]
+    assert sizes[0] == testbed.max_array_size
+    assert sum(sizes) == len(plan.shards)
+    status = sdwn.json("status", paths.root)
+    assert status["shards_pending"] == len(plan.shards)
+
+
+def test_without_a_controller_files_still_tell(
+    sdwn: Sdwn, planned: PlanRun, testbed: Testbed, site: Path
+) -> None:
+    paths, plan = planned(**SLOW)
+    sdwn("submit", paths.root, "--profile", site)
+    wait_until(lambda: some_pieces(paths))
+    testbed.controller("stop")
+    try:
+        status = sdwn.json("status", paths.root)
+        assert status["images_done"] > 0
+        assert status["shards_unknown"] > 0
+        assert status["shards_failed"] == 0
+    finally:
+        testbed.controller("start")
+    sdwn("retry", paths.root, "--wait")
+    assert sdwn.json("status", paths.root)["images_done"] == plan.images
+
+
+def test_a_refused_submission_says_what_slurm_said(
+    sdwn: Sdwn, planned: PlanRun, testbed: Testbed, site: Path
+) -> None:
+    paths, _ = planned()
+    refused = sdwn(*("submit", paths.root, "--profile", site, "--partition", "moon"), code=1)
+    assert "submission refused" in refused.stderr
+    assert "moon" in refused.stderr or "artition" in refused.stderr
+    assert not paths.submissions.exists()
+
+
+def test_cpus_reach_the_task(sdwn: Sdwn, planned: PlanRun, testbed: Testbed, site: Path) -> None:
+    paths, _ = planned(**SLOW)
+    sdwn("submit", paths.root, "--profile", site, "--cpus-per-task", "2")
+    wait_until(lambda: workers(paths))
+    environment = Path(f"/proc/{workers(paths)[0]}/environ").read_bytes().split(b"\0")
+    assert b"SLURM_CPUS_PER_TASK=2" in environment
+    assert b"OMP_NUM_THREADS=2" in environment
+    sdwn("cancel", paths.root)
