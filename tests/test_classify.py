@@ -17,12 +17,8 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 from sdwn import classify, imagenet
-from sdwn.classify import (
-    convert_torchvision_vit,
-    empty_network,
-    load_classifier,
-    read_checkpoint,
-)
+from sdwn.checkpoint import convert_torchvision_vit, read_checkpoint
+from sdwn.classify import empty_network, load_classifier
 from sdwn.errors import SdwnError, UsageError
 from sklearn.datasets import load_sample_image
 

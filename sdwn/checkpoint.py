@@ -1,0 +1,177 @@
+"""A classifier's weights in a file: read without running code, renamed, held against a model."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sdwn.errors import SdwnError
+from sdwn.imagenet import CLASSES
+
+StateDict = dict[str, torch.Tensor]
+
+# Where training scripts put the weights; averaged ones first, as timm does.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+_COUNTER = ".num_batches_tracked"
+
+# timm's training checkpoints carry their settings in one; it runs no code when read.
+torch.serialization.add_safe_globals([argparse.Namespace])
+
+# torchvision's files spell the MLP's layers linear_1 and linear_2, its modules 0 and 3.
+_TORCHVISION_VIT = (
+    (r"^class_token$", "cls_token"),
+    (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^encoder\.pos_embedding$", "pos_embed"),
+    (r"^encoder\.ln\.", "norm."),
+    (r"^heads\.head\.", "head."),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+    (r"^(blocks\.\d+)\.ln_([12])\.", r"\1.norm\2."),
+    (r"^(blocks\.\d+)\.self_attention\.in_proj_", r"\1.attn.qkv."),
+    (r"^(blocks\.\d+)\.self_attention\.out_proj\.", r"\1.attn.proj."),
+    (r"^(blocks\.\d+)\.mlp\.(?:linear_1|0)\.", r"\1.mlp.fc1."),
+    (r"^(blocks\.\d+)\.mlp\.(?:linear_2|3)\.", r"\1.mlp.fc2."),
+)
+
+
+def read_checkpoint(path: Path) -> StateDict:
+    """Read tensors by name from a safetensors or torch file; code in it is refused, not run.
+
+    A training checkpoint's weights are found under ``state_dict_ema``, ``model_ema``,
+    ``state_dict`` or ``model``, in this order; the prefixes of DDP and ``torch.compile`` go.
+
+    Raises:
+        SdwnError: the file is missing, unreadable, or holds something else.
+    """
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise SdwnError(f"{path}: cannot be read: {error.strerror}") from None
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    if not _is_state_dict(content):
+        raise SdwnError(
+            f"{path}: expected a state dict, tensors by name, found {_kind(content)}; "
+            "save model.state_dict() itself"
+        )
+    state: StateDict = timm.models.clean_state_dict(content)
+    return state
+
+
+def is_torchvision_vit(state_dict: Mapping[str, Any]) -> bool:
+    """Tell by its keys whether a state dict is of a torchvision VisionTransformer."""
+    return "class_token" in state_dict and "encoder.pos_embedding" in state_dict
+
+
+def convert_torchvision_vit(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+    """Rename the state dict of a torchvision VisionTransformer to timm's, tensors untouched.
+
+    A key of another model keeps its name.
+
+    >>> list(convert_torchvision_vit({"encoder.layers.encoder_layer_3.mlp.linear_1.bias": 0}))
+    ['blocks.3.mlp.fc1.bias']
+    """
+    return {_renamed(key): tensor for key, tensor in state_dict.items()}
+
+
+def _is_state_dict(content: Any) -> bool:
+    tensors = isinstance(content, Mapping) and all(map(torch.is_tensor, content.values()))
+    return tensors and len(content) > 0
+
+
+def _renamed(key: str) -> str:
+    for pattern, replacement in _TORCHVISION_VIT:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise SdwnError(f"{path}: not a readable safetensors file: {one_line(error)}") from None
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise SdwnError(
+            f"{path}: expected tensors only, found the Python object {refused[1]}, which could "
+            "run code and is not loaded; save model.state_dict() alone, or as safetensors"
+            if refused
+            else f"{path}: not a readable torch file; copy or download it again"
+        ) from None
+
+
+def fit(state: StateDict, network: torch.nn.Module, model: str, source: str) -> StateDict:
+    """Rename foreign keys, then refuse a state dict that is not this network's."""
+    expected: StateDict = network.state_dict()
+    if is_torchvision_vit(state):
+        state = convert_torchvision_vit(state)
+    elif "_conv_stem.weight" in state:
+        state = _in_order(state, expected)
+    reshaped = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    # Old batch norms don't count their batches; nothing here needs the count.
+    missing = [key for key in expected.keys() - state.keys() if not key.endswith(_COUNTER)]
+    unexpected = state.keys() - expected.keys()
+    if not (reshaped or missing or unexpected):
+        return state
+    _check_classes(state, reshaped, network, source)
+    examples = [f"{k} {_shape(state[k])} instead of {_shape(expected[k])}" for k in reshaped]
+    examples += [f"no {key}" for key in sorted(missing)] + sorted(unexpected)
+    raise SdwnError(
+        f"{source}: expected a checkpoint of {model}, found {len(missing)} keys missing, "
+        f"{len(unexpected)} unexpected, {len(reshaped)} of another shape, for example "
+        f"{examples[0]}; name the model that it was trained as"
+    )
+
+
+def _in_order(state: StateDict, expected: StateDict) -> StateDict:
+    """Rename key by key in order, if kinds and shapes agree all along."""
+
+    def kinds(tensors: StateDict) -> list[tuple[str, torch.Size]]:
+        return [(key.rpartition(".")[2], tensor.shape) for key, tensor in tensors.items()]
+
+    if kinds(state) != kinds(expected):
+        return state
+    return dict(zip(expected, state.values(), strict=True))
+
+
+def _check_classes(state: StateDict, reshaped: list[str], network: Any, source: str) -> None:
+    """Say it plainly when the number of classes is all that differs."""
+    named = network.pretrained_cfg.get("classifier") or ()
+    heads = (named,) if isinstance(named, str) else tuple(named)
+    if not reshaped or any(key.rpartition(".")[0] not in heads for key in reshaped):
+        return
+    raise SdwnError(
+        f"{source}: expected a classifier of the {CLASSES} ImageNet-1k classes, "
+        f"found {len(state[reshaped[0]])} classes; give a checkpoint fine-tuned on ImageNet-1k"
+    )
+
+
+def _kind(content: Any) -> str:
+    if isinstance(content, Mapping):
+        return f"a mapping of {', '.join(map(repr, list(content)[:3])) or 'nothing'}"
+    return type(content).__name__
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def one_line(error: Exception) -> str:
+    """Give an error's text as one short line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
