@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help demo test lint install wordnet clean
+.PHONY: help demo test lint install wordnet bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install into .venv and run the whole job, small"
 	@echo "make test    linters, type checker, every test"
+	@echo "make bench   speed, as ratios against named peers"
 	@echo "make clean   remove the demo's run folder"
 
 # pip keeps a torch that is there already (VENV_FLAGS=--system-site-packages for a site's own).
@@ -27,7 +28,7 @@ install: $(VENV)/installed
 
 # WordNet comes from NLTK's data path or the system; as root on Debian it can be installed.
 wordnet: $(VENV)/installed
-	@$(BIN)/python -m sdwn.wordnet 2>/dev/null || ./tests/install-wordnet
+	@$(BIN)/python -m sdwn.wordnet || ./tests/install-wordnet
 
 demo: wordnet
 	$(BIN)/sdwn run demo $(DEMO)
@@ -39,6 +40,9 @@ lint: $(VENV)/installed-dev
 
 test: lint wordnet
 	$(BIN)/pytest
+
+bench: $(VENV)/installed-dev wordnet
+	$(BIN)/python benchmarks/bench.py
 
 clean:
 	rm -rf $(DEMO)

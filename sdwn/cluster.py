@@ -76,7 +76,7 @@ def submit(tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile) -> l
     executor = _executor(jobs, profile)
     executor.update_parameters(**_parameters(profile))
     try:
-        with _ignoring_interrupts():
+        with _detached(jobs / "local.log"):
             submitted = _submit_all(executor, tasks, profile)
     except (subprocess.CalledProcessError, FailedJobError, FailedSubmissionError) as error:
         raise SdwnError(f"submission refused: {_last_line(str(error))}") from error
@@ -163,12 +163,20 @@ def local_gpus() -> int:
 
 
 @contextlib.contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Start processes that a Ctrl-C at this terminal does not reach."""
+def _detached(log: Path) -> Iterator[None]:
+    """Start processes that neither a Ctrl-C nor an open pipe ties to this terminal."""
+    log.parent.mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    kept = [os.dup(stream) for stream in (0, 1, 2)]
     try:
-        yield
+        with Path(os.devnull).open() as nothing, log.open("a") as file:
+            for stream, end in zip((0, 1, 2), (nothing, file, file), strict=True):
+                os.dup2(end.fileno(), stream)
+            yield
     finally:
+        for stream, original in zip((0, 1, 2), kept, strict=True):
+            os.dup2(original, stream)
+            os.close(original)
         signal.signal(signal.SIGINT, before)
 
 

@@ -6,8 +6,9 @@ import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from sdwn.errors import UsageError
 
@@ -136,17 +137,9 @@ class RunConfig(Section):
         return template
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, not a silent override."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
+def _parse(text: str) -> Any:
+    # YAML 1.2: 12:00:00 is text, not a number of base 60, and a key that stands twice an error.
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -156,10 +149,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: the file is missing, is no YAML, or holds no mapping.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        content = _parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
@@ -186,8 +179,8 @@ def _apply(content: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise UsageError(f"--set {override}: {parent} is no section")
     try:
-        section[last] = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError:
+        section[last] = _parse(text)
+    except YAMLError:
         raise UsageError(f"--set {override}: {text!r} is not a YAML value") from None
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -222,4 +223,7 @@ def _read(root: Any) -> WordNetCorpusReader:
 
 
 if __name__ == "__main__":
-    open_wordnet()
+    try:
+        open_wordnet()
+    except SdwnError as error:
+        sys.exit(f"error: {error}")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from conftest import NOISE, REPOSITORY, Sdwn
 
@@ -23,7 +22,7 @@ COMMANDS = (
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump({**NOISE, "catalog": {"roots": ["corgi.n.01"]}}))
+    path.write_text(json.dumps({**NOISE, "catalog": {"roots": ["corgi.n.01"]}}))
     return path
 
 
@@ -159,23 +158,47 @@ def test_the_wheel_carries_configs_and_profiles(tmp_path: Path) -> None:
     assert all(part.startswith(str(tmp_path / "site/sdwn")) for part in done.stdout.split())
 
 
-def readme_commands(containing: str = "") -> list[str]:
-    """The lines of the README's shell blocks, of those that contain some text."""
-    text = (REPOSITORY / "README.md").read_text()
+def readme_commands(containing: str = "", readme: str = "README.md") -> list[str]:
+    """The lines of a README's shell blocks, of those that contain some text."""
+    text = (REPOSITORY / readme).read_text()
     blocks = re.findall(r"```(?:console|sh|bash)\n(.*?)```", text, re.DOTALL)
     wanted = [block for block in blocks if containing in block]
     return [line.strip() for block in wanted for line in block.splitlines() if line.strip()]
 
 
-def test_every_sdwn_line_of_the_readme_is_valid_use(sdwn: Sdwn) -> None:
-    """Each command and option named in the README exists: its help is asked for."""
-    lines = [line for line in readme_commands() if line.startswith("sdwn ")]
+@pytest.mark.parametrize("readme", ["README.md", "slurm/README.md"])
+def test_every_sdwn_line_of_a_readme_is_valid_use(sdwn: Sdwn, readme: str) -> None:
+    """Each command and option named there exists: its help is asked for."""
+    lines = [line for line in readme_commands(readme=readme) if line.startswith("sdwn ")]
     assert lines
     for line in lines:
         words = line.split("#")[0].split()
         help_text = sdwn(words[1], "--help").stdout
         for option in (word for word in words if word.startswith("--")):
             assert option in help_text, line
+
+
+def test_the_cluster_guide_names_every_field_and_profile() -> None:
+    from sdwn.profiles import ClusterProfile
+
+    guide = (REPOSITORY / "slurm/README.md").read_text()
+    profiles = [path.stem for path in (REPOSITORY / "slurm/profiles").glob("*.yaml")]
+    for name in (*ClusterProfile.model_fields, *profiles):
+        assert f"`{name}`" in guide, name
+
+
+def test_cancel_ends_local_tasks_and_retry_goes_on(sdwn: Sdwn, config: Path) -> None:
+    sdwn("plan", config, "run", "--set", "generation.num_inference_steps=200")
+    assert "nothing was submitted yet" in sdwn("retry", "run", code=1).stderr
+    submitted = sdwn.json("submit", "run")
+    cancelled = sdwn.json("cancel", "run")
+    assert sorted(cancelled["job_ids"]) == sorted(submitted["job_ids"])
+    status = sdwn.json("status", "run")
+    assert status["shards_running"] == 0
+    assert status["shards_failed"] == submitted["shards"]
+    again = sdwn.json("retry", "run")
+    assert again["shards"] == submitted["shards"]
+    sdwn("cancel", "run")
 
 
 def test_json_is_one_object_and_nothing_else(sdwn: Sdwn, config: Path) -> None:

@@ -69,6 +69,12 @@ def test_a_script_holds_the_sites_own_words(tmp_path: Path) -> None:
     assert "/opt/env/bin/python -u -m submitit.core._submit" in srun
 
 
+def test_a_time_in_a_file_is_slurms_not_yamls(tmp_path: Path) -> None:
+    """In YAML 1.1 an unquoted 2:00:00 is the number 7200."""
+    (tmp_path / "site.yaml").write_text("time: 2:00:00\n")
+    assert minutes(load_profile(str(tmp_path / "site.yaml")).time) == 120
+
+
 def test_an_array_keeps_to_its_parallelism(tmp_path: Path) -> None:
     text = script(1000, tmp_path, profile(array_parallelism=16))
     assert sbatch_lines(text)["array"] == "0-999%16"

@@ -45,7 +45,7 @@ def test_paper_pins_what_the_paper_used() -> None:
         (SMALL + "generation: {height: 500}", "generation.height: Input should be a multiple of 8"),
         (SMALL + "images_per_synset: 0", "images_per_synset: Input should be greater than 0"),
         (SMALL + "seed: -1", "seed: Input should be greater than or equal to 0, found -1"),
-        (SMALL + "seed: 1\nseed: 2", "key 'seed' stands twice"),
+        (SMALL + "seed: 1\nseed: 2", 'found duplicate key "seed"'),
         (SMALL + "prompt: 'a {lemna}'", "unknown field {lemna}; valid: {definition}, {lemma}"),
         (SMALL + "prompt: 'a {lemma'", "prompt: not a template"),
         ("catalog: {name: closure}", "'model' is required (and 1 more)"),

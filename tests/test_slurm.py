@@ -271,6 +271,26 @@ def test_a_refused_submission_says_what_slurm_said(
     assert not paths.submissions.exists()
 
 
+def test_without_accounting_the_queue_and_files_tell(
+    sdwn: Sdwn,
+    planned: PlanRun,
+    testbed: Testbed,
+    site: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A PATH without sacct, as on a site without accounting."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("sbatch", "srun", "squeue", "scontrol", "scancel"):
+        (commands / name).symlink_to(f"/usr/bin/{name}")
+    monkeypatch.setenv("PATH", str(commands))
+    paths, plan = planned(**SLOW)
+    sdwn("submit", paths.root, "--profile", site, "--wait")
+    status = sdwn.json("status", paths.root)
+    assert (status["images_done"], status["restarts"]) == (plan.images, 0)
+
+
 def test_cpus_reach_the_task(sdwn: Sdwn, planned: PlanRun, testbed: Testbed, site: Path) -> None:
     paths, _ = planned(**SLOW)
     sdwn("submit", paths.root, "--profile", site, "--cpus-per-task", "2")

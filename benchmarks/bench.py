@@ -1,0 +1,161 @@
+"""Speed as ratios against named peers, each pair measured in turn in one run.
+
+``python benchmarks/bench.py [ROW ...]`` prints a table; figures are medians of whole processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+PYTHON = sys.executable
+ROUNDS = 5
+
+NLTK = """
+import nltk
+from nltk.corpus.reader.wordnet import WordNetCorpusReader
+from sdwn.wordnet import _candidates, _lexnames
+import io, warnings
+warnings.simplefilter("ignore")
+class Reader(WordNetCorpusReader):
+    def open(self, file):
+        try: return super().open(file)
+        except OSError: return io.StringIO(_lexnames())
+    def map_wn(self, version="wordnet"): pass
+seen, stack = set(), [Reader(next(_candidates()), None).synset("object.n.01")]
+while stack:
+    for child in stack.pop().hyponyms():
+        if child.offset() not in seen:
+            seen.add(child.offset()); stack.append(child)
+assert len(seen) == 29580
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A thing measured, the peer it stands against, and the ratio to reach."""
+
+    what: str
+    peer: str
+    to_reach: str
+    ours: Callable[[Path], None]
+    theirs: Callable[[Path], None]
+
+
+def run(*command: object) -> None:
+    subprocess.run([str(part) for part in command], check=True, capture_output=True)
+
+
+def plan_ours(folder: Path) -> None:
+    target = Path(tempfile.mkdtemp(dir=folder))
+    run(PYTHON, "-m", "sdwn", "plan", "paper", target / "run")
+
+
+def plan_nltk(folder: Path) -> None:
+    run(PYTHON, "-c", NLTK)
+
+
+def make_shards(folder: Path, shards: int = 8, images: int = 500, size: int = 400_000) -> None:
+    """Write a run whose shards hold random bytes in place of images."""
+    from sdwn.catalog import Catalog
+    from sdwn.config import RunConfig
+    from sdwn.files import RunPaths
+    from sdwn.plan import make_plan, write_plan
+    from sdwn.shards import Contents, table, write_images
+    from sdwn.task import shard_attributes
+    from sdwn.wordnet import Synset
+
+    config = RunConfig.model_validate(
+        {
+            "catalog": {"name": "closure"},
+            "model": {"name": "builtin:noise"},
+            "storage": {"images_per_shard": images},
+        }
+    )
+    count = shards * images // config.images_per_synset
+    synsets = [Synset(f"n{i:08d}", f"thing.n.{i:05d}", ("thing",), "a gloss") for i in range(count)]
+    plan, paths = make_plan(config, Catalog("bench", tuple(synsets))), RunPaths(folder / "run")
+    write_plan(plan, paths)
+    paths.shards.mkdir()
+    random = np.random.default_rng(0)
+    for shard in plan.shards:
+        payloads = [random.bytes(size) for _ in range(images)]
+        rows = [
+            {
+                "wnid": spec.wnid,
+                "synset": spec.synset,
+                "number": spec.number,
+                "seed": spec.seed,
+                "prompt": spec.prompt,
+                "status": "ok",
+                "width": 512,
+                "height": 512,
+                "codec": "raw",
+                "sha256": hashlib.sha256(payload).digest(),
+            }
+            for spec, payload in zip(plan.specs(shard), payloads, strict=True)
+        ]
+        contents = Contents(table(rows), np.full(images, size), [{}])
+        attributes = shard_attributes(plan, shard, "shard")
+        write_images(paths.shard(shard.index), attributes, contents, payloads)
+
+
+def merge_ours(folder: Path) -> None:
+    run(PYTHON, "-m", "sdwn", "merge", folder / "run", "--release", folder / "release")
+    run("rm", "-r", folder / "release")
+
+
+def merge_cat(folder: Path) -> None:
+    copy = folder / "copy"
+    run("sh", "-c", f"cat {folder}/run/shards/*.h5 | tee {copy} | sha256sum && sync {copy}")
+    run("rm", copy)
+
+
+ROWS = {
+    "plan": Row("plan of 26,204 synsets", "NLTK loads and walks", "<= 1.3", plan_ours, plan_nltk),
+    "merge": Row(
+        "merge of 1.6 GB in 8 shards",
+        "cat | tee | sha256sum, sync",
+        "<= 1.1",
+        merge_ours,
+        merge_cat,
+    ),
+}
+
+
+def seconds(action: Callable[[Path], None], folder: Path) -> float:
+    start = time.perf_counter()
+    action(folder)
+    return time.perf_counter() - start
+
+
+def main(names: list[str]) -> None:
+    shown = Table("what", "seconds", "peer", "seconds", "ratio", "to reach")
+    with tempfile.TemporaryDirectory(prefix="sdwn-bench-") as name:
+        folder = Path(name)
+        make_shards(folder)
+        for row in (ROWS[name] for name in names or ROWS):
+            seconds(row.ours, folder), seconds(row.theirs, folder)  # warm caches
+            pairs = [
+                (seconds(row.ours, folder), seconds(row.theirs, folder)) for _ in range(ROUNDS)
+            ]
+            ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+            ratio = statistics.median(a / b for a, b in pairs)
+            figures = f"{ours:.2f}", row.peer, f"{theirs:.2f}", f"{ratio:.2f}", row.to_reach
+            shown.add_row(row.what, *figures)
+    Console().print(shown)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
