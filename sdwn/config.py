@@ -15,6 +15,9 @@ from sdwn.errors import UsageError
 # The catalog of arXiv 2211.01777.
 PAPER_CATALOG = "sdwn-26204"
 
+# Random weights in diffusers' own classes; and no model at all, for rehearsals.
+BUILTIN_MODELS = ("builtin:tiny", "builtin:noise")
+
 PROMPT_FIELDS = ("definition", "lemma", "lemmas", "synset")
 
 Positive = Annotated[int, Field(gt=0)]
@@ -56,6 +59,13 @@ class ModelConfig(Section):
     name: str
     revision: str | None = None
     variant: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _known_builtin(cls, name: str) -> str:
+        if name.startswith("builtin:") and name not in BUILTIN_MODELS:
+            raise ValueError(f"no model {name!r}; built in: {', '.join(BUILTIN_MODELS)}")
+        return name
 
 
 class GenerationConfig(Section):
@@ -120,6 +130,11 @@ class RunConfig(Section):
     generation: GenerationConfig = GenerationConfig()
     storage: StorageConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it cannot run on a CPU; built-in models are small enough for fp16 there."""
+        return self.generation.precision == "fp16" and not self.model.name.startswith("builtin:")
 
     @field_validator("prompt")
     @classmethod

@@ -110,9 +110,7 @@ def require_device(config: RunConfig, device_type: str) -> None:
     Raises:
         UsageError: half precision without a GPU.
     """
-    if config.generation.precision != "fp16" or device_type != "cpu":
-        return
-    if not config.model.name.startswith(_BUILTIN):
+    if config.needs_gpu and device_type == "cpu":
         raise UsageError(
             "precision fp16 needs a GPU and none was found; "
             "plan with --set generation.precision=fp32 to run on the CPU"

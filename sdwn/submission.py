@@ -38,13 +38,12 @@ class Submission:
 
 
 def require_device(config: RunConfig, profile: ClusterProfile) -> None:
-    """Refuse half precision where no GPU will be, before anything is planned or submitted.
+    """Refuse fp16 where no GPU will be, before anything is planned or submitted.
 
     Raises:
         UsageError: the profile gives no GPU.
     """
-    half = config.generation.precision in ("fp16", "bf16")
-    if not half or config.model.name.startswith("builtin:"):
+    if not config.needs_gpu:
         return
     if profile.executor == "local" and cluster.local_gpus():
         return
@@ -52,7 +51,7 @@ def require_device(config: RunConfig, profile: ClusterProfile) -> None:
         return
     where = "this machine has none" if profile.executor == "local" else "the profile asks for none"
     raise UsageError(
-        f"precision {config.generation.precision} needs a GPU and {where}; submit with a profile "
+        f"precision fp16 needs a GPU and {where}; submit with a profile "
         "that asks for one (gres or gpus_per_node), or plan with --set generation.precision=fp32"
     )
 

@@ -43,6 +43,7 @@ def test_paper_pins_what_the_paper_used() -> None:
         (SMALL + "sede: 3", "unknown key 'sede'; valid keys here: catalog, prompt,"),
         (SMALL + "generation: {steps: 3}", "unknown key 'generation.steps'; valid keys here: hei"),
         (SMALL + "generation: {height: 500}", "generation.height: Input should be a multiple of 8"),
+        (SMALL.replace("noise", "tinny"), "no model 'builtin:tinny'; built in: builtin:tiny, bui"),
         (SMALL + "images_per_synset: 0", "images_per_synset: Input should be greater than 0"),
         (SMALL + "seed: -1", "seed: Input should be greater than or equal to 0, found -1"),
         (SMALL + "seed: 1\nseed: 2", 'found duplicate key "seed"'),
