@@ -7,6 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from sdwn.shards import COLUMNS
+
 
 def card(manifest: dict[str, Any]) -> str:
     """Write the card of a release as Markdown with a YAML header."""
@@ -15,13 +17,19 @@ def card(manifest: dict[str, Any]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML
     )
     settings = manifest["settings"]
     builtin = settings["model"]["name"].startswith("builtin:")
     statuses = {name: manifest["statuses"].get(name, 0) for name in ("ok", "nsfw", "nan")}
     return environment.get_template("card.md").render(
-        **manifest, builtin=builtin, status=statuses, size=size_category(manifest["images"])
+        **manifest,
+        builtin=builtin,
+        status=statuses,
+        size=size_category(manifest["images"]),
+        columns=COLUMNS,
+        lossless=settings["storage"]["codec"] != "jpeg",
     )
 
 

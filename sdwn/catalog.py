@@ -45,7 +45,7 @@ def describe(config: CatalogConfig) -> str:
     parts = [config.name] if config.name else []
     parts += [f"below {root}" for root in config.roots]
     parts += [f"list {config.file.name}"] if config.file else []
-    return " + ".join(parts) + (f", only {len(config.only)} of it" if config.only else "")
+    return " + ".join(parts) + (f" ({len(config.only)} chosen)" if config.only else "")
 
 
 def _collect(config: CatalogConfig, wordnet: WordNet) -> Iterator[Synset]:

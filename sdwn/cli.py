@@ -37,6 +37,7 @@ app = typer.Typer(
     name="sdwn",
     help="Large synthetic image datasets out of Stable Diffusion and WordNet, on a SLURM cluster.",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,9 +47,15 @@ app = typer.Typer(
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     """Plan, generate, merge, evaluate."""
     terminal.debug = debug
+    if version:
+        from sdwn import __version__
+
+        typer.echo(f"sdwn {__version__}")
+        raise typer.Exit
 
 
 @app.command()
@@ -89,15 +96,19 @@ def submit(
 
 
 @app.command()
-def retry(run: Run, wait: Wait = False, retries: Retries = 2, as_json: AsJson = False) -> None:
+@with_site
+def retry(
+    run: Run,
+    site: dict[str, str],
+    wait: Wait = False,
+    retries: Retries = 2,
+    as_json: AsJson = False,
+) -> None:
     """Submit what failed or is missing again, under the profile of the last submission."""
     from sdwn import submission
-    from sdwn.errors import SdwnError
 
     paths, made = _open_run(run)
-    chosen = submission.last_profile(paths)
-    if chosen is None:
-        raise SdwnError(f"{run}: nothing was submitted yet; start with: sdwn submit {run}")
+    chosen = submission.last_profile(paths, site)
     todo = submission.unfinished(paths, made)
     if wait:
         jobs = _complete(paths, made, chosen, retries)
@@ -144,20 +155,25 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Show the end of the logs of the tasks that made, or failed to make, shards."""
-    from sdwn.submission import shard_logs, unfinished
+    from sdwn.submission import failed, shard_logs
 
     paths, made = _open_run(run)
-    indices = [shard] if shard is not None else unfinished(paths, made)
+    if shard is not None and not 0 <= shard < len(made.shards):
+        raise typer.BadParameter(f"no shard {shard}; the plan has 0 to {len(made.shards) - 1}")
+    indices = [shard] if shard is not None else failed(paths, made)
     found = shard_logs(paths, indices, lines)
     text = "".join(f"==> {path} <==\n{tail}\n" for path, tail in found.items())
-    terminal.result({"logs": found}, as_json, text=text or "no logs\n")
+    nothing = "no logs yet\n" if indices else "no shard has failed; see one with --shard N\n"
+    terminal.result({"logs": found}, as_json, text=text or nothing)
 
 
 @app.command()
 def merge(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders of the same plan.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders of the same plan.")
+    ],
     release: Annotated[Path, typer.Option(help="The folder to write the release to.")],
-    part_size: Annotated[float, typer.Option(min=0, help="Size of a part, in GB.")] = 4.0,
+    part_size: Annotated[float, typer.Option(min=0.001, help="Size of a part, in GB.")] = 4.0,
     evaluate_: Annotated[
         bool, typer.Option("--evaluate", help="Go straight on to the classifier.")
     ] = False,
@@ -279,10 +295,11 @@ def _open_run(run: Path) -> tuple[RunPaths, Plan]:
 def _show_script(paths: RunPaths, todo: list[int], chosen: ClusterProfile, as_json: bool) -> None:
     from sdwn import cluster
 
-    tasks = cluster.cut(todo, chosen) if todo else []
-    script = cluster.script(max(1, len(tasks)), paths.jobs, chosen)
+    script = ""
+    if todo:
+        script = cluster.script(len(cluster.cut(todo, chosen)), paths.jobs, chosen)
     found = {"submitted": 0, "shards": len(todo), "job_ids": [], "script": script}
-    terminal.result(found, as_json, text=script)
+    terminal.result(found, as_json, text=script or "# nothing to submit\n")
 
 
 def _say_submitted(jobs: list[Job], todo: list[int], as_json: bool) -> None:
@@ -294,26 +311,27 @@ def _complete(paths: RunPaths, made: Plan, chosen: ClusterProfile, retries: int)
     from sdwn.status import images_done
     from sdwn.submission import complete, unreachable
 
-    seen, silent = 0, False
-    with terminal.progress("generate", made.images, unit="images") as advance:
+    start = images_done(paths, made)
+    seen, silent = start, False
 
-        def watch(live: dict[Job, JobState]) -> None:
-            nonlocal seen, silent
-            done = images_done(paths, made)
-            advance(done - seen)
-            seen = done
-            if unreachable(live) and not silent:
-                terminal.say("the SLURM controller does not answer; waiting for it")
-            silent = unreachable(live)
+    def watch(live: dict[Job, JobState]) -> None:
+        nonlocal seen, silent
+        done = images_done(paths, made)
+        advance(done - seen)
+        seen = done
+        if unreachable(live) and not silent:
+            terminal.say("the SLURM controller does not answer; waiting for it")
+        silent = unreachable(live)
 
-        try:
+    try:
+        with terminal.progress("generate", made.images, "images", start) as advance:
             return complete(paths, made, chosen, watch, retries)
-        except KeyboardInterrupt:
-            terminal.say(
-                f"the tasks go on without you; see: sdwn status {paths.root}; follow them again "
-                f"with: sdwn submit {paths.root} --wait; end them with: sdwn cancel {paths.root}"
-            )
-            raise
+    except KeyboardInterrupt:
+        terminal.say(
+            f"the tasks go on without you; see: sdwn status {paths.root}; follow them again "
+            f"with: sdwn submit {paths.root} --wait; end them with: sdwn cancel {paths.root}"
+        )
+        raise
 
 
 def _merge(runs: list[Path], release: Path, part_bytes: int | None) -> dict[str, Any]:

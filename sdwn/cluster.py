@@ -102,7 +102,8 @@ def script(tasks: int, jobs: Path, profile: ClusterProfile) -> str:
     python = profile.python or shlex.quote(sys.executable)
     command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     if profile.executor == "local":
-        return "\n".join(["#!/bin/bash", *_setup(profile), f"{command}  # {tasks} at once"]) + "\n"
+        note = f"# {tasks} at once on this machine; submitit puts each one's process id for %j"
+        return "\n".join(["#!/bin/bash", note, *_setup(profile), command]) + "\n"
     parameters = _parameters(profile)
     if tasks > 1:
         parameters["map_count"] = tasks

@@ -89,17 +89,27 @@ class StorageConfig(Section):
     """How images are encoded and how many share a shard.
 
     A shard holds ``images_per_shard`` images, or as many as ``images_per_second`` makes in
-    ``shard_hours``; either is rounded to whole synsets. ``quality`` is JPEG's.
+    ``shard_hours``; either is rounded to whole synsets. ``quality`` is JPEG's alone, 95 unless
+    given; the other codecs are lossless.
     """
 
     codec: Literal["webp", "png", "jpeg", "raw"] = "webp"
-    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    quality: Annotated[int, Field(ge=1, le=100)] | None = None
     images_per_shard: Positive | None = None
     shard_hours: Annotated[float, Field(gt=0)] | None = None
     images_per_second: Annotated[float, Field(gt=0)] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _jpeg_quality(cls, content: Any) -> Any:
+        if isinstance(content, dict) and content.get("codec") == "jpeg":
+            return {**content, "quality": content.get("quality") or 95}
+        return content
+
     @model_validator(mode="after")
     def _one_way(self) -> StorageConfig:
+        if self.quality is not None and self.codec != "jpeg":
+            raise ValueError(f"quality is JPEG's alone; {self.codec} is lossless")
         by_time = self.shard_hours is not None and self.images_per_second is not None
         half = (self.shard_hours is None) != (self.images_per_second is None)
         if half or (by_time == (self.images_per_shard is not None)):
@@ -179,7 +189,8 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     content = read_yaml(path)
     for override in overrides:
         _apply(content, override)
-    config = validated(RunConfig, content, source=str(path))
+    source = " with --set ".join([str(path), *overrides])
+    config = validated(RunConfig, content, source=source)
     return _with_absolute_paths(config, path.resolve().parent)
 
 
@@ -234,8 +245,12 @@ def _first_mistake(kind: type[Section], error: ValidationError) -> str:
         valid = ", ".join(_section_at(kind, first["loc"][:-1]).model_fields)
         return f"unknown key {where!r}; valid keys here: {valid}{more}"
     if first["type"] == "missing":
-        return f"{where!r} is required{more}"
+        absent = [m for m in mistakes if m["type"] == "missing"]
+        names = [".".join(map(str, mistake["loc"])) for mistake in absent]
+        return f"{', '.join(map(repr, names))} {'is' if len(names) == 1 else 'are'} required"
     message = first["msg"].removeprefix("Value error, ")
+    message = message.replace("a valid tuple", "a list, as [a, b]")
+    message = message.replace("a valid dictionary", "a section of settings")
     found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
     return f"{where or 'config'}: {message}{found}{more}"
 

@@ -165,7 +165,7 @@ def _content(release: Release, found: metrics.Evaluation, record: dict[str, Any]
         "catalog": release.manifest["catalog"],
         "classifier": record,
         "figures": figures,
-        "classes": per_class,
+        "classes": [{**row, "synset": release.synsets[row["wnid"]]["synset"]} for row in per_class],
     }
     if release.manifest["catalog"] == PAPER_CATALOG:
         content["paper"] = {**metrics.PAPER, "source": metrics.PAPER_SOURCE, "note": PAPER_NOTE}

@@ -10,9 +10,11 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-Config = Annotated[str, typer.Argument(help="A config file, or the name of a shipped one.")]
-Run = Annotated[Path, typer.Argument(help="The run's folder.")]
-ReleaseFolder = Annotated[Path, typer.Argument(help="The release's folder.")]
+Config = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A config file, or the name of a shipped one.")
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]
+ReleaseFolder = Annotated[Path, typer.Argument(metavar="RELEASE", help="The release's folder.")]
 Override = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a setting: key=value, as in generation.batch_size=20."),
@@ -24,7 +26,7 @@ DryRun = Annotated[
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the tasks to the end.")]
 Retries = Annotated[
-    int, typer.Option(min=0, help="With --wait: how often to submit again what failed.")
+    int, typer.Option(min=0, help="While waiting: how often to submit what failed again.")
 ]
 Model = Annotated[
     str | None,
@@ -40,14 +42,14 @@ SITE = {
     "partition": "Partition, or several joined by commas.",
     "qos": "Quality of service.",
     "time": "Time limit of a task.",
-    "nodes": "Nodes of a task.",
+    "nodes": "Nodes of a task: 1.",
     "gres": "Generic resources, as gpu:a100:1.",
     "gpus_per_node": "GPUs, where the site wants this spelling.",
     "constraint": "Features that a node must have.",
     "cpus_per_task": "CPUs of a task.",
-    "mem": "Memory of a node, as 32G.",
-    "mem_per_cpu": "Memory of a CPU.",
-    "mem_per_gpu": "Memory of a GPU.",
+    "mem": "Memory of a task, as 32G.",
+    "mem_per_cpu": "Memory for each CPU.",
+    "mem_per_gpu": "Memory for each GPU.",
     "exclude": "Nodes to avoid.",
     "nodelist": "Nodes to use.",
     "reservation": "Reservation to use.",

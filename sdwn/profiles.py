@@ -33,7 +33,7 @@ class ClusterProfile(Section):
     partition: str | None = None
     qos: str | None = None
     time: str = "60"
-    nodes: Positive = 1
+    nodes: Annotated[int, Field(ge=1, le=1)] = 1  # a task uses one node
     gres: str | None = None
     gpus_per_node: str | None = None
     constraint: str | None = None
@@ -100,15 +100,22 @@ def minutes(text: str) -> int:
 
 
 def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> ClusterProfile:
-    """Read a profile by path or shipped name; overrides replace its fields.
+    """Read a profile by path or shipped name; overrides replace its fields."""
+    path = find("profile", name)
+    return overridden(read_yaml(path), overrides or {}, source=str(path))
+
+
+def overridden(
+    content: Mapping[str, Any], overrides: Mapping[str, Any], source: str
+) -> ClusterProfile:
+    """Replace fields of a profile.
 
     An override of one spelling of a GPU or memory request replaces the profile's other one.
     """
-    path = find("profile", name)
-    content = read_yaml(path)
-    for key, value in (overrides or {}).items():
-        for options in (GPU_OPTIONS, MEMORY_OPTIONS):
-            if key in options:
-                content = {k: v for k, v in content.items() if k not in options}
-        content[key] = value
-    return validated(ClusterProfile, content, source=str(path))
+    fields = dict(content)
+    for options in (GPU_OPTIONS, MEMORY_OPTIONS):
+        if any(name in overrides for name in options):
+            fields = {name: value for name, value in fields.items() if name not in options}
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in overrides.items())
+    where = f"{source} with {flags}" if flags else source
+    return validated(ClusterProfile, {**fields, **overrides}, source=where)

@@ -38,9 +38,11 @@ class Release:
     def __init__(self, root: Path) -> None:
         self.paths = ReleasePaths(Path(root))
         if not self.paths.manifest.exists():
-            raise SdwnError(
-                f"{root}: no release here; make one with: sdwn merge RUN --release {root}"
-            )
+            inside = ReleasePaths(self.paths.root / "release")
+            advice = f"make one with: sdwn merge RUN --release {root}"
+            if inside.manifest.exists():
+                advice = f"did you mean {inside.root}?"
+            raise SdwnError(f"{root}: no release here; {advice}")
         self.manifest = read_json(self.paths.manifest)
         found = self.manifest.get("format"), self.manifest.get("format_version")
         if found != (FORMAT, FORMAT_VERSION):

@@ -58,11 +58,14 @@ def page(release: Release, evaluation: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("sdwn"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["plain"] = plain
     figures, manifest = evaluation["figures"], release.manifest
     classes = sorted(evaluation["classes"], key=lambda row: (-row["correct"], row["wnid"]))
     best, worst = gallery_classes(classes)
     some_right = classes[0]["correct"] > 0
-    titles = ("Recognised best", "Recognised worst") if some_right else ("First", "Last")
+    titles = (
+        ("Recognised best", "Recognised worst") if some_right else ("First classes", "Last classes")
+    )
     return environment.get_template("report.html").render(
         evaluation=evaluation,
         figures=figures,
@@ -82,6 +85,21 @@ def page(release: Release, evaluation: dict[str, Any]) -> str:
     )
 
 
+def plain(value: Any) -> str:
+    """Write a setting as a person would.
+
+    >>> plain(None), plain(True), plain([3, 224]), plain({"torch": "2.4"})
+    ('none', 'yes', '3, 224', 'torch 2.4')
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {plain(item)}" for name, item in value.items())
+    return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)
+
+
 def gallery_classes(
     classes: list[dict[str, Any]],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -99,7 +117,7 @@ def histogram_svg(counts: list[int], paper: dict[str, Any] | None) -> str:
         bars = axes.bar(range(len(counts)), counts, color="#4477aa", width=0.85)
         axes.bar_label(bars, padding=2)
         axes.set_xticks(range(len(counts)))
-        axes.set_xlabel(f"right images of {len(counts) - 1}")
+        axes.set_xlabel(f"correct images of {len(counts) - 1}")
         axes.set_ylabel("classes")
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(y=0.12)

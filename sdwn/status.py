@@ -24,7 +24,8 @@ class RunStatus:
 
     A shard is done, or its live job runs, is pending, or cannot be asked for (``unknown``), or
     it failed (its jobs have ended without it), or was never submitted (``missing``).
-    ``images_per_second`` is over the last ten minutes at most; ``seconds_left`` follows from it.
+    ``images_per_second`` is over the last ten minutes at most, 0 when nothing runs;
+    ``seconds_left`` follows from it.
     ``restarts`` counts requeues, as far as the queue and accounting know them.
     """
 
@@ -61,13 +62,14 @@ def run_status(paths: RunPaths, plan: Plan) -> RunStatus:
     failed = [index for index in sorted(submitted) if index not in done and index not in states]
     pending = sum(state == PENDING for state in states.values())
     unknown = sum(state == UNKNOWN for state in states.values())
-    images, rate = images_done(paths, plan), images_per_second(paths, plan)
+    running = len(states) - pending - unknown
+    images, rate = images_done(paths, plan), images_per_second(paths, plan) if running else 0.0
     return RunStatus(
         images_done=images,
         images_total=plan.images,
         shards_done=len(done),
         shards_total=len(plan.shards),
-        shards_running=len(states) - pending - unknown,
+        shards_running=running,
         shards_pending=pending,
         shards_unknown=unknown,
         shards_failed=len(failed),

@@ -18,7 +18,7 @@ from sdwn.config import RunConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.files import RunPaths
 from sdwn.plan import Plan
-from sdwn.profiles import ClusterProfile
+from sdwn.profiles import ClusterProfile, overridden
 from sdwn.scheduler import UNKNOWN, JobState
 from sdwn.task import ArrayTask
 
@@ -67,6 +67,12 @@ def missing(paths: RunPaths, plan: Plan) -> list[int]:
     """List the shards that are not finished."""
     done = paths.done_shards()
     return [shard.index for shard in plan.shards if shard.index not in done]
+
+
+def failed(paths: RunPaths, plan: Plan) -> list[int]:
+    """List the shards that were submitted, whose jobs have ended, and that are not finished."""
+    submitted = last_jobs(paths)
+    return [index for index in unfinished(paths, plan) if index in submitted]
 
 
 def live_jobs(paths: RunPaths) -> dict[Job, JobState]:
@@ -136,10 +142,16 @@ def _parsed(line: str, *, last: bool) -> Submission | None:
         raise SdwnError(f"submissions.jsonl: a line cannot be read: {error}") from None
 
 
-def last_profile(paths: RunPaths) -> ClusterProfile | None:
-    """Give the profile of the last submission."""
+def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
+    """Give the profile of the last submission, with overrides.
+
+    Raises:
+        SdwnError: nothing was submitted yet.
+    """
     submissions = journal(paths)
-    return ClusterProfile.model_validate(submissions[-1].profile) if submissions else None
+    if not submissions:
+        raise SdwnError(f"{paths.root}: nothing was submitted yet; use: sdwn submit {paths.root}")
+    return overridden(submissions[-1].profile, overrides, source="the last submission's profile")
 
 
 Watch = Callable[[dict[Job, JobState]], None]
@@ -167,10 +179,10 @@ def complete(
         follow(paths, watch)
         if not missing(paths, plan):
             return jobs
-    failed = missing(paths, plan)
+    left = missing(paths, plan)
     raise SdwnError(
-        f"{len(failed)} of {len(plan.shards)} shards failed; shard {failed[0]}: "
-        f"{failure(paths, failed[0])}; finished images are kept, "
+        f"{len(left)} of {len(plan.shards)} shards failed; shard {left[0]}: "
+        f"{failure(paths, left[0])}; finished images are kept, "
         f"submit the rest again with: sdwn submit {paths.root} --wait"
     )
 

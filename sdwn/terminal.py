@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from sdwn.errors import SdwnError
 
@@ -19,6 +29,7 @@ stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 
 INTERRUPTED = 130
+REPORT_SECONDS = 60
 
 
 def say(message: str) -> None:
@@ -86,40 +97,47 @@ def working(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show a bar with rate and time left on a terminal, and nothing elsewhere."""
-    from rich.filesize import decimal
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def progress(what: str, total: int, unit: str, start: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show a bar with rate and time left on a terminal; in a log, a line a minute.
 
-    columns = (
+    Counting begins at ``start``; the function that is given advances it.
+    """
+    bar = Progress(
         TextColumn("{task.description:>10}"),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=stderr,
+        disable=not stderr.is_terminal,
     )
-    with Progress(*columns, console=stderr) as bar:
-        task = bar.add_task(what, total=total, count="")
+    with bar:
+        task = bar.add_task(what, total=total, completed=start, count="")
+        said = began = time.monotonic()
 
         def advance(number: int) -> None:
+            nonlocal said
             bar.advance(task, number)
-            bar.update(task, count=_count(bar.tasks[0].completed, bar.tasks[0].speed))
-
-        def _count(done: float, speed: float | None) -> str:
-            if unit == "bytes":
-                return f"{decimal(int(done))}/{decimal(total)}, {decimal(int(speed or 0))}/s"
-            return f"{done:,.0f}/{total:,} {unit}, {speed or 0:,.1f}/s"
+            done, now = int(bar.tasks[0].completed), time.monotonic()
+            count = _count(done, total, unit)
+            # Work that was there already has no speed.
+            rate = (done - start) / (now - began) if now - began > 1 else 0
+            if rate and unit != "bytes":
+                count += f", {rate:,.1f}/s"
+            bar.update(task, count=count)
+            if bar.disable and now - said >= REPORT_SECONDS:
+                say(f"{what}: {count}")
+                said = now
 
         advance(0)
         yield advance
+
+
+def _count(done: int, total: int, unit: str) -> str:
+    if unit == "bytes":
+        return f"{decimal(done)}/{decimal(total)}"
+    return f"{done:,}/{total:,} {unit}"
 
 
 def guarded(command: Callable[[], None]) -> int:

@@ -44,12 +44,14 @@ def test_paper_pins_what_the_paper_used() -> None:
         (SMALL + "generation: {steps: 3}", "unknown key 'generation.steps'; valid keys here: hei"),
         (SMALL + "generation: {height: 500}", "generation.height: Input should be a multiple of 8"),
         (SMALL.replace("noise", "tinny"), "no model 'builtin:tinny'; built in: builtin:tiny, bui"),
+        (SMALL.replace("name: closure", "only: dog.n.01"), "Input should be a list, as [a, b]"),
+        (SMALL.replace("images_per_shard", "quality: 9, images_per_shard"), "quality is JPEG's al"),
         (SMALL + "images_per_synset: 0", "images_per_synset: Input should be greater than 0"),
         (SMALL + "seed: -1", "seed: Input should be greater than or equal to 0, found -1"),
         (SMALL + "seed: 1\nseed: 2", 'found duplicate key "seed"'),
         (SMALL + "prompt: 'a {lemna}'", "unknown field {lemna}; valid: {definition}, {lemma}"),
         (SMALL + "prompt: 'a {lemma'", "prompt: not a template"),
-        ("catalog: {name: closure}", "'model' is required (and 1 more)"),
+        ("catalog: {name: closure}", "'model', 'storage' are required"),
         ("catalog: [unclosed", "not valid YAML"),
         ("- a list", "expected a mapping of settings, found list"),
         (SMALL.replace("name: closure", "only: [dog.n.01]"), "give at least one of name, roots"),
@@ -69,6 +71,8 @@ def test_overrides_are_read_as_yaml_and_checked(tmp_path: Path) -> None:
     config = load(tmp_path, SMALL, "generation.batch_size=20", "generation.negative_prompt=blurry")
     assert config.generation.batch_size == 20
     assert config.generation.negative_prompt == "blurry"
+    with pytest.raises(UsageError, match=r"config\.yaml with --set seed=x: seed: Input should"):
+        load(tmp_path, SMALL, "seed=x")
     with pytest.raises(UsageError, match="expected key=value"):
         load(tmp_path, SMALL, "generation.batch_size")
     with pytest.raises(UsageError, match=r"unknown key 'generation\.bacth_size'"):

@@ -92,7 +92,7 @@ def test_the_report_is_one_file_that_says_what_it_shows(
     assert "<script" not in page.text
     text = " ".join(page.text.split())
     assert "recognition rates below mean nothing" in text
-    assert "160 synthetic images, judged by efficientnet-lite0" in text
+    assert "160 synthetic images, 144 of them judged by efficientnet-lite0" in text
     assert re.search(r"top-5, percent\s*" + f"{found['top5_percent']:.2f}", text)
     assert page.pictures == 24 * 4
     assert "builtin:tiny" in text

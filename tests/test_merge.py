@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def test_other_tools_read_a_release(run: tuple[RunPaths, Plan]) -> None:
     assert card.startswith("---\n")
     assert f"{plan.images} synthetic images of {len(plan.synsets)} WordNet synsets" in card
     assert "They say nothing about Stable Diffusion" in card
+    example = card.split("```python\n")[1].split("```")[0] + "image.load()"
+    subprocess.run([sys.executable, "-c", example], cwd=release.root, check=True)
 
 
 def test_parts_are_whole_shards_and_one_table_covers_them(run: tuple[RunPaths, Plan]) -> None:
