@@ -102,7 +102,7 @@ def _keep(found: dict[str, Synset], config: CatalogConfig, wordnet: WordNet) -> 
 def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"catalog.file {path}: cannot be read: {error}") from None
     lines = (line.split("#")[0].strip() for line in text.splitlines())
     return [line for line in lines if line]

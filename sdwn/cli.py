@@ -173,7 +173,9 @@ def merge(
         list[Path], typer.Argument(metavar="RUN...", help="Run folders of the same plan.")
     ],
     release: Annotated[Path, typer.Option(help="The folder to write the release to.")],
-    part_size: Annotated[float, typer.Option(min=0.001, help="Size of a part, in GB.")] = 4.0,
+    part_size: Annotated[
+        float, typer.Option(min=0.001, max=1e6, help="Size of a part, in GB.")
+    ] = 4.0,
     evaluate_: Annotated[
         bool, typer.Option("--evaluate", help="Go straight on to the classifier.")
     ] = False,

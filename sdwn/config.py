@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
 
 from sdwn.errors import UsageError
 
@@ -27,7 +28,7 @@ Pixels = Annotated[int, Field(gt=0, le=8192, multiple_of=8)]
 class Section(BaseModel):
     """A part of a config: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Section)
@@ -56,7 +57,7 @@ class CatalogConfig(Section):
 class ModelConfig(Section):
     """Which pipeline: a hub name, a local folder in diffusers format, or ``builtin:NAME``."""
 
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     variant: str | None = None
 
@@ -134,8 +135,8 @@ class RunConfig(Section):
 
     catalog: CatalogConfig
     prompt: str = "{definition}"
-    images_per_synset: Annotated[int, Field(gt=0, le=10_000)] = 10
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    images_per_synset: Annotated[int, Field(gt=0, le=10_000, strict=True)] = 10
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     model: ModelConfig
     generation: GenerationConfig = GenerationConfig()
     storage: StorageConfig
@@ -150,11 +151,15 @@ class RunConfig(Section):
     @classmethod
     def _known_fields(cls, template: str) -> str:
         try:
-            fields = [
-                name for _, name, _, _ in string.Formatter().parse(template) if name is not None
-            ]
+            parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+            template.encode()
         except ValueError as error:
             raise ValueError(f"not a template: {error}") from None
+        if not template.strip():
+            raise ValueError("expected a template such as {definition}, found nothing")
+        if any(spec or conversion for _, _, spec, conversion in parts):
+            raise ValueError("fields take no format: write {lemma}, not {lemma:10} or {lemma!r}")
+        fields = [str(name) for _, name, _, _ in parts]
         unknown = [name for name in fields if name not in PROMPT_FIELDS]
         if unknown:
             valid = ", ".join("{" + name + "}" for name in PROMPT_FIELDS)
@@ -164,7 +169,13 @@ class RunConfig(Section):
 
 def _parse(text: str) -> Any:
     # YAML 1.2: 12:00:00 is text, not a number of base 60, and a key that stands twice an error.
-    return YAML(typ="safe", pure=True).load(text)
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        if any(isinstance(event, AliasEvent) for event in yaml.parse(text)):
+            raise UsageError("YAML aliases are not supported; write the value out")
+        return yaml.load(text)
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"not valid YAML: {' '.join(str(error).split())[:300]}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -177,8 +188,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = _parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
-    except YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
     return content
@@ -206,8 +217,8 @@ def _apply(content: dict[str, Any], override: str) -> None:
             raise UsageError(f"--set {override}: {parent} is no section")
     try:
         section[last] = _parse(text)
-    except YAMLError:
-        raise UsageError(f"--set {override}: {text!r} is not a YAML value") from None
+    except UsageError as error:
+        raise UsageError(f"--set {override}: {error}") from None
 
 
 def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
@@ -251,7 +262,7 @@ def _first_mistake(kind: type[Section], error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     message = message.replace("a valid tuple", "a list, as [a, b]")
     message = message.replace("a valid dictionary", "a section of settings")
-    found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
+    found = "" if first["type"] == "value_error" else f", found {repr(first['input'])[:80]}"
     return f"{where or 'config'}: {message}{found}{more}"
 
 

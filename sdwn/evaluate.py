@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from sdwn import metrics
 from sdwn.config import PAPER_CATALOG, EvaluationConfig
-from sdwn.errors import SdwnError
+from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.files import EvaluationPaths, atomic, read_json, write_text
 from sdwn.release import Release, file_sha256
 
@@ -71,9 +71,9 @@ def evaluate(
         classifier = load_classifier(chosen.model, chosen.checkpoint)
         predictions = pa.concat_tables(_predictions(release, images, classifier, advance))
         _write(release, paths, predictions, classifier.record)
-    found = read_json(paths.evaluation)
+    figures = read_evaluation(paths)["figures"]
     return {
-        **{key: found["figures"][key] for key in KEYS},
+        **{key: figures[key] for key in KEYS},
         "evaluation": name,
         "path": str(paths.evaluation),
     }
@@ -99,16 +99,32 @@ def evaluation_name(chosen: EvaluationConfig) -> str:
     if chosen.checkpoint is None:
         return name
     if not chosen.checkpoint.is_file():
-        raise SdwnError(f"{chosen.checkpoint}: no such checkpoint file")
+        raise UsageError(f"{chosen.checkpoint}: no such checkpoint file")
     return f"{name}-{file_sha256(chosen.checkpoint)[:8]}"
+
+
+def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
+    """Read the figures of an evaluation.
+
+    Raises:
+        IntegrityError: the file is damaged or of a later version.
+    """
+    found = read_json(paths.evaluation)
+    version = found.get("format"), found.get("format_version")
+    figures, classes = found.get("figures"), found.get("classes")
+    whole = isinstance(figures, dict) and all(key in figures for key in (*KEYS, "histogram"))
+    if version != (FORMAT, FORMAT_VERSION) or not whole or not isinstance(classes, list):
+        raise IntegrityError(
+            f"{paths.evaluation}: damaged or not of {FORMAT} {FORMAT_VERSION}; "
+            f"remove {paths.root} and evaluate again"
+        )
+    return found
 
 
 def _same(paths: EvaluationPaths, release: Release) -> bool:
     if not paths.evaluation.exists():
         return False
-    found = read_json(paths.evaluation)
-    version = found.get("format"), found.get("format_version")
-    return version == (FORMAT, FORMAT_VERSION) and found.get("release") == release.digest
+    return bool(read_evaluation(paths).get("release") == release.digest)
 
 
 def _predictions(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import socket
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ from typing import Any
 from sdwn.errors import IntegrityError, SdwnError
 
 TEMPORARY = ".tmp"
+
+# As RunPaths writes them: five digits, or more without a leading zero.
+SHARD_NAME = re.compile(r"([0-9]{5}|[1-9][0-9]{5,8})\.h5")
+PIECE_NAME = re.compile(r"([0-9]{6,9})-([0-9]{6,9})\.h5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +78,19 @@ class RunPaths:
 
     def done_shards(self) -> set[int]:
         """List the finished shards, from their names alone."""
-        return {int(path.stem) for path in _listing(self.shards) if path.stem.isdigit()}
+        return {int(name[:-3]) for name in _files(self.shards) if SHARD_NAME.fullmatch(name)}
 
     def piece_ranges(self, index: int) -> list[tuple[int, int]]:
         """List the image ranges of a shard's pieces, from their names alone."""
-        names = (path.stem.split("-") for path in _listing(self.shard_pieces(index)))
-        return sorted((int(start), int(stop)) for start, stop in names)
+        matches = (PIECE_NAME.fullmatch(name) for name in _files(self.shard_pieces(index)))
+        return sorted((int(match[1]), int(match[2])) for match in matches if match)
 
     def started_shards(self) -> list[int]:
         """List the shards that have a folder of pieces."""
         if not self.pieces.is_dir():
             return []
-        return sorted(int(path.name) for path in self.pieces.iterdir() if path.name.isdigit())
+        names = (path.name for path in self.pieces.iterdir())
+        return sorted(int(name) for name in names if SHARD_NAME.fullmatch(f"{name}.h5"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +165,11 @@ class EvaluationPaths:
         return self.root / "report.html"
 
 
-def _listing(folder: Path) -> Iterator[Path]:
+def _files(folder: Path) -> set[str]:
     if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        if path.suffix == ".h5" and not path.name.startswith("."):
-            yield path
+        return set()
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_file()}
 
 
 @contextmanager

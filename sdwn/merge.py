@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import glob
 import json
+import os
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,11 +23,12 @@ import sdwn
 from sdwn.card import card
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.files import ReleasePaths, RunPaths, plain_disk_errors, sync, write_text
-from sdwn.plan import Plan, Shard, image_settings, read_plan, summary, table_text
+from sdwn.plan import ImageSpec, Plan, Shard, image_settings, read_plan, summary, table_text
 from sdwn.release import FORMAT, FORMAT_VERSION, Release, file_sha256, sums_text
-from sdwn.shards import ImageFile, Selection, Table, join, names, texts
+from sdwn.shards import COLUMNS, ImageFile, Selection, Table, join, names, texts
 
 PART_BYTES = 4 << 30
+MERGING = ".merging"
 
 Advance = Callable[[int], None]
 
@@ -48,8 +52,7 @@ def merge(
     if release.manifest.exists():
         advance(plan.images)
         return _existing(release, plan)
-    if release.root.exists() and any(release.root.iterdir()):
-        raise UsageError(f"{release.root}: expected an empty folder or none, found other files")
+    _require_free(release.root)
     shards = _locate(runs, plan)
     with _building(release) as building:
         _build(plan, shards, building, part_bytes, advance)
@@ -57,6 +60,10 @@ def merge(
 
 
 def _common_plan(runs: Sequence[RunPaths]) -> Plan:
+    folders = [paths.root.resolve() for paths in runs]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise UsageError(f"{folder} is given twice; name each run folder once")
     plans = [read_plan(paths) for paths in runs]
     for paths, plan in zip(runs, plans, strict=True):
         if plan.digest != plans[0].digest:
@@ -65,6 +72,13 @@ def _common_plan(runs: Sequence[RunPaths]) -> Plan:
                 f"{plans[0].digest[:12]}; only runs of the same plan make one release"
             )
     return plans[0]
+
+
+def _require_free(root: Path) -> None:
+    if root.is_symlink() or (root.exists() and not root.is_dir()):
+        raise UsageError(f"{root}: expected a folder or nothing, found a file or a link")
+    if root.exists() and any(root.iterdir()):
+        raise UsageError(f"{root}: expected an empty folder or none, found other files")
 
 
 def _existing(paths: ReleasePaths, plan: Plan) -> Release:
@@ -146,37 +160,62 @@ def check_origin(file: ImageFile, plan: Plan, shard: Shard) -> None:
     Raises:
         IntegrityError: it belongs to another plan, is another shard, or has other rows.
     """
-    attributes = file.attributes
+    attributes = {name: str(value) for name, value in file.attributes.items()}
     if attributes.get("plan_digest") != plan.digest:
-        found = str(attributes.get("plan_digest"))[:12]
+        found = attributes.get("plan_digest", "none")[:12]
         raise IntegrityError(f"{file.path}: foreign: of plan {found}, not {plan.digest[:12]}")
-    if attributes.get("shard") != shard.index or len(file) != plan.shard_images(shard):
+    if attributes.get("shard") != str(shard.index) or len(file) != plan.shard_images(shard):
         raise IntegrityError(
             f"{file.path}: foreign: expected shard {shard.index} of {plan.shard_images(shard)} "
             f"images, found shard {attributes.get('shard')} of {len(file)}"
         )
     rows = file.rows()
-    expected = [(spec.wnid, spec.number) for spec in plan.specs(shard)]
-    if list(zip(texts(rows["wnid"]), rows["number"].tolist(), strict=True)) != expected:
+    absent = [column.name for column in COLUMNS if column.name not in rows]
+    if absent:
+        raise IntegrityError(f"{file.path}: expected the column {absent[0]}, found none")
+    if list(_identities(rows)) != [identity(spec, plan) for spec in plan.specs(shard)]:
         raise IntegrityError(f"{file.path}: its rows are not those that the plan asks for")
+
+
+def identity(spec: ImageSpec, plan: Plan) -> tuple[Any, ...]:
+    """Give what the plan says of an image."""
+    size = plan.config.generation.width, plan.config.generation.height
+    return (spec.wnid, spec.synset, spec.number, spec.seed, spec.prompt, *size)
+
+
+def _identities(rows: Table) -> Iterator[tuple[Any, ...]]:
+    columns = ("wnid", "synset", "number", "seed", "prompt", "width", "height")
+    values = (texts(rows[c]) if rows[c].dtype.kind == "S" else rows[c].tolist() for c in columns)
+    return zip(*values, strict=True)
 
 
 @contextmanager
 def _building(release: ReleasePaths) -> Iterator[ReleasePaths]:
-    """Give a folder beside the release that takes its name once everything is on disk."""
-    folder = release.root.parent / f".{release.root.name}.merging"
+    """Give a folder beside the release that takes its name once everything is on disk.
+
+    Several merges may run at once: the first to finish gives the release its name.
+    """
+    _sweep(release)
+    token = f"{socket.gethostname()}-{os.getpid()}"
+    folder = release.root.parent / f".{release.root.name}.{token}{MERGING}"
     with plain_disk_errors(release.root):
-        # What a killed merge left is no more than copies.
-        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
             yield ReleasePaths(folder)
             sync(folder)
-            if release.root.exists():
-                release.root.rmdir()
-            folder.replace(release.root)
-            sync(release.root.parent)
+            if not release.manifest.exists():
+                folder.replace(release.root)
+                sync(release.root.parent)
         finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(release: ReleasePaths) -> None:
+    """Remove what merges killed on this machine have left: no more than copies."""
+    start = f".{release.root.name}.{socket.gethostname()}-"
+    for folder in release.root.parent.glob(f"{glob.escape(start)}*{MERGING}"):
+        process = folder.name.removeprefix(start).removesuffix(MERGING)
+        if process.isdigit() and not Path(f"/proc/{process}").exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -230,8 +269,8 @@ def _write_part(
         selections = [Selection(file, 0, len(file)) for file in files]
         try:
             digest = join(part, attributes, selections, advance)
-        except IntegrityError:
-            raise IntegrityError("\n".join(_damaged(files))) from None
+        except IntegrityError as error:
+            raise IntegrityError("\n".join(_damaged(files)) or str(error)) from None
     sync(part)
     with ImageFile(part) as written:
         return digest, written.rows(), written.offsets + np.uint64(written.blob_start)

@@ -202,9 +202,12 @@ def write_plan(plan: Plan, paths: RunPaths) -> bool:
     Raises:
         UsageError: another plan stands there.
     """
+    if paths.root.exists() and not paths.root.is_dir():
+        raise UsageError(f"{paths.root}: expected a folder or nothing, found a file")
     if paths.plan.exists():
         found = read_json(paths.plan).get("digest")
         if found == plan.digest:
+            _restore_table(plan, paths)
             return False
         raise UsageError(
             f"{paths.root} belongs to another plan (digest {str(found)[:12]}, "
@@ -228,6 +231,12 @@ def write_plan(plan: Plan, paths: RunPaths) -> bool:
     return True
 
 
+def _restore_table(plan: Plan, paths: RunPaths) -> None:
+    table = table_text(plan.synsets)
+    if not paths.synsets.exists() or paths.synsets.read_bytes() != table.encode():
+        write_text(paths.synsets, table)
+
+
 def read_plan(paths: RunPaths) -> Plan:
     """Read a run folder's plan, checked against its own digest.
 
@@ -242,14 +251,19 @@ def read_plan(paths: RunPaths) -> Plan:
         found = f"{content.get('format')} {content.get('format_version')}"
         raise IntegrityError(f"{paths.plan}: expected {FORMAT} {FORMAT_VERSION}, found {found}")
     table = _read_table(paths)
-    if _digest(content["settings"], table) != content["digest"]:
+    try:
+        sound = _digest(content["settings"], table) == content["digest"]
+        sections = {name: content[name] for name in ("catalog", "evaluation")}
+        settings, catalog = {**content["settings"], **sections}, str(content["summary"]["catalog"])
+    except (KeyError, TypeError) as error:
+        raise IntegrityError(f"{paths.plan}: damaged: {error!r}; plan into a new folder") from None
+    if not sound:
         raise IntegrityError(
             f"{paths.plan} or {paths.synsets.name} was changed after planning: its digest no "
             "longer fits; restore the files, or plan into a new folder"
         )
-    sections = {name: content[name] for name in ("catalog", "evaluation")}
-    config = validated(RunConfig, {**content["settings"], **sections}, source=str(paths.plan))
-    return Plan(content["summary"]["catalog"], config, _parse_table(table))
+    config = validated(RunConfig, settings, source=str(paths.plan))
+    return Plan(catalog, config, _parse_table(table))
 
 
 def _read_table(paths: RunPaths) -> str:

@@ -13,9 +13,11 @@ from sdwn.config import Positive, Section, read_yaml, validated
 from sdwn.shipped import find
 
 PREEMPTION_SIGNAL_S = 90
+YEAR_S = 366 * 24 * 3600
 
 # Sites accept different ones; two of them in one request contradict each other.
 GPU_OPTIONS = ("gres", "gpus_per_node", "gpus", "gpus_per_task")
+OWN_OPTIONS = ("array", "error", "job-name", "ntasks", "open-mode", "output", "signal")
 MEMORY_OPTIONS = ("mem", "mem_per_cpu", "mem_per_gpu")
 
 
@@ -65,6 +67,36 @@ class ClusterProfile(Section):
         minutes(text)
         return text
 
+    @field_validator("*")
+    @classmethod
+    def _one_line(cls, value: Any) -> Any:
+        # A line break in a value would become a line of the script.
+        texts = [value] if isinstance(value, str) else []
+        texts += [str(v) for v in value.values()] if isinstance(value, dict) else []
+        texts += value if isinstance(value, tuple) else []
+        for text in texts:
+            if not text.isprintable():
+                raise ValueError(f"expected one line of text, found {text!r}")
+        return value
+
+    @field_validator("environment")
+    @classmethod
+    def _variable_names(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name in environment:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"{name!r} is no name of an environment variable")
+        return environment
+
+    @field_validator("sbatch")
+    @classmethod
+    def _other_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name in options:
+            if not re.fullmatch(r"[a-z][a-z-]*", name):
+                raise ValueError(f"{name!r} is no long option of sbatch, as mail-type")
+            if name in OWN_OPTIONS or name.replace("-", "_") in cls.model_fields:
+                raise ValueError(f"{name!r} is set by sdwn itself or has a field of its own")
+        return options
+
     @model_validator(mode="after")
     def _one_spelling(self) -> ClusterProfile:
         for names in (GPU_OPTIONS, MEMORY_OPTIONS):
@@ -86,7 +118,7 @@ def minutes(text: str) -> int:
     >>> [minutes(text) for text in ("90", "1:30", "2:00:00", "1-12", "1-00:30:00")]
     [90, 2, 120, 2160, 1470]
     """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip(), re.ASCII)
     if not match:
         raise ValueError(f"expected a SLURM time such as 90, 2:00:00 or 1-12:00:00, found {text!r}")
     days, first, second, third = (int(part) if part else None for part in match.groups())
@@ -96,6 +128,8 @@ def minutes(text: str) -> int:
         seconds = ((first or 0) * 60 + (second or 0)) * 60 + third
     else:
         seconds = (first or 0) * 60 + (second or 0)
+    if not 0 < seconds <= YEAR_S:
+        raise ValueError(f"expected a time limit of up to a year, found {text!r}")
     return math.ceil(seconds / 60)
 
 

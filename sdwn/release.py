@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.files import ReleasePaths, read_json
@@ -23,6 +24,10 @@ from sdwn.shards import ImageFile
 FORMAT = "sdwn-release"
 FORMAT_VERSION = 1
 BLOCK = 1 << 22
+METADATA_COLUMNS = (
+    *("wnid", "synset", "number", "status", "imagenet_class", "part", "row", "offset", "bytes"),
+    *("width", "height", "codec", "sha256"),
+)
 
 Advance = Callable[[int], None]
 
@@ -60,9 +65,13 @@ class Release:
     def metadata(self) -> pa.Table:
         """The table with a row an image, in the order of the parts."""
         try:
-            return pq.read_table(self.paths.metadata)
-        except (OSError, pa.ArrowInvalid) as error:
+            table = pq.read_table(self.paths.metadata)
+        except (OSError, pa.ArrowException) as error:
             raise IntegrityError(f"{self.paths.metadata}: cannot be read: {error}") from None
+        missing = [name for name in METADATA_COLUMNS if name not in table.column_names]
+        if missing:
+            raise IntegrityError(f"{self.paths.metadata}: expected the column {missing[0]}")
+        return table
 
     @property
     def digest(self) -> str:
@@ -89,8 +98,18 @@ class Release:
         return row
 
     def payload(self, row: dict[str, Any]) -> bytes:
-        """Read an encoded image, by its record."""
-        return self._part(row["part"]).payload(row["row"])
+        """Read an encoded image, by its record.
+
+        Raises:
+            IntegrityError: it is not what its record says.
+        """
+        payload = self._part(row["part"]).payload(row["row"])
+        if hashlib.sha256(payload).hexdigest() != row["sha256"]:
+            raise IntegrityError(
+                f"{row['part']}: {row['synset']} {row['number']} is damaged; "
+                f"see what else is: sdwn verify {self.paths.root}"
+            )
+        return payload
 
     def _part(self, name: str) -> ImageFile:
         if name not in self._files:
@@ -104,13 +123,37 @@ class Release:
         self._files.clear()
 
 
+class FileRecord(BaseModel):
+    """A file of a release."""
+
+    file: str
+    bytes: NonNegativeInt
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What must stand in a manifest; more may."""
+
+    images: NonNegativeInt
+    synsets: NonNegativeInt
+    bytes: NonNegativeInt
+    catalog: str
+    plan_digest: str
+    created: str
+    sdwn: str
+    statuses: dict[str, int]
+    settings: dict[str, Any]
+    made_on: list[dict[str, Any]]
+    files: list[FileRecord]
+
+
 def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    needed = ("images", "synsets", "bytes", "catalog", "plan_digest", "settings", "files")
-    missing = [key for key in needed if key not in manifest]
-    for record in manifest.get("files", ()):
-        missing += [f"files: {key}" for key in ("file", "bytes", "sha256") if key not in record]
-    if missing:
-        raise IntegrityError(f"{path}: damaged: expected {missing[0]!r}, found nothing there")
+    try:
+        Manifest.model_validate(manifest, strict=True)
+    except ValidationError as error:
+        mistake = error.errors()[0]
+        where = ".".join(map(str, mistake["loc"]))
+        raise IntegrityError(f"{path}: damaged: {where}: {mistake['msg']}") from None
 
 
 def file_sha256(path: Path, advance: Advance = lambda _: None) -> str:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sdwn.errors import IntegrityError, SdwnError
-from sdwn.evaluate import imagenet_images
-from sdwn.files import EvaluationPaths, read_json, write_text
+from sdwn.evaluate import imagenet_images, read_evaluation
+from sdwn.files import EvaluationPaths, write_text
 from sdwn.release import Release
 
 GALLERY_CLASSES = 12
@@ -29,7 +29,7 @@ def write_report(release: Release, name: str | None = None) -> Path:
         SdwnError: there is no such evaluation, or it is of other images.
     """
     paths = _choose(release, name)
-    evaluation = read_json(paths.evaluation)
+    evaluation = read_evaluation(paths)
     if evaluation.get("release") != release.digest:
         raise SdwnError(
             f"{paths.evaluation}: of another release than {release.paths.root}; "

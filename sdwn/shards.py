@@ -244,13 +244,20 @@ class ImageFile:
     def sessions(self) -> list[dict[str, Any]]:
         """Who made the images: a record for each run of a task."""
         with _reading(self.path):
-            return [json.loads(line) for line in self._file["sessions"].asstr()[:]]
+            sessions = [json.loads(line) for line in self._file["sessions"].asstr()[:]]
+            if not all(isinstance(session, dict) for session in sessions):
+                raise ValueError("a session is no record")
+            return sessions
 
     def rows(self) -> Table:
         """Read all columns."""
         with _reading(self.path):
             group = self._file["rows"]
-            return {name: group[name][:] for name in group}
+            known = [column for column in COLUMNS if column.name in group]
+            rows = {column.name: group[column.name][:] for column in known}
+            for column in known:
+                _check_column(column, rows[column.name], len(self.sessions))
+            return rows
 
     def payload(self, index: int) -> bytes:
         """Read an encoded image."""
@@ -294,7 +301,7 @@ class ImageFile:
         missing += [name for name in ("blob", "offsets", "sessions") if name not in self._file]
         if missing:
             raise IntegrityError(f"{self.path}: expected {', '.join(missing)}, found nothing there")
-        self.offsets: NDArray[np.uint64] = self._file["offsets"][:]
+        self.offsets: NDArray[np.uint64] = self._file["offsets"][:].astype("u8", casting="safe")
         blob = self._file["blob"]
         lengths = {len(dataset) for dataset in self._file["rows"].values()}
         sound = (
@@ -312,6 +319,17 @@ class ImageFile:
             raise IntegrityError(
                 f"{self.path}: cut short: expected {end} bytes, found {self.path.stat().st_size}"
             )
+
+
+def _check_column(column: Column, values: NDArray[Any], sessions: int) -> None:
+    kind = "S" if column.dtype is None else np.dtype(column.dtype).kind
+    if values.dtype.kind != kind:
+        raise ValueError(f"{column.name}: expected values of kind {kind}, found {values.dtype}")
+    if kind == "S":
+        texts(values)
+    valid = len(column.names) or (sessions if column.name == "session" else None)
+    if valid is not None and len(values) and int(values.max()) >= valid:
+        raise ValueError(f"{column.name}: expected values below {valid}, found {values.max()}")
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class RunStatus:
 def run_status(paths: RunPaths, plan: Plan) -> RunStatus:
     """Look at a run's files and ask the scheduler."""
     live = live_jobs(paths)
-    done = paths.done_shards()
+    done = paths.done_shards() & {shard.index for shard in plan.shards}
     states = {
         index: state.state
         for job, state in live.items()

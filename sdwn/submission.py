@@ -16,7 +16,7 @@ from sdwn import cluster, scheduler
 from sdwn.cluster import Job
 from sdwn.config import RunConfig
 from sdwn.errors import SdwnError, UsageError
-from sdwn.files import RunPaths
+from sdwn.files import RunPaths, plain_disk_errors
 from sdwn.plan import Plan
 from sdwn.profiles import ClusterProfile, overridden
 from sdwn.scheduler import UNKNOWN, JobState
@@ -100,7 +100,8 @@ def submit_shards(paths: RunPaths, indices: list[int], profile: ClusterProfile) 
     jobs: list[Job] = []
     for group in groups:
         part = profile.model_copy(update={"array_parallelism": share})
-        made = cluster.submit(group, paths.jobs, part)
+        with plain_disk_errors(paths.jobs):
+            made = cluster.submit(group, paths.jobs, part)
         _record(paths, profile, made)
         jobs += made
     return jobs
@@ -116,30 +117,33 @@ def _record(paths: RunPaths, profile: ClusterProfile, jobs: list[Job]) -> None:
         profile=profile.model_dump(mode="json", exclude_defaults=True),
         jobs=tuple(jobs),
     )
+    # A line that a crash cut short must not swallow this one.
+    torn = paths.submissions.exists() and not paths.submissions.read_bytes().endswith(b"\n")
     with paths.submissions.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(submission)) + "\n")
+        file.write("\n" * torn + json.dumps(asdict(submission)) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def journal(paths: RunPaths) -> list[Submission]:
-    """Read all submissions of a run; a last line cut short by a crash is left out."""
+    """Read all submissions of a run; lines that a crash cut short are left out."""
     if not paths.submissions.exists():
         return []
-    lines = paths.submissions.read_text(encoding="utf-8").splitlines()
-    records = [_parsed(line, last=number == len(lines)) for number, line in enumerate(lines, 1)]
+    lines = paths.submissions.read_text(encoding="utf-8", errors="replace").splitlines()
+    records = (_parsed(line) for line in lines)
     return [record for record in records if record is not None]
 
 
-def _parsed(line: str, *, last: bool) -> Submission | None:
+def _parsed(line: str) -> Submission | None:
     try:
         content: dict[str, Any] = json.loads(line)
-        jobs = tuple(Job(job["id"], tuple(job["indices"])) for job in content.pop("jobs"))
+        jobs = tuple(
+            Job(str(job["id"]), tuple(int(index) for index in job["indices"]))
+            for job in content.pop("jobs")
+        )
         return Submission(**content, jobs=jobs)
-    except (ValueError, TypeError, KeyError) as error:
-        if last:
-            return None
-        raise SdwnError(f"submissions.jsonl: a line cannot be read: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:

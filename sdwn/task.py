@@ -177,7 +177,7 @@ def sound_pieces(paths: RunPaths, plan: Plan, shard: Shard) -> list[Piece]:
             with ImageFile(path) as file:
                 _require(file, plan, shard, stop - start)
                 file.check()
-                sound.append(Piece(path, start, stop, int(file.attributes["attempt"])))
+                sound.append(Piece(path, start, stop, int(file.attributes.get("attempt", 1))))
         except IntegrityError as error:
             log.warning("made again: %s", error)
             path.unlink(missing_ok=True)

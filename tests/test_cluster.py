@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from sdwn.cluster import arrays, cut, script
 from sdwn.config import validated
@@ -97,6 +97,7 @@ def test_every_piece_of_work_is_dealt_once(
 @given(st.integers(0, 30), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
 def test_times_are_read_as_slurm_reads_them(days: int, hours: int, mins: int, secs: int) -> None:
     whole = (days * 24 + hours) * 60 + mins + (secs > 0)
+    assume(whole)
     assert minutes(f"{days}-{hours:02d}:{mins:02d}:{secs:02d}") == whole
     assert minutes(f"{24 * days + hours}:{mins:02d}:{secs:02d}") == whole
 
@@ -107,6 +108,15 @@ def test_times_are_read_as_slurm_reads_them(days: int, hours: int, mins: int, se
         ({"partitoin": "gpu"}, "unknown key 'partitoin'; valid keys here: executor, account, par"),
         ({"time": "two hours"}, "time: expected a SLURM time such as 90, 2:00:00 or 1-12:00:00"),
         ({"executor": "pbs"}, "executor: Input should be 'local' or 'slurm', found 'pbs'"),
+        ({"time": 0}, "time: expected a time limit of up to a year, found '0'"),
+        ({"nodes": 2}, "nodes: Input should be less than or equal to 1"),
+        ({"partition": "gpu\n#SBATCH --uid=root"}, "partition: expected one line of text"),
+        ({"python": "python\nrm"}, "python: expected one line of text"),
+        ({"environment": {"X;touch Y": "1"}}, "'X;touch Y' is no name of an environment"),
+        ({"environment": {"X": "1\n2"}}, "environment: expected one line of text"),
+        ({"sbatch": {"x y": "1"}}, "'x y' is no long option of sbatch"),
+        ({"sbatch": {"array": "0-3"}}, "'array' is set by sdwn itself or has a field of its own"),
+        ({"sbatch": {"partition": "q"}}, "'partition' is set by sdwn itself or has a field"),
         ({"array_parallelism": 0}, "array_parallelism: Input should be greater than 0"),
     ],
 )
@@ -144,6 +154,17 @@ def test_the_journal_survives_a_crash_in_its_last_line(planned: PlanRun) -> None
     with paths.submissions.open("a") as file:
         file.write('{"time": "2026-')
     assert journal(paths) == done
+    more = submit_shards(paths, [1], profile(executor="local"))
+    assert [submission.jobs for submission in journal(paths)] == [tuple(jobs), tuple(more)]
+
+
+def test_garbage_in_the_journal_is_left_out(planned: PlanRun) -> None:
+    paths, _ = planned()
+    jobs = submit_shards(paths, [0], profile(executor="local"))
+    record = paths.submissions.read_bytes()
+    garbage = (b"3", b"null", b"\xff\xfe", b'{"jobs": [{"id": 5, "indices": ["a"]}]}')
+    paths.submissions.write_bytes(b"\n".join([*garbage, record]))
+    assert [submission.jobs for submission in journal(paths)] == [tuple(jobs)]
 
 
 @pytest.mark.parametrize(

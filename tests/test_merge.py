@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -182,13 +186,75 @@ def test_nothing_is_overwritten(generated: PlanRun, tmp_path: Path) -> None:
     assert (tmp_path / "thesis/chapter1.tex").read_text() == "years of work"
 
 
-def test_what_a_killed_merge_left_does_no_harm(run: tuple[RunPaths, Plan]) -> None:
+def test_what_a_killed_merge_left_is_swept_and_nothing_else(run: tuple[RunPaths, Plan]) -> None:
     paths, plan = run
-    left = paths.root / ".release.merging"
-    left.mkdir()
-    (left / "images-00000.h5").write_bytes(b"half")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = paths.root / f".release.{socket.gethostname()}-{ended.pid}.merging"
+    others = [paths.root / f".release.{socket.gethostname()}-{os.getpid()}.merging-not"]
+    others.append(paths.root / ".release.elsewhere-1.merging")
+    for folder in (left, *others):
+        folder.mkdir()
+        (folder / "images-00000.h5").write_bytes(b"half")
     assert len(merge([paths], target(paths))) == plan.images
     assert not left.exists()
+    assert all(folder.exists() for folder in others)
+
+
+def test_two_merges_at_once_make_one_release(run: tuple[RunPaths, Plan]) -> None:
+    paths, _ = run
+    command = [sys.executable, "-m", "sdwn", "merge", paths.root, "--release", paths.release]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
+    for process in both:
+        _, log = process.communicate()
+        assert process.returncode == 0, log.decode()
+    assert verify(paths.release) == []
+    assert not list(paths.root.glob(".release*"))
+
+
+def test_a_run_given_twice_is_refused(run: tuple[RunPaths, Plan]) -> None:
+    paths, _ = run
+    with pytest.raises(UsageError, match="is given twice"):
+        merge([paths, RunPaths(paths.root / ".." / paths.root.name)], target(paths))
+
+
+def alter(path: Path, change: Callable[[h5py.File], None]) -> None:
+    with h5py.File(path, "r+") as file:
+        change(file)
+
+
+def replaced(name: str, values: Any) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file[name] = values
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda file: file.__delitem__("rows/seed"), "expected the column seed"),
+        (replaced("rows/seed", np.arange(10, dtype="u8")), "not those that the plan asks for"),
+        (replaced("rows/width", np.zeros(10, dtype="u4")), "not those that the plan asks for"),
+        (replaced("rows/wnid", np.arange(10)), "wnid: expected values of kind S"),
+        (replaced("rows/wnid", np.array([b"\xff"] * 10)), "damaged: 'utf-8' codec"),
+        (replaced("rows/status", np.full(10, 200, dtype="u1")), "status: expected values below 4"),
+        (replaced("rows/session", np.full(10, 9, dtype="u4")), "session: expected values below 1"),
+        (replaced("sessions", np.array([b"3"])), "a session is no record"),
+        (replaced("sessions", np.array([b"garbage"])), "damaged: Expecting value"),
+        (replaced("offsets", np.arange(11, dtype="f8")), "damaged: Cannot cast"),
+        (lambda file: file.attrs.__setitem__("shard", [1, 2]), "found shard [1 2]"),
+    ],
+)
+def test_a_shard_with_wrong_contents_is_named(
+    run: tuple[RunPaths, Plan], change: Callable[[h5py.File], None], expected: str
+) -> None:
+    paths, _ = run
+    alter(paths.shard(0), change)
+    message = refused([paths], target(paths))
+    assert message.startswith(f"{paths.shard(0)}: ")
+    assert expected in message
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +319,38 @@ def test_a_later_release_is_refused(released: Path, tmp_path: Path) -> None:
     (root / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
     with pytest.raises(IntegrityError, match="expected sdwn-release 1, found sdwn-release 2"):
         Release(root)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": 3},
+        {"files": [3]},
+        {"files": [{"file": 3, "bytes": 1, "sha256": ""}]},
+        {"images": "many"},
+        {"images": -1},
+        {"statuses": None},
+        {"plan_digest": 3},
+    ],
+    ids=str,
+)
+def test_a_manifest_of_another_shape_is_refused(
+    released: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    root = shutil.copytree(released, tmp_path / "copy")
+    manifest = json.loads((root / "manifest.json").read_text())
+    (root / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(IntegrityError, match=r"manifest\.json: damaged"):
+        Release(root)
+
+
+def test_a_damaged_image_is_not_shown(released: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(released, tmp_path / "copy")
+    with h5py.File(root / "images-00000.h5", "r+") as file:
+        file["blob"][int(file["offsets"][3]) + 40] ^= 16
+    release = Release(root)
+    with pytest.raises(IntegrityError, match="is damaged; see what else is: sdwn verify"):
+        release.image(3)
 
 
 def test_a_folder_that_is_no_release_is_explained(tmp_path: Path) -> None:

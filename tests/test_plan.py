@@ -112,12 +112,26 @@ def with_version_9(text: str) -> str:
     return json.dumps({**json.loads(text), "format_version": 9})
 
 
+def without(key: str) -> Callable[[str], str]:
+    return lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != key})
+
+
+def test_planning_again_restores_a_lost_table(planned: PlanRun) -> None:
+    paths, plan = planned()
+    paths.synsets.unlink()
+    planned()
+    assert read_plan(paths) == plan
+
+
 @pytest.mark.parametrize(
     ("name", "alter", "expected"),
     [
         ("synsets", lambda text: text.replace("corgi", "poodle"), "was changed after planning"),
         ("plan", lambda text: text.replace('"seed": 0', '"seed": 1'), "was changed after planning"),
         ("plan", with_version_9, "expected sdwn-plan 1, found sdwn-plan 9"),
+        ("plan", without("digest"), "plan.json: damaged: KeyError"),
+        ("plan", without("settings"), "plan.json: damaged: KeyError"),
+        ("plan", without("summary"), "plan.json: damaged: KeyError"),
         ("plan", cut_short, "plan.json: cannot be read"),
         ("plan", lambda _: "[]", "expected a JSON object, found list"),
     ],

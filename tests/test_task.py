@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from sdwn import task
 from sdwn.errors import IntegrityError, SdwnError
-from sdwn.files import RunPaths
+from sdwn.files import RunPaths, write_text
 from sdwn.images import decode
 from sdwn.noise import NoiseSampler
 from sdwn.plan import ImageSpec, Plan, read_plan
 from sdwn.shards import ImageFile, names
+from sdwn.status import images_done, run_status
 
 from conftest import PlanRun
 
@@ -252,6 +253,22 @@ def test_a_full_disk_loses_nothing_finished(
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     task.generate(paths.root, range(len(plan.shards)))
     assert images(paths) == images(undisturbed)
+
+
+def test_only_names_that_a_run_writes_count(planned: PlanRun) -> None:
+    paths, plan = planned()
+    for name in ("0.h5", "abc.h5", "²².h5", "000001.h5", ".00001.h5.x.tmp"):
+        write_text(paths.shards / name, "")
+    (paths.shards / "00002.h5").mkdir()
+    for name in ("abc.h5", "7-x.h5", "1-2-3.h5", "0-5.h5"):
+        write_text(paths.shard_pieces(1) / name, "")
+    (paths.pieces / "²").mkdir()
+    (paths.shard_pieces(1) / "000000-000005.h5").mkdir()
+    assert paths.done_shards() == set()
+    assert images_done(paths, plan) == 0
+    write_text(paths.shards / "00099.h5", "")
+    status = run_status(paths, plan)
+    assert (status.shards_done, status.shards_missing) == (0, len(plan.shards))
 
 
 def test_an_array_task_asks_for_itself_again() -> None:
