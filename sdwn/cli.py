@@ -88,10 +88,7 @@ def submit(
     if dry_run:
         _show_script(paths, todo, chosen, as_json)
         return
-    if wait:
-        jobs = _complete(paths, made, chosen, retries)
-    else:
-        jobs = submission.submit_shards(paths, todo, chosen)
+    jobs = _start(paths, made, chosen, retries if wait else None)
     _say_submitted(jobs, todo, as_json)
 
 
@@ -109,11 +106,9 @@ def retry(
 
     paths, made = _open_run(run)
     chosen = submission.last_profile(paths, site)
+    submission.require_device(made.config, chosen)
     todo = submission.unfinished(paths, made)
-    if wait:
-        jobs = _complete(paths, made, chosen, retries)
-    else:
-        jobs = submission.submit_shards(paths, todo, chosen)
+    jobs = _start(paths, made, chosen, retries if wait else None)
     _say_submitted(jobs, todo, as_json)
 
 
@@ -302,6 +297,15 @@ def _show_script(paths: RunPaths, todo: list[int], chosen: ClusterProfile, as_js
         script = cluster.script(len(cluster.cut(todo, chosen)), paths.jobs, chosen)
     found = {"submitted": 0, "shards": len(todo), "job_ids": [], "script": script}
     terminal.result(found, as_json, text=script or "# nothing to submit\n")
+
+
+def _start(paths: RunPaths, made: Plan, chosen: ClusterProfile, retries: int | None) -> list[Job]:
+    """Submit what is unfinished; with a number of retries, follow it to the end."""
+    from sdwn.submission import submit_shards, unfinished
+
+    if retries is None:
+        return submit_shards(paths, unfinished(paths, made), chosen)
+    return _complete(paths, made, chosen, retries)
 
 
 def _say_submitted(jobs: list[Job], todo: list[int], as_json: bool) -> None:

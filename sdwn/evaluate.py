@@ -166,10 +166,15 @@ def _write(
         pq.write_table(predictions, temporary, compression="zstd")
     write_text(paths.classes, _class_table(release, found))
     # Last, for it is what says that an evaluation is there.
-    write_text(paths.evaluation, json.dumps(_content(release, found, record), indent=2) + "\n")
+    write_text(
+        paths.evaluation, json.dumps(evaluation_record(release, found, record), indent=2) + "\n"
+    )
 
 
-def _content(release: Release, found: metrics.Evaluation, record: dict[str, Any]) -> dict[str, Any]:
+def evaluation_record(
+    release: Release, found: metrics.Evaluation, record: dict[str, Any]
+) -> dict[str, Any]:
+    """Describe an evaluation: figures, classes, classifier, and the paper's own if comparable."""
     figures = found.as_dict()
     per_class = figures.pop("per_class")
     content = {

@@ -105,7 +105,10 @@ def _locate(runs: Sequence[RunPaths], plan: Plan) -> list[Path]:
             if index in places:
                 places[index].append(paths.shard(index))
             else:
-                problems.append(f"{paths.shard(index)}: foreign: the plan has no such shard")
+                path = paths.shard(index)
+                problems.append(
+                    f"{path}: foreign: the plan has no such shard; remove it: rm {path}"
+                )
     problems += _missing(runs, [index for index, found in places.items() if not found])
     for index, found in places.items():
         problems += _shard_problems(plan, plan.shards[index], found)

@@ -65,6 +65,26 @@ def test_figures_stand_beside_the_papers_only_for_the_papers_catalog(
     assert evaluation["classifier"]["checkpoint_sha256"]
 
 
+def test_the_papers_catalog_gets_the_papers_figures_and_the_note(
+    demo: tuple[Sdwn, dict[str, Any]],
+) -> None:
+    from sdwn import metrics
+    from sdwn.evaluate import evaluation_record
+    from sdwn.release import Release
+    from sdwn.report import page
+
+    sdwn, found = demo
+    release = Release(sdwn.folder / found["release"])
+    release.manifest["catalog"] = "sdwn-26204"
+    table = pq.read_table((sdwn.folder / found["path"]).with_name("predictions.parquet"))
+    columns = [table[name].to_pylist() for name in ("wnid", "number", "status", "label_rank")]
+    record = evaluation_record(release, metrics.evaluate(*columns), {"model": "any"})
+    assert record["paper"]["mean_correct"] == 4.16
+    shown = page(release, record)
+    for text in ("4.16", "3.74", "73.00", "14.00", "861", "862", "n02113186", "arXiv:2211.01777"):
+        assert text in shown
+
+
 class Page(HTMLParser):
     """All references of a page, and its text."""
 

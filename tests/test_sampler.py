@@ -319,7 +319,7 @@ class TestLoading:
 
     def test_an_unknown_built_in_names_the_valid_ones(self) -> None:
         with pytest.raises(UsageError, match=r"builtin:huge.*builtin:tiny"):
-            Sampler(config("builtin:huge"))
+            builtin_folder("huge")
 
     def test_a_folder_without_a_pipeline_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"model_index\.json is missing"):
