@@ -88,7 +88,7 @@ def submit(
     if dry_run:
         _show_script(paths, todo, chosen, as_json)
         return
-    jobs = _start(paths, made, chosen, retries if wait else None)
+    jobs = _start(paths, made, todo, chosen, retries if wait else None)
     _say_submitted(jobs, todo, as_json)
 
 
@@ -108,7 +108,7 @@ def retry(
     chosen = submission.last_profile(paths, site)
     submission.require_device(made.config, chosen)
     todo = submission.unfinished(paths, made)
-    jobs = _start(paths, made, chosen, retries if wait else None)
+    jobs = _start(paths, made, todo, chosen, retries if wait else None)
     _say_submitted(jobs, todo, as_json)
 
 
@@ -299,12 +299,14 @@ def _show_script(paths: RunPaths, todo: list[int], chosen: ClusterProfile, as_js
     terminal.result(found, as_json, text=script or "# nothing to submit\n")
 
 
-def _start(paths: RunPaths, made: Plan, chosen: ClusterProfile, retries: int | None) -> list[Job]:
-    """Submit what is unfinished; with a number of retries, follow it to the end."""
-    from sdwn.submission import submit_shards, unfinished
+def _start(
+    paths: RunPaths, made: Plan, todo: list[int], chosen: ClusterProfile, retries: int | None
+) -> list[Job]:
+    """Submit shards; with a number of retries, follow the run to the end."""
+    from sdwn.submission import submit_shards
 
     if retries is None:
-        return submit_shards(paths, unfinished(paths, made), chosen)
+        return submit_shards(paths, todo, chosen)
     return _complete(paths, made, chosen, retries)
 
 

@@ -17,8 +17,10 @@ YEAR_S = 366 * 24 * 3600
 
 # Sites accept different ones; two of them in one request contradict each other.
 GPU_OPTIONS = ("gres", "gpus_per_node", "gpus", "gpus_per_task")
-OWN_OPTIONS = ("array", "error", "job-name", "ntasks", "open-mode", "output", "signal")
 MEMORY_OPTIONS = ("mem", "mem_per_cpu", "mem_per_gpu")
+
+# What submitit or sdwn writes into every script.
+OWN_OPTIONS = ("array", "error", "job-name", "ntasks", "open-mode", "output", "signal")
 
 
 class ClusterProfile(Section):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -231,8 +230,3 @@ def _damaged_images(release: Release, part: str) -> list[str]:
             if hashlib.sha256(file.read(row["bytes"])).hexdigest() != row["sha256"]:
                 problems.append(f"{part}: {row['synset']} {row['number']} is damaged")
     return problems
-
-
-def status_counts(release: Release) -> dict[str, int]:
-    """Count the images of each status."""
-    return dict(Counter(release.metadata["status"].to_pylist()))

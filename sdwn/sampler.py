@@ -28,9 +28,6 @@ _INDEX = "model_index.json"
 # Its steps draw noise for the batch as a whole, out of no image's generator.
 _UNREPEATABLE = {"DPMSolverSDEScheduler"}
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-# diffusers 0.40 renamed the argument, and warns of the old name.
-_NEW_NAME = tuple(int(part) for part in diffusers.__version__.split(".")[:2]) >= (0, 40)
-_DTYPE_ARGUMENT = "dtype" if _NEW_NAME else "torch_dtype"
 
 
 class Sampler:
@@ -127,8 +124,8 @@ def _silence_libraries() -> None:
 def _load(config: RunConfig) -> Any:
     wanted = config.generation.safety_checker
     without: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
-    options = {_DTYPE_ARGUMENT: _DTYPES[config.generation.precision]}
-    pipeline = _from_pretrained(config.model, **options, **({} if wanted else without))
+    dtype = _DTYPES[config.generation.precision]
+    pipeline = _from_pretrained(config.model, dtype=dtype, **({} if wanted else without))
     if getattr(pipeline, "unet", None) is None:
         raise SdwnError(
             f"model {config.model.name}: {type(pipeline).__name__} has no UNet; "

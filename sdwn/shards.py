@@ -255,8 +255,9 @@ class ImageFile:
             group = self._file["rows"]
             known = [column for column in COLUMNS if column.name in group]
             rows = {column.name: group[column.name][:] for column in known}
+            sessions = len(self.sessions)
             for column in known:
-                _check_column(column, rows[column.name], len(self.sessions))
+                _check_column(column, rows[column.name], sessions)
             return rows
 
     def payload(self, index: int) -> bytes:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sdwn import scheduler
+from sdwn.cluster import Job
 from sdwn.files import RunPaths
-from sdwn.plan import Plan
-from sdwn.scheduler import PENDING, UNKNOWN
+from sdwn.plan import Plan, Shard
+from sdwn.scheduler import PENDING, UNKNOWN, JobState
 from sdwn.submission import failure, journal, last_jobs, live_jobs
 
 RATE_WINDOW_S = 600
@@ -51,7 +51,7 @@ class RunStatus:
 def run_status(paths: RunPaths, plan: Plan) -> RunStatus:
     """Look at a run's files and ask the scheduler."""
     live = live_jobs(paths)
-    done = paths.done_shards() & {shard.index for shard in plan.shards}
+    done = planned_done(paths, plan)
     states = {
         index: state.state
         for job, state in live.items()
@@ -74,49 +74,54 @@ def run_status(paths: RunPaths, plan: Plan) -> RunStatus:
         shards_unknown=unknown,
         shards_failed=len(failed),
         shards_missing=len(plan.shards) - len(done) - len(states) - len(failed),
-        restarts=restarts(paths),
+        restarts=restarts(paths, live),
         images_per_second=rate,
         seconds_left=(plan.images - images) / rate if rate else None,
         failures=[f"shard {index}: {failure(paths, index)}" for index in failed[:FAILURES_SHOWN]],
     )
 
 
-def restarts(paths: RunPaths) -> int:
+def restarts(paths: RunPaths, live: dict[Job, JobState]) -> int:
     """Count the requeues of a run's jobs: by accounting, or of live jobs by the queue."""
     slurm = [job for s in journal(paths) if s.executor == "slurm" for job in s.jobs]
-    if not slurm:
-        return 0
     ends = scheduler.sacct(job.id for job in slurm)
-    known = {job.id: len(ends[job.id]) - 1 for job in slurm if job.id in ends}
-    queue = scheduler.squeue() or {}
-    return sum(
-        max(known.get(job.id, 0), queue[job.id].restarts if job.id in queue else 0) for job in slurm
-    )
+    known = {job: len(ends[job.id]) - 1 for job in slurm if job.id in ends}
+    queued = {job: state.restarts for job, state in live.items()}
+    return sum(max(known.get(job, 0), queued.get(job, 0)) for job in slurm)
+
+
+def planned_done(paths: RunPaths, plan: Plan) -> set[int]:
+    """List the finished shards that the plan has; a stray file is none."""
+    return paths.done_shards() & set(range(len(plan.shards)))
+
+
+def planned_started(paths: RunPaths, plan: Plan, done: set[int]) -> list[Shard]:
+    """List the unfinished shards of the plan that have pieces."""
+    started = set(paths.started_shards()) - done
+    return [plan.shards[index] for index in sorted(started) if index < len(plan.shards)]
 
 
 def images_done(paths: RunPaths, plan: Plan) -> int:
     """Count finished images from file names: whole shards, and the pieces of others."""
-    done = paths.done_shards()
-    images = sum(
-        plan.shard_images(plan.shards[index]) for index in done if index < len(plan.shards)
-    )
-    started = (index for index in paths.started_shards() if index not in done)
-    return images + sum(covered_images(paths.piece_ranges(index)) for index in started)
+    done = planned_done(paths, plan)
+    images = sum(plan.shard_images(plan.shards[index]) for index in done)
+    for shard in planned_started(paths, plan, done):
+        pieces = covered_images(paths.piece_ranges(shard.index))
+        images += min(pieces, plan.shard_images(shard))
+    return images
 
 
 def images_per_second(paths: RunPaths, plan: Plan) -> float:
     """Measure a run's speed from when its latest files were written."""
     now = time.time()
-    done = paths.done_shards()
+    done = planned_done(paths, plan)
     ages = [
-        (now - written, plan.shard_images(plan.shards[index]))
-        for index, written in _written(paths, done)
-        if index < len(plan.shards)
+        (now - _mtime(paths.shard(index)), plan.shard_images(plan.shards[index])) for index in done
     ]
-    for index in paths.started_shards():
-        if index not in done:
-            for start, stop in paths.piece_ranges(index):
-                ages.append((now - _mtime(paths.piece(index, start, stop)), stop - start))
+    for shard in planned_started(paths, plan, done):
+        for start, stop in paths.piece_ranges(shard.index):
+            written = _mtime(paths.piece(shard.index, start, stop))
+            ages.append((now - written, stop - start))
     recent = [(age, images) for age, images in ages if age <= RATE_WINDOW_S]
     if len(recent) < 2:
         return 0.0
@@ -124,10 +129,6 @@ def images_per_second(paths: RunPaths, plan: Plan) -> float:
     # The oldest file marks when counting starts; its own images were made before.
     made = sum(images for _, images in recent) - next(i for age, i in recent if age == oldest)
     return made / oldest if oldest > 0 else 0.0
-
-
-def _written(paths: RunPaths, done: Iterable[int]) -> list[tuple[int, float]]:
-    return [(index, _mtime(paths.shard(index))) for index in done]
 
 
 def _mtime(path: Path) -> float:

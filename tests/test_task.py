@@ -267,6 +267,10 @@ def test_only_names_that_a_run_writes_count(planned: PlanRun) -> None:
     assert paths.done_shards() == set()
     assert images_done(paths, plan) == 0
     write_text(paths.shards / "00099.h5", "")
+    write_text(paths.piece(999, 0, 99_999), "")
+    assert images_done(paths, plan) == 0
+    write_text(paths.piece(1, 0, 99_999), "")
+    assert images_done(paths, plan) == plan.shard_images(plan.shards[1])
     status = run_status(paths, plan)
     assert (status.shards_done, status.shards_missing) == (0, len(plan.shards))
 
