@@ -4,14 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help demo test lint install wordnet bench clean
+.PHONY: help demo test lint install wordnet bench full-size clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    install into .venv and run the whole job, small"
-	@echo "make test    linters, type checker, every test"
-	@echo "make bench   speed, as ratios against named peers"
-	@echo "make clean   remove the demo's run folder"
+	@echo "make demo       install into .venv and run the whole job, small"
+	@echo "make test       linters, type checker, every test"
+	@echo "make bench      speed, as ratios against named peers"
+	@echo "make full-size  Stable Diffusion 1.4's architecture, random weights, once through"
+	@echo "make clean      remove the demo's run folder"
 
 # pip keeps a torch that is there already (VENV_FLAGS=--system-site-packages for a site's own).
 $(VENV)/installed: pyproject.toml
@@ -43,6 +44,9 @@ test: lint wordnet
 
 bench: $(VENV)/installed-dev wordnet
 	$(BIN)/python benchmarks/bench.py
+
+full-size: wordnet
+	$(BIN)/python benchmarks/full_size.py
 
 clean:
 	rm -rf $(DEMO)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import statistics
 import subprocess
 import sys
@@ -44,13 +45,14 @@ assert len(seen) == 29580
 
 @dataclass(frozen=True)
 class Row:
-    """A thing measured, the peer it stands against, and the ratio to reach."""
+    """A thing measured, the peer it stands against, and the ratio to reach; both give figures."""
 
     what: str
     peer: str
     to_reach: str
-    ours: Callable[[Path], None]
-    theirs: Callable[[Path], None]
+    ours: Callable[[Path], float]
+    theirs: Callable[[Path], float]
+    rounds: int = ROUNDS
 
 
 def run(*command: object) -> None:
@@ -71,9 +73,9 @@ def make_shards(folder: Path, shards: int = 8, images: int = 500, size: int = 40
     from sdwn.catalog import Catalog
     from sdwn.config import RunConfig
     from sdwn.files import RunPaths
+    from sdwn.pieces import shard_attributes
     from sdwn.plan import make_plan, write_plan
     from sdwn.shards import Contents, table, write_images
-    from sdwn.task import shard_attributes
     from sdwn.wordnet import Synset
 
     config = RunConfig.model_validate(
@@ -129,37 +131,109 @@ def merge_cat(folder: Path) -> None:
     run("rm", copy)
 
 
+def timed(action: Callable[[Path], None]) -> Callable[[Path], float]:
+    def measure(folder: Path) -> float:
+        start = time.perf_counter()
+        action(folder)
+        return time.perf_counter() - start
+
+    return measure
+
+
+def generation(name: str, figure: str = "seconds") -> Callable[[Path], float]:
+    """Run one of generation.py's in a process of its own, and take a figure of what it prints."""
+
+    def measure(folder: Path) -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            script = Path(__file__).with_name("generation.py")
+            command = [PYTHON, str(script), name, own]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            return float(json.loads(done.stdout.splitlines()[-1])[figure])
+
+    return measure
+
+
+SERIAL = "a loop that saves PNG files"
+LOOP = "accelerate's documented loop"
+
 ROWS = {
-    "plan": Row("plan of 26,204 synsets", "NLTK loads and walks", "<= 1.3", plan_ours, plan_nltk),
+    "plan": Row(
+        "plan of 26,204 synsets, s",
+        "NLTK loads and walks",
+        "<= 1.3",
+        timed(plan_ours),
+        timed(plan_nltk),
+    ),
     "merge": Row(
-        "merge of 1.6 GB in 8 shards",
+        "merge of 1.6 GB in 8 shards, s",
         "cat | tee | sha256sum, sync",
         "<= 1.1",
-        merge_ours,
-        merge_cat,
+        timed(merge_ours),
+        timed(merge_cat),
+    ),
+    "busy": Row(
+        "a model paced like an H100, s",
+        "the model's own time",
+        "<= 1.02",
+        generation("paced"),
+        generation("model_alone"),
+        rounds=1,
+    ),
+    "serial": Row(
+        "a model paced like an H100, s",
+        SERIAL,
+        "<= 0.79",
+        generation("paced"),
+        generation("paced_serial"),
+        rounds=1,
+    ),
+    "generate": Row(
+        "small real pipeline, images/s",
+        LOOP,
+        ">= 1.3",
+        generation("real", "images_per_second"),
+        generation("real_accelerate", "images_per_second"),
+    ),
+    "memory": Row(
+        "small real pipeline, peak MB",
+        LOOP,
+        "<= 1.2",
+        generation("real", "peak_mb"),
+        generation("real_accelerate", "peak_mb"),
+        rounds=1,
+    ),
+    "start": Row(
+        "start of a task: one image, s",
+        "the same in plain diffusers",
+        "<= 1.2",
+        generation("start", "whole_seconds"),
+        generation("start_diffusers", "whole_seconds"),
+        rounds=3,
+    ),
+    "tune": Row(
+        "tuner: share of the best speed",
+        "best of 500 simulated cards",
+        ">= 0.98",
+        generation("tuner", "share"),
+        lambda _: 1.0,
+        rounds=1,
     ),
 }
 
 
-def seconds(action: Callable[[Path], None], folder: Path) -> float:
-    start = time.perf_counter()
-    action(folder)
-    return time.perf_counter() - start
-
-
 def main(names: list[str]) -> None:
-    shown = Table("what", "seconds", "peer", "seconds", "ratio", "to reach")
+    shown = Table("what", "ours", "peer", "theirs", "ratio", "to reach")
     with tempfile.TemporaryDirectory(prefix="sdwn-bench-") as name:
         folder = Path(name)
-        make_shards(folder)
+        if not names or "merge" in names:
+            make_shards(folder)
         for row in (ROWS[name] for name in names or ROWS):
-            seconds(row.ours, folder), seconds(row.theirs, folder)  # warm caches
-            pairs = [
-                (seconds(row.ours, folder), seconds(row.theirs, folder)) for _ in range(ROUNDS)
-            ]
+            if row.rounds > 1:
+                row.ours(folder), row.theirs(folder)  # warm caches
+            pairs = [(row.ours(folder), row.theirs(folder)) for _ in range(row.rounds)]
             ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
             ratio = statistics.median(a / b for a, b in pairs)
-            figures = f"{ours:.2f}", row.peer, f"{theirs:.2f}", f"{ratio:.2f}", row.to_reach
+            figures = f"{ours:.4g}", row.peer, f"{theirs:.4g}", f"{ratio:.3f}", row.to_reach
             shown.add_row(row.what, *figures)
     Console().print(shown)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import zlib
 from pathlib import Path
@@ -30,6 +29,7 @@ from transformers import (
 )
 
 from sdwn.errors import UsageError
+from sdwn.files import cache_folder
 
 BUILTIN = ("tiny",)
 
@@ -53,8 +53,7 @@ _CONCEPT_THRESHOLD = 0.65
 def builtin_folder(name: str) -> Path:
     """Return a built-in pipeline's folder in diffusers format, made on first use.
 
-    It lies in ``models`` below the cache: ``$SDWN_CACHE``, else ``$XDG_CACHE_HOME/sdwn``, else
-    ``~/.cache/sdwn``. Processes that start at once may all call this.
+    It lies in ``models`` below the cache. Processes that start at once may all call this.
 
     Raises:
         UsageError: there is no built-in pipeline of this name.
@@ -62,7 +61,7 @@ def builtin_folder(name: str) -> Path:
     if name not in BUILTIN:
         valid = ", ".join(f"builtin:{known}" for known in BUILTIN)
         raise UsageError(f"builtin:{name}: no such built-in model; valid: {valid}")
-    folder = _cache() / "models" / f"{name}-{_VERSION}"
+    folder = cache_folder() / "models" / f"{name}-{_VERSION}"
     if not folder.is_dir():
         _make(folder)
     return folder
@@ -76,12 +75,6 @@ def fingerprint(folder: Path) -> str:
             content = hashlib.file_digest(file, "sha256").digest()
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)
     return digest.hexdigest()[:16]
-
-
-def _cache() -> Path:
-    if named := os.environ.get("SDWN_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdwn"
 
 
 def _make(folder: Path) -> None:

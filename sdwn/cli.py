@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sdwn.cluster import Job
     from sdwn.config import EvaluationConfig, RunConfig
     from sdwn.files import RunPaths
+    from sdwn.gpus import GpuProfile
     from sdwn.plan import Plan
     from sdwn.profiles import ClusterProfile
     from sdwn.scheduler import JobState
@@ -69,6 +70,57 @@ def plan(config: Config, run: Run, set_: Override = None, as_json: AsJson = Fals
 
 @app.command()
 @with_site
+def tune(
+    config: Config,
+    site: dict[str, str],
+    profile: Annotated[
+        str | None, typer.Option(help="Measure by a job under this profile; default: here.")
+    ] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="By a job on each of these, as v100,a100.")
+    ] = None,
+    set_: Override = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the best batch size of a GPU; every later task there takes it."""
+    if profile is None and (gpus or site):
+        raise typer.BadParameter("--gpus and the profile's options need --profile")
+    settings = _config(config, set_)
+    if profile is None:
+        from sdwn.tune import tune_device
+
+        with terminal.working("measuring"):
+            found = [tune_device(settings)]
+    else:
+        found = _tune_elsewhere(settings, _profile(profile, site), (gpus or "").split(","))
+    terminal.result(
+        {"profiles": [one.as_dict() for one in found]},
+        as_json,
+        text="\n".join(terminal.tuning_text(one) for one in found),
+    )
+
+
+@app.command()
+@with_site
+def pilot(
+    run: Run, site: dict[str, str], profile: Profile = "local", as_json: AsJson = False
+) -> None:
+    """Make 20 images of the plan on the real target, and say what the whole run will take."""
+    from dataclasses import asdict
+
+    from sdwn.pilot import run_pilot
+    from sdwn.submission import require_fit
+
+    paths, made = _open_run(run)
+    chosen = _profile(profile, site)
+    require_fit(made.config, chosen)
+    with terminal.working("making the pilot's images"):
+        found = run_pilot(paths, made, chosen, lambda _: None)
+    terminal.result(asdict(found), as_json)
+
+
+@app.command()
+@with_site
 def submit(
     run: Run,
     site: dict[str, str],
@@ -83,7 +135,7 @@ def submit(
 
     paths, made = _open_run(run)
     chosen = _profile(profile, site)
-    submission.require_device(made.config, chosen)
+    submission.require_fit(made.config, chosen)
     todo = submission.unfinished(paths, made)
     if dry_run:
         _show_script(paths, todo, chosen, as_json)
@@ -106,7 +158,7 @@ def retry(
 
     paths, made = _open_run(run)
     chosen = submission.last_profile(paths, site)
-    submission.require_device(made.config, chosen)
+    submission.require_fit(made.config, chosen)
     todo = submission.unfinished(paths, made)
     jobs = _start(paths, made, todo, chosen, retries if wait else None)
     _say_submitted(jobs, todo, as_json)
@@ -241,10 +293,10 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Do all of it in order, the release in RUN's own folder; again, only what is missing."""
-    from sdwn.submission import require_device
+    from sdwn.submission import require_fit
 
     chosen = _profile(profile, site)
-    require_device(_config(config, set_), chosen)
+    require_fit(_config(config, set_), chosen)
     made, paths = _make_plan(config, run, set_)
     _complete(paths, made, chosen, retries)
     found = _merge([run], paths.release, part_bytes=None)
@@ -264,6 +316,18 @@ def _profile(name: str, site: dict[str, str]) -> ClusterProfile:
     from sdwn.profiles import load_profile
 
     return load_profile(name, site)
+
+
+def _tune_elsewhere(
+    settings: RunConfig, chosen: ClusterProfile, kinds: list[str]
+) -> list[GpuProfile]:
+    from sdwn.submission import require_fit
+    from sdwn.tune import tune_elsewhere
+
+    require_fit(settings, chosen)
+    with terminal.working("measuring"):
+        wanted = [kind.strip() for kind in kinds if kind.strip()]
+        return tune_elsewhere(settings, chosen, wanted, lambda _: None)
 
 
 def _make_plan(config: str, run: Path, overrides: list[str] | None) -> tuple[Plan, RunPaths]:

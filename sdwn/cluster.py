@@ -17,7 +17,9 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
+from sdwn import batches
 from sdwn.errors import SdwnError
+from sdwn.files import STAGE_VARIABLE
 from sdwn.profiles import ClusterProfile, minutes
 from sdwn.task import ArrayTask
 
@@ -43,22 +45,27 @@ SUBMITIT_OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A submitted array task: its scheduler's id and the pieces it works on."""
+    """A submitted array task: its scheduler's id, the pieces it works on, its processes."""
 
     id: str
     indices: tuple[int, ...]
+    processes: int = 1
+
+    def rank(self, index: int) -> int:
+        """Say which process works on a piece."""
+        return self.indices.index(index) % self.processes
 
 
 def cut(indices: Sequence[int], profile: ClusterProfile) -> list[tuple[int, ...]]:
     """Deal pieces of work to array tasks.
 
-    Under SLURM a task takes ``shards_per_task`` of them; the local executor starts all its
-    tasks at once, so there are only ``array_parallelism`` of them.
+    Under SLURM each GPU of a task takes ``shards_per_task`` of them; the local executor starts
+    all its tasks at once, so there are only ``array_parallelism`` of them.
     """
     if profile.executor == "local":
         tasks = min(profile.array_parallelism, len(indices))
         return [tuple(indices[first::tasks]) for first in range(tasks)]
-    size = profile.shards_per_task
+    size = profile.shards_in_task
     return [tuple(indices[start : start + size]) for start in range(0, len(indices), size)]
 
 
@@ -80,7 +87,10 @@ def submit(tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile) -> l
             submitted = _submit_all(executor, tasks, profile)
     except (subprocess.CalledProcessError, FailedJobError, FailedSubmissionError) as error:
         raise SdwnError(f"submission refused: {_last_line(str(error))}") from error
-    return [Job(job.job_id, task.indices) for job, task in zip(submitted, tasks, strict=True)]
+    return [
+        Job(job.job_id, task.indices, profile.processes)
+        for job, task in zip(submitted, tasks, strict=True)
+    ]
 
 
 def _submit_all(executor: Any, tasks: Sequence[ArrayTask], profile: ClusterProfile) -> list[Any]:
@@ -141,9 +151,14 @@ def _slurm_parameters(profile: ClusterProfile) -> dict[str, Any]:
     parameters["additional_parameters"] = {k: v for k, v in extra.items() if v not in (None, False)}
     parameters["job_name"] = JOB_NAME
     parameters["array_parallelism"] = profile.array_parallelism
+    parameters["srun_args"] = []
     if profile.cpus_per_task:
         # From SLURM 22.05 on, srun no longer takes it from sbatch.
-        parameters["srun_args"] = [f"--cpus-per-task={profile.cpus_per_task}"]
+        parameters["srun_args"].append(f"--cpus-per-task={profile.cpus_per_task}")
+    if profile.processes > 1:
+        parameters["ntasks_per_node"] = profile.processes
+        # One that dies leaves the others alone.
+        parameters["srun_args"].append("--kill-on-bad-exit=0")
     return parameters
 
 
@@ -151,6 +166,10 @@ def _setup(profile: ClusterProfile) -> list[str]:
     environment = dict(profile.environment)
     if profile.cpus_per_task:
         environment.setdefault("OMP_NUM_THREADS", str(profile.cpus_per_task))
+    if profile.batch_size:
+        environment[batches.VARIABLE] = str(profile.batch_size)
+    if profile.stage_weights:
+        environment[STAGE_VARIABLE] = profile.stage_weights
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     return [*exports, *profile.setup]
 

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 
+from sdwn.batches import off_grid
 from sdwn.errors import UsageError
 
 # The catalog of arXiv 2211.01777.
@@ -72,18 +73,22 @@ class ModelConfig(Section):
 class GenerationConfig(Section):
     """How an image is sampled, in diffusers' own terms.
 
-    ``batch_size`` counts images; without it a task takes one synset's images at a time.
+    ``scheduler: null`` is the model's own. ``batch_size`` counts images; without it each task
+    takes what suits its card. ``channels_last`` and ``compile`` (torch.compile) are faster on
+    most GPUs and may change last bits.
     """
 
     height: Pixels = 512
     width: Pixels = 512
     num_inference_steps: Positive = 50
     guidance_scale: Annotated[float, Field(ge=0)] = 7.5
-    scheduler: str = "PNDMScheduler"
+    scheduler: str | None = "PNDMScheduler"
     negative_prompt: str | None = None
     safety_checker: bool = True
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     batch_size: Positive | None = None
+    channels_last: bool = False
+    compile: bool = False
 
 
 class StorageConfig(Section):
@@ -146,6 +151,14 @@ class RunConfig(Section):
     def needs_gpu(self) -> bool:
         """Whether it cannot run on a CPU; built-in models are small enough for fp16 there."""
         return self.generation.precision == "fp16" and not self.model.name.startswith("builtin:")
+
+    @model_validator(mode="after")
+    def _batch_of_synsets(self) -> RunConfig:
+        if (size := self.generation.batch_size) is not None:
+            reason = off_grid(size, self.images_per_synset)
+            if reason:
+                raise ValueError(f"generation.batch_size: {reason}")
+        return self
 
     @field_validator("prompt")
     @classmethod

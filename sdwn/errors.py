@@ -15,3 +15,7 @@ class UsageError(SdwnError):
 
 class IntegrityError(SdwnError):
     """A file that is not what its record says: missing, cut short, altered or foreign."""
+
+
+class OutOfMemoryError(SdwnError):
+    """The device has no room for this batch."""

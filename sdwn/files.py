@@ -17,10 +17,20 @@ from typing import Any
 from sdwn.errors import IntegrityError, SdwnError
 
 TEMPORARY = ".tmp"
+# Names a folder of the node's own disk that weights are copied to once.
+STAGE_VARIABLE = "SDWN_STAGE_WEIGHTS"
+LOWERED = ".lowered.txt"
 
 # As RunPaths writes them: five digits, or more without a leading zero.
 SHARD_NAME = re.compile(r"([0-9]{5}|[1-9][0-9]{5,8})\.h5")
 PIECE_NAME = re.compile(r"([0-9]{6,9})-([0-9]{6,9})\.h5")
+
+
+def cache_folder() -> Path:
+    """Name the user's cache: ``$SDWN_CACHE``, ``$XDG_CACHE_HOME/sdwn``, or ``~/.cache/sdwn``."""
+    if named := os.environ.get("SDWN_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdwn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,31 @@ class RunPaths:
         return self.root / "jobs"
 
     @property
+    def tasks(self) -> Path:
+        """Folder of what each process of a task says of itself."""
+        return self.root / "tasks"
+
+    @property
+    def pilot(self) -> RunPaths:
+        """The small run that ``sdwn pilot`` makes."""
+        return RunPaths(self.root / "pilot")
+
+    @property
+    def speed(self) -> Path:
+        """How fast the pilot's device was, in the pilot's own folder."""
+        return self.root / "speed.json"
+
+    @property
+    def answers(self) -> Path:
+        """What the pilot says of the whole run, in the pilot's own folder."""
+        return self.root / "answers.json"
+
+    @property
+    def contact_sheet(self) -> Path:
+        """The pilot's images as one picture."""
+        return self.root / "contact-sheet.png"
+
+    @property
     def submissions(self) -> Path:
         """Journal of submissions, a JSON object a line."""
         return self.root / "submissions.jsonl"
@@ -75,6 +110,18 @@ class RunPaths:
     def piece(self, index: int, start: int, stop: int) -> Path:
         """Name a piece: the images ``start`` up to ``stop`` of a shard."""
         return self.shard_pieces(index) / f"{start:06d}-{stop:06d}.h5"
+
+    def task(self, job: str, rank: int) -> Path:
+        """Name the record of a process of a task."""
+        return self.tasks / f"{job}.{rank}.json"
+
+    def lowered(self, job: str, rank: int) -> Path:
+        """Name the note that a process ran out of memory and lowered its batch."""
+        return self.tasks / f"{job}.{rank}{LOWERED}"
+
+    def lowered_notes(self) -> list[Path]:
+        """List these notes."""
+        return sorted(self.tasks / name for name in _files(self.tasks) if name.endswith(LOWERED))
 
     def done_shards(self) -> set[int]:
         """List the finished shards, from their names alone."""

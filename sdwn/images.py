@@ -22,12 +22,16 @@ class Sample:
     ``pixels`` is RGB of shape (height, width, 3). ``status`` is ``ok``, ``nsfw`` (the safety
     checker blackened it) or ``nan`` (the model gave NaN; black). ``tokens`` counts the whole
     prompt's, start and end included; ``truncated`` says that the text encoder took fewer.
+    ``redone`` says that it gave NaN in half precision and was sampled again, alone and in
+    float32; ``vae_slicing`` that its batch was decoded one by one.
     """
 
     pixels: Pixels
     status: str
     tokens: int
     truncated: bool
+    redone: bool = False
+    vae_slicing: bool = False
 
 
 CODECS = ("webp", "png", "jpeg", "raw")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sdwn import gpus, memory
 from sdwn.config import RunConfig
 from sdwn.images import Sample
 from sdwn.plan import ImageSpec
@@ -19,22 +20,60 @@ SECONDS_A_STEP = 0.01
 class NoiseSampler:
     """Draw each image from its seed alone; a step of an image takes 10 ms."""
 
+    vae_slicing = False
+
     def __init__(self, config: RunConfig) -> None:
-        self._generation = config.generation
+        self.config = config
         self.provenance: dict[str, Any] = {
             "model": config.model.name,
             "device": "cpu",
             "numpy": np.__version__,
             "python": platform.python_version(),
         }
+        self.workload = gpus.workload(config, self.provenance, memory.total())
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Draw a batch of images."""
-        time.sleep(SECONDS_A_STEP * self._generation.num_inference_steps * len(specs))
+        time.sleep(SECONDS_A_STEP * self.config.generation.num_inference_steps * len(specs))
         return [self._draw(spec) for spec in specs]
 
+    def seconds(self, specs: Sequence[ImageSpec]) -> float:
+        """Time a batch."""
+        began = time.perf_counter()
+        self.sample(specs)
+        return time.perf_counter() - began
+
+    def check(self, samples: list[Sample]) -> list[Sample]:
+        """Noise is never flagged."""
+        return samples
+
+    def fits(self, sliced: bool) -> int | None:
+        """There is no card to ask."""
+        return None
+
+    def slice_vae(self, on: bool = True) -> bool:
+        """There is no VAE."""
+        return False
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+    @property
+    def limit_bytes(self) -> int:
+        """The memory that a batch may use."""
+        return gpus.below_head_room(memory.usable(), memory.total())
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory used since :meth:`forget_peak`."""
+        return memory.peak()
+
+    def forget_peak(self) -> None:
+        """Begin to look for a new peak."""
+        memory.forget_peak()
+
     def _draw(self, spec: ImageSpec) -> Sample:
-        shape = (self._generation.height, self._generation.width, 3)
+        shape = (self.config.generation.height, self.config.generation.width, 3)
         # RandomState's stream is frozen: the same noise under every NumPy.
         random = np.random.RandomState(spec.seed % 2**32)
         pixels = random.randint(0, 256, shape, dtype=np.uint8)

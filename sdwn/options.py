@@ -55,7 +55,9 @@ SITE = {
     "reservation": "Reservation to use.",
     "wckey": "Workload characterization key.",
     "array_parallelism": "Tasks that may run at once.",
-    "shards_per_task": "Shards that a task makes in turn.",
+    "shards_per_task": "Shards that each GPU of a task makes in turn.",
+    "batch_size": "Images a batch, whatever a GPU profile says.",
+    "stage_weights": "Folder of a node's own disk that weights are copied to once.",
 }
 PANEL = "In place of the profile's"
 

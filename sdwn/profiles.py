@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sdwn.config import Positive, Section, read_yaml, validated
+from sdwn.errors import UsageError
 from sdwn.shipped import find
 
 PREEMPTION_SIGNAL_S = 90
@@ -29,7 +30,10 @@ class ClusterProfile(Section):
     ``time`` is SLURM's: minutes, ``MM:SS``, ``HH:MM:SS`` or ``D-HH[:MM[:SS]]``. ``setup`` lines
     run in the job's shell before the task. ``python`` is the command that starts Python there.
     ``sbatch`` holds any other option by its long name (true for a flag). ``array_parallelism``
-    is how many tasks may run at once, ``shards_per_task`` how many shards each makes in turn.
+    is how many tasks may run at once, ``shards_per_task`` how many shards each GPU of a task
+    makes in turn. ``batch_size`` overrides what each task would take by itself.
+    ``stage_weights`` is a folder of a node's own disk that weights are copied to once; variables
+    in it are the task's.
     """
 
     executor: Literal["local", "slurm"] = "slurm"
@@ -52,6 +56,8 @@ class ClusterProfile(Section):
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     array_parallelism: Positive = 256
     shards_per_task: Positive = 1
+    batch_size: Positive | None = None
+    stage_weights: str | None = None
     signal_delay_s: Annotated[int, Field(ge=0)] = PREEMPTION_SIGNAL_S
     max_num_timeout: Annotated[int, Field(ge=0)] = 100
     setup: tuple[str, ...] = ()
@@ -109,9 +115,53 @@ class ClusterProfile(Section):
         return self
 
     @property
+    def processes(self) -> int:
+        """How many processes SLURM starts for a task: one for each GPU."""
+        return max(1, self._gpus) if self.executor == "slurm" else 1
+
+    @property
+    def shards_in_task(self) -> int:
+        """How many shards all processes of a task make together."""
+        return self.shards_per_task * self.processes
+
+    @property
+    def _gpus(self) -> int:
+        if self.gpus_per_node:
+            return _count(self.gpus_per_node)
+        asked = [entry for entry in (self.gres or "").split(",") if entry.startswith("gpu")]
+        return sum(_count(entry.removeprefix("gpu")) for entry in asked)
+
+    def on_gpu(self, kind: str) -> ClusterProfile:
+        """Ask for one GPU of a kind in the place of what is asked for.
+
+        Raises:
+            UsageError: the profile asks for no GPU that a kind could be given of.
+        """
+        if self.gpus_per_node:
+            return self.model_copy(update={"gpus_per_node": f"{kind}:1"})
+        entries = (self.gres or "").split(",")
+        if not any(entry.startswith("gpu") for entry in entries):
+            raise UsageError(
+                "--gpus needs a profile that asks for a GPU by gres or gpus_per_node; where your "
+                "site tells them apart otherwise, tune once for each: --constraint, --partition"
+            )
+        others = [entry for entry in entries if not entry.startswith("gpu")]
+        return self.model_copy(update={"gres": ",".join([f"gpu:{kind}:1", *others])})
+
+    @property
     def asks_for_gpu(self) -> bool:
         """Whether a task will see a GPU that SLURM gave it."""
         return "gpu" in " ".join([self.gres or "", *self.sbatch]) or bool(self.gpus_per_node)
+
+
+def _count(request: str) -> int:
+    """Read how many of something SLURM is asked for.
+
+    >>> [_count(text) for text in ("4", "a100:4", "a100", ":2", "")]
+    [4, 4, 1, 2, 1]
+    """
+    number = request.rpartition(":")[2]
+    return int(number) if number.isdecimal() else 1
 
 
 def minutes(text: str) -> int:

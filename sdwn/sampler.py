@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import platform
-import re
-from collections.abc import Sequence
-from pathlib import Path
+import dataclasses
+import inspect
+import logging
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import accelerate
-import diffusers
+import numpy as np
 import torch
-import transformers
-from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
+from PIL import Image
 
-from sdwn.builtin import builtin_folder, fingerprint
-from sdwn.config import ModelConfig, RunConfig
-from sdwn.errors import SdwnError, UsageError
+from sdwn import gpus
+from sdwn.config import RunConfig
+from sdwn.device import Device, out_of_memory_told
+from sdwn.errors import OutOfMemoryError
 from sdwn.images import Pixels, Sample
+from sdwn.pipelines import DTYPES, denoiser, load, provenance
+from sdwn.prompts import PromptEncoder
 
 if TYPE_CHECKING:
     from sdwn.plan import ImageSpec
 
-_BUILTIN = "builtin:"
-_INDEX = "model_index.json"
-# Its steps draw noise for the batch as a whole, out of no image's generator.
-_UNREPEATABLE = {"DPMSolverSDEScheduler"}
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+log = logging.getLogger(__name__)
+
+# Checking shares the card with the next batch: it must not need much of it.
+_CHECKED_AT_ONCE = 16
+
+TIMED_STEPS = 8
 
 
 class Sampler:
@@ -43,162 +45,200 @@ class Sampler:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        device: torch.device = accelerate.PartialState().device
-        require_device(config, device.type)
-        _silence_libraries()
-        self.generation = config.generation
-        self.pipeline = _load(config)
-        self.pipeline.scheduler = _scheduler(self.pipeline, config.generation.scheduler)
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.pipeline.to(device)
-        self.provenance = _provenance(config, self.pipeline, device)
+        self.config = config
+        self.device = Device()
+        self.pipeline = load(config, self.device)
+        # Apart from the pipeline, images are checked while the next ones are sampled.
+        self._checker = getattr(self.pipeline, "safety_checker", None)
+        if self._checker is not None:
+            self.pipeline.safety_checker = None
+        self.provenance = provenance(config, self.pipeline, self.device)
+        self.workload = gpus.workload(config, self.provenance, self.device.total_bytes)
+        self._prompts = PromptEncoder(self.pipeline, config.generation)
+        self.vae_slicing = False
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
-        """Sample one batch, an image for each spec, in their order."""
+        """Sample one batch, an image for each spec, in their order.
+
+        An image that came out as NaN in half precision is sampled again, alone and in float32.
+
+        Raises:
+            OutOfMemoryError: the device has no room for so many; sampling fewer is possible.
+        """
+        try:
+            with out_of_memory_told():
+                pixels, nan = _to_uint8(self._run(specs, self._prompts))
+        except BaseException:
+            self._mend()
+            raise
+        samples = [
+            self._sample(spec, pixels[i], nan[i], self.vae_slicing) for i, spec in enumerate(specs)
+        ]
+        if self.config.generation.precision == "fp32":
+            return samples
+        return [
+            self._again(spec, sample) if sample.status == "nan" else sample
+            for spec, sample in zip(specs, samples, strict=True)
+        ]
+
+    def seconds(self, specs: Sequence[ImageSpec]) -> float:
+        """Time a batch; from a few of many steps, for each of them takes as long.
+
+        Raises:
+            OutOfMemoryError: the device has no room for so many.
+        """
+        steps, ends = self.config.generation.num_inference_steps, list[float]()
+
+        def end_step(*_: Any) -> dict[str, Any]:
+            self.device.synchronize()
+            ends.append(time.perf_counter())
+            return {}
+
+        timed = self._few_steps(end_step) if steps > TIMED_STEPS else {}
+        try:
+            with out_of_memory_told():
+                began = time.perf_counter()
+                _to_uint8(self._run(specs, self._prompts, **timed))
+                taken = time.perf_counter() - began
+        except BaseException:
+            self._mend()
+            raise
+        if len(ends) < 2:
+            return taken
+        return taken + (steps - TIMED_STEPS) * float(np.median(np.diff(ends)))
+
+    def _few_steps(self, end_step: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+        # Some families of pipelines have no such hook; all their steps are timed.
+        if "callback_on_step_end" not in inspect.signature(self.pipeline.__call__).parameters:
+            return {}
+        return {"num_inference_steps": TIMED_STEPS, "callback_on_step_end": end_step}
+
+    def check(self, samples: list[Sample]) -> list[Sample]:
+        """Blacken what the safety checker flags; may run while another batch is sampled."""
+        if self._checker is None:
+            return samples
+        flags: list[bool] = []
+        for start in range(0, len(samples), _CHECKED_AT_ONCE):
+            flags += self._flags(samples[start : start + _CHECKED_AT_ONCE])
+        return [
+            dataclasses.replace(sample, pixels=np.zeros_like(sample.pixels), status="nsfw")
+            if flagged and sample.status == "ok"
+            else sample
+            for sample, flagged in zip(samples, flags, strict=True)
+        ]
+
+    def fits(self, sliced: bool) -> int | None:
+        """Estimate how many images a batch may have; None where there is no card to ask."""
+        if not self.device.is_gpu:
+            return None
+        free = self.device.usable_bytes - self.device.used_bytes
+        return gpus.estimated_fit(self.config, free, self.device.total_bytes, sliced)
+
+    def slice_vae(self, on: bool = True) -> bool:
+        """Decode images one at a time, or no longer; False where that changes nothing."""
+        vae: Any = getattr(self.pipeline, "vae", None)
+        if self.vae_slicing == on or not hasattr(vae, "enable_slicing"):
+            return False
+        if on:
+            vae.enable_slicing()
+        else:
+            vae.disable_slicing()
+        self.vae_slicing = on
+        return True
+
+    def release(self) -> None:
+        """Give memory back after running out of it."""
+        self.device.release()
+
+    @property
+    def limit_bytes(self) -> int:
+        """The memory that a batch may use."""
+        return gpus.below_head_room(self.device.usable_bytes, self.device.total_bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory used since :meth:`forget_peak`."""
+        return self.device.peak_bytes
+
+    def forget_peak(self) -> None:
+        """Begin to look for a new peak."""
+        self.device.forget_peak()
+
+    def _sample(self, spec: ImageSpec, pixels: Pixels, nan: bool, sliced: bool) -> Sample:
+        tokens = self._prompts.tokens(spec.prompt)
+        truncated = tokens > self._prompts.token_limit
+        status = "nan" if nan else "ok"
+        return Sample(pixels, status, tokens, truncated, vae_slicing=sliced)
+
+    def _run(
+        self, specs: Sequence[ImageSpec], prompts: PromptEncoder, **options: Any
+    ) -> torch.Tensor:
+        generation = self.config.generation
         generators = [torch.Generator("cpu").manual_seed(spec.seed) for spec in specs]
-        prompts = [spec.prompt for spec in specs]
+        arguments = prompts.arguments([spec.prompt for spec in specs])
+        if prompts.known:
+            arguments["latents"] = self._latents(generators)
         output = self.pipeline(
-            prompt=prompts,
-            negative_prompt=self._negative_prompts(len(specs)),
-            height=self.generation.height,
-            width=self.generation.width,
-            num_inference_steps=self.generation.num_inference_steps,
-            guidance_scale=self.generation.guidance_scale,
-            latents=self._latents(generators),
+            height=generation.height,
+            width=generation.width,
+            guidance_scale=generation.guidance_scale,
             # Schedulers that add noise in their steps go on with the same generators.
             generator=generators,
             output_type="pt",
+            **{"num_inference_steps": generation.num_inference_steps, **options},
+            **arguments,
         )
-        flags = getattr(output, "nsfw_content_detected", None) or [False] * len(specs)
-        pixels, nan = _to_uint8(output.images)
-        tokens = self._count_tokens(prompts)
-        limit = self.pipeline.tokenizer.model_max_length
-        return [
-            Sample(pixels[i], _status(flags[i], nan[i]), tokens[i], tokens[i] > limit)
-            for i in range(len(specs))
-        ]
-
-    def _negative_prompts(self, count: int) -> list[str] | None:
-        negative = self.generation.negative_prompt
-        return None if negative is None else [negative] * count
+        images: torch.Tensor = output.images
+        return images
 
     def _latents(self, generators: list[torch.Generator]) -> torch.Tensor:
-        factor = self.pipeline.vae_scale_factor
-        unet = self.pipeline.unet
-        height, width = self.generation.height // factor, self.generation.width // factor
+        generation, factor = self.config.generation, self.pipeline.vae_scale_factor
+        network = denoiser(self.pipeline)
+        height, width = generation.height // factor, generation.width // factor
         # float32 whatever the precision, so that this does not change an image's noise.
         noise = [
-            torch.randn((1, unet.config.in_channels, height, width), generator=generator)
+            torch.randn((1, network.config.in_channels, height, width), generator=generator)
             for generator in generators
         ]
-        return torch.cat(noise).to(self.pipeline.device, unet.dtype)
+        return torch.cat(noise).to(self.pipeline.device, network.dtype)
 
-    def _count_tokens(self, prompts: list[str]) -> list[int]:
-        encoded = self.pipeline.tokenizer(prompts, truncation=False, verbose=False)
-        return [len(ids) for ids in encoded.input_ids]
+    def _again(self, spec: ImageSpec, sample: Sample) -> Sample:
+        try:
+            with out_of_memory_told():
+                pixels, nan = self._in_float32(spec)
+        except OutOfMemoryError as error:
+            log.warning("%s %d: NaN, and no room for float32: %s", spec.synset, spec.number, error)
+            return sample
+        again = "NaN again" if nan else "whole"
+        log.warning("%s %d: NaN, sampled again in float32: %s", spec.synset, spec.number, again)
+        status = "nan" if nan else "ok"
+        return dataclasses.replace(sample, pixels=pixels, status=status, redone=True)
 
+    def _in_float32(self, spec: ImageSpec) -> tuple[Pixels, bool]:
+        try:
+            self.pipeline.to(torch.float32)
+            encoder = PromptEncoder(self.pipeline, self.config.generation)
+            pixels, nan = _to_uint8(self._run([spec], encoder))
+            return pixels[0], nan[0]
+        finally:
+            # There and back, every weight is what it was.
+            self.pipeline.to(DTYPES[self.config.generation.precision])
 
-def require_device(config: RunConfig, device_type: str) -> None:
-    """Refuse a config whose precision a device cannot run.
+    def _flags(self, samples: list[Sample]) -> list[bool]:
+        assert self._checker is not None
+        pictures = [Image.fromarray(sample.pixels) for sample in samples]
+        pixels = self.pipeline.feature_extractor(pictures, return_tensors="pt").pixel_values
+        clip_input = pixels.to(self.device.torch, self._checker.dtype)
+        # It blackens what it is given; only the flags are wanted.
+        given = np.zeros((len(samples), 1, 1, 3), dtype=np.float32)
+        _, flags = self._checker(images=given, clip_input=clip_input)
+        return [bool(flag) for flag in flags]
 
-    ``device_type`` is torch's, as ``cuda`` or ``cpu``. Built-in models are small enough for
-    half precision on a CPU.
-
-    Raises:
-        UsageError: half precision without a GPU.
-    """
-    if config.needs_gpu and device_type == "cpu":
-        raise UsageError(
-            "precision fp16 needs a GPU and none was found; "
-            "plan with --set generation.precision=fp32 to run on the CPU"
-        )
-
-
-def _silence_libraries() -> None:
-    # They warn of every truncated prompt and every flagged image, which a sample records.
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-
-
-def _load(config: RunConfig) -> Any:
-    wanted = config.generation.safety_checker
-    without: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
-    dtype = _DTYPES[config.generation.precision]
-    pipeline = _from_pretrained(config.model, dtype=dtype, **({} if wanted else without))
-    if getattr(pipeline, "unet", None) is None:
-        raise SdwnError(
-            f"model {config.model.name}: {type(pipeline).__name__} has no UNet; "
-            "expected Stable Diffusion 1, 2 or XL, or a model built like them"
-        )
-    if wanted and getattr(pipeline, "safety_checker", None) is None:
-        raise UsageError(
-            f"generation.safety_checker is true, but model {config.model.name} has none; "
-            "plan with --set generation.safety_checker=false"
-        )
-    return pipeline
-
-
-def _from_pretrained(model: ModelConfig, **options: Any) -> Any:
-    source = _source(model.name)
-    try:
-        return diffusers.AutoPipelineForText2Image.from_pretrained(
-            source,
-            revision=model.revision,
-            variant=model.variant,
-            use_safetensors=True,
-            **options,
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise SdwnError(f"model {model.name}: {_advice(source)}: {_one_line(error)}") from error
-
-
-def _source(name: str) -> Path | str:
-    if name.startswith(_BUILTIN):
-        return builtin_folder(name.removeprefix(_BUILTIN))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _pipeline_folder(folder)
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise UsageError(
-            f"model {name}: no such folder, and no hub name either; expected a folder in "
-            "diffusers format, a name like CompVis/stable-diffusion-v1-4, or builtin:tiny"
-        )
-    return name
-
-
-def _pipeline_folder(folder: Path) -> Path:
-    if not (folder / _INDEX).is_file():
-        raise UsageError(
-            f"model {folder}: no pipeline in diffusers format, for {_INDEX} is missing; "
-            "save one there with its save_pretrained"
-        )
-    return folder
-
-
-def _advice(source: Path | str) -> str:
-    if isinstance(source, Path):
-        return "the folder cannot be loaded; check that it is whole, with safetensors weights"
-    return (
-        "no folder of this name, and the hub did not give it; download it where there is a "
-        "network (hf download), or name a local folder"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip() if lines else 'no reason given'}"
-
-
-def _scheduler(pipeline: Any, name: str) -> Any:
-    kinds = {kind.__name__ for kind in pipeline.scheduler.compatibles}
-    valid = (kinds | {type(pipeline.scheduler).__name__}) - _UNREPEATABLE
-    if name not in valid:
-        raise UsageError(
-            f"generation.scheduler: {name} does not fit {type(pipeline).__name__}; "
-            f"valid: {', '.join(sorted(valid))}"
-        )
-    return getattr(diffusers, name).from_config(pipeline.scheduler.config)
+    def _mend(self) -> None:
+        # Stable Diffusion XL decodes in float32 and, interrupted there, would stay in it.
+        vae = getattr(self.pipeline, "vae", None)
+        if vae is not None:
+            vae.to(dtype=DTYPES[self.config.generation.precision])
 
 
 def _to_uint8(images: torch.Tensor) -> tuple[Pixels, list[bool]]:
@@ -207,38 +247,3 @@ def _to_uint8(images: torch.Tensor) -> tuple[Pixels, list[bool]]:
     whole = images.float().masked_fill(nan[:, None, None, None], 0.0)
     pixels = (whole * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     return pixels.cpu().numpy(), nan.tolist()
-
-
-def _status(flagged: bool, nan: bool) -> str:
-    if nan:
-        return "nan"
-    return "nsfw" if flagged else "ok"
-
-
-def _provenance(config: RunConfig, pipeline: Any, device: torch.device) -> dict[str, str]:
-    return {
-        "model": config.model.name,
-        "revision": _revision(config.model),
-        "pipeline": type(pipeline).__name__,
-        "scheduler": type(pipeline.scheduler).__name__,
-        "precision": config.generation.precision,
-        "device": _device_name(device),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-    }
-
-
-def _revision(model: ModelConfig) -> str:
-    source = _source(model.name)
-    if isinstance(source, Path):
-        return fingerprint(source)
-    # The hub's cache keeps a file below the commit that it belongs to.
-    cached = try_to_load_from_cache(source, _INDEX, revision=model.revision)
-    return Path(cached).parent.name if isinstance(cached, str) else model.revision or "main"
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

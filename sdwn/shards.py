@@ -79,6 +79,8 @@ COLUMNS = (
     Column("batch", "u4", "first image of its batch, counted in the shard", required=False),
     Column("batch_size", "u4", "images in its batch", required=False),
     Column("place", "u4", "its place in the batch, from 0", required=False),
+    Column("vae_slicing", "?", "its batch was decoded one by one", required=False),
+    Column("redone", "?", "it was NaN, and was sampled again in float32", required=False),
     Column("attempt", "u4", "which run of a task on this shard made it, from 1", required=False),
     Column("session", "u4", "row of /sessions", required=False),
     Column("width", "u4", "pixels"),
@@ -148,7 +150,8 @@ def _write_tables(path: Path, attributes: Mapping[str, Any], contents: Contents)
     offsets = np.concatenate([[0], np.cumsum(contents.sizes)]).astype("u8")
     with h5py.File(path, "w", libver=LIBVER) as file:
         fixed = {"format": FORMAT, "format_version": FORMAT_VERSION, "images": len(offsets) - 1}
-        file.attrs.update({**fixed, **attributes})
+        for name, value in {**fixed, **attributes}.items():
+            _write_attribute(file, name, value)
         _write_rows(file.create_group("rows"), contents.rows)
         lines = [json.dumps(session, sort_keys=True) for session in contents.sessions]
         sessions = np.array([line.encode() for line in lines])
@@ -156,6 +159,16 @@ def _write_tables(path: Path, attributes: Mapping[str, Any], contents: Contents)
         file.create_dataset("sessions", data=sessions.view(text), fletcher32=True)
         file.create_dataset("offsets", data=offsets, fletcher32=True)
         return _reserve(file, int(offsets[-1]))
+
+
+def _write_attribute(file: h5py.File, name: str, value: Any) -> None:
+    if isinstance(value, str):
+        # Of fixed length it lies in the header, which has a checksum; HDF5's heap has none.
+        text = value.encode()
+        dtype = h5py.string_dtype("utf-8", max(1, len(text)))
+        file.attrs.create(name, np.bytes_(text), dtype=dtype)
+    else:
+        file.attrs[name] = value
 
 
 def _write_rows(group: h5py.Group, rows: Table) -> None:
@@ -238,7 +251,8 @@ class ImageFile:
     @property
     def attributes(self) -> dict[str, Any]:
         """The file's attributes."""
-        return dict(self._file.attrs)
+        with _reading(self.path):
+            return _attributes(self._file)
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
@@ -295,7 +309,7 @@ class ImageFile:
         return payload
 
     def _check_structure(self) -> None:
-        _check_version(self.path, self._file.attrs)
+        _check_version(self.path, _attributes(self._file))
         missing = [
             c.name for c in COLUMNS if c.required and c.name not in self._file.get("rows", ())
         ]
@@ -320,6 +334,11 @@ class ImageFile:
             raise IntegrityError(
                 f"{self.path}: cut short: expected {end} bytes, found {self.path.stat().st_size}"
             )
+
+
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    values = {name: file.attrs[name] for name in file.attrs}
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
 
 
 def _check_column(column: Column, values: NDArray[Any], sessions: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sdwn import scheduler
 from sdwn.cluster import Job
-from sdwn.files import RunPaths
+from sdwn.files import LOWERED, RunPaths
 from sdwn.plan import Plan, Shard
 from sdwn.scheduler import PENDING, UNKNOWN, JobState
 from sdwn.submission import failure, journal, last_jobs, live_jobs
@@ -26,7 +26,8 @@ class RunStatus:
     it failed (its jobs have ended without it), or was never submitted (``missing``).
     ``images_per_second`` is over the last ten minutes at most, 0 when nothing runs;
     ``seconds_left`` follows from it.
-    ``restarts`` counts requeues, as far as the queue and accounting know them.
+    ``restarts`` counts requeues, as far as the queue and accounting know them. ``lowered``
+    names the tasks that ran out of memory and went on with smaller batches.
     """
 
     images_done: int
@@ -42,6 +43,7 @@ class RunStatus:
     images_per_second: float
     seconds_left: float | None
     failures: list[str]
+    lowered: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """Turn the counts into plain data."""
@@ -78,7 +80,19 @@ def run_status(paths: RunPaths, plan: Plan) -> RunStatus:
         images_per_second=rate,
         seconds_left=(plan.images - images) / rate if rate else None,
         failures=[f"shard {index}: {failure(paths, index)}" for index in failed[:FAILURES_SHOWN]],
+        lowered=lowered(paths),
     )
+
+
+def lowered(paths: RunPaths) -> list[str]:
+    """Say which tasks ran out of memory; of many, a few."""
+    notes = paths.lowered_notes()
+    shown = [
+        f"job {note.name.removesuffix(LOWERED)}: {note.read_text(encoding='utf-8').strip()}"
+        for note in notes[:FAILURES_SHOWN]
+    ]
+    more = len(notes) - len(shown)
+    return [*shown, f"and {more} more"] if more else shown
 
 
 def restarts(paths: RunPaths, live: dict[Job, JobState]) -> int:

@@ -7,12 +7,13 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sdwn import cluster, scheduler
+from sdwn.batches import off_grid
 from sdwn.cluster import Job
 from sdwn.config import RunConfig
 from sdwn.errors import SdwnError, UsageError
@@ -37,12 +38,23 @@ class Submission:
     jobs: tuple[Job, ...]
 
 
-def require_device(config: RunConfig, profile: ClusterProfile) -> None:
-    """Refuse fp16 where no GPU will be, before anything is planned or submitted.
+def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
+    """Refuse a profile that a config cannot run under, before anything is planned or submitted.
 
     Raises:
-        UsageError: the profile gives no GPU.
+        UsageError: fp16 where no GPU will be, or a batch size that does not fit.
     """
+    _require_device(config, profile)
+    size, pinned = profile.batch_size, config.generation.batch_size
+    if size is None:
+        return
+    if reason := off_grid(size, config.images_per_synset):
+        raise UsageError(f"batch_size: {reason}")
+    if pinned not in (None, size):
+        raise UsageError(f"batch_size {size}: the config pins batches of {pinned} images")
+
+
+def _require_device(config: RunConfig, profile: ClusterProfile) -> None:
     if not config.needs_gpu:
         return
     if profile.executor == "local" and cluster.local_gpus():
@@ -88,11 +100,14 @@ def live_jobs(paths: RunPaths) -> dict[Job, JobState]:
 
 
 def submit_shards(paths: RunPaths, indices: list[int], profile: ClusterProfile) -> list[Job]:
-    """Submit shards as one array, or several where MaxArraySize asks for it; write each down."""
-    tasks = [
-        ArrayTask("generate", str(paths.root.absolute()), part)
-        for part in cluster.cut(indices, profile)
-    ]
+    """Submit shards, dealt to tasks as the profile says."""
+    root = str(paths.root.absolute())
+    tasks = [ArrayTask("generate", root, part) for part in cluster.cut(indices, profile)]
+    return submit_tasks(paths, tasks, profile)
+
+
+def submit_tasks(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile) -> list[Job]:
+    """Submit tasks as one array, or several where MaxArraySize asks for it; write each down."""
     limit = scheduler.array_limit() if profile.executor == "slurm" else max(1, len(tasks))
     groups = cluster.arrays(tasks, limit)
     # Together they keep to what one array may run at once.
@@ -102,18 +117,18 @@ def submit_shards(paths: RunPaths, indices: list[int], profile: ClusterProfile) 
         part = profile.model_copy(update={"array_parallelism": share})
         with plain_disk_errors(paths.jobs):
             made = cluster.submit(group, paths.jobs, part)
-        _record(paths, profile, made)
+        _record(paths, tasks[0].stage, profile, made)
         jobs += made
     return jobs
 
 
-def _record(paths: RunPaths, profile: ClusterProfile, jobs: list[Job]) -> None:
+def _record(paths: RunPaths, stage: str, profile: ClusterProfile, jobs: list[Job]) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     submission = Submission(
         time=now,
         host=socket.gethostname(),
         executor=profile.executor,
-        stage="generate",
+        stage=stage,
         profile=profile.model_dump(mode="json", exclude_defaults=True),
         jobs=tuple(jobs),
     )
@@ -138,7 +153,7 @@ def _parsed(line: str) -> Submission | None:
     try:
         content: dict[str, Any] = json.loads(line)
         jobs = tuple(
-            Job(str(job["id"]), tuple(int(index) for index in job["indices"]))
+            Job(str(job["id"]), tuple(int(i) for i in job["indices"]), int(job.get("processes", 1)))
             for job in content.pop("jobs")
         )
         return Submission(**content, jobs=jobs)
@@ -206,8 +221,8 @@ def failure(paths: RunPaths, index: int) -> str:
     job = last_jobs(paths).get(index)
     if job is None:
         return "never submitted"
-    logs = [log for log in job_logs(paths, job) if log.suffix == ".err"]
-    return f"{last_line(logs[0])} ({logs[0]})" if logs else f"job {job.id} wrote no log"
+    log = paths.jobs / job.id / f"{job.id}_{job.rank(index)}_log.err"
+    return f"{last_line(log)} ({log})" if log.exists() else f"job {job.id} wrote no log"
 
 
 def job_logs(paths: RunPaths, job: Job) -> list[Path]:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -20,8 +20,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from sdwn.errors import SdwnError
+
+if TYPE_CHECKING:
+    from sdwn.gpus import GpuProfile
 
 debug = False
 
@@ -57,6 +61,27 @@ def _lines(values: dict[str, Any]) -> str:
         f"[bold]{key.replace('_', ' ').ljust(width)}[/bold]  {escape(_readable(value))}"
         for key, value in values.items()
     )
+
+
+def tuning_text(profile: GpuProfile) -> str:
+    """Show a measured GPU profile: a table of what was tried, and where it is kept."""
+    from sdwn.tuning import table
+
+    rows = table(profile.tuning)
+    shown = Table(*rows[0], box=None)
+    for row in rows:
+        shown.add_row(*("" if value is None else str(value) for value in row.values()))
+    work = profile.workload
+    title = f"{work.device}, {work.memory_gb} GB: {work.model}, {work.width}x{work.height}"
+    slicing = ", decoded one by one" if profile.vae_slicing else ""
+    lines = [
+        f"batch size {profile.tuning.batch_size}{slicing}: every later task of this kind takes it",
+        f"profile  {profile.path}",
+        f"curve    {profile.curve}",
+    ]
+    with stdout.capture() as captured:
+        stdout.print(title, shown, *lines, sep="\n", soft_wrap=True, markup=False)
+    return captured.get()
 
 
 @contextmanager

@@ -16,8 +16,8 @@ import pytest
 from sdwn.catalog import Catalog, read_catalog
 from sdwn.config import CatalogConfig, RunConfig
 from sdwn.files import RunPaths
+from sdwn.generate import generate
 from sdwn.plan import Plan, make_plan, write_plan
-from sdwn.task import generate
 from sdwn.wordnet import WordNet, open_wordnet
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -157,6 +157,7 @@ def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
     """A real SLURM of four nodes, started once; installed where root may do so."""
     folder = Path(tempfile.mkdtemp(prefix="sdwn-"))
     options = ["--dir", folder, "--max-array-size", Testbed.max_array_size, "--port-base", 18000]
+    options += ["--gpus-per-node", 2]
     try:
         for step in ([TESTBED / "install"], [TESTBED / "up", *map(str, options)]):
             done = subprocess.run(step, capture_output=True, text=True, check=False)

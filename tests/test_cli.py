@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from sdwn.files import RunPaths
+from sdwn.shards import ImageFile
 
 from conftest import NOISE, REPOSITORY, Sdwn
 
 COMMANDS = (
     *("plan", "submit", "status", "logs", "retry", "cancel"),
-    *("merge", "verify", "evaluate", "report", "run"),
+    *("merge", "verify", "evaluate", "report", "run", "tune", "pilot"),
 )
 
 
@@ -214,3 +217,78 @@ def test_a_plan_prints_for_people_too(sdwn: Sdwn) -> None:
     shown: Any = sdwn("plan", "paper", "run").stdout
     for line in ("synsets +26,204", "images +262,040", "imagenet classes +862"):
         assert re.search(line, shown), shown
+
+
+def test_tuning_measures_a_batch_size_that_later_tasks_take(sdwn: Sdwn, config: Path) -> None:
+    (profile,) = sdwn.json("tune", config)["profiles"]
+    probes = profile["tuning"]["probes"]
+    assert 1 <= len(probes) <= 10
+    best = max(probe["images_per_second"] for probe in probes)
+    assert profile["tuning"]["images_per_second"] >= 0.9 * best
+    assert profile["workload"]["device"] == "cpu"
+    curve = Path(profile["curve"]).read_text()
+    assert "<svg" in curve
+    assert "images/s" in curve
+    shown = sdwn("tune", config, "--profile", "local").stdout
+    assert "images/s" in shown
+    assert "chosen" in shown
+    again = json.loads(Path(profile["path"]).read_text())
+    sdwn("plan", config, "run")
+    sdwn("submit", "run", "--wait")
+    (record, *_) = (sdwn.folder / "run/tasks").glob("*.json")
+    task = json.loads(record.read_text())
+    assert task["batch_size"] == again["tuning"]["batch_size"]
+    assert task["batch_source"].startswith("as tuned 20")
+    Path(profile["path"]).unlink()
+
+
+def test_a_pilot_answers_for_the_whole_run(sdwn: Sdwn, config: Path) -> None:
+    planned = sdwn.json("plan", config, "run")
+    found = sdwn.json("pilot", "run", "--batch-size", "10")
+    assert found["images"] == min(20, planned["images"]) > 0
+    assert (found["batch_size"], found["nsfw"], found["nan"]) == (10, 0, 0)
+    assert 0 < found["images_per_second"] <= 100, "a step of noise takes 10 ms"
+    assert found["run_images"] == planned["images"]
+    seconds = planned["images"] / found["images_per_second"]
+    seconds += found["run_tasks"] * found["loading_seconds"]
+    assert found["gpu_hours"] == pytest.approx(seconds / 3600)
+    assert found["run_bytes"] == pytest.approx(
+        found["bytes_per_image"] * planned["images"], rel=0.01
+    )
+    assert Image.open(sdwn.folder / found["contact_sheet"]).width == 5 * 160
+    assert sdwn.json("status", "run")["images_done"] == 0, "the run itself has not begun"
+    sdwn("submit", "run", "--wait")
+    small = RunPaths(sdwn.folder / "run/pilot")
+    with ImageFile(small.shard(0)) as file:
+        rows = file.rows()
+        made = {
+            (wnid, number): digest.tobytes()
+            for wnid, number, digest in zip(
+                rows["wnid"], rows["number"], rows["sha256"], strict=True
+            )
+        }
+    for shard in RunPaths(sdwn.folder / "run").shards.iterdir():
+        with ImageFile(shard) as file:
+            rows = file.rows()
+            for wnid, number, digest in zip(
+                rows["wnid"], rows["number"], rows["sha256"], strict=True
+            ):
+                assert made.pop((wnid, number), digest.tobytes()) == digest.tobytes()
+    assert not made, "an image of the pilot is an image of the run"
+
+
+def test_a_pilot_that_fails_says_why(sdwn: Sdwn, config: Path) -> None:
+    sdwn("plan", config, "run", "--set", "model.name=/nowhere/model")
+    failed = sdwn("pilot", "run", code=1)
+    assert "the pilot failed" in failed.stderr
+    assert "/nowhere/model: no such folder" in failed.stderr
+
+
+def test_a_batch_size_off_the_grid_is_refused_at_once(sdwn: Sdwn, config: Path) -> None:
+    refused = sdwn("plan", config, "run", "--set", "generation.batch_size=7", code=2)
+    assert "7 is neither a multiple of images_per_synset (5)" in refused.stderr
+    sdwn("plan", config, "run")
+    refused = sdwn("submit", "run", "--batch-size", "7", code=2)
+    assert "try 5 or 10" in refused.stderr
+    refused = sdwn("tune", config, "--gpus", "a100", code=2)
+    assert "--profile" in refused.stderr

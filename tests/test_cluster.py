@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from sdwn.cluster import arrays, cut, script
+from sdwn.cluster import Job, arrays, cut, script
 from sdwn.config import validated
 from sdwn.errors import UsageError
 from sdwn.options import SITE
+from sdwn.processes import Process, see_one_device, this_process
 from sdwn.profiles import ClusterProfile, load_profile, minutes
-from sdwn.submission import journal, require_device, submit_shards
+from sdwn.submission import Submission, failure, journal, require_fit, submit_shards
 from sdwn.task import ArrayTask
 
 from conftest import REPOSITORY, PlanRun, Sdwn, noise_config
@@ -129,10 +136,10 @@ def test_a_wrong_profile_is_explained(fields: dict[str, Any], expected: str) -> 
 def test_half_precision_wants_a_gpu_before_anything_is_submitted() -> None:
     real = noise_config(model={"name": "some/model"}, generation={"precision": "fp16"})
     with pytest.raises(UsageError, match=r"--set generation\.precision=fp32"):
-        require_device(real, profile(executor="slurm", partition="cpu"))
-    require_device(real, profile(executor="slurm", gres="gpu:1"))
-    require_device(real, profile(executor="slurm", sbatch={"gpus-per-task": 1}))
-    require_device(noise_config(generation={"precision": "fp16"}), profile(executor="local"))
+        require_fit(real, profile(executor="slurm", partition="cpu"))
+    require_fit(real, profile(executor="slurm", gres="gpu:1"))
+    require_fit(real, profile(executor="slurm", sbatch={"gpus-per-task": 1}))
+    require_fit(noise_config(generation={"precision": "fp16"}), profile(executor="local"))
 
 
 def test_a_dry_run_works_where_slurm_is_not(sdwn: Sdwn, planned: PlanRun, tmp_path: Path) -> None:
@@ -203,3 +210,119 @@ def test_arrays_keep_below_the_sites_limit() -> None:
     groups = arrays(tasks, 1001)
     assert [len(group) for group in groups] == [1001, 1001, 498]
     assert [task for group in groups for task in group] == tasks
+
+
+@pytest.mark.parametrize(
+    ("fields", "gpus"),
+    [
+        ({"gpus_per_node": 4}, 4),
+        ({"gpus_per_node": "a100:4"}, 4),
+        ({"gres": "gpu:a100:2,nvme:1"}, 2),
+        ({"gres": "gpu"}, 1),
+        ({"gres": "nvme:3"}, 1),
+        ({"partition": "cpu"}, 1),
+        ({"gres": "gpu:4", "executor": "local"}, 1),
+    ],
+)
+def test_each_gpu_of_a_task_has_a_process(
+    fields: dict[str, Any], gpus: int, tmp_path: Path
+) -> None:
+    site = profile(**fields, shards_per_task=3)
+    assert site.processes == gpus
+    if site.executor == "slurm":
+        assert [len(task) for task in cut(range(7 * gpus), site)] == [3 * gpus, 3 * gpus, gpus]
+        text = script(2, tmp_path, site)
+        assert sbatch_lines(text).get("ntasks-per-node") == (str(gpus) if gpus > 1 else None)
+        assert ("--kill-on-bad-exit=0" in text) == (gpus > 1)
+
+
+def test_one_kind_of_gpu_takes_the_place_of_another() -> None:
+    assert profile(gres="gpu:v100:4,nvme:1").on_gpu("a100").gres == "gpu:a100:1,nvme:1"
+    assert profile(gpus_per_node=4).on_gpu("a100").gpus_per_node == "a100:1"
+    with pytest.raises(UsageError, match="--gpus needs a profile that asks for a GPU"):
+        profile(partition="cpu").on_gpu("a100")
+
+
+def test_a_batch_size_and_a_folder_for_weights_reach_the_task(tmp_path: Path) -> None:
+    text = script(2, tmp_path, profile(batch_size=20, stage_weights="$TMPDIR/weights"))
+    assert "export SDWN_BATCH_SIZE=20" in text
+    assert "export SDWN_STAGE_WEIGHTS='$TMPDIR/weights'" in text, "the task's own TMPDIR"
+
+
+def test_a_batch_size_must_fit_the_plan() -> None:
+    config = noise_config(generation={"batch_size": 10})
+    require_fit(config, profile(batch_size=10))
+    with pytest.raises(UsageError, match="the config pins batches of 10 images"):
+        require_fit(config, profile(batch_size=20))
+    with pytest.raises(UsageError, match=r"batch_size: 7 is neither .* try 5 or 10"):
+        require_fit(noise_config(), profile(batch_size=7))
+
+
+def test_the_first_process_outlives_the_others(tmp_path: Path) -> None:
+    """Also one that is killed; and a process that never starts is not waited for."""
+    code = (
+        "import sys, time; from sdwn import processes; processes.START_SECONDS = 3.0\n"
+        "rank, seconds = int(sys.argv[1]), float(sys.argv[2])\n"
+        "with processes.together(processes.Process('7', rank, 4)): time.sleep(seconds)\n"
+        "print(time.time())"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+
+    def start(rank: int, seconds: float) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, str(rank), str(seconds)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    first, second, killed = start(0, 0), start(1, 1.5), start(2, 600)
+    while len(list(tmp_path.iterdir())) < 3:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    killed.kill()
+    ends = [float(process.communicate(timeout=60)[0]) for process in (first, second)]
+    assert ends[0] > ends[1]
+    assert not list(tmp_path.iterdir()), "no lock is left"
+
+
+@pytest.mark.parametrize("executor", ["slurm", "local"])
+def test_only_submitit_says_that_slurm_started_a_process(
+    executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell within an allocation has SLURM's variables, and may start local tasks."""
+    variables = {
+        "SUBMITIT_EXECUTOR": executor,
+        "SUBMITIT_LOCAL_JOB_ID": "123",
+        "SLURM_ARRAY_JOB_ID": "7",
+        "SLURM_ARRAY_TASK_ID": "3",
+        "SLURM_PROCID": "2",
+        "SLURM_NTASKS": "4",
+        "SLURM_RESTART_COUNT": "1",
+        "CUDA_VISIBLE_DEVICES": "4,5,6,7",
+        "PMI_SIZE": "4",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    process = this_process()
+    see_one_device(process)
+    assert "PMI_SIZE" not in os.environ, "the processes do not work as one"
+    if executor == "slurm":
+        assert process == Process("7_3", rank=2, count=4, start=1)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
+        assert process.share(range(10)) == (2, 6)
+    else:
+        assert process == Process("123")
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+        assert process.share(range(10)) == tuple(range(10))
+
+
+def test_a_failure_is_read_from_the_log_of_the_process_that_had_the_shard(
+    planned: PlanRun,
+) -> None:
+    paths, _ = planned()
+    job = Job("7_0", (4, 5, 6), processes=2)
+    folder = paths.jobs / job.id
+    folder.mkdir(parents=True)
+    for rank in range(2):
+        (folder / f"7_0_{rank}_log.err").write_text(f"process {rank} fell\n")
+    submission = Submission("now", "here", "slurm", "generate", {}, (job,))
+    paths.submissions.write_text(json.dumps(dataclasses.asdict(submission)) + "\n")
+    assert failure(paths, 5).startswith("process 1 fell")
+    assert failure(paths, 6).startswith("process 0 fell")

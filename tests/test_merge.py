@@ -260,8 +260,8 @@ def test_a_shard_with_wrong_contents_is_named(
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory, wordnet: Any) -> Path:
     from sdwn.catalog import read_catalog
+    from sdwn.generate import generate
     from sdwn.plan import make_plan, write_plan
-    from sdwn.task import generate
 
     from conftest import noise_config
 

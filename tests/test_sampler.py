@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -18,13 +19,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
-from sdwn import builtin
+from diffusers import AutoPipelineForText2Image, StableDiffusionPipeline
+from sdwn import builtin, pipelines
 from sdwn.builtin import builtin_folder, fingerprint
 from sdwn.config import RunConfig
-from sdwn.errors import SdwnError, UsageError
+from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
+from sdwn.images import Sample
+from sdwn.pipelines import denoiser, require_device
 from sdwn.plan import ImageSpec
-from sdwn.sampler import Sample, Sampler, require_device
+from sdwn.sampler import Sampler
+
+import families
 
 GLOSSES = (
     "a member of the genus Canis that has been domesticated by man since prehistoric times",
@@ -79,6 +84,10 @@ def first_latents(sampler: Sampler, batch: list[ImageSpec]) -> torch.Tensor:
     return seen[0][: len(batch)]
 
 
+def checked(sampler: Sampler, batch: list[ImageSpec]) -> list[Sample]:
+    return sampler.check(sampler.sample(batch))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Threads of torch that wait for each other crawl where the cores are shared."""
@@ -106,7 +115,7 @@ def plain() -> Any:
 @pytest.fixture(scope="module")
 def flagging() -> list[Sample]:
     """Enough images that some are flagged."""
-    return Sampler(config(height=16, width=16, num_inference_steps=1)).sample(specs(200))
+    return checked(Sampler(config(height=16, width=16, num_inference_steps=1)), specs(200))
 
 
 @pytest.fixture
@@ -243,9 +252,247 @@ class TestStatus:
         broken = Sampler(config(height=16, width=16, num_inference_steps=1))
         with torch.no_grad():
             attrgetter(part)(broken.pipeline).conv_out.bias[0] = torch.nan
-        samples = broken.sample(specs(4))
+        samples = checked(broken, specs(4))
         assert [sample.status for sample in samples] == ["nan"] * 4
         assert not pixels(samples).any()
+
+    def test_flags_are_those_of_diffusers_own_pipeline(self, flagging: list[Sample]) -> None:
+        whole = StableDiffusionPipeline.from_pretrained(builtin_folder("tiny"))
+        whole.set_progress_bar_config(disable=True)
+        for number in range(0, 200, 10):
+            noise = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(number))
+            made = whole(GLOSSES[0], latents=noise, height=16, width=16, num_inference_steps=1)
+            flagged = made.nsfw_content_detected[0]
+            assert flagged == (flagging[number].status == "nsfw")
+
+
+def overflowing(sampler: Sampler, seeds: set[int]) -> None:
+    """Let the VAE give NaN in half precision for the noise of some seeds, as fp16 does."""
+    noises = [torch.randn(LATENTS, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    starts = torch.cat(noises)[:, 0, 0, 0]
+    chosen: list[torch.Tensor] = []
+
+    def mark(_: Any, given: tuple[torch.Tensor, ...]) -> None:
+        first = given[0][:, 0, 0, 0].float()
+        chosen[:] = [torch.isclose(first[:, None], starts, atol=1e-2).any(dim=1)]
+
+    def overflow(module: Any, _: Any, made: torch.Tensor) -> torch.Tensor:
+        if made.dtype == torch.float32:
+            return made
+        made = made.clone()
+        made[marked[0][: len(made)]] = torch.nan
+        return made
+
+    marked: list[torch.Tensor] = []
+
+    def first_call(module: Any, given: tuple[torch.Tensor, ...]) -> None:
+        if not marked:
+            mark(module, given)
+            marked[:] = chosen
+
+    sampler.pipeline.unet.register_forward_pre_hook(first_call)
+    sampler.pipeline.vae.decoder.register_forward_hook(overflow)
+
+
+class TestNan:
+    def test_an_image_is_sampled_again_in_float32(self, sampler: Sampler) -> None:
+        half = Sampler(config(precision="fp16"))
+        whole = half.sample(specs(4))
+        overflowing(half, {1, 2})
+        made = half.sample(specs(4))
+        assert [sample.redone for sample in made] == [False, True, True, False]
+        assert [sample.status for sample in made] == ["ok"] * 4
+        for number in (1, 2):
+            alone = sampler.sample(specs(1, first=number))[0]
+            apart = distance(made[number].pixels, alone.pixels)
+            assert (apart <= 3).mean() > 0.99, "as in float32, but for weights of half precision"
+        for number in (0, 3):
+            np.testing.assert_array_equal(made[number].pixels, whole[number].pixels)
+
+    def test_afterwards_the_model_is_what_it_was(self) -> None:
+        half = Sampler(config(precision="fp16"))
+        before = half.sample(specs(3))
+        half._in_float32(specs(1)[0])
+        assert half.pipeline.unet.dtype == torch.float16
+        np.testing.assert_array_equal(pixels(half.sample(specs(3))), pixels(before))
+
+    def test_what_is_nan_in_float32_too_stays_so(self) -> None:
+        broken = Sampler(config(precision="fp16"))
+        with torch.no_grad():
+            broken.pipeline.vae.decoder.conv_out.bias[0] = torch.nan
+        made = broken.sample(specs(2))
+        assert [(sample.status, sample.redone) for sample in made] == [("nan", True)] * 2
+
+
+class TestMemory:
+    def test_slicing_changes_last_bits_at_most(self, sampler: Sampler) -> None:
+        sliced = Sampler(config())
+        assert sliced.slice_vae()
+        assert not sliced.slice_vae(), "nothing left to do"
+        made = sliced.sample(specs(4))
+        assert all(sample.vae_slicing for sample in made)
+        assert distance(pixels(made), pixels(sampler.sample(specs(4)))).max() <= 1
+
+    def test_there_is_no_card_to_ask(self, sampler: Sampler) -> None:
+        assert sampler.fits(sliced=False) is None
+        assert 0 < sampler.limit_bytes < sampler.device.total_bytes
+
+    def test_peaks_are_seen_and_forgotten(self, sampler: Sampler) -> None:
+        sampler.forget_peak()
+        before = sampler.peak_bytes
+        held = torch.ones(50_000_000)
+        assert sampler.peak_bytes - before > 150_000_000
+        del held
+        sampler.forget_peak()
+        assert sampler.peak_bytes - before < 100_000_000
+
+
+class TestSpeed:
+    def test_channels_last_changes_last_bits_at_most(self, sampler: Sampler) -> None:
+        arranged = Sampler(config(channels_last=True))
+        weights = arranged.pipeline.unet.conv_in.weight
+        assert weights.is_contiguous(memory_format=torch.channels_last)
+        apart = distance(pixels(arranged.sample(specs(4))), pixels(sampler.sample(specs(4))))
+        assert apart.max() <= 1
+
+    @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+    def test_compiled_blocks_change_last_bits_at_most(
+        self, sampler: Sampler, cache: Path, tmp_path: Path
+    ) -> None:
+        """In a process of its own, as a task has it."""
+        given, made = tmp_path / "given", tmp_path / "made"
+        given.write_bytes(pickle.dumps((config(compile=True), specs(4))))
+        code = (
+            "import pickle, sys; from sdwn.task import load_sampler; "
+            "config, specs = pickle.load(open(sys.argv[1], 'rb')); "
+            "pickle.dump(load_sampler(config).sample(specs), open(sys.argv[2], 'wb'))"
+        )
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("TORCH")}
+        command = [sys.executable, "-c", code, given, made]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        compiled = pixels(pickle.loads(made.read_bytes()))
+        assert distance(compiled, pixels(sampler.sample(specs(4)))).max() <= 1
+        assert any((cache / "inductor").iterdir()), "what one task compiled, the next one reads"
+
+    def test_a_prompt_is_encoded_once_and_the_empty_one_once(self) -> None:
+        fresh = Sampler(config())
+        texts: list[int] = []
+        encoder = fresh.pipeline.text_encoder
+        encoder.register_forward_pre_hook(lambda _, given: texts.append(len(given[0])))
+        batch = [spec(GLOSSES[number // 5], seed=number) for number in range(10)]
+        fresh.sample(batch)
+        fresh.sample(batch[5:])
+        assert texts == [1, 1, 1], "two glosses and nothing"
+
+    def test_without_guidance_the_empty_prompt_is_not_needed(self) -> None:
+        fresh = Sampler(config(guidance_scale=1.0))
+        texts: list[int] = []
+        encoder = fresh.pipeline.text_encoder
+        encoder.register_forward_pre_hook(lambda _, given: texts.append(len(given[0])))
+        fresh.sample(specs(1))
+        assert texts == [1]
+
+
+FAMILIES = {
+    families.stable_diffusion_2: {},
+    families.stable_diffusion_xl: {},
+    families.sdxl_turbo: {"guidance_scale": 0.0, "num_inference_steps": 1},
+    families.sd_turbo: {"guidance_scale": 0.0, "num_inference_steps": 1},
+    families.pixart: {},
+}
+OWN = {"scheduler": None, "safety_checker": False}
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda make: make.__name__)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp(request.param.__name__)
+    request.param(folder)
+    return folder, {**OWN, **FAMILIES[request.param]}
+
+
+class TestFamilies:
+    @pytest.mark.parametrize("negative", [None, "blue"])
+    def test_one_image_is_what_diffusers_makes(self, family: Any, negative: str | None) -> None:
+        folder, settings = family
+        ours = Sampler(config(str(folder), negative_prompt=negative, **settings))
+        plain = AutoPipelineForText2Image.from_pretrained(folder, use_safetensors=True)
+        plain.set_progress_bar_config(disable=True)
+        shape = (1, denoiser(plain).config.in_channels, *[32 // plain.vae_scale_factor] * 2)
+        options = {"use_resolution_binning": False} if "PixArt" in type(plain).__name__ else {}
+        for wanted in specs(2):
+            noise = torch.randn(shape, generator=torch.Generator().manual_seed(wanted.seed))
+            generator = torch.Generator().manual_seed(wanted.seed)
+            torch.randn(shape, generator=generator)
+            image = plain(
+                wanted.prompt,
+                negative_prompt=negative if negative or not options else "",
+                latents=noise,
+                generator=[generator],
+                height=32,
+                width=32,
+                num_inference_steps=settings.get("num_inference_steps", 2),
+                guidance_scale=settings.get("guidance_scale", 7.5),
+                **options,
+            ).images[0]
+            np.testing.assert_array_equal(ours.sample([wanted])[0].pixels, np.asarray(image))
+
+    def test_a_batch_is_what_its_images_are_alone(self, family: Any) -> None:
+        folder, settings = family
+        ours = Sampler(config(str(folder), **settings))
+        together = pixels(ours.sample(specs(4)))
+        alone = pixels([ours.sample([wanted])[0] for wanted in specs(4)])
+        assert distance(together, alone).max() <= 1
+        assert all(distance(alone[0], other).mean() > 5 for other in alone[1:])
+
+    def test_an_interrupted_batch_leaves_the_model_whole(
+        self, family: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder, settings = family
+        monkeypatch.setattr(RunConfig, "needs_gpu", False)
+        ours = Sampler(config(str(folder), precision="fp16", **settings))
+        before = pixels(ours.sample(specs(2)))
+
+        def out_of_memory(*_: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+        hook = ours.pipeline.vae.decoder.register_forward_pre_hook(out_of_memory)
+        with pytest.raises(OutOfMemoryError, match=r"20\.00 GiB"):
+            ours.sample(specs(2))
+        hook.remove()
+        np.testing.assert_array_equal(pixels(ours.sample(specs(2))), before)
+
+
+class TestStaging:
+    def test_weights_are_copied_once(self, copy: Path, tmp_path: Path, monkeypatch: Any) -> None:
+        (copy / "unet" / "weights.ckpt").write_bytes(b"another format")
+        monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
+        monkeypatch.setenv("SDWN_STAGE_WEIGHTS", "$NODE_DISK/weights")
+        Sampler(config(str(copy)))
+        (staged,) = (path for path in (tmp_path / "disk/weights").iterdir() if path.is_dir())
+        assert fingerprint(staged) == fingerprint(copy)
+        assert not list(staged.rglob("*.ckpt"))
+        made = staged.stat().st_mtime_ns
+        sampler = Sampler(config(str(copy)))
+        assert staged.stat().st_mtime_ns == made
+        assert sampler.provenance["model"] == str(copy), "where it came from"
+
+    def test_changed_weights_are_copied_anew(self, copy: Path, tmp_path: Path) -> None:
+        first = pipelines.staged(copy, tmp_path / "disk")
+        with (copy / "vae" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\x01")
+        second = pipelines.staged(copy, tmp_path / "disk")
+        assert first != second
+        assert fingerprint(second) == fingerprint(copy)
+
+    def test_a_copy_that_was_cut_short_is_made_again(self, copy: Path, tmp_path: Path) -> None:
+        whole = pipelines.staged(copy, tmp_path / "disk")
+        shutil.rmtree(whole)
+        half = whole.with_name(f".{whole.name}.unfinished")
+        half.mkdir()
+        (half / "model_index.json").write_text("{")
+        assert fingerprint(pipelines.staged(copy, tmp_path / "disk")) == fingerprint(copy)
 
 
 class TestTokens:
@@ -261,7 +508,7 @@ class TestTokens:
     def test_neither_truncation_nor_flags_fill_the_log(self) -> None:
         small = Sampler(config(height=16, width=16, num_inference_steps=1))
         with Records() as seen:
-            samples = small.sample([spec("x" * 200, seed) for seed in range(60)])
+            samples = checked(small, [spec("x" * 200, seed) for seed in range(60)])
         assert any(sample.status == "nsfw" for sample in samples)
         assert seen == []
 

@@ -82,7 +82,7 @@ def test_the_schema_is_plain_hdf5(tmp_path: Path) -> None:
         assert bytes(file["rows/sha256"][0]).hex() == hashlib.sha256(b"one").hexdigest()
         assert json.loads(file["sessions"].asstr()[0]) == SESSION
         assert "batch" not in file["rows"], "an absent column holds nothing for any image"
-        assert (file.attrs["format"], file.attrs["shard"]) == ("sdwn-images", 3)
+        assert (file.attrs["format"], file.attrs["shard"]) == (b"sdwn-images", 3)
 
 
 @SLOW_DISK

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 from sdwn.files import RunPaths
+from sdwn.profiles import load_profile
+from sdwn.submission import follow, submit_tasks
+from sdwn.task import ArrayTask
 
-from conftest import REPOSITORY, PlanRun, Sdwn, Testbed
+from conftest import NOISE, REPOSITORY, PlanRun, Sdwn, Testbed
 from test_cli import readme_commands
-from test_task import images
+from test_generate import images
 
 pytestmark = pytest.mark.slurm
 
@@ -115,7 +118,7 @@ def test_a_preempted_task_goes_on(
     # Longer than the five seconds that SLURM lets a preempted job live.
     sdwn("submit", paths.root, "--profile", site, "--shards-per-task", "3")
     wait_until(lambda: some_pieces(paths))
-    request = ("--partition=high", "--nodes=4", "--gres=gpu:1", "--output=/dev/null")
+    request = ("--partition=high", "--nodes=4", "--gres=gpu:2", "--output=/dev/null")
     testbed.run("sbatch", *request, "--wrap=sleep 1")
     wait_until(lambda: sdwn.json("status", paths.root)["restarts"] > 0)
     assert sdwn.json("retry", paths.root, "--wait")["submitted"] == 0, "SLURM requeued them itself"
@@ -299,3 +302,110 @@ def test_cpus_reach_the_task(sdwn: Sdwn, planned: PlanRun, testbed: Testbed, sit
     assert b"SLURM_CPUS_PER_TASK=2" in environment
     assert b"OMP_NUM_THREADS=2" in environment
     sdwn("cancel", paths.root)
+
+
+def records(paths: RunPaths) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(paths.tasks.glob("*.json"))]
+
+
+TWO = ("--gres", "gpu:2", "--cpus-per-task", "1")
+
+
+def test_two_processes_a_task_share_its_shards(
+    sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, site: Path
+) -> None:
+    paths, plan = planned(**SLOW)
+    jobs = sdwn.json("submit", paths.root, "--profile", site, "--wait", *TWO)["job_ids"]
+    assert len(jobs) == -(-len(plan.shards) // 2)
+    assert {record["rank"] for record in records(paths)} == {0, 1}
+    assert all(record["ended"] for record in records(paths))
+    assert images(paths) == undisturbed
+    verified(sdwn, paths)
+
+
+def test_a_process_that_dies_leaves_its_peer_alone(
+    sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, site: Path
+) -> None:
+    """The second of two dies; the first one finishes its own shards, and the rest is retried."""
+    paths, plan = planned(**SLOW)
+    each = str(-(-len(plan.shards) // 2))
+    options = (*TWO, "--shards-per-task", each)
+    sdwn("submit", paths.root, "--profile", site, *options)
+    wait_until(lambda: len(workers(paths)) >= 2 and len(records(paths)) == 2)
+    second = next(p for p in workers(paths) if b"SLURM_PROCID=1\0" in environment(p))
+    os.kill(second, signal.SIGKILL)
+    wait_until(lambda: not testbed.run("squeue", "--noheader"))
+    assert paths.done_shards() >= set(range(0, len(plan.shards), 2)), "all that the first had"
+    status = sdwn.json("status", paths.root)
+    assert status["shards_failed"] == len(plan.shards) - status["shards_done"] > 0
+    assert sdwn.json("retry", paths.root, "--wait")["submitted"] > 0
+    assert images(paths) == undisturbed
+
+
+def environment(process: int) -> bytes:
+    return Path(f"/proc/{process}/environ").read_bytes()
+
+
+def test_the_first_process_waits_for_its_peer_and_a_time_limit_loses_neither(
+    sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, site: Path
+) -> None:
+    """Only the first asks for a requeue; its own shards are finished long before the other's."""
+    paths, plan = planned(**SLOW)
+    generated = RunPaths(paths.root.parent / "undisturbed")
+    paths.shards.mkdir()
+    for index in range(0, len(plan.shards), 2):
+        (paths.shards / f"{index:05d}.h5").write_bytes(generated.shard(index).read_bytes())
+    each = str(len(plan.shards))
+    everything = [ArrayTask("generate", str(paths.root), tuple(range(len(plan.shards))))]
+    chosen = load_profile(str(site), {"gres": "gpu:2", "shards_per_task": each})
+    (job,) = submit_tasks(paths, everything, chosen)
+    wait_until(lambda: some_pieces(paths))
+    assert len(workers(paths)) >= 2, "the first has nothing to do and is still there"
+    testbed.run("scancel", "--signal=USR2", job.id)
+    wait_until(lambda: sdwn.json("status", paths.root)["restarts"] > 0)
+    follow(paths, lambda _: None)
+    assert images(paths) == undisturbed
+
+
+def test_a_signal_puts_finished_images_on_disk(
+    sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, tmp_path: Path
+) -> None:
+    shipped = (REPOSITORY / "slurm/profiles/testbed.yaml").read_text()
+    slow = tmp_path / "slow.yaml"
+    slow.write_text(shipped + '\nenvironment: {SDWN_FLUSH_SECONDS: "1000"}\n')
+    paths, _ = planned(**SLOW)
+    jobs = sdwn.json("submit", paths.root, "--profile", slow)["job_ids"]
+    wait_until(lambda: len(records(paths)) > 0)
+    time.sleep(1.5)
+    assert not some_pieces(paths)
+    testbed.run("scancel", "--signal=USR2", *jobs[:2])
+    wait_until(lambda: some_pieces(paths))
+    assert sdwn.json("retry", paths.root, "--wait")["submitted"] == 0
+    assert images(paths) == undisturbed
+
+
+def test_each_kind_of_gpu_is_tuned_by_a_job(
+    sdwn: Sdwn, testbed: Testbed, site: Path, tmp_path: Path
+) -> None:
+    """The test cluster's GPUs are names only: both jobs measure this machine's CPU."""
+    config = tmp_path / "small.yaml"
+    config.write_text(json.dumps(NOISE))
+    found = sdwn.json("tune", config, "--profile", site, "--gpus", "a100,v100")["profiles"]
+    assert [profile["workload"]["device"] for profile in found] == ["cpu", "cpu"]
+    nodes = {line.split("|")[0] for line in testbed.run("sacct", "-nXP", "-o", "NodeList").split()}
+    assert {"n1", "n3"} <= nodes or {"n2", "n4"} <= nodes or len(nodes) > 1
+    for profile in found:
+        Path(profile["path"]).unlink(missing_ok=True)
+    refused = sdwn("tune", config, "--profile", site, "--gpus", "h100", code=1)
+    assert "submission refused" in refused.stderr
+
+
+def test_a_pilot_goes_through_the_real_submission(
+    sdwn: Sdwn, planned: PlanRun, testbed: Testbed, site: Path
+) -> None:
+    paths, plan = planned(**SLOW)
+    found = sdwn.json("pilot", paths.root, "--profile", site)
+    assert found["images"] == 20
+    assert found["run_tasks"] == len(plan.shards)
+    assert (paths.root / "pilot/contact-sheet.png").stat().st_size > 0
+    assert list((paths.root / "pilot/jobs").glob("*/*_0_log.err"))

@@ -1,0 +1,412 @@
+"""Stable Diffusion 1.4 at full size, weights random, through the real command line.
+
+``python benchmarks/full_size.py [FOLDER]`` builds the model's exact architecture, plans, makes,
+merges and verifies one image of it, and prints what was measured; FOLDER is kept and its model
+reused. It shows that the real model loads, fits and runs, not what its pictures look like.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from itertools import islice, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+from safetensors import safe_open
+from sdwn.release import Release
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
+from transformers.utils.logging import disable_progress_bar
+
+# The safety checker's follows from its published files: 303,981,588 of 4 bytes, or of 2, and a
+# header of 55 kB make their 1,215,981,830 and 608,018,440 bytes.
+PUBLISHED = {
+    "unet": 859_520_964,
+    "vae": 83_653_863,
+    "text_encoder": 123_060_480,
+    "safety_checker": 303_981_588,
+}
+
+VOCABULARY = 49_408
+START, END = "<|startoftext|>", "<|endoftext|>"
+# Near the published ones. Embeddings of this width that are random are never that much alike.
+CONCEPT_THRESHOLD = 0.2
+
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": version("diffusers"),
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+CONFIG = """\
+catalog:
+  name: closure
+  only: [dog.n.01]
+images_per_synset: 1
+model:
+  name: model
+generation:
+  height: 512
+  width: 512
+  num_inference_steps: 2
+  precision: fp32
+  safety_checker: true
+storage:
+  codec: webp
+  images_per_shard: 1
+"""
+
+
+def unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=64,
+        in_channels=4,
+        out_channels=4,
+        center_input_sample=False,
+        flip_sin_to_cos=True,
+        freq_shift=0,
+        down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+        up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+        block_out_channels=(320, 640, 1280, 1280),
+        layers_per_block=2,
+        downsample_padding=1,
+        mid_block_scale_factor=1,
+        act_fn="silu",
+        norm_num_groups=32,
+        norm_eps=1e-5,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+    )
+
+
+def vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        act_fn="silu",
+        latent_channels=4,
+        norm_num_groups=32,
+        sample_size=512,
+    )
+
+
+def text_encoder() -> CLIPTextModel:
+    # The special tokens' ids are the published config's, though the tokenizer has others.
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=768,
+            intermediate_size=3072,
+            projection_dim=768,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            max_position_embeddings=77,
+            hidden_act="quick_gelu",
+            bos_token_id=0,
+            pad_token_id=1,
+            eos_token_id=2,
+        )
+    )
+
+
+def safety_checker() -> StableDiffusionSafetyChecker:
+    vision = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "projection_dim": 768,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+        "hidden_act": "quick_gelu",
+    }
+    return StableDiffusionSafetyChecker(
+        CLIPConfig(text_config={}, vision_config=vision, projection_dim=768)
+    )
+
+
+NETWORKS: dict[str, Callable[[], Any]] = {
+    "unet": unet,
+    "vae": vae,
+    "text_encoder": text_encoder,
+    "safety_checker": safety_checker,
+}
+
+
+def scheduler() -> PNDMScheduler:
+    return PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+        steps_offset=1,
+    )
+
+
+def feature_extractor() -> CLIPImageProcessor:
+    return CLIPImageProcessor(
+        size={"shortest_edge": 224},
+        crop_size={"height": 224, "width": 224},
+        image_mean=[0.48145466, 0.4578275, 0.40821073],
+        image_std=[0.26862954, 0.26130258, 0.27577711],
+    )
+
+
+def tokenizer(folder: Path) -> CLIPTokenizer:
+    """Save and return a tokenizer of CLIP's structure; pairs of bytes stand for its merges."""
+    folder.mkdir(parents=True, exist_ok=True)
+    symbols = sorted(ByteLevel.alphabet())
+    singles = [*symbols, *(symbol + "</w>" for symbol in symbols)]
+    pairs = list(islice(product(symbols, singles), VOCABULARY - len(singles) - 2))
+    words = [*singles, *map("".join, pairs), START, END]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    merges = ["#version: 0.2", *map(" ".join, pairs)]
+    (folder / "merges.txt").write_text("\n".join(merges) + "\n")
+    made = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+    made.save_pretrained(folder)
+    return made
+
+
+def on_meta(component: str) -> torch.nn.Module:
+    """Make a network without memory for its weights."""
+    with torch.device("meta"):
+        return NETWORKS[component]().half().eval()
+
+
+@torch.no_grad()
+def filled(component: str) -> Any:
+    """Make a network with random weights in half precision, the same ones every time."""
+    network = on_meta(component).to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for name, weights in network.named_parameters():
+        fill(name, weights, generator)
+    for name, buffer in network.named_buffers():
+        if not name.endswith("position_ids"):
+            raise SystemExit(f"{component}: no values are known for the buffer {name}")
+        buffer.copy_(torch.arange(buffer.numel()).view_as(buffer))
+    return network
+
+
+def fill(name: str, weights: torch.Tensor, generator: torch.Generator) -> None:
+    if name.endswith("embeds_weights"):
+        weights.fill_(CONCEPT_THRESHOLD)
+    elif weights.dim() == 1:
+        weights.fill_(1.0 if name.endswith("weight") else 0.0)
+    else:
+        # Sums keep the size of what they add, so that nothing grows out of fp16.
+        deviation = 1 / math.sqrt(math.prod(weights.shape[1:]))
+        weights.normal_(0.0, deviation, generator=generator)
+
+
+def build(model: Path) -> bool:
+    """Save the pipeline in diffusers format unless it is there; tell whether it was made."""
+    index = model / "model_index.json"
+    if index.exists():
+        return False
+    disable_progress_bar()
+    for component in NETWORKS:
+        filled(component).save_pretrained(model / component, safe_serialization=True)
+    tokenizer(model / "tokenizer")
+    scheduler().save_pretrained(model / "scheduler")
+    feature_extractor().save_pretrained(model / "feature_extractor")
+    # Last: a folder that has it is whole.
+    index.write_text(json.dumps(INDEX, indent=2) + "\n")
+    return True
+
+
+def weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def half_parameters(folder: Path) -> int:
+    """Count the fp16 parameters that are on disk."""
+    total = 0
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as file:
+            slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118
+        total += sum(math.prod(one.get_shape()) for one in slices if one.get_dtype() == "F16")
+    return total
+
+
+class Row(NamedTuple):
+    """Something measured, and what it had to be."""
+
+    what: str
+    measured: str
+    expected: str = ""
+    fits: bool = True
+
+
+def exactly(what: str, measured: object, expected: object) -> Row:
+    return Row(what, str(measured), str(expected), measured == expected)
+
+
+class Stage(NamedTuple):
+    """What a command took and what it answered."""
+
+    seconds: float
+    answer: dict[str, Any]
+
+
+def sdwn(folder: Path, *arguments: object) -> Stage:
+    """Run the command line as a user does."""
+    command = [sys.executable, "-m", "sdwn", *map(str, arguments), "--json"]
+    Console(stderr=True).print(escape(" ".join(command[1:])), style="dim", soft_wrap=True)
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"sdwn {arguments[0]} ended with {done.returncode}: {done.stdout}")
+    return Stage(time.perf_counter() - start, json.loads(done.stdout))
+
+
+def adopt_orphans() -> None:
+    """Let this process be told of the tasks that ``sdwn submit`` leaves behind."""
+    pr_set_child_subreaper = 36
+    ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
+
+
+def peak_memory() -> int:
+    """Give the most that one process below this one ever held, in bytes.
+
+    Linux counts what this process held when it started them as theirs; a task holds more.
+    """
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
+def make_image(folder: Path) -> tuple[list[Row], Path]:
+    """Take the model through plan, submit, merge and verify; return what each took."""
+    (folder / "config.yaml").write_text(CONFIG)
+    # A new one each time: what is finished already would not be made again.
+    work = Path(tempfile.mkdtemp(prefix="run-", dir=folder))
+    run, release = work / "run", work / "release"
+    cpus = len(os.sched_getaffinity(0))
+    alone = ("--profile", "local", "--array-parallelism", 1, "--cpus-per-task", cpus)
+    plan = sdwn(folder, "plan", "config.yaml", run)
+    submit = sdwn(folder, "submit", run, *alone, "--wait", "--retries", 0)
+    peak, least = peak_memory(), 4 * sum(PUBLISHED.values())
+    merge = sdwn(folder, "merge", run, "--release", release)
+    verify = sdwn(folder, "verify", release)
+    rows = [
+        Row("seconds, plan", f"{plan.seconds:.1f}"),
+        Row("seconds, load and sample", f"{submit.seconds:.1f}"),
+        Row("CPUs of the task", str(cpus)),
+        Row("seconds, merge, verify", f"{merge.seconds + verify.seconds:.1f}"),
+        Row("peak memory of the task", decimal(peak), f"> {decimal(least)}", peak > least),
+        exactly("images verified", verify.answer["images"], 1),
+        exactly("problems verify found", verify.answer["problems"], []),
+    ]
+    return rows, release
+
+
+def image_rows(folder: Path) -> list[Row]:
+    """Look at what the release holds."""
+    release = Release(folder)
+    row, (session,) = release.row(0), release.manifest["made_on"]
+    pixels = np.asarray(release.image(0))
+    spread = float(pixels.std())
+    settings = release.manifest["settings"]["generation"]
+    return [
+        exactly("pipeline", session["pipeline"], "StableDiffusionPipeline"),
+        exactly("scheduler", session["scheduler"], "PNDMScheduler"),
+        exactly("precision", session["precision"], "fp32"),
+        Row("steps", str(settings["num_inference_steps"])),
+        Row("device", session["device"]),
+        exactly("image", f"{row['synset']} {row['number']}", "dog.n.01 0"),
+        exactly("its status", row["status"], "ok"),
+        exactly("its shape", pixels.shape, (512, 512, 3)),
+        Row("its deviation, of 255", f"{spread:.1f}", "> 1", spread > 1),
+        Row(f"its bytes, {row['codec']}", f"{row['bytes']:,}"),
+    ]
+
+
+def model_rows(model: Path) -> list[Row]:
+    """Count parameters and bytes in the files."""
+    rows = [
+        exactly(f"{name} parameters", f"{half_parameters(model / name):,}", f"{published:,}")
+        for name, published in PUBLISHED.items()
+    ]
+    size = sum(path.stat().st_size for path in weight_files(model))
+    return [*rows, Row("bytes of fp16 weights", f"{size:,}")]
+
+
+def build_rows(model: Path) -> list[Row]:
+    start = time.perf_counter()
+    if not build(model):
+        return [Row("seconds, building", "built before")]
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return [
+        Row("seconds, building", f"{seconds:.1f}"),
+        Row("peak memory of building", decimal(peak)),
+    ]
+
+
+def check(folder: Path) -> int:
+    """Do all of it in a folder and return the exit code."""
+    model = folder / "model"
+    rows = [*build_rows(model), *model_rows(model)]
+    made, release = make_image(folder)
+    rows += [*made, *image_rows(release)]
+    shown = Table("what", "measured", "expected", title="Stable Diffusion 1.4, random weights")
+    for row in rows:
+        shown.add_row(*map(escape, row[:3]), style=None if row.fits else "bold red")
+    Console().print(shown)
+    wrong = [row.what for row in rows if not row.fits]
+    if wrong:
+        Console(stderr=True).print(f"not as expected: {', '.join(wrong)}", style="red")
+    return 1 if wrong else 0
+
+
+def main(arguments: list[str]) -> int:
+    adopt_orphans()
+    if arguments:
+        folder = Path(arguments[0]).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        return check(folder)
+    with tempfile.TemporaryDirectory(prefix="sdwn-full-size-") as name:
+        return check(Path(name))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

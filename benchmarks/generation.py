@@ -1,0 +1,243 @@
+"""What `make bench` measures of generation: ours and the peers, each a process of its own.
+
+``python benchmarks/generation.py NAME FOLDER`` runs one and prints its seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BEGAN = time.perf_counter()
+IMAGES_PER_SYNSET = 10
+
+# A model paced like an H100, which leaves the CPU free meanwhile.
+PACED_IMAGES = 200
+IMAGES_PER_SECOND = 2.6
+PACED_BATCH = 10
+
+REAL: dict[str, Any] = {
+    "height": 128,
+    "width": 128,
+    "num_inference_steps": 1,
+    "precision": "fp32",
+    "batch_size": 10,
+}
+REAL_IMAGES = 200
+
+
+def plan_run(folder: Path, images: int, model: str, generation: dict[str, Any]) -> Any:
+    """Plan synsets that only this benchmark knows; their glosses are WordNet's in length."""
+    from sdwn.catalog import Catalog
+    from sdwn.config import RunConfig
+    from sdwn.files import RunPaths
+    from sdwn.plan import make_plan, write_plan
+    from sdwn.wordnet import Synset
+
+    config = RunConfig.model_validate(
+        {
+            "catalog": {"name": "closure"},
+            "model": {"name": model},
+            "generation": generation,
+            "storage": {"images_per_shard": images},
+            "images_per_synset": IMAGES_PER_SYNSET,
+        }
+    )
+    glosses = (
+        "a building with glass walls and roof; for the cultivation of plants",
+        "a member of the genus Canis that has been domesticated by man since prehistoric times",
+        "small leaping insect that sucks the juices of plants",
+    )
+    synsets = tuple(
+        Synset(f"n{i:08d}", f"thing.n.{i:05d}", ("thing",), f"{glosses[i % 3]} {i}")
+        for i in range(images // IMAGES_PER_SYNSET)
+    )
+    paths = RunPaths(folder / "run")
+    write_plan(made := make_plan(config, Catalog("bench", synsets)), paths)
+    return paths, made
+
+
+def photo_like(seed: int, size: int = 512) -> Any:
+    """Draw what codecs find as hard as a photograph: noise, more of it in large shapes."""
+    random, picture = np.random.default_rng(seed), np.zeros((size, size, 3))
+    for scale in (2, 4, 8, 16, 32, 64, 128, 256):
+        coarse = random.normal(size=(size // scale, size // scale, 3)) * scale**0.75
+        picture += coarse.repeat(scale, axis=0).repeat(scale, axis=1)
+    picture += random.normal(size=picture.shape)
+    picture -= picture.min()
+    return (picture / picture.max() * 255).astype(np.uint8)
+
+
+def paced(folder: Path) -> float:
+    """Ours: everything from the plan to the finished shard, but for the model itself."""
+    from sdwn.generate import make_shards
+    from sdwn.images import Sample
+    from sdwn.noise import NoiseSampler
+
+    pictures = [photo_like(seed) for seed in range(PACED_BATCH)]
+
+    class Paced(NoiseSampler):
+        def sample(self, specs: Sequence[Any]) -> list[Sample]:
+            time.sleep(len(specs) / IMAGES_PER_SECOND)
+            return [Sample(picture, "ok", 9, truncated=False) for picture in pictures]
+
+    paths, plan = plan_run(folder, PACED_IMAGES, "builtin:noise", {"batch_size": PACED_BATCH})
+    sampler = Paced(plan.config)
+    began = time.perf_counter()
+    make_shards(paths, plan, plan.shards, sampler)
+    return time.perf_counter() - began
+
+
+def paced_serial(folder: Path) -> float:
+    """A peer: the same model in a loop that saves PNG files in between."""
+    from PIL import Image
+
+    pictures = [photo_like(seed) for seed in range(PACED_BATCH)]
+    (folder / "png").mkdir()
+    began = time.perf_counter()
+    for start in range(0, PACED_IMAGES, PACED_BATCH):
+        time.sleep(PACED_BATCH / IMAGES_PER_SECOND)
+        for number, picture in enumerate(pictures):
+            Image.fromarray(picture).save(folder / f"png/{start + number}.png")
+    return time.perf_counter() - began
+
+
+def model_alone(_: Path) -> float:
+    """The model's own time."""
+    return PACED_IMAGES / IMAGES_PER_SECOND
+
+
+def real(folder: Path) -> float:
+    """Ours: a task of the built-in pipeline, loaded, from its plan to its finished shard."""
+    from sdwn.generate import make_shards
+    from sdwn.samplers import load_sampler
+
+    paths, plan = plan_run(folder, REAL_IMAGES, "builtin:tiny", REAL)
+    sampler = load_sampler(plan.config)
+    began = time.perf_counter()
+    make_shards(paths, plan, plan.shards, sampler)
+    return time.perf_counter() - began
+
+
+def real_accelerate(folder: Path) -> float:
+    """The loop of accelerate's guide to distributed inference, same model, seeds and batches."""
+    import torch
+    from accelerate import PartialState
+    from diffusers import DiffusionPipeline
+    from sdwn.builtin import builtin_folder
+
+    _, plan = plan_run(folder, REAL_IMAGES, "builtin:tiny", REAL)
+    state = PartialState()
+    pipeline = DiffusionPipeline.from_pretrained(builtin_folder("tiny")).to(state.device)
+    pipeline.set_progress_bar_config(disable=True)
+    (folder / "png").mkdir()
+    specs = list(plan.specs(plan.shards[0]))
+    began = time.perf_counter()
+    with state.split_between_processes(specs) as own:
+        for start in range(0, len(own), REAL["batch_size"]):
+            batch = own[start : start + REAL["batch_size"]]
+            images = pipeline(
+                [spec.prompt for spec in batch],
+                generator=[torch.Generator().manual_seed(spec.seed) for spec in batch],
+                height=REAL["height"],
+                width=REAL["width"],
+                num_inference_steps=REAL["num_inference_steps"],
+            ).images
+            for spec, image in zip(batch, images, strict=True):
+                image.save(folder / f"png/{spec.synset}-{spec.number}.png")
+    return time.perf_counter() - began
+
+
+def same_images(ours: Path, theirs: Path) -> float:
+    """Say by how much, of 255, the two made different pixels at most; flagged ones left out."""
+    from PIL import Image
+    from sdwn.files import RunPaths
+    from sdwn.images import decode
+    from sdwn.shards import ImageFile
+
+    with ImageFile(RunPaths(ours / "run").shard(0)) as file:
+        rows, worst = file.rows(), 0
+        for index in range(len(file)):
+            name = f"{rows['synset'][index].decode()}-{rows['number'][index]}.png"
+            image = decode(file.payload(index), "webp", REAL["width"], REAL["height"])
+            apart = np.asarray(image).astype(int) - np.asarray(Image.open(theirs / "png" / name))
+            worst = max(worst, int(np.abs(apart).max()))
+    return float(worst)
+
+
+def start(folder: Path) -> float:
+    """Ours: one image, as a task's process makes it."""
+    from sdwn.task import ArrayTask
+
+    plan_run(folder, IMAGES_PER_SYNSET, "builtin:tiny", {**REAL, "batch_size": 10})
+    ArrayTask("generate", str(folder / "run"), (0,))()
+    return 0.0
+
+
+def start_diffusers(_: Path) -> float:
+    """A peer: ten images in a plain script, saved."""
+    from diffusers import AutoPipelineForText2Image
+    from sdwn.builtin import builtin_folder
+
+    pipeline = AutoPipelineForText2Image.from_pretrained(builtin_folder("tiny"))
+    size = {"height": REAL["height"], "width": REAL["width"]}
+    images = pipeline(["a dog"] * IMAGES_PER_SYNSET, num_inference_steps=1, **size).images
+    for number, image in enumerate(images):
+        image.save(_ / f"{number}.png")
+    return 0.0
+
+
+def tuner(_: Path) -> float:
+    """The worst share of the best speed over simulated cards; fails above ten probes or memory."""
+    return min(tuned_share(np.random.default_rng(seed)) for seed in range(500))
+
+
+def tuned_share(random: np.random.Generator) -> float:
+    """Tune one card: a fixed time a batch, a time an image, 1 % of noise, an A100's memory line."""
+    from sdwn.tuning import Run, search, sizes
+
+    fixed, each = random.uniform(0.5, 4.0), random.uniform(0.3, 1.5)
+    limit = int(0.9e9 * random.choice([8, 11, 16, 24, 40, 80]))
+
+    def speed(size: int) -> float:
+        return size / (fixed + each * size)
+
+    def peak(size: int) -> int:
+        return int(3.6e9 + 0.81e9 * size)
+
+    found = search(lambda size: Run(speed(size) * random.normal(1.0, 0.01), peak(size)), 10, limit)
+    assert peak(found.batch_size) <= limit
+    assert len(found.probes) <= 10
+    return speed(found.batch_size) / max(speed(s) for s in sizes(10, 200) if peak(s) <= limit)
+
+
+RUNS = {
+    run.__name__: run
+    for run in (
+        *(paced, paced_serial, model_alone, real, real_accelerate),
+        *(start, start_diffusers, tuner),
+    )
+}
+
+
+def main(name: str, folder: str) -> None:
+    seconds = RUNS[name](Path(folder))
+    peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
+    figures = {
+        "seconds": seconds,
+        "share": seconds,
+        "peak_mb": int(peak) / 1000,
+        "whole_seconds": time.perf_counter() - BEGAN,
+        "images_per_second": REAL_IMAGES / seconds if seconds else None,
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

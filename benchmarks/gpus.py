@@ -1,0 +1,138 @@
+"""What the paper's images cost on each GPU: published speeds and arithmetic, as a page.
+
+``python benchmarks/gpus.py > benchmarks/gpus.md``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from sdwn import speeds
+from sdwn.speeds import CARDS, Card
+
+IMAGES = 262_040
+FLEETS = (1, 8, 64)
+
+PAGE = """\
+# {images:,} images on a GPU: published speeds beside the floor
+
+No GPU was at hand. What follows is other people's published figures and arithmetic on them, not
+measurements of this project. Written by `python benchmarks/gpus.py > benchmarks/gpus.md` from
+[sdwn/speeds.py](../sdwn/speeds.py).
+
+## The work of one image
+
+Stable Diffusion 1.4, 512x512, 50 steps, fp16, guidance 7.5:
+
+{work}
+
+PNDM calls the UNet 51 times for 50 steps. 401.6 GMAC is what `torch.utils.flop_counter` counts in
+diffusers' UNet, attention included (tests/test_speeds.py counts again).
+
+## Images a second, by batch size
+
+{batches}
+
+Peak: dense fp16 on tensor cores. PyTorch accumulates in fp32, and so does the peak taken here:
+a GeForce card's peak in fp16 is twice that. Compiled: `torch.compile` of the UNet and
+channels_last (`generation.compile`, `generation.channels_last`): it takes time at each start and
+may change last bits.
+
+## What {images:,} images cost
+
+Hours, at the best published speed of any batch size. Hours on one card are GPU-hours. The floor
+is this work done at the peak, which none of these runs reaches.
+
+{costs}
+
+Loading, queues and retries come on top; so does encoding, unless it overlaps with the GPU's work.
+
+## Sources
+
+{sources}
+
+How they were read:
+
+- The table's own benchmark ran Stable Diffusion 1.4 with 50 steps. The script in
+  [the pull request it names](https://github.com/huggingface/diffusers/pull/2303) has DPM-Solver
+  (50 UNet calls) and no safety checker: 2 % less work than here. Batches of 32 and more sliced
+  the VAE. The whole table was read in
+  [a copy](https://github.com/showlab/BoxDiff/blob/1bb2dbfea8904d23ad95addcb78c57a285f10eaf/diffusers/docs/source/en/optimization/torch2.0.mdx).
+- Compiled speeds are published as iterations a second (A100, batch 16: 4.68). An image is taken
+  as 50 of them, as diffusers' progress bar counts, and {other:.1f} % more for what follows.
+  They are not of the same run as the plain ones: their page has an A100 without compile at
+  3.04 to 3.60 iterations a second at batch 16, {eager_low:.2f} to {eager_high:.2f} images.
+- The H100's only figure found is of another engine: ONNX Runtime, 0.572 s, batch and
+  steps not stated, not used here
+  ([onnxruntime#22834](https://github.com/microsoft/onnxruntime/pull/22834)).
+"""
+
+
+def main() -> None:
+    page = PAGE.format(
+        images=IMAGES,
+        work=table(("part", "TFLOP"), work()),
+        batches=table(("card", "memory, GB", "peak, TFLOP/s", "plain", "compiled"), batches()),
+        costs=table(
+            ("card", "speed", "images/s", "of peak", *(f"on {cards}" for cards in FLEETS)), costs()
+        ),
+        sources="\n".join(sources()),
+        other=100 * speeds.OTHER_SHARE,
+        eager_low=speeds.looped({16: 3.04})[16],
+        eager_high=speeds.looped({16: 3.60})[16],
+    )
+    print(page, end="")
+
+
+def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def work() -> Iterator[tuple[str, str]]:
+    unet = speeds.TERA_FLOP_UNET
+    calls = speeds.unet_calls(speeds.STEPS)
+    passes, macs = speeds.GUIDED_PASSES, speeds.UNET_GMAC
+    factors = f"{calls} calls x {passes} for guidance x {macs} GMAC x {speeds.FLOP_PER_MAC}"
+    yield f"UNet: {factors}", f"{unet:.2f}"
+    yield f"VAE decoder, {speeds.VAE_SHARE:.0%} of that", f"{unet * speeds.VAE_SHARE:.2f}"
+    yield f"safety checker, {speeds.SAFETY_SHARE:.1%}", f"{unet * speeds.SAFETY_SHARE:.2f}"
+    yield f"text encoder, {speeds.TEXT_SHARE:.2%}", f"{unet * speeds.TEXT_SHARE:.2f}"
+    yield "an image", f"{speeds.TERA_FLOP_PER_IMAGE:.1f}"
+
+
+def batches() -> Iterator[tuple[str, ...]]:
+    for card in CARDS:
+        memory = " or ".join(str(size) for size in card.memory_gb)
+        plain, compiled = card.images_per_second, card.compiled_images_per_second
+        yield card.name, memory, f"{card.peak_fp16_teraflops:g}", listed(plain), listed(compiled)
+
+
+def listed(by_batch: Mapping[int, float]) -> str:
+    return ", ".join(f"{batch}: {speed:.2f}" for batch, speed in by_batch.items()) or "-"
+
+
+def costs() -> Iterator[tuple[str, ...]]:
+    for card in CARDS:
+        for basis, speed in bases(card):
+            hours = IMAGES / speed / 3600
+            share = f"{speed / speeds.floor(card):.0%}"
+            fleets = (f"{hours / cards:,.1f}" for cards in FLEETS)
+            yield card.name, basis, f"{speed:.2f}", share, *fleets
+
+
+def bases(card: Card) -> Iterator[tuple[str, float]]:
+    published = (("plain", speeds.best(card)), ("compiled", speeds.best(card, compiled=True)))
+    yield from ((basis, speed) for basis, speed in published if speed is not None)
+    yield "floor", speeds.floor(card)
+
+
+def sources() -> Iterator[str]:
+    for source in dict.fromkeys(card.source for card in CARDS):
+        names = ", ".join(card.name for card in CARDS if card.source == source)
+        yield f"- Speeds, {names}: {source}."
+    yield from (f"- Peak, {card.name}: {card.peak_source}." for card in CARDS)
+
+
+if __name__ == "__main__":
+    main()

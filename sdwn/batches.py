@@ -1,0 +1,86 @@
+"""How many images are sampled at a time, and where that number comes from. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# How a profile's or the command line's batch size reaches a task.
+VARIABLE = "SDWN_BATCH_SIZE"
+
+# Published speeds hardly grow beyond it, and a kill costs the batch under way.
+ENOUGH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """A number of images, and what it was taken from."""
+
+    images: int
+    source: str
+    vae_slicing: bool = False
+
+    def __str__(self) -> str:
+        slicing = ", decoded one by one" if self.vae_slicing else ""
+        return f"{self.images} images a batch ({self.source}{slicing})"
+
+
+def fits_grid(size: int, images_per_synset: int) -> bool:
+    """Tell whether a size is a multiple of a synset's images, or an equal part of them.
+
+    >>> [size for size in range(1, 31) if fits_grid(size, 10)]
+    [1, 2, 5, 10, 20, 30]
+    """
+    return size % images_per_synset == 0 or images_per_synset % size == 0
+
+
+def on_grid(size: int, images_per_synset: int) -> int:
+    """Give the largest size on the grid that is not above ``size``.
+
+    >>> [on_grid(size, 10) for size in (1, 4, 9, 10, 19, 83)]
+    [1, 2, 5, 10, 10, 80]
+    """
+    while not fits_grid(size, images_per_synset):
+        size -= 1
+    return size
+
+
+def lower(size: int, images_per_synset: int) -> int | None:
+    """Give the next smaller size, None below one image; its grid divides the larger one's.
+
+    >>> [lower(size, 10) for size in (80, 30, 10, 5, 2, 1)]
+    [40, 10, 5, 1, 1, None]
+    """
+    smaller = (s for s in range(size // 2, 0, -1) if size % s == 0)
+    return next((s for s in smaller if fits_grid(s, images_per_synset)), None)
+
+
+def batches(images: int, size: int) -> Iterator[range]:
+    """Cut a shard into batches, on a grid that no restart moves.
+
+    >>> list(batches(25, 10))
+    [range(0, 10), range(10, 20), range(20, 25)]
+    """
+    return (range(start, min(start + size, images)) for start in range(0, images, size))
+
+
+def off_grid(size: int, images_per_synset: int) -> str | None:
+    """Say why a batch of this size would tear synsets apart; None if it does not.
+
+    >>> off_grid(15, 10)
+    '15 is neither a multiple of images_per_synset (10) nor an equal part of it; try 10 or 20'
+    """
+    if fits_grid(size, images_per_synset):
+        return None
+    below = on_grid(size, images_per_synset)
+    above = images_per_synset * (size // images_per_synset + 1)
+    return (
+        f"{size} is neither a multiple of images_per_synset ({images_per_synset}) "
+        f"nor an equal part of it; try {below} or {above}"
+    )
+
+
+def asked() -> int | None:
+    """Read the batch size that the command line or the site's profile asks for."""
+    return int(text) if (text := os.environ.get(VARIABLE)) else None

@@ -1,0 +1,180 @@
+"""Published speeds and peaks of GPUs: Stable Diffusion 1.4, 512x512, 50 steps, fp16, guidance 7.5.
+
+Collected and calculated, not measured by this project; benchmarks/gpus.md lays it out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+WIDTH = HEIGHT = 512
+STEPS = 50
+GUIDED_PASSES = 2
+UNET_GMAC = 401.6
+FLOP_PER_MAC = 2
+# Of the UNet's work over all steps.
+VAE_SHARE = 0.03
+SAFETY_SHARE = 0.002
+TEXT_SHARE = 0.0003
+OTHER_SHARE = VAE_SHARE + SAFETY_SHARE + TEXT_SHARE
+
+# Words of a device name that make it another card, or a slice of one.
+OTHERS = frozenset({"d", "grid", "laptop", "max", "mig", "ti"})
+
+
+def unet_calls(steps: int) -> int:
+    """Count UNet calls: one more than the steps under PNDM, Stable Diffusion 1.4's scheduler."""
+    return steps + 1
+
+
+TERA_FLOP_UNET = unet_calls(STEPS) * GUIDED_PASSES * UNET_GMAC * FLOP_PER_MAC / 1e3
+TERA_FLOP_PER_IMAGE = TERA_FLOP_UNET * (1 + OTHER_SHARE)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU: images a second by batch size, plain and compiled, and where each figure is from.
+
+    ``match`` holds words that a device name must have, ``memory_gb`` the sizes sold, and
+    ``peak_fp16_teraflops`` dense tensor-core TFLOP/s, accumulated in fp32 as PyTorch does.
+    """
+
+    name: str
+    match: tuple[str, ...]
+    memory_gb: tuple[int, ...]
+    peak_fp16_teraflops: float
+    peak_source: str
+    images_per_second: Mapping[int, float]
+    compiled_images_per_second: Mapping[int, float]
+    source: str
+
+
+def timed(seconds: dict[int, float]) -> dict[int, float]:
+    """Turn the published seconds of each batch into images a second."""
+    return {batch: batch / each for batch, each in seconds.items()}
+
+
+def looped(iterations: dict[int, float]) -> dict[int, float]:
+    """Turn the published iterations a second of each batch into whole images a second."""
+    # diffusers' progress bar counts 50 iterations where PNDM calls 51 times, and ends before the
+    # VAE; what the VAE adds is taken from its share of the work.
+    return {batch: batch * each / STEPS / (1 + OTHER_SHARE) for batch, each in iterations.items()}
+
+
+DIFFUSERS = (
+    "plain: seconds in diffusers' table of PyTorch 2.0 attention, fp16, "
+    "https://github.com/huggingface/diffusers/pull/2764; compiled: iterations a second, txt2img, "
+    "torch nightly with compile and channels_last (Stable Diffusion 1.5, the same architecture), "
+    "https://github.com/huggingface/diffusers/blob/07dc8feb1d54c93adb9a7443a48a6741e1dbf43f/"
+    "docs/source/en/optimization/torch2.0.mdx"
+)
+
+CARDS = (
+    Card(
+        name="T4",
+        match=("t4",),
+        memory_gb=(16,),
+        peak_fp16_teraflops=65,
+        peak_source="NVIDIA's announcement, as reported in https://geektopia.es/es/technology/2018"
+        "/09/13/noticias/nvidia-presenta-la-nueva-tesla-t4-basada-en-turing-orientada-a-"
+        "inteligencia-artificial.html",
+        images_per_second=timed({4: 29.74, 8: 55.99, 10: 69.86, 16: 113.26}),
+        compiled_images_per_second=looped({1: 7.56, 4: 1.99, 16: 1 / 1.99}),
+        source=DIFFUSERS,
+    ),
+    Card(
+        name="V100",
+        match=("v100",),
+        memory_gb=(16, 32),
+        peak_fp16_teraflops=125,
+        peak_source="NVIDIA, https://developer.nvidia.com/programming-tensor-cores-cuda-9-0; "
+        "the SXM2 module",
+        images_per_second=timed({4: 8.09, 8: 15.44, 10: 19.28, 16: 29.84}),
+        compiled_images_per_second=looped({1: 22.17, 4: 6.86, 16: 1.90}),
+        source=DIFFUSERS,
+    ),
+    Card(
+        name="RTX 3090",
+        match=("rtx", "3090"),
+        memory_gb=(24,),
+        peak_fp16_teraflops=71,
+        peak_source="accumulating in fp32 (142 in fp16): source not found; as collected. "
+        "It would stand in NVIDIA's GA102 whitepaper, appendix A",
+        images_per_second=timed(
+            {1: 2.42, 4: 7.72, 8: 14.88, 10: 18.62, 16: 28.88, 32: 57.42, 64: 114.27}
+        ),
+        compiled_images_per_second=looped({1: 25.69, 4: 7.30, 16: 1.91}),
+        source=DIFFUSERS,
+    ),
+    Card(
+        name="RTX 4090",
+        match=("rtx", "4090"),
+        memory_gb=(24,),
+        peak_fp16_teraflops=165.2,
+        peak_source="accumulating in fp32 (330.3 in fp16), https://gigagpu.com/?p=34220",
+        images_per_second=timed({1: 1.28, 4: 3.76, 8: 7.43, 16: 14.98, 32: 30.18, 64: 61.34}),
+        compiled_images_per_second=looped({1: 49.81, 4: 15.59, 16: 3.85}),
+        source=DIFFUSERS,
+    ),
+    Card(
+        name="A100",
+        match=("a100",),
+        memory_gb=(40, 80),
+        peak_fp16_teraflops=312,
+        peak_source="NVIDIA's datasheet, as cited in "
+        "https://glennklockwood.com/garden/processors/A100",
+        images_per_second=timed(
+            {1: 1.98, 2: 2.38, 4: 3.89, 8: 7.04, 10: 8.67, 16: 13.55, 32: 26.68, 64: 53.03}
+        ),
+        compiled_images_per_second=looped({1: 49.74, 4: 17.27, 16: 4.68}),
+        source=DIFFUSERS,
+    ),
+    Card(
+        name="H100 SXM",
+        match=("h100", "hbm3"),
+        memory_gb=(80,),
+        peak_fp16_teraflops=989.4,
+        peak_source="NVIDIA's figures, as cited in "
+        "https://glennklockwood.com/garden/processors/h100",
+        images_per_second={},
+        compiled_images_per_second={},
+        source="source not found: no figure for this model under diffusers",
+    ),
+)
+
+
+def floor(card: Card) -> float:
+    """Divide a card's peak by an image's work: images a second that it cannot exceed."""
+    return card.peak_fp16_teraflops / TERA_FLOP_PER_IMAGE
+
+
+def best(card: Card, *, compiled: bool = False) -> float | None:
+    """Pick a card's fastest published images a second, of any batch size; None where none is."""
+    speeds = card.compiled_images_per_second if compiled else card.images_per_second
+    return max(speeds.values(), default=None)
+
+
+def find_card(device_name: str) -> Card | None:
+    """Find a card by what ``torch.cuda.get_device_name`` calls it; None where it is another.
+
+    >>> find_card("NVIDIA A100-SXM4-40GB").name
+    'A100'
+    """
+    words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
+    if words & OTHERS:
+        return None
+    return next((card for card in CARDS if words.issuperset(card.match)), None)
+
+
+def scaled(images_per_second: float, width: int, height: int, steps: int, guidance: float) -> float:
+    """Scale a speed at the settings above to others, by work: rough, and of first order.
+
+    Pixels count linearly, though attention grows faster; ``guidance`` up to 1 is off, as in
+    diffusers, and halves the UNet's work. Images a second.
+    """
+    pixels = width * height / (WIDTH * HEIGHT)
+    passes = GUIDED_PASSES if guidance > 1 else 1
+    calls = unet_calls(steps) * passes / (unet_calls(STEPS) * GUIDED_PASSES)
+    return images_per_second * (1 + OTHER_SHARE) / (pixels * (calls + OTHER_SHARE))

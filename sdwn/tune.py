@@ -1,0 +1,134 @@
+"""The stage that measures: a device's best batch size, kept as a GPU profile."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from sdwn import gpus
+from sdwn.config import RunConfig, validated
+from sdwn.errors import OutOfMemoryError, SdwnError
+from sdwn.files import RunPaths, cache_folder, read_json, write_text
+from sdwn.gpus import GpuProfile
+from sdwn.plan import ImageSpec, image_seed
+from sdwn.profiles import ClusterProfile
+from sdwn.samplers import ImageSampler, load_sampler
+from sdwn.submission import Watch, failure, follow, submit_tasks
+from sdwn.task import ArrayTask
+from sdwn.tuning import Run, Tuning, plot, search
+
+log = logging.getLogger(__name__)
+
+MOST_IMAGES = 200
+# As long as the glosses of WordNet are: its length decides nothing, but there must be one.
+PROMPT = "a member of the genus Canis that has been domesticated since prehistoric times"
+
+
+def tune_elsewhere(
+    config: RunConfig, profile: ClusterProfile, kinds: Sequence[str], watch: Watch
+) -> list[GpuProfile]:
+    """Measure by a short job on each kind of GPU, or where the profile's tasks run.
+
+    Raises:
+        SdwnError: a job failed; what the others measured is kept.
+    """
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
+    paths = RunPaths(cache_folder() / "tuning" / now)
+    write_text(paths.root / "config.json", config.model_dump_json(indent=2) + "\n")
+    targets = [profile.on_gpu(kind) for kind in kinds] or [profile]
+    for index, target in enumerate(targets):
+        task = ArrayTask("tune", str(paths.root), (index,))
+        submit_tasks(paths, [task], target)
+    follow(paths, watch)
+    return [_result(paths, index) for index in range(len(targets))]
+
+
+def _result(paths: RunPaths, index: int) -> GpuProfile:
+    path = answer(paths.root, index)
+    if not path.exists():
+        raise SdwnError(f"tuning failed: {failure(paths, index)}")
+    return gpus.read_profile(Path(read_json(path)["profile"]))
+
+
+def tune_into(folder: Path, indices: Iterable[int]) -> None:
+    """Measure this task's device under the config in a folder, and leave the answer there."""
+    config = validated(RunConfig, read_json(folder / "config.json"), source=str(folder))
+    for index in indices:
+        profile = tune_device(config)
+        write_text(answer(folder, index), json.dumps({"profile": str(profile.path)}) + "\n")
+
+
+def answer(folder: Path, index: int) -> Path:
+    """Name the file in which a task says where its profile is."""
+    return folder / f"answer-{index}.json"
+
+
+def tune_device(config: RunConfig) -> GpuProfile:
+    """Find this device's batch size for a config's images, and keep it.
+
+    Raises:
+        SdwnError: there is no room for a single image.
+    """
+    sampler = load_sampler(config)
+    tuning = _search(sampler, config.images_per_synset)
+    if tuning is None or tuning.batch_size < config.images_per_synset:
+        tuning = _sliced(sampler, config.images_per_synset, tuning)
+    profile = gpus.store(sampler.workload, tuning, sampler.vae_slicing)
+    work = profile.workload
+    plot(tuning, f"{work.model}, {work.width}x{work.height}, {work.device}", profile.curve)
+    return profile
+
+
+def _search(sampler: ImageSampler, images_per_synset: int) -> Tuning | None:
+    try:
+        return search(_timer(sampler), images_per_synset, sampler.limit_bytes, MOST_IMAGES)
+    except SdwnError as error:
+        log.warning("%s", error)
+        return None
+
+
+def _sliced(sampler: ImageSampler, images_per_synset: int, whole: Tuning | None) -> Tuning:
+    """Decode images one by one where that makes room; keep what is faster."""
+    if not sampler.slice_vae():
+        if whole is None:
+            raise SdwnError(_NO_ROOM)
+        return whole
+    sliced = _search(sampler, images_per_synset)
+    if sliced is None:
+        raise SdwnError(_NO_ROOM)
+    if whole is not None and whole.images_per_second >= sliced.images_per_second:
+        sampler.slice_vae(False)
+        return whole
+    return sliced
+
+
+_NO_ROOM = (
+    "no room for a single image: free the device of other work, take a larger one, "
+    "a smaller size, or half precision"
+)
+
+
+def _timer(sampler: ImageSampler) -> Callable[[int], Run]:
+    specs = [
+        ImageSpec(number, "n02084071", "dog.n.01", number, PROMPT, image_seed(0, "tune", number))
+        for number in range(MOST_IMAGES)
+    ]
+
+    def run(size: int) -> Run:
+        sampler.forget_peak()
+        try:
+            seconds = sampler.seconds(specs[:size])
+        except OutOfMemoryError as error:
+            reason = str(error)
+        else:
+            log.info("%d images a batch: %.2f images/s", size, size / seconds)
+            return Run(size / seconds, sampler.peak_bytes)
+        # Outside the handler, whose exception keeps the batch's memory.
+        sampler.release()
+        log.info("%d images a batch: %s", size, reason)
+        raise OutOfMemoryError(reason)
+
+    return run

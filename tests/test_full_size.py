@@ -1,0 +1,83 @@
+"""The full-size model of benchmarks/full_size.py, without memory for its weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import REPOSITORY
+
+GLOSS = "a member of the genus Canis that has been domesticated by man since prehistoric times"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = REPOSITORY / "benchmarks" / "full_size.py"
+    spec = importlib.util.spec_from_file_location("full_size", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tokenizer(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("model") / "tokenizer"
+    script.tokenizer(folder)
+    return script.CLIPTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("component", "parameters"),
+    [
+        ("unet", 859_520_964),
+        ("vae", 83_653_863),
+        ("text_encoder", 123_060_480),
+        ("safety_checker", 303_981_588),
+    ],
+)
+def test_the_parameters_are_as_many_as_published(
+    script: ModuleType, component: str, parameters: int
+) -> None:
+    network = script.on_meta(component)
+    assert sum(weights.numel() for weights in network.parameters()) == parameters
+    assert {weights.device.type for weights in network.parameters()} == {"meta"}
+
+
+def test_the_tokenizer_has_the_published_size_and_ends(tokenizer: Any) -> None:
+    assert len(tokenizer) == len(set(tokenizer.get_vocab().values())) == 49_408
+    short = tokenizer(GLOSS).input_ids
+    assert (short[0], short[-1], len(short) < 77) == (49_406, 49_407, True)
+    assert tokenizer.decode(short, skip_special_tokens=True).strip() == GLOSS.lower()
+
+
+def test_the_tokenizer_truncates_and_pads_to_77(tokenizer: Any) -> None:
+    for text in (GLOSS, GLOSS * 9):
+        ids = tokenizer(text, padding="max_length", truncation=True).input_ids
+        assert (len(ids), ids[0], ids[-1]) == (77, 49_406, 49_407)
+
+
+def test_an_image_of_512_has_latents_of_64(script: ModuleType) -> None:
+    half = {"device": "meta", "dtype": torch.float16}
+    latents = script.on_meta("vae").encode(torch.empty(1, 3, 512, 512, **half)).latent_dist.mean
+    assert latents.shape == (1, 4, 64, 64)
+    text = script.on_meta("text_encoder")(torch.empty(1, 77, device="meta", dtype=torch.long))
+    noise = script.on_meta("unet")(latents, torch.ones(1, device="meta"), text[0]).sample
+    assert noise.shape == latents.shape
+    assert script.on_meta("vae").decode(noise).sample.shape == (1, 3, 512, 512)
+
+
+def test_a_folder_that_is_whole_is_not_built_again(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "NETWORKS", {})
+    assert script.build(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert not script.build(tmp_path)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

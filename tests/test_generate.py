@@ -1,0 +1,559 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sdwn import generate, gpus, task, writing
+from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError
+from sdwn.files import RunPaths, write_text
+from sdwn.images import decode, encode
+from sdwn.noise import NoiseSampler
+from sdwn.pieces import finish_shard
+from sdwn.plan import ImageSpec, Plan, read_plan
+from sdwn.records import read_record
+from sdwn.sampler import Sampler
+from sdwn.samplers import ImageSampler, choose_batch
+from sdwn.shards import ImageFile, names
+from sdwn.status import images_done, run_status
+from sdwn.tuning import Probe, Tuning
+from submitit.core.utils import UncompletedJobError
+
+from conftest import PlanRun
+
+IMAGE_COLUMNS = ("wnid", "synset", "number", "seed", "prompt", "status", "batch", "place")
+
+
+def images(paths: RunPaths) -> list[tuple[Any, ...]]:
+    """All that a user gets of each image, without which attempt made it."""
+    found = []
+    for index in sorted(paths.done_shards()):
+        with ImageFile(paths.shard(index)) as file:
+            rows = file.rows()
+            for i in range(len(file)):
+                found.append((*(rows[name][i] for name in IMAGE_COLUMNS), file.payload(i)))
+    return found
+
+
+def attempts(paths: RunPaths, index: int = 0) -> list[int]:
+    with ImageFile(paths.shard(index)) as file:
+        return list(file.rows()["attempt"].tolist())
+
+
+def make(paths: RunPaths, plan: Plan, sampler: ImageSampler) -> None:
+    todo = [shard for shard in plan.shards if not paths.shard(shard.index).exists()]
+    generate.make_shards(paths, plan, todo, sampler)
+
+
+class Failing(NoiseSampler):
+    """Noise until some number of batches, then an error."""
+
+    def __init__(self, plan: Plan, batches: int) -> None:
+        super().__init__(plan.config)
+        self.batches = batches
+
+    def sample(self, specs: Sequence[ImageSpec]) -> Any:
+        self.batches -= 1
+        if self.batches < 0:
+            raise RuntimeError("the GPU fell off the bus")
+        return super().sample(specs)
+
+
+@pytest.fixture
+def flush_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "FLUSH_SECONDS", 0.0)
+
+
+def test_a_shard_holds_the_plans_images(generated: PlanRun) -> None:
+    paths, plan = generated()
+    assert paths.done_shards() == set(range(len(plan.shards)))
+    assert not list(paths.pieces.iterdir()), "pieces go once their shard is finished"
+    sampler = NoiseSampler(plan.config)
+    for shard in plan.shards:
+        with ImageFile(paths.shard(shard.index)) as file:
+            rows = file.rows()
+            specs = list(plan.specs(shard))
+            for spec, sample in zip(specs, sampler.sample(specs), strict=True):
+                image = decode(file.payload(spec.index), "webp", 16, 8)
+                assert image.tobytes() == sample.pixels.tobytes(), "lossless"
+                assert rows["wnid"][spec.index].decode() == spec.wnid
+                assert rows["prompt"][spec.index].decode() == spec.prompt
+                assert rows["seed"][spec.index] == spec.seed
+            assert names(rows["status"], "status") == ["ok"] * len(file)
+            assert file.attributes["plan_digest"] == plan.digest
+            assert file.sessions[0]["host"]
+
+
+@pytest.mark.parametrize("codec", ["webp", "png", "raw"])
+def test_lossless_codecs_keep_every_pixel(generated: PlanRun, codec: str) -> None:
+    paths, plan = generated(storage={"codec": codec})
+    spec = next(plan.specs(plan.shards[0]))
+    sample = NoiseSampler(plan.config).sample([spec])[0]
+    with ImageFile(paths.shard(0)) as file:
+        assert decode(file.payload(0), codec, 16, 8).tobytes() == sample.pixels.tobytes()
+
+
+def test_jpeg_is_smaller_and_near(generated: PlanRun) -> None:
+    paths, _ = generated(storage={"codec": "jpeg", "quality": 50})
+    with ImageFile(paths.shard(0)) as file:
+        assert decode(file.payload(0), "jpeg", 16, 8).size == (16, 8)
+
+
+def test_an_error_keeps_what_was_finished(planned: PlanRun, flush_at_once: None) -> None:
+    paths, plan = planned(storage={"images_per_shard": 40})
+    with pytest.raises(RuntimeError, match="fell off the bus"):
+        make(paths, plan, Failing(plan, batches=3))
+    assert [stop - start for start, stop in paths.piece_ranges(0)] == [5, 5, 5]
+    counting = Failing(plan, batches=100)
+    make(paths, plan, counting)
+    total = sum(-(-plan.shard_images(shard) // 5) for shard in plan.shards)
+    assert 100 - counting.batches == total - 3, "only the rest is sampled"
+    assert attempts(paths)[:20] == [1] * 15 + [2] * 5
+
+
+def test_a_killed_run_ends_with_the_same_images(
+    generated: PlanRun, planned: PlanRun, flush_at_once: None
+) -> None:
+    undisturbed, _ = generated("undisturbed", storage={"images_per_shard": 25})
+    paths, plan = planned("killed", storage={"images_per_shard": 25})
+    chance = random.Random(3)
+    for _ in range(6):
+        with pytest.raises(RuntimeError):
+            make(paths, plan, Failing(plan, batches=chance.randrange(1, 3)))
+    make(paths, plan, NoiseSampler(plan.config))
+    assert images(paths) == images(undisturbed)
+
+
+def test_a_finished_shard_is_never_made_again(generated: PlanRun) -> None:
+    paths, plan = generated()
+    before = {path: path.stat().st_mtime_ns for path in paths.shards.iterdir()}
+    generate.generate(paths.root, range(len(plan.shards)))
+    assert before == {path: path.stat().st_mtime_ns for path in paths.shards.iterdir()}
+
+
+def start(paths: RunPaths) -> subprocess.Popen[bytes]:
+    code = (
+        "import sys, pathlib; from sdwn import generate; generate.FLUSH_SECONDS = 0.05; "
+        "generate.generate(pathlib.Path(sys.argv[1]), range(int(sys.argv[2])))"
+    )
+    command = [sys.executable, "-c", code, str(paths.root), str(len(read_plan(paths).shards))]
+    return subprocess.Popen(command, stderr=subprocess.PIPE)
+
+
+SLOW = {"storage": {"images_per_shard": 60}, "generation": {"num_inference_steps": 2}}
+
+
+def test_sigkill_at_any_moment_loses_no_image(generated: PlanRun, planned: PlanRun) -> None:
+    undisturbed, _ = generated("undisturbed", **SLOW)
+    paths, _ = planned("killed", **SLOW)
+    chance = random.Random(5)
+    for _ in range(6):
+        process = start(paths)
+        wait_for_images(paths, process)
+        time.sleep(chance.random() * 0.4)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    process = start(paths)
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 0, log.decode()
+    assert images(paths) == images(undisturbed)
+
+
+def wait_for_images(paths: RunPaths, process: subprocess.Popen[bytes]) -> None:
+    before = sum(1 for _ in paths.root.rglob("*.h5"))
+    while process.poll() is None and sum(1 for _ in paths.root.rglob("*.h5")) <= before:
+        time.sleep(0.01)
+
+
+def test_two_tasks_may_hold_the_same_shards(generated: PlanRun, planned: PlanRun) -> None:
+    undisturbed, _ = generated("undisturbed", **SLOW)
+    paths, _ = planned("twice", **SLOW)
+    both = [start(paths), start(paths)]
+    for process in both:
+        _, log = process.communicate(timeout=120)
+        assert process.returncode == 0, log.decode()
+    assert images(paths) == images(undisturbed)
+    assert not list(paths.pieces.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_piece_is_made_again(
+    generated: PlanRun, planned: PlanRun, flush_at_once: None, damage: str
+) -> None:
+    undisturbed, _ = generated("undisturbed", storage={"images_per_shard": 25})
+    paths, plan = planned("damaged", storage={"images_per_shard": 25})
+    with pytest.raises(RuntimeError):
+        make(paths, plan, Failing(plan, batches=3))
+    piece = paths.piece(0, 5, 10)
+    content = bytearray(piece.read_bytes())
+    content[-3] ^= 4
+    kept = {"flip": len(content), "cut": len(content) // 2, "empty": 0}[damage]
+    piece.write_bytes(content[:kept])
+    make(paths, plan, NoiseSampler(plan.config))
+    assert images(paths) == images(undisturbed)
+
+
+def test_a_piece_of_another_plan_is_not_taken(
+    planned: PlanRun, generated: PlanRun, flush_at_once: None
+) -> None:
+    undisturbed, _ = generated("undisturbed")
+    other, other_plan = planned("other", seed=9)
+    with pytest.raises(RuntimeError):
+        make(other, other_plan, Failing(other_plan, batches=1))
+    paths, plan = planned("mixed")
+    shutil.copytree(other.shard_pieces(0), paths.shard_pieces(0))
+    make(paths, plan, NoiseSampler(plan.config))
+    assert images(paths) == images(undisturbed)
+
+
+def test_another_batch_size_after_a_restart_keeps_what_there_is(
+    planned: PlanRun, flush_at_once: None
+) -> None:
+    paths, plan = planned(storage={"images_per_shard": 40})
+    with pytest.raises(RuntimeError):
+        make(paths, plan, Failing(plan, batches=3))
+    generation = plan.config.generation.model_copy(update={"batch_size": 10})
+    larger = Plan(
+        plan.catalog, plan.config.model_copy(update={"generation": generation}), plan.synsets
+    )
+    object.__setattr__(larger, "digest", plan.digest)
+    make(paths, larger, NoiseSampler(plan.config))
+    with ImageFile(paths.shard(0)) as file:
+        rows = file.rows()
+        assert rows["batch_size"].tolist()[:20] == [5] * 15 + [10] * 5
+        assert rows["number"].tolist() == [0, 1, 2, 3, 4] * (len(file) // 5)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_loses_nothing_finished(
+    planned: PlanRun, generated: PlanRun, small_disk: Path, flush_at_once: None
+) -> None:
+    changes: dict[str, Any] = {"generation": {"height": 64, "width": 64}}
+    undisturbed, _ = generated("undisturbed", **changes)
+    source, plan = planned("run", **changes)
+    paths = RunPaths(small_disk / "run")
+    shutil.copytree(source.root, paths.root)
+    with pytest.raises(SdwnError, match="no space or quota left; everything finished is kept"):
+        generate.generate(paths.root, range(len(plan.shards)))
+    assert not list(small_disk.rglob("*.tmp")), "no half-written file is left"
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    generate.generate(paths.root, range(len(plan.shards)))
+    assert images(paths) == images(undisturbed)
+
+
+def test_only_names_that_a_run_writes_count(planned: PlanRun) -> None:
+    paths, plan = planned()
+    for name in ("0.h5", "abc.h5", "²².h5", "000001.h5", ".00001.h5.x.tmp"):
+        write_text(paths.shards / name, "")
+    (paths.shards / "00002.h5").mkdir()
+    for name in ("abc.h5", "7-x.h5", "1-2-3.h5", "0-5.h5"):
+        write_text(paths.shard_pieces(1) / name, "")
+    (paths.pieces / "²").mkdir()
+    (paths.shard_pieces(1) / "000000-000005.h5").mkdir()
+    assert paths.done_shards() == set()
+    assert images_done(paths, plan) == 0
+    write_text(paths.shards / "00099.h5", "")
+    write_text(paths.piece(999, 0, 99_999), "")
+    assert images_done(paths, plan) == 0
+    write_text(paths.piece(1, 0, 99_999), "")
+    assert images_done(paths, plan) == plan.shard_images(plan.shards[1])
+    status = run_status(paths, plan)
+    assert (status.shards_done, status.shards_missing) == (0, len(plan.shards))
+
+
+def test_an_array_task_asks_for_itself_again() -> None:
+    array_task = task.ArrayTask("generate", "/somewhere", (3, 4))
+    assert array_task.checkpoint().function == array_task
+
+
+def test_a_shard_that_cannot_be_joined_is_an_error(planned: PlanRun) -> None:
+    paths, plan = planned()
+    with pytest.raises((IntegrityError, ValueError)):
+        finish_shard(paths, plan, plan.shards[0])
+    assert not paths.done_shards()
+
+
+def test_read_plan_after_a_move(generated: PlanRun, tmp_path: Path) -> None:
+    paths, plan = generated()
+    moved = RunPaths(paths.root.rename(tmp_path / "moved"))
+    assert read_plan(moved).digest == plan.digest
+    assert moved.done_shards() == set(range(len(plan.shards)))
+
+
+class Small(NoiseSampler):
+    """Noise from a card that holds only so many images, fewer unless it decodes one by one."""
+
+    def __init__(self, plan: Plan, whole: int, sliced: int) -> None:
+        super().__init__(plan.config)
+        self.whole, self.sliced = whole, sliced
+        self.sampled: list[int] = []
+
+    def sample(self, specs: Sequence[ImageSpec]) -> Any:
+        if len(specs) > (self.sliced if self.vae_slicing else self.whole):
+            raise OutOfMemoryError("out of memory: tried to allocate 20 GiB")
+        self.sampled.append(len(specs))
+        return super().sample(specs)
+
+    def slice_vae(self, on: bool = True) -> bool:
+        changed, self.vae_slicing = self.vae_slicing != on, on
+        return changed
+
+
+class TestBackOff:
+    def test_smaller_batches_make_the_same_images(
+        self, generated: PlanRun, planned: PlanRun, flush_at_once: None
+    ) -> None:
+        undisturbed, _ = generated("undisturbed", storage={"images_per_shard": 40})
+        paths, plan = planned(generation={"batch_size": 20}, storage={"images_per_shard": 40})
+        small = Small(plan, whole=4, sliced=12)
+        make(paths, plan, small)
+        assert sum(small.sampled) == plan.images, "no image is sampled twice"
+        assert set(small.sampled) == {10, 5}, "slicing, then 10; 5 is what is left of a shard"
+        same = [(*image[:6], image[-1]) for image in images(paths)]
+        assert same == [(*image[:6], image[-1]) for image in images(undisturbed)]
+        (note,) = run_status(paths, plan).lowered
+        assert (
+            note
+            == "job none.0: cpu: 20 to 10 images a batch (as the config asks, decoded one by one)"
+        )
+        record = read_record(paths.task("none", 0))
+        assert (record.batch_size, record.lowered_from, record.ended) == (10, 20, True)
+
+    def test_a_single_image_that_does_not_fit_is_an_error(self, planned: PlanRun) -> None:
+        paths, plan = planned()
+        with pytest.raises(SdwnError, match="no room for a single image: out of memory"):
+            make(paths, plan, Small(plan, whole=0, sliced=0))
+
+    def test_submitits_own_exceptions_pass(self, planned: PlanRun) -> None:
+        paths, plan = planned()
+
+        class Requeued(NoiseSampler):
+            def sample(self, specs: Sequence[ImageSpec]) -> Any:
+                raise UncompletedJobError("Job not requeued because: timed-out too many times.")
+
+        with pytest.raises(UncompletedJobError):
+            make(paths, plan, Requeued(plan.config))
+        assert run_status(paths, plan).lowered == []
+
+    def test_memory_that_really_runs_out(self, planned: PlanRun) -> None:
+        """A limited address space, the built-in pipeline, and batches that need more."""
+        changes: dict[str, Any] = {
+            "model": {"name": "builtin:tiny"},
+            "generation": {"height": 128, "width": 128, "batch_size": 100},
+            "storage": {"images_per_shard": 100},
+        }
+        paths, plan = planned(**changes)
+        code = (
+            "import pathlib, resource, sys; from sdwn import generate, memory, samplers\n"
+            "from sdwn.files import RunPaths; from sdwn.plan import read_plan\n"
+            "paths = RunPaths(pathlib.Path(sys.argv[1])); plan = read_plan(paths)\n"
+            "sampler = samplers.load_sampler(plan.config)\n"
+            "most = memory._field(memory._STATUS, 'VmSize') + 400_000_000\n"
+            "resource.setrlimit(resource.RLIMIT_AS, (most, most))\n"
+            "generate.make_shards(paths, plan, plan.shards[:1], sampler)\n"
+        )
+        environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", code, str(paths.root)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (note,) = run_status(paths, plan).lowered
+        assert "cpu: 100 to" in note
+        with ImageFile(paths.shard(0)) as file:
+            rows = file.rows()
+            assert rows["batch_size"].max() < 100
+            assert rows["vae_slicing"].all()
+            undisturbed = Sampler(plan.config).sample(list(plan.specs(plan.shards[0]))[:5])
+            for index, sample in enumerate(undisturbed):
+                image = np.asarray(decode(file.payload(index), "webp", 128, 128)).astype(int)
+                if names(rows["status"], "status")[index] == "ok":
+                    assert np.abs(image - sample.pixels).max() <= 1
+
+
+class Fitting(NoiseSampler):
+    """Noise from a card that says how much it holds."""
+
+    def __init__(self, plan: Plan, whole: int, sliced: int) -> None:
+        super().__init__(plan.config)
+        self._fits = {False: whole, True: sliced}
+
+    def fits(self, sliced: bool) -> int | None:
+        return self._fits[sliced]
+
+
+class TestBatchSize:
+    def chosen(self, plan: Plan, whole: int, sliced: int) -> tuple[int, bool]:
+        batch = choose_batch(plan.config, Fitting(plan, whole, sliced))
+        return batch.images, batch.vae_slicing
+
+    def test_without_a_card_it_is_a_synset(self, planned: PlanRun) -> None:
+        _, plan = planned()
+        batch = choose_batch(plan.config, NoiseSampler(plan.config))
+        assert str(batch) == "5 images a batch (one synset)"
+
+    def test_a_card_takes_what_fits_but_no_more_than_pays(self, planned: PlanRun) -> None:
+        _, plan = planned()
+        assert self.chosen(plan, whole=83, sliced=300) == (15, False)
+        assert self.chosen(plan, whole=7, sliced=20) == (5, False)
+        assert self.chosen(plan, whole=3, sliced=12) == (10, True)
+        assert self.chosen(plan, whole=3, sliced=3) == (1, False)
+        assert self.chosen(plan, whole=0, sliced=0) == (1, False)
+
+    def test_what_was_measured_goes_before_what_is_estimated(
+        self, planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("SDWN_CACHE", str(tmp_path / "own"))
+        _, plan = planned()
+        sampler = Fitting(plan, 83, 300)
+        probes = (Probe(10, 9.0, 10**9), Probe(33, 9.9, 2 * 10**9))
+        tuning = Tuning(33, 9.9, 2 * 10**9, 3 * 10**9, 5e8, 5e7, probes)
+        stored = gpus.store(sampler.workload, tuning, vae_slicing=True)
+        assert gpus.find(sampler.workload) == stored
+        batch = choose_batch(plan.config, sampler)
+        assert (batch.images, batch.vae_slicing) == (30, True), "on this plan's grid"
+        assert batch.source.startswith("as tuned 20")
+        other = dataclasses.replace(sampler.workload, torch="0.1")
+        assert gpus.find(other) is None, "other versions, other speeds"
+        stored.path.write_text("{}")
+        assert gpus.find(sampler.workload) is None
+        assert self.chosen(plan, 83, 300) == (15, False)
+
+    def test_the_config_pins_it_and_the_command_line_asks_for_it(
+        self, planned: PlanRun, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _, plan = planned(generation={"batch_size": 10})
+        assert self.chosen(plan, 83, 300) == (10, False)
+        monkeypatch.setenv("SDWN_BATCH_SIZE", "20")
+        batch = choose_batch(plan.config, NoiseSampler(plan.config))
+        assert str(batch) == "20 images a batch (as the command line or the site asks)"
+
+
+class TestOverlap:
+    def test_while_a_batch_is_written_the_next_is_sampled(
+        self, planned: PlanRun, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        paths, plan = planned(storage={"images_per_shard": 40})
+        second = threading.Event()
+
+        class Watching(NoiseSampler):
+            batches = 0
+
+            def sample(self, specs: Sequence[ImageSpec]) -> Any:
+                self.batches += 1
+                if self.batches == 2:
+                    second.set()
+                return super().sample(specs)
+
+        def encode_late(*arguments: Any, **options: Any) -> bytes:
+            assert second.wait(timeout=30), "the second batch waits for the first to be encoded"
+            return encode(*arguments, **options)
+
+        monkeypatch.setattr(writing, "encode", encode_late)
+        make(paths, plan, Watching(plan.config))
+        assert paths.done_shards() == set(range(len(plan.shards)))
+
+    def test_what_waits_to_be_written_is_bounded(
+        self, planned: PlanRun, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        paths, plan = planned(storage={"images_per_shard": 80})
+        begun, encoded = [0], [0]
+
+        class Fast(NoiseSampler):
+            def sample(self, specs: Sequence[ImageSpec]) -> Any:
+                begun[0] += 1
+                # One is sampled, one encoded, and no more than WAITING are between them.
+                assert begun[0] - encoded[0] // 5 <= writing.WAITING + 2
+                return [self._draw(spec) for spec in specs]
+
+        def encode_slowly(*arguments: Any, **options: Any) -> bytes:
+            time.sleep(0.02)
+            encoded[0] += 1
+            return encode(*arguments, **options)
+
+        monkeypatch.setattr(writing, "encode", encode_slowly)
+        make(paths, plan, Fast(plan.config))
+
+    def test_an_error_while_encoding_ends_the_task_and_keeps_the_rest(
+        self, generated: PlanRun, planned: PlanRun, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        undisturbed, _ = generated("undisturbed", storage={"images_per_shard": 40})
+        paths, plan = planned(storage={"images_per_shard": 40})
+        calls = [0]
+
+        def encode_or_fail(*arguments: Any, **options: Any) -> bytes:
+            calls[0] += 1
+            if calls[0] > 10:
+                raise OSError("the codec broke")
+            return encode(*arguments, **options)
+
+        monkeypatch.setattr(writing, "encode", encode_or_fail)
+        monkeypatch.setattr(generate, "FLUSH_SECONDS", 0.0)
+        with pytest.raises(OSError, match="the codec broke"):
+            make(paths, plan, NoiseSampler(plan.config))
+        assert paths.piece_ranges(0) == [(0, 5), (5, 10)]
+        monkeypatch.undo()
+        make(paths, plan, NoiseSampler(plan.config))
+        assert images(paths) == images(undisturbed)
+
+    def test_what_is_collected_is_written_when_sampling_fails(self, planned: PlanRun) -> None:
+        paths, plan = planned(storage={"images_per_shard": 40})
+        with pytest.raises(RuntimeError, match="fell off the bus"):
+            make(paths, plan, Failing(plan, batches=3))
+        assert paths.piece_ranges(0) == [(0, 15)], "one piece: nothing was flushed before"
+
+    @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+    def test_a_signal_writes_what_is_finished(
+        self, planned: PlanRun, number: signal.Signals
+    ) -> None:
+        paths, _ = planned(storage={"images_per_shard": 60}, generation={"num_inference_steps": 2})
+        code = (
+            "import sys, pathlib; from sdwn import generate; generate.FLUSH_SECONDS = 1e9; "
+            "generate.generate(pathlib.Path(sys.argv[1]), [0, 1])"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(paths.root)], stderr=subprocess.PIPE
+        )
+        while not paths.task("none", 0).exists():
+            time.sleep(0.01)
+        time.sleep(0.5)
+        assert not paths.piece_ranges(0)
+        process.send_signal(number)
+        _, log = process.communicate(timeout=30)
+        assert process.returncode == 128 + number, log.decode()
+        ((start, stop),) = paths.piece_ranges(0)
+        assert start == 0
+        assert stop >= 5
+
+
+def test_a_record_says_how_fast_a_task_is(planned: PlanRun) -> None:
+    paths, plan = planned(storage={"images_per_shard": 40})
+    make(paths, plan, NoiseSampler(plan.config))
+    record = read_record(paths.task("none", 0))
+    assert record.first_images == 5
+    assert record.images == plan.images - 5
+    assert 0 < record.busy <= 1
+    assert record.peak_bytes > 10_000_000
+    speed = record.images_per_second
+    assert speed is not None
+    assert speed <= 100, "a step of noise takes 10 ms"

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sdwn.speeds import (
+    CARDS,
+    TERA_FLOP_PER_IMAGE,
+    UNET_GMAC,
+    Card,
+    best,
+    find_card,
+    floor,
+    scaled,
+)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BY_NAME = {card.name: card for card in CARDS}
+
+
+def gpu_hours(card: Card) -> float:
+    return 262_040 / floor(card) / 3600
+
+
+def test_the_page_is_what_its_script_prints() -> None:
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "benchmarks" / "gpus.py"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == (REPOSITORY / "benchmarks" / "gpus.md").read_bytes()
+
+
+def test_an_image_is_84_6_teraflop() -> None:
+    assert round(TERA_FLOP_PER_IMAGE, 1) == 84.6
+
+
+def test_torch_counts_the_same_work_in_the_unet() -> None:
+    import torch
+    from diffusers import UNet2DConditionModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # diffusers' defaults are Stable Diffusion 1's, but for the width of the text's embedding.
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        unet = UNet2DConditionModel(cross_attention_dim=768)
+        unet(torch.zeros(1, 4, 64, 64), torch.zeros(1), torch.zeros(1, 77, 768))
+    assert sum(weight.numel() for weight in unet.parameters()) == 859_520_964
+    assert counter.get_total_flops() / 2e9 == pytest.approx(UNET_GMAC, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "speed", "hours"), [("A100", 3.69, 19.7), ("H100 SXM", 11.7, 6.2)]
+)
+def test_floors(name: str, speed: float, hours: float) -> None:
+    assert floor(BY_NAME[name]) == pytest.approx(speed, abs=0.005)
+    assert gpu_hours(BY_NAME[name]) == pytest.approx(hours, abs=0.05)
+
+
+def test_published_speeds() -> None:
+    plain = {batch: round(speed, 2) for batch, speed in BY_NAME["A100"].images_per_second.items()}
+    assert plain == {1: 0.51, 2: 0.84, 4: 1.03, 8: 1.14, 10: 1.15, 16: 1.18, 32: 1.2, 64: 1.21}
+    found = {card.name: round(best(card) or 0, 2) for card in CARDS}
+    assert found == {
+        "T4": 0.14, "V100": 0.54, "RTX 3090": 0.56, "RTX 4090": 1.08, "A100": 1.21, "H100 SXM": 0,
+    }  # fmt: skip
+    assert best(BY_NAME["A100"], compiled=True) == pytest.approx(1.45, abs=0.005)
+    assert best(BY_NAME["H100 SXM"]) is None
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_no_card_exceeds_its_peak(card: Card) -> None:
+    speeds = [*card.images_per_second.values(), *card.compiled_images_per_second.values()]
+    assert all(0 < speed < floor(card) for speed in speeds)
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "A100"),
+        ("NVIDIA A100 80GB PCIe", "A100"),
+        ("Tesla V100-SXM2-16GB", "V100"),
+        ("NVIDIA GeForce RTX 3090", "RTX 3090"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA H100 80GB HBM3", "H100 SXM"),
+    ],
+)
+def test_cards_are_found_by_device_name(device: str, name: str) -> None:
+    assert find_card(device) is BY_NAME[name]
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "",
+        "NVIDIA T400",
+        "NVIDIA RTX A1000",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA H100 PCIe",
+        "NVIDIA A100-SXM4-40GB MIG 3g.20gb",
+        "AMD Instinct MI250X",
+    ],
+)
+def test_other_cards_are_not_taken_for_these(device: str) -> None:
+    assert find_card(device) is None
+
+
+def test_scaling_is_identity_at_the_reference() -> None:
+    assert scaled(1.21, 512, 512, 50, 7.5) == pytest.approx(1.21)
+
+
+def test_guidance_off_nearly_doubles_the_speed() -> None:
+    assert scaled(1.0, 512, 512, 50, 1.0) == pytest.approx(1.94, abs=0.005)
+
+
+@given(st.integers(8, 2048), st.integers(8, 2048), st.integers(1, 200), st.floats(0, 20))
+def test_more_work_is_slower(width: int, height: int, steps: int, guidance: float) -> None:
+    speed = scaled(1.0, width, height, steps, guidance)
+    assert speed > scaled(1.0, width + 8, height, steps, guidance) > 0
+    assert speed > scaled(1.0, width, height + 8, steps, guidance)
+    assert speed > scaled(1.0, width, height, steps + 1, guidance)
+    assert speed >= scaled(1.0, width, height, steps, guidance + 1)
