@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from sdwn.config import ModelConfig
 from sdwn.shards import COLUMNS
 
 
@@ -21,7 +22,7 @@ def card(manifest: dict[str, Any]) -> str:
         autoescape=False,  # Markdown, not HTML
     )
     settings = manifest["settings"]
-    builtin = settings["model"]["name"].startswith("builtin:")
+    builtin = ModelConfig(**settings["model"]).builtin is not None
     statuses = {name: manifest["statuses"].get(name, 0) for name in ("ok", "nsfw", "nan")}
     return environment.get_template("card.md").render(
         **manifest,

@@ -18,6 +18,7 @@ from sdwn.errors import UsageError
 PAPER_CATALOG = "sdwn-26204"
 
 # Random weights in diffusers' own classes; and no model at all, for rehearsals.
+BUILTIN = "builtin:"
 BUILTIN_MODELS = ("builtin:tiny", "builtin:noise")
 
 PROMPT_FIELDS = ("definition", "lemma", "lemmas", "synset")
@@ -65,9 +66,14 @@ class ModelConfig(Section):
     @field_validator("name")
     @classmethod
     def _known_builtin(cls, name: str) -> str:
-        if name.startswith("builtin:") and name not in BUILTIN_MODELS:
+        if name.startswith(BUILTIN) and name not in BUILTIN_MODELS:
             raise ValueError(f"no model {name!r}; built in: {', '.join(BUILTIN_MODELS)}")
         return name
+
+    @property
+    def builtin(self) -> str | None:
+        """Its name among the built-in ones, None for a real model."""
+        return self.name.removeprefix(BUILTIN) if self.name.startswith(BUILTIN) else None
 
 
 class GenerationConfig(Section):
@@ -150,7 +156,7 @@ class RunConfig(Section):
     @property
     def needs_gpu(self) -> bool:
         """Whether it cannot run on a CPU; built-in models are small enough for fp16 there."""
-        return self.generation.precision == "fp16" and not self.model.name.startswith("builtin:")
+        return self.generation.precision == "fp16" and self.model.builtin is None
 
     @model_validator(mode="after")
     def _batch_of_synsets(self) -> RunConfig:

@@ -25,7 +25,7 @@ from sdwn.errors import IntegrityError, UsageError
 from sdwn.files import ReleasePaths, RunPaths, plain_disk_errors, sync, write_text
 from sdwn.plan import ImageSpec, Plan, Shard, image_settings, read_plan, summary, table_text
 from sdwn.release import FORMAT, FORMAT_VERSION, Release, file_sha256, sums_text
-from sdwn.shards import COLUMNS, ImageFile, Selection, Table, join, names, texts
+from sdwn.shards import COLUMNS, ImageFile, Selection, Table, join, names, require_origin, texts
 
 PART_BYTES = 4 << 30
 MERGING = ".merging"
@@ -163,15 +163,7 @@ def check_origin(file: ImageFile, plan: Plan, shard: Shard) -> None:
     Raises:
         IntegrityError: it belongs to another plan, is another shard, or has other rows.
     """
-    attributes = {name: str(value) for name, value in file.attributes.items()}
-    if attributes.get("plan_digest") != plan.digest:
-        found = attributes.get("plan_digest", "none")[:12]
-        raise IntegrityError(f"{file.path}: foreign: of plan {found}, not {plan.digest[:12]}")
-    if attributes.get("shard") != str(shard.index) or len(file) != plan.shard_images(shard):
-        raise IntegrityError(
-            f"{file.path}: foreign: expected shard {shard.index} of {plan.shard_images(shard)} "
-            f"images, found shard {attributes.get('shard')} of {len(file)}"
-        )
+    require_origin(file, plan.digest, shard.index, plan.shard_images(shard))
     rows = file.rows()
     absent = [column.name for column in COLUMNS if column.name not in rows]
     if absent:

@@ -19,7 +19,15 @@ from sdwn.errors import IntegrityError
 from sdwn.files import RunPaths, atomic
 from sdwn.images import Sample
 from sdwn.plan import ImageSpec, Plan, Shard
-from sdwn.shards import Contents, ImageFile, Selection, join, table, write_images
+from sdwn.shards import (
+    Contents,
+    ImageFile,
+    Selection,
+    join,
+    require_origin,
+    table,
+    write_images,
+)
 
 log = logging.getLogger(__name__)
 
@@ -69,22 +77,13 @@ def sound_pieces(paths: RunPaths, plan: Plan, shard: Shard) -> list[Piece]:
         path = paths.piece(shard.index, start, stop)
         try:
             with ImageFile(path) as file:
-                _require(file, plan, shard, stop - start)
+                require_origin(file, plan.digest, shard.index, stop - start)
                 file.check()
                 sound.append(Piece(path, start, stop, int(file.attributes.get("attempt", 1))))
         except IntegrityError as error:
             log.warning("made again: %s", error)
             path.unlink(missing_ok=True)
     return sound
-
-
-def _require(file: ImageFile, plan: Plan, shard: Shard, images: int) -> None:
-    found = file.attributes.get("plan_digest"), file.attributes.get("shard"), len(file)
-    if found != (plan.digest, shard.index, images):
-        raise IntegrityError(
-            f"{file.path}: expected {images} images of shard {shard.index} of plan "
-            f"{plan.digest[:12]}, found {found[2]} of shard {found[1]} of {str(found[0])[:12]}"
-        )
 
 
 @dataclass
@@ -212,7 +211,7 @@ def finish_shard(paths: RunPaths, plan: Plan, shard: Shard) -> None:
         with atomic(final, folder=folder) as temporary:
             join(temporary, shard_attributes(plan, shard, "shard"), selections)
             with ImageFile(temporary) as written:
-                _require(written, plan, shard, plan.shard_images(shard))
+                require_origin(written, plan.digest, shard.index, plan.shard_images(shard))
                 written.check()
 
 

@@ -25,7 +25,6 @@ from sdwn.device import Device
 from sdwn.errors import SdwnError, UsageError
 from sdwn.files import STAGE_VARIABLE
 
-_BUILTIN = "builtin:"
 _INDEX = "model_index.json"
 # Its steps draw noise for the batch as a whole, out of no image's generator.
 _UNREPEATABLE = {"DPMSolverSDEScheduler"}
@@ -99,7 +98,7 @@ def _from_config(config: RunConfig) -> Any:
 
 
 def _from_pretrained(model: ModelConfig, **options: Any) -> Any:
-    source = _source(model.name)
+    source = _source(model)
     try:
         return diffusers.AutoPipelineForText2Image.from_pretrained(
             _staged(source, model),
@@ -112,9 +111,10 @@ def _from_pretrained(model: ModelConfig, **options: Any) -> Any:
         raise SdwnError(f"model {model.name}: {_advice(source)}: {_one_line(error)}") from error
 
 
-def _source(name: str) -> Path | str:
-    if name.startswith(_BUILTIN):
-        return builtin_folder(name.removeprefix(_BUILTIN))
+def _source(model: ModelConfig) -> Path | str:
+    if model.builtin is not None:
+        return builtin_folder(model.builtin)
+    name = model.name
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _pipeline_folder(folder)
@@ -236,7 +236,7 @@ def provenance(config: RunConfig, pipeline: Any, device: Device) -> dict[str, An
 
 
 def _revision(model: ModelConfig) -> str:
-    source = _source(model.name)
+    source = _source(model)
     if isinstance(source, Path):
         return fingerprint(source)
     # The hub's cache keeps a file below the commit that it belongs to.

@@ -68,6 +68,7 @@ class PromptEncoder:
         self._family = _FAMILIES.get(type(pipeline).__name__)
         self._negatives: dict[str, torch.Tensor] = {}
         self._positives: OrderedDict[str, dict[str, torch.Tensor]] = OrderedDict()
+        self._counts: dict[str, int] = {}
 
     @property
     def known(self) -> bool:
@@ -86,7 +87,10 @@ class PromptEncoder:
 
     def tokens(self, prompt: str) -> int:
         """Count a prompt's tokens, start and end included."""
-        return len(self._pipeline.tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        if prompt not in self._counts:
+            ids = self._pipeline.tokenizer(prompt, truncation=False, verbose=False).input_ids
+            self._counts = {prompt: len(ids)}  # ten images of a synset ask one after another
+        return self._counts[prompt]
 
     @property
     def token_limit(self) -> int:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sdwn.config import ModelConfig
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluate import imagenet_images, read_evaluation
 from sdwn.files import EvaluationPaths, write_text
@@ -72,7 +73,7 @@ def page(release: Release, evaluation: dict[str, Any]) -> str:
         manifest=manifest,
         settings=manifest["settings"],
         paper=evaluation.get("paper"),
-        builtin=manifest["settings"]["model"]["name"].startswith("builtin:"),
+        builtin=ModelConfig(**manifest["settings"]["model"]).builtin is not None,
         histogram=Markup(histogram_svg(figures["histogram"], evaluation.get("paper"))),
         classes=[{**row, **_names(release, row["wnid"])} for row in classes],
         galleries=[

@@ -55,7 +55,7 @@ class ImageSampler(Protocol):
 
 def load_sampler(config: RunConfig) -> ImageSampler:
     """Load what the config's model needs; only here do torch and diffusers come in."""
-    if config.model.name == "builtin:noise":
+    if config.model.builtin == "noise":
         from sdwn.noise import NoiseSampler
 
         return NoiseSampler(config)

@@ -341,6 +341,23 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
     return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
 
 
+def require_origin(file: ImageFile, plan_digest: str, shard: int, images: int) -> None:
+    """Hold a file against the shard of the plan that it is taken for.
+
+    Raises:
+        IntegrityError: it is of another plan, of another shard, or of another length.
+    """
+    found = {name: str(value) for name, value in file.attributes.items()}
+    if found.get("plan_digest") != plan_digest:
+        other = found.get("plan_digest", "none")[:12]
+        raise IntegrityError(f"{file.path}: foreign: of plan {other}, not {plan_digest[:12]}")
+    if found.get("shard") != str(shard) or len(file) != images:
+        raise IntegrityError(
+            f"{file.path}: foreign: expected shard {shard} of {images} images, "
+            f"found shard {found.get('shard')} of {len(file)}"
+        )
+
+
 def _check_column(column: Column, values: NDArray[Any], sessions: int) -> None:
     kind = "S" if column.dtype is None else np.dtype(column.dtype).kind
     if values.dtype.kind != kind:
