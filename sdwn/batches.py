@@ -1,9 +1,8 @@
-"""How many images are sampled at a time, and where that number comes from. No torch."""
+"""Batch sizes: the grid that they lie on, and what lowers them. No torch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 # How a profile's or the command line's batch size reaches a task.
@@ -54,15 +53,6 @@ def lower(size: int, images_per_synset: int) -> int | None:
     """
     smaller = (s for s in range(size // 2, 0, -1) if size % s == 0)
     return next((s for s in smaller if fits_grid(s, images_per_synset)), None)
-
-
-def batches(images: int, size: int) -> Iterator[range]:
-    """Cut a shard into batches, on a grid that no restart moves.
-
-    >>> list(batches(25, 10))
-    [range(0, 10), range(10, 20), range(20, 25)]
-    """
-    return (range(start, min(start + size, images)) for start in range(0, images, size))
 
 
 def off_grid(size: int, images_per_synset: int) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
     from sdwn.plan import Plan
     from sdwn.profiles import ClusterProfile
     from sdwn.scheduler import JobState
+    from sdwn.submission import Watch
+
+# Each look asks the scheduler, which all users share.
+WATCH_SECONDS = 10
 
 app = typer.Typer(
     name="sdwn",
@@ -96,7 +102,7 @@ def tune(
     terminal.result(
         {"profiles": [one.as_dict() for one in found]},
         as_json,
-        text="\n".join(terminal.tuning_text(one) for one in found),
+        text="\n".join(map(terminal.tuning_text, found)),
     )
 
 
@@ -108,15 +114,15 @@ def pilot(
     """Make 20 images of the plan on the real target, and say what the whole run will take."""
     from dataclasses import asdict
 
-    from sdwn.pilot import run_pilot
     from sdwn.submission import require_fit
+    from sdwn.trials import run_pilot
 
     paths, made = _open_run(run)
     chosen = _profile(profile, site)
     require_fit(made.config, chosen)
-    with terminal.working("making the pilot's images"):
-        found = run_pilot(paths, made, chosen, lambda _: None)
-    terminal.result(asdict(found), as_json)
+    with _trial("making the pilot's images") as (told, watch):
+        found = run_pilot(paths, made, chosen, told, watch)
+    terminal.result(asdict(found), as_json, text=terminal.pilot_text(found))
 
 
 @app.command()
@@ -167,9 +173,12 @@ def retry(
 @app.command()
 def cancel(run: Run, as_json: AsJson = False) -> None:
     """End the run's waiting and running tasks; what they have finished stays."""
+    from sdwn.files import RunPaths
     from sdwn.submission import cancel as cancel_jobs
 
-    paths, _ = _open_run(run)
+    paths = RunPaths(run)
+    if not paths.submissions.exists():
+        _open_run(run)  # no run at all is an error
     ids = [job.id for job in cancel_jobs(paths)]
     terminal.result({"cancelled": len(ids), "job_ids": ids}, as_json)
 
@@ -177,7 +186,9 @@ def cancel(run: Run, as_json: AsJson = False) -> None:
 @app.command()
 def status(
     run: Run,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again while tasks are live.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what is done, running, pending and failed."""
@@ -186,9 +197,9 @@ def status(
     paths, made = _open_run(run)
     if watch and not as_json:
         with terminal.live() as show:
-            while (now := run_status(paths, made)).shards_done < now.shards_total:
+            while (now := run_status(paths, made)).shards_live:
                 show(now.as_dict())
-                time.sleep(2)
+                time.sleep(WATCH_SECONDS)
     terminal.result(run_status(paths, made).as_dict(), as_json)
 
 
@@ -231,6 +242,8 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Check every shard and write the release."""
+    if (model or checkpoint) and not evaluate_:
+        raise typer.BadParameter("--model and --checkpoint need --evaluate")
     found = _merge(runs, release, int(part_size * 1e9))
     if evaluate_:
         _, made = _open_run(runs[0])
@@ -322,12 +335,40 @@ def _tune_elsewhere(
     settings: RunConfig, chosen: ClusterProfile, kinds: list[str]
 ) -> list[GpuProfile]:
     from sdwn.submission import require_fit
-    from sdwn.tune import tune_elsewhere
+    from sdwn.trials import tune_elsewhere
 
     require_fit(settings, chosen)
-    with terminal.working("measuring"):
-        wanted = [kind.strip() for kind in kinds if kind.strip()]
-        return tune_elsewhere(settings, chosen, wanted, lambda _: None)
+    wanted = [kind.strip() for kind in kinds if kind.strip()]
+    with _trial("measuring") as (told, watch):
+        return tune_elsewhere(settings, chosen, wanted, told, watch)
+
+
+@contextmanager
+def _trial(what: str) -> Iterator[tuple[Callable[[Path], None], Watch]]:
+    """Show that short jobs are at work, and tell how to end them when nobody waits any more."""
+    folders: list[Path] = []
+    try:
+        with terminal.working(what):
+            yield folders.append, _silence_told()
+    except KeyboardInterrupt:
+        for folder in folders:
+            terminal.say(f"the job goes on without you; end it with: sdwn cancel {folder}")
+        raise
+
+
+def _silence_told() -> Watch:
+    """Give a watch that says once when the controller does not answer."""
+    from sdwn.submission import unreachable
+
+    silent = False
+
+    def watch(live: dict[Job, JobState]) -> None:
+        nonlocal silent
+        if unreachable(live) and not silent:
+            terminal.say("the SLURM controller does not answer; waiting for it")
+        silent = unreachable(live)
+
+    return watch
 
 
 def _make_plan(config: str, run: Path, overrides: list[str] | None) -> tuple[Plan, RunPaths]:
@@ -381,19 +422,17 @@ def _say_submitted(jobs: list[Job], todo: list[int], as_json: bool) -> None:
 
 def _complete(paths: RunPaths, made: Plan, chosen: ClusterProfile, retries: int) -> list[Job]:
     from sdwn.status import images_done
-    from sdwn.submission import complete, unreachable
+    from sdwn.submission import complete
 
     start = images_done(paths, made)
-    seen, silent = start, False
+    seen, tell_silence = start, _silence_told()
 
     def watch(live: dict[Job, JobState]) -> None:
-        nonlocal seen, silent
+        nonlocal seen
         done = images_done(paths, made)
         advance(done - seen)
         seen = done
-        if unreachable(live) and not silent:
-            terminal.say("the SLURM controller does not answer; waiting for it")
-        silent = unreachable(live)
+        tell_silence(live)
 
     try:
         with terminal.progress("generate", made.images, "images", start) as advance:

@@ -1,4 +1,4 @@
-"""Tasks become submitit arrays under a site's profile. The one place of submitit."""
+"""Tasks become submitit arrays under a site's profile."""
 
 from __future__ import annotations
 

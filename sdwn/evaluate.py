@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import datetime
 import io
 import json
 import re
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 from sdwn import metrics
 from sdwn.config import PAPER_CATALOG, EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.files import EvaluationPaths, atomic, read_json, write_text
+from sdwn.files import EvaluationPaths, atomic, now, read_json, write_text
 from sdwn.release import Release, file_sha256
 
 FORMAT = "sdwn-evaluation"
@@ -180,7 +179,7 @@ def evaluation_record(
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": now(),
         "release": release.digest,
         "plan_digest": release.manifest["plan_digest"],
         "catalog": release.manifest["catalog"],

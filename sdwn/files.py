@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import json
 import os
@@ -24,6 +25,11 @@ LOWERED = ".lowered.txt"
 # As RunPaths writes them: five digits, or more without a leading zero.
 SHARD_NAME = re.compile(r"([0-9]{5}|[1-9][0-9]{5,8})\.h5")
 PIECE_NAME = re.compile(r"([0-9]{6,9})-([0-9]{6,9})\.h5")
+
+
+def now() -> str:
+    """Give the time to the second, as ISO 8601 in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def cache_folder() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
 import os
 import socket
@@ -12,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdwn.batches import BatchSize, batches, lower
+from sdwn.batches import BatchSize, lower
 from sdwn.errors import OutOfMemoryError, SdwnError
-from sdwn.files import RunPaths
+from sdwn.files import RunPaths, now
 from sdwn.images import Sample
 from sdwn.pieces import PieceWriter, Work, covered, sound_pieces
 from sdwn.plan import ImageSpec, Plan, Shard, read_plan
@@ -47,8 +46,12 @@ def make_shards(
     shards: Sequence[Shard],
     sampler: ImageSampler,
     loading_seconds: float = 0.0,
-) -> None:
-    """Make shards with a sampler that is loaded; sampling and writing overlap."""
+) -> BatchSize:
+    """Make shards with a sampler that is loaded; sampling and writing overlap.
+
+    Returns the batch size at the end: memory may have run out with a larger one.
+    """
+    sampler.forget_peak()
     batch = choose_batch(plan.config, sampler)
     session = task_session(sampler, batch)
     record = _record(this_process(), sampler, batch, session["started"], loading_seconds)
@@ -62,12 +65,12 @@ def make_shards(
                 maker.make(Work(paths, plan, shard, session), background)
     finally:
         meter.end()
+    return maker.batch
 
 
 def task_session(sampler: ImageSampler, batch: BatchSize) -> dict[str, Any]:
     """Record who makes images now: model, device, versions, host, job, start, batch."""
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    who = {"host": socket.gethostname(), "job": this_process().job, "started": started}
+    who = {"host": socket.gethostname(), "job": this_process().job, "started": now()}
     return {**sampler.provenance, **who, "batch": str(batch)}
 
 
@@ -92,7 +95,7 @@ class _Maker:
     """Samples shards one after another, with smaller batches once memory ran out."""
 
     def __init__(self, sampler: ImageSampler, meter: Meter, batch: BatchSize) -> None:
-        self._sampler, self._meter, self._batch = sampler, meter, batch
+        self._sampler, self._meter, self.batch = sampler, meter, batch
         if batch.vae_slicing:
             sampler.slice_vae()
 
@@ -104,8 +107,7 @@ class _Maker:
         writer = PieceWriter(work, attempt, FLUSH_SECONDS)
         done = 0
         while done < len(specs) and not work.finished:
-            batch = next(batches(len(specs) - done, self._batch.images))
-            batch = range(done, done + len(batch))
+            batch = range(done, min(done + self.batch.images, len(specs)))
             if covered(batch, kept):
                 self._meter.passed(len(batch))
             else:
@@ -135,13 +137,13 @@ class _Maker:
 
     def _back_off(self, images_per_synset: int, reason: str) -> None:
         if self._sampler.slice_vae():
-            self._batch = replace(self._batch, vae_slicing=True)
+            self.batch = replace(self.batch, vae_slicing=True)
         else:
-            smaller = lower(self._batch.images, images_per_synset)
+            smaller = lower(self.batch.images, images_per_synset)
             if smaller is None:
                 raise SdwnError(
                     f"no room for a single image: {reason}; take a larger card, a smaller size, "
                     "or half precision"
                 )
-            self._batch = replace(self._batch, images=smaller)
-        self._meter.lowered(self._batch)
+            self.batch = replace(self.batch, images=smaller)
+        self._meter.lowered(self.batch)

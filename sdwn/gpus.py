@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -11,8 +10,8 @@ from typing import Any
 
 from sdwn.config import RunConfig
 from sdwn.errors import IntegrityError
-from sdwn.files import cache_folder, read_json, write_text
-from sdwn.tuning import Probe, Tuning
+from sdwn.files import atomic, cache_folder, read_json, write_text
+from sdwn.tuning import Probe, Tuning, plot
 
 FORMAT = "sdwn-gpu-profile"
 FORMAT_VERSION = 1
@@ -102,13 +101,20 @@ def profile_path(work: Workload) -> Path:
     return cache_folder() / "gpus" / f"{work.key}.json"
 
 
-def store(work: Workload, tuning: Tuning, vae_slicing: bool) -> GpuProfile:
-    """Keep what was measured for every later task of the same workload."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    profile = GpuProfile(work, vae_slicing, tuning, now)
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(profile)}
-    write_text(profile.path, json.dumps(content, indent=2) + "\n")
+def store(profile: GpuProfile) -> GpuProfile:
+    """Keep what was measured for every later task of the same workload, with its curve."""
+    write_profile(profile, profile.path)
+    work = profile.workload
+    with atomic(profile.curve) as temporary:
+        title = f"{work.model}, {work.width}x{work.height}, {work.device}"
+        plot(profile.tuning, title, temporary, kind="svg")
     return profile
+
+
+def write_profile(profile: GpuProfile, path: Path) -> None:
+    """Write a profile, whole or not at all."""
+    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(profile)}
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def find(work: Workload) -> GpuProfile | None:

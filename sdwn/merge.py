@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import glob
 import json
 import os
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 import sdwn
 from sdwn.card import card
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.files import ReleasePaths, RunPaths, plain_disk_errors, sync, write_text
+from sdwn.files import ReleasePaths, RunPaths, now, plain_disk_errors, sync, write_text
 from sdwn.plan import ImageSpec, Plan, Shard, image_settings, read_plan, summary, table_text
 from sdwn.release import FORMAT, FORMAT_VERSION, Release, file_sha256, sums_text
 from sdwn.shards import COLUMNS, ImageFile, Selection, Table, join, names, require_origin, texts
@@ -347,7 +346,7 @@ def _describe(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "sdwn": sdwn.__version__,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": now(),
         "plan_digest": plan.digest,
         "catalog": plan.catalog,
         "images": plan.images,

@@ -30,7 +30,7 @@ Retries = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(help="paper, efficientnet-lite0, or any timm model; default: paper."),
+    typer.Option(help="paper, efficientnet-lite0, or any timm model; default: the config's."),
 ]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Weights from this file: safetensors, or a torch state dict.")

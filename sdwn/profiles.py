@@ -21,7 +21,10 @@ GPU_OPTIONS = ("gres", "gpus_per_node", "gpus", "gpus_per_task")
 MEMORY_OPTIONS = ("mem", "mem_per_cpu", "mem_per_gpu")
 
 # What submitit or sdwn writes into every script.
-OWN_OPTIONS = ("array", "error", "job-name", "ntasks", "open-mode", "output", "signal")
+OWN_OPTIONS = (
+    *("array", "error", "job-name", "kill-on-bad-exit", "ntasks", "ntasks-per-node"),
+    *("open-mode", "output", "requeue", "signal"),
+)
 
 
 class ClusterProfile(Section):
@@ -105,6 +108,13 @@ class ClusterProfile(Section):
                 raise ValueError(f"{name!r} is set by sdwn itself or has a field of its own")
         return options
 
+    @field_validator("gpus_per_node")
+    @classmethod
+    def _some_gpus(cls, request: str | None) -> str | None:
+        if request is not None and not re.fullmatch(r"(\w[\w.-]*:)?[1-9]\d*|\w[\w.-]*", request):
+            raise ValueError(f"expected a number of GPUs as 4, a100 or a100:4, found {request!r}")
+        return request
+
     @model_validator(mode="after")
     def _one_spelling(self) -> ClusterProfile:
         for names in (GPU_OPTIONS, MEMORY_OPTIONS):
@@ -128,8 +138,7 @@ class ClusterProfile(Section):
     def _gpus(self) -> int:
         if self.gpus_per_node:
             return _count(self.gpus_per_node)
-        asked = [entry for entry in (self.gres or "").split(",") if entry.startswith("gpu")]
-        return sum(_count(entry.removeprefix("gpu")) for entry in asked)
+        return sum(_count(entry) for entry in (self.gres or "").split(",") if _is_gpu(entry))
 
     def on_gpu(self, kind: str) -> ClusterProfile:
         """Ask for one GPU of a kind in the place of what is asked for.
@@ -140,27 +149,32 @@ class ClusterProfile(Section):
         if self.gpus_per_node:
             return self.model_copy(update={"gpus_per_node": f"{kind}:1"})
         entries = (self.gres or "").split(",")
-        if not any(entry.startswith("gpu") for entry in entries):
+        if not any(map(_is_gpu, entries)):
             raise UsageError(
                 "--gpus needs a profile that asks for a GPU by gres or gpus_per_node; where your "
                 "site tells them apart otherwise, tune once for each: --constraint, --partition"
             )
-        others = [entry for entry in entries if not entry.startswith("gpu")]
+        others = [entry for entry in entries if not _is_gpu(entry)]
         return self.model_copy(update={"gres": ",".join([f"gpu:{kind}:1", *others])})
 
     @property
     def asks_for_gpu(self) -> bool:
         """Whether a task will see a GPU that SLURM gave it."""
-        return "gpu" in " ".join([self.gres or "", *self.sbatch]) or bool(self.gpus_per_node)
+        other = any(name.replace("-", "_") in GPU_OPTIONS for name in self.sbatch)
+        return other or bool(self.gpus_per_node) or any(map(_is_gpu, (self.gres or "").split(",")))
+
+
+def _is_gpu(entry: str) -> bool:
+    return entry.partition(":")[0].strip() in ("gpu", "gres/gpu")
 
 
 def _count(request: str) -> int:
-    """Read how many of something SLURM is asked for.
+    """Read how many GPUs SLURM is asked for; without a number, 1.
 
-    >>> [_count(text) for text in ("4", "a100:4", "a100", ":2", "")]
-    [4, 4, 1, 2, 1]
+    >>> [_count(text) for text in ("4", "a100:4", "gpu:a100", "gpu:2(S:0-1)")]
+    [4, 4, 1, 2]
     """
-    number = request.rpartition(":")[2]
+    number = request.partition("(")[0].rpartition(":")[2].strip()
     return int(number) if number.isdecimal() else 1
 
 

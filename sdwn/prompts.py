@@ -46,6 +46,8 @@ _PIXART = _Family(
     empty_negative="",
     token_limit=300,
 )
+# A pipeline that is not here works too, from plain texts. To add one: name what its encode_prompt
+# returns, in order; its __call__ must take these, and latents of the plain shape.
 _FAMILIES = {
     "StableDiffusionPipeline": _Family(("prompt_embeds", "negative_prompt_embeds")),
     "StableDiffusionXLPipeline": _Family(_POOLED),

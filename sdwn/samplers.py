@@ -19,6 +19,7 @@ from sdwn.plan import ImageSpec
 class ImageSampler(Protocol):
     """What makes images: diffusers in production, plain noise in rehearsals."""
 
+    config: RunConfig
     provenance: dict[str, Any]
     workload: Workload
     vae_slicing: bool

@@ -45,6 +45,11 @@ class RunStatus:
     failures: list[str]
     lowered: list[str]
 
+    @property
+    def shards_live(self) -> int:
+        """How many shards may still be made without another submission."""
+        return self.shards_running + self.shards_pending + self.shards_unknown
+
     def as_dict(self) -> dict[str, Any]:
         """Turn the counts into plain data."""
         return asdict(self)

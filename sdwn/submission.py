@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import socket
@@ -17,7 +16,7 @@ from sdwn.batches import off_grid
 from sdwn.cluster import Job
 from sdwn.config import RunConfig
 from sdwn.errors import SdwnError, UsageError
-from sdwn.files import RunPaths, plain_disk_errors
+from sdwn.files import RunPaths, now, plain_disk_errors
 from sdwn.plan import Plan
 from sdwn.profiles import ClusterProfile, overridden
 from sdwn.scheduler import UNKNOWN, JobState
@@ -123,9 +122,8 @@ def submit_tasks(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterPr
 
 
 def _record(paths: RunPaths, stage: str, profile: ClusterProfile, jobs: list[Job]) -> None:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     submission = Submission(
-        time=now,
+        time=now(),
         host=socket.gethostname(),
         executor=profile.executor,
         stage=stage,

@@ -10,7 +10,8 @@ from typing import Any
 
 from sdwn.processes import see_one_device, this_process, together
 
-# The module and function of each stage, loaded where it runs: submitting needs no torch.
+# The module and function of each stage, loaded where it runs: submitting needs no torch. A
+# stage takes the path that it works on and the indices of this process's pieces of work.
 STAGES = {
     "generate": ("sdwn.generate", "generate"),
     "pilot": ("sdwn.pilot", "make_pilot"),

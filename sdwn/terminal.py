@@ -26,6 +26,7 @@ from sdwn.errors import SdwnError
 
 if TYPE_CHECKING:
     from sdwn.gpus import GpuProfile
+    from sdwn.trials import Answers
 
 debug = False
 
@@ -82,6 +83,41 @@ def tuning_text(profile: GpuProfile) -> str:
     with stdout.capture() as captured:
         stdout.print(title, shown, *lines, sep="\n", soft_wrap=True, markup=False)
     return captured.get()
+
+
+def pilot_text(found: Answers) -> str:
+    """Show a pilot's answers: what it saw, then what follows for the run."""
+    slow = f"{found.images_per_second:.3g} images/s with {found.batch_size} a batch"
+    black = f"{found.nsfw} flagged, {found.nan} NaN, {found.redone} redone in float32"
+    values = {
+        "device": f"{found.device}, {found.memory_gb} GB",
+        "speed": f"{slow} ({found.batch_source}); loading takes {_clock(found.loading_seconds)}",
+        "peak memory": f"{found.peak_gb:.2f} GB",
+        "images": f"{found.images}: {black}, {found.truncated} prompts cut short",
+        "size": f"{decimal(found.bytes_per_image)} an image",
+        "contact sheet": found.contact_sheet,
+        "the run": f"{found.run_images:,} images, {decimal(found.run_bytes)}, "
+        f"{found.run_tasks:,} tasks of {_clock(3600 * found.hours_per_task)}",
+        "device time": _clock(3600 * found.device_hours),
+        "wall time": f"{_clock(3600 * found.hours)}, if all tasks that may run at once do",
+    }
+    if found.warning:
+        values["warning"] = found.warning
+    with stdout.capture() as captured:
+        stdout.print(_lines(values), soft_wrap=True)
+    return captured.get()
+
+
+def _clock(seconds: float) -> str:
+    """Give a time as people read it.
+
+    >>> [_clock(seconds) for seconds in (4.2, 90, 5400, 900_000)]
+    ['4 s', '1:30 min', '1:30 h', '250:00 h']
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    whole = round(seconds) if seconds < 3600 else round(seconds / 60)
+    return f"{whole // 60}:{whole % 60:02d} {'min' if seconds < 3600 else 'h'}"
 
 
 @contextmanager

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sdwn import gpus
 from sdwn.config import RunConfig, validated
 from sdwn.errors import OutOfMemoryError, SdwnError
-from sdwn.files import RunPaths, cache_folder, read_json, write_text
+from sdwn.files import now, read_json
 from sdwn.gpus import GpuProfile
 from sdwn.plan import ImageSpec, image_seed
-from sdwn.profiles import ClusterProfile
 from sdwn.samplers import ImageSampler, load_sampler
-from sdwn.submission import Watch, failure, follow, submit_tasks
-from sdwn.task import ArrayTask
-from sdwn.tuning import Run, Tuning, plot, search
+from sdwn.tuning import Run, Tuning, search
 
 log = logging.getLogger(__name__)
 
@@ -27,42 +22,15 @@ MOST_IMAGES = 200
 PROMPT = "a member of the genus Canis that has been domesticated since prehistoric times"
 
 
-def tune_elsewhere(
-    config: RunConfig, profile: ClusterProfile, kinds: Sequence[str], watch: Watch
-) -> list[GpuProfile]:
-    """Measure by a short job on each kind of GPU, or where the profile's tasks run.
-
-    Raises:
-        SdwnError: a job failed; what the others measured is kept.
-    """
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
-    paths = RunPaths(cache_folder() / "tuning" / now)
-    write_text(paths.root / "config.json", config.model_dump_json(indent=2) + "\n")
-    targets = [profile.on_gpu(kind) for kind in kinds] or [profile]
-    for index, target in enumerate(targets):
-        task = ArrayTask("tune", str(paths.root), (index,))
-        submit_tasks(paths, [task], target)
-    follow(paths, watch)
-    return [_result(paths, index) for index in range(len(targets))]
-
-
-def _result(paths: RunPaths, index: int) -> GpuProfile:
-    path = answer(paths.root, index)
-    if not path.exists():
-        raise SdwnError(f"tuning failed: {failure(paths, index)}")
-    return gpus.read_profile(Path(read_json(path)["profile"]))
-
-
 def tune_into(folder: Path, indices: Iterable[int]) -> None:
     """Measure this task's device under the config in a folder, and leave the answer there."""
     config = validated(RunConfig, read_json(folder / "config.json"), source=str(folder))
     for index in indices:
-        profile = tune_device(config)
-        write_text(answer(folder, index), json.dumps({"profile": str(profile.path)}) + "\n")
+        gpus.write_profile(tune_device(config), answer(folder, index))
 
 
 def answer(folder: Path, index: int) -> Path:
-    """Name the file in which a task says where its profile is."""
+    """Name the file in which a task leaves its profile for whoever asked."""
     return folder / f"answer-{index}.json"
 
 
@@ -76,10 +44,7 @@ def tune_device(config: RunConfig) -> GpuProfile:
     tuning = _search(sampler, config.images_per_synset)
     if tuning is None or tuning.batch_size < config.images_per_synset:
         tuning = _sliced(sampler, config.images_per_synset, tuning)
-    profile = gpus.store(sampler.workload, tuning, sampler.vae_slicing)
-    work = profile.workload
-    plot(tuning, f"{work.model}, {work.width}x{work.height}, {work.device}", profile.curve)
-    return profile
+    return gpus.store(GpuProfile(sampler.workload, sampler.vae_slicing, tuning, now()))
 
 
 def _search(sampler: ImageSampler, images_per_synset: int) -> Tuning | None:

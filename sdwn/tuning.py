@@ -353,8 +353,8 @@ def _note(tuning: Tuning, probe: Probe) -> str:
     return CHOSEN if probe.batch_size == tuning.batch_size else ""
 
 
-def plot(tuning: Tuning, title: str, path: Path) -> None:
-    """Draw speed and peak memory against batch size, as SVG or PNG by the path's suffix."""
+def plot(tuning: Tuning, title: str, path: Path, kind: str | None = None) -> None:
+    """Draw speed and peak memory against batch size, as SVG or PNG, by default as the path says."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -367,7 +367,7 @@ def plot(tuning: Tuning, title: str, path: Path) -> None:
         for axes in (speed, memory):
             axes.spines[["top", "right"]].set_visible(False)
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-        figure.savefig(path, metadata={"Date": None})
+        figure.savefig(path, format=kind, metadata={"Date": None})
 
 
 def _plot_speed(axes: Axes, tuning: Tuning) -> None:
@@ -377,7 +377,7 @@ def _plot_speed(axes: Axes, tuning: Tuning) -> None:
     label = f"chosen: {tuning.batch_size}"
     axes.plot(tuning.batch_size, tuning.images_per_second, "o", color=RED, ms=10, label=label)
     axes.set_ylabel("images/s")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="best")
 
 
 def _plot_memory(axes: Axes, tuning: Tuning) -> None:
@@ -395,4 +395,4 @@ def _plot_memory(axes: Axes, tuning: Tuning) -> None:
     axes.plot(tuning.batch_size, tuning.peak_bytes / GB, "o", color=RED, ms=10)
     axes.set_xlabel("batch size")
     axes.set_ylabel("peak memory, GB")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="best")

@@ -250,8 +250,12 @@ def test_a_pilot_answers_for_the_whole_run(sdwn: Sdwn, config: Path) -> None:
     assert 0 < found["images_per_second"] <= 100, "a step of noise takes 10 ms"
     assert found["run_images"] == planned["images"]
     seconds = planned["images"] / found["images_per_second"]
+    submitted = sdwn.json("submit", "run", "--dry-run", "--profile", "local")
+    assert submitted["shards"] == planned["shards"]
+    assert found["run_tasks"] == min(2, planned["shards"]), "the profile's, at once"
     seconds += found["run_tasks"] * found["loading_seconds"]
-    assert found["gpu_hours"] == pytest.approx(seconds / 3600)
+    assert found["device_hours"] == pytest.approx(seconds / 3600)
+    assert found["hours"] == pytest.approx(seconds / 3600 / found["run_tasks"])
     assert found["run_bytes"] == pytest.approx(
         found["bytes_per_image"] * planned["images"], rel=0.01
     )

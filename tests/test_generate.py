@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import shutil
@@ -15,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sdwn import generate, gpus, task, writing
+from sdwn import generate, gpus, pilot, task, writing
 from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError
 from sdwn.files import RunPaths, write_text
 from sdwn.images import decode, encode
 from sdwn.noise import NoiseSampler
 from sdwn.pieces import finish_shard
-from sdwn.plan import ImageSpec, Plan, read_plan
+from sdwn.plan import ImageSpec, Plan, read_plan, write_plan
 from sdwn.records import read_record
 from sdwn.sampler import Sampler
 from sdwn.samplers import ImageSampler, choose_batch
@@ -30,7 +31,7 @@ from sdwn.status import images_done, run_status
 from sdwn.tuning import Probe, Tuning
 from submitit.core.utils import UncompletedJobError
 
-from conftest import PlanRun
+from conftest import PlanRun, Sdwn
 
 IMAGE_COLUMNS = ("wnid", "synset", "number", "seed", "prompt", "status", "batch", "place")
 
@@ -428,7 +429,7 @@ class TestBatchSize:
         sampler = Fitting(plan, 83, 300)
         probes = (Probe(10, 9.0, 10**9), Probe(33, 9.9, 2 * 10**9))
         tuning = Tuning(33, 9.9, 2 * 10**9, 3 * 10**9, 5e8, 5e7, probes)
-        stored = gpus.store(sampler.workload, tuning, vae_slicing=True)
+        stored = gpus.store(gpus.GpuProfile(sampler.workload, True, tuning, "2026-01-01"))
         assert gpus.find(sampler.workload) == stored
         batch = choose_batch(plan.config, sampler)
         assert (batch.images, batch.vae_slicing) == (30, True), "on this plan's grid"
@@ -557,3 +558,23 @@ def test_a_record_says_how_fast_a_task_is(planned: PlanRun) -> None:
     speed = record.images_per_second
     assert speed is not None
     assert speed <= 100, "a step of noise takes 10 ms"
+
+
+def test_a_pilot_times_batches_that_fit(planned: PlanRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes 20 images in batches of 20, and would time batches of 40."""
+    paths, plan = planned(generation={"batch_size": 40})
+    small = pilot.pilot_plan(plan)
+    assert (small.images, len(small.shards)) == (20, 1)
+    assert {row.wnid for row in small.synsets} < {row.wnid for row in plan.synsets}
+    write_plan(small, paths.pilot)
+    monkeypatch.setattr(pilot, "load_timed", lambda _: (Small(small, 20, 20), 0.0))
+    pilot.make_pilot(paths.pilot.root, [0])
+    speed = json.loads(paths.pilot.speed.read_text())
+    assert speed["batch_size"] == 20
+    assert speed["images_per_second"] <= 100
+
+
+def test_status_watches_until_nothing_is_live(planned: PlanRun, sdwn: Sdwn) -> None:
+    paths, _ = planned(model={"name": "/nowhere/model"})
+    sdwn("submit", paths.root, "--wait", "--retries", "0", code=1)
+    assert "failed" in sdwn("status", paths.root, "--watch").stdout
