@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from sdwn.errors import UsageError
+
 # How a profile's or the command line's batch size reaches a task.
 VARIABLE = "SDWN_BATCH_SIZE"
 
@@ -40,6 +42,8 @@ def on_grid(size: int, images_per_synset: int) -> int:
     >>> [on_grid(size, 10) for size in (1, 4, 9, 10, 19, 83)]
     [1, 2, 5, 10, 10, 80]
     """
+    if size < 1:
+        raise ValueError(f"expected a batch of at least one image, found {size}")
     while not fits_grid(size, images_per_synset):
         size -= 1
     return size
@@ -72,5 +76,14 @@ def off_grid(size: int, images_per_synset: int) -> str | None:
 
 
 def asked() -> int | None:
-    """Read the batch size that the command line or the site's profile asks for."""
-    return int(text) if (text := os.environ.get(VARIABLE)) else None
+    """Read the batch size that the command line or the site's profile asks for.
+
+    Raises:
+        UsageError: it is no number of images.
+    """
+    text = os.environ.get(VARIABLE)
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"{VARIABLE}: expected a number of images, found {text!r}")
+    return int(text)

@@ -12,11 +12,15 @@ import torch
 from sdwn import memory
 from sdwn.errors import OutOfMemoryError
 
-# torch's CPU allocator, oneDNN and C++ say it in words alone; a RuntimeError may be anything.
-CPU_OUT_OF_MEMORY = (
+# Allocators, oneDNN, cuBLAS and C++ say it in words alone; a RuntimeError may be anything.
+OUT_OF_MEMORY = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "could not create a memory object",
+    "could not create a primitive",
     "std::bad_alloc",
 )
 
@@ -89,7 +93,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(t in str(error) for t in CPU_OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(t in str(error) for t in OUT_OF_MEMORY)
 
 
 @contextlib.contextmanager

@@ -60,7 +60,9 @@ def make_shards(
     maker = _Maker(sampler, meter, batch)
     storage = plan.config.storage
     try:
-        with BackgroundWriter(storage, sampler.check) as background, flushed_on_signals(background):
+        background = BackgroundWriter(storage, sampler.check)
+        # In this order: signals may also come while the last batches are written.
+        with flushed_on_signals(background), background:
             for shard in shards:
                 maker.make(Work(paths, plan, shard, session), background)
     finally:

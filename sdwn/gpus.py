@@ -101,6 +101,17 @@ def profile_path(work: Workload) -> Path:
     return cache_folder() / "gpus" / f"{work.key}.json"
 
 
+def require_writable() -> None:
+    """Fail before anything is measured if the cache cannot keep it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with atomic(cache_folder() / "gpus" / ".probe") as temporary:
+        temporary.touch()
+    (cache_folder() / "gpus" / ".probe").unlink(missing_ok=True)
+
+
 def store(profile: GpuProfile) -> GpuProfile:
     """Keep what was measured for every later task of the same workload, with its curve."""
     write_profile(profile, profile.path)
@@ -119,11 +130,11 @@ def write_profile(profile: GpuProfile, path: Path) -> None:
 
 def find(work: Workload) -> GpuProfile | None:
     """Look up a workload's profile; one that cannot be read counts as none."""
-    path = profile_path(work)
     try:
-        return read_profile(path) if path.exists() else None
+        profile = read_profile(profile_path(work))
     except IntegrityError:
         return None
+    return profile if profile.workload == work else None
 
 
 def read_profile(path: Path) -> GpuProfile:
@@ -141,6 +152,8 @@ def read_profile(path: Path) -> GpuProfile:
         work = Workload(**content["workload"])
         measured = str(content["measured"])
         sliced, found = bool(content["vae_slicing"]), Tuning(**tuning, probes=probes)
+        if type(found.batch_size) is not int or found.batch_size < 1:
+            raise ValueError(f"a batch of {found.batch_size!r} images")
         return GpuProfile(work, sliced, found, measured)
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path}: damaged: {error!r}; tune again") from None

@@ -65,5 +65,5 @@ def _timed(sampler: ImageSampler, specs: list[ImageSpec], size: int) -> Speed:
             raise
     else:
         return Speed(size, size / seconds, sampler.peak_bytes)
-    sampler.release()
+    sampler.forget_peak()
     return _timed(sampler, specs, smaller)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -28,9 +29,13 @@ from sdwn.files import STAGE_VARIABLE
 _INDEX = "model_index.json"
 # Its steps draw noise for the batch as a whole, out of no image's generator.
 _UNREPEATABLE = {"DPMSolverSDEScheduler"}
+log = logging.getLogger(__name__)
+
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
-_OTHER_FORMATS = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*")
+_ignored = shutil.ignore_patterns(
+    "*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*"
+)
 
 
 def load(config: RunConfig, device: Device) -> Any:
@@ -151,11 +156,22 @@ def _one_line(error: Exception) -> str:
 
 def _staged(source: Path | str, model: ModelConfig) -> Path | str:
     """Copy the weights to the node's own disk, once a node, where that is asked for."""
-    target = os.path.expandvars(os.environ.get(STAGE_VARIABLE, ""))
-    if not target:
+    wanted = os.environ.get(STAGE_VARIABLE, "")
+    if not wanted:
         return source
+    target = Path(os.path.expandvars(wanted)).expanduser()
     folder = source if isinstance(source, Path) else _cached_snapshot(source, model)
-    return source if folder is None else staged(folder, Path(target).expanduser())
+    if folder is None:
+        return source
+    if "$" in str(target) or not target.is_absolute():
+        log.warning("weights are not staged: %s is no folder on this node", target)
+        return source
+    try:
+        return staged(folder, target)
+    except OSError as error:
+        # Slower, but no reason to stop.
+        log.warning("weights are not staged: %s", error)
+        return source
 
 
 def _cached_snapshot(name: str, model: ModelConfig) -> Path | None:
@@ -174,12 +190,30 @@ def staged(folder: Path, target: Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     with (target / f".{copy.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not copy.is_dir():
-            unfinished = target / f".{copy.name}.unfinished"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(folder, unfinished, ignore=shutil.ignore_patterns(*_OTHER_FORMATS))
-            unfinished.rename(copy)
+        if not _is_whole(copy, folder):
+            shutil.rmtree(copy, ignore_errors=True)
+            _copy(folder, copy)
     return copy
+
+
+def _copy(folder: Path, copy: Path) -> None:
+    unfinished = copy.with_name(f".{copy.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        shutil.copytree(folder, unfinished, ignore=_ignored)
+        unfinished.rename(copy)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _is_whole(copy: Path, folder: Path) -> bool:
+    # Whoever tidies a node's disk may have taken files away.
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    wanted = [name for name in files if not _ignored("", [name.name])]
+    return all(
+        (copy / name).is_file() and (copy / name).stat().st_size == (folder / name).stat().st_size
+        for name in wanted
+    )
 
 
 def _state(folder: Path) -> str:
@@ -189,8 +223,7 @@ def _state(folder: Path) -> str:
 
 
 def _scheduler(pipeline: Any, name: str | None) -> Any:
-    if name is None:
-        return pipeline.scheduler
+    name = name or type(pipeline.scheduler).__name__
     kinds = {kind.__name__ for kind in getattr(pipeline.scheduler, "compatibles", ())}
     valid = (kinds | {type(pipeline.scheduler).__name__}) - _UNREPEATABLE
     if name not in valid:
@@ -238,7 +271,9 @@ def provenance(config: RunConfig, pipeline: Any, device: Device) -> dict[str, An
 def _revision(model: ModelConfig) -> str:
     source = _source(model)
     if isinstance(source, Path):
-        return fingerprint(source)
+        staged_or_not = _staged(source, model)
+        assert isinstance(staged_or_not, Path)
+        return fingerprint(staged_or_not)
     # The hub's cache keeps a file below the commit that it belongs to.
     cached = try_to_load_from_cache(source, _INDEX, revision=model.revision)
     return Path(cached).parent.name if isinstance(cached, str) else model.revision or "main"

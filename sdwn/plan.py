@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,7 @@ class Plan:
     catalog: str
     config: RunConfig
     synsets: tuple[PlannedSynset, ...]
+    recorded_digest: str | None = field(default=None, compare=False)
 
     @property
     def images(self) -> int:
@@ -84,8 +85,13 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the settings that decide the images, and the table of synsets."""
-        return _digest(image_settings(self.config), table_text(self.synsets))
+        """SHA-256 over the settings that decide the images, and the table of synsets.
+
+        Of a plan that was read it is the one in its file: a later sdwn may know more settings.
+        """
+        return self.recorded_digest or _digest(
+            image_settings(self.config), table_text(self.synsets)
+        )
 
     def shard_images(self, shard: Shard) -> int:
         """Count a shard's images."""
@@ -263,7 +269,7 @@ def read_plan(paths: RunPaths) -> Plan:
             "longer fits; restore the files, or plan into a new folder"
         )
     config = validated(RunConfig, settings, source=str(paths.plan))
-    return Plan(catalog, config, _parse_table(table))
+    return Plan(catalog, config, _parse_table(table), str(content["digest"]))
 
 
 def _read_table(paths: RunPaths) -> str:

@@ -87,7 +87,9 @@ def together(process: Process) -> Iterator[None]:
     if process.count == 1:
         yield
         return
-    with _lock_path(process, process.rank).open("w") as own:
+    path = _lock_path(process, process.rank)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with path.open("a") as own:
         fcntl.flock(own, fcntl.LOCK_EX)
         try:
             yield
@@ -121,6 +123,6 @@ def _held(path: Path) -> bool:
 
 
 def _lock_path(process: Process, rank: int) -> Path:
-    # On the node's own disk: all processes of a task are on one node.
-    name = f"sdwn-{os.getuid()}-{process.job}-{process.start}-{rank}.lock"
-    return Path(tempfile.gettempdir()) / name
+    # On the node's own disk: all processes of a task are on one node. In a folder of the user's.
+    folder = Path(tempfile.gettempdir()) / f"sdwn-{os.getuid()}"
+    return folder / f"{process.job}-{process.start}-{rank}.lock"

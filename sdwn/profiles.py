@@ -101,9 +101,11 @@ class ClusterProfile(Section):
     @field_validator("sbatch")
     @classmethod
     def _other_options(cls, options: dict[str, Any]) -> dict[str, Any]:
-        for name in options:
+        for name, value in options.items():
             if not re.fullmatch(r"[a-z][a-z-]*", name):
                 raise ValueError(f"{name!r} is no long option of sbatch, as mail-type")
+            if name.replace("-", "_") in GPU_OPTIONS and _count(str(value)) > 1:
+                raise ValueError(f"{name}: give several GPUs by gpus_per_node or gres")
             if name in OWN_OPTIONS or name.replace("-", "_") in cls.model_fields:
                 raise ValueError(f"{name!r} is set by sdwn itself or has a field of its own")
         return options
@@ -111,7 +113,9 @@ class ClusterProfile(Section):
     @field_validator("gpus_per_node")
     @classmethod
     def _some_gpus(cls, request: str | None) -> str | None:
-        if request is not None and not re.fullmatch(r"(\w[\w.-]*:)?[1-9]\d*|\w[\w.-]*", request):
+        if request is not None and not re.fullmatch(
+            r"([A-Za-z][\w.-]*:)?[1-9]\d*|[A-Za-z][\w.-]*", request
+        ):
             raise ValueError(f"expected a number of GPUs as 4, a100 or a100:4, found {request!r}")
         return request
 

@@ -119,7 +119,7 @@ class Sampler:
             return samples
         flags: list[bool] = []
         for start in range(0, len(samples), _CHECKED_AT_ONCE):
-            flags += self._flags(samples[start : start + _CHECKED_AT_ONCE])
+            flags += self._flags_or_wait(samples[start : start + _CHECKED_AT_ONCE])
         return [
             dataclasses.replace(sample, pixels=np.zeros_like(sample.pixels), status="nsfw")
             if flagged and sample.status == "ok"
@@ -223,6 +223,19 @@ class Sampler:
         finally:
             # There and back, every weight is what it was.
             self.pipeline.to(DTYPES[self.config.generation.precision])
+
+    def _flags_or_wait(self, samples: list[Sample]) -> list[bool]:
+        """Check several at once, or one at a time, or wait until the next batch leaves room."""
+        for count, seconds in ((len(samples), 0.0), (1, 0.0), (1, 5.0), (1, 30.0)):
+            time.sleep(seconds)
+            try:
+                with out_of_memory_told():
+                    parts = (samples[i : i + count] for i in range(0, len(samples), count))
+                    return [flag for part in parts for flag in self._flags(part)]
+            except OutOfMemoryError as error:
+                log.warning("while checking %d images: %s", count, error)
+            self.device.release()
+        return self._flags(samples[:1]) + self._flags_or_wait(samples[1:])
 
     def _flags(self, samples: list[Sample]) -> list[bool]:
         assert self._checker is not None

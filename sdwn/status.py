@@ -93,11 +93,16 @@ def lowered(paths: RunPaths) -> list[str]:
     """Say which tasks ran out of memory; of many, a few."""
     notes = paths.lowered_notes()
     shown = [
-        f"job {note.name.removesuffix(LOWERED)}: {note.read_text(encoding='utf-8').strip()}"
+        f"job {note.name.removesuffix(LOWERED)}: {_first_line(note)}"
         for note in notes[:FAILURES_SHOWN]
     ]
     more = len(notes) - len(shown)
     return [*shown, f"and {more} more"] if more else shown
+
+
+def _first_line(note: Path) -> str:
+    with note.open(encoding="utf-8", errors="replace") as file:
+        return file.readline(200).strip()
 
 
 def restarts(paths: RunPaths, live: dict[Job, JobState]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import heapq
 import json
 import shutil
 from collections import Counter
@@ -62,9 +63,10 @@ def _profile(paths: RunPaths, index: int) -> GpuProfile:
 class Answers:
     """What a pilot found, and what follows for the whole run.
 
-    ``nsfw``, ``nan``, ``redone`` and ``truncated`` count the pilot's images. ``device_hours``
-    adds each process's loading to the sampling of all images; ``hours`` is the time if all
-    tasks that may run at once do so. ``warning`` says what will not work as planned.
+    ``nsfw``, ``nan``, ``redone`` and ``truncated`` count the pilot's images. ``hours_per_task``
+    is the longest task's, loading included, ``device_hours`` what all tasks hold devices for,
+    and ``hours`` the time until the last one ends if all that may run at once do so.
+    ``warning`` says what will not work as planned.
     """
 
     device: str
@@ -103,7 +105,11 @@ def run_pilot(
     pilot, small = run.pilot, pilot_plan(plan)
     if live_jobs(pilot):
         raise SdwnError(f"{pilot.root}: a pilot is running; end it with: sdwn cancel {pilot.root}")
-    shutil.rmtree(pilot.root, ignore_errors=True)
+    if pilot.root.is_symlink() or pilot.root.exists():
+        try:
+            shutil.rmtree(pilot.root)
+        except OSError as error:
+            raise SdwnError(f"the earlier pilot cannot be removed: {error}") from None
     write_plan(small, pilot)
     submit_tasks(pilot, [ArrayTask("pilot", str(pilot.root.absolute()), (0,))], profile)
     told(pilot.root)
@@ -121,11 +127,10 @@ def answers(plan: Plan, pilot: RunPaths, profile: ClusterProfile) -> Answers:
     record = read_record(next(pilot.tasks.glob("*.json")))
     speed = Speed(**read_json(pilot.speed))
     counts = _counts(pilot)
-    parts = cut(range(len(plan.shards)), profile)
-    processes = sum(min(len(part), profile.processes) for part in parts)
-    seconds = plan.images / speed.images_per_second + processes * record.loading_seconds
-    at_once = min(processes, profile.array_parallelism * profile.processes)
-    hours_per_task = seconds / 3600 / processes
+    times = [
+        _part_seconds(part, plan, profile, speed.images_per_second) + record.loading_seconds
+        for part in cut(range(len(plan.shards)), profile)
+    ]
     each = counts["bytes"] / counts["images"]
     return Answers(
         device=record.device,
@@ -142,14 +147,35 @@ def answers(plan: Plan, pilot: RunPaths, profile: ClusterProfile) -> Answers:
         truncated=counts["truncated"],
         bytes_per_image=round(each),
         run_images=plan.images,
-        run_tasks=len(parts),
-        hours_per_task=hours_per_task,
-        device_hours=seconds / 3600,
-        hours=seconds / 3600 / at_once,
+        run_tasks=len(times),
+        hours_per_task=max(times) / 3600,
+        device_hours=sum(times) * profile.processes / 3600,
+        hours=_seconds_in_all(times, profile.array_parallelism) / 3600,
         run_bytes=round(each * plan.images),
         contact_sheet=str(pilot.contact_sheet),
-        warning=_warning(hours_per_task, profile),
+        warning=_warning(max(times) / 3600, profile),
     )
+
+
+def _part_seconds(
+    part: tuple[int, ...], plan: Plan, profile: ClusterProfile, images_per_second: float
+) -> float:
+    """Say how long a task samples: as long as the process with the most images."""
+    shares = (part[rank :: profile.processes] for rank in range(profile.processes))
+    images = (sum(plan.shard_images(plan.shards[index]) for index in share) for share in shares)
+    return max(images) / images_per_second
+
+
+def _seconds_in_all(times: Sequence[float], at_once: int) -> float:
+    """Say when the last task ends if so many run at once, each starting as another ends.
+
+    >>> _seconds_in_all([3, 3, 3, 1], at_once=2)
+    6.0
+    """
+    ends = [0.0] * at_once
+    for seconds in times:
+        heapq.heappush(ends, heapq.heappop(ends) + seconds)
+    return max(ends)
 
 
 def _warning(hours_per_task: float, profile: ClusterProfile) -> str | None:

@@ -40,6 +40,7 @@ def tune_device(config: RunConfig) -> GpuProfile:
     Raises:
         SdwnError: there is no room for a single image.
     """
+    gpus.require_writable()
     sampler = load_sampler(config)
     tuning = _search(sampler, config.images_per_synset)
     if tuning is None or tuning.batch_size < config.images_per_synset:

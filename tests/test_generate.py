@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from sdwn import generate, gpus, pilot, task, writing
-from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError
+from sdwn import plan as plan_module
+from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError, UsageError
 from sdwn.files import RunPaths, write_text
 from sdwn.images import decode, encode
 from sdwn.noise import NoiseSampler
@@ -578,3 +579,68 @@ def test_status_watches_until_nothing_is_live(planned: PlanRun, sdwn: Sdwn) -> N
     paths, _ = planned(model={"name": "/nowhere/model"})
     sdwn("submit", paths.root, "--wait", "--retries", "0", code=1)
     assert "failed" in sdwn("status", paths.root, "--watch").stdout
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "abc", "7.5"])
+def test_a_batch_size_that_is_none_is_refused(
+    planned: PlanRun, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    paths, _ = planned()
+    monkeypatch.setenv("SDWN_BATCH_SIZE", text)
+    with pytest.raises(UsageError, match="SDWN_BATCH_SIZE: expected a number of images"):
+        generate.generate(paths.root, [0])
+
+
+@pytest.mark.parametrize("size", [0, -3, 7.5, "10", None])
+def test_a_gpu_profile_that_is_wrong_or_of_another_card_is_none(
+    planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: Any
+) -> None:
+    monkeypatch.setenv("SDWN_CACHE", str(tmp_path / "own"))
+    _, plan = planned()
+    work = NoiseSampler(plan.config).workload
+    tuning = Tuning(10, 9.9, 2, 3, 0.5, 0.5, (Probe(10, 9.9, 2),))
+    path = gpus.store(gpus.GpuProfile(work, False, tuning, "2026-01-01")).path
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "tuning": {**whole["tuning"], "batch_size": size}}))
+    assert gpus.find(work) is None
+    other = {**whole["workload"], "device": "another"}
+    path.write_text(json.dumps({**whole, "workload": other}))
+    assert gpus.find(work) is None
+
+
+def test_a_strange_note_does_not_stop_status(planned: PlanRun) -> None:
+    paths, plan = planned()
+    paths.tasks.mkdir()
+    paths.lowered("1", 0).write_bytes(b"\xff\xfe" * 500_000)
+    (line,) = run_status(paths, plan).lowered
+    assert len(line) < 300
+
+
+def test_a_signal_while_the_last_batches_are_written_loses_none(planned: PlanRun) -> None:
+    paths, plan = planned(storage={"images_per_shard": 60}, generation={"num_inference_steps": 1})
+    code = (
+        "import os, pathlib, signal, sys, time; from sdwn import generate, writing\n"
+        "from sdwn.images import encode\n"
+        "def slowly(*a, **k): time.sleep(0.1); return encode(*a, **k)\n"
+        "writing.encode = slowly; generate.FLUSH_SECONDS = 1e9\n"
+        "finish = writing.BackgroundWriter.finish\n"
+        "def ended(self, writer):\n"
+        "    finish(self, writer); signal.setitimer(signal.ITIMER_REAL, 0.05)\n"
+        "writing.BackgroundWriter.finish = ended\n"
+        "signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGUSR2))\n"
+        "generate.generate(pathlib.Path(sys.argv[1]), [0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(paths.root)], check=False)
+    assert done.returncode == 128 + signal.SIGUSR2
+    assert images_done(paths, plan) == plan.shard_images(plan.shards[0])
+
+
+def test_a_plan_keeps_its_digest_when_sdwn_learns_new_settings(generated: PlanRun) -> None:
+    """As if its plan.json had been written before ``compile`` was a setting."""
+    paths, plan = generated()
+    content = json.loads(paths.plan.read_text())
+    del content["settings"]["generation"]["compile"]
+    table = paths.synsets.read_text()
+    content["digest"] = plan_module._digest(content["settings"], table)
+    paths.plan.write_text(json.dumps(content))
+    assert read_plan(paths).digest == content["digest"] != plan.digest

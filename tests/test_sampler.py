@@ -346,6 +346,24 @@ class TestMemory:
         sampler.forget_peak()
         assert sampler.peak_bytes - before < 100_000_000
 
+    def test_checking_that_finds_no_room_checks_one_at_a_time(
+        self, flagging: list[Sample], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        crowded = Sampler(config(height=16, width=16, num_inference_steps=1))
+        whole = crowded._flags
+        counts: list[int] = []
+
+        def flags(samples: list[Sample]) -> list[bool]:
+            counts.append(len(samples))
+            if len(samples) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return whole(samples)
+
+        monkeypatch.setattr(crowded, "_flags", flags)
+        made = crowded.check(crowded.sample(specs(40)))
+        assert [s.status for s in made] == [s.status for s in flagging[:40]]
+        assert counts[:2] == [16, 1]
+
 
 class TestSpeed:
     def test_channels_last_changes_last_bits_at_most(self, sampler: Sampler) -> None:
@@ -464,6 +482,19 @@ class TestFamilies:
 
 
 class TestStaging:
+    @pytest.mark.parametrize("where", ["$NO_SUCH_VARIABLE/weights", "relative", "/proc/weights"])
+    def test_a_disk_that_takes_nothing_is_no_reason_to_stop(
+        self, copy: Path, where: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    ) -> None:
+        monkeypatch.setenv("SDWN_STAGE_WEIGHTS", where)
+        assert Sampler(config(str(copy))).sample(specs(1))
+        assert "weights are not staged" in caplog.text
+
+    def test_a_copy_that_lost_a_file_is_made_again(self, copy: Path, tmp_path: Path) -> None:
+        first = pipelines.staged(copy, tmp_path / "disk")
+        (first / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+        assert fingerprint(pipelines.staged(copy, tmp_path / "disk")) == fingerprint(copy)
+
     def test_weights_are_copied_once(self, copy: Path, tmp_path: Path, monkeypatch: Any) -> None:
         (copy / "unet" / "weights.ckpt").write_bytes(b"another format")
         monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
