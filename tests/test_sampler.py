@@ -381,7 +381,7 @@ class TestSpeed:
         given, made = tmp_path / "given", tmp_path / "made"
         given.write_bytes(pickle.dumps((config(compile=True), specs(4))))
         code = (
-            "import pickle, sys; from sdwn.task import load_sampler; "
+            "import pickle, sys; from sdwn.samplers import load_sampler; "
             "config, specs = pickle.load(open(sys.argv[1], 'rb')); "
             "pickle.dump(load_sampler(config).sample(specs), open(sys.argv[2], 'wb'))"
         )
