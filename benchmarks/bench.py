@@ -43,6 +43,17 @@ assert len(seen) == 29580
 """
 
 
+# The kernel's own mark of this process alone; what wait4 tells counts its parent's too.
+PEAK = """
+import atexit, sys
+from pathlib import Path
+from sdwn.cli import main
+status = Path("/proc/self/status")
+atexit.register(lambda: print(status.read_text().partition("VmHWM:")[2].split()[0]))
+main(sys.argv[1:])
+"""
+
+
 @dataclass(frozen=True)
 class Row:
     """A thing measured, the peer it stands against, and the ratio to reach; both give figures."""
@@ -68,7 +79,7 @@ def plan_nltk(folder: Path) -> None:
     run(PYTHON, "-c", NLTK)
 
 
-def make_shards(folder: Path, shards: int = 8, images: int = 500, size: int = 400_000) -> None:
+def make_shards(run: Path, shards: int = 8, images: int = 500, size: int = 400_000) -> None:
     """Write a run whose shards hold random bytes in place of images."""
     from sdwn.catalog import Catalog
     from sdwn.config import RunConfig
@@ -87,7 +98,7 @@ def make_shards(folder: Path, shards: int = 8, images: int = 500, size: int = 40
     )
     count = shards * images // config.images_per_synset
     synsets = [Synset(f"n{i:08d}", f"thing.n.{i:05d}", ("thing",), "a gloss") for i in range(count)]
-    plan, paths = make_plan(config, Catalog("bench", tuple(synsets))), RunPaths(folder / "run")
+    plan, paths = make_plan(config, Catalog("bench", tuple(synsets))), RunPaths(run)
     write_plan(plan, paths)
     paths.shards.mkdir()
     random = np.random.default_rng(0)
@@ -106,6 +117,8 @@ def make_shards(folder: Path, shards: int = 8, images: int = 500, size: int = 40
                 "batch": spec.index // 10 * 10,
                 "batch_size": 10,
                 "place": spec.index % 10,
+                "vae_slicing": False,
+                "redone": False,
                 "attempt": 1,
                 "session": 0,
                 "width": 512,
@@ -118,6 +131,18 @@ def make_shards(folder: Path, shards: int = 8, images: int = 500, size: int = 40
         contents = Contents(table(rows), np.full(images, size), [{}])
         attributes = shard_attributes(plan, shard, "shard")
         write_images(paths.shard(shard.index), attributes, contents, payloads)
+
+
+def merge_peak(name: str) -> Callable[[Path], float]:
+    """Merge one of two runs of the same bytes, and give the process's peak in MB."""
+
+    def measure(folder: Path) -> float:
+        command = [PYTHON, "-c", PEAK, "merge", folder / name, "--release", folder / "peak"]
+        told = subprocess.run([*map(str, command)], check=True, capture_output=True, text=True)
+        run("rm", "-r", folder / "peak")
+        return int(told.stdout.split()[-1]) / 1000
+
+    return measure
 
 
 def merge_ours(folder: Path) -> None:
@@ -140,17 +165,23 @@ def timed(action: Callable[[Path], None]) -> Callable[[Path], float]:
     return measure
 
 
-def generation(name: str, figure: str = "seconds") -> Callable[[Path], float]:
-    """Run one of generation.py's in a process of its own, and take a figure of what it prints."""
+def script(file: str, name: str, folder: object) -> dict[str, float]:
+    """Run one of a neighbour's in a process of its own, and read what it prints."""
+    command = [PYTHON, str(Path(__file__).with_name(file)), name, str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
+
+def generation(name: str, figure: str = "seconds") -> Callable[[Path], float]:
     def measure(folder: Path) -> float:
         with tempfile.TemporaryDirectory(dir=folder) as own:
-            script = Path(__file__).with_name("generation.py")
-            command = [PYTHON, str(script), name, own]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            return float(json.loads(done.stdout.splitlines()[-1])[figure])
+            return script("generation.py", name, own)[figure]
 
     return measure
+
+
+def reading(name: str) -> Callable[[Path], float]:
+    return lambda folder: script("reading.py", name, folder / "reading")["images_per_second"]
 
 
 SERIAL = "a loop that saves PNG files"
@@ -170,6 +201,21 @@ ROWS = {
         "<= 1.1",
         timed(merge_ours),
         timed(merge_cat),
+    ),
+    "merge-memory": Row(
+        "merge of 40,000 images, peak MB",
+        "of 4,000, as many bytes",
+        "<= 1.2",
+        merge_peak("many"),
+        merge_peak("run"),
+        rounds=1,
+    ),
+    "read": Row(
+        "random read from a release, images/s",
+        "a folder of PNG files, Pillow",
+        ">= 1.3",
+        reading("release"),
+        reading("png"),
     ),
     "busy": Row(
         "a model paced like an H100, s",
@@ -212,7 +258,7 @@ ROWS = {
         rounds=1,
     ),
     "start": Row(
-        "start of a task: one image, s",
+        "start of a task: ten images, s",
         "the same in plain diffusers",
         "<= 1.2",
         generation("start", "whole_seconds"),
@@ -230,12 +276,21 @@ ROWS = {
 }
 
 
+def prepare(folder: Path, names: set[str]) -> None:
+    if names & {"merge", "merge-memory"}:
+        make_shards(folder / "run")
+    if "merge-memory" in names:
+        make_shards(folder / "many", shards=80, size=40_000)
+    if "read" in names:
+        (folder / "reading").mkdir()
+        run(PYTHON, Path(__file__).with_name("reading.py"), "make", folder / "reading")
+
+
 def main(names: list[str]) -> None:
     shown = Table("what", "ours", "peer", "theirs", "ratio", "to reach")
     with tempfile.TemporaryDirectory(prefix="sdwn-bench-") as name:
         folder = Path(name)
-        if not names or "merge" in names:
-            make_shards(folder)
+        prepare(folder, set(names or ROWS))
         for row in (ROWS[name] for name in names or ROWS):
             if row.rounds > 1:
                 row.ours(folder), row.theirs(folder)  # warm caches

@@ -342,10 +342,10 @@ def make_image(folder: Path) -> tuple[list[Row], Path]:
 def image_rows(folder: Path) -> list[Row]:
     """Look at what the release holds."""
     release = Release(folder)
-    row, (session,) = release.row(0), release.manifest["made_on"]
+    row, (session,) = release.row(0), release.manifest.made_on
     pixels = np.asarray(release.image(0))
     spread = float(pixels.std())
-    settings = release.manifest["settings"]["generation"]
+    settings = (release.manifest.settings or {})["generation"]
     return [
         exactly("pipeline", session["pipeline"], "StableDiffusionPipeline"),
         exactly("scheduler", session["scheduler"], "PNDMScheduler"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ from sdwn.options import (
     DryRun,
     Model,
     Override,
+    PartSize,
     Profile,
     ReleaseFolder,
     Retries,
@@ -221,9 +222,14 @@ def merge(
         list[Path], typer.Argument(metavar="RUN...", help="Run folders of the same plan.")
     ],
     release: Annotated[Path, typer.Option(help="The folder to write the release to.")],
-    part_size: Annotated[
-        float, typer.Option(min=0.001, max=1e6, help="Size of a part, in GB.")
-    ] = 4.0,
+    part_size: PartSize = 4.0,
+    check: Annotated[
+        Literal["quick", "full"],
+        typer.Option(help="quick: structure, counts, every image's checksum; full: decode it too."),
+    ] = "quick",
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Also of a run that isn't finished.")
+    ] = False,
     evaluate_: Annotated[
         bool, typer.Option("--evaluate", help="Go straight on to the classifier.")
     ] = False,
@@ -231,10 +237,13 @@ def merge(
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every shard and write the release."""
+    """Check every shard and write the release; goes on where a killed merge stopped."""
     if (model or checkpoint) and not evaluate_:
         raise typer.BadParameter("--model and --checkpoint need --evaluate")
-    found = steps.merge_runs(runs, release, int(part_size * 1e9))
+    from sdwn.merge import MergeOptions
+
+    chosen = MergeOptions(int(part_size * 1e9), allow_missing, decode=check == "full")
+    found = steps.merge_runs(runs, release, chosen)
     if evaluate_:
         _, made = steps.open_run(runs[0])
         found = steps.joined(
@@ -247,18 +256,113 @@ def merge(
 
 
 @app.command()
-def verify(release: ReleaseFolder, as_json: AsJson = False) -> None:
+def verify(
+    release: ReleaseFolder,
+    check: Annotated[
+        Literal["quick", "full"],
+        typer.Option(help="quick: tables, structure, sizes; full: every byte and image."),
+    ] = "full",
+    as_json: AsJson = False,
+) -> None:
     """Check a release against its own record, and name what is damaged, missing or extra."""
+    found = steps.verify_release(release, quick=check == "quick")
+    terminal.result(found, as_json)
+    if found["problems"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def regenerate(
+    release: ReleaseFolder,
+    synset: Annotated[str, typer.Argument(metavar="SYNSET", help="By name, wnid or lemma.")],
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="Which image, from 0.")],
+    model: Annotated[
+        str | None, typer.Option(help="Where the model lies now; default: where it was.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Root mean square still the same, in 8-bit steps.")
+    ] = 4.0,
+    save: Annotated[Path | None, typer.Option(help="Write the new image as PNG.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an image's batch again from its record, and say whether it came out the same."""
+    from sdwn.regenerate import Wanted
+
+    found = steps.regenerated(release, Wanted(synset, number, model, tolerance), save)
+    terminal.result(found.as_dict(), as_json)
+    if not found.same:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    release: ReleaseFolder,
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="The folder to write.")],
+    format_: Annotated[
+        Literal["folders", "imagefolder", "webdataset", "parquet", "release"],
+        typer.Option(
+            "--format", help="release: a smaller one of the images chosen by the options below."
+        ),
+    ],
+    codec: Annotated[
+        Literal["stored", "png", "webp", "jpeg"] | None,
+        typer.Option(help="stored: the bytes as they are; png, webp: lossless; jpeg: smaller."),
+    ] = None,
+    quality: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="Of jpeg, 95 unless given; of webp, which loses then."),
+    ] = None,
+    part_size: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            max=1e6,
+            help="Least size of a file, in GB; default: webdataset 1, parquet 0.5, release 4.",
+        ),
+    ] = None,
+    sample: Annotated[
+        str | None, typer.Option(help="Only this share of the synsets, as 1%; always the same.")
+    ] = None,
+    below: Annotated[
+        str | None, typer.Option(help="Only this synset and those below it, as dog.n.01.")
+    ] = None,
+    imagenet: Annotated[bool, typer.Option("--imagenet", help="Only ImageNet-1k classes.")] = False,
+    status: Annotated[
+        str | None, typer.Option(help="Only images of this status: ok leaves out black ones.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a release, or some of it, as other tools read it; goes on after a kill."""
+    from sdwn.exchange.export import ExportOptions
     from sdwn.release import Release
-    from sdwn.release import verify as check
 
     opened = Release(release)
-    with terminal.progress("verify", opened.manifest["bytes"], unit="bytes") as advance:
-        problems = check(release, advance)
-    found = {"images": len(opened), "ok": not problems, "problems": problems}
+    chosen = steps.chosen(opened, sample, below, imagenet, status)
+    part_bytes = None if part_size is None else int(part_size * 1e9)
+    codec = codec or ("jpeg" if quality else "stored")
+    options = ExportOptions(format_, codec, quality, part_bytes)
+    terminal.result(steps.export_release(chosen, dest, options), as_json)
+
+
+@app.command(name="import")
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The folder of pictures.")],
+    release: Annotated[
+        Path, typer.Argument(metavar="RELEASE", help="The folder to write the release to.")
+    ],
+    format_: Annotated[
+        Literal["folders", "imagefolder"],
+        typer.Option(
+            "--format",
+            help="folders: with a text file of prompt, synset and wnid; imagefolder: by wnid.",
+        ),
+    ],
+    part_size: PartSize = 4.0,
+    as_json: AsJson = False,
+) -> None:
+    """Make a release of pictures as they are; what is no sound picture is named and left out."""
+    found = steps.import_release(source, release, format_, int(part_size * 1e9))
     terminal.result(found, as_json)
-    if problems:
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -305,7 +409,7 @@ def run(
     require_fit(steps.open_config(config, set_), chosen)
     made, paths = steps.plan_run(config, run, set_)
     steps.complete_run(paths, made, chosen, retries)
-    found = steps.merge_runs([run], paths.release, part_bytes=None)
+    found = steps.merge_runs([run], paths.release)
     found = steps.joined(found, steps.evaluate_release(paths.release, made.config.evaluation))
     found["report"] = str(steps.report_on(paths.release, found["evaluation"]))
     terminal.result(found, as_json)

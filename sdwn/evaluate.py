@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from sdwn import metrics
 from sdwn.config import PAPER_CATALOG, EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.files import EvaluationPaths, atomic, now, read_json, write_text
-from sdwn.release import Release, file_sha256
+from sdwn.files import EvaluationPaths, atomic, file_sha256, now, read_json, write_text
+from sdwn.release import Release
 
 FORMAT = "sdwn-evaluation"
 FORMAT_VERSION = 1
@@ -131,7 +131,7 @@ def _predictions(
 ) -> Iterator[pa.Table]:
     for batch in images.to_batches(max_chunksize=BATCH):
         rows = batch.to_pylist()
-        pictures = [release.decoded(row) for row in rows]
+        pictures = [release.image(row) for row in rows]
         scores = classifier.predict(pictures, [row["imagenet_class"] for row in rows])
         kept = pa.Table.from_batches([batch]).select(
             ["wnid", "synset", "number", "status", "imagenet_class"]
@@ -181,13 +181,13 @@ def evaluation_record(
         "format_version": FORMAT_VERSION,
         "created": now(),
         "release": release.digest,
-        "plan_digest": release.manifest["plan_digest"],
-        "catalog": release.manifest["catalog"],
+        "plan_digest": release.manifest.plan_digest,
+        "catalog": release.manifest.name,
         "classifier": record,
         "figures": figures,
-        "classes": [{**row, "synset": release.synsets[row["wnid"]]["synset"]} for row in per_class],
+        "classes": [{**row, "synset": release.synsets[row["wnid"]].synset} for row in per_class],
     }
-    if release.manifest["catalog"] == PAPER_CATALOG:
+    if release.manifest.name == PAPER_CATALOG:
         content["paper"] = {**metrics.PAPER, "source": metrics.PAPER_SOURCE, "note": PAPER_NOTE}
     return content
 
@@ -200,5 +200,5 @@ def _class_table(release: Release, found: metrics.Evaluation) -> str:
     for row in found.per_class:
         values = asdict(row)
         synset = names[values.pop("wnid")]
-        writer.writerow([row.wnid, synset["synset"], synset["lemmas"], *values.values()])
+        writer.writerow([row.wnid, synset.synset, synset.lemmas, *values.values()])
     return text.getvalue()

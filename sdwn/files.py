@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import errno
+import hashlib
 import json
 import os
 import re
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ TEMPORARY = ".tmp"
 # Names a folder of the node's own disk that weights are copied to once.
 STAGE_VARIABLE = "SDWN_STAGE_WEIGHTS"
 LOWERED = ".lowered.txt"
+BLOCK = 1 << 22
+# A part of a release has at least so many bytes, and less than twice as many.
+PART_BYTES = 4_000_000_000
 
 # As RunPaths writes them: five digits, or more without a leading zero.
 SHARD_NAME = re.compile(r"([0-9]{5}|[1-9][0-9]{5,8})\.h5")
@@ -168,6 +172,16 @@ class ReleasePaths:
         return self.root / "synsets.csv"
 
     @property
+    def missing(self) -> Path:
+        """The synsets that an unfinished run had not made."""
+        return self.root / "missing.csv"
+
+    @property
+    def skipped(self) -> Path:
+        """The files of an import that could not be taken, and why."""
+        return self.root / "skipped.csv"
+
+    @property
     def card(self) -> Path:
         """The dataset card."""
         return self.root / "README.md"
@@ -279,6 +293,16 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def file_sha256(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
+    """Hash a file in blocks, telling ``advance`` how many bytes went by."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            advance(len(block))
+    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -63,7 +63,10 @@ def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
         if codec == "raw":
             return Image.frombytes("RGB", (width, height), payload)
         image = Image.open(io.BytesIO(payload), formats=[codec])
+        # Before anything is decoded: a few bytes may claim to be an image of gigabytes.
+        if image.size != (width, height):
+            raise ValueError(f"it is {image.width}x{image.height}")
         image.load()
         return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise IntegrityError(f"expected a {codec} image, {width}x{height}: {error}") from None

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sdwn.errors import SdwnError
 
-BLACK = ("nsfw", "nan")
+BLACK = ("nsfw", "nan", "black")
 STATUSES = ("ok", *BLACK, "unknown")
 TOP = 5
 
@@ -65,7 +65,7 @@ class Evaluation:
     to N: a class with fewer than N images counts N times its share of right ones.
     ``any_correct`` and ``all_correct`` are shares, 0 to 1, of the classes with at least one and
     with all of their images right. ``histogram[k]`` counts the classes with k right images, k
-    from 0 to N, not scaled. A black image (``nsfw`` or ``nan``) is judged like any other.
+    from 0 to N, not scaled. A black image (``nsfw``, ``nan``, ``black``) is judged like any other.
 
     ``without_black`` holds the same scalars with black images left out, N unchanged, and
     ``classes_left_out``, the classes of which nothing remains; None if every image is black.
@@ -113,7 +113,7 @@ def evaluate(
     Args:
         wnid: the label, a class's wnid.
         number: which of its class's images.
-        status: ``ok``, ``nsfw``, ``nan`` or ``unknown``.
+        status: ``ok``, ``nsfw``, ``nan``, ``black`` or ``unknown``.
         label_rank: place of the label among the classifier's classes, 0 the most probable;
             negative if not classified, which is wrong.
 

@@ -43,6 +43,10 @@ class NoiseSampler:
         self.sample(specs)
         return time.perf_counter() - began
 
+    def in_float32(self, spec: ImageSpec) -> Sample:
+        """Draw one image; there is no precision to noise."""
+        return self.sample([spec])[0]
+
     def check(self, samples: list[Sample]) -> list[Sample]:
         """Noise is never flagged."""
         return samples

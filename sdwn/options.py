@@ -36,6 +36,11 @@ Checkpoint = Annotated[
     Path | None, typer.Option(help="Weights from this file: safetensors, or a torch state dict.")
 ]
 
+PartSize = Annotated[
+    float,
+    typer.Option(min=1e-6, max=1e6, help="Least size of a part, in GB; it has less than twice."),
+]
+
 # A profile's fields that SLURM has a flag of the same name for, then sdwn's own.
 SITE = {
     "account": "Account to charge.",

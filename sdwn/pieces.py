@@ -162,11 +162,11 @@ def unless_finished(work: Work) -> Iterator[None]:
 
 def _composition(batch: range, place: int, sample: Sample) -> dict[str, Any]:
     """Say with which others an image was sampled; one that was sampled again was alone."""
-    if sample.redone:
-        alone = {"batch": batch.start + place, "batch_size": 1, "place": 0}
-        return {**alone, "redone": True, "vae_slicing": sample.vae_slicing}
-    together = {"batch": batch.start, "batch_size": len(batch), "place": place}
-    return {**together, "redone": False, "vae_slicing": sample.vae_slicing}
+    first, size, place = (
+        (batch.start + place, 1, 0) if sample.redone else (batch.start, len(batch), place)
+    )
+    how = {"redone": sample.redone, "vae_slicing": sample.vae_slicing}
+    return {"batch": first, "batch_size": size, "place": place, **how}
 
 
 def _row(spec: ImageSpec, sample: Sample, payload: bytes, codec: str) -> dict[str, Any]:

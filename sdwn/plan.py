@@ -269,7 +269,7 @@ def read_plan(paths: RunPaths) -> Plan:
             "longer fits; restore the files, or plan into a new folder"
         )
     config = validated(RunConfig, settings, source=str(paths.plan))
-    return Plan(catalog, config, _parse_table(table), str(content["digest"]))
+    return Plan(catalog, config, parse_table(table), str(content["digest"]))
 
 
 def _read_table(paths: RunPaths) -> str:
@@ -279,7 +279,12 @@ def _read_table(paths: RunPaths) -> str:
         raise IntegrityError(f"{paths.synsets}: cannot be read: {error}") from None
 
 
-def _parse_table(table: str) -> tuple[PlannedSynset, ...]:
+def parse_table(table: str) -> tuple[PlannedSynset, ...]:
+    """Read the table of synsets from CSV.
+
+    Raises:
+        KeyError, ValueError: it is no such table.
+    """
     rows = csv.DictReader(io.StringIO(table))
     return tuple(
         PlannedSynset(

@@ -1,45 +1,62 @@
-"""A release: numbered parts of images, a table with a row an image, and a record of both."""
+"""A release, open for reading: images, their records, and subsets of both."""
 
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from pydantic import BaseModel, NonNegativeInt, ValidationError
 
-from sdwn.errors import IntegrityError, SdwnError
-from sdwn.files import ReleasePaths, read_json
-from sdwn.images import decode
-from sdwn.shards import ImageFile
+from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.files import ReleasePaths, file_sha256
+from sdwn.images import Pixels, decode
+from sdwn.manifest import Manifest, read_manifest
+from sdwn.plan import PlannedSynset, parse_table
+from sdwn.shards import STATUSES, ImageFile
 
-FORMAT = "sdwn-release"
-FORMAT_VERSION = 1
-BLOCK = 1 << 22
 METADATA_COLUMNS = (
     *("wnid", "synset", "number", "status", "imagenet_class", "part", "row", "offset", "bytes"),
     *("width", "height", "codec", "sha256"),
 )
+# What finding and decoding an image takes; the rest of a record is read when it is asked for.
+_PLACE = ("part", "offset", "bytes", "codec", "width", "height", "sha256")
 
-Advance = Callable[[int], None]
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Part:
+    """Some of a release's images: their rows in its table, and in words how they were taken."""
+
+    indices: NDArray[np.int64]
+    selection: tuple[str, ...]
 
 
 class Release:
-    """A finished release, open for reading.
+    """A finished release, open for reading; or some of its images, see :meth:`subset`.
+
+    It can be pickled, and each process opens its own files. ``manifest`` says what the whole
+    release holds, ``selection`` in words what a subset took of it.
 
     Raises:
         SdwnError: there is none at this path.
         IntegrityError: its manifest is damaged or of a later version.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: str | Path, *, _part: _Part | None = None) -> None:
         self.paths = ReleasePaths(Path(root))
         if not self.paths.manifest.exists():
             inside = ReleasePaths(self.paths.root / "release")
@@ -47,30 +64,53 @@ class Release:
             if inside.manifest.exists():
                 advice = f"did you mean {inside.root}?"
             raise SdwnError(f"{root}: no release here; {advice}")
-        self.manifest = read_json(self.paths.manifest)
-        found = self.manifest.get("format"), self.manifest.get("format_version")
-        if found != (FORMAT, FORMAT_VERSION):
-            raise IntegrityError(
-                f"{self.paths.manifest}: expected {FORMAT} {FORMAT_VERSION}, "
-                f"found {found[0]} {found[1]}"
-            )
-        _check_manifest(self.paths.manifest, self.manifest)
-        self._files: dict[str, ImageFile] = {}
+        self.manifest: Manifest = read_manifest(self.paths.manifest)
+        self._chosen = _part.indices if _part else None
+        self.selection: tuple[str, ...] = _part.selection if _part else ()
+        self._descriptors: dict[str, int] = {}
+
+    def __enter__(self) -> Release:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        part = None if self._chosen is None else _Part(self._chosen, self.selection)
+        return _reopened, (str(self.paths.root), part)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Release {self.paths.root}: {len(self):,} images>"
 
     def __len__(self) -> int:
-        return int(self.manifest["images"])
+        return self.manifest.images if self._chosen is None else len(self._chosen)
+
+    def close(self) -> None:
+        """Close the parts; a later read opens them again."""
+        descriptors = getattr(self, "_descriptors", {})
+        while descriptors:
+            os.close(descriptors.popitem()[1])
 
     @cached_property
     def metadata(self) -> pa.Table:
-        """The table with a row an image, in the order of the parts."""
+        """The table with a row an image, in the order of the parts; ``to_pandas()`` turns it."""
         try:
-            table = pq.read_table(self.paths.metadata)
+            with self.paths.metadata.open("rb") as file:
+                table = pq.read_table(file)
         except (OSError, pa.ArrowException) as error:
             raise IntegrityError(f"{self.paths.metadata}: cannot be read: {error}") from None
         missing = [name for name in METADATA_COLUMNS if name not in table.column_names]
         if missing:
             raise IntegrityError(f"{self.paths.metadata}: expected the column {missing[0]}")
-        return table
+        return table if self._chosen is None else table.take(pa.array(self._chosen))
 
     @property
     def digest(self) -> str:
@@ -78,155 +118,252 @@ class Release:
         return file_sha256(self.paths.manifest)
 
     @cached_property
-    def synsets(self) -> dict[str, dict[str, str]]:
-        """The plan's table of synsets, by wnid: lemmas, definition, prompt."""
-        with self.paths.synsets.open(encoding="utf-8", newline="") as file:
-            return {row["wnid"]: row for row in csv.DictReader(file)}
+    def synsets(self) -> dict[str, PlannedSynset]:
+        """The plan's synsets by wnid: name, lemmas, definition, prompt, ImageNet class.
 
-    def image(self, index: int) -> Image.Image:
-        """Decode an image, by its row in the metadata."""
-        return self.decoded(self.row(index))
-
-    def decoded(self, row: dict[str, Any]) -> Image.Image:
-        """Decode an image, by its record."""
-        return decode(self.payload(row), row["codec"], row["width"], row["height"])
+        All of them, also those that this release has no images of.
+        """
+        try:
+            rows = parse_table(self.paths.synsets.read_text(encoding="utf-8"))
+        except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+            raise IntegrityError(f"{self.paths.synsets}: cannot be read: {error!r}") from None
+        return {row.wnid: row for row in rows}
 
     def row(self, index: int) -> dict[str, Any]:
-        """Read an image's record."""
-        row: dict[str, Any] = self.metadata.slice(index, 1).to_pylist()[0]
+        """Read an image's record.
+
+        Raises:
+            IndexError: there is no such image.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.paths.root}: no image {index}; it holds {len(self)}")
+        row: dict[str, Any] = self.metadata.slice(index % len(self), 1).to_pylist()[0]
         return row
 
-    def payload(self, row: dict[str, Any]) -> bytes:
+    def find(self, name: str) -> NDArray[np.int64]:
+        """Give the indices of a synset's images, by wnid, synset name, or lemma.
+
+        A lemma gives the images of every synset that has it; case does not count there, nor
+        whether words are joined by ``_``.
+
+        Raises:
+            UsageError: it names no synset of the release; similar names are given.
+        """
+        places = self._places_by_wnid
+        wnids = [wnid for wnid in self._wnids(name) if wnid in places]
+        if not wnids:
+            raise UsageError(f"{self.paths.root}: {self._not_found(name)}")
+        return np.concatenate([places[wnid] for wnid in wnids])
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Read the records of a synset's images, found as in :meth:`find`."""
+        found: list[dict[str, Any]] = self.metadata.take(pa.array(self.find(name))).to_pylist()
+        return found
+
+    def image(self, which: int | Row) -> Image.Image:
+        """Decode an image to RGB, by index or by its record.
+
+        Raises:
+            IntegrityError: it is damaged.
+        """
+        row = which if isinstance(which, Mapping) else self._place(which)
+        try:
+            return decode(self.payload(row), row["codec"], row["width"], row["height"])
+        except IntegrityError as error:
+            whole = which if isinstance(which, Mapping) else self.row(which)
+            raise IntegrityError(f"{whole['synset']} {whole['number']}: {error}") from None
+
+    def array(self, which: int | Row) -> Pixels:
+        """Decode an image to uint8 of shape (height, width, 3)."""
+        return np.asarray(self.image(which))
+
+    def payload(self, row: Row) -> bytes:
         """Read an encoded image, by its record.
 
         Raises:
             IntegrityError: it is not what its record says.
         """
-        payload = self._part(row["part"]).payload(row["row"])
+        payload = os.pread(self._descriptor(row["part"]), row["bytes"], row["offset"])
         if hashlib.sha256(payload).hexdigest() != row["sha256"]:
             raise IntegrityError(
-                f"{row['part']}: {row['synset']} {row['number']} is damaged; "
+                f"{row['part']} is damaged at byte {row['offset']}; "
                 f"see what else is: sdwn verify {self.paths.root}"
             )
         return payload
 
-    def _part(self, name: str) -> ImageFile:
-        if name not in self._files:
-            self._files[name] = ImageFile(self.paths.root / name)
-        return self._files[name]
+    def provenance(self, which: int | Row) -> dict[str, Any]:
+        """Say how an image was made: everything that making it again takes.
 
-    def close(self) -> None:
-        """Close the parts."""
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        That is the run's settings (steps, guidance, size, prompt's template), the session that
+        made it (model, revision, scheduler, precision, device, versions, job), and its own
+        record (seed, prompt, batch, place, attempt). An imported image has its record alone.
+        """
+        row = dict(which) if isinstance(which, Mapping) else self.row(which)
+        found = {"row": row, "settings": self.manifest.settings}
+        with ImageFile(self._part(row["part"])) as file:
+            sessions = file.sessions
+        found["session"] = sessions[row["session"]] if row.get("session") is not None else None
+        return found
+
+    def subset(
+        self,
+        *,
+        rows: ArrayLike | None = None,
+        imagenet: bool = False,
+        below: str | None = None,
+        status: str | Sequence[str] | None = None,
+    ) -> Release:
+        """Take some of the images; what is given together must all hold.
+
+        Args:
+            rows: their indices, or a mask.
+            imagenet: synsets that are ImageNet-1k classes.
+            below: a WordNet synset and everything below it, as ``dog.n.01``.
+            status: of this status, or of one of these; ``ok`` leaves out black images.
+
+        Raises:
+            UsageError: there is no such synset or status.
+        """
+        kept, words = np.ones(len(self), dtype=bool), list[str]()
+        if rows is not None:
+            kept = np.zeros(len(self), dtype=bool)
+            kept[np.asarray(rows)] = True
+            words.append("chosen images")
+        if imagenet:
+            kept &= self._column("imagenet_class", pc.is_valid)
+            words.append("ImageNet-1k classes")
+        if status is not None:
+            wanted = [status] if isinstance(status, str) else list(status)
+            kept &= self._with_status(wanted)
+            words.append(f"status {' or '.join(wanted)}")
+        if below is not None:
+            kept &= self._below(below)
+            words.append(f"{below} and below")
+        return self._choose(np.flatnonzero(kept), words)
+
+    def sample(self, fraction: float) -> Release:
+        """Take this share of the synsets, at least one, with all their images.
+
+        The same synsets in every release that has them; a larger sample holds a smaller one.
+        """
+        if not 0 < fraction <= 1:
+            raise UsageError(f"a sample is more than 0 and at most 1 of all, found {fraction}")
+        wnids = sorted(self._places_by_wnid, key=lambda w: hashlib.sha256(w.encode()).digest())
+        chosen = wnids[: max(1, round(fraction * len(wnids)))]
+        places = [self._places_by_wnid[wnid] for wnid in chosen]
+        indices = np.sort(np.concatenate(places)) if places else np.arange(0)
+        return self._choose(indices, [f"{fraction:.3g} of the synsets"])
+
+    @property
+    def described(self) -> Manifest:
+        """The manifest as it would be of these images alone; what tells of files is unchanged."""
+        if self._chosen is None:
+            return self.manifest
+        counts = self.metadata["status"].value_counts().to_pylist()
+        names = set(self.metadata.column_names)
+        flags = {
+            name: int(pc.sum(self.metadata[name]).as_py() or 0) if name in names else None
+            for name in ("truncated", "redone")
+        }
+        earlier = [self.manifest.selection] if self.manifest.selection else []
+        return self.manifest.model_copy(
+            update={
+                "images": len(self),
+                "synsets": len(self.present),
+                "imagenet_classes": sum(row.imagenet_class is not None for row in self.present),
+                "statuses": {one["values"]: one["counts"] for one in counts},
+                "selection": ", ".join([*earlier, *self.selection]) or None,
+                **flags,
+            }
+        )
+
+    @property
+    def present(self) -> list[PlannedSynset]:
+        """The synsets that have images here."""
+        return [row for wnid, row in self.synsets.items() if wnid in self._places_by_wnid]
+
+    def _choose(self, indices: NDArray[np.int64], words: list[str]) -> Release:
+        chosen = indices if self._chosen is None else self._chosen[indices]
+        return Release(self.paths.root, _part=_Part(chosen, (*self.selection, *words)))
+
+    def _column(self, name: str, test: Any) -> NDArray[np.bool_]:
+        found: NDArray[np.bool_] = test(self.metadata[name]).to_numpy()
+        return found
+
+    def _with_status(self, wanted: list[str]) -> NDArray[np.bool_]:
+        unknown = [status for status in wanted if status not in STATUSES]
+        if unknown:
+            raise UsageError(f"no status {unknown[0]!r}; valid: {', '.join(STATUSES)}")
+        return self._column("status", lambda values: pc.is_in(values, pa.array(wanted)))
+
+    def _below(self, name: str) -> NDArray[np.bool_]:
+        from sdwn.wordnet import open_wordnet  # NLTK's seconds are for those who ask
+
+        wordnet = open_wordnet()
+        wnids = [wordnet.synset(name).wnid, *(synset.wnid for synset in wordnet.below(name))]
+        return self._column("wnid", lambda values: pc.is_in(values, pa.array(wnids)))
+
+    @cached_property
+    def _places_by_wnid(self) -> dict[str, NDArray[np.int64]]:
+        wnids = self.metadata["wnid"].combine_chunks().dictionary_encode()
+        codes, names = wnids.indices.to_numpy(), wnids.dictionary.to_pylist()
+        order = np.argsort(codes, kind="stable")
+        ends = np.cumsum(np.bincount(codes, minlength=len(names)))[:-1]
+        return dict(zip(names, np.split(order, ends), strict=True)) if names else {}
+
+    @cached_property
+    def _wnids_by_name(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for wnid, row in self.synsets.items():
+            lemmas = {_plain(lemma) for lemma in row.lemmas.split(", ")}
+            for name in (row.synset, *lemmas):
+                found.setdefault(name, []).append(wnid)
+        return found
+
+    def _wnids(self, name: str) -> list[str]:
+        if name in self._places_by_wnid:
+            return [name]
+        return self._wnids_by_name.get(name) or self._wnids_by_name.get(_plain(name), [])
+
+    def _not_found(self, name: str) -> str:
+        if self._wnids(name):
+            return f"no image of {name} here"
+        close = difflib.get_close_matches(_plain(name), self._wnids_by_name, n=3)
+        meant = f"; did you mean {' or '.join(close)}?" if close else ""
+        return f"{name!r} is no wnid, synset or lemma of this release{meant}"
+
+    def _place(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.paths.root}: no image {index}; it holds {len(self)}")
+        return {name: values[index].as_py() for name, values in self._places.items()}
+
+    @cached_property
+    def _places(self) -> dict[str, pa.Array]:
+        # Slicing the whole table takes ten times as long as these few columns.
+        return {name: self.metadata[name].combine_chunks() for name in _PLACE}
+
+    def _part(self, name: str) -> Path:
+        if Path(name).name != name:
+            raise IntegrityError(f"{self.paths.metadata}: {name!r} is no file of the release")
+        return self.paths.root / name
+
+    def _descriptor(self, part: str) -> int:
+        found = self._descriptors.get(part)
+        if found is None:
+            try:
+                opened = os.open(self._part(part), os.O_RDONLY)
+            except OSError as error:
+                raise IntegrityError(f"{self.paths.root / part}: {error.strerror}") from None
+            # Of two threads that open it at once, one closes its own again.
+            found = self._descriptors.setdefault(part, opened)
+            if found != opened:
+                os.close(opened)
+        return found
 
 
-class FileRecord(BaseModel):
-    """A file of a release."""
-
-    file: str
-    bytes: NonNegativeInt
-    sha256: str
+def _reopened(root: str, part: _Part | None) -> Release:
+    return Release(root, _part=part)
 
 
-class Manifest(BaseModel):
-    """What must stand in a manifest; more may."""
-
-    images: NonNegativeInt
-    synsets: NonNegativeInt
-    bytes: NonNegativeInt
-    catalog: str
-    plan_digest: str
-    created: str
-    sdwn: str
-    statuses: dict[str, int]
-    settings: dict[str, Any]
-    made_on: list[dict[str, Any]]
-    files: list[FileRecord]
-
-
-def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    try:
-        Manifest.model_validate(manifest, strict=True)
-    except ValidationError as error:
-        mistake = error.errors()[0]
-        where = ".".join(map(str, mistake["loc"]))
-        raise IntegrityError(f"{path}: damaged: {where}: {mistake['msg']}") from None
-
-
-def file_sha256(path: Path, advance: Advance = lambda _: None) -> str:
-    """Hash a file in blocks, telling ``advance`` how many bytes went by."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-            advance(len(block))
-    return digest.hexdigest()
-
-
-def verify(root: Path, advance: Advance = lambda _: None) -> list[str]:
-    """Hold every file of a release against its record and name what is wrong.
-
-    An image in a damaged part is named by its synset and number.
-    """
-    release = Release(root)
-    recorded = {record["file"]: record["sha256"] for record in release.manifest["files"]}
-    problems = _disagreements(release, recorded)
-    problems += [f"{name}: not part of the release" for name in _extra(release.paths, recorded)]
-    for name, expected in recorded.items():
-        problems += _check_file(release, name, expected, advance)
-    return problems
-
-
-def _disagreements(release: Release, recorded: dict[str, str]) -> list[str]:
-    """Hold SHA256SUMS, to the letter, against the manifest."""
-    paths = release.paths
-    expected = {**recorded, paths.manifest.name: release.digest}
-    try:
-        text = paths.sums.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        return [f"{paths.sums.name}: cannot be read: {error}"]
-    if text == sums_text(expected):
-        return []
-    names = [name for name, sha256 in expected.items() if f"{sha256}  {name}\n" not in text]
-    about = ", ".join(names) or "its lines"
-    return [f"{paths.sums.name} and {paths.manifest.name} disagree about {about}"]
-
-
-def sums_text(digests: dict[str, str]) -> str:
-    """Write checksums as ``sha256sum -c`` reads them."""
-    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
-
-
-def _extra(paths: ReleasePaths, recorded: dict[str, str]) -> Iterator[str]:
-    known = {*recorded, paths.manifest.name, paths.sums.name, paths.evaluations.name}
-    return (path.name for path in sorted(paths.root.iterdir()) if path.name not in known)
-
-
-def _check_file(release: Release, name: str, expected: str, advance: Advance) -> list[str]:
-    path = release.paths.root / name
-    if Path(name).name != name:
-        return [f"{name}: a name in the manifest that leaves the release"]
-    if not path.is_file():
-        return [f"{name}: missing"]
-    if file_sha256(path, advance) == expected:
-        return []
-    named = _damaged_images(release, name) if path.suffix == ".h5" else []
-    return named or [f"{name}: changed (its SHA-256 is not the recorded one)"]
-
-
-def _damaged_images(release: Release, part: str) -> list[str]:
-    """Name a damaged part's damaged images, by plain reads: HDF5 may fail on such a file."""
-    try:
-        rows = release.metadata.filter(pc.equal(release.metadata["part"], part))
-        rows = rows.select(["synset", "number", "offset", "bytes", "sha256"]).to_pylist()
-    except (IntegrityError, pa.ArrowException, KeyError):
-        return []
-    problems = []
-    with (release.paths.root / part).open("rb") as file:
-        for row in rows:
-            file.seek(row["offset"])
-            if hashlib.sha256(file.read(row["bytes"])).hexdigest() != row["sha256"]:
-                problems.append(f"{part}: {row['synset']} {row['number']} is damaged")
-    return problems
+def _plain(lemma: str) -> str:
+    return lemma.replace("_", " ").casefold()

@@ -17,6 +17,7 @@ from sdwn.config import ModelConfig
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluate import imagenet_images, read_evaluation
 from sdwn.files import EvaluationPaths, write_text
+from sdwn.metrics import BLACK
 from sdwn.release import Release
 
 GALLERY_CLASSES = 12
@@ -71,9 +72,10 @@ def page(release: Release, evaluation: dict[str, Any]) -> str:
         evaluation=evaluation,
         figures=figures,
         manifest=manifest,
-        settings=manifest["settings"],
+        settings=manifest.settings,
         paper=evaluation.get("paper"),
-        builtin=ModelConfig(**manifest["settings"]["model"]).builtin is not None,
+        black=BLACK,
+        builtin=_is_builtin(manifest.settings),
         histogram=Markup(histogram_svg(figures["histogram"], evaluation.get("paper"))),
         classes=[{**row, **_names(release, row["wnid"])} for row in classes],
         galleries=[
@@ -84,6 +86,10 @@ def page(release: Release, evaluation: dict[str, Any]) -> str:
             ),
         ],
     )
+
+
+def _is_builtin(settings: dict[str, Any] | None) -> bool:
+    return settings is not None and ModelConfig(**settings["model"]).builtin is not None
 
 
 def plain(value: Any) -> str:
@@ -136,9 +142,9 @@ def histogram_svg(counts: list[int], paper: dict[str, Any] | None) -> str:
 def _names(release: Release, wnid: str) -> dict[str, str]:
     row = release.synsets[wnid]
     return {
-        "synset": row["synset"],
-        "lemmas": row["lemmas"].replace("_", " "),
-        "prompt": row["prompt"],
+        "synset": row.synset,
+        "lemmas": row.lemmas.replace("_", " "),
+        "prompt": row.prompt,
     }
 
 
@@ -165,7 +171,7 @@ def _pictures(release: Release, rows: list[dict[str, Any]]) -> list[dict[str, An
 def thumbnail(release: Release, row: dict[str, Any]) -> str:
     """Give a small picture as a data URL; an empty one where the image is damaged."""
     try:
-        image = release.decoded(row)
+        image = release.image(row)
     except IntegrityError:
         image = Image.new("RGB", (1, 1))
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))

@@ -65,15 +65,8 @@ class Sampler:
         Raises:
             OutOfMemoryError: the device has no room for so many; sampling fewer is possible.
         """
-        try:
-            with out_of_memory_told():
-                pixels, nan = _to_uint8(self._run(specs, self._prompts))
-        except BaseException:
-            self._mend()
-            raise
-        samples = [
-            self._sample(spec, pixels[i], nan[i], self.vae_slicing) for i, spec in enumerate(specs)
-        ]
+        pixels, nan = self._pixels(specs)
+        samples = [self._sample(spec, pixels[i], nan[i]) for i, spec in enumerate(specs)]
         if self.config.generation.precision == "fp32":
             return samples
         return [
@@ -95,14 +88,9 @@ class Sampler:
             return {}
 
         timed = self._few_steps(end_step) if steps > TIMED_STEPS else {}
-        try:
-            with out_of_memory_told():
-                began = time.perf_counter()
-                _to_uint8(self._run(specs, self._prompts, **timed))
-                taken = time.perf_counter() - began
-        except BaseException:
-            self._mend()
-            raise
+        began = time.perf_counter()
+        self._pixels(specs, **timed)
+        taken = time.perf_counter() - began
         if len(ends) < 2:
             return taken
         return taken + (steps - TIMED_STEPS) * float(np.median(np.diff(ends)))
@@ -112,6 +100,22 @@ class Sampler:
         if "callback_on_step_end" not in inspect.signature(self.pipeline.__call__).parameters:
             return {}
         return {"num_inference_steps": TIMED_STEPS, "callback_on_step_end": end_step}
+
+    def in_float32(self, spec: ImageSpec) -> Sample:
+        """Sample one image alone and in float32.
+
+        Raises:
+            OutOfMemoryError: the device has no room for weights of twice the size.
+        """
+        try:
+            with out_of_memory_told():
+                self.pipeline.to(torch.float32)
+                encoder = PromptEncoder(self.pipeline, self.config.generation)
+                pixels, nan = _to_uint8(self._run([spec], encoder))
+        finally:
+            # There and back, every weight is what it was.
+            self.pipeline.to(DTYPES[self.config.generation.precision])
+        return dataclasses.replace(self._sample(spec, pixels[0], nan[0]), redone=True)
 
     def check(self, samples: list[Sample]) -> list[Sample]:
         """Blacken what the safety checker flags; may run while another batch is sampled."""
@@ -164,11 +168,19 @@ class Sampler:
         """Begin to look for a new peak."""
         self.device.forget_peak()
 
-    def _sample(self, spec: ImageSpec, pixels: Pixels, nan: bool, sliced: bool) -> Sample:
+    def _pixels(self, specs: Sequence[ImageSpec], **options: Any) -> tuple[Pixels, list[bool]]:
+        try:
+            with out_of_memory_told():
+                return _to_uint8(self._run(specs, self._prompts, **options))
+        except BaseException:
+            self._mend()
+            raise
+
+    def _sample(self, spec: ImageSpec, pixels: Pixels, nan: bool) -> Sample:
         tokens = self._prompts.tokens(spec.prompt)
         truncated = tokens > self._prompts.token_limit
         status = "nan" if nan else "ok"
-        return Sample(pixels, status, tokens, truncated, vae_slicing=sliced)
+        return Sample(pixels, status, tokens, truncated, vae_slicing=self.vae_slicing)
 
     def _run(
         self, specs: Sequence[ImageSpec], prompts: PromptEncoder, **options: Any
@@ -204,25 +216,13 @@ class Sampler:
 
     def _again(self, spec: ImageSpec, sample: Sample) -> Sample:
         try:
-            with out_of_memory_told():
-                pixels, nan = self._in_float32(spec)
+            again = self.in_float32(spec)
         except OutOfMemoryError as error:
             log.warning("%s %d: NaN, and no room for float32: %s", spec.synset, spec.number, error)
             return sample
-        again = "NaN again" if nan else "whole"
-        log.warning("%s %d: NaN, sampled again in float32: %s", spec.synset, spec.number, again)
-        status = "nan" if nan else "ok"
-        return dataclasses.replace(sample, pixels=pixels, status=status, redone=True)
-
-    def _in_float32(self, spec: ImageSpec) -> tuple[Pixels, bool]:
-        try:
-            self.pipeline.to(torch.float32)
-            encoder = PromptEncoder(self.pipeline, self.config.generation)
-            pixels, nan = _to_uint8(self._run([spec], encoder))
-            return pixels[0], nan[0]
-        finally:
-            # There and back, every weight is what it was.
-            self.pipeline.to(DTYPES[self.config.generation.precision])
+        told = "NaN again" if again.status == "nan" else "whole"
+        log.warning("%s %d: NaN, sampled again in float32: %s", spec.synset, spec.number, told)
+        return again
 
     def _flags_or_wait(self, samples: list[Sample]) -> list[bool]:
         """Check several at once, or one at a time, or wait until the next batch leaves room."""

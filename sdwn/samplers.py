@@ -27,6 +27,9 @@ class ImageSampler(Protocol):
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Make a batch of images."""
 
+    def in_float32(self, spec: ImageSpec) -> Sample:
+        """Make one image alone and in float32, as one that was NaN is made again."""
+
     def check(self, samples: list[Sample]) -> list[Sample]:
         """Blacken what the safety checker flags, beside :meth:`sample` in another thread."""
 

@@ -31,13 +31,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from sdwn.decoding import Decoding
 from sdwn.errors import IntegrityError
 from sdwn.files import plain_disk_errors
 from sdwn.images import CODECS
 
 FORMAT = "sdwn-images"
 FORMAT_VERSION = 1
-STATUSES = ("ok", "nsfw", "nan", "unknown")
+STATUSES = ("ok", "nsfw", "nan", "unknown", "black")
 SHA256_BYTES = 32
 
 # HDF5 1.10's format checksums its own structure: a flipped bit there is an error, where the
@@ -49,7 +50,10 @@ Table = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of ``/rows``: its type (None is text), its names if an enumeration, its meaning."""
+    """A column of ``/rows``: its type (None is text), its names if an enumeration, its meaning.
+
+    ``of_run``: every image that a run makes has it; the others are for imported images.
+    """
 
     name: str
     dtype: str | None
@@ -57,6 +61,7 @@ class Column:
     names: tuple[str, ...] = ()
     required: bool = True
     width: int = 0
+    of_run: bool = True
 
     def h5_type(self, values: NDArray[Any]) -> Any:
         """Choose the HDF5 type that holds these values."""
@@ -75,7 +80,13 @@ COLUMNS = (
     Column("prompt", None, "as given to the pipeline", required=False),
     Column("tokens", "u4", "of the prompt, start and end included", required=False),
     Column("truncated", "?", "the prompt was longer than the text encoder takes", required=False),
-    Column("status", "u1", "nsfw: blackened by the safety checker; nan: black", names=STATUSES),
+    Column(
+        "status",
+        "u1",
+        "nsfw: blackened by the safety checker; nan: black, the model gave NaN; of imported "
+        "images unknown, or black, whatever the reason",
+        names=STATUSES,
+    ),
     Column("batch", "u4", "first image of its batch, counted in the shard", required=False),
     Column("batch_size", "u4", "images in its batch", required=False),
     Column("place", "u4", "its place in the batch, from 0", required=False),
@@ -87,6 +98,7 @@ COLUMNS = (
     Column("height", "u4", "pixels"),
     Column("codec", "u1", "how the image is encoded; raw is RGB, row by row", names=CODECS),
     Column("sha256", "u1", "of the encoded image", width=SHA256_BYTES),
+    Column("file", None, "its name before it was imported", required=False, of_run=False),
 )
 
 
@@ -191,6 +203,7 @@ def _reserve(file: h5py.File, size: int) -> int:
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)  # the same images give the same file
     space = h5py.h5s.create_simple((size,))
     dataset = h5py.h5d.create(file.id, b"blob", h5py.h5t.STD_U8LE, space, dcpl=properties)
     return int(dataset.get_offset())
@@ -214,19 +227,21 @@ def _fill_blob(path: Path, start: int, size: int, payloads: Iterable[bytes]) -> 
 class ImageFile:
     """A file of images, open for reading; ``blob_start`` is where in it the images begin.
 
+    ``attributes`` are the file's own, ``sessions`` say who made the images: a record for each
+    run of a task. ``offsets`` are those of the images in the blob.
+
     Raises:
         IntegrityError: it is cut short, no such file, or of a later version.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = _open(path)
-        try:
-            with _reading(path):
-                self._check_structure()
-        except BaseException:
-            self._file.close()
-            raise
+        self._rows: Table | None = None
+        # HDF5 keeps a megabyte and more for each open file; a merge has many.
+        with _open(path) as file, _reading(path):
+            self.attributes = _attributes(file)
+            self._check_structure(file)
+            self.sessions = _sessions(file)
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def __enter__(self) -> ImageFile:
@@ -242,37 +257,36 @@ class ImageFile:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
         os.close(self._descriptor)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """The file's attributes."""
-        with _reading(self.path):
-            return _attributes(self._file)
-
-    @property
-    def sessions(self) -> list[dict[str, Any]]:
-        """Who made the images: a record for each run of a task."""
-        with _reading(self.path):
-            sessions = [json.loads(line) for line in self._file["sessions"].asstr()[:]]
-            if not all(isinstance(session, dict) for session in sessions):
-                raise ValueError("a session is no record")
-            return sessions
-
     def rows(self) -> Table:
-        """Read all columns."""
-        with _reading(self.path):
-            group = self._file["rows"]
+        """Give all columns, read once."""
+        if self._rows is None:
+            self._rows = self._read_rows()
+        return self._rows
+
+    def _read_rows(self) -> Table:
+        with _open(self.path) as file, _reading(self.path):
+            group = file["rows"]
             known = [column for column in COLUMNS if column.name in group]
             rows = {column.name: group[column.name][:] for column in known}
-            sessions = len(self.sessions)
             for column in known:
-                _check_column(column, rows[column.name], sessions)
+                _check_column(column, rows[column.name], len(self.sessions))
             return rows
+
+    def name(self, index: int) -> str:
+        """Name an image as people do."""
+        rows = self.rows()
+        return f"{self.path}: {rows['synset'][index].decode()} {rows['number'][index]}"
+
+    def encoding(self, index: int) -> tuple[str, int, int]:
+        """Give an image's codec, width and height."""
+        rows = self.rows()
+        width, height = (int(rows[name][index]) for name in ("width", "height"))
+        return CODECS[rows["codec"][index]], width, height
 
     def payload(self, index: int) -> bytes:
         """Read an encoded image."""
@@ -285,8 +299,7 @@ class ImageFile:
         Raises:
             IntegrityError: an image is not what its record says.
         """
-        with _reading(self.path):
-            expected = self._file["rows/sha256"][start:stop]
+        expected = self.rows()["sha256"][start:stop]
         for index, digest in zip(range(start, stop), expected, strict=True):
             payload = self.payload(index)
             if hashlib.sha256(payload).digest() != digest.tobytes():
@@ -308,17 +321,15 @@ class ImageFile:
             raise IntegrityError(f"{self.path}: cut short at byte {self.blob_start + start}")
         return payload
 
-    def _check_structure(self) -> None:
-        _check_version(self.path, _attributes(self._file))
-        missing = [
-            c.name for c in COLUMNS if c.required and c.name not in self._file.get("rows", ())
-        ]
-        missing += [name for name in ("blob", "offsets", "sessions") if name not in self._file]
+    def _check_structure(self, file: h5py.File) -> None:
+        _check_version(self.path, self.attributes)
+        missing = [c.name for c in COLUMNS if c.required and c.name not in file.get("rows", ())]
+        missing += [name for name in ("blob", "offsets", "sessions") if name not in file]
         if missing:
             raise IntegrityError(f"{self.path}: expected {', '.join(missing)}, found nothing there")
-        self.offsets: NDArray[np.uint64] = self._file["offsets"][:].astype("u8", casting="safe")
-        blob = self._file["blob"]
-        lengths = {len(dataset) for dataset in self._file["rows"].values()}
+        self.offsets: NDArray[np.uint64] = file["offsets"][:].astype("u8", casting="safe")
+        blob = file["blob"]
+        lengths = {len(dataset) for dataset in file["rows"].values()}
         sound = (
             lengths == {len(self.offsets) - 1}
             and blob.id.get_offset() is not None
@@ -339,6 +350,13 @@ class ImageFile:
 def _attributes(file: h5py.File) -> dict[str, Any]:
     values = {name: file.attrs[name] for name in file.attrs}
     return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+
+
+def _sessions(file: h5py.File) -> list[dict[str, Any]]:
+    sessions = [json.loads(line) for line in file["sessions"].asstr()[:]]
+    if not all(isinstance(session, dict) for session in sessions):
+        raise ValueError("a session is no record")
+    return sessions
 
 
 def require_origin(file: ImageFile, plan_digest: str, shard: int, images: int) -> None:
@@ -425,31 +443,46 @@ def join(
     attributes: Mapping[str, Any],
     selections: Sequence[Selection],
     advance: Callable[[int], None] = lambda _: None,
+    decoding: Decoding | None = None,
 ) -> str:
-    """Copy images of several files into one, nothing decoded, and return its SHA-256.
+    """Copy images of several files into one as they are, and return its SHA-256.
 
-    ``advance`` is told how many images were copied.
+    ``advance`` is told how many images were copied; ``decoding`` is given each one.
 
     Raises:
         IntegrityError: an image is damaged.
     """
     sessions: dict[str, int] = {}
     tables = [selection.rows(_renumber(selection, sessions)) for selection in selections]
-    payloads = _copied(selections, advance)
+    payloads = _copied(selections, advance, decoding)
     sizes = np.concatenate([selection.sizes for selection in selections])
     records = [json.loads(line) for line in sessions]
     contents = Contents(concatenate(tables), sizes, records)
     return write_images(path, attributes, contents, payloads)
 
 
-def _copied(selections: Sequence[Selection], advance: Callable[[int], None]) -> Iterator[bytes]:
+def _copied(
+    selections: Sequence[Selection], advance: Callable[[int], None], decoding: Decoding | None
+) -> Iterator[bytes]:
     for selection in selections:
-        for payload in selection.file.payloads(selection.start, selection.stop):
+        file = selection.file
+        payloads = file.payloads(selection.start, selection.stop)
+        for index, payload in enumerate(payloads, start=selection.start):
+            if decoding is not None:
+                decoding.add(file.name(index), payload, *file.encoding(index))
             yield payload
             advance(1)
 
 
 def _renumber(selection: Selection, sessions: dict[str, int]) -> NDArray[np.uint32]:
-    """Add a file's sessions to those of all, and give each its new number."""
-    lines = (json.dumps(session, sort_keys=True) for session in selection.file.sessions)
-    return np.array([sessions.setdefault(line, len(sessions)) for line in lines], dtype="u4")
+    """Add the sessions that made these images to those of all, and give each its new number."""
+    numbers = selection.file.rows().get("session", np.zeros(len(selection.file), "u4"))
+    made = set(numbers[selection.start : selection.stop].tolist())
+    lines = [json.dumps(session, sort_keys=True) for session in selection.file.sessions]
+    return np.array(
+        [
+            sessions.setdefault(line, len(sessions)) if i in made else 0
+            for i, line in enumerate(lines)
+        ],
+        dtype="u4",
+    )

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdwn import terminal
+from sdwn.errors import UsageError
 
 if TYPE_CHECKING:
     from sdwn.cluster import Job
     from sdwn.config import EvaluationConfig, RunConfig
+    from sdwn.exchange.export import ExportOptions
     from sdwn.files import RunPaths
     from sdwn.gpus import GpuProfile
+    from sdwn.merge import MergeOptions
     from sdwn.plan import Plan
     from sdwn.profiles import ClusterProfile
+    from sdwn.regenerate import Comparison, Wanted
+    from sdwn.release import Release
     from sdwn.scheduler import JobState
     from sdwn.submission import Watch
+
+
+# Files left out of an import that are named on the terminal; all stand in the release.
+TOLD = 20
 
 
 def open_config(config: str, overrides: list[str] | None) -> RunConfig:
@@ -155,16 +165,95 @@ def complete_run(paths: RunPaths, made: Plan, chosen: ClusterProfile, retries: i
         raise
 
 
-def merge_runs(runs: list[Path], release: Path, part_bytes: int | None) -> dict[str, Any]:
+def merge_runs(
+    runs: list[Path], release: Path, options: MergeOptions | None = None
+) -> dict[str, Any]:
     """Merge runs into a release."""
     from sdwn.files import ReleasePaths, RunPaths
-    from sdwn.merge import PART_BYTES, merge, merged_summary
+    from sdwn.merge import MergeOptions, merge, merged_summary
     from sdwn.plan import read_plan
 
     paths = [RunPaths(run) for run in runs]
     with terminal.progress("merge", read_plan(paths[0]).images, unit="images") as advance:
-        merged = merge(paths, ReleasePaths(release), part_bytes or PART_BYTES, advance)
+        merged = merge(paths, ReleasePaths(release), options or MergeOptions(), advance)
     return merged_summary(merged)
+
+
+def verify_release(release: Path, quick: bool) -> dict[str, Any]:
+    """Hold a release against its own record."""
+    from sdwn.release import Release
+    from sdwn.verify import verify
+
+    opened = Release(release)
+    with terminal.progress("verify", opened.manifest.bytes, unit="bytes") as advance:
+        problems = verify(release, quick, advance)
+    return {"images": len(opened), "ok": not problems, "problems": problems}
+
+
+def share(text: str) -> float:
+    """Read a share, in percent or as a fraction.
+
+    >>> share("1%"), share("0.25")
+    (0.01, 0.25)
+    """
+    number = text.strip().removesuffix("%")
+    try:
+        value = float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise UsageError(f"--sample {text}: expected a share such as 1% or 0.01, up to 100%")
+    return value
+
+
+def chosen(
+    release: Release, sample: str | None, below: str | None, imagenet: bool, status: str | None
+) -> Release:
+    """Take the images of a release that the options ask for; without any, all of it."""
+    if below or imagenet or status:
+        release = release.subset(below=below, imagenet=imagenet, status=status)
+    return release if sample is None else release.sample(share(sample))
+
+
+def export_release(release: Release, dest: Path, options: ExportOptions) -> dict[str, Any]:
+    """Write a release's images in another format."""
+    from sdwn.exchange.export import export
+
+    with terminal.progress("export", len(release), unit="images") as advance:
+        return export(release, dest, options, advance)
+
+
+def import_release(source: Path, release: Path, format_name: str, size: int) -> dict[str, Any]:
+    """Make a release of pictures, and name those that were left out."""
+    from sdwn.exchange.intake import count_pictures, import_pictures
+    from sdwn.files import ReleasePaths
+
+    with terminal.working("looking for pictures"):
+        count = count_pictures(source)
+    with terminal.progress("import", count, unit="files") as advance:
+        found = import_pictures(source, ReleasePaths(release), format_name, size, advance)
+    for name, reason in found.skipped[:TOLD]:
+        terminal.say(f"left out: {name}: {reason}")
+    if len(found.skipped) > TOLD:
+        more = len(found.skipped) - TOLD
+        terminal.say(f"left out: {more} more, see {found.release.paths.skipped}")
+    manifest = found.release.manifest
+    counts = manifest.model_dump(include={"images", "synsets", "imagenet_classes", "bytes"})
+    return {**counts, "skipped": len(found.skipped), "release": str(release)}
+
+
+def regenerated(release: Path, wanted: Wanted, save: Path | None) -> Comparison:
+    """Make an image again, and compare."""
+    from sdwn.files import atomic
+    from sdwn.regenerate import regenerate
+    from sdwn.release import Release
+
+    with terminal.working("making the image again"):
+        found, image = regenerate(Release(release), wanted)
+    if save is not None:
+        with atomic(save) as temporary:
+            image.save(temporary, "PNG")
+    return found
 
 
 def classifier(

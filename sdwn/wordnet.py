@@ -92,7 +92,7 @@ class WordNet:
             warnings.simplefilter("ignore", UserWarning)  # the error below says more
             if re.fullmatch(r"n\d{8}", identifier):
                 synset = self._reader.synset_from_pos_and_offset("n", int(identifier[1:]))
-            else:
+            elif not identifier.endswith(".00"):  # which NLTK takes for the last sense
                 synset = self._reader.synset(identifier)
         if synset is None:
             raise UsageError(self._not_found(identifier))

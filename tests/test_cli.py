@@ -19,6 +19,7 @@ from conftest import NOISE, REPOSITORY, Sdwn
 COMMANDS = (
     *("plan", "submit", "status", "logs", "retry", "cancel"),
     *("merge", "verify", "evaluate", "report", "run", "tune", "pilot"),
+    *("export", "import", "regenerate"),
 )
 
 

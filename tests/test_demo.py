@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -75,7 +76,7 @@ def test_the_papers_catalog_gets_the_papers_figures_and_the_note(
 
     sdwn, found = demo
     release = Release(sdwn.folder / found["release"])
-    release.manifest["catalog"] = "sdwn-26204"
+    release.manifest = release.manifest.model_copy(update={"catalog": "sdwn-26204"})
     table = pq.read_table((sdwn.folder / found["path"]).with_name("predictions.parquet"))
     columns = [table[name].to_pylist() for name in ("wnid", "number", "status", "label_rank")]
     record = evaluation_record(release, metrics.evaluate(*columns), {"model": "any"})
@@ -127,7 +128,8 @@ def test_a_hostile_prompt_stays_text(sdwn: Sdwn, demo: tuple[Sdwn, dict[str, Any
     release = Release(first.folder / found["release"])
     evaluation = json.loads((first.folder / found["path"]).read_text())
     wnid = evaluation["classes"][0]["wnid"]
-    release.synsets[wnid]["prompt"] = "<script>alert(1)</script>"
+    hostile = dataclasses.replace(release.synsets[wnid], prompt="<script>alert(1)</script>")
+    release.synsets[wnid] = hostile
     assert "<script>" not in page(release, evaluation)
 
 

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.files import ReleasePaths, RunPaths
-from sdwn.merge import merge
+from sdwn.merge import MergeOptions, merge
 from sdwn.noise import NoiseSampler
 from sdwn.plan import Plan
-from sdwn.release import Release, verify
+from sdwn.release import Release
+from sdwn.verify import verify
 
 from conftest import PlanRun
 
@@ -30,6 +30,9 @@ from conftest import PlanRun
 @pytest.fixture
 def run(generated: PlanRun) -> tuple[RunPaths, Plan]:
     return generated()
+
+
+SMALL_PARTS = MergeOptions(part_bytes=1)
 
 
 def target(paths: RunPaths) -> ReleasePaths:
@@ -90,7 +93,7 @@ def test_other_tools_read_a_release(run: tuple[RunPaths, Plan]) -> None:
 def test_parts_are_whole_shards_and_one_table_covers_them(run: tuple[RunPaths, Plan]) -> None:
     paths, plan = run
     one = merge([paths], ReleasePaths(paths.root / "one"))
-    many = merge([paths], ReleasePaths(paths.root / "many"), part_bytes=1)
+    many = merge([paths], ReleasePaths(paths.root / "many"), MergeOptions(part_bytes=1))
     assert len(list(one.paths.root.glob("*.h5"))) == 1
     assert len(list(many.paths.root.glob("*.h5"))) == len(plan.shards)
     assert many.metadata["sha256"] == one.metadata["sha256"]
@@ -186,19 +189,68 @@ def test_nothing_is_overwritten(generated: PlanRun, tmp_path: Path) -> None:
     assert (tmp_path / "thesis/chapter1.tex").read_text() == "years of work"
 
 
-def test_what_a_killed_merge_left_is_swept_and_nothing_else(run: tuple[RunPaths, Plan]) -> None:
+def journal(into: ReleasePaths) -> Path:
+    return into.root.parent / f".{into.root.name}.unfinished/.journal.jsonl"
+
+
+def test_a_killed_merge_goes_on_where_it_was(run: tuple[RunPaths, Plan]) -> None:
     paths, plan = run
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    left = paths.root / f".release.{socket.gethostname()}-{ended.pid}.merging"
-    others = [paths.root / f".release.{socket.gethostname()}-{os.getpid()}.merging-not"]
-    others.append(paths.root / ".release.elsewhere-1.merging")
-    for folder in (left, *others):
-        folder.mkdir()
-        (folder / "images-00000.h5").write_bytes(b"half")
+    undisturbed = merge([paths], ReleasePaths(paths.root / "undisturbed"), SMALL_PARTS)
+    unfinished, told = journal(target(paths)).parent, list[int]()
+
+    def interrupt(images: int) -> None:
+        told.append(images)
+        if sum(told) == 35:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge([paths], target(paths), SMALL_PARTS, interrupt)
+    kept = {path.name: path.stat().st_ino for path in unfinished.glob("images-0000[012].h5")}
+    assert len(kept) == 3
+    (unfinished / ".images-00003.h5.elsewhere-1-0.tmp").write_bytes(b"half")
+    with journal(target(paths)).open("a") as file:
+        file.write('{"name": "images-000')
+    told.clear()
+    release = merge([paths], target(paths), SMALL_PARTS, told.append)
+    assert sum(told) == plan.images
+    found = {path.name: path.stat().st_ino for path in paths.release.glob("images-0000[012].h5")}
+    assert found == kept, "finished parts are not written again"
+    assert verify(paths.release) == []
+    assert parts(release) == parts(undisturbed)
+    assert not unfinished.exists()
+
+
+def parts(release: Release) -> dict[str, str]:
+    return {file.file: file.sha256 for file in release.manifest.files if "README" not in file.file}
+
+
+@pytest.mark.parametrize("seconds", [0.2, 1.0, 1.5, 2.0])
+def test_a_merge_may_be_killed_at_any_moment(run: tuple[RunPaths, Plan], seconds: float) -> None:
+    paths, plan = run
+    command = [sys.executable, "-m", "sdwn", "merge", paths.root, "--release", paths.release]
+    command += ["--part-size", "0.001"]
+    process = subprocess.Popen(command)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
     assert len(merge([paths], target(paths))) == plan.images
-    assert not left.exists()
-    assert all(folder.exists() for folder in others)
+    assert verify(paths.release) == []
+    assert not list(paths.root.glob(".release*"))
+
+
+def test_a_shard_made_again_is_merged_again(run: tuple[RunPaths, Plan]) -> None:
+    paths, _ = run
+    whole = paths.shard(4).read_bytes()
+    with h5py.File(paths.shard(4), "r+") as file:
+        file["blob"][5] ^= 1
+    with pytest.raises(IntegrityError, match="image 0 is damaged"):
+        merge([paths], target(paths), SMALL_PARTS)
+    assert journal(target(paths)).exists(), "four parts are finished"
+    paths.shard(4).write_bytes(whole)
+    other = paths.shard(1)
+    other.write_bytes(other.read_bytes())  # the same bytes, but who knows that without reading
+    merge([paths], target(paths), SMALL_PARTS)
+    assert verify(paths.release) == []
 
 
 def test_two_merges_at_once_make_one_release(run: tuple[RunPaths, Plan]) -> None:
@@ -239,7 +291,7 @@ def replaced(name: str, values: Any) -> Callable[[h5py.File], None]:
         (replaced("rows/width", np.zeros(10, dtype="u4")), "not those that the plan asks for"),
         (replaced("rows/wnid", np.arange(10)), "wnid: expected values of kind S"),
         (replaced("rows/wnid", np.array([b"\xff"] * 10)), "damaged: 'utf-8' codec"),
-        (replaced("rows/status", np.full(10, 200, dtype="u1")), "status: expected values below 4"),
+        (replaced("rows/status", np.full(10, 200, dtype="u1")), "status: expected values below 5"),
         (replaced("rows/session", np.full(10, 9, dtype="u4")), "session: expected values below 1"),
         (replaced("sessions", np.array([b"3"])), "a session is no record"),
         (replaced("sessions", np.array([b"garbage"])), "damaged: Expecting value"),
@@ -349,7 +401,7 @@ def test_a_damaged_image_is_not_shown(released: Path, tmp_path: Path) -> None:
     with h5py.File(root / "images-00000.h5", "r+") as file:
         file["blob"][int(file["offsets"][3]) + 40] ^= 16
     release = Release(root)
-    with pytest.raises(IntegrityError, match="is damaged; see what else is: sdwn verify"):
+    with pytest.raises(IntegrityError, match=r"3: images-00000\.h5 is damaged .*: sdwn verify"):
         release.image(3)
 
 

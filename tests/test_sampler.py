@@ -312,7 +312,7 @@ class TestNan:
     def test_afterwards_the_model_is_what_it_was(self) -> None:
         half = Sampler(config(precision="fp16"))
         before = half.sample(specs(3))
-        half._in_float32(specs(1)[0])
+        half.in_float32(specs(1)[0])
         assert half.pipeline.unet.dtype == torch.float16
         np.testing.assert_array_equal(pixels(half.sample(specs(3))), pixels(before))
 

@@ -1,0 +1,82 @@
+"""What `make bench` measures of reading: a release and a folder of PNG files, the same images.
+
+``python benchmarks/reading.py make FOLDER`` writes both; ``release`` and ``png`` read all images
+in random order, decoded to arrays, and print how many a second.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from generation import plan_run
+from PIL import Image
+from skimage import data
+
+IMAGES = 300
+PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "immunohistochemistry", "retina")
+SEED = 0
+
+
+def photograph(seed: int) -> Any:
+    """Cut a piece out of a real photograph, as large as Stable Diffusion's images."""
+    random = np.random.default_rng(seed)
+    whole = Image.fromarray(getattr(data, PHOTOGRAPHS[seed % len(PHOTOGRAPHS)])())
+    side = int(min(whole.size) * random.uniform(0.6, 1))
+    left, top = (int(random.integers(0, length - side + 1)) for length in whole.size)
+    return np.asarray(whole.crop((left, top, left + side, top + side)).resize((512, 512)))
+
+
+def make(folder: Path) -> None:
+    from sdwn.files import ReleasePaths
+    from sdwn.generate import make_shards
+    from sdwn.images import Sample
+    from sdwn.merge import merge
+    from sdwn.noise import NoiseSampler
+
+    class Photos(NoiseSampler):
+        def sample(self, specs: Sequence[Any]) -> list[Sample]:
+            pixels = [photograph(spec.seed % 2**32) for spec in specs]
+            return [Sample(picture, "ok", 9, truncated=False) for picture in pixels]
+
+    paths, plan = plan_run(folder, IMAGES, "builtin:noise", {})
+    make_shards(paths, plan, plan.shards, Photos(plan.config))
+    release = merge([paths], ReleasePaths(folder / "release"))
+    (folder / "png").mkdir()
+    for index in range(IMAGES):
+        release.image(index).save(folder / f"png/{index:05d}.png")
+
+
+def rate(read: Callable[[int], Any]) -> float:
+    order = np.random.default_rng(SEED).permutation(IMAGES)
+    began = time.perf_counter()
+    for index in order.tolist():
+        read(index)
+    return IMAGES / (time.perf_counter() - began)
+
+
+def release(folder: Path) -> float:
+    import sdwn
+
+    return rate(sdwn.Release(folder / "release").array)
+
+
+def png(folder: Path) -> float:
+    return rate(lambda index: np.asarray(Image.open(folder / f"png/{index:05d}.png")))
+
+
+def main(name: str, folder: str) -> None:
+    if name == "make":
+        make(Path(folder))
+    else:
+        found = {"release": release, "png": png}[name](Path(folder))
+        print(json.dumps({"images_per_second": found}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

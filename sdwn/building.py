@@ -1,0 +1,160 @@
+"""A folder under construction: it takes its name once everything in it is on disk.
+
+Until then it lies beside that name, hidden, with a journal of what is finished: whoever builds
+the same thing again after a kill goes on from there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sdwn.errors import UsageError
+from sdwn.files import TEMPORARY, plain_disk_errors, sync
+
+log = logging.getLogger(__name__)
+
+UNFINISHED = ".unfinished"
+JOURNAL = ".journal.jsonl"
+
+
+class Building:
+    """A folder to fill; ``finished`` holds the record of each thing that is complete in it."""
+
+    def __init__(self, root: Path, recipe: Mapping[str, Any]) -> None:
+        self.root = root
+        self._journal = root / JOURNAL
+        lines = _lines(self._journal)
+        begun, records = lines[:1], lines[1:]
+        self.finished: dict[str, dict[str, Any]] = {}
+        if begun != [json.loads(json.dumps(recipe))]:
+            self._clear()
+            records = []
+        for half in self.root.rglob(f".*{TEMPORARY}"):
+            half.unlink()
+        self._write("w", recipe)  # without the rest of a line that a kill cut short
+        for record in records:
+            self.finish(record.pop("name"), record)
+
+    def finish(self, name: str, record: Mapping[str, Any]) -> None:
+        """Note that a thing is complete and on disk."""
+        self._write("a", {"name": name, **record})
+        self.finished[name] = dict(record)
+
+    def _write(self, mode: str, line: Mapping[str, Any]) -> None:
+        with self._journal.open(mode, encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _clear(self) -> None:
+        for path in self.root.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != self._journal:
+                path.unlink()
+
+    def _give_name(self, target: Path) -> None:
+        _sync_folders(self.root)
+        self._journal.unlink()
+        self.root.replace(target)
+        sync(target.parent)
+
+
+def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[Building], None]) -> bool:
+    """Fill a folder and give it its name; False where another process did so meanwhile.
+
+    ``recipe`` says in JSON's terms what is built: an unfinished folder of another recipe is
+    begun anew. Processes that build the same wait for one another. After an error what is
+    finished is kept.
+
+    Raises:
+        UsageError: something else stands at ``target``.
+    """
+    require_free(target)
+    folder = target.parent / f".{target.name}{UNFINISHED}"
+    with plain_disk_errors(target), _locked(folder / JOURNAL, target) as mine:
+        if not mine:
+            return False
+        begun = None
+        try:
+            begun = Building(folder, recipe)
+            fill(begun)
+            begun._give_name(target)
+        except BaseException:
+            if begun is None or not begun.finished:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+    return True
+
+
+def require_free(target: Path) -> None:
+    """Refuse a place where something stands.
+
+    Raises:
+        UsageError: it is a file, a link, or a folder with something in it.
+    """
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise UsageError(f"{target}: expected a folder or nothing, found a file or a link")
+    if target.exists() and any(target.iterdir()):
+        raise UsageError(f"{target}: expected an empty folder or none, found other files")
+
+
+@contextmanager
+def _locked(path: Path, target: Path) -> Iterator[bool]:
+    """Hold the journal's lock; false once what it would build is there already."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a")
+        except FileNotFoundError:
+            continue  # its folder has just taken its name, or was given up
+        with file:
+            _lock(file.fileno(), target)
+            if _is_same(path, file.fileno()):
+                yield True
+                return
+        if target.is_dir() and any(target.iterdir()):
+            yield False
+            return
+
+
+def _lock(descriptor: int, target: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.warning("%s: another process is writing it; waiting for it", target)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        # Some shared file systems have no locks. Two writers would write the same bytes.
+        log.info("%s: no lock: %s", target, error)
+
+
+def _is_same(path: Path, descriptor: int) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Read the journal; a last line that a kill cut short does not count."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def _sync_folders(root: Path) -> None:
+    for folder, _, _ in os.walk(root):
+        sync(Path(folder))

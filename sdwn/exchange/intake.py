@@ -1,0 +1,240 @@
+"""Pictures of anywhere become a release, their bytes as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import sdwn
+from sdwn.building import Building, build, require_free
+from sdwn.errors import UsageError
+from sdwn.exchange.pictures import (
+    Picture,
+    examine,
+    explore,
+    read_again,
+    shown,
+)
+from sdwn.exchange.sources import Label, folders, image_folder, stem
+from sdwn.files import PART_BYTES, ReleasePaths, now
+from sdwn.imagenet import class_index
+from sdwn.plan import PlannedSynset
+from sdwn.release import Release
+from sdwn.release_writer import Origin, ReleaseWriter, cut
+from sdwn.shards import Contents, table, write_images
+
+_LAYOUTS = {"folders": folders, "imagefolder": image_folder}
+FORMATS = tuple(_LAYOUTS)
+
+# Reasons that are told when nothing at all can be imported.
+TOLD_REASONS = 5
+
+_NUMBER = re.compile(r"(?:^|[_\- ])([0-9]+)\Z")
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """A release of imported pictures, and the files that were left out, each with the reason."""
+
+    release: Release
+    skipped: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """A picture and its place in the release."""
+
+    picture: Picture
+    label: Label
+    number: int
+
+    def row(self) -> dict[str, Any]:
+        """Write its record."""
+        picture, label = self.picture, self.label
+        prompt = {} if label.prompt is None else {"prompt": label.prompt}
+        return {
+            "wnid": label.synset.wnid,
+            "synset": label.synset.name,
+            "number": self.number,
+            **prompt,
+            "status": "black" if picture.black else "unknown",
+            "session": 0,
+            "width": picture.width,
+            "height": picture.height,
+            "codec": picture.codec,
+            "sha256": picture.sha256,
+            "file": shown(picture.name),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Harvest:
+    """What a source gave: pictures by their synset's label, and what was left out and why."""
+
+    pictures: dict[Label, list[Picture]] = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def count_pictures(source: Path) -> int:
+    """Count the files that an import looks at, those that it will leave out included.
+
+    Raises:
+        UsageError: it is no folder.
+    """
+    tree = explore(source)
+    return len(tree.pictures) + len(tree.skipped)
+
+
+def import_pictures(
+    source: Path,
+    target: ReleasePaths,
+    format: str,
+    part_bytes: int = PART_BYTES,
+    advance: Advance = lambda _: None,
+) -> Intake:
+    """Write the release of a folder of pictures; what a kill left unfinished is gone on with.
+
+    ``advance`` is told of each file that was looked at, see :func:`count_pictures`.
+
+    Raises:
+        UsageError: there is no such format, nothing to import, or no place for the release.
+        IntegrityError: a picture changed while it was imported.
+    """
+    root = _checked(source, target.root, format)
+    harvest = _gather(root, format, advance)
+    skipped = tuple(sorted((shown(name), reason) for name, reason in harvest.skipped))
+    if not harvest.pictures:
+        raise UsageError(f"{source}: {_nothing(skipped)}")
+    synsets = [_numbered(label, found) for label, found in _by_wnid(harvest.pictures)]
+    origin = _origin(root, [images[0].label for images in synsets], skipped)
+
+    def fill(building: Building) -> None:
+        _fill(building, origin, root, _parts(synsets, part_bytes))
+
+    if not build(target.root, {"import": str(root), "format": format}, fill):
+        require_free(target.root)
+    return Intake(Release(target.root), skipped)
+
+
+def _checked(source: Path, target: Path, format: str) -> Path:
+    if format not in FORMATS:
+        raise UsageError(f"format: expected {' or '.join(FORMATS)}, found {format!r}")
+    if not source.is_dir():
+        raise UsageError(f"{source}: expected a folder of pictures, found none")
+    root = source.resolve()
+    if target.resolve().is_relative_to(root):
+        raise UsageError(f"{target} lies in {source}, which it is made of; choose another place")
+    require_free(target)
+    return root
+
+
+def _nothing(skipped: Sequence[tuple[str, str]]) -> str:
+    reasons = [f"{name}: {reason}" for name, reason in skipped[:TOLD_REASONS]]
+    more = [f"and {len(skipped) - TOLD_REASONS} more"] if len(skipped) > TOLD_REASONS else []
+    return "\n".join(["expected pictures of synsets, found none that is sound", *reasons, *more])
+
+
+def _gather(root: Path, format: str, advance: Advance) -> _Harvest:
+    """Label and check every file."""
+    tree, harvest, labels = explore(root), _Harvest(), dict[str, Label]()
+    harvest.skipped.extend(tree.skipped)
+    for name, label in _LAYOUTS[format](root, tree):
+        if isinstance(label, Label):
+            labels[name] = label
+        else:
+            harvest.skipped.append((name, label))
+    for _ in harvest.skipped:
+        advance(1)
+    for name, found in examine(root, list(labels)):
+        advance(1)
+        if isinstance(found, Picture):
+            harvest.pictures.setdefault(labels[name], []).append(found)
+        else:
+            harvest.skipped.append((name, found))
+    for pictures in harvest.pictures.values():
+        harvest.skipped.extend(_drop_twins(pictures))
+    return harvest
+
+
+def _drop_twins(pictures: list[Picture]) -> Iterator[tuple[str, str]]:
+    """Keep the first picture of each name, and yield the others with the reason."""
+    first: dict[str, Picture] = {}
+    for picture in pictures:
+        kept = first.setdefault(stem(picture.name).casefold(), picture)
+        if kept is not picture:
+            yield picture.name, f"duplicate: {shown(kept.name)} has the same name"
+    pictures[:] = first.values()
+
+
+def _by_wnid(pictures: Mapping[Label, list[Picture]]) -> list[tuple[Label, list[Picture]]]:
+    return sorted(pictures.items(), key=lambda item: item[0].synset.wnid)
+
+
+def _numbered(label: Label, pictures: Sequence[Picture]) -> list[_Image]:
+    """Number a synset's pictures by their names if these have distinct numbers, or else from 0."""
+    tails = [stem(picture.name).removeprefix(label.stem) for picture in pictures]
+    numbers = [int(match[1]) for tail in tails if (match := _NUMBER.search(tail))]
+    if len(set(numbers)) < len(pictures) or max(numbers) >= 2**32:
+        numbers = list(range(len(pictures)))
+    images = (_Image(p, label, number) for p, number in zip(pictures, numbers, strict=True))
+    return sorted(images, key=lambda image: image.number)
+
+
+def _parts(synsets: list[list[_Image]], size: int) -> list[list[_Image]]:
+    """Put whole synsets together to parts of at least ``size`` bytes."""
+    sizes = [sum(image.picture.size for image in images) for images in synsets]
+    return [[image for images in synsets[a:b] for image in images] for a, b in cut(sizes, size)]
+
+
+def _origin(root: Path, labels: Iterable[Label], skipped: tuple[tuple[str, str], ...]) -> Origin:
+    return Origin(
+        kind="import",
+        catalog=f"imported from {shown(root.name)}",
+        synsets=tuple(map(_planned, labels)),
+        skipped=skipped,
+    )
+
+
+def _planned(label: Label) -> PlannedSynset:
+    synset = label.synset
+    return PlannedSynset(
+        wnid=synset.wnid,
+        synset=synset.name,
+        shard=0,  # a table's column that only runs have a meaning for
+        imagenet_class=class_index().get(synset.wnid),
+        lemmas=", ".join(synset.lemmas),
+        definition=synset.definition,
+        prompt=label.prompt or "",
+    )
+
+
+def _fill(building: Building, origin: Origin, root: Path, parts: Iterable[list[_Image]]) -> None:
+    session = {
+        "imported_with": f"sdwn {sdwn.__version__}",
+        "host": socket.gethostname(),
+        "started": now(),
+    }
+    with ReleaseWriter(building, origin) as writer:
+        for images in parts:
+            rows = [image.row() for image in images]
+            sizes = np.array([image.picture.size for image in images])
+            payloads = (read_again(root, image.picture) for image in images)
+            contents = Contents(table(rows), sizes, [session])
+            write = partial(write_images, contents=contents, payloads=payloads)
+            writer.add_part({"rows": _digest(rows)}, write)
+
+
+def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Hash the records: they name every file by its SHA-256."""
+    return hashlib.sha256(json.dumps(rows, default=bytes.hex).encode()).hexdigest()

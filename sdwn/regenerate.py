@@ -1,0 +1,182 @@
+"""Make an image of a release again from its record, and say whether it came out the same."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sdwn.config import CatalogConfig, RunConfig, validated
+from sdwn.errors import IntegrityError, UsageError
+from sdwn.images import Pixels, Sample, decode, encode
+from sdwn.plan import ImageSpec, Plan
+from sdwn.release import Release
+from sdwn.samplers import ImageSampler, load_sampler
+
+# Root mean square of the difference, in steps of 8-bit colour. Half precision on another
+# device rounds otherwise and stays below; another seed or prompt is off by ten times as much.
+TOLERANCE = 4.0
+
+# What of a session may change pixels; the rest says where and when.
+_DECISIVE = (
+    *("model", "revision", "pipeline", "scheduler", "precision", "device"),
+    *("torch", "diffusers", "transformers", "accelerate", "numpy", "python"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """An image beside the same one made again.
+
+    ``verdict`` is ``equal``, ``within tolerance`` or ``different``; ``rms`` the root mean
+    square and ``largest`` the largest difference, in steps of 8-bit colour. ``reasons`` say
+    what is not as it was when the image was made.
+    """
+
+    synset: str
+    number: int
+    verdict: str
+    rms: float
+    largest: int
+    tolerance: float
+    batch_size: int
+    place: int
+    status: str
+    reasons: list[str]
+
+    @property
+    def same(self) -> bool:
+        """Whether it is the same image but for rounding."""
+        return self.verdict != "different"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give it as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which image to make again, and how close it must come.
+
+    ``synset`` is a name or wnid, or a lemma that only one synset has; ``number`` counts its
+    images from 0. ``model`` is where the pipeline lies now, if not where it was. Up to
+    ``tolerance``, a root mean square in steps of 8-bit colour, images are the same.
+    """
+
+    synset: str
+    number: int
+    model: str | None = None
+    tolerance: float = TOLERANCE
+
+
+def regenerate(release: Release, wanted: Wanted) -> tuple[Comparison, Image.Image]:
+    """Sample an image's batch again, on this process's device, and compare.
+
+    Returns:
+        The comparison, and the new image as it was encoded.
+
+    Raises:
+        UsageError: there is no such image, or it was imported.
+        SdwnError: the pipeline cannot be loaded here.
+    """
+    row = _record(release, wanted.synset, wanted.number)
+    plan = _plan(release, wanted.model)
+    specs = _batch(plan, row)
+    old = release.array(row)
+    sampler = load_sampler(plan.config)
+    sample = _sample(sampler, specs, row)
+    height, width, _ = sample.pixels.shape
+    image = decode(encode(sample.pixels, plan.config.storage), row["codec"], width, height)
+    recorded = release.provenance(row)["session"] or {}
+    found = _compare(row, old, np.asarray(image), sample, wanted.tolerance)
+    reasons = [*_status(row, sample), *_differences(recorded, sampler.provenance)]
+    return Comparison(**found, reasons=reasons), image
+
+
+def _record(release: Release, synset: str, number: int) -> dict[str, Any]:
+    if release.manifest.settings is None:
+        raise UsageError(
+            f"{release.paths.root} was imported: how its images were made is not recorded"
+        )
+    rows = release.rows(synset)
+    names = sorted({row["synset"] for row in rows})
+    if len(names) > 1:
+        raise UsageError(f"{synset!r} is ambiguous: {', '.join(names)}")
+    for row in rows:
+        if row["number"] == number:
+            return row
+    numbers = sorted(row["number"] for row in rows)
+    raise UsageError(f"{names[0]} has no image {number}; it has {numbers[0]} to {numbers[-1]}")
+
+
+def _plan(release: Release, model: str | None) -> Plan:
+    manifest = release.manifest
+    assert manifest.settings is not None
+    catalog = CatalogConfig(name=manifest.catalog)
+    settings = {**manifest.settings, "catalog": catalog.model_dump()}
+    config = validated(RunConfig, settings, source=str(release.paths.manifest))
+    if model is not None:
+        # A revision is the hub's; a folder has none.
+        changed = {"name": model, "revision": None}
+        config = config.model_copy(update={"model": config.model.model_copy(update=changed)})
+    return Plan(manifest.catalog, config, tuple(release.synsets.values()), manifest.plan_digest)
+
+
+def _batch(plan: Plan, row: dict[str, Any]) -> list[ImageSpec]:
+    """Give the batch's images, whose places the row and the plan's table tell."""
+    shard = plan.shards[next(s.shard for s in plan.synsets if s.wnid == row["wnid"])]
+    batch = list(plan.specs(shard))[row["batch"] : row["batch"] + row["batch_size"]]
+    spec = batch[row["place"]] if row["place"] < len(batch) else None
+    if spec is None or (spec.wnid, spec.number, spec.seed, spec.prompt) != (
+        *(row["wnid"], row["number"], row["seed"], row["prompt"]),
+    ):
+        raise IntegrityError(
+            f"{row['synset']} {row['number']}: its record and the release's table of synsets do "
+            "not fit one another; see what else is wrong: sdwn verify RELEASE"
+        )
+    return batch
+
+
+def _sample(sampler: ImageSampler, specs: list[ImageSpec], row: dict[str, Any]) -> Sample:
+    if row.get("vae_slicing"):
+        sampler.slice_vae()
+    if row.get("redone"):
+        return sampler.check([sampler.in_float32(specs[0])])[0]
+    place: int = row["place"]
+    return sampler.check(sampler.sample(specs))[place]
+
+
+def _compare(
+    row: dict[str, Any], old: Pixels, new: Pixels, sample: Sample, tolerance: float
+) -> dict[str, Any]:
+    difference = np.abs(old.astype(np.int16) - new.astype(np.int16))
+    rms = float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
+    if not difference.any() and sample.status == row["status"]:
+        verdict = "equal"
+    elif rms <= tolerance and sample.status == row["status"]:
+        verdict = "within tolerance"
+    else:
+        verdict = "different"
+    return {
+        **{key: row[key] for key in ("synset", "number", "batch_size", "place", "status")},
+        "verdict": verdict,
+        "rms": round(rms, 4),
+        "largest": int(difference.max()),
+        "tolerance": tolerance,
+    }
+
+
+def _status(row: dict[str, Any], sample: Sample) -> list[str]:
+    if sample.status == row["status"]:
+        return []
+    return [f"status: {row['status']} then, {sample.status} now"]
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [
+        f"{key}: {then.get(key, 'unknown')} then, {now.get(key, 'unknown')} now"
+        for key in _DECISIVE
+        if (key in then or key in now) and then.get(key) != now.get(key)
+    ]

@@ -1,0 +1,691 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import skimage
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sdwn.config import EvaluationConfig
+from sdwn.errors import IntegrityError, UsageError
+from sdwn.evaluate import evaluate
+from sdwn.exchange.export import ExportOptions, export
+from sdwn.exchange.intake import FORMATS, Intake, count_pictures, import_pictures
+from sdwn.exchange.pictures import MOST_BYTES
+from sdwn.files import ReleasePaths
+from sdwn.merge import merge
+from sdwn.release import Release
+from sdwn.report import write_report
+from sdwn.verify import verify
+
+from conftest import PlanRun
+
+DOG, CAT, CORGI = "n02084071", "n02121620", "n02112826"
+
+
+def encoded(kind: str, seed: int = 1, size: tuple[int, int] = (16, 8), **options: Any) -> bytes:
+    pixels = hashlib.shake_256(str(seed).encode()).digest(3 * size[0] * size[1])
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", size, pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def put(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def take(source: Path, format: str = "imagefolder", **options: Any) -> Intake:
+    """Import into a new release, told once of each file, and whole."""
+    told: list[int] = []
+    target = ReleasePaths(source.parent / "imported")
+    shutil.rmtree(target.root, ignore_errors=True)
+    expected = count_pictures(source)
+    intake = import_pictures(source, target, format, advance=told.append, **options)
+    assert told == [1] * expected
+    assert verify(target.root) == []
+    assert list(intake.skipped) == sorted(intake.skipped)
+    assert intake.release.manifest.skipped == len(intake.skipped)
+    assert target.skipped.exists() == bool(intake.skipped)
+    return intake
+
+
+def numbers(intake: Intake) -> dict[str, int]:
+    table = intake.release.metadata
+    return dict(zip(table["file"].to_pylist(), table["number"].to_pylist(), strict=True))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return tmp_path / "pictures"
+
+
+def test_pictures_become_a_release_byte_for_byte(source: Path) -> None:
+    files = {
+        f"{DOG}/rex.jpg": encoded("jpeg", 1),
+        f"train/{DOG}/a/b.png": encoded("png", 2),
+        f"{CAT}_tom.JPEG": encoded("webp", 3, (5, 7)),
+        f"val/{CORGI}/n02084071_x.webp": encoded("webp", 4, lossless=True),
+    }
+    for name, content in files.items():
+        put(source / name, content)
+    intake = take(source)
+    rows = {row["file"]: row for row in intake.release.metadata.to_pylist()}
+    assert {name: intake.release.payload(row) for name, row in rows.items()} == files
+    assert [rows[name]["wnid"] for name in files] == [DOG, DOG, CAT, CORGI]
+    assert [rows[name]["codec"] for name in files] == ["jpeg", "png", "webp", "webp"]
+    assert (rows[f"{CAT}_tom.JPEG"]["width"], rows[f"{CAT}_tom.JPEG"]["height"]) == (5, 7)
+    assert {row["status"] for row in rows.values()} == {"unknown"}
+    assert intake.skipped == ()
+    assert "prompt" not in intake.release.metadata.column_names
+
+
+def test_a_release_says_that_it_was_imported(source: Path) -> None:
+    put(source / DOG / "a.png", encoded("png"))
+    put(source / CORGI / "a.png", encoded("png"))
+    put(source / CORGI / "b.png", "nothing")
+    release = take(source).release
+    manifest = release.manifest
+    assert (manifest.origin, manifest.catalog) == ("import", "imported from pictures")
+    assert (manifest.settings, manifest.plan_digest, manifest.made_on) == (None, None, [])
+    assert (manifest.images, manifest.synsets, manifest.imagenet_classes) == (2, 2, 0)
+    dog = release.synsets[DOG]
+    assert (dog.synset, dog.prompt, dog.shard) == ("dog.n.01", "", 0)
+    assert dog.lemmas == "dog, domestic_dog, Canis_familiaris"
+    assert dog.definition.startswith("a member of the genus Canis")
+    session = release.provenance(0)["session"]
+    assert set(session) == {"imported_with", "host", "started"}
+    assert "2 imported images of 2 WordNet synsets" in release.paths.card.read_text()
+
+
+def test_a_black_picture_is_known_as_black(source: Path) -> None:
+    for name, colour in (("black", (0, 0, 0)), ("nearly", (0, 0, 1))):
+        buffer = io.BytesIO()
+        Image.new("RGB", (4, 4), colour).save(buffer, "png")
+        put(source / DOG / f"{name}.png", buffer.getvalue())
+    rows = take(source).release.metadata.to_pylist()
+    assert [row["status"] for row in rows] == ["black", "unknown"]
+
+
+def test_a_wnid_that_wordnet_has_not_is_left_out(source: Path) -> None:
+    put(source / DOG / "a.png", encoded("png"))
+    put(source / "n99999999" / "a.png", encoded("png"))
+    put(source / "n99999999" / "b.png", encoded("png"))
+    put(source / "stray.png", encoded("png"))
+    reason = "n99999999: no such synset in WordNet 3.0"
+    assert take(source).skipped == (
+        ("n99999999/a.png", reason),
+        ("n99999999/b.png", reason),
+        ("stray.png", "no folder's name, nor its own, starts with a wnid"),
+    )
+
+
+def test_the_source_may_itself_be_of_one_class(tmp_path: Path) -> None:
+    put(tmp_path / DOG / "a.png", encoded("png"))
+    assert take(tmp_path / DOG).release.row(0)["wnid"] == DOG
+
+
+# Numbers and names
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["dog_10.png", "dog_9.png", "7.png"], [10, 9, 7]),
+        (["dog-1.png", "dog 2.png", "00003.png"], [1, 2, 3]),
+        (["dog_4294967295.png"], [4294967295]),
+        (["dog_4294967296.png"], [0]),
+        (["a_1.png", "b_01.png"], [0, 1]),
+        (["a_8.png", "b.png"], [0, 1]),
+        (["x7.png"], [0]),
+    ],
+)
+def test_numbers_come_from_the_names(source: Path, names: list[str], expected: list[int]) -> None:
+    for seed, name in enumerate(names):
+        put(source / DOG / name, encoded("png", seed))
+    assert numbers(take(source)) == {
+        f"{DOG}/{name}": number for name, number in zip(names, expected, strict=True)
+    }
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.text("ab0_-19 é", min_size=1, max_size=6).filter(str.strip), min_size=1, unique=True
+    )
+)
+def test_numbers_are_distinct_and_every_file_is_told_of(tmp_path: Path, stems: list[str]) -> None:
+    source = tmp_path / "pictures"
+    shutil.rmtree(source, ignore_errors=True)
+    for seed, stem in enumerate(stems):
+        put(source / DOG / f"{stem}.png", encoded("png", seed))
+    intake = take(source)
+    found = numbers(intake)
+    assert len(set(found.values())) == len(found)
+    assert {*found, *dict(intake.skipped)} == {f"{DOG}/{stem}.png" for stem in stems}
+
+
+def test_of_files_of_the_same_name_the_first_sound_one_is_kept(source: Path) -> None:
+    for name in ("a/{}/Xyz.png", "b/{}/xyz.jpg", "c/{}/xyz.webp", "c/{}/other.webp"):
+        put(source / name.format(DOG), encoded("png"))
+    put(source / CAT / "xyz.png", encoded("png"))
+    put(source / "a" / DOG / "Xyz.jpg", "no picture")
+    intake = take(source)
+    kept = f"a/{DOG}/Xyz.png"
+    assert set(numbers(intake)) == {kept, f"c/{DOG}/other.webp", f"{CAT}/xyz.png"}
+    reason = f"duplicate: {kept} has the same name"
+    assert dict(intake.skipped)[f"b/{DOG}/xyz.jpg"] == reason
+    assert dict(intake.skipped)[f"c/{DOG}/xyz.webp"] == reason
+
+
+def test_names_of_any_bytes_are_taken(source: Path) -> None:
+    put(source / DOG / "plain.png", encoded("png"))
+    for raw in (b"caf\xe9.png", b"line\nbreak.png", "größe.png".encode(), b"bad\xff.gif"):
+        path = os.path.join(os.fsencode(source / DOG), raw)  # noqa: PTH118
+        Path(os.fsdecode(path)).write_bytes(encoded("gif" if b"gif" in raw else "png"))
+    intake = take(source)
+    assert f"{DOG}/caf\\xe9.png" in numbers(intake)
+    assert f"{DOG}/größe.png" in numbers(intake)
+    assert [name for name, _ in intake.skipped] == [f"{DOG}/bad\\xff.gif"]
+
+
+def test_a_source_of_any_name_is_taken(tmp_path: Path) -> None:
+    source = tmp_path / os.fsdecode(b"caf\xe9|`x`")
+    put(source / DOG / "a.png", encoded("png"))
+    assert take(source).release.manifest.catalog == "imported from caf\\xe9|`x`"
+
+
+# What is left out
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims to be large."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + data + chunk(b"IEND", b"")
+
+
+NO_PICTURE = "expected a JPEG, PNG or WebP image, found none"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"I am a text", NO_PICTURE),
+        (encoded("bmp"), NO_PICTURE),
+        (encoded("gif"), NO_PICTURE),
+        (encoded("tiff"), NO_PICTURE),
+        (encoded("jpeg")[:10], ""),
+        (encoded("jpeg")[:-80], "expected a jpeg image, 16x8: image file is truncated"),
+        (encoded("png")[:-80], "expected a png image, 16x8: "),
+        (encoded("webp")[:-40], ""),
+        (bomb(50_000, 50_000), "expected at most 64 million pixels, found far more"),
+        (bomb(8_001, 8_000), "expected at most 64 million pixels, found 8001x8000"),
+        (bomb(0, 9), ""),
+    ],
+    ids=range(12),
+)
+def test_what_is_no_sound_picture_is_left_out(source: Path, content: bytes, reason: str) -> None:
+    put(source / DOG / "good.png", encoded("png"))
+    put(source / DOG / "bad.jpg", content)
+    intake = take(source)
+    assert numbers(intake) == {f"{DOG}/good.png": 0}
+    [(name, found)] = intake.skipped
+    assert name == f"{DOG}/bad.jpg"
+    assert found.startswith(reason)
+    assert "\n" not in found
+    rows = (source.parent / "imported/skipped.csv").read_text().splitlines()
+    assert rows[0] == "file,reason"
+    assert len(rows) == 2
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_damaged_bytes_never_stop_an_import(tmp_path: Path, data: st.DataObject) -> None:
+    source = tmp_path / "pictures"
+    put(source / DOG / "good.png", encoded("png"))
+    for number, kind in enumerate(("jpeg", "png", "webp")):
+        content = bytearray(encoded(kind, number))
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        put(source / DOG / f"{kind}.bin", bytes(content))
+    intake = take(source)
+    assert len(intake.release) + len(intake.skipped) == 4
+
+
+def test_a_huge_file_is_not_read(source: Path) -> None:
+    put(source / DOG / "good.png", encoded("png"))
+    huge = put(source / DOG / "huge.png", encoded("png"))
+    os.truncate(huge, MOST_BYTES + 1)
+    assert take(source).skipped == (
+        (f"{DOG}/huge.png", "expected at most 268,435,456 bytes, found 268,435,457"),
+    )
+
+
+def test_links_are_followed_only_to_files_within(source: Path, tmp_path: Path) -> None:
+    good = put(source / DOG / "good.png", encoded("png"))
+    outside = put(tmp_path / "elsewhere/secret.png", encoded("png", 2))
+    (source / DOG / "again.png").symlink_to(good)
+    (source / DOG / "secret.png").symlink_to(outside)
+    (source / DOG / "broken.png").symlink_to("nothing.png")
+    (source / DOG / "round.png").symlink_to("round.png")
+    (source / DOG / "folder").symlink_to(outside.parent)
+    (source / DOG / "up").symlink_to("..")
+    intake = take(source)
+    assert set(numbers(intake)) == {f"{DOG}/good.png", f"{DOG}/again.png"}
+    assert intake.skipped == (
+        (f"{DOG}/broken.png", "a broken link"),
+        (f"{DOG}/folder", "a link to a folder; none is followed"),
+        (f"{DOG}/round.png", "a broken link"),
+        (f"{DOG}/secret.png", "a link that leaves the folder"),
+        (f"{DOG}/up", "a link to a folder; none is followed"),
+    )
+
+
+def test_pipes_and_sockets_do_not_block(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(source / DOG / "good.png", encoded("png"))
+    os.mkfifo(source / DOG / "pipe.png")
+    os.mkfifo(source / DOG / "pipe.txt")
+    (source / DOG / "link.png").symlink_to("pipe.png")
+    monkeypatch.chdir(source / DOG)  # a socket's path has at most 108 bytes
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.png")
+        assert take(source).skipped == tuple(
+            (f"{DOG}/{name}.png", "no plain file") for name in ("link", "pipe", "socket")
+        )
+        with pytest.raises(UsageError, match=r"pipe\.txt: no plain file"):
+            import_pictures(source, ReleasePaths(source.parent / "other"), "folders")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_left_out(source: Path) -> None:
+    put(source / DOG / "good.png", encoded("png"))
+    put(source / DOG / "mine.png", encoded("png")).chmod(0)
+    locked = put(source / CAT / "a.png", encoded("png")).parent
+    locked.chmod(0)
+    try:
+        skipped = take(source).skipped
+    finally:
+        locked.chmod(0o700)
+    assert skipped == ((f"{DOG}/mine.png", "Permission denied"), (CAT, "Permission denied"))
+
+
+def test_what_belongs_to_systems_is_passed_over(source: Path) -> None:
+    put(source / DOG / "good.png", encoded("png"))
+    names = [".git/a.png", f"{DOG}/._good.png", ".DS_Store", f"{DOG}/Thumbs.db", "README.md"]
+    for name in (*names, "synsets.csv", "meta.json", f"{DOG}/notes.txt"):
+        put(source / name, encoded("png"))
+    assert count_pictures(source) == 1
+    assert take(source).skipped == ()
+
+
+def test_the_first_frame_of_an_animation_is_taken(source: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for kind in ("png", "webp"):
+        buffer = io.BytesIO()
+        frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], lossless=True)
+        put(source / DOG / f"{kind}.{kind}", buffer.getvalue())
+    release = take(source).release
+    assert [release.image(index).getpixel((0, 0)) for index in (0, 1)] == [(255, 0, 0)] * 2
+
+
+def test_a_cameras_jpeg_of_several_pictures_is_a_jpeg(source: Path) -> None:
+    buffer = io.BytesIO()
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    frames[0].save(buffer, "mpo", save_all=True, append_images=frames[1:])
+    put(source / DOG / "camera.jpg", buffer.getvalue())
+    release = take(source).release
+    assert Image.open(io.BytesIO(buffer.getvalue())).format == "MPO"
+    assert release.row(0)["codec"] == "jpeg"
+    assert release.payload(release.row(0)) == buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16"])
+def test_pictures_of_every_mode_are_taken_or_left_out(source: Path, mode: str) -> None:
+    put(source / DOG / "good.png", encoded("png"))
+    path = source / DOG / f"odd.{'jpg' if mode == 'CMYK' else 'png'}"
+    Image.new(mode, (8, 8), 1 if mode in "1LPI;16" else None).save(path)
+    assert len(take(source).release) == 2
+
+
+# The layout of the paper
+
+
+def labelled(folder: Path, name: str, text: str, images: Iterable[str]) -> None:
+    put(folder / name, text)
+    for seed, image in enumerate(images):
+        put(folder / image, encoded("png", seed))
+
+
+DOG_TEXT = f"prompt: a member of the genus Canis\nsynset: dog.n.01\nwnid: {DOG}\n"
+CAT_TEXT = f"prompt: feline mammal: a\tcat\nsynset: cat.n.01\nwnid: {CAT}\n"
+
+
+def test_texts_say_synset_and_prompt(source: Path) -> None:
+    labelled(source / "1", "dog.n.01.txt", DOG_TEXT, ["dog.n.01_0.png", "dog.n.01_3.png"])
+    labelled(source / "cat", "about.TXT", CAT_TEXT, ["x_8.png", "dog.n.01_9.png"])
+    intake = take(source, "folders")
+    rows = intake.release.metadata.select(["file", "synset", "number", "prompt"]).to_pylist()
+    dog, cat = "a member of the genus Canis", "feline mammal: a\tcat"
+    assert sorted(tuple(row.values()) for row in rows) == [
+        ("1/dog.n.01_0.png", "dog.n.01", 0, dog),
+        ("1/dog.n.01_3.png", "dog.n.01", 3, dog),
+        ("cat/dog.n.01_9.png", "cat.n.01", 9, cat),
+        ("cat/x_8.png", "cat.n.01", 8, cat),
+    ]
+    assert intake.release.synsets[CAT].prompt == cat
+    assert intake.skipped == ()
+
+
+def test_texts_in_one_folder_belong_to_images_by_name(source: Path) -> None:
+    labelled(source, "dog.n.01.txt", DOG_TEXT, ["dog.n.01_0.png", "dog.n.012.png"])
+    labelled(
+        source, "cat.n.01.txt", CAT_TEXT, ["cat.n.01-1.png", "cat.n.01 12.png", "cat.n.02_1.png"]
+    )
+    corgi = f"prompt: p\nsynset: corgi.n.01\nwnid: {CORGI}\n"
+    labelled(source, "dog.n.01_1.txt", corgi, ["dog.n.01_1_5.png", "dog.n.01_16.png"])
+    intake = take(source, "folders")
+    found = {
+        row["file"]: (row["synset"], row["number"]) for row in intake.release.metadata.to_pylist()
+    }
+    assert found == {
+        "dog.n.01_0.png": ("dog.n.01", 0),
+        "dog.n.012.png": ("dog.n.01", 2),
+        "cat.n.01-1.png": ("cat.n.01", 1),
+        "cat.n.01 12.png": ("cat.n.01", 12),
+        "dog.n.01_1_5.png": ("corgi.n.01", 5),
+        "dog.n.01_16.png": ("corgi.n.01", 6),
+    }
+    assert intake.skipped == (("cat.n.02_1.png", "no text beside it belongs to it"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        (f"a big dog\ndog.n.01\n{DOG}", "a big dog"),
+        (f"{DOG}\tdog.n.01\ta big\tdog", "a big dog"),
+        (f"Prompt: a big dog\r\nSynset: dog.n.01\r\nWNID: {DOG}\r\n", "a big dog"),
+        (
+            f"\ufeffwnid = {DOG}\nprompt = a big  dog\nof 12345678 pounds",
+            "a big  dog\nof 12345678 pounds",
+        ),
+        ("Synset('dog.n.01')\na big dog", "a big dog"),
+        ("02084071\na big dog", "a big dog"),
+        ("prompt: a big dog\ndog.n.01", "a big dog"),
+        ("synset: dog.n.01\nprompt: like cat.n.01", "like cat.n.01"),
+        ("domestic_dog.n.01", ""),
+    ],
+)
+def test_texts_are_read_leniently(source: Path, text: str, prompt: str) -> None:
+    labelled(source, "any.txt", text, ["a.png"])
+    row = take(source, "folders").release.row(0)
+    assert (row["wnid"], row["synset"], row["prompt"]) == (DOG, "dog.n.01", prompt)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"p\ncat.n.01\n{DOG}", "expected one synset, found several"),
+        (f"p\ndog.n.01\n{DOG}\n{CAT}", "expected one synset, found several"),
+        ("prompt: p\nsynset: cat.n.01\nsynset: dog.n.01", "expected one synset, found several"),
+        ("p\ndog.n.01\n02121620", "expected one synset, found several"),
+        ("p\ndogg.n.01\nn02084071", "dogg.n.01: no such synset in WordNet 3.0"),
+        ("p\nn00000009", "n00000009: no such synset in WordNet 3.0"),
+        ("a dog", "expected a synset such as dog.n.01 or a wnid such as n02084071"),
+        ("prompt: dog.n.01\nwnid: \n", "expected a synset such as"),
+        ("dog.n.00", "expected a synset such as"),
+        (b"\xff\xfed\x00o\x00g\x00", "expected UTF-8 text"),
+        ("dog.n.01\0", "expected UTF-8 text, found a zero byte"),
+        (".n." + "a" * 65_000, "expected a synset such as"),  # at once, not in minutes
+        ("dog.n.01 " * 10_000, "expected at most 65,536 bytes, found 90,000"),
+        (b"", "empty"),
+    ],
+)
+def test_texts_that_do_not_say_it_are_named(source: Path, text: Any, reason: str) -> None:
+    labelled(source / "cat", "cat.txt", CAT_TEXT, ["cat_1.png"])
+    labelled(source / "dog.n.01", "any.txt", text, ["1.png", "2.png"])
+    intake = take(source, "folders")
+    assert [name for name, _ in intake.skipped] == ["dog.n.01/1.png", "dog.n.01/2.png"]
+    for _, found in intake.skipped:
+        assert found.startswith(f"dog.n.01/any.txt: {reason}")
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.one_of(st.binary(), st.text("dog.n01 '/-:=\n\r\0\u2028é")))
+def test_texts_of_any_content_never_stop_an_import(tmp_path: Path, text: Any) -> None:
+    source = tmp_path / "pictures"
+    labelled(source / "cat", "cat.txt", CAT_TEXT, ["cat_1.png"])
+    labelled(source / "any", "any.txt", text, ["1.png"])
+    intake = take(source, "folders")
+    assert len(intake.release) + len(intake.skipped) == 2
+
+
+def test_a_folders_name_says_nothing(source: Path) -> None:
+    labelled(source / "cat", "cat.txt", CAT_TEXT, ["cat_1.png"])
+    put(source / "dog.n.01" / "dog.n.01_0.png", encoded("png"))
+    put(source / DOG / "1.png", encoded("png"))
+    reason = "no text beside it belongs to it"
+    assert take(source, "folders").skipped == (
+        ("dog.n.01/dog.n.01_0.png", reason),
+        (f"{DOG}/1.png", reason),
+    )
+
+
+def test_the_first_text_of_a_synset_counts(source: Path) -> None:
+    labelled(source / "a", "dog.txt", DOG_TEXT.replace("prompt: a", "prompt: first, a"), ["1.png"])
+    labelled(source / "b", "dog.txt", DOG_TEXT, ["2.png", "3.png"])
+    put(source / "0" / "dog.txt", DOG_TEXT)  # of no image
+    intake = take(source, "folders")
+    assert intake.release.row(0)["prompt"].startswith("first, ")
+    assert intake.skipped == tuple(
+        (f"b/{number}.png", "duplicate: a/dog.txt names dog.n.01 too") for number in (2, 3)
+    )
+
+
+def test_a_text_that_leaves_the_source_is_not_read(source: Path, tmp_path: Path) -> None:
+    labelled(source / "cat", "cat.txt", CAT_TEXT, ["cat_1.png"])
+    put(source / "dog/1.png", encoded("png"))
+    (source / "dog/dog.txt").symlink_to(put(tmp_path / "secret.txt", DOG_TEXT))
+    assert take(source, "folders").skipped == (
+        ("dog/1.png", "dog/dog.txt: a link that leaves the folder"),
+    )
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_was_exported_comes_back(generated: PlanRun, format: str) -> None:
+    paths, plan = generated(storage={"codec": "png"})
+    release = merge([paths], ReleasePaths(paths.root / "release"))
+    export(release, paths.root / "export", ExportOptions(format))
+    intake = take(paths.root / "export", format)
+    assert intake.skipped == ()
+    columns = ["wnid", "synset", "number", "sha256", "imagenet_class"]
+    columns += ["prompt"] if format == "folders" else []
+    order = [("wnid", "ascending"), ("number", "ascending")]
+    found = intake.release.metadata.select(columns).sort_by(order)
+    assert found.equals(release.metadata.select(columns).sort_by(order))
+    assert len(intake.release) == plan.images
+
+
+# Refusals, kills, and what is done with it
+
+
+def refused(source: Path, target: Path, format: str = "imagefolder") -> str:
+    with pytest.raises(UsageError) as error:
+        import_pictures(source, ReleasePaths(target), format)
+    assert not list(target.parent.glob(f".{target.name}*"))
+    return str(error.value)
+
+
+def test_impossible_imports_are_refused(source: Path, tmp_path: Path) -> None:
+    put(source / DOG / "a.png", encoded("png"))
+    target = tmp_path / "release"
+    assert "expected folders or imagefolder, found 'tar'" in refused(source, target, "tar")
+    assert "expected a folder of pictures" in refused(tmp_path / "nothing", target)
+    assert "expected a folder of pictures" in refused(source / DOG / "a.png", target)
+    assert "choose another place" in refused(source, source / "release")
+    assert "choose another place" in refused(source, source)
+    (tmp_path / "link").symlink_to(source)
+    assert "choose another place" in refused(source, tmp_path / "link/release")
+    with pytest.raises(UsageError, match="expected a folder of pictures"):
+        count_pictures(tmp_path / "nothing")
+    take(source)
+    assert "found other files" in refused(source, tmp_path / "imported")
+
+
+def test_a_source_without_a_sound_picture_is_refused(source: Path, tmp_path: Path) -> None:
+    for number in range(7):
+        put(source / DOG / f"{number}.png", "nothing")
+    message = refused(source, tmp_path / "release")
+    assert "expected pictures of synsets, found none that is sound" in message
+    assert f"{DOG}/4.png: {NO_PICTURE}\nand 2 more" in message
+    (tmp_path / "void").mkdir()
+    assert "found none that is sound" in refused(tmp_path / "void", tmp_path / "release")
+
+
+def test_an_interrupted_import_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    for number in range(9):
+        put(source / DOG / f"{number}.png", encoded("png", number))
+    target, told = ReleasePaths(tmp_path / "release"), list[int]()
+
+    def interrupt(files: int) -> None:
+        told.append(files)
+        if len(told) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        import_pictures(source, target, "imagefolder", advance=interrupt)
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures"}
+    assert len(import_pictures(source, target, "imagefolder").release) == 9
+
+
+SYNSETS = ("n02084071", "n02112497", "n02121620", "n02123045", "n02127482")
+
+
+def classes(source: Path) -> list[Path]:
+    return [
+        put(source / wnid / f"{number}.png", encoded("png", int(wnid[1:]) + number))
+        for wnid in SYNSETS
+        for number in range(3)
+    ]
+
+
+def test_parts_are_whole_synsets(source: Path) -> None:
+    files = classes(source)
+    one = sum(path.stat().st_size for path in files[:3])
+    release = take(source, part_bytes=one + 1).release
+    parts: dict[str, Counter[str]] = {}
+    for row in release.metadata.to_pylist():
+        parts.setdefault(row["part"], Counter())[row["wnid"]] += 1
+    assert [set(count.values()) for count in parts.values()] == [{3}, {3}]
+    assert [wnid for count in parts.values() for wnid in count] == list(SYNSETS)
+    assert len(take(source, part_bytes=1).release.metadata["part"].unique()) == len(SYNSETS)
+
+
+@pytest.mark.parametrize("vanishes", [False, True])
+def test_an_import_goes_on_after_a_file_changed(
+    source: Path, tmp_path: Path, vanishes: bool
+) -> None:
+    files = classes(source)
+    target, whole, told = ReleasePaths(tmp_path / "release"), files[10].read_bytes(), list[int]()
+
+    def disturb(count: int) -> None:
+        told.append(count)
+        if len(told) == len(files):
+            files[10].unlink() if vanishes else files[10].write_bytes(whole + b"more")
+
+    with pytest.raises(IntegrityError, match=r"1\.png: changed while it was imported; run it"):
+        import_pictures(source, target, "imagefolder", 1, disturb)
+    unfinished = tmp_path / ".release.unfinished"
+    kept = {path.name: path.stat().st_ino for path in unfinished.glob("images-*.h5")}
+    assert len(kept) == 3
+    files[10].write_bytes(whole)
+    intake = import_pictures(source, target, "imagefolder", 1)
+    found = {path.name: path.stat().st_ino for path in target.root.glob("images-0000[012].h5")}
+    assert found == kept, "finished parts are not written again"
+    assert verify(target.root) == []
+    assert (len(intake.release), intake.skipped) == (15, ())
+
+
+def test_a_part_is_made_again_if_its_text_changed(source: Path, tmp_path: Path) -> None:
+    labelled(source / "a", "cat.txt", CAT_TEXT, ["1.png", "2.png"])
+    labelled(source / "b", "dog.txt", DOG_TEXT, ["3.png"])
+    target, told = ReleasePaths(tmp_path / "release"), list[int]()
+
+    def disturb(count: int) -> None:
+        told.append(count)
+        if len(told) == 3:
+            put(source / "a/2.png", encoded("png", 99))
+
+    with pytest.raises(IntegrityError):
+        import_pictures(source, target, "folders", 1, disturb)
+    put(source / "b/dog.txt", DOG_TEXT.replace("Canis", "dogs"))
+    release = import_pictures(source, target, "folders", 1).release
+    assert release.rows("dog")[0]["prompt"] == "a member of the genus dogs"
+    assert verify(target.root) == []
+
+
+def test_a_file_that_vanishes_before_it_is_read_is_left_out(source: Path, tmp_path: Path) -> None:
+    put(source / DOG / "good.png", encoded("png"))
+    bad = put(source / DOG / "zzz.png", encoded("png"))
+    put(source / "stray.png", encoded("png"))
+
+    def vanish(_: int) -> None:
+        bad.unlink(missing_ok=True)  # told of the stray one first, before any is read
+
+    intake = import_pictures(
+        source, ReleasePaths(tmp_path / "release"), "imagefolder", advance=vanish
+    )
+    assert dict(intake.skipped)[f"{DOG}/zzz.png"] == "No such file or directory"
+
+
+def test_an_import_is_judged_and_reported(source: Path) -> None:
+    photographs = {"coffee.png": "n07920052", "rocket.jpg": "n03773504", "camera.png": "n04485082"}
+    for name, wnid in photographs.items():
+        put(source / wnid / name, (Path(skimage.__file__).parent / "data" / name).read_bytes())
+    put(source / DOG / "of-no-class.png", encoded("png"))
+    put(source / "n07920052" / "black.png", bytes_of_black())
+    release = take(source).release
+    assert release.manifest.imagenet_classes == 3
+    figures = evaluate(release, EvaluationConfig(model="efficientnet-lite0"))
+    assert (figures["images"], figures["classes"], figures["black_images"]) == (4, 3, 1)
+    assert figures["top1_percent"] == 75
+    page = write_report(release).read_text()
+    assert "imported from pictures" in page
+    assert verify(release.paths.root) == []
+    table = pq.read_table(release.paths.evaluation("efficientnet-lite0").predictions)
+    assert Counter(table["status"].to_pylist()) == {"unknown": 3, "black": 1}
+    assert isinstance(Release(release.paths.root).provenance(0)["session"], dict)
+    assert json.loads(release.paths.manifest.read_text())["origin"] == "import"
+
+
+def bytes_of_black() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "png")
+    return buffer.getvalue()

@@ -1,0 +1,330 @@
+"""A release in Python: rows, images, subsets, torch's DataLoader, and its record."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sdwn
+import torch
+from huggingface_hub import DatasetCard
+from sdwn.catalog import read_catalog
+from sdwn.errors import IntegrityError, UsageError
+from sdwn.files import ReleasePaths, RunPaths
+from sdwn.generate import generate
+from sdwn.merge import MergeOptions, merge
+from sdwn.noise import NoiseSampler
+from sdwn.plan import Plan, make_plan, write_plan
+from sdwn.release import Release
+from sdwn.verify import verify
+from torch.utils.data import DataLoader
+from torchvision.transforms.functional import pil_to_tensor
+
+from conftest import PlanRun, noise_config
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, wordnet: Any) -> tuple[Release, Plan]:
+    """Corgis, terriers and dogs' own synset: 3 images each, several parts."""
+    catalog = {"roots": ["corgi.n.01", "terrier.n.01"], "file": None}
+    config = noise_config(catalog=catalog, images_per_synset=3)
+    plan = make_plan(config, read_catalog(config.catalog, wordnet))
+    paths = RunPaths(tmp_path_factory.mktemp("made"))
+    write_plan(plan, paths)
+    generate(paths.root, range(len(plan.shards)))
+    return merge([paths], ReleasePaths(paths.release), MergeOptions(part_bytes=8000)), plan
+
+
+@pytest.fixture
+def release(made: tuple[Release, Plan]) -> Release:
+    return Release(made[0].paths.root)
+
+
+def test_the_package_gives_both_classes() -> None:
+    assert sdwn.Release is Release
+    assert sdwn.ReleaseDataset.__module__ == "sdwn.dataset"
+    assert {"Release", "ReleaseDataset"} <= set(dir(sdwn))
+    with pytest.raises(AttributeError, match="no attribute 'Relaese'"):
+        _ = sdwn.Relaese
+
+
+def test_rows_are_found_by_index_wnid_synset_and_lemma(release: Release) -> None:
+    for name in ("n02113023", "pembroke.n.01", "Pembroke", "pembroke_welsh_corgi"):
+        rows = release.rows(name)
+        assert [row["wnid"] for row in rows] == ["n02113023"] * 3
+        assert [row["number"] for row in rows] == [0, 1, 2]
+    index = int(release.find("pembroke.n.01")[1])
+    assert release.row(index) == release.rows("pembroke.n.01")[1]
+    assert release.row(-1) == release.row(len(release) - 1)
+    for outside in (len(release), -len(release) - 1):
+        with pytest.raises(IndexError, match="it holds"):
+            release.row(outside)
+        with pytest.raises(IndexError, match="it holds"):
+            release.image(outside)
+
+
+def test_a_lemma_of_several_synsets_gives_all_of_them(release: Release) -> None:
+    wnids = {row.wnid for row in release.synsets.values() if "terrier" in row.lemmas.split(", ")}
+    wnids |= {row.wnid for row in release.synsets.values() if "Scotch_terrier" in row.lemmas}
+    found = {row["wnid"] for row in release.rows("scotch terrier")}
+    assert found
+    assert found <= wnids
+
+
+def test_an_unknown_name_says_what_is_like_it(release: Release) -> None:
+    with pytest.raises(UsageError, match=r"no wnid, synset or lemma .* did you mean pembroke"):
+        release.rows("pembrok")
+    with pytest.raises(UsageError, match="no image of pembroke here"):
+        release.subset(below="terrier.n.01").rows("pembroke")
+
+
+def test_images_are_those_that_were_made(made: tuple[Release, Plan], release: Release) -> None:
+    _, plan = made
+    specs = [spec for shard in plan.shards for spec in plan.specs(shard)]
+    samples = NoiseSampler(plan.config).sample(specs)
+    for index, sample in enumerate(samples):
+        assert np.array_equal(release.array(index), sample.pixels)
+    assert release.image(release.row(4)).tobytes() == release.image(4).tobytes()
+    assert release.image(-1).tobytes() == samples[-1].pixels.tobytes()
+    assert release.array(0).dtype == np.uint8
+    assert release.metadata.num_rows == len(release) == plan.images
+    assert len(release.metadata.to_pandas()) == plan.images
+
+
+def test_subsets_hold_what_was_asked_for(release: Release) -> None:
+    classes = release.subset(imagenet=True)
+    assert 0 < len(classes) < len(release)
+    assert classes.metadata["imagenet_class"].null_count == 0
+    corgis = release.subset(below="corgi.n.01")
+    assert {row.synset for row in corgis.present} == {"pembroke.n.01", "cardigan.n.02"}
+    own = release.subset(below="pembroke.n.01")
+    assert {row["synset"] for row in own.metadata.to_pylist()} == {"pembroke.n.01"}
+    both = release.subset(below="corgi.n.01", imagenet=True, status="ok")
+    assert len(both) == 6
+    assert len(both.subset(rows=[0, 5]).subset(rows=np.array([False, True]))) == 1
+    assert both.subset(rows=[5]).row(0) == both.row(5)
+    assert both.subset(rows=[5]).image(0).tobytes() == both.image(5).tobytes()
+    assert len(release.subset(status=["nsfw", "nan"])) == 0
+    assert both.described.images == 6
+    assert both.described.synsets == 2
+    assert both.described.statuses == {"ok": 6}
+    assert both.described.name.startswith("below corgi.n.01 + below terrier.n.01 (")
+    assert release.described is release.manifest
+    with pytest.raises(UsageError, match="no status 'good'; valid: ok, nsfw"):
+        release.subset(status="good")
+    with pytest.raises(UsageError, match="no such synset"):
+        release.subset(below="unicorn.n.09")
+
+
+def test_a_sample_is_of_whole_synsets_and_nested(release: Release) -> None:
+    tenth, half = release.sample(0.1), release.sample(0.5)
+    synsets = {row.wnid for row in tenth.present}
+    assert len(synsets) == round(0.1 * len(release.present))
+    assert len(tenth) == 3 * len(synsets)
+    assert synsets < {row.wnid for row in half.present}
+    assert len(release.sample(0.0001).present) == 1
+    assert len(release.sample(1)) == len(release)
+    for wrong in (0, -1, 1.1):
+        with pytest.raises(UsageError, match="more than 0 and at most 1"):
+            release.sample(wrong)
+
+
+def test_a_release_travels_to_other_processes(release: Release) -> None:
+    chosen = release.subset(imagenet=True)
+    chosen.image(0)
+    copy = pickle.loads(pickle.dumps(chosen))
+    assert copy.image(1).tobytes() == chosen.image(1).tobytes()
+    assert copy.selection == chosen.selection
+    assert len(pickle.dumps(release)) < 1000
+
+
+def test_threads_share_a_release(release: Release) -> None:
+    expected = [release.array(i) for i in range(len(release))]
+    release.close()
+    wrong: list[int] = []
+
+    def read() -> None:
+        wrong.extend(
+            i for i in range(len(release)) if not np.array_equal(release.array(i), expected[i])
+        )
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_files_are_closed_again(release: Release) -> None:
+    folder = Path("/proc/self/fd")
+    before = len(list(folder.iterdir()))
+    with release:
+        for index in range(len(release)):
+            release.image(index)
+        assert len(list(folder.iterdir())) > before
+    assert len(list(folder.iterdir())) == before
+    release.image(0)
+    del release
+    # pytest holds the fixture's value; what matters is that closing twice is no error.
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_a_loader_with_workers_gives_every_pair_once(release: Release, context: str) -> None:
+    release.image(0)  # an open file must not be shared by its position
+    dataset = sdwn.ReleaseDataset(release, pil_to_tensor)
+    loader = DataLoader(dataset, batch_size=7, num_workers=2, multiprocessing_context=context)
+    images, labels = zip(*loader, strict=True)
+    pixels = torch.cat(images).permute(0, 2, 3, 1).numpy()
+    assert all(np.array_equal(pixels[i], release.array(i)) for i in range(len(release)))
+    assert torch.cat(labels).tolist() == dataset.targets.tolist()
+
+
+def test_labels_are_synsets_or_imagenet_classes(release: Release) -> None:
+    dataset = sdwn.ReleaseDataset(release, target_transform=str)
+    image, label = dataset[4]
+    wnid = release.row(4)["wnid"]
+    assert dataset.classes[int(label)] == wnid
+    assert dataset.class_to_idx[wnid] == int(label)
+    assert dataset.classes == sorted(row.wnid for row in release.present)
+    assert image.mode == "RGB"
+    with pytest.raises(UsageError, match=r"of no ImageNet-1k class; .*subset\(imagenet=True\)"):
+        sdwn.ReleaseDataset(release, labels="imagenet")
+    classes = sdwn.ReleaseDataset(release.subset(imagenet=True), labels="imagenet")
+    assert len(classes.classes) == 1000
+    assert classes.targets.tolist() == classes.release.metadata["imagenet_class"].to_pylist()
+    with pytest.raises(UsageError, match="expected synset or imagenet, found 'wnid'"):
+        sdwn.ReleaseDataset(release, labels="wnid")
+
+
+def test_provenance_is_enough_to_make_an_image_again(release: Release) -> None:
+    found = release.provenance(4)
+    assert found["session"]["model"] == "builtin:noise"
+    assert {"device", "job", "host", "started"} <= set(found["session"])
+    assert found["settings"]["generation"]["guidance_scale"] == 7.5
+    assert {"seed", "prompt", "batch", "batch_size", "place", "attempt"} <= set(found["row"])
+
+
+def test_the_card_is_what_a_hub_expects(release: Release) -> None:
+    card = DatasetCard(release.paths.card.read_text())
+    assert card.data.license == "other"
+    assert card.data.pretty_name == "sdwn below corgi.n.01 + below terrier.n.01"
+    assert card.data.size_categories == "n<1K"
+    assert card.data.configs == [{"config_name": "default", "data_files": "metadata.parquet"}]
+    for needed in ("Princeton", "arXiv:2211.01777", "are black", "was cut off", "Apache-2.0"):
+        assert needed in card.text
+
+
+def test_a_cards_names_stay_in_their_places(planned: PlanRun) -> None:
+    from sdwn.card import card
+
+    paths, plan = planned(generation={"negative_prompt": "ugly | bad\n# Heading `x` <script>"})
+    generate(paths.root, range(len(plan.shards)))
+    release = merge([paths], ReleasePaths(paths.release))
+    hostile = release.manifest.model_copy(update={"catalog": "a: b\n---\n# Not mine"})
+    text = card(hostile, release.present)
+    header, _, body = text.removeprefix("---\n").partition("\n---\n")
+    assert DatasetCard(text).data.pretty_name == "sdwn a: b\n---\n# Not mine"
+    assert header.count("\n---") == 0
+    assert "\n# Not mine" not in body
+    assert "\n# Heading" not in body
+    assert "<script>" not in body
+
+
+def test_a_real_models_card_names_its_licence(release: Release) -> None:
+    from sdwn.card import card
+
+    assert release.manifest.settings
+    model = {"name": "CompVis/stable-diffusion-v1-4", "revision": "abc", "variant": None}
+    settings = {**release.manifest.settings, "model": model}
+    text = card(release.manifest.model_copy(update={"settings": settings}), release.present)
+    assert DatasetCard(text).data.license == "creativeml-openrail-m"
+    assert "https://huggingface.co/CompVis/stable-diffusion-v1-4" in text
+    assert "built-in" not in text
+
+
+def test_a_partial_run_is_released_only_when_told(generated: PlanRun) -> None:
+    paths, plan = generated()
+    for index in (1, 2, 4):
+        paths.shard(index).unlink()
+    target = ReleasePaths(paths.release)
+    with pytest.raises(IntegrityError, match=r"3 shards missing \(1-2, 4\).*--allow-missing"):
+        merge([paths], target)
+    release = merge([paths], target, MergeOptions(allow_missing=True))
+    assert verify(release.paths.root) == []
+    missing = release.manifest.missing
+    assert missing is not None
+    assert (missing.shards, missing.synsets, missing.images) == ("1-2, 4", 6, 30)
+    assert len(release) == plan.images - 30
+    absent = release.paths.missing.read_text().splitlines()[1:]
+    shards = {row.wnid: row.shard for row in plan.synsets}
+    assert {shards[line.split(",")[0]] for line in absent} == {1, 2, 4}
+    text = release.paths.card.read_text()
+    assert "**Incomplete.**" in text
+    assert "6 synsets (shards 1-2, 4)" in text
+    assert release.manifest.name.endswith(", incomplete")
+    with pytest.raises(IntegrityError, match="3 shards missing"):
+        merge([paths], target)
+    assert len(merge([paths], target, MergeOptions(allow_missing=True))) == len(release)
+    generate(paths.root, [2])
+    with pytest.raises(UsageError, match="1 of the shards that it lacks are made by now"):
+        merge([paths], target, MergeOptions(allow_missing=True))
+
+
+def test_nothing_at_all_is_no_release(planned: PlanRun) -> None:
+    paths, _ = planned()
+    with pytest.raises(IntegrityError, match="shards missing"):
+        merge([paths], ReleasePaths(paths.release), MergeOptions(allow_missing=True))
+
+
+def test_a_quick_check_finds_what_is_cheap_to_find(release: Release, tmp_path: Path) -> None:
+    root = shutil.copytree(release.paths.root, tmp_path / "copy")
+    assert verify(root, quick=True) == []
+    part = root / "images-00001.h5"
+    part.write_bytes(part.read_bytes()[:-1])
+    (root / "metadata.parquet").rename(root / "elsewhere.parquet")
+    problems = verify(root, quick=True)
+    assert any(p.startswith("images-00001.h5: expected") for p in problems)
+    assert "metadata.parquet: missing" in problems
+    assert "elsewhere.parquet: not part of the release" in problems
+
+
+def test_a_full_merge_finds_what_no_program_can_show(generated: PlanRun) -> None:
+    import hashlib
+
+    import h5py
+
+    paths, _ = generated()
+    with h5py.File(paths.shard(2), "r+") as file:
+        start, stop = file["offsets"][3:5].tolist()
+        junk = np.full(stop - start, 7, dtype="u1")
+        file["blob"][start:stop] = junk
+        file["rows/sha256"][3] = np.frombuffer(hashlib.sha256(junk.tobytes()).digest(), "u1")
+        name = f"{file['rows/synset'].asstr()[3]} {file['rows/number'][3]}"
+    quick = merge([paths], ReleasePaths(paths.root / "quick"))
+    assert verify(quick.paths.root, quick=True) == []
+    assert verify(quick.paths.root)[0].startswith(f"images-00000.h5: {name}: expected a webp image")
+    with pytest.raises(IntegrityError) as error:
+        merge([paths], ReleasePaths(paths.root / "full"), MergeOptions(decode=True))
+    assert f"{paths.shard(2)}: {name}: expected a webp image" in str(error.value)
+    assert f"rm {paths.shard(2)} && sdwn submit" in str(error.value)
+
+
+def test_a_folder_in_the_place_of_derived_files_is_known_by_what_it_is(
+    release: Release, tmp_path: Path
+) -> None:
+    root = shutil.copytree(release.paths.root, tmp_path / "copy")
+    (root / "evaluations").mkdir()
+    assert verify(root, quick=True) == []
+    (root / "evaluations").rmdir()
+    (root / "evaluations").write_text("mine")
+    (root / ".hidden").write_text("x")
+    assert verify(root, quick=True) == [
+        ".hidden: not part of the release",
+        "evaluations: not part of the release",
+    ]
