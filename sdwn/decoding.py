@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 from sdwn.errors import IntegrityError
 from sdwn.images import decode
@@ -26,12 +25,7 @@ class Decoding:
     def __enter__(self) -> Decoding:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
     def add(self, name: str, payload: bytes, codec: str, width: int, height: int) -> None:

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 # srun starts all processes at once; one that has not begun by then never will.

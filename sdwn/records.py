@@ -72,7 +72,6 @@ class Meter:
     paths: RunPaths
     record: TaskRecord
     total: int
-    _began: float = field(default_factory=time.monotonic)
     _warm: float | None = None
     _told: float = field(default_factory=time.monotonic)
     _done: int = 0

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -72,12 +71,7 @@ class Release:
     def __enter__(self) -> Release:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -297,9 +291,9 @@ class Release:
         return self._column("status", lambda values: pc.is_in(values, pa.array(wanted)))
 
     def _below(self, name: str) -> NDArray[np.bool_]:
-        from sdwn.wordnet import open_wordnet  # NLTK's seconds are for those who ask
+        from sdwn.wordnet import shared_wordnet  # NLTK's seconds are for those who ask
 
-        wordnet = open_wordnet()
+        wordnet = shared_wordnet()
         wnids = [wordnet.synset(name).wnid, *(synset.wnid for synset in wordnet.below(name))]
         return self._column("wnid", lambda values: pc.is_in(values, pa.array(wnids)))
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -76,14 +75,9 @@ class ReleaseWriter:
     def __enter__(self) -> ReleaseWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._metadata.close()
-        if error is None:
+        if kind is None:
             self._describe()
 
     def add_part(self, inputs: Any, write: Callable[[Path, Attributes], str]) -> bool:

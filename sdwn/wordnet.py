@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,12 @@ def open_wordnet() -> WordNet:
         refused.append(f"{root} holds WordNet {version or 'of no known version'}")
     found = "; ".join(refused) or "found no WordNet"
     raise SdwnError(f"expected WordNet {VERSION} (wnids are its offsets), {found}; {THREE_WAYS}")
+
+
+@cache
+def shared_wordnet() -> WordNet:
+    """Open WordNet once a process; errors as in :func:`open_wordnet`."""
+    return open_wordnet()
 
 
 def _candidates() -> Iterator[Any]:

@@ -298,3 +298,38 @@ def test_a_batch_size_off_the_grid_is_refused_at_once(sdwn: Sdwn, config: Path) 
     assert "try 5 or 10" in refused.stderr
     refused = sdwn("tune", config, "--gpus", "a100", code=2)
     assert "--profile" in refused.stderr
+
+
+def test_a_release_goes_out_and_comes_back(sdwn: Sdwn, config: Path) -> None:
+    sdwn("plan", config, "run")
+    sdwn("submit", "run", "--wait")
+    sdwn("merge", "run", "--release", "out", "--check", "full", "--part-size", "0.001")
+    exported = sdwn.json("export", "out", "pictures", "--format", "folders", "--status", "ok")
+    assert exported["images"] == 10
+    imported = sdwn.json("import", "pictures", "again", "--format", "folders")
+    assert (imported["images"], imported["synsets"], imported["skipped"]) == (10, 2, 0)
+    assert sdwn.json("verify", "again")["ok"]
+    (sdwn.folder / "pictures/cardigan.n.02/broken.jpg").write_bytes(b"no picture")
+    told = sdwn("import", "pictures", "third", "--format", "folders")
+    assert "left out: cardigan.n.02/broken.jpg: " in told.stderr
+    sample = sdwn.json("export", "out", "small", "--format", "release", "--sample", "50%")
+    assert (sample["images"], sample["synsets"]) == (5, 1)
+    assert sdwn.json("verify", "small", "--check", "quick")["ok"]
+    one = sdwn.json("export", "out", "one", "--format", "webdataset", "--below", "pembroke.n.01")
+    assert one["synsets"] == 1
+    lossy = sdwn.json("export", "out", "lossy", "--format", "imagefolder", "--quality", "80")
+    assert lossy["images"] == len(list((sdwn.folder / "lossy").glob("*/*.jpg"))) == 10
+
+
+def test_an_image_is_made_again(sdwn: Sdwn, config: Path) -> None:
+    sdwn("plan", config, "run")
+    sdwn("submit", "run", "--wait")
+    sdwn("merge", "run", "--release", "out")
+    found = sdwn.json("regenerate", "out", "pembroke", 4, "--save", "pembroke.png")
+    assert (found["verdict"], found["synset"], found["number"]) == ("equal", "pembroke.n.01", 4)
+    assert (sdwn.folder / "pembroke.png").read_bytes().startswith(b"\x89PNG")
+    assert "no image 5; it has 0 to 4" in sdwn("regenerate", "out", "pembroke", 5, code=2).stderr
+    for share in ("0", "101%", "-1%", "some", "nan"):
+        refused = sdwn("export", "out", "no", "--format", "parquet", f"--sample={share}", code=2)
+        assert f"--sample {share}: expected a share such as 1%" in refused.stderr
+    assert not (sdwn.folder / "no").exists()

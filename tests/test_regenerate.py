@@ -67,11 +67,8 @@ def test_another_model_is_told(tiny: Release, tmp_path: Path, sdwn: Sdwn) -> Non
     old = tiny.array(tiny.rows("pembroke")[1]).astype(float)
     new = np.asarray(Image.open(sdwn.folder / "new.png")).astype(float)
     assert abs(np.sqrt(np.mean((old - new) ** 2)) - found["rms"]) < 0.01
-    generous = sdwn.json(
-        *("regenerate", tiny.paths.root, "pembroke", 1),
-        *("--model", tmp_path / "other", "--tolerance", 255),
-    )
-    assert generous["verdict"] == "within tolerance"
+    close = Wanted("pembroke", 1, str(tmp_path / "other"), tolerance=255)
+    assert regenerate(tiny, close)[0].verdict == "within tolerance"
 
 
 def test_what_changed_since_is_named(tiny: Release, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,11 +163,10 @@ def _fields(text: str) -> tuple[str, str]:
     return " ".join(left.split()), text
 
 
-@cache
 def _finder() -> Find:
-    from sdwn.wordnet import open_wordnet  # NLTK's seconds are for those who import
+    from sdwn.wordnet import shared_wordnet  # NLTK's seconds are for those who import
 
-    wordnet = open_wordnet()
+    wordnet = shared_wordnet()
 
     def find(identifier: str) -> Synset:
         try:
