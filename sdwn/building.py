@@ -6,6 +6,7 @@ the same thing again after a kill goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -32,39 +33,39 @@ class Building:
         self.root = root
         self._journal = root / JOURNAL
         lines = _lines(self._journal)
-        begun, records = lines[:1], lines[1:]
-        self.finished: dict[str, dict[str, Any]] = {}
-        if begun != [json.loads(json.dumps(recipe))]:
-            self._clear()
-            records = []
+        _end_line(self._journal)
+        self.finished = {line.pop("name"): line for line in lines[1:] if "name" in line}
+        if lines[:1] != [json.loads(json.dumps(recipe))]:
+            self._begin(recipe)
         for half in self.root.rglob(f".*{TEMPORARY}"):
             half.unlink()
-        self._write("w", recipe)  # without the rest of a line that a kill cut short
-        for record in records:
-            self.finish(record.pop("name"), record)
 
     def finish(self, name: str, record: Mapping[str, Any]) -> None:
         """Note that a thing is complete and on disk."""
-        self._write("a", {"name": name, **record})
+        self._append({"name": name, **record})
         self.finished[name] = dict(record)
 
-    def _write(self, mode: str, line: Mapping[str, Any]) -> None:
-        with self._journal.open(mode, encoding="utf-8") as file:
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with self._journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
-    def _clear(self) -> None:
+    def _begin(self, recipe: Mapping[str, Any]) -> None:
         for path in self.root.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path != self._journal:
                 path.unlink()
+        self.finished = {}
+        os.truncate(self._journal, 0)
+        self._append(recipe)
 
     def _give_name(self, target: Path) -> None:
         _sync_folders(self.root)
-        self._journal.unlink()
+        # In this order: whoever waits for the journal's lock must find the target there.
         self.root.replace(target)
+        (target / JOURNAL).unlink()
         sync(target.parent)
 
 
@@ -79,6 +80,7 @@ def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[Building], No
         UsageError: something else stands at ``target``.
     """
     require_free(target)
+    target = target.absolute()
     folder = target.parent / f".{target.name}{UNFINISHED}"
     with plain_disk_errors(target), _locked(folder / JOURNAL, target) as mine:
         if not mine:
@@ -89,7 +91,7 @@ def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[Building], No
             fill(begun)
             begun._give_name(target)
         except BaseException:
-            if begun is None or not begun.finished:
+            if begun is not None and not begun.finished:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
     return True
@@ -101,6 +103,8 @@ def require_free(target: Path) -> None:
     Raises:
         UsageError: it is a file, a link, or a folder with something in it.
     """
+    if target.name in ("", "..") or target.is_mount() or target.absolute() == Path.cwd():
+        raise UsageError(f"{target}: expected the name of a new folder; choose one")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UsageError(f"{target}: expected a folder or nothing, found a file or a link")
     if target.exists() and any(target.iterdir()):
@@ -118,12 +122,13 @@ def _locked(path: Path, target: Path) -> Iterator[bool]:
             continue  # its folder has just taken its name, or was given up
         with file:
             _lock(file.fileno(), target)
-            if _is_same(path, file.fileno()):
-                yield True
+            mine = _is_same(path, file.fileno())
+            there = target.is_dir() and any(target.iterdir())
+            if mine and there:
+                shutil.rmtree(path.parent)  # begun in the moment in which another one ended
+            if mine or there:
+                yield not there
                 return
-        if target.is_dir() and any(target.iterdir()):
-            yield False
-            return
 
 
 def _lock(descriptor: int, target: Path) -> None:
@@ -145,14 +150,20 @@ def _is_same(path: Path, descriptor: int) -> bool:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Read the journal; a last line that a kill cut short does not count."""
+    """Read the journal; what a kill or a full disk cut short does not count."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            content = json.loads(line)
+            lines += [content] if isinstance(content, dict) else []
     return lines
+
+
+def _end_line(path: Path) -> None:
+    """Let what comes next begin on a line of its own, even after one that was cut short."""
+    with path.open("rb+") as file:
+        if file.seek(0, os.SEEK_END) and not path.read_bytes().endswith(b"\n"):
+            file.write(b"\n")
 
 
 def _sync_folders(root: Path) -> None:

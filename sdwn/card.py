@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from huggingface_hub import DatasetCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
 from sdwn.config import ModelConfig
+from sdwn.errors import IntegrityError
 from sdwn.manifest import Manifest
+from sdwn.metrics import BLACK
 from sdwn.plan import PlannedSynset
 from sdwn.shards import COLUMNS
 
@@ -41,8 +43,28 @@ LICENCES = {
 }
 
 
-def card(manifest: Manifest, present: Sequence[PlannedSynset], form: Form = RELEASE) -> str:
-    """Write the card as Markdown; ``present`` are the synsets that have images here."""
+def card(
+    manifest: Manifest,
+    present: Sequence[PlannedSynset],
+    names: Collection[str],
+    form: Form = RELEASE,
+) -> str:
+    """Write the card as Markdown.
+
+    ``present`` are the synsets that have images here, ``names`` the columns of their records.
+
+    Raises:
+        IntegrityError: the manifest's settings are no run's.
+    """
+    try:
+        return _rendered(manifest, present, names, form)
+    except (TemplateError, LookupError, TypeError, ValueError) as error:
+        raise IntegrityError(f"the manifest's settings are damaged: {error}") from None
+
+
+def _rendered(
+    manifest: Manifest, present: Sequence[PlannedSynset], names: Collection[str], form: Form
+) -> str:
     environment = Environment(
         loader=PackageLoader("sdwn", "templates/card"),
         undefined=StrictUndefined,
@@ -61,30 +83,40 @@ def card(manifest: Manifest, present: Sequence[PlannedSynset], form: Form = RELE
         builtin=model is not None and model.builtin is not None,
         licence=LICENCES.get(model.name) if model else None,
         hub_model=_on_a_hub(model),
-        black=sum(manifest.statuses.get(name, 0) for name in ("nsfw", "nan", "black")),
+        black=sum(manifest.statuses.get(name, 0) for name in BLACK),
         same=_same_prompts(present),
         example=present[0].synset if present else "dog.n.01",
         form=form,
         encoding=_encoding(settings, form),
-        columns=COLUMNS,
+        columns=[column for column in COLUMNS if column.name in names],
     )
 
 
 def _header(manifest: Manifest, model: ModelConfig | None, form: Form) -> str:
-    licence = LICENCES.get(model.name) if model else None
+    licence = LICENCES.get(model.name) if model else manifest.licence
     optional: dict[str, Any] = {} if licence else {"license_name": "see-the-card"}
     if form.data_files:
         optional["configs"] = [{"config_name": "default", "data_files": form.data_files}]
     data = DatasetCardData(
         language="en",
         license=licence or "other",
-        pretty_name=f"sdwn {manifest.name}",
-        task_categories=["image-classification", "text-to-image"],
+        pretty_name=_name(manifest),
+        task_categories=_tasks(manifest),
         size_categories=size_category(manifest.images),
         tags=_tags(manifest),
         **optional,
     )
     return str(data.to_yaml()).strip()
+
+
+def _name(manifest: Manifest) -> str:
+    return manifest.name if manifest.origin == "import" else f"Stable Diffusion x {manifest.name}"
+
+
+def _tasks(manifest: Manifest) -> list[str]:
+    # Without prompts there is nothing to learn to draw from.
+    drawn = ["text-to-image"] if manifest.origin == "run" else []
+    return ["image-classification", *drawn]
 
 
 def _tags(manifest: Manifest) -> list[str]:

@@ -280,7 +280,8 @@ def regenerate(
         str | None, typer.Option(help="Where the model lies now; default: where it was.")
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Root mean square still the same, in 8-bit steps.")
+        float,
+        typer.Option(min=0, max=255, help="Root mean square still the same, in 8-bit steps."),
     ] = 4.0,
     save: Annotated[Path | None, typer.Option(help="Write the new image as PNG.")] = None,
     as_json: AsJson = False,
@@ -324,7 +325,7 @@ def export(
         str | None, typer.Option(help="Only this share of the synsets, as 1%; always the same.")
     ] = None,
     below: Annotated[
-        str | None, typer.Option(help="Only this synset and those below it, as dog.n.01.")
+        str | None, typer.Option(help="Only this synset (name or wnid) and those below it.")
     ] = None,
     imagenet: Annotated[bool, typer.Option("--imagenet", help="Only ImageNet-1k classes.")] = False,
     status: Annotated[
@@ -357,12 +358,20 @@ def import_(
             help="folders: with a text file of prompt, synset and wnid; imagefolder: by wnid.",
         ),
     ],
+    origin: Annotated[
+        str | None, typer.Option(help="For the card: where the pictures are from.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="For the card: their licence, as cc-by-4.0.")
+    ] = None,
     part_size: PartSize = 4.0,
     as_json: AsJson = False,
 ) -> None:
     """Make a release of pictures as they are; what is no sound picture is named and left out."""
-    found = steps.import_release(source, release, format_, int(part_size * 1e9))
-    terminal.result(found, as_json)
+    from sdwn.exchange.intake import ImportOptions
+
+    options = ImportOptions(format_, int(part_size * 1e9), origin, licence)
+    terminal.result(steps.import_release(source, release, options), as_json)
 
 
 @app.command()

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from sdwn import metrics
 from sdwn.config import PAPER_CATALOG, EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.files import EvaluationPaths, atomic, file_sha256, now, read_json, write_text
+from sdwn.files import Advance, EvaluationPaths, atomic, file_sha256, now, read_json, write_text
 from sdwn.release import Release
 
 FORMAT = "sdwn-evaluation"
@@ -40,8 +40,6 @@ KEYS = (
     "all_correct",
     "black_images",
 )
-
-Advance = Callable[[int], None]
 
 
 def evaluate(

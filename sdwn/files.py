@@ -26,6 +26,9 @@ BLOCK = 1 << 22
 # A part of a release has at least so many bytes, and less than twice as many.
 PART_BYTES = 4_000_000_000
 
+# Tells whoever waits how much more is done.
+Advance = Callable[[int], None]
+
 # As RunPaths writes them: five digits, or more without a leading zero.
 SHARD_NAME = re.compile(r"([0-9]{5}|[1-9][0-9]{5,8})\.h5")
 PIECE_NAME = re.compile(r"([0-9]{6,9})-([0-9]{6,9})\.h5")
@@ -295,7 +298,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def file_sha256(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
+def file_sha256(path: Path, advance: Advance = lambda _: None) -> str:
     """Hash a file in blocks, telling ``advance`` how many bytes went by."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -313,7 +316,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise IntegrityError(f"{path}: expected a JSON object, found {type(content).__name__}")

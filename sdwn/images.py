@@ -60,13 +60,24 @@ def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
         IntegrityError: the bytes are no such image.
     """
     try:
+        if codec not in CODECS:
+            raise ValueError("no such codec")
         if codec == "raw":
+            if len(payload) != 3 * width * height:
+                raise ValueError(f"{len(payload)} bytes")
             return Image.frombytes("RGB", (width, height), payload)
         image = Image.open(io.BytesIO(payload), formats=[codec])
         # Before anything is decoded: a few bytes may claim to be an image of gigabytes.
         if image.size != (width, height):
             raise ValueError(f"it is {image.width}x{image.height}")
         image.load()
-        return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return _rgb(image)
+    except (OSError, ValueError, SyntaxError, OverflowError, Image.DecompressionBombError) as error:
         raise IntegrityError(f"expected a {codec} image, {width}x{height}: {error}") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16 bits of grey, which Pillow would cut off above 255.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")

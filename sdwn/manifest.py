@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdwn.errors import IntegrityError
 from sdwn.files import read_json
 
 FORMAT = "sdwn-release"
 FORMAT_VERSION = 1
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Record(BaseModel):
@@ -23,7 +27,7 @@ class FileRecord(_Record):
     """A file of a release."""
 
     file: str
-    bytes: NonNegativeInt
+    bytes: Count
     sha256: str
 
 
@@ -31,14 +35,15 @@ class Missing(_Record):
     """What the plan has and a release has not; its synsets stand in ``missing.csv``."""
 
     shards: str
-    synsets: NonNegativeInt
-    images: NonNegativeInt
+    synsets: Count
+    images: Count
 
 
 class Manifest(_Record):
     """What a release holds and where that is from; a later sdwn may say more.
 
-    ``origin`` is ``run`` or ``import``; of an import ``plan_digest`` and ``settings`` are None.
+    ``origin`` is ``run`` or ``import``; of an import ``plan_digest`` and ``settings`` are None,
+    and ``source`` and ``licence`` are what its user said of the pictures.
     ``selection`` says in words what was taken of a larger release, ``missing`` what the run had
     not made, ``skipped`` how many files of an import could not be taken (``skipped.csv``).
     ``statuses`` counts images by status. ``truncated`` and ``redone`` count images, None where
@@ -51,17 +56,19 @@ class Manifest(_Record):
     created: str
     origin: str
     catalog: str
+    source: str | None = None
+    licence: str | None = None
     selection: str | None
     plan_digest: str | None
-    images: NonNegativeInt
-    synsets: NonNegativeInt
-    imagenet_classes: NonNegativeInt
-    statuses: dict[str, NonNegativeInt]
-    truncated: NonNegativeInt | None
-    redone: NonNegativeInt | None
+    images: Count
+    synsets: Count
+    imagenet_classes: Count
+    statuses: dict[str, Count]
+    truncated: Count | None
+    redone: Count | None
     missing: Missing | None
-    skipped: NonNegativeInt
-    bytes: NonNegativeInt
+    skipped: Count
+    bytes: Count
     settings: dict[str, Any] | None
     made_on: list[dict[str, Any]]
     files: list[FileRecord]
@@ -91,11 +98,14 @@ def read_manifest(path: Path) -> Manifest:
             "read it with the sdwn that wrote it"
         )
     try:
+        json.dumps(content, ensure_ascii=False).encode()
         return Manifest.model_validate(content)
     except ValidationError as error:
         mistake = error.errors()[0]
         where = ".".join(map(str, mistake["loc"]))
         raise IntegrityError(f"{path}: damaged: {where}: {mistake['msg']}") from None
+    except UnicodeEncodeError as error:
+        raise IntegrityError(f"{path}: damaged: no Unicode: {error}") from None
 
 
 def sums_text(digests: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +11,11 @@ from typing import Any
 from sdwn.building import Building, build, require_free
 from sdwn.decoding import Decoding
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.files import PART_BYTES, ReleasePaths, RunPaths
+from sdwn.files import PART_BYTES, Advance, ReleasePaths, RunPaths
 from sdwn.plan import ImageSpec, Plan, Shard, image_settings, read_plan
 from sdwn.release import Release
 from sdwn.release_writer import Origin, ReleaseWriter, cut
 from sdwn.shards import COLUMNS, ImageFile, Selection, Table, join, require_origin, texts
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,7 @@ def _existing(
                 f"{paths.root} holds an incomplete release, and {len(absent & made)} of the "
                 f"shards that it lacks are made by now; {_INSTEAD}"
             )
-        if not allow_missing:
+        if absent and not allow_missing:
             raise IntegrityError("\n".join(_missing(runs, sorted(absent))))
     return release
 
@@ -136,10 +134,15 @@ def _locate(runs: Sequence[RunPaths], plan: Plan, allow_missing: bool) -> dict[i
 def _missing(runs: Sequence[RunPaths], indices: list[int]) -> Iterator[str]:
     if indices:
         yield (
-            f"{len(indices)} shards missing ({ranges(indices)}); "
-            f"make them with: sdwn submit {runs[0].root} --wait; "
+            f"{_shards(indices)} missing; make them with: {_make(runs[0])}; "
             "or leave them out with: --allow-missing"
         )
+
+
+def _shards(indices: list[int]) -> str:
+    if len(indices) == 1:
+        return f"shard {indices[0]}"
+    return f"{len(indices)} shards ({ranges(indices)})"
 
 
 def ranges(indices: Iterable[int]) -> str:
@@ -175,7 +178,13 @@ def _with_cure(path: Path, error: IntegrityError) -> str:
 
 
 def _cure(path: Path) -> str:
-    return f"make it again with: rm {path} && sdwn submit {path.parent.parent} --wait"
+    return f"make it again with: rm {path} && {_make(RunPaths(path.parent.parent))}"
+
+
+def _make(paths: RunPaths) -> str:
+    # The profile of the last submission, where there was one.
+    command = "retry" if paths.submissions.exists() else "submit"
+    return f"sdwn {command} {paths.root} --wait"
 
 
 def check_origin(file: ImageFile, plan: Plan, shard: Shard) -> None:

@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sdwn.config import CatalogConfig, RunConfig, validated
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.images import Pixels, Sample, decode, encode
+from sdwn.images import Sample, decode, encode
 from sdwn.plan import ImageSpec, Plan
 from sdwn.release import Release
 from sdwn.samplers import ImageSampler, load_sampler
@@ -83,16 +84,15 @@ def regenerate(release: Release, wanted: Wanted) -> tuple[Comparison, Image.Imag
     """
     row = _record(release, wanted.synset, wanted.number)
     plan = _plan(release, wanted.model)
-    specs = _batch(plan, row)
-    old = release.array(row)
+    specs = _batch(release, plan, row)
     sampler = load_sampler(plan.config)
     sample = _sample(sampler, specs, row)
     height, width, _ = sample.pixels.shape
     image = decode(encode(sample.pixels, plan.config.storage), row["codec"], width, height)
     recorded = release.provenance(row)["session"] or {}
-    found = _compare(row, old, np.asarray(image), sample, wanted.tolerance)
     reasons = [*_status(row, sample), *_differences(recorded, sampler.provenance)]
-    return Comparison(**found, reasons=reasons), image
+    difference = np.abs(release.array(row).astype(np.int16) - np.asarray(image))
+    return _compared(row, difference, reasons, wanted.tolerance), image
 
 
 def _record(release: Release, synset: str, number: int) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _plan(release: Release, model: str | None) -> Plan:
     return Plan(manifest.catalog, config, tuple(release.synsets.values()), manifest.plan_digest)
 
 
-def _batch(plan: Plan, row: dict[str, Any]) -> list[ImageSpec]:
+def _batch(release: Release, plan: Plan, row: dict[str, Any]) -> list[ImageSpec]:
     """Give the batch's images, whose places the row and the plan's table tell."""
     shard = plan.shards[next(s.shard for s in plan.synsets if s.wnid == row["wnid"])]
     batch = list(plan.specs(shard))[row["batch"] : row["batch"] + row["batch_size"]]
@@ -134,7 +134,7 @@ def _batch(plan: Plan, row: dict[str, Any]) -> list[ImageSpec]:
     ):
         raise IntegrityError(
             f"{row['synset']} {row['number']}: its record and the release's table of synsets do "
-            "not fit one another; see what else is wrong: sdwn verify RELEASE"
+            f"not fit one another; see what else is wrong: sdwn verify {release.paths.root}"
         )
     return batch
 
@@ -148,24 +148,22 @@ def _sample(sampler: ImageSampler, specs: list[ImageSpec], row: dict[str, Any]) 
     return sampler.check(sampler.sample(specs))[place]
 
 
-def _compare(
-    row: dict[str, Any], old: Pixels, new: Pixels, sample: Sample, tolerance: float
-) -> dict[str, Any]:
-    difference = np.abs(old.astype(np.int16) - new.astype(np.int16))
+def _compared(
+    row: dict[str, Any], difference: NDArray[np.int16], reasons: list[str], tolerance: float
+) -> Comparison:
     rms = float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
-    if not difference.any() and sample.status == row["status"]:
-        verdict = "equal"
-    elif rms <= tolerance and sample.status == row["status"]:
-        verdict = "within tolerance"
-    else:
+    if any(reason.startswith("status") for reason in reasons) or rms > tolerance:
         verdict = "different"
-    return {
+    else:
+        verdict = "within tolerance" if difference.any() else "equal"
+    return Comparison(
         **{key: row[key] for key in ("synset", "number", "batch_size", "place", "status")},
-        "verdict": verdict,
-        "rms": round(rms, 4),
-        "largest": int(difference.max()),
-        "tolerance": tolerance,
-    }
+        verdict=verdict,
+        rms=round(rms, 4),
+        largest=int(difference.max()),
+        tolerance=tolerance,
+        reasons=reasons,
+    )
 
 
 def _status(row: dict[str, Any], sample: Sample) -> list[str]:

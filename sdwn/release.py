@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import hashlib
@@ -26,10 +27,13 @@ from sdwn.manifest import Manifest, read_manifest
 from sdwn.plan import PlannedSynset, parse_table
 from sdwn.shards import STATUSES, ImageFile
 
-METADATA_COLUMNS = (
-    *("wnid", "synset", "number", "status", "imagenet_class", "part", "row", "offset", "bytes"),
-    *("width", "height", "codec", "sha256"),
-)
+# What every image has, and of which type.
+METADATA_COLUMNS = {
+    **dict.fromkeys(("wnid", "synset", "status", "codec", "sha256"), pa.string()),
+    **dict.fromkeys(("number", "row", "bytes", "width", "height"), pa.uint32()),
+    "offset": pa.uint64(),
+    "part": pa.dictionary(pa.int32(), pa.string()),
+}
 # What finding and decoding an image takes; the rest of a record is read when it is asked for.
 _PLACE = ("part", "offset", "bytes", "codec", "width", "height", "sha256")
 
@@ -37,7 +41,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Part:
+class _Subset:
     """Some of a release's images: their rows in its table, and in words how they were taken."""
 
     indices: NDArray[np.int64]
@@ -55,17 +59,18 @@ class Release:
         IntegrityError: its manifest is damaged or of a later version.
     """
 
-    def __init__(self, root: str | Path, *, _part: _Part | None = None) -> None:
-        self.paths = ReleasePaths(Path(root))
-        if not self.paths.manifest.exists():
+    def __init__(self, root: str | Path, *, _subset: _Subset | None = None) -> None:
+        # Absolute, for whoever reads may go elsewhere meanwhile.
+        self.paths = ReleasePaths(Path(root).absolute())
+        if not self.paths.manifest.is_file():
             inside = ReleasePaths(self.paths.root / "release")
             advice = f"make one with: sdwn merge RUN --release {root}"
             if inside.manifest.exists():
                 advice = f"did you mean {inside.root}?"
             raise SdwnError(f"{root}: no release here; {advice}")
         self.manifest: Manifest = read_manifest(self.paths.manifest)
-        self._chosen = _part.indices if _part else None
-        self.selection: tuple[str, ...] = _part.selection if _part else ()
+        self._chosen = _subset.indices if _subset else None
+        self.selection: tuple[str, ...] = _subset.selection if _subset else ()
         self._descriptors: dict[str, int] = {}
 
     def __enter__(self) -> Release:
@@ -75,14 +80,18 @@ class Release:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        part = None if self._chosen is None else _Part(self._chosen, self.selection)
-        return _reopened, (str(self.paths.root), part)
+        subset = None if self._chosen is None else _Subset(self._chosen, self.selection)
+        return _reopened, (str(self.paths.root), subset)
 
     def __del__(self) -> None:
-        self.close()
+        with contextlib.suppress(Exception):  # at its end Python takes modules away
+            self.close()
 
     def __repr__(self) -> str:
-        return f"<Release {self.paths.root}: {len(self):,} images>"
+        return f"<Release {self}: {len(self):,} images>"
+
+    def __str__(self) -> str:
+        return ", ".join((str(self.paths.root), *self.selection))
 
     def __len__(self) -> int:
         return self.manifest.images if self._chosen is None else len(self._chosen)
@@ -96,14 +105,15 @@ class Release:
     @cached_property
     def metadata(self) -> pa.Table:
         """The table with a row an image, in the order of the parts; ``to_pandas()`` turns it."""
+        if not self.paths.metadata.is_file():
+            raise IntegrityError(f"{self.paths.metadata}: missing, or no plain file")
         try:
-            with self.paths.metadata.open("rb") as file:
-                table = pq.read_table(file)
+            # Not a path, which may be no text; not Python's file, which Arrow's threads may
+            # still hold when Python ends.
+            table = pq.read_table(pa.BufferReader(self.paths.metadata.read_bytes()))
         except (OSError, pa.ArrowException) as error:
             raise IntegrityError(f"{self.paths.metadata}: cannot be read: {error}") from None
-        missing = [name for name in METADATA_COLUMNS if name not in table.column_names]
-        if missing:
-            raise IntegrityError(f"{self.paths.metadata}: expected the column {missing[0]}")
+        _check_schema(self.paths.metadata, table)
         return table if self._chosen is None else table.take(pa.array(self._chosen))
 
     @property
@@ -146,7 +156,7 @@ class Release:
         places = self._places_by_wnid
         wnids = [wnid for wnid in self._wnids(name) if wnid in places]
         if not wnids:
-            raise UsageError(f"{self.paths.root}: {self._not_found(name)}")
+            raise UsageError(f"{self}: {self._not_found(name)}")
         return np.concatenate([places[wnid] for wnid in wnids])
 
     def rows(self, name: str) -> list[dict[str, Any]]:
@@ -177,7 +187,10 @@ class Release:
         Raises:
             IntegrityError: it is not what its record says.
         """
-        payload = os.pread(self._descriptor(row["part"]), row["bytes"], row["offset"])
+        try:
+            payload = os.pread(self._descriptor(row["part"]), row["bytes"], row["offset"])
+        except OverflowError:
+            payload = b""
         if hashlib.sha256(payload).hexdigest() != row["sha256"]:
             raise IntegrityError(
                 f"{row['part']} is damaged at byte {row['offset']}; "
@@ -210,18 +223,19 @@ class Release:
         """Take some of the images; what is given together must all hold.
 
         Args:
-            rows: their indices, or a mask.
+            rows: their indices, in the order wanted, or a mask.
             imagenet: synsets that are ImageNet-1k classes.
             below: a WordNet synset and everything below it, as ``dog.n.01``.
             status: of this status, or of one of these; ``ok`` leaves out black images.
 
         Raises:
-            UsageError: there is no such synset or status.
+            UsageError: there is no such synset or status, or ``rows`` are neither.
+            IndexError: there is no such row.
         """
-        kept, words = np.ones(len(self), dtype=bool), list[str]()
+        kept, words = np.ones(self.metadata.num_rows, dtype=bool), list[str]()
+        indices = np.arange(len(kept))
         if rows is not None:
-            kept = np.zeros(len(self), dtype=bool)
-            kept[np.asarray(rows)] = True
+            indices = self._indices(rows)
             words.append("chosen images")
         if imagenet:
             kept &= self._column("imagenet_class", pc.is_valid)
@@ -233,7 +247,7 @@ class Release:
         if below is not None:
             kept &= self._below(below)
             words.append(f"{below} and below")
-        return self._choose(np.flatnonzero(kept), words)
+        return self._choose(indices[kept[indices]], words)
 
     def sample(self, fraction: float) -> Release:
         """Take this share of the synsets, at least one, with all their images.
@@ -246,39 +260,53 @@ class Release:
         chosen = wnids[: max(1, round(fraction * len(wnids)))]
         places = [self._places_by_wnid[wnid] for wnid in chosen]
         indices = np.sort(np.concatenate(places)) if places else np.arange(0)
-        return self._choose(indices, [f"{fraction:.3g} of the synsets"])
+        return self._choose(indices, [f"{100 * fraction:.3g}% of the synsets"])
 
     @property
     def described(self) -> Manifest:
         """The manifest as it would be of these images alone; what tells of files is unchanged."""
         if self._chosen is None:
             return self.manifest
-        counts = self.metadata["status"].value_counts().to_pylist()
-        names = set(self.metadata.column_names)
-        flags = {
-            name: int(pc.sum(self.metadata[name]).as_py() or 0) if name in names else None
-            for name in ("truncated", "redone")
-        }
         earlier = [self.manifest.selection] if self.manifest.selection else []
-        return self.manifest.model_copy(
-            update={
-                "images": len(self),
-                "synsets": len(self.present),
-                "imagenet_classes": sum(row.imagenet_class is not None for row in self.present),
-                "statuses": {one["values"]: one["counts"] for one in counts},
-                "selection": ", ".join([*earlier, *self.selection]) or None,
-                **flags,
-            }
-        )
+        selection = ", ".join([*earlier, *self.selection]) or None
+        return self.manifest.model_copy(update={**self.counted, "selection": selection})
+
+    @property
+    def counted(self) -> dict[str, Any]:
+        """What a manifest counts, of these images."""
+        table, present = self.metadata, self.present
+        statuses = table["status"].value_counts().to_pylist()
+        return {
+            "images": table.num_rows,
+            "synsets": len(present),
+            "imagenet_classes": sum(row.imagenet_class is not None for row in present),
+            "statuses": dict(sorted((one["values"], one["counts"]) for one in statuses)),
+            **{
+                name: int(pc.sum(table[name]).as_py() or 0)
+                for name in ("truncated", "redone")
+                if name in table.column_names
+            },
+        }
 
     @property
     def present(self) -> list[PlannedSynset]:
         """The synsets that have images here."""
         return [row for wnid, row in self.synsets.items() if wnid in self._places_by_wnid]
 
+    def _indices(self, rows: ArrayLike) -> NDArray[np.int64]:
+        given, images = np.asarray(rows), self.metadata.num_rows
+        if given.dtype == bool and given.shape == (images,):
+            return np.flatnonzero(given)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise UsageError(
+                f"rows: expected a list of indices, or a mask of {images} values; "
+                f"found {given.dtype} of shape {given.shape}"
+            )
+        return np.arange(images)[given.astype(np.int64)]
+
     def _choose(self, indices: NDArray[np.int64], words: list[str]) -> Release:
         chosen = indices if self._chosen is None else self._chosen[indices]
-        return Release(self.paths.root, _part=_Part(chosen, (*self.selection, *words)))
+        return Release(self.paths.root, _subset=_Subset(chosen, (*self.selection, *words)))
 
     def _column(self, name: str, test: Any) -> NDArray[np.bool_]:
         found: NDArray[np.bool_] = test(self.metadata[name]).to_numpy()
@@ -288,7 +316,8 @@ class Release:
         unknown = [status for status in wanted if status not in STATUSES]
         if unknown:
             raise UsageError(f"no status {unknown[0]!r}; valid: {', '.join(STATUSES)}")
-        return self._column("status", lambda values: pc.is_in(values, pa.array(wanted)))
+        valid = pa.array(wanted, pa.string())
+        return self._column("status", lambda values: pc.is_in(values, valid))
 
     def _below(self, name: str) -> NDArray[np.bool_]:
         from sdwn.wordnet import shared_wordnet  # NLTK's seconds are for those who ask
@@ -337,7 +366,7 @@ class Release:
         return {name: self.metadata[name].combine_chunks() for name in _PLACE}
 
     def _part(self, name: str) -> Path:
-        if Path(name).name != name:
+        if not name or Path(name).name != name:
             raise IntegrityError(f"{self.paths.metadata}: {name!r} is no file of the release")
         return self.paths.root / name
 
@@ -355,9 +384,20 @@ class Release:
         return found
 
 
-def _reopened(root: str, part: _Part | None) -> Release:
-    return Release(root, _part=part)
+def _reopened(root: str, subset: _Subset | None) -> Release:
+    return Release(root, _subset=subset)
 
 
 def _plain(lemma: str) -> str:
     return lemma.replace("_", " ").casefold()
+
+
+def _check_schema(path: Path, table: pa.Table) -> None:
+    for name, kind in {**METADATA_COLUMNS, "imagenet_class": pa.int16()}.items():
+        if name not in table.column_names:
+            raise IntegrityError(f"{path}: expected the column {name}")
+        column = table[name]
+        if column.type != kind:
+            raise IntegrityError(f"{path}: {name}: expected {kind}, found {column.type}")
+        if column.null_count and name in METADATA_COLUMNS:
+            raise IntegrityError(f"{path}: {name}: expected a value for each image")

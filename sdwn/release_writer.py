@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import sdwn
-from sdwn.building import Building
+from sdwn.building import JOURNAL, Building
 from sdwn.card import card
 from sdwn.files import ReleasePaths, atomic, file_sha256, now, sync, write_text
 from sdwn.manifest import FileRecord, Manifest, Missing, sums_text
@@ -44,6 +44,8 @@ class Origin:
     synsets: tuple[PlannedSynset, ...]
     plan_digest: str | None = None
     settings: dict[str, Any] | None = None
+    source: str | None = None
+    licence: str | None = None
     selection: str | None = None
     missing: tuple[PlannedSynset, ...] = ()
     missing_shards: str = ""
@@ -89,13 +91,18 @@ class ReleaseWriter:
         """
         path = self._paths.part(len(self._files))
         found = self._building.finished.get(path.name)
-        new = not found or found["inputs"] != inputs or not path.is_file()
-        if new:
+        # A kill may fall between a part and its record, and a disk may fail between attempts.
+        new = (
+            found is None
+            or found["inputs"] != json.loads(json.dumps(inputs))
+            or not path.is_file()
+            or found["sha256"] != file_sha256(path)
+        )
+        if found is None or new:
             with atomic(path) as temporary:
                 digest = write(temporary, self._origin.attributes)
             found = {"inputs": inputs, "sha256": digest}
             self._building.finish(path.name, found)
-        assert found is not None
         self._files.append(_record(path, found["sha256"]))
         with ImageFile(path) as file:
             rows = file.rows()
@@ -118,7 +125,7 @@ class ReleaseWriter:
         self._files += [_record(path, file_sha256(path)) for path in tables]
         present = [row for row in origin.synsets if row.wnid in self._tally.wnids]
         described = self._manifest(present)
-        write_text(paths.card, card(described, present))
+        write_text(paths.card, card(described, present, self._tally.columns))
         self._files.append(_record(paths.card, file_sha256(paths.card)))
         write_text(paths.manifest, described.model_copy(update={"files": self._files}).text())
         digests = {file.file: file.sha256 for file in self._files}
@@ -126,9 +133,11 @@ class ReleaseWriter:
         write_text(paths.sums, sums_text(digests))
 
     def _remove_stale(self) -> None:
-        kept = {file.file for file in self._files}
-        for name in set(self._building.finished) - kept:
-            (self._paths.root / name).unlink(missing_ok=True)
+        """Remove what attempts under other options have left."""
+        kept = {JOURNAL, self._paths.metadata.name, *(file.file for file in self._files)}
+        for path in self._paths.root.iterdir():
+            if path.name not in kept:
+                path.unlink()
 
     def _manifest(self, present: list[PlannedSynset]) -> Manifest:
         origin, tally = self._origin, self._tally
@@ -137,6 +146,8 @@ class ReleaseWriter:
             created=now(),
             origin=origin.kind,
             catalog=origin.catalog,
+            source=origin.source,
+            licence=origin.licence,
             selection=origin.selection,
             plan_digest=origin.plan_digest,
             images=sum(tally.statuses.values()),
@@ -185,11 +196,13 @@ class _Tally:
 
     def __init__(self) -> None:
         self.wnids: set[str] = set()
+        self.columns: set[str] = set()
         self.statuses: Counter[str] = Counter()
         self.flags: Counter[str] = Counter()
         self._sessions: dict[str, str] = {}
 
     def add(self, rows: Table, sessions: list[dict[str, Any]]) -> None:
+        self.columns.update(rows)
         self.wnids.update(texts(np.unique(rows["wnid"])))
         self.statuses.update(names(rows["status"], "status"))
         for name in ("truncated", "redone"):

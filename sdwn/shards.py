@@ -17,6 +17,7 @@ bytes once, checks each image's SHA-256 and hashes the result on the way.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -76,14 +77,14 @@ COLUMNS = (
     Column("synset", None, "WordNet's name of the synset"),
     Column("number", "u4", "which of the synset's images, from 0"),
     Column("seed", "u8", "of the CPU generator that drew the noise", required=False),
-    Column("prompt", None, "as given to the pipeline", required=False),
+    Column("prompt", None, "the text that it was made of", required=False),
     Column("tokens", "u4", "of the prompt, start and end included", required=False),
     Column("truncated", "?", "the prompt was longer than the text encoder takes", required=False),
     Column(
         "status",
         "u1",
-        "nsfw: blackened by the safety checker; nan: black, the model gave NaN; of imported "
-        "images unknown, or black, whatever the reason",
+        "ok; nsfw: blackened by the safety checker; nan: black, for the model gave NaN; black: "
+        "imported so; unknown: imported",
         names=STATUSES,
     ),
     Column("batch", "u4", "first image of its batch, counted in the shard", required=False),
@@ -153,8 +154,17 @@ def write_images(
     ``payloads`` gives the images' bytes in order, in blocks of any length.
     """
     with plain_disk_errors(path):
+        _require_space(path, contents)
         start = _write_tables(path, attributes, contents)
         return _fill_blob(path, start, int(contents.sizes.sum()), payloads)
+
+
+def _require_space(path: Path, contents: Contents) -> None:
+    # HDF5 ends the process where the disk is full when it closes a file.
+    tables = sum(values.nbytes for values in contents.rows.values())
+    found = os.statvfs(path.parent)
+    if found.f_bavail * found.f_frsize < int(contents.sizes.sum()) + tables + (1 << 20):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _write_tables(path: Path, attributes: Mapping[str, Any], contents: Contents) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sdwn.cluster import Job
     from sdwn.config import EvaluationConfig, RunConfig
     from sdwn.exchange.export import ExportOptions
+    from sdwn.exchange.intake import ImportOptions
     from sdwn.files import RunPaths
     from sdwn.gpus import GpuProfile
     from sdwn.merge import MergeOptions
@@ -191,17 +192,17 @@ def verify_release(release: Path, quick: bool) -> dict[str, Any]:
 
 
 def share(text: str) -> float:
-    """Read a share, in percent or as a fraction.
+    """Read a share, in percent or as a fraction; a bare 1 may have been meant as either.
 
     >>> share("1%"), share("0.25")
     (0.01, 0.25)
     """
-    number = text.strip().removesuffix("%")
+    number, percent, _ = text.partition("%")
     try:
-        value = float(number) / (100 if text.strip().endswith("%") else 1)
+        value = float(number) / 100 if percent else float(number)
     except ValueError:
         value = math.nan
-    if not 0 < value <= 1:
+    if not 0 < value <= 1 or (value == 1 and not percent):
         raise UsageError(f"--sample {text}: expected a share such as 1% or 0.01, up to 100%")
     return value
 
@@ -210,7 +211,7 @@ def chosen(
     release: Release, sample: str | None, below: str | None, imagenet: bool, status: str | None
 ) -> Release:
     """Take the images of a release that the options ask for; without any, all of it."""
-    if below or imagenet or status:
+    if below is not None or imagenet or status is not None:
         release = release.subset(below=below, imagenet=imagenet, status=status)
     return release if sample is None else release.sample(share(sample))
 
@@ -223,7 +224,7 @@ def export_release(release: Release, dest: Path, options: ExportOptions) -> dict
         return export(release, dest, options, advance)
 
 
-def import_release(source: Path, release: Path, format_name: str, size: int) -> dict[str, Any]:
+def import_release(source: Path, release: Path, options: ImportOptions) -> dict[str, Any]:
     """Make a release of pictures, and name those that were left out."""
     from sdwn.exchange.intake import count_pictures, import_pictures
     from sdwn.files import ReleasePaths
@@ -231,7 +232,7 @@ def import_release(source: Path, release: Path, format_name: str, size: int) -> 
     with terminal.working("looking for pictures"):
         count = count_pictures(source)
     with terminal.progress("import", count, unit="files") as advance:
-        found = import_pictures(source, ReleasePaths(release), format_name, size, advance)
+        found = import_pictures(source, ReleasePaths(release), options, advance)
     for name, reason in found.skipped[:TOLD]:
         terminal.say(f"left out: {name}: {reason}")
     if len(found.skipped) > TOLD:
@@ -242,12 +243,23 @@ def import_release(source: Path, release: Path, format_name: str, size: int) -> 
     return {**counts, "skipped": len(found.skipped), "release": str(release)}
 
 
+def _require_savable(save: Path, release: Path) -> None:
+    if not save.parent.is_dir():
+        raise UsageError(f"--save {save}: expected a file in a folder that exists")
+    if save.is_symlink() or (save.exists() and not save.is_file()):
+        raise UsageError(f"--save {save}: expected a file or nothing there, found something else")
+    if release.resolve() in save.resolve().parents:
+        raise UsageError(f"--save {save}: it lies in the release; choose another place")
+
+
 def regenerated(release: Path, wanted: Wanted, save: Path | None) -> Comparison:
     """Make an image again, and compare."""
     from sdwn.files import atomic
     from sdwn.regenerate import regenerate
     from sdwn.release import Release
 
+    if save is not None:
+        _require_savable(save, release)
     with terminal.working("making the image again"):
         found, image = regenerate(Release(release), wanted)
     if save is not None:

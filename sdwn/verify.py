@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sdwn.building import JOURNAL
 from sdwn.decoding import Decoding
 from sdwn.errors import IntegrityError
-from sdwn.files import BLOCK, ReleasePaths, file_sha256
+from sdwn.files import BLOCK, Advance, ReleasePaths, file_sha256
 from sdwn.manifest import FileRecord, sums_text
 from sdwn.release import Release
+from sdwn.release_writer import metadata_table
 from sdwn.shards import ImageFile
-
-Advance = Callable[[int], None]
 
 _PLACE = ["synset", "number", "offset", "bytes", "sha256", "codec", "width", "height"]
 
@@ -34,11 +36,20 @@ def verify(root: Path, quick: bool = False, advance: Advance = lambda _: None) -
     """
     release = Release(root)
     recorded = {record.file: record for record in release.manifest.files}
-    problems = _disagreements(release, recorded)
+    problems = [f"{name}: listed twice in the manifest" for name in _twice(release.manifest.files)]
+    problems += _disagreements(release, recorded)
     problems += [f"{name}: not part of the release" for name in _extra(release.paths, recorded)]
     for record in recorded.values():
-        problems += _check_file(release, record, quick, advance)
+        try:
+            problems += _check_file(release, record, quick, advance)
+        except OSError as error:
+            problems.append(f"{record.file[:200]}: cannot be read: {error.strerror}")
     return problems + _check_counts(release)
+
+
+def _twice(files: list[FileRecord]) -> list[str]:
+    counts = Counter(file.file for file in files)
+    return [name for name, count in counts.items() if count > 1]
 
 
 def _disagreements(release: Release, recorded: dict[str, FileRecord]) -> list[str]:
@@ -47,7 +58,7 @@ def _disagreements(release: Release, recorded: dict[str, FileRecord]) -> list[st
     expected = {name: record.sha256 for name, record in recorded.items()}
     expected[paths.manifest.name] = release.digest
     try:
-        text = paths.sums.read_text(encoding="utf-8")
+        text = paths.sums.read_text(encoding="utf-8") if paths.sums.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:
         return [f"{paths.sums.name}: cannot be read: {error}"]
     if text == sums_text(expected):
@@ -58,7 +69,8 @@ def _disagreements(release: Release, recorded: dict[str, FileRecord]) -> list[st
 
 
 def _extra(paths: ReleasePaths, recorded: Iterable[str]) -> Iterator[str]:
-    known = {*recorded, paths.manifest.name, paths.sums.name}
+    # A kill may have left the journal, which goes last of all.
+    known = {*recorded, paths.manifest.name, paths.sums.name, JOURNAL}
     for path in sorted(paths.root.iterdir()):
         # What is derived later lies in this folder, and only there.
         derived = path == paths.evaluations and path.is_dir()
@@ -76,12 +88,17 @@ def _check_file(release: Release, record: FileRecord, quick: bool, advance: Adva
         advance(record.bytes)
         found = f"{name}: expected {record.bytes} bytes, found {path.stat().st_size}"
         return [*_damaged_images(release, name), found]
-    if path.suffix != ".h5":
-        return [] if file_sha256(path, advance) == record.sha256 else [_changed(name)]
-    if quick:
-        advance(record.bytes)
-        return _check_structure(release, name)
-    return _check_images(release, record, advance)
+    if path.suffix == ".h5":
+        return _check_part(release, record, quick, advance)
+    return [] if file_sha256(path, advance) == record.sha256 else [_changed(name)]
+
+
+def _check_part(release: Release, record: FileRecord, quick: bool, advance: Advance) -> list[str]:
+    problems = _check_structure(release, record.file)
+    if not problems and not quick:
+        return _check_images(release, record, advance)
+    advance(record.bytes)
+    return problems + _damaged_images(release, record.file) if problems else []
 
 
 def _changed(name: str) -> str:
@@ -89,23 +106,49 @@ def _changed(name: str) -> str:
 
 
 def _check_structure(release: Release, name: str) -> list[str]:
+    """Hold a part's own rows against those of the table that covers all parts."""
     try:
         with ImageFile(release.paths.root / name) as file:
-            images = len(file)
-        rows = len(_rows(release, name))
+            offsets = file.offsets + np.uint64(file.blob_start)
+            own = metadata_table(name, file.rows(), offsets, _classes(release))
+        told = release.metadata.filter(pc.equal(release.metadata["part"], name))
     except IntegrityError as error:
-        return [str(error)]
-    if images != rows:
-        return [f"{name}: expected {rows} images, found {images}"]
+        return [_within(release, str(error))]
+    table = release.paths.metadata.name
+    if len(own) != len(told):
+        return [f"{table}: part: {name} has {len(own)} images, {len(told)} stand there"]
+    absent = [column for column in own.column_names if column not in told.column_names]
+    differ = absent or [
+        column for column in own.column_names if not _equal(own[column], told[column])
+    ]
+    if differ:
+        return [f"{table}: {differ[0]}: not what {name} has"]
     return []
+
+
+def _classes(release: Release) -> dict[str, int | None]:
+    try:
+        return {wnid: row.imagenet_class for wnid, row in release.synsets.items()}
+    except IntegrityError:
+        # The table is damaged, and named itself; then the release's own classes have to do.
+        names = (release.metadata[name].to_pylist() for name in ("wnid", "imagenet_class"))
+        return dict(zip(*names, strict=True))
+
+
+def _equal(own: pa.ChunkedArray, told: pa.ChunkedArray) -> bool:
+    if pa.types.is_dictionary(own.type):
+        # An index into a list of distinct values is another one in each table.
+        own, told = own.cast(pa.string()), told.cast(pa.string())
+    return bool(own.type == told.type and own.equals(told))
+
+
+def _within(release: Release, message: str) -> str:
+    return message.replace(f"{release.paths.root}/", "")
 
 
 def _check_images(release: Release, record: FileRecord, advance: Advance) -> list[str]:
     """Hash a part and decode its images, reading it once."""
-    try:
-        rows = _rows(release, record.file)
-    except IntegrityError:
-        rows = []  # metadata.parquet is damaged, and named itself
+    rows = _rows(release, record.file)
     digest = hashlib.sha256()
     with (release.paths.root / record.file).open("rb") as file, Decoding() as decoding:
         for block, row in _blocks(file, rows):
@@ -125,8 +168,6 @@ def _blocks(
 ) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """Read a file from start to end, each image as a block of its own."""
     for row in sorted(rows, key=lambda row: int(row["offset"])):
-        if row["offset"] < file.tell():
-            continue  # tables that are damaged, and named, may say anything
         yield from ((block, None) for block in _until(file, row["offset"]))
         yield file.read(row["bytes"]), row
     while block := file.read(BLOCK):
@@ -158,19 +199,31 @@ def _damaged_images(release: Release, part: str) -> list[str]:
     problems = []
     with (release.paths.root / part).open("rb") as file:
         for row in rows:
-            file.seek(row["offset"])
-            if hashlib.sha256(file.read(row["bytes"])).hexdigest() != row["sha256"]:
+            if _bytes(file, row) != row["sha256"]:
                 problems.append(f"{part}: {row['synset']} {row['number']} is damaged")
     return problems
 
 
-def _check_counts(release: Release) -> list[str]:
-    """Hold the table with a row an image against what the manifest counts."""
+def _bytes(file: BinaryIO, row: dict[str, Any]) -> str:
     try:
-        rows = release.metadata.num_rows
+        file.seek(row["offset"])
+        return hashlib.sha256(file.read(row["bytes"])).hexdigest()
+    except (
+        OSError,
+        OverflowError,
+        ValueError,
+    ):  # tables that are damaged, and named, may say anything
+        return ""
+
+
+def _check_counts(release: Release) -> list[str]:
+    """Hold what the manifest counts against the table with a row an image."""
+    try:
+        recorded, found = release.manifest, release.counted
     except IntegrityError:
         return []  # named as damaged or missing already
-    if rows != release.manifest.images:
-        name = release.paths.metadata.name
-        return [f"{name}: expected {release.manifest.images} images, found {rows}"]
-    return []
+    return [
+        f"{release.paths.manifest.name}: {name}: expected {count}, found {getattr(recorded, name)}"
+        for name, count in found.items()
+        if getattr(recorded, name) != count
+    ]

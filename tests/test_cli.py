@@ -36,7 +36,7 @@ def test_the_whole_job_a_command_at_a_time(sdwn: Sdwn, config: Path) -> None:
     assert planned["imagenet_classes"] == planned["imagenet_names"] == planned["synsets"]
     assert sdwn.json("status", "run")["images_done"] == 0
     refused = sdwn("merge", "run", "--release", "out", code=1)
-    assert "shards missing" in refused.stderr
+    assert "shard 0 missing; make them with: sdwn submit run --wait" in refused.stderr
     submitted = sdwn.json("submit", "run", "--wait")
     assert submitted["submitted"] == len(submitted["job_ids"]) > 0
     assert submitted["shards"] == planned["shards"]
@@ -329,7 +329,14 @@ def test_an_image_is_made_again(sdwn: Sdwn, config: Path) -> None:
     assert (found["verdict"], found["synset"], found["number"]) == ("equal", "pembroke.n.01", 4)
     assert (sdwn.folder / "pembroke.png").read_bytes().startswith(b"\x89PNG")
     assert "no image 5; it has 0 to 4" in sdwn("regenerate", "out", "pembroke", 5, code=2).stderr
-    for share in ("0", "101%", "-1%", "some", "nan"):
+    for share in ("0", "1", "101%", "-1%", "some", "nan"):
         refused = sdwn("export", "out", "no", "--format", "parquet", f"--sample={share}", code=2)
         assert f"--sample {share}: expected a share such as 1%" in refused.stderr
     assert not (sdwn.folder / "no").exists()
+    (sdwn.folder / "pipe").mkdir()
+    os.mkfifo(sdwn.folder / "pipe/fifo")
+    for place in ("out/manifest.json", "pipe/fifo", "pipe", "nowhere/x.png"):
+        refused = sdwn("regenerate", "out", "pembroke", 0, "--save", place, code=2)
+        assert f"--save {place}: " in refused.stderr
+    for option in ("--below", "--status"):
+        sdwn("export", "out", "no", "--format", "parquet", option, "", code=2)

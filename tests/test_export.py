@@ -136,18 +136,25 @@ def read_imagefolder(root: Path) -> Images:
     }
 
 
+KINDS = ("webp", "png", "jpg")
+
+
 def read_webdataset(root: Path) -> Images:
     import webdataset as wds
 
     urls = sorted(str(path) for path in root.glob("*.tar"))
     found: Images = {}
-    for sample in wds.WebDataset(urls, shardshuffle=False).decode("pil"):
+    samples = list(wds.WebDataset(urls, shardshuffle=False).decode("pil"))
+    labelled = all(sample["json"]["imagenet_class"] >= 0 for sample in samples)
+    for sample in samples:
         row = sample["json"]
-        image = next(sample[name] for name in ("webp", "png", "jpg") if name in sample)
-        assert sample.get("cls") == row["imagenet_class"]
+        image = next(sample[name] for name in KINDS if name in sample)
+        assert sample.get("cls") == (row["imagenet_class"] if labelled else None)
         assert sample["txt"] == (row.get("prompt") or "")
         assert number(sample["__key__"]) == row["number"]
         found[row["wnid"], row["number"]] = pixels(image), sample["txt"]
+    if len({next(name for name in sample if name in KINDS) for sample in samples}) == 1:
+        assert len(loaded(root, str(root))) == len(samples), "as a hub's reader finds them"
     return found
 
 
@@ -213,7 +220,7 @@ def test_a_subset_is_exported_alone(
     assert read(tmp_path / "out") == truth(some)
     card = (tmp_path / "out/README.md").read_text()
     assert f"{len(some)} synthetic images of {len(some.present)} WordNet synsets" in card
-    assert "0.3 of the synsets, chosen images" in card
+    assert "30% of the synsets, chosen images" in card
     listed = prompts(tmp_path / "out")
     whole = release.synsets if layout == "release" else {row.wnid for row in some.present}
     assert set(listed) == set(whole)
@@ -521,7 +528,7 @@ def test_a_description_has_three_lines() -> None:
         ({"format": "folders", "codec": "png", "quality": 80}, "png is lossless"),
         ({"format": "folders", "codec": "jpeg", "quality": 0}, "expected 1 to 100, found 0"),
         ({"format": "folders", "codec": "webp", "quality": 101}, "expected 1 to 100, found 101"),
-        ({"format": "release", "codec": "png"}, "keeps its images as they are stored"),
+        ({"format": "release", "codec": "png"}, "keeps its images as they are"),
         ({"format": "folders", "part_bytes": 10}, "has a file for each image"),
         ({"format": "parquet", "part_bytes": 0}, "at least 1 byte, found 0"),
     ],
@@ -611,14 +618,14 @@ def test_a_smaller_release_says_what_it_is(release: Release, tmp_path: Path) -> 
     some = release.subset(imagenet=True).sample(0.5)
     export(some, tmp_path / "half", ExportOptions("release"))
     half = Release(tmp_path / "half")
-    assert half.manifest.selection == "ImageNet-1k classes, 0.5 of the synsets"
+    assert half.manifest.selection == "ImageNet-1k classes, 50% of the synsets"
     assert half.manifest.plan_digest == release.manifest.plan_digest
     assert half.synsets == release.synsets
     assert half.metadata["sha256"].to_pylist() == some.metadata["sha256"].to_pylist()
     assert half.provenance(0)["session"] == some.provenance(0)["session"]
     export(half.sample(0.5), tmp_path / "quarter", ExportOptions("release"))
     quarter = Release(tmp_path / "quarter")
-    assert quarter.manifest.selection == f"{half.manifest.selection}, 0.5 of the synsets"
+    assert quarter.manifest.selection == f"{half.manifest.selection}, 50% of the synsets"
     assert verify(quarter.paths.root) == []
 
 

@@ -7,15 +7,18 @@ import os
 import shutil
 import socket
 import struct
+import subprocess
 import zlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import skimage
+from huggingface_hub import DatasetCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,7 +26,13 @@ from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluate import evaluate
 from sdwn.exchange.export import ExportOptions, export
-from sdwn.exchange.intake import FORMATS, Intake, count_pictures, import_pictures
+from sdwn.exchange.intake import (
+    FORMATS,
+    ImportOptions,
+    Intake,
+    count_pictures,
+    import_pictures,
+)
 from sdwn.exchange.pictures import MOST_BYTES
 from sdwn.files import ReleasePaths
 from sdwn.merge import merge
@@ -55,7 +64,7 @@ def take(source: Path, format: str = "imagefolder", **options: Any) -> Intake:
     target = ReleasePaths(source.parent / "imported")
     shutil.rmtree(target.root, ignore_errors=True)
     expected = count_pictures(source)
-    intake = import_pictures(source, target, format, advance=told.append, **options)
+    intake = import_pictures(source, target, ImportOptions(format, **options), told.append)
     assert told == [1] * expected
     assert verify(target.root) == []
     assert list(intake.skipped) == sorted(intake.skipped)
@@ -194,6 +203,29 @@ def test_of_files_of_the_same_name_the_first_sound_one_is_kept(source: Path) -> 
     assert dict(intake.skipped)[f"c/{DOG}/xyz.webp"] == reason
 
 
+def test_other_pictures_of_the_same_name_are_no_duplicates(source: Path) -> None:
+    for seed, split in enumerate(("train", "val")):
+        for number in (1, 2):
+            put(source / split / DOG / f"img_{number}.png", encoded("png", 10 * seed + number))
+    intake = take(source)
+    assert intake.skipped == ()
+    assert sorted(numbers(intake).values()) == [0, 1, 2, 3]
+
+
+def test_the_card_says_what_the_user_says_of_the_pictures(source: Path) -> None:
+    put(source / DOG / "a.png", encoded("png"))
+    said = {"source": "https://example.org/dogs | 2019", "licence": "cc-by-4.0"}
+    target = ReleasePaths(source.parent / "release")
+    options = ImportOptions("imagefolder", **said)
+    text = import_pictures(source, target, options).release.paths.card.read_text()
+    assert DatasetCard(text).data.license == "cc-by-4.0"
+    assert DatasetCard(text).data.task_categories == ["image-classification"]
+    assert "Their source: https://example.org/dogs \\| 2019." in text
+    assert "The licence of the images is cc-by-4.0" in text
+    assert "| `seed` |" not in text
+    assert "| `file` | its name before it was imported |" in text
+
+
 def test_names_of_any_bytes_are_taken(source: Path) -> None:
     put(source / DOG / "plain.png", encoded("png"))
     for raw in (b"caf\xe9.png", b"line\nbreak.png", "größe.png".encode(), b"bad\xff.gif"):
@@ -319,7 +351,7 @@ def test_pipes_and_sockets_do_not_block(source: Path, monkeypatch: pytest.Monkey
             (f"{DOG}/{name}.png", "no plain file") for name in ("link", "pipe", "socket")
         )
         with pytest.raises(UsageError, match=r"pipe\.txt: no plain file"):
-            import_pictures(source, ReleasePaths(source.parent / "other"), "folders")
+            import_pictures(source, ReleasePaths(source.parent / "other"), ImportOptions("folders"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -538,7 +570,7 @@ def test_what_was_exported_comes_back(generated: PlanRun, format: str) -> None:
 
 def refused(source: Path, target: Path, format: str = "imagefolder") -> str:
     with pytest.raises(UsageError) as error:
-        import_pictures(source, ReleasePaths(target), format)
+        import_pictures(source, ReleasePaths(target), ImportOptions(format))
     assert not list(target.parent.glob(f".{target.name}*"))
     return str(error.value)
 
@@ -580,9 +612,9 @@ def test_an_interrupted_import_leaves_nothing(source: Path, tmp_path: Path) -> N
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        import_pictures(source, target, "imagefolder", advance=interrupt)
+        import_pictures(source, target, ImportOptions("imagefolder"), interrupt)
     assert {path.name for path in tmp_path.iterdir()} == {"pictures"}
-    assert len(import_pictures(source, target, "imagefolder").release) == 9
+    assert len(import_pictures(source, target, ImportOptions("imagefolder")).release) == 9
 
 
 SYNSETS = ("n02084071", "n02112497", "n02121620", "n02123045", "n02127482")
@@ -621,12 +653,12 @@ def test_an_import_goes_on_after_a_file_changed(
             files[10].unlink() if vanishes else files[10].write_bytes(whole + b"more")
 
     with pytest.raises(IntegrityError, match=r"1\.png: changed while it was imported; run it"):
-        import_pictures(source, target, "imagefolder", 1, disturb)
+        import_pictures(source, target, ImportOptions("imagefolder", 1), disturb)
     unfinished = tmp_path / ".release.unfinished"
     kept = {path.name: path.stat().st_ino for path in unfinished.glob("images-*.h5")}
     assert len(kept) == 3
     files[10].write_bytes(whole)
-    intake = import_pictures(source, target, "imagefolder", 1)
+    intake = import_pictures(source, target, ImportOptions("imagefolder", 1))
     found = {path.name: path.stat().st_ino for path in target.root.glob("images-0000[012].h5")}
     assert found == kept, "finished parts are not written again"
     assert verify(target.root) == []
@@ -644,9 +676,9 @@ def test_a_part_is_made_again_if_its_text_changed(source: Path, tmp_path: Path) 
             put(source / "a/2.png", encoded("png", 99))
 
     with pytest.raises(IntegrityError):
-        import_pictures(source, target, "folders", 1, disturb)
+        import_pictures(source, target, ImportOptions("folders", 1), disturb)
     put(source / "b/dog.txt", DOG_TEXT.replace("Canis", "dogs"))
-    release = import_pictures(source, target, "folders", 1).release
+    release = import_pictures(source, target, ImportOptions("folders", 1)).release
     assert release.rows("dog")[0]["prompt"] == "a member of the genus dogs"
     assert verify(target.root) == []
 
@@ -659,9 +691,8 @@ def test_a_file_that_vanishes_before_it_is_read_is_left_out(source: Path, tmp_pa
     def vanish(_: int) -> None:
         bad.unlink(missing_ok=True)  # told of the stray one first, before any is read
 
-    intake = import_pictures(
-        source, ReleasePaths(tmp_path / "release"), "imagefolder", advance=vanish
-    )
+    target = ReleasePaths(tmp_path / "release")
+    intake = import_pictures(source, target, ImportOptions("imagefolder"), vanish)
     assert dict(intake.skipped)[f"{DOG}/zzz.png"] == "No such file or directory"
 
 
@@ -689,3 +720,28 @@ def bytes_of_black() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, "png")
     return buffer.getvalue()
+
+
+def test_folders_may_lie_a_thousand_deep(source: Path) -> None:
+    put(source / DOG / "a.png", encoded("png"))
+    here = os.open(source, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("deeper", dir_fd=here)
+        inner = os.open("deeper", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+    try:
+        intake = take(source)
+        assert len(intake.release) == 1
+        assert [reason for _, reason in intake.skipped] == ["File name too long"]
+    finally:
+        subprocess.run(["rm", "-rf", source], check=True)
+
+
+def test_grey_of_16_bits_keeps_its_shades(source: Path) -> None:
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    (source / DOG).mkdir(parents=True)
+    Image.fromarray(ramp).save(source / DOG / "ramp.png")
+    grey = take(source).release.array(0)[..., 0]
+    assert np.array_equal(grey, ramp >> 8)

@@ -123,7 +123,7 @@ def test_missing_shards_are_named(run: tuple[RunPaths, Plan]) -> None:
         paths.shard(index).unlink()
     assert len(plan.shards) > 5
     message = refused([paths], target(paths))
-    assert "3 shards missing (1-2, 4)" in message
+    assert "3 shards (1-2, 4) missing" in message
     assert f"sdwn submit {paths.root} --wait" in message
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import shutil
 import threading
@@ -9,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sdwn
 import torch
 from huggingface_hub import DatasetCard
 from sdwn.catalog import read_catalog
-from sdwn.errors import IntegrityError, UsageError
-from sdwn.files import ReleasePaths, RunPaths
+from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.files import ReleasePaths, RunPaths, file_sha256
 from sdwn.generate import generate
+from sdwn.manifest import sums_text
 from sdwn.merge import MergeOptions, merge
 from sdwn.noise import NoiseSampler
 from sdwn.plan import Plan, make_plan, write_plan
@@ -79,7 +84,7 @@ def test_a_lemma_of_several_synsets_gives_all_of_them(release: Release) -> None:
 def test_an_unknown_name_says_what_is_like_it(release: Release) -> None:
     with pytest.raises(UsageError, match=r"no wnid, synset or lemma .* did you mean pembroke"):
         release.rows("pembrok")
-    with pytest.raises(UsageError, match="no image of pembroke here"):
+    with pytest.raises(UsageError, match=r"terrier\.n\.01 and below: no image of pembroke here"):
         release.subset(below="terrier.n.01").rows("pembroke")
 
 
@@ -213,7 +218,7 @@ def test_provenance_is_enough_to_make_an_image_again(release: Release) -> None:
 def test_the_card_is_what_a_hub_expects(release: Release) -> None:
     card = DatasetCard(release.paths.card.read_text())
     assert card.data.license == "other"
-    assert card.data.pretty_name == "sdwn below corgi.n.01 + below terrier.n.01"
+    assert card.data.pretty_name == "Stable Diffusion x below corgi.n.01 + below terrier.n.01"
     assert card.data.size_categories == "n<1K"
     assert card.data.configs == [{"config_name": "default", "data_files": "metadata.parquet"}]
     for needed in ("Princeton", "arXiv:2211.01777", "are black", "was cut off", "Apache-2.0"):
@@ -227,9 +232,9 @@ def test_a_cards_names_stay_in_their_places(planned: PlanRun) -> None:
     generate(paths.root, range(len(plan.shards)))
     release = merge([paths], ReleasePaths(paths.release))
     hostile = release.manifest.model_copy(update={"catalog": "a: b\n---\n# Not mine"})
-    text = card(hostile, release.present)
+    text = card(hostile, release.present, release.metadata.column_names)
     header, _, body = text.removeprefix("---\n").partition("\n---\n")
-    assert DatasetCard(text).data.pretty_name == "sdwn a: b\n---\n# Not mine"
+    assert DatasetCard(text).data.pretty_name == "Stable Diffusion x a: b\n---\n# Not mine"
     assert header.count("\n---") == 0
     assert "\n# Not mine" not in body
     assert "\n# Heading" not in body
@@ -242,7 +247,8 @@ def test_a_real_models_card_names_its_licence(release: Release) -> None:
     assert release.manifest.settings
     model = {"name": "CompVis/stable-diffusion-v1-4", "revision": "abc", "variant": None}
     settings = {**release.manifest.settings, "model": model}
-    text = card(release.manifest.model_copy(update={"settings": settings}), release.present)
+    real = release.manifest.model_copy(update={"settings": settings})
+    text = card(real, release.present, ["wnid", "seed"])
     assert DatasetCard(text).data.license == "creativeml-openrail-m"
     assert "https://huggingface.co/CompVis/stable-diffusion-v1-4" in text
     assert "built-in" not in text
@@ -253,7 +259,7 @@ def test_a_partial_run_is_released_only_when_told(generated: PlanRun) -> None:
     for index in (1, 2, 4):
         paths.shard(index).unlink()
     target = ReleasePaths(paths.release)
-    with pytest.raises(IntegrityError, match=r"3 shards missing \(1-2, 4\).*--allow-missing"):
+    with pytest.raises(IntegrityError, match=r"3 shards \(1-2, 4\) missing.*--allow-missing"):
         merge([paths], target)
     release = merge([paths], target, MergeOptions(allow_missing=True))
     assert verify(release.paths.root) == []
@@ -268,7 +274,7 @@ def test_a_partial_run_is_released_only_when_told(generated: PlanRun) -> None:
     assert "**Incomplete.**" in text
     assert "6 synsets (shards 1-2, 4)" in text
     assert release.manifest.name.endswith(", incomplete")
-    with pytest.raises(IntegrityError, match="3 shards missing"):
+    with pytest.raises(IntegrityError, match=r"3 shards \(1-2, 4\) missing"):
         merge([paths], target)
     assert len(merge([paths], target, MergeOptions(allow_missing=True))) == len(release)
     generate(paths.root, [2])
@@ -278,7 +284,7 @@ def test_a_partial_run_is_released_only_when_told(generated: PlanRun) -> None:
 
 def test_nothing_at_all_is_no_release(planned: PlanRun) -> None:
     paths, _ = planned()
-    with pytest.raises(IntegrityError, match="shards missing"):
+    with pytest.raises(IntegrityError, match=r"20 shards \(0-19\) missing"):
         merge([paths], ReleasePaths(paths.release), MergeOptions(allow_missing=True))
 
 
@@ -328,3 +334,118 @@ def test_a_folder_in_the_place_of_derived_files_is_known_by_what_it_is(
         ".hidden: not part of the release",
         "evaluations: not part of the release",
     ]
+
+
+def seal(root: Path) -> None:
+    """Make the manifest and the checksums fit whatever the files hold."""
+    manifest = json.loads((root / "manifest.json").read_text())
+    for file in manifest["files"]:
+        file["bytes"] = (root / file["file"]).stat().st_size
+        file["sha256"] = file_sha256(root / file["file"])
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    digests = {file["file"]: file["sha256"] for file in manifest["files"]}
+    digests["manifest.json"] = file_sha256(root / "manifest.json")
+    (root / "SHA256SUMS").write_text(sums_text(digests))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *[("offset", value) for value in (0, 2**40, 2**63, -5, 1.5, None, "x")],
+        *[("bytes", value) for value in (0, 2**32 - 1, 2**40, None)],
+        *[("part", value) for value in ("images-00001.h5", "../../x", "", None)],
+        *[("codec", value) for value in ("png", "exe", None, 3)],
+        *[("status", "nsfw"), ("width", 2**31), ("imagenet_class", 7), ("wnid", "n00000001")],
+    ],
+    ids=str,
+)
+def test_a_table_that_lies_is_found_though_its_checksum_fits(
+    release: Release, tmp_path: Path, column: str, value: Any
+) -> None:
+    root = shutil.copytree(release.paths.root, tmp_path / "copy")
+    table = pq.read_table(root / "metadata.parquet")
+    values = [value if i == 4 else one for i, one in enumerate(table[column].to_pylist())]
+    try:
+        changed = pa.array(values, table[column].type if column != "part" else pa.string())
+    except (pa.ArrowException, OverflowError, TypeError):
+        changed = pa.array([value] * len(values))
+    changed = changed.dictionary_encode() if column == "part" else changed
+    table = table.set_column(table.column_names.index(column), column, changed)
+    pq.write_table(table, root / "metadata.parquet")
+    seal(root)
+    for quick in (True, False):
+        problems = verify(root, quick)
+        assert any(column in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"images": 3}, "manifest.json: images: expected 117, found 3"),
+        ({"synsets": 3}, "manifest.json: synsets: expected 39, found 3"),
+        ({"statuses": {"ok": 5}}, "manifest.json: statuses: expected {'ok': 117}"),
+        ({"truncated": 9}, "manifest.json: truncated: expected 0, found 9"),
+    ],
+)
+def test_a_manifest_that_counts_wrongly_is_found(
+    release: Release, tmp_path: Path, change: dict[str, Any], expected: str
+) -> None:
+    root = shutil.copytree(release.paths.root, tmp_path / "copy")
+    manifest = json.loads((root / "manifest.json").read_text())
+    (root / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    seal(root)
+    assert any(problem.startswith(expected) for problem in verify(root, quick=True))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 200_000 + "]" * 200_000,
+        '{"format": "sdwn-release", "format_version": 1, "images": 9999999999999999999999}',
+        '{"format": "sdwn-release", "format_version": 1, "catalog": "\\ud800"}',
+        '{"format": "sdwn-release", "format_version": 1, "bytes": NaN}',
+        "",
+    ],
+    ids=["deep", "huge", "surrogate", "nan", "empty"],
+)
+def test_a_manifest_of_any_bytes_is_refused(release: Release, tmp_path: Path, text: str) -> None:
+    root = shutil.copytree(release.paths.root, tmp_path / "copy")
+    (root / "manifest.json").write_text(text)
+    with pytest.raises(IntegrityError, match=r"manifest\.json: "):
+        verify(root)
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "metadata.parquet", "images-00000.h5", "README.md"])
+def test_pipes_and_long_names_stop_no_check(release: Release, tmp_path: Path, name: str) -> None:
+    root = shutil.copytree(release.paths.root, tmp_path / "copy")
+    (root / name).unlink()
+    os.mkfifo(root / name)
+    assert any(name in problem for problem in verify(root))
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["files"].append({"file": "x" * 5000, "bytes": 1, "sha256": ""})
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    assert any("xxx" in problem for problem in verify(root))
+    (root / "manifest.json").unlink()
+    os.mkfifo(root / "manifest.json")
+    with pytest.raises(SdwnError, match="no release here"):
+        Release(root)
+
+
+def test_rows_are_taken_in_the_order_asked_for(release: Release) -> None:
+    chosen = release.subset(rows=[5, -1, 3, 5])
+    assert [chosen.row(i) for i in range(4)] == [release.row(i) for i in (5, -1, 3, 5)]
+    assert len(release.subset(rows=[])) == len(release.subset(status=[])) == 0
+    with pytest.raises(IndexError):
+        release.subset(rows=[len(release)])
+    for wrong in (True, 3, [1.5], ["a"], [[1]], [True, False]):
+        with pytest.raises(UsageError, match="expected a list of indices, or a mask"):
+            release.subset(rows=wrong)
+
+
+def test_a_release_is_read_from_wherever_one_goes(
+    release: Release, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(release.paths.root.parent)
+    relative = Release(release.paths.root.name)
+    monkeypatch.chdir(tmp_path)
+    assert relative.subset(rows=[1]).image(0).tobytes() == release.image(1).tobytes()

@@ -12,12 +12,12 @@ from sdwn.card import Form, card
 from sdwn.errors import UsageError
 from sdwn.exchange.encoding import Encoding
 from sdwn.exchange.folders import FOLDERS, IMAGEFOLDER
-from sdwn.exchange.gallery import Advance, Gallery, Run, identity
+from sdwn.exchange.gallery import Gallery, Run, identity
 from sdwn.exchange.layout import Layout
 from sdwn.exchange.parquet import PARQUET
 from sdwn.exchange.smaller import row_runs, write_smaller
 from sdwn.exchange.webdataset import WEBDATASET
-from sdwn.files import PART_BYTES, ReleasePaths, write_text
+from sdwn.files import PART_BYTES, Advance, ReleasePaths, write_text
 from sdwn.plan import table_text
 from sdwn.release import Release
 
@@ -51,7 +51,7 @@ class ExportOptions:
             raise UsageError(f"format: expected {', '.join(FORMATS)}, found {self.format!r}")
         Encoding(self.codec, self.quality)
         if self.format == "release" and self.codec != "stored":
-            raise UsageError("a release keeps its images as they are stored; leave out the codec")
+            raise UsageError("a release keeps its images as they are: leave out codec and quality")
         if self.part_bytes is None:
             return
         if self.format in LAYOUTS and not LAYOUTS[self.format].in_bytes:
@@ -120,4 +120,5 @@ def _fill(building: Building, gallery: Gallery, runs: list[Run], form: Form) -> 
             building.finish(name, {})
     paths = ReleasePaths(building.root)
     write_text(paths.synsets, table_text(tuple(release.present)))
-    write_text(paths.card, card(release.described, release.present, form))
+    columns = release.metadata.column_names
+    write_text(paths.card, card(release.described, release.present, columns, form))

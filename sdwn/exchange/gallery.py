@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError
 from sdwn.exchange.encoding import EXTENSIONS, Encoding
+from sdwn.files import Advance
 from sdwn.plan import PlannedSynset
 from sdwn.release import Release
 
@@ -35,7 +36,6 @@ _FIRST = (
 )
 _INNER = {"part", "row", "offset", "bytes", "codec", "session"}
 
-Advance = Callable[[int], None]
 Run = tuple[int, int]
 Given = TypeVar("Given")
 Result = TypeVar("Result")
@@ -79,6 +79,11 @@ class Gallery:
     def codec(self) -> str | None:
         """How the images are encoded, in words; None if as in the release."""
         return self._encoding.text(set(pc.unique(self._table["codec"]).to_pylist()))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image is of an ImageNet class."""
+        return not self._table["imagenet_class"].null_count
 
     def images(self, run: Run) -> int:
         """Count the images of a run of synsets."""

@@ -6,10 +6,10 @@ import hashlib
 import json
 import re
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from sdwn.exchange.pictures import (
     shown,
 )
 from sdwn.exchange.sources import Label, folders, image_folder, stem
-from sdwn.files import PART_BYTES, ReleasePaths, now
+from sdwn.files import PART_BYTES, Advance, ReleasePaths, now
 from sdwn.imagenet import class_index
 from sdwn.plan import PlannedSynset
 from sdwn.release import Release
@@ -40,7 +40,26 @@ TOLD_REASONS = 5
 
 _NUMBER = re.compile(r"(?:^|[_\- ])([0-9]+)\Z")
 
-Advance = Callable[[int], None]
+
+@dataclass(frozen=True, slots=True)
+class ImportOptions:
+    """How a source is laid out, one of ``FORMATS``, and what its user knows of the pictures.
+
+    ``source`` says where they are from, ``licence`` under which terms, in words or as dataset
+    hubs name it. Parts have at least ``part_bytes``.
+
+    Raises:
+        UsageError: there is no such format.
+    """
+
+    format: str
+    part_bytes: int = PART_BYTES
+    source: str | None = None
+    licence: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise UsageError(f"format: expected {' or '.join(FORMATS)}, found {self.format!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +118,7 @@ def count_pictures(source: Path) -> int:
 def import_pictures(
     source: Path,
     target: ReleasePaths,
-    format: str,
-    part_bytes: int = PART_BYTES,
+    options: ImportOptions,
     advance: Advance = lambda _: None,
 ) -> Intake:
     """Write the release of a folder of pictures; what a kill left unfinished is gone on with.
@@ -108,28 +126,26 @@ def import_pictures(
     ``advance`` is told of each file that was looked at, see :func:`count_pictures`.
 
     Raises:
-        UsageError: there is no such format, nothing to import, or no place for the release.
+        UsageError: there is nothing to import, or no place for the release.
         IntegrityError: a picture changed while it was imported.
     """
-    root = _checked(source, target.root, format)
-    harvest = _gather(root, format, advance)
+    root = _checked(source, target.root)
+    harvest = _gather(root, options.format, advance)
     skipped = tuple(sorted((shown(name), reason) for name, reason in harvest.skipped))
     if not harvest.pictures:
         raise UsageError(f"{source}: {_nothing(skipped)}")
     synsets = [_numbered(label, found) for label, found in _by_wnid(harvest.pictures)]
-    origin = _origin(root, [images[0].label for images in synsets], skipped)
+    origin = _origin(root, options, [images[0].label for images in synsets], skipped)
 
     def fill(building: Building) -> None:
-        _fill(building, origin, root, _parts(synsets, part_bytes))
+        _fill(building, origin, root, _parts(synsets, options.part_bytes))
 
-    if not build(target.root, {"import": str(root), "format": format}, fill):
+    if not build(target.root, {"import": str(root), "format": options.format}, fill):
         require_free(target.root)
     return Intake(Release(target.root), skipped)
 
 
-def _checked(source: Path, target: Path, format: str) -> Path:
-    if format not in FORMATS:
-        raise UsageError(f"format: expected {' or '.join(FORMATS)}, found {format!r}")
+def _checked(source: Path, target: Path) -> Path:
     if not source.is_dir():
         raise UsageError(f"{source}: expected a folder of pictures, found none")
     root = source.resolve()
@@ -168,13 +184,21 @@ def _gather(root: Path, format: str, advance: Advance) -> _Harvest:
 
 
 def _drop_twins(pictures: list[Picture]) -> Iterator[tuple[str, str]]:
-    """Keep the first picture of each name, and yield the others with the reason."""
-    first: dict[str, Picture] = {}
+    """Keep the first of pictures that share a name, and yield the others with the reason.
+
+    In another folder the same name counts only with the same bytes: two photographers' img_1.
+    """
+    first, kept = dict[tuple[str, object], Picture](), list[Picture]()
     for picture in pictures:
-        kept = first.setdefault(stem(picture.name).casefold(), picture)
-        if kept is not picture:
-            yield picture.name, f"duplicate: {shown(kept.name)} has the same name"
-    pictures[:] = first.values()
+        name = stem(picture.name).casefold()
+        folder = str(PurePath(picture.name).parent)
+        twins = [first.setdefault((name, what), picture) for what in (folder, picture.sha256)]
+        twin = next((one for one in twins if one is not picture), None)
+        if twin is None:
+            kept.append(picture)
+        else:
+            yield picture.name, f"duplicate: {shown(twin.name)} has the same name"
+    pictures[:] = kept
 
 
 def _by_wnid(pictures: Mapping[Label, list[Picture]]) -> list[tuple[Label, list[Picture]]]:
@@ -197,11 +221,18 @@ def _parts(synsets: list[list[_Image]], size: int) -> list[list[_Image]]:
     return [[image for images in synsets[a:b] for image in images] for a, b in cut(sizes, size)]
 
 
-def _origin(root: Path, labels: Iterable[Label], skipped: tuple[tuple[str, str], ...]) -> Origin:
+def _origin(
+    root: Path,
+    options: ImportOptions,
+    labels: Iterable[Label],
+    skipped: tuple[tuple[str, str], ...],
+) -> Origin:
     return Origin(
         kind="import",
         catalog=f"imported from {shown(root.name)}",
         synsets=tuple(map(_planned, labels)),
+        source=options.source,
+        licence=options.licence,
         skipped=skipped,
     )
 

@@ -65,21 +65,39 @@ def explore(source: Path) -> Tree:
     """
     if not source.is_dir():
         raise UsageError(f"{source}: expected a folder of pictures, found none")
-    files, skipped = list[str](), list[tuple[str, str]]()
-
-    def refuse(error: OSError) -> None:
-        skipped.append((str(PurePath(error.filename).relative_to(source)), _reason(error)))
-
-    for folder, folders, names in os.walk(source, onerror=refuse):
-        here = Path(folder)
-        inside = here.relative_to(source)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        links = [name for name in folders if (here / name).is_symlink()]
-        skipped += ((str(inside / name), "a link to a folder; none is followed") for name in links)
-        files += (str(inside / name) for name in names if not _is_ignored(name))
+    found = list(_walk(source))
+    skipped = tuple((name, reason) for name, reason in found if reason)
+    files = [name for name, reason in found if not reason]
     texts = {name for name in files if name.lower().endswith(".txt")}
     pictures = sorted(name for name in files if name not in texts)
-    return Tree(tuple(pictures), tuple(sorted(texts)), tuple(skipped))
+    return Tree(tuple(pictures), tuple(sorted(texts)), skipped)
+
+
+def _walk(source: Path) -> Iterator[tuple[str, str]]:
+    """Yield each file, and each folder that cannot be entered with the reason."""
+    # Not by recursion, as os.walk does it up to Python 3.11: folders may lie a thousand deep.
+    folders = [""]
+    while folders:
+        inside = folders.pop()
+        try:
+            with os.scandir(source / inside) as entries:
+                seen = [entry for entry in entries if not _is_ignored(entry.name)]
+        except OSError as error:
+            yield inside, _reason(error)
+            continue
+        for entry in seen:
+            name = os.path.join(inside, entry.name)  # noqa: PTH118 - pathlib takes longer
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(name)
+            else:
+                yield name, "a link to a folder; none is followed" if _links_a_folder(entry) else ""
+
+
+def _links_a_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_symlink() and entry.is_dir()
+    except OSError:  # a link that goes round in circles is read, and fails, as a file
+        return False
 
 
 def _is_ignored(name: str) -> bool:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.building import Building
-from sdwn.exchange.gallery import Advance, Run
+from sdwn.exchange.gallery import Run
+from sdwn.files import Advance
 from sdwn.release import Release
 from sdwn.release_writer import Origin, ReleaseWriter, cut
 from sdwn.shards import ImageFile, Selection, join
@@ -73,6 +74,8 @@ def _origin(release: Release) -> Origin:
         synsets=tuple(release.synsets.values()),
         plan_digest=found.plan_digest,
         settings=found.settings,
+        source=found.source,
+        licence=found.licence,
         selection=found.selection,
         missing=tuple(release.synsets[wnid] for wnid, _ in missing),
         missing_shards=found.missing.shards if found.missing else "",

@@ -14,6 +14,7 @@ from sdwn.exchange.names import file_name
 from sdwn.files import atomic
 
 PART_BYTES = 1_000_000_000
+NO_CLASS = -1
 
 
 def _write(root: Path, name: str, gallery: Gallery, run: Run) -> None:
@@ -23,7 +24,7 @@ def _write(root: Path, name: str, gallery: Gallery, run: Run) -> None:
         tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as tar,
     ):
         for exhibit in gallery.each(run, lambda exhibit: exhibit):
-            for extension, content in _members(exhibit):
+            for extension, content in _members(exhibit, gallery.labelled):
                 # Its other fields say nothing of when, where and by whom.
                 member = tarfile.TarInfo(f"{key(exhibit)}.{extension}")
                 member.size = len(content)
@@ -36,13 +37,18 @@ def key(exhibit: Exhibit) -> str:
     return f"{wnid}_{exhibit.row['number']:04d}"
 
 
-def _members(exhibit: Exhibit) -> Iterator[tuple[str, bytes]]:
+def _members(exhibit: Exhibit, labelled: bool) -> Iterator[tuple[str, bytes]]:
+    """Give a sample's members: the same for all samples, as readers of batches want it."""
     row = exhibit.row
     yield exhibit.extension, exhibit.payload
-    yield "json", json.dumps(row).encode()
+    # Readers take each field's type from the first samples, which may have nothing there.
+    label = NO_CLASS if row["imagenet_class"] is None else row["imagenet_class"]
+    yield "json", json.dumps({**row, "imagenet_class": label}).encode()
     yield "txt", (row.get("prompt") or "").encode()
-    if row["imagenet_class"] is not None:
+    if labelled:
         yield "cls", str(row["imagenet_class"]).encode()
 
 
-WEBDATASET = Layout(lambda index, _: f"sdwn-{index:06d}.tar", _write, PART_BYTES)
+WEBDATASET = Layout(
+    lambda index, _: f"sdwn-{index:06d}.tar", _write, PART_BYTES, data_files="sdwn-*.tar"
+)

@@ -1,0 +1,164 @@
+"""Folders that appear only whole: kills, rivals, and what earlier attempts have left."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sdwn.building import JOURNAL, Building, build
+from sdwn.errors import UsageError
+from sdwn.files import ReleasePaths, RunPaths
+from sdwn.merge import MergeOptions, merge
+from sdwn.plan import Plan
+from sdwn.verify import verify
+
+from conftest import PlanRun, Sdwn
+
+SMALL_PARTS = MergeOptions(part_bytes=1)
+
+
+def fill(building: Building) -> None:
+    for name in ("a", "b", "c"):
+        if name not in building.finished:
+            (building.root / name).write_text(name)
+            building.finish(name, {"length": 1})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    assert build(target, {"of": "letters"}, fill)
+    assert names(target) == ["a", "b", "c"]
+    assert names(tmp_path) == ["out"]
+    with pytest.raises(UsageError, match="expected an empty folder or none"):
+        build(target, {"of": "letters"}, fill)
+
+
+def stopped(target: Path) -> Path:
+    """Begin a folder, and stop after its first file."""
+
+    def stop(building: Building) -> None:
+        (building.root / "a").write_text("a, first attempt")
+        building.finish("a", {"length": 1})
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(target, {"of": "letters"}, stop)
+    assert not target.exists()
+    return target.parent / f".{target.name}.unfinished"
+
+
+@pytest.mark.parametrize("junk", [b"", b'{"name": "b"', b"\xff\xfe\n", b"[3]\n7\n{}\n", b"\0" * 99])
+def test_what_is_finished_is_kept_whatever_the_journal_ends_in(tmp_path: Path, junk: bytes) -> None:
+    unfinished = stopped(tmp_path / "out")
+    with (unfinished / JOURNAL).open("ab") as file:
+        file.write(junk)
+    assert build(tmp_path / "out", {"of": "letters"}, fill)
+    assert (tmp_path / "out/a").read_text() == "a, first attempt"
+    assert names(tmp_path / "out") == ["a", "b", "c"]
+
+
+def test_another_recipe_begins_anew(tmp_path: Path) -> None:
+    unfinished = stopped(tmp_path / "out")
+    (unfinished / "folder").mkdir()
+    assert build(tmp_path / "out", {"of": "other letters"}, fill)
+    assert (tmp_path / "out/a").read_text() == "a"
+    assert names(tmp_path / "out") == ["a", "b", "c"]
+
+
+def test_an_attempt_that_finished_nothing_leaves_nothing(tmp_path: Path) -> None:
+    def fail(building: Building) -> None:
+        (building.root / "a").write_text("a")
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        build(tmp_path / "out", {}, fail)
+    assert names(tmp_path) == []
+
+
+def rivals(target: Path) -> list[bool]:
+    """Let four threads build the same, and say who did."""
+    start = threading.Barrier(4)
+
+    def rival(_: int) -> bool:
+        start.wait()
+        try:
+            return build(target, {}, fill)
+        except UsageError:  # it came when all was done, as anybody may
+            return False
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(rival, range(4)))
+
+
+def test_of_rivals_one_builds_and_the_others_find_it(tmp_path: Path) -> None:
+    for attempt in range(20):
+        target = tmp_path / str(attempt)
+        assert rivals(target).count(True) == 1
+        assert names(target) == ["a", "b", "c"]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("place", [".", "..", "/", "sub/.."])
+def test_places_that_cannot_be_replaced_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "here/sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UsageError, match="expected the name of a new folder"):
+        build(Path(place), {}, fill)
+    assert names(tmp_path / "here") == ["sub"]
+
+
+@pytest.fixture
+def begun(generated: PlanRun) -> tuple[RunPaths, Plan, Path]:
+    """A merge that was stopped in its fourth part."""
+    paths, plan = generated()
+    told = list[int]()
+
+    def interrupt(images: int) -> None:
+        told.append(images)
+        if sum(told) == 35:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge([paths], ReleasePaths(paths.release), SMALL_PARTS, interrupt)
+    return paths, plan, paths.root / ".release.unfinished"
+
+
+def test_a_part_that_is_not_what_its_record_says_is_written_again(
+    begun: tuple[RunPaths, Plan, Path],
+) -> None:
+    paths, plan, unfinished = begun
+    # As where a kill came between a part of another attempt and its record.
+    shutil.copy(unfinished / "images-00000.h5", unfinished / "images-00001.h5")
+    part = unfinished / "images-00002.h5"
+    part.write_bytes(part.read_bytes()[:-1])
+    release = merge([paths], ReleasePaths(paths.release), SMALL_PARTS)
+    assert verify(release.paths.root) == []
+    assert release.metadata["wnid"].to_pylist() == [
+        row.wnid for row in plan.synsets for _ in range(plan.config.images_per_synset)
+    ]
+
+
+def test_what_attempts_under_other_options_left_is_removed(
+    begun: tuple[RunPaths, Plan, Path],
+) -> None:
+    paths, _, unfinished = begun
+    for name in ("missing.csv", "skipped.csv", "images-00099.h5", "README.md"):
+        (unfinished / name).write_text("stale")
+    release = merge([paths], ReleasePaths(paths.release))
+    assert verify(release.paths.root) == []
+    assert len(list(release.paths.root.glob("*.h5"))) == 1
+
+
+def test_merging_into_the_folder_one_stands_in_is_refused(sdwn: Sdwn, generated: PlanRun) -> None:
+    paths, _ = generated()
+    refused = sdwn("merge", paths.root, "--release", ".", code=2)
+    assert "expected the name of a new folder" in refused.stderr
