@@ -82,11 +82,12 @@ def plan_nltk(folder: Path) -> None:
 def make_shards(run: Path, shards: int = 8, images: int = 500, size: int = 400_000) -> None:
     """Write a run whose shards hold random bytes in place of images."""
     from sdwn.catalog import Catalog
+    from sdwn.columns import table
     from sdwn.config import RunConfig
     from sdwn.files import RunPaths
     from sdwn.pieces import shard_attributes
     from sdwn.plan import make_plan, write_plan
-    from sdwn.shards import Contents, table, write_images
+    from sdwn.shards import Contents, write_images
     from sdwn.wordnet import Synset
 
     config = RunConfig.model_validate(

@@ -6,11 +6,12 @@ import math
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from sdwn.columns import names
 from sdwn.config import RunConfig
 from sdwn.files import RunPaths, atomic
 from sdwn.images import decode
 from sdwn.plan import Plan
-from sdwn.shards import ImageFile, names
+from sdwn.shards import ImageFile
 
 # In pixels: a picture's cell, a line of text, a picture with its line.
 COLUMNS = 10

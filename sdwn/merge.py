@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sdwn.building import Building, build, require_free
+from sdwn.columns import COLUMNS, Table, texts
 from sdwn.decoding import Decoding
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.files import PART_BYTES, Advance, ReleasePaths, RunPaths
 from sdwn.plan import ImageSpec, Plan, Shard, image_settings, read_plan
 from sdwn.release import Release
 from sdwn.release_writer import Origin, ReleaseWriter, cut
-from sdwn.shards import COLUMNS, ImageFile, Selection, Table, join, require_origin, texts
+from sdwn.shards import ImageFile, Selection, join, require_origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +199,11 @@ def check_origin(file: ImageFile, plan: Plan, shard: Shard) -> None:
     absent = [column.name for column in COLUMNS if column.of_run and column.name not in rows]
     if absent:
         raise IntegrityError(f"{file.path}: expected the column {absent[0]}, found none")
-    if list(_identities(rows)) != [identity(spec, plan) for spec in plan.specs(shard)]:
+    if list(_identities(rows)) != [planned_values(spec, plan) for spec in plan.specs(shard)]:
         raise IntegrityError(f"{file.path}: its rows are not those that the plan asks for")
 
 
-def identity(spec: ImageSpec, plan: Plan) -> tuple[Any, ...]:
+def planned_values(spec: ImageSpec, plan: Plan) -> tuple[Any, ...]:
     """Give what the plan says of an image."""
     size = plan.config.generation.width, plan.config.generation.height
     return (spec.wnid, spec.synset, spec.number, spec.seed, spec.prompt, *size)

@@ -15,19 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from sdwn.columns import table
 from sdwn.errors import IntegrityError
 from sdwn.files import RunPaths, atomic
 from sdwn.images import Sample
 from sdwn.plan import ImageSpec, Plan, Shard
-from sdwn.shards import (
-    Contents,
-    ImageFile,
-    Selection,
-    join,
-    require_origin,
-    table,
-    write_images,
-)
+from sdwn.shards import Contents, ImageFile, Selection, join, require_origin, write_images
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from sdwn.columns import STATUSES
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.files import ReleasePaths, file_sha256
 from sdwn.images import Pixels, decode
 from sdwn.manifest import Manifest, read_manifest
 from sdwn.plan import PlannedSynset, parse_table
-from sdwn.shards import STATUSES, ImageFile
+from sdwn.shards import ImageFile
 
 # What every image has, and of which type.
 METADATA_COLUMNS = {

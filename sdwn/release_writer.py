@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 import sdwn
 from sdwn.building import JOURNAL, Building
 from sdwn.card import card
+from sdwn.columns import Table, names, texts
 from sdwn.files import ReleasePaths, atomic, file_sha256, now, sync, write_text
 from sdwn.manifest import FileRecord, Manifest, Missing, sums_text
 from sdwn.plan import PlannedSynset, table_text
-from sdwn.shards import ImageFile, Table, names, texts
+from sdwn.shards import ImageFile
 
 # What distinguishes a run of a task from others on the same kind of device.
 _OF_ONE_RUN = ("host", "job", "started")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sdwn import gpus
 from sdwn.cluster import cut
+from sdwn.columns import names
 from sdwn.config import RunConfig
 from sdwn.contact_sheet import draw_contact_sheet
 from sdwn.errors import SdwnError
@@ -22,7 +23,7 @@ from sdwn.pilot import Speed, pilot_plan
 from sdwn.plan import Plan, write_plan
 from sdwn.profiles import ClusterProfile, minutes
 from sdwn.records import read_record
-from sdwn.shards import ImageFile, names
+from sdwn.shards import ImageFile
 from sdwn.submission import Watch, failure, follow, live_jobs, submit_tasks
 from sdwn.task import ArrayTask
 from sdwn.tune import answer

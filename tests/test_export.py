@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sdwn.building import Building, build
 from sdwn.catalog import Catalog
+from sdwn.columns import table
 from sdwn.config import RunConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.exchange.export import FORMATS, ExportOptions, export
@@ -29,7 +30,7 @@ from sdwn.merge import MergeOptions, merge
 from sdwn.plan import PlannedSynset, make_plan, parse_table, write_plan
 from sdwn.release import Release
 from sdwn.release_writer import Origin, ReleaseWriter
-from sdwn.shards import Contents, table, write_images
+from sdwn.shards import Contents, write_images
 from sdwn.verify import verify
 from sdwn.wordnet import Synset, WordNet
 

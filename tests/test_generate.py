@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from sdwn import generate, gpus, pilot, task, writing
 from sdwn import plan as plan_module
+from sdwn.columns import names
 from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError, UsageError
 from sdwn.files import RunPaths, write_text
 from sdwn.images import decode, encode
@@ -27,7 +28,7 @@ from sdwn.plan import ImageSpec, Plan, read_plan, write_plan
 from sdwn.records import read_record
 from sdwn.sampler import Sampler
 from sdwn.samplers import ImageSampler, choose_batch
-from sdwn.shards import ImageFile, names
+from sdwn.shards import ImageFile
 from sdwn.status import images_done, run_status
 from sdwn.tuning import Probe, Tuning
 from submitit.core.utils import UncompletedJobError

@@ -12,10 +12,10 @@ from sdwn.card import Form, card
 from sdwn.errors import UsageError
 from sdwn.exchange.encoding import Encoding
 from sdwn.exchange.folders import FOLDERS, IMAGEFOLDER
-from sdwn.exchange.gallery import Gallery, Run, identity
+from sdwn.exchange.gallery import Gallery, Span, images_digest
 from sdwn.exchange.layout import Layout
 from sdwn.exchange.parquet import PARQUET
-from sdwn.exchange.smaller import row_runs, write_smaller
+from sdwn.exchange.smaller import row_spans, write_smaller
 from sdwn.exchange.webdataset import WEBDATASET
 from sdwn.files import PART_BYTES, Advance, ReleasePaths, write_text
 from sdwn.plan import table_text
@@ -80,8 +80,8 @@ def export(
     if release.paths.root.resolve() in target.resolve().parents:
         raise UsageError(f"{target} lies inside the release; export into a folder outside of it")
     require_free(target)
-    runs, fill = _prepared(release, options, advance)
-    recipe = {**asdict(options), "images": identity(release), "runs": runs}
+    spans, fill = _prepared(release, options, advance)
+    recipe = {**asdict(options), "images": images_digest(release), "spans": spans}
     if not build(target, recipe, fill):
         raise UsageError(f"{target}: another process has just written it; see what it holds")
     files = (path for path in target.rglob("*") if path.is_file())
@@ -96,27 +96,27 @@ def export(
 
 def _prepared(
     release: Release, options: ExportOptions, advance: Advance
-) -> tuple[list[Run], Callable[[Building], None]]:
+) -> tuple[list[Span], Callable[[Building], None]]:
     """Cut the images into units, and give what writes these."""
     if options.format == "release":
-        rows = row_runs(release, options.part_bytes or PART_BYTES)
+        rows = row_spans(release, options.part_bytes or PART_BYTES)
         return rows, lambda building: write_smaller(building, release, rows, advance)
     layout = LAYOUTS[options.format]
     gallery = Gallery(release, Encoding(options.codec, options.quality), advance)
     layout.check(gallery)
-    runs = layout.runs(gallery, options.part_bytes)
+    spans = layout.spans(gallery, options.part_bytes)
     form = Form(options.format, layout.data_files, gallery.codec)
-    return runs, lambda building: _fill(building, gallery, runs, form)
+    return spans, lambda building: _fill(building, gallery, spans, form)
 
 
-def _fill(building: Building, gallery: Gallery, runs: list[Run], form: Form) -> None:
+def _fill(building: Building, gallery: Gallery, spans: list[Span], form: Form) -> None:
     layout, release = LAYOUTS[form.name], gallery.release
-    for index, run in enumerate(runs):
-        name = layout.name(index, len(runs))
+    for index, span in enumerate(spans):
+        name = layout.name(index, len(spans))
         if name in building.finished:
-            gallery.skip(run)
+            gallery.skip(span)
         else:
-            layout.write(building.root, name, gallery, run)
+            layout.write(building.root, name, gallery, span)
             building.finish(name, {})
     paths = ReleasePaths(building.root)
     write_text(paths.synsets, table_text(tuple(release.present)))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdwn.errors import UsageError
-from sdwn.exchange.gallery import Exhibit, Gallery, Run
+from sdwn.exchange.gallery import Exhibit, Gallery, Span
 from sdwn.exchange.layout import Layout
 from sdwn.exchange.names import file_name
 from sdwn.files import ReleasePaths, sync
@@ -24,16 +24,16 @@ def _by_wnid(synset: PlannedSynset) -> str:
     return file_name(synset.wnid)
 
 
-def _write_named(root: Path, _: str, gallery: Gallery, run: Run) -> None:
-    for synset in gallery.synsets(run):
+def _write_named(root: Path, _: str, gallery: Gallery, span: Span) -> None:
+    for synset in gallery.synsets(span):
         folder = root / _by_name(synset)
         folder.mkdir(exist_ok=True)
         _write_file(folder / f"{folder.name}.txt", description(synset).encode())
-    _write_images(root, _by_name, gallery, run)
+    _write_images(root, _by_name, gallery, span)
 
 
-def _write_numbered(root: Path, _: str, gallery: Gallery, run: Run) -> None:
-    _write_images(root, _by_wnid, gallery, run)
+def _write_numbered(root: Path, _: str, gallery: Gallery, span: Span) -> None:
+    _write_images(root, _by_wnid, gallery, span)
 
 
 def description(synset: PlannedSynset) -> str:
@@ -43,9 +43,9 @@ def description(synset: PlannedSynset) -> str:
 
 
 def _write_images(
-    root: Path, name: Callable[[PlannedSynset], str], gallery: Gallery, run: Run
+    root: Path, name: Callable[[PlannedSynset], str], gallery: Gallery, span: Span
 ) -> None:
-    folders = {synset.wnid: root / name(synset) for synset in gallery.synsets(run)}
+    folders = {synset.wnid: root / name(synset) for synset in gallery.synsets(span)}
     for folder in folders.values():
         folder.mkdir(exist_ok=True)
 
@@ -54,7 +54,7 @@ def _write_images(
         file = f"{folder.name}_{exhibit.row['number']}.{exhibit.extension}"
         _write_file(folder / file, exhibit.payload)
 
-    for _ in gallery.each(run, write):
+    for _ in gallery.each(span, write):
         pass
     for folder in (*folders.values(), root):
         sync(folder)

@@ -36,7 +36,7 @@ _FIRST = (
 )
 _INNER = {"part", "row", "offset", "bytes", "codec", "session"}
 
-Run = tuple[int, int]
+Span = tuple[int, int]
 Given = TypeVar("Given")
 Result = TypeVar("Result")
 
@@ -85,13 +85,13 @@ class Gallery:
         """Whether every image is of an ImageNet class."""
         return not self._table["imagenet_class"].null_count
 
-    def images(self, run: Run) -> int:
-        """Count the images of a run of synsets."""
-        return int(self._starts[run[1]] - self._starts[run[0]])
+    def images(self, span: Span) -> int:
+        """Count the images of a span of synsets."""
+        return int(self._starts[span[1]] - self._starts[span[0]])
 
-    def synsets(self, run: Run) -> list[PlannedSynset]:
-        """Give the synsets of a run."""
-        wnids = self._table["wnid"].take(pa.array(self._starts[slice(*run)])).to_pylist()
+    def synsets(self, span: Span) -> list[PlannedSynset]:
+        """Give the synsets of a span."""
+        wnids = self._table["wnid"].take(pa.array(self._starts[slice(*span)])).to_pylist()
         return [self.release.synsets[wnid] for wnid in wnids]
 
     def sizes(self) -> list[float]:
@@ -100,21 +100,21 @@ class Gallery:
         sizes: list[float] = (stored * self._ratio()).tolist()
         return sizes
 
-    def each(self, run: Run, use: Callable[[Exhibit], Result]) -> Iterator[Result]:
-        """Encode the images of a run of synsets and use them, in threads; results in order."""
-        results = in_threads(lambda row: use(self._exhibit(row)), self._rows(run))
+    def each(self, span: Span, use: Callable[[Exhibit], Result]) -> Iterator[Result]:
+        """Encode the images of a span of synsets and use them, in threads; results in order."""
+        results = in_threads(lambda row: use(self._exhibit(row)), self._rows(span))
         # An error below must not leave threads that go on writing.
         with closing(results):
             for result in results:
                 yield result
                 self._advance(1)
 
-    def skip(self, run: Run) -> None:
-        """Count the images of a run as done."""
-        self._advance(self.images(run))
+    def skip(self, span: Span) -> None:
+        """Count the images of a span as done."""
+        self._advance(self.images(span))
 
-    def _rows(self, run: Run) -> Iterator[dict[str, Any]]:
-        rows = self._table.slice(self._starts[run[0]], self.images(run))
+    def _rows(self, span: Span) -> Iterator[dict[str, Any]]:
+        rows = self._table.slice(self._starts[span[0]], self.images(span))
         for batch in rows.to_batches(max_chunksize=ROWS):
             yield from batch.to_pylist()
 
@@ -143,7 +143,7 @@ def _ranks(release: Release) -> NDArray[np.int64]:
     return ranks
 
 
-def identity(release: Release) -> str:
+def images_digest(release: Release) -> str:
     """Hash which images of a release, or of a subset, these are."""
     # Not their SHA-256: black images have one and the same.
     names = [release.metadata[name].to_pylist() for name in ("wnid", "number", "sha256")]

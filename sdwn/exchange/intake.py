@@ -16,6 +16,7 @@ import numpy as np
 
 import sdwn
 from sdwn.building import Building, build, require_free
+from sdwn.columns import table
 from sdwn.errors import UsageError
 from sdwn.exchange.pictures import (
     Picture,
@@ -30,7 +31,7 @@ from sdwn.imagenet import class_index
 from sdwn.plan import PlannedSynset
 from sdwn.release import Release
 from sdwn.release_writer import Origin, ReleaseWriter, cut
-from sdwn.shards import Contents, table, write_images
+from sdwn.shards import Contents, write_images
 
 _LAYOUTS = {"folders": folders, "imagefolder": image_folder}
 FORMATS = tuple(_LAYOUTS)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdwn.exchange.gallery import Gallery, Run
+from sdwn.exchange.gallery import Gallery, Span
 from sdwn.release_writer import cut
 
 
@@ -20,13 +20,13 @@ class Layout:
     """
 
     name: Callable[[int, int], str]
-    write: Callable[[Path, str, Gallery, Run], None]
+    write: Callable[[Path, str, Gallery, Span], None]
     unit: int
     in_bytes: bool = True
     data_files: str | None = None
     check: Callable[[Gallery], None] = lambda _: None
 
-    def runs(self, gallery: Gallery, part_bytes: int | None) -> list[Run]:
+    def spans(self, gallery: Gallery, part_bytes: int | None) -> list[Span]:
         """Cut the synsets into units."""
         if self.in_bytes:
             return cut(gallery.sizes(), part_bytes or self.unit)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdwn.exchange.gallery import Exhibit, Gallery, Run
+from sdwn.exchange.gallery import Exhibit, Gallery, Span
 from sdwn.exchange.layout import Layout
 from sdwn.exchange.names import file_name
 from sdwn.files import atomic
@@ -20,7 +20,7 @@ PART_BYTES = 500_000_000
 GROUP_ROWS = 100
 
 
-def _write(root: Path, name: str, gallery: Gallery, run: Run) -> None:
+def _write(root: Path, name: str, gallery: Gallery, span: Span) -> None:
     schema = image_schema(gallery.schema)
     names = gallery.schema.names
     # Encoded images become no smaller, and two are never the same.
@@ -31,7 +31,7 @@ def _write(root: Path, name: str, gallery: Gallery, run: Run) -> None:
             temporary, schema, compression=packed, use_dictionary=names, write_statistics=names
         ) as writer,
     ):
-        records = gallery.each(run, _record)
+        records = gallery.each(span, _record)
         while group := list(islice(records, GROUP_ROWS)):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
 

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.building import Building
-from sdwn.exchange.gallery import Run
+from sdwn.exchange.gallery import Span
 from sdwn.files import Advance
 from sdwn.release import Release
 from sdwn.release_writer import Origin, ReleaseWriter, cut
 from sdwn.shards import ImageFile, Selection, join
 
 
-def row_runs(release: Release, part_bytes: int) -> list[Run]:
+def row_spans(release: Release, part_bytes: int) -> list[Span]:
     """Cut the rows into parts of at least ``part_bytes``, whole synsets each."""
     wnids = release.metadata["wnid"].combine_chunks().dictionary_encode().indices.to_numpy()
     starts = np.flatnonzero(np.diff(wnids, prepend=-1, append=-1))
@@ -29,25 +29,27 @@ def row_runs(release: Release, part_bytes: int) -> list[Run]:
     return [(ends[first], ends[last]) for first, last in cut(sizes.tolist(), part_bytes)]
 
 
-def write_smaller(building: Building, release: Release, runs: list[Run], advance: Advance) -> None:
+def write_smaller(
+    building: Building, release: Release, spans: list[Span], advance: Advance
+) -> None:
     """Fill a folder with a release of these rows, images copied as they are.
 
     Raises:
         IntegrityError: an image is damaged.
     """
     with ReleaseWriter(building, _origin(release)) as writer:
-        for run in runs:
+        for span in spans:
 
-            def write(path: Path, attributes: Mapping[str, Any], run: Run = run) -> str:
+            def write(path: Path, attributes: Mapping[str, Any], span: Span = span) -> str:
                 with ExitStack() as stack:
-                    return join(path, attributes, list(_selections(release, run, stack)), advance)
+                    return join(path, attributes, list(_selections(release, span, stack)), advance)
 
-            if not writer.add_part({"rows": list(run)}, write):
-                advance(run[1] - run[0])
+            if not writer.add_part({"rows": list(span)}, write):
+                advance(span[1] - span[0])
 
 
-def _selections(release: Release, run: Run, stack: ExitStack) -> Iterator[Selection]:
-    rows = release.metadata.slice(run[0], run[1] - run[0])
+def _selections(release: Release, span: Span, stack: ExitStack) -> Iterator[Selection]:
+    rows = release.metadata.slice(span[0], span[1] - span[0])
     parts, places = rows["part"].to_pylist(), rows["row"].to_numpy().astype("i8")
     files = {
         part: stack.enter_context(ImageFile(release.paths.root / Path(part).name))
@@ -57,7 +59,7 @@ def _selections(release: Release, run: Run, stack: ExitStack) -> Iterator[Select
         yield Selection(files[parts[start]], int(places[start]), int(places[stop - 1]) + 1)
 
 
-def _consecutive(parts: NDArray[Any], places: NDArray[np.int64]) -> Iterator[Run]:
+def _consecutive(parts: NDArray[Any], places: NDArray[np.int64]) -> Iterator[Span]:
     """Cut rows where one does not follow the one before in the same part."""
     follows = (parts[1:] == parts[:-1]) & (np.diff(places) == 1)
     ends = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(parts)]

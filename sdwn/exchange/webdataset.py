@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdwn.exchange.gallery import Exhibit, Gallery, Run
+from sdwn.exchange.gallery import Exhibit, Gallery, Span
 from sdwn.exchange.layout import Layout
 from sdwn.exchange.names import file_name
 from sdwn.files import atomic
@@ -17,13 +17,13 @@ PART_BYTES = 1_000_000_000
 NO_CLASS = -1
 
 
-def _write(root: Path, name: str, gallery: Gallery, run: Run) -> None:
+def _write(root: Path, name: str, gallery: Gallery, span: Span) -> None:
     # USTAR ends at names of 100 bytes, and PAX headers hold times.
     with (
         atomic(root / name) as temporary,
         tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as tar,
     ):
-        for exhibit in gallery.each(run, lambda exhibit: exhibit):
+        for exhibit in gallery.each(span, lambda exhibit: exhibit):
             for extension, content in _members(exhibit, gallery.labelled):
                 # Its other fields say nothing of when, where and by whom.
                 member = tarfile.TarInfo(f"{key(exhibit)}.{extension}")
