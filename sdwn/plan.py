@@ -283,9 +283,12 @@ def parse_table(table: str) -> tuple[PlannedSynset, ...]:
     """Read the table of synsets from CSV.
 
     Raises:
-        KeyError, ValueError: it is no such table.
+        TypeError, ValueError: it is no such table.
     """
     rows = csv.DictReader(io.StringIO(table))
+    columns = [field.name for field in fields(PlannedSynset)]
+    if rows.fieldnames != columns:
+        raise ValueError(f"expected the columns {', '.join(columns)}")
     return tuple(
         PlannedSynset(
             wnid=row["wnid"],
