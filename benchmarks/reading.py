@@ -1,7 +1,7 @@
 """What `make bench` measures of reading: a release and a folder of PNG files, the same images.
 
 ``python benchmarks/reading.py make FOLDER`` writes both; ``release`` and ``png`` read all images
-in random order, decoded to arrays, and print how many a second.
+in random order, decoded, and print how many a second.
 """
 
 from __future__ import annotations
@@ -63,11 +63,13 @@ def rate(read: Callable[[int], Any]) -> float:
 def release(folder: Path) -> float:
     import sdwn
 
-    return rate(sdwn.Release(folder / "release").array)
+    dataset = sdwn.ReleaseDataset(sdwn.Release(folder / "release"))
+    return rate(lambda index: dataset[index][0])
 
 
 def png(folder: Path) -> float:
-    return rate(lambda index: np.asarray(Image.open(folder / f"png/{index:05d}.png")))
+    # As torchvision's ImageFolder opens a file.
+    return rate(lambda index: Image.open(folder / f"png/{index:05d}.png").convert("RGB"))
 
 
 def main(name: str, folder: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import difflib
 import hashlib
@@ -85,8 +84,10 @@ class Release:
         return _reopened, (str(self.paths.root), subset)
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # at its end Python takes modules away
+        try:  # noqa: SIM105 - at its end Python has taken modules away, contextlib too
             self.close()
+        except Exception:
+            pass
 
     def __repr__(self) -> str:
         return f"<Release {self}: {len(self):,} images>"

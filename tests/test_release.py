@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ import pytest
 import sdwn
 import torch
 from huggingface_hub import DatasetCard
+from PIL import Image
 from sdwn.catalog import read_catalog
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.files import ReleasePaths, RunPaths, file_sha256
 from sdwn.generate import generate
+from sdwn.images import decode
 from sdwn.manifest import sums_text
 from sdwn.merge import MergeOptions, merge
 from sdwn.noise import NoiseSampler
@@ -449,3 +453,21 @@ def test_a_release_is_read_from_wherever_one_goes(
     relative = Release(release.paths.root.name)
     monkeypatch.chdir(tmp_path)
     assert relative.subset(rows=[1]).image(0).tobytes() == release.image(1).tobytes()
+
+
+@pytest.mark.parametrize("options", [{"lossless": True, "method": 0}, {"quality": 80}], ids=str)
+def test_both_decoders_of_webp_agree(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 17, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "WEBP", **options)
+    payload = buffer.getvalue()
+    assert "torchvision.io" in sys.modules
+    found = decode(payload, "webp", 17, 31)
+    for one, size in ((payload, (31, 17)), (payload[:100], (17, 31)), (b"", (17, 31))):
+        with pytest.raises(IntegrityError, match="expected a webp image"):
+            decode(one, "webp", *size)
+    monkeypatch.delitem(sys.modules, "torchvision.io")
+    assert decode(payload, "webp", 17, 31).tobytes() == found.tobytes()
+    assert found.mode == "RGB"
