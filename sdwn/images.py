@@ -67,8 +67,10 @@ def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
             if len(payload) != 3 * width * height:
                 raise ValueError(f"{len(payload)} bytes")
             return Image.frombytes("RGB", (width, height), payload)
-        if codec == "webp" and "torchvision.io" in sys.modules:
-            return _decode_webp(payload, width, height)
+        if codec == "webp" and (image := _decode_webp(payload)) is not None:
+            if image.size != (width, height):
+                raise ValueError(f"it is {image.width}x{image.height}")
+            return image
         image = Image.open(io.BytesIO(payload), formats=[codec])
         # Before anything is decoded: a few bytes may claim to be an image of gigabytes.
         if image.size != (width, height):
@@ -79,17 +81,20 @@ def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
         raise IntegrityError(f"expected a {codec} image, {width}x{height}: {error}") from None
 
 
-def _decode_webp(payload: bytes, width: int, height: int) -> Image.Image:
-    """Decode with torchvision, where it is loaded anyway: Pillow takes half as long again."""
-    torch, io = sys.modules["torch"], sys.modules["torchvision.io"]
-    encoded = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+def _decode_webp(payload: bytes) -> Image.Image | None:
+    """Decode with torchvision, where it is loaded anyway: Pillow takes half as long again.
+
+    None where it is not, or takes no such image: animations, and whatever is damaged.
+    """
+    if "torchvision.io" not in sys.modules:
+        return None
+    torch, vision = sys.modules["torch"], sys.modules["torchvision.io"]
+    encoded = torch.frombuffer(bytearray(payload), dtype=torch.uint8) if payload else None
     try:
-        pixels = io.decode_webp(encoded, mode=io.ImageReadMode.RGB).permute(1, 2, 0).numpy()
-    except RuntimeError as error:
-        raise ValueError(str(error).partition("\n")[0]) from None
-    if pixels.shape[:2] != (height, width):
-        raise ValueError(f"it is {pixels.shape[1]}x{pixels.shape[0]}")
-    return Image.fromarray(pixels)
+        pixels = vision.decode_webp(encoded, mode=vision.ImageReadMode.RGB)
+    except (RuntimeError, TypeError, AttributeError):
+        return None
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def _rgb(image: Image.Image) -> Image.Image:
