@@ -33,7 +33,6 @@ class Building:
         self.root = root
         self._journal = root / JOURNAL
         lines = _lines(self._journal)
-        _end_line(self._journal)
         self.finished = {line.pop("name"): line for line in lines[1:] if "name" in line}
         if lines[:1] != [json.loads(json.dumps(recipe))]:
             self._begin(recipe)
@@ -150,20 +149,16 @@ def _is_same(path: Path, descriptor: int) -> bool:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Read the journal; what a kill or a full disk cut short does not count."""
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    """Read the journal, and end its last line if a kill or a full disk cut it short."""
+    lines, text = [], path.read_text(encoding="utf-8", errors="replace")
+    if text and not text.endswith("\n"):
+        with path.open("a") as file:
+            file.write("\n")
+    for line in text.splitlines():
         with contextlib.suppress(ValueError):
             content = json.loads(line)
             lines += [content] if isinstance(content, dict) else []
     return lines
-
-
-def _end_line(path: Path) -> None:
-    """Let what comes next begin on a line of its own, even after one that was cut short."""
-    with path.open("rb+") as file:
-        if file.seek(0, os.SEEK_END) and not path.read_bytes().endswith(b"\n"):
-            file.write(b"\n")
 
 
 def _sync_folders(root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ class Sample:
 CODECS = ("webp", "png", "jpeg", "raw")
 
 # Effort 0 of lossless WebP: 2 to 10 times faster than PNG and a fifth smaller.
-_OPTIONS = {
+LOSSLESS: dict[str, dict[str, Any]] = {
     "webp": {"lossless": True, "method": 0},
     "png": {"compress_level": 1},
 }
@@ -48,7 +49,7 @@ def encode(pixels: Pixels, storage: StorageConfig) -> bytes:
     """Encode an image, (height, width, 3) uint8 RGB; all codecs but JPEG are lossless."""
     if storage.codec == "raw":
         return np.ascontiguousarray(pixels).tobytes()
-    options = _OPTIONS.get(storage.codec, {"quality": storage.quality})
+    options = LOSSLESS.get(storage.codec, {"quality": storage.quality})
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, storage.codec, **options)
     return buffer.getvalue()

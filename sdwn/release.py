@@ -141,9 +141,7 @@ class Release:
         Raises:
             IndexError: there is no such image.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.paths.root}: no image {index}; it holds {len(self)}")
-        row: dict[str, Any] = self.metadata.slice(index % len(self), 1).to_pylist()[0]
+        row: dict[str, Any] = self.metadata.slice(self._index(index), 1).to_pylist()[0]
         return row
 
     def find(self, name: str) -> NDArray[np.int64]:
@@ -357,10 +355,14 @@ class Release:
         meant = f"; did you mean {' or '.join(close)}?" if close else ""
         return f"{name!r} is no wnid, synset or lemma of this release{meant}"
 
-    def _place(self, index: int) -> dict[str, Any]:
+    def _index(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.paths.root}: no image {index}; it holds {len(self)}")
-        return {name: values[index].as_py() for name, values in self._places.items()}
+        return index % len(self)
+
+    def _place(self, index: int) -> dict[str, Any]:
+        place = self._index(index)
+        return {name: values[place].as_py() for name, values in self._places.items()}
 
     @cached_property
     def _places(self) -> dict[str, pa.Array]:

@@ -21,7 +21,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from sdwn.columns import COLUMNS, Table, check_column, concatenate
 from sdwn.decoding import Decoding
 from sdwn.errors import IntegrityError
-from sdwn.files import plain_disk_errors
+from sdwn.files import Advance, plain_disk_errors
 from sdwn.images import CODECS
 
 FORMAT = "sdwn-images"
@@ -342,7 +342,7 @@ def join(
     path: Path,
     attributes: Mapping[str, Any],
     selections: Sequence[Selection],
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
     decoding: Decoding | None = None,
 ) -> str:
     """Copy images of several files into one as they are, and return its SHA-256.
@@ -362,7 +362,7 @@ def join(
 
 
 def _copied(
-    selections: Sequence[Selection], advance: Callable[[int], None], decoding: Decoding | None
+    selections: Sequence[Selection], advance: Advance, decoding: Decoding | None
 ) -> Iterator[bytes]:
     for selection in selections:
         file = selection.file

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from sdwn.errors import UsageError
-from sdwn.images import Pixels
+from sdwn.images import LOSSLESS, Pixels
 from sdwn.release import Release, Row
 
 CODECS = ("stored", "png", "webp", "jpeg")
@@ -75,10 +75,8 @@ class Encoding:
 
     @property
     def _options(self) -> dict[str, Any]:
-        if self._target == "png":
-            return {"compress_level": 1}
-        if self.codec == "webp" and self.quality is None:
-            return {"lossless": True, "method": 0}
+        if self.quality is None and self._target in LOSSLESS:
+            return LOSSLESS[self._target]
         return {"quality": self.quality or JPEG_QUALITY}
 
     def _keeps(self, codec: str) -> bool:
