@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -156,7 +158,8 @@ class Testbed:
 def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
     """A real SLURM of four nodes, started once; installed where root may do so."""
     folder = Path(tempfile.mkdtemp(prefix="sdwn-"))
-    options = ["--dir", folder, "--max-array-size", Testbed.max_array_size, "--port-base", 18000]
+    options = ["--dir", folder, "--max-array-size", Testbed.max_array_size]
+    options += ["--port-base", free_ports(6)]
     options += ["--gpus-per-node", 2]
     try:
         for step in ([TESTBED / "install"], [TESTBED / "up", *map(str, options)]):
@@ -171,6 +174,19 @@ def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
         subprocess.run([TESTBED / "down", "--dir", folder], check=True)
         os.environ.pop("SLURM_CONF", None)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_ports(count: int) -> int:
+    """The first of so many free ports in a row, so that two suites may run at once."""
+    for base in range(18000, 30000, 100):
+        with contextlib.ExitStack() as probes:
+            with contextlib.suppress(OSError):
+                for port in range(base, base + count):
+                    probe = probes.enter_context(socket.socket())
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(("", port))
+                return base
+    raise OSError("no free ports")
 
 
 def _without_slurm(config: pytest.Config, reason: str) -> NoReturn:
