@@ -179,13 +179,12 @@ def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
 def free_ports(count: int) -> int:
     """The first of so many free ports in a row, so that two suites may run at once."""
     for base in range(18000, 30000, 100):
-        with contextlib.ExitStack() as probes:
-            with contextlib.suppress(OSError):
-                for port in range(base, base + count):
-                    probe = probes.enter_context(socket.socket())
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind(("", port))
-                return base
+        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
+            for port in range(base, base + count):
+                probe = probes.enter_context(socket.socket())
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("", port))
+            return base
     raise OSError("no free ports")
 
 
