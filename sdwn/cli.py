@@ -22,6 +22,7 @@ from sdwn.options import (
     ReleaseFolder,
     Retries,
     Run,
+    Then,
     Wait,
     with_site,
 )
@@ -55,9 +56,18 @@ def options(
 
 
 @app.command()
-def plan(config: Config, run: Run, set_: Override = None, as_json: AsJson = False) -> None:
+def plan(
+    config: Config,
+    run: Run,
+    set_: Override = None,
+    slice_: Annotated[
+        str | None,
+        typer.Option("--slice", help="Make only this share here, as 2/3; others elsewhere."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Read WordNet and write the plan into the folder RUN."""
-    made, paths = steps.plan_run(config, run, set_)
+    made, paths = steps.plan_run(config, run, set_, slice_)
     from sdwn.plan import summary
 
     terminal.result({**summary(made), "run": str(paths.root)}, as_json)
@@ -125,20 +135,20 @@ def submit(
     dry_run: DryRun = False,
     wait: Wait = False,
     retries: Retries = 2,
+    then: Then = None,
     as_json: AsJson = False,
 ) -> None:
     """Start array tasks for the unfinished shards, on this machine or under SLURM."""
     from sdwn import submission
 
+    options = steps.submit_options(wait, retries, then)
     paths, made = steps.open_run(run)
     chosen = steps.open_profile(profile, site)
     submission.require_fit(made.config, chosen)
-    todo = submission.unfinished(paths, made)
     if dry_run:
-        steps.show_script(paths, todo, chosen, as_json)
+        steps.show_script(paths, steps.unfinished_shards(paths, made), chosen, as_json)
         return
-    jobs = steps.start(paths, made, todo, chosen, retries if wait else None)
-    steps.say_submitted(jobs, todo, as_json)
+    terminal.result(steps.submit_run(paths, made, chosen, options), as_json)
 
 
 @app.command()
@@ -148,17 +158,17 @@ def retry(
     site: dict[str, str],
     wait: Wait = False,
     retries: Retries = 2,
+    then: Then = None,
     as_json: AsJson = False,
 ) -> None:
     """Submit what failed or is missing again, under the profile of the last submission."""
     from sdwn import submission
 
+    options = steps.submit_options(wait, retries, then)
     paths, made = steps.open_run(run)
     chosen = submission.last_profile(paths, site)
     submission.require_fit(made.config, chosen)
-    todo = submission.unfinished(paths, made)
-    jobs = steps.start(paths, made, todo, chosen, retries if wait else None)
-    steps.say_submitted(jobs, todo, as_json)
+    terminal.result(steps.submit_run(paths, made, chosen, options), as_json)
 
 
 @app.command()
@@ -204,7 +214,8 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Show the end of the logs of the tasks that made, or failed to make, shards."""
-    from sdwn.submission import failed, shard_logs
+    from sdwn.joblogs import shard_logs
+    from sdwn.live import failed
 
     paths, made = steps.open_run(run)
     if shard is not None and not 0 <= shard < len(made.shards):

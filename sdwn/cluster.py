@@ -8,22 +8,55 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core.utils import (
+    DelayedSubmission,
+    FailedJobError,
+    FailedSubmissionError,
+    JobPaths,
+)
 from submitit.slurm.slurm import _make_sbatch_string
 
-from sdwn import batches
-from sdwn.errors import SdwnError
+from sdwn import batches, scheduler
+from sdwn.errors import NoAnswerError, QueueFullError, SdwnError
 from sdwn.files import STAGE_VARIABLE
 from sdwn.profiles import ClusterProfile, minutes
 from sdwn.task import ArrayTask
 
 JOB_NAME = "sdwn"
+
+# A controller that is overloaded or restarts: ten minutes in all.
+PAUSES_S = (1, 2, 4, 8, 15, 30, 60, 120, 180, 180)
+NO_ANSWER = (
+    "communication connection failure",
+    "connection refused",
+    "connection reset",
+    "connection timed out",
+    "not responding",
+    "socket timed out",
+    "temporarily unable",
+    "temporarily unavailable",
+    "unable to contact slurm controller",
+    "zero bytes were transmitted",
+)
+# As SLURM names its limits on submitted jobs: QOSMaxSubmitJobPerUserLimit and the like.
+QUEUE_FULL = ("submitjob", "submit limit", "maxjobcount")
+
+# What submitit writes before it knows a job's id.
+TEMPORARY = ("*.pkl", "submission_file_*.sh")
+
+Tell = Callable[[str], None]
+
+
+def quietly(_: str) -> None:
+    """Tell nobody."""
+
 
 # The options that submitit's own parameters cover; others go as plain sbatch lines.
 SUBMITIT_OPTIONS = (
@@ -74,23 +107,85 @@ def arrays(tasks: Sequence[ArrayTask], limit: int) -> list[Sequence[ArrayTask]]:
     return [tasks[start : start + limit] for start in range(0, len(tasks), limit)]
 
 
-def submit(tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile) -> list[Job]:
-    """Submit tasks as one array, or as processes of this machine.
+def job_ids(first: str, tasks: int) -> tuple[str, ...]:
+    """Name the jobs of an array; an array of one is none.
+
+    >>> job_ids("7", 2), job_ids("7", 1)
+    (('7_0', '7_1'), ('7',))
+    """
+    return tuple(f"{first}_{number}" for number in range(tasks)) if tasks > 1 else (first,)
+
+
+def submit(
+    tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile, name: str, tell: Tell
+) -> tuple[str, ...]:
+    """Submit tasks as one array of this name, or as processes of this machine; give their ids.
+
+    A controller that does not answer is asked again, for ten minutes; what it took without
+    saying so is found by its name. ``tell`` is told of each wait.
 
     Raises:
+        QueueFullError: there is no room for so many jobs now.
+        NoAnswerError: the controller did not answer.
         SdwnError: the scheduler refused, or there is none.
     """
     executor = _executor(jobs, profile)
-    executor.update_parameters(**_parameters(profile))
+    executor.update_parameters(**_parameters(profile, name))
+    for pause in (*PAUSES_S, 0):
+        try:
+            with _detached(jobs / "local.log"), _tidied(jobs):
+                submitted = _submit_all(executor, tasks, profile)
+            return tuple(job.job_id for job in submitted)
+        except (subprocess.CalledProcessError, FailedJobError, FailedSubmissionError) as error:
+            reason = _require_silence(error, profile)
+        if ids := _taken(tasks, jobs, profile, name):
+            return ids
+        if pause:
+            tell(f"no answer from SLURM ({reason}); trying again in {pause} s")
+            time.sleep(pause)
+    raise NoAnswerError(
+        f"SLURM did not answer for {sum(PAUSES_S) // 60} minutes ({reason}); what was submitted "
+        "is kept; run the same command again when it does"
+    )
+
+
+def _require_silence(error: Exception, profile: ClusterProfile) -> str:
+    """Give what sbatch said if the controller did not answer; raise what else it means."""
+    text, reason = str(error).casefold(), _last_line(str(error))
+    if profile.executor == "slurm" and any(words in text for words in QUEUE_FULL):
+        raise QueueFullError(f"SLURM takes no more jobs: {reason}") from error
+    if profile.executor == "slurm" and any(words in text for words in NO_ANSWER):
+        return reason
+    raise SdwnError(f"submission refused: {reason}") from error
+
+
+def _taken(
+    tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile, name: str
+) -> tuple[str, ...]:
+    """Find an array that SLURM took though sbatch failed, and give its tasks their pickles."""
+    queued = scheduler.named(scheduler.squeue() or {}, name)
+    if not queued:
+        return ()
+    ids = job_ids(queued[0].partition("_")[0], len(tasks))
+    for one, task in zip(ids, tasks, strict=True):
+        delayed = DelayedSubmission(task)
+        delayed.set_timeout(minutes(profile.time), profile.max_num_timeout)
+        path = JobPaths(jobs / "%j", one).submitted_pickle
+        path.parent.mkdir(parents=True, exist_ok=True)
+        delayed.dump(path)
+    return ids
+
+
+@contextlib.contextmanager
+def _tidied(jobs: Path) -> Iterator[None]:
+    """Remove what a failed submission leaves behind: submitit's pickles and script."""
+    before = {path for pattern in TEMPORARY for path in jobs.glob(pattern)}
     try:
-        with _detached(jobs / "local.log"):
-            submitted = _submit_all(executor, tasks, profile)
-    except (subprocess.CalledProcessError, FailedJobError, FailedSubmissionError) as error:
-        raise SdwnError(f"submission refused: {_last_line(str(error))}") from error
-    return [
-        Job(job.job_id, task.indices, profile.processes)
-        for job, task in zip(submitted, tasks, strict=True)
-    ]
+        yield
+    except BaseException:
+        for path in {path for pattern in TEMPORARY for path in jobs.glob(pattern)} - before:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _submit_all(executor: Any, tasks: Sequence[ArrayTask], profile: ClusterProfile) -> list[Any]:
@@ -114,7 +209,7 @@ def script(tasks: int, jobs: Path, profile: ClusterProfile) -> str:
     if profile.executor == "local":
         note = f"# {tasks} at once on this machine; submitit puts each one's process id for %j"
         return "\n".join(["#!/bin/bash", note, *_setup(profile), command]) + "\n"
-    parameters = _parameters(profile)
+    parameters = _parameters(profile, JOB_NAME)
     if tasks > 1:
         parameters["map_count"] = tasks
     return str(_make_sbatch_string(command=command, folder=folder, **parameters))
@@ -133,11 +228,12 @@ def _executor(jobs: Path, profile: ClusterProfile) -> Any:
         ) from None
 
 
-def _parameters(profile: ClusterProfile) -> dict[str, Any]:
+def _parameters(profile: ClusterProfile, name: str) -> dict[str, Any]:
     common = {"signal_delay_s": profile.signal_delay_s, "setup": _setup(profile)}
     if profile.executor == "local":
         return {**common, "timeout_min": minutes(profile.time)}
-    return {**common, **_slurm_parameters(profile), "time": minutes(profile.time)}
+    own = {"job_name": name, "time": minutes(profile.time)}
+    return {**common, **_slurm_parameters(profile), **own}
 
 
 def _slurm_parameters(profile: ClusterProfile) -> dict[str, Any]:
@@ -149,7 +245,6 @@ def _slurm_parameters(profile: ClusterProfile) -> dict[str, Any]:
     }
     extra.update({name.replace("_", "-"): value for name, value in profile.sbatch.items()})
     parameters["additional_parameters"] = {k: v for k, v in extra.items() if v not in (None, False)}
-    parameters["job_name"] = JOB_NAME
     parameters["array_parallelism"] = profile.array_parallelism
     parameters["srun_args"] = []
     if profile.cpus_per_task:

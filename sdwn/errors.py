@@ -17,5 +17,13 @@ class IntegrityError(SdwnError):
     """A file that is not what its record says: missing, cut short, altered or foreign."""
 
 
+class QueueFullError(SdwnError):
+    """The scheduler takes no more jobs of this user for now."""
+
+
+class NoAnswerError(SdwnError):
+    """The scheduler did not answer; whether it did what was asked is not known."""
+
+
 class OutOfMemoryError(SdwnError):
     """The device has no room for this batch."""

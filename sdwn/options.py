@@ -25,6 +25,10 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the script instead of submitting it.")
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the tasks to the end.")]
+Then = Annotated[
+    str | None,
+    typer.Option(help="Stages to queue behind all tasks: some of merge,evaluate,report."),
+]
 Retries = Annotated[
     int, typer.Option(min=0, help="While waiting: how often to submit what failed again.")
 ]

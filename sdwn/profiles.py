@@ -20,6 +20,9 @@ YEAR_S = 366 * 24 * 3600
 GPU_OPTIONS = ("gres", "gpus_per_node", "gpus", "gpus_per_task")
 MEMORY_OPTIONS = ("mem", "mem_per_cpu", "mem_per_gpu")
 
+# What follows the arrays: submit --then. Judging images takes a GPU, the others none.
+LaterStage = Literal["merge", "evaluate", "report"]
+
 # What submitit or sdwn writes into every script.
 OWN_OPTIONS = (
     *("array", "error", "job-name", "kill-on-bad-exit", "ntasks", "ntasks-per-node"),
@@ -36,7 +39,8 @@ class ClusterProfile(Section):
     is how many tasks may run at once, ``shards_per_task`` how many shards each GPU of a task
     makes in turn. ``batch_size`` overrides what each task would take by itself.
     ``stage_weights`` is a folder of a node's own disk that weights are copied to once; variables
-    in it are the task's.
+    in it are the task's. ``stages`` holds what is asked for otherwise for ``merge``,
+    ``evaluate`` and ``report``.
     """
 
     executor: Literal["local", "slurm"] = "slurm"
@@ -66,6 +70,7 @@ class ClusterProfile(Section):
     setup: tuple[str, ...] = ()
     environment: dict[str, str] = Field(default_factory=dict)
     python: str | None = None
+    stages: dict[LaterStage, dict[str, Any]] = Field(default_factory=dict)
 
     @field_validator("time", "gpus_per_node", "mem", "mem_per_cpu", "mem_per_gpu", mode="before")
     @classmethod
@@ -128,6 +133,17 @@ class ClusterProfile(Section):
                 raise ValueError(f"{' and '.join(given)} ask for the same thing; give one of them")
         return self
 
+    @model_validator(mode="after")
+    def _sound_stages(self) -> ClusterProfile:
+        for stage, fields in self.stages.items():
+            if own := {"executor", "stages"} & fields.keys():
+                raise ValueError(f"stages.{stage}: {sorted(own)[0]} is the profile's own")
+            try:
+                stage_profile(self, stage)
+            except UsageError as error:
+                raise ValueError(str(error)) from None
+        return self
+
     @property
     def processes(self) -> int:
         """How many processes SLURM starts for a task: one for each GPU."""
@@ -166,6 +182,48 @@ class ClusterProfile(Section):
         """Whether a task will see a GPU that SLURM gave it."""
         other = any(name.replace("-", "_") in GPU_OPTIONS for name in self.sbatch)
         return other or bool(self.gpus_per_node) or any(map(_is_gpu, (self.gres or "").split(",")))
+
+
+def stage_profile(profile: ClusterProfile, stage: LaterStage) -> ClusterProfile:
+    """Give what a later stage asks for: no GPU, or one to evaluate, and what ``stages`` says.
+
+    Null in ``stages`` leaves out what the profile asks for.
+
+    Raises:
+        UsageError: ``stages`` asks for something impossible.
+    """
+    fields = profile.model_dump(mode="json", exclude_defaults=True, exclude={"stages"})
+    fields = _with_gpus(fields, 1 if stage == "evaluate" else 0)
+    own = profile.stages.get(stage, {})
+    return overridden(fields, own, source=f"stages.{stage}")
+
+
+def _with_gpus(fields: dict[str, Any], count: int) -> dict[str, Any]:
+    """Lower what is asked for to one GPU of the same kind, or to none."""
+    fields = {**fields, "sbatch": dict(fields.get("sbatch", {}))}
+    entries = [entry for entry in fields.pop("gres", "").split(",") if entry]
+    asked = str(fields.pop("gpus_per_node", ""))
+    if count:
+        entries = [_single(entry) if _is_gpu(entry) else entry for entry in entries]
+        fields |= {"gpus_per_node": _single(asked)} if asked else {}
+    else:
+        entries = [entry for entry in entries if not _is_gpu(entry)]
+        others = fields["sbatch"].items()
+        fields["sbatch"] = {k: v for k, v in others if k.replace("-", "_") not in GPU_OPTIONS}
+        if by_gpu := fields.pop("mem_per_gpu", None):
+            fields["mem"] = by_gpu
+    return fields | ({"gres": ",".join(entries)} if entries else {})
+
+
+def _single(request: str) -> str:
+    """Ask for one GPU instead of several.
+
+    >>> [_single(text) for text in ("4", "a100:4", "gpu:a100", "gpu:a100:2(S:0-1)", "gpu:2")]
+    ['1', 'a100:1', 'gpu:a100', 'gpu:a100:1', 'gpu:1']
+    """
+    plain = request.partition("(")[0].strip()
+    kind, colon, number = plain.rpartition(":")
+    return f"{kind}{colon}1" if number.isdecimal() else plain
 
 
 def _is_gpu(entry: str) -> bool:
@@ -222,4 +280,6 @@ def overridden(
             fields = {name: value for name, value in fields.items() if name not in options}
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in overrides.items())
     where = f"{source} with {flags}" if flags else source
-    return validated(ClusterProfile, {**fields, **overrides}, source=where)
+    merged = {**fields, **overrides}
+    given = {name: value for name, value in merged.items() if value is not None}
+    return validated(ClusterProfile, given, source=where)

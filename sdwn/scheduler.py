@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,11 +18,9 @@ RUNNING = "RUNNING"
 PENDING = "PENDING"
 UNKNOWN = "UNKNOWN"
 
-# Wide columns, cut at white space: ids, states and counts hold none.
+# Wide columns, cut at white space: ids, states, counts and our jobs' names hold none.
 SQUEUE = ("squeue", "--noheader", "--array", "--me", "--Format")
-SQUEUE_FORMAT = "JobArrayID:40,State:24,RestartCnt:12,Reason:80"
-SACCT = ("sacct", "--noheader", "--allocations", "--parsable2", "--duplicates")
-SACCT_FORMAT = "JobID,State,ExitCode"
+SQUEUE_FORMAT = "JobArrayID:40,State:24,RestartCnt:12,Name:40,Reason:80"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +30,18 @@ class JobState:
     state: str
     reason: str = ""
     restarts: int = 0
+    name: str = ""
 
 
-def ask(
-    executor: Literal["local", "slurm"], host: str, job_ids: Sequence[str]
-) -> dict[str, JobState]:
-    """Tell which of these jobs wait or run; one that has ended is left out.
+NO_ANSWER = JobState(UNKNOWN, "the SLURM controller does not answer")
 
-    UNKNOWN stands for a controller that does not answer. Processes of another host are taken
-    for ended: making a shard twice costs time, waiting for a dead process has no end.
+
+def processes(host: str, job_ids: Sequence[str]) -> dict[str, JobState]:
+    """Tell which of these jobs of a host live, jobs being processes.
+
+    Those of another host are taken for ended: making a shard twice costs time, waiting for a
+    dead process has no end.
     """
-    if executor == "slurm":
-        queue = squeue()
-        if queue is None:
-            return dict.fromkeys(job_ids, JobState(UNKNOWN, "the SLURM controller does not answer"))
-        return {job: queue[job] for job in job_ids if job in queue}
     here = host == socket.gethostname()
     return {job: JobState(RUNNING) for job in job_ids if here and _process_lives(job)}
 
@@ -56,24 +51,25 @@ def squeue() -> dict[str, JobState] | None:
     lines = _run([*SQUEUE, SQUEUE_FORMAT])
     if lines is None:
         return None
-    fields = (line.split(None, 3) for line in lines)
+    fields = (line.split(None, 4) for line in lines)
     return {
-        job: JobState(state, "".join(reason).strip(), int(restarts) if restarts.isdigit() else 0)
-        for job, state, restarts, *reason in fields
+        job: JobState(state, "".join(reason).strip(), _count(restarts), name)
+        for job, state, restarts, name, *reason in fields
     }
 
 
-def sacct(job_ids: Iterable[str]) -> dict[str, list[str]]:
-    """List every end that accounting knows of these jobs, the last one last; empty without it."""
-    arrays = sorted({job.partition("_")[0] for job in job_ids})
-    if not arrays:
-        return {}
-    lines = _run([*SACCT, f"--format={SACCT_FORMAT}", f"--jobs={','.join(arrays)}"]) or []
-    ends: dict[str, list[str]] = {}
-    for line in lines:
-        job, state, *_ = line.split("|")
-        ends.setdefault(job, []).append(state.split()[0])
-    return ends
+def _count(text: str) -> int:
+    return int(text) if text.isdigit() else 0
+
+
+def named(queue: Mapping[str, JobState], name: str) -> list[str]:
+    """List the jobs of a queue that have a name."""
+    return [job for job, state in queue.items() if state.name == name]
+
+
+def throttle(array: str, tasks: int) -> None:
+    """Let so many tasks of an array run at once."""
+    _run(["scontrol", "update", f"JobId={array}", f"ArrayTaskThrottle={tasks}"])
 
 
 def _run(command: list[str]) -> list[str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from sdwn.gpus import GpuProfile
     from sdwn.merge import MergeOptions
     from sdwn.plan import Plan
-    from sdwn.profiles import ClusterProfile
+    from sdwn.profiles import ClusterProfile, LaterStage
     from sdwn.regenerate import Comparison, Wanted
     from sdwn.release import Release
     from sdwn.scheduler import JobState
@@ -29,6 +30,24 @@ if TYPE_CHECKING:
 
 # Files left out of an import that are named on the terminal; all stand in the release.
 TOLD = 20
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitOptions:
+    """Whether to follow the tasks, how often to try again meanwhile, and what comes after."""
+
+    wait: bool = False
+    retries: int = 2
+    then: tuple[LaterStage, ...] = ()
+
+
+def submit_options(wait: bool, retries: int, then: str | None) -> SubmitOptions:
+    """Read the options that ``submit`` and ``retry`` share."""
+    if then is None:
+        return SubmitOptions(wait, retries)
+    from sdwn.chain import parse_stages
+
+    return SubmitOptions(wait, retries, parse_stages(then))
 
 
 def open_config(config: str, overrides: list[str] | None) -> RunConfig:
@@ -74,7 +93,7 @@ def trial(what: str) -> Iterator[tuple[Callable[[Path], None], Watch]]:
 
 def silence_told() -> Watch:
     """Give a watch that says once when the controller does not answer."""
-    from sdwn.submission import unreachable
+    from sdwn.live import unreachable
 
     silent = False
 
@@ -87,17 +106,21 @@ def silence_told() -> Watch:
     return watch
 
 
-def plan_run(config: str, run: Path, overrides: list[str] | None) -> tuple[Plan, RunPaths]:
-    """Read WordNet and write a run's plan, unless the same stands there."""
+def plan_run(
+    config: str, run: Path, overrides: list[str] | None, slice_: str | None = None
+) -> tuple[Plan, RunPaths]:
+    """Read WordNet and write a run's plan, or a slice of it, unless the same stands there."""
     from sdwn.catalog import read_catalog
     from sdwn.files import RunPaths
     from sdwn.plan import make_plan, write_plan
+    from sdwn.slices import WHOLE, parse_slice
     from sdwn.wordnet import open_wordnet
 
+    share = WHOLE if slice_ is None else parse_slice(slice_)
     settings = open_config(config, overrides)
     with terminal.working("reading WordNet"):
         catalog = read_catalog(settings.catalog, open_wordnet())
-    made, paths = make_plan(settings, catalog), RunPaths(run)
+    made, paths = make_plan(settings, catalog, share), RunPaths(run)
     new = write_plan(made, paths)
     terminal.say(f"{'planned' if new else 'planned already'}: {run}")
     return made, paths
@@ -123,27 +146,74 @@ def show_script(paths: RunPaths, todo: list[int], chosen: ClusterProfile, as_jso
     terminal.result(found, as_json, text=script or "# nothing to submit\n")
 
 
-def start(
-    paths: RunPaths, made: Plan, todo: list[int], chosen: ClusterProfile, retries: int | None
-) -> list[Job]:
-    """Submit shards; with a number of retries, follow the run to the end."""
-    from sdwn.submission import submit_shards
+def submit_run(
+    paths: RunPaths, made: Plan, chosen: ClusterProfile, options: SubmitOptions
+) -> dict[str, Any]:
+    """Submit what is unfinished, and the stages behind it; if asked, follow all to the end."""
+    from sdwn import chain
+    from sdwn.submission import submit_once
 
-    if retries is None:
-        return submit_shards(paths, todo, chosen)
-    return complete_run(paths, made, chosen, retries)
+    if options.then:
+        chain.require_possible(paths, options.then, chosen, options.wait)
+    todo = len(unfinished_shards(paths, made))
+    if options.wait:
+        jobs, remaining = complete_run(paths, made, chosen, options.retries), 0
+    else:
+        jobs, remaining = submit_once(paths, made, chosen, terminal.say)
+    found: dict[str, Any] = {
+        "submitted": len(jobs),
+        "shards": todo - remaining,
+        "remaining": remaining,
+        "job_ids": [job.id for job in jobs],
+    }
+    if remaining:
+        terminal.say(
+            f"SLURM takes no more of your jobs now: {remaining} shards remain; run the same "
+            "command again when some have ended, or let --wait feed the queue"
+        )
+    elif options.then:
+        found["then"] = _chained(paths, made, chosen, options)
+    if remaining and options.then:
+        terminal.say(f"{', '.join(options.then)} would start too early and is not submitted")
+    return found
 
 
-def say_submitted(jobs: list[Job], todo: list[int], as_json: bool) -> None:
-    """Print what was submitted."""
-    ids = [job.id for job in jobs]
-    terminal.result({"submitted": len(ids), "shards": len(todo), "job_ids": ids}, as_json)
+def unfinished_shards(paths: RunPaths, made: Plan) -> list[int]:
+    """List the shards to submit, of the plan that was submitted before."""
+    from sdwn.live import unfinished
+    from sdwn.submission import changed_code, require_same_plan
+
+    require_same_plan(paths, made)
+    if changed := changed_code(paths):
+        terminal.say(changed)
+    return unfinished(paths, made)
+
+
+def _chained(
+    paths: RunPaths, made: Plan, chosen: ClusterProfile, options: SubmitOptions
+) -> dict[str, str]:
+    """Submit the later stages; if asked, follow them to the end."""
+    from sdwn import chain
+    from sdwn.submission import follow
+
+    stages = options.then
+    if not options.wait:
+        jobs = chain.submit_chain(paths, made, stages, chosen, terminal.say)
+        return {stage: job.id for stage, job in jobs.items()}
+    jobs = {}
+    with terminal.working(", ".join(stages)):
+        # One process of this machine does not wait for another.
+        for part in [stages] if chosen.executor == "slurm" else [(stage,) for stage in stages]:
+            jobs |= chain.submit_chain(paths, made, part, chosen, terminal.say)
+            follow(paths, silence_told())
+            chain.require_done(paths, part)
+    return {stage: job.id for stage, job in jobs.items()}
 
 
 def complete_run(paths: RunPaths, made: Plan, chosen: ClusterProfile, retries: int) -> list[Job]:
     """Submit a run's shards and follow them to the end."""
     from sdwn.status import images_done
-    from sdwn.submission import complete
+    from sdwn.submission import Onlooker, complete
 
     start = images_done(paths, made)
     seen, tell_silence = start, silence_told()
@@ -156,8 +226,8 @@ def complete_run(paths: RunPaths, made: Plan, chosen: ClusterProfile, retries: i
         tell_silence(live)
 
     try:
-        with terminal.progress("generate", made.images, "images", start) as advance:
-            return complete(paths, made, chosen, watch, retries)
+        with terminal.progress("generate", made.own_images, "images", start) as advance:
+            return complete(paths, made, chosen, retries, Onlooker(watch, terminal.say))
     except KeyboardInterrupt:
         terminal.say(
             f"the tasks go on without you; see: sdwn status {paths.root}; follow them again "

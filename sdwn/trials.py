@@ -19,12 +19,14 @@ from sdwn.contact_sheet import draw_contact_sheet
 from sdwn.errors import SdwnError
 from sdwn.files import RunPaths, cache_folder, read_json, write_text
 from sdwn.gpus import GB, GpuProfile
+from sdwn.joblogs import failure
+from sdwn.live import live_jobs
 from sdwn.pilot import Speed, pilot_plan
 from sdwn.plan import Plan, write_plan
 from sdwn.profiles import ClusterProfile, minutes
 from sdwn.records import read_record
 from sdwn.shards import ImageFile
-from sdwn.submission import Watch, failure, follow, live_jobs, submit_tasks
+from sdwn.submission import Watch, follow, submit_tasks
 from sdwn.task import ArrayTask
 from sdwn.tune import answer
 

@@ -20,7 +20,7 @@ from sdwn import generate, gpus, pilot, task, writing
 from sdwn import plan as plan_module
 from sdwn.columns import names
 from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError, UsageError
-from sdwn.files import RunPaths, write_text
+from sdwn.files import LOWERED, RunPaths, write_text
 from sdwn.images import decode, encode
 from sdwn.noise import NoiseSampler
 from sdwn.pieces import finish_shard
@@ -612,7 +612,7 @@ def test_a_gpu_profile_that_is_wrong_or_of_another_card_is_none(
 def test_a_strange_note_does_not_stop_status(planned: PlanRun) -> None:
     paths, plan = planned()
     paths.tasks.mkdir()
-    paths.lowered("1", 0).write_bytes(b"\xff\xfe" * 500_000)
+    paths.note("1", 0, LOWERED).write_bytes(b"\xff\xfe" * 500_000)
     (line,) = run_status(paths, plan).lowered
     assert len(line) < 300
 
