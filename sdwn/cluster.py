@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +30,7 @@ from sdwn import batches, scheduler
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError
 from sdwn.files import STAGE_VARIABLE
 from sdwn.profiles import ClusterProfile, minutes
+from sdwn.scheduler import JobState
 from sdwn.task import ArrayTask
 
 JOB_NAME = "sdwn"
@@ -45,9 +49,6 @@ NO_ANSWER = (
     "unable to contact slurm controller",
     "zero bytes were transmitted",
 )
-# As SLURM names its limits on submitted jobs: QOSMaxSubmitJobPerUserLimit and the like.
-QUEUE_FULL = ("submitjob", "submit limit", "maxjobcount")
-
 # What submitit writes before it knows a job's id.
 TEMPORARY = ("*.pkl", "submission_file_*.sh")
 
@@ -131,32 +132,76 @@ def submit(
     """
     executor = _executor(jobs, profile)
     executor.update_parameters(**_parameters(profile, name))
-    for pause in (*PAUSES_S, 0):
+    patience = Patience(tell)
+    while True:
         try:
-            with _detached(jobs / "local.log"), _tidied(jobs):
+            with _detached(jobs, profile), _tidied(jobs):
                 submitted = _submit_all(executor, tasks, profile)
             return tuple(job.job_id for job in submitted)
         except (subprocess.CalledProcessError, FailedJobError, FailedSubmissionError) as error:
             reason = _require_silence(error, profile)
         if ids := _taken(tasks, jobs, profile, name):
             return ids
-        if pause:
-            tell(f"no answer from SLURM ({reason}); trying again in {pause} s")
-            time.sleep(pause)
-    raise NoAnswerError(
-        f"SLURM did not answer for {sum(PAUSES_S) // 60} minutes ({reason}); what was submitted "
-        "is kept; run the same command again when it does"
-    )
+        patience.wait(reason)
+
+
+class Patience:
+    """Waits for a controller that does not answer, ever longer, ten minutes in all."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell, self._pauses = tell, iter(PAUSES_S)
+
+    def wait(self, reason: str) -> None:
+        """Wait before another try.
+
+        Raises:
+            NoAnswerError: it was the last one.
+        """
+        pause = next(self._pauses, None)
+        if pause is None:
+            raise NoAnswerError(
+                f"SLURM did not answer for {sum(PAUSES_S) // 60} minutes ({reason}); what was "
+                "submitted is kept; run the same command again when it does"
+            )
+        self._tell(f"no answer from SLURM ({reason}); trying again in {pause} s")
+        time.sleep(pause)
+
+
+def await_answer(tell: Tell) -> dict[str, JobState]:
+    """Give the user's queue, waiting for a controller that does not answer.
+
+    Raises:
+        NoAnswerError: it did not for ten minutes.
+        SdwnError: there is no SLURM.
+    """
+    _require_slurm()
+    patience = Patience(tell)
+    while (queue := scheduler.squeue()) is None:
+        patience.wait("squeue fails")
+    return queue
 
 
 def _require_silence(error: Exception, profile: ClusterProfile) -> str:
     """Give what sbatch said if the controller did not answer; raise what else it means."""
-    text, reason = str(error).casefold(), _last_line(str(error))
-    if profile.executor == "slurm" and any(words in text for words in QUEUE_FULL):
+    text, reason = str(error), _last_line(str(error))
+    if profile.executor == "slurm" and is_full(text):
         raise QueueFullError(f"SLURM takes no more jobs: {reason}") from error
-    if profile.executor == "slurm" and any(words in text for words in NO_ANSWER):
+    if profile.executor == "slurm" and any(words in text.casefold() for words in NO_ANSWER):
         return reason
     raise SdwnError(f"submission refused: {reason}") from error
+
+
+def is_full(text: str) -> bool:
+    r"""Tell a limit on the number of jobs, which passes, from other limits, which do not.
+
+    >>> full = "error: QOSMaxSubmitJobPerUserLimit\nviolates policy (job submit limit, ...)"
+    >>> is_full(full), is_full(full.replace("SubmitJobPerUser", "WallDurationPerJob"))
+    (True, False)
+    """
+    # SLURM names the limit, and says the same of every kind after that.
+    if named := re.findall(r"\b(?:QOS|Assoc)\w*Limit\b", text):
+        return any("Submit" in name for name in named)
+    return "submit limit" in text or "MaxJobCount" in text
 
 
 def _taken(
@@ -167,13 +212,21 @@ def _taken(
     if not queued:
         return ()
     ids = job_ids(queued[0].partition("_")[0], len(tasks))
+    hand_over(tasks, ids, jobs, profile)
+    return ids
+
+
+def hand_over(
+    tasks: Sequence[ArrayTask], ids: Sequence[str], jobs: Path, profile: ClusterProfile
+) -> None:
+    """Write the pickles that jobs under SLURM wait for, a minute from their start on."""
     for one, task in zip(ids, tasks, strict=True):
         delayed = DelayedSubmission(task)
         delayed.set_timeout(minutes(profile.time), profile.max_num_timeout)
         path = JobPaths(jobs / "%j", one).submitted_pickle
-        path.parent.mkdir(parents=True, exist_ok=True)
-        delayed.dump(path)
-    return ids
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            delayed.dump(path)
 
 
 @contextlib.contextmanager
@@ -219,13 +272,17 @@ def _executor(jobs: Path, profile: ClusterProfile) -> Any:
     folder = jobs / "%j"
     if profile.executor == "local":
         return submitit.LocalExecutor(folder, profile.max_num_timeout, python=profile.python)
-    try:
-        return submitit.SlurmExecutor(folder, profile.max_num_timeout, python=profile.python)
-    except RuntimeError:
-        raise SdwnError(
-            "expected a SLURM cluster, found no srun on this machine; submit from a login node, "
-            "or look at the script with --dry-run, or use --profile local"
-        ) from None
+    _require_slurm()
+    return submitit.SlurmExecutor(folder, profile.max_num_timeout, python=profile.python)
+
+
+def _require_slurm() -> None:
+    for command in ("sbatch", "squeue", "srun"):
+        if shutil.which(command) is None:
+            raise SdwnError(
+                f"expected a SLURM cluster, found no {command} on this machine; submit from a "
+                "login node, or look at the script with --dry-run, or use --profile local"
+            )
 
 
 def _parameters(profile: ClusterProfile, name: str) -> dict[str, Any]:
@@ -278,8 +335,13 @@ def local_gpus() -> int:
 
 
 @contextlib.contextmanager
-def _detached(log: Path) -> Iterator[None]:
+def _detached(jobs: Path, profile: ClusterProfile) -> Iterator[None]:
     """Start processes that neither a Ctrl-C nor an open pipe ties to this terminal."""
+    if profile.executor == "slurm":
+        with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says is in the error
+            yield
+        return
+    log = jobs / "local.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     kept = [os.dup(stream) for stream in (0, 1, 2)]

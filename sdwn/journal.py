@@ -49,6 +49,15 @@ class Submission:
         pairs = zip(ids, self.tasks, strict=False)
         return tuple(Job(one, indices, self.processes) for one, indices in pairs)
 
+    def task(self, indices: tuple[int, ...], root: str) -> ArrayTask:
+        """One of its tasks, as it was submitted."""
+        return ArrayTask(self.stage, root, indices, self.plan, self.code)
+
+    @property
+    def site(self) -> ClusterProfile:
+        """The profile that it was submitted under."""
+        return ClusterProfile.model_validate(self.profile)
+
     @property
     def unsettled(self) -> bool:
         """Whether it isn't known if the scheduler took it: a crash came between."""

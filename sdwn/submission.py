@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -123,54 +123,62 @@ def submit_tasks(
     """
     if profile.executor == "local":
         return submit_array(paths, tasks, profile, tell)
+    queue = cluster.await_answer(tell)
     site = limits.ask(profile)
-    tasks = tasks[: room(site)]
+    tasks = tasks[: room(site, queue)]
     groups = cluster.arrays(tasks, site.max_array_size)
     # Together they keep to what may run at once.
     share = max(1, profile.array_parallelism // max(1, len(groups)))
-    part = profile.model_copy(update={"array_parallelism": share})
     jobs: list[Job] = []
     for group in groups:
-        made = _submit_what_fits(paths, group, part, tell)
+        made = _submit_what_fits(paths, group, profile, tell, share)
         jobs += made
         if len(made) < len(group):
             break
     return jobs
 
 
-def room(site: Limits) -> int | None:
-    """Count the jobs that a site would take now; None where it says no limit."""
+def room(site: Limits, queue: Mapping[str, JobState]) -> int | None:
+    """Count the jobs that a site would take beside the queue; None where it says no limit."""
     if site.max_submit_jobs is None:
         return None
-    return max(0, site.max_submit_jobs - len(scheduler.squeue() or {}))
+    return max(0, site.max_submit_jobs - len(queue))
 
 
 def _submit_what_fits(
-    paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile, tell: Tell
+    paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile, tell: Tell, at_once: int
 ) -> list[Job]:
     # A limit that no command tells shows when it is met: half of it may fit.
     while tasks:
         try:
-            return submit_array(paths, tasks, profile, tell)
+            return submit_array(paths, tasks, profile, tell, at_once)
         except QueueFullError:
             tasks = tasks[: len(tasks) // 2]
     return []
 
 
 def submit_array(
-    paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile, tell: Tell
+    paths: RunPaths,
+    tasks: Sequence[ArrayTask],
+    profile: ClusterProfile,
+    tell: Tell,
+    at_once: int | None = None,
 ) -> list[Job]:
     """Submit tasks as one array, written down before and after; no tasks are no array.
+
+    ``at_once`` of them may run at a time, by default as many as the profile says.
 
     Raises:
         SdwnError: they were refused, or the scheduler does not answer.
     """
     if not tasks:
         return []
+    own = {"array_parallelism": at_once or profile.array_parallelism}
     with plain_disk_errors(paths.jobs):
         intended = journal.intend(paths, tasks, profile)
+        site = profile.model_copy(update=own)
         try:
-            ids = cluster.submit(tasks, paths.jobs, profile, intended.name, tell)
+            ids = cluster.submit(tasks, paths.jobs, site, intended.name, tell)
         except NoAnswerError:
             raise
         except SdwnError as error:
@@ -191,6 +199,17 @@ def alone(paths: RunPaths, tell: Tell) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         yield
+
+
+def recover(paths: RunPaths) -> None:
+    """Find what the scheduler took before a crash kept it from being written down."""
+    for submission, live in live_each(read_journal(paths)):
+        if submission.unsettled and live and not unreachable(live):
+            tasks = [submission.task(part, str(paths.root.absolute())) for part in submission.tasks]
+            first = next(iter(live)).id.partition("_")[0]
+            ids = cluster.job_ids(first, len(tasks))
+            cluster.hand_over(tasks, ids, paths.jobs, submission.site)
+            journal.settle(paths, submission, ids)
 
 
 def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
@@ -231,6 +250,7 @@ def submit_once(
 ) -> tuple[list[Job], int]:
     """Submit what is unfinished, as far as the site allows; say how many shards remain."""
     with alone(paths, tell):
+        recover(paths)
         todo = unfinished(paths, plan)
         jobs = submit_shards(paths, plan, todo, profile, tell)
     return jobs, len(todo) - sum(len(job.indices) for job in jobs)
@@ -276,6 +296,7 @@ def _feed(
 ) -> list[Job]:
     """Submit of these shards what fits now, if it is worth an array."""
     with alone(paths, tell):
+        recover(paths)
         free = set(unfinished(paths, plan))
         tasks = shard_tasks(paths, plan, [index for index in todo if index in free], profile)
         if not tasks or not _worth_it(len(tasks), profile):
@@ -294,7 +315,7 @@ def _worth_it(tasks: int, profile: ClusterProfile) -> bool:
     if profile.executor == "local":
         return True
     site = limits.ask(profile)
-    free = room(site)
+    free = room(site, scheduler.squeue() or {})
     return free is None or free >= min(tasks, max(1, round(WAVE * (site.max_submit_jobs or 0))))
 
 
