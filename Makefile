@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help demo test lint install wordnet bench full-size clean
+.PHONY: help demo test test-faults lint install wordnet bench full-size clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       install into .venv and run the whole job, small"
 	@echo "make test       linters, type checker, every test"
+	@echo "make test-faults  kills, preemption, full disks: no image is lost (half an hour)"
 	@echo "make bench      speed, as ratios against named peers"
 	@echo "make full-size  Stable Diffusion 1.4's architecture, random weights, once through"
 	@echo "make clean      remove the demo's run folder"
@@ -41,6 +42,9 @@ lint: $(VENV)/installed-dev
 
 test: lint wordnet
 	$(BIN)/pytest
+
+test-faults: wordnet $(VENV)/installed-dev
+	$(BIN)/pytest tests/test_faults.py -m ""
 
 bench: $(VENV)/installed-dev wordnet
 	$(BIN)/python benchmarks/bench.py

@@ -133,10 +133,17 @@ def _locate(runs: Sequence[RunPaths], plan: Plan, allow_missing: bool) -> dict[i
 
 
 def _missing(runs: Sequence[RunPaths], indices: list[int]) -> Iterator[str]:
-    if indices:
+    slices = {paths: read_plan(paths).slice for paths in runs}
+    owners = {index: next((p for p in runs if index in slices[p]), None) for index in indices}
+    instead = "or leave them out with: --allow-missing"
+    for paths in runs:
+        if own := [index for index, owner in owners.items() if owner == paths]:
+            yield f"{_shards(own)} missing; make them with: {_make(paths)}; {instead}"
+    if rest := [index for index, owner in owners.items() if owner is None]:
+        shares = ", ".join(f"{paths.root} has the slice {slices[paths]}" for paths in runs)
         yield (
-            f"{_shards(indices)} missing; make them with: {_make(runs[0])}; "
-            "or leave them out with: --allow-missing"
+            f"{_shards(rest)} missing: {shares} of the plan; name the other slices' folders "
+            f"too, {instead}"
         )
 
 

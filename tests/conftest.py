@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -153,14 +154,24 @@ class Testbed:
     def controller(self, action: str) -> None:
         subprocess.run([TESTBED / "controller", action, "--dir", self.folder], check=True)
 
+    def node(self, name: str, action: str) -> None:
+        subprocess.run([TESTBED / "node", name, action, "--dir", self.folder], check=True)
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
 
 @pytest.fixture(scope="session")
 def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
     """A real SLURM of four nodes, started once; installed where root may do so."""
     folder = Path(tempfile.mkdtemp(prefix="sdwn-"))
     options = ["--dir", folder, "--max-array-size", Testbed.max_array_size]
-    options += ["--port-base", free_ports(6)]
-    options += ["--gpus-per-node", 2]
+    # So many jobs are no limit, but a test may set one.
+    options += ["--gpus-per-node", 2, "--max-submit-jobs", 5000, "--port-base", free_ports(6)]
     try:
         for step in ([TESTBED / "install"], [TESTBED / "up", *map(str, options)]):
             done = subprocess.run(step, capture_output=True, text=True, check=False)
