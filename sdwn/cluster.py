@@ -20,6 +20,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from sdwn import batches
 from sdwn.errors import SdwnError
 from sdwn.files import STAGE_VARIABLE
+from sdwn.processes import shares
 from sdwn.profiles import ClusterProfile, minutes
 from sdwn.task import ArrayTask
 
@@ -53,7 +54,8 @@ class Job:
 
     def rank(self, index: int) -> int:
         """Say which process works on a piece."""
-        return self.indices.index(index) % self.processes
+        dealt = shares(self.indices, self.processes)
+        return next(rank for rank, share in enumerate(dealt) if index in share)
 
 
 def cut(indices: Sequence[int], profile: ClusterProfile) -> list[tuple[int, ...]]:
