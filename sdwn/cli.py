@@ -55,12 +55,26 @@ def options(
 
 
 @app.command()
-def plan(config: Config, run: Run, set_: Override = None, as_json: AsJson = False) -> None:
-    """Read WordNet and write the plan into the folder RUN."""
+def plan(
+    config: Config,
+    run: Run,
+    profile: Annotated[
+        str | None, typer.Option(help="Estimate for this profile; it is no part of the plan.")
+    ] = None,
+    set_: Override = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read WordNet, write the plan into the folder RUN, and estimate what making it takes."""
+    chosen = steps.open_profile(profile, {}) if profile else None
     made, paths = steps.plan_run(config, run, set_)
+    from sdwn.estimates import estimate
     from sdwn.plan import summary
 
-    terminal.result({**summary(made), "run": str(paths.root)}, as_json)
+    counts = {**summary(made), "run": str(paths.root)}
+    takes = estimate(paths, made, range(len(made.shards)), chosen)
+    terminal.result(
+        {**counts, "estimate": takes.as_dict()}, as_json, text=terminal.plan_text(counts, takes)
+    )
 
 
 @app.command()
@@ -135,8 +149,9 @@ def submit(
     submission.require_fit(made.config, chosen)
     todo = submission.unfinished(paths, made)
     if dry_run:
-        steps.show_script(paths, todo, chosen, as_json)
+        steps.show_script(paths, made, todo, chosen, as_json)
         return
+    steps.say_submitting(paths, made, todo, chosen)
     jobs = steps.start(paths, made, todo, chosen, retries if wait else None)
     steps.say_submitted(jobs, todo, as_json)
 
