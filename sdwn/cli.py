@@ -59,6 +59,9 @@ def options(
 def plan(
     config: Config,
     run: Run,
+    profile: Annotated[
+        str | None, typer.Option(help="Estimate for this profile; it is no part of the plan.")
+    ] = None,
     set_: Override = None,
     slice_: Annotated[
         str | None,
@@ -66,11 +69,17 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read WordNet and write the plan into the folder RUN."""
+    """Read WordNet, write the plan into the folder RUN, and estimate what making it takes."""
+    chosen = steps.open_profile(profile, {}) if profile else None
     made, paths = steps.plan_run(config, run, set_, slice_)
+    from sdwn.estimates import estimate
     from sdwn.plan import summary
 
-    terminal.result({**summary(made), "run": str(paths.root)}, as_json)
+    counts = {**summary(made), "run": str(paths.root)}
+    takes = estimate(paths, made, [shard.index for shard in made.own_shards], chosen)
+    terminal.result(
+        {**counts, "estimate": takes.as_dict()}, as_json, text=terminal.plan_text(counts, takes)
+    )
 
 
 @app.command()
@@ -146,7 +155,7 @@ def submit(
     chosen = steps.open_profile(profile, site)
     submission.require_fit(made.config, chosen)
     if dry_run:
-        steps.show_script(paths, steps.unfinished_shards(paths, made), chosen, as_json)
+        steps.show_script(paths, made, steps.unfinished_shards(paths, made), chosen, as_json)
         return
     terminal.result(steps.submit_run(paths, made, chosen, options), as_json)
 

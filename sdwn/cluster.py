@@ -29,6 +29,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from sdwn import batches, scheduler
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError
 from sdwn.files import STAGE_VARIABLE
+from sdwn.processes import shares
 from sdwn.profiles import ClusterProfile, minutes
 from sdwn.scheduler import JobState
 from sdwn.task import ArrayTask
@@ -87,7 +88,8 @@ class Job:
 
     def rank(self, index: int) -> int:
         """Say which process works on a piece."""
-        return self.indices.index(index) % self.processes
+        dealt = shares(self.indices, self.processes)
+        return next(rank for rank, share in enumerate(dealt) if index in share)
 
 
 def cut(indices: Sequence[int], profile: ClusterProfile) -> list[tuple[int, ...]]:

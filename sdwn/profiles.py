@@ -18,6 +18,7 @@ YEAR_S = 366 * 24 * 3600
 
 # Sites accept different ones; two of them in one request contradict each other.
 GPU_OPTIONS = ("gres", "gpus_per_node", "gpus", "gpus_per_task")
+GPU_NAMES = ("gpu", "gres/gpu")
 MEMORY_OPTIONS = ("mem", "mem_per_cpu", "mem_per_gpu")
 
 # What follows the arrays: submit --then. Judging images takes a GPU, the others none.
@@ -160,6 +161,14 @@ class ClusterProfile(Section):
             return _count(self.gpus_per_node)
         return sum(_count(entry) for entry in (self.gres or "").split(",") if _is_gpu(entry))
 
+    @property
+    def gpu_kind(self) -> str | None:
+        """What the request for GPUs calls them, as ``a100``; None where it asks for any."""
+        options = {name.replace("-", "_"): str(value) for name, value in self.sbatch.items()}
+        requests = [entry for entry in (self.gres or "").split(",") if _is_gpu(entry)]
+        requests += [self.gpus_per_node or "", *(options.get(name, "") for name in GPU_OPTIONS)]
+        return next((kind for kind in map(_kind, requests) if kind), None)
+
     def on_gpu(self, kind: str) -> ClusterProfile:
         """Ask for one GPU of a kind in the place of what is asked for.
 
@@ -227,7 +236,7 @@ def _single(request: str) -> str:
 
 
 def _is_gpu(entry: str) -> bool:
-    return entry.partition(":")[0].strip() in ("gpu", "gres/gpu")
+    return entry.partition(":")[0].strip() in GPU_NAMES
 
 
 def _count(request: str) -> int:
@@ -238,6 +247,22 @@ def _count(request: str) -> int:
     """
     number = request.partition("(")[0].rpartition(":")[2].strip()
     return int(number) if number.isdecimal() else 1
+
+
+def _kind(request: str) -> str | None:
+    """Read which GPU SLURM is asked for.
+
+    >>> [_kind(text) for text in ("4", "a100:4", "a100", "gpu:v100:2(S:0-1)", "gpu:2", "gpu")]
+    [None, 'a100', 'a100', 'v100', None, None]
+    >>> _kind("gpu:4090:2")
+    '4090'
+    """
+    words = [word.strip() for word in request.partition("(")[0].split(":")]
+    if words[0] in GPU_NAMES:
+        words = words[1:]
+    if words and words[-1].isdecimal():
+        words = words[:-1]
+    return words[0] if words and words[0] else None
 
 
 def minutes(text: str) -> int:

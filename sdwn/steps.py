@@ -135,15 +135,30 @@ def open_run(run: Path) -> tuple[RunPaths, Plan]:
     return paths, read_plan(paths)
 
 
-def show_script(paths: RunPaths, todo: list[int], chosen: ClusterProfile, as_json: bool) -> None:
-    """Print the script that would be submitted."""
+def show_script(
+    paths: RunPaths, made: Plan, todo: list[int], chosen: ClusterProfile, as_json: bool
+) -> None:
+    """Print the script that would be submitted; what it would take goes beside it, to stderr."""
     from sdwn import cluster
+    from sdwn.estimates import estimate
 
     script = ""
     if todo:
         script = cluster.script(len(cluster.cut(todo, chosen)), paths.jobs, chosen)
+    takes = estimate(paths, made, todo, chosen)
+    if todo and not as_json:
+        terminal.say_estimate(takes)
     found = {"submitted": 0, "shards": len(todo), "job_ids": [], "script": script}
+    found["estimate"] = takes.as_dict()
     terminal.result(found, as_json, text=script or "# nothing to submit\n")
+
+
+def say_submitting(paths: RunPaths, made: Plan, todo: list[int], chosen: ClusterProfile) -> None:
+    """Say what is about to be submitted, and what it will take."""
+    from sdwn.estimates import estimate
+
+    if todo:
+        terminal.say_submitting(estimate(paths, made, todo, chosen))
 
 
 def submit_run(
@@ -155,14 +170,15 @@ def submit_run(
 
     if options.then:
         chain.require_possible(paths, options.then, chosen, options.wait)
-    todo = len(unfinished_shards(paths, made))
+    todo = unfinished_shards(paths, made)
+    say_submitting(paths, made, todo, chosen)
     if options.wait:
         jobs, remaining = complete_run(paths, made, chosen, options.retries), 0
     else:
         jobs, remaining = submit_once(paths, made, chosen, terminal.say)
     found: dict[str, Any] = {
         "submitted": len(jobs),
-        "shards": todo - remaining,
+        "shards": len(todo) - remaining,
         "remaining": remaining,
         "job_ids": [job.id for job in jobs],
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import heapq
 import json
 import shutil
 from collections import Counter
@@ -17,13 +16,15 @@ from sdwn.columns import names
 from sdwn.config import RunConfig
 from sdwn.contact_sheet import draw_contact_sheet
 from sdwn.errors import SdwnError
+from sdwn.estimates import cost
 from sdwn.files import RunPaths, cache_folder, read_json, write_text
 from sdwn.gpus import GB, GpuProfile
 from sdwn.joblogs import failure
+from sdwn.known_speeds import DeviceSpeed
 from sdwn.live import live_jobs
 from sdwn.pilot import Speed, pilot_plan
 from sdwn.plan import Plan, write_plan
-from sdwn.profiles import ClusterProfile, minutes
+from sdwn.profiles import ClusterProfile
 from sdwn.records import read_record
 from sdwn.shards import ImageFile
 from sdwn.submission import Watch, follow, submit_tasks
@@ -130,11 +131,12 @@ def answers(plan: Plan, pilot: RunPaths, profile: ClusterProfile) -> Answers:
     record = read_record(next(pilot.tasks.glob("*.json")))
     speed = Speed(**read_json(pilot.speed))
     counts = _counts(pilot)
-    times = [
-        _part_seconds(part, plan, profile, speed.images_per_second) + record.loading_seconds
-        for part in cut(range(len(plan.shards)), profile)
-    ]
+    parts = cut(range(len(plan.shards)), profile)
     each = counts["bytes"] / counts["images"]
+    measured = DeviceSpeed(
+        record.device, speed.images_per_second, "this pilot", record.loading_seconds
+    )
+    whole = cost(plan, parts, profile, measured)
     return Answers(
         device=record.device,
         batch_size=speed.batch_size,
@@ -150,44 +152,13 @@ def answers(plan: Plan, pilot: RunPaths, profile: ClusterProfile) -> Answers:
         truncated=counts["truncated"],
         bytes_per_image=round(each),
         run_images=plan.images,
-        run_tasks=len(times),
-        hours_per_task=max(times) / 3600,
-        device_hours=sum(times) * profile.processes / 3600,
-        hours=_seconds_in_all(times, profile.array_parallelism) / 3600,
+        run_tasks=len(parts),
+        hours_per_task=whole.hours_per_task,
+        device_hours=whole.device_hours,
+        hours=whole.hours,
         run_bytes=round(each * plan.images),
         contact_sheet=str(pilot.contact_sheet),
-        warning=_warning(max(times) / 3600, profile),
-    )
-
-
-def _part_seconds(
-    part: tuple[int, ...], plan: Plan, profile: ClusterProfile, images_per_second: float
-) -> float:
-    """Say how long a task samples: as long as the process with the most images."""
-    shares = (part[rank :: profile.processes] for rank in range(profile.processes))
-    images = (sum(plan.shard_images(plan.shards[index]) for index in share) for share in shares)
-    return max(images) / images_per_second
-
-
-def _seconds_in_all(times: Sequence[float], at_once: int) -> float:
-    """Say when the last task ends if so many run at once, each starting as another ends.
-
-    >>> _seconds_in_all([3, 3, 3, 1], at_once=2)
-    6.0
-    """
-    ends = [0.0] * at_once
-    for seconds in times:
-        heapq.heappush(ends, heapq.heappop(ends) + seconds)
-    return max(ends)
-
-
-def _warning(hours_per_task: float, profile: ClusterProfile) -> str | None:
-    limit = minutes(profile.time) / 60
-    if hours_per_task < limit:
-        return None
-    return (
-        f"a task takes {hours_per_task:.1f} h and the time limit is {limit:.1f} h: each will be "
-        "requeued; ask for more --time, or plan smaller shards"
+        warning=whole.warning,
     )
 
 

@@ -45,7 +45,10 @@ def tune_device(config: RunConfig) -> GpuProfile:
     tuning = _search(sampler, config.images_per_synset)
     if tuning is None or tuning.batch_size < config.images_per_synset:
         tuning = _sliced(sampler, config.images_per_synset, tuning)
-    return gpus.store(GpuProfile(sampler.workload, sampler.vae_slicing, tuning, now()))
+    steps, scheduler = config.generation.num_inference_steps, config.generation.scheduler
+    return gpus.store(
+        GpuProfile(sampler.workload, sampler.vae_slicing, tuning, now(), steps, scheduler)
+    )
 
 
 def _search(sampler: ImageSampler, images_per_synset: int) -> Tuning | None:

@@ -216,7 +216,8 @@ def test_json_is_one_object_and_nothing_else(sdwn: Sdwn, config: Path) -> None:
 
 def test_a_plan_prints_for_people_too(sdwn: Sdwn) -> None:
     shown: Any = sdwn("plan", "paper", "run").stdout
-    for line in ("synsets +26,204", "images +262,040", "imagenet classes +862"):
+    counts = ("synsets +26,204", "images +262,040", "imagenet classes +862")
+    for line in (*counts, "on A100 +28:37 min a task, 62.5 GPU-hours; 1.21 images/s"):
         assert re.search(line, shown), shown
 
 
@@ -254,6 +255,12 @@ def test_a_pilot_answers_for_the_whole_run(sdwn: Sdwn, config: Path) -> None:
     submitted = sdwn.json("submit", "run", "--dry-run", "--profile", "local")
     assert submitted["shards"] == planned["shards"]
     assert found["run_tasks"] == min(2, planned["shards"]), "the profile's, at once"
+    assert planned["estimate"]["costs"][0]["speed_source"] == "the set pace of builtin:noise"
+    (told,) = submitted["estimate"]["costs"]
+    assert told["speed_source"] == "the run's pilot"
+    for figure in ("hours_per_task", "device_hours", "hours", "warning", "loading_seconds"):
+        assert told[figure] == found[figure], "one arithmetic gives both"
+    assert submitted["estimate"]["bytes"] == pytest.approx(found["run_bytes"], rel=0.01)
     seconds += found["run_tasks"] * found["loading_seconds"]
     assert found["device_hours"] == pytest.approx(seconds / 3600)
     assert found["hours"] == pytest.approx(found["hours_per_task"])

@@ -150,8 +150,11 @@ def test_a_dry_run_works_where_slurm_is_not(sdwn: Sdwn, planned: PlanRun, tmp_pa
     answer = sdwn.json("submit", paths.root, "--profile", "site.yaml", "--dry-run")
     assert (answer["submitted"], answer["shards"]) == (0, len(plan.shards))
     assert sbatch_lines(answer["script"])["array"].startswith(f"0-{len(plan.shards) - 1}%")
-    shown = sdwn("submit", paths.root, "--profile", "site.yaml", "--dry-run").stdout
-    assert shown.startswith("#!/bin/bash")
+    shown = sdwn("submit", paths.root, "--profile", "site.yaml", "--dry-run")
+    assert shown.stdout == answer["script"], "nothing but the script: it may go into a file"
+    assert shown.stdout.startswith("#!/bin/bash")
+    assert f"{plan.images} images, {len(plan.shards)} tasks" in shown.stderr
+    assert answer["estimate"]["tasks"] == len(plan.shards)
     assert not paths.submissions.exists()
 
 
