@@ -33,8 +33,9 @@ class ClusterProfile(Section):
     ``time`` is SLURM's: minutes, ``MM:SS``, ``HH:MM:SS`` or ``D-HH[:MM[:SS]]``. ``setup`` lines
     run in the job's shell before the task. ``python`` is the command that starts Python there.
     ``sbatch`` holds any other option by its long name (true for a flag). ``array_parallelism``
-    is how many tasks may run at once, ``shards_per_task`` how many shards each GPU of a task
-    makes in turn. ``batch_size`` overrides what each task would take by itself.
+    is how many tasks may run at once, ``max_submit_jobs`` how many may be in the queue, in the
+    place of what SLURM tells, ``shards_per_task`` how many shards each GPU of a task makes in
+    turn. ``batch_size`` overrides what each task would take by itself.
     ``stage_weights`` is a folder of a node's own disk that weights are copied to once; variables
     in it are the task's.
     """
@@ -58,6 +59,7 @@ class ClusterProfile(Section):
     wckey: str | None = None
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     array_parallelism: Positive = 256
+    max_submit_jobs: Positive | None = None
     shards_per_task: Positive = 1
     batch_size: Positive | None = None
     stage_weights: str | None = None
@@ -144,6 +146,22 @@ class ClusterProfile(Section):
             return _count(self.gpus_per_node)
         return sum(_count(entry) for entry in (self.gres or "").split(",") if _is_gpu(entry))
 
+    @property
+    def gpu_request(self) -> dict[str, int]:
+        """How many GPUs of each kind a task asks for; the kind is "" where any will do."""
+        other = [
+            str(value)
+            for name, value in self.sbatch.items()
+            if name.replace("-", "_") in GPU_OPTIONS
+        ]
+        gres = [entry.strip().removeprefix("gres/") for entry in (self.gres or "").split(",")]
+        texts = [*other, *([self.gpus_per_node] if self.gpus_per_node else [])]
+        texts += [entry.partition(":")[2] or "1" for entry in gres if _is_gpu(entry)]
+        request: dict[str, int] = {}
+        for kind, count in map(_kind_and_count, texts):
+            request[kind] = request.get(kind, 0) + count
+        return request
+
     def on_gpu(self, kind: str) -> ClusterProfile:
         """Ask for one GPU of a kind in the place of what is asked for.
 
@@ -180,6 +198,16 @@ def _count(request: str) -> int:
     """
     number = request.partition("(")[0].rpartition(":")[2].strip()
     return int(number) if number.isdecimal() else 1
+
+
+def _kind_and_count(request: str) -> tuple[str, int]:
+    """Take a request for GPUs apart.
+
+    >>> [_kind_and_count(text) for text in ("4", "a100:4", "a100", "2(S:0-1)")]
+    [('', 4), ('a100', 4), ('a100', 1), ('', 2)]
+    """
+    first, colon, _ = request.partition("(")[0].partition(":")
+    return ("" if first.isdecimal() and not colon else first), _count(request)
 
 
 def minutes(text: str) -> int:

@@ -53,7 +53,7 @@ def ask(
 
 def squeue() -> dict[str, JobState] | None:
     """List the user's jobs that wait or run; None where no controller answers."""
-    lines = _run([*SQUEUE, SQUEUE_FORMAT])
+    lines = run([*SQUEUE, SQUEUE_FORMAT])
     if lines is None:
         return None
     fields = (line.split(None, 3) for line in lines)
@@ -68,7 +68,7 @@ def sacct(job_ids: Iterable[str]) -> dict[str, list[str]]:
     arrays = sorted({job.partition("_")[0] for job in job_ids})
     if not arrays:
         return {}
-    lines = _run([*SACCT, f"--format={SACCT_FORMAT}", f"--jobs={','.join(arrays)}"]) or []
+    lines = run([*SACCT, f"--format={SACCT_FORMAT}", f"--jobs={','.join(arrays)}"]) or []
     ends: dict[str, list[str]] = {}
     for line in lines:
         job, state, *_ = line.split("|")
@@ -76,29 +76,26 @@ def sacct(job_ids: Iterable[str]) -> dict[str, list[str]]:
     return ends
 
 
-def _run(command: list[str]) -> list[str] | None:
+def run(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[str] | None:
+    """Give the lines that a command prints; None if it is not there, fails or hangs."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout_s,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
     return [line for line in done.stdout.splitlines() if line.strip()]
 
 
-def array_limit(default: int = 1001) -> int:
-    """Ask how many tasks an array may have: MaxArraySize, whose highest index is one less."""
-    for line in _run(["scontrol", "show", "config"]) or []:
-        name, _, value = line.partition("=")
-        if name.strip() == "MaxArraySize":
-            return max(1, int(value))
-    return default
-
-
 def cancel(executor: Literal["local", "slurm"], job_ids: Sequence[str]) -> None:
     """End jobs; what they have finished stays."""
     if executor == "slurm":
-        _run(["scancel", *job_ids])
+        run(["scancel", *job_ids])
     else:
         for job in job_ids:
             _kill_tree(int(job))

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sdwn import cluster, scheduler
+from sdwn import cluster, limits, scheduler
 from sdwn.batches import off_grid
 from sdwn.cluster import Job
 from sdwn.config import RunConfig
@@ -107,7 +107,8 @@ def submit_shards(paths: RunPaths, indices: list[int], profile: ClusterProfile) 
 
 def submit_tasks(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile) -> list[Job]:
     """Submit tasks as one array, or several where MaxArraySize asks for it; write each down."""
-    limit = scheduler.array_limit() if profile.executor == "slurm" else max(1, len(tasks))
+    slurm = profile.executor == "slurm"
+    limit = limits.ask(profile).max_array_size if slurm else max(1, len(tasks))
     groups = cluster.arrays(tasks, limit)
     # Together they keep to what one array may run at once.
     share = max(1, profile.array_parallelism // max(1, len(groups)))
