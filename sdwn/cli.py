@@ -118,6 +118,24 @@ def pilot(
 
 @app.command()
 @with_site
+def doctor(
+    run: Run,
+    site: dict[str, str],
+    profile: Profile = "local",
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Ask a compute node too, by a short job.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what would stop the run or slow it down: profile, site, disk, weights."""
+    paths, made = steps.open_run(run)
+    found = steps.examined(paths, made, steps.open_profile(profile, site), probe)
+    if steps.say_findings(found, as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+@with_site
 def submit(
     run: Run,
     site: dict[str, str],

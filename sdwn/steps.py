@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sdwn.exchange.export import ExportOptions
     from sdwn.exchange.intake import ImportOptions
     from sdwn.files import RunPaths
+    from sdwn.findings import Finding
     from sdwn.gpus import GpuProfile
     from sdwn.merge import MergeOptions
     from sdwn.plan import Plan
@@ -110,6 +111,46 @@ def open_run(run: Path) -> tuple[RunPaths, Plan]:
 
     paths = RunPaths(run)
     return paths, read_plan(paths)
+
+
+def examined(paths: RunPaths, made: Plan, chosen: ClusterProfile, probe: bool) -> list[Finding]:
+    """Examine a run; with a probe, ask a compute node too, unless no job could start."""
+    from sdwn.doctor import can_start, examine
+    from sdwn.findings import unverified
+    from sdwn.node_checks import with_node
+
+    with terminal.working("looking"):
+        found = examine(paths, made, chosen)
+    if not probe:
+        return found
+    if not can_start(found):
+        return with_node(found, [unverified("node", "not asked, for no job could start")])
+    return with_node(found, probed(paths, made, chosen))
+
+
+def probed(paths: RunPaths, made: Plan, chosen: ClusterProfile) -> list[Finding]:
+    """Ask a compute node what it sees of a run."""
+    from sdwn.errors import SdwnError
+    from sdwn.findings import problem
+    from sdwn.node_checks import check_node
+    from sdwn.trials import run_probe
+
+    with trial("asking a compute node") as (told, watch):
+        try:
+            return check_node(run_probe(paths, chosen, told, watch), made, chosen)
+        except SdwnError as error:
+            return [problem("node", str(error))]
+
+
+def say_findings(found: list[Finding], as_json: bool) -> bool:
+    """Print what was found; tell whether anything would stop the run."""
+    from dataclasses import asdict
+
+    from sdwn.findings import problems
+
+    values = {"ok": not problems(found), "findings": [asdict(finding) for finding in found]}
+    terminal.result(values, as_json, text=terminal.findings_text(found))
+    return bool(problems(found))
 
 
 def show_script(paths: RunPaths, todo: list[int], chosen: ClusterProfile, as_json: bool) -> None:

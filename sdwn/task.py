@@ -15,6 +15,7 @@ from sdwn.processes import see_one_device, this_process, together
 STAGES = {
     "generate": ("sdwn.generate", "generate"),
     "pilot": ("sdwn.pilot", "make_pilot"),
+    "probe": ("sdwn.probe", "look_around"),
     "tune": ("sdwn.tune", "tune_into"),
 }
 

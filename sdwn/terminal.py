@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from rich.table import Table
 from sdwn.errors import SdwnError
 
 if TYPE_CHECKING:
+    from sdwn.findings import Finding
     from sdwn.gpus import GpuProfile
     from sdwn.trials import Answers
 
@@ -33,6 +34,7 @@ debug = False
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 
+COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unverified": "cyan"}
 INTERRUPTED = 130
 REPORT_SECONDS = 60
 
@@ -105,6 +107,16 @@ def pilot_text(found: Answers) -> str:
         values["warning"] = found.warning
     with stdout.capture() as captured:
         stdout.print(_lines(values), soft_wrap=True)
+    return captured.get()
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """Show what was found, a line each."""
+    with stdout.capture() as captured:
+        for found in findings:
+            verdict = f"[{COLOURS[found.verdict]}]{found.verdict.ljust(10)}[/]"
+            text = f"{verdict}  [bold]{found.subject.ljust(10)}[/bold]  {escape(found.text)}"
+            stdout.print(text, soft_wrap=True)
     return captured.get()
 
 
