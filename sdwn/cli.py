@@ -15,6 +15,7 @@ from sdwn.options import (
     Checkpoint,
     Config,
     DryRun,
+    Force,
     Model,
     Override,
     PartSize,
@@ -137,6 +138,24 @@ def pilot(
 
 @app.command()
 @with_site
+def doctor(
+    run: Run,
+    site: dict[str, str],
+    profile: Profile = "local",
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Ask a compute node too, by a short job.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what would stop the run or slow it down: profile, site, disk, weights."""
+    paths, made = steps.open_run(run)
+    found = steps.examined(paths, made, steps.open_profile(profile, site), probe)
+    if steps.say_findings(found, as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+@with_site
 def submit(
     run: Run,
     site: dict[str, str],
@@ -145,12 +164,13 @@ def submit(
     wait: Wait = False,
     retries: Retries = 2,
     then: Then = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Start array tasks for the unfinished shards, on this machine or under SLURM."""
     from sdwn import submission
 
-    options = steps.submit_options(wait, retries, then)
+    options = steps.submit_options(wait, retries, then, force)
     paths, made = steps.open_run(run)
     chosen = steps.open_profile(profile, site)
     submission.require_fit(made.config, chosen)
@@ -168,12 +188,13 @@ def retry(
     wait: Wait = False,
     retries: Retries = 2,
     then: Then = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit what failed or is missing again, under the profile of the last submission."""
     from sdwn import submission
 
-    options = steps.submit_options(wait, retries, then)
+    options = steps.submit_options(wait, retries, then, force)
     paths, made = steps.open_run(run)
     chosen = submission.last_profile(paths, site)
     submission.require_fit(made.config, chosen)

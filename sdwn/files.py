@@ -91,13 +91,23 @@ class RunPaths:
         return RunPaths(self.root / "pilot")
 
     @property
+    def probe(self) -> RunPaths:
+        """The folder of ``sdwn doctor --probe``'s job."""
+        return RunPaths(self.root / "probe")
+
+    @property
+    def token(self) -> Path:
+        """What the login node writes for a compute node to see, in the probe's own folder."""
+        return self.root / "token.txt"
+
+    @property
     def speed(self) -> Path:
         """How fast the pilot's device was, in the pilot's own folder."""
         return self.root / "speed.json"
 
     @property
     def answers(self) -> Path:
-        """What the pilot says of the whole run, in the pilot's own folder."""
+        """What the pilot says of the run, or the probe of its node, in its own folder."""
         return self.root / "answers.json"
 
     @property

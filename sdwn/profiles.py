@@ -37,8 +37,9 @@ class ClusterProfile(Section):
     ``time`` is SLURM's: minutes, ``MM:SS``, ``HH:MM:SS`` or ``D-HH[:MM[:SS]]``. ``setup`` lines
     run in the job's shell before the task. ``python`` is the command that starts Python there.
     ``sbatch`` holds any other option by its long name (true for a flag). ``array_parallelism``
-    is how many tasks may run at once, ``shards_per_task`` how many shards each GPU of a task
-    makes in turn. ``batch_size`` overrides what each task would take by itself.
+    is how many tasks may run at once, ``max_submit_jobs`` how many may be in the queue, in the
+    place of what SLURM tells, ``shards_per_task`` how many shards each GPU of a task makes in
+    turn. ``batch_size`` overrides what each task would take by itself.
     ``stage_weights`` is a folder of a node's own disk that weights are copied to once; variables
     in it are the task's. ``stages`` holds what is asked for otherwise for ``merge``,
     ``evaluate`` and ``report``.
@@ -63,6 +64,7 @@ class ClusterProfile(Section):
     wckey: str | None = None
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     array_parallelism: Positive = 256
+    max_submit_jobs: Positive | None = None
     shards_per_task: Positive = 1
     batch_size: Positive | None = None
     stage_weights: str | None = None
@@ -164,10 +166,23 @@ class ClusterProfile(Section):
     @property
     def gpu_kind(self) -> str | None:
         """What the request for GPUs calls them, as ``a100``; None where it asks for any."""
-        options = {name.replace("-", "_"): str(value) for name, value in self.sbatch.items()}
-        requests = [entry for entry in (self.gres or "").split(",") if _is_gpu(entry)]
-        requests += [self.gpus_per_node or "", *(options.get(name, "") for name in GPU_OPTIONS)]
-        return next((kind for kind in map(_kind, requests) if kind), None)
+        return next((kind for kind in self.gpu_request if kind), None)
+
+    @property
+    def gpu_request(self) -> dict[str, int]:
+        """How many GPUs of each kind a task asks for; the kind is "" where any will do."""
+        other = [
+            str(value)
+            for name, value in self.sbatch.items()
+            if name.replace("-", "_") in GPU_OPTIONS
+        ]
+        gres = [entry.strip().removeprefix("gres/") for entry in (self.gres or "").split(",")]
+        texts = [*other, *([self.gpus_per_node] if self.gpus_per_node else [])]
+        texts += [entry.partition(":")[2] or "1" for entry in gres if _is_gpu(entry)]
+        request: dict[str, int] = {}
+        for kind, count in map(_kind_and_count, texts):
+            request[kind] = request.get(kind, 0) + count
+        return request
 
     def on_gpu(self, kind: str) -> ClusterProfile:
         """Ask for one GPU of a kind in the place of what is asked for.
@@ -249,20 +264,14 @@ def _count(request: str) -> int:
     return int(number) if number.isdecimal() else 1
 
 
-def _kind(request: str) -> str | None:
-    """Read which GPU SLURM is asked for.
+def _kind_and_count(request: str) -> tuple[str, int]:
+    """Take a request for GPUs apart.
 
-    >>> [_kind(text) for text in ("4", "a100:4", "a100", "gpu:v100:2(S:0-1)", "gpu:2", "gpu")]
-    [None, 'a100', 'a100', 'v100', None, None]
-    >>> _kind("gpu:4090:2")
-    '4090'
+    >>> [_kind_and_count(text) for text in ("4", "a100:4", "a100", "2(S:0-1)")]
+    [('', 4), ('a100', 4), ('a100', 1), ('', 2)]
     """
-    words = [word.strip() for word in request.partition("(")[0].split(":")]
-    if words[0] in GPU_NAMES:
-        words = words[1:]
-    if words and words[-1].isdecimal():
-        words = words[:-1]
-    return words[0] if words and words[0] else None
+    first, colon, _ = request.partition("(")[0].partition(":")
+    return ("" if first.isdecimal() and not colon else first), _count(request)
 
 
 def minutes(text: str) -> int:

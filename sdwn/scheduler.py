@@ -48,7 +48,7 @@ def processes(host: str, job_ids: Sequence[str]) -> dict[str, JobState]:
 
 def squeue() -> dict[str, JobState] | None:
     """List the user's jobs that wait or run; None where no controller answers."""
-    lines = _run([*SQUEUE, SQUEUE_FORMAT])
+    lines = run([*SQUEUE, SQUEUE_FORMAT])
     if lines is None:
         return None
     fields = (line.split(None, 4) for line in lines)
@@ -69,32 +69,29 @@ def named(queue: Mapping[str, JobState], name: str) -> list[str]:
 
 def throttle(array: str, tasks: int) -> None:
     """Let so many tasks of an array run at once."""
-    _run(["scontrol", "update", f"JobId={array}", f"ArrayTaskThrottle={tasks}"])
+    run(["scontrol", "update", f"JobId={array}", f"ArrayTaskThrottle={tasks}"])
 
 
-def _run(command: list[str]) -> list[str] | None:
+def run(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[str] | None:
+    """Give the lines that a command prints; None if it is not there, fails or hangs."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout_s,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
     return [line for line in done.stdout.splitlines() if line.strip()]
 
 
-def array_limit(default: int = 1001) -> int:
-    """Ask how many tasks an array may have: MaxArraySize, whose highest index is one less."""
-    for line in _run(["scontrol", "show", "config"]) or []:
-        name, _, value = line.partition("=")
-        if name.strip() == "MaxArraySize":
-            return max(1, int(value))
-    return default
-
-
 def cancel(executor: Literal["local", "slurm"], job_ids: Sequence[str]) -> None:
     """End jobs; what they have finished stays."""
     if executor == "slurm":
-        _run(["scancel", *job_ids])
+        run(["scancel", *job_ids])
     else:
         for job in job_ids:
             _kill_tree(int(job))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sdwn.exchange.export import ExportOptions
     from sdwn.exchange.intake import ImportOptions
     from sdwn.files import RunPaths
+    from sdwn.findings import Finding
     from sdwn.gpus import GpuProfile
     from sdwn.merge import MergeOptions
     from sdwn.plan import Plan
@@ -34,20 +35,24 @@ TOLD = 20
 
 @dataclass(frozen=True, slots=True)
 class SubmitOptions:
-    """Whether to follow the tasks, how often to try again meanwhile, and what comes after."""
+    """Whether to follow the tasks, how often to try again meanwhile, and what comes after.
+
+    ``force``: whatever the doctor says.
+    """
 
     wait: bool = False
     retries: int = 2
     then: tuple[LaterStage, ...] = ()
+    force: bool = False
 
 
-def submit_options(wait: bool, retries: int, then: str | None) -> SubmitOptions:
+def submit_options(wait: bool, retries: int, then: str | None, force: bool) -> SubmitOptions:
     """Read the options that ``submit`` and ``retry`` share."""
     if then is None:
-        return SubmitOptions(wait, retries)
+        return SubmitOptions(wait, retries, (), force)
     from sdwn.chain import parse_stages
 
-    return SubmitOptions(wait, retries, parse_stages(then))
+    return SubmitOptions(wait, retries, parse_stages(then), force)
 
 
 def open_config(config: str, overrides: list[str] | None) -> RunConfig:
@@ -135,6 +140,46 @@ def open_run(run: Path) -> tuple[RunPaths, Plan]:
     return paths, read_plan(paths)
 
 
+def examined(paths: RunPaths, made: Plan, chosen: ClusterProfile, probe: bool) -> list[Finding]:
+    """Examine a run; with a probe, ask a compute node too, unless no job could start."""
+    from sdwn.doctor import can_start, examine
+    from sdwn.findings import unverified
+    from sdwn.node_checks import with_node
+
+    with terminal.working("looking"):
+        found = examine(paths, made, chosen)
+    if not probe:
+        return found
+    if not can_start(found):
+        return with_node(found, [unverified("node", "not asked, for no job could start")])
+    return with_node(found, probed(paths, made, chosen))
+
+
+def probed(paths: RunPaths, made: Plan, chosen: ClusterProfile) -> list[Finding]:
+    """Ask a compute node what it sees of a run."""
+    from sdwn.errors import SdwnError
+    from sdwn.findings import problem
+    from sdwn.node_checks import check_node
+    from sdwn.trials import run_probe
+
+    with trial("asking a compute node") as (told, watch):
+        try:
+            return check_node(run_probe(paths, chosen, told, watch), made, chosen)
+        except SdwnError as error:
+            return [problem("node", str(error))]
+
+
+def say_findings(found: list[Finding], as_json: bool) -> bool:
+    """Print what was found; tell whether anything would stop the run."""
+    from dataclasses import asdict
+
+    from sdwn.findings import problems
+
+    values = {"ok": not problems(found), "findings": [asdict(finding) for finding in found]}
+    terminal.result(values, as_json, text=terminal.findings_text(found))
+    return bool(problems(found))
+
+
 def show_script(
     paths: RunPaths, made: Plan, todo: list[int], chosen: ClusterProfile, as_json: bool
 ) -> None:
@@ -171,6 +216,8 @@ def submit_run(
     if options.then:
         chain.require_possible(paths, options.then, chosen, options.wait)
     todo = unfinished_shards(paths, made)
+    if todo and not options.force:
+        require_sound(paths, made, chosen)
     say_submitting(paths, made, todo, chosen)
     if options.wait:
         jobs, remaining = complete_run(paths, made, chosen, options.retries), 0
@@ -192,6 +239,26 @@ def submit_run(
     if remaining and options.then:
         terminal.say(f"{', '.join(options.then)} would start too early and is not submitted")
     return found
+
+
+def require_sound(paths: RunPaths, made: Plan, chosen: ClusterProfile) -> None:
+    """Say what the doctor warns of, and refuse a run that something would stop.
+
+    Raises:
+        SdwnError: with every problem, a line each.
+    """
+    from sdwn.doctor import examine
+    from sdwn.errors import SdwnError
+
+    found = examine(paths, made, chosen)
+    for finding in found:
+        if finding.verdict == "warning":
+            terminal.say(f"warning: {finding.subject}: {finding.text}")
+    # A controller that does not answer is waited for.
+    stopping = [one for one in found if one.verdict == "problem" and one.subject != "slurm"]
+    if stopping:
+        lines = [f"{finding.subject}: {finding.text}" for finding in stopping]
+        raise SdwnError("\n".join([*lines, "submit all the same with: --force"]))
 
 
 def unfinished_shards(paths: RunPaths, made: Plan) -> list[int]:

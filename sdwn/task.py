@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 STAGES = {
     "generate": ("sdwn.generate", "generate"),
     "pilot": ("sdwn.pilot", "make_pilot"),
+    "probe": ("sdwn.probe", "look_around"),
     "tune": ("sdwn.tune", "tune_into"),
     "merge": ("sdwn.chain", "merge_run"),
     "evaluate": ("sdwn.chain", "evaluate_run"),

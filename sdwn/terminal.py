@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from sdwn.errors import SdwnError
 
 if TYPE_CHECKING:
     from sdwn.estimates import Cost, Estimate
+    from sdwn.findings import Finding
     from sdwn.gpus import GpuProfile
     from sdwn.trials import Answers
 
@@ -34,6 +35,7 @@ debug = False
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 
+COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unverified": "cyan"}
 INTERRUPTED = 130
 REPORT_SECONDS = 60
 
@@ -173,6 +175,16 @@ def pilot_text(found: Answers) -> str:
 def _captured(values: dict[str, Any]) -> str:
     with stdout.capture() as captured:
         _table(values)
+    return captured.get()
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """Show what was found, a line each."""
+    with stdout.capture() as captured:
+        for found in findings:
+            verdict = f"[{COLOURS[found.verdict]}]{found.verdict.ljust(10)}[/]"
+            text = f"{verdict}  [bold]{found.subject.ljust(10)}[/bold]  {escape(found.text)}"
+            stdout.print(text, soft_wrap=True)
     return captured.get()
 
 

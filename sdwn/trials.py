@@ -1,4 +1,4 @@
-"""Trials: short jobs that answer a question, a pilot's or a tuning's, and what they answer."""
+"""Trials: short jobs that answer a pilot's, a tuning's or a probe's question, and the answers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import datetime
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from sdwn import gpus
 from sdwn.cluster import cut
@@ -19,17 +21,21 @@ from sdwn.errors import SdwnError
 from sdwn.estimates import cost
 from sdwn.files import RunPaths, cache_folder, read_json, write_text
 from sdwn.gpus import GB, GpuProfile
-from sdwn.joblogs import failure
+from sdwn.joblogs import failure, job_logs
 from sdwn.known_speeds import DeviceSpeed
 from sdwn.live import live_jobs
 from sdwn.pilot import Speed, pilot_plan
 from sdwn.plan import Plan, write_plan
-from sdwn.profiles import ClusterProfile
+from sdwn.probe import NodeReport, read_report
+from sdwn.profiles import ClusterProfile, minutes
 from sdwn.records import read_record
 from sdwn.shards import ImageFile
 from sdwn.submission import Watch, follow, submit_tasks
 from sdwn.task import ArrayTask
 from sdwn.tune import answer
+
+# Short enough for the gaps that a scheduler fills.
+PROBE_MINUTES = 10
 
 Told = Callable[[Path], None]
 
@@ -107,13 +113,7 @@ def run_pilot(
         SdwnError: it failed, or an earlier one still runs.
     """
     pilot, small = run.pilot, pilot_plan(plan)
-    if live_jobs(pilot):
-        raise SdwnError(f"{pilot.root}: a pilot is running; end it with: sdwn cancel {pilot.root}")
-    if pilot.root.is_symlink() or pilot.root.exists():
-        try:
-            shutil.rmtree(pilot.root)
-        except OSError as error:
-            raise SdwnError(f"the earlier pilot cannot be removed: {error}") from None
+    _clear(pilot, "pilot")
     write_plan(small, pilot)
     submit_tasks(pilot, [ArrayTask("pilot", str(pilot.root.absolute()), (0,))], profile)
     told(pilot.root)
@@ -124,6 +124,58 @@ def run_pilot(
     found = answers(plan, pilot, profile)
     write_text(pilot.answers, json.dumps(asdict(found), indent=2) + "\n")
     return found
+
+
+def _clear(trial: RunPaths, what: str) -> None:
+    """Remove an earlier trial, unless it still runs."""
+    if live_jobs(trial):
+        raise SdwnError(f"{trial.root}: a {what} is running; end it with: sdwn cancel {trial.root}")
+    if trial.root.is_symlink() or trial.root.exists():
+        try:
+            shutil.rmtree(trial.root)
+        except OSError as error:
+            raise SdwnError(f"the earlier {what} cannot be removed: {error}") from None
+
+
+def run_probe(run: RunPaths, profile: ClusterProfile, told: Told, watch: Watch) -> NodeReport:
+    """Have a compute node say what it sees of a run, by a short job as any task is submitted.
+
+    ``told`` is given the folder of the job once it is submitted.
+
+    Raises:
+        SdwnError: it failed, or an earlier one still runs.
+    """
+    probe, token = run.probe, f"probe-{uuid4().hex}"
+    _clear(probe, "probe")
+    shorter = {"time": str(min(PROBE_MINUTES, minutes(profile.time)))}
+    with _seen_by_nodes(probe, token):
+        task = ArrayTask("probe", str(run.root.absolute()), (0,))
+        (job,) = submit_tasks(probe, [task], profile.model_copy(update=shorter))
+        told(probe.root)
+        follow(probe, watch)
+    if not job_logs(probe, job):
+        raise SdwnError(
+            f"job {job.id} ended and left nothing in {probe.root}: compute nodes most likely do "
+            "not see it; plan into a folder that they share"
+        )
+    if not probe.answers.exists():
+        raise SdwnError(f"the probe failed: {failure(probe, 0)}")
+    report = read_report(probe.answers)
+    if report.token != token:
+        raise SdwnError(f"{report.node} sees another {probe.token} than this machine")
+    return report
+
+
+@contextmanager
+def _seen_by_nodes(probe: RunPaths, token: str) -> Iterator[None]:
+    """Put a token into the probe's folder, and into the cache for as long as the block runs."""
+    write_text(probe.token, token)
+    cached = cache_folder() / token
+    write_text(cached, token)
+    try:
+        yield
+    finally:
+        cached.unlink(missing_ok=True)
 
 
 def answers(plan: Plan, pilot: RunPaths, profile: ClusterProfile) -> Answers:

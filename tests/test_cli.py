@@ -17,7 +17,7 @@ from sdwn.shards import ImageFile
 from conftest import NOISE, REPOSITORY, Sdwn
 
 COMMANDS = (
-    *("plan", "submit", "status", "logs", "retry", "cancel"),
+    *("plan", "doctor", "submit", "status", "logs", "retry", "cancel"),
     *("merge", "verify", "evaluate", "report", "run", "tune", "pilot"),
     *("export", "import", "regenerate"),
 )
