@@ -458,7 +458,7 @@ def run(
     chosen = steps.open_profile(profile, site)
     require_fit(steps.open_config(config, set_), chosen)
     made, paths = steps.plan_run(config, run, set_)
-    steps.complete_run(paths, made, chosen, retries)
+    steps.submit_run(paths, made, chosen, steps.SubmitOptions(wait=True, retries=retries))
     found = steps.merge_runs([run], paths.release)
     found = steps.joined(found, steps.evaluate_release(paths.release, made.config.evaluation))
     found["report"] = str(steps.report_on(paths.release, found["evaluation"]))

@@ -76,7 +76,10 @@ def test_without_wait_tasks_go_on_alone(sdwn: Sdwn, config: Path) -> None:
 
 def test_a_failure_says_why_and_what_to_do(sdwn: Sdwn, config: Path) -> None:
     sdwn("plan", config, "run", "--set", "model.name=/nowhere/model")
-    failed = sdwn("submit", "run", "--wait", "--retries", "0", code=1)
+    refused = sdwn("submit", "run", "--wait", code=1)
+    assert "weights: no whole model" in " ".join(refused.stderr.split())
+    assert "submit all the same with: --force" in " ".join(refused.stderr.split())
+    failed = sdwn("submit", "run", "--wait", "--retries", "0", "--force", code=1)
     assert "shards failed; shard 0" in failed.stderr
     assert "/nowhere/model: no such folder" in failed.stderr
     assert "sdwn submit run --wait" in failed.stderr
