@@ -292,7 +292,7 @@ def test_a_plain_submit_takes_what_fits_and_says_what_remains(
 def test_a_waiting_submit_feeds_the_queue_as_it_empties(
     sdwn: Sdwn, planned: PlanRun, limited: int, tmp_path: Path, cluster: Testbed
 ) -> None:
-    paths, plan = planned(**SMALL)
+    paths, plan = planned()
     quick = (REPOSITORY / "slurm/profiles/testbed.yaml").read_text()
     (tmp_path / "quick.yaml").write_text(quick)
     profile = load_profile(str(tmp_path / "quick.yaml"), {"mem": "500M", "array_parallelism": "4"})
@@ -377,18 +377,20 @@ def test_what_was_submitted_before_a_crash_is_found(
 
 @pytest.mark.slurm
 def test_a_controller_that_is_away_for_a_while_is_waited_for(
-    sdwn: Sdwn, planned: PlanRun, site: Path, cluster: Testbed
+    planned: PlanRun, site: Path, cluster: Testbed
 ) -> None:
     paths, plan = planned()
+    indices, told = [shard.index for shard in plan.shards], list[str]()
     cluster.controller("stop")
-    back = threading.Timer(6, cluster.controller, ["start"])
+    back = threading.Timer(3, cluster.controller, ["start"])
     back.start()
     try:
-        done = sdwn("submit", paths.root, "--profile", site)
+        jobs = submit_shards(paths, plan, indices, load_profile(str(site)), told.append)
     finally:
         back.join()
-    assert "no answer from SLURM" in done.stderr
-    assert len(live_jobs(paths)) == len(plan.shards)
+    assert told[0].startswith("no answer from SLURM (squeue fails); trying again in 1 s")
+    assert live_jobs(paths).keys() == set(jobs)
+    assert len(jobs) == len(plan.shards)
 
 
 @pytest.mark.slurm
