@@ -202,7 +202,7 @@ def test_a_refused_submission_says_what_slurm_said(
     paths, _ = planned()
     moon = ("--profile", site, "--partition", "moon")
     refused = sdwn("submit", paths.root, *moon, code=1).stderr
-    assert "no partition moon" in " ".join(refused.split()), "the doctor's word"
+    assert "partition: there is no moon" in " ".join(refused.split()), "the doctor says it"
     assert not paths.submissions.exists()
     refused = sdwn("submit", paths.root, *moon, "--force", code=1).stderr
     assert "submission refused" in refused
