@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdwn.files import RunPaths
 from sdwn.processes import see_one_device, this_process, together
+from sdwn.weights import switch_hub_off
 
 # The module and function of each stage, loaded where it runs: submitting needs no torch. A
 # stage takes the path that it works on and the indices of this process's pieces of work.
@@ -32,6 +34,8 @@ class ArrayTask:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         process = this_process()
         see_one_device(process)
+        if RunPaths(Path(self.path)).lock.exists():
+            switch_hub_off()
         with together(process):
             module, function = STAGES[self.stage]
             run = getattr(importlib.import_module(module), function)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sdwn import gpus
+from sdwn import gpus, lock
 from sdwn.cluster import cut
 from sdwn.columns import names
 from sdwn.config import RunConfig
@@ -106,12 +106,14 @@ def run_pilot(
     pilot, small = run.pilot, pilot_plan(plan)
     if live_jobs(pilot):
         raise SdwnError(f"{pilot.root}: a pilot is running; end it with: sdwn cancel {pilot.root}")
+    lock.ensure(run, plan)
     if pilot.root.is_symlink() or pilot.root.exists():
         try:
             shutil.rmtree(pilot.root)
         except OSError as error:
             raise SdwnError(f"the earlier pilot cannot be removed: {error}") from None
     write_plan(small, pilot)
+    lock.carry(run, pilot)
     submit_tasks(pilot, [ArrayTask("pilot", str(pilot.root.absolute()), (0,))], profile)
     told(pilot.root)
     follow(pilot, watch)
