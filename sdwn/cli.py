@@ -84,6 +84,32 @@ def plan(
 
 
 @app.command()
+def prefetch(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|RUN",
+            help="A config, as for plan, or the folder of a planned run.",
+        ),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Put the weights here, if tasks do not see the hub's cache."),
+    ] = None,
+    classifier: Annotated[
+        bool, typer.Option("--classifier/--no-classifier", help="Get the classifier too.")
+    ] = True,
+    set_: Override = None,
+    as_json: AsJson = False,
+) -> None:
+    """Get weights, classifier and WordNet where the network is; afterwards none is needed."""
+    found = steps.prefetched(target, set_, folder, classifier)
+    terminal.result(found, as_json)
+    if found["problems"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 @with_site
 def tune(
     config: Config,

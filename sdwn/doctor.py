@@ -11,11 +11,12 @@ from rich.filesize import decimal
 
 from sdwn import limits, weights, wordnet_files
 from sdwn.cluster import cut, local_gpus
-from sdwn.errors import UsageError
+from sdwn.errors import SdwnError, UsageError
 from sdwn.estimates import stored_bytes
 from sdwn.files import RunPaths, cache_folder
 from sdwn.findings import Finding, ok, problem, problems, unverified, warning
 from sdwn.live import missing
+from sdwn.lock import locked_weights
 from sdwn.places import Place, free, place
 from sdwn.plan import Plan
 from sdwn.probe import OFFLINE, hub_is_off, maybe_on_hub
@@ -164,7 +165,12 @@ def _weights(run: _Run) -> Iterator[Finding]:
     if config.model.builtin is not None:
         yield ok("weights", f"{name} is built in")
         return
-    found = weights.locate(config)
+    try:
+        locked = locked_weights(run.paths, config.model)
+    except SdwnError as error:
+        yield problem("weights", str(error))
+        return
+    found = locked.folder if locked else weights.locate(config)
     if found is not None:
         own = place(found)
         if run.slurm and own.own:

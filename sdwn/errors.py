@@ -27,3 +27,9 @@ class NoAnswerError(SdwnError):
 
 class OutOfMemoryError(SdwnError):
     """The device has no room for this batch."""
+
+
+def first_line(error: Exception) -> str:
+    """Give an error's kind and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip() if lines else 'no reason given'}"

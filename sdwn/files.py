@@ -66,6 +66,11 @@ class RunPaths:
         return self.root / "synsets.csv"
 
     @property
+    def lock(self) -> Path:
+        """Which weights its images are made with."""
+        return self.root / "lock.json"
+
+    @property
     def shards(self) -> Path:
         """Folder of finished shards."""
         return self.root / "shards"

@@ -16,6 +16,7 @@ from sdwn.batches import BatchSize, lower
 from sdwn.errors import OutOfMemoryError, SdwnError
 from sdwn.files import RunPaths, now
 from sdwn.images import Sample
+from sdwn.lock import locked_weights
 from sdwn.pieces import PieceWriter, Work, covered, sound_pieces
 from sdwn.plan import ImageSpec, Plan, Shard, read_plan
 from sdwn.processes import Process, this_process
@@ -37,7 +38,8 @@ def generate(run: Path, indices: Iterable[int]) -> None:
     if not todo:
         log.info("all shards of this task are finished already")
         return
-    sampler, loading = load_timed(plan.config)
+    weights = locked_weights(paths, plan.config.model)
+    sampler, loading = load_timed(plan.config, weights)
     make_shards(paths, plan, todo, sampler, loading)
 
 

@@ -12,6 +12,7 @@ from sdwn import checkout
 from sdwn.errors import SdwnError
 from sdwn.files import CHANGED, RunPaths, read_json, write_text
 from sdwn.processes import Process, see_one_device, this_process, together
+from sdwn.weights import switch_hub_off
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class ArrayTask:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         process = this_process()
         see_one_device(process)
+        if RunPaths(Path(self.path)).lock.exists():
+            switch_hub_off()
         with together(process):
             self._require_same_plan()
             self._tell_other_code(process)

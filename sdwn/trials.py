@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from sdwn import gpus
+from sdwn import gpus, lock
 from sdwn.cluster import cut
 from sdwn.columns import names
 from sdwn.config import RunConfig
@@ -113,8 +113,10 @@ def run_pilot(
         SdwnError: it failed, or an earlier one still runs.
     """
     pilot, small = run.pilot, pilot_plan(plan)
+    lock.ensure(run, plan)
     _clear(pilot, "pilot")
     write_plan(small, pilot)
+    lock.carry(run, pilot)
     submit_tasks(pilot, [ArrayTask("pilot", str(pilot.root.absolute()), (0,))], profile)
     told(pilot.root)
     follow(pilot, watch)

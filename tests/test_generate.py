@@ -569,7 +569,7 @@ def test_a_pilot_times_batches_that_fit(planned: PlanRun, monkeypatch: pytest.Mo
     assert (small.images, len(small.shards)) == (20, 1)
     assert {row.wnid for row in small.synsets} < {row.wnid for row in plan.synsets}
     write_plan(small, paths.pilot)
-    monkeypatch.setattr(pilot, "load_timed", lambda _: (Small(small, 20, 20), 0.0))
+    monkeypatch.setattr(pilot, "load_timed", lambda *_: (Small(small, 20, 20), 0.0))
     pilot.make_pilot(paths.pilot.root, [0])
     speed = json.loads(paths.pilot.speed.read_text())
     assert speed["batch_size"] == 20
