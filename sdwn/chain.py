@@ -12,16 +12,20 @@ from sdwn import checkout
 from sdwn.cluster import Job, Tell
 from sdwn.errors import SdwnError, UsageError
 from sdwn.files import ReleasePaths, RunPaths
-from sdwn.joblogs import reason
+from sdwn.joblogs import job_logs, reason
 from sdwn.journal import Submission, read_journal
-from sdwn.live import Live, live_each
+from sdwn.live import Live, live_each, unreachable
 from sdwn.plan import Plan, read_plan
 from sdwn.profiles import ClusterProfile, LaterStage, stage_profile
-from sdwn.scheduler import cancel
+from sdwn.scheduler import PENDING, cancel
 from sdwn.submission import submit_array
 from sdwn.task import ArrayTask
 
 log = logging.getLogger(__name__)
+
+DONE = "done"
+# How submitit ends the log of a job that raised nothing.
+SUCCESS = ("completed successfully", "after successful completion")
 
 STAGES: tuple[LaterStage, ...] = get_args(LaterStage)
 
@@ -44,13 +48,22 @@ def parse_stages(text: str) -> tuple[LaterStage, ...]:
 
 
 def require_possible(
-    paths: RunPaths, stages: Sequence[LaterStage], profile: ClusterProfile, wait: bool
+    paths: RunPaths,
+    plan: Plan,
+    stages: Sequence[LaterStage],
+    profile: ClusterProfile,
+    wait: bool,
 ) -> None:
     """Refuse a chain that has no beginning, or nobody to link it.
 
     Raises:
         UsageError: a stage lacks what it works on.
     """
+    if "merge" in stages and not plan.slice.whole:
+        raise UsageError(
+            f"--then merge: {paths.root} has the slice {plan.slice} of its plan; merge all of them "
+            "when they are done, with: sdwn merge RUN RUN ... --release RELEASE"
+        )
     if profile.executor == "local" and not wait:
         raise UsageError("--then: processes of this machine need --wait, which links them")
     if stages[0] != "merge" and not ReleasePaths(paths.release).manifest.exists():
@@ -68,10 +81,13 @@ def submit_chain(
 ) -> dict[str, Job]:
     """Submit later stages, the first behind all live arrays, each other behind the one before.
 
-    Stages that wait from an earlier submission are taken back: they would start too early.
+    Stages that wait from an earlier submission are taken back: they would start too early. One
+    that runs goes on, and the first waits for it.
+
+    Raises:
+        SdwnError: SLURM takes no more jobs, or does not answer.
     """
-    before = [array for array, stage in _live_arrays(paths) if stage not in STAGES]
-    _take_back(paths)
+    before = _live_before(paths, tell)
     jobs: dict[str, Job] = {}
     for stage in stages:
         site = stage_profile(profile, stage)
@@ -89,57 +105,48 @@ def _behind(profile: ClusterProfile, arrays: Sequence[str], kind: str) -> Cluste
     return profile.model_copy(update={"sbatch": {**profile.sbatch, **options}})
 
 
-def _live_arrays(paths: RunPaths) -> list[tuple[str, str]]:
-    return [
-        (next(iter(jobs)).id.partition("_")[0], submission.stage)
-        for submission, jobs in live_each(read_journal(paths))
-        if jobs and submission.executor == "slurm"
-    ]
-
-
-def _take_back(paths: RunPaths) -> None:
-    ids = [job for job, stage in _live_arrays(paths) if stage in STAGES]
-    if ids:
-        cancel("slurm", ids)
+def _live_before(paths: RunPaths, tell: Tell) -> list[str]:
+    """Name the arrays and jobs to wait for; stages that wait themselves are taken back."""
+    before: list[str] = []
+    for submission, jobs in live_each(read_journal(paths)):
+        if not jobs or submission.executor == "local":
+            continue
+        if unreachable(jobs):
+            raise SdwnError("SLURM does not answer; run the same command again when it does")
+        job, state = next(iter(jobs.items()))
+        if submission.stage in STAGES and state.state == PENDING:
+            tell(f"{submission.stage}, which waited as job {job.id}, is queued anew")
+            cancel("slurm", [job.id])
+        else:
+            before.append(job.id.partition("_")[0])
+    return before
 
 
 def states(paths: RunPaths, submissions: Sequence[Submission], live: Live) -> dict[str, str]:
     """Say of each later stage that was submitted how it stands."""
     last = {one.stage: one for one in submissions if one.stage in STAGES and one.jobs}
-    return {
-        stage: _state(paths, last[stage].jobs[0], stage, live) for stage in STAGES if stage in last
-    }
+    return {stage: _state(paths, last[stage].jobs[0], live) for stage in STAGES if stage in last}
 
 
-def _state(paths: RunPaths, job: Job, stage: LaterStage, live: Live) -> str:
+def _state(paths: RunPaths, job: Job, live: Live) -> str:
     if job in live:
         state = live[job]
         return f"{state.state.lower()} {f'({state.reason}) ' * bool(state.reason)}as job {job.id}"
-    if done(paths, stage):
-        return "done"
-    if not (paths.jobs / job.id / f"{job.id}_0_log.err").exists():
+    if not job_logs(paths, job):
         return f"never started: job {job.id} was cancelled, or the stage before it failed"
-    return f"failed: {reason(paths, job)}"
-
-
-def done(paths: RunPaths, stage: LaterStage) -> bool:
-    """Tell whether a stage's result is there."""
-    release = ReleasePaths(paths.release)
-    if stage == "merge":
-        return release.manifest.exists()
-    name = "evaluation.json" if stage == "evaluate" else "report.html"
-    return any(release.evaluations.glob(f"*/{name}"))
+    said = reason(paths, job)
+    return DONE if any(words in said for words in SUCCESS) else f"failed: {said}"
 
 
 def require_done(paths: RunPaths, stages: Sequence[LaterStage]) -> None:
-    """Fail where a stage that was followed to its end left nothing behind.
+    """Fail where a stage that was followed to its end did not succeed.
 
     Raises:
         SdwnError: with the last line of its log.
     """
     found = states(paths, read_journal(paths), {})
     for stage in stages:
-        if not done(paths, stage):
+        if found.get(stage) != DONE:
             raise SdwnError(f"{stage} {found.get(stage, 'was not submitted')}")
 
 

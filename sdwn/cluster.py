@@ -142,7 +142,7 @@ def submit(
             return tuple(job.job_id for job in submitted)
         except (subprocess.CalledProcessError, FailedJobError, FailedSubmissionError) as error:
             reason = _require_silence(error, profile)
-        if ids := _taken(tasks, jobs, profile, name):
+        if ids := _taken(tasks, jobs, profile, name, tell):
             return ids
         patience.wait(reason)
 
@@ -203,14 +203,16 @@ def is_full(text: str) -> bool:
     # SLURM names the limit, and says the same of every kind after that.
     if named := re.findall(r"\b(?:QOS|Assoc)\w*Limit\b", text):
         return any("Submit" in name for name in named)
-    return "submit limit" in text or "MaxJobCount" in text
+    # The second is of MaxJobCount, which all users share.
+    return "submit limit" in text or "temporarily unable to accept job" in text
 
 
 def _taken(
-    tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile, name: str
+    tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile, name: str, tell: Tell
 ) -> tuple[str, ...]:
     """Find an array that SLURM took though sbatch failed, and give its tasks their pickles."""
-    queued = scheduler.named(scheduler.squeue() or {}, name)
+    # Only a controller that answers knows that there is none.
+    queued = scheduler.named(await_answer(tell), name)
     if not queued:
         return ()
     ids = job_ids(queued[0].partition("_")[0], len(tasks))
@@ -221,7 +223,10 @@ def _taken(
 def hand_over(
     tasks: Sequence[ArrayTask], ids: Sequence[str], jobs: Path, profile: ClusterProfile
 ) -> None:
-    """Write the pickles that jobs under SLURM wait for, a minute from their start on."""
+    """Write the pickles that jobs under SLURM load, where submitit had no time to.
+
+    One that started before fails, and its work is to be submitted again.
+    """
     for one, task in zip(ids, tasks, strict=True):
         delayed = DelayedSubmission(task)
         delayed.set_timeout(minutes(profile.time), profile.max_num_timeout)

@@ -94,6 +94,19 @@ def refuse(paths: RunPaths, submission: Submission, reason: str) -> None:
     _append(paths, {"name": submission.name, "refused": reason})
 
 
+def note_cancelled(paths: RunPaths) -> None:
+    """Write down that the run's jobs were cancelled, for whoever follows them."""
+    _append(paths, {"cancelled": now()})
+
+
+def cancellations(paths: RunPaths) -> int:
+    """Count how often the run's jobs were cancelled."""
+    if not paths.submissions.exists():
+        return 0
+    with paths.submissions.open(encoding="utf-8", errors="replace") as lines:
+        return sum(line.startswith('{"cancelled"') for line in lines)
+
+
 def _append(paths: RunPaths, record: dict[str, Any]) -> None:
     paths.root.mkdir(parents=True, exist_ok=True)
     # A line that a crash cut short must not swallow this one.

@@ -90,6 +90,8 @@ def _submit_bound(site: Site, profile: ClusterProfile, chosen: Sequence[str]) ->
 
 def _partition_submits(site: Site, profile: ClusterProfile, name: str) -> list[Bound | None]:
     """Give the limits on jobs in a partition: each user's, each account's, and the groups'."""
+    if not site.enforces("limits"):
+        return []
     association = association_of(site.associations or (), profile.account, name)
     order = _qos_order(site, profile, name)
     own = _first(order, lambda qos: qos.submit_user, "MaxSubmitJobsPerUser")

@@ -241,6 +241,11 @@ def write_plan(plan: Plan, paths: RunPaths) -> bool:
     """
     if paths.root.exists() and not paths.root.is_dir():
         raise UsageError(f"{paths.root}: expected a folder or nothing, found a file")
+    if "%" in str(paths.root.absolute()):
+        raise UsageError(
+            f"{paths.root}: SLURM and submitit read % in a path as a placeholder; plan into a "
+            "folder whose path has none"
+        )
     if paths.plan.exists():
         found = read_json(paths.plan)
         if found.get("digest") != plan.digest:

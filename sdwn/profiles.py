@@ -31,6 +31,10 @@ OWN_OPTIONS = (
 )
 
 
+# With these sbatch would not give the id of a job of this cluster.
+HIDING_OPTIONS = ("clusters", "parsable", "quiet", "test-only", "wait", "wrap")
+
+
 class ClusterProfile(Section):
     """A site: the executor, SLURM's own long option names, and the shell around a task.
 
@@ -114,6 +118,8 @@ class ClusterProfile(Section):
                 raise ValueError(f"{name!r} is no long option of sbatch, as mail-type")
             if name.replace("-", "_") in GPU_OPTIONS and _count(str(value)) > 1:
                 raise ValueError(f"{name}: give several GPUs by gpus_per_node or gres")
+            if name in HIDING_OPTIONS:
+                raise ValueError(f"{name!r} would hide the job's id from sdwn; leave it out")
             if name in OWN_OPTIONS or name.replace("-", "_") in cls.model_fields:
                 raise ValueError(f"{name!r} is set by sdwn itself or has a field of its own")
         return options

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -18,9 +19,10 @@ RUNNING = "RUNNING"
 PENDING = "PENDING"
 UNKNOWN = "UNKNOWN"
 
-# Wide columns, cut at white space: ids, states, counts and our jobs' names hold none.
+# Columns of a fixed width: a job's name, which is its user's choice, may hold anything.
 SQUEUE = ("squeue", "--noheader", "--array", "--me", "--Format")
 SQUEUE_FORMAT = "JobArrayID:40,State:24,RestartCnt:12,Name:40,Reason:80"
+EDGES = (0, 40, 64, 76, 116, 196)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +53,21 @@ def squeue() -> dict[str, JobState] | None:
     lines = run([*SQUEUE, SQUEUE_FORMAT])
     if lines is None:
         return None
-    fields = (line.split(None, 4) for line in lines)
-    return {
-        job: JobState(state, "".join(reason).strip(), _count(restarts), name)
-        for job, state, restarts, name, *reason in fields
-    }
+    return dict(found for found in map(read_squeue, lines) if found is not None)
 
 
-def _count(text: str) -> int:
-    return int(text) if text.isdigit() else 0
+def read_squeue(line: str) -> tuple[str, JobState] | None:
+    """Read a line of squeue; None of what is none, as a part of a name with a line break.
+
+    >>> columns = ("7_0", 40), ("RUNNING", 24), ("2", 12), ("my job", 40), ("None", 80)
+    >>> job, state = read_squeue("".join(text.ljust(width) for text, width in columns))
+    >>> job, state.state, state.restarts, state.name
+    ('7_0', 'RUNNING', 2, 'my job')
+    """
+    job, state, restarts, name, reason = (line[a:b].strip() for a, b in pairwise(EDGES))
+    if not job[:1].isdecimal() or not state.isupper():
+        return None
+    return job, JobState(state, reason, int(restarts) if restarts.isdecimal() else 0, name)
 
 
 def named(queue: Mapping[str, JobState], name: str) -> list[str]:
@@ -89,9 +97,9 @@ def run(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[str] | Non
 
 
 def cancel(executor: Literal["local", "slurm"], job_ids: Sequence[str]) -> None:
-    """End jobs; what they have finished stays."""
+    """End jobs, arrays as a whole; what they have finished stays."""
     if executor == "slurm":
-        run(["scancel", *job_ids])
+        run(["scancel", *dict.fromkeys(job.partition("_")[0] for job in job_ids)])
     else:
         for job in job_ids:
             _kill_tree(int(job))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ class RunStatus:
 
     A shard is done, or its live job runs, is pending, or cannot be asked for (``unknown``), or
     it failed (its jobs have ended without it), or was never submitted (``missing``).
+    ``pending_reasons`` counts live jobs by SLURM's reason why they wait.
     ``images_per_second`` is over the last ten minutes at most, 0 when nothing runs;
     ``seconds_left`` follows from it, ``gpus`` from what running tasks say of themselves.
     ``restarts`` counts requeues of tasks that had begun, ``lowered`` names tasks that ran out of
@@ -59,6 +60,7 @@ class RunStatus:
     shards_failed: int
     shards_missing: int
     restarts: int
+    pending_reasons: dict[str, int]
     images_per_second: float
     seconds_left: float | None
     gpus: dict[str, GpuStatus]
@@ -111,6 +113,7 @@ def run_status(paths: RunPaths, plan: Plan) -> RunStatus:
         shards_failed=len(failed),
         shards_missing=own - len(done) - len(states) - len(failed),
         restarts=restarts(names, live),
+        pending_reasons=dict(Counter(s.reason for s in live.values() if s.state == PENDING)),
         images_per_second=rate,
         seconds_left=(total - files.images) / rate if rate else None,
         gpus=by_gpu(running_records(paths, names, live)),

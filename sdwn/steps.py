@@ -250,9 +250,10 @@ def submit_run(
     from sdwn.submission import submit_once
 
     if options.then:
-        chain.require_possible(paths, options.then, chosen, options.wait)
+        chain.require_possible(paths, made, options.then, chosen, options.wait)
     todo = unfinished_shards(paths, made)
-    ensure(paths, made)
+    if todo:
+        ensure(paths, made)
     if todo and not options.force:
         require_sound(paths, made, chosen)
     say_submitting(paths, made, todo, chosen)
@@ -262,7 +263,7 @@ def submit_run(
         jobs, remaining = submit_once(paths, made, chosen, terminal.say)
     found: dict[str, Any] = {
         "submitted": len(jobs),
-        "shards": len(todo) - remaining,
+        "shards": len({index for job in jobs for index in job.indices}),
         "remaining": remaining,
         "job_ids": [job.id for job in jobs],
     }
@@ -314,20 +315,34 @@ def _chained(
 ) -> dict[str, str]:
     """Submit the later stages; if asked, follow them to the end."""
     from sdwn import chain
-    from sdwn.submission import follow
+    from sdwn.cluster import Job
+    from sdwn.errors import QueueFullError
+    from sdwn.submission import alone, follow
 
-    stages = options.then
-    if not options.wait:
-        jobs = chain.submit_chain(paths, made, stages, chosen, terminal.say)
-        return {stage: job.id for stage, job in jobs.items()}
-    jobs = {}
-    with terminal.working(", ".join(stages)):
-        # One process of this machine does not wait for another.
-        for part in [stages] if chosen.executor == "slurm" else [(stage,) for stage in stages]:
-            jobs |= chain.submit_chain(paths, made, part, chosen, terminal.say)
-            follow(paths, silence_told())
-            chain.require_done(paths, part)
+    stages, jobs = options.then, dict[str, Job]()
+    # One process of this machine does not wait for another.
+    parts = [stages] if chosen.executor == "slurm" else [(stage,) for stage in stages]
+    try:
+        with terminal.working(", ".join(stages) if options.wait else "submitting"):
+            for part in parts:
+                with alone(paths, terminal.say):
+                    jobs |= chain.submit_chain(paths, made, part, chosen, terminal.say)
+                if options.wait:
+                    follow(paths, silence_told())
+                    chain.require_done(paths, part)
+    except QueueFullError as error:
+        terminal.say(f"{error}; queue what comes after later, with: {_again(paths, options)}")
+    except KeyboardInterrupt:
+        terminal.say(
+            f"what was queued goes on without you; see: sdwn status {paths.root}; queue the rest "
+            f"with: {_again(paths, options)}"
+        )
+        raise
     return {stage: job.id for stage, job in jobs.items()}
+
+
+def _again(paths: RunPaths, options: SubmitOptions) -> str:
+    return f"sdwn retry {paths.root} --then {','.join(options.then)}"
 
 
 def complete_run(paths: RunPaths, made: Plan, chosen: ClusterProfile, retries: int) -> list[Job]:

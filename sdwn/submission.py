@@ -16,9 +16,9 @@ from sdwn.config import RunConfig
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError
 from sdwn.files import RunPaths, plain_disk_errors
 from sdwn.joblogs import failure
-from sdwn.journal import read_journal
+from sdwn.journal import cancellations, read_journal
 from sdwn.limits import Limits
-from sdwn.live import live_each, live_jobs, missing, unfinished, unreachable
+from sdwn.live import Live, live_each, live_jobs, missing, unfinished, unreachable
 from sdwn.plan import Plan
 from sdwn.profiles import ClusterProfile, overridden
 from sdwn.scheduler import JobState
@@ -27,6 +27,8 @@ from sdwn.task import ArrayTask
 POLL_SECONDS = 1.0
 # Each look asks a scheduler that all users share: at most so often, and less as time goes by.
 LONGEST_POLL_SECONDS = 30.0
+# sacctmgr asks a database that all users share.
+LIMITS_SECONDS = 60.0
 # Of what a site allows, so much has to be free before more is submitted: few long arrays.
 WAVE = 0.25
 
@@ -127,8 +129,9 @@ def submit_tasks(
     site = limits.ask(profile)
     tasks = tasks[: room(site, queue)]
     groups = cluster.arrays(tasks, site.max_array_size)
-    # Together they keep to what may run at once.
-    share = max(1, profile.array_parallelism // max(1, len(groups)))
+    # With those that live they keep to what may run at once.
+    left = profile.array_parallelism - len(live_jobs(paths))
+    share = max(1, left // max(1, len(groups)))
     jobs: list[Job] = []
     for group in groups:
         made = _submit_what_fits(paths, group, profile, tell, share)
@@ -221,7 +224,8 @@ def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
     submissions = [one for one in read_journal(paths) if one.stage == "generate"]
     if not submissions:
         raise SdwnError(f"{paths.root}: nothing was submitted yet; use: sdwn submit {paths.root}")
-    return overridden(submissions[-1].profile, overrides, source="the last submission's profile")
+    taken = [one for one in submissions if not one.refused] or submissions
+    return overridden(taken[-1].profile, overrides, source="the last submission's profile")
 
 
 def follow(paths: RunPaths, watch: Watch) -> None:
@@ -249,6 +253,8 @@ def submit_once(
     paths: RunPaths, plan: Plan, profile: ClusterProfile, tell: Tell
 ) -> tuple[list[Job], int]:
     """Submit what is unfinished, as far as the site allows; say how many shards remain."""
+    if not missing(paths, plan):
+        return [], 0
     with alone(paths, tell):
         recover(paths)
         todo = unfinished(paths, plan)
@@ -267,14 +273,22 @@ def complete(
         SdwnError: shards are still missing; the last line of a log says why.
     """
     jobs, tries, looks, told = list[Job](), Counter[int](), Looks(), False
+    waves, cancelled = Waves(profile), cancellations(paths)
     while True:
         live = live_jobs(paths)
         onlooker.watch(live)
+        waves.balance(live)
         todo = [index for index in unfinished(paths, plan, live) if tries[index] <= retries]
         if not todo and not live:
             break
+        if cancellations(paths) > cancelled:
+            raise SdwnError(
+                f"cancelled by: sdwn cancel {paths.root}; finished images are kept, go on with: "
+                f"sdwn submit {paths.root} --wait"
+            )
         feed = todo and not unreachable(live)
-        made = _feed(paths, plan, todo, profile, onlooker.tell) if feed else []
+        waves.idle = not live
+        made = _feed(paths, plan, todo, waves, onlooker.tell) if feed else []
         tries.update(index for job in made for index in job.indices)
         jobs += made
         if todo and not live and not made and not told:
@@ -291,48 +305,78 @@ def complete(
     )
 
 
-def _feed(
-    paths: RunPaths, plan: Plan, todo: list[int], profile: ClusterProfile, tell: Tell
-) -> list[Job]:
+def _feed(paths: RunPaths, plan: Plan, todo: list[int], waves: Waves, tell: Tell) -> list[Job]:
     """Submit of these shards what fits now, if it is worth an array."""
+    profile = waves.profile
     with alone(paths, tell):
         recover(paths)
         free = set(unfinished(paths, plan))
         tasks = shard_tasks(paths, plan, [index for index in todo if index in free], profile)
-        if not tasks or not _worth_it(len(tasks), profile):
+        if not tasks or not (fitting := waves.fitting(tasks)):
             return []
         try:
-            made = submit_tasks(paths, tasks, profile, tell)
+            made = submit_tasks(paths, fitting, profile, tell)
         except NoAnswerError as error:
             tell(str(error))
             return []
-        if made:
-            rebalance(paths, profile)
+        waves.learn(len(made), len(fitting))
         return made
 
 
-def _worth_it(tasks: int, profile: ClusterProfile) -> bool:
-    if profile.executor == "local":
-        return True
-    site = limits.ask(profile)
-    free = room(site, scheduler.squeue() or {})
-    return free is None or free >= min(tasks, max(1, round(WAVE * (site.max_submit_jobs or 0))))
+class Waves:
+    """Says when more is worth submitting, and keeps several arrays to what may run at once."""
+
+    def __init__(self, profile: ClusterProfile) -> None:
+        self.profile = profile
+        self._asked = 0.0
+        self._site: Limits | None = None
+        self._learned: int | None = None
+        self._shares: dict[str, int] = {}
+        self.idle = True
+
+    def balance(self, live: Live) -> None:
+        """Share anew what may run at once, once there were several arrays."""
+        arrays = Counter(job.id.partition("_")[0] for job in live if "_" in job.id)
+        if unreachable(live) or not (len(arrays) > 1 or self._shares):
+            return
+        wanted = shares(arrays, self.profile.array_parallelism)
+        for array, tasks in wanted.items():
+            if self._shares.get(array) != tasks:
+                scheduler.throttle(array, tasks)
+        self._shares = wanted
+
+    def fitting(self, tasks: Sequence[ArrayTask]) -> Sequence[ArrayTask]:
+        """Pick the tasks that there is room for: all, or so many that they are a wave, or none."""
+        if self.profile.executor == "local":
+            return tasks
+        if self._site is None or time.monotonic() - self._asked > LIMITS_SECONDS:
+            self._asked, self._site = time.monotonic(), limits.ask(self.profile)
+        known = [n for n in (self._site.max_submit_jobs, self._learned) if n is not None]
+        if not known:
+            return tasks
+        free = min(known) - len(scheduler.squeue() or {})
+        least = 1 if self.idle else max(1, round(WAVE * min(known)))
+        return tasks[:free] if free >= min(len(tasks), least) else ()
+
+    def learn(self, made: int, tried: int) -> None:
+        """Take down a limit that no command tells: where the site refused, the queue is full."""
+        if made < tried:
+            self._learned = max(1, len(scheduler.squeue() or {}))
 
 
-def rebalance(paths: RunPaths, profile: ClusterProfile) -> None:
-    """Share what may run at once among a run's live arrays: the oldest first, each some."""
-    arrays = [
-        (next(iter(jobs)).id.partition("_")[0], len(jobs))
-        for submission, jobs in live_each(read_journal(paths))
-        if submission.executor == "slurm" and len(submission.tasks) > 1 and jobs
-    ]
-    if len(arrays) < 2:
-        return
-    left = profile.array_parallelism
-    for place, (array, tasks) in enumerate(arrays, start=1):
-        share = max(1, min(tasks, left - (len(arrays) - place)))
-        scheduler.throttle(array, share)
-        left -= share
+def shares(arrays: Mapping[str, int], at_once: int) -> dict[str, int]:
+    """Share what may run at once among arrays with so many live tasks: the first ones first.
+
+    Each has one at least, for SLURM takes none for all.
+
+    >>> shares({"7": 10, "9": 5}, 4), shares({"7": 2, "9": 5}, 4)
+    ({'7': 3, '9': 1}, {'7': 2, '9': 2})
+    """
+    found: dict[str, int] = {}
+    for place, (array, tasks) in enumerate(arrays.items(), start=1):
+        left = at_once - sum(found.values()) - (len(arrays) - place)
+        found[array] = max(1, min(tasks, left))
+    return found
 
 
 def cancel(paths: RunPaths) -> list[Job]:
@@ -341,11 +385,12 @@ def cancel(paths: RunPaths) -> list[Job]:
     Raises:
         SdwnError: the scheduler does not answer.
     """
-    cancelled: list[Job] = []
-    for submission, live in live_each(read_journal(paths)):
-        if unreachable(live):
-            raise SdwnError("SLURM does not answer; run the same command again when it does")
-        if live:
-            scheduler.cancel(submission.executor, [job.id for job in live])
-            cancelled += live
-    return cancelled
+    found = [(one, live) for one, live in live_each(read_journal(paths)) if live]
+    if any(unreachable(live) for _, live in found):
+        raise SdwnError("SLURM does not answer; run the same command again when it does")
+    if found:
+        # First, so that a command that follows the run does not submit it again.
+        journal.note_cancelled(paths)
+    for submission, live in found:
+        scheduler.cancel(submission.executor, [job.id for job in live])
+    return [job for _, live in found for job in live]

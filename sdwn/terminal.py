@@ -289,6 +289,11 @@ def guarded(command: Callable[[], None]) -> int:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
+    except SystemExit as ended:
+        # typer turns an interruption into an exit, without a word.
+        if ended.code == INTERRUPTED:
+            return _fail("interrupted", INTERRUPTED)
+        raise
     except OSError as error:
         return _fail(str(error), 1)
     return 0

@@ -189,7 +189,8 @@ def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
 
 def free_ports(count: int) -> int:
     """The first of so many free ports in a row, so that two suites may run at once."""
-    for base in range(18000, 30000, 100):
+    # Not from the same one on: what another suite chose just now may not be taken yet.
+    for base in range(18000 + 100 * (os.getpid() % 60), 30000, 100):
         with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
             for port in range(base, base + count):
                 probe = probes.enter_context(socket.socket())

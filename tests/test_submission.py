@@ -24,6 +24,7 @@ from sdwn.live import live_jobs, missing, unfinished
 from sdwn.plan import make_plan, read_plan, write_plan
 from sdwn.profiles import ClusterProfile, load_profile, stage_profile
 from sdwn.records import TaskRecord
+from sdwn.scheduler import read_squeue
 from sdwn.slices import Slice, parse_slice
 from sdwn.status import run_status
 from sdwn.submission import Onlooker, complete, follow, shard_tasks, submit_shards
@@ -116,6 +117,8 @@ def test_two_clusters_make_a_slice_each_and_one_release(sdwn: Sdwn, tmp_path: Pa
     status = sdwn.json("status", "a")
     assert status["images_done"] == status["images_total"] == plans[0].own_images
     assert status["shards_missing"] == 0
+    then = sdwn("submit", "a", "--wait", "--then", "merge", code=2).stderr
+    assert "merge all of them" in " ".join(then.split())
     early = " ".join(sdwn("merge", "a", "--release", "out", code=1).stderr.split())
     assert "a has the slice 1/2" in early, "says that other folders have the rest"
     generate(runs[1].root, [shard.index for shard in plans[1].own_shards])
@@ -145,6 +148,31 @@ def test_two_commands_at_once_submit_each_shard_once(
         assert process.returncode == 0, log
     shards = [index for one in read_journal(paths) for job in one.jobs for index in job.indices]
     assert sorted(shards) == list(range(len(plan.shards)))
+
+
+def test_cancel_also_ends_the_command_that_follows(sdwn: Sdwn, planned: PlanRun) -> None:
+    paths, plan = planned(generation={"num_inference_steps": 200})
+    waiting = sdwn.start("submit", paths.root, "--wait")
+    wait_until(lambda: live_jobs(paths))
+    assert sdwn.json("cancel", paths.root)["cancelled"] > 0
+    _, log = waiting.communicate(timeout=60)
+    assert waiting.returncode == 1
+    assert f"cancelled by: sdwn cancel {paths.root}" in " ".join(log.split())
+    assert live_jobs(paths) == {}, "nothing is submitted again"
+    assert len(missing(paths, plan)) == len(plan.shards)
+
+
+def test_a_path_that_slurm_would_rewrite_is_refused(planned: PlanRun) -> None:
+    with pytest.raises(UsageError, match="read % in a path as a placeholder"):
+        planned("50%able")
+
+
+def test_any_job_name_of_the_user_may_stand_in_the_queue() -> None:
+    columns = [("7_0", 40), ("PENDING", 24), ("0", 12), ("x" * 40, 40), ("(Resources, or so)", 80)]
+    read = read_squeue("".join(text.ljust(width) for text, width in columns))
+    assert read is not None
+    assert (read[0], read[1].state, read[1].reason) == ("7_0", "PENDING", "(Resources, or so)")
+    assert read_squeue("second line of a name  None") is None
 
 
 # Status
@@ -296,15 +324,19 @@ def test_a_waiting_submit_feeds_the_queue_as_it_empties(
     quick = (REPOSITORY / "slurm/profiles/testbed.yaml").read_text()
     (tmp_path / "quick.yaml").write_text(quick)
     profile = load_profile(str(tmp_path / "quick.yaml"), {"mem": "500M", "array_parallelism": "4"})
-    most = 0
+    most = most_running = 0
 
     def watch(live: Any) -> None:
-        nonlocal most
+        nonlocal most, most_running
         most = max(most, len(live))
+        running = sum(state.state == "RUNNING" for state in live.values())
+        most_running = max(most_running, running)
 
     jobs = complete(paths, plan, profile, 0, Onlooker(watch, print))
     assert len(jobs) == len(plan.shards)
     assert 0 < most <= limited
+    # Each array may run one: for a moment beside those of an older one that run already.
+    assert most_running <= 4 + len({job.id.partition("_")[0] for job in jobs}) - 1
     assert missing(paths, plan) == []
     arrays = {job.id.partition("_")[0] for job in jobs}
     assert len(arrays) <= 2 + 4 * len(plan.shards) / limited, "waves, not a job at a time"
