@@ -92,11 +92,11 @@ def plan_run(config: str, run: Path, overrides: list[str] | None) -> tuple[Plan,
     from sdwn.catalog import read_catalog
     from sdwn.files import RunPaths
     from sdwn.plan import make_plan, write_plan
-    from sdwn.wordnet import open_wordnet
+    from sdwn.wordnet import shared_wordnet
 
     settings = open_config(config, overrides)
     with terminal.working("reading WordNet"):
-        catalog = read_catalog(settings.catalog, open_wordnet())
+        catalog = read_catalog(settings.catalog, shared_wordnet())
     made, paths = make_plan(settings, catalog), RunPaths(run)
     new = write_plan(made, paths)
     terminal.say(f"{'planned' if new else 'planned already'}: {run}")
