@@ -121,12 +121,12 @@ def plan_run(
     from sdwn.plan import make_plan, write_plan
     from sdwn.slices import WHOLE, parse_slice
     from sdwn.weights import is_hub_name
-    from sdwn.wordnet import open_wordnet
+    from sdwn.wordnet import shared_wordnet
 
     share = WHOLE if slice_ is None else parse_slice(slice_)
     settings = open_config(config, overrides)
     with terminal.working("reading WordNet"):
-        catalog = read_catalog(settings.catalog, open_wordnet())
+        catalog = read_catalog(settings.catalog, shared_wordnet())
     made, paths = make_plan(settings, catalog, share), RunPaths(run)
     new = write_plan(made, paths)
     terminal.say(f"{'planned' if new else 'planned already'}: {run}")

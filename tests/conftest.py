@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -16,14 +17,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from sdwn import cli, noise, submission
 from sdwn.catalog import Catalog, read_catalog
 from sdwn.config import CatalogConfig, RunConfig
 from sdwn.files import RunPaths
 from sdwn.generate import generate
 from sdwn.plan import Plan, make_plan, write_plan
-from sdwn.wordnet import WordNet, open_wordnet
+from sdwn.wordnet import WordNet, shared_wordnet
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+PACE = noise.SECONDS_A_STEP
 
 NOISE: dict[str, Any] = {
     "catalog": {"roots": ["corgi.n.01", "terrier.n.01"]},
@@ -32,6 +35,9 @@ NOISE: dict[str, Any] = {
     "generation": {"height": 8, "width": 16, "num_inference_steps": 1, "precision": "fp32"},
     "storage": {"images_per_shard": 10},
 }
+
+# 13 synsets, for where each costs time.
+FEW: dict[str, Any] = {"roots": ["corgi.n.01", "spaniel.n.01"]}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,9 +52,24 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.environ["SDWN_CACHE"] = before
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unpaced() -> Iterator[None]:
+    """Noise without waiting, and shorter waits for tasks; processes of their own keep both."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noise, "SECONDS_A_STEP", 0.0)
+        patch.setattr(submission, "POLL_SECONDS", 0.1)
+        yield
+
+
+@pytest.fixture
+def paced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise at the pace that it has for users."""
+    monkeypatch.setattr(noise, "SECONDS_A_STEP", PACE)
+
+
 @pytest.fixture(scope="session")
 def wordnet() -> WordNet:
-    return open_wordnet()
+    return shared_wordnet()
 
 
 @pytest.fixture(scope="session")
@@ -82,41 +103,55 @@ def planned(wordnet: WordNet, tmp_path: Path) -> PlanRun:
     return plan_run
 
 
+@pytest.fixture(scope="session")
+def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that were generated in this session, by the digests of their plans."""
+    return tmp_path_factory.mktemp("runs")
+
+
 @pytest.fixture
-def generated(planned: PlanRun) -> PlanRun:
-    """Plan a run and make all its shards in this process."""
+def generated(planned: PlanRun, whole_runs: Path) -> PlanRun:
+    """Plan a run and make all its shards in this process; the same plan's are made once."""
 
     def generate_run(name: str = "run", **changes: Any) -> tuple[RunPaths, Plan]:
         paths, plan = planned(name, **changes)
-        generate(paths.root, range(len(plan.shards)))
+        whole = RunPaths(whole_runs / plan.digest)
+        if not whole.root.exists():
+            write_plan(plan, whole)
+            generate(whole.root, range(len(plan.shards)))
+        shutil.copytree(whole.root, paths.root, dirs_exist_ok=True)
         return paths, plan
 
     return generate_run
 
 
 class Sdwn:
-    """The command line in a process of its own."""
+    """The command line: run in this process, or started in one of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def __call__(self, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "sdwn", *map(str, arguments)],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == code, done.stderr + done.stdout
-        return done
+        """Run a command to its end, with all that it imports imported already."""
+        command = [str(argument) for argument in arguments]
+        with contextlib.chdir(self.folder), streams() as (out, err):
+            try:
+                cli.main(command)
+            except SystemExit as end:
+                found = end.code or 0
+        assert found == code, err.getvalue() + out.getvalue()
+        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
     def json(self, *arguments: object, code: int = 0) -> dict[str, Any]:
         """Run with ``--json``: all of stdout must be one JSON object."""
-        answer = json.loads(self(*arguments, "--json", code=code).stdout)
-        assert isinstance(answer, dict)
-        return answer
+        return one_object(self(*arguments, "--json", code=code).stdout)
+
+    def alone(self, *arguments: object) -> str:
+        """Run a command to its end in a process of its own; returns what it prints."""
+        process = self.start(*arguments)
+        printed, log = process.communicate(timeout=300)
+        assert process.returncode == 0, log + printed
+        return printed
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         """Start it and go on; it may be sent signals."""
@@ -127,6 +162,20 @@ class Sdwn:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+
+def one_object(printed: str) -> dict[str, Any]:
+    answer = json.loads(printed)
+    assert isinstance(answer, dict)
+    return answer
+
+
+@contextlib.contextmanager
+def streams() -> Iterator[tuple[io.StringIO, io.StringIO]]:
+    """Collect what is printed, and what is told beside it."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield out, err
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,19 @@ from sdwn.status import images_done, run_status
 from sdwn.tuning import Probe, Tuning
 from submitit.core.utils import UncompletedJobError
 
-from conftest import PlanRun, Sdwn
+from conftest import FEW, PlanRun, Sdwn
 
 IMAGE_COLUMNS = ("wnid", "synset", "number", "seed", "prompt", "status", "batch", "place")
+
+
+@pytest.fixture
+def planned(planned: PlanRun) -> PlanRun:
+    return partial(planned, catalog=FEW)
+
+
+@pytest.fixture
+def generated(generated: PlanRun) -> PlanRun:
+    return partial(generated, catalog=FEW)
 
 
 def images(paths: RunPaths) -> list[tuple[Any, ...]]:
@@ -154,7 +165,8 @@ def start(paths: RunPaths) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stderr=subprocess.PIPE)
 
 
-SLOW = {"storage": {"images_per_shard": 60}, "generation": {"num_inference_steps": 2}}
+# Two seconds of noise in a process of its own.
+SLOW = {"storage": {"images_per_shard": 20}, "generation": {"num_inference_steps": 3}}
 
 
 def test_sigkill_at_any_moment_loses_no_image(generated: PlanRun, planned: PlanRun) -> None:
@@ -364,8 +376,9 @@ class TestBackOff:
         """A limited address space, the built-in pipeline, and batches that need more."""
         changes: dict[str, Any] = {
             "model": {"name": "builtin:tiny"},
-            "generation": {"height": 128, "width": 128, "batch_size": 100},
+            "generation": {"height": 96, "width": 96, "batch_size": 100},
             "storage": {"images_per_shard": 100},
+            "images_per_synset": 10,
         }
         paths, plan = planned(**changes)
         code = (
@@ -389,7 +402,7 @@ class TestBackOff:
             assert rows["vae_slicing"].all()
             undisturbed = Sampler(plan.config).sample(list(plan.specs(plan.shards[0]))[:5])
             for index, sample in enumerate(undisturbed):
-                image = np.asarray(decode(file.payload(index), "webp", 128, 128)).astype(int)
+                image = np.asarray(decode(file.payload(index), "webp", 96, 96)).astype(int)
                 if names(rows["status"], "status")[index] == "ok":
                     assert np.abs(image - sample.pixels).max() <= 1
 
@@ -490,7 +503,7 @@ class TestOverlap:
                 return [self._draw(spec) for spec in specs]
 
         def encode_slowly(*arguments: Any, **options: Any) -> bytes:
-            time.sleep(0.02)
+            time.sleep(0.005)
             encoded[0] += 1
             return encode(*arguments, **options)
 
@@ -549,7 +562,7 @@ class TestOverlap:
         assert stop >= 5
 
 
-def test_a_record_says_how_fast_a_task_is(planned: PlanRun) -> None:
+def test_a_record_says_how_fast_a_task_is(planned: PlanRun, paced: None) -> None:
     paths, plan = planned(storage={"images_per_shard": 40})
     make(paths, plan, NoiseSampler(plan.config))
     record = read_record(paths.task("none", 0))
@@ -562,7 +575,9 @@ def test_a_record_says_how_fast_a_task_is(planned: PlanRun) -> None:
     assert speed <= 100, "a step of noise takes 10 ms"
 
 
-def test_a_pilot_times_batches_that_fit(planned: PlanRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pilot_times_batches_that_fit(
+    planned: PlanRun, paced: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It makes 20 images in batches of 20, and would time batches of 40."""
     paths, plan = planned(generation={"batch_size": 40})
     small = pilot.pilot_plan(plan)
@@ -576,8 +591,11 @@ def test_a_pilot_times_batches_that_fit(planned: PlanRun, monkeypatch: pytest.Mo
     assert speed["images_per_second"] <= 100
 
 
-def test_status_watches_until_nothing_is_live(planned: PlanRun, sdwn: Sdwn) -> None:
-    paths, _ = planned(model={"name": "/nowhere/model"})
+def test_status_watches_until_nothing_is_live(
+    planned: PlanRun, sdwn: Sdwn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, _ = planned()
+    monkeypatch.setenv("SDWN_BATCH_SIZE", "many")
     sdwn("submit", paths.root, "--wait", "--retries", "0", code=1)
     assert "failed" in sdwn("status", paths.root, "--watch").stdout
 
@@ -618,7 +636,7 @@ def test_a_strange_note_does_not_stop_status(planned: PlanRun) -> None:
 
 
 def test_a_signal_while_the_last_batches_are_written_loses_none(planned: PlanRun) -> None:
-    paths, plan = planned(storage={"images_per_shard": 60}, generation={"num_inference_steps": 1})
+    paths, plan = planned(storage={"images_per_shard": 30})
     code = (
         "import os, pathlib, signal, sys, time; from sdwn import generate, writing\n"
         "from sdwn.images import encode\n"

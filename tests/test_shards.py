@@ -140,18 +140,23 @@ def test_one_flipped_bit_in_an_image_is_found(
         damaged.check()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Any]:
+    """A file's bytes, and what they say."""
+    path = tmp_path_factory.mktemp("whole") / "a.h5"
+    write(path, [bytes([i]) * 300 for i in range(6)])
+    with ImageFile(path) as file:
+        return path.read_bytes(), content(file)
+
+
 @FLIPS
 @given(st.data())
 def test_a_flipped_bit_anywhere_is_an_error_or_no_matter(
-    tmp_path: Path, data: st.DataObject
+    tmp_path: Path, whole: tuple[bytes, Any], data: st.DataObject
 ) -> None:
-    payloads = [bytes([i]) * 300 for i in range(6)]
-    write(tmp_path / "whole.h5", payloads)
-    altered = bytearray((tmp_path / "whole.h5").read_bytes())
+    altered, expected = bytearray(whole[0]), whole[1]
     altered[data.draw(st.integers(0, len(altered) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     (tmp_path / "altered.h5").write_bytes(altered)
-    with ImageFile(tmp_path / "whole.h5") as file:
-        expected = content(file)
     try:
         with ImageFile(tmp_path / "altered.h5") as file:
             assert content(file) == expected, "a byte that HDF5 does not use"

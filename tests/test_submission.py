@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -394,7 +395,9 @@ def test_what_was_submitted_before_a_crash_is_found(
 ) -> None:
     paths, plan = planned()
     lossy_sbatch(tmp_path, "kill -9 $PPID", monkeypatch)
-    sdwn("submit", paths.root, "--profile", site, code=-9)
+    submitting = sdwn.start("submit", paths.root, "--profile", site)
+    submitting.communicate(timeout=60)
+    assert submitting.returncode == -signal.SIGKILL
     assert read_journal(paths)[0].unsettled
     status = run_status(paths, plan)
     assert status.shards_pending == len(plan.shards), "found by its name"
