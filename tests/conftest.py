@@ -56,7 +56,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def unpaced() -> Iterator[None]:
     """Noise without waiting, and shorter waits for tasks; processes of their own keep both."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noise, "SECONDS_A_STEP", 0.0)
+        patch.setattr(noise, "SECONDS_A_STEP", 1e-9)
         patch.setattr(submission, "POLL_SECONDS", 0.1)
         yield
 

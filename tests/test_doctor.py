@@ -18,12 +18,12 @@ from sdwn import limits
 from sdwn.config import validated
 from sdwn.doctor import Finding, can_start, examine, problems
 from sdwn.errors import SdwnError
+from sdwn.journal import read_journal
 from sdwn.node_checks import check_node, with_node
 from sdwn.places import place
 from sdwn.probe import NO_LOCKS, NodeReport, hdf5_fault, look_around
 from sdwn.profiles import ClusterProfile, load_profile
 from sdwn.site import Site, look, user
-from sdwn.submission import journal
 
 from conftest import REPOSITORY, PlanRun, Sdwn, Testbed
 
@@ -255,7 +255,7 @@ def test_a_probe_asks_a_compute_node(sdwn: Sdwn, planned: PlanRun, testbed: Test
         assert rows[subject]["verdict"] == "ok", rows[subject]
         assert re.search(r"\bn[1-4]\b", rows[subject]["text"])
     assert not list(Path(os.environ["SDWN_CACHE"]).glob("probe-*")), "it leaves nothing there"
-    assert not journal(paths), "it is none of the run's own jobs"
+    assert not read_journal(paths), "it is none of the run's own jobs"
     refused = sdwn(
         "doctor", paths.root, "--profile", "testbed", "--gres", "gpu:3", "--probe", code=1
     )

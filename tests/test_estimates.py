@@ -320,6 +320,7 @@ def test_gpu_hours_do_not_depend_on_how_shards_are_dealt(
     assert found.hours * parallel * profile.processes >= found.device_hours * (1 - 1e-9)
 
 
+@pytest.mark.usefixtures("paced")
 def test_noise_has_a_set_pace(planned: PlanRun) -> None:
     paths, plan = planned(generation={"num_inference_steps": 20})
     (one,) = estimate(paths, plan, range(len(plan.shards)), None).costs

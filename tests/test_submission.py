@@ -417,7 +417,7 @@ def test_a_controller_that_is_away_for_a_while_is_waited_for(
     paths, plan = planned()
     indices, told = [shard.index for shard in plan.shards], list[str]()
     cluster.controller("stop")
-    back = threading.Timer(3, cluster.controller, ["start"])
+    back = threading.Timer(8, cluster.controller, ["start"])
     back.start()
     try:
         jobs = submit_shards(paths, plan, indices, load_profile(str(site)), told.append)
