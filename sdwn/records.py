@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,7 +15,8 @@ from sdwn.files import RunPaths, read_json, write_text
 
 log = logging.getLogger(__name__)
 
-REPORT_SECONDS = 60.0
+# How often a process takes down how far it is; 0: after every batch.
+REPORT_SECONDS = float(os.environ.get("SDWN_REPORT_SECONDS", "60"))
 
 
 @dataclass
@@ -24,7 +26,8 @@ class TaskRecord:
     ``loading_seconds`` is what it took to load the model. ``first_seconds`` is how long the
     first batch took, warm-up or compiling included; ``images`` and ``seconds`` count what was
     sampled after it, ``busy`` is the share of time that the device was sampling since.
-    ``lowered_from`` is the batch size before the card ran out of memory.
+    ``lowered_from`` is the batch size before the card ran out of memory. ``sampled_before``
+    is what earlier starts of the same job took down of theirs, before SLURM requeued it.
     """
 
     job: str
@@ -37,6 +40,7 @@ class TaskRecord:
     vae_slicing: bool
     loading_seconds: float
     started: str
+    sampled_before: int = 0
     lowered_from: int | None = None
     first_images: int = 0
     first_seconds: float = 0.0
@@ -50,6 +54,11 @@ class TaskRecord:
     def images_per_second(self) -> float | None:
         """Speed of sampling after the first batch; None before the second."""
         return self.images / self.seconds if self.seconds else None
+
+    @property
+    def sampled(self) -> int:
+        """Images sampled in all starts of the job, kept or lost, in whole batches."""
+        return self.sampled_before + self.first_images + self.images
 
 
 def read_record(path: Path) -> TaskRecord:
@@ -65,6 +74,14 @@ def read_record(path: Path) -> TaskRecord:
         raise IntegrityError(f"{path}: expected {error}, found nothing there") from None
 
 
+def sampled_before(path: Path) -> int:
+    """Count what earlier starts of a job sampled, by the record that they left; 0 without one."""
+    try:
+        return read_record(path).sampled
+    except IntegrityError:
+        return 0
+
+
 @dataclass
 class Meter:
     """Times a process's batches; says once a minute, in log and record, how far it is."""
@@ -77,8 +94,9 @@ class Meter:
     _done: int = 0
 
     def begin(self, batch: BatchSize) -> None:
-        """Say with which batches the work begins."""
+        """Say with which batches the work begins, after what earlier starts did."""
         log.info("%s: %s", self.record.device, batch)
+        self.record.sampled_before = sampled_before(self._path)
         self._write()
 
     def lowered(self, batch: BatchSize) -> None:
@@ -128,6 +146,9 @@ class Meter:
         busy = f"{self.record.busy:.0%} of the time sampling"
         return f"{text}, {rate:.2f} images/s, {busy}, {left:.0f} min left"
 
+    @property
+    def _path(self) -> Path:
+        return self.paths.task(self.record.job, self.record.rank)
+
     def _write(self) -> None:
-        path = self.paths.task(self.record.job, self.record.rank)
-        write_text(path, json.dumps(asdict(self.record)) + "\n")
+        write_text(self._path, json.dumps(asdict(self.record)) + "\n")

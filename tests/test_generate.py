@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sdwn import generate, gpus, pilot, task, writing
+from sdwn import generate, gpus, pilot, records, task, writing
 from sdwn import plan as plan_module
 from sdwn.columns import names
 from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError, UsageError
@@ -560,6 +560,28 @@ def test_a_record_says_how_fast_a_task_is(planned: PlanRun) -> None:
     speed = record.images_per_second
     assert speed is not None
     assert speed <= 100, "a step of noise takes 10 ms"
+
+
+def test_a_record_counts_what_earlier_starts_of_its_job_sampled(
+    planned: PlanRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "REPORT_SECONDS", 0.0)
+    paths, plan = planned(storage={"images_per_shard": 40})
+
+    class Killed(NoiseSampler):
+        """Killed in its third batch, with nothing on disk but its record."""
+
+        def sample(self, specs: Sequence[ImageSpec]) -> Any:
+            if specs[0].index == 10:
+                os._exit(9)
+            return super().sample(specs)
+
+    if (child := os.fork()) == 0:
+        make(paths, plan, Killed(plan.config))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert read_record(paths.task("none", 0)).sampled == 10
+    make(paths, plan, NoiseSampler(plan.config))
+    assert read_record(paths.task("none", 0)).sampled == 10 + plan.images
 
 
 def test_a_pilot_times_batches_that_fit(planned: PlanRun, monkeypatch: pytest.MonkeyPatch) -> None:
