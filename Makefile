@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help demo test test-faults lint install wordnet bench full-size clean
+.PHONY: help demo test test-faults lint install wordnet bench full-size rehearsal clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test-faults  kills, preemption, full disks: no image is lost (half an hour)"
 	@echo "make bench      speed, as ratios against named peers"
 	@echo "make full-size  Stable Diffusion 1.4's architecture, random weights, once through"
+	@echo "make rehearsal  all 262,040 images, tiny, on a test cluster that is disturbed: under 45 minutes"
 	@echo "make clean      remove the demo's run folder"
 
 # pip keeps a torch that is there already (VENV_FLAGS=--system-site-packages for a site's own).
@@ -51,6 +52,9 @@ bench: $(VENV)/installed-dev wordnet
 
 full-size: wordnet
 	$(BIN)/python benchmarks/full_size.py
+
+rehearsal: wordnet
+	$(BIN)/python benchmarks/rehearsal.py
 
 clean:
 	rm -rf $(DEMO)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,7 +15,8 @@ from sdwn.files import LOWERED, RunPaths, read_json, write_text
 
 log = logging.getLogger(__name__)
 
-REPORT_SECONDS = 60.0
+# How often a process takes down how far it is; 0: after every batch.
+REPORT_SECONDS = float(os.environ.get("SDWN_REPORT_SECONDS", "60"))
 
 
 @dataclass
@@ -54,6 +56,11 @@ class TaskRecord:
     def images_per_second(self) -> float | None:
         """Speed of sampling after the first batch; None before the second."""
         return self.images / self.seconds if self.seconds else None
+
+    @property
+    def sampled(self) -> int:
+        """Images sampled since this start, kept or lost, in whole batches."""
+        return self.first_images + self.images
 
 
 def read_record(path: Path) -> TaskRecord:
