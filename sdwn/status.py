@@ -179,7 +179,8 @@ def _listed(folder: Path) -> Iterator[tuple[str, float]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
-                yield entry.name, entry.stat().st_mtime
+                if entry.is_file():
+                    yield entry.name, entry.stat().st_mtime
             except OSError:
                 continue  # a temporary file, gone just now
 
