@@ -15,18 +15,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdwn.files import RunPaths
+
 TESTBED = Path(__file__).resolve().parent.parent / "slurm" / "testbed"
 
 # Shorter than a rehearsal's tasks are many, so that these become two arrays, and two tasks run.
-OPTIONS = ("--nodes", 4, "--max-array-size", 33)
+OPTIONS = ("--nodes", 4, "--max-array-size", 17)
 
 SEED = 1
 MANY = {"preemption": 6, "kill": 8, "lost node": 1, "stopped controller": 1}
 FEW = {"preemption": 1, "kill": 2, "lost node": 1, "stopped controller": 1}
 # The last one must still find something to disturb.
 LATEST = 0.95
-# Within a task's life of some tens of seconds, any moment.
+# Within a task's life of some tens of seconds, any moment after its first batch.
 MOMENT_S = 10.0
+# A task that samples takes each batch down at once.
+AT_WORK_S = 3.0
 
 # The test cluster notices after 15 s that a node is dead, and requeues what ran there.
 NODE_AWAY_S = 30.0
@@ -98,10 +102,10 @@ def schedule(counts: Mapping[str, int]) -> list[Disturbance]:
 class Disturber:
     """Disturbs the tasks of one run on one test cluster."""
 
-    def __init__(self, testbed: Path, jobs: Path) -> None:
-        self._folder, self._jobs = testbed, jobs
+    def __init__(self, testbed: Path, run: RunPaths) -> None:
+        self._folder, self._run = testbed, run
         self._chance = random.Random(f"targets/{SEED}")
-        self._actions: dict[str, Callable[[], str]] = {
+        self._actions: dict[str, Callable[[int, str], str]] = {
             "preemption": self._preempt,
             "kill": self._kill,
             "lost node": self._lose_node,
@@ -115,16 +119,17 @@ class Disturber:
         began = time.monotonic()
         for one in disturbances:
             while (reached := progress()) is not None:
-                if reached >= one.progress and self._workers():
+                if reached >= one.progress:
                     break
                 time.sleep(POLL_SECONDS)
             else:
                 return
             time.sleep(one.wait)
+            worker, node = self._some_worker()
             seconds = time.monotonic() - began
-            yield Event(seconds, reached, one.kind, self._actions[one.kind]())
+            yield Event(seconds, reached, one.kind, self._actions[one.kind](worker, node))
 
-    def _preempt(self) -> str:
+    def _preempt(self, worker: int, node: str) -> str:
         """A job that two tasks leave too few nodes for takes those of one or both."""
         nodes = self._chance.choice((3, 4))
         request = (f"--nodes={nodes}", "--gres=gpu:1", "--output=/dev/null", "--mem=1G")
@@ -132,22 +137,18 @@ class Disturber:
         _run("sbatch", "--wait", "--partition=high", "--job-name=urgent", *request, urgent)
         return f"a job of the high partition took {nodes} of the 4 nodes"
 
-    def _kill(self) -> str:
+    def _kill(self, worker: int, node: str) -> str:
         """As the kernel does where memory runs out."""
-        while True:
-            worker, node = self._some_worker()
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGKILL)
-                return f"SIGKILL of the worker on {node}"
+        os.kill(worker, signal.SIGKILL)
+        return f"SIGKILL of the worker on {node}"
 
-    def _lose_node(self) -> str:
-        _, node = self._some_worker()
+    def _lose_node(self, worker: int, node: str) -> str:
         self._testbed("node", node, "kill")
         time.sleep(NODE_AWAY_S)
         self._testbed("node", node, "start")
         return f"{node} and all on it killed; started again after {NODE_AWAY_S:.0f} s"
 
-    def _stop_controller(self) -> str:
+    def _stop_controller(self, worker: int, node: str) -> str:
         self._testbed("controller", "stop")
         time.sleep(CONTROLLER_AWAY_S)
         self._testbed("controller", "start")
@@ -157,25 +158,33 @@ class Disturber:
         _run(str(TESTBED / command), "--dir", str(self._folder), *arguments)
 
     def _some_worker(self) -> tuple[int, str]:
-        """Choose a process that makes images, and name its node; between two tasks, wait."""
+        """Choose a process that samples now, and name its node; wait until there is one."""
         end = time.monotonic() + WORKER_TIMEOUT_S
         while time.monotonic() < end:
             if workers := self._workers():
                 return self._chance.choice(sorted(workers.items()))
             time.sleep(POLL_SECONDS)
-        raise TimeoutError("nothing runs that could be disturbed")
+        raise TimeoutError(f"no task of {self._run.root} samples")
 
     def _workers(self) -> dict[int, str]:
-        """Find the processes that make this run's images, and no other's, and their nodes."""
+        """Find the processes that sample images of this run, and no other's, and their nodes."""
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError, KeyError):  # it may end while we look
                 command = (process / "cmdline").read_bytes().decode().split("\0")
-                ours = "submitit.core._submit" in command and str(self._jobs / "%j") in command
+                ours = "submitit.core._submit" in command and str(self._run.jobs / "%j") in command
                 # srun's command line holds the worker's.
                 if ours and Path(command[0]).name.startswith("python"):
-                    found[int(process.name)] = _environment(process)["SLURMD_NODENAME"]
+                    environment = _environment(process)
+                    if self._samples(environment):
+                        found[int(process.name)] = environment["SLURMD_NODENAME"]
         return found
+
+    def _samples(self, environment: Mapping[str, str]) -> bool:
+        array = environment.get("SLURM_ARRAY_JOB_ID")
+        task = f"{array}_{environment.get('SLURM_ARRAY_TASK_ID')}"
+        record = self._run.task(task if array else environment["SLURM_JOB_ID"], 0)
+        return time.time() - record.stat().st_mtime < AT_WORK_S
 
 
 def _environment(process: Path) -> dict[str, str]:

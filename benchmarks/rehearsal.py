@@ -41,9 +41,11 @@ CONFIG = HERE.parent / "configs" / "rehearsal.yaml"
 PROFILE = HERE.parent / "slurm" / "profiles" / "testbed.yaml"
 RESULT = HERE / "rehearsal.md"
 
-SHARDS_PER_TASK = 2
+SHARDS_PER_TASK = 4
 # What is sampled goes to disk every second, and into the task's record after every batch.
 ENVIRONMENT = {"SDWN_FLUSH_SECONDS": "1", "SDWN_REPORT_SECONDS": "0"}
+# How SLURM says that a task was disturbed.
+DISTURBED = ("PREEMPTED", "FAILED", "NODE_FAIL")
 RETRIES = 20
 MADE_AGAIN = 5
 MINUTES = 45
@@ -66,10 +68,11 @@ The pictures are coloured blobs; what is rehearsed is that none of them is lost.
 
 *Images sampled* are the sum of what the tasks' own records say, which a task writes here after
 every batch and goes on with after a requeue. *Work redone* is what of them is not in the release:
-it was not yet on disk when its task died. The batch that was under way then, 100 images at most,
-is not counted, nor is the time in which a task that starts again loads the model. *Sampled again
-and equal* are images that a second or later attempt at their shard made, by `sdwn regenerate`.
-Peak memory is the kernel's mark of the process.
+it was not yet on disk when its task died. The batch that was under way then is in no record; each
+task that did not end by itself lost one of 100 images at most. What a task that starts again takes
+to load the model is not counted; it is in the images/s. *Sampled again and equal*, by
+`sdwn regenerate`, are images that a second or later attempt at their shard made. Peak memory is
+the kernel's mark of the process.
 
 ## What happened
 
@@ -144,6 +147,14 @@ class Rehearsal:
     def sampled(self) -> int:
         """Images that were sampled, kept or lost, in whole batches."""
         return sum(record.sampled for record in self.records)
+
+    @property
+    def redone(self) -> tuple[float, float]:
+        """The share of images sampled more than once: in whole batches, and at most."""
+        lost = self.sampled - self.images
+        largest = max(record.batch_size for record in self.records)
+        under_way = largest * (self.ends.total() - self.ends["COMPLETED"])
+        return lost / self.images, (lost + under_way) / self.images
 
 
 def say(text: str) -> None:
@@ -221,7 +232,7 @@ def rehearse(folder: Path, testbed: Path, form: Form) -> Rehearsal:
     began = time.monotonic()
     paths, release = RunPaths(folder / "run"), folder / "release"
     planned = run(folder, "plan", CONFIG, paths.root, *(f"--set={one}" for one in form.overrides))
-    disturber = Disturber(testbed, paths.jobs)
+    disturber = Disturber(testbed, paths)
     submitted, events = generate(folder, disturber, form, planned.answer["shards"])
     stages = {
         "plan": planned,
@@ -275,17 +286,22 @@ def disturbance_rows(found: Rehearsal, form: Form) -> list[Row]:
     happened = Counter(event.kind for event in found.events)
     rows = [exactly(f"disturbances: {k}", happened[k], n) for k, n in form.disturbances.items()]
     restarts = found.stages["status"].answer["restarts"]
-    redone = found.sampled / found.images - 1
+    redone, most = found.redone
     return [
         *rows,
         Row("tasks", tasks_text(found)),
-        Row(
-            "ends of tasks", ", ".join(f"{n} {end.lower()}" for end, n in found.ends.most_common())
-        ),
+        ends_row(found.ends, form),
         Row("restarts by SLURM", f"{restarts:,}", "> 0", restarts > 0),
         Row("images sampled", f"{found.sampled:,}", f">= {found.images:,}", redone >= 0),
-        Row("work redone", f"{redone:.2%}"),
+        Row("work redone", f"{redone:.2%}, at most {most:.2%} with the batches under way"),
     ]
+
+
+def ends_row(ends: Counter[str], form: Form) -> Row:
+    """Tell whether the disturbances reached the tasks; a trial's may end before they are hit."""
+    told = ", ".join(f"{count} {end.lower()}" for end, count in ends.most_common())
+    hit = all(ends[end] for end in DISTURBED) or form.below is not None
+    return Row("ends of tasks", told, "some of each kind", hit)
 
 
 def tasks_text(found: Rehearsal) -> str:
