@@ -249,6 +249,27 @@ def free_ports(count: int) -> int:
     raise OSError("no free ports")
 
 
+@pytest.fixture
+def cluster(testbed: Testbed) -> Iterator[Testbed]:
+    """The test cluster, left without a job and with all its nodes."""
+    yield testbed
+    testbed.run("scancel", "--user=root")
+    wait_until(lambda: not testbed.run("squeue", "--noheader"))
+
+
+def workers(paths: RunPaths) -> list[int]:
+    """The processes that make this run's images."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if "submitit.core._submit" in command and str(paths.jobs.absolute() / "%j") in command:
+            found.append(int(process.name))
+    return found
+
+
 def _without_slurm(config: pytest.Config, reason: str) -> NoReturn:
     config.stash[NO_SLURM] = [reason]
     if os.environ.get("CI"):

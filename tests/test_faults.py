@@ -26,7 +26,7 @@ from sdwn.status import run_status
 from sdwn.submission import follow, shard_tasks, submit_array
 from sdwn.verify import verify
 
-from conftest import REPOSITORY, TESTBED, PlanRun, Sdwn, Testbed, free_ports, wait_until
+from conftest import REPOSITORY, TESTBED, PlanRun, Sdwn, Testbed, free_ports, wait_until, workers
 
 # A shard takes four seconds: long enough to be caught in the middle.
 SLOW: dict[str, Any] = {
@@ -70,29 +70,8 @@ def flushing(path: Path, profile: str) -> Path:
     return path
 
 
-@pytest.fixture
-def cluster(testbed: Testbed) -> Iterator[Testbed]:
-    """The test cluster, left without a job and with all its nodes."""
-    yield testbed
-    testbed.run("scancel", "--user=root")
-    wait_until(lambda: not testbed.run("squeue", "--noheader"))
-
-
 def pieces(paths: RunPaths) -> int:
     return len(list(paths.pieces.rglob("*-*.h5"))) if paths.pieces.is_dir() else 0
-
-
-def workers(paths: RunPaths) -> list[int]:
-    """The processes that make this run's images."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().decode().split("\0")
-        except OSError:
-            continue
-        if "submitit.core._submit" in command and str(paths.jobs.absolute() / "%j") in command:
-            found.append(int(process.name))
-    return found
 
 
 def waited(process: subprocess.Popen[str], seconds: float = 300) -> None:

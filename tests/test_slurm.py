@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from sdwn.profiles import load_profile
 from sdwn.submission import follow, submit_tasks
 from sdwn.task import ArrayTask
 
-from conftest import NOISE, REPOSITORY, PlanRun, Sdwn, Testbed, wait_until
+from conftest import NOISE, REPOSITORY, PlanRun, Sdwn, Testbed, wait_until, workers
 from test_cli import readme_commands
 from test_generate import images
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 
 # A shard takes four seconds: long enough to be caught in the middle.
 SLOW: dict[str, Any] = {
@@ -38,14 +37,6 @@ def site(tmp_path: Path) -> Path:
     path = tmp_path / "site.yaml"
     path.write_text(shipped + '\nenvironment: {SDWN_FLUSH_SECONDS: "0"}\n')
     return path
-
-
-@pytest.fixture(autouse=True)
-def quiet(testbed: Testbed) -> Iterator[None]:
-    """Leave no job to the next test."""
-    yield
-    testbed.run("scancel", "--user=root")
-    wait_until(lambda: not testbed.run("squeue", "--noheader"))
 
 
 def some_pieces(paths: RunPaths) -> bool:
@@ -116,19 +107,6 @@ def test_a_time_limit_requeues_through_a_checkpoint(
     wait_until(lambda: log.exists() and "Calling checkpoint method" in log.read_text())
     assert sdwn.json("retry", paths.root, "--wait")["submitted"] == 0, "it requeued itself"
     assert images(paths) == undisturbed
-
-
-def workers(paths: RunPaths) -> list[int]:
-    """The processes that make this run's images."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().decode().split("\0")
-        except OSError:
-            continue
-        if "submitit.core._submit" in command and str(paths.jobs.absolute() / "%j") in command:
-            found.append(int(process.name))
-    return found
 
 
 def test_a_failure_is_told_with_its_last_line(

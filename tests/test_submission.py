@@ -285,13 +285,6 @@ def site(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cluster(testbed: Testbed) -> Iterator[Testbed]:
-    yield testbed
-    testbed.run("scancel", "--user=root")
-    wait_until(lambda: not testbed.run("squeue", "--noheader"))
-
-
-@pytest.fixture
 def limited(cluster: Testbed) -> Iterator[int]:
     """A site that takes twelve jobs of a user."""
     cluster.run("sacctmgr", "-i", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=12")
