@@ -148,10 +148,7 @@ class Sdwn:
 
     def alone(self, *arguments: object) -> str:
         """Run a command to its end in a process of its own; returns what it prints."""
-        process = self.start(*arguments)
-        printed, log = process.communicate(timeout=300)
-        assert process.returncode == 0, log + printed
-        return printed
+        return OwnProcess(self.folder)(*arguments).stdout
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         """Start it and go on; it may be sent signals."""
@@ -162,6 +159,17 @@ class Sdwn:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+
+class OwnProcess(Sdwn):
+    """The command line where each command has to read its environment anew."""
+
+    def __call__(self, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end in a process of its own."""
+        process = self.start(*arguments)
+        printed, log = process.communicate(timeout=300)
+        assert process.returncode == code, log + printed
+        return subprocess.CompletedProcess(process.args, code, printed, log)
 
 
 def one_object(printed: str) -> dict[str, Any]:

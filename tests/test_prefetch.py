@@ -30,7 +30,7 @@ from sdwn.release import Release
 from sdwn.shards import ImageFile
 from sdwn.weights import fingerprint, needed
 
-from conftest import PlanRun, Sdwn
+from conftest import OwnProcess, PlanRun
 from hub import Hub, serving
 
 TINY: dict[str, Any] = {
@@ -71,7 +71,7 @@ class Site:
     """A folder to work in, with the hub that its commands would ask and a cache of its own."""
 
     def __init__(self, folder: Path, hub: Hub) -> None:
-        self.folder, self.hub, self.sdwn = folder, hub, Sdwn(folder)
+        self.folder, self.hub, self.sdwn = folder, hub, OwnProcess(folder)
         self.snapshots = folder / "hf/hub/models--lab--tiny-sd/snapshots"
 
     def run(self, name: str = "run") -> RunPaths:
