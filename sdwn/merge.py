@@ -46,8 +46,7 @@ def merge(
     """
     plan = _common_plan(runs)
     revision = common_revision(runs, plan.config.model)
-    if not release.manifest.exists():
-        require_free(release.root)
+    if _is_new(release):
         shards = _locate(runs, plan, options.allow_missing, revision)
 
         def fill(building: Building) -> None:
@@ -58,6 +57,18 @@ def merge(
     found = _existing(release, runs, plan, options.allow_missing)
     advance(len(found))
     return found
+
+
+def _is_new(release: ReleasePaths) -> bool:
+    if release.manifest.exists():
+        return False
+    try:
+        require_free(release.root)
+    except UsageError:
+        if release.manifest.exists():
+            return False  # another merge finished it just now
+        raise
+    return True
 
 
 def _common_plan(runs: Sequence[RunPaths]) -> Plan:

@@ -143,7 +143,7 @@ def test_cancel_ends_the_jobs_and_keeps_what_is_finished(
 def test_interrupting_a_waiting_submit_leaves_the_jobs_running(
     sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, site: Path
 ) -> None:
-    paths, _ = planned(**SLOW)
+    paths, _ = planned(generation={"num_inference_steps": 20}, storage=SLOW["storage"])
     waiting = sdwn.start("submit", paths.root, "--profile", site, "--wait")
     wait_until(lambda: some_pieces(paths))
     waiting.send_signal(signal.SIGINT)
