@@ -67,7 +67,7 @@ The pictures are coloured blobs; what is rehearsed is that none of them is lost.
 {measured}
 
 *Images sampled* are the sum of what the tasks' own records say, which a task writes here after
-every batch and goes on with after a requeue. *Work redone* is what of them is not in the release:
+every batch, at each start anew. *Work redone* is what of them is not in the release:
 it was not yet on disk when its task died. The batch that was under way then is in no record; each
 task that did not end by itself lost one of 100 images at most. What a task that starts again takes
 to load the model is not counted; it is in the images/s. *Sampled again and equal*, by
