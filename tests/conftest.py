@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,9 @@ from sdwn.files import RunPaths
 from sdwn.generate import generate
 from sdwn.plan import Plan, make_plan, write_plan
 from sdwn.wordnet import WordNet, shared_wordnet
+
+# A suite that was started in the background has it ignored, and so would its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACE = noise.SECONDS_A_STEP
