@@ -27,6 +27,9 @@ from sdwn.wordnet import WordNet, shared_wordnet
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACE = noise.SECONDS_A_STEP
 
+# Read when torch is imported: threads that wait for each other crawl where cores are shared.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 NOISE: dict[str, Any] = {
     "catalog": {"roots": ["corgi.n.01", "terrier.n.01"]},
     "images_per_synset": 5,
@@ -143,14 +146,9 @@ class Sdwn:
 
     def json(self, *arguments: object, code: int = 0) -> dict[str, Any]:
         """Run with ``--json``: all of stdout must be one JSON object."""
-        return one_object(self(*arguments, "--json", code=code).stdout)
-
-    def alone(self, *arguments: object) -> str:
-        """Run a command to its end in a process of its own; returns what it prints."""
-        process = self.start(*arguments)
-        printed, log = process.communicate(timeout=300)
-        assert process.returncode == 0, log + printed
-        return printed
+        answer = json.loads(self(*arguments, "--json", code=code).stdout)
+        assert isinstance(answer, dict)
+        return answer
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         """Start it and go on; it may be sent signals."""
@@ -161,12 +159,6 @@ class Sdwn:
             stderr=subprocess.PIPE,
             text=True,
         )
-
-
-def one_object(printed: str) -> dict[str, Any]:
-    answer = json.loads(printed)
-    assert isinstance(answer, dict)
-    return answer
 
 
 @contextlib.contextmanager
