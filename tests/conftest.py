@@ -136,13 +136,17 @@ class Sdwn:
     def __call__(self, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, with all that it imports imported already."""
         command = [str(argument) for argument in arguments]
-        with contextlib.chdir(self.folder), streams() as (out, err):
-            try:
-                cli.main(command)
-            except SystemExit as end:
-                found = end.code or 0
-        assert found == code, err.getvalue() + out.getvalue()
-        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            contextlib.chdir(self.folder),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as end,
+        ):
+            cli.main(command)
+        done = subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+        assert (end.value.code or 0) == code, done.stderr + done.stdout
+        return done
 
     def json(self, *arguments: object, code: int = 0) -> dict[str, Any]:
         """Run with ``--json``: all of stdout must be one JSON object."""
@@ -159,14 +163,6 @@ class Sdwn:
             stderr=subprocess.PIPE,
             text=True,
         )
-
-
-@contextlib.contextmanager
-def streams() -> Iterator[tuple[io.StringIO, io.StringIO]]:
-    """Collect what is printed, and what is told beside it."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        yield out, err
 
 
 @pytest.fixture

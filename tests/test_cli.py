@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from sdwn import noise
 from sdwn.files import RunPaths
 from sdwn.shards import ImageFile
 
@@ -263,7 +264,10 @@ def test_a_plan_prints_for_people_too(sdwn: Sdwn) -> None:
         assert re.search(line, shown), shown
 
 
-def test_tuning_measures_a_batch_size_that_later_tasks_take(sdwn: Sdwn, config: Path) -> None:
+def test_tuning_measures_a_batch_size_that_later_tasks_take(
+    sdwn: Sdwn, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noise, "SECONDS_A_STEP", 0.002)
     (profile,) = sdwn.json("tune", config)["profiles"]
     probes = profile["tuning"]["probes"]
     assert 1 <= len(probes) <= 10
