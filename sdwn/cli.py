@@ -15,6 +15,7 @@ from sdwn.options import (
     Checkpoint,
     Config,
     DryRun,
+    Force,
     Model,
     Override,
     PartSize,
@@ -22,6 +23,7 @@ from sdwn.options import (
     ReleaseFolder,
     Retries,
     Run,
+    Then,
     Wait,
     with_site,
 )
@@ -55,12 +57,56 @@ def options(
 
 
 @app.command()
-def plan(config: Config, run: Run, set_: Override = None, as_json: AsJson = False) -> None:
-    """Read WordNet and write the plan into the folder RUN."""
-    made, paths = steps.plan_run(config, run, set_)
+def plan(
+    config: Config,
+    run: Run,
+    profile: Annotated[
+        str | None, typer.Option(help="Estimate for this profile; it is no part of the plan.")
+    ] = None,
+    set_: Override = None,
+    slice_: Annotated[
+        str | None,
+        typer.Option("--slice", help="Make only this share here, as 2/3; others elsewhere."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read WordNet, write the plan into the folder RUN, and estimate what making it takes."""
+    chosen = steps.open_profile(profile, {}) if profile else None
+    made, paths = steps.plan_run(config, run, set_, slice_)
+    from sdwn.estimates import estimate
     from sdwn.plan import summary
 
-    terminal.result({**summary(made), "run": str(paths.root)}, as_json)
+    counts = {**summary(made), "run": str(paths.root)}
+    takes = estimate(paths, made, [shard.index for shard in made.own_shards], chosen)
+    terminal.result(
+        {**counts, "estimate": takes.as_dict()}, as_json, text=terminal.plan_text(counts, takes)
+    )
+
+
+@app.command()
+def prefetch(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|RUN",
+            help="A config, as for plan, or the folder of a planned run.",
+        ),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Put the weights here, if tasks do not see the hub's cache."),
+    ] = None,
+    classifier: Annotated[
+        bool, typer.Option("--classifier/--no-classifier", help="Get the classifier too.")
+    ] = True,
+    set_: Override = None,
+    as_json: AsJson = False,
+) -> None:
+    """Get weights, classifier and WordNet where the network is; afterwards none is needed."""
+    found = steps.prefetched(target, set_, folder, classifier)
+    terminal.result(found, as_json)
+    if found["problems"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -118,6 +164,24 @@ def pilot(
 
 @app.command()
 @with_site
+def doctor(
+    run: Run,
+    site: dict[str, str],
+    profile: Profile = "local",
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Ask a compute node too, by a short job.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what would stop the run or slow it down: profile, site, disk, weights."""
+    paths, made = steps.open_run(run)
+    found = steps.examined(paths, made, steps.open_profile(profile, site), probe)
+    if steps.say_findings(found, as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+@with_site
 def submit(
     run: Run,
     site: dict[str, str],
@@ -125,20 +189,21 @@ def submit(
     dry_run: DryRun = False,
     wait: Wait = False,
     retries: Retries = 2,
+    then: Then = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Start array tasks for the unfinished shards, on this machine or under SLURM."""
     from sdwn import submission
 
+    options = steps.submit_options(wait, retries, then, force)
     paths, made = steps.open_run(run)
     chosen = steps.open_profile(profile, site)
     submission.require_fit(made.config, chosen)
-    todo = submission.unfinished(paths, made)
     if dry_run:
-        steps.show_script(paths, todo, chosen, as_json)
+        steps.show_script(paths, made, steps.unfinished_shards(paths, made), chosen, as_json)
         return
-    jobs = steps.start(paths, made, todo, chosen, retries if wait else None)
-    steps.say_submitted(jobs, todo, as_json)
+    terminal.result(steps.submit_run(paths, made, chosen, options), as_json)
 
 
 @app.command()
@@ -148,17 +213,18 @@ def retry(
     site: dict[str, str],
     wait: Wait = False,
     retries: Retries = 2,
+    then: Then = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit what failed or is missing again, under the profile of the last submission."""
     from sdwn import submission
 
+    options = steps.submit_options(wait, retries, then, force)
     paths, made = steps.open_run(run)
     chosen = submission.last_profile(paths, site)
     submission.require_fit(made.config, chosen)
-    todo = submission.unfinished(paths, made)
-    jobs = steps.start(paths, made, todo, chosen, retries if wait else None)
-    steps.say_submitted(jobs, todo, as_json)
+    terminal.result(steps.submit_run(paths, made, chosen, options), as_json)
 
 
 @app.command()
@@ -204,7 +270,8 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Show the end of the logs of the tasks that made, or failed to make, shards."""
-    from sdwn.submission import failed, shard_logs
+    from sdwn.joblogs import shard_logs
+    from sdwn.live import failed
 
     paths, made = steps.open_run(run)
     if shard is not None and not 0 <= shard < len(made.shards):
@@ -417,7 +484,7 @@ def run(
     chosen = steps.open_profile(profile, site)
     require_fit(steps.open_config(config, set_), chosen)
     made, paths = steps.plan_run(config, run, set_)
-    steps.complete_run(paths, made, chosen, retries)
+    steps.submit_run(paths, made, chosen, steps.SubmitOptions(wait=True, retries=retries))
     found = steps.merge_runs([run], paths.release)
     found = steps.joined(found, steps.evaluate_release(paths.release, made.config.evaluation))
     found["report"] = str(steps.report_on(paths.release, found["evaluation"]))

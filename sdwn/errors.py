@@ -17,5 +17,19 @@ class IntegrityError(SdwnError):
     """A file that is not what its record says: missing, cut short, altered or foreign."""
 
 
+class QueueFullError(SdwnError):
+    """The scheduler takes no more jobs of this user for now."""
+
+
+class NoAnswerError(SdwnError):
+    """The scheduler did not answer; whether it did what was asked is not known."""
+
+
 class OutOfMemoryError(SdwnError):
     """The device has no room for this batch."""
+
+
+def first_line(error: Exception) -> str:
+    """Give an error's kind and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip() if lines else 'no reason given'}"

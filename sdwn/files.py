@@ -21,7 +21,9 @@ from sdwn.errors import IntegrityError, SdwnError
 TEMPORARY = ".tmp"
 # Names a folder of the node's own disk that weights are copied to once.
 STAGE_VARIABLE = "SDWN_STAGE_WEIGHTS"
+# Notes of a task that status tells: out of memory, and other code than when it was submitted.
 LOWERED = ".lowered.txt"
+CHANGED = ".changed.txt"
 BLOCK = 1 << 22
 # A part of a release has at least so many bytes, and less than twice as many.
 PART_BYTES = 4_000_000_000
@@ -31,6 +33,7 @@ Advance = Callable[[int], None]
 
 # As RunPaths writes them: five digits, or more without a leading zero.
 SHARD_NAME = re.compile(r"([0-9]{5}|[1-9][0-9]{5,8})\.h5")
+TASK_NAME = re.compile(r"(?P<job>[^.]+)\.(?P<rank>[0-9]+)(\.r(?P<start>[0-9]+))?\.json")
 PIECE_NAME = re.compile(r"([0-9]{6,9})-([0-9]{6,9})\.h5")
 
 
@@ -63,6 +66,11 @@ class RunPaths:
         return self.root / "synsets.csv"
 
     @property
+    def lock(self) -> Path:
+        """Which weights its images are made with."""
+        return self.root / "lock.json"
+
+    @property
     def shards(self) -> Path:
         """Folder of finished shards."""
         return self.root / "shards"
@@ -88,13 +96,23 @@ class RunPaths:
         return RunPaths(self.root / "pilot")
 
     @property
+    def probe(self) -> RunPaths:
+        """The folder of ``sdwn doctor --probe``'s job."""
+        return RunPaths(self.root / "probe")
+
+    @property
+    def token(self) -> Path:
+        """What the login node writes for a compute node to see, in the probe's own folder."""
+        return self.root / "token.txt"
+
+    @property
     def speed(self) -> Path:
         """How fast the pilot's device was, in the pilot's own folder."""
         return self.root / "speed.json"
 
     @property
     def answers(self) -> Path:
-        """What the pilot says of the whole run, in the pilot's own folder."""
+        """What the pilot says of the run, or the probe of its node, in its own folder."""
         return self.root / "answers.json"
 
     @property
@@ -108,8 +126,13 @@ class RunPaths:
         return self.root / "submissions.jsonl"
 
     @property
+    def submitting(self) -> Path:
+        """Held by the command that submits."""
+        return self.root / ".submitting.lock"
+
+    @property
     def release(self) -> Path:
-        """Where ``sdwn run`` puts the release."""
+        """Where ``sdwn run`` and ``submit --then merge`` put the release."""
         return self.root / "release"
 
     def shard(self, index: int) -> Path:
@@ -124,17 +147,17 @@ class RunPaths:
         """Name a piece: the images ``start`` up to ``stop`` of a shard."""
         return self.shard_pieces(index) / f"{start:06d}-{stop:06d}.h5"
 
-    def task(self, job: str, rank: int) -> Path:
-        """Name the record of a process of a task."""
-        return self.tasks / f"{job}.{rank}.json"
+    def task(self, job: str, rank: int, start: int = 0) -> Path:
+        """Name the record of a process of a task that was requeued ``start`` times."""
+        return self.tasks / f"{job}.{rank}{f'.r{start}' if start else ''}.json"
 
-    def lowered(self, job: str, rank: int) -> Path:
-        """Name the note that a process ran out of memory and lowered its batch."""
-        return self.tasks / f"{job}.{rank}{LOWERED}"
+    def task_names(self) -> set[str]:
+        """List what tasks wrote of themselves, by name: records and notes."""
+        return _files(self.tasks)
 
-    def lowered_notes(self) -> list[Path]:
-        """List these notes."""
-        return sorted(self.tasks / name for name in _files(self.tasks) if name.endswith(LOWERED))
+    def note(self, job: str, rank: int, kind: str) -> Path:
+        """Name a note of a process, of the kind ``LOWERED`` or ``CHANGED``."""
+        return self.tasks / f"{job}.{rank}{kind}"
 
     def done_shards(self) -> set[int]:
         """List the finished shards, from their names alone."""

@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdwn import checkout
 from sdwn.batches import BatchSize, lower
 from sdwn.errors import OutOfMemoryError, SdwnError
 from sdwn.files import RunPaths, now
 from sdwn.images import Sample
+from sdwn.lock import locked_weights
 from sdwn.pieces import PieceWriter, Work, covered, sound_pieces
 from sdwn.plan import ImageSpec, Plan, Shard, read_plan
 from sdwn.processes import Process, this_process
@@ -36,7 +38,8 @@ def generate(run: Path, indices: Iterable[int]) -> None:
     if not todo:
         log.info("all shards of this task are finished already")
         return
-    sampler, loading = load_timed(plan.config)
+    weights = locked_weights(paths, plan.config.model)
+    sampler, loading = load_timed(plan.config, weights)
     make_shards(paths, plan, todo, sampler, loading)
 
 
@@ -55,7 +58,8 @@ def make_shards(
     batch = choose_batch(plan.config, sampler)
     session = task_session(sampler, batch)
     record = _record(this_process(), sampler, batch, session["started"], loading_seconds)
-    meter = Meter(paths, record, sum(plan.shard_images(shard) for shard in shards))
+    record.total = sum(plan.shard_images(shard) for shard in shards)
+    meter = Meter(paths, record)
     meter.begin(batch)
     maker = _Maker(sampler, meter, batch)
     storage = plan.config.storage
@@ -73,7 +77,7 @@ def make_shards(
 def task_session(sampler: ImageSampler, batch: BatchSize) -> dict[str, Any]:
     """Record who makes images now: model, device, versions, host, job, start, batch."""
     who = {"host": socket.gethostname(), "job": this_process().job, "started": now()}
-    return {**sampler.provenance, **who, "batch": str(batch)}
+    return {**sampler.provenance, "sdwn": checkout.code(), **who, "batch": str(batch)}
 
 
 def _record(
@@ -90,6 +94,8 @@ def _record(
         vae_slicing=batch.vae_slicing,
         loading_seconds=loading,
         started=started,
+        total=0,
+        start=process.start,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -74,12 +75,17 @@ def workload(config: RunConfig, provenance: dict[str, Any], total_bytes: int) ->
 
 @dataclass(frozen=True, slots=True)
 class GpuProfile:
-    """A workload's measured batch size, and the measurements behind it."""
+    """A workload's measured batch size, and the measurements behind it.
+
+    The batch size holds for any ``num_inference_steps`` and ``scheduler``, the speed for these.
+    """
 
     workload: Workload
     vae_slicing: bool
     tuning: Tuning
     measured: str
+    num_inference_steps: int | None = None
+    scheduler: str | None = None
 
     @property
     def path(self) -> Path:
@@ -137,6 +143,15 @@ def find(work: Workload) -> GpuProfile | None:
     return profile if profile.workload == work else None
 
 
+def stored() -> list[GpuProfile]:
+    """Read all profiles that are kept; those that cannot be read are left out."""
+    found = []
+    for path in sorted((cache_folder() / "gpus").glob("*.json")):
+        with contextlib.suppress(IntegrityError):
+            found.append(read_profile(path))
+    return found
+
+
 def read_profile(path: Path) -> GpuProfile:
     """Read a GPU profile.
 
@@ -154,7 +169,8 @@ def read_profile(path: Path) -> GpuProfile:
         sliced, found = bool(content["vae_slicing"]), Tuning(**tuning, probes=probes)
         if type(found.batch_size) is not int or found.batch_size < 1:
             raise ValueError(f"a batch of {found.batch_size!r} images")
-        return GpuProfile(work, sliced, found, measured)
+        steps, scheduler = content.get("num_inference_steps"), content.get("scheduler")
+        return GpuProfile(work, sliced, found, measured, steps, scheduler)
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path}: damaged: {error!r}; tune again") from None
 

@@ -13,6 +13,7 @@ from sdwn.columns import COLUMNS, Table, texts
 from sdwn.decoding import Decoding
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.files import PART_BYTES, Advance, ReleasePaths, RunPaths
+from sdwn.lock import common_revision
 from sdwn.plan import ImageSpec, Plan, Shard, image_settings, read_plan
 from sdwn.release import Release
 from sdwn.release_writer import Origin, ReleaseWriter, cut
@@ -44,9 +45,9 @@ def merge(
         IntegrityError: a shard is missing, duplicate, damaged or foreign; each is named.
     """
     plan = _common_plan(runs)
-    if not release.manifest.exists():
-        require_free(release.root)
-        shards = _locate(runs, plan, options.allow_missing)
+    revision = common_revision(runs, plan.config.model)
+    if _is_new(release):
+        shards = _locate(runs, plan, options.allow_missing, revision)
 
         def fill(building: Building) -> None:
             _fill(building, plan, shards, options, advance)
@@ -56,6 +57,18 @@ def merge(
     found = _existing(release, runs, plan, options.allow_missing)
     advance(len(found))
     return found
+
+
+def _is_new(release: ReleasePaths) -> bool:
+    if release.manifest.exists():
+        return False
+    try:
+        require_free(release.root)
+    except UsageError:
+        if release.manifest.exists():
+            return False  # another merge finished it just now
+        raise
+    return True
 
 
 def _common_plan(runs: Sequence[RunPaths]) -> Plan:
@@ -106,8 +119,10 @@ def _shards_of(release: Release, plan: Plan) -> Iterator[int]:
 _INSTEAD = "choose another folder, or remove that one first"
 
 
-def _locate(runs: Sequence[RunPaths], plan: Plan, allow_missing: bool) -> dict[int, Path]:
-    """Find each shard's one file, structure and origin checked.
+def _locate(
+    runs: Sequence[RunPaths], plan: Plan, allow_missing: bool, revision: str | None
+) -> dict[int, Path]:
+    """Find each shard's one file, structure and origin checked; ``revision`` is the locked one.
 
     Raises:
         IntegrityError: with every problem, a line each.
@@ -126,17 +141,24 @@ def _locate(runs: Sequence[RunPaths], plan: Plan, allow_missing: bool) -> dict[i
     if not allow_missing or not any(places.values()):
         problems += _missing(runs, [index for index, found in places.items() if not found])
     for index, found in places.items():
-        problems += _shard_problems(plan, plan.shards[index], found)
+        problems += _shard_problems(plan, plan.shards[index], found, revision)
     if problems:
         raise IntegrityError("\n".join(problems))
     return {index: found[0] for index, found in places.items() if found}
 
 
 def _missing(runs: Sequence[RunPaths], indices: list[int]) -> Iterator[str]:
-    if indices:
+    slices = {paths: read_plan(paths).slice for paths in runs}
+    owners = {index: next((p for p in runs if index in slices[p]), None) for index in indices}
+    instead = "or leave them out with: --allow-missing"
+    for paths in runs:
+        if own := [index for index, owner in owners.items() if owner == paths]:
+            yield f"{_shards(own)} missing; make them with: {_make(paths)}; {instead}"
+    if rest := [index for index, owner in owners.items() if owner is None]:
+        shares = ", ".join(f"{paths.root} has the slice {slices[paths]}" for paths in runs)
         yield (
-            f"{_shards(indices)} missing; make them with: {_make(runs[0])}; "
-            "or leave them out with: --allow-missing"
+            f"{_shards(rest)} missing: {shares} of the plan; name the other slices' folders "
+            f"too, {instead}"
         )
 
 
@@ -161,7 +183,9 @@ def ranges(indices: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def _shard_problems(plan: Plan, shard: Shard, found: list[Path]) -> Iterator[str]:
+def _shard_problems(
+    plan: Plan, shard: Shard, found: list[Path], revision: str | None
+) -> Iterator[str]:
     if len(found) > 1:
         copies = ", ".join(map(str, found))
         yield f"shard {shard.index}: duplicate: {copies}; remove all but one"
@@ -170,6 +194,7 @@ def _shard_problems(plan: Plan, shard: Shard, found: list[Path]) -> Iterator[str
         try:
             with ImageFile(path) as file:
                 check_origin(file, plan, shard)
+                _check_weights(file, revision)
         except IntegrityError as error:
             yield _with_cure(path, error)
 
@@ -201,6 +226,15 @@ def check_origin(file: ImageFile, plan: Plan, shard: Shard) -> None:
         raise IntegrityError(f"{file.path}: expected the column {absent[0]}, found none")
     if list(_identities(rows)) != [planned_values(spec, plan) for spec in plan.specs(shard)]:
         raise IntegrityError(f"{file.path}: its rows are not those that the plan asks for")
+
+
+def _check_weights(file: ImageFile, revision: str | None) -> None:
+    made_with = {session.get("revision") for session in file.sessions}
+    if revision is not None and (others := made_with - {revision}):
+        raise IntegrityError(
+            f"{file.path}: made with the weights {', '.join(map(str, others))}, and the run is "
+            f"locked to {revision}"
+        )
 
 
 def planned_values(spec: ImageSpec, plan: Plan) -> tuple[Any, ...]:

@@ -25,6 +25,13 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the script instead of submitting it.")
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the tasks to the end.")]
+Then = Annotated[
+    str | None,
+    typer.Option(help="Stages to queue behind all tasks: some of merge,evaluate,report."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Submit even where sdwn doctor finds a problem.")
+]
 Retries = Annotated[
     int, typer.Option(min=0, help="While waiting: how often to submit what failed again.")
 ]
@@ -60,6 +67,7 @@ SITE = {
     "reservation": "Reservation to use.",
     "wckey": "Workload characterization key.",
     "array_parallelism": "Tasks that may run at once.",
+    "max_submit_jobs": "Jobs that may be in the queue, in the place of what SLURM tells.",
     "shards_per_task": "Shards that each GPU of a task makes in turn.",
     "batch_size": "Images a batch, whatever a GPU profile says.",
     "stage_weights": "Folder of a node's own disk that weights are copied to once.",

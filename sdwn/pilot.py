@@ -12,6 +12,7 @@ from sdwn.batches import lower
 from sdwn.errors import OutOfMemoryError
 from sdwn.files import RunPaths, write_text
 from sdwn.generate import make_shards
+from sdwn.lock import locked_weights
 from sdwn.plan import ImageSpec, Plan, read_plan
 from sdwn.samplers import ImageSampler, load_timed
 
@@ -48,7 +49,8 @@ def make_pilot(run: Path, indices: Iterable[int]) -> None:
     shards = [plan.shards[index] for index in indices]
     if not shards:
         return  # a process whose GPU is not needed
-    sampler, loading = load_timed(plan.config)
+    weights = locked_weights(paths, plan.config.model)
+    sampler, loading = load_timed(plan.config, weights)
     batch = make_shards(paths, plan, shards, sampler, loading)
     speed = _timed(sampler, list(plan.specs(plan.shards[0])), batch.images)
     write_text(paths.speed, json.dumps(asdict(speed)) + "\n")

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import logging
-import os
 import platform
-import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +10,47 @@ import accelerate
 import diffusers
 import torch
 import transformers
-from huggingface_hub import snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 
-from sdwn.builtin import builtin_folder, fingerprint
+from sdwn.builtin import builtin_folder
 from sdwn.config import ModelConfig, RunConfig
 from sdwn.device import Device
-from sdwn.errors import SdwnError, UsageError
-from sdwn.files import STAGE_VARIABLE
+from sdwn.errors import SdwnError, UsageError, first_line
+from sdwn.hub import fetch
+from sdwn.staging import staged_if_asked
+from sdwn.weights import Weights, find, fingerprint, is_commit, model_folder, source
 
-_INDEX = "model_index.json"
 # Its steps draw noise for the batch as a whole, out of no image's generator.
 _UNREPEATABLE = {"DPMSolverSDEScheduler"}
-log = logging.getLogger(__name__)
-
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
-_ignored = shutil.ignore_patterns(
-    "*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*"
-)
+
+def obtained(config: RunConfig) -> Weights:
+    """Find a config's weights, or get them: a built-in model is made, the hub is asked.
+
+    It is not asked for a commit that its cache has.
+
+    Raises:
+        UsageError: the model's name is no folder, and no name that the hub could know.
+        SdwnError: the hub does not give it.
+    """
+    model = config.model
+    if (kind := source(model)) != "hub":
+        folder = builtin_folder(str(model.builtin)) if kind == "builtin" else model_folder(model)
+        return Weights(folder, fingerprint(folder))
+    found = find(config) if is_commit(model.revision) else None
+    return found or fetch(config)
 
 
-def load(config: RunConfig, device: Device) -> Any:
+def load(config: RunConfig, weights: Weights, device: Device) -> Any:
     """Load a config's pipeline onto a device.
 
     Raises:
-        UsageError: the config asks for a scheduler, precision or safety checker that this model
-            or device has not.
+        UsageError: the config asks for a scheduler or safety checker that this model has not.
         SdwnError: the model cannot be loaded.
     """
-    require_device(config, device.torch.type)
     _silence_libraries()
-    pipeline = _from_config(config)
+    pipeline = _from_config(config, staged_if_asked(weights.folder))
     pipeline.scheduler = _scheduler(pipeline, config.generation.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device.torch)
@@ -84,11 +86,12 @@ def _silence_libraries() -> None:
         library.utils.logging.disable_progress_bar()
 
 
-def _from_config(config: RunConfig) -> Any:
+def _from_config(config: RunConfig, folder: Path) -> Any:
     wanted = config.generation.safety_checker
     without: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
     dtype = DTYPES[config.generation.precision]
-    pipeline = _from_pretrained(config.model, dtype=dtype, **({} if wanted else without))
+    options = {"dtype": dtype, **({} if wanted else without)}
+    pipeline = _from_pretrained(config.model, folder, **options)
     if denoiser(pipeline) is None:
         raise SdwnError(
             f"model {config.model.name}: {type(pipeline).__name__} has neither a UNet nor a "
@@ -102,124 +105,16 @@ def _from_config(config: RunConfig) -> Any:
     return pipeline
 
 
-def _from_pretrained(model: ModelConfig, **options: Any) -> Any:
-    source = _source(model)
+def _from_pretrained(model: ModelConfig, folder: Path, **options: Any) -> Any:
     try:
         return diffusers.AutoPipelineForText2Image.from_pretrained(
-            _staged(source, model),
-            revision=model.revision,
-            variant=model.variant,
-            use_safetensors=True,
-            **options,
+            folder, variant=model.variant, use_safetensors=True, **options
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise SdwnError(f"model {model.name}: {_advice(source)}: {_one_line(error)}") from error
-
-
-def _source(model: ModelConfig) -> Path | str:
-    if model.builtin is not None:
-        return builtin_folder(model.builtin)
-    name = model.name
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _pipeline_folder(folder)
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise UsageError(
-            f"model {name}: no such folder, and no hub name either; expected a folder in "
-            "diffusers format, a name like CompVis/stable-diffusion-v1-4, or builtin:tiny"
-        )
-    return name
-
-
-def _pipeline_folder(folder: Path) -> Path:
-    if not (folder / _INDEX).is_file():
-        raise UsageError(
-            f"model {folder}: no pipeline in diffusers format, for {_INDEX} is missing; "
-            "save one there with its save_pretrained"
-        )
-    return folder
-
-
-def _advice(source: Path | str) -> str:
-    if isinstance(source, Path):
-        return "the folder cannot be loaded; check that it is whole, with safetensors weights"
-    return (
-        "no folder of this name, and the hub did not give it; download it where there is a "
-        "network (hf download), or name a local folder"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip() if lines else 'no reason given'}"
-
-
-def _staged(source: Path | str, model: ModelConfig) -> Path | str:
-    """Copy the weights to the node's own disk, once a node, where that is asked for."""
-    wanted = os.environ.get(STAGE_VARIABLE, "")
-    if not wanted:
-        return source
-    target = Path(os.path.expandvars(wanted)).expanduser()
-    folder = source if isinstance(source, Path) else _cached_snapshot(source, model)
-    if folder is None:
-        return source
-    if "$" in str(target) or not target.is_absolute():
-        log.warning("weights are not staged: %s is no folder on this node", target)
-        return source
-    try:
-        return staged(folder, target)
-    except OSError as error:
-        # Slower, but no reason to stop.
-        log.warning("weights are not staged: %s", error)
-        return source
-
-
-def _cached_snapshot(name: str, model: ModelConfig) -> Path | None:
-    try:
-        return Path(snapshot_download(name, revision=model.revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None  # from_pretrained downloads it, or says why it can't
-
-
-def staged(folder: Path, target: Path) -> Path:
-    """Copy a pipeline's folder below ``target`` unless the same copy is there; return the copy.
-
-    Processes of one node that start together copy once: a lock of the node's own disk.
-    """
-    copy = target / f"{folder.name}-{_state(folder)}"
-    target.mkdir(parents=True, exist_ok=True)
-    with (target / f".{copy.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _is_whole(copy, folder):
-            shutil.rmtree(copy, ignore_errors=True)
-            _copy(folder, copy)
-    return copy
-
-
-def _copy(folder: Path, copy: Path) -> None:
-    unfinished = copy.with_name(f".{copy.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        shutil.copytree(folder, unfinished, ignore=_ignored)
-        unfinished.rename(copy)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _is_whole(copy: Path, folder: Path) -> bool:
-    # Whoever tidies a node's disk may have taken files away.
-    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    wanted = [name for name in files if not _ignored("", [name.name])]
-    return all(
-        (copy / name).is_file() and (copy / name).stat().st_size == (folder / name).stat().st_size
-        for name in wanted
-    )
-
-
-def _state(folder: Path) -> str:
-    files = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
-    lines = [f"{path.relative_to(folder)} {s.st_size} {s.st_mtime_ns}" for path, s in files]
-    return hashlib.sha256("\n".join([str(folder), *lines]).encode()).hexdigest()[:16]
+        raise SdwnError(
+            f"model {model.name}: the folder {folder} cannot be loaded; check that it is whole, "
+            f"with safetensors weights: {first_line(error)}"
+        ) from error
 
 
 def _scheduler(pipeline: Any, name: str | None) -> Any:
@@ -251,11 +146,13 @@ def _compile(network: Any) -> None:
         network.compile()
 
 
-def provenance(config: RunConfig, pipeline: Any, device: Device) -> dict[str, Any]:
+def provenance(
+    config: RunConfig, weights: Weights, pipeline: Any, device: Device
+) -> dict[str, Any]:
     """Say what samples: model and revision, scheduler, precision, device, versions."""
     return {
         "model": config.model.name,
-        "revision": _revision(config.model),
+        "revision": weights.revision,
         "pipeline": type(pipeline).__name__,
         "scheduler": type(pipeline.scheduler).__name__,
         "precision": config.generation.precision,
@@ -266,14 +163,3 @@ def provenance(config: RunConfig, pipeline: Any, device: Device) -> dict[str, An
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,
     }
-
-
-def _revision(model: ModelConfig) -> str:
-    source = _source(model)
-    if isinstance(source, Path):
-        staged_or_not = _staged(source, model)
-        assert isinstance(staged_or_not, Path)
-        return fingerprint(staged_or_not)
-    # The hub's cache keeps a file below the commit that it belongs to.
-    cached = try_to_load_from_cache(source, _INDEX, revision=model.revision)
-    return Path(cached).parent.name if isinstance(cached, str) else model.revision or "main"

@@ -15,6 +15,7 @@ from sdwn.config import RunConfig, StorageConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.files import RunPaths, read_json, write_text
 from sdwn.imagenet import class_index
+from sdwn.slices import WHOLE, Slice, parse_slice
 
 if TYPE_CHECKING:
     from sdwn.catalog import Catalog
@@ -61,17 +62,31 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides which images come out, and how they fall into shards."""
+    """Everything that decides which images come out, and how they fall into shards.
+
+    ``slice`` is the share of the shards that a run folder makes; it is no part of the plan.
+    """
 
     catalog: str
     config: RunConfig
     synsets: tuple[PlannedSynset, ...]
     recorded_digest: str | None = field(default=None, compare=False)
+    slice: Slice = field(default=WHOLE, compare=False)
 
     @property
     def images(self) -> int:
         """Number of images in all."""
         return len(self.synsets) * self.config.images_per_synset
+
+    @cached_property
+    def own_shards(self) -> tuple[Shard, ...]:
+        """The shards of this run folder's slice."""
+        return tuple(shard for shard in self.shards if shard.index in self.slice)
+
+    @property
+    def own_images(self) -> int:
+        """Number of images of this run folder's slice."""
+        return sum(map(self.shard_images, self.own_shards))
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
@@ -134,8 +149,12 @@ def image_settings(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"catalog", "evaluation"})
 
 
-def make_plan(config: RunConfig, catalog: Catalog) -> Plan:
-    """Plan a catalog's synsets under a config."""
+def make_plan(config: RunConfig, catalog: Catalog, share: Slice = WHOLE) -> Plan:
+    """Plan a catalog's synsets under a config; all of them, whatever this folder's share.
+
+    Raises:
+        UsageError: the share holds no shard.
+    """
     classes = class_index()
     size = synsets_per_shard(config)
     rows = (
@@ -150,7 +169,13 @@ def make_plan(config: RunConfig, catalog: Catalog) -> Plan:
         )
         for row, synset in enumerate(catalog.synsets)
     )
-    return Plan(catalog.name, config, tuple(rows))
+    plan = Plan(catalog.name, config, tuple(rows), slice=share)
+    if plan.synsets and not plan.own_shards:
+        raise UsageError(
+            f"slice {share}: the plan has only {len(plan.shards)} shards; take fewer slices, "
+            "or smaller shards"
+        )
+    return plan
 
 
 def prompt(template: str, synset: Synset) -> str:
@@ -171,6 +196,7 @@ def summary(plan: Plan) -> dict[str, Any]:
     classes = [row for row in plan.synsets if row.imagenet_class is not None]
     # The published evaluation counts names without case: Cardigan the dog and the jacket are one.
     names = {row.lemmas.split(", ")[0].casefold() for row in classes}
+    share = {} if plan.slice.whole else {"slice": _share(plan)}
     return {
         "catalog": plan.catalog,
         "synsets": len(plan.synsets),
@@ -180,8 +206,13 @@ def summary(plan: Plan) -> dict[str, Any]:
         "imagenet_images": len(classes) * plan.config.images_per_synset,
         "shards": len(plan.shards),
         "images_per_shard": plan.shard_images(plan.shards[0]),
+        **share,
         "digest": plan.digest,
     }
+
+
+def _share(plan: Plan) -> str:
+    return f"{plan.slice}: {len(plan.own_shards)} shards, {plan.own_images} images"
 
 
 def table_text(synsets: tuple[PlannedSynset, ...]) -> str:
@@ -206,19 +237,29 @@ def write_plan(plan: Plan, paths: RunPaths) -> bool:
     """Write a plan into a run folder; False where the same plan stands there already.
 
     Raises:
-        UsageError: another plan stands there.
+        UsageError: another plan stands there, or another slice of this one.
     """
     if paths.root.exists() and not paths.root.is_dir():
         raise UsageError(f"{paths.root}: expected a folder or nothing, found a file")
-    if paths.plan.exists():
-        found = read_json(paths.plan).get("digest")
-        if found == plan.digest:
-            _restore_table(plan, paths)
-            return False
+    if "%" in str(paths.root.absolute()):
         raise UsageError(
-            f"{paths.root} belongs to another plan (digest {str(found)[:12]}, "
-            f"this config gives {plan.digest[:12]}); plan into a new folder"
+            f"{paths.root}: SLURM and submitit read % in a path as a placeholder; plan into a "
+            "folder whose path has none"
         )
+    if paths.plan.exists():
+        found = read_json(paths.plan)
+        if found.get("digest") != plan.digest:
+            raise UsageError(
+                f"{paths.root} belongs to another plan (digest {str(found.get('digest'))[:12]}, "
+                f"this config gives {plan.digest[:12]}); plan into a new folder"
+            )
+        if (share := found.get("slice", str(WHOLE))) != str(plan.slice):
+            raise UsageError(
+                f"{paths.root} has the slice {share} of this plan, not {plan.slice}; "
+                f"plan with --slice {share}, or into a new folder"
+            )
+        _restore_table(plan, paths)
+        return False
     table = table_text(plan.synsets)
     content = {
         "format": FORMAT,
@@ -229,6 +270,7 @@ def write_plan(plan: Plan, paths: RunPaths) -> bool:
         "settings": image_settings(plan.config),
         "catalog": plan.config.catalog.model_dump(mode="json"),
         "evaluation": plan.config.evaluation.model_dump(mode="json"),
+        **({} if plan.slice.whole else {"slice": str(plan.slice)}),
         "synsets_sha256": hashlib.sha256(table.encode()).hexdigest(),
     }
     # The table first: plan.json is what says that a plan is there.
@@ -269,7 +311,8 @@ def read_plan(paths: RunPaths) -> Plan:
             "longer fits; restore the files, or plan into a new folder"
         )
     config = validated(RunConfig, settings, source=str(paths.plan))
-    return Plan(catalog, config, parse_table(table), str(content["digest"]))
+    share = parse_slice(str(content.get("slice", WHOLE)))
+    return Plan(catalog, config, parse_table(table), str(content["digest"]), share)
 
 
 def _read_table(paths: RunPaths) -> str:
@@ -285,19 +328,12 @@ def parse_table(table: str) -> tuple[PlannedSynset, ...]:
     Raises:
         TypeError, ValueError: it is no such table.
     """
-    rows = csv.DictReader(io.StringIO(table))
+    rows = csv.reader(io.StringIO(table))
     columns = [field.name for field in fields(PlannedSynset)]
-    if rows.fieldnames != columns:
+    if next(rows, None) != columns:
         raise ValueError(f"expected the columns {', '.join(columns)}")
+    # By place: thrice as fast as by name, for tables of tens of thousands of rows.
     return tuple(
-        PlannedSynset(
-            wnid=row["wnid"],
-            synset=row["synset"],
-            shard=int(row["shard"]),
-            imagenet_class=int(row["imagenet_class"]) if row["imagenet_class"] else None,
-            lemmas=row["lemmas"],
-            definition=row["definition"],
-            prompt=row["prompt"],
-        )
-        for row in rows
+        PlannedSynset(wnid, synset, int(shard), int(index) if index else None, *texts)
+        for wnid, synset, shard, index, *texts in rows
     )

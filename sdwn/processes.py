@@ -12,7 +12,7 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,16 @@ class Process:
         >>> Process("7", rank=1, count=2).share(range(5))
         (1, 3)
         """
-        return tuple(indices)[self.rank :: self.count]
+        return shares(tuple(indices), self.count)[self.rank]
+
+
+def shares(indices: Sequence[int], count: int) -> list[tuple[int, ...]]:
+    """Deal a task's pieces of work to its processes; some may get nothing.
+
+    >>> shares(range(5), 3)
+    [(0, 3), (1, 4), (2,)]
+    """
+    return [tuple(indices[rank::count]) for rank in range(count)]
 
 
 def this_process() -> Process:

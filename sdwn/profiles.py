@@ -18,7 +18,11 @@ YEAR_S = 366 * 24 * 3600
 
 # Sites accept different ones; two of them in one request contradict each other.
 GPU_OPTIONS = ("gres", "gpus_per_node", "gpus", "gpus_per_task")
+GPU_NAMES = ("gpu", "gres/gpu")
 MEMORY_OPTIONS = ("mem", "mem_per_cpu", "mem_per_gpu")
+
+# What follows the arrays: submit --then. Judging images takes a GPU, the others none.
+LaterStage = Literal["merge", "evaluate", "report"]
 
 # What submitit or sdwn writes into every script.
 OWN_OPTIONS = (
@@ -27,16 +31,22 @@ OWN_OPTIONS = (
 )
 
 
+# With these sbatch would not give the id of a job of this cluster.
+HIDING_OPTIONS = ("clusters", "parsable", "quiet", "test-only", "wait", "wrap")
+
+
 class ClusterProfile(Section):
     """A site: the executor, SLURM's own long option names, and the shell around a task.
 
     ``time`` is SLURM's: minutes, ``MM:SS``, ``HH:MM:SS`` or ``D-HH[:MM[:SS]]``. ``setup`` lines
     run in the job's shell before the task. ``python`` is the command that starts Python there.
     ``sbatch`` holds any other option by its long name (true for a flag). ``array_parallelism``
-    is how many tasks may run at once, ``shards_per_task`` how many shards each GPU of a task
-    makes in turn. ``batch_size`` overrides what each task would take by itself.
+    is how many tasks may run at once, ``max_submit_jobs`` how many may be in the queue, in the
+    place of what SLURM tells, ``shards_per_task`` how many shards each GPU of a task makes in
+    turn. ``batch_size`` overrides what each task would take by itself.
     ``stage_weights`` is a folder of a node's own disk that weights are copied to once; variables
-    in it are the task's.
+    in it are the task's. ``stages`` holds what is asked for otherwise for ``merge``,
+    ``evaluate`` and ``report``.
     """
 
     executor: Literal["local", "slurm"] = "slurm"
@@ -58,6 +68,7 @@ class ClusterProfile(Section):
     wckey: str | None = None
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     array_parallelism: Positive = 256
+    max_submit_jobs: Positive | None = None
     shards_per_task: Positive = 1
     batch_size: Positive | None = None
     stage_weights: str | None = None
@@ -66,6 +77,7 @@ class ClusterProfile(Section):
     setup: tuple[str, ...] = ()
     environment: dict[str, str] = Field(default_factory=dict)
     python: str | None = None
+    stages: dict[LaterStage, dict[str, Any]] = Field(default_factory=dict)
 
     @field_validator("time", "gpus_per_node", "mem", "mem_per_cpu", "mem_per_gpu", mode="before")
     @classmethod
@@ -106,6 +118,8 @@ class ClusterProfile(Section):
                 raise ValueError(f"{name!r} is no long option of sbatch, as mail-type")
             if name.replace("-", "_") in GPU_OPTIONS and _count(str(value)) > 1:
                 raise ValueError(f"{name}: give several GPUs by gpus_per_node or gres")
+            if name in HIDING_OPTIONS:
+                raise ValueError(f"{name!r} would hide the job's id from sdwn; leave it out")
             if name in OWN_OPTIONS or name.replace("-", "_") in cls.model_fields:
                 raise ValueError(f"{name!r} is set by sdwn itself or has a field of its own")
         return options
@@ -128,6 +142,17 @@ class ClusterProfile(Section):
                 raise ValueError(f"{' and '.join(given)} ask for the same thing; give one of them")
         return self
 
+    @model_validator(mode="after")
+    def _sound_stages(self) -> ClusterProfile:
+        for stage, fields in self.stages.items():
+            if own := {"executor", "stages"} & fields.keys():
+                raise ValueError(f"stages.{stage}: {sorted(own)[0]} is the profile's own")
+            try:
+                stage_profile(self, stage)
+            except UsageError as error:
+                raise ValueError(str(error)) from None
+        return self
+
     @property
     def processes(self) -> int:
         """How many processes SLURM starts for a task: one for each GPU."""
@@ -143,6 +168,27 @@ class ClusterProfile(Section):
         if self.gpus_per_node:
             return _count(self.gpus_per_node)
         return sum(_count(entry) for entry in (self.gres or "").split(",") if _is_gpu(entry))
+
+    @property
+    def gpu_kind(self) -> str | None:
+        """What the request for GPUs calls them, as ``a100``; None where it asks for any."""
+        return next((kind for kind in self.gpu_request if kind), None)
+
+    @property
+    def gpu_request(self) -> dict[str, int]:
+        """How many GPUs of each kind a task asks for; the kind is "" where any will do."""
+        other = [
+            str(value)
+            for name, value in self.sbatch.items()
+            if name.replace("-", "_") in GPU_OPTIONS
+        ]
+        gres = [entry.strip().removeprefix("gres/") for entry in (self.gres or "").split(",")]
+        texts = [*other, *([self.gpus_per_node] if self.gpus_per_node else [])]
+        texts += [entry.partition(":")[2] or "1" for entry in gres if _is_gpu(entry)]
+        request: dict[str, int] = {}
+        for kind, count in map(_kind_and_count, texts):
+            request[kind] = request.get(kind, 0) + count
+        return request
 
     def on_gpu(self, kind: str) -> ClusterProfile:
         """Ask for one GPU of a kind in the place of what is asked for.
@@ -168,8 +214,50 @@ class ClusterProfile(Section):
         return other or bool(self.gpus_per_node) or any(map(_is_gpu, (self.gres or "").split(",")))
 
 
+def stage_profile(profile: ClusterProfile, stage: LaterStage) -> ClusterProfile:
+    """Give what a later stage asks for: no GPU, or one to evaluate, and what ``stages`` says.
+
+    Null in ``stages`` leaves out what the profile asks for.
+
+    Raises:
+        UsageError: ``stages`` asks for something impossible.
+    """
+    fields = profile.model_dump(mode="json", exclude_defaults=True, exclude={"stages"})
+    fields = _with_gpus(fields, 1 if stage == "evaluate" else 0)
+    own = profile.stages.get(stage, {})
+    return overridden(fields, own, source=f"stages.{stage}")
+
+
+def _with_gpus(fields: dict[str, Any], count: int) -> dict[str, Any]:
+    """Lower what is asked for to one GPU of the same kind, or to none."""
+    fields = {**fields, "sbatch": dict(fields.get("sbatch", {}))}
+    entries = [entry for entry in fields.pop("gres", "").split(",") if entry]
+    asked = str(fields.pop("gpus_per_node", ""))
+    if count:
+        entries = [_single(entry) if _is_gpu(entry) else entry for entry in entries]
+        fields |= {"gpus_per_node": _single(asked)} if asked else {}
+    else:
+        entries = [entry for entry in entries if not _is_gpu(entry)]
+        others = fields["sbatch"].items()
+        fields["sbatch"] = {k: v for k, v in others if k.replace("-", "_") not in GPU_OPTIONS}
+        if by_gpu := fields.pop("mem_per_gpu", None):
+            fields["mem"] = by_gpu
+    return fields | ({"gres": ",".join(entries)} if entries else {})
+
+
+def _single(request: str) -> str:
+    """Ask for one GPU instead of several.
+
+    >>> [_single(text) for text in ("4", "a100:4", "gpu:a100", "gpu:a100:2(S:0-1)", "gpu:2")]
+    ['1', 'a100:1', 'gpu:a100', 'gpu:a100:1', 'gpu:1']
+    """
+    plain = request.partition("(")[0].strip()
+    kind, colon, number = plain.rpartition(":")
+    return f"{kind}{colon}1" if number.isdecimal() else plain
+
+
 def _is_gpu(entry: str) -> bool:
-    return entry.partition(":")[0].strip() in ("gpu", "gres/gpu")
+    return entry.partition(":")[0].strip() in GPU_NAMES
 
 
 def _count(request: str) -> int:
@@ -180,6 +268,16 @@ def _count(request: str) -> int:
     """
     number = request.partition("(")[0].rpartition(":")[2].strip()
     return int(number) if number.isdecimal() else 1
+
+
+def _kind_and_count(request: str) -> tuple[str, int]:
+    """Take a request for GPUs apart.
+
+    >>> [_kind_and_count(text) for text in ("4", "a100:4", "a100", "2(S:0-1)")]
+    [('', 4), ('a100', 4), ('a100', 1), ('', 2)]
+    """
+    first, colon, _ = request.partition("(")[0].partition(":")
+    return ("" if first.isdecimal() and not colon else first), _count(request)
 
 
 def minutes(text: str) -> int:
@@ -222,4 +320,6 @@ def overridden(
             fields = {name: value for name, value in fields.items() if name not in options}
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in overrides.items())
     where = f"{source} with {flags}" if flags else source
-    return validated(ClusterProfile, {**fields, **overrides}, source=where)
+    merged = {**fields, **overrides}
+    given = {name: value for name, value in merged.items() if value is not None}
+    return validated(ClusterProfile, given, source=where)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from sdwn.batches import BatchSize
 from sdwn.errors import IntegrityError
-from sdwn.files import RunPaths, read_json, write_text
+from sdwn.files import LOWERED, RunPaths, read_json, write_text
 
 log = logging.getLogger(__name__)
 
-REPORT_SECONDS = 60.0
+# How often a process takes down how far it is; 0: after every batch.
+REPORT_SECONDS = float(os.environ.get("SDWN_REPORT_SECONDS", "60"))
 
 
 @dataclass
@@ -24,7 +26,8 @@ class TaskRecord:
     ``loading_seconds`` is what it took to load the model. ``first_seconds`` is how long the
     first batch took, warm-up or compiling included; ``images`` and ``seconds`` count what was
     sampled after it, ``busy`` is the share of time that the device was sampling since.
-    ``lowered_from`` is the batch size before the card ran out of memory.
+    ``lowered_from`` is the batch size before the card ran out of memory. ``start`` counts the
+    task's requeues, ``total`` its images and ``done`` those that are sampled, now or before.
     """
 
     job: str
@@ -37,6 +40,9 @@ class TaskRecord:
     vae_slicing: bool
     loading_seconds: float
     started: str
+    total: int
+    start: int = 0
+    done: int = 0
     lowered_from: int | None = None
     first_images: int = 0
     first_seconds: float = 0.0
@@ -50,6 +56,11 @@ class TaskRecord:
     def images_per_second(self) -> float | None:
         """Speed of sampling after the first batch; None before the second."""
         return self.images / self.seconds if self.seconds else None
+
+    @property
+    def sampled(self) -> int:
+        """Images sampled since this start, kept or lost, in whole batches."""
+        return self.first_images + self.images
 
 
 def read_record(path: Path) -> TaskRecord:
@@ -71,10 +82,8 @@ class Meter:
 
     paths: RunPaths
     record: TaskRecord
-    total: int
     _warm: float | None = None
     _told: float = field(default_factory=time.monotonic)
-    _done: int = 0
 
     def begin(self, batch: BatchSize) -> None:
         """Say with which batches the work begins."""
@@ -89,7 +98,7 @@ class Meter:
         log.warning("out of memory: going on with %s", batch)
         self._write()
         text = f"{record.device}: {record.lowered_from} to {batch}"
-        write_text(self.paths.lowered(record.job, record.rank), text + "\n")
+        write_text(self.paths.note(record.job, record.rank, LOWERED), text + "\n")
 
     def sampled(self, images: int, seconds: float, peak_bytes: int) -> None:
         """Count a batch."""
@@ -106,7 +115,7 @@ class Meter:
 
     def passed(self, images: int) -> None:
         """Count images that are done, sampled now or before."""
-        self._done += images
+        self.record.done += images
         if time.monotonic() - self._told >= REPORT_SECONDS:
             self._told = time.monotonic()
             log.info("%s", self._progress())
@@ -121,13 +130,13 @@ class Meter:
 
     def _progress(self) -> str:
         rate = self.record.images_per_second
-        text = f"{self._done} of {self.total} images"
+        text = f"{self.record.done} of {self.record.total} images"
         if rate is None:
             return text
-        left = (self.total - self._done) / rate / 60
+        left = (self.record.total - self.record.done) / rate / 60
         busy = f"{self.record.busy:.0%} of the time sampling"
         return f"{text}, {rate:.2f} images/s, {busy}, {left:.0f} min left"
 
     def _write(self) -> None:
-        path = self.paths.task(self.record.job, self.record.rank)
+        path = self.paths.task(self.record.job, self.record.rank, self.record.start)
         write_text(path, json.dumps(asdict(self.record)) + "\n")

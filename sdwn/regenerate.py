@@ -15,6 +15,7 @@ from sdwn.images import Sample, decode, encode
 from sdwn.plan import ImageSpec, Plan
 from sdwn.release import Release
 from sdwn.samplers import ImageSampler, load_sampler
+from sdwn.weights import is_commit
 
 # Root mean square of the difference, in steps of 8-bit colour. Half precision on another
 # device rounds otherwise and stays below; another seed or prompt is off by ten times as much.
@@ -83,13 +84,13 @@ def regenerate(release: Release, wanted: Wanted) -> tuple[Comparison, Image.Imag
         SdwnError: the pipeline cannot be loaded here.
     """
     row = _record(release, wanted.synset, wanted.number)
-    plan = _plan(release, wanted.model)
+    recorded = release.provenance(row)["session"] or {}
+    plan = _plan(release, wanted.model, recorded.get("revision"))
     specs = _batch(release, plan, row)
     sampler = load_sampler(plan.config)
     sample = _sample(sampler, specs, row)
     height, width, _ = sample.pixels.shape
     image = decode(encode(sample.pixels, plan.config.storage), row["codec"], width, height)
-    recorded = release.provenance(row)["session"] or {}
     reasons = [*_status(row, sample), *_differences(recorded, sampler.provenance)]
     difference = np.abs(release.array(row).astype(np.int16) - np.asarray(image))
     return _compared(row, difference, reasons, wanted.tolerance), image
@@ -111,15 +112,18 @@ def _record(release: Release, synset: str, number: int) -> dict[str, Any]:
     raise UsageError(f"{names[0]} has no image {number}; it has {numbers[0]} to {numbers[-1]}")
 
 
-def _plan(release: Release, model: str | None) -> Plan:
+def _plan(release: Release, model: str | None, revision: Any) -> Plan:
+    """Give the release's plan, with the model where it is now, or the commit that made an image."""
     manifest = release.manifest
     assert manifest.settings is not None
     catalog = CatalogConfig(name=manifest.catalog)
     settings = {**manifest.settings, "catalog": catalog.model_dump()}
     config = validated(RunConfig, settings, source=str(release.paths.manifest))
+    changed: dict[str, Any] = {"revision": revision} if is_commit(revision) else {}
     if model is not None:
         # A revision is the hub's; a folder has none.
         changed = {"name": model, "revision": None}
+    if changed:
         config = config.model_copy(update={"model": config.model.model_copy(update=changed)})
     return Plan(manifest.catalog, config, tuple(release.synsets.values()), manifest.plan_digest)
 

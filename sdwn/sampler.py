@@ -18,8 +18,9 @@ from sdwn.config import RunConfig
 from sdwn.device import Device, out_of_memory_told
 from sdwn.errors import OutOfMemoryError
 from sdwn.images import Pixels, Sample
-from sdwn.pipelines import DTYPES, denoiser, load, provenance
+from sdwn.pipelines import DTYPES, denoiser, load, obtained, provenance, require_device
 from sdwn.prompts import PromptEncoder
+from sdwn.weights import Weights
 
 if TYPE_CHECKING:
     from sdwn.plan import ImageSpec
@@ -36,7 +37,8 @@ class Sampler:
     """A run's pipeline, loaded and placed on this process's device.
 
     An image depends on its spec alone, up to the last bits of floating point; the same batch
-    of specs on the same device and versions gives the same bytes.
+    of specs on the same device and versions gives the same bytes. ``weights`` are those that a
+    run is locked to; without them the config's are found, or got from the hub.
 
     Raises:
         UsageError: the config asks for a scheduler, precision or safety checker that this model
@@ -44,15 +46,17 @@ class Sampler:
         SdwnError: the model cannot be loaded.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, weights: Weights | None = None) -> None:
         self.config = config
         self.device = Device()
-        self.pipeline = load(config, self.device)
+        require_device(config, self.device.torch.type)
+        weights = weights or obtained(config)
+        self.pipeline = load(config, weights, self.device)
         # Apart from the pipeline, images are checked while the next ones are sampled.
         self._checker = getattr(self.pipeline, "safety_checker", None)
         if self._checker is not None:
             self.pipeline.safety_checker = None
-        self.provenance = provenance(config, self.pipeline, self.device)
+        self.provenance = provenance(config, weights, self.pipeline, self.device)
         self.workload = gpus.workload(config, self.provenance, self.device.total_bytes)
         self._prompts = PromptEncoder(self.pipeline, config.generation)
         self.vae_slicing = False

@@ -14,6 +14,7 @@ from sdwn.files import cache_folder
 from sdwn.gpus import Workload
 from sdwn.images import Sample
 from sdwn.plan import ImageSpec
+from sdwn.weights import Weights
 
 
 class ImageSampler(Protocol):
@@ -57,8 +58,11 @@ class ImageSampler(Protocol):
         """The memory that a batch may use."""
 
 
-def load_sampler(config: RunConfig) -> ImageSampler:
-    """Load what the config's model needs; only here do torch and diffusers come in."""
+def load_sampler(config: RunConfig, weights: Weights | None = None) -> ImageSampler:
+    """Load what the config's model needs; only here do torch and diffusers come in.
+
+    ``weights`` are those that a run is locked to.
+    """
     if config.model.builtin == "noise":
         from sdwn.noise import NoiseSampler
 
@@ -67,13 +71,13 @@ def load_sampler(config: RunConfig) -> ImageSampler:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     from sdwn.sampler import Sampler
 
-    return Sampler(config)
+    return Sampler(config, weights)
 
 
-def load_timed(config: RunConfig) -> tuple[ImageSampler, float]:
+def load_timed(config: RunConfig, weights: Weights | None = None) -> tuple[ImageSampler, float]:
     """Load a sampler and say how many seconds that took, imports included."""
     began = time.monotonic()
-    sampler = load_sampler(config)
+    sampler = load_sampler(config, weights)
     return sampler, time.monotonic() - began
 
 

@@ -8,8 +8,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +19,10 @@ RUNNING = "RUNNING"
 PENDING = "PENDING"
 UNKNOWN = "UNKNOWN"
 
-# Wide columns, cut at white space: ids, states and counts hold none.
+# Columns of a fixed width: a job's name, which is its user's choice, may hold anything.
 SQUEUE = ("squeue", "--noheader", "--array", "--me", "--Format")
-SQUEUE_FORMAT = "JobArrayID:40,State:24,RestartCnt:12,Reason:80"
-SACCT = ("sacct", "--noheader", "--allocations", "--parsable2", "--duplicates")
-SACCT_FORMAT = "JobID,State,ExitCode"
+SQUEUE_FORMAT = "JobArrayID:40,State:24,RestartCnt:12,Name:40,Reason:80"
+EDGES = (0, 40, 64, 76, 116, 196)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,73 +32,74 @@ class JobState:
     state: str
     reason: str = ""
     restarts: int = 0
+    name: str = ""
 
 
-def ask(
-    executor: Literal["local", "slurm"], host: str, job_ids: Sequence[str]
-) -> dict[str, JobState]:
-    """Tell which of these jobs wait or run; one that has ended is left out.
+NO_ANSWER = JobState(UNKNOWN, "the SLURM controller does not answer")
 
-    UNKNOWN stands for a controller that does not answer. Processes of another host are taken
-    for ended: making a shard twice costs time, waiting for a dead process has no end.
+
+def processes(host: str, job_ids: Sequence[str]) -> dict[str, JobState]:
+    """Tell which of these jobs of a host live, jobs being processes.
+
+    Those of another host are taken for ended: making a shard twice costs time, waiting for a
+    dead process has no end.
     """
-    if executor == "slurm":
-        queue = squeue()
-        if queue is None:
-            return dict.fromkeys(job_ids, JobState(UNKNOWN, "the SLURM controller does not answer"))
-        return {job: queue[job] for job in job_ids if job in queue}
     here = host == socket.gethostname()
     return {job: JobState(RUNNING) for job in job_ids if here and _process_lives(job)}
 
 
 def squeue() -> dict[str, JobState] | None:
     """List the user's jobs that wait or run; None where no controller answers."""
-    lines = _run([*SQUEUE, SQUEUE_FORMAT])
+    lines = run([*SQUEUE, SQUEUE_FORMAT])
     if lines is None:
         return None
-    fields = (line.split(None, 3) for line in lines)
-    return {
-        job: JobState(state, "".join(reason).strip(), int(restarts) if restarts.isdigit() else 0)
-        for job, state, restarts, *reason in fields
-    }
+    return dict(found for found in map(read_squeue, lines) if found is not None)
 
 
-def sacct(job_ids: Iterable[str]) -> dict[str, list[str]]:
-    """List every end that accounting knows of these jobs, the last one last; empty without it."""
-    arrays = sorted({job.partition("_")[0] for job in job_ids})
-    if not arrays:
-        return {}
-    lines = _run([*SACCT, f"--format={SACCT_FORMAT}", f"--jobs={','.join(arrays)}"]) or []
-    ends: dict[str, list[str]] = {}
-    for line in lines:
-        job, state, *_ = line.split("|")
-        ends.setdefault(job, []).append(state.split()[0])
-    return ends
+def read_squeue(line: str) -> tuple[str, JobState] | None:
+    """Read a line of squeue; None of what is none, as a part of a name with a line break.
+
+    >>> columns = ("7_0", 40), ("RUNNING", 24), ("2", 12), ("my job", 40), ("None", 80)
+    >>> job, state = read_squeue("".join(text.ljust(width) for text, width in columns))
+    >>> job, state.state, state.restarts, state.name
+    ('7_0', 'RUNNING', 2, 'my job')
+    """
+    job, state, restarts, name, reason = (line[a:b].strip() for a, b in pairwise(EDGES))
+    if not job[:1].isdecimal() or not state.isupper():
+        return None
+    return job, JobState(state, reason, int(restarts) if restarts.isdecimal() else 0, name)
 
 
-def _run(command: list[str]) -> list[str] | None:
+def named(queue: Mapping[str, JobState], name: str) -> list[str]:
+    """List the jobs of a queue that have a name."""
+    return [job for job, state in queue.items() if state.name == name]
+
+
+def throttle(array: str, tasks: int) -> None:
+    """Let so many tasks of an array run at once."""
+    run(["scontrol", "update", f"JobId={array}", f"ArrayTaskThrottle={tasks}"])
+
+
+def run(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[str] | None:
+    """Give the lines that a command prints; None if it is not there, fails or hangs."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout_s,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
     return [line for line in done.stdout.splitlines() if line.strip()]
 
 
-def array_limit(default: int = 1001) -> int:
-    """Ask how many tasks an array may have: MaxArraySize, whose highest index is one less."""
-    for line in _run(["scontrol", "show", "config"]) or []:
-        name, _, value = line.partition("=")
-        if name.strip() == "MaxArraySize":
-            return max(1, int(value))
-    return default
-
-
 def cancel(executor: Literal["local", "slurm"], job_ids: Sequence[str]) -> None:
-    """End jobs; what they have finished stays."""
+    """End jobs, arrays as a whole; what they have finished stays."""
     if executor == "slurm":
-        _run(["scancel", *job_ids])
+        run(["scancel", *dict.fromkeys(job.partition("_")[0] for job in job_ids)])
     else:
         for job in job_ids:
             _kill_tree(int(job))

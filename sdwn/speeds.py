@@ -168,6 +168,28 @@ def find_card(device_name: str) -> Card | None:
     return next((card for card in CARDS if words.issuperset(card.match)), None)
 
 
+def card_called(name: str) -> Card | None:
+    """Find a card by what a site calls it in a request; a slice of one is another.
+
+    >>> [card_called(name).name for name in ("a100_80gb", "rtx3090", "3090", "gpu-t4")]
+    ['A100', 'RTX 3090', 'RTX 3090', 'T4']
+    >>> card_called("a100_3g.20gb")
+    """
+    if re.search(r"\dg[._-]?\d+gb", name.lower()):
+        return None
+    # Many leave a GeForce card's first name out, or write both as one word.
+    return find_card(name.lower().replace("rtx", "rtx ") + " rtx")
+
+
+def speed_at(card: Card, batch_size: int | None, *, compiled: bool = False) -> float | None:
+    """Give the published images a second of the largest batch up to a size; the best without."""
+    speeds = card.compiled_images_per_second if compiled else card.images_per_second
+    if not speeds or batch_size is None:
+        return best(card, compiled=compiled)
+    fitting = [size for size in speeds if size <= batch_size]
+    return speeds[max(fitting) if fitting else min(speeds)]
+
+
 def scaled(images_per_second: float, width: int, height: int, steps: int, guidance: float) -> float:
     """Scale a speed at the settings above to others, by work: rough, and of first order.
 

@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdwn import scheduler
-from sdwn.cluster import Job
-from sdwn.files import LOWERED, RunPaths
+from sdwn import chain
+from sdwn.errors import IntegrityError
+from sdwn.files import CHANGED, LOWERED, SHARD_NAME, TASK_NAME, RunPaths
+from sdwn.joblogs import failure
+from sdwn.journal import last_jobs, read_journal
+from sdwn.live import Live, live_of
 from sdwn.plan import Plan, Shard
-from sdwn.scheduler import PENDING, UNKNOWN, JobState
-from sdwn.submission import failure, journal, last_jobs, live_jobs
+from sdwn.records import TaskRecord, read_record
+from sdwn.scheduler import PENDING, UNKNOWN
 
 RATE_WINDOW_S = 600
 FAILURES_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
+class GpuStatus:
+    """What one kind of device does now: processes that sample, their speed, when they end.
+
+    ``seconds_left`` is until the last of them has made the shards that its task holds.
+    """
+
+    processes: int
+    images_per_second: float
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunStatus:
-    """Counts of a run.
+    """Counts of a run, or of its slice.
 
     A shard is done, or its live job runs, is pending, or cannot be asked for (``unknown``), or
     it failed (its jobs have ended without it), or was never submitted (``missing``).
+    ``pending_reasons`` counts live jobs by SLURM's reason why they wait.
     ``images_per_second`` is over the last ten minutes at most, 0 when nothing runs;
-    ``seconds_left`` follows from it.
-    ``restarts`` counts requeues, as far as the queue and accounting know them. ``lowered``
-    names the tasks that ran out of memory and went on with smaller batches.
+    ``seconds_left`` follows from it, ``gpus`` from what running tasks say of themselves.
+    ``restarts`` counts requeues of tasks that had begun, ``lowered`` names tasks that ran out of
+    memory and went on with smaller batches, ``changed_code`` those that other code ran than had
+    submitted them, ``then`` how the later stages stand.
     """
 
     images_done: int
@@ -40,10 +60,14 @@ class RunStatus:
     shards_failed: int
     shards_missing: int
     restarts: int
+    pending_reasons: dict[str, int]
     images_per_second: float
     seconds_left: float | None
+    gpus: dict[str, GpuStatus]
     failures: list[str]
     lowered: list[str]
+    changed_code: list[str]
+    then: dict[str, str]
 
     @property
     def shards_live(self) -> int:
@@ -56,45 +80,166 @@ class RunStatus:
 
 
 def run_status(paths: RunPaths, plan: Plan) -> RunStatus:
-    """Look at a run's files and ask the scheduler."""
-    live = live_jobs(paths)
-    done = planned_done(paths, plan)
+    """Look at the names of a run's files and ask the scheduler.
+
+    No shard is opened, and of the tasks' own records only those of running tasks.
+    """
+    submissions = read_journal(paths)
+    live = live_of(submissions)
+    files = Files(paths, plan)
+    done = files.done
     states = {
         index: state.state
         for job, state in live.items()
         for index in job.indices
         if index not in done
     }
-    submitted = last_jobs(paths)
+    submitted = last_jobs(submissions)
     failed = [index for index in sorted(submitted) if index not in done and index not in states]
     pending = sum(state == PENDING for state in states.values())
     unknown = sum(state == UNKNOWN for state in states.values())
     running = len(states) - pending - unknown
-    images, rate = images_done(paths, plan), images_per_second(paths, plan) if running else 0.0
+    rate = files.images_per_second() if running else 0.0
+    names = paths.task_names()
+    total, own = plan.own_images, len(plan.own_shards)
     return RunStatus(
-        images_done=images,
-        images_total=plan.images,
+        images_done=files.images,
+        images_total=total,
         shards_done=len(done),
-        shards_total=len(plan.shards),
+        shards_total=own,
         shards_running=running,
         shards_pending=pending,
         shards_unknown=unknown,
         shards_failed=len(failed),
-        shards_missing=len(plan.shards) - len(done) - len(states) - len(failed),
-        restarts=restarts(paths, live),
+        shards_missing=own - len(done) - len(states) - len(failed),
+        restarts=restarts(names, live),
+        pending_reasons=dict(Counter(s.reason for s in live.values() if s.state == PENDING)),
         images_per_second=rate,
-        seconds_left=(plan.images - images) / rate if rate else None,
+        seconds_left=(total - files.images) / rate if rate else None,
+        gpus=by_gpu(running_records(paths, names, live)),
         failures=[f"shard {index}: {failure(paths, index)}" for index in failed[:FAILURES_SHOWN]],
-        lowered=lowered(paths),
+        lowered=_notes(paths, names, LOWERED),
+        changed_code=_notes(paths, names, CHANGED),
+        then=chain.states(paths, submissions, live),
     )
 
 
-def lowered(paths: RunPaths) -> list[str]:
-    """Say which tasks ran out of memory; of many, a few."""
-    notes = paths.lowered_notes()
+def images_done(paths: RunPaths, plan: Plan) -> int:
+    """Count finished images from file names: whole shards, and the pieces of others."""
+    return Files(paths, plan).images
+
+
+class Files:
+    """The finished shards and pieces of a run's slice: their names, and when they were written."""
+
+    def __init__(self, paths: RunPaths, plan: Plan) -> None:
+        self._paths, self._plan = paths, plan
+        self._written = dict(_listed(paths.shards))
+        own = {shard.index for shard in plan.own_shards}
+        self.done = {int(name[:-3]) for name in self._written if SHARD_NAME.fullmatch(name)} & own
+        started = (set(paths.started_shards()) & own) - self.done
+        self._pieces: dict[Shard, list[tuple[int, int]]] = {
+            plan.shards[index]: paths.piece_ranges(index) for index in sorted(started)
+        }
+
+    @property
+    def images(self) -> int:
+        """Number of finished images."""
+        whole = sum(self._plan.shard_images(self._plan.shards[index]) for index in self.done)
+        return whole + sum(
+            min(covered_images(ranges), self._plan.shard_images(shard))
+            for shard, ranges in self._pieces.items()
+        )
+
+    def images_per_second(self) -> float:
+        """Measure a run's speed from when its latest files were written."""
+        now = time.time()
+        ages = [(now - written, images) for written, images in self._times()]
+        recent = [(age, images) for age, images in ages if age <= RATE_WINDOW_S]
+        if len(recent) < 2:
+            return 0.0
+        oldest = max(age for age, _ in recent)
+        # The oldest file marks when counting starts; its own images were made before.
+        made = sum(images for _, images in recent) - next(i for age, i in recent if age == oldest)
+        return made / oldest if oldest > 0 else 0.0
+
+    def _times(self) -> Iterator[tuple[float, int]]:
+        paths, plan = self._paths, self._plan
+        for index in self.done:
+            written = self._written[paths.shard(index).name]
+            yield written, plan.shard_images(plan.shards[index])
+        for shard, ranges in self._pieces.items():
+            for start, stop in ranges:
+                yield _mtime(paths.piece(shard.index, start, stop)), stop - start
+
+
+def _listed(folder: Path) -> Iterator[tuple[str, float]]:
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                if entry.is_file():
+                    yield entry.name, entry.stat().st_mtime
+            except OSError:
+                continue  # a temporary file, gone just now
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0  # joined and removed just now
+
+
+def restarts(names: set[str], live: Live) -> int:
+    """Count requeues: from the names of what each start wrote, or of live jobs by the queue."""
+    known: dict[str, int] = {job.id: state.restarts for job, state in live.items()}
+    for match in filter(None, map(TASK_NAME.fullmatch, names)):
+        known[match["job"]] = max(known.get(match["job"], 0), int(match["start"] or 0))
+    return sum(known.values())
+
+
+def running_records(paths: RunPaths, names: set[str], live: Live) -> list[TaskRecord]:
+    """Read what the running tasks say of themselves, each process's last record."""
+    running = {job.id for job, state in live.items() if state.state not in (PENDING, UNKNOWN)}
+    latest: dict[tuple[str, str], tuple[int, str]] = {}
+    for match in filter(None, map(TASK_NAME.fullmatch, names)):
+        if match["job"] in running:
+            process = match["job"], match["rank"]
+            start = int(match["start"] or 0), match[0]
+            latest[process] = max(latest.get(process, start), start)
+    found = []
+    for _, name in latest.values():
+        try:
+            found.append(read_record(paths.tasks / name))
+        except IntegrityError:
+            continue  # of another version
+    return found
+
+
+def by_gpu(records: list[TaskRecord]) -> dict[str, GpuStatus]:
+    """Add up the processes that sample now, by the name of their device."""
+    kinds: dict[str, list[TaskRecord]] = defaultdict(list)
+    for record in records:
+        if not record.ended:
+            kinds[record.device].append(record)
+    return {device: _together(kinds[device]) for device in sorted(kinds)}
+
+
+def _together(records: list[TaskRecord]) -> GpuStatus:
+    rates = [(record, (record.images_per_second or 0) * record.busy) for record in records]
+    ends = [(record.total - record.done) / rate for record, rate in rates if rate]
+    speed = sum(rate for _, rate in rates)
+    return GpuStatus(len(records), speed, max(ends, default=None))
+
+
+def _notes(paths: RunPaths, names: set[str], kind: str) -> list[str]:
+    """Give the first lines of the tasks' notes of a kind; of many, a few."""
+    notes = sorted(name for name in names if name.endswith(kind))
     shown = [
-        f"job {note.name.removesuffix(LOWERED)}: {_first_line(note)}"
-        for note in notes[:FAILURES_SHOWN]
+        f"job {name.removesuffix(kind)}: {_first_line(paths.tasks / name)}"
+        for name in notes[:FAILURES_SHOWN]
     ]
     more = len(notes) - len(shown)
     return [*shown, f"and {more} more"] if more else shown
@@ -103,63 +248,6 @@ def lowered(paths: RunPaths) -> list[str]:
 def _first_line(note: Path) -> str:
     with note.open(encoding="utf-8", errors="replace") as file:
         return file.readline(200).strip()
-
-
-def restarts(paths: RunPaths, live: dict[Job, JobState]) -> int:
-    """Count the requeues of a run's jobs: by accounting, or of live jobs by the queue."""
-    slurm = [job for s in journal(paths) if s.executor == "slurm" for job in s.jobs]
-    ends = scheduler.sacct(job.id for job in slurm)
-    known = {job: len(ends[job.id]) - 1 for job in slurm if job.id in ends}
-    queued = {job: state.restarts for job, state in live.items()}
-    return sum(max(known.get(job, 0), queued.get(job, 0)) for job in slurm)
-
-
-def planned_done(paths: RunPaths, plan: Plan) -> set[int]:
-    """List the finished shards that the plan has; a stray file is none."""
-    return paths.done_shards() & set(range(len(plan.shards)))
-
-
-def planned_started(paths: RunPaths, plan: Plan, done: set[int]) -> list[Shard]:
-    """List the unfinished shards of the plan that have pieces."""
-    started = set(paths.started_shards()) - done
-    return [plan.shards[index] for index in sorted(started) if index < len(plan.shards)]
-
-
-def images_done(paths: RunPaths, plan: Plan) -> int:
-    """Count finished images from file names: whole shards, and the pieces of others."""
-    done = planned_done(paths, plan)
-    images = sum(plan.shard_images(plan.shards[index]) for index in done)
-    for shard in planned_started(paths, plan, done):
-        pieces = covered_images(paths.piece_ranges(shard.index))
-        images += min(pieces, plan.shard_images(shard))
-    return images
-
-
-def images_per_second(paths: RunPaths, plan: Plan) -> float:
-    """Measure a run's speed from when its latest files were written."""
-    now = time.time()
-    done = planned_done(paths, plan)
-    ages = [
-        (now - _mtime(paths.shard(index)), plan.shard_images(plan.shards[index])) for index in done
-    ]
-    for shard in planned_started(paths, plan, done):
-        for start, stop in paths.piece_ranges(shard.index):
-            written = _mtime(paths.piece(shard.index, start, stop))
-            ages.append((now - written, stop - start))
-    recent = [(age, images) for age, images in ages if age <= RATE_WINDOW_S]
-    if len(recent) < 2:
-        return 0.0
-    oldest = max(age for age, _ in recent)
-    # The oldest file marks when counting starts; its own images were made before.
-    made = sum(images for _, images in recent) - next(i for age, i in recent if age == oldest)
-    return made / oldest if oldest > 0 else 0.0
-
-
-def _mtime(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0  # joined and removed just now
 
 
 def covered_images(ranges: list[tuple[int, int]]) -> int:

@@ -1,40 +1,46 @@
-"""Submitting what is unfinished, journaling it, and following it to the end."""
+"""Submitting what is unfinished, in waves that the site allows, and following it to the end."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
+import fcntl
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from sdwn import cluster, scheduler
+from sdwn import checkout, cluster, journal, limits, scheduler
 from sdwn.batches import off_grid
-from sdwn.cluster import Job
+from sdwn.cluster import Job, Tell, quietly
 from sdwn.config import RunConfig
-from sdwn.errors import SdwnError, UsageError
-from sdwn.files import RunPaths, now, plain_disk_errors
+from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError
+from sdwn.files import RunPaths, plain_disk_errors
+from sdwn.joblogs import failure
+from sdwn.journal import cancellations, read_journal
+from sdwn.limits import Limits
+from sdwn.live import Live, live_each, live_jobs, missing, unfinished, unreachable
 from sdwn.plan import Plan
 from sdwn.profiles import ClusterProfile, overridden
-from sdwn.scheduler import UNKNOWN, JobState
+from sdwn.scheduler import JobState
 from sdwn.task import ArrayTask
 
 POLL_SECONDS = 1.0
+# Each look asks a scheduler that all users share: at most so often, and less as time goes by.
+LONGEST_POLL_SECONDS = 30.0
+# sacctmgr asks a database that all users share.
+LIMITS_SECONDS = 60.0
+# Of what a site allows, so much has to be free before more is submitted: few long arrays.
+WAVE = 0.25
+
+Watch = Callable[[dict[Job, JobState]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
-    """One line of the journal: what was submitted, when, from where, to whom, and how."""
+class Onlooker:
+    """Who waits: ``watch`` is shown what lives at every look, ``tell`` what gets in the way."""
 
-    time: str
-    host: str
-    executor: Literal["local", "slurm"]
-    stage: str
-    profile: dict[str, Any]
-    jobs: tuple[Job, ...]
+    watch: Watch
+    tell: Tell
 
 
 def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
@@ -67,201 +73,324 @@ def _require_device(config: RunConfig, profile: ClusterProfile) -> None:
     )
 
 
-def unfinished(paths: RunPaths, plan: Plan) -> list[int]:
-    """List the shards that are neither finished nor in the hands of a live job."""
-    live = live_jobs(paths)  # before the files: a shard may be finished in between
-    busy = {index for job in live for index in job.indices}
-    return [index for index in missing(paths, plan) if index not in busy]
+def require_same_plan(paths: RunPaths, plan: Plan) -> None:
+    """Refuse to go on with a plan that took the place of the one that was submitted.
+
+    Raises:
+        UsageError: jobs of this folder were submitted for another plan.
+    """
+    for submission in read_journal(paths):
+        if submission.plan not in ("", plan.digest):
+            raise UsageError(
+                f"{paths.root}: jobs were submitted here for plan {submission.plan[:12]}, and the "
+                f"plan is {plan.digest[:12]} now; restore {paths.plan.name} and "
+                f"{paths.synsets.name}, or plan into a new folder"
+            )
 
 
-def missing(paths: RunPaths, plan: Plan) -> list[int]:
-    """List the shards that are not finished."""
-    done = paths.done_shards()
-    return [shard.index for shard in plan.shards if shard.index not in done]
+def changed_code(paths: RunPaths) -> str | None:
+    """Say whether this is other code than at the last submission."""
+    submissions, here = read_journal(paths), checkout.code()
+    if not submissions or submissions[-1].code == here:
+        return None
+    return f"the code has changed since the last submission: {submissions[-1].code} to {here}"
 
 
-def failed(paths: RunPaths, plan: Plan) -> list[int]:
-    """List the shards that were submitted, whose jobs have ended, and that are not finished."""
-    submitted = last_jobs(paths)
-    return [index for index in unfinished(paths, plan) if index in submitted]
+def submit_shards(
+    paths: RunPaths, plan: Plan, indices: Sequence[int], profile: ClusterProfile, tell: Tell
+) -> list[Job]:
+    """Submit shards, dealt to tasks as the profile says, as many as the site allows now."""
+    return submit_tasks(paths, shard_tasks(paths, plan, indices, profile), profile, tell)
 
 
-def live_jobs(paths: RunPaths) -> dict[Job, JobState]:
-    """Give the jobs of the journal that still wait or run, or may do so."""
-    jobs: dict[tuple[Literal["local", "slurm"], str], list[Job]] = {}
-    for submission in journal(paths):
-        jobs.setdefault((submission.executor, submission.host), []).extend(submission.jobs)
-    live: dict[Job, JobState] = {}
-    for (executor, host), asked in jobs.items():
-        states = scheduler.ask(executor, host, [job.id for job in asked])
-        live |= {job: states[job.id] for job in asked if job.id in states}
-    return live
-
-
-def submit_shards(paths: RunPaths, indices: list[int], profile: ClusterProfile) -> list[Job]:
-    """Submit shards, dealt to tasks as the profile says."""
+def shard_tasks(
+    paths: RunPaths, plan: Plan, indices: Sequence[int], profile: ClusterProfile
+) -> list[ArrayTask]:
+    """Deal shards to tasks."""
     root = str(paths.root.absolute())
-    tasks = [ArrayTask("generate", root, part) for part in cluster.cut(indices, profile)]
-    return submit_tasks(paths, tasks, profile)
+    parts = cluster.cut(indices, profile)
+    return [ArrayTask("generate", root, part, plan.digest, checkout.code()) for part in parts]
 
 
-def submit_tasks(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile) -> list[Job]:
-    """Submit tasks as one array, or several where MaxArraySize asks for it; write each down."""
-    limit = scheduler.array_limit() if profile.executor == "slurm" else max(1, len(tasks))
-    groups = cluster.arrays(tasks, limit)
-    # Together they keep to what one array may run at once.
-    share = max(1, profile.array_parallelism // max(1, len(groups)))
+def submit_tasks(
+    paths: RunPaths,
+    tasks: Sequence[ArrayTask],
+    profile: ClusterProfile,
+    tell: Tell = quietly,
+) -> list[Job]:
+    """Submit as many of these tasks as the site allows now, the first ones first.
+
+    They are one array, or several where MaxArraySize asks for it; each is written down before
+    it is submitted and after.
+    """
+    if profile.executor == "local":
+        return submit_array(paths, tasks, profile, tell)
+    queue = cluster.await_answer(tell)
+    site = limits.ask(profile)
+    tasks = tasks[: room(site, queue)]
+    groups = cluster.arrays(tasks, site.max_array_size)
+    # With those that live they keep to what may run at once.
+    left = profile.array_parallelism - len(live_jobs(paths))
+    share = max(1, left // max(1, len(groups)))
     jobs: list[Job] = []
     for group in groups:
-        part = profile.model_copy(update={"array_parallelism": share})
-        with plain_disk_errors(paths.jobs):
-            made = cluster.submit(group, paths.jobs, part)
-        _record(paths, tasks[0].stage, profile, made)
+        made = _submit_what_fits(paths, group, profile, tell, share)
         jobs += made
+        if len(made) < len(group):
+            break
     return jobs
 
 
-def _record(paths: RunPaths, stage: str, profile: ClusterProfile, jobs: list[Job]) -> None:
-    submission = Submission(
-        time=now(),
-        host=socket.gethostname(),
-        executor=profile.executor,
-        stage=stage,
-        profile=profile.model_dump(mode="json", exclude_defaults=True),
-        jobs=tuple(jobs),
-    )
-    # A line that a crash cut short must not swallow this one.
-    torn = paths.submissions.exists() and not paths.submissions.read_bytes().endswith(b"\n")
-    with paths.submissions.open("a", encoding="utf-8") as file:
-        file.write("\n" * torn + json.dumps(asdict(submission)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def journal(paths: RunPaths) -> list[Submission]:
-    """Read all submissions of a run; lines that a crash cut short are left out."""
-    if not paths.submissions.exists():
-        return []
-    lines = paths.submissions.read_text(encoding="utf-8", errors="replace").splitlines()
-    records = (_parsed(line) for line in lines)
-    return [record for record in records if record is not None]
-
-
-def _parsed(line: str) -> Submission | None:
-    try:
-        content: dict[str, Any] = json.loads(line)
-        jobs = tuple(
-            Job(str(job["id"]), tuple(int(i) for i in job["indices"]), int(job.get("processes", 1)))
-            for job in content.pop("jobs")
-        )
-        return Submission(**content, jobs=jobs)
-    except (ValueError, TypeError, KeyError, AttributeError):
+def room(site: Limits, queue: Mapping[str, JobState]) -> int | None:
+    """Count the jobs that a site would take beside the queue; None where it says no limit."""
+    if site.max_submit_jobs is None:
         return None
+    return max(0, site.max_submit_jobs - len(queue))
+
+
+def _submit_what_fits(
+    paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile, tell: Tell, at_once: int
+) -> list[Job]:
+    # A limit that no command tells shows when it is met: half of it may fit.
+    while tasks:
+        try:
+            return submit_array(paths, tasks, profile, tell, at_once)
+        except QueueFullError:
+            tasks = tasks[: len(tasks) // 2]
+    return []
+
+
+def submit_array(
+    paths: RunPaths,
+    tasks: Sequence[ArrayTask],
+    profile: ClusterProfile,
+    tell: Tell,
+    at_once: int | None = None,
+) -> list[Job]:
+    """Submit tasks as one array, written down before and after; no tasks are no array.
+
+    ``at_once`` of them may run at a time, by default as many as the profile says.
+
+    Raises:
+        SdwnError: they were refused, or the scheduler does not answer.
+    """
+    if not tasks:
+        return []
+    own = {"array_parallelism": at_once or profile.array_parallelism}
+    with plain_disk_errors(paths.jobs):
+        intended = journal.intend(paths, tasks, profile)
+        site = profile.model_copy(update=own)
+        try:
+            ids = cluster.submit(tasks, paths.jobs, site, intended.name, tell)
+        except NoAnswerError:
+            raise
+        except SdwnError as error:
+            journal.refuse(paths, intended, str(error))
+            raise
+        return list(journal.settle(paths, intended, ids).jobs)
+
+
+@contextmanager
+def alone(paths: RunPaths, tell: Tell) -> Iterator[None]:
+    """Let one command at a time submit for a run, so that no shard is submitted twice."""
+    with paths.submitting.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell(f"another command is submitting for {paths.root}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def recover(paths: RunPaths) -> None:
+    """Find what the scheduler took before a crash kept it from being written down."""
+    for submission, live in live_each(read_journal(paths)):
+        if submission.unsettled and live and not unreachable(live):
+            tasks = [submission.task(part, str(paths.root.absolute())) for part in submission.tasks]
+            first = next(iter(live)).id.partition("_")[0]
+            ids = cluster.job_ids(first, len(tasks))
+            cluster.hand_over(tasks, ids, paths.jobs, submission.site)
+            journal.settle(paths, submission, ids)
 
 
 def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
-    """Give the profile of the last submission, with overrides.
+    """Give the profile of the last submission of shards, with overrides.
 
     Raises:
         SdwnError: nothing was submitted yet.
     """
-    submissions = journal(paths)
+    submissions = [one for one in read_journal(paths) if one.stage == "generate"]
     if not submissions:
         raise SdwnError(f"{paths.root}: nothing was submitted yet; use: sdwn submit {paths.root}")
-    return overridden(submissions[-1].profile, overrides, source="the last submission's profile")
-
-
-Watch = Callable[[dict[Job, JobState]], None]
+    taken = [one for one in submissions if not one.refused] or submissions
+    return overridden(taken[-1].profile, overrides, source="the last submission's profile")
 
 
 def follow(paths: RunPaths, watch: Watch) -> None:
-    """Wait until no job of the run is left, telling ``watch`` about once a second."""
+    """Wait until no job of the run is left, telling ``watch`` at every look."""
+    looks = Looks()
     while live := live_jobs(paths):
         watch(live)
-        time.sleep(POLL_SECONDS)
+        looks.wait()
     watch({})
 
 
+class Looks:
+    """Waits between looks at a scheduler: seldom, once things take long."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def wait(self) -> None:
+        """Wait for a twentieth of the time since the beginning, within bounds."""
+        passed = time.monotonic() - self._began
+        time.sleep(min(LONGEST_POLL_SECONDS, max(POLL_SECONDS, passed / 20)))
+
+
+def submit_once(
+    paths: RunPaths, plan: Plan, profile: ClusterProfile, tell: Tell
+) -> tuple[list[Job], int]:
+    """Submit what is unfinished, as far as the site allows; say how many shards remain."""
+    if not missing(paths, plan):
+        return [], 0
+    with alone(paths, tell):
+        recover(paths)
+        todo = unfinished(paths, plan)
+        jobs = submit_shards(paths, plan, todo, profile, tell)
+    return jobs, len(todo) - sum(len(job.indices) for job in jobs)
+
+
 def complete(
-    paths: RunPaths, plan: Plan, profile: ClusterProfile, watch: Watch, retries: int
+    paths: RunPaths, plan: Plan, profile: ClusterProfile, retries: int, onlooker: Onlooker
 ) -> list[Job]:
     """Submit and follow until every shard is finished, trying what failed again.
+
+    The queue is fed as it empties.
 
     Raises:
         SdwnError: shards are still missing; the last line of a log says why.
     """
-    jobs: list[Job] = []
-    for _ in range(1 + retries):
-        jobs += submit_shards(paths, unfinished(paths, plan), profile)
-        follow(paths, watch)
-        if not missing(paths, plan):
-            return jobs
+    jobs, tries, looks, told = list[Job](), Counter[int](), Looks(), False
+    waves, cancelled = Waves(profile), cancellations(paths)
+    while True:
+        live = live_jobs(paths)
+        onlooker.watch(live)
+        waves.balance(live)
+        todo = [index for index in unfinished(paths, plan, live) if tries[index] <= retries]
+        if not todo and not live:
+            break
+        if cancellations(paths) > cancelled:
+            raise SdwnError(
+                f"cancelled by: sdwn cancel {paths.root}; finished images are kept, go on with: "
+                f"sdwn submit {paths.root} --wait"
+            )
+        feed = todo and not unreachable(live)
+        waves.idle = not live
+        made = _feed(paths, plan, todo, waves, onlooker.tell) if feed else []
+        tries.update(index for job in made for index in job.indices)
+        jobs += made
+        if todo and not live and not made and not told:
+            onlooker.tell("SLURM takes no more of your jobs now; waiting for room")
+            told = True
+        looks.wait()
     left = missing(paths, plan)
+    if not left:
+        return jobs
     raise SdwnError(
-        f"{len(left)} of {len(plan.shards)} shards failed; shard {left[0]}: "
+        f"{len(left)} of {len(plan.own_shards)} shards failed; shard {left[0]}: "
         f"{failure(paths, left[0])}; finished images are kept, "
         f"submit the rest again with: sdwn submit {paths.root} --wait"
     )
 
 
-def last_jobs(paths: RunPaths) -> dict[int, Job]:
-    """Give the last job of each shard that was ever submitted."""
-    return {
-        index: job
-        for submission in journal(paths)
-        for job in submission.jobs
-        for index in job.indices
-    }
+def _feed(paths: RunPaths, plan: Plan, todo: list[int], waves: Waves, tell: Tell) -> list[Job]:
+    """Submit of these shards what fits now, if it is worth an array."""
+    profile = waves.profile
+    with alone(paths, tell):
+        recover(paths)
+        free = set(unfinished(paths, plan))
+        tasks = shard_tasks(paths, plan, [index for index in todo if index in free], profile)
+        if not tasks or not (fitting := waves.fitting(tasks)):
+            return []
+        try:
+            made = submit_tasks(paths, fitting, profile, tell)
+        except NoAnswerError as error:
+            tell(str(error))
+            return []
+        waves.learn(len(made), len(fitting))
+        return made
 
 
-def failure(paths: RunPaths, index: int) -> str:
-    """Say why a shard's last job failed: the last line of its log."""
-    job = last_jobs(paths).get(index)
-    if job is None:
-        return "never submitted"
-    log = paths.jobs / job.id / f"{job.id}_{job.rank(index)}_log.err"
-    return f"{last_line(log)} ({log})" if log.exists() else f"job {job.id} wrote no log"
+class Waves:
+    """Says when more is worth submitting, and keeps several arrays to what may run at once."""
+
+    def __init__(self, profile: ClusterProfile) -> None:
+        self.profile = profile
+        self._asked = 0.0
+        self._site: Limits | None = None
+        self._learned: int | None = None
+        self._shares: dict[str, int] = {}
+        self.idle = True
+
+    def balance(self, live: Live) -> None:
+        """Share anew what may run at once, once there were several arrays."""
+        arrays = Counter(job.id.partition("_")[0] for job in live if "_" in job.id)
+        if unreachable(live) or not (len(arrays) > 1 or self._shares):
+            return
+        wanted = shares(arrays, self.profile.array_parallelism)
+        for array, tasks in wanted.items():
+            if self._shares.get(array) != tasks:
+                scheduler.throttle(array, tasks)
+        self._shares = wanted
+
+    def fitting(self, tasks: Sequence[ArrayTask]) -> Sequence[ArrayTask]:
+        """Pick the tasks that there is room for: all, or so many that they are a wave, or none."""
+        if self.profile.executor == "local":
+            return tasks
+        if self._site is None or time.monotonic() - self._asked > LIMITS_SECONDS:
+            self._asked, self._site = time.monotonic(), limits.ask(self.profile)
+        known = [n for n in (self._site.max_submit_jobs, self._learned) if n is not None]
+        if not known:
+            return tasks
+        free = min(known) - len(scheduler.squeue() or {})
+        least = 1 if self.idle else max(1, round(WAVE * min(known)))
+        return tasks[:free] if free >= min(len(tasks), least) else ()
+
+    def learn(self, made: int, tried: int) -> None:
+        """Take down a limit that no command tells: where the site refused, the queue is full."""
+        if made < tried:
+            self._learned = max(1, len(scheduler.squeue() or {}))
 
 
-def job_logs(paths: RunPaths, job: Job) -> list[Path]:
-    """List a job's logs; several processes a task write several."""
-    return sorted((paths.jobs / job.id).glob(f"{job.id}_*_log.*"))
+def shares(arrays: Mapping[str, int], at_once: int) -> dict[str, int]:
+    """Share what may run at once among arrays with so many live tasks: the first ones first.
 
+    Each has one at least, for SLURM takes none for all.
 
-def shard_logs(paths: RunPaths, indices: list[int], lines: int) -> dict[str, str]:
-    """Give the last lines of the logs of the jobs that had these shards last, by path."""
-    last = last_jobs(paths)
-    jobs = dict.fromkeys(last[index] for index in indices if index in last)
-    return {
-        str(log): "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
-        for job in jobs
-        for log in job_logs(paths, job)
-    }
-
-
-def last_line(log: Path) -> str:
-    """Give the last line of a log that says something: not srun's word that a task ended."""
-    try:
-        text = log.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "no log"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith("srun: ")]
-    return (telling or lines or ["an empty log"])[-1]
+    >>> shares({"7": 10, "9": 5}, 4), shares({"7": 2, "9": 5}, 4)
+    ({'7': 3, '9': 1}, {'7': 2, '9': 2})
+    """
+    found: dict[str, int] = {}
+    for place, (array, tasks) in enumerate(arrays.items(), start=1):
+        left = at_once - sum(found.values()) - (len(arrays) - place)
+        found[array] = max(1, min(tasks, left))
+    return found
 
 
 def cancel(paths: RunPaths) -> list[Job]:
-    """End all live jobs of a run; what they have finished stays."""
-    cancelled = []
-    live = live_jobs(paths)
-    for submission in journal(paths):
-        jobs = [job for job in submission.jobs if job in live]
-        if jobs:
-            scheduler.cancel(submission.executor, [job.id for job in jobs])
-            cancelled += jobs
-    return cancelled
+    """End all live jobs of a run; what they have finished stays.
 
-
-def unreachable(live: dict[Job, JobState]) -> bool:
-    """Tell whether the scheduler does not answer."""
-    return any(state.state == UNKNOWN for state in live.values())
+    Raises:
+        SdwnError: the scheduler does not answer.
+    """
+    found = [(one, live) for one, live in live_each(read_journal(paths)) if live]
+    if any(unreachable(live) for _, live in found):
+        raise SdwnError("SLURM does not answer; run the same command again when it does")
+    if found:
+        # First, so that a command that follows the run does not submit it again.
+        journal.note_cancelled(paths)
+    for submission, live in found:
+        scheduler.cancel(submission.executor, [job.id for job in live])
+    return [job for _, live in found for job in live]

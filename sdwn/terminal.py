@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ from rich.table import Table
 from sdwn.errors import SdwnError
 
 if TYPE_CHECKING:
+    from sdwn.estimates import Cost, Estimate
+    from sdwn.findings import Finding
     from sdwn.gpus import GpuProfile
     from sdwn.trials import Answers
 
@@ -33,6 +35,7 @@ debug = False
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 
+COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unverified": "cyan"}
 INTERRUPTED = 130
 REPORT_SECONDS = 60
 
@@ -59,7 +62,7 @@ def _table(values: dict[str, Any]) -> None:
 def _lines(values: dict[str, Any]) -> str:
     width = max(len(key) for key in values)
     return "\n".join(
-        f"[bold]{key.replace('_', ' ').ljust(width)}[/bold]  {escape(_readable(value))}"
+        f"[bold]{escape(key.replace('_', ' ').ljust(width))}[/bold]  {escape(_readable(value))}"
         for key, value in values.items()
     )
 
@@ -85,6 +88,69 @@ def tuning_text(profile: GpuProfile) -> str:
     return captured.get()
 
 
+def plan_text(counts: dict[str, Any], found: Estimate) -> str:
+    """Show a plan's counts and what making it takes."""
+    return _captured({**counts, **estimate_rows(found)})
+
+
+def estimate_rows(found: Estimate) -> dict[str, str]:
+    """Lay an estimate out: a row for each device, and what each figure rests on."""
+    rows = {
+        "to make": f"{_number(found.images, 'image')}, {_tasks(found)}",
+        "to store": f"{decimal(found.bytes)} ({found.bytes_source})",
+        **{f"on {cost.speed.device}": _cost_text(cost) for cost in found.costs},
+    }
+    if found.unknown:
+        rows["time"] = f"unknown: {found.unknown}"
+    return rows | {
+        f"warning, {cost.speed.device}": cost.warning for cost in found.costs if cost.warning
+    }
+
+
+def say_estimate(found: Estimate) -> None:
+    """Say on stderr what making shards takes, in full."""
+    stderr.print(_lines(estimate_rows(found)), soft_wrap=True)
+
+
+def say_submitting(found: Estimate) -> None:
+    """Say in a line what is being submitted."""
+    takes = "; ".join(
+        f"about {_clock(3600 * cost.hours_per_task)} each, {_device_hours(cost)} "
+        f"({cost.speed.speed_source})"
+        for cost in found.costs
+    )
+    takes = takes or f"time unknown: {found.unknown}"
+    say(f"submitting {_tasks(found)}, {decimal(found.bytes)}: {takes}")
+    for cost in found.costs:
+        if cost.warning:
+            say(f"warning: {cost.warning}")
+
+
+def _tasks(found: Estimate) -> str:
+    gpus = f", {found.devices_per_task} GPUs each" if found.devices_per_task > 1 else ""
+    return f"{_number(found.tasks, 'task')} for {_number(found.shards, 'shard')}{gpus}"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _cost_text(cost: Cost) -> str:
+    speed = cost.speed
+    # One at a time, it is the device time once more.
+    several = cost.hours < 0.999 * cost.device_hours
+    wall = f", {_clock(3600 * cost.hours)} in all" if several else ""
+    return (
+        f"{_clock(3600 * cost.hours_per_task)} a task, {_device_hours(cost)}{wall}; "
+        f"{speed.images_per_second:.3g} images/s ({speed.speed_source}), "
+        f"loading {_clock(speed.loading_seconds)} ({speed.loading_source})"
+    )
+
+
+def _device_hours(cost: Cost) -> str:
+    return f"{cost.device_hours:.3g} {'device' if cost.speed.device == 'cpu' else 'GPU'}-hours"
+
+
 def pilot_text(found: Answers) -> str:
     """Show a pilot's answers: what it saw, then what follows for the run."""
     slow = f"{found.images_per_second:.3g} images/s with {found.batch_size} a batch"
@@ -103,8 +169,22 @@ def pilot_text(found: Answers) -> str:
     }
     if found.warning:
         values["warning"] = found.warning
+    return _captured(values)
+
+
+def _captured(values: dict[str, Any]) -> str:
     with stdout.capture() as captured:
-        stdout.print(_lines(values), soft_wrap=True)
+        _table(values)
+    return captured.get()
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """Show what was found, a line each."""
+    with stdout.capture() as captured:
+        for found in findings:
+            verdict = f"[{COLOURS[found.verdict]}]{found.verdict.ljust(10)}[/]"
+            text = f"{verdict}  [bold]{found.subject.ljust(10)}[/bold]  {escape(found.text)}"
+            stdout.print(text, soft_wrap=True)
     return captured.get()
 
 
@@ -209,6 +289,11 @@ def guarded(command: Callable[[], None]) -> int:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
+    except SystemExit as ended:
+        # typer turns an interruption into an exit, without a word.
+        if ended.code == INTERRUPTED:
+            return _fail("interrupted", INTERRUPTED)
+        raise
     except OSError as error:
         return _fail(str(error), 1)
     return 0

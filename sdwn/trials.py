@@ -1,32 +1,41 @@
-"""Trials: short jobs that answer a question, a pilot's or a tuning's, and what they answer."""
+"""Trials: short jobs that answer a pilot's, a tuning's or a probe's question, and the answers."""
 
 from __future__ import annotations
 
 import datetime
-import heapq
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from uuid import uuid4
 
-from sdwn import gpus
+from sdwn import gpus, lock
 from sdwn.cluster import cut
 from sdwn.columns import names
 from sdwn.config import RunConfig
 from sdwn.contact_sheet import draw_contact_sheet
 from sdwn.errors import SdwnError
+from sdwn.estimates import cost
 from sdwn.files import RunPaths, cache_folder, read_json, write_text
 from sdwn.gpus import GB, GpuProfile
+from sdwn.joblogs import failure, job_logs
+from sdwn.known_speeds import DeviceSpeed
+from sdwn.live import live_jobs
 from sdwn.pilot import Speed, pilot_plan
 from sdwn.plan import Plan, write_plan
+from sdwn.probe import NodeReport, read_report
 from sdwn.profiles import ClusterProfile, minutes
 from sdwn.records import read_record
 from sdwn.shards import ImageFile
-from sdwn.submission import Watch, failure, follow, live_jobs, submit_tasks
+from sdwn.submission import Watch, follow, submit_tasks
 from sdwn.task import ArrayTask
 from sdwn.tune import answer
+
+# Short enough for the gaps that a scheduler fills.
+PROBE_MINUTES = 10
 
 Told = Callable[[Path], None]
 
@@ -104,14 +113,10 @@ def run_pilot(
         SdwnError: it failed, or an earlier one still runs.
     """
     pilot, small = run.pilot, pilot_plan(plan)
-    if live_jobs(pilot):
-        raise SdwnError(f"{pilot.root}: a pilot is running; end it with: sdwn cancel {pilot.root}")
-    if pilot.root.is_symlink() or pilot.root.exists():
-        try:
-            shutil.rmtree(pilot.root)
-        except OSError as error:
-            raise SdwnError(f"the earlier pilot cannot be removed: {error}") from None
+    lock.ensure(run, plan)
+    _clear(pilot, "pilot")
     write_plan(small, pilot)
+    lock.carry(run, pilot)
     submit_tasks(pilot, [ArrayTask("pilot", str(pilot.root.absolute()), (0,))], profile)
     told(pilot.root)
     follow(pilot, watch)
@@ -123,16 +128,69 @@ def run_pilot(
     return found
 
 
+def _clear(trial: RunPaths, what: str) -> None:
+    """Remove an earlier trial, unless it still runs."""
+    if live_jobs(trial):
+        raise SdwnError(f"{trial.root}: a {what} is running; end it with: sdwn cancel {trial.root}")
+    if trial.root.is_symlink() or trial.root.exists():
+        try:
+            shutil.rmtree(trial.root)
+        except OSError as error:
+            raise SdwnError(f"the earlier {what} cannot be removed: {error}") from None
+
+
+def run_probe(run: RunPaths, profile: ClusterProfile, told: Told, watch: Watch) -> NodeReport:
+    """Have a compute node say what it sees of a run, by a short job as any task is submitted.
+
+    ``told`` is given the folder of the job once it is submitted.
+
+    Raises:
+        SdwnError: it failed, or an earlier one still runs.
+    """
+    probe, token = run.probe, f"probe-{uuid4().hex}"
+    _clear(probe, "probe")
+    shorter = {"time": str(min(PROBE_MINUTES, minutes(profile.time)))}
+    with _seen_by_nodes(probe, token):
+        task = ArrayTask("probe", str(run.root.absolute()), (0,))
+        (job,) = submit_tasks(probe, [task], profile.model_copy(update=shorter))
+        told(probe.root)
+        follow(probe, watch)
+    if not job_logs(probe, job):
+        raise SdwnError(
+            f"job {job.id} ended and left nothing in {probe.root}: compute nodes most likely do "
+            "not see it; plan into a folder that they share"
+        )
+    if not probe.answers.exists():
+        raise SdwnError(f"the probe failed: {failure(probe, 0)}")
+    report = read_report(probe.answers)
+    if report.token != token:
+        raise SdwnError(f"{report.node} sees another {probe.token} than this machine")
+    return report
+
+
+@contextmanager
+def _seen_by_nodes(probe: RunPaths, token: str) -> Iterator[None]:
+    """Put a token into the probe's folder, and into the cache for as long as the block runs."""
+    write_text(probe.token, token)
+    cached = cache_folder() / token
+    write_text(cached, token)
+    try:
+        yield
+    finally:
+        cached.unlink(missing_ok=True)
+
+
 def answers(plan: Plan, pilot: RunPaths, profile: ClusterProfile) -> Answers:
     """Read what a pilot made, and work out the whole run under a profile."""
     record = read_record(next(pilot.tasks.glob("*.json")))
     speed = Speed(**read_json(pilot.speed))
     counts = _counts(pilot)
-    times = [
-        _part_seconds(part, plan, profile, speed.images_per_second) + record.loading_seconds
-        for part in cut(range(len(plan.shards)), profile)
-    ]
+    parts = cut(range(len(plan.shards)), profile)
     each = counts["bytes"] / counts["images"]
+    measured = DeviceSpeed(
+        record.device, speed.images_per_second, "this pilot", record.loading_seconds
+    )
+    whole = cost(plan, parts, profile, measured)
     return Answers(
         device=record.device,
         batch_size=speed.batch_size,
@@ -148,44 +206,13 @@ def answers(plan: Plan, pilot: RunPaths, profile: ClusterProfile) -> Answers:
         truncated=counts["truncated"],
         bytes_per_image=round(each),
         run_images=plan.images,
-        run_tasks=len(times),
-        hours_per_task=max(times) / 3600,
-        device_hours=sum(times) * profile.processes / 3600,
-        hours=_seconds_in_all(times, profile.array_parallelism) / 3600,
+        run_tasks=len(parts),
+        hours_per_task=whole.hours_per_task,
+        device_hours=whole.device_hours,
+        hours=whole.hours,
         run_bytes=round(each * plan.images),
         contact_sheet=str(pilot.contact_sheet),
-        warning=_warning(max(times) / 3600, profile),
-    )
-
-
-def _part_seconds(
-    part: tuple[int, ...], plan: Plan, profile: ClusterProfile, images_per_second: float
-) -> float:
-    """Say how long a task samples: as long as the process with the most images."""
-    shares = (part[rank :: profile.processes] for rank in range(profile.processes))
-    images = (sum(plan.shard_images(plan.shards[index]) for index in share) for share in shares)
-    return max(images) / images_per_second
-
-
-def _seconds_in_all(times: Sequence[float], at_once: int) -> float:
-    """Say when the last task ends if so many run at once, each starting as another ends.
-
-    >>> _seconds_in_all([3, 3, 3, 1], at_once=2)
-    6.0
-    """
-    ends = [0.0] * at_once
-    for seconds in times:
-        heapq.heappush(ends, heapq.heappop(ends) + seconds)
-    return max(ends)
-
-
-def _warning(hours_per_task: float, profile: ClusterProfile) -> str | None:
-    limit = minutes(profile.time) / 60
-    if hours_per_task < limit:
-        return None
-    return (
-        f"a task takes {hours_per_task:.1f} h and the time limit is {limit:.1f} h: each will be "
-        "requeued; ask for more --time, or plan smaller shards"
+        warning=whole.warning,
     )
 
 

@@ -14,6 +14,7 @@ from sdwn.gpus import GpuProfile
 from sdwn.plan import ImageSpec, image_seed
 from sdwn.samplers import ImageSampler, load_sampler
 from sdwn.tuning import Run, Tuning, search
+from sdwn.weights import find
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +42,15 @@ def tune_device(config: RunConfig) -> GpuProfile:
         SdwnError: there is no room for a single image.
     """
     gpus.require_writable()
-    sampler = load_sampler(config)
+    # Any revision is as fast as another: what is there is taken, and no hub is asked.
+    sampler = load_sampler(config, find(config))
     tuning = _search(sampler, config.images_per_synset)
     if tuning is None or tuning.batch_size < config.images_per_synset:
         tuning = _sliced(sampler, config.images_per_synset, tuning)
-    return gpus.store(GpuProfile(sampler.workload, sampler.vae_slicing, tuning, now()))
+    steps, scheduler = config.generation.num_inference_steps, config.generation.scheduler
+    return gpus.store(
+        GpuProfile(sampler.workload, sampler.vae_slicing, tuning, now(), steps, scheduler)
+    )
 
 
 def _search(sampler: ImageSampler, images_per_synset: int) -> Tuning | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import socket
 import sys
@@ -12,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import nltk
@@ -20,14 +18,7 @@ from nltk.corpus.reader.wordnet import Synset as NltkSynset
 from nltk.corpus.reader.wordnet import WordNetCorpusReader, WordNetError
 
 from sdwn.errors import SdwnError, UsageError
-
-VERSION = "3.0"
-
-SYSTEM_FOLDERS = (
-    "/usr/share/wordnet",  # Debian, Ubuntu
-    "/usr/share/wordnet-3.0/dict",  # Fedora
-    "/usr/local/WordNet-3.0/dict",  # the installer of Princeton
-)
+from sdwn.wordnet_files import VERSION, system_folders, version_of
 
 THREE_WAYS = (
     "on a machine with network: python -m nltk.downloader wordnet; "
@@ -145,7 +136,7 @@ def _candidates() -> Iterator[Any]:
     root = _in_nltk_path()
     if root is not None:
         yield root
-    for folder in _system_folders():
+    for folder in system_folders():
         if (folder / "data.noun").is_file():
             # NLTK opens no corpus outside its own data path.
             nltk.data.path.append(str(folder))
@@ -165,15 +156,6 @@ def _in_nltk_path() -> Any:
     return None
 
 
-def _system_folders() -> list[Path]:
-    # WordNet's own two variables, wn(1WN).
-    own = [
-        os.environ.get("WNSEARCHDIR"),
-        os.environ.get("WNHOME", "") and os.environ["WNHOME"] + "/dict",
-    ]
-    return [Path(folder) for folder in (*own, *SYSTEM_FOLDERS) if folder]
-
-
 def _download() -> bool:
     before = socket.getdefaulttimeout()
     # A firewall that swallows packets must not hang a planner.
@@ -189,11 +171,10 @@ def _download() -> bool:
 def _version(root: Any) -> str | None:
     try:
         with root.join("data.noun").open(encoding="utf8") as lines:
-            header = "".join(line for line, _ in zip(lines, range(30), strict=False))
+            header = [line for line, _ in zip(lines, range(30), strict=False)]
     except (OSError, UnicodeDecodeError):
         return None
-    match = re.search(r"Word[nN]et ([\d.]+\+?) Copyright", header)
-    return match.group(1) if match else None
+    return version_of(header)
 
 
 class _Reader(WordNetCorpusReader):  # type: ignore[misc]  # NLTK has no types

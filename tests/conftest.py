@@ -7,10 +7,12 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +25,9 @@ from sdwn.files import RunPaths
 from sdwn.generate import generate
 from sdwn.plan import Plan, make_plan, write_plan
 from sdwn.wordnet import WordNet, shared_wordnet
+
+# A suite that was started in the background has it ignored, and so would its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACE = noise.SECONDS_A_STEP
@@ -58,7 +63,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def unpaced() -> Iterator[None]:
     """Noise without waiting, and shorter waits for tasks; processes of their own keep both."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noise, "SECONDS_A_STEP", 0.0)
+        patch.setattr(noise, "SECONDS_A_STEP", 1e-9)
         patch.setattr(submission, "POLL_SECONDS", 0.1)
         yield
 
@@ -165,6 +170,17 @@ class Sdwn:
         )
 
 
+class OwnProcess(Sdwn):
+    """The command line where each command has to read its environment anew."""
+
+    def __call__(self, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end in a process of its own."""
+        process = self.start(*arguments)
+        printed, log = process.communicate(timeout=300)
+        assert process.returncode == code, log + printed
+        return subprocess.CompletedProcess(process.args, code, printed, log)
+
+
 @pytest.fixture
 def sdwn(tmp_path: Path) -> Sdwn:
     return Sdwn(tmp_path)
@@ -190,14 +206,24 @@ class Testbed:
     def controller(self, action: str) -> None:
         subprocess.run([TESTBED / "controller", action, "--dir", self.folder], check=True)
 
+    def node(self, name: str, action: str) -> None:
+        subprocess.run([TESTBED / "node", name, action, "--dir", self.folder], check=True)
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
 
 @pytest.fixture(scope="session")
 def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
     """A real SLURM of four nodes, started once; installed where root may do so."""
     folder = Path(tempfile.mkdtemp(prefix="sdwn-"))
     options = ["--dir", folder, "--max-array-size", Testbed.max_array_size]
-    options += ["--port-base", free_ports(6)]
-    options += ["--gpus-per-node", 2]
+    # So many jobs are no limit, but a test may set one.
+    options += ["--gpus-per-node", 2, "--max-submit-jobs", 5000, "--port-base", free_ports(6)]
     try:
         for step in ([TESTBED / "install"], [TESTBED / "up", *map(str, options)]):
             done = subprocess.run(step, capture_output=True, text=True, check=False)
@@ -215,7 +241,8 @@ def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
 
 def free_ports(count: int) -> int:
     """The first of so many free ports in a row, so that two suites may run at once."""
-    for base in range(18000, 30000, 100):
+    # Not from the same one on: what another suite chose just now may not be taken yet.
+    for base in range(18000 + 100 * (os.getpid() % 60), 30000, 100):
         with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
             for port in range(base, base + count):
                 probe = probes.enter_context(socket.socket())
@@ -223,6 +250,27 @@ def free_ports(count: int) -> int:
                 probe.bind(("", port))
             return base
     raise OSError("no free ports")
+
+
+@pytest.fixture
+def cluster(testbed: Testbed) -> Iterator[Testbed]:
+    """The test cluster, left without a job and with all its nodes."""
+    yield testbed
+    testbed.run("scancel", "--user=root")
+    wait_until(lambda: not testbed.run("squeue", "--noheader"))
+
+
+def workers(paths: RunPaths) -> list[int]:
+    """The processes that make this run's images."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if "submitit.core._submit" in command and str(paths.jobs.absolute() / "%j") in command:
+            found.append(int(process.name))
+    return found
 
 
 def _without_slurm(config: pytest.Config, reason: str) -> NoReturn:

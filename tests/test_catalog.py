@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nltk
 import pytest
-from sdwn import wordnet as wordnet_module
+from sdwn import wordnet_files
 from sdwn.catalog import Catalog, read_catalog
 from sdwn.config import CatalogConfig
 from sdwn.errors import SdwnError, UsageError
@@ -103,14 +103,14 @@ def test_a_wrong_catalog_is_explained(
 def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine where no WordNet is installed and the downloader reaches nobody."""
     monkeypatch.setattr(nltk.data, "path", [])
-    monkeypatch.setattr(wordnet_module, "SYSTEM_FOLDERS", ())
+    monkeypatch.setattr(wordnet_files, "SYSTEM_FOLDERS", ())
     monkeypatch.delenv("WNSEARCHDIR", raising=False)
     monkeypatch.delenv("WNHOME", raising=False)
     monkeypatch.setattr(nltk, "download", lambda *_, **__: False)
     return monkeypatch
 
 
-SYSTEM_FOLDERS = tuple(map(Path, wordnet_module.SYSTEM_FOLDERS))
+SYSTEM_FOLDERS = tuple(map(Path, wordnet_files.SYSTEM_FOLDERS))
 
 
 def system_wordnet() -> Path:

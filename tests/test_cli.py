@@ -18,8 +18,8 @@ from sdwn.shards import ImageFile
 from conftest import NOISE, REPOSITORY, Sdwn
 
 COMMANDS = (
-    *("plan", "submit", "status", "logs", "retry", "cancel"),
-    *("merge", "verify", "evaluate", "report", "run", "tune", "pilot"),
+    *("plan", "doctor", "submit", "status", "logs", "retry", "cancel"),
+    *("merge", "verify", "evaluate", "report", "run", "tune", "pilot", "prefetch"),
     *("export", "import", "regenerate"),
 )
 
@@ -80,6 +80,15 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> str:
     """Let every task fail before it needs torch; what its log ends with."""
     monkeypatch.setenv("SDWN_BATCH_SIZE", "many")
     return "SDWN_BATCH_SIZE: expected a number of images"
+
+
+def test_what_the_doctor_finds_is_refused_before_anything_is_submitted(
+    sdwn: Sdwn, config: Path
+) -> None:
+    sdwn("plan", config, "run", "--set", "model.name=/nowhere/model")
+    refused = " ".join(sdwn("submit", "run", "--wait", code=1).stderr.split())
+    assert "weights: no whole model" in refused
+    assert "submit all the same with: --force" in refused
 
 
 def test_a_failure_says_why_and_what_to_do(sdwn: Sdwn, config: Path, failing: str) -> None:
@@ -260,7 +269,8 @@ def test_cancel_ends_local_tasks_and_retry_goes_on(sdwn: Sdwn, config: Path) -> 
 
 def test_a_plan_prints_for_people_too(sdwn: Sdwn) -> None:
     shown: Any = sdwn("plan", "paper", "run").stdout
-    for line in ("synsets +26,204", "images +262,040", "imagenet classes +862"):
+    counts = ("synsets +26,204", "images +262,040", "imagenet classes +862")
+    for line in (*counts, "on A100 +28:37 min a task, 62.5 GPU-hours; 1.21 images/s"):
         assert re.search(line, shown), shown
 
 
@@ -301,6 +311,12 @@ def test_a_pilot_answers_for_the_whole_run(sdwn: Sdwn, config: Path) -> None:
     submitted = sdwn.json("submit", "run", "--dry-run", "--profile", "local")
     assert submitted["shards"] == planned["shards"]
     assert found["run_tasks"] == min(2, planned["shards"]), "the profile's, at once"
+    assert planned["estimate"]["costs"][0]["speed_source"] == "the set pace of builtin:noise"
+    (told,) = submitted["estimate"]["costs"]
+    assert told["speed_source"] == "the run's pilot"
+    for figure in ("hours_per_task", "device_hours", "hours", "warning", "loading_seconds"):
+        assert told[figure] == found[figure], "one arithmetic gives both"
+    assert submitted["estimate"]["bytes"] == pytest.approx(found["run_bytes"], rel=0.01)
     seconds += found["run_tasks"] * found["loading_seconds"]
     assert found["device_hours"] == pytest.approx(seconds / 3600)
     assert found["hours"] == pytest.approx(found["hours_per_task"])

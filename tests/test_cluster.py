@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -15,10 +13,14 @@ from hypothesis import strategies as st
 from sdwn.cluster import Job, arrays, cut, script
 from sdwn.config import validated
 from sdwn.errors import UsageError
+from sdwn.files import RunPaths
+from sdwn.joblogs import failure
+from sdwn.journal import intend, read_journal, settle
 from sdwn.options import SITE
+from sdwn.plan import Plan
 from sdwn.processes import Process, see_one_device, this_process
 from sdwn.profiles import ClusterProfile, load_profile, minutes
-from sdwn.submission import Submission, failure, journal, require_fit, submit_shards
+from sdwn.submission import require_fit, submit_shards
 from sdwn.task import ArrayTask
 
 from conftest import REPOSITORY, PlanRun, Sdwn, noise_config
@@ -148,30 +150,37 @@ def test_a_dry_run_works_where_slurm_is_not(sdwn: Sdwn, planned: PlanRun, tmp_pa
     answer = sdwn.json("submit", paths.root, "--profile", "site.yaml", "--dry-run")
     assert (answer["submitted"], answer["shards"]) == (0, len(plan.shards))
     assert sbatch_lines(answer["script"])["array"].startswith(f"0-{len(plan.shards) - 1}%")
-    shown = sdwn("submit", paths.root, "--profile", "site.yaml", "--dry-run").stdout
-    assert shown.startswith("#!/bin/bash")
+    shown = sdwn("submit", paths.root, "--profile", "site.yaml", "--dry-run")
+    assert shown.stdout == answer["script"], "nothing but the script: it may go into a file"
+    assert shown.stdout.startswith("#!/bin/bash")
+    assert f"{plan.images} images, {len(plan.shards)} tasks" in shown.stderr
+    assert answer["estimate"]["tasks"] == len(plan.shards)
     assert not paths.submissions.exists()
 
 
+def submitted_here(paths: RunPaths, plan: Plan, index: int) -> list[Job]:
+    return submit_shards(paths, plan, [index], profile(executor="local"), print)
+
+
 def test_the_journal_survives_a_crash_in_its_last_line(planned: PlanRun) -> None:
-    paths, _ = planned()
-    jobs = submit_shards(paths, [0], profile(executor="local"))
-    done = journal(paths)
+    paths, plan = planned()
+    jobs = submitted_here(paths, plan, 0)
+    done = read_journal(paths)
     assert [submission.jobs for submission in done] == [tuple(jobs)]
     with paths.submissions.open("a") as file:
-        file.write('{"time": "2026-')
-    assert journal(paths) == done
-    more = submit_shards(paths, [1], profile(executor="local"))
-    assert [submission.jobs for submission in journal(paths)] == [tuple(jobs), tuple(more)]
+        file.write('{"name": "sdwn-')
+    assert read_journal(paths) == done
+    more = submitted_here(paths, plan, 1)
+    assert [submission.jobs for submission in read_journal(paths)] == [tuple(jobs), tuple(more)]
 
 
 def test_garbage_in_the_journal_is_left_out(planned: PlanRun) -> None:
-    paths, _ = planned()
-    jobs = submit_shards(paths, [0], profile(executor="local"))
+    paths, plan = planned()
+    jobs = submitted_here(paths, plan, 0)
     record = paths.submissions.read_bytes()
-    garbage = (b"3", b"null", b"\xff\xfe", b'{"jobs": [{"id": 5, "indices": ["a"]}]}')
+    garbage = (b"3", b"null", b"\xff\xfe", b'{"name": "x", "tasks": [["a"]]}', b'{"name": "y"}')
     paths.submissions.write_bytes(b"\n".join([*garbage, record]))
-    assert [submission.jobs for submission in journal(paths)] == [tuple(jobs)]
+    assert [submission.jobs for submission in read_journal(paths)] == [tuple(jobs)]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +209,7 @@ def test_a_flag_replaces_the_profiles_request_in_any_spelling(tmp_path: Path) ->
 
 
 def test_every_field_that_slurm_names_has_a_flag() -> None:
-    own = {"executor", "sbatch", "setup", "environment", "python"}
+    own = {"executor", "sbatch", "setup", "environment", "python", "stages"}
     own |= {"signal_delay_s", "max_num_timeout"}
     assert set(SITE) == set(ClusterProfile.model_fields) - own
 
@@ -317,12 +326,11 @@ def test_a_failure_is_read_from_the_log_of_the_process_that_had_the_shard(
     planned: PlanRun,
 ) -> None:
     paths, _ = planned()
-    job = Job("7_0", (4, 5, 6), processes=2)
-    folder = paths.jobs / job.id
+    folder = paths.jobs / "7"
     folder.mkdir(parents=True)
     for rank in range(2):
-        (folder / f"7_0_{rank}_log.err").write_text(f"process {rank} fell\n")
-    submission = Submission("now", "here", "slurm", "generate", {}, (job,))
-    paths.submissions.write_text(json.dumps(dataclasses.asdict(submission)) + "\n")
+        (folder / f"7_{rank}_log.err").write_text(f"process {rank} fell\n")
+    tasks = [ArrayTask("generate", str(paths.root), (4, 5, 6))]
+    settle(paths, intend(paths, tasks, profile(gres="gpu:2")), ["7"])
     assert failure(paths, 5).startswith("process 1 fell")
     assert failure(paths, 6).startswith("process 0 fell")

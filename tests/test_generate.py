@@ -21,7 +21,7 @@ from sdwn import generate, gpus, pilot, task, writing
 from sdwn import plan as plan_module
 from sdwn.columns import names
 from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError, UsageError
-from sdwn.files import RunPaths, write_text
+from sdwn.files import LOWERED, RunPaths, write_text
 from sdwn.images import decode, encode
 from sdwn.noise import NoiseSampler
 from sdwn.pieces import finish_shard
@@ -584,7 +584,7 @@ def test_a_pilot_times_batches_that_fit(
     assert (small.images, len(small.shards)) == (20, 1)
     assert {row.wnid for row in small.synsets} < {row.wnid for row in plan.synsets}
     write_plan(small, paths.pilot)
-    monkeypatch.setattr(pilot, "load_timed", lambda _: (Small(small, 20, 20), 0.0))
+    monkeypatch.setattr(pilot, "load_timed", lambda *_: (Small(small, 20, 20), 0.0))
     pilot.make_pilot(paths.pilot.root, [0])
     speed = json.loads(paths.pilot.speed.read_text())
     assert speed["batch_size"] == 20
@@ -630,7 +630,7 @@ def test_a_gpu_profile_that_is_wrong_or_of_another_card_is_none(
 def test_a_strange_note_does_not_stop_status(planned: PlanRun) -> None:
     paths, plan = planned()
     paths.tasks.mkdir()
-    paths.lowered("1", 0).write_bytes(b"\xff\xfe" * 500_000)
+    paths.note("1", 0, LOWERED).write_bytes(b"\xff\xfe" * 500_000)
     (line,) = run_status(paths, plan).lowered
     assert len(line) < 300
 

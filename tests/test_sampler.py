@@ -22,14 +22,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoPipelineForText2Image, StableDiffusionPipeline
-from sdwn import builtin, pipelines
-from sdwn.builtin import builtin_folder, fingerprint
+from sdwn import builtin, staging
+from sdwn.builtin import builtin_folder
 from sdwn.config import RunConfig
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
 from sdwn.images import Sample
 from sdwn.pipelines import denoiser, require_device
 from sdwn.plan import ImageSpec
 from sdwn.sampler import Sampler
+from sdwn.weights import fingerprint
 
 import families
 
@@ -487,9 +488,9 @@ class TestStaging:
         assert "weights are not staged" in caplog.text
 
     def test_a_copy_that_lost_a_file_is_made_again(self, copy: Path, tmp_path: Path) -> None:
-        first = pipelines.staged(copy, tmp_path / "disk")
+        first = staging.staged(copy, tmp_path / "disk")
         (first / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-        assert fingerprint(pipelines.staged(copy, tmp_path / "disk")) == fingerprint(copy)
+        assert fingerprint(staging.staged(copy, tmp_path / "disk")) == fingerprint(copy)
 
     def test_weights_are_copied_once(self, copy: Path, tmp_path: Path, monkeypatch: Any) -> None:
         (copy / "unet" / "weights.ckpt").write_bytes(b"another format")
@@ -505,21 +506,21 @@ class TestStaging:
         assert sampler.provenance["model"] == str(copy), "where it came from"
 
     def test_changed_weights_are_copied_anew(self, copy: Path, tmp_path: Path) -> None:
-        first = pipelines.staged(copy, tmp_path / "disk")
+        first = staging.staged(copy, tmp_path / "disk")
         with (copy / "vae" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
             file.seek(-1, os.SEEK_END)
             file.write(b"\x01")
-        second = pipelines.staged(copy, tmp_path / "disk")
+        second = staging.staged(copy, tmp_path / "disk")
         assert first != second
         assert fingerprint(second) == fingerprint(copy)
 
     def test_a_copy_that_was_cut_short_is_made_again(self, copy: Path, tmp_path: Path) -> None:
-        whole = pipelines.staged(copy, tmp_path / "disk")
+        whole = staging.staged(copy, tmp_path / "disk")
         shutil.rmtree(whole)
         half = whole.with_name(f".{whole.name}.unfinished")
         half.mkdir()
         (half / "model_index.json").write_text("{")
-        assert fingerprint(pipelines.staged(copy, tmp_path / "disk")) == fingerprint(copy)
+        assert fingerprint(staging.staged(copy, tmp_path / "disk")) == fingerprint(copy)
 
 
 class TestTokens:

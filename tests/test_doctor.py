@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sdwn import limits
+from sdwn.config import validated
+from sdwn.doctor import Finding, can_start, examine, problems
+from sdwn.errors import SdwnError
+from sdwn.journal import read_journal
+from sdwn.node_checks import check_node, with_node
+from sdwn.places import place
+from sdwn.probe import NO_LOCKS, NodeReport, hdf5_fault, look_around
+from sdwn.profiles import ClusterProfile, load_profile
+from sdwn.site import Site, look, user
+
+from conftest import REPOSITORY, PlanRun, Sdwn, Testbed
+
+
+def profile(**fields: Any) -> ClusterProfile:
+    return validated(ClusterProfile, fields, source="test")
+
+
+def verdicts(found: list[Finding]) -> dict[str, str]:
+    return {finding.subject: finding.verdict for finding in found}
+
+
+def texts(found: list[Finding]) -> dict[str, str]:
+    return {finding.subject: finding.text for finding in found}
+
+
+def test_without_slurm_nothing_is_known_and_that_is_said(
+    planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    asked = limits.ask(profile())
+    assert asked.site == Site()
+    assert (asked.max_array_size, asked.max_submit_jobs) == (1001, None)
+    assert limits.ask(profile(max_submit_jobs=7)).max_submit_jobs == 7
+    found = examine(*planned(), profile())
+    assert [finding.subject for finding in problems(found)] == ["slurm"]
+    assert "found no sbatch, srun, squeue, scancel on this machine" in texts(found)["slurm"]
+    assert not can_start(found)
+    assert not problems(examine(*planned(), profile(executor="local")))
+
+
+def test_a_local_run_is_held_against_this_machine(
+    planned: PlanRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    paths, plan = planned(model={"name": "CompVis/no-such-model"}, generation={"precision": "fp16"})
+    found = examine(paths, plan, profile(executor="local"))
+    assert verdicts(found)["fit"] == "problem"
+    assert verdicts(found)["weights"] == "warning"
+    assert "sdwn prefetch" in texts(found)["weights"]
+    assert "node" not in verdicts(found)
+    offline = profile(executor="local", environment={"HF_HUB_OFFLINE": "1"})
+    assert verdicts(examine(paths, plan, offline))["weights"] == "problem"
+    nowhere = planned("nowhere", model={"name": "/nowhere/model"})
+    assert verdicts(examine(*nowhere, profile(executor="local")))["weights"] == "problem"
+
+
+def test_wordnet_is_found_without_nltk(
+    planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code = "import sys; import sdwn.doctor; print('nltk' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+    run, local = planned(), profile(executor="local")
+    corpus = tmp_path / "data/corpora/wordnet"
+    corpus.mkdir(parents=True)
+    monkeypatch.setenv("NLTK_DATA", str(tmp_path / "data"))
+    for version, taken in (("3.1", False), ("3.0", True)):
+        (corpus / "data.noun").write_text(f"  1 WordNet {version} Copyright 2006 by Princeton\n")
+        assert (str(corpus) in texts(examine(*run, local))["wordnet"]) == taken
+    # As NLTK downloads it.
+    with zipfile.ZipFile(corpus.with_suffix(".zip"), "w") as packed:
+        packed.write(corpus / "data.noun", "wordnet/data.noun")
+    (corpus / "data.noun").unlink()
+    assert str(corpus) in texts(examine(*run, local))["wordnet"]
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+
+
+@needs_root
+def test_too_little_room_is_found(planned: PlanRun, tmp_path: Path) -> None:
+    """195 images of 512x512 want some 60 MB, and their shards 20 files and more."""
+    local = profile(executor="local")
+    large: dict[str, Any] = {"generation": {"height": 512, "width": 512}}
+    with mounted(tmp_path / "small", "size=1m"):
+        found = examine(*planned("small/run", **large), local)
+        assert [finding.subject for finding in problems(found)] == ["space"]
+        assert "free some, or plan into a folder on a larger disk" in texts(found)["space"]
+        assert place(tmp_path / "small/run/shards").own == "tmpfs"
+    (tmp_path / "small").rmdir()
+    with mounted(tmp_path / "small", "size=1m,nr_inodes=20"):
+        found = examine(*planned("small/run"), local)
+        assert [finding.subject for finding in problems(found)] == ["files"]
+        assert "plan larger shards" in texts(found)["files"]
+
+
+REPORT = NodeReport(
+    token="t",
+    node="n1",
+    python=sys.executable,
+    python_version="3.11",
+    sdwn="0.1.0",
+    code=str(REPOSITORY / "sdwn"),
+    missing=(),
+    cpus=8,
+    memory_bytes=32 * 10**9,
+    gpus=("GPU 0: NVIDIA A100",),
+    device="NVIDIA A100",
+    weights="/models/sd",
+    offline=False,
+    cache="/home/me/.cache/sdwn",
+    cache_seen=True,
+    hdf5="",
+)
+
+
+def test_a_nodes_answer_becomes_findings(planned: PlanRun) -> None:
+    _, plan = planned(model={"name": "some/model"}, generation={"precision": "fp16"})
+    gpu = profile(gres="gpu:1")
+
+    def of(**changes: Any) -> dict[str, str]:
+        return verdicts(check_node(replace(REPORT, **changes), plan, gpu))
+
+    assert set(of().values()) == {"ok"}
+    assert of(device="cpu")["device"] == "problem"
+    assert of(missing=("diffusers",))["node"] == "problem"
+    assert of(code="/home/other/sdwn")["node"] == "warning"
+    assert of(weights=None)["weights"] == "warning"
+    assert of(weights=None, offline=True)["weights"] == "problem"
+    assert of(cache_seen=False)["cache"] == "warning"
+    assert of(hdf5="disk on fire")["locks"] == "problem"
+    (locks,) = (
+        f for f in check_node(replace(REPORT, hdf5=NO_LOCKS), plan, gpu) if f.subject == "locks"
+    )
+    assert locks.verdict == "problem"
+    assert 'HDF5_USE_FILE_LOCKING: "FALSE"' in locks.text
+    before = [Finding("locks", "warning", "perhaps"), Finding("space", "ok", "much")]
+    assert with_node(before, [locks]) == [before[1], locks]
+
+
+def test_locks_that_fail_are_told_from_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    assert hdf5_fault(tmp_path / "a.h5") == ""
+    with (tmp_path / "held.h5").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as a file system whose locks fail answers
+        assert hdf5_fault(tmp_path / "held.h5") == NO_LOCKS
+    assert "No such file or directory" in hdf5_fault(tmp_path / "nowhere/a.h5")
+
+
+def test_a_node_that_does_not_see_the_token_says_so(planned: PlanRun) -> None:
+    paths, _ = planned()
+    with pytest.raises(SdwnError, match=r"does not see what the login node wrote: .*token"):
+        look_around(paths.root, [0])
+    look_around(paths.root, [])  # another process of the same task
+    assert not paths.probe.root.exists()
+
+
+@pytest.mark.slurm
+def test_a_right_profile_has_no_problem(planned: PlanRun, testbed: Testbed) -> None:
+    paths, plan = planned(storage={"images_per_shard": 5})
+    right = load_profile("testbed")
+    found = examine(paths, plan, right)
+    assert not problems(found)
+    assert len(plan.shards) == 39 > testbed.max_array_size
+    assert texts(found)["arrays"] == "39 tasks as 2 arrays of at most 30"
+    assert texts(found)["nodes"].startswith("4 of main")
+    assert "compute nodes probably do not see it" in texts(found)["run folder"]
+    assert verdicts(found)["node"] == "unverified"
+    orders = "modify qos normal set MaxSubmitJobsPerUser={} MaxWall={}"
+    testbed.run("sacctmgr", "-i", *orders.format(5, "01:00:00").split())
+    try:
+        found = examine(paths, plan, right)
+        own = examine(paths, plan, load_profile("testbed", {"max_submit_jobs": "20"}))
+    finally:
+        testbed.run("sacctmgr", "-i", *orders.format(-1, -1).split())
+    text = "at most 5 in the queue (MaxSubmitJobsPerUser of QOS normal): 8 waves"
+    assert texts(found)["jobs"] == text
+    assert texts(own)["jobs"].endswith("(max_submit_jobs of the profile): 2 waves")
+    told = look()
+    assert told.default_partition == "main"
+    assert told.partitions["main"].time_min == 24 * 60
+    assert told.accounting
+    assert user() == "root"
+    assert {row.account for row in told.associations or ()} == {"lab", "root"}
+
+
+@pytest.mark.slurm
+def test_what_a_site_does_not_have_is_a_problem_with_advice(
+    planned: PlanRun, testbed: Testbed
+) -> None:
+    run = planned()
+    for fields, subject, verdict, advice in (
+        ({"partition": "moon"}, "partition", "problem", "no moon; this site has high, main"),
+        ({"partition": "main,high"}, "partition", "ok", "high, main is open"),
+        ({"time": "2-00:00:00"}, "time", "problem", "1-00:00:00, the MaxTime of partition main"),
+        ({"gres": "gpu:A100:1"}, "gpu", "problem", "1 A100 a node and .* 2 a100, 2 v100"),
+        ({"gres": "gpu:a100:3"}, "gpu", "problem", "asks for 3 a100 a node"),
+        ({"gpus_per_node": "3"}, "gpu", "problem", "asks for 3 a node"),
+        ({"gpus_per_node": "v100:2"}, "nodes", "ok", "2 of main with these GPUs"),
+        ({"mem": "9G"}, "memory", "problem", "9,216 MB .* at most 8,000 MB"),
+        ({"mem_per_gpu": "5G", "gres": "gpu:2"}, "memory", "problem", "10,240 MB"),
+        ({"cpus_per_task": "3"}, "cpus", "problem", "asks for 3 .* at most 2"),
+    ):
+        found = examine(*run, load_profile("testbed", fields))
+        (one,) = (finding for finding in found if finding.subject == subject)
+        assert one.verdict == verdict, one
+        assert re.search(advice, one.text), one
+    testbed.run("scontrol", "update", "partitionname=high", "state=down")
+    testbed.run("scontrol", "update", "nodename=n1,n2", "state=drain", "reason=test")
+    try:
+        closed = examine(*run, load_profile("testbed", {"partition": "high"}))
+        drained = examine(*run, load_profile("testbed", {"gres": "gpu:a100:1"}))
+    finally:
+        testbed.run("scontrol", "update", "partitionname=high", "state=up")
+        testbed.run("scontrol", "update", "nodename=n1,n2", "state=resume")
+    assert "high is closed" in texts(problems(closed))["partition"]
+    assert verdicts(drained)["nodes"] == "warning"
+
+
+@pytest.mark.slurm
+def test_a_probe_asks_a_compute_node(sdwn: Sdwn, planned: PlanRun, testbed: Testbed) -> None:
+    paths, _ = planned()
+    found = sdwn.json("doctor", paths.root, "--profile", "testbed", "--probe")
+    assert found["ok"]
+    rows = {row["subject"]: row for row in found["findings"]}
+    for subject in ("node", "run folder", "weights", "locks", "cache"):
+        assert rows[subject]["verdict"] == "ok", rows[subject]
+        assert re.search(r"\bn[1-4]\b", rows[subject]["text"])
+    assert not list(Path(os.environ["SDWN_CACHE"]).glob("probe-*")), "it leaves nothing there"
+    assert not read_journal(paths), "it is none of the run's own jobs"
+    refused = sdwn(
+        "doctor", paths.root, "--profile", "testbed", "--gres", "gpu:3", "--probe", code=1
+    )
+    assert "problem     gpu" in refused.stdout
+    assert "not asked, for no job could start" in refused.stdout
+
+
+@needs_root
+@pytest.mark.slurm
+def test_a_folder_that_nodes_do_not_see_is_found(
+    planned: PlanRun, testbed: Testbed, tmp_path: Path
+) -> None:
+    """A mount in a name space of the login's own hides the run from the nodes."""
+    planned("kept")
+    (tmp_path / "hidden").mkdir()
+    script = (
+        "mount -t tmpfs none hidden && cp -r kept hidden/run && "
+        f"{sys.executable} -m sdwn doctor hidden/run --profile testbed --probe --json"
+    )
+    command = ["unshare", "--mount", "sh", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    (row,) = (r for r in json.loads(done.stdout)["findings"] if r["verdict"] == "problem")
+    assert row["subject"] == "node"
+    assert "compute nodes most likely do not see it" in row["text"]

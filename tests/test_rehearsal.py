@@ -1,0 +1,51 @@
+"""What `make rehearsal` runs; the job itself takes half an hour and is run by hand.
+
+``python benchmarks/rehearsal.py --below bird.n.01`` tries the script in a few minutes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import ModuleType
+
+import pytest
+from sdwn.catalog import Catalog
+from sdwn.config import load_config
+from sdwn.plan import make_plan
+
+from conftest import REPOSITORY
+
+
+def test_it_plans_the_papers_images_in_the_papers_shards(paper: Catalog) -> None:
+    rehearsal, full = (
+        make_plan(load_config(REPOSITORY / "configs" / name), paper)
+        for name in ("rehearsal.yaml", "paper.yaml")
+    )
+    assert (len(rehearsal.synsets), rehearsal.images) == (26_204, 262_040)
+    assert rehearsal.synsets == full.synsets, "prompts and shards included"
+    assert list(rehearsal.specs(rehearsal.shards[-1])) == list(full.specs(full.shards[-1]))
+
+
+@pytest.fixture
+def disturbances(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    path = REPOSITORY / "benchmarks" / "disturbances.py"
+    spec = importlib.util.spec_from_file_location("disturbances", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "disturbances", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_its_disturbances_are_the_same_each_time_and_over_before_the_end(
+    disturbances: ModuleType,
+) -> None:
+    found = disturbances.schedule(disturbances.MANY)
+    assert found == disturbances.schedule(disturbances.MANY)
+    assert {one.kind for one in found} == set(disturbances.MANY)
+    assert len(found) == sum(disturbances.MANY.values())
+    moments = [one.progress for one in found]
+    assert moments == sorted(moments)
+    assert moments[-1] < 0.95

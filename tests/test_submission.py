@@ -1,0 +1,457 @@
+"""Submitting: waves, the journal, what a crash leaves behind, slices, and the later stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sdwn import checkout
+from sdwn.chain import require_done
+from sdwn.config import validated
+from sdwn.errors import SdwnError, UsageError
+from sdwn.files import CHANGED, ReleasePaths, RunPaths
+from sdwn.generate import generate
+from sdwn.journal import intend, read_journal, settle
+from sdwn.live import live_jobs, missing, unfinished
+from sdwn.plan import make_plan, read_plan, write_plan
+from sdwn.profiles import ClusterProfile, load_profile, stage_profile
+from sdwn.records import TaskRecord
+from sdwn.scheduler import read_squeue
+from sdwn.slices import Slice, parse_slice
+from sdwn.status import run_status
+from sdwn.submission import Onlooker, complete, follow, shard_tasks, submit_shards
+from sdwn.task import ArrayTask
+
+from conftest import NOISE, REPOSITORY, PlanRun, Sdwn, Testbed, noise_config, wait_until
+
+HERE = validated(ClusterProfile, {"executor": "local", "array_parallelism": 2}, source="test")
+
+
+def others(paths: RunPaths, **settings: Any) -> None:
+    """Put another plan in the place of a run's."""
+    from sdwn.catalog import read_catalog
+    from sdwn.wordnet import shared_wordnet
+
+    for path in (paths.plan, paths.synsets):
+        path.unlink()
+    config = noise_config(**settings)
+    write_plan(make_plan(config, read_catalog(config.catalog, shared_wordnet())), paths)
+
+
+# The plan and the code that were submitted
+
+
+def test_a_plan_that_took_the_place_of_the_submitted_one_is_refused(
+    sdwn: Sdwn, planned: PlanRun
+) -> None:
+    paths, plan = planned()
+    tasks = shard_tasks(paths, plan, [0], HERE)
+    settle(paths, intend(paths, tasks, HERE), [])
+    others(paths, seed=1)
+    refused = sdwn("submit", paths.root, code=2).stderr
+    assert f"jobs were submitted here for plan {plan.digest[:12]}" in " ".join(refused.split())
+    with pytest.raises(SdwnError, match="this task was submitted for plan"):
+        tasks[0]()
+    assert not paths.shards.exists()
+
+
+def test_other_code_than_was_submitted_is_reported(sdwn: Sdwn, planned: PlanRun) -> None:
+    paths, plan = planned()
+    (made,) = shard_tasks(paths, plan, [0, 1], load_profile("local", {"array_parallelism": "1"}))
+    ArrayTask(made.stage, made.path, made.indices, made.plan, code="0.0.9+abc")()
+    (note,) = run_status(paths, plan).changed_code
+    assert "the code has changed since this was submitted: 0.0.9+abc" in note
+    assert note.endswith(checkout.code())
+    submission = intend(paths, [made], HERE)
+    line = json.loads(paths.submissions.read_text())
+    paths.submissions.write_text(json.dumps({**line, "code": "0.0.9+abc", "ids": ["1"]}) + "\n")
+    assert submission.code == checkout.code()
+    told = sdwn("submit", paths.root).stderr
+    assert "the code has changed since the last submission: 0.0.9+abc" in " ".join(told.split())
+    follow(paths, lambda _: None)
+
+
+def test_the_same_code_is_not_reported(generated: PlanRun) -> None:
+    paths, plan = generated()
+    assert not list(paths.tasks.glob(f"*{CHANGED}"))
+    assert run_status(paths, plan).changed_code == []
+
+
+# Slices
+
+
+@given(st.integers(1, 60), st.integers(1, 9))
+def test_slices_share_all_shards(shards: int, count: int) -> None:
+    slices = [Slice(number, count) for number in range(1, count + 1)]
+    owners = [[one for one in slices if shard in one] for shard in range(shards)]
+    assert all(len(owner) == 1 for owner in owners)
+    sizes = [sum(shard in one for shard in range(shards)) for one in slices]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "2", "2/", "/3", "-1/3", "1/0", "1.5/3", ""])
+def test_a_wrong_slice_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected a share such as 2/3"):
+        parse_slice(text)
+
+
+def test_two_clusters_make_a_slice_each_and_one_release(sdwn: Sdwn, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(json.dumps(NOISE))
+    first = sdwn.json("plan", "small.yaml", "a", "--slice", "1/2")
+    second = sdwn.json("plan", "small.yaml", "b", "--slice", "2/2")
+    assert first["digest"] == second["digest"]
+    assert first["slice"].startswith("1/2: ")
+    assert "has the slice 1/2 of this plan" in sdwn("plan", "small.yaml", "a", code=2).stderr
+    runs = [RunPaths(tmp_path / name) for name in ("a", "b")]
+    plans = [read_plan(paths) for paths in runs]
+    assert sum(len(plan.own_shards) for plan in plans) == len(plans[0].shards)
+    complete(runs[0], plans[0], HERE, 0, Onlooker(lambda _: None, print))
+    status = sdwn.json("status", "a")
+    assert status["images_done"] == status["images_total"] == plans[0].own_images
+    assert status["shards_missing"] == 0
+    then = sdwn("submit", "a", "--wait", "--then", "merge", code=2).stderr
+    assert "merge all of them" in " ".join(then.split())
+    early = " ".join(sdwn("merge", "a", "--release", "out", code=1).stderr.split())
+    assert "a has the slice 1/2" in early, "says that other folders have the rest"
+    generate(runs[1].root, [shard.index for shard in plans[1].own_shards])
+    assert sdwn.json("merge", "a", "b", "--release", "out")["images"] == plans[0].images
+    few = sdwn("plan", "small.yaml", "c", "--slice", "30/30", code=2).stderr
+    assert "the plan has only" in few
+
+
+# The journal and what lives
+
+
+def test_an_array_that_was_refused_or_never_taken_holds_no_shard(planned: PlanRun) -> None:
+    paths, plan = planned()
+    intend(paths, shard_tasks(paths, plan, [0, 1], HERE), HERE)  # and then a crash
+    assert read_journal(paths)[0].unsettled
+    assert live_jobs(paths) == {}
+    assert unfinished(paths, plan) == missing(paths, plan)
+
+
+def test_two_commands_at_once_submit_each_shard_once(
+    sdwn: Sdwn, planned: PlanRun, tmp_path: Path
+) -> None:
+    paths, plan = planned()
+    both = [sdwn.start("submit", paths.root, "--wait") for _ in range(2)]
+    for process in both:
+        _, log = process.communicate(timeout=120)
+        assert process.returncode == 0, log
+    shards = [index for one in read_journal(paths) for job in one.jobs for index in job.indices]
+    assert sorted(shards) == list(range(len(plan.shards)))
+
+
+def test_cancel_also_ends_the_command_that_follows(sdwn: Sdwn, planned: PlanRun) -> None:
+    paths, plan = planned(generation={"num_inference_steps": 200})
+    waiting = sdwn.start("submit", paths.root, "--wait")
+    wait_until(lambda: live_jobs(paths))
+    assert sdwn.json("cancel", paths.root)["cancelled"] > 0
+    _, log = waiting.communicate(timeout=60)
+    assert waiting.returncode == 1
+    assert f"cancelled by: sdwn cancel {paths.root}" in " ".join(log.split())
+    assert live_jobs(paths) == {}, "nothing is submitted again"
+    assert len(missing(paths, plan)) == len(plan.shards)
+
+
+def test_a_path_that_slurm_would_rewrite_is_refused(planned: PlanRun) -> None:
+    with pytest.raises(UsageError, match="read % in a path as a placeholder"):
+        planned("50%able")
+
+
+def test_any_job_name_of_the_user_may_stand_in_the_queue() -> None:
+    columns = [("7_0", 40), ("PENDING", 24), ("0", 12), ("x" * 40, 40), ("(Resources, or so)", 80)]
+    read = read_squeue("".join(text.ljust(width) for text, width in columns))
+    assert read is not None
+    assert (read[0], read[1].state, read[1].reason) == ("7_0", "PENDING", "(Resources, or so)")
+    assert read_squeue("second line of a name  None") is None
+
+
+# Status
+
+
+def test_status_opens_no_shard(planned: PlanRun) -> None:
+    """Names alone count: these shards are empty files."""
+    paths, plan = planned(storage={"images_per_shard": 5})
+    paths.shards.mkdir()
+    for shard in plan.shards[:20]:
+        paths.shard(shard.index).touch()
+    status = run_status(paths, plan)
+    assert (status.shards_done, status.images_done) == (20, 100)
+    assert status.shards_missing == len(plan.shards) - 20
+
+
+def test_restarts_are_counted_without_accounting(planned: PlanRun) -> None:
+    paths, plan = planned()
+    paths.tasks.mkdir()
+    for name in ("7_0.0.json", "7_0.0.r2.json", "7_1.0.json", "7_1.1.r1.json", "7_2.0.lowered.txt"):
+        (paths.tasks / name).touch()
+    assert run_status(paths, plan).restarts == 3
+
+
+def test_speed_and_end_are_told_by_kind_of_gpu(planned: PlanRun) -> None:
+    paths, plan = planned(generation={"num_inference_steps": 20})
+    jobs = submit_shards(paths, plan, [0, 1, 2], HERE, print)
+    assert len(jobs) == 2
+    wait_until(
+        lambda: len(list(paths.tasks.glob("*.json"))) == 2 if paths.tasks.is_dir() else False
+    )
+    for job, device, rate in zip(jobs, ("A100", "V100"), (2.0, 0.5), strict=True):
+        path = paths.task(job.id, 0)
+        record = TaskRecord(**json.loads(path.read_text()))
+        record.device, record.images, record.seconds, record.busy = device, 20, 20 / rate, 1.0
+        record.total, record.done = 50, 20
+        path.write_text(json.dumps(vars(record)))
+        gpus = run_status(paths, plan).gpus
+        assert gpus[device].images_per_second == pytest.approx(rate)
+        assert gpus[device].seconds_left == pytest.approx(30 / rate)
+        assert gpus[device].processes == 1
+    follow(paths, lambda _: None)
+    assert run_status(paths, plan).gpus == {}
+
+
+# The later stages
+
+
+def test_later_stages_ask_for_no_gpu_or_one() -> None:
+    site = validated(
+        ClusterProfile,
+        {
+            "gres": "gpu:a100:4,nvme:1",
+            "mem": "64G",
+            "stages": {"merge": {"partition": "cpu", "mem": None}, "evaluate": {"time": 30}},
+        },
+        source="test",
+    )
+    merging, judging = stage_profile(site, "merge"), stage_profile(site, "evaluate")
+    assert (merging.gres, merging.partition, merging.mem) == ("nvme:1", "cpu", None)
+    assert (judging.gres, judging.time, judging.mem) == ("gpu:a100:1,nvme:1", "30", "64G")
+    assert merging.processes == judging.processes == 1
+    by_gpu = validated(ClusterProfile, {"gpus_per_node": 4, "mem_per_gpu": "8G"}, source="test")
+    assert stage_profile(by_gpu, "evaluate").gpus_per_node == "1"
+    assert (stage_profile(by_gpu, "report").mem, stage_profile(by_gpu, "report").gpus_per_node) == (
+        "8G",
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        ({"meerge": {}}, "stages.meerge"),
+        ({"merge": {"partitoin": "x"}}, "unknown key 'partitoin'"),
+        ({"merge": {"executor": "local"}}, "executor is the profile's own"),
+    ],
+)
+def test_a_wrong_stage_is_explained(stages: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        validated(ClusterProfile, {"stages": stages}, source="test")
+
+
+def test_stages_follow_the_last_shard_on_this_machine(sdwn: Sdwn, tmp_path: Path) -> None:
+    config = {**NOISE, "catalog": {"roots": ["corgi.n.01"]}}
+    config["evaluation"] = {"model": "efficientnet-lite0"}
+    (tmp_path / "small.yaml").write_text(json.dumps(config))
+    sdwn("plan", "small.yaml", "run")
+    assert "need --wait" in sdwn("submit", "run", "--then", "merge", code=2).stderr
+    assert "add merge" in sdwn("submit", "run", "--wait", "--then", "report", code=2).stderr
+    assert "found 'eat'" in sdwn("submit", "run", "--wait", "--then", "eat", code=2).stderr
+    found = sdwn.json("submit", "run", "--wait", "--then", "merge,evaluate,report")
+    assert list(found["then"]) == ["merge", "evaluate", "report"]
+    assert list((tmp_path / "run/release/evaluations").glob("*/report.html"))
+    status = sdwn.json("status", "run")
+    assert status["then"] == dict.fromkeys(("merge", "evaluate", "report"), "done")
+    assert status["shards_failed"] == status["shards_missing"] == 0
+
+
+# On a real SLURM
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """Arrays whose tasks are held back until they are let go: nothing has to run."""
+    path = tmp_path / "site.yaml"
+    path.write_text("{account: lab, partition: main, time: 5, mem: 500M, sbatch: {hold: true}}")
+    return path
+
+
+@pytest.fixture
+def limited(cluster: Testbed) -> Iterator[int]:
+    """A site that takes twelve jobs of a user."""
+    cluster.run("sacctmgr", "-i", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=12")
+    try:
+        yield 12
+    finally:
+        cluster.run("sacctmgr", "-i", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=-1")
+
+
+SMALL = {"storage": {"images_per_shard": 5}}  # 39 shards
+
+
+@pytest.mark.slurm
+def test_a_plain_submit_takes_what_fits_and_says_what_remains(
+    sdwn: Sdwn, planned: PlanRun, limited: int, site: Path, cluster: Testbed
+) -> None:
+    paths, plan = planned(**SMALL)
+    found = sdwn.json("submit", paths.root, "--profile", site, "--then", "merge")
+    assert 0 < found["submitted"] <= limited
+    assert found["submitted"] + found["remaining"] == len(plan.shards)
+    assert "then" not in found, "merge would start too early"
+    assert sdwn.json("submit", paths.root, "--profile", site)["submitted"] == 0
+    assert len(live_jobs(paths)) == found["submitted"]
+
+
+@pytest.mark.slurm
+def test_a_waiting_submit_feeds_the_queue_as_it_empties(
+    sdwn: Sdwn, planned: PlanRun, limited: int, tmp_path: Path, cluster: Testbed
+) -> None:
+    paths, plan = planned()
+    quick = (REPOSITORY / "slurm/profiles/testbed.yaml").read_text()
+    (tmp_path / "quick.yaml").write_text(quick)
+    profile = load_profile(str(tmp_path / "quick.yaml"), {"mem": "500M", "array_parallelism": "4"})
+    most = most_running = 0
+
+    def watch(live: Any) -> None:
+        nonlocal most, most_running
+        most = max(most, len(live))
+        running = sum(state.state == "RUNNING" for state in live.values())
+        most_running = max(most_running, running)
+
+    jobs = complete(paths, plan, profile, 0, Onlooker(watch, print))
+    assert len(jobs) == len(plan.shards)
+    assert 0 < most <= limited
+    # Each array may run one: for a moment beside those of an older one that run already.
+    assert most_running <= 4 + len({job.id.partition("_")[0] for job in jobs}) - 1
+    assert missing(paths, plan) == []
+    arrays = {job.id.partition("_")[0] for job in jobs}
+    assert len(arrays) <= 2 + 4 * len(plan.shards) / limited, "waves, not a job at a time"
+
+
+WRAPPER = """#!/bin/sh
+# The real sbatch, of whose answer nothing arrives.
+if [ -e {mark} ]; then exec {sbatch} "$@"; fi
+touch {mark}
+{sbatch} "$@" >/dev/null
+{then}
+"""
+
+
+def lossy_sbatch(folder: Path, then: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put an sbatch on the PATH whose first call submits, and then does something else."""
+    real = shutil.which("sbatch")
+    (folder / "bin").mkdir()
+    path = folder / "bin/sbatch"
+    path.write_text(WRAPPER.format(sbatch=real, mark=folder / "called", then=then))
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.slurm
+def test_an_array_that_slurm_took_without_saying_so_is_found(
+    planned: PlanRun,
+    site: Path,
+    cluster: Testbed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths, plan = planned()
+    error = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+    lossy_sbatch(tmp_path, f"echo '{error}' >&2; exit 1", monkeypatch)
+    jobs = submit_shards(paths, plan, [0, 1, 2], load_profile(str(site)), print)
+    queued = cluster.run("squeue", "--noheader", "--array", "--format=%i").split()
+    assert sorted(job.id for job in jobs) == sorted(queued)
+    for job in jobs:
+        assert (paths.jobs / job.id / f"{job.id}_submitted.pkl").exists()
+    assert not list(paths.jobs.glob("*.pkl"))
+    cluster.run("scontrol", "release", jobs[0].id.partition("_")[0])
+    follow(paths, lambda _: None)
+    assert paths.done_shards() == {0, 1, 2}
+
+
+@pytest.mark.slurm
+def test_what_was_submitted_before_a_crash_is_found(
+    sdwn: Sdwn,
+    planned: PlanRun,
+    site: Path,
+    cluster: Testbed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths, plan = planned()
+    lossy_sbatch(tmp_path, "kill -9 $PPID", monkeypatch)
+    submitting = sdwn.start("submit", paths.root, "--profile", site)
+    submitting.communicate(timeout=60)
+    assert submitting.returncode == -signal.SIGKILL
+    assert read_journal(paths)[0].unsettled
+    status = run_status(paths, plan)
+    assert status.shards_pending == len(plan.shards), "found by its name"
+    again = sdwn.json("submit", paths.root, "--profile", site)
+    assert (again["submitted"], again["remaining"]) == (0, 0)
+    (submission,) = read_journal(paths)
+    assert not submission.unsettled
+    cluster.run("scontrol", "release", submission.jobs[0].id.partition("_")[0])
+    follow(paths, lambda _: None)
+    assert missing(paths, plan) == []
+
+
+@pytest.mark.slurm
+def test_a_controller_that_is_away_for_a_while_is_waited_for(
+    planned: PlanRun, site: Path, cluster: Testbed
+) -> None:
+    paths, plan = planned()
+    indices, told = [shard.index for shard in plan.shards], list[str]()
+    cluster.controller("stop")
+    back = threading.Timer(8, cluster.controller, ["start"])
+    back.start()
+    try:
+        jobs = submit_shards(paths, plan, indices, load_profile(str(site)), told.append)
+    finally:
+        back.join()
+    assert told[0].startswith("no answer from SLURM (squeue fails); trying again in 1 s")
+    assert live_jobs(paths).keys() == set(jobs)
+    assert len(jobs) == len(plan.shards)
+
+
+@pytest.mark.slurm
+def test_later_stages_wait_for_all_arrays_and_merge_refuses_what_is_incomplete(
+    sdwn: Sdwn, planned: PlanRun, site: Path, cluster: Testbed
+) -> None:
+    paths, plan = planned(**SMALL)
+    assert len(plan.shards) > Testbed.max_array_size, "two arrays"
+    then = ("--then", "merge,evaluate,report")
+    found = sdwn.json("submit", paths.root, "--profile", site, *then)["then"]
+    first = described(cluster, found["merge"])
+    arrays = {job.id.partition("_")[0] for job in live_jobs(paths)} - set(found.values())
+    assert len(arrays) == 2
+    assert all(f"afterany:{array}_" in first["Dependency"] for array in arrays)
+    assert f"afterok:{found['merge']}" in described(cluster, found["evaluate"])["Dependency"]
+    assert "gres" not in first.get("TresPerNode", "")
+    states = run_status(paths, plan).then
+    assert "pending (" in states["merge"]
+    moved = sdwn.json("submit", paths.root, "--profile", site, *then)["then"]
+    assert set(moved.values()).isdisjoint(found.values()), "queued anew behind what lives now"
+    for array in arrays:
+        cluster.run("scancel", array)
+    cluster.run("scontrol", "release", ",".join(moved.values()))
+    wait_until(lambda: not live_jobs(paths))
+    states = run_status(paths, plan).then
+    assert states["merge"].startswith("failed: ")
+    assert f"{len(plan.shards)} shards (0-{len(plan.shards) - 1}) missing" in states["merge"]
+    assert states["evaluate"].startswith("never started")
+    with pytest.raises(SdwnError, match="merge failed: "):
+        require_done(paths, ("merge",))
+    assert not ReleasePaths(paths.release).manifest.exists()
+
+
+def described(cluster: Testbed, job: str) -> dict[str, str]:
+    words = cluster.run("scontrol", "--oneliner", "show", "job", job).split()
+    return dict(word.partition("=")[::2] for word in words)
