@@ -32,6 +32,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACE = noise.SECONDS_A_STEP
 
+# Read when torch is imported: threads that wait for each other crawl where cores are shared.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 NOISE: dict[str, Any] = {
     "catalog": {"roots": ["corgi.n.01", "terrier.n.01"]},
     "images_per_synset": 5,
@@ -138,21 +141,23 @@ class Sdwn:
     def __call__(self, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, with all that it imports imported already."""
         command = [str(argument) for argument in arguments]
-        with contextlib.chdir(self.folder), streams() as (out, err):
-            try:
-                cli.main(command)
-            except SystemExit as end:
-                found = end.code or 0
-        assert found == code, err.getvalue() + out.getvalue()
-        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            contextlib.chdir(self.folder),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as end,
+        ):
+            cli.main(command)
+        done = subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+        assert (end.value.code or 0) == code, done.stderr + done.stdout
+        return done
 
     def json(self, *arguments: object, code: int = 0) -> dict[str, Any]:
         """Run with ``--json``: all of stdout must be one JSON object."""
-        return one_object(self(*arguments, "--json", code=code).stdout)
-
-    def alone(self, *arguments: object) -> str:
-        """Run a command to its end in a process of its own; returns what it prints."""
-        return OwnProcess(self.folder)(*arguments).stdout
+        answer = json.loads(self(*arguments, "--json", code=code).stdout)
+        assert isinstance(answer, dict)
+        return answer
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         """Start it and go on; it may be sent signals."""
@@ -174,20 +179,6 @@ class OwnProcess(Sdwn):
         printed, log = process.communicate(timeout=300)
         assert process.returncode == code, log + printed
         return subprocess.CompletedProcess(process.args, code, printed, log)
-
-
-def one_object(printed: str) -> dict[str, Any]:
-    answer = json.loads(printed)
-    assert isinstance(answer, dict)
-    return answer
-
-
-@contextlib.contextmanager
-def streams() -> Iterator[tuple[io.StringIO, io.StringIO]]:
-    """Collect what is printed, and what is told beside it."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        yield out, err
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,14 @@ from sdwn.merge import MergeOptions, merge
 from sdwn.plan import Plan
 from sdwn.verify import verify
 
-from conftest import PlanRun, Sdwn
+from conftest import FEW, PlanRun, Sdwn
 
 SMALL_PARTS = MergeOptions(part_bytes=1)
+
+
+@pytest.fixture
+def generated(generated: PlanRun) -> PlanRun:
+    return partial(generated, catalog=FEW)
 
 
 def fill(building: Building) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -13,8 +12,6 @@ from sdwn.config import CatalogConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.imagenet import class_index
 from sdwn.wordnet import WordNet, open_wordnet
-
-from conftest import Sdwn
 
 
 def names(catalog: Catalog) -> set[str]:
@@ -100,16 +97,6 @@ def test_a_wrong_catalog_is_explained(
 ) -> None:
     with pytest.raises(UsageError, match=expected):
         read_catalog(CatalogConfig.model_validate(config), wordnet)
-
-
-def test_plans_do_not_depend_on_the_hash_seed(sdwn: Sdwn, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process has one seed, drawn at random unless told; another process gets another."""
-    sdwn("plan", "paper", "here")
-    monkeypatch.setenv("PYTHONHASHSEED", "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1")
-    sdwn.alone("plan", "paper", "there")
-    for name in ("plan.json", "synsets.csv"):
-        here, there = (sdwn.folder / run / name for run in ("here", "there"))
-        assert here.read_bytes() == there.read_bytes()
 
 
 @pytest.fixture

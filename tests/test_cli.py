@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from sdwn import noise
 from sdwn.files import RunPaths
 from sdwn.shards import ImageFile
 
@@ -159,18 +160,45 @@ def test_help_and_light_commands_import_nothing_heavy(
     assert f"Usage: sdwn {command}" in text
 
 
-def test_planning_and_status_need_no_torch(config: Path, tmp_path: Path) -> None:
+Elsewhere = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
+    """The paper's run, planned and looked at by a process of its own, of another hash seed."""
+    run = tmp_path_factory.mktemp("elsewhere") / "run"
     code = (
-        "import sys; from sdwn.cli import app\n"
-        "for command in (['plan', sys.argv[1], sys.argv[2]], ['status', sys.argv[2]]):\n"
-        "    try: app(command)\n"
-        "    except SystemExit: pass\n"
+        "import contextlib, sys; from sdwn.cli import app\n"
+        "for command in (['plan', 'paper'], ['status']):\n"
+        "    with contextlib.suppress(SystemExit): app([*command, sys.argv[1], '--json'])\n"
         "print(sorted({'torch', 'diffusers', 'timm'} & set(sys.modules)), file=sys.stderr)"
     )
-    command = [sys.executable, "-c", code, str(config), str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # This process has one that is drawn at random, unless the environment sets it.
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    command = [sys.executable, "-c", code, str(run)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return run, done
+
+
+def test_planning_and_status_need_no_torch(elsewhere: Elsewhere) -> None:
+    run, done = elsewhere
     assert done.stderr.splitlines()[-1] == "[]"
-    assert (tmp_path / "run/plan.json").exists()
+    assert (run / "plan.json").exists()
+
+
+def test_json_is_one_object_and_nothing_else(elsewhere: Elsewhere) -> None:
+    _, done = elsewhere
+    planned, status = map(json.loads, done.stdout.splitlines())
+    assert planned["images"] == status["images_total"] == 262_040
+    assert "planned" in done.stderr
+
+
+def test_plans_do_not_depend_on_the_hash_seed(sdwn: Sdwn, elsewhere: Elsewhere) -> None:
+    there, _ = elsewhere
+    sdwn("plan", "paper", "run")
+    for name in ("plan.json", "synsets.csv"):
+        assert (sdwn.folder / "run" / name).read_bytes() == (there / name).read_bytes()
 
 
 def test_the_wheel_carries_configs_and_profiles(tmp_path: Path) -> None:
@@ -239,15 +267,6 @@ def test_cancel_ends_local_tasks_and_retry_goes_on(sdwn: Sdwn, config: Path) -> 
     sdwn("cancel", "run")
 
 
-def test_json_is_one_object_and_nothing_else(sdwn: Sdwn, config: Path) -> None:
-    process = sdwn.start("plan", config, "run", "--json")
-    printed, told = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert isinstance(json.loads(printed), dict)
-    assert len(printed.splitlines()) == 1
-    assert "planned" in told
-
-
 def test_a_plan_prints_for_people_too(sdwn: Sdwn) -> None:
     shown: Any = sdwn("plan", "paper", "run").stdout
     counts = ("synsets +26,204", "images +262,040", "imagenet classes +862")
@@ -255,7 +274,10 @@ def test_a_plan_prints_for_people_too(sdwn: Sdwn) -> None:
         assert re.search(line, shown), shown
 
 
-def test_tuning_measures_a_batch_size_that_later_tasks_take(sdwn: Sdwn, config: Path) -> None:
+def test_tuning_measures_a_batch_size_that_later_tasks_take(
+    sdwn: Sdwn, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noise, "SECONDS_A_STEP", 0.002)
     (profile,) = sdwn.json("tune", config)["profiles"]
     probes = profile["tuning"]["probes"]
     assert 1 <= len(probes) <= 10

@@ -14,7 +14,11 @@ import pytest
 
 from conftest import Sdwn
 
-SMALL = ("--set", "images_per_synset=4", "--set", "generation.num_inference_steps=2")
+SMALL = (
+    *("--set", "images_per_synset=2", "--set", "generation.batch_size=20"),
+    *("--set", "generation.num_inference_steps=2"),
+    *("--set", "generation.height=32", "--set", "generation.width=32"),
+)
 KEYS = {
     *("images", "synsets", "bytes", "classes", "top1_percent", "top5_percent", "mean_correct"),
     *("std_correct", "any_correct", "all_correct", "path", "report", "release"),
@@ -30,8 +34,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sdwn, dict[str, Any]
 def test_the_demo_ends_with_a_verified_release(demo: tuple[Sdwn, dict[str, Any]]) -> None:
     sdwn, found = demo
     assert found.keys() >= KEYS
-    assert (found["synsets"], found["images"]) == (40, 160)
-    assert (found["classes"], found["evaluated_images"]) == (36, 144)
+    assert (found["synsets"], found["images"]) == (40, 80)
+    assert (found["classes"], found["evaluated_images"]) == (36, 72)
     assert sdwn.json("verify", found["release"])["ok"]
     assert 0 < found["statuses"]["nsfw"] < 40, "the safety checker is on, and flags some"
 
@@ -113,9 +117,9 @@ def test_the_report_is_one_file_that_says_what_it_shows(
     assert "<script" not in page.text
     text = " ".join(page.text.split())
     assert "recognition rates below mean nothing" in text
-    assert "160 synthetic images, 144 of them judged by efficientnet-lite0" in text
+    assert "80 synthetic images, 72 of them judged by efficientnet-lite0" in text
     assert re.search(r"top-5, percent\s*" + f"{found['top5_percent']:.2f}", text)
-    assert page.pictures == 24 * 4
+    assert page.pictures == 24 * 2
     assert "builtin:tiny" in text
     assert "Cardigan Welsh corgi" in text
 

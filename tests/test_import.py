@@ -40,7 +40,7 @@ from sdwn.release import Release
 from sdwn.report import write_report
 from sdwn.verify import verify
 
-from conftest import PlanRun
+from conftest import FEW, PlanRun
 
 DOG, CAT, CORGI = "n02084071", "n02121620", "n02112826"
 
@@ -552,7 +552,7 @@ def test_a_text_that_leaves_the_source_is_not_read(source: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_was_exported_comes_back(generated: PlanRun, format: str) -> None:
-    paths, plan = generated(storage={"codec": "png"})
+    paths, plan = generated(catalog=FEW, storage={"codec": "png"})
     release = merge([paths], ReleasePaths(paths.root / "release"))
     export(release, paths.root / "export", ExportOptions(format))
     intake = take(paths.root / "export", format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sdwn.merge import merge
 from sdwn.regenerate import Wanted, regenerate
 from sdwn.release import Release
 
-from conftest import PlanRun, Sdwn
+from conftest import FEW, PlanRun, Sdwn
 
 TINY: dict[str, Any] = {
     "catalog": {"roots": ["corgi.n.01"]},
@@ -22,6 +23,11 @@ TINY: dict[str, Any] = {
     "model": {"name": "builtin:tiny"},
     "generation": {"height": 64, "width": 64, "num_inference_steps": 2, "batch_size": 2},
 }
+
+
+@pytest.fixture
+def generated(generated: PlanRun) -> PlanRun:
+    return partial(generated, catalog=FEW)
 
 
 @pytest.fixture

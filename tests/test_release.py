@@ -34,7 +34,7 @@ from sdwn.verify import verify
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 
-from conftest import PlanRun, noise_config
+from conftest import FEW, PlanRun, noise_config
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,9 @@ def test_the_card_is_what_a_hub_expects(release: Release) -> None:
 def test_a_cards_names_stay_in_their_places(planned: PlanRun) -> None:
     from sdwn.card import card
 
-    paths, plan = planned(generation={"negative_prompt": "ugly | bad\n# Heading `x` <script>"})
+    paths, plan = planned(
+        catalog=FEW, generation={"negative_prompt": "ugly | bad\n# Heading `x` <script>"}
+    )
     generate(paths.root, range(len(plan.shards)))
     release = merge([paths], ReleasePaths(paths.release))
     hostile = release.manifest.model_copy(update={"catalog": "a: b\n---\n# Not mine"})
@@ -261,7 +263,7 @@ def test_a_real_models_card_names_its_licence(release: Release) -> None:
 
 
 def test_a_partial_run_is_released_only_when_told(generated: PlanRun) -> None:
-    paths, plan = generated()
+    paths, plan = generated(catalog=FEW)
     for index in (1, 2, 4):
         paths.shard(index).unlink()
     target = ReleasePaths(paths.release)
