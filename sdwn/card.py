@@ -11,11 +11,10 @@ from typing import Any
 from huggingface_hub import DatasetCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
-from sdwn.columns import COLUMNS
+from sdwn.columns import BLACK, COLUMNS
 from sdwn.config import ModelConfig
 from sdwn.errors import IntegrityError
 from sdwn.manifest import Manifest
-from sdwn.metrics import BLACK
 from sdwn.plan import PlannedSynset
 
 

@@ -160,7 +160,7 @@ def merge_run(run: Path, _: Iterable[int]) -> None:
 
 def evaluate_run(run: Path, _: Iterable[int]) -> None:
     """Classify a run's own release as its config says."""
-    from sdwn.evaluate import evaluate
+    from sdwn.evaluation.evaluate import evaluate
     from sdwn.release import Release
 
     paths = RunPaths(run)
@@ -169,8 +169,8 @@ def evaluate_run(run: Path, _: Iterable[int]) -> None:
 
 def report_run(run: Path, _: Iterable[int]) -> None:
     """Write the report of a run's own release."""
+    from sdwn.evaluation.report import write_report
     from sdwn.release import Release
-    from sdwn.report import write_report
 
     log.info("report: %s", write_report(Release(RunPaths(run).release), None))
 

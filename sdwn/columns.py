@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from sdwn.images import CODECS
 
 STATUSES = ("ok", "nsfw", "nan", "unknown", "black")
+# Those of them that are black images.
+BLACK = ("nsfw", "nan", "black")
 SHA256_BYTES = 32
 
 Table = dict[str, NDArray[Any]]

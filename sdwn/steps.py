@@ -484,7 +484,7 @@ def classifier(
 
 def evaluate_release(release: Path, chosen: EvaluationConfig) -> dict[str, Any]:
     """Classify a release's ImageNet classes."""
-    from sdwn.evaluate import evaluate, images_to_classify
+    from sdwn.evaluation.evaluate import evaluate, images_to_classify
     from sdwn.release import Release
 
     opened = Release(release)
@@ -499,8 +499,8 @@ def joined(merged: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
 
 def report_on(release: Path, evaluation: str | None) -> Path:
     """Write an evaluation's report."""
+    from sdwn.evaluation.report import write_report
     from sdwn.release import Release
-    from sdwn.report import write_report
 
     with terminal.working("writing the report"):
         return write_report(Release(release), evaluation)

@@ -78,6 +78,12 @@ class WordNet:
                     stack.append(child)
                     yield _record(child)
 
+    def hypernyms(self, identifier: str) -> list[str]:
+        """Give the wnids right above a synset, sorted; of an instance, what it is one of."""
+        found = self._find(identifier)
+        above = {*found.hypernyms(), *found.instance_hypernyms()}
+        return sorted(f"n{synset.offset():08d}" for synset in above)
+
     def _find(self, identifier: str) -> NltkSynset:
         synset = None
         with contextlib.suppress(WordNetError, ValueError), warnings.catch_warnings():

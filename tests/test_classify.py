@@ -16,10 +16,11 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import save_file
-from sdwn import classify, imagenet
-from sdwn.checkpoint import convert_torchvision_vit, read_checkpoint
-from sdwn.classify import empty_network, load_classifier
+from sdwn import imagenet
 from sdwn.errors import SdwnError, UsageError
+from sdwn.evaluation import classify
+from sdwn.evaluation.checkpoint import convert_torchvision_vit, read_checkpoint
+from sdwn.evaluation.classify import empty_network, load_classifier
 from sklearn.datasets import load_sample_image
 
 torch.manual_seed(0)

@@ -73,10 +73,10 @@ def test_figures_stand_beside_the_papers_only_for_the_papers_catalog(
 def test_the_papers_catalog_gets_the_papers_figures_and_the_note(
     demo: tuple[Sdwn, dict[str, Any]],
 ) -> None:
-    from sdwn import metrics
-    from sdwn.evaluate import evaluation_record
+    from sdwn.evaluation import metrics
+    from sdwn.evaluation.evaluate import evaluation_record
+    from sdwn.evaluation.report import page
     from sdwn.release import Release
-    from sdwn.report import page
 
     sdwn, found = demo
     release = Release(sdwn.folder / found["release"])
@@ -125,8 +125,8 @@ def test_the_report_is_one_file_that_says_what_it_shows(
 
 
 def test_a_hostile_prompt_stays_text(sdwn: Sdwn, demo: tuple[Sdwn, dict[str, Any]]) -> None:
+    from sdwn.evaluation.report import page
     from sdwn.release import Release
-    from sdwn.report import page
 
     first, found = demo
     release = Release(first.folder / found["release"])

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.evaluate import evaluate
+from sdwn.evaluation.evaluate import evaluate
+from sdwn.evaluation.report import write_report
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.intake import (
     FORMATS,
@@ -37,7 +38,6 @@ from sdwn.exchange.pictures import MOST_BYTES
 from sdwn.files import ReleasePaths
 from sdwn.merge import merge
 from sdwn.release import Release
-from sdwn.report import write_report
 from sdwn.verify import verify
 
 from conftest import FEW, PlanRun

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sdwn import metrics
 from sdwn.errors import SdwnError
-from sdwn.metrics import PAPER, evaluate
+from sdwn.evaluation import metrics
+from sdwn.evaluation.metrics import PAPER, evaluate
 
 CLASS_WNIDS = ["n01440764", "n02123045", "n02356798", "n15075141"]
 SCALARS = list(metrics.Figures.__annotations__)

@@ -22,15 +22,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from sdwn import pretrained
-from sdwn.checkpoint import (
+from sdwn.errors import SdwnError, UsageError
+from sdwn.evaluation import pretrained
+from sdwn.evaluation.checkpoint import (
     StateDict,
     fit,
     is_torchvision_vit,
     one_line,
     read_checkpoint,
 )
-from sdwn.errors import SdwnError, UsageError
 from sdwn.imagenet import CLASSES
 
 TOP = 5

@@ -9,10 +9,9 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sdwn.columns import BLACK, STATUSES
 from sdwn.errors import SdwnError
 
-BLACK = ("nsfw", "nan", "black")
-STATUSES = ("ok", *BLACK, "unknown")
 TOP = 5
 
 PAPER_SOURCE = "arXiv:2211.01777"

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sdwn import metrics
 from sdwn.config import PAPER_CATALOG, EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.evaluation import metrics
 from sdwn.files import Advance, EvaluationPaths, atomic, file_sha256, now, read_json, write_text
 from sdwn.release import Release
 
@@ -63,7 +63,9 @@ def evaluate(
     if _same(paths, release):
         advance(images.num_rows)
     else:
-        from sdwn.classify import load_classifier  # torch and timm: only where a model runs
+        from sdwn.evaluation.classify import (
+            load_classifier,  # torch and timm: only where a model runs
+        )
 
         classifier = load_classifier(chosen.model, chosen.checkpoint)
         predictions = pa.concat_tables(_predictions(release, images, classifier, advance))

@@ -13,11 +13,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sdwn.columns import BLACK
 from sdwn.config import ModelConfig
 from sdwn.errors import IntegrityError, SdwnError
-from sdwn.evaluate import imagenet_images, read_evaluation
+from sdwn.evaluation.evaluate import imagenet_images, read_evaluation
 from sdwn.files import EvaluationPaths, write_text
-from sdwn.metrics import BLACK
 from sdwn.release import Release
 
 GALLERY_CLASSES = 12

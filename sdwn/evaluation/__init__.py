@@ -1,0 +1,1 @@
+"""A release becomes predictions, predictions an evaluation, and an evaluation a report."""
