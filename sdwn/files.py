@@ -258,6 +258,38 @@ class EvaluationPaths:
         return self.root / "report.html"
 
 
+@dataclass(frozen=True, slots=True)
+class ComparisonPaths:
+    """The files of a comparison of evaluations."""
+
+    root: Path
+
+    @property
+    def comparison(self) -> Path:
+        """The figures."""
+        return self.root / "comparison.json"
+
+    @property
+    def classes(self) -> Path:
+        """A row a class."""
+        return self.root / "classes.csv"
+
+    @property
+    def groups(self) -> Path:
+        """A row a group and pair."""
+        return self.root / "groups.csv"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the figures as PNG and SVG."""
+        return self.root / "figures"
+
+    @property
+    def page(self) -> Path:
+        """The page."""
+        return self.root / "comparison.html"
+
+
 def _files(folder: Path) -> set[str]:
     if not folder.is_dir():
         return set()
