@@ -42,7 +42,7 @@ def intervals(
     figures = statistics({name: means[:, i] for i, name in enumerate(columns)})
     if len(table) < 2:
         return dict.fromkeys(figures)
-    return {name: _percentiles(values) for name, values in figures.items()}
+    return {name: percentiles(values) for name, values in figures.items()}
 
 
 def resampled_means(table: Floats) -> Floats:
@@ -59,7 +59,8 @@ def resampled_means(table: Floats) -> Floats:
     return np.concatenate(found)
 
 
-def _percentiles(values: Floats) -> Interval:
+def percentiles(values: Floats) -> Interval:
+    """Give the interval that holds the middle 95 % of resamples."""
     tail = (100 - CONFIDENCE_PERCENT) / 2
     low, high = np.percentile(values, [tail, 100 - tail])
     return [float(low), float(high)]

@@ -1,0 +1,159 @@
+"""Releases and models side by side."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sdwn.errors import IntegrityError, UsageError
+from sdwn.evaluation.compare import compare
+from sdwn.evaluation.sides import open_sides
+from sdwn.evaluation.taxonomy import Taxonomy
+from sdwn.files import ReleasePaths
+from sdwn.merge import merge
+from sdwn.release import Release
+from sdwn.wordnet import WordNet
+
+import drawn
+from conftest import PlanRun
+
+IRISH, CAIRN, PEMBROKE = "n02093991", "n02096177", "n02113023"
+
+
+@pytest.fixture
+def released(generated: PlanRun, tmp_path: Path) -> Any:
+    """Generate, merge, and evaluate by predictions that are drawn."""
+
+    def make(name: str, rate: Any, every: bool = False, **changes: Any) -> Release:
+        paths, _ = generated(f"{name}-run", **changes)
+        release = merge([paths], ReleasePaths(tmp_path / name))
+        drawn.evaluation(release, drawn.predictions(release, rate, every=every))
+        return release
+
+    return make
+
+
+def better(wnid: str) -> float:
+    return 0.2 if wnid == PEMBROKE else 0.95
+
+
+def compared(folder: Path, wordnet: WordNet, *arguments: str) -> dict[str, Any]:
+    sides = open_sides([str(folder / argument) for argument in arguments])
+    found = compare(sides, Taxonomy(wordnet))
+    return dict(json.loads(json.dumps(found)))
+
+
+def test_what_helps_is_told_with_its_certainty(
+    released: Any, tmp_path: Path, wordnet: WordNet
+) -> None:
+    released("plain", lambda wnid: 0.5, every=True)
+    released("guided", better, every=True, generation={"guidance_scale": 3.0})
+    found = compared(tmp_path, wordnet, "plain", "guided")
+
+    assert [side["name"] for side in found["sides"]] == ["plain", "guided"]
+    assert found["settings"] == [{"setting": "generation.guidance_scale", "values": [7.5, 3.0]}]
+    (pair,) = found["pairs"]
+    rates = [side["figures"]["mean_correct"] / 5 for side in found["sides"]]
+    assert pair["rate"]["mean"] == pytest.approx(rates[1] - rates[0])
+    assert pair["rate"]["mean"] > 0.2
+    assert pair["rate"]["p_value"] < 0.01
+    low, high = pair["rate"]["interval"]
+    assert 0 < low < pair["rate"]["mean"] < high
+    assert pair["rate"]["pairs"] == found["classes_in_common"] == 28
+    # Also the eleven synsets that are no ImageNet class are paired.
+    assert pair["subtree_probability"]["pairs"] == 39
+    assert pair["same_images"] is None
+
+
+def test_groups_and_classes_are_paired_each_by_itself(
+    released: Any, tmp_path: Path, wordnet: WordNet
+) -> None:
+    released("plain", lambda wnid: float(wnid == PEMBROKE))
+    released("other", lambda wnid: float(wnid == IRISH), seed=1)
+    found = compared(tmp_path, wordnet, "plain", "other")
+    rows = {row["wnid"]: row for row in found["classes"]}
+    assert rows[PEMBROKE]["correct"] == [5, 0]
+    assert rows[IRISH]["correct"] == [0, 5]
+    assert rows[CAIRN]["correct"] == [0, 0]
+    assert rows[CAIRN]["adjusted_p_values"] == [1]
+    assert rows[PEMBROKE]["group"] == "dogs"
+    groups = {row["name"]: row for row in found["pairs"][0]["groups"]}
+    assert groups["dogs"]["classes"] == 28
+    assert (groups["dogs"]["better"], groups["dogs"]["worse"]) == (1, 1)
+    assert groups["dogs"]["mean"] == pytest.approx(0)
+    assert groups["birds"]["classes"] == 0
+    assert groups["birds"]["adjusted_p_value"] is None
+
+
+def test_two_models_are_paired_image_by_image(
+    released: Any, tmp_path: Path, wordnet: WordNet
+) -> None:
+    release = released("one", lambda wnid: 0.3)
+    drawn.evaluation(
+        release, drawn.predictions(release, lambda wnid: 0.9, seed=1), "large", model="large"
+    )
+    found = compared(tmp_path, wordnet, "one/evaluations/drawn", "one/evaluations/large")
+    assert [side["name"] for side in found["sides"]] == ["one by drawn", "one by large"]
+    same = found["pairs"][0]["same_images"]
+    assert same["only_second"] > same["only_first"]
+    assert same["p_value"] < 0.001
+
+
+def test_only_classes_in_common_count(released: Any, tmp_path: Path, wordnet: WordNet) -> None:
+    released("both", lambda wnid: 1.0)
+    released("corgis", lambda wnid: 0.0, catalog={"roots": ["corgi.n.01"]})
+    found = compared(tmp_path, wordnet, "both", "corgis")
+    assert found["classes_in_common"] == 2
+    assert [side["classes_left_out"] for side in found["sides"]] == [26, 0]
+    assert [side["figures"]["images"] for side in found["sides"]] == [10, 10]
+    assert found["pairs"][0]["rate"]["mean"] == -1
+
+
+def test_other_images_by_another_judge_are_refused(
+    released: Any, tmp_path: Path, wordnet: WordNet
+) -> None:
+    released("plain", lambda wnid: 0.5)
+    other = released("other", lambda wnid: 0.5, seed=1)
+    drawn.evaluation(other, drawn.predictions(other, lambda wnid: 0.5), "large", model="large")
+    with pytest.raises(UsageError, match=r"judged by drawn and .* by large: .* evaluate both by"):
+        compared(tmp_path, wordnet, "plain", "other/evaluations/large")
+    with pytest.raises(UsageError, match="nothing to compare"):
+        compared(tmp_path, wordnet, "plain")
+    with pytest.raises(UsageError, match="the same images judged by the same model"):
+        compared(tmp_path, wordnet, "plain", "plain")
+
+
+def test_releases_without_a_common_evaluation_or_class_say_so(
+    released: Any, tmp_path: Path, wordnet: WordNet
+) -> None:
+    released("plain", lambda wnid: 0.5)
+    other = released("spaniels", lambda wnid: 0.5, catalog={"roots": ["spaniel.n.01"]})
+    with pytest.raises(UsageError, match="no ImageNet-1k class in common"):
+        compared(tmp_path, wordnet, "plain", "spaniels")
+    shutil.move(other.paths.evaluation("drawn").root, other.paths.evaluation("vit").root)
+    with pytest.raises(UsageError, match=r"no evaluation that all of them have \(.*: drawn; .*vit"):
+        compared(tmp_path, wordnet, "plain", "spaniels")
+    with pytest.raises(UsageError, match="no evaluation 'large'; there is drawn"):
+        open_sides([str(tmp_path / "plain")], "large")
+
+
+def test_predictions_of_another_release_are_refused(released: Any, tmp_path: Path) -> None:
+    plain = released("plain", lambda wnid: 0.5)
+    other = released("other", lambda wnid: 0.9, seed=1)
+    theirs, ours = (release.paths.evaluation("drawn") for release in (other, plain))
+    shutil.copy(theirs.predictions, ours.predictions)
+    with pytest.raises(IntegrityError, match="by SHA-256"):
+        open_sides([str(tmp_path / "plain")])
+    shutil.copy(theirs.evaluation, ours.evaluation)
+    with pytest.raises(IntegrityError, match="of another release than this one"):
+        open_sides([str(tmp_path / "plain")])
+
+
+def test_names_are_the_folders_or_the_users_own(released: Any, tmp_path: Path) -> None:
+    release = released("plain", lambda wnid: 0.5)
+    root = str(release.paths.root)
+    names = [side.name for side in open_sides([root, f"short={root}", root])]
+    assert names == ["plain", "short", "plain (3)"]
