@@ -21,7 +21,7 @@ from sdwn.files import Advance, EvaluationPaths, atomic, file_sha256, now, read_
 from sdwn.release import Release
 
 FORMAT = "sdwn-evaluation"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 1
 BATCH = 32
 
 PAPER_NOTE = (
