@@ -14,10 +14,10 @@ from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation import thumbnails
 from sdwn.evaluation.album import Album, Picture
 from sdwn.evaluation.charts import charts
-from sdwn.evaluation.evaluate import read_evaluation
 from sdwn.evaluation.figures import write_figures
 from sdwn.evaluation.page import render
 from sdwn.evaluation.palette import circles
+from sdwn.evaluation.record import read_evaluation
 from sdwn.files import EvaluationPaths, write_text
 from sdwn.release import Release
 
