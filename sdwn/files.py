@@ -258,6 +258,10 @@ class EvaluationPaths:
         """The page."""
         return self.root / "report.html"
 
+    def figure(self, name: str, extension: str) -> Path:
+        """Name a figure for print: histogram, groups or map, as png or svg."""
+        return self.root / "figures" / f"{name}.{extension}"
+
 
 @dataclass(frozen=True, slots=True)
 class ComparisonPaths:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from sdwn.evaluation.scores import top1
+from sdwn.evaluation.synset_scores import top1
 from sdwn.imagenet import class_wnids
 
 

@@ -19,7 +19,7 @@ from sdwn.evaluation import metrics, paper
 from sdwn.evaluation.confusions import Confusion, confusions
 from sdwn.evaluation.groups import Group, group_figures, read_groups, smallest_groups
 from sdwn.evaluation.record import FORMAT, FORMAT_VERSION, read_evaluation, summary
-from sdwn.evaluation.scores import SynsetScore, score, summaries
+from sdwn.evaluation.synset_scores import SynsetScore, score, summaries
 from sdwn.evaluation.tables import write_tables
 from sdwn.evaluation.taxonomy import Taxonomy
 from sdwn.files import Advance, EvaluationPaths, atomic, file_sha256, now, write_text
@@ -50,7 +50,7 @@ def conclude(
     classifier_record: dict[str, Any],
     chosen: EvaluationConfig,
 ) -> dict[str, Any]:
-    """Turn the predictions that stand in ``paths.predictions`` into figures; give the main ones.
+    """Turn the predictions that stand in ``paths.predictions`` into a record, and give it.
 
     All of it is computed and written anew: that takes seconds, and the groups may have changed.
 
@@ -69,7 +69,7 @@ def conclude(
     write_tables(paths, record, _rows(release, record, found))
     # Last, for it is what says that an evaluation is there.
     write_text(paths.evaluation, json.dumps(record, indent=2) + "\n")
-    return summary(paths, record)
+    return record
 
 
 def _find_out(
@@ -215,7 +215,8 @@ def evaluate(
         record = _judge(release, images, paths, chosen, advance)
     else:
         advance(images.num_rows)
-    return conclude(release, paths, pq.read_table(paths.predictions), record, chosen)
+    predictions = pq.read_table(paths.predictions)
+    return summary(paths, conclude(release, paths, predictions, record, chosen))
 
 
 def _kept(paths: EvaluationPaths, release: Release) -> dict[str, Any] | None:

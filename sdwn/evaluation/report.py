@@ -1,32 +1,44 @@
-"""An evaluation becomes one self-contained HTML page."""
+"""An evaluation becomes one self-contained HTML page, and figures for print."""
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
-from PIL import Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sdwn.columns import BLACK
 from sdwn.config import ModelConfig
 from sdwn.errors import IntegrityError, SdwnError
-from sdwn.evaluation.evaluate import imagenet_images
+from sdwn.evaluation import thumbnails
+from sdwn.evaluation.album import Album, Picture
+from sdwn.evaluation.charts import charts
+from sdwn.evaluation.figures import write_figures
+from sdwn.evaluation.page import render
+from sdwn.evaluation.palette import circles
 from sdwn.evaluation.record import read_evaluation
 from sdwn.files import EvaluationPaths, write_text
 from sdwn.release import Release
 
 GALLERY_CLASSES = 12
-THUMBNAIL_PIXELS = 128
+CONFUSIONS = 32
+CONFUSION_PIXELS = 72
+SECTIONS = (
+    ("figures", "Figures"),
+    ("groups", "Groups"),
+    ("map", "Map"),
+    ("extremes", "None right, all right"),
+    ("confusions", "Confusions"),
+    ("wordnet", "By WordNet"),
+    ("gallery", "Gallery"),
+    ("classes", "Classes"),
+    ("settings", "Settings and provenance"),
+)
 
 
 def write_report(release: Release, name: str | None = None) -> Path:
-    """Write the page of an evaluation, by default the latest, and return its path.
+    """Write an evaluation's page and figures, by default the latest's; return the page's path.
 
     Raises:
         SdwnError: there is no such evaluation, or it is of other images.
@@ -38,7 +50,8 @@ def write_report(release: Release, name: str | None = None) -> Path:
             f"{paths.evaluation}: of another release than {release.paths.root}; "
             f"evaluate again with: sdwn evaluate {release.paths.root}"
         )
-    write_text(paths.report, page(release, evaluation))
+    write_figures(evaluation, paths)
+    write_text(paths.report, page(release, evaluation, _predictions(paths)))
     return paths.report
 
 
@@ -56,56 +69,81 @@ def _choose(release: Release, name: str | None) -> EvaluationPaths:
     return release.paths.evaluation(name)
 
 
-def page(release: Release, evaluation: dict[str, Any]) -> str:
+def _predictions(paths: EvaluationPaths) -> pa.Table:
+    try:
+        return pq.read_table(paths.predictions, columns=["wnid", "number", "top5"])
+    except (OSError, pa.ArrowException) as error:
+        raise IntegrityError(f"{paths.predictions}: cannot be read: {error}") from None
+
+
+def page(release: Release, evaluation: dict[str, Any], predictions: pa.Table) -> str:
     """Write the page as HTML that needs nothing but itself."""
-    environment = Environment(
-        loader=PackageLoader("sdwn"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["plain"] = plain
-    figures, manifest = evaluation["figures"], release.manifest
-    classes = sorted(evaluation["classes"], key=lambda row: (-row["correct"], row["wnid"]))
+    classes = _classes(release, evaluation)
+    album = Album(release, [row["wnid"] for row in classes], predictions)
+    return render("report.html", {**_told(release, evaluation), **_shown(evaluation, classes, album)})
+
+
+def _told(release: Release, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Gather what the page says in words and numbers."""
+    manifest, images = release.manifest, [row["images"] for row in evaluation["classes"]]
+    settings = manifest.settings
+    return {
+        "evaluation": evaluation,
+        "figures": evaluation["figures"],
+        "bright": evaluation["figures"]["without_black"],
+        "paper": evaluation.get("paper"),
+        "manifest": manifest,
+        "settings": settings,
+        "sections": SECTIONS,
+        "builtin": settings is not None and ModelConfig(**settings["model"]).builtin is not None,
+        "uneven": (min(images), max(images)) if min(images) != max(images) else None,
+        "black_means": (
+            "A black image is one that the safety checker blackened, or that the model gave as NaN."
+            if settings
+            else "A black image is one whose pixels are all zero."
+        ),
+    }
+
+
+def _shown(
+    evaluation: dict[str, Any], classes: list[dict[str, Any]], album: Album
+) -> dict[str, Any]:
+    """Gather what the page shows: classes, pictures, figures."""
     best, worst = gallery_classes(classes)
     some_right = classes[0]["correct"] > 0
-    titles = (
-        ("Recognised best", "Recognised worst") if some_right else ("First classes", "Last classes")
+    return {
+        "classes": classes,
+        "styles": [style for style, _ in circles(evaluation)] if evaluation["map"] else [],
+        "extremes": (
+            ("No image right", [row for row in classes if not row["correct"]]),
+            ("All images right", [row for row in classes if row["correct"] == row["images"]]),
+        ),
+        "confusions": [_confusion(album, row) for row in evaluation["confusions"][:CONFUSIONS]],
+        "galleries": (
+            ("Recognised best" if some_right else "First classes", _gallery(album, best)),
+            ("Recognised worst" if some_right else "Last classes", _gallery(album, worst)),
+        ),
+        "data": {
+            "charts": charts(evaluation),
+            "classes": {row["wnid"]: _card(album, row) for row in classes},
+            "sheets": thumbnails.sheets(album, [row["wnid"] for row in classes]),
+        },
+    }
+
+
+def _classes(release: Release, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Give the classes with their names and prompts, the best first."""
+    rows = sorted(
+        evaluation["classes"], key=lambda row: (-row["correct"] / row["images"], row["wnid"])
     )
-    return environment.get_template("report.html").render(
-        evaluation=evaluation,
-        figures=figures,
-        manifest=manifest,
-        settings=manifest.settings,
-        paper=evaluation.get("paper"),
-        black=BLACK,
-        builtin=_is_builtin(manifest.settings),
-        histogram=Markup(histogram_svg(figures["histogram"], evaluation.get("paper"))),
-        classes=[{**row, **_names(release, row["wnid"])} for row in classes],
-        galleries=[
-            (titles[0], _gallery(release, best)),
-            (
-                "Recognised worst" if best[0]["correct"] else "Last classes",
-                _gallery(release, worst),
-            ),
-        ],
-    )
+    return [{**row, **_names(release, row["wnid"])} for row in rows]
 
 
-def _is_builtin(settings: dict[str, Any] | None) -> bool:
-    return settings is not None and ModelConfig(**settings["model"]).builtin is not None
-
-
-def plain(value: Any) -> str:
-    """Write a setting as a person would.
-
-    >>> plain(None), plain(True), plain([3, 224]), plain({"torch": "2.4"})
-    ('none', 'yes', '3, 224', 'torch 2.4')
-    """
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {plain(item)}" for name, item in value.items())
-    return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)
+def _names(release: Release, wnid: str) -> dict[str, str]:
+    row = release.synsets[wnid]
+    lemmas = row.lemmas.replace("_", " ")
+    name = lemmas.partition(", ")[0]
+    return {"synset": row.synset, "lemmas": lemmas, "name": name, "prompt": row.prompt}
 
 
 def gallery_classes(
@@ -116,66 +154,35 @@ def gallery_classes(
     return classes[:half], classes[half:][-GALLERY_CLASSES:][::-1]
 
 
-def histogram_svg(counts: list[int], paper: dict[str, Any] | None) -> str:
-    """Draw how many classes have 0, 1, ... N right images, as inline SVG."""
-    # Text stays text: it can be searched, and takes the page's colour.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sdwn", "font.size": 11}):
-        figure = Figure(figsize=(8, 3.4), layout="constrained")
-        axes = figure.subplots()
-        bars = axes.bar(range(len(counts)), counts, color="#4477aa", width=0.85)
-        axes.bar_label(bars, padding=2)
-        axes.set_xticks(range(len(counts)))
-        axes.set_xlabel(f"correct images of {len(counts) - 1}")
-        axes.set_ylabel("classes")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(y=0.12)
-        if paper:
-            axes.axvline(
-                paper["mean_correct"], color="#cc6677", linestyle="--", label="paper's mean"
-            )
-            axes.legend(frameon=False)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    drawing = text.getvalue()
-    return drawing[drawing.index("<svg") :]
+def _card(album: Album, row: dict[str, Any]) -> dict[str, Any]:
+    """Gather what a class's card on the page says."""
+    kept = ("name", "synset", "group", "images", "correct", "black", "prompt")
+    right = "".join(str(int(picture.right)) for picture in album[row["wnid"]])
+    return {**{key: row[key] for key in kept}, "top5": row["correct_top5"], "right": right}
 
 
-def _names(release: Release, wnid: str) -> dict[str, str]:
-    row = release.synsets[wnid]
-    return {
-        "synset": row.synset,
-        "lemmas": row.lemmas.replace("_", " "),
-        "prompt": row.prompt,
-    }
-
-
-def _gallery(release: Release, classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    wanted = {row["wnid"] for row in classes}
-    rows: dict[str, list[dict[str, Any]]] = {wnid: [] for wnid in wanted}
-    for row in imagenet_images(release).to_pylist():
-        if row["wnid"] in wanted:
-            rows[row["wnid"]].append(row)
+def _gallery(album: Album, classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {**row, **_names(release, row["wnid"]), "pictures": _pictures(release, rows[row["wnid"]])}
+        {**row, "pictures": [_picture(album, row, one) for one in album[row["wnid"]]]}
         for row in classes
     ]
 
 
-def _pictures(release: Release, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    rows = sorted(rows, key=lambda row: row["number"])
-    return [
-        {"number": row["number"], "status": row["status"], "source": thumbnail(release, row)}
-        for row in rows
-    ]
+def _picture(album: Album, row: dict[str, Any], one: Picture) -> dict[str, Any]:
+    seen = album.name(one.seen) if one.seen else "not judged"
+    return {
+        "synset": row["synset"],
+        "number": one.row["number"],
+        "status": one.row["status"],
+        "black": one.row["status"] in BLACK,
+        "right": one.right,
+        "caption": seen,
+        "source": thumbnails.thumbnail(album.release, one),
+    }
 
 
-def thumbnail(release: Release, row: dict[str, Any]) -> str:
-    """Give a small picture as a data URL; an empty one where the image is damaged."""
-    try:
-        image = release.image(row)
-    except IntegrityError:
-        image = Image.new("RGB", (1, 1))
-    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _confusion(album: Album, row: dict[str, Any]) -> dict[str, Any]:
+    one = album.taken_for(row["wnid"], row["predicted_wnid"])
+    drawn = thumbnails.thumbnail(album.release, one, 2 * CONFUSION_PIXELS) if one else None
+    names = {"name": album.name(row["wnid"]), "predicted": album.name(row["predicted_wnid"])}
+    return {**row, **names, "source": drawn}

@@ -23,8 +23,9 @@ class SynsetScore:
     ``chance`` the share of the classifier's classes that lie there. ``subtree_probability`` is
     the mean probability of these classes together; where ``scope.steps`` is 0 it is the
     in-subtree probability of "Hypernymy Understanding Evaluation of Text-to-Image Models via
-    WordNet Hierarchy" (Baryshnikov and Ryabinin). ``inside`` counts the images whose best
-    ImageNet-1k class lies in the scope.
+    WordNet Hierarchy" (arXiv 2310.09247). ``inside`` counts the images whose best
+    ImageNet-1k class lies in the scope; of a classifier that knows more classes than these, many
+    scopes have none of the 1000.
 
     ``distance`` is the mean number of steps from the synset to the best class,
     ``miss_distance`` the same of the images whose best class is not the synset itself, None if

@@ -1,0 +1,86 @@
+"""The judged pictures of each class, and what the classifier took each of them for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sdwn.errors import SdwnError
+from sdwn.imagenet import class_wnids
+from sdwn.release import Release
+
+_COLUMNS = [
+    *("wnid", "number", "status", "part", "row", "offset", "bytes", "codec"),
+    *("width", "height", "sha256"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image of a class: its row in the release, and the wnid that it was taken for."""
+
+    row: dict[str, Any]
+    seen: str | None
+
+    @property
+    def right(self) -> bool:
+        """Whether it was taken for its own class."""
+        return self.seen == self.row["wnid"]
+
+
+class Album:
+    """The pictures of classes, in the order of their numbers."""
+
+    def __init__(self, release: Release, wnids: Iterable[str], predictions: pa.Table) -> None:
+        self.release = release
+        self._wnids = list(wnids)
+        self._predictions = predictions
+
+    def __getitem__(self, wnid: str) -> list[Picture]:
+        return self._pictures[wnid]
+
+    def taken_for(self, wnid: str, other: str) -> Picture | None:
+        """Give the first picture of a class that was taken for another one."""
+        return next((picture for picture in self[wnid] if picture.seen == other), None)
+
+    def name(self, wnid: str) -> str:
+        """Name a class by its first lemma, also one that the release has not."""
+        return self._names.get(wnid, wnid)
+
+    @cached_property
+    def _pictures(self) -> dict[str, list[Picture]]:
+        seen, found = self._seen, {wnid: list[Picture]() for wnid in self._wnids}
+        table = self.release.metadata.select(_COLUMNS)
+        wanted = pc.is_in(table["wnid"], pa.array(self._wnids, pa.string()))
+        for row in table.filter(wanted).sort_by("number").to_pylist():
+            found[row["wnid"]].append(Picture(row, seen.get((row["wnid"], row["number"]))))
+        return found
+
+    @cached_property
+    def _seen(self) -> dict[tuple[str, int], str]:
+        classes, columns = class_wnids(), ["wnid", "number", "top5"]
+        rows = self._predictions.select(columns).to_pylist()
+        return {(row["wnid"], row["number"]): classes[row["top5"][0]] for row in rows}
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        synsets = self.release.synsets
+        names = {wnid: row.lemmas.partition(", ")[0] for wnid, row in synsets.items()}
+        foreign = {picture.seen for pictures in self._pictures.values() for picture in pictures}
+        names.update(_from_wordnet(foreign - names.keys() - {None}))
+        return {wnid: name.replace("_", " ") for wnid, name in names.items()}
+
+
+def _from_wordnet(wnids: Iterable[Any]) -> dict[str, str]:
+    """Name classes that the release has no synset of; without WordNet they stay numbers."""
+    from sdwn.wordnet import shared_wordnet
+
+    try:
+        return {wnid: shared_wordnet().synset(wnid).lemmas[0] for wnid in wnids}
+    except SdwnError:
+        return {}

@@ -1,0 +1,76 @@
+"""A self-contained HTML page: templates, style and scripts in one file that asks for nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+FOLDER = "templates/report"
+# Its functions in the order in which they use one another; a page may do without some.
+SCRIPTS = ("card.js", "charts.js", "map.js", "tables.js")
+
+
+def render(template: str, values: dict[str, Any], scripts: tuple[str, ...] = SCRIPTS) -> str:
+    """Write a page as HTML that needs nothing but itself.
+
+    ``values["data"]`` is what its scripts read. No script runs but those given here and
+    plotly.js: the page's policy names them by their hashes.
+    """
+    environment = _environment()
+    texts = [_plotly(), *(_source(name) for name in scripts)]
+    return environment.get_template(template).render(
+        **values,
+        style=Markup(_source("page.css")),
+        scripts=[Markup(text) for text in texts],
+        script_hashes=Markup(" ".join(map(_policy_hash, texts))),
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("sdwn", FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters["plain"] = plain
+    return environment
+
+
+def plain(value: Any) -> str:
+    """Write a setting as a person would.
+
+    >>> plain(None), plain(True), plain([3, 224]), plain({"torch": "2.4"})
+    ('none', 'yes', '3, 224', 'torch 2.4')
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {plain(item)}" for name, item in value.items())
+    return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)
+
+
+def _source(name: str) -> str:
+    loader, environment = PackageLoader("sdwn", FOLDER), _environment()
+    return loader.get_source(environment, name)[0]
+
+
+@cache
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    # A parser of HTML makes one line end of two characters, and the hash would not be its own.
+    return str(get_plotlyjs()).replace("\r\n", "\n")
+
+
+def _policy_hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
