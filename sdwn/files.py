@@ -284,10 +284,9 @@ class ComparisonPaths:
         """A row a group and pair."""
         return self.root / "groups.csv"
 
-    @property
-    def figures(self) -> Path:
-        """Folder of the figures as PNG and SVG."""
-        return self.root / "figures"
+    def figure(self, name: str, extension: str) -> Path:
+        """Name a figure for print: histogram, groups or classes-N, as png or svg."""
+        return self.root / "figures" / f"{name}.{extension}"
 
     @property
     def page(self) -> Path:

@@ -37,7 +37,7 @@ def histogram(evaluation: dict[str, Any]) -> go.Figure:
         marker={"color": ACCENT},
         hovertemplate=f"%{{x}} of {most} right: %{{y:,}} classes<extra></extra>",
     )
-    drawn = _figure([bars], 300, bargap=0.15, margin={"l": 44, "r": 8, "t": 40, "b": 44})
+    drawn = plain_figure([bars], 300, bargap=0.15, margin={"l": 44, "r": 8, "t": 40, "b": 44})
     drawn.update_xaxes(title=f"right images of {most}", dtick=1 if most <= 20 else None)
     drawn.update_yaxes(title="classes", showgrid=True)
     # Of the two labels the one of the smaller mean stands on the left of its line.
@@ -57,7 +57,9 @@ def groups(evaluation: dict[str, Any]) -> go.Figure:
         key=lambda group: (group["mean_correct"], group["name"]),
     )
     means = [row["mean_correct"] for row in rows]
-    spans = [(row["intervals"] or {}).get("mean_correct") or [row["mean_correct"]] * 2 for row in rows]
+    spans = [
+        (row["intervals"] or {}).get("mean_correct") or [row["mean_correct"]] * 2 for row in rows
+    ]
     dots = go.Scatter(
         x=means,
         y=[row["name"] for row in rows],
@@ -79,7 +81,9 @@ def groups(evaluation: dict[str, Any]) -> go.Figure:
         ),
     )
     most, mean = evaluation["figures"]["images_per_class"], evaluation["figures"]["mean_correct"]
-    drawn = _figure([dots], 90 + TALL_ROW * len(rows), margin={"l": 8, "r": 8, "t": 40, "b": 44})
+    drawn = plain_figure(
+        [dots], 90 + TALL_ROW * len(rows), margin={"l": 8, "r": 8, "t": 40, "b": 44}
+    )
     drawn.update_xaxes(
         title=f"mean of right images of {most}", range=[-0.02 * most, 1.02 * most], showgrid=True
     )
@@ -90,7 +94,7 @@ def groups(evaluation: dict[str, Any]) -> go.Figure:
 
 def class_map(evaluation: dict[str, Any]) -> go.Figure:
     """Draw a circle for each class; a point's customdata is its wnid, a trace a group."""
-    drawn = _figure(
+    drawn = plain_figure(
         [_trace(style, found) for style, found in circles(evaluation)],
         None,
         margin={"l": 4, "r": 4, "t": 4, "b": 4},
@@ -120,7 +124,8 @@ def _trace(style: GroupStyle, found: list[Circle]) -> go.Scatter:
     )
 
 
-def _figure(traces: list[Any], height: int | None, **layout: Any) -> go.Figure:
+def plain_figure(traces: list[Any], height: int | None, **layout: Any) -> go.Figure:
+    """Draw traces without colours of text, ground and lines, which are the page's."""
     figure = go.Figure(traces)
     figure.update_layout(
         # The default one is several kilobytes of colours that the page sets itself.

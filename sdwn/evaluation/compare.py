@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from sdwn import __version__
 from sdwn.errors import UsageError
 from sdwn.evaluation import metrics
 from sdwn.evaluation.pairing import Difference, difference, holm, images_differ, rates_differ
@@ -101,6 +102,7 @@ def compare(sides: Sequence[Side], taxonomy: Taxonomy) -> dict[str, Any]:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "created": now(),
+        "sdwn": __version__,
         "sides": [_described(side, wnids) for side in sides],
         "settings": differing_settings([side.release.manifest.settings for side in sides]),
         "classes_in_common": len(wnids),

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sdwn.evaluation.palette import ACCENT, PAPER, GroupStyle, circles
-from sdwn.files import EvaluationPaths, atomic
+from sdwn.files import ComparisonPaths, EvaluationPaths, atomic
 
 # In inches: a column of most journals.
 COLUMN = 3.5
@@ -20,7 +20,7 @@ DPI = 300
 # In points, of a class with none and with all of its images right.
 SMALLEST, LARGEST = 1.0, 6.0
 
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     # Text stays text: it can be searched, and set in the paper's own type.
     "svg.fonttype": "none",
     # Without it each SVG names its parts anew.
@@ -44,11 +44,14 @@ def write_figures(evaluation: dict[str, Any], paths: EvaluationPaths) -> list[Pa
         drawn["groups"] = groups
     if evaluation["map"]:
         drawn["map"] = class_map
-    with mpl.rc_context(_STYLE):
-        return [path for name, draw in drawn.items() for path in _save(draw(evaluation), paths, name)]
+    with mpl.rc_context(STYLE):
+        return [
+            path for name, draw in drawn.items() for path in save(draw(evaluation), paths, name)
+        ]
 
 
-def _save(figure: Figure, paths: EvaluationPaths, name: str) -> list[Path]:
+def save(figure: Figure, paths: EvaluationPaths | ComparisonPaths, name: str) -> list[Path]:
+    """Write a figure as PNG and as SVG; the same figure gives the same bytes."""
     targets = [paths.figure(name, extension) for extension in ("png", "svg")]
     for target in targets:
         kind = target.suffix[1:]
@@ -62,7 +65,7 @@ def histogram(evaluation: dict[str, Any]) -> Figure:
     """Draw how many classes have 0, 1, ... N right images, and the means."""
     figures, paper = evaluation["figures"], evaluation.get("paper")
     counts = figures["histogram"]
-    figure, axes = _axes(2.3)
+    figure, axes = column_axes(2.3)
     bars = axes.bar(range(len(counts)), counts, color=ACCENT, width=0.85)
     if len(counts) <= 21:
         axes.bar_label(bars, padding=1, fontsize=6)
@@ -83,7 +86,7 @@ def groups(evaluation: dict[str, Any]) -> Figure:
     """Draw each group's mean with its interval, the best at the top."""
     rows = [group for group in evaluation["groups"] if group["classes"]]
     rows.sort(key=lambda group: (group["mean_correct"], group["name"]))
-    figure, axes = _axes(0.7 + 0.16 * len(rows))
+    figure, axes = column_axes(0.7 + 0.16 * len(rows))
     means, most = [row["mean_correct"] for row in rows], evaluation["figures"]["images_per_class"]
     for place, row in enumerate(rows):
         low, high = (row["intervals"] or {}).get("mean_correct") or [means[place]] * 2
@@ -102,7 +105,7 @@ def class_map(evaluation: dict[str, Any]) -> Figure:
     """Draw a circle for each class, coloured by group and sized by the number right."""
     found = circles(evaluation)
     rows = -(-len(found) // 3)
-    figure, axes = _axes(COLUMN + 0.14 * rows + 0.2)
+    figure, axes = column_axes(COLUMN + 0.14 * rows + 0.2)
     for style, group in found:
         sizes = [(SMALLEST + (LARGEST - SMALLEST) * circle.size) ** 2 for circle in group]
         x, y = [circle.x for circle in group], [circle.y for circle in group]
@@ -146,6 +149,7 @@ def _handle(style: GroupStyle) -> Line2D:
     )
 
 
-def _axes(height: float) -> tuple[Figure, Axes]:
+def column_axes(height: float) -> tuple[Figure, Axes]:
+    """Begin a figure as wide as a column and so many inches high."""
     figure = Figure(figsize=(COLUMN, height), layout="constrained")
     return figure, figure.subplots()

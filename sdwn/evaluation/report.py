@@ -8,11 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdwn.columns import BLACK
 from sdwn.config import ModelConfig
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation import thumbnails
-from sdwn.evaluation.album import Album, Picture
+from sdwn.evaluation.album import Album
 from sdwn.evaluation.charts import charts
 from sdwn.evaluation.figures import write_figures
 from sdwn.evaluation.page import render
@@ -80,7 +79,9 @@ def page(release: Release, evaluation: dict[str, Any], predictions: pa.Table) ->
     """Write the page as HTML that needs nothing but itself."""
     classes = _classes(release, evaluation)
     album = Album(release, [row["wnid"] for row in classes], predictions)
-    return render("report.html", {**_told(release, evaluation), **_shown(evaluation, classes, album)})
+    return render(
+        "report.html", {**_told(release, evaluation), **_shown(evaluation, classes, album)}
+    )
 
 
 def _told(release: Release, evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -163,22 +164,12 @@ def _card(album: Album, row: dict[str, Any]) -> dict[str, Any]:
 
 def _gallery(album: Album, classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {**row, "pictures": [_picture(album, row, one) for one in album[row["wnid"]]]}
+        {
+            **row,
+            "pictures": [thumbnails.shown(album, row["synset"], one) for one in album[row["wnid"]]],
+        }
         for row in classes
     ]
-
-
-def _picture(album: Album, row: dict[str, Any], one: Picture) -> dict[str, Any]:
-    seen = album.name(one.seen) if one.seen else "not judged"
-    return {
-        "synset": row["synset"],
-        "number": one.row["number"],
-        "status": one.row["status"],
-        "black": one.row["status"] in BLACK,
-        "right": one.right,
-        "caption": seen,
-        "source": thumbnails.thumbnail(album.release, one),
-    }
 
 
 def _confusion(album: Album, row: dict[str, Any]) -> dict[str, Any]:

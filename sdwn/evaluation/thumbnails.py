@@ -8,9 +8,11 @@ import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image, ImageOps
 
+from sdwn.columns import BLACK
 from sdwn.errors import IntegrityError
 from sdwn.evaluation.album import Album, Picture
 from sdwn.release import Release
@@ -41,6 +43,20 @@ def thumbnail(release: Release, picture: Picture, pixels: int = GALLERY_PIXELS) 
     image = _opened(release, picture)
     image.thumbnail((pixels, pixels))
     return data_url(image, 80)
+
+
+def shown(album: Album, synset: str, picture: Picture) -> dict[str, Any]:
+    """Gather what a page shows of a picture: itself, and what it was taken for."""
+    status = picture.row["status"]
+    return {
+        "synset": synset,
+        "number": picture.row["number"],
+        "status": status,
+        "black": status in BLACK,
+        "right": picture.right,
+        "caption": album.name(picture.seen) if picture.seen else "not judged",
+        "source": thumbnail(album.release, picture),
+    }
 
 
 def sheets(album: Album, wnids: Sequence[str], budget: int = SHEET_BYTES) -> dict[str, str]:
