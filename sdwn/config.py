@@ -132,10 +132,14 @@ class StorageConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Which classifier judges the release; no part of the plan, so it may change later."""
+    """Which classifier judges the release; no part of the plan, so it may change later.
+
+    ``images``: those of ImageNet-1k classes, or all.
+    """
 
     model: str = "paper"
     checkpoint: Path | None = None
+    images: Literal["imagenet", "all"] = "imagenet"
 
 
 class RunConfig(Section):

@@ -5,24 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sdwn.config import PAPER_CATALOG, EvaluationConfig
-from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.errors import IntegrityError
 from sdwn.evaluation import metrics
-from sdwn.files import Advance, EvaluationPaths, atomic, file_sha256, now, read_json, write_text
+from sdwn.files import EvaluationPaths, file_sha256, now, read_json, write_text
 from sdwn.release import Release
 
 FORMAT = "sdwn-evaluation"
 FORMAT_VERSION = 1
-BATCH = 32
 
 PAPER_NOTE = (
     "The paper counts 861 ImageNet classes by name; by wnid the same catalog holds 862, since "
@@ -42,64 +38,9 @@ KEYS = (
 )
 
 
-def evaluate(
-    release: Release, chosen: EvaluationConfig, advance: Advance = lambda _: None
-) -> dict[str, Any]:
-    """Classify the ImageNet classes of a release and write the figures; return the main ones.
-
-    An evaluation of this release by the same model and weights is kept.
-
-    Raises:
-        SdwnError: the release holds no ImageNet class, or the model cannot be had.
-    """
-    images = imagenet_images(release)
-    if not images.num_rows:
-        raise SdwnError(
-            f"{release.paths.root}: none of its synsets is an ImageNet-1k class, so there is "
-            "nothing to classify; plan a catalog such as sdwn-26204 or imagenet-1k"
-        )
-    name = evaluation_name(chosen)
-    paths = release.paths.evaluation(name)
-    if _same(paths, release):
-        advance(images.num_rows)
-    else:
-        from sdwn.evaluation.classify import (
-            load_classifier,  # torch and timm: only where a model runs
-        )
-
-        classifier = load_classifier(chosen.model, chosen.checkpoint)
-        predictions = pa.concat_tables(_predictions(release, images, classifier, advance))
-        _write(release, paths, predictions, classifier.record)
-    figures = read_evaluation(paths)["figures"]
-    return {
-        **{key: figures[key] for key in KEYS},
-        "evaluation": name,
-        "path": str(paths.evaluation),
-    }
-
-
 def imagenet_images(release: Release) -> pa.Table:
     """Select the rows of the metadata whose synset is an ImageNet-1k class."""
     return release.metadata.filter(pc.is_valid(release.metadata["imagenet_class"]))
-
-
-def images_to_classify(release: Release) -> int:
-    """Count the images of ImageNet-1k classes."""
-    return int(imagenet_images(release).num_rows)
-
-
-def evaluation_name(chosen: EvaluationConfig) -> str:
-    """Name an evaluation's folder after the model, and the weights if they are the user's own.
-
-    >>> evaluation_name(EvaluationConfig(model="hf_hub:timm/vit_base"))
-    'hf_hub-timm-vit_base'
-    """
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", chosen.model).strip(".")
-    if chosen.checkpoint is None:
-        return name
-    if not chosen.checkpoint.is_file():
-        raise UsageError(f"{chosen.checkpoint}: no such checkpoint file")
-    return f"{name}-{file_sha256(chosen.checkpoint)[:8]}"
 
 
 def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
@@ -120,54 +61,27 @@ def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
     return found
 
 
-def _same(paths: EvaluationPaths, release: Release) -> bool:
-    if not paths.evaluation.exists():
-        return False
-    return bool(read_evaluation(paths).get("release") == release.digest)
-
-
-def _predictions(
-    release: Release, images: pa.Table, classifier: Any, advance: Advance
-) -> Iterator[pa.Table]:
-    for batch in images.to_batches(max_chunksize=BATCH):
-        rows = batch.to_pylist()
-        pictures = [release.image(row) for row in rows]
-        scores = classifier.predict(pictures, [row["imagenet_class"] for row in rows])
-        kept = pa.Table.from_batches([batch]).select(
-            ["wnid", "synset", "number", "status", "imagenet_class"]
-        )
-        for name, values in _columns(scores).items():
-            kept = kept.append_column(name, values)
-        yield kept
-        advance(len(rows))
-
-
-def _columns(scores: Any) -> dict[str, pa.Array]:
-    """Turn a batch's scores into Arrow columns, top-5 as lists."""
-    return {
-        "top5": pa.array(list(scores.top5), pa.list_(pa.int16())),
-        "top5_probability": pa.array(list(scores.top5_probability), pa.list_(pa.float32())),
-        "label_rank": pa.array(scores.label_rank, pa.int16()),
-        "label_probability": pa.array(scores.label_probability, pa.float32()),
-    }
-
-
-def _write(
-    release: Release, paths: EvaluationPaths, predictions: pa.Table, record: dict[str, Any]
-) -> None:
+def conclude(
+    release: Release,
+    paths: EvaluationPaths,
+    predictions: pa.Table,
+    classifier: dict[str, Any],
+    chosen: EvaluationConfig,
+) -> dict[str, Any]:
+    """Write the figures of predictions; return them."""
     found = metrics.evaluate(
         predictions["wnid"].to_pylist(),
         predictions["number"].to_numpy(),
         predictions["status"].to_pylist(),
         predictions["label_rank"].to_numpy(),
     )
-    with atomic(paths.predictions) as temporary:
-        pq.write_table(predictions, temporary, compression="zstd")
     write_text(paths.classes, _class_table(release, found))
+    content = evaluation_record(release, found, classifier)
+    content["selection"] = chosen.images
+    content["predictions_sha256"] = file_sha256(paths.predictions)
     # Last, for it is what says that an evaluation is there.
-    write_text(
-        paths.evaluation, json.dumps(evaluation_record(release, found, record), indent=2) + "\n"
-    )
+    write_text(paths.evaluation, json.dumps(content, indent=2) + "\n")
+    return content
 
 
 def evaluation_record(
