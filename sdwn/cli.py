@@ -451,6 +451,10 @@ def evaluate(
     all_: Annotated[
         bool, typer.Option("--all", help="Judge all images, not only those of ImageNet classes.")
     ] = False,
+    groups: Annotated[
+        str | None,
+        typer.Option(help="File of named WordNet subtrees, or a shipped one's name."),
+    ] = None,
     profile: Annotated[
         str | None, typer.Option(help="Judge by array tasks under this profile; default: here.")
     ] = None,
@@ -463,7 +467,7 @@ def evaluate(
 
     if profile is None and (site.keys() - {"batch_size"} or wait):
         raise typer.BadParameter("--wait and the profile's options need --profile")
-    default = EvaluationConfig(images="all" if all_ else "imagenet")
+    default = EvaluationConfig(images="all" if all_ else "imagenet", groups=groups)
     chosen = evaluation_steps.classifier(default, model, checkpoint)
     if profile is None:
         found = evaluation_steps.evaluate_release(release, chosen, site.get("batch_size"))

@@ -135,11 +135,13 @@ class EvaluationConfig(Section):
     """Which classifier judges the release; no part of the plan, so it may change later.
 
     ``images``: those of ImageNet-1k classes, or all.
+    ``groups`` names the file of the table of groups, or one that is shipped; None is ``default``.
     """
 
     model: str = "paper"
     checkpoint: Path | None = None
     images: Literal["imagenet", "all"] = "imagenet"
+    groups: str | None = None
 
 
 class RunConfig(Section):
@@ -201,8 +203,8 @@ def _parse(text: str) -> Any:
         raise UsageError(f"not valid YAML: {' '.join(str(error).split())[:300]}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
+def read_yaml(path: Path, what: str = "settings") -> dict[str, Any]:
+    """Read a YAML mapping; ``what`` it holds is said in an error.
 
     Raises:
         UsageError: the file is missing, is no YAML, or holds no mapping.
@@ -214,7 +216,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+        raise UsageError(f"{path}: expected a mapping of {what}, found {type(content).__name__}")
     return content
 
 
@@ -255,6 +257,10 @@ def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
     if evaluation.checkpoint is not None:
         path = folder / evaluation.checkpoint
         evaluation = evaluation.model_copy(update={"checkpoint": path})
+    if evaluation.groups is not None and (folder / evaluation.groups).is_file():
+        # A name that is no file here is that of shipped groups.
+        path = folder / evaluation.groups
+        evaluation = evaluation.model_copy(update={"groups": str(path)})
     return config.model_copy(update={"catalog": catalog, "evaluation": evaluation, "model": model})
 
 

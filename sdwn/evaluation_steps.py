@@ -67,7 +67,7 @@ def evaluate_by_tasks(
     release: Path, chosen: EvaluationConfig, profile: ClusterProfile, options: SubmitOptions
 ) -> dict[str, Any]:
     """Judge a release by array tasks; write the figures, or have them written behind those."""
-    from sdwn.evaluation.evaluating import finish, is_judged
+    from sdwn.evaluation.evaluating import finish, is_judged, require_possible
     from sdwn.evaluation.judging import open_judging
     from sdwn.live import live_jobs, missing
     from sdwn.release import Release
@@ -76,7 +76,7 @@ def evaluate_by_tasks(
     work, judging = open_judging(opened, chosen)
     _require_plain(work)
     if not is_judged(opened, work, judging, terminal.say):
-        _require_wordnet()
+        require_possible(chosen)
         if options.wait:
             complete_run(work, judging, profile, options.retries)
         elif missing(work, judging) or live_jobs(work):
@@ -91,13 +91,6 @@ def _require_plain(work: RunPaths) -> None:
             f"{work.root}: SLURM and submitit read % in a path as a placeholder; move the release "
             "to a folder whose path has none"
         )
-
-
-def _require_wordnet() -> None:
-    """Find WordNet here, before a GPU waits for it in vain."""
-    from sdwn.wordnet import shared_wordnet
-
-    shared_wordnet()
 
 
 def _submitted(work: RunPaths, judging: Judging, profile: ClusterProfile) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,10 +266,9 @@ class EvaluationPaths:
         """The figures."""
         return self.root / "evaluation.json"
 
-    @property
-    def classes(self) -> Path:
-        """A row a class."""
-        return self.root / "classes.csv"
+    def table(self, name: str) -> Path:
+        """Name a table as CSV: figures, histogram, classes, groups, confusions or synsets."""
+        return self.root / f"{name}.csv"
 
     @property
     def report(self) -> Path:
@@ -341,6 +342,19 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Write a table as CSV, None as nothing.
+
+    >>> csv_text(("synset", "images"), [("dog.n.01", 10), ("a, b", None)]).splitlines()
+    ['synset,images', 'dog.n.01,10', '"a, b",']
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def file_sha256(path: Path, advance: Advance = lambda _: None) -> str:

@@ -10,6 +10,14 @@ from sdwn.errors import SdwnError
 
 CLASSES = 1000
 TABLE = Path("data", "_info", "imagenet_synsets.txt")
+# timm's other lists, by their number of classes: parts of ImageNet-21k.
+LARGER = {
+    11221: "imagenet21k_miil",
+    11821: "imagenet12k",
+    21841: "imagenet22k",
+    21842: "imagenet22k_ms",
+    21843: "imagenet21k_goog",
+}
 
 
 @cache
@@ -33,6 +41,25 @@ def class_wnids() -> tuple[str, ...]:
             f"in {len(wnids)} lines; install timm again: pip install --force-reinstall timm"
         )
     return wnids
+
+
+@cache
+def classifier_wnids(classes: int) -> tuple[str, ...]:
+    """List the wnids of a classifier's classes in order, known by their number.
+
+    Raises:
+        SdwnError: timm has no such list.
+    """
+    if classes == CLASSES:
+        return class_wnids()
+    if classes not in LARGER:
+        known = ", ".join(map(str, (CLASSES, *LARGER)))
+        raise SdwnError(f"no list of {classes} ImageNet classes; known are those of {known}")
+    path = _timm_folder() / TABLE.with_name(f"{LARGER[classes]}_synsets.txt")
+    try:
+        return tuple(path.read_text(encoding="ascii").split())
+    except OSError as error:
+        raise SdwnError(f"{path}: cannot be read: {error.strerror}; install timm again") from None
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdwn.config import RunConfig, StorageConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.files import RunPaths, read_json, write_text
+from sdwn.files import RunPaths, csv_text, read_json, write_text
 from sdwn.imagenet import class_index
 from sdwn.slices import WHOLE, Slice, parse_slice
 
@@ -230,11 +230,7 @@ def _share(plan: Plan) -> str:
 
 def table_text(synsets: tuple[PlannedSynset, ...]) -> str:
     """Write the table of synsets as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([field.name for field in fields(PlannedSynset)])
-    writer.writerows(("" if value is None else value for value in _values(row)) for row in synsets)
-    return text.getvalue()
+    return csv_text([field.name for field in fields(PlannedSynset)], map(_values, synsets))
 
 
 def _values(row: PlannedSynset) -> Iterator[Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +18,7 @@ import sdwn
 from sdwn.building import JOURNAL, Building
 from sdwn.card import card
 from sdwn.columns import Table, names, texts
-from sdwn.files import ReleasePaths, atomic, file_sha256, now, sync, write_text
+from sdwn.files import ReleasePaths, atomic, csv_text, file_sha256, now, sync, write_text
 from sdwn.manifest import FileRecord, Manifest, Missing, sums_text
 from sdwn.plan import PlannedSynset, table_text
 from sdwn.shards import ImageFile
@@ -278,9 +276,5 @@ def _record(path: Path, digest: str) -> FileRecord:
 
 
 def _write_csv(path: Path, head: tuple[str, ...], rows: Any) -> Path:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(head, rows))
     return path

@@ -1,4 +1,4 @@
-"""Configs and profiles by path, or by name among those that come with the package."""
+"""Configs, profiles and groups by path, or by name among those that come with the package."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ _PACKAGE = Path(__file__).resolve().parent
 # A wheel carries them inside the package, a checkout has them at its top.
 _FOLDERS = {
     "config": (_PACKAGE / "_shipped/configs", _PACKAGE.parent / "configs"),
+    "groups": (_PACKAGE / "_shipped/configs/groups", _PACKAGE.parent / "configs/groups"),
     "profile": (_PACKAGE / "_shipped/profiles", _PACKAGE.parent / "slurm/profiles"),
 }
 
 
-def find(kind: Literal["config", "profile"], name: str) -> Path:
-    """Find a config or profile file.
+def find(kind: Literal["config", "groups", "profile"], name: str) -> Path:
+    """Find a config, profile or groups file.
 
     Raises:
         UsageError: there is none; the shipped ones are listed.

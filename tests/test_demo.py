@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,10 @@ def test_the_demo_ends_with_a_verified_release(demo: tuple[Sdwn, dict[str, Any]]
 def test_again_does_only_what_is_missing(demo: tuple[Sdwn, dict[str, Any]]) -> None:
     sdwn, found = demo
     root = sdwn.folder / "run"
-    kept = [path for path in root.rglob("*") if path.is_file() and path.name != "report.html"]
+    evaluation = (sdwn.folder / found["path"]).parent
+    # Of predictions everything else follows, in a second or two.
+    anew = {*evaluation.iterdir()} - {evaluation / "predictions.parquet"}
+    kept = [path for path in root.rglob("*") if path.is_file() and path not in anew]
     before = {path: path.stat().st_mtime_ns for path in kept}
     assert sdwn.json("run", "demo", "run", *SMALL) == found
     assert before == {path: path.stat().st_mtime_ns for path in kept}
@@ -71,19 +75,23 @@ def test_figures_stand_beside_the_papers_only_for_the_papers_catalog(
 
 
 def test_the_papers_catalog_gets_the_papers_figures_and_the_note(
-    demo: tuple[Sdwn, dict[str, Any]],
+    demo: tuple[Sdwn, dict[str, Any]], tmp_path: Path
 ) -> None:
-    from sdwn.evaluation import metrics
-    from sdwn.evaluation.evaluate import evaluation_record
+    from sdwn.config import EvaluationConfig
+    from sdwn.evaluation.evaluate import conclude
+    from sdwn.evaluation.record import read_evaluation
     from sdwn.evaluation.report import page
+    from sdwn.files import EvaluationPaths
     from sdwn.release import Release
 
     sdwn, found = demo
     release = Release(sdwn.folder / found["release"])
     release.manifest = release.manifest.model_copy(update={"catalog": "sdwn-26204"})
-    table = pq.read_table((sdwn.folder / found["path"]).with_name("predictions.parquet"))
-    columns = [table[name].to_pylist() for name in ("wnid", "number", "status", "label_rank")]
-    record = evaluation_record(release, metrics.evaluate(*columns), {"model": "any"})
+    predictions = (sdwn.folder / found["path"]).with_name("predictions.parquet")
+    paths = EvaluationPaths(tmp_path)
+    shutil.copy(predictions, paths.predictions)
+    conclude(release, paths, pq.read_table(predictions), {"model": "any"}, EvaluationConfig())
+    record = read_evaluation(paths)
     assert record["paper"]["mean_correct"] == 4.16
     shown = page(release, record)
     for text in ("4.16", "3.74", "73.00", "14.00", "861", "862", "n02113186", "arXiv:2211.01777"):

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sdwn.errors import SdwnError
 from sdwn.evaluation import metrics
-from sdwn.evaluation.metrics import PAPER, evaluate
+from sdwn.evaluation.metrics import evaluate
+from sdwn.evaluation.paper import FIGURES as PAPER
 
 CLASS_WNIDS = ["n01440764", "n02123045", "n02356798", "n15075141"]
 SCALARS = list(metrics.Figures.__annotations__)
@@ -48,6 +49,7 @@ def reference(found, most):
         "std_correct": statistics.pstdev(scaled),
         "any_correct": sum(count > 0 for count in right.values()) / len(by_class),
         "all_correct": sum(right[w] == len(by_class[w]) for w in by_class) / len(by_class),
+        "none_correct": sum(count == 0 for count in right.values()) / len(by_class),
         "black_images": sum(status in ("nsfw", "nan", "black") for _, _, status, _ in found),
     }
 
@@ -94,6 +96,13 @@ def test_rows_per_class_and_histogram_agree_with_a_plain_reference(found):
     assert [row.wnid for row in result.per_class] == sorted({row[0] for row in found})
     right = [row.correct for row in result.per_class]
     assert list(result.histogram) == [right.count(k) for k in range(most_images(found) + 1)]
+
+
+@given(rows())
+def test_every_image_is_counted_by_its_status(found):
+    statuses = evaluated(found).statuses
+    assert statuses == {s: n for s in statuses if (n := sum(s == row[2] for row in found))}
+    assert sum(statuses.values()) == len(found)
 
 
 @given(rows())
@@ -165,4 +174,5 @@ def test_the_papers_figures_agree_with_each_other():
     # Of counts from 0 to 10 with this mean, none can spread more than sqrt(m * (10 - m)).
     most = (PAPER["mean_correct"] * (10 - PAPER["mean_correct"])) ** 0.5
     assert PAPER["all_correct"] < PAPER["any_correct"]
+    assert PAPER["none_correct"] == pytest.approx(1 - PAPER["any_correct"])
     assert PAPER["std_correct"] < most

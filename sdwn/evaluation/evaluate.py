@@ -1,118 +1,191 @@
-"""A release becomes predictions, and predictions an evaluation."""
+"""Predictions become an evaluation: its record, and tables beside it."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sdwn import __version__
 from sdwn.config import PAPER_CATALOG, EvaluationConfig
-from sdwn.errors import IntegrityError
-from sdwn.evaluation import metrics
-from sdwn.files import EvaluationPaths, file_sha256, now, read_json, write_text
+from sdwn.evaluation import metrics, paper
+from sdwn.evaluation.confusions import Confusion, confusions
+from sdwn.evaluation.groups import Group, group_figures, read_groups, smallest_groups
+from sdwn.evaluation.record import FORMAT, FORMAT_VERSION
+from sdwn.evaluation.synset_scores import SynsetScore, score, summaries
+from sdwn.evaluation.tables import write_tables
+from sdwn.evaluation.taxonomy import Taxonomy
+from sdwn.files import EvaluationPaths, file_sha256, now, write_text
+from sdwn.imagenet import CLASSES, classifier_wnids
 from sdwn.release import Release
+from sdwn.wordnet import shared_wordnet
 
-FORMAT = "sdwn-evaluation"
-FORMAT_VERSION = 1
-
-PAPER_NOTE = (
-    "The paper counts 861 ImageNet classes by name; by wnid the same catalog holds 862, since "
-    "Cardigan the dog (n02113186) and cardigan the jacket (n02963159) differ only in case."
-)
-
-KEYS = (
-    "images",
-    "classes",
-    "top1_percent",
-    "top5_percent",
-    "mean_correct",
-    "std_correct",
-    "any_correct",
-    "all_correct",
-    "black_images",
-)
+# More of them stand in confusions.csv.
+MOST_CONFUSIONS = 100
 
 
-def imagenet_images(release: Release) -> pa.Table:
-    """Select the rows of the metadata whose synset is an ImageNet-1k class."""
-    return release.metadata.filter(pc.is_valid(release.metadata["imagenet_class"]))
+@dataclass(frozen=True)
+class _Found:
+    """What was found out from predictions, as the parts of the record need it."""
 
-
-def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
-    """Read the figures of an evaluation.
-
-    Raises:
-        IntegrityError: the file is damaged or of a later version.
-    """
-    found = read_json(paths.evaluation)
-    version = found.get("format"), found.get("format_version")
-    figures, classes = found.get("figures"), found.get("classes")
-    whole = isinstance(figures, dict) and all(key in figures for key in (*KEYS, "histogram"))
-    if version != (FORMAT, FORMAT_VERSION) or not whole or not isinstance(classes, list):
-        raise IntegrityError(
-            f"{paths.evaluation}: damaged or not of {FORMAT} {FORMAT_VERSION}; "
-            f"remove {paths.root} and evaluate again"
-        )
-    return found
+    taxonomy: Taxonomy
+    groups: tuple[Group, ...]
+    figures: metrics.Evaluation
+    confusions: list[Confusion]
+    scores: list[SynsetScore]
 
 
 def conclude(
     release: Release,
     paths: EvaluationPaths,
     predictions: pa.Table,
-    classifier: dict[str, Any],
+    classifier_record: dict[str, Any],
     chosen: EvaluationConfig,
 ) -> dict[str, Any]:
-    """Write the figures of predictions; return them."""
-    found = metrics.evaluate(
-        predictions["wnid"].to_pylist(),
-        predictions["number"].to_numpy(),
-        predictions["status"].to_pylist(),
-        predictions["label_rank"].to_numpy(),
-    )
-    write_text(paths.classes, _class_table(release, found))
-    content = evaluation_record(release, found, classifier)
-    content["selection"] = chosen.images
-    content["predictions_sha256"] = file_sha256(paths.predictions)
+    """Turn the predictions that stand in ``paths.predictions`` into a record, and give it.
+
+    All of it is computed and written anew: that takes seconds, and the groups may have changed.
+
+    Raises:
+        SdwnError: no image is of an ImageNet-1k class, or the file of groups is wrong.
+    """
+    found = _find_out(predictions, classifier_record, chosen)
+    record = {
+        **_origin(release, paths, predictions),
+        "classifier": classifier_record,
+        **_results(found),
+        **_map(release, found, chosen),
+    }
+    if release.manifest.name == PAPER_CATALOG:
+        record["paper"] = paper.beside(found.figures.per_class, found.taxonomy)
+    write_tables(paths, record, _rows(release, record, found))
     # Last, for it is what says that an evaluation is there.
-    write_text(paths.evaluation, json.dumps(content, indent=2) + "\n")
-    return content
+    write_text(paths.evaluation, json.dumps(record, indent=2) + "\n")
+    return record
 
 
-def evaluation_record(
-    release: Release, found: metrics.Evaluation, record: dict[str, Any]
-) -> dict[str, Any]:
-    """Describe an evaluation: figures, classes, classifier, and the paper's own if comparable."""
-    figures = found.as_dict()
-    per_class = figures.pop("per_class")
-    content = {
+def _find_out(
+    predictions: pa.Table, classifier_record: dict[str, Any], chosen: EvaluationConfig
+) -> _Found:
+    taxonomy = Taxonomy(shared_wordnet())
+    labelled = predictions.filter(pc.is_valid(predictions["imagenet_class"]))
+    return _Found(
+        taxonomy=taxonomy,
+        groups=read_groups(chosen.groups, taxonomy.wordnet),
+        figures=metrics.evaluate(
+            labelled["wnid"].to_pylist(),
+            labelled["number"].to_numpy(),
+            labelled["status"].to_pylist(),
+            labelled["label_rank"].to_numpy(),
+        ),
+        confusions=confusions(labelled),
+        scores=score(
+            predictions, taxonomy, classifier_wnids(classifier_record.get("classes", CLASSES))
+        ),
+    )
+
+
+def _origin(release: Release, paths: EvaluationPaths, predictions: pa.Table) -> dict[str, Any]:
+    whole = predictions["imagenet_class"].null_count > 0
+    return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "created": now(),
+        "sdwn": __version__,
         "release": release.digest,
         "plan_digest": release.manifest.plan_digest,
         "catalog": release.manifest.name,
-        "classifier": record,
-        "figures": figures,
-        "classes": [{**row, "synset": release.synsets[row["wnid"]].synset} for row in per_class],
+        "selection": "all" if whole else "imagenet",
+        "images_judged": predictions.num_rows,
+        "predictions_sha256": file_sha256(paths.predictions),
     }
-    if release.manifest.name == PAPER_CATALOG:
-        content["paper"] = {**metrics.PAPER, "source": metrics.PAPER_SOURCE, "note": PAPER_NOTE}
-    return content
 
 
-def _class_table(release: Release, found: metrics.Evaluation) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["wnid", "synset", "lemmas", "images", "correct", "correct_top5", "black"])
-    names = release.synsets
-    for row in found.per_class:
-        values = asdict(row)
-        synset = names[values.pop("wnid")]
-        writer.writerow([row.wnid, synset.synset, synset.lemmas, *values.values()])
-    return text.getvalue()
+def _results(found: _Found) -> dict[str, Any]:
+    figures = found.figures.as_dict()
+    del figures["per_class"]
+    most, classes = found.figures.images_per_class, found.figures.per_class
+    shown = found.confusions[:MOST_CONFUSIONS]
+    return {
+        "figures": figures,
+        "groups": group_figures(found.groups, classes, most, found.taxonomy),
+        "classes": _classes(found),
+        "confusions": [_confusion(row, found.taxonomy) for row in shown],
+        "wordnet": summaries(found.scores),
+    }
+
+
+def _classes(found: _Found) -> list[dict[str, Any]]:
+    classes = found.figures.per_class
+    scored = {row.wnid: row for row in found.scores}
+    colours = smallest_groups(found.groups, [row.wnid for row in classes], found.taxonomy)
+    return [
+        {
+            "wnid": row.wnid,
+            "synset": found.taxonomy.name(row.wnid),
+            "images": row.images,
+            "correct": row.correct,
+            "correct_top5": row.correct_top5,
+            "black": row.black,
+            "group": colours[row.wnid],
+            "subtree_probability": scored[row.wnid].subtree_probability,
+            "distance": scored[row.wnid].distance,
+            "miss_distance": scored[row.wnid].miss_distance,
+        }
+        for row in classes
+    ]
+
+
+def _confusion(row: Confusion, taxonomy: Taxonomy) -> dict[str, Any]:
+    return {
+        "wnid": row.wnid,
+        "synset": taxonomy.name(row.wnid),
+        "predicted_wnid": row.predicted_wnid,
+        "predicted_synset": taxonomy.name(row.predicted_wnid),
+        "times": row.times,
+        "images": row.images,
+    }
+
+
+def _synset(row: SynsetScore, taxonomy: Taxonomy) -> dict[str, Any]:
+    scope = row.scope
+    return {
+        "wnid": row.wnid,
+        "synset": taxonomy.name(row.wnid),
+        "images": row.images,
+        "scope_wnid": scope.wnid,
+        "scope_synset": taxonomy.name(scope.wnid),
+        "scope_steps": scope.steps,
+        "scope_classes": len(scope.classes),
+        "chance": row.chance,
+        "subtree_probability": row.subtree_probability,
+        "inside": row.inside,
+        "distance": row.distance,
+        "miss_distance": row.miss_distance,
+        "least_distance": row.least_distance,
+    }
+
+
+def _map(release: Release, found: _Found, chosen: EvaluationConfig) -> dict[str, Any]:
+    return {"map": None, "map_missing": "no places were computed"}
+
+
+def _rows(
+    release: Release, record: dict[str, Any], found: _Found
+) -> dict[str, Iterator[dict[str, Any]]]:
+    """Give the rows of the tables that hold more than the record."""
+    names, taxonomy = release.synsets, found.taxonomy
+    return {
+        "classes": ({**row, "lemmas": names[row["wnid"]].lemmas} for row in record["classes"]),
+        "confusions": (_confusion(row, taxonomy) for row in found.confusions),
+        "synsets": (_synset(row, taxonomy) for row in found.scores),
+    }
+
+
+def imagenet_images(release: Release) -> pa.Table:
+    """Select the rows of the metadata whose synset is an ImageNet-1k class."""
+    return release.metadata.filter(pc.is_valid(release.metadata["imagenet_class"]))

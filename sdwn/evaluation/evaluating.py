@@ -12,21 +12,18 @@ from typing import Any
 from sdwn.cluster import Tell, quietly
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError
+from sdwn.evaluation.groups import read_groups
 from sdwn.evaluation.judging import Judging, evaluation_of, open_judging, open_planned
 from sdwn.evaluation.merging import merged, sound_predictions
 from sdwn.evaluation.predictions import Predictions, write_predictions
+from sdwn.evaluation.record import summary
 from sdwn.files import Advance, RunPaths, work_paths
 from sdwn.live import live_jobs, missing
 from sdwn.release import Release
 from sdwn.submission import alone
+from sdwn.wordnet import shared_wordnet
 
 log = logging.getLogger(__name__)
-
-# Of the figures, those that a command prints.
-KEYS = (
-    *("images", "classes", "top1_percent", "top5_percent", "mean_correct", "std_correct"),
-    *("any_correct", "all_correct", "black_images"),
-)
 
 
 def evaluate(
@@ -73,6 +70,15 @@ def is_judged(release: Release, work: RunPaths, judging: Judging, tell: Tell) ->
     return True
 
 
+def require_possible(chosen: EvaluationConfig) -> None:
+    """Find here what the figures need of WordNet, before a GPU works in vain.
+
+    Raises:
+        SdwnError: there is no WordNet, or the groups cannot be read.
+    """
+    read_groups(chosen.groups, shared_wordnet())
+
+
 def _judge_here(release: Release, work: RunPaths, judging: Judging, advance: Advance) -> None:
     from sdwn.evaluation.judging_task import judge_shards
 
@@ -81,6 +87,7 @@ def _judge_here(release: Release, work: RunPaths, judging: Judging, advance: Adv
             f"{len(busy)} tasks are live that judge this; follow them with: "
             f"{judging.again(work)}; or end them with: sdwn cancel {work.root}"
         )
+    require_possible(judging.chosen)
     todo = [judging.shards[index] for index in missing(work, judging)]
     advance(judging.images - sum(map(judging.shard_images, todo)))
     if todo:
@@ -98,12 +105,7 @@ def finish(release: Release, work: RunPaths, judging: Judging) -> dict[str, Any]
     paths = evaluation_of(work)
     found = _merged(release, work, judging)
     classifier = {**found.source.classifier, "judged_on": list(found.source.judged_on)}
-    figures = conclude(release, paths, found.table, classifier, judging.chosen)["figures"]
-    return {
-        **{key: figures.get(key) for key in KEYS},
-        "evaluation": judging.name,
-        "path": str(paths.evaluation),
-    }
+    return summary(paths, conclude(release, paths, found.table, classifier, judging.chosen))
 
 
 def _merged(release: Release, work: RunPaths, judging: Judging) -> Predictions:

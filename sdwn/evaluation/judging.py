@@ -134,7 +134,7 @@ def plan_judging(release: Release, chosen: EvaluationConfig) -> Judging:
         SdwnError: it has no such images.
         UsageError: there is no such checkpoint.
     """
-    weights = None
+    chosen, weights = _with_absolute_groups(chosen), None
     if chosen.checkpoint is not None:
         if not chosen.checkpoint.is_file():
             raise UsageError(f"{chosen.checkpoint}: no such checkpoint file")
@@ -147,11 +147,18 @@ def plan_judging(release: Release, chosen: EvaluationConfig) -> Judging:
     images = len(judged_images(release, planned))
     if not images:
         raise SdwnError(
-            f"{release.paths.root}: none of its {len(release)} images is of an ImageNet-1k class; "
-            "judge them by what lies near in WordNet with --all, or plan a catalog such as "
+            f"{release.paths.root}: none of its synsets is an ImageNet-1k class; judge its images "
+            "by the classes that lie near in WordNet with --all, or plan a catalog such as "
             "sdwn-26204 or imagenet-1k"
         )
     return replace(planned, images=images, images_per_shard=IMAGES_PER_SHARD)
+
+
+def _with_absolute_groups(chosen: EvaluationConfig) -> EvaluationConfig:
+    # A task may start elsewhere; what is no file here is a shipped one's name.
+    if chosen.groups is None or not Path(chosen.groups).is_file():
+        return chosen
+    return chosen.model_copy(update={"groups": str(Path(chosen.groups).absolute())})
 
 
 def open_judging(release: Release, chosen: EvaluationConfig) -> tuple[RunPaths, Judging]:

@@ -31,8 +31,8 @@ def sound_predictions(release: Release, paths: EvaluationPaths, judging: Judging
             f"{paths.predictions}: of release {found.source.release[:12]}, judging "
             f"{found.source.judging[:12]}; expected {judging.release[:12]}, {judging.digest[:12]}"
         )
-    for problem in disagreements(found.table, judged_images(release, judging).metadata):
-        raise IntegrityError(f"{paths.predictions}: {problem}")
+    if problems := disagreements(found.table, judged_images(release, judging).metadata):
+        raise IntegrityError(f"{paths.predictions}: {'; '.join(problems)}")
     return found
 
 
@@ -89,8 +89,8 @@ def _checked(
             f"{path}: foreign: expected images {shard.start} to {shard.stop - 1}, found "
             f"{source.start} to {source.stop - 1}"
         )
-    for problem in disagreements(found.table, images.slice(shard.start, len(found.table))):
-        raise IntegrityError(f"{path}: {problem}")
+    if problems := disagreements(found.table, images.slice(shard.start, len(found.table))):
+        raise IntegrityError(f"{path}: {'; '.join(problems)}")
     for name in _other_settings(source.classifier, first):
         raise IntegrityError(f"{path}: judged with another {name} than shard 0")
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
@@ -11,20 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from sdwn.columns import BLACK, STATUSES
 from sdwn.errors import SdwnError
+from sdwn.evaluation.intervals import Floats, Interval, intervals
 
 TOP = 5
-
-PAPER_SOURCE = "arXiv:2211.01777"
-# As published, under the names that the same figures have in an `Evaluation`.
-PAPER: dict[str, float] = {
-    "images": 8610,
-    "classes": 861,
-    "images_per_class": 10,
-    "mean_correct": 4.16,
-    "std_correct": 3.74,
-    "any_correct": 0.73,
-    "all_correct": 0.14,
-}
 
 Counts = NDArray[np.int64]
 
@@ -41,6 +30,7 @@ class Figures(TypedDict):
     std_correct: float
     any_correct: float
     all_correct: float
+    none_correct: float
     black_images: int
 
 
@@ -62,9 +52,13 @@ class Evaluation:
     ``images_per_class`` is N, the most images that a class has. ``mean_correct`` and
     ``std_correct`` (population, ``ddof=0``) are over classes, of right images on the scale 0
     to N: a class with fewer than N images counts N times its share of right ones.
-    ``any_correct`` and ``all_correct`` are shares, 0 to 1, of the classes with at least one and
-    with all of their images right. ``histogram[k]`` counts the classes with k right images, k
-    from 0 to N, not scaled. A black image (``nsfw``, ``nan``, ``black``) is judged like any other.
+    ``any_correct``, ``all_correct`` and ``none_correct`` are shares, 0 to 1, of the classes with
+    at least one, with all and with none of their images right. ``histogram[k]`` counts the
+    classes with k right images, k from 0 to N, not scaled. A black image (``nsfw``, ``nan``,
+    ``black``) is judged like any other. ``statuses`` counts images by status.
+
+    ``intervals`` gives the 95 % interval of each figure that is no count, by bootstrap over
+    classes (see :mod:`sdwn.evaluation.intervals`); None of a single class.
 
     ``without_black`` holds the same scalars with black images left out, N unchanged, and
     ``classes_left_out``, the classes of which nothing remains; None if every image is black.
@@ -80,7 +74,10 @@ class Evaluation:
     std_correct: float
     any_correct: float
     all_correct: float
+    none_correct: float
     black_images: int
+    statuses: dict[str, int]
+    intervals: dict[str, Interval | None]
     histogram: tuple[int, ...]
     without_black: dict[str, Any] | None
     per_class: tuple[ClassResult, ...]
@@ -92,13 +89,25 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class _Tally:
+class Tally:
     """Counts per class, each an array over classes."""
 
     images: Counts
     correct: Counts
     correct_top5: Counts
     black: Counts
+
+    def of(self, chosen: NDArray[np.bool_]) -> Tally:
+        """Take some of the classes."""
+        columns = (self.images, self.correct, self.correct_top5, self.black)
+        return Tally(*(column[chosen] for column in columns))
+
+
+def tally_of(rows: Sequence[ClassResult]) -> Tally:
+    """Put the counts of classes into arrays."""
+    names = ("images", "correct", "correct_top5", "black")
+    columns = ([getattr(row, name) for row in rows] for name in names)
+    return Tally(*(np.array(column, dtype=np.int64) for column in columns))
 
 
 def evaluate(
@@ -133,7 +142,9 @@ def evaluate(
     bright = _tally(label[~black], len(names), rank[~black], black[~black])
     most = int(tally.images.max())
     return Evaluation(
-        **_figures(tally, most),
+        **figures_of(tally, most),
+        statuses=_statuses(status),
+        intervals=intervals_of(tally, most),
         histogram=histogram(tally.correct, most),
         without_black=_without_black(bright, most),
         per_class=_per_class(names, tally),
@@ -186,12 +197,12 @@ def _check_rows(
 
 def _tally(
     label: NDArray[np.intp], classes: int, rank: NDArray[Any], black: NDArray[np.bool_]
-) -> _Tally:
+) -> Tally:
     def count(chosen: NDArray[np.bool_]) -> Counts:
         return np.bincount(label[chosen], minlength=classes).astype(np.int64)
 
     classified = rank >= 0
-    return _Tally(
+    return Tally(
         images=count(np.ones(len(label), dtype=bool)),
         correct=count(rank == 0),
         correct_top5=count(classified & (rank < TOP)),
@@ -199,7 +210,8 @@ def _tally(
     )
 
 
-def _figures(tally: _Tally, most: int) -> Figures:
+def figures_of(tally: Tally, most: int) -> Figures:
+    """Compute the scalars of at least one class; ``most`` is the scale's N."""
     images = int(tally.images.sum())
     scaled = most * tally.correct / tally.images
     return Figures(
@@ -212,21 +224,56 @@ def _figures(tally: _Tally, most: int) -> Figures:
         std_correct=float(scaled.std()),
         any_correct=float((tally.correct > 0).mean()),
         all_correct=float((tally.correct == tally.images).mean()),
+        none_correct=float((tally.correct == 0).mean()),
         black_images=int(tally.black.sum()),
     )
 
 
-def _without_black(tally: _Tally, most: int) -> dict[str, Any] | None:
+def intervals_of(tally: Tally, most: int) -> dict[str, Interval | None]:
+    """Give the interval of each scalar that is no count."""
+    scaled = most * tally.correct / tally.images
+    # Around the mean, so that equal classes have a spread of exactly 0.
+    apart = scaled - scaled.mean()
+    columns = {
+        "images": tally.images,
+        "correct": tally.correct,
+        "correct_top5": tally.correct_top5,
+        "scaled": scaled,
+        "apart": apart,
+        "squared": apart**2,
+        "any": tally.correct > 0,
+        "all": tally.correct == tally.images,
+    }
+    return intervals(columns, _statistics)
+
+
+def _statistics(means: Mapping[str, Floats]) -> dict[str, Floats]:
+    variance = means["squared"] - means["apart"] ** 2
+    return {
+        "top1_percent": 100 * means["correct"] / means["images"],
+        "top5_percent": 100 * means["correct_top5"] / means["images"],
+        "mean_correct": means["scaled"],
+        "std_correct": np.sqrt(np.maximum(variance, 0)),
+        "any_correct": means["any"],
+        "all_correct": means["all"],
+        "none_correct": 1 - means["any"],
+    }
+
+
+def _statuses(status: Sequence[str] | NDArray[Any]) -> dict[str, int]:
+    names, times = np.unique(np.asarray(status, dtype=str), return_counts=True)
+    found = dict(zip(names.tolist(), times.tolist(), strict=True))
+    return {name: found[name] for name in STATUSES if name in found}
+
+
+def _without_black(tally: Tally, most: int) -> dict[str, Any] | None:
     left = tally.images > 0
     if not left.any():
         return None
-    kept = _Tally(
-        tally.images[left], tally.correct[left], tally.correct_top5[left], tally.black[left]
-    )
-    return {**_figures(kept, most), "classes_left_out": int((~left).sum())}
+    return {**figures_of(tally.of(left), most), "classes_left_out": int((~left).sum())}
 
 
-def _per_class(names: NDArray[np.str_], tally: _Tally) -> tuple[ClassResult, ...]:
+def _per_class(names: NDArray[np.str_], tally: Tally) -> tuple[ClassResult, ...]:
     columns = (tally.images, tally.correct, tally.correct_top5, tally.black)
     rows = zip(names.tolist(), *(column.tolist() for column in columns), strict=True)
     return tuple(ClassResult(*row) for row in rows)

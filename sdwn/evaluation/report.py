@@ -16,7 +16,8 @@ from PIL import Image
 from sdwn.columns import BLACK
 from sdwn.config import ModelConfig
 from sdwn.errors import IntegrityError, SdwnError
-from sdwn.evaluation.evaluate import imagenet_images, read_evaluation
+from sdwn.evaluation.evaluate import imagenet_images
+from sdwn.evaluation.record import read_evaluation
 from sdwn.files import EvaluationPaths, write_text
 from sdwn.release import Release
 

@@ -10,11 +10,19 @@ from sdwn.wordnet import WordNet
 
 
 class Taxonomy:
-    """Hypernyms by wnid, each read once."""
+    """Hypernyms and names by wnid, each read once."""
 
     def __init__(self, wordnet: WordNet) -> None:
         self.wordnet = wordnet
         self._above: dict[str, dict[str, int]] = {}
+        self._names: dict[str, str] = {}
+
+    def name(self, wnid: str) -> str:
+        """Give WordNet's name of a synset, as ``dog.n.01``."""
+        found = self._names.get(wnid)
+        if found is None:
+            found = self._names[wnid] = self.wordnet.synset(wnid).name
+        return found
 
     def above(self, wnid: str) -> Mapping[str, int]:
         """Map each hypernym, and the synset itself, to the least number of steps up to it.
