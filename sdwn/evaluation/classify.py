@@ -31,7 +31,7 @@ from sdwn.evaluation.checkpoint import (
     one_line,
     read_checkpoint,
 )
-from sdwn.imagenet import CLASSES
+from sdwn.imagenet import CLASSES, class_wnids
 
 TOP = 5
 # The paper's classifier.
@@ -70,6 +70,7 @@ class Classifier:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.name = name
+        self.classes = class_wnids()  # stand-in
         self.device: torch.device = PartialState().device
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         network = network.to(self.device, self.dtype).eval()
