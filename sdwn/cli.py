@@ -479,6 +479,27 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    which: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RELEASE...",
+            help="Releases, or evaluations in them (RELEASE/evaluations/NAME); NAME=... names one.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write the page and tables to.")],
+    evaluation: Annotated[
+        str | None,
+        typer.Option(help="Which evaluation, by name; default: the latest that all have."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold evaluated releases, or models, against the first: by class and group, with tests."""
+    found = evaluation_steps.compare_releases(which, evaluation, out)
+    terminal.result(found, as_json, text=terminal.comparison_text(found))
+
+
+@app.command()
 def report(
     release: ReleaseFolder,
     evaluation: Annotated[

@@ -162,6 +162,39 @@ def _say_how_it_ends(found: dict[str, Any], work: RunPaths, judging: Judging) ->
         terminal.say(f"when all have ended, {again}: it writes the figures")
 
 
+def compare_releases(which: list[str], evaluation: str | None, out: Path) -> dict[str, Any]:
+    """Compare evaluations, write page, tables and figures, and give what follows."""
+    from sdwn.evaluation.compare import compare
+    from sdwn.evaluation.comparison_page import verdict, write_comparison
+    from sdwn.evaluation.sides import open_sides
+    from sdwn.evaluation.taxonomy import Taxonomy
+    from sdwn.files import ComparisonPaths
+    from sdwn.wordnet import shared_wordnet
+
+    paths = ComparisonPaths(out)
+    sides = open_sides(which, evaluation)
+    for side in sides:
+        if side.release.paths.root.resolve() in (out.resolve(), *out.resolve().parents):
+            raise UsageError(f"--out {out}: it lies in {side.release}; choose another folder")
+    with terminal.working("comparing"):
+        found = compare(sides, Taxonomy(shared_wordnet()))
+        write_comparison(found, sides, paths)
+    return {
+        "sides": [{"name": side["name"], **_scalars(side["figures"])} for side in found["sides"]],
+        "classes_in_common": found["classes_in_common"],
+        "settings": found["settings"],
+        "pairs": [
+            {**{key: pair[key] for key in ("first", "second", "rate")}, "verdict": verdict(pair)}
+            for pair in found["pairs"]
+        ],
+        "path": str(paths.page),
+    }
+
+
+def _scalars(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if isinstance(value, int | float)}
+
+
 def joined(merged: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
     """Put both results into one; ``images`` stays the release's."""
     return {**evaluated, "evaluated_images": evaluated["images"], **merged}

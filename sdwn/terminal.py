@@ -172,6 +172,19 @@ def pilot_text(found: Answers) -> str:
     return _captured(values)
 
 
+def comparison_text(found: dict[str, Any]) -> str:
+    """Show what follows of a comparison, and the main figures of each side."""
+    rows = {
+        side["name"]: f"{side['mean_correct']:.2f} of {side['images_per_class']} right, "
+        f"top-1 {side['top1_percent']:.1f} %, top-5 {side['top5_percent']:.1f} %"
+        for side in found["sides"]
+    }
+    common = {"classes in common": found["classes_in_common"]}
+    settings = {row["setting"]: ", ".join(map(str, row["values"])) for row in found["settings"]}
+    said = {f"verdict {n}": pair["verdict"] for n, pair in enumerate(found["pairs"], start=1)}
+    return _captured({**rows, **common, **settings, **said, "path": found["path"]})
+
+
 def _captured(values: dict[str, Any]) -> str:
     with stdout.capture() as captured:
         _table(values)

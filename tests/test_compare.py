@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.compare import compare
+from sdwn.evaluation.comparison_page import write_comparison
 from sdwn.evaluation.sides import open_sides
 from sdwn.evaluation.taxonomy import Taxonomy
-from sdwn.files import ReleasePaths
+from sdwn.files import ComparisonPaths, ReleasePaths
 from sdwn.merge import merge
 from sdwn.release import Release
 from sdwn.wordnet import WordNet
 
 import drawn
-from conftest import PlanRun
+from conftest import PlanRun, Sdwn
 
 IRISH, CAIRN, PEMBROKE = "n02093991", "n02096177", "n02113023"
 
@@ -150,6 +153,49 @@ def test_predictions_of_another_release_are_refused(released: Any, tmp_path: Pat
     shutil.copy(theirs.evaluation, ours.evaluation)
     with pytest.raises(IntegrityError, match="of another release than this one"):
         open_sides([str(tmp_path / "plain")])
+
+
+def test_the_command_writes_page_tables_and_figures(
+    sdwn: Sdwn, released: Any, tmp_path: Path
+) -> None:
+    released("plain", lambda wnid: 0.5)
+    released("guided", better, generation={"guidance_scale": 3.0})
+    found = sdwn.json("compare", "plain", "guided", "--out", "out")
+    assert found["pairs"][0]["verdict"].startswith("guided is recognised more often than plain: +")
+    assert found["settings"] == [{"setting": "generation.guidance_scale", "values": [7.5, 3.0]}]
+    out = tmp_path / "out"
+    assert json.loads((out / "comparison.json").read_text())["classes_in_common"] == 28
+    with (out / "classes.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == 28
+    assert rows[0]["images plain"] == "5"
+    with (out / "groups.csv").open() as lines:
+        dogs = next(row for row in csv.DictReader(lines) if row["name"] == "dogs")
+    assert float(dogs["mean"]) == pytest.approx(found["pairs"][0]["rate"]["mean"])
+    for name in ("histogram", "groups", "classes-0"):
+        assert Image.open(out / f"figures/{name}.png").width > 500
+        assert (out / f"figures/{name}.svg").read_text().startswith("<?xml")
+    page = (out / "comparison.html").read_text()
+    assert "guided is recognised more often than plain" in page
+    assert "generation.guidance_scale" in page
+
+    text = sdwn("compare", "plain", "short=guided", "--out", "out").stdout
+    assert "verdict 1" in text
+    assert "short is recognised more often" in text
+    refused = sdwn("compare", "plain", "guided", "--out", "plain/compared", code=2)
+    assert "it lies in" in refused.stderr
+
+
+def test_hostile_names_stay_text(released: Any, tmp_path: Path, wordnet: WordNet) -> None:
+    released("plain", lambda wnid: 0.5)
+    released("other", better, seed=1)
+    name = "</script><script>alert(1)</script><b>$x$"
+    sides = open_sides([str(tmp_path / "plain"), f"{name}={tmp_path / 'other'}"])
+    paths = ComparisonPaths(tmp_path / "out")
+    write_comparison(compare(sides, Taxonomy(wordnet)), sides, paths)
+    page = paths.page.read_text()
+    assert "alert(1)" in page
+    assert "<script>alert" not in page
 
 
 def test_names_are_the_folders_or_the_users_own(released: Any, tmp_path: Path) -> None:

@@ -55,13 +55,18 @@ def verdict(pair: Mapping[str, Any]) -> str:
     rate, first, second = pair["rate"], pair["first"], pair["second"]
     if rate["interval"] is None:
         return f"{first} and {second} have one class in common, of which nothing follows"
-    change, low, high = (f"{100 * end:+.1f}" for end in (rate["mean"], *rate["interval"]))
+    change, low, high = (_points(end) for end in (rate["mean"], *rate["interval"]))
     chance = f"p = {rate['p_value']:.3f}" if rate["p_value"] >= 0.001 else "p < 0.001"
     told = f"{change} percentage points ({low} to {high}, {chance})"
     if rate["p_value"] > LEVEL:
         return f"{first} and {second} cannot be told apart by how often they are recognised: {told}"
     how = "more" if rate["mean"] > 0 else "less"
     return f"{second} is recognised {how} often than {first}: {told}"
+
+
+def _points(share: float) -> str:
+    # What is rounded to nothing has no sign.
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
 def page(comparison: Mapping[str, Any], sides: Sequence[Side]) -> str:
