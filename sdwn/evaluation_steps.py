@@ -82,7 +82,7 @@ def evaluate_by_tasks(
         elif missing(work, judging) or live_jobs(work):
             return _submitted(work, judging, profile)
     with terminal.working("figures"):
-        return finish(opened, work, judging)
+        return finish(opened, work, judging, terminal.say)
 
 
 def _require_plain(work: RunPaths) -> None:
