@@ -36,7 +36,7 @@ def release(preset: str, folder: Path) -> Callable[[], Iterator[Any]]:
     opened = sdwn.Release(folder / "release")
 
     def batches() -> Iterator[Any]:
-        images = prepared(opened, classifier.prepare, WORKERS, ahead=2 * BATCH)
+        images = prepared(opened, classifier.prepare, WORKERS, ahead=BATCH)
         while chunk := list(itertools.islice(images, BATCH)):
             pixels = np.stack([pixels for _, pixels in chunk])
             yield classifier.normalise(torch.from_numpy(pixels))

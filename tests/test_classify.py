@@ -242,7 +242,7 @@ def test_images_are_prepared_as_timm_does(name, changes):
 
 
 @pytest.mark.parametrize("size", [(512, 512), (1024, 512), (768, 1280), (256, 300), (500, 500)])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
 def test_a_crop_taken_before_resizing_changes_no_pixel(lite, size, interpolation):
     image = photograph("coffee").resize(size)
     preprocessing = lite.preprocessing | {"interpolation": interpolation}
