@@ -23,6 +23,7 @@ from sdwn.evaluation.checkpoint import convert_torchvision_vit, read_checkpoint
 from sdwn.evaluation.classes import SIZES, class_list
 from sdwn.evaluation.classify import Classifier, Logits, load_classifier
 from sdwn.evaluation.presets import empty_network
+from sdwn.evaluation.resizing import Resizing
 from sklearn.datasets import load_sample_image
 
 torch.manual_seed(0)
@@ -238,6 +239,16 @@ def test_images_are_prepared_as_timm_does(name, changes):
     assert pixels.dtype == np.uint8
     found = classifier.normalise(torch.from_numpy(pixels[None].copy()))[0]
     torch.testing.assert_close(found, timms(classifier)(image), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(512, 512), (1024, 512), (768, 1280), (256, 300), (500, 500)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
+def test_a_crop_taken_before_resizing_changes_no_pixel(lite, size, interpolation):
+    image = photograph("coffee").resize(size)
+    preprocessing = lite.preprocessing | {"interpolation": interpolation}
+    transform = timm.data.create_transform(**preprocessing, is_training=False, use_prefetcher=True)
+    expected = np.asarray(transform(image)).transpose(1, 2, 0)
+    np.testing.assert_array_equal(Resizing(transform)(image), expected)
 
 
 def test_half_precision_rounds_only_at_the_end(tiny, checkpoint):

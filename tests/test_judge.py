@@ -77,8 +77,10 @@ class Small(torch.nn.Module):
 # What is judged
 
 
-@pytest.mark.parametrize("classes", [1000, 21841])
-@pytest.mark.parametrize(("batch", "workers"), [(1, 0), (7, 2), (BatchSize(500, "a test"), 3)])
+@pytest.mark.parametrize(
+    ("classes", "batch", "workers"),
+    [(1000, 1, 0), (1000, 7, 2), (1000, BatchSize(500, "a test"), 3), (21841, 7, 2)],
+)
 def test_each_image_is_judged_once_in_order_whatever_the_batch(
     taxonomy, release, classes, batch, workers
 ):
