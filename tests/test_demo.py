@@ -46,7 +46,7 @@ def test_again_does_only_what_is_missing(demo: tuple[Sdwn, dict[str, Any]]) -> N
     root = sdwn.folder / "run"
     evaluation = (sdwn.folder / found["path"]).parent
     # Of predictions everything else follows, in a second or two.
-    anew = {*evaluation.iterdir()} - {evaluation / "predictions.parquet"}
+    anew = {*evaluation.rglob("*")} - {evaluation / "predictions.parquet"}
     kept = [path for path in root.rglob("*") if path.is_file() and path not in anew]
     before = {path: path.stat().st_mtime_ns for path in kept}
     assert sdwn.json("run", "demo", "run", *SMALL) == found
