@@ -192,9 +192,9 @@ def timed(action: Callable[[Path], None]) -> Callable[[Path], float]:
     return measure
 
 
-def script(file: str, name: str, folder: object) -> dict[str, float]:
+def script(file: str, *arguments: object) -> dict[str, float]:
     """Run one of a neighbour's in a process of its own, and read what it prints."""
-    command = [PYTHON, str(Path(__file__).with_name(file)), name, str(folder)]
+    command = [PYTHON, str(Path(__file__).with_name(file)), *map(str, arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -209,6 +209,11 @@ def generation(name: str, figure: str = "seconds") -> Callable[[Path], float]:
 
 def reading(name: str) -> Callable[[Path], float]:
     return lambda folder: script("reading.py", name, folder / "reading")["images_per_second"]
+
+
+def loading(side: str, preset: str) -> Callable[[Path], float]:
+    """Measure judging's input side, for the images of a preset's model."""
+    return lambda folder: script("input.py", side, preset, folder / "reading")["images_per_second"]
 
 
 SERIAL = "a loop that saves PNG files"
@@ -243,6 +248,20 @@ ROWS = {
         ">= 1.3",
         reading("release"),
         reading("png"),
+    ),
+    "input": Row(
+        "input of efficientnet-lite0, images/s",
+        "timm's loader, a folder of PNG files",
+        ">= 1.3",
+        loading("release", "efficientnet-lite0"),
+        loading("timm", "efficientnet-lite0"),
+    ),
+    "input-paper": Row(
+        "input of the paper's ViT, 518x518, images/s",
+        "timm's loader, a folder of PNG files",
+        ">= 1.3",
+        loading("release", "paper"),
+        loading("timm", "paper"),
     ),
     "busy": Row(
         "a model paced like an H100, s",
@@ -319,7 +338,7 @@ def prepare(folder: Path, names: set[str]) -> None:
         make_shards(folder / "many", shards=80, size=40_000)
     if "status" in names:
         make_finished(folder / "finished")
-    if "read" in names:
+    if names & {"read", "input", "input-paper"}:
         (folder / "reading").mkdir()
         run(PYTHON, Path(__file__).with_name("reading.py"), "make", folder / "reading")
 

@@ -455,6 +455,9 @@ def evaluate(
         str | None,
         typer.Option(help="File of named WordNet subtrees, or a shipped one's name."),
     ] = None,
+    embedding: Annotated[
+        Path | None, typer.Option(help="Text file of word vectors for the map, as GloVe's.")
+    ] = None,
     profile: Annotated[
         str | None, typer.Option(help="Judge by array tasks under this profile; default: here.")
     ] = None,
@@ -467,7 +470,8 @@ def evaluate(
 
     if profile is None and (site.keys() - {"batch_size"} or wait):
         raise typer.BadParameter("--wait and the profile's options need --profile")
-    default = EvaluationConfig(images="all" if all_ else "imagenet", groups=groups)
+    images: Literal["imagenet", "all"] = "all" if all_ else "imagenet"
+    default = EvaluationConfig(images=images, groups=groups, embedding=embedding)
     chosen = evaluation_steps.classifier(default, model, checkpoint)
     if profile is None:
         found = evaluation_steps.evaluate_release(release, chosen, site.get("batch_size"))

@@ -77,12 +77,14 @@ def evaluate_by_tasks(
     _require_plain(work)
     if not is_judged(opened, work, judging, terminal.say):
         require_possible(chosen)
+        if profile.executor == "slurm" and not profile.asks_for_gpu:
+            terminal.say("the profile asks for no GPU: its tasks judge on CPUs")
         if options.wait:
             complete_run(work, judging, profile, options.retries)
         elif missing(work, judging) or live_jobs(work):
             return _submitted(work, judging, profile)
     with terminal.working("figures"):
-        return finish(opened, work, judging)
+        return finish(opened, work, judging, terminal.say)
 
 
 def _require_plain(work: RunPaths) -> None:

@@ -46,7 +46,7 @@ def test_again_does_only_what_is_missing(demo: tuple[Sdwn, dict[str, Any]]) -> N
     root = sdwn.folder / "run"
     evaluation = (sdwn.folder / found["path"]).parent
     # Of predictions everything else follows, in a second or two.
-    anew = {*evaluation.iterdir()} - {evaluation / "predictions.parquet"}
+    anew = {*evaluation.rglob("*")} - {evaluation / "predictions.parquet"}
     kept = [path for path in root.rglob("*") if path.is_file() and path not in anew]
     before = {path: path.stat().st_mtime_ns for path in kept}
     assert sdwn.json("run", "demo", "run", *SMALL) == found
@@ -152,7 +152,13 @@ def test_a_release_without_imagenet_classes_is_refused(sdwn: Sdwn, tmp_path: Pat
     sdwn("merge", "run", "--release", "out")
     refused = sdwn("evaluate", "out", "--model", "efficientnet-lite0", code=1)
     assert "none of its synsets is an ImageNet-1k class" in refused.stderr
+    assert "with --all" in refused.stderr
     assert "not evaluated yet; run: sdwn evaluate" in sdwn("report", "out", code=1).stderr
+    found = sdwn.json("evaluate", "out", "--model", "efficientnet-lite0", "--all")
+    assert (found["images"], found["classes"], found["top1_percent"]) == (0, 0, None)
+    record = json.loads((sdwn.folder / found["path"]).read_text())
+    assert record["images_judged"] == 10
+    assert record["wordnet"]["nearest"]["images"] == 10, "by what lies near"
 
 
 def test_an_evaluation_of_another_release_is_not_reported(

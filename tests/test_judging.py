@@ -374,26 +374,6 @@ def test_wrong_use_is_said_in_one_line(
     ]
 
 
-def test_tasks_of_this_machine_judge_and_the_same_command_concludes(
-    sdwn: Sdwn, release: Release, checkpoint: Path
-) -> None:
-    command = ("evaluate", release.paths.root, "--model", "test_vit", "--checkpoint", checkpoint)
-    tasks = ("--profile", "local", "--array-parallelism", "1")
-    submitted = sdwn.json(*command, *tasks)
-    assert (submitted["submitted"], submitted["shards"]) == (1, 4)
-    refused = sdwn(*command, code=1).stderr
-    assert "1 tasks are live that judge this; follow them with: sdwn evaluate" in refused
-    found = sdwn.json(*command, *tasks, "--wait")
-    assert found["images"] == 15
-    work = release.paths.evaluation(found["evaluation"]).work
-    assert not work.shards.exists(), "they are merged"
-    status = sdwn.json("status", work.root)
-    assert (status["images_done"], status["shards_done"], status["shards_missing"]) == (15, 4, 0)
-    (record,) = map(json.loads, (path.read_text() for path in work.tasks.glob("*.json")))
-    assert (record["total"], record["done"], record["ended"]) == (15, 15, True)
-    assert sdwn.json(*command, *tasks)["path"] == found["path"], "nothing is submitted again"
-
-
 # On a real SLURM
 
 
@@ -449,7 +429,17 @@ def test_cancel_ends_all_jobs_of_a_judging_and_waiting_goes_on(
     moved = sdwn.json(*command, "--profile", held)
     assert (moved["submitted"], moved["live"]) == (0, 4)
     assert moved["then"] == submitted["then"], "it waits there already"
+    refused = sdwn(*command, code=1).stderr
+    assert "tasks are live that judge this; follow them with: sdwn evaluate" in refused
     cancelled = sdwn.json("cancel", submitted["work"])["job_ids"]
     assert {*cancelled} == {*submitted["job_ids"], *submitted["then"].values()}
     found = sdwn.json(*command, "--profile", site, "--wait", "--shards-per-task", "4")
     assert found["images"] == 15
+    work = RunPaths(Path(submitted["work"]))
+    assert not work.shards.exists(), "they are merged"
+    status = sdwn.json("status", work.root)
+    assert (status["images_done"], status["shards_done"], status["shards_missing"]) == (15, 4, 0)
+    (record,) = (json.loads(path.read_text()) for path in work.tasks.glob("*.json"))
+    assert (record["total"], record["done"], record["ended"]) == (15, 15, True)
+    again = sdwn.json(*command, "--profile", site)
+    assert again == found, "nothing is submitted again"

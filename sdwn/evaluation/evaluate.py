@@ -51,7 +51,7 @@ def conclude(
     All of it is computed and written anew: that takes seconds, and the groups may have changed.
 
     Raises:
-        SdwnError: no image is of an ImageNet-1k class, or the file of groups is wrong.
+        SdwnError: the file of groups is wrong.
     """
     found = _find_out(predictions, classifier_record, chosen)
     record = {
@@ -76,16 +76,20 @@ def _find_out(
     return _Found(
         taxonomy=taxonomy,
         groups=read_groups(chosen.groups, taxonomy.wordnet),
-        figures=metrics.evaluate(
-            labelled["wnid"].to_pylist(),
-            labelled["number"].to_numpy(),
-            labelled["status"].to_pylist(),
-            labelled["label_rank"].to_numpy(),
-        ),
+        figures=_figures(labelled) if len(labelled) else metrics.nothing(),
         confusions=confusions(labelled),
         scores=score(
             predictions, taxonomy, classifier_wnids(classifier_record.get("classes", CLASSES))
         ),
+    )
+
+
+def _figures(labelled: pa.Table) -> metrics.Evaluation:
+    return metrics.evaluate(
+        labelled["wnid"].to_pylist(),
+        labelled["number"].to_numpy(),
+        labelled["status"].to_pylist(),
+        labelled["label_rank"].to_numpy(),
     )
 
 

@@ -53,7 +53,7 @@ def carry_out(
             advance(judging.images)
         else:
             _judge_here(release, work, judging, advance)
-        return finish(release, work, judging)
+        return _finish(release, work, judging)
 
 
 def is_judged(release: Release, work: RunPaths, judging: Judging, tell: Tell) -> bool:
@@ -94,12 +94,17 @@ def _judge_here(release: Release, work: RunPaths, judging: Judging, advance: Adv
         judge_shards(work, release, judging, todo, advance)
 
 
-def finish(release: Release, work: RunPaths, judging: Judging) -> dict[str, Any]:
+def finish(release: Release, work: RunPaths, judging: Judging, tell: Tell) -> dict[str, Any]:
     """Merge what is judged, unless it is merged already, and write the figures.
 
     Raises:
         IntegrityError: something is missing, damaged or foreign; each is named.
     """
+    with alone(work, tell):
+        return _finish(release, work, judging)
+
+
+def _finish(release: Release, work: RunPaths, judging: Judging) -> dict[str, Any]:
     from sdwn.evaluation.evaluate import conclude
 
     paths = evaluation_of(work)
@@ -132,4 +137,4 @@ def conclude_work(work: Path, _: Iterable[int]) -> None:
     """
     paths = work_paths(work)
     release, judging = open_planned(paths)
-    log.info("evaluated: %s", json.dumps(finish(release, paths, judging)))
+    log.info("evaluated: %s", json.dumps(finish(release, paths, judging, log.info)))

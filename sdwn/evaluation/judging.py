@@ -134,7 +134,7 @@ def plan_judging(release: Release, chosen: EvaluationConfig) -> Judging:
         SdwnError: it has no such images.
         UsageError: there is no such checkpoint.
     """
-    chosen, weights = _with_absolute_groups(chosen), None
+    chosen, weights = _with_absolute_paths(chosen), None
     if chosen.checkpoint is not None:
         if not chosen.checkpoint.is_file():
             raise UsageError(f"{chosen.checkpoint}: no such checkpoint file")
@@ -154,11 +154,17 @@ def plan_judging(release: Release, chosen: EvaluationConfig) -> Judging:
     return replace(planned, images=images, images_per_shard=IMAGES_PER_SHARD)
 
 
-def _with_absolute_groups(chosen: EvaluationConfig) -> EvaluationConfig:
-    # A task may start elsewhere; what is no file here is a shipped one's name.
-    if chosen.groups is None or not Path(chosen.groups).is_file():
-        return chosen
-    return chosen.model_copy(update={"groups": str(Path(chosen.groups).absolute())})
+def _with_absolute_paths(chosen: EvaluationConfig) -> EvaluationConfig:
+    """Make what the figures are made with findable by a task, which may start elsewhere."""
+    groups, embedding = chosen.groups, chosen.embedding
+    if embedding is not None and not embedding.is_file():
+        raise UsageError(f"{embedding}: no such file of word vectors")
+    # What is no file here is the name of shipped groups.
+    if groups is not None and Path(groups).is_file():
+        groups = str(Path(groups).absolute())
+    return chosen.model_copy(
+        update={"groups": groups, "embedding": embedding and embedding.absolute()}
+    )
 
 
 def open_judging(release: Release, chosen: EvaluationConfig) -> tuple[RunPaths, Judging]:

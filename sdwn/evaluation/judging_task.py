@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -75,6 +74,12 @@ class Judge:
     batch: BatchSize
     workers: int
 
+    @property
+    def batch_now(self) -> BatchSize:
+        """Its batches as they are since memory ran out, if it did."""
+        most = self.classifier.most or self.batch.images
+        return replace(self.batch, images=min(most, self.batch.images))
+
     def source(self, judging: Judging, shard: Shard) -> Source:
         """Describe a shard that it has judged."""
         record = self.classifier.record
@@ -86,7 +91,7 @@ class Judge:
             start=shard.start,
             stop=shard.stop,
             classifier=record,
-            judged_on=[{**kind, "batch_size": self.batch.images, "images": images}],
+            judged_on=[{**kind, "batch_size": self.batch_now.images, "images": images}],
         )
 
 
@@ -96,7 +101,9 @@ def load_judge(release: Release, judging: Judging) -> Judge:
     Raises:
         SdwnError: it cannot be had, or the checkpoint is another one by now.
     """
+    from sdwn.evaluation.batching import choose_batch
     from sdwn.evaluation.classify import load_classifier
+    from sdwn.evaluation.loading import cpus
     from sdwn.wordnet import shared_wordnet
 
     chosen = judging.chosen
@@ -109,30 +116,22 @@ def load_judge(release: Release, judging: Judging) -> Judge:
         )
     wnids = judged_images(release, judging).metadata["wnid"].unique().to_pylist()
     found = scopes(Taxonomy(shared_wordnet()), wnids, classifier.classes)
-    return Judge(classifier, found, _batch(classifier), _workers())
-
-
-def _batch(classifier: Any) -> BatchSize:
-    if (size := asked()) is not None:
-        return BatchSize(size, "as the command line or the site asks")
-    return BatchSize(32, "default")
-
-
-def _workers() -> int:
-    return max(1, len(os.sched_getaffinity(0)) - 1)
+    return Judge(classifier, found, choose_batch(classifier, asked()), cpus())
 
 
 def _judged(judge: Judge, images: Release, meter: Meter, advance: Advance) -> pa.Table:
+    from sdwn.device import Device
     from sdwn.evaluation.judge import judged
 
-    tables, began = [], time.monotonic()
-    batches = judged(images, judge.classifier, judge.scopes, judge.batch.images, judge.workers)
-    for table in batches:
+    tables, began, device = [], time.monotonic(), Device()
+    for table in judged(images, judge.classifier, judge.scopes, judge.batch, judge.workers):
         tables.append(table)
-        now_, count = time.monotonic(), len(table)
-        meter.sampled(count, now_ - began, 0)
-        began = now_
-        advance(count)
+        ended = time.monotonic()
+        meter.sampled(len(table), ended - began, device.peak_bytes)
+        began = ended
+        if judge.batch_now.images < meter.record.batch_size:
+            meter.lowered(judge.batch_now)
+        advance(len(table))
     return pa.concat_tables(tables)
 
 

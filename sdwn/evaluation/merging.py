@@ -10,7 +10,8 @@ import pyarrow as pa
 from sdwn.errors import IntegrityError
 from sdwn.evaluation.judging import Judging, judged_images
 from sdwn.evaluation.predictions import Predictions, Source, disagreements, read_predictions
-from sdwn.files import EvaluationPaths, RunPaths, file_sha256, read_json
+from sdwn.evaluation.record import read_evaluation
+from sdwn.files import EvaluationPaths, RunPaths, file_sha256
 from sdwn.plan import Shard
 from sdwn.release import Release
 
@@ -130,7 +131,7 @@ def evaluation_problems(release: Release) -> Iterator[str]:
     for record in sorted(release.paths.evaluations.glob("*/evaluation.json")):
         paths = release.paths.evaluation(record.parent.name)
         try:
-            yield from _evaluation_problems(release, paths, read_json(record))
+            yield from _evaluation_problems(release, paths, read_evaluation(paths))
         except IntegrityError as error:
             yield str(error)
 
@@ -138,15 +139,15 @@ def evaluation_problems(release: Release) -> Iterator[str]:
 def _evaluation_problems(
     release: Release, paths: EvaluationPaths, record: Mapping[str, Any]
 ) -> Iterator[str]:
-    if record.get("release") != release.digest:
+    if record["release"] != release.digest:
         yield f"{paths.evaluation}: of another release; {_again(release)}"
     elif not paths.predictions.is_file():
         yield f"{paths.predictions}: missing; {_again(release)}"
-    elif file_sha256(paths.predictions) != record.get("predictions_sha256"):
+    elif file_sha256(paths.predictions) != record["predictions_sha256"]:
         yield f"{paths.predictions}: changed (its SHA-256 is not the recorded one)"
     else:
         found = read_predictions(paths.predictions)
-        images = release.subset(imagenet=True) if record.get("selection") != "all" else release
+        images = release.subset(imagenet=True) if record["selection"] == "imagenet" else release
         differ = disagreements(found.table, images.metadata)
         yield from (f"{paths.predictions}: {problem}" for problem in differ)
 

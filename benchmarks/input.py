@@ -1,0 +1,72 @@
+"""What `make bench` measures of judging's input side: a release against timm's own loader.
+
+``python benchmarks/input.py SIDE PRESET FOLDER`` reads, decodes, resizes, crops and normalises
+all images that ``reading.py make FOLDER`` wrote, as the preset's model wants them, in batches and
+on all CPUs, and prints how many a second. SIDE is ``release``, or ``timm``: its dataset and
+loader over the folder of PNG files. What starts is started before: the second of two passes counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+BATCH = 32
+WORKERS = len(os.sched_getaffinity(0))
+
+
+def release(preset: str, folder: Path) -> Callable[[], Iterator[Any]]:
+    import numpy as np
+    import sdwn
+    import timm
+    import torch
+    from sdwn.evaluation.classify import Classifier
+    from sdwn.evaluation.loading import prepared
+    from sdwn.evaluation.presets import PRESETS
+
+    # Its network is not run; any will do.
+    network = timm.create_model("test_resnet", num_classes=1000)
+    classifier = Classifier(preset, network, PRESETS[preset].preprocessing, {})
+    opened = sdwn.Release(folder / "release")
+
+    def batches() -> Iterator[Any]:
+        images = prepared(opened, classifier.prepare, WORKERS, ahead=BATCH)
+        while chunk := list(itertools.islice(images, BATCH)):
+            pixels = np.stack([pixels for _, pixels in chunk])
+            yield classifier.normalise(torch.from_numpy(pixels))
+
+    return batches
+
+
+def timms(preset: str, folder: Path) -> Callable[[], Iterator[Any]]:
+    import timm.data
+    import torch
+    from sdwn.evaluation.presets import PRESETS
+
+    loader = timm.data.create_loader(
+        timm.data.create_dataset("", root=str(folder / "png")),
+        **PRESETS[preset].preprocessing,
+        batch_size=BATCH,
+        num_workers=WORKERS,
+        device=torch.device("cpu"),
+    )
+    return lambda: (images for images, _ in loader)
+
+
+def main(side: str, preset: str, folder: str) -> None:
+    batches = {"release": release, "timm": timms}[side](preset, Path(folder))
+    for _ in range(2):
+        began = time.perf_counter()
+        images = sum(len(batch) for batch in batches())
+        found = images / (time.perf_counter() - began)
+    print(json.dumps({"images_per_second": found, "images": images}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
