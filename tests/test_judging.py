@@ -33,6 +33,7 @@ from sdwn.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
+from sdwn.evaluation_steps import targets
 from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.merge import merge
 from sdwn.release import Release
@@ -372,6 +373,22 @@ def test_wrong_use_is_said_in_one_line(
     assert json.loads(Path(found["path"]).read_text())["classifier"]["judged_on"] == [
         {"device": "cpu", "dtype": "float32", "batch_size": 7, "images": 15}
     ]
+
+
+def test_tasks_ask_for_a_gpu_and_for_shards_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text(
+        "{partition: main, gres: 'gpu:a100:4', shards_per_task: 3, batch_size: 10, "
+        "stages: {evaluate: {partition: quick}, report: {partition: cpu}}}"
+    )
+    sites = targets(str(path), {})
+    assert (sites.judging.gres, sites.judging.partition) == ("gpu:a100:1", "quick")
+    assert (sites.judging.shards_per_task, sites.judging.batch_size) == (8, None)
+    assert (sites.concluding.gres, sites.concluding.partition) == (None, "cpu")
+    flags = {"partition": "night", "shards_per_task": "2", "batch_size": "64"}
+    asked = targets(str(path), flags)
+    assert (asked.judging.partition, asked.concluding.partition) == ("night", "cpu")
+    assert (asked.judging.shards_per_task, asked.judging.batch_size) == (2, 64)
 
 
 # On a real SLURM
