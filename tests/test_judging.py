@@ -35,7 +35,9 @@ from sdwn.evaluation.predictions import (
 )
 from sdwn.evaluation_steps import targets
 from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
+from sdwn.journal import intend, settle
 from sdwn.merge import merge
+from sdwn.profiles import ClusterProfile
 from sdwn.release import Release
 from sdwn.task import ArrayTask
 from sdwn.verify import verify
@@ -219,6 +221,17 @@ def test_verify_names_predictions_that_were_changed(
     assert problem.startswith(f"evaluations/{name}/predictions.parquet: missing; evaluate again")
 
 
+def test_tasks_of_a_slurm_that_is_not_here_are_not_taken_for_ended(
+    release: Release, tiny: EvaluationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    work, planned = open_judging(release, tiny)
+    task = ArrayTask("judge", str(work.root), (0,), planned.digest)
+    settle(work, intend(work, [task], ClusterProfile(executor="slurm")), ["7"])
+    with pytest.raises(SdwnError, match=r"SLURM does not say .* rm -r .*/work"):
+        evaluate(release, tiny)
+
+
 def test_a_release_that_changed_since_is_judged_anew(
     make_release: MakeRelease, everything: EvaluationConfig
 ) -> None:
@@ -280,7 +293,7 @@ def test_shards_of_other_weights_or_settings_are_refused(release: Release, judge
     other = {**found.source.classifier, "mean": [0]}
     changed(work.shard(2), lambda table: table, classifier=other)
     with pytest.raises(
-        IntegrityError, match=r"00002\.parquet: judged with another mean than shard"
+        IntegrityError, match=r"00002\.parquet: judged with another mean than the shards"
     ):
         merged(release, work, planned)
 
