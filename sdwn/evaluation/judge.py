@@ -43,7 +43,7 @@ def judged(
     """
     size = batch if isinstance(batch, int) else batch.images
     log.info("%s", batch if isinstance(batch, BatchSize) else BatchSize(batch, "as asked"))
-    ready = prepared(release, classifier.prepare, workers, ahead=size)
+    ready = prepared(release, classifier.prepare, workers, ahead=2 * size)
     before: _Started | None = None
     for started in _started(classifier, _chunks(classifier, ready, size)):
         if before is not None:
