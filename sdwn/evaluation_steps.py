@@ -129,7 +129,7 @@ def _submitted(work: RunPaths, judging: Judging, sites: Targets) -> dict[str, An
     }
     if sites.judging.executor == "slurm" and not remaining:
         found["then"] = _concluded(work, judging, sites.concluding, bool(jobs))
-    _say_how_it_ends(found, work, judging)
+    _say_how_it_ends(found, work)
     return found
 
 
@@ -159,7 +159,7 @@ def _concluded(
             return {}
 
 
-def _say_how_it_ends(found: dict[str, Any], work: RunPaths, judging: Judging) -> None:
+def _say_how_it_ends(found: dict[str, Any], work: RunPaths) -> None:
     again = "run the same command again"
     if found["remaining"]:
         terminal.say(
