@@ -102,10 +102,12 @@ def submit_chain(
 def submit_conclusion(paths: RunPaths, judging: Dealt, profile: ClusterProfile, tell: Tell) -> Job:
     """Submit what writes an evaluation's figures, behind all live tasks that judge.
 
+    ``profile`` is what that job asks for.
+
     Raises:
         SdwnError: SLURM takes no more jobs, or does not answer.
     """
-    site = _behind(stage_profile(profile, "report"), _live_before(paths, tell), "afterany")
+    site = _behind(profile, _live_before(paths, tell), "afterany")
     return _submit_later(paths, judging, "conclude", site, tell)
 
 

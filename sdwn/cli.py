@@ -477,8 +477,8 @@ def evaluate(
         found = evaluation_steps.evaluate_release(release, chosen, site.get("batch_size"))
     else:
         options = steps.SubmitOptions(wait, retries)
-        target = evaluation_steps.judging_profile(profile, site)
-        found = evaluation_steps.evaluate_by_tasks(release, chosen, target, options)
+        sites = evaluation_steps.targets(profile, site)
+        found = evaluation_steps.evaluate_by_tasks(release, chosen, sites, options)
     terminal.result(found, as_json)
 
 

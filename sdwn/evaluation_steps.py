@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,18 +31,27 @@ def classifier(
     return default
 
 
-def judging_profile(name: str, site: dict[str, str]) -> ClusterProfile:
-    """Read a profile as it is for judging, with flags in the place of its fields."""
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """A site's profile as tasks that judge ask for it, and as the job that concludes does."""
+
+    judging: ClusterProfile
+    concluding: ClusterProfile
+
+
+def targets(name: str, site: dict[str, str]) -> Targets:
+    """Read a profile for an evaluation, with flags in the place of its fields.
+
+    What its ``stages`` say of ``evaluate`` is for the tasks, of ``report`` for what concludes.
+    """
     from sdwn.profiles import load_profile, overridden, stage_profile
 
-    profile = load_profile(name)
-    staged = stage_profile(profile, "evaluate")
-    asked = profile.stages.get("evaluate", {})
-    own = {"shards_per_task": asked.get("shards_per_task", SHARDS_PER_TASK), **site}
-    # What follows the judging asks for what the profile says of a report.
-    fields = staged.model_dump(mode="json", exclude_defaults=True)
-    stages = {stage: fields for stage, fields in profile.stages.items() if stage != "evaluate"}
-    return overridden({**fields, "stages": stages}, own, source=f"profile {name} to evaluate")
+    profile = load_profile(name, site)
+    staged = stage_profile(profile, "evaluate").model_dump(mode="json", exclude_defaults=True)
+    fields = {"shards_per_task": SHARDS_PER_TASK, **staged}
+    # A flag is for the tasks, whatever the profile says of them.
+    judging = overridden(fields, site, source=f"profile {name} to evaluate")
+    return Targets(judging, stage_profile(profile, "report"))
 
 
 def evaluate_release(
@@ -64,7 +74,7 @@ def evaluate_release(
 
 
 def evaluate_by_tasks(
-    release: Path, chosen: EvaluationConfig, profile: ClusterProfile, options: SubmitOptions
+    release: Path, chosen: EvaluationConfig, sites: Targets, options: SubmitOptions
 ) -> dict[str, Any]:
     """Judge a release by array tasks; write the figures, or have them written behind those."""
     from sdwn.evaluation.evaluating import finish, is_judged, require_possible
@@ -77,12 +87,12 @@ def evaluate_by_tasks(
     _require_plain(work)
     if not is_judged(opened, work, judging, terminal.say):
         require_possible(chosen)
-        if profile.executor == "slurm" and not profile.asks_for_gpu:
+        if sites.judging.executor == "slurm" and not sites.judging.asks_for_gpu:
             terminal.say("the profile asks for no GPU: its tasks judge on CPUs")
         if options.wait:
-            complete_run(work, judging, profile, options.retries)
+            complete_run(work, judging, sites.judging, options.retries)
         elif missing(work, judging) or live_jobs(work):
-            return _submitted(work, judging, profile)
+            return _submitted(work, judging, sites)
     with terminal.working("figures"):
         return finish(opened, work, judging, terminal.say)
 
@@ -95,7 +105,7 @@ def _require_plain(work: RunPaths) -> None:
         )
 
 
-def _submitted(work: RunPaths, judging: Judging, profile: ClusterProfile) -> dict[str, Any]:
+def _submitted(work: RunPaths, judging: Judging, sites: Targets) -> dict[str, Any]:
     """Submit what is neither finished nor live, and what follows; say how all of it stands."""
     from sdwn.joblogs import failure
     from sdwn.live import failed, live_jobs
@@ -104,7 +114,7 @@ def _submitted(work: RunPaths, judging: Judging, profile: ClusterProfile) -> dic
     if changed := changed_code(work):
         terminal.say(changed)
     lost = {index: failure(work, index) for index in failed(work, judging)[:FAILURES_SHOWN]}
-    jobs, remaining = submit_once(work, judging, profile, terminal.say)
+    jobs, remaining = submit_once(work, judging, sites.judging, terminal.say)
     live = live_jobs(work)
     found: dict[str, Any] = {
         "evaluation": judging.name,
@@ -117,9 +127,9 @@ def _submitted(work: RunPaths, judging: Judging, profile: ClusterProfile) -> dic
         "job_ids": [job.id for job in jobs],
         "work": str(work.root),
     }
-    if profile.executor == "slurm" and not remaining:
-        found["then"] = _concluded(work, judging, profile, bool(jobs))
-    _say_how_it_ends(found, work, judging)
+    if sites.judging.executor == "slurm" and not remaining:
+        found["then"] = _concluded(work, judging, sites.concluding, bool(jobs))
+    _say_how_it_ends(found, work)
     return found
 
 
@@ -149,7 +159,7 @@ def _concluded(
             return {}
 
 
-def _say_how_it_ends(found: dict[str, Any], work: RunPaths, judging: Judging) -> None:
+def _say_how_it_ends(found: dict[str, Any], work: RunPaths) -> None:
     again = "run the same command again"
     if found["remaining"]:
         terminal.say(

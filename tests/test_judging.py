@@ -33,8 +33,11 @@ from sdwn.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
+from sdwn.evaluation_steps import targets
 from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
+from sdwn.journal import intend, settle
 from sdwn.merge import merge
+from sdwn.profiles import ClusterProfile
 from sdwn.release import Release
 from sdwn.task import ArrayTask
 from sdwn.verify import verify
@@ -218,6 +221,17 @@ def test_verify_names_predictions_that_were_changed(
     assert problem.startswith(f"evaluations/{name}/predictions.parquet: missing; evaluate again")
 
 
+def test_tasks_of_a_slurm_that_is_not_here_are_not_taken_for_ended(
+    release: Release, tiny: EvaluationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    work, planned = open_judging(release, tiny)
+    task = ArrayTask("judge", str(work.root), (0,), planned.digest)
+    settle(work, intend(work, [task], ClusterProfile(executor="slurm")), ["7"])
+    with pytest.raises(SdwnError, match=r"SLURM does not say .* rm -r .*/work"):
+        evaluate(release, tiny)
+
+
 def test_a_release_that_changed_since_is_judged_anew(
     make_release: MakeRelease, everything: EvaluationConfig
 ) -> None:
@@ -279,7 +293,7 @@ def test_shards_of_other_weights_or_settings_are_refused(release: Release, judge
     other = {**found.source.classifier, "mean": [0]}
     changed(work.shard(2), lambda table: table, classifier=other)
     with pytest.raises(
-        IntegrityError, match=r"00002\.parquet: judged with another mean than shard"
+        IntegrityError, match=r"00002\.parquet: judged with another mean than the shards"
     ):
         merged(release, work, planned)
 
@@ -372,6 +386,22 @@ def test_wrong_use_is_said_in_one_line(
     assert json.loads(Path(found["path"]).read_text())["classifier"]["judged_on"] == [
         {"device": "cpu", "dtype": "float32", "batch_size": 7, "images": 15}
     ]
+
+
+def test_tasks_ask_for_a_gpu_and_for_shards_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text(
+        "{partition: main, gres: 'gpu:a100:4', shards_per_task: 3, batch_size: 10, "
+        "stages: {evaluate: {partition: quick}, report: {partition: cpu}}}"
+    )
+    sites = targets(str(path), {})
+    assert (sites.judging.gres, sites.judging.partition) == ("gpu:a100:1", "quick")
+    assert (sites.judging.shards_per_task, sites.judging.batch_size) == (8, None)
+    assert (sites.concluding.gres, sites.concluding.partition) == (None, "cpu")
+    flags = {"partition": "night", "shards_per_task": "2", "batch_size": "64"}
+    asked = targets(str(path), flags)
+    assert (asked.judging.partition, asked.concluding.partition) == ("night", "cpu")
+    assert (asked.judging.shards_per_task, asked.judging.batch_size) == (2, 64)
 
 
 # On a real SLURM

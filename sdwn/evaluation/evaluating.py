@@ -13,12 +13,18 @@ from sdwn.cluster import Tell, quietly
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation.groups import read_groups
-from sdwn.evaluation.judging import Judging, evaluation_of, open_judging, open_planned
+from sdwn.evaluation.judging import (
+    Judging,
+    evaluation_of,
+    live_tasks,
+    open_judging,
+    open_planned,
+)
 from sdwn.evaluation.merging import merged, sound_predictions
 from sdwn.evaluation.predictions import Predictions, write_predictions
 from sdwn.evaluation.record import summary
 from sdwn.files import Advance, RunPaths, work_paths
-from sdwn.live import live_jobs, missing
+from sdwn.live import missing
 from sdwn.release import Release
 from sdwn.submission import alone
 from sdwn.wordnet import shared_wordnet
@@ -82,9 +88,9 @@ def require_possible(chosen: EvaluationConfig) -> None:
 def _judge_here(release: Release, work: RunPaths, judging: Judging, advance: Advance) -> None:
     from sdwn.evaluation.judging_task import judge_shards
 
-    if busy := live_jobs(work):
+    if busy := live_tasks(work):
         raise SdwnError(
-            f"{len(busy)} tasks are live that judge this; follow them with: "
+            f"{busy} tasks are live that judge this; follow them with: "
             f"{judging.again(work)}; or end them with: sdwn cancel {work.root}"
         )
     require_possible(judging.chosen)

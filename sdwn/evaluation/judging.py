@@ -195,9 +195,7 @@ def _readable(work: RunPaths) -> Judging | None:
 
 def _clear(work: RunPaths) -> None:
     """Remove what is left of another judging: of this release as it was before."""
-    from sdwn.live import live_jobs  # what knows schedulers: seldom needed here
-
-    if live_jobs(work):
+    if live_tasks(work):
         raise SdwnError(
             f"{work.root}: tasks are live there that judge the release as it was before; "
             f"end them with: sdwn cancel {work.root}"
@@ -269,3 +267,20 @@ def open_planned(work: RunPaths) -> tuple[Release, Judging]:
             f"planned for, found {release.digest[:12]}; {_ADVICE}: {judging.again(work)}"
         )
     return release, judging
+
+
+def live_tasks(work: RunPaths) -> int:
+    """Count the tasks of a work folder that still wait or run.
+
+    Raises:
+        SdwnError: the scheduler that they were given to does not answer.
+    """
+    from sdwn.live import live_jobs, unreachable  # what knows schedulers: seldom needed here
+
+    live = live_jobs(work)
+    if unreachable(live):
+        raise SdwnError(
+            f"{work.root}: SLURM does not say whether the tasks that were submitted for it still "
+            f"run; ask where it answers, or, if none does, remove them: rm -r {work.root}"
+        )
+    return len(live)

@@ -93,7 +93,7 @@ def _checked(
     if problems := disagreements(found.table, images.slice(shard.start, len(found.table))):
         raise IntegrityError(f"{path}: {'; '.join(problems)}")
     for name in _other_settings(source.classifier, first):
-        raise IntegrityError(f"{path}: judged with another {name} than shard 0")
+        raise IntegrityError(f"{path}: judged with another {name} than the shards before it")
     return found
 
 
