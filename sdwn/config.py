@@ -135,11 +135,13 @@ class EvaluationConfig(Section):
     """Which classifier judges the release; no part of the plan, so it may change later.
 
     ``groups`` names the file of the table of groups, or one that is shipped; None is ``default``.
+    ``embedding`` is a text file of word vectors, GloVe's or word2vec's, for the map.
     """
 
     model: str = "paper"
     checkpoint: Path | None = None
     groups: str | None = None
+    embedding: Path | None = None
 
 
 class RunConfig(Section):
@@ -255,6 +257,9 @@ def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
     if evaluation.checkpoint is not None:
         path = folder / evaluation.checkpoint
         evaluation = evaluation.model_copy(update={"checkpoint": path})
+    if evaluation.embedding is not None:
+        path = folder / evaluation.embedding
+        evaluation = evaluation.model_copy(update={"embedding": path})
     if evaluation.groups is not None and (folder / evaluation.groups).is_file():
         # A name that is no file here is that of shipped groups.
         path = folder / evaluation.groups

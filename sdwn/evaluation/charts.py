@@ -37,9 +37,9 @@ def histogram(evaluation: dict[str, Any]) -> go.Figure:
         marker={"color": ACCENT},
         hovertemplate=f"%{{x}} of {most} right: %{{y:,}} classes<extra></extra>",
     )
-    drawn = _figure([bars], 300, bargap=0.15, margin={"l": 44, "r": 8, "t": 40, "b": 44})
+    drawn = _figure([bars], 300, bargap=0.15, margin={"l": 60, "r": 8, "t": 40, "b": 44})
     drawn.update_xaxes(title=f"right images of {most}", dtick=1 if most <= 20 else None)
-    drawn.update_yaxes(title="classes", showgrid=True)
+    drawn.update_yaxes(title={"text": "classes", "standoff": 8}, showgrid=True)
     # Of the two labels the one of the smaller mean stands on the left of its line.
     paper = evaluation.get("paper")
     means = [(figures["mean_correct"], "mean", ACCENT)]
@@ -96,10 +96,14 @@ def class_map(evaluation: dict[str, Any]) -> go.Figure:
         margin={"l": 4, "r": 4, "t": 4, "b": 4},
         hoverdistance=12,
     )
-    plain = {"visible": False, "range": [-1.06, 1.06]}
-    drawn.update_xaxes(**plain)
-    drawn.update_yaxes(**plain)
+    points = [circle for _, found in circles(evaluation) for circle in found]
+    drawn.update_xaxes(visible=False, range=_around([circle.x for circle in points]))
+    drawn.update_yaxes(visible=False, range=_around([circle.y for circle in points]))
     return drawn
+
+
+def _around(values: list[float]) -> list[float]:
+    return [min(values) - 0.07, max(values) + 0.07]
 
 
 def _trace(style: GroupStyle, found: list[Circle]) -> go.Scatter:

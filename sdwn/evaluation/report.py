@@ -24,6 +24,7 @@ from sdwn.release import Release
 GALLERY_CLASSES = 12
 CONFUSIONS = 32
 CONFUSION_PIXELS = 72
+JUDGES = {"paper": "the paper's vision transformer"}
 SECTIONS = (
     ("figures", "Figures"),
     ("groups", "Groups"),
@@ -89,6 +90,7 @@ def _told(release: Release, evaluation: dict[str, Any]) -> dict[str, Any]:
     settings = manifest.settings
     return {
         "evaluation": evaluation,
+        "judge": JUDGES.get(evaluation["classifier"]["model"], evaluation["classifier"]["model"]),
         "figures": evaluation["figures"],
         "bright": evaluation["figures"]["without_black"],
         "paper": evaluation.get("paper"),
@@ -133,10 +135,14 @@ def _shown(
 
 def _classes(release: Release, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     """Give the classes with their names and prompts, the best first."""
-    rows = sorted(
-        evaluation["classes"], key=lambda row: (-row["correct"] / row["images"], row["wnid"])
-    )
+    rows = sorted(evaluation["classes"], key=_place)
     return [{**row, **_names(release, row["wnid"])} for row in rows]
+
+
+def _place(row: dict[str, Any]) -> tuple[float, float, float, str]:
+    """Rank a class by what is right; of the many with all or none right, by the surest."""
+    images, sure = row["images"], row["subtree_probability"] or 0
+    return -row["correct"] / images, -row["correct_top5"] / images, -sure, row["wnid"]
 
 
 def _names(release: Release, wnid: str) -> dict[str, str]:

@@ -23,7 +23,8 @@
     card.fill(panel, point.wnid);
     ring.x = [point.x];
     ring.y = [point.y];
-    Plotly.restyle(place, { x: [ring.x], y: [ring.y] }, [figure.data.length - 1]);
+    const line = charts.colour("--text");
+    Plotly.restyle(place, { x: [ring.x], y: [ring.y], "marker.color": line }, [figure.data.length - 1]);
   }
 
   const shown = () => points.filter((point) => buttons[point.group].getAttribute("aria-pressed") === "true");
@@ -72,6 +73,7 @@
     Plotly.relayout(place, { "xaxis.range": [...ranges[0]], "yaxis.range": [...ranges[1]] });
   });
 
+  const first = points[0];
   const touch = !window.matchMedia("(hover: hover)").matches;
   figure.layout.dragmode = touch ? false : "zoom";
   found.drawn
@@ -81,6 +83,7 @@
       const one = (event) => points.find((point) => point.wnid === event.points[0].customdata);
       place.on("plotly_hover", (event) => choose(one(event)));
       place.on("plotly_click", (event) => choose(one(event)));
+      choose(first);
       place.dataset.ready = "true";
     });
 })();
