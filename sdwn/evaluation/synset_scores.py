@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdwn.evaluation.intervals import Floats, intervals
@@ -75,40 +76,38 @@ def score(
     """
     seen = _seen(predictions)
     around = scopes(taxonomy, seen.wnids, classes)
-    inside, distance = _relations(seen, around, taxonomy)
-    probability = predictions["subtree_probability"].to_numpy().astype(np.float64)
-    images = seen.images
-    missed = np.bincount(seen.synset[distance > 0], minlength=len(images))
-    total = seen.totals(distance)
-    columns = zip(
-        seen.wnids,
-        images.tolist(),
-        (seen.totals(probability) / images).tolist(),
-        seen.totals(inside).tolist(),
-        total.tolist(),
-        missed.tolist(),
-        _least(seen.wnids, taxonomy),
-        strict=True,
-    )
+    columns = _columns(seen, predictions["subtree_probability"].to_numpy(), around, taxonomy)
     return [
         SynsetScore(
             wnid=wnid,
-            images=count,
             scope=around[wnid],
             chance=len(around[wnid].classes) / len(classes),
-            subtree_probability=None if np.isnan(mass) else mass,
-            inside=int(within),
-            distance=steps / count,
-            miss_distance=steps / misses if misses else None,
-            least_distance=least,
+            **{name: values[row] for name, values in columns.items()},
         )
-        for wnid, count, mass, within, steps, misses, least in columns
+        for row, wnid in enumerate(seen.wnids)
     ]
+
+
+def _columns(
+    seen: _Seen, probability: NDArray[np.floating], around: Mapping[str, Scope], taxonomy: Taxonomy
+) -> dict[str, list[Any]]:
+    inside, distance = _relations(seen, around, taxonomy)
+    images, steps, missed = seen.images, seen.totals(distance), seen.totals(distance > 0)
+    far = np.full(len(images), np.nan)
+    np.divide(steps, missed, out=far, where=missed > 0)
+    return {
+        "images": images.tolist(),
+        "subtree_probability": _plain(seen.totals(probability) / images),
+        "inside": seen.totals(inside).astype(np.int64).tolist(),
+        "distance": _plain(steps / images),
+        "miss_distance": _plain(far),
+        "least_distance": _least(seen.wnids, taxonomy),
+    }
 
 
 def top1(predictions: pa.Table) -> NDArray[np.int64]:
     """Give the best class of each image."""
-    best: NDArray[np.int64] = pa.compute.list_element(predictions["top5"], 0).to_numpy()
+    best: NDArray[np.int64] = pc.list_element(predictions["top5"], 0).to_numpy()
     return best.astype(np.int64)
 
 
@@ -164,7 +163,7 @@ def _summary(rows: Sequence[SynsetScore]) -> dict[str, Any] | None:
     # What is not known, None, becomes NaN here.
     columns = {name: np.array([getattr(row, name) for row in rows], float) for name in names}
     means = {name: values[None].mean(axis=1) for name, values in columns.items()}
-    found = {name: _plain(values[0]) for name, values in _statistics(means).items()}
+    found = {name: _plain(values)[0] for name, values in _statistics(means).items()}
     return {
         "synsets": len(rows),
         "images": int(columns["images"].sum()),
@@ -187,5 +186,6 @@ def _known(found: dict[str, Any], figures: Mapping[str, float | None]) -> dict[s
     return {name: None if figures[name] is None else pair for name, pair in found.items()}
 
 
-def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _plain(values: Floats) -> list[float | None]:
+    """Turn numbers into what JSON can hold: NaN, which is not known, into None."""
+    return [None if np.isnan(value) else value for value in values.tolist()]

@@ -1,0 +1,73 @@
+"""Intervals by bootstrap, against SciPy's, and where there is nothing to resample."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import scipy.stats
+from sdwn.evaluation.intervals import intervals
+from sdwn.evaluation.metrics import Tally, figures_of, intervals_of
+
+
+def drawn(classes: int, seed: int = 0) -> Tally:
+    """Draw right images of ten, of many classes none or all."""
+    random = np.random.default_rng(seed)
+    correct = random.binomial(10, random.beta(0.3, 0.4, classes))
+    images = np.full(classes, 10)
+    return Tally(images, correct, np.minimum(images, correct + 1), np.zeros_like(correct))
+
+
+def test_intervals_are_those_of_scipys_percentile_bootstrap() -> None:
+    tally = drawn(300)
+    statistics = {"mean_correct": np.mean, "std_correct": np.std}
+    for name, statistic in statistics.items():
+        theirs = scipy.stats.bootstrap(
+            (tally.correct,), statistic, method="percentile", n_resamples=4000, random_state=1
+        ).confidence_interval
+        # Both are drawn: the ends of two runs differ by a few percent of the width.
+        width = theirs.high - theirs.low
+        assert intervals_of(tally, 10)[name] == pytest.approx(list(theirs), abs=0.1 * width)
+
+
+def test_each_figure_lies_in_its_interval_and_the_same_comes_out_again() -> None:
+    tally = drawn(862)
+    found, figures = intervals_of(tally, 10), figures_of(tally, 10)
+    for name, pair in found.items():
+        assert pair is not None
+        assert pair[0] < figures[name] < pair[1]
+    assert found == intervals_of(drawn(862), 10)
+    assert found["none_correct"] == pytest.approx([1 - end for end in found["any_correct"][::-1]])
+
+
+def test_classes_are_drawn_with_all_their_images() -> None:
+    # A large class that is all right and small ones that are not: the share of images swings.
+    images = np.array([1000, *[1] * 9])
+    correct = np.array([1000, *[0] * 9])
+    tally = Tally(images, correct, correct, np.zeros(10))
+    low, high = intervals_of(tally, 1000)["top1_percent"]
+    assert (low, high > 99) == (0, True)
+
+
+def test_of_one_class_nothing_can_be_said() -> None:
+    one = Tally(*(np.array([count]) for count in (10, 4, 5, 0)))
+    assert set(intervals_of(one, 10).values()) == {None}
+
+
+@pytest.mark.parametrize("correct", [0, 3, 10])
+def test_of_equal_classes_the_interval_is_the_figure(correct: int) -> None:
+    same = Tally(*(np.full(7, count) for count in (10, correct, 10, 0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = intervals_of(same, 10)
+    figures = figures_of(same, 10)
+    assert found == {name: pytest.approx([figures[name]] * 2) for name in found}
+    assert found["std_correct"] == [0, 0]
+
+
+def test_memory_does_not_decide_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {"right": np.arange(50)}
+    whole = intervals(columns, lambda means: means)
+    monkeypatch.setattr("sdwn.evaluation.intervals._DRAWS", 130)
+    assert intervals(columns, lambda means: means) == whole
