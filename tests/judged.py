@@ -1,4 +1,4 @@
-"""A release of ImageNet classes, and predictions drawn so that their figures look like the paper's."""
+"""A release of ImageNet classes, and predictions drawn so that figures look like the paper's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def noise_release(folder: Path, wordnet: WordNet, wnids: Sequence[str], **change
     """Make a release of these synsets by plain noise, ten images each."""
     catalog = {"name": "imagenet-1k", "only": list(wnids)}
     storage = {"images_per_shard": 2000}
-    config = noise_config(**{"catalog": catalog, "images_per_synset": 10, "storage": storage, **changes})
+    config = noise_config(
+        **{"catalog": catalog, "images_per_synset": 10, "storage": storage, **changes}
+    )
     plan = make_plan(config, read_catalog(config.catalog, wordnet))
     paths = RunPaths(folder)
     write_plan(plan, paths)

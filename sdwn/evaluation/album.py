@@ -10,8 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sdwn.errors import SdwnError
-from sdwn.imagenet import class_wnids
+from sdwn.imagenet import class_lemmas, class_wnids
 from sdwn.release import Release
 
 _COLUMNS = [
@@ -30,7 +29,7 @@ class Picture:
     @property
     def right(self) -> bool:
         """Whether it was taken for its own class."""
-        return self.seen == self.row["wnid"]
+        return self.seen == str(self.row["wnid"])
 
 
 class Album:
@@ -69,18 +68,5 @@ class Album:
 
     @cached_property
     def _names(self) -> dict[str, str]:
-        synsets = self.release.synsets
-        names = {wnid: row.lemmas.partition(", ")[0] for wnid, row in synsets.items()}
-        foreign = {picture.seen for pictures in self._pictures.values() for picture in pictures}
-        names.update(_from_wordnet(foreign - names.keys() - {None}))
-        return {wnid: name.replace("_", " ") for wnid, name in names.items()}
-
-
-def _from_wordnet(wnids: Iterable[Any]) -> dict[str, str]:
-    """Name classes that the release has no synset of; without WordNet they stay numbers."""
-    from sdwn.wordnet import shared_wordnet
-
-    try:
-        return {wnid: shared_wordnet().synset(wnid).lemmas[0] for wnid in wnids}
-    except SdwnError:
-        return {}
+        own = {wnid: row.lemmas.replace("_", " ") for wnid, row in self.release.synsets.items()}
+        return {wnid: name.partition(", ")[0] for wnid, name in (class_lemmas() | own).items()}

@@ -57,7 +57,9 @@ def groups(evaluation: dict[str, Any]) -> go.Figure:
         key=lambda group: (group["mean_correct"], group["name"]),
     )
     means = [row["mean_correct"] for row in rows]
-    spans = [(row["intervals"] or {}).get("mean_correct") or [row["mean_correct"]] * 2 for row in rows]
+    spans = [
+        (row["intervals"] or {}).get("mean_correct") or [row["mean_correct"]] * 2 for row in rows
+    ]
     dots = go.Scatter(
         x=means,
         y=[row["name"] for row in rows],

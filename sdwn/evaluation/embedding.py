@@ -50,7 +50,9 @@ def joined(lemma: str) -> list[str]:
     ['tabby']
     """
     words = lemma.replace("_", " ").split()
-    return [way for sign in "_-" for way in _cases(sign.join(words))] if words[1:] else _cases(lemma)
+    return (
+        [way for sign in "_-" for way in _cases(sign.join(words))] if words[1:] else _cases(lemma)
+    )
 
 
 def words(lemma: str) -> list[str]:
@@ -82,7 +84,8 @@ def _first(lemmas: Iterable[str], known: Mapping[str, Vector]) -> Vector | None:
         parts = [_any(_cases(word), known) for word in words(lemma)]
         whole = [part for part in parts if part is not None]
         if whole and len(whole) == len(parts):
-            return np.mean(whole, axis=0, dtype=np.float32)
+            mean: Vector = np.mean(whole, axis=0, dtype=np.float32)
+            return mean
     return None
 
 
@@ -105,15 +108,16 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
         length, start = _length(path, numbered)
         for number, line in itertools.chain(start, numbered):
             word, _, rest = line.partition(b" ")
-            if word in keys and (vector := _vector(f"{path}: line {number}", rest, length)) is not None:
+            if (
+                word in keys
+                and (vector := _vector(f"{path}: line {number}", rest, length)) is not None
+            ):
                 keys.discard(word)
                 found[word.decode()] = vector
     return {word: vector for word, vector in found.items() if vector.any()}
 
 
-def _length(
-    path: Path, lines: Iterator[tuple[int, bytes]]
-) -> tuple[int, list[tuple[int, bytes]]]:
+def _length(path: Path, lines: Iterator[tuple[int, bytes]]) -> tuple[int, list[tuple[int, bytes]]]:
     """Tell how many numbers a word has, and give back the lines that were read for it."""
     first = next(lines, (1, b""))
     fields = first[1].split()

@@ -72,7 +72,9 @@ def encode(folder: Path, variant: str | None, names: Sequence[str]) -> NDArray[n
 def _loaded(folder: Path, variant: str | None) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoTokenizer, CLIPTextModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     kind = AutoConfig.from_pretrained(folder, subfolder="text_encoder").model_type
     if not kind.startswith("clip"):
         raise ValueError(f"expected CLIP's, found {kind}")

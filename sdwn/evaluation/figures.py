@@ -17,10 +17,12 @@ from sdwn.files import EvaluationPaths, atomic
 # In inches: a column of most journals.
 COLUMN = 3.5
 DPI = 300
+# In characters, of a group's name.
+LONGEST = 26
 # In points, of a class with none and with all of its images right.
 SMALLEST, LARGEST = 1.0, 6.0
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     # Text stays text: it can be searched, and set in the paper's own type.
     "svg.fonttype": "none",
     # Without it each SVG names its parts anew.
@@ -45,7 +47,9 @@ def write_figures(evaluation: dict[str, Any], paths: EvaluationPaths) -> list[Pa
     if evaluation["map"]:
         drawn["map"] = class_map
     with mpl.rc_context(_STYLE):
-        return [path for name, draw in drawn.items() for path in _save(draw(evaluation), paths, name)]
+        return [
+            path for name, draw in drawn.items() for path in _save(draw(evaluation), paths, name)
+        ]
 
 
 def _save(figure: Figure, paths: EvaluationPaths, name: str) -> list[Path]:
@@ -89,7 +93,7 @@ def groups(evaluation: dict[str, Any]) -> Figure:
         low, high = (row["intervals"] or {}).get("mean_correct") or [means[place]] * 2
         axes.plot([low, high], [place, place], color=ACCENT, linewidth=1.2)
     axes.plot(means, range(len(rows)), "o", color=ACCENT, markersize=4)
-    axes.set_yticks(range(len(rows)), [f"{row['name']} ({row['classes']})" for row in rows])
+    axes.set_yticks(range(len(rows)), [f"{_short(row['name'])} ({row['classes']})" for row in rows])
     axes.axvline(evaluation["figures"]["mean_correct"], color="black", linewidth=0.8, linestyle=":")
     axes.set_xlim(-0.02 * most, 1.02 * most)
     axes.set_ylim(-0.7, len(rows) - 0.3)
@@ -101,7 +105,7 @@ def groups(evaluation: dict[str, Any]) -> Figure:
 def class_map(evaluation: dict[str, Any]) -> Figure:
     """Draw a circle for each class, coloured by group and sized by the number right."""
     found = circles(evaluation)
-    longest = max(len(style.name) for style, _ in found)
+    longest = max(len(_short(style.name)) for style, _ in found)
     columns = 3 if longest <= 12 else 2
     points = [circle for _, group in found for circle in group]
     across, up = _span([circle.x for circle in points]), _span([circle.y for circle in points])
@@ -118,7 +122,7 @@ def class_map(evaluation: dict[str, Any]) -> Figure:
     axes.set_axis_off()
     figure.legend(
         handles=[_handle(style) for style, _ in found],
-        labels=[f"{style.name} ({style.classes})" for style, _ in found],
+        labels=[f"{_short(style.name)} ({style.classes})" for style, _ in found],
         loc="outside lower center",
         ncols=columns,
         frameon=False,
@@ -137,12 +141,16 @@ def _look(style: GroupStyle) -> dict[str, Any]:
 
 
 def _handle(style: GroupStyle) -> Line2D | tuple[Line2D, ...]:
-    marker = {"color": style.colour, "linestyle": "", "marker": "o"}
+    marker: dict[str, Any] = {"color": style.colour, "linestyle": "", "marker": "o"}
     ring = Line2D([], [], markersize=4, markeredgewidth=0.7, markerfacecolor="none", **marker)
     dot = Line2D([], [], markersize=1, markeredgewidth=0, **marker)
     if style.shape == "disc":
         return Line2D([], [], markersize=4, markeredgewidth=0, **marker)
     return (ring, dot) if style.shape == "target" else ring
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def _span(values: list[float]) -> float:

@@ -75,7 +75,8 @@ def _by_words(release: Release, wnids: list[str], path: Path) -> Distances:
     found = embedding.vectors(path, {wnid: _lemmas(release, wnid) for wnid in wnids})
     if not found:
         raise UsageError(
-            f"{path}: has none of the {len(wnids)} classes' names; expected vectors of English words"
+            f"{path}: expected vectors of English words, "
+            f"found none of the {len(wnids)} classes' names"
         )
     without = len(wnids) - len(found)
     note = f"{without} of {len(wnids)} classes are left out: it has no vector of their names"
@@ -204,5 +205,6 @@ def spread(points: Matrix) -> Matrix:
 def _fitted(points: NDArray[Any]) -> Matrix:
     """Move and scale points into the square from -1 to 1, shape kept."""
     centred = points.astype(np.float64) - (points.max(axis=0) + points.min(axis=0)) / 2
-    largest = np.abs(centred).max()
-    return centred / largest if largest > 0 else centred
+    largest = float(np.abs(centred).max())
+    fitted: Matrix = centred / largest if largest > 0 else centred
+    return fitted

@@ -81,7 +81,9 @@ def page(release: Release, evaluation: dict[str, Any], predictions: pa.Table) ->
     """Write the page as HTML that needs nothing but itself."""
     classes = _classes(release, evaluation)
     album = Album(release, [row["wnid"] for row in classes], predictions)
-    return render("report.html", {**_told(release, evaluation), **_shown(evaluation, classes, album)})
+    return render(
+        "report.html", {**_told(release, evaluation), **_shown(evaluation, classes, album)}
+    )
 
 
 def _told(release: Release, evaluation: dict[str, Any]) -> dict[str, Any]:

@@ -48,18 +48,19 @@
     choose(chosen ? next(...direction) : shown()[0]);
   });
 
-  function show(wanted) {
-    buttons.forEach((button, at) => button.setAttribute("aria-pressed", String(wanted(at))));
-    const visible = buttons.map((_, at) => wanted(at));
+  function show(visible) {
+    visible.forEach((on, at) => {
+      buttons[at].setAttribute("aria-pressed", String(on));
+      figure.data[at].visible = on;
+    });
     Plotly.restyle(place, { visible }, buttons.map((_, at) => at));
-    figure.data.forEach((trace, at) => { if (at < visible.length) trace.visible = visible[at]; });
   }
   const pressed = (at) => buttons[at].getAttribute("aria-pressed") === "true";
   buttons.forEach((button, at) => button.addEventListener("click", () => {
-    show((other) => (other === at) !== pressed(other));
+    show(buttons.map((_, other) => (other === at) !== pressed(other)));
   }));
   for (const button of document.querySelectorAll(".legend [data-show]")) {
-    button.addEventListener("click", () => show(() => button.dataset.show === "true"));
+    button.addEventListener("click", () => show(buttons.map(() => button.dataset.show === "true")));
   }
 
   const names = new Map(points.map((point) => [card.data.classes[point.wnid].name, point]));
