@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,13 @@ import pytest
 from PIL import Image
 from sdwn.config import EvaluationConfig
 from sdwn.errors import UsageError
+from sdwn.evaluation.album import Album
 from sdwn.evaluation.embedding import vectors
 from sdwn.evaluation.evaluate import conclude
 from sdwn.evaluation.figures import write_figures
 from sdwn.evaluation.layout import places
+from sdwn.evaluation.report import write_report
+from sdwn.evaluation.thumbnails import grade, sheets
 from sdwn.release import Release
 from sdwn.wordnet import WordNet
 
@@ -203,3 +208,33 @@ def test_figures_for_print_are_real_and_always_the_same(release: Release) -> Non
             assert any("right" in text or "dogs" in text for text in texts)
     write_figures(record, paths)
     assert before == {path: path.read_bytes() for path in written}
+
+
+def test_small_pictures_keep_to_their_budget(release: Release) -> None:
+    album = Album(release, CLASSES, predictions(release))
+    chosen = [grade(album, CLASSES, budget) for budget in (10**9, 30_000, 1)]
+    assert chosen == sorted(chosen, key=lambda one: -one.pixels)
+    assert [one.pixels for one in chosen[::2]] == [80, 32]
+    urls = sheets(album, CLASSES, 30_000)
+    assert urls.keys() == set(CLASSES)
+    assert sum(map(len, urls.values())) * 3 / 4 < 33_000
+    with Image.open(io.BytesIO(base64.b64decode(urls[CLASSES[0]].partition(",")[2]))) as sheet:
+        assert sheet.size == (5 * chosen[1].pixels, 2 * chosen[1].pixels)
+
+
+def test_of_a_large_class_the_first_pictures_are_looked_at(
+    tmp_path: Path, wordnet: WordNet
+) -> None:
+    release = noise_release(tmp_path / "run", wordnet, CLASSES[:2], images_per_synset=60)
+    table = predictions(release)
+    album = Album(release, CLASSES[:2], table)
+    right = {(row["wnid"], row["number"]): row["label_rank"] == 0 for row in table.to_pylist()}
+    for wnid in CLASSES[:2]:
+        assert [picture.row["number"] for picture in album[wnid]] == list(range(50))
+        assert all(one.right == right[wnid, one.row["number"]] for one in album[wnid])
+    paths = release.paths.evaluation("any")
+    paths.root.mkdir(parents=True)
+    pq.write_table(table, paths.predictions)
+    conclude(release, paths, table, {"model": "any"}, EvaluationConfig())
+    page = write_report(release).read_text()
+    assert page.count('<figure class="picture') == 2 * 20

@@ -12,6 +12,8 @@ SYMBOLS = {"disc": "circle", "ring": "circle-open", "target": "circle-open-dot"}
 # In pixels, of a class with none and with all of its images right.
 SMALLEST, LARGEST = 4.0, 19.0
 TALL_ROW = 22
+# Bars, above which they are not labelled one by one.
+MANY = 20
 
 
 def charts(evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -31,14 +33,14 @@ def histogram(evaluation: dict[str, Any]) -> go.Figure:
     bars = go.Bar(
         x=list(range(most + 1)),
         y=counts,
-        text=[f"{count:,}" for count in counts],
+        text=[f"{count:,}" for count in counts] if most <= MANY else None,
         textposition="outside",
         cliponaxis=False,
         marker={"color": ACCENT},
         hovertemplate=f"%{{x}} of {most} right: %{{y:,}} classes<extra></extra>",
     )
     drawn = _figure([bars], 300, bargap=0.15, margin={"l": 60, "r": 8, "t": 40, "b": 44})
-    drawn.update_xaxes(title=f"right images of {most}", dtick=1 if most <= 20 else None)
+    drawn.update_xaxes(title=f"right images of {most}", dtick=1 if most <= MANY else None)
     drawn.update_yaxes(title={"text": "classes", "standoff": 8}, showgrid=True)
     # Of the two labels the one of the smaller mean stands on the left of its line.
     paper = evaluation.get("paper")

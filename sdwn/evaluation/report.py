@@ -16,12 +16,13 @@ from sdwn.evaluation.album import Album, Picture
 from sdwn.evaluation.charts import charts
 from sdwn.evaluation.figures import write_figures
 from sdwn.evaluation.page import render
-from sdwn.evaluation.palette import circles
+from sdwn.evaluation.palette import ACCENT, PAPER, circles
 from sdwn.evaluation.record import read_evaluation
 from sdwn.files import EvaluationPaths, write_text
 from sdwn.release import Release
 
 GALLERY_CLASSES = 12
+GALLERY_PICTURES = 20
 CONFUSIONS = 32
 CONFUSION_PIXELS = 72
 JUDGES = {"paper": "the paper's vision transformer"}
@@ -129,6 +130,7 @@ def _shown(
         ),
         "data": {
             "charts": charts(evaluation),
+            "colours": {"--chart": ACCENT, "--chart-paper": PAPER},
             "classes": {row["wnid"]: _card(album, row) for row in classes},
             "sheets": thumbnails.sheets(album, [row["wnid"] for row in classes]),
         },
@@ -171,7 +173,12 @@ def _card(album: Album, row: dict[str, Any]) -> dict[str, Any]:
 
 def _gallery(album: Album, classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {**row, "pictures": [_picture(album, row, one) for one in album[row["wnid"]]]}
+        {
+            **row,
+            "pictures": [
+                _picture(album, row, one) for one in album[row["wnid"]][:GALLERY_PICTURES]
+            ],
+        }
         for row in classes
     ]
 

@@ -4,12 +4,21 @@ const charts = (() => {
   const options = { displayModeBar: false, responsive: true, scrollZoom: false };
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
+  const wide = window.matchMedia("(min-width: 62rem)");
+
   function colour(name) {
     return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   }
 
   function themed(figure, place) {
-    const made = structuredClone(figure);
+    let text = JSON.stringify(figure);
+    if (place.dataset.chart !== "map") {
+      // The groups' colours stay what they are on paper; these two may be lighter in the dark.
+      for (const [name, printed] of Object.entries(card.data.colours)) {
+        text = text.replaceAll(`"${printed}"`, `"${colour(name)}"`);
+      }
+    }
+    const made = JSON.parse(text);
     const layout = made.layout;
     layout.font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("--text") };
     layout.hoverlabel = { bgcolor: colour("--raised"), bordercolor: colour("--line"), font: { color: colour("--text") } };
@@ -23,6 +32,7 @@ const charts = (() => {
       if (Array.isArray(trace.marker?.size)) {
         trace.marker.size = trace.marker.size.map((size) => Math.max(3, scale * size));
       }
+      if (trace.hoverinfo === "skip") trace.marker.color = colour("--text");
       // Rings are drawn by their lines; discs have the ground's colour between them.
       if (trace.mode === "markers" && trace.marker.symbol === "circle") {
         trace.marker.line.color = colour("--raised");
@@ -40,7 +50,7 @@ const charts = (() => {
       return Plotly.react(place, made.data, made.layout, options);
     };
     ready[name] = { place, drawn: draw() };
-    dark.addEventListener("change", draw);
+    for (const media of [dark, wide]) media.addEventListener("change", draw);
   }
-  return { ready, colour, dark };
+  return { ready, colour };
 })();
