@@ -114,6 +114,12 @@ def whole(concluded: Concluded, classes: list[str]) -> tuple[EvaluationPaths, di
     return concluded(drawn(classes))
 
 
+@pytest.fixture(scope="module")
+def small(concluded: Concluded, classes: list[str]) -> tuple[EvaluationPaths, dict[str, Any]]:
+    """Each twentieth class: some dogs among them, and things."""
+    return concluded(drawn(classes[::20]))
+
+
 def rows(paths: EvaluationPaths, name: str) -> list[dict[str, str]]:
     with paths.table(name).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -197,9 +203,9 @@ def test_the_most_frequent_confusions_are_in_the_record_and_all_in_the_table(
 
 
 def test_figures_of_the_same_predictions_are_the_same(
-    whole: tuple[EvaluationPaths, dict[str, Any]], concluded: Concluded
+    small: tuple[EvaluationPaths, dict[str, Any]], concluded: Concluded
 ) -> None:
-    paths, record = whole
+    paths, record = small
     again, other = concluded(pq.read_table(paths.predictions))
     assert other["predictions_sha256"] == file_sha256(again.predictions)
     for own in ("created", "predictions_sha256"):
@@ -210,9 +216,9 @@ def test_figures_of_the_same_predictions_are_the_same(
 
 
 def test_other_groups_change_only_what_tells_of_groups(
-    whole: tuple[EvaluationPaths, dict[str, Any]], concluded: Concluded, tmp_path: Path
+    small: tuple[EvaluationPaths, dict[str, Any]], concluded: Concluded, tmp_path: Path
 ) -> None:
-    paths, record = whole
+    paths, record = small
     mine = tmp_path / "mine.yaml"
     mine.write_text('"dogs, all": dog.n.01\nfood: food.n.01\n')
     other_paths, other = concluded(pq.read_table(paths.predictions), groups=str(mine))
@@ -263,9 +269,9 @@ def test_without_a_class_nothing_is_written(concluded: Concluded, wordnet: WordN
 
 
 def test_a_wrong_groups_file_leaves_the_evaluation_as_it_was(
-    whole: tuple[EvaluationPaths, dict[str, Any]], release: Release, tmp_path: Path
+    small: tuple[EvaluationPaths, dict[str, Any]], release: Release, tmp_path: Path
 ) -> None:
-    paths, record = whole
+    paths, record = small
     mine = tmp_path / "mine.yaml"
     mine.write_text("dogs: dgo.n.01")
     predictions = pq.read_table(paths.predictions)
@@ -275,9 +281,9 @@ def test_a_wrong_groups_file_leaves_the_evaluation_as_it_was(
 
 
 def test_the_summary_gives_the_main_figures(
-    whole: tuple[EvaluationPaths, dict[str, Any]],
+    small: tuple[EvaluationPaths, dict[str, Any]],
 ) -> None:
-    paths, record = whole
+    paths, record = small
     found = summary(paths, record)
     assert found["none_correct"] == record["figures"]["none_correct"]
     assert (found["evaluation"], found["path"]) == (paths.root.name, str(paths.evaluation))
@@ -294,12 +300,12 @@ def test_the_summary_gives_the_main_figures(
     ],
 )
 def test_a_record_that_cannot_be_read_is_told_in_one_line(
-    whole: tuple[EvaluationPaths, dict[str, Any]],
+    small: tuple[EvaluationPaths, dict[str, Any]],
     tmp_path: Path,
     changes: dict[str, Any],
     message: str,
 ) -> None:
-    _, record = whole
+    _, record = small
     paths = EvaluationPaths(tmp_path)
     write_text(paths.evaluation, json.dumps({**record, **changes}))
     with pytest.raises(IntegrityError, match=message) as error:
@@ -308,9 +314,7 @@ def test_a_record_that_cannot_be_read_is_told_in_one_line(
     assert str(paths.evaluation) in str(error.value)
 
 
-def test_another_catalog_is_not_compared_with_the_paper(
-    release: Release, whole: tuple[EvaluationPaths, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_another_catalog_is_not_compared_with_the_paper(release: Release, tmp_path: Path) -> None:
     other = Release(shutil.copytree(release.paths.root, tmp_path / "other"))
     other.manifest = other.manifest.model_copy(update={"selection": "1% of the synsets"})
     paths = EvaluationPaths(tmp_path / "evaluation")

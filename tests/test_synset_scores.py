@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.corpus.reader.wordnet import Synset as NltkSynset
 from sdwn.catalog import Catalog
+from sdwn.errors import SdwnError
 from sdwn.evaluation.confusions import confusions
 from sdwn.evaluation.synset_scores import score, summaries
 from sdwn.evaluation.taxonomy import Taxonomy, scopes
-from sdwn.imagenet import class_index, class_wnids, classifier_wnids
+from sdwn.imagenet import LARGER, class_index, class_wnids, classifier_wnids
 from sdwn.wordnet import WordNet, shared_wordnet
 
 # Classes, what lies above and below them, and what is far from all.
@@ -57,6 +58,16 @@ def test_a_list_of_more_classes_makes_scopes_smaller(wordnet: WordNet, taxonomy:
     classes = classifier_wnids(21843)
     found = scopes(taxonomy, [robin], classes)[robin]
     assert (found.wnid, [classes[i] for i in found.classes]) == (robin, [robin])
+
+
+def test_lists_of_more_classes_are_timms() -> None:
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    for size in (1000, *LARGER):
+        names = ImageNetInfo(infer_imagenet_subset({"num_classes": size})).label_names()
+        assert classifier_wnids(size) == tuple(names)
+    with pytest.raises(SdwnError, match="no list of 37 ImageNet classes; known are those of 1000,"):
+        classifier_wnids(37)
 
 
 def table(rows: list[tuple[str, int, float | None]]) -> pa.Table:

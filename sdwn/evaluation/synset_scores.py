@@ -15,6 +15,9 @@ from sdwn.evaluation.intervals import Floats, intervals
 from sdwn.evaluation.taxonomy import Scope, Taxonomy, scopes
 from sdwn.imagenet import CLASSES, class_wnids
 
+# Of a score, what the figures of many depend on.
+_COLUMNS = ("images", "inside", "subtree_probability", "distance")
+
 
 @dataclass(frozen=True, slots=True)
 class SynsetScore:
@@ -146,8 +149,9 @@ def _least(wnids: Sequence[str], taxonomy: Taxonomy) -> list[int]:
 def summaries(scores: Sequence[SynsetScore]) -> dict[str, dict[str, Any] | None]:
     """Sum up the synsets whose scope is their own subtree, and those with a hypernym's.
 
-    ``inside_percent`` is of images; the other figures are means over synsets, and ``intervals``
-    resamples synsets with all their images. None where there is no such synset.
+    ``inside_percent`` is of images; the other figures are means over synsets. ``intervals``
+    resamples synsets with all their images, for what depends on the images. None where there is
+    no such synset.
     """
     kinds = {
         "own": [row for row in scores if row.scope.steps == 0],
@@ -159,31 +163,29 @@ def summaries(scores: Sequence[SynsetScore]) -> dict[str, dict[str, Any] | None]
 def _summary(rows: Sequence[SynsetScore]) -> dict[str, Any] | None:
     if not rows:
         return None
-    names = ("images", "inside", "subtree_probability", "chance", "distance", "least_distance")
     # What is not known, None, becomes NaN here.
-    columns = {name: np.array([getattr(row, name) for row in rows], float) for name in names}
-    means = {name: values[None].mean(axis=1) for name, values in columns.items()}
-    found = {name: _plain(values)[0] for name, values in _statistics(means).items()}
+    columns = {name: np.array([getattr(row, name) for row in rows], float) for name in _COLUMNS}
+    means = {name: values.mean() for name, values in columns.items()}
+    found = {name: _plain(value[None])[0] for name, value in _statistics(means).items()}
     return {
         "synsets": len(rows),
         "images": int(columns["images"].sum()),
         **found,
-        "intervals": _known(intervals(columns, _statistics), found),
+        "chance": float(np.mean([row.chance for row in rows])),
+        "least_distance": float(np.mean([row.least_distance for row in rows])),
+        "intervals": {
+            name: None if found[name] is None else interval
+            for name, interval in intervals(columns, _statistics).items()
+        },
     }
 
 
-def _statistics(means: Mapping[str, Floats]) -> dict[str, Floats]:
+def _statistics(means: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "subtree_probability": means["subtree_probability"],
-        "chance": means["chance"],
         "inside_percent": 100 * means["inside"] / means["images"],
         "distance": means["distance"],
-        "least_distance": means["least_distance"],
     }
-
-
-def _known(found: dict[str, Any], figures: Mapping[str, float | None]) -> dict[str, Any]:
-    return {name: None if figures[name] is None else pair for name, pair in found.items()}
 
 
 def _plain(values: Floats) -> list[float | None]:
