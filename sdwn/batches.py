@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sdwn.errors import UsageError
@@ -73,6 +75,20 @@ def off_grid(size: int, images_per_synset: int) -> str | None:
         f"{size} is neither a multiple of images_per_synset ({images_per_synset}) "
         f"nor an equal part of it; try {below} or {above}"
     )
+
+
+@contextlib.contextmanager
+def asking(size: str | None) -> Iterator[None]:
+    """Ask for a batch size in this process, as a task is asked for one; None asks for none."""
+    before = os.environ.get(VARIABLE)
+    try:
+        if size is not None:
+            os.environ[VARIABLE] = size
+        yield
+    finally:
+        if size is not None:
+            os.environ.pop(VARIABLE)
+            os.environ.update({} if before is None else {VARIABLE: before})
 
 
 def asked() -> int | None:

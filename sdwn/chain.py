@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from sdwn import checkout
 from sdwn.cluster import Job, Tell
+from sdwn.dealt import Dealt
 from sdwn.errors import SdwnError, UsageError
 from sdwn.files import ReleasePaths, RunPaths
 from sdwn.joblogs import job_logs, reason
@@ -28,6 +29,8 @@ DONE = "done"
 SUCCESS = ("completed successfully", "after successful completion")
 
 STAGES: tuple[LaterStage, ...] = get_args(LaterStage)
+# With what follows a release's judging.
+LATER = (*STAGES, "conclude")
 
 
 def parse_stages(text: str) -> tuple[LaterStage, ...]:
@@ -90,16 +93,33 @@ def submit_chain(
     before = _live_before(paths, tell)
     jobs: dict[str, Job] = {}
     for stage in stages:
-        site = stage_profile(profile, stage)
-        if before and site.executor == "slurm":
-            site = _behind(site, before, "afterok" if jobs else "afterany")
-        task = ArrayTask(stage, str(paths.root.absolute()), (), plan.digest, checkout.code())
-        (jobs[stage],) = submit_array(paths, [task], site, tell)
+        site = _behind(stage_profile(profile, stage), before, "afterok" if jobs else "afterany")
+        jobs[stage] = _submit_later(paths, plan, stage, site, tell)
         before = [jobs[stage].id]
     return jobs
 
 
+def submit_conclusion(paths: RunPaths, judging: Dealt, profile: ClusterProfile, tell: Tell) -> Job:
+    """Submit what writes an evaluation's figures, behind all live tasks that judge.
+
+    Raises:
+        SdwnError: SLURM takes no more jobs, or does not answer.
+    """
+    site = _behind(stage_profile(profile, "report"), _live_before(paths, tell), "afterany")
+    return _submit_later(paths, judging, "conclude", site, tell)
+
+
+def _submit_later(
+    paths: RunPaths, plan: Dealt, stage: str, site: ClusterProfile, tell: Tell
+) -> Job:
+    task = ArrayTask(stage, str(paths.root.absolute()), (), plan.digest, checkout.code())
+    (job,) = submit_array(paths, [task], site, tell)
+    return job
+
+
 def _behind(profile: ClusterProfile, arrays: Sequence[str], kind: str) -> ClusterProfile:
+    if not arrays or profile.executor == "local":
+        return profile
     # Without the second option, a stage behind one that failed waits for ever.
     options = {"dependency": f"{kind}:{':'.join(arrays)}", "kill-on-invalid-dep": "yes"}
     return profile.model_copy(update={"sbatch": {**profile.sbatch, **options}})
@@ -114,7 +134,7 @@ def _live_before(paths: RunPaths, tell: Tell) -> list[str]:
         if unreachable(jobs):
             raise SdwnError("SLURM does not answer; run the same command again when it does")
         job, state = next(iter(jobs.items()))
-        if submission.stage in STAGES and state.state == PENDING:
+        if submission.stage in LATER and state.state == PENDING:
             tell(f"{submission.stage}, which waited as job {job.id}, is queued anew")
             cancel("slurm", [job.id])
         else:
@@ -124,8 +144,8 @@ def _live_before(paths: RunPaths, tell: Tell) -> list[str]:
 
 def states(paths: RunPaths, submissions: Sequence[Submission], live: Live) -> dict[str, str]:
     """Say of each later stage that was submitted how it stands."""
-    last = {one.stage: one for one in submissions if one.stage in STAGES and one.jobs}
-    return {stage: _state(paths, last[stage].jobs[0], live) for stage in STAGES if stage in last}
+    last = {one.stage: one for one in submissions if one.stage in LATER and one.jobs}
+    return {stage: _state(paths, last[stage].jobs[0], live) for stage in LATER if stage in last}
 
 
 def _state(paths: RunPaths, job: Job, live: Live) -> str:
@@ -160,7 +180,7 @@ def merge_run(run: Path, _: Iterable[int]) -> None:
 
 def evaluate_run(run: Path, _: Iterable[int]) -> None:
     """Classify a run's own release as its config says."""
-    from sdwn.evaluation.evaluate import evaluate
+    from sdwn.evaluation.evaluating import evaluate
     from sdwn.release import Release
 
     paths = RunPaths(run)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sdwn import steps, terminal
+from sdwn import evaluation_steps, steps, terminal
 from sdwn.options import (
     AsJson,
     Checkpoint,
@@ -251,7 +251,7 @@ def status(
     """Say what is done, running, pending and failed."""
     from sdwn.status import run_status
 
-    paths, made = steps.open_run(run)
+    paths, made = steps.open_dealt(run)
     if watch and not as_json:
         with terminal.live() as show:
             while (now := run_status(paths, made)).shards_live:
@@ -273,7 +273,7 @@ def logs(
     from sdwn.joblogs import shard_logs
     from sdwn.live import failed
 
-    paths, made = steps.open_run(run)
+    paths, made = steps.open_dealt(run)
     if shard is not None and not 0 <= shard < len(made.shards):
         raise typer.BadParameter(f"no shard {shard}; the plan has 0 to {len(made.shards) - 1}")
     indices = [shard] if shard is not None else failed(paths, made)
@@ -313,10 +313,10 @@ def merge(
     found = steps.merge_runs(runs, release, chosen)
     if evaluate_:
         _, made = steps.open_run(runs[0])
-        found = steps.joined(
+        found = evaluation_steps.joined(
             found,
-            steps.evaluate_release(
-                release, steps.classifier(made.config.evaluation, model, checkpoint)
+            evaluation_steps.evaluate_release(
+                release, evaluation_steps.classifier(made.config.evaluation, model, checkpoint)
             ),
         )
     terminal.result(found, as_json)
@@ -442,17 +442,44 @@ def import_(
 
 
 @app.command()
+@with_site
 def evaluate(
     release: ReleaseFolder,
+    site: dict[str, str],
     model: Model = None,
     checkpoint: Checkpoint = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Judge all images, not only those of ImageNet classes.")
+    ] = False,
+    groups: Annotated[
+        str | None,
+        typer.Option(help="File of named WordNet subtrees, or a shipped one's name."),
+    ] = None,
+    embedding: Annotated[
+        Path | None, typer.Option(help="Text file of word vectors for the map, as GloVe's.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Judge by array tasks under this profile; default: here.")
+    ] = None,
+    wait: Wait = False,
+    retries: Retries = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Classify the ImageNet classes of a release with a timm model."""
+    """Judge a release's images by a timm model and write the figures; goes on after a kill."""
     from sdwn.config import EvaluationConfig
 
-    chosen = steps.classifier(EvaluationConfig(), model, checkpoint)
-    terminal.result(steps.evaluate_release(release, chosen), as_json)
+    if profile is None and (site.keys() - {"batch_size"} or wait):
+        raise typer.BadParameter("--wait and the profile's options need --profile")
+    images: Literal["imagenet", "all"] = "all" if all_ else "imagenet"
+    default = EvaluationConfig(images=images, groups=groups, embedding=embedding)
+    chosen = evaluation_steps.classifier(default, model, checkpoint)
+    if profile is None:
+        found = evaluation_steps.evaluate_release(release, chosen, site.get("batch_size"))
+    else:
+        options = steps.SubmitOptions(wait, retries)
+        target = evaluation_steps.judging_profile(profile, site)
+        found = evaluation_steps.evaluate_by_tasks(release, chosen, target, options)
+    terminal.result(found, as_json)
 
 
 @app.command()
@@ -486,7 +513,9 @@ def run(
     made, paths = steps.plan_run(config, run, set_)
     steps.submit_run(paths, made, chosen, steps.SubmitOptions(wait=True, retries=retries))
     found = steps.merge_runs([run], paths.release)
-    found = steps.joined(found, steps.evaluate_release(paths.release, made.config.evaluation))
+    found = evaluation_steps.joined(
+        found, evaluation_steps.evaluate_release(paths.release, made.config.evaluation)
+    )
     found["report"] = str(steps.report_on(paths.release, found["evaluation"]))
     terminal.result(found, as_json)
 

@@ -134,12 +134,14 @@ class StorageConfig(Section):
 class EvaluationConfig(Section):
     """Which classifier judges the release; no part of the plan, so it may change later.
 
+    ``images``: those of ImageNet-1k classes, or all.
     ``groups`` names the file of the table of groups, or one that is shipped; None is ``default``.
     ``embedding`` is a text file of word vectors, GloVe's or word2vec's, for the map.
     """
 
     model: str = "paper"
     checkpoint: Path | None = None
+    images: Literal["imagenet", "all"] = "imagenet"
     groups: str | None = None
     embedding: Path | None = None
 

@@ -34,7 +34,7 @@ PART_BYTES = 4_000_000_000
 Advance = Callable[[int], None]
 
 # As RunPaths writes them: five digits, or more without a leading zero.
-SHARD_NAME = re.compile(r"([0-9]{5}|[1-9][0-9]{5,8})\.h5")
+SHARD_NUMBER = re.compile(r"[0-9]{5}|[1-9][0-9]{5,8}")
 TASK_NAME = re.compile(r"(?P<job>[^.]+)\.(?P<rank>[0-9]+)(\.r(?P<start>[0-9]+))?\.json")
 PIECE_NAME = re.compile(r"([0-9]{6,9})-([0-9]{6,9})\.h5")
 
@@ -53,9 +53,10 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class RunPaths:
-    """The files of a run folder."""
+    """The files of a run folder; of an evaluation's work, whose shards are tables, too."""
 
     root: Path
+    shard_suffix: str = ".h5"
 
     @property
     def plan(self) -> Path:
@@ -139,7 +140,17 @@ class RunPaths:
 
     def shard(self, index: int) -> Path:
         """Name a finished shard."""
-        return self.shards / f"{index:05d}.h5"
+        return self.shards / f"{index:05d}{self.shard_suffix}"
+
+    def shard_index(self, name: str) -> int | None:
+        """Read a shard's index from its file's name; None if that is no finished shard's.
+
+        >>> run = RunPaths(Path("run"))
+        >>> run.shard_index("00012.h5"), run.shard_index(".00012.h5.tmp"), run.shard_index("12.h5")
+        (12, None, None)
+        """
+        number = name.removesuffix(self.shard_suffix)
+        return int(number) if number != name and SHARD_NUMBER.fullmatch(number) else None
 
     def shard_pieces(self, index: int) -> Path:
         """Name the folder of a shard's pieces."""
@@ -163,7 +174,8 @@ class RunPaths:
 
     def done_shards(self) -> set[int]:
         """List the finished shards, from their names alone."""
-        return {int(name[:-3]) for name in _files(self.shards) if SHARD_NAME.fullmatch(name)}
+        found = map(self.shard_index, _files(self.shards))
+        return {index for index in found if index is not None}
 
     def piece_ranges(self, index: int) -> list[tuple[int, int]]:
         """List the image ranges of a shard's pieces, from their names alone."""
@@ -175,7 +187,7 @@ class RunPaths:
         if not self.pieces.is_dir():
             return []
         names = (path.name for path in self.pieces.iterdir())
-        return sorted(int(name) for name in names if SHARD_NAME.fullmatch(f"{name}.h5"))
+        return sorted(int(name) for name in names if SHARD_NUMBER.fullmatch(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +257,11 @@ class EvaluationPaths:
         return self.root / "predictions.parquet"
 
     @property
+    def work(self) -> RunPaths:
+        """Where images are judged: the plan of it, shards of predictions, jobs, their journal."""
+        return work_paths(self.root / "work")
+
+    @property
     def evaluation(self) -> Path:
         """The figures."""
         return self.root / "evaluation.json"
@@ -261,6 +278,11 @@ class EvaluationPaths:
     def figure(self, name: str, extension: str) -> Path:
         """Name a figure for print: histogram, groups or map, as png or svg."""
         return self.root / "figures" / f"{name}.{extension}"
+
+
+def work_paths(root: Path) -> RunPaths:
+    """Name the files of an evaluation's work folder, whose shards are tables."""
+    return RunPaths(root, ".parquet")
 
 
 def _files(folder: Path) -> set[str]:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sdwn import scheduler
 from sdwn.cluster import Job
+from sdwn.dealt import Dealt
 from sdwn.files import RunPaths
 from sdwn.journal import Submission, adopted, last_jobs, read_journal
-from sdwn.plan import Plan
 from sdwn.scheduler import NO_ANSWER, UNKNOWN, JobState
 
 Live = Mapping[Job, JobState]
@@ -57,13 +57,13 @@ def unreachable(live: Live) -> bool:
     return any(state.state == UNKNOWN for state in live.values())
 
 
-def missing(paths: RunPaths, plan: Plan) -> list[int]:
-    """List the shards of this folder's slice that are not finished."""
-    done = paths.done_shards()
+def missing(paths: RunPaths, plan: Dealt) -> list[int]:
+    """List the shards that this folder is to have and that are not finished."""
+    done = plan.done(paths)
     return [shard.index for shard in plan.own_shards if shard.index not in done]
 
 
-def unfinished(paths: RunPaths, plan: Plan, live: Live | None = None) -> list[int]:
+def unfinished(paths: RunPaths, plan: Dealt, live: Live | None = None) -> list[int]:
     """List the shards that are neither finished nor in the hands of a live job."""
     # Asked for before the files: a shard may be finished in between.
     live = live_jobs(paths) if live is None else live
@@ -71,7 +71,7 @@ def unfinished(paths: RunPaths, plan: Plan, live: Live | None = None) -> list[in
     return [index for index in missing(paths, plan) if index not in busy]
 
 
-def failed(paths: RunPaths, plan: Plan) -> list[int]:
+def failed(paths: RunPaths, plan: Dealt) -> list[int]:
     """List the shards that were submitted, whose jobs have ended, and that are not finished."""
     submitted = last_jobs(read_journal(paths))
     return [index for index in unfinished(paths, plan) if index in submitted]

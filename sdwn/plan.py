@@ -41,7 +41,7 @@ class PlannedSynset:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A run of whole synsets: rows ``start`` up to ``stop`` of the plan's table."""
+    """Rows ``start`` up to ``stop``: of a plan's table, in whole synsets; or of judged images."""
 
     index: int
     start: int
@@ -77,6 +77,19 @@ class Plan:
     def images(self) -> int:
         """Number of images in all."""
         return len(self.synsets) * self.config.images_per_synset
+
+    @property
+    def stage(self) -> str:
+        """What its shards are made by."""
+        return "generate"
+
+    def done(self, paths: RunPaths) -> set[int]:
+        """List the finished shards of a run folder."""
+        return paths.done_shards()
+
+    def again(self, paths: RunPaths) -> str:
+        """Give the command that goes on with a run folder."""
+        return f"sdwn submit {paths.root} --wait"
 
     @cached_property
     def own_shards(self) -> tuple[Shard, ...]:

@@ -214,15 +214,20 @@ class ClusterProfile(Section):
         return other or bool(self.gpus_per_node) or any(map(_is_gpu, (self.gres or "").split(",")))
 
 
+# A profile's own words on making images.
+_OF_GENERATION = {"stages", "batch_size", "shards_per_task"}
+
+
 def stage_profile(profile: ClusterProfile, stage: LaterStage) -> ClusterProfile:
     """Give what a later stage asks for: no GPU, or one to evaluate, and what ``stages`` says.
 
-    Null in ``stages`` leaves out what the profile asks for.
+    How making images is batched and dealt out says nothing of it. Null in ``stages`` leaves out
+    what the profile asks for.
 
     Raises:
         UsageError: ``stages`` asks for something impossible.
     """
-    fields = profile.model_dump(mode="json", exclude_defaults=True, exclude={"stages"})
+    fields = profile.model_dump(mode="json", exclude_defaults=True, exclude=_OF_GENERATION)
     fields = _with_gpus(fields, 1 if stage == "evaluate" else 0)
     own = profile.stages.get(stage, {})
     return overridden(fields, own, source=f"stages.{stage}")

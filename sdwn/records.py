@@ -82,6 +82,7 @@ class Meter:
 
     paths: RunPaths
     record: TaskRecord
+    doing: str = "sampling"
     _warm: float | None = None
     _told: float = field(default_factory=time.monotonic)
 
@@ -134,7 +135,7 @@ class Meter:
         if rate is None:
             return text
         left = (self.record.total - self.record.done) / rate / 60
-        busy = f"{self.record.busy:.0%} of the time sampling"
+        busy = f"{self.record.busy:.0%} of the time {self.doing}"
         return f"{text}, {rate:.2f} images/s, {busy}, {left:.0f} min left"
 
     def _write(self) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from sdwn import chain
+from sdwn.dealt import Dealt
 from sdwn.errors import IntegrityError
-from sdwn.files import CHANGED, LOWERED, SHARD_NAME, TASK_NAME, RunPaths
+from sdwn.files import CHANGED, LOWERED, TASK_NAME, RunPaths
 from sdwn.joblogs import failure
 from sdwn.journal import last_jobs, read_journal
 from sdwn.live import Live, live_of
-from sdwn.plan import Plan, Shard
+from sdwn.plan import Shard
 from sdwn.records import TaskRecord, read_record
 from sdwn.scheduler import PENDING, UNKNOWN
 
@@ -79,7 +80,7 @@ class RunStatus:
         return asdict(self)
 
 
-def run_status(paths: RunPaths, plan: Plan) -> RunStatus:
+def run_status(paths: RunPaths, plan: Dealt) -> RunStatus:
     """Look at the names of a run's files and ask the scheduler.
 
     No shard is opened, and of the tasks' own records only those of running tasks.
@@ -124,7 +125,7 @@ def run_status(paths: RunPaths, plan: Plan) -> RunStatus:
     )
 
 
-def images_done(paths: RunPaths, plan: Plan) -> int:
+def images_done(paths: RunPaths, plan: Dealt) -> int:
     """Count finished images from file names: whole shards, and the pieces of others."""
     return Files(paths, plan).images
 
@@ -132,11 +133,11 @@ def images_done(paths: RunPaths, plan: Plan) -> int:
 class Files:
     """The finished shards and pieces of a run's slice: their names, and when they were written."""
 
-    def __init__(self, paths: RunPaths, plan: Plan) -> None:
+    def __init__(self, paths: RunPaths, plan: Dealt) -> None:
         self._paths, self._plan = paths, plan
         self._written = dict(_listed(paths.shards))
         own = {shard.index for shard in plan.own_shards}
-        self.done = {int(name[:-3]) for name in self._written if SHARD_NAME.fullmatch(name)} & own
+        self.done = plan.done(paths) & own
         started = (set(paths.started_shards()) & own) - self.done
         self._pieces: dict[Shard, list[tuple[int, int]]] = {
             plan.shards[index]: paths.piece_ranges(index) for index in sorted(started)
@@ -166,8 +167,9 @@ class Files:
     def _times(self) -> Iterator[tuple[float, int]]:
         paths, plan = self._paths, self._plan
         for index in self.done:
-            written = self._written[paths.shard(index).name]
-            yield written, plan.shard_images(plan.shards[index])
+            # Shards may have been removed, or finished since the folder was listed.
+            if (written := self._written.get(paths.shard(index).name)) is not None:
+                yield written, plan.shard_images(plan.shards[index])
         for shard, ranges in self._pieces.items():
             for start, stop in ranges:
                 yield _mtime(paths.piece(shard.index, start, stop)), stop - start

@@ -14,7 +14,8 @@ from sdwn.errors import UsageError
 
 if TYPE_CHECKING:
     from sdwn.cluster import Job
-    from sdwn.config import EvaluationConfig, RunConfig
+    from sdwn.config import RunConfig
+    from sdwn.dealt import Dealt
     from sdwn.exchange.export import ExportOptions
     from sdwn.exchange.intake import ImportOptions
     from sdwn.files import RunPaths
@@ -137,6 +138,17 @@ def plan_run(
     elif is_hub_name(settings.model):
         terminal.say(f"its weights are not here yet; before submitting: sdwn prefetch {run}")
     return made, paths
+
+
+def open_dealt(folder: Path) -> tuple[RunPaths, Dealt]:
+    """Read what a folder's tasks work on: a run's plan, or the plan of an evaluation's work."""
+    from sdwn.evaluation.judging import is_work, read_judging
+    from sdwn.files import work_paths
+
+    if not is_work(folder):
+        return open_run(folder)
+    paths = work_paths(folder)
+    return paths, read_judging(paths)
 
 
 def open_run(run: Path) -> tuple[RunPaths, Plan]:
@@ -345,8 +357,8 @@ def _again(paths: RunPaths, options: SubmitOptions) -> str:
     return f"sdwn retry {paths.root} --then {','.join(options.then)}"
 
 
-def complete_run(paths: RunPaths, made: Plan, chosen: ClusterProfile, retries: int) -> list[Job]:
-    """Submit a run's shards and follow them to the end."""
+def complete_run(paths: RunPaths, made: Dealt, chosen: ClusterProfile, retries: int) -> list[Job]:
+    """Submit all shards that are left and follow them to the end."""
     from sdwn.status import images_done
     from sdwn.submission import Onlooker, complete
 
@@ -361,12 +373,12 @@ def complete_run(paths: RunPaths, made: Plan, chosen: ClusterProfile, retries: i
         tell_silence(live)
 
     try:
-        with terminal.progress("generate", made.own_images, "images", start) as advance:
+        with terminal.progress(made.stage, made.own_images, "images", start) as advance:
             return complete(paths, made, chosen, retries, Onlooker(watch, terminal.say))
     except KeyboardInterrupt:
         terminal.say(
             f"the tasks go on without you; see: sdwn status {paths.root}; follow them again "
-            f"with: sdwn submit {paths.root} --wait; end them with: sdwn cancel {paths.root}"
+            f"with: {made.again(paths)}; end them with: sdwn cancel {paths.root}"
         )
         raise
 
@@ -471,30 +483,6 @@ def regenerated(release: Path, wanted: Wanted, save: Path | None) -> Comparison:
         with atomic(save) as temporary:
             image.save(temporary, "PNG")
     return found
-
-
-def classifier(
-    default: EvaluationConfig, model: str | None, checkpoint: Path | None
-) -> EvaluationConfig:
-    """Choose a classifier: the one asked for, or the default."""
-    if model or checkpoint:
-        return type(default)(model=model or default.model, checkpoint=checkpoint)
-    return default
-
-
-def evaluate_release(release: Path, chosen: EvaluationConfig) -> dict[str, Any]:
-    """Classify a release's ImageNet classes."""
-    from sdwn.evaluation.evaluate import evaluate, images_to_classify
-    from sdwn.release import Release
-
-    opened = Release(release)
-    with terminal.progress("evaluate", images_to_classify(opened), unit="images") as advance:
-        return evaluate(opened, chosen, advance)
-
-
-def joined(merged: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
-    """Put both results into one; ``images`` stays the release's."""
-    return {**evaluated, "evaluated_images": evaluated["images"], **merged}
 
 
 def report_on(release: Path, evaluation: str | None) -> Path:

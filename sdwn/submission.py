@@ -13,13 +13,13 @@ from sdwn import checkout, cluster, journal, limits, scheduler
 from sdwn.batches import off_grid
 from sdwn.cluster import Job, Tell, quietly
 from sdwn.config import RunConfig
+from sdwn.dealt import Dealt
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError
 from sdwn.files import RunPaths, plain_disk_errors
 from sdwn.joblogs import failure
 from sdwn.journal import cancellations, read_journal
 from sdwn.limits import Limits
 from sdwn.live import Live, live_each, live_jobs, missing, unfinished, unreachable
-from sdwn.plan import Plan
 from sdwn.profiles import ClusterProfile, overridden
 from sdwn.scheduler import JobState
 from sdwn.task import ArrayTask
@@ -73,7 +73,7 @@ def _require_device(config: RunConfig, profile: ClusterProfile) -> None:
     )
 
 
-def require_same_plan(paths: RunPaths, plan: Plan) -> None:
+def require_same_plan(paths: RunPaths, plan: Dealt) -> None:
     """Refuse to go on with a plan that took the place of the one that was submitted.
 
     Raises:
@@ -97,19 +97,19 @@ def changed_code(paths: RunPaths) -> str | None:
 
 
 def submit_shards(
-    paths: RunPaths, plan: Plan, indices: Sequence[int], profile: ClusterProfile, tell: Tell
+    paths: RunPaths, plan: Dealt, indices: Sequence[int], profile: ClusterProfile, tell: Tell
 ) -> list[Job]:
     """Submit shards, dealt to tasks as the profile says, as many as the site allows now."""
     return submit_tasks(paths, shard_tasks(paths, plan, indices, profile), profile, tell)
 
 
 def shard_tasks(
-    paths: RunPaths, plan: Plan, indices: Sequence[int], profile: ClusterProfile
+    paths: RunPaths, plan: Dealt, indices: Sequence[int], profile: ClusterProfile
 ) -> list[ArrayTask]:
     """Deal shards to tasks."""
     root = str(paths.root.absolute())
     parts = cluster.cut(indices, profile)
-    return [ArrayTask("generate", root, part, plan.digest, checkout.code()) for part in parts]
+    return [ArrayTask(plan.stage, root, part, plan.digest, checkout.code()) for part in parts]
 
 
 def submit_tasks(
@@ -250,7 +250,7 @@ class Looks:
 
 
 def submit_once(
-    paths: RunPaths, plan: Plan, profile: ClusterProfile, tell: Tell
+    paths: RunPaths, plan: Dealt, profile: ClusterProfile, tell: Tell
 ) -> tuple[list[Job], int]:
     """Submit what is unfinished, as far as the site allows; say how many shards remain."""
     if not missing(paths, plan):
@@ -263,7 +263,7 @@ def submit_once(
 
 
 def complete(
-    paths: RunPaths, plan: Plan, profile: ClusterProfile, retries: int, onlooker: Onlooker
+    paths: RunPaths, plan: Dealt, profile: ClusterProfile, retries: int, onlooker: Onlooker
 ) -> list[Job]:
     """Submit and follow until every shard is finished, trying what failed again.
 
@@ -284,7 +284,7 @@ def complete(
         if cancellations(paths) > cancelled:
             raise SdwnError(
                 f"cancelled by: sdwn cancel {paths.root}; finished images are kept, go on with: "
-                f"sdwn submit {paths.root} --wait"
+                f"{plan.again(paths)}"
             )
         feed = todo and not unreachable(live)
         waves.idle = not live
@@ -301,11 +301,11 @@ def complete(
     raise SdwnError(
         f"{len(left)} of {len(plan.own_shards)} shards failed; shard {left[0]}: "
         f"{failure(paths, left[0])}; finished images are kept, "
-        f"submit the rest again with: sdwn submit {paths.root} --wait"
+        f"submit the rest again with: {plan.again(paths)}"
     )
 
 
-def _feed(paths: RunPaths, plan: Plan, todo: list[int], waves: Waves, tell: Tell) -> list[Job]:
+def _feed(paths: RunPaths, plan: Dealt, todo: list[int], waves: Waves, tell: Tell) -> list[Job]:
     """Submit of these shards what fits now, if it is worth an array."""
     profile = waves.profile
     with alone(paths, tell):

@@ -26,6 +26,8 @@ STAGES = {
     "merge": ("sdwn.chain", "merge_run"),
     "evaluate": ("sdwn.chain", "evaluate_run"),
     "report": ("sdwn.chain", "report_run"),
+    "judge": ("sdwn.evaluation.judging_task", "judge"),
+    "conclude": ("sdwn.evaluation.evaluating", "conclude_work"),
 }
 
 

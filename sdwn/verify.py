@@ -44,7 +44,17 @@ def verify(root: Path, quick: bool = False, advance: Advance = lambda _: None) -
             problems += _check_file(release, record, quick, advance)
         except OSError as error:
             problems.append(f"{record.file[:200]}: cannot be read: {error.strerror}")
-    return problems + _check_counts(release)
+    return problems + _check_counts(release) + _check_evaluations(release)
+
+
+def _check_evaluations(release: Release) -> list[str]:
+    """Hold predictions against their records and the release."""
+    from sdwn.evaluation.merging import evaluation_problems
+
+    try:
+        return [_within(release, problem) for problem in evaluation_problems(release)]
+    except IntegrityError:
+        return []  # of the release itself, and named already
 
 
 def _twice(files: list[FileRecord]) -> list[str]:

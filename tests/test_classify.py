@@ -18,9 +18,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from sdwn import imagenet
 from sdwn.errors import SdwnError, UsageError
-from sdwn.evaluation import classify
+from sdwn.evaluation import presets
 from sdwn.evaluation.checkpoint import convert_torchvision_vit, read_checkpoint
-from sdwn.evaluation.classify import empty_network, load_classifier
+from sdwn.evaluation.classes import SIZES, class_list
+from sdwn.evaluation.classify import Classifier, Logits, load_classifier
+from sdwn.evaluation.presets import empty_network
 from sklearn.datasets import load_sample_image
 
 torch.manual_seed(0)
@@ -67,6 +69,11 @@ def tiny():
 @pytest.fixture
 def checkpoint(tmp_path):
     return tmp_path / "model.pth"
+
+
+def timms(classifier):
+    """Give timm's own transform for a classifier's images, in float32."""
+    return timm.data.create_transform(**classifier.preprocessing, is_training=False)
 
 
 def one_line(caught):
@@ -166,11 +173,10 @@ def test_a_batch_and_single_images_agree(lite):
         np.testing.assert_allclose(alone.top5_probability[0], together.top5_probability[i], 1e-3)
 
 
-def test_equal_logits_rank_by_class_index(lite, monkeypatch):
+def test_equal_logits_rank_by_class_index(lite):
     logits = torch.zeros(1, 1000)
     logits[0, 7] = 1
-    monkeypatch.setattr(lite, "_logits", lambda images: logits)
-    scores = lite.predict([Image.new("RGB", (8, 8))], [4])
+    scores = lite.finish(Logits(logits, None), [4], [None])
     assert scores.top5.tolist() == [[7, 0, 1, 2, 3]]
     assert scores.label_rank.tolist() == [5]
 
@@ -207,6 +213,103 @@ def test_half_precision_is_for_gpus_only(tiny, checkpoint):
     record = load_classifier(TINY, checkpoint).record
     assert (record["device"] == "cpu") == (record["dtype"] == "float32")
     assert load_classifier(TINY, checkpoint, dtype=torch.float16).record["dtype"] == "float16"
+
+
+# From bytes to numbers
+
+
+@pytest.mark.parametrize("name", ["coffee", "chelsea", "rocket"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"crop_pct": 1.0},
+        {"crop_pct": 0.9, "interpolation": "bilinear"},
+        {"crop_mode": "squash", "input_size": (3, 40, 72)},
+        {"crop_mode": "border", "input_size": (3, 64, 64), "mean": (0.5, 0.4, 0.3)},
+    ],
+)
+def test_images_are_prepared_as_timm_does(name, changes):
+    network = timm.create_model("test_resnet", num_classes=1000)
+    preprocessing = timm.data.resolve_model_data_config(network) | changes
+    classifier = Classifier("test_resnet", network, preprocessing, {})
+    image = photograph(name)
+    pixels = classifier.prepare(image)
+    assert pixels.dtype == np.uint8
+    found = classifier.normalise(torch.from_numpy(pixels[None].copy()))[0]
+    torch.testing.assert_close(found, timms(classifier)(image), atol=2e-6, rtol=0)
+
+
+def test_half_precision_rounds_only_at_the_end(tiny, checkpoint):
+    torch.save(tiny.state_dict(), checkpoint)
+    half = load_classifier(TINY, checkpoint, dtype=torch.float16)
+    image = photograph("coffee")
+    found = half.normalise(torch.from_numpy(half.prepare(image)[None].copy()))[0]
+    expected = timms(half)(image)
+    # Half of the last bit of numbers of up to 4.
+    torch.testing.assert_close(found.float(), expected, atol=2**-10 + 1e-5, rtol=0)
+
+
+# Classifiers of all ImageNet
+
+
+@pytest.fixture(scope="module", params=SIZES[1:])
+def large(request, tmp_path_factory):
+    """A checkpoint of random weights that knows one of timm's long lists, and that list."""
+    network = randomize(timm.create_model(TINY, num_classes=request.param)).eval()
+    path = tmp_path_factory.mktemp("large") / "model.pth"
+    torch.save(network.state_dict(), path)
+    wnids = timm.data.ImageNetInfo(timm.data.infer_imagenet_subset(network)).label_names()
+    return load_classifier(TINY, path, dtype=torch.float32), network, wnids
+
+
+def test_a_model_of_all_imagenet_is_mapped_by_wnid(large):
+    classifier, network, wnids = large
+    assert classifier.classes == tuple(wnids)
+    image = photograph("coffee")
+    with torch.inference_mode():
+        logits = network(timms(classifier)(image)[None])[0]
+    known = dict(zip(wnids, logits.tolist(), strict=True))
+    thousand = imagenet.class_wnids()
+    best = sorted((wnid for wnid in thousand if wnid in known), key=known.__getitem__)[::-1]
+    label = thousand.index(best[7])
+    scores = classifier.predict([image], [label])
+    assert [thousand[index] for index in scores.top5[0]] == best[:5]
+    assert scores.label_rank.tolist() == [7]
+    values = torch.tensor([known[wnid] for wnid in best], dtype=torch.float64).softmax(0)
+    np.testing.assert_allclose(scores.top5_probability[0], values[:5], rtol=1e-4)
+    np.testing.assert_allclose(scores.label_probability[0], values[7], rtol=1e-4)
+
+
+def test_a_class_that_a_model_of_all_imagenet_lacks_is_never_right(large):
+    classifier, _, wnids = large
+    lacking = [i for i, wnid in enumerate(imagenet.class_wnids()) if wnid not in wnids]
+    assert classifier.record["unknown_imagenet_classes"] == len(lacking)
+    assert classifier.record["classes"] == len(wnids)
+    images = [photograph("coffee")] * len(lacking)
+    if lacking:
+        scores = classifier.predict(images, lacking)
+        assert scores.label_probability.tolist() == [0] * len(lacking)
+        assert sorted(scores.label_rank.tolist()) == list(range(1000 - len(lacking), 1000))
+
+
+def test_the_mass_of_a_subtree_is_by_all_classes(large):
+    classifier, network, wnids = large
+    subtree = tuple(range(0, len(wnids), 3))
+    image = photograph("coffee")
+    with torch.inference_mode():
+        probability = network(timms(classifier)(image)[None])[0].double().softmax(0)
+    started = classifier.start(np.stack([classifier.prepare(image)] * 2))
+    found = classifier.finish(started, [0, None], [subtree, None])
+    expected = probability[list(subtree)].sum()
+    np.testing.assert_allclose(found.subtree_probability, [expected, np.nan], rtol=1e-4)
+    assert found.label_rank[1] == -1
+    assert np.isnan(found.label_probability[1])
+
+
+def test_lists_of_classes_are_told_apart_by_their_length():
+    assert [len(class_list(size).wnids) for size in SIZES] == list(SIZES)
+    assert [int((class_list(size).columns < 0).sum()) for size in SIZES] == [0, 9, 7, 1, 0, 1]
 
 
 def test_lite0_without_its_package_says_how_to_install_it(monkeypatch):
@@ -254,7 +357,7 @@ def test_the_papers_architecture_takes_every_tensor_of_vit_h_14():
 
 
 def test_the_papers_preprocessing_is_torchvisions():
-    preprocessing = classify.PRESETS["paper"].preprocessing
+    preprocessing = presets.PRESETS["paper"].preprocessing
     transform = timm.data.create_transform(**preprocessing, is_training=False)
     for name in ("coffee", "chelsea"):
         image = photograph(name)
@@ -266,19 +369,19 @@ def test_the_papers_preprocessing_is_torchvisions():
 
 def test_the_papers_preset_loads_a_torchvision_file(checkpoint, monkeypatch):
     small = {"img_size": 56, "patch_size": 14, "depth": 2, "embed_dim": 64, "num_heads": 4}
-    preset = classify.Preset(
-        architecture=classify.PRESETS["paper"].architecture,
-        arguments={**small, "mlp_ratio": 3, "num_classes": 1000},
-        preprocessing={**classify.PRESETS["paper"].preprocessing, "input_size": (3, 56, 56)},
-        weights=classify.PRESETS["paper"].weights,
+    preset = presets.Preset(
+        architecture=presets.PRESETS["paper"].architecture,
+        arguments={**small, "mlp_ratio": 3},
+        preprocessing={**presets.PRESETS["paper"].preprocessing, "input_size": (3, 56, 56)},
+        weights=presets.PRESETS["paper"].weights,
     )
-    monkeypatch.setitem(classify.PRESETS, "paper", preset)
+    monkeypatch.setitem(presets.PRESETS, "paper", preset)
     theirs = torchvision_vit()
     torch.save(theirs.state_dict(), checkpoint)
     classifier = load_classifier("paper", checkpoint, dtype=torch.float32)
     images = [photograph("coffee"), photograph("rocket")]
     with torch.inference_mode():
-        batch = torch.stack([classifier.transform(image) for image in images])
+        batch = torch.stack([timms(classifier)(image) for image in images])
         expected = theirs(batch).softmax(dim=1).max(dim=1)
     scores = classifier.predict(images, [0, 0])
     assert scores.top5[:, 0].tolist() == expected.indices.tolist()
@@ -307,8 +410,10 @@ def test_a_name_that_timm_does_not_know_gets_close_matches():
 
 
 def test_a_model_of_other_classes_names_its_siblings_with_1000():
-    with pytest.raises(UsageError, match=r"found 21843 classes; use tf_efficientnetv2_s\.in1k or"):
-        load_classifier("tf_efficientnetv2_s.in21k")
+    sibling = r"found 512 classes; use vit_base_patch16_clip_224\.\w*ft_in1k or"
+    with pytest.raises(UsageError, match=sibling) as caught:
+        load_classifier("vit_base_patch16_clip_224.openai")
+    one_line(caught)
 
 
 def test_a_hub_that_cannot_be_reached_tells_what_to_do(monkeypatch):
@@ -369,7 +474,7 @@ def test_a_torchvision_vit_under_a_timm_name_is_converted_and_normalised(checkpo
     assert classifier.record["mean"] == [0.485, 0.456, 0.406]
     image = photograph("coffee")
     with torch.inference_mode():
-        expected = theirs(classifier.transform(image)[None]).softmax(dim=1)[0].topk(5)
+        expected = theirs(timms(classifier)(image)[None]).softmax(dim=1)[0].topk(5)
     scores = classifier.predict([image], [0])
     assert scores.top5[0].tolist() == expected.indices.tolist()
     np.testing.assert_allclose(scores.top5_probability[0], expected.values, rtol=1e-4)
@@ -402,7 +507,9 @@ def test_a_checkpoint_of_another_shape_names_a_tensor(checkpoint, tiny):
 
 def test_another_number_of_classes_is_said_plainly(checkpoint):
     torch.save(timm.create_model(TINY, num_classes=37).state_dict(), checkpoint)
-    with pytest.raises(SdwnError, match="1000 ImageNet-1k classes, found 37 classes") as caught:
+    with pytest.raises(
+        SdwnError, match=r"1000 ImageNet-1k classes, or .*found 37 classes"
+    ) as caught:
         load_classifier(TINY, checkpoint)
     one_line(caught)
 

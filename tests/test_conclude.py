@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from sdwn.catalog import Catalog
 from sdwn.config import EvaluationConfig
-from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation import tables
 from sdwn.evaluation.evaluate import conclude
 from sdwn.evaluation.record import read_evaluation, summary
@@ -263,9 +263,16 @@ def test_an_evaluation_without_a_mistake_or_of_black_images_alone_has_all_files(
     assert paths.table("confusions").read_text() == ",".join(tables.CONFUSIONS) + "\n"
 
 
-def test_without_a_class_nothing_is_written(concluded: Concluded, wordnet: WordNet) -> None:
-    with pytest.raises(SdwnError, match="nothing to evaluate: expected images of ImageNet-1k"):
-        concluded(drawn([wordnet.synset("library.n.01").wnid]))
+def test_without_a_class_only_what_lies_near_is_scored(
+    concluded: Concluded, wordnet: WordNet
+) -> None:
+    paths, record = concluded(drawn([wordnet.synset("library.n.01").wnid]))
+    figures = record["figures"]
+    assert (figures["classes"], figures["top1_percent"], figures["histogram"]) == (0, None, [])
+    assert (record["classes"], record["confusions"]) == ([], [])
+    assert {group["classes"] for group in record["groups"]} == {0}
+    assert sum(row["images"] for row in record["wordnet"].values() if row) == 10
+    assert read_evaluation(paths) == record
 
 
 def test_a_wrong_groups_file_leaves_the_evaluation_as_it_was(

@@ -139,7 +139,13 @@ def test_a_release_without_imagenet_classes_is_refused(sdwn: Sdwn, tmp_path: Pat
     sdwn("merge", "run", "--release", "out")
     refused = sdwn("evaluate", "out", "--model", "efficientnet-lite0", code=1)
     assert "none of its synsets is an ImageNet-1k class" in refused.stderr
+    assert "with --all" in refused.stderr
     assert "not evaluated yet; run: sdwn evaluate" in sdwn("report", "out", code=1).stderr
+    found = sdwn.json("evaluate", "out", "--model", "efficientnet-lite0", "--all")
+    assert (found["images"], found["classes"], found["top1_percent"]) == (0, 0, None)
+    record = json.loads((sdwn.folder / found["path"]).read_text())
+    assert record["images_judged"] == 10
+    assert record["wordnet"]["nearest"]["images"] == 10, "by what lies near"
 
 
 def test_an_evaluation_of_another_release_is_not_reported(

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.evaluation.evaluate import evaluate
+from sdwn.evaluation.evaluating import evaluate
 from sdwn.evaluation.report import write_report
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.intake import (

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sdwn.errors import SdwnError
-from sdwn.imagenet import CLASSES
+from sdwn.evaluation.classes import EXPECTED
 
 StateDict = dict[str, torch.Tensor]
 
@@ -157,7 +157,7 @@ def _check_classes(state: StateDict, reshaped: list[str], network: Any, source: 
     if not reshaped or any(key.rpartition(".")[0] not in heads for key in reshaped):
         return
     raise SdwnError(
-        f"{source}: expected a classifier of the {CLASSES} ImageNet-1k classes, "
+        f"{source}: expected a classifier of {EXPECTED}, "
         f"found {len(state[reshaped[0]])} classes; give a checkpoint fine-tuned on ImageNet-1k"
     )
 

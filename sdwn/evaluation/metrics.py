@@ -62,19 +62,20 @@ class Evaluation:
 
     ``without_black`` holds the same scalars with black images left out, N unchanged, and
     ``classes_left_out``, the classes of which nothing remains; None if every image is black.
-    ``per_class`` is in the order of wnids.
+    ``per_class`` is in the order of wnids. Of no class at all (see `nothing`) what is no count
+    is None.
     """
 
     images: int
     classes: int
     images_per_class: int
-    top1_percent: float
-    top5_percent: float
-    mean_correct: float
-    std_correct: float
-    any_correct: float
-    all_correct: float
-    none_correct: float
+    top1_percent: float | None
+    top5_percent: float | None
+    mean_correct: float | None
+    std_correct: float | None
+    any_correct: float | None
+    all_correct: float | None
+    none_correct: float | None
     black_images: int
     statuses: dict[str, int]
     intervals: dict[str, Interval | None]
@@ -148,6 +149,32 @@ def evaluate(
         histogram=histogram(tally.correct, most),
         without_black=_without_black(bright, most),
         per_class=_per_class(names, tally),
+    )
+
+
+def nothing() -> Evaluation:
+    """Give the figures of a release without ImageNet-1k classes: WordNet's scores judge it.
+
+    >>> nothing().classes, nothing().top1_percent, nothing().histogram
+    (0, None, ())
+    """
+    return Evaluation(
+        images=0,
+        classes=0,
+        images_per_class=0,
+        top1_percent=None,
+        top5_percent=None,
+        mean_correct=None,
+        std_correct=None,
+        any_correct=None,
+        all_correct=None,
+        none_correct=None,
+        black_images=0,
+        statuses={},
+        intervals={},
+        histogram=(),
+        without_black=None,
+        per_class=(),
     )
 
 

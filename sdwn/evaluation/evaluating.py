@@ -1,0 +1,140 @@
+"""A release becomes an evaluation: judged here or by tasks, merged, and figures made of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sdwn.cluster import Tell, quietly
+from sdwn.config import EvaluationConfig
+from sdwn.errors import IntegrityError, SdwnError
+from sdwn.evaluation.groups import read_groups
+from sdwn.evaluation.judging import Judging, evaluation_of, open_judging, open_planned
+from sdwn.evaluation.merging import merged, sound_predictions
+from sdwn.evaluation.predictions import Predictions, write_predictions
+from sdwn.evaluation.record import summary
+from sdwn.files import Advance, RunPaths, work_paths
+from sdwn.live import live_jobs, missing
+from sdwn.release import Release
+from sdwn.submission import alone
+from sdwn.wordnet import shared_wordnet
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    release: Release,
+    chosen: EvaluationConfig,
+    advance: Advance = lambda _: None,
+    tell: Tell = quietly,
+) -> dict[str, Any]:
+    """Judge a release's images in this process and write the figures; return the main ones.
+
+    Shards that are finished are kept, and so are sound predictions of this release, model,
+    weights and selection; the figures are made anew.
+
+    Raises:
+        SdwnError: nothing is to be judged, tasks judge it now, or the model cannot be had.
+    """
+    work, judging = open_judging(release, chosen)
+    return carry_out(release, work, judging, advance, tell)
+
+
+def carry_out(
+    release: Release, work: RunPaths, judging: Judging, advance: Advance, tell: Tell
+) -> dict[str, Any]:
+    """Judge in this process what a plan says and is not judged, and write the figures."""
+    with alone(work, tell):
+        if is_judged(release, work, judging, tell):
+            advance(judging.images)
+        else:
+            _judge_here(release, work, judging, advance)
+        return _finish(release, work, judging)
+
+
+def is_judged(release: Release, work: RunPaths, judging: Judging, tell: Tell) -> bool:
+    """Tell whether sound predictions are there; what is wrong with those that are not is told."""
+    paths = evaluation_of(work)
+    if not paths.predictions.exists():
+        return False
+    try:
+        sound_predictions(release, paths, judging)
+    except IntegrityError as error:
+        tell(f"judging again, for what is there cannot be kept: {error}")
+        paths.predictions.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def require_possible(chosen: EvaluationConfig) -> None:
+    """Find here what the figures need of WordNet, before a GPU works in vain.
+
+    Raises:
+        SdwnError: there is no WordNet, or the groups cannot be read.
+    """
+    read_groups(chosen.groups, shared_wordnet())
+
+
+def _judge_here(release: Release, work: RunPaths, judging: Judging, advance: Advance) -> None:
+    from sdwn.evaluation.judging_task import judge_shards
+
+    if busy := live_jobs(work):
+        raise SdwnError(
+            f"{len(busy)} tasks are live that judge this; follow them with: "
+            f"{judging.again(work)}; or end them with: sdwn cancel {work.root}"
+        )
+    require_possible(judging.chosen)
+    todo = [judging.shards[index] for index in missing(work, judging)]
+    advance(judging.images - sum(map(judging.shard_images, todo)))
+    if todo:
+        judge_shards(work, release, judging, todo, advance)
+
+
+def finish(release: Release, work: RunPaths, judging: Judging, tell: Tell) -> dict[str, Any]:
+    """Merge what is judged, unless it is merged already, and write the figures.
+
+    Raises:
+        IntegrityError: something is missing, damaged or foreign; each is named.
+    """
+    with alone(work, tell):
+        return _finish(release, work, judging)
+
+
+def _finish(release: Release, work: RunPaths, judging: Judging) -> dict[str, Any]:
+    from sdwn.evaluation.evaluate import conclude
+
+    paths = evaluation_of(work)
+    found = _merged(release, work, judging)
+    classifier = {**found.source.classifier, "judged_on": list(found.source.judged_on)}
+    return summary(paths, conclude(release, paths, found.table, classifier, judging.chosen))
+
+
+def _merged(release: Release, work: RunPaths, judging: Judging) -> Predictions:
+    paths = evaluation_of(work)
+    if not paths.predictions.exists():
+        write_predictions(paths.predictions, merged(release, work, judging))
+    # As it lies on the disk; only then may the shards go.
+    found = sound_predictions(release, paths, judging)
+    _clear(work)
+    return found
+
+
+def _clear(work: RunPaths) -> None:
+    """Remove shards that are merged; of tasks, what they said stays."""
+    folder = work.shards if work.submissions.exists() else work.root
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def conclude_work(work: Path, _: Iterable[int]) -> None:
+    """Write the figures of a release that tasks have judged.
+
+    Raises:
+        IntegrityError: something is missing, damaged or foreign; each is named.
+    """
+    paths = work_paths(work)
+    release, judging = open_planned(paths)
+    log.info("evaluated: %s", json.dumps(finish(release, paths, judging, log.info)))

@@ -1,0 +1,156 @@
+"""The stage that judges images: shards one after another, each under its name once it is whole."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from sdwn.batches import BatchSize, asked
+from sdwn.errors import SdwnError
+from sdwn.evaluation.judging import Judging, judged_images, open_planned
+from sdwn.evaluation.predictions import Predictions, Source, write_predictions
+from sdwn.evaluation.taxonomy import Scope, Taxonomy, scopes
+from sdwn.files import Advance, RunPaths, now, work_paths
+from sdwn.plan import Shard
+from sdwn.processes import this_process
+from sdwn.records import Meter, TaskRecord
+from sdwn.release import Release
+
+if TYPE_CHECKING:
+    from sdwn.evaluation.classify import Classifier
+
+log = logging.getLogger(__name__)
+
+
+def judge(work: Path, indices: Iterable[int]) -> None:
+    """Judge those shards of a release that aren't finished yet."""
+    paths = work_paths(work)
+    release, judging = open_planned(paths)
+    todo = [judging.shards[index] for index in indices if not paths.shard(index).exists()]
+    if not todo:
+        log.info("all shards of this task are finished already")
+        return
+    judge_shards(paths, release, judging, todo)
+
+
+def judge_shards(
+    paths: RunPaths,
+    release: Release,
+    judging: Judging,
+    shards: Sequence[Shard],
+    advance: Advance = lambda _: None,
+) -> None:
+    """Judge shards, the classifier loaded once; a kill costs the shard under way."""
+    began = time.monotonic()
+    judge = load_judge(release, judging)
+    record = _record(judge, time.monotonic() - began)
+    record.total = sum(map(judging.shard_images, shards))
+    meter = Meter(paths, record, "judging")
+    meter.begin(judge.batch)
+    try:
+        for shard in shards:
+            images = judged_images(release, judging, shard)
+            table = _judged(judge, images, meter, advance)
+            write_predictions(
+                paths.shard(shard.index), Predictions(table, judge.source(judging, shard))
+            )
+    finally:
+        meter.end()
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A classifier that is loaded, the scope of each synset, and how images are fed to it."""
+
+    classifier: Classifier
+    scopes: dict[str, Scope]
+    batch: BatchSize
+    workers: int
+
+    @property
+    def batch_now(self) -> BatchSize:
+        """Its batches as they are since memory ran out, if it did."""
+        most = self.classifier.most or self.batch.images
+        return replace(self.batch, images=min(most, self.batch.images))
+
+    def source(self, judging: Judging, shard: Shard) -> Source:
+        """Describe a shard that it has judged."""
+        record = self.classifier.record
+        kind = {"device": record["device"], "dtype": record["dtype"]}
+        images = judging.shard_images(shard)
+        return Source(
+            release=judging.release,
+            judging=judging.digest,
+            start=shard.start,
+            stop=shard.stop,
+            classifier=record,
+            judged_on=[{**kind, "batch_size": self.batch_now.images, "images": images}],
+        )
+
+
+def load_judge(release: Release, judging: Judging) -> Judge:
+    """Load the classifier and find the scopes of the judged synsets.
+
+    Raises:
+        SdwnError: it cannot be had, or the checkpoint is another one by now.
+    """
+    from sdwn.evaluation.batching import choose_batch
+    from sdwn.evaluation.classify import load_classifier
+    from sdwn.evaluation.loading import cpus
+    from sdwn.wordnet import shared_wordnet
+
+    chosen = judging.chosen
+    classifier = load_classifier(chosen.model, chosen.checkpoint)
+    weights = classifier.record["checkpoint_sha256"]
+    if judging.checkpoint_sha256 not in (None, weights):
+        raise SdwnError(
+            f"{chosen.checkpoint}: expected the checkpoint {judging.checkpoint_sha256[:12]} that "
+            f"this was planned for, found {weights[:12]}; restore it, or evaluate again"
+        )
+    wnids = judged_images(release, judging).metadata["wnid"].unique().to_pylist()
+    found = scopes(Taxonomy(shared_wordnet()), wnids, classifier.classes)
+    return Judge(classifier, found, choose_batch(classifier, asked()), cpus())
+
+
+def _judged(judge: Judge, images: Release, meter: Meter, advance: Advance) -> pa.Table:
+    from sdwn.device import Device
+    from sdwn.evaluation.judge import judged
+
+    tables, began, device = [], time.monotonic(), Device()
+    for table in judged(images, judge.classifier, judge.scopes, judge.batch, judge.workers):
+        tables.append(table)
+        ended = time.monotonic()
+        meter.sampled(len(table), ended - began, device.peak_bytes)
+        began = ended
+        if judge.batch_now.images < meter.record.batch_size:
+            meter.lowered(judge.batch_now)
+        advance(len(table))
+    return pa.concat_tables(tables)
+
+
+def _record(judge: Judge, loading: float) -> TaskRecord:
+    from sdwn.device import Device
+    from sdwn.gpus import GB
+
+    process, device = this_process(), Device()
+    return TaskRecord(
+        job=process.job,
+        rank=process.rank,
+        host=socket.gethostname(),
+        device=device.name,
+        memory_gb=round(device.total_bytes / GB),
+        batch_size=judge.batch.images,
+        batch_source=judge.batch.source,
+        vae_slicing=False,
+        loading_seconds=loading,
+        started=now(),
+        total=0,
+        start=process.start,
+    )

@@ -1,0 +1,155 @@
+"""Shards of predictions become one table, held row for row against the release."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from sdwn.errors import IntegrityError
+from sdwn.evaluation.judging import Judging, judged_images
+from sdwn.evaluation.predictions import Predictions, Source, disagreements, read_predictions
+from sdwn.files import EvaluationPaths, RunPaths, file_sha256, read_json
+from sdwn.plan import Shard
+from sdwn.release import Release
+
+# What may differ between the tasks of one judging: the rest of a classifier's record does not.
+OF_A_TASK = ("device", "dtype", "versions")
+NAMED = 20
+
+
+def sound_predictions(release: Release, paths: EvaluationPaths, judging: Judging) -> Predictions:
+    """Read an evaluation's predictions, held against the judging and the release.
+
+    Raises:
+        IntegrityError: they are missing, damaged, or of something else.
+    """
+    found = read_predictions(paths.predictions)
+    if found.source.judging != judging.digest:
+        raise IntegrityError(
+            f"{paths.predictions}: of release {found.source.release[:12]}, judging "
+            f"{found.source.judging[:12]}; expected {judging.release[:12]}, {judging.digest[:12]}"
+        )
+    if problems := disagreements(found.table, judged_images(release, judging).metadata):
+        raise IntegrityError(f"{paths.predictions}: {'; '.join(problems)}")
+    return found
+
+
+def merged(release: Release, work: RunPaths, judging: Judging) -> Predictions:
+    """Put a judging's finished shards together.
+
+    Raises:
+        IntegrityError: with every problem, a line each: shards that are missing, damaged or
+            foreign; images that are missing, foreign, there twice, or in another order.
+    """
+    problems = [*_missing(work, judging), *_foreign(work, judging)]
+    images = judged_images(release, judging).metadata
+    found: list[Predictions] = []
+    for shard in judging.shards:
+        path = work.shard(shard.index)
+        if path.exists():
+            try:
+                found.append(_checked(work, judging, shard, images, found[:1]))
+            except IntegrityError as error:
+                problems.append(f"{error}; judge it again: rm {path} && {judging.command(work)}")
+    if problems:
+        raise IntegrityError("\n".join(problems))
+    return Predictions(pa.concat_tables(one.table for one in found), _joined(judging, found))
+
+
+def _missing(work: RunPaths, judging: Judging) -> Iterator[str]:
+    done = work.done_shards()
+    if absent := [shard.index for shard in judging.shards if shard.index not in done]:
+        names = ", ".join(map(str, absent[:NAMED])) + ", ..." * (len(absent) > NAMED)
+        yield (
+            f"{work.root}: {len(absent)} of {len(judging.shards)} shards of predictions missing "
+            f"({names}); judge them with: {judging.command(work)}"
+        )
+
+
+def _foreign(work: RunPaths, judging: Judging) -> Iterator[str]:
+    for index in sorted(work.done_shards() - {shard.index for shard in judging.shards}):
+        path = work.shard(index)
+        yield f"{path}: foreign: the judging has no such shard; remove it: rm {path}"
+
+
+def _checked(
+    work: RunPaths, judging: Judging, shard: Shard, images: pa.Table, first: Sequence[Predictions]
+) -> Predictions:
+    path = work.shard(shard.index)
+    found = read_predictions(path)
+    source = found.source
+    if source.judging != judging.digest:
+        raise IntegrityError(
+            f"{path}: foreign: of judging {source.judging[:12]}, expected {judging.digest[:12]}"
+        )
+    if (source.start, source.stop) != (shard.start, shard.stop):
+        raise IntegrityError(
+            f"{path}: foreign: expected images {shard.start} to {shard.stop - 1}, found "
+            f"{source.start} to {source.stop - 1}"
+        )
+    if problems := disagreements(found.table, images.slice(shard.start, len(found.table))):
+        raise IntegrityError(f"{path}: {'; '.join(problems)}")
+    for name in _other_settings(source.classifier, first):
+        raise IntegrityError(f"{path}: judged with another {name} than shard 0")
+    return found
+
+
+def _other_settings(classifier: Mapping[str, Any], first: Sequence[Predictions]) -> Iterator[str]:
+    for other in first:
+        expected = other.source.classifier
+        for name in sorted({*expected, *classifier} - set(OF_A_TASK)):
+            if expected.get(name) != classifier.get(name):
+                yield name
+
+
+def _joined(judging: Judging, found: Sequence[Predictions]) -> Source:
+    """Describe all shards as one: the first one's classifier, and every device."""
+    kinds: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for one in (one for shard in found for one in shard.source.judged_on):
+        key = one["device"], one["dtype"], one["batch_size"]
+        kind = kinds.setdefault(key, {**one, "images": 0})
+        kind["images"] += one["images"]
+    return Source(
+        release=judging.release,
+        judging=judging.digest,
+        start=0,
+        stop=judging.images,
+        classifier=found[0].source.classifier,
+        judged_on=list(kinds.values()),
+    )
+
+
+def evaluation_problems(release: Release) -> Iterator[str]:
+    """Name what is wrong with the predictions of a release's evaluations.
+
+    Raises:
+        IntegrityError: the release's own tables are damaged.
+    """
+    for record in sorted(release.paths.evaluations.glob("*/evaluation.json")):
+        paths = release.paths.evaluation(record.parent.name)
+        try:
+            yield from _evaluation_problems(release, paths, read_json(record))
+        except IntegrityError as error:
+            yield str(error)
+
+
+def _evaluation_problems(
+    release: Release, paths: EvaluationPaths, record: Mapping[str, Any]
+) -> Iterator[str]:
+    if record.get("release") != release.digest:
+        yield f"{paths.evaluation}: of another release; {_again(release)}"
+    elif not paths.predictions.is_file():
+        yield f"{paths.predictions}: missing; {_again(release)}"
+    elif file_sha256(paths.predictions) != record.get("predictions_sha256"):
+        yield f"{paths.predictions}: changed (its SHA-256 is not the recorded one)"
+    else:
+        found = read_predictions(paths.predictions)
+        images = release.subset(imagenet=True) if record.get("selection") != "all" else release
+        differ = disagreements(found.table, images.metadata)
+        yield from (f"{paths.predictions}: {problem}" for problem in differ)
+
+
+def _again(release: Release) -> str:
+    return f"evaluate again with: sdwn evaluate {release.paths.root}"

@@ -1,0 +1,217 @@
+"""Judging a release: its images in order, batches that fit, damage that is named."""
+
+import logging
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import timm
+import torch
+from sdwn import gpus
+from sdwn.batches import BatchSize
+from sdwn.errors import IntegrityError, SdwnError
+from sdwn.evaluation import batching
+from sdwn.evaluation.classify import Classifier
+from sdwn.evaluation.judge import SCHEMA, judged
+from sdwn.evaluation.loading import prepared
+from sdwn.evaluation.taxonomy import Taxonomy, scopes
+from sdwn.files import ReleasePaths
+from sdwn.merge import merge
+from sdwn.release import Release
+
+torch.manual_seed(0)
+
+SIZE = (3, 32, 32)
+
+
+@pytest.fixture
+def release(generated, tmp_path):
+    """Noise of corgis and terriers; most are ImageNet classes, some are not."""
+    paths, _ = generated()
+    return merge([paths], ReleasePaths(tmp_path / "release"))
+
+
+def classifier_of(classes, wrap=lambda network: network):
+    """Build timm's smallest residual network, in random weights that tell images apart."""
+    torch.manual_seed(1)
+    network = timm.create_model("test_resnet", num_classes=classes)
+    with torch.no_grad():
+        network.fc.weight.normal_(std=3)
+    preprocessing = timm.data.resolve_model_data_config(network) | {"input_size": SIZE}
+    return Classifier("test_resnet", wrap(network), preprocessing, {}, torch.float32)
+
+
+@pytest.fixture
+def classifier():
+    return classifier_of(1000)
+
+
+@pytest.fixture(scope="module")
+def taxonomy(wordnet):
+    return Taxonomy(wordnet)
+
+
+@pytest.fixture
+def near(taxonomy, release, classifier):
+    return scopes(taxonomy, set(release.metadata["wnid"].to_pylist()), classifier.classes)
+
+
+def whole(tables):
+    return pa.concat_tables(tables)
+
+
+class Small(torch.nn.Module):
+    """A network on a device that has room for a few images at a time, as allocators say it."""
+
+    def __init__(self, network, room):
+        super().__init__()
+        self.network, self.room, self.num_classes = network, room, network.num_classes
+
+    def forward(self, images):
+        if len(images) > self.room:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")
+        return self.network(images)
+
+
+# What is judged
+
+
+@pytest.mark.parametrize("classes", [1000, 21841])
+@pytest.mark.parametrize(("batch", "workers"), [(1, 0), (7, 2), (BatchSize(500, "a test"), 3)])
+def test_each_image_is_judged_once_in_order_whatever_the_batch(
+    taxonomy, release, classes, batch, workers
+):
+    classifier = classifier_of(classes)
+    wnids = release.metadata["wnid"].to_pylist()
+    near = scopes(taxonomy, set(wnids), classifier.classes)
+    found = whole(judged(release, classifier, near, batch, workers))
+    assert found.schema == SCHEMA
+    for name in ("wnid", "synset", "number", "status", "imagenet_class"):
+        assert found[name].to_pylist() == release.metadata[name].to_pylist()
+
+    images = [release.image(i) for i in range(len(release))]
+    pixels = np.stack([classifier.prepare(image) for image in images])
+    with torch.inference_mode():
+        logits = classifier.network(classifier.normalise(torch.from_numpy(pixels)))
+        mass = logits.double().softmax(1)
+    expected = [mass[i, list(near[wnid].classes)].sum().item() for i, wnid in enumerate(wnids)]
+    np.testing.assert_allclose(found["subtree_probability"].to_numpy(), expected, rtol=1e-3)
+
+    labels = found["imagenet_class"].to_pylist()
+    scores = classifier.predict(images, [label or 0 for label in labels])
+    top5 = np.stack(found["top5"].to_numpy())
+    assert (top5 == scores.top5).mean() > 0.99  # near ties may change places
+    probability = np.stack(found["top5_probability"].to_numpy())
+    np.testing.assert_allclose(probability, scores.top5_probability, rtol=1e-3)
+    none = np.array([label is None for label in labels])
+    assert 0 < none.sum() < len(none)
+    ranks = found["label_rank"].to_pylist()
+    assert [rank is None for rank in ranks] == none.tolist()
+    assert found["label_probability"].is_null().to_pylist() == none.tolist()
+    np.testing.assert_allclose(
+        found["label_probability"].to_numpy()[~none], scores.label_probability[~none], rtol=1e-3
+    )
+
+
+def test_a_subset_is_judged_in_its_own_order(release, classifier, near):
+    rows = [70, 3, 4, 0]
+    found = whole(judged(release.subset(rows=rows), classifier, near, 3, 2))
+    every = whole(judged(release, classifier, near, 64, 2)).take(rows)
+    assert found.select(["wnid", "number", "top5"]) == every.select(["wnid", "number", "top5"])
+
+
+def test_an_image_without_a_scope_has_no_mass(release, classifier):
+    found = whole(judged(release, classifier, {}, 64, 0))
+    assert found["subtree_probability"].null_count == len(release)
+
+
+def test_nothing_to_judge_is_no_table(release, classifier, near):
+    assert list(judged(release.subset(rows=[]), classifier, near, 8, 2)) == []
+
+
+# Memory
+
+
+@pytest.mark.parametrize("room", [1, 3])
+def test_batches_are_halved_until_they_fit_and_no_image_is_lost(release, near, room, caplog):
+    caplog.set_level(logging.INFO, "sdwn")
+    small = classifier_of(1000, lambda network: Small(network, room))
+    tables = list(judged(release, small, near, BatchSize(12, "as asked"), 2))
+    assert {len(table) for table in tables[:-1]} == {room}
+    assert small.most == room
+    expected = whole(judged(release, classifier_of(1000), near, 12, 2))
+    assert whole(tables)["number"] == expected["number"]
+    np.testing.assert_allclose(
+        whole(tables)["subtree_probability"], expected["subtree_probability"], rtol=1e-3
+    )
+    assert "12 images a batch (as asked)" in caplog.text
+    assert f"can't allocate memory: you tried to; {room} images a batch" in caplog.text
+    # What was learnt holds for the next shard.
+    assert all(len(table) <= room for table in judged(release, small, near, 12, 0))
+    assert caplog.text.count("; 6 images a batch from now on") == 1
+
+
+def test_no_room_for_a_single_image_is_one_line(release, near):
+    small = classifier_of(1000, lambda network: Small(network, 0))
+    with pytest.raises(SdwnError, match="test_resnet: no room for a single image") as caught:
+        list(judged(release, small, near, 4, 0))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tuned_batch_is_kept_and_taken_by_later_tasks(classifier):
+    assert batching.choose_batch(classifier, 17) == BatchSize(17, "as asked")
+    assert batching.choose_batch(classifier).images == 32
+    kept = batching.tune(classifier, most=8)
+    try:
+        assert gpus.read_profile(kept.path).workload.model == "classifier test_resnet"
+        chosen = batching.choose_batch(classifier)
+        assert (chosen.images, kept.measured in chosen.source) == (kept.tuning.batch_size, True)
+        # Another size of images, or list of classes, is another workload.
+        assert batching.choose_batch(classifier_of(21841)).images == 32
+    finally:
+        kept.path.unlink()
+        kept.curve.unlink()
+
+
+# Damage
+
+
+def damage(release, index, payload):
+    """Overwrite an image's bytes in its part, which no other release shares."""
+    row = release.row(index)
+    with (release.paths.root / row["part"]).open("r+b") as part:
+        part.seek(row["offset"])
+        part.write(payload[: row["bytes"]])
+    return row
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_named_and_not_judged(release, classifier, near, workers):
+    row = damage(release, 33, b"\0" * 10_000)
+    name = f"{row['synset']} {row['number']}: "
+    with pytest.raises(IntegrityError, match=f"^{name}.*sdwn verify") as caught:
+        list(judged(Release(release.paths.root), classifier, near, 8, workers))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_release_that_is_gone_is_said_in_one_line(release, classifier, near):
+    opened = Release(release.paths.root)
+    opened.metadata  # noqa: B018 - read before its images are gone
+    for part in opened.paths.root.glob("*.h5"):
+        part.unlink()
+    with pytest.raises(IntegrityError, match="No such file") as caught:
+        list(judged(opened, classifier, near, 8, 2))
+    assert "\n" not in str(caught.value)
+
+
+# Threads
+
+
+def test_a_reader_who_stops_leaves_no_thread_behind(release, classifier):
+    before = threading.active_count()
+    images = prepared(release, classifier.prepare, workers=3, ahead=16)
+    next(images)
+    assert threading.active_count() > before
+    images.close()
+    assert threading.active_count() == before

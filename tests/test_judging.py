@@ -1,0 +1,445 @@
+"""Judging a release in shards: kept after a kill, merged, held against the release."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from sdwn.config import EvaluationConfig
+from sdwn.errors import IntegrityError, SdwnError
+from sdwn.evaluation import judging
+from sdwn.evaluation.evaluating import evaluate
+from sdwn.evaluation.judging import Judging, open_judging, open_planned
+from sdwn.evaluation.judging_task import judge
+from sdwn.evaluation.merging import merged
+from sdwn.evaluation.predictions import (
+    Predictions,
+    disagreements,
+    judging_of,
+    read_predictions,
+    write_predictions,
+)
+from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
+from sdwn.merge import merge
+from sdwn.release import Release
+from sdwn.task import ArrayTask
+from sdwn.verify import verify
+
+from conftest import REPOSITORY, PlanRun, Sdwn, Testbed, wait_until, workers
+
+# Of the 30 images of this release, of which 15 are of three ImageNet classes.
+SHARD = 4
+MORE = ("corgi.n.01", "dog.n.01", "farm.n.01", "zebra.n.01")
+
+
+def save_tiny(path: Path, seed: int) -> Path:
+    """Write weights of timm's smallest ViT: a real classifier of random opinions."""
+    torch.manual_seed(seed)
+    save_file(timm.create_model("test_vit", num_classes=1000).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("weights") / "tiny.safetensors", seed=1)
+
+
+@pytest.fixture
+def tiny(checkpoint: Path) -> EvaluationConfig:
+    return EvaluationConfig(model="test_vit", checkpoint=checkpoint)
+
+
+@pytest.fixture
+def everything(tiny: EvaluationConfig) -> EvaluationConfig:
+    return tiny.model_copy(update={"images": "all"})
+
+
+MakeRelease = Callable[..., Release]
+
+
+@pytest.fixture
+def make_release(generated: PlanRun, whole_runs: Path, tmp_path: Path) -> MakeRelease:
+    def make(name: str = "release", **changes: Any) -> Release:
+        names = tmp_path / "names.txt"
+        names.write_text("\n".join(MORE))
+        catalog = {"roots": ["corgi.n.01"], "file": str(names)}
+        paths, plan = generated(f"run-{name}", catalog=catalog, **changes)
+        made = whole_runs / f"release-{plan.digest}"
+        if not made.exists():
+            merge([paths], ReleasePaths(made))
+        shutil.copytree(made, tmp_path / name)
+        return Release(tmp_path / name)
+
+    return make
+
+
+@pytest.fixture
+def release(make_release: MakeRelease) -> Release:
+    return make_release()
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "IMAGES_PER_SHARD", SHARD)
+
+
+Judged = tuple[RunPaths, Judging]
+
+
+@pytest.fixture
+def judged(release: Release, tiny: EvaluationConfig) -> Judged:
+    """All shards of predictions, not merged yet."""
+    work, planned = open_judging(release, tiny)
+    judge(work.root, range(len(planned.shards)))
+    return work, planned
+
+
+def changed(path: Path, change: Callable[[pa.Table], pa.Table], **source: Any) -> None:
+    """Write predictions anew, with something else in them."""
+    found = read_predictions(path)
+    write_predictions(path, Predictions(change(found.table), replace(found.source, **source)))
+
+
+def with_column(name: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        values = table[name].to_pylist()
+        values[row] = value
+        place = table.column_names.index(name)
+        return table.set_column(place, name, pa.array(values, table.schema.field(name).type))
+
+    return change
+
+
+# A whole judging
+
+
+def test_a_judging_comes_out_row_for_row_and_is_made_once(
+    release: Release, everything: EvaluationConfig
+) -> None:
+    found = evaluate(release, everything)
+    paths = EvaluationPaths(Path(found["path"]).parent)
+    assert paths.root.name == found["evaluation"]
+    assert found["evaluation"].endswith("-all")
+    table = read_predictions(paths.predictions).table
+    assert disagreements(table, release.metadata) == []
+    assert pc.count(table["imagenet_class"], mode="only_valid").as_py() == 15
+    recorded = json.loads(paths.evaluation.read_text())
+    assert recorded["classifier"]["judged_on"] == [
+        {"device": "cpu", "dtype": "float32", "batch_size": 32, "images": 30}
+    ]
+    assert not paths.work.root.exists(), "nothing is left of the work"
+    written = paths.predictions.stat().st_mtime_ns
+    paths.evaluation.unlink()
+    evaluate(release, everything)
+    assert paths.predictions.stat().st_mtime_ns == written, "nothing is judged again"
+    assert json.loads(paths.evaluation.read_text())["figures"] == recorded["figures"]
+    assert verify(release.paths.root, quick=True) == []
+
+
+def test_a_judging_goes_on_after_a_kill(release: Release, everything: EvaluationConfig) -> None:
+    work, planned = open_judging(release, everything)
+    code = """
+import os, signal, sys
+from sdwn.config import EvaluationConfig
+from sdwn.evaluation.evaluating import evaluate
+from sdwn.release import Release
+left = 3 * int(sys.argv[3])
+def advance(images):
+    global left
+    left -= images
+    if left <= 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+chosen = EvaluationConfig.model_validate_json(sys.argv[2])
+evaluate(Release(sys.argv[1]), chosen, advance)
+"""
+    settings = planned.chosen.model_dump_json()
+    command = [sys.executable, "-c", code, str(release.paths.root), settings, str(SHARD)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert work.done_shards() == {0, 1}, "those before the one that it was at"
+    assert not list(work.shards.glob("*.tmp"))
+    changed(work.shard(0), with_column("subtree_probability", 1, 0.123))
+    found = evaluate(release, everything)
+    table = read_predictions(Path(found["path"]).with_name("predictions.parquet")).table
+    assert table["subtree_probability"][1].as_py() == pytest.approx(0.123), "what was there is kept"
+    assert found["images"] == 15
+
+
+def test_two_classifiers_lie_side_by_side(
+    release: Release, tiny: EvaluationConfig, tmp_path: Path
+) -> None:
+    other = EvaluationConfig(model="test_vit", checkpoint=save_tiny(tmp_path / "2.safetensors", 2))
+    names = {evaluate(release, one)["evaluation"] for one in (tiny, other)}
+    assert len(names) == 2
+    judgings = {judging_of(release.paths.evaluation(name).predictions) for name in names}
+    assert len(judgings) == 2
+    assert verify(release.paths.root, quick=True) == []
+
+
+def test_predictions_of_another_release_are_named_and_made_anew(
+    make_release: MakeRelease, tiny: EvaluationConfig
+) -> None:
+    first, second = make_release("first"), make_release("second", seed=1)
+    name = evaluate(first, tiny)["evaluation"]
+    shutil.copytree(first.paths.evaluations, second.paths.evaluations)
+    (problem,) = verify(second.paths.root, quick=True)
+    assert problem.startswith(f"evaluations/{name}/evaluation.json: of another release")
+    told: list[str] = []
+    evaluate(second, tiny, tell=told.append)
+    assert "judging again" in told[0]
+    assert f"of release {first.digest[:12]}" in told[0]
+    assert verify(second.paths.root, quick=True) == []
+
+
+def test_verify_names_predictions_that_were_changed(
+    release: Release, tiny: EvaluationConfig
+) -> None:
+    name = evaluate(release, tiny)["evaluation"]
+    path = release.paths.evaluation(name).predictions
+    changed(path, with_column("label_probability", 0, 0.5))
+    assert verify(release.paths.root, quick=True) == [
+        f"evaluations/{name}/predictions.parquet: changed (its SHA-256 is not the recorded one)"
+    ]
+    path.unlink()
+    (problem,) = verify(release.paths.root, quick=True)
+    assert problem.startswith(f"evaluations/{name}/predictions.parquet: missing; evaluate again")
+
+
+def test_a_release_that_changed_since_is_judged_anew(
+    make_release: MakeRelease, everything: EvaluationConfig
+) -> None:
+    release, other = make_release(), make_release("other", seed=1)
+    work, planned = open_judging(release, everything)
+    judge(work.root, [0, 1])
+    shutil.copytree(work.root.parent, other.paths.evaluations / planned.name)
+    with pytest.raises(IntegrityError, match=r"expected the release .* that this was planned for"):
+        open_planned(other.paths.evaluation(planned.name).work)
+    anew, again = open_judging(other, everything)
+    assert again.digest != planned.digest
+    assert anew.done_shards() == set()
+
+
+# The merge
+
+
+def test_missing_and_foreign_shards_are_all_named(release: Release, judged: Judged) -> None:
+    work, planned = judged
+    shutil.copy(work.shard(0), work.shard(7))
+    work.shard(1).unlink()
+    shutil.copy(work.shard(0), work.shard(2))
+    changed(work.shard(3), lambda table: table, judging="0" * 64)
+    with pytest.raises(IntegrityError) as error:
+        merged(release, work, planned)
+    missing, absent, moved, foreign = str(error.value).splitlines()
+    assert "1 of 4 shards of predictions missing (1); judge them with: sdwn evaluate" in missing
+    assert f"{work.shard(7)}: foreign: the judging has no such shard" in absent
+    assert f"{work.shard(2)}: foreign: expected images 8 to 11, found 0 to 3" in moved
+    assert f"{work.shard(3)}: foreign: of judging {'0' * 12}" in foreign
+    assert f"rm {work.shard(3)} && sdwn evaluate {release.paths.root} --model test_vit" in foreign
+
+
+def twice(table: pa.Table) -> pa.Table:
+    return pa.concat_tables([table.slice(0, 3), table.slice(0, 1)])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda table: table.take(pa.array([1, 0, 2, 3])), "row 0: number: expected 0, found 1"),
+        (twice, "missing; .* twice"),
+        (with_column("wnid", 2, "n00000000"), "missing; n00000000 2 foreign"),
+        (with_column("status", 2, "black"), "row 2: status: expected ok, found black"),
+    ],
+)
+def test_rows_that_are_not_the_releases_are_named(
+    release: Release, judged: Judged, change: Callable[[pa.Table], pa.Table], expected: str
+) -> None:
+    work, planned = judged
+    changed(work.shard(0), change)
+    with pytest.raises(IntegrityError, match=expected):
+        merged(release, work, planned)
+
+
+def test_shards_of_other_weights_or_settings_are_refused(release: Release, judged: Judged) -> None:
+    work, planned = judged
+    found = read_predictions(work.shard(2))
+    other = {**found.source.classifier, "mean": [0]}
+    changed(work.shard(2), lambda table: table, classifier=other)
+    with pytest.raises(
+        IntegrityError, match=r"00002\.parquet: judged with another mean than shard"
+    ):
+        merged(release, work, planned)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("top5", [1, 2, 3, 4], "top5: expected 5 values"),
+        ("top5", [1, 2, None, 4, 5], "top5: expected 5 values"),
+        ("top5", [1, 2, 3, 4, 1000], "top5: expected classes 0 to 999"),
+        ("top5", [1, 2, 3, 4, 4], "top5: a class twice"),
+        ("top5_probability", [0.1, 0.2, 0.3, 0.4, 0.5], "expected the best first"),
+        ("top5_probability", [1.5, 0, 0, 0, 0], "top5_probability: expected 0 to 1"),
+        ("top5_probability", [float("nan"), 0, 0, 0, 0], "top5_probability: expected 0 to 1"),
+        ("label_rank", 1000, "label_rank: expected 0 to 999"),
+        ("label_rank", 0, "label_rank and top5 disagree"),
+        ("label_rank", None, "label_rank: expected with an imagenet_class"),
+        ("label_probability", float("inf"), "label_probability: expected 0 to 1"),
+        ("subtree_probability", -0.1, "subtree_probability: expected 0 to 1"),
+        ("status", None, "status: expected a value for each image"),
+    ],
+)
+def test_what_no_classifier_says_is_refused(
+    judged: Judged, name: str, value: Any, expected: str
+) -> None:
+    work, _ = judged
+    changed(work.shard(0), with_column(name, 1, value))
+    with pytest.raises(IntegrityError, match=expected):
+        read_predictions(work.shard(0))
+
+
+def test_a_damaged_table_is_named(judged: Judged) -> None:
+    work, _ = judged
+    path = work.shard(0)
+    whole = path.read_bytes()
+    for damage in (whole[:-30], b"", whole[:60] + bytes([whole[60] ^ 1]) + whole[61:]):
+        path.write_bytes(damage)
+        with pytest.raises(IntegrityError, match=r"00000\.parquet: cannot be read") as error:
+            read_predictions(path)
+        assert "\n" not in str(error.value)
+    path.write_bytes(whole)
+    changed(path, lambda table: table.slice(0, 2))
+    with pytest.raises(IntegrityError, match="expected 4 rows, found 2"):
+        read_predictions(path)
+
+
+# A task
+
+
+def test_a_task_refuses_another_judging_and_other_weights(
+    release: Release, tiny: EvaluationConfig, tmp_path: Path
+) -> None:
+    weights = save_tiny(tmp_path / "own.safetensors", seed=3)
+    work, planned = open_judging(release, tiny.model_copy(update={"checkpoint": weights}))
+    with pytest.raises(SdwnError, match="submitted for plan 000000000000"):
+        ArrayTask("judge", str(work.root), (0,), "0" * 64)()
+    save_tiny(weights, seed=4)
+    with pytest.raises(SdwnError, match=r"expected the checkpoint .* that this was planned for"):
+        ArrayTask("judge", str(work.root), (0,), planned.digest)()
+    assert work.done_shards() == set()
+
+
+def test_a_plan_of_a_judging_that_was_altered_is_refused(
+    release: Release, tiny: EvaluationConfig
+) -> None:
+    work, planned = open_judging(release, tiny)
+    work.plan.write_text(work.plan.read_text().replace('"images": 15', '"images": 14'))
+    with pytest.raises(IntegrityError, match="its digest no longer fits; evaluate the release"):
+        open_planned(work)
+    _, again = open_judging(release, tiny)
+    assert again == planned, "written anew"
+
+
+# The command
+
+
+def test_wrong_use_is_said_in_one_line(
+    sdwn: Sdwn, release: Release, checkpoint: Path, tmp_path: Path
+) -> None:
+    command = ("evaluate", release.paths.root, "--model", "test_vit", "--checkpoint", checkpoint)
+    assert "need --profile" in sdwn(*command, "--wait", code=2).stderr
+    assert "need --profile" in sdwn(*command, "--partition", "gpu", code=2).stderr
+    refused = sdwn(*command, "--batch-size", "many", code=2).stderr
+    assert "expected a number of images, found 'many'" in refused
+    assert "no groups 'moon'" in sdwn(*command, "--groups", "moon", code=2).stderr
+    missing = ("--checkpoint", tmp_path / "none")
+    refused = sdwn("evaluate", release.paths.root, *missing, code=2).stderr
+    assert "none: no such checkpoint file" in refused
+    found = sdwn.json(*command, "--batch-size", "7")
+    assert json.loads(Path(found["path"]).read_text())["classifier"]["judged_on"] == [
+        {"device": "cpu", "dtype": "float32", "batch_size": 7, "images": 15}
+    ]
+
+
+# On a real SLURM
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """The testbed's profile; an array of two tasks judges the four shards of a release."""
+    shipped = (REPOSITORY / "slurm/profiles/testbed.yaml").read_text()
+    path = tmp_path / "site.yaml"
+    path.write_text(shipped + "\nstages: {evaluate: {shards_per_task: 2}}\n")
+    return path
+
+
+@pytest.mark.slurm
+def test_an_array_judges_and_what_a_killed_task_lost_is_submitted_again(
+    sdwn: Sdwn, release: Release, checkpoint: Path, site: Path, cluster: Testbed
+) -> None:
+    command = ("evaluate", release.paths.root, "--model", "test_vit", "--checkpoint", checkpoint)
+    first = sdwn.json(*command, "--profile", site)
+    array = first["job_ids"][0].partition("_")[0]
+    assert first["job_ids"] == [f"{array}_0", f"{array}_1"]
+    work = RunPaths(Path(first["work"]))
+    wait_until(lambda: workers(work))
+    os.kill(workers(work)[0], signal.SIGKILL)
+    again = sdwn.json(*command, "--profile", site)
+    assert again["submitted"] <= 1, "only what was lost"
+    wait_until(lambda: not cluster.run("squeue", "--noheader"))
+    status = sdwn.json("status", work.root)
+    assert status["shards_failed"] + status["shards_done"] == 4
+    if not again["submitted"]:
+        assert status["shards_failed"] == 2
+        assert "2 of 4 shards of predictions missing" in status["then"]["conclude"]
+        assert sdwn.json("logs", work.root)["logs"]
+        again = sdwn.json(*command, "--profile", site)
+        assert len(again["failures"]) == again["submitted"] + 1 == 2
+        wait_until(lambda: not cluster.run("squeue", "--noheader"))
+    evaluation = release.paths.evaluation(first["evaluation"])
+    assert json.loads(evaluation.evaluation.read_text())["images_judged"] == 15
+    assert sdwn.json("status", work.root)["then"] == {"conclude": "done"}
+    assert verify(release.paths.root, quick=True) == []
+
+
+@pytest.mark.slurm
+def test_cancel_ends_all_jobs_of_a_judging_and_waiting_goes_on(
+    sdwn: Sdwn, release: Release, checkpoint: Path, site: Path, cluster: Testbed
+) -> None:
+    command = ("evaluate", release.paths.root, "--model", "test_vit", "--checkpoint", checkpoint)
+    held = site.with_name("held.yaml")
+    held.write_text(site.read_text() + "sbatch: {hold: true}\n")
+    submitted = sdwn.json(*command, "--profile", held)
+    conclude = cluster.run("scontrol", "-o", "show", "job", submitted["then"]["conclude"])
+    assert "gres" not in conclude.partition("TresPerNode=")[2]
+    assert f"afterany:{submitted['job_ids'][0].partition('_')[0]}" in conclude
+    moved = sdwn.json(*command, "--profile", held)
+    assert (moved["submitted"], moved["live"]) == (0, 4)
+    assert moved["then"] == submitted["then"], "it waits there already"
+    refused = sdwn(*command, code=1).stderr
+    assert "tasks are live that judge this; follow them with: sdwn evaluate" in refused
+    cancelled = sdwn.json("cancel", submitted["work"])["job_ids"]
+    assert {*cancelled} == {*submitted["job_ids"], *submitted["then"].values()}
+    found = sdwn.json(*command, "--profile", site, "--wait", "--shards-per-task", "4")
+    assert found["images"] == 15
+    work = RunPaths(Path(submitted["work"]))
+    assert not work.shards.exists(), "they are merged"
+    status = sdwn.json("status", work.root)
+    assert (status["images_done"], status["shards_done"], status["shards_missing"]) == (15, 4, 0)
+    (record,) = (json.loads(path.read_text()) for path in work.tasks.glob("*.json"))
+    assert (record["total"], record["done"], record["ended"]) == (15, 15, True)
+    again = sdwn.json(*command, "--profile", site)
+    assert again == found, "nothing is submitted again"
