@@ -238,3 +238,22 @@ def test_of_a_large_class_the_first_pictures_are_looked_at(
     conclude(release, paths, table, {"model": "any"}, EvaluationConfig())
     page = write_report(release).read_text()
     assert page.count('<figure class="picture') == 2 * 20
+
+
+def test_without_a_class_the_page_shows_what_wordnet_tells(
+    tmp_path: Path, wordnet: WordNet
+) -> None:
+    synsets = ["n02084071", "n02121620", "n01503061"]  # dog, cat, bird
+    catalog = {"name": "closure", "only": synsets}
+    release = noise_release(tmp_path / "run", wordnet, synsets, catalog=catalog)
+    table = predictions(release)
+    paths = release.paths.evaluation("any")
+    paths.root.mkdir(parents=True)
+    pq.write_table(table, paths.predictions)
+    record = conclude(release, paths, table, {"model": "any"}, EvaluationConfig())
+    assert record["map"] is None
+    page = write_report(release).read_text()
+    assert "none of them an ImageNet-1k class" in page
+    assert "seen best" in page
+    assert 'id="classes"' not in page
+    assert not (paths.root / "figures").exists()

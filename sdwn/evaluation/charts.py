@@ -18,7 +18,9 @@ MANY = 20
 
 def charts(evaluation: dict[str, Any]) -> dict[str, Any]:
     """Draw all figures of an evaluation: plotly's data and layout by name."""
-    drawn = {"histogram": histogram(evaluation)}
+    drawn = {}
+    if evaluation["classes"]:
+        drawn["histogram"] = histogram(evaluation)
     if any(group["classes"] for group in evaluation["groups"]):
         drawn["groups"] = groups(evaluation)
     if evaluation["map"]:

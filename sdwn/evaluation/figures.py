@@ -41,7 +41,7 @@ Draw = Callable[[dict[str, Any]], Figure]
 
 def write_figures(evaluation: dict[str, Any], paths: EvaluationPaths) -> list[Path]:
     """Write all figures that an evaluation has; the same evaluation gives the same bytes."""
-    drawn: dict[str, Draw] = {"histogram": histogram}
+    drawn: dict[str, Draw] = {"histogram": histogram} if evaluation["classes"] else {}
     if any(group["classes"] for group in evaluation["groups"]):
         drawn["groups"] = groups
     if evaluation["map"]:

@@ -53,7 +53,7 @@ def sheets(album: Album, wnids: Sequence[str], budget: int = SHEET_BYTES) -> dic
 
 def grade(album: Album, wnids: Sequence[str], budget: int = SHEET_BYTES) -> Grade:
     """Choose the best grade at which all sheets are within the budget, by drawing a few."""
-    tried = wnids[:: math.ceil(len(wnids) / TRIALS)]
+    tried = wnids[:: math.ceil(len(wnids) / TRIALS) or 1]
     for chosen in GRADES:
         urls = [data_url(sheet(album, wnid, chosen), chosen.quality) for wnid in tried]
         if _bytes(urls) * len(wnids) <= budget * len(tried):
