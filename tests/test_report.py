@@ -201,10 +201,16 @@ def test_a_table_sorts_both_ways_and_filters(wide: Opened, judged: Judged) -> No
 
 
 def test_what_has_no_value_stands_last_either_way(wide: Opened) -> None:
-    table = wide.page.locator("#groups table")
-    for _ in range(2):
-        table.locator("thead button").nth(2).click()
-        assert table.locator("tbody th").last.inner_text() == "fish"
+    miss = wide.page.locator("#class-table td:nth-child(8)")
+    for order in ("descending", "ascending"):
+        head = wide.page.locator("#class-table thead th").nth(7)
+        head.get_by_role("button").click()
+        assert head.get_attribute("aria-sort") == order
+        found = [text for text in miss.all_inner_texts() if text != "–"]
+        assert 0 < len(found) < miss.count()
+        assert miss.all_inner_texts()[: len(found)] == found
+        assert found == sorted(found, key=float, reverse=order == "descending")
+    assert "No class here is in: fish." in wide.page.locator("#groups").inner_text()
 
 
 def test_a_name_opens_its_card_and_escape_closes_it(wide: Opened) -> None:
