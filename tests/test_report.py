@@ -206,7 +206,7 @@ def test_what_has_no_value_stands_last_either_way(wide: Opened) -> None:
         head = wide.page.locator("#class-table thead th").nth(7)
         head.get_by_role("button").click()
         assert head.get_attribute("aria-sort") == order
-        found = [text for text in miss.all_inner_texts() if text != "–"]
+        found = [text for text in miss.all_inner_texts() if text != "\N{EN DASH}"]
         assert 0 < len(found) < miss.count()
         assert miss.all_inner_texts()[: len(found)] == found
         assert found == sorted(found, key=float, reverse=order == "descending")
