@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help demo test test-faults lint install wordnet bench full-size rehearsal clean
+.PHONY: help demo test test-faults lint install wordnet chromium bench full-size rehearsal clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,7 +41,11 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint wordnet
+# Where there is no browser, its tests are skipped and say so.
+chromium:
+	@./tests/install-chromium || true
+
+test: lint wordnet chromium
 	$(BIN)/pytest
 
 test-faults: wordnet $(VENV)/installed-dev

@@ -10,6 +10,7 @@ from sdwn.errors import SdwnError
 
 CLASSES = 1000
 TABLE = Path("data", "_info", "imagenet_synsets.txt")
+LEMMAS = Path("data", "_info", "imagenet_synset_to_lemma.txt")
 # timm's other lists, by their number of classes: parts of ImageNet-21k.
 LARGER = {
     11221: "imagenet21k_miil",
@@ -66,6 +67,16 @@ def classifier_wnids(classes: int) -> tuple[str, ...]:
 def class_index() -> dict[str, int]:
     """Map each wnid to its class index, 0 to 999; errors as in `class_wnids`."""
     return {wnid: index for index, wnid in enumerate(class_wnids())}
+
+
+@cache
+def class_lemmas() -> dict[str, str]:
+    """Map wnids to lemmas, joined by commas, from timm's own table; none where it is missing."""
+    try:
+        lines = (_timm_folder() / LEMMAS).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    return {wnid: lemmas for wnid, _, lemmas in (line.partition("\t") for line in lines)}
 
 
 def _timm_folder() -> Path:

@@ -187,7 +187,7 @@ def sdwn(tmp_path: Path) -> Sdwn:
 
 
 TESTBED = REPOSITORY / "slurm/testbed"
-NO_SLURM = pytest.StashKey[list[str]]()
+NOT_RUN = pytest.StashKey[list[tuple[str, str]]]()
 
 
 class Testbed:
@@ -228,7 +228,7 @@ def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
         for step in ([TESTBED / "install"], [TESTBED / "up", *map(str, options)]):
             done = subprocess.run(step, capture_output=True, text=True, check=False)
             if done.returncode:
-                _without_slurm(request.config, done.stderr.strip())
+                _not_run(request.config, "on a real SLURM", done.stderr.strip(), "arrays work")
         os.environ["SLURM_CONF"] = done.stdout.strip().partition("=")[2]
         # The README's lines call sdwn by name.
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -273,16 +273,31 @@ def workers(paths: RunPaths) -> list[int]:
     return found
 
 
-def _without_slurm(config: pytest.Config, reason: str) -> NoReturn:
-    config.stash[NO_SLURM] = [reason]
+@pytest.fixture(scope="session")
+def chromium(request: pytest.FixtureRequest) -> str:
+    """The distribution's Chromium; installed where root may do so."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    installed = subprocess.run(
+        [REPOSITORY / "tests/install-chromium"], capture_output=True, text=True, check=False
+    )
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        reason = (installed.stderr.strip().splitlines() or ["no reason given"])[-1]
+        _not_run(request.config, "in a browser", reason, "pages open")
+    return found
+
+
+def _not_run(config: pytest.Config, where: str, reason: str, unknown: str) -> NoReturn:
+    told = config.stash.setdefault(NOT_RUN, [])
+    told.append((f"the tests {where}", f"{reason}; nothing above says that {unknown}"))
     if os.environ.get("CI"):
-        pytest.fail(f"CI must run the tests on SLURM: {reason}")
-    pytest.skip(f"no SLURM: {reason}")
+        pytest.fail(f"CI must run the tests {where}: {reason}")
+    pytest.skip(f"no tests {where}: {reason}")
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    for reason in config.stash.get(NO_SLURM, []):
-        terminalreporter.section("NOT RUN: the tests on a real SLURM", red=True, bold=True)
-        terminalreporter.line(f"{reason}; nothing above says that arrays work")
+    for what, reason in config.stash.get(NOT_RUN, []):
+        terminalreporter.section(f"NOT RUN: {what}", red=True, bold=True)
+        terminalreporter.line(reason)

@@ -1,4 +1,4 @@
-"""A release of ImageNet classes, and predictions drawn so that their figures look like the paper's."""
+"""A release of ImageNet classes, and predictions drawn so that figures look like the paper's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from sdwn.catalog import read_catalog
+from sdwn.evaluation.predictions import IMAGE, SCHEMA
 from sdwn.files import ReleasePaths, RunPaths
 from sdwn.generate import generate
 from sdwn.imagenet import class_wnids
@@ -47,19 +48,12 @@ def predictions(release: Release, seed: int = 0) -> pa.Table:
         _drawn(random, row, chance[row["wnid"]], others[row["wnid"]])
         for row in images.select(["wnid", "imagenet_class"]).to_pylist()
     ]
-    kept = images.select(["wnid", "synset", "number", "status", "imagenet_class"])
-    for name, kind in _SCHEMA.items():
-        kept = kept.append_column(name, pa.array([row[name] for row in drawn], kind))
+    kept = images.select(list(IMAGE))
+    for name in SCHEMA.names[len(IMAGE) :]:
+        kept = kept.append_column(
+            name, pa.array([row[name] for row in drawn], SCHEMA.field(name).type)
+        )
     return kept
-
-
-_SCHEMA = {
-    "top5": pa.list_(pa.int16()),
-    "top5_probability": pa.list_(pa.float32()),
-    "label_rank": pa.int16(),
-    "label_probability": pa.float32(),
-    "subtree_probability": pa.float32(),
-}
 
 
 def _drawn(
@@ -69,14 +63,14 @@ def _drawn(
     rank = 0 if random.random() < chance else int(random.choice([1, 2, 3, 4, 40, 400]))
     top = [int(c) for c in random.permutation(others) if c != label]
     top += [c for c in range(9) if c != label and c not in top]
-    if rank < 5:
+    if rank < 5 and label is not None:
         top.insert(rank, label)
     probability = sorted(random.dirichlet(np.ones(6))[:5].tolist(), reverse=True)
     mine = probability[rank] if rank < 5 else 0.001
     return {
         "top5": top[:5],
         "top5_probability": probability,
-        "label_rank": rank,
-        "label_probability": mine,
+        "label_rank": None if label is None else rank,
+        "label_probability": None if label is None else mine,
         "subtree_probability": min(1.0, mine + 0.05),
     }

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sdwn.errors import SdwnError
-from sdwn.imagenet import class_wnids
+from sdwn.imagenet import class_lemmas, class_wnids
 from sdwn.release import Release
 
 _COLUMNS = [
     *("wnid", "number", "status", "part", "row", "offset", "bytes", "codec"),
     *("width", "height", "sha256"),
 ]
+
+
+# So many of a class are looked at: an import may have a thousand.
+MOST = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +34,11 @@ class Picture:
     @property
     def right(self) -> bool:
         """Whether it was taken for its own class."""
-        return self.seen == self.row["wnid"]
+        return self.seen == str(self.row["wnid"])
 
 
 class Album:
-    """The pictures of classes, in the order of their numbers."""
+    """The pictures of classes, in the order of their numbers; of large classes the first ones."""
 
     def __init__(self, release: Release, wnids: Iterable[str], predictions: pa.Table) -> None:
         self.release = release
@@ -55,32 +59,29 @@ class Album:
     @cached_property
     def _pictures(self) -> dict[str, list[Picture]]:
         seen, found = self._seen, {wnid: list[Picture]() for wnid in self._wnids}
-        table = self.release.metadata.select(_COLUMNS)
-        wanted = pc.is_in(table["wnid"], pa.array(self._wnids, pa.string()))
-        for row in table.filter(wanted).sort_by("number").to_pylist():
+        for row in _first(self._of_classes(self.release.metadata.select(_COLUMNS))).to_pylist():
             found[row["wnid"]].append(Picture(row, seen.get((row["wnid"], row["number"]))))
         return found
+
+    def _of_classes(self, table: pa.Table) -> pa.Table:
+        return table.filter(pc.is_in(table["wnid"], pa.array(self._wnids, pa.string())))
 
     @cached_property
     def _seen(self) -> dict[tuple[str, int], str]:
         classes, columns = class_wnids(), ["wnid", "number", "top5"]
-        rows = self._predictions.select(columns).to_pylist()
+        rows = _first(self._of_classes(self._predictions.select(columns))).to_pylist()
         return {(row["wnid"], row["number"]): classes[row["top5"][0]] for row in rows}
 
     @cached_property
     def _names(self) -> dict[str, str]:
-        synsets = self.release.synsets
-        names = {wnid: row.lemmas.partition(", ")[0] for wnid, row in synsets.items()}
-        foreign = {picture.seen for pictures in self._pictures.values() for picture in pictures}
-        names.update(_from_wordnet(foreign - names.keys() - {None}))
-        return {wnid: name.replace("_", " ") for wnid, name in names.items()}
+        own = {wnid: row.lemmas.replace("_", " ") for wnid, row in self.release.synsets.items()}
+        return {wnid: name.partition(", ")[0] for wnid, name in (class_lemmas() | own).items()}
 
 
-def _from_wordnet(wnids: Iterable[Any]) -> dict[str, str]:
-    """Name classes that the release has no synset of; without WordNet they stay numbers."""
-    from sdwn.wordnet import shared_wordnet
-
-    try:
-        return {wnid: shared_wordnet().synset(wnid).lemmas[0] for wnid in wnids}
-    except SdwnError:
-        return {}
+def _first(table: pa.Table) -> pa.Table:
+    """Keep the images of each class with the smallest numbers."""
+    ordered = table.sort_by([("wnid", "ascending"), ("number", "ascending")]).combine_chunks()
+    classes = ordered["wnid"].combine_chunks().dictionary_encode().indices.to_numpy()
+    starts = np.flatnonzero(np.diff(classes, prepend=-1))
+    place = np.arange(len(classes)) - starts[np.cumsum(np.diff(classes, prepend=-1) != 0) - 1]
+    return ordered.filter(pa.array(place < MOST))

@@ -12,11 +12,15 @@ SYMBOLS = {"disc": "circle", "ring": "circle-open", "target": "circle-open-dot"}
 # In pixels, of a class with none and with all of its images right.
 SMALLEST, LARGEST = 4.0, 19.0
 TALL_ROW = 22
+# Bars, above which they are not labelled one by one.
+MANY = 20
 
 
 def charts(evaluation: dict[str, Any]) -> dict[str, Any]:
     """Draw all figures of an evaluation: plotly's data and layout by name."""
-    drawn = {"histogram": histogram(evaluation)}
+    drawn = {}
+    if evaluation["classes"]:
+        drawn["histogram"] = histogram(evaluation)
     if any(group["classes"] for group in evaluation["groups"]):
         drawn["groups"] = groups(evaluation)
     if evaluation["map"]:
@@ -31,15 +35,15 @@ def histogram(evaluation: dict[str, Any]) -> go.Figure:
     bars = go.Bar(
         x=list(range(most + 1)),
         y=counts,
-        text=[f"{count:,}" for count in counts],
+        text=[f"{count:,}" for count in counts] if most <= MANY else None,
         textposition="outside",
         cliponaxis=False,
         marker={"color": ACCENT},
         hovertemplate=f"%{{x}} of {most} right: %{{y:,}} classes<extra></extra>",
     )
-    drawn = plain_figure([bars], 300, bargap=0.15, margin={"l": 44, "r": 8, "t": 40, "b": 44})
-    drawn.update_xaxes(title=f"right images of {most}", dtick=1 if most <= 20 else None)
-    drawn.update_yaxes(title="classes", showgrid=True)
+    drawn = plain_figure([bars], 300, bargap=0.15, margin={"l": 60, "r": 8, "t": 40, "b": 44})
+    drawn.update_xaxes(title=f"right images of {most}", dtick=1 if most <= MANY else None)
+    drawn.update_yaxes(title={"text": "classes", "standoff": 8}, showgrid=True)
     # Of the two labels the one of the smaller mean stands on the left of its line.
     paper = evaluation.get("paper")
     means = [(figures["mean_correct"], "mean", ACCENT)]
@@ -100,10 +104,14 @@ def class_map(evaluation: dict[str, Any]) -> go.Figure:
         margin={"l": 4, "r": 4, "t": 4, "b": 4},
         hoverdistance=12,
     )
-    plain = {"visible": False, "range": [-1.06, 1.06]}
-    drawn.update_xaxes(**plain)
-    drawn.update_yaxes(**plain)
+    points = [circle for _, found in circles(evaluation) for circle in found]
+    drawn.update_xaxes(visible=False, range=_around([circle.x for circle in points]))
+    drawn.update_yaxes(visible=False, range=_around([circle.y for circle in points]))
     return drawn
+
+
+def _around(values: list[float]) -> list[float]:
+    return [min(values) - 0.07, max(values) + 0.07]
 
 
 def _trace(style: GroupStyle, found: list[Circle]) -> go.Scatter:

@@ -51,8 +51,8 @@ def groups(comparison: Mapping[str, Any]) -> Figure:
         [100 * rate for rate in group_rates(comparison, place, names)]
         for place in range(len(comparison["sides"]))
     ]
-    for row, rates in enumerate(zip(*found, strict=True)):
-        axes.plot([min(rates), max(rates)], [row, row], color="#8b949e", linewidth=0.8, zorder=1)
+    for row, ends in enumerate(zip(*found, strict=True)):
+        axes.plot([min(ends), max(ends)], [row, row], color="#8b949e", linewidth=0.8, zorder=1)
     for side, rates, colour in zip(comparison["sides"], found, colours(comparison), strict=True):
         label = _plain(side["name"])
         axes.scatter(rates, range(len(names)), s=14, color=colour, label=label, zorder=2)

@@ -87,7 +87,7 @@ def page(comparison: Mapping[str, Any], sides: Sequence[Side]) -> str:
             "level": LEVEL,
             "builtin": [side.name for side in sides if _builtin(side)],
             "galleries": _galleries(comparison, sides),
-            "data": {"charts": charts(comparison), "classes": {}, "sheets": {}},
+            "data": {"charts": charts(comparison), "classes": {}, "sheets": {}, "colours": {}},
         },
         scripts=("card.js", "charts.js", "tables.js"),
     )
@@ -153,8 +153,10 @@ def _class_table(comparison: Mapping[str, Any]) -> str:
 def _group_table(comparison: Mapping[str, Any]) -> str:
     head = "name wnid classes mean p_value adjusted_p_value".split()
     rows = (
-        [pair["first"], pair["second"], *map(row.get, head)]
-        + [*row["rates"], *(row.get("interval") or (None, None))]
+        (
+            *(pair["first"], pair["second"], *map(row.get, head)),
+            *(*row["rates"], *(row.get("interval") or (None, None))),
+        )
         for pair in comparison["pairs"]
         for row in pair["groups"]
     )

@@ -84,7 +84,8 @@ def _first(lemmas: Iterable[str], known: Mapping[str, Vector]) -> Vector | None:
         parts = [_any(_cases(word), known) for word in words(lemma)]
         whole = [part for part in parts if part is not None]
         if whole and len(whole) == len(parts):
-            return np.mean(whole, axis=0, dtype=np.float32)
+            mean: Vector = np.mean(whole, axis=0, dtype=np.float32)
+            return mean
     return None
 
 
@@ -106,11 +107,12 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
         numbered = enumerate(_bounded(path, lines), start=1)
         length, start = _length(path, numbered)
         for number, line in itertools.chain(start, numbered):
-            word, _, rest = line.partition(b" ")
-            if (
-                word in keys
-                and (vector := _vector(f"{path}: line {number}", rest, length)) is not None
-            ):
+            # No copy of the numbers unless they are wanted: there are gigabytes of them.
+            end = line.find(b" ")
+            if (word := line[:end]) not in keys:
+                continue
+            vector = _vector(f"{path}: line {number}", line[end:], length)
+            if vector is not None:
                 keys.discard(word)
                 found[word.decode()] = vector
     return {word: vector for word, vector in found.items() if vector.any()}
@@ -174,10 +176,11 @@ def _bounded(path: Path, file: IO[bytes]) -> Iterator[bytes]:
     while line := file.readline(LONGEST_LINE):
         if len(line) == LONGEST_LINE:
             raise UsageError(f"{path}: {EXPECTED}, found a line of more than a megabyte")
-        yield line.rstrip()
+        yield line
 
 
 def _shown(line: bytes) -> str:
+    line = line.strip()
     text = line[:40].decode("utf-8", "replace")
     if not line:
         return "nothing"

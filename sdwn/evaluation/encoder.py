@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,15 @@ def encode(folder: Path, variant: str | None, names: Sequence[str]) -> NDArray[n
 def _loaded(folder: Path, variant: str | None) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoTokenizer, CLIPTextModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     kind = AutoConfig.from_pretrained(folder, subfolder="text_encoder").model_type
     if not kind.startswith("clip"):
         raise ValueError(f"expected CLIP's, found {kind}")
-    options: Mapping[str, Any] = {"variant": variant, "local_files_only": True}
+    # Not every part of a pipeline has to have the variant.
+    has_variant = (folder / "text_encoder" / f"model.{variant}.safetensors").is_file()
+    options = {"variant": variant if has_variant else None, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
     model = CLIPTextModel.from_pretrained(
         folder, subfolder="text_encoder", dtype=torch.float32, **options

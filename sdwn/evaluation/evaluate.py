@@ -15,6 +15,7 @@ from sdwn.config import PAPER_CATALOG, EvaluationConfig
 from sdwn.evaluation import metrics, paper
 from sdwn.evaluation.confusions import Confusion, confusions
 from sdwn.evaluation.groups import Group, group_figures, read_groups, smallest_groups
+from sdwn.evaluation.layout import places
 from sdwn.evaluation.record import FORMAT, FORMAT_VERSION
 from sdwn.evaluation.synset_scores import SynsetScore, score, summaries
 from sdwn.evaluation.tables import write_tables
@@ -175,7 +176,10 @@ def _synset(row: SynsetScore, taxonomy: Taxonomy) -> dict[str, Any]:
 
 
 def _map(release: Release, found: _Found, chosen: EvaluationConfig) -> dict[str, Any]:
-    return {"map": None, "map_missing": "no places were computed"}
+    wnids = [row.wnid for row in found.figures.per_class]
+    if not wnids:
+        return {"map": None, "map_missing": "no synset here is a class of ImageNet-1k"}
+    return {"map": places(release, wnids, chosen.embedding)}
 
 
 def _rows(

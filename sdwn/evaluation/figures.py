@@ -17,10 +17,12 @@ from sdwn.files import ComparisonPaths, EvaluationPaths, atomic
 # In inches: a column of most journals.
 COLUMN = 3.5
 DPI = 300
+# In characters, of a group's name.
+LONGEST = 26
 # In points, of a class with none and with all of its images right.
 SMALLEST, LARGEST = 1.0, 6.0
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     # Text stays text: it can be searched, and set in the paper's own type.
     "svg.fonttype": "none",
     # Without it each SVG names its parts anew.
@@ -39,7 +41,7 @@ Draw = Callable[[dict[str, Any]], Figure]
 
 def write_figures(evaluation: dict[str, Any], paths: EvaluationPaths) -> list[Path]:
     """Write all figures that an evaluation has; the same evaluation gives the same bytes."""
-    drawn: dict[str, Draw] = {"histogram": histogram}
+    drawn: dict[str, Draw] = {"histogram": histogram} if evaluation["classes"] else {}
     if any(group["classes"] for group in evaluation["groups"]):
         drawn["groups"] = groups
     if evaluation["map"]:
@@ -78,7 +80,7 @@ def histogram(evaluation: dict[str, Any]) -> Figure:
     if paper:
         told = paper["mean_correct"]
         axes.axvline(told, color=PAPER, linewidth=1, linestyle="--", label=f"paper {told:.2f}")
-    axes.legend(frameon=False, loc="upper center")
+    figure.legend(frameon=False, loc="outside upper center", ncols=2)
     return figure
 
 
@@ -92,11 +94,11 @@ def groups(evaluation: dict[str, Any]) -> Figure:
         low, high = (row["intervals"] or {}).get("mean_correct") or [means[place]] * 2
         axes.plot([low, high], [place, place], color=ACCENT, linewidth=1.2)
     axes.plot(means, range(len(rows)), "o", color=ACCENT, markersize=4)
-    axes.set_yticks(range(len(rows)), [f"{row['name']} ({row['classes']})" for row in rows])
+    axes.set_yticks(range(len(rows)), [f"{_short(row['name'])} ({row['classes']})" for row in rows])
     axes.axvline(evaluation["figures"]["mean_correct"], color="black", linewidth=0.8, linestyle=":")
     axes.set_xlim(-0.02 * most, 1.02 * most)
     axes.set_ylim(-0.7, len(rows) - 0.3)
-    axes.set_xlabel(f"mean of right images of {most}, 95 % interval")
+    axes.set_xlabel(f"mean right of {most}, with 95 % interval", loc="right")
     axes.grid(axis="x", linewidth=0.3)
     return figure
 
@@ -104,8 +106,12 @@ def groups(evaluation: dict[str, Any]) -> Figure:
 def class_map(evaluation: dict[str, Any]) -> Figure:
     """Draw a circle for each class, coloured by group and sized by the number right."""
     found = circles(evaluation)
-    rows = -(-len(found) // 3)
-    figure, axes = column_axes(COLUMN + 0.14 * rows + 0.2)
+    longest = max(len(_short(style.name)) for style, _ in found)
+    columns = 3 if longest <= 12 else 2
+    points = [circle for _, group in found for circle in group]
+    across, up = _span([circle.x for circle in points]), _span([circle.y for circle in points])
+    legend = 0.13 * -(-len(found) // columns) + 0.25
+    figure, axes = column_axes(COLUMN * up / across + legend)
     for style, group in found:
         sizes = [(SMALLEST + (LARGEST - SMALLEST) * circle.size) ** 2 for circle in group]
         x, y = [circle.x for circle in group], [circle.y for circle in group]
@@ -113,12 +119,13 @@ def class_map(evaluation: dict[str, Any]) -> Figure:
         if style.shape == "target":
             axes.scatter(x, y, s=1, color=style.colour, linewidths=0)
     axes.set_aspect("equal")
+    axes.margins(0.02)
     axes.set_axis_off()
-    handles = [_handle(style) for style, _ in found]
     figure.legend(
-        handles=handles,
+        handles=[_handle(style) for style, _ in found],
+        labels=[f"{_short(style.name)} ({style.classes})" for style, _ in found],
         loc="outside lower center",
-        ncols=3,
+        ncols=columns,
         frameon=False,
         handletextpad=0.1,
         columnspacing=0.8,
@@ -134,19 +141,21 @@ def _look(style: GroupStyle) -> dict[str, Any]:
     return {"facecolors": "none", "edgecolors": style.colour, "linewidths": 0.7}
 
 
-def _handle(style: GroupStyle) -> Line2D:
-    marker = {"disc": "o", "ring": "o", "target": r"$\odot$"}[style.shape]
-    fill = "none" if style.shape == "ring" else style.colour
-    return Line2D(
-        *([], []),
-        linestyle="",
-        marker=marker,
-        markersize=4,
-        markeredgewidth=0.7,
-        color=style.colour,
-        markerfacecolor=fill,
-        label=f"{style.name} ({style.classes})",
-    )
+def _handle(style: GroupStyle) -> Line2D | tuple[Line2D, ...]:
+    marker: dict[str, Any] = {"color": style.colour, "linestyle": "", "marker": "o"}
+    ring = Line2D([], [], markersize=4, markeredgewidth=0.7, markerfacecolor="none", **marker)
+    dot = Line2D([], [], markersize=1, markeredgewidth=0, **marker)
+    if style.shape == "disc":
+        return Line2D([], [], markersize=4, markeredgewidth=0, **marker)
+    return (ring, dot) if style.shape == "target" else ring
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def _span(values: list[float]) -> float:
+    return max(values) - min(values) + 0.2
 
 
 def column_axes(height: float) -> tuple[Figure, Axes]:

@@ -19,8 +19,10 @@ SEED = 0
 PERPLEXITY = 30.0
 # Below this a neighbourhood is everyone, and t-SNE has nothing to tell apart.
 FEWEST = 5
-# Names that are spelt the same have one vector, but want a circle each.
-JITTER = 1e-3
+# Circles are moved apart until they are this far from one another, or so many times.
+GAP, ROUNDS = 0.04, 200
+# Names that are spelt the same have one place, but want a circle each.
+JITTER = 1e-6
 
 Matrix = NDArray[np.float64]
 
@@ -73,7 +75,8 @@ def _by_words(release: Release, wnids: list[str], path: Path) -> Distances:
     found = embedding.vectors(path, {wnid: _lemmas(release, wnid) for wnid in wnids})
     if not found:
         raise UsageError(
-            f"{path}: has none of the {len(wnids)} classes' names; expected vectors of English words"
+            f"{path}: expected vectors of English words, "
+            f"found none of the {len(wnids)} classes' names"
         )
     without = len(wnids) - len(found)
     note = f"{without} of {len(wnids)} classes are left out: it has no vector of their names"
@@ -139,9 +142,8 @@ def flatten(matrix: Matrix) -> tuple[str, Matrix]:
     coordinates alone.
     """
     start = principal_coordinates(matrix)
-    start = start + JITTER * np.random.default_rng(SEED).standard_normal(start.shape)
     if len(matrix) < FEWEST:
-        return "principal coordinates", _fitted(start)
+        return "principal coordinates", spread(_fitted(start))
     from sklearn.manifold import TSNE
 
     # sklearn's own start is as small.
@@ -151,7 +153,8 @@ def flatten(matrix: Matrix) -> tuple[str, Matrix]:
         perplexity=min(PERPLEXITY, (len(matrix) - 1) / 3),
         random_state=SEED,
     )
-    return f"t-SNE, perplexity {tsne.perplexity:g}", _fitted(tsne.fit_transform(matrix))
+    points = _fitted(tsne.fit_transform(matrix))
+    return f"t-SNE (perplexity {tsne.perplexity:.3g}), circles moved apart", _fitted(spread(points))
 
 
 def principal_coordinates(matrix: Matrix) -> Matrix:
@@ -174,8 +177,34 @@ def principal_coordinates(matrix: Matrix) -> Matrix:
     return points / deviation if deviation > 0 else points
 
 
+def spread(points: Matrix) -> Matrix:
+    """Push points that are too close apart, so that each circle can be seen and pointed at.
+
+    >>> moved = spread(np.array([[0.0, 0.0], [0.01, 0.0], [0.5, 0.5]]))
+    >>> bool(moved[1, 0] - moved[0, 0] > 0.03), moved[2].round(3).tolist()
+    (True, [0.5, 0.5])
+    """
+    from scipy.spatial import cKDTree
+
+    gap = min(GAP, 1 / np.sqrt(len(points)))
+    points = points + JITTER * np.random.default_rng(SEED).standard_normal(points.shape)
+    for _ in range(ROUNDS):
+        pairs = cKDTree(points).query_pairs(gap, output_type="ndarray")
+        if not len(pairs):
+            break
+        one, other = pairs.T
+        apart = points[one] - points[other]
+        distance = np.hypot(apart[:, 0], apart[:, 1])
+        # Each goes a sixth of what is lacking, so that crowds grow evenly and do not swing.
+        push = apart * ((gap - distance) / distance / 6)[:, None]
+        np.add.at(points, one, push)
+        np.add.at(points, other, -push)
+    return points
+
+
 def _fitted(points: NDArray[Any]) -> Matrix:
     """Move and scale points into the square from -1 to 1, shape kept."""
     centred = points.astype(np.float64) - (points.max(axis=0) + points.min(axis=0)) / 2
-    largest = np.abs(centred).max()
-    return centred / largest if largest > 0 else centred
+    largest = float(np.abs(centred).max())
+    fitted: Matrix = centred / largest if largest > 0 else centred
+    return fitted

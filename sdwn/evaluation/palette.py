@@ -66,5 +66,6 @@ def circles(evaluation: dict[str, Any]) -> list[tuple[GroupStyle, list[Circle]]]
     found: dict[str, list[Circle]] = {style.name: [] for style in styles}
     for row in sorted(placed, key=lambda row: (-row["correct"] / row["images"], row["wnid"])):
         size = (row["correct"] / row["images"]) ** 0.5
-        found[row["group"] or NO_GROUP].append(Circle(row["wnid"], *places[row["wnid"]], size))
+        x, y = places[row["wnid"]]
+        found[row["group"] or NO_GROUP].append(Circle(row["wnid"], x, y, size))
     return [(style, found[style.name]) for style in styles]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,20 @@ from sdwn.evaluation.album import Album
 from sdwn.evaluation.charts import charts
 from sdwn.evaluation.figures import write_figures
 from sdwn.evaluation.page import render
-from sdwn.evaluation.palette import circles
+from sdwn.evaluation.palette import ACCENT, PAPER, circles
 from sdwn.evaluation.record import read_evaluation
 from sdwn.files import EvaluationPaths, write_text
 from sdwn.release import Release
 
 GALLERY_CLASSES = 12
+GALLERY_PICTURES = 20
 CONFUSIONS = 32
 CONFUSION_PIXELS = 72
+JUDGES = {"paper": "the paper's vision transformer"}
+# Synsets that are no class, shown with the most and the least of what chance does not explain.
+SYNSETS = 12
+# What stands in the page where no synset is a class.
+WITHOUT_CLASSES = ("wordnet", "settings")
 SECTIONS = (
     ("figures", "Figures"),
     ("groups", "Groups"),
@@ -50,7 +59,8 @@ def write_report(release: Release, name: str | None = None) -> Path:
             f"evaluate again with: sdwn evaluate {release.paths.root}"
         )
     write_figures(evaluation, paths)
-    write_text(paths.report, page(release, evaluation, _predictions(paths)))
+    found = page(release, evaluation, _predictions(paths), _synsets(paths))
+    write_text(paths.report, found)
     return paths.report
 
 
@@ -75,29 +85,47 @@ def _predictions(paths: EvaluationPaths) -> pa.Table:
         raise IntegrityError(f"{paths.predictions}: cannot be read: {error}") from None
 
 
-def page(release: Release, evaluation: dict[str, Any], predictions: pa.Table) -> str:
-    """Write the page as HTML that needs nothing but itself."""
+def _synsets(paths: EvaluationPaths) -> list[dict[str, str]]:
+    """Read the table of synsets; none where somebody took it away, for the page does without."""
+    table = paths.table("synsets")
+    if not table.is_file():
+        return []
+    return list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
+
+
+def page(
+    release: Release,
+    evaluation: dict[str, Any],
+    predictions: pa.Table,
+    synsets: Sequence[dict[str, str]] = (),
+) -> str:
+    """Write the page as HTML that needs nothing but itself; ``synsets`` are synsets.csv's rows."""
     classes = _classes(release, evaluation)
     album = Album(release, [row["wnid"] for row in classes], predictions)
-    return render(
-        "report.html", {**_told(release, evaluation), **_shown(evaluation, classes, album)}
-    )
+    values = {
+        **_told(release, evaluation),
+        **_shown(evaluation, classes, album),
+        "synsets": _others(release, predictions, _no_classes(synsets, classes)),
+    }
+    return render("report.html", values)
 
 
 def _told(release: Release, evaluation: dict[str, Any]) -> dict[str, Any]:
     """Gather what the page says in words and numbers."""
     manifest, images = release.manifest, [row["images"] for row in evaluation["classes"]]
     settings = manifest.settings
+    sections = [one for one in SECTIONS if images or one[0] in WITHOUT_CLASSES]
     return {
         "evaluation": evaluation,
+        "judge": JUDGES.get(evaluation["classifier"]["model"], evaluation["classifier"]["model"]),
         "figures": evaluation["figures"],
         "bright": evaluation["figures"]["without_black"],
         "paper": evaluation.get("paper"),
         "manifest": manifest,
         "settings": settings,
-        "sections": SECTIONS,
+        "sections": sections,
         "builtin": settings is not None and ModelConfig(**settings["model"]).builtin is not None,
-        "uneven": (min(images), max(images)) if min(images) != max(images) else None,
+        "uneven": (min(images), max(images)) if len(set(images)) > 1 else None,
         "black_means": (
             "A black image is one that the safety checker blackened, or that the model gave as NaN."
             if settings
@@ -111,7 +139,7 @@ def _shown(
 ) -> dict[str, Any]:
     """Gather what the page shows: classes, pictures, figures."""
     best, worst = gallery_classes(classes)
-    some_right = classes[0]["correct"] > 0
+    some_right = any(row["correct"] for row in classes)
     return {
         "classes": classes,
         "styles": [style for style, _ in circles(evaluation)] if evaluation["map"] else [],
@@ -126,6 +154,7 @@ def _shown(
         ),
         "data": {
             "charts": charts(evaluation),
+            "colours": {"--chart": ACCENT, "--chart-paper": PAPER},
             "classes": {row["wnid"]: _card(album, row) for row in classes},
             "sheets": thumbnails.sheets(album, [row["wnid"] for row in classes]),
         },
@@ -134,10 +163,14 @@ def _shown(
 
 def _classes(release: Release, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     """Give the classes with their names and prompts, the best first."""
-    rows = sorted(
-        evaluation["classes"], key=lambda row: (-row["correct"] / row["images"], row["wnid"])
-    )
+    rows = sorted(evaluation["classes"], key=_place)
     return [{**row, **_names(release, row["wnid"])} for row in rows]
+
+
+def _place(row: dict[str, Any]) -> tuple[float, float, float, str]:
+    """Rank a class by what is right; of the many with all or none right, by the surest."""
+    images, sure = row["images"], row["subtree_probability"] or 0
+    return -row["correct"] / images, -row["correct_top5"] / images, -sure, row["wnid"]
 
 
 def _names(release: Release, wnid: str) -> dict[str, str]:
@@ -166,7 +199,10 @@ def _gallery(album: Album, classes: list[dict[str, Any]]) -> list[dict[str, Any]
     return [
         {
             **row,
-            "pictures": [thumbnails.shown(album, row["synset"], one) for one in album[row["wnid"]]],
+            "pictures": [
+                thumbnails.shown(album, row["synset"], one)
+                for one in album[row["wnid"]][:GALLERY_PICTURES]
+            ],
         }
         for row in classes
     ]
@@ -177,3 +213,39 @@ def _confusion(album: Album, row: dict[str, Any]) -> dict[str, Any]:
     drawn = thumbnails.thumbnail(album.release, one, 2 * CONFUSION_PIXELS) if one else None
     names = {"name": album.name(row["wnid"]), "predicted": album.name(row["predicted_wnid"])}
     return {**row, **names, "source": drawn}
+
+
+def _no_classes(
+    synsets: Sequence[dict[str, str]], classes: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Give the synsets that are no class, the one farthest above chance first."""
+    labelled = {row["wnid"] for row in classes}
+    rows = [
+        {
+            **row,
+            "subtree_probability": float(row["subtree_probability"]),
+            "chance": float(row["chance"]),
+        }
+        for row in synsets
+        if row["wnid"] not in labelled and row["subtree_probability"]
+    ]
+    return sorted(rows, key=lambda row: (row["chance"] - row["subtree_probability"], row["wnid"]))
+
+
+def _others(
+    release: Release, predictions: pa.Table, rows: list[dict[str, Any]]
+) -> tuple[tuple[str, list[dict[str, Any]]], ...]:
+    """Gather the synsets that are no class and that are seen best and worst, with a picture."""
+    best = rows[: min(SYNSETS, (len(rows) + 1) // 2)]
+    worst = rows[len(best) :][-SYNSETS:][::-1]
+    album = Album(release, [row["wnid"] for row in (*best, *worst)], predictions)
+    return (
+        ("No class themselves: seen best", [_other(album, row) for row in best]),
+        ("No class themselves: seen least", [_other(album, row) for row in worst]),
+    )
+
+
+def _other(album: Album, row: dict[str, Any]) -> dict[str, Any]:
+    pictures = album[row["wnid"]]
+    drawn = thumbnails.thumbnail(album.release, pictures[0], 2 * CONFUSION_PIXELS)
+    return {**row, "name": album.name(row["wnid"]), "source": drawn}

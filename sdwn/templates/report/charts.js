@@ -4,12 +4,21 @@ const charts = (() => {
   const options = { displayModeBar: false, responsive: true, scrollZoom: false };
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
+  const wide = window.matchMedia("(min-width: 62rem)");
+
   function colour(name) {
     return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   }
 
-  function themed(figure) {
-    const made = structuredClone(figure);
+  function themed(figure, place) {
+    let text = JSON.stringify(figure);
+    if (place.dataset.chart !== "map") {
+      // The groups' colours stay what they are on paper; these two may be lighter in the dark.
+      for (const [name, printed] of Object.entries(card.data.colours)) {
+        text = text.replaceAll(`"${printed}"`, `"${colour(name)}"`);
+      }
+    }
+    const made = JSON.parse(text);
     const layout = made.layout;
     layout.font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("--text") };
     layout.hoverlabel = { bgcolor: colour("--raised"), bordercolor: colour("--line"), font: { color: colour("--text") } };
@@ -17,7 +26,13 @@ const charts = (() => {
       axis.gridcolor = colour("--line");
       axis.tickcolor = colour("--line");
     }
+    // Where the map is small its circles are smaller, but none vanishes.
+    const scale = Math.min(1, Math.max(0.45, place.clientWidth / 760));
     for (const trace of made.data) {
+      if (Array.isArray(trace.marker?.size)) {
+        trace.marker.size = trace.marker.size.map((size) => Math.max(3, scale * size));
+      }
+      if (trace.hoverinfo === "skip") trace.marker.color = colour("--text");
       // Rings are drawn by their lines; discs have the ground's colour between them.
       if (trace.mode === "markers" && trace.marker.symbol === "circle") {
         trace.marker.line.color = colour("--raised");
@@ -31,11 +46,11 @@ const charts = (() => {
     const name = place.dataset.chart;
     const figure = card.data.charts[name];
     const draw = () => {
-      const made = themed(figure);
+      const made = themed(figure, place);
       return Plotly.react(place, made.data, made.layout, options);
     };
     ready[name] = { place, drawn: draw() };
-    dark.addEventListener("change", draw);
+    for (const media of [dark, wide]) media.addEventListener("change", draw);
   }
-  return { ready, colour, dark };
+  return { ready, colour };
 })();

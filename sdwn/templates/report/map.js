@@ -23,7 +23,8 @@
     card.fill(panel, point.wnid);
     ring.x = [point.x];
     ring.y = [point.y];
-    Plotly.restyle(place, { x: [ring.x], y: [ring.y] }, [figure.data.length - 1]);
+    const line = charts.colour("--text");
+    Plotly.restyle(place, { x: [ring.x], y: [ring.y], "marker.color": line }, [figure.data.length - 1]);
   }
 
   const shown = () => points.filter((point) => buttons[point.group].getAttribute("aria-pressed") === "true");
@@ -47,18 +48,19 @@
     choose(chosen ? next(...direction) : shown()[0]);
   });
 
-  function show(wanted) {
-    buttons.forEach((button, at) => button.setAttribute("aria-pressed", String(wanted(at))));
-    const visible = buttons.map((_, at) => wanted(at));
+  function show(visible) {
+    visible.forEach((on, at) => {
+      buttons[at].setAttribute("aria-pressed", String(on));
+      figure.data[at].visible = on;
+    });
     Plotly.restyle(place, { visible }, buttons.map((_, at) => at));
-    figure.data.forEach((trace, at) => { if (at < visible.length) trace.visible = visible[at]; });
   }
   const pressed = (at) => buttons[at].getAttribute("aria-pressed") === "true";
   buttons.forEach((button, at) => button.addEventListener("click", () => {
-    show((other) => (other === at) !== pressed(other));
+    show(buttons.map((_, other) => (other === at) !== pressed(other)));
   }));
   for (const button of document.querySelectorAll(".legend [data-show]")) {
-    button.addEventListener("click", () => show(() => button.dataset.show === "true"));
+    button.addEventListener("click", () => show(buttons.map(() => button.dataset.show === "true")));
   }
 
   const names = new Map(points.map((point) => [card.data.classes[point.wnid].name, point]));
@@ -72,6 +74,7 @@
     Plotly.relayout(place, { "xaxis.range": [...ranges[0]], "yaxis.range": [...ranges[1]] });
   });
 
+  const first = points[0];
   const touch = !window.matchMedia("(hover: hover)").matches;
   figure.layout.dragmode = touch ? false : "zoom";
   found.drawn
@@ -81,6 +84,7 @@
       const one = (event) => points.find((point) => point.wnid === event.points[0].customdata);
       place.on("plotly_hover", (event) => choose(one(event)));
       place.on("plotly_click", (event) => choose(one(event)));
+      choose(first);
       place.dataset.ready = "true";
     });
 })();

@@ -1,0 +1,259 @@
+"""The map's places: word vectors from files, a text encoder, WordNet; figures for print."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sdwn.config import EvaluationConfig
+from sdwn.errors import UsageError
+from sdwn.evaluation.album import Album
+from sdwn.evaluation.embedding import vectors
+from sdwn.evaluation.evaluate import conclude
+from sdwn.evaluation.figures import write_figures
+from sdwn.evaluation.layout import places
+from sdwn.evaluation.report import write_report
+from sdwn.evaluation.thumbnails import grade, sheets
+from sdwn.release import Release
+from sdwn.wordnet import WordNet
+
+from judged import noise_release, predictions
+
+WORDS = {
+    "tench": [1, 0, 0, 0],
+    "Maltese_dog": [0, 1, 0, 0],
+    "black": [0, 0, 1, 0],
+    "footed": [0, 0, 3, 0],
+    "ferret": [0, 0, 5, 6],
+    "polo-neck": [7, 7, 7, 7],
+    "kite": [0, 0, 0, 0],
+}
+
+
+def lines(words: dict[str, list[int]]) -> str:
+    return "".join(f"{word} {' '.join(map(str, vector))}\n" for word, vector in words.items())
+
+
+@pytest.mark.parametrize("header", ["", "7 4\n"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_names_are_found_as_one_word_by_words_in_lower_case_and_by_other_names(
+    tmp_path: Path, header: str, pack: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "vectors.txt"
+    # GloVe has tokens with spaces; the first line of a word counts.
+    text = header + lines(WORDS) + "tench . 9 9 9 9\ntench 8 8 8 8\n"
+    path.write_bytes(pack(text.encode()))
+    names = {
+        "fish": ["Tench", "Tinca tinca"],
+        "dog": ["Maltese dog"],
+        "ferret": ["Black-footed ferret"],
+        "jumper": ["turtleneck", "polo neck"],
+        "kite": ["kite"],
+        "unknown": ["no such thing"],
+    }
+    found = vectors(path, names)
+    assert {key: vector.tolist() for key, vector in found.items()} == {
+        "fish": [1, 0, 0, 0],
+        "dog": [0, 1, 0, 0],
+        "ferret": [0, 0, 3, 2],
+        "jumper": [7, 7, 7, 7],
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "found nothing"),
+        (b"\x93NUMPY\x01\x00", "a NumPy array"),
+        (b"PK\x03\x04....", "a zip archive; unpack it"),
+        (b"3000000 300\n</s> \x12\x94\x01\xff\x00", "line 2: expected a word and its numbers"),
+        (b"# a table\nof words\n", "line 1: expected a word and its numbers"),
+        (b"cat 1 2 3\ndog 1 x 3\n", "line 2: expected a word and its numbers"),
+        (b"cat 1 2 3\ndog 1\n", "line 2: expected 3 numbers, found 1; is it whole?"),
+        (b"cat 1 2 3\ndog 1 nan 3\n", "line 2: expected finite numbers"),
+        (gzip.compress(b"cat 1 2 3\n" * 999)[:-20], "cannot be read"),
+    ],
+)
+def test_other_files_are_refused_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "vectors.txt"
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as refused:
+        vectors(path, {"one": ["dog"]})
+    message = str(refused.value)
+    assert said in message
+    assert message.startswith(str(path))
+    assert "\n" not in message
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        vectors(tmp_path / "none.txt", {"one": ["dog"]})
+    with pytest.raises(UsageError, match="Is a directory"):
+        vectors(tmp_path, {"one": ["dog"]})
+
+
+CLASSES = (
+    *("n02085620", "n02085782", "n02085936", "n02086079", "n02086240", "n02086646"),  # dogs
+    *("n02787622", "n02804610", "n02992211", "n03110669", "n03249569", "n03394916"),  # instruments
+)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Release:
+    return noise_release(tmp_path_factory.mktemp("map") / "run", wordnet, CLASSES)
+
+
+def spread_apart(found: dict[str, Any]) -> bool:
+    """Whether the dogs lie nearer to one another than to any instrument, on the whole."""
+    points = np.array([found["places"][wnid] for wnid in CLASSES if wnid in found["places"]])
+    half = len(points) // 2
+    dogs, others = points[:half], points[half:]
+    inside = np.linalg.norm(dogs[:, None] - dogs, axis=-1).mean()
+    return bool(inside < np.linalg.norm(dogs[:, None] - others, axis=-1).mean())
+
+
+def test_word_vectors_place_what_they_know_and_say_what_not(
+    release: Release, tmp_path: Path
+) -> None:
+    path = tmp_path / "words.txt"
+    random = np.random.default_rng(0)
+    known = {wnid: release.synsets[wnid].lemmas.split(", ")[0] for wnid in CLASSES[:-1]}
+    centre = {wnid: [9, 0, 0] if wnid in CLASSES[:6] else [0, 9, 0] for wnid in known}
+    path.write_text(lines({name: centre[w] + random.normal(size=3) for w, name in known.items()}))
+    found = places(release, CLASSES, path)
+    assert found["source"] == "words.txt"
+    assert found["note"].startswith("1 of 12 classes are left out")
+    assert set(found["places"]) == set(known)
+    assert spread_apart(found)
+    assert all(abs(value) <= 1 for place in found["places"].values() for value in place)
+    assert places(release, CLASSES[::-1], path) == found
+    path.write_text("nothing 1 2 3\n")
+    with pytest.raises(UsageError, match="found none of the 12 classes' names"):
+        places(release, CLASSES, path)
+
+
+def test_without_a_model_wordnet_places_classes(release: Release) -> None:
+    found = places(release, CLASSES, None)
+    assert found["source"] == "WordNet path distance"
+    assert "builtin:noise has no text encoder" in found["note"]
+    assert spread_apart(found)
+    assert places(release, CLASSES, None) == found
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_few_classes_have_places_too(release: Release, count: int) -> None:
+    found = places(release, CLASSES[:count], None)["places"]
+    assert len({tuple(place) for place in found.values()}) == count
+
+
+def model_of(release: Release, name: str) -> Release:
+    settings = {**(release.manifest.settings or {}), "model": {"name": name}}
+    found = Release(release.paths.root)
+    found.manifest = found.manifest.model_copy(update={"settings": settings})
+    return found
+
+
+def test_the_models_own_text_encoder_places_names(release: Release) -> None:
+    found = places(model_of(release, "builtin:tiny"), CLASSES, None)
+    assert found["source"] == "text encoder of builtin:tiny"
+    assert "random" in found["note"]
+    assert found["places"].keys() == set(CLASSES)
+    assert found["places"] != places(release, CLASSES, None)["places"]
+
+
+@pytest.mark.parametrize("name", ["CompVis/stable-diffusion-v1-4", "/no/such/folder"])
+def test_a_model_that_is_not_here_leaves_wordnet(release: Release, name: str) -> None:
+    found = places(model_of(release, name), CLASSES, None)
+    assert found["source"] == "WordNet path distance"
+    assert f"the weights of {name} are not on this machine" in found["note"]
+
+
+def test_a_damaged_text_encoder_leaves_wordnet(release: Release, tmp_path: Path) -> None:
+    for part in ("tokenizer", "text_encoder"):
+        (tmp_path / part).mkdir()
+    (tmp_path / "text_encoder/config.json").write_text('{"model_type": "t5"}')
+    found = places(model_of(release, str(tmp_path)), CLASSES, None)
+    assert found["source"] == "WordNet path distance"
+    assert "cannot be loaded" in found["note"]
+
+
+def test_figures_for_print_are_real_and_always_the_same(release: Release) -> None:
+    paths = release.paths.evaluation("any")
+    paths.root.mkdir(parents=True)
+    pq.write_table(predictions(release), paths.predictions)
+    table = pq.read_table(paths.predictions)
+    record = conclude(release, paths, table, {"model": "any"}, EvaluationConfig())
+    written = write_figures(record, paths)
+    assert sorted(path.name for path in written) == [
+        f"{name}.{kind}" for name in ("groups", "histogram", "map") for kind in ("png", "svg")
+    ]
+    before = {path: path.read_bytes() for path in written}
+    for path in written:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                assert image.width == 1050
+                assert len(image.convert("L").getcolors(256) or ()) > 10
+        else:
+            root = ElementTree.fromstring(path.read_text())
+            texts = [e.text or "" for e in root.iter("{http://www.w3.org/2000/svg}text")]
+            assert any("right" in text or "dogs" in text for text in texts)
+    write_figures(record, paths)
+    assert before == {path: path.read_bytes() for path in written}
+
+
+def test_small_pictures_keep_to_their_budget(release: Release) -> None:
+    album = Album(release, CLASSES, predictions(release))
+    chosen = [grade(album, CLASSES, budget) for budget in (10**9, 30_000, 1)]
+    assert chosen == sorted(chosen, key=lambda one: -one.pixels)
+    assert [one.pixels for one in chosen[::2]] == [80, 32]
+    urls = sheets(album, CLASSES, 30_000)
+    assert urls.keys() == set(CLASSES)
+    assert sum(map(len, urls.values())) * 3 / 4 < 33_000
+    with Image.open(io.BytesIO(base64.b64decode(urls[CLASSES[0]].partition(",")[2]))) as sheet:
+        assert sheet.size == (5 * chosen[1].pixels, 2 * chosen[1].pixels)
+
+
+def test_of_a_large_class_the_first_pictures_are_looked_at(
+    tmp_path: Path, wordnet: WordNet
+) -> None:
+    release = noise_release(tmp_path / "run", wordnet, CLASSES[:2], images_per_synset=60)
+    table = predictions(release)
+    album = Album(release, CLASSES[:2], table)
+    right = {(row["wnid"], row["number"]): row["label_rank"] == 0 for row in table.to_pylist()}
+    for wnid in CLASSES[:2]:
+        assert [picture.row["number"] for picture in album[wnid]] == list(range(50))
+        assert all(one.right == right[wnid, one.row["number"]] for one in album[wnid])
+    paths = release.paths.evaluation("any")
+    paths.root.mkdir(parents=True)
+    pq.write_table(table, paths.predictions)
+    conclude(release, paths, table, {"model": "any"}, EvaluationConfig())
+    page = write_report(release).read_text()
+    assert page.count('<figure class="picture') == 2 * 20
+
+
+def test_without_a_class_the_page_shows_what_wordnet_tells(
+    tmp_path: Path, wordnet: WordNet
+) -> None:
+    synsets = ["n02084071", "n02121620", "n01503061"]  # dog, cat, bird
+    catalog = {"name": "closure", "only": synsets}
+    release = noise_release(tmp_path / "run", wordnet, synsets, catalog=catalog)
+    table = predictions(release)
+    paths = release.paths.evaluation("any")
+    paths.root.mkdir(parents=True)
+    pq.write_table(table, paths.predictions)
+    record = conclude(release, paths, table, {"model": "any"}, EvaluationConfig())
+    assert record["map"] is None
+    page = write_report(release).read_text()
+    assert "none of them an ImageNet-1k class" in page
+    assert "seen best" in page
+    assert 'id="classes"' not in page
+    assert not (paths.root / "figures").exists()
