@@ -191,7 +191,7 @@ def evaluate_run(run: Path, _: Iterable[int]) -> None:
 
 def report_run(run: Path, _: Iterable[int]) -> None:
     """Write the report of a run's own release."""
-    from sdwn.evaluation.report import write_report
+    from sdwn.pages.report import write_report
     from sdwn.release import Release
 
     log.info("report: %s", write_report(Release(RunPaths(run).release), None))

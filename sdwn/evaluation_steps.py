@@ -12,8 +12,8 @@ from sdwn.steps import SubmitOptions, complete_run
 
 if TYPE_CHECKING:
     from sdwn.config import EvaluationConfig
-    from sdwn.evaluation.judging import Judging
     from sdwn.files import RunPaths
+    from sdwn.judging.judging import Judging
     from sdwn.profiles import ClusterProfile
 
 # Shards that a GPU judges in turn, the classifier loaded once.
@@ -60,7 +60,7 @@ def evaluate_release(
     """Judge a release in this process, and write the figures."""
     from sdwn.batches import asked, asking
     from sdwn.evaluation.evaluating import carry_out
-    from sdwn.evaluation.judging import open_judging
+    from sdwn.judging.judging import open_judging
     from sdwn.release import Release
 
     opened = Release(release)
@@ -78,7 +78,7 @@ def evaluate_by_tasks(
 ) -> dict[str, Any]:
     """Judge a release by array tasks; write the figures, or have them written behind those."""
     from sdwn.evaluation.evaluating import finish, is_judged, require_possible
-    from sdwn.evaluation.judging import open_judging
+    from sdwn.judging.judging import open_judging
     from sdwn.live import live_jobs, missing
     from sdwn.release import Release
 
@@ -176,11 +176,11 @@ def _say_how_it_ends(found: dict[str, Any], work: RunPaths) -> None:
 
 def compare_releases(which: list[str], evaluation: str | None, out: Path) -> dict[str, Any]:
     """Compare evaluations, write page, tables and figures, and give what follows."""
-    from sdwn.evaluation.compare import compare
-    from sdwn.evaluation.comparison_page import verdict, write_comparison
-    from sdwn.evaluation.sides import open_sides
-    from sdwn.evaluation.taxonomy import Taxonomy
+    from sdwn.comparison.compare import compare
+    from sdwn.comparison.page import verdict, write_comparison
+    from sdwn.comparison.sides import open_sides
     from sdwn.files import ComparisonPaths
+    from sdwn.taxonomy import Taxonomy
     from sdwn.wordnet import shared_wordnet
 
     paths = ComparisonPaths(out)

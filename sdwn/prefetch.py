@@ -116,7 +116,7 @@ def fetch_classifier(chosen: EvaluationConfig) -> str:
     Raises:
         SdwnError: they cannot be had.
     """
-    from sdwn.evaluation.classify import fetch_own  # torch and timm
+    from sdwn.judging.classify import fetch_own  # torch and timm
 
     if chosen.checkpoint is None:
         return str(fetch_own(chosen.model))

@@ -142,8 +142,8 @@ def plan_run(
 
 def open_dealt(folder: Path) -> tuple[RunPaths, Dealt]:
     """Read what a folder's tasks work on: a run's plan, or the plan of an evaluation's work."""
-    from sdwn.evaluation.judging import is_work, read_judging
     from sdwn.files import work_paths
+    from sdwn.judging.judging import is_work, read_judging
 
     if not is_work(folder):
         return open_run(folder)
@@ -487,7 +487,7 @@ def regenerated(release: Path, wanted: Wanted, save: Path | None) -> Comparison:
 
 def report_on(release: Path, evaluation: str | None) -> Path:
     """Write an evaluation's report."""
-    from sdwn.evaluation.report import write_report
+    from sdwn.pages.report import write_report
     from sdwn.release import Release
 
     with terminal.working("writing the report"):

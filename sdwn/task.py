@@ -26,7 +26,7 @@ STAGES = {
     "merge": ("sdwn.chain", "merge_run"),
     "evaluate": ("sdwn.chain", "evaluate_run"),
     "report": ("sdwn.chain", "report_run"),
-    "judge": ("sdwn.evaluation.judging_task", "judge"),
+    "judge": ("sdwn.judging.task", "judge"),
     "conclude": ("sdwn.evaluation.evaluating", "conclude_work"),
 }
 

@@ -49,7 +49,7 @@ def verify(root: Path, quick: bool = False, advance: Advance = lambda _: None) -
 
 def _check_evaluations(release: Release) -> list[str]:
     """Hold predictions against their records and the release."""
-    from sdwn.evaluation.merging import evaluation_problems
+    from sdwn.evaluation.problems import evaluation_problems
 
     try:
         return [_within(release, problem) for problem in evaluation_problems(release)]

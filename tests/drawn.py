@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sdwn.config import EvaluationConfig
 from sdwn.evaluation.evaluate import conclude
-from sdwn.evaluation.predictions import SCHEMA, Predictions, Source, write_predictions
 from sdwn.files import EvaluationPaths
 from sdwn.imagenet import CLASSES
+from sdwn.judging.predictions import SCHEMA, Predictions, Source, write_predictions
 from sdwn.release import Release
 
 CLASSIFIER = {"model": "drawn", "weights": "none", "checkpoint_sha256": None}

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from sdwn.catalog import read_catalog
-from sdwn.evaluation.predictions import IMAGE, SCHEMA
 from sdwn.files import ReleasePaths, RunPaths
 from sdwn.generate import generate
 from sdwn.imagenet import class_wnids
+from sdwn.judging.predictions import IMAGE, SCHEMA
 from sdwn.merge import MergeOptions, merge
 from sdwn.plan import make_plan, write_plan
 from sdwn.release import Release

@@ -18,12 +18,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from sdwn import imagenet
 from sdwn.errors import SdwnError, UsageError
-from sdwn.evaluation import presets
-from sdwn.evaluation.checkpoint import convert_torchvision_vit, read_checkpoint
-from sdwn.evaluation.classes import SIZES, class_list
-from sdwn.evaluation.classify import Classifier, Logits, load_classifier
-from sdwn.evaluation.presets import empty_network
-from sdwn.evaluation.resizing import Resizing
+from sdwn.judging import presets
+from sdwn.judging.checkpoint import convert_torchvision_vit, read_checkpoint
+from sdwn.judging.classes import SIZES, class_list
+from sdwn.judging.classify import Classifier, Logits, load_classifier
+from sdwn.judging.presets import empty_network
+from sdwn.judging.resizing import Resizing
 from sklearn.datasets import load_sample_image
 
 torch.manual_seed(0)

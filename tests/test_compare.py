@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from sdwn.comparison.compare import compare
+from sdwn.comparison.page import write_comparison
+from sdwn.comparison.sides import open_sides
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.evaluation.compare import compare
-from sdwn.evaluation.comparison_page import write_comparison
-from sdwn.evaluation.sides import open_sides
-from sdwn.evaluation.taxonomy import Taxonomy
 from sdwn.files import ComparisonPaths, ReleasePaths
 from sdwn.merge import merge
 from sdwn.release import Release
+from sdwn.taxonomy import Taxonomy
 from sdwn.wordnet import WordNet
 
 import drawn
@@ -148,10 +148,10 @@ def test_predictions_of_another_release_are_refused(released: Any, tmp_path: Pat
     other = released("other", lambda wnid: 0.9, seed=1)
     theirs, ours = (release.paths.evaluation("drawn") for release in (other, plain))
     shutil.copy(theirs.predictions, ours.predictions)
-    with pytest.raises(IntegrityError, match="by SHA-256"):
+    with pytest.raises(IntegrityError, match="its SHA-256 is not the recorded one"):
         open_sides([str(tmp_path / "plain")])
     shutil.copy(theirs.evaluation, ours.evaluation)
-    with pytest.raises(IntegrityError, match="of another release than this one"):
+    with pytest.raises(IntegrityError, match="of another release; evaluate again"):
         open_sides([str(tmp_path / "plain")])
 
 

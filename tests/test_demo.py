@@ -79,8 +79,8 @@ def test_the_papers_catalog_gets_the_papers_figures_and_the_note(
     from sdwn.config import EvaluationConfig
     from sdwn.evaluation.evaluate import conclude
     from sdwn.evaluation.record import read_evaluation
-    from sdwn.evaluation.report import page
     from sdwn.files import EvaluationPaths
+    from sdwn.pages.report import page
     from sdwn.release import Release
 
     sdwn, found = demo

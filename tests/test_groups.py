@@ -11,8 +11,8 @@ from sdwn.catalog import Catalog
 from sdwn.errors import UsageError
 from sdwn.evaluation.groups import Group, group_figures, read_groups, smallest_groups
 from sdwn.evaluation.metrics import ClassResult
-from sdwn.evaluation.taxonomy import Taxonomy
 from sdwn.imagenet import class_wnids
+from sdwn.taxonomy import Taxonomy
 from sdwn.wordnet import WordNet
 
 

@@ -25,7 +25,6 @@ from PIL import Image
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.evaluating import evaluate
-from sdwn.evaluation.report import write_report
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.intake import (
     FORMATS,
@@ -37,6 +36,7 @@ from sdwn.exchange.intake import (
 from sdwn.exchange.pictures import MOST_BYTES
 from sdwn.files import ReleasePaths
 from sdwn.merge import merge
+from sdwn.pages.report import write_report
 from sdwn.release import Release
 from sdwn.verify import verify
 

@@ -11,14 +11,14 @@ import torch
 from sdwn import gpus
 from sdwn.batches import BatchSize
 from sdwn.errors import IntegrityError, SdwnError
-from sdwn.evaluation import batching
-from sdwn.evaluation.classify import Classifier
-from sdwn.evaluation.judge import SCHEMA, judged
-from sdwn.evaluation.loading import prepared
-from sdwn.evaluation.taxonomy import Taxonomy, scopes
 from sdwn.files import ReleasePaths
+from sdwn.judging import batching
+from sdwn.judging.classify import Classifier
+from sdwn.judging.judge import SCHEMA, judged
+from sdwn.judging.loading import prepared
 from sdwn.merge import merge
 from sdwn.release import Release
+from sdwn.taxonomy import Taxonomy, scopes
 
 torch.manual_seed(0)
 

@@ -21,21 +21,21 @@ import torch
 from safetensors.torch import save_file
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError
-from sdwn.evaluation import judging
 from sdwn.evaluation.evaluating import evaluate
-from sdwn.evaluation.judging import Judging, open_judging, open_planned
-from sdwn.evaluation.judging_task import judge
-from sdwn.evaluation.merging import merged
-from sdwn.evaluation.predictions import (
+from sdwn.evaluation_steps import targets
+from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
+from sdwn.journal import intend, settle
+from sdwn.judging import judging
+from sdwn.judging.judging import Judging, open_judging, open_planned
+from sdwn.judging.merging import merged
+from sdwn.judging.predictions import (
     Predictions,
     disagreements,
     judging_of,
     read_predictions,
     write_predictions,
 )
-from sdwn.evaluation_steps import targets
-from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
-from sdwn.journal import intend, settle
+from sdwn.judging.task import judge
 from sdwn.merge import merge
 from sdwn.profiles import ClusterProfile
 from sdwn.release import Release

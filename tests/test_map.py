@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 from sdwn.config import EvaluationConfig
 from sdwn.errors import UsageError
-from sdwn.evaluation.album import Album
 from sdwn.evaluation.embedding import vectors
 from sdwn.evaluation.evaluate import conclude
-from sdwn.evaluation.figures import write_figures
 from sdwn.evaluation.layout import places
-from sdwn.evaluation.report import write_report
-from sdwn.evaluation.thumbnails import grade, sheets
+from sdwn.pages.album import Album
+from sdwn.pages.figures import write_figures
+from sdwn.pages.report import write_report
+from sdwn.pages.thumbnails import grade, sheets
 from sdwn.release import Release
 from sdwn.wordnet import WordNet
 

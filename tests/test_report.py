@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from sdwn.config import EvaluationConfig
 from sdwn.evaluation.evaluate import conclude
-from sdwn.evaluation.report import write_report
 from sdwn.files import EvaluationPaths
+from sdwn.pages.report import write_report
 from sdwn.release import Release
 from sdwn.wordnet import WordNet
 

@@ -16,8 +16,8 @@ from sdwn.catalog import Catalog
 from sdwn.errors import SdwnError
 from sdwn.evaluation.confusions import confusions
 from sdwn.evaluation.synset_scores import score, summaries
-from sdwn.evaluation.taxonomy import Taxonomy, scopes
 from sdwn.imagenet import LARGER, class_index, class_wnids, classifier_wnids
+from sdwn.taxonomy import Taxonomy, scopes
 from sdwn.wordnet import WordNet, shared_wordnet
 
 # Classes, what lies above and below them, and what is far from all.

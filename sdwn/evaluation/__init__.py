@@ -1,1 +1,1 @@
-"""A release becomes predictions, predictions an evaluation, and an evaluation a report."""
+"""Predictions become an evaluation: figures, tables, and the places of a map."""

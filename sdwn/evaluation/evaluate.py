@@ -19,10 +19,10 @@ from sdwn.evaluation.layout import places
 from sdwn.evaluation.record import FORMAT, FORMAT_VERSION
 from sdwn.evaluation.synset_scores import SynsetScore, score, summaries
 from sdwn.evaluation.tables import write_tables
-from sdwn.evaluation.taxonomy import Taxonomy
 from sdwn.files import EvaluationPaths, file_sha256, now, write_text
 from sdwn.imagenet import CLASSES, classifier_wnids
 from sdwn.release import Release
+from sdwn.taxonomy import Taxonomy
 from sdwn.wordnet import shared_wordnet
 
 # More of them stand in confusions.csv.

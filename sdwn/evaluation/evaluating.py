@@ -13,17 +13,17 @@ from sdwn.cluster import Tell, quietly
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation.groups import read_groups
-from sdwn.evaluation.judging import (
+from sdwn.evaluation.record import summary
+from sdwn.files import Advance, RunPaths, work_paths
+from sdwn.judging.judging import (
     Judging,
     evaluation_of,
     live_tasks,
     open_judging,
     open_planned,
 )
-from sdwn.evaluation.merging import merged, sound_predictions
-from sdwn.evaluation.predictions import Predictions, write_predictions
-from sdwn.evaluation.record import summary
-from sdwn.files import Advance, RunPaths, work_paths
+from sdwn.judging.merging import merged, sound_predictions
+from sdwn.judging.predictions import Predictions, write_predictions
 from sdwn.live import missing
 from sdwn.release import Release
 from sdwn.submission import alone
@@ -86,7 +86,7 @@ def require_possible(chosen: EvaluationConfig) -> None:
 
 
 def _judge_here(release: Release, work: RunPaths, judging: Judging, advance: Advance) -> None:
-    from sdwn.evaluation.judging_task import judge_shards
+    from sdwn.judging.task import judge_shards
 
     if busy := live_tasks(work):
         raise SdwnError(

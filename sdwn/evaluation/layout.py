@@ -97,7 +97,7 @@ def _by_encoder(release: Release, wnids: list[str]) -> Distances:
 
 
 def _by_wordnet(wnids: list[str], reason: str) -> Distances:
-    from sdwn.evaluation.taxonomy import Taxonomy
+    from sdwn.taxonomy import Taxonomy
     from sdwn.wordnet import shared_wordnet
 
     taxonomy = Taxonomy(shared_wordnet())

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdwn.evaluation.intervals import Floats, intervals
-from sdwn.evaluation.taxonomy import Scope, Taxonomy, scopes
 from sdwn.imagenet import CLASSES, class_wnids
+from sdwn.taxonomy import Scope, Taxonomy, scopes
 
 # Of a score, what the figures of many depend on.
 _COLUMNS = ("images", "inside", "subtree_probability", "distance")

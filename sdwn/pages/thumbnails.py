@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from sdwn.columns import BLACK
 from sdwn.errors import IntegrityError
-from sdwn.evaluation.album import Album, Picture
+from sdwn.pages.album import Album, Picture
 from sdwn.release import Release
 
 GALLERY_PIXELS = 128

@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdwn.evaluation import thumbnails
-from sdwn.evaluation.album import Album
-from sdwn.evaluation.compare import LEVEL, Side
-from sdwn.evaluation.comparison_charts import charts, colours
-from sdwn.evaluation.comparison_figures import write_comparison_figures
-from sdwn.evaluation.page import render
+from sdwn.comparison.charts import charts, colours
+from sdwn.comparison.compare import LEVEL, Side
+from sdwn.comparison.figures import write_comparison_figures
 from sdwn.files import ComparisonPaths, csv_text, write_text
+from sdwn.pages import thumbnails
+from sdwn.pages.album import Album
+from sdwn.pages.page import render
 
 GALLERY_CLASSES = 8
 # The scalars side by side: name, key, form, scale.

@@ -8,8 +8,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from sdwn.evaluation.charts import TALL_ROW, plain_figure
-from sdwn.evaluation.palette import COLOURS
+from sdwn.pages.charts import TALL_ROW, plain_figure
+from sdwn.pages.palette import COLOURS
 
 # Names of classes that a circle tells before it says "and more".
 NAMED = 6

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 
 from sdwn.config import ModelConfig
 from sdwn.errors import IntegrityError, SdwnError
-from sdwn.evaluation import thumbnails
-from sdwn.evaluation.album import Album
-from sdwn.evaluation.charts import charts
-from sdwn.evaluation.figures import write_figures
-from sdwn.evaluation.page import render
-from sdwn.evaluation.palette import ACCENT, PAPER, circles
 from sdwn.evaluation.record import read_evaluation
 from sdwn.files import EvaluationPaths, write_text
+from sdwn.pages import thumbnails
+from sdwn.pages.album import Album
+from sdwn.pages.charts import charts
+from sdwn.pages.figures import write_figures
+from sdwn.pages.page import render
+from sdwn.pages.palette import ACCENT, PAPER, circles
 from sdwn.release import Release
 
 GALLERY_CLASSES = 12

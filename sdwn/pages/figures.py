@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sdwn.evaluation.palette import ACCENT, PAPER, GroupStyle, circles
 from sdwn.files import ComparisonPaths, EvaluationPaths, atomic
+from sdwn.pages.palette import ACCENT, PAPER, GroupStyle, circles
 
 # In inches: a column of most journals.
 COLUMN = 3.5

@@ -18,10 +18,12 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from sdwn.errors import SdwnError, UsageError
-from sdwn.evaluation import pretrained
-from sdwn.evaluation.checkpoint import StateDict, fit, is_torchvision_vit, read_checkpoint
-from sdwn.evaluation.classes import EXPECTED, SIZES, class_list
-from sdwn.evaluation.presets import (
+from sdwn.imagenet import CLASSES
+from sdwn.images import Pixels
+from sdwn.judging import pretrained
+from sdwn.judging.checkpoint import StateDict, fit, is_torchvision_vit, read_checkpoint
+from sdwn.judging.classes import EXPECTED, SIZES, class_list
+from sdwn.judging.presets import (
     PAPER,
     PRESETS,
     empty_network,
@@ -29,10 +31,8 @@ from sdwn.evaluation.presets import (
     unavailable,
     weights_record,
 )
-from sdwn.evaluation.resizing import Resizing
-from sdwn.evaluation.scores import Scores, score
-from sdwn.imagenet import CLASSES
-from sdwn.images import Pixels
+from sdwn.judging.resizing import Resizing
+from sdwn.judging.scores import Scores, score
 
 
 @dataclass(frozen=True, eq=False, slots=True)

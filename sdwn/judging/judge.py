@@ -13,13 +13,13 @@ import pyarrow as pa
 from sdwn.batches import BatchSize
 from sdwn.device import Device, out_of_memory_told
 from sdwn.errors import OutOfMemoryError, SdwnError
-from sdwn.evaluation.classify import Classifier, Logits
-from sdwn.evaluation.loading import COLUMNS, Row, prepared
-from sdwn.evaluation.predictions import SCHEMA
-from sdwn.evaluation.scores import Scores
-from sdwn.evaluation.taxonomy import Scope
 from sdwn.images import Pixels
+from sdwn.judging.classify import Classifier, Logits
+from sdwn.judging.loading import COLUMNS, Row, prepared
+from sdwn.judging.predictions import SCHEMA
+from sdwn.judging.scores import Scores
 from sdwn.release import Release
+from sdwn.taxonomy import Scope
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from sdwn import gpus
 from sdwn.batches import BatchSize
 from sdwn.device import Device, out_of_memory_told
 from sdwn.errors import OutOfMemoryError
-from sdwn.evaluation.classify import Classifier
 from sdwn.files import now
 from sdwn.gpus import GpuProfile, Workload
+from sdwn.judging.classify import Classifier
 from sdwn.tuning import Run, Tuning, search
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from sdwn.errors import IntegrityError
-from sdwn.evaluation.judging import Judging, judged_images
-from sdwn.evaluation.predictions import Predictions, Source, disagreements, read_predictions
-from sdwn.evaluation.record import read_evaluation
-from sdwn.files import EvaluationPaths, RunPaths, file_sha256
+from sdwn.files import EvaluationPaths, RunPaths
+from sdwn.judging.judging import Judging, judged_images
+from sdwn.judging.predictions import Predictions, Source, disagreements, read_predictions
 from sdwn.plan import Shard
 from sdwn.release import Release
 
@@ -120,37 +119,3 @@ def _joined(judging: Judging, found: Sequence[Predictions]) -> Source:
         classifier=found[0].source.classifier,
         judged_on=list(kinds.values()),
     )
-
-
-def evaluation_problems(release: Release) -> Iterator[str]:
-    """Name what is wrong with the predictions of a release's evaluations.
-
-    Raises:
-        IntegrityError: the release's own tables are damaged.
-    """
-    for record in sorted(release.paths.evaluations.glob("*/evaluation.json")):
-        paths = release.paths.evaluation(record.parent.name)
-        try:
-            yield from _evaluation_problems(release, paths, read_evaluation(paths))
-        except IntegrityError as error:
-            yield str(error)
-
-
-def _evaluation_problems(
-    release: Release, paths: EvaluationPaths, record: Mapping[str, Any]
-) -> Iterator[str]:
-    if record["release"] != release.digest:
-        yield f"{paths.evaluation}: of another release; {_again(release)}"
-    elif not paths.predictions.is_file():
-        yield f"{paths.predictions}: missing; {_again(release)}"
-    elif file_sha256(paths.predictions) != record["predictions_sha256"]:
-        yield f"{paths.predictions}: changed (its SHA-256 is not the recorded one)"
-    else:
-        found = read_predictions(paths.predictions)
-        images = release.subset(imagenet=True) if record["selection"] == "imagenet" else release
-        differ = disagreements(found.table, images.metadata)
-        yield from (f"{paths.predictions}: {problem}" for problem in differ)
-
-
-def _again(release: Release) -> str:
-    return f"evaluate again with: sdwn evaluate {release.paths.root}"

@@ -9,9 +9,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from sdwn.evaluation.comparison_charts import class_spots, colours, group_rates, ranked, sizes
-from sdwn.evaluation.figures import COLUMN, STYLE, column_axes, save
+from sdwn.comparison.charts import class_spots, colours, group_rates, ranked, sizes
 from sdwn.files import ComparisonPaths
+from sdwn.pages.figures import COLUMN, STYLE, column_axes, save
 
 # In points, of the place with most classes.
 LARGEST = 17.0

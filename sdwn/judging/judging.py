@@ -93,7 +93,7 @@ class Judging:
 
     def done(self, paths: RunPaths) -> set[int]:
         """List the finished shards; all are, once the predictions lie in one file."""
-        from sdwn.evaluation.predictions import judging_of
+        from sdwn.judging.predictions import judging_of
 
         if judging_of(evaluation_of(paths).predictions) == self.digest:
             return set(range(len(self.shards)))

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sdwn.errors import SdwnError
-from sdwn.evaluation.classes import EXPECTED
+from sdwn.judging.classes import EXPECTED
 
 StateDict = dict[str, torch.Tensor]
 

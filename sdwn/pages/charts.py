@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from sdwn.evaluation.palette import ACCENT, PAPER, Circle, GroupStyle, circles
+from sdwn.pages.palette import ACCENT, PAPER, Circle, GroupStyle, circles
 
 SYMBOLS = {"disc": "circle", "ring": "circle-open", "target": "circle-open-dot"}
 # In pixels, of a class with none and with all of its images right.

@@ -14,17 +14,17 @@ import pyarrow as pa
 
 from sdwn.batches import BatchSize, asked
 from sdwn.errors import SdwnError
-from sdwn.evaluation.judging import Judging, judged_images, open_planned
-from sdwn.evaluation.predictions import Predictions, Source, write_predictions
-from sdwn.evaluation.taxonomy import Scope, Taxonomy, scopes
 from sdwn.files import Advance, RunPaths, now, work_paths
+from sdwn.judging.judging import Judging, judged_images, open_planned
+from sdwn.judging.predictions import Predictions, Source, write_predictions
 from sdwn.plan import Shard
 from sdwn.processes import this_process
 from sdwn.records import Meter, TaskRecord
 from sdwn.release import Release
+from sdwn.taxonomy import Scope, Taxonomy, scopes
 
 if TYPE_CHECKING:
-    from sdwn.evaluation.classify import Classifier
+    from sdwn.judging.classify import Classifier
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +101,9 @@ def load_judge(release: Release, judging: Judging) -> Judge:
     Raises:
         SdwnError: it cannot be had, or the checkpoint is another one by now.
     """
-    from sdwn.evaluation.batching import choose_batch
-    from sdwn.evaluation.classify import load_classifier
-    from sdwn.evaluation.loading import cpus
+    from sdwn.judging.batching import choose_batch
+    from sdwn.judging.classify import load_classifier
+    from sdwn.judging.loading import cpus
     from sdwn.wordnet import shared_wordnet
 
     chosen = judging.chosen
@@ -121,7 +121,7 @@ def load_judge(release: Release, judging: Judging) -> Judge:
 
 def _judged(judge: Judge, images: Release, meter: Meter, advance: Advance) -> pa.Table:
     from sdwn.device import Device
-    from sdwn.evaluation.judge import judged
+    from sdwn.judging.judge import judged
 
     tables, began, device = [], time.monotonic(), Device()
     for table in judged(images, judge.classifier, judge.scopes, judge.batch, judge.workers):

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.data import infer_imagenet_subset
 
-from sdwn.imagenet import CLASSES, class_wnids
+from sdwn.imagenet import CLASSES, LARGER, class_wnids, classifier_wnids
 
-# ImageNet-1k, and the lists that timm has of all ImageNet: MIIL's, timm's own of 12k, the one in
-# alphabetical order, Microsoft's, Google's.
-SIZES = (CLASSES, 11221, 11821, 21841, 21842, 21843)
+SIZES = (CLASSES, *LARGER)
 EXPECTED = (
     f"the {CLASSES} ImageNet-1k classes, or one of timm's lists of all ImageNet "
     f"({', '.join(map(str, SIZES[1:-1]))} or {SIZES[-1]} classes)"
@@ -41,5 +39,4 @@ def class_list(size: int) -> ClassList | None:
     """
     if size not in SIZES:
         return None
-    name = infer_imagenet_subset({"num_classes": size})
-    return ClassList(name, tuple(ImageNetInfo(name).label_names()))
+    return ClassList(infer_imagenet_subset({"num_classes": size}), classifier_wnids(size))

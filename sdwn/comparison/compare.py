@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdwn import __version__
+from sdwn.comparison.pairing import Difference, difference, holm, images_differ, rates_differ
 from sdwn.errors import UsageError
 from sdwn.evaluation import metrics
-from sdwn.evaluation.pairing import Difference, difference, holm, images_differ, rates_differ
-from sdwn.evaluation.taxonomy import Taxonomy
 from sdwn.files import now
 from sdwn.release import Release
+from sdwn.taxonomy import Taxonomy
 
 FORMAT = "sdwn-comparison"
 FORMAT_VERSION = 1

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from sdwn.comparison.compare import Side
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.evaluation.compare import Side
-from sdwn.evaluation.predictions import read_predictions
+from sdwn.evaluation.problems import problems_of
 from sdwn.evaluation.record import read_evaluation
-from sdwn.files import EvaluationPaths, file_sha256
+from sdwn.judging.predictions import read_predictions
 from sdwn.release import Release
 
 
@@ -101,17 +100,6 @@ def _open(name: str, folder: Path, evaluation: str | None) -> Side:
         had = ", ".join(_evaluations(release)) or "none"
         raise UsageError(f"{release}: no evaluation {evaluation!r}; there is {had}")
     record = read_evaluation(paths)
-    _require_own(release, paths, record)
+    for problem in problems_of(release, paths, record):
+        raise IntegrityError(problem)
     return Side(name, release, record, read_predictions(paths.predictions).table)
-
-
-def _require_own(release: Release, paths: EvaluationPaths, record: Mapping[str, Any]) -> None:
-    again = f"evaluate again with: sdwn evaluate {release.paths.root}"
-    if record["release"] != release.digest:
-        raise IntegrityError(f"{paths.evaluation}: of another release than this one; {again}")
-    found = file_sha256(paths.predictions) if paths.predictions.is_file() else "nothing"
-    if found != record["predictions_sha256"]:
-        raise IntegrityError(
-            f"{paths.predictions}: expected {record['predictions_sha256'][:12]} by SHA-256, found "
-            f"{found[:12]}; {again}"
-        )

@@ -1,0 +1,1 @@
+"""Evaluations side by side: what follows, a page, and figures for print."""

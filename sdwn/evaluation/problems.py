@@ -1,0 +1,51 @@
+"""What is wrong with the evaluations that lie in a release."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sdwn.errors import IntegrityError
+from sdwn.evaluation.record import read_evaluation
+from sdwn.files import EvaluationPaths, file_sha256
+from sdwn.judging.predictions import disagreements, read_predictions
+from sdwn.release import Release
+
+
+def evaluation_problems(release: Release) -> Iterator[str]:
+    """Name what is wrong with the predictions of a release's evaluations.
+
+    Raises:
+        IntegrityError: the release's own tables are damaged.
+    """
+    for record in sorted(release.paths.evaluations.glob("*/evaluation.json")):
+        paths = release.paths.evaluation(record.parent.name)
+        try:
+            yield from problems_of(release, paths, read_evaluation(paths))
+        except IntegrityError as error:
+            yield str(error)
+
+
+def problems_of(
+    release: Release, paths: EvaluationPaths, record: Mapping[str, Any]
+) -> Iterator[str]:
+    """Name what is wrong with the predictions of one evaluation, whose record is sound.
+
+    Raises:
+        IntegrityError: they cannot be read.
+    """
+    if record["release"] != release.digest:
+        yield f"{paths.evaluation}: of another release; {_again(release)}"
+    elif not paths.predictions.is_file():
+        yield f"{paths.predictions}: missing; {_again(release)}"
+    elif file_sha256(paths.predictions) != record["predictions_sha256"]:
+        yield f"{paths.predictions}: changed (its SHA-256 is not the recorded one)"
+    else:
+        found = read_predictions(paths.predictions)
+        images = release.subset(imagenet=True) if record["selection"] == "imagenet" else release
+        differ = disagreements(found.table, images.metadata)
+        yield from (f"{paths.predictions}: {problem}" for problem in differ)
+
+
+def _again(release: Release) -> str:
+    return f"evaluate again with: sdwn evaluate {release.paths.root}"

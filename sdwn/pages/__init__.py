@@ -1,0 +1,1 @@
+"""An evaluation becomes a page and figures for print."""
