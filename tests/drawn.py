@@ -2,62 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from sdwn.catalog import read_catalog
 from sdwn.config import EvaluationConfig
 from sdwn.evaluation.evaluate import conclude
-from sdwn.files import EvaluationPaths
+from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
+from sdwn.generate import generate
 from sdwn.imagenet import CLASSES
-from sdwn.judging.predictions import SCHEMA, Predictions, Source, write_predictions
+from sdwn.judging.predictions import IMAGE, SCHEMA, TOP, Predictions, Source, write_predictions
+from sdwn.merge import MergeOptions, merge
+from sdwn.plan import make_plan, write_plan
 from sdwn.release import Release
+from sdwn.wordnet import WordNet
+
+from conftest import noise_config
 
 CLASSIFIER = {"model": "drawn", "weights": "none", "checkpoint_sha256": None}
+# Of this beta distribution the mean of ten is 4.16 and the deviation 3.74, as the paper's.
+CHANCES = 0.306, 0.430
+# What is wrong is taken for one of a few neighbours in the list, which are often relatives.
+NEAR = (-3, -2, -1, 1, 2, 3)
 
 # The chance of each class, by wnid, to be recognised.
 Rate = Callable[[str], float]
 
 
-def predictions(release: Release, rate: Rate, seed: int = 0, every: bool = False) -> pa.Table:
-    """Draw predictions for the images of ImageNet classes, or for every image."""
-    rows = release.metadata.select(["wnid", "synset", "number", "status", "imagenet_class"])
+def noise_release(folder: Path, wordnet: WordNet, wnids: Sequence[str], **changes: Any) -> Release:
+    """Make a release of these synsets by plain noise, ten images each."""
+    catalog = {"name": "imagenet-1k", "only": list(wnids)}
+    storage = {"images_per_shard": 2000}
+    config = noise_config(
+        **{"catalog": catalog, "images_per_synset": 10, "storage": storage, **changes}
+    )
+    plan = make_plan(config, read_catalog(config.catalog, wordnet))
+    paths = RunPaths(folder)
+    write_plan(plan, paths)
+    generate(paths.root, range(len(plan.shards)))
+    return merge([paths], ReleasePaths(paths.release), MergeOptions())
+
+
+def predictions(
+    release: Release, rate: Rate | None = None, seed: int = 0, every: bool = False
+) -> pa.Table:
+    """Draw predictions for the images of ImageNet classes, or for every image.
+
+    Without a rate, of many classes all or none are right, as in the paper.
+    """
+    rows = release.metadata.select(IMAGE)
     if not every:
         rows = rows.filter(pc.is_valid(rows["imagenet_class"]))
     random = np.random.default_rng(seed)
-    drawn = [_row(row, rate, random) for row in rows.to_pylist()]
+    wnids = rows["wnid"].unique().to_pylist()
+    chance = {wnid: rate(wnid) if rate else random.beta(*CHANCES) for wnid in wnids}
+    drawn = [_row(row, chance[row["wnid"]], random) for row in rows.to_pylist()]
     return pa.Table.from_pylist(drawn, SCHEMA)
 
 
-def _row(row: Mapping[str, Any], rate: Rate, random: np.random.Generator) -> dict[str, Any]:
+def _row(row: Mapping[str, Any], chance: float, random: np.random.Generator) -> dict[str, Any]:
     label = row["imagenet_class"]
-    # What is wrong is taken for a neighbour in the list, which is often a relative.
-    near = ((label or 0) + random.permutation(np.r_[-9:0, 1:10])) % CLASSES
-    rank = 0 if random.random() < rate(row["wnid"]) else int(random.choice([1, 2, 4, 40, 400]))
-    top5 = near[:5].tolist()
-    if label is not None and rank < 5:
-        top5.insert(rank, label)
-    shares = np.sort(random.dirichlet(np.full(6, 0.5)))[::-1].astype(np.float32)
     known = label is not None
+    # A synset that is no class has neighbours as well.
+    place = label if known else int(row["wnid"][1:])
+    top5 = ((place + random.permutation(NEAR)) % CLASSES).tolist()[:TOP]
+    rank = 0 if random.random() < chance else int(random.choice([1, 2, 4, 40, 400]))
+    if known and rank < TOP:
+        top5.insert(rank, label)
+    shares = np.sort(random.dirichlet(np.full(TOP + 1, 0.5)))[::-1].astype(np.float32)
     return {
         **row,
-        "top5": top5[:5],
-        "top5_probability": shares[:5],
+        "top5": top5[:TOP],
+        "top5_probability": shares[:TOP],
         "label_rank": rank if known else None,
-        "label_probability": (float(shares[rank]) if rank < 5 else 0.0) if known else None,
-        "subtree_probability": float(random.beta(1 + 9 * rate(row["wnid"]), 3)),
+        "label_probability": (float(shares[rank]) if rank < TOP else 0.0) if known else None,
+        "subtree_probability": float(random.beta(1 + 9 * chance, 3)),
     }
 
 
 def evaluation(
-    release: Release, table: pa.Table, name: str = "drawn", model: str = "drawn"
+    release: Release,
+    table: pa.Table,
+    name: str = "drawn",
+    chosen: EvaluationConfig | None = None,
+    **classifier: str,
 ) -> EvaluationPaths:
-    """Make an evaluation of predictions, as if a classifier of this name had made them."""
-    paths = release.paths.evaluation(name)
-    record = {**CLASSIFIER, "model": model}
+    """Make an evaluation of predictions, as if a classifier of this record had made them."""
+    paths, record = release.paths.evaluation(name), {**CLASSIFIER, **classifier}
     source = Source(release.digest, "drawn", 0, table.num_rows, record, ())
     write_predictions(paths.predictions, Predictions(table, source))
-    conclude(release, paths, table, record, EvaluationConfig(model=model))
+    conclude(release, paths, table, record, chosen or EvaluationConfig())
     return paths

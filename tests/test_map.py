@@ -11,14 +11,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from sdwn.config import EvaluationConfig
 from sdwn.errors import UsageError
 from sdwn.evaluation.embedding import vectors
-from sdwn.evaluation.evaluate import conclude
 from sdwn.evaluation.layout import places
+from sdwn.evaluation.record import read_evaluation
 from sdwn.pages.album import Album
 from sdwn.pages.figures import write_figures
 from sdwn.pages.report import write_report
@@ -26,7 +24,7 @@ from sdwn.pages.thumbnails import grade, sheets
 from sdwn.release import Release
 from sdwn.wordnet import WordNet
 
-from judged import noise_release, predictions
+from drawn import evaluation, noise_release, predictions
 
 WORDS = {
     "tench": [1, 0, 0, 0],
@@ -187,11 +185,8 @@ def test_a_damaged_text_encoder_leaves_wordnet(release: Release, tmp_path: Path)
 
 
 def test_figures_for_print_are_real_and_always_the_same(release: Release) -> None:
-    paths = release.paths.evaluation("any")
-    paths.root.mkdir(parents=True)
-    pq.write_table(predictions(release), paths.predictions)
-    table = pq.read_table(paths.predictions)
-    record = conclude(release, paths, table, {"model": "any"}, EvaluationConfig())
+    paths = evaluation(release, predictions(release))
+    record = read_evaluation(paths)
     written = write_figures(record, paths)
     assert sorted(path.name for path in written) == [
         f"{name}.{kind}" for name in ("groups", "histogram", "map") for kind in ("png", "svg")
@@ -232,10 +227,7 @@ def test_of_a_large_class_the_first_pictures_are_looked_at(
     for wnid in CLASSES[:2]:
         assert [picture.row["number"] for picture in album[wnid]] == list(range(50))
         assert all(one.right == right[wnid, one.row["number"]] for one in album[wnid])
-    paths = release.paths.evaluation("any")
-    paths.root.mkdir(parents=True)
-    pq.write_table(table, paths.predictions)
-    conclude(release, paths, table, {"model": "any"}, EvaluationConfig())
+    evaluation(release, table)
     page = write_report(release).read_text()
     assert page.count('<figure class="picture') == 2 * 20
 
@@ -246,12 +238,8 @@ def test_without_a_class_the_page_shows_what_wordnet_tells(
     synsets = ["n02084071", "n02121620", "n01503061"]  # dog, cat, bird
     catalog = {"name": "closure", "only": synsets}
     release = noise_release(tmp_path / "run", wordnet, synsets, catalog=catalog)
-    table = predictions(release)
-    paths = release.paths.evaluation("any")
-    paths.root.mkdir(parents=True)
-    pq.write_table(table, paths.predictions)
-    record = conclude(release, paths, table, {"model": "any"}, EvaluationConfig())
-    assert record["map"] is None
+    paths = evaluation(release, predictions(release, every=True))
+    assert read_evaluation(paths)["map"] is None
     page = write_report(release).read_text()
     assert "none of them an ImageNet-1k class" in page
     assert "seen best" in page

@@ -9,16 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from sdwn.config import EvaluationConfig
-from sdwn.evaluation.evaluate import conclude
-from sdwn.files import EvaluationPaths
+from sdwn.evaluation.record import read_evaluation
+from sdwn.imagenet import class_index
 from sdwn.pages.report import write_report
-from sdwn.release import Release
 from sdwn.wordnet import WordNet
 
-from judged import noise_release, predictions
+from drawn import evaluation, noise_release, predictions
 
 pytestmark = pytest.mark.browser
 
@@ -30,10 +28,8 @@ NAME = "efficientnet-lite0"
 
 @dataclass
 class Judged:
-    """A release with an evaluation and its page."""
+    """The record of an evaluation, and its page."""
 
-    release: Release
-    paths: EvaluationPaths
     record: dict[str, Any]
     page: Path
 
@@ -47,19 +43,14 @@ def judged(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Judged
     """Noise of 40 classes in four groups, judged by chance."""
     folder = tmp_path_factory.mktemp("judged")
     roots = ("terrier.n.01", "finch.n.01", "owl.n.01", "stringed_instrument.n.01", "boat.n.01")
-    from sdwn.imagenet import class_index
-
     wnids = [s.wnid for root in roots for s in wordnet.below(root) if s.wnid in class_index()]
     groups = folder / "groups.yaml"
     names = {"birds": "bird.n.01", HOSTILE: "dog.n.01", "boats": "boat.n.01", "fish": "fish.n.01"}
     groups.write_text(json.dumps(names))
     release = noise_release(folder / "run", wordnet, wnids, prompt=f"{{definition}} {HOSTILE}")
-    paths = release.paths.evaluation(NAME)
-    paths.root.mkdir(parents=True)
-    pq.write_table(predictions(release), paths.predictions)
-    table, chosen = pq.read_table(paths.predictions), EvaluationConfig(groups=str(groups))
-    record = conclude(release, paths, table, {"model": NAME, "weights": HOSTILE}, chosen)
-    return Judged(release, paths, record, write_report(release, NAME))
+    chosen = EvaluationConfig(groups=str(groups))
+    paths = evaluation(release, predictions(release), NAME, chosen, model=NAME, weights=HOSTILE)
+    return Judged(read_evaluation(paths), write_report(release, NAME))
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +112,11 @@ def test_no_script_runs_but_the_pages_own(browser: Any, judged: Judged) -> None:
     found.page.close()
 
 
-def test_hostile_names_and_prompts_stay_text(wide: Opened, judged: Judged) -> None:
+def test_hostile_names_and_prompts_stay_text(wide: Opened) -> None:
     assert wide.page.evaluate("window.hacked") is None
     assert wide.page.locator("img[src=x]").count() == 0
-    prompts = wide.page.locator("#gallery article > p.quiet")
-    row = judged.release.synsets[judged.record["classes"][0]["wnid"]]
-    assert row.prompt in prompts.all_inner_texts()
+    prompts = wide.page.locator("#gallery article > p.quiet").all_inner_texts()
+    assert {text.endswith(f" {HOSTILE}") for text in prompts} == {True}
     assert wide.page.locator("#groups tbody th").nth(1).inner_text() == HOSTILE
     assert HOSTILE in wide.page.locator("#settings").inner_text()
     assert HOSTILE in wide.page.locator(".legend").inner_text()
