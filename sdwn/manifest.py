@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sdwn.config import BUILTIN
 from sdwn.errors import IntegrityError
 from sdwn.files import read_json
 
@@ -78,6 +79,11 @@ class Manifest(_Record):
         """The catalog, and what was taken of it; equal to the catalog's name for all of it."""
         name = f"{self.catalog} ({self.selection})" if self.selection else self.catalog
         return f"{name}, incomplete" if self.missing else name
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether a built-in pipeline made the images, which shows noise."""
+        return self.settings is not None and self.settings["model"]["name"].startswith(BUILTIN)
 
     def text(self) -> str:
         """Write it as JSON."""

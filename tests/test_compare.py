@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from sdwn.comparison import figures
 from sdwn.comparison.compare import compare
 from sdwn.comparison.page import write_comparison
 from sdwn.comparison.sides import open_sides
@@ -113,6 +114,9 @@ def test_only_classes_in_common_count(released: Any, tmp_path: Path, wordnet: Wo
     assert [side["classes_left_out"] for side in found["sides"]] == [26, 0]
     assert [side["figures"]["images"] for side in found["sides"]] == [10, 10]
     assert found["pairs"][0]["rate"]["mean"] == -1
+    # Both classes are at one place; the figure has its whole scale all the same.
+    (axes,) = figures.classes(found, 0).axes
+    assert axes.get_xlim() == axes.get_ylim() == (-7, 107)
 
 
 def test_other_images_by_another_judge_are_refused(

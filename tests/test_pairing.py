@@ -47,6 +47,13 @@ def test_both_tests_agree_where_one_takes_over_from_the_other():
     assert flipped.p_value == pytest.approx(t_test.p_value, abs=0.02)
 
 
+@pytest.mark.parametrize(("moved", "expected"), [([0.1], 1), ([0.1, 0.1], 0.5), ([0.2, -0.1], 1)])
+def test_pairs_that_are_equal_change_nothing_about_p(moved, expected):
+    equal = [0.5] * 800
+    found = difference([0] * len(moved) + equal, moved + equal)
+    assert found.p_value == pytest.approx(expected)
+
+
 def test_a_single_pair_has_a_difference_and_no_certainty():
     found = difference([0.2], [0.5])
     assert (found.mean, found.interval, found.p_value) == (pytest.approx(0.3), None, None)

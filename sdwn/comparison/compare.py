@@ -17,6 +17,7 @@ from sdwn.comparison.pairing import Difference, difference, holm, images_differ,
 from sdwn.errors import UsageError
 from sdwn.evaluation import metrics
 from sdwn.files import now
+from sdwn.judging.predictions import TOP
 from sdwn.release import Release
 from sdwn.taxonomy import Taxonomy
 
@@ -54,7 +55,7 @@ class Side:
                 "wnid": rows["wnid"],
                 "images": pa.array(np.ones(rows.num_rows, dtype=np.int64)),
                 "right": pc.cast(pc.equal(rank, 0), pa.int64()),
-                "right_top5": pc.cast(pc.less(rank, metrics.TOP), pa.int64()),
+                "right_top5": pc.cast(pc.less(rank, TOP), pa.int64()),
             }
         )
         sums = table.group_by("wnid").aggregate(

@@ -74,6 +74,9 @@ def classes(comparison: Mapping[str, Any], place: int) -> Figure:
     axes.scatter(x, y, s=areas, color=colours(comparison)[place + 1], alpha=0.75, linewidths=0)
     axes.set_xlabel(f"right of {_plain(pair['first'])}, %")
     axes.set_ylabel(f"right of {_plain(pair['second'])}, %")
+    # Wherever the classes lie: their own span may be a line.
+    axes.set_xlim(-7, 107)
+    axes.set_ylim(-7, 107)
     axes.set_aspect("equal")
     return figure
 

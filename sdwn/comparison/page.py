@@ -85,17 +85,12 @@ def page(comparison: Mapping[str, Any], sides: Sequence[Side]) -> str:
             "figures": FIGURES,
             "measures": MEASURES,
             "level": LEVEL,
-            "builtin": [side.name for side in sides if _builtin(side)],
+            "builtin": [side.name for side in sides if side.release.manifest.is_builtin],
             "galleries": _galleries(comparison, sides),
             "data": {"charts": charts(comparison), "classes": {}, "sheets": {}, "colours": {}},
         },
         scripts=("card.js", "charts.js", "tables.js"),
     )
-
-
-def _builtin(side: Side) -> bool:
-    settings = side.release.manifest.settings
-    return settings is not None and str(settings["model"]["name"]).startswith("builtin:")
 
 
 def _galleries(
