@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from sdwn.pages.palette import ACCENT, PAPER, Circle, GroupStyle, circles
+from sdwn.pages.palette import ACCENT, PAPER, Circle, GroupStyle, circles, ranked_groups
 
 SYMBOLS = {"disc": "circle", "ring": "circle-open", "target": "circle-open-dot"}
 # In pixels, of a class with none and with all of its images right.
@@ -21,7 +21,7 @@ def charts(evaluation: dict[str, Any]) -> dict[str, Any]:
     drawn = {}
     if evaluation["classes"]:
         drawn["histogram"] = histogram(evaluation)
-    if any(group["classes"] for group in evaluation["groups"]):
+    if ranked_groups(evaluation):
         drawn["groups"] = groups(evaluation)
     if evaluation["map"]:
         drawn["map"] = class_map(evaluation)
@@ -56,14 +56,9 @@ def histogram(evaluation: dict[str, Any]) -> go.Figure:
 
 def groups(evaluation: dict[str, Any]) -> go.Figure:
     """Draw each group's mean with its interval, the best at the top."""
-    rows = sorted(
-        (group for group in evaluation["groups"] if group["classes"]),
-        key=lambda group: (group["mean_correct"], group["name"]),
-    )
+    rows = ranked_groups(evaluation)
     means = [row["mean_correct"] for row in rows]
-    spans = [
-        (row["intervals"] or {}).get("mean_correct") or [row["mean_correct"]] * 2 for row in rows
-    ]
+    spans = [row["intervals"]["mean_correct"] or [row["mean_correct"]] * 2 for row in rows]
     dots = go.Scatter(
         x=means,
         y=[row["name"] for row in rows],

@@ -12,15 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sdwn.files import ComparisonPaths, EvaluationPaths, atomic
-from sdwn.pages.palette import ACCENT, PAPER, GroupStyle, circles
+from sdwn.pages.palette import ACCENT, PAPER, GroupStyle, circles, ranked_groups
 
 # In inches: a column of most journals.
 COLUMN = 3.5
 DPI = 300
 # In characters, of a group's name.
 LONGEST = 26
-# In points, of a class with none and with all of its images right.
-SMALLEST, LARGEST = 1.0, 6.0
+# In points, of a class with none and with all of its images right. Of a smaller circle a ring
+# cannot be told from a disc.
+SMALLEST, LARGEST = 2.0, 6.5
 
 STYLE: Any = {
     # Text stays text: it can be searched, and set in the paper's own type.
@@ -42,7 +43,7 @@ Draw = Callable[[dict[str, Any]], Figure]
 def write_figures(evaluation: dict[str, Any], paths: EvaluationPaths) -> list[Path]:
     """Write all figures that an evaluation has; the same evaluation gives the same bytes."""
     drawn: dict[str, Draw] = {"histogram": histogram} if evaluation["classes"] else {}
-    if any(group["classes"] for group in evaluation["groups"]):
+    if ranked_groups(evaluation):
         drawn["groups"] = groups
     if evaluation["map"]:
         drawn["map"] = class_map
@@ -86,12 +87,11 @@ def histogram(evaluation: dict[str, Any]) -> Figure:
 
 def groups(evaluation: dict[str, Any]) -> Figure:
     """Draw each group's mean with its interval, the best at the top."""
-    rows = [group for group in evaluation["groups"] if group["classes"]]
-    rows.sort(key=lambda group: (group["mean_correct"], group["name"]))
+    rows = ranked_groups(evaluation)
     figure, axes = column_axes(0.7 + 0.16 * len(rows))
     means, most = [row["mean_correct"] for row in rows], evaluation["figures"]["images_per_class"]
     for place, row in enumerate(rows):
-        low, high = (row["intervals"] or {}).get("mean_correct") or [means[place]] * 2
+        low, high = row["intervals"]["mean_correct"] or [means[place]] * 2
         axes.plot([low, high], [place, place], color=ACCENT, linewidth=1.2)
     axes.plot(means, range(len(rows)), "o", color=ACCENT, markersize=4)
     axes.set_yticks(range(len(rows)), [f"{_short(row['name'])} ({row['classes']})" for row in rows])
@@ -129,7 +129,7 @@ def class_map(evaluation: dict[str, Any]) -> Figure:
         frameon=False,
         handletextpad=0.1,
         columnspacing=0.8,
-        title=f"Places: {evaluation['map']['source']}",
+        title=f"Size: right images. Places: {evaluation['map']['source']}",
         title_fontsize=6.5,
     )
     return figure
@@ -138,7 +138,7 @@ def class_map(evaluation: dict[str, Any]) -> Figure:
 def _look(style: GroupStyle) -> dict[str, Any]:
     if style.shape == "disc":
         return {"color": style.colour, "edgecolors": "white", "linewidths": 0.2}
-    return {"facecolors": "none", "edgecolors": style.colour, "linewidths": 0.7}
+    return {"facecolors": "none", "edgecolors": style.colour, "linewidths": 0.5}
 
 
 def _handle(style: GroupStyle) -> Line2D | tuple[Line2D, ...]:

@@ -1,4 +1,4 @@
-"""How groups of classes look on the map, alike on the page and in print."""
+"""How groups of classes look, alike on the page and in print: order, colours, circles."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ SHAPES = ("disc", "ring", "target")
 NO_GROUP = "no group"
 GREY = "#8b949e"
 ACCENT, PAPER = "#0072b2", "#d55e00"
+
+
+def ranked_groups(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Give the groups that have classes, the one recognised best last: at the top of a figure."""
+    rows = [group for group in evaluation["groups"] if group["classes"]]
+    return sorted(rows, key=lambda group: (group["mean_correct"], group["name"]))
 
 
 @dataclass(frozen=True, slots=True)

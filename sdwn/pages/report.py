@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdwn.config import ModelConfig
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation.record import read_evaluation
 from sdwn.files import EvaluationPaths, write_text
@@ -113,7 +112,7 @@ def page(
 def _told(release: Release, evaluation: dict[str, Any]) -> dict[str, Any]:
     """Gather what the page says in words and numbers."""
     manifest, images = release.manifest, [row["images"] for row in evaluation["classes"]]
-    settings = manifest.settings
+    settings, intervals = manifest.settings, evaluation["figures"]["intervals"]
     sections = [one for one in SECTIONS if images or one[0] in WITHOUT_CLASSES]
     return {
         "evaluation": evaluation,
@@ -124,7 +123,8 @@ def _told(release: Release, evaluation: dict[str, Any]) -> dict[str, Any]:
         "manifest": manifest,
         "settings": settings,
         "sections": sections,
-        "builtin": settings is not None and ModelConfig(**settings["model"]).builtin is not None,
+        "builtin": manifest.is_builtin,
+        "flat": any(ends and ends[0] == ends[1] for ends in intervals.values()),
         "uneven": (min(images), max(images)) if len(set(images)) > 1 else None,
         "black_means": (
             "A black image is one that the safety checker blackened, or that the model gave as NaN."
@@ -248,4 +248,6 @@ def _others(
 def _other(album: Album, row: dict[str, Any]) -> dict[str, Any]:
     pictures = album[row["wnid"]]
     drawn = thumbnails.thumbnail(album.release, pictures[0], 2 * CONFUSION_PIXELS)
-    return {**row, "name": album.name(row["wnid"]), "source": drawn}
+    # Many a synset is not what its name says first: tiger.n.01 is a fierce person.
+    prompt = album.release.synsets[row["wnid"]].prompt
+    return {**row, "name": album.name(row["wnid"]), "prompt": prompt, "source": drawn}
