@@ -192,8 +192,3 @@ def _rows(
         "confusions": (_confusion(row, taxonomy) for row in found.confusions),
         "synsets": (_synset(row, taxonomy) for row in found.scores),
     }
-
-
-def imagenet_images(release: Release) -> pa.Table:
-    """Select the rows of the metadata whose synset is an ImageNet-1k class."""
-    return release.metadata.filter(pc.is_valid(release.metadata["imagenet_class"]))

@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sdwn.columns import BLACK, STATUSES
 from sdwn.errors import SdwnError
 from sdwn.evaluation.intervals import Floats, Interval, intervals
-
-TOP = 5
+from sdwn.judging.predictions import TOP
 
 Counts = NDArray[np.int64]
 

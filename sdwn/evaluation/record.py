@@ -68,6 +68,7 @@ def summary(paths: EvaluationPaths, record: dict[str, Any]) -> dict[str, Any]:
     figures = record["figures"]
     return {
         **{key: figures[key] for key in KEYS},
+        "images_judged": record["images_judged"],
         "evaluation": paths.root.name,
         "path": str(paths.evaluation),
     }

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdwn.evaluation.intervals import Floats, intervals
 from sdwn.imagenet import CLASSES, class_wnids
+from sdwn.judging.predictions import top1
 from sdwn.taxonomy import Scope, Taxonomy, scopes
 
 # Of a score, what the figures of many depend on.
@@ -106,12 +106,6 @@ def _columns(
         "miss_distance": _plain(far),
         "least_distance": _least(seen.wnids, taxonomy),
     }
-
-
-def top1(predictions: pa.Table) -> NDArray[np.int64]:
-    """Give the best class of each image."""
-    best: NDArray[np.int64] = pc.list_element(predictions["top5"], 0).to_numpy()
-    return best.astype(np.int64)
 
 
 def _seen(predictions: pa.Table) -> _Seen:

@@ -132,17 +132,10 @@ def plan_judging(release: Release, chosen: EvaluationConfig) -> Judging:
 
     Raises:
         SdwnError: it has no such images.
-        UsageError: there is no such checkpoint.
+        UsageError: there is no such checkpoint, or no such file of word vectors.
     """
-    chosen, weights = _with_absolute_paths(chosen), None
-    if chosen.checkpoint is not None:
-        if not chosen.checkpoint.is_file():
-            raise UsageError(f"{chosen.checkpoint}: no such checkpoint file")
-        checkpoint = chosen.checkpoint.absolute()
-        chosen, weights = (
-            chosen.model_copy(update={"checkpoint": checkpoint}),
-            file_sha256(checkpoint),
-        )
+    chosen = _with_absolute_paths(chosen)
+    weights = file_sha256(chosen.checkpoint) if chosen.checkpoint else None
     planned = Judging(release.digest, chosen, weights, 0)
     images = len(judged_images(release, planned))
     if not images:
@@ -155,16 +148,22 @@ def plan_judging(release: Release, chosen: EvaluationConfig) -> Judging:
 
 
 def _with_absolute_paths(chosen: EvaluationConfig) -> EvaluationConfig:
-    """Make what the figures are made with findable by a task, which may start elsewhere."""
-    groups, embedding = chosen.groups, chosen.embedding
-    if embedding is not None and not embedding.is_file():
-        raise UsageError(f"{embedding}: no such file of word vectors")
+    """Make the files that are named findable by a task, which may start elsewhere."""
+    groups = chosen.groups
     # What is no file here is the name of shipped groups.
     if groups is not None and Path(groups).is_file():
         groups = str(Path(groups).absolute())
-    return chosen.model_copy(
-        update={"groups": groups, "embedding": embedding and embedding.absolute()}
-    )
+    files = {
+        "checkpoint": _absolute(chosen.checkpoint, "checkpoint file"),
+        "embedding": _absolute(chosen.embedding, "file of word vectors"),
+    }
+    return chosen.model_copy(update={"groups": groups, **files})
+
+
+def _absolute(path: Path | None, what: str) -> Path | None:
+    if path is not None and not path.is_file():
+        raise UsageError(f"{path}: no such {what}")
+    return path and path.absolute()
 
 
 def open_judging(release: Release, chosen: EvaluationConfig) -> tuple[RunPaths, Judging]:

@@ -19,6 +19,7 @@ from sdwn.errors import IntegrityError
 from sdwn.files import atomic
 from sdwn.imagenet import CLASSES
 
+# Of so many classes the best are kept, and a label among them is right by top-5.
 TOP = 5
 # Added up in single precision, shares of one may be a little more than one.
 ROUNDING = 1e-4
@@ -108,6 +109,12 @@ def read_predictions(path: Path) -> Predictions:
     _check_schema(path, table)
     _check_values(path, table)
     return Predictions(table.replace_schema_metadata(None), source)
+
+
+def top1(table: pa.Table) -> NDArray[np.int64]:
+    """Give the best class of each image."""
+    best: NDArray[np.int64] = pc.list_element(table["top5"], 0).to_numpy()
+    return best.astype(np.int64)
 
 
 def _source(path: Path, schema: pa.Schema) -> Source:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-TOP = 5
+from sdwn.judging.predictions import TOP
 
 
 @dataclass(frozen=True, eq=False, slots=True)
