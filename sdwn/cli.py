@@ -446,17 +446,21 @@ def import_(
 def evaluate(
     release: ReleaseFolder,
     site: dict[str, str],
-    model: Model = None,
+    model: Annotated[
+        str, typer.Option(help="paper (ViT-H/14), efficientnet-lite0, or any timm model.")
+    ] = "paper",
     checkpoint: Checkpoint = None,
     all_: Annotated[
-        bool, typer.Option("--all", help="Judge all images, not only those of ImageNet classes.")
+        bool,
+        typer.Option("--all", help="Also what is no ImageNet class, by the classes around it."),
     ] = False,
     groups: Annotated[
         str | None,
-        typer.Option(help="File of named WordNet subtrees, or a shipped one's name."),
+        typer.Option(help="YAML file, NAME: SYNSET a line, or a shipped one's name."),
     ] = None,
     embedding: Annotated[
-        Path | None, typer.Option(help="Text file of word vectors for the map, as GloVe's.")
+        Path | None,
+        typer.Option(help="Text file of word vectors that place the map's classes, as GloVe's."),
     ] = None,
     profile: Annotated[
         str | None, typer.Option(help="Judge by array tasks under this profile; default: here.")
@@ -465,7 +469,7 @@ def evaluate(
     retries: Retries = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a release's images by a timm model and write the figures; goes on after a kill."""
+    """Judge a release's images by a timm model; write figures and tables. Goes on after a kill."""
     from sdwn.config import EvaluationConfig
 
     if profile is None and (site.keys() - {"batch_size"} or wait):
@@ -488,7 +492,7 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RELEASE...",
-            help="Releases, or evaluations in them (RELEASE/evaluations/NAME); NAME=... names one.",
+            help="Evaluated releases, or RELEASE/evaluations/NAME; LABEL=... calls one so.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write the page and tables to.")],
@@ -498,7 +502,7 @@ def compare(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hold evaluated releases, or models, against the first: by class and group, with tests."""
+    """Hold evaluated releases, or models, against the first: by class and group, in pairs."""
     found = evaluation_steps.compare_releases(which, evaluation, out)
     terminal.result(found, as_json, text=terminal.comparison_text(found))
 
@@ -511,7 +515,7 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write tables and figures as one HTML file."""
+    """Write an evaluation's page, one HTML file, and its figures as PNG and SVG."""
     terminal.result({"path": str(steps.report_on(release, evaluation))}, as_json)
 
 

@@ -134,9 +134,14 @@ class StorageConfig(Section):
 class EvaluationConfig(Section):
     """Which classifier judges the release; no part of the plan, so it may change later.
 
-    ``images``: those of ImageNet-1k classes, or all.
-    ``groups`` names the file of the table of groups, or one that is shipped; None is ``default``.
-    ``embedding`` is a text file of word vectors, GloVe's or word2vec's, for the map.
+    ``model`` is ``paper`` (ViT-H/14), ``efficientnet-lite0``, or any timm model that knows the
+    classes of ImageNet; ``checkpoint`` a file of weights in the place of its own.
+    ``images``: those of ImageNet-1k classes, or all, of which the others are judged by the
+    classes that lie near them in WordNet.
+    ``groups`` is a YAML file, a name and a synset a line, for the table of groups and the map's
+    colours, or the name of a shipped one; None is ``default``.
+    ``embedding`` is a text file of word vectors, GloVe's or word2vec's, that the map places
+    classes by; None is the generation model's own text encoder, or WordNet where it is not here.
     """
 
     model: str = "paper"

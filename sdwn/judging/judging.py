@@ -38,7 +38,7 @@ class Judging:
     chosen: EvaluationConfig
     checkpoint_sha256: str | None
     images: int
-    images_per_shard: int = IMAGES_PER_SHARD
+    images_per_shard: int
 
     @property
     def stage(self) -> str:
@@ -136,7 +136,7 @@ def plan_judging(release: Release, chosen: EvaluationConfig) -> Judging:
     """
     chosen = _with_absolute_paths(chosen)
     weights = file_sha256(chosen.checkpoint) if chosen.checkpoint else None
-    planned = Judging(release.digest, chosen, weights, 0)
+    planned = Judging(release.digest, chosen, weights, 0, IMAGES_PER_SHARD)
     images = len(judged_images(release, planned))
     if not images:
         raise SdwnError(
@@ -144,7 +144,7 @@ def plan_judging(release: Release, chosen: EvaluationConfig) -> Judging:
             "by the classes that lie near in WordNet with --all, or plan a catalog such as "
             "sdwn-26204 or imagenet-1k"
         )
-    return replace(planned, images=images, images_per_shard=IMAGES_PER_SHARD)
+    return replace(planned, images=images)
 
 
 def _with_absolute_paths(chosen: EvaluationConfig) -> EvaluationConfig:
