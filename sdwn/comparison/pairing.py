@@ -16,6 +16,8 @@ SEED = 0
 RESAMPLES = 9_999
 # From so many pairs on, the mean of randomly flipped signs is normal for all that p tells.
 MANY = 5_000
+# Of a difference, beyond which there is only rounding.
+DIGITS = 12
 # Numbers drawn at once, so that memory does not grow with the number of pairs.
 DRAWN = 4_000_000
 
@@ -53,7 +55,7 @@ def difference(first: ArrayLike, second: ArrayLike) -> Difference:
     if not before.size or before.shape != after.shape or before.ndim != 1:
         raise ValueError(f"expected pairs, found values of shape {before.shape} and {after.shape}")
     # Rates are fractions of few images: rounding must not make equal ones differ.
-    change = (after - before).round(12)
+    change = (after - before).round(DIGITS)
     several = len(change) > 1
     return Difference(
         pairs=len(change),
@@ -132,10 +134,16 @@ def _p_value(change: NDArray[np.float64]) -> float:
     return float(
         stats.permutation_test(
             (moved,),
-            np.mean,
+            _exact_sum,
             permutation_type="samples",
             n_resamples=RESAMPLES,
             batch=max(1, DRAWN // len(moved)),
             rng=np.random.default_rng(SEED),
         ).pvalue
     )
+
+
+def _exact_sum(change: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    # 0.1 + 0.3 - 0.4 is not 0, and what is as far from 0 would not be counted as such.
+    total: NDArray[np.float64] = change.sum(axis=axis).round(DIGITS)
+    return total
