@@ -483,7 +483,9 @@ def evaluate(
         options = steps.SubmitOptions(wait, retries)
         sites = evaluation_steps.targets(profile, site)
         found = evaluation_steps.evaluate_by_tasks(release, chosen, sites, options)
-    terminal.result(found, as_json)
+    # Tasks may have been submitted only, and of no class there is nothing to tell here.
+    told = found.get("mean_correct") is not None
+    terminal.result(found, as_json, terminal.evaluation_text(found) if told else None)
 
 
 @app.command()

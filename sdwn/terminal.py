@@ -172,6 +172,26 @@ def pilot_text(found: Answers) -> str:
     return _captured(values)
 
 
+def evaluation_text(found: dict[str, Any]) -> str:
+    """Show an evaluation's main figures with their units."""
+    shares = {key: f"{100 * found[f'{key}_correct']:.0f} %" for key in ("any", "all", "none")}
+    return _captured(
+        {
+            "images judged": found["images_judged"],
+            "of classes": f"{found['images']:,} images of {found['classes']:,} ImageNet-1k classes",
+            "black images": found["black_images"],
+            "right": f"{found['mean_correct']:.2f} of {found['images_per_class']} images a class, "
+            f"standard deviation {found['std_correct']:.2f}",
+            "classes": f"{shares['any']} with any right, {shares['all']} with all, "
+            f"{shares['none']} with none",
+            "top-1": f"{found['top1_percent']:.1f} %",
+            "top-5": f"{found['top5_percent']:.1f} %",
+            "evaluation": found["evaluation"],
+            "path": found["path"],
+        }
+    )
+
+
 def comparison_text(found: dict[str, Any]) -> str:
     """Show what follows of a comparison, and the main figures of each side."""
     rows = {

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sdwn import terminal
 from sdwn.catalog import Catalog
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
@@ -292,7 +293,11 @@ def test_the_summary_gives_the_main_figures(
 ) -> None:
     paths, record = small
     found = summary(paths, record)
-    assert found["none_correct"] == record["figures"]["none_correct"]
+    figures = record["figures"]
+    assert found["none_correct"] == figures["none_correct"]
+    text = terminal.evaluation_text(found)
+    assert f"{figures['mean_correct']:.2f} of 10 images a class" in text
+    assert f"{100 * figures['none_correct']:.0f} % with none" in text
     assert (found["evaluation"], found["path"]) == (paths.root.name, str(paths.evaluation))
 
 

@@ -14,6 +14,7 @@ FORMAT_VERSION = 2
 KEYS = (
     "images",
     "classes",
+    "images_per_class",
     "top1_percent",
     "top5_percent",
     "mean_correct",
@@ -23,7 +24,7 @@ KEYS = (
     "none_correct",
     "black_images",
 )
-_IN_FIGURES = (*KEYS, "images_per_class", "statuses", "histogram", "intervals", "without_black")
+_IN_FIGURES = (*KEYS, "statuses", "histogram", "intervals", "without_black")
 _KINDS = {
     "release": str,
     "selection": str,
