@@ -177,7 +177,7 @@ def _say_how_it_ends(found: dict[str, Any], work: RunPaths) -> None:
 def compare_releases(which: list[str], evaluation: str | None, out: Path) -> dict[str, Any]:
     """Compare evaluations, write page, tables and figures, and give what follows."""
     from sdwn.comparison.compare import compare
-    from sdwn.comparison.page import verdict, write_comparison
+    from sdwn.comparison.page import write_comparison
     from sdwn.comparison.sides import open_sides
     from sdwn.files import ComparisonPaths
     from sdwn.taxonomy import Taxonomy
@@ -191,6 +191,13 @@ def compare_releases(which: list[str], evaluation: str | None, out: Path) -> dic
     with terminal.working("comparing"):
         found = compare(sides, Taxonomy(shared_wordnet()))
         write_comparison(found, sides, paths)
+    return _compared(found, str(paths.page))
+
+
+def _compared(found: dict[str, Any], page: str) -> dict[str, Any]:
+    """Give of a comparison what the command prints."""
+    from sdwn.comparison.page import verdict
+
     return {
         "sides": [{"name": side["name"], **_scalars(side["figures"])} for side in found["sides"]],
         "classes_in_common": found["classes_in_common"],
@@ -199,7 +206,7 @@ def compare_releases(which: list[str], evaluation: str | None, out: Path) -> dic
             {**{key: pair[key] for key in ("first", "second", "rate")}, "verdict": verdict(pair)}
             for pair in found["pairs"]
         ],
-        "path": str(paths.page),
+        "path": page,
     }
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sdwn.catalog import read_catalog
 from sdwn.config import EvaluationConfig
-from sdwn.evaluation.evaluate import conclude
+from sdwn.evaluation.conclude import conclude
 from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.generate import generate
 from sdwn.imagenet import CLASSES

@@ -18,7 +18,7 @@ from sdwn.catalog import Catalog
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation import tables
-from sdwn.evaluation.evaluate import conclude
+from sdwn.evaluation.conclude import conclude
 from sdwn.evaluation.record import read_evaluation, summary
 from sdwn.files import EvaluationPaths, ReleasePaths, file_sha256, write_text
 from sdwn.imagenet import class_index

@@ -77,7 +77,7 @@ def test_the_papers_catalog_gets_the_papers_figures_and_the_note(
     demo: tuple[Sdwn, dict[str, Any]], tmp_path: Path
 ) -> None:
     from sdwn.config import EvaluationConfig
-    from sdwn.evaluation.evaluate import conclude
+    from sdwn.evaluation.conclude import conclude
     from sdwn.evaluation.record import read_evaluation
     from sdwn.files import EvaluationPaths
     from sdwn.pages.report import page

@@ -111,7 +111,7 @@ def finish(release: Release, work: RunPaths, judging: Judging, tell: Tell) -> di
 
 
 def _finish(release: Release, work: RunPaths, judging: Judging) -> dict[str, Any]:
-    from sdwn.evaluation.evaluate import conclude
+    from sdwn.evaluation.conclude import conclude
 
     paths = evaluation_of(work)
     found = _merged(release, work, judging)

@@ -22,7 +22,7 @@ from sdwn.imagenet import CLASSES
 from sdwn.images import Pixels
 from sdwn.judging import pretrained
 from sdwn.judging.checkpoint import StateDict, fit, is_torchvision_vit, read_checkpoint
-from sdwn.judging.classes import EXPECTED, SIZES, class_list
+from sdwn.judging.classes import EXPECTED, SIZES, ClassList, class_list
 from sdwn.judging.presets import (
     PAPER,
     PRESETS,
@@ -89,11 +89,11 @@ class Classifier:
             (255 * torch.tensor(preprocessing[name], device=self.device)).repeat(width)
             for name in ("mean", "std")
         )
-        self.record: dict[str, Any] = {
-            "model": name,
-            **weights,
-            **_plain(preprocessing),
-            "classes": len(self.classes),
+        self.record = {"model": name, **weights, **_plain(preprocessing), **self._told(known)}
+
+    def _told(self, known: ClassList) -> dict[str, Any]:
+        return {
+            "classes": len(known.wnids),
             "class_list": known.name,
             "unknown_imagenet_classes": int((known.columns < 0).sum()),
             "device": _device_name(self.device),

@@ -64,15 +64,7 @@ def groups(evaluation: dict[str, Any]) -> go.Figure:
         y=[row["name"] for row in rows],
         mode="markers",
         marker={"color": ACCENT, "size": 9},
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [high - mean for mean, (_, high) in zip(means, spans, strict=True)],
-            "arrayminus": [mean - low for mean, (low, _) in zip(means, spans, strict=True)],
-            "color": ACCENT,
-            "thickness": 1.5,
-            "width": 0,
-        },
+        error_x=_bars(means, spans),
         customdata=[[row["classes"], *span] for row, span in zip(rows, spans, strict=True)],
         hovertemplate=(
             "%{y}: %{x:.2f} (%{customdata[1]:.2f} to %{customdata[2]:.2f}), "
@@ -89,6 +81,19 @@ def groups(evaluation: dict[str, Any]) -> go.Figure:
     drawn.update_yaxes(automargin=True, dtick=1, showgrid=True)
     _vertical(drawn, mean, f"all classes {mean:.2f}", ACCENT, "left")
     return drawn
+
+
+def _bars(means: list[float], spans: list[list[float]]) -> dict[str, Any]:
+    """Give each mean the line from one end of its interval to the other."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - mean for mean, (_, high) in zip(means, spans, strict=True)],
+        "arrayminus": [mean - low for mean, (low, _) in zip(means, spans, strict=True)],
+        "color": ACCENT,
+        "thickness": 1.5,
+        "width": 0,
+    }
 
 
 def class_map(evaluation: dict[str, Any]) -> go.Figure:
