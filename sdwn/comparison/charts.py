@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from sdwn.pages.charts import TALL_ROW, plain_figure
-from sdwn.pages.palette import COLOURS
+from sdwn.pages.palette import COLOURS, GREY
 
 # Names of classes that a circle tells before it says "and more".
 NAMED = 6
@@ -66,7 +66,7 @@ def groups(comparison: Mapping[str, Any]) -> go.Figure:
     drawn = plain_figure(dots, height, margin={"l": 8, "r": 8, "t": 8, "b": 44})
     _legend(drawn)
     for name, *found in zip(shown, *(dot.x for dot in dots), strict=True):
-        line = {"width": 1.5, "color": "#8b949e"}
+        line = {"width": 1.5, "color": GREY}
         ends = {"x0": min(found), "x1": max(found), "y0": name, "y1": name}
         drawn.add_shape(type="line", layer="below", line=line, **ends)
     drawn.update_xaxes(title="right images, %", range=[-2, 102], showgrid=True)
@@ -91,13 +91,12 @@ def classes(comparison: Mapping[str, Any], place: int) -> go.Figure:
         hovertemplate="%{x:.0f} % to %{y:.0f} %<br>%{text}<extra></extra>",
     )
     drawn = plain_figure([circles], 460, margin={"l": 58, "r": 8, "t": 8, "b": 48})
-    drawn.add_shape(
-        type="line", x0=0, y0=0, x1=100, y1=100, layer="below", line={"dash": "dot", "width": 1}
-    )
+    line = {"dash": "dot", "width": 1, "color": GREY}
+    drawn.add_shape(type="line", x0=0, y0=0, x1=100, y1=100, layer="below", line=line)
     pair = comparison["pairs"][place]
     first, second = escape(pair["first"]), escape(pair["second"])
-    drawn.update_xaxes(title=f"right of {first}, %", range=[-7, 107], showgrid=True)
-    drawn.update_yaxes(title=f"right of {second}, %", range=[-7, 107], showgrid=True)
+    drawn.update_xaxes(title=f"{first}: right images, %", range=[-7, 107], showgrid=True)
+    drawn.update_yaxes(title=f"{second}: right images, %", range=[-7, 107], showgrid=True)
     return drawn
 
 

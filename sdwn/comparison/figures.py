@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from sdwn.comparison.charts import class_spots, colours, group_rates, ranked, sizes
 from sdwn.files import ComparisonPaths
 from sdwn.pages.figures import COLUMN, STYLE, column_axes, save
+from sdwn.pages.palette import GREY
 
 # In points, of the place with most classes.
 LARGEST = 17.0
@@ -52,7 +53,7 @@ def groups(comparison: Mapping[str, Any]) -> Figure:
         for place in range(len(comparison["sides"]))
     ]
     for row, ends in enumerate(zip(*found, strict=True)):
-        axes.plot([min(ends), max(ends)], [row, row], color="#8b949e", linewidth=0.8, zorder=1)
+        axes.plot([min(ends), max(ends)], [row, row], color=GREY, linewidth=0.8, zorder=1)
     for side, rates, colour in zip(comparison["sides"], found, colours(comparison), strict=True):
         label = _plain(side["name"])
         axes.scatter(rates, range(len(names)), s=14, color=colour, label=label, zorder=2)
@@ -70,10 +71,10 @@ def classes(comparison: Mapping[str, Any], place: int) -> Figure:
     spots, pair = class_spots(comparison, place), comparison["pairs"][place]
     areas = [size**2 for size in sizes(spots, LARGEST)]
     x, y = [spot[0] for spot in spots], [spot[1] for spot in spots]
-    axes.axline((0, 0), slope=1, color="#8b949e", linewidth=0.8, linestyle=":")
+    axes.axline((0, 0), slope=1, color=GREY, linewidth=0.8, linestyle=":")
     axes.scatter(x, y, s=areas, color=colours(comparison)[place + 1], alpha=0.75, linewidths=0)
-    axes.set_xlabel(f"right of {_plain(pair['first'])}, %")
-    axes.set_ylabel(f"right of {_plain(pair['second'])}, %")
+    axes.set_xlabel(f"{_plain(pair['first'])}: right images, %")
+    axes.set_ylabel(f"{_plain(pair['second'])}: right images, %")
     # Wherever the classes lie: their own span may be a line.
     axes.set_xlim(-7, 107)
     axes.set_ylim(-7, 107)
