@@ -246,6 +246,17 @@ def test_a_release_that_changed_since_is_judged_anew(
     assert anew.done_shards() == set()
 
 
+def test_the_command_to_go_on_names_all_that_was_asked_for(
+    release: Release, everything: EvaluationConfig, tmp_path: Path
+) -> None:
+    groups = tmp_path / "my groups.yaml"
+    groups.write_text("dogs: dog.n.01")
+    work, planned = open_judging(release, everything.model_copy(update={"groups": str(groups)}))
+    command = planned.again(work)
+    assert f"--checkpoint {everything.checkpoint} --groups '{groups}' --all" in command
+    assert command.endswith("--profile PROFILE --wait")
+
+
 # The merge
 
 

@@ -105,10 +105,12 @@ class Judging:
 
     def command(self, paths: RunPaths) -> str:
         """Give the command that evaluates like this."""
-        words = ["sdwn", "evaluate", str(release_of(paths)), "--model", self.chosen.model]
-        if self.chosen.checkpoint:
-            words += ["--checkpoint", str(self.chosen.checkpoint)]
-        return shlex.join([*words, *["--all"] * (self.chosen.images == "all")])
+        chosen = self.chosen
+        words = ["sdwn", "evaluate", str(release_of(paths)), "--model", chosen.model]
+        for name in ("checkpoint", "groups", "embedding"):
+            if value := getattr(chosen, name):
+                words += [f"--{name}", str(value)]
+        return shlex.join([*words, *["--all"] * (chosen.images == "all")])
 
 
 def evaluation_of(work: RunPaths) -> EvaluationPaths:
