@@ -287,6 +287,16 @@ def chromium(request: pytest.FixtureRequest) -> str:
     return found
 
 
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium)
+        yield started
+        started.close()
+
+
 def _not_run(config: pytest.Config, where: str, reason: str, unknown: str) -> NoReturn:
     told = config.stash.setdefault(NOT_RUN, [])
     told.append((f"the tests {where}", f"{reason}; nothing above says that {unknown}"))

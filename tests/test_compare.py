@@ -23,7 +23,9 @@ from sdwn.wordnet import WordNet
 
 import drawn
 from conftest import PlanRun, Sdwn
+from opened import NARROW, opened
 
+HOSTILE = "</script><script>alert(1)</script><b>$x$"
 IRISH, CAIRN, PEMBROKE = "n02093991", "n02096177", "n02113023"
 
 
@@ -190,16 +192,32 @@ def test_the_command_writes_page_tables_and_figures(
     assert "it lies in" in refused.stderr
 
 
-def test_hostile_names_stay_text(released: Any, tmp_path: Path, wordnet: WordNet) -> None:
+@pytest.mark.browser
+def test_the_page_opens_without_an_error_or_a_request(
+    released: Any, tmp_path: Path, wordnet: WordNet, browser: Any
+) -> None:
     released("plain", lambda wnid: 0.5)
     released("other", better, seed=1)
-    name = "</script><script>alert(1)</script><b>$x$"
-    sides = open_sides([str(tmp_path / "plain"), f"{name}={tmp_path / 'other'}"])
+    sides = open_sides([str(tmp_path / "plain"), f"{HOSTILE}={tmp_path / 'other'}"])
     paths = ComparisonPaths(tmp_path / "out")
     write_comparison(compare(sides, Taxonomy(wordnet)), sides, paths)
-    page = paths.page.read_text()
-    assert "alert(1)" in page
-    assert "<script>alert" not in page
+
+    # A script that is not the page's own would be complained of.
+    found = opened(browser, paths.page, "[data-chart=classes-0] .point")
+    assert found.complaints == []
+    assert [url for url in found.requests if not url.startswith("data:")] == [paths.page.as_uri()]
+    assert HOSTILE in found.page.locator("h1").inner_text()
+    assert found.page.locator("[data-chart=groups] .point").count() > 1
+    found.page.locator("#class-table thead button").filter(has_text="change").click()
+    changes = found.page.locator("#class-table tbody tr td:nth-child(5)").all_inner_texts()
+    numbers = [float(change) for change in changes]
+    assert numbers == sorted(numbers, reverse=True)
+    assert len(set(numbers)) > 1
+    found.page.locator("[data-filter=class-table]").fill("pembroke")
+    assert found.page.locator("#class-table tbody tr:visible").count() == 1
+
+    narrow = opened(browser, paths.page, "[data-chart=classes-0] .point", viewport=NARROW)
+    assert narrow.overflow == 0
 
 
 def test_names_are_the_folders_or_the_users_own(released: Any, tmp_path: Path) -> None:

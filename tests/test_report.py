@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from sdwn.pages.report import write_report
 from sdwn.wordnet import WordNet
 
 from drawn import evaluation, noise_release, predictions
+from opened import NARROW, Opened, opened
 
 pytestmark = pytest.mark.browser
 
 # It closes whatever it may stand in: a title, a script, a comment, an attribute.
 HOSTILE = "</title></script><script>window.hacked = 1</script><!-- '\"><img src=x onerror=hacked=1>"
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
+MAP = "#map-chart[data-ready]"
 NAME = "efficientnet-lite0"
 
 
@@ -54,38 +55,9 @@ def judged(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Judged
 
 
 @pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium)
-        yield started
-        started.close()
-
-
-@dataclass
-class Opened:
-    """A page, and all that it complained of or asked for."""
-
-    page: Any
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-
-def opened(browser: Any, path: Path, **options: Any) -> Opened:
-    found = Opened(browser.new_page(**{"viewport": WIDE, **options}))
-    found.page.on("console", lambda said: found.complaints.append(f"{said.type}: {said.text}"))
-    found.page.on("pageerror", lambda error: found.complaints.append(str(error)))
-    found.page.on("request", lambda asked: found.requests.append(asked.url))
-    found.page.goto(path.as_uri())
-    found.page.wait_for_selector("#map-chart[data-ready]", state="attached")
-    return found
-
-
-@pytest.fixture(scope="module")
 def wide(browser: Any, judged: Judged) -> Iterator[Opened]:
     """The page as a large screen shows it, opened once for the tests that only use it."""
-    found = opened(browser, judged.page)
+    found = opened(browser, judged.page, MAP)
     yield found
     found.page.close()
 
@@ -101,7 +73,7 @@ def test_it_opens_from_disk_without_an_error_or_a_request(wide: Opened, judged: 
 
 
 def test_no_script_runs_but_the_pages_own(browser: Any, judged: Judged) -> None:
-    found = opened(browser, judged.page)
+    found = opened(browser, judged.page, MAP)
     assert found.page.evaluate("typeof Plotly") == "object"
     found.page.evaluate(
         "const s = document.createElement('script'); s.textContent = 'window.hacked = 2';"
@@ -218,8 +190,8 @@ def test_a_narrow_screen_scrolls_only_downwards(browser: Any, judged: Judged, sc
     from playwright.sync_api import expect
 
     options = {"color_scheme": scheme, "has_touch": True, "is_mobile": True}
-    found = opened(browser, judged.page, viewport=NARROW, **options)
-    assert found.page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+    found = opened(browser, judged.page, MAP, viewport=NARROW, **options)
+    assert found.overflow == 0
     name = found.page.locator("#map-card h3")
     before = name.inner_text()
     circle = found.page.locator("#map-chart .points .point").nth(9)
@@ -233,7 +205,7 @@ def test_a_narrow_screen_scrolls_only_downwards(browser: Any, judged: Judged, sc
 
 
 def test_charts_follow_the_colour_scheme(browser: Any, judged: Judged) -> None:
-    found = opened(browser, judged.page, color_scheme="light")
+    found = opened(browser, judged.page, MAP, color_scheme="light")
     tick = found.page.locator("[data-chart=histogram] .xtick text").first
     light = tick.evaluate("e => getComputedStyle(e).fill")
     found.page.emulate_media(color_scheme="dark")

@@ -1,7 +1,8 @@
 "use strict";
 // Draws the figures in the page's own colours, and again when these change.
 const charts = (() => {
-  const options = { displayModeBar: false, responsive: true, scrollZoom: false };
+  // A name with two dollar signs is no formula.
+  const options = { displayModeBar: false, responsive: true, scrollZoom: false, typesetMath: false };
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
   const wide = window.matchMedia("(min-width: 62rem)");
