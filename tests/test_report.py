@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from sdwn.config import EvaluationConfig
+from sdwn.errors import IntegrityError
 from sdwn.evaluation.evaluate import conclude
 from sdwn.files import EvaluationPaths
 from sdwn.pages.report import write_report
@@ -252,6 +254,22 @@ def test_charts_follow_the_colour_scheme(browser: Any, judged: Judged) -> None:
     assert dark.evaluate("e => getComputedStyle(e).fill") != light
     assert found.complaints == []
     found.page.close()
+
+
+def test_what_changed_since_the_figures_were_made_is_not_shown(
+    judged: Judged, tmp_path: Path
+) -> None:
+    release = Release(shutil.copytree(judged.release.paths.root, tmp_path / "release"))
+    paths = release.paths.evaluation(NAME)
+    table = paths.table("synsets")
+    table.write_text(table.read_text().replace(",", ";"))
+    with pytest.raises(IntegrityError, match=r"synsets\.csv: altered since it was written; remove"):
+        write_report(release, NAME)
+    table.unlink()
+    predictions = pq.read_table(paths.predictions)
+    pq.write_table(predictions.take(list(range(len(predictions)))[::-1]), paths.predictions)
+    with pytest.raises(IntegrityError, match=rf"changed .*; evaluate again with: .*{NAME}"):
+        write_report(release, NAME)
 
 
 def test_without_javascript_the_figures_are_there(browser: Any, judged: Judged) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,22 @@ def carry_out(
         if is_judged(release, work, judging, tell):
             advance(judging.images)
         else:
-            _judge_here(release, work, judging, advance)
+            with _nothing_left(work):
+                _judge_here(release, work, judging, advance)
         return _finish(release, work, judging)
+
+
+@contextmanager
+def _nothing_left(work: RunPaths) -> Iterator[None]:
+    """Leave no folder in the release for what came to nothing, as with a model's name mistyped."""
+    try:
+        yield
+    except SdwnError:
+        if not work.submissions.exists() and not work.done_shards():
+            shutil.rmtree(work.root, ignore_errors=True)
+            with suppress(OSError):  # an earlier evaluation lies there
+                evaluation_of(work).root.rmdir()
+        raise
 
 
 def is_judged(release: Release, work: RunPaths, judging: Judging, tell: Tell) -> bool:
