@@ -59,13 +59,13 @@ def carry_out(
         if is_judged(release, work, judging, tell):
             advance(judging.images)
         else:
-            with _nothing_left(work):
+            with nothing_left(work):
                 _judge_here(release, work, judging, advance)
         return _finish(release, work, judging)
 
 
 @contextmanager
-def _nothing_left(work: RunPaths) -> Iterator[None]:
+def nothing_left(work: RunPaths) -> Iterator[None]:
     """Leave no folder in the release for what came to nothing, as with a model's name mistyped."""
     try:
         yield
@@ -92,11 +92,16 @@ def is_judged(release: Release, work: RunPaths, judging: Judging, tell: Tell) ->
 
 
 def require_possible(chosen: EvaluationConfig) -> None:
-    """Find here what the figures need of WordNet, before a GPU works in vain.
+    """Find here what is wrong with groups or model, before tasks wait and work in vain.
 
     Raises:
-        SdwnError: there is no WordNet, or the groups cannot be read.
+        SdwnError: there is no WordNet, the groups cannot be read, or timm has no such model.
     """
+    if chosen.model != EvaluationConfig().model:
+        # Seconds, for timm imports torch; only it knows its names.
+        from sdwn.judging.classify import require_known
+
+        require_known(chosen.model)
     read_groups(chosen.groups, shared_wordnet())
 
 
