@@ -77,7 +77,7 @@ def evaluate_by_tasks(
     release: Path, chosen: EvaluationConfig, sites: Targets, options: SubmitOptions
 ) -> dict[str, Any]:
     """Judge a release by array tasks; write the figures, or have them written behind those."""
-    from sdwn.evaluation.evaluating import finish, is_judged, require_possible
+    from sdwn.evaluation.evaluating import finish, is_judged, nothing_left, require_possible
     from sdwn.judging.judging import open_judging
     from sdwn.live import live_jobs, missing
     from sdwn.release import Release
@@ -86,7 +86,8 @@ def evaluate_by_tasks(
     work, judging = open_judging(opened, chosen)
     _require_plain(work)
     if not is_judged(opened, work, judging, terminal.say):
-        require_possible(chosen)
+        with nothing_left(work):
+            require_possible(chosen)
         if sites.judging.executor == "slurm" and not sites.judging.asks_for_gpu:
             terminal.say("the profile asks for no GPU: its tasks judge on CPUs")
         if options.wait:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from sdwn.comparison import figures
 from sdwn.comparison.compare import compare
+from sdwn.comparison.figures import histogram
 from sdwn.comparison.page import write_comparison
 from sdwn.comparison.sides import open_sides
 from sdwn.errors import IntegrityError, UsageError
@@ -225,3 +226,29 @@ def test_names_are_the_folders_or_the_users_own(released: Any, tmp_path: Path) -
     root = str(release.paths.root)
     names = [side.name for side in open_sides([root, f"short={root}", root])]
     assert names == ["plain", "short", "plain (3)"]
+    with pytest.raises(UsageError, match="expected a line of text before =, found"):
+        open_sides([f"a\nb={root}", root])
+
+
+def test_a_name_that_begins_with_an_underscore_stands_in_the_legend() -> None:
+    figures = {"histogram": [1, 2]}
+    sides = [{"name": name, "figures": figures} for name in ("_plain", "guided")]
+    (axes,) = histogram({"sides": sides}).axes
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["_plain", "guided"]
+
+
+def test_probability_over_other_lists_of_classes_is_not_compared(
+    released: Any, tmp_path: Path, wordnet: WordNet
+) -> None:
+    release = released("plain", lambda wnid: 0.5)
+    drawn.evaluation(release, drawn.predictions(release, better), "large", model="large")
+    folder = release.paths.evaluations
+    sides = open_sides([str(folder / "drawn"), str(folder / "large")])
+    sides[1].record["classifier"]["classes"] = 21841
+    found = compare(sides, Taxonomy(wordnet))
+    assert found["pairs"][0]["subtree_probability"] is None
+    write_comparison(found, sides, ComparisonPaths(tmp_path / "out"))
+    page = ComparisonPaths(tmp_path / "out").page.read_text()
+    assert "the classifiers know other lists of classes" in page

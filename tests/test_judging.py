@@ -20,9 +20,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 from sdwn.config import EvaluationConfig
-from sdwn.errors import IntegrityError, SdwnError
+from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.evaluating import evaluate
-from sdwn.evaluation_steps import targets
+from sdwn.evaluation_steps import evaluate_by_tasks, targets
 from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.journal import intend, settle
 from sdwn.judging import judging
@@ -39,6 +39,7 @@ from sdwn.judging.task import judge
 from sdwn.merge import merge
 from sdwn.profiles import ClusterProfile
 from sdwn.release import Release
+from sdwn.steps import SubmitOptions
 from sdwn.task import ArrayTask
 from sdwn.verify import verify
 
@@ -213,9 +214,10 @@ def test_verify_names_predictions_that_were_changed(
     name = evaluate(release, tiny)["evaluation"]
     path = release.paths.evaluation(name).predictions
     changed(path, with_column("label_probability", 0, 0.5))
-    assert verify(release.paths.root, quick=True) == [
-        f"evaluations/{name}/predictions.parquet: changed (its SHA-256 is not the recorded one)"
-    ]
+    (problem,) = verify(release.paths.root, quick=True)
+    told = f"evaluations/{name}/predictions.parquet: changed (its SHA-256 is not the recorded one)"
+    again = f"sdwn evaluate {release.paths.root} --model test_vit --checkpoint FILE"
+    assert problem == f"{told}; evaluate again with: {again}"
     path.unlink()
     (problem,) = verify(release.paths.root, quick=True)
     assert problem.startswith(f"evaluations/{name}/predictions.parquet: missing; evaluate again")
@@ -230,6 +232,17 @@ def test_tasks_of_a_slurm_that_is_not_here_are_not_taken_for_ended(
     settle(work, intend(work, [task], ClusterProfile(executor="slurm")), ["7"])
     with pytest.raises(SdwnError, match=r"SLURM does not say .* rm -r .*/work"):
         evaluate(release, tiny)
+
+
+def test_a_mistyped_model_is_refused_at_once_and_leaves_nothing(release: Release) -> None:
+    wrong, sites = EvaluationConfig(model="test_vti"), targets("local", {})
+    for judged_by in (
+        lambda: evaluate(release, wrong),
+        lambda: evaluate_by_tasks(release.paths.root, wrong, sites, SubmitOptions()),
+    ):
+        with pytest.raises(UsageError, match=r"model 'test_vti': .*; did you mean test_vit"):
+            judged_by()
+        assert not release.paths.evaluation("test_vti").root.exists()
 
 
 def test_a_release_that_changed_since_is_judged_anew(

@@ -12,6 +12,7 @@ pairs = st.lists(st.tuples(rates, rates), min_size=2, max_size=8)
 
 @given(pairs)
 @example([(0.0, 0.1), (0.0, 0.3), (0.4, 0.0)])
+@example([(0.0, 0.1), (0.0, 0.2), (0.1, 0.0), (0.2, 0.0)])
 def test_p_is_the_share_of_all_ways_to_flip_signs(found):
     first, second = np.array(found).T
     change = (second - first).round(12)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from sdwn.config import EvaluationConfig
+from sdwn.errors import IntegrityError
 from sdwn.evaluation.record import read_evaluation
 from sdwn.imagenet import class_index
 from sdwn.pages.report import write_report
+from sdwn.release import Release
 from sdwn.wordnet import WordNet
 
 from drawn import evaluation, noise_release, predictions
@@ -214,6 +218,22 @@ def test_charts_follow_the_colour_scheme(browser: Any, judged: Judged) -> None:
     assert dark.evaluate("e => getComputedStyle(e).fill") != light
     assert found.complaints == []
     found.page.close()
+
+
+def test_what_changed_since_the_figures_were_made_is_not_shown(
+    judged: Judged, tmp_path: Path
+) -> None:
+    release = Release(shutil.copytree(judged.page.parents[2], tmp_path / "release"))
+    paths = release.paths.evaluation(NAME)
+    synsets = paths.table("synsets")
+    synsets.write_text(synsets.read_text().replace(",", ";"))
+    with pytest.raises(IntegrityError, match=r"synsets\.csv: altered since it was written; remove"):
+        write_report(release, NAME)
+    synsets.unlink()
+    table = pq.read_table(paths.predictions)
+    pq.write_table(table.take(list(range(len(table)))[::-1]), paths.predictions)
+    with pytest.raises(IntegrityError, match=rf"changed .*; evaluate again with: .*{NAME}"):
+        write_report(release, NAME)
 
 
 def test_without_javascript_the_figures_are_there(browser: Any, judged: Judged) -> None:

@@ -198,8 +198,15 @@ def _pair(first: Side, other: Side, wnids: Sequence[str], taxonomy: Taxonomy) ->
     }
 
 
-def _subtree(first: Side, other: Side) -> dict[str, Any]:
-    """Compare all synsets that both have images of, ImageNet classes or not."""
+def _subtree(first: Side, other: Side) -> dict[str, Any] | None:
+    """Compare all synsets that both have images of, ImageNet classes or not.
+
+    None of judges with other lists of classes: a synset's subtree is not the same for them, nor
+    its share by chance.
+    """
+    lists = [side.record["classifier"].get("classes") for side in (first, other)]
+    if lists[0] != lists[1]:
+        return None
     wnids = sorted(first.subtree.keys() & other.subtree.keys())
     return asdict(difference([first.subtree[w] for w in wnids], [other.subtree[w] for w in wnids]))
 

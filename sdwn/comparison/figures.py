@@ -83,5 +83,6 @@ def classes(comparison: Mapping[str, Any], place: int) -> Figure:
 
 
 def _plain(text: str) -> str:
-    # Between two of these signs matplotlib would set a formula.
-    return text.replace("$", r"\$")
+    # Between two of these signs matplotlib would set a formula; a legend leaves out what begins
+    # with an underscore.
+    return " " * text.startswith("_") + text.replace("$", r"\$")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sdwn.comparison.compare import Side
 from sdwn.errors import IntegrityError, UsageError
+from sdwn.evaluation.groups import is_line
 from sdwn.evaluation.problems import problems_of
 from sdwn.evaluation.record import read_evaluation
 from sdwn.judging.predictions import read_predictions
@@ -36,6 +37,8 @@ def _named(argument: str) -> tuple[str, Path]:
     # A folder's own name may hold the sign.
     if not equals or not name or Path(argument).exists():
         path, name = argument, ""
+    if name and not is_line(name):
+        raise UsageError(f"{argument!r}: expected a line of text before =, found {name!r}")
     folder = Path(path)
     return name or _own_name(folder), folder
 
@@ -53,11 +56,13 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
     >>> _distinct(["a", "b", "a"])
     ['a', 'b', 'a (3)']
+    >>> _distinct(["a", "a", "a (2)"])
+    ['a', 'a (2)', 'a (2) (3)']
     """
-    return [
-        name if name not in names[:place] else f"{name} ({place + 1})"
-        for place, name in enumerate(names)
-    ]
+    found: list[str] = []
+    for place, name in enumerate(names, start=1):
+        found.append(name if name not in found else f"{name} ({place})")
+    return found
 
 
 def _is_evaluation(folder: Path) -> bool:

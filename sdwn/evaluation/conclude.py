@@ -16,7 +16,7 @@ from sdwn.evaluation import metrics, paper
 from sdwn.evaluation.confusions import Confusion, confusions
 from sdwn.evaluation.groups import Group, group_figures, read_groups, smallest_groups
 from sdwn.evaluation.layout import places
-from sdwn.evaluation.record import FORMAT, FORMAT_VERSION
+from sdwn.evaluation.record import FORMAT, FORMAT_VERSION, digest
 from sdwn.evaluation.synset_scores import SynsetScore, score, summaries
 from sdwn.evaluation.tables import write_tables
 from sdwn.files import EvaluationPaths, file_sha256, now, write_text
@@ -64,6 +64,9 @@ def conclude(
     if release.manifest.name == PAPER_CATALOG:
         record["paper"] = paper.beside(found.figures.per_class, found.taxonomy)
     write_tables(paths, record, _rows(release, record, found))
+    # The page reads it.
+    record["synsets_sha256"] = file_sha256(paths.table("synsets"))
+    record["digest"] = digest(record)
     # Last, for it is what says that an evaluation is there.
     write_text(paths.evaluation, json.dumps(record, indent=2) + "\n")
     return record

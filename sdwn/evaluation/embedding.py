@@ -145,7 +145,8 @@ def _vector(where: str, rest: bytes, length: int) -> Vector | None:
 
 def _numbers(where: str, fields: Sequence[bytes]) -> Vector:
     try:
-        vector = np.array([float(field) for field in fields], np.float32)
+        with np.errstate(over="ignore"):  # what is too large is told below
+            vector = np.array([float(field) for field in fields], np.float32)
     except ValueError:
         raise UsageError(f"{where}: {EXPECTED}, found {_shown(b' '.join(fields))}") from None
     if not np.isfinite(vector).all():

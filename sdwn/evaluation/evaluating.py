@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,22 @@ def carry_out(
         if is_judged(release, work, judging, tell):
             advance(judging.images)
         else:
-            _judge_here(release, work, judging, advance)
+            with nothing_left(work):
+                _judge_here(release, work, judging, advance)
         return _finish(release, work, judging)
+
+
+@contextmanager
+def nothing_left(work: RunPaths) -> Iterator[None]:
+    """Leave no folder in the release for what came to nothing, as with a model's name mistyped."""
+    try:
+        yield
+    except SdwnError:
+        if not work.submissions.exists() and not work.done_shards():
+            shutil.rmtree(work.root, ignore_errors=True)
+            with suppress(OSError):  # an earlier evaluation lies there
+                evaluation_of(work).root.rmdir()
+        raise
 
 
 def is_judged(release: Release, work: RunPaths, judging: Judging, tell: Tell) -> bool:
@@ -77,11 +92,16 @@ def is_judged(release: Release, work: RunPaths, judging: Judging, tell: Tell) ->
 
 
 def require_possible(chosen: EvaluationConfig) -> None:
-    """Find here what the figures need of WordNet, before a GPU works in vain.
+    """Find here what is wrong with groups or model, before tasks wait and work in vain.
 
     Raises:
-        SdwnError: there is no WordNet, or the groups cannot be read.
+        SdwnError: there is no WordNet, the groups cannot be read, or timm has no such model.
     """
+    if chosen.model != EvaluationConfig().model:
+        # Seconds, for timm imports torch; only it knows its names.
+        from sdwn.judging.classify import require_known
+
+        require_known(chosen.model)
     read_groups(chosen.groups, shared_wordnet())
 
 

@@ -52,7 +52,7 @@ def read_groups(name: str | None, wordnet: WordNet) -> tuple[Group, ...]:
 
 
 def _group(path: Path, name: Any, identifier: Any, wordnet: WordNet) -> Group:
-    if not isinstance(name, str) or not _is_line(name):
+    if not isinstance(name, str) or not is_line(name):
         raise UsageError(f"{path}: expected a group's name, a line of text, found {name!r}")
     if not isinstance(identifier, str):
         found = repr(identifier)[:80]
@@ -64,7 +64,8 @@ def _group(path: Path, name: Any, identifier: Any, wordnet: WordNet) -> Group:
     return Group(name, synset.wnid, synset.name)
 
 
-def _is_line(text: str) -> bool:
+def is_line(text: str) -> bool:
+    """Tell whether a name can be shown: something to see, on one line."""
     unfit = {"Cc", "Cs", "Zl", "Zp"}  # control, half of a character, ends of lines
     return bool(text.strip()) and not any(unicodedata.category(c) in unfit for c in text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,12 +35,8 @@ def problems_of(
     Raises:
         IntegrityError: they cannot be read.
     """
-    if record["release"] != release.digest:
-        yield f"{paths.evaluation}: of another release; {_again(release)}"
-    elif not paths.predictions.is_file():
-        yield f"{paths.predictions}: missing; {_again(release)}"
-    elif file_sha256(paths.predictions) != record["predictions_sha256"]:
-        yield f"{paths.predictions}: changed (its SHA-256 is not the recorded one)"
+    if foreign := not_its_own(release, paths, record):
+        yield foreign
     else:
         found = read_predictions(paths.predictions)
         images = release.subset(imagenet=True) if record["selection"] == "imagenet" else release
@@ -47,5 +44,24 @@ def problems_of(
         yield from (f"{paths.predictions}: {problem}" for problem in differ)
 
 
-def _again(release: Release) -> str:
-    return f"evaluate again with: sdwn evaluate {release.paths.root}"
+def not_its_own(release: Release, paths: EvaluationPaths, record: Mapping[str, Any]) -> str | None:
+    """Say why an evaluation is not of this release, or its predictions not those of its figures."""
+    if record["release"] != release.digest:
+        return f"{paths.evaluation}: of another release; {_again(release, record)}"
+    if not paths.predictions.is_file():
+        return f"{paths.predictions}: missing; {_again(release, record)}"
+    if file_sha256(paths.predictions) != record["predictions_sha256"]:
+        return (
+            f"{paths.predictions}: changed (its SHA-256 is not the recorded one); "
+            f"{_again(release, record)}"
+        )
+    return None
+
+
+def _again(release: Release, record: Mapping[str, Any]) -> str:
+    classifier = record["classifier"]
+    words = ["sdwn", "evaluate", str(release.paths.root), "--model", classifier["model"]]
+    # Where a user's own checkpoint lies now only the user knows.
+    words += ["--checkpoint", "FILE"] * (classifier["weights"] == "checkpoint")
+    words += ["--all"] * (record["selection"] == "all")
+    return f"evaluate again with: {shlex.join(words)}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from sdwn.errors import IntegrityError
@@ -9,6 +12,8 @@ from sdwn.files import EvaluationPaths, read_json
 
 FORMAT = "sdwn-evaluation"
 FORMAT_VERSION = 2
+# Predictions that are sound are kept: it takes seconds.
+AGAIN = "evaluate the release again"
 
 # The main figures, in the order in which they are shown.
 KEYS = (
@@ -24,44 +29,36 @@ KEYS = (
     "none_correct",
     "black_images",
 )
-_IN_FIGURES = (*KEYS, "statuses", "histogram", "intervals", "without_black")
-_KINDS = {
-    "release": str,
-    "selection": str,
-    "predictions_sha256": str,
-    "classifier": dict,
-    "figures": dict,
-    "groups": list,
-    "classes": list,
-    "confusions": list,
-    "wordnet": dict,
-}
+
+
+def digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 over all that a record says but its own ``digest``."""
+    content = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
-    """Read the record of an evaluation.
+    """Read the record of an evaluation, checked against its own digest.
 
     Raises:
-        IntegrityError: the file is damaged, or of an earlier or a later version.
+        IntegrityError: the file is damaged or altered, or of an earlier or a later version.
     """
-    found = read_json(paths.evaluation)
-    if found.get("format") == FORMAT and found.get("format_version") != FORMAT_VERSION:
+    try:
+        found = read_json(paths.evaluation)
+    except IntegrityError as error:
+        raise IntegrityError(f"{error}; {AGAIN}") from None
+    if found.get("format") != FORMAT:
+        raise IntegrityError(f"{paths.evaluation}: not of {FORMAT}; {AGAIN}")
+    if found.get("format_version") != FORMAT_VERSION:
         raise IntegrityError(
             f"{paths.evaluation}: expected {FORMAT} {FORMAT_VERSION}, found version "
-            f"{found.get('format_version')}, of another sdwn; evaluate the release again"
+            f"{found.get('format_version')}, of another sdwn; {AGAIN}"
         )
-    if found.get("format") != FORMAT or (damage := _damage(found)):
-        what = f"not of {FORMAT}" if found.get("format") != FORMAT else f"damaged: {damage}"
-        raise IntegrityError(f"{paths.evaluation}: {what}; remove {paths.root} and evaluate again")
+    if found.get("digest") != digest(found):
+        raise IntegrityError(
+            f"{paths.evaluation}: altered since it was written (its digest is another); {AGAIN}"
+        )
     return found
-
-
-def _damage(found: dict[str, Any]) -> str | None:
-    for name, kind in _KINDS.items():
-        if not isinstance(found.get(name), kind):
-            return f"expected {name} as {kind.__name__}, found {type(found.get(name)).__name__}"
-    missing = [name for name in _IN_FIGURES if name not in found["figures"]]
-    return f"figures without {missing[0]}" if missing else None
 
 
 def summary(paths: EvaluationPaths, record: dict[str, Any]) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def load_classifier(
     """
     if model in PRESETS:
         return _load_preset(model, checkpoint, dtype)
-    _check_name(model)
+    require_known(model)
     if checkpoint is None:
         network, weights = _pretrained(model)
         return Classifier(model, network, _preprocessing(network), weights, dtype)
@@ -216,7 +216,7 @@ def fetch_own(model: str) -> Path:
     try:
         if model == "paper":
             return pretrained.fetch_url(PAPER.url)
-        _check_name(model)
+        require_known(model)
         _check_own_classes(model)
         return pretrained.fetch(model)
     except UsageError:
@@ -254,7 +254,12 @@ def _classes_in(state: StateDict, architecture: str) -> int:
     return CLASSES
 
 
-def _check_name(model: str) -> None:
+def require_known(model: str) -> None:
+    """Refuse a name that is neither a preset's nor timm's.
+
+    Raises:
+        UsageError: it is neither; like names are told.
+    """
     known = [*PRESETS, *timm.list_pretrained(), *timm.list_models()]
     if model in known:
         return

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdwn.errors import IntegrityError, SdwnError
+from sdwn.evaluation.problems import not_its_own
 from sdwn.evaluation.record import read_evaluation
-from sdwn.files import EvaluationPaths, write_text
+from sdwn.files import EvaluationPaths, file_sha256, write_text
 from sdwn.pages import thumbnails
 from sdwn.pages.album import Album
 from sdwn.pages.charts import charts
@@ -48,17 +49,16 @@ def write_report(release: Release, name: str | None = None) -> Path:
     """Write an evaluation's page and figures, by default the latest's; return the page's path.
 
     Raises:
-        SdwnError: there is no such evaluation, or it is of other images.
+        SdwnError: there is no such evaluation, it is of other images, or its predictions are not
+            those that its figures were made of.
     """
     paths = _choose(release, name)
     evaluation = read_evaluation(paths)
-    if evaluation.get("release") != release.digest:
-        raise SdwnError(
-            f"{paths.evaluation}: of another release than {release.paths.root}; "
-            f"evaluate again with: sdwn evaluate {release.paths.root}"
-        )
+    if foreign := not_its_own(release, paths, evaluation):
+        raise IntegrityError(foreign)
     write_figures(evaluation, paths)
-    found = page(release, evaluation, _predictions(paths), _synsets(paths))
+    synsets = _synsets(paths, evaluation["synsets_sha256"])
+    found = page(release, evaluation, _predictions(paths), synsets)
     write_text(paths.report, found)
     return paths.report
 
@@ -84,11 +84,15 @@ def _predictions(paths: EvaluationPaths) -> pa.Table:
         raise IntegrityError(f"{paths.predictions}: cannot be read: {error}") from None
 
 
-def _synsets(paths: EvaluationPaths) -> list[dict[str, str]]:
+def _synsets(paths: EvaluationPaths, expected_sha256: str) -> list[dict[str, str]]:
     """Read the table of synsets; none where somebody took it away, for the page does without."""
     table = paths.table("synsets")
     if not table.is_file():
         return []
+    if file_sha256(table) != expected_sha256:
+        raise IntegrityError(
+            f"{table}: altered since it was written; remove it, or evaluate the release again"
+        )
     return list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
 
 
