@@ -35,7 +35,7 @@ METADATA_COLUMNS = {
     "part": pa.dictionary(pa.int32(), pa.string()),
 }
 # What finding and decoding an image takes; the rest of a record is read when it is asked for.
-_PLACE = ("part", "offset", "bytes", "codec", "width", "height", "sha256")
+PLACE = ("part", "offset", "bytes", "codec", "width", "height", "sha256")
 
 Row = Mapping[str, Any]
 
@@ -367,7 +367,7 @@ class Release:
     @cached_property
     def _places(self) -> dict[str, pa.Array]:
         # Slicing the whole table takes ten times as long as these few columns.
-        return {name: self.metadata[name].combine_chunks() for name in _PLACE}
+        return {name: self.metadata[name].combine_chunks() for name in PLACE}
 
     def _part(self, name: str) -> Path:
         if not name or Path(name).name != name:

@@ -11,7 +11,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from sdwn.pages.report import write_report
+from sdwn.wordnet import WordNet
 
+import drawn
 from conftest import Sdwn
 
 SMALL = (
@@ -161,3 +164,14 @@ def test_an_evaluation_of_another_release_is_not_reported(
     finally:
         manifest.write_text(whole)
     assert "of another release" in refused.stderr
+
+
+def test_a_damaged_image_leaves_the_report_whole(wordnet: WordNet, tmp_path: Path) -> None:
+    release = drawn.noise_release(tmp_path / "run", wordnet, ["n02093991", "n02096177"])
+    drawn.evaluation(release, drawn.predictions(release))
+    row = release.row(3)
+    with (release.paths.root / row["part"]).open("r+b") as part:
+        part.seek(row["offset"])
+        part.write(bytes(row["bytes"]))
+    page = write_report(release).read_text(encoding="utf-8")
+    assert f'alt="{row["synset"]}, image {row["number"]}"' in page

@@ -12,14 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdwn.imagenet import class_lemmas, class_wnids
-from sdwn.release import Release
+from sdwn.release import PLACE, Release
 
-_COLUMNS = [
-    *("wnid", "number", "status", "part", "row", "offset", "bytes", "codec"),
-    *("width", "height", "sha256"),
-]
-
-
+# An image that is damaged is told by its synset and number.
+_COLUMNS = ["wnid", "synset", "number", "status", *PLACE]
 # So many of a class are looked at: an import may have a thousand.
 MOST = 50
 
