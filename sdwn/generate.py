@@ -19,8 +19,8 @@ from sdwn.images import Sample
 from sdwn.lock import locked_weights
 from sdwn.pieces import PieceWriter, Work, covered, sound_pieces
 from sdwn.plan import ImageSpec, Plan, Shard, read_plan
-from sdwn.processes import Process, this_process
-from sdwn.records import Meter, TaskRecord
+from sdwn.processes import this_process
+from sdwn.records import Meter, first_record
 from sdwn.samplers import ImageSampler, choose_batch, load_timed
 from sdwn.writing import BackgroundWriter, flushed_on_signals
 
@@ -57,7 +57,8 @@ def make_shards(
     sampler.forget_peak()
     batch = choose_batch(plan.config, sampler)
     session = task_session(sampler, batch)
-    record = _record(this_process(), sampler, batch, session["started"], loading_seconds)
+    work = sampler.workload
+    record = first_record(work.device, work.memory_gb, batch, loading_seconds, session["started"])
     record.total = sum(plan.shard_images(shard) for shard in shards)
     meter = Meter(paths, record)
     meter.begin(batch)
@@ -78,25 +79,6 @@ def task_session(sampler: ImageSampler, batch: BatchSize) -> dict[str, Any]:
     """Record who makes images now: model, device, versions, host, job, start, batch."""
     who = {"host": socket.gethostname(), "job": this_process().job, "started": now()}
     return {**sampler.provenance, "sdwn": checkout.code(), **who, "batch": str(batch)}
-
-
-def _record(
-    process: Process, sampler: ImageSampler, batch: BatchSize, started: str, loading: float
-) -> TaskRecord:
-    return TaskRecord(
-        job=process.job,
-        rank=process.rank,
-        host=socket.gethostname(),
-        device=sampler.workload.device,
-        memory_gb=sampler.workload.memory_gb,
-        batch_size=batch.images,
-        batch_source=batch.source,
-        vae_slicing=batch.vae_slicing,
-        loading_seconds=loading,
-        started=started,
-        total=0,
-        start=process.start,
-    )
 
 
 class _Maker:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from sdwn.batches import BatchSize
 from sdwn.errors import IntegrityError
 from sdwn.files import LOWERED, RunPaths, read_json, write_text
+from sdwn.processes import this_process
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,27 @@ class TaskRecord:
     def sampled(self) -> int:
         """Images sampled since this start, kept or lost, in whole batches."""
         return self.first_images + self.images
+
+
+def first_record(
+    device: str, memory_gb: int, batch: BatchSize, loading_seconds: float, started: str
+) -> TaskRecord:
+    """Begin this process's record; how many images it has is still to be said."""
+    process = this_process()
+    return TaskRecord(
+        job=process.job,
+        rank=process.rank,
+        host=socket.gethostname(),
+        device=device,
+        memory_gb=memory_gb,
+        batch_size=batch.images,
+        batch_source=batch.source,
+        vae_slicing=batch.vae_slicing,
+        loading_seconds=loading_seconds,
+        started=started,
+        total=0,
+        start=process.start,
+    )
 
 
 def read_record(path: Path) -> TaskRecord:

@@ -239,6 +239,14 @@ def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def testbed_profile(folder: Path, addition: str) -> Path:
+    """Write the testbed's shipped profile with a line more."""
+    shipped = (REPOSITORY / "slurm/profiles/testbed.yaml").read_text()
+    path = folder / "site.yaml"
+    path.write_text(f"{shipped}\n{addition}\n")
+    return path
+
+
 def free_ports(count: int) -> int:
     """The first of so many free ports in a row, so that two suites may run at once."""
     # Not from the same one on: what another suite chose just now may not be taken yet.

@@ -17,7 +17,15 @@ from sdwn.profiles import load_profile
 from sdwn.submission import follow, submit_tasks
 from sdwn.task import ArrayTask
 
-from conftest import NOISE, REPOSITORY, PlanRun, Sdwn, Testbed, wait_until, workers
+from conftest import (
+    NOISE,
+    PlanRun,
+    Sdwn,
+    Testbed,
+    testbed_profile,
+    wait_until,
+    workers,
+)
 from test_cli import readme_commands
 from test_generate import images
 
@@ -33,10 +41,7 @@ SLOW: dict[str, Any] = {
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """The testbed's profile, but every batch goes to disk at once, as a slow model's does."""
-    shipped = (REPOSITORY / "slurm/profiles/testbed.yaml").read_text()
-    path = tmp_path / "site.yaml"
-    path.write_text(shipped + '\nenvironment: {SDWN_FLUSH_SECONDS: "0"}\n')
-    return path
+    return testbed_profile(tmp_path, 'environment: {SDWN_FLUSH_SECONDS: "0"}')
 
 
 def some_pieces(paths: RunPaths) -> bool:
@@ -266,9 +271,7 @@ def test_the_first_process_waits_for_its_peer_and_a_time_limit_loses_neither(
 def test_a_signal_puts_finished_images_on_disk(
     sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, tmp_path: Path
 ) -> None:
-    shipped = (REPOSITORY / "slurm/profiles/testbed.yaml").read_text()
-    slow = tmp_path / "slow.yaml"
-    slow.write_text(shipped + '\nenvironment: {SDWN_FLUSH_SECONDS: "1000"}\n')
+    slow = testbed_profile(tmp_path, 'environment: {SDWN_FLUSH_SECONDS: "1000"}')
     paths, _ = planned(**SLOW)
     sdwn("submit", paths.root, "--profile", slow)
     wait_until(lambda: len(records(paths)) > 0)

@@ -17,7 +17,6 @@ from sdwn.comparison.pairing import Difference, difference, holm, images_differ,
 from sdwn.errors import UsageError
 from sdwn.evaluation import metrics
 from sdwn.files import now
-from sdwn.judging.predictions import TOP
 from sdwn.release import Release
 from sdwn.taxonomy import Taxonomy
 
@@ -48,21 +47,10 @@ class Side:
     @cached_property
     def counts(self) -> dict[str, tuple[int, int, int]]:
         """Images, and those right by top-1 and top-5, of each ImageNet class by wnid."""
-        rows = self.predictions.filter(pc.is_valid(self.predictions["label_rank"]))
-        rank = rows["label_rank"]
-        table = pa.table(
-            {
-                "wnid": rows["wnid"],
-                "images": pa.array(np.ones(rows.num_rows, dtype=np.int64)),
-                "right": pc.cast(pc.equal(rank, 0), pa.int64()),
-                "right_top5": pc.cast(pc.less(rank, TOP), pa.int64()),
-            }
-        )
-        sums = table.group_by("wnid").aggregate(
-            [(name, "sum") for name in ("images", "right", "right_top5")]
-        )
-        columns = (sums[f"{name}_sum"].to_pylist() for name in ("images", "right", "right_top5"))
-        return dict(zip(sums["wnid"].to_pylist(), zip(*columns, strict=True), strict=True))
+        return {
+            row["wnid"]: (row["images"], row["correct"], row["correct_top5"])
+            for row in self.record["classes"]
+        }
 
     @cached_property
     def subtree(self) -> dict[str, float]:
@@ -79,13 +67,7 @@ class Side:
     def figures(self, wnids: Sequence[str]) -> dict[str, Any]:
         """Compute the figures over these classes alone."""
         inside = pc.is_in(self.predictions["wnid"], pa.array(wnids, pa.string()))
-        rows = self.predictions.filter(inside)
-        found = metrics.evaluate(
-            rows["wnid"].to_pylist(),
-            rows["number"].to_numpy(),
-            rows["status"].to_pylist(),
-            rows["label_rank"].to_numpy(),
-        ).as_dict()
+        found = metrics.evaluate_table(self.predictions.filter(inside)).as_dict()
         found.pop("per_class")
         return found
 

@@ -55,7 +55,7 @@ def verdict(pair: Mapping[str, Any]) -> str:
     rate, first, second = pair["rate"], pair["first"], pair["second"]
     if rate["interval"] is None:
         return f"{first} and {second} have one class in common, of which nothing follows"
-    change, low, high = (_points(end) for end in (rate["mean"], *rate["interval"]))
+    change, low, high = (points(end) for end in (rate["mean"], *rate["interval"]))
     chance = f"p = {rate['p_value']:.3f}" if rate["p_value"] >= 0.001 else "p < 0.001"
     told = f"{change} percentage points ({low} to {high}, {chance})"
     if rate["p_value"] > LEVEL:
@@ -64,7 +64,12 @@ def verdict(pair: Mapping[str, Any]) -> str:
     return f"{second} is recognised {how} often than {first}: {told}"
 
 
-def _points(share: float) -> str:
+def points(share: float) -> str:
+    """Write a difference of shares in percentage points.
+
+    >>> points(0.1), points(-0.0001)
+    ('+10.0', '+0.0')
+    """
     # What is rounded to nothing has no sign.
     return f"{round(100 * share, 1) + 0.0:+.1f}"
 
@@ -85,6 +90,7 @@ def page(comparison: Mapping[str, Any], sides: Sequence[Side]) -> str:
             "figures": FIGURES,
             "measures": MEASURES,
             "level": LEVEL,
+            "points": points,
             "builtin": [side.name for side in sides if side.release.manifest.is_builtin],
             "galleries": _galleries(comparison, sides),
             "data": {"charts": charts(comparison), "classes": {}, "sheets": {}, "colours": {}},

@@ -9,7 +9,7 @@ from sdwn.comparison.compare import Side
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.groups import is_line
 from sdwn.evaluation.problems import problems_of
-from sdwn.evaluation.record import read_evaluation
+from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.judging.predictions import read_predictions
 from sdwn.release import Release
 
@@ -74,7 +74,7 @@ def _shared(folders: Sequence[Path]) -> str | None:
     releases = [Release(folder) for folder in folders if not _is_evaluation(folder)]
     if not releases:
         return None
-    each = [_evaluations(release) for release in releases]
+    each = [evaluations(release.paths) for release in releases]
     common = set.intersection(*map(set, each))
     if not common:
         had = "; ".join(
@@ -88,12 +88,6 @@ def _shared(folders: Sequence[Path]) -> str | None:
     return max(common, key=lambda name: each[0][name])
 
 
-def _evaluations(release: Release) -> dict[str, float]:
-    """Map each evaluation of a release to when it was made."""
-    found = sorted(release.paths.evaluations.glob("*/evaluation.json"))
-    return {path.parent.name: path.stat().st_mtime for path in found}
-
-
 def _open(name: str, folder: Path, evaluation: str | None) -> Side:
     if _is_evaluation(folder):
         release, evaluation = Release(folder.resolve().parent.parent), folder.resolve().name
@@ -102,7 +96,7 @@ def _open(name: str, folder: Path, evaluation: str | None) -> Side:
     assert evaluation is not None
     paths = release.paths.evaluation(evaluation)
     if not paths.evaluation.is_file():
-        had = ", ".join(_evaluations(release)) or "none"
+        had = ", ".join(evaluations(release.paths)) or "none"
         raise UsageError(f"{release}: no evaluation {evaluation!r}; there is {had}")
     record = read_evaluation(paths)
     for problem in problems_of(release, paths, record):

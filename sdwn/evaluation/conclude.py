@@ -80,20 +80,11 @@ def _find_out(
     return _Found(
         taxonomy=taxonomy,
         groups=read_groups(chosen.groups, taxonomy.wordnet),
-        figures=_figures(labelled) if len(labelled) else metrics.nothing(),
+        figures=metrics.evaluate_table(labelled) if len(labelled) else metrics.nothing(),
         confusions=confusions(labelled),
         scores=score(
             predictions, taxonomy, classifier_wnids(classifier_record.get("classes", CLASSES))
         ),
-    )
-
-
-def _figures(labelled: pa.Table) -> metrics.Evaluation:
-    return metrics.evaluate(
-        labelled["wnid"].to_pylist(),
-        labelled["number"].to_numpy(),
-        labelled["status"].to_pylist(),
-        labelled["label_rank"].to_numpy(),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from sdwn.columns import BLACK, STATUSES
@@ -148,6 +149,19 @@ def evaluate(
         histogram=histogram(tally.correct, most),
         without_black=_without_black(bright, most),
         per_class=_per_class(names, tally),
+    )
+
+
+def evaluate_table(predictions: pa.Table) -> Evaluation:
+    """Compute the figures from a table of predictions whose images all have a class.
+
+    Errors as in :func:`evaluate`.
+    """
+    return evaluate(
+        predictions["wnid"].to_pylist(),
+        predictions["number"].to_numpy(),
+        predictions["status"].to_pylist(),
+        predictions["label_rank"].to_numpy(),
     )
 
 

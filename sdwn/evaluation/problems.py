@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sdwn.errors import IntegrityError
-from sdwn.evaluation.record import read_evaluation
+from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.files import EvaluationPaths, file_sha256
 from sdwn.judging.predictions import disagreements, read_predictions
 from sdwn.release import Release
@@ -19,8 +19,8 @@ def evaluation_problems(release: Release) -> Iterator[str]:
     Raises:
         IntegrityError: the release's own tables are damaged.
     """
-    for record in sorted(release.paths.evaluations.glob("*/evaluation.json")):
-        paths = release.paths.evaluation(record.parent.name)
+    for name in evaluations(release.paths):
+        paths = release.paths.evaluation(name)
         try:
             yield from problems_of(release, paths, read_evaluation(paths))
         except IntegrityError as error:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdwn.errors import IntegrityError
-from sdwn.files import EvaluationPaths, read_json
+from sdwn.files import EvaluationPaths, ReleasePaths, read_json
 
 FORMAT = "sdwn-evaluation"
 FORMAT_VERSION = 2
@@ -35,6 +35,12 @@ def digest(record: Mapping[str, Any]) -> str:
     """SHA-256 over all that a record says but its own ``digest``."""
     content = {name: value for name, value in record.items() if name != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def evaluations(paths: ReleasePaths) -> dict[str, float]:
+    """Map the name of each evaluation of a release to when it was made, as files count time."""
+    found = sorted(paths.evaluations.glob("*/evaluation.json"))
+    return {path.parent.name: path.stat().st_mtime for path in found}
 
 
 def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:

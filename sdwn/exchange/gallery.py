@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,6 +19,7 @@ from sdwn.exchange.encoding import EXTENSIONS, Encoding
 from sdwn.files import Advance
 from sdwn.plan import PlannedSynset
 from sdwn.release import Release
+from sdwn.threads import in_threads
 
 # More than processors: some wait for the disk.
 THREADS = 16
@@ -37,7 +36,6 @@ _FIRST = (
 _INNER = {"part", "row", "offset", "bytes", "codec", "session"}
 
 Span = tuple[int, int]
-Given = TypeVar("Given")
 Result = TypeVar("Result")
 
 
@@ -102,7 +100,9 @@ class Gallery:
 
     def each(self, span: Span, use: Callable[[Exhibit], Result]) -> Iterator[Result]:
         """Encode the images of a span of synsets and use them, in threads; results in order."""
-        results = in_threads(lambda row: use(self._exhibit(row)), self._rows(span))
+        results = in_threads(
+            lambda row: use(self._exhibit(row)), self._rows(span), THREADS, 2 * THREADS
+        )
         # An error below must not leave threads that go on writing.
         with closing(results):
             for result in results:
@@ -148,20 +148,3 @@ def images_digest(release: Release) -> str:
     # Not their SHA-256: black images have one and the same.
     names = [release.metadata[name].to_pylist() for name in ("wnid", "number", "sha256")]
     return hashlib.sha256(json.dumps([release.digest, *names]).encode()).hexdigest()
-
-
-def in_threads(
-    use: Callable[[Given], Result], given: Iterable[Given]
-) -> Generator[Result, None, None]:
-    """Call a function on each of many things in threads, a few ahead; results in order."""
-    waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(THREADS, "export")
-    try:
-        for one in given:
-            waiting.append(pool.submit(use, one))
-            if len(waiting) > 2 * THREADS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -8,16 +8,15 @@ processes, forked beside torch's own threads, or left behind by a signal.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torchvision.io  # noqa: F401 - the faster decoder
 from PIL import Image
 
 from sdwn.images import Pixels
-from sdwn.release import Release
+from sdwn.release import PLACE, Release
+from sdwn.threads import in_threads
 
 Prepare = Callable[[Image.Image], Pixels]
 Row = dict[str, Any]
@@ -28,7 +27,6 @@ WAITING = 4
 AT_ONCE = 256
 
 COLUMNS = ("wnid", "synset", "number", "status", "imagenet_class")
-_PLACE = ("part", "offset", "bytes", "codec", "width", "height", "sha256")
 
 
 def cpus() -> int:
@@ -48,31 +46,16 @@ def prepared(
         IntegrityError: an image is damaged; the message names it.
     """
 
-    def ready(row: Row) -> Pixels:
-        return prepare(release.image(row))
+    def ready(row: Row) -> tuple[Row, Pixels]:
+        return row, prepare(release.image(row))
 
     if workers == 0:
-        yield from ((row, ready(row)) for row in _rows(release))
-        return
-    pool = ThreadPoolExecutor(workers, "load")
-    waiting: deque[tuple[Row, Future[Pixels]]] = deque()
-    try:
-        for row in _rows(release):
-            waiting.append((row, pool.submit(ready, row)))
-            if len(waiting) > ahead + WAITING * workers:
-                yield _taken(waiting)
-        while waiting:
-            yield _taken(waiting)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _taken(waiting: deque[tuple[Row, Future[Pixels]]]) -> tuple[Row, Pixels]:
-    row, pixels = waiting.popleft()
-    return row, pixels.result()
+        yield from map(ready, _rows(release))
+    else:
+        yield from in_threads(ready, _rows(release), workers, ahead + WAITING * workers)
 
 
 def _rows(release: Release) -> Iterator[Row]:
-    chosen = release.metadata.select([*COLUMNS, *_PLACE])
+    chosen = release.metadata.select([*COLUMNS, *PLACE])
     for batch in chosen.to_batches(max_chunksize=AT_ONCE):
         yield from batch.to_pylist()

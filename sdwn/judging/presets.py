@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import pickle
 import sys
@@ -19,6 +18,7 @@ from accelerate import init_empty_weights
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from sdwn.errors import SdwnError
+from sdwn.files import file_sha256
 from sdwn.imagenet import CLASSES
 from sdwn.judging.checkpoint import StateDict, one_line, read_checkpoint
 
@@ -50,9 +50,7 @@ def weights_record(weights: str, file: Path | None = None) -> dict[str, Any]:
     """Say where weights came from, and which file they were."""
     if file is None:
         return {"weights": weights, "checkpoint": None, "checkpoint_sha256": None}
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return {"weights": weights, "checkpoint": file.name, "checkpoint_sha256": digest}
+    return {"weights": weights, "checkpoint": file.name, "checkpoint_sha256": file_sha256(file)}
 
 
 def lite_file() -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +17,7 @@ from sdwn.files import Advance, RunPaths, now, work_paths
 from sdwn.judging.judging import Judging, judged_images, open_planned
 from sdwn.judging.predictions import Predictions, Source, write_predictions
 from sdwn.plan import Shard
-from sdwn.processes import this_process
-from sdwn.records import Meter, TaskRecord
+from sdwn.records import Meter, first_record
 from sdwn.release import Release
 from sdwn.taxonomy import Scope, Taxonomy, scopes
 
@@ -48,9 +46,14 @@ def judge_shards(
     advance: Advance = lambda _: None,
 ) -> None:
     """Judge shards, the classifier loaded once; a kill costs the shard under way."""
+    from sdwn.device import Device
+    from sdwn.gpus import GB
+
     began = time.monotonic()
     judge = load_judge(release, judging)
-    record = _record(judge, time.monotonic() - began)
+    device = Device()
+    memory_gb = round(device.total_bytes / GB)
+    record = first_record(device.name, memory_gb, judge.batch, time.monotonic() - began, now())
     record.total = sum(map(judging.shard_images, shards))
     meter = Meter(paths, record, "judging")
     meter.begin(judge.batch)
@@ -133,24 +136,3 @@ def _judged(judge: Judge, images: Release, meter: Meter, advance: Advance) -> pa
             meter.lowered(judge.batch_now)
         advance(len(table))
     return pa.concat_tables(tables)
-
-
-def _record(judge: Judge, loading: float) -> TaskRecord:
-    from sdwn.device import Device
-    from sdwn.gpus import GB
-
-    process, device = this_process(), Device()
-    return TaskRecord(
-        job=process.job,
-        rank=process.rank,
-        host=socket.gethostname(),
-        device=device.name,
-        memory_gb=round(device.total_bytes / GB),
-        batch_size=judge.batch.images,
-        batch_source=judge.batch.source,
-        vae_slicing=False,
-        loading_seconds=loading,
-        started=now(),
-        total=0,
-        start=process.start,
-    )

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation.problems import not_its_own
-from sdwn.evaluation.record import read_evaluation
+from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.files import EvaluationPaths, file_sha256, write_text
+from sdwn.judging.predictions import read_predictions
 from sdwn.pages import thumbnails
 from sdwn.pages.album import Album
 from sdwn.pages.charts import charts
@@ -58,30 +58,22 @@ def write_report(release: Release, name: str | None = None) -> Path:
         raise IntegrityError(foreign)
     write_figures(evaluation, paths)
     synsets = _synsets(paths, evaluation["synsets_sha256"])
-    found = page(release, evaluation, _predictions(paths), synsets)
+    found = page(release, evaluation, read_predictions(paths.predictions).table, synsets)
     write_text(paths.report, found)
     return paths.report
 
 
 def _choose(release: Release, name: str | None) -> EvaluationPaths:
-    folder = release.paths.evaluations
-    found = {path.parent.name: path for path in sorted(folder.glob("*/evaluation.json"))}
+    found = evaluations(release.paths)
     if not found:
         raise SdwnError(
-            f"{release.paths.root}: not evaluated yet; run: sdwn evaluate {folder.parent}"
+            f"{release.paths.root}: not evaluated yet; run: sdwn evaluate {release.paths.root}"
         )
     if name is None:
-        name = max(found, key=lambda known: found[known].stat().st_mtime)
+        name = max(found, key=found.__getitem__)
     if name not in found:
         raise SdwnError(f"no evaluation {name!r}; there is {', '.join(found)}")
     return release.paths.evaluation(name)
-
-
-def _predictions(paths: EvaluationPaths) -> pa.Table:
-    try:
-        return pq.read_table(paths.predictions, columns=["wnid", "number", "top5"])
-    except (OSError, pa.ArrowException) as error:
-        raise IntegrityError(f"{paths.predictions}: cannot be read: {error}") from None
 
 
 def _synsets(paths: EvaluationPaths, expected_sha256: str) -> list[dict[str, str]]:
@@ -142,7 +134,7 @@ def _shown(
     evaluation: dict[str, Any], classes: list[dict[str, Any]], album: Album
 ) -> dict[str, Any]:
     """Gather what the page shows: classes, pictures, figures."""
-    best, worst = gallery_classes(classes)
+    best, worst = ends(classes, GALLERY_CLASSES)
     some_right = any(row["correct"] for row in classes)
     return {
         "classes": classes,
@@ -184,12 +176,17 @@ def _names(release: Release, wnid: str) -> dict[str, str]:
     return {"synset": row.synset, "lemmas": lemmas, "name": name, "prompt": row.prompt}
 
 
-def gallery_classes(
-    classes: list[dict[str, Any]],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Pick the best and the worst classes, none twice, from a list with the best first."""
-    half = min(GALLERY_CLASSES, (len(classes) + 1) // 2)
-    return classes[:half], classes[half:][-GALLERY_CLASSES:][::-1]
+Rows = list[dict[str, Any]]
+
+
+def ends(rows: Rows, most: int) -> tuple[Rows, Rows]:
+    """Pick the best and the worst, none twice, from a list with the best first.
+
+    >>> ends([{"n": n} for n in range(5)], 2)
+    ([{'n': 0}, {'n': 1}], [{'n': 4}, {'n': 3}])
+    """
+    half = min(most, (len(rows) + 1) // 2)
+    return rows[:half], rows[half:][-most:][::-1]
 
 
 def _card(album: Album, row: dict[str, Any]) -> dict[str, Any]:
@@ -240,8 +237,7 @@ def _others(
     release: Release, predictions: pa.Table, rows: list[dict[str, Any]]
 ) -> tuple[tuple[str, list[dict[str, Any]]], ...]:
     """Gather the synsets that are no class and that are seen best and worst, with a picture."""
-    best = rows[: min(SYNSETS, (len(rows) + 1) // 2)]
-    worst = rows[len(best) :][-SYNSETS:][::-1]
+    best, worst = ends(rows, SYNSETS)
     album = Album(release, [row["wnid"] for row in (*best, *worst)], predictions)
     return (
         ("No class themselves: seen best", [_other(album, row) for row in best]),
