@@ -239,7 +239,7 @@ def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def testbed_profile(folder: Path, addition: str) -> Path:
+def profile_for_testbed(folder: Path, addition: str) -> Path:
     """Write the testbed's shipped profile with a line more."""
     shipped = (REPOSITORY / "slurm/profiles/testbed.yaml").read_text()
     path = folder / "site.yaml"

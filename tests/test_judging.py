@@ -43,7 +43,7 @@ from sdwn.steps import SubmitOptions
 from sdwn.task import ArrayTask
 from sdwn.verify import verify
 
-from conftest import PlanRun, Sdwn, Testbed, testbed_profile, wait_until, workers
+from conftest import PlanRun, Sdwn, Testbed, profile_for_testbed, wait_until, workers
 
 # Of the 30 images of this release, of which 15 are of three ImageNet classes.
 SHARD = 4
@@ -434,7 +434,7 @@ def test_tasks_ask_for_a_gpu_and_for_shards_of_their_own(tmp_path: Path) -> None
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """The testbed's profile; an array of two tasks judges the four shards of a release."""
-    return testbed_profile(tmp_path, "stages: {evaluate: {shards_per_task: 2}}")
+    return profile_for_testbed(tmp_path, "stages: {evaluate: {shards_per_task: 2}}")
 
 
 @pytest.mark.slurm

@@ -22,7 +22,7 @@ from conftest import (
     PlanRun,
     Sdwn,
     Testbed,
-    testbed_profile,
+    profile_for_testbed,
     wait_until,
     workers,
 )
@@ -41,7 +41,7 @@ SLOW: dict[str, Any] = {
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """The testbed's profile, but every batch goes to disk at once, as a slow model's does."""
-    return testbed_profile(tmp_path, 'environment: {SDWN_FLUSH_SECONDS: "0"}')
+    return profile_for_testbed(tmp_path, 'environment: {SDWN_FLUSH_SECONDS: "0"}')
 
 
 def some_pieces(paths: RunPaths) -> bool:
@@ -271,7 +271,7 @@ def test_the_first_process_waits_for_its_peer_and_a_time_limit_loses_neither(
 def test_a_signal_puts_finished_images_on_disk(
     sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, tmp_path: Path
 ) -> None:
-    slow = testbed_profile(tmp_path, 'environment: {SDWN_FLUSH_SECONDS: "1000"}')
+    slow = profile_for_testbed(tmp_path, 'environment: {SDWN_FLUSH_SECONDS: "1000"}')
     paths, _ = planned(**SLOW)
     sdwn("submit", paths.root, "--profile", slow)
     wait_until(lambda: len(records(paths)) > 0)
