@@ -1,0 +1,1 @@
+"""A release is searched and looked at: pages served on this machine."""
