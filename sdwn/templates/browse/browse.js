@@ -73,7 +73,7 @@
   }
 
   function firstSeen(all) {
-    const below = document.querySelector(".bar").getBoundingClientRect().bottom;
+    const below = document.querySelector(".top").getBoundingClientRect().bottom;
     return all.find((one) => one.getBoundingClientRect().top >= below) ?? all[0];
   }
 
