@@ -76,7 +76,12 @@ def _environment() -> Environment:
     )
     environment.globals.update({helper.__name__: helper for helper in HELPERS}, asset=asset)
     environment.filters.update(
-        plain=plain, spoken=spoken, short=short, clipped=clipped, class_name=class_name, called=called
+        plain=plain,
+        spoken=spoken,
+        short=short,
+        clipped=clipped,
+        class_name=class_name,
+        called=called,
     )
     return environment
 
