@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sdwn.browsing.collection import Collection
+from sdwn.browsing.collection import Collection, Entry
 from sdwn.browsing.shot import Guess, Shot, Verdict
 from sdwn.errors import IntegrityError
 from sdwn.evaluation.problems import not_its_own
@@ -66,6 +66,10 @@ class Judgement:
         """Describe an image, with what was said of it."""
         bare = self._collection.shot(row)
         return Shot(bare.wnid, bare.synset, bare.number, row, bare.status, self.verdict(row))
+
+    def tally(self, entry: Entry) -> tuple[int, int]:
+        """Count a synset's right images, and those that were judged and have a label."""
+        return int(self.right[entry.position]), int(self.judged[entry.position])
 
     def verdict(self, row: int) -> Verdict | None:
         """Say what was seen in the image of a row; None if it was not judged."""

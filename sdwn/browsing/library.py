@@ -88,6 +88,37 @@ class Library:
             if self.tree:
                 self.tree.warm()
 
+    @property
+    def name(self) -> str:
+        """What the release is called: its catalog, and what was taken of it."""
+        return self.release.manifest.name
+
+    @property
+    def root(self) -> str:
+        """The folder of the release."""
+        return str(self.release.paths.root)
+
+    def sample(self, wnid: str) -> Shot | None:
+        """Give an image that stands for a synset: its own, else one of what is below it.
+
+        One that is right is taken before others, and a black one last; None if there is none.
+        """
+        positions = self._at_or_below(wnid)
+        if not len(positions):
+            return None
+        if self.judgement is not None:
+            positions = positions[np.argsort(self.judgement.right[positions] == 0, kind="stable")]
+        rows = self.collection.rows_at(int(positions[0]))
+        fitness = ~self.collection.black[rows] * 1
+        if self.judgement is not None:
+            fitness += 2 * (self.judgement.rank[rows] == 0)
+        return self._shot(int(rows[np.argmax(fitness)]))
+
+    def _at_or_below(self, wnid: str) -> NDArray[np.int64]:
+        if entry := self.collection.entry(wnid):
+            return np.array([entry.position])
+        return np.flatnonzero(self.tree.below(wnid)) if self.tree else np.arange(0)
+
     def shot(self, wnid: str, number: int) -> Shot | None:
         """Describe one image, with what was said of it; None if there is none."""
         row = self.collection.row(wnid, number)
