@@ -123,9 +123,9 @@
   const trouble = document.getElementById("trouble");
   const said = document.getElementById("said");
 
-  function told(message) {
+  function told(message, event) {
     trouble.querySelector("p").textContent = message;
-    trouble.querySelector("a").href = location.href;
+    trouble.querySelector("a").href = event?.detail.pathInfo?.finalRequestPath ?? location.href;
     trouble.hidden = !message;
   }
   document.addEventListener("htmx:beforeRequest", () => results.setAttribute("aria-busy", "true"));
@@ -138,9 +138,9 @@
   });
   document.addEventListener("htmx:responseError", (event) => {
     const { status } = event.detail.xhr;
-    told(status === 403 ? "This page needs the address that sdwn printed, with its token." : `The search was answered with error ${status}.`);
+    told(status === 403 ? "This page needs the address that sdwn printed, with its token." : `The search was answered with error ${status}.`, event);
   });
   for (const failed of ["htmx:sendError", "htmx:timeout"]) {
-    document.addEventListener(failed, () => told("No answer: is sdwn browse, or the tunnel to it, still running?"));
+    document.addEventListener(failed, (event) => told("No answer: is sdwn browse, or the tunnel to it, still running?", event));
   }
 })();
