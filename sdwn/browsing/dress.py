@@ -75,14 +75,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals.update({helper.__name__: helper for helper in HELPERS}, asset=asset)
-    environment.filters.update(
-        plain=plain,
-        spoken=spoken,
-        short=short,
-        clipped=clipped,
-        class_name=class_name,
-        called=called,
-    )
+    named = (plain, spoken, short, clipped, class_name, called)
+    environment.filters.update({filter_.__name__: filter_ for filter_ in named})
     return environment
 
 
