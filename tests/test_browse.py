@@ -28,6 +28,8 @@ from sdwn.browsing.app import make_app
 from sdwn.browsing.exhibit import Exhibit
 from sdwn.browsing.server import Server, listen
 from sdwn.errors import SdwnError, UsageError
+from sdwn.exchange.intake import ImportOptions, import_pictures
+from sdwn.files import ReleasePaths
 from sdwn.release import Release
 from sdwn.wordnet import WordNet
 
@@ -221,6 +223,33 @@ def test_a_search_comes_as_a_list(site: httpx.Client, release: Release) -> None:
     for row in zebras:
         assert (row["top1_wnid"] == ZEBRA) == (row["right"] == "yes") == (row["top1"] == "zebra")
     assert site.get("/list.csv?show=x").status_code == 400
+
+
+def test_an_import_is_shown_without_what_nobody_recorded(tmp_path: Path) -> None:
+    formula = '=HYPERLINK("http://example.org", "zebra")'
+    for number, kind in enumerate(("png", "jpeg")):
+        picture = tmp_path / f"pictures/one/{number}.{kind}"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 20), (9, 200, 9)).save(picture, kind)
+    (tmp_path / "pictures/one/prompt.txt").write_text(f"prompt: {formula}\nwnid: {ZEBRA}\n")
+    root = ReleasePaths(tmp_path / "imported")
+    import_pictures(tmp_path / "pictures", root, ImportOptions("folders"), lambda _: None)
+    with served(Exhibit(root.root)) as site:
+        for address in (*PAGES[:11], f"/synsets/{ZEBRA}/1"):
+            wanted = 404 if address in (f"/tree/{CORGI}", f"/synsets/{ZEBRA}/3") else 200
+            assert site.get(address).status_code == wanted, address
+        assert site.get("/compare").status_code == 404
+        assert site.get(f"/other/images/{ZEBRA}/0").status_code == 404
+        kinds = {site.get(f"/images/{ZEBRA}/{n}").headers["content-type"] for n in (0, 1)}
+        assert kinds == {"image/png", "image/jpeg"}
+        archive = zip_of(site.get(f"/synsets/{ZEBRA}.zip").content)
+        rows = table(archive.read("metadata.csv").decode())
+        assert [row["prompt"] for row in rows] == [f"'{formula}"] * 2, "not to be worked out"
+        assert {(row["seed"], row["right"], row["top1"]) for row in rows} == {("", "", "")}
+        assert sorted(row["file"][-4:] for row in rows) == [".jpg", ".png"]
+        listed = table(site.get("/list.csv").text)
+        assert [(row["number"], row["right"]) for row in listed] == [("0", ""), ("1", "")]
+        assert "nobody has judged" in site.get("/").text.lower()
 
 
 def test_a_damaged_image_shows_as_such_and_takes_nothing_down(
@@ -479,6 +508,8 @@ def test_a_port_is_the_one_asked_for_or_the_next_free_one() -> None:
         with listen("127.0.0.1", None, False) as one, listen("127.0.0.1", None, False) as other:
             assert 8642 <= one.port < other.port
             assert one.token is None
+            # Without its protocol, asyncio would let small answers wait for 40 ms.
+            assert one.socket.proto == socket.IPPROTO_TCP
             assert one.url == f"http://127.0.0.1:{one.port}/"
     with pytest.raises(UsageError, match="expected a name or address of this machine"):
         listen("no such host", 0, token=False)
