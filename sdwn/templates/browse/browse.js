@@ -5,11 +5,8 @@
   const keys = document.getElementById("keys");
   const typing = (place) => place.closest("input, textarea, select, [contenteditable]");
 
-  // What only works with scripts shows itself.
-  function reveal(part) {
-    for (const button of part.querySelectorAll("[data-opens], [data-copies]")) button.hidden = false;
-  }
-  reveal(document);
+  // What only works with scripts has its place, and shows itself now.
+  document.documentElement.classList.add("scripted");
   document.querySelector("[data-opens]")?.addEventListener("click", () => keys.showModal());
   keys?.addEventListener("click", (event) => {
     if (event.target === keys) keys.close();
@@ -132,7 +129,6 @@
   document.addEventListener("htmx:afterRequest", () => results.removeAttribute("aria-busy"));
   document.addEventListener("htmx:afterSwap", () => {
     told("");
-    reveal(results);
     said.textContent = results.querySelector("[data-said]")?.textContent ?? "";
     document.title = document.title.replace(/^.*?(?= · )/, field.value.trim() || "All synsets");
   });
