@@ -168,6 +168,7 @@ def test_filters_stay_while_one_types_and_go_back(wide: Opened, site: Site) -> N
     before = shown(page)
     page.get_by_role("link", name="✗ wrong").click()
     expect(page.locator(".chip[aria-current]")).to_have_text("✗ wrong")
+    assert page.evaluate("document.activeElement.textContent") == "✗ wrong"
     assert searched(page) == "/?q=hound&show=wrong"
     assert set(
         page.locator(".hit img").evaluate_all("all => all.map(i => i.alt.split(', ').at(-1))")
@@ -176,7 +177,7 @@ def test_filters_stay_while_one_types_and_go_back(wide: Opened, site: Site) -> N
     expect(page.locator("#said")).to_contain_text("“zebra”")
     assert searched(page) == "/?q=zebra&show=wrong"
     page.go_back()
-    page.wait_for_function("document.querySelector('#q').value == 'hound'")
+    expect(page.locator("#q")).to_have_value("hound")
     page.wait_for_load_state()
     assert shown(page) == before
 
