@@ -39,7 +39,7 @@ def browse(
         with terminal.working("opening the release"):
             here = Exhibit(release, evaluation)
             there = Exhibit(other, evaluation) if other else None
-        app = make_app(here, there, token=listening.token, loopback=listening.loopback)
+        app = make_app(here, there, token=listening.token, hosts=listening.hosts)
 
         def ready() -> None:
             _told(here, listening, as_json)

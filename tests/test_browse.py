@@ -8,11 +8,9 @@ import hashlib
 import http.client
 import io
 import json
-import os
 import shutil
 import signal
 import socket
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -23,18 +21,18 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from sdwn.browsing import responses
-from sdwn.browsing.app import make_app
 from sdwn.browsing.exhibit import Exhibit
-from sdwn.browsing.server import Server, listen
+from sdwn.browsing.guard import ANY_HOST
+from sdwn.browsing.server import listen
 from sdwn.errors import SdwnError, UsageError
 from sdwn.exchange.intake import ImportOptions, import_pictures
 from sdwn.files import ReleasePaths
 from sdwn.release import Release
 from sdwn.wordnet import WordNet
 
-from conftest import Sdwn, wait_until
+from conftest import Sdwn
 from drawn import evaluation, noise_release, predictions
+from served import served
 
 ZEBRA, TABBY, PUG, CORGI = "n02391049", "n02123045", "n02110958", "n02113023"
 CLASSES = (ZEBRA, TABBY, PUG, CORGI)
@@ -56,24 +54,15 @@ def roots(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> tuple[P
 
 
 @contextlib.contextmanager
-def served(*exhibits: Exhibit, **options: Any) -> Iterator[httpx.Client]:
-    """Serve releases by a thread at a free port, and give a client of it."""
-    with listen("127.0.0.1", 0, token=False) as listening:
-        server = Server(make_app(*exhibits, **options), listening)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            wait_until(lambda: server.started)
-            with httpx.Client(base_url=f"http://127.0.0.1:{listening.port}", timeout=30) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            thread.join()
+def visiting(*exhibits: Exhibit, **options: Any) -> Iterator[httpx.Client]:
+    """Serve releases, and give a client of the server."""
+    with served(*exhibits, **options) as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
 def site(roots: tuple[Path, Path]) -> Iterator[httpx.Client]:
-    with served(*map(Exhibit, roots)) as client:
+    with visiting(*map(Exhibit, roots)) as client:
         yield client
 
 
@@ -234,7 +223,7 @@ def test_an_import_is_shown_without_what_nobody_recorded(tmp_path: Path) -> None
     (tmp_path / "pictures/one/prompt.txt").write_text(f"prompt: {formula}\nwnid: {ZEBRA}\n")
     root = ReleasePaths(tmp_path / "imported")
     import_pictures(tmp_path / "pictures", root, ImportOptions("folders"), lambda _: None)
-    with served(Exhibit(root.root)) as site:
+    with visiting(Exhibit(root.root)) as site:
         for address in (*PAGES[:11], f"/synsets/{ZEBRA}/1"):
             wanted = 404 if address in (f"/tree/{CORGI}", f"/synsets/{ZEBRA}/3") else 200
             assert site.get(address).status_code == wanted, address
@@ -257,7 +246,7 @@ def test_a_damaged_image_shows_as_such_and_takes_nothing_down(
 ) -> None:
     root = copied(roots[0], tmp_path)
     damage(root, ZEBRA, 4)
-    with served(Exhibit(root)) as site:
+    with visiting(Exhibit(root)) as site:
         for size in ("192", "384"):
             small = site.get(f"/thumbnails/{ZEBRA}/4?size={size}")
             assert (small.status_code, small.headers["content-type"]) == (200, "image/svg+xml")
@@ -286,7 +275,7 @@ def test_a_release_that_was_replaced_or_taken_away_is_told(
     roots: tuple[Path, Path], tmp_path: Path
 ) -> None:
     root = copied(roots[0], tmp_path)
-    with served(Exhibit(root)) as site:
+    with visiting(Exhibit(root)) as site:
         assert "start sdwn browse again" not in site.get("/").text
         manifest = root / "manifest.json"
         manifest.write_text(manifest.read_text() + "\n")
@@ -411,7 +400,7 @@ TOKEN = "s3cret-s3cret-s3cret"
 
 @pytest.fixture(scope="module")
 def locked(roots: tuple[Path, Path]) -> Iterator[httpx.Client]:
-    with served(Exhibit(roots[0]), token=TOKEN, loopback=False) as client:
+    with visiting(Exhibit(roots[0]), token=TOKEN, hosts=ANY_HOST) as client:
         yield client
 
 
@@ -428,6 +417,15 @@ def test_without_the_token_nothing_is_given(locked: httpx.Client, address: str) 
         assert "zebra" not in answer.text
         assert "set-cookie" not in answer.headers
         assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    "host", ["a/assets/x?", "a/assets/", "a#/assets/", "a?/assets/", "/assets/"]
+)
+def test_no_name_of_the_host_opens_the_gate(locked: httpx.Client, host: str) -> None:
+    for path in ("/", "/list.csv", f"/images/{ZEBRA}/0"):
+        status, body = asked_raw(locked, f"GET {path} HTTP/1.1\r\nHost: {host}\r\n")
+        assert status in (400, 403), body
 
 
 def test_the_token_becomes_a_cookie_and_leaves_the_address(locked: httpx.Client) -> None:
@@ -480,7 +478,7 @@ def test_an_error_in_a_page_is_one_sentence_there_and_a_line_in_the_log(
     exhibit = Exhibit(roots[0])
     exhibit.library.release.close()
     del exhibit.library.collection  # a fault of our own
-    with served(exhibit) as site:
+    with visiting(exhibit) as site:
         answer = site.get(f"/synsets/{ZEBRA}")
         assert answer.status_code == 500
         assert "stands in the terminal" in answer.text
@@ -519,7 +517,7 @@ def test_a_port_is_the_one_asked_for_or_the_next_free_one() -> None:
 
 def test_off_loopback_there_is_always_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     with listen("0.0.0.0", 0, token=False) as everywhere, listen("::1", 0, True) as asked:
-        assert not everywhere.loopback
+        assert everywhere.hosts == ANY_HOST
         assert everywhere.token is not None
         assert len(everywhere.token) >= 40
         assert everywhere.url.startswith(f"http://{socket.gethostname()}:{everywhere.port}/?token=")
@@ -527,6 +525,19 @@ def test_off_loopback_there_is_always_a_token(monkeypatch: pytest.MonkeyPatch) -
         assert asked.token != everywhere.token
         assert asked.url == f"http://[::1]:{asked.port}/?token={asked.token}"
         assert everywhere.tunnel is None
+
+
+def test_this_machine_is_known_by_the_address_that_was_asked_for(
+    roots: tuple[Path, Path],
+) -> None:
+    with listen("127.0.1.1", 0, token=False) as found:
+        assert "127.0.1.1" in found.hosts
+        assert "127.0.1.1" in found.url
+        assert found.token is None
+        hosts = found.hosts
+    with visiting(Exhibit(roots[0]), hosts=hosts) as site:
+        assert asked_raw(site, "GET /about HTTP/1.1\r\nHost: 127.0.1.1:80\r\n")[0] == 200
+        assert asked_raw(site, "GET /about HTTP/1.1\r\nHost: 127.0.1.2\r\n")[0] == 400
 
 
 def test_the_way_in_is_told_where_it_is_remote(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -661,7 +672,7 @@ def test_nothing_of_a_release_is_ever_written(roots: tuple[Path, Path], tmp_path
     for path in [*root.rglob("*"), root]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = stamps(root)
-    with served(Exhibit(root)) as site:
+    with visiting(Exhibit(root)) as site:
         for address in (*PAGES[:11], f"/synsets/{ZEBRA}.zip", "/list.csv", f"/images/{ZEBRA}/0"):
             assert site.get(address).status_code == 200
     assert stamps(root) == before
@@ -672,7 +683,3 @@ def test_nothing_of_a_release_is_ever_written(roots: tuple[Path, Path], tmp_path
 def stamps(root: Path) -> dict[Path, tuple[int, int]]:
     found = {path: path.stat() for path in root.rglob("*")}
     return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in found.items()}
-
-
-def test_pictures_wait_for_one_another_not_pages_for_them() -> None:
-    assert responses.Gallery()._at_once.total_tokens <= max(2, os.cpu_count() or 1)

@@ -17,7 +17,7 @@ from sdwn.browsing.judgement import Judgement
 from sdwn.browsing.search import Found, Index
 from sdwn.browsing.shot import Shot
 from sdwn.browsing.tree import Tree
-from sdwn.browsing.view import BadViewError, View
+from sdwn.browsing.view import SHOWS, BadViewError, View
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.problems import not_its_own
 from sdwn.evaluation.record import evaluations, read_evaluation
@@ -128,6 +128,11 @@ class Library:
         """Describe a synset's images by number: all, or those that ``View.show`` names."""
         taken = self._taken(View(show=show))
         return [self._shot(row) for row in self.collection.rows(wnid).tolist() if taken[row]]
+
+    def counts(self, wnid: str) -> dict[str, int]:
+        """Count a synset's images by what ``View.show`` may name."""
+        rows = self.collection.rows(wnid)
+        return {show: int(self._taken(View(show=show))[rows].sum()) for show in SHOWS}
 
     def select(self, view: View) -> Selection:
         """Take a page of what a view shows.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -77,16 +76,10 @@ def synset(request: Request) -> Response:
         neighbours=neighbours(library, entry),
         shots=library.shots(entry.wnid, show),
         show=show,
-        counts=counts(shots),
+        counts=library.counts(entry.wnid),
         regenerate=_regenerate(library, entry),
         seeds=_seeds(library, shots),
     )
-
-
-def counts(shots: Sequence[Shot]) -> dict[str, int]:
-    """Count images by what is to be said of them, ``all``, and ``ok``: those that are not black."""
-    states = Counter(shot.state for shot in shots)
-    return {**states, "all": len(shots), "ok": len(shots) - states["black"]}
 
 
 def neighbours(library: Library, entry: Entry) -> dict[str, Any]:
