@@ -130,7 +130,7 @@
   document.addEventListener("htmx:afterSwap", () => {
     told("");
     said.textContent = results.querySelector("[data-said]")?.textContent ?? "";
-    document.title = document.title.replace(/^.*?(?= · )/, field.value.trim() || "All synsets");
+    document.title = `${field.value.trim() || "All synsets"} · ${document.querySelector(".brand").textContent}`;
   });
   document.addEventListener("htmx:responseError", (event) => {
     const { status } = event.detail.xhr;
