@@ -71,6 +71,7 @@ def names(index: Index, collection: Collection, text: str) -> list[str]:
         ("glasses", ["spectacles.n.01", "glass.n.01", "glass.n.02"]),
         ("foxes", ["fox.n.01"]),
         ("ponies", ["pony.n.01"]),
+        ("fire man", ["fireman.n.04"]),
         ("firemen", ["fireman.n.04"]),
         ("golden_retriever.n.01", ["golden_retriever.n.01"]),
         ("saint_bernard.n", ["saint_bernard.n.01"]),

@@ -140,8 +140,7 @@ class Library:
         Raises:
             BadViewError: it asks for a group, synset or class that there is not.
         """
-        found, taken = self._found(view)
-        counts = self.collection.total(taken)
+        found, taken, counts = self._found(view)
         pages = max(1, -(-len(found.positions) // PAGE))
         page = min(view.page, pages)
         shown = found.positions[(page - 1) * PAGE : page * PAGE].tolist()
@@ -163,7 +162,7 @@ class Library:
         Raises:
             BadViewError: as in `select`; at once, before the first is taken.
         """
-        found, taken = self._found(view)
+        found, taken, _ = self._found(view)
         return (
             self._shot(row)
             for position in found.positions.tolist()
@@ -178,13 +177,14 @@ class Library:
     def _shot(self, row: int) -> Shot:
         return self.judgement.shot(row) if self.judgement else self.collection.shot(row)
 
-    def _found(self, view: View) -> tuple[Found, Mask]:
-        """Find the synsets that have images of a view, in its order; and which images these are."""
+    def _found(self, view: View) -> tuple[Found, Mask, NDArray[np.int64]]:
+        """Find the synsets that have images of a view, in its order; which images, and how many."""
         taken = self._taken(view)
-        fits = self._fits(view) & (self.collection.total(taken) > 0)
+        counts = self.collection.total(taken)
+        fits = self._fits(view) & (counts > 0)
         found = self.index.search(view.q)
         positions = found.positions[fits[found.positions]]
-        return Found(self._ordered(view, positions), found.corrected), taken
+        return Found(self._ordered(view, positions), found.corrected), taken, counts
 
     def _taken(self, view: View) -> Mask:
         """Tell, row by row of the release, which images a view takes."""

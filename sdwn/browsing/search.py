@@ -9,6 +9,7 @@ import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
 
@@ -28,6 +29,7 @@ MOST_WORDS = 12
 SHORTEST = 2
 # Words that differ in more are others; of short ones hardly anything would be left.
 LEAST_ALIKE = 0.6
+REMEMBERED = 1024
 # A wnid's or a name's beginning, which no lemma has.
 _IDENTIFIER = re.compile(r"n[0-9]|.*\.n\b")
 # morphy(7WN): ends of plurals, and of their singulars.
@@ -72,6 +74,8 @@ class Index:
         self._database = _database()
         self._lemmas = Once(self._filled)
         self._words = Once(self._vocabulary)
+        # A word stays while others are typed after it.
+        self._mended = lru_cache(REMEMBERED)(self._nearest)
 
     def close(self) -> None:
         """Give its memory back."""
@@ -152,7 +156,7 @@ class Index:
                 weights[word] = weights.get(word, 0) + more
         return weights
 
-    def _mended(self, word: str) -> str:
+    def _nearest(self, word: str) -> str:
         """Give the word that was meant: itself, if any word here begins so."""
         weights = self._words()
         words = list(weights)
@@ -210,11 +214,13 @@ class Lemmas:
         self._lengths = np.array(list(map(len, self._names)), np.int64)
 
     def find(self, text: str) -> list[int]:
-        """Give the positions of synsets that are called so, in singular too, then that begin so.
+        """Give the positions of synsets that are called so, then of those that begin so.
 
-        A shorter name is a better find for its beginning, an earlier lemma a better one.
+        Also what is the plural of a name, or written apart, is called so. A shorter name is a
+        better find for its beginning, an earlier lemma a better one.
         """
-        called = [self._between(one, one + "\0") for one in (text, *singulars(text))]
+        spellings = (text, *singulars(text), text.replace(" ", ""))
+        called = [self._between(one, one + "\0") for one in spellings]
         begun = self._between(text, text + "\U0010ffff") if text else []
         return [*chain(*called), *begun]
 
