@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sdwn.browsing.collection import Collection, Entry
 from sdwn.browsing.judgement import Judgement
 from sdwn.browsing.search import Found, Index
-from sdwn.browsing.shot import Shot
+from sdwn.browsing.shot import Shot, Shots
 from sdwn.browsing.tree import Tree
 from sdwn.browsing.view import SHOWS, BadViewError, View
 from sdwn.errors import IntegrityError, SdwnError, UsageError
@@ -27,7 +27,7 @@ from sdwn.release import Release
 
 # Synsets on a page, and images of each: an import may have thousands of one.
 PAGE = 48
-PREVIEW = 10
+PREVIEW = 4
 
 Mask = NDArray[np.bool_]
 
@@ -124,10 +124,10 @@ class Library:
         row = self.collection.row(wnid, number)
         return None if row is None else self._shot(row)
 
-    def shots(self, wnid: str, show: str = "all") -> list[Shot]:
+    def shots(self, wnid: str, show: str = "all") -> Shots:
         """Describe a synset's images by number: all, or those that ``View.show`` names."""
-        taken = self._taken(View(show=show))
-        return [self._shot(row) for row in self.collection.rows(wnid).tolist() if taken[row]]
+        rows = self.collection.rows(wnid)
+        return Shots(rows[self._taken(View(show=show))[rows]], self._shot)
 
     def counts(self, wnid: str) -> dict[str, int]:
         """Count a synset's images by what ``View.show`` may name."""
@@ -147,7 +147,7 @@ class Library:
         entries = [self.collection.synsets[position] for position in shown]
         return Selection(
             entries=entries,
-            shots={entry.wnid: list(self._first(entry, taken)) for entry in entries},
+            shots={entry.wnid: self._first(entry, taken) for entry in entries},
             images={entry.wnid: int(counts[entry.position]) for entry in entries},
             total_synsets=len(found.positions),
             total_images=int(counts[found.positions].sum()),
@@ -170,9 +170,9 @@ class Library:
             if taken[row]
         )
 
-    def _first(self, entry: Entry, taken: Mask) -> Iterator[Shot]:
+    def _first(self, entry: Entry, taken: Mask) -> list[Shot]:
         rows = self.collection.rows_at(entry.position)
-        yield from map(self._shot, rows[taken[rows]][:PREVIEW].tolist())
+        return list(Shots(rows[taken[rows]][:PREVIEW], self._shot))
 
     def _shot(self, row: int) -> Shot:
         return self.judgement.shot(row) if self.judgement else self.collection.shot(row)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sdwn.columns import BLACK
 
@@ -61,3 +66,29 @@ class Shot:
         if self.verdict.right is None:
             return "other"
         return "right" if self.verdict.right else "wrong"
+
+
+class Shots(Sequence[Shot]):
+    """Images by their rows in the release, each described when it is looked at.
+
+    >>> shots = Shots(np.array([3, 1]), lambda row: Shot("n02391049", "zebra.n.01", row, row, "ok"))
+    >>> len(shots), shots[-1].number, [shot.number for shot in shots[:1]]
+    (2, 1, [3])
+    """
+
+    def __init__(self, rows: NDArray[np.int64], describe: Callable[[int], Shot]) -> None:
+        self._rows, self._describe = rows, describe
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Shot: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Shots: ...
+
+    def __getitem__(self, place: int | slice) -> Shot | Shots:
+        if isinstance(place, slice):
+            return Shots(self._rows[place], self._describe)
+        return self._describe(int(self._rows[place]))
