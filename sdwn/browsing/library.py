@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -87,6 +88,8 @@ class Library:
             self.index.warm()
             if self.tree:
                 self.tree.warm()
+            # All this stays: to look through it for garbage made one page in fifty wait for 60 ms.
+            gc.freeze()
 
     @property
     def name(self) -> str:
