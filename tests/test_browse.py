@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+from sdwn.browsing import pages
 from sdwn.browsing.exhibit import Exhibit
 from sdwn.browsing.guard import ANY_HOST
 from sdwn.browsing.server import listen
@@ -239,6 +240,21 @@ def test_an_import_is_shown_without_what_nobody_recorded(tmp_path: Path) -> None
         listed = table(site.get("/list.csv").text)
         assert [(row["number"], row["right"]) for row in listed] == [("0", ""), ("1", "")]
         assert "nobody has judged" in site.get("/").text.lower()
+
+
+def test_a_synset_of_many_images_is_shown_a_page_at_a_time(
+    roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "LEAF", 4)
+    with visiting(*map(Exhibit, roots)) as site:
+        for address in (f"/synsets/{PUG}", f"/compare/{PUG}"):
+            first, last = site.get(address).text, site.get(f"{address}?page=3").text
+            assert f"{address}?page=2" in first
+            assert site.get(f"{address}?page=99").text == last, "there are no more"
+            assert "3 of 3" in last
+            assert f"/thumbnails/{PUG}/3" in first
+            assert f"/thumbnails/{PUG}/4" not in first
+            assert f"/thumbnails/{PUG}/9" in last
 
 
 def test_a_damaged_image_shows_as_such_and_takes_nothing_down(
