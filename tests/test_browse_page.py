@@ -137,6 +137,13 @@ def test_a_narrow_dark_screen_shows_every_page_whole(browser: Any, site: Site) -
         images = page.locator("main img")
         assert all(images.evaluate_all("found => found.map((image) => image.alt)")), address
         assert page.locator("h1").count() == 1, address
+    page = site.go(found, "/map")
+    page.wait_for_selector("#map[data-ready]")
+    circle = page.locator("#map a[data-name=banjo]")
+    circle.scroll_into_view_if_needed()
+    circle.tap()
+    assert page.locator("#circle h2").inner_text() == "banjo"
+    assert searched(page) == "/map", "a finger first chooses, the card's link opens"
     assert found.complaints == []
     found.page.close()
 
