@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Callable
+from contextlib import suppress
 from secrets import compare_digest
 from urllib.parse import urlencode
 
@@ -49,7 +50,11 @@ def path_of(request: Request) -> str:
 
 
 class Hardened:
-    """Adds to every answer what keeps a browser from loading, framing or guessing anything."""
+    """Adds to every answer what keeps a browser from loading, framing or guessing anything.
+
+    An error ends here: Starlette raises it again after it was answered, and a server that sees
+    one hangs up on a visitor who may have asked for more already.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -64,7 +69,8 @@ class Hardened:
                     headers.setdefault(name, value)
             await send(message)
 
-        await self._app(scope, receive, hardened)
+        with suppress(Exception):
+            await self._app(scope, receive, hardened)
 
 
 class Gate:
