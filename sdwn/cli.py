@@ -398,13 +398,16 @@ def export(
     status: Annotated[
         str | None, typer.Option(help="Only images of this status: ok leaves out black ones.")
     ] = None,
+    only: Annotated[
+        Path | None,
+        typer.Option(help="Only images in this CSV file: columns wnid and number, or wnid alone."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a release, or some of it, as other tools read it; goes on after a kill."""
     from sdwn.exchange.export import ExportOptions
-    from sdwn.release import Release
 
-    opened = Release(release)
+    opened = steps.opened(release, only)
     chosen = steps.chosen(opened, sample, below, imagenet, status)
     part_bytes = None if part_size is None else int(part_size * 1e9)
     codec = codec or ("jpeg" if quality else "stored")

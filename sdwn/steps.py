@@ -424,6 +424,15 @@ def share(text: str) -> float:
     return value
 
 
+def opened(root: Path, only: Path | None) -> Release:
+    """Open a release, or only the images of it that a CSV file lists."""
+    from sdwn.exchange.listed import listed
+    from sdwn.release import Release
+
+    release = Release(root)
+    return release if only is None else listed(release, only)
+
+
 def chosen(
     release: Release, sample: str | None, below: str | None, imagenet: bool, status: str | None
 ) -> Release:
