@@ -18,13 +18,7 @@ from nltk.corpus.reader.wordnet import Synset as NltkSynset
 from nltk.corpus.reader.wordnet import WordNetCorpusReader, WordNetError
 
 from sdwn.errors import SdwnError, UsageError
-from sdwn.wordnet_files import VERSION, system_folders, version_of
-
-THREE_WAYS = (
-    "on a machine with network: python -m nltk.downloader wordnet; "
-    "on Debian or Ubuntu: apt-get install wordnet-base wordnet-sense-index; "
-    "elsewhere: unpack WordNet 3.0 and set WNSEARCHDIR to its dict folder"
-)
+from sdwn.wordnet_files import THREE_WAYS, VERSION, system_folders, version_of
 
 # lexnames(5WN): the only file of the corpus that Debian's packages leave out.
 LEXICOGRAPHER_FILES = (

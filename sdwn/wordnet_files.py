@@ -7,11 +7,18 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 # wnids are the offsets of this version.
 VERSION = "3.0"
+THREE_WAYS = (
+    "on a machine with network: python -m nltk.downloader wordnet; "
+    "on Debian or Ubuntu: apt-get install wordnet-base wordnet-sense-index; "
+    "elsewhere: unpack WordNet 3.0 and set WNSEARCHDIR to its dict folder"
+)
 
 SYSTEM_FOLDERS = (
     "/usr/share/wordnet",  # Debian, Ubuntu
@@ -52,19 +59,26 @@ def _nltk_folders() -> list[Path]:
     return [*map(Path, named), Path.home() / "nltk_data", *own, *system]
 
 
+def read_nouns(folder: Path) -> bytes:
+    """Read a corpus's file of nouns, unpacked or as NLTK downloads it."""
+    with _open(folder) as file:
+        return file.read()
+
+
 def _header(folder: Path) -> list[str]:
     try:
-        return list(islice(_data(folder), 30))
+        with _open(folder) as lines:
+            return [line.decode("utf-8", "replace") for line in islice(lines, 30)]
     except (OSError, zipfile.BadZipFile, KeyError):
         return []
 
 
-def _data(folder: Path) -> Iterator[str]:
-    """Give the lines of a corpus, unpacked or as NLTK downloads it."""
+@contextmanager
+def _open(folder: Path) -> Iterator[IO[bytes]]:
     archive = folder.with_suffix(".zip")
     if (folder / "data.noun").is_file() or not archive.is_file():
-        with (folder / "data.noun").open(encoding="utf-8", errors="replace") as lines:
-            yield from lines
+        with (folder / "data.noun").open("rb") as file:
+            yield file
     else:
-        with zipfile.ZipFile(archive) as packed, packed.open("wordnet/data.noun") as lines:
-            yield from (line.decode("utf-8", "replace") for line in lines)
+        with zipfile.ZipFile(archive) as packed, packed.open("wordnet/data.noun") as file:
+            yield file

@@ -1,0 +1,161 @@
+"""What `make bench` measures of browsing: a release as large as the published one, pictures tiny.
+
+``python benchmarks/browsing.py make FOLDER`` writes it with predictions of all images, drawn by
+chance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from sdwn.config import EvaluationConfig, RunConfig, StorageConfig
+from sdwn.files import ReleasePaths, RunPaths
+
+PICTURES = 64
+SIDE = 8
+SHARD = 20_000
+# Of this beta distribution the mean of ten is 4.16 and the deviation 3.74, as the paper's.
+CHANCES = 0.306, 0.430
+
+
+def plan_run(folder: Path) -> tuple[RunPaths, Any]:
+    from sdwn.catalog import read_catalog
+    from sdwn.plan import make_plan, write_plan
+    from sdwn.wordnet import shared_wordnet
+
+    config = RunConfig.model_validate(
+        {
+            "catalog": {"name": "sdwn-26204"},
+            "model": {"name": "builtin:noise"},
+            "generation": {"height": SIDE, "width": SIDE},
+            "storage": {"images_per_shard": SHARD},
+        }
+    )
+    plan, paths = (
+        make_plan(config, read_catalog(config.catalog, shared_wordnet())),
+        RunPaths(folder),
+    )
+    write_plan(plan, paths)
+    paths.shards.mkdir()
+    return paths, plan
+
+
+def pictures(storage: StorageConfig) -> list[bytes]:
+    from sdwn.images import encode
+
+    random = np.random.default_rng(0)
+    drawn = random.integers(0, 256, (PICTURES, SIDE, SIDE, 3), dtype=np.uint8)
+    return [encode(pixels, storage) for pixels in drawn]
+
+
+def write_shards(paths: RunPaths, plan: Any) -> None:
+    from sdwn.columns import table
+    from sdwn.pieces import shard_attributes
+    from sdwn.shards import Contents, write_images
+
+    payloads = pictures(plan.config.storage)
+    digests = [hashlib.sha256(payload).digest() for payload in payloads]
+    for shard in plan.shards:
+        specs = list(plan.specs(shard))
+        chosen = [spec.seed % PICTURES for spec in specs]
+        rows = [
+            _row(spec, digests[which], plan.config)
+            for spec, which in zip(specs, chosen, strict=True)
+        ]
+        sizes = np.array([len(payloads[which]) for which in chosen])
+        contents = Contents(table(rows), sizes, [{}])
+        attributes = shard_attributes(plan, shard, "shard")
+        write_images(
+            paths.shard(shard.index), attributes, contents, [payloads[which] for which in chosen]
+        )
+
+
+def _row(spec: Any, digest: bytes, config: RunConfig) -> dict[str, Any]:
+    return {
+        "wnid": spec.wnid,
+        "synset": spec.synset,
+        "number": spec.number,
+        "seed": spec.seed,
+        "prompt": spec.prompt,
+        "tokens": 9,
+        "truncated": False,
+        "status": "nsfw" if spec.seed % 100 == 0 else "ok",
+        "batch": spec.index // 10 * 10,
+        "batch_size": 10,
+        "place": spec.index % 10,
+        "vae_slicing": False,
+        "redone": False,
+        "attempt": 1,
+        "session": 0,
+        "width": SIDE,
+        "height": SIDE,
+        "codec": config.storage.codec,
+        "sha256": digest,
+    }
+
+
+def drawn_predictions(images: pa.Table) -> pa.Table:
+    """Draw predictions for every image: of most classes all are right or none."""
+    from sdwn.imagenet import CLASSES
+    from sdwn.judging.predictions import SCHEMA, TOP
+
+    random, count = np.random.default_rng(0), images.num_rows
+    label = images["imagenet_class"].to_pandas().to_numpy()
+    known = ~np.isnan(label)
+    place = np.where(known, label, random.integers(0, CLASSES, count)).astype(np.int64)
+    chance = random.beta(*CHANCES, CLASSES)[place]
+    rank = np.where(random.random(count) < chance, 0, random.choice([1, 2, 4, 40], count))
+    top5 = (place[:, None] + np.arange(1, TOP + 1)) % CLASSES
+    listed = np.flatnonzero(rank < TOP)
+    top5[listed, rank[listed]] = place[listed]
+    shares = np.sort(random.dirichlet(np.full(TOP + 1, 0.5), count))[:, ::-1].astype(np.float32)
+    missing = ~known
+    columns = {
+        **{name: images[name] for name in ("wnid", "synset", "number", "status")},
+        "imagenet_class": images["imagenet_class"],
+        "top5": pa.array(top5.astype(np.int16).tolist(), SCHEMA.field("top5").type),
+        "top5_probability": pa.array(
+            shares[:, :TOP].tolist(), SCHEMA.field("top5_probability").type
+        ),
+        "label_rank": pa.array(rank.astype(np.int16), mask=missing),
+        "label_probability": pa.array(
+            np.where(rank < TOP, shares[np.arange(count), np.minimum(rank, TOP)], 0).astype("f4"),
+            mask=missing,
+        ),
+        "subtree_probability": pa.array(random.beta(1 + 9 * chance, 3).astype(np.float32)),
+    }
+    return pa.table(columns).cast(SCHEMA)
+
+
+def evaluate(release: Any) -> None:
+    from sdwn.evaluation.conclude import conclude
+    from sdwn.judging.predictions import IMAGE, Predictions, Source, write_predictions
+
+    table = drawn_predictions(release.metadata.select(IMAGE))
+    record = {"model": "drawn", "weights": "none", "checkpoint_sha256": None}
+    paths = release.paths.evaluation("drawn")
+    source = Source(release.digest, "drawn", 0, table.num_rows, record, ())
+    write_predictions(paths.predictions, Predictions(table, source))
+    conclude(release, paths, table, record, EvaluationConfig(images="all"))
+
+
+def make(folder: Path) -> None:
+    from sdwn.merge import merge
+
+    paths, plan = plan_run(folder / "run")
+    write_shards(paths, plan)
+    evaluate(merge([paths], ReleasePaths(folder / "release")))
+
+
+def main(arguments: Sequence[str]) -> None:
+    {"make": make}[arguments[0]](Path(arguments[1]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

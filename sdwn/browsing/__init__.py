@@ -1,0 +1,1 @@
+"""A release to look through: search, WordNet's tree, synsets and their images."""

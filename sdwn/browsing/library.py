@@ -1,0 +1,229 @@
+"""A release open for browsing: all that pages are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdwn.browsing.collection import Collection, Entry
+from sdwn.browsing.judgement import Judgement
+from sdwn.browsing.search import Found, Index
+from sdwn.browsing.shot import Shot
+from sdwn.browsing.tree import Tree
+from sdwn.browsing.view import BadViewError, View
+from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.evaluation.record import evaluations
+from sdwn.hypernyms import open_nouns
+from sdwn.imagenet import class_index
+from sdwn.release import Release
+
+# Synsets on a page, and images of each: an import may have thousands of one.
+PAGE = 48
+PREVIEW = 10
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A page of a view: its synsets in order, and the first images of each that the view takes.
+
+    ``images`` counts, by wnid, all that it takes; ``shots`` has up to PREVIEW, by number.
+    ``page`` is the one shown: the last, if there are fewer than were asked for.
+    """
+
+    entries: list[Entry]
+    shots: dict[str, list[Shot]]
+    images: dict[str, int]
+    total_synsets: int
+    total_images: int
+    page: int
+    pages: int
+    corrected: str | None = None
+
+
+class Library:
+    """A release, what a classifier said of it, WordNet's tree over it, and a search; all to read.
+
+    ``judgement`` is of the evaluation that was named, else of the newest that fits, None without
+    one; ``refused`` says, by name, why others cannot be shown. ``tree`` is None where there is no
+    WordNet: ``tree_missing`` says so. ``groups`` maps the evaluation's groups to their wnids.
+    Threads may share it.
+
+    Raises:
+        UsageError: there is no evaluation of that name.
+        SdwnError: there is no release, it is damaged, or the evaluation that was named is.
+    """
+
+    def __init__(self, root: str | Path, evaluation: str | None = None) -> None:
+        self.release = Release(root)
+        self.collection = Collection(self.release)
+        self.refused: dict[str, str] = {}
+        self.evaluations = self._newest_first()
+        self.judgement = self._judgement(evaluation)
+        self.tree, self.tree_missing = self._tree()
+        self.index = Index(self.collection)
+        self.groups = self._groups()
+
+    def close(self) -> None:
+        """Close files and search."""
+        self.index.close()
+        self.release.close()
+
+    def shot(self, wnid: str, number: int) -> Shot | None:
+        """Describe one image, with what was said of it; None if there is none."""
+        row = self.collection.row(wnid, number)
+        return None if row is None else self._shot(row)
+
+    def shots(self, wnid: str, show: str = "all") -> list[Shot]:
+        """Describe a synset's images by number: all, or those that ``View.show`` names."""
+        taken = self._taken(View(show=show))
+        return [self._shot(row) for row in self.collection.rows(wnid).tolist() if taken[row]]
+
+    def select(self, view: View) -> Selection:
+        """Take a page of what a view shows.
+
+        Raises:
+            BadViewError: it asks for a group, synset or class that there is not.
+        """
+        found, taken = self._found(view)
+        counts = self.collection.total(taken)
+        pages = max(1, -(-len(found.positions) // PAGE))
+        page = min(view.page, pages)
+        shown = found.positions[(page - 1) * PAGE : page * PAGE].tolist()
+        entries = [self.collection.synsets[position] for position in shown]
+        return Selection(
+            entries=entries,
+            shots={entry.wnid: list(self._first(entry, taken)) for entry in entries},
+            images={entry.wnid: int(counts[entry.position]) for entry in entries},
+            total_synsets=len(found.positions),
+            total_images=int(counts[found.positions].sum()),
+            page=page,
+            pages=pages,
+            corrected=found.corrected,
+        )
+
+    def all_rows(self, view: View) -> Iterator[Shot]:
+        """Give all images that a view shows, on whichever page, synset by synset in its order.
+
+        Raises:
+            BadViewError: as in `select`; at once, before the first is taken.
+        """
+        found, taken = self._found(view)
+        return (
+            self._shot(row)
+            for position in found.positions.tolist()
+            for row in self.collection.rows_at(position).tolist()
+            if taken[row]
+        )
+
+    def _first(self, entry: Entry, taken: Mask) -> Iterator[Shot]:
+        rows = self.collection.rows_at(entry.position)
+        yield from map(self._shot, rows[taken[rows]][:PREVIEW].tolist())
+
+    def _shot(self, row: int) -> Shot:
+        return self.judgement.shot(row) if self.judgement else self.collection.shot(row)
+
+    def _found(self, view: View) -> tuple[Found, Mask]:
+        """Find the synsets that have images of a view, in its order; and which images these are."""
+        taken = self._taken(view)
+        fits = self._fits(view) & (self.collection.total(taken) > 0)
+        found = self.index.search(view.q)
+        positions = found.positions[fits[found.positions]]
+        return Found(self._ordered(view, positions), found.corrected), taken
+
+    def _taken(self, view: View) -> Mask:
+        """Tell, row by row of the release, which images a view takes."""
+        collection, judgement = self.collection, self.judgement
+        everything = np.ones(len(collection.positions), dtype=bool)
+        if view.show == "black":
+            everything = collection.black
+        elif view.show == "ok":
+            everything = ~collection.black
+        elif judgement is None:
+            everything &= view.show in ("all", "unjudged")
+        elif view.show != "all":
+            rank = judgement.rank
+            everything = {"right": rank == 0, "wrong": rank > 0, "unjudged": rank < 0}[view.show]
+        return everything & self._seen(view.seen) if view.seen else everything
+
+    def _seen(self, wnid: str) -> Mask:
+        if wnid not in class_index():
+            raise BadViewError(f"seen={wnid}: expected a class of ImageNet-1k")
+        if self.judgement is None:
+            raise BadViewError(f"seen={wnid}: nothing is known of it without an evaluation")
+        return self.judgement.seen(wnid)
+
+    def _fits(self, view: View) -> Mask:
+        """Tell, by position, which synsets a view takes, search apart."""
+        fits = np.ones(len(self.collection), dtype=bool)
+        if view.imagenet:
+            fits &= [entry.imagenet_class is not None for entry in self.collection.synsets]
+        if view.group is not None:
+            fits &= self._below(self._group(view.group), f"group={view.group}")
+        if view.below is not None:
+            fits &= self._below(view.below, f"below={view.below}")
+        return fits
+
+    def _group(self, name: str) -> str:
+        if name not in self.groups:
+            there = ", ".join(self.groups) or "none"
+            raise BadViewError(f"group={name!r}: no such group; there is {there}")
+        return self.groups[name]
+
+    def _below(self, wnid: str, asked: str) -> Mask:
+        if self.tree is None:
+            raise BadViewError(f"{asked}: {self.tree_missing}")
+        return self.tree.below(wnid)
+
+    def _ordered(self, view: View, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        if view.order == "name":
+            return np.sort(positions)
+        if view.order == "images":
+            images = np.diff(self.collection.starts)[positions]
+            return positions[np.argsort(-images, kind="stable")]
+        if view.order in ("rate", "-rate"):
+            rates = self._rates()[positions] * (-1 if view.order == "-rate" else 1)
+            # What was not judged, NaN, is last either way.
+            return positions[np.argsort(rates, kind="stable")]
+        return positions
+
+    def _rates(self) -> NDArray[np.float64]:
+        rates = np.full(len(self.collection), np.nan)
+        if self.judgement is not None:
+            judged = self.judgement.judged
+            np.divide(self.judgement.right, judged, out=rates, where=judged > 0)
+        return rates
+
+    def _newest_first(self) -> list[str]:
+        made = evaluations(self.release.paths)
+        return sorted(made, key=lambda name: (-made[name], name))
+
+    def _judgement(self, name: str | None) -> Judgement | None:
+        if name is not None:
+            if name not in self.evaluations:
+                had = ", ".join(self.evaluations) or "none"
+                raise UsageError(f"{self.release}: no evaluation {name!r}; there is {had}")
+            return Judgement(self.collection, name)
+        for newest in list(self.evaluations):
+            try:
+                return Judgement(self.collection, newest)
+            except IntegrityError as error:
+                self.refused[newest] = str(error)
+                self.evaluations.remove(newest)
+        return None
+
+    def _tree(self) -> tuple[Tree | None, str | None]:
+        try:
+            return Tree(open_nouns(), self.collection, self.judgement), None
+        except SdwnError as error:
+            return None, str(error)
+
+    def _groups(self) -> dict[str, str]:
+        if self.judgement is None or self.tree is None:
+            return {}
+        return {group["name"]: group["wnid"] for group in self.judgement.record["groups"]}

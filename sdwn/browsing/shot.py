@@ -1,0 +1,63 @@
+"""One image as pages show it, and what a classifier said of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdwn.columns import BLACK
+
+STATES = ("right", "wrong", "black", "unjudged", "other")
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A class that a classifier saw: its wnid, its first lemma, its probability."""
+
+    wnid: str
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a classifier said of an image, its best classes first.
+
+    ``right`` and ``rank`` (the label's place among the 1000, from 0) are None where the synset is
+    no class of ImageNet-1k; ``subtree_probability`` where the synset has no scope.
+    """
+
+    top5: tuple[Guess, ...]
+    right: bool | None
+    rank: int | None
+    subtree_probability: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """An image: ``row`` is its index in the release, ``verdict`` None where it was not judged."""
+
+    wnid: str
+    synset: str
+    number: int
+    row: int
+    status: str
+    verdict: Verdict | None = None
+
+    @property
+    def black(self) -> bool:
+        """Whether it shows nothing: blackened by the safety checker, NaN, or imported so."""
+        return self.status in BLACK
+
+    @property
+    def state(self) -> str:
+        """What to mark it as, one of ``STATES``: a black image is black, whatever was seen in it.
+
+        ``other`` was judged, but what is right is not known: the synset is no ImageNet-1k class.
+        """
+        if self.black:
+            return "black"
+        if self.verdict is None:
+            return "unjudged"
+        if self.verdict.right is None:
+            return "other"
+        return "right" if self.verdict.right else "wrong"
