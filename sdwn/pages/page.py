@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -25,7 +26,7 @@ def render(template: str, values: dict[str, Any], scripts: tuple[str, ...] = SCR
     texts = [_plotly(), *(_source(name) for name in scripts)]
     return environment.get_template(template).render(
         **values,
-        style=Markup(_source("page.css")),
+        style=Markup(house_style() + _source("page.css")),
         scripts=[Markup(text) for text in texts],
         script_hashes=Markup(" ".join(map(_policy_hash, texts))),
     )
@@ -56,6 +57,11 @@ def plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {plain(item)}" for name, item in value.items())
     return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)
+
+
+def house_style() -> str:
+    """Give the style that all pages have: colours, type, tables."""
+    return files("sdwn").joinpath("templates/house.css").read_text(encoding="utf-8")
 
 
 def _source(name: str) -> str:

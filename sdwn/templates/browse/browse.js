@@ -1,0 +1,146 @@
+"use strict";
+// Keys, copying, and what is said when an answer comes or fails. Without it all pages work as links.
+(() => {
+  const field = document.getElementById("q");
+  const keys = document.getElementById("keys");
+  const typing = (place) => place.closest("input, textarea, select, [contenteditable]");
+
+  // What only works with scripts shows itself.
+  function reveal(part) {
+    for (const button of part.querySelectorAll("[data-opens], [data-copies]")) button.hidden = false;
+  }
+  reveal(document);
+  document.querySelector("[data-opens]")?.addEventListener("click", () => keys.showModal());
+  keys?.addEventListener("click", (event) => {
+    if (event.target === keys) keys.close();
+  });
+
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copies]");
+    if (!button) return;
+    button.textContent = (await copied(button)) ? "Copied" : "Press Ctrl-C";
+    setTimeout(() => { button.textContent = "Copy"; }, 2000);
+  });
+
+  async function copied(button) {
+    try {
+      await navigator.clipboard.writeText(button.dataset.copies);
+      return true;
+    } catch {
+      // Off this machine a page without TLS has no clipboard: the text is marked instead.
+      window.getSelection().selectAllChildren(button.previousElementSibling);
+      return false;
+    }
+  }
+
+  // From picture to picture: the nearest one in the key's direction.
+  const directions = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+  function middle(element) {
+    const box = element.getBoundingClientRect();
+    return [box.left + box.width / 2, box.top + box.height / 2];
+  }
+
+  function neighbour(from, all, [dx, dy]) {
+    const [x, y] = middle(from);
+    let best = null;
+    let least = Infinity;
+    for (const one of all) {
+      const [ox, oy] = middle(one);
+      const along = (ox - x) * dx + (oy - y) * dy;
+      const aside = Math.abs((ox - x) * dy) + Math.abs((oy - y) * dx);
+      // To the left and right one goes on into the next row, as one reads.
+      if (along <= 1 || (dx && aside > 20)) continue;
+      const cost = along + 3 * aside;
+      if (cost < least) [best, least] = [one, cost];
+    }
+    if (best || !dx) return best;
+    return all[all.indexOf(from) + dx] ?? null;
+  }
+
+  function move(event) {
+    const all = [...document.querySelectorAll("[data-grid] a")];
+    if (!all.length) return turn(event);
+    const from = document.activeElement.closest("[data-grid] a");
+    // Before a picture is chosen, up and down scroll as always.
+    if (!from && event.key === "ArrowUp") return;
+    const target = from ? neighbour(from, all, directions[event.key]) : firstSeen(all);
+    if (!target && from && event.key === "ArrowUp") return field?.focus();
+    if (!target) return;
+    event.preventDefault();
+    target.focus({ preventScroll: true });
+    (target.closest("li") ?? target).scrollIntoView({ block: "nearest" });
+  }
+
+  function firstSeen(all) {
+    const below = document.querySelector(".bar").getBoundingClientRect().bottom;
+    return all.find((one) => one.getBoundingClientRect().top >= below) ?? all[0];
+  }
+
+  function turn(event) {
+    if (event.key === "ArrowLeft") follow("a[rel=prev]");
+    if (event.key === "ArrowRight") follow("a[rel=next]");
+  }
+
+  function follow(selector) {
+    document.querySelector(selector)?.click();
+  }
+
+  // Up from an image is its synset; up from a synset is the search that led there, if one did.
+  function back() {
+    const up = document.querySelector("a[data-up]");
+    if (up) return up.click();
+    if (document.getElementById("results")) return;
+    const came = document.referrer && new URL(document.referrer);
+    if (came && came.origin === location.origin && came.pathname === "/") history.back();
+    else location.assign("/");
+  }
+
+  const strokes = {
+    "/": (event) => { event.preventDefault(); field?.focus(); field?.select(); },
+    "?": () => keys?.showModal(),
+    j: () => follow("a[rel=next]"),
+    k: () => follow("a[rel=prev]"),
+    Escape: back,
+  };
+
+  document.addEventListener("keydown", (event) => {
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (document.querySelector("dialog[open]")) return;
+    if (typing(event.target)) {
+      if (event.target !== field) return;
+      if (event.key === "Escape") field.blur();
+      if (event.key === "ArrowDown") move(event);
+      return;
+    }
+    if (directions[event.key]) move(event);
+    else strokes[event.key]?.(event);
+  });
+
+  // Searching as one types.
+  const results = document.getElementById("results");
+  if (!results) return;
+  const trouble = document.getElementById("trouble");
+  const said = document.getElementById("said");
+
+  function told(message) {
+    trouble.querySelector("p").textContent = message;
+    trouble.querySelector("a").href = location.href;
+    trouble.hidden = !message;
+  }
+  document.addEventListener("htmx:beforeRequest", () => results.setAttribute("aria-busy", "true"));
+  document.addEventListener("htmx:afterRequest", () => results.removeAttribute("aria-busy"));
+  document.addEventListener("htmx:afterSwap", () => {
+    told("");
+    reveal(results);
+    said.textContent = results.querySelector("[data-said]")?.textContent ?? "";
+    document.title = document.title.replace(/^.*?(?= · )/, field.value.trim() || "All synsets");
+  });
+  document.addEventListener("htmx:responseError", (event) => {
+    const { status } = event.detail.xhr;
+    told(status === 403 ? "This page needs the address that sdwn printed, with its token." : `The search was answered with error ${status}.`);
+  });
+  for (const failed of ["htmx:sendError", "htmx:timeout"]) {
+    document.addEventListener(failed, () => told("No answer: is sdwn browse, or the tunnel to it, still running?"));
+  }
+})();
