@@ -525,6 +525,28 @@ def report(
 
 
 @app.command()
+def show(
+    release: ReleaseFolder,
+    synset: Annotated[str, typer.Argument(metavar="SYNSET", help="By name, wnid or lemma.")],
+    evaluation: Annotated[
+        str | None, typer.Option(help="Which evaluation, by name; default: the latest.")
+    ] = None,
+    open_: Annotated[
+        bool, typer.Option("--open", help="Open its sheet in the browser, without a server.")
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="Write its sheet, one HTML file with the pictures.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a synset: what it is, each image with its seed, and what the classifier saw in it."""
+    from sdwn.sheet_steps import show
+
+    found = show(release, synset, evaluation, save, open_)
+    terminal.result(found, as_json, text=terminal.sheet_text(found))
+
+
+@app.command()
 @with_site
 def run(
     config: Config,

@@ -20,7 +20,7 @@ from conftest import NOISE, REPOSITORY, Sdwn
 COMMANDS = (
     *("plan", "doctor", "submit", "status", "logs", "retry", "cancel"),
     *("merge", "verify", "evaluate", "report", "run", "tune", "pilot", "prefetch"),
-    *("export", "import", "regenerate", "compare"),
+    *("export", "import", "regenerate", "compare", "show"),
 )
 
 
