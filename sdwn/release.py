@@ -166,7 +166,7 @@ class Release:
             UsageError: it names no synset of the release, or several, which are given.
         """
         rows = self.metadata.select(["wnid", "synset"]).take(pa.array(self.find(name)))
-        found = {row["wnid"]: row["synset"] for row in rows.to_pylist()}
+        found: dict[str, str] = {row["wnid"]: row["synset"] for row in rows.to_pylist()}
         if len(found) > 1:
             raise UsageError(f"{name!r} is ambiguous: {', '.join(sorted(found.values()))}")
         return next(iter(found))
