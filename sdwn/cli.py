@@ -547,6 +547,36 @@ def show(
 
 
 @app.command()
+def browse(
+    release: ReleaseFolder,
+    other: Annotated[
+        Path | None,
+        typer.Argument(metavar="[OTHER]", help="Another release of the same synsets, beside it."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Listen here, 0 for any; default: 8642, or the next free one."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Listen at this address; any but this machine's own needs a token.")
+    ] = "127.0.0.1",
+    evaluation: Annotated[
+        str | None, typer.Option(help="Which evaluation, by name; default: the latest.")
+    ] = None,
+    token: Annotated[
+        bool, typer.Option("--token", help="Let in only who has the address with its token.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look through a release in the browser: search, WordNet's tree, each image; end by Ctrl-C."""
+    from sdwn.browsing_steps import Where, browse
+
+    browse(release, other, evaluation, Where(host, port, token), as_json)
+
+
+@app.command()
 @with_site
 def run(
     config: Config,

@@ -144,6 +144,15 @@ class Release:
         row: dict[str, Any] = self.metadata.slice(self._index(index), 1).to_pylist()[0]
         return row
 
+    def place(self, index: int) -> dict[str, Any]:
+        """Give of an image's record what :meth:`image` and :meth:`payload` need, ten times faster.
+
+        Raises:
+            IndexError: there is no such image.
+        """
+        place = self._index(index)
+        return {name: values[place].as_py() for name, values in self._places.items()}
+
     def find(self, name: str) -> NDArray[np.int64]:
         """Give the indices of a synset's images, by wnid, synset name, or lemma.
 
@@ -182,7 +191,7 @@ class Release:
         Raises:
             IntegrityError: it is damaged.
         """
-        row = which if isinstance(which, Mapping) else self._place(which)
+        row = which if isinstance(which, Mapping) else self.place(which)
         try:
             return decode(self.payload(row), row["codec"], row["width"], row["height"])
         except IntegrityError as error:
@@ -371,10 +380,6 @@ class Release:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.paths.root}: no image {index}; it holds {len(self)}")
         return index % len(self)
-
-    def _place(self, index: int) -> dict[str, Any]:
-        place = self._index(index)
-        return {name: values[place].as_py() for name, values in self._places.items()}
 
     @cached_property
     def _places(self) -> dict[str, pa.Array]:

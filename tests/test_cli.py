@@ -20,7 +20,7 @@ from conftest import NOISE, REPOSITORY, Sdwn
 COMMANDS = (
     *("plan", "doctor", "submit", "status", "logs", "retry", "cancel"),
     *("merge", "verify", "evaluate", "report", "run", "tune", "pilot", "prefetch"),
-    *("export", "import", "regenerate", "compare", "show"),
+    *("export", "import", "regenerate", "compare", "show", "browse"),
 )
 
 
@@ -136,6 +136,7 @@ def helped() -> dict[str, tuple[list[str], str]]:
     code = (
         "import contextlib, io, json, sys; from sdwn.cli import app\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'timm', 'nltk', 'h5py', 'pyarrow'}\n"
+        "heavy |= {'starlette', 'uvicorn', 'rapidfuzz'}\n"
         "found, before = {}, set()\n"
         "for name in sys.argv[1:]:\n"
         "    text = io.StringIO()\n"

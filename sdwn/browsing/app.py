@@ -1,0 +1,136 @@
+"""The application: which address is answered by what, behind which guards."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from sdwn.browsing import dress, pages, responses
+from sdwn.browsing.exhibit import Exhibit
+from sdwn.browsing.guard import LOOPBACK_HOSTS, Gate, Hardened
+from sdwn.browsing.pairs import Pairs
+from sdwn.errors import SdwnError, UsageError, first_line
+
+log = logging.getLogger(__name__)
+
+NO_TOKEN = "Open the whole address that sdwn browse printed; its token is missing or wrong here."
+TITLES = {
+    400: "This cannot be asked",
+    403: "Not without the token",
+    404: "Nothing here",
+    405: "Only for looking",
+    500: "That went wrong",
+}
+SENTENCES = {
+    404: "There is no such page.",
+    405: "Pages can be read, and nothing can be sent to them.",
+}
+
+
+def make_app(
+    here: Exhibit, there: Exhibit | None = None, *, token: str | None = None, loopback: bool = True
+) -> ASGIApp:
+    """Make the application that shows a release, and perhaps another one beside it.
+
+    Args:
+        here: the release.
+        there: the one to compare it with.
+        token: what lets a visitor in; None lets everybody in who reaches the server.
+        loopback: only this machine reaches it, so that no other name for it is sound.
+    """
+    app = Starlette(
+        routes=_routes(),
+        middleware=_guards(token, loopback),
+        exception_handlers={HTTPException: _refused, SdwnError: _failed, Exception: _broken},
+    )
+    # An address has one spelling.
+    app.router.redirect_slashes = False
+    app.state.here, app.state.there = here, there
+    app.state.pairs = Pairs(here.library, there.library) if there else None
+    # Around all of it: Starlette puts the answer to an unexpected error before its middleware.
+    return Hardened(app)
+
+
+def _guards(token: str | None, loopback: bool) -> Sequence[Middleware]:
+    guards = list[Middleware]()
+    if loopback:
+        guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS))
+    if token is not None:
+        guards.append(Middleware(Gate, token=token, refused=_without_token))
+    return guards
+
+
+def _routes() -> list[Route]:
+    gallery = responses.Gallery()
+    pictures = [
+        ("/images/{wnid}/{number}", gallery.image),
+        ("/thumbnails/{wnid}/{number}", gallery.thumbnail),
+    ]
+    return [
+        Route("/", pages.search),
+        Route("/synsets/{wnid}.zip", responses.synset_zip),
+        Route("/synsets/{wnid}", pages.synset),
+        Route("/synsets/{wnid}/{number}", pages.image),
+        Route("/tree", pages.tree),
+        Route("/tree/{wnid}", pages.tree),
+        Route("/map", pages.class_map),
+        Route("/about", pages.about),
+        Route("/compare", pages.comparison),
+        Route("/compare/{wnid}", pages.pair),
+        *(Route(path, endpoint) for path, endpoint in pictures),
+        *(Route(f"/other{path}", endpoint) for path, endpoint in pictures),
+        Route("/list.csv", responses.image_list),
+        Route("/assets/{name}", responses.asset),
+    ]
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    own = error.detail if error.detail.endswith(".") else SENTENCES.get(error.status_code)
+    return _error_page(request, error.status_code, own or error.detail, error.headers)
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    if isinstance(error, UsageError):
+        return _error_page(request, 400, str(error))
+    log.error("%r: %s", request.url.path, error)
+    return _error_page(request, 500, str(error))
+
+
+def _broken(request: Request, error: Exception) -> Response:
+    log.error(
+        "%r: %s", request.url.path, first_line(error), exc_info=log.isEnabledFor(logging.DEBUG)
+    )
+    return _error_page(
+        request, 500, "sdwn browse goes on; what went wrong stands in the terminal where it runs."
+    )
+
+
+def _without_token(request: Request) -> Response:
+    found = _page({"status": 403, "title": TITLES[403], "message": NO_TOKEN})
+    return HTMLResponse(found, 403, {"Cache-Control": "no-store"})
+
+
+def _error_page(
+    request: Request, status: int, message: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    values = {
+        "status": status,
+        "title": TITLES.get(status, "That went wrong"),
+        "message": message,
+        **pages.common(request),
+    }
+    return HTMLResponse(_page(values), status, {**(headers or {}), "Cache-Control": "no-store"})
+
+
+def _page(values: dict[str, object]) -> str:
+    return dress.render("error.html", values)

@@ -1,0 +1,289 @@
+"""The pages: what each address shows, gathered for its template."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from sdwn.browsing import dress
+from sdwn.browsing.links import url_view
+from sdwn.browsing.pairs import Pairs
+from sdwn.browsing.responses import entry_of, exhibit_of, shot_of
+from sdwn.browsing.view import View
+from sdwn.errors import IntegrityError
+from sdwn.imagenet import class_lemmas
+
+if TYPE_CHECKING:
+    from sdwn.browsing.collection import Entry
+    from sdwn.browsing.library import Library
+    from sdwn.browsing.shot import Shot
+    from sdwn.browsing.tree import Node
+
+# Kept by a browser for going back, and asked for again when it is opened anew.
+HEADERS = {"Cache-Control": "no-cache", "Vary": "HX-Request"}
+NODE_SHOTS = 8
+
+
+def common(request: Request) -> dict[str, Any]:
+    """Gather what every page shows; ``changed`` says that the release is another one by now."""
+    here, there = request.app.state.here, request.app.state.there
+    changes = [one.changed for one in (here, there) if one is not None]
+    return {
+        "library": here.library,
+        "other": there.library if there else None,
+        "changed": " ".join(filter(None, changes)) or None,
+    }
+
+
+def _page(request: Request, template: str, **values: Any) -> Response:
+    found = dress.render(template, {**common(request), **values})
+    return HTMLResponse(found, headers=HEADERS)
+
+
+def search(request: Request) -> Response:
+    """``/``: ``view``, ``selection``; for htmx the results alone."""
+    view = View.parse(request.query_params)
+    selection = exhibit_of(request).library.select(view)
+    asked = request.headers
+    # Going back, htmx asks for a page whose results it has forgotten, and wants all of it.
+    part = "hx-request" in asked and "hx-history-restore-request" not in asked
+    answer = _page(
+        request, "results.html" if part else "search.html", view=view, selection=selection
+    )
+    if part and asked.get("hx-trigger") == "search":
+        answer.headers["HX-Replace-Url"] = url_view(view)
+    return answer
+
+
+def synset(request: Request) -> Response:
+    """``/synsets/WNID``: entry, node, path, neighbours, shots, show, counts, regenerate, seeds."""
+    exhibit = exhibit_of(request)
+    library, entry = exhibit.library, entry_of(request, exhibit)
+    show = View.parse({"show": request.query_params.get("show", "")}).show
+    shots = library.shots(entry.wnid)
+    node = library.tree.node(entry.wnid) if library.tree else None
+    return _page(
+        request,
+        "synset.html",
+        entry=entry,
+        node=node,
+        path=library.tree.path(entry.wnid) if library.tree and node else [],
+        neighbours=neighbours(library, entry),
+        shots=library.shots(entry.wnid, show),
+        show=show,
+        counts=counts(shots),
+        regenerate=_regenerate(library, entry),
+        seeds=_seeds(library, shots),
+    )
+
+
+def counts(shots: Sequence[Shot]) -> dict[str, int]:
+    """Count images by what is to be said of them, ``all``, and ``ok``: those that are not black."""
+    states = Counter(shot.state for shot in shots)
+    return {**states, "all": len(shots), "ok": len(shots) - states["black"]}
+
+
+def neighbours(library: Library, entry: Entry) -> dict[str, Any]:
+    """Gather the synsets around one: right above, beside and below it, and the next by name."""
+    synsets = library.collection.synsets
+    before, after = entry.position - 1, entry.position + 1
+    found = {
+        "previous": synsets[before] if before >= 0 else None,
+        "next": synsets[after] if after < len(synsets) else None,
+    }
+    node = library.tree.node(entry.wnid) if library.tree else None
+    above = _nodes(library, node.parents) if node else []
+    beside = sorted({wnid for one in above for wnid in one.children} - {entry.wnid})
+    wnids = {
+        "hypernyms": [one.wnid for one in above],
+        "sisters": beside,
+        "hyponyms": node.children if node else (),
+    }
+    return {**found, **{name: _entries(library, near) for name, near in wnids.items()}}
+
+
+def _nodes(library: Library, wnids: Sequence[str]) -> list[Node]:
+    assert library.tree is not None
+    return [node for wnid in wnids if (node := library.tree.node(wnid)) is not None]
+
+
+def _entries(library: Library, wnids: Sequence[str]) -> list[Entry]:
+    found = [entry for wnid in wnids if (entry := library.collection.entry(wnid)) is not None]
+    return sorted(found, key=lambda entry: entry.position)
+
+
+def _seeds(library: Library, shots: Sequence[Shot]) -> dict[int, int]:
+    """Give the seed of each image by its number; none for what was imported."""
+    table = library.release.metadata
+    if "seed" not in table.column_names:
+        return {}
+    return {shot.number: table["seed"][shot.row].as_py() for shot in shots}
+
+
+def _regenerate(library: Library, entry: Entry) -> str | None:
+    """Write the command that makes an image of a synset again, but for its number."""
+    if library.release.manifest.settings is None:
+        return None
+    return shlex.join(["sdwn", "regenerate", str(library.release.paths.root), entry.synset])
+
+
+def image(request: Request) -> Response:
+    """``/synsets/WNID/NUMBER``: entry, shot, record, previous, next, regenerate, ..."""
+    exhibit = exhibit_of(request)
+    library, entry = exhibit.library, entry_of(request, exhibit)
+    shot, shots = shot_of(request, exhibit), library.shots(entry.wnid)
+    place = shots.index(shot)
+    command = _regenerate(library, entry)
+    return _page(
+        request,
+        "image.html",
+        entry=entry,
+        shot=shot,
+        record=library.release.row(shot.row),
+        previous=shots[place - 1] if place else None,
+        next=shots[place + 1] if place + 1 < len(shots) else None,
+        regenerate=f"{command} {shot.number}" if command else None,
+        provenance=_provenance(library, shot),
+        damaged=exhibit.pictures.is_damaged(shot.row),
+    )
+
+
+def _provenance(library: Library, shot: Shot) -> dict[str, Any] | None:
+    """Say how an image was made; None where nobody recorded it, or its part cannot tell."""
+    if library.release.manifest.settings is None:
+        return None
+    try:
+        found = library.release.provenance(shot.row)
+    except (IntegrityError, OSError):
+        return None
+    return {name: value for name, value in found.items() if name != "row"}
+
+
+def tree(request: Request) -> Response:
+    """``/tree`` and ``/tree/WNID``: node, path, children, samples, entry, shots."""
+    library = exhibit_of(request).library
+    wnid = request.path_params.get("wnid")
+    if library.tree is None:
+        return _page(request, "tree.html", node=None, path=[], children=[], samples={}, **_NO_ENTRY)
+    node = library.tree.node(wnid or library.tree.root)
+    if node is None:
+        raise HTTPException(404, f"No images of {str(wnid)[:40]} or below it are in this release.")
+    children = _nodes(library, node.children)
+    samples = {one.wnid: shot for one in children if (shot := library.sample(one.wnid))}
+    return _page(
+        request,
+        "tree.html",
+        node=node,
+        path=library.tree.path(node.wnid),
+        children=children,
+        samples=samples,
+        entry=library.collection.entry(node.wnid),
+        shots=library.shots(node.wnid)[:NODE_SHOTS],
+    )
+
+
+_NO_ENTRY: dict[str, Any] = {"entry": None, "shots": []}
+
+
+def class_map(request: Request) -> Response:
+    """``/map``: circles, map, missing, view, names, classes, samples."""
+    from sdwn.pages.palette import circles
+
+    library = exhibit_of(request).library
+    record = library.judgement.record if library.judgement else {}
+    placed = record.get("map")
+    found = circles(record) if placed else []
+    classes = {row["wnid"]: row for row in record.get("classes", [])}
+    return _page(
+        request,
+        "map.html",
+        circles=found,
+        map=placed,
+        missing=record.get("map_missing") or "these images have not been judged.",
+        view=View.parse(request.query_params),
+        names=_names(library, classes),
+        classes=classes,
+        samples={wnid: shot for wnid in classes if (shot := library.sample(wnid))},
+    )
+
+
+def _names(library: Library, wnids: Any) -> dict[str, str]:
+    """Give the first lemma of classes."""
+    known = class_lemmas()
+    found = {wnid: library.collection.entry(wnid) for wnid in wnids}
+    return {
+        wnid: entry.label if entry else known.get(wnid, wnid).partition(", ")[0].replace("_", " ")
+        for wnid, entry in found.items()
+    }
+
+
+def about(request: Request) -> Response:
+    """``/about``: manifest, settings, record, evaluations, root."""
+    library = exhibit_of(request).library
+    manifest = library.release.described
+    return _page(
+        request,
+        "about.html",
+        manifest=manifest,
+        settings=manifest.settings,
+        record=library.judgement.record if library.judgement else None,
+        evaluations=library.evaluations,
+        root=library.release.paths.root,
+    )
+
+
+def comparison(request: Request) -> Response:
+    """``/compare``: rows, page, pages, total, only_here, only_there."""
+    pairs, page = _pairs(request), View.parse({"page": request.query_params.get("page", "")}).page
+    page = min(page, pairs.pages)
+    return _page(
+        request,
+        "compare.html",
+        rows=pairs.page(page),
+        page=page,
+        pages=pairs.pages,
+        total=len(pairs),
+        only_here=pairs.only_here,
+        only_there=pairs.only_there,
+    )
+
+
+def pair(request: Request) -> Response:
+    """``/compare/WNID``: entry, pairs of images by number, here, there, previous, next."""
+    entry = entry_of(request, exhibit_of(request))
+    found = _pairs(request).find(entry.wnid)
+    if found is None:
+        raise HTTPException(404, f"The other release has no images of {entry.synset}.")
+    both, previous, following = found
+    return _page(
+        request,
+        "pair.html",
+        entry=both.entry,
+        pairs=_by_number(request, both.entry.wnid),
+        here=both.here,
+        there=both.there,
+        previous=previous,
+        next=following,
+    )
+
+
+def _pairs(request: Request) -> Pairs:
+    found: Pairs | None = request.app.state.pairs
+    if found is None:
+        raise HTTPException(404, "No other release was given to compare with.")
+    return found
+
+
+def _by_number(request: Request, wnid: str) -> list[tuple[Shot | None, Shot | None]]:
+    sides = [
+        {shot.number: shot for shot in exhibit.library.shots(wnid)}
+        for exhibit in (request.app.state.here, request.app.state.there)
+    ]
+    numbers = sorted(sides[0].keys() | sides[1].keys())
+    return [(sides[0].get(number), sides[1].get(number)) for number in numbers]

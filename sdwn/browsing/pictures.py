@@ -1,0 +1,102 @@
+"""A release's images for a browser: as they are stored, and small."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from sdwn.errors import IntegrityError
+from sdwn.release import Release
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# The longer side, on a page of results and on a synset's own.
+SIZES = (192, 384)
+# So many small pictures are kept: of photographs about 10 MB, of noise 40.
+KEPT = 1024
+MEDIA_TYPES = {"webp": "image/webp", "png": "image/png", "jpeg": "image/jpeg"}
+SUFFIXES = {"webp": ".webp", "png": ".png", "jpeg": ".jpg"}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An encoded image: ``codec`` is webp, png or jpeg."""
+
+    payload: bytes
+    codec: str
+
+    @property
+    def media_type(self) -> str:
+        """What a browser calls it."""
+        return MEDIA_TYPES[self.codec]
+
+    @property
+    def suffix(self) -> str:
+        """What ends its file's name."""
+        return SUFFIXES[self.codec]
+
+
+class Pictures:
+    """The images of a release by their rows; from several threads, too.
+
+    What reads an image raises IntegrityError where it is damaged or its disk does not answer;
+    the next call reads it again.
+    """
+
+    def __init__(self, release: Release) -> None:
+        self._release = release
+        self._kept = lru_cache(KEPT)(self._drawn)
+
+    def digest(self, row: int) -> str:
+        """Give the recorded SHA-256 of an image, without reading it."""
+        return str(self._release.place(row)["sha256"])
+
+    def stored(self, row: int) -> Stored:
+        """Give an image as it is stored; raw pixels, which no browser shows, as PNG."""
+        place = self._release.place(row)
+        if place["codec"] == "raw":
+            return Stored(_encoded(self._decoded(row), "PNG", compress_level=1), "png")
+        if place["codec"] not in MEDIA_TYPES:
+            raise IntegrityError(f"image {row}: no browser shows the codec {place['codec']!r}")
+        with _disk_errors():
+            return Stored(self._release.payload(place), place["codec"])
+
+    def thumbnail(self, row: int, pixels: int) -> bytes:
+        """Give an image as WebP, its longer side of so many pixels or as small as it is."""
+        return self._kept(row, pixels)
+
+    def is_damaged(self, row: int) -> bool:
+        """Tell whether an image cannot be shown."""
+        try:
+            self._decoded(row)
+        except IntegrityError:
+            return True
+        return False
+
+    def _drawn(self, row: int, pixels: int) -> bytes:
+        image = self._decoded(row)
+        image.thumbnail((pixels, pixels), reducing_gap=2.0)
+        return _encoded(image, "WEBP", quality=80, method=2)
+
+    def _decoded(self, row: int) -> Image:
+        with _disk_errors():
+            return self._release.image(row)
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise IntegrityError(f"it cannot be read: {error.strerror}") from None
+
+
+def _encoded(image: Image, kind: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()

@@ -1,0 +1,648 @@
+"""The pages of a release over HTTP, from a real server: what is given, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import http.client
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from sdwn.browsing import responses
+from sdwn.browsing.app import make_app
+from sdwn.browsing.exhibit import Exhibit
+from sdwn.browsing.server import Server, listen
+from sdwn.errors import SdwnError, UsageError
+from sdwn.release import Release
+from sdwn.wordnet import WordNet
+
+from conftest import Sdwn, wait_until
+from drawn import evaluation, noise_release, predictions
+
+ZEBRA, TABBY, PUG, CORGI = "n02391049", "n02123045", "n02110958", "n02113023"
+CLASSES = (ZEBRA, TABBY, PUG, CORGI)
+# What is larger than a disk block, so that flipping a byte stays inside one image.
+LARGE = {"height": 48, "width": 320, "num_inference_steps": 1, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> tuple[Path, Path]:
+    """Two releases of the same classes but one, evaluated; the second one of raw pixels."""
+    folder = tmp_path_factory.mktemp("browse")
+    one = noise_release(folder / "one", wordnet, CLASSES, generation=LARGE)
+    two = noise_release(
+        folder / "two", wordnet, CLASSES[1:], storage={"codec": "raw"}, images_per_synset=5
+    )
+    for seed, release in enumerate((one, two)):
+        evaluation(release, predictions(release, seed=seed))
+    return one.paths.root, two.paths.root
+
+
+@contextlib.contextmanager
+def served(*exhibits: Exhibit, **options: Any) -> Iterator[httpx.Client]:
+    """Serve releases by a thread at a free port, and give a client of it."""
+    with listen("127.0.0.1", 0, token=False) as listening:
+        server = Server(make_app(*exhibits, **options), listening)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            wait_until(lambda: server.started)
+            with httpx.Client(base_url=f"http://127.0.0.1:{listening.port}", timeout=30) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def site(roots: tuple[Path, Path]) -> Iterator[httpx.Client]:
+    with served(*map(Exhibit, roots)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def release(roots: tuple[Path, Path]) -> Release:
+    return Release(roots[0])
+
+
+def copied(root: Path, folder: Path) -> Path:
+    """Copy a release, for a test that damages it."""
+    return Path(shutil.copytree(root, folder / "copied"))
+
+
+def damage(root: Path, wnid: str, number: int) -> None:
+    """Flip a byte in the middle of an image."""
+    row = next(row for row in Release(root).rows(wnid) if row["number"] == number)
+    with (root / row["part"]).open("r+b") as file:
+        file.seek(row["offset"] + row["bytes"] // 2)
+        (byte,) = file.read(1)
+        file.seek(-1, io.SEEK_CUR)
+        file.write(bytes([byte ^ 255]))
+
+
+PAGES = (
+    *("/", "/?q=zebra", "/?show=wrong&order=rate", "/?q=%00%ff%F0%9F%A6%93*\"'NEAR("),
+    *(f"/synsets/{ZEBRA}", f"/synsets/{ZEBRA}?show=right", f"/synsets/{ZEBRA}/3"),
+    *("/tree", f"/tree/{CORGI}", "/map", "/about", "/compare", f"/compare/{PUG}"),
+)
+
+
+@pytest.mark.parametrize("address", PAGES)
+def test_every_page_is_given_with_its_guards(site: httpx.Client, address: str) -> None:
+    answer = site.get(address)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "</html>" in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; ")
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+    head = site.head(address)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(answer.content))
+
+
+def test_htmx_gets_the_results_alone(site: httpx.Client) -> None:
+    whole = site.get("/?q=zebra")
+    part = site.get("/?q=zebra&show=", headers={"HX-Request": "true", "HX-Trigger": "search"})
+    assert "</html>" not in part.text
+    assert ZEBRA in part.text
+    assert TABBY not in part.text
+    assert part.headers["hx-replace-url"] == "/?q=zebra"
+    assert "hx-request" in whole.headers["vary"].lower()
+    back = {"HX-Request": "true", "HX-History-Restore-Request": "true"}
+    assert site.get("/?q=zebra", headers=back).text == whole.text
+
+
+def test_images_are_given_as_they_are_stored(site: httpx.Client, release: Release) -> None:
+    for row in release.rows(ZEBRA)[:3]:
+        address = f"/images/{ZEBRA}/{row['number']}"
+        answer = site.get(address)
+        assert answer.headers["content-type"] == "image/webp"
+        assert hashlib.sha256(answer.content).hexdigest() == row["sha256"]
+        again = site.get(address, headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == answer.headers["etag"]
+        assert "content-disposition" not in answer.headers
+        saved = site.get(address, params={"download": ""})
+        assert saved.content == answer.content
+        name = f'attachment; filename="zebra.n.01-{row["number"]}.webp"'
+        assert saved.headers["content-disposition"] == name
+    partly = site.get(address, headers={"Range": "bytes=10-19"})
+    assert (partly.status_code, partly.content) == (200, answer.content), "ranges are not offered"
+
+
+def test_raw_pixels_come_as_png(site: httpx.Client, roots: tuple[Path, Path]) -> None:
+    answer = site.get(f"/other/images/{PUG}/1?download")
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["content-disposition"].endswith('filename="pug.n.01-1.png"')
+    other = Release(roots[1])
+    shown = Image.open(io.BytesIO(answer.content))
+    assert shown.tobytes() == other.image(other.rows(PUG)[1]).tobytes()
+
+
+@pytest.mark.parametrize(("query", "side"), [("", 192), ("?size=192", 192), ("?size=384", 320)])
+def test_thumbnails_are_small_and_kept(
+    site: httpx.Client, release: Release, query: str, side: int
+) -> None:
+    address = f"/thumbnails/{ZEBRA}/2{query}"
+    answer = site.get(address)
+    assert answer.headers["content-type"] == "image/webp"
+    shown = Image.open(io.BytesIO(answer.content))
+    assert shown.size == (side, round(48 * side / 320)), "small ones are not made larger"
+    assert answer.headers["cache-control"].startswith("private, max-age=")
+    tag = answer.headers["etag"]
+    assert release.rows(ZEBRA)[2]["sha256"][:32] in tag
+    for given in (tag, f'"x", {tag}'):
+        assert site.get(address, headers={"If-None-Match": given}).status_code == 304
+    assert site.get(address, headers={"If-None-Match": '"x"'}).status_code == 200
+
+
+def zip_of(content: bytes) -> zipfile.ZipFile:
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    assert archive.testzip() is None
+    return archive
+
+
+def table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_a_synset_comes_as_a_zip(site: httpx.Client, release: Release) -> None:
+    answer = site.get(f"/synsets/{ZEBRA}.zip")
+    assert answer.headers["content-type"] == "application/zip"
+    assert answer.headers["content-disposition"] == 'attachment; filename="zebra.n.01.zip"'
+    archive = zip_of(answer.content)
+    rows = table(archive.read("metadata.csv").decode())
+    assert set(archive.namelist()) == {"metadata.csv", *(row["file"] for row in rows)}
+    for row, recorded in zip(rows, release.rows(ZEBRA), strict=True):
+        assert row["file"] == f"zebra.n.01-{recorded['number']}.webp"
+        assert hashlib.sha256(archive.read(row["file"])).hexdigest() == recorded["sha256"]
+        assert {key: row[key] for key in ("seed", "prompt", "status")} == {
+            key: str(recorded[key]) for key in ("seed", "prompt", "status")
+        }
+        assert row["right"] in ("yes", "no")
+        shares = [float(row[f"top{n}_probability"]) for n in range(1, 6)]
+        assert shares == sorted(shares, reverse=True)
+        assert (row["top1"] == "zebra") == (row["right"] == "yes")
+    assert site.get(f"/synsets/{ZEBRA}.zip").content == answer.content, "to the byte"
+    head = site.head(f"/synsets/{ZEBRA}.zip")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-disposition"] == answer.headers["content-disposition"]
+
+
+def test_a_search_comes_as_a_list(site: httpx.Client, release: Release) -> None:
+    every = table(site.get("/list.csv").text)
+    assert len(every) == len(release)
+    wrong = table(site.get("/list.csv?show=wrong").text)
+    assert wrong == [row for row in every if row["right"] == "no" and row["status"] == "ok"]
+    assert 0 < len(wrong) < len(every)
+    zebras = table(site.get("/list.csv?q=zebra&page=7").text)
+    assert [int(row["number"]) for row in zebras] == list(range(10)), "all pages of it"
+    assert {(row["wnid"], row["synset"]) for row in zebras} == {(ZEBRA, "zebra.n.01")}
+    for row in zebras:
+        assert (row["top1_wnid"] == ZEBRA) == (row["right"] == "yes") == (row["top1"] == "zebra")
+    assert site.get("/list.csv?show=x").status_code == 400
+
+
+def test_a_damaged_image_shows_as_such_and_takes_nothing_down(
+    roots: tuple[Path, Path], tmp_path: Path
+) -> None:
+    root = copied(roots[0], tmp_path)
+    damage(root, ZEBRA, 4)
+    with served(Exhibit(root)) as site:
+        for size in ("192", "384"):
+            small = site.get(f"/thumbnails/{ZEBRA}/4?size={size}")
+            assert (small.status_code, small.headers["content-type"]) == (200, "image/svg+xml")
+            assert ">damaged</text>" in small.text
+            assert small.headers["cache-control"] == "no-store"
+            assert "etag" not in small.headers
+        large = site.get(f"/images/{ZEBRA}/4")
+        assert (large.status_code, large.headers["content-type"]) == (500, "image/svg+xml")
+        saved = site.get(f"/images/{ZEBRA}/4?download")
+        assert saved.status_code == 500
+        assert "damaged at byte" in saved.text
+        assert "Traceback" not in saved.text
+        assert site.get(f"/synsets/{ZEBRA}").status_code == 200
+        assert "damaged" in site.get(f"/synsets/{ZEBRA}/4").text
+        archive = zip_of(site.get(f"/synsets/{ZEBRA}.zip").content)
+        assert "zebra.n.01 4: " in archive.read("DAMAGED.txt").decode()
+        numbers = [row["number"] for row in table(archive.read("metadata.csv").decode())]
+        assert numbers == [str(number) for number in range(10) if number != 4]
+        assert site.get(f"/thumbnails/{ZEBRA}/5").headers["content-type"] == "image/webp"
+        damage(root, ZEBRA, 4)
+        mended = site.get(f"/thumbnails/{ZEBRA}/4")
+        assert mended.headers["content-type"] == "image/webp", "what is damaged is not kept"
+
+
+def test_a_release_that_was_replaced_or_taken_away_is_told(
+    roots: tuple[Path, Path], tmp_path: Path
+) -> None:
+    root = copied(roots[0], tmp_path)
+    with served(Exhibit(root)) as site:
+        assert "start sdwn browse again" not in site.get("/").text
+        manifest = root / "manifest.json"
+        manifest.write_text(manifest.read_text() + "\n")
+        assert "was replaced since it was opened" in site.get("/").text
+        shutil.rmtree(root)
+        for address in PAGES[:7]:
+            answer = site.get(address)
+            assert answer.status_code == 200
+            assert "is gone or cannot be read" in answer.text
+        assert site.get(f"/thumbnails/{ZEBRA}/4").status_code == 200
+        assert zip_of(site.get(f"/synsets/{ZEBRA}.zip").content).namelist()[-1] in (
+            "DAMAGED.txt",
+            "metadata.csv",
+        )
+        assert site.get("/list.csv").status_code == 200
+
+
+NOWHERE = (
+    *("/etc/passwd", "/synsets", "/synsets/", f"/synsets/{ZEBRA}/", "/images", "/tree/n00000000"),
+    *("/synsets/n00000000", "/synsets/zebra.n.01", f"/synsets/{ZEBRA}/10", f"/synsets/{ZEBRA}/-1"),
+    *(f"/images/{ZEBRA}/{number}" for number in ("x", "1.0", "01", "+1", "٣", "%0a1", "1%00")),
+    *(f"/images/{ZEBRA}/{'9' * length}" for length in (9, 10, 20, 5000)),
+    *("/synsets/n00000000.zip", "/synsets/.zip", "/compare/n00000000", f"/compare/{ZEBRA}"),
+    *("/assets/", "/assets/nothing.js", "/assets/browse.css/", "/robots.txt", "/favicon.ico"),
+    *("/manifest.json", "/metadata.parquet", "/images/manifest.json/0", "/other", "/other/"),
+    *("/docs", "/openapi.json", "//", "//example.org/", "/%2f%2fexample.org"),
+)
+OUTSIDE = (
+    *("/../../../../etc/passwd", "/assets/../../../../etc/passwd", "/./../etc/passwd"),
+    *("/assets/..%2f..%2f..%2fetc%2fpasswd", "/assets/%2e%2e/%2e%2e/etc/passwd"),
+    *("/assets/%252e%252e%252fpasswd", "/assets/..%5c..%5cetc%5cpasswd", "/assets/..\\passwd"),
+    *("/assets//etc/passwd", "/assets/%2fetc%2fpasswd", "/assets/%00", "/assets/browse.css%00"),
+    *("/images/..%2f..%2f..%2fetc%2fpasswd/0", "/images/../../etc/0", "/images/%2fetc/0"),
+    *("/synsets/..%2fmanifest.json", "/synsets/..%2f..%2fetc%2fpasswd.zip", "/tree/%c0%ae%c0%ae"),
+    *("/synsets/%2e%2e%2fx.zip", "/images/\uff0e\uff0e\u2215etc/0", "/%", "/%zz", "/\x7f"),
+)
+
+
+@pytest.mark.parametrize("path", [*NOWHERE, *OUTSIDE])
+def test_no_path_reaches_a_file(site: httpx.Client, path: str) -> None:
+    status, body = asked_raw(site, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n")
+    assert status in (400, 404), body
+    assert b"root:" not in body
+    assert b"Traceback" not in body
+    if status == 404:
+        assert b"</html>" in body
+
+
+def asked_raw(site: httpx.Client, head: str) -> tuple[int, bytes]:
+    """Send a request as it is written, which no client would, and read the answer."""
+    place = site.base_url.host, site.base_url.port or 0
+    with socket.create_connection(place, timeout=10) as connection:
+        connection.sendall(f"{head}Connection: close\r\n\r\n".encode())
+        with connection.makefile("rb") as stream:
+            content = stream.read()
+    first, _, rest = content.partition(b"\r\n")
+    return int(first.split()[1]), rest.partition(b"\r\n\r\n")[2]
+
+
+def test_what_is_too_large_or_no_http_is_refused(site: httpx.Client) -> None:
+    host = "Host: localhost\r\n"
+    long = "x" * 1_000_000
+    for head in (
+        f"GET /{long} HTTP/1.1\r\n{host}",
+        f"GET / HTTP/1.1\r\n{host}Cookie: {long}\r\n",
+        f"GET / HTTP/1.1\r\n{host}" + "".join(f"X-{n}: {long[:900]}\r\n" for n in range(1000)),
+        "nonsense\r\n",
+        "GET / HTTP/1.1\r\n",
+        f"GET / HTTP/1.1\r\n{host}Host: example.org\r\n",
+        f"GET / HTTP/1.1\r\n{host}Content-Length: -1\r\n",
+    ):
+        # Some are refused while they are still being sent.
+        with contextlib.suppress(ConnectionError):
+            assert asked_raw(site, head)[0] == 400, head[:100]
+    assert site.get("/", params={"q": "x" * 40_000}).status_code == 200
+    assert asked_raw(site, f"GET /?q=%ff%fe%00%ed%a0%80 HTTP/1.1\r\n{host}")[0] == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "FOO"])
+def test_nothing_can_be_sent(site: httpx.Client, method: str) -> None:
+    for path in ("/", f"/synsets/{ZEBRA}", "/list.csv", "/assets/browse.css"):
+        answer = site.request(method, path)
+        assert answer.status_code == 405
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "</html>" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("/?show=best", "expected one of all, right, wrong"),
+        ("/?page=0", "expected the number of a page"),
+        ("/?below=<script>alert(1)</script>", "expected a wnid"),
+        ("/?order=%00", "expected one of best"),
+        (f"/synsets/{ZEBRA}?show=x", "expected one of all, right"),
+        ("/compare?page=-1", "expected the number of a page"),
+        (f"/thumbnails/{ZEBRA}/0?size=99999", "expected 192 or 384"),
+    ],
+)
+def test_a_view_that_is_none_is_told(site: httpx.Client, query: str, expected: str) -> None:
+    answer = site.get(query)
+    assert answer.status_code == 400
+    assert expected in answer.text
+    assert "<script>alert" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        *((host, 200) for host in ("localhost", "LOCALHOST:1", "127.0.0.1:9999", "[::1]:8642")),
+        *((host, 400) for host in ("example.org", "localhost.example.org", "127.0.0.1.nip.io")),
+        *((host, 400) for host in ("", "localhost@example.org", "10.0.0.1:80", "2130706433")),
+    ],
+)
+def test_another_name_for_this_machine_is_refused(site: httpx.Client, host: str, code: int) -> None:
+    status, body = asked_raw(site, f"GET /about HTTP/1.1\r\nHost: {host}\r\n")
+    assert status == code, body
+
+
+TOKEN = "s3cret-s3cret-s3cret"
+
+
+@pytest.fixture(scope="module")
+def locked(roots: tuple[Path, Path]) -> Iterator[httpx.Client]:
+    with served(Exhibit(roots[0]), token=TOKEN, loopback=False) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "address", [*PAGES[:8], f"/images/{ZEBRA}/0", f"/synsets/{ZEBRA}.zip", "/list.csv", "/x"]
+)
+def test_without_the_token_nothing_is_given(locked: httpx.Client, address: str) -> None:
+    locked.cookies.clear()
+    join = "&" if "?" in address else "?"
+    for attempt in ("", f"{join}token=", f"{join}token={TOKEN[:-1]}", f"{join}token=%ff%00é"):
+        answer = locked.get(address + attempt)
+        assert answer.status_code == 403
+        assert "Open the whole address" in answer.text
+        assert "zebra" not in answer.text
+        assert "set-cookie" not in answer.headers
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+def test_the_token_becomes_a_cookie_and_leaves_the_address(locked: httpx.Client) -> None:
+    locked.cookies.clear()
+    assert locked.get("/assets/browse.css").status_code == 200, "the refusal has a style"
+    entered = locked.get(f"/synsets/{ZEBRA}?token={TOKEN}&show=right")
+    assert entered.status_code == 303
+    assert entered.headers["location"] == f"/synsets/{ZEBRA}?show=right"
+    cookie = entered.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert "Path=/" in cookie
+    assert locked.get("/").status_code == 200
+    assert locked.get("/", headers={"Host": "node7.cluster.example:80"}).status_code == 200
+    (name,) = locked.cookies
+    locked.cookies.clear()
+    assert locked.get("/", headers={"Cookie": f"{name}={TOKEN}x"}).status_code == 403
+    for wrong in (b"\xff\xfe", b'"' + TOKEN.encode(), b"=; ="):
+        assert locked.get("/", headers={"Cookie": name.encode() + b"=" + wrong}).status_code == 403
+
+
+def test_the_token_leads_to_no_other_machine(locked: httpx.Client) -> None:
+    for path in ("//example.org/", "/\\example.org", "///example.org/%2f.."):
+        status, _ = asked_raw(locked, f"GET {path}?token={TOKEN} HTTP/1.1\r\nHost: a\r\n")
+        answer = locked.get(f"{path}?token={TOKEN}")
+        assert status == answer.status_code == 303
+        assert answer.headers["location"].startswith("/")
+        assert not answer.headers["location"].startswith(("//", "/\\"))
+
+
+def test_who_goes_away_in_the_middle_disturbs_nobody(
+    site: httpx.Client, roots: tuple[Path, Path]
+) -> None:
+    place = site.base_url.host, site.base_url.port or 0
+    for path in (f"/synsets/{ZEBRA}.zip", "/list.csv", "/", f"/images/{ZEBRA}/0") * 5:
+        connection = socket.create_connection(place)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        connection.recv(100)
+        # Not a farewell but a reset, as of a laptop that was shut.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        connection.close()
+    assert site.get("/").status_code == 200
+    assert zip_of(site.get(f"/synsets/{ZEBRA}.zip").content).namelist()
+
+
+def test_an_error_in_a_page_is_one_sentence_there_and_a_line_in_the_log(
+    roots: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    exhibit = Exhibit(roots[0])
+    exhibit.library.release.close()
+    del exhibit.library.collection  # a fault of our own
+    with served(exhibit) as site:
+        answer = site.get(f"/synsets/{ZEBRA}")
+        assert answer.status_code == 500
+        assert "stands in the terminal" in answer.text
+        assert "AttributeError" not in answer.text
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert site.get("/assets/browse.css").status_code == 200
+    assert [record for record in caplog.records if "AttributeError" in record.message]
+
+
+def test_assets_stand_in_memory_and_are_kept(site: httpx.Client) -> None:
+    for name, kind in (("htmx.min.js", "javascript"), ("browse.css", "css"), ("map.js", "script")):
+        answer = site.get(f"/assets/{name}")
+        assert kind in answer.headers["content-type"]
+        tag = answer.headers["etag"]
+        assert site.get(f"/assets/{name}", headers={"If-None-Match": tag}).status_code == 304
+        named = site.get(f"/assets/{name}", params={"v": tag.strip('"')})
+        assert "immutable" in named.headers["cache-control"]
+        assert "immutable" not in site.get(f"/assets/{name}?v=x").headers["cache-control"]
+
+
+def test_a_port_is_the_one_asked_for_or_the_next_free_one() -> None:
+    with listen("127.0.0.1", 0, token=False) as first:
+        with pytest.raises(SdwnError, match=rf"port {first.port} is taken; leave --port away"):
+            listen("127.0.0.1", first.port, token=False)
+        with listen("127.0.0.1", None, False) as one, listen("127.0.0.1", None, False) as other:
+            assert 8642 <= one.port < other.port
+            assert one.token is None
+            assert one.url == f"http://127.0.0.1:{one.port}/"
+    with pytest.raises(UsageError, match="expected a name or address of this machine"):
+        listen("no such host", 0, token=False)
+    with pytest.raises(UsageError, match="expected a name or address of this machine"):
+        listen("192.0.2.1", 0, token=False)
+
+
+def test_off_loopback_there_is_always_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listen("0.0.0.0", 0, token=False) as everywhere, listen("::1", 0, True) as asked:
+        assert not everywhere.loopback
+        assert everywhere.token is not None
+        assert len(everywhere.token) >= 40
+        assert everywhere.url.startswith(f"http://{socket.gethostname()}:{everywhere.port}/?token=")
+        assert asked.token is not None
+        assert asked.token != everywhere.token
+        assert asked.url == f"http://[::1]:{asked.port}/?token={asked.token}"
+        assert everywhere.tunnel is None
+
+
+def test_the_way_in_is_told_where_it_is_remote(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SSH_CONNECTION", "SLURM_JOB_ID", "SLURM_SUBMIT_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOGNAME", "ada")
+    node = socket.gethostname()
+    with listen("127.0.0.1", 0, token=False) as found:
+        forwarded = f"-L {found.port}:127.0.0.1:{found.port}"
+        assert found.tunnel is None
+        monkeypatch.setenv("SSH_CONNECTION", "10.0.0.1 5000 10.0.0.2 22")
+        assert found.tunnel == f"ssh -N {forwarded} ada@{node}"
+        monkeypatch.setenv("SLURM_JOB_ID", "1")
+        monkeypatch.setenv("SLURM_SUBMIT_HOST", "login1")
+        assert found.tunnel == f"ssh -N -J ada@login1 {forwarded} ada@{node}"
+
+
+def test_the_command_serves_until_it_is_interrupted(sdwn: Sdwn, roots: tuple[Path, Path]) -> None:
+    process = sdwn.start("browse", roots[0], roots[1], "--port", "0", "--json")
+    assert process.stdout is not None
+    told = json.loads(process.stdout.readline())
+    assert told["pid"] == process.pid
+    assert told["release"] == str(roots[0])
+    assert (told["images"], told["synsets"], told["evaluation"]) == (40, 4, "drawn")
+    with httpx.Client(base_url=told["url"]) as client:
+        assert "zebra" in client.get("/").text
+        assert client.get(f"/compare/{PUG}").status_code == 200
+        # A download that nobody reads must not keep it.
+        with client.stream("GET", "/list.csv"):
+            process.send_signal(signal.SIGINT)
+            printed, log = process.communicate(timeout=20)
+    assert (process.returncode, printed, log) == (0, "", "")
+
+
+def test_the_command_with_a_token_ends_by_sigterm(sdwn: Sdwn, roots: tuple[Path, Path]) -> None:
+    process = sdwn.start("browse", roots[0], "--port", "0", "--token")
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    assert "?token=" in url
+    with httpx.Client(follow_redirects=True) as client:
+        assert client.get(url.partition("?")[0]).status_code == 403
+        answer = client.get(url)
+        assert (answer.status_code, "token" in str(answer.url)) == (200, False)
+    process.terminate()
+    _, log = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "Ctrl-C ends it" in log
+    assert "Traceback" not in log
+
+
+def test_what_cannot_be_served_is_told_in_a_line(sdwn: Sdwn, roots: tuple[Path, Path]) -> None:
+    with listen("127.0.0.1", 0, token=False) as taken:
+        failed = sdwn("browse", roots[0], "--port", taken.port, code=1)
+        assert f"port {taken.port} is taken" in failed.stderr
+    assert "no release here" in sdwn("browse", "nowhere", code=1).stderr
+    for wrong, code in ((("--evaluation", "x"), 2), (("nowhere",), 1)):
+        failed = sdwn("browse", roots[0], *wrong, "--port", "0", code=code)
+        assert failed.stderr.count("\n") == 1, failed.stderr
+
+
+def memory_bytes(pid: int) -> int:
+    """What a process holds in memory, but for files that the system may drop."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(
+        next(line for line in text.splitlines() if line.startswith("RssAnon")).split()[1]
+    )
+
+
+def visit(place: tuple[str, int], stop: Callable[[], bool], seed: int) -> tuple[int, list[str]]:
+    """Look around until it is time; return how many answers there were, and what went wrong."""
+    addresses = [
+        *(f"/thumbnails/{wnid}/{n}?size={s}" for wnid in CLASSES for n in range(10) for s in SIZES),
+        *(f"/images/{ZEBRA}/{n}" for n in (0, 1, 2)),
+        *PAGES,
+        *("/?q=zeb", "/?q=corgy", "/?q=dog+cat", f"/synsets/{PUG}.zip", "/list.csv"),
+    ]
+    count, wrong = 0, list[str]()
+    # Python's own client: with one that does more, the crowd takes longer than the server.
+    with contextlib.closing(http.client.HTTPConnection(*place, timeout=60)) as connection:
+        while not (count and stop()):
+            address = addresses[(seed * 7 + count * 11) % len(addresses)]
+            connection.request("GET", address)
+            answer = connection.getresponse()
+            content = answer.read()
+            count += 1
+            if answer.status != 200 or not content:
+                wrong.append(f"{address}: {answer.status}")
+    return count, wrong
+
+
+SIZES = (192, 384)
+
+
+def crowded(sdwn: Sdwn, roots: tuple[Path, Path], folder: Path, seconds: float) -> list[int]:
+    """Have 50 clients look around a release with a damaged image; return memory meanwhile."""
+    root = copied(roots[0], folder)
+    damage(root, TABBY, 3)
+    process = sdwn.start("browse", root, roots[1], "--port", "0", "--json")
+    assert process.stdout is not None
+    place = "127.0.0.1", json.loads(process.stdout.readline())["port"]
+    end, held = time.monotonic() + seconds, list[int]()
+    with ThreadPoolExecutor(50) as crowd:
+        visits = [
+            crowd.submit(visit, place, lambda: time.monotonic() > end, seed) for seed in range(50)
+        ]
+        while time.monotonic() < end:
+            time.sleep(seconds / 20)
+            held.append(memory_bytes(process.pid))
+        found = [one.result() for one in visits]
+    process.send_signal(signal.SIGINT)
+    _, log = process.communicate(timeout=20)
+    assert [line for _, wrong in found for line in wrong] == []
+    assert log == ""
+    (folder / "load.txt").write_text(f"{sum(c for c, _ in found) / seconds:.0f}/s {held}")
+    return held
+
+
+def test_fifty_clients_at_once(sdwn: Sdwn, roots: tuple[Path, Path], tmp_path: Path) -> None:
+    assert crowded(sdwn, roots, tmp_path, 3)
+
+
+@pytest.mark.long
+def test_fifty_clients_for_a_minute_take_no_more_memory(
+    sdwn: Sdwn, roots: tuple[Path, Path], tmp_path: Path
+) -> None:
+    held = crowded(sdwn, roots, tmp_path, 60)
+    # Small pictures are kept and threads started in the beginning; nothing grows after.
+    assert max(held[10:]) <= 1.05 * max(held[3:10])
+
+
+def test_nothing_of_a_release_is_ever_written(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    root = copied(roots[0], tmp_path)
+    for path in [*root.rglob("*"), root]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = stamps(root)
+    with served(Exhibit(root)) as site:
+        for address in (*PAGES[:11], f"/synsets/{ZEBRA}.zip", "/list.csv", f"/images/{ZEBRA}/0"):
+            assert site.get(address).status_code == 200
+    assert stamps(root) == before
+    for path in [*root.rglob("*"), root]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def stamps(root: Path) -> dict[Path, tuple[int, int]]:
+    found = {path: path.stat() for path in root.rglob("*")}
+    return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in found.items()}
+
+
+def test_pictures_wait_for_one_another_not_pages_for_them() -> None:
+    assert responses.Gallery()._at_once.total_tokens <= max(2, os.cpu_count() or 1)
