@@ -112,7 +112,7 @@ class Release:
         try:
             # Not a path, which may be no text; not Python's file, which Arrow's threads may
             # still hold when Python ends.
-            table = pq.read_table(pa.BufferReader(self.paths.metadata.read_bytes()))
+            table = pq.ParquetFile(pa.BufferReader(self.paths.metadata.read_bytes())).read()
         except (OSError, pa.ArrowException) as error:
             raise IntegrityError(f"{self.paths.metadata}: cannot be read: {error}") from None
         _check_schema(self.paths.metadata, table)

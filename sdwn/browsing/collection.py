@@ -103,9 +103,9 @@ class Collection:
         return found
 
     @cached_property
-    def codecs(self) -> tuple[str, ...]:
-        """How its images are encoded."""
-        return tuple(sorted(self.release.metadata["codec"].unique().to_pylist()))
+    def in_imagenet(self) -> NDArray[np.bool_]:
+        """Tell, by position, which synsets are classes of ImageNet-1k."""
+        return np.array([entry.imagenet_class is not None for entry in self.synsets], dtype=bool)
 
     def _entries(self, synsets: list[tuple[str, str]]) -> tuple[Entry, ...]:
         planned = self.release.synsets
@@ -161,4 +161,4 @@ def _statuses(table: pa.Table) -> NDArray[np.uint8]:
 
 
 def _lemmas(joined: str) -> tuple[str, ...]:
-    return tuple(lemma.replace("_", " ") for lemma in joined.split(", ") if lemma)
+    return tuple(joined.replace("_", " ").split(", ")) if joined else ()

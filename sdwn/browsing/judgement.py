@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,10 @@ def _matrix(column: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def _guess(index: int, probability: float) -> Guess:
-    wnid = class_wnids()[index]
-    lemma = class_lemmas().get(wnid, wnid).partition(",")[0]
-    return Guess(wnid, lemma.replace("_", " "), probability)
+    return Guess(class_wnids()[index], _class_names()[index], probability)
+
+
+@cache
+def _class_names() -> tuple[str, ...]:
+    lemmas = class_lemmas()
+    return tuple(lemmas.get(wnid, wnid).partition(",")[0] for wnid in class_wnids())

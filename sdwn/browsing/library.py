@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +19,8 @@ from sdwn.browsing.shot import Shot
 from sdwn.browsing.tree import Tree
 from sdwn.browsing.view import BadViewError, View
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.evaluation.record import evaluations
+from sdwn.evaluation.problems import not_its_own
+from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.hypernyms import open_nouns
 from sdwn.imagenet import class_index
 from sdwn.release import Release
@@ -63,7 +67,7 @@ class Library:
         self.release = Release(root)
         self.collection = Collection(self.release)
         self.refused: dict[str, str] = {}
-        self.evaluations = self._newest_first()
+        self.evaluations = self._sorted_out()
         self.judgement = self._judgement(evaluation)
         self.tree, self.tree_missing = self._tree()
         self.index = Index(self.collection)
@@ -73,6 +77,16 @@ class Library:
         """Close files and search."""
         self.index.close()
         self.release.close()
+
+    def warm(self) -> None:
+        """Make search and tree in a thread of their own, so that the first to ask need not wait."""
+        threading.Thread(target=self._make, name="warm", daemon=True).start()
+
+    def _make(self) -> None:
+        with suppress(sqlite3.ProgrammingError):  # closed meanwhile
+            self.index.warm()
+            if self.tree:
+                self.tree.warm()
 
     def shot(self, wnid: str, number: int) -> Shot | None:
         """Describe one image, with what was said of it; None if there is none."""
@@ -162,7 +176,7 @@ class Library:
         """Tell, by position, which synsets a view takes, search apart."""
         fits = np.ones(len(self.collection), dtype=bool)
         if view.imagenet:
-            fits &= [entry.imagenet_class is not None for entry in self.collection.synsets]
+            fits &= self.collection.in_imagenet
         if view.group is not None:
             fits &= self._below(self._group(view.group), f"group={view.group}")
         if view.below is not None:
@@ -199,12 +213,25 @@ class Library:
             np.divide(self.judgement.right, judged, out=rates, where=judged > 0)
         return rates
 
-    def _newest_first(self) -> list[str]:
-        made = evaluations(self.release.paths)
-        return sorted(made, key=lambda name: (-made[name], name))
+    def _sorted_out(self) -> list[str]:
+        """List the evaluations that can be shown, newest first, and refuse the others."""
+        made, fit = evaluations(self.release.paths), []
+        for name in sorted(made, key=lambda name: (-made[name], name)):
+            paths = self.release.paths.evaluation(name)
+            try:
+                problem = not_its_own(self.release, paths, read_evaluation(paths))
+            except IntegrityError as error:
+                problem = str(error)
+            if problem:
+                self.refused[name] = problem
+            else:
+                fit.append(name)
+        return fit
 
     def _judgement(self, name: str | None) -> Judgement | None:
         if name is not None:
+            if name in self.refused:
+                raise IntegrityError(self.refused[name])
             if name not in self.evaluations:
                 had = ", ".join(self.evaluations) or "none"
                 raise UsageError(f"{self.release}: no evaluation {name!r}; there is {had}")

@@ -9,25 +9,40 @@ import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.browsing.collection import Collection, Entry
+from sdwn.browsing.once import Once
 from sdwn.errors import SdwnError
 
-# More words only narrow down to nothing.
+Positions = NDArray[np.int64]
+
+# More letters and words only narrow down to nothing.
+LONGEST = 200
 MOST_WORDS = 12
 # A word of fewer letters is in nearly every gloss.
 SHORTEST = 2
 # Words that differ in more are others; of short ones hardly anything would be left.
 LEAST_ALIKE = 0.6
+# A wnid's or a name's beginning, which no lemma has.
+_IDENTIFIER = re.compile(r"n[0-9]|.*\.n\b")
+# morphy(7WN): ends of plurals, and of their singulars.
+_PLURALS = (
+    *(("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh")),
+    *(("men", "man"), ("ies", "y")),
+)
 _WORD = re.compile(r"[^\W_]+")
 _SCHEMA = (
     "CREATE VIRTUAL TABLE texts USING fts5"
-    "(lemmas, said, content='', tokenize='unicode61 remove_diacritics 2', prefix='2 3')"
+    "(lemmas, said, content='', tokenize='unicode61 remove_diacritics 2')",
+    "CREATE VIRTUAL TABLE words USING fts5vocab(texts, 'col')",
 )
-_VOCABULARY = "CREATE VIRTUAL TABLE words USING fts5vocab(texts, 'col')"
+_INSERT = "INSERT INTO texts(rowid, lemmas, said) VALUES (?, ?, ?)"
+_WEIGH = "SELECT term, col, doc FROM words ORDER BY term"
 _FIND = "SELECT rowid FROM texts WHERE texts MATCH ? ORDER BY rank"
 
 
@@ -38,29 +53,35 @@ class Found:
     ``corrected`` is None where words were taken as they were written.
     """
 
-    positions: NDArray[np.int64]
+    positions: Positions
     corrected: str | None = None
 
 
 class Index:
     """A search over lemmas, names, wnids, glosses and prompts, in memory; threads may share it.
 
+    It is made when something is first searched for, in a fraction of a second.
+
     Raises:
         SdwnError: this Python's SQLite has no full text search.
     """
 
     def __init__(self, collection: Collection) -> None:
-        entries = collection.synsets
-        self._size = len(entries)
-        self._names, self._named = _names(entries)
+        self._collection = collection
         self._lock = threading.Lock()
-        self._database = _database(entries)
-        self._words, self._weights = self._vocabulary()
+        self._database = _database()
+        self._lemmas = Once(self._filled)
+        self._words = Once(self._vocabulary)
 
     def close(self) -> None:
         """Give its memory back."""
         with self._lock:
             self._database.close()
+
+    def warm(self) -> None:
+        """Make it now."""
+        self._lemmas()
+        self._words()
 
     def search(self, text: str) -> Found:
         """Find synsets; of an empty text all, in the collection's order.
@@ -70,10 +91,10 @@ class Index:
         those with any of the words. Each word may be the beginning of one. Where a word begins
         no word here, the nearest one is taken instead.
         """
-        whole = _plain(text)
-        if not whole:
-            return Found(np.arange(self._size))
+        whole = plain(text[:LONGEST])
         words = _WORD.findall(whole)[:MOST_WORDS]
+        if not text.strip():
+            return Found(np.arange(len(self._collection)))
         found = self._find(whole, words)
         if len(found):
             return Found(found)
@@ -83,118 +104,157 @@ class Index:
         found = self._find(" ".join(mended), mended)
         return Found(found if len(found) else self._any(mended), " ".join(mended))
 
-    def _find(self, whole: str, words: list[str]) -> NDArray[np.int64]:
-        return _once([*self._called(whole), *self._with_all(words)])
+    def _find(self, whole: str, words: list[str]) -> Positions:
+        return _once(
+            [*self._identified(whole), *self._lemmas().find(whole), *self._with_all(words)]
+        )
 
-    def _called(self, whole: str) -> Iterator[int]:
-        """Give those that are called so, then those with a name that begins so."""
-        start = bisect_left(self._names, whole)
-        stop = bisect_left(self._names, whole + "\U0010ffff", lo=start)
-        named = sorted(self._named[start:stop])
-        yield from (position for *_, position in named)
+    def _identified(self, whole: str) -> Iterator[int]:
+        """Give the synsets whose name or wnid begins so."""
+        if _IDENTIFIER.match(whole):
+            for entry in self._collection.synsets:
+                if entry.wnid.startswith(whole) or plain(entry.synset).startswith(whole):
+                    yield entry.position
 
     def _with_all(self, words: list[str]) -> Iterator[int]:
-        longest = max(map(len, words), default=0)
         if not words:
             return
         asked = " AND ".join(map(_beginning, words))
         yield from self._matching(f"lemmas : ({asked})")
-        if longest >= SHORTEST:
+        if any(map(_tells, words)):
             yield from self._matching(asked)
 
-    def _any(self, words: list[str]) -> NDArray[np.int64]:
-        if not words:
+    def _any(self, words: list[str]) -> Positions:
+        asked = " OR ".join(_beginning(word) for word in filter(_tells, words))
+        if not asked:
             return _once([])
-        asked = " OR ".join(map(_beginning, words))
         return _once([*self._matching(f"lemmas : ({asked})"), *self._matching(asked)])
 
     def _matching(self, asked: str) -> list[int]:
         with self._lock:
             return [row for (row,) in self._database.execute(_FIND, (asked,))]
 
-    def _vocabulary(self) -> tuple[list[str], dict[str, int]]:
-        """List all words; those of lemmas weigh more, then those that more synsets have."""
+    def _filled(self) -> Lemmas:
+        entries = self._collection.synsets
+        rows = ((entry.position, _bare(" ".join(entry.lemmas)), _said(entry)) for entry in entries)
+        with self._lock:
+            self._database.execute("BEGIN")
+            self._database.executemany(_INSERT, rows)
+            self._database.execute("COMMIT")
+        return Lemmas(entries)
+
+    def _vocabulary(self) -> dict[str, int]:
+        """Weigh all words, in order; those of lemmas first, then those that more synsets have."""
         weights: dict[str, int] = {}
-        for word, column, synsets in self._database.execute("SELECT term, col, doc FROM words"):
-            more = synsets + self._size * (column == "lemmas")
-            weights[word] = weights.get(word, 0) + more
-        return sorted(weights), weights
+        with self._lock:
+            for word, column, synsets in self._database.execute(_WEIGH):
+                more = synsets + len(self._collection) * (column == "lemmas")
+                weights[word] = weights.get(word, 0) + more
+        return weights
 
     def _mended(self, word: str) -> str:
         """Give the word that was meant: itself, if any word here begins so."""
-        place = bisect_left(self._words, word)
-        if self._words[place : place + 1] and self._words[place].startswith(word):
+        weights = self._words()
+        words = list(weights)
+        place = bisect_left(words, word)
+        if words[place : place + 1] and words[place].startswith(word):
             return word
         from rapidfuzz import process
         from rapidfuzz.distance import OSA
 
-        near = process.extract(
-            word,
-            self._words,
-            scorer=OSA.normalized_similarity,
-            score_cutoff=LEAST_ALIKE,
-            limit=8,
-        )
-        best = max(near, key=lambda one: (one[1], self._weights[one[0]]), default=None)
-        return best[0] if best else word
+        alike = OSA.normalized_similarity
+        near = process.extract(word, words, scorer=alike, score_cutoff=LEAST_ALIKE, limit=8)
+        if not near:
+            return word
+        best: str = max(near, key=lambda one: (one[1], weights[one[0]]))[0]
+        return best
 
 
-def _database(entries: tuple[Entry, ...]) -> sqlite3.Connection:
+def _database() -> sqlite3.Connection:
     database = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
     try:
-        database.execute(_SCHEMA)
+        for statement in _SCHEMA:
+            database.execute(statement)
     except sqlite3.OperationalError as error:
         raise SdwnError(
             f"searching takes SQLite with FTS5, this Python's {sqlite3.sqlite_version} has none "
             f"({error}); take a Python from conda or python.org"
         ) from None
-    database.execute("BEGIN")
-    rows = ((entry.position, " ".join(entry.lemmas), _said(entry)) for entry in entries)
-    database.executemany("INSERT INTO texts(rowid, lemmas, said) VALUES (?, ?, ?)", rows)
-    database.execute("COMMIT")
-    database.execute(_VOCABULARY)
     return database
 
 
 def _said(entry: Entry) -> str:
     """Put gloss and prompt together; most prompts repeat the gloss."""
     prompt, gloss = entry.prompt or "", entry.definition
-    return prompt if gloss in prompt else f"{gloss} {prompt}"
+    return _bare(prompt if gloss in prompt else f"{gloss} {prompt}")
 
 
-def _names(
-    entries: Iterable[Entry],
-) -> tuple[list[str], list[tuple[int, int, str, int]]]:
-    """List all that synsets are called, sorted; with each, how good a find it is and of which.
+def _bare(text: str) -> str:
+    # SQLite splits and folds what is ASCII as `plain` does.
+    return text if text.isascii() else plain(text)
 
-    A shorter name is a better find for its beginning, an earlier lemma a better one than a later.
+
+class Lemmas:
+    """What synsets are called, sorted, so that those that begin so stand beside one another."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        called = [
+            (plain(lemma), entry.position, place)
+            for entry in entries
+            for place, lemma in enumerate(entry.lemmas)
+        ]
+        called.sort(key=itemgetter(0))
+        self._names = [name for name, *_ in called]
+        self._positions = np.array([position for _, position, _ in called], np.int64)
+        self._places = np.array([place for *_, place in called], np.int64)
+        self._lengths = np.array(list(map(len, self._names)), np.int64)
+
+    def find(self, text: str) -> list[int]:
+        """Give the positions of synsets that are called so, in singular too, then that begin so.
+
+        A shorter name is a better find for its beginning, an earlier lemma a better one.
+        """
+        called = [self._between(one, one + "\0") for one in (text, *singulars(text))]
+        begun = self._between(text, text + "\U0010ffff") if text else []
+        return [*chain(*called), *begun]
+
+    def _between(self, first: str, last: str) -> list[int]:
+        start, stop = (bisect_left(self._names, name) for name in (first, last))
+        keys = (self._positions, self._places, self._lengths)
+        order = start + np.lexsort([key[start:stop] for key in keys])
+        found: list[int] = self._positions[order].tolist()
+        return found
+
+
+def singulars(text: str) -> list[str]:
+    """Give what a noun may be the plural of, by the rules of morphy(7WN).
+
+    >>> singulars("red foxes"), singulars("sheep")
+    (['red foxe', 'red fox'], [])
     """
-    called = sorted(
-        (name, (len(name), place, entry.synset, entry.position))
-        for entry in entries
-        for place, name in enumerate(_called(entry))
-    )
-    return [name for name, _ in called], [rank for _, rank in called]
+    return [text.removesuffix(end) + instead for end, instead in _PLURALS if text.endswith(end)]
 
 
-def _called(entry: Entry) -> list[str]:
-    return [*map(_plain, entry.lemmas), entry.synset.casefold(), entry.wnid]
-
-
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Write a text as names are compared: no case, no accents, ``_`` as a space.
 
-    >>> _plain("  Crème_brûlée ")
+    >>> plain("  Crème_brûlée ")
     'creme brulee'
     """
-    parts = unicodedata.normalize("NFKD", text.casefold())
-    bare = "".join(c for c in parts if not unicodedata.combining(c))
+    bare = text.casefold()
+    if not bare.isascii():
+        parts = unicodedata.normalize("NFKD", bare)
+        bare = "".join(c for c in parts if not unicodedata.combining(c))
     return " ".join(bare.replace("_", " ").split())
+
+
+def _tells(word: str) -> bool:
+    return len(word) >= SHORTEST or not word.isascii()
 
 
 def _beginning(word: str) -> str:
     return f'"{word}" *'
 
 
-def _once(positions: list[int]) -> NDArray[np.int64]:
+def _once(positions: list[int]) -> Positions:
     return np.array(list(dict.fromkeys(positions)), dtype=np.int64)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sdwn.browsing.collection import Collection
 from sdwn.browsing.judgement import Judgement
+from sdwn.browsing.once import Once
 from sdwn.hypernyms import Nouns
 
 # The nodes below a node: places in the tree's numbering, as pieces from a start up to a stop.
@@ -43,84 +44,105 @@ class Node:
         return self.right / self.judged if self.judged else None
 
 
-class Tree:
-    """What lies below what, of all synsets that have images and all that are above them.
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """The nodes by wnid: what is above and below each, and their numbers.
 
     Nodes are numbered depth first, so that most subtrees are one run of numbers, and the few
     synsets that have several hypernyms add runs to the others: counting is a difference of sums.
+    ``sums`` add up counts in the order of numbers, from 0; ``positions`` are those in the
+    collection, -1 where the release has not the synset.
+    """
+
+    parents: dict[str, tuple[str, ...]]
+    names: dict[str, str]
+    children: dict[str, list[str]]
+    numbers: dict[str, int]
+    pieces: dict[str, Pieces]
+    positions: NDArray[np.int64]
+    sums: dict[str, NDArray[np.int64]]
+
+    def count(self, name: str, wnid: str) -> int:
+        """Count at and below a node."""
+        sums = self.sums[name]
+        return sum(int(sums[stop] - sums[start]) for start, stop in self.pieces[wnid])
+
+    def holds(self, wnid: str, other: str) -> bool:
+        """Tell whether a node is another one or above it."""
+        number = self.numbers[other]
+        return any(start <= number < stop for start, stop in self.pieces[wnid])
+
+
+class Tree:
+    """What lies below what, of all synsets that have images and all that are above them.
+
+    It is made when it is first asked something, in a fraction of a second; threads may share it.
     """
 
     def __init__(
         self, nouns: Nouns, collection: Collection, judgement: Judgement | None = None
     ) -> None:
-        self._nouns, self._collection = nouns, collection
-        self._parents = _closure(nouns, [entry.wnid for entry in collection.synsets])
-        self._names = {wnid: self._name(wnid) for wnid in self._parents}
-        self._children = self._below_each()
-        self._numbers, stops = _numbered(self._tops(), self._children)
-        self._pieces = _pieces(self._numbers, stops, self._children)
-        self._positions = self._positions_by_number()
-        self._sums = self._summed(judgement)
-        self.root = self._lowest()
+        self._nouns, self._collection, self._judgement = nouns, collection, judgement
+        self._shape = Once(self._grown)
+        self._root = Once(self._lowest)
 
     def __contains__(self, wnid: str) -> bool:
-        return wnid in self._parents
+        return wnid in self._shape().parents
+
+    def warm(self) -> None:
+        """Make it now."""
+        self._root()
+
+    @property
+    def root(self) -> str:
+        """The lowest node that holds all synsets; of several tops, below the one with most."""
+        return self._root()
 
     def node(self, wnid: str) -> Node | None:
         """Describe a synset; None if there are no images at or below it."""
-        if wnid not in self._parents:
+        shape = self._shape()
+        if wnid not in shape.parents:
             return None
-        counts = {name: self._count(sums, wnid) for name, sums in self._sums.items()}
         return Node(
             wnid=wnid,
-            name=self._names[wnid],
+            name=shape.names[wnid],
             definition=self._nouns.definition(wnid),
             in_release=self._collection.entry(wnid) is not None,
-            parents=self._parents[wnid],
-            children=tuple(self._children.get(wnid, ())),
-            **counts,
+            parents=shape.parents[wnid],
+            children=tuple(shape.children.get(wnid, ())),
+            **{name: shape.count(name, wnid) for name in shape.sums},
         )
 
     def below(self, wnid: str) -> NDArray[np.bool_]:
         """Tell, by position in the collection, which synsets are this one or lie below it."""
+        shape = self._shape()
         found = np.zeros(len(self._collection), dtype=bool)
-        for start, stop in self._pieces.get(wnid, ()):
-            positions = self._positions[start:stop]
+        for start, stop in shape.pieces.get(wnid, ()):
+            positions = shape.positions[start:stop]
             found[positions[positions >= 0]] = True
         return found
 
     def path(self, wnid: str) -> list[Node]:
-        """Give the nodes from the root, or else the top, down to one: the shortest way by name."""
-        return [node for one in self._way(wnid) if (node := self.node(one))]
+        """Give the nodes from the root down to one, or from the top to what is above the root.
 
-    def _way(self, wnid: str) -> list[str]:
-        """Go up in rings: the first way to reach the root is a shortest one."""
-        if wnid not in self._parents:
+        Of several ways a shortest, of these the first by name.
+        """
+        shape = self._shape()
+        if wnid not in shape.parents:
             return []
-        goal = self.root if self._holds(self.root, wnid) else None
-        ring: list[tuple[str, ...]] = [(wnid,)]
-        seen = {wnid}
-        while ring:
-            for way in ring:
-                if way[0] == goal or (goal is None and not self._parents[way[0]]):
-                    return list(way)
-            above = sorted(
-                ((parent, *way) for way in ring for parent in self._parents[way[0]]),
-                key=lambda way: [self._names[one] for one in way],
-            )
-            ring = []
-            for way in above:
-                if way[0] not in seen:
-                    seen.add(way[0])
-                    ring.append(way)
-        return [wnid]
+        goal = self.root if shape.holds(self.root, wnid) else ""
+        way = _way(shape, wnid, goal)
+        return [node for one in way if (node := self.node(one))]
 
-    def _holds(self, wnid: str, other: str) -> bool:
-        number = self._numbers[other]
-        return any(start <= number < stop for start, stop in self._pieces[wnid])
-
-    def _count(self, sums: NDArray[np.int64], wnid: str) -> int:
-        return sum(int(sums[stop] - sums[start]) for start, stop in self._pieces[wnid])
+    def _grown(self) -> _Shape:
+        parents = _closure(self._nouns, [entry.wnid for entry in self._collection.synsets])
+        names = {wnid: self._name(wnid) for wnid in parents}
+        children = _children(parents, names)
+        numbers, stops = _numbered(_tops(parents), children)
+        positions = self._positions(numbers)
+        sums = {name: _summed(values, positions) for name, values in self._counts().items()}
+        pieces = _pieces(numbers, stops, children)
+        return _Shape(parents, names, children, numbers, pieces, positions, sums)
 
     def _name(self, wnid: str) -> str:
         if entry := self._collection.entry(wnid):
@@ -128,53 +150,68 @@ class Tree:
         lemmas = self._nouns.lemmas(wnid)
         return lemmas[0].replace("_", " ") if lemmas else wnid
 
-    def _below_each(self) -> dict[str, list[str]]:
-        children: dict[str, list[str]] = {}
-        for wnid in sorted(self._parents, key=lambda one: (self._names[one], one)):
-            for parent in self._parents[wnid]:
-                children.setdefault(parent, []).append(wnid)
-        return children
-
-    def _tops(self) -> list[str]:
-        return sorted(wnid for wnid, parents in self._parents.items() if not parents)
-
-    def _positions_by_number(self) -> NDArray[np.int64]:
-        """Give the collection's position of each node, -1 where the release has it not."""
-        found = np.full(len(self._numbers), -1, np.int64)
+    def _positions(self, numbers: dict[str, int]) -> NDArray[np.int64]:
+        found = np.full(len(numbers), -1, np.int64)
         for entry in self._collection.synsets:
-            found[self._numbers[entry.wnid]] = entry.position
+            found[numbers[entry.wnid]] = entry.position
         return found
 
-    def _summed(self, judgement: Judgement | None) -> dict[str, NDArray[np.int64]]:
-        entries, collection = len(self._collection), self._collection
-        nothing = np.zeros(entries, np.int64)
-        counts = {
-            "synsets": np.ones(entries, np.int64),
+    def _counts(self) -> dict[str, NDArray[np.int64]]:
+        collection, judgement = self._collection, self._judgement
+        nothing = np.zeros(len(collection), np.int64)
+        return {
+            "synsets": nothing + 1,
             "images": np.diff(collection.starts),
             "judged": judgement.judged if judgement else nothing,
             "right": judgement.right if judgement else nothing,
             "black": collection.total(collection.black),
         }
-        return {name: self._running(values) for name, values in counts.items()}
-
-    def _running(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        # The last place, -1, stands for nodes that the release has not.
-        placed = np.append(values, 0)[self._positions]
-        return np.concatenate([[0], np.cumsum(placed)])
 
     def _lowest(self) -> str:
-        """Find the lowest node that holds all synsets; of several tops, the one that holds most."""
-        synsets = self._sums["synsets"]
-        if not self._parents:
-            return ""
-        found = max(self._tops(), key=lambda wnid: self._count(synsets, wnid))
-        whole = self._count(synsets, found)
-        while True:
-            children = self._children.get(found, ())
-            lower = next((one for one in children if self._count(synsets, one) == whole), None)
-            if lower is None:
-                return found
+        shape = self._shape()
+        found = max(_tops(shape.parents), key=lambda top: shape.count("synsets", top), default="")
+        whole = shape.count("synsets", found) if found else 0
+        lower: str | None = found
+        while lower:
             found = lower
+            children = shape.children.get(found, ())
+            lower = next((one for one in children if shape.count("synsets", one) == whole), None)
+        return found
+
+
+def _way(shape: _Shape, wnid: str, goal: str) -> list[str]:
+    """Go up ring by ring: the first way that arrives is a shortest one. No goal is any top."""
+    ring: list[tuple[str, ...]] = [(wnid,)]
+    seen = {wnid}
+    while True:
+        for way in ring:
+            if way[0] == goal or not (goal or shape.parents[way[0]]):
+                return list(way)
+        above = [(parent, *way) for way in ring for parent in shape.parents[way[0]]]
+        above.sort(key=lambda way: [shape.names[one] for one in way])
+        ring = []
+        for way in above:
+            if way[0] not in seen:
+                seen.add(way[0])
+                ring.append(way)
+
+
+def _summed(values: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    # The last place, -1, stands for nodes that the release has not.
+    return np.concatenate([[0], np.cumsum(np.append(values, 0)[positions])])
+
+
+def _tops(parents: dict[str, tuple[str, ...]]) -> list[str]:
+    return sorted(wnid for wnid, above in parents.items() if not above)
+
+
+def _children(parents: dict[str, tuple[str, ...]], names: dict[str, str]) -> dict[str, list[str]]:
+    """Map synsets to what is right below them, by name."""
+    children: dict[str, list[str]] = {}
+    for wnid in sorted(parents, key=lambda one: (names[one], one)):
+        for parent in parents[wnid]:
+            children.setdefault(parent, []).append(wnid)
+    return children
 
 
 def _closure(nouns: Nouns, wnids: list[str]) -> dict[str, tuple[str, ...]]:
@@ -217,14 +254,14 @@ def _pieces(
     found: dict[str, Pieces] = {}
     # In the order in which numbering left them, what is below a node stands before it.
     for wnid, stop in stops.items():
-        own = (numbers[wnid], stop)
+        start = numbers[wnid]
         others = {
             piece
             for child in children.get(wnid, ())
             for piece in found[child]
-            if not own[0] <= piece[0] < piece[1] <= own[1]
+            if piece[0] < start or piece[1] > stop
         }
-        found[wnid] = _joined([own, *others]) if others else (own,)
+        found[wnid] = _joined([(start, stop), *others]) if others else ((start, stop),)
     return found
 
 
