@@ -5,6 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+from sdwn.browsing.downloads import image_list
+from sdwn.browsing.library import Library
+from sdwn.browsing.view import View
 from sdwn.errors import UsageError
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.listed import listed
@@ -128,6 +131,14 @@ def test_the_table_of_metadata_is_a_list(release: Release, tmp_path: Path) -> No
         writer.writerows(rows)
     some = listed(release, tmp_path / "list.csv")
     assert some.metadata.to_pylist() == rows
+
+
+def test_the_list_of_a_search_is_a_list(release: Release, tmp_path: Path) -> None:
+    """What ``sdwn browse`` gives for a view, page by page or not."""
+    library = Library(release.paths.root)
+    text = "".join(image_list(library.all_rows(View(q="corgi zebra"))))
+    some = listed(release, write(tmp_path, text))
+    assert held(some) == [(wnid, number) for wnid in (CORGI, ZEBRA) for number in range(3)]
 
 
 def test_a_killed_export_of_a_list_goes_on(release: Release, tmp_path: Path) -> None:
