@@ -216,6 +216,10 @@ def loading(side: str, preset: str) -> Callable[[Path], float]:
     return lambda folder: script("input.py", side, preset, folder / "reading")["images_per_second"]
 
 
+def browsing(name: str, figure: str = "ms") -> Callable[[Path], float]:
+    return lambda folder: script("browsing.py", name, folder / "browsing")[figure]
+
+
 SERIAL = "a loop that saves PNG files"
 LOOP = "accelerate's documented loop"
 
@@ -320,6 +324,27 @@ ROWS = {
             lambda folder: run("ls", "-l", folder / "finished/shards", folder / "finished/tasks")
         ),
     ),
+    "browse": Row(
+        "browse 262,040 images: start to first page, s (less than 2)",
+        "NLTK loads and walks",
+        "<= 0.8",
+        browsing("open", "seconds"),
+        timed(plan_nltk),
+    ),
+    "search": Row(
+        "search as one types, ms a letter",
+        "SQLite's LIKE over the same texts",
+        "<= 0.5",
+        browsing("search"),
+        browsing("like"),
+    ),
+    "search-page": Row(
+        "slowest page as one types, ms (less than 100)",
+        "SQLite's LIKE over the same texts",
+        "",
+        browsing("pages"),
+        browsing("like"),
+    ),
     "tune": Row(
         "tuner: share of the best speed",
         "best of 500 simulated cards",
@@ -338,6 +363,8 @@ def prepare(folder: Path, names: set[str]) -> None:
         make_shards(folder / "many", shards=80, size=40_000)
     if "status" in names:
         make_finished(folder / "finished")
+    if names & {"browse", "search", "search-page"}:
+        run(PYTHON, Path(__file__).with_name("browsing.py"), "make", folder / "browsing")
     if names & {"read", "input", "input-paper"}:
         (folder / "reading").mkdir()
         run(PYTHON, Path(__file__).with_name("reading.py"), "make", folder / "reading")

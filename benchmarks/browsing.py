@@ -1,21 +1,37 @@
 """What `make bench` measures of browsing: a release as large as the published one, pictures tiny.
 
 ``python benchmarks/browsing.py make FOLDER`` writes it with predictions of all images, drawn by
-chance.
+chance; ``open``, ``pages``, ``search`` and ``like`` measure and print what they found.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import socket
+import sqlite3
+import statistics
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import numpy as np
 import pyarrow as pa
+from sdwn.browsing.collection import Collection
+from sdwn.browsing.search import Index
+from sdwn.browsing.view import View
 from sdwn.config import EvaluationConfig, RunConfig, StorageConfig
 from sdwn.files import ReleasePaths, RunPaths
+from sdwn.release import Release
+
+TYPED = ("zebra", "golden retriever", "goldne retreiver", "large bird of prey")
 
 PICTURES = 64
 SIDE = 8
@@ -153,9 +169,94 @@ def make(folder: Path) -> None:
     evaluate(merge([paths], ReleasePaths(folder / "release")))
 
 
-def main(arguments: Sequence[str]) -> None:
-    {"make": make}[arguments[0]](Path(arguments[1]))
+def typed() -> list[str]:
+    """List what stands in the box after each letter."""
+    return [text[:end] for text in TYPED for end in range(1, len(text) + 1)]
+
+
+def opening(folder: Path) -> dict[str, float]:
+    """Time a server from the start of its process to its first page."""
+    with served(folder) as (_, seconds):
+        return {"seconds": seconds}
+
+
+def pages(folder: Path) -> dict[str, float]:
+    """Time the page of what is found after each letter, and give the slowest."""
+    with served(folder) as (address, _):
+        fetch(f"{address}/?q=warm")
+        return {
+            "ms": max(timed(partial(fetch, f"{address}/?{View(q=q).query()}")) for q in typed())
+        }
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, float]]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "sdwn", "browse", folder / "release", "--port", port]
+    began = time.perf_counter()
+    server = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        while not answers(f"{address}/"):
+            assert server.poll() is None, "sdwn browse has ended"
+            time.sleep(0.005)
+        yield address, time.perf_counter() - began
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def answers(address: str) -> bool:
+    try:
+        fetch(address)
+    except URLError:
+        return False
+    return True
+
+
+def fetch(address: str) -> bytes:
+    with urlopen(address) as answer:
+        return answer.read()
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Time an action in milliseconds."""
+    began = time.perf_counter()
+    action()
+    return 1000 * (time.perf_counter() - began)
+
+
+def search(folder: Path) -> dict[str, float]:
+    index = Index(Collection(Release(folder / "release")))
+    index.warm()
+    index.search("zebre")  # imports what mends
+    return {"ms": statistics.mean(timed(partial(index.search, q)) for q in typed())}
+
+
+def like(folder: Path) -> dict[str, float]:
+    database = sqlite3.connect(":memory:")
+    database.execute("CREATE TABLE texts (position INTEGER PRIMARY KEY, text TEXT)")
+    rows = (
+        (entry.position, " ".join((*entry.lemmas, entry.definition, entry.prompt or "")))
+        for entry in Collection(Release(folder / "release")).synsets
+    )
+    database.executemany("INSERT INTO texts VALUES (?, ?)", rows)
+    find = "SELECT position FROM texts WHERE text LIKE '%' || ? || '%'"
+
+    def ask(text: str) -> None:
+        database.execute(find, (text,)).fetchall()
+
+    return {"ms": statistics.mean(timed(partial(ask, q)) for q in typed())}
+
+
+def main(name: str, folder: str) -> None:
+    if name == "make":
+        make(Path(folder))
+    else:
+        measures = {"open": opening, "pages": pages, "search": search, "like": like}
+        print(json.dumps(measures[name](Path(folder))))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

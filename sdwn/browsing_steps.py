@@ -39,8 +39,14 @@ def browse(
         with terminal.working("opening the release"):
             here = Exhibit(release, evaluation)
             there = Exhibit(other, evaluation) if other else None
-        app = make_app(here, there, token=listening.token, loopback=listening.loopback)
-        serve(app, listening, lambda: _told(here, listening, as_json))
+        app = make_app(here, there, token=listening.token, hosts=listening.hosts)
+
+        def ready() -> None:
+            _told(here, listening, as_json)
+            for exhibit in filter(None, (here, there)):
+                exhibit.library.warm()
+
+        serve(app, listening, ready)
 
 
 def _told(here: Exhibit, listening: Listening, as_json: bool) -> None:
@@ -67,7 +73,7 @@ def _found(here: Exhibit, listening: Listening) -> dict[str, Any]:
         "port": listening.port,
         "pid": os.getpid(),
         "tunnel": listening.tunnel,
-        "release": str(library.root),
+        "release": library.root,
         "images": len(library.release),
         "synsets": len(library.collection),
         "evaluation": library.judgement.name if library.judgement else None,

@@ -551,7 +551,7 @@ def browse(
     release: ReleaseFolder,
     other: Annotated[
         Path | None,
-        typer.Argument(metavar="[OTHER]", help="Another release of the same synsets, beside it."),
+        typer.Argument(metavar="OTHER", help="Another release of the same synsets, beside it."),
     ] = None,
     port: Annotated[
         int | None,

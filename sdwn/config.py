@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent
 
 from sdwn.batches import off_grid
 from sdwn.errors import UsageError
@@ -200,6 +197,11 @@ class RunConfig(Section):
 
 
 def _parse(text: str) -> Any:
+    # Here, for what only reads a release needs none.
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.events import AliasEvent
+
     # YAML 1.2: 12:00:00 is text, not a number of base 60, and a key that stands twice an error.
     yaml = YAML(typ="safe", pure=True)
     try:

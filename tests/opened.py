@@ -24,12 +24,12 @@ class Opened:
         return int(self.page.evaluate(f"{root}.scrollWidth - {root}.clientWidth"))
 
 
-def opened(browser: Any, path: Path, ready: str, **options: Any) -> Opened:
-    """Open a page from disk, and wait for an element that shows that it is ready."""
+def opened(browser: Any, place: Path | str, ready: str, **options: Any) -> Opened:
+    """Open a page from disk or a server, and wait for an element that shows that it is ready."""
     found = Opened(browser.new_page(**{"viewport": WIDE, **options}))
     found.page.on("console", lambda said: found.complaints.append(f"{said.type}: {said.text}"))
     found.page.on("pageerror", lambda error: found.complaints.append(str(error)))
     found.page.on("request", lambda asked: found.requests.append(asked.url))
-    found.page.goto(path.as_uri())
+    found.page.goto(place.as_uri() if isinstance(place, Path) else place)
     found.page.wait_for_selector(ready, state="attached")
     return found

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from sdwn.browsing import dress, pages, responses
 from sdwn.browsing.exhibit import Exhibit
-from sdwn.browsing.guard import LOOPBACK_HOSTS, Gate, Hardened
+from sdwn.browsing.guard import LOOPBACK_HOSTS, Gate, Hardened, path_of
 from sdwn.browsing.pairs import Pairs
 from sdwn.errors import SdwnError, UsageError, first_line
 
@@ -37,7 +37,11 @@ SENTENCES = {
 
 
 def make_app(
-    here: Exhibit, there: Exhibit | None = None, *, token: str | None = None, loopback: bool = True
+    here: Exhibit,
+    there: Exhibit | None = None,
+    *,
+    token: str | None = None,
+    hosts: Sequence[str] = LOOPBACK_HOSTS,
 ) -> ASGIApp:
     """Make the application that shows a release, and perhaps another one beside it.
 
@@ -45,11 +49,11 @@ def make_app(
         here: the release.
         there: the one to compare it with.
         token: what lets a visitor in; None lets everybody in who reaches the server.
-        loopback: only this machine reaches it, so that no other name for it is sound.
+        hosts: names that a visitor may know this machine by.
     """
     app = Starlette(
         routes=_routes(),
-        middleware=_guards(token, loopback),
+        middleware=_guards(token, hosts),
         exception_handlers={HTTPException: _refused, SdwnError: _failed, Exception: _broken},
     )
     # An address has one spelling.
@@ -60,10 +64,8 @@ def make_app(
     return Hardened(app)
 
 
-def _guards(token: str | None, loopback: bool) -> Sequence[Middleware]:
-    guards = list[Middleware]()
-    if loopback:
-        guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS))
+def _guards(token: str | None, hosts: Sequence[str]) -> Sequence[Middleware]:
+    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)]
     if token is not None:
         guards.append(Middleware(Gate, token=token, refused=_without_token))
     return guards
@@ -102,13 +104,13 @@ def _refused(request: Request, error: Exception) -> Response:
 def _failed(request: Request, error: Exception) -> Response:
     if isinstance(error, UsageError):
         return _error_page(request, 400, str(error))
-    log.error("%r: %s", request.url.path, error)
+    log.error("%r: %s", path_of(request), error)
     return _error_page(request, 500, str(error))
 
 
 def _broken(request: Request, error: Exception) -> Response:
     log.error(
-        "%r: %s", request.url.path, first_line(error), exc_info=log.isEnabledFor(logging.DEBUG)
+        "%r: %s", path_of(request), first_line(error), exc_info=log.isEnabledFor(logging.DEBUG)
     )
     return _error_page(
         request, 500, "sdwn browse goes on; what went wrong stands in the terminal where it runs."

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sdwn.arrays import numbers
 from sdwn.browsing.shot import Shot
 from sdwn.columns import BLACK, STATUSES
 from sdwn.release import Release
@@ -54,7 +55,7 @@ class Collection:
         table = release.metadata
         wnids, names, codes = _synsets(table)
         by_name = np.array(sorted(range(len(wnids)), key=lambda i: (names[i], wnids[i])), int)
-        self.numbers: NDArray[np.uint32] = table["number"].to_numpy()
+        self.numbers: NDArray[np.uint32] = numbers(table["number"])
         self.positions: NDArray[np.int32] = np.argsort(by_name).astype(np.int32)[codes]
         self.statuses = _statuses(table)
         self.order: Rows = np.lexsort((self.numbers, self.positions))
@@ -135,7 +136,7 @@ class Collection:
         if "prompt" not in table.column_names or not count:
             return [None] * count
         prompts = table["prompt"].combine_chunks().dictionary_encode("encode")
-        codes = prompts.indices.to_numpy()[self.order]
+        codes = numbers(prompts.indices)[self.order]
         first, at = codes[self.starts[:-1]], np.repeat(np.arange(count), np.diff(self.starts))
         other = np.bincount(at[codes != first[at]], minlength=count) > 0
         texts = prompts.dictionary.to_pylist()
@@ -147,16 +148,18 @@ class Collection:
 
 def _synsets(table: pa.Table) -> tuple[list[str], list[str], Rows]:
     """Give wnids and names of the synsets that have images, and which of them each image is of."""
-    encoded = table["wnid"].combine_chunks().dictionary_encode()
-    codes, wnids = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+    wnids, names = (table[name].combine_chunks().dictionary_encode() for name in ("wnid", "synset"))
+    codes, texts = numbers(wnids.indices), names.dictionary.to_pylist()
+    # Coded in the order in which they appear.
     _, first = np.unique(codes, return_index=True)
-    return wnids, table["synset"].take(pa.array(first)).to_pylist(), codes
+    called = numbers(names.indices)[first].tolist()
+    return wnids.dictionary.to_pylist(), [texts[code] for code in called], codes
 
 
 def _statuses(table: pa.Table) -> NDArray[np.uint8]:
     encoded = table["status"].combine_chunks().dictionary_encode()
     known = [STATUSES.index(status) for status in encoded.dictionary.to_pylist()]
-    found: NDArray[np.uint8] = np.array(known, np.uint8)[encoded.indices.to_numpy()]
+    found: NDArray[np.uint8] = np.array(known, np.uint8)[numbers(encoded.indices)]
     return found
 
 

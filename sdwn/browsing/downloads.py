@@ -121,10 +121,11 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 def _described(row: dict[str, Any], shot: Shot) -> list[Any]:
     found = [row.get(name) for name in RECORDED]
-    if shot.verdict is not None:
-        found.append(shot.verdict.right)
-        for guess in shot.verdict.top5:
-            found += [guess.name, round(guess.probability, 6)]
+    if shot.verdict is None:
+        return [*map(cell, found), *[None] * len(GUESSED)]
+    found.append(shot.verdict.right)
+    for guess in shot.verdict.top5:
+        found += [guess.name, round(guess.probability, 6)]
     return list(map(cell, found))
 
 

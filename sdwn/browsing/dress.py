@@ -75,9 +75,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals.update({helper.__name__: helper for helper in HELPERS}, asset=asset)
-    environment.filters.update(
-        plain=plain, spoken=spoken, clipped=clipped, class_name=class_name, called=called
-    )
+    named = (plain, spoken, short, clipped, class_name, called)
+    environment.filters.update({filter_.__name__: filter_ for filter_ in named})
     return environment
 
 
@@ -88,6 +87,16 @@ def spoken(name: object) -> str:
     'tiger cat'
     """
     return str(name).replace("_", " ")
+
+
+def short(name: str) -> str:
+    """Write a synset's name without its part of speech and sense; a lemma stays.
+
+    >>> short("hunting_dog.n.01"), short("St. Bernard")
+    ('hunting dog', 'St. Bernard')
+    """
+    word, sense, _ = name.rpartition(".n.")
+    return spoken(word if sense else name)
 
 
 def clipped(text: str, most: int = 80) -> str:
@@ -107,4 +116,4 @@ def class_name(wnid: str) -> str:
 def called(wnid: str, library: Library) -> str:
     """Name a synset that need not be in the release."""
     node = library.tree.node(wnid) if library.tree else None
-    return spoken(node.name) if node else wnid
+    return short(node.name) if node else wnid

@@ -17,6 +17,7 @@ PARAMETER = "token"
 ASSETS = "/assets/"
 # A page on another site can make its own name mean 127.0.0.1, and would read what is here.
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1", "[::1]")
+ANY_HOST = ("*",)
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -37,6 +38,14 @@ def is_loopback(address: str) -> bool:
     (True, True, False)
     """
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def path_of(request: Request) -> str:
+    """Give a request's path, not as Starlette puts an address together: with the host's name.
+
+    A visitor writes that name, and ``a/assets/?`` in its place would be a path to there.
+    """
+    return str(request.scope["path"])
 
 
 class Hardened:
@@ -90,7 +99,7 @@ class Gate:
         """Give the cookie, and the same address without the token."""
         rest = [pair for pair in request.query_params.multi_items() if pair[0] != PARAMETER]
         # Two slashes would begin the name of another machine.
-        path = "/" + request.url.path.lstrip("/")
+        path = "/" + path_of(request).lstrip("/")
         answer = RedirectResponse(path + (f"?{urlencode(rest)}" if rest else ""), 303)
         answer.set_cookie(self._cookie, self._token.decode(), httponly=True, samesite="strict")
         answer.headers["Cache-Control"] = "no-store"
@@ -99,4 +108,4 @@ class Gate:
 
 def _is_open(request: Request) -> bool:
     """Tell whether a request is for the style of the page that refuses: it says nothing."""
-    return request.url.path.startswith(ASSETS)
+    return path_of(request).startswith(ASSETS)

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sdwn.browsing.collection import Collection
+from sdwn.arrays import numbers
+from sdwn.browsing.collection import Collection, Entry
 from sdwn.browsing.shot import Guess, Shot, Verdict
 from sdwn.errors import IntegrityError
 from sdwn.evaluation.problems import not_its_own
@@ -44,7 +45,7 @@ class Judgement:
         judged = _judged(release.metadata, self.record)
         if differ := disagreements(table, release.metadata.select(IMAGE).filter(judged)):
             raise IntegrityError(f"{paths.predictions}: {differ[0]}")
-        self._fill(table, judged.to_numpy(zero_copy_only=False))
+        self._fill(table, numbers(judged))
 
     @property
     def model(self) -> str:
@@ -67,6 +68,10 @@ class Judgement:
         bare = self._collection.shot(row)
         return Shot(bare.wnid, bare.synset, bare.number, row, bare.status, self.verdict(row))
 
+    def tally(self, entry: Entry) -> tuple[int, int]:
+        """Count a synset's right images, and those that were judged and have a label."""
+        return int(self.right[entry.position]), int(self.judged[entry.position])
+
     def verdict(self, row: int) -> Verdict | None:
         """Say what was seen in the image of a row; None if it was not judged."""
         place = int(self.place[row])
@@ -88,27 +93,24 @@ class Judgement:
     def _fill(self, table: pa.Table, judged: NDArray[np.bool_]) -> None:
         self._top5 = _matrix(table["top5"])
         self._shares = _matrix(table["top5_probability"])
-        self._subtree: NDArray[np.float32] = (
-            table["subtree_probability"].combine_chunks().to_numpy(zero_copy_only=False)
-        )
+        self._subtree: NDArray[np.float32] = numbers(table["subtree_probability"], np.nan)
         self.place = np.full(len(judged), NONE, np.int32)
         self.place[judged] = np.arange(table.num_rows)
         self.rank, self.best = (np.full(len(judged), NONE, np.int16) for _ in range(2))
-        self.rank[judged] = pc.fill_null(table["label_rank"], NONE).to_numpy()
+        self.rank[judged] = numbers(table["label_rank"], NONE)
         self.best[judged] = self._top5[:, 0]
         self.judged = self._collection.total(self.rank >= 0)
         self.right = self._collection.total(self.rank == 0)
 
 
-def _judged(metadata: pa.Table, record: dict[str, Any]) -> pa.BooleanArray:
-    if record["selection"] == "imagenet":
-        return pc.is_valid(metadata["imagenet_class"]).combine_chunks()
-    return pa.array(np.ones(metadata.num_rows, dtype=bool))
+def _judged(metadata: pa.Table, record: dict[str, Any]) -> pa.ChunkedArray:
+    """Tell which images were judged; each has a wnid."""
+    column = "imagenet_class" if record["selection"] == "imagenet" else "wnid"
+    return pc.is_valid(metadata[column])
 
 
 def _matrix(column: pa.ChunkedArray) -> NDArray[Any]:
-    values: NDArray[Any] = column.combine_chunks().flatten().to_numpy()
-    return values.reshape(-1, TOP)
+    return numbers(column.combine_chunks().flatten()).reshape(-1, TOP)
 
 
 def _guess(index: int, probability: float) -> Guess:

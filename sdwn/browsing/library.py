@@ -17,7 +17,7 @@ from sdwn.browsing.judgement import Judgement
 from sdwn.browsing.search import Found, Index
 from sdwn.browsing.shot import Shot
 from sdwn.browsing.tree import Tree
-from sdwn.browsing.view import BadViewError, View
+from sdwn.browsing.view import SHOWS, BadViewError, View
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.problems import not_its_own
 from sdwn.evaluation.record import evaluations, read_evaluation
@@ -88,6 +88,37 @@ class Library:
             if self.tree:
                 self.tree.warm()
 
+    @property
+    def name(self) -> str:
+        """What the release is called: its catalog, and what was taken of it."""
+        return self.release.manifest.name
+
+    @property
+    def root(self) -> str:
+        """The folder of the release."""
+        return str(self.release.paths.root)
+
+    def sample(self, wnid: str) -> Shot | None:
+        """Give an image that stands for a synset: its own, else one of what is below it.
+
+        One that is right is taken before others, and a black one last; None if there is none.
+        """
+        positions = self._at_or_below(wnid)
+        if not len(positions):
+            return None
+        if self.judgement is not None:
+            positions = positions[np.argsort(self.judgement.right[positions] == 0, kind="stable")]
+        rows = self.collection.rows_at(int(positions[0]))
+        fitness = ~self.collection.black[rows] * 1
+        if self.judgement is not None:
+            fitness += 2 * (self.judgement.rank[rows] == 0)
+        return self._shot(int(rows[np.argmax(fitness)]))
+
+    def _at_or_below(self, wnid: str) -> NDArray[np.int64]:
+        if entry := self.collection.entry(wnid):
+            return np.array([entry.position])
+        return np.flatnonzero(self.tree.below(wnid)) if self.tree else np.arange(0)
+
     def shot(self, wnid: str, number: int) -> Shot | None:
         """Describe one image, with what was said of it; None if there is none."""
         row = self.collection.row(wnid, number)
@@ -97,6 +128,11 @@ class Library:
         """Describe a synset's images by number: all, or those that ``View.show`` names."""
         taken = self._taken(View(show=show))
         return [self._shot(row) for row in self.collection.rows(wnid).tolist() if taken[row]]
+
+    def counts(self, wnid: str) -> dict[str, int]:
+        """Count a synset's images by what ``View.show`` may name."""
+        rows = self.collection.rows(wnid)
+        return {show: int(self._taken(View(show=show))[rows].sum()) for show in SHOWS}
 
     def select(self, view: View) -> Selection:
         """Take a page of what a view shows.

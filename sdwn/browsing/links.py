@@ -40,13 +40,14 @@ def _asked(view: View | None, changes: dict[str, str | int | bool | None]) -> st
     return f"?{written}" if written else ""
 
 
-def url_synset(wnid: str, show: str | None = None) -> str:
+def url_synset(wnid: str, show: str | None = None, page: int = 1) -> str:
     """Address a synset's page, with all its images or those of one kind.
 
-    >>> url_synset("n02391049"), url_synset("n02391049", "wrong")
-    ('/synsets/n02391049', '/synsets/n02391049?show=wrong')
+    >>> url_synset("n02391049"), url_synset("n02391049", "wrong", 2)
+    ('/synsets/n02391049', '/synsets/n02391049?show=wrong&page=2')
     """
-    return f"/synsets/{quote(wnid, safe='')}{query(show=None if show == 'all' else show)}"
+    kind, leaf = None if show == "all" else show, None if page == 1 else page
+    return f"/synsets/{quote(wnid, safe='')}{query(show=kind, page=leaf)}"
 
 
 def url_zip(wnid: str) -> str:
@@ -79,9 +80,9 @@ def url_tree(wnid: str | None = None) -> str:
     return _one("/tree", wnid)
 
 
-def url_compare(wnid: str | None = None) -> str:
+def url_compare(wnid: str | None = None, page: int = 1) -> str:
     """Address two releases side by side: all synsets, or one."""
-    return _one("/compare", wnid)
+    return _one("/compare", wnid) + query(page=None if page == 1 else page)
 
 
 def _one(page: str, wnid: str | None) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 # Kept by a browser for going back, and asked for again when it is opened anew.
 HEADERS = {"Cache-Control": "no-cache", "Vary": "HX-Request"}
 NODE_SHOTS = 8
+# Of images on a page; a run makes ten of a synset, but an import may have thousands.
+LEAF = 100
+
+T = TypeVar("T")
 
 
 def common(request: Request) -> dict[str, Any]:
@@ -62,11 +66,11 @@ def search(request: Request) -> Response:
 
 
 def synset(request: Request) -> Response:
-    """``/synsets/WNID``: entry, node, path, neighbours, shots, show, counts, regenerate, seeds."""
+    """``/synsets/WNID``: entry, node, path, neighbours, shots, show, counts, seeds, ..."""
     exhibit = exhibit_of(request)
     library, entry = exhibit.library, entry_of(request, exhibit)
     show = View.parse({"show": request.query_params.get("show", "")}).show
-    shots = library.shots(entry.wnid)
+    shots, leaf = _leaf(request, library.shots(entry.wnid, show))
     node = library.tree.node(entry.wnid) if library.tree else None
     return _page(
         request,
@@ -75,18 +79,24 @@ def synset(request: Request) -> Response:
         node=node,
         path=library.tree.path(entry.wnid) if library.tree and node else [],
         neighbours=neighbours(library, entry),
-        shots=library.shots(entry.wnid, show),
+        shots=shots,
         show=show,
-        counts=counts(shots),
+        counts=library.counts(entry.wnid),
         regenerate=_regenerate(library, entry),
         seeds=_seeds(library, shots),
+        **leaf,
     )
 
 
-def counts(shots: Sequence[Shot]) -> dict[str, int]:
-    """Count images by what is to be said of them, ``all``, and ``ok``: those that are not black."""
-    states = Counter(shot.state for shot in shots)
-    return {**states, "all": len(shots), "ok": len(shots) - states["black"]}
+def _leaf(request: Request, items: Sequence[T]) -> tuple[Sequence[T], dict[str, int]]:
+    """Take the page that was asked for, the last one if there are fewer; say which of how many."""
+    pages = max(1, math.ceil(len(items) / LEAF))
+    page = min(_page_asked(request), pages)
+    return items[(page - 1) * LEAF : page * LEAF], {"page": page, "pages": pages}
+
+
+def _page_asked(request: Request) -> int:
+    return View.parse({"page": request.query_params.get("page", "")}).page
 
 
 def neighbours(library: Library, entry: Entry) -> dict[str, Any]:
@@ -240,8 +250,8 @@ def about(request: Request) -> Response:
 
 def comparison(request: Request) -> Response:
     """``/compare``: rows, page, pages, total, only_here, only_there."""
-    pairs, page = _pairs(request), View.parse({"page": request.query_params.get("page", "")}).page
-    page = min(page, pairs.pages)
+    pairs = _pairs(request)
+    page = min(_page_asked(request), pairs.pages)
     return _page(
         request,
         "compare.html",
@@ -261,15 +271,17 @@ def pair(request: Request) -> Response:
     if found is None:
         raise HTTPException(404, f"The other release has no images of {entry.synset}.")
     both, previous, following = found
+    images, leaf = _leaf(request, _by_number(request, entry.wnid))
     return _page(
         request,
         "pair.html",
         entry=both.entry,
-        pairs=_by_number(request, both.entry.wnid),
+        pairs=images,
         here=both.here,
         there=both.there,
         previous=previous,
         next=following,
+        **leaf,
     )
 
 

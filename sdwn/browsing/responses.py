@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from sdwn.browsing import downloads, dress
+from sdwn.browsing.guard import path_of
 from sdwn.browsing.pictures import SIZES
 from sdwn.browsing.view import View
 from sdwn.errors import IntegrityError
@@ -44,7 +45,7 @@ def exhibit_of(request: Request) -> Exhibit:
         HTTPException: 404, there is no other.
     """
     state = request.app.state
-    found: Exhibit | None = state.there if request.url.path.startswith("/other/") else state.here
+    found: Exhibit | None = state.there if path_of(request).startswith("/other/") else state.here
     if found is None:
         raise HTTPException(404, "No other release was given to compare with.")
     return found

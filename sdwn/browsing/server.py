@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from sdwn.browsing.guard import PARAMETER, is_loopback
+from sdwn.browsing.guard import ANY_HOST, LOOPBACK_HOSTS, PARAMETER, is_loopback
 from sdwn.errors import SdwnError, UsageError
 
 if TYPE_CHECKING:
@@ -53,10 +53,15 @@ class Listening:
         return is_loopback(self.socket.getsockname()[0])
 
     @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names that a visitor may know this machine by; off loopback any."""
+        return (*LOOPBACK_HOSTS, self._host) if self.loopback else ANY_HOST
+
+    @property
     def url(self) -> str:
         """The address to open; with the token, if there is one."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}/" + (f"?{PARAMETER}={self.token}" if self.token else "")
+        query = f"?{PARAMETER}={self.token}" if self.token else ""
+        return f"http://{self._host}:{self.port}/{query}"
 
     @property
     def tunnel(self) -> str | None:
@@ -64,10 +69,12 @@ class Listening:
         jump = _jump(os.environ)
         if not self.loopback or jump is None:
             return None
-        target = (
-            f"{self.host}:{self.port}" if ":" not in self.host else f"[{self.host}]:{self.port}"
-        )
-        return f"ssh -N {jump}-L {self.port}:{target} {_login(socket.gethostname())}"
+        target = f"{self.port}:{self._host}:{self.port}"
+        return f"ssh -N {jump}-L {target} {_login(socket.gethostname())}"
+
+    @property
+    def _host(self) -> str:
+        return f"[{self.host}]" if ":" in self.host else self.host
 
 
 def _jump(environment: Any) -> str | None:
@@ -79,7 +86,10 @@ def _jump(environment: Any) -> str | None:
 
 
 def _login(node: str) -> str:
-    return f"{getpass.getuser()}@{node}"
+    try:
+        return f"{getpass.getuser()}@{node}"
+    except (KeyError, OSError):  # a container's user, whom nobody named
+        return node
 
 
 def listen(host: str, port: int | None, token: bool) -> Listening:
@@ -117,7 +127,8 @@ def _address(host: str) -> tuple[socket.AddressFamily, str]:
 
 
 def _bound(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
-    taken = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol named, asyncio sends small answers at once and not 40 ms later.
+    taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind((address, port))
@@ -156,6 +167,7 @@ class Server(uvicorn.Server):
             access_log=False,
             lifespan="off",
             ws="none",
+            proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
             backlog=BACKLOG,

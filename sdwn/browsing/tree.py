@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +9,9 @@ from numpy.typing import NDArray
 
 from sdwn.browsing.collection import Collection
 from sdwn.browsing.judgement import Judgement
+from sdwn.browsing.numbering import Pieces, numbered
 from sdwn.browsing.once import Once
 from sdwn.hypernyms import Nouns
-
-# The nodes below a node: places in the tree's numbering, as pieces from a start up to a stop.
-Pieces = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +135,9 @@ class Tree:
         parents = _closure(self._nouns, [entry.wnid for entry in self._collection.synsets])
         names = {wnid: self._name(wnid) for wnid in parents}
         children = _children(parents, names)
-        numbers, stops = _numbered(_tops(parents), children)
+        numbers, pieces = numbered(_tops(parents), children)
         positions = self._positions(numbers)
         sums = {name: _summed(values, positions) for name, values in self._counts().items()}
-        pieces = _pieces(numbers, stops, children)
         return _Shape(parents, names, children, numbers, pieces, positions, sums)
 
     def _name(self, wnid: str) -> str:
@@ -224,57 +220,3 @@ def _closure(nouns: Nouns, wnids: list[str]) -> dict[str, tuple[str, ...]]:
             parents[wnid] = nouns.parents(wnid)
             left += parents[wnid]
     return parents
-
-
-def _numbered(
-    tops: list[str], children: dict[str, list[str]]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Number nodes depth first, from 0; also say where each one's own run of numbers stops."""
-    numbers: dict[str, int] = {}
-    stops: dict[str, int] = {}
-    for top in tops:
-        numbers[top] = len(numbers)
-        ways: list[tuple[str, Iterator[str]]] = [(top, iter(children.get(top, ())))]
-        while ways:
-            wnid, rest = ways[-1]
-            child = next((one for one in rest if one not in numbers), None)
-            if child is None:
-                stops[wnid] = len(numbers)
-                ways.pop()
-            else:
-                numbers[child] = len(numbers)
-                ways.append((child, iter(children.get(child, ()))))
-    return numbers, stops
-
-
-def _pieces(
-    numbers: dict[str, int], stops: dict[str, int], children: dict[str, list[str]]
-) -> dict[str, Pieces]:
-    """Give, for each node, the numbers of all that is at or below it."""
-    found: dict[str, Pieces] = {}
-    # In the order in which numbering left them, what is below a node stands before it.
-    for wnid, stop in stops.items():
-        start = numbers[wnid]
-        others = {
-            piece
-            for child in children.get(wnid, ())
-            for piece in found[child]
-            if piece[0] < start or piece[1] > stop
-        }
-        found[wnid] = _joined([(start, stop), *others]) if others else ((start, stop),)
-    return found
-
-
-def _joined(pieces: list[tuple[int, int]]) -> Pieces:
-    """Join pieces that overlap or touch.
-
-    >>> _joined([(5, 8), (0, 2), (1, 3), (8, 9)])
-    ((0, 3), (5, 9))
-    """
-    found: list[tuple[int, int]] = []
-    for start, stop in sorted(pieces):
-        if found and start <= found[-1][1]:
-            found[-1] = found[-1][0], max(stop, found[-1][1])
-        else:
-            found.append((start, stop))
-    return tuple(found)

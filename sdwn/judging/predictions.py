@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sdwn.arrays import numbers
 from sdwn.errors import IntegrityError
 from sdwn.files import atomic
 from sdwn.imagenet import CLASSES
@@ -156,9 +157,9 @@ def _wrong_rows(table: pa.Table) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         column = table[name].combine_chunks()
         yield f"{name}: expected {TOP} values", _of_length(column) != TOP
         yield f"{name}: expected {TOP} values", _has_null(column)
-    labelled = pc.is_valid(table["imagenet_class"]).to_numpy(zero_copy_only=False)
+    labelled = numbers(pc.is_valid(table["imagenet_class"]))
     for name in ("label_rank", "label_probability"):
-        valid = pc.is_valid(table[name]).to_numpy(zero_copy_only=False)
+        valid = numbers(pc.is_valid(table[name]))
         yield f"{name}: expected with an imagenet_class, and only with one", valid != labelled
     top5, probability = _matrix(table["top5"]), _matrix(table["top5_probability"])
     yield f"top5: expected classes 0 to {CLASSES - 1}", _any((top5 < 0) | (top5 >= CLASSES))
@@ -168,12 +169,12 @@ def _wrong_rows(table: pa.Table) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     yield "top5_probability: expected the best first", _any(rising)
     yield (
         "subtree_probability: expected 0 to 1",
-        _no_share(_numbers(table["subtree_probability"], 0)),
+        _no_share(numbers(table["subtree_probability"], 0)),
     )
-    label, rank = (_numbers(table[name], -1) for name in ("imagenet_class", "label_rank"))
+    label, rank = (numbers(table[name], -1) for name in ("imagenet_class", "label_rank"))
     outside = ((rank < 0) | (rank >= CLASSES)) & labelled
     yield f"label_rank: expected 0 to {CLASSES - 1}", outside
-    share = _numbers(table["label_probability"], 0)
+    share = numbers(table["label_probability"], 0)
     yield "label_probability: expected 0 to 1", _no_share(share)
     yield (
         "label_rank and top5 disagree",
@@ -182,8 +183,7 @@ def _wrong_rows(table: pa.Table) -> Iterator[tuple[str, NDArray[np.bool_]]]:
 
 
 def _of_length(column: pa.ListArray) -> NDArray[Any]:
-    found: NDArray[Any] = pc.list_value_length(column).to_numpy(zero_copy_only=False)
-    return found
+    return numbers(pc.list_value_length(column))
 
 
 def _has_null(column: pa.ListArray) -> NDArray[np.bool_]:
@@ -195,14 +195,7 @@ def _has_null(column: pa.ListArray) -> NDArray[np.bool_]:
 
 
 def _matrix(column: pa.ChunkedArray) -> NDArray[Any]:
-    values: NDArray[Any] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(-1, TOP)
-
-
-def _numbers(column: pa.ChunkedArray, null: int | None = None) -> NDArray[Any]:
-    filled = column if null is None else pc.fill_null(column, pa.scalar(null, column.type))
-    found: NDArray[Any] = filled.to_numpy()
-    return found
+    return numbers(column.combine_chunks().flatten()).reshape(-1, TOP)
 
 
 def _no_share(values: NDArray[Any]) -> NDArray[np.bool_]:

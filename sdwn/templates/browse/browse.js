@@ -5,11 +5,8 @@
   const keys = document.getElementById("keys");
   const typing = (place) => place.closest("input, textarea, select, [contenteditable]");
 
-  // What only works with scripts shows itself.
-  function reveal(part) {
-    for (const button of part.querySelectorAll("[data-opens], [data-copies]")) button.hidden = false;
-  }
-  reveal(document);
+  // What only works with scripts has its place, and shows itself now.
+  document.documentElement.classList.add("scripted");
   document.querySelector("[data-opens]")?.addEventListener("click", () => keys.showModal());
   keys?.addEventListener("click", (event) => {
     if (event.target === keys) keys.close();
@@ -73,7 +70,7 @@
   }
 
   function firstSeen(all) {
-    const below = document.querySelector(".bar").getBoundingClientRect().bottom;
+    const below = document.querySelector(".top").getBoundingClientRect().bottom;
     return all.find((one) => one.getBoundingClientRect().top >= below) ?? all[0];
   }
 
@@ -123,24 +120,23 @@
   const trouble = document.getElementById("trouble");
   const said = document.getElementById("said");
 
-  function told(message) {
+  function told(message, event) {
     trouble.querySelector("p").textContent = message;
-    trouble.querySelector("a").href = location.href;
+    trouble.querySelector("a").href = event?.detail.pathInfo?.finalRequestPath ?? location.href;
     trouble.hidden = !message;
   }
   document.addEventListener("htmx:beforeRequest", () => results.setAttribute("aria-busy", "true"));
   document.addEventListener("htmx:afterRequest", () => results.removeAttribute("aria-busy"));
   document.addEventListener("htmx:afterSwap", () => {
     told("");
-    reveal(results);
     said.textContent = results.querySelector("[data-said]")?.textContent ?? "";
-    document.title = document.title.replace(/^.*?(?= · )/, field.value.trim() || "All synsets");
+    document.title = `${field.value.trim() || "All synsets"} · ${document.querySelector(".brand").textContent}`;
   });
   document.addEventListener("htmx:responseError", (event) => {
     const { status } = event.detail.xhr;
-    told(status === 403 ? "This page needs the address that sdwn printed, with its token." : `The search was answered with error ${status}.`);
+    told(status === 403 ? "This page needs the address that sdwn printed, with its token." : `The search was answered with error ${status}.`, event);
   });
   for (const failed of ["htmx:sendError", "htmx:timeout"]) {
-    document.addEventListener(failed, () => told("No answer: is sdwn browse, or the tunnel to it, still running?"));
+    document.addEventListener(failed, (event) => told("No answer: is sdwn browse, or the tunnel to it, still running?", event));
   }
 })();

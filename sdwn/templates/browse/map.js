@@ -133,7 +133,6 @@
   }, { passive: false });
 
   for (const button of document.querySelectorAll("[data-zoom]")) {
-    button.hidden = false;
     button.addEventListener("click", () => {
       const [x, y] = chosen ? [chosen.x, chosen.y] : [0, 0];
       if (button.dataset.zoom === "all") show(...WHOLE);

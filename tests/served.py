@@ -1,0 +1,29 @@
+"""Releases that are served by a thread of this process, at a free port."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from sdwn.browsing.app import make_app
+from sdwn.browsing.exhibit import Exhibit
+from sdwn.browsing.server import Server, listen
+
+from conftest import wait_until
+
+
+@contextlib.contextmanager
+def served(*exhibits: Exhibit, **options: Any) -> Iterator[str]:
+    """Serve a release, or two side by side; give the address without a slash at its end."""
+    with listen("127.0.0.1", 0, token=False) as listening:
+        server = Server(make_app(*exhibits, **options), listening)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            wait_until(lambda: server.started)
+            yield f"http://127.0.0.1:{listening.port}"
+        finally:
+            server.should_exit = True
+            thread.join()

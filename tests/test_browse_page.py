@@ -1,0 +1,489 @@
+"""The pages of sdwn browse in a real browser, by hand, by keys, and without scripts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from sdwn import wordnet_files
+from sdwn.browsing.exhibit import Exhibit
+from sdwn.browsing.library import Library
+from sdwn.wordnet import WordNet
+
+from conftest import Sdwn
+from drawn import evaluation, noise_release, predictions
+from opened import NARROW, Opened, opened
+from served import served
+
+pytestmark = pytest.mark.browser
+
+# It closes whatever it may stand in: an attribute, a title, a script, a comment.
+HOSTILE = "</title></script><script>window.hacked = 1</script><!-- '\"><img src=x onerror=hacked=1>"
+# Right to left, with a mark that would turn what follows.
+TURNED = "\N{RIGHT-TO-LEFT OVERRIDE}\N{HEBREW LETTER ALEF}\N{HEBREW LETTER BET}" * 3
+ZEBRA, TABBY, PUG, BANJO = "n02391049", "n02123045", "n02110958", "n02787622"
+# Synsets with odd names: what they are called is not WordNet's.
+ODD = "n02123159"
+CAT = "n02121808"
+ROOTS = ("domestic_cat.n.01", "hound.n.01")
+IMAGES = 6
+
+
+# How much of the page moved since it was opened, as browsers measure it.
+SHIFTS = """new Promise((done) => {
+  let sum = 0;
+  const add = (list) => list.getEntries().forEach((one) => { sum += one.value; });
+  new PerformanceObserver(add).observe({ type: "layout-shift", buffered: true });
+  setTimeout(() => done(sum), 100);
+})"""
+
+
+@dataclass
+class Site:
+    """A release that is served, with another beside it."""
+
+    url: str
+    library: Library
+
+    def go(self, found: Opened, address: str) -> Any:
+        """Open one of its pages."""
+        found.page.goto(self.url + address)
+        return found.page
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> tuple[Path, Path]:
+    """Noise of animals, most of them classes, and a banjo; and some of it again, otherwise made."""
+    folder = tmp_path_factory.mktemp("browse")
+    below = [synset.wnid for root in ROOTS for synset in wordnet.below(root)]
+    wnids = [ZEBRA, PUG, BANJO, CAT, *below]
+    common = {"images_per_synset": IMAGES, "prompt": f"{{lemma}}, {{definition}} {HOSTILE}"}
+    one = _release(folder / "one", wordnet, wnids, **common)
+    two = _release(folder / "two", wordnet, wnids[::4], seed=7, **common)
+    rename(one, ODD, f"{HOSTILE}, {TURNED}, {'long' * 75}")
+    return one, two
+
+
+def _release(folder: Path, wordnet: WordNet, wnids: list[str], **changes: Any) -> Path:
+    catalog = {"name": "imagenet-1k", "roots": ["cat.n.01", *ROOTS], "only": wnids}
+    release = noise_release(folder, wordnet, wnids, catalog=catalog, **changes)
+    evaluation(release, predictions(release, seed=changes.get("seed", 0)), model="drawn-model")
+    return release.paths.root
+
+
+def rename(root: Path, wnid: str, lemmas: str) -> None:
+    """Give a synset of a release other lemmas and another definition."""
+    table = root / "synsets.csv"
+    rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
+    for row in rows:
+        if row["wnid"] == wnid:
+            row.update(lemmas=lemmas, definition=f"{TURNED} {lemmas}")
+    written = io.StringIO()
+    writer = csv.DictWriter(written, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    table.write_text(written.getvalue(), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def site(roots: tuple[Path, Path]) -> Iterator[Site]:
+    exhibits = [Exhibit(root) for root in roots]
+    with served(*exhibits) as url:
+        yield Site(url, exhibits[0].library)
+
+
+@pytest.fixture(scope="module")
+def wide(browser: Any, site: Site) -> Iterator[Opened]:
+    """A window as on a large screen, for the tests that only go from page to page."""
+    found = opened(browser, f"{site.url}/", ".hit")
+    yield found
+    assert found.complaints == []
+    assert {url for url in found.requests if not url.startswith(site.url)} == set()
+    found.page.close()
+
+
+PAGES = (
+    *("/", "/?q=cat&show=wrong", "/?q=qqq", f"/?below={ZEBRA}", "/tree", "/map", "/about"),
+    *(f"/synsets/{ZEBRA}", f"/synsets/{ODD}", f"/synsets/{ZEBRA}/2", "/tree/n02121620"),
+    *("/compare", f"/compare/{ZEBRA}"),
+)
+
+
+def shown(page: Any) -> list[str]:
+    """The names of the cards."""
+    return list(page.locator(".hit strong").all_inner_texts())
+
+
+def searched(page: Any) -> str:
+    """What the address asks for."""
+    return str(page.evaluate("location.pathname + location.search"))
+
+
+def test_a_narrow_dark_screen_shows_every_page_whole(browser: Any, site: Site) -> None:
+    options = {"color_scheme": "dark", "has_touch": True, "is_mobile": True, "viewport": NARROW}
+    found = opened(browser, f"{site.url}/", ".hit", **options)
+    for address in PAGES:
+        page = site.go(found, address)
+        assert found.overflow <= 0, address
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
+        images = page.locator("main img")
+        assert all(images.evaluate_all("found => found.map((image) => image.alt)")), address
+        assert page.locator("h1").count() == 1, address
+    assert found.complaints == []
+    found.page.close()
+
+
+def test_results_come_as_one_types(wide: Opened, site: Site) -> None:
+    from playwright.sync_api import expect
+
+    page = site.go(wide, "/")
+    page.evaluate("window.same = true")
+    page.locator("#q").press_sequentially("zebr", delay=20)
+    expect(page.locator("#said")).to_contain_text("“zebr”")
+    assert shown(page)[0] == "zebra"
+    assert len(page.locator("#said").inner_text()) > 10
+    assert searched(page) == "/?q=zebr"
+    assert page.title().startswith("zebr · ")
+    page.locator("#q").fill("zbera")
+    expect(page.locator(".found")).to_contain_text("Shown for “zebra”")
+    assert shown(page)[0] == "zebra"
+    page.locator("#q").fill("")
+    expect(page.locator(".found")).not_to_contain_text("“")
+    assert searched(page) == "/"
+    assert page.evaluate("window.same && document.activeElement.id") == "q"
+
+
+def test_filters_stay_while_one_types_and_go_back(wide: Opened, site: Site) -> None:
+    from playwright.sync_api import expect
+
+    page = site.go(wide, "/?q=hound")
+    before = shown(page)
+    page.get_by_role("link", name="✗ wrong").click()
+    expect(page.locator(".chip[aria-current]")).to_have_text("✗ wrong")
+    assert page.evaluate("document.activeElement.textContent") == "✗ wrong"
+    assert searched(page) == "/?q=hound&show=wrong"
+    assert set(
+        page.locator(".hit img").evaluate_all("all => all.map(i => i.alt.split(', ').at(-1))")
+    ) == {"wrong"}
+    page.locator("#q").fill("zebra")
+    expect(page.locator("#said")).to_contain_text("“zebra”")
+    assert searched(page) == "/?q=zebra&show=wrong"
+    page.go_back()
+    expect(page.locator("#q")).to_have_value("hound")
+    page.wait_for_load_state()
+    assert shown(page) == before
+
+
+def test_groups_and_orders_are_chosen(wide: Opened, site: Site) -> None:
+    from playwright.sync_api import expect
+
+    page = site.go(wide, "/")
+    page.select_option("#group", "cats")
+    page.wait_for_url("**/?group=cats")
+    expect(page.locator(".found")).not_to_contain_text("page 1")
+    cats = shown(page)
+    assert "tabby" in cats
+    assert "zebra" not in cats
+    page.select_option("#order", "-rate")
+    page.wait_for_url("**/?group=cats&order=-rate")
+    rates = page.locator(".hit .rate").all_inner_texts()
+    right = [int(found[1]) for text in rates if (found := re.match(r"\s*(\d+) of", text))]
+    assert right == sorted(right, reverse=True)
+    assert sorted(shown(page)) == sorted(cats)
+
+
+def test_one_goes_down_the_tree_and_searches_below(wide: Opened, site: Site) -> None:
+    page = site.go(wide, "/tree")
+    root = page.locator("h1").inner_text()
+    numbers = [int(text) for text in page.locator(".tiles strong").all_inner_texts()[:2]]
+    assert numbers == [len(site.library.collection), IMAGES * len(site.library.collection)]
+    page = site.go(wide, "/tree/n02121620")
+    assert page.locator(".crumbs a").first.inner_text() == root
+    page.locator(".rows strong", has_text="domestic cat").click()
+    page.wait_for_url("**/tree/n02121808")
+    assert page.locator(".crumbs [aria-current]").inner_text() == "domestic cat"
+    page.get_by_role("link", name="Search everything below").click()
+    page.wait_for_url("**/?below=n02121808")
+    assert "tabby" in shown(page)
+    page.locator(".chip.taken").click()
+    page.wait_for_url(f"{site.url}/")
+    assert len(shown(page)) == 48
+
+
+def test_keys_lead_everywhere(wide: Opened, site: Site) -> None:
+    page = site.go(wide, "/")
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "q"
+    page.keyboard.press("ArrowDown")
+    at = "[...document.querySelectorAll('[data-grid] a')].indexOf(document.activeElement)"
+    columns = page.evaluate(
+        "getComputedStyle(document.querySelector('.cards')).gridTemplateColumns.split(' ').length"
+    )
+    steps = [
+        ("ArrowRight", 1),
+        ("ArrowDown", columns + 1),
+        ("ArrowLeft", columns),
+        ("ArrowLeft", columns - 1),
+    ]
+    assert page.evaluate(at) == 0
+    for key, expected in steps:
+        page.keyboard.press(key)
+        assert page.evaluate(at) == expected
+    name = shown(page)[columns - 1]
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/synsets/*")
+    assert page.locator("h1").inner_text() == name
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/synsets/*/0")
+    page.keyboard.press("j")
+    page.wait_for_url("**/synsets/*/1")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_url("**/synsets/*/0")
+    page.keyboard.press("Escape")
+    page.wait_for_url(re.compile(r"/synsets/n\d+$"))
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".hit")
+    page.keyboard.press("?")
+    assert page.locator("#keys").is_visible()
+    page.keyboard.press("Escape")
+    assert not page.locator("#keys").is_visible()
+    assert page.locator(".hit").count() == 48
+
+
+def test_a_synsets_page_says_what_was_seen(wide: Opened, site: Site) -> None:
+    page = site.go(wide, f"/synsets/{ZEBRA}")
+    shots = site.library.shots(ZEBRA)
+    assert page.locator(".shot").count() == len(shots) == IMAGES
+    seeds = site.library.release.metadata["seed"]
+    for shot, shown_as in zip(shots, page.locator(".shot").all(), strict=True):
+        text = shown_as.inner_text()
+        assert shot.verdict
+        guesses = shown_as.locator(".guesses li").all_inner_texts()
+        for guess, line in zip(shot.verdict.top5, guesses, strict=True):
+            assert line.startswith(guess.name)
+            assert f"{100 * guess.probability:.1f} %" in line
+        assert ("✓ right" if shot.verdict.right else "✗ wrong") in text
+        assert f"seed {seeds[shot.row]}" in text
+        alt = shown_as.locator("img").get_attribute("alt")
+        verdict = "right" if shot.verdict.right else "wrong"
+        assert (
+            alt
+            == f"zebra.n.01, image {shot.number}, taken for {shot.verdict.top5[0].name}, {verdict}"
+        )
+    assert HOSTILE in page.locator(".made").inner_text()
+    assert "sdwn regenerate" in page.locator(".command").inner_text()
+    page = site.go(wide, f"/synsets/{TABBY}")
+    assert {"domestic cat", "Persian cat"} <= set(page.locator(".near a").all_inner_texts())
+
+
+def test_what_else_was_taken_for_a_class(wide: Opened, site: Site) -> None:
+    page = site.go(wide, f"/synsets/{PUG}/0")
+    guess = page.locator(".guesses a").first
+    name = guess.inner_text()
+    guess.click()
+    page.wait_for_url("**/?seen=*")
+    assert f"taken for {name}" in page.locator(".chip.taken").inner_text()
+    alts = page.locator(".hit img").evaluate_all("all => all.map((image) => image.alt)")
+    assert alts
+    assert all(f", taken for {name}, " in alt for alt in alts)
+
+
+def test_an_image_a_synset_and_a_search_are_taken_home(
+    wide: Opened, site: Site, tmp_path: Path
+) -> None:
+    page = site.go(wide, f"/synsets/{ZEBRA}")
+    with page.expect_download() as zipped:
+        page.get_by_role("link", name="as a zip").click()
+    zipped.value.save_as(tmp_path / "zebra.zip")
+    with zipfile.ZipFile(tmp_path / "zebra.zip") as archive:
+        assert sum(name.endswith(".webp") for name in archive.namelist()) == IMAGES
+    page = site.go(wide, f"/synsets/{ZEBRA}/1")
+    with page.expect_download() as one:
+        page.get_by_role("link", name="as it is stored").click()
+    one.value.save_as(tmp_path / one.value.suggested_filename)
+    with Image.open(tmp_path / "zebra.n.01-1.webp") as image:
+        assert image.size == (16, 8)
+    page = site.go(wide, "/?q=zebra&show=wrong")
+    with page.expect_download() as found:
+        page.get_by_role("link", name="Take as a list").click()
+    found.value.save_as(tmp_path / "list.csv")
+    rows = list(csv.DictReader((tmp_path / "list.csv").open(encoding="utf-8")))
+    wrong = [shot.number for shot in site.library.shots(ZEBRA, "wrong")]
+    assert [int(row["number"]) for row in rows if row["wnid"] == ZEBRA] == wrong
+
+
+def test_a_command_is_copied(browser: Any, site: Site) -> None:
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(f"{site.url}/synsets/{ZEBRA}/3")
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == f"sdwn regenerate {site.library.root} zebra.n.01 3"
+    context.close()
+
+
+def test_odd_names_stay_text(wide: Opened, site: Site) -> None:
+    for address in (
+        "/?q=hacked",
+        f"/synsets/{ODD}",
+        f"/synsets/{ODD}/0",
+        "/?q=" + "%22%3E%3Cscript%3E",
+    ):
+        page = site.go(wide, address)
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("img[src=x]").count() == 0
+    page = site.go(wide, f"/synsets/{ODD}")
+    assert page.locator("h1").inner_text() == HOSTILE
+    assert TURNED in page.locator("main").inner_text()
+    assert page.title().startswith(HOSTILE)
+    assert wide.overflow <= 0
+    page.locator("#q").fill(HOSTILE)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".found")
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("#q").input_value() == HOSTILE
+
+
+def test_nothing_jumps_while_pictures_come(browser: Any, site: Site) -> None:
+    found = opened(browser, f"{site.url}/", ".hit")
+    for address in ("/", f"/synsets/{ZEBRA}"):
+        page = site.go(found, address)
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate(SHIFTS) == 0, address
+        assert page.locator("main img").first.evaluate("image => image.naturalWidth") > 0
+    found.page.close()
+
+
+def test_the_map_is_a_way_in(wide: Opened, site: Site) -> None:
+    page = site.go(wide, "/map")
+    page.wait_for_selector("#map[data-ready]")
+    classes = site.library.judgement.record["classes"] if site.library.judgement else []
+    assert page.locator("#map a").count() == len(classes)
+    name = page.locator("#circle h2")
+    visited = {name.inner_text()}
+    page.locator("#map a[tabindex='0']").focus()
+    for key in ("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
+        visited.add(name.inner_text())
+    assert len(visited) >= 3
+    banjo = page.locator("#map a[data-name=banjo] circle").bounding_box()
+    page.mouse.move(banjo["x"] + banjo["width"] / 2 + 3, banjo["y"] + banjo["height"] / 2)
+    assert name.inner_text() == "banjo"
+    assert page.locator("#circle img").evaluate("image => image.decode().then(() => true)")
+    page.get_by_role("button", name="Larger").click()
+    assert page.evaluate("document.getElementById('map').viewBox.baseVal.width") < 214
+    page.get_by_role("button", name="Whole map").click()
+    page.locator(".legend a", has_text="cats").click()
+    page.wait_for_url("**/map?group=cats")
+    page.wait_for_selector("#map[data-ready]")
+    assert page.locator("#map g:not(.dim)").count() == 1
+    page.locator("#map a[tabindex='0']").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/synsets/*")
+
+
+def test_two_releases_stand_side_by_side(wide: Opened, site: Site) -> None:
+    page = site.go(wide, "/compare")
+    first = page.locator(".rows li a").first
+    numbers = [int(text) for text in re.findall(r"(\d+) of", first.inner_text())]
+    more = numbers[1] - numbers[0]
+    told = f"▲ {more} more" if more > 0 else f"▼ {-more} fewer"
+    assert first.locator(".difference").inner_text() == told
+    first.click()
+    page.wait_for_url("**/compare/n*")
+    assert page.locator(".both > li").count() == IMAGES
+    assert page.locator(".both img").count() == 2 * IMAGES
+    sources = page.locator(".both img").evaluate_all(
+        "all => all.map((image) => image.getAttribute('src'))"
+    )
+    assert all(
+        source.startswith("/other/") == bool(place % 2) for place, source in enumerate(sources)
+    )
+    before = page.url
+    page.keyboard.press("j")
+    page.wait_for_url(lambda url: url != before)
+
+
+def test_a_search_that_fails_says_so_and_can_be_tried_again(browser: Any, site: Site) -> None:
+    from playwright.sync_api import expect
+
+    found = opened(browser, f"{site.url}/", ".hit")
+    page, trouble = found.page, found.page.locator("#trouble")
+    page.route("**/?q=zebra*", lambda route: route.fulfill(status=500, body="<p>broken"))
+    page.locator("#q").fill("zebra")
+    expect(trouble).to_contain_text("error 500")
+    assert len(shown(page)) == 48
+    page.unroute("**/?q=zebra*")
+    page.route("**/?q=tabby*", lambda route: route.abort())
+    page.locator("#q").fill("tabby")
+    expect(trouble).to_contain_text("still running?")
+    page.unroute("**/?q=tabby*")
+    page.locator("#q").fill("pug")
+    expect(trouble).to_be_hidden()
+    assert shown(page)[0] == "pug"
+    found.page.close()
+
+
+def test_without_scripts_links_and_forms_do(browser: Any, site: Site) -> None:
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(f"{site.url}/")
+    page.locator("#q").fill("zebra")
+    page.get_by_role("button", name="Search").click()
+    assert shown(page)[0] == "zebra"
+    page.get_by_role("link", name="✓ right").click()
+    assert "show=right" in page.url
+    page.locator("#q").fill("cat")
+    page.select_option("#order", "name")
+    page.get_by_role("button", name="Show").click()
+    assert "show=right" in page.url
+    assert page.locator(".hit").count() > 1
+    page.goto(f"{site.url}/map")
+    page.locator("summary").click()
+    page.locator("details .names a", has_text="banjo").click()
+    assert page.locator("h1").inner_text() == "banjo"
+    page.close()
+
+
+def without_wordnet(patch: pytest.MonkeyPatch) -> None:
+    """Let this process find no WordNet on this machine."""
+    patch.setattr(wordnet_files, "SYSTEM_FOLDERS", ())
+    patch.setattr(wordnet_files, "_nltk_folders", list)
+    for variable in ("WNSEARCHDIR", "WNHOME"):
+        patch.delenv(variable, raising=False)
+
+
+def test_an_import_that_nobody_judged_is_shown_too(
+    browser: Any, sdwn: Sdwn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wnid in (ZEBRA, PUG):
+        (tmp_path / "pictures" / wnid).mkdir(parents=True)
+        for number in range(2):
+            colour = (90 * number, 40, 200)
+            Image.new("RGB", (20, 30), colour).save(tmp_path / "pictures" / wnid / f"{number}.png")
+    sdwn("import", "pictures", "taken", "--format", "imagefolder")
+    without_wordnet(monkeypatch)
+    with served(Exhibit(tmp_path / "taken")) as url:
+        found = opened(browser, f"{url}/", ".hit")
+        page = found.page
+        assert sorted(shown(page)) == ["pug", "zebra"]
+        assert "sdwn evaluate" in page.locator("#results").inner_text()
+        assert page.get_by_role("link", name="right", exact=False).count() == 0
+        for address in (f"/synsets/{PUG}", f"/synsets/{PUG}/1", "/about"):
+            page.goto(url + address)
+            assert "regenerate" not in page.locator("main").inner_text()
+        page.goto(f"{url}/tree")
+        assert "apt-get install wordnet-base" in page.locator("main").inner_text()
+        page.goto(f"{url}/map")
+        assert "There is no map" in page.locator("main").inner_text()
+        assert found.complaints == []
+        found.page.close()

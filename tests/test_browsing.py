@@ -1,0 +1,552 @@
+"""What the pages of `sdwn browse` are made of: synsets, verdicts, WordNet's tree, views."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sdwn.browsing.library import PAGE, PREVIEW, Library
+from sdwn.browsing.numbering import numbered
+from sdwn.browsing.shot import Shot
+from sdwn.browsing.view import ORDERS, SHOWS, BadViewError, View
+from sdwn.catalog import read_catalog
+from sdwn.config import EvaluationConfig
+from sdwn.errors import IntegrityError, UsageError
+from sdwn.evaluation.record import read_evaluation
+from sdwn.exchange.intake import ImportOptions, import_pictures
+from sdwn.files import ReleasePaths, RunPaths
+from sdwn.generate import make_shards
+from sdwn.imagenet import class_wnids
+from sdwn.images import Sample
+from sdwn.merge import merge
+from sdwn.noise import NoiseSampler
+from sdwn.plan import ImageSpec, make_plan, write_plan
+from sdwn.release import Release
+from sdwn.taxonomy import Taxonomy
+from sdwn.wordnet import WordNet
+
+from conftest import noise_config
+from drawn import evaluation, predictions
+from test_hypernyms import without_wordnet
+
+ZEBRA, TABBY, CORGI, PUG = "n02391049", "n02123045", "n02113023", "n02110958"
+DOG, NILE, RIVER, CANINE = "n02084071", "n09371360", "n09411430", "n02083346"
+# Few classes of ImageNet: laying out five for a map would import sklearn.
+NAMED = (ZEBRA, TABBY, CORGI, PUG, DOG, NILE)
+SYNSETS, EACH = 60, 4
+
+
+class Blackens(NoiseSampler):
+    """Finds something in the last image of each dog."""
+
+    def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
+        samples = super().sample(specs)
+        return [
+            replace(sample, status="nsfw") if (spec.wnid, spec.number) == (DOG, 3) else sample
+            for spec, sample in zip(specs, samples, strict=True)
+        ]
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Release:
+    """More synsets than a page shows; all judged, and in an older evaluation only the classes."""
+    folder = tmp_path_factory.mktemp("zoo")
+    below = sorted(synset.wnid for synset in wordnet.below("carnivore.n.01"))
+    others = [wnid for wnid in below if wnid not in (*NAMED, *class_wnids())]
+    (folder / "list.txt").write_text("\n".join([*NAMED, *others[: SYNSETS - len(NAMED)]]))
+    config = noise_config(catalog={"file": folder / "list.txt"}, images_per_synset=EACH)
+    plan, run = make_plan(config, read_catalog(config.catalog, wordnet)), RunPaths(folder / "run")
+    write_plan(plan, run)
+    make_shards(run, plan, plan.shards, Blackens(config))
+    release = merge([run], ReleasePaths(folder / "zoo"))
+    chances = {ZEBRA: 1.0, PUG: 0.0}
+    every = predictions(release, lambda wnid: chances.get(wnid, 0.5), every=True)
+    evaluation(release, every, "whole", EvaluationConfig(images="all"), model="vit")
+    aged(evaluation(release, predictions(release, seed=1), "classes").evaluation)
+    return release
+
+
+def aged(path: Path) -> None:
+    os.utime(path, (0, 0))
+
+
+@pytest.fixture(scope="module")
+def library(zoo: Release) -> Library:
+    return Library(zoo.paths.root)
+
+
+@pytest.fixture
+def copied(zoo: Release, tmp_path: Path) -> ReleasePaths:
+    return ReleasePaths(Path(shutil.copytree(zoo.paths.root, tmp_path / "copied")))
+
+
+def record_rows(library: Library) -> list[dict[str, Any]]:
+    """All that is recorded of each image, and of its prediction."""
+    rows = library.release.metadata.to_pylist()
+    judgement = library.judgement
+    assert judgement is not None
+    path = library.release.paths.evaluation(judgement.name).predictions
+    said = {(row["wnid"], row["number"]): row for row in table_rows(path)}
+    return [{**row, **said.get((row["wnid"], row["number"]), {})} for row in rows]
+
+
+def table_rows(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
+
+
+# The collection and what was said of it
+
+
+def test_synsets_are_those_with_images_by_name_and_hold_what_the_tables_say(
+    library: Library, zoo: Release
+) -> None:
+    rows = zoo.metadata.to_pylist()
+    synsets = library.collection.synsets
+    assert [entry.synset for entry in synsets] == sorted({row["synset"] for row in rows})
+    assert [entry.position for entry in synsets] == list(range(SYNSETS))
+    for entry in synsets:
+        own, planned = [row for row in rows if row["wnid"] == entry.wnid], zoo.synsets[entry.wnid]
+        assert library.collection.entry(entry.wnid) is entry
+        assert ", ".join(entry.lemmas) == planned.lemmas.replace("_", " ")
+        assert entry.definition == planned.definition
+        assert entry.imagenet_class == planned.imagenet_class
+        assert {entry.prompt} == {row["prompt"] for row in own}
+        assert entry.images == len(own)
+        assert entry.black == sum(row["status"] == "nsfw" for row in own)
+        found = [(shot.number, zoo.row(shot.row)) for shot in library.collection.images(entry.wnid)]
+        assert found == [(row["number"], row) for row in sorted(own, key=lambda r: r["number"])]
+    assert library.collection.entry(RIVER) is None
+    assert library.collection.images(RIVER) == []
+
+
+def test_a_synset_of_several_prompts_has_none(copied: ReleasePaths) -> None:
+    table = pq.read_table(copied.metadata)
+    prompts = table["prompt"].to_pylist()
+    at = table["wnid"].to_pylist().index(DOG)
+    prompts[at + 2] = "another"
+    column = table.column_names.index("prompt")
+    pq.write_table(table.set_column(column, "prompt", pa.array(prompts)), copied.metadata)
+    collection = Library(copied.root).collection
+    without = [entry.wnid for entry in collection.synsets if entry.prompt is None]
+    assert without == [DOG]
+
+
+def test_an_image_carries_what_the_classifier_said(library: Library) -> None:
+    for row in record_rows(library):
+        shot = library.shot(row["wnid"], row["number"])
+        assert shot is not None
+        assert (shot.synset, shot.status) == (row["synset"], row["status"])
+        verdict = shot.verdict
+        assert verdict is not None
+        assert [guess.wnid for guess in verdict.top5] == [class_wnids()[i] for i in row["top5"]]
+        assert [guess.probability for guess in verdict.top5] == row["top5_probability"]
+        assert verdict.rank == row["label_rank"]
+        assert verdict.right == (None if row["label_rank"] is None else row["label_rank"] == 0)
+        assert verdict.subtree_probability == row["subtree_probability"]
+        assert shot.state == expected_state(row)
+    assert library.shot(DOG, EACH) is None
+    assert library.shot(RIVER, 0) is None
+
+
+def expected_state(row: dict[str, Any]) -> str:
+    if row["status"] != "ok":
+        return "black"
+    if row["label_rank"] is None:
+        return "other"
+    return "wrong" if row["label_rank"] else "right"
+
+
+def test_a_guess_is_named_as_people_do(library: Library) -> None:
+    shot = library.shot(ZEBRA, 0)
+    assert shot is not None
+    assert shot.verdict is not None
+    assert shot.verdict.top5[0].name == "zebra"
+
+
+def test_the_newest_evaluation_is_taken_or_the_one_that_is_named(
+    library: Library, zoo: Release
+) -> None:
+    assert library.evaluations == ["whole", "classes"]
+    assert library.refused == {}
+    judgement = library.judgement
+    assert judgement is not None
+    assert (judgement.name, judgement.model, judgement.note) == ("whole", "vit", None)
+    older = Library(zoo.paths.root, "classes")
+    assert older.judgement is not None
+    assert older.judgement.name == "classes"
+    unjudged = EACH * (SYNSETS - 4)
+    assert f"{unjudged} of {EACH * SYNSETS} images are not judged" in str(older.judgement.note)
+    dog = older.shot(DOG, 0)
+    assert dog is not None
+    assert (dog.verdict, dog.state) == (None, "unjudged")
+    with pytest.raises(UsageError, match="no evaluation 'new'; there is whole, classes"):
+        Library(zoo.paths.root, "new")
+
+
+@pytest.mark.parametrize("show", ["right", "wrong"])
+def test_right_and_wrong_are_as_many_as_the_evaluation_counts(
+    library: Library, zoo: Release, show: str
+) -> None:
+    record = read_evaluation(zoo.paths.evaluation("whole"))
+    correct = sum(row["correct"] for row in record["classes"])
+    images = record["figures"]["images"]
+    expected = correct if show == "right" else images - correct
+    assert 0 < library.select(View(show=show)).total_images == expected
+
+
+def test_what_is_damaged_or_of_another_release_is_not_offered_and_says_why(
+    copied: ReleasePaths,
+) -> None:
+    whole, classes = copied.evaluation("whole"), copied.evaluation("classes")
+    shutil.copytree(classes.root, copied.evaluation("sound").root)
+    whole.evaluation.write_text(whole.evaluation.read_text().replace('"vit"', '"wit"'))
+    classes.predictions.write_bytes(classes.predictions.read_bytes()[:-1])
+    library = Library(copied.root)
+    assert library.evaluations == ["sound"]
+    assert library.judgement is not None
+    assert "altered since it was written" in library.refused["whole"]
+    assert "changed (its SHA-256 is not the recorded one)" in library.refused["classes"]
+    with pytest.raises(IntegrityError, match="altered since it was written"):
+        Library(copied.root, "whole")
+    copied.manifest.write_text(copied.manifest.read_text() + "\n")
+    library = Library(copied.root)
+    assert (library.evaluations, library.judgement, library.groups) == ([], None, {})
+    assert "of another release; evaluate again with: sdwn evaluate" in library.refused["sound"]
+    assert library.select(View(q="zebra")).total_images == EACH
+
+
+# The tree
+
+
+@pytest.fixture(scope="module")
+def above(zoo: Release, wordnet: WordNet) -> dict[str, set[str]]:
+    """Map each synset to the release's synsets at or below it, by NLTK."""
+    taxonomy, found = Taxonomy(wordnet), dict[str, set[str]]()
+    for entry in zoo.present:
+        for wnid in taxonomy.above(entry.wnid):
+            found.setdefault(wnid, set()).add(entry.wnid)
+    return found
+
+
+def test_each_node_counts_the_set_of_synsets_at_or_below_it(
+    library: Library, above: dict[str, set[str]], wordnet: WordNet
+) -> None:
+    tree, rows = library.tree, record_rows(library)
+    assert tree is not None
+    for wnid, below in above.items():
+        node, own = tree.node(wnid), [row for row in rows if row["wnid"] in below]
+        assert node is not None
+        assert (node.synsets, node.images) == (len(below), EACH * len(below))
+        judged = [row["label_rank"] for row in own if row["label_rank"] is not None]
+        assert (node.judged, node.right) == (len(judged), judged.count(0))
+        assert node.black == sum(row["status"] == "nsfw" for row in own)
+        assert node.rate == (judged.count(0) / len(judged) if judged else None)
+        assert list(node.parents) == wordnet.hypernyms(wnid)
+        names = [child.name for child in map(tree.node, node.children) if child]
+        assert names == sorted(names)
+        assert set(node.children) == {one for one in above if wnid in wordnet.hypernyms(one)}
+        assert node.in_release == (library.collection.entry(wnid) is not None)
+        assert node.definition == wordnet.synset(wnid).definition
+        found = {
+            entry.wnid for entry in library.collection.synsets if tree.below(wnid)[entry.position]
+        }
+        assert found == below
+    assert tree.node("n00007846") is None
+    assert not tree.below("n00007846").any()
+    # Two ways lead to the dog, and an instance lies below what it is one of.
+    assert {CANINE, "n01317541"} == set(wordnet.hypernyms(DOG))
+    assert above[RIVER] == {NILE}
+
+
+def test_names_are_the_releases_else_wordnets(library: Library) -> None:
+    tree = library.tree
+    assert tree is not None
+    named = {wnid: node.name for wnid in (DOG, RIVER, "n00015388") if (node := tree.node(wnid))}
+    assert named == {DOG: "dog.n.01", RIVER: "river", "n00015388": "animal"}
+
+
+def test_the_root_is_the_lowest_that_holds_all_and_breadcrumbs_begin_there(
+    library: Library, above: dict[str, set[str]], wordnet: WordNet
+) -> None:
+    tree = library.tree
+    assert tree is not None
+    whole = {wnid for wnid, below in above.items() if len(below) == SYNSETS}
+    lowest = [w for w in whole if not any(w in wordnet.hypernyms(other) for other in whole)]
+    assert [tree.root] == lowest
+    way = [node.wnid for node in tree.path(DOG)]
+    assert (way[0], way[-1]) == (tree.root, DOG)
+    assert all(up in wordnet.hypernyms(down) for up, down in pairwise(way))
+    # By canine it would be four steps more.
+    assert [node.name for node in tree.path(DOG)][-3:-1] == ["animal", "domestic animal"]
+    assert [node.name for node in tree.path(tree.root)] == [tree.path(tree.root)[0].name]
+    assert tree.path("n00001740")[0].wnid == "n00001740"
+    assert tree.path("n00007846") == []
+
+
+@given(st.lists(st.lists(st.integers(0, 30), max_size=3), min_size=1, max_size=30))
+def test_in_any_graph_without_cycles_all_below_a_node_is_found_once(
+    parents: list[list[int]],
+) -> None:
+    """A node's parents are nodes before it."""
+    above = {
+        node: {one % node for one in found} if node else set() for node, found in enumerate(parents)
+    }
+    below: dict[int, set[int]] = {}
+    for node in reversed(above):
+        for parent in above[node]:
+            below.setdefault(parent, set()).add(node)
+    children = {str(node): [str(one) for one in sorted(found)] for node, found in below.items()}
+    tops = [str(node) for node, found in above.items() if not found]
+    numbers, pieces = numbered(tops, children)
+    assert sorted(numbers.values()) == list(range(len(parents)))
+    reached: dict[int, set[int]] = {}
+    for node in reversed(above):
+        reached[node] = {node}.union(*(reached[child] for child in below.get(node, ())))
+    for node, expected in reached.items():
+        found = Counter(n for start, stop in pieces[str(node)] for n in range(start, stop))
+        assert found == Counter(numbers[str(one)] for one in expected)
+
+
+def test_without_wordnet_all_but_the_tree_is_there(
+    zoo: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_wordnet(monkeypatch, tmp_path)
+    library = Library(zoo.paths.root)
+    assert library.tree is None
+    assert "expected WordNet 3.0, found none" in str(library.tree_missing)
+    assert library.select(View(q="dog", show="ok")).total_synsets
+    with pytest.raises(BadViewError, match=r"below=n02084071: expected WordNet 3\.0"):
+        library.select(View(below=DOG))
+
+
+# Views
+
+
+def everything(library: Library, view: View) -> list[Shot]:
+    """Collect what all pages of a view show."""
+    first = library.select(view)
+    pages = [library.select(replace(view, page=page)) for page in range(1, first.pages + 1)]
+    entries = [entry for page in pages for entry in page.entries]
+    assert len({entry.wnid for entry in entries}) == len(entries) == first.total_synsets
+    shots = [shot for page in pages for entry in page.entries for shot in page.shots[entry.wnid]]
+    assert len(shots) == first.total_images == sum(sum(page.images.values()) for page in pages)
+    assert shots == list(library.all_rows(view))
+    return shots
+
+
+TAKEN = {
+    "all": lambda row: True,
+    "right": lambda row: row["label_rank"] == 0,
+    "wrong": lambda row: bool(row["label_rank"]),
+    "black": lambda row: row["status"] == "nsfw",
+    "ok": lambda row: row["status"] == "ok",
+    "unjudged": lambda row: row["label_rank"] is None,
+}
+
+
+@pytest.mark.parametrize("show", SHOWS)
+def test_a_view_shows_the_images_that_it_says(library: Library, show: str) -> None:
+    rows = [row for row in record_rows(library) if TAKEN[show](row)]
+    assert rows
+    rows.sort(key=lambda row: (row["synset"], row["number"]))
+    expected = [(row["wnid"], row["number"]) for row in rows]
+    shots = everything(library, View(show=show))
+    assert [(shot.wnid, shot.number) for shot in shots] == expected
+    some = library.shots(DOG, show)
+    assert [shot.number for shot in some] == [number for wnid, number in expected if wnid == DOG]
+
+
+def test_filters_hold_together(library: Library) -> None:
+    def wnids(**changes: Any) -> set[str]:
+        return {shot.wnid for shot in everything(library, View(**changes))}
+
+    assert wnids(imagenet=True) == {ZEBRA, TABBY, CORGI, PUG}
+    assert wnids(below=DOG, imagenet=True) == {CORGI, PUG}
+    assert wnids(below=DOG, imagenet=True, show="right") <= {CORGI}
+    assert wnids(below=RIVER) == {NILE}
+    assert wnids(below="n00007846") == set()
+    assert library.groups["animals"] == "n00015388"
+    assert wnids(group="animals", q="river") == set()
+    assert NILE not in wnids(group="animals")
+    assert wnids(below=DOG, q="welsh") >= {CORGI}
+
+
+def test_images_that_were_taken_for_a_class(library: Library) -> None:
+    rows = record_rows(library)
+    taken = Counter(class_wnids()[row["top5"][0]] for row in rows)
+    wnid = taken.most_common(1)[0][0]
+    shots = everything(library, View(seen=wnid))
+    assert len(shots) == taken[wnid]
+    assert all(shot.verdict and shot.verdict.top5[0].wnid == wnid for shot in shots)
+
+
+def test_orders(library: Library) -> None:
+    def names(order: str, **changes: Any) -> list[str]:
+        shots = everything(library, View(order=order, **changes))
+        return list(dict.fromkeys(shot.wnid for shot in shots))
+
+    classes = names("rate", imagenet=True)
+    assert (classes[0], classes[-1]) == (PUG, ZEBRA)
+    assert names("-rate")[0] == ZEBRA
+    # What was not judged is last either way.
+    assert set(names("rate")[:4]) == set(names("-rate")[:4]) == set(classes)
+    by_name = names("name", q="dog")
+    assert names("best", q="dog")[0] == DOG
+    assert by_name == sorted(by_name, key=lambda wnid: entry_name(library, wnid))
+    assert names("name") == names("best") == names("images")
+
+
+def entry_name(library: Library, wnid: str) -> str:
+    entry = library.collection.entry(wnid)
+    assert entry is not None
+    return entry.synset
+
+
+def test_pages_have_so_many_synsets_and_the_last_is_shown_for_one_beyond(library: Library) -> None:
+    first, last = library.select(View()), library.select(View(page=9))
+    assert (len(first.entries), first.page, first.pages) == (PAGE, 1, 2)
+    assert (len(last.entries), last.page, last.pages) == (SYNSETS - PAGE, 2, 2)
+    nothing = library.select(View(q="qqqqqqq", page=3))
+    assert (nothing.entries, nothing.total_images, nothing.page, nothing.pages) == ([], 0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        (View(group="toys"), "group='toys': no such group; there is animals, "),
+        (View(seen=DOG), f"seen={DOG}: expected a class of ImageNet-1k"),
+    ],
+)
+def test_what_there_is_not_is_explained(library: Library, view: View, message: str) -> None:
+    for ask in (library.select, library.all_rows):
+        with pytest.raises(BadViewError, match=message):
+            ask(view)
+
+
+WNIDS = st.none() | st.from_regex(r"n[0-9]{8}", fullmatch=True).filter(str.isascii)
+VIEWS = st.builds(
+    View,
+    q=st.text(max_size=50).map(lambda text: View.parse({"q": text}).q),
+    show=st.sampled_from(SHOWS),
+    group=st.none() | st.sampled_from(["animals", "Möbel & <b>"]),
+    imagenet=st.booleans(),
+    below=WNIDS,
+    seen=WNIDS,
+    order=st.sampled_from(ORDERS),
+    page=st.integers(1, 10**9 - 1),
+)
+
+
+@given(VIEWS)
+def test_every_view_is_one_address(view: View) -> None:
+    assert View.parse(dict(parse_qsl(view.query()))) == view
+    changed = View.parse(dict(parse_qsl(view.query(show="black"))))
+    assert changed == replace(view, show="black", page=1)
+
+
+NAMES = st.sampled_from(["q", "show", "group", "imagenet", "below", "seen", "order", "page", "x"])
+VALUES = st.text() | st.sampled_from(
+    ["1", "0", "wrong", "rate", DOG, "n²", "-1", "\u0661", "9" * 99]
+)
+
+
+@given(st.dictionaries(NAMES, VALUES))
+def test_any_address_is_a_view_or_says_what_it_should_be(params: dict[str, str]) -> None:
+    try:
+        view = View.parse(params)
+    except BadViewError as error:
+        said = str(error)
+        told = said.partition("=")[0] in params and len(said) < 200
+    else:
+        told = True
+        assert view.show in SHOWS
+        assert view.order in ORDERS
+        assert 1 <= view.page < 10**9
+        view.query().encode("ascii")
+    assert told
+
+
+# Releases of other kinds
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """Pictures without prompts: many of one synset, one of them black."""
+    source = tmp_path_factory.mktemp("bare") / "pictures"
+    for wnid, count in ((DOG, 2 * PREVIEW), (ZEBRA, 1)):
+        (source / wnid).mkdir(parents=True)
+        for number in range(count):
+            colour = (number, 9, 9) if number else (0, 0, 0)
+            Image.new("RGB", (8, 8), colour).save(source / wnid / f"{3 * number}.png")
+    target = ReleasePaths(source.parent / "imported")
+    return import_pictures(source, target, ImportOptions("imagefolder")).release
+
+
+def test_imported_pictures_can_be_browsed(imported: Release) -> None:
+    library = Library(imported.paths.root)
+    assert (library.judgement, library.evaluations, library.groups) == (None, [], {})
+    dog = library.collection.entry(DOG)
+    assert dog is not None
+    assert (dog.prompt, dog.images, dog.black) == (None, 2 * PREVIEW, 1)
+    page = library.select(View(q="dog"))
+    assert [shot.number for shot in page.shots[DOG]] == [3 * n for n in range(PREVIEW)]
+    assert page.images == {DOG: 2 * PREVIEW}
+    assert len(list(library.all_rows(View(q="dog")))) == page.total_images == 2 * PREVIEW
+    assert {shot.state for shot in library.shots(DOG)} == {"black", "unjudged"}
+    shot = library.shot(DOG, 6)
+    assert shot is not None
+    assert imported.row(shot.row)["file"] == f"{DOG}/6.png"
+    assert library.shot(DOG, 5) is None
+    assert library.select(View(show="unjudged")).total_images == 2 * PREVIEW + 1
+    assert library.select(View(show="wrong")).total_images == 0
+    assert library.tree is not None
+    node = library.tree.node(library.tree.root)
+    assert node is not None
+    assert (node.name, node.images, node.rate) == ("placental", 2 * PREVIEW + 1, None)
+    with pytest.raises(BadViewError, match="without an evaluation"):
+        library.select(View(seen=ZEBRA))
+    assert [entry.synset for entry in library.select(View(order="images")).entries] == [
+        "dog.n.01",
+        "zebra.n.01",
+    ]
+    assert library.select(View(order="rate")).total_synsets == 2
+
+
+def test_threads_that_ask_at_once_get_what_one_gets(zoo: Release, library: Library) -> None:
+    views = [View(q=q, show=show) for q in ("dog", "dgo", "small", "") for show in SHOWS]
+    expected = [library.select(view) for view in views]
+    fresh = Library(zoo.paths.root)
+    fresh.warm()
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(fresh.select, views * 4)) == expected * 4
+        assert fresh.tree is not None
+        assert library.tree is not None
+        assert list(pool.map(fresh.tree.path, [DOG] * 32)) == [library.tree.path(DOG)] * 32
+    fresh.close()
+
+
+def test_browsing_writes_nothing(copied: ReleasePaths) -> None:
+    def state() -> dict[Path, tuple[int, int]]:
+        files = sorted(copied.root.rglob("*"))
+        return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+    before = state()
+    library = Library(copied.root)
+    library.select(View(q="zebre", below=DOG))
+    library.close()
+    assert state() == before

@@ -1,0 +1,164 @@
+"""The search over a release: what is found for what people type, and that nothing breaks it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sdwn.browsing import search
+from sdwn.browsing.collection import Collection
+from sdwn.browsing.search import Index
+from sdwn.errors import SdwnError
+from sdwn.exchange.intake import ImportOptions, import_pictures
+from sdwn.files import ReleasePaths
+from sdwn.wordnet import WordNet
+
+SYNSETS = (
+    *("dog.n.01", "frump.n.01", "cad.n.01", "kennel.n.01", "guide_dog.n.01", "hunting_dog.n.01"),
+    *("golden_retriever.n.01", "labrador_retriever.n.01", "retriever.n.01", "fox.n.01"),
+    *("zebra.n.01", "zebra_finch.n.01", "pedestrian_crossing.n.01", "glass.n.01", "glass.n.02"),
+    *("spectacles.n.01", "wolf.n.01", "church.n.02", "pony.n.01", "fireman.n.04", "person.n.01"),
+    *("saint_bernard.n.01", "cafe.n.01", "ax.n.01", "bus.n.01", "box.n.01", "brush.n.02"),
+)
+# As a list of synsets that was edited may have them.
+LEMMAS = (
+    "café",
+    "ﬁne Straße",
+    "喫茶店",
+    "कैफ़े",
+    'O\'Brien "quoted"',
+    "<script>alert(1)</script>",
+    "a NEAR b*",
+)
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Collection:
+    source = tmp_path_factory.mktemp("searched") / "pictures"
+    for place, name in enumerate(SYNSETS):
+        folder = source / wordnet.synset(name).wnid
+        folder.mkdir(parents=True)
+        Image.new("RGB", (4, 4), (place, 8, 8)).save(folder / "0.png")
+    target = ReleasePaths(source.parent / "imported")
+    release = import_pictures(source, target, ImportOptions("imagefolder")).release
+    quoted = '"' + ", ".join(LEMMAS).replace('"', '""') + '"'
+    text = target.synsets.read_text().replace(
+        '"cafe, coffeehouse, coffee_shop, coffee_bar"', quoted
+    )
+    target.synsets.write_text(text)
+    return Collection(release)
+
+
+@pytest.fixture(scope="module")
+def index(collection: Collection) -> Index:
+    return Index(collection)
+
+
+def names(index: Index, collection: Collection, text: str) -> list[str]:
+    return [collection.synsets[i].synset for i in index.search(text).positions.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("text", "best"),
+    [
+        # Called so, by an earlier lemma first; then begun so, in a lemma, in a gloss.
+        ("dog", ["dog.n.01", "frump.n.01", "cad.n.01", "kennel.n.01"]),
+        ("zebra", ["zebra.n.01", "zebra_finch.n.01", "pedestrian_crossing.n.01"]),
+        ("ZEBRA_Fin", ["zebra_finch.n.01"]),
+        ("retriever gold", ["golden_retriever.n.01", "labrador_retriever.n.01"]),
+        ("glass", ["glass.n.01", "glass.n.02", "spectacles.n.01"]),
+        ("glasses", ["spectacles.n.01", "glass.n.01", "glass.n.02"]),
+        ("foxes", ["fox.n.01"]),
+        ("ponies", ["pony.n.01"]),
+        ("firemen", ["fireman.n.04"]),
+        ("golden_retriever.n.01", ["golden_retriever.n.01"]),
+        ("saint_bernard.n", ["saint_bernard.n.01"]),
+        ("n02391049", ["zebra.n.01"]),
+        ("N02099", ["golden_retriever.n.01", "labrador_retriever.n.01", "retriever.n.01"]),
+        ("equine", ["zebra.n.01"]),
+        ("striped african", ["zebra.n.01"]),
+        # No synset has both: any will do.
+        ("zebra pony", ["pony.n.01", "zebra.n.01", "zebra_finch.n.01"]),
+        ("café", ["cafe.n.01"]),
+        ("CAFE", ["cafe.n.01"]),
+        ("fine strasse", ["cafe.n.01"]),
+        ("喫茶", ["cafe.n.01"]),
+        ("कैफ़े", ["cafe.n.01"]),
+        ("o'brien", ["cafe.n.01"]),
+        ("<script>", ["cafe.n.01"]),
+        ("a near b*", ["cafe.n.01"]),
+    ],
+)
+def test_what_is_called_so_comes_first(
+    index: Index, collection: Collection, text: str, best: list[str]
+) -> None:
+    assert names(index, collection, text)[: len(best)] == best
+    assert index.search(text).corrected is None
+
+
+def test_a_lemmas_word_comes_before_a_glosss(index: Index, collection: Collection) -> None:
+    found = names(index, collection, "dog")
+    by_lemma, by_gloss = {"guide_dog.n.01", "hunting_dog.n.01"}, {"retriever.n.01"}
+    assert max(map(found.index, by_lemma)) < min(map(found.index, by_gloss))
+
+
+@pytest.mark.parametrize(
+    ("text", "corrected", "best"),
+    [
+        ("zebre", "zebra", "zebra.n.01"),
+        ("dgo", "dog", "dog.n.01"),
+        ("goldn retreiver", "golden retriever", "golden_retriever.n.01"),
+        ("labradro", "labrador", "labrador_retriever.n.01"),
+        ("Spectcles", "spectacles", "spectacles.n.01"),
+    ],
+)
+def test_typing_errors_are_forgiven_and_said(
+    index: Index, collection: Collection, text: str, corrected: str, best: str
+) -> None:
+    assert index.search(text).corrected == corrected
+    assert names(index, collection, text)[0] == best
+    assert names(index, collection, text) == names(index, collection, corrected)
+
+
+def test_each_letter_that_is_typed_finds_it_still(index: Index, collection: Collection) -> None:
+    for text in ("labrador retriever", "zebra finch", "spectacles"):
+        wanted = names(index, collection, text)[0]
+        for end in range(1, len(text) + 1):
+            assert index.search(text[:end]).corrected is None
+            assert wanted in names(index, collection, text[:end])
+
+
+def test_nothing_typed_is_everything_by_name(index: Index, collection: Collection) -> None:
+    for text in ("", "  ", "\t\n"):
+        assert names(index, collection, text) == [entry.synset for entry in collection.synsets]
+
+
+@pytest.mark.parametrize("text", ["qqqqqqqq", '"', "***", "😀", "x" * 10_000, "%", "\0", "犬"])
+def test_what_is_nowhere_is_not_found(index: Index, collection: Collection, text: str) -> None:
+    assert names(index, collection, text) == []
+
+
+SYNTAX = (
+    *('"', "'", "*", "NEAR(dog fox, 2)", " AND ", " OR ", " NOT ", "lemmas:", "{said}", "^", "+"),
+    *("\0", "\ud800", "dog", "zebre", "n02", ".n.01", "İ", "ß", "\u0301", "ﬁ", ";--", "a" * 999),
+)
+
+
+@given(st.text() | st.lists(st.sampled_from(SYNTAX), max_size=30).map("".join))
+def test_any_text_is_safe(index: Index, text: str) -> None:
+    found = index.search(text)
+    positions = found.positions.tolist()
+    assert len(set(positions)) == len(positions)
+    assert set(positions) <= set(range(len(SYNSETS)))
+    if found.corrected is not None:
+        assert index.search(found.corrected).positions.tolist() == positions
+
+
+def test_without_full_text_search_it_says_what_is_missing(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As SQLite answers where it was built without.
+    monkeypatch.setattr(search, "_SCHEMA", ("CREATE VIRTUAL TABLE texts USING fts0(lemmas)",))
+    with pytest.raises(SdwnError, match=r"SQLite with FTS5.* has none \(no such module"):
+        Index(collection)
