@@ -3,6 +3,7 @@
 (() => {
   const field = document.getElementById("q");
   const keys = document.getElementById("keys");
+  const results = document.getElementById("results");
   const typing = (place) => place.closest("input, textarea, select, [contenteditable]");
 
   // What only works with scripts has its place, and shows itself now.
@@ -83,14 +84,11 @@
     document.querySelector(selector)?.click();
   }
 
-  // Up from an image is its synset; up from a synset is the search that led there, if one did.
+  // Up from an image is its synset; up from there is what this tab searched for last.
   function back() {
     const up = document.querySelector("a[data-up]");
     if (up) return up.click();
-    if (document.getElementById("results")) return;
-    const came = document.referrer && new URL(document.referrer);
-    if (came && came.origin === location.origin && came.pathname === "/") history.back();
-    else location.assign("/");
+    if (!results) location.assign(`/${sessionStorage.getItem("search") ?? ""}`);
   }
 
   const strokes = {
@@ -115,8 +113,8 @@
   });
 
   // Searching as one types.
-  const results = document.getElementById("results");
   if (!results) return;
+  window.addEventListener("pagehide", () => sessionStorage.setItem("search", location.search));
   const trouble = document.getElementById("trouble");
   const said = document.getElementById("said");
 
