@@ -242,7 +242,10 @@ def _shot_cells(shot: dict[str, Any]) -> list[str]:
     best = (shot["top5"] or [None])[0]
     seen = [printable(best["name"]), f"{100 * best['probability']:.0f} %"] if best else ["", ""]
     seed = "" if shot["seed"] is None else str(shot["seed"])
-    return [str(shot["number"]), seed, shot["status"], *seen, SIGNS.get(shot["state"], "")]
+    said, share = SIGNS.get(shot["state"], ""), shot["subtree_probability"]
+    if shot["state"] == "other" and share is not None:
+        said = f"{100 * share:.0f} % at or below it"
+    return [str(shot["number"]), seed, shot["status"], *seen, said]
 
 
 def printable(text: str) -> str:

@@ -47,14 +47,6 @@ class Sheet:
             return None
         return shlex.join(["sdwn", "regenerate", str(release.paths.root), self.entry.synset])
 
-    @property
-    def tally(self) -> tuple[int, int]:
-        """How many of its images are right, of how many that were judged by their class."""
-        judgement, position = self.library.judgement, self.entry.position
-        if judgement is None:
-            return 0, 0
-        return int(judgement.right[position]), int(judgement.judged[position])
-
 
 def open_sheet(library: Library, name: str) -> Sheet:
     """Gather what is known of a synset, by name, wnid, or a lemma that only one synset has.
@@ -72,16 +64,16 @@ def open_sheet(library: Library, name: str) -> Sheet:
 
 def as_dict(sheet: Sheet) -> dict[str, Any]:
     """Give a sheet as plain values."""
-    library, entry = sheet.library, sheet.entry
-    right, judged = sheet.tally
+    library, entry, judgement = sheet.library, sheet.entry, sheet.library.judgement
+    right, judged = judgement.tally(entry) if judgement else (0, 0)
     return {
-        "release": str(library.release.paths.root),
+        "release": library.root,
         **{name: value for name, value in asdict(entry).items() if name != "position"},
         "above": sheet.above,
         "judged": judged,
         "right": right,
-        "evaluation": library.judgement.name if library.judgement else None,
-        "model": library.judgement.model if library.judgement else None,
+        "evaluation": judgement.name if judgement else None,
+        "model": judgement.model if judgement else None,
         "regenerate": f"{sheet.regenerate} NUMBER" if sheet.regenerate else None,
         "shots": [_plain(*pair) for pair in zip(sheet.shots, sheet.made, strict=True)],
     }
@@ -137,4 +129,5 @@ def _plain(shot: Shot, made: dict[str, Any]) -> dict[str, Any]:
         "top5": [asdict(guess) for guess in verdict.top5] if verdict else None,
         "right": verdict.right if verdict else None,
         "rank": verdict.rank if verdict else None,
+        "subtree_probability": verdict.subtree_probability if verdict else None,
     }
