@@ -398,13 +398,16 @@ def export(
     status: Annotated[
         str | None, typer.Option(help="Only images of this status: ok leaves out black ones.")
     ] = None,
+    only: Annotated[
+        Path | None,
+        typer.Option(help="Only images in this CSV file: columns wnid and number, or wnid alone."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a release, or some of it, as other tools read it; goes on after a kill."""
     from sdwn.exchange.export import ExportOptions
-    from sdwn.release import Release
 
-    opened = Release(release)
+    opened = steps.opened(release, only)
     chosen = steps.chosen(opened, sample, below, imagenet, status)
     part_bytes = None if part_size is None else int(part_size * 1e9)
     codec = codec or ("jpeg" if quality else "stored")
@@ -519,6 +522,28 @@ def report(
 ) -> None:
     """Write an evaluation's page, one HTML file, and its figures as PNG and SVG."""
     terminal.result({"path": str(steps.report_on(release, evaluation))}, as_json)
+
+
+@app.command()
+def show(
+    release: ReleaseFolder,
+    synset: Annotated[str, typer.Argument(metavar="SYNSET", help="By name, wnid or lemma.")],
+    evaluation: Annotated[
+        str | None, typer.Option(help="Which evaluation, by name; default: the latest.")
+    ] = None,
+    open_: Annotated[
+        bool, typer.Option("--open", help="Open its sheet in the browser, without a server.")
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="Write its sheet, one HTML file with the pictures.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a synset: what it is, each image with its seed, and what the classifier saw in it."""
+    from sdwn.sheet_steps import show
+
+    found = show(release, synset, evaluation, save, open_)
+    terminal.result(found, as_json, text=terminal.sheet_text(found))
 
 
 @app.command()

@@ -101,15 +101,12 @@ def _record(release: Release, synset: str, number: int) -> dict[str, Any]:
         raise UsageError(
             f"{release.paths.root} was imported: how its images were made is not recorded"
         )
-    rows = release.rows(synset)
-    names = sorted({row["synset"] for row in rows})
-    if len(names) > 1:
-        raise UsageError(f"{synset!r} is ambiguous: {', '.join(names)}")
+    rows = release.rows(release.find_one(synset))
     for row in rows:
         if row["number"] == number:
             return row
-    numbers = sorted(row["number"] for row in rows)
-    raise UsageError(f"{names[0]} has no image {number}; it has {numbers[0]} to {numbers[-1]}")
+    numbers, name = sorted(row["number"] for row in rows), rows[0]["synset"]
+    raise UsageError(f"{name} has no image {number}; it has {numbers[0]} to {numbers[-1]}")
 
 
 def _plan(release: Release, model: str | None, revision: Any) -> Plan:

@@ -168,6 +168,18 @@ class Release:
             raise UsageError(f"{self}: {self._not_found(name)}")
         return np.concatenate([places[wnid] for wnid in wnids])
 
+    def find_one(self, name: str) -> str:
+        """Give the wnid of a synset, found as in :meth:`find`, where a name is of one alone.
+
+        Raises:
+            UsageError: it names no synset of the release, or several, which are given.
+        """
+        rows = self.metadata.select(["wnid", "synset"]).take(pa.array(self.find(name)))
+        found: dict[str, str] = {row["wnid"]: row["synset"] for row in rows.to_pylist()}
+        if len(found) > 1:
+            raise UsageError(f"{name!r} is ambiguous: {', '.join(sorted(found.values()))}")
+        return next(iter(found))
+
     def rows(self, name: str) -> list[dict[str, Any]]:
         """Read the records of a synset's images, found as in :meth:`find`."""
         found: list[dict[str, Any]] = self.metadata.take(pa.array(self.find(name))).to_pylist()

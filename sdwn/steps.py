@@ -424,6 +424,15 @@ def share(text: str) -> float:
     return value
 
 
+def opened(root: Path, only: Path | None) -> Release:
+    """Open a release, or only the images of it that a CSV file lists."""
+    from sdwn.exchange.listed import listed
+    from sdwn.release import Release
+
+    release = Release(root)
+    return release if only is None else listed(release, only)
+
+
 def chosen(
     release: Release, sample: str | None, below: str | None, imagenet: bool, status: str | None
 ) -> Release:
@@ -460,7 +469,8 @@ def import_release(source: Path, release: Path, options: ImportOptions) -> dict[
     return {**counts, "skipped": len(found.skipped), "release": str(release)}
 
 
-def _require_savable(save: Path, release: Path) -> None:
+def require_savable(save: Path, release: Path) -> None:
+    """Refuse a place for a file that is none, or that lies in the release."""
     if not save.parent.is_dir():
         raise UsageError(f"--save {save}: expected a file in a folder that exists")
     if save.is_symlink() or (save.exists() and not save.is_file()):
@@ -476,7 +486,7 @@ def regenerated(release: Path, wanted: Wanted, save: Path | None) -> Comparison:
     from sdwn.release import Release
 
     if save is not None:
-        _require_savable(save, release)
+        require_savable(save, release)
     with terminal.working("making the image again"):
         found, image = regenerate(Release(release), wanted)
     if save is not None:

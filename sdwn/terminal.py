@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from sdwn.errors import SdwnError
 
@@ -36,6 +37,8 @@ stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unverified": "cyan"}
+# Of an image; what nobody judged has none.
+SIGNS = {"right": "right", "wrong": "wrong", "black": "black"}
 INTERRUPTED = 130
 REPORT_SECONDS = 60
 
@@ -203,6 +206,55 @@ def comparison_text(found: dict[str, Any]) -> str:
     settings = {row["setting"]: ", ".join(map(str, row["values"])) for row in found["settings"]}
     said = {f"verdict {n}": pair["verdict"] for n, pair in enumerate(found["pairs"], start=1)}
     return _captured({**rows, **common, **settings, **said, "path": found["path"]})
+
+
+def sheet_text(found: dict[str, Any]) -> str:
+    """Show a synset: what is known of it, then a row an image."""
+    rows = {
+        found["synset"]: found["wnid"],
+        "lemmas": ", ".join(found["lemmas"]) or "unknown",
+        "definition": found["definition"] or "unknown",
+        "prompt": found["prompt"] or "unknown, or one for each image",
+        "above": " > ".join(found["above"]) or "unknown",
+        "images": _number(found["images"], "image") + f", {found['black']} of them black",
+        "right": _share_right(found),
+        "again": found["regenerate"] or "imported: how they were made is not recorded",
+    }
+    if "path" in found:
+        rows["sheet"] = found["path"]
+    shown = Table("image", "seed", "status", "taken for", "", "", box=None)
+    for shot in found["shots"]:
+        shown.add_row(*map(Text, _shot_cells(shot)))
+    with stdout.capture() as captured:
+        _table({printable(name): printable(value) for name, value in rows.items()})
+        stdout.print("", shown, sep="\n", soft_wrap=True)
+    return captured.get()
+
+
+def _share_right(found: dict[str, Any]) -> str:
+    if found["evaluation"] is None:
+        return "not evaluated yet"
+    by = f"by {found['model']} ({found['evaluation']})"
+    return f"{found['right']} of {found['judged']}, {by}" if found["judged"] else f"no class, {by}"
+
+
+def _shot_cells(shot: dict[str, Any]) -> list[str]:
+    best = (shot["top5"] or [None])[0]
+    seen = [printable(best["name"]), f"{100 * best['probability']:.0f} %"] if best else ["", ""]
+    seed = "" if shot["seed"] is None else str(shot["seed"])
+    said, share = SIGNS.get(shot["state"], ""), shot["subtree_probability"]
+    if shot["state"] == "other" and share is not None:
+        said = f"{100 * share:.0f} % at or below it"
+    return [str(shot["number"]), seed, shot["status"], *seen, said]
+
+
+def printable(text: str) -> str:
+    r"""Take out of a text what a terminal would obey or not show.
+
+    >>> printable("a\x1b[2Jb\nc\u202e")
+    'a [2Jb c '
+    """
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _captured(values: dict[str, Any]) -> str:

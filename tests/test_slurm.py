@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +66,38 @@ def undisturbed(generated: PlanRun) -> list[Any]:
     return images(paths)
 
 
+@contextmanager
+def visited(command: str, folder: Path) -> Iterator[str]:
+    """Run a server as a user does: read its address, and end it by Ctrl-C."""
+    words = shlex.split(command, comments=True)
+    with subprocess.Popen(
+        words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=30)
+    assert process.returncode == 0, log
+    assert "Traceback" not in log
+
+
 def test_the_worked_run_of_the_readme(testbed: Testbed, tmp_path: Path) -> None:
     """The README's lines for the test cluster, as they stand, but for starting and stopping it."""
     lines = [line for line in readme_commands("testbed") if line.startswith("sdwn ")]
     assert len(lines) >= 6
-    script = "set -e\n" + "\n".join(lines)
+    servers = [line for line in lines if line.startswith("sdwn browse ")]
+    script = "set -e\n" + "\n".join(line for line in lines if line not in servers)
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert re.search(r"zebra\.n\.01 +n02391049", done.stdout), "sdwn show"
+    for line in servers:
+        with visited(line, tmp_path) as address:
+            page = urllib.request.urlopen(f"{address}?q=zebbra", timeout=60).read().decode()
+            assert "n02391049" in page, "a typing error is forgiven"
     report = next(tmp_path.rglob("report.html"))
     assert "400 synthetic images" in report.read_text()
     manifest = json.loads(next(tmp_path.rglob("manifest.json")).read_text())

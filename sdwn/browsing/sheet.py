@@ -1,0 +1,133 @@
+"""One synset's sheet: what is known of it and of each image, to print or as a page by itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import shlex
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+from markupsafe import Markup
+
+from sdwn.browsing import dress
+from sdwn.browsing.collection import Entry
+from sdwn.browsing.library import Library
+from sdwn.browsing.shot import Shot
+from sdwn.errors import IntegrityError
+from sdwn.pages.thumbnails import data_url
+
+# The longer side of a picture; an import may have a thousand, which are shown smaller.
+PIXELS, PIXELS_OF_MANY, MANY = 384, 192, 50
+QUALITY = 85
+THREADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A synset of a release, its images by number.
+
+    ``made`` has, image by image, what is recorded of its making: ``seed``, ``prompt``. ``above``
+    names its hypernyms from the root down.
+    """
+
+    library: Library
+    entry: Entry
+    shots: list[Shot]
+    made: list[dict[str, Any]]
+    above: list[str]
+
+    @property
+    def regenerate(self) -> str | None:
+        """The command that makes an image again, but for its number; None for an import."""
+        release = self.library.release
+        if release.manifest.settings is None:
+            return None
+        return shlex.join(["sdwn", "regenerate", str(release.paths.root), self.entry.synset])
+
+
+def open_sheet(library: Library, name: str) -> Sheet:
+    """Gather what is known of a synset, by name, wnid, or a lemma that only one synset has.
+
+    Raises:
+        UsageError: it names no synset of the release, or several.
+    """
+    wnid = library.release.find_one(name)
+    entry = library.collection.entry(wnid)
+    assert entry is not None
+    shots = library.shots(wnid)
+    path = library.tree.path(wnid)[:-1] if library.tree else []
+    return Sheet(library, entry, shots, _made(library, shots), [node.name for node in path])
+
+
+def as_dict(sheet: Sheet) -> dict[str, Any]:
+    """Give a sheet as plain values."""
+    library, entry, judgement = sheet.library, sheet.entry, sheet.library.judgement
+    right, judged = judgement.tally(entry) if judgement else (0, 0)
+    return {
+        "release": library.root,
+        **{name: value for name, value in asdict(entry).items() if name != "position"},
+        "above": sheet.above,
+        "judged": judged,
+        "right": right,
+        "evaluation": judgement.name if judgement else None,
+        "model": judgement.model if judgement else None,
+        "regenerate": f"{sheet.regenerate} NUMBER" if sheet.regenerate else None,
+        "shots": [_plain(*pair) for pair in zip(sheet.shots, sheet.made, strict=True)],
+    }
+
+
+def page(sheet: Sheet) -> str:
+    """Write a sheet as one HTML file that asks for nothing, pictures inside."""
+    # A parser of HTML makes one line end of two characters, and the hash would not be its own.
+    style = dress.assets()["browse.css"].content.decode().replace("\r\n", "\n")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    with ThreadPoolExecutor(THREADS) as pool:
+        pictures = list(pool.map(lambda shot: _picture(sheet, shot), sheet.shots))
+    values = {
+        "sheet": sheet,
+        "entry": sheet.entry,
+        "judgement": sheet.library.judgement,
+        "images": list(zip(sheet.shots, sheet.made, pictures, strict=True)),
+        "style": Markup(style),
+        "style_hash": Markup(f"'sha256-{digest}'"),
+    }
+    return dress.render("sheet.html", values)
+
+
+def _picture(sheet: Sheet, shot: Shot) -> str | None:
+    """Give an image as a data URL; None if it is damaged."""
+    pixels = PIXELS if len(sheet.shots) <= MANY else PIXELS_OF_MANY
+    try:
+        image = sheet.library.release.image(shot.row)
+    except IntegrityError:
+        return None
+    image.thumbnail((pixels, pixels))
+    return data_url(image, QUALITY)
+
+
+def _made(library: Library, shots: list[Shot]) -> list[dict[str, Any]]:
+    table = library.release.metadata
+    recorded = [name for name in ("seed", "prompt") if name in table.column_names]
+    if not recorded:
+        return [{} for _ in shots]
+    rows = pa.array([shot.row for shot in shots], pa.int64())
+    found: list[dict[str, Any]] = table.select(recorded).take(rows).to_pylist()
+    return found
+
+
+def _plain(shot: Shot, made: dict[str, Any]) -> dict[str, Any]:
+    verdict = shot.verdict
+    return {
+        "number": shot.number,
+        "seed": made.get("seed"),
+        "prompt": made.get("prompt"),
+        "status": shot.status,
+        "state": shot.state,
+        "top5": [asdict(guess) for guess in verdict.top5] if verdict else None,
+        "right": verdict.right if verdict else None,
+        "rank": verdict.rank if verdict else None,
+        "subtree_probability": verdict.subtree_probability if verdict else None,
+    }

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import tempfile
+import webbrowser
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from sdwn.browsing.library import Library
+from sdwn.browsing.sheet import open_sheet, page
+from sdwn.catalog import Catalog
+from sdwn.errors import UsageError
+from sdwn.files import ReleasePaths, RunPaths
+from sdwn.generate import generate
+from sdwn.merge import MergeOptions, merge
+from sdwn.plan import make_plan, write_plan
+from sdwn.release import Release
+from sdwn.verify import verify
+from sdwn.wordnet import Synset, WordNet
+
+import drawn
+from conftest import Sdwn, noise_config
+
+ZEBRA, CRANE_BIRD, CRANE_MACHINE = "n02391049", "n02012849", "n03126707"
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Release:
+    """Three classes of ten images, judged: of the zebra's more than half are right."""
+    wnids = (ZEBRA, CRANE_BIRD, CRANE_MACHINE)
+    made = drawn.noise_release(tmp_path_factory.mktemp("run"), wordnet, wnids)
+    drawn.evaluation(made, drawn.predictions(made, lambda _: 0.7))
+    return made
+
+
+@pytest.mark.parametrize("name", ["zebra", "zebra.n.01", ZEBRA, "Zebra"])
+def test_a_synset_is_shown_by_name_wnid_or_lemma(sdwn: Sdwn, release: Release, name: str) -> None:
+    root = release.paths.root
+    found = sdwn.json("show", root, name)
+    assert (found["wnid"], found["synset"], found["lemmas"]) == (ZEBRA, "zebra.n.01", ["zebra"])
+    assert found["definition"] in found["prompt"]
+    assert (found["above"][-1], found["imagenet_class"]) == ("equine", 340)
+    assert (found["evaluation"], found["model"]) == ("drawn", "drawn")
+    assert [shot["number"] for shot in found["shots"]] == list(range(10))
+    rows = {row["number"]: row for row in release.rows(ZEBRA)}
+    predicted = {row["number"]: row for row in drawn_rows(release)}
+    for shot in found["shots"]:
+        assert shot["seed"] == rows[shot["number"]]["seed"]
+        rank = predicted[shot["number"]]["label_rank"]
+        assert (shot["rank"], shot["right"]) == (rank, rank == 0)
+        assert len(shot["top5"]) == 5
+        assert shot["state"] == ("right" if rank == 0 else "wrong")
+    assert found["right"] == sum(shot["right"] for shot in found["shots"])
+    assert found["judged"] == found["images"] == 10
+
+
+def drawn_rows(release: Release) -> list[dict[str, Any]]:
+    table = drawn.predictions(release, lambda _: 0.7)
+    return [row for row in table.to_pylist() if row["wnid"] == ZEBRA]
+
+
+def test_people_read_a_table_and_the_command_that_makes_an_image_again(
+    sdwn: Sdwn, release: Release
+) -> None:
+    root = release.paths.root
+    found, shown = sdwn.json("show", root, "zebra"), sdwn("show", root, "zebra").stdout
+    assert re.search(r"zebra\.n\.01 +n02391049", shown)
+    assert found["definition"] in shown
+    assert re.search(rf"right +{found['right']} of 10, by drawn \(drawn\)", shown)
+    for shot in found["shots"]:
+        best = shot["top5"][0]
+        word = "right" if shot["right"] else "wrong"
+        row = rf"{shot['number']} +{shot['seed']} +ok +{re.escape(best['name'])} +\d+ % +{word}"
+        assert re.search(row, shown)
+    (command,) = re.findall(r"again +(sdwn regenerate .*) NUMBER\n", shown)
+    again = sdwn.json(*shlex.split(command)[1:], 3)
+    assert (again["synset"], again["number"], again["verdict"]) == ("zebra.n.01", 3, "equal")
+
+
+def test_what_names_no_synset_or_several_is_refused(sdwn: Sdwn, release: Release) -> None:
+    root = release.paths.root
+    refused = sdwn("show", root, "crane", code=2).stderr
+    assert "'crane' is ambiguous: crane.n.04, crane.n.05" in refused
+    assert "did you mean zebra or" in sdwn("show", root, "zebbra", code=2).stderr
+    assert (
+        "no evaluation 'x'; there is drawn"
+        in sdwn(*("show", root, "zebra", "--evaluation", "x"), code=2).stderr
+    )
+    inside = root / "sheet.html"
+    assert "it lies in the release" in sdwn("show", root, "zebra", "--save", inside, code=2).stderr
+    assert verify(root, quick=True) == []
+
+
+class Page(HTMLParser):
+    """A page's tags with their attributes, its references, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self._read = "", True
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._read = tag != "style"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data if self._read else ""
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def picture(source: str | None) -> Image.Image:
+    assert source is not None
+    kind, _, content = source.partition(",")
+    assert kind == "data:image/webp;base64"
+    return Image.open(io.BytesIO(base64.b64decode(content)))
+
+
+def test_a_saved_sheet_is_one_file_with_the_pictures(sdwn: Sdwn, release: Release) -> None:
+    found = sdwn.json("show", release.paths.root, "zebra", "--save", "zebra.html")
+    assert found["path"] == "zebra.html"
+    shown = Page((sdwn.folder / "zebra.html").read_text(encoding="utf-8"))
+    images = shown.all("img")
+    assert [picture(one["src"]).size for one in images] == [(16, 8)] * 10
+    for one, shot in zip(images, found["shots"], strict=True):
+        words = (one["alt"] or "").split(", ")
+        assert words[:2] == ["zebra.n.01", f"image {shot['number']}"]
+        assert words[-1] == ("right" if shot["right"] else "wrong")
+    policy = next(one["content"] or "" for one in shown.all("meta") if "http-equiv" in one)
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    for _, attributes in shown.tags:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+        for name in ("src", "href", "action"):
+            assert (attributes.get(name) or "data:").startswith("data:"), "nothing is asked for"
+    assert not shown.all("script")
+    text = " ".join(shown.text.split())
+    for expected in (found["definition"], found["prompt"], found["regenerate"], "340"):
+        assert str(expected) in text
+    assert f"{found['right']} of 10 right" in text
+
+
+def test_a_sheet_opens_in_the_browser_or_says_where_it_lies(
+    sdwn: Sdwn, release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    without = sdwn("show", release.paths.root, "zebra", "--open")
+    (first,) = tmp_path.glob("sdwn-*/zebra.n.01.html")
+    assert f"no display here to open it on; copy it to where there is one: {first}" in (
+        " ".join(without.stderr.split())
+    )
+    assert first.parent.stat().st_mode & 0o077 == 0, "others on the machine cannot read it"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("DISPLAY", ":7")
+    webbrowser.register(
+        "own", None, webbrowser.GenericBrowser([str(browser), "%s"]), preferred=True
+    )
+    found = sdwn.json("show", release.paths.root, "zebra", "--open", "--save", "own.html")
+    assert (tmp_path / "opened").read_text().strip() == (tmp_path / "own.html").as_uri()
+    assert found["path"] == "own.html"
+
+
+def test_a_damaged_image_and_one_without_evaluation_have_their_places(
+    sdwn: Sdwn, release: Release
+) -> None:
+    root = Path(shutil.copytree(release.paths.root, sdwn.folder / "copy"))
+    shutil.rmtree(root / "evaluations")
+    row = next(row for row in release.rows(ZEBRA) if row["number"] == 4)
+    with (root / row["part"]).open("r+b") as part:
+        part.seek(row["offset"])
+        part.write(bytes(row["bytes"]))
+    found = sdwn.json("show", root, "zebra", "--save", "sheet.html")
+    assert (found["evaluation"], found["judged"]) == (None, 0)
+    assert {shot["state"] for shot in found["shots"]} == {"unjudged"}
+    assert "not evaluated yet" in sdwn("show", root, "zebra").stdout
+    shown = Page((sdwn.folder / "sheet.html").read_text(encoding="utf-8"))
+    assert len(shown.all("img")) == 9
+    assert "Image 4 is damaged" in shown.text
+
+
+HOSTILE = "<script>alert(1)</script>"
+PROMPT = f"\x1b[2J\x1b]0;owned\x07[bold]red[/bold] \u202egnp.exe {HOSTILE} \"'&" + "long " * 60
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    synset = Synset("n00000001", f"{HOSTILE}.n.01", (HOSTILE, "x" * 300, "[red]lemma"), PROMPT)
+    plan = make_plan(noise_config(images_per_synset=1), Catalog("hostile", (synset,)))
+    paths = RunPaths(tmp_path_factory.mktemp("hostile"))
+    write_plan(plan, paths)
+    generate(paths.root, [0])
+    return merge([paths], ReleasePaths(paths.release), MergeOptions())
+
+
+def test_no_name_or_prompt_is_obeyed(sdwn: Sdwn, hostile: Release) -> None:
+    root = hostile.paths.root
+    shown = sdwn("show", root, "n00000001", "--save", "sheet.html").stdout
+    assert "[bold]red[/bold]" in shown
+    assert "[red]lemma" in shown
+    assert not [letter for letter in shown if not letter.isprintable() and letter != "\n"]
+    html = Page((sdwn.folder / "sheet.html").read_text(encoding="utf-8"))
+    assert not html.all("script")
+    assert HOSTILE in html.text
+    assert json.loads(sdwn("show", root, "n00000001", "--json").stdout)["prompt"].startswith("\x1b")
+
+
+@pytest.mark.browser
+def test_a_sheet_fits_narrow_and_dark_screens_and_breaks_no_rule(
+    release: Release, hostile: Release, tmp_path: Path, browser: Any
+) -> None:
+    shown, said = browser.new_page(), list[str]()
+    shown.on("console", lambda message: said.append(message.text))
+    shown.on("request", lambda request: said.append(request.url))
+    for opened, name in ((release, "zebra"), (hostile, "n00000001")):
+        path = tmp_path / f"{name}.html"
+        path.write_text(page(open_sheet(Library(opened.paths.root), name)), encoding="utf-8")
+        shown.goto(path.as_uri())
+        broken = "[...document.images].filter(one => !one.naturalWidth).length"
+        assert shown.evaluate(broken) == 0
+        for width in (320, 1280):
+            shown.set_viewport_size({"width": width, "height": 800})
+            assert shown.evaluate("document.documentElement.scrollWidth") <= width
+            if folder := os.environ.get("SDWN_SCREENSHOTS"):
+                shown.screenshot(path=f"{folder}/{name}-{width}.png", full_page=True)
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = shown.evaluate(ground)
+    shown.emulate_media(color_scheme="dark")
+    assert shown.evaluate(ground) != light
+    assert [one for one in said if not one.startswith(("file:", "data:"))] == []
+    shown.close()
+
+
+def test_a_name_that_several_synsets_have_is_refused_in_python_too(release: Release) -> None:
+    with pytest.raises(UsageError, match="ambiguous"):
+        release.find_one("crane")
+    assert release.find_one("zebra") == ZEBRA
