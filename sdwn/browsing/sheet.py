@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -35,7 +36,7 @@ class Sheet:
 
     library: Library
     entry: Entry
-    shots: list[Shot]
+    shots: Sequence[Shot]
     made: list[dict[str, Any]]
     above: list[str]
 
@@ -108,7 +109,7 @@ def _picture(sheet: Sheet, shot: Shot) -> str | None:
     return data_url(image, QUALITY)
 
 
-def _made(library: Library, shots: list[Shot]) -> list[dict[str, Any]]:
+def _made(library: Library, shots: Sequence[Shot]) -> list[dict[str, Any]]:
     table = library.release.metadata
     recorded = [name for name in ("seed", "prompt") if name in table.column_names]
     if not recorded:
