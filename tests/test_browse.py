@@ -109,7 +109,10 @@ def test_every_page_is_given_with_its_guards(site: httpx.Client, address: str) -
     assert answer.headers["cross-origin-resource-policy"] == "same-origin"
     head = site.head(address)
     assert (head.status_code, head.content) == (200, b"")
-    assert head.headers["content-length"] == str(len(answer.content))
+    assert head.headers["content-length"] == answer.headers["content-length"]
+    assert answer.headers["content-encoding"] == "gzip"
+    plain = site.get(address, headers={"Accept-Encoding": "identity"})
+    assert (plain.content, "content-encoding" in plain.headers) == (answer.content, False)
 
 
 def test_htmx_gets_the_results_alone(site: httpx.Client) -> None:

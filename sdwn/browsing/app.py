@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
@@ -77,21 +78,26 @@ def _routes() -> list[Route]:
         ("/images/{wnid}/{number}", gallery.image),
         ("/thumbnails/{wnid}/{number}", gallery.thumbnail),
     ]
+    texts = [
+        ("/", pages.search),
+        ("/synsets/{wnid}", pages.synset),
+        ("/synsets/{wnid}/{number}", pages.image),
+        ("/tree", pages.tree),
+        ("/tree/{wnid}", pages.tree),
+        ("/map", pages.class_map),
+        ("/about", pages.about),
+        ("/compare", pages.comparison),
+        ("/compare/{wnid}", pages.pair),
+        ("/list.csv", responses.image_list),
+        ("/assets/{name}", responses.asset),
+    ]
+    # For tunnels over slow lines; pictures and zips are as small as they get.
+    smaller = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)]
     return [
-        Route("/", pages.search),
         Route("/synsets/{wnid}.zip", responses.synset_zip),
-        Route("/synsets/{wnid}", pages.synset),
-        Route("/synsets/{wnid}/{number}", pages.image),
-        Route("/tree", pages.tree),
-        Route("/tree/{wnid}", pages.tree),
-        Route("/map", pages.class_map),
-        Route("/about", pages.about),
-        Route("/compare", pages.comparison),
-        Route("/compare/{wnid}", pages.pair),
         *(Route(path, endpoint) for path, endpoint in pictures),
         *(Route(f"/other{path}", endpoint) for path, endpoint in pictures),
-        Route("/list.csv", responses.image_list),
-        Route("/assets/{name}", responses.asset),
+        *(Route(path, endpoint, middleware=smaller) for path, endpoint in texts),
     ]
 
 
