@@ -11,6 +11,7 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -580,20 +581,31 @@ def test_the_way_in_is_told_where_it_is_remote(monkeypatch: pytest.MonkeyPatch) 
         assert found.tunnel == f"ssh -N -J ada@login1 {forwarded} ada@{node}"
 
 
+@contextlib.contextmanager
+def started(sdwn: Sdwn, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Start the command at any port; a test that fails leaves no server behind."""
+    process = sdwn.start("browse", *arguments, "--port", "0")
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_the_command_with_a_token_ends_by_sigterm(sdwn: Sdwn, roots: tuple[Path, Path]) -> None:
-    process = sdwn.start("browse", roots[0], "--port", "0", "--token")
-    assert process.stdout is not None
-    url = process.stdout.readline().strip()
-    assert "?token=" in url
-    with httpx.Client(follow_redirects=True) as client:
-        assert client.get(url.partition("?")[0]).status_code == 403
-        answer = client.get(url)
-        assert (answer.status_code, "token" in str(answer.url)) == (200, False)
-    process.terminate()
-    _, log = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert "Ctrl-C ends it" in log
-    assert "Traceback" not in log
+    with started(sdwn, roots[0], "--token") as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert "?token=" in url
+        with httpx.Client(follow_redirects=True) as client:
+            assert client.get(url.partition("?")[0]).status_code == 403
+            answer = client.get(url)
+            assert (answer.status_code, "token" in str(answer.url)) == (200, False)
+        process.terminate()
+        _, log = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert "Ctrl-C ends it" in log
+        assert "Traceback" not in log
 
 
 def test_what_cannot_be_served_is_told_in_a_line(sdwn: Sdwn, roots: tuple[Path, Path]) -> None:
@@ -649,30 +661,31 @@ def crowded(
     """
     root = copied(roots[0], folder)
     damage(root, TABBY, 3)
-    process = sdwn.start("browse", root, roots[1], "--port", "0", "--json")
-    assert process.stdout is not None
-    told = json.loads(process.stdout.readline())
-    assert (told["pid"], told["release"]) == (process.pid, str(root))
-    assert (told["images"], told["synsets"], told["evaluation"]) == (40, 4, "drawn")
-    place, held = ("127.0.0.1", told["port"]), list[int]()
-    end = time.monotonic() + seconds
-    with ThreadPoolExecutor(50) as crowd:
-        visits = [
-            crowd.submit(visit, place, lambda: time.monotonic() > end, seed) for seed in range(50)
-        ]
-        while time.monotonic() < end:
-            time.sleep(seconds / 20)
-            held.append(memory_bytes(process.pid))
-        found = [one.result() for one in visits]
-    assert [line for _, wrong in found for line in wrong] == []
-    with socket.create_connection(place) as slow:
-        # What is not read must not keep the server.
-        slow.sendall(f"GET /synsets/{ZEBRA}.zip HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        slow.recv(10)
-        process.send_signal(signal.SIGINT)
-        printed, log = process.communicate(timeout=20)
-    assert (process.returncode, printed, log) == (0, "", "")
-    return sum(count for count, _ in found), held
+    with started(sdwn, root, roots[1], "--json") as process:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        assert (told["pid"], told["release"]) == (process.pid, str(root))
+        assert (told["images"], told["synsets"], told["evaluation"]) == (40, 4, "drawn")
+        place, held = ("127.0.0.1", told["port"]), list[int]()
+        end = time.monotonic() + seconds
+        with ThreadPoolExecutor(50) as crowd:
+            visits = [
+                crowd.submit(visit, place, lambda: time.monotonic() > end, seed)
+                for seed in range(50)
+            ]
+            while time.monotonic() < end:
+                time.sleep(seconds / 20)
+                held.append(memory_bytes(process.pid))
+            found = [one.result() for one in visits]
+        assert [line for _, wrong in found for line in wrong] == []
+        with socket.create_connection(place) as slow:
+            # What is not read must not keep the server.
+            slow.sendall(f"GET /synsets/{ZEBRA}.zip HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            slow.recv(10)
+            process.send_signal(signal.SIGINT)
+            printed, log = process.communicate(timeout=20)
+        assert (process.returncode, printed, log) == (0, "", "")
+        return sum(count for count, _ in found), held
 
 
 def test_fifty_clients_at_once_until_it_is_interrupted(
