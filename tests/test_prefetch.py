@@ -30,7 +30,7 @@ from sdwn.release import Release
 from sdwn.shards import ImageFile
 from sdwn.weights import fingerprint, needed
 
-from conftest import OwnProcess, PlanRun
+from conftest import OwnProcess, PlanRun, Sdwn
 from hub import Hub, serving
 
 TINY: dict[str, Any] = {
@@ -222,10 +222,11 @@ def test_a_late_lock_names_what_made_the_images(
 
 
 def test_a_cache_with_a_hole_is_refused_and_mended(
-    site: Site, locked: str, finished: object
+    site: Site, locked: str, finished: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = site.run("again")
-    planned = site.sdwn("plan", "small.yaml", "again")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(site.folder / "hf/hub"))
+    planned = Sdwn(site.folder)("plan", "small.yaml", "again")
     assert f"its weights are lab/tiny-sd at {locked}" in planned.stderr
     before = site.lock("again")
     assert before["files"] == site.lock()["files"]
