@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +15,14 @@ from sdwn.catalog import read_catalog
 from sdwn.config import CatalogConfig
 from sdwn.imagenet import class_index
 from sdwn.wordnet import shared_wordnet
-
-from conftest import REPOSITORY
-
-sys.path.insert(0, str(REPOSITORY))
-
 from training.loop import Schedule, fit
 from training.make import SHORT, chosen, make
 from training.pictures import DRAWN, Pictures
 from training.surfaces import SURFACES
 from training.table import glosses, read_table
 from training.things import THINGS
+
+from conftest import REPOSITORY
 
 
 def test_the_classes_are_of_imagenet_and_of_the_published_catalog() -> None:
@@ -60,7 +58,7 @@ def test_pictures_differ_by_class_and_by_stream_and_are_the_same_again(tmp_path:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("miniature")
     done = subprocess.run(
-        [sys.executable, "-m", "training", folder, "--short"],
+        [sys.executable, "-m", "training", folder, "--short", "--judged", "1"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -79,6 +77,14 @@ def test_the_short_form_makes_a_pipeline_that_diffusers_loads(made: Path) -> Non
     pixels = pipeline(prompt, num_inference_steps=2, output_type="np").images
     assert pixels.shape == (1, 64, 64, 3)
     assert np.isfinite(pixels).all()
+
+
+def test_the_training_pictures_and_the_drawn_ones_are_judged(made: Path) -> None:
+    with (made / "recognised.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["wnid"] for row in rows] == [subject.wnid for subject in chosen(SHORT)]
+    # The judge knows the drawings; what a few steps have taught is nothing yet.
+    assert sum(int(row["training_pictures"]) for row in rows) >= 2
 
 
 def test_what_is_trained_is_not_trained_again(made: Path) -> None:
