@@ -56,11 +56,18 @@ def standardised(coder: Coder) -> AutoencoderKL:
 
 
 def difference(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Compare pictures: their pixels and, which makes them sharp, their edges."""
-    loss = F.l1_loss(made, wanted)
+    """Compare pictures: their pixels, their edges, which makes them sharp, and their colours.
+
+    Without the last, all hues became blue or orange for a long time.
+    """
+    loss = F.l1_loss(made, wanted) + 2 * F.l1_loss(_hues(made), _hues(wanted))
     for axis in (2, 3):
         loss = loss + F.l1_loss(made.diff(dim=axis), wanted.diff(dim=axis))
     return loss
+
+
+def _hues(pictures: torch.Tensor) -> torch.Tensor:
+    return F.avg_pool2d(pictures - pictures.mean(dim=1, keepdim=True), 2)
 
 
 def fit_vae(pictures: Pictures, schedule: Schedule, batch: int, path: Path) -> Coder:
