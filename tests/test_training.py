@@ -1,0 +1,124 @@
+"""Making the miniature, in its short form: a few steps on classes that are drawn in place."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from sdwn.catalog import read_catalog
+from sdwn.config import CatalogConfig
+from sdwn.imagenet import class_index
+from sdwn.wordnet import shared_wordnet
+from training.loop import Schedule, fit
+from training.make import SHORT, chosen, make
+from training.pictures import DRAWN, Pictures
+from training.surfaces import SURFACES
+from training.table import glosses, read_table
+from training.things import THINGS
+
+from conftest import REPOSITORY
+
+
+def test_the_classes_are_of_imagenet_and_of_the_published_catalog() -> None:
+    subjects = read_table()
+    published = {one.wnid: one for one in read_catalog(_PUBLISHED, shared_wordnet()).synsets}
+    assert 60 <= len(subjects) <= 100
+    assert len({subject.wnid for subject in subjects}) == len(subjects)
+    for subject in subjects:
+        assert published[subject.wnid].name == subject.synset
+        assert subject.wnid in class_index()
+
+
+def test_no_two_classes_have_one_prompt() -> None:
+    prompts = glosses(read_table())
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_each_drawing_of_the_table_is_one_that_can_be_drawn() -> None:
+    names = [name for subject in read_table() for name in subject.pictures]
+    drawn = {name.split(":")[1] for name in names if name.startswith(DRAWN)}
+    assert drawn <= set(THINGS) | set(SURFACES)
+
+
+def test_pictures_differ_by_class_and_by_stream_and_are_the_same_again(tmp_path: Path) -> None:
+    pictures = Pictures(chosen(SHORT), tmp_path)
+    first, again, other = (pictures.draw(0, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first, pictures.draw(1, np.random.default_rng(1)))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("miniature")
+    done = subprocess.run(
+        [sys.executable, "-m", "training", folder, "--short", "--judged", "1"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_short_form_makes_a_pipeline_that_diffusers_loads(made: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        made / "pipeline", torch_dtype=torch.float32, safety_checker=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    prompt = glosses(chosen(SHORT))[0]
+    pixels = pipeline(prompt, num_inference_steps=2, output_type="np").images
+    assert pixels.shape == (1, 64, 64, 3)
+    assert np.isfinite(pixels).all()
+
+
+def test_the_training_pictures_and_the_drawn_ones_are_judged(made: Path) -> None:
+    with (made / "recognised.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["wnid"] for row in rows] == [subject.wnid for subject in chosen(SHORT)]
+    # The judge knows the drawings; what a few steps have taught is nothing yet.
+    assert sum(int(row["training_pictures"]) for row in rows) >= 2
+
+
+def test_what_is_trained_is_not_trained_again(made: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in made.glob("*.pt")}
+    make(SHORT, made, made / "packages")
+    assert {path: path.stat().st_mtime_ns for path in made.glob("*.pt")} == before
+
+
+def test_an_interrupted_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    schedule = Schedule(steps=8, rate=0.1, rising=2, save_every=0.0)
+
+    def trained(name: str, model: torch.nn.Linear, interrupted_at: int | None) -> torch.Tensor:
+        def loss(step: int) -> torch.Tensor:
+            if step == interrupted_at:
+                raise KeyboardInterrupt
+            return (model(torch.full((1, 2), float(step))) - 1).square().mean()
+
+        return fit(model, loss, schedule, tmp_path / name)["weight"]
+
+    def model(seed: int) -> torch.nn.Linear:
+        torch.manual_seed(seed)
+        return torch.nn.Linear(2, 1)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained("interrupted.pt", model(0), 5)
+    # Other weights to begin with: all that counts is what was saved.
+    resumed = trained("interrupted.pt", model(1), None)
+    assert torch.equal(resumed, trained("undisturbed.pt", model(0), None))
+
+
+def test_the_weights_take_at_most_sixteen_megabytes(made: Path) -> None:
+    weights = list(made.glob("pipeline/*/*.safetensors"))
+    assert len(weights) == 3
+    assert sum(path.stat().st_size for path in weights) <= 16_000_000
+
+
+_PUBLISHED = CatalogConfig(name="sdwn-26204")
