@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sdwn.imagenet import class_index
 from sdwn.judging.classify import Classifier
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -18,6 +20,8 @@ from training import parts
 from training.backgrounds import Pixels
 from training.table import Subject
 
+# What CLIP's tokenizer is read from before transformers 5, which writes tokenizer.json alone.
+WORDS = ("vocab.json", "merges.txt")
 STEPS = 20
 GUIDANCE = 3.0
 
@@ -49,8 +53,22 @@ def pipeline(trained: Trained) -> StableDiffusionPipeline:
 
 
 def save(trained: Trained, folder: Path) -> None:
-    """Write the pipeline in half precision."""
+    """Write the pipeline in half precision, for earlier releases of its libraries too."""
     pipeline(trained).to(torch.float16).save_pretrained(folder)
+    for name in WORDS:
+        shutil.copy(Path(trained.tokenizer.name_or_path) / name, folder / "tokenizer" / name)
+    _name_as_clip(folder / "text_encoder" / "model.safetensors")
+    for path in folder.rglob("*.safetensors"):
+        # safetensors writes for the owner alone, but an installation is everybody's.
+        shutil.copymode(folder / "model_index.json", path)
+
+
+def _name_as_clip(path: Path) -> None:
+    """Name weights as CLIP's are: transformers before 5 knows no others, 5 knows both."""
+    named = {
+        f"text_model.{key.removeprefix('text_model.')}": v for key, v in load_file(path).items()
+    }
+    save_file(named, path, {"format": "pt"})
 
 
 def load(folder: Path) -> StableDiffusionPipeline:
