@@ -162,16 +162,18 @@ def _pieces(run: _Run) -> int:
 
 def _weights(run: _Run) -> Iterator[Finding]:
     config, name = run.plan.config, run.plan.config.model.name
-    if config.model.builtin is not None:
+    if config.model.builtin not in (None, *weights.IN_PACKAGE):
         yield ok("weights", f"{name} is built in")
         return
     try:
         locked = locked_weights(run.paths, config.model)
+        found = locked.folder if locked else weights.locate(config)
     except SdwnError as error:
         yield problem("weights", str(error))
         return
-    found = locked.folder if locked else weights.locate(config)
-    if found is not None:
+    if config.model.builtin is not None:
+        yield ok("weights", f"{name} is built in, and whole")
+    elif found is not None:
         own = place(found)
         if run.slurm and own.own:
             text = f"{found} is {_own(own)}: compute nodes probably do not see it"

@@ -18,6 +18,8 @@ from sdwn.files import cache_folder, file_sha256, read_json
 INDEX = "model_index.json"
 # Counts every change to what a built-in model's folder holds, so that no cache keeps an older one.
 BUILTIN_VERSION = 1
+# Come with the package, in a folder of their name, and are read where they lie.
+IN_PACKAGE = ("miniature",)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -26,6 +28,7 @@ _IGNORED = (
     *("*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*"),
     *("*.md", "*.png", "*.jpg"),
 )
+_AGAIN = "install sdwn again, or bring them back with: git checkout sdwn/miniature"
 _PLAIN = re.compile(
     r"(diffusion_pytorch_model|pytorch_model|model)(-\d{5}-of-\d{5})?"
     r"\.safetensors(\.index\.json)?"
@@ -75,8 +78,26 @@ def is_commit(revision: str | None) -> bool:
 
 
 def builtin_path(name: str) -> Path:
-    """Name the folder of a built-in model, made or not."""
+    """Name the folder of a built-in model: in the package, or in the cache, made or not."""
+    if name in IN_PACKAGE:
+        return Path(__file__).resolve().parent / name
     return cache_folder() / "models" / f"{name}-{BUILTIN_VERSION}"
+
+
+def packaged(name: str) -> Path:
+    """Give the folder of a model that comes with the package.
+
+    Raises:
+        IntegrityError: files of it are missing.
+    """
+    folder = builtin_path(name)
+    if not (folder / INDEX).is_file():
+        raise IntegrityError(f"{folder}: {INDEX} is missing; {_AGAIN}")
+    names = files(folder)
+    for part in sorted(components(folder)):
+        if not _has_part(folder / part, names):
+            raise IntegrityError(f"{folder / part}: its weights or settings are missing; {_AGAIN}")
+    return folder
 
 
 def model_folder(model: ModelConfig) -> Path:
@@ -111,8 +132,13 @@ def locate(config: RunConfig, commit: str | None = None) -> Path | None:
     """Find the folder of a config's weights, without the network; None where there is none.
 
     Of a model of the hub it is the one in its cache, at ``commit`` if that is given, and whole.
+
+    Raises:
+        IntegrityError: files of a model that comes with the package are missing.
     """
     model = config.model
+    if model.builtin in IN_PACKAGE:
+        return packaged(model.builtin)
     try:
         kind = source(model)
     except UsageError:

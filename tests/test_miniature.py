@@ -1,0 +1,94 @@
+"""The miniature as it comes with the package: whole, small, read where it lies, told for what it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sdwn.builtin import builtin_folder
+from sdwn.catalog import read_catalog
+from sdwn.config import RunConfig, load_config
+from sdwn.doctor import examine
+from sdwn.files import RunPaths
+from sdwn.lock import ensure, locked_weights
+from sdwn.notices import learnt
+from sdwn.plan import Plan, make_plan, write_plan
+from sdwn.profiles import load_profile
+from sdwn.sampler import Sampler
+from sdwn.weights import fingerprint
+from sdwn.wordnet import WordNet
+
+from conftest import REPOSITORY
+
+FOLDER = REPOSITORY / "sdwn/miniature"
+# Of the demo, to show what becomes of them: drawn and released, not evaluated.
+NOT_LEARNT = {"robin.n.01", "tiger.n.01", "library.n.01", "clock.n.01"}
+
+
+@pytest.fixture(scope="module")
+def demo() -> RunConfig:
+    return load_config(
+        REPOSITORY / "configs/demo.yaml",
+        ("generation.num_inference_steps=1", "images_per_synset=1"),
+    )
+
+
+@pytest.fixture(scope="module")
+def plan(demo: RunConfig, wordnet: WordNet) -> Plan:
+    return make_plan(demo, read_catalog(demo.catalog, wordnet))
+
+
+def test_its_weights_take_at_most_sixteen_megabytes() -> None:
+    sizes = {path.parent.name: path.stat().st_size for path in FOLDER.rglob("*.safetensors")}
+    assert sizes.keys() == {"text_encoder", "unet", "vae"}
+    assert sum(sizes.values()) <= 16_000_000
+
+
+def test_it_is_read_where_it_lies(demo: RunConfig, plan: Plan, cache: Path) -> None:
+    def found() -> Iterator[tuple[str, int]]:
+        for root in (FOLDER, cache / "models"):
+            for path in sorted(root.rglob("*")):
+                yield str(path), path.stat().st_mtime_ns
+
+    before = list(found())
+    sampler = Sampler(demo)
+    (sample,) = sampler.sample(list(plan.specs(plan.shards[0]))[:1])
+    assert sample.pixels.shape == (64, 64, 3)
+    assert builtin_folder("miniature") == FOLDER
+    assert list(found()) == before
+    assert sampler.provenance["revision"] == fingerprint(FOLDER)
+
+
+def test_a_run_is_locked_to_its_content(plan: Plan, tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    write_plan(plan, paths)
+    lock = ensure(paths, plan)
+    assert lock is not None
+    assert lock.revision == fingerprint(FOLDER)
+    assert {Path(file.file).parent.name for file in lock.files if file.sha256} >= {"unet", "vae"}
+    locked = locked_weights(paths, plan.config.model)
+    assert locked is not None
+    assert (locked.folder, locked.revision) == (FOLDER, lock.revision)
+    found = {finding.subject: finding for finding in examine(paths, plan, load_profile("local"))}
+    assert found["weights"].text == "builtin:miniature is built in, and whole"
+
+
+def test_the_demo_draws_what_it_has_learnt_and_names_what_it_has_not(plan: Plan) -> None:
+    strange = {row.synset for row in plan.synsets if row.wnid not in learnt()}
+    assert strange == NOT_LEARNT
+    assert {row.synset for row in plan.synsets if row.imagenet_class is None} == NOT_LEARNT
+
+
+def test_everybody_may_read_it() -> None:
+    for path in FOLDER.rglob("*.*"):
+        assert os.stat(path).st_mode & 0o444 == 0o444, path
+
+
+def test_its_card_is_finished() -> None:
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert "TODO" not in card
+    assert f"the {len(learnt())} classes of" in card
+    for needed in ("Apache-2.0", "MIT", "Google", "Microsoft", "python -m training"):
+        assert needed in card
