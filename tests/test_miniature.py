@@ -1,8 +1,7 @@
-"""The miniature as it comes with the package: whole, small, read where it lies, told for what it is."""
+"""The miniature as it comes with the package: whole, small, read where it lies, told of."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,7 +82,7 @@ def test_the_demo_draws_what_it_has_learnt_and_names_what_it_has_not(plan: Plan)
 
 def test_everybody_may_read_it() -> None:
     for path in FOLDER.rglob("*.*"):
-        assert os.stat(path).st_mode & 0o444 == 0o444, path
+        assert path.stat().st_mode & 0o444 == 0o444, path
 
 
 def test_its_card_is_finished() -> None:
