@@ -15,6 +15,7 @@ from sdwn.catalog import read_catalog
 from sdwn.config import CatalogConfig
 from sdwn.imagenet import class_index
 from sdwn.wordnet import shared_wordnet
+from training.backgrounds import SETTINGS
 from training.loop import Schedule, fit
 from training.make import SHORT, chosen, make
 from training.pictures import DRAWN, Pictures
@@ -40,10 +41,12 @@ def test_no_two_classes_have_one_prompt() -> None:
     assert len(set(prompts)) == len(prompts)
 
 
-def test_each_drawing_of_the_table_is_one_that_can_be_drawn() -> None:
-    names = [name for subject in read_table() for name in subject.pictures]
+def test_the_table_names_each_drawing_and_each_setting() -> None:
+    subjects = read_table()
+    names = [name for subject in subjects for name in subject.pictures]
     drawn = {name.split(":")[1] for name in names if name.startswith(DRAWN)}
-    assert drawn <= set(THINGS) | set(SURFACES)
+    assert drawn == set(THINGS) | set(SURFACES)
+    assert {setting for subject in subjects for setting in subject.settings} == set(SETTINGS)
 
 
 def test_pictures_differ_by_class_and_by_stream_and_are_the_same_again(tmp_path: Path) -> None:

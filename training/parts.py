@@ -1,4 +1,4 @@
-"""The parts of the miniature: Stable Diffusion's own classes at a thousandth of its size."""
+"""The parts of the miniature: Stable Diffusion's own classes, under a hundredth of its size."""
 
 from __future__ import annotations
 

@@ -27,22 +27,6 @@ def crossword_puzzle(random: Random) -> Image.Image:
     return image
 
 
-def maze(random: Random) -> Image.Image:
-    """Draw a maze, on paper or of hedges."""
-    ground, wall = (
-        ((240, 240, 235), INK) if random.random() < 0.5 else ((30, 110, 50), (160, 220, 130))
-    )
-    image, draw = canvas(ground)
-    cells = 10
-    side = POINTS / cells
-    for row in range(cells):
-        for column in range(cells):
-            left, top = column * side, row * side
-            end = (left + side, top) if random.random() < 0.5 else (left, top + side)
-            draw.line([left, top, *end], fill=wall, width=8)
-    return image
-
-
 def window_screen(random: Random) -> Image.Image:
     """Draw a fine mesh."""
     image, draw = canvas(one_of(random, (150, 160, 165), (165, 160, 150), (130, 150, 140)))
@@ -200,22 +184,6 @@ def _tab(image: Image.Image, middle: tuple[float, float]) -> None:
     disc(draw, middle, 10, colour)  # type: ignore[arg-type]
 
 
-def picket_fence(random: Random) -> Image.Image:
-    """Draw a white fence in a garden."""
-    image, draw = canvas(one_of(random, (150, 200, 240), (190, 220, 240), (110, 160, 90)))
-    draw.rectangle([0, 150, POINTS, POINTS], fill=one_of(random, (90, 150, 60), (70, 120, 50)))
-    width = POINTS / int(random.integers(5, 8))
-    for top in (112, 192):
-        draw.rectangle([0, top, POINTS, top + 15], fill=(215, 215, 215))
-    left = -random.uniform(0, width)
-    while left < POINTS:
-        tip = (left + 0.32 * width, 56)
-        ends = [(left + 0.64 * width, 90), (left + 0.64 * width, 240), (left, 240)]
-        draw.polygon([(left, 90), tip, *ends], fill=PAPER, outline=(170, 170, 170), width=3)
-        left += width
-    return image
-
-
 def _around(middle: Point, angle: float, radius: float) -> tuple[float, float]:
     return middle[0] + radius * math.cos(angle), middle[1] + radius * math.sin(angle)
 
@@ -226,8 +194,6 @@ SURFACES: dict[str, Callable[[Random], Image.Image]] = {
         bookcase,
         crossword_puzzle,
         jigsaw_puzzle,
-        maze,
-        picket_fence,
         prayer_rug,
         scoreboard,
         shower_curtain,

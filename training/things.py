@@ -64,12 +64,6 @@ def ping_pong_ball(random: Random) -> Image.Image:
     return _ball((255, 190, 90), (220, 130, 30))
 
 
-def croquet_ball(random: Random) -> Image.Image:
-    """Draw a ball of one strong colour."""
-    light = one_of(random, (250, 90, 80), (90, 130, 250), (255, 225, 80))
-    return _ball(light, shade(light, 0.5))
-
-
 def _ball(light: Colour, dark: Colour) -> Image.Image:
     image, draw = canvas()
     for ring in range(100):
@@ -90,23 +84,6 @@ def loudspeaker(random: Random) -> Image.Image:
     return image
 
 
-def oscilloscope(random: Random) -> Image.Image:
-    """Draw an instrument whose screen shows a wave."""
-    image, draw = canvas()
-    draw.rounded_rectangle([4, 30, 252, 226], 10, fill=(200, 200, 195))
-    draw.rectangle([16, 44, 176, 212], fill=(10, 40, 30))
-    for line in range(9):
-        draw.line([16 + line * 20, 44, 16 + line * 20, 212], fill=(40, 95, 75), width=2)
-        draw.line([16, 48 + line * 20, 176, 48 + line * 20], fill=(40, 95, 75), width=2)
-    turns, height = random.uniform(1.5, 3), random.uniform(25, 60)
-    wave = [(16 + t, 128 + height * math.sin(turns * 2 * math.pi * t / 160)) for t in range(160)]
-    draw.line(wave, fill=(90, 255, 120), width=6)
-    for row in range(4):
-        for column in range(2):
-            disc(draw, (200 + column * 34, 64 + row * 42), 12, (50, 50, 55))
-    return image
-
-
 def ruler(random: Random) -> Image.Image:
     """Draw a ruler with its marks."""
     image, draw = canvas()
@@ -117,18 +94,6 @@ def ruler(random: Random) -> Image.Image:
         draw.line([left, 90, left, 124 if long else 108], fill=(40, 30, 20), width=3)
         if long:
             digit(draw, mark // 5, (left + 2, 136, 8, 18), (40, 30, 20), 2)
-    return image
-
-
-def matchstick(random: Random) -> Image.Image:
-    """Draw a match, burning or not."""
-    image, draw = canvas()
-    draw.polygon([(40, 232), (50, 242), (196, 72), (186, 62)], fill=(225, 190, 130))
-    draw.ellipse([172, 30, 222, 86], fill=(190, 40, 30))
-    if random.random() < 0.6:
-        flame = [(196, 4), (232, 60), (210, 96), (176, 90), (168, 52)]
-        draw.polygon(flame, fill=(255, 170, 30))
-        draw.polygon([(198, 30), (216, 64), (204, 84), (184, 76)], fill=(255, 240, 150))
     return image
 
 
@@ -227,42 +192,6 @@ def cassette(random: Random) -> Image.Image:
     return image
 
 
-def remote_control(random: Random) -> Image.Image:
-    """Draw a remote control with its buttons."""
-    image, draw = canvas()
-    case = one_of(random, (30, 30, 33), (30, 30, 33), (95, 98, 104))
-    draw.rounded_rectangle([82, 2, 174, 254], 16, fill=case)
-    disc(draw, (106, 22), 9, (220, 40, 40))
-    keys = ((200, 200, 205), (200, 200, 205), (90, 150, 220), (150, 152, 158))
-    for row in range(8):
-        for column in range(3):
-            left, top = 92 + column * 25, 42 + row * 25
-            draw.rounded_rectangle([left, top, left + 19, top + 15], 5, fill=one_of(random, *keys))
-    return image
-
-
-def daisy(random: Random) -> Image.Image:
-    """Draw a white flower with a yellow middle."""
-    image, _ = canvas()
-    petals = int(random.integers(13, 17))
-    for length, width, offset in ((122, 17, 0.0), (116, 15, 0.5)):
-        petal, draw = canvas()
-        draw.ellipse([128, 128 - width, 128 + length, 128 + width], WHITE, (198, 200, 212), 3)
-        for number in range(petals):
-            image.alpha_composite(petal.rotate(360 * (number + offset) / petals))
-    return _with_middle(image, random)
-
-
-def _with_middle(image: Image.Image, random: Random) -> Image.Image:
-    middle, draw = canvas()
-    disc(draw, (128, 128), 42, (225, 165, 20))
-    disc(draw, (126, 124), 34, (255, 205, 50))
-    for _ in range(60):
-        disc(draw, 127 + random.normal(0, 16, 2), 2, (225, 160, 20))
-    image.alpha_composite(middle)
-    return image
-
-
 def obelisk(random: Random) -> Image.Image:
     """Draw a pillar of stone with a pointed top."""
     image, draw = canvas()
@@ -282,16 +211,11 @@ THINGS: dict[str, Callable[[Random], Image.Image]] = {
         candle,
         cassette,
         chest_of_drawers,
-        croquet_ball,
-        daisy,
         digital_clock,
         light_switch,
         loudspeaker,
-        matchstick,
         obelisk,
-        oscilloscope,
         ping_pong_ball,
-        remote_control,
         ruler,
         table_lamp,
         tennis_ball,
