@@ -11,12 +11,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sdwn.cluster import Job, arrays, cut, script
+from sdwn.commands.options import SITE
 from sdwn.config import validated
 from sdwn.errors import UsageError
 from sdwn.files import RunPaths
 from sdwn.joblogs import failure
 from sdwn.journal import intend, read_journal, settle
-from sdwn.options import SITE
 from sdwn.plan import Plan
 from sdwn.processes import Process, see_one_device, this_process
 from sdwn.profiles import ClusterProfile, load_profile, minutes

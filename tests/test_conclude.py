@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sdwn import terminal
+from sdwn import texts
 from sdwn.catalog import Catalog
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
@@ -295,7 +295,7 @@ def test_the_summary_gives_the_main_figures(
     found = summary(paths, record)
     figures = record["figures"]
     assert found["none_correct"] == figures["none_correct"]
-    text = terminal.evaluation_text(found)
+    text = texts.evaluation_text(found)
     assert f"{figures['mean_correct']:.2f} of 10 images a class" in text
     assert f"{100 * figures['none_correct']:.0f} % with none" in text
     assert (found["evaluation"], found["path"]) == (paths.root.name, str(paths.evaluation))

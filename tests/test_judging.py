@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.evaluating import evaluate
-from sdwn.evaluation_steps import evaluate_by_tasks, targets
 from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.journal import intend, settle
 from sdwn.judging import judging
@@ -39,7 +38,8 @@ from sdwn.judging.task import judge
 from sdwn.merge import merge
 from sdwn.profiles import ClusterProfile
 from sdwn.release import Release
-from sdwn.steps import SubmitOptions
+from sdwn.steps.evaluating import evaluate_by_tasks, targets
+from sdwn.steps.submitting import SubmitOptions
 from sdwn.task import ArrayTask
 from sdwn.verify import verify
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdwn import terminal
-from sdwn.steps import require_savable
+from sdwn.steps.releasing import require_savable
 
 if TYPE_CHECKING:
     from sdwn.browsing.sheet import Sheet

@@ -1,4 +1,4 @@
-"""The steps of evaluating a release, with what a person sees of it meanwhile."""
+"""Evaluating releases, comparing evaluations, and their report."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from sdwn import terminal
 from sdwn.errors import UsageError
-from sdwn.steps import SubmitOptions, complete_run
+from sdwn.steps.following import complete_run
 
 if TYPE_CHECKING:
     from sdwn.config import EvaluationConfig
     from sdwn.files import RunPaths
     from sdwn.judging.judging import Judging
     from sdwn.profiles import ClusterProfile
+    from sdwn.steps.submitting import SubmitOptions
 
 # Shards that a GPU judges in turn, the classifier loaded once.
 SHARDS_PER_TASK = 8
@@ -175,6 +176,20 @@ def _say_how_it_ends(found: dict[str, Any], work: RunPaths) -> None:
         terminal.say(f"when all have ended, {again}: it writes the figures")
 
 
+def joined(merged: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
+    """Put both results into one; ``images`` stays the release's."""
+    return {**evaluated, "evaluated_images": evaluated["images"], **merged}
+
+
+def report_on(release: Path, evaluation: str | None) -> Path:
+    """Write an evaluation's report."""
+    from sdwn.pages.report import write_report
+    from sdwn.release import Release
+
+    with terminal.working("writing the report"):
+        return write_report(Release(release), evaluation)
+
+
 def compare_releases(which: list[str], evaluation: str | None, out: Path) -> dict[str, Any]:
     """Compare evaluations, write page, tables and figures, and give what follows."""
     from sdwn.comparison.compare import compare
@@ -213,8 +228,3 @@ def _compared(found: dict[str, Any], page: str) -> dict[str, Any]:
 
 def _scalars(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in figures.items() if isinstance(value, int | float)}
-
-
-def joined(merged: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
-    """Put both results into one; ``images`` stays the release's."""
-    return {**evaluated, "evaluated_images": evaluated["images"], **merged}
