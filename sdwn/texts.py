@@ -13,10 +13,10 @@ from rich.text import Text
 from sdwn.terminal import print_values, stdout, values_text
 
 if TYPE_CHECKING:
-    from sdwn.estimates import Cost, Estimate
-    from sdwn.findings import Finding
-    from sdwn.gpus import GpuProfile
-    from sdwn.trials import Answers
+    from sdwn.devices.gpus import GpuProfile
+    from sdwn.doctor.findings import Finding
+    from sdwn.estimating.estimates import Cost, Estimate
+    from sdwn.trials.short_jobs import Answers
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unverified": "cyan"}
 # Of an image; what nobody judged has none.
@@ -77,7 +77,7 @@ def _device_hours(cost: Cost) -> str:
 
 def tuning_text(profile: GpuProfile) -> str:
     """Show a measured GPU profile: a table of what was tried, and where it is kept."""
-    from sdwn.tuning import table
+    from sdwn.devices.tuning import table
 
     rows = table(profile.tuning)
     shown = Table(*rows[0], box=None)

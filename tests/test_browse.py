@@ -29,8 +29,8 @@ from sdwn.browsing.server import listen
 from sdwn.errors import SdwnError, UsageError
 from sdwn.exchange.intake import ImportOptions, import_pictures
 from sdwn.files import ReleasePaths
-from sdwn.release import Release
-from sdwn.wordnet import WordNet
+from sdwn.releases.release import Release
+from sdwn.synsets.wordnet import WordNet
 
 from conftest import Sdwn
 from drawn import evaluation, noise_release, predictions

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sdwn import wordnet_files
 from sdwn.browsing.exhibit import Exhibit
 from sdwn.browsing.library import Library
-from sdwn.wordnet import WordNet
+from sdwn.synsets import wordnet_files
+from sdwn.synsets.wordnet import WordNet
 
 from conftest import Sdwn
 from drawn import evaluation, noise_release, predictions

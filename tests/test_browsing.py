@@ -23,21 +23,21 @@ from sdwn.browsing.library import PAGE, PREVIEW, Library
 from sdwn.browsing.numbering import numbered
 from sdwn.browsing.shot import Shot
 from sdwn.browsing.view import ORDERS, SHOWS, BadViewError, View
-from sdwn.catalog import read_catalog
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import read_evaluation
 from sdwn.exchange.intake import ImportOptions, import_pictures
 from sdwn.files import ReleasePaths, RunPaths
-from sdwn.generate import make_shards
-from sdwn.imagenet import class_wnids
-from sdwn.images import Sample
-from sdwn.merge import merge
-from sdwn.noise import NoiseSampler
-from sdwn.plan import ImageSpec, make_plan, write_plan
-from sdwn.release import Release
-from sdwn.taxonomy import Taxonomy
-from sdwn.wordnet import WordNet
+from sdwn.generation.generate import make_shards
+from sdwn.generation.noise import NoiseSampler
+from sdwn.planning.plan import ImageSpec, make_plan, write_plan
+from sdwn.releases.merge import merge
+from sdwn.releases.release import Release
+from sdwn.storage.images import Sample
+from sdwn.synsets.catalog import read_catalog
+from sdwn.synsets.imagenet import class_wnids
+from sdwn.synsets.taxonomy import Taxonomy
+from sdwn.synsets.wordnet import WordNet
 
 from conftest import noise_config
 from drawn import evaluation, predictions

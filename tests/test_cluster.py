@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from sdwn.cluster import Job, arrays, cut, script
 from sdwn.commands.options import SITE
 from sdwn.config import validated
 from sdwn.errors import UsageError
 from sdwn.files import RunPaths
-from sdwn.joblogs import failure
-from sdwn.journal import intend, read_journal, settle
-from sdwn.plan import Plan
-from sdwn.processes import Process, see_one_device, this_process
-from sdwn.profiles import ClusterProfile, load_profile, minutes
-from sdwn.submission import require_fit, submit_shards
-from sdwn.task import ArrayTask
+from sdwn.jobs.cluster import Job, arrays, cut, script
+from sdwn.jobs.joblogs import failure
+from sdwn.jobs.journal import intend, read_journal, settle
+from sdwn.jobs.processes import Process, see_one_device, this_process
+from sdwn.jobs.profiles import ClusterProfile, load_profile, minutes
+from sdwn.jobs.submission import require_fit, submit_shards
+from sdwn.jobs.task import ArrayTask
+from sdwn.planning.plan import Plan
 
 from conftest import REPOSITORY, PlanRun, Sdwn, noise_config
 

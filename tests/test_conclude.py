@@ -14,18 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sdwn import texts
-from sdwn.catalog import Catalog
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation import tables
 from sdwn.evaluation.conclude import conclude
 from sdwn.evaluation.record import read_evaluation, summary
 from sdwn.files import EvaluationPaths, ReleasePaths, file_sha256, write_text
-from sdwn.imagenet import class_index
-from sdwn.manifest import Manifest
-from sdwn.plan import make_plan, table_text
-from sdwn.release import Release
-from sdwn.wordnet import WordNet
+from sdwn.planning.plan import make_plan, table_text
+from sdwn.releases.manifest import Manifest
+from sdwn.releases.release import Release
+from sdwn.synsets.catalog import Catalog
+from sdwn.synsets.imagenet import class_index
+from sdwn.synsets.wordnet import WordNet
 
 from conftest import noise_config
 

@@ -11,9 +11,9 @@ from sdwn.browsing.view import View
 from sdwn.errors import UsageError
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.listed import listed
-from sdwn.release import Release
-from sdwn.verify import verify
-from sdwn.wordnet import WordNet
+from sdwn.releases.release import Release
+from sdwn.runs.verify import verify
+from sdwn.synsets.wordnet import WordNet
 
 from conftest import Sdwn
 from drawn import noise_release

@@ -17,15 +17,15 @@ import pytest
 from PIL import Image
 from sdwn.browsing.library import Library
 from sdwn.browsing.sheet import open_sheet, page
-from sdwn.catalog import Catalog
 from sdwn.errors import UsageError
 from sdwn.files import ReleasePaths, RunPaths
-from sdwn.generate import generate
-from sdwn.merge import MergeOptions, merge
-from sdwn.plan import make_plan, write_plan
-from sdwn.release import Release
-from sdwn.verify import verify
-from sdwn.wordnet import Synset, WordNet
+from sdwn.generation.generate import generate
+from sdwn.planning.plan import make_plan, write_plan
+from sdwn.releases.merge import MergeOptions, merge
+from sdwn.releases.release import Release
+from sdwn.runs.verify import verify
+from sdwn.synsets.catalog import Catalog
+from sdwn.synsets.wordnet import Synset, WordNet
 
 import drawn
 from conftest import Sdwn, noise_config

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from sdwn.arrays import numbers
 from sdwn.browsing.shot import Shot
-from sdwn.columns import BLACK, STATUSES
-from sdwn.release import Release
+from sdwn.releases.release import Release
+from sdwn.storage.columns import BLACK, STATUSES
 
 Rows = NDArray[np.int64]
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sdwn.browsing import links
-from sdwn.imagenet import class_lemmas
 from sdwn.pages.page import house_style, plain
+from sdwn.synsets.imagenet import class_lemmas
 
 if TYPE_CHECKING:
     from sdwn.browsing.library import Library

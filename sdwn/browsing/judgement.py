@@ -16,8 +16,8 @@ from sdwn.browsing.shot import Guess, Shot, Verdict
 from sdwn.errors import IntegrityError
 from sdwn.evaluation.problems import not_its_own
 from sdwn.evaluation.record import read_evaluation
-from sdwn.imagenet import class_index, class_lemmas, class_wnids
 from sdwn.judging.predictions import IMAGE, TOP, disagreements, read_predictions
+from sdwn.synsets.imagenet import class_index, class_lemmas, class_wnids
 
 # Of an image that was not judged, or whose synset is no class.
 NONE = -1

@@ -22,9 +22,9 @@ from sdwn.browsing.view import SHOWS, BadViewError, View
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.problems import not_its_own
 from sdwn.evaluation.record import evaluations, read_evaluation
-from sdwn.hypernyms import open_nouns
-from sdwn.imagenet import class_index
-from sdwn.release import Release
+from sdwn.releases.release import Release
+from sdwn.synsets.hypernyms import open_nouns
+from sdwn.synsets.imagenet import class_index
 
 # Synsets on a page, and images of each: an import may have thousands of one.
 PAGE = 48

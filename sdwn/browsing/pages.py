@@ -17,7 +17,7 @@ from sdwn.browsing.pairs import Pairs
 from sdwn.browsing.responses import entry_of, exhibit_of, shot_of
 from sdwn.browsing.view import View
 from sdwn.errors import IntegrityError
-from sdwn.imagenet import class_lemmas
+from sdwn.synsets.imagenet import class_lemmas
 
 if TYPE_CHECKING:
     from sdwn.browsing.collection import Entry

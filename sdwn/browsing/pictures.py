@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sdwn.errors import IntegrityError
-from sdwn.release import Release
+from sdwn.releases.release import Release
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,7 +9,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from sdwn.columns import BLACK
+from sdwn.storage.columns import BLACK
 
 STATES = ("right", "wrong", "black", "unjudged", "other")
 

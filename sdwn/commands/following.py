@@ -26,7 +26,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say what is done, running, pending and failed."""
-    from sdwn.status import run_status
+    from sdwn.runs.status import run_status
 
     paths, made = open_dealt(run)
     if watch and not as_json:
@@ -47,8 +47,8 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Show the end of the logs of the tasks that made, or failed to make, shards."""
-    from sdwn.joblogs import shard_logs
-    from sdwn.live import failed
+    from sdwn.jobs.joblogs import shard_logs
+    from sdwn.jobs.live import failed
 
     paths, made = open_dealt(run)
     if shard is not None and not 0 <= shard < len(made.shards):

@@ -32,8 +32,8 @@ def plan(
     """Read WordNet, write the plan into the folder RUN, and estimate what making it takes."""
     chosen = open_profile(profile, {}) if profile else None
     made, paths = plan_run(config, run, set_, slice_)
-    from sdwn.estimates import estimate
-    from sdwn.plan import summary
+    from sdwn.estimating.estimates import estimate
+    from sdwn.planning.plan import summary
 
     counts = {**summary(made), "run": str(paths.root)}
     takes = estimate(paths, made, [shard.index for shard in made.own_shards], chosen)

@@ -39,7 +39,7 @@ def merge(
     """Check every shard and write the release; goes on where a killed merge stopped."""
     if (model or checkpoint) and not evaluate_:
         raise typer.BadParameter("--model and --checkpoint need --evaluate")
-    from sdwn.merge import MergeOptions
+    from sdwn.releases.merge import MergeOptions
 
     chosen = MergeOptions(int(part_size * 1e9), allow_missing, decode=check == "full")
     found = releasing.merge_runs(runs, release, chosen)
@@ -86,7 +86,7 @@ def regenerate(
     as_json: AsJson = False,
 ) -> None:
     """Make an image's batch again from its record, and say whether it came out the same."""
-    from sdwn.regenerate import Wanted
+    from sdwn.releases.regenerate import Wanted
 
     found = releasing.regenerated(release, Wanted(synset, number, model, tolerance), save)
     terminal.result(found.as_dict(), as_json)

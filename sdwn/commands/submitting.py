@@ -36,7 +36,7 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Start array tasks for the unfinished shards, on this machine or under SLURM."""
-    from sdwn import submission
+    from sdwn.jobs import submission
 
     options = submitting.submit_options(wait, retries, then, force)
     paths, made = open_run(run)
@@ -62,7 +62,7 @@ def retry(
     as_json: AsJson = False,
 ) -> None:
     """Submit what failed or is missing again, under the profile of the last submission."""
-    from sdwn import submission
+    from sdwn.jobs import submission
 
     options = submitting.submit_options(wait, retries, then, force)
     paths, made = open_run(run)
@@ -75,7 +75,7 @@ def retry(
 def cancel(run: Run, as_json: AsJson = False) -> None:
     """End the run's waiting and running tasks; what they have finished stays."""
     from sdwn.files import RunPaths
-    from sdwn.submission import cancel as cancel_jobs
+    from sdwn.jobs.submission import cancel as cancel_jobs
 
     paths = RunPaths(run)
     if not paths.submissions.exists():

@@ -33,7 +33,7 @@ def tune(
         raise typer.BadParameter("--gpus and the profile's options need --profile")
     settings = open_config(config, set_)
     if profile is None:
-        from sdwn.tune import tune_device
+        from sdwn.trials.tune import tune_device
 
         with terminal.working("measuring"):
             found = [tune_device(settings)]
@@ -56,8 +56,8 @@ def pilot(
     """Make 20 images of the plan on the real target, and say what the whole run will take."""
     from dataclasses import asdict
 
-    from sdwn.submission import require_fit
-    from sdwn.trials import run_pilot
+    from sdwn.jobs.submission import require_fit
+    from sdwn.trials.short_jobs import run_pilot
 
     paths, made = open_run(run)
     chosen = open_profile(profile, site)

@@ -24,7 +24,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Do all of it in order, the release in RUN's own folder; again, only what is missing."""
-    from sdwn.submission import require_fit
+    from sdwn.jobs.submission import require_fit
 
     chosen = open_profile(profile, site)
     require_fit(open_config(config, set_), chosen)

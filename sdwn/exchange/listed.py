@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sdwn.errors import UsageError
-from sdwn.release import Release
+from sdwn.releases.release import Release
 
 # A spreadsheet writes its country's separator.
 SEPARATORS = ",;\t"

@@ -13,8 +13,8 @@ from sdwn.steps.following import complete_run
 if TYPE_CHECKING:
     from sdwn.config import EvaluationConfig
     from sdwn.files import RunPaths
+    from sdwn.jobs.profiles import ClusterProfile
     from sdwn.judging.judging import Judging
-    from sdwn.profiles import ClusterProfile
     from sdwn.steps.submitting import SubmitOptions
 
 # Shards that a GPU judges in turn, the classifier loaded once.
@@ -45,7 +45,7 @@ def targets(name: str, site: dict[str, str]) -> Targets:
 
     What its ``stages`` say of ``evaluate`` is for the tasks, of ``report`` for what concludes.
     """
-    from sdwn.profiles import load_profile, overridden, stage_profile
+    from sdwn.jobs.profiles import load_profile, overridden, stage_profile
 
     profile = load_profile(name, site)
     staged = stage_profile(profile, "evaluate").model_dump(mode="json", exclude_defaults=True)
@@ -62,7 +62,7 @@ def evaluate_release(
     from sdwn.batches import asked, asking
     from sdwn.evaluation.evaluating import carry_out
     from sdwn.judging.judging import open_judging
-    from sdwn.release import Release
+    from sdwn.releases.release import Release
 
     opened = Release(release)
     work, judging = open_judging(opened, chosen)
@@ -79,9 +79,9 @@ def evaluate_by_tasks(
 ) -> dict[str, Any]:
     """Judge a release by array tasks; write the figures, or have them written behind those."""
     from sdwn.evaluation.evaluating import finish, is_judged, nothing_left, require_possible
+    from sdwn.jobs.live import live_jobs, missing
     from sdwn.judging.judging import open_judging
-    from sdwn.live import live_jobs, missing
-    from sdwn.release import Release
+    from sdwn.releases.release import Release
 
     opened = Release(release)
     work, judging = open_judging(opened, chosen)
@@ -109,9 +109,9 @@ def _require_plain(work: RunPaths) -> None:
 
 def _submitted(work: RunPaths, judging: Judging, sites: Targets) -> dict[str, Any]:
     """Submit what is neither finished nor live, and what follows; say how all of it stands."""
-    from sdwn.joblogs import failure
-    from sdwn.live import failed, live_jobs
-    from sdwn.submission import changed_code, submit_once
+    from sdwn.jobs.joblogs import failure
+    from sdwn.jobs.live import failed, live_jobs
+    from sdwn.jobs.submission import changed_code, submit_once
 
     if changed := changed_code(work):
         terminal.say(changed)
@@ -139,11 +139,11 @@ def _concluded(
     work: RunPaths, judging: Judging, profile: ClusterProfile, anew: bool
 ) -> dict[str, str]:
     """Queue what writes the figures behind all tasks, unless it waits there already."""
-    from sdwn import chain
     from sdwn.errors import QueueFullError
-    from sdwn.journal import read_journal
-    from sdwn.live import live_each
-    from sdwn.submission import alone
+    from sdwn.jobs.journal import read_journal
+    from sdwn.jobs.live import live_each
+    from sdwn.jobs.submission import alone
+    from sdwn.runs import chain
 
     with alone(work, terminal.say):
         waiting = [
@@ -184,7 +184,7 @@ def joined(merged: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
 def report_on(release: Path, evaluation: str | None) -> Path:
     """Write an evaluation's report."""
     from sdwn.pages.report import write_report
-    from sdwn.release import Release
+    from sdwn.releases.release import Release
 
     with terminal.working("writing the report"):
         return write_report(Release(release), evaluation)
@@ -196,8 +196,8 @@ def compare_releases(which: list[str], evaluation: str | None, out: Path) -> dic
     from sdwn.comparison.page import write_comparison
     from sdwn.comparison.sides import open_sides
     from sdwn.files import ComparisonPaths
-    from sdwn.taxonomy import Taxonomy
-    from sdwn.wordnet import shared_wordnet
+    from sdwn.synsets.taxonomy import Taxonomy
+    from sdwn.synsets.wordnet import shared_wordnet
 
     paths = ComparisonPaths(out)
     sides = open_sides(which, evaluation)

@@ -12,7 +12,7 @@ from sdwn.errors import UsageError
 if TYPE_CHECKING:
     from sdwn.exchange.export import ExportOptions
     from sdwn.exchange.intake import ImportOptions
-    from sdwn.release import Release
+    from sdwn.releases.release import Release
 
 # Files left out of an import that are named on the terminal; all stand in the release.
 TOLD = 20
@@ -37,7 +37,7 @@ def share(text: str) -> float:
 def opened(root: Path, only: Path | None) -> Release:
     """Open a release, or only the images of it that a CSV file lists."""
     from sdwn.exchange.listed import listed
-    from sdwn.release import Release
+    from sdwn.releases.release import Release
 
     release = Release(root)
     return release if only is None else listed(release, only)

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 from sdwn import terminal
 
 if TYPE_CHECKING:
-    from sdwn.cluster import Job
-    from sdwn.dealt import Dealt
     from sdwn.files import RunPaths
-    from sdwn.profiles import ClusterProfile
-    from sdwn.scheduler import JobState
-    from sdwn.submission import Watch
+    from sdwn.jobs.cluster import Job
+    from sdwn.jobs.profiles import ClusterProfile
+    from sdwn.jobs.scheduler import JobState
+    from sdwn.jobs.submission import Watch
+    from sdwn.planning.dealt import Dealt
 
 
 def silence_told() -> Watch:
     """Give a watch that says once when the controller does not answer."""
-    from sdwn.live import unreachable
+    from sdwn.jobs.live import unreachable
 
     silent = False
 
@@ -32,8 +32,8 @@ def silence_told() -> Watch:
 
 def complete_run(paths: RunPaths, made: Dealt, chosen: ClusterProfile, retries: int) -> list[Job]:
     """Submit all shards that are left and follow them to the end."""
-    from sdwn.status import images_done
-    from sdwn.submission import Onlooker, complete
+    from sdwn.jobs.submission import Onlooker, complete
+    from sdwn.runs.status import images_done
 
     start = images_done(paths, made)
     seen, tell_silence = start, silence_told()

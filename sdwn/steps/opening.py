@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sdwn.config import RunConfig
-    from sdwn.dealt import Dealt
     from sdwn.files import RunPaths
-    from sdwn.plan import Plan
-    from sdwn.profiles import ClusterProfile
+    from sdwn.jobs.profiles import ClusterProfile
+    from sdwn.planning.dealt import Dealt
+    from sdwn.planning.plan import Plan
 
 
 def open_config(config: str, overrides: list[str] | None) -> RunConfig:
@@ -23,7 +23,7 @@ def open_config(config: str, overrides: list[str] | None) -> RunConfig:
 
 def open_profile(name: str, site: dict[str, str]) -> ClusterProfile:
     """Read a site's profile, or a shipped one, with flags in the place of its fields."""
-    from sdwn.profiles import load_profile
+    from sdwn.jobs.profiles import load_profile
 
     return load_profile(name, site)
 
@@ -31,7 +31,7 @@ def open_profile(name: str, site: dict[str, str]) -> ClusterProfile:
 def open_run(run: Path) -> tuple[RunPaths, Plan]:
     """Read a run's plan."""
     from sdwn.files import RunPaths
-    from sdwn.plan import read_plan
+    from sdwn.planning.plan import read_plan
 
     paths = RunPaths(run)
     return paths, read_plan(paths)

@@ -11,20 +11,20 @@ from sdwn.steps.opening import open_config, open_run
 
 if TYPE_CHECKING:
     from sdwn.files import RunPaths
-    from sdwn.plan import Plan
+    from sdwn.planning.plan import Plan
 
 
 def plan_run(
     config: str, run: Path, overrides: list[str] | None, slice_: str | None = None
 ) -> tuple[Plan, RunPaths]:
     """Read WordNet and write a run's plan, or a slice of it, unless the same stands there."""
-    from sdwn.catalog import read_catalog
     from sdwn.files import RunPaths
-    from sdwn.lock import ensure
-    from sdwn.plan import make_plan, write_plan
-    from sdwn.slices import WHOLE, parse_slice
-    from sdwn.weights import is_hub_name
-    from sdwn.wordnet import shared_wordnet
+    from sdwn.models.lock import ensure
+    from sdwn.models.weights import is_hub_name
+    from sdwn.planning.plan import make_plan, write_plan
+    from sdwn.planning.slices import WHOLE, parse_slice
+    from sdwn.synsets.catalog import read_catalog
+    from sdwn.synsets.wordnet import shared_wordnet
 
     share = WHOLE if slice_ is None else parse_slice(slice_)
     settings = open_config(config, overrides)
@@ -47,7 +47,7 @@ def prefetched(
 ) -> dict[str, Any]:
     """Get what a config, or a run that is planned, needs of the network."""
     from sdwn.files import RunPaths
-    from sdwn.prefetch import fetch_extras, fetch_for_config, fetch_for_run
+    from sdwn.runs.prefetch import fetch_extras, fetch_for_config, fetch_for_run
 
     paths, folder = RunPaths(Path(target)), folder and folder.absolute()
     if not paths.plan.exists():

@@ -9,8 +9,8 @@ from sdwn import terminal
 from sdwn.errors import UsageError
 
 if TYPE_CHECKING:
-    from sdwn.merge import MergeOptions
-    from sdwn.regenerate import Comparison, Wanted
+    from sdwn.releases.merge import MergeOptions
+    from sdwn.releases.regenerate import Comparison, Wanted
 
 
 def merge_runs(
@@ -18,8 +18,8 @@ def merge_runs(
 ) -> dict[str, Any]:
     """Merge runs into a release."""
     from sdwn.files import ReleasePaths, RunPaths
-    from sdwn.merge import MergeOptions, merge, merged_summary
-    from sdwn.plan import read_plan
+    from sdwn.planning.plan import read_plan
+    from sdwn.releases.merge import MergeOptions, merge, merged_summary
 
     paths = [RunPaths(run) for run in runs]
     with terminal.progress("merge", read_plan(paths[0]).images, unit="images") as advance:
@@ -29,8 +29,8 @@ def merge_runs(
 
 def verify_release(release: Path, quick: bool) -> dict[str, Any]:
     """Hold a release against its own record."""
-    from sdwn.release import Release
-    from sdwn.verify import verify
+    from sdwn.releases.release import Release
+    from sdwn.runs.verify import verify
 
     opened = Release(release)
     with terminal.progress("verify", opened.manifest.bytes, unit="bytes") as advance:
@@ -51,8 +51,8 @@ def require_savable(save: Path, release: Path) -> None:
 def regenerated(release: Path, wanted: Wanted, save: Path | None) -> Comparison:
     """Make an image again, and compare."""
     from sdwn.files import atomic
-    from sdwn.regenerate import regenerate
-    from sdwn.release import Release
+    from sdwn.releases.regenerate import regenerate
+    from sdwn.releases.release import Release
 
     if save is not None:
         require_savable(save, release)

@@ -10,8 +10,8 @@ from sdwn.steps.following import complete_run, silence_told
 
 if TYPE_CHECKING:
     from sdwn.files import RunPaths
-    from sdwn.plan import Plan
-    from sdwn.profiles import ClusterProfile, LaterStage
+    from sdwn.jobs.profiles import ClusterProfile, LaterStage
+    from sdwn.planning.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def submit_options(wait: bool, retries: int, then: str | None, force: bool) -> S
     """Read the options that ``submit`` and ``retry`` share."""
     if then is None:
         return SubmitOptions(wait, retries, (), force)
-    from sdwn.chain import parse_stages
+    from sdwn.runs.chain import parse_stages
 
     return SubmitOptions(wait, retries, parse_stages(then), force)
 
@@ -40,8 +40,8 @@ def show_script(
     paths: RunPaths, made: Plan, todo: list[int], chosen: ClusterProfile, as_json: bool
 ) -> None:
     """Print the script that would be submitted; what it would take goes beside it, to stderr."""
-    from sdwn import cluster
-    from sdwn.estimates import estimate
+    from sdwn.estimating.estimates import estimate
+    from sdwn.jobs import cluster
 
     script = ""
     if todo:
@@ -56,7 +56,7 @@ def show_script(
 
 def say_submitting(paths: RunPaths, made: Plan, todo: list[int], chosen: ClusterProfile) -> None:
     """Say what is about to be submitted, and what it will take."""
-    from sdwn.estimates import estimate
+    from sdwn.estimating.estimates import estimate
 
     if todo:
         for line in texts.submitting_lines(estimate(paths, made, todo, chosen)):
@@ -67,9 +67,9 @@ def submit_run(
     paths: RunPaths, made: Plan, chosen: ClusterProfile, options: SubmitOptions
 ) -> dict[str, Any]:
     """Submit what is unfinished, and the stages behind it; if asked, follow all to the end."""
-    from sdwn import chain
-    from sdwn.lock import ensure
-    from sdwn.submission import submit_once
+    from sdwn.jobs.submission import submit_once
+    from sdwn.models.lock import ensure
+    from sdwn.runs import chain
 
     if options.then:
         chain.require_possible(paths, made, options.then, chosen, options.wait)
@@ -107,7 +107,7 @@ def require_sound(paths: RunPaths, made: Plan, chosen: ClusterProfile) -> None:
     Raises:
         SdwnError: with every problem, a line each.
     """
-    from sdwn.doctor import examine
+    from sdwn.doctor.examination import examine
     from sdwn.errors import SdwnError
 
     found = examine(paths, made, chosen)
@@ -123,8 +123,8 @@ def require_sound(paths: RunPaths, made: Plan, chosen: ClusterProfile) -> None:
 
 def unfinished_shards(paths: RunPaths, made: Plan) -> list[int]:
     """List the shards to submit, of the plan that was submitted before."""
-    from sdwn.live import unfinished
-    from sdwn.submission import changed_code, require_same_plan
+    from sdwn.jobs.live import unfinished
+    from sdwn.jobs.submission import changed_code, require_same_plan
 
     require_same_plan(paths, made)
     if changed := changed_code(paths):
@@ -136,10 +136,10 @@ def _chained(
     paths: RunPaths, made: Plan, chosen: ClusterProfile, options: SubmitOptions
 ) -> dict[str, str]:
     """Submit the later stages; if asked, follow them to the end."""
-    from sdwn import chain
-    from sdwn.cluster import Job
     from sdwn.errors import QueueFullError
-    from sdwn.submission import alone, follow
+    from sdwn.jobs.cluster import Job
+    from sdwn.jobs.submission import alone, follow
+    from sdwn.runs import chain
 
     stages, jobs = options.then, dict[str, Job]()
     # One process of this machine does not wait for another.

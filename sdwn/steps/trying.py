@@ -12,12 +12,12 @@ from sdwn.steps.following import silence_told
 
 if TYPE_CHECKING:
     from sdwn.config import RunConfig
+    from sdwn.devices.gpus import GpuProfile
+    from sdwn.doctor.findings import Finding
     from sdwn.files import RunPaths
-    from sdwn.findings import Finding
-    from sdwn.gpus import GpuProfile
-    from sdwn.plan import Plan
-    from sdwn.profiles import ClusterProfile
-    from sdwn.submission import Watch
+    from sdwn.jobs.profiles import ClusterProfile
+    from sdwn.jobs.submission import Watch
+    from sdwn.planning.plan import Plan
 
 
 @contextmanager
@@ -37,8 +37,8 @@ def tune_elsewhere(
     settings: RunConfig, chosen: ClusterProfile, kinds: list[str]
 ) -> list[GpuProfile]:
     """Tune by short jobs under a profile."""
-    from sdwn.submission import require_fit
-    from sdwn.trials import tune_elsewhere
+    from sdwn.jobs.submission import require_fit
+    from sdwn.trials.short_jobs import tune_elsewhere
 
     require_fit(settings, chosen)
     wanted = [kind.strip() for kind in kinds if kind.strip()]
@@ -48,9 +48,9 @@ def tune_elsewhere(
 
 def examined(paths: RunPaths, made: Plan, chosen: ClusterProfile, probe: bool) -> list[Finding]:
     """Examine a run; with a probe, ask a compute node too, unless no job could start."""
-    from sdwn.doctor import can_start, examine
-    from sdwn.findings import unverified
-    from sdwn.node_checks import with_node
+    from sdwn.doctor.examination import can_start, examine
+    from sdwn.doctor.findings import unverified
+    from sdwn.doctor.node_checks import with_node
 
     with terminal.working("looking"):
         found = examine(paths, made, chosen)
@@ -63,10 +63,10 @@ def examined(paths: RunPaths, made: Plan, chosen: ClusterProfile, probe: bool) -
 
 def probed(paths: RunPaths, made: Plan, chosen: ClusterProfile) -> list[Finding]:
     """Ask a compute node what it sees of a run."""
+    from sdwn.doctor.findings import problem
+    from sdwn.doctor.node_checks import check_node
     from sdwn.errors import SdwnError
-    from sdwn.findings import problem
-    from sdwn.node_checks import check_node
-    from sdwn.trials import run_probe
+    from sdwn.trials.short_jobs import run_probe
 
     with trial("asking a compute node") as (told, watch):
         try:
@@ -79,7 +79,7 @@ def say_findings(found: list[Finding], as_json: bool) -> bool:
     """Print what was found; tell whether anything would stop the run."""
     from dataclasses import asdict
 
-    from sdwn.findings import problems
+    from sdwn.doctor.findings import problems
 
     values = {"ok": not problems(found), "findings": [asdict(finding) for finding in found]}
     terminal.result(values, as_json, text=texts.findings_text(found))
