@@ -270,7 +270,7 @@ def test_a_batch_size_must_fit_the_plan() -> None:
 def test_the_first_process_outlives_the_others(tmp_path: Path) -> None:
     """Also one that is killed; and a process that never starts is not waited for."""
     code = (
-        "import sys, time; from sdwn import processes; processes.START_SECONDS = 3.0\n"
+        "import sys, time; from sdwn.jobs import processes; processes.START_SECONDS = 3.0\n"
         "rank, seconds = int(sys.argv[1]), float(sys.argv[2])\n"
         "with processes.together(processes.Process('7', rank, 4)): time.sleep(seconds)\n"
         "print(time.time())"

@@ -161,7 +161,7 @@ def test_a_finished_shard_is_never_made_again(generated: PlanRun) -> None:
 
 def start(paths: RunPaths) -> subprocess.Popen[bytes]:
     code = (
-        "import sys, pathlib; from sdwn import generate; generate.FLUSH_SECONDS = 0.05; "
+        "import sys, pathlib; from sdwn.generation import generate; generate.FLUSH_SECONDS = 0.05; "
         "generate.generate(pathlib.Path(sys.argv[1]), range(int(sys.argv[2])))"
     )
     command = [sys.executable, "-c", code, str(paths.root), str(len(read_plan(paths).shards))]
@@ -385,7 +385,8 @@ class TestBackOff:
         }
         paths, plan = planned(**changes)
         code = (
-            "import pathlib, resource, sys; from sdwn import generate, memory, samplers\n"
+            "import pathlib, resource, sys; from sdwn.devices import memory\n"
+            "from sdwn.generation import generate, samplers\n"
             "from sdwn.files import RunPaths; from sdwn.planning.plan import read_plan\n"
             "paths = RunPaths(pathlib.Path(sys.argv[1])); plan = read_plan(paths)\n"
             "sampler = samplers.load_sampler(plan.config)\n"
@@ -547,8 +548,8 @@ class TestOverlap:
     ) -> None:
         paths, _ = planned(storage={"images_per_shard": 60}, generation={"num_inference_steps": 2})
         code = (
-            "import sys, pathlib; from sdwn import generate; generate.FLUSH_SECONDS = 1e9; "
-            "generate.generate(pathlib.Path(sys.argv[1]), [0, 1])"
+            "import sys, pathlib; from sdwn.generation import generate; "
+            "generate.FLUSH_SECONDS = 1e9; generate.generate(pathlib.Path(sys.argv[1]), [0, 1])"
         )
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(paths.root)], stderr=subprocess.PIPE
@@ -641,7 +642,7 @@ def test_a_strange_note_does_not_stop_status(planned: PlanRun) -> None:
 def test_a_signal_while_the_last_batches_are_written_loses_none(planned: PlanRun) -> None:
     paths, plan = planned(storage={"images_per_shard": 30})
     code = (
-        "import os, pathlib, signal, sys, time; from sdwn import generate, writing\n"
+        "import os, pathlib, signal, sys, time; from sdwn.generation import generate, writing\n"
         "from sdwn.storage.images import encode\n"
         "def slowly(*a, **k): time.sleep(0.1); return encode(*a, **k)\n"
         "writing.encode = slowly; generate.FLUSH_SECONDS = 1e9\n"
