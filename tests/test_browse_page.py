@@ -547,6 +547,9 @@ def test_an_import_that_nobody_judged_is_shown_too(
             colour = (90 * number, 40, 200)
             Image.new("RGB", (20, 30), colour).save(tmp_path / "pictures" / wnid / f"{number}.png")
     sdwn("import", "pictures", "taken", "--format", "imagefolder")
+    damaged = tmp_path / "taken" / "evaluations" / "mine" / "evaluation.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{}")
     without_wordnet(monkeypatch)
     with served(Exhibit(tmp_path / "taken")) as url:
         found = opened(browser, f"{url}/", ".hit")
@@ -557,6 +560,7 @@ def test_an_import_that_nobody_judged_is_shown_too(
         for address in (f"/synsets/{PUG}", f"/synsets/{PUG}/1", "/about"):
             page.goto(url + address)
             assert "regenerate" not in page.locator("main").inner_text()
+        assert "The evaluation mine is not shown: " in page.locator("main").inner_text()
         page.goto(f"{url}/tree")
         assert "apt-get install wordnet-base" in page.locator("main").inner_text()
         page.goto(f"{url}/map")
