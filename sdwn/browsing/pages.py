@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,12 +10,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from sdwn.browsing import dress
+from sdwn.browsing import dress, making
 from sdwn.browsing.links import url_view
 from sdwn.browsing.pairs import Pairs
 from sdwn.browsing.responses import entry_of, exhibit_of, shot_of
 from sdwn.browsing.view import View
-from sdwn.errors import IntegrityError
 from sdwn.imagenet import class_lemmas
 
 if TYPE_CHECKING:
@@ -82,7 +80,7 @@ def synset(request: Request) -> Response:
         shots=shots,
         show=show,
         counts=library.counts(entry.wnid),
-        regenerate=_regenerate(library, entry),
+        regenerate=making.command(library.release, entry.synset),
         seeds=_seeds(library, shots),
         **leaf,
     )
@@ -130,17 +128,10 @@ def _entries(library: Library, wnids: Sequence[str]) -> list[Entry]:
 
 def _seeds(library: Library, shots: Sequence[Shot]) -> dict[int, int]:
     """Give the seed of each image by its number; none for what was imported."""
-    table = library.release.metadata
-    if "seed" not in table.column_names:
-        return {}
-    return {shot.number: table["seed"][shot.row].as_py() for shot in shots}
-
-
-def _regenerate(library: Library, entry: Entry) -> str | None:
-    """Write the command that makes an image of a synset again, but for its number."""
-    if library.release.manifest.settings is None:
-        return None
-    return shlex.join(["sdwn", "regenerate", str(library.release.paths.root), entry.synset])
+    made = making.recorded(library.release, shots)
+    return {
+        shot.number: one["seed"] for shot, one in zip(shots, made, strict=True) if "seed" in one
+    }
 
 
 def image(request: Request) -> Response:
@@ -148,8 +139,8 @@ def image(request: Request) -> Response:
     exhibit = exhibit_of(request)
     library, entry = exhibit.library, entry_of(request, exhibit)
     shot, shots = shot_of(request, exhibit), library.shots(entry.wnid)
-    place = shots.index(shot)
-    command = _regenerate(library, entry)
+    place = shots.place(shot.row)
+    command = making.command(library.release, entry.synset)
     return _page(
         request,
         "image.html",
@@ -159,20 +150,9 @@ def image(request: Request) -> Response:
         previous=shots[place - 1] if place else None,
         next=shots[place + 1] if place + 1 < len(shots) else None,
         regenerate=f"{command} {shot.number}" if command else None,
-        provenance=_provenance(library, shot),
+        provenance=making.provenance(library.release, shot),
         damaged=exhibit.pictures.is_damaged(shot.row),
     )
-
-
-def _provenance(library: Library, shot: Shot) -> dict[str, Any] | None:
-    """Say how an image was made; None where nobody recorded it, or its part cannot tell."""
-    if library.release.manifest.settings is None:
-        return None
-    try:
-        found = library.release.provenance(shot.row)
-    except (IntegrityError, OSError):
-        return None
-    return {name: value for name, value in found.items() if name != "row"}
 
 
 def tree(request: Request) -> Response:
