@@ -63,7 +63,9 @@ def asset(name: str) -> str:
 
 def render(template: str, values: dict[str, Any]) -> str:
     """Write a page, or a part of one, as HTML."""
-    return _environment().get_template(template).render(values)
+    found = _environment().get_template(template).render(values)
+    # A folder's name may be no text.
+    return found.encode("utf-8", "replace").decode()
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,13 +10,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from sdwn.browsing import dress
+from sdwn.browsing import dress, making
 from sdwn.browsing.dress import short
 from sdwn.browsing.links import url_view
 from sdwn.browsing.pairs import Pairs, told_apart
 from sdwn.browsing.responses import entry_of, exhibit_of, shot_of
 from sdwn.browsing.view import View
-from sdwn.errors import IntegrityError
 from sdwn.imagenet import class_lemmas
 
 if TYPE_CHECKING:
@@ -85,7 +83,7 @@ def synset(request: Request) -> Response:
         shots=shots,
         show=show,
         counts=library.counts(entry.wnid),
-        regenerate=_regenerate(library, entry),
+        regenerate=making.command(library.release, entry.synset),
         seeds=_seeds(library, shots),
         taken_for=_taken_for(library, entry),
         **leaf,
@@ -143,17 +141,10 @@ def _entries(library: Library, wnids: Sequence[str]) -> list[Entry]:
 
 def _seeds(library: Library, shots: Sequence[Shot]) -> dict[int, int]:
     """Give the seed of each image by its number; none for what was imported."""
-    table = library.release.metadata
-    if "seed" not in table.column_names:
-        return {}
-    return {shot.number: table["seed"][shot.row].as_py() for shot in shots}
-
-
-def _regenerate(library: Library, entry: Entry) -> str | None:
-    """Write the command that makes an image of a synset again, but for its number."""
-    if library.release.manifest.settings is None:
-        return None
-    return shlex.join(["sdwn", "regenerate", str(library.release.paths.root), entry.synset])
+    made = making.recorded(library.release, shots)
+    return {
+        shot.number: one["seed"] for shot, one in zip(shots, made, strict=True) if "seed" in one
+    }
 
 
 def image(request: Request) -> Response:
@@ -162,11 +153,11 @@ def image(request: Request) -> Response:
     library, entry, show = exhibit.library, entry_of(request, exhibit), _show_asked(request)
     shot, shots = shot_of(request, exhibit), library.shots(entry.wnid, show)
     try:
-        place = shots.index(shot)
-    except ValueError:  # an address that was made by hand: it is not of that kind
+        place = shots.place(shot.row)
+    except IndexError:  # an address that was made by hand: it is not of that kind
         show, shots = "all", library.shots(entry.wnid)
-        place = shots.index(shot)
-    command = _regenerate(library, entry)
+        place = shots.place(shot.row)
+    command = making.command(library.release, entry.synset)
     return _page(
         request,
         "image.html",
@@ -180,20 +171,9 @@ def image(request: Request) -> Response:
         previous=shots[place - 1] if place else None,
         next=shots[place + 1] if place + 1 < len(shots) else None,
         regenerate=f"{command} {shot.number}" if command else None,
-        provenance=_provenance(library, shot),
+        provenance=making.provenance(library.release, shot),
         damaged=exhibit.pictures.is_damaged(shot.row),
     )
-
-
-def _provenance(library: Library, shot: Shot) -> dict[str, Any] | None:
-    """Say how an image was made; None where nobody recorded it, or its part cannot tell."""
-    if library.release.manifest.settings is None:
-        return None
-    try:
-        found = library.release.provenance(shot.row)
-    except (IntegrityError, OSError):
-        return None
-    return {name: value for name, value in found.items() if name != "row"}
 
 
 def tree(request: Request) -> Response:
