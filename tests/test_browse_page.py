@@ -436,6 +436,12 @@ def test_nothing_jumps_while_pictures_come(browser: Any, site: Site) -> None:
         page.wait_for_load_state("networkidle")
         assert page.evaluate(SHIFTS) == 0, address
         assert page.locator("main img").first.evaluate("image => image.naturalWidth") > 0
+    # A page that comes in pieces: the choices are there before the filters above them.
+    page = site.go(found, "/?q=cat")
+    top = "document.querySelector('.choices').getBoundingClientRect().top"
+    after = page.evaluate(top)
+    page.evaluate("document.getElementById('results').replaceChildren()")
+    assert page.evaluate(top) == after
     found.page.close()
 
 
