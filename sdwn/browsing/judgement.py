@@ -85,6 +85,13 @@ class Judgement:
             subtree_probability=None if np.isnan(share) else share,
         )
 
+    def taken_for(self, rows: NDArray[np.int64]) -> list[tuple[str, str, int]]:
+        """Count what images of some rows were taken for: wnid, name, how many; most first."""
+        classes, counts = np.unique(self.best[rows], return_counts=True)
+        ranked = sorted(zip(counts.tolist(), classes.tolist(), strict=True), key=lambda n: -n[0])
+        names = _class_names()
+        return [(class_wnids()[i], names[i], count) for count, i in ranked if i != NONE]
+
     def seen(self, wnid: str) -> NDArray[np.bool_]:
         """Tell, row by row, which images were taken for a class; none if it is no class."""
         found: NDArray[np.bool_] = self.best == class_index().get(wnid, len(class_wnids()))

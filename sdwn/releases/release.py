@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.errors import IntegrityError, SdwnError, UsageError, first_line
 from sdwn.files import ReleasePaths, file_sha256
 from sdwn.planning.plan import PlannedSynset, parse_table
 from sdwn.releases.manifest import Manifest, read_manifest
@@ -114,7 +114,8 @@ class Release:
             # still hold when Python ends.
             table = pq.ParquetFile(pa.BufferReader(self.paths.metadata.read_bytes())).read()
         except (OSError, pa.ArrowException) as error:
-            raise IntegrityError(f"{self.paths.metadata}: cannot be read: {error}") from None
+            told = first_line(error)
+            raise IntegrityError(f"{self.paths.metadata}: cannot be read: {told}") from None
         _check_schema(self.paths.metadata, table)
         return table if self._chosen is None else table.take(pa.array(self._chosen))
 
