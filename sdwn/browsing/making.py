@@ -6,8 +6,6 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from sdwn.browsing.shot import Shot
 from sdwn.errors import IntegrityError
 from sdwn.releases.release import Release
@@ -28,12 +26,9 @@ def command(release: Release, synset: str) -> str | None:
 def recorded(release: Release, shots: Sequence[Shot]) -> list[dict[str, Any]]:
     """Give, image by image, ``seed`` and ``prompt``; of an import what there is of them."""
     table = release.metadata
-    names = [name for name in RECORDED if name in table.column_names]
-    if not names:
-        return [{} for _ in shots]
-    rows = pa.array([shot.row for shot in shots], pa.int64())
-    found: list[dict[str, Any]] = table.select(names).take(rows).to_pylist()
-    return found
+    columns = {name: table[name] for name in RECORDED if name in table.column_names}
+    # Arrow's way of taking rows imports pandas where it is: half a second.
+    return [{name: column[shot.row].as_py() for name, column in columns.items()} for shot in shots]
 
 
 def provenance(release: Release, shot: Shot) -> dict[str, Any] | None:

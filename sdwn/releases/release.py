@@ -231,7 +231,10 @@ class Release:
         found = {"row": row, "settings": self.manifest.settings}
         with ImageFile(self._part(row["part"])) as file:
             sessions = file.sessions
-        found["session"] = sessions[row["session"]] if row.get("session") is not None else None
+        session = row.get("session")
+        if session is not None and session not in range(len(sessions)):
+            raise IntegrityError(f"{row['part']}: expected a session {session}, has none")
+        found["session"] = None if session is None else sessions[session]
         return found
 
     def subset(
@@ -416,8 +419,8 @@ def _plain(lemma: str) -> str:
 
 def _check_schema(path: Path, table: pa.Table) -> None:
     for name, kind in {**METADATA_COLUMNS, "imagenet_class": pa.int16()}.items():
-        if name not in table.column_names:
-            raise IntegrityError(f"{path}: expected the column {name}")
+        if table.column_names.count(name) != 1:
+            raise IntegrityError(f"{path}: expected the column {name}, once")
         column = table[name]
         if column.type != kind:
             raise IntegrityError(f"{path}: {name}: expected {kind}, found {column.type}")
