@@ -31,7 +31,7 @@ install: $(VENV)/installed
 
 # WordNet comes from NLTK's data path or the system; as root on Debian it can be installed.
 wordnet: $(VENV)/installed
-	@$(BIN)/python -m sdwn.wordnet || ./tests/install-wordnet
+	@$(BIN)/python -m sdwn.synsets.wordnet || ./tests/install-wordnet
 
 demo: wordnet
 	$(BIN)/sdwn run demo $(DEMO)
@@ -40,6 +40,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Where there is no browser, its tests are skipped and say so.
 chromium:

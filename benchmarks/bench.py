@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from sdwn.catalog import Catalog
 from sdwn.config import RunConfig
 from sdwn.files import RunPaths
-from sdwn.plan import Plan, make_plan, write_plan
-from sdwn.wordnet import Synset
+from sdwn.planning.plan import Plan, make_plan, write_plan
+from sdwn.synsets.catalog import Catalog
+from sdwn.synsets.wordnet import Synset
 
 PYTHON = sys.executable
 ROUNDS = 5
@@ -31,7 +31,7 @@ ROUNDS = 5
 NLTK = """
 import nltk
 from nltk.corpus.reader.wordnet import WordNetCorpusReader
-from sdwn.wordnet import _candidates, _lexnames
+from sdwn.synsets.wordnet import _candidates, _lexnames
 import io, warnings
 warnings.simplefilter("ignore")
 class Reader(WordNetCorpusReader):
@@ -103,10 +103,10 @@ def plan_shards(run: Path, shards: int, images: int) -> tuple[RunPaths, Plan]:
 
 def make_finished(run: Path, shards: int = 50_000) -> None:
     """Write a run of which all but a few shards are there, as far as names and a journal tell."""
-    from sdwn.cluster import arrays, job_ids
-    from sdwn.journal import intend, settle
-    from sdwn.profiles import load_profile
-    from sdwn.submission import shard_tasks
+    from sdwn.jobs.cluster import arrays, job_ids
+    from sdwn.jobs.journal import intend, settle
+    from sdwn.jobs.profiles import load_profile
+    from sdwn.jobs.submission import shard_tasks
 
     paths, plan = plan_shards(run, shards, images=10)
     paths.tasks.mkdir()
@@ -123,9 +123,9 @@ def make_finished(run: Path, shards: int = 50_000) -> None:
 
 def make_shards(run: Path, shards: int = 8, images: int = 500, size: int = 400_000) -> None:
     """Write a run whose shards hold random bytes in place of images."""
-    from sdwn.columns import table
-    from sdwn.pieces import shard_attributes
-    from sdwn.shards import Contents, write_images
+    from sdwn.generation.pieces import shard_attributes
+    from sdwn.storage.columns import table
+    from sdwn.storage.shards import Contents, write_images
 
     paths, plan = plan_shards(run, shards, images)
     random = np.random.default_rng(0)

@@ -29,7 +29,7 @@ from sdwn.browsing.search import Index
 from sdwn.browsing.view import View
 from sdwn.config import EvaluationConfig, RunConfig, StorageConfig
 from sdwn.files import ReleasePaths, RunPaths
-from sdwn.release import Release
+from sdwn.releases.release import Release
 
 TYPED = ("zebra", "golden retriever", "goldne retreiver", "large bird of prey")
 
@@ -41,9 +41,9 @@ CHANCES = 0.306, 0.430
 
 
 def plan_run(folder: Path) -> tuple[RunPaths, Any]:
-    from sdwn.catalog import read_catalog
-    from sdwn.plan import make_plan, write_plan
-    from sdwn.wordnet import shared_wordnet
+    from sdwn.planning.plan import make_plan, write_plan
+    from sdwn.synsets.catalog import read_catalog
+    from sdwn.synsets.wordnet import shared_wordnet
 
     config = RunConfig.model_validate(
         {
@@ -63,7 +63,7 @@ def plan_run(folder: Path) -> tuple[RunPaths, Any]:
 
 
 def pictures(storage: StorageConfig) -> list[bytes]:
-    from sdwn.images import encode
+    from sdwn.storage.images import encode
 
     random = np.random.default_rng(0)
     drawn = random.integers(0, 256, (PICTURES, SIDE, SIDE, 3), dtype=np.uint8)
@@ -71,9 +71,9 @@ def pictures(storage: StorageConfig) -> list[bytes]:
 
 
 def write_shards(paths: RunPaths, plan: Any) -> None:
-    from sdwn.columns import table
-    from sdwn.pieces import shard_attributes
-    from sdwn.shards import Contents, write_images
+    from sdwn.generation.pieces import shard_attributes
+    from sdwn.storage.columns import table
+    from sdwn.storage.shards import Contents, write_images
 
     payloads = pictures(plan.config.storage)
     digests = [hashlib.sha256(payload).digest() for payload in payloads]
@@ -118,8 +118,8 @@ def _row(spec: Any, digest: bytes, config: RunConfig) -> dict[str, Any]:
 
 def drawn_predictions(images: pa.Table) -> pa.Table:
     """Draw predictions for every image: of most classes all are right or none."""
-    from sdwn.imagenet import CLASSES
     from sdwn.judging.predictions import SCHEMA, TOP
+    from sdwn.synsets.imagenet import CLASSES
 
     random, count = np.random.default_rng(0), images.num_rows
     label = images["imagenet_class"].to_pandas().to_numpy()
@@ -162,7 +162,7 @@ def evaluate(release: Any) -> None:
 
 
 def make(folder: Path) -> None:
-    from sdwn.merge import merge
+    from sdwn.releases.merge import merge
 
     paths, plan = plan_run(folder / "run")
     write_shards(paths, plan)

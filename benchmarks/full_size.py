@@ -31,7 +31,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from safetensors import safe_open
-from sdwn.release import Release
+from sdwn.releases.release import Release
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPConfig,

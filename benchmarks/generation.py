@@ -46,11 +46,11 @@ REAL_IMAGES = 400
 
 def plan_run(folder: Path, images: int, model: str, generation: dict[str, Any]) -> Any:
     """Plan synsets that only this benchmark knows; their glosses are WordNet's in length."""
-    from sdwn.catalog import Catalog
     from sdwn.config import RunConfig
     from sdwn.files import RunPaths
-    from sdwn.plan import make_plan, write_plan
-    from sdwn.wordnet import Synset
+    from sdwn.planning.plan import make_plan, write_plan
+    from sdwn.synsets.catalog import Catalog
+    from sdwn.synsets.wordnet import Synset
 
     config = RunConfig.model_validate(
         {
@@ -88,9 +88,9 @@ def photo_like(seed: int, size: int = 512) -> Any:
 
 def paced(folder: Path) -> float:
     """Ours: everything from the plan to the finished shard, but for the model itself."""
-    from sdwn.generate import make_shards
-    from sdwn.images import Sample
-    from sdwn.noise import NoiseSampler
+    from sdwn.generation.generate import make_shards
+    from sdwn.generation.noise import NoiseSampler
+    from sdwn.storage.images import Sample
 
     pictures = [photo_like(seed) for seed in range(PACED_BATCH)]
 
@@ -136,8 +136,8 @@ def xl(folder: Path) -> str:
 
 def task(folder: Path, model: str, settings: dict[str, Any]) -> float:
     """Time a task, its model loaded, from the plan to the finished shard."""
-    from sdwn.generate import make_shards
-    from sdwn.samplers import load_sampler
+    from sdwn.generation.generate import make_shards
+    from sdwn.generation.samplers import load_sampler
 
     paths, plan = plan_run(folder, REAL_IMAGES, model, settings)
     sampler = load_sampler(plan.config)
@@ -177,7 +177,7 @@ def loop(folder: Path, model: str, settings: dict[str, Any]) -> float:
 
 def local(model: str) -> Path:
     """Give the folder of a model."""
-    from sdwn.builtin import builtin_folder
+    from sdwn.models.builtin import builtin_folder
 
     return builtin_folder("tiny") if model.startswith("builtin:") else Path(model)
 
@@ -206,8 +206,8 @@ def same_images(ours: Path, theirs: Path) -> float:
     """Say by how much, of 255, a task and a loop made different pixels at most."""
     from PIL import Image
     from sdwn.files import RunPaths
-    from sdwn.images import decode
-    from sdwn.shards import ImageFile
+    from sdwn.storage.images import decode
+    from sdwn.storage.shards import ImageFile
 
     with ImageFile(RunPaths(ours / "run").shard(0)) as file:
         rows, worst = file.rows(), 0
@@ -223,7 +223,7 @@ def same_images(ours: Path, theirs: Path) -> float:
 
 def start(folder: Path) -> float:
     """Ours: one image, as a task's process makes it."""
-    from sdwn.task import ArrayTask
+    from sdwn.jobs.task import ArrayTask
 
     plan_run(folder, IMAGES_PER_SYNSET, "builtin:tiny", TINY)
     ArrayTask("generate", str(folder / "run"), (0,))()
@@ -233,7 +233,7 @@ def start(folder: Path) -> float:
 def start_diffusers(folder: Path) -> float:
     """A peer: ten images in a plain script, saved."""
     from diffusers import AutoPipelineForText2Image
-    from sdwn.builtin import builtin_folder
+    from sdwn.models.builtin import builtin_folder
 
     pipeline = AutoPipelineForText2Image.from_pretrained(builtin_folder("tiny"))
     size = {"height": TINY["height"], "width": TINY["width"]}
@@ -250,7 +250,7 @@ def tuner(_: Path) -> float:
 
 def tuned_share(random: np.random.Generator) -> float:
     """Tune one card: a fixed time a batch, a time an image, 1 % of noise, an A100's memory line."""
-    from sdwn.tuning import Run, search, sizes
+    from sdwn.devices.tuning import Run, search, sizes
 
     fixed, each = random.uniform(0.5, 4.0), random.uniform(0.3, 1.5)
     limit = int(0.9e9 * random.choice([8, 11, 16, 24, 40, 80]))

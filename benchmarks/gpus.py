@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from sdwn import speeds
-from sdwn.speeds import CARDS, Card
+from sdwn.devices import published as speeds
+from sdwn.devices.published import CARDS, Card
 
 IMAGES = 262_040
 FLEETS = (1, 8, 64)
@@ -18,7 +18,7 @@ PAGE = """\
 
 No GPU was at hand. What follows is other people's published figures and arithmetic on them, not
 measurements of this project. Written by `python benchmarks/gpus.py > benchmarks/gpus.md` from
-[sdwn/speeds.py](../sdwn/speeds.py).
+[sdwn/devices/published.py](../sdwn/devices/published.py).
 
 ## The work of one image
 

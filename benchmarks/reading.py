@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from generation import plan_run
 from PIL import Image
 from skimage import data
+
+from generation import plan_run
 
 IMAGES = 300
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "immunohistochemistry", "retina")
@@ -34,10 +35,10 @@ def photograph(seed: int) -> Any:
 
 def make(folder: Path) -> None:
     from sdwn.files import ReleasePaths
-    from sdwn.generate import make_shards
-    from sdwn.images import Sample
-    from sdwn.merge import merge
-    from sdwn.noise import NoiseSampler
+    from sdwn.generation.generate import make_shards
+    from sdwn.generation.noise import NoiseSampler
+    from sdwn.releases.merge import merge
+    from sdwn.storage.images import Sample
 
     class Photos(NoiseSampler):
         def sample(self, specs: Sequence[Any]) -> list[Sample]:

@@ -34,7 +34,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from sdwn.files import RunPaths
-from sdwn.records import TaskRecord, read_record
+from sdwn.jobs.records import TaskRecord, read_record
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent / "configs" / "rehearsal.yaml"
@@ -254,7 +254,7 @@ def rehearse(folder: Path, testbed: Path, form: Form) -> Rehearsal:
 
 def made_again(folder: Path, release: Path) -> Iterator[Stage]:
     """Sample some images again: of those that were not made at the first attempt, if there are."""
-    from sdwn.release import Release
+    from sdwn.releases.release import Release
 
     table = Release(release).metadata.select(["wnid", "number", "attempt"]).to_pylist()
     random.Random(0).shuffle(table)

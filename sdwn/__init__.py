@@ -1,4 +1,17 @@
-"""Large synthetic image datasets out of Stable Diffusion and WordNet, on a SLURM cluster."""
+"""Large synthetic image datasets out of Stable Diffusion and WordNet, on a SLURM cluster.
+
+The packages, as the data flows; imports run one way, from the commands down to the synsets
+(``make lint`` holds them against the layers in pyproject.toml):
+
+- ``synsets``: WordNet, catalogs, ImageNet's classes; ``planning``: shards, images, seeds;
+- ``storage``: images in HDF5; ``devices``: memory and batch sizes; ``models``: weights, pipelines;
+- ``jobs``: profiles, arrays, what they said; ``generation``: one task's images;
+- ``estimating``: what a run takes; ``releases``: shards merged, read, made again;
+- ``judging``: classifiers over images; ``evaluation``: the figures; ``pages``: the report;
+- ``comparison``, ``exchange``, ``browsing``: releases side by side, in other formats, in a browser;
+- ``runs``, ``doctor``, ``trials``: a run as a whole, examined, and tried beforehand;
+- ``commands``: the command line; ``steps``: what a command does, and what is seen of it meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +20,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdwn.dataset import ReleaseDataset
-    from sdwn.release import Release
+    from sdwn.releases.dataset import ReleaseDataset
+    from sdwn.releases.release import Release
 
 __version__ = version("sdwn")
 __all__ = ["Release", "ReleaseDataset"]
 
-_HOMES = {"Release": "sdwn.release", "ReleaseDataset": "sdwn.dataset"}
+_HOMES = {"Release": "sdwn.releases.release", "ReleaseDataset": "sdwn.releases.dataset"}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from sdwn import cli, noise, submission
-from sdwn.catalog import Catalog, read_catalog
+from sdwn import cli
 from sdwn.config import CatalogConfig, RunConfig
 from sdwn.files import RunPaths
-from sdwn.generate import generate
-from sdwn.plan import Plan, make_plan, write_plan
-from sdwn.wordnet import WordNet, shared_wordnet
+from sdwn.generation import noise
+from sdwn.generation.generate import generate
+from sdwn.jobs import submission
+from sdwn.planning.plan import Plan, make_plan, write_plan
+from sdwn.synsets.catalog import Catalog, read_catalog
+from sdwn.synsets.wordnet import WordNet, shared_wordnet
 
 # A suite that was started in the background has it ignored, and so would its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)

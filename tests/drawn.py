@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from sdwn.catalog import read_catalog
 from sdwn.config import EvaluationConfig
 from sdwn.evaluation.conclude import conclude
 from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
-from sdwn.generate import generate
-from sdwn.imagenet import CLASSES
+from sdwn.generation.generate import generate
 from sdwn.judging.predictions import IMAGE, SCHEMA, TOP, Predictions, Source, write_predictions
-from sdwn.merge import MergeOptions, merge
-from sdwn.plan import make_plan, write_plan
-from sdwn.release import Release
-from sdwn.wordnet import WordNet
+from sdwn.planning.plan import make_plan, write_plan
+from sdwn.releases.merge import MergeOptions, merge
+from sdwn.releases.release import Release
+from sdwn.synsets.catalog import read_catalog
+from sdwn.synsets.imagenet import CLASSES
+from sdwn.synsets.wordnet import WordNet
 
 from conftest import noise_config
 

@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import io
 import json
+import os
 import shutil
 import signal
 import socket
@@ -22,17 +23,17 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from sdwn.browsing import pages
+from sdwn.browsing import connections, pages
 from sdwn.browsing.exhibit import Exhibit
 from sdwn.browsing.guard import ANY_HOST
 from sdwn.browsing.server import listen
 from sdwn.errors import SdwnError, UsageError
 from sdwn.exchange.intake import ImportOptions, import_pictures
 from sdwn.files import ReleasePaths
-from sdwn.release import Release
-from sdwn.wordnet import WordNet
+from sdwn.releases.release import Release
+from sdwn.synsets.wordnet import WordNet
 
-from conftest import Sdwn
+from conftest import Sdwn, wait_until
 from drawn import evaluation, noise_release, predictions
 from served import served
 
@@ -167,7 +168,7 @@ def test_thumbnails_are_small_and_kept(
     assert answer.headers["cache-control"].startswith("private, max-age=")
     tag = answer.headers["etag"]
     assert release.rows(ZEBRA)[2]["sha256"][:32] in tag
-    for given in (tag, f'"x", {tag}'):
+    for given in (tag, f'"x", {tag}', f"W/{tag}"):
         assert site.get(address, headers={"If-None-Match": given}).status_code == 304
     assert site.get(address, headers={"If-None-Match": '"x"'}).status_code == 200
 
@@ -255,7 +256,7 @@ def test_a_synset_of_many_images_is_shown_a_page_at_a_time(
             first, last = site.get(address).text, site.get(f"{address}?page=3").text
             assert f"{address}?page=2" in first
             assert site.get(f"{address}?page=99").text == last, "there are no more"
-            assert "3 of 3" in last
+            assert 'value="3" min="1" max="3"' in last
             assert f"/thumbnails/{PUG}/3" in first
             assert f"/thumbnails/{PUG}/4" not in first
             assert f"/thumbnails/{PUG}/9" in last
@@ -490,6 +491,74 @@ def test_who_goes_away_in_the_middle_disturbs_nobody(
         connection.close()
     assert site.get("/").status_code == 200
     assert zip_of(site.get(f"/synsets/{ZEBRA}.zip").content).namelist()
+
+
+def is_shut(connection: socket.socket) -> bool:
+    """Tell whether the other side has hung up; what it sent before is read."""
+    try:
+        while connection.recv(65536):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+    return True
+
+
+def test_who_does_not_ask_is_hung_up_on(
+    roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a request, a few bytes at a time, would otherwise keep a connection for ever."""
+    monkeypatch.setattr(connections, "PATIENCE_SECONDS", 0.3)
+    host = b"Host: localhost\r\n"
+    with visiting(Exhibit(roots[1])) as site, contextlib.ExitStack() as opened:
+        place = site.base_url.host, site.base_url.port or 0
+        for begun in (
+            b"",
+            b"GET / HT",
+            b"POST / HTTP/1.1\r\nContent-Length: 9\r\n" + host + b"\r\n",
+        ):
+            connection = opened.enter_context(socket.create_connection(place, timeout=30))
+            connection.sendall(begun)
+            assert is_shut(connection), begun
+        second = opened.enter_context(socket.create_connection(place, timeout=30))
+        second.sendall(b"HEAD /about HTTP/1.1\r\n" + host + b"\r\n")
+        assert second.recv(4096).startswith(b"HTTP/1.1 200 ")
+        second.sendall(b"GET /about HT")
+        assert is_shut(second), "an earlier request is no leave to keep half of one"
+        assert site.get("/").status_code == 200
+
+
+def test_more_connections_than_there_is_room_for_stop_nobody(
+    roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST", 10)
+    with visiting(Exhibit(roots[1])) as site, contextlib.ExitStack() as opened:
+        place = site.base_url.host, site.base_url.port or 0
+        crowd = [opened.enter_context(socket.create_connection(place)) for _ in range(40)]
+        for connection in crowd:
+            connection.setblocking(False)
+        wait_until(lambda: sum(map(is_shut, crowd)) == 30)
+        crowd[0].sendall(b"HEAD /about HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        crowd[0].settimeout(30)
+        assert crowd[0].recv(4096).startswith(b"HTTP/1.1 200 "), "who came first stays"
+        opened.close()
+        wait_until(lambda: answers(site))
+
+
+def answers(site: httpx.Client) -> bool:
+    try:
+        return site.get("/").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_a_folder_whose_name_is_no_text_is_shown(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    root = Path(shutil.copytree(roots[0], tmp_path / os.fsdecode(b"caf\xe9")))
+    with visiting(Exhibit(root)) as site:
+        for address in (f"/synsets/{ZEBRA}", f"/synsets/{ZEBRA}/3", "/about"):
+            answer = site.get(address)
+            assert (answer.status_code, "caf?" in answer.text) == (200, True), address
 
 
 def test_an_error_in_a_page_is_one_sentence_there_and_a_line_in_the_log(

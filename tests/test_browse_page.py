@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sdwn import wordnet_files
 from sdwn.browsing.exhibit import Exhibit
 from sdwn.browsing.library import Library
-from sdwn.wordnet import WordNet
+from sdwn.synsets import wordnet_files
+from sdwn.synsets.wordnet import WordNet
 
 from conftest import Sdwn
 from drawn import evaluation, noise_release, predictions
@@ -122,6 +123,11 @@ def shown(page: Any) -> list[str]:
     return list(page.locator(".hit strong").all_inner_texts())
 
 
+def rows(page: Any) -> list[str]:
+    """What the rows of a list say."""
+    return list(page.locator(".rows li").all_inner_texts())
+
+
 def searched(page: Any) -> str:
     """What the address asks for."""
     return str(page.evaluate("location.pathname + location.search"))
@@ -174,9 +180,16 @@ def test_filters_stay_while_one_types_and_go_back(wide: Opened, site: Site) -> N
     page = site.go(wide, "/?q=hound")
     before = shown(page)
     page.get_by_role("link", name="✗ wrong").click()
-    expect(page.locator(".chip[aria-current]")).to_have_text("✗ wrong")
-    assert page.evaluate("document.activeElement.textContent") == "✗ wrong"
+    expect(page.locator(".chip[aria-current]")).to_contain_text("✗ wrong")
+    assert page.evaluate("document.activeElement.id") == "only-wrong"
     assert searched(page) == "/?q=hound&show=wrong"
+    told = page.locator("#only-wrong .quiet").inner_text()
+    assert f", {told} images" in page.locator(".found").inner_text()
+    listed = page.request.get(f"{site.url}/list.csv?q=hound&show=wrong").text()
+    assert int(told) == len(listed.splitlines()) - 1
+    kinds = ("right", "wrong", "unjudged")
+    counts = [int(page.locator(f"#only-{kind} .quiet").inner_text()) for kind in kinds]
+    assert sum(counts) == int(page.locator("#only-all .quiet").inner_text())
     assert set(
         page.locator(".hit img").evaluate_all("all => all.map(i => i.alt.split(', ').at(-1))")
     ) == {"wrong"}
@@ -205,6 +218,26 @@ def test_groups_and_orders_are_chosen(wide: Opened, site: Site) -> None:
     right = [int(found[1]) for text in rates if (found := re.match(r"\s*(\d+) of", text))]
     assert right == sorted(right, reverse=True)
     assert sorted(shown(page)) == sorted(cats)
+    page.select_option("#order", "shuffled")
+    page.wait_for_url("**/?group=cats&order=shuffled")
+    shuffled = shown(page)
+    assert sorted(shuffled) == sorted(cats) != shuffled
+    page.reload()
+    assert shown(page) == shuffled
+
+
+def test_a_page_is_asked_for_by_its_number(wide: Opened, site: Site) -> None:
+    from playwright.sync_api import expect
+
+    page = site.go(wide, "/?order=name")
+    first = shown(page)
+    page.get_by_label("Page", exact=True).fill("2")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?order=name&page=2")
+    assert set(shown(page)).isdisjoint(first)
+    page.go_back()
+    expect(page.locator(".found")).to_contain_text("page 1 of")
+    assert shown(page) == first
 
 
 def test_one_goes_down_the_tree_and_searches_below(wide: Opened, site: Site) -> None:
@@ -212,9 +245,16 @@ def test_one_goes_down_the_tree_and_searches_below(wide: Opened, site: Site) -> 
     root = page.locator("h1").inner_text()
     numbers = [int(text) for text in page.locator(".tiles strong").all_inner_texts()[:2]]
     assert numbers == [len(site.library.collection), IMAGES * len(site.library.collection)]
+    page = site.go(wide, f"/tree/{CAT}")
+    images = [int(found) for found in re.findall(r"(\d+) images", " ".join(rows(page)))]
+    assert images == sorted(images, reverse=True)
+    page.get_by_role("link", name="name", exact=True).click()
+    page.wait_for_url("**?order=name")
+    names = page.locator(".rows strong").all_inner_texts()
+    assert names == sorted(names, key=str.lower)
     page = site.go(wide, "/tree/n02121620")
     assert page.locator(".crumbs a").first.inner_text() == root
-    page.locator(".rows strong", has_text="domestic cat").click()
+    page.get_by_role("link", name=re.compile(r"^domestic cat\b")).click()
     page.wait_for_url("**/tree/n02121808")
     assert page.locator(".crumbs [aria-current]").inner_text() == "domestic cat"
     page.get_by_role("link", name="Search everything below").click()
@@ -257,7 +297,8 @@ def test_keys_lead_everywhere(wide: Opened, site: Site) -> None:
     page.keyboard.press("ArrowLeft")
     page.wait_for_url("**/synsets/*/0")
     page.keyboard.press("Escape")
-    page.wait_for_url(re.compile(r"/synsets/n\d+$"))
+    page.wait_for_url(re.compile(r"/synsets/n\d+#image-0$"))
+    assert page.evaluate(at) == 0
     page.keyboard.press("Escape")
     page.wait_for_selector(".hit")
     page.keyboard.press("?")
@@ -293,7 +334,31 @@ def test_a_synsets_page_says_what_was_seen(wide: Opened, site: Site) -> None:
     assert {"domestic cat", "Persian cat"} <= set(page.locator(".near a").all_inner_texts())
 
 
+def test_images_of_one_kind_are_gone_through_one_by_one(wide: Opened, site: Site) -> None:
+    kinds = site.library.counts(ZEBRA)
+    show = "wrong" if kinds["wrong"] > 1 else "right"
+    numbers = [shot.number for shot in site.library.shots(ZEBRA, show)]
+    assert 1 < len(numbers) < IMAGES
+    page = site.go(wide, f"/synsets/{ZEBRA}?show={show}")
+    page.locator(".shot a").first.click()
+    for number in numbers:
+        page.wait_for_url(f"**/synsets/{ZEBRA}/{number}?show={show}")
+        page.keyboard.press("j")
+    page.keyboard.press("Escape")
+    page.wait_for_url(f"**/synsets/{ZEBRA}?show={show}#image-{numbers[-1]}")
+    other = next(shot.number for shot in site.library.shots(ZEBRA) if shot.number not in numbers)
+    page = site.go(wide, f"/synsets/{ZEBRA}/{other}?show={show}")
+    assert f"{other + 1} of {IMAGES}" in page.locator(".up").inner_text()
+
+
 def test_what_else_was_taken_for_a_class(wide: Opened, site: Site) -> None:
+    page = site.go(wide, f"/synsets/{PUG}")
+    shots = site.library.shots(PUG)
+    seen = Counter(shot.verdict.top5[0].name for shot in shots if shot.verdict)
+    told = page.locator("dt", has_text="Taken for").locator("+ dd").inner_text()
+    assert dict(re.findall(r"(?:^| · )(.+?) (\d+)(?= · |$)", told)) == {
+        name: str(count) for name, count in seen.items()
+    }
     page = site.go(wide, f"/synsets/{PUG}/0")
     guess = page.locator(".guesses a").first
     name = guess.inner_text()
@@ -321,8 +386,10 @@ def test_an_image_a_synset_and_a_search_are_taken_home(
     with Image.open(tmp_path / "zebra.n.01-1.webp") as image:
         assert image.size == (16, 8)
     page = site.go(wide, "/?q=zebra&show=wrong")
+    page.get_by_text("Take home").click()
+    assert f"sdwn export {site.library.root} " in page.locator(".take").inner_text()
     with page.expect_download() as found:
-        page.get_by_role("link", name="Take as a list").click()
+        page.get_by_role("link", name="as a list (CSV)").click()
     found.value.save_as(tmp_path / "list.csv")
     rows = list(csv.DictReader((tmp_path / "list.csv").open(encoding="utf-8")))
     wrong = [shot.number for shot in site.library.shots(ZEBRA, "wrong")]
@@ -369,6 +436,12 @@ def test_nothing_jumps_while_pictures_come(browser: Any, site: Site) -> None:
         page.wait_for_load_state("networkidle")
         assert page.evaluate(SHIFTS) == 0, address
         assert page.locator("main img").first.evaluate("image => image.naturalWidth") > 0
+    # A page that comes in pieces: the choices are there before the filters above them.
+    page = site.go(found, "/?q=cat")
+    top = "document.querySelector('.choices').getBoundingClientRect().top"
+    after = page.evaluate(top)
+    page.evaluate("document.getElementById('results').replaceChildren()")
+    assert page.evaluate(top) == after
     found.page.close()
 
 
@@ -388,7 +461,7 @@ def test_the_map_is_a_way_in(wide: Opened, site: Site) -> None:
     page.mouse.move(banjo["x"] + banjo["width"] / 2 + 3, banjo["y"] + banjo["height"] / 2)
     assert name.inner_text() == "banjo"
     assert page.locator("#circle img").evaluate("image => image.decode().then(() => true)")
-    page.get_by_role("button", name="Larger").click()
+    page.get_by_role("button", name="Zoom in").click()
     assert page.evaluate("document.getElementById('map').viewBox.baseVal.width") < 214
     page.get_by_role("button", name="Whole map").click()
     page.locator(".legend a", has_text="cats").click()
@@ -404,8 +477,8 @@ def test_two_releases_stand_side_by_side(wide: Opened, site: Site) -> None:
     page = site.go(wide, "/compare")
     first = page.locator(".rows li a").first
     numbers = [int(text) for text in re.findall(r"(\d+) of", first.inner_text())]
-    more = numbers[1] - numbers[0]
-    told = f"▲ {more} more" if more > 0 else f"▼ {-more} fewer"
+    more = round(100 * (numbers[1] - numbers[0]) / IMAGES)
+    told = f"▲ {more} points more" if more > 0 else f"▼ {-more} points fewer"
     assert first.locator(".difference").inner_text() == told
     first.click()
     page.wait_for_url("**/compare/n*")
@@ -480,6 +553,9 @@ def test_an_import_that_nobody_judged_is_shown_too(
             colour = (90 * number, 40, 200)
             Image.new("RGB", (20, 30), colour).save(tmp_path / "pictures" / wnid / f"{number}.png")
     sdwn("import", "pictures", "taken", "--format", "imagefolder")
+    damaged = tmp_path / "taken" / "evaluations" / "mine" / "evaluation.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{}")
     without_wordnet(monkeypatch)
     with served(Exhibit(tmp_path / "taken")) as url:
         found = opened(browser, f"{url}/", ".hit")
@@ -490,6 +566,7 @@ def test_an_import_that_nobody_judged_is_shown_too(
         for address in (f"/synsets/{PUG}", f"/synsets/{PUG}/1", "/about"):
             page.goto(url + address)
             assert "regenerate" not in page.locator("main").inner_text()
+        assert "The evaluation mine is not shown: " in page.locator("main").inner_text()
         page.goto(f"{url}/tree")
         assert "apt-get install wordnet-base" in page.locator("main").inner_text()
         page.goto(f"{url}/map")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -19,25 +19,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from sdwn.browsing import making
 from sdwn.browsing.library import PAGE, PREVIEW, Library
 from sdwn.browsing.numbering import numbered
 from sdwn.browsing.shot import Shot
 from sdwn.browsing.view import ORDERS, SHOWS, BadViewError, View
-from sdwn.catalog import read_catalog
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import read_evaluation
 from sdwn.exchange.intake import ImportOptions, import_pictures
 from sdwn.files import ReleasePaths, RunPaths
-from sdwn.generate import make_shards
-from sdwn.imagenet import class_wnids
-from sdwn.images import Sample
-from sdwn.merge import merge
-from sdwn.noise import NoiseSampler
-from sdwn.plan import ImageSpec, make_plan, write_plan
-from sdwn.release import Release
-from sdwn.taxonomy import Taxonomy
-from sdwn.wordnet import WordNet
+from sdwn.generation.generate import make_shards
+from sdwn.generation.noise import NoiseSampler
+from sdwn.planning.plan import ImageSpec, make_plan, write_plan
+from sdwn.releases.merge import merge
+from sdwn.releases.release import Release
+from sdwn.storage.images import Sample
+from sdwn.synsets.catalog import read_catalog
+from sdwn.synsets.imagenet import class_wnids
+from sdwn.synsets.taxonomy import Taxonomy
+from sdwn.synsets.wordnet import WordNet
 
 from conftest import noise_config
 from drawn import evaluation, predictions
@@ -228,6 +229,51 @@ def test_what_is_damaged_or_of_another_release_is_not_offered_and_says_why(
     assert (library.evaluations, library.judgement, library.groups) == ([], None, {})
     assert "of another release; evaluate again with: sdwn evaluate" in library.refused["sound"]
     assert library.select(View(q="zebra")).total_images == EACH
+
+
+def with_column(name: str, value: Any) -> Callable[[pa.Table], pa.Table]:
+    """Have one value in a whole column."""
+
+    def changed(table: pa.Table) -> pa.Table:
+        column = pa.array([value] * table.num_rows)
+        return table.set_column(table.column_names.index(name), name, column)
+
+    return changed
+
+
+def tampered(copied: ReleasePaths, change: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(change(pq.read_table(copied.metadata)), copied.metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (with_column("status", "fine\n"), r"status: expected one of ok, .*, found 'fine\\n'"),
+        (with_column("prompt", ["a"]), "prompt: expected string, found list<"),
+        (lambda table: table.slice(1), "expected 240 images, as in the manifest, found 239"),
+        (
+            lambda table: table.append_column("wnid", table["wnid"]),
+            "expected the column wnid, once",
+        ),
+    ],
+)
+def test_a_table_that_no_release_has_is_refused_in_a_line(
+    copied: ReleasePaths, change: Callable[[pa.Table], pa.Table], expected: str
+) -> None:
+    tampered(copied, change)
+    with pytest.raises(IntegrityError, match=rf"metadata\.parquet: {expected}") as refused:
+        Library(copied.root)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_image_of_no_session_is_shown_without_its_making(copied: ReleasePaths) -> None:
+    tampered(copied, with_column("session", 99))
+    library = Library(copied.root)
+    shot = library.shot(ZEBRA, 0)
+    assert shot is not None
+    with pytest.raises(IntegrityError, match="expected a session 99, has none"):
+        library.release.provenance(shot.row)
+    assert making.provenance(library.release, shot) is None
 
 
 # The tree

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from sdwn.building import JOURNAL, Building, build
 from sdwn.errors import UsageError
 from sdwn.files import ReleasePaths, RunPaths
-from sdwn.merge import MergeOptions, merge
-from sdwn.plan import Plan
-from sdwn.verify import verify
+from sdwn.planning.plan import Plan
+from sdwn.releases.building import JOURNAL, Building, build
+from sdwn.releases.merge import MergeOptions, merge
+from sdwn.runs.verify import verify
 
 from conftest import FEW, PlanRun, Sdwn
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import nltk
 import pytest
-from sdwn import wordnet_files
-from sdwn.catalog import Catalog, read_catalog
 from sdwn.config import CatalogConfig
 from sdwn.errors import SdwnError, UsageError
-from sdwn.imagenet import class_index
-from sdwn.wordnet import WordNet, open_wordnet
+from sdwn.synsets import wordnet_files
+from sdwn.synsets.catalog import Catalog, read_catalog
+from sdwn.synsets.imagenet import class_index
+from sdwn.synsets.wordnet import WordNet, open_wordnet
 
 
 def names(catalog: Catalog) -> set[str]:

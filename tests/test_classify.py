@@ -16,7 +16,6 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import save_file
-from sdwn import imagenet
 from sdwn.errors import SdwnError, UsageError
 from sdwn.judging import presets
 from sdwn.judging.checkpoint import convert_torchvision_vit, read_checkpoint
@@ -24,6 +23,7 @@ from sdwn.judging.classes import SIZES, class_list
 from sdwn.judging.classify import Classifier, Logits, load_classifier
 from sdwn.judging.presets import empty_network
 from sdwn.judging.resizing import Resizing
+from sdwn.synsets import imagenet
 from sklearn.datasets import load_sample_image
 
 torch.manual_seed(0)
@@ -99,10 +99,10 @@ def test_the_table_holds_1000_distinct_wnids_in_timms_order():
 
 def test_the_table_is_read_without_importing_timm_or_torch():
     code = (
-        "import sys; from sdwn.imagenet import class_index; class_index(); "
+        "import sys; from sdwn.synsets.imagenet import class_index; class_index(); "
         "print(sorted({'timm', 'torch', 'numpy'} & set(sys.modules)))"
     )
-    root = Path(imagenet.__file__).parents[1]
+    root = Path(imagenet.__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sdwn import noise
 from sdwn.files import RunPaths
-from sdwn.shards import ImageFile
+from sdwn.generation import noise
+from sdwn.storage.shards import ImageFile
 
 from conftest import NOISE, REPOSITORY, Sdwn
 
@@ -277,7 +277,7 @@ def test_every_sdwn_line_of_a_readme_is_valid_use(
 
 
 def test_the_cluster_guide_names_every_field_and_profile() -> None:
-    from sdwn.profiles import ClusterProfile
+    from sdwn.jobs.profiles import ClusterProfile
 
     guide = (REPOSITORY / "slurm/README.md").read_text()
     profiles = [path.stem for path in (REPOSITORY / "slurm/profiles").glob("*.yaml")]

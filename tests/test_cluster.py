@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from sdwn.cluster import Job, arrays, cut, script
+from sdwn.commands.options import SITE
 from sdwn.config import validated
 from sdwn.errors import UsageError
 from sdwn.files import RunPaths
-from sdwn.joblogs import failure
-from sdwn.journal import intend, read_journal, settle
-from sdwn.options import SITE
-from sdwn.plan import Plan
-from sdwn.processes import Process, see_one_device, this_process
-from sdwn.profiles import ClusterProfile, load_profile, minutes
-from sdwn.submission import require_fit, submit_shards
-from sdwn.task import ArrayTask
+from sdwn.jobs.cluster import Job, arrays, cut, script
+from sdwn.jobs.joblogs import failure
+from sdwn.jobs.journal import intend, read_journal, settle
+from sdwn.jobs.processes import Process, see_one_device, this_process
+from sdwn.jobs.profiles import ClusterProfile, load_profile, minutes
+from sdwn.jobs.submission import require_fit, submit_shards
+from sdwn.jobs.task import ArrayTask
+from sdwn.planning.plan import Plan
 
 from conftest import REPOSITORY, PlanRun, Sdwn, noise_config
 
@@ -270,7 +270,7 @@ def test_a_batch_size_must_fit_the_plan() -> None:
 def test_the_first_process_outlives_the_others(tmp_path: Path) -> None:
     """Also one that is killed; and a process that never starts is not waited for."""
     code = (
-        "import sys, time; from sdwn import processes; processes.START_SECONDS = 3.0\n"
+        "import sys, time; from sdwn.jobs import processes; processes.START_SECONDS = 3.0\n"
         "rank, seconds = int(sys.argv[1]), float(sys.argv[2])\n"
         "with processes.together(processes.Process('7', rank, 4)): time.sleep(seconds)\n"
         "print(time.time())"

@@ -17,10 +17,10 @@ from sdwn.comparison.page import write_comparison
 from sdwn.comparison.sides import open_sides
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.files import ComparisonPaths, ReleasePaths
-from sdwn.merge import merge
-from sdwn.release import Release
-from sdwn.taxonomy import Taxonomy
-from sdwn.wordnet import WordNet
+from sdwn.releases.merge import merge
+from sdwn.releases.release import Release
+from sdwn.synsets.taxonomy import Taxonomy
+from sdwn.synsets.wordnet import WordNet
 
 import drawn
 from conftest import PlanRun, Sdwn

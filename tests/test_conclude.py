@@ -13,19 +13,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sdwn import terminal
-from sdwn.catalog import Catalog
+from sdwn import texts
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation import tables
 from sdwn.evaluation.conclude import conclude
 from sdwn.evaluation.record import read_evaluation, summary
 from sdwn.files import EvaluationPaths, ReleasePaths, file_sha256, write_text
-from sdwn.imagenet import class_index
-from sdwn.manifest import Manifest
-from sdwn.plan import make_plan, table_text
-from sdwn.release import Release
-from sdwn.wordnet import WordNet
+from sdwn.planning.plan import make_plan, table_text
+from sdwn.releases.manifest import Manifest
+from sdwn.releases.release import Release
+from sdwn.synsets.catalog import Catalog
+from sdwn.synsets.imagenet import class_index
+from sdwn.synsets.wordnet import WordNet
 
 from conftest import noise_config
 
@@ -295,7 +295,7 @@ def test_the_summary_gives_the_main_figures(
     found = summary(paths, record)
     figures = record["figures"]
     assert found["none_correct"] == figures["none_correct"]
-    text = terminal.evaluation_text(found)
+    text = texts.evaluation_text(found)
     assert f"{figures['mean_correct']:.2f} of 10 images a class" in text
     assert f"{100 * figures['none_correct']:.0f} % with none" in text
     assert (found["evaluation"], found["path"]) == (paths.root.name, str(paths.evaluation))

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from sdwn.files import ReleasePaths
-from sdwn.merge import merge
 from sdwn.pages.report import write_report
-from sdwn.wordnet import WordNet
+from sdwn.releases.merge import merge
+from sdwn.synsets.wordnet import WordNet
 
 import drawn
 from conftest import FEW, PlanRun, Sdwn
@@ -100,7 +100,7 @@ def test_the_papers_catalog_gets_the_papers_figures_and_the_note(
     from sdwn.evaluation.record import read_evaluation
     from sdwn.files import EvaluationPaths
     from sdwn.pages.report import page
-    from sdwn.release import Release
+    from sdwn.releases.release import Release
 
     sdwn, found = demo
     release = Release(sdwn.folder / found["release"])

@@ -9,19 +9,20 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sdwn import gpus, terminal
-from sdwn.catalog import Catalog
-from sdwn.cluster import cut
+from sdwn import terminal
 from sdwn.config import RunConfig, load_config
-from sdwn.estimates import Estimate, cost, estimate, stored_bytes
+from sdwn.devices import gpus
+from sdwn.devices.gpus import GpuProfile, Workload
+from sdwn.devices.tuning import Probe, Tuning
+from sdwn.estimating.estimates import Estimate, cost, estimate, stored_bytes
+from sdwn.estimating.known_speeds import DeviceSpeed, speeds
 from sdwn.files import RunPaths
-from sdwn.gpus import GpuProfile, Workload
-from sdwn.images import encode
-from sdwn.known_speeds import DeviceSpeed, speeds
-from sdwn.plan import Plan, make_plan
-from sdwn.profiles import ClusterProfile
-from sdwn.tuning import Probe, Tuning
-from sdwn.wordnet import Synset
+from sdwn.jobs.cluster import cut
+from sdwn.jobs.profiles import ClusterProfile
+from sdwn.planning.plan import Plan, make_plan
+from sdwn.storage.images import encode
+from sdwn.synsets.catalog import Catalog
+from sdwn.synsets.wordnet import Synset
 
 from conftest import REPOSITORY, PlanRun, noise_config
 

@@ -16,23 +16,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sdwn.building import Building, build
-from sdwn.catalog import Catalog
-from sdwn.columns import table
 from sdwn.config import RunConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.exchange.export import FORMATS, ExportOptions, export
 from sdwn.exchange.folders import description
 from sdwn.exchange.names import file_name
 from sdwn.files import ReleasePaths, RunPaths
-from sdwn.generate import generate
-from sdwn.merge import MergeOptions, merge
-from sdwn.plan import PlannedSynset, make_plan, parse_table, write_plan
-from sdwn.release import Release
-from sdwn.release_writer import Origin, ReleaseWriter
-from sdwn.shards import Contents, write_images
-from sdwn.verify import verify
-from sdwn.wordnet import Synset, WordNet
+from sdwn.generation.generate import generate
+from sdwn.planning.plan import PlannedSynset, make_plan, parse_table, write_plan
+from sdwn.releases.building import Building, build
+from sdwn.releases.merge import MergeOptions, merge
+from sdwn.releases.release import Release
+from sdwn.releases.release_writer import Origin, ReleaseWriter
+from sdwn.runs.verify import verify
+from sdwn.storage.columns import table
+from sdwn.storage.shards import Contents, write_images
+from sdwn.synsets.catalog import Catalog
+from sdwn.synsets.wordnet import Synset, WordNet
 
 from conftest import noise_config
 

@@ -17,21 +17,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sdwn import generate, gpus, pilot, task, writing
-from sdwn import plan as plan_module
-from sdwn.columns import names
+from sdwn.devices import gpus
+from sdwn.devices.tuning import Probe, Tuning
 from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError, UsageError
 from sdwn.files import LOWERED, RunPaths, write_text
-from sdwn.images import decode, encode
-from sdwn.noise import NoiseSampler
-from sdwn.pieces import finish_shard
-from sdwn.plan import ImageSpec, Plan, read_plan, write_plan
-from sdwn.records import read_record
-from sdwn.sampler import Sampler
-from sdwn.samplers import ImageSampler, choose_batch
-from sdwn.shards import ImageFile
-from sdwn.status import images_done, run_status
-from sdwn.tuning import Probe, Tuning
+from sdwn.generation import generate, writing
+from sdwn.generation.noise import NoiseSampler
+from sdwn.generation.pieces import finish_shard
+from sdwn.generation.sampler import Sampler
+from sdwn.generation.samplers import ImageSampler, choose_batch
+from sdwn.jobs import task
+from sdwn.jobs.records import read_record
+from sdwn.planning import plan as plan_module
+from sdwn.planning.plan import ImageSpec, Plan, read_plan, write_plan
+from sdwn.runs.status import images_done, run_status
+from sdwn.storage.columns import names
+from sdwn.storage.images import decode, encode
+from sdwn.storage.shards import ImageFile
+from sdwn.trials import pilot
 from submitit.core.utils import UncompletedJobError
 
 from conftest import FEW, PlanRun, Sdwn
@@ -158,7 +161,7 @@ def test_a_finished_shard_is_never_made_again(generated: PlanRun) -> None:
 
 def start(paths: RunPaths) -> subprocess.Popen[bytes]:
     code = (
-        "import sys, pathlib; from sdwn import generate; generate.FLUSH_SECONDS = 0.05; "
+        "import sys, pathlib; from sdwn.generation import generate; generate.FLUSH_SECONDS = 0.05; "
         "generate.generate(pathlib.Path(sys.argv[1]), range(int(sys.argv[2])))"
     )
     command = [sys.executable, "-c", code, str(paths.root), str(len(read_plan(paths).shards))]
@@ -382,8 +385,9 @@ class TestBackOff:
         }
         paths, plan = planned(**changes)
         code = (
-            "import pathlib, resource, sys; from sdwn import generate, memory, samplers\n"
-            "from sdwn.files import RunPaths; from sdwn.plan import read_plan\n"
+            "import pathlib, resource, sys; from sdwn.devices import memory\n"
+            "from sdwn.generation import generate, samplers\n"
+            "from sdwn.files import RunPaths; from sdwn.planning.plan import read_plan\n"
             "paths = RunPaths(pathlib.Path(sys.argv[1])); plan = read_plan(paths)\n"
             "sampler = samplers.load_sampler(plan.config)\n"
             "most = memory._field(memory._STATUS, 'VmSize') + 400_000_000\n"
@@ -544,8 +548,8 @@ class TestOverlap:
     ) -> None:
         paths, _ = planned(storage={"images_per_shard": 60}, generation={"num_inference_steps": 2})
         code = (
-            "import sys, pathlib; from sdwn import generate; generate.FLUSH_SECONDS = 1e9; "
-            "generate.generate(pathlib.Path(sys.argv[1]), [0, 1])"
+            "import sys, pathlib; from sdwn.generation import generate; "
+            "generate.FLUSH_SECONDS = 1e9; generate.generate(pathlib.Path(sys.argv[1]), [0, 1])"
         )
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(paths.root)], stderr=subprocess.PIPE
@@ -638,8 +642,8 @@ def test_a_strange_note_does_not_stop_status(planned: PlanRun) -> None:
 def test_a_signal_while_the_last_batches_are_written_loses_none(planned: PlanRun) -> None:
     paths, plan = planned(storage={"images_per_shard": 30})
     code = (
-        "import os, pathlib, signal, sys, time; from sdwn import generate, writing\n"
-        "from sdwn.images import encode\n"
+        "import os, pathlib, signal, sys, time; from sdwn.generation import generate, writing\n"
+        "from sdwn.storage.images import encode\n"
         "def slowly(*a, **k): time.sleep(0.1); return encode(*a, **k)\n"
         "writing.encode = slowly; generate.FLUSH_SECONDS = 1e9\n"
         "finish = writing.BackgroundWriter.finish\n"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from sdwn import shipped
-from sdwn.catalog import Catalog
 from sdwn.errors import UsageError
 from sdwn.evaluation.groups import Group, group_figures, read_groups, smallest_groups
 from sdwn.evaluation.metrics import ClassResult
-from sdwn.imagenet import class_wnids
-from sdwn.taxonomy import Taxonomy
-from sdwn.wordnet import WordNet
+from sdwn.synsets.catalog import Catalog
+from sdwn.synsets.imagenet import class_wnids
+from sdwn.synsets.taxonomy import Taxonomy
+from sdwn.synsets.wordnet import WordNet
 
 
 def written(tmp_path: Path, text: str) -> str:

@@ -6,12 +6,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from sdwn import wordnet_files
-from sdwn.catalog import Catalog
 from sdwn.errors import SdwnError
-from sdwn.hypernyms import Nouns, open_nouns
-from sdwn.wordnet import Synset, WordNet
-from sdwn.wordnet_files import installed, read_nouns
+from sdwn.synsets import wordnet_files
+from sdwn.synsets.catalog import Catalog
+from sdwn.synsets.hypernyms import Nouns, open_nouns
+from sdwn.synsets.wordnet import Synset, WordNet
+from sdwn.synsets.wordnet_files import installed, read_nouns
 
 
 @pytest.fixture(scope="module")

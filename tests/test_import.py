@@ -35,10 +35,10 @@ from sdwn.exchange.intake import (
 )
 from sdwn.exchange.pictures import MOST_BYTES
 from sdwn.files import ReleasePaths
-from sdwn.merge import merge
 from sdwn.pages.report import write_report
-from sdwn.release import Release
-from sdwn.verify import verify
+from sdwn.releases.merge import merge
+from sdwn.releases.release import Release
+from sdwn.runs.verify import verify
 
 from conftest import FEW, PlanRun
 

@@ -8,17 +8,17 @@ import pyarrow as pa
 import pytest
 import timm
 import torch
-from sdwn import gpus
 from sdwn.batches import BatchSize
+from sdwn.devices import gpus
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.files import ReleasePaths
 from sdwn.judging import batching
 from sdwn.judging.classify import Classifier
 from sdwn.judging.judge import SCHEMA, judged
 from sdwn.judging.loading import prepared
-from sdwn.merge import merge
-from sdwn.release import Release
-from sdwn.taxonomy import Taxonomy, scopes
+from sdwn.releases.merge import merge
+from sdwn.releases.release import Release
+from sdwn.synsets.taxonomy import Taxonomy, scopes
 
 torch.manual_seed(0)
 

@@ -22,9 +22,10 @@ from safetensors.torch import save_file
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.evaluating import evaluate
-from sdwn.evaluation_steps import evaluate_by_tasks, targets
 from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
-from sdwn.journal import intend, settle
+from sdwn.jobs.journal import intend, settle
+from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.task import ArrayTask
 from sdwn.judging import judging
 from sdwn.judging.judging import Judging, open_judging, open_planned
 from sdwn.judging.merging import merged
@@ -36,12 +37,11 @@ from sdwn.judging.predictions import (
     write_predictions,
 )
 from sdwn.judging.task import judge
-from sdwn.merge import merge
-from sdwn.profiles import ClusterProfile
-from sdwn.release import Release
-from sdwn.steps import SubmitOptions
-from sdwn.task import ArrayTask
-from sdwn.verify import verify
+from sdwn.releases.merge import merge
+from sdwn.releases.release import Release
+from sdwn.runs.verify import verify
+from sdwn.steps.evaluating import evaluate_by_tasks, targets
+from sdwn.steps.submitting import SubmitOptions
 
 from conftest import PlanRun, Sdwn, Testbed, profile_for_testbed, wait_until, workers
 
@@ -160,7 +160,7 @@ def test_a_judging_goes_on_after_a_kill(release: Release, everything: Evaluation
 import os, signal, sys
 from sdwn.config import EvaluationConfig
 from sdwn.evaluation.evaluating import evaluate
-from sdwn.release import Release
+from sdwn.releases.release import Release
 left = 3 * int(sys.argv[3])
 def advance(images):
     global left

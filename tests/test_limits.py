@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sdwn import limits, scheduler
 from sdwn.config import validated
-from sdwn.profiles import ClusterProfile
-from sdwn.site import Site, site
+from sdwn.jobs import limits, scheduler
+from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.site import Site, site
 
 # What the test cluster's own commands print, with accounts, QOS and partitions as sites have them.
 CONFIG = [

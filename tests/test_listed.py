@@ -11,9 +11,9 @@ from sdwn.browsing.view import View
 from sdwn.errors import UsageError
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.listed import listed
-from sdwn.release import Release
-from sdwn.verify import verify
-from sdwn.wordnet import WordNet
+from sdwn.releases.release import Release
+from sdwn.runs.verify import verify
+from sdwn.synsets.wordnet import WordNet
 
 from conftest import Sdwn
 from drawn import noise_release
@@ -76,6 +76,8 @@ def test_a_list_of_wnids_takes_whole_synsets(release: Release, tmp_path: Path) -
         (f"wnid,number\n{ZEBRA},1\n{ZEBRA},\n", "line 3: number: expected .* found ''"),
         (f"wnid,number\n{ZEBRA}\n", "line 2: expected 2 cells or more, found 1"),
         ("wnid\nzebra\n", "has no zebra; take what it lacks off the list"),
+        ('wnid\n"zebra\n\x1b[2J"\n', r"has no 'zebra\\n\\x1b\[2J'; take what it lacks"),
+        (f"wnid\n{'z' * 100_000}\n", "has no z{40}; take what it lacks"),
         (f"wnid,number\n{ZEBRA},1\n{ZEBRA},3\n", f"has no {ZEBRA} 3; take"),
         (
             "wnid,number\n" + "".join(f"n0,{number}\n" for number in range(9, 0, -1)),
@@ -113,6 +115,12 @@ def test_a_list_goes_with_the_other_choices(sdwn: Sdwn, release: Release, tmp_pa
     assert (some["images"], some["synsets"]) == (2, 1)
     names = sorted(file.name for file in (tmp_path / "some" / ZEBRA).iterdir())
     assert [name.rpartition("_")[2] for name in names] == ["0.webp", "2.webp"]
+    half = ("--sample", "50%", "--format", "release")
+    sampled = sdwn.json("export", root, "half", "--only", path, *half)
+    assert (sampled["images"], sampled["synsets"]) == (2, 1), "half of the synsets that are listed"
+    assert held(Release(tmp_path / "half")) == [(ZEBRA, 0), (ZEBRA, 2)]
+    manifest = Release(tmp_path / "half").manifest
+    assert manifest.selection == "chosen images, 50% of the synsets"
     write(tmp_path, f"wnid\n{GONDOLA}\n")
     none = sdwn("export", root, "no", "--format", "parquet", "--only", path, *below, code=2)
     assert "no image to export; choose a larger subset" in none.stderr

@@ -21,8 +21,8 @@ from sdwn.pages.album import Album
 from sdwn.pages.figures import write_figures
 from sdwn.pages.report import write_report
 from sdwn.pages.thumbnails import grade, sheets
-from sdwn.release import Release
-from sdwn.wordnet import WordNet
+from sdwn.releases.release import Release
+from sdwn.synsets.wordnet import WordNet
 
 from drawn import evaluation, noise_release, predictions
 

@@ -20,16 +20,16 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
-from sdwn.builtin import builtin_folder
-from sdwn.catalog import Catalog, read_catalog
 from sdwn.config import RunConfig, load_config
 from sdwn.files import ReleasePaths, RunPaths
-from sdwn.generate import generate
+from sdwn.generation.generate import generate
 from sdwn.judging.classify import load_classifier
-from sdwn.merge import MergeOptions, merge
-from sdwn.plan import make_plan, write_plan
-from sdwn.release import Release
-from sdwn.wordnet import WordNet
+from sdwn.models.builtin import builtin_folder
+from sdwn.planning.plan import make_plan, write_plan
+from sdwn.releases.merge import MergeOptions, merge
+from sdwn.releases.release import Release
+from sdwn.synsets.catalog import Catalog, read_catalog
+from sdwn.synsets.wordnet import WordNet
 
 from conftest import REPOSITORY, Sdwn
 

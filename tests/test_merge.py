@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.files import ReleasePaths, RunPaths
-from sdwn.merge import MergeOptions, merge
-from sdwn.noise import NoiseSampler
-from sdwn.plan import Plan
-from sdwn.release import Release
-from sdwn.verify import verify
+from sdwn.generation.noise import NoiseSampler
+from sdwn.planning.plan import Plan
+from sdwn.releases.merge import MergeOptions, merge
+from sdwn.releases.release import Release
+from sdwn.runs.verify import verify
 
 from conftest import FEW, PlanRun
 
@@ -328,9 +328,9 @@ def test_a_shard_with_wrong_contents_is_named(
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory, wordnet: Any) -> Path:
-    from sdwn.catalog import read_catalog
-    from sdwn.generate import generate
-    from sdwn.plan import make_plan, write_plan
+    from sdwn.generation.generate import generate
+    from sdwn.planning.plan import make_plan, write_plan
+    from sdwn.synsets.catalog import read_catalog
 
     from conftest import noise_config
 

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sdwn.builtin import builtin_folder
-from sdwn.catalog import read_catalog
 from sdwn.config import RunConfig, load_config
-from sdwn.doctor import examine
+from sdwn.doctor.examination import examine
 from sdwn.files import RunPaths
-from sdwn.lock import ensure, locked_weights
-from sdwn.notices import learnt
-from sdwn.plan import Plan, make_plan, write_plan
-from sdwn.profiles import load_profile
-from sdwn.sampler import Sampler
-from sdwn.weights import fingerprint
-from sdwn.wordnet import WordNet
+from sdwn.generation.sampler import Sampler
+from sdwn.jobs.profiles import load_profile
+from sdwn.models.builtin import builtin_folder
+from sdwn.models.lock import ensure, locked_weights
+from sdwn.models.notices import learnt
+from sdwn.models.weights import fingerprint
+from sdwn.planning.plan import Plan, make_plan, write_plan
+from sdwn.synsets.catalog import read_catalog
+from sdwn.synsets.wordnet import WordNet
 
 from conftest import REPOSITORY
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sdwn.catalog import Catalog, read_catalog
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.files import RunPaths
-from sdwn.plan import image_seed, make_plan, prompt, read_plan, summary, write_plan
-from sdwn.wordnet import Synset, WordNet
+from sdwn.planning.plan import image_seed, make_plan, prompt, read_plan, summary, write_plan
+from sdwn.synsets.catalog import Catalog, read_catalog
+from sdwn.synsets.wordnet import Synset, WordNet
 
 from conftest import PlanRun, noise_config
 

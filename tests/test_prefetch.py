@@ -16,19 +16,19 @@ import pytest
 import timm
 from diffusers.pipelines.pipeline_loading_utils import variant_compatible_siblings
 from safetensors.torch import save_file
-from sdwn import lock
-from sdwn.builtin import builtin_folder
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.files import ReleasePaths, RunPaths
-from sdwn.generate import generate
-from sdwn.lock import Lock, locked_weights
-from sdwn.merge import merge
-from sdwn.plan import read_plan
-from sdwn.prefetch import fetch_extras
-from sdwn.release import Release
-from sdwn.shards import ImageFile
-from sdwn.weights import fingerprint, needed
+from sdwn.generation.generate import generate
+from sdwn.models import lock
+from sdwn.models.builtin import builtin_folder
+from sdwn.models.lock import Lock, locked_weights
+from sdwn.models.weights import fingerprint, needed
+from sdwn.planning.plan import read_plan
+from sdwn.releases.merge import merge
+from sdwn.releases.release import Release
+from sdwn.runs.prefetch import fetch_extras
+from sdwn.storage.shards import ImageFile
 
 from conftest import OwnProcess, PlanRun, Sdwn
 from hub import Hub, serving

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sdwn.cluster import script
-from sdwn.profiles import ClusterProfile, LaterStage, load_profile, stage_profile
+from sdwn.jobs.cluster import script
+from sdwn.jobs.profiles import ClusterProfile, LaterStage, load_profile, stage_profile
 
 from conftest import REPOSITORY, Testbed
 

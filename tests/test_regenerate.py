@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from sdwn.errors import UsageError
 from sdwn.files import ReleasePaths
-from sdwn.merge import merge
-from sdwn.regenerate import Wanted, regenerate
-from sdwn.release import Release
+from sdwn.releases.merge import merge
+from sdwn.releases.regenerate import Wanted, regenerate
+from sdwn.releases.release import Release
 
 from conftest import FEW, PlanRun, Sdwn
 
@@ -56,7 +56,7 @@ def test_every_image_of_every_codec(generated: PlanRun) -> None:
 
 def test_another_model_is_told(tiny: Release, tmp_path: Path, sdwn: Sdwn) -> None:
     from diffusers import StableDiffusionPipeline
-    from sdwn.builtin import builtin_folder
+    from sdwn.models.builtin import builtin_folder
 
     other = StableDiffusionPipeline.from_pretrained(builtin_folder("tiny"))
     for weight in other.unet.parameters():
@@ -96,7 +96,7 @@ def test_what_is_not_there_is_told(tiny: Release) -> None:
 
 
 def test_part_of_a_run_is_enough(generated: PlanRun) -> None:
-    from sdwn.merge import MergeOptions
+    from sdwn.releases.merge import MergeOptions
 
     paths, _ = generated()
     paths.shard(0).unlink()

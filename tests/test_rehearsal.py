@@ -10,9 +10,9 @@ import sys
 from types import ModuleType
 
 import pytest
-from sdwn.catalog import Catalog
 from sdwn.config import load_config
-from sdwn.plan import make_plan
+from sdwn.planning.plan import make_plan
+from sdwn.synsets.catalog import Catalog
 
 from conftest import REPOSITORY
 

@@ -20,17 +20,17 @@ import sdwn
 import torch
 from huggingface_hub import DatasetCard
 from PIL import Image
-from sdwn.catalog import read_catalog
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.files import ReleasePaths, RunPaths, file_sha256
-from sdwn.generate import generate
-from sdwn.images import decode
-from sdwn.manifest import sums_text
-from sdwn.merge import MergeOptions, merge
-from sdwn.noise import NoiseSampler
-from sdwn.plan import Plan, make_plan, write_plan
-from sdwn.release import Release
-from sdwn.verify import verify
+from sdwn.generation.generate import generate
+from sdwn.generation.noise import NoiseSampler
+from sdwn.planning.plan import Plan, make_plan, write_plan
+from sdwn.releases.manifest import sums_text
+from sdwn.releases.merge import MergeOptions, merge
+from sdwn.releases.release import Release
+from sdwn.runs.verify import verify
+from sdwn.storage.images import decode
+from sdwn.synsets.catalog import read_catalog
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -56,7 +56,7 @@ def release(made: tuple[Release, Plan]) -> Release:
 
 def test_the_package_gives_both_classes() -> None:
     assert sdwn.Release is Release
-    assert sdwn.ReleaseDataset.__module__ == "sdwn.dataset"
+    assert sdwn.ReleaseDataset.__module__ == "sdwn.releases.dataset"
     assert {"Release", "ReleaseDataset"} <= set(dir(sdwn))
     with pytest.raises(AttributeError, match="no attribute 'Relaese'"):
         _ = sdwn.Relaese
@@ -232,7 +232,7 @@ def test_the_card_is_what_a_hub_expects(release: Release) -> None:
 
 
 def test_a_cards_names_stay_in_their_places(planned: PlanRun) -> None:
-    from sdwn.card import card
+    from sdwn.releases.card import card
 
     paths, plan = planned(
         catalog=FEW, generation={"negative_prompt": "ugly | bad\n# Heading `x` <script>"}
@@ -250,7 +250,7 @@ def test_a_cards_names_stay_in_their_places(planned: PlanRun) -> None:
 
 
 def test_a_real_models_card_names_its_licence(release: Release) -> None:
-    from sdwn.card import card
+    from sdwn.releases.card import card
 
     assert release.manifest.settings
     model = {"name": "CompVis/stable-diffusion-v1-4", "revision": "abc", "variant": None}

@@ -22,15 +22,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoPipelineForText2Image, StableDiffusionPipeline
-from sdwn import builtin, staging
-from sdwn.builtin import builtin_folder
 from sdwn.config import RunConfig
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
-from sdwn.images import Sample
-from sdwn.pipelines import denoiser, require_device
-from sdwn.plan import ImageSpec
-from sdwn.sampler import Sampler
-from sdwn.weights import fingerprint
+from sdwn.generation.sampler import Sampler
+from sdwn.models import builtin, staging
+from sdwn.models.builtin import builtin_folder
+from sdwn.models.pipelines import denoiser, require_device
+from sdwn.models.weights import fingerprint
+from sdwn.planning.plan import ImageSpec
+from sdwn.storage.images import Sample
 
 import families
 
@@ -375,7 +375,7 @@ class TestSpeed:
         given, made = tmp_path / "given", tmp_path / "made"
         given.write_bytes(pickle.dumps((config(**settings, compile=True), specs(4))))
         code = (
-            "import pickle, sys; from sdwn.samplers import load_sampler; "
+            "import pickle, sys; from sdwn.generation.samplers import load_sampler; "
             "config, specs = pickle.load(open(sys.argv[1], 'rb')); "
             "pickle.dump(load_sampler(config).sample(specs), open(sys.argv[2], 'wb'))"
         )

@@ -12,7 +12,7 @@ from sdwn.browsing.search import Index
 from sdwn.errors import SdwnError
 from sdwn.exchange.intake import ImportOptions, import_pictures
 from sdwn.files import ReleasePaths
-from sdwn.wordnet import WordNet
+from sdwn.synsets.wordnet import WordNet
 
 SYNSETS = (
     *("dog.n.01", "frump.n.01", "cad.n.01", "kennel.n.01", "guide_dog.n.01", "hunting_dog.n.01"),

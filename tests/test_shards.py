@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from sdwn.columns import table, texts
 from sdwn.errors import IntegrityError
-from sdwn.shards import Contents, ImageFile, Selection, join, write_images
+from sdwn.storage.columns import table, texts
+from sdwn.storage.shards import Contents, ImageFile, Selection, join, write_images
 
 SESSION = {"host": "node1", "job": "7_3", "device": "cpu"}
 

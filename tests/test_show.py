@@ -15,17 +15,18 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from sdwn.browsing import sheet
 from sdwn.browsing.library import Library
 from sdwn.browsing.sheet import open_sheet, page
-from sdwn.catalog import Catalog
 from sdwn.errors import UsageError
 from sdwn.files import ReleasePaths, RunPaths
-from sdwn.generate import generate
-from sdwn.merge import MergeOptions, merge
-from sdwn.plan import make_plan, write_plan
-from sdwn.release import Release
-from sdwn.verify import verify
-from sdwn.wordnet import Synset, WordNet
+from sdwn.generation.generate import generate
+from sdwn.planning.plan import make_plan, write_plan
+from sdwn.releases.merge import MergeOptions, merge
+from sdwn.releases.release import Release
+from sdwn.runs.verify import verify
+from sdwn.synsets.catalog import Catalog
+from sdwn.synsets.wordnet import Synset, WordNet
 
 import drawn
 from conftest import Sdwn, noise_config
@@ -148,6 +149,25 @@ def test_a_saved_sheet_is_one_file_with_the_pictures(sdwn: Sdwn, release: Releas
     for expected in (found["definition"], found["prompt"], found["regenerate"], "340"):
         assert str(expected) in text
     assert f"{found['right']} of 10 right" in text
+
+
+def test_a_sheet_of_many_images_says_what_is_left_out(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sheet, "MOST", 4)
+    shown = Page(page(open_sheet(Library(release.paths.root), "zebra")))
+    assert [(one["alt"] or "").split(", ")[1] for one in shown.all("img")] == [
+        f"image {number}" for number in range(4)
+    ]
+    text = " ".join(shown.text.split())
+    assert "the first 4 images; the other 6 are left out of this file" in text
+    assert f"sdwn browse {release.paths.root}" in text
+
+
+def test_a_sheet_is_saved_of_a_folder_whose_name_is_no_text(sdwn: Sdwn, release: Release) -> None:
+    root = Path(shutil.copytree(release.paths.root, sdwn.folder / os.fsdecode(b"caf\xe9")))
+    sdwn("show", root, "zebra", "--save", "sheet.html")
+    assert "caf?" in (sdwn.folder / "sheet.html").read_text(encoding="utf-8")
 
 
 def test_a_sheet_opens_in_the_browser_or_says_where_it_lies(

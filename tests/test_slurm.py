@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 from sdwn.files import RunPaths
-from sdwn.journal import read_journal
-from sdwn.profiles import load_profile
-from sdwn.submission import follow, submit_tasks
-from sdwn.task import ArrayTask
+from sdwn.jobs.journal import read_journal
+from sdwn.jobs.profiles import load_profile
+from sdwn.jobs.submission import follow, submit_tasks
+from sdwn.jobs.task import ArrayTask
 
 from conftest import (
     NOISE,

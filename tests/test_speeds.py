@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sdwn.speeds import (
+from sdwn.devices.published import (
     CARDS,
     TERA_FLOP_PER_IMAGE,
     UNET_GMAC,

@@ -15,21 +15,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sdwn import checkout
-from sdwn.chain import require_done
 from sdwn.config import validated
 from sdwn.errors import SdwnError, UsageError
 from sdwn.files import CHANGED, ReleasePaths, RunPaths
-from sdwn.generate import generate
-from sdwn.journal import intend, read_journal, settle
-from sdwn.live import live_jobs, missing, unfinished
-from sdwn.plan import make_plan, read_plan, write_plan
-from sdwn.profiles import ClusterProfile, load_profile, stage_profile
-from sdwn.records import TaskRecord
-from sdwn.scheduler import read_squeue
-from sdwn.slices import Slice, parse_slice
-from sdwn.status import run_status
-from sdwn.submission import Onlooker, complete, follow, shard_tasks, submit_shards
-from sdwn.task import ArrayTask
+from sdwn.generation.generate import generate
+from sdwn.jobs.journal import intend, read_journal, settle
+from sdwn.jobs.live import live_jobs, missing, unfinished
+from sdwn.jobs.profiles import ClusterProfile, load_profile, stage_profile
+from sdwn.jobs.records import TaskRecord
+from sdwn.jobs.scheduler import read_squeue
+from sdwn.jobs.submission import Onlooker, complete, follow, shard_tasks, submit_shards
+from sdwn.jobs.task import ArrayTask
+from sdwn.planning.plan import make_plan, read_plan, write_plan
+from sdwn.planning.slices import Slice, parse_slice
+from sdwn.runs.chain import require_done
+from sdwn.runs.status import run_status
 
 from conftest import NOISE, REPOSITORY, PlanRun, Sdwn, Testbed, noise_config, wait_until
 
@@ -38,8 +38,8 @@ HERE = validated(ClusterProfile, {"executor": "local", "array_parallelism": 2}, 
 
 def others(paths: RunPaths, **settings: Any) -> None:
     """Put another plan in the place of a run's."""
-    from sdwn.catalog import read_catalog
-    from sdwn.wordnet import shared_wordnet
+    from sdwn.synsets.catalog import read_catalog
+    from sdwn.synsets.wordnet import shared_wordnet
 
     for path in (paths.plan, paths.synsets):
         path.unlink()

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.corpus.reader.wordnet import Synset as NltkSynset
-from sdwn.catalog import Catalog
 from sdwn.errors import SdwnError
 from sdwn.evaluation.confusions import confusions
 from sdwn.evaluation.synset_scores import score, summaries
-from sdwn.imagenet import LARGER, class_index, class_wnids, classifier_wnids
-from sdwn.taxonomy import Taxonomy, scopes
-from sdwn.wordnet import WordNet, shared_wordnet
+from sdwn.synsets.catalog import Catalog
+from sdwn.synsets.imagenet import LARGER, class_index, class_wnids, classifier_wnids
+from sdwn.synsets.taxonomy import Taxonomy, scopes
+from sdwn.synsets.wordnet import WordNet, shared_wordnet
 
 # Classes, what lies above and below them, and what is far from all.
 NAMES = ("tabby.n.01", "cat.n.01", "robin.n.01", "dog.n.01", "puppy.n.01", "library.n.01")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from sdwn.catalog import read_catalog
 from sdwn.config import CatalogConfig
-from sdwn.imagenet import class_index
-from sdwn.wordnet import shared_wordnet
+from sdwn.synsets.catalog import read_catalog
+from sdwn.synsets.imagenet import class_index
+from sdwn.synsets.wordnet import shared_wordnet
 from training.backgrounds import SETTINGS
 from training.loop import Schedule, fit
 from training.make import SHORT, chosen, make

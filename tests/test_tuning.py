@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sdwn import tuning
+from sdwn.devices import tuning
+from sdwn.devices.tuning import Probe, Run, Tuning, plot, search, sizes, table
 from sdwn.errors import OutOfMemoryError, SdwnError
-from sdwn.tuning import Probe, Run, Tuning, plot, search, sizes, table
 
 GB = 10**9
 MOST = 200

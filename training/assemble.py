@@ -12,8 +12,8 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sdwn.imagenet import class_index
 from sdwn.judging.classify import Classifier
+from sdwn.synsets.imagenet import class_index
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training import parts

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from sdwn.arrays import numbers
 from sdwn.browsing.shot import Shot
-from sdwn.columns import BLACK, STATUSES
-from sdwn.release import Release
+from sdwn.errors import IntegrityError
+from sdwn.releases.release import Release
+from sdwn.storage.columns import BLACK, STATUSES
 
 Rows = NDArray[np.int64]
 
@@ -48,11 +49,16 @@ class Collection:
     by number within; those of the synset at ``position`` are ``starts[position]`` up to
     ``starts[position + 1]`` of it. ``numbers``, ``statuses`` (places in ``STATUSES``) and
     ``positions`` are in the order of the release's rows.
+
+    Raises:
+        IntegrityError: the release's table is damaged.
     """
 
     def __init__(self, release: Release) -> None:
         self.release = release
         table = release.metadata
+        if problem := _problem(release, table):
+            raise IntegrityError(f"{release.paths.metadata}: {problem}")
         wnids, names, codes = _synsets(table)
         by_name = np.array(sorted(range(len(wnids)), key=lambda i: (names[i], wnids[i])), int)
         self.numbers: NDArray[np.uint32] = numbers(table["number"])
@@ -154,6 +160,18 @@ def _synsets(table: pa.Table) -> tuple[list[str], list[str], Rows]:
     _, first = np.unique(codes, return_index=True)
     called = numbers(names.indices)[first].tolist()
     return wnids.dictionary.to_pylist(), [texts[code] for code in called], codes
+
+
+def _problem(release: Release, table: pa.Table) -> str | None:
+    """Say what a table has that no release has; None if nothing."""
+    if table.num_rows != len(release):
+        return f"expected {len(release)} images, as in the manifest, found {table.num_rows}"
+    named = table["status"].unique().to_pylist()
+    if unknown := [status for status in named if status not in STATUSES]:
+        return f"status: expected one of {', '.join(STATUSES)}, found {unknown[0][:40]!r}"
+    if "prompt" in table.column_names and table["prompt"].type != pa.string():
+        return f"prompt: expected {pa.string()}, found {table['prompt'].type}"
+    return None
 
 
 def _statuses(table: pa.Table) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from sdwn.files import csv_text
 if TYPE_CHECKING:
     from sdwn.browsing.pictures import Pictures
     from sdwn.browsing.shot import Shot
-    from sdwn.release import Release
+    from sdwn.releases.release import Release
 
 TABLE, DAMAGED = "metadata.csv", "DAMAGED.txt"
 LIST_HEAD = (

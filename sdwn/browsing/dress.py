@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sdwn.browsing import links
-from sdwn.imagenet import class_lemmas
 from sdwn.pages.page import house_style, plain
+from sdwn.synsets.imagenet import class_lemmas
 
 if TYPE_CHECKING:
     from sdwn.browsing.library import Library
@@ -62,7 +63,9 @@ def asset(name: str) -> str:
 
 def render(template: str, values: dict[str, Any]) -> str:
     """Write a page, or a part of one, as HTML."""
-    return _environment().get_template(template).render(values)
+    found = _environment().get_template(template).render(values)
+    # A folder's name may be no text.
+    return found.encode("utf-8", "replace").decode()
 
 
 @cache
@@ -75,7 +78,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals.update({helper.__name__: helper for helper in HELPERS}, asset=asset)
-    named = (plain, spoken, short, clipped, class_name, called)
+    named = (plain, spoken, short, clipped, quoted, class_name, called)
     environment.filters.update({filter_.__name__: filter_ for filter_ in named})
     return environment
 
@@ -106,6 +109,11 @@ def clipped(text: str, most: int = 80) -> str:
     'zebr…'
     """
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def quoted(path: str) -> str:
+    """Write a path as a shell takes it."""
+    return shlex.quote(path)
 
 
 def class_name(wnid: str) -> str:

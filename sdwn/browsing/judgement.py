@@ -16,8 +16,8 @@ from sdwn.browsing.shot import Guess, Shot, Verdict
 from sdwn.errors import IntegrityError
 from sdwn.evaluation.problems import not_its_own
 from sdwn.evaluation.record import read_evaluation
-from sdwn.imagenet import class_index, class_lemmas, class_wnids
 from sdwn.judging.predictions import IMAGE, TOP, disagreements, read_predictions
+from sdwn.synsets.imagenet import class_index, class_lemmas, class_wnids
 
 # Of an image that was not judged, or whose synset is no class.
 NONE = -1
@@ -84,6 +84,13 @@ class Judgement:
             rank=None if rank == NONE else rank,
             subtree_probability=None if np.isnan(share) else share,
         )
+
+    def taken_for(self, rows: NDArray[np.int64]) -> list[tuple[str, str, int]]:
+        """Count what images of some rows were taken for: wnid, name, how many; most first."""
+        classes, counts = np.unique(self.best[rows], return_counts=True)
+        ranked = sorted(zip(counts.tolist(), classes.tolist(), strict=True), key=lambda n: -n[0])
+        names = _class_names()
+        return [(class_wnids()[i], names[i], count) for count, i in ranked if i != NONE]
 
     def seen(self, wnid: str) -> NDArray[np.bool_]:
         """Tell, row by row, which images were taken for a class; none if it is no class."""

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,9 @@ from sdwn.browsing.view import SHOWS, BadViewError, View
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.problems import not_its_own
 from sdwn.evaluation.record import evaluations, read_evaluation
-from sdwn.hypernyms import open_nouns
-from sdwn.imagenet import class_index
-from sdwn.release import Release
+from sdwn.releases.release import Release
+from sdwn.synsets.hypernyms import open_nouns
+from sdwn.synsets.imagenet import class_index
 
 # Synsets on a page, and images of each: an import may have thousands of one.
 PAGE = 48
@@ -38,12 +38,14 @@ class Selection:
     """A page of a view: its synsets in order, and the first images of each that the view takes.
 
     ``images`` counts, by wnid, all that it takes; ``shots`` has up to PREVIEW, by number.
+    ``kinds`` counts the images that each ``View.show`` would take, the rest of the view as it is.
     ``page`` is the one shown: the last, if there are fewer than were asked for.
     """
 
     entries: list[Entry]
     shots: dict[str, list[Shot]]
     images: dict[str, int]
+    kinds: dict[str, int]
     total_synsets: int
     total_images: int
     page: int
@@ -143,7 +145,8 @@ class Library:
         Raises:
             BadViewError: it asks for a group, synset or class that there is not.
         """
-        found, taken, counts = self._found(view)
+        matching = self._matching(view)
+        found, taken, counts = self._found(view, matching)
         pages = max(1, -(-len(found.positions) // PAGE))
         page = min(view.page, pages)
         shown = found.positions[(page - 1) * PAGE : page * PAGE].tolist()
@@ -152,6 +155,7 @@ class Library:
             entries=entries,
             shots={entry.wnid: self._first(entry, taken) for entry in entries},
             images={entry.wnid: int(counts[entry.position]) for entry in entries},
+            kinds=self._kinds(view, matching),
             total_synsets=len(found.positions),
             total_images=int(counts[found.positions].sum()),
             page=page,
@@ -165,7 +169,7 @@ class Library:
         Raises:
             BadViewError: as in `select`; at once, before the first is taken.
         """
-        found, taken, _ = self._found(view)
+        found, taken, _ = self._found(view, self._matching(view))
         return (
             self._shot(row)
             for position in found.positions.tolist()
@@ -180,14 +184,24 @@ class Library:
     def _shot(self, row: int) -> Shot:
         return self.judgement.shot(row) if self.judgement else self.collection.shot(row)
 
-    def _found(self, view: View) -> tuple[Found, Mask, NDArray[np.int64]]:
+    def _matching(self, view: View) -> Found:
+        """Find the synsets that a view takes, whatever images they have."""
+        fits, found = self._fits(view), self.index.search(view.q)
+        return Found(found.positions[fits[found.positions]], found.corrected)
+
+    def _found(self, view: View, matching: Found) -> tuple[Found, Mask, NDArray[np.int64]]:
         """Find the synsets that have images of a view, in its order; which images, and how many."""
         taken = self._taken(view)
         counts = self.collection.total(taken)
-        fits = self._fits(view) & (counts > 0)
-        found = self.index.search(view.q)
-        positions = found.positions[fits[found.positions]]
-        return Found(self._ordered(view, positions), found.corrected), taken, counts
+        positions = matching.positions[counts[matching.positions] > 0]
+        return Found(self._ordered(view, positions), matching.corrected), taken, counts
+
+    def _kinds(self, view: View, matching: Found) -> dict[str, int]:
+        wanted = np.zeros(len(self.collection), dtype=bool)
+        wanted[matching.positions] = True
+        rows = wanted[self.collection.positions]
+        shown = {show: self._taken(replace(view, show=show)) for show in SHOWS}
+        return {show: int(np.count_nonzero(rows & taken)) for show, taken in shown.items()}
 
     def _taken(self, view: View) -> Mask:
         """Tell, row by row of the release, which images a view takes."""
@@ -239,6 +253,9 @@ class Library:
         if view.order == "images":
             images = np.diff(self.collection.starts)[positions]
             return positions[np.argsort(-images, kind="stable")]
+        if view.order == "shuffled":
+            places = np.random.default_rng(0).permutation(len(self.collection))[positions]
+            return positions[np.argsort(places)]
         if view.order in ("rate", "-rate"):
             rates = self._rates()[positions] * (-1 if view.order == "-rate" else 1)
             # What was not judged, NaN, is last either way.

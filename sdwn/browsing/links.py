@@ -46,8 +46,12 @@ def url_synset(wnid: str, show: str | None = None, page: int = 1) -> str:
     >>> url_synset("n02391049"), url_synset("n02391049", "wrong", 2)
     ('/synsets/n02391049', '/synsets/n02391049?show=wrong&page=2')
     """
-    kind, leaf = None if show == "all" else show, None if page == 1 else page
-    return f"/synsets/{quote(wnid, safe='')}{query(show=kind, page=leaf)}"
+    leaf = None if page == 1 else page
+    return f"/synsets/{quote(wnid, safe='')}{query(show=_kind(show), page=leaf)}"
+
+
+def _kind(show: str | None) -> str | None:
+    return None if show == "all" else show
 
 
 def url_zip(wnid: str) -> str:
@@ -55,9 +59,9 @@ def url_zip(wnid: str) -> str:
     return f"{url_synset(wnid)}.zip"
 
 
-def url_image(shot: Shot) -> str:
-    """Address an image's page."""
-    return f"{url_synset(shot.wnid)}/{shot.number}"
+def url_image(shot: Shot, show: str | None = None) -> str:
+    """Address an image's page, among all of its synset or those of one kind."""
+    return f"{url_synset(shot.wnid)}/{shot.number}{query(show=_kind(show))}"
 
 
 def url_bytes(shot: Shot, download: bool = False, other: bool = False) -> str:
@@ -75,9 +79,9 @@ def _place(kind: str, shot: Shot, other: bool) -> str:
     return f"{root}/{kind}/{quote(shot.wnid, safe='')}/{shot.number}"
 
 
-def url_tree(wnid: str | None = None) -> str:
-    """Address a node of WordNet's tree; without one its root."""
-    return _one("/tree", wnid)
+def url_tree(wnid: str | None = None, order: str | None = None) -> str:
+    """Address a node of WordNet's tree, without one its root; what is below it in an order."""
+    return _one("/tree", wnid) + query(order=None if order == "best" else order)
 
 
 def url_compare(wnid: str | None = None, page: int = 1) -> str:

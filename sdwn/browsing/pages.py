@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from sdwn.browsing import dress
+from sdwn.browsing import dress, making
+from sdwn.browsing.dress import short
 from sdwn.browsing.links import url_view
-from sdwn.browsing.pairs import Pairs
+from sdwn.browsing.pairs import Pairs, told_apart
 from sdwn.browsing.responses import entry_of, exhibit_of, shot_of
 from sdwn.browsing.view import View
-from sdwn.errors import IntegrityError
-from sdwn.imagenet import class_lemmas
+from sdwn.synsets.imagenet import class_lemmas
 
 if TYPE_CHECKING:
     from sdwn.browsing.collection import Entry
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 # Kept by a browser for going back, and asked for again when it is opened anew.
 HEADERS = {"Cache-Control": "no-cache", "Vary": "HX-Request"}
 NODE_SHOTS = 8
+# Of classes that a synset's images were taken for.
+TAKEN_FOR = 6
 # Of images on a page; a run makes ten of a synset, but an import may have thousands.
 LEAF = 100
 
@@ -41,6 +42,7 @@ def common(request: Request) -> dict[str, Any]:
     return {
         "library": here.library,
         "other": there.library if there else None,
+        "names": told_apart(here.library, there.library) if there else None,
         "changed": " ".join(filter(None, changes)) or None,
     }
 
@@ -68,8 +70,7 @@ def search(request: Request) -> Response:
 def synset(request: Request) -> Response:
     """``/synsets/WNID``: entry, node, path, neighbours, shots, show, counts, seeds, ..."""
     exhibit = exhibit_of(request)
-    library, entry = exhibit.library, entry_of(request, exhibit)
-    show = View.parse({"show": request.query_params.get("show", "")}).show
+    library, entry, show = exhibit.library, entry_of(request, exhibit), _show_asked(request)
     shots, leaf = _leaf(request, library.shots(entry.wnid, show))
     node = library.tree.node(entry.wnid) if library.tree else None
     return _page(
@@ -82,10 +83,20 @@ def synset(request: Request) -> Response:
         shots=shots,
         show=show,
         counts=library.counts(entry.wnid),
-        regenerate=_regenerate(library, entry),
+        regenerate=making.command(library.release, entry.synset),
         seeds=_seeds(library, shots),
+        taken_for=_taken_for(library, entry),
         **leaf,
     )
+
+
+def _taken_for(library: Library, entry: Entry) -> list[tuple[str, str, int]]:
+    rows = library.collection.rows(entry.wnid)
+    return library.judgement.taken_for(rows)[:TAKEN_FOR] if library.judgement else []
+
+
+def _show_asked(request: Request) -> str:
+    return View.parse({"show": request.query_params.get("show", "")}).show
 
 
 def _leaf(request: Request, items: Sequence[T]) -> tuple[Sequence[T], dict[str, int]]:
@@ -130,61 +141,52 @@ def _entries(library: Library, wnids: Sequence[str]) -> list[Entry]:
 
 def _seeds(library: Library, shots: Sequence[Shot]) -> dict[int, int]:
     """Give the seed of each image by its number; none for what was imported."""
-    table = library.release.metadata
-    if "seed" not in table.column_names:
-        return {}
-    return {shot.number: table["seed"][shot.row].as_py() for shot in shots}
-
-
-def _regenerate(library: Library, entry: Entry) -> str | None:
-    """Write the command that makes an image of a synset again, but for its number."""
-    if library.release.manifest.settings is None:
-        return None
-    return shlex.join(["sdwn", "regenerate", str(library.release.paths.root), entry.synset])
+    made = making.recorded(library.release, shots)
+    return {
+        shot.number: one["seed"] for shot, one in zip(shots, made, strict=True) if "seed" in one
+    }
 
 
 def image(request: Request) -> Response:
-    """``/synsets/WNID/NUMBER``: entry, shot, record, previous, next, regenerate, ..."""
+    """``/synsets/WNID/NUMBER``: entry, shot, show, record, previous, next, leaf, ..."""
     exhibit = exhibit_of(request)
-    library, entry = exhibit.library, entry_of(request, exhibit)
-    shot, shots = shot_of(request, exhibit), library.shots(entry.wnid)
-    place = shots.index(shot)
-    command = _regenerate(library, entry)
+    library, entry, show = exhibit.library, entry_of(request, exhibit), _show_asked(request)
+    shot, shots = shot_of(request, exhibit), library.shots(entry.wnid, show)
+    try:
+        place = shots.place(shot.row)
+    except IndexError:  # an address that was made by hand: it is not of that kind
+        show, shots = "all", library.shots(entry.wnid)
+        place = shots.place(shot.row)
+    command = making.command(library.release, entry.synset)
     return _page(
         request,
         "image.html",
         entry=entry,
         shot=shot,
+        show=show,
+        nth=place + 1,
+        total=len(shots),
+        page=place // LEAF + 1,
         record=library.release.row(shot.row),
         previous=shots[place - 1] if place else None,
         next=shots[place + 1] if place + 1 < len(shots) else None,
         regenerate=f"{command} {shot.number}" if command else None,
-        provenance=_provenance(library, shot),
+        provenance=making.provenance(library.release, shot),
         damaged=exhibit.pictures.is_damaged(shot.row),
     )
 
 
-def _provenance(library: Library, shot: Shot) -> dict[str, Any] | None:
-    """Say how an image was made; None where nobody recorded it, or its part cannot tell."""
-    if library.release.manifest.settings is None:
-        return None
-    try:
-        found = library.release.provenance(shot.row)
-    except (IntegrityError, OSError):
-        return None
-    return {name: value for name, value in found.items() if name != "row"}
-
-
 def tree(request: Request) -> Response:
-    """``/tree`` and ``/tree/WNID``: node, path, children, samples, entry, shots."""
+    """``/tree`` and ``/tree/WNID``: node, path, children, order, samples, entry, shots."""
     library = exhibit_of(request).library
+    order = View.parse({"order": request.query_params.get("order", "")}).order
     wnid = request.path_params.get("wnid")
     if library.tree is None:
         return _page(request, "tree.html", node=None, path=[], children=[], samples={}, **_NO_ENTRY)
     node = library.tree.node(wnid or library.tree.root)
     if node is None:
         raise HTTPException(404, f"No images of {str(wnid)[:40]} or below it are in this release.")
-    children = _nodes(library, node.children)
+    children = sorted(_nodes(library, node.children), key=BELOW.get(order, BELOW["best"]))
     samples = {one.wnid: shot for one in children if (shot := library.sample(one.wnid))}
     return _page(
         request,
@@ -192,13 +194,21 @@ def tree(request: Request) -> Response:
         node=node,
         path=library.tree.path(node.wnid),
         children=children,
+        order=order,
         samples=samples,
         entry=library.collection.entry(node.wnid),
         shots=library.shots(node.wnid)[:NODE_SHOTS],
     )
 
 
-_NO_ENTRY: dict[str, Any] = {"entry": None, "shots": []}
+_NO_ENTRY: dict[str, Any] = {"entry": None, "shots": [], "order": "best"}
+# How a tree's nodes stand: most images first, unless asked otherwise; what was not judged last.
+BELOW: dict[str, Callable[[Node], Any]] = {
+    "best": lambda node: (-node.images, short(node.name).lower()),
+    "name": lambda node: short(node.name).lower(),
+    "rate": lambda node: (node.rate is None, node.rate or 0),
+    "-rate": lambda node: (node.rate is None, -(node.rate or 0)),
+}
 
 
 def class_map(request: Request) -> Response:
@@ -249,7 +259,7 @@ def about(request: Request) -> Response:
 
 
 def comparison(request: Request) -> Response:
-    """``/compare``: rows, page, pages, total, only_here, only_there."""
+    """``/compare``: rows, page, pages, total, only_here, only_there, judged, rates."""
     pairs = _pairs(request)
     page = min(_page_asked(request), pairs.pages)
     return _page(
@@ -261,6 +271,8 @@ def comparison(request: Request) -> Response:
         total=len(pairs),
         only_here=pairs.only_here,
         only_there=pairs.only_there,
+        judged=pairs.judged,
+        rates=pairs.rates,
     )
 
 

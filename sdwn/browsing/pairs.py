@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from sdwn.browsing.library import PAGE, Library
 
 if TYPE_CHECKING:
     from sdwn.browsing.collection import Entry
+    from sdwn.browsing.judgement import Judgement
     from sdwn.browsing.shot import Shot
 
 
@@ -33,12 +36,15 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A synset of both; ``difference`` is how many more are right there, None if not judged."""
+    """A synset of both; ``difference`` is how much more is right there, from -1 to 1.
+
+    It is None where one of the two was not judged.
+    """
 
     entry: Entry
     here: Side
     there: Side
-    difference: int | None
+    difference: float | None
 
 
 class Pairs:
@@ -68,6 +74,20 @@ class Pairs:
         """How many pages the list has, at least one."""
         return max(1, math.ceil(len(self) / PAGE))
 
+    @property
+    def judged(self) -> int:
+        """How many synsets were judged in both."""
+        return int(np.count_nonzero(self._known))
+
+    @property
+    def rates(self) -> tuple[float, float] | None:
+        """The mean share of right images, here and there, of the synsets judged in both."""
+        ours, theirs = self._here.judgement, self._there.judgement
+        if ours is None or theirs is None or not self.judged:
+            return None
+        here = _rates(ours, self._ours)[self._known].mean()
+        return float(here), float(_rates(theirs, self._theirs)[self._known].mean())
+
     def page(self, number: int) -> list[Pair]:
         """Give a page of the list, counted from 1."""
         return [self.at(int(i)) for i in self._order[(number - 1) * PAGE : number * PAGE]]
@@ -83,7 +103,7 @@ class Pairs:
     def at(self, place: int) -> Pair:
         """Give the synset of both that stands so, by name."""
         entry = self._here.collection.synsets[int(self._ours[place])]
-        difference = int(self._differences[place]) if self._known[place] else None
+        difference = float(self._differences[place]) if self._known[place] else None
         here = _side(self._here, int(self._ours[place]))
         return Pair(entry, here, _side(self._there, int(self._theirs[place])), difference)
 
@@ -92,12 +112,40 @@ class Pairs:
         return self._here.collection.synsets[int(self._ours[place])] if inside else None
 
     def _compared(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Give for each synset the difference of right images, and whether both were judged."""
+        """Give for each synset the difference of the rates, and whether both were judged."""
         ours, theirs = self._here.judgement, self._there.judgement
         if ours is None or theirs is None:
-            return np.zeros(len(self), np.int64), np.zeros(len(self), bool)
+            return np.zeros(len(self)), np.zeros(len(self), bool)
         known = (ours.judged[self._ours] > 0) & (theirs.judged[self._theirs] > 0)
-        return theirs.right[self._theirs] - ours.right[self._ours], known
+        return _rates(theirs, self._theirs) - _rates(ours, self._ours), known
+
+
+def _rates(judgement: Judgement, positions: NDArray[Any]) -> NDArray[np.float64]:
+    """Give the share of right images of synsets, 0 where none was judged."""
+    judged = np.maximum(judgement.judged[positions], 1)
+    found: NDArray[np.float64] = judgement.right[positions] / judged
+    return found
+
+
+def told_apart(here: Library, there: Library) -> tuple[str, str]:
+    """Name two releases; those of one catalog have the same name, and are told by their folders."""
+    if here.name != there.name:
+        return here.name, there.name
+    ours, theirs = _apart(Path(here.root).absolute(), Path(there.root).absolute())
+    return f"{here.name} ({ours})", f"{there.name} ({theirs})"
+
+
+def _apart(ours: Path, theirs: Path) -> tuple[Path, Path]:
+    """Give the ends of two paths, from where they differ.
+
+    >>> [str(end) for end in _apart(Path("/data/one/release"), Path("/data/two/release"))]
+    ['one/release', 'two/release']
+    >>> [str(end) for end in _apart(Path("/data"), Path("/data/two"))]
+    ['data', 'data/two']
+    """
+    shared = len(Path(os.path.commonpath([ours, theirs])).parts)
+    start = min(shared, len(ours.parts) - 1, len(theirs.parts) - 1)
+    return Path(*ours.parts[start:]), Path(*theirs.parts[start:])
 
 
 def _side(library: Library, position: int) -> Side:

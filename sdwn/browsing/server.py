@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from sdwn.browsing.connections import ACCEPTED_AT_ONCE, Connection
 from sdwn.browsing.guard import ANY_HOST, LOOPBACK_HOSTS, PARAMETER, is_loopback
 from sdwn.errors import SdwnError, UsageError
 
@@ -161,6 +162,7 @@ class Server(uvicorn.Server):
     ) -> None:
         config = uvicorn.Config(
             app,
+            http=Connection,
             # Pages have a log of their own: a line an error, none of clients that went away.
             log_config=None,
             log_level="critical",
@@ -170,7 +172,7 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
-            backlog=BACKLOG,
+            backlog=ACCEPTED_AT_ONCE,
         )
         super().__init__(config)
         self._sockets, self._ready = [listening.socket], ready
@@ -182,6 +184,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer."""
         await super().startup(sockets)
+        for one in self._sockets:
+            # More may stand in line than are taken at once.
+            one.listen(BACKLOG)
         self._ready()
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
 from markupsafe import Markup
 
-from sdwn.browsing import dress
+from sdwn.browsing import dress, making
 from sdwn.browsing.collection import Entry
 from sdwn.browsing.library import Library
 from sdwn.browsing.shot import Shot
@@ -23,6 +21,8 @@ from sdwn.pages.thumbnails import data_url
 # The longer side of a picture; an import may have a thousand, which are shown smaller.
 PIXELS, PIXELS_OF_MANY, MANY = 384, 192, 50
 QUALITY = 85
+# More are left out: of photographs these are 10 MB, and a browser opens no page of a gigabyte.
+MOST = 1000
 THREADS = 8
 
 
@@ -43,10 +43,7 @@ class Sheet:
     @property
     def regenerate(self) -> str | None:
         """The command that makes an image again, but for its number; None for an import."""
-        release = self.library.release
-        if release.manifest.settings is None:
-            return None
-        return shlex.join(["sdwn", "regenerate", str(release.paths.root), self.entry.synset])
+        return making.command(self.library.release, self.entry.synset)
 
 
 def open_sheet(library: Library, name: str) -> Sheet:
@@ -60,7 +57,8 @@ def open_sheet(library: Library, name: str) -> Sheet:
     assert entry is not None
     shots = library.shots(wnid)
     path = library.tree.path(wnid)[:-1] if library.tree else []
-    return Sheet(library, entry, shots, _made(library, shots), [node.name for node in path])
+    made = making.recorded(library.release, shots)
+    return Sheet(library, entry, shots, made, [node.name for node in path])
 
 
 def as_dict(sheet: Sheet) -> dict[str, Any]:
@@ -81,17 +79,19 @@ def as_dict(sheet: Sheet) -> dict[str, Any]:
 
 
 def page(sheet: Sheet) -> str:
-    """Write a sheet as one HTML file that asks for nothing, pictures inside."""
+    """Write a sheet as one HTML file that asks for nothing, up to MOST pictures inside."""
     # A parser of HTML makes one line end of two characters, and the hash would not be its own.
     style = dress.assets()["browse.css"].content.decode().replace("\r\n", "\n")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    shots = sheet.shots[:MOST]
     with ThreadPoolExecutor(THREADS) as pool:
-        pictures = list(pool.map(lambda shot: _picture(sheet, shot), sheet.shots))
+        pictures = list(pool.map(lambda shot: _picture(sheet, shot), shots))
     values = {
         "sheet": sheet,
         "entry": sheet.entry,
         "judgement": sheet.library.judgement,
-        "images": list(zip(sheet.shots, sheet.made, pictures, strict=True)),
+        "images": list(zip(shots, sheet.made[:MOST], pictures, strict=True)),
+        "left_out": len(sheet.shots) - len(shots),
         "style": Markup(style),
         "style_hash": Markup(f"'sha256-{digest}'"),
     }
@@ -107,16 +107,6 @@ def _picture(sheet: Sheet, shot: Shot) -> str | None:
         return None
     image.thumbnail((pixels, pixels))
     return data_url(image, QUALITY)
-
-
-def _made(library: Library, shots: Sequence[Shot]) -> list[dict[str, Any]]:
-    table = library.release.metadata
-    recorded = [name for name in ("seed", "prompt") if name in table.column_names]
-    if not recorded:
-        return [{} for _ in shots]
-    rows = pa.array([shot.row for shot in shots], pa.int64())
-    found: list[dict[str, Any]] = table.select(recorded).take(rows).to_pylist()
-    return found
 
 
 def _plain(shot: Shot, made: dict[str, Any]) -> dict[str, Any]:

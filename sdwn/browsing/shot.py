@@ -9,7 +9,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from sdwn.columns import BLACK
+from sdwn.storage.columns import BLACK
 
 STATES = ("right", "wrong", "black", "unjudged", "other")
 
@@ -92,3 +92,7 @@ class Shots(Sequence[Shot]):
         if isinstance(place, slice):
             return Shots(self._rows[place], self._describe)
         return self._describe(int(self._rows[place]))
+
+    def place(self, row: int) -> int:
+        """Find the image of a row, without a look at the others; IndexError if it is not there."""
+        return int(np.flatnonzero(self._rows == row)[0])

@@ -11,7 +11,7 @@ from sdwn.browsing.collection import Collection
 from sdwn.browsing.judgement import Judgement
 from sdwn.browsing.numbering import Pieces, numbered
 from sdwn.browsing.once import Once
-from sdwn.hypernyms import Nouns
+from sdwn.synsets.hypernyms import Nouns
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from sdwn.errors import UsageError
 
 SHOWS = ("all", "right", "wrong", "black", "ok", "unjudged")
-ORDERS = ("best", "name", "rate", "-rate", "images")
+ORDERS = ("best", "name", "rate", "-rate", "images", "shuffled")
 # Longer texts are cut: nobody searches for more.
 LONGEST = 200
 _SWITCH = {"": False, "0": False, "1": True}
@@ -29,8 +29,8 @@ class View:
     unjudged: of them nobody knows whether they are right. ``group`` is a group of the
     evaluation's, ``imagenet`` takes synsets that are ImageNet-1k classes, ``below`` a synset and
     everything below it, ``seen`` images that were taken for a class. ``order`` is by relevance,
-    by name, by the share of right images (lowest first, or highest with ``-rate``), or by the
-    number of images, most first.
+    by name, by the share of right images (lowest first, or highest with ``-rate``), by the number
+    of images, most first, or shuffled, each time alike.
     """
 
     q: str = ""
@@ -64,10 +64,14 @@ order='best', page=2)
         >>> View(q="red fox", page=3).query(show="wrong")
         'q=red+fox&show=wrong'
         """
-        changed = replace(self, **{**({"page": 1} if changes else {}), **changes})
-        values = ((field.name, getattr(changed, field.name), field.default) for field in _FIELDS)
+        return urlencode(replace(self, **{**({"page": 1} if changes else {}), **changes}).given)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The address's parameters: what is no default."""
+        values = ((field.name, getattr(self, field.name), field.default) for field in _FIELDS)
         shown = [(name, value) for name, value, default in values if value != default]
-        return urlencode([(name, "1" if value is True else value) for name, value in shown])
+        return {name: "1" if value is True else value for name, value in shown}
 
     @property
     def is_narrowed(self) -> bool:

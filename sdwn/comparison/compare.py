@@ -17,8 +17,8 @@ from sdwn.comparison.pairing import Difference, difference, holm, images_differ,
 from sdwn.errors import UsageError
 from sdwn.evaluation import metrics
 from sdwn.files import now
-from sdwn.release import Release
-from sdwn.taxonomy import Taxonomy
+from sdwn.releases.release import Release
+from sdwn.synsets.taxonomy import Taxonomy
 
 FORMAT = "sdwn-comparison"
 FORMAT_VERSION = 1

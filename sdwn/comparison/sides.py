@@ -11,7 +11,7 @@ from sdwn.evaluation.groups import is_line
 from sdwn.evaluation.problems import problems_of
 from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.judging.predictions import read_predictions
-from sdwn.release import Release
+from sdwn.releases.release import Release
 
 
 def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[Side]:

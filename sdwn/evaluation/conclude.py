@@ -20,10 +20,10 @@ from sdwn.evaluation.record import FORMAT, FORMAT_VERSION, digest
 from sdwn.evaluation.synset_scores import SynsetScore, score, summaries
 from sdwn.evaluation.tables import write_tables
 from sdwn.files import EvaluationPaths, file_sha256, now, write_text
-from sdwn.imagenet import CLASSES, classifier_wnids
-from sdwn.release import Release
-from sdwn.taxonomy import Taxonomy
-from sdwn.wordnet import shared_wordnet
+from sdwn.releases.release import Release
+from sdwn.synsets.imagenet import CLASSES, classifier_wnids
+from sdwn.synsets.taxonomy import Taxonomy
+from sdwn.synsets.wordnet import shared_wordnet
 
 # More of them stand in confusions.csv.
 MOST_CONFUSIONS = 100

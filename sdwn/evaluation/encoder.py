@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sdwn.config import ModelConfig
 from sdwn.errors import SdwnError, UsageError
-from sdwn.weights import snapshot, source
+from sdwn.models.weights import snapshot, source
 
 BATCH = 64
 PARTS = ("tokenizer", "text_encoder")
@@ -39,7 +39,7 @@ def encoder_folder(model: ModelConfig, revision: str | None = None) -> Path:
 
 def _folder(model: ModelConfig, revision: str | None) -> Path | None:
     if model.builtin is not None:
-        from sdwn.builtin import builtin_folder  # torch and diffusers
+        from sdwn.models.builtin import builtin_folder  # torch and diffusers
 
         return builtin_folder(model.builtin)
     try:

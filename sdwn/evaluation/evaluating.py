@@ -10,12 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sdwn.cluster import Tell, quietly
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation.groups import read_groups
 from sdwn.evaluation.record import summary
 from sdwn.files import Advance, RunPaths, work_paths
+from sdwn.jobs.cluster import Tell, quietly
+from sdwn.jobs.live import missing
+from sdwn.jobs.submission import alone
 from sdwn.judging.judging import (
     Judging,
     evaluation_of,
@@ -25,10 +27,8 @@ from sdwn.judging.judging import (
 )
 from sdwn.judging.merging import merged, sound_predictions
 from sdwn.judging.predictions import Predictions, write_predictions
-from sdwn.live import missing
-from sdwn.release import Release
-from sdwn.submission import alone
-from sdwn.wordnet import shared_wordnet
+from sdwn.releases.release import Release
+from sdwn.synsets.wordnet import shared_wordnet
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from sdwn import shipped
 from sdwn.config import read_yaml
 from sdwn.errors import UsageError
 from sdwn.evaluation.metrics import ClassResult, figures_of, intervals_of, tally_of
-from sdwn.imagenet import class_wnids
-from sdwn.taxonomy import Taxonomy
-from sdwn.wordnet import WordNet
+from sdwn.synsets.imagenet import class_wnids
+from sdwn.synsets.taxonomy import Taxonomy
+from sdwn.synsets.wordnet import WordNet
 
 DEFAULT = "default"
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sdwn.config import ModelConfig
 from sdwn.errors import UsageError
 from sdwn.evaluation import embedding, encoder
-from sdwn.release import Release
+from sdwn.releases.release import Release
 
 SEED = 0
 PERPLEXITY = 30.0
@@ -103,8 +103,8 @@ def _by_encoder(release: Release, wnids: list[str]) -> Distances:
 
 
 def _by_wordnet(wnids: list[str], reason: str) -> Distances:
-    from sdwn.taxonomy import Taxonomy
-    from sdwn.wordnet import shared_wordnet
+    from sdwn.synsets.taxonomy import Taxonomy
+    from sdwn.synsets.wordnet import shared_wordnet
 
     taxonomy = Taxonomy(shared_wordnet())
     matrix = np.zeros((len(wnids), len(wnids)))

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from sdwn.columns import BLACK, STATUSES
 from sdwn.errors import SdwnError
 from sdwn.evaluation.intervals import Floats, Interval, intervals
 from sdwn.judging.predictions import TOP
+from sdwn.storage.columns import BLACK, STATUSES
 
 Counts = NDArray[np.int64]
 

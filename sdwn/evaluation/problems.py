@@ -10,7 +10,7 @@ from sdwn.errors import IntegrityError
 from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.files import EvaluationPaths, file_sha256
 from sdwn.judging.predictions import disagreements, read_predictions
-from sdwn.release import Release
+from sdwn.releases.release import Release
 
 
 def evaluation_problems(release: Release) -> Iterator[str]:

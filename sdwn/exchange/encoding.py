@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 
 from sdwn.errors import UsageError
-from sdwn.images import LOSSLESS, Pixels
-from sdwn.release import Release, Row
+from sdwn.releases.release import Release, Row
+from sdwn.storage.images import LOSSLESS, Pixels
 
 CODECS = ("stored", "png", "webp", "jpeg")
 EXTENSIONS = {"webp": "webp", "png": "png", "jpeg": "jpg"}

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdwn.building import Building, build, require_free
-from sdwn.card import Form, card
 from sdwn.errors import UsageError
 from sdwn.exchange.encoding import Encoding
 from sdwn.exchange.folders import FOLDERS, IMAGEFOLDER
@@ -18,8 +16,10 @@ from sdwn.exchange.parquet import PARQUET
 from sdwn.exchange.smaller import row_spans, write_smaller
 from sdwn.exchange.webdataset import WEBDATASET
 from sdwn.files import PART_BYTES, Advance, ReleasePaths, write_text
-from sdwn.plan import table_text
-from sdwn.release import Release
+from sdwn.planning.plan import table_text
+from sdwn.releases.building import Building, build, require_free
+from sdwn.releases.card import Form, card
+from sdwn.releases.release import Release
 
 LAYOUTS: Mapping[str, Layout] = {
     "folders": FOLDERS,

@@ -11,7 +11,7 @@ from sdwn.exchange.gallery import Exhibit, Gallery, Span
 from sdwn.exchange.layout import Layout
 from sdwn.exchange.names import file_name
 from sdwn.files import ReleasePaths, sync
-from sdwn.plan import PlannedSynset
+from sdwn.planning.plan import PlannedSynset
 
 SYNSETS = 50
 

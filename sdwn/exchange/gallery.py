@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from sdwn.errors import IntegrityError
 from sdwn.exchange.encoding import EXTENSIONS, Encoding
 from sdwn.files import Advance
-from sdwn.plan import PlannedSynset
-from sdwn.release import Release
+from sdwn.planning.plan import PlannedSynset
+from sdwn.releases.release import Release
 from sdwn.threads import in_threads
 
 # More than processors: some wait for the disk.

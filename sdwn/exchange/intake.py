@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 
 import sdwn
-from sdwn.building import Building, build, require_free
-from sdwn.columns import table
 from sdwn.errors import UsageError
 from sdwn.exchange.pictures import (
     Picture,
@@ -27,11 +25,13 @@ from sdwn.exchange.pictures import (
 )
 from sdwn.exchange.sources import Label, folders, image_folder, stem
 from sdwn.files import PART_BYTES, Advance, ReleasePaths, now
-from sdwn.imagenet import class_index
-from sdwn.plan import PlannedSynset
-from sdwn.release import Release
-from sdwn.release_writer import Origin, ReleaseWriter, cut
-from sdwn.shards import Contents, write_images
+from sdwn.planning.plan import PlannedSynset
+from sdwn.releases.building import Building, build, require_free
+from sdwn.releases.release import Release
+from sdwn.releases.release_writer import Origin, ReleaseWriter, cut
+from sdwn.storage.columns import table
+from sdwn.storage.shards import Contents, write_images
+from sdwn.synsets.imagenet import class_index
 
 _LAYOUTS = {"folders": folders, "imagefolder": image_folder}
 FORMATS = tuple(_LAYOUTS)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import chain
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
 from sdwn.errors import UsageError
-from sdwn.release import Release
+from sdwn.releases.release import Release
 
 # A spreadsheet writes its country's separator.
 SEPARATORS = ",;\t"
 NAMED = 3
+# Of what is no wnid.
+LONGEST = 40
 _NUMBER = re.compile(r"[0-9]{1,10}")
 
 # An image's wnid and number; without a number, all of the synset.
@@ -30,9 +33,9 @@ def listed(release: Release, path: Path) -> Release:
     Raises:
         UsageError: the file is no such list, lists nothing, or an image that is not there.
     """
-    wanted = read_list(path)
-    here = _keys(release, with_numbers=wanted[0][1] is not None)
-    chosen, present = dict.fromkeys(wanted), set(here)
+    chosen = read_list(path)
+    here = _keys(release, with_numbers=next(iter(chosen))[1] is not None)
+    present = set(here)
     if absent := [key for key in chosen if key not in present]:
         raise UsageError(
             f"{path}: {release.paths.root} has no {_named(absent)}; take what it lacks off the list"
@@ -40,27 +43,28 @@ def listed(release: Release, path: Path) -> Release:
     return release.subset(rows=np.array([key in chosen for key in here], dtype=bool))
 
 
-def read_list(path: Path) -> list[Key]:
-    """Read which images a CSV file lists; at least one.
+def read_list(path: Path) -> Collection[Key]:
+    """Read which images a CSV file lists, each once, in its order; at least one.
 
     Raises:
         UsageError: the file cannot be read, has no such columns, or lists nothing.
     """
     try:
         # Spreadsheets put a byte order mark in front.
-        found = list(_read(path, path.read_text(encoding="utf-8-sig")))
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            found = dict.fromkeys(_read(path, file))
     except OSError as error:
         raise UsageError(f"{path}: expected a CSV file: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: expected a CSV file in UTF-8: {error}") from None
     if not found:
         raise UsageError(f"{path}: lists no image; expected a line for each, below the header")
-    return found
+    return found.keys()
 
 
-def _read(path: Path, text: str) -> Iterator[Key]:
-    header = text.partition("\n")[0]
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(SEPARATORS, key=header.count))
+def _read(path: Path, file: TextIO) -> Iterator[Key]:
+    header = file.readline()
+    lines = csv.reader(chain([header], file), delimiter=max(SEPARATORS, key=header.count))
     names = [name.strip().lower() for name in next(lines, [])]
     if "wnid" not in names:
         raise UsageError(
@@ -104,6 +108,16 @@ def _named(keys: list[Key]) -> str:
     >>> _named([(f"n{place}", None) for place in range(5)])
     'n0, n1, n2 and 2 more'
     """
-    names = [wnid if number is None else f"{wnid} {number}" for wnid, number in keys[:NAMED]]
+    shown = [(_shown(wnid), number) for wnid, number in keys[:NAMED]]
+    names = [wnid if number is None else f"{wnid} {number}" for wnid, number in shown]
     more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
     return ", ".join(names) + more
+
+
+def _shown(wnid: str) -> str:
+    r"""Write what a stranger's file calls a wnid as a line that a terminal only shows.
+
+    >>> _shown("n02391049"), _shown("a\x1b[2Jb\nc")
+    ('n02391049', "'a\\x1b[2Jb\\nc'")
+    """
+    return wnid[:LONGEST] if wnid.isprintable() else repr(wnid[:LONGEST])

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from PIL import Image, UnidentifiedImageError
 
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.images import decode
+from sdwn.storage.images import decode
 
 MOST_BYTES = 256 * 2**20
 MOST_PIXELS = 64_000_000

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdwn.building import Building
 from sdwn.exchange.gallery import Span
 from sdwn.files import Advance
-from sdwn.release import Release
-from sdwn.release_writer import Origin, ReleaseWriter, cut
-from sdwn.shards import ImageFile, Selection, join
+from sdwn.releases.building import Building
+from sdwn.releases.release import Release
+from sdwn.releases.release_writer import Origin, ReleaseWriter, cut
+from sdwn.storage.shards import ImageFile, Selection, join
 
 
 def row_spans(release: Release, part_bytes: int) -> list[Span]:

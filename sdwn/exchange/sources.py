@@ -14,7 +14,7 @@ from sdwn.errors import UsageError
 from sdwn.exchange.pictures import Tree, UnfitError, read_file, shown
 
 if TYPE_CHECKING:
-    from sdwn.wordnet import Synset
+    from sdwn.synsets.wordnet import Synset
 
 MOST_TEXT_BYTES = 64 * 2**10
 
@@ -164,7 +164,7 @@ def _fields(text: str) -> tuple[str, str]:
 
 
 def _finder() -> Find:
-    from sdwn.wordnet import shared_wordnet  # NLTK's seconds are for those who import
+    from sdwn.synsets.wordnet import shared_wordnet  # NLTK's seconds are for those who import
 
     wordnet = shared_wordnet()
 

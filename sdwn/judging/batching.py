@@ -9,14 +9,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from sdwn import gpus
 from sdwn.batches import BatchSize
-from sdwn.device import Device, out_of_memory_told
+from sdwn.devices import gpus
+from sdwn.devices.device import Device, out_of_memory_told
+from sdwn.devices.gpus import GpuProfile, Workload
+from sdwn.devices.tuning import Run, Tuning, search
 from sdwn.errors import OutOfMemoryError
 from sdwn.files import now
-from sdwn.gpus import GpuProfile, Workload
 from sdwn.judging.classify import Classifier
-from sdwn.tuning import Run, Tuning, search
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from timm.data import infer_imagenet_subset
 
-from sdwn.imagenet import CLASSES, LARGER, class_wnids, classifier_wnids
+from sdwn.synsets.imagenet import CLASSES, LARGER, class_wnids, classifier_wnids
 
 SIZES = (CLASSES, *LARGER)
 EXPECTED = (

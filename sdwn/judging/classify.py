@@ -18,8 +18,6 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from sdwn.errors import SdwnError, UsageError
-from sdwn.imagenet import CLASSES
-from sdwn.images import Pixels
 from sdwn.judging import pretrained
 from sdwn.judging.checkpoint import StateDict, fit, is_torchvision_vit, read_checkpoint
 from sdwn.judging.classes import EXPECTED, SIZES, ClassList, class_list
@@ -33,6 +31,8 @@ from sdwn.judging.presets import (
 )
 from sdwn.judging.resizing import Resizing
 from sdwn.judging.scores import Scores, score
+from sdwn.storage.images import Pixels
+from sdwn.synsets.imagenet import CLASSES
 
 
 @dataclass(frozen=True, eq=False, slots=True)

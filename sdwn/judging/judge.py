@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 
 from sdwn.batches import BatchSize
-from sdwn.device import Device, out_of_memory_told
+from sdwn.devices.device import Device, out_of_memory_told
 from sdwn.errors import OutOfMemoryError, SdwnError
-from sdwn.images import Pixels
 from sdwn.judging.classify import Classifier, Logits
 from sdwn.judging.loading import COLUMNS, Row, prepared
 from sdwn.judging.predictions import SCHEMA
 from sdwn.judging.scores import Scores
-from sdwn.release import Release
-from sdwn.taxonomy import Scope
+from sdwn.releases.release import Release
+from sdwn.storage.images import Pixels
+from sdwn.synsets.taxonomy import Scope
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from sdwn.config import EvaluationConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.files import EvaluationPaths, RunPaths, file_sha256, read_json, work_paths, write_text
-from sdwn.plan import Shard
+from sdwn.planning.plan import Shard
 
 if TYPE_CHECKING:
-    from sdwn.release import Release
+    from sdwn.releases.release import Release
 
 FORMAT = "sdwn-judging"
 FORMAT_VERSION = 1
@@ -259,7 +259,7 @@ def open_planned(work: RunPaths) -> tuple[Release, Judging]:
     Raises:
         IntegrityError: another release stands there now.
     """
-    from sdwn.release import Release
+    from sdwn.releases.release import Release
 
     judging, release = read_judging(work), Release(release_of(work))
     if release.digest != judging.release:
@@ -276,7 +276,7 @@ def live_tasks(work: RunPaths) -> int:
     Raises:
         SdwnError: the scheduler that they were given to does not answer.
     """
-    from sdwn.live import live_jobs, unreachable  # what knows schedulers: seldom needed here
+    from sdwn.jobs.live import live_jobs, unreachable  # what knows schedulers: seldom needed here
 
     live = live_jobs(work)
     if unreachable(live):

@@ -14,8 +14,8 @@ from typing import Any
 import torchvision.io  # noqa: F401 - the faster decoder
 from PIL import Image
 
-from sdwn.images import Pixels
-from sdwn.release import PLACE, Release
+from sdwn.releases.release import PLACE, Release
+from sdwn.storage.images import Pixels
 from sdwn.threads import in_threads
 
 Prepare = Callable[[Image.Image], Pixels]

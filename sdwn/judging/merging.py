@@ -11,8 +11,8 @@ from sdwn.errors import IntegrityError
 from sdwn.files import EvaluationPaths, RunPaths
 from sdwn.judging.judging import Judging, judged_images
 from sdwn.judging.predictions import Predictions, Source, disagreements, read_predictions
-from sdwn.plan import Shard
-from sdwn.release import Release
+from sdwn.planning.plan import Shard
+from sdwn.releases.release import Release
 
 # What may differ between the tasks of one judging: the rest of a classifier's record does not.
 OF_A_TASK = ("device", "dtype", "versions")

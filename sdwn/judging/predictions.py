@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sdwn.arrays import numbers
 from sdwn.errors import IntegrityError
 from sdwn.files import atomic
-from sdwn.imagenet import CLASSES
+from sdwn.synsets.imagenet import CLASSES
 
 # Of so many classes the best are kept, and a label among them is right by top-5.
 TOP = 5

@@ -19,8 +19,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from sdwn.errors import SdwnError
 from sdwn.files import file_sha256
-from sdwn.imagenet import CLASSES
 from sdwn.judging.checkpoint import StateDict, one_line, read_checkpoint
+from sdwn.synsets.imagenet import CLASSES
 
 # The paper's classifier.
 PAPER = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1

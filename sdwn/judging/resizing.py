@@ -11,7 +11,7 @@ from timm.data.transforms import str_to_pil_interp
 from torchvision.transforms import CenterCrop, Resize
 from torchvision.transforms.functional import InterpolationMode
 
-from sdwn.images import Pixels
+from sdwn.storage.images import Pixels
 
 
 class Resizing:

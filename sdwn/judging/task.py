@@ -14,12 +14,12 @@ import pyarrow as pa
 from sdwn.batches import BatchSize, asked
 from sdwn.errors import SdwnError
 from sdwn.files import Advance, RunPaths, now, work_paths
+from sdwn.jobs.records import Meter, first_record
 from sdwn.judging.judging import Judging, judged_images, open_planned
 from sdwn.judging.predictions import Predictions, Source, write_predictions
-from sdwn.plan import Shard
-from sdwn.records import Meter, first_record
-from sdwn.release import Release
-from sdwn.taxonomy import Scope, Taxonomy, scopes
+from sdwn.planning.plan import Shard
+from sdwn.releases.release import Release
+from sdwn.synsets.taxonomy import Scope, Taxonomy, scopes
 
 if TYPE_CHECKING:
     from sdwn.judging.classify import Classifier
@@ -46,8 +46,8 @@ def judge_shards(
     advance: Advance = lambda _: None,
 ) -> None:
     """Judge shards, the classifier loaded once; a kill costs the shard under way."""
-    from sdwn.device import Device
-    from sdwn.gpus import GB
+    from sdwn.devices.device import Device
+    from sdwn.devices.gpus import GB
 
     began = time.monotonic()
     judge = load_judge(release, judging)
@@ -107,7 +107,7 @@ def load_judge(release: Release, judging: Judging) -> Judge:
     from sdwn.judging.batching import choose_batch
     from sdwn.judging.classify import load_classifier
     from sdwn.judging.loading import cpus
-    from sdwn.wordnet import shared_wordnet
+    from sdwn.synsets.wordnet import shared_wordnet
 
     chosen = judging.chosen
     classifier = load_classifier(chosen.model, chosen.checkpoint)
@@ -123,7 +123,7 @@ def load_judge(release: Release, judging: Judging) -> Judge:
 
 
 def _judged(judge: Judge, images: Release, meter: Meter, advance: Advance) -> pa.Table:
-    from sdwn.device import Device
+    from sdwn.devices.device import Device
     from sdwn.judging.judge import judged
 
     tables, began, device = [], time.monotonic(), Device()

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sdwn.imagenet import class_lemmas, class_wnids
-from sdwn.release import PLACE, Release
+from sdwn.releases.release import PLACE, Release
+from sdwn.synsets.imagenet import class_lemmas, class_wnids
 
 # An image that is damaged is told by its synset and number.
 _COLUMNS = ["wnid", "synset", "number", "status", *PLACE]

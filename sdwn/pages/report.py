@@ -21,7 +21,7 @@ from sdwn.pages.charts import charts
 from sdwn.pages.figures import write_figures
 from sdwn.pages.page import render
 from sdwn.pages.palette import ACCENT, PAPER, circles
-from sdwn.release import Release
+from sdwn.releases.release import Release
 
 GALLERY_CLASSES = 12
 GALLERY_PICTURES = 20

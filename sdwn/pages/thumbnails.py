@@ -12,10 +12,10 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from sdwn.columns import BLACK
 from sdwn.errors import IntegrityError
 from sdwn.pages.album import Album, Picture
-from sdwn.release import Release
+from sdwn.releases.release import Release
+from sdwn.storage.columns import BLACK
 
 GALLERY_PIXELS = 128
 # Of the class's pictures a sheet shows the first ten, five a row.

@@ -1,0 +1,60 @@
+"""The commands that say how a run stands: status, logs."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from sdwn import terminal
+from sdwn.commands.options import AsJson, Run
+from sdwn.steps.opening import open_dealt
+
+# Each look asks the scheduler, which all users share.
+WATCH_SECONDS = 10
+
+commands = typer.Typer()
+
+
+@commands.command()
+def status(
+    run: Run,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again while tasks are live.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is done, running, pending and failed."""
+    from sdwn.runs.status import run_status
+
+    paths, made = open_dealt(run)
+    if watch and not as_json:
+        with terminal.live() as show:
+            while (now := run_status(paths, made)).shards_live:
+                show(now.as_dict())
+                time.sleep(WATCH_SECONDS)
+    terminal.result(run_status(paths, made).as_dict(), as_json)
+
+
+@commands.command()
+def logs(
+    run: Run,
+    shard: Annotated[
+        int | None, typer.Option(help="Of this shard; default: of every shard that failed.")
+    ] = None,
+    lines: Annotated[int, typer.Option(min=1, help="Lines of each log, from its end.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show the end of the logs of the tasks that made, or failed to make, shards."""
+    from sdwn.jobs.joblogs import shard_logs
+    from sdwn.jobs.live import failed
+
+    paths, made = open_dealt(run)
+    if shard is not None and not 0 <= shard < len(made.shards):
+        raise typer.BadParameter(f"no shard {shard}; the plan has 0 to {len(made.shards) - 1}")
+    indices = [shard] if shard is not None else failed(paths, made)
+    found = shard_logs(paths, indices, lines)
+    text = "".join(f"==> {path} <==\n{tail}\n" for path, tail in found.items())
+    nothing = "no logs yet\n" if indices else "no shard has failed; see one with --shard N\n"
+    terminal.result({"logs": found}, as_json, text=text or nothing)

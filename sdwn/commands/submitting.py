@@ -1,0 +1,84 @@
+"""The commands that make a run go on, or end it: submit, retry, cancel."""
+
+from __future__ import annotations
+
+import typer
+
+from sdwn import terminal
+from sdwn.commands.options import (
+    AsJson,
+    DryRun,
+    Force,
+    Profile,
+    Retries,
+    Run,
+    Then,
+    Wait,
+    with_site,
+)
+from sdwn.steps import submitting
+from sdwn.steps.opening import open_profile, open_run
+
+commands = typer.Typer()
+
+
+@commands.command()
+@with_site
+def submit(
+    run: Run,
+    site: dict[str, str],
+    profile: Profile = "local",
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    retries: Retries = 2,
+    then: Then = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start array tasks for the unfinished shards, on this machine or under SLURM."""
+    from sdwn.jobs import submission
+
+    options = submitting.submit_options(wait, retries, then, force)
+    paths, made = open_run(run)
+    chosen = open_profile(profile, site)
+    submission.require_fit(made.config, chosen)
+    if dry_run:
+        submitting.show_script(
+            paths, made, submitting.unfinished_shards(paths, made), chosen, as_json
+        )
+        return
+    terminal.result(submitting.submit_run(paths, made, chosen, options), as_json)
+
+
+@commands.command()
+@with_site
+def retry(
+    run: Run,
+    site: dict[str, str],
+    wait: Wait = False,
+    retries: Retries = 2,
+    then: Then = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit what failed or is missing again, under the profile of the last submission."""
+    from sdwn.jobs import submission
+
+    options = submitting.submit_options(wait, retries, then, force)
+    paths, made = open_run(run)
+    chosen = submission.last_profile(paths, site)
+    submission.require_fit(made.config, chosen)
+    terminal.result(submitting.submit_run(paths, made, chosen, options), as_json)
+
+
+@commands.command()
+def cancel(run: Run, as_json: AsJson = False) -> None:
+    """End the run's waiting and running tasks; what they have finished stays."""
+    from sdwn.files import RunPaths
+    from sdwn.jobs.submission import cancel as cancel_jobs
+
+    paths = RunPaths(run)
+    if not paths.submissions.exists():
+        open_run(run)  # no run at all is an error
+    ids = [job.id for job in cancel_jobs(paths)]
+    terminal.result({"cancelled": len(ids), "job_ids": ids}, as_json)

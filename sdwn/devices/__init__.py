@@ -1,0 +1,1 @@
+"""Devices: what they are, how fast, and the batch size that suits them."""

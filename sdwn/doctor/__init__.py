@@ -1,0 +1,1 @@
+"""Examining a run, a site and its nodes before the run."""

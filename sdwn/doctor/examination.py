@@ -1,0 +1,248 @@
+"""Examining a run before it is submitted: profile, site, disk, weights, and where they lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from rich.filesize import decimal
+
+from sdwn.doctor.findings import Finding, ok, problem, problems, unverified, warning
+from sdwn.doctor.places import Place, free, place
+from sdwn.doctor.probe import OFFLINE, hub_is_off, maybe_on_hub
+from sdwn.doctor.site_checks import check_site
+from sdwn.errors import SdwnError, UsageError
+from sdwn.estimating.estimates import stored_bytes
+from sdwn.files import RunPaths, cache_folder
+from sdwn.jobs import limits
+from sdwn.jobs.cluster import cut, local_gpus
+from sdwn.jobs.live import missing
+from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.submission import require_fit
+from sdwn.models import weights
+from sdwn.models.lock import locked_weights
+from sdwn.planning.plan import Plan
+from sdwn.synsets import wordnet_files
+
+__all__ = ["Finding", "can_start", "examine", "problems"]
+
+# What a task leaves beside its shards: a folder and a pickle; and each of its processes: two
+# logs, a result and a record.
+TASK_FILES = 2
+PROCESS_FILES = 4
+
+# What keeps a job from starting, a short one too.
+STOPPING = ("slurm", "partition", "account", "qos", "jobs", "gpu", "cpus", "memory", "run folder")
+
+HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")
+LOCKING = "HDF5_USE_FILE_LOCKING"
+
+
+def examine(paths: RunPaths, plan: Plan, profile: ClusterProfile) -> list[Finding]:
+    """Look at all that can be known from here before a run is submitted under a profile."""
+    run = _Run(paths, plan, profile)
+    return [finding for check in CHECKS for finding in check(run)]
+
+
+def can_start(findings: Iterable[Finding]) -> bool:
+    """Tell whether a short job, such as a probe, could start in spite of what was found."""
+    return not any(finding.subject in STOPPING for finding in problems(findings))
+
+
+@dataclass(frozen=True)
+class _Run:
+    paths: RunPaths
+    plan: Plan
+    profile: ClusterProfile
+
+    @cached_property
+    def todo(self) -> list[int]:
+        """Give the shards that are not finished."""
+        return missing(self.paths, self.plan)
+
+    @cached_property
+    def tasks(self) -> Sequence[tuple[int, ...]]:
+        """Give the tasks that would be submitted."""
+        return cut(self.todo, self.profile)
+
+    @cached_property
+    def place(self) -> Place:
+        """Say where the run lies."""
+        return place(self.paths.root)
+
+    @property
+    def slurm(self) -> bool:
+        """Whether tasks run on other machines."""
+        return self.profile.executor == "slurm"
+
+    def variable(self, name: str) -> str:
+        """Give a variable as the tasks have it."""
+        return self.profile.environment.get(name, os.environ.get(name, ""))
+
+
+def _fit(run: _Run) -> Iterator[Finding]:
+    try:
+        require_fit(run.plan.config, run.profile)
+    except UsageError as error:
+        yield problem("fit", str(error))
+        return
+    if run.slurm or not run.plan.config.needs_gpu:
+        gpu = "the plan needs a GPU and the profile asks for one"
+        yield ok("fit", gpu if run.plan.config.needs_gpu else "the plan needs no GPU")
+    else:
+        yield ok("fit", f"the plan needs a GPU and this machine has {local_gpus()}")
+
+
+def _site(run: _Run) -> Iterator[Finding]:
+    if run.slurm:
+        yield from check_site(limits.ask(run.profile), run.profile, len(run.tasks))
+
+
+def _folder(run: _Run) -> Iterator[Finding]:
+    folder = run.place.folder
+    if not os.access(folder, os.W_OK | os.X_OK):
+        yield problem("run folder", f"{folder} cannot be written to; plan into a folder of yours")
+    elif run.slurm and run.place.own:
+        text = f"{folder} is {_own(run.place)}: compute nodes probably do not see it"
+        yield warning("run folder", f"{text}; plan into a folder that they share")
+    else:
+        yield ok("run folder", f"{folder}, on {run.place.type or 'a file system of no known type'}")
+
+
+def _own(place: Place) -> str:
+    return f"below {place.own}" if place.own.startswith("/") else f"on {place.own}"
+
+
+def _space(run: _Run) -> Iterator[Finding]:
+    try:
+        left = free(run.paths.root)
+    except OSError as error:
+        yield unverified("space", f"the file system does not tell what is free: {error}")
+        return
+    images = sum(run.plan.shard_images(run.plan.shards[index]) for index in run.todo)
+    need, source = stored_bytes(run.paths, run.plan, images)
+    text = f"{images:,} images need about {decimal(need)} ({source}); {decimal(left.bytes)} free"
+    if need > left.bytes:
+        yield problem("space", f"{text}: free some, or plan into a folder on a larger disk")
+    elif 2 * need > left.bytes:
+        yield warning("space", f"{text}: a release takes as much again, so write it elsewhere")
+    else:
+        yield ok("space", text)
+    yield from _files(run, left.files)
+    if run.place.network:
+        yield unverified(
+            "quota",
+            "your quota may be less than what is free; your site says how to see it "
+            "(quota -s, lfs quota, mmlsquota)",
+        )
+
+
+def _files(run: _Run, left: int | None) -> Iterator[Finding]:
+    if left is None:
+        return
+    processes = run.profile.processes
+    each = TASK_FILES + PROCESS_FILES * processes
+    lasting = len(run.todo) + each * len(run.tasks)
+    need = lasting + _pieces(run)
+    text = f"about {lasting:,} files, up to {need:,} while tasks run; {left:,} more may be made"
+    if need > left:
+        advice = "plan larger shards, give a task more of them (shards_per_task), or free some"
+        yield (problem if lasting > left else warning)("files", f"{text}: {advice}")
+    else:
+        yield ok("files", text)
+
+
+def _pieces(run: _Run) -> int:
+    """Say how many pieces of shards there may be at once: one a synset of those in work."""
+    if not run.todo:
+        return 0
+    shards = min(len(run.todo), run.profile.array_parallelism * run.profile.processes)
+    return shards * max(shard.stop - shard.start for shard in run.plan.shards)
+
+
+def _weights(run: _Run) -> Iterator[Finding]:
+    config, name = run.plan.config, run.plan.config.model.name
+    if config.model.builtin not in (None, *weights.IN_PACKAGE):
+        yield ok("weights", f"{name} is built in")
+        return
+    try:
+        locked = locked_weights(run.paths, config.model)
+        found = locked.folder if locked else weights.locate(config)
+    except SdwnError as error:
+        yield problem("weights", str(error))
+        return
+    if config.model.builtin is not None:
+        yield ok("weights", f"{name} is built in, and whole")
+    elif found is not None:
+        own = place(found)
+        if run.slurm and own.own:
+            text = f"{found} is {_own(own)}: compute nodes probably do not see it"
+            yield warning("weights", f"{text}; put them into a folder that nodes share")
+        else:
+            yield ok("weights", f"{name} in {found}")
+    elif elsewhere := [name for name in HUB_VARIABLES if _differs(run, name)]:
+        text = f"{name} is not in this shell's cache and tasks have another {elsewhere[0]}"
+        yield unverified("weights", f"{text}; export the same here")
+    else:
+        yield _no_weights(run, name)
+
+
+def _differs(run: _Run, name: str) -> bool:
+    return run.variable(name) != os.environ.get(name, "")
+
+
+def _no_weights(run: _Run, name: str) -> Finding:
+    if not maybe_on_hub(name):
+        return problem("weights", f"no whole model in diffusers format in {name}; put it there")
+    text = f"{name} is not in the cache, or not all of it"
+    advice = "get it where there is a network: sdwn prefetch CONFIG"
+    if hub_is_off(run.variable(OFFLINE)):
+        return problem("weights", f"{text}, and {OFFLINE} keeps tasks from the hub; {advice}")
+    return warning("weights", f"{text}: every task would ask the hub for it; {advice}")
+
+
+def _wordnet(_: _Run) -> Iterator[Finding]:
+    found = wordnet_files.installed()
+    if found is not None:
+        yield ok("wordnet", f"WordNet {wordnet_files.VERSION} in {found}")
+        return
+    text = f"no WordNet {wordnet_files.VERSION} on this machine: planning and evaluation need it"
+    yield warning("wordnet", f"{text}; get it: python -m nltk.downloader wordnet")
+
+
+def _locks(run: _Run) -> Iterator[Finding]:
+    value = run.variable(LOCKING)
+    if run.slurm and run.place.network and not value:
+        text = f"shared file systems such as {run.place.type} may have no file locks"
+        yield warning("locks", f'{text}; set {LOCKING}: "FALSE" in the profile\'s environment')
+    elif run.slurm:
+        yield ok("locks", f"{LOCKING} is {value or 'not set, and no network file system is seen'}")
+
+
+def _cache(run: _Run) -> Iterator[Finding]:
+    if not run.slurm:
+        return
+    if _differs(run, "SDWN_CACHE"):
+        text = "tasks have another SDWN_CACHE than this shell, so that what is tuned or prefetched"
+        yield warning("cache", f"{text} here is not found there; export the same here")
+        return
+    own = place(cache_folder())
+    if own.own:
+        text = f"{own.folder} is {_own(own)}: compute nodes have another"
+        yield warning("cache", f"{text}; set SDWN_CACHE to a folder that they share")
+    else:
+        yield ok("cache", str(own.folder))
+
+
+def _node(run: _Run) -> Iterator[Finding]:
+    if run.slurm:
+        yield unverified(
+            "node",
+            "whether compute nodes see RUN, weights and cache, and what Python, memory, device and "
+            "file locks they have: ask one with --probe",
+        )
+
+
+CHECKS = (_fit, _site, _folder, _space, _weights, _wordnet, _locks, _cache, _node)

@@ -1,0 +1,1 @@
+"""Making images: the prompts of a shard through a pipeline, finished ones kept at every moment."""

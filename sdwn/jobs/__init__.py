@@ -1,0 +1,1 @@
+"""Tasks under a scheduler: submitting, following, and what they said."""

@@ -1,0 +1,370 @@
+"""Tasks become submitit arrays under a site's profile."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import (
+    DelayedSubmission,
+    FailedJobError,
+    FailedSubmissionError,
+    JobPaths,
+)
+from submitit.slurm.slurm import _make_sbatch_string
+
+from sdwn import batches
+from sdwn.errors import NoAnswerError, QueueFullError, SdwnError
+from sdwn.files import STAGE_VARIABLE
+from sdwn.jobs import scheduler
+from sdwn.jobs.processes import shares
+from sdwn.jobs.profiles import ClusterProfile, minutes
+from sdwn.jobs.scheduler import JobState
+from sdwn.jobs.task import ArrayTask
+
+JOB_NAME = "sdwn"
+
+# A controller that is overloaded or restarts: ten minutes in all.
+PAUSES_S = (1, 2, 4, 8, 15, 30, 60, 120, 180, 180)
+NO_ANSWER = (
+    "communication connection failure",
+    "connection refused",
+    "connection reset",
+    "connection timed out",
+    "not responding",
+    "socket timed out",
+    "temporarily unable",
+    "temporarily unavailable",
+    "unable to contact slurm controller",
+    "zero bytes were transmitted",
+)
+# What submitit writes before it knows a job's id.
+TEMPORARY = ("*.pkl", "submission_file_*.sh")
+
+Tell = Callable[[str], None]
+
+
+def quietly(_: str) -> None:
+    """Tell nobody."""
+
+
+# The options that submitit's own parameters cover; others go as plain sbatch lines.
+SUBMITIT_OPTIONS = (
+    "account",
+    "constraint",
+    "cpus_per_task",
+    "exclude",
+    "gpus_per_node",
+    "gres",
+    "mem_per_cpu",
+    "mem_per_gpu",
+    "nodelist",
+    "nodes",
+    "partition",
+    "qos",
+    "wckey",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A submitted array task: its scheduler's id, the pieces it works on, its processes."""
+
+    id: str
+    indices: tuple[int, ...]
+    processes: int = 1
+
+    def rank(self, index: int) -> int:
+        """Say which process works on a piece."""
+        dealt = shares(self.indices, self.processes)
+        return next(rank for rank, share in enumerate(dealt) if index in share)
+
+
+def cut(indices: Sequence[int], profile: ClusterProfile) -> list[tuple[int, ...]]:
+    """Deal pieces of work to array tasks.
+
+    Under SLURM each GPU of a task takes ``shards_per_task`` of them; the local executor starts
+    all its tasks at once, so there are only ``array_parallelism`` of them.
+    """
+    if profile.executor == "local":
+        tasks = min(profile.array_parallelism, len(indices))
+        return [tuple(indices[first::tasks]) for first in range(tasks)]
+    size = profile.shards_in_task
+    return [tuple(indices[start : start + size]) for start in range(0, len(indices), size)]
+
+
+def arrays(tasks: Sequence[ArrayTask], limit: int) -> list[Sequence[ArrayTask]]:
+    """Cut tasks into arrays of at most ``limit``, each with its indices from 0."""
+    return [tasks[start : start + limit] for start in range(0, len(tasks), limit)]
+
+
+def job_ids(first: str, tasks: int) -> tuple[str, ...]:
+    """Name the jobs of an array; an array of one is none.
+
+    >>> job_ids("7", 2), job_ids("7", 1)
+    (('7_0', '7_1'), ('7',))
+    """
+    return tuple(f"{first}_{number}" for number in range(tasks)) if tasks > 1 else (first,)
+
+
+def submit(
+    tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile, name: str, tell: Tell
+) -> tuple[str, ...]:
+    """Submit tasks as one array of this name, or as processes of this machine; give their ids.
+
+    A controller that does not answer is asked again, for ten minutes; what it took without
+    saying so is found by its name. ``tell`` is told of each wait.
+
+    Raises:
+        QueueFullError: there is no room for so many jobs now.
+        NoAnswerError: the controller did not answer.
+        SdwnError: the scheduler refused, or there is none.
+    """
+    executor = _executor(jobs, profile)
+    executor.update_parameters(**_parameters(profile, name))
+    patience = Patience(tell)
+    while True:
+        try:
+            with _detached(jobs, profile), _tidied(jobs):
+                submitted = _submit_all(executor, tasks, profile)
+            return tuple(job.job_id for job in submitted)
+        except (subprocess.CalledProcessError, FailedJobError, FailedSubmissionError) as error:
+            reason = _require_silence(error, profile)
+        if ids := _taken(tasks, jobs, profile, name, tell):
+            return ids
+        patience.wait(reason)
+
+
+class Patience:
+    """Waits for a controller that does not answer, ever longer, ten minutes in all."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell, self._pauses = tell, iter(PAUSES_S)
+
+    def wait(self, reason: str) -> None:
+        """Wait before another try.
+
+        Raises:
+            NoAnswerError: it was the last one.
+        """
+        pause = next(self._pauses, None)
+        if pause is None:
+            raise NoAnswerError(
+                f"SLURM did not answer for {sum(PAUSES_S) // 60} minutes ({reason}); what was "
+                "submitted is kept; run the same command again when it does"
+            )
+        self._tell(f"no answer from SLURM ({reason}); trying again in {pause} s")
+        time.sleep(pause)
+
+
+def await_answer(tell: Tell) -> dict[str, JobState]:
+    """Give the user's queue, waiting for a controller that does not answer.
+
+    Raises:
+        NoAnswerError: it did not for ten minutes.
+        SdwnError: there is no SLURM.
+    """
+    _require_slurm()
+    patience = Patience(tell)
+    while (queue := scheduler.squeue()) is None:
+        patience.wait("squeue fails")
+    return queue
+
+
+def _require_silence(error: Exception, profile: ClusterProfile) -> str:
+    """Give what sbatch said if the controller did not answer; raise what else it means."""
+    text, reason = str(error), _last_line(str(error))
+    if profile.executor == "slurm" and is_full(text):
+        raise QueueFullError(f"SLURM takes no more jobs: {reason}") from error
+    if profile.executor == "slurm" and any(words in text.casefold() for words in NO_ANSWER):
+        return reason
+    raise SdwnError(f"submission refused: {reason}") from error
+
+
+def is_full(text: str) -> bool:
+    r"""Tell a limit on the number of jobs, which passes, from other limits, which do not.
+
+    >>> full = "error: QOSMaxSubmitJobPerUserLimit\nviolates policy (job submit limit, ...)"
+    >>> is_full(full), is_full(full.replace("SubmitJobPerUser", "WallDurationPerJob"))
+    (True, False)
+    """
+    # SLURM names the limit, and says the same of every kind after that.
+    if named := re.findall(r"\b(?:QOS|Assoc)\w*Limit\b", text):
+        return any("Submit" in name for name in named)
+    # The second is of MaxJobCount, which all users share.
+    return "submit limit" in text or "temporarily unable to accept job" in text
+
+
+def _taken(
+    tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile, name: str, tell: Tell
+) -> tuple[str, ...]:
+    """Find an array that SLURM took though sbatch failed, and give its tasks their pickles."""
+    # Only a controller that answers knows that there is none.
+    queued = scheduler.named(await_answer(tell), name)
+    if not queued:
+        return ()
+    ids = job_ids(queued[0].partition("_")[0], len(tasks))
+    hand_over(tasks, ids, jobs, profile)
+    return ids
+
+
+def hand_over(
+    tasks: Sequence[ArrayTask], ids: Sequence[str], jobs: Path, profile: ClusterProfile
+) -> None:
+    """Write the pickles that jobs under SLURM load, where submitit had no time to.
+
+    One that started before fails, and its work is to be submitted again.
+    """
+    for one, task in zip(ids, tasks, strict=True):
+        delayed = DelayedSubmission(task)
+        delayed.set_timeout(minutes(profile.time), profile.max_num_timeout)
+        path = JobPaths(jobs / "%j", one).submitted_pickle
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            delayed.dump(path)
+
+
+@contextlib.contextmanager
+def _tidied(jobs: Path) -> Iterator[None]:
+    """Remove what a failed submission leaves behind: submitit's pickles and script."""
+    before = {path for pattern in TEMPORARY for path in jobs.glob(pattern)}
+    try:
+        yield
+    except BaseException:
+        for path in {path for pattern in TEMPORARY for path in jobs.glob(pattern)} - before:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _submit_all(executor: Any, tasks: Sequence[ArrayTask], profile: ClusterProfile) -> list[Any]:
+    if profile.executor == "slurm":
+        with executor.batch():
+            return [executor.submit(task) for task in tasks]
+    gpus = local_gpus()
+    jobs = []
+    for number, task in enumerate(tasks):
+        if gpus:
+            executor.update_parameters(gpus_per_node=1, visible_gpus=(number % gpus,))
+        jobs.append(executor.submit(task))
+    return jobs
+
+
+def script(tasks: int, jobs: Path, profile: ClusterProfile) -> str:
+    """Write the script that :func:`submit` would hand to sbatch, also where SLURM is not."""
+    folder = (jobs / "%j").absolute()
+    python = profile.python or shlex.quote(sys.executable)
+    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    if profile.executor == "local":
+        note = f"# {tasks} at once on this machine; submitit puts each one's process id for %j"
+        return "\n".join(["#!/bin/bash", note, *_setup(profile), command]) + "\n"
+    parameters = _parameters(profile, JOB_NAME)
+    if tasks > 1:
+        parameters["map_count"] = tasks
+    return str(_make_sbatch_string(command=command, folder=folder, **parameters))
+
+
+def _executor(jobs: Path, profile: ClusterProfile) -> Any:
+    folder = jobs / "%j"
+    if profile.executor == "local":
+        return submitit.LocalExecutor(folder, profile.max_num_timeout, python=profile.python)
+    _require_slurm()
+    return submitit.SlurmExecutor(folder, profile.max_num_timeout, python=profile.python)
+
+
+def _require_slurm() -> None:
+    for command in ("sbatch", "squeue", "srun"):
+        if shutil.which(command) is None:
+            raise SdwnError(
+                f"expected a SLURM cluster, found no {command} on this machine; submit from a "
+                "login node, or look at the script with --dry-run, or use --profile local"
+            )
+
+
+def _parameters(profile: ClusterProfile, name: str) -> dict[str, Any]:
+    common = {"signal_delay_s": profile.signal_delay_s, "setup": _setup(profile)}
+    if profile.executor == "local":
+        return {**common, "timeout_min": minutes(profile.time)}
+    own = {"job_name": name, "time": minutes(profile.time)}
+    return {**common, **_slurm_parameters(profile), **own}
+
+
+def _slurm_parameters(profile: ClusterProfile) -> dict[str, Any]:
+    parameters = {name: getattr(profile, name) for name in SUBMITIT_OPTIONS}
+    extra: dict[str, Any] = {
+        "requeue": True,
+        "mem": profile.mem,
+        "reservation": profile.reservation,
+    }
+    extra.update({name.replace("_", "-"): value for name, value in profile.sbatch.items()})
+    parameters["additional_parameters"] = {k: v for k, v in extra.items() if v not in (None, False)}
+    parameters["array_parallelism"] = profile.array_parallelism
+    parameters["srun_args"] = []
+    if profile.cpus_per_task:
+        # From SLURM 22.05 on, srun no longer takes it from sbatch.
+        parameters["srun_args"].append(f"--cpus-per-task={profile.cpus_per_task}")
+    if profile.processes > 1:
+        parameters["ntasks_per_node"] = profile.processes
+        # One that dies leaves the others alone.
+        parameters["srun_args"].append("--kill-on-bad-exit=0")
+    return parameters
+
+
+def _setup(profile: ClusterProfile) -> list[str]:
+    environment = dict(profile.environment)
+    if profile.cpus_per_task:
+        environment.setdefault("OMP_NUM_THREADS", str(profile.cpus_per_task))
+    if profile.batch_size:
+        environment[batches.VARIABLE] = str(profile.batch_size)
+    if profile.stage_weights:
+        environment[STAGE_VARIABLE] = profile.stage_weights
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    return [*exports, *profile.setup]
+
+
+def local_gpus() -> int:
+    """Count this machine's GPUs without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+@contextlib.contextmanager
+def _detached(jobs: Path, profile: ClusterProfile) -> Iterator[None]:
+    """Start processes that neither a Ctrl-C nor an open pipe ties to this terminal."""
+    if profile.executor == "slurm":
+        with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says is in the error
+            yield
+        return
+    log = jobs / "local.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    kept = [os.dup(stream) for stream in (0, 1, 2)]
+    try:
+        with Path(os.devnull).open() as nothing, log.open("a") as file:
+            for stream, end in zip((0, 1, 2), (nothing, file, file), strict=True):
+                os.dup2(end.fileno(), stream)
+            yield
+    finally:
+        for stream, original in zip((0, 1, 2), kept, strict=True):
+            os.dup2(original, stream)
+            os.close(original)
+        signal.signal(signal.SIGINT, before)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

@@ -1,0 +1,154 @@
+"""The journal of a run: what was handed to a scheduler, written down before and after it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+from uuid import uuid4
+
+from sdwn.checkout import code
+from sdwn.files import RunPaths, now
+from sdwn.jobs.cluster import Job, job_ids
+from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.task import ArrayTask
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """An array that was to be submitted: what, when, from where, how, of which plan and code.
+
+    ``name`` is the job's own, by which the scheduler can be asked for it. ``tasks`` holds the
+    indices of each task's pieces of work, ``ids`` the scheduler's ids: one a task, none if it
+    was ``refused``, and None while it isn't known whether the scheduler took it.
+    """
+
+    name: str
+    time: str
+    host: str
+    executor: Literal["local", "slurm"]
+    stage: str
+    profile: dict[str, Any]
+    processes: int
+    plan: str
+    code: str
+    tasks: tuple[tuple[int, ...], ...]
+    ids: tuple[str, ...] | None = None
+    refused: str | None = None
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """Its jobs, as far as they are known."""
+        return self.jobs_as(self.ids or ())
+
+    def jobs_as(self, ids: Sequence[str]) -> tuple[Job, ...]:
+        """Its jobs under these ids."""
+        pairs = zip(ids, self.tasks, strict=False)
+        return tuple(Job(one, indices, self.processes) for one, indices in pairs)
+
+    def task(self, indices: tuple[int, ...], root: str) -> ArrayTask:
+        """One of its tasks, as it was submitted."""
+        return ArrayTask(self.stage, root, indices, self.plan, self.code)
+
+    @property
+    def site(self) -> ClusterProfile:
+        """The profile that it was submitted under."""
+        return ClusterProfile.model_validate(self.profile)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether it isn't known if the scheduler took it: a crash came between."""
+        return self.ids is None and self.refused is None
+
+
+def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile) -> Submission:
+    """Write down what is about to be submitted."""
+    submission = Submission(
+        name=f"sdwn-{uuid4().hex[:8]}",
+        time=now(),
+        host=socket.gethostname(),
+        executor=profile.executor,
+        stage=tasks[0].stage,
+        profile=profile.model_dump(mode="json", exclude_defaults=True),
+        processes=profile.processes,
+        plan=tasks[0].plan,
+        code=code(),
+        tasks=tuple(task.indices for task in tasks),
+    )
+    content = asdict(submission)
+    _append(paths, {key: value for key, value in content.items() if value is not None})
+    return submission
+
+
+def settle(paths: RunPaths, submission: Submission, ids: Sequence[str]) -> Submission:
+    """Write down under which ids the scheduler took it."""
+    _append(paths, {"name": submission.name, "ids": list(ids)})
+    return replace(submission, ids=tuple(ids))
+
+
+def refuse(paths: RunPaths, submission: Submission, reason: str) -> None:
+    """Write down that the scheduler did not take it."""
+    _append(paths, {"name": submission.name, "refused": reason})
+
+
+def note_cancelled(paths: RunPaths) -> None:
+    """Write down that the run's jobs were cancelled, for whoever follows them."""
+    _append(paths, {"cancelled": now()})
+
+
+def cancellations(paths: RunPaths) -> int:
+    """Count how often the run's jobs were cancelled."""
+    if not paths.submissions.exists():
+        return 0
+    with paths.submissions.open(encoding="utf-8", errors="replace") as lines:
+        return sum(line.startswith('{"cancelled"') for line in lines)
+
+
+def _append(paths: RunPaths, record: dict[str, Any]) -> None:
+    paths.root.mkdir(parents=True, exist_ok=True)
+    # A line that a crash cut short must not swallow this one.
+    torn = paths.submissions.exists() and not paths.submissions.read_bytes().endswith(b"\n")
+    with paths.submissions.open("a", encoding="utf-8") as file:
+        file.write("\n" * torn + json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_journal(paths: RunPaths) -> list[Submission]:
+    """Read all submissions of a run, in order; lines that a crash cut short are left out."""
+    if not paths.submissions.exists():
+        return []
+    lines = paths.submissions.read_text(encoding="utf-8", errors="replace").splitlines()
+    found: dict[str, Submission] = {}
+    for line in lines:
+        try:
+            _take(found, json.loads(line))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue
+    return list(found.values())
+
+
+def _take(found: dict[str, Submission], record: dict[str, Any]) -> None:
+    name = str(record["name"])
+    if "tasks" in record:
+        tasks = tuple(tuple(int(index) for index in task) for task in record.pop("tasks"))
+        found[name] = Submission(**record, tasks=tasks)
+    elif "ids" in record:
+        found[name] = replace(found[name], ids=tuple(map(str, record["ids"])))
+    else:
+        found[name] = replace(found[name], refused=str(record["refused"]))
+
+
+def last_jobs(submissions: Sequence[Submission]) -> dict[int, Job]:
+    """Give the last job of each shard that was ever submitted."""
+    return {
+        index: job for submission in submissions for job in submission.jobs for index in job.indices
+    }
+
+
+def adopted(submission: Submission, queued: Sequence[str]) -> tuple[str, ...]:
+    """Name all ids of a submission of which some, found by its name, wait or run."""
+    return job_ids(queued[0].partition("_")[0], len(submission.tasks)) if queued else ()

@@ -1,0 +1,77 @@
+"""What still waits or runs of a run: its journal, held against what the scheduler says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from sdwn.files import RunPaths
+from sdwn.jobs import scheduler
+from sdwn.jobs.cluster import Job
+from sdwn.jobs.journal import Submission, adopted, last_jobs, read_journal
+from sdwn.jobs.scheduler import NO_ANSWER, UNKNOWN, JobState
+from sdwn.planning.dealt import Dealt
+
+Live = Mapping[Job, JobState]
+
+
+def live_jobs(paths: RunPaths) -> dict[Job, JobState]:
+    """Give the jobs of the journal that still wait or run, or may do so."""
+    return live_of(read_journal(paths))
+
+
+def live_of(submissions: Sequence[Submission]) -> dict[Job, JobState]:
+    """Give those of these submissions' jobs that still wait or run, or may do so."""
+    return {job: state for _, jobs in live_each(submissions) for job, state in jobs.items()}
+
+
+def live_each(
+    submissions: Sequence[Submission],
+) -> list[tuple[Submission, dict[Job, JobState]]]:
+    """Give each submission's jobs that still wait or run, or may do so."""
+    under_slurm = any(submission.executor == "slurm" for submission in submissions)
+    queue = scheduler.squeue() if under_slurm else {}
+    return [(submission, _live(submission, queue)) for submission in submissions]
+
+
+def _live(submission: Submission, queue: Mapping[str, JobState] | None) -> dict[Job, JobState]:
+    if submission.executor == "local":
+        states: Mapping[str, JobState] = scheduler.processes(submission.host, submission.ids or ())
+        return _states(submission.jobs, states)
+    if queue is None:
+        # Without an id, its name and the task's number stand for it.
+        ids = submission.ids or [f"{submission.name}_{n}" for n in range(len(submission.tasks))]
+        jobs = () if submission.refused else submission.jobs_as(ids)
+        return dict.fromkeys(jobs, NO_ANSWER)
+    if submission.unsettled:
+        ids = adopted(submission, scheduler.named(queue, submission.name))
+        return _states(submission.jobs_as(ids), queue)
+    return _states(submission.jobs, queue)
+
+
+def _states(jobs: Iterable[Job], states: Mapping[str, JobState]) -> dict[Job, JobState]:
+    return {job: states[job.id] for job in jobs if job.id in states}
+
+
+def unreachable(live: Live) -> bool:
+    """Tell whether the scheduler does not answer."""
+    return any(state.state == UNKNOWN for state in live.values())
+
+
+def missing(paths: RunPaths, plan: Dealt) -> list[int]:
+    """List the shards that this folder is to have and that are not finished."""
+    done = plan.done(paths)
+    return [shard.index for shard in plan.own_shards if shard.index not in done]
+
+
+def unfinished(paths: RunPaths, plan: Dealt, live: Live | None = None) -> list[int]:
+    """List the shards that are neither finished nor in the hands of a live job."""
+    # Asked for before the files: a shard may be finished in between.
+    live = live_jobs(paths) if live is None else live
+    busy = {index for job in live for index in job.indices}
+    return [index for index in missing(paths, plan) if index not in busy]
+
+
+def failed(paths: RunPaths, plan: Dealt) -> list[int]:
+    """List the shards that were submitted, whose jobs have ended, and that are not finished."""
+    submitted = last_jobs(read_journal(paths))
+    return [index for index in unfinished(paths, plan) if index in submitted]

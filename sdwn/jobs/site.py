@@ -1,0 +1,251 @@
+"""A site as SLURM's commands tell of it: partitions, nodes, QOS, a user's associations."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from sdwn.jobs import scheduler
+from sdwn.jobs.profiles import minutes
+
+# Each command may hang as long; they run at once.
+TIMEOUT_S = 20
+
+CONFIG = ("scontrol", "show", "config")
+PARTITIONS = ("scontrol", "--all", "--oneliner", "show", "partition")
+NODES = ("sinfo", "--all", "--exact", "--noheader", "--format=%R|%t|%D|%c|%m|%G")
+QOS_COLUMNS = "name,flags,maxsubmitjobsperuser,maxsubmitjobsperaccount,grpsubmitjobs,maxwall"
+QOS = ("sacctmgr", "-nP", "show", "qos", f"format={QOS_COLUMNS}")
+USER_COLUMNS = (
+    "cluster,defaultaccount,account,partition,maxsubmitjobs,grpsubmitjobs,maxwall,qos,defaultqos"
+)
+USER = ("sacctmgr", "-nP", "show", "user", "withassoc", f"format={USER_COLUMNS}")
+
+# How sinfo's short states of nodes begin that take no jobs.
+OUT_OF_USE = ("down", "drain", "drng", "fail", "inval", "unk")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKind:
+    """Nodes of a partition that are alike; ``gpus`` counts a node's by kind, "" for no kind.
+
+    ``usable`` are those that are neither down nor drained.
+    """
+
+    nodes: int
+    usable: int
+    cpus: int
+    memory_mb: int
+    gpus: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A partition; None stands for no limit, ``nodes`` is empty where sinfo tells nothing."""
+
+    name: str
+    up: bool
+    time_min: int | None = None
+    qos: str | None = None
+    accounts: tuple[str, ...] | None = None
+    nodes: tuple[NodeKind, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Qos:
+    """A quality of service; None stands for no limit."""
+
+    name: str
+    flags: tuple[str, ...] = ()
+    submit_user: int | None = None
+    submit_account: int | None = None
+    submit_group: int | None = None
+    wall_min: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Association:
+    """What a user may do under an account, perhaps in one partition only; None: no limit."""
+
+    account: str
+    default: bool = False
+    partition: str = ""
+    submit: int | None = None
+    submit_group: int | None = None
+    wall_min: int | None = None
+    qos: tuple[str, ...] = ()
+    default_qos: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """All that the commands told; None or nothing where one of them did not answer."""
+
+    config: Mapping[str, str] | None = None
+    partitions: Mapping[str, Partition] = field(default_factory=dict)
+    default_partition: str | None = None
+    associations: tuple[Association, ...] | None = None
+    qos: Mapping[str, Qos] | None = None
+
+    @property
+    def accounting(self) -> bool:
+        """Whether sacctmgr tells of limits."""
+        return self.associations is not None and self.qos is not None
+
+    def enforces(self, what: str) -> bool:
+        """Tell whether accounting's limits, qos or associations bind here; yes, if unknown."""
+        if self.config is None or "AccountingStorageEnforce" not in self.config:
+            return True
+        return what in self.config["AccountingStorageEnforce"].split(",")
+
+
+def look() -> Site:
+    """Ask SLURM's commands, all at once; what one of them does not tell is unknown, no error."""
+    commands = (CONFIG, PARTITIONS, NODES, QOS, (*USER, f"name={user()}"))
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return site(*pool.map(lambda command: scheduler.run(command, TIMEOUT_S), commands))
+
+
+def user() -> str:
+    """Name the user as the system does; $USER may be another's after su or sudo."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return os.environ.get("USER") or str(os.getuid())
+
+
+def site(
+    config: Sequence[str] | None,
+    partitions: Sequence[str] | None,
+    nodes: Sequence[str] | None,
+    qos: Sequence[str] | None,
+    associations: Sequence[str] | None,
+) -> Site:
+    """Put together what the commands printed, line by line; None where one failed."""
+    settings = None if config is None else read_config(config)
+    found, default = read_partitions(partitions or [], read_nodes(nodes or []))
+    cluster = (settings or {}).get("ClusterName", "")
+    return Site(
+        config=settings,
+        partitions=found,
+        default_partition=default,
+        associations=None if associations is None else read_user(associations, cluster),
+        qos=None if qos is None else {row.name: row for row in read_qos(qos)},
+    )
+
+
+def read_config(lines: Iterable[str]) -> dict[str, str]:
+    """Read ``scontrol show config``.
+
+    >>> read_config(["Configuration data as of now", "MaxArraySize            = 30"])
+    {'MaxArraySize': '30'}
+    """
+    pairs = (line.partition("=") for line in lines if "=" in line)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def read_partitions(
+    lines: Iterable[str], nodes: Mapping[str, tuple[NodeKind, ...]]
+) -> tuple[dict[str, Partition], str | None]:
+    """Read ``scontrol --oneliner show partition``; also give the default partition's name."""
+    rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
+    rows = [row for row in rows if "PartitionName" in row]
+    default = [row["PartitionName"] for row in rows if row.get("Default") == "YES"]
+    found = (_partition(row, nodes.get(row["PartitionName"], ())) for row in rows)
+    return {partition.name: partition for partition in found}, next(iter(default), None)
+
+
+def _partition(row: Mapping[str, str], nodes: tuple[NodeKind, ...]) -> Partition:
+    accounts = row.get("AllowAccounts", "ALL")
+    return Partition(
+        name=row["PartitionName"],
+        up=row.get("State", "UP") == "UP",
+        time_min=_time(row.get("MaxTime", "")),
+        qos=None if row.get("QoS") in (None, "", "N/A") else row["QoS"],
+        accounts=None if accounts in ("ALL", "") else tuple(accounts.split(",")),
+        nodes=nodes,
+    )
+
+
+def read_nodes(lines: Iterable[str]) -> dict[str, tuple[NodeKind, ...]]:
+    """Read sinfo's lines as each partition's kinds of nodes.
+
+    >>> read_nodes(["main|drain*|1|8|64000|gpu:a100:4(S:0-1),mps:400"])["main"][0].gpus
+    {'a100': 4}
+    """
+    kinds: dict[str, list[NodeKind]] = {}
+    for line in lines:
+        fields = line.split("|")
+        if len(fields) != 6:
+            continue
+        name, state, count, cpus, memory, gres = fields
+        kind = NodeKind(_least(count), 0, _least(cpus), _least(memory), read_gpus(gres))
+        usable = 0 if state.startswith(OUT_OF_USE) else kind.nodes
+        kinds.setdefault(name, []).append(replace(kind, usable=usable))
+    return {name: tuple(found) for name, found in kinds.items()}
+
+
+def read_gpus(gres: str) -> dict[str, int]:
+    """Count a node's GPUs by kind.
+
+    >>> read_gpus("gpu:a100:4(S:0,1),shard:8"), read_gpus("gpu:2"), read_gpus("(null)")
+    ({'a100': 4}, {'': 2}, {})
+    """
+    entries = re.findall(r"(?:^|,)gpu:(?:([^:,()]+):)?(\d+)(?=\(|,|$)", gres)
+    gpus: dict[str, int] = {}
+    for kind, count in entries:
+        gpus[kind] = gpus.get(kind, 0) + int(count)
+    return gpus
+
+
+def read_qos(lines: Iterable[str]) -> list[Qos]:
+    """Read sacctmgr's rows of :data:`QOS_COLUMNS`."""
+    rows = (line.split("|") for line in lines if line.count("|") == QOS_COLUMNS.count(","))
+    return [
+        Qos(name, _list(flags), number(one), number(account), number(group), _time(wall))
+        for name, flags, one, account, group, wall in rows
+    ]
+
+
+def read_user(lines: Iterable[str], cluster: str) -> tuple[Association, ...]:
+    """Read sacctmgr's rows of :data:`USER_COLUMNS`, those of other clusters left out."""
+    rows = (line.split("|") for line in lines if line.count("|") == USER_COLUMNS.count(","))
+    return tuple(
+        Association(
+            account=account,
+            default=account == default,
+            partition=partition,
+            submit=number(submit),
+            submit_group=number(group),
+            wall_min=_time(wall),
+            qos=_list(qos),
+            default_qos=default_qos or None,
+        )
+        for own, default, account, partition, submit, group, wall, qos, default_qos in rows
+        if own == cluster.lower() or not cluster
+    )
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+def number(text: str) -> int | None:
+    """Read a count; None where there is none."""
+    return int(text) if text.strip().isdecimal() else None
+
+
+def _least(text: str) -> int:
+    # sinfo writes 64000+ where nodes of a row differ.
+    return number(text.strip().rstrip("+")) or 0
+
+
+def _time(text: str) -> int | None:
+    try:
+        return minutes(text)
+    except ValueError:
+        return None  # UNLIMITED, or nothing

@@ -1,0 +1,397 @@
+"""Submitting what is unfinished, in waves that the site allows, and following it to the end."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sdwn import checkout
+from sdwn.batches import off_grid
+from sdwn.config import RunConfig
+from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError
+from sdwn.files import RunPaths, plain_disk_errors
+from sdwn.jobs import cluster, journal, limits, scheduler
+from sdwn.jobs.cluster import Job, Tell, quietly
+from sdwn.jobs.joblogs import failure
+from sdwn.jobs.journal import cancellations, read_journal
+from sdwn.jobs.limits import Limits
+from sdwn.jobs.live import Live, live_each, live_jobs, missing, unfinished, unreachable
+from sdwn.jobs.profiles import ClusterProfile, overridden
+from sdwn.jobs.scheduler import JobState
+from sdwn.jobs.task import ArrayTask
+from sdwn.planning.dealt import Dealt
+
+POLL_SECONDS = 1.0
+# Each look asks a scheduler that all users share: at most so often, and less as time goes by.
+LONGEST_POLL_SECONDS = 30.0
+# sacctmgr asks a database that all users share.
+LIMITS_SECONDS = 60.0
+# Of what a site allows, so much has to be free before more is submitted: few long arrays.
+WAVE = 0.25
+
+Watch = Callable[[dict[Job, JobState]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Onlooker:
+    """Who waits: ``watch`` is shown what lives at every look, ``tell`` what gets in the way."""
+
+    watch: Watch
+    tell: Tell
+
+
+def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
+    """Refuse a profile that a config cannot run under, before anything is planned or submitted.
+
+    Raises:
+        UsageError: fp16 where no GPU will be, or a batch size that does not fit.
+    """
+    _require_device(config, profile)
+    size, pinned = profile.batch_size, config.generation.batch_size
+    if size is None:
+        return
+    if reason := off_grid(size, config.images_per_synset):
+        raise UsageError(f"batch_size: {reason}")
+    if pinned not in (None, size):
+        raise UsageError(f"batch_size {size}: the config pins batches of {pinned} images")
+
+
+def _require_device(config: RunConfig, profile: ClusterProfile) -> None:
+    if not config.needs_gpu:
+        return
+    if profile.executor == "local" and cluster.local_gpus():
+        return
+    if profile.executor == "slurm" and profile.asks_for_gpu:
+        return
+    where = "this machine has none" if profile.executor == "local" else "the profile asks for none"
+    raise UsageError(
+        f"precision fp16 needs a GPU and {where}; submit with a profile "
+        "that asks for one (gres or gpus_per_node), or plan with --set generation.precision=fp32"
+    )
+
+
+def require_same_plan(paths: RunPaths, plan: Dealt) -> None:
+    """Refuse to go on with a plan that took the place of the one that was submitted.
+
+    Raises:
+        UsageError: jobs of this folder were submitted for another plan.
+    """
+    for submission in read_journal(paths):
+        if submission.plan not in ("", plan.digest):
+            raise UsageError(
+                f"{paths.root}: jobs were submitted here for plan {submission.plan[:12]}, and the "
+                f"plan is {plan.digest[:12]} now; restore {paths.plan.name} and "
+                f"{paths.synsets.name}, or plan into a new folder"
+            )
+
+
+def changed_code(paths: RunPaths) -> str | None:
+    """Say whether this is other code than at the last submission."""
+    submissions, here = read_journal(paths), checkout.code()
+    if not submissions or submissions[-1].code == here:
+        return None
+    return f"the code has changed since the last submission: {submissions[-1].code} to {here}"
+
+
+def submit_shards(
+    paths: RunPaths, plan: Dealt, indices: Sequence[int], profile: ClusterProfile, tell: Tell
+) -> list[Job]:
+    """Submit shards, dealt to tasks as the profile says, as many as the site allows now."""
+    return submit_tasks(paths, shard_tasks(paths, plan, indices, profile), profile, tell)
+
+
+def shard_tasks(
+    paths: RunPaths, plan: Dealt, indices: Sequence[int], profile: ClusterProfile
+) -> list[ArrayTask]:
+    """Deal shards to tasks."""
+    root = str(paths.root.absolute())
+    parts = cluster.cut(indices, profile)
+    return [ArrayTask(plan.stage, root, part, plan.digest, checkout.code()) for part in parts]
+
+
+def submit_tasks(
+    paths: RunPaths,
+    tasks: Sequence[ArrayTask],
+    profile: ClusterProfile,
+    tell: Tell = quietly,
+) -> list[Job]:
+    """Submit as many of these tasks as the site allows now, the first ones first.
+
+    They are one array, or several where MaxArraySize asks for it; each is written down before
+    it is submitted and after.
+    """
+    if profile.executor == "local":
+        return submit_array(paths, tasks, profile, tell)
+    queue = cluster.await_answer(tell)
+    site = limits.ask(profile)
+    tasks = tasks[: room(site, queue)]
+    groups = cluster.arrays(tasks, site.max_array_size)
+    # With those that live they keep to what may run at once.
+    left = profile.array_parallelism - len(live_jobs(paths))
+    share = max(1, left // max(1, len(groups)))
+    jobs: list[Job] = []
+    for group in groups:
+        made = _submit_what_fits(paths, group, profile, tell, share)
+        jobs += made
+        if len(made) < len(group):
+            break
+    return jobs
+
+
+def room(site: Limits, queue: Mapping[str, JobState]) -> int | None:
+    """Count the jobs that a site would take beside the queue; None where it says no limit."""
+    if site.max_submit_jobs is None:
+        return None
+    return max(0, site.max_submit_jobs - len(queue))
+
+
+def _submit_what_fits(
+    paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile, tell: Tell, at_once: int
+) -> list[Job]:
+    # A limit that no command tells shows when it is met: half of it may fit.
+    while tasks:
+        try:
+            return submit_array(paths, tasks, profile, tell, at_once)
+        except QueueFullError:
+            tasks = tasks[: len(tasks) // 2]
+    return []
+
+
+def submit_array(
+    paths: RunPaths,
+    tasks: Sequence[ArrayTask],
+    profile: ClusterProfile,
+    tell: Tell,
+    at_once: int | None = None,
+) -> list[Job]:
+    """Submit tasks as one array, written down before and after; no tasks are no array.
+
+    ``at_once`` of them may run at a time, by default as many as the profile says.
+
+    Raises:
+        SdwnError: they were refused, or the scheduler does not answer.
+    """
+    if not tasks:
+        return []
+    own = {"array_parallelism": at_once or profile.array_parallelism}
+    with plain_disk_errors(paths.jobs):
+        intended = journal.intend(paths, tasks, profile)
+        site = profile.model_copy(update=own)
+        try:
+            ids = cluster.submit(tasks, paths.jobs, site, intended.name, tell)
+        except NoAnswerError:
+            raise
+        except SdwnError as error:
+            journal.refuse(paths, intended, str(error))
+            raise
+        return list(journal.settle(paths, intended, ids).jobs)
+
+
+@contextmanager
+def alone(paths: RunPaths, tell: Tell) -> Iterator[None]:
+    """Let one command at a time submit for a run, so that no shard is submitted twice."""
+    with paths.submitting.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell(f"another command is submitting for {paths.root}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def recover(paths: RunPaths) -> None:
+    """Find what the scheduler took before a crash kept it from being written down."""
+    for submission, live in live_each(read_journal(paths)):
+        if submission.unsettled and live and not unreachable(live):
+            tasks = [submission.task(part, str(paths.root.absolute())) for part in submission.tasks]
+            first = next(iter(live)).id.partition("_")[0]
+            ids = cluster.job_ids(first, len(tasks))
+            cluster.hand_over(tasks, ids, paths.jobs, submission.site)
+            journal.settle(paths, submission, ids)
+
+
+def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
+    """Give the profile of the last submission of shards, with overrides.
+
+    Raises:
+        SdwnError: nothing was submitted yet.
+    """
+    submissions = [one for one in read_journal(paths) if one.stage == "generate"]
+    if not submissions:
+        raise SdwnError(f"{paths.root}: nothing was submitted yet; use: sdwn submit {paths.root}")
+    taken = [one for one in submissions if not one.refused] or submissions
+    return overridden(taken[-1].profile, overrides, source="the last submission's profile")
+
+
+def follow(paths: RunPaths, watch: Watch) -> None:
+    """Wait until no job of the run is left, telling ``watch`` at every look."""
+    looks = Looks()
+    while live := live_jobs(paths):
+        watch(live)
+        looks.wait()
+    watch({})
+
+
+class Looks:
+    """Waits between looks at a scheduler: seldom, once things take long."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def wait(self) -> None:
+        """Wait for a twentieth of the time since the beginning, within bounds."""
+        passed = time.monotonic() - self._began
+        time.sleep(min(LONGEST_POLL_SECONDS, max(POLL_SECONDS, passed / 20)))
+
+
+def submit_once(
+    paths: RunPaths, plan: Dealt, profile: ClusterProfile, tell: Tell
+) -> tuple[list[Job], int]:
+    """Submit what is unfinished, as far as the site allows; say how many shards remain."""
+    if not missing(paths, plan):
+        return [], 0
+    with alone(paths, tell):
+        recover(paths)
+        todo = unfinished(paths, plan)
+        jobs = submit_shards(paths, plan, todo, profile, tell)
+    return jobs, len(todo) - sum(len(job.indices) for job in jobs)
+
+
+def complete(
+    paths: RunPaths, plan: Dealt, profile: ClusterProfile, retries: int, onlooker: Onlooker
+) -> list[Job]:
+    """Submit and follow until every shard is finished, trying what failed again.
+
+    The queue is fed as it empties.
+
+    Raises:
+        SdwnError: shards are still missing; the last line of a log says why.
+    """
+    jobs, tries, looks, told = list[Job](), Counter[int](), Looks(), False
+    waves, cancelled = Waves(profile), cancellations(paths)
+    while True:
+        live = live_jobs(paths)
+        onlooker.watch(live)
+        waves.balance(live)
+        todo = [index for index in unfinished(paths, plan, live) if tries[index] <= retries]
+        if not todo and not live:
+            break
+        if cancellations(paths) > cancelled:
+            raise SdwnError(
+                f"cancelled by: sdwn cancel {paths.root}; finished images are kept, go on with: "
+                f"{plan.again(paths)}"
+            )
+        feed = todo and not unreachable(live)
+        waves.idle = not live
+        made = _feed(paths, plan, todo, waves, onlooker.tell) if feed else []
+        tries.update(index for job in made for index in job.indices)
+        jobs += made
+        if todo and not live and not made and not told:
+            onlooker.tell("SLURM takes no more of your jobs now; waiting for room")
+            told = True
+        looks.wait()
+    left = missing(paths, plan)
+    if not left:
+        return jobs
+    raise SdwnError(
+        f"{len(left)} of {len(plan.own_shards)} shards failed; shard {left[0]}: "
+        f"{failure(paths, left[0])}; finished images are kept, "
+        f"submit the rest again with: {plan.again(paths)}"
+    )
+
+
+def _feed(paths: RunPaths, plan: Dealt, todo: list[int], waves: Waves, tell: Tell) -> list[Job]:
+    """Submit of these shards what fits now, if it is worth an array."""
+    profile = waves.profile
+    with alone(paths, tell):
+        recover(paths)
+        free = set(unfinished(paths, plan))
+        tasks = shard_tasks(paths, plan, [index for index in todo if index in free], profile)
+        if not tasks or not (fitting := waves.fitting(tasks)):
+            return []
+        try:
+            made = submit_tasks(paths, fitting, profile, tell)
+        except NoAnswerError as error:
+            tell(str(error))
+            return []
+        waves.learn(len(made), len(fitting))
+        return made
+
+
+class Waves:
+    """Says when more is worth submitting, and keeps several arrays to what may run at once."""
+
+    def __init__(self, profile: ClusterProfile) -> None:
+        self.profile = profile
+        self._asked = 0.0
+        self._site: Limits | None = None
+        self._learned: int | None = None
+        self._shares: dict[str, int] = {}
+        self.idle = True
+
+    def balance(self, live: Live) -> None:
+        """Share anew what may run at once, once there were several arrays."""
+        arrays = Counter(job.id.partition("_")[0] for job in live if "_" in job.id)
+        if unreachable(live) or not (len(arrays) > 1 or self._shares):
+            return
+        wanted = shares(arrays, self.profile.array_parallelism)
+        for array, tasks in wanted.items():
+            if self._shares.get(array) != tasks:
+                scheduler.throttle(array, tasks)
+        self._shares = wanted
+
+    def fitting(self, tasks: Sequence[ArrayTask]) -> Sequence[ArrayTask]:
+        """Pick the tasks that there is room for: all, or so many that they are a wave, or none."""
+        if self.profile.executor == "local":
+            return tasks
+        if self._site is None or time.monotonic() - self._asked > LIMITS_SECONDS:
+            self._asked, self._site = time.monotonic(), limits.ask(self.profile)
+        known = [n for n in (self._site.max_submit_jobs, self._learned) if n is not None]
+        if not known:
+            return tasks
+        free = min(known) - len(scheduler.squeue() or {})
+        least = 1 if self.idle else max(1, round(WAVE * min(known)))
+        return tasks[:free] if free >= min(len(tasks), least) else ()
+
+    def learn(self, made: int, tried: int) -> None:
+        """Take down a limit that no command tells: where the site refused, the queue is full."""
+        if made < tried:
+            self._learned = max(1, len(scheduler.squeue() or {}))
+
+
+def shares(arrays: Mapping[str, int], at_once: int) -> dict[str, int]:
+    """Share what may run at once among arrays with so many live tasks: the first ones first.
+
+    Each has one at least, for SLURM takes none for all.
+
+    >>> shares({"7": 10, "9": 5}, 4), shares({"7": 2, "9": 5}, 4)
+    ({'7': 3, '9': 1}, {'7': 2, '9': 2})
+    """
+    found: dict[str, int] = {}
+    for place, (array, tasks) in enumerate(arrays.items(), start=1):
+        left = at_once - sum(found.values()) - (len(arrays) - place)
+        found[array] = max(1, min(tasks, left))
+    return found
+
+
+def cancel(paths: RunPaths) -> list[Job]:
+    """End all live jobs of a run; what they have finished stays.
+
+    Raises:
+        SdwnError: the scheduler does not answer.
+    """
+    found = [(one, live) for one, live in live_each(read_journal(paths)) if live]
+    if any(unreachable(live) for _, live in found):
+        raise SdwnError("SLURM does not answer; run the same command again when it does")
+    if found:
+        # First, so that a command that follows the run does not submit it again.
+        journal.note_cancelled(paths)
+    for submission, live in found:
+        scheduler.cancel(submission.executor, [job.id for job in live])
+    return [job for _, live in found for job in live]

@@ -1,0 +1,83 @@
+"""An array task: what submitit pickles, and what a process of it runs."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdwn import checkout
+from sdwn.errors import SdwnError
+from sdwn.files import CHANGED, RunPaths, read_json, write_text
+from sdwn.jobs.processes import Process, see_one_device, this_process, together
+from sdwn.models.weights import switch_hub_off
+
+log = logging.getLogger(__name__)
+
+# The module and function of each stage, loaded where it runs: submitting needs no torch. A
+# stage takes the path that it works on and the indices of this process's pieces of work.
+STAGES = {
+    "generate": ("sdwn.generation.generate", "generate"),
+    "pilot": ("sdwn.trials.pilot", "make_pilot"),
+    "probe": ("sdwn.doctor.probe", "look_around"),
+    "tune": ("sdwn.trials.tune", "tune_into"),
+    "merge": ("sdwn.runs.chain", "merge_run"),
+    "evaluate": ("sdwn.runs.chain", "evaluate_run"),
+    "report": ("sdwn.runs.chain", "report_run"),
+    "judge": ("sdwn.judging.task", "judge"),
+    "conclude": ("sdwn.evaluation.evaluating", "conclude_work"),
+}
+
+
+@dataclass(frozen=True)
+class ArrayTask:
+    """What submitit pickles: a stage, a path, and the indices of the pieces of work.
+
+    ``plan`` is the digest of the plan that it was submitted for, ``code`` names the code then.
+    """
+
+    stage: str
+    path: str
+    indices: tuple[int, ...]
+    plan: str = ""
+    code: str = ""
+
+    def __call__(self) -> None:
+        """Run the stage on this process's share."""
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        process = this_process()
+        see_one_device(process)
+        if RunPaths(Path(self.path)).lock.exists():
+            switch_hub_off()
+        with together(process):
+            self._require_same_plan()
+            self._tell_other_code(process)
+            module, function = STAGES[self.stage]
+            run = getattr(importlib.import_module(module), function)
+            run(Path(self.path), process.share(self.indices))
+
+    def _require_same_plan(self) -> None:
+        if not self.plan:
+            return
+        paths = RunPaths(Path(self.path))
+        found = read_json(paths.plan).get("digest")
+        if found != self.plan:
+            raise SdwnError(
+                f"{paths.plan}: this task was submitted for plan {self.plan[:12]}, found "
+                f"{str(found)[:12]}: the plan was replaced; restore it, or submit again"
+            )
+
+    def _tell_other_code(self, process: Process) -> None:
+        if self.code in ("", checkout.code()):
+            return
+        text = f"the code has changed since this was submitted: {self.code} to {checkout.code()}"
+        log.warning("%s", text)
+        write_text(RunPaths(Path(self.path)).note(process.job, process.rank, CHANGED), text + "\n")
+
+    def checkpoint(self) -> Any:
+        """Ask for the same task again: what is on disk says where to go on."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)

@@ -1,0 +1,1 @@
+"""Models: where their weights lie, which they are, and loading them."""

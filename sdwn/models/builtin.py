@@ -1,0 +1,244 @@
+"""The built-in pipelines: the miniature, and one at toy size made of fixed random weights.
+
+The latter is no model of anything: its pictures are coloured blobs. What it has is every part of
+the real pipeline, so that a whole run can be tried and tested without a download and without a
+GPU. The miniature comes with the package (``miniature/README.md``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import zlib
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from numpy.typing import NDArray
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
+
+from sdwn.errors import UsageError
+from sdwn.models.weights import IN_PACKAGE, builtin_path, packaged
+
+BUILTIN = ("tiny", *IN_PACKAGE)
+
+# Of a dozen tried, one whose pictures differ clearly by prompt and by seed.
+_SEED = "tiny-7"
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_SYMBOLS = sorted(ByteLevel.alphabet())
+_VOCABULARY = (*_SYMBOLS, *(symbol + "</w>" for symbol in _SYMBOLS), _START, _END)
+_TEXT_WIDTH = 32
+_NORM_GROUPS = 8
+# Without this gain all prompts give much the same picture.
+_CROSS_ATTENTION_GAIN = 2.0
+_CONTRAST = 1.3
+# Both by measurement: with these about one image in twenty is flagged, at 16 to 64 pixels alike.
+_CONCEPTS = 156
+_CONCEPT_THRESHOLD = 0.65
+
+
+def builtin_folder(name: str) -> Path:
+    """Return a built-in pipeline's folder in diffusers format.
+
+    One that does not come with the package is made on first use, in ``models`` below the cache.
+    Processes that start at once may all call this.
+
+    Raises:
+        UsageError: there is no built-in pipeline of this name.
+        IntegrityError: files of it are missing in the package.
+    """
+    if name not in BUILTIN:
+        valid = ", ".join(f"builtin:{known}" for known in BUILTIN)
+        raise UsageError(f"builtin:{name}: no such built-in model; valid: {valid}")
+    if name in IN_PACKAGE:
+        return packaged(name)
+    folder = builtin_path(name)
+    if not folder.is_dir():
+        _make(folder)
+    return folder
+
+
+def _make(folder: Path) -> None:
+    unfinished = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    unfinished.mkdir(parents=True)
+    try:
+        _pipeline(_tokenizer(unfinished / "tokenizer")).save_pretrained(unfinished)
+        _share(unfinished)
+        unfinished.rename(folder)
+    except OSError:
+        # A full folder refuses the rename: another process has made the same one.
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _share(folder: Path) -> None:
+    # safetensors writes for the owner alone, but a cache may be a whole group's.
+    for path in folder.rglob("*.safetensors"):
+        shutil.copymode(folder / "model_index.json", path)
+
+
+def _pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(
+        vae=_filled("vae", _vae()),
+        text_encoder=_filled("text_encoder", _text_encoder()),
+        tokenizer=tokenizer,
+        unet=_filled("unet", _unet()),
+        scheduler=_scheduler(),
+        safety_checker=_filled("safety_checker", _safety_checker()),
+        feature_extractor=_feature_extractor(),
+    )
+
+
+def _tokenizer(folder: Path) -> CLIPTokenizer:
+    # From files, since the constructor's arguments are not the same in every transformers.
+    folder.mkdir()
+    vocabulary = {symbol: number for number, symbol in enumerate(_VOCABULARY)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+
+
+def _text_encoder() -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(_VOCABULARY),
+            hidden_size=_TEXT_WIDTH,
+            intermediate_size=2 * _TEXT_WIDTH,
+            projection_dim=_TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            bos_token_id=_VOCABULARY.index(_START),
+            eos_token_id=_VOCABULARY.index(_END),
+            pad_token_id=_VOCABULARY.index(_END),
+        )
+    )
+
+
+def _unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=_TEXT_WIDTH,
+        attention_head_dim=8,
+        norm_num_groups=_NORM_GROUPS,
+    )
+
+
+def _vae() -> AutoencoderKL:
+    channels = (16, 32, 32)
+    return AutoencoderKL(
+        sample_size=64,
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        latent_channels=4,
+        norm_num_groups=_NORM_GROUPS,
+    )
+
+
+def _scheduler() -> PNDMScheduler:
+    # The settings of CompVis/stable-diffusion-v1-4.
+    return PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+        steps_offset=1,
+    )
+
+
+def _safety_checker() -> StableDiffusionSafetyChecker:
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+    }
+    return StableDiffusionSafetyChecker(
+        CLIPConfig(text_config={}, vision_config=vision, projection_dim=16)
+    )
+
+
+def _feature_extractor() -> CLIPImageProcessor:
+    # Black is zero, so its embedding is zero too: what NaN turned black is never flagged.
+    return CLIPImageProcessor(
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.0, 0.0, 0.0],
+        image_std=[0.25, 0.25, 0.25],
+    )
+
+
+@torch.no_grad()
+def _filled(component: str, model: torch.nn.Module) -> torch.nn.Module:
+    for name, parameter in model.named_parameters():
+        # Some releases of transformers have these levels, some do not.
+        plain = name.replace("text_model.", "").replace("vision_model.", "")
+        values = _weights(f"{component}.{plain}", tuple(parameter.shape))
+        parameter.copy_(torch.from_numpy(values))
+    return model.eval()
+
+
+def _weights(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    if name.endswith("embeds_weights"):
+        return np.full(shape, _CONCEPT_THRESHOLD)
+    if len(shape) == 1:
+        return np.full(shape, 1.0 if name.endswith("weight") else 0.0)
+    if name.startswith("safety_checker."):
+        return _checker_weights(name, shape)
+    if name.endswith(("token_embedding.weight", "position_embedding.weight")):
+        return _uniform(name, shape)
+    if name.startswith("vae.decoder.") and len(shape) == 4:
+        return _decoder_kernel(name, shape)
+    gain = _CROSS_ATTENTION_GAIN if ".attn2.to_v" in name or ".attn2.to_out" in name else 1.0
+    return gain * _uniform(name, shape) / math.sqrt(math.prod(shape[1:]))
+
+
+def _decoder_kernel(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    # Kernels that are flat in space make blobs of the noise; one of zero mean over its
+    # inputs, all of them activations above zero, leaves no colour cast.
+    flat = _uniform(name, (*shape[:2], 1, 1)) / math.sqrt(shape[1])
+    if name == "vae.decoder.conv_out.weight":
+        flat -= flat.mean(axis=1, keepdims=True)
+        flat *= _CONTRAST
+    return np.broadcast_to(flat / math.prod(shape[2:]), shape).copy()
+
+
+def _checker_weights(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    # Without these an embedding is an odd function of the image, so that embeddings lie evenly
+    # around zero and one threshold flags about as many images at every size.
+    if name.endswith(("position_embedding.weight", "fc2.weight")):
+        return np.zeros(shape)
+    if name.endswith("_embeds"):
+        return _uniform(f"{name}/{_CONCEPTS}", shape)
+    values = _uniform(name, shape) / math.sqrt(math.prod(shape[1:]))
+    if len(shape) == 4:
+        values -= values.mean(axis=(2, 3), keepdims=True)
+    return values
+
+
+def _uniform(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    # RandomState's streams are frozen for good, and uniform numbers need no libm: the same
+    # weights under every NumPy, torch and diffusers, on every machine. Of variance one.
+    stream = np.random.RandomState(zlib.crc32(f"{_SEED}/{name}".encode()))
+    return math.sqrt(3.0) * (2.0 * stream.random_sample(shape) - 1.0)

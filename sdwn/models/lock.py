@@ -1,0 +1,277 @@
+"""A run's lock: exactly which weights make its images, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sdwn.config import ModelConfig, RunConfig
+from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.files import RunPaths, file_sha256, now, read_json, write_text
+from sdwn.models.weights import (
+    Weights,
+    builtin_path,
+    combined,
+    components,
+    files,
+    locate,
+    model_folder,
+    needed,
+    snapshot,
+    source,
+    unneeded,
+)
+from sdwn.planning.plan import Plan
+
+FORMAT = "sdwn-lock"
+FORMAT_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+class LockedFile(_Record):
+    """A file of the weights; what a folder holds may change, so its content counts too."""
+
+    file: str
+    bytes: int
+    mtime_ns: int | None = None
+    sha256: str | None = None
+
+
+class Lock(_Record):
+    """Which weights a run is made with; ``model`` is as the plan has it.
+
+    ``revision`` is the commit that the plan's revision stood for when this was written, or a
+    folder's fingerprint. ``folder`` is where the hub's weights lie if not in its cache.
+    """
+
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+    model: ModelConfig
+    source: Literal["builtin", "folder", "hub"]
+    revision: str
+    folder: str | None = None
+    written: str
+    files: list[LockedFile]
+
+
+def ensure(paths: RunPaths, plan: Plan) -> Lock | None:
+    """Give a run's lock; a missing one is written if the weights are on this machine.
+
+    There is no network in it. None where the weights are not here yet, or there are none.
+
+    Raises:
+        IntegrityError: the lock is damaged, or images were made with other weights.
+    """
+    if (lock := read_lock(paths, plan.config.model)) is not None:
+        return lock
+    made_with = recorded(paths)
+    folder = locate(plan.config, made_with)
+    if folder is None:
+        return None
+    hub = source(plan.config.model) == "hub"
+    return write_lock(paths, lock_on(plan.config, folder, folder.name if hub else None))
+
+
+def lock_on(config: RunConfig, folder: Path, commit: str | None) -> Lock:
+    """Lock a config to the weights in a folder, which are the hub's if there is a commit."""
+    if commit is not None:
+        parts = components(folder) - unneeded(config)
+        names = needed(files(folder), parts, config.model.variant)
+        found = [LockedFile(file=name, bytes=(folder / name).stat().st_size) for name in names]
+    else:
+        found = [_read(folder, name) for name in files(folder)]
+    return Lock(
+        model=config.model,
+        source=source(config.model),
+        revision=commit or combined({file.file: str(file.sha256) for file in found}),
+        written=now(),
+        files=found,
+    )
+
+
+def _read(folder: Path, name: str) -> LockedFile:
+    stat = (folder / name).stat()
+    digest = file_sha256(folder / name)
+    return LockedFile(file=name, bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest)
+
+
+def write_lock(paths: RunPaths, lock: Lock) -> Lock:
+    """Write a run's lock.
+
+    Raises:
+        IntegrityError: images of this run were made with other weights.
+    """
+    made_with = recorded(paths)
+    if made_with not in (None, lock.revision):
+        raise IntegrityError(
+            f"{paths.root}: images of this run were made with {lock.model.name} at {made_with}, "
+            f"and what is here now is {lock.revision}; bring the former back, or plan into a new "
+            "folder"
+        )
+    write_text(paths.lock, lock.model_dump_json(indent=1) + "\n")
+    return lock
+
+
+def recorded(paths: RunPaths) -> str | None:
+    """Give the revision that a run's images were made with; None before there are any."""
+    if not (paths.shards.is_dir() or paths.pieces.is_dir()):
+        return None
+    from sdwn.storage.shards import ImageFile
+
+    for path in _image_files(paths):
+        try:
+            with ImageFile(path) as file:
+                revisions = [session.get("revision") for session in file.sessions]
+        except IntegrityError:
+            continue
+        if revisions and revisions[0]:
+            return str(revisions[0])
+    return None
+
+
+def _image_files(paths: RunPaths) -> Iterator[Path]:
+    yield from map(paths.shard, sorted(paths.done_shards()))
+    for index in paths.started_shards():
+        for start, stop in paths.piece_ranges(index):
+            yield paths.piece(index, start, stop)
+
+
+def read_lock(paths: RunPaths, model: ModelConfig) -> Lock | None:
+    """Read a run's lock; None where there is none.
+
+    Raises:
+        IntegrityError: it is damaged, of a later version, or of another model than the plan's.
+    """
+    if not paths.lock.exists():
+        return None
+    try:
+        content = read_json(paths.lock)
+        _require_version(paths, content)
+        lock = Lock.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise IntegrityError(f"{paths.lock}: damaged: {reason}; {_anew(paths)}") from None
+    except IntegrityError as error:
+        raise IntegrityError(f"{error}; {_anew(paths)}") from None
+    if lock.model != model:
+        raise IntegrityError(
+            f"{paths.lock}: of the model {lock.model.name}, the plan has {model.name} or another "
+            f"revision or variant of it; {_anew(paths)}"
+        )
+    return lock
+
+
+def _require_version(paths: RunPaths, content: dict[str, Any]) -> None:
+    found = content.get("format"), content.get("format_version")
+    if found != (FORMAT, FORMAT_VERSION):
+        raise IntegrityError(
+            f"{paths.lock}: expected {FORMAT} {FORMAT_VERSION}, found {found[0]} {found[1]}"
+        )
+
+
+def _anew(paths: RunPaths) -> str:
+    # The images' own records say which weights it must name again.
+    return f"write it anew with: rm {paths.lock} && sdwn prefetch {paths.root}"
+
+
+def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
+    """Give the weights that a run is locked to, once they are as the lock has them.
+
+    None without a lock. A folder whose sizes and times are as they were is not read again.
+
+    Raises:
+        SdwnError: weights of the hub are not whole on this machine.
+        IntegrityError: the lock is damaged, or the model's folder was changed.
+    """
+    lock = read_lock(paths, model)
+    if lock is None:
+        return None
+    folder = _folder(lock)
+    if lock.source == "hub":
+        _require_whole(paths, lock, folder)
+    else:
+        _require_unchanged(lock, folder)
+    return Weights(folder, lock.revision)
+
+
+def _folder(lock: Lock) -> Path:
+    if lock.source == "folder":
+        return model_folder(lock.model)
+    if lock.source == "builtin":
+        return _builtin(str(lock.model.builtin))
+    if lock.folder is not None:
+        return Path(lock.folder)
+    return snapshot(lock.model.name, lock.revision) or Path("the hub's cache")
+
+
+def _builtin(name: str) -> Path:
+    if builtin_path(name).is_dir():
+        return builtin_path(name)
+    from sdwn.models.builtin import builtin_folder  # torch
+
+    return builtin_folder(name)
+
+
+def _require_whole(paths: RunPaths, lock: Lock, folder: Path) -> None:
+    absent = [file.file for file in lock.files if _size(folder / file.file) != file.bytes]
+    if absent:
+        from huggingface_hub import constants
+
+        raise SdwnError(
+            f"model {lock.model.name} at {lock.revision}: {len(absent)} of {len(lock.files)} files "
+            f"are not whole in {lock.folder or constants.HF_HUB_CACHE} ({absent[0]}); fetch them "
+            f"where there is a network, with: sdwn prefetch {paths.root} (HF_HOME there and here "
+            "must be one folder; see also its --folder)"
+        )
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
+
+
+def _require_unchanged(lock: Lock, folder: Path) -> None:
+    for file in lock.files:
+        if _changed(folder / file.file, file):
+            raise IntegrityError(
+                f"{folder / file.file}: changed or missing since the run was locked to the model "
+                "in this folder; bring it back, or plan into a new folder"
+            )
+
+
+def _changed(path: Path, file: LockedFile) -> bool:
+    if _size(path) != file.bytes:
+        return True
+    return path.stat().st_mtime_ns != file.mtime_ns and file_sha256(path) != file.sha256
+
+
+def carry(paths: RunPaths, other: RunPaths) -> None:
+    """Give another run folder of the same model the same lock."""
+    if paths.lock.exists():
+        write_text(other.lock, paths.lock.read_text(encoding="utf-8"))
+
+
+def common_revision(runs: Sequence[RunPaths], model: ModelConfig) -> str | None:
+    """Give the revision that all these runs are locked to; None where none has a lock.
+
+    Raises:
+        UsageError: two of them are locked to different weights.
+    """
+    locks = [(paths, read_lock(paths, model)) for paths in runs]
+    locked = [(paths.root, lock.revision) for paths, lock in locks if lock is not None]
+    for folder, revision in locked:
+        if revision != locked[0][1]:
+            raise UsageError(
+                f"{folder} is locked to {model.name} at {revision}, {locked[0][0]} to "
+                f"{locked[0][1]}; only images of the same weights make one release"
+            )
+    return locked[0][1] if locked else None

@@ -1,0 +1,1 @@
+"""What is to be made, before anything is: the plan, and how it is shared out."""

@@ -1,0 +1,1 @@
+"""Releases: made of shards, read, described, and made again."""

@@ -1,0 +1,428 @@
+"""A release, open for reading: images, their records, and subsets of both."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from sdwn.errors import IntegrityError, SdwnError, UsageError, first_line
+from sdwn.files import ReleasePaths, file_sha256
+from sdwn.planning.plan import PlannedSynset, parse_table
+from sdwn.releases.manifest import Manifest, read_manifest
+from sdwn.storage.columns import STATUSES
+from sdwn.storage.images import Pixels, decode
+from sdwn.storage.shards import ImageFile
+
+# What every image has, and of which type.
+METADATA_COLUMNS = {
+    **dict.fromkeys(("wnid", "synset", "status", "codec", "sha256"), pa.string()),
+    **dict.fromkeys(("number", "row", "bytes", "width", "height"), pa.uint32()),
+    "offset": pa.uint64(),
+    "part": pa.dictionary(pa.int32(), pa.string()),
+}
+# What finding and decoding an image takes; the rest of a record is read when it is asked for.
+PLACE = ("part", "offset", "bytes", "codec", "width", "height", "sha256")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Subset:
+    """Some of a release's images: their rows in its table, and in words how they were taken."""
+
+    indices: NDArray[np.int64]
+    selection: tuple[str, ...]
+
+
+class Release:
+    """A finished release, open for reading; or some of its images, see :meth:`subset`.
+
+    It can be pickled, and each process opens its own files. ``manifest`` says what the whole
+    release holds, ``selection`` in words what a subset took of it.
+
+    Raises:
+        SdwnError: there is none at this path.
+        IntegrityError: its manifest is damaged or of a later version.
+    """
+
+    def __init__(self, root: str | Path, *, _subset: _Subset | None = None) -> None:
+        # Absolute, for whoever reads may go elsewhere meanwhile.
+        self.paths = ReleasePaths(Path(root).absolute())
+        if not self.paths.manifest.is_file():
+            inside = ReleasePaths(self.paths.root / "release")
+            advice = f"make one with: sdwn merge RUN --release {root}"
+            if inside.manifest.exists():
+                advice = f"did you mean {inside.root}?"
+            raise SdwnError(f"{root}: no release here; {advice}")
+        self.manifest: Manifest = read_manifest(self.paths.manifest)
+        self._chosen = _subset.indices if _subset else None
+        self.selection: tuple[str, ...] = _subset.selection if _subset else ()
+        self._descriptors: dict[str, int] = {}
+
+    def __enter__(self) -> Release:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        subset = None if self._chosen is None else _Subset(self._chosen, self.selection)
+        return _reopened, (str(self.paths.root), subset)
+
+    def __del__(self) -> None:
+        try:  # noqa: SIM105 - at its end Python has taken modules away, contextlib too
+            self.close()
+        except Exception:
+            pass
+
+    def __repr__(self) -> str:
+        return f"<Release {self}: {len(self):,} images>"
+
+    def __str__(self) -> str:
+        return ", ".join((str(self.paths.root), *self.selection))
+
+    def __len__(self) -> int:
+        return self.manifest.images if self._chosen is None else len(self._chosen)
+
+    def close(self) -> None:
+        """Close the parts; a later read opens them again."""
+        descriptors = getattr(self, "_descriptors", {})
+        while descriptors:
+            os.close(descriptors.popitem()[1])
+
+    @cached_property
+    def metadata(self) -> pa.Table:
+        """The table with a row an image, in the order of the parts; ``to_pandas()`` turns it."""
+        if not self.paths.metadata.is_file():
+            raise IntegrityError(f"{self.paths.metadata}: missing, or no plain file")
+        try:
+            # Not a path, which may be no text; not Python's file, which Arrow's threads may
+            # still hold when Python ends.
+            table = pq.ParquetFile(pa.BufferReader(self.paths.metadata.read_bytes())).read()
+        except (OSError, pa.ArrowException) as error:
+            told = first_line(error)
+            raise IntegrityError(f"{self.paths.metadata}: cannot be read: {told}") from None
+        _check_schema(self.paths.metadata, table)
+        return table if self._chosen is None else table.take(pa.array(self._chosen))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which names every other file's."""
+        return file_sha256(self.paths.manifest)
+
+    @cached_property
+    def synsets(self) -> dict[str, PlannedSynset]:
+        """The plan's synsets by wnid: name, lemmas, definition, prompt, ImageNet class.
+
+        All of them, also those that this release has no images of.
+        """
+        try:
+            rows = parse_table(self.paths.synsets.read_text(encoding="utf-8"))
+        except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+            raise IntegrityError(f"{self.paths.synsets}: cannot be read: {error!r}") from None
+        return {row.wnid: row for row in rows}
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Read an image's record.
+
+        Raises:
+            IndexError: there is no such image.
+        """
+        row: dict[str, Any] = self.metadata.slice(self._index(index), 1).to_pylist()[0]
+        return row
+
+    def place(self, index: int) -> dict[str, Any]:
+        """Give of an image's record what :meth:`image` and :meth:`payload` need, ten times faster.
+
+        Raises:
+            IndexError: there is no such image.
+        """
+        place = self._index(index)
+        return {name: values[place].as_py() for name, values in self._places.items()}
+
+    def find(self, name: str) -> NDArray[np.int64]:
+        """Give the indices of a synset's images, by wnid, synset name, or lemma.
+
+        A lemma gives the images of every synset that has it; case does not count there, nor
+        whether words are joined by ``_``.
+
+        Raises:
+            UsageError: it names no synset of the release; similar names are given.
+        """
+        places = self._places_by_wnid
+        wnids = [wnid for wnid in self._wnids(name) if wnid in places]
+        if not wnids:
+            raise UsageError(f"{self}: {self._not_found(name)}")
+        return np.concatenate([places[wnid] for wnid in wnids])
+
+    def find_one(self, name: str) -> str:
+        """Give the wnid of a synset, found as in :meth:`find`, where a name is of one alone.
+
+        Raises:
+            UsageError: it names no synset of the release, or several, which are given.
+        """
+        rows = self.metadata.select(["wnid", "synset"]).take(pa.array(self.find(name)))
+        found: dict[str, str] = {row["wnid"]: row["synset"] for row in rows.to_pylist()}
+        if len(found) > 1:
+            raise UsageError(f"{name!r} is ambiguous: {', '.join(sorted(found.values()))}")
+        return next(iter(found))
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Read the records of a synset's images, found as in :meth:`find`."""
+        found: list[dict[str, Any]] = self.metadata.take(pa.array(self.find(name))).to_pylist()
+        return found
+
+    def image(self, which: int | Row) -> Image.Image:
+        """Decode an image to RGB, by index or by its record.
+
+        Raises:
+            IntegrityError: it is damaged.
+        """
+        row = which if isinstance(which, Mapping) else self.place(which)
+        try:
+            return decode(self.payload(row), row["codec"], row["width"], row["height"])
+        except IntegrityError as error:
+            whole = which if isinstance(which, Mapping) else self.row(which)
+            raise IntegrityError(f"{whole['synset']} {whole['number']}: {error}") from None
+
+    def array(self, which: int | Row) -> Pixels:
+        """Decode an image to uint8 of shape (height, width, 3)."""
+        return np.asarray(self.image(which))
+
+    def payload(self, row: Row) -> bytes:
+        """Read an encoded image, by its record.
+
+        Raises:
+            IntegrityError: it is not what its record says.
+        """
+        try:
+            payload = os.pread(self._descriptor(row["part"]), row["bytes"], row["offset"])
+        except OverflowError:
+            payload = b""
+        if hashlib.sha256(payload).hexdigest() != row["sha256"]:
+            raise IntegrityError(
+                f"{row['part']} is damaged at byte {row['offset']}; "
+                f"see what else is: sdwn verify {self.paths.root}"
+            )
+        return payload
+
+    def provenance(self, which: int | Row) -> dict[str, Any]:
+        """Say how an image was made: everything that making it again takes.
+
+        That is the run's settings (steps, guidance, size, prompt's template), the session that
+        made it (model, revision, scheduler, precision, device, versions, job), and its own
+        record (seed, prompt, batch, place, attempt). An imported image has its record alone.
+        """
+        row = dict(which) if isinstance(which, Mapping) else self.row(which)
+        found = {"row": row, "settings": self.manifest.settings}
+        with ImageFile(self._part(row["part"])) as file:
+            sessions = file.sessions
+        session = row.get("session")
+        if session is not None and session not in range(len(sessions)):
+            raise IntegrityError(f"{row['part']}: expected a session {session}, has none")
+        found["session"] = None if session is None else sessions[session]
+        return found
+
+    def subset(
+        self,
+        *,
+        rows: ArrayLike | None = None,
+        imagenet: bool = False,
+        below: str | None = None,
+        status: str | Sequence[str] | None = None,
+    ) -> Release:
+        """Take some of the images; what is given together must all hold.
+
+        Args:
+            rows: their indices, in the order wanted, or a mask.
+            imagenet: synsets that are ImageNet-1k classes.
+            below: a WordNet synset and everything below it, as ``dog.n.01``.
+            status: of this status, or of one of these; ``ok`` leaves out black images.
+
+        Raises:
+            UsageError: there is no such synset or status, or ``rows`` are neither.
+            IndexError: there is no such row.
+        """
+        kept, words = np.ones(self.metadata.num_rows, dtype=bool), list[str]()
+        indices = np.arange(len(kept))
+        if rows is not None:
+            indices = self._indices(rows)
+            words.append("chosen images")
+        if imagenet:
+            kept &= self._column("imagenet_class", pc.is_valid)
+            words.append("ImageNet-1k classes")
+        if status is not None:
+            wanted = [status] if isinstance(status, str) else list(status)
+            kept &= self._with_status(wanted)
+            words.append(f"status {' or '.join(wanted)}")
+        if below is not None:
+            kept &= self._below(below)
+            words.append(f"{below} and below")
+        return self._choose(indices[kept[indices]], words)
+
+    def sample(self, fraction: float) -> Release:
+        """Take this share of the synsets, at least one, with all their images.
+
+        The same synsets in every release that has them; a larger sample holds a smaller one.
+        """
+        if not 0 < fraction <= 1:
+            raise UsageError(f"a sample is more than 0 and at most 1 of all, found {fraction}")
+        wnids = sorted(self._places_by_wnid, key=lambda w: hashlib.sha256(w.encode()).digest())
+        chosen = wnids[: max(1, round(fraction * len(wnids)))]
+        places = [self._places_by_wnid[wnid] for wnid in chosen]
+        indices = np.sort(np.concatenate(places)) if places else np.arange(0)
+        return self._choose(indices, [f"{100 * fraction:.3g}% of the synsets"])
+
+    @property
+    def described(self) -> Manifest:
+        """The manifest as it would be of these images alone; what tells of files is unchanged."""
+        if self._chosen is None:
+            return self.manifest
+        earlier = [self.manifest.selection] if self.manifest.selection else []
+        selection = ", ".join([*earlier, *self.selection]) or None
+        return self.manifest.model_copy(update={**self.counted, "selection": selection})
+
+    @property
+    def counted(self) -> dict[str, Any]:
+        """What a manifest counts, of these images."""
+        table, present = self.metadata, self.present
+        statuses = table["status"].value_counts().to_pylist()
+        return {
+            "images": table.num_rows,
+            "synsets": len(present),
+            "imagenet_classes": sum(row.imagenet_class is not None for row in present),
+            "statuses": dict(sorted((one["values"], one["counts"]) for one in statuses)),
+            **{
+                name: int(pc.sum(table[name]).as_py() or 0)
+                for name in ("truncated", "redone")
+                if name in table.column_names
+            },
+        }
+
+    @property
+    def present(self) -> list[PlannedSynset]:
+        """The synsets that have images here."""
+        return [row for wnid, row in self.synsets.items() if wnid in self._places_by_wnid]
+
+    def _indices(self, rows: ArrayLike) -> NDArray[np.int64]:
+        given, images = np.asarray(rows), self.metadata.num_rows
+        if given.dtype == bool and given.shape == (images,):
+            return np.flatnonzero(given)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise UsageError(
+                f"rows: expected a list of indices, or a mask of {images} values; "
+                f"found {given.dtype} of shape {given.shape}"
+            )
+        return np.arange(images)[given.astype(np.int64)]
+
+    def _choose(self, indices: NDArray[np.int64], words: list[str]) -> Release:
+        chosen = indices if self._chosen is None else self._chosen[indices]
+        return Release(self.paths.root, _subset=_Subset(chosen, (*self.selection, *words)))
+
+    def _column(self, name: str, test: Any) -> NDArray[np.bool_]:
+        found: NDArray[np.bool_] = test(self.metadata[name]).to_numpy()
+        return found
+
+    def _with_status(self, wanted: list[str]) -> NDArray[np.bool_]:
+        unknown = [status for status in wanted if status not in STATUSES]
+        if unknown:
+            raise UsageError(f"no status {unknown[0]!r}; valid: {', '.join(STATUSES)}")
+        valid = pa.array(wanted, pa.string())
+        return self._column("status", lambda values: pc.is_in(values, valid))
+
+    def _below(self, name: str) -> NDArray[np.bool_]:
+        from sdwn.synsets.wordnet import shared_wordnet  # NLTK's seconds are for those who ask
+
+        wordnet = shared_wordnet()
+        wnids = [wordnet.synset(name).wnid, *(synset.wnid for synset in wordnet.below(name))]
+        return self._column("wnid", lambda values: pc.is_in(values, pa.array(wnids)))
+
+    @cached_property
+    def _places_by_wnid(self) -> dict[str, NDArray[np.int64]]:
+        wnids = self.metadata["wnid"].combine_chunks().dictionary_encode()
+        codes, names = wnids.indices.to_numpy(), wnids.dictionary.to_pylist()
+        order = np.argsort(codes, kind="stable")
+        ends = np.cumsum(np.bincount(codes, minlength=len(names)))[:-1]
+        return dict(zip(names, np.split(order, ends), strict=True)) if names else {}
+
+    @cached_property
+    def _wnids_by_name(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for wnid, row in self.synsets.items():
+            lemmas = {_plain(lemma) for lemma in row.lemmas.split(", ")}
+            for name in (row.synset, *lemmas):
+                found.setdefault(name, []).append(wnid)
+        return found
+
+    def _wnids(self, name: str) -> list[str]:
+        if name in self._places_by_wnid:
+            return [name]
+        return self._wnids_by_name.get(name) or self._wnids_by_name.get(_plain(name), [])
+
+    def _not_found(self, name: str) -> str:
+        if self._wnids(name):
+            return f"no image of {name} here"
+        close = difflib.get_close_matches(_plain(name), self._wnids_by_name, n=3)
+        meant = f"; did you mean {' or '.join(close)}?" if close else ""
+        return f"{name!r} is no wnid, synset or lemma of this release{meant}"
+
+    def _index(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.paths.root}: no image {index}; it holds {len(self)}")
+        return index % len(self)
+
+    @cached_property
+    def _places(self) -> dict[str, pa.Array]:
+        # Slicing the whole table takes ten times as long as these few columns.
+        return {name: self.metadata[name].combine_chunks() for name in PLACE}
+
+    def _part(self, name: str) -> Path:
+        if not name or Path(name).name != name:
+            raise IntegrityError(f"{self.paths.metadata}: {name!r} is no file of the release")
+        return self.paths.root / name
+
+    def _descriptor(self, part: str) -> int:
+        found = self._descriptors.get(part)
+        if found is None:
+            try:
+                opened = os.open(self._part(part), os.O_RDONLY)
+            except OSError as error:
+                raise IntegrityError(f"{self.paths.root / part}: {error.strerror}") from None
+            # Of two threads that open it at once, one closes its own again.
+            found = self._descriptors.setdefault(part, opened)
+            if found != opened:
+                os.close(opened)
+        return found
+
+
+def _reopened(root: str, subset: _Subset | None) -> Release:
+    return Release(root, _subset=subset)
+
+
+def _plain(lemma: str) -> str:
+    return lemma.replace("_", " ").casefold()
+
+
+def _check_schema(path: Path, table: pa.Table) -> None:
+    for name, kind in {**METADATA_COLUMNS, "imagenet_class": pa.int16()}.items():
+        if table.column_names.count(name) != 1:
+            raise IntegrityError(f"{path}: expected the column {name}, once")
+        column = table[name]
+        if column.type != kind:
+            raise IntegrityError(f"{path}: {name}: expected {kind}, found {column.type}")
+        if column.null_count and name in METADATA_COLUMNS:
+            raise IntegrityError(f"{path}: {name}: expected a value for each image")

@@ -1,0 +1,201 @@
+"""The later stages as tasks of their own: what a run's arrays are followed by."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from sdwn import checkout
+from sdwn.errors import SdwnError, UsageError
+from sdwn.files import ReleasePaths, RunPaths
+from sdwn.jobs.cluster import Job, Tell
+from sdwn.jobs.joblogs import job_logs, reason
+from sdwn.jobs.journal import Submission, read_journal
+from sdwn.jobs.live import Live, live_each, unreachable
+from sdwn.jobs.profiles import ClusterProfile, LaterStage, stage_profile
+from sdwn.jobs.scheduler import PENDING, cancel
+from sdwn.jobs.submission import submit_array
+from sdwn.jobs.task import ArrayTask
+from sdwn.planning.dealt import Dealt
+from sdwn.planning.plan import Plan, read_plan
+
+log = logging.getLogger(__name__)
+
+DONE = "done"
+# How submitit ends the log of a job that raised nothing.
+SUCCESS = ("completed successfully", "after successful completion")
+
+STAGES: tuple[LaterStage, ...] = get_args(LaterStage)
+# With what follows a release's judging.
+LATER = (*STAGES, "conclude")
+
+
+def parse_stages(text: str) -> tuple[LaterStage, ...]:
+    """Read a list of later stages; they run in their own order, however they are given.
+
+    >>> parse_stages("evaluate, merge")
+    ('merge', 'evaluate')
+
+    Raises:
+        UsageError: it names something else.
+    """
+    names = {name.strip() for name in text.split(",")}
+    if unknown := names - set(STAGES):
+        raise UsageError(
+            f"--then {text}: expected some of {', '.join(STAGES)}, found {sorted(unknown)[0]!r}"
+        )
+    return tuple(stage for stage in STAGES if stage in names)
+
+
+def require_possible(
+    paths: RunPaths,
+    plan: Plan,
+    stages: Sequence[LaterStage],
+    profile: ClusterProfile,
+    wait: bool,
+) -> None:
+    """Refuse a chain that has no beginning, or nobody to link it.
+
+    Raises:
+        UsageError: a stage lacks what it works on.
+    """
+    if "merge" in stages and not plan.slice.whole:
+        raise UsageError(
+            f"--then merge: {paths.root} has the slice {plan.slice} of its plan; merge all of them "
+            "when they are done, with: sdwn merge RUN RUN ... --release RELEASE"
+        )
+    if profile.executor == "local" and not wait:
+        raise UsageError("--then: processes of this machine need --wait, which links them")
+    if stages[0] != "merge" and not ReleasePaths(paths.release).manifest.exists():
+        raise UsageError(f"--then {stages[0]}: {paths.release} is no release yet; add merge")
+    if stages[0] == "report" and not ReleasePaths(paths.release).evaluations.is_dir():
+        raise UsageError("--then report: nothing is evaluated yet; add evaluate")
+
+
+def submit_chain(
+    paths: RunPaths,
+    plan: Plan,
+    stages: Sequence[LaterStage],
+    profile: ClusterProfile,
+    tell: Tell,
+) -> dict[str, Job]:
+    """Submit later stages, the first behind all live arrays, each other behind the one before.
+
+    Stages that wait from an earlier submission are taken back: they would start too early. One
+    that runs goes on, and the first waits for it.
+
+    Raises:
+        SdwnError: SLURM takes no more jobs, or does not answer.
+    """
+    before = _live_before(paths, tell)
+    jobs: dict[str, Job] = {}
+    for stage in stages:
+        site = _behind(stage_profile(profile, stage), before, "afterok" if jobs else "afterany")
+        jobs[stage] = _submit_later(paths, plan, stage, site, tell)
+        before = [jobs[stage].id]
+    return jobs
+
+
+def submit_conclusion(paths: RunPaths, judging: Dealt, profile: ClusterProfile, tell: Tell) -> Job:
+    """Submit what writes an evaluation's figures, behind all live tasks that judge.
+
+    ``profile`` is what that job asks for.
+
+    Raises:
+        SdwnError: SLURM takes no more jobs, or does not answer.
+    """
+    site = _behind(profile, _live_before(paths, tell), "afterany")
+    return _submit_later(paths, judging, "conclude", site, tell)
+
+
+def _submit_later(
+    paths: RunPaths, plan: Dealt, stage: str, site: ClusterProfile, tell: Tell
+) -> Job:
+    task = ArrayTask(stage, str(paths.root.absolute()), (), plan.digest, checkout.code())
+    (job,) = submit_array(paths, [task], site, tell)
+    return job
+
+
+def _behind(profile: ClusterProfile, arrays: Sequence[str], kind: str) -> ClusterProfile:
+    if not arrays or profile.executor == "local":
+        return profile
+    # Without the second option, a stage behind one that failed waits for ever.
+    options = {"dependency": f"{kind}:{':'.join(arrays)}", "kill-on-invalid-dep": "yes"}
+    return profile.model_copy(update={"sbatch": {**profile.sbatch, **options}})
+
+
+def _live_before(paths: RunPaths, tell: Tell) -> list[str]:
+    """Name the arrays and jobs to wait for; stages that wait themselves are taken back."""
+    before: list[str] = []
+    for submission, jobs in live_each(read_journal(paths)):
+        if not jobs or submission.executor == "local":
+            continue
+        if unreachable(jobs):
+            raise SdwnError("SLURM does not answer; run the same command again when it does")
+        job, state = next(iter(jobs.items()))
+        if submission.stage in LATER and state.state == PENDING:
+            tell(f"{submission.stage}, which waited as job {job.id}, is queued anew")
+            cancel("slurm", [job.id])
+        else:
+            before.append(job.id.partition("_")[0])
+    return before
+
+
+def states(paths: RunPaths, submissions: Sequence[Submission], live: Live) -> dict[str, str]:
+    """Say of each later stage that was submitted how it stands."""
+    last = {one.stage: one for one in submissions if one.stage in LATER and one.jobs}
+    return {stage: _state(paths, last[stage].jobs[0], live) for stage in LATER if stage in last}
+
+
+def _state(paths: RunPaths, job: Job, live: Live) -> str:
+    if job in live:
+        state = live[job]
+        return f"{state.state.lower()} {f'({state.reason}) ' * bool(state.reason)}as job {job.id}"
+    if not job_logs(paths, job):
+        return f"never started: job {job.id} was cancelled, or the stage before it failed"
+    said = reason(paths, job)
+    return DONE if any(words in said for words in SUCCESS) else f"failed: {said}"
+
+
+def require_done(paths: RunPaths, stages: Sequence[LaterStage]) -> None:
+    """Fail where a stage that was followed to its end did not succeed.
+
+    Raises:
+        SdwnError: with the last line of its log.
+    """
+    found = states(paths, read_journal(paths), {})
+    for stage in stages:
+        if found.get(stage) != DONE:
+            raise SdwnError(f"{stage} {found.get(stage, 'was not submitted')}")
+
+
+def merge_run(run: Path, _: Iterable[int]) -> None:
+    """Merge a run into its own release."""
+    from sdwn.releases.merge import merge, merged_summary
+
+    paths = RunPaths(run)
+    _say("merged", merged_summary(merge([paths], ReleasePaths(paths.release))))
+
+
+def evaluate_run(run: Path, _: Iterable[int]) -> None:
+    """Classify a run's own release as its config says."""
+    from sdwn.evaluation.evaluating import evaluate
+    from sdwn.releases.release import Release
+
+    paths = RunPaths(run)
+    _say("evaluated", evaluate(Release(paths.release), read_plan(paths).config.evaluation))
+
+
+def report_run(run: Path, _: Iterable[int]) -> None:
+    """Write the report of a run's own release."""
+    from sdwn.pages.report import write_report
+    from sdwn.releases.release import Release
+
+    log.info("report: %s", write_report(Release(RunPaths(run).release), None))
+
+
+def _say(what: str, found: dict[str, Any]) -> None:
+    log.info("%s: %s", what, json.dumps(found))

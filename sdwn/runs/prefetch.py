@@ -1,0 +1,138 @@
+"""Prefetching: what a run needs of the network, got on the machine that has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sdwn.config import EvaluationConfig, RunConfig
+from sdwn.errors import SdwnError, UsageError
+from sdwn.files import RunPaths
+from sdwn.models import lock
+from sdwn.models.hub import fetch
+from sdwn.models.lock import Lock
+from sdwn.models.weights import Weights, fingerprint, is_commit, model_folder, source
+from sdwn.planning.plan import Plan
+
+
+def fetch_for_config(config: RunConfig, folder: Path | None = None) -> Weights | None:
+    """Get a config's weights, into the hub's cache or a folder; None of a model that has none.
+
+    Raises:
+        SdwnError: they cannot be had.
+    """
+    if config.model.builtin == "noise":
+        return None
+    if source(config.model) == "hub":
+        return fetch(config, None, folder)
+    place = _place(config, folder)
+    return Weights(place, fingerprint(place))
+
+
+def fetch_for_run(paths: RunPaths, plan: Plan, folder: Path | None = None) -> Weights | None:
+    """Get a run's weights, and lock the run to them; None of a model that has none.
+
+    A lock that stands decides which commit; so do images that were made before there was one.
+    The run's tasks find the weights in the folder, if one is given.
+
+    Raises:
+        SdwnError: they cannot be had.
+        IntegrityError: images were made with other weights, or a model's folder was changed.
+    """
+    config = plan.config
+    if config.model.builtin == "noise":
+        return None
+    standing = lock.read_lock(paths, config.model)
+    if source(config.model) != "hub":
+        _place(config, folder)
+        lock.ensure(paths, plan)
+    elif standing is None:
+        _lock_anew(paths, config, folder)
+    else:
+        _as_locked(paths, config, standing, folder)
+    return lock.locked_weights(paths, config.model)
+
+
+def _lock_anew(paths: RunPaths, config: RunConfig, folder: Path | None) -> None:
+    made_with = lock.recorded(paths)
+    found = fetch(config, made_with if is_commit(made_with) else None, folder)
+    lock.write_lock(paths, _in(lock.lock_on(config, found.folder, found.revision), folder))
+
+
+def _as_locked(paths: RunPaths, config: RunConfig, standing: Lock, folder: Path | None) -> None:
+    wanted = _in(standing, folder)
+    if wanted == standing and _has_all(paths, config):
+        return
+    fetch(config, standing.revision, Path(wanted.folder) if wanted.folder is not None else None)
+    if wanted != standing:
+        lock.write_lock(paths, wanted)
+
+
+def _in(made: Lock, folder: Path | None) -> Lock:
+    return made if folder is None else made.model_copy(update={"folder": str(folder)})
+
+
+def _has_all(paths: RunPaths, config: RunConfig) -> bool:
+    try:
+        return lock.locked_weights(paths, config.model) is not None
+    except SdwnError:
+        return False
+
+
+def _place(config: RunConfig, folder: Path | None) -> Path:
+    """Find a model's own folder, or make a built-in one."""
+    model = config.model
+    if folder is not None:
+        raise UsageError(f"--folder is for models of the hub; {model.name} needs no fetching")
+    if model.builtin is None:
+        return model_folder(model)
+    from sdwn.models.builtin import builtin_folder  # torch
+
+    return builtin_folder(model.builtin)
+
+
+def fetch_extras(classifier: EvaluationConfig | None) -> dict[str, Any]:
+    """Get the classifier, if one is wanted, and WordNet; say what could not be had, and why."""
+    problems: list[str] = []
+    found = {
+        "classifier": classifier and _attempt(lambda: fetch_classifier(classifier), problems),
+        "wordnet": _attempt(fetch_wordnet, problems),
+    }
+    return {**found, "problems": problems}
+
+
+def _attempt(fetch_one: Callable[[], str], problems: list[str]) -> str | None:
+    try:
+        return fetch_one()
+    except SdwnError as error:
+        problems.append(str(error))
+        return None
+
+
+def fetch_classifier(chosen: EvaluationConfig) -> str:
+    """Get a classifier's weights, without loading them, and say where they lie.
+
+    Raises:
+        SdwnError: they cannot be had.
+    """
+    from sdwn.judging.classify import fetch_own  # torch and timm
+
+    if chosen.checkpoint is None:
+        return str(fetch_own(chosen.model))
+    if not chosen.checkpoint.is_file():
+        raise UsageError(f"{chosen.checkpoint}: no such checkpoint file")
+    return str(chosen.checkpoint)
+
+
+def fetch_wordnet() -> str:
+    """Find WordNet, or have NLTK get it.
+
+    Raises:
+        SdwnError: there is none, and NLTK cannot get it.
+    """
+    from sdwn.synsets.wordnet import open_wordnet  # nltk
+    from sdwn.synsets.wordnet_files import VERSION
+
+    open_wordnet()
+    return VERSION

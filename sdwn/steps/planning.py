@@ -1,0 +1,69 @@
+"""Planning a run, and getting what it needs of the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdwn import terminal
+from sdwn.errors import UsageError
+from sdwn.steps.opening import open_config, open_run
+
+if TYPE_CHECKING:
+    from sdwn.files import RunPaths
+    from sdwn.planning.plan import Plan
+
+
+def plan_run(
+    config: str, run: Path, overrides: list[str] | None, slice_: str | None = None
+) -> tuple[Plan, RunPaths]:
+    """Read WordNet and write a run's plan, or a slice of it, unless the same stands there."""
+    from sdwn.files import RunPaths
+    from sdwn.models.lock import ensure
+    from sdwn.models.weights import is_hub_name
+    from sdwn.planning.plan import make_plan, write_plan
+    from sdwn.planning.slices import WHOLE, parse_slice
+    from sdwn.synsets.catalog import read_catalog
+    from sdwn.synsets.wordnet import shared_wordnet
+
+    share = WHOLE if slice_ is None else parse_slice(slice_)
+    settings = open_config(config, overrides)
+    with terminal.working("reading WordNet"):
+        catalog = read_catalog(settings.catalog, shared_wordnet())
+    made, paths = make_plan(settings, catalog, share), RunPaths(run)
+    new = write_plan(made, paths)
+    terminal.say(f"{'planned' if new else 'planned already'}: {run}")
+    with terminal.working("looking for the weights"):
+        locked = ensure(paths, made)
+    if locked is not None:
+        terminal.say(f"its weights are {locked.model.name} at {locked.revision}")
+    elif is_hub_name(settings.model):
+        terminal.say(f"its weights are not here yet; before submitting: sdwn prefetch {run}")
+    return made, paths
+
+
+def prefetched(
+    target: str, overrides: list[str] | None, folder: Path | None, classify: bool
+) -> dict[str, Any]:
+    """Get what a config, or a run that is planned, needs of the network."""
+    from sdwn.files import RunPaths
+    from sdwn.runs.prefetch import fetch_extras, fetch_for_config, fetch_for_run
+
+    paths, folder = RunPaths(Path(target)), folder and folder.absolute()
+    if not paths.plan.exists():
+        settings = open_config(target, overrides)
+        found = fetch_for_config(settings, folder)
+        if folder is not None:
+            terminal.say(f"plan with it: sdwn plan {target} RUN --set model.name={folder}")
+    elif overrides:
+        raise UsageError(f"--set changes a config, and {target} is planned already")
+    else:
+        _, made = open_run(paths.root)
+        settings, found = made.config, fetch_for_run(paths, made, folder)
+    return {
+        "model": settings.model.name,
+        "revision": found.revision if found else None,
+        "folder": str(found.folder) if found else None,
+        **({"lock": str(paths.lock)} if paths.lock.exists() else {}),
+        **fetch_extras(settings.evaluation if classify else None),
+    }

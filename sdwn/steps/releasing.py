@@ -1,0 +1,64 @@
+"""Making a release, holding it against its record, making an image of it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdwn import terminal
+from sdwn.errors import UsageError
+
+if TYPE_CHECKING:
+    from sdwn.releases.merge import MergeOptions
+    from sdwn.releases.regenerate import Comparison, Wanted
+
+
+def merge_runs(
+    runs: list[Path], release: Path, options: MergeOptions | None = None
+) -> dict[str, Any]:
+    """Merge runs into a release."""
+    from sdwn.files import ReleasePaths, RunPaths
+    from sdwn.planning.plan import read_plan
+    from sdwn.releases.merge import MergeOptions, merge, merged_summary
+
+    paths = [RunPaths(run) for run in runs]
+    with terminal.progress("merge", read_plan(paths[0]).images, unit="images") as advance:
+        merged = merge(paths, ReleasePaths(release), options or MergeOptions(), advance)
+    return merged_summary(merged)
+
+
+def verify_release(release: Path, quick: bool) -> dict[str, Any]:
+    """Hold a release against its own record."""
+    from sdwn.releases.release import Release
+    from sdwn.runs.verify import verify
+
+    opened = Release(release)
+    with terminal.progress("verify", opened.manifest.bytes, unit="bytes") as advance:
+        problems = verify(release, quick, advance)
+    return {"images": len(opened), "ok": not problems, "problems": problems}
+
+
+def require_savable(save: Path, release: Path) -> None:
+    """Refuse a place for a file that is none, or that lies in the release."""
+    if not save.parent.is_dir():
+        raise UsageError(f"--save {save}: expected a file in a folder that exists")
+    if save.is_symlink() or (save.exists() and not save.is_file()):
+        raise UsageError(f"--save {save}: expected a file or nothing there, found something else")
+    if release.resolve() in save.resolve().parents:
+        raise UsageError(f"--save {save}: it lies in the release; choose another place")
+
+
+def regenerated(release: Path, wanted: Wanted, save: Path | None) -> Comparison:
+    """Make an image again, and compare."""
+    from sdwn.files import atomic
+    from sdwn.releases.regenerate import regenerate
+    from sdwn.releases.release import Release
+
+    if save is not None:
+        require_savable(save, release)
+    with terminal.working("making the image again"):
+        found, image = regenerate(Release(release), wanted)
+    if save is not None:
+        with atomic(save) as temporary:
+            image.save(temporary, "PNG")
+    return found

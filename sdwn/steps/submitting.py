@@ -1,0 +1,167 @@
+"""Submitting a run, and the stages behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sdwn import terminal, texts
+from sdwn.steps.following import complete_run, silence_told
+
+if TYPE_CHECKING:
+    from sdwn.files import RunPaths
+    from sdwn.jobs.profiles import ClusterProfile, LaterStage
+    from sdwn.planning.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitOptions:
+    """Whether to follow the tasks, how often to try again meanwhile, and what comes after.
+
+    ``force``: whatever the doctor says.
+    """
+
+    wait: bool = False
+    retries: int = 2
+    then: tuple[LaterStage, ...] = ()
+    force: bool = False
+
+
+def submit_options(wait: bool, retries: int, then: str | None, force: bool) -> SubmitOptions:
+    """Read the options that ``submit`` and ``retry`` share."""
+    if then is None:
+        return SubmitOptions(wait, retries, (), force)
+    from sdwn.runs.chain import parse_stages
+
+    return SubmitOptions(wait, retries, parse_stages(then), force)
+
+
+def show_script(
+    paths: RunPaths, made: Plan, todo: list[int], chosen: ClusterProfile, as_json: bool
+) -> None:
+    """Print the script that would be submitted; what it would take goes beside it, to stderr."""
+    from sdwn.estimating.estimates import estimate
+    from sdwn.jobs import cluster
+
+    script = ""
+    if todo:
+        script = cluster.script(len(cluster.cut(todo, chosen)), paths.jobs, chosen)
+    takes = estimate(paths, made, todo, chosen)
+    if todo and not as_json:
+        terminal.say_values(texts.estimate_rows(takes))
+    found = {"submitted": 0, "shards": len(todo), "job_ids": [], "script": script}
+    found["estimate"] = takes.as_dict()
+    terminal.result(found, as_json, text=script or "# nothing to submit\n")
+
+
+def say_submitting(paths: RunPaths, made: Plan, todo: list[int], chosen: ClusterProfile) -> None:
+    """Say what is about to be submitted, and what it will take."""
+    from sdwn.estimating.estimates import estimate
+
+    if todo:
+        for line in texts.submitting_lines(estimate(paths, made, todo, chosen)):
+            terminal.say(line)
+
+
+def submit_run(
+    paths: RunPaths, made: Plan, chosen: ClusterProfile, options: SubmitOptions
+) -> dict[str, Any]:
+    """Submit what is unfinished, and the stages behind it; if asked, follow all to the end."""
+    from sdwn.jobs.submission import submit_once
+    from sdwn.models.lock import ensure
+    from sdwn.runs import chain
+
+    if options.then:
+        chain.require_possible(paths, made, options.then, chosen, options.wait)
+    todo = unfinished_shards(paths, made)
+    if todo:
+        ensure(paths, made)
+    if todo and not options.force:
+        require_sound(paths, made, chosen)
+    say_submitting(paths, made, todo, chosen)
+    if options.wait:
+        jobs, remaining = complete_run(paths, made, chosen, options.retries), 0
+    else:
+        jobs, remaining = submit_once(paths, made, chosen, terminal.say)
+    found: dict[str, Any] = {
+        "submitted": len(jobs),
+        "shards": len({index for job in jobs for index in job.indices}),
+        "remaining": remaining,
+        "job_ids": [job.id for job in jobs],
+    }
+    if remaining:
+        terminal.say(
+            f"SLURM takes no more of your jobs now: {remaining} shards remain; run the same "
+            "command again when some have ended, or let --wait feed the queue"
+        )
+    elif options.then:
+        found["then"] = _chained(paths, made, chosen, options)
+    if remaining and options.then:
+        terminal.say(f"{', '.join(options.then)} would start too early and is not submitted")
+    return found
+
+
+def require_sound(paths: RunPaths, made: Plan, chosen: ClusterProfile) -> None:
+    """Say what the doctor warns of, and refuse a run that something would stop.
+
+    Raises:
+        SdwnError: with every problem, a line each.
+    """
+    from sdwn.doctor.examination import examine
+    from sdwn.errors import SdwnError
+
+    found = examine(paths, made, chosen)
+    for finding in found:
+        if finding.verdict == "warning":
+            terminal.say(f"warning: {finding.subject}: {finding.text}")
+    # A controller that does not answer is waited for.
+    stopping = [one for one in found if one.verdict == "problem" and one.subject != "slurm"]
+    if stopping:
+        lines = [f"{finding.subject}: {finding.text}" for finding in stopping]
+        raise SdwnError("\n".join([*lines, "submit all the same with: --force"]))
+
+
+def unfinished_shards(paths: RunPaths, made: Plan) -> list[int]:
+    """List the shards to submit, of the plan that was submitted before."""
+    from sdwn.jobs.live import unfinished
+    from sdwn.jobs.submission import changed_code, require_same_plan
+
+    require_same_plan(paths, made)
+    if changed := changed_code(paths):
+        terminal.say(changed)
+    return unfinished(paths, made)
+
+
+def _chained(
+    paths: RunPaths, made: Plan, chosen: ClusterProfile, options: SubmitOptions
+) -> dict[str, str]:
+    """Submit the later stages; if asked, follow them to the end."""
+    from sdwn.errors import QueueFullError
+    from sdwn.jobs.cluster import Job
+    from sdwn.jobs.submission import alone, follow
+    from sdwn.runs import chain
+
+    stages, jobs = options.then, dict[str, Job]()
+    # One process of this machine does not wait for another.
+    parts = [stages] if chosen.executor == "slurm" else [(stage,) for stage in stages]
+    try:
+        with terminal.working(", ".join(stages) if options.wait else "submitting"):
+            for part in parts:
+                with alone(paths, terminal.say):
+                    jobs |= chain.submit_chain(paths, made, part, chosen, terminal.say)
+                if options.wait:
+                    follow(paths, silence_told())
+                    chain.require_done(paths, part)
+    except QueueFullError as error:
+        terminal.say(f"{error}; queue what comes after later, with: {_again(paths, options)}")
+    except KeyboardInterrupt:
+        terminal.say(
+            f"what was queued goes on without you; see: sdwn status {paths.root}; queue the rest "
+            f"with: {_again(paths, options)}"
+        )
+        raise
+    return {stage: job.id for stage, job in jobs.items()}
+
+
+def _again(paths: RunPaths, options: SubmitOptions) -> str:
+    return f"sdwn retry {paths.root} --then {','.join(options.then)}"

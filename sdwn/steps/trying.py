@@ -1,0 +1,86 @@
+"""Trying before a run: tuning, the pilot, the doctor, each perhaps by a short job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdwn import terminal, texts
+from sdwn.steps.following import silence_told
+
+if TYPE_CHECKING:
+    from sdwn.config import RunConfig
+    from sdwn.devices.gpus import GpuProfile
+    from sdwn.doctor.findings import Finding
+    from sdwn.files import RunPaths
+    from sdwn.jobs.profiles import ClusterProfile
+    from sdwn.jobs.submission import Watch
+    from sdwn.planning.plan import Plan
+
+
+@contextmanager
+def trial(what: str) -> Iterator[tuple[Callable[[Path], None], Watch]]:
+    """Show that short jobs are at work, and tell how to end them when nobody waits any more."""
+    folders: list[Path] = []
+    try:
+        with terminal.working(what):
+            yield folders.append, silence_told()
+    except KeyboardInterrupt:
+        for folder in folders:
+            terminal.say(f"the job goes on without you; end it with: sdwn cancel {folder}")
+        raise
+
+
+def tune_elsewhere(
+    settings: RunConfig, chosen: ClusterProfile, kinds: list[str]
+) -> list[GpuProfile]:
+    """Tune by short jobs under a profile."""
+    from sdwn.jobs.submission import require_fit
+    from sdwn.trials.short_jobs import tune_elsewhere
+
+    require_fit(settings, chosen)
+    wanted = [kind.strip() for kind in kinds if kind.strip()]
+    with trial("measuring") as (told, watch):
+        return tune_elsewhere(settings, chosen, wanted, told, watch)
+
+
+def examined(paths: RunPaths, made: Plan, chosen: ClusterProfile, probe: bool) -> list[Finding]:
+    """Examine a run; with a probe, ask a compute node too, unless no job could start."""
+    from sdwn.doctor.examination import can_start, examine
+    from sdwn.doctor.findings import unverified
+    from sdwn.doctor.node_checks import with_node
+
+    with terminal.working("looking"):
+        found = examine(paths, made, chosen)
+    if not probe:
+        return found
+    if not can_start(found):
+        return with_node(found, [unverified("node", "not asked, for no job could start")])
+    return with_node(found, probed(paths, made, chosen))
+
+
+def probed(paths: RunPaths, made: Plan, chosen: ClusterProfile) -> list[Finding]:
+    """Ask a compute node what it sees of a run."""
+    from sdwn.doctor.findings import problem
+    from sdwn.doctor.node_checks import check_node
+    from sdwn.errors import SdwnError
+    from sdwn.trials.short_jobs import run_probe
+
+    with trial("asking a compute node") as (told, watch):
+        try:
+            return check_node(run_probe(paths, chosen, told, watch), made, chosen)
+        except SdwnError as error:
+            return [problem("node", str(error))]
+
+
+def say_findings(found: list[Finding], as_json: bool) -> bool:
+    """Print what was found; tell whether anything would stop the run."""
+    from dataclasses import asdict
+
+    from sdwn.doctor.findings import problems
+
+    values = {"ok": not problems(found), "findings": [asdict(finding) for finding in found]}
+    terminal.result(values, as_json, text=texts.findings_text(found))
+    return bool(problems(found))

@@ -1,0 +1,388 @@
+"""The HDF5 file of images: one schema for a piece, a shard and a part of a release.
+
+::
+
+    /            attributes: format, format_version, kind (piece, shard or part), images,
+                 plan_digest, shard, settings (JSON), model, revision
+    /blob        uint8 [bytes], contiguous: the encoded images, one after another
+    /offsets     uint64 [images + 1]: image i is blob[offsets[i]:offsets[i + 1]]
+    /rows/NAME   one dataset a column, a value an image; see columns.py
+    /sessions    JSON text, a value for each run of a task that made some of the images:
+                 device, host, job, versions, start; rows/session points here
+
+Text is UTF-8 of fixed length. A column that is absent holds nothing for any image. The file
+is closed and complete before its blob is filled by plain writes, so that joining files copies
+bytes once, checks each image's SHA-256 and hashes the result on the way.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from sdwn.errors import IntegrityError
+from sdwn.files import Advance, plain_disk_errors
+from sdwn.storage.columns import COLUMNS, Table, check_column, concatenate
+from sdwn.storage.decoding import Decoding
+from sdwn.storage.images import CODECS
+
+FORMAT = "sdwn-images"
+FORMAT_VERSION = 1
+# HDF5 1.10's format checksums its own structure: a flipped bit there is an error, where the
+# older one may send its reader round in circles.
+LIBVER = ("v110", "v110")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Contents:
+    """What a file holds beside the bytes: columns, images' sizes in bytes, sessions."""
+
+    rows: Table
+    sizes: NDArray[Any]
+    sessions: Sequence[Mapping[str, Any]]
+
+
+def write_images(
+    path: Path, attributes: Mapping[str, Any], contents: Contents, payloads: Iterable[bytes]
+) -> str:
+    """Write a file of images and return its SHA-256.
+
+    ``payloads`` gives the images' bytes in order, in blocks of any length.
+    """
+    with plain_disk_errors(path):
+        _require_space(path, contents)
+        start = _write_tables(path, attributes, contents)
+        return _fill_blob(path, start, int(contents.sizes.sum()), payloads)
+
+
+def _require_space(path: Path, contents: Contents) -> None:
+    # HDF5 ends the process where the disk is full when it closes a file.
+    tables = sum(values.nbytes for values in contents.rows.values())
+    found = os.statvfs(path.parent)
+    if found.f_bavail * found.f_frsize < int(contents.sizes.sum()) + tables + (1 << 20):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _write_tables(path: Path, attributes: Mapping[str, Any], contents: Contents) -> int:
+    offsets = np.concatenate([[0], np.cumsum(contents.sizes)]).astype("u8")
+    with h5py.File(path, "w", libver=LIBVER) as file:
+        fixed = {"format": FORMAT, "format_version": FORMAT_VERSION, "images": len(offsets) - 1}
+        for name, value in {**fixed, **attributes}.items():
+            _write_attribute(file, name, value)
+        _write_rows(file.create_group("rows"), contents.rows)
+        lines = [json.dumps(session, sort_keys=True) for session in contents.sessions]
+        sessions = np.array([line.encode() for line in lines])
+        text = h5py.string_dtype("utf-8", sessions.dtype.itemsize)
+        file.create_dataset("sessions", data=sessions.view(text), fletcher32=True)
+        file.create_dataset("offsets", data=offsets, fletcher32=True)
+        return _reserve(file, int(offsets[-1]))
+
+
+def _write_attribute(file: h5py.File, name: str, value: Any) -> None:
+    if isinstance(value, str):
+        # Of fixed length it lies in the header, which has a checksum; HDF5's heap has none.
+        text = value.encode()
+        dtype = h5py.string_dtype("utf-8", max(1, len(text)))
+        file.attrs.create(name, np.bytes_(text), dtype=dtype)
+    else:
+        file.attrs[name] = value
+
+
+def _write_rows(group: h5py.Group, rows: Table) -> None:
+    for column in COLUMNS:
+        if column.name not in rows:
+            continue
+        values = rows[column.name]
+        # Seen as the file's own type: HDF5 converts neither ASCII to UTF-8 nor numbers to names.
+        typed = np.ascontiguousarray(values).view(column.h5_type(values))
+        # Ten images repeat their synset's prompt: gzip stores it nearly once.
+        dataset = group.create_dataset(
+            column.name, data=typed, compression="gzip", compression_opts=1, fletcher32=True
+        )
+        dataset.attrs["meaning"] = column.meaning
+
+
+def _reserve(file: h5py.File, size: int) -> int:
+    """Allocate the blob without writing it and return where in the file it starts."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)  # the same images give the same file
+    space = h5py.h5s.create_simple((size,))
+    dataset = h5py.h5d.create(file.id, b"blob", h5py.h5t.STD_U8LE, space, dcpl=properties)
+    return int(dataset.get_offset())
+
+
+def _fill_blob(path: Path, start: int, size: int, payloads: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    with path.open("r+b") as file:
+        digest.update(file.read(start))
+        written = 0
+        for block in payloads:
+            file.write(block)
+            digest.update(block)
+            written += len(block)
+        if written != size:
+            raise IntegrityError(f"{path}: expected {size} bytes of images, found {written}")
+        digest.update(file.read())
+    return digest.hexdigest()
+
+
+class ImageFile:
+    """A file of images, open for reading; ``blob_start`` is where in it the images begin.
+
+    ``attributes`` are the file's own, ``sessions`` say who made the images: a record for each
+    run of a task. ``offsets`` are those of the images in the blob.
+
+    Raises:
+        IntegrityError: it is cut short, no such file, or of a later version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: Table | None = None
+        # HDF5 keeps a megabyte and more for each open file; a merge has many.
+        with _open(path) as file, _reading(path):
+            self.attributes = _attributes(file)
+            self._check_structure(file)
+            self.sessions = _sessions(file)
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __enter__(self) -> ImageFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def rows(self) -> Table:
+        """Give all columns, read once."""
+        if self._rows is None:
+            self._rows = self._read_rows()
+        return self._rows
+
+    def _read_rows(self) -> Table:
+        with _open(self.path) as file, _reading(self.path):
+            group = file["rows"]
+            known = [column for column in COLUMNS if column.name in group]
+            rows = {column.name: group[column.name][:] for column in known}
+            for column in known:
+                check_column(column, rows[column.name], len(self.sessions))
+            return rows
+
+    def name(self, index: int) -> str:
+        """Name an image as people do."""
+        rows = self.rows()
+        return f"{self.path}: {rows['synset'][index].decode()} {rows['number'][index]}"
+
+    def encoding(self, index: int) -> tuple[str, int, int]:
+        """Give an image's codec, width and height."""
+        rows = self.rows()
+        width, height = (int(rows[name][index]) for name in ("width", "height"))
+        return CODECS[rows["codec"][index]], width, height
+
+    def payload(self, index: int) -> bytes:
+        """Read an encoded image."""
+        start, stop = self.offsets[index : index + 2].tolist()
+        return self._read(start, stop)
+
+    def payloads(self, start: int, stop: int) -> Iterator[bytes]:
+        """Read encoded images one after another, each checked against its SHA-256.
+
+        Raises:
+            IntegrityError: an image is not what its record says.
+        """
+        expected = self.rows()["sha256"][start:stop]
+        for index, digest in zip(range(start, stop), expected, strict=True):
+            payload = self.payload(index)
+            if hashlib.sha256(payload).digest() != digest.tobytes():
+                raise IntegrityError(f"{self.path}: image {index} is damaged (SHA-256 differs)")
+            yield payload
+
+    def check(self) -> None:
+        """Hold every image against its SHA-256.
+
+        Raises:
+            IntegrityError: an image is not what its record says.
+        """
+        for _ in self.payloads(0, len(self)):
+            pass
+
+    def _read(self, start: int, stop: int) -> bytes:
+        payload = os.pread(self._descriptor, stop - start, self.blob_start + start)
+        if len(payload) != stop - start:
+            raise IntegrityError(f"{self.path}: cut short at byte {self.blob_start + start}")
+        return payload
+
+    def _check_structure(self, file: h5py.File) -> None:
+        _check_version(self.path, self.attributes)
+        missing = [c.name for c in COLUMNS if c.required and c.name not in file.get("rows", ())]
+        missing += [name for name in ("blob", "offsets", "sessions") if name not in file]
+        if missing:
+            raise IntegrityError(f"{self.path}: expected {', '.join(missing)}, found nothing there")
+        self.offsets: NDArray[np.uint64] = file["offsets"][:].astype("u8", casting="safe")
+        blob = file["blob"]
+        lengths = {len(dataset) for dataset in file["rows"].values()}
+        sound = (
+            lengths == {len(self.offsets) - 1}
+            and blob.id.get_offset() is not None
+            and int(self.offsets[-1]) == len(blob)
+            and self.offsets[0] == 0
+            and bool(np.all(self.offsets[1:] >= self.offsets[:-1]))
+        )
+        if not sound:
+            raise IntegrityError(f"{self.path}: offsets, rows and blob do not fit one another")
+        self.blob_start: int = blob.id.get_offset()
+        end = self.blob_start + len(blob)
+        if self.path.stat().st_size < end:
+            raise IntegrityError(
+                f"{self.path}: cut short: expected {end} bytes, found {self.path.stat().st_size}"
+            )
+
+
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    values = {name: file.attrs[name] for name in file.attrs}
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+
+
+def _sessions(file: h5py.File) -> list[dict[str, Any]]:
+    sessions = [json.loads(line) for line in file["sessions"].asstr()[:]]
+    if not all(isinstance(session, dict) for session in sessions):
+        raise ValueError("a session is no record")
+    return sessions
+
+
+def require_origin(file: ImageFile, plan_digest: str, shard: int, images: int) -> None:
+    """Hold a file against the shard of the plan that it is taken for.
+
+    Raises:
+        IntegrityError: it is of another plan, of another shard, or of another length.
+    """
+    found = {name: str(value) for name, value in file.attributes.items()}
+    if found.get("plan_digest") != plan_digest:
+        other = found.get("plan_digest", "none")[:12]
+        raise IntegrityError(f"{file.path}: foreign: of plan {other}, not {plan_digest[:12]}")
+    if found.get("shard") != str(shard) or len(file) != images:
+        raise IntegrityError(
+            f"{file.path}: foreign: expected shard {shard} of {images} images, "
+            f"found shard {found.get('shard')} of {len(file)}"
+        )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever HDF5 says of a damaged file into one kind of error."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{path}: damaged: {' '.join(str(error).split())}") from error
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing") from None
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise IntegrityError(f"{path}: cut short or no HDF5 file: {reason}") from None
+
+
+def _check_version(path: Path, attributes: Mapping[str, Any]) -> None:
+    found = attributes.get("format"), attributes.get("format_version")
+    if found[0] != FORMAT:
+        raise IntegrityError(f"{path}: expected a file of {FORMAT}, found {found[0]}")
+    if found[1] != FORMAT_VERSION:
+        raise IntegrityError(
+            f"{path}: expected {FORMAT} version {FORMAT_VERSION}, found {found[1]}; "
+            "read it with the sdwn that wrote it"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Some images of a file: rows ``start`` up to ``stop``."""
+
+    file: ImageFile
+    start: int
+    stop: int
+
+    @property
+    def sizes(self) -> NDArray[Any]:
+        """Lengths in bytes."""
+        return np.diff(self.file.offsets[self.start : self.stop + 1])
+
+    def rows(self, sessions: NDArray[np.uint32]) -> Table:
+        """Read the rows; session ``i`` becomes ``sessions[i]``."""
+        rows = {name: values[self.start : self.stop] for name, values in self.file.rows().items()}
+        if "session" in rows:
+            rows["session"] = sessions[rows["session"]]
+        return rows
+
+
+def join(
+    path: Path,
+    attributes: Mapping[str, Any],
+    selections: Sequence[Selection],
+    advance: Advance = lambda _: None,
+    decoding: Decoding | None = None,
+) -> str:
+    """Copy images of several files into one as they are, and return its SHA-256.
+
+    ``advance`` is told how many images were copied; ``decoding`` is given each one.
+
+    Raises:
+        IntegrityError: an image is damaged.
+    """
+    sessions: dict[str, int] = {}
+    tables = [selection.rows(_renumber(selection, sessions)) for selection in selections]
+    payloads = _copied(selections, advance, decoding)
+    sizes = np.concatenate([selection.sizes for selection in selections])
+    records = [json.loads(line) for line in sessions]
+    contents = Contents(concatenate(tables), sizes, records)
+    return write_images(path, attributes, contents, payloads)
+
+
+def _copied(
+    selections: Sequence[Selection], advance: Advance, decoding: Decoding | None
+) -> Iterator[bytes]:
+    for selection in selections:
+        file = selection.file
+        payloads = file.payloads(selection.start, selection.stop)
+        for index, payload in enumerate(payloads, start=selection.start):
+            if decoding is not None:
+                decoding.add(file.name(index), payload, *file.encoding(index))
+            yield payload
+            advance(1)
+
+
+def _renumber(selection: Selection, sessions: dict[str, int]) -> NDArray[np.uint32]:
+    """Add the sessions that made these images to those of all, and give each its new number."""
+    numbers = selection.file.rows().get("session", np.zeros(len(selection.file), "u4"))
+    made = set(numbers[selection.start : selection.stop].tolist())
+    lines = [json.dumps(session, sort_keys=True) for session in selection.file.sessions]
+    return np.array(
+        [
+            sessions.setdefault(line, len(sessions)) if i in made else 0
+            for i, line in enumerate(lines)
+        ],
+        dtype="u4",
+    )

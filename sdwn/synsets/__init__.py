@@ -1,0 +1,1 @@
+"""WordNet and what is taken of it: synsets, catalogs, ImageNet's classes."""

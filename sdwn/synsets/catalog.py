@@ -1,0 +1,108 @@
+"""Which synsets: the published rule, whole subtrees, ImageNet-1k, lists, and their unions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdwn.config import PAPER_CATALOG, CatalogConfig
+from sdwn.errors import UsageError
+from sdwn.synsets.imagenet import class_wnids
+from sdwn.synsets.wordnet import Synset, WordNet
+
+ROOT = "object.n.01"
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Synsets in the order of their wnids, and in words where they come from."""
+
+    name: str
+    synsets: tuple[Synset, ...]
+
+
+def read_catalog(config: CatalogConfig, wordnet: WordNet) -> Catalog:
+    """Collect the synsets that a config asks for.
+
+    Raises:
+        UsageError: an unknown catalog or synset, or nothing left to plan.
+    """
+    found = {synset.wnid: synset for synset in _collect(config, wordnet)}
+    if config.only:
+        found = _keep(found, config, wordnet)
+    if not found:
+        raise UsageError(f"the catalog {describe(config)} holds no synset")
+    return Catalog(describe(config), tuple(found[wnid] for wnid in sorted(found)))
+
+
+def describe(config: CatalogConfig) -> str:
+    """Name a catalog in words.
+
+    >>> describe(CatalogConfig(name="closure", roots=("dog.n.01",)))
+    'closure + below dog.n.01'
+    """
+    parts = [config.name] if config.name else []
+    parts += [f"below {root}" for root in config.roots]
+    parts += [f"list {config.file.name}"] if config.file else []
+    return " + ".join(parts) + (f" ({len(config.only)} chosen)" if config.only else "")
+
+
+def _collect(config: CatalogConfig, wordnet: WordNet) -> Iterator[Synset]:
+    for name in config.name.split("+") if config.name else ():
+        yield from _named(name.strip(), wordnet)
+    for root in config.roots:
+        yield from wordnet.below(root)
+    if config.file:
+        yield from map(wordnet.synset, _lines(config.file))
+
+
+def _named(name: str, wordnet: WordNet) -> Iterable[Synset]:
+    if name == PAPER_CATALOG:
+        return published(wordnet.below(ROOT))
+    if name == "closure":
+        return wordnet.below(ROOT)
+    if name == "imagenet-1k":
+        return map(wordnet.synset, class_wnids())
+    raise UsageError(
+        f"unknown catalog {name!r}; valid: {PAPER_CATALOG}, closure, imagenet-1k, joined with +"
+    )
+
+
+def published(synsets: Iterable[Synset]) -> list[Synset]:
+    """Apply the rule that gives the published 26,204 of the 29,580 synsets.
+
+    One synset for each first lemma, case kept: the one of the lowest sense number. First
+    lemmas with a ``.`` or a ``/``, which cannot name a folder, are dropped. Consistent with
+    every count in arXiv 2211.01777, whose code is not public.
+    """
+    kept: dict[str, Synset] = {}
+    for synset in synsets:
+        lemma = synset.lemmas[0]
+        if "." in lemma or "/" in lemma:
+            continue
+        if lemma not in kept or _sense(synset) < _sense(kept[lemma]):
+            kept[lemma] = synset
+    return list(kept.values())
+
+
+def _sense(synset: Synset) -> int:
+    return int(synset.name.rsplit(".", 1)[1])
+
+
+def _keep(found: dict[str, Synset], config: CatalogConfig, wordnet: WordNet) -> dict[str, Synset]:
+    wanted = [wordnet.synset(identifier) for identifier in config.only]
+    for synset in wanted:
+        if synset.wnid not in found:
+            whole = describe(config.model_copy(update={"only": ()}))
+            raise UsageError(f"only: {synset.name} ({synset.wnid}) is not in the catalog {whole}")
+    return {synset.wnid: synset for synset in wanted}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"catalog.file {path}: cannot be read: {error}") from None
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return [line for line in lines if line]

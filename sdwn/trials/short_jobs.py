@@ -1,0 +1,227 @@
+"""Trials: short jobs that answer a pilot's, a tuning's or a probe's question, and the answers."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from sdwn.config import RunConfig
+from sdwn.devices import gpus
+from sdwn.devices.gpus import GB, GpuProfile
+from sdwn.doctor.probe import NodeReport, read_report
+from sdwn.errors import SdwnError
+from sdwn.estimating.estimates import cost
+from sdwn.estimating.known_speeds import DeviceSpeed
+from sdwn.files import RunPaths, cache_folder, read_json, write_text
+from sdwn.jobs.cluster import cut
+from sdwn.jobs.joblogs import failure, job_logs
+from sdwn.jobs.live import live_jobs
+from sdwn.jobs.profiles import ClusterProfile, minutes
+from sdwn.jobs.records import read_record
+from sdwn.jobs.submission import Watch, follow, submit_tasks
+from sdwn.jobs.task import ArrayTask
+from sdwn.models import lock
+from sdwn.planning.plan import Plan, write_plan
+from sdwn.storage.columns import names
+from sdwn.storage.shards import ImageFile
+from sdwn.trials.contact_sheet import draw_contact_sheet
+from sdwn.trials.pilot import Speed, pilot_plan
+from sdwn.trials.tune import answer
+
+# Short enough for the gaps that a scheduler fills.
+PROBE_MINUTES = 10
+
+Told = Callable[[Path], None]
+
+
+def tune_elsewhere(
+    config: RunConfig, profile: ClusterProfile, kinds: Sequence[str], told: Told, watch: Watch
+) -> list[GpuProfile]:
+    """Measure by a short job on each kind of GPU, or where the profile's tasks run.
+
+    ``told`` is given the folder of the jobs once they are submitted.
+
+    Raises:
+        SdwnError: a job failed; what the others measured is kept.
+    """
+    moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
+    paths = RunPaths(cache_folder() / "tuning" / moment)
+    targets = [profile.on_gpu(kind) for kind in kinds] or [profile]
+    write_text(paths.root / "config.json", config.model_dump_json(indent=2) + "\n")
+    for index, target in enumerate(targets):
+        submit_tasks(paths, [ArrayTask("tune", str(paths.root.absolute()), (index,))], target)
+    told(paths.root)
+    follow(paths, watch)
+    return [_profile(paths, index) for index in range(len(targets))]
+
+
+def _profile(paths: RunPaths, index: int) -> GpuProfile:
+    path = answer(paths.root, index)
+    if not path.exists():
+        raise SdwnError(f"tuning failed: {failure(paths, index)}")
+    # The job may have had a cache of its own.
+    return gpus.store(gpus.read_profile(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a pilot found, and what follows for the whole run.
+
+    ``nsfw``, ``nan``, ``redone`` and ``truncated`` count the pilot's images. ``hours_per_task``
+    is the longest task's, loading included, ``device_hours`` what all tasks hold devices for,
+    and ``hours`` the time until the last one ends if all that may run at once do so.
+    ``warning`` says what will not work as planned.
+    """
+
+    device: str
+    batch_size: int
+    batch_source: str
+    images_per_second: float
+    loading_seconds: float
+    peak_gb: float
+    memory_gb: int
+    images: int
+    nsfw: int
+    nan: int
+    redone: int
+    truncated: int
+    bytes_per_image: int
+    run_images: int
+    run_tasks: int
+    hours_per_task: float
+    device_hours: float
+    hours: float
+    run_bytes: int
+    contact_sheet: str
+    warning: str | None
+
+
+def run_pilot(
+    run: RunPaths, plan: Plan, profile: ClusterProfile, told: Told, watch: Watch
+) -> Answers:
+    """Submit a run's pilot as any task is submitted, follow it, and read its answers.
+
+    ``told`` is given the folder of the job once it is submitted.
+
+    Raises:
+        SdwnError: it failed, or an earlier one still runs.
+    """
+    pilot, small = run.pilot, pilot_plan(plan)
+    lock.ensure(run, plan)
+    _clear(pilot, "pilot")
+    write_plan(small, pilot)
+    lock.carry(run, pilot)
+    submit_tasks(pilot, [ArrayTask("pilot", str(pilot.root.absolute()), (0,))], profile)
+    told(pilot.root)
+    follow(pilot, watch)
+    if not pilot.speed.exists():
+        raise SdwnError(f"the pilot failed: {failure(pilot, 0)}")
+    draw_contact_sheet(pilot, small)
+    found = answers(plan, pilot, profile)
+    write_text(pilot.answers, json.dumps(asdict(found), indent=2) + "\n")
+    return found
+
+
+def _clear(trial: RunPaths, what: str) -> None:
+    """Remove an earlier trial, unless it still runs."""
+    if live_jobs(trial):
+        raise SdwnError(f"{trial.root}: a {what} is running; end it with: sdwn cancel {trial.root}")
+    if trial.root.is_symlink() or trial.root.exists():
+        try:
+            shutil.rmtree(trial.root)
+        except OSError as error:
+            raise SdwnError(f"the earlier {what} cannot be removed: {error}") from None
+
+
+def run_probe(run: RunPaths, profile: ClusterProfile, told: Told, watch: Watch) -> NodeReport:
+    """Have a compute node say what it sees of a run, by a short job as any task is submitted.
+
+    ``told`` is given the folder of the job once it is submitted.
+
+    Raises:
+        SdwnError: it failed, or an earlier one still runs.
+    """
+    probe, token = run.probe, f"probe-{uuid4().hex}"
+    _clear(probe, "probe")
+    shorter = {"time": str(min(PROBE_MINUTES, minutes(profile.time)))}
+    with _seen_by_nodes(probe, token):
+        task = ArrayTask("probe", str(run.root.absolute()), (0,))
+        (job,) = submit_tasks(probe, [task], profile.model_copy(update=shorter))
+        told(probe.root)
+        follow(probe, watch)
+    if not job_logs(probe, job):
+        raise SdwnError(
+            f"job {job.id} ended and left nothing in {probe.root}: compute nodes most likely do "
+            "not see it; plan into a folder that they share"
+        )
+    if not probe.answers.exists():
+        raise SdwnError(f"the probe failed: {failure(probe, 0)}")
+    report = read_report(probe.answers)
+    if report.token != token:
+        raise SdwnError(f"{report.node} sees another {probe.token} than this machine")
+    return report
+
+
+@contextmanager
+def _seen_by_nodes(probe: RunPaths, token: str) -> Iterator[None]:
+    """Put a token into the probe's folder, and into the cache for as long as the block runs."""
+    write_text(probe.token, token)
+    cached = cache_folder() / token
+    write_text(cached, token)
+    try:
+        yield
+    finally:
+        cached.unlink(missing_ok=True)
+
+
+def answers(plan: Plan, pilot: RunPaths, profile: ClusterProfile) -> Answers:
+    """Read what a pilot made, and work out the whole run under a profile."""
+    record = read_record(next(pilot.tasks.glob("*.json")))
+    speed = Speed(**read_json(pilot.speed))
+    counts = _counts(pilot)
+    parts = cut(range(len(plan.shards)), profile)
+    each = counts["bytes"] / counts["images"]
+    measured = DeviceSpeed(
+        record.device, speed.images_per_second, "this pilot", record.loading_seconds
+    )
+    whole = cost(plan, parts, profile, measured)
+    return Answers(
+        device=record.device,
+        batch_size=speed.batch_size,
+        batch_source=record.batch_source,
+        images_per_second=speed.images_per_second,
+        loading_seconds=record.loading_seconds,
+        peak_gb=max(record.peak_bytes, speed.peak_bytes) / GB,
+        memory_gb=record.memory_gb,
+        images=counts["images"],
+        nsfw=counts["nsfw"],
+        nan=counts["nan"],
+        redone=counts["redone"],
+        truncated=counts["truncated"],
+        bytes_per_image=round(each),
+        run_images=plan.images,
+        run_tasks=len(parts),
+        hours_per_task=whole.hours_per_task,
+        device_hours=whole.device_hours,
+        hours=whole.hours,
+        run_bytes=round(each * plan.images),
+        contact_sheet=str(pilot.contact_sheet),
+        warning=whole.warning,
+    )
+
+
+def _counts(pilot: RunPaths) -> Counter[str]:
+    with ImageFile(pilot.shard(0)) as file:
+        rows = file.rows()
+        counts = Counter(names(rows["status"], "status"))
+        for flag in ("redone", "truncated"):
+            counts[flag] = int(rows[flag].sum())
+        counts["images"], counts["bytes"] = len(file), int(file.offsets[-1])
+    return counts
