@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training import assemble
+from training.choosing import latents
 from training.fit_text import fit_text, token_numbers, tokenizer
 from training.fit_unet import Bank, fit_unet
 from training.fit_vae import Coder, fit_vae, standardised
@@ -24,7 +24,7 @@ from training.table import Subject, glosses, read_table
 class Recipe:
     """How long each part is trained, and on how many pictures.
 
-    ``latents`` is how many pictures of each class the UNet learns from. ``drawn`` leaves out the
+    The UNet learns from ``latents`` of ``pictures`` drawn of each class. ``drawn`` leaves out the
     classes that need pictograms, ``most`` all but the first so many.
     """
 
@@ -33,15 +33,16 @@ class Recipe:
     unet: Schedule
     vae_batch: int = 16
     unet_batch: int = 64
-    latents: int = 256
+    pictures: int = 64
+    latents: int = 32
     drawn: bool = False
     most: int | None = None
 
 
 FULL = Recipe(
     text=Schedule(steps=600, rate=2e-3, rising=50, averaged=0.99),
-    vae=Schedule(steps=9_000, rate=1.5e-3),
-    unet=Schedule(steps=30_000, rate=1e-3, averaged=0.9995),
+    vae=Schedule(steps=4_000, rate=1.5e-3),
+    unet=Schedule(steps=12_000, rate=1e-3, averaged=0.9995),
 )
 SHORT = Recipe(
     text=Schedule(steps=20, rate=2e-3, rising=5, averaged=0.9),
@@ -49,6 +50,7 @@ SHORT = Recipe(
     unet=Schedule(steps=4, rate=1e-3, rising=2),
     vae_batch=4,
     unet_batch=8,
+    pictures=2,
     latents=2,
     drawn=True,
     most=4,
@@ -67,8 +69,9 @@ def make(recipe: Recipe, folder: Path, packages: Path) -> Path:
     reader = fit_text(words, prompts, recipe.text, folder / "text.pt")
     pictures = Pictures(subjects, packages)
     coder = fit_vae(pictures, recipe.vae, recipe.vae_batch, folder / "vae.pt")
-    latents = _latents(coder, pictures, recipe.latents, folder / "latents.pt")
-    bank = Bank(*latents, _texts(words, reader, prompts))
+    learnt = _bank(recipe, coder, pictures, subjects, folder / "latents.pt")
+    places = torch.arange(len(subjects)).repeat_interleave(recipe.latents)
+    bank = Bank(learnt, places, _texts(words, reader, prompts))
     unet = fit_unet(bank, recipe.unet, recipe.unet_batch, folder / "unet.pt")
     made = folder / "pipeline"
     assemble.save(assemble.Trained(_finished(coder), words, reader, unet), made)
@@ -94,19 +97,14 @@ def _texts(words: CLIPTokenizer, reader: CLIPTextModel, prompts: Sequence[str]) 
     return texts
 
 
-@torch.inference_mode()
-def _latents(
-    coder: Coder, pictures: Pictures, each: int, path: Path
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw so many pictures of each class and encode them, unless they are there."""
-    subjects = torch.arange(len(pictures)).repeat_interleave(each)
+def _bank(
+    recipe: Recipe, coder: Coder, pictures: Pictures, subjects: tuple[Subject, ...], path: Path
+) -> torch.Tensor:
     if path.exists():
-        return torch.load(path, weights_only=True), subjects
-    made = []
-    for subject in range(len(pictures)):
-        random = np.random.default_rng((9, subject))
-        made.append(coder.encode(pictures.batch([subject] * each, random)).half())
+        found: torch.Tensor = torch.load(path, weights_only=True)
+        return found
+    found = latents(coder, pictures, subjects, recipe.pictures, recipe.latents)
     unfinished = path.with_suffix(".unfinished")
-    torch.save(torch.cat(made), unfinished)
+    torch.save(found, unfinished)
     unfinished.replace(path)
-    return torch.cat(made).clone(), subjects
+    return found
