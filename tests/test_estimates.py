@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sdwn import terminal
+from sdwn import texts
 from sdwn.config import RunConfig, load_config
 from sdwn.devices import gpus
 from sdwn.devices.gpus import GpuProfile, Workload
@@ -361,19 +361,18 @@ def test_photographs_take_about_what_is_estimated(tmp_path: Path, storage: dict[
     assert storage["codec"] in source
 
 
-def test_what_is_submitted_is_said_in_a_line(
-    paper_plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    terminal.say_submitting(of_paper(paper_plan, tmp_path, gres="gpu:a100:1", time="10"))
-    line, warning = capsys.readouterr().err.splitlines()
+def test_what_is_submitted_is_said_in_a_line(paper_plan: Plan, tmp_path: Path) -> None:
+    line, warning = texts.submitting_lines(
+        of_paper(paper_plan, tmp_path, gres="gpu:a100:1", time="10")
+    )
     assert line == (
         "submitting 132 tasks for 132 shards, 85.5 GB: about 28:37 min each, 62.5 GPU-hours "
         "(published speed of an A100)"
     )
     assert warning.startswith("warning: a task takes 28.6 min")
-    terminal.say_submitting(of_paper(paper_plan, tmp_path, executor="local"))
-    assert "time unknown: run sdwn pilot" in capsys.readouterr().err
-    terminal.say_estimate(of_paper(paper_plan, tmp_path, gpus_per_node="a100:4"))
-    told = capsys.readouterr().err
+    (line,) = texts.submitting_lines(of_paper(paper_plan, tmp_path, executor="local"))
+    assert "time unknown: run sdwn pilot" in line
+    rows = texts.estimate_rows(of_paper(paper_plan, tmp_path, gpus_per_node="a100:4"))
+    told = " ".join(rows.values())
     assert "262,040 images, 33 tasks for 132 shards, 4 GPUs each" in told
     assert "loading 1:00 min (assumed)" in told
