@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from sdwn.config import CatalogConfig
+from sdwn.errors import SdwnError
 from sdwn.synsets.catalog import read_catalog
 from sdwn.synsets.imagenet import class_index
 from sdwn.synsets.wordnet import shared_wordnet
 from training.backgrounds import SETTINGS
 from training.loop import Schedule, fit
 from training.make import SHORT, chosen, make
+from training.pictograms import SVG, archive_path, pictogram
 from training.pictures import DRAWN, Pictures
 from training.surfaces import SURFACES
 from training.table import glosses, read_table
@@ -55,6 +60,21 @@ def test_pictures_differ_by_class_and_by_stream_and_are_the_same_again(tmp_path:
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert not np.array_equal(first, pictures.draw(1, np.random.default_rng(1)))
+
+
+def test_a_pictogram_comes_out_of_its_package_without_its_empty_edges(tmp_path: Path) -> None:
+    dot = '<circle cx="16" cy="16" r="8" fill="red"/>'
+    icons = json.dumps({"icons": {"dot": {"body": dot}}, "width": 32, "height": 32}).encode()
+    with tarfile.open(archive_path(SVG["noto"], tmp_path), "w:gz") as archive:
+        member = tarfile.TarInfo("package/icons.json")
+        member.size = len(icons)
+        archive.addfile(member, io.BytesIO(icons))
+    drawn = pictogram("noto:dot", tmp_path)
+    assert drawn.size == (64, 64), "half of 128 pixels"
+    assert drawn.getpixel((32, 32)) == (255, 0, 0, 255)
+    assert drawn.getpixel((0, 0)) == (0, 0, 0, 0)
+    with pytest.raises(SdwnError, match="noto:dit: no such pictogram"):
+        pictogram("noto:dit", tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -32,9 +32,9 @@ class Recipe:
     vae: Schedule
     unet: Schedule
     vae_batch: int = 16
-    unet_batch: int = 64
+    unet_batch: int = 32
     pictures: int = 64
-    latents: int = 32
+    latents: int = 16
     drawn: bool = False
     most: int | None = None
 
@@ -42,7 +42,7 @@ class Recipe:
 FULL = Recipe(
     text=Schedule(steps=600, rate=2e-3, rising=50, averaged=0.99),
     vae=Schedule(steps=4_000, rate=1.5e-3),
-    unet=Schedule(steps=12_000, rate=1e-3, averaged=0.9995),
+    unet=Schedule(steps=9_000, rate=1e-3),
 )
 SHORT = Recipe(
     text=Schedule(steps=20, rate=2e-3, rising=5, averaged=0.9),
@@ -50,7 +50,7 @@ SHORT = Recipe(
     unet=Schedule(steps=4, rate=1e-3, rising=2),
     vae_batch=4,
     unet_batch=8,
-    pictures=2,
+    pictures=4,
     latents=2,
     drawn=True,
     most=4,

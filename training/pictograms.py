@@ -61,7 +61,7 @@ def fetch(designs: Collection[str], folder: Path) -> None:
     # What the others call an emoji is told in the first.
     wanted = {"noto", *designs} if designs else set()
     for package in sorted(PACKAGES[design] for design in wanted):
-        if _archive(package, folder).exists():
+        if archive_path(package, folder).exists():
             continue
         if shutil.which("npm") is None:
             raise SdwnError(
@@ -78,17 +78,17 @@ def fetch(designs: Collection[str], folder: Path) -> None:
             raise SdwnError(f"npm pack {package}: {got.stderr.strip()[-300:]}")
 
 
-def _archive(package: str, folder: Path) -> Path:
+def archive_path(package: str, folder: Path) -> Path:
     """Name the file that ``npm pack`` writes.
 
-    >>> _archive("@iconify-json/noto@1.2.9", Path("got")).as_posix()
+    >>> archive_path("@iconify-json/noto@1.2.9", Path("got")).as_posix()
     'got/iconify-json-noto-1.2.9.tgz'
     """
     return folder / f"{package.lstrip('@').replace('/', '-').replace('@', '-')}.tgz"
 
 
 def _read(package: str, member: str, folder: Path) -> bytes:
-    with tarfile.open(_archive(package, folder)) as archive:
+    with tarfile.open(archive_path(package, folder)) as archive:
         file = archive.extractfile(f"package/{member}")
         assert file is not None
         return file.read()
@@ -131,6 +131,6 @@ def _plain_codes(packages: Path) -> dict[str, str]:
 
 @cache
 def _members(package: str, packages: Path) -> dict[str, str]:
-    with tarfile.open(_archive(package, packages)) as archive:
+    with tarfile.open(archive_path(package, packages)) as archive:
         names = [name.removeprefix("package/") for name in archive.getnames()]
     return {Path(name).stem.replace("-fe0f", ""): name for name in names}
