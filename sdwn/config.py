@@ -20,8 +20,8 @@ BUILTIN_MODELS = ("builtin:tiny", "builtin:miniature", "builtin:noise")
 
 PROMPT_FIELDS = ("definition", "lemma", "lemmas", "synset")
 
-Positive = Annotated[int, Field(gt=0)]
-Pixels = Annotated[int, Field(gt=0, le=8192, multiple_of=8)]
+Positive = Annotated[int, Field(gt=0, strict=True)]
+Pixels = Annotated[int, Field(gt=0, le=8192, multiple_of=8, strict=True)]
 
 
 class Section(BaseModel):

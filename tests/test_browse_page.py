@@ -474,6 +474,8 @@ def test_the_map_is_a_way_in(wide: Opened, site: Site) -> None:
 
 
 def test_two_releases_stand_side_by_side(wide: Opened, site: Site) -> None:
+    from playwright.sync_api import expect
+
     page = site.go(wide, "/compare")
     first = page.locator(".rows li a").first
     numbers = [int(text) for text in re.findall(r"(\d+) of", first.inner_text())]
@@ -482,8 +484,8 @@ def test_two_releases_stand_side_by_side(wide: Opened, site: Site) -> None:
     assert first.locator(".difference").inner_text() == told
     first.click()
     page.wait_for_url("**/compare/n*")
-    assert page.locator(".both > li").count() == IMAGES
-    assert page.locator(".both img").count() == 2 * IMAGES
+    expect(page.locator(".both > li")).to_have_count(IMAGES)
+    expect(page.locator(".both img")).to_have_count(2 * IMAGES)
     sources = page.locator(".both img").evaluate_all(
         "all => all.map((image) => image.getAttribute('src'))"
     )

@@ -58,6 +58,7 @@ def test_paper_pins_what_the_paper_used() -> None:
         (SMALL + "prompt: ' '", "expected a template such as {definition}, found nothing"),
         (SMALL + "generation: {guidance_scale: .inf}", "Input should be a finite number"),
         (SMALL + "seed: true", "seed: Input should be a valid integer, found True"),
+        (SMALL + "generation: {batch_size: true}", "batch_size: Input should be a valid integer"),
         (SMALL + "seed: 2020-13-45", "not valid YAML: month must be"),
         ("a: &a [1]\nb: *a", "YAML aliases are not supported"),
         ("[" * 600 + "]" * 600, "not valid YAML: maximum recursion depth"),

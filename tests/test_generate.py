@@ -27,7 +27,7 @@ from sdwn.generation.pieces import finish_shard
 from sdwn.generation.sampler import Sampler
 from sdwn.generation.samplers import ImageSampler, choose_batch
 from sdwn.jobs import task
-from sdwn.jobs.records import read_record
+from sdwn.jobs.records import read_record, seconds
 from sdwn.planning import plan as plan_module
 from sdwn.planning.plan import ImageSpec, Plan, read_plan, write_plan
 from sdwn.runs.status import images_done, run_status
@@ -612,6 +612,15 @@ def test_a_batch_size_that_is_none_is_refused(
     monkeypatch.setenv("SDWN_BATCH_SIZE", text)
     with pytest.raises(UsageError, match="SDWN_BATCH_SIZE: expected a number of images"):
         generate.generate(paths.root, [0])
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "nan", ""])
+def test_seconds_that_are_none_are_told_by_their_variable(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("SDWN_FLUSH_SECONDS", value)
+    with pytest.raises(UsageError, match=f"SDWN_FLUSH_SECONDS: expected seconds.*{value!r}"):
+        seconds("SDWN_FLUSH_SECONDS", 5.0)
 
 
 @pytest.mark.parametrize("size", [0, -3, 7.5, "10", None])

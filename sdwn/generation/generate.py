@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,7 @@ from sdwn.generation.pieces import PieceWriter, Work, covered, sound_pieces
 from sdwn.generation.samplers import ImageSampler, choose_batch, load_timed
 from sdwn.generation.writing import BackgroundWriter, flushed_on_signals
 from sdwn.jobs.processes import this_process
-from sdwn.jobs.records import Meter, first_record
+from sdwn.jobs.records import Meter, first_record, seconds
 from sdwn.models.lock import locked_weights
 from sdwn.planning.plan import ImageSpec, Plan, Shard, read_plan
 from sdwn.storage.images import Sample
@@ -27,7 +26,7 @@ from sdwn.storage.images import Sample
 log = logging.getLogger(__name__)
 
 # A kill costs the batch under way and at most this much finished work.
-FLUSH_SECONDS = float(os.environ.get("SDWN_FLUSH_SECONDS", "5"))
+FLUSH_SECONDS = seconds("SDWN_FLUSH_SECONDS", 5.0)
 
 
 def generate(run: Path, indices: Iterable[int]) -> None:

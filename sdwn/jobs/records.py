@@ -11,14 +11,33 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from sdwn.batches import BatchSize
-from sdwn.errors import IntegrityError
+from sdwn.errors import IntegrityError, UsageError
 from sdwn.files import LOWERED, RunPaths, read_json, write_text
 from sdwn.jobs.processes import this_process
 
 log = logging.getLogger(__name__)
 
+
+def seconds(variable: str, default: float) -> float:
+    """Read a number of seconds from the environment.
+
+    >>> seconds("NOT_SET_ANYWHERE", 5.0)
+    5.0
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    found = os.environ.get(variable, str(default))
+    try:
+        if (value := float(found)) >= 0:
+            return value
+    except ValueError:
+        pass
+    raise UsageError(f"{variable}: expected seconds, 0 or more, found {found!r}")
+
+
 # How often a process takes down how far it is; 0: after every batch.
-REPORT_SECONDS = float(os.environ.get("SDWN_REPORT_SECONDS", "60"))
+REPORT_SECONDS = seconds("SDWN_REPORT_SECONDS", 60.0)
 
 
 @dataclass
