@@ -72,6 +72,17 @@ def test_a_run_is_locked_to_its_content(plan: Plan, tmp_path: Path) -> None:
     assert (locked.folder, locked.revision) == (FOLDER, lock.revision)
     found = {finding.subject: finding for finding in examine(paths, plan, load_profile("local"))}
     assert found["weights"].text == "builtin:miniature is built in, and whole"
+    assert found["settings"].verdict == "ok"
+
+
+def test_it_has_no_safety_checker_and_says_so_before_a_task_does(
+    wordnet: WordNet, tmp_path: Path
+) -> None:
+    config = load_config(REPOSITORY / "configs/demo.yaml", ("generation.safety_checker=true",))
+    plan, paths = make_plan(config, read_catalog(config.catalog, wordnet)), RunPaths(tmp_path)
+    write_plan(plan, paths)
+    found = {finding.subject: finding for finding in examine(paths, plan, load_profile("local"))}
+    assert "--set generation.safety_checker=false" in found["settings"].text
 
 
 def test_the_demo_draws_what_it_has_learnt_and_names_what_it_has_not(plan: Plan) -> None:

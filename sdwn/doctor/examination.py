@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from rich.filesize import decimal
 
@@ -23,6 +25,7 @@ from sdwn.jobs.profiles import ClusterProfile
 from sdwn.jobs.submission import require_fit
 from sdwn.models import weights
 from sdwn.models.lock import locked_weights
+from sdwn.models.settings import check_settings
 from sdwn.planning.plan import Plan
 from sdwn.synsets import wordnet_files
 
@@ -61,6 +64,17 @@ class _Run:
     def todo(self) -> list[int]:
         """Give the shards that are not finished."""
         return missing(self.paths, self.plan)
+
+    @cached_property
+    def weights(self) -> Path | None:
+        """Give the folder of the weights; None where they are not here.
+
+        Raises:
+            SdwnError: they are not those that the run is locked to, or not whole.
+        """
+        model = self.plan.config.model
+        locked = locked_weights(self.paths, model)
+        return locked.folder if locked else weights.locate(self.plan.config)
 
     @cached_property
     def tasks(self) -> Sequence[tuple[int, ...]]:
@@ -168,8 +182,7 @@ def _weights(run: _Run) -> Iterator[Finding]:
         yield ok("weights", f"{name} is built in")
         return
     try:
-        locked = locked_weights(run.paths, config.model)
-        found = locked.folder if locked else weights.locate(config)
+        found = run.weights
     except SdwnError as error:
         yield problem("weights", str(error))
         return
@@ -187,6 +200,19 @@ def _weights(run: _Run) -> Iterator[Finding]:
         yield unverified("weights", f"{text}; export the same here")
     else:
         yield _no_weights(run, name)
+
+
+def _settings(run: _Run) -> Iterator[Finding]:
+    """Find what would end every task at its start, after its wait in the queue."""
+    with suppress(SdwnError):  # Told with the weights.
+        if run.weights is None:
+            return
+        try:
+            check_settings(run.plan.config, run.weights)
+        except UsageError as error:
+            yield problem("settings", str(error))
+        else:
+            yield ok("settings", "the model takes the config's scheduler and safety checker")
 
 
 def _differs(run: _Run, name: str) -> bool:
@@ -245,4 +271,4 @@ def _node(run: _Run) -> Iterator[Finding]:
         )
 
 
-CHECKS = (_fit, _site, _folder, _space, _weights, _wordnet, _locks, _cache, _node)
+CHECKS = (_fit, _site, _folder, _space, _weights, _settings, _wordnet, _locks, _cache, _node)
