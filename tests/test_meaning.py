@@ -67,7 +67,7 @@ GLOSS = {
 WNIDS = sorted(INDEX)
 # Each class under the next one's gloss.
 OTHERS = dict(zip(WNIDS, WNIDS[1:] + WNIDS[:1], strict=True))
-STEPS, GUIDANCE, SIDE = 8, 3.0, 64
+STEPS, GUIDANCE, SIDE = 6, 3.0, 64
 # Images of each class: of the run that is held against plain diffusers, and of its variations.
 NUMBERS, FEWER = 4, 2
 

@@ -42,7 +42,7 @@ class Recipe:
 FULL = Recipe(
     text=Schedule(steps=600, rate=2e-3, rising=50, averaged=0.99),
     vae=Schedule(steps=4_000, rate=1.5e-3),
-    unet=Schedule(steps=8_000, rate=1e-3),
+    unet=Schedule(steps=7_000, rate=1e-3),
 )
 SHORT = Recipe(
     text=Schedule(steps=20, rate=2e-3, rising=5, averaged=0.9),
