@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,3 +103,17 @@ def test_its_card_is_finished() -> None:
     assert f"the {len(learnt())} classes of" in card
     for needed in ("Apache-2.0", "MIT", "Google", "Microsoft", "python -m training"):
         assert needed in card
+
+
+def test_its_card_tells_the_figures_of_its_table() -> None:
+    with (FOLDER / "recognised.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["wnid"] for row in rows} == learnt()
+    card = " ".join((FOLDER / "README.md").read_text(encoding="utf-8").split())
+    drawn = [int(row["drawn"]) for row in rows]
+    pictures = [int(row["training_pictures"]) for row in rows]
+    images = sum(int(row["images"]) for row in rows)
+    assert images == 10 * len(rows)
+    assert f"| images that it draws | {sum(drawn) / images:.1%} |" in card
+    assert f"| training pictures | {sum(pictures) / images:.1%} |" in card
+    assert f"{drawn.count(10)} classes with all ten, {drawn.count(0)} with none" in card
