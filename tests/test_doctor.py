@@ -94,6 +94,29 @@ def test_what_would_end_every_task_at_its_start_is_found_before(
     assert told in texts(found)["settings"]
 
 
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ('{"scheduler": ["diffusers", "PNDMScheduler"]}', "ok"),
+        ('{"scheduler": ["diffusers", "NoSuchScheduler"]}', "unverified"),
+        ('{"scheduler": ["diffusers", "utils"]}', "unverified"),
+        ('{"scheduler": ["custom", "PNDMScheduler"]}', "unverified"),
+        ('{"scheduler": ["diffusers", 7]}', "unverified"),
+        ("{}", "unverified"),
+        ("{", "problem"),
+        ("[]", "problem"),
+    ],
+)
+def test_an_odd_index_of_a_model_is_told_in_a_line(
+    planned: PlanRun, tmp_path: Path, index: str, told: str
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model_index.json").write_text(index)
+    changes = {"scheduler": "DDIMScheduler", "safety_checker": False}
+    run = planned(model={"name": str(tmp_path / "model")}, generation=changes)
+    assert verdicts(examine(*run, profile(executor="local")))["settings"] == told
+
+
 def test_wordnet_is_found_without_nltk(
     planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file
 from sdwn.config import RunConfig, load_config
 from sdwn.doctor.examination import examine
 from sdwn.files import RunPaths
@@ -14,13 +19,13 @@ from sdwn.generation.sampler import Sampler
 from sdwn.jobs.profiles import load_profile
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.lock import ensure, locked_weights
-from sdwn.models.notices import learnt
-from sdwn.models.weights import fingerprint
+from sdwn.models.weights import SUMS, fingerprint, packaged
 from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.synsets.catalog import read_catalog
 from sdwn.synsets.wordnet import WordNet
+from training.table import read_table
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, Sdwn
 
 FOLDER = REPOSITORY / "sdwn/miniature"
 # Of the demo, to show what becomes of them: drawn and released, not evaluated.
@@ -87,29 +92,64 @@ def test_it_has_no_safety_checker_and_says_so_before_a_task_does(
 
 
 def test_the_demo_draws_what_it_has_learnt_and_names_what_it_has_not(plan: Plan) -> None:
-    strange = {row.synset for row in plan.synsets if row.wnid not in learnt()}
+    learnt = {subject.wnid for subject in read_table()}
+    strange = {row.synset for row in plan.synsets if row.wnid not in learnt}
     assert strange == NOT_LEARNT
     assert {row.synset for row in plan.synsets if row.imagenet_class is None} == NOT_LEARNT
 
 
-def test_everybody_may_read_it() -> None:
-    for path in FOLDER.rglob("*.*"):
-        assert path.stat().st_mode & 0o444 == 0o444, path
+def test_what_came_with_the_package_is_listed_with_its_sums() -> None:
+    listed = [line.split("  ")[1] for line in (FOLDER / SUMS).read_text().splitlines()]
+    told = {FOLDER / name for name in ("README.md", "NOTICE", SUMS)}
+    there = {path for path in FOLDER.rglob("*") if path.is_file()} - told
+    assert {FOLDER / name for name in listed} == there
+    assert packaged("miniature") == FOLDER
 
 
-def test_its_card_is_finished() -> None:
-    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def card() -> str:
+    return (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def test_its_card_is_finished(card: str) -> None:
     assert "TODO" not in card
-    assert f"the {len(learnt())} classes of" in card
-    for needed in ("Apache-2.0", "MIT", "Google", "Microsoft", "python -m training"):
+    assert f"the {len(read_table())} classes of" in card
+    for needed in ("Apache-2.0", "MIT", "Google", "Microsoft", "python -m training", "NOTICE"):
         assert needed in card
+    notice = (FOLDER / "NOTICE").read_text(encoding="utf-8")
+    for needed in ("Permission is hereby granted", "Google LLC", "WordNet 3.0 Copyright 2006"):
+        assert needed in notice
 
 
-def test_its_card_tells_the_figures_of_its_table() -> None:
+def test_its_cards_example_draws(card: str) -> None:
+    names: dict[str, Any] = {}
+    exec(card.split("```python")[1].split("```", maxsplit=1)[0], names)
+    assert names["image"].size == (64, 64)
+    assert np.asarray(names["image"]).std() > 10
+
+
+def test_its_card_tells_its_parts(card: str) -> None:
+    parts = {
+        path.parent.name: sum(tensor.numel() for tensor in load_file(path).values())
+        for path in FOLDER.glob("*/*.safetensors")
+    }
+    rows = re.findall(r"^\| (.+) \| .* \| ([0-9.]+) million \|$", card, re.MULTILINE)
+    assert dict(rows) == {
+        "text encoder": f"{parts['text_encoder'] / 1e6:.1f}",
+        "VAE": f"{parts['vae'] / 1e6:.1f}",
+        "UNet": f"{parts['unet'] / 1e6:.1f}",
+    }
+    megabytes = sum(path.stat().st_size for path in FOLDER.glob("*/*.safetensors")) / 1e6
+    assert f"In half precision: {megabytes:.1f} MB" in card
+    words = json.loads((FOLDER / "tokenizer/vocab.json").read_text(encoding="utf-8"))
+    assert f"a vocabulary of {len(words):,} entries" in card
+
+
+def test_its_card_tells_the_figures_of_its_table(card: str) -> None:
     with (FOLDER / "recognised.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {row["wnid"] for row in rows} == learnt()
-    card = " ".join((FOLDER / "README.md").read_text(encoding="utf-8").split())
+    assert [row["wnid"] for row in rows] == [subject.wnid for subject in read_table()]
+    card = " ".join(card.split())
     drawn = [int(row["drawn"]) for row in rows]
     pictures = [int(row["training_pictures"]) for row in rows]
     images = sum(int(row["images"]) for row in rows)
@@ -117,3 +157,14 @@ def test_its_card_tells_the_figures_of_its_table() -> None:
     assert f"| images that it draws | {sum(drawn) / images:.1%} |" in card
     assert f"| training pictures | {sum(pictures) / images:.1%} |" in card
     assert f"{drawn.count(10)} classes with all ten, {drawn.count(0)} with none" in card
+
+
+def test_it_can_be_piloted_and_tuned_as_a_real_model(sdwn: Sdwn) -> None:
+    few = ("--set", "catalog.only=[zebra.n.01, teapot.n.01]")
+    sdwn("plan", "demo", "run", *few)
+    found = sdwn.json("pilot", "run")
+    assert (found["images"], found["nan"]) == (20, 0)
+    (profile,) = sdwn.json("tune", REPOSITORY / "configs/demo.yaml")["profiles"]
+    assert profile["workload"]["model"] == "builtin:miniature"
+    assert profile["tuning"]["images_per_second"] > 0
+    Path(profile["path"]).unlink()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,9 @@ from training.backgrounds import SETTINGS
 from training.loop import Schedule, fit
 from training.make import SHORT, chosen, make
 from training.pictograms import SVG, archive_path, pictogram
-from training.pictures import DRAWN, Pictures
+from training.pictures import Pictures, is_drawn
 from training.surfaces import SURFACES
-from training.table import glosses, read_table
+from training.table import Subject, glosses, read_table
 from training.things import THINGS
 
 from conftest import REPOSITORY
@@ -49,7 +51,7 @@ def test_no_two_classes_have_one_prompt() -> None:
 def test_the_table_names_each_drawing_and_each_setting() -> None:
     subjects = read_table()
     names = [name for subject in subjects for name in subject.pictures]
-    drawn = {name.split(":")[1] for name in names if name.startswith(DRAWN)}
+    drawn = {name.split(":")[1] for name in names if is_drawn(name)}
     assert drawn == set(THINGS) | set(SURFACES)
     assert {setting for subject in subjects for setting in subject.settings} == set(SETTINGS)
 
@@ -93,7 +95,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_short_form_makes_a_pipeline_that_diffusers_loads(made: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(
-        made / "pipeline", torch_dtype=torch.float32, safety_checker=None
+        made / "pipeline", dtype=torch.float32, safety_checker=None
     )
     pipeline.set_progress_bar_config(disable=True)
     prompt = glosses(chosen(SHORT))[0]
@@ -112,8 +114,35 @@ def test_the_training_pictures_and_the_drawn_ones_are_judged(made: Path) -> None
 
 def test_what_is_trained_is_not_trained_again(made: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in made.glob("*.pt")}
-    make(SHORT, made, made / "packages")
+    make(SHORT, Pictures(chosen(SHORT), made / "packages"), made)
     assert {path: path.stat().st_mtime_ns for path in made.glob("*.pt")} == before
+
+
+def test_a_folder_is_kept_to_what_it_began_with(made: Path) -> None:
+    pictures = Pictures(chosen(SHORT), made / "packages")
+    with pytest.raises(SdwnError, match="another recipe or table of classes"):
+        make(replace(SHORT, latents=1), pictures, made)
+    with (made / "made_from.json").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(SdwnError, match="another process trains there"):
+            make(SHORT, pictures, made)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "settings", "told"),
+    [
+        (("nota:guitar",), ("room",), "guitar.n.01: no such picture: nota:guitar"),
+        (("drawn:nothing",), ("room",), "no such picture: drawn:nothing"),
+        ((), ("room",), "expected pictures to draw it from, found none"),
+        (("noto:guitar",), (), "expected a setting for it, found none"),
+        (("noto:guitar",), ("room", "moon"), "no such setting: moon; valid: grass"),
+    ],
+)
+def test_a_row_that_names_what_is_not_there_is_told_before_hours_go_into_it(
+    tmp_path: Path, pictures: tuple[str, ...], settings: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(SdwnError, match=told):
+        Pictures([Subject("n03467517", "guitar.n.01", pictures, settings)], tmp_path)
 
 
 def test_an_interrupted_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
@@ -142,6 +171,8 @@ def test_the_weights_take_at_most_sixteen_megabytes(made: Path) -> None:
     weights = list(made.glob("pipeline/*/*.safetensors"))
     assert len(weights) == 3
     assert sum(path.stat().st_size for path in weights) <= 16_000_000
+    index = made / "pipeline/model_index.json"
+    assert {path.stat().st_mode for path in weights} == {index.stat().st_mode}, "as readable"
 
 
 _PUBLISHED = CatalogConfig(name="sdwn-26204")

@@ -6,9 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from training.assemble import GUIDANCE
+from sdwn.errors import SdwnError
+from sdwn.judging.classify import load_classifier
+
 from training.make import FULL, SHORT, chosen, make
-from training.measure import measure
+from training.measure import GUIDANCE, JUDGE, measure
+from training.pictures import Pictures
 
 
 def main() -> None:
@@ -22,8 +25,15 @@ def main() -> None:
     given = parser.parse_args()
     packages = given.packages or given.folder / "packages"
     recipe = SHORT if given.short else FULL
-    make(recipe, given.folder, packages)
-    share = measure(chosen(recipe), given.folder, packages, given.judged, given.guidance)
+    if given.judged < 1:
+        parser.error(f"--judged: expected 1 or more, found {given.judged}")
+    try:
+        judge = load_classifier(JUDGE)
+        pictures = Pictures(chosen(recipe), packages)
+        make(recipe, pictures, given.folder)
+        share = measure(judge, pictures, given.folder, given.judged, given.guidance)
+    except SdwnError as error:
+        sys.exit(f"error: {error}")
     sys.stdout.write(f"{share:.1%} of the drawn pictures are recognised\n")
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.canvas import Random
+
 SIDE = 64
 
 Pixels = NDArray[np.uint8]
 Plane = NDArray[np.floating[Any]]
-Random = np.random.Generator
 # Two ranges each of hue, saturation and value.
 Palette = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 

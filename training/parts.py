@@ -5,7 +5,8 @@ from __future__ import annotations
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-SIDE = 64
+from training.backgrounds import SIDE
+
 LATENT_CHANNELS = 12
 LATENT_SIDE = 16
 TEXT_WIDTH = 96

@@ -1,7 +1,7 @@
 """Pictograms: emoji out of packages of the npm registry, drawn as images of 128 pixels.
 
-The packages' licences: Noto Emoji, both designs, Apache-2.0; Fluent Emoji, flat and as rendered
-in three dimensions, MIT.
+The packages' licences: Noto Emoji, both designs, Apache-2.0; Fluent Emoji, in colour and as
+rendered in three dimensions, MIT.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -38,10 +39,12 @@ def pictogram(name: str, packages: Path) -> Image.Image:
         SdwnError: there is none of this name.
     """
     design, _, emoji = name.partition(":")
+    if design not in PACKAGES:
+        raise SdwnError(f"{name}: no such design; expected one of {', '.join(PACKAGES)}")
     try:
         drawn = _from_svg(design, emoji, packages) if design in SVG else _webp(emoji, packages)
     except KeyError:
-        raise SdwnError(f"{name}: no such pictogram in {PACKAGES.get(design, design)}") from None
+        raise SdwnError(f"{name}: no such pictogram in {PACKAGES[design]}") from None
     return trimmed(drawn)
 
 
@@ -67,15 +70,17 @@ def fetch(designs: Collection[str], folder: Path) -> None:
             raise SdwnError(
                 f"expected npm, to get {package}; install Node.js, or put its .tgz in {folder}"
             )
-        got = subprocess.run(
-            ["npm", "pack", "--silent", package],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if got.returncode:
-            raise SdwnError(f"npm pack {package}: {got.stderr.strip()[-300:]}")
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            got = subprocess.run(
+                ["npm", "pack", "--silent", package],
+                cwd=unfinished,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if got.returncode:
+                raise SdwnError(f"npm pack {package}: {got.stderr.strip()[-300:]}")
+            archive_path(package, Path(unfinished)).replace(archive_path(package, folder))
 
 
 def archive_path(package: str, folder: Path) -> Path:

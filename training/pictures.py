@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from sdwn.errors import SdwnError
 
-from training.backgrounds import SIDE, Pixels, Random
+from training.backgrounds import SETTINGS, SIDE, Pixels
+from training.canvas import Random
 from training.pictograms import PACKAGES, PIXELS, fetch, pictogram, trimmed
 from training.scenes import scene
 from training.surfaces import SURFACES
@@ -17,6 +19,8 @@ from training.table import Subject
 from training.things import THINGS
 
 DRAWN = "drawn"
+# Those that fill their picture, and lie in no setting.
+_WHOLE = {f"{DRAWN}:{name}" for name in SURFACES}
 
 Draw = Callable[[Random], Pixels]
 
@@ -25,10 +29,11 @@ class Pictures:
     """Draws pictures of classes, which are known by their place in the table."""
 
     def __init__(self, subjects: Sequence[Subject], packages: Path) -> None:
-        fetch(
-            {name.split(":")[0] for one in subjects for name in one.pictures} & set(PACKAGES),
-            packages,
-        )
+        for subject in subjects:
+            _require_known(subject)
+        self.subjects = tuple(subjects)
+        designs = {name.partition(":")[0] for one in subjects for name in one.pictures}
+        fetch(designs - {DRAWN}, packages)
         self._draws = [
             [_draw(name, subject.settings, packages) for name in subject.pictures]
             for subject in subjects
@@ -47,6 +52,27 @@ class Pictures:
         pixels = np.stack([self.draw(subject, random) for subject in subjects])
         planes = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         return planes.contiguous(memory_format=torch.channels_last)
+
+
+def is_drawn(name: str) -> bool:
+    """Tell whether a picture is drawn here, and no pictogram."""
+    return name.partition(":")[0] == DRAWN
+
+
+def _require_known(subject: Subject) -> None:
+    """Refuse a row of the table that names what is not there, before hours go into it."""
+    known = {*SURFACES, *THINGS}
+    for name in subject.pictures:
+        design, _, drawing = name.partition(":")
+        if design not in (DRAWN, *PACKAGES) or (design == DRAWN and drawing not in known):
+            raise SdwnError(f"{subject.synset}: no such picture: {name}")
+    if not subject.pictures:
+        raise SdwnError(f"{subject.synset}: expected pictures to draw it from, found none")
+    if unknown := set(subject.settings) - set(SETTINGS):
+        valid = ", ".join(sorted(SETTINGS))
+        raise SdwnError(f"{subject.synset}: no such setting: {min(unknown)}; valid: {valid}")
+    if not subject.settings and any(name not in _WHOLE for name in subject.pictures):
+        raise SdwnError(f"{subject.synset}: expected a setting for it, found none")
 
 
 def _draw(name: str, settings: Sequence[str], packages: Path) -> Draw:

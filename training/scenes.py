@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from PIL import Image, ImageFilter
 
-from training.backgrounds import SIDE, Pixels, Random, background
+from training.backgrounds import SIDE, Pixels, background
+from training.canvas import Random
+
+# Few sizes and turns, and steps as wide as a latent's cell, leave the model few pictures of each
+# pictogram to learn. Of the longer side, in pixels; in degrees; steps off the middle.
+SIZES = (50, 60)
+TURNS = (-6.0, 0.0, 6.0)
+STEP, STEPS = 4, 1
+SHADOWED = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Placing:
-    """How pictograms lie in scenes.
-
-    ``sizes`` are those of the longer side, in pixels; ``turns`` in degrees; ``shift`` is how many
-    steps of ``step`` pixels it may lie off the middle. Few sizes and turns, and steps as wide as
-    a latent's cell, leave the model few pictures of each pictogram to learn.
-    """
-
-    sizes: tuple[int, ...] = (50, 60)
-    turns: tuple[float, ...] = (-6.0, 0.0, 6.0)
-    shift: int = 1
-    step: int = 4
-    shadowed: float = 0.5
-
-
-def scene(
-    pictogram: Image.Image, setting: str, random: Random, placing: Placing | None = None
-) -> Pixels:
+def scene(pictogram: Image.Image, setting: str, random: Random) -> Pixels:
     """Compose one picture, (64, 64, 3) uint8, of a pictogram in RGBA whose edges are trimmed."""
-    placing = placing or Placing()
     canvas = Image.fromarray(background(setting, random))
-    placed = _placed(pictogram, random, placing)
-    if random.random() < placing.shadowed:
+    placed = _placed(pictogram, random)
+    if random.random() < SHADOWED:
         canvas.paste((0, 0, 0), (0, 0), _shadow(placed, random))
     # Premultiplied: resizing has mixed no colour of transparent pixels into the edges.
     colour = np.asarray(placed, dtype=np.float32)
@@ -42,16 +29,16 @@ def scene(
     return mixed.clip(0, 255).round().astype(np.uint8)
 
 
-def _placed(pictogram: Image.Image, random: Random, placing: Placing) -> Image.Image:
+def _placed(pictogram: Image.Image, random: Random) -> Image.Image:
     """Give the frame with the turned and resized pictogram in it, premultiplied RGBA."""
     turned = pictogram.convert("RGBa").rotate(
-        random.choice(placing.turns), Image.Resampling.BICUBIC, expand=True
+        random.choice(TURNS), Image.Resampling.BICUBIC, expand=True
     )
     turned = turned.crop(turned.getbbox())
-    scale = random.choice(placing.sizes) / max(turned.size)
+    scale = random.choice(SIZES) / max(turned.size)
     width, height = (max(4, round(scale * side)) for side in turned.size)
     small = turned.resize((width, height), Image.Resampling.BOX, reducing_gap=None)
-    across, down = placing.step * random.integers(-placing.shift, placing.shift + 1, 2)
+    across, down = STEP * random.integers(-STEPS, STEPS + 1, 2)
     frame = Image.new("RGBa", (SIDE, SIDE))
     frame.paste(small, ((SIDE - width) // 2 + int(across), (SIDE - height) // 2 + int(down)))
     return frame

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -204,15 +203,21 @@ def _weights(run: _Run) -> Iterator[Finding]:
 
 def _settings(run: _Run) -> Iterator[Finding]:
     """Find what would end every task at its start, after its wait in the queue."""
-    with suppress(SdwnError):  # Told with the weights.
-        if run.weights is None:
-            return
-        try:
-            check_settings(run.plan.config, run.weights)
-        except UsageError as error:
-            yield problem("settings", str(error))
-        else:
-            yield ok("settings", "the model takes the config's scheduler and safety checker")
+    try:
+        folder = run.weights
+    except SdwnError:
+        return  # Told with the weights.
+    if folder is None:
+        return
+    try:
+        known = check_settings(run.plan.config, folder)
+    except SdwnError as error:
+        yield problem("settings", str(error))
+        return
+    if known:
+        yield ok("settings", "the model takes the config's scheduler and safety checker")
+    else:
+        yield unverified("settings", "only loading the model tells whether it takes the scheduler")
 
 
 def _differs(run: _Run, name: str) -> bool:

@@ -31,7 +31,7 @@ from transformers import (
 from sdwn.errors import UsageError
 from sdwn.models.weights import IN_PACKAGE, builtin_path, packaged
 
-BUILTIN = ("tiny", *IN_PACKAGE)
+NAMES = ("tiny", *IN_PACKAGE)
 
 # Of a dozen tried, one whose pictures differ clearly by prompt and by seed.
 _SEED = "tiny-7"
@@ -56,10 +56,10 @@ def builtin_folder(name: str) -> Path:
 
     Raises:
         UsageError: there is no built-in pipeline of this name.
-        IntegrityError: files of it are missing in the package.
+        IntegrityError: one that comes with the package is not as it came.
     """
-    if name not in BUILTIN:
-        valid = ", ".join(f"builtin:{known}" for known in BUILTIN)
+    if name not in NAMES:
+        valid = ", ".join(f"builtin:{known}" for known in NAMES)
         raise UsageError(f"builtin:{name}: no such built-in model; valid: {valid}")
     if name in IN_PACKAGE:
         return packaged(name)

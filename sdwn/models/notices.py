@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-
 from sdwn.config import BUILTIN
-from sdwn.models.weights import builtin_path
 
 MINIATURE = f"{BUILTIN}miniature"
 
@@ -23,7 +20,7 @@ def notice(model: str) -> str | None:
     if model == MINIATURE:
         return (
             f"These images come from {model}, a pipeline under a hundredth of Stable Diffusion's "
-            f"size, trained on drawings of {len(learnt())} classes to show how sdwn works. What is "
+            "size, trained on drawings of a few dozen classes to show how sdwn works. What is "
             "recognised in them says nothing about Stable Diffusion."
         )
     return (
@@ -42,10 +39,3 @@ def terms(model: str) -> str | None:
     if model.startswith(BUILTIN):
         return "The images come from no trained model; sdwn itself is under Apache-2.0."
     return None
-
-
-def learnt() -> frozenset[str]:
-    """List the wnids of the classes that the miniature was trained on."""
-    table = builtin_path("miniature") / "classes.csv"
-    with table.open(encoding="utf-8", newline="") as file:
-        return frozenset(row["wnid"] for row in csv.DictReader(file))

@@ -42,8 +42,10 @@ def require_safety_checker(config: RunConfig, *, there: bool) -> None:
         )
 
 
-def check_settings(config: RunConfig, folder: Path) -> None:
-    """Refuse what loading the weights in a folder would refuse, without loading them.
+def check_settings(config: RunConfig, folder: Path) -> bool:
+    """Refuse what loading the weights in a folder would refuse; tell whether that is all known.
+
+    Only loading knows a scheduler that is not diffusers' own, or takes more than its settings.
 
     Raises:
         UsageError: the model does not take the config's scheduler, or has no safety checker.
@@ -52,14 +54,22 @@ def check_settings(config: RunConfig, folder: Path) -> None:
     require_safety_checker(config, there="safety_checker" in components(folder))
     index = read_json(folder / INDEX)
     match index.get("scheduler"):
-        case [_, str(own)]:
-            name = config.generation.scheduler or own
-            if name == own not in _UNREPEATABLE:
-                return
-            # Takes seconds, which a model's own scheduler need not cost.
-            import diffusers
+        case ["diffusers", str(kind)]:
+            name = config.generation.scheduler or kind
+            if name == kind and kind not in _UNREPEATABLE:
+                return True
+            if own := _made(kind):
+                require_scheduler(name, own, str(index.get("_class_name")))
+                return True
+    return False
 
-            if kind := getattr(diffusers, own, None):
-                require_scheduler(name, kind(), str(index.get("_class_name")))
-        case _:
-            pass  # Loading will tell.
+
+def _made(kind: str) -> Any:
+    """Make a scheduler of diffusers; None where that takes more than its name."""
+    # Takes seconds, which a model's own scheduler need not cost.
+    import diffusers
+
+    try:
+        return getattr(diffusers, kind)()
+    except (AttributeError, ImportError, TypeError):
+        return None

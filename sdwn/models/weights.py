@@ -11,12 +11,14 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from sdwn.config import ModelConfig, RunConfig
+from sdwn.config import BUILTIN_MODELS, ModelConfig, RunConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.files import cache_folder, file_sha256, read_json
 
 INDEX = "model_index.json"
-# Counts every change to what a built-in model's folder holds, so that no cache keeps an older one.
+# SHA-256 of what comes with the package, as sha256sum writes them.
+SUMS = "SHA256SUMS"
+# Counts every change to what is made in the cache, so that no cache keeps an older one.
 BUILTIN_VERSION = 1
 # Come with the package, in a folder of their name, and are read where they lie.
 IN_PACKAGE = ("miniature",)
@@ -63,7 +65,8 @@ def source(model: ModelConfig) -> Source:
         return "hub"
     raise UsageError(
         f"model {model.name}: no such folder, and no hub name either; expected a folder in "
-        "diffusers format, a name like CompVis/stable-diffusion-v1-4, or builtin:tiny"
+        "diffusers format, a name like CompVis/stable-diffusion-v1-4, or one of "
+        f"{', '.join(BUILTIN_MODELS)}"
     )
 
 
@@ -85,18 +88,23 @@ def builtin_path(name: str) -> Path:
 
 
 def packaged(name: str) -> Path:
-    """Give the folder of a model that comes with the package.
+    """Give the folder of a model that comes with the package, once its files are as they came.
 
     Raises:
-        IntegrityError: files of it are missing.
+        IntegrityError: a file of it is missing, or another than was shipped.
     """
     folder = builtin_path(name)
-    if not (folder / INDEX).is_file():
-        raise IntegrityError(f"{folder}: {INDEX} is missing; {_AGAIN}")
-    names = files(folder)
-    for part in sorted(components(folder)):
-        if not _has_part(folder / part, names):
-            raise IntegrityError(f"{folder / part}: its weights or settings are missing; {_AGAIN}")
+    sums = folder / SUMS
+    try:
+        lines = sums.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        raise IntegrityError(f"{sums}: cannot be read; {_AGAIN}") from None
+    for line in lines:
+        digest, _, file = line.partition("  ")
+        if not (folder / file).is_file() or file_sha256(folder / file) != digest:
+            raise IntegrityError(
+                f"{folder / file}: missing, or another than came with the package; {_AGAIN}"
+            )
     return folder
 
 
@@ -134,7 +142,7 @@ def locate(config: RunConfig, commit: str | None = None) -> Path | None:
     Of a model of the hub it is the one in its cache, at ``commit`` if that is given, and whole.
 
     Raises:
-        IntegrityError: files of a model that comes with the package are missing.
+        IntegrityError: a model that comes with the package is not as it came.
     """
     model = config.model
     if model.builtin in IN_PACKAGE:

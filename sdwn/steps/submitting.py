@@ -96,7 +96,7 @@ def submit_run(
         )
     elif options.then:
         found["then"] = _chained(paths, made, chosen, options)
-    elif jobs:
+    elif jobs and not options.wait:
         _say_too_early(paths)
     if remaining and options.then:
         terminal.say(f"{', '.join(options.then)} would start too early and is not submitted")
@@ -172,7 +172,7 @@ def _say_too_early(paths: RunPaths) -> None:
     if early := waiting(paths):
         told = ", ".join(f"{stage} (job {job.id})" for stage, job in early.items())
         again = f"sdwn retry {paths.root} --then {','.join(early)}"
-        terminal.say(f"{told} will not wait for these tasks; queue it behind them with: {again}")
+        terminal.say(f"{told} will start too early, without these tasks; to change that: {again}")
 
 
 def _again(paths: RunPaths, options: SubmitOptions) -> str:
