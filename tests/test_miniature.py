@@ -160,11 +160,14 @@ def test_its_card_tells_the_figures_of_its_table(card: str) -> None:
 
 
 def test_it_can_be_piloted_and_tuned_as_a_real_model(sdwn: Sdwn) -> None:
-    few = ("--set", "catalog.only=[zebra.n.01, teapot.n.01]")
-    sdwn("plan", "demo", "run", *few)
+    text = (REPOSITORY / "configs/demo.yaml").read_text(encoding="utf-8")
+    quick = sdwn.folder / "quick.yaml"
+    small = re.sub(r"num_inference_steps: \d+", "num_inference_steps: 1", text)
+    quick.write_text(re.sub(r"(height|width): 64", r"\1: 32", small))
+    sdwn("plan", quick, "run", "--set", "catalog.only=[zebra.n.01, teapot.n.01]")
     found = sdwn.json("pilot", "run")
     assert (found["images"], found["nan"]) == (20, 0)
-    (profile,) = sdwn.json("tune", REPOSITORY / "configs/demo.yaml")["profiles"]
+    (profile,) = sdwn.json("tune", quick)["profiles"]
     assert profile["workload"]["model"] == "builtin:miniature"
     assert profile["tuning"]["images_per_second"] > 0
     Path(profile["path"]).unlink()
