@@ -35,32 +35,37 @@ from conftest import REPOSITORY, Sdwn
 
 # Classes that are recognised nearly always: their indices in ILSVRC 2012, and WordNet's glosses.
 INDEX = {
-    "n02701002": 407,
-    "n02708093": 409,
-    "n02802426": 430,
-    "n03028079": 497,
+    "n02056570": 145,
     "n03196217": 530,
-    "n03291819": 549,
-    "n03544143": 604,
-    "n03590841": 607,
-    "n03888257": 701,
+    "n03595614": 610,
+    "n03602883": 613,
+    "n03691459": 632,
+    "n03692522": 633,
+    "n03720891": 641,
     "n04254680": 805,
-    "n04612504": 914,
+    "n04372370": 844,
+    "n04380533": 846,
+    "n04409515": 852,
     "n06785654": 918,
 }
 GLOSS = {
-    "n02701002": "a vehicle that takes people to and from hospitals",
-    "n02708093": "a clock that displays the time of day by the position of hands on a dial",
-    "n02802426": "an inflated ball used in playing basketball",
-    "n03028079": "a place for public (especially Christian) worship",
+    "n02056570": "large penguin on islands bordering the Antarctic Circle",
     "n03196217": "a clock that displays the time of day digitally",
-    "n03291819": "a flat (usually rectangular) container for a letter, thin package, etc.",
-    "n03544143": "a sandglass that runs for sixty minutes",
-    "n03590841": "lantern carved from a pumpkin",
-    "n03888257": "rescue equipment consisting of a device that fills with air and retards your "
-    "fall",
+    "n03595614": "a close-fitting pullover shirt",
+    "n03602883": "a manual control consisting of a vertical handle that can move freely in two "
+    "directions; used as an input device to computers or to devices controlled by "
+    "computers",
+    "n03691459": "electro-acoustic transducer that converts electrical signals into sounds loud "
+    "enough to be heard at a distance",
+    "n03692522": "small magnifying glass (usually set in an eyepiece) used by jewelers and "
+    "horologists",
+    "n03720891": "a percussion instrument consisting of a hollow gourd containing pebbles or "
+    "beans; often played in pairs",
     "n04254680": "an inflated ball used in playing soccer",
-    "n04612504": "a ship's small boat (usually rowed by 4 or 6 oars)",
+    "n04372370": "control consisting of a mechanical or electrical or electronic device for "
+    "making or breaking or changing the connections in a circuit",
+    "n04380533": "a lamp that sits on a table",
+    "n04409515": "ball about the size of a fist used in playing tennis",
     "n06785654": "a puzzle in which words corresponding to numbered clues are to be found and "
     "written in to squares in the puzzle",
 }
