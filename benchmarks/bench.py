@@ -292,7 +292,7 @@ ROWS = {
         rounds=3,
     ),
     "tiny": Row(
-        "demo's pipeline, 64x64, images/s",
+        "built-in random pipeline, 64x64, images/s",
         LOOP,
         "(all model)",
         generation("tiny", "images_per_second"),

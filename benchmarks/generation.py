@@ -33,7 +33,7 @@ REAL: dict[str, Any] = {
     "scheduler": None,
     "safety_checker": False,
 }
-# The demo's pipeline and size: nearly all of an image's time is the model's.
+# The built-in pipeline of random weights: nearly all of an image's time is the model's.
 TINY: dict[str, Any] = {
     "height": 64,
     "width": 64,
@@ -193,7 +193,7 @@ def real_loop(folder: Path) -> float:
 
 
 def tiny(folder: Path) -> float:
-    """Ours, the demo's pipeline."""
+    """Ours, the built-in pipeline of random weights."""
     return task(folder, "builtin:tiny", TINY)
 
 

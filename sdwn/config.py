@@ -14,9 +14,9 @@ from sdwn.errors import UsageError
 # The catalog of arXiv 2211.01777.
 PAPER_CATALOG = "sdwn-26204"
 
-# Random weights in diffusers' own classes; and no model at all, for rehearsals.
+# Random weights in diffusers' own classes; a model of few things; and none at all, for rehearsals.
 BUILTIN = "builtin:"
-BUILTIN_MODELS = ("builtin:tiny", "builtin:noise")
+BUILTIN_MODELS = ("builtin:tiny", "builtin:miniature", "builtin:noise")
 
 PROMPT_FIELDS = ("definition", "lemma", "lemmas", "synset")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -202,27 +203,55 @@ def test_plans_do_not_depend_on_the_hash_seed(sdwn: Sdwn, elsewhere: Elsewhere) 
         assert (sdwn.folder / "run" / name).read_bytes() == (there / name).read_bytes()
 
 
-def test_the_wheel_carries_configs_and_profiles(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What installing a wheel leaves."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
-    subprocess.run(
-        [sys.executable, "-m", "zipfile", "-e", next(tmp_path.glob("*.whl")), tmp_path / "site"],
-        check=True,
+    wheel = next(folder.glob("*.whl"))
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, folder / "site"], check=True)
+    return folder / "site"
+
+
+def from_site(site: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python where only the wheel's sdwn is to be found."""
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": str(site)},
+        cwd=site.parent,
+        check=False,
+        capture_output=True,
+        text=True,
     )
+
+
+def test_the_wheel_carries_configs_and_profiles(site: Path) -> None:
     code = (
         "from sdwn.shipped import find; import sdwn.shipped\n"
         "print(sdwn.shipped.__file__, find('config', 'paper'), find('profile', 'local'))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert all(part.startswith(str(tmp_path / "site/sdwn")) for part in done.stdout.split())
+    done = from_site(site, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert all(part.startswith(str(site / "sdwn")) for part in done.stdout.split())
+
+
+def test_the_wheel_carries_the_miniature(site: Path) -> None:
+    def carried(folder: Path) -> dict[str, bytes]:
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    assert carried(site / "sdwn/miniature") == carried(REPOSITORY / "sdwn/miniature")
+
+
+def test_a_miniature_that_is_not_whole_is_told_in_one_line(site: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(site, tmp_path / "site")
+    weights = broken / "sdwn/miniature/unet/diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    done = from_site(broken, "-m", "sdwn", "plan", "demo", str(tmp_path / "run"))
+    assert done.returncode == 1
+    (error,) = [line for line in done.stderr.splitlines() if "rror" in line]
+    assert f"{weights}: missing, or another than came with the package; install sdwn aga" in error
 
 
 def readme_commands(containing: str = "", readme: str = "README.md") -> list[str]:

@@ -24,6 +24,7 @@ from sdwn.jobs import limits
 from sdwn.jobs.journal import read_journal
 from sdwn.jobs.profiles import ClusterProfile, load_profile
 from sdwn.jobs.site import Site, look, user
+from sdwn.models.builtin import builtin_folder
 
 from conftest import REPOSITORY, PlanRun, Sdwn, Testbed
 
@@ -70,6 +71,50 @@ def test_a_local_run_is_held_against_this_machine(
     assert verdicts(examine(paths, plan, offline))["weights"] == "problem"
     nowhere = planned("nowhere", model={"name": "/nowhere/model"})
     assert verdicts(examine(*nowhere, profile(executor="local")))["weights"] == "problem"
+
+
+@pytest.mark.parametrize(
+    ("generation", "told"),
+    [
+        ({"scheduler": "PNDMScheduler"}, ""),
+        ({"scheduler": None}, ""),
+        ({"scheduler": "EulerDiscreteScheduler"}, ""),
+        ({"scheduler": "EulerDiscreetScheduler"}, "does not fit StableDiffusionPipeline; valid: "),
+        ({"scheduler": "FlowMatchEulerDiscreteScheduler"}, "does not fit StableDiffusionPipeline"),
+        ({"scheduler": "DPMSolverSDEScheduler"}, "does not fit StableDiffusionPipeline; valid: "),
+    ],
+)
+def test_what_would_end_every_task_at_its_start_is_found_before(
+    planned: PlanRun, generation: dict[str, Any], told: str
+) -> None:
+    builtin_folder("tiny")
+    paths, plan = planned(model={"name": "builtin:tiny"}, generation=generation)
+    found = examine(paths, plan, profile(executor="local"))
+    assert verdicts(found)["settings"] == ("problem" if told else "ok")
+    assert told in texts(found)["settings"]
+
+
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ('{"scheduler": ["diffusers", "PNDMScheduler"]}', "ok"),
+        ('{"scheduler": ["diffusers", "NoSuchScheduler"]}', "unverified"),
+        ('{"scheduler": ["diffusers", "utils"]}', "unverified"),
+        ('{"scheduler": ["custom", "PNDMScheduler"]}', "unverified"),
+        ('{"scheduler": ["diffusers", 7]}', "unverified"),
+        ("{}", "unverified"),
+        ("{", "problem"),
+        ("[]", "problem"),
+    ],
+)
+def test_an_odd_index_of_a_model_is_told_in_a_line(
+    planned: PlanRun, tmp_path: Path, index: str, told: str
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model_index.json").write_text(index)
+    changes = {"scheduler": "DDIMScheduler", "safety_checker": False}
+    run = planned(model={"name": str(tmp_path / "model")}, generation=changes)
+    assert verdicts(examine(*run, profile(executor="local")))["settings"] == told
 
 
 def test_wordnet_is_found_without_nltk(

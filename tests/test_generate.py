@@ -27,7 +27,7 @@ from sdwn.generation.pieces import finish_shard
 from sdwn.generation.sampler import Sampler
 from sdwn.generation.samplers import ImageSampler, choose_batch
 from sdwn.jobs import task
-from sdwn.jobs.records import read_record, seconds
+from sdwn.jobs.records import read_record
 from sdwn.planning import plan as plan_module
 from sdwn.planning.plan import ImageSpec, Plan, read_plan, write_plan
 from sdwn.runs.status import images_done, run_status
@@ -35,6 +35,7 @@ from sdwn.storage.columns import names
 from sdwn.storage.images import decode, encode
 from sdwn.storage.shards import ImageFile
 from sdwn.trials import pilot
+from sdwn.variables import seconds
 from submitit.core.utils import UncompletedJobError
 
 from conftest import FEW, PlanRun, Sdwn

@@ -98,7 +98,7 @@ def test_other_tools_read_a_release(
     card = release.card.read_text()
     assert card.startswith("---\n")
     assert f"{plan.images} synthetic images of {len(plan.synsets)} WordNet synsets" in card
-    assert "They say nothing about Stable Diffusion" in card
+    assert "says nothing about Stable Diffusion" in card
     example = card.split("```python\n")[1].split("```")[0] + "image.load()"
     monkeypatch.chdir(release.root)
     exec(example, {})  # as a reader would paste it

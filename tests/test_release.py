@@ -224,7 +224,7 @@ def test_provenance_is_enough_to_make_an_image_again(release: Release) -> None:
 def test_the_card_is_what_a_hub_expects(release: Release) -> None:
     card = DatasetCard(release.paths.card.read_text())
     assert card.data.license == "other"
-    assert card.data.pretty_name == "Stable Diffusion x below corgi.n.01 + below terrier.n.01"
+    assert card.data.pretty_name == "builtin:noise x below corgi.n.01 + below terrier.n.01"
     assert card.data.size_categories == "n<1K"
     assert card.data.configs == [{"config_name": "default", "data_files": "metadata.parquet"}]
     for needed in ("Princeton", "arXiv:2211.01777", "are black", "was cut off", "Apache-2.0"):
@@ -242,7 +242,7 @@ def test_a_cards_names_stay_in_their_places(planned: PlanRun) -> None:
     hostile = release.manifest.model_copy(update={"catalog": "a: b\n---\n# Not mine"})
     text = card(hostile, release.present, release.metadata.column_names)
     header, _, body = text.removeprefix("---\n").partition("\n---\n")
-    assert DatasetCard(text).data.pretty_name == "Stable Diffusion x a: b\n---\n# Not mine"
+    assert DatasetCard(text).data.pretty_name == "builtin:noise x a: b\n---\n# Not mine"
     assert header.count("\n---") == 0
     assert "\n# Not mine" not in body
     assert "\n# Heading" not in body

@@ -439,7 +439,13 @@ def test_later_stages_wait_for_all_arrays_and_merge_refuses_what_is_incomplete(
     assert "pending (" in states["merge"]
     moved = sdwn.json("submit", paths.root, "--profile", site, *then)["then"]
     assert set(moved.values()).isdisjoint(found.values()), "queued anew behind what lives now"
-    for array in arrays:
+    lost = max(arrays, key=int)
+    cluster.run("scancel", lost)
+    wait_until(lambda: all(job.id.partition("_")[0] != lost for job in live_jobs(paths)))
+    said = sdwn("retry", paths.root).stderr
+    assert f"merge (job {moved['merge']}), evaluate" in said
+    assert f"too early, without these tasks; to change that: sdwn retry {paths.root} --th" in said
+    for array in {job.id.partition("_")[0] for job in live_jobs(paths)} - set(moved.values()):
         cluster.run("scancel", array)
     cluster.run("scontrol", "release", ",".join(moved.values()))
     wait_until(lambda: not live_jobs(paths))

@@ -91,7 +91,9 @@ def page(comparison: Mapping[str, Any], sides: Sequence[Side]) -> str:
             "measures": MEASURES,
             "level": LEVEL,
             "points": points,
-            "builtin": [side.name for side in sides if side.release.manifest.is_builtin],
+            "notices": [
+                (side.name, said) for side in sides if (said := side.release.manifest.notice)
+            ],
             "galleries": _galleries(comparison, sides),
             "data": {"charts": charts(comparison), "classes": {}, "sheets": {}, "colours": {}},
         },

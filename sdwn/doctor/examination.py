@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from rich.filesize import decimal
 
@@ -23,6 +24,7 @@ from sdwn.jobs.profiles import ClusterProfile
 from sdwn.jobs.submission import require_fit
 from sdwn.models import weights
 from sdwn.models.lock import locked_weights
+from sdwn.models.settings import check_settings
 from sdwn.planning.plan import Plan
 from sdwn.synsets import wordnet_files
 
@@ -61,6 +63,17 @@ class _Run:
     def todo(self) -> list[int]:
         """Give the shards that are not finished."""
         return missing(self.paths, self.plan)
+
+    @cached_property
+    def weights(self) -> Path | None:
+        """Give the folder of the weights; None where they are not here.
+
+        Raises:
+            SdwnError: they are not those that the run is locked to, or not whole.
+        """
+        model = self.plan.config.model
+        locked = locked_weights(self.paths, model)
+        return locked.folder if locked else weights.locate(self.plan.config)
 
     @cached_property
     def tasks(self) -> Sequence[tuple[int, ...]]:
@@ -164,16 +177,17 @@ def _pieces(run: _Run) -> int:
 
 def _weights(run: _Run) -> Iterator[Finding]:
     config, name = run.plan.config, run.plan.config.model.name
-    if config.model.builtin is not None:
+    if config.model.builtin not in (None, *weights.IN_PACKAGE):
         yield ok("weights", f"{name} is built in")
         return
     try:
-        locked = locked_weights(run.paths, config.model)
+        found = run.weights
     except SdwnError as error:
         yield problem("weights", str(error))
         return
-    found = locked.folder if locked else weights.locate(config)
-    if found is not None:
+    if config.model.builtin is not None:
+        yield ok("weights", f"{name} is built in, and whole")
+    elif found is not None:
         own = place(found)
         if run.slurm and own.own:
             text = f"{found} is {_own(own)}: compute nodes probably do not see it"
@@ -185,6 +199,25 @@ def _weights(run: _Run) -> Iterator[Finding]:
         yield unverified("weights", f"{text}; export the same here")
     else:
         yield _no_weights(run, name)
+
+
+def _settings(run: _Run) -> Iterator[Finding]:
+    """Find what would end every task at its start, after its wait in the queue."""
+    try:
+        folder = run.weights
+    except SdwnError:
+        return  # Told with the weights.
+    if folder is None:
+        return
+    try:
+        known = check_settings(run.plan.config, folder)
+    except SdwnError as error:
+        yield problem("settings", str(error))
+        return
+    if known:
+        yield ok("settings", "the model takes the config's scheduler and safety checker")
+    else:
+        yield unverified("settings", "only loading the model tells whether it takes the scheduler")
 
 
 def _differs(run: _Run, name: str) -> bool:
@@ -243,4 +276,4 @@ def _node(run: _Run) -> Iterator[Finding]:
         )
 
 
-CHECKS = (_fit, _site, _folder, _space, _weights, _wordnet, _locks, _cache, _node)
+CHECKS = (_fit, _site, _folder, _space, _weights, _settings, _wordnet, _locks, _cache, _node)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.config import ModelConfig
-from sdwn.errors import SdwnError, UsageError
+from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.models.weights import snapshot, source
 
 BATCH = 64
@@ -41,7 +41,10 @@ def _folder(model: ModelConfig, revision: str | None) -> Path | None:
     if model.builtin is not None:
         from sdwn.models.builtin import builtin_folder  # torch and diffusers
 
-        return builtin_folder(model.builtin)
+        try:
+            return builtin_folder(model.builtin)
+        except IntegrityError as error:
+            raise NoEncoderError(str(error)) from None
     try:
         kind = source(model)
     except UsageError:

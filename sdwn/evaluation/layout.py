@@ -24,6 +24,12 @@ GAP, ROUNDS = 0.04, 200
 # Names that are spelt the same have one place, but want a circle each.
 JITTER = 1e-6
 
+# What a reader should know of a built-in model's own text encoder.
+_NOTES = {
+    "builtin:tiny": "Its weights are random, so that these places mean nothing",
+    "builtin:miniature": "It has read few glosses, and no names, so that these places mean little",
+}
+
 Matrix = NDArray[np.float64]
 
 
@@ -92,8 +98,8 @@ def _by_encoder(release: Release, wnids: list[str]) -> Distances:
     folder = encoder.encoder_folder(model, _revision(release))
     names = [_lemmas(release, wnid)[0] for wnid in wnids]
     matrix = cosine_distances(encoder.encode(folder, model.variant, names))
-    note = "Its weights are random, so that these places mean nothing" if model.builtin else ""
-    return Distances(tuple(wnids), matrix, f"text encoder of {model.name}", note)
+    source = f"text encoder of {model.name}"
+    return Distances(tuple(wnids), matrix, source, _NOTES.get(model.name, ""))
 
 
 def _by_wordnet(wnids: list[str], reason: str) -> Distances:

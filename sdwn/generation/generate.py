@@ -18,10 +18,11 @@ from sdwn.generation.pieces import PieceWriter, Work, covered, sound_pieces
 from sdwn.generation.samplers import ImageSampler, choose_batch, load_timed
 from sdwn.generation.writing import BackgroundWriter, flushed_on_signals
 from sdwn.jobs.processes import this_process
-from sdwn.jobs.records import Meter, first_record, seconds
+from sdwn.jobs.records import Meter, first_record
 from sdwn.models.lock import locked_weights
 from sdwn.planning.plan import ImageSpec, Plan, Shard, read_plan
 from sdwn.storage.images import Sample
+from sdwn.variables import seconds
 
 log = logging.getLogger(__name__)
 

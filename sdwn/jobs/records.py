@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from sdwn.batches import BatchSize
-from sdwn.errors import IntegrityError, UsageError
+from sdwn.errors import IntegrityError
 from sdwn.files import LOWERED, RunPaths, read_json, write_text
 from sdwn.jobs.processes import this_process
+from sdwn.variables import seconds
 
 log = logging.getLogger(__name__)
-
-
-def seconds(variable: str, default: float) -> float:
-    """Read a number of seconds from the environment.
-
-    >>> seconds("NOT_SET_ANYWHERE", 5.0)
-    5.0
-
-    Raises:
-        UsageError: it holds something else.
-    """
-    found = os.environ.get(variable, str(default))
-    try:
-        if (value := float(found)) >= 0:
-            return value
-    except ValueError:
-        pass
-    raise UsageError(f"{variable}: expected seconds, 0 or more, found {found!r}")
-
 
 # How often a process takes down how far it is; 0: after every batch.
 REPORT_SECONDS = seconds("SDWN_REPORT_SECONDS", 60.0)

@@ -1,7 +1,8 @@
-"""The built-in pipeline: Stable Diffusion at toy size, made of fixed random weights.
+"""The built-in pipelines: the miniature, and one at toy size made of fixed random weights.
 
-It is no model of anything: its pictures are coloured blobs. What it has is every part of the
-real pipeline, so that a whole run can be tried and tested without a download and without a GPU.
+The latter is no model of anything: its pictures are coloured blobs. What it has is every part of
+the real pipeline, so that a whole run can be tried and tested without a download and without a
+GPU. The miniature comes with the package (``miniature/README.md``).
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from transformers import (
 )
 
 from sdwn.errors import UsageError
-from sdwn.models.weights import builtin_path
+from sdwn.models.weights import IN_PACKAGE, builtin_path, packaged
 
-BUILTIN = ("tiny",)
+NAMES = ("tiny", *IN_PACKAGE)
 
 # Of a dozen tried, one whose pictures differ clearly by prompt and by seed.
 _SEED = "tiny-7"
@@ -48,16 +49,20 @@ _CONCEPT_THRESHOLD = 0.65
 
 
 def builtin_folder(name: str) -> Path:
-    """Return a built-in pipeline's folder in diffusers format, made on first use.
+    """Return a built-in pipeline's folder in diffusers format.
 
-    It lies in ``models`` below the cache. Processes that start at once may all call this.
+    One that does not come with the package is made on first use, in ``models`` below the cache.
+    Processes that start at once may all call this.
 
     Raises:
         UsageError: there is no built-in pipeline of this name.
+        IntegrityError: one that comes with the package is not as it came.
     """
-    if name not in BUILTIN:
-        valid = ", ".join(f"builtin:{known}" for known in BUILTIN)
+    if name not in NAMES:
+        valid = ", ".join(f"builtin:{known}" for known in NAMES)
         raise UsageError(f"builtin:{name}: no such built-in model; valid: {valid}")
+    if name in IN_PACKAGE:
+        return packaged(name)
     folder = builtin_path(name)
     if not folder.is_dir():
         _make(folder)

@@ -242,9 +242,11 @@ def _size(file: Path) -> int | None:
 def _require_unchanged(lock: Lock, folder: Path) -> None:
     for file in lock.files:
         if _changed(folder / file.file, file):
+            came_along = lock.source == "builtin"
+            back = "install the sdwn that it came with" if came_along else "bring it back"
             raise IntegrityError(
                 f"{folder / file.file}: changed or missing since the run was locked to the model "
-                "in this folder; bring it back, or plan into a new folder"
+                f"in this folder; {back}, or plan into a new folder"
             )
 
 

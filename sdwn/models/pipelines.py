@@ -17,11 +17,10 @@ from sdwn.devices.device import Device
 from sdwn.errors import SdwnError, UsageError, first_line
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.hub import fetch
+from sdwn.models.settings import require_safety_checker, require_scheduler
 from sdwn.models.staging import staged_if_asked
 from sdwn.models.weights import Weights, find, fingerprint, is_commit, model_folder, source
 
-# Its steps draw noise for the batch as a whole, out of no image's generator.
-_UNREPEATABLE = {"DPMSolverSDEScheduler"}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -97,11 +96,7 @@ def _from_config(config: RunConfig, folder: Path) -> Any:
             f"model {config.model.name}: {type(pipeline).__name__} has neither a UNet nor a "
             "transformer; expected a text-to-image pipeline such as Stable Diffusion 1, 2 or XL"
         )
-    if wanted and getattr(pipeline, "safety_checker", None) is None:
-        raise UsageError(
-            f"generation.safety_checker is true, but model {config.model.name} has none; "
-            "plan with --set generation.safety_checker=false"
-        )
+    require_safety_checker(config, there=getattr(pipeline, "safety_checker", None) is not None)
     return pipeline
 
 
@@ -119,13 +114,7 @@ def _from_pretrained(model: ModelConfig, folder: Path, **options: Any) -> Any:
 
 def _scheduler(pipeline: Any, name: str | None) -> Any:
     name = name or type(pipeline.scheduler).__name__
-    kinds = {kind.__name__ for kind in getattr(pipeline.scheduler, "compatibles", ())}
-    valid = (kinds | {type(pipeline.scheduler).__name__}) - _UNREPEATABLE
-    if name not in valid:
-        raise UsageError(
-            f"generation.scheduler: {name} does not fit {type(pipeline).__name__}; "
-            f"valid: {', '.join(sorted(valid))}"
-        )
+    require_scheduler(name, pipeline.scheduler, type(pipeline).__name__)
     return getattr(diffusers, name).from_config(pipeline.scheduler.config)
 
 

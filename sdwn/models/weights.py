@@ -11,13 +11,17 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from sdwn.config import ModelConfig, RunConfig
+from sdwn.config import BUILTIN_MODELS, ModelConfig, RunConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.files import cache_folder, file_sha256, read_json
 
 INDEX = "model_index.json"
-# Counts every change to what a built-in model's folder holds, so that no cache keeps an older one.
+# SHA-256 of what comes with the package, as sha256sum writes them.
+SUMS = "SHA256SUMS"
+# Counts every change to what is made in the cache, so that no cache keeps an older one.
 BUILTIN_VERSION = 1
+# Come with the package, in a folder of their name, and are read where they lie.
+IN_PACKAGE = ("miniature",)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -26,6 +30,7 @@ _IGNORED = (
     *("*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*"),
     *("*.md", "*.png", "*.jpg"),
 )
+_AGAIN = "install sdwn again, or bring them back with: git checkout sdwn/miniature"
 _PLAIN = re.compile(
     r"(diffusion_pytorch_model|pytorch_model|model)(-\d{5}-of-\d{5})?"
     r"\.safetensors(\.index\.json)?"
@@ -60,7 +65,8 @@ def source(model: ModelConfig) -> Source:
         return "hub"
     raise UsageError(
         f"model {model.name}: no such folder, and no hub name either; expected a folder in "
-        "diffusers format, a name like CompVis/stable-diffusion-v1-4, or builtin:tiny"
+        "diffusers format, a name like CompVis/stable-diffusion-v1-4, or one of "
+        f"{', '.join(BUILTIN_MODELS)}"
     )
 
 
@@ -75,8 +81,31 @@ def is_commit(revision: str | None) -> bool:
 
 
 def builtin_path(name: str) -> Path:
-    """Name the folder of a built-in model, made or not."""
+    """Name the folder of a built-in model: in the package, or in the cache, made or not."""
+    if name in IN_PACKAGE:
+        return Path(__file__).resolve().parent.parent / name
     return cache_folder() / "models" / f"{name}-{BUILTIN_VERSION}"
+
+
+def packaged(name: str) -> Path:
+    """Give the folder of a model that comes with the package, once its files are as they came.
+
+    Raises:
+        IntegrityError: a file of it is missing, or another than was shipped.
+    """
+    folder = builtin_path(name)
+    sums = folder / SUMS
+    try:
+        lines = sums.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        raise IntegrityError(f"{sums}: cannot be read; {_AGAIN}") from None
+    for line in lines:
+        digest, _, file = line.partition("  ")
+        if not (folder / file).is_file() or file_sha256(folder / file) != digest:
+            raise IntegrityError(
+                f"{folder / file}: missing, or another than came with the package; {_AGAIN}"
+            )
+    return folder
 
 
 def model_folder(model: ModelConfig) -> Path:
@@ -111,8 +140,13 @@ def locate(config: RunConfig, commit: str | None = None) -> Path | None:
     """Find the folder of a config's weights, without the network; None where there is none.
 
     Of a model of the hub it is the one in its cache, at ``commit`` if that is given, and whole.
+
+    Raises:
+        IntegrityError: a model that comes with the package is not as it came.
     """
     model = config.model
+    if model.builtin in IN_PACKAGE:
+        return packaged(model.builtin)
     try:
         kind = source(model)
     except UsageError:

@@ -119,7 +119,7 @@ def _told(release: Release, evaluation: dict[str, Any]) -> dict[str, Any]:
         "manifest": manifest,
         "settings": settings,
         "sections": sections,
-        "builtin": manifest.is_builtin,
+        "notice": manifest.notice,
         "flat": any(ends and ends[0] == ends[1] for ends in intervals.values()),
         "uneven": (min(images), max(images)) if len(set(images)) > 1 else None,
         "black_means": (

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
 from sdwn.config import ModelConfig
 from sdwn.errors import IntegrityError
+from sdwn.models.notices import terms
 from sdwn.planning.plan import PlannedSynset
 from sdwn.releases.manifest import Manifest
 from sdwn.storage.columns import BLACK, COLUMNS
@@ -79,7 +80,7 @@ def _rendered(
         header=_header(manifest, model, form),
         manifest=manifest,
         settings=settings,
-        builtin=model is not None and model.builtin is not None,
+        terms=terms(model.name) if model else None,
         licence=LICENCES.get(model.name) if model else None,
         hub_model=_on_a_hub(model),
         black=sum(manifest.statuses.get(name, 0) for name in BLACK),
@@ -99,17 +100,19 @@ def _header(manifest: Manifest, model: ModelConfig | None, form: Form) -> str:
     data = DatasetCardData(
         language="en",
         license=licence or "other",
-        pretty_name=_name(manifest),
+        pretty_name=_name(manifest, model),
         task_categories=_tasks(manifest),
         size_categories=size_category(manifest.images),
-        tags=_tags(manifest),
+        tags=_tags(manifest, model),
         **optional,
     )
     return str(data.to_yaml()).strip()
 
 
-def _name(manifest: Manifest) -> str:
-    return manifest.name if manifest.origin == "import" else f"Stable Diffusion x {manifest.name}"
+def _name(manifest: Manifest, model: ModelConfig | None) -> str:
+    if model is None:
+        return manifest.name
+    return f"{model.name if model.builtin else 'Stable Diffusion'} x {manifest.name}"
 
 
 def _tasks(manifest: Manifest) -> list[str]:
@@ -118,9 +121,10 @@ def _tasks(manifest: Manifest) -> list[str]:
     return ["image-classification", *drawn]
 
 
-def _tags(manifest: Manifest) -> list[str]:
-    made = ["synthetic", "stable-diffusion"] if manifest.origin == "run" else []
-    return [*made, "wordnet", "imagenet"]
+def _tags(manifest: Manifest, model: ModelConfig | None) -> list[str]:
+    made = ["synthetic"] if manifest.origin == "run" else []
+    by = ["stable-diffusion"] if model is not None and model.builtin is None else []
+    return [*made, *by, "wordnet", "imagenet"]
 
 
 def _on_a_hub(model: ModelConfig | None) -> bool:

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sdwn.config import BUILTIN
 from sdwn.errors import IntegrityError
 from sdwn.files import read_json
+from sdwn.models.notices import notice
 
 FORMAT = "sdwn-release"
 FORMAT_VERSION = 1
@@ -81,9 +81,9 @@ class Manifest(_Record):
         return f"{name}, incomplete" if self.missing else name
 
     @property
-    def is_builtin(self) -> bool:
-        """Whether a built-in pipeline made the images, which shows noise."""
-        return self.settings is not None and self.settings["model"]["name"].startswith(BUILTIN)
+    def notice(self) -> str | None:
+        """What is to be said of images of a built-in model, in a sentence or two."""
+        return notice(self.settings["model"]["name"]) if self.settings is not None else None
 
     def text(self) -> str:
         """Write it as JSON."""

@@ -144,6 +144,19 @@ def _live_before(paths: RunPaths, tell: Tell) -> list[str]:
     return before
 
 
+def waiting(paths: RunPaths) -> dict[str, Job]:
+    """Name the later stages that wait in the queue, behind arrays of earlier submissions."""
+    submissions = read_journal(paths)
+    if all(submission.stage not in STAGES for submission in submissions):
+        return {}
+    return {
+        submission.stage: job
+        for submission, jobs in live_each(submissions)
+        for job, state in jobs.items()
+        if submission.stage in STAGES and state.state == PENDING
+    }
+
+
 def states(paths: RunPaths, submissions: Sequence[Submission], live: Live) -> dict[str, str]:
     """Say of each later stage that was submitted how it stands."""
     last = {one.stage: one for one in submissions if one.stage in LATER and one.jobs}

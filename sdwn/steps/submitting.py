@@ -96,6 +96,8 @@ def submit_run(
         )
     elif options.then:
         found["then"] = _chained(paths, made, chosen, options)
+    elif jobs and not options.wait:
+        _say_too_early(paths)
     if remaining and options.then:
         terminal.say(f"{', '.join(options.then)} would start too early and is not submitted")
     return found
@@ -161,6 +163,16 @@ def _chained(
         )
         raise
     return {stage: job.id for stage, job in jobs.items()}
+
+
+def _say_too_early(paths: RunPaths) -> None:
+    """Say of stages that wait for an earlier submission that they don't wait for this one."""
+    from sdwn.runs.chain import waiting
+
+    if early := waiting(paths):
+        told = ", ".join(f"{stage} (job {job.id})" for stage, job in early.items())
+        again = f"sdwn retry {paths.root} --then {','.join(early)}"
+        terminal.say(f"{told} will start too early, without these tasks; to change that: {again}")
 
 
 def _again(paths: RunPaths, options: SubmitOptions) -> str:

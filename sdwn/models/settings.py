@@ -1,0 +1,75 @@
+"""Whether a pipeline takes what a config asks of it: its scheduler and its safety checker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sdwn.config import RunConfig
+from sdwn.errors import UsageError
+from sdwn.files import read_json
+from sdwn.models.weights import INDEX, components
+
+# Its steps draw noise for the batch as a whole, out of no image's generator.
+_UNREPEATABLE = {"DPMSolverSDEScheduler"}
+
+
+def require_scheduler(name: str, own: Any, pipeline: str) -> None:
+    """Refuse a scheduler that cannot stand in for a pipeline's own.
+
+    Raises:
+        UsageError: it is none, it is of another family, or what it draws cannot be repeated.
+    """
+    kinds = {kind.__name__ for kind in getattr(own, "compatibles", ())}
+    valid = (kinds | {type(own).__name__}) - _UNREPEATABLE
+    if name not in valid:
+        raise UsageError(
+            f"generation.scheduler: {name} does not fit {pipeline}; "
+            f"valid: {', '.join(sorted(valid))}"
+        )
+
+
+def require_safety_checker(config: RunConfig, *, there: bool) -> None:
+    """Refuse a config that asks for a safety checker where there is none.
+
+    Raises:
+        UsageError: the model has none.
+    """
+    if config.generation.safety_checker and not there:
+        raise UsageError(
+            f"generation.safety_checker is true, but model {config.model.name} has none; "
+            "plan with --set generation.safety_checker=false"
+        )
+
+
+def check_settings(config: RunConfig, folder: Path) -> bool:
+    """Refuse what loading the weights in a folder would refuse; tell whether that is all known.
+
+    Only loading knows a scheduler that is not diffusers' own, or takes more than its settings.
+
+    Raises:
+        UsageError: the model does not take the config's scheduler, or has no safety checker.
+        IntegrityError: its index cannot be read.
+    """
+    require_safety_checker(config, there="safety_checker" in components(folder))
+    index = read_json(folder / INDEX)
+    match index.get("scheduler"):
+        case ["diffusers", str(kind)]:
+            name = config.generation.scheduler or kind
+            if name == kind and kind not in _UNREPEATABLE:
+                return True
+            if own := _made(kind):
+                require_scheduler(name, own, str(index.get("_class_name")))
+                return True
+    return False
+
+
+def _made(kind: str) -> Any:
+    """Make a scheduler of diffusers; None where that takes more than its name."""
+    # Takes seconds, which a model's own scheduler need not cost.
+    import diffusers
+
+    try:
+        return getattr(diffusers, kind)()
+    except (AttributeError, ImportError, TypeError):
+        return None

@@ -1,0 +1,1 @@
+"""Making the miniature: its pictures, its parts, its training."""

