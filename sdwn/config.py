@@ -6,7 +6,16 @@ import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from sdwn.batches import off_grid
 from sdwn.errors import UsageError
@@ -20,8 +29,16 @@ BUILTIN_MODELS = ("builtin:tiny", "builtin:miniature", "builtin:noise")
 
 PROMPT_FIELDS = ("definition", "lemma", "lemmas", "synset")
 
-Positive = Annotated[int, Field(gt=0, strict=True)]
-Pixels = Annotated[int, Field(gt=0, le=8192, multiple_of=8, strict=True)]
+
+def _no_switch(value: object) -> object:
+    # Python takes true for 1; the command line's words, which are digits, are numbers.
+    if isinstance(value, bool):
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
+    return value
+
+
+Positive = Annotated[int, BeforeValidator(_no_switch), Field(gt=0)]
+Pixels = Annotated[int, BeforeValidator(_no_switch), Field(gt=0, le=8192, multiple_of=8)]
 
 
 class Section(BaseModel):
