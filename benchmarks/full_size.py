@@ -24,13 +24,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from safetensors import safe_open
+from sdwn.models.builtin import scheduler
 from sdwn.releases.release import Release
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
@@ -165,18 +166,6 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "text_encoder": text_encoder,
     "safety_checker": safety_checker,
 }
-
-
-def scheduler() -> PNDMScheduler:
-    return PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=1000,
-        set_alpha_to_one=False,
-        skip_prk_steps=True,
-        steps_offset=1,
-    )
 
 
 def feature_extractor() -> CLIPImageProcessor:

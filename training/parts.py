@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from sdwn.models import builtin
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from training.backgrounds import SIDE
@@ -64,14 +65,5 @@ def denoiser() -> UNet2DConditionModel:
 
 
 def scheduler() -> PNDMScheduler:
-    """Build the scheduler of CompVis/stable-diffusion-v1-4, but that v is predicted."""
-    return PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=1000,
-        prediction_type="v_prediction",
-        set_alpha_to_one=False,
-        skip_prk_steps=True,
-        steps_offset=1,
-    )
+    """Build Stable Diffusion 1.4's scheduler, but that v is predicted."""
+    return builtin.scheduler("v_prediction")

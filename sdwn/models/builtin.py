@@ -96,7 +96,7 @@ def _pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
         text_encoder=_filled("text_encoder", _text_encoder()),
         tokenizer=tokenizer,
         unet=_filled("unet", _unet()),
-        scheduler=_scheduler(),
+        scheduler=scheduler(),
         safety_checker=_filled("safety_checker", _safety_checker()),
         feature_extractor=_feature_extractor(),
     )
@@ -152,13 +152,14 @@ def _vae() -> AutoencoderKL:
     )
 
 
-def _scheduler() -> PNDMScheduler:
-    # The settings of CompVis/stable-diffusion-v1-4.
+def scheduler(prediction_type: str = "epsilon") -> PNDMScheduler:
+    """Build the scheduler of CompVis/stable-diffusion-v1-4; a model may predict something else."""
     return PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         num_train_timesteps=1000,
+        prediction_type=prediction_type,
         set_alpha_to_one=False,
         skip_prk_steps=True,
         steps_offset=1,
