@@ -11,14 +11,15 @@ import json
 import os
 import re
 import socket
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from sdwn.errors import IntegrityError, SdwnError
+from sdwn.errors import IntegrityError, SdwnError, UsageError
 
 TEMPORARY = ".tmp"
 # Names a folder of the node's own disk that weights are copied to once.
@@ -371,6 +372,74 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_append(path: Path) -> TextIO:
+    """Open a journal or a lock, made where it is missing; a link is refused.
+
+    Appending through a link that somebody planted would write to any file of this user.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        # NONBLOCK: a pipe that nobody reads is an error here, and no endless wait.
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+    try:
+        return open(path, "a", encoding="utf-8", opener=opener)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UsageError(
+            f"{path}: expected a file, found a link; if it is not yours, remove it: rm {path}"
+        ) from None
+
+
+def is_own_folder(path: Path) -> bool:
+    """Tell whether this is a real folder, no link, and belongs to this user."""
+    found = path.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+
+
+def private_folder(shared: Path) -> Path:
+    """Return this user's own folder below one that all users may write to.
+
+    Raises:
+        UsageError: what stands there is a link, another user's, or open to others.
+    """
+    folder = shared / f"sdwn-{os.getuid()}"
+    shared.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if not is_own_folder(folder) or folder.lstat().st_mode & 0o077:
+        raise UsageError(
+            f"{folder}: expected a folder that only you can open (mode 0700), found one that "
+            f"others could have filled; remove it, or choose another folder than {shared}"
+        )
+    return folder
+
+
+def links(folder: Path) -> Iterator[Path]:
+    """Yield the links below a folder, and follow none."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            # submitit leaves one beside each script, and nobody opens it.
+            if entry.is_symlink() and not entry.name.startswith("submission_file_"):
+                yield Path(entry.path)
+            elif entry.is_dir(follow_symlinks=False):
+                yield from links(Path(entry.path))
+
+
+LINK = "a link, and a release holds plain files only; if it is yours, put a copy in its place"
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse a link in a release: it may lead to any file of whoever opens the release.
+
+    Raises:
+        IntegrityError: it is one.
+    """
+    if path.is_symlink():
+        raise IntegrityError(f"{path}: {LINK}")
 
 
 def write_text(path: Path, text: str) -> None:

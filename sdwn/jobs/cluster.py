@@ -28,7 +28,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from sdwn import batches
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError
-from sdwn.files import STAGE_VARIABLE
+from sdwn.files import STAGE_VARIABLE, open_append
 from sdwn.jobs import scheduler
 from sdwn.jobs.processes import shares
 from sdwn.jobs.profiles import ClusterProfile, minutes
@@ -354,7 +354,7 @@ def _detached(jobs: Path, profile: ClusterProfile) -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     kept = [os.dup(stream) for stream in (0, 1, 2)]
     try:
-        with Path(os.devnull).open() as nothing, log.open("a") as file:
+        with Path(os.devnull).open() as nothing, open_append(log) as file:
             for stream, end in zip((0, 1, 2), (nothing, file, file), strict=True):
                 os.dup2(end.fileno(), stream)
             yield

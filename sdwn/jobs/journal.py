@@ -11,7 +11,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from sdwn.checkout import code
-from sdwn.files import RunPaths, now
+from sdwn.files import RunPaths, now, open_append
 from sdwn.jobs.cluster import Job, job_ids
 from sdwn.jobs.profiles import ClusterProfile
 from sdwn.jobs.task import ArrayTask
@@ -111,7 +111,7 @@ def _append(paths: RunPaths, record: dict[str, Any]) -> None:
     paths.root.mkdir(parents=True, exist_ok=True)
     # A line that a crash cut short must not swallow this one.
     torn = paths.submissions.exists() and not paths.submissions.read_bytes().endswith(b"\n")
-    with paths.submissions.open("a", encoding="utf-8") as file:
+    with open_append(paths.submissions) as file:
         file.write("\n" * torn + json.dumps(record) + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -16,26 +16,29 @@ Live = Mapping[Job, JobState]
 
 def live_jobs(paths: RunPaths) -> dict[Job, JobState]:
     """Give the jobs of the journal that still wait or run, or may do so."""
-    return live_of(read_journal(paths))
+    return live_of(paths, read_journal(paths))
 
 
-def live_of(submissions: Sequence[Submission]) -> dict[Job, JobState]:
+def live_of(paths: RunPaths, submissions: Sequence[Submission]) -> dict[Job, JobState]:
     """Give those of these submissions' jobs that still wait or run, or may do so."""
-    return {job: state for _, jobs in live_each(submissions) for job, state in jobs.items()}
+    each = live_each(paths, submissions)
+    return {job: state for _, jobs in each for job, state in jobs.items()}
 
 
 def live_each(
-    submissions: Sequence[Submission],
+    paths: RunPaths, submissions: Sequence[Submission]
 ) -> list[tuple[Submission, dict[Job, JobState]]]:
     """Give each submission's jobs that still wait or run, or may do so."""
     under_slurm = any(submission.executor == "slurm" for submission in submissions)
     queue = scheduler.squeue() if under_slurm else {}
-    return [(submission, _live(submission, queue)) for submission in submissions]
+    return [(submission, _live(paths, submission, queue)) for submission in submissions]
 
 
-def _live(submission: Submission, queue: Mapping[str, JobState] | None) -> dict[Job, JobState]:
+def _live(
+    paths: RunPaths, submission: Submission, queue: Mapping[str, JobState] | None
+) -> dict[Job, JobState]:
     if submission.executor == "local":
-        states: Mapping[str, JobState] = scheduler.processes(submission.host, submission.ids or ())
+        states = scheduler.processes(paths.jobs, submission.host, submission.ids or ())
         return _states(submission.jobs, states)
     if queue is None:
         # Without an id, its name and the task's number stand for it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -38,14 +39,14 @@ class JobState:
 NO_ANSWER = JobState(UNKNOWN, "the SLURM controller does not answer")
 
 
-def processes(host: str, job_ids: Sequence[str]) -> dict[str, JobState]:
-    """Tell which of these jobs of a host live, jobs being processes.
+def processes(jobs: Path, host: str, job_ids: Sequence[str]) -> dict[str, JobState]:
+    """Tell which of these jobs of a host live, jobs being processes that work in ``jobs``.
 
     Those of another host are taken for ended: making a shard twice costs time, waiting for a
     dead process has no end.
     """
     here = host == socket.gethostname()
-    return {job: JobState(RUNNING) for job in job_ids if here and _process_lives(job)}
+    return {job: JobState(RUNNING) for job in job_ids if here and _is_job(job, jobs)}
 
 
 def squeue() -> dict[str, JobState] | None:
@@ -96,23 +97,38 @@ def run(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[str] | Non
     return [line for line in done.stdout.splitlines() if line.strip()]
 
 
-def cancel(executor: Literal["local", "slurm"], job_ids: Sequence[str]) -> None:
-    """End jobs, arrays as a whole; what they have finished stays."""
+def cancel(executor: Literal["local", "slurm"], jobs: Path, job_ids: Sequence[str]) -> None:
+    """End jobs that work in ``jobs``, arrays as a whole; what they have finished stays."""
     if executor == "slurm":
         run(["scancel", *dict.fromkeys(job.partition("_")[0] for job in job_ids)])
     else:
         for job in job_ids:
-            _kill_tree(int(job))
+            if _is_job(job, jobs):
+                _kill_tree(int(job))
 
 
-def _process_lives(pid: str) -> bool:
+def _is_job(pid: str, jobs: Path) -> bool:
+    """Tell whether a process lives and is submitit's for this folder.
+
+    A number may have been given anew, and a journal may name any process.
+    """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-        command = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+        command = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).rstrip("\0").split("\0")
+        # With a profile's setup lines it is a shell, and what that runs is its last argument.
+        words = shlex.split(command[-1]) if "-c" in command else command
+        # submitit's own last argument is the folder, with %j for the job's id.
+        mine = "submitit.local._local" in words and Path(words[-1]).parent.samefile(jobs)
+        return mine and _lives(pid)
+    except (OSError, ValueError):
+        return False
+
+
+def _lives(pid: str) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return False
-    # A zombie has ended; another command means that the pid was given anew.
-    return stat.rsplit(")", 1)[1].split()[0] != "Z" and "submitit" in command
+    return stat.rsplit(b")", 1)[1].split()[0] != b"Z"
 
 
 def _kill_tree(pid: int) -> None:
@@ -123,5 +139,5 @@ def _kill_tree(pid: int) -> None:
             _kill_tree(int(child))
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    while _process_lives(str(pid)):
+    while _lives(str(pid)):
         time.sleep(0.01)

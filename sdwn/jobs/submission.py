@@ -13,7 +13,7 @@ from sdwn import checkout
 from sdwn.batches import off_grid
 from sdwn.config import RunConfig
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError
-from sdwn.files import RunPaths, plain_disk_errors
+from sdwn.files import RunPaths, open_append, plain_disk_errors
 from sdwn.jobs import cluster, journal, limits, scheduler
 from sdwn.jobs.cluster import Job, Tell, quietly
 from sdwn.jobs.joblogs import failure
@@ -194,7 +194,7 @@ def submit_array(
 @contextmanager
 def alone(paths: RunPaths, tell: Tell) -> Iterator[None]:
     """Let one command at a time submit for a run, so that no shard is submitted twice."""
-    with paths.submitting.open("a") as lock:
+    with open_append(paths.submitting) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -207,7 +207,7 @@ def alone(paths: RunPaths, tell: Tell) -> Iterator[None]:
 
 def recover(paths: RunPaths) -> None:
     """Find what the scheduler took before a crash kept it from being written down."""
-    for submission, live in live_each(read_journal(paths)):
+    for submission, live in live_each(paths, read_journal(paths)):
         if submission.unsettled and live and not unreachable(live):
             tasks = [submission.task(part, str(paths.root.absolute())) for part in submission.tasks]
             first = next(iter(live)).id.partition("_")[0]
@@ -386,12 +386,12 @@ def cancel(paths: RunPaths) -> list[Job]:
     Raises:
         SdwnError: the scheduler does not answer.
     """
-    found = [(one, live) for one, live in live_each(read_journal(paths)) if live]
+    found = [(one, live) for one, live in live_each(paths, read_journal(paths)) if live]
     if any(unreachable(live) for _, live in found):
         raise SdwnError("SLURM does not answer; run the same command again when it does")
     if found:
         # First, so that a command that follows the run does not submit it again.
         journal.note_cancelled(paths)
     for submission, live in found:
-        scheduler.cancel(submission.executor, [job.id for job in live])
+        scheduler.cancel(submission.executor, paths.jobs, [job.id for job in live])
     return [job for _, live in found for job in live]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sdwn.errors import UsageError
-from sdwn.files import TEMPORARY, plain_disk_errors, sync
+from sdwn.files import TEMPORARY, is_own_folder, links, open_append, plain_disk_errors, sync
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,8 @@ class Building:
         self._journal = root / JOURNAL
         lines = _lines(self._journal)
         self.finished = {line.pop("name"): line for line in lines[1:] if "name" in line}
-        if lines[:1] != [json.loads(json.dumps(recipe))]:
+        # sdwn makes no links: whoever did wants something written elsewhere.
+        if lines[:1] != [json.loads(json.dumps(recipe))] or any(links(root)):
             self._begin(recipe)
         for half in self.root.rglob(f".*{TEMPORARY}"):
             half.unlink()
@@ -45,19 +46,16 @@ class Building:
         self.finished[name] = dict(record)
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        with self._journal.open("a", encoding="utf-8") as file:
+        with open_append(self._journal) as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def _begin(self, recipe: Mapping[str, Any]) -> None:
-        for path in self.root.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path != self._journal:
-                path.unlink()
+        _empty(self.root)
         self.finished = {}
-        os.truncate(self._journal, 0)
+        with open_append(self._journal) as file:
+            file.truncate(0)
         self._append(recipe)
 
     def _give_name(self, target: Path) -> None:
@@ -91,7 +89,7 @@ def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[Building], No
             begun._give_name(target)
         except BaseException:
             if begun is not None and not begun.finished:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
             raise
     return True
 
@@ -114,9 +112,9 @@ def require_free(target: Path) -> None:
 def _locked(path: Path, target: Path) -> Iterator[bool]:
     """Hold the journal's lock; false once what it would build is there already."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            file = path.open("a")
+            _take(path.parent)
+            file = open_append(path)
         except FileNotFoundError:
             continue  # its folder has just taken its name, or was given up
         with file:
@@ -124,10 +122,48 @@ def _locked(path: Path, target: Path) -> Iterator[bool]:
             mine = _is_same(path, file.fileno())
             there = target.is_dir() and any(target.iterdir())
             if mine and there:
-                shutil.rmtree(path.parent)  # begun in the moment in which another one ended
+                _remove(path.parent)  # begun in the moment in which another one ended
             if mine or there:
                 yield not there
                 return
+
+
+def _take(folder: Path) -> None:
+    """Make the folder, or take over what an earlier attempt of this user left.
+
+    Whatever else stands at its name is somebody's, and nothing in it is touched.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+        return
+    if not is_own_folder(folder):
+        found = "a link, a file or another user's folder"
+    elif any(folder.iterdir()) and not (folder / JOURNAL).is_file():
+        found = f"files without {JOURNAL}"
+    else:
+        return
+    raise UsageError(
+        f"{folder}: expected nothing, or what an earlier attempt of yours left there, found "
+        f"{found}; see what it is and move it away, or choose another name"
+    )
+
+
+def _empty(folder: Path) -> None:
+    """Remove everything but the journal."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != JOURNAL:
+            path.unlink()
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder, its journal last: without one it would be nobody's."""
+    with contextlib.suppress(OSError):
+        _empty(folder)
+        (folder / JOURNAL).unlink()
+        folder.rmdir()
 
 
 def _lock(descriptor: int, target: Path) -> None:
@@ -152,7 +188,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """Read the journal, and end its last line if a kill or a full disk cut it short."""
     lines, text = [], path.read_text(encoding="utf-8", errors="replace")
     if text and not text.endswith("\n"):
-        with path.open("a") as file:
+        with open_append(path) as file:
             file.write("\n")
     for line in text.splitlines():
         with contextlib.suppress(ValueError):

@@ -130,7 +130,7 @@ def _behind(profile: ClusterProfile, arrays: Sequence[str], kind: str) -> Cluste
 def _live_before(paths: RunPaths, tell: Tell) -> list[str]:
     """Name the arrays and jobs to wait for; stages that wait themselves are taken back."""
     before: list[str] = []
-    for submission, jobs in live_each(read_journal(paths)):
+    for submission, jobs in live_each(paths, read_journal(paths)):
         if not jobs or submission.executor == "local":
             continue
         if unreachable(jobs):
@@ -138,7 +138,7 @@ def _live_before(paths: RunPaths, tell: Tell) -> list[str]:
         job, state = next(iter(jobs.items()))
         if submission.stage in LATER and state.state == PENDING:
             tell(f"{submission.stage}, which waited as job {job.id}, is queued anew")
-            cancel("slurm", [job.id])
+            cancel("slurm", paths.jobs, [job.id])
         else:
             before.append(job.id.partition("_")[0])
     return before
@@ -151,7 +151,7 @@ def waiting(paths: RunPaths) -> dict[str, Job]:
         return {}
     return {
         submission.stage: job
-        for submission, jobs in live_each(submissions)
+        for submission, jobs in live_each(paths, submissions)
         for job, state in jobs.items()
         if submission.stage in STAGES and state.state == PENDING
     }

@@ -86,7 +86,7 @@ def run_status(paths: RunPaths, plan: Dealt) -> RunStatus:
     No shard is opened, and of the tasks' own records only those of running tasks.
     """
     submissions = read_journal(paths)
-    live = live_of(submissions)
+    live = live_of(paths, submissions)
     files = Files(paths, plan)
     done = files.done
     states = {

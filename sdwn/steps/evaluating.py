@@ -148,7 +148,7 @@ def _concluded(
     with alone(work, terminal.say):
         waiting = [
             job
-            for one, jobs in live_each(read_journal(work))
+            for one, jobs in live_each(work, read_journal(work))
             for job in jobs
             if one.stage == "conclude"
         ]
