@@ -10,7 +10,7 @@ DEMO ?= demo
 help:
 	@echo "make demo       install into .venv and run the whole job, small"
 	@echo "make test       linters, type checker, every test"
-	@echo "make test-faults  kills, preemption, full disks: no image is lost; a crowd of visitors (ten minutes)"
+	@echo "make test-faults  kills, preemption, full disks: no image is lost; a crowd of visitors; every synset exported (20 minutes)"
 	@echo "make bench      speed, as ratios against named peers"
 	@echo "make full-size  Stable Diffusion 1.4's architecture, random weights, once through"
 	@echo "make rehearsal  all 262,040 images, tiny, on a test cluster that is disturbed: under 45 minutes"
@@ -51,7 +51,7 @@ test: lint wordnet chromium
 
 test-faults: wordnet $(VENV)/installed-dev
 	$(BIN)/pytest tests/test_faults.py -m ""
-	$(BIN)/pytest tests/test_browse.py -m long
+	$(BIN)/pytest tests/test_browse.py tests/test_export.py -m long
 
 bench: $(VENV)/installed-dev wordnet
 	$(BIN)/python benchmarks/bench.py

@@ -3,11 +3,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import h5py
 import numpy as np
@@ -103,8 +105,12 @@ def read_folders(root: Path) -> Images:
     return found
 
 
+def synset_rows(root: Path) -> tuple[PlannedSynset, ...]:
+    return tuple(parse_table((root / "synsets.csv").read_text()))
+
+
 def prompts(root: Path) -> dict[str, str]:
-    return {row.wnid: row.prompt for row in parse_table((root / "synsets.csv").read_text())}
+    return {row.wnid: row.prompt for row in synset_rows(root)}
 
 
 def read_torchvision(root: Path) -> Images:
@@ -134,6 +140,21 @@ def read_imagefolder(root: Path) -> Images:
     return {
         (names[row["label"]], number(path)): (pixels(row["image"]), texts[names[row["label"]]])
         for path, row in zip(paths, found, strict=True)
+    }
+
+
+def read_named_folders(root: Path) -> Images:
+    from datasets import Image as ImageFeature
+
+    found = loaded(root, "imagefolder", data_dir=str(root))
+    assert loaded(root, str(root)).features == found.features, "without naming the layout"
+    names, texts = found.features["label"].names, prompts(root)
+    wnids = {file_name(row.synset): row.wnid for row in synset_rows(root)}
+    paths = [row["path"] for row in found.cast_column("image", ImageFeature(decode=False))["image"]]
+    wnid_of = [wnids[names[row["label"]]] for row in found]
+    return {
+        (wnid, number(path)): (pixels(row["image"]), texts[wnid])
+        for wnid, path, row in zip(wnid_of, paths, found, strict=True)
     }
 
 
@@ -180,6 +201,7 @@ def read_release(root: Path) -> Images:
 
 READERS: list[tuple[str, Reader]] = [
     ("folders", read_folders),
+    ("folders", read_named_folders),
     ("imagefolder", read_torchvision),
     ("imagefolder", read_imagefolder),
     ("webdataset", read_webdataset),
@@ -430,6 +452,66 @@ def test_an_unfinished_export_of_something_else_is_begun_anew(
     some = release.sample(0.5)
     export(some, tmp_path / "out", small("webdataset", codec="png"))
     assert read_webdataset(tmp_path / "out") == truth(some)
+
+
+# In the paper's catalog: they hold words by which datasets parts a folder of files into splits.
+SPLIT_WORDS = """test.n.06 boat_train.n.01 bullet_train.n.01 car_train.n.01 epicyclic_train.n.01
+    freight_train.n.01 hospital_train.n.01 mail_train.n.01 passenger_train.n.01 subway_train.n.01
+    test_bed.n.01 test_equipment.n.01 test_paper.n.02 test_range.n.01 test_rocket.n.01
+    test_room.n.01 test_tube.n.01 train.n.01 train_set.n.01 testing_ground.n.01 test_pilot.n.01
+    test-tube_baby.n.01""".split()
+
+
+def one_each(root: Path, synsets: Iterable[Synset]) -> Release:
+    """Make a release of one small image a synset."""
+    storage = {"images_per_shard": 2000}
+    config = noise_config(
+        images_per_synset=1, generation={"height": 8, "width": 8}, storage=storage
+    )
+    return released(root, Catalog("one each", tuple(synsets)), config)
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Release:
+    """The synsets of such names, and some of every other kind."""
+    names = [*SPLIT_WORDS, "dog.n.01", "contest.n.01", "value.n.03", "devil.n.02", "trainer.n.02"]
+    return one_each(tmp_path_factory.mktemp("awkward"), map(wordnet.synset, names))
+
+
+@pytest.mark.parametrize(("layout", "read"), READERS)
+def test_names_that_look_like_splits_are_loaded_whole(
+    awkward: Release, tmp_path: Path, layout: str, read: Reader
+) -> None:
+    export(awkward, tmp_path / "out", small(layout))
+    assert read(tmp_path / "out") == truth(awkward)
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory, paper: Catalog) -> Release:
+    return one_each(tmp_path_factory.mktemp("catalog"), paper.synsets)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", FORMATS)
+def test_every_name_of_the_paper_is_loaded(catalog: Release, tmp_path: Path, layout: str) -> None:
+    expected = truth(catalog)
+    assert len(expected) == 26_204
+    export(catalog, tmp_path / "out", ExportOptions(layout))
+    for name, read in READERS:
+        if name == layout:
+            assert read(tmp_path / "out") == expected
+
+
+@given(
+    st.lists(
+        st.sampled_from("train test val dev eval a B . _ - 1".split()), min_size=1, max_size=12
+    )
+)
+def test_no_name_holds_a_word_of_a_split(words: list[str]) -> None:
+    name = "".join(words)
+    held = re.split(r"[-._ 0-9]", file_name(name))
+    assert not {"train", "test", "val", "dev", "eval"} & set(held)
+    assert unquote(file_name(name)) == name
 
 
 HOSTILE = ("../../evil.n.01", "..", ".hidden.n.01", "read/write_head.n.01", "Lo/Ovral.n.01")

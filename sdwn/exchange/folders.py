@@ -88,5 +88,13 @@ def _unit(index: int, _: int) -> str:
     return f"synsets-{index:05d}"
 
 
-FOLDERS = Layout(_unit, _write_named, SYNSETS, in_bytes=False, check=_check(_by_name))
+# For Hugging Face datasets: what lies in folders, and is no text (one ends in .txt).
+FOLDERS = Layout(
+    _unit,
+    _write_named,
+    SYNSETS,
+    in_bytes=False,
+    data_files="*/*[!t]",
+    check=_check(_by_name),
+)
 IMAGEFOLDER = Layout(_unit, _write_numbered, SYNSETS, in_bytes=False, check=_check(_by_wnid))
