@@ -127,6 +127,15 @@ def test_times_are_read_as_slurm_reads_them(days: int, hours: int, mins: int, se
         ({"sbatch": {"array": "0-3"}}, "'array' is set by sdwn itself or has a field of its own"),
         ({"sbatch": {"partition": "q"}}, "'partition' is set by sdwn itself or has a field"),
         ({"array_parallelism": 0}, "array_parallelism: Input should be greater than 0"),
+        ({"mem": "16GiB"}, "mem: expected memory as 16G, 1500M or 16000 (MB), found '16GiB'"),
+        ({"mem_per_cpu": "1.5G"}, "mem_per_cpu: expected memory as 16G"),
+        ({"stages": {"merge": {"mem": "16 G"}}}, "stages.merge with --mem 16 G: mem: expected"),
+        ({"gpus_per_node": 0}, "gpus_per_node: expected a number of GPUs as 4, a100 or a100:4"),
+        ({"gres": "gpu:0"}, "gres: expected gpu:4, gpu:a100:4, joined by commas, found 'gpu:0'"),
+        ({"gres": "gpu:1, nvme:1"}, "joined by commas, found ' nvme:1'"),
+        ({"gres": "gpu:a100:2(S:0-1)"}, "found 'gpu:a100:2(S:0-1)'"),
+        ({"gres": "4"}, "gres: expected gpu:4, gpu:a100:4, joined by commas, found '4'"),
+        ({"sbatch": {"gpus": "a100:1,v100:1"}}, "gpus: expected 1, a100 or a100:1, found 'a100:1"),
     ],
 )
 def test_a_wrong_profile_is_explained(fields: dict[str, Any], expected: str) -> None:

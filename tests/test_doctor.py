@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sdwn.config import validated
 from sdwn.doctor.examination import Finding, can_start, examine, problems
 from sdwn.doctor.node_checks import check_node, with_node
 from sdwn.doctor.places import place
 from sdwn.doctor.probe import NO_LOCKS, NodeReport, hdf5_fault, look_around
-from sdwn.errors import SdwnError
+from sdwn.errors import SdwnError, UsageError
 from sdwn.jobs import limits
 from sdwn.jobs.journal import read_journal
 from sdwn.jobs.profiles import ClusterProfile, load_profile
@@ -288,6 +290,42 @@ def test_what_a_site_does_not_have_is_a_problem_with_advice(
         testbed.run("scontrol", "update", "nodename=n1,n2", "state=resume")
     assert "high is closed" in texts(problems(closed))["partition"]
     assert verdicts(drained)["nodes"] == "warning"
+
+
+AMOUNTS = st.builds(
+    "".join,
+    st.tuples(
+        *map(
+            st.sampled_from,
+            (
+                ["", "-", "0"],
+                ["1", "16", "1.5", ""],
+                ["", "k", "M", "Gb", "TB", "P", "GiB", "B", "MG", " G"],
+            ),
+        )
+    ),
+)
+RESOURCES = st.lists(st.sampled_from(["a100", "1", "0", "-1", "", "1(S:0)"]), max_size=3).map(
+    lambda words: ":".join(["gpu", *words])
+)
+
+
+@pytest.mark.slurm
+@given(memory=AMOUNTS, gres=RESOURCES)
+@settings(max_examples=60, deadline=None)
+def test_a_profile_takes_the_amounts_that_sbatch_takes(
+    testbed: Testbed, memory: str, gres: str
+) -> None:
+    for field, text in (("mem", memory), ("gres", gres)):
+        command = ["sbatch", "--test-only", f"--{field}={text}", "--wrap", "true"]
+        told = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+        try:
+            profile(**{field: text})
+        except UsageError:
+            # A profile refuses more: GPUs of a kind "1", or none of them.
+            assert field == "gres" or "Invalid --mem" in told
+        else:
+            assert not re.search("Invalid (--mem|generic|Trackable)", told), f"{text}: {told}"
 
 
 @pytest.mark.slurm

@@ -91,6 +91,12 @@ def test_the_longest_time_is_the_partitions_and_the_qoss() -> None:
     assert longest(partition="high", qos="free") == {"high": None}
 
 
+@pytest.mark.parametrize(("size", "tasks"), [("30", 30), ("1", 1), ("0", 1), ("", 1001)])
+def test_a_site_without_arrays_gets_single_jobs(size: str, tasks: int) -> None:
+    told = site([f"MaxArraySize = {size}"], PARTITIONS, NODES, QOS, USER)
+    assert limits.limits(told, profile()).max_array_size == tasks
+
+
 def test_a_tool_that_hangs_is_given_up(tmp_path: Path) -> None:
     assert scheduler.run(["sleep", "60"], 0.05) is None
     assert scheduler.run([str(tmp_path / "nothing")]) is None

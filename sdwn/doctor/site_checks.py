@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator
 from sdwn.doctor.findings import Finding, ok, problem, unverified, warning
 from sdwn.jobs import scheduler
 from sdwn.jobs.limits import Bound, Limits, association_of
-from sdwn.jobs.profiles import ClusterProfile, minutes
+from sdwn.jobs.profiles import ClusterProfile, megabytes, minutes
 from sdwn.jobs.site import NodeKind, Partition
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel")
 MOST_NAMES = 12
-MEMORY_UNITS = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
 
 
 def check_site(limits: Limits, profile: ClusterProfile, tasks: int) -> list[Finding]:
@@ -216,18 +215,6 @@ def _memory_mb(profile: ClusterProfile) -> int:
     if profile.mem_per_gpu:
         return math.ceil(megabytes(profile.mem_per_gpu) * sum(profile.gpu_request.values()))
     return math.ceil(megabytes(profile.mem or "0"))
-
-
-def megabytes(text: str) -> float:
-    """Read an amount of memory as SLURM does: MB unless it says otherwise; 0 is all or any.
-
-    >>> [megabytes(text) for text in ("2G", "500", "1t", "2048K", "0", "plenty")]
-    [2048.0, 500.0, 1048576.0, 2.0, 0.0, 0.0]
-    """
-    number = text.strip().upper().removesuffix("B")
-    unit = MEMORY_UNITS.get(number[-1:], 0)
-    number = number[:-1] if unit else number
-    return float(number) * (unit or 1) if number.isdecimal() else 0.0
 
 
 def slurm_time(minutes: int) -> str:

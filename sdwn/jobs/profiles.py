@@ -20,6 +20,10 @@ YEAR_S = 366 * 24 * 3600
 GPU_OPTIONS = ("gres", "gpus_per_node", "gpus", "gpus_per_task")
 GPU_NAMES = ("gpu", "gres/gpu")
 MEMORY_OPTIONS = ("mem", "mem_per_cpu", "mem_per_gpu")
+MEMORY_UNITS = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
+
+# A request for GPUs: how many, of which kind, or both.
+GPU_REQUEST = re.compile(r"([A-Za-z][\w.-]*:)?[1-9]\d*|[A-Za-z][\w.-]*", re.ASCII)
 
 # What follows the arrays: submit --then. Judging images takes a GPU, the others none.
 LaterStage = Literal["merge", "evaluate", "report"]
@@ -90,6 +94,13 @@ class ClusterProfile(Section):
         minutes(text)
         return text
 
+    @field_validator(*MEMORY_OPTIONS)
+    @classmethod
+    def _known_amount(cls, text: str | None) -> str | None:
+        if text is not None:
+            megabytes(text)
+        return text
+
     @field_validator("*")
     @classmethod
     def _one_line(cls, value: Any) -> Any:
@@ -116,8 +127,11 @@ class ClusterProfile(Section):
         for name, value in options.items():
             if not re.fullmatch(r"[a-z][a-z-]*", name):
                 raise ValueError(f"{name!r} is no long option of sbatch, as mail-type")
-            if name.replace("-", "_") in GPU_OPTIONS and _count(str(value)) > 1:
-                raise ValueError(f"{name}: give several GPUs by gpus_per_node or gres")
+            if name.replace("-", "_") in GPU_OPTIONS:
+                if not GPU_REQUEST.fullmatch(str(value)) or value is True:
+                    raise ValueError(f"{name}: expected 1, a100 or a100:1, found {value!r}")
+                if _count(str(value)) > 1:
+                    raise ValueError(f"{name}: give several GPUs by gpus_per_node or gres")
             if name in HIDING_OPTIONS:
                 raise ValueError(f"{name!r} would hide the job's id from sdwn; leave it out")
             if name in OWN_OPTIONS or name.replace("-", "_") in cls.model_fields:
@@ -127,10 +141,18 @@ class ClusterProfile(Section):
     @field_validator("gpus_per_node")
     @classmethod
     def _some_gpus(cls, request: str | None) -> str | None:
-        if request is not None and not re.fullmatch(
-            r"([A-Za-z][\w.-]*:)?[1-9]\d*|[A-Za-z][\w.-]*", request
-        ):
+        if request is not None and not GPU_REQUEST.fullmatch(request):
             raise ValueError(f"expected a number of GPUs as 4, a100 or a100:4, found {request!r}")
+        return request
+
+    @field_validator("gres")
+    @classmethod
+    def _some_gres(cls, request: str | None) -> str | None:
+        for entry in [] if request is None else request.split(","):
+            sound = re.fullmatch(r"[A-Za-z][\w/-]*(:[^\s:]+){0,2}", entry)
+            number = entry.partition(":")[2] or "1"
+            if not sound or (_is_gpu(entry) and not GPU_REQUEST.fullmatch(number)):
+                raise ValueError(f"expected gpu:4, gpu:a100:4, joined by commas, found {entry!r}")
         return request
 
     @model_validator(mode="after")
@@ -253,12 +275,11 @@ def _with_gpus(fields: dict[str, Any], count: int) -> dict[str, Any]:
 def _single(request: str) -> str:
     """Ask for one GPU instead of several.
 
-    >>> [_single(text) for text in ("4", "a100:4", "gpu:a100", "gpu:a100:2(S:0-1)", "gpu:2")]
+    >>> [_single(text) for text in ("4", "a100:4", "gpu:a100", "gpu:a100:2", "gpu:2")]
     ['1', 'a100:1', 'gpu:a100', 'gpu:a100:1', 'gpu:1']
     """
-    plain = request.partition("(")[0].strip()
-    kind, colon, number = plain.rpartition(":")
-    return f"{kind}{colon}1" if number.isdecimal() else plain
+    kind, colon, number = request.rpartition(":")
+    return f"{kind}{colon}1" if number.isdecimal() else request
 
 
 def _is_gpu(entry: str) -> bool:
@@ -268,21 +289,36 @@ def _is_gpu(entry: str) -> bool:
 def _count(request: str) -> int:
     """Read how many GPUs SLURM is asked for; without a number, 1.
 
-    >>> [_count(text) for text in ("4", "a100:4", "gpu:a100", "gpu:2(S:0-1)")]
+    >>> [_count(text) for text in ("4", "a100:4", "gpu:a100", "gpu:2")]
     [4, 4, 1, 2]
     """
-    number = request.partition("(")[0].rpartition(":")[2].strip()
+    number = request.rpartition(":")[2]
     return int(number) if number.isdecimal() else 1
 
 
 def _kind_and_count(request: str) -> tuple[str, int]:
     """Take a request for GPUs apart.
 
-    >>> [_kind_and_count(text) for text in ("4", "a100:4", "a100", "2(S:0-1)")]
-    [('', 4), ('a100', 4), ('a100', 1), ('', 2)]
+    >>> [_kind_and_count(text) for text in ("4", "a100:4", "a100")]
+    [('', 4), ('a100', 4), ('a100', 1)]
     """
-    first, colon, _ = request.partition("(")[0].partition(":")
+    first, colon, _ = request.partition(":")
     return ("" if first.isdecimal() and not colon else first), _count(request)
+
+
+def megabytes(text: str) -> float:
+    """Read an amount of memory as SLURM does: MB without a unit; 0 is all that a node has.
+
+    >>> [megabytes(text) for text in ("2G", "500", "1tb", "2048K", "0")]
+    [2048.0, 500.0, 1048576.0, 2.0, 0.0]
+
+    Raises:
+        ValueError: sbatch would refuse it.
+    """
+    match = re.fullmatch(r"(\d+)(?:([KMGT])B?)?", text, re.ASCII | re.IGNORECASE)
+    if not match:
+        raise ValueError(f"expected memory as 16G, 1500M or 16000 (MB), found {text!r}")
+    return float(match[1]) * MEMORY_UNITS[(match[2] or "M").upper()]
 
 
 def minutes(text: str) -> int:
