@@ -1,5 +1,7 @@
 """Errors that a user can act on; only the command line turns one into an exit code."""
 
+import shlex
+
 
 class SdwnError(Exception):
     """Work that failed; the message says what was expected, what was found, what to do."""
@@ -27,6 +29,24 @@ class NoAnswerError(SdwnError):
 
 class OutOfMemoryError(SdwnError):
     """The device has no room for this batch."""
+
+
+def shell(*words: object) -> str:
+    """Write a command for a message as a shell reads it, whatever a path holds.
+
+    >>> shell("rm", "my run/$1.h5")
+    "rm 'my run/$1.h5'"
+    """
+    return shlex.join(map(str, words))
+
+
+def command(*words: object) -> str:
+    """Write a command of sdwn for a message.
+
+    >>> command("cancel", "my run")
+    "sdwn cancel 'my run'"
+    """
+    return shell("sdwn", *words)
 
 
 def first_line(error: Exception) -> str:

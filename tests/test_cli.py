@@ -97,7 +97,7 @@ def test_a_failure_says_why_and_what_to_do(sdwn: Sdwn, config: Path, failing: st
     failed = sdwn("submit", "run", "--wait", "--retries", "0", code=1)
     assert "shards failed; shard 0" in failed.stderr
     assert failing in failed.stderr
-    assert "sdwn submit run --wait" in failed.stderr
+    assert "submit the rest again with: sdwn retry run --wait --retries 0" in failed.stderr
     assert "Traceback" not in failed.stderr
 
 

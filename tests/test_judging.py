@@ -265,9 +265,8 @@ def test_the_command_to_go_on_names_all_that_was_asked_for(
     groups = tmp_path / "my groups.yaml"
     groups.write_text("dogs: dog.n.01")
     work, planned = open_judging(release, everything.model_copy(update={"groups": str(groups)}))
-    command = planned.again(work)
+    command = planned.command(work)
     assert f"--checkpoint {everything.checkpoint} --groups '{groups}' --all" in command
-    assert command.endswith("--profile PROFILE --wait")
 
 
 # The merge

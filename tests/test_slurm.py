@@ -184,9 +184,10 @@ def test_interrupting_a_waiting_submit_leaves_the_jobs_running(
     _, log = waiting.communicate(timeout=30)
     assert waiting.returncode == 130
     assert "the tasks go on without you" in log
-    assert f"sdwn submit {paths.root} --wait" in " ".join(log.split())
+    assert f"follow them again with: sdwn retry {paths.root} --wait --retries 2" in log
     assert sdwn.json("status", paths.root)["shards_running"] > 0
     sdwn("retry", paths.root, "--wait")
+    assert {one.executor for one in read_journal(paths)} == {"slurm"}
     assert images(paths) == undisturbed
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,6 +162,24 @@ def test_cancel_also_ends_the_command_that_follows(sdwn: Sdwn, planned: PlanRun)
     assert f"cancelled by: sdwn cancel {paths.root}" in " ".join(log.split())
     assert live_jobs(paths) == {}, "nothing is submitted again"
     assert len(missing(paths, plan)) == len(plan.shards)
+
+
+def test_a_printed_command_goes_on_with_the_run_under_its_own_profile(
+    sdwn: Sdwn, planned: PlanRun, tmp_path: Path
+) -> None:
+    """Pasted into a shell, whatever the run's folder is called."""
+    paths, _ = planned("a $HOME of 'runs'", model={"name": "/nowhere/model"})
+    (tmp_path / "site.yaml").write_text("{executor: local, array_parallelism: 3, time: 7}")
+    options = ("--profile", "site.yaml", "--wait", "--retries", "0", "--force")
+    failed = sdwn("submit", paths.root, *options, "--then", "merge", code=1).stderr
+    told = failed.splitlines()[-1].partition("submit the rest again with: ")[2]
+    printed = ["bash", "-c", f'sdwn() {{ printf "%s\\0" "$@"; }}; {told}']
+    words = subprocess.run(printed, capture_output=True, text=True, check=True).stdout.split("\0")
+    first = len(read_journal(paths))
+    again = sdwn(*words[:-1], code=1).stderr
+    assert again.splitlines()[-1].partition("again with: ")[2] == told, "with --then, as before"
+    assert len(read_journal(paths)) > first
+    assert {one.site.time for one in read_journal(paths)} == {"7"}
 
 
 def test_a_path_that_slurm_would_rewrite_is_refused(planned: PlanRun) -> None:

@@ -29,7 +29,9 @@ def run(
     chosen = open_profile(profile, site)
     require_fit(open_config(config, set_), chosen)
     made, paths = planning.plan_run(config, run, set_)
-    submitting.submit_run(paths, made, chosen, submitting.SubmitOptions(wait=True, retries=retries))
+    # Only this command also merges, evaluates and reports.
+    options = submitting.SubmitOptions(wait=True, retries=retries, again="the same command")
+    submitting.submit_run(paths, made, chosen, options)
     found = releasing.merge_runs([run], paths.release)
     found = evaluating.joined(
         found, evaluating.evaluate_release(paths.release, made.config.evaluation)

@@ -23,7 +23,7 @@ from sdwn.devices.published import (
     scaled,
     speed_at,
 )
-from sdwn.errors import IntegrityError
+from sdwn.errors import IntegrityError, command
 from sdwn.files import RunPaths, read_json
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def _as_published(
 
 def why_unknown(config: RunConfig, profile: ClusterProfile | None, paths: RunPaths) -> str:
     """Say why no speed is known, and how to find out."""
-    advice = f"run sdwn pilot {paths.root} --profile P"
+    advice = f"run {command('pilot', paths.root, '--profile', 'P')}"
     if profile is not None and not profile.asks_for_gpu:
         return f"{advice} (the profile asks for no GPU; only a pilot can time what is there)"
     if not _is_published_model(config.model.name):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdwn.config import EvaluationConfig
-from sdwn.errors import IntegrityError, SdwnError
+from sdwn.errors import IntegrityError, SdwnError, command
 from sdwn.evaluation.groups import read_groups
 from sdwn.evaluation.record import summary
 from sdwn.files import Advance, RunPaths, work_paths
@@ -110,8 +110,9 @@ def _judge_here(release: Release, work: RunPaths, judging: Judging, advance: Adv
 
     if busy := live_tasks(work):
         raise SdwnError(
-            f"{busy} tasks are live that judge this; follow them with: "
-            f"{judging.again(work)}; or end them with: sdwn cancel {work.root}"
+            f"{busy} tasks are live that judge this; run the same command when they have ended "
+            f"(follow them with: {command('status', work.root, '--watch')}), "
+            f"or end them with: {command('cancel', work.root)}"
         )
     require_possible(judging.chosen)
     todo = [judging.shards[index] for index in missing(work, judging)]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sdwn.errors import IntegrityError
+from sdwn.errors import IntegrityError, command
 from sdwn.exchange.encoding import EXTENSIONS, Encoding
 from sdwn.files import Advance
 from sdwn.planning.plan import PlannedSynset
@@ -137,7 +137,7 @@ def _ranks(release: Release) -> NDArray[np.int64]:
     if found.null_count:
         raise IntegrityError(
             f"{release.paths.metadata} has images of synsets that {release.paths.synsets.name} "
-            f"lacks; see what else is wrong: sdwn verify {release.paths.root}"
+            f"lacks; see what else is wrong: {command('verify', release.paths.root)}"
         )
     ranks: NDArray[np.int64] = found.to_numpy().astype("i8")
     return ranks

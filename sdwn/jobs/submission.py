@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sdwn import checkout
 from sdwn.batches import off_grid
 from sdwn.config import RunConfig
-from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError
+from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError, command
 from sdwn.files import RunPaths, open_append, plain_disk_errors
 from sdwn.jobs import cluster, journal, limits, scheduler
 from sdwn.jobs.cluster import Job, Tell, quietly
@@ -38,10 +38,14 @@ Watch = Callable[[dict[Job, JobState]], None]
 
 @dataclass(frozen=True, slots=True)
 class Onlooker:
-    """Who waits: ``watch`` is shown what lives at every look, ``tell`` what gets in the way."""
+    """Who waits: ``watch`` is shown what lives at every look, ``tell`` what gets in the way.
+
+    ``again`` names the command that goes on, under the same profile, after an error.
+    """
 
     watch: Watch
     tell: Tell
+    again: str = "the same command"
 
 
 def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
@@ -224,7 +228,8 @@ def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
     """
     submissions = [one for one in read_journal(paths) if one.stage == "generate"]
     if not submissions:
-        raise SdwnError(f"{paths.root}: nothing was submitted yet; use: sdwn submit {paths.root}")
+        advice = command("submit", paths.root, "--profile", "PROFILE")
+        raise SdwnError(f"{paths.root}: nothing was submitted yet; use: {advice}")
     taken = [one for one in submissions if not one.refused] or submissions
     return overridden(taken[-1].profile, overrides, source="the last submission's profile")
 
@@ -284,8 +289,8 @@ def complete(
             break
         if cancellations(paths) > cancelled:
             raise SdwnError(
-                f"cancelled by: sdwn cancel {paths.root}; finished images are kept, go on with: "
-                f"{plan.again(paths)}"
+                f"cancelled by: {command('cancel', paths.root)}; finished images are kept, "
+                f"go on with: {onlooker.again}"
             )
         feed = todo and not unreachable(live)
         waves.idle = not live
@@ -302,7 +307,7 @@ def complete(
     raise SdwnError(
         f"{len(left)} of {len(plan.own_shards)} shards failed; shard {left[0]}: "
         f"{failure(paths, left[0])}; finished images are kept, "
-        f"submit the rest again with: {plan.again(paths)}"
+        f"submit the rest again with: {onlooker.again}"
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdwn.config import EvaluationConfig, validated
-from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
 from sdwn.files import EvaluationPaths, RunPaths, file_sha256, read_json, work_paths, write_text
 from sdwn.planning.plan import Shard
 
@@ -98,10 +98,6 @@ class Judging:
         if judging_of(evaluation_of(paths).predictions) == self.digest:
             return set(range(len(self.shards)))
         return paths.done_shards()
-
-    def again(self, paths: RunPaths) -> str:
-        """Give the command that goes on with it by tasks, and follows them."""
-        return f"{self.command(paths)} --profile PROFILE --wait"
 
     def command(self, paths: RunPaths) -> str:
         """Give the command that evaluates like this."""
@@ -199,7 +195,7 @@ def _clear(work: RunPaths) -> None:
     if live_tasks(work):
         raise SdwnError(
             f"{work.root}: tasks are live there that judge the release as it was before; "
-            f"end them with: sdwn cancel {work.root}"
+            f"end them with: {command('cancel', work.root)}"
         )
     shutil.rmtree(work.root)
 
@@ -265,7 +261,7 @@ def open_planned(work: RunPaths) -> tuple[Release, Judging]:
     if release.digest != judging.release:
         raise IntegrityError(
             f"{release.paths.root}: expected the release {judging.release[:12]} that this was "
-            f"planned for, found {release.digest[:12]}; {_ADVICE}: {judging.again(work)}"
+            f"planned for, found {release.digest[:12]}; {_ADVICE}: {judging.command(work)}"
         )
     return release, judging
 
@@ -282,6 +278,7 @@ def live_tasks(work: RunPaths) -> int:
     if unreachable(live):
         raise SdwnError(
             f"{work.root}: SLURM does not say whether the tasks that were submitted for it still "
-            f"run; ask where it answers, or, if none does, remove them: rm -r {work.root}"
+            f"run; ask where it answers, or, if none does, remove them: "
+            f"{shell('rm', '-r', work.root)}"
         )
     return len(live)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sdwn.errors import IntegrityError
+from sdwn.errors import IntegrityError, shell
 from sdwn.files import EvaluationPaths, RunPaths
 from sdwn.judging.judging import Judging, judged_images
 from sdwn.judging.predictions import Predictions, Source, disagreements, read_predictions
@@ -52,7 +52,9 @@ def merged(release: Release, work: RunPaths, judging: Judging) -> Predictions:
             try:
                 found.append(_checked(work, judging, shard, images, found[:1]))
             except IntegrityError as error:
-                problems.append(f"{error}; judge it again: rm {path} && {judging.command(work)}")
+                problems.append(
+                    f"{error}; judge it again: {shell('rm', path)} && {judging.command(work)}"
+                )
     if problems:
         raise IntegrityError("\n".join(problems))
     return Predictions(pa.concat_tables(one.table for one in found), _joined(judging, found))
@@ -71,7 +73,7 @@ def _missing(work: RunPaths, judging: Judging) -> Iterator[str]:
 def _foreign(work: RunPaths, judging: Judging) -> Iterator[str]:
     for index in sorted(work.done_shards() - {shard.index for shard in judging.shards}):
         path = work.shard(index)
-        yield f"{path}: foreign: the judging has no such shard; remove it: rm {path}"
+        yield f"{path}: foreign: the judging has no such shard; remove it: {shell('rm', path)}"
 
 
 def _checked(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdwn.config import ModelConfig, RunConfig
-from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
 from sdwn.files import RunPaths, file_sha256, now, read_json, write_text
 from sdwn.models.weights import (
     Weights,
@@ -178,7 +178,11 @@ def _require_version(paths: RunPaths, content: dict[str, Any]) -> None:
 
 def _anew(paths: RunPaths) -> str:
     # The images' own records say which weights it must name again.
-    return f"write it anew with: rm {paths.lock} && sdwn prefetch {paths.root}"
+    return f"write it anew with: {shell('rm', paths.lock)} && {_prefetch(paths)}"
+
+
+def _prefetch(paths: RunPaths) -> str:
+    return command("prefetch", paths.root)
 
 
 def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
@@ -227,7 +231,7 @@ def _require_whole(paths: RunPaths, lock: Lock, folder: Path) -> None:
         raise SdwnError(
             f"model {lock.model.name} at {lock.revision}: {len(absent)} of {len(lock.files)} files "
             f"are not whole in {lock.folder or constants.HF_HUB_CACHE} ({absent[0]}); fetch them "
-            f"where there is a network, with: sdwn prefetch {paths.root} (HF_HOME there and here "
+            f"where there is a network, with: {_prefetch(paths)} (HF_HOME there and here "
             "must be one folder; see also its --folder)"
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sdwn.errors import IntegrityError, SdwnError
+from sdwn.errors import IntegrityError, SdwnError, command
 from sdwn.evaluation.problems import not_its_own
 from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.files import EvaluationPaths, file_sha256, write_text
@@ -66,9 +66,8 @@ def write_report(release: Release, name: str | None = None) -> Path:
 def _choose(release: Release, name: str | None) -> EvaluationPaths:
     found = evaluations(release.paths)
     if not found:
-        raise SdwnError(
-            f"{release.paths.root}: not evaluated yet; run: sdwn evaluate {release.paths.root}"
-        )
+        advice = command("evaluate", release.paths.root)
+        raise SdwnError(f"{release.paths.root}: not evaluated yet; run: {advice}")
     if name is None:
         name = max(found, key=found.__getitem__)
     if name not in found:

@@ -38,6 +38,3 @@ class Dealt(Protocol):
 
     def done(self, paths: RunPaths) -> set[int]:
         """List the shards of a folder that are finished."""
-
-    def again(self, paths: RunPaths) -> str:
-        """Give the command that goes on with a folder."""

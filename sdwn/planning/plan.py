@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sdwn.config import RunConfig, StorageConfig, validated
-from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.files import RunPaths, csv_text, read_json, write_text
 from sdwn.planning.slices import WHOLE, Slice, parse_slice
 from sdwn.synsets.imagenet import class_index
@@ -86,10 +86,6 @@ class Plan:
     def done(self, paths: RunPaths) -> set[int]:
         """List the finished shards of a run folder."""
         return paths.done_shards()
-
-    def again(self, paths: RunPaths) -> str:
-        """Give the command that goes on with a run folder."""
-        return f"sdwn submit {paths.root} --wait"
 
     @cached_property
     def own_shards(self) -> tuple[Shard, ...]:
@@ -302,7 +298,8 @@ def read_plan(paths: RunPaths) -> Plan:
         IntegrityError: it was altered after it was written, or is of a later version.
     """
     if not paths.plan.exists():
-        raise SdwnError(f"{paths.root}: no plan here; make one with: sdwn plan CONFIG {paths.root}")
+        advice = command("plan", "CONFIG", paths.root)
+        raise SdwnError(f"{paths.root}: no plan here; make one with: {advice}")
     content = read_json(paths.plan)
     if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
         found = f"{content.get('format')} {content.get('format_version')}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdwn.errors import IntegrityError, UsageError
+from sdwn.errors import IntegrityError, UsageError, command, shell
 from sdwn.files import PART_BYTES, Advance, ReleasePaths, RunPaths
 from sdwn.models.lock import common_revision
 from sdwn.planning.plan import ImageSpec, Plan, Shard, image_settings, read_plan
@@ -136,7 +136,7 @@ def _locate(
             else:
                 path = paths.shard(index)
                 problems.append(
-                    f"{path}: foreign: the plan has no such shard; remove it: rm {path}"
+                    f"{path}: foreign: the plan has no such shard; remove it: {shell('rm', path)}"
                 )
     if not allow_missing or not any(places.values()):
         problems += _missing(runs, [index for index, found in places.items() if not found])
@@ -204,13 +204,12 @@ def _with_cure(path: Path, error: IntegrityError) -> str:
 
 
 def _cure(path: Path) -> str:
-    return f"make it again with: rm {path} && {_make(RunPaths(path.parent.parent))}"
+    return f"make it again with: {shell('rm', path)} && {_make(RunPaths(path.parent.parent))}"
 
 
 def _make(paths: RunPaths) -> str:
     # The profile of the last submission, where there was one.
-    command = "retry" if paths.submissions.exists() else "submit"
-    return f"sdwn {command} {paths.root} --wait"
+    return command("retry" if paths.submissions.exists() else "submit", paths.root, "--wait")
 
 
 def check_origin(file: ImageFile, plan: Plan, shard: Shard) -> None:

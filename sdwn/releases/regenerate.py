@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdwn.config import CatalogConfig, RunConfig, validated
-from sdwn.errors import IntegrityError, UsageError
+from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.generation.samplers import ImageSampler, load_sampler
 from sdwn.models.weights import is_commit
 from sdwn.planning.plan import ImageSpec, Plan
@@ -135,7 +135,7 @@ def _batch(release: Release, plan: Plan, row: dict[str, Any]) -> list[ImageSpec]
     ):
         raise IntegrityError(
             f"{row['synset']} {row['number']}: its record and the release's table of synsets do "
-            f"not fit one another; see what else is wrong: sdwn verify {release.paths.root}"
+            f"not fit one another; see what else is wrong: {command('verify', release.paths.root)}"
         )
     return batch
 

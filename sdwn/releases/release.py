@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from sdwn.errors import IntegrityError, SdwnError, UsageError, first_line
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_line
 from sdwn.files import ReleasePaths, file_sha256
 from sdwn.planning.plan import PlannedSynset, parse_table
 from sdwn.releases.manifest import Manifest, read_manifest
@@ -64,7 +64,7 @@ class Release:
         self.paths = ReleasePaths(Path(root).absolute())
         if not self.paths.manifest.is_file():
             inside = ReleasePaths(self.paths.root / "release")
-            advice = f"make one with: sdwn merge RUN --release {root}"
+            advice = f"make one with: {command('merge', 'RUN', '--release', root)}"
             if inside.manifest.exists():
                 advice = f"did you mean {inside.root}?"
             raise SdwnError(f"{root}: no release here; {advice}")
@@ -216,7 +216,7 @@ class Release:
         if hashlib.sha256(payload).hexdigest() != row["sha256"]:
             raise IntegrityError(
                 f"{row['part']} is damaged at byte {row['offset']}; "
-                f"see what else is: sdwn verify {self.paths.root}"
+                f"see what else is: {command('verify', self.paths.root)}"
             )
         return payload
 

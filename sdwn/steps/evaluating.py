@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdwn import terminal
-from sdwn.errors import UsageError
+from sdwn.errors import UsageError, command
 from sdwn.steps.following import complete_run
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _say_how_it_ends(found: dict[str, Any], work: RunPaths) -> None:
         )
     elif job := found.get("then", {}).get("conclude"):
         terminal.say(
-            f"job {job} writes the figures when all have ended; see: sdwn status {work.root}"
+            f"job {job} writes the figures when all have ended; see: {command('status', work.root)}"
         )
     else:
         terminal.say(f"when all have ended, {again}: it writes the figures")

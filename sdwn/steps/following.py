@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sdwn import terminal
+from sdwn.errors import command
 
 if TYPE_CHECKING:
     from sdwn.files import RunPaths
@@ -30,8 +31,17 @@ def silence_told() -> Watch:
     return watch
 
 
-def complete_run(paths: RunPaths, made: Dealt, chosen: ClusterProfile, retries: int) -> list[Job]:
-    """Submit all shards that are left and follow them to the end."""
+def complete_run(
+    paths: RunPaths,
+    made: Dealt,
+    chosen: ClusterProfile,
+    retries: int,
+    again: str = "the same command",
+) -> list[Job]:
+    """Submit all shards that are left and follow them to the end.
+
+    ``again`` is the command that goes on under the same profile, for whoever leaves.
+    """
     from sdwn.jobs.submission import Onlooker, complete
     from sdwn.runs.status import images_done
 
@@ -47,10 +57,12 @@ def complete_run(paths: RunPaths, made: Dealt, chosen: ClusterProfile, retries: 
 
     try:
         with terminal.progress(made.stage, made.own_images, "images", start) as advance:
-            return complete(paths, made, chosen, retries, Onlooker(watch, terminal.say))
+            return complete(paths, made, chosen, retries, Onlooker(watch, terminal.say, again))
     except KeyboardInterrupt:
+        if not paths.submissions.exists():
+            raise  # nothing was submitted yet
         terminal.say(
-            f"the tasks go on without you; see: sdwn status {paths.root}; follow them again "
-            f"with: {made.again(paths)}; end them with: sdwn cancel {paths.root}"
+            f"the tasks go on without you; see: {command('status', paths.root)}; follow them "
+            f"again with: {again}; end them with: {command('cancel', paths.root)}"
         )
         raise

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdwn import terminal
-from sdwn.errors import UsageError
+from sdwn.errors import UsageError, command
 from sdwn.steps.opening import open_config, open_run
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def plan_run(
     if locked is not None:
         terminal.say(f"its weights are {locked.model.name} at {locked.revision}")
     elif is_hub_name(settings.model):
-        terminal.say(f"its weights are not here yet; before submitting: sdwn prefetch {run}")
+        terminal.say(f"its weights are not here yet; before submitting: {command('prefetch', run)}")
     return made, paths
 
 
@@ -54,7 +54,8 @@ def prefetched(
         settings = open_config(target, overrides)
         found = fetch_for_config(settings, folder)
         if folder is not None:
-            terminal.say(f"plan with it: sdwn plan {target} RUN --set model.name={folder}")
+            own = command("plan", target, "RUN", "--set", f"model.name={folder}")
+            terminal.say(f"plan with it: {own}")
     elif overrides:
         raise UsageError(f"--set changes a config, and {target} is planned already")
     else:

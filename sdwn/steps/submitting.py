@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sdwn import terminal, texts
+from sdwn.errors import command
 from sdwn.steps.following import complete_run, silence_told
 
 if TYPE_CHECKING:
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 class SubmitOptions:
     """Whether to follow the tasks, how often to try again meanwhile, and what comes after.
 
-    ``force``: whatever the doctor says.
+    ``force``: whatever the doctor says. ``again`` is the command that goes on with all of it;
+    empty: ``retry`` with the same options.
     """
 
     wait: bool = False
     retries: int = 2
     then: tuple[LaterStage, ...] = ()
     force: bool = False
+    again: str = ""
 
 
 def submit_options(wait: bool, retries: int, then: str | None, force: bool) -> SubmitOptions:
@@ -80,7 +83,10 @@ def submit_run(
         require_sound(paths, made, chosen)
     say_submitting(paths, made, todo, chosen)
     if options.wait:
-        jobs, remaining = complete_run(paths, made, chosen, options.retries), 0
+        jobs, remaining = (
+            complete_run(paths, made, chosen, options.retries, _again(paths, options)),
+            0,
+        )
     else:
         jobs, remaining = submit_once(paths, made, chosen, terminal.say)
     found: dict[str, Any] = {
@@ -158,8 +164,8 @@ def _chained(
         terminal.say(f"{error}; queue what comes after later, with: {_again(paths, options)}")
     except KeyboardInterrupt:
         terminal.say(
-            f"what was queued goes on without you; see: sdwn status {paths.root}; queue the rest "
-            f"with: {_again(paths, options)}"
+            f"what was queued goes on without you; see: {command('status', paths.root)}; queue "
+            f"the rest with: {_again(paths, options)}"
         )
         raise
     return {stage: job.id for stage, job in jobs.items()}
@@ -171,9 +177,14 @@ def _say_too_early(paths: RunPaths) -> None:
 
     if early := waiting(paths):
         told = ", ".join(f"{stage} (job {job.id})" for stage, job in early.items())
-        again = f"sdwn retry {paths.root} --then {','.join(early)}"
+        again = command("retry", paths.root, "--then", ",".join(early))
         terminal.say(f"{told} will start too early, without these tasks; to change that: {again}")
 
 
 def _again(paths: RunPaths, options: SubmitOptions) -> str:
-    return f"sdwn retry {paths.root} --then {','.join(options.then)}"
+    if options.again:
+        return options.again
+    # Under the profile of the run, which retry knows.
+    words: list[object] = ["--then", ",".join(options.then)] * bool(options.then)
+    words += ["--wait", "--retries", options.retries] * options.wait
+    return command("retry", paths.root, *words, *["--force"] * options.force)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdwn import terminal, texts
+from sdwn.errors import command
 from sdwn.steps.following import silence_told
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def trial(what: str) -> Iterator[tuple[Callable[[Path], None], Watch]]:
             yield folders.append, silence_told()
     except KeyboardInterrupt:
         for folder in folders:
-            terminal.say(f"the job goes on without you; end it with: sdwn cancel {folder}")
+            end = command("cancel", folder)
+            terminal.say(f"the job goes on without you; end it with: {end}")
         raise
 
 

@@ -16,7 +16,7 @@ from sdwn.config import RunConfig
 from sdwn.devices import gpus
 from sdwn.devices.gpus import GB, GpuProfile
 from sdwn.doctor.probe import NodeReport, read_report
-from sdwn.errors import SdwnError
+from sdwn.errors import SdwnError, command
 from sdwn.estimating.estimates import cost
 from sdwn.estimating.known_speeds import DeviceSpeed
 from sdwn.files import RunPaths, cache_folder, read_json, write_text
@@ -132,7 +132,8 @@ def run_pilot(
 def _clear(trial: RunPaths, what: str) -> None:
     """Remove an earlier trial, unless it still runs."""
     if live_jobs(trial):
-        raise SdwnError(f"{trial.root}: a {what} is running; end it with: sdwn cancel {trial.root}")
+        end = command("cancel", trial.root)
+        raise SdwnError(f"{trial.root}: a {what} is running; end it with: {end}")
     if trial.root.is_symlink() or trial.root.exists():
         try:
             shutil.rmtree(trial.root)
