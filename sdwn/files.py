@@ -432,14 +432,18 @@ def links(folder: Path) -> Iterator[Path]:
 LINK = "a link, and a release holds plain files only; if it is yours, put a copy in its place"
 
 
-def refuse_link(path: Path) -> None:
-    """Refuse a link in a release: it may lead to any file of whoever opens the release.
+def refuse_links(path: Path) -> None:
+    """Refuse links at or below a path in a release.
+
+    They may lead to any file of whoever opens the release.
 
     Raises:
-        IntegrityError: it is one.
+        IntegrityError: there is one.
     """
-    if path.is_symlink():
-        raise IntegrityError(f"{path}: {LINK}")
+    below = links(path) if path.is_dir() else iter(())
+    found = path if path.is_symlink() else next(below, None)
+    if found is not None:
+        raise IntegrityError(f"{found}: {LINK}")
 
 
 def write_text(path: Path, text: str) -> None:

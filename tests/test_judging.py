@@ -37,6 +37,7 @@ from sdwn.judging.predictions import (
     write_predictions,
 )
 from sdwn.judging.task import judge
+from sdwn.pages.report import write_report
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.runs.verify import verify
@@ -221,6 +222,32 @@ def test_verify_names_predictions_that_were_changed(
     path.unlink()
     (problem,) = verify(release.paths.root, quick=True)
     assert problem.startswith(f"evaluations/{name}/predictions.parquet: missing; evaluate again")
+
+
+@pytest.mark.parametrize("place", [".", "{name}", "{name}/work", "{name}/figures"])
+def test_nothing_is_written_or_removed_through_a_link(
+    release: Release, tiny: EvaluationConfig, tmp_path: Path, place: str
+) -> None:
+    """A release may come from anybody, and a link in it may lead to anything of the user's."""
+    name = evaluate(release, tiny)["evaluation"]
+    target = release.paths.evaluations / place.format(name=name)
+    outside = tmp_path / "outside"
+    if target.exists():
+        target.rename(outside)
+    outside.mkdir(exist_ok=True)
+    (outside / "thesis.txt").write_text("three years")
+    before = sorted(outside.rglob("*"))
+    target.symlink_to(outside)
+    # What an attacker would want is that what lies there is judged anew.
+    changes = tiny, tiny.model_copy(update={"images": "all"})
+    for chosen in changes:
+        with pytest.raises(IntegrityError, match="a link, and a release holds plain files only"):
+            evaluate(release, chosen)
+    with pytest.raises(IntegrityError, match="a link, and a release holds plain files only"):
+        write_report(release, name)
+    assert sorted(outside.rglob("*")) == before
+    linked = str(target.relative_to(release.paths.root))
+    assert any(problem.startswith(f"{linked}: a link") for problem in verify(release.paths.root))
 
 
 def test_tasks_of_a_slurm_that_is_not_here_are_not_taken_for_ended(

@@ -497,7 +497,7 @@ class TestStaging:
         monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
         monkeypatch.setenv("SDWN_STAGE_WEIGHTS", "$NODE_DISK/weights")
         Sampler(config(str(copy)))
-        (staged,) = (path for path in (tmp_path / "disk/weights").iterdir() if path.is_dir())
+        (staged,) = (path for path in (tmp_path / "disk/weights").glob("*/*") if path.is_dir())
         assert fingerprint(staged) == fingerprint(copy)
         assert not list(staged.rglob("*.ckpt"))
         made = staged.stat().st_mtime_ns

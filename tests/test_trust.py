@@ -7,18 +7,25 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from sdwn.errors import UsageError
-from sdwn.files import RunPaths
+from sdwn.errors import IntegrityError, UsageError
+from sdwn.exchange.export import ExportOptions, export
+from sdwn.files import ReleasePaths, RunPaths
 from sdwn.jobs import scheduler
 from sdwn.jobs.journal import note_cancelled
+from sdwn.jobs.processes import Process, together
 from sdwn.jobs.submission import alone
+from sdwn.models.staging import staged_if_asked
 from sdwn.releases.building import JOURNAL, Building, build
+from sdwn.releases.merge import merge
+from sdwn.releases.release import Release
+from sdwn.runs.verify import verify
 from submitit.local.local import start_controller
 
-from conftest import wait_until
+from conftest import FEW, PlanRun, wait_until
 
 
 def fill(building: Building) -> None:
@@ -118,3 +125,73 @@ def test_a_process_that_only_speaks_of_submitit_is_left(tmp_path: Path) -> None:
         assert not scheduler.processes(tmp_path, socket.gethostname(), [pid])
         assert process.poll() is None
         process.kill()
+
+
+class TestARelease:
+    @pytest.mark.parametrize("file", ["manifest.json", "metadata.parquet", "images-00000.h5"])
+    def test_a_linked_file_is_named_and_not_read(
+        self, generated: PlanRun, tmp_path: Path, file: str
+    ) -> None:
+        paths, _ = generated(catalog=FEW)
+        root = merge([paths], ReleasePaths(tmp_path / "release")).paths.root
+        (root / file).rename(tmp_path / file)
+        (root / file).symlink_to(tmp_path / file)
+        with pytest.raises(IntegrityError, match=f"{file}: a link"):
+            Release(root).image(0)
+        with pytest.raises(IntegrityError, match=f"{file}: a link"):
+            export(Release(root), tmp_path / "out", ExportOptions("release"))
+        if file != "manifest.json":  # which nothing can be checked without
+            assert [problem for problem in verify(root) if problem.startswith(f"{file}: a link")]
+
+    def test_a_link_to_a_release_is_as_good_as_the_release(
+        self, generated: PlanRun, tmp_path: Path
+    ) -> None:
+        paths, _ = generated(catalog=FEW)
+        made = merge([paths], ReleasePaths(tmp_path / "made"))
+        (tmp_path / "link").symlink_to(made.paths.root)
+        assert verify(tmp_path / "link") == []
+        assert Release(tmp_path / "link").image(0).size == made.image(0).size
+
+
+class TestASharedDisk:
+    """All users of a node may write to its disk."""
+
+    def weights(self, folder: Path, text: str) -> Path:
+        folder.mkdir(parents=True)
+        (folder / "model_index.json").write_text(text)
+        return folder
+
+    @pytest.mark.parametrize("linked", [False, True], ids=["open to all", "a link"])
+    def test_weights_that_another_user_put_there_are_not_taken(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        linked: bool,
+    ) -> None:
+        model, disk = self.weights(tmp_path / "model", "{}"), tmp_path / "disk"
+        monkeypatch.setenv("SDWN_STAGE_WEIGHTS", str(disk))
+        copied = staged_if_asked(model)
+        own = copied.parent
+        assert own.parent == disk
+        assert own.stat().st_mode & 0o077 == 0
+        # The same name and the same size: only the folder tells.
+        (own / f"{copied.name}/model_index.json").write_text("[]")
+        if linked:
+            own.symlink_to(own.rename(tmp_path / "planted"))
+        else:
+            own.chmod(0o777)
+        assert staged_if_asked(model) == model
+        assert f"{own}: expected a folder that only you can open" in caplog.text
+
+    def test_the_processes_of_a_task_meet_nowhere_else(
+        self, tmp_path: Path, precious: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        (tmp_path / f"sdwn-{os.getuid()}").symlink_to(precious)
+        with (
+            pytest.raises(UsageError, match=f"choose another folder than {tmp_path}"),
+            together(Process("7", rank=1, count=2)),
+        ):
+            pass
+        assert contents(precious) == {"thesis.txt": "three years"}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdwn.errors import IntegrityError
-from sdwn.files import EvaluationPaths, ReleasePaths, read_json
+from sdwn.files import EvaluationPaths, ReleasePaths, read_json, refuse_links
 
 FORMAT = "sdwn-evaluation"
 FORMAT_VERSION = 2
@@ -47,8 +47,10 @@ def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
     """Read the record of an evaluation, checked against its own digest.
 
     Raises:
-        IntegrityError: the file is damaged or altered, or of an earlier or a later version.
+        IntegrityError: the file is damaged or altered, or of an earlier or a later version; or
+            there are links among the evaluations.
     """
+    refuse_links(paths.root.parent)
     try:
         found = read_json(paths.evaluation)
     except IntegrityError as error:

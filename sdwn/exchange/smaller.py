@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.exchange.gallery import Span
-from sdwn.files import Advance
+from sdwn.files import Advance, refuse_links
 from sdwn.releases.building import Building
 from sdwn.releases.release import Release
 from sdwn.releases.release_writer import Origin, ReleaseWriter, cut
@@ -52,8 +52,7 @@ def _selections(release: Release, span: Span, stack: ExitStack) -> Iterator[Sele
     rows = release.metadata.slice(span[0], span[1] - span[0])
     parts, places = rows["part"].to_pylist(), rows["row"].to_numpy().astype("i8")
     files = {
-        part: stack.enter_context(ImageFile(release.paths.root / Path(part).name))
-        for part in dict.fromkeys(parts)
+        part: stack.enter_context(ImageFile(release.part(part))) for part in dict.fromkeys(parts)
     }
     for start, stop in _consecutive(np.array(parts), places):
         yield Selection(files[parts[start]], int(places[start]), int(places[stop - 1]) + 1)
@@ -86,5 +85,6 @@ def _origin(release: Release) -> Origin:
 
 
 def _read_csv(path: Path) -> list[list[str]]:
+    refuse_links(path)
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.reader(file))[1:]

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdwn.files import open_append, private_folder
+
 POLL_SECONDS = 0.2
 # srun starts all processes at once; one that has not begun by then never will.
 START_SECONDS = 120.0
@@ -94,8 +96,7 @@ def together(process: Process) -> Iterator[None]:
         yield
         return
     path = _lock_path(process, process.rank)
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    with path.open("a") as own:
+    with open_append(path) as own:
         fcntl.flock(own, fcntl.LOCK_EX)
         try:
             yield
@@ -129,6 +130,6 @@ def _held(path: Path) -> bool:
 
 
 def _lock_path(process: Process, rank: int) -> Path:
-    # On the node's own disk: all processes of a task are on one node. In a folder of the user's.
-    folder = Path(tempfile.gettempdir()) / f"sdwn-{os.getuid()}"
+    # On the node's own disk: all processes of a task are on one node.
+    folder = private_folder(Path(tempfile.gettempdir()))
     return folder / f"{process.job}-{process.start}-{rank}.lock"

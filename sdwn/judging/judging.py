@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from sdwn.config import EvaluationConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
-from sdwn.files import EvaluationPaths, RunPaths, file_sha256, read_json, work_paths, write_text
+from sdwn.files import (
+    EvaluationPaths,
+    RunPaths,
+    file_sha256,
+    read_json,
+    refuse_links,
+    work_paths,
+    write_text,
+)
 from sdwn.planning.plan import Shard
 
 if TYPE_CHECKING:
@@ -169,7 +177,9 @@ def open_judging(release: Release, chosen: EvaluationConfig) -> tuple[RunPaths, 
 
     Raises:
         SdwnError: nothing is to be judged, or tasks of another judging live there.
+        IntegrityError: a link among the evaluations would lead out of the release.
     """
+    refuse_links(release.paths.evaluations)
     planned = plan_judging(release, chosen)
     work = release.paths.evaluation(planned.name).work
     if work.plan.exists():
@@ -258,6 +268,7 @@ def open_planned(work: RunPaths) -> tuple[Release, Judging]:
     from sdwn.releases.release import Release
 
     judging, release = read_judging(work), Release(release_of(work))
+    refuse_links(release.paths.evaluations)
     if release.digest != judging.release:
         raise IntegrityError(
             f"{release.paths.root}: expected the release {judging.release[:12]} that this was "

@@ -9,7 +9,8 @@ import os
 import shutil
 from pathlib import Path
 
-from sdwn.files import STAGE_VARIABLE
+from sdwn.errors import UsageError
+from sdwn.files import STAGE_VARIABLE, open_append, private_folder
 from sdwn.models.weights import files
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def staged_if_asked(folder: Path) -> Path:
         return folder
     try:
         return staged(folder, target)
-    except OSError as error:
+    except (OSError, UsageError) as error:
         # Slower, but no reason to stop.
         log.warning("weights are not staged: %s", error)
         return folder
@@ -35,11 +36,14 @@ def staged_if_asked(folder: Path) -> Path:
 def staged(folder: Path, target: Path) -> Path:
     """Copy a pipeline's folder below ``target`` unless the same copy is there; return the copy.
 
-    Processes of one node that start together copy once: a lock of the node's own disk.
+    Processes of one node that start together copy once: a lock of the node's own disk. A node's
+    disk is everybody's, so the copy lies in a folder that no other user can put weights into.
+
+    Raises:
+        UsageError: another user could have filled that folder.
     """
-    copy = target / f"{folder.name}-{_state(folder)}"
-    target.mkdir(parents=True, exist_ok=True)
-    with (target / f".{copy.name}.lock").open("w") as lock:
+    copy = private_folder(target) / f"{folder.name}-{_state(folder)}"
+    with open_append(copy.with_name(f".{copy.name}.lock")) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _is_whole(copy, folder):
             shutil.rmtree(copy, ignore_errors=True)

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_line
-from sdwn.files import ReleasePaths, file_sha256
+from sdwn.files import ReleasePaths, file_sha256, refuse_links
 from sdwn.planning.plan import PlannedSynset, parse_table
 from sdwn.releases.manifest import Manifest, read_manifest
 from sdwn.storage.columns import STATUSES
@@ -68,6 +68,7 @@ class Release:
             if inside.manifest.exists():
                 advice = f"did you mean {inside.root}?"
             raise SdwnError(f"{root}: no release here; {advice}")
+        refuse_links(self.paths.manifest)
         self.manifest: Manifest = read_manifest(self.paths.manifest)
         self._chosen = _subset.indices if _subset else None
         self.selection: tuple[str, ...] = _subset.selection if _subset else ()
@@ -107,6 +108,7 @@ class Release:
     @cached_property
     def metadata(self) -> pa.Table:
         """The table with a row an image, in the order of the parts; ``to_pandas()`` turns it."""
+        refuse_links(self.paths.metadata)
         if not self.paths.metadata.is_file():
             raise IntegrityError(f"{self.paths.metadata}: missing, or no plain file")
         try:
@@ -130,6 +132,7 @@ class Release:
 
         All of them, also those that this release has no images of.
         """
+        refuse_links(self.paths.synsets)
         try:
             rows = parse_table(self.paths.synsets.read_text(encoding="utf-8"))
         except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
@@ -229,7 +232,7 @@ class Release:
         """
         row = dict(which) if isinstance(which, Mapping) else self.row(which)
         found = {"row": row, "settings": self.manifest.settings}
-        with ImageFile(self._part(row["part"])) as file:
+        with ImageFile(self.part(row["part"])) as file:
             sessions = file.sessions
         session = row.get("session")
         if session is not None and session not in range(len(sessions)):
@@ -390,16 +393,22 @@ class Release:
         # Slicing the whole table takes ten times as long as these few columns.
         return {name: self.metadata[name].combine_chunks() for name in PLACE}
 
-    def _part(self, name: str) -> Path:
+    def part(self, name: str) -> Path:
+        """Name a part's file, which is the release's own.
+
+        Raises:
+            IntegrityError: it is a link, or the name leads out of the release.
+        """
         if not name or Path(name).name != name:
             raise IntegrityError(f"{self.paths.metadata}: {name!r} is no file of the release")
+        refuse_links(self.paths.root / name)
         return self.paths.root / name
 
     def _descriptor(self, part: str) -> int:
         found = self._descriptors.get(part)
         if found is None:
             try:
-                opened = os.open(self._part(part), os.O_RDONLY)
+                opened = os.open(self.part(part), os.O_RDONLY)
             except OSError as error:
                 raise IntegrityError(f"{self.paths.root / part}: {error.strerror}") from None
             # Of two threads that open it at once, one closes its own again.

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdwn.errors import IntegrityError
-from sdwn.files import BLOCK, Advance, ReleasePaths, file_sha256
+from sdwn.files import BLOCK, LINK, Advance, ReleasePaths, file_sha256, links
 from sdwn.releases.building import JOURNAL
 from sdwn.releases.manifest import FileRecord, sums_text
 from sdwn.releases.release import Release
@@ -38,13 +38,19 @@ def verify(root: Path, quick: bool = False, advance: Advance = lambda _: None) -
     recorded = {record.file: record for record in release.manifest.files}
     problems = [f"{name}: listed twice in the manifest" for name in _twice(release.manifest.files)]
     problems += _disagreements(release, recorded)
-    problems += [f"{name}: not part of the release" for name in _extra(release.paths, recorded)]
+    linked = [str(path.relative_to(release.paths.root)) for path in links(release.paths.root)]
+    problems += [f"{name}: {LINK}" for name in linked]
+    extra = (name for name in _extra(release.paths, recorded) if name not in linked)
+    problems += [f"{name}: not part of the release" for name in extra]
     for record in recorded.values():
+        if record.file in linked:
+            continue
         try:
             problems += _check_file(release, record, quick, advance)
         except OSError as error:
             problems.append(f"{record.file[:200]}: cannot be read: {error.strerror}")
-    return problems + _check_counts(release) + _check_evaluations(release)
+    problems += _check_counts(release) + _check_evaluations(release)
+    return list(dict.fromkeys(problems))  # a link is named by all that read there
 
 
 def _check_evaluations(release: Release) -> list[str]:
@@ -92,7 +98,7 @@ def _check_file(release: Release, record: FileRecord, quick: bool, advance: Adva
     name, path = record.file, release.paths.root / record.file
     if Path(name).name != name:
         return [f"{name}: a name in the manifest that leaves the release"]
-    if path.is_symlink() or not path.is_file():
+    if not path.is_file():
         return [f"{name}: missing" if not path.exists() else f"{name}: no plain file"]
     if path.stat().st_size != record.bytes:
         advance(record.bytes)
