@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from sdwn.batches import off_grid
 from sdwn.errors import UsageError
+from sdwn.reading import read_text
 
 # The catalog of arXiv 2211.01777.
 PAPER_CATALOG = "sdwn-26204"
@@ -235,10 +236,9 @@ def read_yaml(path: Path, what: str = "settings") -> dict[str, Any]:
     Raises:
         UsageError: the file is missing, is no YAML, or holds no mapping.
     """
+    text = read_text(path)
     try:
-        content = _parse(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+        content = _parse(text)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     if not isinstance(content, dict):

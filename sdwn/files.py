@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.reading import decode_text
 
 TEMPORARY = ".tmp"
 # Names a folder of the node's own disk that weights are copied to once.
@@ -482,7 +483,7 @@ def read_json(path: Path) -> dict[str, Any]:
         IntegrityError: it is missing, cut short, or no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(decode_text(path.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content, dict):

@@ -8,6 +8,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from huggingface_hub import DatasetCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sdwn.browsing.pictures import Pictures
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.evaluating import evaluate
@@ -39,8 +41,9 @@ from sdwn.pages.report import write_report
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.runs.verify import verify
+from sdwn.storage.images import decode
 
-from conftest import FEW, PlanRun
+from conftest import FEW, PlanRun, Sdwn
 
 DOG, CAT, CORGI = "n02084071", "n02121620", "n02112826"
 
@@ -143,6 +146,22 @@ def test_a_wnid_that_wordnet_has_not_is_left_out(source: Path) -> None:
     )
 
 
+def test_a_folders_name_may_go_on_behind_its_wnid(source: Path) -> None:
+    expected = {
+        "n02085620-Chihuahua/0001.jpg": "n02085620",
+        "n01440764_tench/0001.jpg": "n01440764",
+        f"{CAT} cats/old/{DOG}_7.jpg": CAT,
+        f"{CAT} cats/{DOG}-dogs/7.jpg": DOG,
+    }
+    for seed, name in enumerate(expected):
+        put(source / name, encoded("jpeg", seed))
+    put(source / f"{DOG}7/a.jpg", encoded("jpeg", 9))
+    intake = take(source)
+    assert {row["file"]: row["wnid"] for row in intake.release.metadata.to_pylist()} == expected
+    reason = "no folder's name, nor its own, starts with a wnid"
+    assert intake.skipped == ((f"{DOG}7/a.jpg", reason),)
+
+
 def test_the_source_may_itself_be_of_one_class(tmp_path: Path) -> None:
     put(tmp_path / DOG / "a.png", encoded("png"))
     assert take(tmp_path / DOG).release.row(0)["wnid"] == DOG
@@ -190,7 +209,7 @@ def test_numbers_are_distinct_and_every_file_is_told_of(tmp_path: Path, stems: l
     assert {*found, *dict(intake.skipped)} == {f"{DOG}/{stem}.png" for stem in stems}
 
 
-def test_of_files_of_the_same_name_the_first_sound_one_is_kept(source: Path) -> None:
+def test_of_files_of_the_same_name_and_bytes_the_first_is_kept(source: Path) -> None:
     for name in ("a/{}/Xyz.png", "b/{}/xyz.jpg", "c/{}/xyz.webp", "c/{}/other.webp"):
         put(source / name.format(DOG), encoded("png"))
     put(source / CAT / "xyz.png", encoded("png"))
@@ -198,7 +217,7 @@ def test_of_files_of_the_same_name_the_first_sound_one_is_kept(source: Path) -> 
     intake = take(source)
     kept = f"a/{DOG}/Xyz.png"
     assert set(numbers(intake)) == {kept, f"c/{DOG}/other.webp", f"{CAT}/xyz.png"}
-    reason = f"duplicate: {kept} has the same name"
+    reason = f"duplicate: {kept} has the same name and bytes"
     assert dict(intake.skipped)[f"b/{DOG}/xyz.jpg"] == reason
     assert dict(intake.skipped)[f"c/{DOG}/xyz.webp"] == reason
 
@@ -207,9 +226,10 @@ def test_other_pictures_of_the_same_name_are_no_duplicates(source: Path) -> None
     for seed, split in enumerate(("train", "val")):
         for number in (1, 2):
             put(source / split / DOG / f"img_{number}.png", encoded("png", 10 * seed + number))
+    put(source / "val" / DOG / "img_1.jpg", encoded("jpeg"))
     intake = take(source)
     assert intake.skipped == ()
-    assert sorted(numbers(intake).values()) == [0, 1, 2, 3]
+    assert sorted(numbers(intake).values()) == [0, 1, 2, 3, 4]
 
 
 def test_the_card_says_what_the_user_says_of_the_pictures(source: Path) -> None:
@@ -332,11 +352,41 @@ def test_links_are_followed_only_to_files_within(source: Path, tmp_path: Path) -
     assert set(numbers(intake)) == {f"{DOG}/good.png", f"{DOG}/again.png"}
     assert intake.skipped == (
         (f"{DOG}/broken.png", "a broken link"),
-        (f"{DOG}/folder", "a link to a folder; none is followed"),
+        (f"{DOG}/folder", "a link to a folder; --follow-links takes it"),
         (f"{DOG}/round.png", "a broken link"),
-        (f"{DOG}/secret.png", "a link that leaves the folder"),
-        (f"{DOG}/up", "a link to a folder; none is followed"),
+        (f"{DOG}/secret.png", "a link that leaves the folder; --follow-links takes it"),
+        (f"{DOG}/up", "a link to a folder; --follow-links takes it"),
     )
+
+
+def test_links_are_followed_where_asked_and_each_folder_is_read_once(
+    source: Path, tmp_path: Path
+) -> None:
+    put(source / DOG / "good.png", encoded("png"))
+    outside = put(tmp_path / "store/dogs/far.png", encoded("png", 2)).parent
+    put(outside / "deep/back.png", encoded("png", 3))
+    (outside / "deep/round").symlink_to(outside)
+    (source / f"{CORGI}-corgis").symlink_to(outside)
+    (source / "a").symlink_to(DOG)
+    (source / DOG / "up").symlink_to("..")
+    (source / DOG / "file.png").symlink_to(put(tmp_path / "one.png", encoded("png", 4)))
+    (source / DOG / "broken.png").symlink_to("nothing.png")
+    assert count_pictures(source, follow_links=True) == 8
+    options = ImportOptions("imagefolder", follow_links=True)
+    intake = import_pictures(source, ReleasePaths(tmp_path / "release"), options)
+    assert {row["file"]: row["wnid"] for row in intake.release.metadata.to_pylist()} == {
+        f"{DOG}/good.png": DOG,
+        f"{DOG}/file.png": DOG,
+        f"{CORGI}-corgis/far.png": CORGI,
+        f"{CORGI}-corgis/deep/back.png": CORGI,
+    }
+    another = "a link to a folder that has another name here"
+    assert dict(intake.skipped) == {
+        "a": another,
+        f"{DOG}/up": another,
+        f"{CORGI}-corgis/deep/round": another,
+        f"{DOG}/broken.png": "a broken link",
+    }
 
 
 def test_pipes_and_sockets_do_not_block(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,6 +426,25 @@ def test_what_belongs_to_systems_is_passed_over(source: Path) -> None:
     assert take(source).skipped == ()
 
 
+def test_folders_of_thumbnails_and_deleted_files_are_ignored_and_said(
+    source: Path, sdwn: Sdwn
+) -> None:
+    put(source / DOG / "good.png", encoded("png"))
+    names = [f"{DOG}/@eaDir/good.png/SYNOPHOTO_THUMB_S.jpg", f"{CAT}/@eaDir/a.jpg"]
+    names += [f"#recycle/{DOG}/a.jpg", f"$Recycle.Bin/{DOG}_a.jpg", f"__MACOSX/{DOG}/a.jpg"]
+    names += [f"lost+found/{DOG}_1.jpg", f".thumbnails/{DOG}.jpg"]
+    for seed, name in enumerate(names):
+        put(source / name, encoded("jpeg", seed))
+    intake = take(source)
+    assert (len(intake.release), intake.skipped) == (1, ())
+    folders = ("#recycle", "$Recycle.Bin", "__MACOSX", "lost+found", ".thumbnails")
+    assert intake.ignored == {"@eaDir": 2, **dict.fromkeys(folders, 1)}
+    shutil.rmtree(source / CAT)
+    (source / DOG / "good.png").unlink()
+    told = sdwn("import", source, "empty", "--format", "imagefolder", code=2).stderr
+    assert told.count("@eaDir") == 1
+
+
 def test_the_first_frame_of_an_animation_is_taken(source: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     for kind in ("png", "webp"):
@@ -408,7 +477,7 @@ def test_pictures_of_every_mode_are_taken_or_left_out(source: Path, mode: str) -
 # The layout of the paper
 
 
-def labelled(folder: Path, name: str, text: str, images: Iterable[str]) -> None:
+def labelled(folder: Path, name: str, text: str | bytes, images: Iterable[str]) -> None:
     put(folder / name, text)
     for seed, image in enumerate(images):
         put(folder / image, encoded("png", seed))
@@ -461,6 +530,8 @@ def test_texts_in_one_folder_belong_to_images_by_name(source: Path) -> None:
     [
         (f"a big dog\ndog.n.01\n{DOG}", "a big dog"),
         (f"{DOG}\tdog.n.01\ta big\tdog", "a big dog"),
+        ("a big dog\r\ndog.n.01\r\n".encode("utf-16"), "a big dog"),
+        (f"{DOG}_dog\nprompt: a big dog\nsynset: dog.n.01", "a big dog"),
         (f"Prompt: a big dog\r\nSynset: dog.n.01\r\nWNID: {DOG}\r\n", "a big dog"),
         (
             f"\ufeffwnid = {DOG}\nprompt = a big  dog\nof 12345678 pounds",
@@ -473,7 +544,7 @@ def test_texts_in_one_folder_belong_to_images_by_name(source: Path) -> None:
         ("domestic_dog.n.01", ""),
     ],
 )
-def test_texts_are_read_leniently(source: Path, text: str, prompt: str) -> None:
+def test_texts_are_read_leniently(source: Path, text: Any, prompt: str) -> None:
     labelled(source, "any.txt", text, ["a.png"])
     row = take(source, "folders").release.row(0)
     assert (row["wnid"], row["synset"], row["prompt"]) == (DOG, "dog.n.01", prompt)
@@ -491,7 +562,7 @@ def test_texts_are_read_leniently(source: Path, text: str, prompt: str) -> None:
         ("a dog", "expected a synset such as dog.n.01 or a wnid such as n02084071"),
         ("prompt: dog.n.01\nwnid: \n", "expected a synset such as"),
         ("dog.n.00", "expected a synset such as"),
-        (b"\xff\xfed\x00o\x00g\x00", "expected UTF-8 text"),
+        (b"\xff\xfed\x00o\x00g", "expected UTF-8 text"),
         ("dog.n.01\0", "expected UTF-8 text, found a zero byte"),
         (".n." + "a" * 65_000, "expected a synset such as"),  # at once, not in minutes
         ("dog.n.01 " * 10_000, "expected at most 65,536 bytes, found 90,000"),
@@ -519,6 +590,18 @@ def test_texts_of_any_content_never_stop_an_import(tmp_path: Path, text: Any) ->
     assert len(intake.release) + len(intake.skipped) == 2
 
 
+@pytest.mark.parametrize("text", ["NFC", "NFD"])
+def test_a_name_is_the_same_however_its_accents_are_written(source: Path, text: Any) -> None:
+    other = "NFD" if text == "NFC" else "NFC"
+    name, images = (unicodedata.normalize(form, "café") for form in (text, other))
+    labelled(source, f"{name}.txt", DOG_TEXT, [f"{images}_4.png", f"{name}_7.png"])
+    labelled(source, "cat.txt", CAT_TEXT, ["cat_1.png"])
+    intake = take(source, "folders")
+    assert intake.skipped == ()
+    found = {f"{images}_4.png": 4, f"{name}_7.png": 7, "cat_1.png": 1}
+    assert numbers(intake) == found
+
+
 def test_a_folders_name_says_nothing(source: Path) -> None:
     labelled(source / "cat", "cat.txt", CAT_TEXT, ["cat_1.png"])
     put(source / "dog.n.01" / "dog.n.01_0.png", encoded("png"))
@@ -530,15 +613,16 @@ def test_a_folders_name_says_nothing(source: Path) -> None:
     )
 
 
-def test_the_first_text_of_a_synset_counts(source: Path) -> None:
+def test_texts_of_one_synset_each_keep_their_pictures_and_prompt(source: Path) -> None:
     labelled(source / "a", "dog.txt", DOG_TEXT.replace("prompt: a", "prompt: first, a"), ["1.png"])
     labelled(source / "b", "dog.txt", DOG_TEXT, ["2.png", "3.png"])
     put(source / "0" / "dog.txt", DOG_TEXT)  # of no image
     intake = take(source, "folders")
-    assert intake.release.row(0)["prompt"].startswith("first, ")
-    assert intake.skipped == tuple(
-        (f"b/{number}.png", "duplicate: a/dog.txt names dog.n.01 too") for number in (2, 3)
-    )
+    prompts = {row["file"]: row["prompt"] for row in intake.release.metadata.to_pylist()}
+    told = "a member of the genus Canis"
+    assert prompts == {"a/1.png": f"first, {told}", "b/2.png": told, "b/3.png": told}
+    assert intake.release.synsets[DOG].prompt == f"first, {told}"
+    assert intake.skipped == ()
 
 
 def test_a_text_that_leaves_the_source_is_not_read(source: Path, tmp_path: Path) -> None:
@@ -546,7 +630,7 @@ def test_a_text_that_leaves_the_source_is_not_read(source: Path, tmp_path: Path)
     put(source / "dog/1.png", encoded("png"))
     (source / "dog/dog.txt").symlink_to(put(tmp_path / "secret.txt", DOG_TEXT))
     assert take(source, "folders").skipped == (
-        ("dog/1.png", "dog/dog.txt: a link that leaves the folder"),
+        ("dog/1.png", "dog/dog.txt: a link that leaves the folder; --follow-links takes it"),
     )
 
 
@@ -745,3 +829,85 @@ def test_grey_of_16_bits_keeps_its_shades(source: Path) -> None:
     Image.fromarray(ramp).save(source / DOG / "ramp.png")
     grey = take(source).release.array(0)[..., 0]
     assert np.array_equal(grey, ramp >> 8)
+
+
+# As they are stored, and as a person sees them
+
+
+def turned(kind: str, orientation: int) -> bytes:
+    """A picture with a red upper edge when it is turned as its EXIF orientation says."""
+    upright = Image.new("RGB", (48, 32), "white")
+    upright.paste("red", (0, 0, 48, 8))
+    back = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(back[orientation]) if orientation in back else upright
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x112] = orientation
+    stored.save(buffer, kind, exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+def test_pictures_are_upright_wherever_they_are_decoded(
+    source: Path, tmp_path: Path, kind: str
+) -> None:
+    for orientation in range(10):
+        put(source / DOG / f"{orientation}.{kind}", turned(kind, orientation))
+    release = take(source).release
+    export(release, tmp_path / "anew", ExportOptions("imagefolder", "jpeg", 90))
+    small = Pictures(release)
+    for index, row in enumerate(release.metadata.to_pylist()):
+        assert release.payload(row) == turned(kind, row["number"])
+        assert (row["width"], row["height"]) == (48, 32)
+        with Image.open(tmp_path / "anew" / DOG / f"{DOG}_{row['number']}.jpg") as exported:
+            assert exported.getexif() == {}
+            drawn = Image.open(io.BytesIO(small.thumbnail(index, 192)))
+            for shown in (release.image(index), exported, drawn):
+                assert shown.size == (48, 32)
+                red, green, _ = shown.convert("RGB").getpixel((24, 3))
+                assert (red > 200, green < 60) == (True, True), row["number"]
+
+
+def test_imports_that_recorded_the_size_as_stored_are_still_read(source: Path) -> None:
+    put(source / DOG / "6.jpg", turned("jpeg", 6))
+    release = take(source).release
+    payload = release.payload(release.row(0))
+    for size in ((32, 48), (48, 32)):
+        assert decode(payload, "jpeg", *size).size == (48, 32)
+    for size in ((48, 48), (8, 6)):
+        with pytest.raises(IntegrityError, match="it is "):
+            decode(payload, "jpeg", *size)
+    with pytest.raises(IntegrityError, match="it is 48x32"):
+        decode(turned("jpeg", 3), "jpeg", 32, 48)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.binary(max_size=60))
+def test_damaged_exif_turns_nothing(exif: bytes) -> None:
+    pixels = Image.new("RGB", (6, 4), "red")
+    for kind in ("jpeg", "png", "webp"):
+        buffer = io.BytesIO()
+        pixels.save(buffer, kind, exif=b"Exif\0\0MM\0*" + exif)
+        assert decode(buffer.getvalue(), kind, 6, 4).size in ((6, 4), (4, 6))
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP", b"tEXt"])
+def test_large_texts_in_a_picture_do_no_harm(source: Path, kind: bytes) -> None:
+    plain, packed = encoded("png"), zlib.compress(bytes(3 * 2**20))
+    head = {b"zTXt": b"k\0\0", b"iTXt": b"k\0\1\0\0\0", b"iCCP": b"k\0\0", b"tEXt": b"k\0"}[kind]
+    data = kind + head + packed * (1 if kind != b"tEXt" else 30_000)
+    chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    for name, place in (("before", 33), ("behind", len(plain) - 12)):
+        put(source / DOG / f"{name}.png", plain[:place] + chunk + plain[place:])
+    intake = take(source)
+    assert intake.skipped == ()
+    expected = np.asarray(Image.open(io.BytesIO(plain)))
+    for index in range(2):
+        assert np.array_equal(intake.release.array(index), expected)

@@ -50,7 +50,7 @@ def held(release: Release) -> Images:
     ],
     ids=["plain", "windows", "more columns", "semicolons", "tabs"],
 )
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_list_takes_its_images_once(
     release: Release, tmp_path: Path, text: str, encoding: str
 ) -> None:
@@ -60,16 +60,32 @@ def test_a_list_takes_its_images_once(
     assert rows == sorted(rows), "in the release's order, whatever the list's"
 
 
-def test_a_list_of_wnids_takes_whole_synsets(release: Release, tmp_path: Path) -> None:
-    some = listed(release, write(tmp_path, f"synset,wnid\nzebra,{ZEBRA}\n"))
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"synset,wnid\nzebra,{ZEBRA}\n",
+        "synset\nzebra.n.01\n",
+        f"{ZEBRA} zebra, striped horse\r\n",
+        f"{ZEBRA}\tzebra\n",
+        f"# of the zoo\n{ZEBRA} 340 zebra\n",
+        "zebra.n.01\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_list_of_synsets_takes_whole_ones(
+    release: Release, tmp_path: Path, text: str, encoding: str
+) -> None:
+    some = listed(release, write(tmp_path, text, encoding))
     assert held(some) == [(ZEBRA, number) for number in range(3)]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected the columns wnid and number, or wnid alone, in the first line; found ''"),
-        ("name\nzebra\n", "in the first line; found 'name'"),
+        ("", "lists no image; expected a line for each"),
+        ("name\nzebra\n", "expected the columns wnid and number, .* found 'name'"),
+        (f"{ZEBRA},2\n{CORGI},0\n", "line 1: found a number behind .* such as wnid,number"),
+        (f"{CORGI}\n{ZEBRA} {GONDOLA}\n", "line 2: expected one synset a line, found several"),
         ("wnid,number\n\n", "lists no image; expected a line for each, below the header"),
         (f"wnid,number\n{ZEBRA},two\n", "line 2: number: expected a whole number from 0, found 't"),
         (f"wnid,number\n{ZEBRA},{'9' * 5000}\n", "line 2: number: expected a whole number from 0"),
@@ -83,7 +99,7 @@ def test_a_list_of_wnids_takes_whole_synsets(release: Release, tmp_path: Path) -
             "wnid,number\n" + "".join(f"n0,{number}\n" for number in range(9, 0, -1)),
             "has no n0 9, n0 8, n0 7 and 6 more; take",
         ),
-        (f'wnid\n"{"n" * 200_000}"\n', "expected a CSV file in UTF-8: field larger"),
+        (f'wnid\n"{"n" * 200_000}"\n', "expected a CSV file: field larger"),
     ],
 )
 def test_what_is_no_list_of_the_release_is_refused_in_a_line(
@@ -95,11 +111,11 @@ def test_what_is_no_list_of_the_release_is_refused_in_a_line(
 
 
 def test_what_is_no_text_is_refused_in_a_line(release: Release, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"expected a CSV file in UTF-8: .* can't decode"):
+    with pytest.raises(UsageError, match=r"expected text in UTF-8, .* can't decode"):
         listed(release, write(tmp_path, "wnid\nzèbre\n", "latin-1"))
-    with pytest.raises(UsageError, match="expected a CSV file: No such file"):
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
         listed(release, tmp_path / "none.csv")
-    with pytest.raises(UsageError, match="expected a CSV file: Is a directory"):
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
         listed(release, tmp_path)
 
 

@@ -52,7 +52,9 @@ def export(
     ] = None,
     only: Annotated[
         Path | None,
-        typer.Option(help="Only images in this CSV file: columns wnid and number, or wnid alone."),
+        typer.Option(
+            help="Only images in this table, columns wnid and number, or list of synsets."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -86,11 +88,14 @@ def import_(
     licence: Annotated[
         str | None, typer.Option(help="For the card: their licence, as cc-by-4.0.")
     ] = None,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Take what links lead to, outside SOURCE too.")
+    ] = False,
     part_size: PartSize = 4.0,
     as_json: AsJson = False,
 ) -> None:
     """Make a release of pictures as they are; what is no sound picture is named and left out."""
     from sdwn.exchange.intake import ImportOptions
 
-    options = ImportOptions(format_, int(part_size * 1e9), origin, licence)
+    options = ImportOptions(format_, int(part_size * 1e9), origin, licence, follow_links)
     terminal.result(exchanging.import_release(source, release, options), as_json)

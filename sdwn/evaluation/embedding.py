@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import itertools
 import re
@@ -21,7 +22,12 @@ Vector = NDArray[np.float32]
 EXPECTED = "expected a word and its numbers a line, as GloVe and word2vec write them as text"
 # No line of a vector file is as long; a binary file may be one line.
 LONGEST_LINE = 1 << 20
-_OTHER_KINDS = {b"PK\x03\x04": "a zip archive; unpack it", b"\x93NUMPY": "a NumPy array"}
+_OTHER_KINDS = {
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"\x93NUMPY": "a NumPy array",
+    codecs.BOM_UTF16_LE: "text in UTF-16; save it in UTF-8",
+    codecs.BOM_UTF16_BE: "text in UTF-16; save it in UTF-8",
+}
 
 
 def vectors(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Vector]:
@@ -120,7 +126,7 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
 
 def _length(path: Path, lines: Iterator[tuple[int, bytes]]) -> tuple[int, list[tuple[int, bytes]]]:
     """Tell how many numbers a word has, and give back the lines that were read for it."""
-    first = next(lines, (1, b""))
+    first = 1, next(lines, (1, b""))[1].removeprefix(codecs.BOM_UTF8)
     fields = first[1].split()
     header = len(fields) == 2 and all(field.isdigit() for field in fields)
     if header:

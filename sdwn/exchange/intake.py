@@ -9,8 +9,8 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ import sdwn
 from sdwn.errors import UsageError
 from sdwn.exchange.pictures import (
     Picture,
+    Tree,
     examine,
     explore,
     read_again,
@@ -33,6 +34,9 @@ from sdwn.storage.columns import table
 from sdwn.storage.shards import Contents, write_images
 from sdwn.synsets.imagenet import class_index
 
+if TYPE_CHECKING:
+    from sdwn.synsets.wordnet import Synset
+
 _LAYOUTS = {"folders": folders, "imagefolder": image_folder}
 FORMATS = tuple(_LAYOUTS)
 
@@ -47,7 +51,7 @@ class ImportOptions:
     """How a source is laid out, one of ``FORMATS``, and what its user knows of the pictures.
 
     ``source`` says where they are from, ``licence`` under which terms, in words or as dataset
-    hubs name it. Parts have at least ``part_bytes``.
+    hubs name it. Parts have at least ``part_bytes``. ``follow_links`` takes what links lead to.
 
     Raises:
         UsageError: there is no such format.
@@ -57,6 +61,7 @@ class ImportOptions:
     part_bytes: int = PART_BYTES
     source: str | None = None
     licence: str | None = None
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -65,18 +70,23 @@ class ImportOptions:
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """A release of imported pictures, and the files that were left out, each with the reason."""
+    """A release of imported pictures, and what was left out.
+
+    ``skipped`` has each file with the reason, ``ignored`` counts folders by name, see
+    :class:`Tree`.
+    """
 
     release: Release
     skipped: tuple[tuple[str, str], ...]
+    ignored: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class _Image:
     """A picture and its place in the release."""
 
-    picture: Picture
     label: Label
+    picture: Picture
     number: int
 
     def row(self) -> dict[str, Any]:
@@ -100,19 +110,19 @@ class _Image:
 
 @dataclass(frozen=True, slots=True)
 class _Harvest:
-    """What a source gave: pictures by their synset's label, and what was left out and why."""
+    """What a source gave: labelled pictures by synset, and what was left out and why."""
 
-    pictures: dict[Label, list[Picture]] = field(default_factory=dict)
+    pictures: dict[Synset, list[tuple[Label, Picture]]] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
-def count_pictures(source: Path) -> int:
+def count_pictures(source: Path, follow_links: bool = False) -> int:
     """Count the files that an import looks at, those that it will leave out included.
 
     Raises:
         UsageError: it is no folder.
     """
-    tree = explore(source)
+    tree = explore(source, follow_links)
     return len(tree.pictures) + len(tree.skipped)
 
 
@@ -131,19 +141,22 @@ def import_pictures(
         IntegrityError: a picture changed while it was imported.
     """
     root = _checked(source, target.root)
-    harvest = _gather(root, options.format, advance)
+    tree = explore(root, options.follow_links)
+    harvest = _gather(tree, options.format, advance)
     skipped = tuple(sorted((shown(name), reason) for name, reason in harvest.skipped))
     if not harvest.pictures:
-        raise UsageError(f"{source}: {_nothing(skipped)}")
-    synsets = [_numbered(label, found) for label, found in _by_wnid(harvest.pictures)]
-    origin = _origin(root, options, [images[0].label for images in synsets], skipped)
+        raise UsageError(f"{source}: {_nothing(skipped, tree.ignored)}")
+    found = sorted(harvest.pictures.items(), key=lambda item: item[0].wnid)
+    synsets = [_numbered(pictures) for _, pictures in found]
+    # Where texts of a synset differ, its own prompt is the first one's.
+    origin = _origin(root, options, [pictures[0][0] for _, pictures in found], skipped)
 
     def fill(building: Building) -> None:
-        _fill(building, origin, root, _parts(synsets, options.part_bytes))
+        _fill(building, origin, tree, _parts(synsets, options.part_bytes))
 
     if not build(target.root, {"import": str(root), "format": options.format}, fill):
         require_free(target.root)
-    return Intake(Release(target.root), skipped)
+    return Intake(Release(target.root), skipped, tree.ignored)
 
 
 def _checked(source: Path, target: Path) -> Path:
@@ -156,27 +169,39 @@ def _checked(source: Path, target: Path) -> Path:
     return root
 
 
-def _nothing(skipped: Sequence[tuple[str, str]]) -> str:
+def ignored_text(ignored: Mapping[str, int]) -> list[str]:
+    """Say which folders were ignored, in a line if there are any.
+
+    >>> ignored_text({"@eaDir": 1200, "#recycle": 1})
+    ['ignored folders: 1,200 @eaDir, 1 #recycle']
+    """
+    counts = ", ".join(f"{count:,} {name}" for name, count in ignored.items())
+    return [f"ignored folders: {counts}"] if counts else []
+
+
+def _nothing(skipped: Sequence[tuple[str, str]], ignored: Mapping[str, int]) -> str:
     reasons = [f"{name}: {reason}" for name, reason in skipped[:TOLD_REASONS]]
     more = [f"and {len(skipped) - TOLD_REASONS} more"] if len(skipped) > TOLD_REASONS else []
-    return "\n".join(["expected pictures of synsets, found none that is sound", *reasons, *more])
+    head = "expected pictures of synsets, found none that is sound"
+    return "\n".join([head, *reasons, *more, *ignored_text(ignored)])
 
 
-def _gather(root: Path, format: str, advance: Advance) -> _Harvest:
+def _gather(tree: Tree, format: str, advance: Advance) -> _Harvest:
     """Label and check every file."""
-    tree, harvest, labels = explore(root), _Harvest(), dict[str, Label]()
+    harvest, labels = _Harvest(), dict[str, Label]()
     harvest.skipped.extend(tree.skipped)
-    for name, label in _LAYOUTS[format](root, tree):
+    for name, label in _LAYOUTS[format](tree):
         if isinstance(label, Label):
             labels[name] = label
         else:
             harvest.skipped.append((name, label))
     for _ in harvest.skipped:
         advance(1)
-    for name, found in examine(root, list(labels)):
+    for name, found in examine(tree, list(labels)):
         advance(1)
         if isinstance(found, Picture):
-            harvest.pictures.setdefault(labels[name], []).append(found)
+            label = labels[name]
+            harvest.pictures.setdefault(label.synset, []).append((label, found))
         else:
             harvest.skipped.append((name, found))
     for pictures in harvest.pictures.values():
@@ -184,35 +209,28 @@ def _gather(root: Path, format: str, advance: Advance) -> _Harvest:
     return harvest
 
 
-def _drop_twins(pictures: list[Picture]) -> Iterator[tuple[str, str]]:
-    """Keep the first of pictures that share a name, and yield the others with the reason.
+def _drop_twins(pictures: list[tuple[Label, Picture]]) -> Iterator[tuple[str, str]]:
+    """Keep the first of pictures of the same name and bytes, and yield the others with the reason.
 
-    In another folder the same name counts only with the same bytes: two photographers' img_1.
+    Bytes alone are no reason: a run's black images all have the same.
     """
-    first, kept = dict[tuple[str, object], Picture](), list[Picture]()
-    for picture in pictures:
-        name = stem(picture.name).casefold()
-        folder = str(PurePath(picture.name).parent)
-        twins = [first.setdefault((name, what), picture) for what in (folder, picture.sha256)]
-        twin = next((one for one in twins if one is not picture), None)
-        if twin is None:
-            kept.append(picture)
+    first, kept = dict[tuple[str, bytes], Picture](), list[tuple[Label, Picture]]()
+    for label, picture in pictures:
+        twin = first.setdefault((stem(picture.name).casefold(), picture.sha256), picture)
+        if twin is picture:
+            kept.append((label, picture))
         else:
-            yield picture.name, f"duplicate: {shown(twin.name)} has the same name"
+            yield picture.name, f"duplicate: {shown(twin.name)} has the same name and bytes"
     pictures[:] = kept
 
 
-def _by_wnid(pictures: Mapping[Label, list[Picture]]) -> list[tuple[Label, list[Picture]]]:
-    return sorted(pictures.items(), key=lambda item: item[0].synset.wnid)
-
-
-def _numbered(label: Label, pictures: Sequence[Picture]) -> list[_Image]:
+def _numbered(pictures: Sequence[tuple[Label, Picture]]) -> list[_Image]:
     """Number a synset's pictures by their names if these have distinct numbers, or else from 0."""
-    tails = [stem(picture.name).removeprefix(label.stem) for picture in pictures]
+    tails = [stem(picture.name).removeprefix(label.stem) for label, picture in pictures]
     numbers = [int(match[1]) for tail in tails if (match := _NUMBER.search(tail))]
     if len(set(numbers)) < len(pictures) or max(numbers) >= 2**32:
         numbers = list(range(len(pictures)))
-    images = (_Image(p, label, number) for p, number in zip(pictures, numbers, strict=True))
+    images = (_Image(*found, number) for found, number in zip(pictures, numbers, strict=True))
     return sorted(images, key=lambda image: image.number)
 
 
@@ -251,7 +269,7 @@ def _planned(label: Label) -> PlannedSynset:
     )
 
 
-def _fill(building: Building, origin: Origin, root: Path, parts: Iterable[list[_Image]]) -> None:
+def _fill(building: Building, origin: Origin, tree: Tree, parts: Iterable[list[_Image]]) -> None:
     session = {
         "imported_with": f"sdwn {sdwn.__version__}",
         "host": socket.gethostname(),
@@ -261,7 +279,7 @@ def _fill(building: Building, origin: Origin, root: Path, parts: Iterable[list[_
         for images in parts:
             rows = [image.row() for image in images]
             sizes = np.array([image.picture.size for image in images])
-            payloads = (read_again(root, image.picture) for image in images)
+            payloads = (read_again(tree, image.picture) for image in images)
             contents = Contents(table(rows), sizes, [session])
             write = partial(write_images, contents=contents, payloads=payloads)
             writer.add_part({"rows": _digest(rows)}, write)

@@ -1,39 +1,40 @@
-"""The images of a release that a CSV file lists."""
+"""The images of a release that a file lists."""
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Collection, Iterator
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
 from sdwn.errors import UsageError
+from sdwn.reading import canonical, read_list
 from sdwn.releases.release import Release
 
-# A spreadsheet writes its country's separator.
-SEPARATORS = ",;\t"
 NAMED = 3
 # Of what is no wnid.
 LONGEST = 40
 _NUMBER = re.compile(r"[0-9]{1,10}")
+_SYNSET = re.compile(r"n[0-9]{8}|\S+\.n\.[0-9]+")
 
 # An image's wnid and number; without a number, all of the synset.
 Key = tuple[str, int | None]
 
 
 def listed(release: Release, path: Path) -> Release:
-    """Take the images that a CSV file lists, in the release's order, each once.
+    """Take the images that a file lists, in the release's order, each once.
 
-    The columns ``wnid`` and ``number`` count; without ``number`` whole synsets are taken.
+    A table's columns ``wnid`` and ``number`` count. Without ``number``, and in a list of one
+    synset a line, whole synsets are taken.
 
     Raises:
         UsageError: the file is no such list, lists nothing, or an image that is not there.
     """
-    chosen = read_list(path)
+    wnids = {canonical(row.synset): wnid for wnid, row in release.synsets.items()}
+    chosen = dict.fromkeys((wnids.get(name, name), number) for name, number in _read(path))
+    if not chosen:
+        raise UsageError(f"{path}: lists no image; expected a line for each, below the header")
     here = _keys(release, with_numbers=next(iter(chosen))[1] is not None)
     present = set(here)
     if absent := [key for key in chosen if key not in present]:
@@ -43,59 +44,22 @@ def listed(release: Release, path: Path) -> Release:
     return release.subset(rows=np.array([key in chosen for key in here], dtype=bool))
 
 
-def read_list(path: Path) -> Collection[Key]:
-    """Read which images a CSV file lists, each once, in its order; at least one.
-
-    Raises:
-        UsageError: the file cannot be read, has no such columns, or lists nothing.
-    """
-    try:
-        # Spreadsheets put a byte order mark in front.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            found = dict.fromkeys(_read(path, file))
-    except OSError as error:
-        raise UsageError(f"{path}: expected a CSV file: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path}: expected a CSV file in UTF-8: {error}") from None
-    if not found:
-        raise UsageError(f"{path}: lists no image; expected a line for each, below the header")
-    return found.keys()
-
-
-def _read(path: Path, file: TextIO) -> Iterator[Key]:
-    header = file.readline()
-    lines = csv.reader(chain([header], file), delimiter=max(SEPARATORS, key=header.count))
-    names = [name.strip().lower() for name in next(lines, [])]
-    if "wnid" not in names:
-        raise UsageError(
-            f"{path}: expected the columns wnid and number, or wnid alone, in the first line; "
-            f"found {header.strip()[:80]!r}"
-        )
-    wnid = names.index("wnid")
-    number = names.index("number") if "number" in names else None
-    for line in lines:
-        if any(cell.strip() for cell in line):
-            where = f"{path}, line {lines.line_num}"
-            yield _cell(line, wnid, where), _number(line, number, where)
-
-
-def _number(line: list[str], column: int | None, where: str) -> int | None:
-    if column is None:
-        return None
-    text = _cell(line, column, where)
-    if not _NUMBER.fullmatch(text):
-        raise UsageError(f"{where}: number: expected a whole number from 0, found {text[:40]!r}")
-    return int(text)
-
-
-def _cell(line: list[str], column: int, where: str) -> str:
-    if column >= len(line):
-        raise UsageError(f"{where}: expected {column + 1} cells or more, found {len(line)}")
-    return line[column].strip()
+def _read(path: Path) -> Iterator[Key]:
+    for line in read_list(path):
+        if line.line == 1 and not _SYNSET.fullmatch(line.name):
+            raise UsageError(
+                f"{path}: expected the columns wnid and number, or wnid alone, in the first line, "
+                f"or one synset a line; found {line.name[:80]!r}"
+            )
+        number = line.number
+        if number is not None and not _NUMBER.fullmatch(number):
+            expected = f"{line.where}: number: expected a whole number from 0"
+            raise UsageError(f"{expected}, found {number[:40]!r}")
+        yield canonical(line.name), None if number is None else int(number)
 
 
 def _keys(release: Release, with_numbers: bool) -> list[Key]:
-    wnids = release.metadata["wnid"].to_pylist()
+    wnids = [canonical(wnid) for wnid in release.metadata["wnid"].to_pylist()]
     numbers = release.metadata["number"].to_pylist() if with_numbers else [None] * len(wnids)
     return list(zip(wnids, numbers, strict=True))
 

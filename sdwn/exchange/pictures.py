@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from PIL import Image, UnidentifiedImageError
 
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.storage.images import decode
+from sdwn.storage.images import decode, open_image
 
 MOST_BYTES = 256 * 2**20
 MOST_PIXELS = 64_000_000
@@ -27,8 +27,14 @@ GROUP = 32
 _CODECS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
 
 # What lies beside pictures and is nobody's picture.
-_IGNORED_NAMES = {"thumbs.db", "desktop.ini", "readme.md"}
+_IGNORED_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "readme.md"}
 _IGNORED_SUFFIXES = {".csv", ".json", ".jsonl", ".parquet"}
+# Where file servers and desktops keep thumbnails, deleted files and earlier states.
+_IGNORED_FOLDERS = {
+    *("@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "~snapshot"),
+    *("$recycle.bin", "recycler", "system volume information", "network trash folder"),
+    *("temporary items", "__macosx", "lost+found"),
+}
 
 
 class UnfitError(Exception):
@@ -37,11 +43,48 @@ class UnfitError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """What a folder holds, by names relative to it: files, texts, and what cannot be entered."""
+    """What a folder holds, by names relative to it: picture files and texts.
 
+    ``skipped`` has what is left out, with the reason; ``ignored`` counts by name the folders that
+    hold no pictures of anybody's, such as ``@eaDir``. With ``follow_links``, links count as what
+    they lead to, wherever that is.
+    """
+
+    root: Path
+    follow_links: bool
     pictures: tuple[str, ...]
     texts: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
+    ignored: dict[str, int]
+
+    def read(self, name: str, most: int) -> bytes:
+        """Read a file of at most so many bytes.
+
+        Raises:
+            UnfitError: it is empty, too large, no plain file, or a link that leaves the folder.
+            OSError: it cannot be read.
+        """
+        path = self.root / name
+        if path.is_symlink():
+            self._check_link(path)
+        # To open a device may already do something, and to open a pipe may wait for ever.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UnfitError("no plain file")
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if not size:
+                raise UnfitError("empty")
+            if size > most:
+                raise UnfitError(f"expected at most {most:,} bytes, found {size:,}")
+            return file.read(most)
+
+    def _check_link(self, link: Path) -> None:
+        try:
+            target = link.resolve(strict=True)
+        except (OSError, RuntimeError):  # the second is for links that go round in circles
+            raise UnfitError("a broken link") from None
+        if not self.follow_links and not target.is_relative_to(self.root.resolve()):
+            raise UnfitError("a link that leaves the folder; --follow-links takes it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,40 +100,60 @@ class Picture:
     black: bool
 
 
-def explore(source: Path) -> Tree:
-    """List a folder's files by name alone; hidden ones are left out, no linked folder entered.
+def explore(source: Path, follow_links: bool = False) -> Tree:
+    """List a folder's files by name alone; hidden ones are left out.
+
+    A folder that several names lead to is read once, under a name that is no link if it has one:
+    links may go round in circles.
 
     Raises:
         UsageError: it is no folder.
     """
     if not source.is_dir():
         raise UsageError(f"{source}: expected a folder of pictures, found none")
-    found = list(_walk(source))
-    skipped = tuple((name, reason) for name, reason in found if reason)
-    files = [name for name, reason in found if not reason]
-    texts = {name for name in files if name.lower().endswith(".txt")}
-    pictures = sorted(name for name in files if name not in texts)
-    return Tree(tuple(pictures), tuple(sorted(texts)), skipped)
-
-
-def _walk(source: Path) -> Iterator[tuple[str, str]]:
-    """Yield each file, and each folder that cannot be entered with the reason."""
+    files, skipped, ignored = list[str](), list[tuple[str, str]](), Counter[str]()
     # Not by recursion, as os.walk does it up to Python 3.11: folders may lie a thousand deep.
-    folders = [""]
-    while folders:
+    folders, links, known = [""], list[str](), set[tuple[int, int]]()
+    while folders or links:
+        if not folders:
+            folders, links = sorted(links, reverse=True), []
         inside = folders.pop()
         try:
+            if follow_links and not _is_new(source / inside, known):
+                skipped.append((inside, "a link to a folder that has another name here"))
+                continue
             with os.scandir(source / inside) as entries:
-                seen = [entry for entry in entries if not _is_ignored(entry.name)]
+                found = list(entries)
         except OSError as error:
-            yield inside, _reason(error)
+            skipped.append((inside, _reason(error)))
             continue
-        for entry in seen:
+        for entry in found:
             name = os.path.join(inside, entry.name)  # noqa: PTH118 - pathlib takes longer
-            if entry.is_dir(follow_symlinks=False):
+            linked = _links_a_folder(entry)
+            if not (linked or entry.is_dir(follow_symlinks=False)):
+                if not _is_ignored(entry.name):
+                    files.append(name)
+            elif entry.name.startswith(".") or entry.name.lower() in _IGNORED_FOLDERS:
+                ignored[shown(entry.name)] += 1
+            elif not linked:
                 folders.append(name)
+            elif follow_links:
+                links.append(name)
             else:
-                yield name, "a link to a folder; none is followed" if _links_a_folder(entry) else ""
+                skipped.append((name, "a link to a folder; --follow-links takes it"))
+    texts = {name for name in files if name.lower().endswith(".txt")}
+    pictures = sorted(name for name in files if name not in texts)
+    return Tree(
+        source, follow_links, tuple(pictures), tuple(sorted(texts)), tuple(skipped), dict(ignored)
+    )
+
+
+def _is_new(folder: Path, known: set[tuple[int, int]]) -> bool:
+    """Tell whether a folder was not reached before, and remember it."""
+    found = folder.stat()
+    before = len(known)
+    known.add((found.st_dev, found.st_ino))
+    return len(known) > before
 
 
 def _links_a_folder(entry: os.DirEntry[str]) -> bool:
@@ -106,19 +169,19 @@ def _is_ignored(name: str) -> bool:
     return name.startswith(".") or lower in _IGNORED_NAMES or suffix in _IGNORED_SUFFIXES
 
 
-def examine(source: Path, names: Sequence[str]) -> Iterator[tuple[str, Picture | str]]:
+def examine(tree: Tree, names: Sequence[str]) -> Iterator[tuple[str, Picture | str]]:
     """Read and decode files in threads; give each name with its picture, or why it is none."""
     threads = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(threads, "examine") as pool:
         # By groups: a future for each of millions of files would take gigabytes.
         for start in range(0, len(names), GROUP * threads):
             group = names[start : start + GROUP * threads]
-            yield from zip(group, pool.map(partial(_examine, source), group), strict=True)
+            yield from zip(group, pool.map(partial(_examine, tree), group), strict=True)
 
 
-def _examine(source: Path, name: str) -> Picture | str:
+def _examine(tree: Tree, name: str) -> Picture | str:
     try:
-        return _picture(source, name)
+        return _picture(name, tree.read(name, MOST_BYTES))
     except (UnfitError, IntegrityError) as error:
         return " ".join(str(error).split())
     except OSError as error:
@@ -127,20 +190,20 @@ def _examine(source: Path, name: str) -> Picture | str:
         return f"cannot be decoded: {' '.join(repr(error).split())}"
 
 
-def _picture(source: Path, name: str) -> Picture:
-    payload = read_file(source, name, MOST_BYTES)
+def _picture(name: str, payload: bytes) -> Picture:
     codec, width, height = _header(payload)
+    image = decode(payload, codec, width, height)
     # getbbox() finds what is not zero.
-    black = decode(payload, codec, width, height).getbbox() is None
+    black = image.getbbox() is None
     digest = hashlib.sha256(payload).digest()
-    return Picture(name, len(payload), digest, codec, width, height, black)
+    return Picture(name, len(payload), digest, codec, *image.size, black)
 
 
 def _header(payload: bytes) -> tuple[str, int, int]:
     """Tell codec and size by the content, before any pixel is decoded."""
     too_large = f"expected at most {MOST_PIXELS // 10**6} million pixels"
     try:
-        with Image.open(io.BytesIO(payload), formats=["jpeg", "png", "webp"]) as image:
+        with open_image(payload, "jpeg", "png", "webp") as image:
             (width, height), codec = image.size, _CODECS[str(image.format)]
     except UnidentifiedImageError:
         raise UnfitError("expected a JPEG, PNG or WebP image, found none") from None
@@ -151,49 +214,18 @@ def _header(payload: bytes) -> tuple[str, int, int]:
     return codec, width, height
 
 
-def read_file(source: Path, name: str, most: int) -> bytes:
-    """Read a file that lies in a folder, of at most so many bytes.
-
-    Raises:
-        UnfitError: it is empty, too large, no plain file, or a link that leaves the folder.
-        OSError: it cannot be read.
-    """
-    path = source / name
-    if path.is_symlink():
-        _require_inside(path, source)
-    # To open a device may already do something, and to open a pipe may wait for ever.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise UnfitError("no plain file")
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if not size:
-            raise UnfitError("empty")
-        if size > most:
-            raise UnfitError(f"expected at most {most:,} bytes, found {size:,}")
-        return file.read(most)
-
-
-def _require_inside(link: Path, source: Path) -> None:
-    try:
-        target = link.resolve(strict=True)
-    except (OSError, RuntimeError):  # the second is for links that go round in circles
-        raise UnfitError("a broken link") from None
-    if not target.is_relative_to(source.resolve()):
-        raise UnfitError("a link that leaves the folder")
-
-
-def read_again(source: Path, picture: Picture) -> bytes:
+def read_again(tree: Tree, picture: Picture) -> bytes:
     """Read a picture that was examined.
 
     Raises:
         IntegrityError: it is not what it was.
     """
     try:
-        payload = read_file(source, picture.name, MOST_BYTES)
+        payload = tree.read(picture.name, MOST_BYTES)
     except (UnfitError, OSError):
         payload = b""
     if hashlib.sha256(payload).digest() != picture.sha256:
-        where = shown(str(source / picture.name))
+        where = shown(str(tree.root / picture.name))
         raise IntegrityError(f"{where}: changed while it was imported; run it again")
     return payload
 

@@ -7,18 +7,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from sdwn.errors import UsageError
-from sdwn.exchange.pictures import Tree, UnfitError, read_file, shown
+from sdwn.exchange.pictures import Tree, UnfitError, shown
+from sdwn.reading import canonical, decode_text
 
 if TYPE_CHECKING:
     from sdwn.synsets.wordnet import Synset
 
 MOST_TEXT_BYTES = 64 * 2**10
 
-_WNID = re.compile(r"\bn[0-9]{8}\b")
+_WNID = re.compile(r"\bn[0-9]{8}(?![0-9A-Za-z])")
 _OFFSET = re.compile(r"\b[0-9]{8}\b")
 # WordNet's names have no other characters; NLTK prints them as Synset('dog.n.01').
 _NAME = re.compile(r"(?<![\w.'/-])(?:Synset\(['\"])?([\w.'/-]+\.n\.(?!00)[0-9]{2})\b(?:['\"]\))?")
@@ -39,7 +40,7 @@ class Label:
 Labelled = Iterator[tuple[str, Label | str]]
 
 
-def image_folder(source: Path, tree: Tree) -> Labelled:
+def image_folder(tree: Tree) -> Labelled:
     """Give each picture its label by its nearest folder, or else its own name; or why not."""
     find = _finder()
 
@@ -51,30 +52,27 @@ def image_folder(source: Path, tree: Tree) -> Labelled:
             return str(error)
 
     for name in tree.pictures:
-        wnid = _wnid(PurePosixPath(source.name, name))
+        wnid = _wnid(PurePosixPath(tree.root.name, name))
         yield name, label(wnid) if wnid else "no folder's name, nor its own, starts with a wnid"
 
 
 def _wnid(path: PurePosixPath) -> str | None:
-    """Find a wnid in a path.
+    """Find a wnid that a folder's name, or else the file's, starts with.
 
-    >>> _wnid(PurePosixPath("train/n02084071/a/b.jpg")), _wnid(PurePosixPath("n02084071_b.jpg"))
-    ('n02084071', 'n02084071')
+    >>> _wnid(PurePosixPath("train/n02084071-dog/a/b.jpg")), _wnid(PurePosixPath("n02121620_b.jpg"))
+    ('n02084071', 'n02121620')
     """
-    for folder in reversed(path.parent.parts):
-        if re.fullmatch(r"n[0-9]{8}", folder):
-            return folder
-    start = re.match(r"n[0-9]{8}(?![0-9])", path.name)
-    return start[0] if start else None
+    starts = (re.match(r"n[0-9]{8}(?![0-9])", name) for name in (*path.parts[-2::-1], path.name))
+    return next((start[0] for start in starts if start), None)
 
 
-def folders(source: Path, tree: Tree) -> Labelled:
+def folders(tree: Tree) -> Labelled:
     """Give each picture its label by the text beside it; or why it has none."""
     beside: dict[str, dict[str, str]] = defaultdict(dict)
     for text in tree.texts:
         beside[str(PurePosixPath(text).parent)].setdefault(stem(text), text)
     owners = {name: _owner(name, beside) for name in tree.pictures}
-    labels = _labels(source, sorted({text for text in owners.values() if text}))
+    labels = _labels(tree, sorted({text for text in owners.values() if text}))
     for name, owner in owners.items():
         yield name, labels[owner] if owner else "no text beside it belongs to it"
 
@@ -100,32 +98,29 @@ def _bases(name: str) -> Iterator[str]:
 
 
 def stem(name: str) -> str:
-    """Take a file's name without folder and ending; the sense of a synset is no ending.
+    """Take a file's name, composed, without folder and ending; a synset's sense is no ending.
 
     >>> stem("a/dog.n.01.png"), stem("dog.n.01_2")
     ('dog.n.01', 'dog.n.01_2')
     """
-    return re.sub(r"\.[A-Za-z]\w*\Z", "", PurePosixPath(name).name)
+    return canonical(re.sub(r"\.[A-Za-z]\w*\Z", "", PurePosixPath(name).name))
 
 
-def _labels(source: Path, texts: Iterable[str]) -> dict[str, Label | str]:
-    """Read texts; of several that name a synset the first one counts."""
-    find, first = _finder(), dict[str, str]()
+def _labels(tree: Tree, texts: Iterable[str]) -> dict[str, Label | str]:
+    """Read texts: a label of each, or why it gives none."""
+    find = _finder()
     labels: dict[str, Label | str] = {}
     for text in texts:
         try:
-            synset, prompt = _parse(_read(source, text), find)
-            labels[text] = Label(synset, prompt, stem(text))
-            if (other := first.setdefault(synset.wnid, text)) != text:
-                labels[text] = f"duplicate: {shown(other)} names {synset.name} too"
+            labels[text] = Label(*_parse(_read(tree, text), find), stem(text))
         except UnfitError as error:
             labels[text] = f"{shown(text)}: {error}"
     return labels
 
 
-def _read(source: Path, name: str) -> str:
+def _read(tree: Tree, name: str) -> str:
     try:
-        text = read_file(source, name, MOST_TEXT_BYTES).decode("utf-8-sig")
+        text = decode_text(tree.read(name, MOST_TEXT_BYTES))
     except OSError as error:
         raise UnfitError(error.strerror or str(error)) from None
     except UnicodeDecodeError:

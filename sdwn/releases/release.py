@@ -22,6 +22,7 @@ from PIL import Image
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_line
 from sdwn.files import ReleasePaths, file_sha256, refuse_links
 from sdwn.planning.plan import PlannedSynset, parse_table
+from sdwn.reading import canonical
 from sdwn.releases.manifest import Manifest, read_manifest
 from sdwn.storage.columns import STATUSES
 from sdwn.storage.images import Pixels, decode
@@ -367,14 +368,15 @@ class Release:
         found: dict[str, list[str]] = {}
         for wnid, row in self.synsets.items():
             lemmas = {_plain(lemma) for lemma in row.lemmas.split(", ")}
-            for name in (row.synset, *lemmas):
+            for name in (canonical(row.synset), *lemmas):
                 found.setdefault(name, []).append(wnid)
         return found
 
     def _wnids(self, name: str) -> list[str]:
         if name in self._places_by_wnid:
             return [name]
-        return self._wnids_by_name.get(name) or self._wnids_by_name.get(_plain(name), [])
+        by_name = self._wnids_by_name
+        return by_name.get(canonical(name)) or by_name.get(_plain(name), [])
 
     def _not_found(self, name: str) -> str:
         if self._wnids(name):
@@ -423,7 +425,7 @@ def _reopened(root: str, subset: _Subset | None) -> Release:
 
 
 def _plain(lemma: str) -> str:
-    return lemma.replace("_", " ").casefold()
+    return canonical(lemma).replace("_", " ").casefold()
 
 
 def _check_schema(path: Path, table: pa.Table) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.ExifTags import Base
 
 from sdwn.config import StorageConfig
 from sdwn.errors import IntegrityError
@@ -55,8 +58,26 @@ def encode(pixels: Pixels, storage: StorageConfig) -> bytes:
     return buffer.getvalue()
 
 
+# How an image is turned that lies as EXIF's orientation says; 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PNG = b"\x89PNG\r\n\x1a\n"
+# No pixel depends on them, and Pillow refuses an image with a large one.
+_UNUSED_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+
+
 def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
-    """Decode an image to RGB.
+    """Decode an image to RGB, upright: turned as its EXIF orientation says.
+
+    ``width`` and ``height`` are of the upright image. Releases that were imported before
+    orientation was applied recorded those of the stored one, which are accepted too.
 
     Raises:
         IntegrityError: the bytes are no such image.
@@ -72,22 +93,45 @@ def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
             if image.size != (width, height):
                 raise ValueError(f"it is {image.width}x{image.height}")
             return image
-        image = Image.open(io.BytesIO(payload), formats=[codec])
+        image = open_image(payload, codec)
         # Before anything is decoded: a few bytes may claim to be an image of gigabytes.
-        if image.size != (width, height):
+        if image.size not in ((width, height), (height, width)):
             raise ValueError(f"it is {image.width}x{image.height}")
+        stored = image.size
         image.load()
-        return _rgb(image)
+        upright = _upright(image)
+        if (width, height) not in (upright.size, stored):
+            raise ValueError(f"it is {upright.width}x{upright.height}")
+        return upright
     except (OSError, ValueError, SyntaxError, OverflowError, Image.DecompressionBombError) as error:
         raise IntegrityError(f"expected a {codec} image, {width}x{height}: {error}") from None
+
+
+def open_image(payload: bytes, *codecs: str) -> Image.Image:
+    """Read the header of an image of one of these codecs; no pixel is decoded yet."""
+    if payload.startswith(_PNG) and any(kind in payload for kind in _UNUSED_CHUNKS):
+        payload = _without_unused(payload)
+    return Image.open(io.BytesIO(payload), formats=codecs)
+
+
+def _without_unused(png: bytes) -> bytes:
+    kept, start = [_PNG], len(_PNG)
+    while start + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, start)
+        stop = start + 12 + length  # length, kind, data, checksum
+        if kind not in _UNUSED_CHUNKS:
+            kept.append(png[start:stop])
+        start = stop
+    return b"".join(kept)
 
 
 def _decode_webp(payload: bytes) -> Image.Image | None:
     """Decode with torchvision, where it is loaded anyway: Pillow takes half as long again.
 
-    None where it is not, or takes no such image: animations, and whatever is damaged.
+    None where it is not, or takes no such image: whatever is damaged, and the extended format
+    (VP8X), which alone has animations and EXIF.
     """
-    if "torchvision.io" not in sys.modules:
+    if "torchvision.io" not in sys.modules or payload[12:16] == b"VP8X":
         return None
     torch, vision = sys.modules["torch"], sys.modules["torchvision.io"]
     encoded = torch.frombuffer(bytearray(payload), dtype=torch.uint8) if payload else None
@@ -98,8 +142,16 @@ def _decode_webp(payload: bytes) -> Image.Image | None:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
+    """Convert a decoded image to RGB and turn it as its EXIF orientation says."""
+    exif, turn = Image.Exif(), None
+    with suppress(Exception):  # EXIF may be damaged in any way, and says nothing then
+        exif.load(image.info.get("exif", b""))
+        turn = _TURNS.get(exif.get(Base.Orientation, 1))
+    # Pillow warns of it though the alpha channel goes anyway.
+    image.info.pop("transparency", None)
     if image.mode.startswith("I"):
         # 16 bits of grey, which Pillow would cut off above 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)

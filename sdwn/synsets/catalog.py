@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from sdwn.config import PAPER_CATALOG, CatalogConfig
 from sdwn.errors import UsageError
+from sdwn.reading import read_list
 from sdwn.synsets.imagenet import class_wnids
 from sdwn.synsets.wordnet import Synset, WordNet
 
@@ -54,7 +54,11 @@ def _collect(config: CatalogConfig, wordnet: WordNet) -> Iterator[Synset]:
     for root in config.roots:
         yield from wordnet.below(root)
     if config.file:
-        yield from map(wordnet.synset, _lines(config.file))
+        for line in read_list(config.file):
+            try:
+                yield wordnet.synset(line.name)
+            except UsageError as error:
+                raise UsageError(f"{line.where}: {error}") from None
 
 
 def _named(name: str, wordnet: WordNet) -> Iterable[Synset]:
@@ -97,12 +101,3 @@ def _keep(found: dict[str, Synset], config: CatalogConfig, wordnet: WordNet) -> 
             whole = describe(config.model_copy(update={"only": ()}))
             raise UsageError(f"only: {synset.name} ({synset.wnid}) is not in the catalog {whole}")
     return {synset.wnid: synset for synset in wanted}
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"catalog.file {path}: cannot be read: {error}") from None
-    lines = (line.split("#")[0].strip() for line in text.splitlines())
-    return [line for line in lines if line]

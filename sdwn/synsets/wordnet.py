@@ -82,9 +82,10 @@ class WordNet:
         synset = None
         with contextlib.suppress(WordNetError, ValueError), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the error below says more
-            if re.fullmatch(r"n\d{8}", identifier):
+            if re.fullmatch(r"n[0-9]{8}", identifier):
                 synset = self._reader.synset_from_pos_and_offset("n", int(identifier[1:]))
-            elif not identifier.endswith(".00"):  # which NLTK takes for the last sense
+            # NLTK counts senses below 1 from the end, and takes whatever int() does.
+            elif re.search(r"\.0*[1-9][0-9]*\Z", identifier):
                 synset = self._reader.synset(identifier)
         if synset is None:
             raise UsageError(self._not_found(identifier))
