@@ -223,11 +223,17 @@ def test_every_field_that_slurm_names_has_a_flag() -> None:
     assert set(SITE) == set(ClusterProfile.model_fields) - own
 
 
-def test_arrays_keep_below_the_sites_limit() -> None:
-    tasks = [ArrayTask("generate", "run", (index,)) for index in range(2500)]
-    groups = arrays(tasks, 1001)
-    assert [len(group) for group in groups] == [1001, 1001, 498]
-    assert [task for group in groups for task in group] == tasks
+@given(st.integers(1, 3000), st.integers(1, 1001), st.integers(-3, 300))
+def test_arrays_keep_below_the_sites_limit_and_end_together(
+    count: int, limit: int, at_once: int
+) -> None:
+    found = arrays(range(count), limit, at_once)
+    assert [task for group, _ in found for task in group] == list(range(count))
+    assert all(0 < len(group) <= limit and share <= len(group) for group, share in found)
+    # One of each array runs at least, whatever was asked for.
+    assert sum(share for _, share in found) == max(1, min(at_once, count), -(-count // limit))
+    rounds = [len(group) / share for group, share in found]
+    assert max(rounds) - min(rounds) <= 1, "the last of each ends at about the same time"
 
 
 @pytest.mark.parametrize(

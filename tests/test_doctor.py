@@ -21,11 +21,12 @@ from sdwn.doctor.examination import Finding, can_start, examine, problems
 from sdwn.doctor.node_checks import check_node, with_node
 from sdwn.doctor.places import place
 from sdwn.doctor.probe import NO_LOCKS, NodeReport, hdf5_fault, look_around
+from sdwn.doctor.site_checks import COMMANDS, check_site
 from sdwn.errors import SdwnError, UsageError
-from sdwn.jobs import limits
+from sdwn.jobs import scheduler
 from sdwn.jobs.journal import read_journal
 from sdwn.jobs.profiles import ClusterProfile, load_profile
-from sdwn.jobs.site import Site, look, user
+from sdwn.jobs.site import Site, look, max_array_size, site, user
 from sdwn.models.builtin import builtin_folder
 
 from conftest import REPOSITORY, PlanRun, Sdwn, Testbed
@@ -48,15 +49,64 @@ def test_without_slurm_nothing_is_known_and_that_is_said(
 ) -> None:
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    asked = limits.ask(profile())
-    assert asked.site == Site()
-    assert (asked.max_array_size, asked.max_submit_jobs) == (1001, None)
-    assert limits.ask(profile(max_submit_jobs=7)).max_submit_jobs == 7
+    assert look() == Site()
+    assert max_array_size() == 1001
     found = examine(*planned(), profile())
     assert [finding.subject for finding in problems(found)] == ["slurm"]
     assert "found no sbatch, srun, squeue, scancel on this machine" in texts(found)["slurm"]
     assert not can_start(found)
     assert not problems(examine(*planned(), profile(executor="local")))
+
+
+# What the test cluster's own commands print, with accounts, QOS and partitions as sites have them.
+SITE = site(
+    config=["AccountingStorageEnforce = associations,limits,qos", "ClusterName = testbed"],
+    partitions=[
+        "PartitionName=main AllowAccounts=ALL Default=YES MaxTime=1-00:00:00 State=UP",
+        "PartitionName=high AllowAccounts=lab,chem Default=NO MaxTime=UNLIMITED State=UP",
+        "PartitionName=short AllowAccounts=ALL Default=NO MaxTime=02:00:00 State=DOWN",
+    ],
+    nodes=["main|idle|2|2|8000|gpu:a100:2", "high|idle|4|2|8000|(null)"],
+    qos=["normal||12:00:00", "long|DenyOnLimit,PartitionTimeLimit|7-00:00:00", "other||"],
+    associations=["testbed|lab|lab|long,normal", "testbed|lab|root|normal", "else|lab|chem|other"],
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "subject", "verdict", "told"),
+    [
+        ({"time": "13:00:00"}, "time", "ok", "1-00:00:00 is the MaxTime of partition main"),
+        ({"time": "25:00:00"}, "time", "problem", "1-00:00:00, the MaxTime of partition main"),
+        ({"time": "25:00:00", "partition": "main,high"}, "time", "warning", "MaxTime of"),
+        ({"time": "13:00:00", "qos": "normal"}, "time", "problem", "12:00:00, the MaxWall of QOS"),
+        ({"time": "25:00:00", "qos": "long"}, "time", "ok", "no limit is known"),
+        ({"account": "chem"}, "account", "problem", "you may not use chem here; yours: lab, root"),
+        ({"qos": "long", "account": "root"}, "qos", "problem", "not use long; yours: normal"),
+        ({"qos": "moon"}, "qos", "problem", "there is no moon; yours: long, normal"),
+        ({"partition": "short"}, "partition", "problem", "short is closed"),
+    ],
+    ids=str,
+)
+def test_a_profile_is_compared_with_what_a_site_tells(
+    fields: dict[str, Any],
+    subject: str,
+    verdict: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in COMMANDS:
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (found,) = (f for f in check_site(SITE, profile(**fields), 3) if f.subject == subject)
+    assert found.verdict == verdict, found
+    assert told in found.text
+
+
+def test_a_tool_that_hangs_is_given_up(tmp_path: Path) -> None:
+    assert scheduler.run(["sleep", "60"], 0.05) is None
+    assert scheduler.run([str(tmp_path / "nothing")]) is None
+    assert scheduler.run(["false"]) is None
 
 
 def test_a_local_run_is_held_against_this_machine(
@@ -241,20 +291,11 @@ def test_a_right_profile_has_no_problem(planned: PlanRun, testbed: Testbed) -> N
     assert texts(found)["nodes"].startswith("4 of main")
     assert "compute nodes probably do not see it" in texts(found)["run folder"]
     assert verdicts(found)["node"] == "unverified"
-    orders = "modify qos normal set MaxSubmitJobsPerUser={} MaxWall={}"
-    testbed.run("sacctmgr", "-i", *orders.format(5, "01:00:00").split())
-    try:
-        found = examine(paths, plan, right)
-        own = examine(paths, plan, load_profile("testbed", {"max_submit_jobs": "20"}))
-    finally:
-        testbed.run("sacctmgr", "-i", *orders.format(-1, -1).split())
-    text = "at most 5 in the queue (MaxSubmitJobsPerUser of QOS normal): 8 waves"
-    assert texts(found)["jobs"] == text
-    assert texts(own)["jobs"].endswith("(max_submit_jobs of the profile): 2 waves")
+    own = examine(paths, plan, load_profile("testbed", {"max_submit_jobs": "20"}))
+    assert texts(own)["jobs"].endswith("(max_submit_jobs): 2 waves")
     told = look()
     assert told.default_partition == "main"
     assert told.partitions["main"].time_min == 24 * 60
-    assert told.accounting
     assert user() == "root"
     assert {row.account for row in told.associations or ()} == {"lab", "root"}
 

@@ -6,20 +6,25 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdwn import checkout
 from sdwn.config import validated
-from sdwn.errors import SdwnError, UsageError
+from sdwn.errors import QueueFullError, SdwnError, UsageError
 from sdwn.files import CHANGED, ReleasePaths, RunPaths
 from sdwn.generation.generate import generate
+from sdwn.jobs import cluster, submission
+from sdwn.jobs.cluster import job_ids
 from sdwn.jobs.journal import intend, read_journal, settle
 from sdwn.jobs.live import live_jobs, missing, unfinished
 from sdwn.jobs.profiles import ClusterProfile, load_profile, stage_profile
@@ -180,6 +185,56 @@ def test_a_printed_command_goes_on_with_the_run_under_its_own_profile(
     assert again.splitlines()[-1].partition("again with: ")[2] == told, "with --then, as before"
     assert len(read_journal(paths)) > first
     assert {one.site.time for one in read_journal(paths)} == {"7"}
+
+
+@given(
+    count=st.integers(1, 60), size=st.integers(1, 20), room=st.integers(0, 70), told=st.booleans()
+)
+@settings(max_examples=40, deadline=None)
+def test_of_a_queue_that_only_refuses_most_is_used(
+    count: int, size: int, room: int, told: bool
+) -> None:
+    """No command tells how much it takes; a profile's max_submit_jobs is not tried beyond."""
+    taken: list[int] = []
+
+    def sbatch(tasks: Any, _: Any, profile: ClusterProfile, *__: Any) -> tuple[str, ...]:
+        if sum(taken) + len(tasks) > room:
+            assert not profile.max_submit_jobs, "the profile says how much"
+            raise QueueFullError("QOSMaxSubmitJobPerUserLimit")
+        assert profile.array_parallelism <= len(tasks) <= size
+        taken.append(len(tasks))
+        return job_ids(str(len(taken)), len(tasks))
+
+    tasks = [ArrayTask("generate", "run", (index,)) for index in range(count)]
+    profile = ClusterProfile(max_submit_jobs=room if told and room else None)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "await_answer", lambda _: {})
+        patch.setattr(cluster, "submit", sbatch)
+        patch.setattr(submission, "max_array_size", lambda: size)
+        jobs = submission.submit_tasks(RunPaths(Path(folder)), tasks, profile)
+        journal = [job for one in read_journal(RunPaths(Path(folder))) for job in one.jobs]
+    assert [index for job in jobs for index in job.indices] == list(range(len(jobs)))
+    assert journal == jobs
+    assert len(jobs) == sum(taken) <= room
+    assert len(jobs) == count or 1.5 * len(jobs) + 1 >= room
+
+
+def test_the_second_command_says_what_it_waits_for(
+    sdwn: Sdwn, planned: PlanRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, _ = planned(generation={"num_inference_steps": 200})
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/sdwn", "submit", "run"])
+    with submission.alone(paths, print):
+        second = sdwn.start("submit", paths.root)
+        assert second.stderr is not None
+        told = second.stderr.readline()
+        while "waiting for" not in told:
+            told = second.stderr.readline()
+    assert f"waiting for sdwn submit (process {os.getpid()} of " in told
+    assert f"on {socket.gethostname()}, since 20" in told
+    second.communicate(timeout=60)
+    assert second.returncode == 0, "it goes on when the first has ended"
+    sdwn("cancel", paths.root)
 
 
 def test_a_path_that_slurm_would_rewrite_is_refused(planned: PlanRun) -> None:

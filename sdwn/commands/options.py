@@ -67,7 +67,7 @@ SITE = {
     "reservation": "Reservation to use.",
     "wckey": "Workload characterization key.",
     "array_parallelism": "Tasks that may run at once.",
-    "max_submit_jobs": "Jobs that may be in the queue, in the place of what SLURM tells.",
+    "max_submit_jobs": "Jobs that may be in the queue; default: as many as SLURM takes.",
     "shards_per_task": "Shards that each GPU of a task makes in turn.",
     "batch_size": "Images a batch, whatever a GPU profile says.",
     "stage_weights": "Folder of a node's own disk that weights are copied to once.",

@@ -80,5 +80,5 @@ def cancel(run: Run, as_json: AsJson = False) -> None:
     paths = RunPaths(run)
     if not paths.submissions.exists():
         open_run(run)  # no run at all is an error
-    ids = [job.id for job in cancel_jobs(paths)]
+    ids = [job.id for job in cancel_jobs(paths, terminal.say)]
     terminal.result({"cancelled": len(ids), "job_ids": ids}, as_json)

@@ -17,10 +17,10 @@ from sdwn.doctor.site_checks import check_site
 from sdwn.errors import SdwnError, UsageError
 from sdwn.estimating.estimates import stored_bytes
 from sdwn.files import RunPaths, cache_folder
-from sdwn.jobs import limits
 from sdwn.jobs.cluster import cut, local_gpus
 from sdwn.jobs.live import missing
 from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.site import look
 from sdwn.jobs.submission import require_fit
 from sdwn.models import weights
 from sdwn.models.lock import locked_weights
@@ -110,7 +110,7 @@ def _fit(run: _Run) -> Iterator[Finding]:
 
 def _site(run: _Run) -> Iterator[Finding]:
     if run.slurm:
-        yield from check_site(limits.ask(run.profile), run.profile, len(run.tasks))
+        yield from check_site(look(), run.profile, len(run.tasks))
 
 
 def _folder(run: _Run) -> Iterator[Finding]:

@@ -8,53 +8,53 @@ from collections.abc import Iterable, Iterator
 
 from sdwn.doctor.findings import Finding, ok, problem, unverified, warning
 from sdwn.jobs import scheduler
-from sdwn.jobs.limits import Bound, Limits, association_of
+from sdwn.jobs.cluster import arrays
 from sdwn.jobs.profiles import ClusterProfile, megabytes, minutes
-from sdwn.jobs.site import NodeKind, Partition
+from sdwn.jobs.site import Association, NodeKind, Partition, Site, array_size
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel")
 MOST_NAMES = 12
 
 
-def check_site(limits: Limits, profile: ClusterProfile, tasks: int) -> list[Finding]:
+def check_site(site: Site, profile: ClusterProfile, tasks: int) -> list[Finding]:
     """Hold a profile and a number of tasks against a site."""
     absent = [name for name in COMMANDS if shutil.which(name) is None]
     if absent:
         text = f"expected a SLURM cluster, found no {', '.join(absent)} on this machine; run it on"
         return [problem("slurm", f"{text} a login node, or use --profile local")]
-    if limits.site.config is None and scheduler.squeue() is None:
+    if site.config is None and scheduler.squeue() is None:
         text = "the SLURM controller does not answer; try again later, or ask your site"
         return [problem("slurm", text)]
     return [
-        ok("slurm", f"version {(limits.site.config or {}).get('SLURM_VERSION', 'unknown')}"),
-        *_partitions(limits, profile),
-        *_account(limits, profile),
-        *_qos(limits, profile),
-        *_time(limits, profile),
-        *_arrays(limits, tasks),
-        *_nodes(limits, profile),
+        ok("slurm", f"version {(site.config or {}).get('SLURM_VERSION', 'unknown')}"),
+        *_partitions(site, profile),
+        *_account(site, profile),
+        *_qos(site, profile),
+        *_time(site, profile),
+        *_arrays(site, profile, tasks),
+        *_nodes(site, profile),
     ]
 
 
-def _partitions(limits: Limits, profile: ClusterProfile) -> Iterator[Finding]:
-    known, default = limits.site.partitions, limits.site.default_partition
+def _partitions(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
+    known, default = site.partitions, site.default_partition
     there = f"this site has {_names(known)}" + (f" (default: {default})" if default else "")
     if not known:
         yield unverified(
             "partition", "scontrol tells of no partitions; sbatch will refuse a wrong one"
         )
         return
-    if not limits.chosen:
+    if not site.chosen(profile):
         yield problem("partition", f"there is no default one; set partition: {there}")
         return
-    if absent := [name for name in limits.chosen if name not in known]:
+    if absent := [name for name in site.chosen(profile) if name not in known]:
         yield problem("partition", f"there is no {_names(absent)}; {there}")
-    chosen = [known[name] for name in limits.chosen if name in known]
+    chosen = [known[name] for name in site.chosen(profile) if name in known]
     if closed := [partition.name for partition in chosen if not partition.up]:
         verdict = problem if len(closed) == len(chosen) else warning
         yield verdict("partition", f"{_names(closed)} is closed: jobs wait until it opens; {there}")
     elif not absent:
-        yield ok("partition", f"{_names(limits.chosen)} is open")
+        yield ok("partition", f"{_names(site.chosen(profile))} is open")
     yield from (_allowed(partition, profile) for partition in chosen if partition.accounts)
 
 
@@ -67,94 +67,90 @@ def _allowed(partition: Partition, profile: ClusterProfile) -> Finding:
     return warning("account", f"{text}; the profile has {profile.account or 'none'}")
 
 
-def _account(limits: Limits, profile: ClusterProfile) -> Iterator[Finding]:
-    associations = limits.site.associations
-    if associations is None or not limits.site.enforces("associations"):
+def _account(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
+    associations = site.associations
+    if associations is None or not site.enforces("associations"):
         return
-    found = [association_of(associations, profile.account, name) for name in limits.chosen]
-    yours = _names({row.account for row in associations}) or "none"
-    if not associations or (found and not any(found)):
+    if not _own(site, profile):
+        yours = _names({row.account for row in associations}) or "none"
         account = profile.account or "no default account"
         yield problem("account", f"you may not use {account} here; yours: {yours}; set account")
 
 
-def _qos(limits: Limits, profile: ClusterProfile) -> Iterator[Finding]:
-    if profile.qos is None or limits.site.qos is None:
+def _own(site: Site, profile: ClusterProfile) -> list[Association]:
+    """List what accounting has of the user under the account that the profile's jobs fall to."""
+    account = profile.account
+    rows = site.associations or ()
+    return [row for row in rows if row.account == account or (not account and row.default)]
+
+
+def _qos(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
+    if profile.qos is None or site.qos is None:
         return
-    rows = [
-        association_of(limits.site.associations or (), profile.account, name)
-        for name in limits.chosen
-    ]
-    yours = {name for row in rows if row is not None for name in row.qos} or set(limits.site.qos)
-    if profile.qos in yours & set(limits.site.qos):
+    yours = {name for row in _own(site, profile) for name in row.qos} or set(site.qos)
+    if profile.qos in yours & set(site.qos):
         yield ok("qos", profile.qos)
         return
-    verdict = problem if limits.site.enforces("qos") else warning
-    what = "you may not use" if profile.qos in limits.site.qos else "there is no"
+    verdict = problem if site.enforces("qos") else warning
+    what = "you may not use" if profile.qos in site.qos else "there is no"
     yield verdict("qos", f"{what} {profile.qos}; yours: {_names(yours)}")
 
 
-def _time(limits: Limits, profile: ClusterProfile) -> Iterator[Finding]:
+def _time(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
     asked = minutes(profile.time)
-    bounds = [bound for name, bound in limits.walls.items() if name in limits.site.partitions]
-    short = [bound for bound in bounds if bound is not None and bound.value < asked]
+    qos = (site.qos or {}).get(profile.qos or "")
+    longest = {
+        f"MaxTime of partition {name}": site.partitions[name].time_min
+        for name in site.chosen(profile)
+        # Such a QOS may go beyond the partition's.
+        if name in site.partitions and not (qos and "PartitionTimeLimit" in qos.flags)
+    }
+    short = {source: most for source, most in longest.items() if most and most < asked}
+    every = len(short) == len(longest)
+    if qos and qos.wall_min and qos.wall_min < asked and site.enforces("limits"):
+        short, every = {f"MaxWall of QOS {qos.name}": qos.wall_min}, True
     text = f"a task asks for {slurm_time(asked)}"
     if short:
-        verdict = problem if len(short) == len(bounds) else warning
-        most = max(short, key=lambda bound: bound.value)
-        longest = f"{slurm_time(most.value)}, the {most.source}"
-        yield verdict("time", f"{text} and may take {longest}: it would wait for ever; lower time")
-    elif bounds:
-        known = [bound for bound in bounds if bound is not None]
-        yield ok("time", f"{text}; {_allowed_time(known)}")
+        source, most = max(short.items(), key=lambda item: item[1])
+        text += f" and may take {slurm_time(most)}, the {source}: it would wait for ever"
+        yield (problem if every else warning)("time", f"{text}; lower time")
+    else:
+        known = [f"{slurm_time(most)} is the {source}" for source, most in longest.items() if most]
+        yield ok("time", f"{text}; {', '.join(known) or 'no limit is known'}")
 
 
-def _allowed_time(bounds: list[Bound]) -> str:
-    if not bounds:
-        return "no limit is set"
-    least = min(bounds, key=lambda bound: bound.value)
-    return f"{slurm_time(least.value)} is the {least.source}"
-
-
-def _arrays(limits: Limits, tasks: int) -> Iterator[Finding]:
+def _arrays(site: Site, profile: ClusterProfile, tasks: int) -> Iterator[Finding]:
     if not tasks:
         yield ok("arrays", "nothing is left to submit")
         return
-    arrays = math.ceil(tasks / limits.max_array_size)
+    most = array_size(site.config or {})
+    count = len(arrays(range(tasks), most, profile.array_parallelism))
     yield ok(
         "arrays",
-        f"{_count(tasks, 'task')} as {_count(arrays, 'array')} of at most "
-        f"{limits.max_array_size:,}",
+        f"{_count(tasks, 'task')} as {_count(count, 'array')} of at most {most:,}",
     )
-    yield _jobs(limits, tasks)
+    yield _jobs(profile, tasks)
 
 
-def _jobs(limits: Limits, tasks: int) -> Finding:
-    most, source = limits.max_submit_jobs, limits.max_submit_source
-    if most is not None and most < 1:
-        return problem("jobs", f"you may have no job in the queue: {source} is 0; ask your site")
-    if most is not None and most < tasks:
-        waves = math.ceil(tasks / most)
-        return ok("jobs", f"at most {most:,} in the queue ({source}): {waves:,} waves")
-    if not limits.site.accounting and source != "max_submit_jobs of the profile":
-        text = (
-            "sacctmgr tells no limit on jobs in the queue; if sbatch refuses, set max_submit_jobs"
-        )
-        return unverified("jobs", text)
-    return ok("jobs", f"all may be in the queue at once{f' ({most:,}: {source})' if most else ''}")
+def _jobs(profile: ClusterProfile, tasks: int) -> Finding:
+    most = profile.max_submit_jobs
+    if most is None or most >= tasks:
+        return ok("jobs", "all are submitted at once, as far as the queue takes them")
+    waves = math.ceil(tasks / most)
+    return ok("jobs", f"at most {most:,} in the queue (max_submit_jobs): {waves:,} waves")
 
 
-def _nodes(limits: Limits, profile: ClusterProfile) -> Iterator[Finding]:
-    known = limits.site.partitions
-    kinds = [kind for name in limits.chosen if name in known for kind in known[name].nodes]
+def _nodes(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
+    known = site.partitions
+    kinds = [kind for name in site.chosen(profile) if name in known for kind in known[name].nodes]
     if not kinds:
-        if known and all(name in known for name in limits.chosen):
+        if known and all(name in known for name in site.chosen(profile)):
             yield unverified("nodes", "sinfo tells of no nodes; sbatch will refuse what none has")
         return
-    where = f"of {_names(limits.chosen)}"
+    where = f"of {_names(site.chosen(profile))}"
     fitting = [kind for kind in kinds if _has_gpus(kind, profile.gpu_request)]
     if not fitting:
-        yield problem("gpu", _no_gpu(limits, profile, kinds, where))
+        yield problem("gpu", _no_gpu(site, profile, kinds, where))
         return
     if profile.gpu_request:
         where += " with these GPUs"
@@ -186,10 +182,10 @@ def _has_gpus(kind: NodeKind, request: dict[str, int]) -> bool:
     )
 
 
-def _no_gpu(limits: Limits, profile: ClusterProfile, kinds: list[NodeKind], where: str) -> str:
+def _no_gpu(site: Site, profile: ClusterProfile, kinds: list[NodeKind], where: str) -> str:
     most = most_gpus(kinds)
     if not most:
-        others = [p.name for p in limits.site.partitions.values() if most_gpus(p.nodes)]
+        others = [p.name for p in site.partitions.values() if most_gpus(p.nodes)]
         return f"no node {where} has GPUs; partitions that have: {_names(others) or 'none'}"
     asked = " and ".join(f"{n} {kind}".strip() for kind, n in profile.gpu_request.items())
     have = ", ".join(f"{n} {kind}".strip() for kind, n in sorted(most.items()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import shlex
@@ -14,8 +15,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import submitit
 from submitit.core.utils import (
@@ -51,6 +53,8 @@ NO_ANSWER = (
     "unable to contact slurm controller",
     "zero bytes were transmitted",
 )
+Task = TypeVar("Task")
+
 # What submitit writes before it knows a job's id.
 TEMPORARY = ("*.pkl", "submission_file_*.sh")
 
@@ -106,9 +110,26 @@ def cut(indices: Sequence[int], profile: ClusterProfile) -> list[tuple[int, ...]
     return [tuple(indices[start : start + size]) for start in range(0, len(indices), size)]
 
 
-def arrays(tasks: Sequence[ArrayTask], limit: int) -> list[Sequence[ArrayTask]]:
-    """Cut tasks into arrays of at most ``limit``, each with its indices from 0."""
-    return [tasks[start : start + limit] for start in range(0, len(tasks), limit)]
+def arrays(tasks: Sequence[Task], limit: int, at_once: int) -> list[tuple[Sequence[Task], int]]:
+    """Cut tasks into arrays of at most ``limit``; return how many of each may run at once, too.
+
+    An array is as long as its share of ``at_once`` is large: all of them end together, so that
+    no share is left unused. SLURM runs one task of each at least.
+
+    >>> arrays("abcdefghij", limit=4, at_once=5)
+    [('abcd', 2), ('efgh', 2), ('ij', 1)]
+    """
+    if not tasks:
+        return []
+    count = len(tasks)
+    at_once = max(1, min(at_once, count), math.ceil(count / limit))
+    # The largest share whose tasks fit into an array.
+    most = limit * at_once // count
+    ends = [min(at_once, end) for end in range(0, at_once + most, most)]
+    return [
+        (tasks[count * start // at_once : count * stop // at_once], stop - start)
+        for start, stop in pairwise(ends)
+    ]
 
 
 def job_ids(first: str, tasks: int) -> tuple[str, ...]:

@@ -45,8 +45,8 @@ class ClusterProfile(Section):
     ``time`` is SLURM's: minutes, ``MM:SS``, ``HH:MM:SS`` or ``D-HH[:MM[:SS]]``. ``setup`` lines
     run in the job's shell before the task. ``python`` is the command that starts Python there.
     ``sbatch`` holds any other option by its long name (true for a flag). ``array_parallelism``
-    is how many tasks may run at once, ``max_submit_jobs`` how many may be in the queue, in the
-    place of what SLURM tells, ``shards_per_task`` how many shards each GPU of a task makes in
+    is how many tasks may run at once, ``max_submit_jobs`` how many may be in the queue if
+    fewer than SLURM takes, ``shards_per_task`` how many shards each GPU of a task makes in
     turn. ``batch_size`` overrides what each task would take by itself.
     ``stage_weights`` is a folder of a node's own disk that weights are copied to once; variables
     in it are the task's. ``stages`` holds what is asked for otherwise for ``merge``,

@@ -1,4 +1,7 @@
-"""A site as SLURM's commands tell of it: partitions, nodes, QOS, a user's associations."""
+"""A site as SLURM's commands tell of it: partitions, nodes, QOS, a user's accounts.
+
+How many jobs it takes is not asked: sbatch says when the queue is full.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from sdwn.jobs import scheduler
-from sdwn.jobs.profiles import minutes
+from sdwn.jobs.profiles import ClusterProfile, minutes
 
 # Each command may hang as long; they run at once.
 TIMEOUT_S = 20
@@ -18,12 +21,13 @@ TIMEOUT_S = 20
 CONFIG = ("scontrol", "show", "config")
 PARTITIONS = ("scontrol", "--all", "--oneliner", "show", "partition")
 NODES = ("sinfo", "--all", "--exact", "--noheader", "--format=%R|%t|%D|%c|%m|%G")
-QOS_COLUMNS = "name,flags,maxsubmitjobsperuser,maxsubmitjobsperaccount,grpsubmitjobs,maxwall"
+QOS_COLUMNS = "name,flags,maxwall"
 QOS = ("sacctmgr", "-nP", "show", "qos", f"format={QOS_COLUMNS}")
-USER_COLUMNS = (
-    "cluster,defaultaccount,account,partition,maxsubmitjobs,grpsubmitjobs,maxwall,qos,defaultqos"
-)
+USER_COLUMNS = "cluster,defaultaccount,account,qos"
 USER = ("sacctmgr", "-nP", "show", "user", "withassoc", f"format={USER_COLUMNS}")
+
+# What SLURM takes where nobody configures it.
+MAX_ARRAY_SIZE = 1001
 
 # How sinfo's short states of nodes begin that take no jobs.
 OUT_OF_USE = ("down", "drain", "drng", "fail", "inval", "unk")
@@ -50,7 +54,6 @@ class Partition:
     name: str
     up: bool
     time_min: int | None = None
-    qos: str | None = None
     accounts: tuple[str, ...] | None = None
     nodes: tuple[NodeKind, ...] = ()
 
@@ -61,24 +64,16 @@ class Qos:
 
     name: str
     flags: tuple[str, ...] = ()
-    submit_user: int | None = None
-    submit_account: int | None = None
-    submit_group: int | None = None
     wall_min: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Association:
-    """What a user may do under an account, perhaps in one partition only; None: no limit."""
+    """An account that a user may use, and the QOS there."""
 
     account: str
     default: bool = False
-    partition: str = ""
-    submit: int | None = None
-    submit_group: int | None = None
-    wall_min: int | None = None
     qos: tuple[str, ...] = ()
-    default_qos: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +86,10 @@ class Site:
     associations: tuple[Association, ...] | None = None
     qos: Mapping[str, Qos] | None = None
 
-    @property
-    def accounting(self) -> bool:
-        """Whether sacctmgr tells of limits."""
-        return self.associations is not None and self.qos is not None
+    def chosen(self, profile: ClusterProfile) -> tuple[str, ...]:
+        """Return the names of the partitions that a profile asks for."""
+        wanted = (profile.partition or self.default_partition or "").split(",")
+        return tuple(name.strip() for name in wanted if name.strip())
 
     def enforces(self, what: str) -> bool:
         """Tell whether accounting's limits, qos or associations bind here; yes, if unknown."""
@@ -108,6 +103,24 @@ def look() -> Site:
     commands = (CONFIG, PARTITIONS, NODES, QOS, (*USER, f"name={user()}"))
     with ThreadPoolExecutor(len(commands)) as pool:
         return site(*pool.map(lambda command: scheduler.run(command, TIMEOUT_S), commands))
+
+
+def max_array_size() -> int:
+    """Return how many tasks an array may have here; SLURM's default where it does not say."""
+    return array_size(read_config(scheduler.run(CONFIG, TIMEOUT_S) or []))
+
+
+def array_size(config: Mapping[str, str]) -> int:
+    """Return how many tasks an array may have; the highest index is one less than MaxArraySize.
+
+    >>> array_size({"MaxArraySize": "30"}), array_size({})
+    (30, 1001)
+    >>> array_size({"MaxArraySize": "30", "SchedulerParameters": "defer,max_array_tasks=10"})
+    10
+    """
+    size = number(config.get("MaxArraySize", "")) or MAX_ARRAY_SIZE
+    tasks = re.search(r"\bmax_array_tasks=(\d+)", config.get("SchedulerParameters", ""))
+    return max(1, min(size, int(tasks[1]) if tasks else size))
 
 
 def user() -> str:
@@ -165,7 +178,6 @@ def _partition(row: Mapping[str, str], nodes: tuple[NodeKind, ...]) -> Partition
         name=row["PartitionName"],
         up=row.get("State", "UP") == "UP",
         time_min=_time(row.get("MaxTime", "")),
-        qos=None if row.get("QoS") in (None, "", "N/A") else row["QoS"],
         accounts=None if accounts in ("ALL", "") else tuple(accounts.split(",")),
         nodes=nodes,
     )
@@ -205,27 +217,15 @@ def read_gpus(gres: str) -> dict[str, int]:
 def read_qos(lines: Iterable[str]) -> list[Qos]:
     """Read sacctmgr's rows of :data:`QOS_COLUMNS`."""
     rows = (line.split("|") for line in lines if line.count("|") == QOS_COLUMNS.count(","))
-    return [
-        Qos(name, _list(flags), number(one), number(account), number(group), _time(wall))
-        for name, flags, one, account, group, wall in rows
-    ]
+    return [Qos(name, _list(flags), _time(wall)) for name, flags, wall in rows]
 
 
 def read_user(lines: Iterable[str], cluster: str) -> tuple[Association, ...]:
     """Read sacctmgr's rows of :data:`USER_COLUMNS`, those of other clusters left out."""
     rows = (line.split("|") for line in lines if line.count("|") == USER_COLUMNS.count(","))
     return tuple(
-        Association(
-            account=account,
-            default=account == default,
-            partition=partition,
-            submit=number(submit),
-            submit_group=number(group),
-            wall_min=_time(wall),
-            qos=_list(qos),
-            default_qos=default_qos or None,
-        )
-        for own, default, account, partition, submit, group, wall, qos, default_qos in rows
+        Association(account, account == default, _list(qos))
+        for own, default, account, qos in rows
         if own == cluster.lower() or not cluster
     )
 

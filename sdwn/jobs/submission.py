@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import fcntl
+import math
+import os
+import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from sdwn import checkout
 from sdwn.batches import off_grid
 from sdwn.config import RunConfig
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError, command
-from sdwn.files import RunPaths, open_append, plain_disk_errors
-from sdwn.jobs import cluster, journal, limits, scheduler
+from sdwn.files import RunPaths, now, open_append, plain_disk_errors
+from sdwn.jobs import cluster, journal, scheduler
 from sdwn.jobs.cluster import Job, Tell, quietly
 from sdwn.jobs.joblogs import failure
 from sdwn.jobs.journal import cancellations, read_journal
-from sdwn.jobs.limits import Limits
 from sdwn.jobs.live import Live, live_each, live_jobs, missing, unfinished, unreachable
 from sdwn.jobs.profiles import ClusterProfile, overridden
 from sdwn.jobs.scheduler import JobState
+from sdwn.jobs.site import max_array_size, user
 from sdwn.jobs.task import ArrayTask
 from sdwn.planning.dealt import Dealt
 
 POLL_SECONDS = 1.0
 # Each look asks a scheduler that all users share: at most so often, and less as time goes by.
 LONGEST_POLL_SECONDS = 30.0
-# sacctmgr asks a database that all users share.
-LIMITS_SECONDS = 60.0
-# Of what a site allows, so much has to be free before more is submitted: few long arrays.
+# Of what the queue takes, so much has to be free before more is submitted: few long arrays.
 WAVE = 0.25
+# SLURM's KillWait, by default 30 s, and what a site runs after a job.
+ENDING_SECONDS = 90.0
 
 Watch = Callable[[dict[Job, JobState]], None]
 
@@ -126,43 +131,31 @@ def submit_tasks(
     """Submit as many of these tasks as the site allows now, the first ones first.
 
     They are one array, or several where MaxArraySize asks for it; each is written down before
-    it is submitted and after.
+    it is submitted and after. Where the queue is full, half of an array may fit.
     """
     if profile.executor == "local":
         return submit_array(paths, tasks, profile, tell)
     queue = cluster.await_answer(tell)
-    site = limits.ask(profile)
-    tasks = tasks[: room(site, queue)]
-    groups = cluster.arrays(tasks, site.max_array_size)
+    if profile.max_submit_jobs is not None:
+        tasks = tasks[: max(0, profile.max_submit_jobs - len(queue))]
+    size, full = max_array_size(), False
     # With those that live they keep to what may run at once.
-    left = profile.array_parallelism - len(live_jobs(paths))
-    share = max(1, left // max(1, len(groups)))
+    free = profile.array_parallelism - len(live_jobs(paths))
     jobs: list[Job] = []
-    for group in groups:
-        made = _submit_what_fits(paths, group, profile, tell, share)
-        jobs += made
-        if len(made) < len(group):
-            break
-    return jobs
-
-
-def room(site: Limits, queue: Mapping[str, JobState]) -> int | None:
-    """Count the jobs that a site would take beside the queue; None where it says no limit."""
-    if site.max_submit_jobs is None:
-        return None
-    return max(0, site.max_submit_jobs - len(queue))
-
-
-def _submit_what_fits(
-    paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile, tell: Tell, at_once: int
-) -> list[Job]:
-    # A limit that no command tells shows when it is met: half of it may fit.
     while tasks:
+        part, share = cluster.arrays(tasks, size, free)[0]
+        # What comes after a full queue comes later.
+        share = max(1, min(free, len(part))) if full else share
         try:
-            return submit_array(paths, tasks, profile, tell, at_once)
+            made = submit_array(paths, part, profile, tell, share)
         except QueueFullError:
-            tasks = tasks[: len(tasks) // 2]
-    return []
+            size, full = len(part) // 2, True
+            if size <= WAVE * len(jobs):
+                break  # few long arrays
+        else:
+            jobs += made
+            tasks, free = tasks[len(made) :], free - share
+    return jobs
 
 
 def submit_array(
@@ -202,11 +195,21 @@ def alone(paths: RunPaths, tell: Tell) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell(f"another command is submitting for {paths.root}; waiting for it")
+            holder = paths.submitting.read_text(encoding="utf-8") or "another command"
+            tell(f"{paths.root}: waiting for {holder}, which is at work here")
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
             pass  # a file system without locks
+        lock.truncate(0)
+        lock.write(f"{_own_command()} (process {os.getpid()} of {user()} on {socket.gethostname()}")
+        lock.write(f", since {now()})")
+        lock.flush()
         yield
+
+
+def _own_command() -> str:
+    own = Path(sys.argv[0]).name in ("sdwn", "__main__.py")
+    return command(*sys.argv[1:2]) if own else "a task"
 
 
 def recover(paths: RunPaths) -> None:
@@ -334,9 +337,8 @@ class Waves:
 
     def __init__(self, profile: ClusterProfile) -> None:
         self.profile = profile
-        self._asked = 0.0
-        self._site: Limits | None = None
-        self._learned: int | None = None
+        # How many jobs the queue seems to take of this user; None: as many as there are.
+        self._room = profile.max_submit_jobs
         self._shares: dict[str, int] = {}
         self.idle = True
 
@@ -353,21 +355,20 @@ class Waves:
 
     def fitting(self, tasks: Sequence[ArrayTask]) -> Sequence[ArrayTask]:
         """Pick the tasks that there is room for: all, or so many that they are a wave, or none."""
-        if self.profile.executor == "local":
+        if self.profile.executor == "local" or self._room is None:
             return tasks
-        if self._site is None or time.monotonic() - self._asked > LIMITS_SECONDS:
-            self._asked, self._site = time.monotonic(), limits.ask(self.profile)
-        known = [n for n in (self._site.max_submit_jobs, self._learned) if n is not None]
-        if not known:
-            return tasks
-        free = min(known) - len(scheduler.squeue() or {})
-        least = 1 if self.idle else max(1, round(WAVE * min(known)))
+        free = self._room - len(scheduler.squeue() or {})
+        least = 1 if self.idle else max(1, round(WAVE * self._room))
         return tasks[:free] if free >= min(len(tasks), least) else ()
 
     def learn(self, made: int, tried: int) -> None:
-        """Take down a limit that no command tells: where the site refused, the queue is full."""
-        if made < tried:
-            self._learned = max(1, len(scheduler.squeue() or {}))
+        """Learn from what was taken: not all of it, and the queue is full; else try more next."""
+        most = self.profile.max_submit_jobs
+        if made == tried and self._room == most:
+            return
+        queued = max(1, len(scheduler.squeue() or {}))
+        room = queued if made < tried else queued + math.ceil(WAVE * queued)
+        self._room = room if most is None else min(room, most)
 
 
 def shares(arrays: Mapping[str, int], at_once: int) -> dict[str, int]:
@@ -385,8 +386,8 @@ def shares(arrays: Mapping[str, int], at_once: int) -> dict[str, int]:
     return found
 
 
-def cancel(paths: RunPaths) -> list[Job]:
-    """End all live jobs of a run; what they have finished stays.
+def cancel(paths: RunPaths, tell: Tell = quietly) -> list[Job]:
+    """End all live jobs of a run and wait for their end; what they have finished stays.
 
     Raises:
         SdwnError: the scheduler does not answer.
@@ -399,4 +400,23 @@ def cancel(paths: RunPaths) -> list[Job]:
         journal.note_cancelled(paths)
     for submission, live in found:
         scheduler.cancel(submission.executor, paths.jobs, [job.id for job in live])
-    return [job for _, live in found for job in live]
+    jobs = [job for _, live in found for job in live]
+    _await_end(paths, jobs, tell)
+    return jobs
+
+
+def _await_end(paths: RunPaths, jobs: Sequence[Job], tell: Tell) -> None:
+    """Wait until cancelled jobs are gone: SLURM gives a task some time to end by itself."""
+    began, told = time.monotonic(), False
+    while left := [job.id for job in live_jobs(paths) if job in jobs]:
+        text = f"{len(left)} cancelled tasks are still ending ({', '.join(left[:3])})"
+        if time.monotonic() - began > ENDING_SECONDS:
+            tell(
+                f"{text}; retry takes their shards when they are gone; "
+                f"see: {command('status', paths.root)}"
+            )
+            return
+        if not told:
+            tell(f"{text}; waiting for them")
+        told = True
+        time.sleep(POLL_SECONDS)
