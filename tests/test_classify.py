@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -449,8 +450,9 @@ def assert_same_model(path, expected):
     assert classifier.record["checkpoint_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_safetensors_file_comes_back_as_it_was(tiny, tmp_path):
-    path = tmp_path / "model.safetensors"
+@pytest.mark.parametrize("suffix", [".safetensors", ".SAFETENSORS"])
+def test_a_safetensors_file_comes_back_as_it_was(tiny, tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
     save_file(tiny.state_dict(), path)
     assert_same_model(path, tiny)
 
@@ -464,10 +466,47 @@ def test_a_torch_file_comes_back_as_it_was(tiny, checkpoint, wrapper):
     assert_same_model(checkpoint, tiny)
 
 
-def test_the_prefix_of_distributed_training_goes(tiny, checkpoint):
-    state = {f"module.{key}": tensor for key, tensor in tiny.state_dict().items()}
-    torch.save(state, checkpoint)
+@pytest.mark.parametrize(
+    ("prefix", "beside"),
+    [
+        ("module.", {}),
+        ("module._orig_mod.", {}),
+        ("model.", {"criterion.weight": torch.ones(3), "accuracy.tp": torch.ones(1)}),
+        ("net.module.", {"loss.weight": torch.ones(3)}),
+        ("classifier.", {}),
+    ],
+)
+@pytest.mark.parametrize("framework", [None, {"pytorch-lightning_version": "2.4", "epoch": 3}])
+def test_what_wrapped_a_network_in_training_goes(tiny, checkpoint, prefix, beside, framework):
+    state = {f"{prefix}{key}": tensor for key, tensor in tiny.state_dict().items()} | beside
+    torch.save({"state_dict": state, **framework} if framework else state, checkpoint)
     assert_same_model(checkpoint, tiny)
+
+
+def test_a_network_whose_own_parts_are_named_like_a_wrapper_stays_whole(checkpoint):
+    state = {"network.0.weight": torch.ones(1), "head.bias": torch.ones(1)}
+    torch.save({f"model.{key}": tensor for key, tensor in state.items()}, checkpoint)
+    assert read_checkpoint(checkpoint).keys() == state.keys()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_command_for_what_is_not_loaded_gives_a_file_that_is(
+    tiny, tmp_path, monkeypatch, wrapped
+):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "whole.PTH"
+    network = torch.nn.DataParallel(tiny) if wrapped else tiny
+    torch.save(network, path)
+    with pytest.raises(SdwnError, match="found the Python object") as caught:
+        read_checkpoint(path)
+    code = re.search(r'python -c "(.*)"', str(caught.value))[1]
+    exec(code)
+    assert_same_model(tmp_path / "weights.pt", tiny)
+    torch.save({"state_dict": tiny.state_dict(), "hyper_parameters": {"root": tmp_path}}, path)
+    with pytest.raises(SdwnError, match="found the Python object pathlib") as caught:
+        read_checkpoint(path)
+    exec(re.search(r'python -c "(.*)"', str(caught.value))[1])
+    assert_same_model(tmp_path / "weights.pt", tiny)
 
 
 def test_averaged_weights_come_before_the_last_ones(tiny, checkpoint):
@@ -557,6 +596,7 @@ def holding(content):
         (".pth", filled(b"no checkpoint at all"), "not a readable torch file"),
         (".pth", filled(b""), "not a readable torch file"),
         (".safetensors", filled(b"x" * 64), "not a readable safetensors file"),
+        (".pth", filled(b"version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
         (".pth", Path.mkdir, "cannot be read: Is a directory"),
         (".pth", lambda path: None, "cannot be read: No such file"),
         (".safetensors", lambda path: None, "cannot be read: No such file"),

@@ -88,7 +88,7 @@ def test_what_the_doctor_finds_is_refused_before_anything_is_submitted(
 ) -> None:
     sdwn("plan", config, "run", "--set", "model.name=/nowhere/model")
     refused = " ".join(sdwn("submit", "run", "--wait", code=1).stderr.split())
-    assert "weights: no whole model" in refused
+    assert "weights: model /nowhere/model: no such folder" in refused
     assert "submit all the same with: --force" in refused
 
 

@@ -262,6 +262,23 @@ def test_what_the_hub_has_not_or_has_no_room_here_is_told(site: Site) -> None:
     assert "--folder" in refused
 
 
+def test_a_model_that_the_hub_has_only_otherwise_is_told_before_the_download(
+    site: Site, tmp_path: Path
+) -> None:
+    model = shutil.copytree(builtin_folder("tiny"), tmp_path / "half")
+    unet = model / "unet/diffusion_pytorch_model.safetensors"
+    unet.rename(unet.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    site.hub.commit("lab/half", model)
+    refused = site.sdwn("prefetch", "small.yaml", "--set", "model.name=lab/half", code=1).stderr
+    assert "unet has its weights only in the variant fp16; set model.variant: fp16" in refused
+    (model / "model_index.json").unlink()
+    site.hub.commit("lab/single", model)
+    refused = site.sdwn("prefetch", "small.yaml", "--set", "model.name=lab/single", code=1).stderr
+    assert "no pipeline in diffusers format on the hub" in " ".join(refused.split())
+    asked = [line for line in site.hub.requests if "/lab/half/resolve" in line and "GET" in line]
+    assert [line.rpartition("/")[2] for line in asked] == ["model_index.json"]
+
+
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_what_is_needed_is_what_diffusers_takes(variant: str | None) -> None:
     weights = [
@@ -346,6 +363,7 @@ def test_images_of_other_weights_make_no_release(local: RunPaths, tmp_path: Path
         merge([other], release)
     other.lock.unlink()
     assert len(merge([other], release)) == 4
-    (Path(plan.config.model.name) / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"")
+    unet = Path(plan.config.model.name) / "unet/diffusion_pytorch_model.safetensors"
+    unet.write_bytes(unet.read_bytes()[:-4] + b"else")
     with pytest.raises(SdwnError, match=f"images of this run were made with .* at {revision}"):
         lock.ensure(other, plan)

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 
 from sdwn.doctor.findings import Finding, ok, problem, problems, unverified, warning
 from sdwn.doctor.places import Place, free, place
-from sdwn.doctor.probe import OFFLINE, hub_is_off, maybe_on_hub
+from sdwn.doctor.probe import OFFLINE, hub_is_off
 from sdwn.doctor.site_checks import check_site
 from sdwn.errors import SdwnError, UsageError
 from sdwn.estimating.estimates import stored_bytes
@@ -65,15 +65,17 @@ class _Run:
         return missing(self.paths, self.plan)
 
     @cached_property
-    def weights(self) -> Path | None:
-        """Give the folder of the weights; None where they are not here.
+    def weights(self) -> Path:
+        """Give the folder of the weights.
 
         Raises:
-            SdwnError: they are not those that the run is locked to, or not whole.
+            SdwnError: they are not here, not whole, or not those that the run is locked to.
         """
-        model = self.plan.config.model
-        locked = locked_weights(self.paths, model)
-        return locked.folder if locked else weights.locate(self.plan.config)
+        config = self.plan.config
+        if (locked := locked_weights(self.paths, config.model)) is None:
+            return weights.located(config)
+        weights.require_whole(locked.folder, config)
+        return locked.folder
 
     @cached_property
     def tasks(self) -> Sequence[tuple[int, ...]]:
@@ -183,22 +185,16 @@ def _weights(run: _Run) -> Iterator[Finding]:
     try:
         found = run.weights
     except SdwnError as error:
-        yield problem("weights", str(error))
+        yield _no_weights(run, error)
         return
+    own = place(found)
     if config.model.builtin is not None:
         yield ok("weights", f"{name} is built in, and whole")
-    elif found is not None:
-        own = place(found)
-        if run.slurm and own.own:
-            text = f"{found} is {_own(own)}: compute nodes probably do not see it"
-            yield warning("weights", f"{text}; put them into a folder that nodes share")
-        else:
-            yield ok("weights", f"{name} in {found}")
-    elif elsewhere := [name for name in HUB_VARIABLES if _differs(run, name)]:
-        text = f"{name} is not in this shell's cache and tasks have another {elsewhere[0]}"
-        yield unverified("weights", f"{text}; export the same here")
+    elif run.slurm and own.own:
+        text = f"{found} is {_own(own)}: compute nodes probably do not see it"
+        yield warning("weights", f"{text}; put them into a folder that nodes share")
     else:
-        yield _no_weights(run, name)
+        yield ok("weights", f"{name} in {found}")
 
 
 def _settings(run: _Run) -> Iterator[Finding]:
@@ -207,8 +203,6 @@ def _settings(run: _Run) -> Iterator[Finding]:
         folder = run.weights
     except SdwnError:
         return  # Told with the weights.
-    if folder is None:
-        return
     try:
         known = check_settings(run.plan.config, folder)
     except SdwnError as error:
@@ -224,11 +218,14 @@ def _differs(run: _Run, name: str) -> bool:
     return run.variable(name) != os.environ.get(name, "")
 
 
-def _no_weights(run: _Run, name: str) -> Finding:
-    if not maybe_on_hub(name):
-        return problem("weights", f"no whole model in diffusers format in {name}; put it there")
-    text = f"{name} is not in the cache, or not all of it"
-    advice = "get it where there is a network: sdwn prefetch CONFIG"
+def _no_weights(run: _Run, error: SdwnError) -> Finding:
+    model, text = run.plan.config.model, str(error)
+    if run.paths.lock.exists() or isinstance(error, UsageError) or weights.source(model) != "hub":
+        return problem("weights", text)
+    if elsewhere := [name for name in HUB_VARIABLES if _differs(run, name)]:
+        text = f"{text} of this shell, and tasks have another {elsewhere[0]}"
+        return unverified("weights", f"{text}; export the same here")
+    advice = f"get it where there is a network: sdwn prefetch {run.paths.root}"
     if hub_is_off(run.variable(OFFLINE)):
         return problem("weights", f"{text}, and {OFFLINE} keeps tasks from the hub; {advice}")
     return warning("weights", f"{text}: every task would ask the hub for it; {advice}")

@@ -9,8 +9,9 @@ from rich.filesize import decimal
 
 import sdwn
 from sdwn.doctor.findings import Finding, ok, problem, warning
-from sdwn.doctor.probe import FINE, NO_LOCKS, NodeReport, maybe_on_hub
+from sdwn.doctor.probe import FINE, NO_LOCKS, NodeReport
 from sdwn.jobs.profiles import ClusterProfile
+from sdwn.models.weights import is_hub_name
 from sdwn.planning.plan import Plan
 
 
@@ -59,7 +60,7 @@ def _device(report: NodeReport, plan: Plan, profile: ClusterProfile) -> Iterator
 def _weights(report: NodeReport, plan: Plan) -> Finding:
     if report.weights is not None:
         return ok("weights", f"{report.node} finds {report.weights}")
-    verdict = problem if report.offline or not maybe_on_hub(plan.config.model.name) else warning
+    verdict = problem if report.offline or not is_hub_name(plan.config.model) else warning
     return verdict(
         "weights",
         f"{report.node} does not find {plan.config.model.name}; put it into a folder or a cache "

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import platform
-import re
 import socket
 import sys
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from sdwn.errors import IntegrityError, SdwnError
 from sdwn.files import RunPaths, cache_folder, read_json, write_text
 from sdwn.jobs import scheduler
 from sdwn.models import weights
+from sdwn.models.lock import locked_weights
 from sdwn.planning.plan import read_plan
 
 PACKAGES = ("submitit", "h5py", "torch", "diffusers", "transformers", "accelerate")
@@ -71,15 +71,6 @@ def hub_is_off(value: str) -> bool:
     return value.upper() in ("1", "ON", "YES", "TRUE")
 
 
-def maybe_on_hub(model: str) -> bool:
-    """Tell whether a model's name could be the hub's; another one can only be a folder.
-
-    >>> maybe_on_hub("CompVis/stable-diffusion-v1-4"), maybe_on_hub("/scratch/models/sd")
-    (True, False)
-    """
-    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None
-
-
 def read_token(path: Path) -> str:
     """Read what the login node wrote.
 
@@ -127,7 +118,7 @@ def _report(paths: RunPaths, token: str) -> NodeReport:
         memory_bytes=memory.usable(),
         gpus=tuple(scheduler.run(["nvidia-smi", "--list-gpus"], 20) or ()),
         device=_device(config) if "torch" not in missing else None,
-        weights=_weights(config),
+        weights=_weights(paths, config),
         offline=hub_is_off(os.environ.get(OFFLINE, "")),
         cache=str(cache_folder()),
         cache_seen=(cache_folder() / token).is_file(),
@@ -140,11 +131,14 @@ def _node() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def _weights(config: RunConfig) -> str | None:
+def _weights(paths: RunPaths, config: RunConfig) -> str | None:
     if config.model.builtin is not None:
         return config.model.name
-    found = weights.locate(config)
-    return None if found is None else str(found)
+    try:
+        locked = locked_weights(paths, config.model)
+        return str(locked.folder if locked else weights.located(config))
+    except SdwnError:
+        return None
 
 
 def _device(config: RunConfig) -> str | None:

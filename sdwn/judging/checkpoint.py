@@ -8,18 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sdwn.errors import SdwnError
 from sdwn.judging.classes import EXPECTED
+from sdwn.models.weights import is_pointer
 
 StateDict = dict[str, torch.Tensor]
 
 # Where training scripts put the weights; averaged ones first, as timm does.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+# Attributes that wrap a network: a Lightning module's, DataParallel's, torch.compile's.
+_ATTRIBUTES = ("module", "_orig_mod", "model", "net", "backbone")
 
 _COUNTER = ".num_batches_tracked"
 
@@ -46,16 +49,19 @@ def read_checkpoint(path: Path) -> StateDict:
     """Read tensors by name from a safetensors or torch file; code in it is refused, not run.
 
     A training checkpoint's weights are found under ``state_dict_ema``, ``model_ema``,
-    ``state_dict`` or ``model``, in this order; the prefixes of DDP and ``torch.compile`` go.
+    ``state_dict`` or ``model``, in this order; the names of what wraps the network go.
 
     Raises:
         SdwnError: the file is missing, unreadable, or holds something else.
     """
     try:
-        path.open("rb").close()
+        pointer = is_pointer(path)
     except OSError as error:
         raise SdwnError(f"{path}: cannot be read: {error.strerror}") from None
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if pointer:
+        raise SdwnError(f"{path}: a pointer of git-lfs, not the file itself; get it: git lfs pull")
+    safetensors = path.suffix.lower() == ".safetensors"
+    content = _read_safetensors(path) if safetensors else _read_torch(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -65,8 +71,24 @@ def read_checkpoint(path: Path) -> StateDict:
             f"{path}: expected a state dict, tensors by name, found {_kind(content)}; "
             "save model.state_dict() itself"
         )
-    state: StateDict = timm.models.clean_state_dict(content)
-    return state
+    return _unwrapped(dict(content))
+
+
+def _unwrapped(state: StateDict) -> StateDict:
+    """Take the network out of what was trained: ``model.module.head.bias`` is ``head.bias``.
+
+    What lies beside it in a Lightning module, such as a loss's weights, is left out.
+    """
+    names = {key.partition(".")[0] for key in state}
+    # No network of timm or torchvision has all its tensors in one attribute.
+    alone = names if len(names) == 1 else set[str]()
+    wrapper = next((name for name in (*_ATTRIBUTES, *alone) if name in names), None)
+    inner = {
+        key.partition(".")[2]: tensor
+        for key, tensor in state.items()
+        if key.startswith(f"{wrapper}.")
+    }
+    return _unwrapped(inner) if inner else state
 
 
 def is_torchvision_vit(state_dict: Mapping[str, Any]) -> bool:
@@ -108,11 +130,17 @@ def _read_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused is None:
+            raise SdwnError(
+                f"{path}: not a readable torch file; copy or download it again"
+            ) from None
+        model = refused[1].startswith(("torch.nn.", "timm.", "torchvision."))
+        weights = ".state_dict()" if model else "['state_dict']"
         raise SdwnError(
             f"{path}: expected tensors only, found the Python object {refused[1]}, which could "
-            "run code and is not loaded; save model.state_dict() alone, or as safetensors"
-            if refused
-            else f"{path}: not a readable torch file; copy or download it again"
+            "run code and is not loaded; if you trust the file, write its weights alone with: "
+            f"python -c \"import torch; torch.save(torch.load('{path}', map_location='cpu', "
+            f"weights_only=False){weights}, 'weights.pt')\""
         ) from None
 
 

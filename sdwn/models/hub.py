@@ -8,13 +8,25 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.filesize import decimal
 
 from sdwn.config import RunConfig
 from sdwn.errors import SdwnError, UsageError, first_line
 from sdwn.files import read_json, write_text
-from sdwn.models.weights import Weights, files, locate, needed, snapshot, unneeded
+from sdwn.models.weights import (
+    INDEX,
+    Weights,
+    components,
+    files,
+    instead,
+    locate,
+    needed,
+    require_whole,
+    snapshot,
+    unneeded,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +49,8 @@ def fetch(config: RunConfig, revision: str | None = None, folder: Path | None = 
     wanted = revision or config.model.revision
     try:
         commit, sizes = _listing(config, wanted)
+    except SdwnError:
+        raise
     except Exception as error:  # each of the HTTP libraries that hub's has used has its own
         if (found := locate(config, wanted)) is None or folder is not None:
             raise SdwnError(_unavailable(config, error)) from error
@@ -44,10 +58,12 @@ def fetch(config: RunConfig, revision: str | None = None, folder: Path | None = 
         return Weights(found, found.name)
     if folder is not None:
         _fill(config, commit, sizes, folder)
-        return Weights(folder, commit)
-    _require_space(_missing(sizes, snapshot(config.model.name, commit)), _cache())
-    found = download(config, wanted)
-    return Weights(found, found.name)
+        found = folder
+    else:
+        _require_space(_missing(sizes, snapshot(config.model.name, commit)), _cache())
+        found = download(config, wanted)
+    require_whole(found, config)
+    return Weights(found, commit)
 
 
 def download(config: RunConfig, revision: str | None = None, cache: Path | None = None) -> Path:
@@ -91,14 +107,31 @@ def _cache() -> Path:
 
 
 def _listing(config: RunConfig, revision: str | None) -> tuple[str, dict[str, int]]:
-    """Ask the hub which commit a revision stands for, and how large its files are."""
-    from huggingface_hub import HfApi
+    """Ask the hub which commit a revision stands for, and how large the files are that are needed.
 
-    name, variant = config.model.name, config.model.variant
-    info = HfApi().model_info(name, revision=revision, files_metadata=True)
+    Raises:
+        SdwnError: it has no pipeline in diffusers format, or not these weights of a part.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    model = config.model
+    info = HfApi().model_info(model.name, revision=revision, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    parts = {file.partition("/")[0] for file in sizes if "/" in file}
-    wanted = needed(sizes, parts - unneeded(config), variant)
+    if INDEX not in sizes:
+        raise SdwnError(
+            f"model {model.name}: no pipeline in diffusers format on the hub, for {INDEX} is "
+            f"missing; it has {', '.join(sorted(sizes)[:5]) or 'no files'}; look there for the "
+            "same model in diffusers format"
+        )
+    with TemporaryDirectory() as cache:
+        index = hf_hub_download(model.name, INDEX, revision=info.sha, cache_dir=cache)
+        kinds = components(Path(index).parent)
+    wanted = needed(sizes, kinds.keys() - unneeded(config), model.variant)
+    for part in sorted(kinds.keys() - unneeded(config)):
+        own = [name.removeprefix(f"{part}/") for name in sizes if name.startswith(f"{part}/")]
+        found = any(name.startswith(f"{part}/") and "safetensors" in name for name in wanted)
+        if "config.json" in own and not found:
+            raise SdwnError(f"model {model.name} on the hub: {instead(part, own, model.name)}")
     return str(info.sha), {file: sizes[file] for file in wanted}
 
 

@@ -81,7 +81,7 @@ def ensure(paths: RunPaths, plan: Plan) -> Lock | None:
 def lock_on(config: RunConfig, folder: Path, commit: str | None) -> Lock:
     """Lock a config to the weights in a folder, which are the hub's if there is a commit."""
     if commit is not None:
-        parts = components(folder) - unneeded(config)
+        parts = components(folder).keys() - unneeded(config)
         names = needed(files(folder), parts, config.model.variant)
         found = [LockedFile(file=name, bytes=(folder / name).stat().st_size) for name in names]
     else:

@@ -19,7 +19,7 @@ from sdwn.models.builtin import builtin_folder
 from sdwn.models.hub import fetch
 from sdwn.models.settings import require_safety_checker, require_scheduler
 from sdwn.models.staging import staged_if_asked
-from sdwn.models.weights import Weights, find, fingerprint, is_commit, model_folder, source
+from sdwn.models.weights import Weights, find, fingerprint, is_commit, located, source
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -31,11 +31,12 @@ def obtained(config: RunConfig) -> Weights:
 
     Raises:
         UsageError: the model's name is no folder, and no name that the hub could know.
+        IntegrityError: a part of the model is missing in its folder.
         SdwnError: the hub does not give it.
     """
     model = config.model
     if (kind := source(model)) != "hub":
-        folder = builtin_folder(str(model.builtin)) if kind == "builtin" else model_folder(model)
+        folder = builtin_folder(str(model.builtin)) if kind == "builtin" else located(config)
         return Weights(folder, fingerprint(folder))
     found = find(config) if is_commit(model.revision) else None
     return found or fetch(config)

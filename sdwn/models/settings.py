@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
-from sdwn.config import RunConfig
+from sdwn.config import GenerationConfig, RunConfig
 from sdwn.errors import UsageError
 from sdwn.files import read_json
-from sdwn.models.weights import INDEX, components
+from sdwn.models.weights import INDEX, components, is_elsewhere, locate, located, source
 
 # Its steps draw noise for the batch as a whole, out of no image's generator.
 _UNREPEATABLE = {"DPMSolverSDEScheduler"}
@@ -42,17 +43,34 @@ def require_safety_checker(config: RunConfig, *, there: bool) -> None:
         )
 
 
-def check_settings(config: RunConfig, folder: Path) -> bool:
+def require_usable(config: RunConfig) -> None:
+    """Refuse a model that no task could load, and settings that it does not take.
+
+    Weights that are not on this machine are no reason, for they may be fetched later.
+
+    Raises:
+        UsageError: no model has this name, or it does not take the scheduler or safety checker.
+        IntegrityError: a part of the model is missing in its folder.
+    """
+    elsewhere = is_elsewhere(config.model)
+    folder = located(config) if not elsewhere and source(config.model) == "folder" else None
+    check_settings(config, folder if folder or elsewhere else locate(config))
+
+
+def check_settings(config: RunConfig, folder: Path | None) -> bool:
     """Refuse what loading the weights in a folder would refuse; tell whether that is all known.
 
     Only loading knows a scheduler that is not diffusers' own, or takes more than its settings.
+    Without a folder, only a scheduler that diffusers does not have is refused.
 
     Raises:
         UsageError: the model does not take the config's scheduler, or has no safety checker.
         IntegrityError: its index cannot be read.
     """
-    require_safety_checker(config, there="safety_checker" in components(folder))
-    index = read_json(folder / INDEX)
+    index: dict[str, Any] = {}
+    if folder is not None:
+        require_safety_checker(config, there="safety_checker" in components(folder))
+        index = read_json(folder / INDEX)
     match index.get("scheduler"):
         case ["diffusers", str(kind)]:
             name = config.generation.scheduler or kind
@@ -61,7 +79,25 @@ def check_settings(config: RunConfig, folder: Path) -> bool:
             if own := _made(kind):
                 require_scheduler(name, own, str(index.get("_class_name")))
                 return True
+    _require_known(config.generation.scheduler)
     return False
+
+
+def _require_known(scheduler: str | None) -> None:
+    if scheduler in (None, GenerationConfig().scheduler):
+        return
+    # Takes seconds, which the default need not cost.
+    import diffusers
+
+    known = {name.removesuffix("Scheduler").lower(): name for name in dir(diffusers)}
+    known = {short: name for short, name in known.items() if name.endswith("Scheduler")}
+    if scheduler not in known.values():
+        short = str(scheduler).removesuffix("Scheduler").lower()
+        close = difflib.get_close_matches(short, known, n=3, cutoff=0.4)
+        meant = " or ".join(known[one] for one in close) or ", ".join(sorted(known.values()))
+        raise UsageError(
+            f"generation.scheduler: diffusers has no {scheduler}; did you mean {meant}?"
+        )
 
 
 def _made(kind: str) -> Any:

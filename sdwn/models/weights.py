@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from sdwn.config import BUILTIN_MODELS, ModelConfig, RunConfig
-from sdwn.errors import IntegrityError, UsageError
+from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.files import cache_folder, file_sha256, read_json
 
 INDEX = "model_index.json"
@@ -31,10 +31,20 @@ _IGNORED = (
     *("*.md", "*.png", "*.jpg"),
 )
 _AGAIN = "install sdwn again, or bring them back with: git checkout sdwn/miniature"
-_PLAIN = re.compile(
-    r"(diffusion_pytorch_model|pytorch_model|model)(-\d{5}-of-\d{5})?"
-    r"\.safetensors(\.index\.json)?"
+_STEM = r"(?:diffusion_pytorch_model|pytorch_model|model)"
+_PLAIN = re.compile(_STEM + r"(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_VARIANT = re.compile(_STEM + r"\.(\w+)(?:-\d{5}-of-\d{5})?\.safetensors")
+_OTHER_FORMAT = re.compile(_STEM + r"(?:\.(\w+))?(?:-\d{5}-of-\d{5})?\.(?:bin|ckpt|pt|msgpack)")
+# Classes of parts that are settings and vocabularies, without weights.
+_WEIGHTLESS = re.compile(r"Tokenizer|Process|Scheduler|Extractor")
+# What git clones in the place of a large file where git-lfs is not installed.
+POINTER = b"version https://git-lfs"
+
+_ADDRESS = re.compile(
+    r"(?:\w+://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)"
+    r"(?:/(?:tree|blob|resolve)/([\w.-]+))?(?:[/?#].*)?"
 )
+_SINGLE_FILES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin", ".gguf", INDEX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,8 @@ def source(model: ModelConfig) -> Source:
         return "builtin"
     if Path(model.name).expanduser().is_dir():
         return "folder"
+    if mistake := _mistake(model.name):
+        raise UsageError(f"model {model.name}: {mistake}")
     if is_hub_name(model):
         return "hub"
     raise UsageError(
@@ -73,6 +85,37 @@ def source(model: ModelConfig) -> Source:
 def is_hub_name(model: ModelConfig) -> bool:
     """Tell whether a name that is no folder could be one of the hub's."""
     return _HUB_NAME.fullmatch(model.name) is not None
+
+
+def is_elsewhere(model: ModelConfig) -> bool:
+    """Tell whether a model is a folder of another machine, by a path that this one lacks."""
+    path = model.name.startswith(("/", "~", "."))
+    return path and not Path(model.name).expanduser().exists() and not _mistake(model.name)
+
+
+def _mistake(name: str) -> str:
+    """Explain what people write for a model though nothing can load it; "" of another name."""
+    if address := _ADDRESS.fullmatch(name):
+        revision = f" and model.revision: {address[2]}" * (address[2] not in (None, "main"))
+        return f"this is the address of a page; write model.name: {address[1]}{revision}"
+    if "://" in name:
+        return "this is an address; download the model, and write the folder's path"
+    if Path(name).name == INDEX:
+        return f"this is a file; write the folder that it lies in, model.name: {Path(name).parent}"
+    if name.lower().endswith(_SINGLE_FILES) or Path(name).expanduser().is_file():
+        return (
+            "this is a single file, and a folder in diffusers format is expected; for Stable "
+            'Diffusion make one with: python -c "from diffusers import StableDiffusionPipeline as '
+            f"P; P.from_single_file({name!r}).save_pretrained('FOLDER')\", and write "
+            "model.name: FOLDER"
+        )
+    plain = re.sub(r"\s", "", name.replace("\\", "/")).rstrip("/")
+    if plain != name and "/" in plain and _HUB_NAME.fullmatch(plain):
+        return (
+            "no such folder is here, and a name on the hub has no blanks, no backslash and no "
+            f"slash at its end; if that is meant, write model.name: {plain}"
+        )
+    return ""
 
 
 def is_commit(revision: str | None) -> bool:
@@ -116,9 +159,15 @@ def model_folder(model: ModelConfig) -> Path:
     """
     folder = Path(model.name).expanduser()
     if not (folder / INDEX).is_file():
+        # A clone's outer folder, or one of the hub's cache.
+        inner = next((p for d in ("*", "snapshots/*") for p in folder.glob(f"{d}/{INDEX}")), None)
+        instead = (
+            f"one lies in {inner.parent}: write model.name: {inner.parent}"
+            if inner
+            else "save one there with its save_pretrained"
+        )
         raise UsageError(
-            f"model {folder}: no pipeline in diffusers format, for {INDEX} is missing; "
-            "save one there with its save_pretrained"
+            f"model {folder}: no pipeline in diffusers format, for {INDEX} is missing; {instead}"
         )
     return folder
 
@@ -136,26 +185,43 @@ def snapshot(name: str, revision: str | None) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def locate(config: RunConfig, commit: str | None = None) -> Path | None:
-    """Find the folder of a config's weights, without the network; None where there is none.
+def located(config: RunConfig, commit: str | None = None) -> Path:
+    """Find the folder of a config's weights, without the network.
 
-    Of a model of the hub it is the one in its cache, at ``commit`` if that is given, and whole.
+    Of a model of the hub it is the one in its cache, at ``commit`` if that is given.
 
     Raises:
-        IntegrityError: a model that comes with the package is not as it came.
+        UsageError: the model's name is no folder, and no name that the hub could know.
+        IntegrityError: a part is missing, or none that diffusers takes; the message says which.
+        SdwnError: the weights are not on this machine.
     """
     model = config.model
     if model.builtin in IN_PACKAGE:
         return packaged(model.builtin)
-    try:
-        kind = source(model)
-    except UsageError:
-        return None
+    kind = source(model)
     if kind == "hub":
         cached = snapshot(model.name, commit or model.revision)
-        return cached if cached is not None and is_whole(cached, config) else None
-    folder = builtin_path(model.builtin) if model.builtin else Path(model.name).expanduser()
-    return folder if (folder / INDEX).is_file() else None
+        if cached is None:
+            raise SdwnError(f"{model.name} is not in the hub's cache")
+        folder = cached
+    else:
+        folder = builtin_path(str(model.builtin)) if kind == "builtin" else model_folder(model)
+    require_whole(folder, config)
+    return folder
+
+
+def locate(config: RunConfig, commit: str | None = None) -> Path | None:
+    """Find the folder of a config's weights as :func:`located` does; None where there is none.
+
+    Raises:
+        IntegrityError: a model that comes with the package is not as it came.
+    """
+    try:
+        return located(config, commit)
+    except SdwnError:
+        if config.model.builtin in IN_PACKAGE:
+            raise
+        return None
 
 
 def find(config: RunConfig) -> Weights | None:
@@ -172,43 +238,120 @@ def unneeded(config: RunConfig) -> set[str]:
     return set() if config.generation.safety_checker else {"safety_checker"}
 
 
-def components(folder: Path) -> set[str]:
-    """Name the parts that a pipeline's index lists.
+def components(folder: Path) -> dict[str, str]:
+    """List the parts that a pipeline's index names, and the class of each.
 
     Raises:
         IntegrityError: it has no index that can be read.
     """
     index = read_json(folder / INDEX)
     return {
-        name
+        name: str(kind[-1])
         for name, kind in index.items()
-        if isinstance(kind, list) and kind[:1] != [None] and not name.startswith("_")
+        if isinstance(kind, list) and kind[:1] not in ([], [None]) and name[:1] != "_"
     }
 
 
 def is_whole(folder: Path, config: RunConfig) -> bool:
     """Tell whether every part of a pipeline is there that a config needs, with safetensors."""
     try:
-        parts = components(folder) - unneeded(config)
-        variant = config.model.variant
-        names = needed(files(folder), parts, variant)
-        return (
-            bool(parts)
-            and all(_has_part(folder / part, names) for part in parts)
-            and (variant is None or any(_is_variant(name, variant) for name in names))
-        )
+        require_whole(folder, config)
     except IntegrityError:
         return False
+    return True
 
 
-def _has_part(part: Path, names: Collection[str]) -> bool:
-    own = [name for name in names if name.startswith(f"{part.name}/")]
-    weights = any(name.endswith(".safetensors") for name in own)
-    if not own or ((part / "config.json").is_file() and not weights):
-        return False
-    indices = [name for name in own if ".index." in name]
-    listed = (set(read_json(part.parent / name).get("weight_map", {}).values()) for name in indices)
-    return all((part / file).is_file() for shards in listed for file in shards)
+def require_whole(folder: Path, config: RunConfig) -> None:
+    """Check a pipeline's folder against its own index: every part that a config needs is there.
+
+    Raises:
+        IntegrityError: what is missing, what is there in its place, and the setting that takes it.
+    """
+    kinds, variant = components(folder), config.model.variant
+    parts = [part for part in kinds if part not in unneeded(config)]
+    names = needed(files(folder), parts, variant)
+    faults = {part: _fault(folder / part, kinds[part], names, variant) for part in parts}
+    told = [fault for fault in faults.values() if fault]
+    if not parts:
+        told = [f"{INDEX} names no parts of a pipeline"]
+    elif "safety_checker" in parts and "feature_extractor" not in kinds:
+        told.append(
+            "it has a safety checker and no feature extractor, without which diffusers takes "
+            "none; set generation.safety_checker: false"
+        )
+    elif not told and variant and not any(_is_variant(name, variant) for name in names):
+        told = [f"no part has the variant {variant}; leave model.variant out"]
+    if told:
+        more = f" (and {len(told) - 1} more parts like it)" if len(told) > 1 else ""
+        raise IntegrityError(f"{folder} is not a whole model: {told[0]}{more}")
+
+
+def _fault(part: Path, kind: str, names: Collection[str], variant: str | None) -> str:
+    """Say why diffusers would not load a part of a pipeline; "" if nothing is seen."""
+    if not part.is_dir():
+        # diffusers then reads what lies beside the index.
+        beside = [file for file in part.parent.glob("*.json") if file.name != INDEX]
+        return "" if beside else f"{INDEX} names the part {part.name}, and there is no such folder"
+    own = [part.parent / name for name in names if name.startswith(f"{part.name}/")]
+    if pointers := [file.name for file in own if is_pointer(file)]:
+        return (
+            f"{part.name}/{pointers[0]} is a pointer of git-lfs, not the file itself; get it with "
+            "git lfs pull in that folder"
+        )
+    if _WEIGHTLESS.search(kind):
+        return "" if own else f"{part.name} has no files"
+    if not (part / "config.json").is_file():
+        return f"{part.name}/config.json is missing"
+    if not any(file.suffix == ".safetensors" for file in own):
+        return instead(part.name, [path.name for path in part.iterdir()], str(part.parent))
+    for index in own:
+        if ".index." in index.name:
+            listed = set(read_json(index).get("weight_map", {}).values())
+            own += [part / file for file in sorted(listed) if part / file not in own]
+    return next((told for file in own if (told := _cut_short(file))), "")
+
+
+def is_pointer(file: Path) -> bool:
+    """Tell whether a file is what git leaves in the place of a large one without git-lfs."""
+    with file.open("rb") as opened:
+        return opened.read(len(POINTER)) == POINTER
+
+
+def _cut_short(file: Path) -> str:
+    from safetensors import SafetensorError, safe_open
+
+    if file.suffix != ".safetensors":
+        return ""
+    try:
+        # Reads the header alone, and compares it with the file's size.
+        with safe_open(file, framework="numpy"):
+            return ""
+    except FileNotFoundError:
+        return f"{file.parent.name}/{file.name} is missing, which the part's index lists"
+    except (OSError, SafetensorError) as error:
+        return f"{file.parent.name}/{file.name} is damaged or cut short ({error}); copy it anew"
+
+
+def instead(part: str, names: Iterable[str], model: str) -> str:
+    """Say which weights a part of a model has in the place of those that are looked for.
+
+    >>> instead("unet", ["config.json", "diffusion_pytorch_model.fp16.safetensors"], "sd")
+    'unet has its weights only in the variant fp16; set model.variant: fp16'
+    """
+    names = sorted(names)
+    if variants := [found[1] for name in names if (found := _VARIANT.fullmatch(name))]:
+        told = f"{part} has its weights only in the variant {variants[0]}"
+        return f"{told}; set model.variant: {variants[0]}"
+    if pickles := [found for name in names if (found := _OTHER_FORMAT.fullmatch(name))]:
+        variant = f", variant='{pickles[0][1]}'" if pickles[0][1] else ""
+        return (
+            f"{part} has its weights only as {pickles[0][0]}, which could run code and is not "
+            "loaded; if you trust it, write safetensors into another folder: "
+            f'python -c "from diffusers import DiffusionPipeline as P; '
+            f"P.from_pretrained('{model}'{variant}).save_pretrained('FOLDER')\""
+        )
+    there = ", ".join(name for name in names if name != "config.json") or "no weights"
+    return f"{part} has {there}, and diffusers looks for diffusion_pytorch_model.safetensors"
 
 
 def files(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from sdwn.files import RunPaths
 from sdwn.models import lock
 from sdwn.models.hub import fetch
 from sdwn.models.lock import Lock
-from sdwn.models.weights import Weights, fingerprint, is_commit, model_folder, source
+from sdwn.models.weights import Weights, fingerprint, is_commit, located, source
 from sdwn.planning.plan import Plan
 
 
@@ -86,7 +86,7 @@ def _place(config: RunConfig, folder: Path | None) -> Path:
     if folder is not None:
         raise UsageError(f"--folder is for models of the hub; {model.name} needs no fetching")
     if model.builtin is None:
-        return model_folder(model)
+        return located(config)
     from sdwn.models.builtin import builtin_folder  # torch
 
     return builtin_folder(model.builtin)

@@ -20,7 +20,8 @@ def plan_run(
     """Read WordNet and write a run's plan, or a slice of it, unless the same stands there."""
     from sdwn.files import RunPaths
     from sdwn.models.lock import ensure
-    from sdwn.models.weights import is_hub_name
+    from sdwn.models.settings import require_usable
+    from sdwn.models.weights import is_elsewhere, is_hub_name
     from sdwn.planning.plan import make_plan, write_plan
     from sdwn.planning.slices import WHOLE, parse_slice
     from sdwn.synsets.catalog import read_catalog
@@ -28,6 +29,7 @@ def plan_run(
 
     share = WHOLE if slice_ is None else parse_slice(slice_)
     settings = open_config(config, overrides)
+    require_usable(settings)
     with terminal.working("reading WordNet"):
         catalog = read_catalog(settings.catalog, shared_wordnet())
     made, paths = make_plan(settings, catalog, share), RunPaths(run)
@@ -37,6 +39,8 @@ def plan_run(
         locked = ensure(paths, made)
     if locked is not None:
         terminal.say(f"its weights are {locked.model.name} at {locked.revision}")
+    elif is_elsewhere(settings.model):
+        terminal.say(f"its weights are not here: there is no folder {settings.model.name}")
     elif is_hub_name(settings.model):
         terminal.say(f"its weights are not here yet; before submitting: {command('prefetch', run)}")
     return made, paths

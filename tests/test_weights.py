@@ -1,0 +1,202 @@
+"""A model's name and folder: what no task could load is refused before any task waits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sdwn.config import RunConfig
+from sdwn.doctor.examination import examine
+from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.jobs.profiles import ClusterProfile
+from sdwn.models.builtin import builtin_folder
+from sdwn.models.lock import ensure
+from sdwn.models.pipelines import obtained
+from sdwn.models.settings import require_usable
+from sdwn.models.weights import located, require_whole
+
+from conftest import PlanRun, Sdwn, noise_config
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return shutil.copytree(builtin_folder("tiny"), tmp_path / "model")
+
+
+def config(model: Path, safety_checker: bool = True, variant: str | None = None) -> RunConfig:
+    return noise_config(
+        model={"name": str(model), "variant": variant},
+        generation={"safety_checker": safety_checker},
+    )
+
+
+def renamed(before: str, after: str) -> Callable[[Path], None]:
+    """Rename the weights of all parts."""
+
+    def change(model: Path) -> None:
+        for file in model.rglob("*.safetensors"):
+            file.rename(file.with_name(file.name.replace(before, after)))
+
+    return change
+
+
+def pointers(model: Path) -> None:
+    for file in model.rglob("*.safetensors"):
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9876\n")
+
+
+def vocabulary_pointer(model: Path) -> None:
+    (model / "tokenizer/vocab.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
+def without(name: str) -> Callable[[Path], None]:
+    def change(model: Path) -> None:
+        path = model / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return change
+
+
+def cut_short(model: Path) -> None:
+    (model / UNET).write_bytes((model / UNET).read_bytes()[:-1000])
+
+
+def sharded(model: Path, absent: str = "") -> None:
+    (model / UNET).rename(model / "unet/diffusion_pytorch_model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "diffusion_pytorch_model-00001-of-00002.safetensors"}}
+    if absent:
+        index["weight_map"]["b"] = absent
+    (model / f"{UNET}.index.json").write_text(json.dumps(index))
+
+
+def half_sharded(model: Path) -> None:
+    sharded(model, "diffusion_pytorch_model-00002-of-00002.safetensors")
+
+
+def without_extractor(model: Path) -> None:
+    shutil.rmtree(model / "feature_extractor")
+    index = json.loads((model / "model_index.json").read_text())
+    index["feature_extractor"] = [None, None]
+    (model / "model_index.json").write_text(json.dumps(index))
+
+
+BROKEN = [
+    (pointers, "is a pointer of git-lfs.*git lfs pull.*and 3 more parts"),
+    (vocabulary_pointer, r"tokenizer/vocab\.json is a pointer of git-lfs"),
+    (renamed(".safetensors", ".fp16.safetensors"), "only in the variant fp16; set model.variant"),
+    (renamed(".safetensors", ".bin"), r"only as .*\.bin, which could run code.*save_pretrained"),
+    (renamed(".safetensors", ".fp16.bin"), r"variant='fp16'\)\.save_pretrained"),
+    (without("safety_checker"), "names the part safety_checker, and there is no such folder"),
+    (without("tokenizer"), "names the part tokenizer"),
+    (without(UNET), "unet has no weights"),
+    (without("vae/config.json"), r"vae/config\.json is missing"),
+    (cut_short, f"{UNET} is damaged or cut short"),
+    (half_sharded, r"-00002-of-00002\.safetensors is missing, which the part's index lists"),
+    (without_extractor, "a safety checker and no feature extractor.*safety_checker: false"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), BROKEN)
+def test_a_folder_that_is_not_whole_is_told_wherever_it_is_used(
+    model: Path, planned: PlanRun, change: Callable[[Path], None], told: str
+) -> None:
+    change(model)
+    wanted = config(model)
+    for refused in (located, require_usable, obtained):
+        with pytest.raises(IntegrityError, match=told):
+            refused(wanted)
+    # A run that was planned before the folder was like this, or by an older version.
+    paths, plan = planned(model={"name": str(model)}, generation={"safety_checker": True})
+    assert ensure(paths, plan) is None, "nothing is locked to it"
+    local = ClusterProfile(executor="local")
+    found = [one for one in examine(paths, plan, local) if one.subject == "weights"]
+    assert [one.verdict for one in found] == ["problem"]
+    with pytest.raises(IntegrityError, match=told):
+        raise IntegrityError(found[0].text)
+
+
+@pytest.mark.parametrize(
+    ("change", "settings"),
+    [
+        (lambda _: None, {}),
+        (sharded, {}),
+        (renamed(".safetensors", ".fp16.safetensors"), {"variant": "fp16"}),
+        (without("safety_checker"), {"safety_checker": False}),
+        (without_extractor, {"safety_checker": False}),
+    ],
+)
+def test_a_folder_that_diffusers_takes_is_taken(
+    model: Path, change: Callable[[Path], None], settings: dict[str, object]
+) -> None:
+    change(model)
+    require_whole(model, config(model, **settings))  # type: ignore[arg-type]
+    assert located(config(model, **settings)) == model  # type: ignore[arg-type]
+
+
+def test_a_variant_that_no_part_has_is_told(model: Path) -> None:
+    with pytest.raises(IntegrityError, match="no part has the variant fp16; leave"):
+        located(config(model, variant="fp16"))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("https://huggingface.co/lab/sd", r"write model\.name: lab/sd$"),
+        ("huggingface.co/lab/sd/", r"write model\.name: lab/sd$"),
+        ("https://hf.co/lab/sd/tree/fp16", r"model\.name: lab/sd and model\.revision: fp16$"),
+        ("https://huggingface.co/lab/sd/blob/main/sd.ckpt?x=1", r"model\.name: lab/sd$"),
+        ("https://civitai.com/models/1", "this is an address; download"),
+        ("v1-5-pruned.ckpt", "a single file.*from_single_file"),
+        ("/models/SD.SafeTensors", "a single file.*from_single_file"),
+        ("models/sd/model_index.json", r"write the folder that it lies in, model\.name: models/sd"),
+        ("lab/sd/", r"no slash at its end.*model\.name: lab/sd$"),
+        (" lab / sd", r"no blanks.*model\.name: lab/sd$"),
+        ("lab\\sd", r"no backslash.*model\.name: lab/sd$"),
+        ("a/b/c", "no such folder, and no hub name either"),
+    ],
+)
+def test_a_name_that_is_none_says_what_to_write(sdwn: Sdwn, name: str, told: str) -> None:
+    (sdwn.folder / "c.yaml").write_text(
+        json.dumps({**noise_config().model_dump(mode="json"), "model": {"name": name}})
+    )
+    refused = " ".join(sdwn("plan", "c.yaml", "run", code=2).stderr.split())
+    with pytest.raises(UsageError, match=told):
+        raise UsageError(refused)
+    assert not (sdwn.folder / "run").exists()
+
+
+def test_folders_around_a_pipeline_are_told_which_one_to_name(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"write model.name: {model}"):
+        located(config(tmp_path))
+    cache = tmp_path / "cache/models--lab--sd"
+    shutil.copytree(model, cache / "snapshots/abc")
+    with pytest.raises(UsageError, match=f"write model.name: {cache}/snapshots/abc"):
+        located(config(cache))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "told"),
+    [
+        ("EulerDiscreteSheduler", "diffusers has no .*did you mean EulerDiscreteScheduler"),
+        ("ddim", "did you mean DDIMScheduler"),
+        ("DPM++ 2M Karras", "did you mean .*Scheduler"),
+    ],
+)
+@pytest.mark.parametrize("name", ["builtin:noise", "lab/not-here", "/not/here"])
+def test_a_scheduler_that_diffusers_does_not_have_is_refused(
+    name: str, scheduler: str, told: str
+) -> None:
+    wanted = noise_config(model={"name": name}, generation={"scheduler": scheduler})
+    with pytest.raises(SdwnError, match=told):
+        require_usable(wanted)
+
+
+def test_what_is_not_here_yet_may_be_planned() -> None:
+    for name in ("lab/not-here", "/not/here", "~/not-here", "builtin:noise"):
+        for scheduler in (None, "PNDMScheduler", "DDIMScheduler"):
+            require_usable(noise_config(model={"name": name}, generation={"scheduler": scheduler}))
