@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.errors import IntegrityError, SdwnError, UsageError, shell
 from sdwn.reading import decode_text
 
 TEMPORARY = ".tmp"
@@ -31,6 +31,9 @@ CHANGED = ".changed.txt"
 BLOCK = 1 << 22
 # A part of a release has at least so many bytes, and less than twice as many.
 PART_BYTES = 4_000_000_000
+
+# A spreadsheet takes a cell that begins so for a formula, and would work it out.
+FORMULA = re.compile(r"\s*[=+\-@\t]")
 
 # Tells whoever waits how much more is done.
 Advance = Callable[[int], None]
@@ -391,7 +394,8 @@ def open_append(path: Path) -> TextIO:
         if error.errno != errno.ELOOP:
             raise
         raise UsageError(
-            f"{path}: expected a file, found a link; if it is not yours, remove it: rm {path}"
+            f"{path}: expected a file, found a link; if it is not yours, remove it: "
+            f"{shell('rm', path)}"
         ) from None
 
 
@@ -453,8 +457,23 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def csv_text(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Write a table as CSV, None as nothing.
+def csv_cell(value: Any) -> Any:
+    """Return a value of a table so that a spreadsheet takes text for text.
+
+    >>> csv_cell("=HYPERLINK(1)"), csv_cell("a = b"), csv_cell(-1), csv_cell(None)
+    ("'=HYPERLINK(1)", 'a = b', -1, None)
+    """
+    if not isinstance(value, str):
+        return value
+    # Python leaves it without quotes, and a spreadsheet begins a row there.
+    text = value.replace("\r", " ")
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def csv_text(
+    head: Sequence[str], rows: Iterable[Iterable[Any]], cell: Callable[[Any], Any] = csv_cell
+) -> str:
+    """Write a table as CSV, None as nothing; ``cell`` prepares each value.
 
     >>> csv_text(("synset", "images"), [("dog.n.01", 10), ("a, b", None)]).splitlines()
     ['synset,images', 'dog.n.01,10', '"a, b",']
@@ -462,7 +481,7 @@ def csv_text(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
-    writer.writerows(rows)
+    writer.writerows(map(cell, row) for row in rows)
     return text.getvalue()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import signal
 import socket
@@ -11,14 +13,19 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.exchange.export import ExportOptions, export
-from sdwn.files import ReleasePaths, RunPaths
+from sdwn.exchange.intake import ImportOptions, import_pictures
+from sdwn.files import ReleasePaths, RunPaths, csv_text
 from sdwn.jobs import scheduler
 from sdwn.jobs.journal import note_cancelled
 from sdwn.jobs.processes import Process, together
 from sdwn.jobs.submission import alone
 from sdwn.models.staging import staged_if_asked
+from sdwn.planning.plan import PlannedSynset, parse_table, table_text
 from sdwn.releases.building import JOURNAL, Building, build
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
@@ -195,3 +202,31 @@ class TestASharedDisk:
         ):
             pass
         assert contents(precious) == {"thesis.txt": "three years"}
+
+
+class TestTables:
+    @given(st.lists(st.text(st.sampled_from("=+-@\t\r\n ab'\",;"), min_size=1), min_size=1))
+    def test_no_cell_is_a_formula_to_a_spreadsheet(self, cells: list[str]) -> None:
+        (found,) = list(csv.reader(io.StringIO(csv_text([], [cells]), newline="")))[1:]
+        assert not [cell for cell in found if cell.lstrip(" \n")[:1] in ("=", "+", "-", "@")]
+        told = [cell.replace("\r", " ") for cell in cells]
+        assert [cell.removeprefix("'") for cell in found] == [c.removeprefix("'") for c in told]
+
+    def test_a_file_name_that_is_a_formula_stays_text_in_every_release(
+        self, tmp_path: Path
+    ) -> None:
+        source = tmp_path / "pictures/n02084071"
+        source.mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(source / "0.png")
+        (source.parent / "=1+1.png").write_bytes(b"no picture")
+        made = import_pictures(
+            source.parent, ReleasePaths(tmp_path / "release"), ImportOptions("imagefolder")
+        ).release
+        export(made, tmp_path / "again", ExportOptions("release"))
+        for root in (made.paths, ReleasePaths(tmp_path / "again")):
+            rows = list(csv.reader(root.skipped.open(newline="")))
+            assert [file for file, _ in rows] == ["file", "'=1+1.png"]
+
+    def test_the_plans_own_table_is_written_to_the_letter(self) -> None:
+        row = PlannedSynset("n1", "-.n.01", 0, None, "=lemma", "@gloss", "+prompt")
+        assert parse_table(table_text((row,))) == (row,)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdwn.errors import IntegrityError
-from sdwn.files import csv_text
+from sdwn.files import csv_cell, csv_text
 
 if TYPE_CHECKING:
     from sdwn.browsing.pictures import Pictures
@@ -27,9 +27,6 @@ RECORDED = ("wnid", "synset", "number", "status", "seed", "prompt", "width", "he
 GUESSED = ("right", *(f"top{n}{what}" for n in range(1, 6) for what in ("", "_probability")))
 ROWS_AT_ONCE = 500
 LONGEST_NAME = 80
-
-# A spreadsheet takes a cell that begins so for a formula, and would work it out.
-_FORMULA = re.compile(r"\s*[=+\-@\t\r]")
 
 
 def file_name(synset: str, number: int, suffix: str) -> str:
@@ -51,14 +48,14 @@ def plain_name(name: str) -> str:
 
 
 def cell(value: Any) -> Any:
-    """Write a value of a table so that a spreadsheet takes text for text.
+    """Return a value as people read it, see :func:`csv_cell`.
 
-    >>> cell("=HYPERLINK(1)"), cell("a = b"), cell(-1), cell(None), cell(True)
-    ("'=HYPERLINK(1)", 'a = b', -1, None, 'yes')
+    >>> cell("=HYPERLINK(1)"), cell(True)
+    ("'=HYPERLINK(1)", 'yes')
     """
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+    return csv_cell(value)
 
 
 def image_list(shots: Iterable[Shot]) -> Iterator[str]:
@@ -106,7 +103,7 @@ def zipped(release: Release, pictures: Pictures, shots: Sequence[Shot]) -> Itera
             archive.writestr(_member(name), stored.payload)
             rows.append([name, *_described(release.row(shot.row), shot)])
             yield out.taken()
-        archive.writestr(_member(TABLE), csv_text(("file", *RECORDED, *GUESSED), rows))
+        archive.writestr(_member(TABLE), csv_text(("file", *RECORDED, *GUESSED), rows, cell))
         if damaged:
             archive.writestr(_member(DAMAGED), "".join(damaged))
     yield out.taken()
@@ -122,11 +119,11 @@ def _member(name: str) -> zipfile.ZipInfo:
 def _described(row: dict[str, Any], shot: Shot) -> list[Any]:
     found = [row.get(name) for name in RECORDED]
     if shot.verdict is None:
-        return [*map(cell, found), *[None] * len(GUESSED)]
+        return [*found, *[None] * len(GUESSED)]
     found.append(shot.verdict.right)
     for guess in shot.verdict.top5:
         found += [guess.name, round(guess.probability, 6)]
-    return list(map(cell, found))
+    return found
 
 
 class _Outbox(io.RawIOBase):
