@@ -48,9 +48,10 @@ def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
 
     Raises:
         IntegrityError: the file is damaged or altered, or of an earlier or a later version; or
-            there are links among the evaluations.
+            a link leads out of it.
     """
-    refuse_links(paths.root.parent)
+    every = paths.root.parent
+    refuse_links(every if every.is_symlink() else paths.root)
     try:
         found = read_json(paths.evaluation)
     except IntegrityError as error:
