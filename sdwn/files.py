@@ -41,6 +41,8 @@ Advance = Callable[[int], None]
 # As RunPaths writes them: five digits, or more without a leading zero.
 SHARD_NUMBER = re.compile(r"[0-9]{5}|[1-9][0-9]{5,8}")
 TASK_NAME = re.compile(r"(?P<job>[^.]+)\.(?P<rank>[0-9]+)(\.r(?P<start>[0-9]+))?\.json")
+# What a task leaves when it starts again, and when it has loaded its model.
+RESTART_NAME = re.compile(r"(?P<job>[^.]+)\.[0-9]+\.r(?P<start>[0-9]+)\.(json|started\.txt)")
 PIECE_NAME = re.compile(r"([0-9]{6,9})-([0-9]{6,9})\.h5")
 
 
@@ -107,6 +109,11 @@ class RunPaths:
     def probe(self) -> RunPaths:
         """The folder of ``sdwn doctor --probe``'s job."""
         return RunPaths(self.root / "probe")
+
+    @property
+    def question(self) -> Path:
+        """What a pilot or a tuning was asked, in its own folder, until its answer is taken."""
+        return self.root / "question.json"
 
     @property
     def token(self) -> Path:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sdwn.devices.gpus import GpuProfile
     from sdwn.doctor.findings import Finding
     from sdwn.estimating.estimates import Cost, Estimate
+    from sdwn.runs.status import RunStatus
     from sdwn.trials.short_jobs import Answers
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unverified": "cyan"}
@@ -73,6 +74,24 @@ def _cost_text(cost: Cost) -> str:
 
 def _device_hours(cost: Cost) -> str:
     return f"{cost.device_hours:.3g} {'device' if cost.speed.device == 'cpu' else 'GPU'}-hours"
+
+
+def status_rows(found: RunStatus) -> dict[str, Any]:
+    """Lay a run's status out for a person."""
+    gpus = [
+        f"{_number(one.processes, 'process', 'es')} on {name}: {one.images_per_second:.3g} images/s"
+        + (f", the last ends in {_clock(one.seconds_left)}" if one.seconds_left else "")
+        for name, one in found.gpus.items()
+    ]
+    left = "" if found.seconds_left is None else _clock(found.seconds_left)
+    rows = {
+        **found.as_dict(),
+        "seconds_left": left or "not known yet",
+        "gpus": gpus,
+        "then": [f"{stage}: {state}" for stage, state in found.then.items()],
+    }
+    rows["time_left"] = rows.pop("seconds_left")
+    return rows
 
 
 def tuning_text(profile: GpuProfile) -> str:
@@ -209,8 +228,8 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def _number(count: int, what: str, plural: str = "s") -> str:
+    return f"{count:,} {what}{'' if count == 1 else plural}"
 
 
 def _clock(seconds: float) -> str:

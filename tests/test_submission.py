@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -516,7 +517,7 @@ def test_later_stages_wait_for_all_arrays_and_merge_refuses_what_is_incomplete(
     lost = max(arrays, key=int)
     cluster.run("scancel", lost)
     wait_until(lambda: all(job.id.partition("_")[0] != lost for job in live_jobs(paths)))
-    said = sdwn("retry", paths.root).stderr
+    said = sdwn("submit", paths.root, "--profile", site).stderr
     assert f"merge (job {moved['merge']}), evaluate" in said
     assert f"too early, without these tasks; to change that: sdwn retry {paths.root} --th" in said
     for array in {job.id.partition("_")[0] for job in live_jobs(paths)} - set(moved.values()):
@@ -530,6 +531,60 @@ def test_later_stages_wait_for_all_arrays_and_merge_refuses_what_is_incomplete(
     with pytest.raises(SdwnError, match="merge failed: "):
         require_done(paths, ("merge",))
     assert not ReleasePaths(paths.release).manifest.exists()
+    shown = sdwn("logs", paths.root).stdout
+    assert f"{moved['merge']}_0_log.err" in shown
+    assert "IntegrityError" in shown
+    again = sdwn.json("retry", paths.root)
+    assert list(again["then"]) == ["merge", "evaluate", "report"], "what failed goes on too"
+    assert (
+        f"afterok:{again['then']['merge']}"
+        in described(cluster, again["then"]["evaluate"])["Dependency"]
+    )
+
+
+@pytest.mark.slurm
+def test_what_is_cancelled_has_not_failed_and_what_is_held_is_told(
+    sdwn: Sdwn, planned: PlanRun, site: Path, cluster: Testbed
+) -> None:
+    paths, plan = planned()
+    sdwn("submit", paths.root, "--profile", site, "--then", "merge,evaluate")
+    wait_until(lambda: sdwn.json("status", paths.root)["cannot_start"])
+    (held, *_) = sdwn.json("status", paths.root)["cannot_start"]
+    assert f"and {len(plan.shards) + 1} more cannot start (JobHeldUser): held by its user" in held
+    ended = sdwn.json("cancel", paths.root)
+    waiting = len(plan.shards) + 2
+    assert (ended["cancelled"], ended["waiting"], ended["running"]) == (waiting, waiting, 0)
+    wait_until(lambda: not live_jobs(paths))
+    status = sdwn.json("status", paths.root)
+    assert (status["shards_cancelled"], status["shards_failed"]) == (len(plan.shards), 0)
+    assert status["failures"] == []
+    assert all("cancelled as job" in state for state in status["then"].values())
+    assert "nothing has failed" in sdwn("logs", paths.root).stdout
+    assert list(sdwn.json("retry", paths.root)["then"]) == ["merge", "evaluate"]
+    assert sdwn.json("status", paths.root)["shards_cancelled"] == 0
+
+
+@pytest.mark.slurm
+def test_a_wait_ends_once_nothing_is_missing_whatever_is_still_queued(
+    sdwn: Sdwn, planned: PlanRun, generated: PlanRun, site: Path, cluster: Testbed
+) -> None:
+    paths, plan = planned()
+    sdwn("submit", paths.root, "--profile", site)
+    waiting = sdwn.start("submit", paths.root, "--profile", site, "--wait", "--then", "merge")
+    time.sleep(3)
+    assert waiting.poll() is None
+    whole, _ = generated("elsewhere")
+    shutil.copytree(whole.shards, paths.shards)
+    wait_until(lambda: set(run_status(paths, plan).then) == {"merge"})
+    merge = read_journal(paths)[-1].jobs[0]
+    assert "afterany" not in described(cluster, merge.id).get("Dependency", "")
+    cluster.run("scontrol", "release", merge.id)
+    _, log = waiting.communicate(timeout=120)
+    said = " ".join(log.split())
+    assert waiting.returncode == 0, log
+    assert "cannot start (JobHeldUser)" in said
+    assert f"{len(plan.shards)} tasks still wait in the queue with nothing left to do" in said
+    assert ReleasePaths(paths.release).manifest.exists()
 
 
 def described(cluster: Testbed, job: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdwn import terminal
+from sdwn import terminal, texts
 from sdwn.commands.options import AsJson, Run
 from sdwn.steps.opening import open_dealt
 
@@ -31,30 +31,37 @@ def status(
     paths, made = open_dealt(run)
     if watch and not as_json:
         with terminal.live() as show:
-            while (now := run_status(paths, made)).shards_live:
-                show(now.as_dict())
+            while (now := run_status(paths, made)).jobs_live:
+                show(texts.status_rows(now))
                 time.sleep(WATCH_SECONDS)
-    terminal.result(run_status(paths, made).as_dict(), as_json)
+    found = run_status(paths, made)
+    terminal.result(found.as_dict(), as_json, terminal.values_text(texts.status_rows(found)))
 
 
 @commands.command()
 def logs(
     run: Run,
     shard: Annotated[
-        int | None, typer.Option(help="Of this shard; default: of every shard that failed.")
+        int | None, typer.Option(help="Of this shard; default: of all that failed.")
     ] = None,
     lines: Annotated[int, typer.Option(min=1, help="Lines of each log, from its end.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Show the end of the logs of the tasks that made, or failed to make, shards."""
-    from sdwn.jobs.joblogs import shard_logs
+    """Show the end of the logs of what failed: tasks that made shards, and later stages."""
+    from sdwn.jobs.joblogs import tails
+    from sdwn.jobs.journal import last_jobs, read_journal
     from sdwn.jobs.live import failed
+    from sdwn.runs.chain import failed_stages
 
     paths, made = open_dealt(run)
     if shard is not None and not 0 <= shard < len(made.shards):
         raise typer.BadParameter(f"no shard {shard}; the plan has 0 to {len(made.shards) - 1}")
     indices = [shard] if shard is not None else failed(paths, made)
-    found = shard_logs(paths, indices, lines)
+    last = last_jobs(read_journal(paths))
+    jobs = [last[index] for index in indices if index in last]
+    if shard is None:
+        jobs += failed_stages(paths).values()
+    found = tails(paths, jobs, lines)
     text = "".join(f"==> {path} <==\n{tail}\n" for path, tail in found.items())
-    nothing = "no logs yet\n" if indices else "no shard has failed; see one with --shard N\n"
+    nothing = "no logs yet\n" if jobs else "nothing has failed; see a shard's with --shard N\n"
     terminal.result({"logs": found}, as_json, text=text or nothing)

@@ -61,10 +61,10 @@ def retry(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit what failed or is missing again, under the profile of the last submission."""
+    """Submit what failed or is missing again, stages behind it too, under the last profile."""
     from sdwn.jobs import submission
 
-    options = submitting.submit_options(wait, retries, then, force)
+    options = submitting.submit_options(wait, retries, then, force, resume=then is None)
     paths, made = open_run(run)
     chosen = submission.last_profile(paths, site)
     submission.require_fit(made.config, chosen)
@@ -80,5 +80,9 @@ def cancel(run: Run, as_json: AsJson = False) -> None:
     paths = RunPaths(run)
     if not paths.submissions.exists():
         open_run(run)  # no run at all is an error
-    ids = [job.id for job in cancel_jobs(paths, terminal.say)]
-    terminal.result({"cancelled": len(ids), "job_ids": ids}, as_json)
+    states = {job.id: state.state for job, state in cancel_jobs(paths, terminal.say).items()}
+    # What was ending anyway is not cancelled.
+    ids = [job for job, state in states.items() if state != "COMPLETING"]
+    waiting = sum(states[job] == "PENDING" for job in ids)
+    counts = {"cancelled": len(ids), "running": len(ids) - waiting, "waiting": waiting}
+    terminal.result({**counts, "job_ids": ids}, as_json)

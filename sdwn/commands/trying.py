@@ -62,7 +62,7 @@ def pilot(
     paths, made = open_run(run)
     chosen = open_profile(profile, site)
     require_fit(made.config, chosen)
-    with trying.trial("making the pilot's images") as (told, watch):
+    with trying.trial("making the pilot's images", trying.AGAIN) as (told, watch):
         found = run_pilot(paths, made, chosen, told, watch)
     terminal.result(asdict(found), as_json, text=texts.pilot_text(found))
 

@@ -58,6 +58,9 @@ Task = TypeVar("Task")
 # What submitit writes before it knows a job's id.
 TEMPORARY = ("*.pkl", "submission_file_*.sh")
 
+# Ctrl-C, Ctrl-\, Ctrl-Z, and the end of the terminal or the connection.
+TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP)
+
 Tell = Callable[[str], None]
 
 
@@ -365,14 +368,15 @@ def local_gpus() -> int:
 
 @contextlib.contextmanager
 def _detached(jobs: Path, profile: ClusterProfile) -> Iterator[None]:
-    """Start processes that neither a Ctrl-C nor an open pipe ties to this terminal."""
+    """Start processes that outlive this terminal: no key or hangup reaches them, no open pipe."""
     if profile.executor == "slurm":
         with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says is in the error
             yield
         return
     log = jobs / "local.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What is ignored now stays ignored in the processes that start now.
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in TERMINAL_SIGNALS}
     kept = [os.dup(stream) for stream in (0, 1, 2)]
     try:
         with Path(os.devnull).open() as nothing, open_append(log) as file:
@@ -383,7 +387,8 @@ def _detached(jobs: Path, profile: ClusterProfile) -> Iterator[None]:
         for stream, original in zip((0, 1, 2), kept, strict=True):
             os.dup2(original, stream)
             os.close(original)
-        signal.signal(signal.SIGINT, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _last_line(text: str) -> str:

@@ -1,24 +1,109 @@
-"""What jobs said: the logs of the tasks that made, or failed to make, shards."""
+"""What jobs said and why they ended: the logs of the tasks that made, or failed to make, shards."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 
 from sdwn.files import RunPaths
 from sdwn.jobs.cluster import Job
-from sdwn.jobs.journal import last_jobs, read_journal
+from sdwn.jobs.journal import cancelled_jobs, last_jobs, read_journal
+
+# How submitit ends the log of a job that raised nothing.
+SUCCESS = ("completed successfully", "after successful completion")
+# A line of Python's logging, as tasks and submitit write it.
+LOGGED = re.compile(r"\d{4}-\d\d-\d\d |submitit [A-Z]+ \(")
+TRACEBACK = "Traceback (most recent call last):"
+# SLURM, and the script that it runs, write into the log of a task's first process.
+OF_SLURM = re.compile(r"(srun|slurmstepd\S*|slurmd\S*|\S*slurm_script): ")
+OF_RANKS = re.compile(r"srun: error: \S+ tasks? (?P<ranks>[0-9,-]+): ")
+# The first that SLURM's lines hold is the cause: a step that is cancelled is killed as well.
+CAUSES = (
+    (r"oom.?kill|out of memory|memory limit", "killed: it used more memory than it asked for"),
+    (r"due to time limit", "ended by its time limit"),
+    (r"due to preemption", "preempted by another job"),
+    (r"node fail", "ended because its node failed"),
+    (r"due to job requeue", "put back into the queue, and not started again"),
+    (r"cancelled at", "cancelled by scancel, or by the site"),
+    (r"\bkilled\b|exit code 137", "killed (SIGKILL), perhaps because the node's memory was full"),
+    (r"segmentation fault|bus error|illegal instruction|aborted", "crashed in a library or driver"),
+)
+SILENT = "killed without a word (SIGKILL, a full memory), or its machine went down"
+# Less free space than this cuts logs short.
+FULL_BYTES = 1 << 16
 
 
 def failure(paths: RunPaths, index: int) -> str:
-    """Say why a shard's last job failed: the last line of its log."""
-    job = last_jobs(read_journal(paths)).get(index)
-    return "never submitted" if job is None else reason(paths, job, job.rank(index))
+    """Say why a shard is not there, from the journal and the log of its last job."""
+    submissions = read_journal(paths)
+    job = last_jobs(submissions).get(index)
+    if job is None:
+        return "never submitted"
+    if job in cancelled_jobs(submissions):
+        return f"cancelled as job {job.id}"
+    said = reason(paths, job, job.rank(index))
+    if succeeded(said):
+        return f"job {job.id} finished it, but {paths.shard(index)} is gone: deleted or moved"
+    return said
 
 
 def reason(paths: RunPaths, job: Job, rank: int = 0) -> str:
-    """Give the last line of what a process of a job said, and where it stands."""
+    """Say what ended a process of a job, and where its log lies."""
     log = paths.jobs / job.id / f"{job.id}_{rank}_log.err"
-    return f"{last_line(log)} ({log})" if log.exists() else f"job {job.id} wrote no log"
+    return f"{_cause(log, job.id, rank)} ({log})" if log.exists() else f"job {job.id} wrote no log"
+
+
+def succeeded(said: str) -> bool:
+    """Tell whether a reason is that the job succeeded."""
+    return any(words in said for words in SUCCESS)
+
+
+def _cause(log: Path, job: str, rank: int) -> str:
+    lines = _lines(log)
+    own = [line for line in lines if not OF_SLURM.match(line)]
+    last = own[-1] if own else "an empty log"
+    if succeeded(last) or _raised(own):
+        return last
+    if rank == 0:
+        # Earlier ones are of starts before this one.
+        told = list(takewhile(OF_SLURM.match, reversed(lines)))
+    else:
+        told = list(filter(OF_SLURM.match, _lines(log.with_name(f"{job}_0_log.err"))))
+    of_slurm = "\n".join(line for line in told if _is_of(line, rank)).casefold()
+    if of_slurm:
+        return next((cause for words, cause in CAUSES if re.search(words, of_slurm)), last)
+    if _free_bytes(log) < FULL_BYTES:
+        return "no space or quota left where the log lies, so the log is cut short"
+    # From there on, submitit writes into the log whatever ends the task, if it can.
+    started = any("Loading pickle" in line for line in _lines(log.with_suffix(".out")))
+    return SILENT if started else last
+
+
+def _raised(lines: list[str]) -> bool:
+    """Tell whether a log ends with an exception: after a traceback, nothing more was logged."""
+    begins = max((n for n, line in enumerate(lines) if line == TRACEBACK), default=None)
+    return begins is not None and not any(map(LOGGED.match, lines[begins:]))
+
+
+def _is_of(line: str, rank: int) -> bool:
+    """Tell whether a line of SLURM's is about a process, or about the whole job.
+
+    >>> [_is_of("srun: error: n1: tasks 0,2-3: Killed", rank) for rank in range(4)]
+    [True, False, True, True]
+    """
+    match = OF_RANKS.match(line)
+    if match is None:
+        return True
+    bounds = (part.split("-") for part in match["ranks"].split(","))
+    return any(int(ends[0]) <= rank <= int(ends[-1]) for ends in bounds)
+
+
+def _free_bytes(log: Path) -> int:
+    found = os.statvfs(log)
+    return found.f_bavail * found.f_frsize
 
 
 def job_logs(paths: RunPaths, job: Job) -> list[Path]:
@@ -26,23 +111,18 @@ def job_logs(paths: RunPaths, job: Job) -> list[Path]:
     return sorted((paths.jobs / job.id).glob(f"{job.id}_*_log.*"))
 
 
-def shard_logs(paths: RunPaths, indices: list[int], lines: int) -> dict[str, str]:
-    """Give the last lines of the logs of the jobs that had these shards last, by path."""
-    last = last_jobs(read_journal(paths))
-    jobs = dict.fromkeys(last[index] for index in indices if index in last)
+def tails(paths: RunPaths, jobs: Iterable[Job], lines: int) -> dict[str, str]:
+    """Return the last lines of the logs of these jobs, by path."""
     return {
         str(log): "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
-        for job in jobs
+        for job in dict.fromkeys(jobs)
         for log in job_logs(paths, job)
     }
 
 
-def last_line(log: Path) -> str:
-    """Give the last line of a log that says something: not srun's word that a task ended."""
+def _lines(log: Path) -> list[str]:
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return "no log"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith("srun: ")]
-    return (telling or lines or ["an empty log"])[-1]
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -23,7 +23,8 @@ class Submission:
 
     ``name`` is the job's own, by which the scheduler can be asked for it. ``tasks`` holds the
     indices of each task's pieces of work, ``ids`` the scheduler's ids: one a task, none if it
-    was ``refused``, and None while it isn't known whether the scheduler took it.
+    was ``refused``, and None while it isn't known whether the scheduler took it. ``cancelled``
+    holds those ids that ``sdwn cancel`` ended.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Submission:
     tasks: tuple[tuple[int, ...], ...]
     ids: tuple[str, ...] | None = None
     refused: str | None = None
+    cancelled: tuple[str, ...] = ()
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -79,7 +81,7 @@ def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile)
         tasks=tuple(task.indices for task in tasks),
     )
     content = asdict(submission)
-    _append(paths, {key: value for key, value in content.items() if value is not None})
+    _append(paths, {key: value for key, value in content.items() if value not in (None, ())})
     return submission
 
 
@@ -94,9 +96,9 @@ def refuse(paths: RunPaths, submission: Submission, reason: str) -> None:
     _append(paths, {"name": submission.name, "refused": reason})
 
 
-def note_cancelled(paths: RunPaths) -> None:
-    """Write down that the run's jobs were cancelled, for whoever follows them."""
-    _append(paths, {"cancelled": now()})
+def note_cancelled(paths: RunPaths, ids: Sequence[str]) -> None:
+    """Write down that these jobs were cancelled, for whoever follows them."""
+    _append(paths, {"cancelled": now(), "jobs": list(ids)})
 
 
 def cancellations(paths: RunPaths) -> int:
@@ -132,6 +134,12 @@ def read_journal(paths: RunPaths) -> list[Submission]:
 
 
 def _take(found: dict[str, Submission], record: dict[str, Any]) -> None:
+    if "cancelled" in record:
+        ended = set(map(str, record.get("jobs", ())))
+        for name, one in found.items():
+            more = tuple(job for job in one.ids or () if job in ended)
+            found[name] = replace(one, cancelled=one.cancelled + more)
+        return
     name = str(record["name"])
     if "tasks" in record:
         tasks = tuple(tuple(int(index) for index in task) for task in record.pop("tasks"))
@@ -147,6 +155,11 @@ def last_jobs(submissions: Sequence[Submission]) -> dict[int, Job]:
     return {
         index: job for submission in submissions for job in submission.jobs for index in job.indices
     }
+
+
+def cancelled_jobs(submissions: Sequence[Submission]) -> set[Job]:
+    """Return the jobs that ``sdwn cancel`` ended."""
+    return {job for one in submissions for job in one.jobs if job.id in one.cancelled}
 
 
 def adopted(submission: Submission, queued: Sequence[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from sdwn.files import RunPaths
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import Job
-from sdwn.jobs.journal import Submission, adopted, last_jobs, read_journal
+from sdwn.jobs.journal import Submission, adopted, cancelled_jobs, last_jobs, read_journal
 from sdwn.jobs.scheduler import NO_ANSWER, UNKNOWN, JobState
 from sdwn.planning.dealt import Dealt
 
@@ -75,6 +75,11 @@ def unfinished(paths: RunPaths, plan: Dealt, live: Live | None = None) -> list[i
 
 
 def failed(paths: RunPaths, plan: Dealt) -> list[int]:
-    """List the shards that were submitted, whose jobs have ended, and that are not finished."""
-    submitted = last_jobs(read_journal(paths))
-    return [index for index in unfinished(paths, plan) if index in submitted]
+    """List the shards whose jobs have ended without them, and were not cancelled."""
+    submissions = read_journal(paths)
+    submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
+    return [
+        index
+        for index in unfinished(paths, plan)
+        if index in submitted and submitted[index] not in cancelled
+    ]

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,10 +237,10 @@ def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
     return overridden(taken[-1].profile, overrides, source="the last submission's profile")
 
 
-def follow(paths: RunPaths, watch: Watch) -> None:
-    """Wait until no job of the run is left, telling ``watch`` at every look."""
+def follow(paths: RunPaths, watch: Watch, only: Collection[Job] | None = None) -> None:
+    """Wait until none of these jobs, or no job of the run, is left; ``watch`` sees every look."""
     looks = Looks()
-    while live := live_jobs(paths):
+    while live := {j: s for j, s in live_jobs(paths).items() if only is None or j in only}:
         watch(live)
         looks.wait()
     watch({})
@@ -276,7 +276,7 @@ def complete(
 ) -> list[Job]:
     """Submit and follow until every shard is finished, trying what failed again.
 
-    The queue is fed as it empties.
+    The queue is fed as it empties. What is still in it once nothing is missing is told.
 
     Raises:
         SdwnError: shards are still missing; the last line of a log says why.
@@ -288,7 +288,7 @@ def complete(
         onlooker.watch(live)
         waves.balance(live)
         todo = [index for index in unfinished(paths, plan, live) if tries[index] <= retries]
-        if not todo and not live:
+        if not missing(paths, plan) or not (todo or live):
             break
         if cancellations(paths) > cancelled:
             raise SdwnError(
@@ -306,6 +306,12 @@ def complete(
         looks.wait()
     left = missing(paths, plan)
     if not left:
+        waiting = (job for job, state in live.items() if state.state == scheduler.PENDING)
+        if idle := [job.id for job in waiting if job.indices]:
+            onlooker.tell(
+                f"every shard is finished; {len(idle)} tasks still wait in the queue with nothing "
+                f"left to do ({idle[0]} first); end them with: {command('cancel', paths.root)}"
+            )
         return jobs
     raise SdwnError(
         f"{len(left)} of {len(plan.own_shards)} shards failed; shard {left[0]}: "
@@ -386,8 +392,10 @@ def shares(arrays: Mapping[str, int], at_once: int) -> dict[str, int]:
     return found
 
 
-def cancel(paths: RunPaths, tell: Tell = quietly) -> list[Job]:
-    """End all live jobs of a run and wait for their end; what they have finished stays.
+def cancel(paths: RunPaths, tell: Tell = quietly) -> dict[Job, JobState]:
+    """End all live jobs of a run, wait for their end, and say how they stood before.
+
+    What they have finished stays.
 
     Raises:
         SdwnError: the scheduler does not answer.
@@ -397,15 +405,15 @@ def cancel(paths: RunPaths, tell: Tell = quietly) -> list[Job]:
         raise SdwnError("SLURM does not answer; run the same command again when it does")
     if found:
         # First, so that a command that follows the run does not submit it again.
-        journal.note_cancelled(paths)
+        journal.note_cancelled(paths, [job.id for _, live in found for job in live])
     for submission, live in found:
         scheduler.cancel(submission.executor, paths.jobs, [job.id for job in live])
-    jobs = [job for _, live in found for job in live]
+    jobs = {job: state for _, live in found for job, state in live.items()}
     _await_end(paths, jobs, tell)
     return jobs
 
 
-def _await_end(paths: RunPaths, jobs: Sequence[Job], tell: Tell) -> None:
+def _await_end(paths: RunPaths, jobs: Collection[Job], tell: Tell) -> None:
     """Wait until cancelled jobs are gone: SLURM gives a task some time to end by itself."""
     began, told = time.monotonic(), False
     while left := [job.id for job in live_jobs(paths) if job in jobs]:

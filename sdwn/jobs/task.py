@@ -10,7 +10,7 @@ from typing import Any
 
 from sdwn import checkout
 from sdwn.errors import SdwnError
-from sdwn.files import CHANGED, RunPaths, read_json, write_text
+from sdwn.files import CHANGED, RunPaths, now, read_json, write_text
 from sdwn.jobs.processes import Process, see_one_device, this_process, together
 from sdwn.models.weights import switch_hub_off
 
@@ -51,6 +51,9 @@ class ArrayTask:
         see_one_device(process)
         if RunPaths(Path(self.path)).lock.exists():
             switch_hub_off()
+        if process.start and process.rank == 0:
+            note = RunPaths(Path(self.path)).note(process.job, 0, f".r{process.start}.started.txt")
+            write_text(note, now() + "\n")
         with together(process):
             self._require_same_plan()
             self._tell_other_code(process)

@@ -12,9 +12,9 @@ from sdwn import checkout
 from sdwn.errors import SdwnError, UsageError
 from sdwn.files import ReleasePaths, RunPaths
 from sdwn.jobs.cluster import Job, Tell
-from sdwn.jobs.joblogs import job_logs, reason
-from sdwn.jobs.journal import Submission, read_journal
-from sdwn.jobs.live import Live, live_each, unreachable
+from sdwn.jobs.joblogs import job_logs, reason, succeeded
+from sdwn.jobs.journal import Submission, cancelled_jobs, read_journal
+from sdwn.jobs.live import Live, live_each, live_of, missing, unreachable
 from sdwn.jobs.profiles import ClusterProfile, LaterStage, stage_profile
 from sdwn.jobs.scheduler import PENDING, cancel
 from sdwn.jobs.submission import submit_array
@@ -24,9 +24,7 @@ from sdwn.planning.plan import Plan, read_plan
 
 log = logging.getLogger(__name__)
 
-DONE = "done"
-# How submitit ends the log of a job that raised nothing.
-SUCCESS = ("completed successfully", "after successful completion")
+DONE, FAILED = "done", "failed: "
 
 STAGES: tuple[LaterStage, ...] = get_args(LaterStage)
 # With what follows a release's judging.
@@ -90,7 +88,7 @@ def submit_chain(
     Raises:
         SdwnError: SLURM takes no more jobs, or does not answer.
     """
-    before = _live_before(paths, tell)
+    before = _live_before(paths, plan, tell)
     jobs: dict[str, Job] = {}
     for stage in stages:
         site = _behind(stage_profile(profile, stage), before, "afterok" if jobs else "afterany")
@@ -107,7 +105,7 @@ def submit_conclusion(paths: RunPaths, judging: Dealt, profile: ClusterProfile, 
     Raises:
         SdwnError: SLURM takes no more jobs, or does not answer.
     """
-    site = _behind(profile, _live_before(paths, tell), "afterany")
+    site = _behind(profile, _live_before(paths, judging, tell), "afterany")
     return _submit_later(paths, judging, "conclude", site, tell)
 
 
@@ -127,9 +125,13 @@ def _behind(profile: ClusterProfile, arrays: Sequence[str], kind: str) -> Cluste
     return profile.model_copy(update={"sbatch": {**profile.sbatch, **options}})
 
 
-def _live_before(paths: RunPaths, tell: Tell) -> list[str]:
-    """Name the arrays and jobs to wait for; stages that wait themselves are taken back."""
+def _live_before(paths: RunPaths, plan: Dealt, tell: Tell) -> list[str]:
+    """Name the arrays and jobs to wait for; stages that wait themselves are taken back.
+
+    Jobs that have nothing left to do are not waited for, as they may be held.
+    """
     before: list[str] = []
+    left = set(missing(paths, plan))
     for submission, jobs in live_each(paths, read_journal(paths)):
         if not jobs or submission.executor == "local":
             continue
@@ -139,38 +141,78 @@ def _live_before(paths: RunPaths, tell: Tell) -> list[str]:
         if submission.stage in LATER and state.state == PENDING:
             tell(f"{submission.stage}, which waited as job {job.id}, is queued anew")
             cancel("slurm", paths.jobs, [job.id])
-        else:
+        elif submission.stage in LATER or any(left.intersection(job.indices) for job in jobs):
             before.append(job.id.partition("_")[0])
     return before
 
 
 def waiting(paths: RunPaths) -> dict[str, Job]:
     """Name the later stages that wait in the queue, behind arrays of earlier submissions."""
-    submissions = read_journal(paths)
-    if all(submission.stage not in STAGES for submission in submissions):
-        return {}
-    return {
-        submission.stage: job
-        for submission, jobs in live_each(paths, submissions)
-        for job, state in jobs.items()
-        if submission.stage in STAGES and state.state == PENDING
-    }
+    stages = last_stages(submissions := read_journal(paths))
+    live = live_of(paths, submissions) if stages else {}
+    return {stage: job for stage, job in stages.items() if is_waiting(job, live)}
 
 
 def states(paths: RunPaths, submissions: Sequence[Submission], live: Live) -> dict[str, str]:
     """Say of each later stage that was submitted how it stands."""
-    last = {one.stage: one for one in submissions if one.stage in LATER and one.jobs}
-    return {stage: _state(paths, last[stage].jobs[0], live) for stage in LATER if stage in last}
+    cancelled = cancelled_jobs(submissions)
+    return {
+        stage: _state(paths, stage, job, live, job in cancelled)
+        for stage, job in last_stages(submissions).items()
+    }
 
 
-def _state(paths: RunPaths, job: Job, live: Live) -> str:
+def last_stages(submissions: Sequence[Submission]) -> dict[str, Job]:
+    """Return the last job of each later stage that was submitted."""
+    last = {one.stage: one.jobs[0] for one in submissions if one.stage in LATER and one.jobs}
+    return {stage: last[stage] for stage in LATER if stage in last}
+
+
+def unfinished_stages(paths: RunPaths, anew: bool) -> tuple[LaterStage, ...]:
+    """List the later stages that were submitted and ended without success.
+
+    With ``anew``, shards are submitted again: stages that wait now would start too early, and
+    belong to them.
+    """
+    submissions = read_journal(paths)
+    live, stages = live_of(paths, submissions), last_stages(submissions)
+    found = states(paths, submissions, live)
+    failed = {stage for stage, job in stages.items() if job not in live and found[stage] != DONE}
+    if failed or anew:
+        failed |= {stage for stage, job in stages.items() if is_waiting(job, live)}
+    return tuple(stage for stage in STAGES if stage in failed)
+
+
+def failed_stages(paths: RunPaths) -> dict[str, Job]:
+    """Return the last job of each later stage that failed."""
+    submissions = read_journal(paths)
+    found = states(paths, submissions, live_of(paths, submissions))
+    stages = last_stages(submissions)
+    return {stage: job for stage, job in stages.items() if found[stage].startswith(FAILED)}
+
+
+def is_waiting(job: Job, live: Live) -> bool:
+    """Tell whether a job waits in the queue."""
+    return job in live and live[job].state == PENDING
+
+
+def _state(paths: RunPaths, stage: str, job: Job, live: Live, cancelled: bool) -> str:
     if job in live:
         state = live[job]
         return f"{state.state.lower()} {f'({state.reason}) ' * bool(state.reason)}as job {job.id}"
+    if cancelled:
+        return f"cancelled as job {job.id}"
     if not job_logs(paths, job):
         return f"never started: job {job.id} was cancelled, or the stage before it failed"
     said = reason(paths, job)
-    return DONE if any(words in said for words in SUCCESS) else f"failed: {said}"
+    return DONE if succeeded(said) or _merged_since(paths, stage, job) else FAILED + said
+
+
+def _merged_since(paths: RunPaths, stage: str, job: Job) -> bool:
+    """Tell whether somebody merged the run by hand after the job had failed."""
+    manifest = ReleasePaths(paths.release).manifest
+    ended = max(log.stat().st_mtime for log in job_logs(paths, job))
+    return stage == "merge" and manifest.exists() and manifest.stat().st_mtime > ended
 
 
 def require_done(paths: RunPaths, stages: Sequence[LaterStage]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -10,19 +12,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from sdwn.errors import IntegrityError
-from sdwn.files import CHANGED, LOWERED, TASK_NAME, RunPaths
+from sdwn.estimating.estimates import stored_bytes
+from sdwn.files import CHANGED, LOWERED, RESTART_NAME, TASK_NAME, RunPaths
 from sdwn.jobs.joblogs import failure
-from sdwn.jobs.journal import last_jobs, read_journal
+from sdwn.jobs.journal import cancelled_jobs, last_jobs, read_journal
 from sdwn.jobs.live import Live, live_of
 from sdwn.jobs.records import TaskRecord, read_record
 from sdwn.jobs.scheduler import PENDING, UNKNOWN
+from sdwn.jobs.stuck import cannot_start
 from sdwn.planning.dealt import Dealt
-from sdwn.planning.plan import Shard
+from sdwn.planning.plan import Plan, Shard
 from sdwn.runs import chain
 
 RATE_WINDOW_S = 600
 FAILURES_SHOWN = 5
+# How a full disk or quota is told, by Python, HDF5 and sdwn itself.
+NO_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "no space or quota left")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +50,10 @@ class RunStatus:
     """Counts of a run, or of its slice.
 
     A shard is done, or its live job runs, is pending, or cannot be asked for (``unknown``), or
-    it failed (its jobs have ended without it), or was never submitted (``missing``).
-    ``pending_reasons`` counts live jobs by SLURM's reason why they wait.
+    it failed (its jobs have ended without it), or was cancelled, or was never submitted
+    (``missing``). ``jobs_live`` counts the jobs that wait or run, later stages included,
+    ``pending_reasons`` those that wait by SLURM's reason; ``cannot_start`` says which of them
+    wait in vain, and what to do.
     ``images_per_second`` is over the last ten minutes at most, 0 when nothing runs;
     ``seconds_left`` follows from it, ``gpus`` from what running tasks say of themselves.
     ``restarts`` counts requeues of tasks that had begun, ``lowered`` names tasks that ran out of
@@ -60,8 +70,11 @@ class RunStatus:
     shards_unknown: int
     shards_failed: int
     shards_missing: int
+    shards_cancelled: int
+    jobs_live: int
     restarts: int
     pending_reasons: dict[str, int]
+    cannot_start: list[str]
     images_per_second: float
     seconds_left: float | None
     gpus: dict[str, GpuStatus]
@@ -69,11 +82,6 @@ class RunStatus:
     lowered: list[str]
     changed_code: list[str]
     then: dict[str, str]
-
-    @property
-    def shards_live(self) -> int:
-        """How many shards may still be made without another submission."""
-        return self.shards_running + self.shards_pending + self.shards_unknown
 
     def as_dict(self) -> dict[str, Any]:
         """Turn the counts into plain data."""
@@ -96,7 +104,9 @@ def run_status(paths: RunPaths, plan: Dealt) -> RunStatus:
         if index not in done
     }
     submitted = last_jobs(submissions)
-    failed = [index for index in sorted(submitted) if index not in done and index not in states]
+    ended = [index for index in sorted(submitted) if index not in done and index not in states]
+    cancelled = cancelled_jobs(submissions)
+    failed = [index for index in ended if submitted[index] not in cancelled]
     pending = sum(state == PENDING for state in states.values())
     unknown = sum(state == UNKNOWN for state in states.values())
     running = len(states) - pending - unknown
@@ -112,17 +122,40 @@ def run_status(paths: RunPaths, plan: Dealt) -> RunStatus:
         shards_pending=pending,
         shards_unknown=unknown,
         shards_failed=len(failed),
-        shards_missing=own - len(done) - len(states) - len(failed),
-        restarts=restarts(names, live),
+        shards_missing=own - len(done) - len(states) - len(ended),
+        shards_cancelled=len(ended) - len(failed),
+        jobs_live=len(live),
+        restarts=restarts(names),
         pending_reasons=dict(Counter(s.reason for s in live.values() if s.state == PENDING)),
+        cannot_start=list(cannot_start(live).values()),
         images_per_second=rate,
         seconds_left=(total - files.images) / rate if rate else None,
         gpus=by_gpu(running_records(paths, names, live)),
-        failures=[f"shard {index}: {failure(paths, index)}" for index in failed[:FAILURES_SHOWN]],
+        failures=_failures(paths, plan, failed),
         lowered=_notes(paths, names, LOWERED),
         changed_code=_notes(paths, names, CHANGED),
         then=chain.states(paths, submissions, live),
     )
+
+
+def _failures(paths: RunPaths, plan: Dealt, failed: list[int]) -> list[str]:
+    """Say of a few shards why they failed."""
+    said = [f"shard {index}: {failure(paths, index)}" for index in failed[:FAILURES_SHOWN]]
+    if said and (short := shortage(paths, plan, said[0])):
+        said.append(short)
+    return said
+
+
+def shortage(paths: RunPaths, plan: Dealt, said: str) -> str | None:
+    """Compare the space that is free with what a run still needs, if space is why it failed."""
+    if not isinstance(plan, Plan) or not any(words in said for words in NO_SPACE):
+        return None
+    needed, _ = stored_bytes(paths, plan, plan.own_images - images_done(paths, plan))
+    free = shutil.disk_usage(paths.root).free
+    text = f"the rest of the run needs about {decimal(needed)}, {decimal(free)} are free"
+    if needed > free:
+        return f"{text}: {decimal(needed - free)} are missing"
+    return f"{text}: space was freed since, or your quota is used up"
 
 
 def images_done(paths: RunPaths, plan: Dealt) -> int:
@@ -194,11 +227,14 @@ def _mtime(path: Path) -> float:
         return 0.0  # joined and removed just now
 
 
-def restarts(names: set[str], live: Live) -> int:
-    """Count requeues: from the names of what each start wrote, or of live jobs by the queue."""
-    known: dict[str, int] = {job.id: state.restarts for job, state in live.items()}
-    for match in filter(None, map(TASK_NAME.fullmatch, names)):
-        known[match["job"]] = max(known.get(match["job"], 0), int(match["start"] or 0))
+def restarts(names: set[str]) -> int:
+    """Count requeues of tasks that started again, from what each start left.
+
+    What the queue says is forgotten when a job ends, and the count would fall.
+    """
+    known: dict[str, int] = {}
+    for match in filter(None, map(RESTART_NAME.fullmatch, names)):
+        known[match["job"]] = max(known.get(match["job"], 0), int(match["start"]))
     return sum(known.values())
 
 

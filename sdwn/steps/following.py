@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sdwn import terminal
-from sdwn.errors import command
+from sdwn.errors import SdwnError, command
 
 if TYPE_CHECKING:
     from sdwn.files import RunPaths
@@ -16,19 +16,36 @@ if TYPE_CHECKING:
     from sdwn.planning.dealt import Dealt
 
 
-def silence_told() -> Watch:
-    """Give a watch that says once when the controller does not answer."""
+def told_to_user() -> Watch:
+    """Return a watch that says once when the controller is silent, and what waits in vain."""
     from sdwn.jobs.live import unreachable
+    from sdwn.jobs.stuck import cannot_start
 
-    silent = False
+    silent, told = False, set[str]()
 
     def watch(live: dict[Job, JobState]) -> None:
-        nonlocal silent
+        nonlocal silent, told
         if unreachable(live) and not silent:
             terminal.say("the SLURM controller does not answer; waiting for it")
         silent = unreachable(live)
+        stuck = {} if silent else cannot_start(live)
+        for reason in stuck.keys() - told:
+            terminal.say(stuck[reason])
+        told = set(stuck)
 
     return watch
+
+
+def goes_on(paths: RunPaths) -> str | None:
+    """Say that a run's jobs go on without this command, if there are any."""
+    from sdwn.jobs.live import live_jobs
+
+    if not live_jobs(paths):
+        return None
+    return (
+        f"the tasks go on without you; see: {command('status', paths.root)}; "
+        f"end them with: {command('cancel', paths.root)}"
+    )
 
 
 def complete_run(
@@ -43,26 +60,26 @@ def complete_run(
     ``again`` is the command that goes on under the same profile, for whoever leaves.
     """
     from sdwn.jobs.submission import Onlooker, complete
-    from sdwn.runs.status import images_done
+    from sdwn.runs.status import images_done, shortage
 
     start = images_done(paths, made)
-    seen, tell_silence = start, silence_told()
+    seen, tell = start, told_to_user()
 
     def watch(live: dict[Job, JobState]) -> None:
         nonlocal seen
         done = images_done(paths, made)
         advance(done - seen)
         seen = done
-        tell_silence(live)
+        tell(live)
 
     try:
         with terminal.progress(made.stage, made.own_images, "images", start) as advance:
             return complete(paths, made, chosen, retries, Onlooker(watch, terminal.say, again))
+    except SdwnError as error:
+        if short := shortage(paths, made, str(error)):
+            raise SdwnError(f"{error}; {short}") from error
+        raise
     except KeyboardInterrupt:
-        if not paths.submissions.exists():
-            raise  # nothing was submitted yet
-        terminal.say(
-            f"the tasks go on without you; see: {command('status', paths.root)}; follow them "
-            f"again with: {again}; end them with: {command('cancel', paths.root)}"
-        )
+        if live := goes_on(paths):
+            terminal.say(f"{live}; follow them again with: {again}")
         raise

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sdwn import terminal, texts
 from sdwn.errors import command
-from sdwn.steps.following import complete_run, silence_told
+from sdwn.steps.following import complete_run, goes_on, told_to_user
 
 if TYPE_CHECKING:
     from sdwn.files import RunPaths
@@ -20,7 +20,7 @@ class SubmitOptions:
     """Whether to follow the tasks, how often to try again meanwhile, and what comes after.
 
     ``force``: whatever the doctor says. ``again`` is the command that goes on with all of it;
-    empty: ``retry`` with the same options.
+    empty: ``retry`` with the same options. ``resume``: later stages that failed come after, too.
     """
 
     wait: bool = False
@@ -28,12 +28,15 @@ class SubmitOptions:
     then: tuple[LaterStage, ...] = ()
     force: bool = False
     again: str = ""
+    resume: bool = False
 
 
-def submit_options(wait: bool, retries: int, then: str | None, force: bool) -> SubmitOptions:
+def submit_options(
+    wait: bool, retries: int, then: str | None, force: bool, resume: bool = False
+) -> SubmitOptions:
     """Read the options that ``submit`` and ``retry`` share."""
     if then is None:
-        return SubmitOptions(wait, retries, (), force)
+        return SubmitOptions(wait, retries, (), force, resume=resume)
     from sdwn.runs.chain import parse_stages
 
     return SubmitOptions(wait, retries, parse_stages(then), force)
@@ -74,9 +77,11 @@ def submit_run(
     from sdwn.models.lock import ensure
     from sdwn.runs import chain
 
+    todo = unfinished_shards(paths, made)
+    if options.resume:
+        options = replace(options, then=_stages_to_resume(paths, chosen, bool(todo), options.wait))
     if options.then:
         chain.require_possible(paths, made, options.then, chosen, options.wait)
-    todo = unfinished_shards(paths, made)
     if todo:
         ensure(paths, made)
     if todo and not options.force:
@@ -107,6 +112,22 @@ def submit_run(
     if remaining and options.then:
         terminal.say(f"{', '.join(options.then)} would start too early and is not submitted")
     return found
+
+
+def _stages_to_resume(
+    paths: RunPaths, chosen: ClusterProfile, anew: bool, wait: bool
+) -> tuple[LaterStage, ...]:
+    """List the later stages to submit again; say so, or what is needed for it."""
+    from sdwn.runs.chain import unfinished_stages
+
+    stages = unfinished_stages(paths, anew)
+    if stages and chosen.executor == "local" and not wait:
+        names = ", ".join(stages)
+        terminal.say(f"{names} did not succeed; go on with: sdwn retry {paths.root} --wait")
+        return ()
+    if stages:
+        terminal.say(f"behind the shards, again: {', '.join(stages)}")
+    return stages
 
 
 def require_sound(paths: RunPaths, made: Plan, chosen: ClusterProfile) -> None:
@@ -158,15 +179,14 @@ def _chained(
                 with alone(paths, terminal.say):
                     jobs |= chain.submit_chain(paths, made, part, chosen, terminal.say)
                 if options.wait:
-                    follow(paths, silence_told())
+                    follow(paths, told_to_user(), set(jobs.values()))
                     chain.require_done(paths, part)
     except QueueFullError as error:
         terminal.say(f"{error}; queue what comes after later, with: {_again(paths, options)}")
     except KeyboardInterrupt:
-        terminal.say(
-            f"what was queued goes on without you; see: {command('status', paths.root)}; queue "
-            f"the rest with: {_again(paths, options)}"
-        )
+        live = goes_on(paths)
+        rest = f"queue the rest with: {_again(paths, options)}"
+        terminal.say(f"{live}; {rest}" if live else rest)
         raise
     return {stage: job.id for stage, job in jobs.items()}
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdwn import terminal, texts
-from sdwn.errors import command
-from sdwn.steps.following import silence_told
+from sdwn.steps.following import goes_on, told_to_user
 
 if TYPE_CHECKING:
     from sdwn.config import RunConfig
@@ -22,17 +21,22 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def trial(what: str) -> Iterator[tuple[Callable[[Path], None], Watch]]:
-    """Show that short jobs are at work, and tell how to end them when nobody waits any more."""
+def trial(what: str, again: str = "") -> Iterator[tuple[Callable[[Path], None], Watch]]:
+    """Show that short jobs are at work; on Ctrl-C say how to end them, or take them up again."""
+    from sdwn.files import RunPaths
+
     folders: list[Path] = []
     try:
         with terminal.working(what):
-            yield folders.append, silence_told()
+            yield folders.append, told_to_user()
     except KeyboardInterrupt:
         for folder in folders:
-            end = command("cancel", folder)
-            terminal.say(f"the job goes on without you; end it with: {end}")
+            if live := goes_on(RunPaths(folder)):
+                terminal.say(live + again)
         raise
+
+
+AGAIN = "; take it up again with the same command"
 
 
 def tune_elsewhere(
@@ -44,7 +48,7 @@ def tune_elsewhere(
 
     require_fit(settings, chosen)
     wanted = [kind.strip() for kind in kinds if kind.strip()]
-    with trial("measuring") as (told, watch):
+    with trial("measuring", AGAIN) as (told, watch):
         return tune_elsewhere(settings, chosen, wanted, told, watch)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from sdwn.config import RunConfig
@@ -22,10 +23,11 @@ from sdwn.estimating.known_speeds import DeviceSpeed
 from sdwn.files import RunPaths, cache_folder, read_json, write_text
 from sdwn.jobs.cluster import cut
 from sdwn.jobs.joblogs import failure, job_logs
+from sdwn.jobs.journal import cancelled_jobs, last_jobs, read_journal
 from sdwn.jobs.live import live_jobs
 from sdwn.jobs.profiles import ClusterProfile, minutes
 from sdwn.jobs.records import read_record
-from sdwn.jobs.submission import Watch, follow, submit_tasks
+from sdwn.jobs.submission import Watch, follow, recover, submit_tasks
 from sdwn.jobs.task import ArrayTask
 from sdwn.models import lock
 from sdwn.planning.plan import Plan, write_plan
@@ -46,28 +48,54 @@ def tune_elsewhere(
 ) -> list[GpuProfile]:
     """Measure by a short job on each kind of GPU, or where the profile's tasks run.
 
-    ``told`` is given the folder of the jobs once they are submitted.
+    A tuning that was left before its answers were taken is taken up again. ``told`` is given the
+    folder of the jobs.
 
     Raises:
         SdwnError: a job failed; what the others measured is kept.
     """
-    moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
-    paths = RunPaths(cache_folder() / "tuning" / moment)
     targets = [profile.on_gpu(kind) for kind in kinds] or [profile]
-    write_text(paths.root / "config.json", config.model_dump_json(indent=2) + "\n")
-    for index, target in enumerate(targets):
-        submit_tasks(paths, [ArrayTask("tune", str(paths.root.absolute()), (index,))], target)
+    settings = config.model_dump(mode="json")
+    question = {"config": settings, "profiles": list(map(_profile_fields, targets))}
+    folder = cache_folder() / "tuning"
+    moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
+    left = (paths for paths in map(RunPaths, sorted(folder.glob("*"))) if _asked(paths, question))
+    paths = next(left, RunPaths(folder / moment))
+    write_text(paths.root / "config.json", json.dumps(settings, indent=2) + "\n")
+    write_text(paths.question, json.dumps(question) + "\n")
     told(paths.root)
+    _submit_missing(paths, "tune", targets)
     follow(paths, watch)
-    return [_profile(paths, index) for index in range(len(targets))]
+    paths.question.unlink(missing_ok=True)
+    answered = [answer(paths.root, index).exists() for index in range(len(targets))]
+    # A job may have had a cache of its own.
+    found = [
+        gpus.store(gpus.read_profile(answer(paths.root, index)))
+        for index, there in enumerate(answered)
+        if there
+    ]
+    if not all(answered):
+        raise SdwnError(f"tuning failed: {failure(paths, answered.index(False))}")
+    return found
 
 
-def _profile(paths: RunPaths, index: int) -> GpuProfile:
-    path = answer(paths.root, index)
-    if not path.exists():
-        raise SdwnError(f"tuning failed: {failure(paths, index)}")
-    # The job may have had a cache of its own.
-    return gpus.store(gpus.read_profile(path))
+def _profile_fields(profile: ClusterProfile) -> dict[str, Any]:
+    return profile.model_dump(mode="json", exclude_defaults=True)
+
+
+def _asked(trial: RunPaths, question: dict[str, Any]) -> bool:
+    """Tell whether a trial was left with this question, its answer not taken."""
+    return trial.question.exists() and read_json(trial.question) == question
+
+
+def _submit_missing(trial: RunPaths, stage: str, profiles: Sequence[ClusterProfile]) -> None:
+    """Submit a task under each profile; not those that were submitted before, and not cancelled."""
+    recover(trial)
+    submissions = read_journal(trial)
+    submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
+    for index, profile in enumerate(profiles):
+        if index not in submitted or submitted[index] in cancelled:
+            submit_tasks(trial, [ArrayTask(stage, str(trial.root.absolute()), (index,))], profile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +136,25 @@ def run_pilot(
 ) -> Answers:
     """Submit a run's pilot as any task is submitted, follow it, and read its answers.
 
-    ``told`` is given the folder of the job once it is submitted.
+    A pilot under the same profile that was left before its answers were read is taken up again.
+    ``told`` is given the folder of the job.
 
     Raises:
-        SdwnError: it failed, or an earlier one still runs.
+        SdwnError: it failed, or one under another profile still runs.
     """
     pilot, small = run.pilot, pilot_plan(plan)
     lock.ensure(run, plan)
-    _clear(pilot, "pilot")
-    write_plan(small, pilot)
-    lock.carry(run, pilot)
-    submit_tasks(pilot, [ArrayTask("pilot", str(pilot.root.absolute()), (0,))], profile)
+    weights = read_json(run.lock) if run.lock.exists() else None
+    question = {"plan": small.digest, "lock": weights, "profile": _profile_fields(profile)}
+    if not _asked(pilot, question):
+        _clear(pilot, "pilot")
+        write_plan(small, pilot)
+        lock.carry(run, pilot)
+        write_text(pilot.question, json.dumps(question) + "\n")
     told(pilot.root)
+    _submit_missing(pilot, "pilot", [profile])
     follow(pilot, watch)
+    pilot.question.unlink(missing_ok=True)
     if not pilot.speed.exists():
         raise SdwnError(f"the pilot failed: {failure(pilot, 0)}")
     draw_contact_sheet(pilot, small)
