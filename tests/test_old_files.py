@@ -1,0 +1,122 @@
+"""Files of version 0.1.0, as its commands wrote them into tests/files: each must stay readable."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from sdwn.config import EvaluationConfig, load_config
+from sdwn.devices import gpus
+from sdwn.evaluation.evaluating import evaluate
+from sdwn.evaluation.record import read_evaluation
+from sdwn.files import ReleasePaths, RunPaths, read_json
+from sdwn.generation.generate import generate
+from sdwn.jobs.journal import cancellations, read_journal
+from sdwn.jobs.records import read_record
+from sdwn.jobs.task import ArrayTask
+from sdwn.judging.predictions import read_predictions
+from sdwn.models.lock import read_lock
+from sdwn.planning.plan import make_plan, read_plan
+from sdwn.releases.merge import merge
+from sdwn.releases.release import Release
+from sdwn.runs.verify import verify
+from sdwn.shipped import find
+from sdwn.synsets.catalog import read_catalog
+from sdwn.synsets.wordnet import WordNet
+
+from conftest import REPOSITORY, Sdwn
+
+FILES = REPOSITORY / "tests/files"
+NAME = "efficientnet-lite0"
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """The files, where they may be written to."""
+    return Path(shutil.copytree(FILES, tmp_path / "old"))
+
+
+@pytest.mark.parametrize(
+    ("config", "digest"),
+    [
+        ("paper", "c3cccf6e8d7719772669cc2833e3186b4b950993511f7918bbbed5386d788c3d"),
+        ("demo", "01292e796795938455c093eb996f801d20ebfe968aceae59afdda0b20fd42ad5"),
+        ("rehearsal", "12c2213caf79414ca8070c2a6e307fe5fab3d27e3e18d8ff36f430033edf714f"),
+    ],
+)
+def test_the_plans_of_the_shipped_configs_stay_the_same(
+    config: str, digest: str, wordnet: WordNet
+) -> None:
+    settings = load_config(find("config", config))
+    assert make_plan(settings, read_catalog(settings.catalog, wordnet)).digest == digest
+
+
+def test_a_stopped_run_is_finished_with_the_same_images(old: Path) -> None:
+    paths = RunPaths(old / "stopped")
+    assert paths.done_shards() == {0}
+    assert paths.piece_ranges(1) == [(0, 2)]
+    before = read_record(paths.task("none", 0))
+    assert (before.done, before.total) == (6, 10)
+    generate(paths.root, [0, 1, 2])
+    made = merge([paths], ReleasePaths(paths.release))
+    whole = Release(old / "release")
+    columns = ["wnid", "number", "seed", "prompt", "sha256"]
+    assert made.metadata.select(columns).equals(whole.metadata.select(columns))
+    attempts = made.metadata["attempt"].to_pylist()
+    assert attempts[:6] == [1] * 6
+
+
+def test_a_journal_is_read(old: Path) -> None:
+    paths = RunPaths(old / "stopped")
+    made, refused, unknown = read_journal(paths)
+    assert (made.executor, made.stage, made.ids) == ("slurm", "generate", ("71_0", "71_1", "71_2"))
+    assert made.plan == read_plan(paths).digest
+    assert (made.site.account, made.site.gpu_kind) == ("lab", "a100")
+    assert refused.refused == "sbatch: error: QOSMaxSubmitJobPerUserLimit"
+    assert unknown.stage == "merge"
+    assert unknown.unsettled
+    assert cancellations(paths) == 1
+
+
+def test_a_task_that_waits_since_then_still_starts(old: Path) -> None:
+    # submitit pickles it; a requeue after an upgrade loads it again.
+    delayed = pickle.loads((old / "task.pkl").read_bytes())
+    assert delayed.function == ArrayTask("generate", "/data/run", (1, 2), "0" * 64, "0.1.0")
+
+
+def test_a_release_and_its_evaluation_are_read(old: Path, sdwn: Sdwn) -> None:
+    root = old / "release"
+    assert verify(root) == []
+    release = Release(root)
+    assert release.image(0).size == (16, 8)
+    assert release.provenance(0)["session"]["host"] == "node1"
+    paths = release.paths.evaluation(NAME)
+    assert read_evaluation(paths)["figures"]
+    assert len(read_predictions(paths.predictions).table) == 4
+    sdwn("report", root)
+    assert paths.report.exists()
+
+
+def test_an_import_whose_classification_was_stopped_is_evaluated(old: Path) -> None:
+    release = Release(old / "imported")
+    assert release.manifest.origin == "import"
+    work = release.paths.evaluation(NAME).work
+    shard = work.shard(0).read_bytes()
+    evaluate(release, EvaluationConfig(model=NAME))
+    paths = release.paths.evaluation(NAME)
+    before = old / "shard.parquet"
+    before.write_bytes(shard)
+    assert read_predictions(before).table.equals(read_predictions(paths.predictions).table)
+    assert verify(release.paths.root) == []
+
+
+def test_a_lock_and_a_gpu_profile_are_read(old: Path, cache: Path) -> None:
+    paths = RunPaths(old / "locked")
+    lock = read_lock(paths, read_plan(paths).config.model)
+    assert lock is not None
+    assert (lock.source, lock.revision) == ("builtin", "f8295922c59da4df")
+    profile = gpus.read_profile(old / "gpu-profile.json")
+    assert (profile.workload.model, profile.tuning.batch_size) == ("builtin:tiny", 32)
+    assert read_json(old / "comparison/comparison.json")["format_version"] == 1
