@@ -28,6 +28,8 @@ PAPER_CATALOG = "sdwn-26204"
 BUILTIN = "builtin:"
 BUILTIN_MODELS = ("builtin:tiny", "builtin:miniature", "builtin:noise")
 
+# Unquoted, YAML reads {lemma} as a mapping.
+_QUOTES = '; text that begins with { needs quotes in YAML, as in prompt: "{lemma}, {definition}"'
 PROMPT_FIELDS = ("definition", "lemma", "lemmas", "synset")
 
 
@@ -214,6 +216,11 @@ class RunConfig(Section):
         return template
 
 
+def has_field(template: str) -> bool:
+    """Tell whether a prompt template has a field, so that prompts differ."""
+    return any(name is not None for _, name, _, _ in string.Formatter().parse(template))
+
+
 def _parse(text: str) -> Any:
     # Here, for what only reads a release needs none.
     from ruamel.yaml import YAML
@@ -227,7 +234,10 @@ def _parse(text: str) -> Any:
             raise UsageError("YAML aliases are not supported; write the value out")
         return yaml.load(text)
     except (YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"not valid YAML: {' '.join(str(error).split())[:300]}") from None
+        mark = getattr(error, "problem_mark", None)
+        line = text.splitlines()[mark.line : mark.line + 1] if mark else []
+        quotes = _QUOTES * ("{" in "".join(line) or "flow mapping" in str(error))
+        raise UsageError(f"not valid YAML: {' '.join(str(error).split())[:300]}{quotes}") from None
 
 
 def read_yaml(path: Path, what: str = "settings") -> dict[str, Any]:
@@ -320,6 +330,8 @@ def _first_mistake(kind: type[Section], error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     message = message.replace("a valid tuple", "a list, as [a, b]")
     message = message.replace("a valid dictionary", "a section of settings")
+    if first["type"] == "string_type" and isinstance(first["input"], dict):
+        return f"{where}: expected text, found a mapping{_QUOTES}{more}"
     found = "" if first["type"] == "value_error" else f", found {repr(first['input'])[:80]}"
     return f"{where or 'config'}: {message}{found}{more}"
 

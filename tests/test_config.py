@@ -106,3 +106,26 @@ def test_paths_in_a_config_start_at_its_folder(tmp_path: Path) -> None:
     for groups, expected in (("mine.yaml", str(tmp_path / "mine.yaml")), ("default", "default")):
         found = load(tmp_path, SMALL, f"evaluation.groups={groups}").evaluation.groups
         assert found == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "prompt: {gloss}",
+        "prompt: {lemma}, {definition}",
+        "prompt: {lemma} in the wild",
+        "prompt: {lemma",
+        'prompt: "{lemma}" {definition}',
+        "generation: {negative_prompt: {ugly}}",
+    ],
+)
+def test_braces_without_quotes_are_told_to_need_them(tmp_path: Path, line: str) -> None:
+    with pytest.raises(UsageError, match="needs quotes in YAML, as in prompt"):
+        load(tmp_path, f"{line}\n{SMALL}")
+
+
+def test_a_fault_without_braces_does_not_speak_of_quotes(tmp_path: Path) -> None:
+    for line in ("seed: [1", "seed: seven", "prompt: [a]"):
+        with pytest.raises(UsageError) as caught:
+            load(tmp_path, f"{SMALL}{line}")
+        assert "quotes" not in str(caught.value)

@@ -14,7 +14,7 @@ from sdwn.planning.plan import image_seed, make_plan, prompt, read_plan, summary
 from sdwn.synsets.catalog import Catalog, read_catalog
 from sdwn.synsets.wordnet import Synset, WordNet
 
-from conftest import PlanRun, noise_config
+from conftest import PlanRun, Sdwn, noise_config
 
 
 def synsets(count: int) -> tuple[Synset, ...]:
@@ -96,12 +96,78 @@ def test_the_classifier_is_no_part_of_the_digest(planned: PlanRun) -> None:
     assert plan.digest == other.digest
 
 
-def test_a_run_folder_keeps_its_plan(planned: PlanRun, wordnet: WordNet) -> None:
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": 7}, "belongs to another plan: seed: 0 here, 7 now; plan into a new folder"),
+        ({"generation": {"negative_prompt": "blurry"}}, 'prompt: not set here, "blurry" now;'),
+        (
+            {"catalog": {"roots": ["corgi.n.01"]}},
+            r'catalog\.roots: .* here, \["corgi.n.01"\] now; synsets: \d+ here, 2 now',
+        ),
+        (
+            {"seed": 7, "storage": {"codec": "png"}},
+            r'seed: .*; storage.codec: ".*" here, "png" now',
+        ),
+    ],
+)
+def test_a_run_folder_keeps_its_plan_and_names_what_differs(
+    planned: PlanRun, changes: dict[str, Any], told: str
+) -> None:
     paths, plan = planned()
     assert not write_plan(plan, paths), "the same plan again is no work"
-    with pytest.raises(UsageError, match="belongs to another plan"):
-        planned("run", seed=7)
+    before = paths.plan.read_bytes()
+    with pytest.raises(UsageError, match=told):
+        planned("run", **changes)
     assert read_plan(paths) == plan
+    assert paths.plan.read_bytes() == before
+
+
+def test_other_words_of_the_same_number_of_synsets_are_another_plan(planned: PlanRun) -> None:
+    paths, plan = planned()
+    row = dataclasses.replace(plan.synsets[0], definition="something else")
+    other = dataclasses.replace(plan, synsets=(row, *plan.synsets[1:]))
+    with pytest.raises(UsageError, match="its catalog gave other synsets, or other texts of them"):
+        write_plan(other, paths)
+
+
+def test_planning_again_takes_other_settings_of_the_evaluation_and_says_so(
+    sdwn: Sdwn, planned: PlanRun
+) -> None:
+    paths, plan = planned(evaluation={"model": "paper"})
+    config = {**noise_config().model_dump(mode="json"), "evaluation": {"model": "resnet50"}}
+    (sdwn.folder / "c.yaml").write_text(json.dumps(config))
+    told = " ".join(
+        sdwn("plan", "c.yaml", paths.root, "--set", "evaluation.images=all").stderr.split()
+    )
+    assert "planned already" in told
+    assert 'evaluation\'s settings are changed: model: "paper" before, "resnet50" now; ' in told
+    assert 'images: "imagenet" before, "all" now' in told
+    found = read_plan(paths)
+    assert (found.config.evaluation.model, found.config.evaluation.images) == ("resnet50", "all")
+    assert (found.digest, found.synsets) == (plan.digest, plan.synsets)
+    before = paths.plan.read_bytes()
+    told = sdwn("plan", "c.yaml", paths.root, "--set", "evaluation.images=all").stderr
+    assert "changed" not in told
+    assert paths.plan.read_bytes() == before
+
+
+def test_a_plan_without_a_newer_setting_of_the_evaluation_has_its_default(planned: PlanRun) -> None:
+    paths, plan = planned()
+    content = json.loads(paths.plan.read_text())
+    del content["evaluation"]["images"]
+    paths.plan.write_text(json.dumps(content))
+    before, told = paths.plan.read_bytes(), list[str]()
+    assert not write_plan(plan, paths, told.append)
+    assert (paths.plan.read_bytes(), told) == (before, [])
+
+
+@pytest.mark.parametrize("template", ["a photo of a dog", "{{lemma}}"])
+def test_a_template_that_gives_all_synsets_one_prompt_is_refused(sdwn: Sdwn, template: str) -> None:
+    config = {**noise_config().model_dump(mode="json"), "prompt": template}
+    (sdwn.folder / "c.yaml").write_text(json.dumps(config))
+    assert "has no field" in sdwn("plan", "c.yaml", "run", code=2).stderr
+    assert not (sdwn.folder / "run").exists()
 
 
 def cut_short(text: str) -> str:

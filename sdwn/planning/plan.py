@@ -6,12 +6,12 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sdwn.config import RunConfig, StorageConfig, validated
+from sdwn.config import EvaluationConfig, RunConfig, StorageConfig, has_field, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.files import RunPaths, csv_text, read_json, write_text
 from sdwn.planning.slices import WHOLE, Slice, parse_slice
@@ -162,8 +162,13 @@ def make_plan(config: RunConfig, catalog: Catalog, share: Slice = WHOLE) -> Plan
     """Plan a catalog's synsets under a config; all of them, whatever this folder's share.
 
     Raises:
-        UsageError: the share holds no shard.
+        UsageError: the share holds no shard, or every synset would have the same prompt.
     """
+    if not has_field(config.prompt):
+        raise UsageError(
+            f'prompt: "{config.prompt}" has no field, so that all synsets would have the same '
+            'prompt; write one into it, as in "a photo of a {lemma}, {definition}"'
+        )
     classes = class_index()
     size = synsets_per_shard(config)
     rows = (
@@ -240,8 +245,39 @@ def _digest(settings: dict[str, Any], table: str) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def write_plan(plan: Plan, paths: RunPaths) -> bool:
+def differing(
+    first: Mapping[str, Any], second: Mapping[str, Any], where: tuple[str, str] = ("here", "now")
+) -> list[str]:
+    """Name the settings in which two sections differ.
+
+    >>> differing({"seed": 42, "model": {"name": "sd"}}, {"seed": 43, "model": {"name": "sd"}})
+    ['seed: 42 here, 43 now']
+    """
+    one, other = dict(_flat(first)), dict(_flat(second))
+    return [
+        f"{key}: {_value(one.get(key))} {where[0]}, {_value(other.get(key))} {where[1]}"
+        for key in one | other
+        if one.get(key) != other.get(key)
+    ]
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _value(value: Any) -> str:
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)[:80]
+
+
+def write_plan(plan: Plan, paths: RunPaths, tell: Callable[[str], None] = lambda _: None) -> bool:
     """Write a plan into a run folder; False where the same plan stands there already.
+
+    Settings of the evaluation are no part of the plan: those that differ are replaced, and
+    ``tell`` gets a line that names them.
 
     Raises:
         UsageError: another plan stands there, or another slice of this one.
@@ -257,8 +293,8 @@ def write_plan(plan: Plan, paths: RunPaths) -> bool:
         found = read_json(paths.plan)
         if found.get("digest") != plan.digest:
             raise UsageError(
-                f"{paths.root} belongs to another plan (digest {str(found.get('digest'))[:12]}, "
-                f"this config gives {plan.digest[:12]}); plan into a new folder"
+                f"{paths.root} belongs to another plan: {_differences(found, plan)}; plan into a "
+                "new folder"
             )
         if (share := found.get("slice", str(WHOLE))) != str(plan.slice):
             raise UsageError(
@@ -266,6 +302,11 @@ def write_plan(plan: Plan, paths: RunPaths) -> bool:
                 f"plan with --slice {share}, or into a new folder"
             )
         _restore_table(plan, paths)
+        before = {**EvaluationConfig().model_dump(mode="json"), **found.get("evaluation", {})}
+        now = plan.config.evaluation.model_dump(mode="json")
+        if changed := differing(before, now, ("before", "now")):
+            write_text(paths.plan, _text({**found, "evaluation": now}))
+            tell(f"the evaluation's settings are changed: {'; '.join(changed)}")
         return False
     table = table_text(plan.synsets)
     content = {
@@ -282,8 +323,26 @@ def write_plan(plan: Plan, paths: RunPaths) -> bool:
     }
     # The table first: plan.json is what says that a plan is there.
     write_text(paths.synsets, table)
-    write_text(paths.plan, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(paths.plan, _text(content))
     return True
+
+
+def _text(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _differences(found: dict[str, Any], plan: Plan) -> str:
+    """Say how a plan that was read differs from another one."""
+    catalog = plan.config.catalog.model_dump(mode="json")
+    told = differing(
+        {**found.get("settings", {}), "catalog": found.get("catalog", {})},
+        {**image_settings(plan.config), "catalog": catalog},
+    )
+    synsets = found.get("summary", {}).get("synsets")
+    told += differing({"synsets": synsets}, {"synsets": len(plan.synsets)})
+    if len(told) > 6:
+        told[6:] = [f"and {len(told) - 6} more"]
+    return "; ".join(told) or "its catalog gave other synsets, or other texts of them"
 
 
 def _restore_table(plan: Plan, paths: RunPaths) -> None:

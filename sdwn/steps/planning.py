@@ -33,7 +33,7 @@ def plan_run(
     with terminal.working("reading WordNet"):
         catalog = read_catalog(settings.catalog, shared_wordnet())
     made, paths = make_plan(settings, catalog, share), RunPaths(run)
-    new = write_plan(made, paths)
+    new = write_plan(made, paths, terminal.say)
     terminal.say(f"{'planned' if new else 'planned already'}: {run}")
     with terminal.working("looking for the weights"):
         locked = ensure(paths, made)
