@@ -103,6 +103,17 @@ def test_a_profile_is_compared_with_what_a_site_tells(
     assert told in found.text
 
 
+def test_a_time_limit_under_which_nothing_would_ever_be_finished_is_a_problem(
+    planned: PlanRun,
+) -> None:
+    sd1 = {"name": "CompVis/stable-diffusion-v1-4"}
+    run = planned(model=sd1, generation={"precision": "fp16"})
+    short = examine(*run, profile(gres="gpu:a100:1", time=2))
+    assert verdicts(short)["progress"] == "problem"
+    assert "before the model is loaded; ask for more --time" in texts(short)["progress"]
+    assert "progress" not in verdicts(examine(*run, profile(gres="gpu:a100:1", time=60)))
+
+
 def test_a_tool_that_hangs_is_given_up(tmp_path: Path) -> None:
     assert scheduler.run(["sleep", "60"], 0.05) is None
     assert scheduler.run([str(tmp_path / "nothing")]) is None

@@ -275,6 +275,10 @@ def test_the_architecture_decides_in_a_folder_of_any_name(paper_plan: Plan, tmp_
         ({"time": "12"}, "a task will be requeued 2 times; ask for more --time, or plan smaller"),
         ({"time": "60", "shards_per_task": 3}, "requeued once; .* or fewer --shards-per-task"),
         ({"time": "2"}, "after 0.5 min, before the model is loaded"),
+        (
+            {"time": "4", "batch_size": 200},
+            "before a first batch of 200 images is .*-size",
+        ),
         ({"time": "12", "max_num_timeout": 1}, "requeued 2 times and max_num_timeout allows 1"),
     ],
 )
@@ -288,6 +292,7 @@ def test_a_short_time_limit_is_warned_of(
     else:
         assert one.warning is not None
         assert re.search(expected, one.warning), one.warning
+    assert one.stuck == ("before" in (expected or ""))
 
 
 @given(

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sdwn.devices import gpus
 from sdwn.devices.tuning import Probe, Tuning
 from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError, UsageError
@@ -303,8 +306,37 @@ def test_only_names_that_a_run_writes_count(planned: PlanRun) -> None:
 
 
 def test_an_array_task_asks_for_itself_again() -> None:
-    array_task = task.ArrayTask("generate", "/somewhere", (3, 4))
-    assert array_task.checkpoint().function == array_task
+    array_task = task.ArrayTask("generate", "/somewhere", (3, 4), "a plan", "a code")
+    again = array_task.checkpoint().function
+    assert dataclasses.replace(again, idle=0) == array_task
+    merging = task.ArrayTask("merge", "/somewhere", ())
+    for _ in range(9):
+        merging = merging.checkpoint().function
+
+
+@given(st.lists(st.sampled_from(["nothing", "piece", "shard"]), max_size=12))
+@settings(max_examples=40, deadline=None)
+def test_a_task_that_finishes_nothing_new_is_not_started_again_for_ever(ends: list[str]) -> None:
+    """What it had finished when it was submitted, or before a piece became a shard, is not new."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths, idle = RunPaths(Path(folder)), 0
+        array_task = task.ArrayTask("generate", folder, (3, 4))
+        for number, end in enumerate(ends):
+            if end == "piece":
+                write_text(paths.piece(4, number, number + 1), "")
+            elif end == "shard" and not paths.shard(3).exists():
+                write_text(paths.shard(3), "")
+            else:
+                idle += 1
+                if idle == 3:
+                    with pytest.raises(
+                        SdwnError, match=r"3 starts in a row .* ask for more --time"
+                    ):
+                        array_task.checkpoint()
+                    return
+                array_task = array_task.checkpoint().function
+                continue
+            idle, array_task = 0, array_task.checkpoint().function
 
 
 def test_a_shard_that_cannot_be_joined_is_an_error(planned: PlanRun) -> None:

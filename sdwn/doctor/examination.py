@@ -15,7 +15,7 @@ from sdwn.doctor.places import Place, free, place
 from sdwn.doctor.probe import OFFLINE, hub_is_off
 from sdwn.doctor.site_checks import check_site
 from sdwn.errors import SdwnError, UsageError
-from sdwn.estimating.estimates import stored_bytes
+from sdwn.estimating.estimates import estimate, stored_bytes
 from sdwn.files import RunPaths, cache_folder
 from sdwn.jobs.cluster import cut, local_gpus
 from sdwn.jobs.live import missing
@@ -113,6 +113,14 @@ def _fit(run: _Run) -> Iterator[Finding]:
 def _site(run: _Run) -> Iterator[Finding]:
     if run.slurm:
         yield from check_site(look(), run.profile, len(run.tasks))
+
+
+def _progress(run: _Run) -> Iterator[Finding]:
+    """Find a time limit under which tasks would start again and again in vain."""
+    costs = estimate(run.paths, run.plan, run.todo, run.profile).costs
+    stuck = [cost.warning or "" for cost in costs if cost.stuck]
+    if stuck:
+        yield (problem if len(stuck) == len(costs) else warning)("progress", stuck[0])
 
 
 def _folder(run: _Run) -> Iterator[Finding]:
@@ -273,4 +281,16 @@ def _node(run: _Run) -> Iterator[Finding]:
         )
 
 
-CHECKS = (_fit, _site, _folder, _space, _weights, _settings, _wordnet, _locks, _cache, _node)
+CHECKS = (
+    _fit,
+    _site,
+    _progress,
+    _folder,
+    _space,
+    _weights,
+    _settings,
+    _wordnet,
+    _locks,
+    _cache,
+    _node,
+)

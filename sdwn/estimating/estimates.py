@@ -42,7 +42,8 @@ class Cost:
 
     ``hours_per_task`` is the longest task's, loading included, ``device_hours`` what all tasks
     hold devices for, and ``hours`` the time until the last one ends if all that may run at once
-    do so. ``warning`` says what will not work as planned.
+    do so. ``warning`` says what will not work as planned, ``stuck`` that no start of a task would
+    finish a batch.
     """
 
     speed: DeviceSpeed
@@ -50,6 +51,7 @@ class Cost:
     device_hours: float
     hours: float
     warning: str | None
+    stuck: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +119,16 @@ def cost(plan: Plan, parts: Sequence[Part], profile: ClusterProfile, speed: Devi
         for part in parts
     ]
     longest = max(times, default=0.0)
+    asked = plan.config.generation.batch_size or profile.batch_size
+    batch = asked or speed.batch_size or 1
+    warning, stuck = _warning(longest, speed, batch, profile)
     return Cost(
         speed=speed,
         hours_per_task=longest / 3600,
         device_hours=sum(times) * processes / 3600,
         hours=_seconds_in_all(times, profile.array_parallelism) / 3600,
-        warning=_warning(longest, speed.loading_seconds, profile),
+        warning=warning,
+        stuck=stuck,
     )
 
 
@@ -143,23 +149,31 @@ def _seconds_in_all(times: Sequence[float], at_once: int) -> float:
     return max(ends)
 
 
-def _warning(longest: float, loading: float, profile: ClusterProfile) -> str | None:
-    """Say what a time limit does to tasks that it is too short for; each start loads again."""
-    limit = 60 * minutes(profile.time) - profile.signal_delay_s
+def _warning(
+    longest: float, speed: DeviceSpeed, batch: int, profile: ClusterProfile
+) -> tuple[str | None, bool]:
+    """Say what a time limit does to tasks that it is too short for; each start loads again.
+
+    Also whether no start would come to the end of a first batch.
+    """
+    limit, loading = 60 * minutes(profile.time) - profile.signal_delay_s, speed.loading_seconds
     if longest <= limit:
-        return None
+        return None, False
     what = f"a task takes {_time(longest)} and the time limit ends it after {_time(limit)}"
     advice = "ask for more --time, or plan smaller shards"
     if profile.shards_per_task > 1:
         advice += ", or fewer --shards-per-task"
     if limit <= loading:
-        return f"{what}, before the model is loaded; {advice}"
+        return f"{what}, before the model is loaded; {advice}", True
+    if limit <= loading + batch / speed.images_per_second:
+        first = "a first image" if batch == 1 else f"a first batch of {batch} images"
+        return f"{what}, before {first} is finished; {advice}, or smaller --batch-size", True
     requeues = math.ceil((longest - loading) / (limit - loading)) - 1
     if requeues > profile.max_num_timeout:
         most = f"and max_num_timeout allows {profile.max_num_timeout}"
-        return f"{what}: a task would be requeued {requeues} times {most}; {advice}"
+        return f"{what}: a task would be requeued {requeues} times {most}; {advice}", False
     times = "once" if requeues == 1 else f"{requeues} times"
-    return f"{what}: a task will be requeued {times}; {advice}"
+    return f"{what}: a task will be requeued {times}; {advice}", False
 
 
 def _time(seconds: float) -> str:

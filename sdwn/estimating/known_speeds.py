@@ -44,13 +44,14 @@ PUBLISHED_UNET = {"cross_attention_dim": 768, "block_out_channels": [320, 640, 1
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpeed:
-    """How fast a device makes a config's images, and who says so."""
+    """How fast a device makes a config's images, and who says so; in batches, where known."""
 
     device: str
     images_per_second: float
     speed_source: str
     loading_seconds: float = LOADING_SECONDS
     loading_source: str = "assumed"
+    batch_size: int | None = None
 
 
 def speeds(
@@ -74,12 +75,12 @@ def _pilots(
     try:
         found = read_json(paths.pilot.answers)
         device, speed = str(found["device"]), float(found["images_per_second"])
-        loading = float(found["loading_seconds"])
+        loading, batch = float(found["loading_seconds"]), int(found.get("batch_size", 1))
     except (IntegrityError, KeyError, TypeError, ValueError):
         return ()
     if speed <= 0 or _another_device(device, config, profile):
         return ()
-    return (DeviceSpeed(device, speed, "the run's pilot", loading, "as in the pilot"),)
+    return (DeviceSpeed(device, speed, "the run's pilot", loading, "as in the pilot", batch),)
 
 
 def _another_device(device: str, config: RunConfig, profile: ClusterProfile | None) -> bool:
@@ -180,7 +181,8 @@ def _as_tuned(tuned: GpuProfile, config: RunConfig, batch_size: int | None) -> D
     if steps != measured:
         source += f", scaled from {measured} steps"
     device = f"{tuned.workload.device}, {tuned.workload.memory_gb} GB"
-    return DeviceSpeed(device, speed * measured / steps, source)
+    size = batch_size or tuned.tuning.batch_size
+    return DeviceSpeed(device, speed * measured / steps, source, batch_size=size)
 
 
 def _published(config: RunConfig, profile: ClusterProfile | None) -> tuple[DeviceSpeed, ...]:

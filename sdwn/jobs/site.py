@@ -113,12 +113,15 @@ def max_array_size() -> int:
 def array_size(config: Mapping[str, str]) -> int:
     """Return how many tasks an array may have; the highest index is one less than MaxArraySize.
 
-    >>> array_size({"MaxArraySize": "30"}), array_size({})
-    (30, 1001)
+    An array of one task is submitted as a plain job, which a site without arrays (0) takes too.
+
+    >>> [array_size(config) for config in ({"MaxArraySize": "30"}, {"MaxArraySize": "0"}, {})]
+    [30, 1, 1001]
     >>> array_size({"MaxArraySize": "30", "SchedulerParameters": "defer,max_array_tasks=10"})
     10
     """
-    size = number(config.get("MaxArraySize", "")) or MAX_ARRAY_SIZE
+    size = number(config.get("MaxArraySize", ""))
+    size = MAX_ARRAY_SIZE if size is None else size
     tasks = re.search(r"\bmax_array_tasks=(\d+)", config.get("SchedulerParameters", ""))
     return max(1, min(size, int(tasks[1]) if tasks else size))
 

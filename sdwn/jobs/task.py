@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from sdwn.jobs.processes import Process, see_one_device, this_process, together
 from sdwn.models.weights import switch_hub_off
 
 log = logging.getLogger(__name__)
+
+# So many starts in a row that SLURM ends before anything new is finished are enough.
+IDLE_STARTS = 3
 
 # The module and function of each stage, loaded where it runs: submitting needs no torch. A
 # stage takes the path that it works on and the indices of this process's pieces of work.
@@ -36,6 +39,8 @@ class ArrayTask:
     """What submitit pickles: a stage, a path, and the indices of the pieces of work.
 
     ``plan`` is the digest of the plan that it was submitted for, ``code`` names the code then.
+    ``made`` names what was finished of it when SLURM ended its last start, and ``idle`` counts
+    the starts since then that finished nothing new.
     """
 
     stage: str
@@ -43,6 +48,8 @@ class ArrayTask:
     indices: tuple[int, ...]
     plan: str = ""
     code: str = ""
+    made: frozenset[str] = frozenset()
+    idle: int = 0
 
     def __call__(self) -> None:
         """Run the stage on this process's share."""
@@ -80,7 +87,35 @@ class ArrayTask:
         write_text(RunPaths(Path(self.path)).note(process.job, process.rank, CHANGED), text + "\n")
 
     def checkpoint(self) -> Any:
-        """Ask for the same task again: what is on disk says where to go on."""
+        """Ask for the same task again: what is on disk says where to go on.
+
+        Raises:
+            SdwnError: start after start ended without anything new.
+        """
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self)
+        made = self._finished()
+        idle = 0 if made != self.made else self.idle + 1
+        # A later stage, which has no pieces of work, says itself how far it is.
+        if idle >= IDLE_STARTS and self.indices:
+            text = (
+                f"not started again: {idle} starts in a row ended at the time limit, or were "
+                "preempted, before anything new was finished; ask for more --time, or for "
+                "smaller batches (--batch-size)"
+            )
+            # Other processes of this task may keep the error from being the log's last word.
+            log.error("%s", text)
+            raise SdwnError(text)
+        return DelayedSubmission(replace(self, made=made, idle=idle))
+
+    def _finished(self) -> frozenset[str]:
+        """Name the finished shards, and pieces of others, of this task."""
+        paths = RunPaths(Path(self.path))
+        return frozenset(
+            str(path.relative_to(paths.root))
+            for index in self.indices
+            for path in (
+                *paths.shards.glob(f"{paths.shard(index).stem}.*"),
+                *paths.shard_pieces(index).glob("[0-9]*"),
+            )
+        )
