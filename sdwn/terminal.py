@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich import markup
 from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -33,6 +34,26 @@ INTERRUPTED = 130
 REPORT_SECONDS = 60
 
 
+# File names, records and logs may hold what steers a terminal: its title, its clipboard, its past.
+STEERING = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+# But for colours, which our own text has.
+BUT_COLOURS = r"(?!\x1b\[[0-9;]*m)" + STEERING
+
+
+def plain(text: str, steering: str = STEERING) -> str:
+    r"""Return a text with what steers a terminal written out.
+
+    >>> print(plain("a name\x1b]0;title\x07"))
+    a name\x1b]0;title\x07
+    """
+    return re.sub(steering, lambda found: ascii(found[0])[1:-1], text)
+
+
+def escape(text: str) -> str:
+    """Return a text as rich prints it to the letter."""
+    return markup.escape(plain(text))
+
+
 def say(message: str) -> None:
     """Tell the user something."""
     stderr.print(escape(message), soft_wrap=True)
@@ -48,7 +69,7 @@ def result(values: dict[str, Any], as_json: bool, text: str | None = None) -> No
     if as_json:
         sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")
     elif text is not None:
-        sys.stdout.write(text)
+        sys.stdout.write(plain(text, BUT_COLOURS))
     else:
         print_values(values)
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from sdwn import terminal
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.intake import ImportOptions, import_pictures
@@ -230,3 +231,21 @@ class TestTables:
     def test_the_plans_own_table_is_written_to_the_letter(self) -> None:
         row = PlannedSynset("n1", "-.n.01", 0, None, "=lemma", "@gloss", "+prompt")
         assert parse_table(table_text((row,))) == (row,)
+
+
+# Sets a terminal's title, its clipboard, moves up a line, as one byte too, and turns text around.
+STEERING = "\x1b]0;mine\x07 \x1b]52;c;cm0=\x07 \x1b[1A\x1b[2K \x9b1A \r \b \u202e"
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise IntegrityError(f"{STEERING}: damaged")
+
+    terminal.say(STEERING)
+    terminal.result({"lemmas": STEERING, "of a list": [STEERING]}, as_json=False)
+    terminal.result({}, as_json=False, text=f"\x1b[31mred\x1b[0m\n{STEERING}\n")
+    terminal.guarded(fail)
+    found = "".join(capsys.readouterr())
+    assert found.count("]52;c;cm0=") == 5, "all of it can be read"
+    assert found.count("\x1b") == 2, "our own colours"
+    assert not set(found) & {"\x07", "\x08", "\r", "\x9b", "\u202e"}
