@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -51,6 +53,8 @@ def options(
 ) -> None:
     """Plan, generate, merge, evaluate."""
     terminal.debug = debug
+    if debug:
+        warnings.simplefilter("default")
     if version:
         from sdwn import __version__
 
@@ -58,6 +62,15 @@ def options(
         raise typer.Exit
 
 
+def _concerns_users(record: logging.LogRecord) -> bool:
+    return record.name.startswith("sdwn") or record.levelno >= logging.ERROR or terminal.debug
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
+    # Libraries warn whoever writes code; a user can do nothing about it. Errors stay.
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    if logging.lastResort is not None:
+        logging.lastResort.addFilter(_concerns_users)
     sys.exit(terminal.guarded(lambda: app(arguments)))

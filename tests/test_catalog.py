@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import nltk
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sdwn.config import CatalogConfig
 from sdwn.errors import SdwnError, UsageError
+from sdwn.evaluation.groups import read_groups
 from sdwn.synsets import wordnet_files
 from sdwn.synsets.catalog import Catalog, read_catalog
 from sdwn.synsets.imagenet import class_index
@@ -69,6 +74,78 @@ def test_roots_and_lists_join(wordnet: WordNet, tmp_path: Path) -> None:
     assert {"pembroke.n.01", "timber_wolf.n.01", "banana.n.02", "dog.n.01"} <= names(catalog)
     assert "corgi.n.01" not in names(catalog), "a root is not counted"
     assert [s.wnid for s in catalog.synsets] == sorted({s.wnid for s in catalog.synsets})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n02084071 dog, domestic dog, Canis familiaris\nn07753592 banana\n",
+        "n02084071\tdog\nn07753592\tbanana\n",
+        "n02084071 1 dog\nbanana.n.02 # the fruit\n",
+        "synset,wnid,number\nx,n02084071,3\nx,n07753592,0\nx,n02084071,4\n",
+        "synset;shard\ndog.n.01;0\nbanana.n.02;1\n",
+    ],
+    ids=["LOC_synset_mapping", "words", "map_clsloc", "list", "semicolons"],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lists_are_read_as_windows_and_imagenet_write_them(
+    wordnet: WordNet, tmp_path: Path, text: str, encoding: str, end: str
+) -> None:
+    path, mark = tmp_path / "list.txt", "\ufeff" if encoding == "utf-16-be" else ""
+    path.write_bytes((mark + text.replace("\n", end)).encode(encoding))
+    assert names(read_catalog(CatalogConfig(file=path), wordnet)) == {"dog.n.01", "banana.n.02"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"dog.n.01\ndogg.n.01\n", r"list\.txt, line 2: dogg\.n\.01: no such synset"),
+        (b"dog.n.01, cat.n.01\n", r"list\.txt, line 1: expected one synset a line, found several"),
+        (b"number,wnid\n1,n02084071\n2\n", r"list\.txt, line 3: expected 2 cells or more, found 1"),
+        (b"dog.n.01\nz\xe8bre\n", r"list\.txt: expected text in UTF-8, save it as such"),
+    ],
+)
+def test_what_is_wrong_in_a_list_is_told_by_its_line(
+    wordnet: WordNet, tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        read_catalog(CatalogConfig(file=tmp_path / "list.txt"), wordnet)
+
+
+DOGS = (
+    *("dog.n.01", "frump.n.01", "dog.n.03", "cad.n.01"),
+    *("frank.n.02", "pawl.n.01", "andiron.n.01"),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(st.text("0123456789+-_ \u0660\u0661", max_size=3), st.integers(-9, 9).map(str)))
+def test_a_sense_is_a_number_from_1_as_it_is_written(wordnet: WordNet, sense: str) -> None:
+    if re.fullmatch("0*[1-7]", sense):
+        assert wordnet.synset(f"dog.n.{sense}").name == DOGS[int(sense) - 1]
+    else:
+        with pytest.raises(UsageError, match="no such synset"):
+            wordnet.synset(f"dog.n.{sense}")
+
+
+@pytest.mark.parametrize("name", ["dog.n.0", "dog.n.00", "dog.n.000", "dog.n.-1", "dog.n.-5"])
+def test_senses_below_1_are_no_synsets_wherever_one_is_named(
+    wordnet: WordNet, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "list.txt").write_text(f"{name}\n")
+    (tmp_path / "groups.yaml").write_text(f"dogs: {name}\n")
+    asked: list[Callable[[], object]] = [
+        lambda: read_catalog(CatalogConfig(roots=(name,)), wordnet),
+        lambda: read_catalog(CatalogConfig(name="closure", only=(name,)), wordnet),
+        lambda: read_catalog(CatalogConfig(file=tmp_path / "list.txt"), wordnet),
+        lambda: read_groups(str(tmp_path / "groups.yaml"), wordnet),
+        lambda: list(wordnet.below(name)),
+    ]
+    for ask in asked:
+        with pytest.raises(UsageError, match=rf"{name}: no such synset"):
+            ask()
 
 
 def test_only_keeps_what_the_catalog_has(wordnet: WordNet) -> None:

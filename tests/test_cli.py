@@ -16,7 +16,7 @@ from sdwn.files import RunPaths
 from sdwn.generation import noise
 from sdwn.storage.shards import ImageFile
 
-from conftest import NOISE, REPOSITORY, Sdwn
+from conftest import NOISE, REPOSITORY, OwnProcess, Sdwn
 
 COMMANDS = (
     *("plan", "doctor", "submit", "status", "logs", "retry", "cancel"),
@@ -435,3 +435,28 @@ def test_an_image_is_made_again(sdwn: Sdwn, config: Path) -> None:
         assert f"--save {place}: " in refused.stderr
     for option in ("--below", "--status"):
         sdwn("export", "out", "no", "--format", "parquet", option, "", code=2)
+
+
+def test_what_libraries_warn_of_reaches_nobody(tmp_path: Path) -> None:
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x09"  # of nine entries there is none
+    (tmp_path / "pictures/n02391049").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "pictures/n02391049/a.jpg", exif=exif)
+    command = OwnProcess(tmp_path)
+    taken = command("import", "pictures", "real", "--format", "imagefolder")
+    assert taken.stderr == ""
+    told = command("--debug", "import", "pictures", "again", "--format", "imagefolder").stderr
+    assert "Corrupt EXIF data" in told, "who looks for a fault sees them"
+
+
+def test_only_errors_of_libraries_reach_the_terminal() -> None:
+    code = """
+import contextlib, logging
+from sdwn import cli
+with contextlib.suppress(SystemExit):
+    cli.main(["--version"])
+for name in ("library", "sdwn.jobs"):
+    logging.getLogger(name).warning(f"{name} warns")
+    logging.getLogger(name).error(f"{name} fails")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.split("\n")[:-1] == ["library fails", "sdwn.jobs warns", "sdwn.jobs fails"]

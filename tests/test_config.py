@@ -89,6 +89,16 @@ def test_overrides_are_read_as_yaml_and_checked(tmp_path: Path) -> None:
         load(tmp_path, SMALL, "generation.bacth_size=20")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_config_may_be_saved_by_any_editor(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(SMALL.replace("\n", "\r\n").encode(encoding))
+    assert load_config(path) == load(tmp_path, SMALL)
+    path.write_bytes(SMALL.encode() + b"# caf\xe9")
+    with pytest.raises(UsageError, match=r"config\.yaml: expected text in UTF-8, save it as such"):
+        load_config(path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.yaml: cannot be read"):
         load_config(tmp_path / "nowhere.yaml")

@@ -79,6 +79,7 @@ def test_names_are_found_as_one_word_by_words_in_lower_case_and_by_other_names(
         (b"cat 1 2 3\ndog 1\n", "line 2: expected 3 numbers, found 1; is it whole?"),
         (b"cat 1 2 3\ndog 1 nan 3\n", "line 2: expected finite numbers"),
         (gzip.compress(b"cat 1 2 3\n" * 999)[:-20], "cannot be read"),
+        ("cat 1 2 3\ndog 4 5 6\n".encode("utf-16"), "text in UTF-16; save it in UTF-8"),
     ],
 )
 def test_other_files_are_refused_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
@@ -90,6 +91,19 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, content: bytes, sai
     assert said in message
     assert message.startswith(str(path))
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("head", ["", "2 3\n"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_vectors_saved_on_windows_are_read(tmp_path: Path, head: str, packed: bool) -> None:
+    path = tmp_path / "vectors.txt"
+    content = f"{head}dog 1 2 3\ncat 4 5 6\n".replace("\n", "\r\n").encode("utf-8-sig")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    found = vectors(path, {"dog": ["dog"], "cat": ["cat"]})
+    assert {key: vector.tolist() for key, vector in found.items()} == {
+        "dog": [1, 2, 3],
+        "cat": [4, 5, 6],
+    }
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:

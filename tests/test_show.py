@@ -19,6 +19,7 @@ from sdwn.browsing import sheet
 from sdwn.browsing.library import Library
 from sdwn.browsing.sheet import open_sheet, page
 from sdwn.errors import UsageError
+from sdwn.exchange.intake import ImportOptions, import_pictures
 from sdwn.files import ReleasePaths, RunPaths
 from sdwn.generation.generate import generate
 from sdwn.planning.plan import make_plan, write_plan
@@ -268,3 +269,64 @@ def test_a_name_that_several_synsets_have_is_refused_in_python_too(release: Rele
     with pytest.raises(UsageError, match="ambiguous"):
         release.find_one("crane")
     assert release.find_one("zebra") == ZEBRA
+
+
+@pytest.fixture
+def imported(tmp_path: Path) -> Path:
+    """A release of pictures, whose records have no seed and no prompt."""
+    (tmp_path / "photographs" / ZEBRA).mkdir(parents=True)
+    for number, colour in enumerate(("red", "black")):
+        path = tmp_path / "photographs" / ZEBRA / f"phone_{number}.png"
+        Image.new("RGB", (30, 20), colour).save(path)
+    target = ReleasePaths(tmp_path / "real")
+    import_pictures(tmp_path / "photographs", target, ImportOptions("imagefolder"))
+    return target.root
+
+
+def test_an_imported_synset_is_shown_like_any(sdwn: Sdwn, imported: Path) -> None:
+    found = sdwn.json("show", imported, "zebra", "--save", "sheet.html")
+    assert [(shot["seed"], shot["prompt"]) for shot in found["shots"]] == [(None, None)] * 2
+    shown = Page((sdwn.folder / "sheet.html").read_text(encoding="utf-8"))
+    assert [picture(one["src"]).size for one in shown.all("img")] == [(30, 20)] * 2
+    assert "seed" not in shown.text
+    assert "None" not in shown.text + sdwn("show", imported, "zebra").stdout
+
+
+@pytest.mark.parametrize("name", ["zebra.png", "zebra.JPG", "zebra.webp"])
+def test_a_sheet_is_a_picture_where_its_name_says_so(
+    sdwn: Sdwn, release: Release, imported: Path, name: str
+) -> None:
+    for root in (release.paths.root, imported):
+        assert sdwn.json("show", root, "zebra", "--save", name)["path"] == name
+        with Image.open(sdwn.folder / name) as drawn:
+            expected = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
+            assert drawn.format == expected[Path(name).suffix.lower()]
+            colours = [drawn.convert("RGB").getpixel((x, 60)) for x in range(0, drawn.width, 5)]
+            assert len(set(colours)) > 2
+    red, black = (drawn_colour(sdwn.folder / name, column) for column in (0, 1))
+    assert red[0] > 240
+    assert max(black) < 10
+
+
+def drawn_colour(path: Path, column: int) -> tuple[int, ...]:
+    with Image.open(path) as drawn:
+        colour = drawn.convert("RGB").getpixel((column * 160 + 80, 24 + 40))
+    assert isinstance(colour, tuple)
+    return colour
+
+
+def test_a_damaged_image_leaves_its_cell_grey(sdwn: Sdwn, imported: Path) -> None:
+    part = next(imported.glob("images-*.h5"))
+    content = part.read_bytes()
+    part.write_bytes(content.replace(b"\x89PNG", b"\x00PNG", 1))
+    sdwn("show", imported, "zebra", "--save", "sheet.png")
+    assert drawn_colour(sdwn.folder / "sheet.png", 0) == (128, 128, 128)
+
+
+@pytest.mark.parametrize("name", ["zebra.pdf", "zebra", "zebra.csv", "zebra.html.gz"])
+def test_a_name_of_another_format_is_refused(sdwn: Sdwn, release: Release, name: str) -> None:
+    refused = sdwn("show", release.paths.root, "zebra", "--save", name, code=2).stderr
+    assert f"--save {name}: expected a file name that ends in .html or .png" in refused
+    assert not (sdwn.folder / name).exists()
+    again = ("regenerate", release.paths.root, "zebra", 0, "--save", "zebra.jpg")
+    assert "ends in .png" in sdwn(*again, code=2).stderr

@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from markupsafe import Markup
+from PIL import Image
 
 from sdwn.browsing import dress, making
 from sdwn.browsing.collection import Entry
 from sdwn.browsing.library import Library
 from sdwn.browsing.shot import Shot
 from sdwn.errors import IntegrityError
+from sdwn.pages.contact_sheet import CELL, Strip, contact_sheet
 from sdwn.pages.thumbnails import data_url
 
 # The longer side of a picture; an import may have a thousand, which are shown smaller.
@@ -84,8 +86,11 @@ def page(sheet: Sheet) -> str:
     style = dress.assets()["browse.css"].content.decode().replace("\r\n", "\n")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     shots = sheet.shots[:MOST]
-    with ThreadPoolExecutor(THREADS) as pool:
-        pictures = list(pool.map(lambda shot: _picture(sheet, shot), shots))
+    pixels = PIXELS if len(sheet.shots) <= MANY else PIXELS_OF_MANY
+    pictures = [
+        None if image is None else data_url(image, QUALITY)
+        for image in _thumbnails(sheet, shots, pixels)
+    ]
     values = {
         "sheet": sheet,
         "entry": sheet.entry,
@@ -98,23 +103,38 @@ def page(sheet: Sheet) -> str:
     return dress.render("sheet.html", values)
 
 
-def _picture(sheet: Sheet, shot: Shot) -> str | None:
-    """Give an image as a data URL; None if it is damaged."""
-    pixels = PIXELS if len(sheet.shots) <= MANY else PIXELS_OF_MANY
-    try:
-        image = sheet.library.release.image(shot.row)
-    except IntegrityError:
-        return None
-    image.thumbnail((pixels, pixels))
-    return data_url(image, QUALITY)
+def picture(sheet: Sheet) -> Image.Image:
+    """Draw a sheet as one picture: up to MOST images, each with its number and how it was seen."""
+    entry, shots = sheet.entry, sheet.shots[:MOST]
+    counted = f"{len(shots):,} of {entry.images:,} images" if len(shots) < entry.images else ""
+    facts = [f"{entry.synset} {entry.wnid}", counted, entry.prompt or entry.definition]
+    title = ": ".join(filter(None, facts))
+    states = ("" if shot.state == "unjudged" else f", {shot.state}" for shot in shots)
+    captions = (f"{shot.number}{state}" for shot, state in zip(shots, states, strict=True))
+    images = _thumbnails(sheet, shots, CELL)
+    return contact_sheet([Strip(title, len(shots), zip(images, captions, strict=True))])
+
+
+def _thumbnails(sheet: Sheet, shots: Sequence[Shot], pixels: int) -> list[Image.Image | None]:
+    """Draw images small; None for a damaged one."""
+
+    def draw(shot: Shot) -> Image.Image | None:
+        try:
+            image = sheet.library.release.image(shot.row)
+        except IntegrityError:
+            return None
+        image.thumbnail((pixels, pixels))
+        return image
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(draw, shots))
 
 
 def _plain(shot: Shot, made: dict[str, Any]) -> dict[str, Any]:
     verdict = shot.verdict
     return {
         "number": shot.number,
-        "seed": made.get("seed"),
-        "prompt": made.get("prompt"),
+        **made,
         "status": shot.status,
         "state": shot.state,
         "top5": [asdict(guess) for guess in verdict.top5] if verdict else None,

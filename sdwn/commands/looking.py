@@ -24,7 +24,7 @@ def show(
         bool, typer.Option("--open", help="Open its sheet in the browser, without a server.")
     ] = False,
     save: Annotated[
-        Path | None, typer.Option(help="Write its sheet, one HTML file with the pictures.")
+        Path | None, typer.Option(help="Write its sheet: FILE.html, or a picture, FILE.png.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,11 @@ def verify_release(release: Path, quick: bool) -> dict[str, Any]:
     return {"images": len(opened), "ok": not problems, "problems": problems}
 
 
-def require_savable(save: Path, release: Path) -> None:
-    """Refuse a place for a file that is none, or that lies in the release."""
+def require_savable(save: Path, release: Path, endings: Sequence[str]) -> None:
+    """Refuse a place for a file that is none, lies in the release, or names another format."""
+    if save.suffix.lower() not in endings:
+        valid = " or ".join(endings)
+        raise UsageError(f"--save {save}: expected a file name that ends in {valid}")
     if not save.parent.is_dir():
         raise UsageError(f"--save {save}: expected a file in a folder that exists")
     if save.is_symlink() or (save.exists() and not save.is_file()):
@@ -55,7 +59,7 @@ def regenerated(release: Path, wanted: Wanted, save: Path | None) -> Comparison:
     from sdwn.releases.release import Release
 
     if save is not None:
-        require_savable(save, release)
+        require_savable(save, release, (".png",))
     with terminal.working("making the image again"):
         found, image = regenerate(Release(release), wanted)
     if save is not None:

@@ -15,16 +15,18 @@ from sdwn.steps.releasing import require_savable
 if TYPE_CHECKING:
     from sdwn.browsing.sheet import Sheet
 
+PAGE, PICTURES = ".html", (".png", ".jpg", ".webp")
+
 
 def show(
     root: Path, synset: str, evaluation: str | None, save: Path | None, opens: bool
 ) -> dict[str, Any]:
-    """Gather a synset's sheet; write it as a page too, and open that, if asked."""
+    """Gather a synset's sheet; write it as a page or picture too, and open that, if asked."""
     from sdwn.browsing.library import Library
     from sdwn.browsing.sheet import as_dict, open_sheet
 
     if save is not None:
-        require_savable(save, root)
+        require_savable(save, root, (PAGE, *PICTURES))
     with terminal.working("opening the release"):
         library = Library(root, evaluation)
     for name, reason in library.refused.items():
@@ -40,15 +42,21 @@ def show(
 
 
 def _written(sheet: Sheet, save: Path | None) -> Path:
-    from sdwn.browsing.sheet import page
+    from PIL import Image
+
+    from sdwn.browsing.sheet import page, picture
     from sdwn.exchange.names import file_name
-    from sdwn.files import write_text
+    from sdwn.files import atomic, write_text
 
     if save is None:
         # A folder that only its owner may read; it stays, for the browser reads it later.
         folder = Path(tempfile.mkdtemp(prefix="sdwn-"))
         save = folder / f"{file_name(sheet.entry.synset)}.html"
-    write_text(save, page(sheet))
+    if save.suffix.lower() == PAGE:
+        write_text(save, page(sheet))
+    else:
+        with atomic(save) as temporary:
+            picture(sheet).save(temporary, Image.registered_extensions()[save.suffix.lower()])
     return save
 
 
