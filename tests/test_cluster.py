@@ -75,7 +75,7 @@ def test_a_script_holds_the_sites_own_words(tmp_path: Path) -> None:
     assert "export HF_HUB_OFFLINE=1" in text
     srun = next(line for line in text.splitlines() if line.startswith("srun"))
     assert "--cpus-per-task=8" in srun
-    assert "/opt/env/bin/python -u -m submitit.core._submit" in srun
+    assert "/opt/env/bin/python -P -u -m submitit.core._submit" in srun
 
 
 def test_a_time_in_a_file_is_slurms_not_yamls(tmp_path: Path) -> None:

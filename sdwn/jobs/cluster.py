@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import os
 import re
@@ -22,15 +21,15 @@ from typing import Any, TypeVar
 import submitit
 from submitit.core.utils import (
     DelayedSubmission,
-    FailedJobError,
-    FailedSubmissionError,
     JobPaths,
+    environment_variables,
+    temporary_save_path,
 )
 from submitit.slurm.slurm import _make_sbatch_string
 
 from sdwn import batches
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError
-from sdwn.files import STAGE_VARIABLE, open_append
+from sdwn.files import STAGE_VARIABLE, open_append, write_text
 from sdwn.jobs import scheduler
 from sdwn.jobs.processes import shares
 from sdwn.jobs.profiles import ClusterProfile, minutes
@@ -55,8 +54,11 @@ NO_ANSWER = (
 )
 Task = TypeVar("Task")
 
-# What submitit writes before it knows a job's id.
-TEMPORARY = ("*.pkl", "submission_file_*.sh")
+# How sbatch says that it took a job; a site's wrapper may print other lines around it.
+SUBMITTED = re.compile(r"\bSubmitted batch job (\d+)")
+
+# The variables that were named as not followed.
+_ignored: list[str] = []
 
 # Ctrl-C, Ctrl-\, Ctrl-Z, and the end of the terminal or the connection.
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP)
@@ -150,26 +152,66 @@ def submit(
     """Submit tasks as one array of this name, or as processes of this machine; give their ids.
 
     A controller that does not answer is asked again, for ten minutes; what it took without
-    saying so is found by its name. ``tell`` is told of each wait.
+    saying so is found by its name. ``tell`` is told of each wait. What a user's ``SBATCH_``
+    variables ask for is left out, and said: a job gets what its profile says.
 
     Raises:
         QueueFullError: there is no room for so many jobs now.
         NoAnswerError: the controller did not answer.
         SdwnError: the scheduler refused, or there is none.
     """
-    executor = _executor(jobs, profile)
-    executor.update_parameters(**_parameters(profile, name))
-    patience = Patience(tell)
+    if profile.executor == "local":
+        return _start(tasks, jobs, profile)
+    _require_slurm()
+    _say_ignored(tell)
+    path, patience = jobs / f"{name}.sh", Patience(tell)
+    jobs.mkdir(parents=True, exist_ok=True)
+    write_text(path, script(len(tasks), jobs, profile, name))
     while True:
-        try:
-            with _detached(jobs, profile), _tidied(jobs):
-                submitted = _submit_all(executor, tasks, profile)
-            return tuple(job.job_id for job in submitted)
-        except (subprocess.CalledProcessError, FailedJobError, FailedSubmissionError) as error:
-            reason = _require_silence(error, profile)
-        if ids := _taken(tasks, jobs, profile, name, tell):
-            return ids
-        patience.wait(reason)
+        done = scheduler.call(["sbatch", str(path)])
+        said = done.stdout + done.stderr
+        if answer := SUBMITTED.search(said):
+            first = answer[1]
+            break
+        silent = done.returncode and not is_full(said) and _is_no_answer(said)
+        # What was not understood may have been taken; only a controller that answers knows.
+        unclear = silent or not done.returncode
+        queue = await_answer(tell, name) if unclear else scheduler.squeue([name], ended=True)
+        if queue:
+            first = next(iter(queue)).partition("_")[0]
+            break
+        if not silent:
+            path.unlink()
+            raise _refusal(done)
+        patience.wait(scheduler.last_line(said))
+    ids = job_ids(first, len(tasks))
+    hand_over(tasks, ids, jobs, profile)
+    return ids
+
+
+def _say_ignored(tell: Tell) -> None:
+    """Name the variables of the user that jobs do not follow, once in a process."""
+    names = sorted(name for name in os.environ if name.startswith("SBATCH_"))
+    if names and names != _ignored:
+        _ignored[:] = names
+        tell(f"{', '.join(names)}: not followed; jobs get what the profile says")
+
+
+def _is_no_answer(text: str) -> bool:
+    return any(words in text.casefold() for words in NO_ANSWER)
+
+
+def _refusal(done: subprocess.CompletedProcess[str]) -> SdwnError:
+    """Return what sbatch's answer means, where it took nothing."""
+    if not done.returncode:
+        return SdwnError(
+            "submission refused: expected 'Submitted batch job' and a number from sbatch, found "
+            f"{scheduler.last_line(done.stdout + done.stderr)!r}, and no such job in the queue"
+        )
+    reason = scheduler.last_line(done.stderr or done.stdout)
+    if is_full(done.stderr + done.stdout):
+        return QueueFullError(f"SLURM takes no more jobs: {reason}")
+    return SdwnError(f"submission refused: {reason}")
 
 
 class Patience:
@@ -194,8 +236,10 @@ class Patience:
         time.sleep(pause)
 
 
-def await_answer(tell: Tell) -> dict[str, JobState]:
+def await_answer(tell: Tell, *names: str) -> dict[str, JobState]:
     """Give the user's queue, waiting for a controller that does not answer.
+
+    With names, give the jobs that have one of them, also those that ended just now.
 
     Raises:
         NoAnswerError: it did not for ten minutes.
@@ -203,19 +247,9 @@ def await_answer(tell: Tell) -> dict[str, JobState]:
     """
     _require_slurm()
     patience = Patience(tell)
-    while (queue := scheduler.squeue()) is None:
+    while (queue := scheduler.squeue(names, ended=bool(names))) is None:
         patience.wait("squeue fails")
     return queue
-
-
-def _require_silence(error: Exception, profile: ClusterProfile) -> str:
-    """Give what sbatch said if the controller did not answer; raise what else it means."""
-    text, reason = str(error), _last_line(str(error))
-    if profile.executor == "slurm" and is_full(text):
-        raise QueueFullError(f"SLURM takes no more jobs: {reason}") from error
-    if profile.executor == "slurm" and any(words in text.casefold() for words in NO_ANSWER):
-        return reason
-    raise SdwnError(f"submission refused: {reason}") from error
 
 
 def is_full(text: str) -> bool:
@@ -232,80 +266,56 @@ def is_full(text: str) -> bool:
     return "submit limit" in text or "temporarily unable to accept job" in text
 
 
-def _taken(
-    tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile, name: str, tell: Tell
-) -> tuple[str, ...]:
-    """Find an array that SLURM took though sbatch failed, and give its tasks their pickles."""
-    # Only a controller that answers knows that there is none.
-    queued = scheduler.named(await_answer(tell), name)
-    if not queued:
-        return ()
-    ids = job_ids(queued[0].partition("_")[0], len(tasks))
-    hand_over(tasks, ids, jobs, profile)
-    return ids
-
-
 def hand_over(
     tasks: Sequence[ArrayTask], ids: Sequence[str], jobs: Path, profile: ClusterProfile
 ) -> None:
-    """Write the pickles that jobs under SLURM load, where submitit had no time to.
-
-    One that started before fails, and its work is to be submitted again.
-    """
+    """Write the pickles that jobs under SLURM load: a task waits for its own for a minute."""
     for one, task in zip(ids, tasks, strict=True):
         delayed = DelayedSubmission(task)
         delayed.set_timeout(minutes(profile.time), profile.max_num_timeout)
         path = JobPaths(jobs / "%j", one).submitted_pickle
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            delayed.dump(path)
+            with temporary_save_path(path) as temporary:
+                delayed.dump(temporary)
 
 
-@contextlib.contextmanager
-def _tidied(jobs: Path) -> Iterator[None]:
-    """Remove what a failed submission leaves behind: submitit's pickles and script."""
-    before = {path for pattern in TEMPORARY for path in jobs.glob(pattern)}
-    try:
-        yield
-    except BaseException:
-        for path in {path for pattern in TEMPORARY for path in jobs.glob(pattern)} - before:
-            path.unlink(missing_ok=True)
-        raise
-
-
-def _submit_all(executor: Any, tasks: Sequence[ArrayTask], profile: ClusterProfile) -> list[Any]:
-    if profile.executor == "slurm":
-        with executor.batch():
-            return [executor.submit(task) for task in tasks]
+def _start(tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile) -> tuple[str, ...]:
+    """Start tasks as processes of this machine."""
+    executor: Any = submitit.LocalExecutor(
+        jobs / "%j", profile.max_num_timeout, python=f"{_python(profile)} -P"
+    )
+    executor.update_parameters(
+        signal_delay_s=profile.signal_delay_s,
+        setup=_setup(profile),
+        timeout_min=minutes(profile.time),
+    )
     gpus = local_gpus()
-    jobs = []
-    for number, task in enumerate(tasks):
-        if gpus:
-            executor.update_parameters(gpus_per_node=1, visible_gpus=(number % gpus,))
-        jobs.append(executor.submit(task))
-    return jobs
+    ids = []
+    with _detached(jobs):
+        for number, task in enumerate(tasks):
+            if gpus:
+                executor.update_parameters(gpus_per_node=1, visible_gpus=(number % gpus,))
+            ids.append(str(executor.submit(task).job_id))
+    return tuple(ids)
 
 
-def script(tasks: int, jobs: Path, profile: ClusterProfile) -> str:
-    """Write the script that :func:`submit` would hand to sbatch, also where SLURM is not."""
+def script(tasks: int, jobs: Path, profile: ClusterProfile, name: str = JOB_NAME) -> str:
+    """Write the script that :func:`submit` hands to sbatch, also where SLURM is not."""
     folder = (jobs / "%j").absolute()
-    python = profile.python or shlex.quote(sys.executable)
-    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    # With -P, what lies in the folder where somebody typed takes no module's place.
+    command = f"{_python(profile)} -P -u -m submitit.core._submit {shlex.quote(str(folder))}"
     if profile.executor == "local":
         note = f"# {tasks} at once on this machine; submitit puts each one's process id for %j"
         return "\n".join(["#!/bin/bash", note, *_setup(profile), command]) + "\n"
-    parameters = _parameters(profile, JOB_NAME)
+    parameters = {**_slurm_parameters(profile), "job_name": name, "setup": _setup(profile)}
     if tasks > 1:
         parameters["map_count"] = tasks
     return str(_make_sbatch_string(command=command, folder=folder, **parameters))
 
 
-def _executor(jobs: Path, profile: ClusterProfile) -> Any:
-    folder = jobs / "%j"
-    if profile.executor == "local":
-        return submitit.LocalExecutor(folder, profile.max_num_timeout, python=profile.python)
-    _require_slurm()
-    return submitit.SlurmExecutor(folder, profile.max_num_timeout, python=profile.python)
+def _python(profile: ClusterProfile) -> str:
+    return profile.python or shlex.quote(sys.executable)
 
 
 def _require_slurm() -> None:
@@ -317,14 +327,6 @@ def _require_slurm() -> None:
             )
 
 
-def _parameters(profile: ClusterProfile, name: str) -> dict[str, Any]:
-    common = {"signal_delay_s": profile.signal_delay_s, "setup": _setup(profile)}
-    if profile.executor == "local":
-        return {**common, "timeout_min": minutes(profile.time)}
-    own = {"job_name": name, "time": minutes(profile.time)}
-    return {**common, **_slurm_parameters(profile), **own}
-
-
 def _slurm_parameters(profile: ClusterProfile) -> dict[str, Any]:
     parameters = {name: getattr(profile, name) for name in SUBMITIT_OPTIONS}
     extra: dict[str, Any] = {
@@ -334,8 +336,11 @@ def _slurm_parameters(profile: ClusterProfile) -> dict[str, Any]:
     }
     extra.update({name.replace("_", "-"): value for name, value in profile.sbatch.items()})
     parameters["additional_parameters"] = {k: v for k, v in extra.items() if v not in (None, False)}
+    parameters["time"] = minutes(profile.time)
+    parameters["signal_delay_s"] = profile.signal_delay_s
     parameters["array_parallelism"] = profile.array_parallelism
-    parameters["srun_args"] = []
+    # Also where the job itself was submitted with --export=NONE, or with a list.
+    parameters["srun_args"] = ["--export=ALL"]
     if profile.cpus_per_task:
         # From SLURM 22.05 on, srun no longer takes it from sbatch.
         parameters["srun_args"].append(f"--cpus-per-task={profile.cpus_per_task}")
@@ -354,8 +359,20 @@ def _setup(profile: ClusterProfile) -> list[str]:
         environment[batches.VARIABLE] = str(profile.batch_size)
     if profile.stage_weights:
         environment[STAGE_VARIABLE] = profile.stage_weights
+    if path := _own_path():
+        environment.setdefault("PYTHONPATH", path)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     return [*exports, *profile.setup]
+
+
+def _own_path() -> str | None:
+    """Return the PYTHONPATH by which tasks import this very code; None where it is installed."""
+    root = Path(__file__).resolve().parents[2]
+    given = os.environ.get("PYTHONPATH", "")
+    # python -m sdwn in a clone finds it in the current folder, which tasks do not look into.
+    if root not in (Path(entry).resolve() for entry in (sys.path[0], *given.split(os.pathsep))):
+        return None
+    return os.pathsep.join(filter(None, [str(root), given]))
 
 
 def local_gpus() -> int:
@@ -367,19 +384,23 @@ def local_gpus() -> int:
 
 
 @contextlib.contextmanager
-def _detached(jobs: Path, profile: ClusterProfile) -> Iterator[None]:
-    """Start processes that outlive this terminal: no key or hangup reaches them, no open pipe."""
-    if profile.executor == "slurm":
-        with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says is in the error
-            yield
-        return
+def _detached(jobs: Path) -> Iterator[None]:
+    """Start processes that outlive this terminal: no key or hangup reaches them, no open pipe.
+
+    What submitit starts takes no options of Python: a variable keeps it, too, from importing
+    what lies in the current folder.
+    """
     log = jobs / "local.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     # What is ignored now stays ignored in the processes that start now.
     before = {one: signal.signal(one, signal.SIG_IGN) for one in TERMINAL_SIGNALS}
     kept = [os.dup(stream) for stream in (0, 1, 2)]
     try:
-        with Path(os.devnull).open() as nothing, open_append(log) as file:
+        with (
+            Path(os.devnull).open() as nothing,
+            open_append(log) as file,
+            environment_variables(PYTHONSAFEPATH="1"),
+        ):
             for stream, end in zip((0, 1, 2), (nothing, file, file), strict=True):
                 os.dup2(end.fileno(), stream)
             yield
@@ -389,8 +410,3 @@ def _detached(jobs: Path, profile: ClusterProfile) -> Iterator[None]:
             os.close(original)
         for one, handler in before.items():
             signal.signal(one, handler)
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"

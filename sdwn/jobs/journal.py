@@ -14,6 +14,7 @@ from sdwn.checkout import code
 from sdwn.files import RunPaths, now, open_append
 from sdwn.jobs.cluster import Job, job_ids
 from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.site import user
 from sdwn.jobs.task import ArrayTask
 
 
@@ -24,7 +25,8 @@ class Submission:
     ``name`` is the job's own, by which the scheduler can be asked for it. ``tasks`` holds the
     indices of each task's pieces of work, ``ids`` the scheduler's ids: one a task, none if it
     was ``refused``, and None while it isn't known whether the scheduler took it. ``cancelled``
-    holds those ids that ``sdwn cancel`` ended.
+    holds those ids that ``sdwn cancel`` ended. ``owner`` is the user who submitted it; None in
+    older journals, and where ``ids`` are not known.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Submission:
     ids: tuple[str, ...] | None = None
     refused: str | None = None
     cancelled: tuple[str, ...] = ()
+    owner: str | None = None
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -79,15 +82,19 @@ def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile)
         plan=tasks[0].plan,
         code=code(),
         tasks=tuple(task.indices for task in tasks),
+        owner=user(),
     )
     content = asdict(submission)
+    # Earlier versions of sdwn leave out a submission with a field that they do not know.
+    del content["owner"]
     _append(paths, {key: value for key, value in content.items() if value not in (None, ())})
     return submission
 
 
 def settle(paths: RunPaths, submission: Submission, ids: Sequence[str]) -> Submission:
     """Write down under which ids the scheduler took it."""
-    _append(paths, {"name": submission.name, "ids": list(ids)})
+    record = {"name": submission.name, "ids": list(ids), "owner": submission.owner}
+    _append(paths, {key: value for key, value in record.items() if value is not None})
     return replace(submission, ids=tuple(ids))
 
 
@@ -145,7 +152,8 @@ def _take(found: dict[str, Submission], record: dict[str, Any]) -> None:
         tasks = tuple(tuple(int(index) for index in task) for task in record.pop("tasks"))
         found[name] = Submission(**record, tasks=tasks)
     elif "ids" in record:
-        found[name] = replace(found[name], ids=tuple(map(str, record["ids"])))
+        ids, owner = tuple(map(str, record["ids"])), record.get("owner")
+        found[name] = replace(found[name], ids=ids, owner=owner and str(owner))
     else:
         found[name] = replace(found[name], refused=str(record["refused"]))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from sdwn.files import RunPaths
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import Job
 from sdwn.jobs.journal import Submission, adopted, cancelled_jobs, last_jobs, read_journal
 from sdwn.jobs.scheduler import NO_ANSWER, UNKNOWN, JobState
+from sdwn.jobs.site import user
 from sdwn.planning.dealt import Dealt
 
 Live = Mapping[Job, JobState]
@@ -29,8 +30,9 @@ def live_each(
     paths: RunPaths, submissions: Sequence[Submission]
 ) -> list[tuple[Submission, dict[Job, JobState]]]:
     """Give each submission's jobs that still wait or run, or may do so."""
-    under_slurm = any(submission.executor == "slurm" for submission in submissions)
-    queue = scheduler.squeue() if under_slurm else {}
+    asked = [one for one in submissions if one.executor == "slurm" and not one.refused]
+    everybody = any(one.owner != user() for one in asked)
+    queue = scheduler.squeue((one.name for one in asked), everybody) if asked else {}
     return [(submission, _live(paths, submission, queue)) for submission in submissions]
 
 
@@ -38,21 +40,30 @@ def _live(
     paths: RunPaths, submission: Submission, queue: Mapping[str, JobState] | None
 ) -> dict[Job, JobState]:
     if submission.executor == "local":
-        states = scheduler.processes(paths.jobs, submission.host, submission.ids or ())
-        return _states(submission.jobs, states)
+        ids = submission.ids or ()
+        processes = scheduler.processes(paths.jobs, submission.host, ids)
+        return {job: processes[job.id] for job in submission.jobs if job.id in processes}
     if queue is None:
         # Without an id, its name and the task's number stand for it.
         ids = submission.ids or [f"{submission.name}_{n}" for n in range(len(submission.tasks))]
         jobs = () if submission.refused else submission.jobs_as(ids)
         return dict.fromkeys(jobs, NO_ANSWER)
+    # An id alone may be another job's by now: they begin anew, and clusters count for themselves.
+    own = {job: state for job, state in queue.items() if state.name == submission.name}
+    jobs = submission.jobs
     if submission.unsettled:
-        ids = adopted(submission, scheduler.named(queue, submission.name))
-        return _states(submission.jobs_as(ids), queue)
-    return _states(submission.jobs, queue)
+        jobs = submission.jobs_as(adopted(submission, list(own)))
+    return {job: own[job.id] for job in jobs if job.id in own}
 
 
-def _states(jobs: Iterable[Job], states: Mapping[str, JobState]) -> dict[Job, JobState]:
-    return {job: states[job.id] for job in jobs if job.id in states}
+def end(paths: RunPaths, submission: Submission, live: Live) -> str | None:
+    """End live jobs of a submission; return what could not be ended and why, if anything."""
+    ids = [job.id for job in live]
+    reason = scheduler.cancel(submission.executor, paths.jobs, submission.name, ids)
+    if reason is None:
+        return None
+    jobs = f"job {ids[0]}" if len(ids) == 1 else f"jobs {ids[0]} to {ids[-1]}"
+    return f"{jobs} of {submission.owner or 'another user'} could not be ended: {reason}"
 
 
 def unreachable(live: Live) -> bool:

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,9 +21,19 @@ PENDING = "PENDING"
 UNKNOWN = "UNKNOWN"
 
 # Columns of a fixed width: a job's name, which is its user's choice, may hold anything.
-SQUEUE = ("squeue", "--noheader", "--array", "--me", "--Format")
 SQUEUE_FORMAT = "JobArrayID:40,State:24,RestartCnt:12,Name:40,Reason:80"
+# Without --all, squeue leaves out a user's own jobs in hidden partitions.
+SQUEUE = ("squeue", "--noheader", "--array", "--all", "--Format", SQUEUE_FORMAT)
 EDGES = (0, 40, 64, 76, 116, 196)
+
+# Variables that change what SLURM's commands do, or that belong to a job around this process.
+STEERING = (
+    *("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCANCEL_", "SINFO_"),
+    *("SACCT_", "SCONTROL_", "SUBMITIT_", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"),
+    *("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"),
+)
+# Those of them that say where the cluster is and who the user is.
+FINDING = ("SLURM_CLUSTERS", "SLURM_CONF", "SLURM_JWT", "SLURM_SACK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +59,33 @@ def processes(jobs: Path, host: str, job_ids: Sequence[str]) -> dict[str, JobSta
     return {job: JobState(RUNNING) for job in job_ids if here and _is_job(job, jobs)}
 
 
-def squeue() -> dict[str, JobState] | None:
-    """List the user's jobs that wait or run; None where no controller answers."""
-    lines = run([*SQUEUE, SQUEUE_FORMAT])
+def environment() -> dict[str, str]:
+    """Return this process's environment without what would steer SLURM's commands.
+
+    What the profile says is what jobs get: a user's defaults (``SBATCH_PARTITION``) go before
+    it, ``SQUEUE_STATES`` filters answers, and a job around this process has options of its own.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(FINDING) or not name.startswith(STEERING)
+    }
+
+
+def squeue(
+    names: Iterable[str] = (), everybody: bool = False, ended: bool = False
+) -> dict[str, JobState] | None:
+    """List jobs that wait or run by their ids; None where no controller answers.
+
+    Args:
+        names: only the jobs that have one of these names.
+        everybody: also those of other users.
+        ended: also those that ended a few minutes ago.
+    """
+    options = [] if everybody else ["--me"]
+    if names := ",".join(names):
+        options.append(f"--name={names}")
+    lines = run([*SQUEUE, *options, *["--states=all"] * ended])
     if lines is None:
         return None
     return dict(found for found in map(read_squeue, lines) if found is not None)
@@ -71,11 +105,6 @@ def read_squeue(line: str) -> tuple[str, JobState] | None:
     return job, JobState(state, reason, int(restarts) if restarts.isdecimal() else 0, name)
 
 
-def named(queue: Mapping[str, JobState], name: str) -> list[str]:
-    """List the jobs of a queue that have a name."""
-    return [job for job, state in queue.items() if state.name == name]
-
-
 def throttle(array: str, tasks: int) -> None:
     """Let so many tasks of an array run at once."""
     run(["scontrol", "update", f"JobId={array}", f"ArrayTaskThrottle={tasks}"])
@@ -84,27 +113,56 @@ def throttle(array: str, tasks: int) -> None:
 def run(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[str] | None:
     """Give the lines that a command prints; None if it is not there, fails or hangs."""
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout_s,
-            check=True,
-        )
+        done = call(command, timeout_s)
     except (OSError, subprocess.SubprocessError):
+        return None
+    if done.returncode:
         return None
     return [line for line in done.stdout.splitlines() if line.strip()]
 
 
-def cancel(executor: Literal["local", "slurm"], jobs: Path, job_ids: Sequence[str]) -> None:
-    """End jobs that work in ``jobs``, arrays as a whole; what they have finished stays."""
-    if executor == "slurm":
-        run(["scancel", *dict.fromkeys(job.partition("_")[0] for job in job_ids)])
-    else:
-        for job in job_ids:
-            if _is_job(job, jobs):
-                _kill_tree(int(job))
+def call(
+    command: Sequence[str], timeout_s: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in an environment that does not steer it; return its status and its words."""
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment(),
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def cancel(
+    executor: Literal["local", "slurm"], jobs: Path, name: str, job_ids: Sequence[str]
+) -> str | None:
+    """End jobs of this name that work in ``jobs``, arrays as a whole; what is finished stays.
+
+    Returns:
+        Why they could not be ended, as the scheduler says it; None if they were.
+    """
+    if executor == "local":
+        try:
+            for job in job_ids:
+                if _is_job(job, jobs):
+                    _kill_tree(int(job))
+        except PermissionError as error:
+            return str(error)
+        return None
+    # With a name too, scancel ends no job that has been given one of these ids since.
+    arrays = dict.fromkeys(job.partition("_")[0] for job in job_ids)
+    done = call(["scancel", f"--name={name}", *arrays])
+    return last_line(done.stderr) if done.returncode else None
+
+
+def last_line(text: str) -> str:
+    """Return the last line that says something."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
 
 
 def _is_job(pid: str, jobs: Path) -> bool:

@@ -23,7 +23,7 @@ from sdwn.jobs import cluster, journal, scheduler
 from sdwn.jobs.cluster import Job, Tell, quietly
 from sdwn.jobs.joblogs import failure
 from sdwn.jobs.journal import cancellations, read_journal
-from sdwn.jobs.live import Live, live_each, live_jobs, missing, unfinished, unreachable
+from sdwn.jobs.live import Live, end, live_each, live_jobs, missing, unfinished, unreachable
 from sdwn.jobs.profiles import ClusterProfile, overridden
 from sdwn.jobs.scheduler import JobState
 from sdwn.jobs.site import max_array_size, user
@@ -398,16 +398,21 @@ def cancel(paths: RunPaths, tell: Tell = quietly) -> dict[Job, JobState]:
     What they have finished stays.
 
     Raises:
-        SdwnError: the scheduler does not answer.
+        SdwnError: the scheduler does not answer, or some of the jobs could not be ended.
     """
     found = [(one, live) for one, live in live_each(paths, read_journal(paths)) if live]
     if any(unreachable(live) for _, live in found):
         raise SdwnError("SLURM does not answer; run the same command again when it does")
-    if found:
+    # Whether another user's may be ended shows when it is tried; what is not ended is not noted.
+    yours = [pair for pair in found if pair[0].owner in (None, user())]
+    theirs = [pair for pair in found if pair not in yours]
+    denied = {submission.name: end(paths, submission, live) for submission, live in theirs}
+    if ended := [*yours, *(pair for pair in theirs if denied[pair[0].name] is None)]:
         # First, so that a command that follows the run does not submit it again.
-        journal.note_cancelled(paths, [job.id for _, live in found for job in live])
-    for submission, live in found:
-        scheduler.cancel(submission.executor, paths.jobs, [job.id for job in live])
+        journal.note_cancelled(paths, [job.id for _, live in ended for job in live])
+    denied |= {submission.name: end(paths, submission, live) for submission, live in yours}
+    if left := list(filter(None, denied.values())):
+        raise SdwnError("\n".join(left))
     jobs = {job: state for _, live in found for job, state in live.items()}
     _await_end(paths, jobs, tell)
     return jobs

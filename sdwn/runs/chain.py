@@ -14,9 +14,9 @@ from sdwn.files import ReleasePaths, RunPaths
 from sdwn.jobs.cluster import Job, Tell
 from sdwn.jobs.joblogs import job_logs, reason, succeeded
 from sdwn.jobs.journal import Submission, cancelled_jobs, read_journal
-from sdwn.jobs.live import Live, live_each, live_of, missing, unreachable
+from sdwn.jobs.live import Live, end, live_each, live_of, missing, unreachable
 from sdwn.jobs.profiles import ClusterProfile, LaterStage, stage_profile
-from sdwn.jobs.scheduler import PENDING, cancel
+from sdwn.jobs.scheduler import PENDING
 from sdwn.jobs.submission import submit_array
 from sdwn.jobs.task import ArrayTask
 from sdwn.planning.dealt import Dealt
@@ -140,7 +140,8 @@ def _live_before(paths: RunPaths, plan: Dealt, tell: Tell) -> list[str]:
         job, state = next(iter(jobs.items()))
         if submission.stage in LATER and state.state == PENDING:
             tell(f"{submission.stage}, which waited as job {job.id}, is queued anew")
-            cancel("slurm", paths.jobs, [job.id])
+            if denied := end(paths, submission, jobs):
+                raise SdwnError(denied)
         elif submission.stage in LATER or any(left.intersection(job.indices) for job in jobs):
             before.append(job.id.partition("_")[0])
     return before
