@@ -40,8 +40,7 @@ def _live(
     paths: RunPaths, submission: Submission, queue: Mapping[str, JobState] | None
 ) -> dict[Job, JobState]:
     if submission.executor == "local":
-        ids = submission.ids or ()
-        processes = scheduler.processes(paths.jobs, submission.host, ids)
+        processes = scheduler.processes(paths.jobs, submission.host, submission.ids or ())
         return {job: processes[job.id] for job in submission.jobs if job.id in processes}
     if queue is None:
         # Without an id, its name and the task's number stand for it.

@@ -1,0 +1,237 @@
+"""The boundary to SLURM's commands: what they are given, how they are read, whose a job is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sdwn.config import validated
+from sdwn.errors import SdwnError
+from sdwn.files import RunPaths
+from sdwn.jobs import scheduler
+from sdwn.jobs.cluster import job_ids, quietly
+from sdwn.jobs.journal import intend, read_journal, settle
+from sdwn.jobs.live import live_jobs, unfinished
+from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.submission import cancel, shard_tasks, submit_shards
+from sdwn.planning.plan import Plan
+
+from conftest import PlanRun, Sdwn, Testbed
+
+SITE = validated(ClusterProfile, {"partition": "main"}, source="test")
+COLUMNS = ("40", "24", "12", "40", "80")
+
+Commands = Callable[..., None]
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """Put shell scripts on the PATH in the place of SLURM's commands."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def write(**scripts: str) -> None:
+        for name, text in {"sbatch": "exit 1", "squeue": "", "srun": "", **scripts}.items():
+            (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+            (folder / name).chmod(0o755)
+
+    return write
+
+
+def queue_line(job: str, name: str, state: str = "PENDING") -> str:
+    """A shell line that prints a job as squeue does."""
+    formats = "".join(f"%-{width}s" for width in COLUMNS)
+    return f"printf '{formats}\\n' {job} {state} 0 {name} Priority"
+
+
+# Prints the array 7 under whatever name it is asked for.
+ANY_NAME = f"""for option; do case $option in --name=*) name=${{option#--name=}};; esac; done
+{queue_line("7_0", "$name")}
+{queue_line("7_1", "$name")}"""
+
+
+# What the user's shell says
+
+
+@given(
+    st.sampled_from(["SBATCH", "SLURM", "SQUEUE", "SCANCEL", "SINFO", "SACCT", "SRUN", "SALLOC"]),
+    st.from_regex(r"[A-Z]{2,9}(_[A-Z]{2,9})?", fullmatch=True),
+)
+def test_no_default_of_the_user_reaches_a_command_of_slurm(command: str, name: str) -> None:
+    steering, finding = f"{command}_X{name}", "SLURM_CONF"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(steering, "1")
+        patch.setenv(finding, "/etc/slurm/slurm.conf")
+        seen = scheduler.environment()
+    assert steering not in seen
+    assert seen[finding] == "/etc/slurm/slurm.conf"
+    assert seen["PATH"] == os.environ["PATH"]
+
+
+def test_jobs_get_what_the_profile_says_and_what_is_left_out_is_named_once(
+    planned: PlanRun, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, plan = planned()
+    commands(sbatch=f"env >> {tmp_path}/seen; echo Submitted batch job 7")
+    for name in ("SBATCH_PARTITION", "SLURM_MEM_PER_CPU", "SLURM_EXPORT_ENV", "SBATCH_QOS"):
+        monkeypatch.setenv(name, "outer")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setenv("SLURM_CONF_SERVER", "controller:6817")
+    told: list[str] = []
+    for index in (0, 1):
+        submit_shards(paths, plan, [index], SITE, told.append)
+    seen = (tmp_path / "seen").read_text()
+    assert "=outer" not in seen
+    assert "CUDA_VISIBLE_DEVICES" not in seen, "the node's GPUs are SLURM's to name"
+    assert "SLURM_CONF_SERVER=controller:6817" in seen
+    assert told == ["SBATCH_PARTITION, SBATCH_QOS: not followed; jobs get what the profile says"]
+
+
+# What sbatch answers
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "echo Submitted batch job 7",
+        "echo Job 12 of 40 in your quota; echo Submitted batch job 7 on cluster big; echo Bye",
+        "echo Submitted batch job 7 >&2",
+        "echo Submitted batch job 7; echo 'sbatch: error: accounting hook failed' >&2; exit 3",
+        "echo '7;big'",
+        "echo Your job 12 of 40 was taken",
+        "",
+        "exit 1",
+        "echo 'error: Socket timed out on send/recv operation' >&2; exit 1",
+    ],
+)
+def test_whatever_a_sites_sbatch_prints_the_array_is_known(
+    planned: PlanRun, commands: Commands, answer: str
+) -> None:
+    paths, plan = planned()
+    commands(sbatch=answer, squeue=ANY_NAME)
+    jobs = submit_shards(paths, plan, [0, 1], SITE, quietly)
+    assert [job.id for job in jobs] == ["7_0", "7_1"]
+    assert all((paths.jobs / job.id / f"{job.id}_submitted.pkl").exists() for job in jobs)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("echo Thank you", r"expected 'Submitted batch job' and a number from sbatch, .*Thank you"),
+        ("echo 'sbatch: error: invalid partition' >&2; exit 1", "refused: .*invalid partition"),
+    ],
+)
+def test_an_array_that_is_not_there_was_refused(
+    planned: PlanRun, commands: Commands, answer: str, reason: str
+) -> None:
+    paths, plan = planned()
+    commands(sbatch=answer, squeue="")
+    with pytest.raises(SdwnError, match=reason):
+        submit_shards(paths, plan, [0, 1], SITE, quietly)
+    assert read_journal(paths)[0].refused
+    assert not list(paths.jobs.glob("*.sh"))
+
+
+# Whose job it is
+
+
+def taken(paths: RunPaths, plan: Plan, *ids: str) -> str:
+    """Write down that SLURM took the first shards under these ids; return the array's name."""
+    tasks = shard_tasks(paths, plan, range(len(ids)), SITE)
+    return settle(paths, intend(paths, tasks, SITE), ids).name
+
+
+def test_a_job_is_the_runs_only_by_its_name_and_its_id(
+    planned: PlanRun, commands: Commands, tmp_path: Path
+) -> None:
+    """Ids begin anew with a controller, roll over, and each cluster counts for itself."""
+    paths, plan = planned()
+    name = taken(paths, plan, "7_0", "7_1")
+    lines = [queue_line("7_0", "somebodys"), queue_line("7_1", name), queue_line("8_0", name)]
+    commands(squeue="\n".join(lines), scancel=f'echo "$@" > {tmp_path}/cancelled')
+    assert [job.id for job in live_jobs(paths)] == ["7_1"]
+    assert 0 in unfinished(paths, plan)
+    assert [job.id for job in cancel(paths)] == ["7_1"]
+    assert (tmp_path / "cancelled").read_text().split() == [f"--name={name}", "7"]
+
+
+# As squeue is for a user whom another's jobs belong to: --me shows none of them.
+OF_OTHERS = 'case "$*" in *--me*) exit;; esac'
+
+
+@pytest.mark.parametrize("owner", ["alice", None])
+def test_another_users_jobs_are_seen_and_what_one_may_not_cancel_is_said(
+    planned: PlanRun, commands: Commands, owner: str | None
+) -> None:
+    paths, plan = planned()
+    name = taken(paths, plan, "7_0", "7_1")
+    assert read_journal(paths)[0].owner
+    text = paths.submissions.read_text()
+    mine = f', "owner": "{read_journal(paths)[0].owner}"'
+    assert text.count(mine) == 1, "an older journal has none"
+    paths.submissions.write_text(text.replace(mine, f', "owner": "{owner}"' if owner else ""))
+    lines = [queue_line("7_0", name), queue_line("7_1", name)]
+    denied = "scancel: error: Kill job error on job id 7_0: Access/permission denied"
+    commands(squeue="\n".join([OF_OTHERS, *lines]), scancel=f"echo '{denied}' >&2; exit 210")
+    assert not {0, 1} & set(unfinished(paths, plan)), "they are not made twice"
+    whose = owner or "another user"
+    with pytest.raises(SdwnError, match=rf"jobs 7_0 to 7_1 of {whose} could not .*denied"):
+        cancel(paths)
+
+
+# On a real SLURM
+
+
+@pytest.mark.slurm
+def test_other_jobs_and_the_users_shell_change_nothing(
+    sdwn: Sdwn, planned: PlanRun, cluster: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, plan = planned()
+    site = ("--account", "lab", "--partition", "main", "--mem", "500M", "--time", "5")
+    command = ["sbatch", "--hold", "--account=lab", "--mem=500M", "--array=0-3", "-Jtheirs"]
+    theirs = cluster.run(*command, "--wrap=true").split()[-1]
+    taken(paths, plan, *job_ids(theirs, 4))
+    assert live_jobs(paths) == {}
+    cancel(paths)
+    scheduler.cancel("slurm", paths.jobs, read_journal(paths)[0].name, job_ids(theirs, 4))
+    assert cluster.run("squeue", "--noheader", "--array", "--name=theirs").count("\n") == 3
+
+    for name, value in {
+        "SQUEUE_STATES": "RUNNING",
+        "SQUEUE_PARTITION": "high",
+        "SCANCEL_PARTITION": "high",
+        "SBATCH_PARTITION": "nowhere",
+    }.items():
+        monkeypatch.setenv(name, value)
+    (paths.root / "site.yaml").write_text("executor: slurm\nsbatch: {hold: true}\n")
+    found = sdwn.json("submit", paths.root, "--profile", paths.root / "site.yaml", *site)
+    assert found["submitted"] == len(plan.shards)
+    cluster.run("scontrol", "update", "PartitionName=main", "Hidden=YES")
+    try:
+        assert len(live_jobs(paths)) == len(plan.shards)
+        assert len(cancel(paths)) == len(plan.shards)
+        assert live_jobs(paths) == {}
+    finally:
+        cluster.run("scontrol", "update", "PartitionName=main", "Hidden=NO")
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("export", ["ALL", "NONE", "HOME"])
+def test_tasks_start_whatever_is_exported_and_whatever_job_they_are_submitted_in(
+    sdwn: Sdwn, planned: PlanRun, testbed: Testbed, tmp_path: Path, export: str
+) -> None:
+    paths, plan = planned(storage={"images_per_shard": 1000})
+    text = f"{{account: lab, partition: main, mem: 500M, time: 5, sbatch: {{export: {export}}}}}"
+    (tmp_path / "site.yaml").write_text(text)
+    outer = {"SLURM_MEM_PER_CPU": "9", "SLURM_NTASKS": "3", "SLURM_EXPORT_ENV": "NONE"}
+    outer |= {"SLURM_JOB_ID": "1", "SLURM_GPUS_PER_NODE": "v100:1", "SUBMITIT_EXECUTOR": "local"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in outer.items():
+            patch.setenv(name, value)
+        sdwn("submit", paths.root, "--profile", tmp_path / "site.yaml", "--wait", "--retries", "0")
+    assert not unfinished(paths, plan)
