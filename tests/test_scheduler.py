@@ -152,8 +152,9 @@ def test_a_job_is_the_runs_only_by_its_name_and_its_id(
     """Ids begin anew with a controller, roll over, and each cluster counts for itself."""
     paths, plan = planned()
     name = taken(paths, plan, "7_0", "7_1")
+    until = f"[ -e {tmp_path}/cancelled ] && exit"
     lines = [queue_line("7_0", "somebodys"), queue_line("7_1", name), queue_line("8_0", name)]
-    commands(squeue="\n".join(lines), scancel=f'echo "$@" > {tmp_path}/cancelled')
+    commands(squeue="\n".join([until, *lines]), scancel=f'echo "$@" > {tmp_path}/cancelled')
     assert [job.id for job in live_jobs(paths)] == ["7_1"]
     assert 0 in unfinished(paths, plan)
     assert [job.id for job in cancel(paths)] == ["7_1"]
