@@ -293,7 +293,8 @@ def test_cancel_ends_local_tasks_and_retry_goes_on(sdwn: Sdwn, config: Path) -> 
     assert sorted(cancelled["job_ids"]) == sorted(submitted["job_ids"])
     status = sdwn.json("status", "run")
     assert status["shards_running"] == 0
-    assert status["shards_failed"] == submitted["shards"]
+    assert status["shards_failed"] == 0
+    assert status["shards_cancelled"] == submitted["shards"]
     again = sdwn.json("retry", "run")
     assert again["shards"] == submitted["shards"]
     sdwn("cancel", "run")

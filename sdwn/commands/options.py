@@ -10,11 +10,36 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from sdwn.steps.opening import require_kind
+
 Config = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A config file, or the name of a shipped one.")
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]
-ReleaseFolder = Annotated[Path, typer.Argument(metavar="RELEASE", help="The release's folder.")]
+
+
+def _expect_run(context: typer.Context, folder: Path) -> Path:
+    require_kind("run", str(context.info_name), folder)
+    return folder
+
+
+def _expect_runs(context: typer.Context, folders: list[Path]) -> list[Path]:
+    return [_expect_run(context, folder) for folder in folders]
+
+
+def _expect_release(context: typer.Context, folder: Path) -> Path:
+    require_kind("release", str(context.info_name), folder)
+    return folder
+
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.", callback=_expect_run)]
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Run folders of the same plan.", callback=_expect_runs),
+]
+ReleaseFolder = Annotated[
+    Path,
+    typer.Argument(metavar="RELEASE", help="The release's folder.", callback=_expect_release),
+]
 Override = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a setting: key=value, as in generation.batch_size=20."),

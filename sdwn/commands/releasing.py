@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from sdwn import terminal
-from sdwn.commands.options import AsJson, Checkpoint, Model, PartSize, ReleaseFolder
+from sdwn.commands.options import AsJson, Checkpoint, Model, PartSize, ReleaseFolder, Runs
 from sdwn.steps import evaluating, releasing
 from sdwn.steps.opening import open_run
 
@@ -17,9 +17,7 @@ commands = typer.Typer()
 
 @commands.command()
 def merge(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders of the same plan.")
-    ],
+    runs: Runs,
     release: Annotated[Path, typer.Option(help="The folder to write the release to.")],
     part_size: PartSize = 4.0,
     check: Annotated[

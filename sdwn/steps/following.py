@@ -42,10 +42,10 @@ def goes_on(paths: RunPaths) -> str | None:
 
     if not live_jobs(paths):
         return None
-    return (
-        f"the tasks go on without you; see: {command('status', paths.root)}; "
-        f"end them with: {command('cancel', paths.root)}"
-    )
+    # A tuning has no plan, of which status could tell.
+    see = f"see: {command('status', paths.root)}; " if paths.plan.exists() else ""
+    end = command("cancel", paths.root)
+    return f"the tasks go on without you; {see}end them with: {end}"
 
 
 def complete_run(

@@ -1,0 +1,337 @@
+"""Following a run: why tasks ended, what a terminal does to them, later stages, trials, advice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sdwn.commands import following as commands
+from sdwn.config import validated
+from sdwn.files import RunPaths
+from sdwn.jobs.cluster import Job
+from sdwn.jobs.joblogs import failure
+from sdwn.jobs.journal import intend, read_journal, settle
+from sdwn.jobs.live import live_jobs, missing
+from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.scheduler import JobState
+from sdwn.jobs.stuck import cannot_start
+from sdwn.jobs.task import ArrayTask
+from sdwn.runs import chain, status
+from sdwn.runs.status import run_status
+from sdwn.steps.following import goes_on
+from sdwn.trials.short_jobs import tune_elsewhere
+
+from conftest import PlanRun, Sdwn, noise_config, wait_until
+
+HERE = validated(ClusterProfile, {"executor": "local", "array_parallelism": 1}, source="test")
+SLOW = {"generation": {"num_inference_steps": 100}}
+
+
+def workers(paths: RunPaths) -> list[int]:
+    """The processes of this machine that make the run's shards."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = entry.read_bytes()
+        except OSError:
+            continue
+        if b"submitit.core._submit" in command and str(paths.jobs).encode() in command:
+            found.append(int(entry.parent.name))
+    return found
+
+
+# Why a task ended
+
+START = "submitit INFO (2026-01-01 00:00:00,000) - Loading pickle: x\n"
+AT_WORK = "2026-01-01 00:00:01,000 cpu: 5 images a batch (one synset)\n"
+END = "2026-01-01 00:00:09,000 Job completed successfully\n"
+RAISED = """2026-01-01 00:00:01,000 Submitted job triggered an exception
+Traceback (most recent call last):
+  File "x.py", line 1, in <module>
+sdwn.errors.SdwnError: the model is gone
+"""
+EXITED = "srun: error: n1: task 0: Exited with exit code 1\n"
+KILLED = "srun: error: n1: task 0: Killed\nsrun: Force Terminated StepId=8.0\n"
+OOM = (
+    "slurmstepd: error: Detected 1 oom_kill event in StepId=8.0. Some tasks have been OOM Killed.\n"
+)
+LIMIT = (
+    "slurmstepd: error: *** STEP 8.0 ON n1 CANCELLED AT 2026-01-01T00:00:09 DUE TO TIME LIMIT ***\n"
+)
+PREEMPTED = LIMIT.replace("TIME LIMIT", "PREEMPTION")
+BY_HAND = LIMIT.replace(" DUE TO TIME LIMIT", "") + "srun: error: n1: task 0: Killed\n"
+NODE = LIMIT.replace("TIME LIMIT", "NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS")
+
+
+def logged(paths: RunPaths, texts: Sequence[str]) -> None:
+    """Write down an ended job 7 that had shard 0 (and 1, as process 1), with these logs."""
+    folder = paths.jobs / "7"
+    folder.mkdir(parents=True)
+    for rank, text in enumerate(texts):
+        (folder / f"7_{rank}_log.err").write_text(text)
+        (folder / f"7_{rank}_log.out").write_text(START)
+    site = validated(ClusterProfile, {"gres": f"gpu:{len(texts)}"}, source="test")
+    settle(paths, intend(paths, [ArrayTask("generate", str(paths.root), (0, 1))], site), ["7"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (AT_WORK + KILLED, "killed (SIGKILL)"),
+        (AT_WORK + OOM + KILLED, "killed: it used more memory than it asked for"),
+        (AT_WORK + LIMIT + KILLED, "ended by its time limit"),
+        (AT_WORK + PREEMPTED, "preempted"),
+        (AT_WORK + NODE, "its node failed"),
+        (AT_WORK + BY_HAND, "cancelled by scancel"),
+        (AT_WORK, "killed without a word"),
+        ("", "killed without a word"),
+        (RAISED + EXITED, "SdwnError: the model is gone"),
+        (RAISED + OOM, "SdwnError: the model is gone"),
+        # An earlier start's end is not this one's, nor an exception that work went on after.
+        (AT_WORK + PREEMPTED + RAISED + EXITED, "the model is gone"),
+        (RAISED + AT_WORK + KILLED, "killed (SIGKILL)"),
+        (AT_WORK + PREEMPTED + AT_WORK + KILLED, "killed (SIGKILL)"),
+        (AT_WORK + END, "is gone: deleted or moved"),
+        (AT_WORK + "usage: unknown option\n" + EXITED, "usage: unknown option"),
+    ],
+)
+def test_the_cause_of_a_tasks_end_is_read_from_its_log(
+    planned: PlanRun, text: str, expected: str
+) -> None:
+    paths, _ = planned()
+    logged(paths, [text])
+    assert expected in failure(paths, 0)
+
+
+def test_a_process_is_told_by_its_own_end(planned: PlanRun) -> None:
+    """SLURM writes of all processes into the first one's log."""
+    paths, _ = planned()
+    logged(paths, [AT_WORK + KILLED.replace("task 0", "task 1") + AT_WORK + RAISED, AT_WORK])
+    assert "the model is gone" in failure(paths, 0)
+    assert "killed (SIGKILL)" in failure(paths, 1)
+
+
+def test_a_task_that_never_started_says_its_last_line(planned: PlanRun) -> None:
+    paths, _ = planned()
+    logged(paths, ["bash: line 3: /opt/python: No such file or directory\n"])
+    (paths.jobs / "7/7_0_log.out").unlink()
+    assert failure(paths, 0).startswith("bash: line 3: /opt/python")
+
+
+def test_a_local_task_that_is_killed_is_told_as_killed(sdwn: Sdwn, planned: PlanRun) -> None:
+    paths, _ = planned(**SLOW)
+    sdwn("submit", paths.root, "--array-parallelism", "1")
+    wait_until(lambda: list(paths.tasks.glob("*.json")) if paths.tasks.is_dir() else [])
+    os.kill(workers(paths)[0], signal.SIGKILL)
+    wait_until(lambda: not live_jobs(paths))
+    assert "killed without a word" in sdwn.json("status", paths.root)["failures"][0]
+
+
+def test_the_space_that_is_missing_is_told(
+    generated: PlanRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, plan = generated()
+    for shard in plan.shards[1:]:
+        paths.shard(shard.index).unlink()
+    said = "OSError: [Errno 28] No space left on device"
+    size = paths.shard(0).stat().st_size * (len(plan.shards) - 1)
+    usage = shutil.disk_usage(paths.root)
+    monkeypatch.setattr(status.shutil, "disk_usage", lambda _: usage._replace(free=size // 2))
+    assert "are missing" in str(status.shortage(paths, plan, said))
+    monkeypatch.setattr(status.shutil, "disk_usage", lambda _: usage._replace(free=size * 2))
+    assert "quota" in str(status.shortage(paths, plan, said))
+    assert status.shortage(paths, plan, "killed") is None
+
+
+# Restarts, and what waits in vain
+
+
+def test_a_restart_is_counted_once_it_began_whatever_ends_it(
+    planned: PlanRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, plan = planned()
+    names = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}
+    for name, value in {**names, "SLURM_NTASKS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    for start in range(3):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(start))
+        with pytest.raises(Exception, match="submitted for plan"):
+            ArrayTask("generate", str(paths.root), (0,), plan="another")()
+        assert run_status(paths, plan).restarts == start
+
+
+REASONS = (
+    "JobHeldUser",
+    "JobHeldAdmin",
+    "launch failed requeued held",
+    "PartitionTimeLimit",
+    "BadConstraints",
+    "job requeued in held state",
+    "QOSMaxWallDurationPerJobLimit",
+    "AssocGrpCPUMinutesLimit",
+    "InvalidQOS",
+    "DependencyNeverSatisfied",
+)
+PASSING = (
+    "Resources",
+    "Priority",
+    "Dependency",
+    "BeginTime",
+    "JobArrayTaskLimit",
+    "None",
+    "AssocGrpCpuLimit",
+    "QOSMaxJobsPerUserLimit",
+    "Licenses",
+    "ReqNodeNotAvail",
+)
+
+
+@given(st.lists(st.sampled_from(REASONS + PASSING), max_size=12))
+def test_what_waits_in_vain_is_told_and_nothing_else(reasons: list[str]) -> None:
+    live = {Job(f"7_{n}", (n,)): JobState("PENDING", why) for n, why in enumerate(reasons)}
+    found = cannot_start(live)
+    assert set(found) == set(reasons) & set(REASONS)
+    for why, text in found.items():
+        others = reasons.count(why) - 1
+        assert f"({why}): " in text
+        assert (f"and {others} more" in text) == (others > 0)
+
+
+# Terminals
+
+
+def test_tasks_of_this_machine_outlive_the_terminal(sdwn: Sdwn, planned: PlanRun) -> None:
+    paths, plan = planned(catalog={"roots": ["corgi.n.01"]})
+    assert goes_on(paths) is None, "nothing goes on before anything was submitted"
+    shell = os.fork()
+    if shell == 0:
+        # A terminal's foreground: its signals go to all of the group.
+        os.setpgid(0, 0)
+        process = sdwn.start("submit", paths.root, "--array-parallelism", "1")
+        process.wait()
+        os._exit(process.returncode)
+    assert os.waitpid(shell, 0)[1] == 0
+    for one in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGINT):
+        os.killpg(shell, one)
+    assert f"sdwn status {paths.root}" in str(goes_on(paths))
+    wait_until(lambda: not missing(paths, plan))
+    wait_until(lambda: not live_jobs(paths))
+    assert goes_on(paths) is None
+
+
+# Later stages
+
+
+def test_a_later_stage_that_failed_is_told_and_gone_on_with(sdwn: Sdwn, planned: PlanRun) -> None:
+    paths, _ = planned(catalog={"roots": ["corgi.n.01"]})
+    (paths.release / "mine").mkdir(parents=True)
+    refused = sdwn("submit", paths.root, "--wait", "--then", "merge", code=1).stderr
+    assert "merge failed: " in refused
+    (told,) = sdwn.json("status", paths.root)["then"].values()
+    assert told.startswith("failed: ")
+    assert f"merge: {told}" in " ".join(sdwn("status", paths.root).stdout.split())
+    assert str(paths.release) in sdwn("logs", paths.root).stdout
+    shutil.rmtree(paths.release)
+    advice = sdwn("retry", paths.root).stderr
+    assert f"merge did not succeed; go on with: sdwn retry {paths.root} --wait" in " ".join(
+        advice.split()
+    )
+    assert list(sdwn.json("retry", paths.root, "--wait")["then"]) == ["merge"]
+    assert sdwn.json("status", paths.root)["then"] == {"merge": "done"}
+    assert "then" not in sdwn.json("retry", paths.root, "--wait"), "nothing is left to do"
+
+
+def test_the_watch_ends_with_the_last_stage(
+    sdwn: Sdwn, generated: PlanRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "WATCH_SECONDS", 0.1)
+    paths, plan = generated()
+    chain.submit_chain(paths, plan, ("merge",), HERE, print)
+    assert run_status(paths, plan).jobs_live == 1
+    assert "merge: done" in sdwn("status", paths.root, "--watch").stdout
+
+
+# Trials
+
+
+def test_a_pilot_that_was_left_is_taken_up_again(sdwn: Sdwn, planned: PlanRun) -> None:
+    paths, _ = planned(**SLOW)
+    left = sdwn.start("pilot", paths.root)
+    wait_until(lambda: live_jobs(paths.pilot))
+    left.send_signal(signal.SIGINT)
+    _, log = left.communicate(timeout=60)
+    assert "take it up again with the same command" in " ".join(log.split())
+    other = sdwn("pilot", paths.root, "--time", "7", code=1).stderr
+    assert "a pilot is running" in other, "another question is another pilot"
+    assert sdwn.json("pilot", paths.root)["images"] == 20
+    assert len(read_journal(paths.pilot)) == 1, "it was not submitted again"
+    assert not paths.pilot.question.exists(), "its answer is taken: the next one is a new one"
+
+
+def test_a_tuning_that_was_left_is_taken_up_again() -> None:
+    folders: list[Path] = []
+
+    def leave(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    config = noise_config()
+    with pytest.raises(KeyboardInterrupt):
+        tune_elsewhere(config, HERE, [], folders.append, leave)
+    (found,) = tune_elsewhere(config, HERE, [], folders.append, lambda _: None)
+    assert found.tuning.batch_size > 0
+    assert folders[0] == folders[1]
+    assert len(read_journal(RunPaths(folders[0]))) == 1
+    assert not RunPaths(folders[0]).question.exists()
+
+
+# Advice
+
+
+@pytest.fixture
+def merged(sdwn: Sdwn, generated: PlanRun, monkeypatch: pytest.MonkeyPatch) -> RunPaths:
+    monkeypatch.chdir(sdwn.folder)
+    paths, _ = generated()
+    sdwn("merge", "run", "--release", "run/release")
+    sdwn("merge", "run", "--release", "apart")
+    evaluation = paths.release / "evaluations/paper"
+    evaluation.mkdir(parents=True)
+    (evaluation / "evaluation.json").write_text("{}")
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("report run", "use: sdwn report run/release"),
+        ("verify run", "use: sdwn verify run/release"),
+        ("browse run", "use: sdwn browse run/release"),
+        ("show run dog", "use: sdwn show run/release"),
+        ("evaluate run", "use: sdwn evaluate run/release"),
+        ("status run/release", "use: sdwn status {0}/run"),
+        ("retry run/release", "use: sdwn retry {0}/run"),
+        ("status apart", "use: sdwn verify apart, or sdwn browse apart"),
+        ("merge apart --release x", "apart is a release, and sdwn merge takes a run"),
+        ("plan paper apart", "use: a folder of its own"),
+        ("report run/release/evaluations/paper", "sdwn report {0}/run/release --evaluation paper"),
+        ("verify run/release/evaluations/paper", "sdwn verify {0}/run/release"),
+    ],
+)
+def test_a_folder_of_another_kind_is_told_with_the_command_that_takes_it(
+    sdwn: Sdwn, merged: RunPaths, given: str, expected: str
+) -> None:
+    said = " ".join(sdwn(*given.split(), code=2).stderr.split())
+    assert expected.format(sdwn.folder) in said
+
+
+def test_a_run_that_is_not_merged_is_to_be_merged_first(sdwn: Sdwn, planned: PlanRun) -> None:
+    paths, _ = planned()
+    said = " ".join(sdwn("verify", paths.root, code=2).stderr.split())
+    assert f"use: sdwn merge {paths.root} --release {paths.release}" in said
