@@ -25,9 +25,11 @@ from sdwn.reading import decode_text
 TEMPORARY = ".tmp"
 # Names a folder of the node's own disk that weights are copied to once.
 STAGE_VARIABLE = "SDWN_STAGE_WEIGHTS"
-# Notes of a task that status tells: out of memory, and other code than when it was submitted.
+# Notes of a task that status tells: out of memory, other code than when it was submitted, and
+# no GPU though one was given.
 LOWERED = ".lowered.txt"
 CHANGED = ".changed.txt"
+NO_GPU = ".no-gpu.txt"
 BLOCK = 1 << 22
 # A part of a release has at least so many bytes, and less than twice as many.
 PART_BYTES = 4_000_000_000
@@ -181,7 +183,7 @@ class RunPaths:
         return _files(self.tasks)
 
     def note(self, job: str, rank: int, kind: str) -> Path:
-        """Name a note of a process, of the kind ``LOWERED`` or ``CHANGED``."""
+        """Name a note of a process, of the kind ``LOWERED``, ``CHANGED`` or ``NO_GPU``."""
         return self.tasks / f"{job}.{rank}{kind}"
 
     def done_shards(self) -> set[int]:

@@ -333,6 +333,28 @@ def test_tuning_measures_a_batch_size_that_later_tasks_take(
     Path(profile["path"]).unlink()
 
 
+def test_a_gpu_that_torch_does_not_find_is_told(
+    sdwn: Sdwn, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken CUDA installation looks like this machine, which has no GPU, with one promised."""
+    tiny = ("--set", "model.name=builtin:tiny", "--set", "generation.height=16")
+    tiny += ("--set", "catalog={roots: [corgi.n.01]}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    kept = set(Path(os.environ["SDWN_CACHE"]).glob("gpus/*"))
+    for where in ((), ("--profile", "local")):
+        refused = sdwn("tune", config, *tiny, *where, code=1)
+        assert "nothing is measured: a GPU was given (number 7) and torch finds" in refused.stderr
+    assert set(Path(os.environ["SDWN_CACHE"]).glob("gpus/*")) == kept, "no GPU profile of a CPU"
+    sdwn("plan", config, "run", *tiny)
+    found = sdwn.json("pilot", "run")
+    assert found["device"] == "cpu"
+    assert found["warning"].startswith("a GPU was asked for, and the task worked on the CPU")
+    (told,) = sdwn.json("status", "run/pilot")["without_gpu"]
+    assert "a GPU was given (number 7) and torch finds none" in told
+    drawn = sdwn("tune", config, "--profile", "local", "--gpus", "a100", code=2)
+    assert "builtin:noise is drawn on the CPU; leave out --gpus" in drawn.stderr
+
+
 def test_a_pilot_answers_for_the_whole_run(sdwn: Sdwn, config: Path) -> None:
     planned = sdwn.json("plan", config, "run")
     found = sdwn.json("pilot", "run", "--batch-size", "10")

@@ -6,12 +6,14 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sdwn.commands.options import SITE
 from sdwn.config import validated
+from sdwn.devices.visible import given as given_gpus
 from sdwn.errors import UsageError
 from sdwn.files import RunPaths
 from sdwn.jobs.cluster import Job, arrays, cut, script
@@ -23,7 +25,7 @@ from sdwn.jobs.submission import require_fit, submit_shards
 from sdwn.jobs.task import ArrayTask
 from sdwn.planning.plan import Plan
 
-from conftest import REPOSITORY, PlanRun, Sdwn, noise_config
+from conftest import REPOSITORY, PlanRun, Sdwn, noise_config, wait_until
 
 PROFILES = sorted((REPOSITORY / "slurm/profiles").glob("*.yaml"))
 
@@ -320,13 +322,12 @@ def test_only_submitit_says_that_slurm_started_a_process(
         "SLURM_NTASKS": "4",
         "SLURM_RESTART_COUNT": "1",
         "CUDA_VISIBLE_DEVICES": "4,5,6,7",
-        "PMI_SIZE": "4",
+        "HIP_VISIBLE_DEVICES": "4,5,6,7",
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     process = this_process()
     see_one_device(process)
-    assert "PMI_SIZE" not in os.environ, "the processes do not work as one"
     if executor == "slurm":
         assert process == Process("7_3", rank=2, count=4, start=1)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
@@ -335,6 +336,90 @@ def test_only_submitit_says_that_slurm_started_a_process(
         assert process == Process("123")
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
         assert process.share(range(10)) == tuple(range(10))
+
+
+@pytest.mark.parametrize(
+    ("variables", "seen"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, {"2", "3"}),
+        ({"CUDA_VISIBLE_DEVICES": " 5 "}, {"5"}),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-89,MIG-12/1/0"}, {"GPU-89", "MIG-12/1/0"}),
+        ({"CUDA_VISIBLE_DEVICES": "1,-1,2"}, {"1"}),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, set()),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, set()),
+        ({"CUDA_VISIBLE_DEVICES": ""}, set()),
+        ({"HIP_VISIBLE_DEVICES": "6,7"}, {"6", "7"}),
+        ({"ROCR_VISIBLE_DEVICES": "6,7"}, {"0", "1"}),
+    ],
+)
+@pytest.mark.parametrize("by", ["shell", "profile"])
+def test_local_tasks_get_the_gpus_that_the_user_was_given(
+    variables: dict[str, str],
+    seen: set[str],
+    by: str,
+    planned: PlanRun,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    paths, plan = planned()
+    environment = {"SEEN": str(tmp_path)}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value if by == "shell" else "0")
+    if by == "profile":
+        environment |= variables
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES" > $SEEN/$SUBMITIT_LOCAL_JOB_ID.gpu\n'
+    )
+    python.chmod(0o700)
+    local = profile(
+        executor="local", array_parallelism=2, python=str(python), environment=environment
+    )
+    submit_shards(paths, plan, [0, 1], local, print)
+    wait_until(lambda: len([p for p in tmp_path.glob("*.gpu") if p.read_text()]) == 2)
+    told = [path.read_text().strip() for path in tmp_path.glob("*.gpu")]
+    assert {
+        gpu for text in told for gpu in given_gpus({"CUDA_VISIBLE_DEVICES": text}) or ()
+    } == seen
+
+
+@given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1))))
+def test_the_processes_of_a_task_share_its_gpus(process: tuple[int, int]) -> None:
+    """SLURM names AMD's by ROCR_VISIBLE_DEVICES, and at some sites all GPUs by both."""
+    count, rank = process
+    names = ",".join(map(str, range(4, 4 + count)))
+    for variables, own in (
+        ({"CUDA_VISIBLE_DEVICES": names}, 4 + rank),
+        ({"ROCR_VISIBLE_DEVICES": names}, rank),
+        ({"CUDA_VISIBLE_DEVICES": names, "ROCR_VISIBLE_DEVICES": names}, 4 + rank),
+    ):
+        with mock.patch.dict(os.environ, variables, clear=True):
+            see_one_device(Process("7", rank=rank, count=count))
+            assert given_gpus(os.environ) == ([str(own)] if count > 1 else given_gpus(variables))
+
+
+LAUNCHERS = {
+    "torchrun": {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+    "mpirun": {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "PMI_SIZE": "2"},
+    "broken": {"LOCAL_RANK": "", "RANK": "x"},
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_what_a_launcher_left_behind_ties_no_process_to_others(launcher: str) -> None:
+    """With torchrun's variables, accelerate waits for processes that nobody started."""
+    server = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    code = "from sdwn.devices.device import Device; print(Device().torch)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **LAUNCHERS[launcher], **server, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.strip() == "cpu"
 
 
 def test_a_failure_is_read_from_the_log_of_the_process_that_had_the_shard(

@@ -272,6 +272,12 @@ def test_a_nodes_answer_becomes_findings(planned: PlanRun) -> None:
 
     assert set(of().values()) == {"ok"}
     assert of(device="cpu")["device"] == "problem"
+    _, small = planned("small", model={"name": "builtin:tiny"})
+    without = replace(REPORT, device="cpu", gpus=())
+    (lost,) = (f for f in check_node(without, small, gpu) if f.subject == "device")
+    assert lost.verdict == "warning"
+    assert "a GPU is asked for and torch on n1 sees none, nor does nvidia-smi" in lost.text
+    assert verdicts(check_node(without, small, profile(partition="cpu")))["device"] == "ok"
     assert of(missing=("diffusers",))["node"] == "problem"
     assert of(code="/home/other/sdwn")["node"] == "warning"
     assert of(weights=None)["weights"] == "warning"

@@ -320,15 +320,13 @@ def test_a_signal_puts_finished_images_on_disk(
 def test_each_kind_of_gpu_is_tuned_by_a_job(
     sdwn: Sdwn, testbed: Testbed, site: Path, tmp_path: Path
 ) -> None:
-    """The test cluster's GPUs are names only: both jobs measure this machine's CPU."""
+    """The test cluster's GPUs are names only: both jobs find none, and measure nothing."""
     config = tmp_path / "small.yaml"
-    config.write_text(json.dumps(NOISE))
-    found = sdwn.json("tune", config, "--profile", site, "--gpus", "a100,v100")["profiles"]
-    assert [profile["workload"]["device"] for profile in found] == ["cpu", "cpu"]
+    config.write_text(json.dumps({**NOISE, "model": {"name": "builtin:tiny"}}))
+    refused = sdwn("tune", config, "--profile", site, "--gpus", "a100,v100", code=1)
+    assert "nothing is measured: a GPU was given (number 0) and torch finds none" in refused.stderr
     nodes = {line.split("|")[0] for line in testbed.run("sacct", "-nXP", "-o", "NodeList").split()}
     assert {"n1", "n3"} <= nodes or {"n2", "n4"} <= nodes or len(nodes) > 1
-    for profile in found:
-        Path(profile["path"]).unlink(missing_ok=True)
     refused = sdwn("tune", config, "--profile", site, "--gpus", "h100", code=1)
     assert "submission refused" in refused.stderr
 

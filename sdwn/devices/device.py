@@ -6,7 +6,6 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-import accelerate
 import torch
 
 from sdwn.devices import memory
@@ -25,11 +24,20 @@ OUT_OF_MEMORY = (
 )
 
 
+def own_device() -> torch.device:
+    """Return this process's GPU, or the CPU.
+
+    Not from accelerate's PartialState: where torchrun or mpirun left their variables behind, it
+    joins a group of processes and waits for the others.
+    """
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Device:
     """This process's GPU, or the CPU; memory in bytes, as torch's allocator has it."""
 
     def __init__(self) -> None:
-        self.torch: torch.device = accelerate.PartialState().device
+        self.torch: torch.device = own_device()
 
     @property
     def is_gpu(self) -> bool:

@@ -17,7 +17,7 @@ from sdwn.doctor.site_checks import check_site
 from sdwn.errors import SdwnError, UsageError
 from sdwn.estimating.estimates import estimate, stored_bytes
 from sdwn.files import RunPaths, cache_folder
-from sdwn.jobs.cluster import cut, local_gpus
+from sdwn.jobs.cluster import cut
 from sdwn.jobs.live import missing
 from sdwn.jobs.profiles import ClusterProfile
 from sdwn.jobs.site import look
@@ -103,11 +103,9 @@ def _fit(run: _Run) -> Iterator[Finding]:
     except UsageError as error:
         yield problem("fit", str(error))
         return
-    if run.slurm or not run.plan.config.needs_gpu:
-        gpu = "the plan needs a GPU and the profile asks for one"
-        yield ok("fit", gpu if run.plan.config.needs_gpu else "the plan needs no GPU")
-    else:
-        yield ok("fit", f"the plan needs a GPU and this machine has {local_gpus()}")
+    gives = "the profile asks for one" if run.slurm else "this machine has one to use"
+    needs = run.plan.config.needs_gpu
+    yield ok("fit", f"the plan needs a GPU and {gives}" if needs else "the plan needs no GPU")
 
 
 def _site(run: _Run) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from rich.filesize import decimal
 import sdwn
 from sdwn.doctor.findings import Finding, ok, problem, warning
 from sdwn.doctor.probe import FINE, NO_LOCKS, NodeReport
+from sdwn.jobs.cluster import gives_gpu
 from sdwn.jobs.profiles import ClusterProfile
 from sdwn.models.weights import is_hub_name
 from sdwn.planning.plan import Plan
@@ -48,10 +49,11 @@ def _python(report: NodeReport) -> Iterator[Finding]:
 
 def _device(report: NodeReport, plan: Plan, profile: ClusterProfile) -> Iterator[Finding]:
     device = report.device
-    if device == "cpu" and (plan.config.needs_gpu or (report.gpus and profile.asks_for_gpu)):
+    if device == "cpu" and (plan.config.needs_gpu or gives_gpu(profile)):
         verdict = problem if plan.config.needs_gpu else warning
         seen = f"though nvidia-smi lists {report.gpus[0]}" if report.gpus else "nor does nvidia-smi"
-        text = f"torch on {report.node} sees no GPU, {seen}; install a torch built for its CUDA"
+        text = f"a GPU is asked for and torch on {report.node} sees none, {seen}: tasks would work "
+        text += "on the CPU, many times slower; install a torch built for its CUDA"
         yield verdict("device", f"{text}, or load its modules in setup")
     elif device is not None:
         yield ok("device", f"torch on {report.node} has {device}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from sdwn import checkout
 from sdwn.batches import BatchSize, lower
+from sdwn.devices import visible
 from sdwn.errors import OutOfMemoryError, SdwnError
 from sdwn.files import RunPaths, now
 from sdwn.generation.pieces import PieceWriter, Work, covered, sound_pieces
@@ -62,6 +63,8 @@ def make_shards(
     record.total = sum(plan.shard_images(shard) for shard in shards)
     meter = Meter(paths, record)
     meter.begin(batch)
+    # Plain noise is drawn without torch, on the CPU.
+    meter.without_gpu(visible.missing(work.device) if work.torch else None)
     maker = _Maker(sampler, meter, batch)
     storage = plan.config.storage
     try:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +28,7 @@ from submitit.core.utils import (
 from submitit.slurm.slurm import _make_sbatch_string
 
 from sdwn import batches
+from sdwn.devices.visible import local_gpus, only
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError
 from sdwn.files import STAGE_VARIABLE, open_append, write_text
 from sdwn.jobs import scheduler
@@ -290,12 +291,13 @@ def _start(tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile) -> t
         setup=_setup(profile),
         timeout_min=minutes(profile.time),
     )
-    gpus = local_gpus()
+    gpus = local_gpus({**os.environ, **profile.environment})
     ids = []
     with _detached(jobs):
         for number, task in enumerate(tasks):
             if gpus:
-                executor.update_parameters(gpus_per_node=1, visible_gpus=(number % gpus,))
+                # Not by submitit, which numbers GPUs from 0 and knows no other names.
+                executor.update_parameters(setup=_setup(profile, only(gpus[number % len(gpus)])))
             ids.append(str(executor.submit(task).job_id))
     return tuple(ids)
 
@@ -351,8 +353,8 @@ def _slurm_parameters(profile: ClusterProfile) -> dict[str, Any]:
     return parameters
 
 
-def _setup(profile: ClusterProfile) -> list[str]:
-    environment = dict(profile.environment)
+def _setup(profile: ClusterProfile, gpu: Mapping[str, str] | None = None) -> list[str]:
+    environment = {**profile.environment, **(gpu or {})}
     if profile.cpus_per_task:
         environment.setdefault("OMP_NUM_THREADS", str(profile.cpus_per_task))
     if profile.batch_size:
@@ -375,12 +377,11 @@ def _own_path() -> str | None:
     return os.pathsep.join(filter(None, [str(root), given]))
 
 
-def local_gpus() -> int:
-    """Count this machine's GPUs without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+def gives_gpu(profile: ClusterProfile) -> bool:
+    """Tell whether a task under a profile is given a GPU."""
+    if profile.executor == "slurm":
+        return profile.asks_for_gpu
+    return bool(local_gpus({**os.environ, **profile.environment}))
 
 
 @contextlib.contextmanager

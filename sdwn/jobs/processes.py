@@ -16,23 +16,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdwn.devices.visible import given, only
 from sdwn.files import open_append, private_folder
 
 POLL_SECONDS = 0.2
 # srun starts all processes at once; one that has not begun by then never will.
 START_SECONDS = 120.0
-
-# What launchers leave behind for programs whose processes work as one; these do not.
-DISTRIBUTED = (
-    "WORLD_SIZE",
-    "RANK",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "PMI_SIZE",
-    "PMI_RANK",
-    "OMPI_COMM_WORLD_SIZE",
-    "MV2_COMM_WORLD_SIZE",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +67,10 @@ def this_process() -> Process:
 
 
 def see_one_device(process: Process) -> None:
-    """Hide the other processes' GPUs, and whatever would tie the processes together.
-
-    To be called before torch looks for a device.
-    """
-    for name in DISTRIBUTED:
-        os.environ.pop(name, None)
-    visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    if process.count > 1 and len(visible) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[process.rank % len(visible)]
+    """Hide the other processes' GPUs, before torch looks for a device."""
+    gpus = given(os.environ) or []
+    if process.count > 1 and len(gpus) > 1:
+        os.environ.update(only(gpus[process.rank % len(gpus)]))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sdwn.batches import BatchSize
 from sdwn.errors import IntegrityError
-from sdwn.files import LOWERED, RunPaths, read_json, write_text
+from sdwn.files import LOWERED, NO_GPU, RunPaths, read_json, write_text
 from sdwn.jobs.processes import this_process
 from sdwn.variables import seconds
 
@@ -114,6 +114,12 @@ class Meter:
         log.info("%s: %s", self.record.device, batch)
         self._write()
 
+    def without_gpu(self, reason: str | None) -> None:
+        """Take down why a process that was given a GPU works without one, if it does."""
+        if reason is not None:
+            log.warning("%s", reason)
+            self._note(NO_GPU, reason)
+
     def lowered(self, batch: BatchSize) -> None:
         """Take down that the card ran out of memory."""
         record = self.record
@@ -122,7 +128,7 @@ class Meter:
         log.warning("out of memory: going on with %s", batch)
         self._write()
         text = f"{record.device}: {record.lowered_from} to {batch}"
-        write_text(self.paths.note(record.job, record.rank, LOWERED), text + "\n")
+        self._note(LOWERED, text)
 
     def sampled(self, images: int, seconds: float, peak_bytes: int) -> None:
         """Count a batch."""
@@ -160,6 +166,9 @@ class Meter:
         left = (self.record.total - self.record.done) / rate / 60
         busy = f"{self.record.busy:.0%} of the time {self.doing}"
         return f"{text}, {rate:.2f} images/s, {busy}, {left:.0f} min left"
+
+    def _note(self, kind: str, text: str) -> None:
+        write_text(self.paths.note(self.record.job, self.record.rank, kind), text + "\n")
 
     def _write(self) -> None:
         path = self.paths.task(self.record.job, self.record.rank, self.record.start)

@@ -70,11 +70,7 @@ def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
 
 
 def _require_device(config: RunConfig, profile: ClusterProfile) -> None:
-    if not config.needs_gpu:
-        return
-    if profile.executor == "local" and cluster.local_gpus():
-        return
-    if profile.executor == "slurm" and profile.asks_for_gpu:
+    if not config.needs_gpu or cluster.gives_gpu(profile):
         return
     where = "this machine has none" if profile.executor == "local" else "the profile asks for none"
     raise UsageError(

@@ -12,11 +12,11 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from accelerate import PartialState
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from sdwn.devices.device import own_device
 from sdwn.errors import SdwnError, UsageError
 from sdwn.judging import pretrained
 from sdwn.judging.checkpoint import StateDict, fit, is_torchvision_vit, read_checkpoint
@@ -67,7 +67,7 @@ class Classifier:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.name = name
-        self.device: torch.device = PartialState().device
+        self.device: torch.device = own_device()
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         self.preprocessing = dict(preprocessing)
         self.most: int | None = None

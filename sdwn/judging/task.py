@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from sdwn.batches import BatchSize, asked
+from sdwn.devices import visible
 from sdwn.errors import SdwnError
 from sdwn.files import Advance, RunPaths, now, work_paths
 from sdwn.jobs.records import Meter, first_record
@@ -57,6 +58,7 @@ def judge_shards(
     record.total = sum(map(judging.shard_images, shards))
     meter = Meter(paths, record, "judging")
     meter.begin(judge.batch)
+    meter.without_gpu(visible.missing(record.device))
     try:
         for shard in shards:
             images = judged_images(release, judging, shard)

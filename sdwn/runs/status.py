@@ -16,7 +16,7 @@ from rich.filesize import decimal
 
 from sdwn.errors import IntegrityError
 from sdwn.estimating.estimates import stored_bytes
-from sdwn.files import CHANGED, LOWERED, RESTART_NAME, TASK_NAME, RunPaths
+from sdwn.files import CHANGED, LOWERED, NO_GPU, RESTART_NAME, TASK_NAME, RunPaths
 from sdwn.jobs.joblogs import failure
 from sdwn.jobs.journal import cancelled_jobs, last_jobs, read_journal
 from sdwn.jobs.live import Live, live_of
@@ -58,7 +58,8 @@ class RunStatus:
     ``seconds_left`` follows from it, ``gpus`` from what running tasks say of themselves.
     ``restarts`` counts requeues of tasks that had begun, ``lowered`` names tasks that ran out of
     memory and went on with smaller batches, ``changed_code`` those that other code ran than had
-    submitted them, ``then`` how the later stages stand.
+    submitted them, ``without_gpu`` those that were given a GPU and work on the CPU, ``then`` how
+    the later stages stand.
     """
 
     images_done: int
@@ -81,6 +82,7 @@ class RunStatus:
     failures: list[str]
     lowered: list[str]
     changed_code: list[str]
+    without_gpu: list[str]
     then: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -134,6 +136,7 @@ def run_status(paths: RunPaths, plan: Dealt) -> RunStatus:
         failures=_failures(paths, plan, failed),
         lowered=_notes(paths, names, LOWERED),
         changed_code=_notes(paths, names, CHANGED),
+        without_gpu=_notes(paths, names, NO_GPU),
         then=chain.states(paths, submissions, live),
     )
 

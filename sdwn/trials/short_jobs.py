@@ -17,11 +17,11 @@ from sdwn.config import RunConfig
 from sdwn.devices import gpus
 from sdwn.devices.gpus import GB, GpuProfile
 from sdwn.doctor.probe import NodeReport, read_report
-from sdwn.errors import SdwnError, command
+from sdwn.errors import SdwnError, UsageError, command
 from sdwn.estimating.estimates import cost
 from sdwn.estimating.known_speeds import DeviceSpeed
 from sdwn.files import RunPaths, cache_folder, read_json, write_text
-from sdwn.jobs.cluster import cut
+from sdwn.jobs.cluster import cut, gives_gpu
 from sdwn.jobs.joblogs import failure, job_logs
 from sdwn.jobs.journal import cancelled_jobs, last_jobs, read_journal
 from sdwn.jobs.live import live_jobs
@@ -53,7 +53,10 @@ def tune_elsewhere(
 
     Raises:
         SdwnError: a job failed; what the others measured is kept.
+        UsageError: the model uses no GPU.
     """
+    if kinds and config.model.builtin == "noise":
+        raise UsageError(f"--gpus: {config.model.name} is drawn on the CPU; leave out --gpus")
     targets = [profile.on_gpu(kind) for kind in kinds] or [profile]
     settings = config.model_dump(mode="json")
     question = {"config": settings, "profiles": list(map(_profile_fields, targets))}
@@ -67,16 +70,29 @@ def tune_elsewhere(
     _submit_missing(paths, "tune", targets)
     follow(paths, watch)
     paths.question.unlink(missing_ok=True)
-    answered = [answer(paths.root, index).exists() for index in range(len(targets))]
-    # A job may have had a cache of its own.
-    found = [
-        gpus.store(gpus.read_profile(answer(paths.root, index)))
-        for index, there in enumerate(answered)
-        if there
-    ]
-    if not all(answered):
-        raise SdwnError(f"tuning failed: {failure(paths, answered.index(False))}")
+    found, reasons = [], []
+    for index, target in enumerate(targets):
+        path = answer(paths.root, index)
+        if not path.exists():
+            reasons.append(failure(paths, index))
+        elif reason := _no_gpu(gpus.read_profile(path).workload.device, config, target):
+            reasons.append(reason)
+        else:
+            # A job may have had a cache of its own.
+            found.append(gpus.store(gpus.read_profile(path)))
+    if reasons:
+        raise SdwnError(f"tuning failed: {reasons[0]}")
     return found
+
+
+def _no_gpu(device: str, config: RunConfig, profile: ClusterProfile) -> str | None:
+    """Say that a short job worked on the CPU though a GPU was asked for; None if it did not."""
+    if device != "cpu" or config.model.builtin == "noise" or not gives_gpu(profile):
+        return None
+    return (
+        f"a {profile.gpu_kind or 'GPU'} was asked for, and the task worked on the CPU because "
+        "torch finds no GPU there; see what such a node has with: sdwn doctor RUN --probe"
+    )
 
 
 def _profile_fields(profile: ClusterProfile) -> dict[str, Any]:
@@ -248,7 +264,7 @@ def answers(plan: Plan, pilot: RunPaths, profile: ClusterProfile) -> Answers:
         hours=whole.hours,
         run_bytes=round(each * plan.images),
         contact_sheet=str(pilot.contact_sheet),
-        warning=whole.warning,
+        warning=_no_gpu(record.device, plan.config, profile) or whole.warning,
     )
 
 

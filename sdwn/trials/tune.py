@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sdwn.config import RunConfig, validated
-from sdwn.devices import gpus
+from sdwn.devices import gpus, visible
 from sdwn.devices.gpus import GpuProfile
 from sdwn.devices.tuning import Run, Tuning, search
 from sdwn.errors import OutOfMemoryError, SdwnError
@@ -39,11 +39,14 @@ def tune_device(config: RunConfig) -> GpuProfile:
     """Find this device's batch size for a config's images, and keep it.
 
     Raises:
-        SdwnError: there is no room for a single image.
+        SdwnError: there is no room for a single image, or no GPU where one was given.
     """
     gpus.require_writable()
     # Any revision is as fast as another: what is there is taken, and no hub is asked.
     sampler = load_sampler(config, find(config))
+    # Plain noise is drawn without torch.
+    if sampler.workload.torch and (reason := visible.missing(sampler.workload.device)):
+        raise SdwnError(f"nothing is measured: {reason}")
     tuning = _search(sampler, config.images_per_synset)
     if tuning is None or tuning.batch_size < config.images_per_synset:
         tuning = _sliced(sampler, config.images_per_synset, tuning)
