@@ -439,7 +439,8 @@ def test_folders_of_thumbnails_and_deleted_files_are_ignored_and_said(
     assert (len(intake.release), intake.skipped) == (1, ())
     folders = ("#recycle", "$Recycle.Bin", "__MACOSX", "lost+found", ".thumbnails")
     assert intake.ignored == {"@eaDir": 2, **dict.fromkeys(folders, 1)}
-    shutil.rmtree(source / CAT)
+    said = sdwn("import", source, "real", "--format", "imagefolder")
+    assert (said.stderr, said.stdout.count("2 @eaDir")) == ("", 1)
     (source / DOG / "good.png").unlink()
     told = sdwn("import", source, "empty", "--format", "imagefolder", code=2).stderr
     assert told.count("@eaDir") == 1

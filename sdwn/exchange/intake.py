@@ -169,21 +169,12 @@ def _checked(source: Path, target: Path) -> Path:
     return root
 
 
-def ignored_text(ignored: Mapping[str, int]) -> list[str]:
-    """Say which folders were ignored, in a line if there are any.
-
-    >>> ignored_text({"@eaDir": 1200, "#recycle": 1})
-    ['ignored folders: 1,200 @eaDir, 1 #recycle']
-    """
-    counts = ", ".join(f"{count:,} {name}" for name, count in ignored.items())
-    return [f"ignored folders: {counts}"] if counts else []
-
-
 def _nothing(skipped: Sequence[tuple[str, str]], ignored: Mapping[str, int]) -> str:
     reasons = [f"{name}: {reason}" for name, reason in skipped[:TOLD_REASONS]]
     more = [f"and {len(skipped) - TOLD_REASONS} more"] if len(skipped) > TOLD_REASONS else []
-    head = "expected pictures of synsets, found none that is sound"
-    return "\n".join([head, *reasons, *more, *ignored_text(ignored)])
+    if ignored:
+        more.append("ignored folders: " + ", ".join(f"{n:,} {name}" for name, n in ignored.items()))
+    return "\n".join(["expected pictures of synsets, found none that is sound", *reasons, *more])
 
 
 def _gather(tree: Tree, format: str, advance: Advance) -> _Harvest:

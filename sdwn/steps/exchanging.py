@@ -62,15 +62,13 @@ def export_release(release: Release, dest: Path, options: ExportOptions) -> dict
 
 def import_release(source: Path, release: Path, options: ImportOptions) -> dict[str, Any]:
     """Make a release of pictures, and name those that were left out."""
-    from sdwn.exchange.intake import count_pictures, ignored_text, import_pictures
+    from sdwn.exchange.intake import count_pictures, import_pictures
     from sdwn.files import ReleasePaths
 
     with terminal.working("looking for pictures"):
         count = count_pictures(source, options.follow_links)
     with terminal.progress("import", count, unit="files") as advance:
         found = import_pictures(source, ReleasePaths(release), options, advance)
-    for line in ignored_text(found.ignored):
-        terminal.say(line)
     for name, reason in found.skipped[:TOLD]:
         terminal.say(f"left out: {name}: {reason}")
     if len(found.skipped) > TOLD:
@@ -78,4 +76,5 @@ def import_release(source: Path, release: Path, options: ImportOptions) -> dict[
         terminal.say(f"left out: {more} more, see {found.release.paths.skipped}")
     manifest = found.release.manifest
     counts = manifest.model_dump(include={"images", "synsets", "imagenet_classes", "bytes"})
-    return {**counts, "skipped": len(found.skipped), "release": str(release)}
+    left_out = {"skipped": len(found.skipped), "ignored_folders": found.ignored}
+    return {**counts, **left_out, "release": str(release)}
