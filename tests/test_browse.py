@@ -247,6 +247,29 @@ def test_an_import_is_shown_without_what_nobody_recorded(tmp_path: Path) -> None
         assert "nobody has judged" in site.get("/").text.lower()
 
 
+def test_what_browsers_may_not_turn_is_shown_upright_and_saved_as_stored(tmp_path: Path) -> None:
+    exif, folder = Image.Exif(), tmp_path / f"pictures/{ZEBRA}"
+    exif[0x112] = 6
+    folder.mkdir(parents=True)
+    kinds = ("jpg", "png", "webp")
+    for number, kind in enumerate(kinds):
+        Image.new("RGB", (30, 20), (9, 200, 9)).save(folder / f"{number}.{kind}", exif=exif)
+    Image.new("RGB", (30, 20), (9, 200, 9)).save(folder / "3.webp")
+    root = ReleasePaths(tmp_path / "imported")
+    import_pictures(folder.parent, root, ImportOptions("imagefolder"))
+    with visiting(Exhibit(root.root)) as site:
+        shown = [site.get(f"/images/{ZEBRA}/{number}") for number in range(4)]
+        types = ["image/jpeg", "image/png", "image/png", "image/webp"]
+        assert [one.headers["content-type"] for one in shown] == types
+        for one in shown[1:3]:
+            with Image.open(io.BytesIO(one.content)) as picture:
+                assert (picture.size, dict(picture.getexif())) == ((20, 30), {})
+        for number, kind in enumerate(kinds):
+            saved = site.get(f"/images/{ZEBRA}/{number}?download")
+            assert saved.content == (folder / f"{number}.{kind}").read_bytes()
+            assert 'width="20" height="30"' in site.get(f"/synsets/{ZEBRA}/{number}").text
+
+
 def test_a_synset_of_many_images_is_shown_a_page_at_a_time(
     roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

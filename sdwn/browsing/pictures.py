@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sdwn.errors import IntegrityError
 from sdwn.releases.release import Release
+from sdwn.storage.images import is_turned
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,11 +61,21 @@ class Pictures:
         """Give an image as it is stored; raw pixels, which no browser shows, as PNG."""
         place = self._release.place(row)
         if place["codec"] == "raw":
-            return Stored(_encoded(self._decoded(row), "PNG", compress_level=1), "png")
+            return self._as_png(row)
         if place["codec"] not in MEDIA_TYPES:
             raise IntegrityError(f"image {row}: no browser shows the codec {place['codec']!r}")
         with _disk_errors():
             return Stored(self._release.payload(place), place["codec"])
+
+    def upright(self, row: int) -> Stored:
+        """Give an image as it is stored, or as PNG where browsers would leave it on its side.
+
+        All of them turn a JPEG as its EXIF orientation says, and only some a PNG or WebP.
+        """
+        stored = self.stored(row)
+        if stored.codec != "jpeg" and is_turned(stored.payload, stored.codec):
+            return self._as_png(row)
+        return stored
 
     def thumbnail(self, row: int, pixels: int) -> bytes:
         """Give an image as WebP, its longer side of so many pixels or as small as it is."""
@@ -86,6 +97,9 @@ class Pictures:
         image = self._decoded(row)
         image.thumbnail((pixels, pixels), reducing_gap=2.0)
         return _encoded(image, "WEBP", quality=80, method=2)
+
+    def _as_png(self, row: int) -> Stored:
+        return Stored(_encoded(self._decoded(row), "PNG", compress_level=1), "png")
 
     def _decoded(self, row: int) -> Image:
         with _disk_errors():

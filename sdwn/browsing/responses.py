@@ -120,7 +120,8 @@ def _image(request: Request) -> Response:
 
     def read() -> Response:
         try:
-            stored = exhibit.pictures.stored(shot.row)
+            pictures = exhibit.pictures
+            stored = pictures.stored(shot.row) if download else pictures.upright(shot.row)
         except IntegrityError as error:
             if download:
                 raise

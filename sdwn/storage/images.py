@@ -142,12 +142,26 @@ def _decode_webp(payload: bytes) -> Image.Image | None:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Convert a decoded image to RGB and turn it as its EXIF orientation says."""
-    exif, turn = Image.Exif(), None
+def is_turned(payload: bytes, codec: str) -> bool:
+    """Tell whether a sound image's EXIF orientation is any but upright."""
+    if b"exif" not in payload.lower():
+        return False
+    image = open_image(payload, codec)
+    image.load()  # a PNG may have it behind its pixels
+    return _turn(image) is not None
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    exif = Image.Exif()
     with suppress(Exception):  # EXIF may be damaged in any way, and says nothing then
         exif.load(image.info.get("exif", b""))
-        turn = _TURNS.get(exif.get(Base.Orientation, 1))
+        return _TURNS.get(exif.get(Base.Orientation, 1))
+    return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Convert a decoded image to RGB and turn it as its EXIF orientation says."""
+    turn = _turn(image)
     # Pillow warns of it though the alpha channel goes anyway.
     image.info.pop("transparency", None)
     if image.mode.startswith("I"):
