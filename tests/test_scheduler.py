@@ -25,6 +25,8 @@ from conftest import PlanRun, Sdwn, Testbed
 SITE = validated(ClusterProfile, {"partition": "main"}, source="test")
 COLUMNS = ("40", "24", "12", "40", "80")
 
+NONE = {"sbatch": "exit 1", "squeue": "", "srun": "", "scontrol": "exit 1"}
+
 Commands = Callable[..., None]
 
 
@@ -36,7 +38,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
     def write(**scripts: str) -> None:
-        for name, text in {"sbatch": "exit 1", "squeue": "", "srun": "", **scripts}.items():
+        for name, text in {**NONE, **scripts}.items():
             (folder / name).write_text(f"#!/bin/sh\n{text}\n")
             (folder / name).chmod(0o755)
 
