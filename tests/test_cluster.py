@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -434,3 +435,46 @@ def test_a_failure_is_read_from_the_log_of_the_process_that_had_the_shard(
     settle(paths, intend(paths, tasks, profile(gres="gpu:2")), ["7"])
     assert failure(paths, 5).startswith("process 1 fell")
     assert failure(paths, 6).startswith("process 0 fell")
+
+
+@pytest.mark.parametrize(
+    ("site", "reason"),
+    [
+        ("python: /opt/nothing/python", "No such file or directory: '/opt/nothing/python'"),
+        ("setup: ['modul load cuda']", "modul: not found"),
+        ("setup: ['echo no licence left >&2', 'exit 3']", "no licence left"),
+    ],
+)
+def test_a_local_task_that_cannot_start_says_why(
+    sdwn: Sdwn, planned: PlanRun, tmp_path: Path, site: str, reason: str
+) -> None:
+    paths, _ = planned()
+    (tmp_path / "site.yaml").write_text(f"executor: local\narray_parallelism: 1\n{site}\n")
+    sdwn("submit", paths.root, "--profile", "site.yaml", "--wait", "--retries", "0", code=1)
+    assert reason in sdwn.json("status", paths.root)["failures"][0]
+    assert reason in sdwn("logs", paths.root).stdout
+
+
+def test_tasks_import_nothing_from_the_folder_where_somebody_typed(
+    sdwn: Sdwn, planned: PlanRun, tmp_path: Path
+) -> None:
+    paths, plan = planned(storage={"images_per_shard": 1000})
+    for name in ("random", "submitit", "numpy", "sdwn"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not the installed module')\n")
+    sdwn("submit", paths.root, "--profile", "local", "--wait", "--retries", "0")
+    assert paths.done_shards() == {shard.index for shard in plan.shards}
+
+
+def test_tasks_of_a_clone_that_is_not_installed_run_its_own_code(
+    planned: PlanRun, tmp_path: Path
+) -> None:
+    paths, _ = planned(storage={"images_per_shard": 1000})
+    clone = tmp_path / "clone"
+    shutil.copytree(REPOSITORY / "sdwn", clone / "sdwn")
+    with (clone / "sdwn/jobs/task.py").open("a") as module:
+        module.write("\nprint('from the clone')\n")
+    (clone / "site.yaml").write_text("executor: local\n")
+    words = ["submit", str(paths.root), "--profile", "site.yaml", "--wait", "--retries", "0"]
+    subprocess.run([sys.executable, "-m", "sdwn", *words], cwd=clone, check=True)
+    (log,) = paths.jobs.glob("*/*_log.out")
+    assert "from the clone" in log.read_text()

@@ -91,11 +91,15 @@ SUBMITIT_OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A submitted array task: its scheduler's id, the pieces it works on, its processes."""
+    """A submitted array task: its scheduler's id, the pieces it works on, its processes.
+
+    ``array`` is the name under which it was submitted, with the tasks beside it.
+    """
 
     id: str
     indices: tuple[int, ...]
     processes: int = 1
+    array: str = ""
 
     def rank(self, index: int) -> int:
         """Say which process works on a piece."""
@@ -162,7 +166,7 @@ def submit(
         SdwnError: the scheduler refused, or there is none.
     """
     if profile.executor == "local":
-        return _start(tasks, jobs, profile)
+        return _start(tasks, jobs, profile, name)
     _require_slurm()
     _say_ignored(tell)
     path, patience = jobs / f"{name}.sh", Patience(tell)
@@ -281,7 +285,9 @@ def hand_over(
                 delayed.dump(temporary)
 
 
-def _start(tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile) -> tuple[str, ...]:
+def _start(
+    tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile, name: str
+) -> tuple[str, ...]:
     """Start tasks as processes of this machine."""
     executor: Any = submitit.LocalExecutor(
         jobs / "%j", profile.max_num_timeout, python=f"{_python(profile)} -P"
@@ -293,13 +299,18 @@ def _start(tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile) -> t
     )
     gpus = local_gpus({**os.environ, **profile.environment})
     ids = []
-    with _detached(jobs):
+    with _detached(starting_log(jobs, name)):
         for number, task in enumerate(tasks):
             if gpus:
                 # Not by submitit, which numbers GPUs from 0 and knows no other names.
                 executor.update_parameters(setup=_setup(profile, only(gpus[number % len(gpus)])))
             ids.append(str(executor.submit(task).job_id))
     return tuple(ids)
+
+
+def starting_log(jobs: Path, name: str) -> Path:
+    """Name the log of what starts the tasks of an array on this machine."""
+    return jobs / f"{name}.log"
 
 
 def script(tasks: int, jobs: Path, profile: ClusterProfile, name: str = JOB_NAME) -> str:
@@ -385,13 +396,12 @@ def gives_gpu(profile: ClusterProfile) -> bool:
 
 
 @contextlib.contextmanager
-def _detached(jobs: Path) -> Iterator[None]:
+def _detached(log: Path) -> Iterator[None]:
     """Start processes that outlive this terminal: no key or hangup reaches them, no open pipe.
 
     What submitit starts takes no options of Python: a variable keeps it, too, from importing
     what lies in the current folder.
     """
-    log = jobs / "local.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     # What is ignored now stays ignored in the processes that start now.
     before = {one: signal.signal(one, signal.SIG_IGN) for one in TERMINAL_SIGNALS}

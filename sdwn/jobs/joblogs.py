@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from sdwn.files import RunPaths
-from sdwn.jobs.cluster import Job
+from sdwn.jobs.cluster import Job, starting_log
 from sdwn.jobs.journal import cancelled_jobs, last_jobs, read_journal
 
 # How submitit ends the log of a job that raised nothing.
@@ -53,6 +53,8 @@ def failure(paths: RunPaths, index: int) -> str:
 def reason(paths: RunPaths, job: Job, rank: int = 0) -> str:
     """Say what ended a process of a job, and where its log lies."""
     log = paths.jobs / job.id / f"{job.id}_{rank}_log.err"
+    if not _lines(log) and (said := _lines(start := starting_log(paths.jobs, job.array))):
+        return f"{said[-1]} ({start})"
     return f"{_cause(log, job.id, rank)} ({log})" if log.exists() else f"job {job.id} wrote no log"
 
 
@@ -107,8 +109,10 @@ def _free_bytes(log: Path) -> int:
 
 
 def job_logs(paths: RunPaths, job: Job) -> list[Path]:
-    """List a job's logs; several processes a task write several."""
-    return sorted((paths.jobs / job.id).glob(f"{job.id}_*_log.*"))
+    """List a job's logs: several processes a task write several, one that cannot start none."""
+    logs = sorted((paths.jobs / job.id).glob(f"{job.id}_*_log.*"))
+    start = starting_log(paths.jobs, job.array)
+    return logs if any(map(_lines, logs)) or not _lines(start) else [start]
 
 
 def tails(paths: RunPaths, jobs: Iterable[Job], lines: int) -> dict[str, str]:

@@ -52,7 +52,7 @@ class Submission:
     def jobs_as(self, ids: Sequence[str]) -> tuple[Job, ...]:
         """Its jobs under these ids."""
         pairs = zip(ids, self.tasks, strict=False)
-        return tuple(Job(one, indices, self.processes) for one, indices in pairs)
+        return tuple(Job(one, indices, self.processes, self.name) for one, indices in pairs)
 
     def task(self, indices: tuple[int, ...], root: str) -> ArrayTask:
         """One of its tasks, as it was submitted."""
