@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import signal
 import socket
@@ -22,9 +23,12 @@ from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.intake import ImportOptions, import_pictures
 from sdwn.files import ReleasePaths, RunPaths, csv_text
 from sdwn.jobs import scheduler
-from sdwn.jobs.journal import note_cancelled
+from sdwn.jobs.cluster import script
+from sdwn.jobs.journal import intend, note_cancelled, read_journal
 from sdwn.jobs.processes import Process, together
-from sdwn.jobs.submission import alone
+from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.submission import alone, last_profile, submit_shards
+from sdwn.jobs.task import ArrayTask
 from sdwn.models.staging import staged_if_asked
 from sdwn.planning.plan import PlannedSynset, parse_table, table_text
 from sdwn.releases.building import JOURNAL, Building, build
@@ -34,6 +38,8 @@ from sdwn.runs.verify import verify
 from submitit.local.local import start_controller
 
 from conftest import FEW, PlanRun, wait_until
+
+LOCAL = ClusterProfile(executor="local")
 
 
 def fill(building: Building) -> None:
@@ -102,7 +108,7 @@ def test_journal_and_lock_of_a_run_are_no_links(precious: Path, tmp_path: Path) 
     paths.submissions.symlink_to(precious / "thesis.txt")
     paths.submitting.symlink_to(precious / "thesis.txt")
     with pytest.raises(UsageError, match="found a link"):
-        note_cancelled(paths)
+        note_cancelled(paths, ["7"])
     with pytest.raises(UsageError, match="found a link"), alone(paths, print):
         pass
     assert contents(precious) == {"thesis.txt": "three years"}
@@ -249,3 +255,69 @@ def test_what_others_wrote_does_not_steer_the_terminal(capsys: pytest.CaptureFix
     assert found.count("]52;c;cm0=") == 5, "all of it can be read"
     assert found.count("\x1b") == 2, "our own colours"
     assert not set(found) & {"\x07", "\x08", "\r", "\x9b", "\u202e"}
+
+
+TOKEN = "hf_" + "s3cret" * 5
+
+
+class TestSecrets:
+    def written(self, folder: Path) -> list[Path]:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return [path for path in files if TOKEN.encode() in path.read_bytes()]
+
+    def test_a_task_has_what_no_file_of_the_run_holds(
+        self, planned: PlanRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nor a command line, which all users of a machine see."""
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        paths, plan = planned(catalog=FEW)
+        seen = tmp_path / "seen"
+        profile = ClusterProfile(
+            executor="local",
+            environment={"HF_TOKEN": TOKEN, "WORD": "plain"},
+            setup=(f'echo "$HF_TOKEN $WORD" > {seen}', "tr '\\0' ' ' < /proc/$$/cmdline"),
+        )
+        submit_shards(paths, plan, [0], profile, print)
+        wait_until(paths.done_shards)
+        assert seen.read_text() == f"{TOKEN} plain\n"
+        assert self.written(paths.root) == []
+        assert TOKEN not in script(2, paths.jobs, profile)
+        (submission,) = read_journal(paths)
+        assert submission.profile["environment"] == {"HF_TOKEN": "$HF_TOKEN", "WORD": "plain"}
+
+        again = last_profile(paths, {})
+        with pytest.raises(UsageError, match="HF_TOKEN from your shell, where it is not set"):
+            submit_shards(paths, plan, [1], again, print)
+        monkeypatch.setenv("HF_TOKEN", "of whoever goes on")
+        submit_shards(paths, plan, [1], again, print)
+        wait_until(lambda: 1 in paths.done_shards())
+        assert seen.read_text() == "of whoever goes on plain\n"
+
+    @pytest.mark.parametrize(
+        ("name", "value", "secret"),
+        [
+            ("WANDB_API_KEY", "0123", True),
+            ("AWS_ACCESS_KEY_ID", "0123", True),
+            ("https_proxy", "http://me:word@proxy:3128", True),
+            ("OTHER", TOKEN, True),
+            ("HF_TOKEN_PATH", "/home/me/token", False),
+            ("TOKENIZERS_PARALLELISM", "false", False),
+            ("https_proxy", "http://proxy:3128", False),
+            ("HF_HOME", "/shared/hf", False),
+        ],
+    )
+    def test_what_counts_as_a_secret(self, name: str, value: str, secret: bool) -> None:
+        stage = {"evaluate": {"environment": {name: value}}}
+        found = ClusterProfile(environment={name: value}, stages=stage).record()
+        told = f"${name}" if secret else value
+        assert found["environment"] == found["stages"]["evaluate"]["environment"] == {name: told}
+
+
+@pytest.mark.parametrize("job", ["../../etc", "--user=me", "7_0/../../x", ""])
+def test_a_journals_ids_are_numbers(planned: PlanRun, job: str) -> None:
+    """They name folders of logs, and scancel is given them."""
+    paths, plan = planned(catalog=FEW)
+    intended = intend(paths, [ArrayTask("generate", str(paths.root), (0,), plan.digest)], LOCAL)
+    with paths.submissions.open("a") as file:
+        file.write(json.dumps({"name": intended.name, "ids": [job]}) + "\n")
+    assert read_journal(paths) == [intended]

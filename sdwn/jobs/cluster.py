@@ -33,7 +33,7 @@ from sdwn.errors import NoAnswerError, QueueFullError, SdwnError
 from sdwn.files import STAGE_VARIABLE, open_append, write_text
 from sdwn.jobs import scheduler
 from sdwn.jobs.processes import shares
-from sdwn.jobs.profiles import ClusterProfile, minutes
+from sdwn.jobs.profiles import ClusterProfile, is_secret, minutes
 from sdwn.jobs.scheduler import JobState
 from sdwn.jobs.task import ArrayTask
 
@@ -365,7 +365,9 @@ def _slurm_parameters(profile: ClusterProfile) -> dict[str, Any]:
 
 
 def _setup(profile: ClusterProfile, gpu: Mapping[str, str] | None = None) -> list[str]:
-    environment = {**profile.environment, **(gpu or {})}
+    # The script lies where others may read it, and a shell's command line is everybody's.
+    environment = {n: v for n, v in profile.environment.items() if not is_secret(n, v)}
+    environment.update(gpu or {})
     if profile.cpus_per_task:
         environment.setdefault("OMP_NUM_THREADS", str(profile.cpus_per_task))
     if profile.batch_size:

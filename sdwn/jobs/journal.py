@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,8 @@ from sdwn.jobs.cluster import Job, job_ids
 from sdwn.jobs.profiles import ClusterProfile
 from sdwn.jobs.site import user
 from sdwn.jobs.task import ArrayTask
+
+_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,11 @@ class Submission:
     refused: str | None = None
     cancelled: tuple[str, ...] = ()
     owner: str | None = None
+
+    def __post_init__(self) -> None:
+        # They name folders, and are handed to scancel.
+        if not all(map(_ID.fullmatch, self.ids or ())):
+            raise ValueError(f"expected ids of jobs, found {self.ids}")
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -77,7 +85,7 @@ def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile)
         host=socket.gethostname(),
         executor=profile.executor,
         stage=tasks[0].stage,
-        profile=profile.model_dump(mode="json", exclude_defaults=True),
+        profile=profile.record(),
         processes=profile.processes,
         plan=tasks[0].plan,
         code=code(),

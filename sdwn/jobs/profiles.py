@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -37,6 +38,21 @@ OWN_OPTIONS = (
 
 # With these sbatch would not give the id of a job of this cluster.
 HIDING_OPTIONS = ("clusters", "parsable", "quiet", "test-only", "wait", "wrap")
+
+# Variables that hold a secret, by their names; HF_TOKEN_PATH only names a file of one.
+_SECRET_NAME = re.compile(r"(?i)(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|(API)?KEY|KEY_ID)$")
+# As hubs write their tokens, and an address with a password in it, as a proxy's.
+_SECRET_VALUE = re.compile(r"\b(hf|gh[a-z]|github_pat|glpat|sk)[_-][\w-]{16,}|://[^/@\s]+:[^/@]+@")
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Tell whether a variable of a profile is to stand in no file; ``$NAME`` is the shell's own.
+
+    >>> [is_secret(*each) for each in (("HF_TOKEN", "x"), ("HF_TOKEN_PATH", "x"), ("A", "$A"))]
+    [True, False, True]
+    """
+    named = _SECRET_NAME.search(name) or _SECRET_VALUE.search(value)
+    return value == f"${name}" or named is not None
 
 
 class ClusterProfile(Section):
@@ -174,6 +190,34 @@ class ClusterProfile(Section):
             except UsageError as error:
                 raise ValueError(str(error)) from None
         return self
+
+    def record(self) -> dict[str, Any]:
+        """Return what is not as by default, for a file that others may read.
+
+        Of a secret that is its name, as ``$NAME``: whoever submits has the value in their shell.
+        """
+        fields = self.model_dump(mode="json", exclude_defaults=True)
+        for part in (fields, *fields.get("stages", {}).values()):
+            if variables := part.get("environment"):
+                secrets = {n: f"${n}" for n, v in variables.items() if is_secret(n, str(v))}
+                part["environment"] = {**variables, **secrets}
+        return fields
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """The secrets among the task's variables, which jobs get from the submitting process.
+
+        Raises:
+            UsageError: one is the shell's own, and not set there.
+        """
+        found = {name: value for name, value in self.environment.items() if is_secret(name, value)}
+        for name, value in found.items():
+            if value == f"${name}" and name not in os.environ:
+                raise UsageError(
+                    f"environment: the profile has {name} from your shell, where it is not set "
+                    f"(a journal keeps no secrets); set it with: export {name}=..."
+                )
+        return {name: os.environ[name] if v == f"${name}" else v for name, v in found.items()}
 
     @property
     def processes(self) -> int:

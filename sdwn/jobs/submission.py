@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from submitit.core.utils import environment_variables
+
 from sdwn import checkout
 from sdwn.batches import off_grid
 from sdwn.config import RunConfig
@@ -171,7 +173,7 @@ def submit_array(
     if not tasks:
         return []
     own = {"array_parallelism": at_once or profile.array_parallelism}
-    with plain_disk_errors(paths.jobs):
+    with plain_disk_errors(paths.jobs), environment_variables(**profile.secrets):
         intended = journal.intend(paths, tasks, profile)
         site = profile.model_copy(update=own)
         try:

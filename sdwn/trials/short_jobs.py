@@ -59,7 +59,7 @@ def tune_elsewhere(
         raise UsageError(f"--gpus: {config.model.name} is drawn on the CPU; leave out --gpus")
     targets = [profile.on_gpu(kind) for kind in kinds] or [profile]
     settings = config.model_dump(mode="json")
-    question = {"config": settings, "profiles": list(map(_profile_fields, targets))}
+    question = {"config": settings, "profiles": [one.record() for one in targets]}
     folder = cache_folder() / "tuning"
     moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
     left = (paths for paths in map(RunPaths, sorted(folder.glob("*"))) if _asked(paths, question))
@@ -93,10 +93,6 @@ def _no_gpu(device: str, config: RunConfig, profile: ClusterProfile) -> str | No
         f"a {profile.gpu_kind or 'GPU'} was asked for, and the task worked on the CPU because "
         "torch finds no GPU there; see what such a node has with: sdwn doctor RUN --probe"
     )
-
-
-def _profile_fields(profile: ClusterProfile) -> dict[str, Any]:
-    return profile.model_dump(mode="json", exclude_defaults=True)
 
 
 def _asked(trial: RunPaths, question: dict[str, Any]) -> bool:
@@ -161,7 +157,7 @@ def run_pilot(
     pilot, small = run.pilot, pilot_plan(plan)
     lock.ensure(run, plan)
     weights = read_json(run.lock) if run.lock.exists() else None
-    question = {"plan": small.digest, "lock": weights, "profile": _profile_fields(profile)}
+    question = {"plan": small.digest, "lock": weights, "profile": profile.record()}
     if not _asked(pilot, question):
         _clear(pilot, "pilot")
         write_plan(small, pilot)
