@@ -38,7 +38,16 @@ from sdwn.planning.slices import Slice, parse_slice
 from sdwn.runs.chain import require_done
 from sdwn.runs.status import run_status
 
-from conftest import NOISE, REPOSITORY, PlanRun, Sdwn, Testbed, noise_config, wait_until
+from conftest import (
+    NOISE,
+    REPOSITORY,
+    PlanRun,
+    Sdwn,
+    Testbed,
+    noise_config,
+    profile_for_testbed,
+    wait_until,
+)
 
 HERE = validated(ClusterProfile, {"executor": "local", "array_parallelism": 2}, source="test")
 
@@ -218,6 +227,25 @@ def test_of_a_queue_that_only_refuses_most_is_used(
     assert journal == jobs
     assert len(jobs) == sum(taken) <= room
     assert len(jobs) == count or 1.5 * len(jobs) + 1 >= room
+
+
+def test_a_full_queue_is_not_waited_for_in_silence(
+    planned: PlanRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of MaxJobCount sbatch itself says nothing more, and tries for minutes."""
+    full = "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying"
+    commands = {"sbatch": f"echo '{full}' >&2; exec sleep 300", "squeue": "", "srun": ""}
+    for name, line in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    paths, plan = planned()
+    tasks = shard_tasks(paths, plan, [0, 1], ClusterProfile())
+    with pytest.raises(QueueFullError, match="temporarily unable to accept job"):
+        submission.submit_array(paths, tasks, ClusterProfile(), print)
+    (refused,) = read_journal(paths)
+    assert refused.refused
+    assert submission.submit_tasks(paths, tasks, ClusterProfile()) == []
 
 
 def test_the_second_command_says_what_it_waits_for(
@@ -450,6 +478,28 @@ def test_an_array_that_slurm_took_without_saying_so_is_found(
     cluster.run("scontrol", "release", jobs[0].id.partition("_")[0])
     follow(paths, lambda _: None)
     assert paths.done_shards() == {0, 1, 2}
+
+
+@pytest.mark.slurm
+def test_tasks_that_start_before_sbatch_answers_wait_for_their_work(
+    planned: PlanRun, cluster: Testbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, _ = planned()
+    late = tmp_path / "bin/sbatch"
+    late.parent.mkdir()
+    # Answers when tasks have begun to wait.
+    waiting = f"until ls {paths.jobs}/*/*_log.out >/dev/null 2>&1; do sleep 0.2; done"
+    late.write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@"; {waiting}; sleep 2\n')
+    late.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{late.parent}{os.pathsep}{os.environ['PATH']}")
+    setup = "setup: [echo from the setup lines >&2]"
+    profile = load_profile(str(profile_for_testbed(tmp_path, setup)), {"mem": "500M"})
+    tasks = shard_tasks(paths, read_plan(paths), [0, 1, 2], profile)
+    jobs = submission.submit_tasks(paths, tasks, profile)
+    follow(paths, lambda _: None)
+    assert paths.done_shards() == {0, 1, 2}
+    log = (paths.jobs / jobs[0].id / f"{jobs[0].id}_0_log.err").read_text()
+    assert "from the setup lines" in log
 
 
 @pytest.mark.slurm

@@ -173,7 +173,7 @@ def submit(
     jobs.mkdir(parents=True, exist_ok=True)
     write_text(path, script(len(tasks), jobs, profile, name))
     while True:
-        done = scheduler.call(["sbatch", str(path)])
+        done = _sbatch(path, tell)
         said = done.stdout + done.stderr
         if answer := SUBMITTED.search(said):
             first = answer[1]
@@ -192,6 +192,29 @@ def submit(
     ids = job_ids(first, len(tasks))
     hand_over(tasks, ids, jobs, profile)
     return ids
+
+
+def _sbatch(path: Path, tell: Tell) -> subprocess.CompletedProcess[str]:
+    """Run sbatch; where the queue is full, end it before it waits for room, for minutes."""
+    command, said = ["sbatch", str(path)], ""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=pipe,
+        encoding="utf-8",
+        errors="replace",
+        env=scheduler.environment(),
+    ) as process:
+        for line in process.stderr or ():
+            said += line
+            if is_full(line):
+                process.terminate()
+            elif "retrying" in line:
+                tell(line.strip())
+        answer = process.stdout.read() if process.stdout else ""
+    return subprocess.CompletedProcess(command, process.returncode, answer, said)
 
 
 def _say_ignored(tell: Tell) -> None:
@@ -267,8 +290,9 @@ def is_full(text: str) -> bool:
     # SLURM names the limit, and says the same of every kind after that.
     if named := re.findall(r"\b(?:QOS|Assoc)\w*Limit\b", text):
         return any("Submit" in name for name in named)
-    # The second is of MaxJobCount, which all users share.
-    return "submit limit" in text or "temporarily unable to accept job" in text
+    # The others are of MaxJobCount, which all users share.
+    full = ("submit limit", "temporarily unable to accept job", "job queue full")
+    return any(words in text for words in full)
 
 
 def hand_over(
@@ -321,10 +345,27 @@ def script(tasks: int, jobs: Path, profile: ClusterProfile, name: str = JOB_NAME
     if profile.executor == "local":
         note = f"# {tasks} at once on this machine; submitit puts each one's process id for %j"
         return "\n".join(["#!/bin/bash", note, *_setup(profile), command]) + "\n"
-    parameters = {**_slurm_parameters(profile), "job_name": name, "setup": _setup(profile)}
+    setup = [*_logging(folder), *_setup(profile)]
+    parameters = {**_slurm_parameters(profile), "job_name": name, "setup": setup}
+    # What goes wrong before a task's own log can be written, for all of an array.
+    log = str(jobs.absolute() / f"{name}.log")
+    parameters["additional_parameters"] |= {"output": log, "error": log}
     if tasks > 1:
         parameters["map_count"] = tasks
     return str(_make_sbatch_string(command=command, folder=folder, **parameters))
+
+
+def _logging(folder: Path) -> list[str]:
+    """Write the lines that make a task's folder and its log: it may start before sbatch answers.
+
+    Then neither is there yet, and a task whose log cannot be opened dies.
+    """
+    job = "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
+    own = f'{shlex.quote(str(folder.parent))}/"$sdwn_job"'
+    return [
+        f'sdwn_job={job}; sdwn_job="${{sdwn_job:-$SLURM_JOB_ID}}"',
+        f'mkdir -p {own} && exec >>{own}/"$sdwn_job"_0_log.out 2>>{own}/"$sdwn_job"_0_log.err',
+    ]
 
 
 def _python(profile: ClusterProfile) -> str:
