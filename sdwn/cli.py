@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from typing import Annotated
@@ -48,13 +49,13 @@ for group in (
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     """Plan, generate, merge, evaluate."""
     terminal.debug = debug
-    if debug:
-        warnings.simplefilter("default")
+    if not debug:
+        _quiet_libraries()
     if version:
         from sdwn import __version__
 
@@ -62,15 +63,21 @@ def options(
         raise typer.Exit
 
 
-def _concerns_users(record: logging.LogRecord) -> bool:
-    return record.name.startswith("sdwn") or record.levelno >= logging.ERROR or terminal.debug
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and leave with its exit code."""
-    # Libraries warn whoever writes code; a user can do nothing about it. Errors stay.
+def _quiet_libraries() -> None:
+    """Show of what libraries say only errors: their warnings are for who writes code."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     if logging.lastResort is not None:
         logging.lastResort.addFilter(_concerns_users)
+    # These log by handlers of their own, and read this when they are imported.
+    for library in ("HF_HUB", "TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+
+
+def _concerns_users(record: logging.LogRecord) -> bool:
+    return record.name.startswith("sdwn") or record.levelno >= logging.ERROR
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
     sys.exit(terminal.guarded(lambda: app(arguments)))

@@ -477,9 +477,11 @@ import contextlib, logging
 from sdwn import cli
 with contextlib.suppress(SystemExit):
     cli.main(["--version"])
-for name in ("library", "sdwn.jobs"):
+import huggingface_hub.utils.logging
+for name in ("library", "huggingface_hub", "sdwn.jobs"):
     logging.getLogger(name).warning(f"{name} warns")
     logging.getLogger(name).error(f"{name} fails")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.split("\n")[:-1] == ["library fails", "sdwn.jobs warns", "sdwn.jobs fails"]
+    told = [f"{name} fails" for name in ("library", "huggingface_hub")]
+    assert done.stderr.splitlines() == [*told, "sdwn.jobs warns", "sdwn.jobs fails"]

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import sys
 import threading
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from huggingface_hub import DatasetCard
 from PIL import Image
 from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.exchange.listed import listed
 from sdwn.files import ReleasePaths, RunPaths, file_sha256
 from sdwn.generation.generate import generate
 from sdwn.generation.noise import NoiseSampler
@@ -30,7 +32,8 @@ from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.runs.verify import verify
 from sdwn.storage.images import decode
-from sdwn.synsets.catalog import read_catalog
+from sdwn.synsets.catalog import Catalog, read_catalog
+from sdwn.synsets.wordnet import Synset
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -90,6 +93,23 @@ def test_an_unknown_name_says_what_is_like_it(release: Release) -> None:
         release.rows("pembrok")
     with pytest.raises(UsageError, match=r"terrier\.n\.01 and below: no image of pembroke here"):
         release.subset(below="terrier.n.01").rows("pembroke")
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+def test_a_name_is_found_however_its_accents_are_written(tmp_path: Path, stored: Any) -> None:
+    name, lemma = (unicodedata.normalize(stored, text) for text in ("café.n.01", "Café_Liégeois"))
+    synset = Synset("n00000001", name, (lemma,), "a coffee")
+    plan = make_plan(noise_config(images_per_synset=1), Catalog("coffee", (synset,)))
+    paths = RunPaths(tmp_path / "run")
+    write_plan(plan, paths)
+    generate(paths.root, [0])
+    made = merge([paths], ReleasePaths(paths.release), MergeOptions())
+    listing = tmp_path / "list.txt"
+    for form in ("NFC", "NFD"):
+        for asked in ("café.n.01", "café liégeois"):
+            assert made.find(unicodedata.normalize(form, asked)).tolist() == [0]
+        listing.write_text(unicodedata.normalize(form, "café.n.01"), encoding="utf-8")
+        assert len(listed(made, listing)) == 1
 
 
 def test_images_are_those_that_were_made(made: tuple[Release, Plan], release: Release) -> None:
