@@ -19,6 +19,21 @@ class IntegrityError(SdwnError):
     """A file that is not what its record says: missing, cut short, altered or foreign."""
 
 
+class MisplacedError(IntegrityError):
+    """A whole file in the place of another: of another shard, or foreign, of another plan.
+
+    ``plan_digest`` is its own plan's, empty where it names none.
+    """
+
+    def __init__(self, message: str, plan_digest: str) -> None:
+        super().__init__(message)
+        self.plan_digest = plan_digest
+
+
+class DiskError(SdwnError):
+    """A disk that is full, read-only or failing: perhaps only for a moment."""
+
+
 class QueueFullError(SdwnError):
     """The scheduler takes no more jobs of this user for now."""
 

@@ -19,23 +19,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from sdwn.errors import IntegrityError, SdwnError, UsageError, shell
+from rich.filesize import decimal
+
+from sdwn.errors import DiskError, IntegrityError, UsageError, shell
 from sdwn.reading import decode_text
 
 TEMPORARY = ".tmp"
 # Names a folder of the node's own disk that weights are copied to once.
 STAGE_VARIABLE = "SDWN_STAGE_WEIGHTS"
 # Notes of a task that status tells: out of memory, other code than when it was submitted, and
-# no GPU though one was given.
+# no GPU though one was given, and a disk that failed for a while.
 LOWERED = ".lowered.txt"
 CHANGED = ".changed.txt"
 NO_GPU = ".no-gpu.txt"
+WAITED = ".waited.txt"
 BLOCK = 1 << 22
 # A part of a release has at least so many bytes, and less than twice as many.
 PART_BYTES = 4_000_000_000
 
 # A spreadsheet takes a cell that begins so for a formula, and would work it out.
 FORMULA = re.compile(r"\s*[=+\-@\t]")
+
+# No table of synsets or prompts and no JSON of this toolkit is nearly as large; Python takes
+# several times as much memory for what it reads.
+TABLE_BYTES = 1_000_000_000
+JSON_BYTES = 100_000_000
 
 # Tells whoever waits how much more is done.
 Advance = Callable[[int], None]
@@ -183,7 +191,7 @@ class RunPaths:
         return _files(self.tasks)
 
     def note(self, job: str, rank: int, kind: str) -> Path:
-        """Name a note of a process, of the kind ``LOWERED``, ``CHANGED`` or ``NO_GPU``."""
+        """Name a note of a process: ``LOWERED``, ``CHANGED``, ``NO_GPU`` or ``WAITED``."""
         return self.tasks / f"{job}.{rank}{kind}"
 
     def done_shards(self) -> set[int]:
@@ -345,7 +353,7 @@ def atomic(path: Path, folder: Path | None = None) -> Iterator[Path]:
     same file system. After an error it is removed and ``path`` is as before.
 
     Raises:
-        SdwnError: no space or quota is left.
+        DiskError: the disk is full, read-only or failing.
     """
     folder = folder or path.parent
     token = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -359,23 +367,57 @@ def atomic(path: Path, folder: Path | None = None) -> Iterator[Path]:
             temporary.replace(path)
             sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+# What a disk answers that is full, read-only, or (shared ones, for minutes) not there.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FAILING = (
+    *(errno.EIO, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO),
+    *(errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+)
 
 
 @contextmanager
-def plain_disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk into an error that says so, from Python's files or from HDF5."""
+def plain_disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
+    """Turn what a full or failing disk answers into an error that says so.
+
+    ``needed`` is how many bytes are written in all, where that is known.
+
+    Raises:
+        DiskError: in the place of such an OSError.
+    """
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        texts = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
-        if full or any(text in str(error) for text in texts):
-            raise SdwnError(
-                f"{path}: no space or quota left; everything finished is kept, "
-                "free some and run the same command again"
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskError(
+                f"{path}: no space or quota left{_missing_space(path, error.errno, needed)}; "
+                "everything finished is kept, free some and run the same command again"
+            ) from error
+        if error.errno in _FAILING:
+            raise DiskError(
+                f"{path}: its disk fails: {os.strerror(error.errno)}; everything finished is "
+                "kept, run the same command again when the disk works"
             ) from error
         raise
+
+
+def _missing_space(path: Path, reason: int, needed: int) -> str:
+    """Compare the space that is needed with what is free; empty where neither is known."""
+    found = [f"{decimal(needed)} needed"] if needed else []
+    with suppress(OSError):
+        path = path.absolute()
+        folder = next(one for one in (path, *path.parents) if one.is_dir())
+        disk = os.statvfs(folder)
+        if disk.f_files and not disk.f_favail:
+            found.append("no more files can be made there")
+        else:
+            found.append(f"{decimal(disk.f_bavail * disk.f_frsize)} free")
+    if reason == errno.EDQUOT:
+        found[-1:] = ["the quota is used up"]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def sync(path: Path) -> None:
@@ -504,14 +546,45 @@ def file_sha256(path: Path, advance: Advance = lambda _: None) -> str:
     return digest.hexdigest()
 
 
+def open_plain(path: Path) -> int:
+    """Open a plain file for reading and return its descriptor.
+
+    Raises:
+        IntegrityError: it is missing, or a folder, a pipe or a device.
+    """
+    try:
+        with plain_disk_errors(path):
+            # Opened in the usual way, a pipe would be waited for until somebody writes into it.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise IntegrityError(f"{path}: no plain file")
+    return descriptor
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """Read a plain file of at most so many bytes.
+
+    Raises:
+        IntegrityError: it is missing, no plain file, or larger.
+    """
+    with open(open_plain(path), "rb") as file, plain_disk_errors(path):
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise IntegrityError(f"{path}: expected at most {decimal(most)}, found {decimal(size)}")
+        return file.read()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        IntegrityError: it is missing, cut short, or no JSON object.
+        IntegrityError: it is missing, cut short, too large, or no JSON object.
     """
     try:
-        content = json.loads(decode_text(path.read_bytes()))
+        content = json.loads(decode_text(read_whole(path, JSON_BYTES)))
     except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content, dict):

@@ -175,11 +175,13 @@ def test_a_full_disk_then_space_again(
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "none", small], check=True)
     try:
         paths, plan = planned("small/run", storage=SLOW["storage"])
-        failed = sdwn("submit", paths.root, "--profile", here, "--wait", "--retries", "0", code=1)
-        assert "no space or quota left" in failed.stderr
+        once = ("--wait", "--retries", "0")
+        waiting = sdwn.start("submit", paths.root, "--profile", here, *once)
+        wait_until(lambda: run_status(paths, plan).waited)
+        assert "no space or quota left" in run_status(paths, plan).waited[0]
         assert len(paths.done_shards()) < len(plan.shards)
         subprocess.run(["mount", "-o", "remount,size=20m", small], check=True)
-        sdwn("retry", paths.root, "--wait")
+        waited(waiting)
         assert content(paths) == expected
     finally:
         subprocess.run(["umount", small], check=True)

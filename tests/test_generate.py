@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +22,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sdwn import files
 from sdwn.devices import gpus
 from sdwn.devices.tuning import Probe, Tuning
-from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError, UsageError
-from sdwn.files import LOWERED, RunPaths, write_text
-from sdwn.generation import generate, writing
+from sdwn.errors import DiskError, IntegrityError, OutOfMemoryError, SdwnError, UsageError
+from sdwn.files import LOWERED, WAITED, RunPaths, write_text
+from sdwn.generation import generate, pieces, writing
 from sdwn.generation.noise import NoiseSampler
 from sdwn.generation.pieces import finish_shard
 from sdwn.generation.sampler import Sampler
 from sdwn.generation.samplers import ImageSampler, choose_batch
-from sdwn.jobs import task
+from sdwn.jobs import disk, task
 from sdwn.jobs.records import read_record
 from sdwn.planning import plan as plan_module
 from sdwn.planning.plan import ImageSpec, Plan, read_plan, write_plan
@@ -41,7 +44,7 @@ from sdwn.trials import pilot
 from sdwn.variables import seconds
 from submitit.core.utils import UncompletedJobError
 
-from conftest import FEW, PlanRun, Sdwn
+from conftest import FEW, PlanRun, Sdwn, wait_until
 
 IMAGE_COLUMNS = ("wnid", "synset", "number", "seed", "prompt", "status", "batch", "place")
 
@@ -257,6 +260,212 @@ def test_another_batch_size_after_a_restart_keeps_what_there_is(
         assert rows["number"].tolist() == [0, 1, 2, 3, 4] * (len(file) // 5)
 
 
+class Disturbed(NoiseSampler):
+    """Noise; something else happens before one of its batches, counted from 1."""
+
+    def __init__(self, plan: Plan, batch: int, happens: Callable[[], None]) -> None:
+        super().__init__(plan.config)
+        self.batches, self._batch, self._happens = 0, batch, happens
+
+    def sample(self, specs: Sequence[ImageSpec]) -> Any:
+        self.batches += 1
+        if self.batches == self._batch:
+            self._happens()
+        return super().sample(specs)
+
+
+def removed(paths: RunPaths) -> None:
+    paths.piece(0, 5, 10).unlink()
+
+
+def flipped(paths: RunPaths) -> None:
+    content = bytearray(paths.piece(0, 5, 10).read_bytes())
+    content[-3] ^= 4
+    paths.piece(0, 5, 10).write_bytes(content)
+
+
+def emptied(paths: RunPaths) -> None:
+    paths.piece(0, 5, 10).write_bytes(b"")
+
+
+def all_removed(paths: RunPaths) -> None:
+    shutil.rmtree(paths.pieces)
+
+
+@pytest.mark.parametrize("damage", [removed, flipped, emptied, all_removed])
+def test_pieces_lost_while_a_task_runs_are_made_again_in_it(
+    generated: PlanRun,
+    planned: PlanRun,
+    flush_at_once: None,
+    damage: Callable[[RunPaths], None],
+) -> None:
+    undisturbed, _ = generated("undisturbed", storage={"images_per_shard": 25})
+    paths, plan = planned("disturbed", storage={"images_per_shard": 25})
+
+    def happens() -> None:
+        wait_until(lambda: paths.piece(0, 5, 10).exists())
+        damage(paths)
+
+    sampler = Disturbed(plan, 5, happens)
+    make(paths, plan, sampler)
+    assert images(paths) == images(undisturbed)
+    whole = plan.images // 5
+    assert whole < sampler.batches <= whole + (4 if damage is all_removed else 1)
+    assert not list(paths.pieces.iterdir())
+    record = read_record(paths.task("none", 0))
+    assert record.done == record.total == plan.images
+
+
+def test_pieces_lost_again_and_again_end_the_task_with_its_other_shards_whole(
+    planned: PlanRun, flush_at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, plan = planned(storage={"images_per_shard": 25})
+
+    def finish(*arguments: Any) -> None:
+        if arguments[2].index == 1:
+            paths.piece(1, 0, 5).unlink()
+        finish_shard(*arguments)
+
+    monkeypatch.setattr(pieces, "finish_shard", finish)
+    with pytest.raises(IntegrityError, match=r"lost or damaged 3 times .*\(of shards 1\)"):
+        make(paths, plan, NoiseSampler(plan.config))
+    assert paths.done_shards() == {shard.index for shard in plan.shards} - {1}
+
+
+def test_a_folder_in_the_place_of_a_shard_is_named_before_any_image_is_made(
+    planned: PlanRun,
+) -> None:
+    paths, _ = planned()
+    paths.shard(1).mkdir(parents=True)
+    with pytest.raises(SdwnError, match=r"00001\.h5: expected a shard or nothing, found a folder"):
+        generate.generate(paths.root, [0, 1])
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a disk for ever, and look often if it works again."""
+    monkeypatch.setattr(disk, "WAIT_SECONDS", 1e9)
+    monkeypatch.setattr(disk, "RETRY_SECONDS", 0.05)
+
+
+@pytest.mark.parametrize("reason", [errno.EIO, errno.ESTALE, errno.EDQUOT, errno.ESHUTDOWN])
+def test_a_disk_that_fails_for_a_moment_is_waited_for(
+    generated: PlanRun,
+    planned: PlanRun,
+    flush_at_once: None,
+    patient: None,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: int,
+) -> None:
+    undisturbed, _ = generated("undisturbed")
+    paths, plan = planned()
+    sync, failures = files.sync, []
+
+    def failing(path: Path) -> None:
+        # In every third piece, shard and record, twice in a row.
+        if len(failures) % 5 != 4:
+            failures.append(path)
+            if len(failures) % 5 in (1, 2):
+                raise OSError(reason, os.strerror(reason))
+        else:
+            failures.append(path)
+        sync(path)
+
+    monkeypatch.setattr(files, "sync", failing)
+    make(paths, plan, NoiseSampler(plan.config))
+    monkeypatch.undo()
+    assert images(paths) == images(undisturbed)
+    (told,) = run_status(paths, plan).waited
+    assert "for the disk" in told
+
+
+def test_a_read_only_disk_is_waited_for_and_then_gone_on_with(
+    generated: PlanRun, planned: PlanRun, small_disk: Path, flush_at_once: None, patient: None
+) -> None:
+    undisturbed, _ = generated("undisturbed")
+    source, plan = planned("run")
+    paths = RunPaths(small_disk / "run")
+    shutil.copytree(source.root, paths.root)
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+
+    def read_only() -> None:
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        threading.Timer(0.5, again).start()
+
+    def again() -> None:
+        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+
+    make(paths, plan, Disturbed(plan, 3, read_only))
+    assert images(paths) == images(undisturbed)
+    (told,) = run_status(paths, plan).waited
+    assert re.search(r"waited \d+ s for the disk, then went on", told)
+
+
+def test_a_run_folder_that_is_away_for_a_moment_is_not_made_anew(
+    generated: PlanRun, planned: PlanRun, flush_at_once: None, patient: None
+) -> None:
+    undisturbed, _ = generated("undisturbed")
+    paths, plan = planned()
+    away = paths.root.with_name("away")
+    seen: list[bool] = []
+
+    def back() -> None:
+        seen.append(paths.root.exists())
+        away.rename(paths.root)
+
+    def leaves() -> None:
+        paths.root.rename(away)
+        threading.Timer(0.5, back).start()
+
+    make(paths, plan, Disturbed(plan, 3, leaves))
+    assert seen == [False], "nothing is written where the run no longer is"
+    assert images(paths) == images(undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_ends_the_wait_for_a_disk(
+    planned: PlanRun, small_disk: Path, number: signal.Signals
+) -> None:
+    source, _ = planned("run", generation={"height": 64, "width": 64})
+    paths = RunPaths(small_disk / "run")
+    shutil.copytree(source.root, paths.root)
+    code = (
+        "import sys, pathlib; from sdwn.generation import generate; generate.FLUSH_SECONDS = 0.0; "
+        "generate.generate(pathlib.Path(sys.argv[1]), range(4))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(paths.root)], stderr=subprocess.PIPE
+    )
+    wait_until(lambda: paths.note("none", 0, WAITED).exists())
+    finished = sum(1 for _ in paths.root.rglob("[0-9]*.h5"))
+    process.send_signal(number)
+    # Far below the minutes that it would wait.
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, log.decode()
+    assert sum(1 for _ in paths.root.rglob("[0-9]*.h5")) == finished
+    assert not list(small_disk.rglob("*.tmp"))
+
+
+def test_a_disk_that_fails_while_hdf5_writes_does_not_end_the_process(
+    planned: PlanRun, small_disk: Path
+) -> None:
+    """The disk says that it has room, as one with a quota does, and has not."""
+    source, _ = planned("run", generation={"height": 64, "width": 64})
+    paths = RunPaths(small_disk / "run")
+    shutil.copytree(source.root, paths.root)
+    (small_disk / "full").write_bytes(bytes(190_000))
+    code = (
+        "import sys, pathlib; from sdwn.generation import generate; from sdwn.jobs import disk\n"
+        "from sdwn.storage import shards; shards._require_space = lambda *_: None\n"
+        "disk.WAIT_SECONDS = 0.0; disk.RETRY_SECONDS = 0.0\n"
+        "generate.generate(pathlib.Path(sys.argv[1]), [0])"
+    )
+    command = [sys.executable, "-c", code, str(paths.root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, "an error of Python's, no crash"
+    assert "no space or quota left" in done.stderr.splitlines()[-1]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 200 kB."""
@@ -269,17 +478,29 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_loses_nothing_finished(
-    planned: PlanRun, generated: PlanRun, small_disk: Path, flush_at_once: None
+def test_a_full_disk_is_waited_for_in_vain_and_loses_nothing_finished(
+    planned: PlanRun,
+    generated: PlanRun,
+    small_disk: Path,
+    flush_at_once: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(disk, "WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(disk, "RETRY_SECONDS", 0.1)
     changes: dict[str, Any] = {"generation": {"height": 64, "width": 64}}
     undisturbed, _ = generated("undisturbed", **changes)
     source, plan = planned("run", **changes)
     paths = RunPaths(small_disk / "run")
     shutil.copytree(source.root, paths.root)
-    with pytest.raises(SdwnError, match="no space or quota left; everything finished is kept"):
+    with pytest.raises(DiskError) as error:
         generate.generate(paths.root, range(len(plan.shards)))
+    needed, free = re.findall(r"([0-9.]+) kB (needed|free)", str(error.value))
+    assert (needed[1], free[1]) == ("needed", "free")
+    assert float(needed[0]) > float(free[0])
+    assert "everything finished is kept" in str(error.value)
     assert not list(small_disk.rglob("*.tmp")), "no half-written file is left"
+    (told,) = run_status(paths, plan).waited
+    assert "waiting for the disk since" in told
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     generate.generate(paths.root, range(len(plan.shards)))
     assert images(paths) == images(undisturbed)

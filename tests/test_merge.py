@@ -155,15 +155,31 @@ def test_duplicate_shards_are_named(generated: PlanRun) -> None:
 
 def test_foreign_shards_are_named(generated: PlanRun) -> None:
     paths, _ = generated("mine")
-    other, _ = generated("other", seed=5)
+    other, plan = generated("other", seed=5)
     shutil.copy(other.shard(0), paths.shard(0))
     shutil.copy(paths.shard(2), paths.shard(1))
     shutil.copy(paths.shard(2), paths.shard(999))
     message = refused([paths], target(paths))
-    assert f"{paths.shard(0)}: foreign: of plan" in message
-    assert f"{paths.shard(1)}: foreign: expected shard 1 of 10 images, found shard 2" in message
-    assert f"{paths.shard(999)}: foreign: the plan has no such shard" in message
+    assert f"{paths.shards}: foreign: shard 0 of plan {plan.digest[:12]}, not " in message
+    assert f"{paths.shard(1)}: expected shard 1, found shard 2 of this plan; move it" in message
+    assert f"{paths.shard(999)}: expected shard 999, found shard 2 of this plan" in message
     assert len(message.splitlines()) == 3
+    assert "rm " not in message, "each of them is whole"
+
+
+@pytest.mark.parametrize("fewer", [False, True])
+def test_a_plan_that_was_replaced_is_named_and_no_shard_to_be_deleted(
+    generated: PlanRun, planned: PlanRun, fewer: bool
+) -> None:
+    """Also where the other plan has fewer shards, of more images."""
+    paths, plan = generated("mine")
+    new, _ = planned("new", seed=7, **({"storage": {"images_per_shard": 40}} if fewer else {}))
+    for name in ("plan.json", "synsets.csv"):
+        shutil.copy(new.root / name, paths.root / name)
+    message = refused([paths], target(paths)).splitlines()[0]
+    assert f"shards (0-{len(plan.shards) - 1}) of plan {plan.digest[:12]}" in message
+    assert "plan.json was replaced" in message
+    assert "rm " not in message
 
 
 def test_damaged_shards_are_named_with_the_cure(run: tuple[RunPaths, Plan]) -> None:

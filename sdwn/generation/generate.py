@@ -13,11 +13,12 @@ from typing import Any
 from sdwn import checkout
 from sdwn.batches import BatchSize, lower
 from sdwn.devices import visible
-from sdwn.errors import OutOfMemoryError, SdwnError
+from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError
 from sdwn.files import RunPaths, now
 from sdwn.generation.pieces import PieceWriter, Work, covered, sound_pieces
 from sdwn.generation.samplers import ImageSampler, choose_batch, load_timed
 from sdwn.generation.writing import BackgroundWriter, flushed_on_signals
+from sdwn.jobs.disk import RunDisk
 from sdwn.jobs.processes import this_process
 from sdwn.jobs.records import Meter, first_record
 from sdwn.models.lock import locked_weights
@@ -29,13 +30,18 @@ log = logging.getLogger(__name__)
 
 # A kill costs the batch under way and at most this much finished work.
 FLUSH_SECONDS = seconds("SDWN_FLUSH_SECONDS", 5.0)
+# How often a task makes a shard whose pieces were lost meanwhile, before it gives up.
+TRIES = 3
 
 
 def generate(run: Path, indices: Iterable[int]) -> None:
     """Make those shards of a run that aren't finished yet."""
     paths = RunPaths(run)
     plan = read_plan(paths)
-    todo = [plan.shards[index] for index in indices if not paths.shard(index).exists()]
+    names = {index: paths.shard(index) for index in indices}
+    if odd := [path for path in names.values() if path.exists() and not path.is_file()]:
+        raise SdwnError(f"{odd[0]}: expected a shard or nothing, found a folder; move it away")
+    todo = [plan.shards[index] for index, path in names.items() if not path.exists()]
     if not todo:
         log.info("all shards of this task are finished already")
         return
@@ -53,26 +59,44 @@ def make_shards(
 ) -> BatchSize:
     """Make shards with a sampler that is loaded; sampling and writing overlap.
 
-    Returns the batch size at the end: memory may have run out with a larger one.
+    A shard whose pieces were lost or damaged meanwhile is made again of what is left. Returns the
+    batch size at the end: memory may have run out with a larger one.
+
+    Raises:
+        IntegrityError: pieces are lost again and again.
+        DiskError: the run's disk failed for minutes.
     """
     sampler.forget_peak()
     batch = choose_batch(plan.config, sampler)
     session = task_session(sampler, batch)
-    work = sampler.workload
-    record = first_record(work.device, work.memory_gb, batch, loading_seconds, session["started"])
+    workload = sampler.workload
+    record = first_record(
+        workload.device, workload.memory_gb, batch, loading_seconds, session["started"]
+    )
     record.total = sum(plan.shard_images(shard) for shard in shards)
     meter = Meter(paths, record)
     meter.begin(batch)
     # Plain noise is drawn without torch, on the CPU.
-    meter.without_gpu(visible.missing(work.device) if work.torch else None)
+    meter.without_gpu(visible.missing(workload.device) if workload.torch else None)
     maker = _Maker(sampler, meter, batch)
-    storage = plan.config.storage
+    disk = RunDisk(paths)
+    todo = [Work(disk, plan, shard, session) for shard in shards]
     try:
-        background = BackgroundWriter(storage, sampler.check)
+        background = BackgroundWriter(plan.config.storage, sampler.check)
         # In this order: signals may also come while the last batches are written.
-        with flushed_on_signals(background), background:
-            for shard in shards:
-                maker.make(Work(paths, plan, shard, session), background)
+        with flushed_on_signals(background, disk), background:
+            for _ in range(TRIES):
+                for work in todo:
+                    maker.make(work, background)
+                if not (todo := background.lost()):
+                    break
+                meter.passed(-sum(plan.shard_images(work.shard) for work in todo))
+            else:
+                lost = ", ".join(str(work.shard.index) for work in todo)
+                raise IntegrityError(
+                    f"{paths.pieces}: partial shards were lost or damaged {TRIES} times while this "
+                    f"task ran (of shards {lost}); look for what removes them, or a failing disk"
+                )
     finally:
         meter.end()
     return maker.batch
@@ -95,7 +119,7 @@ class _Maker:
     def make(self, work: Work, background: BackgroundWriter) -> None:
         """Keep the shard's sound pieces, sample what is missing, have it written."""
         specs = work.specs
-        kept = sound_pieces(work.paths, work.plan, work.shard)
+        kept = sound_pieces(work)
         attempt = 1 + max((piece.attempt for piece in kept), default=0)
         writer = PieceWriter(work, attempt, FLUSH_SECONDS)
         done = 0

@@ -6,8 +6,9 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from sdwn.errors import IntegrityError
+from sdwn.errors import IntegrityError, SdwnError
 from sdwn.files import RunPaths, atomic
+from sdwn.jobs.disk import RunDisk
 from sdwn.planning.plan import ImageSpec, Plan, Shard
 from sdwn.storage.columns import table
 from sdwn.storage.images import Sample
-from sdwn.storage.shards import Contents, ImageFile, Selection, join, require_origin, write_images
+from sdwn.storage.shards import Contents, Expected, ImageFile, Selection, join, write_images
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +31,23 @@ log = logging.getLogger(__name__)
 class Work:
     """A shard to make: where, of which plan, and by whom."""
 
-    paths: RunPaths
+    disk: RunDisk
     plan: Plan
     shard: Shard
     session: dict[str, Any]
 
     @property
+    def paths(self) -> RunPaths:
+        """The files of its run."""
+        return self.disk.paths
+
+    @property
     def finished(self) -> bool:
         """Whether its final file is there, perhaps another task's."""
-        return self.paths.shard(self.shard.index).exists()
+        try:
+            return self.paths.shard(self.shard.index).is_file()
+        except OSError:
+            return False  # the disk fails, and whoever writes waits for it
 
     @property
     def specs(self) -> list[ImageSpec]:
@@ -63,20 +73,31 @@ def covered(batch: range, pieces: Iterable[Piece]) -> bool:
     return not missing
 
 
-def sound_pieces(paths: RunPaths, plan: Plan, shard: Shard) -> list[Piece]:
+def sound_pieces(work: Work) -> list[Piece]:
     """List a shard's pieces that are whole and of this plan; others are removed."""
     sound = []
-    for start, stop in paths.piece_ranges(shard.index):
-        path = paths.piece(shard.index, start, stop)
+    for start, stop in work.paths.piece_ranges(work.shard.index):
+        path = work.paths.piece(work.shard.index, start, stop)
         try:
-            with ImageFile(path) as file:
-                require_origin(file, plan.digest, shard.index, stop - start)
-                file.check()
-                sound.append(Piece(path, start, stop, int(file.attributes.get("attempt", 1))))
-        except IntegrityError as error:
+            sound.append(work.disk.retry(partial(_sound, path, work, start, stop)))
+        except (SdwnError, OSError) as error:
             log.warning("made again: %s", error)
             path.unlink(missing_ok=True)
     return sound
+
+
+def _sound(path: Path, work: Work, start: int, stop: int) -> Piece:
+    with _opened(path, work.plan, work.shard, stop - start) as file:
+        file.check()
+        return _piece(file, start, stop)
+
+
+def _opened(path: Path, plan: Plan, shard: Shard, images: int) -> ImageFile:
+    return ImageFile(path, Expected(plan.digest, shard.index, images))
+
+
+def _piece(file: ImageFile, start: int, stop: int) -> Piece:
+    return Piece(file.path, start, stop, int(file.attributes.get("attempt", 1)))
 
 
 @dataclass
@@ -84,7 +105,8 @@ class PieceWriter:
     """Collects batches and writes them as pieces, often enough that a kill costs little.
 
     Another task may hold the same shard; both make the same images, and the first to finish
-    gives it its name and removes the pieces: what is added later is dropped.
+    gives it its name and removes the pieces: what is added later is dropped. Pieces that are
+    lost otherwise, removed or damaged, are found missing when the shard is finished.
     """
 
     work: Work
@@ -117,21 +139,29 @@ class PieceWriter:
     def flush(self) -> None:
         """Write what was collected as one piece."""
         if self._rows:
-            with unless_finished(self.work):
-                self._write()
+            try:
+                self.work.disk.retry(self._write)
+            except FileNotFoundError as error:
+                log.warning("removed while it was written: %s", error)
         self._start += len(self._rows)
         self._rows, self._payloads = [], []
         self._flushed = time.monotonic()
 
-    def finish(self) -> None:
-        """Write what is left, and make the shard of all its pieces."""
+    def finish(self) -> bool:
+        """Write what is left, and make the shard of all its pieces; False where some are lost."""
         self.flush()
         work = self.work
-        with unless_finished(work):
+        try:
             if not work.finished:
-                finish_shard(work.paths, work.plan, work.shard)
+                work.disk.retry(partial(finish_shard, work.paths, work.plan, work.shard))
+        except (FileNotFoundError, IntegrityError) as error:
+            # Another task may have finished it, and removed its pieces.
+            if not work.finished:
+                log.warning("shard %d: what is lost is drawn again: %s", work.shard.index, error)
+                return False
         shutil.rmtree(work.paths.shard_pieces(work.shard.index), ignore_errors=True)
         log.info("shard %d: finished", work.shard.index)
+        return True
 
     def _write(self) -> None:
         paths, plan, shard = self.work.paths, self.work.plan, self.work.shard
@@ -141,16 +171,6 @@ class PieceWriter:
         contents = Contents(table(self._rows), sizes, [self.work.session])
         with atomic(path) as temporary:
             write_images(temporary, attributes, contents, self._payloads)
-
-
-@contextmanager
-def unless_finished(work: Work) -> Iterator[None]:
-    """Overlook that pieces are gone where another task has finished the shard."""
-    try:
-        yield
-    except (FileNotFoundError, IntegrityError):
-        if not work.finished:
-            raise
 
 
 def _composition(batch: range, place: int, sample: Sample) -> dict[str, Any]:
@@ -193,18 +213,27 @@ def shard_attributes(plan: Plan, shard: Shard, kind: str) -> dict[str, Any]:
 
 
 def finish_shard(paths: RunPaths, plan: Plan, shard: Shard) -> None:
-    """Join a shard's pieces, check the result, and give it its name."""
+    """Join a shard's pieces, check the result, and give it its name.
+
+    Raises:
+        IntegrityError: pieces are missing or damaged.
+    """
     final = paths.shard(shard.index)
     folder = paths.shard_pieces(shard.index)
+    images = plan.shard_images(shard)
     with ExitStack() as stack:
-        selections = [
-            Selection(stack.enter_context(ImageFile(piece.path)), start, stop)
-            for piece, start, stop in cover(sound_pieces(paths, plan, shard))
-        ]
+        files: dict[Piece, ImageFile] = {}
+        for start, stop in paths.piece_ranges(shard.index):
+            path = paths.piece(shard.index, start, stop)
+            file = stack.enter_context(_opened(path, plan, shard, stop - start))
+            files[_piece(file, start, stop)] = file
+        selections = [Selection(files[piece], start, stop) for piece, start, stop in cover(files)]
+        found = sum(selection.stop - selection.start for selection in selections)
+        if found != images:
+            raise IntegrityError(f"{folder}: expected {images} images, found {found}")
         with atomic(final, folder=folder) as temporary:
             join(temporary, shard_attributes(plan, shard, "shard"), selections)
-            with ImageFile(temporary) as written:
-                require_origin(written, plan.digest, shard.index, plan.shard_images(shard))
+            with _opened(temporary, plan, shard, images) as written:
                 written.check()
 
 

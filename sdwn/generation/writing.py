@@ -15,7 +15,8 @@ from functools import partial
 from types import FrameType, TracebackType
 
 from sdwn.config import StorageConfig
-from sdwn.generation.pieces import PieceWriter
+from sdwn.generation.pieces import PieceWriter, Work
+from sdwn.jobs.disk import RunDisk
 from sdwn.planning.plan import ImageSpec
 from sdwn.storage.images import Sample, encode
 
@@ -45,6 +46,7 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._work, name="write", daemon=True)
         self._error: BaseException | None = None
         self._current: PieceWriter | None = None
+        self._lost: list[Work] = []
         # Plain attributes, no locks: a signal's handler may interrupt its own thread anywhere.
         self._flush_asked = self._flush_done = 0
 
@@ -78,8 +80,18 @@ class BackgroundWriter:
         self._put(partial(self._encode, writer, batch, specs, samples))
 
     def finish(self, writer: PieceWriter) -> None:
-        """Have a shard finished once its batches are written."""
+        """Have a shard finished once its batches are written; :meth:`lost` tells if it was."""
         self._put(partial(self._finish, writer))
+
+    def lost(self) -> list[Work]:
+        """Wait for all that was handed over, and give the shards of which pieces were lost."""
+        written = threading.Event()
+        self._put(written.set)
+        while not written.wait(POLL_SECONDS):
+            if self._error is not None:
+                raise self._error
+        lost, self._lost = self._lost, []
+        return lost
 
     def flush(self) -> None:
         """Have all that was handed over on disk, or wait for it in vain for 20 s.
@@ -131,7 +143,8 @@ class BackgroundWriter:
 
     def _finish(self, writer: PieceWriter) -> None:
         self._current = None
-        writer.finish()
+        if not writer.finish():
+            self._lost.append(writer.work)
 
     def _flush_current(self) -> None:
         if self._current is not None:
@@ -139,10 +152,11 @@ class BackgroundWriter:
 
 
 @contextlib.contextmanager
-def flushed_on_signals(writer: BackgroundWriter) -> Iterator[None]:
+def flushed_on_signals(writer: BackgroundWriter, disk: RunDisk) -> Iterator[None]:
     """Write what is finished when SLURM announces the end, then go on as submitit would.
 
-    USR2 comes before a time limit or a preemption, TERM with them.
+    A disk that fails is then waited for no longer. USR2 comes before a time limit or a
+    preemption, TERM with them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -150,6 +164,7 @@ def flushed_on_signals(writer: BackgroundWriter) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
 
     def handle(number: int, frame: FrameType | None) -> None:
+        disk.ending = True
         writer.flush()
         following = before[signal.Signals(number)]
         if callable(following):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from sdwn.batches import BatchSize
 from sdwn.errors import IntegrityError
-from sdwn.files import LOWERED, NO_GPU, RunPaths, read_json, write_text
+from sdwn.files import LOWERED, NO_GPU, RunPaths, read_json
+from sdwn.jobs.disk import write_note
 from sdwn.jobs.processes import this_process
 from sdwn.variables import seconds
 
@@ -168,8 +169,8 @@ class Meter:
         return f"{text}, {rate:.2f} images/s, {busy}, {left:.0f} min left"
 
     def _note(self, kind: str, text: str) -> None:
-        write_text(self.paths.note(self.record.job, self.record.rank, kind), text + "\n")
+        write_note(self.paths, self.paths.note(self.record.job, self.record.rank, kind), text)
 
     def _write(self) -> None:
         path = self.paths.task(self.record.job, self.record.rank, self.record.start)
-        write_text(path, json.dumps(asdict(self.record)) + "\n")
+        write_note(self.paths, path, json.dumps(asdict(self.record)))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdwn.errors import IntegrityError, UsageError, command, shell
+from sdwn.errors import IntegrityError, MisplacedError, UsageError, command, shell
 from sdwn.files import PART_BYTES, Advance, ReleasePaths, RunPaths
+from sdwn.jobs.journal import read_journal
 from sdwn.models.lock import common_revision
 from sdwn.planning.plan import ImageSpec, Plan, Shard, image_settings, read_plan
 from sdwn.releases.building import Building, build, require_free
@@ -17,7 +18,7 @@ from sdwn.releases.release import Release
 from sdwn.releases.release_writer import Origin, ReleaseWriter, cut
 from sdwn.storage.columns import COLUMNS, Table, texts
 from sdwn.storage.decoding import Decoding
-from sdwn.storage.shards import ImageFile, Selection, join, require_origin
+from sdwn.storage.shards import Expected, ImageFile, Selection, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,23 +129,48 @@ def _locate(
         IntegrityError: with every problem, a line each.
     """
     places: dict[int, list[Path]] = {shard.index: [] for shard in plan.shards}
-    problems = []
+    problems: list[str] = []
     for paths in runs:
+        foreign: dict[str, list[int]] = {}
         for index in sorted(paths.done_shards()):
-            if index in places:
-                places[index].append(paths.shard(index))
-            else:
-                path = paths.shard(index)
-                problems.append(
-                    f"{path}: foreign: the plan has no such shard; remove it: {shell('rm', path)}"
-                )
+            path = paths.shard(index)
+            try:
+                _check_shard(path, plan, index, revision)
+            except MisplacedError as error:
+                if error.plan_digest == plan.digest:
+                    problems.append(f"{error}; move it away, and make it with: {_make(paths)}")
+                else:
+                    foreign.setdefault(error.plan_digest, []).append(index)
+            except IntegrityError as error:
+                problems.append(_with_cure(path, error))
+            places.setdefault(index, []).append(path)
+        problems += [_foreign(paths, plan, *found) for found in foreign.items()]
     if not allow_missing or not any(places.values()):
         problems += _missing(runs, [index for index, found in places.items() if not found])
     for index, found in places.items():
-        problems += _shard_problems(plan, plan.shards[index], found, revision)
+        if len(found) > 1:
+            copies = ", ".join(map(str, found))
+            problems.append(f"shard {index}: duplicate: {copies}; remove all but one")
     if problems:
         raise IntegrityError("\n".join(problems))
     return {index: found[0] for index, found in places.items() if found}
+
+
+def _foreign(paths: RunPaths, plan: Plan, digest: str, indices: list[int]) -> str:
+    """Say what to do about shards of another plan: they may be whole, and are not to be deleted."""
+    theirs = f"plan {digest[:12]}" if digest else "no plan"
+    found = f"{paths.shards}: foreign: {_shards(indices)} of {theirs}"
+    submitted = any(submission.plan == digest for submission in read_journal(paths))
+    if submitted or len(indices) == len(paths.done_shards()):
+        return (
+            f"{found}: {paths.plan.name} was replaced, and is of plan {plan.digest[:12]} now; "
+            f"bring back the {paths.plan.name} and {paths.synsets.name} that they were made for, "
+            "and plan the other config into a new folder"
+        )
+    return (
+        f"{found}, not {plan.digest[:12]}; move them to a run folder of their own plan, and make "
+        f"this plan's with: {_make(paths)}"
+    )
 
 
 def _missing(runs: Sequence[RunPaths], indices: list[int]) -> Iterator[str]:
@@ -183,20 +209,17 @@ def ranges(indices: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def _shard_problems(
-    plan: Plan, shard: Shard, found: list[Path], revision: str | None
-) -> Iterator[str]:
-    if len(found) > 1:
-        copies = ", ".join(map(str, found))
-        yield f"shard {shard.index}: duplicate: {copies}; remove all but one"
-        return
-    for path in found:
-        try:
-            with ImageFile(path) as file:
-                check_origin(file, plan, shard)
-                _check_weights(file, revision)
-        except IntegrityError as error:
-            yield _with_cure(path, error)
+def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> None:
+    """Check a shard's record and its rows against the plan, and who made it.
+
+    Raises:
+        MisplacedError: it is of another plan, or another shard.
+        IntegrityError: it is damaged, or has other rows or weights.
+    """
+    images = plan.shard_images(plan.shards[index]) if index < len(plan.shards) else 0
+    with ImageFile(path, Expected(plan.digest, index, images)) as file:
+        _check_rows(file, plan, plan.shards[index])
+        _check_weights(file, revision)
 
 
 def _with_cure(path: Path, error: IntegrityError) -> str:
@@ -212,13 +235,7 @@ def _make(paths: RunPaths) -> str:
     return command("retry" if paths.submissions.exists() else "submit", paths.root, "--wait")
 
 
-def check_origin(file: ImageFile, plan: Plan, shard: Shard) -> None:
-    """Hold a shard's record and its rows against the plan.
-
-    Raises:
-        IntegrityError: it belongs to another plan, is another shard, or has other rows.
-    """
-    require_origin(file, plan.digest, shard.index, plan.shard_images(shard))
+def _check_rows(file: ImageFile, plan: Plan, shard: Shard) -> None:
     rows = file.rows()
     absent = [column.name for column in COLUMNS if column.of_run and column.name not in rows]
     if absent:

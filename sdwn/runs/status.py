@@ -16,7 +16,7 @@ from rich.filesize import decimal
 
 from sdwn.errors import IntegrityError
 from sdwn.estimating.estimates import stored_bytes
-from sdwn.files import CHANGED, LOWERED, NO_GPU, RESTART_NAME, TASK_NAME, RunPaths
+from sdwn.files import CHANGED, LOWERED, NO_GPU, RESTART_NAME, TASK_NAME, WAITED, RunPaths
 from sdwn.jobs.joblogs import failure
 from sdwn.jobs.journal import cancelled_jobs, last_jobs, read_journal
 from sdwn.jobs.live import Live, live_of
@@ -59,7 +59,7 @@ class RunStatus:
     ``restarts`` counts requeues of tasks that had begun, ``lowered`` names tasks that ran out of
     memory and went on with smaller batches, ``changed_code`` those that other code ran than had
     submitted them, ``without_gpu`` those that were given a GPU and work on the CPU, ``then`` how
-    the later stages stand.
+    the later stages stand, ``waited`` names tasks that waited for a disk that failed.
     """
 
     images_done: int
@@ -84,6 +84,7 @@ class RunStatus:
     changed_code: list[str]
     without_gpu: list[str]
     then: dict[str, str]
+    waited: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """Turn the counts into plain data."""
@@ -138,6 +139,7 @@ def run_status(paths: RunPaths, plan: Dealt) -> RunStatus:
         changed_code=_notes(paths, names, CHANGED),
         without_gpu=_notes(paths, names, NO_GPU),
         then=chain.states(paths, submissions, live),
+        waited=_notes(paths, names, WAITED),
     )
 
 

@@ -10,9 +10,11 @@
     /sessions    JSON text, a value for each run of a task that made some of the images:
                  device, host, job, versions, start; rows/session points here
 
-Text is UTF-8 of fixed length. A column that is absent holds nothing for any image. The file
-is closed and complete before its blob is filled by plain writes, so that joining files copies
-bytes once, checks each image's SHA-256 and hashes the result on the way.
+Text is UTF-8 of fixed length. A column that is absent holds nothing for any image. HDF5 writes
+the tables in memory, with room for the blob that takes none; plain writes then put tables and
+images on the disk. So joining files copies bytes once, checks each image's SHA-256 and hashes
+the result on the way, and a disk that fails is an error like any other: HDF5 itself ends the
+process where it cannot write.
 """
 
 from __future__ import annotations
@@ -24,15 +26,16 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from sdwn.errors import IntegrityError
-from sdwn.files import Advance, plain_disk_errors
+from sdwn.errors import IntegrityError, MisplacedError
+from sdwn.files import Advance, open_plain, plain_disk_errors
 from sdwn.storage.columns import COLUMNS, Table, check_column, concatenate
 from sdwn.storage.decoding import Decoding
 from sdwn.storage.images import CODECS
@@ -42,6 +45,10 @@ FORMAT_VERSION = 1
 # HDF5 1.10's format checksums its own structure: a flipped bit there is an error, where the
 # older one may send its reader round in circles.
 LIBVER = ("v110", "v110")
+# gzip makes a thousand bytes out of one at most: a table that claims more was never written.
+MOST_COMPRESSED = 1032
+# Beside the columns in /rows.
+TABLES = ("offsets", "sessions")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -60,23 +67,37 @@ def write_images(
 
     ``payloads`` gives the images' bytes in order, in blocks of any length.
     """
-    with plain_disk_errors(path):
-        _require_space(path, contents)
-        start = _write_tables(path, attributes, contents)
-        return _fill_blob(path, start, int(contents.sizes.sum()), payloads)
+    size = int(contents.sizes.sum())
+    # In memory, but no BytesIO: the blob's place is a hole in it, and takes none.
+    with os.fdopen(os.memfd_create("tables"), "r+b", buffering=0) as tables:
+        start = _write_tables(tables, attributes, contents)
+        tables.seek(0)
+        before = tables.read(start)
+        tables.seek(start + size)
+        after = tables.read()
+    needed = len(before) + size + len(after)
+    digest, written = hashlib.sha256(), 0
+    with plain_disk_errors(path.parent, needed), path.open("wb") as file:
+        # Now, not after minutes of copying.
+        _require_space(path, needed)
+        for block in chain([before], payloads, [after]):
+            file.write(block)
+            digest.update(block)
+            written += len(block)
+    if written != needed:
+        raise IntegrityError(f"{path}: expected {needed} bytes, found {written}")
+    return digest.hexdigest()
 
 
-def _require_space(path: Path, contents: Contents) -> None:
-    # HDF5 ends the process where the disk is full when it closes a file.
-    tables = sum(values.nbytes for values in contents.rows.values())
+def _require_space(path: Path, needed: int) -> None:
     found = os.statvfs(path.parent)
-    if found.f_bavail * found.f_frsize < int(contents.sizes.sum()) + tables + (1 << 20):
+    if found.f_bavail * found.f_frsize < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _write_tables(path: Path, attributes: Mapping[str, Any], contents: Contents) -> int:
+def _write_tables(target: BinaryIO, attributes: Mapping[str, Any], contents: Contents) -> int:
     offsets = np.concatenate([[0], np.cumsum(contents.sizes)]).astype("u8")
-    with h5py.File(path, "w", libver=LIBVER) as file:
+    with h5py.File(target, "w", libver=LIBVER) as file:
         fixed = {"format": FORMAT, "format_version": FORMAT_VERSION, "images": len(offsets) - 1}
         for name, value in {**fixed, **attributes}.items():
             _write_attribute(file, name, value)
@@ -125,19 +146,13 @@ def _reserve(file: h5py.File, size: int) -> int:
     return int(dataset.get_offset())
 
 
-def _fill_blob(path: Path, start: int, size: int, payloads: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    with path.open("r+b") as file:
-        digest.update(file.read(start))
-        written = 0
-        for block in payloads:
-            file.write(block)
-            digest.update(block)
-            written += len(block)
-        if written != size:
-            raise IntegrityError(f"{path}: expected {size} bytes of images, found {written}")
-        digest.update(file.read())
-    return digest.hexdigest()
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a shard or partial shard must be: of which plan and shard, and how many images."""
+
+    plan_digest: str
+    shard: int
+    images: int
 
 
 class ImageFile:
@@ -146,19 +161,35 @@ class ImageFile:
     ``attributes`` are the file's own, ``sessions`` say who made the images: a record for each
     run of a task. ``offsets`` are those of the images in the blob.
 
+    Args:
+        path: the file.
+        expected: what it must be, where it is of a run.
+        most: how many images it has at most, where that is known of a release.
+
     Raises:
-        IntegrityError: it is cut short, no such file, or of a later version.
+        MisplacedError: it is of another plan, or another shard.
+        IntegrityError: it is missing, damaged, or of a later version.
+        DiskError: its disk fails.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, expected: Expected | None = None, most: int | None = None
+    ) -> None:
         self.path = path
         self._rows: Table | None = None
-        # HDF5 keeps a megabyte and more for each open file; a merge has many.
-        with _open(path) as file, _reading(path):
-            self.attributes = _attributes(file)
-            self._check_structure(file)
-            self.sessions = _sessions(file)
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._descriptor = open_plain(path)
+        try:
+            # HDF5 keeps a megabyte and more for each open file; a merge has many.
+            with _open(path) as file, _reading(path):
+                self.attributes = _attributes(file)
+                self._check_claims(file, expected, most)
+                self._check_structure(file)
+                if expected is not None and len(self) != expected.images:
+                    raise ValueError(f"expected {expected.images} images, found {len(self)}")
+                self.sessions = _sessions(file)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> ImageFile:
         return self
@@ -227,15 +258,46 @@ class ImageFile:
             pass
 
     def _read(self, start: int, stop: int) -> bytes:
-        payload = os.pread(self._descriptor, stop - start, self.blob_start + start)
+        with plain_disk_errors(self.path):
+            payload = os.pread(self._descriptor, stop - start, self.blob_start + start)
         if len(payload) != stop - start:
             raise IntegrityError(f"{self.path}: cut short at byte {self.blob_start + start}")
         return payload
 
-    def _check_structure(self, file: h5py.File) -> None:
+    def _check_claims(self, file: h5py.File, expected: Expected | None, most: int | None) -> None:
+        """Check what the file says of itself and of its tables, before a table takes memory."""
         _check_version(self.path, self.attributes)
+        if expected is not None:
+            self._check_origin(expected)
+            most = expected.images
+        found = _objects(file)
+        tables = {f"rows/{name}": table for name, table in _objects(found.get("rows", {})).items()}
+        tables.update((name, found[name]) for name in TABLES if name in found)
+        for name, table in tables.items():
+            # One offset more than images.
+            if most is not None and len(table) > most + 1:
+                raise ValueError(f"expected {most:,} images, {name} claims {len(table):,}")
+            elsewhere = table.external or table.is_virtual
+            if elsewhere or table.nbytes > MOST_COMPRESSED * table.id.get_storage_size():
+                raise ValueError(f"{name} claims more than the file holds")
+
+    def _check_origin(self, expected: Expected) -> None:
+        found = {name: str(value) for name, value in self.attributes.items()}
+        plan, shard = found.get("plan_digest", ""), found.get("shard")
+        if plan != expected.plan_digest:
+            other = f"of plan {plan[:12]}" if plan else "of no plan"
+            raise MisplacedError(
+                f"{self.path}: foreign: {other}, not {expected.plan_digest[:12]}", plan
+            )
+        if shard != str(expected.shard):
+            raise MisplacedError(
+                f"{self.path}: expected shard {expected.shard}, found shard {shard} of this plan",
+                plan,
+            )
+
+    def _check_structure(self, file: h5py.File) -> None:
         missing = [c.name for c in COLUMNS if c.required and c.name not in file.get("rows", ())]
-        missing += [name for name in ("blob", "offsets", "sessions") if name not in file]
+        missing += [name for name in ("blob", *TABLES) if name not in file]
         if missing:
             raise IntegrityError(f"{self.path}: expected {', '.join(missing)}, found nothing there")
         self.offsets: NDArray[np.uint64] = file["offsets"][:].astype("u8", casting="safe")
@@ -270,37 +332,27 @@ def _sessions(file: h5py.File) -> list[dict[str, Any]]:
     return sessions
 
 
-def require_origin(file: ImageFile, plan_digest: str, shard: int, images: int) -> None:
-    """Hold a file against the shard of the plan that it is taken for.
-
-    Raises:
-        IntegrityError: it is of another plan, of another shard, or of another length.
-    """
-    found = {name: str(value) for name, value in file.attributes.items()}
-    if found.get("plan_digest") != plan_digest:
-        other = found.get("plan_digest", "none")[:12]
-        raise IntegrityError(f"{file.path}: foreign: of plan {other}, not {plan_digest[:12]}")
-    if found.get("shard") != str(shard) or len(file) != images:
-        raise IntegrityError(
-            f"{file.path}: foreign: expected shard {shard} of {images} images, "
-            f"found shard {found.get('shard')} of {len(file)}"
-        )
+def _objects(group: Any) -> dict[str, Any]:
+    """Open what a group holds; a link could lead to any file."""
+    if links := [n for n in group if not isinstance(group.get(n, getlink=True), h5py.HardLink)]:
+        raise ValueError(f"{links[0]} is a link")
+    return dict(group.items())
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn whatever HDF5 says of a damaged file into one kind of error."""
     try:
-        yield
+        with plain_disk_errors(path):
+            yield
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{path}: damaged: {' '.join(str(error).split())}") from error
 
 
 def _open(path: Path) -> h5py.File:
     try:
-        return h5py.File(path, "r")
-    except FileNotFoundError:
-        raise IntegrityError(f"{path}: missing") from None
+        with plain_disk_errors(path):
+            return h5py.File(path, "r")
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise IntegrityError(f"{path}: cut short or no HDF5 file: {reason}") from None
