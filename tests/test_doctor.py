@@ -7,15 +7,17 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from sdwn.config import validated
 from sdwn.doctor.examination import Finding, can_start, examine, problems
 from sdwn.doctor.node_checks import check_node, with_node
@@ -25,7 +27,7 @@ from sdwn.doctor.site_checks import COMMANDS, check_site
 from sdwn.errors import SdwnError, UsageError
 from sdwn.jobs import scheduler
 from sdwn.jobs.journal import read_journal
-from sdwn.jobs.profiles import ClusterProfile, load_profile
+from sdwn.jobs.profiles import ClusterProfile, LaterStage, load_profile
 from sdwn.jobs.site import Site, look, max_array_size, site, user
 from sdwn.models.builtin import builtin_folder
 
@@ -190,6 +192,48 @@ def test_an_index_without_parts_is_told(planned: PlanRun, tmp_path: Path, index:
     (tmp_path / "model/model_index.json").write_text(index)
     run = planned(model={"name": str(tmp_path / "model")})
     assert verdicts(examine(*run, profile(executor="local")))["weights"] == "problem"
+
+
+def found_of_classifier(planned: PlanRun, then: Sequence[LaterStage] | None, **changes: Any) -> str:
+    run = planned(evaluation=changes)
+    found = examine(*run, profile(executor="local"), then)
+    return f"{verdicts(found).get('classifier')}: {texts(found).get('classifier')}"
+
+
+def test_a_classifier_that_is_not_here_stops_what_would_evaluate(
+    planned: PlanRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for model in ("paper", "test_vit", "tf_efficientnet_b0"):
+        told = found_of_classifier(planned, None, model=model)
+        assert told.startswith(f"warning: the weights of {model}")
+        assert f"sdwn prefetch {tmp_path / 'run'}" in told
+        assert found_of_classifier(planned, ("merge", "evaluate"), model=model).startswith(
+            "problem"
+        )
+        assert found_of_classifier(planned, ("merge",), model=model) == "None: None"
+    paper = tmp_path / "torch/hub/checkpoints/vit_h_14_swag-80465313.pth"
+    paper.parent.mkdir(parents=True)
+    paper.touch()
+    assert found_of_classifier(planned, ("evaluate",), model="paper") == f"ok: paper in {paper}"
+
+
+def test_a_classifier_that_cannot_be_loaded_is_a_problem(planned: PlanRun, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), weights)
+    for changes, told in (
+        ({"model": "test_vti"}, "problem: model 'test_vti': .*did you mean test_vit"),
+        (
+            {"model": "resnet10t", "checkpoint": str(weights)},
+            "problem: .*a checkpoint of resnet10t",
+        ),
+        ({"model": "test_vit", "checkpoint": "/no/file"}, "problem: /no/file: cannot be read"),
+        ({"model": "test_vit", "checkpoint": str(weights)}, f"ok: test_vit in {weights}"),
+        ({"model": "efficientnet-lite0"}, "ok: efficientnet-lite0 in "),
+    ):
+        for then in (None, ("evaluate",)):
+            assert re.match(told, found_of_classifier(planned, then, **changes))
 
 
 def test_wordnet_is_found_without_nltk(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -38,10 +39,11 @@ from sdwn.judging.predictions import (
 )
 from sdwn.judging.task import judge
 from sdwn.pages.report import write_report
+from sdwn.planning.plan import write_plan
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.runs.verify import verify
-from sdwn.steps.evaluating import evaluate_by_tasks, targets
+from sdwn.steps.evaluating import evaluate_by_tasks, settings_of, targets
 from sdwn.steps.submitting import SubmitOptions
 
 from conftest import PlanRun, Sdwn, Testbed, profile_for_testbed, wait_until, workers
@@ -436,6 +438,82 @@ def test_wrong_use_is_said_in_one_line(
     assert json.loads(Path(found["path"]).read_text())["classifier"]["judged_on"] == [
         {"device": "cpu", "dtype": "float32", "batch_size": 7, "images": 15}
     ]
+
+
+def evaluated_by(generated: PlanRun, name: str, settings: dict[str, Any]) -> RunPaths:
+    """A run that is generated, whose config names these settings of its evaluation."""
+    paths, plan = generated(name, evaluation=settings)
+    write_plan(plan, paths)  # what is generated is of any run of this plan
+    return paths
+
+
+def test_a_release_is_evaluated_as_its_runs_config_says(
+    sdwn: Sdwn, generated: PlanRun, everything: EvaluationConfig, tmp_path: Path
+) -> None:
+    settings = everything.model_dump(mode="json")
+    paths, out = evaluated_by(generated, "named", settings), tmp_path / "out"
+    sdwn("merge", paths.root, "--release", out)
+    done = sdwn("evaluate", out)
+    told = " ".join(done.stderr.split())
+    assert f"test_vit with {everything.checkpoint} (as the run's config names it; another" in told
+    (name,) = [folder.name for folder in (out / "evaluations").iterdir()]
+    assert re.fullmatch(r"test_vit-[0-9a-f]{8}-all", name)
+    # Part of a release is evaluated alike.
+    sdwn("export", out, tmp_path / "part", "--format", "release", "--imagenet")
+    chosen = settings_of(tmp_path / "part", None, None, NOTHING_GIVEN)
+    assert chosen == everything
+
+
+NOTHING_GIVEN = {"images": None, "groups": None, "embedding": None}
+
+
+def test_what_is_given_comes_before_what_the_config_says(
+    generated: PlanRun, tiny: EvaluationConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = {"groups": str(tmp_path / "gone.yaml"), "embedding": str(tmp_path / "gone.txt")}
+    settings = {**tiny.model_dump(mode="json"), **gone, "images": "all"}
+    release = merge([evaluated_by(generated, "named", settings)], ReleasePaths(tmp_path / "out"))
+    root = release.paths.root
+    chosen = settings_of(root, "resnet50", None, NOTHING_GIVEN)
+    assert chosen == EvaluationConfig(model="resnet50", images="all")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "gone.yaml, is not here: the default is taken" in told
+    assert "classifier: resnet50 (as given)" in told
+    groups = settings_of(root, None, None, {**NOTHING_GIVEN, "groups": "default"})
+    assert groups == tiny.model_copy(update={"groups": "default", "images": "all"})
+    release.paths.manifest.write_text(
+        release.paths.manifest.read_text().replace("tiny.safetensors", "gone.safetensors")
+    )
+    with pytest.raises(UsageError, match=r"gone\.safetensors: the run's config takes .* --model"):
+        settings_of(root, None, None, NOTHING_GIVEN)
+    assert settings_of(root, "paper", None, NOTHING_GIVEN).checkpoint is None
+
+
+def test_a_release_that_names_no_classifier_is_evaluated_by_the_papers(
+    release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads(release.paths.manifest.read_text())
+    del manifest["evaluation"]  # as an older sdwn wrote it
+    release.paths.manifest.write_text(json.dumps(manifest))
+    assert settings_of(release.paths.root, None, None, NOTHING_GIVEN) == EvaluationConfig()
+    assert "paper (the default; another with --model)" in capsys.readouterr().err
+
+
+def test_runs_that_name_different_classifiers_are_told_whose_is_taken(
+    sdwn: Sdwn, generated: PlanRun, tmp_path: Path
+) -> None:
+    first = evaluated_by(generated, "first", {"model": "resnet50"})
+    second = evaluated_by(generated, "second", {"model": "vit_base_patch16_224"})
+    for index in first.done_shards():
+        (second if index else first).shard(index).unlink()
+    told = sdwn("merge", first.root, second.root, "--release", tmp_path / "out").stderr
+    told = " ".join(told.split())
+    assert f'model: "resnet50" in {first.root}, "vit_base_patch16_224" in {second.root}' in told
+    assert f"the release takes those of {first.root}" in told
+    assert Release(tmp_path / "out").manifest.evaluation == {
+        **EvaluationConfig().model_dump(mode="json"),
+        "model": "resnet50",
+    }
 
 
 def test_tasks_ask_for_a_gpu_and_for_shards_of_their_own(tmp_path: Path) -> None:

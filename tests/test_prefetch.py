@@ -27,10 +27,11 @@ from sdwn.models.weights import fingerprint, needed
 from sdwn.planning.plan import read_plan
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
+from sdwn.runs.chain import evaluate_run
 from sdwn.runs.prefetch import fetch_extras
 from sdwn.storage.shards import ImageFile
 
-from conftest import OwnProcess, PlanRun, Sdwn
+from conftest import OwnProcess, PlanRun, Sdwn, noise_config
 from hub import Hub, serving
 
 TINY: dict[str, Any] = {
@@ -367,3 +368,55 @@ def test_images_of_other_weights_make_no_release(local: RunPaths, tmp_path: Path
     unet.write_bytes(unet.read_bytes()[:-4] + b"else")
     with pytest.raises(SdwnError, match=f"images of this run were made with .* at {revision}"):
         lock.ensure(other, plan)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A user's own weights of a classifier."""
+    save_file(timm.create_model(CLASSIFIER).state_dict(), tmp_path / "own.safetensors")
+    return tmp_path / "own.safetensors"
+
+
+def test_a_run_is_locked_to_its_classifier(
+    local: RunPaths, model: Path, checkpoint: Path, sdwn: Sdwn, planned: PlanRun
+) -> None:
+    without = local.lock.read_text()
+    planned(
+        **TINY,
+        model={"name": str(model)},
+        evaluation={"model": CLASSIFIER, "checkpoint": str(checkpoint)},
+    )
+    config = read_plan(local).config
+    lock.require_classifier(local, config)  # of a lock without one nothing is asked
+    found = sdwn.json("prefetch", local.root)
+    assert found["classifier"] == str(checkpoint)
+    locked = json.loads(local.lock.read_text())
+    assert locked["classifier"]["model"] == CLASSIFIER
+    assert locked["classifier"]["weights"]["file"] == str(checkpoint)
+    assert {**locked, "classifier": None} == json.loads(without)
+    save_file(timm.create_model(CLASSIFIER).state_dict(), checkpoint)
+    with pytest.raises(
+        IntegrityError, match=f"{checkpoint}: changed .* sdwn prefetch {local.root}"
+    ):
+        evaluate_run(local.root, [])
+    refused = sdwn("submit", local.root, "--wait", "--then", "merge,evaluate", code=1).stderr
+    assert "own.safetensors: changed or missing since" in " ".join(refused.split())
+    assert not local.submissions.exists()
+    sdwn("prefetch", local.root)
+    lock.require_classifier(local, config)
+    assert json.loads(local.lock.read_text())["files"] == locked["files"]
+
+
+def test_run_refuses_a_classifier_before_any_image_is_made(
+    sdwn: Sdwn, checkpoint: Path, tmp_path: Path
+) -> None:
+    config = noise_config().model_dump(mode="json")
+    for evaluation, told in (
+        ({"model": "test_vti"}, "did you mean test_vit"),
+        ({"model": "resnet10t", "checkpoint": str(checkpoint)}, "a checkpoint of resnet10t"),
+    ):
+        (sdwn.folder / "c.yaml").write_text(json.dumps({**config, "evaluation": evaluation}))
+        code = 2 if "checkpoint" not in evaluation else 1
+        refused = " ".join(sdwn("run", "c.yaml", "run", code=code).stderr.split())
+        assert told in refused
+        assert not RunPaths(sdwn.folder / "run").submissions.exists()

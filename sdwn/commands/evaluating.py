@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -21,8 +21,12 @@ def evaluate(
     release: ReleaseFolder,
     site: dict[str, str],
     model: Annotated[
-        str, typer.Option(help="paper (ViT-H/14), efficientnet-lite0, or any timm model.")
-    ] = "paper",
+        str | None,
+        typer.Option(
+            help="paper (ViT-H/14), efficientnet-lite0, or any timm model; default: as the run's "
+            "config says, else paper."
+        ),
+    ] = None,
     checkpoint: Checkpoint = None,
     all_: Annotated[
         bool,
@@ -44,13 +48,10 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Judge a release's images by a timm model; write figures and tables. Goes on after a kill."""
-    from sdwn.config import EvaluationConfig
-
     if profile is None and (site.keys() - {"batch_size"} or wait):
         raise typer.BadParameter("--wait and the profile's options need --profile")
-    images: Literal["imagenet", "all"] = "all" if all_ else "imagenet"
-    default = EvaluationConfig(images=images, groups=groups, embedding=embedding)
-    chosen = evaluating.classifier(default, model, checkpoint)
+    given = {"images": "all" if all_ else None, "groups": groups, "embedding": embedding}
+    chosen = evaluating.settings_of(release, model, checkpoint, given)
     if profile is None:
         found = evaluating.evaluate_release(release, chosen, site.get("batch_size"))
     else:

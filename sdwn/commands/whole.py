@@ -31,6 +31,7 @@ def run(
     made, paths = planning.plan_run(config, run, set_)
     # Only this command also merges, evaluates and reports.
     options = submitting.SubmitOptions(wait=True, retries=retries, again="the same command")
+    planning.require_evaluable(paths, made)
     submitting.submit_run(paths, made, chosen, options)
     found = releasing.merge_runs([run], paths.release)
     found = evaluating.joined(

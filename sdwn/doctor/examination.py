@@ -19,11 +19,11 @@ from sdwn.estimating.estimates import estimate, stored_bytes
 from sdwn.files import RunPaths, cache_folder
 from sdwn.jobs.cluster import cut
 from sdwn.jobs.live import missing
-from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.profiles import ClusterProfile, LaterStage
 from sdwn.jobs.site import look
 from sdwn.jobs.submission import require_fit
 from sdwn.models import weights
-from sdwn.models.lock import locked_weights
+from sdwn.models.lock import locked_weights, require_classifier
 from sdwn.models.settings import check_settings
 from sdwn.planning.plan import Plan
 from sdwn.synsets import wordnet_files
@@ -42,9 +42,17 @@ HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")
 LOCKING = "HDF5_USE_FILE_LOCKING"
 
 
-def examine(paths: RunPaths, plan: Plan, profile: ClusterProfile) -> list[Finding]:
-    """Look at all that can be known from here before a run is submitted under a profile."""
-    run = _Run(paths, plan, profile)
+def examine(
+    paths: RunPaths,
+    plan: Plan,
+    profile: ClusterProfile,
+    then: Sequence[LaterStage] | None = None,
+) -> list[Finding]:
+    """Look at all that can be known from here before a run is submitted under a profile.
+
+    ``then`` are the stages that are submitted behind it, None where that is not known.
+    """
+    run = _Run(paths, plan, profile, then)
     return [finding for check in CHECKS for finding in check(run)]
 
 
@@ -58,6 +66,7 @@ class _Run:
     paths: RunPaths
     plan: Plan
     profile: ClusterProfile
+    then: Sequence[LaterStage] | None
 
     @cached_property
     def todo(self) -> list[int]:
@@ -237,6 +246,31 @@ def _no_weights(run: _Run, error: SdwnError) -> Finding:
     return warning("weights", f"{text}: every task would ask the hub for it; {advice}")
 
 
+def _classifier(run: _Run) -> Iterator[Finding]:
+    """Find what would end the evaluation, after all images are made."""
+    if run.then is not None and "evaluate" not in run.then:
+        return
+    from sdwn.judging.classify import find_classifier  # torch and timm
+
+    chosen = run.plan.config.evaluation
+    try:
+        require_classifier(run.paths, run.plan.config)
+        file = find_classifier(chosen.model, chosen.checkpoint)
+    except SdwnError as error:
+        yield problem("classifier", str(error))
+        return
+    if file is not None:
+        yield ok("classifier", f"{chosen.model} in {file}")
+        return
+    # A run may be evaluated elsewhere, or not at all.
+    verdict = warning if run.then is None else problem
+    yield verdict(
+        "classifier",
+        f"the weights of {chosen.model}, which evaluates the release, are not on this machine; get "
+        f"them where there is a network: sdwn prefetch {run.paths.root}",
+    )
+
+
 def _wordnet(_: _Run) -> Iterator[Finding]:
     found = wordnet_files.installed()
     if found is not None:
@@ -287,6 +321,7 @@ CHECKS = (
     _space,
     _weights,
     _settings,
+    _classifier,
     _wordnet,
     _locks,
     _cache,

@@ -75,6 +75,7 @@ def _origin(release: Release) -> Origin:
         synsets=tuple(release.synsets.values()),
         plan_digest=found.plan_digest,
         settings=found.settings,
+        evaluation=found.evaluation,
         source=found.source,
         licence=found.licence,
         selection=found.selection,

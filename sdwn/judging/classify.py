@@ -188,20 +188,48 @@ def load_classifier(
         UsageError: timm knows no such model, or its weights are for other classes.
         SdwnError: the weights cannot be had, or do not fit.
     """
+    return Classifier(model, *_loaded(model, checkpoint), dtype)
+
+
+def find_classifier(model: str, checkpoint: Path | None) -> Path | None:
+    """Check that a classifier can be loaded here without the network; return its weights' file.
+
+    None where the weights that a model comes with are not on this machine.
+
+    Raises:
+        UsageError: timm knows no such model, or its weights are for other classes.
+        SdwnError: the checkpoint cannot be read, or is of another model.
+    """
+    if checkpoint is not None:
+        _loaded(model, checkpoint)
+        return checkpoint
+    if model == "efficientnet-lite0":
+        return lite_file()
+    if model == "paper":
+        return pretrained.find_url(PAPER.url)
+    require_known(model)
+    _check_own_classes(model)
+    return pretrained.find(model)
+
+
+_Loaded = tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]
+
+
+def _loaded(model: str, checkpoint: Path | None) -> _Loaded:
+    """Load a network, its preprocessing, and the record of its weights."""
     if model in PRESETS:
-        return _load_preset(model, checkpoint, dtype)
+        return _load_preset(model, checkpoint)
     require_known(model)
     if checkpoint is None:
         network, weights = _pretrained(model)
-        return Classifier(model, network, _preprocessing(network), weights, dtype)
+        return network, _preprocessing(network), weights
     state = read_checkpoint(checkpoint)
     network = timm.create_model(model, num_classes=_classes_in(state, model))
     preprocessing = _preprocessing(network)
     if is_torchvision_vit(state):
         preprocessing |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     network.load_state_dict(fit(state, network, model, str(checkpoint)), strict=False)
-    weights = weights_record("checkpoint", checkpoint)
-    return Classifier(model, network, preprocessing, weights, dtype)
+    return network, preprocessing, weights_record("checkpoint", checkpoint)
 
 
 def fetch_own(model: str) -> Path:
@@ -230,7 +258,7 @@ def _preprocessing(network: torch.nn.Module) -> dict[str, Any]:
     return config
 
 
-def _load_preset(name: str, checkpoint: Path | None, dtype: torch.dtype | None) -> Classifier:
+def _load_preset(name: str, checkpoint: Path | None) -> _Loaded:
     preset = PRESETS[name]
     if checkpoint is None:
         state, weights = preset.weights()
@@ -240,7 +268,7 @@ def _load_preset(name: str, checkpoint: Path | None, dtype: torch.dtype | None) 
     fitting = fit(state, network, name, str(checkpoint or weights["weights"]))
     # The file's tensors become the parameters: 2.4 GB of the paper's ViT are held once.
     network.load_state_dict(fitting, strict=False, assign=True)
-    return Classifier(name, network, preset.preprocessing, weights, dtype)
+    return network, dict(preset.preprocessing), weights
 
 
 def _classes_in(state: StateDict, architecture: str) -> int:

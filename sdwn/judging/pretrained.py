@@ -22,12 +22,30 @@ def cached(model: str) -> Path | None:
 
     Files of other formats, which could hold code, are left to timm's own loading.
     """
+    found = find(model)
+    return found if found and found.suffix == ".safetensors" else None
+
+
+def find(model: str) -> Path | None:
+    """Find the weights of a timm name where :func:`fetch` puts them, without the network."""
     repository, names = _on_hub(model)
     for name in names:
         found = try_to_load_from_cache(repository, name)
-        if isinstance(found, str) and found.endswith(".safetensors"):
+        if isinstance(found, str):
             return Path(found)
-    return None
+    if names or not (config := timm.get_pretrained_cfg(model)) or not config.url:
+        return None
+    return find_url(config.url)
+
+
+def find_url(url: str) -> Path | None:
+    """Find what :func:`fetch_url` has got before; None where it has not."""
+    file = _url_file(url)
+    return file if file.is_file() else None
+
+
+def _url_file(url: str) -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
 
 
 def fetch(model: str) -> Path:
@@ -51,11 +69,10 @@ def fetch_url(url: str) -> Path:
     Raises:
         OSError, RuntimeError: the network does not give it, or it is not what it should be.
     """
-    name = Path(urlsplit(url).path).name
-    file = Path(torch.hub.get_dir(), "checkpoints", name)
+    file = _url_file(url)
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        digest = re.search(r"-([a-f0-9]*)\.", name)
+        digest = re.search(r"-([a-f0-9]*)\.", file.name)
         torch.hub.download_url_to_file(
             url, str(file), digest and digest[1], progress=sys.stderr.isatty()
         )

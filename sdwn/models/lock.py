@@ -43,6 +43,13 @@ class LockedFile(_Record):
     sha256: str | None = None
 
 
+class LockedClassifier(_Record):
+    """Which weights classify a run's release; of a user's own file, its content counts too."""
+
+    model: str
+    weights: LockedFile
+
+
 class Lock(_Record):
     """Which weights a run is made with; ``model`` is as the plan has it.
 
@@ -58,6 +65,7 @@ class Lock(_Record):
     folder: str | None = None
     written: str
     files: list[LockedFile]
+    classifier: LockedClassifier | None = None
 
 
 def ensure(paths: RunPaths, plan: Plan) -> Lock | None:
@@ -258,6 +266,38 @@ def _changed(path: Path, file: LockedFile) -> bool:
     if _size(path) != file.bytes:
         return True
     return path.stat().st_mtime_ns != file.mtime_ns and file_sha256(path) != file.sha256
+
+
+def lock_classifier(paths: RunPaths, config: RunConfig, file: Path) -> None:
+    """Note in a run's lock, if it has one, the file of weights that its classifier has now."""
+    if (lock := read_lock(paths, config.model)) is None:
+        return
+    if config.evaluation.checkpoint is not None:
+        weights = _read(file.parent, file.name).model_copy(update={"file": str(file)})
+    else:
+        weights = LockedFile(file=str(file), bytes=file.stat().st_size)
+    locked = LockedClassifier(model=config.evaluation.model, weights=weights)
+    write_lock(paths, lock.model_copy(update={"classifier": locked}))
+
+
+def require_classifier(paths: RunPaths, config: RunConfig) -> None:
+    """Refuse a checkpoint that has changed since the run was locked to it.
+
+    The evaluation's settings may change: another classifier than the lock's is no fault.
+
+    Raises:
+        IntegrityError: it has changed, or is missing.
+    """
+    lock, chosen = read_lock(paths, config.model), config.evaluation
+    if lock is None or lock.classifier is None or chosen.checkpoint is None:
+        return
+    locked = lock.classifier
+    same = (locked.model, locked.weights.file) == (chosen.model, str(chosen.checkpoint))
+    if same and _changed(chosen.checkpoint, locked.weights):
+        raise IntegrityError(
+            f"{chosen.checkpoint}: changed or missing since the run was locked to it; bring it "
+            f"back, or take it as it is now with: sdwn prefetch {paths.root}"
+        )
 
 
 def carry(paths: RunPaths, other: RunPaths) -> None:

@@ -48,7 +48,8 @@ class Manifest(_Record):
     ``selection`` says in words what was taken of a larger release, ``missing`` what the run had
     not made, ``skipped`` how many files of an import could not be taken (``skipped.csv``).
     ``statuses`` counts images by status. ``truncated`` and ``redone`` count images, None where
-    nobody recorded it. ``made_on`` counts runs of tasks by model, device and versions.
+    nobody recorded it. ``evaluation`` has the settings that the run's config evaluates it with.
+    ``made_on`` counts runs of tasks by model, device and versions.
     """
 
     format: str = FORMAT
@@ -71,6 +72,7 @@ class Manifest(_Record):
     skipped: Count
     bytes: Count
     settings: dict[str, Any] | None
+    evaluation: dict[str, Any] | None = None
     made_on: list[dict[str, Any]]
     files: list[FileRecord]
 

@@ -290,6 +290,7 @@ def _origin(plan: Plan, shards: Mapping[int, Path]) -> Origin:
         synsets=plan.synsets,
         plan_digest=plan.digest,
         settings=image_settings(plan.config),
+        evaluation=plan.config.evaluation.model_dump(mode="json"),
         missing=tuple(row for shard in missing for row in plan.synsets[shard.start : shard.stop]),
         missing_shards=ranges(shard.index for shard in missing),
     )

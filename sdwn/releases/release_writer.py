@@ -43,6 +43,7 @@ class Origin:
     synsets: tuple[PlannedSynset, ...]
     plan_digest: str | None = None
     settings: dict[str, Any] | None = None
+    evaluation: dict[str, Any] | None = None
     source: str | None = None
     licence: str | None = None
     selection: str | None = None
@@ -159,6 +160,7 @@ class ReleaseWriter:
             skipped=len(origin.skipped),
             bytes=sum(file.bytes for file in self._files),
             settings=origin.settings,
+            evaluation=origin.evaluation,
             made_on=tally.made_on() if origin.kind == "run" else [],
             files=self._files,
         )

@@ -19,6 +19,7 @@ from sdwn.jobs.profiles import ClusterProfile, LaterStage, stage_profile
 from sdwn.jobs.scheduler import PENDING
 from sdwn.jobs.submission import submit_array
 from sdwn.jobs.task import ArrayTask
+from sdwn.models.lock import require_classifier
 from sdwn.planning.dealt import Dealt
 from sdwn.planning.plan import Plan, read_plan
 
@@ -242,7 +243,9 @@ def evaluate_run(run: Path, _: Iterable[int]) -> None:
     from sdwn.releases.release import Release
 
     paths = RunPaths(run)
-    _say("evaluated", evaluate(Release(paths.release), read_plan(paths).config.evaluation))
+    config = read_plan(paths).config
+    require_classifier(paths, config)
+    _say("evaluated", evaluate(Release(paths.release), config.evaluation))
 
 
 def report_run(run: Path, _: Iterable[int]) -> None:

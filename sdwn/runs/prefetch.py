@@ -111,18 +111,25 @@ def _attempt(fetch_one: Callable[[], str], problems: list[str]) -> str | None:
 
 
 def fetch_classifier(chosen: EvaluationConfig) -> str:
-    """Get a classifier's weights, without loading them, and say where they lie.
+    """Get a classifier's weights, unless they are here, and say where they lie.
 
     Raises:
         SdwnError: they cannot be had.
     """
-    from sdwn.judging.classify import fetch_own  # torch and timm
+    from sdwn.judging.classify import fetch_own, find_classifier  # torch and timm
 
-    if chosen.checkpoint is None:
-        return str(fetch_own(chosen.model))
-    if not chosen.checkpoint.is_file():
-        raise UsageError(f"{chosen.checkpoint}: no such checkpoint file")
-    return str(chosen.checkpoint)
+    return str(find_classifier(chosen.model, chosen.checkpoint) or fetch_own(chosen.model))
+
+
+def ready_classifier(paths: RunPaths, config: RunConfig) -> None:
+    """Get a run's classifier before its images are made, and lock the run to it.
+
+    Raises:
+        SdwnError: it cannot be had, or cannot be loaded.
+        IntegrityError: it has changed since the run was locked to it.
+    """
+    lock.require_classifier(paths, config)
+    lock.lock_classifier(paths, config, Path(fetch_classifier(config.evaluation)))
 
 
 def fetch_wordnet() -> str:

@@ -32,6 +32,38 @@ def classifier(
     return default
 
 
+def settings_of(
+    release: Path, model: str | None, checkpoint: Path | None, given: dict[str, Any]
+) -> EvaluationConfig:
+    """Choose how to evaluate a release: as its run's config says, but for what is given."""
+    from sdwn.config import EvaluationConfig, validated
+    from sdwn.releases.release import Release
+
+    opened = Release(release)
+    recorded = opened.manifest.evaluation or {}
+    # A later sdwn may have recorded more.
+    known = {name: recorded[name] for name in EvaluationConfig.model_fields if name in recorded}
+    for name in ("groups", "embedding"):
+        file = known.get(name)
+        if file and Path(file).is_absolute() and not Path(file).is_file() and not given[name]:
+            terminal.say(f"the run's {name}, {file}, is not here: the default is taken")
+            del known[name]
+    default = validated(EvaluationConfig, known, source=str(opened.paths.manifest))
+    chosen = classifier(default, model, checkpoint).model_copy(
+        update={name: value for name, value in given.items() if value is not None}
+    )
+    if chosen.checkpoint and not chosen.checkpoint.is_file() and checkpoint is None:
+        raise UsageError(
+            f"{chosen.checkpoint}: the run's config takes the classifier's weights from this file, "
+            "and it is not here; give another with --checkpoint, or a model with --model"
+        )
+    origin = "as the run's config names it" if recorded else "the default"
+    weights = f" with {chosen.checkpoint}" if chosen.checkpoint else ""
+    by = "as given" if model or checkpoint else f"{origin}; another with --model"
+    terminal.say(f"classifier: {chosen.model}{weights} ({by})")
+    return chosen
+
+
 @dataclass(frozen=True, slots=True)
 class Targets:
     """A site's profile as tasks that judge ask for it, and as the job that concludes does."""

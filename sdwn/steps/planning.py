@@ -46,11 +46,21 @@ def plan_run(
     return made, paths
 
 
+def require_evaluable(paths: RunPaths, made: Plan) -> None:
+    """Get the classifier of a run that is not finished: its evaluation must not fail at the end."""
+    from sdwn.runs.prefetch import ready_classifier
+
+    if len(made.done(paths)) < len(made.own_shards):
+        with terminal.working("looking for the classifier"):
+            ready_classifier(paths, made.config)
+
+
 def prefetched(
     target: str, overrides: list[str] | None, folder: Path | None, classify: bool
 ) -> dict[str, Any]:
     """Get what a config, or a run that is planned, needs of the network."""
     from sdwn.files import RunPaths
+    from sdwn.models.lock import lock_classifier
     from sdwn.runs.prefetch import fetch_extras, fetch_for_config, fetch_for_run
 
     paths, folder = RunPaths(Path(target)), folder and folder.absolute()
@@ -65,10 +75,13 @@ def prefetched(
     else:
         _, made = open_run(paths.root)
         settings, found = made.config, fetch_for_run(paths, made, folder)
+    extras = fetch_extras(settings.evaluation if classify else None)
+    if paths.plan.exists() and extras["classifier"]:
+        lock_classifier(paths, settings, Path(extras["classifier"]))
     return {
         "model": settings.model.name,
         "revision": found.revision if found else None,
         "folder": str(found.folder) if found else None,
         **({"lock": str(paths.lock)} if paths.lock.exists() else {}),
-        **fetch_extras(settings.evaluation if classify else None),
+        **extras,
     }

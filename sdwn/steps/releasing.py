@@ -19,10 +19,17 @@ def merge_runs(
 ) -> dict[str, Any]:
     """Merge runs into a release."""
     from sdwn.files import ReleasePaths, RunPaths
-    from sdwn.planning.plan import read_plan
+    from sdwn.planning.plan import differing, read_plan
     from sdwn.releases.merge import MergeOptions, merge, merged_summary
 
     paths = [RunPaths(run) for run in runs]
+    first, *others = [read_plan(path).config.evaluation.model_dump(mode="json") for path in paths]
+    for path, other in zip(paths[1:], others, strict=True):
+        if told := differing(first, other, (f"in {runs[0]}", f"in {path.root}")):
+            terminal.say(
+                f"the runs' evaluations have other settings ({'; '.join(told)}); the release takes "
+                f"those of {runs[0]}"
+            )
     with terminal.progress("merge", read_plan(paths[0]).images, unit="images") as advance:
         merged = merge(paths, ReleasePaths(release), options or MergeOptions(), advance)
     return merged_summary(merged)

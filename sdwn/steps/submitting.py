@@ -85,7 +85,7 @@ def submit_run(
     if todo:
         ensure(paths, made)
     if todo and not options.force:
-        require_sound(paths, made, chosen)
+        require_sound(paths, made, chosen, options.then)
     say_submitting(paths, made, todo, chosen)
     if options.wait:
         jobs, remaining = (
@@ -130,7 +130,9 @@ def _stages_to_resume(
     return stages
 
 
-def require_sound(paths: RunPaths, made: Plan, chosen: ClusterProfile) -> None:
+def require_sound(
+    paths: RunPaths, made: Plan, chosen: ClusterProfile, then: tuple[LaterStage, ...]
+) -> None:
     """Say what the doctor warns of, and refuse a run that something would stop.
 
     Raises:
@@ -139,7 +141,7 @@ def require_sound(paths: RunPaths, made: Plan, chosen: ClusterProfile) -> None:
     from sdwn.doctor.examination import examine
     from sdwn.errors import SdwnError
 
-    found = examine(paths, made, chosen)
+    found = examine(paths, made, chosen, then)
     for finding in found:
         if finding.verdict == "warning":
             terminal.say(f"warning: {finding.subject}: {finding.text}")
