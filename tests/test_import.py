@@ -27,6 +27,7 @@ from sdwn.browsing.pictures import Pictures
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.evaluating import evaluate
+from sdwn.exchange import pictures
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.intake import (
     FORMATS,
@@ -162,9 +163,18 @@ def test_a_folders_name_may_go_on_behind_its_wnid(source: Path) -> None:
     assert intake.skipped == ((f"{DOG}7/a.jpg", reason),)
 
 
-def test_the_source_may_itself_be_of_one_class(tmp_path: Path) -> None:
+def test_the_source_may_itself_be_of_one_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path / DOG / "a.png", encoded("png"))
+    (tmp_path / f"{CAT}-cats").symlink_to(DOG)
     assert take(tmp_path / DOG).release.row(0)["wnid"] == DOG
+    assert take(tmp_path / f"{CAT}-cats").release.row(0)["wnid"] == CAT
+    monkeypatch.chdir(tmp_path / DOG)
+    for here in (".", f"../{DOG}"):
+        target = ReleasePaths(tmp_path / f"release-{len(here)}")
+        found = import_pictures(Path(here), target, ImportOptions("imagefolder"))
+        assert found.release.row(0)["wnid"] == DOG
 
 
 # Numbers and names
@@ -874,6 +884,21 @@ def test_pictures_are_upright_wherever_they_are_decoded(
                 assert shown.size == (48, 32)
                 red, green, _ = shown.convert("RGB").getpixel((24, 3))
                 assert (red > 200, green < 60) == (True, True), row["number"]
+
+
+def test_a_release_that_recorded_the_size_as_stored_is_whole_and_upright(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(source / DOG / "6.jpg", turned("jpeg", 6))
+    with monkeypatch.context() as earlier:
+        earlier.setattr(pictures, "decode", lambda _payload, _codec, *size: Image.new("RGB", size))
+        release = take(source).release
+    assert (release.row(0)["width"], release.row(0)["height"]) == (32, 48)
+    assert release.image(0).size == (48, 32)
+    export(release, tmp_path / "anew", ExportOptions("parquet", "png"))
+    [row] = pq.read_table(next((tmp_path / "anew").glob("**/*.parquet"))).to_pylist()
+    assert (row["width"], row["height"]) == (48, 32)
+    assert Image.open(io.BytesIO(row["image"]["bytes"])).size == (48, 32)
 
 
 def test_imports_that_recorded_the_size_as_stored_are_still_read(source: Path) -> None:

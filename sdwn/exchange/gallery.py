@@ -19,6 +19,7 @@ from sdwn.exchange.encoding import EXTENSIONS, Encoding
 from sdwn.files import Advance
 from sdwn.planning.plan import PlannedSynset
 from sdwn.releases.release import Release
+from sdwn.storage.images import open_image
 from sdwn.threads import in_threads
 
 # More than processors: some wait for the disk.
@@ -122,6 +123,9 @@ class Gallery:
         payload, codec = self._encoding.encoded(self.release, row)
         record = {name: row[name] for name in self._columns}
         record["sha256"] = hashlib.sha256(payload).hexdigest()
+        if record["sha256"] != row["sha256"]:
+            # Earlier imports recorded the size before it was turned as EXIF says.
+            record["width"], record["height"] = open_image(payload, codec).size
         return Exhibit(record, payload, EXTENSIONS[codec])
 
     def _ratio(self) -> float:

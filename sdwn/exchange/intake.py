@@ -166,7 +166,8 @@ def _checked(source: Path, target: Path) -> Path:
     if target.resolve().is_relative_to(root):
         raise UsageError(f"{target} lies in {source}, which it is made of; choose another place")
     require_free(target)
-    return root
+    # A link's own name may be the wnid.
+    return source.parent.resolve() / source.name if source.is_symlink() else root
 
 
 def _nothing(skipped: Sequence[tuple[str, str]], ignored: Mapping[str, int]) -> str:
