@@ -83,15 +83,12 @@ def status_rows(found: RunStatus) -> dict[str, Any]:
         + (f", the last ends in {_clock(one.seconds_left)}" if one.seconds_left else "")
         for name, one in found.gpus.items()
     ]
-    left = "" if found.seconds_left is None else _clock(found.seconds_left)
-    rows = {
-        **found.as_dict(),
-        "seconds_left": left or "not known yet",
-        "gpus": gpus,
-        "then": [f"{stage}: {state}" for stage, state in found.then.items()],
-    }
-    rows["time_left"] = rows.pop("seconds_left")
-    return rows
+    rows = found.as_dict()
+    left = rows.pop("seconds_left")
+    if found.shards_running:
+        rows["time_left"] = "not known yet" if left is None else _clock(left)
+    then = [f"{stage}: {state}" for stage, state in found.then.items()]
+    return {**rows, "gpus": gpus, "then": then}
 
 
 def tuning_text(profile: GpuProfile) -> str:

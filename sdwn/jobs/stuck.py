@@ -15,10 +15,14 @@ REMEDIES = (
     (r"JobHeldAdmin", "held by the site; only its administrators can let it go"),
     (
         r"requeued.(in.)?held|JobHoldMaxRequeue|JobLaunchFailure",
-        "its node could not start it, and SLURM holds it; let it go with: scontrol release {job}",
+        "put back into the queue and held, perhaps because its node could not start it; let it go "
+        "with: scontrol release {job}",
     ),
     (r"PartitionTimeLimit|PerJob.*Wall|WallDuration", AGAIN + " a shorter --time"),
-    (r"PartitionDown|PartitionInactive", "the partition is closed; wait, or " + AGAIN + " another"),
+    (
+        r"PartitionDown|PartitionInactive",
+        f"the partition is closed; wait, or {AGAIN} another --partition",
+    ),
     (r"InvalidAccount|AccountNotAllowed", AGAIN + " an --account that the partition takes"),
     (r"InvalidQOS|QOSNotAllowed", AGAIN + " a --qos that the partition takes"),
     (r"ReservationDeleted|ReservationInvalid", AGAIN + " another --reservation, or none"),
@@ -50,5 +54,8 @@ def cannot_start(live: Live) -> dict[str, str]:
         remedy = next((remedy for words, remedy in REMEDIES if re.search(words, why)), None)
         if remedy is not None:
             which = f"job {ids[0]}" + f" and {len(ids) - 1:,} more" * (len(ids) > 1)
-            found[why] = f"{which} cannot start ({why}): {remedy.format(job=','.join(ids))}"
+            # An array's id stands for all its tasks.
+            arrays = dict.fromkeys(one.partition("_")[0] for one in ids)
+            named = ids[0] if len(ids) == 1 else ",".join(arrays)
+            found[why] = f"{which} cannot start ({why}): {remedy.format(job=named)}"
     return found

@@ -201,7 +201,8 @@ def is_waiting(job: Job, live: Live) -> bool:
 def _state(paths: RunPaths, stage: str, job: Job, live: Live, cancelled: bool) -> str:
     if job in live:
         state = live[job]
-        return f"{state.state.lower()} {f'({state.reason}) ' * bool(state.reason)}as job {job.id}"
+        why = f"({state.reason}) " * (state.reason not in ("", "None"))
+        return f"{state.state.lower()} {why}as job {job.id}"
     if cancelled:
         return f"cancelled as job {job.id}"
     if not job_logs(paths, job):
