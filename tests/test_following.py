@@ -231,21 +231,24 @@ def test_tasks_of_this_machine_outlive_the_terminal(sdwn: Sdwn, planned: PlanRun
 
 
 def test_a_later_stage_that_failed_is_told_and_gone_on_with(sdwn: Sdwn, planned: PlanRun) -> None:
-    paths, _ = planned(catalog={"roots": ["corgi.n.01"]})
+    judge = {"model": "efficientnet-lite0"}
+    paths, _ = planned(catalog={"roots": ["corgi.n.01"]}, evaluation=judge)
     (paths.release / "mine").mkdir(parents=True)
-    refused = sdwn("submit", paths.root, "--wait", "--then", "merge", code=1).stderr
+    refused = sdwn("submit", paths.root, "--wait", "--then", "merge,evaluate", code=1).stderr
     assert "merge failed: " in refused
-    (told,) = sdwn.json("status", paths.root)["then"].values()
+    assert f"go on with: sdwn retry {paths.root} --wait" in " ".join(refused.split())
+    then = sdwn.json("status", paths.root)["then"]
+    told = then["merge"]
     assert told.startswith("failed: ")
+    assert then["evaluate"] == "not submitted yet"
     assert f"merge: {told}" in " ".join(sdwn("status", paths.root).stdout.split())
     assert str(paths.release) in sdwn("logs", paths.root).stdout
     shutil.rmtree(paths.release)
     advice = sdwn("retry", paths.root).stderr
-    assert f"merge did not succeed; go on with: sdwn retry {paths.root} --wait" in " ".join(
-        advice.split()
-    )
-    assert list(sdwn.json("retry", paths.root, "--wait")["then"]) == ["merge"]
-    assert sdwn.json("status", paths.root)["then"] == {"merge": "done"}
+    again = f"merge, evaluate; go on with: sdwn retry {paths.root} --wait"
+    assert again in " ".join(advice.split())
+    assert list(sdwn.json("retry", paths.root, "--wait")["then"]) == ["merge", "evaluate"]
+    assert sdwn.json("status", paths.root)["then"] == {"merge": "done", "evaluate": "done"}
     assert "then" not in sdwn.json("retry", paths.root, "--wait"), "nothing is left to do"
 
 

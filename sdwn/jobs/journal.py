@@ -116,6 +116,20 @@ def note_cancelled(paths: RunPaths, ids: Sequence[str]) -> None:
     _append(paths, {"cancelled": now(), "jobs": list(ids)})
 
 
+def note_later(paths: RunPaths, stages: Sequence[str]) -> None:
+    """Write down which stages are to follow the shards, for whoever takes the run up again."""
+    _append(paths, {"then": list(stages)})
+
+
+def noted_later(paths: RunPaths) -> tuple[str, ...]:
+    """Read which stages were to follow the shards, when they were asked for last."""
+    if not paths.submissions.exists():
+        return ()
+    text = paths.submissions.read_text(encoding="utf-8", errors="replace")
+    noted = [line for line in text.splitlines() if re.fullmatch(r'\{"then": \[.*\]\}', line)]
+    return tuple(map(str, json.loads(noted[-1])["then"])) if noted else ()
+
+
 def cancellations(paths: RunPaths) -> int:
     """Count how often the run's jobs were cancelled."""
     if not paths.submissions.exists():
@@ -154,6 +168,8 @@ def _take(found: dict[str, Submission], record: dict[str, Any]) -> None:
         for name, one in found.items():
             more = tuple(job for job in one.ids or () if job in ended)
             found[name] = replace(one, cancelled=one.cancelled + more)
+        return
+    if "then" in record:
         return
     name = str(record["name"])
     if "tasks" in record:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sdwn import checkout
-from sdwn.errors import SdwnError, UsageError
+from sdwn.errors import SdwnError, UsageError, command
 from sdwn.files import ReleasePaths, RunPaths
 from sdwn.jobs.cluster import Job, Tell
 from sdwn.jobs.joblogs import job_logs, reason, succeeded
-from sdwn.jobs.journal import Submission, cancelled_jobs, read_journal
+from sdwn.jobs.journal import Submission, cancelled_jobs, noted_later, read_journal
 from sdwn.jobs.live import Live, end, live_each, live_of, missing, unreachable
 from sdwn.jobs.profiles import ClusterProfile, LaterStage, stage_profile
 from sdwn.jobs.scheduler import PENDING
@@ -156,11 +156,15 @@ def waiting(paths: RunPaths) -> dict[str, Job]:
 
 
 def states(paths: RunPaths, submissions: Sequence[Submission], live: Live) -> dict[str, str]:
-    """Say of each later stage that was submitted how it stands."""
-    cancelled = cancelled_jobs(submissions)
+    """Say of each later stage that was submitted, or is to be, how it stands."""
+    cancelled, jobs = cancelled_jobs(submissions), last_stages(submissions)
+    wanted = noted_later(paths)
     return {
-        stage: _state(paths, stage, job, live, job in cancelled)
-        for stage, job in last_stages(submissions).items()
+        stage: _state(paths, stage, jobs[stage], live, jobs[stage] in cancelled)
+        if stage in jobs
+        else "not submitted yet"
+        for stage in LATER
+        if stage in jobs or stage in wanted
     }
 
 
@@ -171,7 +175,7 @@ def last_stages(submissions: Sequence[Submission]) -> dict[str, Job]:
 
 
 def unfinished_stages(paths: RunPaths, anew: bool) -> tuple[LaterStage, ...]:
-    """List the later stages that were submitted and ended without success.
+    """List the later stages that were asked for and ended without success, or never began.
 
     With ``anew``, shards are submitted again: stages that wait now would start too early, and
     belong to them.
@@ -179,7 +183,7 @@ def unfinished_stages(paths: RunPaths, anew: bool) -> tuple[LaterStage, ...]:
     submissions = read_journal(paths)
     live, stages = live_of(paths, submissions), last_stages(submissions)
     found = states(paths, submissions, live)
-    failed = {stage for stage, job in stages.items() if job not in live and found[stage] != DONE}
+    failed = {stage for stage in found if found[stage] != DONE and stages.get(stage) not in live}
     if failed or anew:
         failed |= {stage for stage, job in stages.items() if is_waiting(job, live)}
     return tuple(stage for stage in STAGES if stage in failed)
@@ -222,12 +226,13 @@ def require_done(paths: RunPaths, stages: Sequence[LaterStage]) -> None:
     """Fail where a stage that was followed to its end did not succeed.
 
     Raises:
-        SdwnError: with the last line of its log.
+        SdwnError: with what ended it.
     """
     found = states(paths, read_journal(paths), {})
     for stage in stages:
         if found.get(stage) != DONE:
-            raise SdwnError(f"{stage} {found.get(stage, 'was not submitted')}")
+            again = command("retry", paths.root, "--wait")
+            raise SdwnError(f"{stage} {found.get(stage, 'not submitted')}; go on with: {again}")
 
 
 def merge_run(run: Path, _: Iterable[int]) -> None:

@@ -73,6 +73,7 @@ def submit_run(
     paths: RunPaths, made: Plan, chosen: ClusterProfile, options: SubmitOptions
 ) -> dict[str, Any]:
     """Submit what is unfinished, and the stages behind it; if asked, follow all to the end."""
+    from sdwn.jobs.journal import note_later
     from sdwn.jobs.submission import submit_once
     from sdwn.models.lock import ensure
     from sdwn.runs import chain
@@ -82,6 +83,7 @@ def submit_run(
         options = replace(options, then=_stages_to_resume(paths, chosen, bool(todo), options.wait))
     if options.then:
         chain.require_possible(paths, made, options.then, chosen, options.wait)
+        note_later(paths, options.then)
     if todo:
         ensure(paths, made)
     if todo and not options.force:
@@ -123,7 +125,8 @@ def _stages_to_resume(
     stages = unfinished_stages(paths, anew)
     if stages and chosen.executor == "local" and not wait:
         names = ", ".join(stages)
-        terminal.say(f"{names} did not succeed; go on with: sdwn retry {paths.root} --wait")
+        again = command("retry", paths.root, "--wait")
+        terminal.say(f"not done yet: {names}; go on with: {again}")
         return ()
     if stages:
         terminal.say(f"behind the shards, again: {', '.join(stages)}")
