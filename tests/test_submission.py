@@ -26,7 +26,7 @@ from sdwn.files import CHANGED, ReleasePaths, RunPaths
 from sdwn.generation.generate import generate
 from sdwn.jobs import cluster, submission
 from sdwn.jobs.cluster import job_ids
-from sdwn.jobs.journal import intend, read_journal, settle
+from sdwn.jobs.journal import intend, read_journal, run_name, settle, unreadable
 from sdwn.jobs.live import live_jobs, missing, unfinished
 from sdwn.jobs.profiles import ClusterProfile, load_profile, stage_profile
 from sdwn.jobs.records import TaskRecord
@@ -227,6 +227,50 @@ def test_of_a_queue_that_only_refuses_most_is_used(
     assert journal == jobs
     assert len(jobs) == sum(taken) <= room
     assert len(jobs) == count or 1.5 * len(jobs) + 1 >= room
+
+
+@given(st.data())
+@settings(max_examples=30, deadline=None)
+def test_a_line_of_the_journal_that_is_lost_loses_no_job(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = RunPaths(Path(folder))
+        for number in range(3):
+            tasks = [ArrayTask("generate", folder, (number,))]
+            settle(paths, intend(paths, tasks, HERE), [str(number)])
+        before, lines = read_journal(paths), paths.submissions.read_bytes().splitlines(True)
+        line = data.draw(st.integers(0, len(lines) - 1))
+        kept = data.draw(st.integers(0, len(lines[line]) - 2))
+        lines[line] = lines[line][:kept] + b"\n"
+        paths.submissions.write_bytes(b"".join(lines))
+        assert unreadable(paths) == [line + 1]
+        after = read_journal(paths)
+    assert [one.name for one in after] == [one.name for one in before]
+    # Where its ids are lost, SLURM is asked by its name.
+    assert [one for one in after if not one.unsettled] == [
+        was for was, one in zip(before, after, strict=True) if not one.unsettled
+    ]
+    assert sum(one.unsettled for one in after) == line % 2
+
+
+def test_jobs_that_no_line_of_the_journal_tells_are_ended_or_waited_for(
+    sdwn: Sdwn, planned: PlanRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, _ = planned()
+    columns = [("7_3", 40), ("RUNNING", 24), ("0", 12), (f"{run_name(paths)}0badcafe", 40)]
+    (tmp_path / "queue").write_text("".join(text.ljust(width) for text, width in columns) + "\n")
+    lines = {"squeue": f"cat {tmp_path}/queue", "scancel": f"echo $* >{tmp_path}/queue"}
+    for name in ("sbatch", "srun", *lines):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines.get(name, 'exit 1')}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "site.yaml").write_text("{partition: main}")
+    paths.submissions.write_text('{"name": "sdwn-\n{"name": "sdwn-\n')
+    told = sdwn("submit", paths.root, "--profile", "site.yaml", "--force", code=1).stderr
+    assert f"{paths.submissions}: cannot be read in line 1, 2" in told
+    assert "1 jobs of this run are in the queue" in told
+    assert f"end them with: sdwn cancel {paths.root}" in told
+    assert sdwn.json("cancel", paths.root)["job_ids"] == ["7_3"]
+    assert (tmp_path / "queue").read_text() == f"--name={run_name(paths)}0badcafe 7\n"
 
 
 def test_a_full_queue_is_not_waited_for_in_silence(

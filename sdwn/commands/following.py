@@ -10,6 +10,7 @@ import typer
 from sdwn import terminal, texts
 from sdwn.commands.options import AsJson, Run
 from sdwn.steps.opening import open_dealt
+from sdwn.steps.submitting import say_unreadable
 
 # Each look asks the scheduler, which all users share.
 WATCH_SECONDS = 10
@@ -29,6 +30,7 @@ def status(
     from sdwn.runs.status import run_status
 
     paths, made = open_dealt(run)
+    say_unreadable(paths)
     if watch and not as_json:
         with terminal.live() as show:
             while (now := run_status(paths, made)).jobs_live:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -77,10 +78,15 @@ class Submission:
         return self.ids is None and self.refused is None
 
 
+def run_name(paths: RunPaths) -> str:
+    """Return how the names of all jobs of a run begin: SLURM tells them without a journal."""
+    return f"sdwn-{hashlib.sha256(str(paths.root.resolve()).encode()).hexdigest()[:8]}-"
+
+
 def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile) -> Submission:
     """Write down what is about to be submitted."""
     submission = Submission(
-        name=f"sdwn-{uuid4().hex[:8]}",
+        name=run_name(paths) + uuid4().hex[:8],
         time=now(),
         host=socket.gethostname(),
         executor=profile.executor,
@@ -92,17 +98,22 @@ def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile)
         tasks=tuple(task.indices for task in tasks),
         owner=user(),
     )
-    content = asdict(submission)
-    # Earlier versions of sdwn leave out a submission with a field that they do not know.
-    del content["owner"]
-    _append(paths, {key: value for key, value in content.items() if value not in (None, ())})
+    _append(paths, _content(submission))
     return submission
 
 
+def _content(submission: Submission) -> dict[str, Any]:
+    content = asdict(submission)
+    # Earlier versions of sdwn leave out a submission with a field that they do not know.
+    del content["owner"]
+    return {key: value for key, value in content.items() if value not in (None, ())}
+
+
 def settle(paths: RunPaths, submission: Submission, ids: Sequence[str]) -> Submission:
-    """Write down under which ids the scheduler took it."""
-    record = {"name": submission.name, "ids": list(ids), "owner": submission.owner}
-    _append(paths, {key: value for key, value in record.items() if value is not None})
+    """Write down under which ids the scheduler took it; all of it anew, if a line gets lost."""
+    owner = {"owner": submission.owner} if submission.owner else {}
+    content = {"of": _content(submission)}
+    _append(paths, {"name": submission.name, "ids": list(ids), **owner, **content})
     return replace(submission, ids=tuple(ids))
 
 
@@ -150,16 +161,26 @@ def _append(paths: RunPaths, record: dict[str, Any]) -> None:
 
 def read_journal(paths: RunPaths) -> list[Submission]:
     """Read all submissions of a run, in order; lines that a crash cut short are left out."""
+    return _read(paths)[0]
+
+
+def unreadable(paths: RunPaths) -> list[int]:
+    """Return the numbers of the lines that say nothing, as those that a crash cut short."""
+    return _read(paths)[1]
+
+
+def _read(paths: RunPaths) -> tuple[list[Submission], list[int]]:
     if not paths.submissions.exists():
-        return []
+        return [], []
     lines = paths.submissions.read_text(encoding="utf-8", errors="replace").splitlines()
     found: dict[str, Submission] = {}
-    for line in lines:
+    bad = []
+    for number, line in enumerate(lines, start=1):
         try:
             _take(found, json.loads(line))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            continue
-    return list(found.values())
+            bad.append(number)
+    return list(found.values()), bad
 
 
 def _take(found: dict[str, Submission], record: dict[str, Any]) -> None:
@@ -176,6 +197,8 @@ def _take(found: dict[str, Submission], record: dict[str, Any]) -> None:
         tasks = tuple(tuple(int(index) for index in task) for task in record.pop("tasks"))
         found[name] = Submission(**record, tasks=tasks)
     elif "ids" in record:
+        if name not in found:
+            _take(found, record["of"])
         ids, owner = tuple(map(str, record["ids"])), record.get("owner")
         found[name] = replace(found[name], ids=ids, owner=owner and str(owner))
     else:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from sdwn.files import RunPaths
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import Job
-from sdwn.jobs.journal import Submission, adopted, cancelled_jobs, last_jobs, read_journal
+from sdwn.jobs.journal import Submission, adopted, cancelled_jobs, last_jobs, read_journal, run_name
 from sdwn.jobs.scheduler import NO_ANSWER, UNKNOWN, JobState
 from sdwn.jobs.site import user
 from sdwn.planning.dealt import Dealt
@@ -53,6 +53,16 @@ def _live(
     if submission.unsettled:
         jobs = submission.jobs_as(adopted(submission, list(own)))
     return {job: own[job.id] for job in jobs if job.id in own}
+
+
+def strays(paths: RunPaths) -> dict[str, JobState]:
+    """Find this user's jobs of a run that its journal does not know: lines of it were lost."""
+    known, begin = {one.name for one in read_journal(paths)}, run_name(paths)
+    return {
+        job: state
+        for job, state in (scheduler.squeue() or {}).items()
+        if state.name.startswith(begin) and state.name not in known
+    }
 
 
 def end(paths: RunPaths, submission: Submission, live: Live) -> str | None:

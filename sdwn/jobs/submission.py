@@ -25,7 +25,7 @@ from sdwn.jobs import cluster, journal, scheduler
 from sdwn.jobs.cluster import Job, Tell, quietly
 from sdwn.jobs.joblogs import failure
 from sdwn.jobs.journal import cancellations, read_journal
-from sdwn.jobs.live import Live, end, live_each, live_jobs, missing, unfinished, unreachable
+from sdwn.jobs.live import Live, end, live_each, live_jobs, missing, strays, unfinished, unreachable
 from sdwn.jobs.profiles import ClusterProfile, overridden
 from sdwn.jobs.scheduler import JobState
 from sdwn.jobs.site import max_array_size, user
@@ -210,8 +210,12 @@ def _own_command() -> str:
     return command(*sys.argv[1:2]) if own else "a task"
 
 
-def recover(paths: RunPaths) -> None:
-    """Find what the scheduler took before a crash kept it from being written down."""
+def recover(paths: RunPaths, profile: ClusterProfile) -> None:
+    """Find what the scheduler took before a crash kept it from being written down.
+
+    Raises:
+        SdwnError: the queue holds jobs of this run of which nobody knows what they make.
+    """
     for submission, live in live_each(paths, read_journal(paths)):
         if submission.unsettled and live and not unreachable(live):
             tasks = [submission.task(part, str(paths.root.absolute())) for part in submission.tasks]
@@ -219,6 +223,13 @@ def recover(paths: RunPaths) -> None:
             ids = cluster.job_ids(first, len(tasks))
             cluster.hand_over(tasks, ids, paths.jobs, submission.site)
             journal.settle(paths, submission, ids)
+    if profile.executor == "slurm" and (found := strays(paths)):
+        raise SdwnError(
+            f"{len(found)} jobs of this run are in the queue that {paths.submissions} does not "
+            f"know ({', '.join(list(found)[:3])}), so that nobody knows what they make; run the "
+            "same command again when they have ended, or end them with: "
+            f"{command('cancel', paths.root)}"
+        )
 
 
 def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
@@ -263,7 +274,7 @@ def submit_once(
     if not missing(paths, plan):
         return [], 0
     with alone(paths, tell):
-        recover(paths)
+        recover(paths, profile)
         todo = unfinished(paths, plan)
         jobs = submit_shards(paths, plan, todo, profile, tell)
     return jobs, len(todo) - sum(len(job.indices) for job in jobs)
@@ -322,7 +333,7 @@ def _feed(paths: RunPaths, plan: Dealt, todo: list[int], waves: Waves, tell: Tel
     """Submit of these shards what fits now, if it is worth an array."""
     profile = waves.profile
     with alone(paths, tell):
-        recover(paths)
+        recover(paths, profile)
         free = set(unfinished(paths, plan))
         tasks = shard_tasks(paths, plan, [index for index in todo if index in free], profile)
         if not tasks or not (fitting := waves.fitting(tasks)):
@@ -412,6 +423,10 @@ def cancel(paths: RunPaths, tell: Tell = quietly) -> dict[Job, JobState]:
     if left := list(filter(None, denied.values())):
         raise SdwnError("\n".join(left))
     jobs = {job: state for _, live in found for job, state in live.items()}
+    if not jobs or journal.unreadable(paths):
+        for one, state in strays(paths).items():
+            scheduler.cancel("slurm", paths.jobs, state.name, [one])
+            jobs[Job(one, ())] = state
     _await_end(paths, jobs, tell)
     return jobs
 
@@ -419,8 +434,10 @@ def cancel(paths: RunPaths, tell: Tell = quietly) -> dict[Job, JobState]:
 def _await_end(paths: RunPaths, jobs: Collection[Job], tell: Tell) -> None:
     """Wait until cancelled jobs are gone: SLURM gives a task some time to end by itself."""
     began, told = time.monotonic(), False
-    while left := [job.id for job in live_jobs(paths) if job in jobs]:
-        text = f"{len(left)} cancelled tasks are still ending ({', '.join(left[:3])})"
+    lost = any(not job.array for job in jobs)
+    ids = {job.id for job in jobs}
+    while left := ids & {*(job.id for job in live_jobs(paths)), *(strays(paths) if lost else ())}:
+        text = f"{len(left)} cancelled tasks are still ending ({', '.join(sorted(left)[:3])})"
         if time.monotonic() - began > ENDING_SECONDS:
             tell(
                 f"{text}; retry takes their shards when they are gone; "

@@ -163,7 +163,17 @@ def unfinished_shards(paths: RunPaths, made: Plan) -> list[int]:
     require_same_plan(paths, made)
     if changed := changed_code(paths):
         terminal.say(changed)
+    say_unreadable(paths)
     return unfinished(paths, made)
+
+
+def say_unreadable(paths: RunPaths) -> None:
+    """Say which lines of the journal are lost; what they said may be known otherwise."""
+    from sdwn.jobs.journal import unreadable
+
+    if lines := unreadable(paths):
+        numbers = ", ".join(map(str, lines))
+        terminal.say(f"{paths.submissions}: cannot be read in line {numbers}: cut short or damaged")
 
 
 def _chained(

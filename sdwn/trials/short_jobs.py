@@ -102,7 +102,7 @@ def _asked(trial: RunPaths, question: dict[str, Any]) -> bool:
 
 def _submit_missing(trial: RunPaths, stage: str, profiles: Sequence[ClusterProfile]) -> None:
     """Submit a task under each profile; not those that were submitted before, and not cancelled."""
-    recover(trial)
+    recover(trial, profiles[0])
     submissions = read_journal(trial)
     submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
     for index, profile in enumerate(profiles):
