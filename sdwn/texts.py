@@ -43,6 +43,18 @@ def estimate_rows(found: Estimate) -> dict[str, str]:
     }
 
 
+def arrays_line(arrays: Sequence[tuple[Sequence[object], int]], tasks: int) -> str:
+    """Say how tasks are cut into arrays, of which the script is the first one's.
+
+    >>> arrays_line([("abc", 2), ("de", 1)], 7)
+    '2 arrays (the script is of the first): 3 tasks, 2 at once; 2 tasks, 1 at once; 2 tasks later'
+    """
+    each = [f"{_number(len(part), 'task')}, {at_once} at once" for part, at_once in arrays]
+    later = tasks - sum(len(part) for part, _ in arrays)
+    each += [f"{_number(later, 'task')} later"] * bool(later)
+    return f"{_number(len(arrays), 'array')} (the script is of the first): {'; '.join(each)}"
+
+
 def submitting_lines(found: Estimate) -> list[str]:
     """Tell in a line what is being submitted, and what to beware of in others."""
     takes = "; ".join(

@@ -170,6 +170,24 @@ def test_a_dry_run_works_where_slurm_is_not(sdwn: Sdwn, planned: PlanRun, tmp_pa
     assert not paths.submissions.exists()
 
 
+def test_a_dry_run_shows_the_arrays_as_they_will_be_cut(
+    sdwn: Sdwn, planned: PlanRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'MaxArraySize = 11'\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "site.yaml").write_text("{max_submit_jobs: 30, array_parallelism: 8}")
+    paths, plan = planned(storage={"images_per_shard": 5})
+    command = ("submit", paths.root, "--profile", "site.yaml", "--dry-run")
+    answer = sdwn.json(*command)
+    assert sum(answer["arrays"]) == 30
+    assert max(answer["arrays"]) <= 11
+    assert sbatch_lines(answer["script"])["array"] == f"0-{answer['arrays'][0] - 1}%2"
+    shown = sdwn(*command)
+    assert shown.stdout == answer["script"]
+    assert f"tasks, 2 at once; {len(plan.shards) - 30} tasks later" in shown.stderr
+
+
 def submitted_here(paths: RunPaths, plan: Plan, index: int) -> list[Job]:
     return submit_shards(paths, plan, [index], profile(executor="local"), print)
 

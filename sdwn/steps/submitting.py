@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -48,14 +49,24 @@ def show_script(
     """Print the script that would be submitted; what it would take goes beside it, to stderr."""
     from sdwn.estimating.estimates import estimate
     from sdwn.jobs import cluster
+    from sdwn.jobs.site import max_array_size
 
-    script = ""
+    tasks: Sequence[tuple[int, ...]] = cluster.cut(todo, chosen)
+    arrays, script = [(tasks, len(tasks))], ""
+    if chosen.executor == "slurm":
+        now = tasks[: chosen.max_submit_jobs]
+        arrays = cluster.arrays(now, max_array_size(), chosen.array_parallelism)
     if todo:
-        script = cluster.script(len(cluster.cut(todo, chosen)), paths.jobs, chosen)
+        first, at_once = arrays[0]
+        own = chosen.model_copy(update={"array_parallelism": at_once})
+        script = cluster.script(len(first), paths.jobs, own)
     takes = estimate(paths, made, todo, chosen)
     if todo and not as_json:
         terminal.say_values(texts.estimate_rows(takes))
+        if len(arrays) > 1 or len(arrays[0][0]) < len(tasks):
+            terminal.say(texts.arrays_line(arrays, len(tasks)))
     found = {"submitted": 0, "shards": len(todo), "job_ids": [], "script": script}
+    found["arrays"] = [len(part) for part, _ in arrays]
     found["estimate"] = takes.as_dict()
     terminal.result(found, as_json, text=script or "# nothing to submit\n")
 
