@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -229,9 +231,80 @@ def test_wordnet_is_found_in_nltks_data_path(alone: pytest.MonkeyPatch, tmp_path
     assert open_wordnet().synset("dog.n.01").wnid == "n02084071"
 
 
-def test_an_incomplete_wordnet_is_refused(alone: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    shutil.copytree(system_wordnet(), tmp_path, dirs_exist_ok=True)
-    (tmp_path / "index.noun").unlink()
-    alone.setenv("WNSEARCHDIR", str(tmp_path))
-    with pytest.raises(SdwnError, match="is incomplete"):
+def cut(path: Path, size: int) -> None:
+    os.truncate(path, size)
+
+
+def proxys_page(corpora: Path) -> None:
+    (corpora / "wordnet.zip").write_text("<html>403 Forbidden</html>")
+
+
+def broken_download(corpora: Path) -> None:
+    cut(corpora / "wordnet.zip", 5_000_000)
+
+
+def flipped_bits(corpora: Path) -> None:
+    with (corpora / "wordnet.zip").open("r+b") as file:
+        file.seek(3_000_000)
+        file.write(bytes(100))
+
+
+def another_zip(corpora: Path) -> None:
+    with zipfile.ZipFile(corpora / "wordnet.zip", "w") as packed:
+        packed.writestr("README", "no WordNet")
+
+
+def unpacked(corpora: Path) -> Path:
+    with zipfile.ZipFile(corpora / "wordnet.zip") as packed:
+        packed.extractall(corpora)
+    return corpora / "wordnet"
+
+
+DAMAGE: dict[Callable[[Path], object], str] = {
+    proxys_page: "wordnet.zip is damaged: File is not a zip file",
+    broken_download: "wordnet.zip is damaged: File is not a zip file",
+    flipped_bits: "wordnet.zip is damaged",
+    another_zip: "wordnet.zip is incomplete",
+    lambda corpora: (unpacked(corpora) / "index.noun").unlink(): "wordnet is incomplete",
+    lambda corpora: (unpacked(corpora) / "noun.exc").write_bytes(b""): "noun.exc is cut short",
+    lambda corpora: cut(unpacked(corpora) / "data.noun", 15_000_000): "data.noun is cut short",
+    lambda corpora: cut(unpacked(corpora) / "index.noun", 4_000_000): "index.noun is cut short",
+    lambda corpora: (corpora / "wordnet").mkdir(): "wordnet is incomplete",
+}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """WordNet as NLTK downloads it."""
+    archive = tmp_path_factory.mktemp("packed") / "wordnet.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        for name in wordnet_files.FILES:
+            file.write(system_wordnet() / name, f"wordnet/{name}")
+    return archive
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_wordnet_is_passed_over_by_name_for_a_whole_one(
+    damage: Callable[[Path], object],
+    packed: Path,
+    alone: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    corpora = tmp_path / "first/corpora"
+    corpora.mkdir(parents=True)
+    shutil.copy(packed, corpora)
+    damage(corpora)
+    if (corpora / "wordnet").exists():
+        (corpora / "wordnet.zip").unlink()
+    alone.setattr(nltk.data, "path", [str(tmp_path / "first")])
+    with pytest.raises(SdwnError) as error:
         open_wordnet()
+    assert DAMAGE[damage] in str(error.value)
+    (tmp_path / "second/corpora").mkdir(parents=True)
+    shutil.copy(packed, tmp_path / "second/corpora")
+    alone.setattr(nltk.data, "path", [str(tmp_path / "first"), str(tmp_path / "second")])
+    assert open_wordnet().synset("dog.n.01").wnid == "n02084071"
+    (told,) = caplog.messages
+    assert DAMAGE[damage] in told
+    assert "second/corpora/wordnet.zip" in told

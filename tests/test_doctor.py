@@ -30,6 +30,7 @@ from sdwn.jobs.journal import read_journal
 from sdwn.jobs.profiles import ClusterProfile, LaterStage, load_profile
 from sdwn.jobs.site import Site, look, max_array_size, site, user
 from sdwn.models.builtin import builtin_folder
+from sdwn.synsets import wordnet_files
 
 from conftest import REPOSITORY, PlanRun, Sdwn, Testbed
 
@@ -243,17 +244,22 @@ def test_wordnet_is_found_without_nltk(
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
     run, local = planned(), profile(executor="local")
+    whole, _ = wordnet_files.look()
+    assert whole is not None
     corpus = tmp_path / "data/corpora/wordnet"
     corpus.mkdir(parents=True)
     monkeypatch.setenv("NLTK_DATA", str(tmp_path / "data"))
-    for version, taken in (("3.1", False), ("3.0", True)):
-        (corpus / "data.noun").write_text(f"  1 WordNet {version} Copyright 2006 by Princeton\n")
-        assert (str(corpus) in texts(examine(*run, local))["wordnet"]) == taken
+    other = "  1 WordNet 3.1 Copyright 2006 by Princeton\n"
+    (corpus / "data.noun").write_text(other)
+    told = texts(examine(*run, local))["wordnet"]
+    assert told == f"WordNet 3.0 in {whole}; {corpus} holds WordNet 3.1"
     # As NLTK downloads it.
     with zipfile.ZipFile(corpus.with_suffix(".zip"), "w") as packed:
-        packed.write(corpus / "data.noun", "wordnet/data.noun")
+        for name in wordnet_files.FILES:
+            packed.write(whole / name, f"wordnet/{name}")
     (corpus / "data.noun").unlink()
-    assert str(corpus) in texts(examine(*run, local))["wordnet"]
+    corpus.rmdir()
+    assert texts(examine(*run, local))["wordnet"] == f"WordNet 3.0 in {corpus}.zip"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from sdwn.synsets import wordnet_files
 from sdwn.synsets.catalog import Catalog
 from sdwn.synsets.hypernyms import Nouns, open_nouns
 from sdwn.synsets.wordnet import Synset, WordNet
-from sdwn.synsets.wordnet_files import installed, read_nouns
+from sdwn.synsets.wordnet_files import FILES, look
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +59,13 @@ def test_of_what_is_no_noun_all_is_empty(nouns: Nouns, wnid: str) -> None:
 def test_it_reads_the_archive_that_nltk_downloads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nouns: Nouns
 ) -> None:
-    found = installed()
+    found, _ = look()
     assert found is not None
     corpora = tmp_path / "nltk_data/corpora"
     corpora.mkdir(parents=True)
     with zipfile.ZipFile(corpora / "wordnet.zip", "w") as archive:
-        archive.writestr("wordnet/data.noun", read_nouns(found))
+        for name in FILES:
+            archive.write(found / name, f"wordnet/{name}")
     without_wordnet(monkeypatch, tmp_path)
     monkeypatch.setenv("NLTK_DATA", str(tmp_path / "nltk_data"))
     assert read(open_nouns(), "n02084071") == read(nouns, "n02084071")

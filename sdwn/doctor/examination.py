@@ -272,12 +272,13 @@ def _classifier(run: _Run) -> Iterator[Finding]:
 
 
 def _wordnet(_: _Run) -> Iterator[Finding]:
-    found = wordnet_files.installed()
+    found, passed = wordnet_files.look()
+    over = "".join(f"; {reason}" for reason in passed)
     if found is not None:
-        yield ok("wordnet", f"WordNet {wordnet_files.VERSION} in {found}")
+        yield ok("wordnet", f"WordNet {wordnet_files.VERSION} in {found}{over}")
         return
     text = f"no WordNet {wordnet_files.VERSION} on this machine: planning and evaluation need it"
-    yield warning("wordnet", f"{text}; get it: python -m nltk.downloader wordnet")
+    yield warning("wordnet", f"{text}{over}; get it: python -m nltk.downloader wordnet")
 
 
 def _locks(run: _Run) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from sdwn.errors import SdwnError
-from sdwn.synsets.wordnet_files import THREE_WAYS, VERSION, installed, read_nouns
+from sdwn.synsets.wordnet_files import THREE_WAYS, VERSION, look, read_nouns
 
 # wndb(5WN): what lies above, as @, or @i of an instance; each with its place and kind of word.
 _HYPERNYM = re.compile(rb" @i? ([0-9]{8}) n ")
@@ -60,12 +60,10 @@ def open_nouns() -> Nouns:
     """Open WordNet 3.0's nouns where they lie on this machine; nothing is fetched.
 
     Raises:
-        SdwnError: there is no WordNet 3.0, or it cannot be read.
+        SdwnError: there is no whole WordNet 3.0.
     """
-    folder = installed()
-    if folder is None:
-        raise SdwnError(f"expected WordNet {VERSION}, found none on this machine; {THREE_WAYS}")
-    try:
-        return Nouns(read_nouns(folder))
-    except OSError as error:
-        raise SdwnError(f"{folder}: cannot be read: {error}; {THREE_WAYS}") from None
+    corpus, passed = look()
+    if corpus is None:
+        found = "; ".join(passed) or "found none on this machine"
+        raise SdwnError(f"expected WordNet {VERSION}, {found}; {THREE_WAYS}")
+    return Nouns(read_nouns(corpus))

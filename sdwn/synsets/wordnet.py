@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 import socket
 import sys
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import nltk
@@ -18,7 +20,10 @@ from nltk.corpus.reader.wordnet import Synset as NltkSynset
 from nltk.corpus.reader.wordnet import WordNetCorpusReader, WordNetError
 
 from sdwn.errors import SdwnError, UsageError
-from sdwn.synsets.wordnet_files import THREE_WAYS, VERSION, system_folders, version_of
+from sdwn.synsets import wordnet_files
+from sdwn.synsets.wordnet_files import THREE_WAYS, VERSION
+
+log = logging.getLogger(__name__)
 
 # lexnames(5WN): the only file of the corpus that Debian's packages leave out.
 LEXICOGRAPHER_FILES = (
@@ -116,45 +121,23 @@ def open_wordnet() -> WordNet:
     Raises:
         SdwnError: none of the three gives WordNet 3.0.
     """
-    refused: list[str] = []
-    for root in _candidates():
-        version = _version(root)
-        if version == VERSION:
-            return WordNet(_read(root))
-        refused.append(f"{root} holds WordNet {version or 'of no known version'}")
-    found = "; ".join(refused) or "found no WordNet"
-    raise SdwnError(f"expected WordNet {VERSION} (wnids are its offsets), {found}; {THREE_WAYS}")
+    corpus, passed = wordnet_files.look(nltk.data.path)
+    if corpus is None and _download():
+        corpus, passed = wordnet_files.look(nltk.data.path)
+    if corpus is None:
+        found = "; ".join(passed) or "found no WordNet"
+        raise SdwnError(
+            f"expected WordNet {VERSION} (wnids are its offsets), {found}; {THREE_WAYS}"
+        )
+    for reason in passed:
+        log.warning("%s: passed over for %s", reason, corpus)
+    return WordNet(_read(corpus))
 
 
 @cache
 def shared_wordnet() -> WordNet:
     """Open WordNet once a process; errors as in :func:`open_wordnet`."""
     return open_wordnet()
-
-
-def _candidates() -> Iterator[Any]:
-    """Yield corpus roots as NLTK's path pointers, cheapest first, the download last."""
-    root = _in_nltk_path()
-    if root is not None:
-        yield root
-    for folder in system_folders():
-        if (folder / "data.noun").is_file():
-            # NLTK opens no corpus outside its own data path.
-            nltk.data.path.append(str(folder))
-            yield nltk.data.FileSystemPathPointer(str(folder))
-    if root is None and _download():
-        root = _in_nltk_path()
-        if root is not None:
-            yield root
-
-
-def _in_nltk_path() -> Any:
-    for name in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
-        try:
-            return nltk.data.find(name)
-        except LookupError:
-            continue
-    return None
 
 
 def _download() -> bool:
@@ -167,15 +150,6 @@ def _download() -> bool:
         return False
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _version(root: Any) -> str | None:
-    try:
-        with root.join("data.noun").open(encoding="utf8") as lines:
-            header = [line for line, _ in zip(lines, range(30), strict=False)]
-    except (OSError, UnicodeDecodeError):
-        return None
-    return version_of(header)
 
 
 class _Reader(WordNetCorpusReader):  # type: ignore[misc]  # NLTK has no types
@@ -201,14 +175,16 @@ def _lexnames() -> str:
     return "".join(lines)
 
 
-def _read(root: Any) -> WordNetCorpusReader:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # no multilingual data: none is needed
-            return _Reader(root, None)
-    except (OSError, LookupError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise SdwnError(f"WordNet in {root} is incomplete: {reason}; {THREE_WAYS}") from None
+def _read(corpus: Path) -> WordNetCorpusReader:
+    # NLTK opens no corpus outside its own data path.
+    nltk.data.path.append(str(corpus))
+    if corpus.suffix == ".zip":
+        root = nltk.data.ZipFilePathPointer(str(corpus), "wordnet/")
+    else:
+        root = nltk.data.FileSystemPathPointer(str(corpus))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # no multilingual data: none is needed
+        return _Reader(root, None)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,18 @@ import os
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 # wnids are the offsets of this version.
 VERSION = "3.0"
+# What NLTK opens, but lexnames, and how the last line of those that sdwn asks for begins.
+PARTS = ("noun", "verb", "adj", "adv")
+FILES = ("cntlist.rev", "index.sense", *(f"{part}.exc" for part in PARTS))
+FILES += tuple(f"{kind}.{part}" for kind in ("index", "data") for part in PARTS)
+LAST = {"data.noun": b"15300051 ", "index.noun": b"zyrian "}
 THREE_WAYS = (
     "on a machine with network: python -m nltk.downloader wordnet; "
     "on Debian or Ubuntu: apt-get install wordnet-base wordnet-sense-index; "
@@ -36,10 +40,63 @@ def system_folders() -> list[Path]:
     return [Path(folder) for folder in (*own, *SYSTEM_FOLDERS) if folder]
 
 
-def installed() -> Path | None:
-    """Find a WordNet of the version that sdwn takes, without the network; None if there is none."""
-    folders = [*(folder / "corpora/wordnet" for folder in _nltk_folders()), *system_folders()]
-    return next((path for path in folders if version_of(_header(path)) == VERSION), None)
+def look(folders: Iterable[str | Path] | None = None) -> tuple[Path | None, list[str]]:
+    """Find a whole WordNet of the version that sdwn takes, without the network.
+
+    Args:
+        folders: those that may hold NLTK's corpora, in the place of NLTK's own.
+
+    Returns:
+        A corpus's folder or zip, or None; and why the corpora before it are passed over.
+    """
+    passed: list[str] = []
+    for corpus in _candidates(_nltk_folders() if folders is None else folders):
+        if (reason := fault(corpus)) is None:
+            return corpus, passed
+        passed.append(f"{corpus} {reason}")
+    return None, passed
+
+
+def fault(corpus: Path) -> str | None:
+    """Say why a corpus cannot be used; None where it can."""
+    try:
+        version = version_of(
+            _read(corpus, "data.noun").decode("utf-8", "replace").splitlines()[:30]
+        )
+        if version != VERSION:
+            return f"holds WordNet {version or 'of no known version'}"
+        for name in FILES:
+            content = _read(corpus, name)
+            last = content.rstrip(b"\n").rpartition(b"\n")[2]
+            if not last.startswith(LAST.get(name, b"")) or not content.endswith(b"\n"):
+                return f"is damaged: {name} is cut short"
+    except (OSError, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
+        return f"is incomplete: {error}"
+    except (zipfile.BadZipFile, zlib.error) as error:
+        return f"is damaged: {error}"
+    return None
+
+
+def read_nouns(corpus: Path) -> bytes:
+    """Read a corpus's file of nouns, unpacked or as NLTK downloads it."""
+    return _read(corpus, "data.noun")
+
+
+def _read(corpus: Path, name: str) -> bytes:
+    if corpus.suffix != ".zip":
+        return (corpus / name).read_bytes()
+    with zipfile.ZipFile(corpus) as packed:
+        return packed.read(f"wordnet/{name}")
+
+
+def _candidates(folders: Iterable[str | Path]) -> Iterator[Path]:
+    names = ("corpora/wordnet", "corpora/wordnet.zip")
+    own = (Path(folder) / name for folder in folders for name in names)
+    for path in (*own, *system_folders()):
+        # What lies behind a folder that one may not look into is no candidate.
+        with suppress(PermissionError):
+            if path.exists():
+                yield path
 
 
 def version_of(header: Iterable[str]) -> str | None:
@@ -55,30 +112,7 @@ def version_of(header: Iterable[str]) -> str | None:
 def _nltk_folders() -> list[Path]:
     named = filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep))
     own = (Path(sys.prefix) / name for name in ("nltk_data", "share/nltk_data", "lib/nltk_data"))
-    system = (Path(top) / "nltk_data" for top in ("/usr/share", "/usr/local/share", "/usr/lib"))
-    return [*map(Path, named), Path.home() / "nltk_data", *own, *system]
-
-
-def read_nouns(folder: Path) -> bytes:
-    """Read a corpus's file of nouns, unpacked or as NLTK downloads it."""
-    with _open(folder) as file:
-        return file.read()
-
-
-def _header(folder: Path) -> list[str]:
-    try:
-        with _open(folder) as lines:
-            return [line.decode("utf-8", "replace") for line in islice(lines, 30)]
-    except (OSError, zipfile.BadZipFile, KeyError):
-        return []
-
-
-@contextmanager
-def _open(folder: Path) -> Iterator[IO[bytes]]:
-    archive = folder.with_suffix(".zip")
-    if (folder / "data.noun").is_file() or not archive.is_file():
-        with (folder / "data.noun").open("rb") as file:
-            yield file
-    else:
-        with zipfile.ZipFile(archive) as packed, packed.open("wordnet/data.noun") as file:
-            yield file
+    tops = ("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib")
+    system = (Path(top) / "nltk_data" for top in tops)
+    home = Path("~/nltk_data").expanduser()
+    return [*map(Path, named), home, *own, *system]
