@@ -23,7 +23,7 @@ from sdwn.jobs.profiles import ClusterProfile
 from sdwn.jobs.scheduler import JobState
 from sdwn.jobs.stuck import cannot_start
 from sdwn.jobs.task import ArrayTask
-from sdwn.runs import chain, status
+from sdwn.runs import status
 from sdwn.runs.status import run_status
 from sdwn.steps.following import goes_on
 from sdwn.trials.short_jobs import tune_elsewhere
@@ -99,6 +99,7 @@ def logged(paths: RunPaths, texts: Sequence[str]) -> None:
         (RAISED + AT_WORK + KILLED, "killed (SIGKILL)"),
         (AT_WORK + PREEMPTED + AT_WORK + KILLED, "killed (SIGKILL)"),
         (AT_WORK + END, "is gone: deleted or moved"),
+        (AT_WORK + "2026-01-01 00:00:09,000 Requeued job 7 (9 remaining timeouts)\n", "time limit"),
         (AT_WORK + "usage: unknown option\n" + EXITED, "usage: unknown option"),
     ],
 )
@@ -255,11 +256,12 @@ def test_a_later_stage_that_failed_is_told_and_gone_on_with(sdwn: Sdwn, planned:
 def test_the_watch_ends_with_the_last_stage(
     sdwn: Sdwn, generated: PlanRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(commands, "WATCH_SECONDS", 0.2)
     paths, plan = generated()
-    chain.submit_chain(paths, plan, ("merge",), HERE, print)
-    assert run_status(paths, plan).jobs_live == 1
+    waiting = sdwn.start("submit", paths.root, "--wait", "--then", "merge")
+    wait_until(lambda: run_status(paths, plan).then)
     assert "merge: done" in sdwn("status", paths.root, "--watch").stdout
+    assert waiting.wait(timeout=60) == 0
 
 
 # Trials

@@ -14,6 +14,8 @@ from sdwn.steps.submitting import say_unreadable
 
 # Each look asks the scheduler, which all users share.
 WATCH_SECONDS = 10
+# Whoever waits for the shards submits the next stage by then.
+PATIENCE_SECONDS = 60
 
 commands = typer.Typer()
 
@@ -27,15 +29,22 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say what is done, running, pending and failed."""
+    from sdwn.runs.chain import is_between
     from sdwn.runs.status import run_status
 
     paths, made = open_dealt(run)
     say_unreadable(paths)
     if watch and not as_json:
         with terminal.live() as show:
-            while (now := run_status(paths, made)).jobs_live:
+            idle = 0
+            while (now := run_status(paths, made)).jobs_live or (
+                now.shards_done == now.shards_total
+                and is_between(now.then)
+                and idle < PATIENCE_SECONDS
+            ):
                 show(texts.status_rows(now))
                 time.sleep(WATCH_SECONDS)
+                idle = 0 if now.jobs_live else idle + WATCH_SECONDS
     found = run_status(paths, made)
     terminal.result(found.as_dict(), as_json, terminal.values_text(texts.status_rows(found)))
 

@@ -14,6 +14,8 @@ from sdwn.jobs.journal import cancelled_jobs, last_jobs, read_journal
 
 # How submitit ends the log of a job that raised nothing.
 SUCCESS = ("completed successfully", "after successful completion")
+# How it ends where it put the job back into the queue.
+REQUEUED = ("Requeued job", "Exiting gracefully after preemption/timeout")
 # A line of Python's logging, as tasks and submitit write it.
 LOGGED = re.compile(r"\d{4}-\d\d-\d\d |submitit [A-Z]+ \(")
 TRACEBACK = "Traceback (most recent call last):"
@@ -55,7 +57,9 @@ def reason(paths: RunPaths, job: Job, rank: int = 0) -> str:
     log = paths.jobs / job.id / f"{job.id}_{rank}_log.err"
     if not _lines(log) and (said := _lines(start := starting_log(paths.jobs, job.array))):
         return f"{said[-1]} ({start})"
-    return f"{_cause(log, job.id, rank)} ({log})" if log.exists() else f"job {job.id} wrote no log"
+    if not log.exists():
+        return f"job {job.id} left no log: cancelled before it began, or its node sees another disk"
+    return f"{_cause(log, job.id, rank)} ({log})"
 
 
 def succeeded(said: str) -> bool:
@@ -79,6 +83,8 @@ def _cause(log: Path, job: str, rank: int) -> str:
         return next((cause for words, cause in CAUSES if re.search(words, of_slurm)), last)
     if _free_bytes(log) < FULL_BYTES:
         return "no space or quota left where the log lies, so the log is cut short"
+    if any(words in last for words in REQUEUED):
+        return "ended by its time limit or preempted, and not started again"
     # From there on, submitit writes into the log whatever ends the task, if it can.
     started = any("Loading pickle" in line for line in _lines(log.with_suffix(".out")))
     return SILENT if started else last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +25,7 @@ from sdwn.planning.plan import Plan, read_plan
 
 log = logging.getLogger(__name__)
 
-DONE, FAILED = "done", "failed: "
+DONE, FAILED, NOT_YET = "done", "failed: ", "not submitted yet"
 
 STAGES: tuple[LaterStage, ...] = get_args(LaterStage)
 # With what follows a release's judging.
@@ -162,7 +162,7 @@ def states(paths: RunPaths, submissions: Sequence[Submission], live: Live) -> di
     return {
         stage: _state(paths, stage, jobs[stage], live, jobs[stage] in cancelled)
         if stage in jobs
-        else "not submitted yet"
+        else NOT_YET
         for stage in LATER
         if stage in jobs or stage in wanted
     }
@@ -195,6 +195,11 @@ def failed_stages(paths: RunPaths) -> dict[str, Job]:
     found = states(paths, submissions, live_of(paths, submissions))
     stages = last_stages(submissions)
     return {stage: job for stage, job in stages.items() if found[stage].startswith(FAILED)}
+
+
+def is_between(found: Mapping[str, str]) -> bool:
+    """Tell whether a stage is the next to be submitted: all before it are done."""
+    return next((state for state in found.values() if state != DONE), DONE) == NOT_YET
 
 
 def is_waiting(job: Job, live: Live) -> bool:

@@ -175,10 +175,13 @@ class Files:
         self._paths, self._plan = paths, plan
         self._written = dict(_listed(paths.shards))
         own = {shard.index for shard in plan.own_shards}
+        # Before the shards: one that is finished in between is counted then, and never dropped.
+        started = {index: paths.piece_ranges(index) for index in paths.started_shards()}
         self.done = plan.done(paths) & own
-        started = (set(paths.started_shards()) & own) - self.done
         self._pieces: dict[Shard, list[tuple[int, int]]] = {
-            plan.shards[index]: paths.piece_ranges(index) for index in sorted(started)
+            plan.shards[index]: ranges
+            for index, ranges in started.items()
+            if index in own and index not in self.done
         }
 
     @property
