@@ -30,6 +30,7 @@ from sdwn.jobs.journal import read_journal
 from sdwn.jobs.profiles import ClusterProfile, LaterStage, load_profile
 from sdwn.jobs.site import Site, look, max_array_size, site, user
 from sdwn.models.builtin import builtin_folder
+from sdwn.planning.plan import write_plan
 from sdwn.synsets import wordnet_files
 
 from conftest import REPOSITORY, PlanRun, Sdwn, Testbed
@@ -237,6 +238,17 @@ def test_a_classifier_that_cannot_be_loaded_is_a_problem(planned: PlanRun, tmp_p
             assert re.match(told, found_of_classifier(planned, then, **changes))
 
 
+def test_a_finished_run_is_not_queued_for_a_classifier_that_cannot_be_loaded(
+    sdwn: Sdwn, generated: PlanRun
+) -> None:
+    paths, plan = generated(evaluation={"model": "test_vti"})
+    write_plan(plan, paths)
+    then = ("--wait", "--then", "merge,evaluate")
+    refused = sdwn("submit", paths.root, *then, code=1).stderr
+    assert "classifier: model 'test_vti'" in " ".join(refused.split())
+    assert not Path(paths.release).exists()
+
+
 def test_wordnet_is_found_without_nltk(
     planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -306,6 +318,7 @@ REPORT = NodeReport(
     gpus=("GPU 0: NVIDIA A100",),
     device="NVIDIA A100",
     weights="/models/sd",
+    classifier="/models/vit.pth",
     offline=False,
     cache="/home/me/.cache/sdwn",
     cache_seen=True,
@@ -332,6 +345,8 @@ def test_a_nodes_answer_becomes_findings(planned: PlanRun) -> None:
     assert of(code="/home/other/sdwn")["node"] == "warning"
     assert of(weights=None)["weights"] == "warning"
     assert of(weights=None, offline=True)["weights"] == "problem"
+    assert of(classifier="")["classifier"] == "warning"
+    assert "classifier" not in of(classifier=None, missing=("torch",))
     assert of(cache_seen=False)["cache"] == "warning"
     assert of(hdf5="disk on fire")["locks"] == "problem"
     (locks,) = (

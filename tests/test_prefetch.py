@@ -388,8 +388,8 @@ def test_a_run_is_locked_to_its_classifier(
     )
     config = read_plan(local).config
     lock.require_classifier(local, config)  # of a lock without one nothing is asked
-    found = sdwn.json("prefetch", local.root)
-    assert found["classifier"] == str(checkpoint)
+    prefetched = sdwn.json("prefetch", local.root)
+    assert prefetched["classifier"] == str(checkpoint)
     locked = json.loads(local.lock.read_text())
     assert locked["classifier"]["model"] == CLASSIFIER
     assert locked["classifier"]["weights"]["file"] == str(checkpoint)

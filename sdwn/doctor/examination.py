@@ -202,14 +202,18 @@ def _weights(run: _Run) -> Iterator[Finding]:
     except SdwnError as error:
         yield _no_weights(run, error)
         return
-    own = place(found)
     if config.model.builtin is not None:
         yield ok("weights", f"{name} is built in, and whole")
-    elif run.slurm and own.own:
-        text = f"{found} is {_own(own)}: compute nodes probably do not see it"
-        yield warning("weights", f"{text}; put them into a folder that nodes share")
     else:
-        yield ok("weights", f"{name} in {found}")
+        yield _found(run, "weights", name, found)
+
+
+def _found(run: _Run, subject: str, name: str, path: Path) -> Finding:
+    own = place(path)
+    if run.slurm and own.own:
+        text = f"{path} is {_own(own)}: compute nodes probably do not see it"
+        return warning(subject, f"{text}; put it into a folder that nodes share")
+    return ok(subject, f"{name} in {path}")
 
 
 def _settings(run: _Run) -> Iterator[Finding]:
@@ -260,15 +264,17 @@ def _classifier(run: _Run) -> Iterator[Finding]:
         yield problem("classifier", str(error))
         return
     if file is not None:
-        yield ok("classifier", f"{chosen.model} in {file}")
+        yield _found(run, "classifier", chosen.model, file)
+        return
+    text = f"the weights of {chosen.model}, which evaluates the release, are not on this machine"
+    if elsewhere := [name for name in (*HUB_VARIABLES, "TORCH_HOME") if _differs(run, name)]:
+        text = f"{text}, and tasks have another {elsewhere[0]}"
+        yield unverified("classifier", f"{text}; export the same here")
         return
     # A run may be evaluated elsewhere, or not at all.
     verdict = warning if run.then is None else problem
-    yield verdict(
-        "classifier",
-        f"the weights of {chosen.model}, which evaluates the release, are not on this machine; get "
-        f"them where there is a network: sdwn prefetch {run.paths.root}",
-    )
+    advice = f"get them where there is a network: sdwn prefetch {run.paths.root}"
+    yield verdict("classifier", f"{text}; {advice}")
 
 
 def _wordnet(_: _Run) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ def check_node(report: NodeReport, plan: Plan, profile: ClusterProfile) -> list[
         *_device(report, plan, profile),
         ok("run folder", f"{report.node} sees it, writes to it and renames there"),
         _weights(report, plan),
+        *_classifier(report, plan),
         _locks(report),
         _cache(report),
     ]
@@ -68,6 +69,18 @@ def _weights(report: NodeReport, plan: Plan) -> Finding:
         f"{report.node} does not find {plan.config.model.name}; put it into a folder or a cache "
         "that nodes share (HF_HOME): sdwn prefetch CONFIG",
     )
+
+
+def _classifier(report: NodeReport, plan: Plan) -> Iterator[Finding]:
+    if report.classifier:
+        yield ok("classifier", f"{report.node} finds {report.classifier}")
+    elif report.classifier is not None:
+        yield warning(
+            "classifier",
+            f"{report.node} cannot load {plan.config.evaluation.model}, which evaluates the "
+            "release; put its weights into a cache that nodes share (HF_HOME, TORCH_HOME): sdwn "
+            "prefetch RUN",
+        )
 
 
 def _locks(report: NodeReport) -> Finding:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import sdwn
-from sdwn.config import RunConfig
+from sdwn.config import EvaluationConfig, RunConfig
 from sdwn.devices import memory
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.files import RunPaths, cache_folder, read_json, write_text
@@ -36,7 +36,9 @@ class NodeReport:
     ``cache_seen`` whether the login node's token is in it. ``hdf5`` is "" where an HDF5 file was
     written and read, ``NO_LOCKS`` where that takes HDF5_USE_FILE_LOCKING=FALSE, else an error.
     ``device`` is torch's, None where torch was not asked; ``gpus`` is nvidia-smi's answer;
-    ``offline`` tells whether HF_HUB_OFFLINE keeps tasks from the hub.
+    ``weights`` is where they lie, None where they were not found; ``classifier`` is its weights'
+    file, "" where it cannot be loaded, None where it was not asked for. ``offline`` tells whether
+    HF_HUB_OFFLINE keeps tasks from the hub.
     """
 
     token: str
@@ -51,6 +53,7 @@ class NodeReport:
     gpus: tuple[str, ...]
     device: str | None
     weights: str | None
+    classifier: str | None
     offline: bool
     cache: str
     cache_seen: bool
@@ -119,6 +122,7 @@ def _report(paths: RunPaths, token: str) -> NodeReport:
         gpus=tuple(scheduler.run(["nvidia-smi", "--list-gpus"], 20) or ()),
         device=_device(config) if "torch" not in missing else None,
         weights=_weights(paths, config),
+        classifier=None if missing else _classifier(config.evaluation),
         offline=hub_is_off(os.environ.get(OFFLINE, "")),
         cache=str(cache_folder()),
         cache_seen=(cache_folder() / token).is_file(),
@@ -139,6 +143,15 @@ def _weights(paths: RunPaths, config: RunConfig) -> str | None:
         return str(locked.folder if locked else weights.located(config))
     except SdwnError:
         return None
+
+
+def _classifier(chosen: EvaluationConfig) -> str:
+    from sdwn.judging.classify import find_classifier  # torch and timm
+
+    try:
+        return str(find_classifier(chosen.model, chosen.checkpoint) or "")
+    except SdwnError:
+        return ""
 
 
 def _device(config: RunConfig) -> str | None:

@@ -129,7 +129,18 @@ def ready_classifier(paths: RunPaths, config: RunConfig) -> None:
         IntegrityError: it has changed since the run was locked to it.
     """
     lock.require_classifier(paths, config)
-    lock.lock_classifier(paths, config, Path(fetch_classifier(config.evaluation)))
+    fetch_classifier(config.evaluation)
+    lock_classifier(paths, config)
+
+
+def lock_classifier(paths: RunPaths, config: RunConfig) -> None:
+    """Lock a run to the classifier that it has now, if it is on this machine."""
+    from sdwn.judging.classify import find_classifier  # torch and timm
+
+    chosen = config.evaluation
+    file = chosen.checkpoint or find_classifier(chosen.model, None)
+    if file is not None and file.is_file():
+        lock.lock_classifier(paths, config, file)
 
 
 def fetch_wordnet() -> str:

@@ -112,6 +112,7 @@ def evaluate_by_tasks(
     """Judge a release by array tasks; write the figures, or have them written behind those."""
     from sdwn.evaluation.evaluating import finish, is_judged, nothing_left, require_possible
     from sdwn.jobs.live import live_jobs, missing
+    from sdwn.judging.classify import find_classifier
     from sdwn.judging.judging import open_judging
     from sdwn.releases.release import Release
 
@@ -121,6 +122,11 @@ def evaluate_by_tasks(
     if not is_judged(opened, work, judging, terminal.say):
         with nothing_left(work):
             require_possible(chosen)
+            if find_classifier(chosen.model, judging.chosen.checkpoint) is None:
+                terminal.say(
+                    f"the weights of {chosen.model} are not here: each task would download them; "
+                    f"before that: sdwn prefetch CONFIG --set evaluation.model={chosen.model}"
+                )
         if sites.judging.executor == "slurm" and not sites.judging.asks_for_gpu:
             terminal.say("the profile asks for no GPU: its tasks judge on CPUs")
         if options.wait:

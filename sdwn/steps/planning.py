@@ -60,8 +60,12 @@ def prefetched(
 ) -> dict[str, Any]:
     """Get what a config, or a run that is planned, needs of the network."""
     from sdwn.files import RunPaths
-    from sdwn.models.lock import lock_classifier
-    from sdwn.runs.prefetch import fetch_extras, fetch_for_config, fetch_for_run
+    from sdwn.runs.prefetch import (
+        fetch_extras,
+        fetch_for_config,
+        fetch_for_run,
+        lock_classifier,
+    )
 
     paths, folder = RunPaths(Path(target)), folder and folder.absolute()
     if not paths.plan.exists():
@@ -77,7 +81,7 @@ def prefetched(
         settings, found = made.config, fetch_for_run(paths, made, folder)
     extras = fetch_extras(settings.evaluation if classify else None)
     if paths.plan.exists() and extras["classifier"]:
-        lock_classifier(paths, settings, Path(extras["classifier"]))
+        lock_classifier(paths, settings)
     return {
         "model": settings.model.name,
         "revision": found.revision if found else None,

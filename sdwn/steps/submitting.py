@@ -88,6 +88,7 @@ def submit_run(
     from sdwn.jobs.submission import submit_once
     from sdwn.models.lock import ensure
     from sdwn.runs import chain
+    from sdwn.runs.prefetch import lock_classifier
 
     todo = unfinished_shards(paths, made)
     if options.resume:
@@ -97,8 +98,11 @@ def submit_run(
         note_later(paths, options.then)
     if todo:
         ensure(paths, made)
-    if todo and not options.force:
-        require_sound(paths, made, chosen, options.then)
+    evaluated = "evaluate" in options.then
+    if (todo or evaluated) and not options.force:
+        require_sound(paths, made, chosen, options.then, anything=bool(todo))
+    if evaluated:
+        lock_classifier(paths, made.config)
     say_submitting(paths, made, todo, chosen)
     if options.wait:
         jobs, remaining = (
@@ -145,9 +149,16 @@ def _stages_to_resume(
 
 
 def require_sound(
-    paths: RunPaths, made: Plan, chosen: ClusterProfile, then: tuple[LaterStage, ...]
+    paths: RunPaths,
+    made: Plan,
+    chosen: ClusterProfile,
+    then: tuple[LaterStage, ...],
+    *,
+    anything: bool,
 ) -> None:
     """Say what the doctor warns of, and refuse a run that something would stop.
+
+    Where nothing is left to make, only what would stop its evaluation counts.
 
     Raises:
         SdwnError: with every problem, a line each.
@@ -156,6 +167,7 @@ def require_sound(
     from sdwn.errors import SdwnError
 
     found = examine(paths, made, chosen, then)
+    found = [finding for finding in found if anything or finding.subject == "classifier"]
     for finding in found:
         if finding.verdict == "warning":
             terminal.say(f"warning: {finding.subject}: {finding.text}")
