@@ -474,6 +474,20 @@ def private_folder(shared: Path) -> Path:
     return folder
 
 
+def refuse_planted(path: Path) -> None:
+    """Refuse what any user could have put into a cache; a group may share one.
+
+    Raises:
+        IntegrityError: neither this user nor root owns it, and everybody may write beside it.
+    """
+    found = path.stat()
+    if found.st_uid not in (0, os.getuid()) and path.parent.stat().st_mode & stat.S_IWOTH:
+        raise IntegrityError(
+            f"{path}: another user's, in a folder that everybody may write to; set SDWN_CACHE to "
+            "a folder that only you, or you and your group, may write to"
+        )
+
+
 def links(folder: Path) -> Iterator[Path]:
     """Yield the links below a folder, and follow none."""
     with os.scandir(folder) as entries:

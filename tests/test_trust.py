@@ -6,11 +6,13 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,10 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from sdwn import terminal
-from sdwn.errors import IntegrityError, UsageError
+from sdwn.devices import gpus
+from sdwn.devices.tuning import Probe, Tuning
+from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.intake import ImportOptions, import_pictures
 from sdwn.files import ReleasePaths, RunPaths, csv_text
+from sdwn.generation.noise import NoiseSampler
+from sdwn.generation.sampler import Sampler
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import script
 from sdwn.jobs.journal import intend, note_cancelled, read_journal
@@ -29,7 +35,9 @@ from sdwn.jobs.processes import Process, together
 from sdwn.jobs.profiles import ClusterProfile
 from sdwn.jobs.submission import alone, last_profile, submit_shards
 from sdwn.jobs.task import ArrayTask
+from sdwn.models.builtin import builtin_folder
 from sdwn.models.staging import staged_if_asked
+from sdwn.models.weights import builtin_path
 from sdwn.planning.plan import PlannedSynset, parse_table, table_text
 from sdwn.releases.building import JOURNAL, Building, build
 from sdwn.releases.merge import merge
@@ -37,7 +45,7 @@ from sdwn.releases.release import Release
 from sdwn.runs.verify import verify
 from submitit.local.local import start_controller
 
-from conftest import FEW, PlanRun, wait_until
+from conftest import FEW, PlanRun, noise_config, wait_until
 
 LOCAL = ClusterProfile(executor="local")
 
@@ -321,3 +329,47 @@ def test_a_journals_ids_are_numbers(planned: PlanRun, job: str) -> None:
     with paths.submissions.open("a") as file:
         file.write(json.dumps({"name": intended.name, "ids": [job]}) + "\n")
     assert [submission.ids for submission in read_journal(paths)] == [None]
+
+
+def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a file be another user's: root gives it away, who is not root becomes that user."""
+    own = os.getuid()
+    if own == 0:
+        os.chown(path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: own + 1)
+
+
+@pytest.mark.parametrize(("mode", "taken"), [(0o777, False), (0o1777, False), (0o775, True)])
+def test_a_cache_that_everybody_may_write_to_gives_nothing_of_others(
+    planned: PlanRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, taken: bool
+) -> None:
+    """A group may share one."""
+    monkeypatch.setenv("SDWN_CACHE", str(tmp_path / "cache"))
+    work = NoiseSampler(planned()[1].config).workload
+    tuning = Tuning(10, 9.9, 2, 3, 0.5, 0.5, (Probe(10, 9.9, 2),))
+    kept = gpus.store(gpus.GpuProfile(work, False, tuning, "2026-01-01"))
+    model = tmp_path / "cache/models/tiny-1"
+    model.mkdir(parents=True)
+    for path in (kept.path, model):
+        path.parent.chmod(mode)
+        assert gpus.find(work) == kept, "one's own"
+        assert builtin_path("tiny") == model
+    for path in (kept.path, model):
+        give_away(path, monkeypatch)
+    assert (gpus.find(work) == kept) is taken
+    refused = nullcontext() if taken else pytest.raises(IntegrityError, match="set SDWN_CACHE to")
+    with refused:
+        builtin_path("tiny")
+
+
+def test_code_in_a_models_folder_is_not_run(tmp_path: Path) -> None:
+    model = shutil.copytree(builtin_folder("tiny"), tmp_path / "model")
+    (model / "unet/own.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom diffusers import UNet2DConditionModel as Own\n"
+    )
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps({**index, "unet": ["own", "Own"]}))
+    with pytest.raises(SdwnError, match="custom code"):
+        Sampler(noise_config(model={"name": str(model)}, generation={"precision": "fp32"}))
+    assert not (tmp_path / "ran").exists()

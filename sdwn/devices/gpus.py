@@ -12,7 +12,7 @@ from typing import Any
 from sdwn.config import RunConfig
 from sdwn.devices.tuning import Probe, Tuning, plot
 from sdwn.errors import IntegrityError
-from sdwn.files import atomic, cache_folder, read_json, write_text
+from sdwn.files import atomic, cache_folder, read_json, refuse_planted, write_text
 
 FORMAT = "sdwn-gpu-profile"
 FORMAT_VERSION = 1
@@ -156,9 +156,10 @@ def read_profile(path: Path) -> GpuProfile:
     """Read a GPU profile.
 
     Raises:
-        IntegrityError: it is damaged, or of another version.
+        IntegrityError: it is damaged, of another version, or could be from any user.
     """
     content = read_json(path)
+    refuse_planted(path)
     if (content.get("format"), content.get("format_version")) != (FORMAT, FORMAT_VERSION):
         raise IntegrityError(f"{path}: expected {FORMAT} {FORMAT_VERSION}; tune again")
     try:

@@ -23,14 +23,13 @@ from submitit.core.utils import (
     DelayedSubmission,
     JobPaths,
     environment_variables,
-    temporary_save_path,
 )
 from submitit.slurm.slurm import _make_sbatch_string
 
 from sdwn import batches
 from sdwn.devices.visible import local_gpus, only
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError
-from sdwn.files import STAGE_VARIABLE, open_append, write_text
+from sdwn.files import STAGE_VARIABLE, atomic, open_append, write_text
 from sdwn.jobs import scheduler
 from sdwn.jobs.processes import shares
 from sdwn.jobs.profiles import ClusterProfile, is_secret, minutes
@@ -298,15 +297,16 @@ def is_full(text: str) -> bool:
 def hand_over(
     tasks: Sequence[ArrayTask], ids: Sequence[str], jobs: Path, profile: ClusterProfile
 ) -> None:
-    """Write the pickles that jobs under SLURM load: a task waits for its own for a minute."""
+    """Write the pickles that jobs under SLURM load: a task waits for its own for a minute.
+
+    One that lies there already may be anybody's, where the folder came with a release.
+    """
     for one, task in zip(ids, tasks, strict=True):
         delayed = DelayedSubmission(task)
         delayed.set_timeout(minutes(profile.time), profile.max_num_timeout)
         path = JobPaths(jobs / "%j", one).submitted_pickle
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary_save_path(path) as temporary:
-                delayed.dump(temporary)
+        with atomic(path) as temporary:
+            delayed.dump(temporary)
 
 
 def _start(

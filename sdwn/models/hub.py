@@ -14,7 +14,7 @@ from rich.filesize import decimal
 
 from sdwn.config import RunConfig
 from sdwn.errors import SdwnError, UsageError, first_line
-from sdwn.files import read_json, write_text
+from sdwn.files import is_own_folder, read_json, write_text
 from sdwn.models.weights import (
     INDEX,
     Weights,
@@ -160,7 +160,7 @@ def _fill(config: RunConfig, commit: str, sizes: Mapping[str, int], folder: Path
     found = read_json(mark) if mark.exists() else {}
     if found == wanted and not _missing(sizes, folder):
         return
-    if folder.exists() and not (folder.is_dir() and (unfinished.exists() or _is_empty(folder))):
+    if folder.exists() and not (folder.is_dir() and (_is_begun(unfinished) or _is_empty(folder))):
         what = f"its commit {found['commit']}" if found.get("commit") else "something else"
         raise UsageError(
             f"--folder {folder}: expected nothing there, or {config.model.name} whole at commit "
@@ -172,6 +172,12 @@ def _fill(config: RunConfig, commit: str, sizes: Mapping[str, int], folder: Path
         _put((cached / name).resolve(), folder / name)
     write_text(mark, json.dumps(wanted) + "\n")
     shutil.rmtree(unfinished)
+
+
+def _is_begun(unfinished: Path) -> bool:
+    """Tell whether an earlier attempt of this user left it, and nothing leads out of its folder."""
+    linked = any(path.is_symlink() for path in unfinished.parent.iterdir())
+    return not linked and unfinished.exists() and is_own_folder(unfinished)
 
 
 def _is_empty(folder: Path) -> bool:

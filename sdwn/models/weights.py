@@ -13,7 +13,7 @@ from typing import Literal
 
 from sdwn.config import BUILTIN_MODELS, ModelConfig, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.files import cache_folder, file_sha256, read_json
+from sdwn.files import cache_folder, file_sha256, read_json, refuse_planted
 
 INDEX = "model_index.json"
 # SHA-256 of what comes with the package, as sha256sum writes them.
@@ -124,10 +124,17 @@ def is_commit(revision: str | None) -> bool:
 
 
 def builtin_path(name: str) -> Path:
-    """Name the folder of a built-in model: in the package, or in the cache, made or not."""
+    """Name the folder of a built-in model: in the package, or in the cache, made or not.
+
+    Raises:
+        IntegrityError: any user could have put it into the cache.
+    """
     if name in IN_PACKAGE:
         return Path(__file__).resolve().parent.parent / name
-    return cache_folder() / "models" / f"{name}-{BUILTIN_VERSION}"
+    folder = cache_folder() / "models" / f"{name}-{BUILTIN_VERSION}"
+    if folder.exists():
+        refuse_planted(folder)
+    return folder
 
 
 def packaged(name: str) -> Path:
