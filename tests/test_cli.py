@@ -92,6 +92,18 @@ def test_what_the_doctor_finds_is_refused_before_anything_is_submitted(
     assert "submit all the same with: --force" in refused
 
 
+def test_a_path_in_a_printed_command_is_quoted() -> None:
+    """By sdwn.errors.command and shell, wherever a message names a command of the user's paths."""
+    bare = re.compile(r"\b(sdwn [a-z]+|rm)( -[-a-z]+)* \{")
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in (REPOSITORY / "sdwn").rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if bare.search(line)
+    ]
+    assert found == []
+
+
 def test_a_failure_says_why_and_what_to_do(sdwn: Sdwn, config: Path, failing: str) -> None:
     sdwn("plan", config, "run")
     failed = sdwn("submit", "run", "--wait", "--retries", "0", code=1)

@@ -14,7 +14,7 @@ from sdwn.doctor.findings import Finding, ok, problem, problems, unverified, war
 from sdwn.doctor.places import Place, free, place
 from sdwn.doctor.probe import OFFLINE, hub_is_off
 from sdwn.doctor.site_checks import check_site
-from sdwn.errors import SdwnError, UsageError
+from sdwn.errors import SdwnError, UsageError, command
 from sdwn.estimating.estimates import estimate, stored_bytes
 from sdwn.files import RunPaths, cache_folder
 from sdwn.jobs.cluster import cut
@@ -244,7 +244,7 @@ def _no_weights(run: _Run, error: SdwnError) -> Finding:
     if elsewhere := [name for name in HUB_VARIABLES if _differs(run, name)]:
         text = f"{text} of this shell, and tasks have another {elsewhere[0]}"
         return unverified("weights", f"{text}; export the same here")
-    advice = f"get it where there is a network: sdwn prefetch {run.paths.root}"
+    advice = f"get it where there is a network: {command('prefetch', run.paths.root)}"
     if hub_is_off(run.variable(OFFLINE)):
         return problem("weights", f"{text}, and {OFFLINE} keeps tasks from the hub; {advice}")
     return warning("weights", f"{text}: every task would ask the hub for it; {advice}")
@@ -273,7 +273,7 @@ def _classifier(run: _Run) -> Iterator[Finding]:
         return
     # A run may be evaluated elsewhere, or not at all.
     verdict = warning if run.then is None else problem
-    advice = f"get them where there is a network: sdwn prefetch {run.paths.root}"
+    advice = f"get them where there is a network: {command('prefetch', run.paths.root)}"
     yield verdict("classifier", f"{text}; {advice}")
 
 

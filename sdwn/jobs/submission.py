@@ -423,8 +423,9 @@ def cancel(paths: RunPaths, tell: Tell = quietly) -> dict[Job, JobState]:
     if left := list(filter(None, denied.values())):
         raise SdwnError("\n".join(left))
     jobs = {job: state for _, live in found for job, state in live.items()}
-    if not jobs or journal.unreadable(paths):
-        for one, state in strays(paths).items():
+    if (not jobs or journal.unreadable(paths)) and (lost := strays(paths)):
+        journal.note_cancelled(paths, list(lost))
+        for one, state in lost.items():
             scheduler.cancel("slurm", paths.jobs, state.name, [one])
             jobs[Job(one, ())] = state
     _await_end(paths, jobs, tell)

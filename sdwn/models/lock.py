@@ -296,7 +296,7 @@ def require_classifier(paths: RunPaths, config: RunConfig) -> None:
     if same and _changed(chosen.checkpoint, locked.weights):
         raise IntegrityError(
             f"{chosen.checkpoint}: changed or missing since the run was locked to it; bring it "
-            f"back, or take it as it is now with: sdwn prefetch {paths.root}"
+            f"back, or take it as it is now with: {_prefetch(paths)}"
         )
 
 
