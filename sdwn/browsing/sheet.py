@@ -26,6 +26,8 @@ QUALITY = 85
 # More are left out: of photographs these are 10 MB, and a browser opens no page of a gigabyte.
 MOST = 1000
 THREADS = 8
+# What a picture says of an image beside its number.
+SAID = {state: f", {state}" for state in ("right", "wrong", "black")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,7 @@ def picture(sheet: Sheet) -> Image.Image:
     counted = f"{len(shots):,} of {entry.images:,} images" if len(shots) < entry.images else ""
     facts = [f"{entry.synset} {entry.wnid}", counted, entry.prompt or entry.definition]
     title = ": ".join(filter(None, facts))
-    states = ("" if shot.state == "unjudged" else f", {shot.state}" for shot in shots)
-    captions = (f"{shot.number}{state}" for shot, state in zip(shots, states, strict=True))
+    captions = (f"{shot.number}{SAID.get(shot.state, '')}" for shot in shots)
     images = _thumbnails(sheet, shots, CELL)
     return contact_sheet([Strip(title, len(shots), zip(images, captions, strict=True))])
 

@@ -109,7 +109,7 @@ def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
 
 def open_image(payload: bytes, *codecs: str) -> Image.Image:
     """Read the header of an image of one of these codecs; no pixel is decoded yet."""
-    if payload.startswith(_PNG) and any(kind in payload for kind in _UNUSED_CHUNKS):
+    if payload.startswith(_PNG):
         payload = _without_unused(payload)
     return Image.open(io.BytesIO(payload), formats=codecs)
 
