@@ -99,6 +99,8 @@ def status_rows(found: RunStatus) -> dict[str, Any]:
     left = rows.pop("seconds_left")
     if found.shards_running:
         rows["time_left"] = "not known yet" if left is None else _clock(left)
+    if not found.submitted_by:
+        del rows["submitted_by"]
     then = [f"{stage}: {state}" for stage, state in found.then.items()]
     return {**rows, "gpus": gpus, "then": then}
 

@@ -187,6 +187,29 @@ def test_another_users_jobs_are_seen_and_what_one_may_not_cancel_is_said(
         cancel(paths)
 
 
+def test_where_a_site_hides_others_jobs_their_shards_are_submitted_only_by_force(
+    sdwn: Sdwn, planned: PlanRun, commands: Commands, tmp_path: Path
+) -> None:
+    paths, plan = planned()
+    taken(paths, plan, "7_0", "7_1")
+    me = read_journal(paths)[0].owner
+    paths.submissions.write_text(paths.submissions.read_text().replace(f'"{me}"', '"alice"'))
+    (tmp_path / "site.yaml").write_text("{executor: slurm, partition: main}")
+    site = ("submit", paths.root, "--profile", "site.yaml")
+    hiding = {"scontrol": "echo 'PrivateData  = accounts,jobs'", "scancel": "", "sinfo": ""}
+    commands(sbatch="echo Submitted batch job 8", **hiding)
+    refused = sdwn(*site, code=1).stderr
+    assert "alice submitted some of these shards" in refused
+    assert "--force" in refused
+    assert "alice submitted here: not cancelled" in sdwn("cancel", paths.root).stderr
+    (owner,) = sdwn.json("status", paths.root)["submitted_by"]
+    assert owner.startswith("alice (this site hides their jobs")
+    assert sdwn.json(*site, "--force")["submitted"] == len(plan.shards)
+
+    paths.submissions.write_text(paths.submissions.read_text().replace('"alice"', f'"{me}"'))
+    assert sdwn.json("status", paths.root)["submitted_by"] == [me], "one's own are never hidden"
+
+
 # On a real SLURM
 
 

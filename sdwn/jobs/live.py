@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from sdwn.files import RunPaths
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import Job
 from sdwn.jobs.journal import Submission, adopted, cancelled_jobs, last_jobs, read_journal, run_name
 from sdwn.jobs.scheduler import NO_ANSWER, UNKNOWN, JobState
-from sdwn.jobs.site import user
+from sdwn.jobs.site import hides_jobs, user
 from sdwn.planning.dealt import Dealt
 
 Live = Mapping[Job, JobState]
@@ -73,6 +73,21 @@ def end(paths: RunPaths, submission: Submission, live: Live) -> str | None:
         return None
     jobs = f"job {ids[0]}" if len(ids) == 1 else f"jobs {ids[0]} to {ids[-1]}"
     return f"{jobs} of {submission.owner or 'another user'} could not be ended: {reason}"
+
+
+def hidden_owners(submissions: Sequence[Submission], indices: Container[int]) -> list[str]:
+    """Name the other users whose jobs for these shards the site may hide from this user.
+
+    Where SLURM's PrivateData says so, nobody sees whether another's jobs wait, run or have ended.
+    """
+    others = {
+        one.owner
+        for one in submissions
+        if one.executor == "slurm" and one.owner not in (None, user())
+        for job in one.jobs
+        if job.id not in one.cancelled and any(index in indices for index in job.indices)
+    }
+    return sorted(filter(None, others)) if others and hides_jobs() else []
 
 
 def unreachable(live: Live) -> bool:

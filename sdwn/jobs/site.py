@@ -105,6 +105,12 @@ def look() -> Site:
         return site(*pool.map(lambda command: scheduler.run(command, TIMEOUT_S), commands))
 
 
+def hides_jobs() -> bool:
+    """Tell whether this site shows users nobody's jobs but their own; no, if it does not say."""
+    config = read_config(scheduler.run(CONFIG, TIMEOUT_S) or [])
+    return "jobs" in config.get("PrivateData", "").split(",")
+
+
 def max_array_size() -> int:
     """Return how many tasks an array may have here; SLURM's default where it does not say."""
     return array_size(read_config(scheduler.run(CONFIG, TIMEOUT_S) or []))

@@ -25,7 +25,17 @@ from sdwn.jobs import cluster, journal, scheduler
 from sdwn.jobs.cluster import Job, Tell, quietly
 from sdwn.jobs.joblogs import failure
 from sdwn.jobs.journal import cancellations, read_journal
-from sdwn.jobs.live import Live, end, live_each, live_jobs, missing, strays, unfinished, unreachable
+from sdwn.jobs.live import (
+    Live,
+    end,
+    hidden_owners,
+    live_each,
+    live_jobs,
+    missing,
+    strays,
+    unfinished,
+    unreachable,
+)
 from sdwn.jobs.profiles import ClusterProfile, overridden
 from sdwn.jobs.scheduler import JobState
 from sdwn.jobs.site import max_array_size, user
@@ -94,6 +104,21 @@ def require_same_plan(paths: RunPaths, plan: Dealt) -> None:
                 f"plan is {plan.digest[:12]} now; restore {paths.plan.name} and "
                 f"{paths.synsets.name}, or plan into a new folder"
             )
+
+
+def require_visible(paths: RunPaths, indices: Sequence[int]) -> None:
+    """Refuse to submit shards that another user's jobs may be making, out of sight.
+
+    Raises:
+        SdwnError: the site hides the jobs of a user who submitted some of these shards.
+    """
+    if owners := hidden_owners(read_journal(paths), indices):
+        names = " and ".join(owners)
+        raise SdwnError(
+            f"{names} submitted some of these shards, and this site hides their jobs from you "
+            f"(PrivateData): they may still be at work; ask {names} for "
+            f"{command('status', paths.root)}; submit all the same with: --force"
+        )
 
 
 def changed_code(paths: RunPaths) -> str | None:
@@ -409,7 +434,8 @@ def cancel(paths: RunPaths, tell: Tell = quietly) -> dict[Job, JobState]:
     Raises:
         SdwnError: the scheduler does not answer, or some of the jobs could not be ended.
     """
-    found = [(one, live) for one, live in live_each(paths, read_journal(paths)) if live]
+    submissions = read_journal(paths)
+    found = [(one, live) for one, live in live_each(paths, submissions) if live]
     if any(unreachable(live) for _, live in found):
         raise SdwnError("SLURM does not answer; run the same command again when it does")
     # Whether another user's may be ended shows when it is tried; what is not ended is not noted.
@@ -422,6 +448,9 @@ def cancel(paths: RunPaths, tell: Tell = quietly) -> dict[Job, JobState]:
     denied |= {submission.name: end(paths, submission, live) for submission, live in yours}
     if left := list(filter(None, denied.values())):
         raise SdwnError("\n".join(left))
+    every = {index for one in submissions for job in one.jobs for index in job.indices}
+    if owners := hidden_owners(submissions, every - paths.done_shards()):
+        tell(f"this site hides from you what {' and '.join(owners)} submitted here: not cancelled")
     jobs = {job: state for _, live in found for job, state in live.items()}
     if (not jobs or journal.unreadable(paths)) and (lost := strays(paths)):
         journal.note_cancelled(paths, list(lost))

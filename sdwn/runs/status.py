@@ -18,8 +18,8 @@ from sdwn.errors import IntegrityError
 from sdwn.estimating.estimates import stored_bytes
 from sdwn.files import CHANGED, LOWERED, NO_GPU, RESTART_NAME, TASK_NAME, WAITED, RunPaths
 from sdwn.jobs.joblogs import failure
-from sdwn.jobs.journal import cancelled_jobs, last_jobs, read_journal
-from sdwn.jobs.live import Live, live_of
+from sdwn.jobs.journal import Submission, cancelled_jobs, last_jobs, read_journal
+from sdwn.jobs.live import Live, hidden_owners, live_of
 from sdwn.jobs.records import TaskRecord, read_record
 from sdwn.jobs.scheduler import PENDING, UNKNOWN
 from sdwn.jobs.stuck import cannot_start
@@ -59,7 +59,8 @@ class RunStatus:
     ``restarts`` counts requeues of tasks that had begun, ``lowered`` names tasks that ran out of
     memory and went on with smaller batches, ``changed_code`` those that other code ran than had
     submitted them, ``without_gpu`` those that were given a GPU and work on the CPU, ``then`` how
-    the later stages stand, ``waited`` names tasks that waited for a disk that failed.
+    the later stages stand, ``waited`` names tasks that waited for a disk that failed,
+    ``submitted_by`` who submitted.
     """
 
     images_done: int
@@ -85,6 +86,7 @@ class RunStatus:
     without_gpu: list[str]
     then: dict[str, str]
     waited: list[str]
+    submitted_by: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """Turn the counts into plain data."""
@@ -140,7 +142,16 @@ def run_status(paths: RunPaths, plan: Dealt) -> RunStatus:
         without_gpu=_notes(paths, names, NO_GPU),
         then=chain.states(paths, submissions, live),
         waited=_notes(paths, names, WAITED),
+        submitted_by=_owners(submissions, failed),
     )
+
+
+def _owners(submissions: list[Submission], failed: list[int]) -> list[str]:
+    """Name the users who submitted; say whose jobs the site hides."""
+    hidden = hidden_owners(submissions, failed)
+    owners = dict.fromkeys(one.owner for one in submissions if one.owner)
+    note = " (this site hides their jobs: their shards that wait or run count as failed)"
+    return [f"{owner}{note * (owner in hidden)}" for owner in owners]
 
 
 def _failures(paths: RunPaths, plan: Dealt, failed: list[int]) -> list[str]:

@@ -85,7 +85,7 @@ def submit_run(
 ) -> dict[str, Any]:
     """Submit what is unfinished, and the stages behind it; if asked, follow all to the end."""
     from sdwn.jobs.journal import note_later
-    from sdwn.jobs.submission import submit_once
+    from sdwn.jobs.submission import require_visible, submit_once
     from sdwn.models.lock import ensure
     from sdwn.runs import chain
     from sdwn.runs.prefetch import lock_classifier
@@ -99,6 +99,8 @@ def submit_run(
     if todo:
         ensure(paths, made)
     evaluated = "evaluate" in options.then
+    if todo and not options.force:
+        require_visible(paths, todo)
     if (todo or evaluated) and not options.force:
         require_sound(paths, made, chosen, options.then, anything=bool(todo))
     if evaluated:
