@@ -488,6 +488,39 @@ def refuse_planted(path: Path) -> None:
         )
 
 
+# What desktops and file servers keep in any folder: thumbnails, deleted files, earlier states.
+STRAY_FILES = frozenset(
+    ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", ".ds_store", ".directory")
+)
+STRAY_FOLDERS = frozenset(
+    (
+        *("@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "~snapshot"),
+        *("$recycle.bin", "recycler", "system volume information", "network trash folder"),
+        *("temporary items", "__macosx", "lost+found", ".snapshot", ".snapshots", ".zfs"),
+        *(".appledouble", ".spotlight-v100", ".trashes", ".fseventsd"),
+    )
+)
+# Files that NFS or FUSE keeps for who has them open, and the other half of a Mac's file.
+_STRAY = (".nfs", ".fuse_hidden", "._", ".trash-")
+
+
+def is_stray(name: str) -> bool:
+    """Tell whether a name is of what a desktop or a file server left.
+
+    >>> [is_stray(name) for name in (".DS_Store", ".nfs0000000001", "@eaDir", "images-00000.h5")]
+    [True, True, True, False]
+    """
+    name = name.casefold()
+    return name in STRAY_FILES or name in STRAY_FOLDERS or name.startswith(_STRAY)
+
+
+def strays(folder: Path) -> Iterator[Path]:
+    """Yield what a desktop or a file server left below a folder, and enter none of it."""
+    for root, folders, names in os.walk(folder):
+        yield from (Path(root, name) for name in sorted((*folders, *names)) if is_stray(name))
+        folders[:] = [name for name in folders if not is_stray(name)]
+
+
 def links(folder: Path) -> Iterator[Path]:
     """Yield the links below a folder, and follow none."""
     with os.scandir(folder) as entries:
@@ -495,7 +528,7 @@ def links(folder: Path) -> Iterator[Path]:
             # submitit leaves one beside each script, and nobody opens it.
             if entry.is_symlink() and not entry.name.startswith("submission_file_"):
                 yield Path(entry.path)
-            elif entry.is_dir(follow_symlinks=False):
+            elif entry.is_dir(follow_symlinks=False) and not is_stray(entry.name):
                 yield from links(Path(entry.path))
 
 

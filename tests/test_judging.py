@@ -117,7 +117,7 @@ def judged(release: Release, tiny: EvaluationConfig) -> Judged:
 
 def changed(path: Path, change: Callable[[pa.Table], pa.Table], **source: Any) -> None:
     """Write predictions anew, with something else in them."""
-    found = read_predictions(path)
+    found = read_predictions(path, 99)
     write_predictions(path, Predictions(change(found.table), replace(found.source, **source)))
 
 
@@ -141,7 +141,7 @@ def test_a_judging_comes_out_row_for_row_and_is_made_once(
     paths = EvaluationPaths(Path(found["path"]).parent)
     assert paths.root.name == found["evaluation"]
     assert found["evaluation"].endswith("-all")
-    table = read_predictions(paths.predictions).table
+    table = read_predictions(paths.predictions, 99).table
     assert disagreements(table, release.metadata) == []
     assert pc.count(table["imagenet_class"], mode="only_valid").as_py() == 15
     recorded = json.loads(paths.evaluation.read_text())
@@ -180,7 +180,7 @@ evaluate(Release(sys.argv[1]), chosen, advance)
     assert not list(work.shards.glob("*.tmp"))
     changed(work.shard(0), with_column("subtree_probability", 1, 0.123))
     found = evaluate(release, everything)
-    table = read_predictions(Path(found["path"]).with_name("predictions.parquet")).table
+    table = read_predictions(Path(found["path"]).with_name("predictions.parquet"), 99).table
     assert table["subtree_probability"][1].as_py() == pytest.approx(0.123), "what was there is kept"
     assert found["images"] == 15
 
@@ -341,7 +341,7 @@ def test_rows_that_are_not_the_releases_are_named(
 
 def test_shards_of_other_weights_or_settings_are_refused(release: Release, judged: Judged) -> None:
     work, planned = judged
-    found = read_predictions(work.shard(2))
+    found = read_predictions(work.shard(2), 99)
     other = {**found.source.classifier, "mean": [0]}
     changed(work.shard(2), lambda table: table, classifier=other)
     with pytest.raises(
@@ -374,7 +374,7 @@ def test_what_no_classifier_says_is_refused(
     work, _ = judged
     changed(work.shard(0), with_column(name, 1, value))
     with pytest.raises(IntegrityError, match=expected):
-        read_predictions(work.shard(0))
+        read_predictions(work.shard(0), 99)
 
 
 def test_a_damaged_table_is_named(judged: Judged) -> None:
@@ -384,12 +384,12 @@ def test_a_damaged_table_is_named(judged: Judged) -> None:
     for damage in (whole[:-30], b"", whole[:60] + bytes([whole[60] ^ 1]) + whole[61:]):
         path.write_bytes(damage)
         with pytest.raises(IntegrityError, match=r"00000\.parquet: cannot be read") as error:
-            read_predictions(path)
+            read_predictions(path, 99)
         assert "\n" not in str(error.value)
     path.write_bytes(whole)
     changed(path, lambda table: table.slice(0, 2))
     with pytest.raises(IntegrityError, match="expected 4 rows, found 2"):
-        read_predictions(path)
+        read_predictions(path, 99)
 
 
 # A task

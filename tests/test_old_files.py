@@ -94,7 +94,7 @@ def test_a_release_and_its_evaluation_are_read(old: Path, sdwn: Sdwn) -> None:
     assert release.provenance(0)["session"]["host"] == "node1"
     paths = release.paths.evaluation(NAME)
     assert read_evaluation(paths)["figures"]
-    assert len(read_predictions(paths.predictions).table) == 4
+    assert len(read_predictions(paths.predictions, 99).table) == 4
     sdwn("report", root)
     assert paths.report.exists()
 
@@ -108,7 +108,7 @@ def test_an_import_whose_classification_was_stopped_is_evaluated(old: Path) -> N
     paths = release.paths.evaluation(NAME)
     before = old / "shard.parquet"
     before.write_bytes(shard)
-    assert read_predictions(before).table.equals(read_predictions(paths.predictions).table)
+    assert read_predictions(before, 99).table.equals(read_predictions(paths.predictions, 99).table)
     assert verify(release.paths.root) == []
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import shutil
 import sys
 import threading
@@ -21,6 +22,7 @@ import sdwn
 import torch
 from huggingface_hub import DatasetCard
 from PIL import Image
+from sdwn.config import StorageConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.exchange.listed import listed
 from sdwn.files import ReleasePaths, RunPaths, file_sha256
@@ -31,13 +33,14 @@ from sdwn.releases.manifest import sums_text
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.runs.verify import verify
-from sdwn.storage.images import decode
+from sdwn.storage import images
+from sdwn.storage.images import decode, encode
 from sdwn.synsets.catalog import Catalog, read_catalog
 from sdwn.synsets.wordnet import Synset
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 
-from conftest import FEW, PlanRun, noise_config
+from conftest import FEW, PlanRun, Sdwn, noise_config
 
 
 @pytest.fixture(scope="module")
@@ -326,6 +329,65 @@ def test_a_quick_check_finds_what_is_cheap_to_find(release: Release, tmp_path: P
     assert any(p.startswith("images-00001.h5: expected") for p in problems)
     assert "metadata.parquet: missing" in problems
     assert "elsewhere.parquet: not part of the release" in problems
+
+
+def test_what_a_desktop_or_a_file_server_left_is_named_and_no_problem(
+    release: Release, tmp_path: Path, sdwn: Sdwn
+) -> None:
+    root = shutil.copytree(release.paths.root, tmp_path / "copy")
+    (root / "evaluations/x").mkdir(parents=True)
+    left = [
+        *(".DS_Store", "._README.md", "Thumbs.db", ".nfs00000000012ab34c00000001"),
+        *("@eaDir", "lost+found", ".snapshot", "evaluations/.DS_Store", "evaluations/x/@eaDir"),
+    ]
+    for name in left:
+        if name.endswith(("@eaDir", "lost+found", ".snapshot")):
+            (root / name).mkdir()
+            (root / name / "images-00000.h5").symlink_to("nowhere")
+        else:
+            (root / name).touch()
+    found = sdwn.json("verify", root, "--check", "quick")
+    assert found["problems"] == []
+    assert sorted(found["left_by_desktop_or_server"]) == sorted(left)
+    (root / "notes.txt").touch()
+    assert sdwn.json("verify", root, "--check", "quick", code=1)["problems"] == [
+        "notes.txt: not part of the release"
+    ]
+
+
+def test_a_table_that_claims_more_rows_than_the_release_has_takes_no_memory(
+    release: Release, tmp_path: Path
+) -> None:
+    root = shutil.copytree(release.paths.root, tmp_path / "copy")
+    million = pa.table({"x": pa.array(np.zeros(1_000_000))})
+    with pq.ParquetWriter(root / "metadata.parquet", million.schema) as writer:
+        for _ in range(50):
+            writer.write_table(million)
+    assert (root / "metadata.parquet").stat().st_size < 1_000_000
+    seal(root)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    problems = verify(root, quick=True)
+    told = "metadata.parquet: expected at most 1,234 rows, it claims 50,000,000"
+    assert any(problem.startswith(told) for problem in problems)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kilobytes"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "synsets.csv", "metadata.parquet"])
+def test_files_that_are_far_too_large_are_not_read(
+    release: Release, tmp_path: Path, name: str
+) -> None:
+    root = shutil.copytree(release.paths.root, tmp_path / "copy")
+    os.truncate(root / name, 2_000_000_000)  # a hole, which takes no space
+    with pytest.raises(IntegrityError, match=rf"{name}: .*expected at most .*, found 2\.0 GB"):
+        _ = Release(root).synsets, Release(root).metadata
+
+
+def test_an_image_that_claims_another_size_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    payload = encode(np.zeros((3000, 4000, 3), dtype="u1"), StorageConfig(images_per_shard=1))
+    assert len(payload) < 100_000
+    monkeypatch.setattr(images, "_decode_webp", lambda _: pytest.fail("decoded"))
+    with pytest.raises(IntegrityError, match="it is 4000x3000"):
+        images.decode(payload, "webp", 16, 8)
 
 
 def test_a_full_merge_finds_what_no_program_can_show(generated: PlanRun) -> None:

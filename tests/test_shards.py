@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import resource
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -191,6 +193,55 @@ def test_a_file_without_a_part_is_refused(tmp_path: Path, name: str) -> None:
         del file[name]
     with pytest.raises(IntegrityError, match=f"expected {name.removeprefix('rows/')}"):
         ImageFile(tmp_path / "a.h5")
+
+
+def claiming(file: h5py.File, name: str, rows: int, **how: Any) -> None:
+    dtype = file[name].dtype
+    del file[name]
+    file.create_dataset(name, (rows,), dtype, **how)
+
+
+@pytest.mark.parametrize("name", ["rows/seed", "rows/prompt", "offsets", "sessions"])
+@pytest.mark.parametrize("rows", [10**12, 10**8])
+@pytest.mark.parametrize("how", [{"chunks": (1000,), "compression": "gzip"}, {}])
+def test_a_table_that_claims_more_than_the_file_holds_takes_no_memory(
+    tmp_path: Path, name: str, rows: int, how: dict[str, Any]
+) -> None:
+    write(tmp_path / "a.h5", [b"xxx", b"y"])
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        claiming(file, name, rows, **how)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(IntegrityError, match=f"{name} claims more than the file holds"):
+        ImageFile(tmp_path / "a.h5")
+    with pytest.raises(IntegrityError, match=f"expected 2 images, {name} claims {rows:,}"):
+        ImageFile(tmp_path / "a.h5", most=2)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kilobytes"
+
+
+def test_what_lies_in_another_file_is_not_read(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"0123456789abcdef")
+    for place in ("external", "link"):
+        write(tmp_path / "a.h5", [b"xxx", b"y"])
+        with h5py.File(tmp_path / "a.h5", "r+") as file:
+            del file["rows/seed"]
+            if place == "link":
+                file["rows/seed"] = h5py.ExternalLink(str(secret), "/x")
+            else:
+                file.create_dataset("rows/seed", (2,), "u8", external=[(str(secret), 0, 16)])
+        with pytest.raises(IntegrityError, match=r"seed is a link|seed claims more"):
+            ImageFile(tmp_path / "a.h5")
+
+
+def test_what_is_no_plain_file_is_named_and_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / "folder.h5").mkdir()
+    os.mkfifo(tmp_path / "pipe.h5")
+    for name in ("folder.h5", "pipe.h5"):
+        with pytest.raises(IntegrityError, match=f"{name}: no plain file"):
+            ImageFile(tmp_path / name)
+    (tmp_path / "empty.h5").touch()
+    with pytest.raises(IntegrityError, match="cut short"):
+        ImageFile(tmp_path / "empty.h5")
 
 
 def test_offsets_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Judgement:
         self.record: dict[str, Any] = read_evaluation(paths)
         if problem := not_its_own(release, paths, self.record):
             raise IntegrityError(problem)
-        table = read_predictions(paths.predictions).table
+        table = read_predictions(paths.predictions, release.manifest.most_rows).table
         judged = _judged(release.metadata, self.record)
         if differ := disagreements(table, release.metadata.select(IMAGE).filter(judged)):
             raise IntegrityError(f"{paths.predictions}: {differ[0]}")

@@ -101,4 +101,5 @@ def _open(name: str, folder: Path, evaluation: str | None) -> Side:
     record = read_evaluation(paths)
     for problem in problems_of(release, paths, record):
         raise IntegrityError(problem)
-    return Side(name, release, record, read_predictions(paths.predictions).table)
+    found = read_predictions(paths.predictions, release.manifest.most_rows)
+    return Side(name, release, record, found.table)

@@ -38,7 +38,7 @@ def problems_of(
     if foreign := not_its_own(release, paths, record):
         yield foreign
     else:
-        found = read_predictions(paths.predictions)
+        found = read_predictions(paths.predictions, release.manifest.most_rows)
         images = release.subset(imagenet=True) if record["selection"] == "imagenet" else release
         differ = disagreements(found.table, images.metadata)
         yield from (f"{paths.predictions}: {problem}" for problem in differ)

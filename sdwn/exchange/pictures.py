@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from PIL import Image, UnidentifiedImageError
 
 from sdwn.errors import IntegrityError, UsageError
+from sdwn.files import STRAY_FILES, STRAY_FOLDERS
 from sdwn.storage.images import decode, open_image
 
 MOST_BYTES = 256 * 2**20
@@ -27,14 +28,8 @@ GROUP = 32
 _CODECS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
 
 # What lies beside pictures and is nobody's picture.
-_IGNORED_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "readme.md"}
+_IGNORED_NAMES = STRAY_FILES | {"readme.md"}
 _IGNORED_SUFFIXES = {".csv", ".json", ".jsonl", ".parquet"}
-# Where file servers and desktops keep thumbnails, deleted files and earlier states.
-_IGNORED_FOLDERS = {
-    *("@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "~snapshot"),
-    *("$recycle.bin", "recycler", "system volume information", "network trash folder"),
-    *("temporary items", "__macosx", "lost+found"),
-}
 
 
 class UnfitError(Exception):
@@ -133,7 +128,7 @@ def explore(source: Path, follow_links: bool = False) -> Tree:
             if not (linked or entry.is_dir(follow_symlinks=False)):
                 if not _is_ignored(entry.name):
                     files.append(name)
-            elif entry.name.startswith(".") or entry.name.lower() in _IGNORED_FOLDERS:
+            elif entry.name.startswith(".") or entry.name.lower() in STRAY_FOLDERS:
                 ignored[shown(entry.name)] += 1
             elif not linked:
                 folders.append(name)

@@ -52,7 +52,8 @@ def _selections(release: Release, span: Span, stack: ExitStack) -> Iterator[Sele
     rows = release.metadata.slice(span[0], span[1] - span[0])
     parts, places = rows["part"].to_pylist(), rows["row"].to_numpy().astype("i8")
     files = {
-        part: stack.enter_context(ImageFile(release.part(part))) for part in dict.fromkeys(parts)
+        part: stack.enter_context(ImageFile(release.part(part), most=release.manifest.most_rows))
+        for part in dict.fromkeys(parts)
     }
     for start, stop in _consecutive(np.array(parts), places):
         yield Selection(files[parts[start]], int(places[start]), int(places[stop - 1]) + 1)

@@ -25,7 +25,7 @@ def sound_predictions(release: Release, paths: EvaluationPaths, judging: Judging
     Raises:
         IntegrityError: they are missing, damaged, or of something else.
     """
-    found = read_predictions(paths.predictions)
+    found = read_predictions(paths.predictions, judging.images)
     if found.source.judging != judging.digest:
         raise IntegrityError(
             f"{paths.predictions}: of release {found.source.release[:12]}, judging "
@@ -80,7 +80,7 @@ def _checked(
     work: RunPaths, judging: Judging, shard: Shard, images: pa.Table, first: Sequence[Predictions]
 ) -> Predictions:
     path = work.shard(shard.index)
-    found = read_predictions(path)
+    found = read_predictions(path, judging.images)
     source = found.source
     if source.judging != judging.digest:
         raise IntegrityError(

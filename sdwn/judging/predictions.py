@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sdwn.arrays import numbers
+from sdwn.arrays import numbers, read_parquet
 from sdwn.errors import IntegrityError
 from sdwn.files import atomic
 from sdwn.synsets.imagenet import CLASSES
@@ -90,19 +90,13 @@ def judging_of(path: Path) -> str | None:
         return None
 
 
-def read_predictions(path: Path) -> Predictions:
-    """Read predictions, each value checked.
+def read_predictions(path: Path, most: int) -> Predictions:
+    """Read predictions of at most so many images, each value checked.
 
     Raises:
         IntegrityError: the file is missing, damaged, or says what no classifier says.
     """
-    try:
-        # Not read_table, which takes as long again to load what reads folders of tables.
-        file = pa.BufferReader(path.read_bytes())
-        table = pq.ParquetFile(file, page_checksum_verification=True).read().combine_chunks()
-    except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise IntegrityError(f"{path}: cannot be read: {reason}") from None
+    table = read_parquet(path, most).combine_chunks()
     source = _source(path, table.schema)
     if len(table) != source.stop - source.start:
         expected = source.stop - source.start

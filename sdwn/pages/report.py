@@ -58,7 +58,8 @@ def write_report(release: Release, name: str | None = None) -> Path:
         raise IntegrityError(foreign)
     write_figures(evaluation, paths)
     synsets = _synsets(paths, evaluation["synsets_sha256"])
-    found = page(release, evaluation, read_predictions(paths.predictions).table, synsets)
+    predictions = read_predictions(paths.predictions, release.manifest.most_rows)
+    found = page(release, evaluation, predictions.table, synsets)
     write_text(paths.report, found)
     return paths.report
 

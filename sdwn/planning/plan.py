@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from sdwn.config import EvaluationConfig, RunConfig, StorageConfig, has_field, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
-from sdwn.files import RunPaths, csv_text, read_json, write_text
+from sdwn.files import TABLE_BYTES, RunPaths, csv_text, read_json, read_whole, write_text
 from sdwn.planning.slices import WHOLE, Slice, parse_slice
+from sdwn.reading import decode_text
 from sdwn.synsets.imagenet import class_index
 
 if TYPE_CHECKING:
@@ -384,7 +385,8 @@ def read_plan(paths: RunPaths) -> Plan:
 
 def _read_table(paths: RunPaths) -> str:
     try:
-        return paths.synsets.read_text(encoding="utf-8")
+        text = decode_text(read_whole(paths.synsets, TABLE_BYTES))
+        return text.replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{paths.synsets}: cannot be read: {error}") from None
 

@@ -83,6 +83,14 @@ class Manifest(_Record):
         return f"{name}, incomplete" if self.missing else name
 
     @property
+    def most_rows(self) -> int:
+        """More rows than this no table of the release is read with.
+
+        There is room for a manifest that counts wrongly, which is told as such.
+        """
+        return 2 * self.images + 1000
+
+    @property
     def notice(self) -> str | None:
         """What is to be said of images of a built-in model, in a sentence or two."""
         return notice(self.settings["model"]["name"]) if self.settings is not None else None

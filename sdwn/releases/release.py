@@ -15,12 +15,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_line
-from sdwn.files import ReleasePaths, file_sha256, refuse_links
+from sdwn.arrays import read_parquet
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command
+from sdwn.files import (
+    TABLE_BYTES,
+    ReleasePaths,
+    file_sha256,
+    open_plain,
+    plain_disk_errors,
+    read_whole,
+    refuse_links,
+)
 from sdwn.planning.plan import PlannedSynset, parse_table
 from sdwn.reading import canonical
 from sdwn.releases.manifest import Manifest, read_manifest
@@ -110,15 +118,7 @@ class Release:
     def metadata(self) -> pa.Table:
         """The table with a row an image, in the order of the parts; ``to_pandas()`` turns it."""
         refuse_links(self.paths.metadata)
-        if not self.paths.metadata.is_file():
-            raise IntegrityError(f"{self.paths.metadata}: missing, or no plain file")
-        try:
-            # Not a path, which may be no text; not Python's file, which Arrow's threads may
-            # still hold when Python ends.
-            table = pq.ParquetFile(pa.BufferReader(self.paths.metadata.read_bytes())).read()
-        except (OSError, pa.ArrowException) as error:
-            told = first_line(error)
-            raise IntegrityError(f"{self.paths.metadata}: cannot be read: {told}") from None
+        table = read_parquet(self.paths.metadata, self.manifest.most_rows)
         _check_schema(self.paths.metadata, table)
         return table if self._chosen is None else table.take(pa.array(self._chosen))
 
@@ -135,7 +135,7 @@ class Release:
         """
         refuse_links(self.paths.synsets)
         try:
-            rows = parse_table(self.paths.synsets.read_text(encoding="utf-8"))
+            rows = parse_table(read_whole(self.paths.synsets, TABLE_BYTES).decode())
         except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
             raise IntegrityError(f"{self.paths.synsets}: cannot be read: {error!r}") from None
         return {row.wnid: row for row in rows}
@@ -214,7 +214,8 @@ class Release:
             IntegrityError: it is not what its record says.
         """
         try:
-            payload = os.pread(self._descriptor(row["part"]), row["bytes"], row["offset"])
+            with plain_disk_errors(self.paths.root):
+                payload = os.pread(self._descriptor(row["part"]), row["bytes"], row["offset"])
         except OverflowError:
             payload = b""
         if hashlib.sha256(payload).hexdigest() != row["sha256"]:
@@ -233,7 +234,7 @@ class Release:
         """
         row = dict(which) if isinstance(which, Mapping) else self.row(which)
         found = {"row": row, "settings": self.manifest.settings}
-        with ImageFile(self.part(row["part"])) as file:
+        with ImageFile(self.part(row["part"]), most=self.manifest.most_rows) as file:
             sessions = file.sessions
         session = row.get("session")
         if session is not None and session not in range(len(sessions)):
@@ -410,7 +411,7 @@ class Release:
         found = self._descriptors.get(part)
         if found is None:
             try:
-                opened = os.open(self.part(part), os.O_RDONLY)
+                opened = open_plain(self.part(part))
             except OSError as error:
                 raise IntegrityError(f"{self.paths.root / part}: {error.strerror}") from None
             # Of two threads that open it at once, one closes its own again.

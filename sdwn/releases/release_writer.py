@@ -15,7 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import sdwn
-from sdwn.files import ReleasePaths, atomic, csv_text, file_sha256, now, sync, write_text
+from sdwn.files import (
+    ReleasePaths,
+    atomic,
+    csv_text,
+    file_sha256,
+    is_stray,
+    now,
+    sync,
+    write_text,
+)
 from sdwn.planning.plan import PlannedSynset, table_text
 from sdwn.releases.building import JOURNAL, Building
 from sdwn.releases.card import card
@@ -136,7 +145,7 @@ class ReleaseWriter:
         """Remove what attempts under other options have left."""
         kept = {JOURNAL, self._paths.metadata.name, *(file.file for file in self._files)}
         for path in self._paths.root.iterdir():
-            if path.name not in kept:
+            if path.name not in kept and not is_stray(path.name):
                 path.unlink()
 
     def _manifest(self, present: list[PlannedSynset]) -> Manifest:

@@ -13,7 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdwn.errors import IntegrityError
-from sdwn.files import BLOCK, LINK, Advance, ReleasePaths, file_sha256, links
+from sdwn.files import (
+    BLOCK,
+    JSON_BYTES,
+    LINK,
+    Advance,
+    ReleasePaths,
+    file_sha256,
+    is_stray,
+    links,
+    read_whole,
+)
 from sdwn.releases.building import JOURNAL
 from sdwn.releases.manifest import FileRecord, sums_text
 from sdwn.releases.release import Release
@@ -29,7 +39,7 @@ def verify(root: Path, quick: bool = False, advance: Advance = lambda _: None) -
 
     A quick check reads tables and texts, and of the images' files only structure and size; a
     full one reads every byte and decodes every image. ``advance`` is told how many bytes of
-    files are done.
+    files are done. What a desktop or a file server left (:func:`sdwn.files.strays`) is no problem.
 
     Raises:
         SdwnError: there is no release, or its manifest is damaged or of a later version.
@@ -74,8 +84,8 @@ def _disagreements(release: Release, recorded: dict[str, FileRecord]) -> list[st
     expected = {name: record.sha256 for name, record in recorded.items()}
     expected[paths.manifest.name] = release.digest
     try:
-        text = paths.sums.read_text(encoding="utf-8") if paths.sums.is_file() else ""
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_whole(paths.sums, JSON_BYTES).decode() if paths.sums.is_file() else ""
+    except (OSError, UnicodeDecodeError, IntegrityError) as error:
         return [f"{paths.sums.name}: cannot be read: {error}"]
     if text == sums_text(expected):
         return []
@@ -90,7 +100,7 @@ def _extra(paths: ReleasePaths, recorded: Iterable[str]) -> Iterator[str]:
     for path in sorted(paths.root.iterdir()):
         # What is derived later lies in this folder, and only there.
         derived = path == paths.evaluations and path.is_dir()
-        if path.name not in known and not derived:
+        if path.name not in known and not derived and not is_stray(path.name):
             yield path.name
 
 
@@ -124,7 +134,7 @@ def _changed(name: str) -> str:
 def _check_structure(release: Release, name: str) -> list[str]:
     """Hold a part's own rows against those of the table that covers all parts."""
     try:
-        with ImageFile(release.paths.root / name) as file:
+        with ImageFile(release.paths.root / name, most=release.manifest.most_rows) as file:
             offsets = file.offsets + np.uint64(file.blob_start)
             own = metadata_table(name, file.rows(), offsets, _classes(release))
         told = release.metadata.filter(pc.equal(release.metadata["part"], name))

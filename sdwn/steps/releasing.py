@@ -37,13 +37,16 @@ def merge_runs(
 
 def verify_release(release: Path, quick: bool) -> dict[str, Any]:
     """Hold a release against its own record."""
+    from sdwn.files import strays
     from sdwn.releases.release import Release
     from sdwn.runs.verify import verify
 
     opened = Release(release)
     with terminal.progress("verify", opened.manifest.bytes, unit="bytes") as advance:
         problems = verify(release, quick, advance)
-    return {"images": len(opened), "ok": not problems, "problems": problems}
+    left = [str(path.relative_to(opened.paths.root)) for path in strays(opened.paths.root)]
+    found = {"images": len(opened), "ok": not problems, "problems": problems}
+    return {**found, "left_by_desktop_or_server": left}
 
 
 def require_savable(save: Path, release: Path, endings: Sequence[str]) -> None:

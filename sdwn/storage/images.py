@@ -89,14 +89,14 @@ def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
             if len(payload) != 3 * width * height:
                 raise ValueError(f"{len(payload)} bytes")
             return Image.frombytes("RGB", (width, height), payload)
-        if codec == "webp" and (image := _decode_webp(payload)) is not None:
-            if image.size != (width, height):
-                raise ValueError(f"it is {image.width}x{image.height}")
-            return image
         image = open_image(payload, codec)
         # Before anything is decoded: a few bytes may claim to be an image of gigabytes.
         if image.size not in ((width, height), (height, width)):
             raise ValueError(f"it is {image.width}x{image.height}")
+        if codec == "webp" and (decoded := _decode_webp(payload)) is not None:
+            if decoded.size != (width, height):
+                raise ValueError(f"it is {decoded.width}x{decoded.height}")
+            return decoded
         stored = image.size
         image.load()
         upright = _upright(image)
