@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,12 +21,15 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from sdwn import files
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.evaluating import evaluate
 from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
+from sdwn.jobs import disk
 from sdwn.jobs.journal import intend, settle
 from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.records import read_record
 from sdwn.jobs.task import ArrayTask
 from sdwn.judging import judging
 from sdwn.judging.judging import Judging, open_judging, open_planned
@@ -311,10 +315,11 @@ def test_missing_and_foreign_shards_are_all_named(release: Release, judged: Judg
         merged(release, work, planned)
     missing, absent, moved, foreign = str(error.value).splitlines()
     assert "1 of 4 shards of predictions missing (1); judge them with: sdwn evaluate" in missing
-    assert f"{work.shard(7)}: foreign: the judging has no such shard" in absent
-    assert f"{work.shard(2)}: foreign: expected images 8 to 11, found 0 to 3" in moved
+    assert f"{work.shard(7)}: the judging has no such shard; move it away" in absent
+    assert f"{work.shard(2)}: expected images 8 to 11 of this judging, found 0 to 3" in moved
     assert f"{work.shard(3)}: foreign: of judging {'0' * 12}" in foreign
-    assert f"rm {work.shard(3)} && sdwn evaluate {release.paths.root} --model test_vit" in foreign
+    assert f"move it away, then: sdwn evaluate {release.paths.root} --model test_vit" in foreign
+    assert "rm " not in str(error.value), "each of them is whole"
 
 
 def twice(table: pa.Table) -> pa.Table:
@@ -392,7 +397,50 @@ def test_a_damaged_table_is_named(judged: Judged) -> None:
         read_predictions(path, 99)
 
 
+def test_damaged_shards_are_judged_again_by_the_next_command(
+    release: Release, tiny: EvaluationConfig
+) -> None:
+    expected = evaluate(release, tiny)
+    table = read_predictions(Path(expected["path"]).with_name("predictions.parquet"), 99).table
+    shutil.rmtree(Path(expected["path"]).parent)
+    work, planned = open_judging(release, tiny)
+    judge(work.root, range(len(planned.shards)))
+    whole = work.shard(1).read_bytes()
+    work.shard(1).write_bytes(whole[:-30])
+    work.shard(2).write_bytes(b"")
+    changed(work.shard(3), with_column("label_rank", 1, 2000))
+    told: list[str] = []
+    again = evaluate(release, tiny, tell=told.append)
+    named = [line.removeprefix("judging again: ").partition(":")[0] for line in told]
+    assert named == [str(work.shard(number)) for number in (1, 2, 3)]
+    found = read_predictions(Path(again["path"]).with_name("predictions.parquet"), 99).table
+    assert found["top5"].equals(table["top5"])
+
+
 # A task
+
+
+@pytest.mark.parametrize("fails", ["reading", "writing"])
+def test_a_disk_that_fails_for_a_moment_is_waited_for(
+    release: Release, tiny: EvaluationConfig, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    monkeypatch.setattr(disk, "WAIT_SECONDS", 1e9)
+    monkeypatch.setattr(disk, "RETRY_SECONDS", 0.05)
+    work, planned = open_judging(release, tiny)
+    failures = iter([False] * 5 + [True, True])
+    real = os.pread if fails == "reading" else files.sync
+
+    def failing(*arguments: Any) -> Any:
+        if next(failures, False):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(*arguments)
+
+    monkeypatch.setattr(*((os, "pread") if fails == "reading" else (files, "sync")), failing)
+    judge(work.root, range(len(planned.shards)))
+    record = read_record(work.task("none", 0))
+    assert next(failures, None) is None
+    assert (record.done, record.total) == (15, 15)
+    assert len(merged(release, work, planned).table) == 15
 
 
 def test_a_task_refuses_another_judging_and_other_weights(

@@ -25,7 +25,7 @@ from sdwn.judging.judging import (
     open_judging,
     open_planned,
 )
-from sdwn.judging.merging import merged, sound_predictions
+from sdwn.judging.merging import drop_damaged, merged, sound_predictions
 from sdwn.judging.predictions import Predictions, write_predictions
 from sdwn.releases.release import Release
 from sdwn.synsets.wordnet import shared_wordnet
@@ -78,9 +78,14 @@ def nothing_left(work: RunPaths) -> Iterator[None]:
 
 
 def is_judged(release: Release, work: RunPaths, judging: Judging, tell: Tell) -> bool:
-    """Tell whether sound predictions are there; what is wrong with those that are not is told."""
+    """Tell whether sound predictions are there; what is wrong with those that are not is told.
+
+    Those go, and so do damaged shards of predictions.
+    """
     paths = evaluation_of(work)
     if not paths.predictions.exists():
+        for problem in drop_damaged(release, work, judging):
+            tell(f"judging again: {problem}")
         return False
     try:
         sound_predictions(release, paths, judging)

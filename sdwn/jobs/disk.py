@@ -81,7 +81,7 @@ class RunDisk:
 def write_note(paths: RunPaths, path: Path, text: str) -> None:
     """Write what a task says of itself, if the disk takes it: images matter more."""
     try:
-        if paths.plan.exists():
+        if paths.root.is_dir():
             write_text(path, text + "\n")
     except (SdwnError, OSError) as error:
         log.warning("not written: %s", error)

@@ -10,7 +10,8 @@ from typing import Any
 
 from sdwn import checkout
 from sdwn.errors import SdwnError
-from sdwn.files import CHANGED, RunPaths, now, read_json, write_text
+from sdwn.files import CHANGED, RunPaths, now, read_json
+from sdwn.jobs.disk import write_note
 from sdwn.jobs.processes import Process, see_one_device, this_process, together
 from sdwn.models.weights import switch_hub_off
 
@@ -60,7 +61,7 @@ class ArrayTask:
             switch_hub_off()
         if process.start and process.rank == 0:
             note = RunPaths(Path(self.path)).note(process.job, 0, f".r{process.start}.started.txt")
-            write_text(note, now() + "\n")
+            write_note(RunPaths(Path(self.path)), note, now())
         with together(process):
             self._require_same_plan()
             self._tell_other_code(process)
@@ -84,7 +85,8 @@ class ArrayTask:
             return
         text = f"the code has changed since this was submitted: {self.code} to {checkout.code()}"
         log.warning("%s", text)
-        write_text(RunPaths(Path(self.path)).note(process.job, process.rank, CHANGED), text + "\n")
+        paths = RunPaths(Path(self.path))
+        write_note(paths, paths.note(process.job, process.rank, CHANGED), text)
 
     def checkpoint(self) -> Any:
         """Ask for the same task again: what is on disk says where to go on.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sdwn.errors import IntegrityError, shell
+from sdwn.errors import IntegrityError, MisplacedError, shell
 from sdwn.files import EvaluationPaths, RunPaths
 from sdwn.judging.judging import Judging, judged_images
 from sdwn.judging.predictions import Predictions, Source, disagreements, read_predictions
@@ -36,6 +36,24 @@ def sound_predictions(release: Release, paths: EvaluationPaths, judging: Judging
     return found
 
 
+def drop_damaged(release: Release, work: RunPaths, judging: Judging) -> Iterator[str]:
+    """Remove finished shards that are damaged, to be judged again; yield what is wrong with each.
+
+    What is whole and only in the wrong place is left there.
+    """
+    images = judged_images(release, judging).metadata
+    done = work.done_shards()
+    for shard in judging.shards:
+        if shard.index in done:
+            try:
+                _checked(work, judging, shard, images, ())
+            except MisplacedError:
+                continue
+            except IntegrityError as error:
+                work.shard(shard.index).unlink(missing_ok=True)
+                yield str(error)
+
+
 def merged(release: Release, work: RunPaths, judging: Judging) -> Predictions:
     """Put a judging's finished shards together.
 
@@ -51,6 +69,8 @@ def merged(release: Release, work: RunPaths, judging: Judging) -> Predictions:
         if path.exists():
             try:
                 found.append(_checked(work, judging, shard, images, found[:1]))
+            except MisplacedError as error:
+                problems.append(f"{error}; move it away, then: {judging.command(work)}")
             except IntegrityError as error:
                 problems.append(
                     f"{error}; judge it again: {shell('rm', path)} && {judging.command(work)}"
@@ -73,7 +93,7 @@ def _missing(work: RunPaths, judging: Judging) -> Iterator[str]:
 def _foreign(work: RunPaths, judging: Judging) -> Iterator[str]:
     for index in sorted(work.done_shards() - {shard.index for shard in judging.shards}):
         path = work.shard(index)
-        yield f"{path}: foreign: the judging has no such shard; remove it: {shell('rm', path)}"
+        yield f"{path}: the judging has no such shard; move it away"
 
 
 def _checked(
@@ -83,13 +103,15 @@ def _checked(
     found = read_predictions(path, judging.images)
     source = found.source
     if source.judging != judging.digest:
-        raise IntegrityError(
-            f"{path}: foreign: of judging {source.judging[:12]}, expected {judging.digest[:12]}"
+        raise MisplacedError(
+            f"{path}: foreign: of judging {source.judging[:12]}, expected {judging.digest[:12]}",
+            source.judging,
         )
     if (source.start, source.stop) != (shard.start, shard.stop):
-        raise IntegrityError(
-            f"{path}: foreign: expected images {shard.start} to {shard.stop - 1}, found "
-            f"{source.start} to {source.stop - 1}"
+        raise MisplacedError(
+            f"{path}: expected images {shard.start} to {shard.stop - 1} of this judging, found "
+            f"{source.start} to {source.stop - 1}",
+            source.judging,
         )
     if problems := disagreements(found.table, images.slice(shard.start, len(found.table))):
         raise IntegrityError(f"{path}: {'; '.join(problems)}")

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,9 @@ import pyarrow as pa
 
 from sdwn.batches import BatchSize, asked
 from sdwn.devices import visible
-from sdwn.errors import SdwnError
+from sdwn.errors import DiskError, SdwnError
 from sdwn.files import Advance, RunPaths, now, work_paths
+from sdwn.jobs.disk import RunDisk
 from sdwn.jobs.records import Meter, first_record
 from sdwn.judging.judging import Judging, judged_images, open_planned
 from sdwn.judging.predictions import Predictions, Source, write_predictions
@@ -46,7 +48,11 @@ def judge_shards(
     shards: Sequence[Shard],
     advance: Advance = lambda _: None,
 ) -> None:
-    """Judge shards, the classifier loaded once; a kill costs the shard under way."""
+    """Judge shards, the classifier loaded once; a kill costs the shard under way.
+
+    Raises:
+        DiskError: the disk of the release failed for minutes.
+    """
     from sdwn.devices.device import Device
     from sdwn.devices.gpus import GB
 
@@ -59,13 +65,13 @@ def judge_shards(
     meter = Meter(paths, record, "judging")
     meter.begin(judge.batch)
     meter.without_gpu(visible.missing(record.device))
+    disk = RunDisk(paths)
     try:
         for shard in shards:
             images = judged_images(release, judging, shard)
-            table = _judged(judge, images, meter, advance)
-            write_predictions(
-                paths.shard(shard.index), Predictions(table, judge.source(judging, shard))
-            )
+            table = disk.retry(partial(_judged, judge, images, meter, advance))
+            found = Predictions(table, judge.source(judging, shard))
+            disk.retry(partial(write_predictions, paths.shard(shard.index), found))
     finally:
         meter.end()
 
@@ -129,12 +135,19 @@ def _judged(judge: Judge, images: Release, meter: Meter, advance: Advance) -> pa
     from sdwn.judging.judge import judged
 
     tables, began, device = [], time.monotonic(), Device()
-    for table in judged(images, judge.classifier, judge.scopes, judge.batch, judge.workers):
-        tables.append(table)
-        ended = time.monotonic()
-        meter.sampled(len(table), ended - began, device.peak_bytes)
-        began = ended
-        if judge.batch_now.images < meter.record.batch_size:
-            meter.lowered(judge.batch_now)
-        advance(len(table))
+    try:
+        for table in judged(images, judge.classifier, judge.scopes, judge.batch, judge.workers):
+            tables.append(table)
+            ended = time.monotonic()
+            meter.sampled(len(table), ended - began, device.peak_bytes)
+            began = ended
+            if judge.batch_now.images < meter.record.batch_size:
+                meter.lowered(judge.batch_now)
+            advance(len(table))
+    except DiskError:
+        # The shard is begun anew once the disk works again.
+        begun = sum(map(len, tables))
+        meter.passed(-begun)
+        advance(-begun)
+        raise
     return pa.concat_tables(tables)
