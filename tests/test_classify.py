@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
-import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -494,18 +494,17 @@ def test_the_command_for_what_is_not_loaded_gives_a_file_that_is(
     tiny, tmp_path, monkeypatch, wrapped
 ):
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "whole.PTH"
+    path = tmp_path / "a $whole 'model'.PTH"
     network = torch.nn.DataParallel(tiny) if wrapped else tiny
     torch.save(network, path)
     with pytest.raises(SdwnError, match="found the Python object") as caught:
         read_checkpoint(path)
-    code = re.search(r'python -c "(.*)"', str(caught.value))[1]
-    exec(code)
+    exec(shlex.split(str(caught.value).partition("with: ")[2])[2])
     assert_same_model(tmp_path / "weights.pt", tiny)
     torch.save({"state_dict": tiny.state_dict(), "hyper_parameters": {"root": tmp_path}}, path)
     with pytest.raises(SdwnError, match="found the Python object pathlib") as caught:
         read_checkpoint(path)
-    exec(re.search(r'python -c "(.*)"', str(caught.value))[1])
+    exec(shlex.split(str(caught.value).partition("with: ")[2])[2])
     assert_same_model(tmp_path / "weights.pt", tiny)
 
 

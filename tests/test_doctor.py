@@ -230,6 +230,8 @@ def test_a_classifier_that_cannot_be_loaded_is_a_problem(planned: PlanRun, tmp_p
             {"model": "resnet10t", "checkpoint": str(weights)},
             "problem: .*a checkpoint of resnet10t",
         ),
+        ({"model": "efficientnet-lite0", "groups": "moon"}, "problem: no groups 'moon'"),
+        ({"model": "efficientnet-lite0", "embedding": "/no/words"}, "problem: /no/words: no such"),
         ({"model": "test_vit", "checkpoint": "/no/file"}, "problem: /no/file: cannot be read"),
         ({"model": "test_vit", "checkpoint": str(weights)}, f"ok: test_vit in {weights}"),
         ({"model": "efficientnet-lite0"}, "ok: efficientnet-lite0 in "),

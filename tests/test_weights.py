@@ -90,7 +90,7 @@ BROKEN = [
     (vocabulary_pointer, r"tokenizer/vocab\.json is a pointer of git-lfs"),
     (renamed(".safetensors", ".fp16.safetensors"), "only in the variant fp16; set model.variant"),
     (renamed(".safetensors", ".bin"), r"only as .*\.bin, which could run code.*save_pretrained"),
-    (renamed(".safetensors", ".fp16.bin"), r"variant='fp16'\)\.save_pretrained"),
+    (renamed(".safetensors", ".fp16.bin"), r'variant="fp16"\)\.save_pretrained'),
     (without("safety_checker"), "names the part safety_checker, and there is no such folder"),
     (without("tokenizer"), "names the part tokenizer"),
     (without(UNET), "unet has no weights"),
@@ -168,6 +168,7 @@ def test_a_name_that_is_none_says_what_to_write(sdwn: Sdwn, name: str, told: str
     with pytest.raises(UsageError, match=told):
         raise UsageError(refused)
     assert not (sdwn.folder / "run").exists()
+    assert sdwn("tune", "c.yaml", "--profile", "local", code=2).stderr.split() == refused.split()
 
 
 def test_folders_around_a_pipeline_are_told_which_one_to_name(model: Path, tmp_path: Path) -> None:

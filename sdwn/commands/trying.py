@@ -31,7 +31,10 @@ def tune(
     """Find the best batch size of a GPU; every later task there takes it."""
     if profile is None and (gpus or site):
         raise typer.BadParameter("--gpus and the profile's options need --profile")
+    from sdwn.models.settings import require_usable
+
     settings = open_config(config, set_)
+    require_usable(settings)
     if profile is None:
         from sdwn.trials.tune import tune_device
 
@@ -57,11 +60,13 @@ def pilot(
     from dataclasses import asdict
 
     from sdwn.jobs.submission import require_fit
+    from sdwn.models.settings import require_usable
     from sdwn.trials.short_jobs import run_pilot
 
     paths, made = open_run(run)
     chosen = open_profile(profile, site)
     require_fit(made.config, chosen)
+    require_usable(made.config)
     with trying.trial("making the pilot's images", trying.AGAIN) as (told, watch):
         found = run_pilot(paths, made, chosen, told, watch)
     terminal.result(asdict(found), as_json, text=texts.pilot_text(found))

@@ -254,10 +254,12 @@ def _classifier(run: _Run) -> Iterator[Finding]:
     """Find what would end the evaluation, after all images are made."""
     if run.then is not None and "evaluate" not in run.then:
         return
+    from sdwn.evaluation.evaluating import require_possible  # nltk
     from sdwn.judging.classify import find_classifier  # torch and timm
 
     chosen = run.plan.config.evaluation
     try:
+        require_possible(chosen)
         require_classifier(run.paths, run.plan.config)
         file = find_classifier(chosen.model, chosen.checkpoint)
     except SdwnError as error:

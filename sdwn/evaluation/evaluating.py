@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdwn.config import EvaluationConfig
-from sdwn.errors import IntegrityError, SdwnError, command
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.groups import read_groups
 from sdwn.evaluation.record import summary
 from sdwn.files import Advance, RunPaths, work_paths
@@ -100,8 +100,11 @@ def require_possible(chosen: EvaluationConfig) -> None:
     """Find here what is wrong with groups or model, before tasks wait and work in vain.
 
     Raises:
-        SdwnError: there is no WordNet, the groups cannot be read, or timm has no such model.
+        SdwnError: there is no WordNet, the groups or word vectors cannot be read, or timm has no
+            such model.
     """
+    if chosen.embedding is not None and not chosen.embedding.is_file():
+        raise UsageError(f"{chosen.embedding}: no such file of word vectors")
     if chosen.model != EvaluationConfig().model:
         # Seconds, for timm imports torch; only it knows its names.
         from sdwn.judging.classify import require_known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sdwn.errors import SdwnError
+from sdwn.errors import SdwnError, shell
 from sdwn.judging.classes import EXPECTED
 from sdwn.models.weights import is_pointer
 
@@ -135,12 +136,13 @@ def _read_torch(path: Path) -> Any:
                 f"{path}: not a readable torch file; copy or download it again"
             ) from None
         model = refused[1].startswith(("torch.nn.", "timm.", "torchvision."))
-        weights = ".state_dict()" if model else "['state_dict']"
+        weights = ".state_dict()" if model else '["state_dict"]'
+        loaded = f'torch.load({json.dumps(str(path))}, map_location="cpu", weights_only=False)'
+        code = f'import torch; torch.save({loaded}{weights}, "weights.pt")'
         raise SdwnError(
             f"{path}: expected tensors only, found the Python object {refused[1]}, which could "
             "run code and is not loaded; if you trust the file, write its weights alone with: "
-            f"python -c \"import torch; torch.save(torch.load('{path}', map_location='cpu', "
-            f"weights_only=False){weights}, 'weights.pt')\""
+            f"{shell('python', '-c', code)}"
         ) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -12,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from sdwn.config import BUILTIN_MODELS, ModelConfig, RunConfig
-from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.errors import IntegrityError, SdwnError, UsageError, shell
 from sdwn.files import cache_folder, file_sha256, read_json, refuse_planted
 
 INDEX = "model_index.json"
@@ -103,11 +104,11 @@ def _mistake(name: str) -> str:
     if Path(name).name == INDEX:
         return f"this is a file; write the folder that it lies in, model.name: {Path(name).parent}"
     if name.lower().endswith(_SINGLE_FILES) or Path(name).expanduser().is_file():
+        code = f'P.from_single_file({json.dumps(name)}).save_pretrained("FOLDER")'
+        made = shell("python", "-c", f"from diffusers import StableDiffusionPipeline as P; {code}")
         return (
             "this is a single file, and a folder in diffusers format is expected; for Stable "
-            'Diffusion make one with: python -c "from diffusers import StableDiffusionPipeline as '
-            f"P; P.from_single_file({name!r}).save_pretrained('FOLDER')\", and write "
-            "model.name: FOLDER"
+            f"Diffusion make one with: {made}; then write model.name: FOLDER"
         )
     plain = re.sub(r"\s", "", name.replace("\\", "/")).rstrip("/")
     if plain != name and "/" in plain and _HUB_NAME.fullmatch(plain):
@@ -350,12 +351,12 @@ def instead(part: str, names: Iterable[str], model: str) -> str:
         told = f"{part} has its weights only in the variant {variants[0]}"
         return f"{told}; set model.variant: {variants[0]}"
     if pickles := [found for name in names if (found := _OTHER_FORMAT.fullmatch(name))]:
-        variant = f", variant='{pickles[0][1]}'" if pickles[0][1] else ""
+        variant = f', variant="{pickles[0][1]}"' if pickles[0][1] else ""
+        code = f'P.from_pretrained({json.dumps(model)}{variant}).save_pretrained("FOLDER")'
+        made = shell("python", "-c", f"from diffusers import DiffusionPipeline as P; {code}")
         return (
             f"{part} has its weights only as {pickles[0][0]}, which could run code and is not "
-            "loaded; if you trust it, write safetensors into another folder: "
-            f'python -c "from diffusers import DiffusionPipeline as P; '
-            f"P.from_pretrained('{model}'{variant}).save_pretrained('FOLDER')\""
+            f"loaded; if you trust it, write safetensors into another folder: {made}"
         )
     there = ", ".join(name for name in names if name != "config.json") or "no weights"
     return f"{part} has {there}, and diffusers looks for diffusion_pytorch_model.safetensors"

@@ -128,6 +128,9 @@ def ready_classifier(paths: RunPaths, config: RunConfig) -> None:
         SdwnError: it cannot be had, or cannot be loaded.
         IntegrityError: it has changed since the run was locked to it.
     """
+    from sdwn.evaluation.evaluating import require_possible  # nltk
+
+    require_possible(config.evaluation)
     lock.require_classifier(paths, config)
     fetch_classifier(config.evaluation)
     lock_classifier(paths, config)
