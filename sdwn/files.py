@@ -522,29 +522,32 @@ def strays(folder: Path) -> Iterator[Path]:
 
 
 def links(folder: Path) -> Iterator[Path]:
-    """Yield the links below a folder, and follow none."""
+    """Yield what is no plain file below a folder: links, none of them followed, and pipes."""
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            # submitit leaves one beside each script, and nobody opens it.
-            if entry.is_symlink() and not entry.name.startswith("submission_file_"):
+            if entry.is_dir(follow_symlinks=False):
+                yield from () if is_stray(entry.name) else links(Path(entry.path))
+            # submitit leaves a link beside each script, and nobody opens it.
+            elif not entry.is_file(follow_symlinks=False) and "submission_file_" not in entry.name:
                 yield Path(entry.path)
-            elif entry.is_dir(follow_symlinks=False) and not is_stray(entry.name):
-                yield from links(Path(entry.path))
 
 
-LINK = "a link, and a release holds plain files only; if it is yours, put a copy in its place"
+LINK = "a link or a pipe, and a release holds plain files only; put a copy in its place"
 
 
 def refuse_links(path: Path) -> None:
-    """Refuse links at or below a path in a release.
+    """Refuse links and pipes at or below a path in a release.
 
-    They may lead to any file of whoever opens the release.
+    A link may lead to any file of whoever opens the release, and reading a pipe has no end.
 
     Raises:
         IntegrityError: there is one.
     """
-    below = links(path) if path.is_dir() else iter(())
-    found = path if path.is_symlink() else next(below, None)
+    found: Path | None = path
+    if path.is_dir() and not path.is_symlink():
+        found = next(links(path), None)
+    elif not os.path.lexists(path) or (path.is_file() and not path.is_symlink()):
+        found = None
     if found is not None:
         raise IntegrityError(f"{found}: {LINK}")
 

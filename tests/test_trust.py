@@ -165,6 +165,15 @@ class TestARelease:
         if file != "manifest.json":  # which nothing can be checked without
             assert [problem for problem in verify(root) if problem.startswith(f"{file}: a link")]
 
+    @pytest.mark.parametrize("file", ["synsets.csv", "evaluations/vit/evaluation.json"])
+    def test_a_pipe_is_not_waited_for(self, generated: PlanRun, tmp_path: Path, file: str) -> None:
+        paths, _ = generated(catalog=FEW)
+        root = merge([paths], ReleasePaths(tmp_path / "release")).paths.root
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).unlink(missing_ok=True)
+        os.mkfifo(root / file)
+        assert [problem for problem in verify(root) if problem.startswith(f"{file}: a link or")]
+
     def test_a_link_to_a_release_is_as_good_as_the_release(
         self, generated: PlanRun, tmp_path: Path
     ) -> None:
