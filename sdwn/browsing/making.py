@@ -27,12 +27,9 @@ def recorded(release: Release, shots: Sequence[Shot]) -> list[dict[str, Any]]:
     """Give, image by image, ``seed`` and ``prompt``; None where an import has none."""
     table = release.metadata
     columns = {name: table[name] for name in RECORDED if name in table.column_names}
-    nothing = dict.fromkeys(RECORDED)
     # Arrow's way of taking rows imports pandas where it is: half a second.
-    return [
-        {**nothing, **{name: column[shot.row].as_py() for name, column in columns.items()}}
-        for shot in shots
-    ]
+    found = ({name: column[shot.row].as_py() for name, column in columns.items()} for shot in shots)
+    return [dict.fromkeys(RECORDED) | one for one in found]
 
 
 def provenance(release: Release, shot: Shot) -> dict[str, Any] | None:

@@ -114,15 +114,17 @@ def explore(source: Path, follow_links: bool = False) -> Tree:
             folders, links = sorted(links, reverse=True), []
         inside = folders.pop()
         try:
-            if follow_links and not _is_new(source / inside, known):
+            found = (source / inside).stat()
+            if follow_links and (found.st_dev, found.st_ino) in known:
                 skipped.append((inside, "a link to a folder that has another name here"))
                 continue
+            known.add((found.st_dev, found.st_ino))
             with os.scandir(source / inside) as entries:
-                found = list(entries)
+                seen = list(entries)
         except OSError as error:
             skipped.append((inside, _reason(error)))
             continue
-        for entry in found:
+        for entry in seen:
             name = os.path.join(inside, entry.name)  # noqa: PTH118 - pathlib takes longer
             linked = _links_a_folder(entry)
             if not (linked or entry.is_dir(follow_symlinks=False)):
@@ -141,14 +143,6 @@ def explore(source: Path, follow_links: bool = False) -> Tree:
     return Tree(
         source, follow_links, tuple(pictures), tuple(sorted(texts)), tuple(skipped), dict(ignored)
     )
-
-
-def _is_new(folder: Path, known: set[tuple[int, int]]) -> bool:
-    """Tell whether a folder was not reached before, and remember it."""
-    found = folder.stat()
-    before = len(known)
-    known.add((found.st_dev, found.st_ino))
-    return len(known) > before
 
 
 def _links_a_folder(entry: os.DirEntry[str]) -> bool:
