@@ -633,7 +633,7 @@ def test_cancel_ends_all_jobs_of_a_judging_and_waiting_goes_on(
     assert (moved["submitted"], moved["live"]) == (0, 4)
     assert moved["then"] == submitted["then"], "it waits there already"
     refused = sdwn(*command, code=1).stderr
-    assert "tasks are live that judge this; follow them with: sdwn evaluate" in refused
+    assert "tasks are live that judge this; run the same command when they have ended" in refused
     cancelled = sdwn.json("cancel", submitted["work"])["job_ids"]
     assert {*cancelled} == {*submitted["job_ids"], *submitted["then"].values()}
     found = sdwn.json(*command, "--profile", site, "--wait", "--shards-per-task", "4")

@@ -88,7 +88,10 @@ def squeue(
     lines = run([*SQUEUE, *options, *["--states=all"] * ended])
     if lines is None:
         return None
-    return dict(found for found in map(read_squeue, lines) if found is not None)
+    found = dict(one for one in map(read_squeue, lines) if one is not None)
+    # What SLURM refuses stays for minutes, as a job that failed.
+    refused = "FAILED", "BadConstraints"
+    return {job: one for job, one in found.items() if (one.state, one.reason) != refused}
 
 
 def read_squeue(line: str) -> tuple[str, JobState] | None:

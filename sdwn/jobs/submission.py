@@ -340,6 +340,9 @@ def complete(
         looks.wait()
     left = missing(paths, plan)
     if not left:
+        # They have only their own records left to write.
+        ending = [job for job, state in live.items() if state.state == scheduler.RUNNING]
+        _await_end(paths, [job for job in ending if job.indices], quietly)
         waiting = (job for job, state in live.items() if state.state == scheduler.PENDING)
         if idle := [job.id for job in waiting if job.indices]:
             onlooker.tell(
@@ -462,7 +465,7 @@ def cancel(paths: RunPaths, tell: Tell = quietly) -> dict[Job, JobState]:
 
 
 def _await_end(paths: RunPaths, jobs: Collection[Job], tell: Tell) -> None:
-    """Wait until cancelled jobs are gone: SLURM gives a task some time to end by itself."""
+    """Wait for some time until ending jobs are gone: SLURM lets cancelled ones end themselves."""
     began, told = time.monotonic(), False
     lost = any(not job.array for job in jobs)
     ids = {job.id for job in jobs}
