@@ -560,6 +560,17 @@ def test_a_task_that_finishes_nothing_new_is_not_started_again_for_ever(ends: li
             idle, array_task = 0, array_task.checkpoint().function
 
 
+def test_a_task_that_starts_while_its_folder_is_away_waits_for_it(
+    planned: PlanRun, patient: None
+) -> None:
+    paths, plan = planned()
+    away = paths.root.with_name("away")
+    paths.root.rename(away)
+    threading.Timer(0.5, lambda: away.rename(paths.root)).start()
+    task.ArrayTask("generate", str(paths.root), (0,), plan.digest)()
+    assert paths.done_shards() == {0}
+
+
 def test_a_shard_that_cannot_be_joined_is_an_error(planned: PlanRun) -> None:
     paths, plan = planned()
     with pytest.raises((IntegrityError, ValueError)):

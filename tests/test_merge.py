@@ -25,7 +25,7 @@ from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.runs.verify import verify
 
-from conftest import FEW, PlanRun
+from conftest import FEW, PlanRun, Sdwn
 
 
 @pytest.fixture
@@ -180,6 +180,17 @@ def test_a_plan_that_was_replaced_is_named_and_no_shard_to_be_deleted(
     assert f"shards (0-{len(plan.shards) - 1}) of plan {plan.digest[:12]}" in message
     assert "plan.json was replaced" in message
     assert "rm " not in message
+
+
+def test_status_and_submit_name_the_plan_that_was_replaced(planned: PlanRun, sdwn: Sdwn) -> None:
+    paths, plan = planned("mine")
+    sdwn("submit", paths.root, "--wait", "--profile", "local")
+    new, _ = planned("new", seed=7)
+    for name in ("plan.json", "synsets.csv"):
+        shutil.copy(new.root / name, paths.root / name)
+    told = f"jobs were submitted here for plan {plan.digest[:12]}"
+    assert told in sdwn("status", paths.root).stderr
+    assert told in sdwn("submit", paths.root, code=2).stderr
 
 
 def test_damaged_shards_are_named_with_the_cure(run: tuple[RunPaths, Plan]) -> None:

@@ -29,11 +29,14 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say what is done, running, pending and failed."""
+    from sdwn.jobs.submission import replaced_plan
     from sdwn.runs.chain import is_between
     from sdwn.runs.status import run_status
 
     paths, made = open_dealt(run)
     say_unreadable(paths)
+    if replaced := replaced_plan(paths, made):
+        terminal.say(f"{replaced}; the shards below may be of the other plan")
     if watch and not as_json:
         with terminal.live() as show:
             idle = 0

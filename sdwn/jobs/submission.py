@@ -97,13 +97,20 @@ def require_same_plan(paths: RunPaths, plan: Dealt) -> None:
     Raises:
         UsageError: jobs of this folder were submitted for another plan.
     """
+    if replaced := replaced_plan(paths, plan):
+        raise UsageError(replaced)
+
+
+def replaced_plan(paths: RunPaths, plan: Dealt) -> str | None:
+    """Say which plan jobs of this folder were submitted for, if it was another one."""
     for submission in read_journal(paths):
         if submission.plan not in ("", plan.digest):
-            raise UsageError(
+            return (
                 f"{paths.root}: jobs were submitted here for plan {submission.plan[:12]}, and the "
                 f"plan is {plan.digest[:12]} now; restore {paths.plan.name} and "
                 f"{paths.synsets.name}, or plan into a new folder"
             )
+    return None
 
 
 def require_visible(paths: RunPaths, indices: Sequence[int]) -> None:

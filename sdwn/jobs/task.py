@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sdwn import checkout
 from sdwn.errors import SdwnError
 from sdwn.files import CHANGED, RunPaths, now, read_json
-from sdwn.jobs.disk import write_note
+from sdwn.jobs.disk import RunDisk, write_note
 from sdwn.jobs.processes import Process, see_one_device, this_process, together
 from sdwn.models.weights import switch_hub_off
 
@@ -73,7 +74,7 @@ class ArrayTask:
         if not self.plan:
             return
         paths = RunPaths(Path(self.path))
-        found = read_json(paths.plan).get("digest")
+        found = RunDisk(paths).retry(partial(read_json, paths.plan)).get("digest")
         if found != self.plan:
             raise SdwnError(
                 f"{paths.plan}: this task was submitted for plan {self.plan[:12]}, found "
