@@ -22,6 +22,7 @@ from sdwn.commands import (
     trying,
     whole,
 )
+from sdwn.files import require_home
 
 app = typer.Typer(
     name="sdwn",
@@ -80,4 +81,9 @@ def _concerns_users(record: logging.LogRecord) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
-    sys.exit(terminal.guarded(lambda: app(arguments)))
+    sys.exit(terminal.guarded(lambda: _run(arguments)))
+
+
+def _run(arguments: list[str] | None) -> None:
+    require_home()
+    app(arguments)

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import stat
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ from typing import Any, TextIO
 
 from rich.filesize import decimal
 
-from sdwn.errors import DiskError, IntegrityError, UsageError, shell
+from sdwn.errors import DiskError, IntegrityError, SdwnError, UsageError, shell
 from sdwn.reading import decode_text
 
 TEMPORARY = ".tmp"
@@ -66,6 +67,35 @@ def cache_folder() -> Path:
     if named := os.environ.get("SDWN_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdwn"
+
+
+def writable_cache() -> Path:
+    """Return the user's cache, once something was written there.
+
+    Raises:
+        SdwnError: it cannot be written to.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise SdwnError(
+            f"the cache in {folder} cannot be written to ({error.strerror}); set SDWN_CACHE to a "
+            "folder that can"
+        ) from None
+
+
+def require_home() -> None:
+    """Give a user whom the system knows no home of a folder to keep caches in.
+
+    Libraries look for one where they are imported, and end, or make a folder named ``~``.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(private_folder(Path(tempfile.gettempdir())))
 
 
 @dataclass(frozen=True, slots=True)

@@ -497,3 +497,24 @@ for name in ("library", "huggingface_hub", "sdwn.jobs"):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     told = [f"{name} fails" for name in ("library", "huggingface_hub")]
     assert done.stderr.splitlines() == [*told, "sdwn.jobs warns", "sdwn.jobs fails"]
+
+
+def test_a_user_without_a_home_or_a_name_meets_no_traceback(tmp_path: Path, config: Path) -> None:
+    """A container started under a number; the kernel lets every user become one."""
+    alone = ("unshare", "--user", "--map-user=12345", "--map-group=12345")
+    if not shutil.which("unshare") or subprocess.run([*alone, "true"], check=False).returncode:
+        pytest.skip("no user may become another here")
+    without = ("HOME", "USER", "LOGNAME", "SDWN_CACHE", "XDG_CACHE_HOME", "HF_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in without}
+    for arguments in (("plan", config, "run"), ("submit", "run", "--wait"), ("doctor", "run")):
+        done = subprocess.run(
+            [*alone, sys.executable, "-m", "sdwn", *arguments],
+            cwd=tmp_path,
+            env=environment | {"TMPDIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "~").exists(), "no library made a folder of this name"

@@ -276,6 +276,23 @@ def test_wordnet_is_found_without_nltk(
     assert texts(examine(*run, local))["wordnet"] == f"WordNet 3.0 in {corpus}.zip"
 
 
+def test_a_cache_that_cannot_be_written_is_told_and_stops_no_probe(
+    sdwn: Sdwn, planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    paths, plan = planned()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SDWN_CACHE", str(tmp_path / "file/cache"))
+    for executor in ("local", "slurm"):
+        found = examine(paths, plan, profile(executor=executor))
+        assert verdicts(found)["cache"] == "warning"
+        assert "cannot be written to (Not a directory); set SDWN_CACHE" in texts(found)["cache"]
+    probed = sdwn.json("doctor", paths.root, "--profile", "local", "--probe")
+    (cache,) = (row for row in probed["findings"] if row["subject"] == "cache")
+    assert "cannot be written to" in cache["text"]
+    refused = sdwn("tune", "demo", code=1)
+    assert refused.stderr.count("cannot be written to") == 1
+
+
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[None]:
     folder.mkdir()

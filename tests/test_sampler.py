@@ -390,6 +390,21 @@ class TestSpeed:
         assert distance(compiled, pixels(plain)).max() <= 1
         assert any((cache / "inductor").iterdir()), "what one task compiled, the next one reads"
 
+    def test_it_loads_where_no_cache_can_be_written(self, tmp_path: Path) -> None:
+        """As in a home that cannot be written to: diffusers makes a folder on import."""
+        families.one_block(tmp_path / "model")
+        given = tmp_path / "given"
+        given.write_bytes(pickle.dumps(config(name=str(tmp_path / "model"), **OWN)))
+        code = (
+            "import pickle, sys; from sdwn.generation.samplers import load_sampler; "
+            "load_sampler(pickle.load(open(sys.argv[1], 'rb')))"
+        )
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("TORCH")}
+        environment |= {"SDWN_CACHE": str(given / "below-a-file"), "TMPDIR": str(tmp_path)}
+        command = [sys.executable, "-c", code, given]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
     def test_a_prompt_is_encoded_once_and_the_empty_one_once(self) -> None:
         fresh = Sampler(config())
         texts: list[int] = []

@@ -107,17 +107,6 @@ def profile_path(work: Workload) -> Path:
     return cache_folder() / "gpus" / f"{work.key}.json"
 
 
-def require_writable() -> None:
-    """Fail before anything is measured if the cache cannot keep it.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    with atomic(cache_folder() / "gpus" / ".probe") as temporary:
-        temporary.touch()
-    (cache_folder() / "gpus" / ".probe").unlink(missing_ok=True)
-
-
 def store(profile: GpuProfile) -> GpuProfile:
     """Keep what was measured for every later task of the same workload, with its curve."""
     write_profile(profile, profile.path)

@@ -16,7 +16,7 @@ from sdwn.doctor.probe import OFFLINE, hub_is_off
 from sdwn.doctor.site_checks import check_site
 from sdwn.errors import SdwnError, UsageError, command
 from sdwn.estimating.estimates import estimate, stored_bytes
-from sdwn.files import RunPaths, cache_folder
+from sdwn.files import RunPaths, cache_folder, writable_cache
 from sdwn.jobs.cluster import cut
 from sdwn.jobs.live import missing
 from sdwn.jobs.profiles import ClusterProfile, LaterStage
@@ -299,6 +299,11 @@ def _locks(run: _Run) -> Iterator[Finding]:
 
 
 def _cache(run: _Run) -> Iterator[Finding]:
+    try:
+        writable_cache()
+    except SdwnError as error:
+        yield warning("cache", str(error))
+        return
     if not run.slurm:
         return
     if _differs(run, "SDWN_CACHE"):

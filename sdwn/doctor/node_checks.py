@@ -96,6 +96,8 @@ def _locks(report: NodeReport) -> Finding:
 
 
 def _cache(report: NodeReport) -> Finding:
+    if report.cache_fault:
+        return warning("cache", f"{report.node}: {report.cache_fault}")
     if report.cache_seen:
         return ok("cache", f"{report.node} sees this machine's, in {report.cache}")
     return warning(

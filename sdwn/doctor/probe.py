@@ -16,7 +16,7 @@ import sdwn
 from sdwn.config import EvaluationConfig, RunConfig
 from sdwn.devices import memory
 from sdwn.errors import IntegrityError, SdwnError
-from sdwn.files import RunPaths, cache_folder, read_json, write_text
+from sdwn.files import RunPaths, cache_folder, read_json, writable_cache, write_text
 from sdwn.jobs import scheduler
 from sdwn.models import weights
 from sdwn.models.lock import locked_weights
@@ -33,7 +33,8 @@ class NodeReport:
     """What a node says of itself.
 
     ``token`` is what the login node wrote, as it is read here; ``cache`` the cache's folder, and
-    ``cache_seen`` whether the login node's token is in it. ``hdf5`` is "" where an HDF5 file was
+    ``cache_seen`` whether the login node's token is in it; ``cache_fault`` is "" where the node
+    writes to it. ``hdf5`` is "" where an HDF5 file was
     written and read, ``NO_LOCKS`` where that takes HDF5_USE_FILE_LOCKING=FALSE, else an error.
     ``device`` is torch's, None where torch was not asked; ``gpus`` is nvidia-smi's answer;
     ``weights`` is where they lie, None where they were not found; ``classifier`` is its weights'
@@ -58,6 +59,7 @@ class NodeReport:
     cache: str
     cache_seen: bool
     hdf5: str
+    cache_fault: str = FINE
 
 
 def look_around(run: Path, indices: Iterable[int]) -> None:
@@ -127,7 +129,16 @@ def _report(paths: RunPaths, token: str) -> NodeReport:
         cache=str(cache_folder()),
         cache_seen=(cache_folder() / token).is_file(),
         hdf5="h5py is missing" if "h5py" in missing else hdf5_fault(paths.probe.root / "probe.h5"),
+        cache_fault=_cache_fault(),
     )
+
+
+def _cache_fault() -> str:
+    try:
+        writable_cache()
+    except SdwnError as error:
+        return str(error)
+    return FINE
 
 
 def _node() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -11,10 +12,13 @@ from sdwn.batches import ENOUGH, BatchSize, asked, on_grid
 from sdwn.config import RunConfig
 from sdwn.devices import gpus
 from sdwn.devices.gpus import Workload
-from sdwn.files import cache_folder
+from sdwn.errors import SdwnError
+from sdwn.files import writable_cache
 from sdwn.models.weights import Weights
 from sdwn.planning.plan import ImageSpec
 from sdwn.storage.images import Sample
+
+log = logging.getLogger(__name__)
 
 
 class ImageSampler(Protocol):
@@ -67,11 +71,19 @@ def load_sampler(config: RunConfig, weights: Weights | None = None) -> ImageSamp
         from sdwn.generation.noise import NoiseSampler
 
         return NoiseSampler(config)
-    # Every task reads what the first one compiled; diffusers sets it on import.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    if config.generation.compile:
+        _share_compiled()
     from sdwn.generation.sampler import Sampler
 
     return Sampler(config, weights)
+
+
+def _share_compiled() -> None:
+    """Let every task read what the first one compiled; diffusers makes the folder on import."""
+    try:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(writable_cache() / "inductor"))
+    except SdwnError as error:
+        log.warning("each task compiles for itself: %s", error)
 
 
 def load_timed(config: RunConfig, weights: Weights | None = None) -> tuple[ImageSampler, float]:

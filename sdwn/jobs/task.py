@@ -11,7 +11,7 @@ from typing import Any
 
 from sdwn import checkout
 from sdwn.errors import SdwnError
-from sdwn.files import CHANGED, RunPaths, now, read_json
+from sdwn.files import CHANGED, RunPaths, now, read_json, require_home
 from sdwn.jobs.disk import RunDisk, write_note
 from sdwn.jobs.processes import Process, see_one_device, this_process, together
 from sdwn.models.weights import switch_hub_off
@@ -57,6 +57,7 @@ class ArrayTask:
         """Run the stage on this process's share."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         process = this_process()
+        require_home()
         see_one_device(process)
         if RunPaths(Path(self.path)).lock.exists():
             switch_hub_off()

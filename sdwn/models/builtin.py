@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from sdwn.errors import UsageError
+from sdwn.files import writable_cache
 from sdwn.models.weights import IN_PACKAGE, builtin_path, packaged
 
 NAMES = ("tiny", *IN_PACKAGE)
@@ -65,6 +66,7 @@ def builtin_folder(name: str) -> Path:
         return packaged(name)
     folder = builtin_path(name)
     if not folder.is_dir():
+        writable_cache()
         _make(folder)
     return folder
 

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from sdwn.doctor.probe import NodeReport, read_report
 from sdwn.errors import SdwnError, UsageError, command
 from sdwn.estimating.estimates import cost
 from sdwn.estimating.known_speeds import DeviceSpeed
-from sdwn.files import RunPaths, cache_folder, read_json, write_text
+from sdwn.files import RunPaths, cache_folder, read_json, writable_cache, write_text
 from sdwn.jobs.cluster import cut, gives_gpu
 from sdwn.jobs.joblogs import failure, job_logs
 from sdwn.jobs.journal import cancelled_jobs, last_jobs, read_journal
@@ -60,7 +60,7 @@ def tune_elsewhere(
     targets = [profile.on_gpu(kind) for kind in kinds] or [profile]
     settings = config.model_dump(mode="json")
     question = {"config": settings, "profiles": [one.record() for one in targets]}
-    folder = cache_folder() / "tuning"
+    folder = writable_cache() / "tuning"
     moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
     left = (paths for paths in map(RunPaths, sorted(folder.glob("*"))) if _asked(paths, question))
     paths = next(left, RunPaths(folder / moment))
@@ -221,11 +221,13 @@ def _seen_by_nodes(probe: RunPaths, token: str) -> Iterator[None]:
     """Put a token into the probe's folder, and into the cache for as long as the block runs."""
     write_text(probe.token, token)
     cached = cache_folder() / token
-    write_text(cached, token)
+    with suppress(OSError):  # Whether this machine writes there is examined beside it.
+        write_text(cached, token)
     try:
         yield
     finally:
-        cached.unlink(missing_ok=True)
+        with suppress(OSError):
+            cached.unlink(missing_ok=True)
 
 
 def answers(plan: Plan, pilot: RunPaths, profile: ClusterProfile) -> Answers:

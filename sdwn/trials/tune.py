@@ -11,7 +11,7 @@ from sdwn.devices import gpus, visible
 from sdwn.devices.gpus import GpuProfile
 from sdwn.devices.tuning import Run, Tuning, search
 from sdwn.errors import OutOfMemoryError, SdwnError
-from sdwn.files import now, read_json
+from sdwn.files import now, read_json, writable_cache
 from sdwn.generation.samplers import ImageSampler, load_sampler
 from sdwn.models.weights import find
 from sdwn.planning.plan import ImageSpec, image_seed
@@ -41,7 +41,7 @@ def tune_device(config: RunConfig) -> GpuProfile:
     Raises:
         SdwnError: there is no room for a single image, or no GPU where one was given.
     """
-    gpus.require_writable()
+    writable_cache()  # Fail before anything is measured that could not be kept.
     # Any revision is as fast as another: what is there is taken, and no hub is asked.
     sampler = load_sampler(config, find(config))
     # Plain noise is drawn without torch.
