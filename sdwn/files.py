@@ -562,7 +562,10 @@ def links(folder: Path) -> Iterator[Path]:
                 yield Path(entry.path)
 
 
-LINK = "a link or a pipe, and a release holds plain files only; put a copy in its place"
+LINK = (
+    "a link or a pipe, and a release holds plain files only; remove it, or, if it is yours, put a "
+    "copy of what it stands for in its place"
+)
 
 
 def refuse_links(path: Path) -> None:

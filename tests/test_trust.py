@@ -32,7 +32,7 @@ from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import script
 from sdwn.jobs.journal import intend, note_cancelled, read_journal
 from sdwn.jobs.processes import Process, together
-from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.profiles import ClusterProfile, load_profile
 from sdwn.jobs.submission import alone, last_profile, submit_shards
 from sdwn.jobs.task import ArrayTask
 from sdwn.models.builtin import builtin_folder
@@ -43,9 +43,10 @@ from sdwn.releases.building import JOURNAL, Building, build
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.runs.verify import verify
+from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.local.local import start_controller
 
-from conftest import FEW, PlanRun, noise_config, wait_until
+from conftest import FEW, PlanRun, Testbed, noise_config, profile_for_testbed, wait_until
 
 LOCAL = ClusterProfile(executor="local")
 
@@ -309,6 +310,26 @@ class TestSecrets:
         submit_shards(paths, plan, [1], again, print)
         wait_until(lambda: 1 in paths.done_shards())
         assert seen.read_text() == "of whoever goes on plain\n"
+
+    @pytest.mark.slurm
+    def test_a_slurm_job_has_it_and_runs_no_pickle_that_lay_there(
+        self, planned: PlanRun, testbed: Testbed, tmp_path: Path
+    ) -> None:
+        """The ids of jobs are easily foreseen, and a folder may come with its pickles."""
+        paths, plan = planned(catalog=FEW)
+        seen, ran = tmp_path / "seen", tmp_path / "ran"
+        last = int(max(["0", *testbed.run("sacct", "-nXP", "-o", "jobidraw").split()], key=int))
+        for job in range(last + 1, last + 20):
+            planted = JobPaths(paths.jobs / "%j", str(job)).submitted_pickle
+            planted.parent.mkdir(parents=True)
+            DelayedSubmission(ran.touch).dump(planted)
+        own = f"environment: {{HF_TOKEN: {TOKEN}}}\nsetup: ['echo $HF_TOKEN > {seen}', sleep 3]"
+        site = load_profile(str(profile_for_testbed(tmp_path, own)))
+        submit_shards(paths, plan, [0], site, print)
+        wait_until(paths.done_shards)
+        assert seen.read_text() == f"{TOKEN}\n"
+        assert self.written(paths.root) == []
+        assert not ran.exists()
 
     @pytest.mark.parametrize(
         ("name", "value", "secret"),
