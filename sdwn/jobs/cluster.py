@@ -333,7 +333,7 @@ def _start(
 
 
 def starting_log(jobs: Path, name: str) -> Path:
-    """Name the log of what starts the tasks of an array on this machine."""
+    """Name an array's log of what goes wrong before a task can write its own."""
     return jobs / f"{name}.log"
 
 
@@ -347,8 +347,7 @@ def script(tasks: int, jobs: Path, profile: ClusterProfile, name: str = JOB_NAME
         return "\n".join(["#!/bin/bash", note, *_setup(profile), command]) + "\n"
     setup = [*_logging(folder), *_setup(profile)]
     parameters = {**_slurm_parameters(profile), "job_name": name, "setup": setup}
-    # What goes wrong before a task's own log can be written, for all of an array.
-    log = str(jobs.absolute() / f"{name}.log")
+    log = str(starting_log(jobs.absolute(), name))
     parameters["additional_parameters"] |= {"output": log, "error": log}
     if tasks > 1:
         parameters["map_count"] = tasks
