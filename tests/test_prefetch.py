@@ -20,6 +20,7 @@ from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.files import ReleasePaths, RunPaths
 from sdwn.generation.generate import generate
+from sdwn.jobs.journal import read_journal
 from sdwn.models import lock
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.lock import Lock, locked_weights
@@ -401,7 +402,7 @@ def test_a_run_is_locked_to_its_classifier(
         evaluate_run(local.root, [])
     refused = sdwn("submit", local.root, "--wait", "--then", "merge,evaluate", code=1).stderr
     assert "own.safetensors: changed or missing since" in " ".join(refused.split())
-    assert not local.submissions.exists()
+    assert read_journal(local) == []
     sdwn("prefetch", local.root)
     lock.require_classifier(local, config)
     assert json.loads(local.lock.read_text())["files"] == locked["files"]
