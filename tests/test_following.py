@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sdwn.commands import following as commands
 from sdwn.config import validated
 from sdwn.files import RunPaths
+from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import Job
 from sdwn.jobs.joblogs import failure
 from sdwn.jobs.journal import intend, read_journal, settle
@@ -262,6 +263,23 @@ def test_the_watch_ends_with_the_last_stage(
     wait_until(lambda: run_status(paths, plan).then)
     assert "merge: done" in sdwn("status", paths.root, "--watch").stdout
     assert waiting.wait(timeout=60) == 0
+
+
+def test_without_a_controller_files_and_logs_say_that_all_is_done(
+    generated: PlanRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "squeue", lambda *_, **__: None)
+    paths, plan = generated()
+    logged(paths, [AT_WORK + END])
+    site = validated(ClusterProfile, {}, source="test")
+    settle(paths, intend(paths, [ArrayTask("merge", str(paths.root), ())], site), ["8"])
+    found = run_status(paths, plan)
+    assert found.then["merge"].startswith("unknown")
+    assert found.jobs_live == 1, "the merge may live; what made finished shards does not matter"
+    (paths.jobs / "8").mkdir()
+    (paths.jobs / "8/8_0_log.err").write_text(END)
+    assert run_status(paths, plan).then == {"merge": "done"}
+    assert run_status(paths, plan).jobs_live == 0, "a watch ends"
 
 
 # Trials

@@ -208,16 +208,19 @@ def is_waiting(job: Job, live: Live) -> bool:
 
 
 def _state(paths: RunPaths, stage: str, job: Job, live: Live, cancelled: bool) -> str:
+    said = reason(paths, job) if job_logs(paths, job) else ""
+    # What a log says holds without a controller.
+    if succeeded(said):
+        return DONE
     if job in live:
         state = live[job]
         why = f"({state.reason}) " * (state.reason not in ("", "None"))
         return f"{state.state.lower()} {why}as job {job.id}"
     if cancelled:
         return f"cancelled as job {job.id}"
-    if not job_logs(paths, job):
+    if not said:
         return f"never started: job {job.id} was cancelled, or the stage before it failed"
-    said = reason(paths, job)
-    return DONE if succeeded(said) or _merged_since(paths, stage, job) else FAILED + said
+    return DONE if _merged_since(paths, stage, job) else FAILED + said
 
 
 def _merged_since(paths: RunPaths, stage: str, job: Job) -> bool:

@@ -117,6 +117,8 @@ def run_status(paths: RunPaths, plan: Dealt) -> RunStatus:
     running = len(states) - pending - unknown
     rate = files.images_per_second() if running else 0.0
     names = paths.task_names()
+    then, stages = chain.states(paths, submissions, live), chain.last_stages(submissions)
+    open_stages = {job for stage, job in stages.items() if then[stage] != chain.DONE}
     total, own = plan.own_images, len(plan.own_shards)
     return RunStatus(
         images_done=files.images,
@@ -129,7 +131,11 @@ def run_status(paths: RunPaths, plan: Dealt) -> RunStatus:
         shards_failed=len(failed),
         shards_missing=own - len(done) - len(states) - len(ended),
         shards_cancelled=len(ended) - len(failed),
-        jobs_live=len(live),
+        jobs_live=sum(
+            # Without a controller any job may live; those with nothing left to do do not count.
+            state.state != UNKNOWN or not done.issuperset(job.indices) or job in open_stages
+            for job, state in live.items()
+        ),
         restarts=restarts(names),
         pending_reasons=dict(Counter(s.reason for s in live.values() if s.state == PENDING)),
         cannot_start=list(cannot_start(live).values()),
@@ -140,7 +146,7 @@ def run_status(paths: RunPaths, plan: Dealt) -> RunStatus:
         lowered=_notes(paths, names, LOWERED),
         changed_code=_notes(paths, names, CHANGED),
         without_gpu=_notes(paths, names, NO_GPU),
-        then=chain.states(paths, submissions, live),
+        then=then,
         waited=_notes(paths, names, WAITED),
         submitted_by=_owners(submissions, failed),
     )
