@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -225,21 +225,20 @@ def alone(paths: RunPaths, tell: Tell) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = paths.submitting.read_text(encoding="utf-8") or "another command"
+            holder = (
+                paths.submitting.read_text(encoding="utf-8", errors="replace") or "another command"
+            )
             tell(f"{paths.root}: waiting for {holder}, which is at work here")
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
             pass  # a file system without locks
-        lock.truncate(0)
-        lock.write(f"{_own_command()} (process {os.getpid()} of {user()} on {socket.gethostname()}")
-        lock.write(f", since {now()})")
-        lock.flush()
+        own = Path(sys.argv[0]).name in ("sdwn", "__main__.py")
+        what = command(*sys.argv[1:2]) if own else "a task"
+        who = f"process {os.getpid()} of {user()} on {socket.gethostname()}"
+        with suppress(OSError):  # on a full disk nobody is told who
+            os.truncate(lock.fileno(), 0)
+            os.write(lock.fileno(), f"{what} ({who}, since {now()})".encode())
         yield
-
-
-def _own_command() -> str:
-    own = Path(sys.argv[0]).name in ("sdwn", "__main__.py")
-    return command(*sys.argv[1:2]) if own else "a task"
 
 
 def recover(paths: RunPaths, profile: ClusterProfile) -> None:
