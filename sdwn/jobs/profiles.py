@@ -23,8 +23,8 @@ GPU_NAMES = ("gpu", "gres/gpu")
 MEMORY_OPTIONS = ("mem", "mem_per_cpu", "mem_per_gpu")
 MEMORY_UNITS = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
 
-# A request for GPUs: how many, of which kind, or both.
-GPU_REQUEST = re.compile(r"([A-Za-z][\w.-]*:)?[1-9]\d*|[A-Za-z][\w.-]*", re.ASCII)
+# A request for GPUs: how many, of which kind (also of a kind 4090), or both.
+GPU_REQUEST = re.compile(r"(\w[\w.-]*:)?[1-9]\d*|[A-Za-z][\w.-]*", re.ASCII)
 
 # What follows the arrays: submit --then. Judging images takes a GPU, the others none.
 LaterStage = Literal["merge", "evaluate", "report"]
