@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -17,28 +17,27 @@ Config = Annotated[
 ]
 
 
-def _expect_run(context: typer.Context, folder: Path) -> Path:
-    require_kind("run", str(context.info_name), folder)
-    return folder
+def _expect(wanted: Literal["run", "release"]) -> Callable[[typer.Context, Any], Any]:
+    """Return a check of an argument: folders of another kind are refused."""
+
+    def check(context: typer.Context, value: Any) -> Any:
+        for folder in value if isinstance(value, list) else [value]:
+            require_kind(wanted, str(context.info_name), folder)
+        return value
+
+    return check
 
 
-def _expect_runs(context: typer.Context, folders: list[Path]) -> list[Path]:
-    return [_expect_run(context, folder) for folder in folders]
-
-
-def _expect_release(context: typer.Context, folder: Path) -> Path:
-    require_kind("release", str(context.info_name), folder)
-    return folder
-
-
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.", callback=_expect_run)]
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The run's folder.", callback=_expect("run"))
+]
 Runs = Annotated[
     list[Path],
-    typer.Argument(metavar="RUN...", help="Run folders of the same plan.", callback=_expect_runs),
+    typer.Argument(metavar="RUN...", help="Run folders of the same plan.", callback=_expect("run")),
 ]
 ReleaseFolder = Annotated[
     Path,
-    typer.Argument(metavar="RELEASE", help="The release's folder.", callback=_expect_release),
+    typer.Argument(metavar="RELEASE", help="The release's folder.", callback=_expect("release")),
 ]
 Override = Annotated[
     list[str] | None,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import shutil
 from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
@@ -81,7 +81,7 @@ def _cause(log: Path, job: str, rank: int) -> str:
     of_slurm = "\n".join(line for line in told if _is_of(line, rank)).casefold()
     if of_slurm:
         return next((cause for words, cause in CAUSES if re.search(words, of_slurm)), last)
-    if _free_bytes(log) < FULL_BYTES:
+    if shutil.disk_usage(log.parent).free < FULL_BYTES:
         return "no space or quota left where the log lies, so the log is cut short"
     if any(words in last for words in REQUEUED):
         return "ended by its time limit or preempted, and not started again"
@@ -107,11 +107,6 @@ def _is_of(line: str, rank: int) -> bool:
         return True
     bounds = (part.split("-") for part in match["ranks"].split(","))
     return any(int(ends[0]) <= rank <= int(ends[-1]) for ends in bounds)
-
-
-def _free_bytes(log: Path) -> int:
-    found = os.statvfs(log)
-    return found.f_bavail * found.f_frsize
 
 
 def job_logs(paths: RunPaths, job: Job) -> list[Path]:
