@@ -67,7 +67,8 @@ def say_values(values: dict[str, Any]) -> None:
 def result(values: dict[str, Any], as_json: bool, text: str | None = None) -> None:
     """Print a command's result: one JSON object, or text for a person."""
     if as_json:
-        sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")
+        escaped = (sys.stdout.encoding or "utf-8").lower() != "utf-8"
+        sys.stdout.write(json.dumps(values, ensure_ascii=escaped) + "\n")
     elif text is not None:
         sys.stdout.write(plain(text, BUT_COLOURS))
     else:
@@ -190,6 +191,9 @@ def guarded(command: Callable[[], None]) -> int:
         raise
     except OSError as error:
         return _fail(str(error), 1)
+    except UnicodeEncodeError as error:
+        name = f"{error.object:.200}".strip()
+        return _fail(f"{name!r}: a name that is no UTF-8; rename the file or folder", 1)
     return 0
 
 

@@ -518,3 +518,22 @@ def test_a_user_without_a_home_or_a_name_meets_no_traceback(tmp_path: Path, conf
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "~").exists(), "no library made a folder of this name"
+
+
+def test_a_name_that_is_no_utf8_and_a_terminal_of_few_letters_do_no_harm(
+    tmp_path: Path, config: Path
+) -> None:
+    few = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    run = os.fsdecode(b"caf\xe9")
+    for arguments in (("plan", config, run), ("submit", run, "--wait"), ("status", run, "--json")):
+        done = subprocess.run(
+            [sys.executable, "-m", "sdwn", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **few, "PYTHONUTF8": "0"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.isascii()
+    assert json.loads(done.stdout)["shards_missing"] == 0

@@ -80,7 +80,7 @@ class Submission:
 
 def run_name(paths: RunPaths) -> str:
     """Return how the names of all jobs of a run begin: SLURM tells them without a journal."""
-    return f"sdwn-{hashlib.sha256(str(paths.root.resolve()).encode()).hexdigest()[:8]}-"
+    return f"sdwn-{hashlib.sha256(os.fsencode(paths.root.resolve())).hexdigest()[:8]}-"
 
 
 def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile) -> Submission:

@@ -74,4 +74,4 @@ def _is_whole(copy: Path, folder: Path) -> bool:
 def _state(folder: Path) -> str:
     stats = ((name, (folder / name).stat()) for name in files(folder))
     lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
-    return hashlib.sha256("\n".join([str(folder), *lines]).encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode("\n".join([str(folder), *lines]))).hexdigest()[:16]
