@@ -13,7 +13,7 @@ from sdwn.config import RunConfig
 from sdwn.devices import gpus
 from sdwn.devices.gpus import Workload
 from sdwn.errors import SdwnError
-from sdwn.files import writable_cache
+from sdwn.files import private_folder, writable_cache
 from sdwn.models.weights import Weights
 from sdwn.planning.plan import ImageSpec
 from sdwn.storage.images import Sample
@@ -79,9 +79,10 @@ def load_sampler(config: RunConfig, weights: Weights | None = None) -> ImageSamp
 
 
 def _share_compiled() -> None:
-    """Let every task read what the first one compiled; diffusers makes the folder on import."""
+    """Let every task of this user read what the first one compiled; what lies there is run."""
     try:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(writable_cache() / "inductor"))
+        folder = private_folder(writable_cache() / "inductor")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     except SdwnError as error:
         log.warning("each task compiles for itself: %s", error)
 
