@@ -233,22 +233,15 @@ def _loaded(model: str, checkpoint: Path | None) -> _Loaded:
 
 
 def fetch_own(model: str) -> Path:
-    """Get the weights that a model comes with to this machine, and say where they lie.
+    """Get the weights of a model that :func:`find_classifier` has not found; return their file.
 
     Raises:
-        UsageError: timm knows no such model, or its weights are for other classes.
         SdwnError: the weights cannot be had.
     """
-    if model == "efficientnet-lite0":
-        return lite_file()
     try:
         if model == "paper":
             return pretrained.fetch_url(PAPER.url)
-        require_known(model)
-        _check_own_classes(model)
         return pretrained.fetch(model)
-    except UsageError:
-        raise
     except Exception as error:  # torch.hub's, the hub's, of either of its HTTP libraries
         raise SdwnError(unavailable(model, f"the weights of {model}", error)) from None
 

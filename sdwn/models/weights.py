@@ -260,15 +260,6 @@ def components(folder: Path) -> dict[str, str]:
     }
 
 
-def is_whole(folder: Path, config: RunConfig) -> bool:
-    """Tell whether every part of a pipeline is there that a config needs, with safetensors."""
-    try:
-        require_whole(folder, config)
-    except IntegrityError:
-        return False
-    return True
-
-
 def require_whole(folder: Path, config: RunConfig) -> None:
     """Check a pipeline's folder against its own index: every part that a config needs is there.
 
