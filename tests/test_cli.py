@@ -54,7 +54,12 @@ def test_the_whole_job_a_command_at_a_time(sdwn: Sdwn, config: Path) -> None:
         for path in (sdwn.folder / "out").iterdir()
         if path.name not in ("manifest.json", "README.md", "SHA256SUMS")
     )
-    assert sdwn.json("verify", "out") == {"images": planned["images"], "ok": True, "problems": []}
+    assert sdwn.json("verify", "out") == {
+        "images": planned["images"],
+        "ok": True,
+        "problems": [],
+        "left_by_desktop_or_server": [],
+    }
     (sdwn.folder / "out/synsets.csv").write_text("gone")
     found = sdwn.json("verify", "out", code=1)
     assert not found["ok"]
