@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import pytest
 from sdwn.config import RunConfig
 from sdwn.doctor.examination import examine
@@ -15,7 +18,7 @@ from sdwn.jobs.profiles import ClusterProfile
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.lock import ensure
 from sdwn.models.pipelines import obtained
-from sdwn.models.settings import require_usable
+from sdwn.models.settings import _INTERCHANGEABLE, require_usable
 from sdwn.models.weights import located, require_whole
 
 from conftest import PlanRun, Sdwn, noise_config
@@ -201,3 +204,21 @@ def test_what_is_not_here_yet_may_be_planned() -> None:
     for name in ("lab/not-here", "/not/here", "~/not-here", "builtin:noise"):
         for scheduler in (None, "PNDMScheduler", "DDIMScheduler"):
             require_usable(noise_config(model={"name": name}, generation={"scheduler": scheduler}))
+
+
+@pytest.mark.parametrize("name", sorted(_INTERCHANGEABLE))
+def test_schedulers_of_one_family_stand_in_for_one_another(name: str) -> None:
+    own = getattr(diffusers, name)()
+    assert {kind.__name__ for kind in own.compatibles} | {name} >= _INTERCHANGEABLE
+
+
+def test_planning_with_another_scheduler_of_the_family_needs_no_torch() -> None:
+    code = (
+        "import sys; from sdwn.config import load_config; from sdwn.shipped import find\n"
+        "from sdwn.models.settings import require_usable\n"
+        "config = load_config(find('config', 'demo'), ('generation.scheduler=DDIMScheduler',))\n"
+        "require_usable(config)\n"
+        "print(sorted({'torch', 'diffusers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

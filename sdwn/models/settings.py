@@ -6,11 +6,20 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from sdwn.config import GenerationConfig, RunConfig
+from sdwn.config import RunConfig
 from sdwn.errors import UsageError
 from sdwn.files import read_json
 from sdwn.models.weights import INDEX, components, is_elsewhere, locate, located, source
 
+# Any of these stands in for any other, which is known without diffusers' import of seconds.
+_INTERCHANGEABLE = {
+    f"{name}Scheduler"
+    for name in (
+        *("DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep"),
+        *("EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete"),
+        *("KDPM2Discrete", "LMSDiscrete", "PNDM", "UniPCMultistep"),
+    )
+}
 # Its steps draw noise for the batch as a whole, out of no image's generator.
 _UNREPEATABLE = {"DPMSolverSDEScheduler"}
 
@@ -52,9 +61,11 @@ def require_usable(config: RunConfig) -> None:
         UsageError: no model has this name, or it does not take the scheduler or safety checker.
         IntegrityError: a part of the model is missing in its folder.
     """
-    elsewhere = is_elsewhere(config.model)
-    folder = located(config) if not elsewhere and source(config.model) == "folder" else None
-    check_settings(config, folder if folder or elsewhere else locate(config))
+    if is_elsewhere(config.model):
+        check_settings(config, None)
+    else:
+        here = source(config.model) == "folder"
+        check_settings(config, located(config) if here else locate(config))
 
 
 def check_settings(config: RunConfig, folder: Path | None) -> bool:
@@ -74,7 +85,7 @@ def check_settings(config: RunConfig, folder: Path | None) -> bool:
     match index.get("scheduler"):
         case ["diffusers", str(kind)]:
             name = config.generation.scheduler or kind
-            if name == kind and kind not in _UNREPEATABLE:
+            if (name == kind and kind not in _UNREPEATABLE) or {name, kind} <= _INTERCHANGEABLE:
                 return True
             if own := _made(kind):
                 require_scheduler(name, own, str(index.get("_class_name")))
@@ -84,10 +95,9 @@ def check_settings(config: RunConfig, folder: Path | None) -> bool:
 
 
 def _require_known(scheduler: str | None) -> None:
-    if scheduler in (None, GenerationConfig().scheduler):
+    if scheduler is None or scheduler in _INTERCHANGEABLE:
         return
-    # Takes seconds, which the default need not cost.
-    import diffusers
+    import diffusers  # takes seconds
 
     known = {name.removesuffix("Scheduler").lower(): name for name in dir(diffusers)}
     known = {short: name for short, name in known.items() if name.endswith("Scheduler")}
@@ -102,8 +112,7 @@ def _require_known(scheduler: str | None) -> None:
 
 def _made(kind: str) -> Any:
     """Make a scheduler of diffusers; None where that takes more than its name."""
-    # Takes seconds, which a model's own scheduler need not cost.
-    import diffusers
+    import diffusers  # takes seconds
 
     try:
         return getattr(diffusers, kind)()

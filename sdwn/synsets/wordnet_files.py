@@ -15,8 +15,8 @@ from pathlib import Path
 VERSION = "3.0"
 # What NLTK opens, but lexnames, and how the last line of those that sdwn asks for begins.
 PARTS = ("noun", "verb", "adj", "adv")
-FILES = ("cntlist.rev", "index.sense", *(f"{part}.exc" for part in PARTS))
-FILES += tuple(f"{kind}.{part}" for kind in ("index", "data") for part in PARTS)
+FILES = tuple(f"{kind}.{part}" for kind in ("data", "index") for part in PARTS)
+FILES += ("cntlist.rev", "index.sense", *(f"{part}.exc" for part in PARTS))
 LAST = {"data.noun": b"15300051 ", "index.noun": b"zyrian "}
 THREE_WAYS = (
     "on a machine with network: python -m nltk.downloader wordnet; "
@@ -60,15 +60,14 @@ def look(folders: Iterable[str | Path] | None = None) -> tuple[Path | None, list
 def fault(corpus: Path) -> str | None:
     """Say why a corpus cannot be used; None where it can."""
     try:
-        version = version_of(
-            _read(corpus, "data.noun").decode("utf-8", "replace").splitlines()[:30]
-        )
-        if version != VERSION:
-            return f"holds WordNet {version or 'of no known version'}"
         for name in FILES:
-            content = _read(corpus, name)
-            last = content.rstrip(b"\n").rpartition(b"\n")[2]
-            if not last.startswith(LAST.get(name, b"")) or not content.endswith(b"\n"):
+            head, tail = _ends(corpus, name)
+            if name == "data.noun":
+                version = version_of(head.decode("utf-8", "replace").splitlines()[:30])
+                if version != VERSION:
+                    return f"holds WordNet {version or 'of no known version'}"
+            last = tail.rstrip(b"\n").rpartition(b"\n")[2]
+            if not last.startswith(LAST.get(name, b"")) or not tail.endswith(b"\n"):
                 return f"is damaged: {name} is cut short"
     except (OSError, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
         return f"is incomplete: {error}"
@@ -80,6 +79,17 @@ def fault(corpus: Path) -> str | None:
 def read_nouns(corpus: Path) -> bytes:
     """Read a corpus's file of nouns, unpacked or as NLTK downloads it."""
     return _read(corpus, "data.noun")
+
+
+def _ends(corpus: Path, name: str) -> tuple[bytes, bytes]:
+    """Read the first and the last 4 kB of a file; one in a zip whole, which checks its CRC."""
+    if corpus.suffix == ".zip":
+        content = _read(corpus, name)
+        return content[:4096], content[-4096:]
+    with (corpus / name).open("rb") as file:
+        head = file.read(4096)
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+        return head, file.read()
 
 
 def _read(corpus: Path, name: str) -> bytes:
