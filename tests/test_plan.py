@@ -123,6 +123,15 @@ def test_a_run_folder_keeps_its_plan_and_names_what_differs(
     assert paths.plan.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["settings", "catalog", "summary", "evaluation"])
+def test_a_plan_changed_by_hand_is_told_as_damaged(planned: PlanRun, name: str) -> None:
+    paths, _ = planned()
+    paths.plan.write_text(json.dumps({**json.loads(paths.plan.read_text()), name: None}))
+    for settings in ({}, {"seed": 7}):
+        with pytest.raises(IntegrityError, match=f"plan.json: damaged: {name}"):
+            planned("run", **settings)
+
+
 def test_other_words_of_the_same_number_of_synsets_are_another_plan(planned: PlanRun) -> None:
     paths, plan = planned()
     row = dataclasses.replace(plan.synsets[0], definition="something else")

@@ -315,6 +315,17 @@ def test_a_path_that_slurm_would_rewrite_is_refused(planned: PlanRun) -> None:
         planned("50%able")
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\\b", "50%able", os.fsdecode(b"a\xff")])
+def test_no_script_is_written_for_a_path_that_slurm_reads_otherwise(
+    name: str, tmp_path: Path
+) -> None:
+    # The folder may have been renamed since it was planned.
+    jobs = tmp_path / name / "jobs"
+    with pytest.raises(UsageError, match=r"SLURM reads no path with .*rename the folder"):
+        cluster.script(2, jobs, ClusterProfile())
+    assert cluster.script(2, jobs, ClusterProfile(executor="local"))
+
+
 def test_any_job_name_of_the_user_may_stand_in_the_queue() -> None:
     columns = [("7_0", 40), ("PENDING", 24), ("0", 12), ("x" * 40, 40), ("(Resources, or so)", 80)]
     read = read_squeue("".join(text.ljust(width) for text, width in columns))

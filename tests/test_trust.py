@@ -12,11 +12,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sdwn import terminal
@@ -30,7 +30,7 @@ from sdwn.generation.noise import NoiseSampler
 from sdwn.generation.sampler import Sampler
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import script
-from sdwn.jobs.journal import intend, note_cancelled, read_journal
+from sdwn.jobs.journal import intend, note_cancelled, note_later, read_journal, settle
 from sdwn.jobs.processes import Process, together
 from sdwn.jobs.profiles import ClusterProfile, load_profile
 from sdwn.jobs.submission import alone, last_profile, submit_shards
@@ -42,6 +42,7 @@ from sdwn.planning.plan import PlannedSynset, parse_table, table_text
 from sdwn.releases.building import JOURNAL, Building, build
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
+from sdwn.runs.status import run_status
 from sdwn.runs.verify import verify
 from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.local.local import start_controller
@@ -359,6 +360,56 @@ def test_a_journals_ids_are_numbers(planned: PlanRun, job: str) -> None:
     with paths.submissions.open("a") as file:
         file.write(json.dumps({"name": intended.name, "ids": [job]}) + "\n")
     assert [submission.ids for submission in read_journal(paths)] == [None]
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_stands_in_a_journal_ends_no_command(
+    planned: PlanRun, data: st.DataObject
+) -> None:
+    paths, plan = planned(catalog=FEW)
+    paths.submissions.unlink(missing_ok=True)
+    tasks = [ArrayTask("generate", str(paths.root), (index,), plan.digest) for index in (0, 1)]
+    settle(paths, intend(paths, tasks, LOCAL), ["999999991", "999999992"])
+    note_cancelled(paths, ["999999991"])
+    note_later(paths, ["merge"])
+    lines = [json.loads(line) for line in paths.submissions.read_text().splitlines()]
+    place, value = data.draw(st.integers(0, len(lines) - 1)), data.draw(ANYTHING)
+    if key := data.draw(st.sampled_from(["", *lines[place]])):
+        lines[place][key] = value
+    else:
+        lines[place] = value
+    paths.submissions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run_status(paths, plan).shards_total == len(plan.own_shards)
+    with suppress(SdwnError):
+        last_profile(paths, {})
+    for one in read_journal(paths):
+        with suppress(SdwnError):
+            assert one.site
+
+
+def test_jobs_of_another_name_are_no_runs(planned: PlanRun) -> None:
+    """A journal from elsewhere would have this user's other jobs ended."""
+    paths, plan = planned(catalog=FEW)
+    intend(paths, [ArrayTask("generate", str(paths.root), (0,), plan.digest)], LOCAL)
+    line = json.loads(paths.submissions.read_text())
+    for name in ("training", "", "--user=me", "sdwn-0badcafe,training"):
+        paths.submissions.write_text(json.dumps({**line, "name": name, "ids": ["7"]}) + "\n")
+        assert read_journal(paths) == []
+
+
+def test_a_journal_without_an_end_is_refused(planned: PlanRun) -> None:
+    paths, _ = planned(catalog=FEW)
+    os.mkfifo(paths.submissions)
+    with pytest.raises(IntegrityError, match="no plain file"):
+        read_journal(paths)
 
 
 def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

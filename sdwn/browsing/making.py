@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sdwn.browsing.shot import Shot
-from sdwn.errors import IntegrityError
+from sdwn.errors import SdwnError
 from sdwn.releases.release import Release
 
 RECORDED = ("seed", "prompt")
@@ -38,6 +38,6 @@ def provenance(release: Release, shot: Shot) -> dict[str, Any] | None:
         return None
     try:
         found = release.provenance(shot.row)
-    except (IntegrityError, OSError):
+    except (SdwnError, OSError):
         return None
     return {name: value for name, value in found.items() if name != "row"}

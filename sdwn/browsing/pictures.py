@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from sdwn.errors import IntegrityError
+from sdwn.errors import DiskError, IntegrityError
 from sdwn.releases.release import Release
 from sdwn.storage.images import is_turned
 
@@ -57,25 +57,22 @@ class Pictures:
         """Give the recorded SHA-256 of an image, without reading it."""
         return str(self._release.place(row)["sha256"])
 
-    def stored(self, row: int) -> Stored:
-        """Give an image as it is stored; raw pixels, which no browser shows, as PNG."""
-        place = self._release.place(row)
-        if place["codec"] == "raw":
-            return self._as_png(row)
-        if place["codec"] not in MEDIA_TYPES:
-            raise IntegrityError(f"image {row}: no browser shows the codec {place['codec']!r}")
-        with _disk_errors():
-            return Stored(self._release.payload(place), place["codec"])
+    def stored(self, row: int, upright: bool = False) -> Stored:
+        """Give an image as it is stored; raw pixels, which no browser shows, as PNG.
 
-    def upright(self, row: int) -> Stored:
-        """Give an image as it is stored, or as PNG where browsers would leave it on its side.
-
-        All of them turn a JPEG as its EXIF orientation says, and only some a PNG or WebP.
+        With ``upright``, also as PNG what browsers may leave on its side: all of them turn a
+        JPEG as its EXIF orientation says, and only some a PNG or WebP.
         """
-        stored = self.stored(row)
-        if stored.codec != "jpeg" and is_turned(stored.payload, stored.codec):
-            return self._as_png(row)
-        return stored
+        place = self._release.place(row)
+        codec = place["codec"]
+        if codec not in (*MEDIA_TYPES, "raw"):
+            raise IntegrityError(f"image {row}: no browser shows the codec {codec!r}")
+        if codec != "raw":
+            with _disk_errors():
+                payload = self._release.payload(place)
+            if not upright or codec == "jpeg" or not is_turned(payload, codec):
+                return Stored(payload, codec)
+        return Stored(_encoded(self._decoded(row), "PNG", compress_level=1), "png")
 
     def thumbnail(self, row: int, pixels: int) -> bytes:
         """Give an image as WebP, its longer side of so many pixels or as small as it is."""
@@ -98,9 +95,6 @@ class Pictures:
         image.thumbnail((pixels, pixels), reducing_gap=2.0)
         return _encoded(image, "WEBP", quality=80, method=2)
 
-    def _as_png(self, row: int) -> Stored:
-        return Stored(_encoded(self._decoded(row), "PNG", compress_level=1), "png")
-
     def _decoded(self, row: int) -> Image:
         with _disk_errors():
             return self._release.image(row)
@@ -110,8 +104,8 @@ class Pictures:
 def _disk_errors() -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise IntegrityError(f"it cannot be read: {error.strerror}") from None
+    except DiskError as error:
+        raise IntegrityError(f"it cannot be read: {str(error).partition(';')[0]}") from None
 
 
 def _encoded(image: Image, kind: str, **options: int) -> bytes:

@@ -120,8 +120,7 @@ def _image(request: Request) -> Response:
 
     def read() -> Response:
         try:
-            pictures = exhibit.pictures
-            stored = pictures.stored(shot.row) if download else pictures.upright(shot.row)
+            stored = exhibit.pictures.stored(shot.row, upright=not download)
         except IntegrityError as error:
             if download:
                 raise

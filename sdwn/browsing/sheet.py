@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 from PIL import Image
@@ -28,6 +28,8 @@ MOST = 1000
 THREADS = 8
 # What a picture says of an image beside its number.
 SAID = {state: f", {state}" for state in ("right", "wrong", "black")}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +91,7 @@ def page(sheet: Sheet) -> str:
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     shots = sheet.shots[:MOST]
     pixels = PIXELS if len(sheet.shots) <= MANY else PIXELS_OF_MANY
-    pictures = [
-        None if image is None else data_url(image, QUALITY)
-        for image in _thumbnails(sheet, shots, pixels)
-    ]
+    pictures = _each(sheet, shots, pixels, lambda image: data_url(image, QUALITY))
     values = {
         "sheet": sheet,
         "entry": sheet.entry,
@@ -112,20 +111,22 @@ def picture(sheet: Sheet) -> Image.Image:
     facts = [f"{entry.synset} {entry.wnid}", counted, entry.prompt or entry.definition]
     title = ": ".join(filter(None, facts))
     captions = (f"{shot.number}{SAID.get(shot.state, '')}" for shot in shots)
-    images = _thumbnails(sheet, shots, CELL)
+    images = _each(sheet, shots, CELL, lambda image: image)
     return contact_sheet([Strip(title, len(shots), zip(images, captions, strict=True))])
 
 
-def _thumbnails(sheet: Sheet, shots: Sequence[Shot], pixels: int) -> list[Image.Image | None]:
-    """Draw images small; None for a damaged one."""
+def _each(
+    sheet: Sheet, shots: Sequence[Shot], pixels: int, use: Callable[[Image.Image], T]
+) -> list[T | None]:
+    """Draw images small and use each, in threads; None for a damaged one."""
 
-    def draw(shot: Shot) -> Image.Image | None:
+    def draw(shot: Shot) -> T | None:
         try:
             image = sheet.library.release.image(shot.row)
         except IntegrityError:
             return None
         image.thumbnail((pixels, pixels))
-        return image
+        return use(image)
 
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(draw, shots))

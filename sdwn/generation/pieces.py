@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sdwn.errors import IntegrityError, SdwnError
+from sdwn.errors import IntegrityError
 from sdwn.files import RunPaths, atomic
 from sdwn.jobs.disk import RunDisk
 from sdwn.planning.plan import ImageSpec, Plan, Shard
@@ -74,13 +74,17 @@ def covered(batch: range, pieces: Iterable[Piece]) -> bool:
 
 
 def sound_pieces(work: Work) -> list[Piece]:
-    """List a shard's pieces that are whole and of this plan; others are removed."""
+    """List a shard's pieces that are whole and of this plan; others are removed.
+
+    Raises:
+        DiskError: they cannot be read for now, and may be whole.
+    """
     sound = []
     for start, stop in work.paths.piece_ranges(work.shard.index):
         path = work.paths.piece(work.shard.index, start, stop)
         try:
             sound.append(work.disk.retry(partial(_sound, path, work, start, stop)))
-        except (SdwnError, OSError) as error:
+        except IntegrityError as error:
             log.warning("made again: %s", error)
             path.unlink(missing_ok=True)
     return sound

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sdwn.errors import IntegrityError
+from sdwn.errors import DiskError, IntegrityError
 from sdwn.files import (
     BLOCK,
     JSON_BYTES,
@@ -138,7 +138,7 @@ def _check_structure(release: Release, name: str) -> list[str]:
             offsets = file.offsets + np.uint64(file.blob_start)
             own = metadata_table(name, file.rows(), offsets, _classes(release))
         told = release.metadata.filter(pc.equal(release.metadata["part"], name))
-    except IntegrityError as error:
+    except (IntegrityError, DiskError) as error:
         return [_within(release, str(error))]
     table = release.paths.metadata.name
     if len(own) != len(told):

@@ -182,10 +182,7 @@ class ImageFile:
             # HDF5 keeps a megabyte and more for each open file; a merge has many.
             with _open(path) as file, _reading(path):
                 self.attributes = _attributes(file)
-                self._check_claims(file, expected, most)
-                self._check_structure(file)
-                if expected is not None and len(self) != expected.images:
-                    raise ValueError(f"expected {expected.images} images, found {len(self)}")
+                self._check(file, expected, most)
                 self.sessions = _sessions(file)
         except BaseException:
             self.close()
@@ -264,15 +261,20 @@ class ImageFile:
             raise IntegrityError(f"{self.path}: cut short at byte {self.blob_start + start}")
         return payload
 
-    def _check_claims(self, file: h5py.File, expected: Expected | None, most: int | None) -> None:
+    def _check(self, file: h5py.File, expected: Expected | None, most: int | None) -> None:
         """Check what the file says of itself and of its tables, before a table takes memory."""
         _check_version(self.path, self.attributes)
         if expected is not None:
             self._check_origin(expected)
             most = expected.images
         found = _objects(file)
-        tables = {f"rows/{name}": table for name, table in _objects(found.get("rows", {})).items()}
-        tables.update((name, found[name]) for name in TABLES if name in found)
+        rows = _objects(found.get("rows", {}))
+        missing = [c.name for c in COLUMNS if c.required and c.name not in rows]
+        missing += [name for name in ("blob", *TABLES) if name not in found]
+        if missing:
+            raise IntegrityError(f"{self.path}: expected {', '.join(missing)}, found nothing there")
+        tables = {f"rows/{name}": table for name, table in rows.items()}
+        tables.update((name, found[name]) for name in TABLES)
         for name, table in tables.items():
             # One offset more than images.
             if most is not None and len(table) > most + 1:
@@ -280,44 +282,35 @@ class ImageFile:
             elsewhere = table.external or table.is_virtual
             if elsewhere or table.nbytes > MOST_COMPRESSED * table.id.get_storage_size():
                 raise ValueError(f"{name} claims more than the file holds")
-
-    def _check_origin(self, expected: Expected) -> None:
-        found = {name: str(value) for name, value in self.attributes.items()}
-        plan, shard = found.get("plan_digest", ""), found.get("shard")
-        if plan != expected.plan_digest:
-            other = f"of plan {plan[:12]}" if plan else "of no plan"
-            raise MisplacedError(
-                f"{self.path}: foreign: {other}, not {expected.plan_digest[:12]}", plan
-            )
-        if shard != str(expected.shard):
-            raise MisplacedError(
-                f"{self.path}: expected shard {expected.shard}, found shard {shard} of this plan",
-                plan,
-            )
-
-    def _check_structure(self, file: h5py.File) -> None:
-        missing = [c.name for c in COLUMNS if c.required and c.name not in file.get("rows", ())]
-        missing += [name for name in ("blob", *TABLES) if name not in file]
-        if missing:
-            raise IntegrityError(f"{self.path}: expected {', '.join(missing)}, found nothing there")
-        self.offsets: NDArray[np.uint64] = file["offsets"][:].astype("u8", casting="safe")
-        blob = file["blob"]
-        lengths = {len(dataset) for dataset in file["rows"].values()}
+        blob, start = found["blob"], found["blob"].id.get_offset()
+        self.offsets: NDArray[np.uint64] = found["offsets"][:].astype("u8", casting="safe")
         sound = (
-            lengths == {len(self.offsets) - 1}
-            and blob.id.get_offset() is not None
+            {len(column) for column in rows.values()} == {len(self)}
+            and start is not None
             and int(self.offsets[-1]) == len(blob)
             and self.offsets[0] == 0
             and bool(np.all(self.offsets[1:] >= self.offsets[:-1]))
         )
         if not sound:
             raise IntegrityError(f"{self.path}: offsets, rows and blob do not fit one another")
-        self.blob_start: int = blob.id.get_offset()
-        end = self.blob_start + len(blob)
-        if self.path.stat().st_size < end:
-            raise IntegrityError(
-                f"{self.path}: cut short: expected {end} bytes, found {self.path.stat().st_size}"
-            )
+        if expected is not None and len(self) != expected.images:
+            raise ValueError(f"expected {expected.images} images, found {len(self)}")
+        self.blob_start: int = start
+        size, end = os.fstat(self._descriptor).st_size, start + len(blob)
+        if size < end:
+            raise IntegrityError(f"{self.path}: cut short: expected {end} bytes, found {size}")
+
+    def _check_origin(self, expected: Expected) -> None:
+        found = {name: str(value) for name, value in self.attributes.items()}
+        plan, shard = found.get("plan_digest", ""), found.get("shard")
+        if plan != expected.plan_digest:
+            other = f"of plan {plan[:12]}" if plan else "of no plan"
+            problem = f"foreign: {other}, not {expected.plan_digest[:12]}"
+        elif shard != str(expected.shard):
+            problem = f"expected shard {expected.shard}, found shard {shard} of this plan"
+        else:
+            return
+        raise MisplacedError(f"{self.path}: {problem}", plan)
 
 
 def _attributes(file: h5py.File) -> dict[str, Any]:
@@ -334,8 +327,9 @@ def _sessions(file: h5py.File) -> list[dict[str, Any]]:
 
 def _objects(group: Any) -> dict[str, Any]:
     """Open what a group holds; a link could lead to any file."""
-    if links := [n for n in group if not isinstance(group.get(n, getlink=True), h5py.HardLink)]:
-        raise ValueError(f"{links[0]} is a link")
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"{name} is a link")
     return dict(group.items())
 
 
