@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import http.client
 import io
@@ -313,6 +314,23 @@ def test_a_damaged_image_shows_as_such_and_takes_nothing_down(
         damage(root, ZEBRA, 4)
         mended = site.get(f"/thumbnails/{ZEBRA}/4")
         assert mended.headers["content-type"] == "image/webp", "what is damaged is not kept"
+
+
+def test_an_image_that_its_disk_does_not_give_is_shown_as_damaged(
+    roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with visiting(Exhibit(roots[0])) as site:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", failing)
+            small = site.get(f"/thumbnails/{ZEBRA}/4")
+            assert (small.status_code, small.headers["content-type"]) == (200, "image/svg+xml")
+            archive = zip_of(site.get(f"/synsets/{ZEBRA}.zip").content)
+            assert "zebra.n.01 4: it cannot be read" in archive.read("DAMAGED.txt").decode()
+        again = site.get(f"/thumbnails/{ZEBRA}/4")
+        assert again.headers["content-type"] == "image/webp"
 
 
 def test_a_release_that_was_replaced_or_taken_away_is_told(

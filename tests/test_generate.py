@@ -506,6 +506,25 @@ def test_a_full_disk_is_waited_for_in_vain_and_loses_nothing_finished(
     assert images(paths) == images(undisturbed)
 
 
+def test_a_piece_that_its_disk_does_not_give_for_now_is_kept(
+    planned: PlanRun, flush_at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, plan = planned()
+    with pytest.raises(RuntimeError):
+        make(paths, plan, Failing(plan, batches=3))
+    finished = sorted(paths.pieces.rglob("*.h5"))
+    monkeypatch.setattr(disk, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(disk, "RETRY_SECONDS", 0.0)
+
+    def failing(*_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", failing)
+    with pytest.raises(DiskError, match="its disk fails"):
+        make(paths, plan, NoiseSampler(plan.config))
+    assert sorted(paths.pieces.rglob("*.h5")) == finished != []
+
+
 def test_only_names_that_a_run_writes_count(planned: PlanRun) -> None:
     paths, plan = planned()
     for name in ("0.h5", "abc.h5", "²².h5", "000001.h5", ".00001.h5.x.tmp"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -329,6 +330,24 @@ def test_a_quick_check_finds_what_is_cheap_to_find(release: Release, tmp_path: P
     assert any(p.startswith("images-00001.h5: expected") for p in problems)
     assert "metadata.parquet: missing" in problems
     assert "elsewhere.parquet: not part of the release" in problems
+
+
+def test_a_part_that_its_disk_does_not_give_is_named_beside_what_else_is_wrong(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(release.paths.root, tmp_path / "copy"))
+    (root / "README.md").write_text("changed")
+    opened = os.open
+
+    def failing(path: Any, *arguments: Any, **how: Any) -> int:
+        if str(path).endswith("images-00000.h5"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opened(path, *arguments, **how)
+
+    monkeypatch.setattr(os, "open", failing)
+    found = "\n".join(verify(root))
+    assert "images-00000.h5: its disk fails" in found
+    assert "README.md" in found
 
 
 def test_what_a_desktop_or_a_file_server_left_is_named_and_no_problem(
