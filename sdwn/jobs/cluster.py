@@ -28,7 +28,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from sdwn import batches
 from sdwn.devices.visible import local_gpus, only
-from sdwn.errors import NoAnswerError, QueueFullError, SdwnError
+from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError
 from sdwn.files import STAGE_VARIABLE, atomic, open_append, write_text
 from sdwn.jobs import scheduler
 from sdwn.jobs.processes import shares
@@ -345,6 +345,11 @@ def script(tasks: int, jobs: Path, profile: ClusterProfile, name: str = JOB_NAME
     if profile.executor == "local":
         note = f"# {tasks} at once on this machine; submitit puts each one's process id for %j"
         return "\n".join(["#!/bin/bash", note, *_setup(profile), command]) + "\n"
+    if not str(folder).isprintable() or re.search(r"[%\\]", str(folder.parent)):
+        raise UsageError(
+            f"{folder.parent}: SLURM reads no path with a line break, a backslash, a % or bytes "
+            "that are no UTF-8; rename the folder, or plan into another one"
+        )
     setup = [*_logging(folder), *_setup(profile)]
     parameters = {**_slurm_parameters(profile), "job_name": name, "setup": setup}
     log = str(starting_log(jobs.absolute(), name))

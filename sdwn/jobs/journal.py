@@ -8,18 +8,23 @@ import os
 import re
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 from uuid import uuid4
 
+from pydantic import ConfigDict, TypeAdapter
+
 from sdwn.checkout import code
-from sdwn.files import RunPaths, now, open_append
+from sdwn.config import Positive, validated
+from sdwn.files import JSON_BYTES, RunPaths, now, open_append, read_whole
 from sdwn.jobs.cluster import Job, job_ids
 from sdwn.jobs.profiles import ClusterProfile
 from sdwn.jobs.site import user
 from sdwn.jobs.task import ArrayTask
 
 _ID = re.compile(r"[0-9]+(_[0-9]+)?")
+_NAME = re.compile(r"sdwn(-[0-9a-f]{8}){1,2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +38,16 @@ class Submission:
     older journals, and where ``ids`` are not known.
     """
 
+    # A line with a field that is not known is left out.
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     name: str
     time: str
     host: str
     executor: Literal["local", "slurm"]
     stage: str
     profile: dict[str, Any]
-    processes: int
+    processes: Positive
     plan: str
     code: str
     tasks: tuple[tuple[int, ...], ...]
@@ -49,9 +57,9 @@ class Submission:
     owner: str | None = None
 
     def __post_init__(self) -> None:
-        # They name folders, and are handed to scancel.
-        if not all(map(_ID.fullmatch, self.ids or ())):
-            raise ValueError(f"expected ids of jobs, found {self.ids}")
+        # They name folders, and are handed to scancel: of no other jobs of this user.
+        if not all(map(_ID.fullmatch, self.ids or ())) or not _NAME.fullmatch(self.name):
+            raise ValueError(f"expected name and ids of jobs, found {self.name}, {self.ids}")
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -70,12 +78,16 @@ class Submission:
     @property
     def site(self) -> ClusterProfile:
         """The profile that it was submitted under."""
-        return ClusterProfile.model_validate(self.profile)
+        return validated(ClusterProfile, self.profile, source="the journal's profile")
 
     @property
     def unsettled(self) -> bool:
         """Whether it isn't known if the scheduler took it: a crash came between."""
         return self.ids is None and self.refused is None
+
+
+# Anybody may have written a line of a journal.
+_SUBMISSION = TypeAdapter(Submission)
 
 
 def run_name(paths: RunPaths) -> str:
@@ -134,19 +146,22 @@ def note_later(paths: RunPaths, stages: Sequence[str]) -> None:
 
 def noted_later(paths: RunPaths) -> tuple[str, ...]:
     """Read which stages were to follow the shards, when they were asked for last."""
-    if not paths.submissions.exists():
-        return ()
-    text = paths.submissions.read_text(encoding="utf-8", errors="replace")
-    noted = [line for line in text.splitlines() if re.fullmatch(r'\{"then": \[.*\]\}', line)]
-    return tuple(map(str, json.loads(noted[-1])["then"])) if noted else ()
+    noted: tuple[str, ...] = ()
+    for line in _lines(paths):
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            noted = tuple(map(str, json.loads(line)["then"]))
+    return noted
 
 
 def cancellations(paths: RunPaths) -> int:
     """Count how often the run's jobs were cancelled."""
+    return sum(line.startswith('{"cancelled"') for line in _lines(paths))
+
+
+def _lines(paths: RunPaths) -> list[str]:
     if not paths.submissions.exists():
-        return 0
-    with paths.submissions.open(encoding="utf-8", errors="replace") as lines:
-        return sum(line.startswith('{"cancelled"') for line in lines)
+        return []
+    return read_whole(paths.submissions, JSON_BYTES).decode(errors="replace").splitlines()
 
 
 def _append(paths: RunPaths, record: dict[str, Any]) -> None:
@@ -170,12 +185,9 @@ def unreadable(paths: RunPaths) -> list[int]:
 
 
 def _read(paths: RunPaths) -> tuple[list[Submission], list[int]]:
-    if not paths.submissions.exists():
-        return [], []
-    lines = paths.submissions.read_text(encoding="utf-8", errors="replace").splitlines()
     found: dict[str, Submission] = {}
     bad = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(paths), start=1):
         try:
             _take(found, json.loads(line))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -194,8 +206,7 @@ def _take(found: dict[str, Submission], record: dict[str, Any]) -> None:
         return
     name = str(record["name"])
     if "tasks" in record:
-        tasks = tuple(tuple(int(index) for index in task) for task in record.pop("tasks"))
-        found[name] = Submission(**record, tasks=tasks)
+        found[name] = _SUBMISSION.validate_python(record)
     elif "ids" in record:
         if name not in found:
             _take(found, record["of"])

@@ -292,6 +292,9 @@ def write_plan(plan: Plan, paths: RunPaths, tell: Callable[[str], None] = lambda
         )
     if paths.plan.exists():
         found = read_json(paths.plan)
+        for name in ("settings", "catalog", "summary", "evaluation"):
+            if not isinstance(found.get(name, {}), dict):
+                raise IntegrityError(f"{paths.plan}: damaged: {name}; plan into a new folder")
         if found.get("digest") != plan.digest:
             raise UsageError(
                 f"{paths.root} belongs to another plan: {_differences(found, plan)}; plan into a "
