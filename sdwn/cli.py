@@ -70,14 +70,12 @@ def _quiet_libraries() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     if logging.lastResort is not None:
-        logging.lastResort.addFilter(_concerns_users)
+        logging.lastResort.addFilter(
+            lambda record: record.name.startswith("sdwn") or record.levelno >= logging.ERROR
+        )
     # These log by handlers of their own, and read this when they are imported.
     for library in ("HF_HUB", "TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-
-
-def _concerns_users(record: logging.LogRecord) -> bool:
-    return record.name.startswith("sdwn") or record.levelno >= logging.ERROR
 
 
 def main(arguments: list[str] | None = None) -> None:

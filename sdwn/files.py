@@ -519,19 +519,15 @@ def refuse_planted(path: Path) -> None:
 
 
 # What desktops and file servers keep in any folder: thumbnails, deleted files, earlier states.
-STRAY_FILES = frozenset(
-    ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", ".ds_store", ".directory")
+_STRAY = re.compile(
+    r"thumbs\.db|ehthumbs\.db|desktop\.ini|icon\r|\.ds_store|\.directory"
+    r"|@eadir|@recycle|@recently-snapshot|@tmp|#recycle|#snapshot|~snapshot|\$recycle\.bin|recycler"
+    r"|system volume information|network trash folder|temporary items|__macosx|lost\+found"
+    r"|\.snapshots?|\.zfs|\.appledouble|\.spotlight-v100|\.trashes|\.fseventsd"
+    # Files that NFS or FUSE keeps for who has them open, and the other half of a Mac's file.
+    r"|(\.nfs|\.fuse_hidden|\._|\.trash-).*",
+    re.IGNORECASE | re.DOTALL,
 )
-STRAY_FOLDERS = frozenset(
-    (
-        *("@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "~snapshot"),
-        *("$recycle.bin", "recycler", "system volume information", "network trash folder"),
-        *("temporary items", "__macosx", "lost+found", ".snapshot", ".snapshots", ".zfs"),
-        *(".appledouble", ".spotlight-v100", ".trashes", ".fseventsd"),
-    )
-)
-# Files that NFS or FUSE keeps for who has them open, and the other half of a Mac's file.
-_STRAY = (".nfs", ".fuse_hidden", "._", ".trash-")
 
 
 def is_stray(name: str) -> bool:
@@ -540,8 +536,7 @@ def is_stray(name: str) -> bool:
     >>> [is_stray(name) for name in (".DS_Store", ".nfs0000000001", "@eaDir", "images-00000.h5")]
     [True, True, True, False]
     """
-    name = name.casefold()
-    return name in STRAY_FILES or name in STRAY_FOLDERS or name.startswith(_STRAY)
+    return _STRAY.fullmatch(name) is not None
 
 
 def strays(folder: Path) -> Iterator[Path]:
@@ -576,11 +571,11 @@ def refuse_links(path: Path) -> None:
     Raises:
         IntegrityError: there is one.
     """
-    found: Path | None = path
-    if path.is_dir() and not path.is_symlink():
+    linked = path.is_symlink()
+    if path.is_dir() and not linked:
         found = next(links(path), None)
-    elif not os.path.lexists(path) or (path.is_file() and not path.is_symlink()):
-        found = None
+    else:
+        found = path if linked or (path.exists() and not path.is_file()) else None
     if found is not None:
         raise IntegrityError(f"{found}: {LINK}")
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from PIL import Image, UnidentifiedImageError
 
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.files import STRAY_FILES, STRAY_FOLDERS
+from sdwn.files import is_stray
 from sdwn.storage.images import decode, open_image
 
 MOST_BYTES = 256 * 2**20
@@ -28,8 +28,7 @@ GROUP = 32
 _CODECS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
 
 # What lies beside pictures and is nobody's picture.
-_IGNORED_NAMES = STRAY_FILES | {"readme.md"}
-_IGNORED_SUFFIXES = {".csv", ".json", ".jsonl", ".parquet"}
+_IGNORED = {"readme.md", ".csv", ".json", ".jsonl", ".parquet"}
 
 
 class UnfitError(Exception):
@@ -128,9 +127,13 @@ def explore(source: Path, follow_links: bool = False) -> Tree:
             name = os.path.join(inside, entry.name)  # noqa: PTH118 - pathlib takes longer
             linked = _links_a_folder(entry)
             if not (linked or entry.is_dir(follow_symlinks=False)):
-                if not _is_ignored(entry.name):
+                suffix = PurePath(entry.name).suffix
+                if (
+                    not _is_hidden(entry.name)
+                    and not {entry.name.lower(), suffix.lower()} & _IGNORED
+                ):
                     files.append(name)
-            elif entry.name.startswith(".") or entry.name.lower() in STRAY_FOLDERS:
+            elif _is_hidden(entry.name):
                 ignored[shown(entry.name)] += 1
             elif not linked:
                 folders.append(name)
@@ -152,10 +155,8 @@ def _links_a_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_ignored(name: str) -> bool:
-    lower = name.lower()
-    suffix = PurePath(lower).suffix
-    return name.startswith(".") or lower in _IGNORED_NAMES or suffix in _IGNORED_SUFFIXES
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or is_stray(name)
 
 
 def examine(tree: Tree, names: Sequence[str]) -> Iterator[tuple[str, Picture | str]]:

@@ -276,8 +276,7 @@ class ClusterProfile(Section):
     @property
     def asks_for_gpu(self) -> bool:
         """Whether a task will see a GPU that SLURM gave it."""
-        other = any(name.replace("-", "_") in GPU_OPTIONS for name in self.sbatch)
-        return other or bool(self.gpus_per_node) or any(map(_is_gpu, (self.gres or "").split(",")))
+        return bool(self.gpu_request)
 
 
 # A profile's own words on making images.
