@@ -547,6 +547,17 @@ def test_a_release_that_names_no_classifier_is_evaluated_by_the_papers(
     assert "paper (the default; another with --model)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("damaged", [{"groups": {"a": 1}}, {"embedding": 1}, {"model": None}])
+def test_settings_of_a_wrong_kind_in_a_manifest_are_told(
+    release: Release, damaged: dict[str, Any]
+) -> None:
+    manifest = json.loads(release.paths.manifest.read_text())
+    manifest["evaluation"] |= damaged
+    release.paths.manifest.write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match=rf"manifest\.json: .*{next(iter(damaged))}"):
+        settings_of(release.paths.root, None, None, NOTHING_GIVEN)
+
+
 def test_runs_that_name_different_classifiers_are_told_whose_is_taken(
     sdwn: Sdwn, generated: PlanRun, tmp_path: Path
 ) -> None:

@@ -651,6 +651,21 @@ def test_later_stages_wait_for_all_arrays_and_merge_refuses_what_is_incomplete(
 
 
 @pytest.mark.slurm
+def test_a_stage_that_another_command_queues_anew_is_followed_on(
+    sdwn: Sdwn, planned: PlanRun, tmp_path: Path, cluster: Testbed
+) -> None:
+    paths, plan = planned()
+    later = profile_for_testbed(tmp_path, 'stages: {merge: {sbatch: {begin: "now+600"}}}')
+    first = sdwn.start("submit", paths.root, "--profile", later, "--wait", "--then", "merge")
+    wait_until(lambda: "pending" in run_status(paths, plan).then.get("merge", ""))
+    at_once = profile_for_testbed(tmp_path, "")
+    sdwn("submit", paths.root, "--profile", at_once, "--then", "merge")
+    printed, said = first.communicate(timeout=120)
+    assert first.returncode == 0, printed + said
+    assert ReleasePaths(paths.release).manifest.exists()
+
+
+@pytest.mark.slurm
 def test_what_is_cancelled_has_not_failed_and_what_is_held_is_told(
     sdwn: Sdwn, planned: PlanRun, site: Path, cluster: Testbed
 ) -> None:

@@ -11,13 +11,13 @@ from typing import Any, get_args
 from sdwn import checkout
 from sdwn.errors import SdwnError, UsageError, command
 from sdwn.files import ReleasePaths, RunPaths
-from sdwn.jobs.cluster import Job, Tell
+from sdwn.jobs.cluster import Job, Tell, quietly
 from sdwn.jobs.joblogs import job_logs, reason, succeeded
 from sdwn.jobs.journal import Submission, cancelled_jobs, noted_later, read_journal
 from sdwn.jobs.live import Live, end, live_each, live_of, missing, unreachable
 from sdwn.jobs.profiles import ClusterProfile, LaterStage, stage_profile
 from sdwn.jobs.scheduler import PENDING
-from sdwn.jobs.submission import submit_array
+from sdwn.jobs.submission import alone, submit_array
 from sdwn.jobs.task import ArrayTask
 from sdwn.models.lock import require_classifier
 from sdwn.planning.dealt import Dealt
@@ -228,6 +228,13 @@ def _merged_since(paths: RunPaths, stage: str, job: Job) -> bool:
     manifest = ReleasePaths(paths.release).manifest
     ended = max(log.stat().st_mtime for log in job_logs(paths, job))
     return stage == "merge" and manifest.exists() and manifest.stat().st_mtime > ended
+
+
+def followed(paths: RunPaths, stages: Sequence[LaterStage]) -> set[Job]:
+    """Return the last jobs of stages that wait or run: another command may queue them anew."""
+    with alone(paths, quietly):
+        last = last_stages(submissions := read_journal(paths))
+    return {last[stage] for stage in stages if stage in last} & live_of(paths, submissions).keys()
 
 
 def require_done(paths: RunPaths, stages: Sequence[LaterStage]) -> None:

@@ -45,7 +45,8 @@ def settings_of(
     known = {name: recorded[name] for name in EvaluationConfig.model_fields if name in recorded}
     for name in ("groups", "embedding"):
         file = known.get(name)
-        if file and Path(file).is_absolute() and not Path(file).is_file() and not given[name]:
+        at = Path(file) if isinstance(file, str) else Path()
+        if at.is_absolute() and not at.is_file() and not given[name]:
             terminal.say(f"the run's {name}, {file}, is not here: the default is taken")
             del known[name]
     default = validated(EvaluationConfig, known, source=str(opened.paths.manifest))

@@ -219,7 +219,8 @@ def _chained(
                 with alone(paths, terminal.say):
                     jobs |= chain.submit_chain(paths, made, part, chosen, terminal.say)
                 if options.wait:
-                    follow(paths, told_to_user(), set(jobs.values()))
+                    while left := chain.followed(paths, part):
+                        follow(paths, told_to_user(), left)
                     chain.require_done(paths, part)
     except QueueFullError as error:
         terminal.say(f"{error}; queue what comes after later, with: {_again(paths, options)}")
