@@ -141,13 +141,14 @@ def arrays(tasks: Sequence[Task], limit: int, at_once: int) -> list[tuple[Sequen
     ]
 
 
-def job_ids(first: str, tasks: int) -> tuple[str, ...]:
-    """Name the jobs of an array; an array of one is none.
+def job_ids(known: str, tasks: int) -> tuple[str, ...]:
+    """Name the jobs of an array by its id, or by one of theirs; an array of one is none.
 
-    >>> job_ids("7", 2), job_ids("7", 1)
+    >>> job_ids("7_1", 2), job_ids("7", 1)
     (('7_0', '7_1'), ('7',))
     """
-    return tuple(f"{first}_{number}" for number in range(tasks)) if tasks > 1 else (first,)
+    array = known.partition("_")[0]
+    return tuple(f"{array}_{number}" for number in range(tasks)) if tasks > 1 else (array,)
 
 
 def submit(
@@ -175,20 +176,21 @@ def submit(
         done = _sbatch(path, tell)
         said = done.stdout + done.stderr
         if answer := SUBMITTED.search(said):
-            first = answer[1]
+            known = answer[1]
             break
-        silent = done.returncode and not is_full(said) and _is_no_answer(said)
+        silent = done.returncode and any(words in said.casefold() for words in NO_ANSWER)
+        silent = silent and not is_full(said)
         # What was not understood may have been taken; only a controller that answers knows.
         unclear = silent or not done.returncode
         queue = await_answer(tell, name) if unclear else scheduler.squeue([name], ended=True)
         if queue:
-            first = next(iter(queue)).partition("_")[0]
+            known = next(iter(queue))
             break
         if not silent:
             path.unlink()
             raise _refusal(done)
         patience.wait(scheduler.last_line(said))
-    ids = job_ids(first, len(tasks))
+    ids = job_ids(known, len(tasks))
     hand_over(tasks, ids, jobs, profile)
     return ids
 
@@ -222,10 +224,6 @@ def _say_ignored(tell: Tell) -> None:
     if names and names != _ignored:
         _ignored[:] = names
         tell(f"{', '.join(names)}: not followed; jobs get what the profile says")
-
-
-def _is_no_answer(text: str) -> bool:
-    return any(words in text.casefold() for words in NO_ANSWER)
 
 
 def _refusal(done: subprocess.CompletedProcess[str]) -> SdwnError:

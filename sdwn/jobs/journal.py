@@ -8,8 +8,7 @@ import os
 import re
 import socket
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -18,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter
 from sdwn.checkout import code
 from sdwn.config import Positive, validated
 from sdwn.files import JSON_BYTES, RunPaths, now, open_append, read_whole
-from sdwn.jobs.cluster import Job, job_ids
+from sdwn.jobs.cluster import Job
 from sdwn.jobs.profiles import ClusterProfile
 from sdwn.jobs.site import user
 from sdwn.jobs.task import ArrayTask
@@ -70,10 +69,6 @@ class Submission:
         """Its jobs under these ids."""
         pairs = zip(ids, self.tasks, strict=False)
         return tuple(Job(one, indices, self.processes, self.name) for one, indices in pairs)
-
-    def task(self, indices: tuple[int, ...], root: str) -> ArrayTask:
-        """One of its tasks, as it was submitted."""
-        return ArrayTask(self.stage, root, indices, self.plan, self.code)
 
     @property
     def site(self) -> ClusterProfile:
@@ -146,22 +141,12 @@ def note_later(paths: RunPaths, stages: Sequence[str]) -> None:
 
 def noted_later(paths: RunPaths) -> tuple[str, ...]:
     """Read which stages were to follow the shards, when they were asked for last."""
-    noted: tuple[str, ...] = ()
-    for line in _lines(paths):
-        with suppress(ValueError, TypeError, KeyError, RecursionError):
-            noted = tuple(map(str, json.loads(line)["then"]))
-    return noted
+    return _read(paths).later
 
 
 def cancellations(paths: RunPaths) -> int:
     """Count how often the run's jobs were cancelled."""
-    return sum(line.startswith('{"cancelled"') for line in _lines(paths))
-
-
-def _lines(paths: RunPaths) -> list[str]:
-    if not paths.submissions.exists():
-        return []
-    return read_whole(paths.submissions, JSON_BYTES).decode(errors="replace").splitlines()
+    return _read(paths).cancellations
 
 
 def _append(paths: RunPaths, record: dict[str, Any]) -> None:
@@ -176,40 +161,55 @@ def _append(paths: RunPaths, record: dict[str, Any]) -> None:
 
 def read_journal(paths: RunPaths) -> list[Submission]:
     """Read all submissions of a run, in order; lines that a crash cut short are left out."""
-    return _read(paths)[0]
+    return list(_read(paths).submissions.values())
 
 
 def unreadable(paths: RunPaths) -> list[int]:
     """Return the numbers of the lines that say nothing, as those that a crash cut short."""
-    return _read(paths)[1]
+    return _read(paths).unreadable
 
 
-def _read(paths: RunPaths) -> tuple[list[Submission], list[int]]:
-    found: dict[str, Submission] = {}
-    bad = []
-    for number, line in enumerate(_lines(paths), start=1):
+@dataclass
+class _Journal:
+    """What the lines of a journal say, and the numbers of those that say nothing."""
+
+    submissions: dict[str, Submission] = field(default_factory=dict)
+    later: tuple[str, ...] = ()
+    cancellations: int = 0
+    unreadable: list[int] = field(default_factory=list)
+
+
+def _read(paths: RunPaths) -> _Journal:
+    journal = _Journal()
+    if not paths.submissions.exists():
+        return journal
+    text = read_whole(paths.submissions, JSON_BYTES).decode(errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
-            _take(found, json.loads(line))
+            _take(journal, json.loads(line))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            bad.append(number)
-    return list(found.values()), bad
+            journal.unreadable.append(number)
+    return journal
 
 
-def _take(found: dict[str, Submission], record: dict[str, Any]) -> None:
+def _take(journal: _Journal, record: dict[str, Any]) -> None:
+    found = journal.submissions
     if "cancelled" in record:
+        journal.cancellations += 1
         ended = set(map(str, record.get("jobs", ())))
         for name, one in found.items():
             more = tuple(job for job in one.ids or () if job in ended)
             found[name] = replace(one, cancelled=one.cancelled + more)
         return
     if "then" in record:
+        journal.later = tuple(map(str, record["then"]))
         return
     name = str(record["name"])
     if "tasks" in record:
         found[name] = _SUBMISSION.validate_python(record)
     elif "ids" in record:
         if name not in found:
-            _take(found, record["of"])
+            _take(journal, record["of"])
         ids, owner = tuple(map(str, record["ids"])), record.get("owner")
         found[name] = replace(found[name], ids=ids, owner=owner and str(owner))
     else:
@@ -226,8 +226,3 @@ def last_jobs(submissions: Sequence[Submission]) -> dict[int, Job]:
 def cancelled_jobs(submissions: Sequence[Submission]) -> set[Job]:
     """Return the jobs that ``sdwn cancel`` ended."""
     return {job for one in submissions for job in one.jobs if job.id in one.cancelled}
-
-
-def adopted(submission: Submission, queued: Sequence[str]) -> tuple[str, ...]:
-    """Name all ids of a submission of which some, found by its name, wait or run."""
-    return job_ids(queued[0].partition("_")[0], len(submission.tasks)) if queued else ()

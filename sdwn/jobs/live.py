@@ -6,8 +6,8 @@ from collections.abc import Container, Mapping, Sequence
 
 from sdwn.files import RunPaths
 from sdwn.jobs import scheduler
-from sdwn.jobs.cluster import Job
-from sdwn.jobs.journal import Submission, adopted, cancelled_jobs, last_jobs, read_journal, run_name
+from sdwn.jobs.cluster import Job, job_ids
+from sdwn.jobs.journal import Submission, cancelled_jobs, last_jobs, read_journal, run_name
 from sdwn.jobs.scheduler import NO_ANSWER, UNKNOWN, JobState
 from sdwn.jobs.site import hides_jobs, user
 from sdwn.planning.dealt import Dealt
@@ -50,16 +50,16 @@ def _live(
     # An id alone may be another job's by now: they begin anew, and clusters count for themselves.
     own = {job: state for job, state in queue.items() if state.name == submission.name}
     jobs = submission.jobs
-    if submission.unsettled:
-        jobs = submission.jobs_as(adopted(submission, list(own)))
+    if submission.unsettled and own:
+        jobs = submission.jobs_as(job_ids(next(iter(own)), len(submission.tasks)))
     return {job: own[job.id] for job in jobs if job.id in own}
 
 
-def strays(paths: RunPaths) -> dict[str, JobState]:
+def strays(paths: RunPaths) -> dict[Job, JobState]:
     """Find this user's jobs of a run that its journal does not know: lines of it were lost."""
     known, begin = {one.name for one in read_journal(paths)}, run_name(paths)
     return {
-        job: state
+        Job(job, (), array=state.name): state
         for job, state in (scheduler.squeue() or {}).items()
         if state.name.startswith(begin) and state.name not in known
     }

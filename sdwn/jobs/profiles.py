@@ -146,7 +146,7 @@ class ClusterProfile(Section):
             if name.replace("-", "_") in GPU_OPTIONS:
                 if not GPU_REQUEST.fullmatch(str(value)) or value is True:
                     raise ValueError(f"{name}: expected 1, a100 or a100:1, found {value!r}")
-                if _count(str(value)) > 1:
+                if _kind_and_count(str(value))[1] > 1:
                     raise ValueError(f"{name}: give several GPUs by gpus_per_node or gres")
             if name in HIDING_OPTIONS:
                 raise ValueError(f"{name!r} would hide the job's id from sdwn; leave it out")
@@ -222,18 +222,12 @@ class ClusterProfile(Section):
     @property
     def processes(self) -> int:
         """How many processes SLURM starts for a task: one for each GPU."""
-        return max(1, self._gpus) if self.executor == "slurm" else 1
+        return max(1, sum(self.gpu_request.values())) if self.executor == "slurm" else 1
 
     @property
     def shards_in_task(self) -> int:
         """How many shards all processes of a task make together."""
         return self.shards_per_task * self.processes
-
-    @property
-    def _gpus(self) -> int:
-        if self.gpus_per_node:
-            return _count(self.gpus_per_node)
-        return sum(_count(entry) for entry in (self.gres or "").split(",") if _is_gpu(entry))
 
     @property
     def gpu_kind(self) -> str | None:
@@ -243,13 +237,9 @@ class ClusterProfile(Section):
     @property
     def gpu_request(self) -> dict[str, int]:
         """How many GPUs of each kind a task asks for; the kind is "" where any will do."""
-        other = [
-            str(value)
-            for name, value in self.sbatch.items()
-            if name.replace("-", "_") in GPU_OPTIONS
-        ]
-        gres = [entry.strip().removeprefix("gres/") for entry in (self.gres or "").split(",")]
-        texts = [*other, *([self.gpus_per_node] if self.gpus_per_node else [])]
+        texts = [self.gpus_per_node] if self.gpus_per_node else []
+        texts += [str(v) for n, v in self.sbatch.items() if n.replace("-", "_") in GPU_OPTIONS]
+        gres = (self.gres or "").split(",")
         texts += [entry.partition(":")[2] or "1" for entry in gres if _is_gpu(entry)]
         request: dict[str, int] = {}
         for kind, count in map(_kind_and_count, texts):
@@ -329,24 +319,16 @@ def _is_gpu(entry: str) -> bool:
     return entry.partition(":")[0].strip() in GPU_NAMES
 
 
-def _count(request: str) -> int:
-    """Read how many GPUs SLURM is asked for; without a number, 1.
-
-    >>> [_count(text) for text in ("4", "a100:4", "gpu:a100", "gpu:2")]
-    [4, 4, 1, 2]
-    """
-    number = request.rpartition(":")[2]
-    return int(number) if number.isdecimal() else 1
-
-
 def _kind_and_count(request: str) -> tuple[str, int]:
-    """Take a request for GPUs apart.
+    """Read of what kind of GPU, if it says, and how many SLURM is asked for; 1 without a number.
 
     >>> [_kind_and_count(text) for text in ("4", "a100:4", "a100")]
     [('', 4), ('a100', 4), ('a100', 1)]
     """
     first, colon, _ = request.partition(":")
-    return ("" if first.isdecimal() and not colon else first), _count(request)
+    number = request.rpartition(":")[2]
+    count = int(number) if number.isdecimal() else 1
+    return ("" if first.isdecimal() and not colon else first), count
 
 
 def megabytes(text: str) -> float:

@@ -249,16 +249,16 @@ def recover(paths: RunPaths, profile: ClusterProfile) -> None:
     """
     for submission, live in live_each(paths, read_journal(paths)):
         if submission.unsettled and live and not unreachable(live):
-            tasks = [submission.task(part, str(paths.root.absolute())) for part in submission.tasks]
-            first = next(iter(live)).id.partition("_")[0]
-            ids = cluster.job_ids(first, len(tasks))
+            root, made = str(paths.root.absolute()), (submission.plan, submission.code)
+            tasks = [ArrayTask(submission.stage, root, part, *made) for part in submission.tasks]
+            ids = cluster.job_ids(next(iter(live)).id, len(tasks))
             cluster.hand_over(tasks, ids, paths.jobs, submission.site)
             journal.settle(paths, submission, ids)
     if profile.executor == "slurm" and (found := strays(paths)):
         raise SdwnError(
             f"{len(found)} jobs of this run are in the queue that {paths.submissions} does not "
-            f"know ({', '.join(list(found)[:3])}), so that nobody knows what they make; run the "
-            "same command again when they have ended, or end them with: "
+            f"know ({', '.join(job.id for job in [*found][:3])}), so that nobody knows what they "
+            "make; run the same command again when they have ended, or end them with: "
             f"{command('cancel', paths.root)}"
         )
 
@@ -447,25 +447,29 @@ def cancel(paths: RunPaths, tell: Tell = quietly) -> dict[Job, JobState]:
     found = [(one, live) for one, live in live_each(paths, submissions) if live]
     if any(unreachable(live) for _, live in found):
         raise SdwnError("SLURM does not answer; run the same command again when it does")
-    # Whether another user's may be ended shows when it is tried; what is not ended is not noted.
-    yours = [pair for pair in found if pair[0].owner in (None, user())]
-    theirs = [pair for pair in found if pair not in yours]
-    denied = {submission.name: end(paths, submission, live) for submission, live in theirs}
-    if ended := [*yours, *(pair for pair in theirs if denied[pair[0].name] is None)]:
-        # First, so that a command that follows the run does not submit it again.
-        journal.note_cancelled(paths, [job.id for _, live in ended for job in live])
-    denied |= {submission.name: end(paths, submission, live) for submission, live in yours}
-    if left := list(filter(None, denied.values())):
-        raise SdwnError("\n".join(left))
+    denied = []
+    for submission, live in found:
+        ids, yours = [job.id for job in live], submission.owner in (None, user())
+        if yours:
+            # First, so that a command that follows the run does not submit it again.
+            journal.note_cancelled(paths, ids)
+        if reason := end(paths, submission, live):
+            denied.append(reason)
+        elif not yours:
+            # Whether another user's may be ended shows when it is tried.
+            journal.note_cancelled(paths, ids)
+    if denied:
+        raise SdwnError("\n".join(denied))
     every = {index for one in submissions for job in one.jobs for index in job.indices}
     if owners := hidden_owners(submissions, every - paths.done_shards()):
         tell(f"this site hides from you what {' and '.join(owners)} submitted here: not cancelled")
     jobs = {job: state for _, live in found for job, state in live.items()}
-    if (not jobs or journal.unreadable(paths)) and (lost := strays(paths)):
-        journal.note_cancelled(paths, list(lost))
-        for one, state in lost.items():
-            scheduler.cancel("slurm", paths.jobs, state.name, [one])
-            jobs[Job(one, ())] = state
+    if lost := strays(paths):
+        journal.note_cancelled(paths, [job.id for job in lost])
+        for name in {job.array for job in lost}:
+            ids = [job.id for job in lost if job.array == name]
+            scheduler.cancel("slurm", paths.jobs, name, ids)
+        jobs |= lost
     _await_end(paths, jobs, tell)
     return jobs
 
@@ -473,10 +477,8 @@ def cancel(paths: RunPaths, tell: Tell = quietly) -> dict[Job, JobState]:
 def _await_end(paths: RunPaths, jobs: Collection[Job], tell: Tell) -> None:
     """Wait for some time until ending jobs are gone: SLURM lets cancelled ones end themselves."""
     began, told = time.monotonic(), False
-    lost = any(not job.array for job in jobs)
-    ids = {job.id for job in jobs}
-    while left := ids & {*(job.id for job in live_jobs(paths)), *(strays(paths) if lost else ())}:
-        text = f"{len(left)} cancelled tasks are still ending ({', '.join(sorted(left)[:3])})"
+    while left := sorted(job.id for job in {*live_jobs(paths), *strays(paths)} & set(jobs)):
+        text = f"{len(left)} cancelled tasks are still ending ({', '.join(left[:3])})"
         if time.monotonic() - began > ENDING_SECONDS:
             tell(
                 f"{text}; retry takes their shards when they are gone; "
