@@ -30,7 +30,7 @@ def status(
 ) -> None:
     """Say what is done, running, pending and failed."""
     from sdwn.jobs.submission import replaced_plan
-    from sdwn.runs.chain import is_between
+    from sdwn.runs.chain import DONE, NOT_YET
     from sdwn.runs.status import run_status
 
     paths, made = open_dealt(run)
@@ -42,7 +42,7 @@ def status(
             idle = 0
             while (now := run_status(paths, made)).jobs_live or (
                 now.shards_done == now.shards_total
-                and is_between(now.then)
+                and [one for one in now.then.values() if one != DONE][:1] == [NOT_YET]
                 and idle < PATIENCE_SECONDS
             ):
                 show(texts.status_rows(now))
@@ -65,7 +65,7 @@ def logs(
     from sdwn.jobs.joblogs import tails
     from sdwn.jobs.journal import last_jobs, read_journal
     from sdwn.jobs.live import failed
-    from sdwn.runs.chain import failed_stages
+    from sdwn.runs.chain import FAILED, stages_that
 
     paths, made = open_dealt(run)
     if shard is not None and not 0 <= shard < len(made.shards):
@@ -74,7 +74,7 @@ def logs(
     last = last_jobs(read_journal(paths))
     jobs = [last[index] for index in indices if index in last]
     if shard is None:
-        jobs += failed_stages(paths).values()
+        jobs += stages_that(paths, FAILED).values()
     found = tails(paths, jobs, lines)
     text = "".join(f"==> {path} <==\n{tail}\n" for path, tail in found.items())
     nothing = "no logs yet\n" if jobs else "nothing has failed; see a shard's with --shard N\n"

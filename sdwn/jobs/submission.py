@@ -308,7 +308,12 @@ def submit_once(
         recover(paths, profile)
         todo = unfinished(paths, plan)
         jobs = submit_shards(paths, plan, todo, profile, tell)
-    return jobs, len(todo) - sum(len(job.indices) for job in jobs)
+    if remaining := len(todo) - sum(len(job.indices) for job in jobs):
+        tell(
+            f"SLURM takes no more of your jobs now: {remaining:,} shards remain; run the same "
+            "command again when some have ended, or let --wait feed the queue"
+        )
+    return jobs, remaining
 
 
 def complete(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +25,7 @@ from sdwn.planning.plan import Plan, read_plan
 
 log = logging.getLogger(__name__)
 
-DONE, FAILED, NOT_YET = "done", "failed: ", "not submitted yet"
+DONE, FAILED, WAITING, NOT_YET = "done", "failed: ", "pending ", "not submitted yet"
 
 STAGES: tuple[LaterStage, ...] = get_args(LaterStage)
 # With what follows a release's judging.
@@ -148,13 +148,6 @@ def _live_before(paths: RunPaths, plan: Dealt, tell: Tell) -> list[str]:
     return before
 
 
-def waiting(paths: RunPaths) -> dict[str, Job]:
-    """Name the later stages that wait in the queue, behind arrays of earlier submissions."""
-    stages = last_stages(submissions := read_journal(paths))
-    live = live_of(paths, submissions) if stages else {}
-    return {stage: job for stage, job in stages.items() if is_waiting(job, live)}
-
-
 def states(paths: RunPaths, submissions: Sequence[Submission], live: Live) -> dict[str, str]:
     """Say of each later stage that was submitted, or is to be, how it stands."""
     cancelled, jobs = cancelled_jobs(submissions), last_stages(submissions)
@@ -185,26 +178,15 @@ def unfinished_stages(paths: RunPaths, anew: bool) -> tuple[LaterStage, ...]:
     found = states(paths, submissions, live)
     failed = {stage for stage in found if found[stage] != DONE and stages.get(stage) not in live}
     if failed or anew:
-        failed |= {stage for stage, job in stages.items() if is_waiting(job, live)}
+        failed |= {stage for stage, state in found.items() if state.startswith(WAITING)}
     return tuple(stage for stage in STAGES if stage in failed)
 
 
-def failed_stages(paths: RunPaths) -> dict[str, Job]:
-    """Return the last job of each later stage that failed."""
-    submissions = read_journal(paths)
-    found = states(paths, submissions, live_of(paths, submissions))
-    stages = last_stages(submissions)
-    return {stage: job for stage, job in stages.items() if found[stage].startswith(FAILED)}
-
-
-def is_between(found: Mapping[str, str]) -> bool:
-    """Tell whether a stage is the next to be submitted: all before it are done."""
-    return next((state for state in found.values() if state != DONE), DONE) == NOT_YET
-
-
-def is_waiting(job: Job, live: Live) -> bool:
-    """Tell whether a job waits in the queue."""
-    return job in live and live[job].state == PENDING
+def stages_that(paths: RunPaths, state: str) -> dict[str, Job]:
+    """Return the last job of each later stage that is in this state: FAILED, WAITING."""
+    stages = last_stages(submissions := read_journal(paths))
+    found = states(paths, submissions, live_of(paths, submissions)) if stages else {}
+    return {stage: job for stage, job in stages.items() if found[stage].startswith(state)}
 
 
 def _state(paths: RunPaths, stage: str, job: Job, live: Live, cancelled: bool) -> str:

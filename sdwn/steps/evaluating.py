@@ -179,18 +179,13 @@ def _concluded(
 ) -> dict[str, str]:
     """Queue what writes the figures behind all tasks, unless it waits there already."""
     from sdwn.errors import QueueFullError
-    from sdwn.jobs.journal import read_journal
-    from sdwn.jobs.live import live_each
+    from sdwn.jobs.live import live_jobs
     from sdwn.jobs.submission import alone
     from sdwn.runs import chain
 
     with alone(work, terminal.say):
-        waiting = [
-            job
-            for one, jobs in live_each(work, read_journal(work))
-            for job in jobs
-            if one.stage == "conclude"
-        ]
+        # Only what writes the figures has no shards.
+        waiting = [job for job in live_jobs(work) if not job.indices]
         if waiting and not anew:
             return {"conclude": waiting[0].id}
         try:
@@ -201,18 +196,12 @@ def _concluded(
 
 
 def _say_how_it_ends(found: dict[str, Any], work: RunPaths) -> None:
-    again = "run the same command again"
-    if found["remaining"]:
-        terminal.say(
-            f"SLURM takes no more of your jobs now: {found['remaining']} shards remain; {again} "
-            "when some have ended, or let --wait feed the queue"
-        )
-    elif job := found.get("then", {}).get("conclude"):
+    if job := found.get("then", {}).get("conclude"):
         terminal.say(
             f"job {job} writes the figures when all have ended; see: {command('status', work.root)}"
         )
-    else:
-        terminal.say(f"when all have ended, {again}: it writes the figures")
+    elif not found["remaining"]:
+        terminal.say("when all have ended, run the same command again: it writes the figures")
 
 
 def joined(merged: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:

@@ -71,19 +71,11 @@ def show_script(
     terminal.result(found, as_json, text=script or "# nothing to submit\n")
 
 
-def say_submitting(paths: RunPaths, made: Plan, todo: list[int], chosen: ClusterProfile) -> None:
-    """Say what is about to be submitted, and what it will take."""
-    from sdwn.estimating.estimates import estimate
-
-    if todo:
-        for line in texts.submitting_lines(estimate(paths, made, todo, chosen)):
-            terminal.say(line)
-
-
 def submit_run(
     paths: RunPaths, made: Plan, chosen: ClusterProfile, options: SubmitOptions
 ) -> dict[str, Any]:
     """Submit what is unfinished, and the stages behind it; if asked, follow all to the end."""
+    from sdwn.estimating.estimates import estimate
     from sdwn.jobs.journal import note_later
     from sdwn.jobs.submission import require_visible, submit_once
     from sdwn.models.lock import ensure
@@ -99,18 +91,17 @@ def submit_run(
     if todo:
         ensure(paths, made)
     evaluated = "evaluate" in options.then
-    if todo and not options.force:
+    if not options.force:
         require_visible(paths, todo)
-    if (todo or evaluated) and not options.force:
-        require_sound(paths, made, chosen, options.then, anything=bool(todo))
+        if todo or evaluated:
+            require_sound(paths, made, chosen, options.then, anything=bool(todo))
     if evaluated:
         lock_classifier(paths, made.config)
-    say_submitting(paths, made, todo, chosen)
+    if todo:
+        terminal.say("\n".join(texts.submitting_lines(estimate(paths, made, todo, chosen))))
+    remaining = 0
     if options.wait:
-        jobs, remaining = (
-            complete_run(paths, made, chosen, options.retries, _again(paths, options)),
-            0,
-        )
+        jobs = complete_run(paths, made, chosen, options.retries, _again(paths, options))
     else:
         jobs, remaining = submit_once(paths, made, chosen, terminal.say)
     found: dict[str, Any] = {
@@ -119,17 +110,12 @@ def submit_run(
         "remaining": remaining,
         "job_ids": [job.id for job in jobs],
     }
-    if remaining:
-        terminal.say(
-            f"SLURM takes no more of your jobs now: {remaining} shards remain; run the same "
-            "command again when some have ended, or let --wait feed the queue"
-        )
+    if options.then and remaining:
+        terminal.say(f"{', '.join(options.then)} would start too early and is not submitted")
     elif options.then:
         found["then"] = _chained(paths, made, chosen, options)
-    elif jobs and not options.wait:
+    elif jobs and not remaining and not options.wait:
         _say_too_early(paths)
-    if remaining and options.then:
-        terminal.say(f"{', '.join(options.then)} would start too early and is not submitted")
     return found
 
 
@@ -234,9 +220,9 @@ def _chained(
 
 def _say_too_early(paths: RunPaths) -> None:
     """Say of stages that wait for an earlier submission that they don't wait for this one."""
-    from sdwn.runs.chain import waiting
+    from sdwn.runs.chain import WAITING, stages_that
 
-    if early := waiting(paths):
+    if early := stages_that(paths, WAITING):
         told = ", ".join(f"{stage} (job {job.id})" for stage, job in early.items())
         again = command("retry", paths.root, "--then", ",".join(early))
         terminal.say(f"{told} will start too early, without these tasks; to change that: {again}")
