@@ -60,7 +60,12 @@ class Tree:
         """
         path = self.root / name
         if path.is_symlink():
-            self._check_link(path)
+            try:
+                target = path.resolve(strict=True)
+            except (OSError, RuntimeError):  # the second is for links that go round in circles
+                raise UnfitError("a broken link") from None
+            if not self.follow_links and not target.is_relative_to(self.root.resolve()):
+                raise UnfitError("a link that leaves the folder; --follow-links takes it")
         # To open a device may already do something, and to open a pipe may wait for ever.
         if not stat.S_ISREG(path.stat().st_mode):
             raise UnfitError("no plain file")
@@ -71,14 +76,6 @@ class Tree:
             if size > most:
                 raise UnfitError(f"expected at most {most:,} bytes, found {size:,}")
             return file.read(most)
-
-    def _check_link(self, link: Path) -> None:
-        try:
-            target = link.resolve(strict=True)
-        except (OSError, RuntimeError):  # the second is for links that go round in circles
-            raise UnfitError("a broken link") from None
-        if not self.follow_links and not target.is_relative_to(self.root.resolve()):
-            raise UnfitError("a link that leaves the folder; --follow-links takes it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +122,12 @@ def explore(source: Path, follow_links: bool = False) -> Tree:
             continue
         for entry in seen:
             name = os.path.join(inside, entry.name)  # noqa: PTH118 - pathlib takes longer
-            linked = _links_a_folder(entry)
+            linked, hidden = _links_a_folder(entry), entry.name[0] == "." or is_stray(entry.name)
             if not (linked or entry.is_dir(follow_symlinks=False)):
-                suffix = PurePath(entry.name).suffix
-                if (
-                    not _is_hidden(entry.name)
-                    and not {entry.name.lower(), suffix.lower()} & _IGNORED
-                ):
+                lower = entry.name.lower()
+                if not hidden and not {lower, PurePath(lower).suffix} & _IGNORED:
                     files.append(name)
-            elif _is_hidden(entry.name):
+            elif hidden:
                 ignored[shown(entry.name)] += 1
             elif not linked:
                 folders.append(name)
@@ -153,10 +147,6 @@ def _links_a_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_symlink() and entry.is_dir()
     except OSError:  # a link that goes round in circles is read, and fails, as a file
         return False
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or is_stray(name)
 
 
 def examine(tree: Tree, names: Sequence[str]) -> Iterator[tuple[str, Picture | str]]:

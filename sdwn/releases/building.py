@@ -137,12 +137,14 @@ def _take(folder: Path) -> None:
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
         return
-    if not is_own_folder(folder):
-        found = "a link, a file or another user's folder"
-    elif any(folder.iterdir()) and not (folder / JOURNAL).is_file():
+    if is_own_folder(folder):
+        # Listed once: another process may be removing it, its journal last.
+        names = {path.name for path in folder.iterdir()}
+        if not names or JOURNAL in names:
+            return
         found = f"files without {JOURNAL}"
     else:
-        return
+        found = "a link, a file or another user's folder"
     raise UsageError(
         f"{folder}: expected nothing, or what an earlier attempt of yours left there, found "
         f"{found}; see what it is and move it away, or choose another name"

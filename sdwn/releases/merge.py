@@ -142,7 +142,7 @@ def _locate(
                 else:
                     foreign.setdefault(error.plan_digest, []).append(index)
             except IntegrityError as error:
-                problems.append(_with_cure(path, error))
+                problems.append(f"{error}; {_cure(path)}")
             places.setdefault(index, []).append(path)
         problems += [_foreign(paths, plan, *found) for found in foreign.items()]
     if not allow_missing or not any(places.values()):
@@ -220,10 +220,6 @@ def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> No
     with ImageFile(path, Expected(plan.digest, index, images)) as file:
         _check_rows(file, plan, plan.shards[index])
         _check_weights(file, revision)
-
-
-def _with_cure(path: Path, error: IntegrityError) -> str:
-    return f"{error}; {_cure(path)}"
 
 
 def _cure(path: Path) -> str:
@@ -346,7 +342,7 @@ def _damaged(files: list[ImageFile]) -> Iterator[str]:
         try:
             file.check()
         except IntegrityError as error:
-            yield _with_cure(file.path, error)
+            yield f"{error}; {_cure(file.path)}"
 
 
 def merged_summary(release: Release) -> dict[str, Any]:
