@@ -95,14 +95,14 @@ def status_rows(found: RunStatus) -> dict[str, Any]:
         + (f", the last ends in {_clock(one.seconds_left)}" if one.seconds_left else "")
         for name, one in found.gpus.items()
     ]
-    rows = found.as_dict()
+    then = [f"{stage}: {state}" for stage, state in found.then.items()]
+    rows = {**found.as_dict(), "gpus": gpus, "then": then}
     left = rows.pop("seconds_left")
+    # A terminal of 24 lines shows all of it.
+    rows = {name: value for name, value in rows.items() if value not in ([], {})}
     if found.shards_running:
         rows["time_left"] = "not known yet" if left is None else _clock(left)
-    if not found.submitted_by:
-        del rows["submitted_by"]
-    then = [f"{stage}: {state}" for stage, state in found.then.items()]
-    return {**rows, "gpus": gpus, "then": then}
+    return rows
 
 
 def tuning_text(profile: GpuProfile) -> str:
@@ -216,7 +216,9 @@ def sheet_text(found: dict[str, Any]) -> str:
 def _share_right(found: dict[str, Any]) -> str:
     if found["evaluation"] is None:
         return "not evaluated yet"
-    by = f"by {found['model']} ({found['evaluation']})"
+    by = f"by {found['model']}"
+    if found["evaluation"] != found["model"]:
+        by += f" ({found['evaluation']})"
     return f"{found['right']} of {found['judged']}, {by}" if found["judged"] else f"no class, {by}"
 
 

@@ -45,7 +45,9 @@ def test_the_whole_job_a_command_at_a_time(sdwn: Sdwn, config: Path) -> None:
     status = sdwn.json("status", "run")
     assert status["images_done"] == status["images_total"] == planned["images"]
     assert status["shards_done"] == status["shards_total"] == planned["shards"]
-    assert sdwn.json("submit", "run", "--wait")["submitted"] == 0, "nothing is left to do"
+    again = sdwn("submit", "run", "--wait")
+    count = planned["shards"]
+    assert f"nothing to submit: all {count} shards are finished; merge them with" in again.stderr
     merged = sdwn.json("merge", "run", "--release", "out")
     assert merged["images"] == planned["images"]
     assert merged["synsets"] == planned["synsets"]
@@ -306,7 +308,9 @@ def test_cancel_ends_local_tasks_and_retry_goes_on(sdwn: Sdwn, config: Path) -> 
     sdwn("plan", config, "run", "--set", "generation.num_inference_steps=200")
     assert "nothing was submitted yet" in sdwn("retry", "run", code=1).stderr
     submitted = sdwn.json("submit", "run")
+    assert "are making the last" in sdwn("submit", "run").stderr
     cancelled = sdwn.json("cancel", "run")
+    assert "nothing to cancel" in sdwn("cancel", "run").stdout
     assert sorted(cancelled["job_ids"]) == sorted(submitted["job_ids"])
     status = sdwn.json("status", "run")
     assert status["shards_running"] == 0

@@ -251,7 +251,7 @@ def test_what_is_not_known_is_said(tmp_path: Path, change: dict[str, Any], expec
         found = estimate(RunPaths(tmp_path), plan, [0], profile)
         assert found.costs == ()
         assert found.unknown is not None
-        assert f"run sdwn pilot {tmp_path} --profile P" in found.unknown
+        assert f"run sdwn pilot {tmp_path} --profile PROFILE" in found.unknown
         assert expected in found.unknown
     on_cpu = estimate(RunPaths(tmp_path), plan, [0], ClusterProfile(executor="local"))
     assert "the profile asks for no GPU" in str(on_cpu.unknown)

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sdwn.commands import following as commands
 from sdwn.config import validated
-from sdwn.files import RunPaths
+from sdwn.files import NO_GPU, RunPaths
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import Job
+from sdwn.jobs.disk import write_note
 from sdwn.jobs.joblogs import failure
 from sdwn.jobs.journal import intend, read_journal, settle
 from sdwn.jobs.live import live_jobs, missing
@@ -252,6 +253,19 @@ def test_a_later_stage_that_failed_is_told_and_gone_on_with(sdwn: Sdwn, planned:
     assert list(sdwn.json("retry", paths.root, "--wait")["then"]) == ["merge", "evaluate"]
     assert sdwn.json("status", paths.root)["then"] == {"merge": "done", "evaluate": "done"}
     assert "then" not in sdwn.json("retry", paths.root, "--wait"), "nothing is left to do"
+
+
+def test_status_shows_what_there_is_and_equal_notes_once(sdwn: Sdwn, planned: PlanRun) -> None:
+    paths, plan = planned()
+    shown = sdwn("status", paths.root).stdout
+    assert "without gpu" not in shown
+    assert "none" not in shown
+    text = "a sentence that is told to its end " * 8
+    for job in range(7):
+        write_note(paths, paths.note(str(job), 0, NO_GPU), text)
+    told = run_status(paths, plan).without_gpu
+    assert told == [f"jobs 0.0, 1.0, 2.0, 3.0, 4.0: {text.strip()}", "and 2 more"]
+    assert "without gpu" in sdwn("status", paths.root).stdout
 
 
 def test_the_watch_ends_with_the_last_stage(

@@ -77,7 +77,7 @@ def test_people_read_a_table_and_the_command_that_makes_an_image_again(
     found, shown = sdwn.json("show", root, "zebra"), sdwn("show", root, "zebra").stdout
     assert re.search(r"zebra\.n\.01 +n02391049", shown)
     assert found["definition"] in shown
-    assert re.search(rf"right +{found['right']} of 10, by drawn \(drawn\)", shown)
+    assert re.search(rf"right +{found['right']} of 10, by drawn\n", shown)
     for shot in found["shots"]:
         best = shot["top5"][0]
         word = "right" if shot["right"] else "wrong"

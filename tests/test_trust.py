@@ -343,6 +343,7 @@ class TestSecrets:
             ("TOKENIZERS_PARALLELISM", "false", False),
             ("https_proxy", "http://proxy:3128", False),
             ("HF_HOME", "/shared/hf", False),
+            ("HF_HOME", "$WORK/hf", False),
         ],
     )
     def test_what_counts_as_a_secret(self, name: str, value: str, secret: bool) -> None:
@@ -350,6 +351,19 @@ class TestSecrets:
         found = ClusterProfile(environment={name: value}, stages=stage).record()
         told = f"${name}" if secret else value
         assert found["environment"] == found["stages"]["evaluate"]["environment"] == {name: told}
+
+    @pytest.mark.parametrize("written", ["$MINE", "${MINE}"])
+    def test_a_variable_of_the_shell_under_another_name(
+        self, written: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        profile = ClusterProfile(environment={"WANDB_API_KEY": written})
+        again = ClusterProfile(**profile.record())
+        monkeypatch.delenv("MINE", raising=False)
+        with pytest.raises(UsageError, match=r"MINE from your shell.* export MINE="):
+            _ = again.secrets
+        monkeypatch.setenv("MINE", TOKEN)
+        assert again.secrets == {"WANDB_API_KEY": TOKEN}
+        assert TOKEN not in str(again.record())
 
 
 @pytest.mark.parametrize("job", ["../../etc", "--user=me", "7_0/../../x", ""])

@@ -85,4 +85,7 @@ def cancel(run: Run, as_json: AsJson = False) -> None:
     ids = [job for job, state in states.items() if state != "COMPLETING"]
     waiting = sum(states[job] == "PENDING" for job in ids)
     counts = {"cancelled": len(ids), "running": len(ids) - waiting, "waiting": waiting}
-    terminal.result({**counts, "job_ids": ids}, as_json)
+    told = f"cancelled {len(ids):,} tasks: {len(ids) - waiting:,} ran, {waiting:,} waited"
+    nothing = "nothing to cancel: no task of this run waits or runs"
+    found = {**counts, "job_ids": ids}
+    terminal.result(found, as_json, text=f"{told if ids else nothing}\n")

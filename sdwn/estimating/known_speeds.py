@@ -226,7 +226,7 @@ def _as_published(
 
 def why_unknown(config: RunConfig, profile: ClusterProfile | None, paths: RunPaths) -> str:
     """Say why no speed is known, and how to find out."""
-    advice = f"run {command('pilot', paths.root, '--profile', 'P')}"
+    advice = f"run {command('pilot', paths.root, '--profile', 'PROFILE')}"
     if profile is not None and not profile.asks_for_gpu:
         return f"{advice} (the profile asks for no GPU; only a pilot can time what is there)"
     if not _is_published_model(config.model.name):

@@ -49,7 +49,8 @@ def _read(path: Path) -> Iterator[Key]:
         if line.line == 1 and not _SYNSET.fullmatch(line.name):
             raise UsageError(
                 f"{path}: expected the columns wnid and number, or wnid alone, in the first line, "
-                f"or one synset a line; found {line.name[:80]!r}"
+                "or one synset a line, as n02391049 or zebra.n.01; "
+                f"found {line.name[:80]!r}"
             )
         number = line.number
         if number is not None and not _NUMBER.fullmatch(number):

@@ -43,6 +43,8 @@ HIDING_OPTIONS = ("clusters", "parsable", "quiet", "test-only", "wait", "wrap")
 _SECRET_NAME = re.compile(r"(?i)(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|(API)?KEY|KEY_ID)$")
 # As hubs write their tokens, and an address with a password in it, as a proxy's.
 _SECRET_VALUE = re.compile(r"\b(hf|gh[a-z]|github_pat|glpat|sk)[_-][\w-]{16,}|://[^/@\s]+:[^/@]+@")
+# A value that is the shell's own when a run is submitted.
+_REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
 def is_secret(name: str, value: str) -> bool:
@@ -52,7 +54,13 @@ def is_secret(name: str, value: str) -> bool:
     [True, False, True]
     """
     named = _SECRET_NAME.search(name) or _SECRET_VALUE.search(value)
-    return value == f"${name}" or named is not None
+    return _REFERENCE.fullmatch(value) is not None or named is not None
+
+
+def _recorded(name: str, value: str) -> str:
+    """Return what a file that others may read says of a variable."""
+    hidden = is_secret(name, value) and not _REFERENCE.fullmatch(value)
+    return f"${name}" if hidden else value
 
 
 class ClusterProfile(Section):
@@ -199,8 +207,7 @@ class ClusterProfile(Section):
         fields = self.model_dump(mode="json", exclude_defaults=True)
         for part in (fields, *fields.get("stages", {}).values()):
             if variables := part.get("environment"):
-                secrets = {n: f"${n}" for n, v in variables.items() if is_secret(n, str(v))}
-                part["environment"] = {**variables, **secrets}
+                part["environment"] = {n: _recorded(n, str(v)) for n, v in variables.items()}
         return fields
 
     @property
@@ -212,12 +219,15 @@ class ClusterProfile(Section):
         """
         found = {name: value for name, value in self.environment.items() if is_secret(name, value)}
         for name, value in found.items():
-            if value == f"${name}" and name not in os.environ:
-                raise UsageError(
-                    f"environment: the profile has {name} from your shell, where it is not set "
-                    f"(a journal keeps no secrets); set it with: export {name}=..."
-                )
-        return {name: os.environ[name] if v == f"${name}" else v for name, v in found.items()}
+            if reference := _REFERENCE.fullmatch(value):
+                own = reference[1] or reference[2]
+                if own not in os.environ:
+                    raise UsageError(
+                        f"environment: the profile has {own} from your shell, where it is not set "
+                        f"(a journal keeps no secrets); set it with: export {own}=..."
+                    )
+                found[name] = os.environ[own]
+        return found
 
     @property
     def processes(self) -> int:

@@ -298,19 +298,19 @@ def _together(records: list[TaskRecord]) -> GpuStatus:
 
 
 def _notes(paths: RunPaths, names: set[str], kind: str) -> list[str]:
-    """Give the first lines of the tasks' notes of a kind; of many, a few."""
+    """Return the first lines of the tasks' notes of a kind, equal ones once; of many, a few."""
     notes = sorted(name for name in names if name.endswith(kind))
-    shown = [
-        f"job {name.removesuffix(kind)}: {_first_line(paths.tasks / name)}"
-        for name in notes[:FAILURES_SHOWN]
-    ]
-    more = len(notes) - len(shown)
-    return [*shown, f"and {more} more"] if more else shown
+    jobs = dict[str, list[str]]()
+    for name in notes[:FAILURES_SHOWN]:
+        jobs.setdefault(_first_line(paths.tasks / name), []).append(name.removesuffix(kind))
+    shown = [f"job{'s' * (len(own) > 1)} {', '.join(own)}: {text}" for text, own in jobs.items()]
+    more = len(notes) - FAILURES_SHOWN
+    return [*shown, f"and {more} more"] if more > 0 else shown
 
 
 def _first_line(note: Path) -> str:
     with note.open(encoding="utf-8", errors="replace") as file:
-        return file.readline(200).strip()
+        return file.readline(500).strip()
 
 
 def covered_images(ranges: list[tuple[int, int]]) -> int:

@@ -99,6 +99,7 @@ def submit_run(
         lock_classifier(paths, made.config)
     if todo:
         terminal.say("\n".join(texts.submitting_lines(estimate(paths, made, todo, chosen))))
+    _say_nothing_to_submit(paths, made, todo, options)
     remaining = 0
     if options.wait:
         jobs = complete_run(paths, made, chosen, options.retries, _again(paths, options))
@@ -117,6 +118,21 @@ def submit_run(
     elif jobs and not remaining and not options.wait:
         _say_too_early(paths)
     return found
+
+
+def _say_nothing_to_submit(
+    paths: RunPaths, made: Plan, todo: list[int], options: SubmitOptions
+) -> None:
+    """Say why nothing is submitted: all shards are finished, or jobs are making the rest."""
+    if todo or options.then or options.again:
+        return
+    left = {shard.index for shard in made.own_shards} - made.done(paths)
+    why = f"all {len(made.own_shards):,} shards are finished"
+    advice = f"merge them with: {command('merge', paths.root, '--release', 'RELEASE')}"
+    if left:
+        why = f"jobs that wait or run are making the last {len(left):,} shards"
+        advice = f"see: {command('status', paths.root)}"
+    terminal.say(f"nothing to submit: {why}; {advice}")
 
 
 def _stages_to_resume(

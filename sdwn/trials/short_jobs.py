@@ -91,7 +91,8 @@ def _no_gpu(device: str, config: RunConfig, profile: ClusterProfile) -> str | No
         return None
     return (
         f"a {profile.gpu_kind or 'GPU'} was asked for, and the task worked on the CPU because "
-        "torch finds no GPU there; see what such a node has with: sdwn doctor RUN --probe"
+        "torch finds no GPU there; see what such a node has with: "
+        "sdwn doctor RUN --profile PROFILE --probe"
     )
 
 
