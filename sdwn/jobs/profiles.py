@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sdwn.config import Positive, Section, read_yaml, validated
 from sdwn.errors import UsageError
@@ -112,17 +112,11 @@ class ClusterProfile(Section):
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
-    @field_validator("time")
+    @field_validator("time", *MEMORY_OPTIONS)
     @classmethod
-    def _known_time(cls, text: str) -> str:
-        minutes(text)
-        return text
-
-    @field_validator(*MEMORY_OPTIONS)
-    @classmethod
-    def _known_amount(cls, text: str | None) -> str | None:
+    def _known_amount(cls, text: str | None, info: ValidationInfo) -> str | None:
         if text is not None:
-            megabytes(text)
+            (minutes if info.field_name == "time" else megabytes)(text)
         return text
 
     @field_validator("*")
