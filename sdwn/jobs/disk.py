@@ -50,7 +50,9 @@ class RunDisk:
                     self._note(f"waiting for the disk since {now()}: {error}")
                 if last or time.monotonic() - began > WAIT_SECONDS:
                     raise
-                self._pause()
+                end = time.monotonic() + RETRY_SECONDS
+                while not self.ending and time.monotonic() < end:
+                    time.sleep(POLL_SECONDS)
             else:
                 if began is not None:
                     text = f"waited {time.monotonic() - began:.0f} s for the disk, then went on"
@@ -71,11 +73,6 @@ class RunDisk:
     def _note(self, text: str) -> None:
         process = this_process()
         write_note(self.paths, self.paths.note(process.job, process.rank, WAITED), text)
-
-    def _pause(self) -> None:
-        end = time.monotonic() + RETRY_SECONDS
-        while not self.ending and time.monotonic() < end:
-            time.sleep(POLL_SECONDS)
 
 
 def write_note(paths: RunPaths, path: Path, text: str) -> None:

@@ -35,7 +35,6 @@ OWN_OPTIONS = (
     *("open-mode", "output", "requeue", "signal"),
 )
 
-
 # With these sbatch would not give the id of a job of this cluster.
 HIDING_OPTIONS = ("clusters", "parsable", "quiet", "test-only", "wait", "wrap")
 

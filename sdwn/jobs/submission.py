@@ -71,7 +71,13 @@ def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
     Raises:
         UsageError: fp16 where no GPU will be, or a batch size that does not fit.
     """
-    _require_device(config, profile)
+    if config.needs_gpu and not cluster.gives_gpu(profile):
+        local = profile.executor == "local"
+        where = "this machine has none" if local else "the profile asks for none"
+        raise UsageError(
+            f"precision fp16 needs a GPU and {where}; submit with a profile that asks for one "
+            "(gres or gpus_per_node), or plan with --set generation.precision=fp32"
+        )
     size, pinned = profile.batch_size, config.generation.batch_size
     if size is None:
         return
@@ -79,16 +85,6 @@ def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
         raise UsageError(f"batch_size: {reason}")
     if pinned not in (None, size):
         raise UsageError(f"batch_size {size}: the config pins batches of {pinned} images")
-
-
-def _require_device(config: RunConfig, profile: ClusterProfile) -> None:
-    if not config.needs_gpu or cluster.gives_gpu(profile):
-        return
-    where = "this machine has none" if profile.executor == "local" else "the profile asks for none"
-    raise UsageError(
-        f"precision fp16 needs a GPU and {where}; submit with a profile "
-        "that asks for one (gres or gpus_per_node), or plan with --set generation.precision=fp32"
-    )
 
 
 def require_same_plan(paths: RunPaths, plan: Dealt) -> None:

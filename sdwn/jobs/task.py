@@ -13,7 +13,7 @@ from sdwn import checkout
 from sdwn.errors import SdwnError
 from sdwn.files import CHANGED, RunPaths, now, read_json, require_home
 from sdwn.jobs.disk import RunDisk, write_note
-from sdwn.jobs.processes import Process, see_one_device, this_process, together
+from sdwn.jobs.processes import see_one_device, this_process, together
 from sdwn.models.weights import switch_hub_off
 
 log = logging.getLogger(__name__)
@@ -59,36 +59,30 @@ class ArrayTask:
         process = this_process()
         require_home()
         see_one_device(process)
-        if RunPaths(Path(self.path)).lock.exists():
+        paths = RunPaths(Path(self.path))
+        if paths.lock.exists():
             switch_hub_off()
         if process.start and process.rank == 0:
-            note = RunPaths(Path(self.path)).note(process.job, 0, f".r{process.start}.started.txt")
-            write_note(RunPaths(Path(self.path)), note, now())
+            write_note(paths, paths.note(process.job, 0, f".r{process.start}.started.txt"), now())
         with together(process):
-            self._require_same_plan()
-            self._tell_other_code(process)
+            self._require_same_plan(paths)
+            if self.code not in ("", here := checkout.code()):
+                text = f"the code has changed since this was submitted: {self.code} to {here}"
+                log.warning("%s", text)
+                write_note(paths, paths.note(process.job, process.rank, CHANGED), text)
             module, function = STAGES[self.stage]
             run = getattr(importlib.import_module(module), function)
-            run(Path(self.path), process.share(self.indices))
+            run(paths.root, process.share(self.indices))
 
-    def _require_same_plan(self) -> None:
+    def _require_same_plan(self, paths: RunPaths) -> None:
         if not self.plan:
             return
-        paths = RunPaths(Path(self.path))
         found = RunDisk(paths).retry(partial(read_json, paths.plan)).get("digest")
         if found != self.plan:
             raise SdwnError(
                 f"{paths.plan}: this task was submitted for plan {self.plan[:12]}, found "
                 f"{str(found)[:12]}: the plan was replaced; restore it, or submit again"
             )
-
-    def _tell_other_code(self, process: Process) -> None:
-        if self.code in ("", checkout.code()):
-            return
-        text = f"the code has changed since this was submitted: {self.code} to {checkout.code()}"
-        log.warning("%s", text)
-        paths = RunPaths(Path(self.path))
-        write_note(paths, paths.note(process.job, process.rank, CHANGED), text)
 
     def checkpoint(self) -> Any:
         """Ask for the same task again: what is on disk says where to go on.

@@ -119,7 +119,11 @@ def evaluate_by_tasks(
 
     opened = Release(release)
     work, judging = open_judging(opened, chosen)
-    _require_plain(work)
+    if "%" in str(work.root.absolute()):
+        raise UsageError(
+            f"{work.root}: SLURM and submitit read % in a path as a placeholder; move the release "
+            "to a folder whose path has none"
+        )
     if not is_judged(opened, work, judging, terminal.say):
         with nothing_left(work):
             require_possible(chosen)
@@ -138,14 +142,6 @@ def evaluate_by_tasks(
         return finish(opened, work, judging, terminal.say)
 
 
-def _require_plain(work: RunPaths) -> None:
-    if "%" in str(work.root):
-        raise UsageError(
-            f"{work.root}: SLURM and submitit read % in a path as a placeholder; move the release "
-            "to a folder whose path has none"
-        )
-
-
 def _submitted(work: RunPaths, judging: Judging, sites: Targets) -> dict[str, Any]:
     """Submit what is neither finished nor live, and what follows; say how all of it stands."""
     from sdwn.jobs.joblogs import failure
@@ -154,7 +150,8 @@ def _submitted(work: RunPaths, judging: Judging, sites: Targets) -> dict[str, An
 
     if changed := changed_code(work):
         terminal.say(changed)
-    lost = {index: failure(work, index) for index in failed(work, judging)[:FAILURES_SHOWN]}
+    lost = failed(work, judging)[:FAILURES_SHOWN]
+    failures = [f"shard {index}: {failure(work, index)}" for index in lost]
     jobs, remaining = submit_once(work, judging, sites.judging, terminal.say)
     live = live_jobs(work)
     found: dict[str, Any] = {
@@ -164,13 +161,18 @@ def _submitted(work: RunPaths, judging: Judging, sites: Targets) -> dict[str, An
         "done": len(judging.done(work)),
         "live": len({index for job in live for index in job.indices}),
         "remaining": remaining,
-        "failures": [f"shard {index}: {reason}" for index, reason in lost.items()],
+        "failures": failures,
         "job_ids": [job.id for job in jobs],
         "work": str(work.root),
     }
     if sites.judging.executor == "slurm" and not remaining:
         found["then"] = _concluded(work, judging, sites.concluding, bool(jobs))
-    _say_how_it_ends(found, work)
+    if job := found.get("then", {}).get("conclude"):
+        terminal.say(
+            f"job {job} writes the figures when all have ended; see: {command('status', work.root)}"
+        )
+    elif not remaining:
+        terminal.say("when all have ended, run the same command again: it writes the figures")
     return found
 
 
@@ -193,15 +195,6 @@ def _concluded(
         except QueueFullError as error:
             terminal.say(str(error))
             return {}
-
-
-def _say_how_it_ends(found: dict[str, Any], work: RunPaths) -> None:
-    if job := found.get("then", {}).get("conclude"):
-        terminal.say(
-            f"job {job} writes the figures when all have ended; see: {command('status', work.root)}"
-        )
-    elif not found["remaining"]:
-        terminal.say("when all have ended, run the same command again: it writes the figures")
 
 
 def joined(merged: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
