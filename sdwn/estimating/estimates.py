@@ -140,10 +140,10 @@ def _part_seconds(part: Part, plan: Plan, processes: int, images_per_second: flo
 def _seconds_in_all(times: Sequence[float], at_once: int) -> float:
     """Say when the last task ends if so many run at once, each starting as another ends.
 
-    >>> _seconds_in_all([3, 3, 3, 1], at_once=2)
-    6.0
+    >>> _seconds_in_all([3, 3, 3, 1], at_once=2), _seconds_in_all([3, 1], at_once=10**30)
+    (6.0, 3.0)
     """
-    ends = [0.0] * at_once
+    ends = [0.0] * max(1, min(at_once, len(times)))
     for seconds in times:
         heapq.heappush(ends, heapq.heappop(ends) + seconds)
     return max(ends)
