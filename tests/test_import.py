@@ -937,3 +937,26 @@ def test_large_texts_in_a_picture_do_no_harm(source: Path, kind: bytes) -> None:
     expected = np.asarray(Image.open(io.BytesIO(plain)))
     for index in range(2):
         assert np.array_equal(intake.release.array(index), expected)
+
+
+def test_tars_of_several_kinds_of_images_are_told_and_others_load_in_datasets(
+    sdwn: Sdwn, tmp_path: Path
+) -> None:
+    """Datasets refuses a tar whose first samples do not have the same files."""
+    import datasets
+
+    for number, kind in enumerate(("png", "jpeg", "webp")):
+        put(sdwn.folder / f"mixed/{DOG}/{number}.{kind}", encoded(kind, number))
+    sdwn("import", "mixed", "real", "--format", "imagefolder")
+    told = sdwn("export", "real", "as-they-are", "--format", "webdataset").stderr
+    assert "of several kinds (jpeg, png, webp)" in told
+    told = sdwn("export", "real", "alike", "--format", "webdataset", "--codec", "png").stderr
+    assert "several kinds" not in told
+
+    def loaded(name: str) -> int:
+        path = str(sdwn.folder / name)
+        return len(datasets.load_dataset(path, cache_dir=str(tmp_path / "cache"), split="train"))
+
+    assert loaded("alike") == 3
+    with pytest.raises(ValueError, match="don't share"):
+        loaded("as-they-are")

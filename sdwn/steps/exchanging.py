@@ -57,7 +57,15 @@ def export_release(release: Release, dest: Path, options: ExportOptions) -> dict
     from sdwn.exchange.export import export
 
     with terminal.progress("export", len(release), unit="images") as advance:
-        return export(release, dest, options, advance)
+        found = export(release, dest, options, advance)
+    kinds = sorted(set(release.metadata["codec"].to_pylist()))
+    if options.format == "webdataset" and options.codec == "stored" and len(kinds) > 1:
+        terminal.say(
+            f"the tars hold images of several kinds ({', '.join(kinds)}): the webdataset library "
+            "reads them, Hugging Face datasets takes only tars of one kind; for it export with: "
+            "--codec png, or --codec jpeg"
+        )
+    return found
 
 
 def import_release(source: Path, release: Path, options: ImportOptions) -> dict[str, Any]:
