@@ -12,11 +12,11 @@ from rich.filesize import decimal
 
 from sdwn.doctor.findings import Finding, ok, problem, problems, unverified, warning
 from sdwn.doctor.places import Place, free, place
-from sdwn.doctor.probe import OFFLINE, hub_is_off
+from sdwn.doctor.probe import OFFLINE, cache_fault, hub_is_off
 from sdwn.doctor.site_checks import check_site
 from sdwn.errors import SdwnError, UsageError, command
 from sdwn.estimating.estimates import estimate, stored_bytes
-from sdwn.files import RunPaths, cache_folder, writable_cache
+from sdwn.files import RunPaths, cache_folder
 from sdwn.jobs.cluster import cut
 from sdwn.jobs.live import missing
 from sdwn.jobs.profiles import ClusterProfile, LaterStage
@@ -242,8 +242,8 @@ def _no_weights(run: _Run, error: SdwnError) -> Finding:
     if run.paths.lock.exists() or isinstance(error, UsageError) or weights.source(model) != "hub":
         return problem("weights", text)
     if elsewhere := [name for name in HUB_VARIABLES if _differs(run, name)]:
-        text = f"{text} of this shell, and tasks have another {elsewhere[0]}"
-        return unverified("weights", f"{text}; export the same here")
+        text = f"{text}; tasks have another {elsewhere[0]} than this shell"
+        return unverified("weights", f"{text}: export the same here")
     advice = f"get it where there is a network: {command('prefetch', run.paths.root)}"
     if hub_is_off(run.variable(OFFLINE)):
         return problem("weights", f"{text}, and {OFFLINE} keeps tasks from the hub; {advice}")
@@ -299,10 +299,8 @@ def _locks(run: _Run) -> Iterator[Finding]:
 
 
 def _cache(run: _Run) -> Iterator[Finding]:
-    try:
-        writable_cache()
-    except SdwnError as error:
-        yield warning("cache", str(error))
+    if fault := cache_fault():
+        yield warning("cache", fault)
         return
     if not run.slurm:
         return

@@ -75,12 +75,13 @@ def _classifier(report: NodeReport, plan: Plan) -> Iterator[Finding]:
     if report.classifier:
         yield ok("classifier", f"{report.node} finds {report.classifier}")
     elif report.classifier is not None:
-        yield warning(
-            "classifier",
-            f"{report.node} cannot load {plan.config.evaluation.model}, which evaluates the "
-            "release; put its weights into a cache that nodes share (HF_HOME, TORCH_HOME): sdwn "
-            "prefetch RUN",
-        )
+        chosen = plan.config.evaluation
+        advice = "put its weights into a cache that nodes share (HF_HOME, TORCH_HOME): sdwn "
+        advice += "prefetch RUN"
+        if chosen.checkpoint:
+            advice = f"put {chosen.checkpoint} into a folder that nodes share"
+        text = f"{report.node} cannot load {chosen.model}, which evaluates the release"
+        yield warning("classifier", f"{text}; {advice}")
 
 
 def _locks(report: NodeReport) -> Finding:

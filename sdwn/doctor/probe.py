@@ -129,11 +129,12 @@ def _report(paths: RunPaths, token: str) -> NodeReport:
         cache=str(cache_folder()),
         cache_seen=(cache_folder() / token).is_file(),
         hdf5="h5py is missing" if "h5py" in missing else hdf5_fault(paths.probe.root / "probe.h5"),
-        cache_fault=_cache_fault(),
+        cache_fault=cache_fault(),
     )
 
 
-def _cache_fault() -> str:
+def cache_fault() -> str:
+    """Say why the cache's folder cannot be written, "" where it can."""
     try:
         writable_cache()
     except SdwnError as error:

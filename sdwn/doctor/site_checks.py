@@ -10,7 +10,7 @@ from sdwn.doctor.findings import Finding, ok, problem, unverified, warning
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import arrays
 from sdwn.jobs.profiles import ClusterProfile, megabytes, minutes
-from sdwn.jobs.site import Association, NodeKind, Partition, Site, array_size
+from sdwn.jobs.site import Association, NodeKind, Site, array_size
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel")
 MOST_NAMES = 12
@@ -55,16 +55,14 @@ def _partitions(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
         yield verdict("partition", f"{_names(closed)} is closed: jobs wait until it opens; {there}")
     elif not absent:
         yield ok("partition", f"{_names(site.chosen(profile))} is open")
-    yield from (_allowed(partition, profile) for partition in chosen if partition.accounts)
-
-
-def _allowed(partition: Partition, profile: ClusterProfile) -> Finding:
-    accounts = partition.accounts or ()
-    text = f"partition {partition.name} is for the accounts {_names(accounts)}"
-    if profile.account in accounts:
-        return ok("account", text)
-    # An account below one of them may be meant too.
-    return warning("account", f"{text}; the profile has {profile.account or 'none'}")
+    for partition in chosen:
+        if accounts := partition.accounts:
+            text = f"partition {partition.name} is for the accounts {_names(accounts)}"
+            if profile.account in accounts:
+                yield ok("account", text)
+            else:
+                # An account below one of them may be meant too.
+                yield warning("account", f"{text}; the profile has {profile.account or 'none'}")
 
 
 def _account(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
@@ -129,15 +127,12 @@ def _arrays(site: Site, profile: ClusterProfile, tasks: int) -> Iterator[Finding
         "arrays",
         f"{_count(tasks, 'task')} as {_count(count, 'array')} of at most {most:,}",
     )
-    yield _jobs(profile, tasks)
-
-
-def _jobs(profile: ClusterProfile, tasks: int) -> Finding:
-    most = profile.max_submit_jobs
-    if most is None or most >= tasks:
-        return ok("jobs", "all are submitted at once, as far as the queue takes them")
-    waves = math.ceil(tasks / most)
-    return ok("jobs", f"at most {most:,} in the queue (max_submit_jobs): {waves:,} waves")
+    wave = profile.max_submit_jobs
+    if wave is None or wave >= tasks:
+        yield ok("jobs", "all are submitted at once, as far as the queue takes them")
+    else:
+        waves = math.ceil(tasks / wave)
+        yield ok("jobs", f"at most {wave:,} in the queue (max_submit_jobs): {waves:,} waves")
 
 
 def _nodes(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
@@ -164,15 +159,12 @@ def _nodes(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
             yield problem(subject, f"{text}{unit}; ask for less")
             return
         fitting = [kind for kind in fitting if getattr(kind, attribute) >= asked]
-    yield _in_use(fitting, where)
-
-
-def _in_use(fitting: list[NodeKind], where: str) -> Finding:
     nodes, usable = sum(k.nodes for k in fitting), sum(k.usable for k in fitting)
-    if not usable:
+    if usable:
+        yield ok("nodes", f"{usable:,} {where} have what a task asks for")
+    else:
         text = f"all {nodes:,} {where} that fit are down or drained; tasks wait until some are back"
-        return warning("nodes", text)
-    return ok("nodes", f"{usable:,} {where} have what a task asks for")
+        yield warning("nodes", text)
 
 
 def _has_gpus(kind: NodeKind, request: dict[str, int]) -> bool:

@@ -18,7 +18,7 @@ from sdwn.jobs.processes import shares
 from sdwn.jobs.profiles import ClusterProfile, minutes
 
 if TYPE_CHECKING:
-    from sdwn.config import RunConfig, StorageConfig
+    from sdwn.config import RunConfig
     from sdwn.planning.plan import Plan
 
 Part = tuple[int, ...]
@@ -115,26 +115,25 @@ def cost(plan: Plan, parts: Sequence[Part], profile: ClusterProfile, speed: Devi
     """Work out what tasks, given by their shards, take at a speed."""
     processes = profile.processes
     times = [
-        _part_seconds(part, plan, processes, speed.images_per_second) + speed.loading_seconds
+        # A task takes as long as the process with the most images.
+        max(_images(share, plan) for share in shares(part, processes)) / speed.images_per_second
+        + speed.loading_seconds
         for part in parts
     ]
     longest = max(times, default=0.0)
     asked = plan.config.generation.batch_size or profile.batch_size
     batch = asked or speed.batch_size or 1
-    warning, stuck = _warning(longest, speed, batch, profile)
+    limit = 60 * minutes(profile.time) - profile.signal_delay_s
+    first_batch = speed.loading_seconds + batch / speed.images_per_second
+    too_long = longest > limit
     return Cost(
         speed=speed,
         hours_per_task=longest / 3600,
         device_hours=sum(times) * processes / 3600,
         hours=_seconds_in_all(times, profile.array_parallelism) / 3600,
-        warning=warning,
-        stuck=stuck,
+        warning=_warning(longest, limit, speed, batch, profile) if too_long else None,
+        stuck=too_long and limit <= first_batch,
     )
-
-
-def _part_seconds(part: Part, plan: Plan, processes: int, images_per_second: float) -> float:
-    """Say how long a task samples: as long as the process with the most images."""
-    return max(_images(share, plan) for share in shares(part, processes)) / images_per_second
 
 
 def _seconds_in_all(times: Sequence[float], at_once: int) -> float:
@@ -150,30 +149,25 @@ def _seconds_in_all(times: Sequence[float], at_once: int) -> float:
 
 
 def _warning(
-    longest: float, speed: DeviceSpeed, batch: int, profile: ClusterProfile
-) -> tuple[str | None, bool]:
-    """Say what a time limit does to tasks that it is too short for; each start loads again.
-
-    Also whether no start would come to the end of a first batch.
-    """
-    limit, loading = 60 * minutes(profile.time) - profile.signal_delay_s, speed.loading_seconds
-    if longest <= limit:
-        return None, False
+    longest: float, limit: float, speed: DeviceSpeed, batch: int, profile: ClusterProfile
+) -> str:
+    """Say what a time limit does to tasks that it is too short for; each start loads again."""
+    loading = speed.loading_seconds
     what = f"a task takes {_time(longest)} and the time limit ends it after {_time(limit)}"
     advice = "ask for more --time, or plan smaller shards"
     if profile.shards_per_task > 1:
         advice += ", or fewer --shards-per-task"
     if limit <= loading:
-        return f"{what}, before the model is loaded; {advice}", True
+        return f"{what}, before the model is loaded; {advice}"
     if limit <= loading + batch / speed.images_per_second:
         first = "a first image" if batch == 1 else f"a first batch of {batch} images"
-        return f"{what}, before {first} is finished; {advice}, or smaller --batch-size", True
+        return f"{what}, before {first} is finished; {advice}, or smaller --batch-size"
     requeues = math.ceil((longest - loading) / (limit - loading)) - 1
     if requeues > profile.max_num_timeout:
         most = f"and max_num_timeout allows {profile.max_num_timeout}"
-        return f"{what}: a task would be requeued {requeues} times {most}; {advice}", False
+        return f"{what}: a task would be requeued {requeues} times {most}; {advice}"
     times = "once" if requeues == 1 else f"{requeues} times"
-    return f"{what}: a task will be requeued {times}; {advice}", False
+    return f"{what}: a task will be requeued {times}; {advice}"
 
 
 def _time(seconds: float) -> str:
@@ -213,9 +207,9 @@ def _ratio(config: RunConfig) -> tuple[float, str]:
         return 1.0, "raw, 3 bytes a pixel"
     if config.model.builtin == "noise":
         return 1.0, "as raw: noise does not compress"
-    ratio = _jpeg_ratio(config.storage) if codec == "jpeg" else LOSSLESS_RATIOS[codec]
+    if codec == "jpeg":
+        asked = config.storage.quality or 95
+        ratio = next(ratio for quality, ratio in JPEG_RATIOS.items() if asked <= quality)
+    else:
+        ratio = LOSSLESS_RATIOS[codec]
     return ratio, f"as photographs: {codec} at {100 * ratio:.3g} % of raw"
-
-
-def _jpeg_ratio(storage: StorageConfig) -> float:
-    return next(r for quality, r in JPEG_RATIOS.items() if (storage.quality or 95) <= quality)

@@ -186,15 +186,12 @@ def _as_tuned(tuned: GpuProfile, config: RunConfig, batch_size: int | None) -> D
 
 
 def _published(config: RunConfig, profile: ClusterProfile | None) -> tuple[DeviceSpeed, ...]:
-    if not _has_figures(config) or (profile is not None and not profile.asks_for_gpu):
+    has_figures = config.generation.precision == "fp16" and _is_published_model(config.model.name)
+    if not has_figures or (profile is not None and not profile.asks_for_gpu):
         return ()
     cards = {card.name: card for kind in _kinds(profile) or SHOWN if (card := card_called(kind))}
     found = (_as_published(card, config, profile) for card in cards.values())
     return tuple(speed for speed in found if speed is not None)
-
-
-def _has_figures(config: RunConfig) -> bool:
-    return config.generation.precision == "fp16" and _is_published_model(config.model.name)
 
 
 def _is_published_model(name: str) -> bool:

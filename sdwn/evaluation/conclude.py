@@ -55,12 +55,15 @@ def conclude(
         SdwnError: the file of groups is wrong.
     """
     found = _find_out(predictions, classifier_record, chosen)
+    wnids = [row.wnid for row in found.figures.per_class]
     record = {
         **_origin(release, paths, predictions),
         "classifier": classifier_record,
         **_results(found),
-        **_map(release, found, chosen),
+        "map": places(release, wnids, chosen.embedding) if wnids else None,
     }
+    if not wnids:
+        record["map_missing"] = "no synset here is a class of ImageNet-1k"
     if release.manifest.name == PAPER_CATALOG:
         record["paper"] = paper.beside(found.figures.per_class, found.taxonomy)
     write_tables(paths, record, _rows(release, record, found))
@@ -167,13 +170,6 @@ def _synset(row: SynsetScore, taxonomy: Taxonomy) -> dict[str, Any]:
         "miss_distance": row.miss_distance,
         "least_distance": row.least_distance,
     }
-
-
-def _map(release: Release, found: _Found, chosen: EvaluationConfig) -> dict[str, Any]:
-    wnids = [row.wnid for row in found.figures.per_class]
-    if not wnids:
-        return {"map": None, "map_missing": "no synset here is a class of ImageNet-1k"}
-    return {"map": places(release, wnids, chosen.embedding)}
 
 
 def _rows(

@@ -117,10 +117,15 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
             end = line.find(b" ")
             if (word := line[:end]) not in keys:
                 continue
-            vector = _vector(f"{path}: line {number}", line[end:], length)
-            if vector is not None:
-                keys.discard(word)
-                found[word.decode()] = vector
+            fields, where = line[end:].split(), f"{path}: line {number}"
+            if len(fields) > length:
+                # GloVe has words with spaces; they are not the ones looked for.
+                continue
+            if len(fields) < length:
+                what = f"expected {length} numbers, found {len(fields)}"
+                raise UsageError(f"{where}: {what}; is it whole?")
+            found[word.decode()] = _numbers(where, fields)
+            keys.discard(word)
     return {word: vector for word, vector in found.items() if vector.any()}
 
 
@@ -137,16 +142,6 @@ def _length(path: Path, lines: Iterator[tuple[int, bytes]]) -> tuple[int, list[t
         raise UsageError(f"{where}: {EXPECTED}, found {_shown(first[1])}")
     _numbers(where, rest)
     return length, [first]
-
-
-def _vector(where: str, rest: bytes, length: int) -> Vector | None:
-    fields = rest.split()
-    if len(fields) > length:
-        # GloVe has words with spaces; they are not the ones looked for.
-        return None
-    if len(fields) < length:
-        raise UsageError(f"{where}: expected {length} numbers, found {len(fields)}; is it whole?")
-    return _numbers(where, fields)
 
 
 def _numbers(where: str, fields: Sequence[bytes]) -> Vector:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,13 @@ def encode(folder: Path, variant: str | None, names: Sequence[str]) -> NDArray[n
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise NoEncoderError(f"the text encoder in {folder} cannot be loaded: {reason}") from None
+    pooled: list[NDArray[np.float32]] = []
     with torch.inference_mode():
-        pooled = [_pooled(model, tokenizer, batch) for batch in _batches(names)]
+        for start in range(0, len(names), BATCH):
+            batch = list(names[start : start + BATCH])
+            tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
+            found = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+            pooled.append(found.pooler_output.numpy())
     return np.concatenate(pooled)
 
 
@@ -89,16 +94,3 @@ def _loaded(folder: Path, variant: str | None) -> tuple[Any, Any]:
         folder, subfolder="text_encoder", dtype=torch.float32, **options
     )
     return tokenizer, model.eval()
-
-
-def _pooled(model: Any, tokenizer: Any, names: Sequence[str]) -> NDArray[np.float32]:
-    tokens = tokenizer(list(names), padding=True, truncation=True, return_tensors="pt")
-    found: NDArray[np.float32] = model(
-        input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
-    ).pooler_output.numpy()
-    return found
-
-
-def _batches(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(names), BATCH):
-        yield names[start : start + BATCH]

@@ -26,7 +26,7 @@ from sdwn.judging.judging import (
     open_planned,
 )
 from sdwn.judging.merging import drop_damaged, merged, sound_predictions
-from sdwn.judging.predictions import Predictions, write_predictions
+from sdwn.judging.predictions import write_predictions
 from sdwn.releases.release import Release
 from sdwn.synsets.wordnet import shared_wordnet
 
@@ -143,25 +143,13 @@ def _finish(release: Release, work: RunPaths, judging: Judging) -> dict[str, Any
     from sdwn.evaluation.conclude import conclude
 
     paths = evaluation_of(work)
-    found = _merged(release, work, judging)
-    classifier = {**found.source.classifier, "judged_on": list(found.source.judged_on)}
-    return summary(paths, conclude(release, paths, found.table, classifier, judging.chosen))
-
-
-def _merged(release: Release, work: RunPaths, judging: Judging) -> Predictions:
-    paths = evaluation_of(work)
     if not paths.predictions.exists():
         write_predictions(paths.predictions, merged(release, work, judging))
-    # As it lies on the disk; only then may the shards go.
+    # As it lies on the disk; only then may the shards go. Of tasks, what they said stays.
     found = sound_predictions(release, paths, judging)
-    _clear(work)
-    return found
-
-
-def _clear(work: RunPaths) -> None:
-    """Remove shards that are merged; of tasks, what they said stays."""
-    folder = work.shards if work.submissions.exists() else work.root
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(work.shards if work.submissions.exists() else work.root, ignore_errors=True)
+    classifier = {**found.source.classifier, "judged_on": list(found.source.judged_on)}
+    return summary(paths, conclude(release, paths, found.table, classifier, judging.chosen))
 
 
 def conclude_work(work: Path, _: Iterable[int]) -> None:

@@ -95,7 +95,10 @@ def _by_encoder(release: Release, wnids: list[str]) -> Distances:
     if settings is None:
         raise encoder.NoEncoderError("the pictures were imported, no model of ours made them")
     model = ModelConfig(**settings["model"])
-    folder = encoder.encoder_folder(model, _revision(release))
+    revisions = {str(kind["revision"]) for kind in release.manifest.made_on if kind.get("revision")}
+    # Where tasks ran several, none is the release's.
+    revision = revisions.pop() if len(revisions) == 1 else None
+    folder = encoder.encoder_folder(model, revision)
     names = [_lemmas(release, wnid)[0] for wnid in wnids]
     matrix = cosine_distances(encoder.encode(folder, model.variant, names))
     source = f"text encoder of {model.name}"
@@ -112,12 +115,6 @@ def _by_wordnet(wnids: list[str], reason: str) -> Distances:
         for column, other in enumerate(wnids[:row]):
             matrix[row, column] = matrix[column, row] = taxonomy.distance(one, other)
     return Distances(tuple(wnids), matrix, "WordNet path distance", f"No word vectors: {reason}")
-
-
-def _revision(release: Release) -> str | None:
-    """Give the one revision of the model that all tasks ran; None if they had several."""
-    found = {str(kind["revision"]) for kind in release.manifest.made_on if kind.get("revision")}
-    return found.pop() if len(found) == 1 else None
 
 
 def _lemmas(release: Release, wnid: str) -> list[str]:

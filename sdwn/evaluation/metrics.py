@@ -142,13 +142,15 @@ def evaluate(
     tally = _tally(label, len(names), rank, black)
     bright = _tally(label[~black], len(names), rank[~black], black[~black])
     most = int(tally.images.max())
+    counts = (tally.images, tally.correct, tally.correct_top5, tally.black)
+    columns = (column.tolist() for column in counts)
     return Evaluation(
         **figures_of(tally, most),
         statuses=_statuses(status),
         intervals=intervals_of(tally, most),
         histogram=histogram(tally.correct, most),
         without_black=_without_black(bright, most),
-        per_class=_per_class(names, tally),
+        per_class=tuple(ClassResult(*row) for row in zip(names.tolist(), *columns, strict=True)),
     )
 
 
@@ -311,9 +313,3 @@ def _without_black(tally: Tally, most: int) -> dict[str, Any] | None:
     if not left.any():
         return None
     return {**figures_of(tally.of(left), most), "classes_left_out": int((~left).sum())}
-
-
-def _per_class(names: NDArray[np.str_], tally: Tally) -> tuple[ClassResult, ...]:
-    columns = (tally.images, tally.correct, tally.correct_top5, tally.black)
-    rows = zip(names.tolist(), *(column.tolist() for column in columns), strict=True)
-    return tuple(ClassResult(*row) for row in rows)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sdwn.errors import IntegrityError
+from sdwn.errors import IntegrityError, command
 from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.files import EvaluationPaths, file_sha256
 from sdwn.judging.predictions import disagreements, read_predictions
@@ -60,8 +59,8 @@ def not_its_own(release: Release, paths: EvaluationPaths, record: Mapping[str, A
 
 def _again(release: Release, record: Mapping[str, Any]) -> str:
     classifier = record["classifier"]
-    words = ["sdwn", "evaluate", str(release.paths.root), "--model", classifier["model"]]
+    words = ["--model", classifier["model"]]
     # Where a user's own checkpoint lies now only the user knows.
     words += ["--checkpoint", "FILE"] * (classifier["weights"] == "checkpoint")
     words += ["--all"] * (record["selection"] == "all")
-    return f"evaluate again with: {shlex.join(words)}"
+    return f"evaluate again with: {command('evaluate', release.paths.root, *words)}"

@@ -67,7 +67,8 @@ def read_checkpoint(path: Path) -> StateDict:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
-    if not _is_state_dict(content):
+    tensors = isinstance(content, Mapping) and all(map(torch.is_tensor, content.values()))
+    if not tensors or not content:
         raise SdwnError(
             f"{path}: expected a state dict, tensors by name, found {_kind(content)}; "
             "save model.state_dict() itself"
@@ -106,11 +107,6 @@ def convert_torchvision_vit(state_dict: Mapping[str, torch.Tensor]) -> StateDict
     ['blocks.3.mlp.fc1.bias']
     """
     return {_renamed(key): tensor for key, tensor in state_dict.items()}
-
-
-def _is_state_dict(content: Any) -> bool:
-    tensors = isinstance(content, Mapping) and all(map(torch.is_tensor, content.values()))
-    return tensors and len(content) > 0
 
 
 def _renamed(key: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shlex
 import shutil
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -110,11 +109,12 @@ class Judging:
     def command(self, paths: RunPaths) -> str:
         """Give the command that evaluates like this."""
         chosen = self.chosen
-        words = ["sdwn", "evaluate", str(release_of(paths)), "--model", chosen.model]
+        words: list[object] = ["--model", chosen.model]
         for name in ("checkpoint", "groups", "embedding"):
             if value := getattr(chosen, name):
-                words += [f"--{name}", str(value)]
-        return shlex.join([*words, *["--all"] * (chosen.images == "all")])
+                words += [f"--{name}", value]
+        words += ["--all"] * (chosen.images == "all")
+        return command("evaluate", release_of(paths), *words)
 
 
 def evaluation_of(work: RunPaths) -> EvaluationPaths:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -115,17 +115,14 @@ def _checked(
         )
     if problems := disagreements(found.table, images.slice(shard.start, len(found.table))):
         raise IntegrityError(f"{path}: {'; '.join(problems)}")
-    for name in _other_settings(source.classifier, first):
-        raise IntegrityError(f"{path}: judged with another {name} than the shards before it")
-    return found
-
-
-def _other_settings(classifier: Mapping[str, Any], first: Sequence[Predictions]) -> Iterator[str]:
     for other in first:
-        expected = other.source.classifier
+        expected, classifier = other.source.classifier, source.classifier
         for name in sorted({*expected, *classifier} - set(OF_A_TASK)):
             if expected.get(name) != classifier.get(name):
-                yield name
+                raise IntegrityError(
+                    f"{path}: judged with another {name} than the shards before it"
+                )
+    return found
 
 
 def _joined(judging: Judging, found: Sequence[Predictions]) -> Source:

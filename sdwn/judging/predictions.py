@@ -102,7 +102,11 @@ def read_predictions(path: Path, most: int) -> Predictions:
         expected = source.stop - source.start
         raise IntegrityError(f"{path}: expected {expected} rows, found {len(table)}")
     _check_schema(path, table)
-    _check_values(path, table)
+    for what, wrong in _wrong_rows(table):
+        if wrong.any():
+            row = int(wrong.argmax())
+            image = f"{table['wnid'][row].as_py()} {table['number'][row].as_py()}"
+            raise IntegrityError(f"{path}: row {row} ({image}): {what}")
     return Predictions(table.replace_schema_metadata(None), source)
 
 
@@ -137,19 +141,11 @@ def _check_schema(path: Path, table: pa.Table) -> None:
         raise IntegrityError(f"{path}: {min(extra)}: no column of predictions")
 
 
-def _check_values(path: Path, table: pa.Table) -> None:
-    for what, wrong in _wrong_rows(table):
-        if wrong.any():
-            row = int(wrong.argmax())
-            image = f"{table['wnid'][row].as_py()} {table['number'][row].as_py()}"
-            raise IntegrityError(f"{path}: row {row} ({image}): {what}")
-
-
 def _wrong_rows(table: pa.Table) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Name what may be wrong, with a mask of the rows that are; each relies on those before."""
     for name in ("top5", "top5_probability"):
         column = table[name].combine_chunks()
-        yield f"{name}: expected {TOP} values", _of_length(column) != TOP
+        yield f"{name}: expected {TOP} values", numbers(pc.list_value_length(column)) != TOP
         yield f"{name}: expected {TOP} values", _has_null(column)
     labelled = numbers(pc.is_valid(table["imagenet_class"]))
     for name in ("label_rank", "label_probability"):
@@ -174,10 +170,6 @@ def _wrong_rows(table: pa.Table) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         "label_rank and top5 disagree",
         labelled & _any((top5 == label[:, None]) != (np.arange(TOP) == rank[:, None])),
     )
-
-
-def _of_length(column: pa.ListArray) -> NDArray[Any]:
-    return numbers(pc.list_value_length(column))
 
 
 def _has_null(column: pa.ListArray) -> NDArray[np.bool_]:

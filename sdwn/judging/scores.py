@@ -48,7 +48,8 @@ def score(
         subtrees: the classifier's own classes whose probabilities are to be summed.
     """
     # Sorting logits, not probabilities: those of unlikely classes are all 0.
-    ordered, order = _imagenet(logits, columns).sort(dim=1, descending=True, stable=True)
+    known = logits[:, columns.clamp(min=0)].masked_fill(columns < 0, -torch.inf)
+    ordered, order = known.sort(dim=1, descending=True, stable=True)
     probability = ordered.softmax(dim=1)
     target = torch.tensor([-1 if label is None else label for label in labels])
     rank = (order == target[:, None]).int().argmax(dim=1)
@@ -60,10 +61,6 @@ def score(
         label_probability=of_label.masked_fill(target < 0, torch.nan).numpy(),
         subtree_probability=_mass(logits, subtrees).numpy(),
     )
-
-
-def _imagenet(logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    return logits[:, columns.clamp(min=0)].masked_fill(columns < 0, -torch.inf)
 
 
 def _mass(logits: torch.Tensor, subtrees: Sequence[tuple[int, ...] | None]) -> torch.Tensor:

@@ -100,7 +100,13 @@ def _pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
         unet=_filled("unet", _unet()),
         scheduler=scheduler(),
         safety_checker=_filled("safety_checker", _safety_checker()),
-        feature_extractor=_feature_extractor(),
+        # Black is zero, so its embedding is zero too: what NaN turned black is never flagged.
+        feature_extractor=CLIPImageProcessor(
+            size={"shortest_edge": 32},
+            crop_size={"height": 32, "width": 32},
+            image_mean=[0.0, 0.0, 0.0],
+            image_std=[0.25, 0.25, 0.25],
+        ),
     )
 
 
@@ -179,16 +185,6 @@ def _safety_checker() -> StableDiffusionSafetyChecker:
     }
     return StableDiffusionSafetyChecker(
         CLIPConfig(text_config={}, vision_config=vision, projection_dim=16)
-    )
-
-
-def _feature_extractor() -> CLIPImageProcessor:
-    # Black is zero, so its embedding is zero too: what NaN turned black is never flagged.
-    return CLIPImageProcessor(
-        size={"shortest_edge": 32},
-        crop_size={"height": 32, "width": 32},
-        image_mean=[0.0, 0.0, 0.0],
-        image_std=[0.25, 0.25, 0.25],
     )
 
 

@@ -126,8 +126,9 @@ def _listing(config: RunConfig, revision: str | None) -> tuple[str, dict[str, in
     with TemporaryDirectory() as cache:
         index = hf_hub_download(model.name, INDEX, revision=info.sha, cache_dir=cache)
         kinds = components(Path(index).parent)
-    wanted = needed(sizes, kinds.keys() - unneeded(config), model.variant)
-    for part in sorted(kinds.keys() - unneeded(config)):
+    parts = sorted(kinds.keys() - unneeded(config))
+    wanted = needed(sizes, parts, model.variant)
+    for part in parts:
         own = [name.removeprefix(f"{part}/") for name in sizes if name.startswith(f"{part}/")]
         found = any(name.startswith(f"{part}/") and "safetensors" in name for name in wanted)
         if "config.json" in own and not found:
@@ -160,7 +161,9 @@ def _fill(config: RunConfig, commit: str, sizes: Mapping[str, int], folder: Path
     found = read_json(mark) if mark.exists() else {}
     if found == wanted and not _missing(sizes, folder):
         return
-    if folder.exists() and not (folder.is_dir() and (_is_begun(unfinished) or _is_empty(folder))):
+    if folder.exists() and not (
+        folder.is_dir() and (_is_begun(unfinished) or not any(folder.iterdir()))
+    ):
         what = f"its commit {found['commit']}" if found.get("commit") else "something else"
         raise UsageError(
             f"--folder {folder}: expected nothing there, or {config.model.name} whole at commit "
@@ -178,10 +181,6 @@ def _is_begun(unfinished: Path) -> bool:
     """Tell whether an earlier attempt of this user left it, and nothing leads out of its folder."""
     linked = any(path.is_symlink() for path in unfinished.parent.iterdir())
     return not linked and unfinished.exists() and is_own_folder(unfinished)
-
-
-def _is_empty(folder: Path) -> bool:
-    return next(folder.iterdir(), None) is None
 
 
 def _put(file: Path, place: Path) -> None:

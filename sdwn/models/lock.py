@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,6 +20,7 @@ from sdwn.models.weights import (
     locate,
     model_folder,
     needed,
+    size,
     snapshot,
     source,
     unneeded,
@@ -132,7 +133,12 @@ def recorded(paths: RunPaths) -> str | None:
         return None
     from sdwn.storage.shards import ImageFile
 
-    for path in _image_files(paths):
+    pieces = (
+        paths.piece(index, start, stop)
+        for index in paths.started_shards()
+        for start, stop in paths.piece_ranges(index)
+    )
+    for path in (*map(paths.shard, sorted(paths.done_shards())), *pieces):
         try:
             with ImageFile(path) as file:
                 revisions = [session.get("revision") for session in file.sessions]
@@ -141,13 +147,6 @@ def recorded(paths: RunPaths) -> str | None:
         if revisions and revisions[0]:
             return str(revisions[0])
     return None
-
-
-def _image_files(paths: RunPaths) -> Iterator[Path]:
-    yield from map(paths.shard, sorted(paths.done_shards()))
-    for index in paths.started_shards():
-        for start, stop in paths.piece_ranges(index):
-            yield paths.piece(index, start, stop)
 
 
 def read_lock(paths: RunPaths, model: ModelConfig) -> Lock | None:
@@ -160,7 +159,11 @@ def read_lock(paths: RunPaths, model: ModelConfig) -> Lock | None:
         return None
     try:
         content = read_json(paths.lock)
-        _require_version(paths, content)
+        found = content.get("format"), content.get("format_version")
+        if found != (FORMAT, FORMAT_VERSION):
+            raise IntegrityError(
+                f"{paths.lock}: expected {FORMAT} {FORMAT_VERSION}, found {found[0]} {found[1]}"
+            )
         lock = Lock.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
@@ -174,14 +177,6 @@ def read_lock(paths: RunPaths, model: ModelConfig) -> Lock | None:
             f"revision or variant of it; {_anew(paths)}"
         )
     return lock
-
-
-def _require_version(paths: RunPaths, content: dict[str, Any]) -> None:
-    found = content.get("format"), content.get("format_version")
-    if found != (FORMAT, FORMAT_VERSION):
-        raise IntegrityError(
-            f"{paths.lock}: expected {FORMAT} {FORMAT_VERSION}, found {found[0]} {found[1]}"
-        )
 
 
 def _anew(paths: RunPaths) -> str:
@@ -208,8 +203,12 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
     folder = _folder(lock)
     if lock.source == "hub":
         _require_whole(paths, lock, folder)
-    else:
-        _require_unchanged(lock, folder)
+    elif changed := next((f.file for f in lock.files if _changed(folder / f.file, f)), None):
+        back = "install the sdwn that it came with" if lock.source == "builtin" else "bring it back"
+        raise IntegrityError(
+            f"{folder / changed}: changed or missing since the run was locked to the model in "
+            f"this folder; {back}, or plan into a new folder"
+        )
     return Weights(folder, lock.revision)
 
 
@@ -217,22 +216,19 @@ def _folder(lock: Lock) -> Path:
     if lock.source == "folder":
         return model_folder(lock.model)
     if lock.source == "builtin":
-        return _builtin(str(lock.model.builtin))
+        name = str(lock.model.builtin)
+        if builtin_path(name).is_dir():
+            return builtin_path(name)
+        from sdwn.models.builtin import builtin_folder  # torch
+
+        return builtin_folder(name)
     if lock.folder is not None:
         return Path(lock.folder)
     return snapshot(lock.model.name, lock.revision) or Path("the hub's cache")
 
 
-def _builtin(name: str) -> Path:
-    if builtin_path(name).is_dir():
-        return builtin_path(name)
-    from sdwn.models.builtin import builtin_folder  # torch
-
-    return builtin_folder(name)
-
-
 def _require_whole(paths: RunPaths, lock: Lock, folder: Path) -> None:
-    absent = [file.file for file in lock.files if _size(folder / file.file) != file.bytes]
+    absent = [file.file for file in lock.files if size(folder / file.file) != file.bytes]
     if absent:
         from huggingface_hub import constants
 
@@ -244,26 +240,8 @@ def _require_whole(paths: RunPaths, lock: Lock, folder: Path) -> None:
         )
 
 
-def _size(file: Path) -> int | None:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return None
-
-
-def _require_unchanged(lock: Lock, folder: Path) -> None:
-    for file in lock.files:
-        if _changed(folder / file.file, file):
-            came_along = lock.source == "builtin"
-            back = "install the sdwn that it came with" if came_along else "bring it back"
-            raise IntegrityError(
-                f"{folder / file.file}: changed or missing since the run was locked to the model "
-                f"in this folder; {back}, or plan into a new folder"
-            )
-
-
 def _changed(path: Path, file: LockedFile) -> bool:
-    if _size(path) != file.bytes:
+    if size(path) != file.bytes:
         return True
     return path.stat().st_mtime_ns != file.mtime_ns and file_sha256(path) != file.sha256
 

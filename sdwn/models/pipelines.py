@@ -49,12 +49,28 @@ def load(config: RunConfig, weights: Weights, device: Device) -> Any:
         UsageError: the config asks for a scheduler or safety checker that this model has not.
         SdwnError: the model cannot be loaded.
     """
-    _silence_libraries()
+    # They warn of every truncated prompt and every flagged image, which a sample records.
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
     pipeline = _from_config(config, staged_if_asked(weights.folder))
-    pipeline.scheduler = _scheduler(pipeline, config.generation.scheduler)
+    own = pipeline.scheduler
+    name = config.generation.scheduler or type(own).__name__
+    require_scheduler(name, own, type(pipeline).__name__)
+    pipeline.scheduler = getattr(diffusers, name).from_config(own.config)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device.torch)
-    _prepare(pipeline, config)
+    if config.generation.channels_last:
+        for part in (denoiser(pipeline), getattr(pipeline, "vae", None)):
+            if part is not None:
+                part.to(memory_format=torch.channels_last)
+    if config.generation.compile:
+        network = denoiser(pipeline)
+        # One block is compiled and serves all its likes.
+        if getattr(network, "_repeated_blocks", None):
+            network.compile_repeated_blocks()
+        else:
+            network.compile()
     return pipeline
 
 
@@ -77,13 +93,6 @@ def require_device(config: RunConfig, device_type: str) -> None:
 def denoiser(pipeline: Any) -> Any:
     """Give the network that takes the steps: a UNet or a transformer."""
     return getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
-
-
-def _silence_libraries() -> None:
-    # They warn of every truncated prompt and every flagged image, which a sample records.
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
 
 
 def _from_config(config: RunConfig, folder: Path) -> Any:
@@ -111,29 +120,6 @@ def _from_pretrained(model: ModelConfig, folder: Path, **options: Any) -> Any:
             f"model {model.name}: the folder {folder} cannot be loaded; check that it is whole, "
             f"with safetensors weights: {first_line(error)}"
         ) from error
-
-
-def _scheduler(pipeline: Any, name: str | None) -> Any:
-    name = name or type(pipeline.scheduler).__name__
-    require_scheduler(name, pipeline.scheduler, type(pipeline).__name__)
-    return getattr(diffusers, name).from_config(pipeline.scheduler.config)
-
-
-def _prepare(pipeline: Any, config: RunConfig) -> None:
-    if config.generation.channels_last:
-        for part in (denoiser(pipeline), getattr(pipeline, "vae", None)):
-            if part is not None:
-                part.to(memory_format=torch.channels_last)
-    if config.generation.compile:
-        _compile(denoiser(pipeline))
-
-
-def _compile(network: Any) -> None:
-    # One block is compiled and serves all its likes.
-    if getattr(network, "_repeated_blocks", None):
-        network.compile_repeated_blocks()
-    else:
-        network.compile()
 
 
 def provenance(

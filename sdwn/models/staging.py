@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sdwn.errors import UsageError
 from sdwn.files import STAGE_VARIABLE, open_append, private_folder
-from sdwn.models.weights import files
+from sdwn.models.weights import files, size
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ def staged(folder: Path, target: Path) -> Path:
     copy = private_folder(target) / f"{folder.name}-{_state(folder)}"
     with open_append(copy.with_name(f".{copy.name}.lock")) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _is_whole(copy, folder):
+        # Whoever tidies a node's disk may have taken files away.
+        if any(size(copy / name) != size(folder / name) for name in files(folder)):
             shutil.rmtree(copy, ignore_errors=True)
             _copy(folder, copy)
     return copy
@@ -61,14 +62,6 @@ def _copy(folder: Path, copy: Path) -> None:
         unfinished.rename(copy)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _is_whole(copy: Path, folder: Path) -> bool:
-    # Whoever tidies a node's disk may have taken files away.
-    return all(
-        (copy / name).is_file() and (copy / name).stat().st_size == (folder / name).stat().st_size
-        for name in files(folder)
-    )
 
 
 def _state(folder: Path) -> str:

@@ -269,8 +269,7 @@ def require_whole(folder: Path, config: RunConfig) -> None:
     kinds, variant = components(folder), config.model.variant
     parts = [part for part in kinds if part not in unneeded(config)]
     names = needed(files(folder), parts, variant)
-    faults = {part: _fault(folder / part, kinds[part], names, variant) for part in parts}
-    told = [fault for fault in faults.values() if fault]
+    told = [fault for part in parts if (fault := _fault(folder / part, kinds[part], names))]
     if not parts:
         told = [f"{INDEX} names no parts of a pipeline"]
     elif "safety_checker" in parts and "feature_extractor" not in kinds:
@@ -285,7 +284,7 @@ def require_whole(folder: Path, config: RunConfig) -> None:
         raise IntegrityError(f"{folder} is not a whole model: {told[0]}{more}")
 
 
-def _fault(part: Path, kind: str, names: Collection[str], variant: str | None) -> str:
+def _fault(part: Path, kind: str, names: Collection[str]) -> str:
     """Say why diffusers would not load a part of a pipeline; "" if nothing is seen."""
     if not part.is_dir():
         # diffusers then reads what lies beside the index.
@@ -308,6 +307,14 @@ def _fault(part: Path, kind: str, names: Collection[str], variant: str | None) -
             listed = set(read_json(index).get("weight_map", {}).values())
             own += [part / file for file in sorted(listed) if part / file not in own]
     return next((told for file in own if (told := _cut_short(file))), "")
+
+
+def size(file: Path) -> int | None:
+    """Return a file's size in bytes; None where it is missing."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
 
 
 def is_pointer(file: Path) -> bool:
@@ -395,15 +402,11 @@ def needed(names: Iterable[str], parts: Collection[str], variant: str | None) ->
         own = [path for path in paths if path.parts[0] == part and len(path.parts) > 1]
         weights = [path for path in own if ".safetensors" in path.name]
         if weights:
-            own = [path for path in own if path.name == "config.json"] + _of(variant, weights)
+            those = [path for path in weights if variant and _is_variant(path.name, variant)]
+            those = those or [path for path in weights if _PLAIN.fullmatch(path.name)]
+            own = [path for path in own if path.name == "config.json"] + those
         chosen.update(map(str, own))
     return [str(path) for path in paths if str(path) in chosen]
-
-
-def _of(variant: str | None, weights: list[PurePosixPath]) -> list[PurePosixPath]:
-    if variant is not None and (those := [w for w in weights if _is_variant(w.name, variant)]):
-        return those
-    return [path for path in weights if _PLAIN.fullmatch(path.name)]
 
 
 def _is_variant(name: str, variant: str) -> bool:

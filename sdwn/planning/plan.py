@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sdwn.config import EvaluationConfig, RunConfig, StorageConfig, has_field, validated
+from sdwn.config import EvaluationConfig, RunConfig, has_field, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.files import TABLE_BYTES, RunPaths, csv_text, read_json, read_whole, write_text
 from sdwn.planning.slices import WHOLE, Slice, parse_slice
@@ -145,13 +145,11 @@ def image_seed(run_seed: int, wnid: str, number: int) -> int:
 
 def synsets_per_shard(config: RunConfig) -> int:
     """Turn the wanted shard size, in images or in hours, into whole synsets, at least one."""
-    return max(1, round(_images_per_shard(config.storage) / config.images_per_synset))
-
-
-def _images_per_shard(storage: StorageConfig) -> float:
-    if storage.images_per_shard is not None:
-        return storage.images_per_shard
-    return (storage.shard_hours or 0) * 3600 * (storage.images_per_second or 0)
+    storage = config.storage
+    wanted: float | None = storage.images_per_shard
+    if wanted is None:
+        wanted = (storage.shard_hours or 0) * 3600 * (storage.images_per_second or 0)
+    return max(1, round(wanted / config.images_per_synset))
 
 
 def image_settings(config: RunConfig) -> dict[str, Any]:
@@ -233,12 +231,9 @@ def _share(plan: Plan) -> str:
 def table_text(synsets: tuple[PlannedSynset, ...]) -> str:
     """Write the table of synsets as CSV."""
     head = [field.name for field in fields(PlannedSynset)]
+    rows = ([getattr(row, name) for name in head] for row in synsets)
     # To the letter: it is read again, and its bytes are in the plan's digest.
-    return csv_text(head, map(_values, synsets), cell=lambda value: value)
-
-
-def _values(row: PlannedSynset) -> Iterator[Any]:
-    return (getattr(row, field.name) for field in fields(PlannedSynset))
+    return csv_text(head, rows, cell=lambda value: value)
 
 
 def _digest(settings: dict[str, Any], table: str) -> str:
@@ -290,6 +285,7 @@ def write_plan(plan: Plan, paths: RunPaths, tell: Callable[[str], None] = lambda
             f"{paths.root}: SLURM and submitit read % in a path as a placeholder; plan into a "
             "folder whose path has none"
         )
+    table, evaluation = table_text(plan.synsets), plan.config.evaluation.model_dump(mode="json")
     if paths.plan.exists():
         found = read_json(paths.plan)
         for name in ("settings", "catalog", "summary", "evaluation"):
@@ -305,14 +301,13 @@ def write_plan(plan: Plan, paths: RunPaths, tell: Callable[[str], None] = lambda
                 f"{paths.root} has the slice {share} of this plan, not {plan.slice}; "
                 f"plan with --slice {share}, or into a new folder"
             )
-        _restore_table(plan, paths)
+        if not paths.synsets.exists() or paths.synsets.read_bytes() != table.encode():
+            write_text(paths.synsets, table)
         before = {**EvaluationConfig().model_dump(mode="json"), **found.get("evaluation", {})}
-        now = plan.config.evaluation.model_dump(mode="json")
-        if changed := differing(before, now, ("before", "now")):
-            write_text(paths.plan, _text({**found, "evaluation": now}))
+        if changed := differing(before, evaluation, ("before", "now")):
+            write_text(paths.plan, _text({**found, "evaluation": evaluation}))
             tell(f"the evaluation's settings are changed: {'; '.join(changed)}")
         return False
-    table = table_text(plan.synsets)
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -321,7 +316,7 @@ def write_plan(plan: Plan, paths: RunPaths, tell: Callable[[str], None] = lambda
         "summary": summary(plan),
         "settings": image_settings(plan.config),
         "catalog": plan.config.catalog.model_dump(mode="json"),
-        "evaluation": plan.config.evaluation.model_dump(mode="json"),
+        "evaluation": evaluation,
         **({} if plan.slice.whole else {"slice": str(plan.slice)}),
         "synsets_sha256": hashlib.sha256(table.encode()).hexdigest(),
     }
@@ -337,22 +332,15 @@ def _text(content: dict[str, Any]) -> str:
 
 def _differences(found: dict[str, Any], plan: Plan) -> str:
     """Say how a plan that was read differs from another one."""
-    catalog = plan.config.catalog.model_dump(mode="json")
+    catalog, synsets = found.get("catalog", {}), found.get("summary", {}).get("synsets")
+    now = {"catalog": plan.config.catalog.model_dump(mode="json"), "synsets": len(plan.synsets)}
     told = differing(
-        {**found.get("settings", {}), "catalog": found.get("catalog", {})},
-        {**image_settings(plan.config), "catalog": catalog},
+        {**found.get("settings", {}), "catalog": catalog, "synsets": synsets},
+        {**image_settings(plan.config), **now},
     )
-    synsets = found.get("summary", {}).get("synsets")
-    told += differing({"synsets": synsets}, {"synsets": len(plan.synsets)})
     if len(told) > 6:
         told[6:] = [f"and {len(told) - 6} more"]
     return "; ".join(told) or "its catalog gave other synsets, or other texts of them"
-
-
-def _restore_table(plan: Plan, paths: RunPaths) -> None:
-    table = table_text(plan.synsets)
-    if not paths.synsets.exists() or paths.synsets.read_bytes() != table.encode():
-        write_text(paths.synsets, table)
 
 
 def read_plan(paths: RunPaths) -> Plan:
@@ -369,7 +357,10 @@ def read_plan(paths: RunPaths) -> Plan:
     if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
         found = f"{content.get('format')} {content.get('format_version')}"
         raise IntegrityError(f"{paths.plan}: expected {FORMAT} {FORMAT_VERSION}, found {found}")
-    table = _read_table(paths)
+    try:
+        table = decode_text(read_whole(paths.synsets, TABLE_BYTES)).replace("\r\n", "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"{paths.synsets}: cannot be read: {error}") from None
     try:
         sound = _digest(content["settings"], table) == content["digest"]
         sections = {name: content[name] for name in ("catalog", "evaluation")}
@@ -384,14 +375,6 @@ def read_plan(paths: RunPaths) -> Plan:
     config = validated(RunConfig, settings, source=str(paths.plan))
     share = parse_slice(str(content.get("slice", WHOLE)))
     return Plan(catalog, config, parse_table(table), str(content["digest"]), share)
-
-
-def _read_table(paths: RunPaths) -> str:
-    try:
-        text = decode_text(read_whole(paths.synsets, TABLE_BYTES))
-        return text.replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise IntegrityError(f"{paths.synsets}: cannot be read: {error}") from None
 
 
 def parse_table(table: str) -> tuple[PlannedSynset, ...]:

@@ -30,7 +30,12 @@ def read_catalog(config: CatalogConfig, wordnet: WordNet) -> Catalog:
     """
     found = {synset.wnid: synset for synset in _collect(config, wordnet)}
     if config.only:
-        found = _keep(found, config, wordnet)
+        only = {synset.wnid: synset for synset in map(wordnet.synset, config.only)}
+        for wnid, synset in only.items():
+            if wnid not in found:
+                whole = describe(config.model_copy(update={"only": ()}))
+                raise UsageError(f"only: {synset.name} ({wnid}) is not in the catalog {whole}")
+        found = only
     if not found:
         raise UsageError(f"the catalog {describe(config)} holds no synset")
     return Catalog(describe(config), tuple(found[wnid] for wnid in sorted(found)))
@@ -92,12 +97,3 @@ def published(synsets: Iterable[Synset]) -> list[Synset]:
 
 def _sense(synset: Synset) -> int:
     return int(synset.name.rsplit(".", 1)[1])
-
-
-def _keep(found: dict[str, Synset], config: CatalogConfig, wordnet: WordNet) -> dict[str, Synset]:
-    wanted = [wordnet.synset(identifier) for identifier in config.only]
-    for synset in wanted:
-        if synset.wnid not in found:
-            whole = describe(config.model_copy(update={"only": ()}))
-            raise UsageError(f"only: {synset.name} ({synset.wnid}) is not in the catalog {whole}")
-    return {synset.wnid: synset for synset in wanted}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from sdwn.errors import SdwnError
-from sdwn.synsets.wordnet_files import THREE_WAYS, VERSION, look, read_nouns
+from sdwn.synsets.wordnet_files import THREE_WAYS, VERSION, look, read
 
 # wndb(5WN): what lies above, as @, or @i of an instance; each with its place and kind of word.
 _HYPERNYM = re.compile(rb" @i? ([0-9]{8}) n ")
@@ -66,4 +66,4 @@ def open_nouns() -> Nouns:
     if corpus is None:
         found = "; ".join(passed) or "found none on this machine"
         raise SdwnError(f"expected WordNet {VERSION}, {found}; {THREE_WAYS}")
-    return Nouns(read_nouns(corpus))
+    return Nouns(read(corpus, "data.noun"))

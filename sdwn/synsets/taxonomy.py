@@ -78,7 +78,16 @@ def scopes(
         UsageError: a synset that WordNet does not have, or no class that it has.
     """
     below = _classes_below(taxonomy, classes)
-    return {wnid: _scope(taxonomy, wnid, below) for wnid in wnids}
+    found = {}
+    for wnid in wnids:
+        above = taxonomy.above(wnid)
+        known = [(steps, len(below[top]), top) for top, steps in above.items() if top in below]
+        if not known:
+            what = "none of the classifier's classes is in WordNet, so none is near"
+            raise UsageError(f"{wnid}: {what}")
+        steps, _, top = min(known)
+        found[wnid] = Scope(top, steps, tuple(below[top]))
+    return found
 
 
 def _classes_below(taxonomy: Taxonomy, classes: Sequence[str | None]) -> dict[str, list[int]]:
@@ -91,12 +100,3 @@ def _classes_below(taxonomy: Taxonomy, classes: Sequence[str | None]) -> dict[st
         for hypernym in above:
             below.setdefault(hypernym, []).append(index)
     return below
-
-
-def _scope(taxonomy: Taxonomy, wnid: str, below: Mapping[str, list[int]]) -> Scope:
-    above = taxonomy.above(wnid)
-    known = [(steps, len(below[top]), top) for top, steps in above.items() if top in below]
-    if not known:
-        raise UsageError(f"{wnid}: none of the classifier's classes is in WordNet, so none is near")
-    steps, _, top = min(known)
-    return Scope(top, steps, tuple(below[top]))

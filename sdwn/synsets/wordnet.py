@@ -161,18 +161,14 @@ class _Reader(WordNetCorpusReader):  # type: ignore[misc]  # NLTK has no types
         except OSError:
             if file != "lexnames":
                 raise
-            return io.StringIO(_lexnames())
+            lines = (
+                f"{number:02d}\t{name}\t{PART_OF_SPEECH_NUMBERS[name.split('.')[0]]}\n"
+                for number, name in enumerate(LEXICOGRAPHER_FILES)
+            )
+            return io.StringIO("".join(lines))
 
     def map_wn(self, version: str = "wordnet") -> None:
         """Skip the map to other languages' WordNets, which costs a second load."""
-
-
-def _lexnames() -> str:
-    lines = (
-        f"{number:02d}\t{name}\t{PART_OF_SPEECH_NUMBERS[name.split('.')[0]]}\n"
-        for number, name in enumerate(LEXICOGRAPHER_FILES)
-    )
-    return "".join(lines)
 
 
 def _read(corpus: Path) -> WordNetCorpusReader:

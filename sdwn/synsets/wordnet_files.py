@@ -76,15 +76,10 @@ def fault(corpus: Path) -> str | None:
     return None
 
 
-def read_nouns(corpus: Path) -> bytes:
-    """Read a corpus's file of nouns, unpacked or as NLTK downloads it."""
-    return _read(corpus, "data.noun")
-
-
 def _ends(corpus: Path, name: str) -> tuple[bytes, bytes]:
     """Read the first and the last 4 kB of a file; one in a zip whole, which checks its CRC."""
     if corpus.suffix == ".zip":
-        content = _read(corpus, name)
+        content = read(corpus, name)
         return content[:4096], content[-4096:]
     with (corpus / name).open("rb") as file:
         head = file.read(4096)
@@ -92,7 +87,8 @@ def _ends(corpus: Path, name: str) -> tuple[bytes, bytes]:
         return head, file.read()
 
 
-def _read(corpus: Path, name: str) -> bytes:
+def read(corpus: Path, name: str) -> bytes:
+    """Read a file of a corpus, unpacked or as NLTK downloads it."""
     if corpus.suffix != ".zip":
         return (corpus / name).read_bytes()
     with zipfile.ZipFile(corpus) as packed:
