@@ -310,7 +310,7 @@ def _notes(paths: RunPaths, names: set[str], kind: str) -> list[str]:
 
 def _first_line(note: Path) -> str:
     with note.open(encoding="utf-8", errors="replace") as file:
-        return file.readline(500).strip()
+        return file.readline(280).strip()
 
 
 def covered_images(ranges: list[tuple[int, int]]) -> int:
