@@ -98,7 +98,7 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(drawn_rows())
 def test_scores_agree_with_a_plain_reference(rows: list[tuple[str, int, float]]) -> None:
     wordnet = shared_wordnet()
