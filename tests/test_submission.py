@@ -26,7 +26,14 @@ from sdwn.files import CHANGED, ReleasePaths, RunPaths
 from sdwn.generation.generate import generate
 from sdwn.jobs import cluster, submission
 from sdwn.jobs.cluster import job_ids
-from sdwn.jobs.journal import intend, read_journal, run_name, settle, unreadable
+from sdwn.jobs.journal import (
+    intend,
+    note_cancelled,
+    read_journal,
+    run_name,
+    settle,
+    unreadable,
+)
 from sdwn.jobs.live import live_jobs, missing, unfinished
 from sdwn.jobs.profiles import ClusterProfile, load_profile, stage_profile
 from sdwn.jobs.records import TaskRecord
@@ -165,6 +172,25 @@ def test_two_commands_at_once_submit_each_shard_once(
         assert process.returncode == 0, log
     shards = [index for one in read_journal(paths) for job in one.jobs for index in job.indices]
     assert sorted(shards) == list(range(len(plan.shards)))
+
+
+def test_a_cancel_in_the_moment_of_a_submission_ends_what_that_submits(
+    planned: PlanRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, plan = planned(generation={"num_inference_steps": 500})
+    made, submit_tasks = list[cluster.Job](), submission.submit_tasks
+
+    def cancelled_meanwhile(*arguments: Any) -> list[cluster.Job]:
+        note_cancelled(paths, [])
+        made.extend(submit_tasks(*arguments))
+        return made
+
+    monkeypatch.setattr(submission, "submit_tasks", cancelled_meanwhile)
+    with pytest.raises(SdwnError, match="cancelled by: sdwn cancel"):
+        complete(paths, plan, HERE, 0, Onlooker(lambda _: None, print))
+    assert made
+    wait_until(lambda: not live_jobs(paths))
+    assert run_status(paths, plan).shards_cancelled == len(plan.shards)
 
 
 def test_cancel_also_ends_the_command_that_follows(sdwn: Sdwn, planned: PlanRun) -> None:

@@ -332,6 +332,11 @@ def complete(
         if not missing(paths, plan) or not (todo or live):
             break
         if cancellations(paths) > cancelled:
+            # A cancel that came while sbatch was asked did not see what sbatch then took.
+            for submission, own in live_each(paths, read_journal(paths)):
+                if not own.keys().isdisjoint(jobs):
+                    journal.note_cancelled(paths, [job.id for job in own])
+                    end(paths, submission, own)
             raise SdwnError(
                 f"cancelled by: {command('cancel', paths.root)}; finished images are kept, "
                 f"go on with: {onlooker.again}"
