@@ -217,7 +217,7 @@ class RunConfig(Section):
 
 
 def has_field(template: str) -> bool:
-    """Tell whether a prompt template has a field, so that prompts differ."""
+    """Return whether a prompt template has a field, so that prompts differ."""
     return any(name is not None for _, name, _, _ in string.Formatter().parse(template))
 
 

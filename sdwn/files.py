@@ -88,7 +88,7 @@ def writable_cache() -> Path:
 
 
 def require_home() -> None:
-    """Give a user whom the system knows no home of a folder to keep caches in.
+    """Make a folder for caches where the system knows no home of this user.
 
     Libraries look for one where they are imported, and end, or make a folder named ``~``.
     """
@@ -152,7 +152,7 @@ class RunPaths:
 
     @property
     def question(self) -> Path:
-        """What a pilot or a tuning was asked, in its own folder, until its answer is taken."""
+        """The question to a pilot or a tuning, in its own folder, until its answer is taken."""
         return self.root / "question.json"
 
     @property
@@ -481,7 +481,7 @@ def open_append(path: Path) -> TextIO:
 
 
 def is_own_folder(path: Path) -> bool:
-    """Tell whether this is a real folder, no link, and belongs to this user."""
+    """Return whether this is a real folder, no link, and belongs to this user."""
     found = path.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
 
@@ -531,7 +531,7 @@ _STRAY = re.compile(
 
 
 def is_stray(name: str) -> bool:
-    """Tell whether a name is of what a desktop or a file server left.
+    """Return whether a name is of what a desktop or a file server left.
 
     >>> [is_stray(name) for name in (".DS_Store", ".nfs0000000001", "@eaDir", "images-00000.h5")]
     [True, True, True, False]

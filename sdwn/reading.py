@@ -35,7 +35,7 @@ class Listed:
 
 
 def canonical(name: str) -> str:
-    """Give a name as composed Unicode (NFC): Macs write an é as two characters."""
+    """Return a name as composed Unicode (NFC): Macs write an é as two characters."""
     return unicodedata.normalize("NFC", name)
 
 

@@ -44,7 +44,7 @@ def estimate_rows(found: Estimate) -> dict[str, str]:
 
 
 def arrays_line(arrays: Sequence[tuple[Sequence[object], int]], tasks: int) -> str:
-    """Say how tasks are cut into arrays, of which the script is the first one's.
+    """Return how tasks are cut into arrays, of which the script is the first one's.
 
     >>> arrays_line([("abc", 2), ("de", 1)], 7)
     '2 arrays (the script is of the first): 3 tasks, 2 at once; 2 tasks, 1 at once; 2 tasks later'

@@ -58,7 +58,7 @@ class Pictures:
         return str(self._release.place(row)["sha256"])
 
     def stored(self, row: int, upright: bool = False) -> Stored:
-        """Give an image as it is stored; raw pixels, which no browser shows, as PNG.
+        """Return an image as it is stored; raw pixels, which no browser shows, as PNG.
 
         With ``upright``, also as PNG what browsers may leave on its side: all of them turn a
         JPEG as its EXIF orientation says, and only some a PNG or WebP.

@@ -75,7 +75,7 @@ class _Run:
 
     @cached_property
     def weights(self) -> Path:
-        """Give the folder of the weights.
+        """Return the folder of the weights.
 
         Raises:
             SdwnError: they are not here, not whole, or not those that the run is locked to.

@@ -134,7 +134,7 @@ def _report(paths: RunPaths, token: str) -> NodeReport:
 
 
 def cache_fault() -> str:
-    """Say why the cache's folder cannot be written, "" where it can."""
+    """Return why the cache's folder cannot be written, "" where it can."""
     try:
         writable_cache()
     except SdwnError as error:

@@ -78,7 +78,7 @@ def nothing_left(work: RunPaths) -> Iterator[None]:
 
 
 def is_judged(release: Release, work: RunPaths, judging: Judging, tell: Tell) -> bool:
-    """Tell whether sound predictions are there; what is wrong with those that are not is told.
+    """Return whether sound predictions are there; what is wrong with those that are not is told.
 
     Those go, and so do damaged shards of predictions.
     """

@@ -110,7 +110,7 @@ class _Image:
 
 @dataclass(frozen=True, slots=True)
 class _Harvest:
-    """What a source gave: labelled pictures by synset, and what was left out and why."""
+    """The content of a source: labelled pictures by synset, and what was left out and why."""
 
     pictures: dict[Synset, list[tuple[Label, Picture]]] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)

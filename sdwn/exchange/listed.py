@@ -23,7 +23,7 @@ Key = tuple[str, int | None]
 
 
 def listed(release: Release, path: Path) -> Release:
-    """Take the images that a file lists, in the release's order, each once.
+    """Select the images that a file lists, in the release's order, each once.
 
     A table's columns ``wnid`` and ``number`` count. Without ``number``, and in a list of one
     synset a line, whole synsets are taken.

@@ -37,7 +37,7 @@ class UnfitError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """What a folder holds, by names relative to it: picture files and texts.
+    """The content of a folder, by names relative to it: picture files and texts.
 
     ``skipped`` has what is left out, with the reason; ``ignored`` counts by name the folders that
     hold no pictures of anybody's, such as ``@eaDir``. With ``follow_links``, links count as what

@@ -98,7 +98,7 @@ def _bases(name: str) -> Iterator[str]:
 
 
 def stem(name: str) -> str:
-    """Take a file's name, composed, without folder and ending; a synset's sense is no ending.
+    """Return a file's name, composed, without folder and ending; a synset's sense is no ending.
 
     >>> stem("a/dog.n.01.png"), stem("dog.n.01_2")
     ('dog.n.01', 'dog.n.01_2')

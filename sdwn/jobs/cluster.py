@@ -434,7 +434,7 @@ def _own_path() -> str | None:
 
 
 def gives_gpu(profile: ClusterProfile) -> bool:
-    """Tell whether a task under a profile is given a GPU."""
+    """Return whether a task under a profile is given a GPU."""
     if profile.executor == "slurm":
         return profile.asks_for_gpu
     return bool(local_gpus({**os.environ, **profile.environment}))

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class RunDisk:
-    """What a process reads from and writes to a run's folder, tried again while its disk fails.
+    """Access of a process to its run's folder, tried again while the disk fails.
 
     ``ending`` is set once the task is told to end: from then on nothing is waited for.
     """

@@ -1,4 +1,4 @@
-"""What jobs said and why they ended: the logs of the tasks that made, or failed to make, shards."""
+"""Logs of jobs and why they ended: those of the tasks that made, or failed to make, shards."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FULL_BYTES = 1 << 16
 
 
 def failure(paths: RunPaths, index: int) -> str:
-    """Say why a shard is not there, from the journal and the log of its last job."""
+    """Return why a shard is not there, from the journal and the log of its last job."""
     submissions = read_journal(paths)
     job = last_jobs(submissions).get(index)
     if job is None:
@@ -53,7 +53,7 @@ def failure(paths: RunPaths, index: int) -> str:
 
 
 def reason(paths: RunPaths, job: Job, rank: int = 0) -> str:
-    """Say what ended a process of a job, and where its log lies."""
+    """Return what ended a process of a job, and where its log lies."""
     log = paths.jobs / job.id / f"{job.id}_{rank}_log.err"
     if not _lines(log) and (said := _lines(start := starting_log(paths.jobs, job.array))):
         return f"{said[-1]} ({start})"
@@ -63,7 +63,7 @@ def reason(paths: RunPaths, job: Job, rank: int = 0) -> str:
 
 
 def succeeded(said: str) -> bool:
-    """Tell whether a reason is that the job succeeded."""
+    """Return whether a reason is that the job succeeded."""
     return any(words in said for words in SUCCESS)
 
 
@@ -91,13 +91,13 @@ def _cause(log: Path, job: str, rank: int) -> str:
 
 
 def _raised(lines: list[str]) -> bool:
-    """Tell whether a log ends with an exception: after a traceback, nothing more was logged."""
+    """Return whether a log ends with an exception: after a traceback, nothing more was logged."""
     begins = max((n for n, line in enumerate(lines) if line == TRACEBACK), default=None)
     return begins is not None and not any(map(LOGGED.match, lines[begins:]))
 
 
 def _is_of(line: str, rank: int) -> bool:
-    """Tell whether a line of SLURM's is about a process, or about the whole job.
+    """Return whether a line of SLURM's is about a process, or about the whole job.
 
     >>> [_is_of("srun: error: n1: tasks 0,2-3: Killed", rank) for rank in range(4)]
     [True, False, True, True]

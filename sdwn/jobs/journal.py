@@ -171,7 +171,7 @@ def unreadable(paths: RunPaths) -> list[int]:
 
 @dataclass
 class _Journal:
-    """What the lines of a journal say, and the numbers of those that say nothing."""
+    """The records of a journal, and the numbers of its unreadable lines."""
 
     submissions: dict[str, Submission] = field(default_factory=dict)
     later: tuple[str, ...] = ()

@@ -47,7 +47,7 @@ _REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Tell whether a variable of a profile is to stand in no file; ``$NAME`` is the shell's own.
+    """Return whether a variable of a profile is to stand in no file; ``$NAME`` is the shell's own.
 
     >>> [is_secret(*each) for each in (("HF_TOKEN", "x"), ("HF_TOKEN_PATH", "x"), ("A", "$A"))]
     [True, False, True]

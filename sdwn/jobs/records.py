@@ -116,7 +116,7 @@ class Meter:
         self._write()
 
     def without_gpu(self, reason: str | None) -> None:
-        """Take down why a process that was given a GPU works without one, if it does."""
+        """Note why a process that was given a GPU works without one, if it does."""
         if reason is not None:
             log.warning("%s", reason)
             self._note(NO_GPU, reason)

@@ -50,7 +50,7 @@ NO_ANSWER = JobState(UNKNOWN, "the SLURM controller does not answer")
 
 
 def processes(jobs: Path, host: str, job_ids: Sequence[str]) -> dict[str, JobState]:
-    """Tell which of these jobs of a host live, jobs being processes that work in ``jobs``.
+    """Return which of these jobs of a host live, jobs being processes that work in ``jobs``.
 
     Those of another host are taken for ended: making a shard twice costs time, waiting for a
     dead process has no end.
@@ -169,7 +169,7 @@ def last_line(text: str) -> str:
 
 
 def _is_job(pid: str, jobs: Path) -> bool:
-    """Tell whether a process lives and is submitit's for this folder.
+    """Return whether a process lives and is submitit's for this folder.
 
     A number may have been given anew, and a journal may name any process.
     """

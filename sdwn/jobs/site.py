@@ -106,7 +106,7 @@ def look() -> Site:
 
 
 def hides_jobs() -> bool:
-    """Tell whether this site shows users nobody's jobs but their own; no, if it does not say."""
+    """Return whether this site shows users nobody's jobs but their own; no, if it does not say."""
     config = read_config(scheduler.run(CONFIG, TIMEOUT_S) or [])
     return "jobs" in config.get("PrivateData", "").split(",")
 

@@ -36,7 +36,7 @@ REMEDIES = (
 
 
 def cannot_start(live: Live) -> dict[str, str]:
-    """Say of live jobs that wait in vain how many there are and what to do, by SLURM's reason.
+    """Describe, by SLURM's reason, the live jobs that wait in vain and what to do.
 
     >>> from sdwn.jobs.cluster import Job
     >>> from sdwn.jobs.scheduler import JobState

@@ -55,7 +55,7 @@ Watch = Callable[[dict[Job, JobState]], None]
 
 @dataclass(frozen=True, slots=True)
 class Onlooker:
-    """Who waits: ``watch`` is shown what lives at every look, ``tell`` what gets in the way.
+    """Callbacks: ``watch`` is shown what lives at every look, ``tell`` what gets in the way.
 
     ``again`` names the command that goes on, under the same profile, after an error.
     """
@@ -98,7 +98,7 @@ def require_same_plan(paths: RunPaths, plan: Dealt) -> None:
 
 
 def replaced_plan(paths: RunPaths, plan: Dealt) -> str | None:
-    """Say which plan jobs of this folder were submitted for, if it was another one."""
+    """Return which plan jobs of this folder were submitted for, if it was another one."""
     for submission in read_journal(paths):
         if submission.plan not in ("", plan.digest):
             return (

@@ -77,7 +77,7 @@ def read_checkpoint(path: Path) -> StateDict:
 
 
 def _unwrapped(state: StateDict) -> StateDict:
-    """Take the network out of what was trained: ``model.module.head.bias`` is ``head.bias``.
+    """Extract the network from what was trained: ``model.module.head.bias`` is ``head.bias``.
 
     What lies beside it in a Lightning module, such as a loss's weights, is left out.
     """

@@ -178,7 +178,7 @@ def _fill(config: RunConfig, commit: str, sizes: Mapping[str, int], folder: Path
 
 
 def _is_begun(unfinished: Path) -> bool:
-    """Tell whether an earlier attempt of this user left it, and nothing leads out of its folder."""
+    """Return whether this user left it unfinished, and nothing leads out of its folder."""
     linked = any(path.is_symlink() for path in unfinished.parent.iterdir())
     return not linked and unfinished.exists() and is_own_folder(unfinished)
 

@@ -89,7 +89,7 @@ def is_hub_name(model: ModelConfig) -> bool:
 
 
 def is_elsewhere(model: ModelConfig) -> bool:
-    """Tell whether a model is a folder of another machine, by a path that this one lacks."""
+    """Return whether a model is a folder of another machine, by a path that this one lacks."""
     path = model.name.startswith(("/", "~", "."))
     return path and not Path(model.name).expanduser().exists() and not _mistake(model.name)
 
@@ -285,7 +285,7 @@ def require_whole(folder: Path, config: RunConfig) -> None:
 
 
 def _fault(part: Path, kind: str, names: Collection[str]) -> str:
-    """Say why diffusers would not load a part of a pipeline; "" if nothing is seen."""
+    """Return why diffusers would not load a part of a pipeline; "" if nothing is seen."""
     if not part.is_dir():
         # diffusers then reads what lies beside the index.
         beside = [file for file in part.parent.glob("*.json") if file.name != INDEX]
@@ -318,7 +318,7 @@ def size(file: Path) -> int | None:
 
 
 def is_pointer(file: Path) -> bool:
-    """Tell whether a file is what git leaves in the place of a large one without git-lfs."""
+    """Return whether a file is what git leaves in the place of a large one without git-lfs."""
     with file.open("rb") as opened:
         return opened.read(len(POINTER)) == POINTER
 
@@ -339,7 +339,7 @@ def _cut_short(file: Path) -> str:
 
 
 def instead(part: str, names: Iterable[str], model: str) -> str:
-    """Say which weights a part of a model has in the place of those that are looked for.
+    """Return which weights a part of a model has in the place of those that are looked for.
 
     >>> instead("unet", ["config.json", "diffusion_pytorch_model.fp16.safetensors"], "sd")
     'unet has its weights only in the variant fp16; set model.variant: fp16'

@@ -331,7 +331,7 @@ def _text(content: dict[str, Any]) -> str:
 
 
 def _differences(found: dict[str, Any], plan: Plan) -> str:
-    """Say how a plan that was read differs from another one."""
+    """Return how a plan that was read differs from another one."""
     catalog, synsets = found.get("catalog", {}), found.get("summary", {}).get("synsets")
     now = {"catalog": plan.config.catalog.model_dump(mode="json"), "synsets": len(plan.synsets)}
     told = differing(

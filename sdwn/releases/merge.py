@@ -157,7 +157,7 @@ def _locate(
 
 
 def _foreign(paths: RunPaths, plan: Plan, digest: str, indices: list[int]) -> str:
-    """Say what to do about shards of another plan: they may be whole, and are not to be deleted."""
+    """Return what to do about shards of another plan; they may be whole, so nothing is deleted."""
     theirs = f"plan {digest[:12]}" if digest else "no plan"
     found = f"{paths.shards}: foreign: {_shards(indices)} of {theirs}"
     submitted = any(submission.plan == digest for submission in read_journal(paths))

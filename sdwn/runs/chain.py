@@ -149,7 +149,7 @@ def _live_before(paths: RunPaths, plan: Dealt, tell: Tell) -> list[str]:
 
 
 def states(paths: RunPaths, submissions: Sequence[Submission], live: Live) -> dict[str, str]:
-    """Say of each later stage that was submitted, or is to be, how it stands."""
+    """Describe how each later stage stands that was submitted or is to be."""
     cancelled, jobs = cancelled_jobs(submissions), last_stages(submissions)
     wanted = noted_later(paths)
     return {
@@ -206,7 +206,7 @@ def _state(paths: RunPaths, stage: str, job: Job, live: Live, cancelled: bool) -
 
 
 def _merged_since(paths: RunPaths, stage: str, job: Job) -> bool:
-    """Tell whether somebody merged the run by hand after the job had failed."""
+    """Return whether somebody merged the run by hand after the job had failed."""
     manifest = ReleasePaths(paths.release).manifest
     ended = max(log.stat().st_mtime for log in job_logs(paths, job))
     return stage == "merge" and manifest.exists() and manifest.stat().st_mtime > ended

@@ -161,7 +161,7 @@ def _owners(submissions: list[Submission], failed: list[int]) -> list[str]:
 
 
 def _failures(paths: RunPaths, plan: Dealt, failed: list[int]) -> list[str]:
-    """Say of a few shards why they failed."""
+    """Describe why a few shards failed."""
     said = [f"shard {index}: {failure(paths, index)}" for index in failed[:FAILURES_SHOWN]]
     if said and (short := shortage(paths, plan, said[0])):
         said.append(short)

@@ -37,7 +37,7 @@ def told_to_user() -> Watch:
 
 
 def goes_on(paths: RunPaths) -> str | None:
-    """Say that a run's jobs go on without this command, if there are any."""
+    """Return that a run's jobs go on without this command; None if there are none."""
     from sdwn.jobs.live import live_jobs
 
     if not live_jobs(paths):

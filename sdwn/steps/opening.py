@@ -56,7 +56,7 @@ FOLLOWING = ("status", "logs", "cancel")
 
 
 def kind_of(folder: Path) -> Kind | None:
-    """Tell by a folder's files what it is: a run, a release, an evaluation of one, or its work."""
+    """Return what a folder is by its files: a run, a release, an evaluation of one, or its work."""
     from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
     from sdwn.judging.judging import is_work
 

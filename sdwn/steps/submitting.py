@@ -123,7 +123,7 @@ def submit_run(
 def _say_nothing_to_submit(
     paths: RunPaths, made: Plan, todo: list[int], options: SubmitOptions
 ) -> None:
-    """Say why nothing is submitted: all shards are finished, or jobs are making the rest."""
+    """Return why nothing is submitted: all shards are finished, or jobs are making the rest."""
     if todo or options.then or options.again:
         return
     left = {shard.index for shard in made.own_shards} - made.done(paths)
@@ -195,7 +195,7 @@ def unfinished_shards(paths: RunPaths, made: Plan) -> list[int]:
 
 
 def say_unreadable(paths: RunPaths) -> None:
-    """Say which lines of the journal are lost; what they said may be known otherwise."""
+    """Return which lines of the journal are lost; what they said may be known otherwise."""
     from sdwn.jobs.journal import unreadable
 
     if lines := unreadable(paths):

@@ -155,7 +155,7 @@ def _webp_size(payload: bytes) -> tuple[int, int] | None:
 
 
 def is_turned(payload: bytes, codec: str) -> bool:
-    """Tell whether a sound image's EXIF orientation is any but upright."""
+    """Return whether a sound image's EXIF orientation is any but upright."""
     if b"exif" not in payload.lower():
         return False
     image = open_image(payload, codec)

@@ -148,7 +148,7 @@ def _reserve(file: h5py.File, size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a shard or partial shard must be: of which plan and shard, and how many images."""
+    """Requirements on a shard or partial shard: of which plan and shard, and how many images."""
 
     plan_digest: str
     shard: int

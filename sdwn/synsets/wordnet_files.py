@@ -58,7 +58,7 @@ def look(folders: Iterable[str | Path] | None = None) -> tuple[Path | None, list
 
 
 def fault(corpus: Path) -> str | None:
-    """Say why a corpus cannot be used; None where it can."""
+    """Return why a corpus cannot be used; None where it can."""
     try:
         for name in FILES:
             head, tail = _ends(corpus, name)

@@ -86,7 +86,7 @@ def tune_elsewhere(
 
 
 def _no_gpu(device: str, config: RunConfig, profile: ClusterProfile) -> str | None:
-    """Say that a short job worked on the CPU though a GPU was asked for; None if it did not."""
+    """Return that a short job worked on the CPU though a GPU was asked for, else None."""
     if device != "cpu" or config.model.builtin == "noise" or not gives_gpu(profile):
         return None
     return (
@@ -97,7 +97,7 @@ def _no_gpu(device: str, config: RunConfig, profile: ClusterProfile) -> str | No
 
 
 def _asked(trial: RunPaths, question: dict[str, Any]) -> bool:
-    """Tell whether a trial was left with this question, its answer not taken."""
+    """Return whether a trial was left with this question, its answer not taken."""
     return trial.question.exists() and read_json(trial.question) == question
 
 
