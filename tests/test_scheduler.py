@@ -17,7 +17,8 @@ from sdwn.jobs.cluster import job_ids, quietly
 from sdwn.jobs.journal import intend, read_journal, settle
 from sdwn.jobs.live import live_jobs, unfinished
 from sdwn.jobs.profiles import ClusterProfile
-from sdwn.jobs.submission import cancel, shard_tasks, submit_shards
+from sdwn.jobs.submission import Onlooker, cancel, complete, shard_tasks, submit_shards
+from sdwn.jobs.task import ArrayTask
 from sdwn.planning.plan import Plan
 
 from conftest import PlanRun, Sdwn, Testbed
@@ -161,6 +162,18 @@ def test_a_job_is_the_runs_only_by_its_name_and_its_id(
     assert 0 in unfinished(paths, plan)
     assert [job.id for job in cancel(paths)] == ["7_1"]
     assert (tmp_path / "cancelled").read_text().split() == [f"--name={name}", "7"]
+
+
+def test_a_wait_for_shards_that_failed_ends_though_a_later_stage_is_held(
+    commands: Commands, planned: PlanRun
+) -> None:
+    paths, plan = planned()
+    merge = ArrayTask("merge", str(paths.root), (), plan.digest)
+    queued = settle(paths, intend(paths, [merge], SITE), ["9"])
+    commands(squeue=queue_line("9", queued.name))
+    assert [job.id for job in live_jobs(paths)] == ["9"]
+    with pytest.raises(SdwnError, match=f"{len(plan.shards)} of {len(plan.shards)} shards failed"):
+        complete(paths, plan, SITE, -1, Onlooker(lambda _: None, print))  # no try is left
 
 
 # As squeue is for a user whom another's jobs belong to: --me shows none of them.

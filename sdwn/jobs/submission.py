@@ -329,7 +329,8 @@ def complete(
         onlooker.watch(live)
         waves.balance(live)
         todo = [index for index in unfinished(paths, plan, live) if tries[index] <= retries]
-        if not missing(paths, plan) or not (todo or live):
+        # Later stages, which hold no shard, make none of what is missing.
+        if not missing(paths, plan) or not (todo or any(job.indices for job in live)):
             break
         if cancellations(paths) > cancelled:
             # A cancel that came while sbatch was asked did not see what sbatch then took.
