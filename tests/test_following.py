@@ -313,7 +313,11 @@ def test_a_pilot_that_was_left_is_taken_up_again(sdwn: Sdwn, planned: PlanRun) -
     assert not paths.pilot.question.exists(), "its answer is taken: the next one is a new one"
 
 
-def test_a_tuning_that_was_left_is_taken_up_again() -> None:
+def test_a_tuning_that_was_left_is_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A cache of its own: what is tuned here would be the batch size of every later test.
+    monkeypatch.setenv("SDWN_CACHE", str(tmp_path / "cache"))
     folders: list[Path] = []
 
     def leave(_: Any) -> None:
