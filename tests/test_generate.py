@@ -557,7 +557,7 @@ def test_an_array_task_asks_for_itself_again() -> None:
 @given(st.lists(st.sampled_from(["nothing", "piece", "shard"]), max_size=12))
 @settings(max_examples=40, deadline=None)
 def test_a_task_that_finishes_nothing_new_is_not_started_again_for_ever(ends: list[str]) -> None:
-    """What it had finished when it was submitted, or before a piece became a shard, is not new."""
+    """Count no progress for what was finished at submission, or for a piece now in a shard."""
     with tempfile.TemporaryDirectory() as folder:
         paths, idle = RunPaths(Path(folder)), 0
         array_task = task.ArrayTask("generate", folder, (3, 4))

@@ -1,4 +1,4 @@
-"""What others leave in a folder deletes, runs and reveals nothing."""
+"""Safety from what others leave in a folder: it deletes, runs and reveals nothing."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ PUBLISHED_UNET = {"cross_attention_dim": 768, "block_out_channels": [320, 640, 1
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpeed:
-    """How fast a device makes a config's images, and who says so; in batches, where known."""
+    """Speed of a device on a config's images, and its source; in batches, where known."""
 
     device: str
     images_per_second: float
