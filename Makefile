@@ -31,7 +31,7 @@ install: $(VENV)/installed
 
 # WordNet comes from NLTK's data path or the system; as root on Debian it can be installed.
 wordnet: $(VENV)/installed
-	@$(BIN)/python -m sdwn.synsets.wordnet || ./tests/install-wordnet
+	@$(BIN)/python -m sdwn.wordnet.corpus || ./tests/install-wordnet
 
 demo: wordnet
 	$(BIN)/sdwn run demo $(DEMO)

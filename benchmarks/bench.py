@@ -20,10 +20,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from sdwn.config import RunConfig
-from sdwn.files import RunPaths
+from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
-from sdwn.synsets.catalog import Catalog
-from sdwn.synsets.wordnet import Synset
+from sdwn.wordnet.catalog import Catalog
+from sdwn.wordnet.corpus import Synset
 
 PYTHON = sys.executable
 ROUNDS = 5
@@ -31,7 +31,7 @@ ROUNDS = 5
 NLTK = """
 import nltk
 from nltk.corpus.reader.wordnet import WordNetCorpusReader
-from sdwn.synsets.wordnet import _candidates, _lexnames
+from sdwn.wordnet.corpus import _candidates, _lexnames
 import io, warnings
 warnings.simplefilter("ignore")
 class Reader(WordNetCorpusReader):
@@ -52,7 +52,7 @@ assert len(seen) == 29580
 PEAK = """
 import atexit, sys
 from pathlib import Path
-from sdwn.cli import main
+from sdwn.cli.main import main
 status = Path("/proc/self/status")
 atexit.register(lambda: print(status.read_text().partition("VmHWM:")[2].split()[0]))
 main(sys.argv[1:])
@@ -105,8 +105,8 @@ def make_finished(run: Path, shards: int = 50_000) -> None:
     """Write a run of which all but a few shards are there, as far as names and a journal tell."""
     from sdwn.jobs.cluster import arrays, job_ids
     from sdwn.jobs.journal import intend, settle
-    from sdwn.jobs.profiles import load_profile
-    from sdwn.jobs.submission import shard_tasks
+    from sdwn.jobs.profile import load_profile
+    from sdwn.jobs.submit import shard_tasks
 
     paths, plan = plan_shards(run, shards, images=10)
     paths.tasks.mkdir()
@@ -123,7 +123,7 @@ def make_finished(run: Path, shards: int = 50_000) -> None:
 
 def make_shards(run: Path, shards: int = 8, images: int = 500, size: int = 400_000) -> None:
     """Write a run whose shards hold random bytes in place of images."""
-    from sdwn.generation.pieces import shard_attributes
+    from sdwn.generation.partial_shards import shard_attributes
     from sdwn.storage.columns import table
     from sdwn.storage.shards import Contents, write_images
 

@@ -24,11 +24,11 @@ from urllib.request import urlopen
 
 import numpy as np
 import pyarrow as pa
-from sdwn.browsing.collection import Collection
-from sdwn.browsing.search import Index
-from sdwn.browsing.view import View
+from sdwn.browser.collection import Collection
+from sdwn.browser.search import Index
+from sdwn.browser.view import View
 from sdwn.config import EvaluationConfig, RunConfig, StorageConfig
-from sdwn.files import ReleasePaths, RunPaths
+from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.releases.release import Release
 
 TYPED = ("zebra", "golden retriever", "goldne retreiver", "large bird of prey")
@@ -42,8 +42,8 @@ CHANCES = 0.306, 0.430
 
 def plan_run(folder: Path) -> tuple[RunPaths, Any]:
     from sdwn.planning.plan import make_plan, write_plan
-    from sdwn.synsets.catalog import read_catalog
-    from sdwn.synsets.wordnet import shared_wordnet
+    from sdwn.wordnet.catalog import read_catalog
+    from sdwn.wordnet.corpus import shared_wordnet
 
     config = RunConfig.model_validate(
         {
@@ -71,7 +71,7 @@ def pictures(storage: StorageConfig) -> list[bytes]:
 
 
 def write_shards(paths: RunPaths, plan: Any) -> None:
-    from sdwn.generation.pieces import shard_attributes
+    from sdwn.generation.partial_shards import shard_attributes
     from sdwn.storage.columns import table
     from sdwn.storage.shards import Contents, write_images
 
@@ -118,8 +118,8 @@ def _row(spec: Any, digest: bytes, config: RunConfig) -> dict[str, Any]:
 
 def drawn_predictions(images: pa.Table) -> pa.Table:
     """Draw predictions for every image: of most classes all are right or none."""
-    from sdwn.judging.predictions import SCHEMA, TOP
-    from sdwn.synsets.imagenet import CLASSES
+    from sdwn.prediction.predictions import SCHEMA, TOP
+    from sdwn.wordnet.imagenet import CLASSES
 
     random, count = np.random.default_rng(0), images.num_rows
     label = images["imagenet_class"].to_pandas().to_numpy()
@@ -151,7 +151,7 @@ def drawn_predictions(images: pa.Table) -> pa.Table:
 
 def evaluate(release: Any) -> None:
     from sdwn.evaluation.conclude import conclude
-    from sdwn.judging.predictions import IMAGE, Predictions, Source, write_predictions
+    from sdwn.prediction.predictions import IMAGE, Predictions, Source, write_predictions
 
     table = drawn_predictions(release.metadata.select(IMAGE))
     record = {"model": "drawn", "weights": "none", "checkpoint_sha256": None}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdwn.files import RunPaths
+from sdwn.paths import RunPaths
 
 TESTBED = Path(__file__).resolve().parent.parent / "slurm" / "testbed"
 

@@ -47,10 +47,10 @@ REAL_IMAGES = 400
 def plan_run(folder: Path, images: int, model: str, generation: dict[str, Any]) -> Any:
     """Plan synsets that only this benchmark knows; their glosses are WordNet's in length."""
     from sdwn.config import RunConfig
-    from sdwn.files import RunPaths
+    from sdwn.paths import RunPaths
     from sdwn.planning.plan import make_plan, write_plan
-    from sdwn.synsets.catalog import Catalog
-    from sdwn.synsets.wordnet import Synset
+    from sdwn.wordnet.catalog import Catalog
+    from sdwn.wordnet.corpus import Synset
 
     config = RunConfig.model_validate(
         {
@@ -88,8 +88,8 @@ def photo_like(seed: int, size: int = 512) -> Any:
 
 def paced(folder: Path) -> float:
     """Ours: everything from the plan to the finished shard, but for the model itself."""
-    from sdwn.generation.generate import make_shards
     from sdwn.generation.noise import NoiseSampler
+    from sdwn.generation.task import make_shards
     from sdwn.storage.images import Sample
 
     pictures = [photo_like(seed) for seed in range(PACED_BATCH)]
@@ -136,8 +136,8 @@ def xl(folder: Path) -> str:
 
 def task(folder: Path, model: str, settings: dict[str, Any]) -> float:
     """Time a task, its model loaded, from the plan to the finished shard."""
-    from sdwn.generation.generate import make_shards
     from sdwn.generation.samplers import load_sampler
+    from sdwn.generation.task import make_shards
 
     paths, plan = plan_run(folder, REAL_IMAGES, model, settings)
     sampler = load_sampler(plan.config)
@@ -205,7 +205,7 @@ def tiny_loop(folder: Path) -> float:
 def same_images(ours: Path, theirs: Path) -> float:
     """Say by how much, of 255, a task and a loop made different pixels at most."""
     from PIL import Image
-    from sdwn.files import RunPaths
+    from sdwn.paths import RunPaths
     from sdwn.storage.images import decode
     from sdwn.storage.shards import ImageFile
 

@@ -27,9 +27,9 @@ def release(preset: str, folder: Path) -> Callable[[], Iterator[Any]]:
     import sdwn
     import timm
     import torch
-    from sdwn.judging.classify import Classifier
-    from sdwn.judging.loading import prepared
-    from sdwn.judging.presets import PRESETS
+    from sdwn.prediction.classify import Classifier
+    from sdwn.prediction.loading import prepared
+    from sdwn.prediction.presets import PRESETS
 
     # Its network is not run; any will do.
     network = timm.create_model("test_resnet", num_classes=1000)
@@ -48,7 +48,7 @@ def release(preset: str, folder: Path) -> Callable[[], Iterator[Any]]:
 def timms(preset: str, folder: Path) -> Callable[[], Iterator[Any]]:
     import timm.data
     import torch
-    from sdwn.judging.presets import PRESETS
+    from sdwn.prediction.presets import PRESETS
 
     loader = timm.data.create_loader(
         timm.data.create_dataset("", root=str(folder / "png")),

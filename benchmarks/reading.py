@@ -34,9 +34,9 @@ def photograph(seed: int) -> Any:
 
 
 def make(folder: Path) -> None:
-    from sdwn.files import ReleasePaths
-    from sdwn.generation.generate import make_shards
     from sdwn.generation.noise import NoiseSampler
+    from sdwn.generation.task import make_shards
+    from sdwn.paths import ReleasePaths
     from sdwn.releases.merge import merge
     from sdwn.storage.images import Sample
 

@@ -33,8 +33,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
-from sdwn.files import RunPaths
 from sdwn.jobs.records import TaskRecord, read_record
+from sdwn.paths import RunPaths
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent / "configs" / "rehearsal.yaml"

@@ -1,5 +1,5 @@
 """Run the command line with ``python -m sdwn``."""
 
-from sdwn.cli import main
+from sdwn.cli.main import main
 
 main()

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, first_line
-from sdwn.files import read_whole
+from sdwn.io import read_whole
 
 # No row of a table of images or predictions takes as much, however long its prompt.
 ROW_BYTES = 1 << 16

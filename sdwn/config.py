@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from sdwn.batches import off_grid
 from sdwn.errors import UsageError
-from sdwn.reading import read_text
+from sdwn.io import read_text
 
 # The catalog of arXiv 2211.01777.
 PAPER_CATALOG = "sdwn-26204"

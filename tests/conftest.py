@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from sdwn import cli
+from sdwn.cli import main as cli
 from sdwn.config import CatalogConfig, RunConfig
-from sdwn.files import RunPaths
 from sdwn.generation import noise
-from sdwn.generation.generate import generate
-from sdwn.jobs import submission
+from sdwn.generation.task import generate
+from sdwn.jobs import submit as submission
+from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
-from sdwn.synsets.catalog import Catalog, read_catalog
-from sdwn.synsets.wordnet import WordNet, shared_wordnet
+from sdwn.wordnet.catalog import Catalog, read_catalog
+from sdwn.wordnet.corpus import WordNet, shared_wordnet
 
 # A suite that was started in the background has it ignored, and so would its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)

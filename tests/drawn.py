@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sdwn.config import EvaluationConfig
 from sdwn.evaluation.conclude import conclude
-from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
-from sdwn.generation.generate import generate
-from sdwn.judging.predictions import IMAGE, SCHEMA, TOP, Predictions, Source, write_predictions
+from sdwn.generation.task import generate
+from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
+from sdwn.prediction.predictions import IMAGE, SCHEMA, TOP, Predictions, Source, write_predictions
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.synsets.catalog import read_catalog
-from sdwn.synsets.imagenet import CLASSES
-from sdwn.synsets.wordnet import WordNet
+from sdwn.wordnet.catalog import read_catalog
+from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.imagenet import CLASSES
 
 from conftest import noise_config
 

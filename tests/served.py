@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from sdwn.browsing.app import make_app
-from sdwn.browsing.exhibit import Exhibit
-from sdwn.browsing.server import Server, listen
+from sdwn.browser.app import make_app
+from sdwn.browser.exhibit import Exhibit
+from sdwn.browser.server import Server, listen
 
 from conftest import wait_until
 

@@ -24,15 +24,15 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from sdwn.browsing import connections, pages
-from sdwn.browsing.exhibit import Exhibit
-from sdwn.browsing.guard import ANY_HOST
-from sdwn.browsing.server import listen
+from sdwn.browser import connections, pages
+from sdwn.browser.exhibit import Exhibit
+from sdwn.browser.guard import ANY_HOST
+from sdwn.browser.server import listen
 from sdwn.errors import SdwnError, UsageError
 from sdwn.exchange.intake import ImportOptions, import_pictures
-from sdwn.files import ReleasePaths
+from sdwn.paths import ReleasePaths
 from sdwn.releases.release import Release
-from sdwn.synsets.wordnet import WordNet
+from sdwn.wordnet.corpus import WordNet
 
 from conftest import Sdwn, wait_until
 from drawn import evaluation, noise_release, predictions

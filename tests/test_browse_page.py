@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sdwn.browsing.exhibit import Exhibit
-from sdwn.browsing.library import Library
-from sdwn.synsets import wordnet_files
-from sdwn.synsets.wordnet import WordNet
+from sdwn.browser.exhibit import Exhibit
+from sdwn.browser.library import Library
+from sdwn.wordnet import corpus_files as wordnet_files
+from sdwn.wordnet.corpus import WordNet
 
 from conftest import Sdwn
 from drawn import evaluation, noise_release, predictions

@@ -19,26 +19,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sdwn.browsing import making
-from sdwn.browsing.library import PAGE, PREVIEW, Library
-from sdwn.browsing.numbering import numbered
-from sdwn.browsing.shot import Shot
-from sdwn.browsing.view import ORDERS, SHOWS, BadViewError, View
+from sdwn.browser import making
+from sdwn.browser.library import PAGE, PREVIEW, Library
+from sdwn.browser.numbering import numbered
+from sdwn.browser.shot import Shot
+from sdwn.browser.view import ORDERS, SHOWS, BadViewError, View
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import read_evaluation
 from sdwn.exchange.intake import ImportOptions, import_pictures
-from sdwn.files import ReleasePaths, RunPaths
-from sdwn.generation.generate import make_shards
 from sdwn.generation.noise import NoiseSampler
+from sdwn.generation.task import make_shards
+from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import ImageSpec, make_plan, write_plan
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.storage.images import Sample
-from sdwn.synsets.catalog import read_catalog
-from sdwn.synsets.imagenet import class_wnids
-from sdwn.synsets.taxonomy import Taxonomy
-from sdwn.synsets.wordnet import WordNet
+from sdwn.wordnet.catalog import read_catalog
+from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.imagenet import class_wnids
+from sdwn.wordnet.taxonomy import Taxonomy
 
 from conftest import noise_config
 from drawn import evaluation, predictions

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from sdwn.errors import UsageError
-from sdwn.files import ReleasePaths, RunPaths
+from sdwn.evaluation.verify import verify
+from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan
-from sdwn.releases.building import JOURNAL, Building, build
 from sdwn.releases.merge import MergeOptions, merge
-from sdwn.runs.verify import verify
+from sdwn.releases.staged_folder import JOURNAL, Building, build
 
 from conftest import FEW, PlanRun, Sdwn
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from sdwn.config import CatalogConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.evaluation.groups import read_groups
-from sdwn.synsets import wordnet_files
-from sdwn.synsets.catalog import Catalog, read_catalog
-from sdwn.synsets.imagenet import class_index
-from sdwn.synsets.wordnet import WordNet, open_wordnet
+from sdwn.wordnet import corpus_files as wordnet_files
+from sdwn.wordnet.catalog import Catalog, read_catalog
+from sdwn.wordnet.corpus import WordNet, open_wordnet
+from sdwn.wordnet.imagenet import class_index
 
 
 def names(catalog: Catalog) -> set[str]:

@@ -18,13 +18,13 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 from sdwn.errors import SdwnError, UsageError
-from sdwn.judging import presets
-from sdwn.judging.checkpoint import convert_torchvision_vit, read_checkpoint
-from sdwn.judging.classes import SIZES, class_list
-from sdwn.judging.classify import Classifier, Logits, load_classifier
-from sdwn.judging.presets import empty_network
-from sdwn.judging.resizing import Resizing
-from sdwn.synsets import imagenet
+from sdwn.prediction import presets
+from sdwn.prediction.checkpoint import convert_torchvision_vit, read_checkpoint
+from sdwn.prediction.classes import SIZES, class_list
+from sdwn.prediction.classify import Classifier, Logits, load_classifier
+from sdwn.prediction.presets import empty_network
+from sdwn.prediction.resizing import Resizing
+from sdwn.wordnet import imagenet
 from sklearn.datasets import load_sample_image
 
 torch.manual_seed(0)
@@ -100,7 +100,7 @@ def test_the_table_holds_1000_distinct_wnids_in_timms_order():
 
 def test_the_table_is_read_without_importing_timm_or_torch():
     code = (
-        "import sys; from sdwn.synsets.imagenet import class_index; class_index(); "
+        "import sys; from sdwn.wordnet.imagenet import class_index; class_index(); "
         "print(sorted({'timm', 'torch', 'numpy'} & set(sys.modules)))"
     )
     root = Path(imagenet.__file__).parents[2]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sdwn.files import RunPaths
 from sdwn.generation import noise
+from sdwn.paths import RunPaths
 from sdwn.storage.shards import ImageFile
 
 from conftest import NOISE, REPOSITORY, OwnProcess, Sdwn
@@ -154,7 +154,7 @@ def test_debug_shows_the_traceback(sdwn: Sdwn) -> None:
 def helped() -> dict[str, tuple[list[str], str]]:
     """What the help of each command, in one process, was the first to import; and its text."""
     code = (
-        "import contextlib, io, json, sys; from sdwn.cli import app\n"
+        "import contextlib, io, json, sys; from sdwn.cli.main import app\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'timm', 'nltk', 'h5py', 'pyarrow'}\n"
         "heavy |= {'starlette', 'uvicorn', 'rapidfuzz'}\n"
         "found, before = {}, set()\n"
@@ -189,7 +189,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
     """The paper's run, planned and looked at by a process of its own, of another hash seed."""
     run = tmp_path_factory.mktemp("elsewhere") / "run"
     code = (
-        "import contextlib, sys; from sdwn.cli import app\n"
+        "import contextlib, sys; from sdwn.cli.main import app\n"
         "for command in (['plan', 'paper'], ['status']):\n"
         "    with contextlib.suppress(SystemExit): app([*command, sys.argv[1], '--json'])\n"
         "print(sorted({'torch', 'diffusers', 'timm'} & set(sys.modules)), file=sys.stderr)"
@@ -247,8 +247,9 @@ def from_site(site: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_wheel_carries_configs_and_profiles(site: Path) -> None:
     code = (
-        "from sdwn.shipped import find; import sdwn.shipped\n"
-        "print(sdwn.shipped.__file__, find('config', 'paper'), find('profile', 'local'))"
+        "from sdwn.paths import shipped_file; import sdwn.paths\n"
+        "print(sdwn.paths.__file__)\n"
+        "print(shipped_file('config', 'paper'), shipped_file('profile', 'local'))"
     )
     done = from_site(site, "-c", code)
     assert done.returncode == 0, done.stderr
@@ -296,7 +297,7 @@ def test_every_sdwn_line_of_a_readme_is_valid_use(
 
 
 def test_the_cluster_guide_names_every_field_and_profile() -> None:
-    from sdwn.jobs.profiles import ClusterProfile
+    from sdwn.jobs.profile import ClusterProfile
 
     guide = (REPOSITORY / "slurm/README.md").read_text()
     profiles = [path.stem for path in (REPOSITORY / "slurm/profiles").glob("*.yaml")]
@@ -495,7 +496,7 @@ def test_what_libraries_warn_of_reaches_nobody(tmp_path: Path) -> None:
 def test_only_errors_of_libraries_reach_the_terminal() -> None:
     code = """
 import contextlib, logging
-from sdwn import cli
+from sdwn.cli import main as cli
 with contextlib.suppress(SystemExit):
     cli.main(["--version"])
 import huggingface_hub.utils.logging

@@ -12,18 +12,18 @@ from unittest import mock
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from sdwn.commands.options import SITE
+from sdwn.cli.options import SITE
 from sdwn.config import validated
 from sdwn.devices.visible import given as given_gpus
 from sdwn.errors import UsageError
-from sdwn.files import RunPaths
 from sdwn.jobs.cluster import Job, arrays, cut, script
-from sdwn.jobs.joblogs import failure
 from sdwn.jobs.journal import intend, read_journal, settle
+from sdwn.jobs.logs import failure
 from sdwn.jobs.processes import Process, see_one_device, this_process
-from sdwn.jobs.profiles import ClusterProfile, load_profile, minutes
-from sdwn.jobs.submission import require_fit, submit_shards
+from sdwn.jobs.profile import ClusterProfile, load_profile, minutes
+from sdwn.jobs.submit import require_fit, submit_shards
 from sdwn.jobs.task import ArrayTask
+from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 
 from conftest import REPOSITORY, PlanRun, Sdwn, noise_config, wait_until

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sdwn.comparison import figures
-from sdwn.comparison.compare import compare
-from sdwn.comparison.figures import histogram
-from sdwn.comparison.page import write_comparison
-from sdwn.comparison.sides import open_sides
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.files import ComparisonPaths, ReleasePaths
+from sdwn.paths import ComparisonPaths, ReleasePaths
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.synsets.taxonomy import Taxonomy
-from sdwn.synsets.wordnet import WordNet
+from sdwn.reports import compare_figures as figures
+from sdwn.reports.compare import compare
+from sdwn.reports.compare_figures import histogram
+from sdwn.reports.compare_page import write_comparison
+from sdwn.reports.sides import open_sides
+from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.taxonomy import Taxonomy
 
 import drawn
 from conftest import PlanRun, Sdwn

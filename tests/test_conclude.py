@@ -13,19 +13,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sdwn import texts
+from sdwn.cli import texts
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation import tables
 from sdwn.evaluation.conclude import conclude
 from sdwn.evaluation.record import read_evaluation, summary
-from sdwn.files import EvaluationPaths, ReleasePaths, file_sha256, write_text
+from sdwn.io import file_sha256, write_text
+from sdwn.paths import EvaluationPaths, ReleasePaths
 from sdwn.planning.plan import make_plan, table_text
 from sdwn.releases.manifest import Manifest
 from sdwn.releases.release import Release
-from sdwn.synsets.catalog import Catalog
-from sdwn.synsets.imagenet import class_index
-from sdwn.synsets.wordnet import WordNet
+from sdwn.wordnet.catalog import Catalog
+from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.imagenet import class_index
 
 from conftest import noise_config
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from sdwn.files import ReleasePaths
-from sdwn.pages.report import write_report
+from sdwn.paths import ReleasePaths
 from sdwn.releases.merge import merge
-from sdwn.synsets.wordnet import WordNet
+from sdwn.reports.report import write_report
+from sdwn.wordnet.corpus import WordNet
 
 import drawn
 from conftest import FEW, PlanRun, Sdwn
@@ -98,9 +98,9 @@ def test_the_papers_catalog_gets_the_papers_figures_and_the_note(
     from sdwn.config import EvaluationConfig
     from sdwn.evaluation.conclude import conclude
     from sdwn.evaluation.record import read_evaluation
-    from sdwn.files import EvaluationPaths
-    from sdwn.pages.report import page
+    from sdwn.paths import EvaluationPaths
     from sdwn.releases.release import Release
+    from sdwn.reports.report import page
 
     sdwn, found = demo
     release = Release(sdwn.folder / found["release"])

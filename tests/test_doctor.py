@@ -19,19 +19,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sdwn.config import validated
-from sdwn.doctor.examination import Finding, can_start, examine, problems
-from sdwn.doctor.node_checks import check_node, with_node
-from sdwn.doctor.places import place
-from sdwn.doctor.probe import NO_LOCKS, NodeReport, hdf5_fault, look_around
-from sdwn.doctor.site_checks import COMMANDS, check_site
 from sdwn.errors import SdwnError, UsageError
 from sdwn.jobs import scheduler
 from sdwn.jobs.journal import read_journal
-from sdwn.jobs.profiles import ClusterProfile, LaterStage, load_profile
+from sdwn.jobs.profile import ClusterProfile, LaterStage, load_profile
 from sdwn.jobs.site import Site, look, max_array_size, site, user
 from sdwn.models.builtin import builtin_folder
 from sdwn.planning.plan import write_plan
-from sdwn.synsets import wordnet_files
+from sdwn.preflight.doctor import Finding, can_start, examine, problems
+from sdwn.preflight.node_checks import check_node, with_node
+from sdwn.preflight.places import place
+from sdwn.preflight.probe import NO_LOCKS, NodeReport, hdf5_fault, look_around
+from sdwn.preflight.site_checks import COMMANDS, check_site
+from sdwn.wordnet import corpus_files as wordnet_files
 
 from conftest import REPOSITORY, PlanRun, Sdwn, Testbed
 
@@ -254,7 +254,7 @@ def test_a_finished_run_is_not_queued_for_a_classifier_that_cannot_be_loaded(
 def test_wordnet_is_found_without_nltk(
     planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    code = "import sys, sdwn.doctor.examination; print(*({'nltk', 'torch'} & set(sys.modules)))"
+    code = "import sys, sdwn.preflight.doctor; print(*({'nltk', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
     run, local = planned(), profile(executor="local")

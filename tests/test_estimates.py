@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sdwn import texts
+from sdwn.cli import texts
 from sdwn.config import RunConfig, load_config
-from sdwn.devices import gpus
-from sdwn.devices.gpus import GpuProfile, Workload
+from sdwn.devices import profiles as gpus
+from sdwn.devices.profiles import GpuProfile, Workload
 from sdwn.devices.tuning import Probe, Tuning
-from sdwn.estimating.estimates import Estimate, cost, estimate, stored_bytes
-from sdwn.estimating.known_speeds import DeviceSpeed, speeds
-from sdwn.files import RunPaths
 from sdwn.jobs.cluster import cut
-from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.profile import ClusterProfile
+from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan
+from sdwn.preflight.estimate import Estimate, cost, estimate, stored_bytes
+from sdwn.preflight.known_speeds import DeviceSpeed, speeds
 from sdwn.storage.images import encode
-from sdwn.synsets.catalog import Catalog
-from sdwn.synsets.wordnet import Synset
+from sdwn.wordnet.catalog import Catalog
+from sdwn.wordnet.corpus import Synset
 
 from conftest import REPOSITORY, PlanRun, noise_config
 

@@ -20,21 +20,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from sdwn.config import RunConfig
 from sdwn.errors import IntegrityError, UsageError
+from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import FORMATS, ExportOptions, export
 from sdwn.exchange.folders import description
 from sdwn.exchange.names import file_name
-from sdwn.files import ReleasePaths, RunPaths
-from sdwn.generation.generate import generate
+from sdwn.generation.task import generate
+from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import PlannedSynset, make_plan, parse_table, write_plan
-from sdwn.releases.building import Building, build
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.releases.release_writer import Origin, ReleaseWriter
-from sdwn.runs.verify import verify
+from sdwn.releases.staged_folder import Building, build
+from sdwn.releases.writer import Origin, ReleaseWriter
 from sdwn.storage.columns import table
 from sdwn.storage.shards import Contents, write_images
-from sdwn.synsets.catalog import Catalog
-from sdwn.synsets.wordnet import Synset, WordNet
+from sdwn.wordnet.catalog import Catalog
+from sdwn.wordnet.corpus import Synset, WordNet
 
 from conftest import noise_config
 

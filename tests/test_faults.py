@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sdwn.files import ReleasePaths, RunPaths
-from sdwn.generation.generate import generate
-from sdwn.jobs.profiles import load_profile
-from sdwn.jobs.submission import follow, shard_tasks, submit_array
+from sdwn.evaluation.verify import verify
+from sdwn.generation.task import generate
+from sdwn.jobs.profile import load_profile
+from sdwn.jobs.submit import follow, shard_tasks, submit_array
 from sdwn.models.builtin import builtin_folder
+from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.releases.merge import merge
-from sdwn.runs.status import run_status
-from sdwn.runs.verify import verify
+from sdwn.workflow.status import run_status
 
 from conftest import REPOSITORY, TESTBED, PlanRun, Sdwn, Testbed, free_ports, wait_until, workers
 

@@ -12,23 +12,23 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sdwn.commands import following as commands
+from sdwn.cli import following as commands
+from sdwn.cli.steps_following import goes_on
 from sdwn.config import validated
-from sdwn.files import NO_GPU, RunPaths
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import Job
 from sdwn.jobs.disk import write_note
-from sdwn.jobs.joblogs import failure
 from sdwn.jobs.journal import intend, read_journal, settle
 from sdwn.jobs.live import live_jobs, missing
-from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.logs import failure
+from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.scheduler import JobState
 from sdwn.jobs.stuck import cannot_start
 from sdwn.jobs.task import ArrayTask
-from sdwn.runs import status
-from sdwn.runs.status import run_status
-from sdwn.steps.following import goes_on
-from sdwn.trials.short_jobs import tune_elsewhere
+from sdwn.paths import NO_GPU, RunPaths
+from sdwn.preflight.short_jobs import tune_elsewhere
+from sdwn.workflow import status
+from sdwn.workflow.status import run_status
 
 from conftest import PlanRun, Sdwn, noise_config, wait_until
 

@@ -22,26 +22,28 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sdwn import files
-from sdwn.devices import gpus
+from sdwn import io as files
+from sdwn.devices import profiles as gpus
 from sdwn.devices.tuning import Probe, Tuning
 from sdwn.errors import DiskError, IntegrityError, OutOfMemoryError, SdwnError, UsageError
-from sdwn.files import LOWERED, WAITED, RunPaths, write_text
-from sdwn.generation import generate, pieces, writing
+from sdwn.generation import partial_shards as pieces
+from sdwn.generation import task as generate
+from sdwn.generation import writer as writing
 from sdwn.generation.noise import NoiseSampler
-from sdwn.generation.pieces import finish_shard
+from sdwn.generation.partial_shards import finish_shard
 from sdwn.generation.sampler import Sampler
 from sdwn.generation.samplers import ImageSampler, choose_batch
+from sdwn.io import seconds, write_text
 from sdwn.jobs import disk, task
 from sdwn.jobs.records import read_record
+from sdwn.paths import LOWERED, WAITED, RunPaths
 from sdwn.planning import plan as plan_module
 from sdwn.planning.plan import ImageSpec, Plan, read_plan, write_plan
-from sdwn.runs.status import images_done, run_status
+from sdwn.preflight import pilot
 from sdwn.storage.columns import names
 from sdwn.storage.images import decode, encode
 from sdwn.storage.shards import ImageFile
-from sdwn.trials import pilot
-from sdwn.variables import seconds
+from sdwn.workflow.status import images_done, run_status
 from submitit.core.utils import UncompletedJobError
 
 from conftest import FEW, PlanRun, Sdwn, wait_until
@@ -671,7 +673,7 @@ class TestBackOff:
         code = (
             "import pathlib, resource, sys; from sdwn.devices import memory\n"
             "from sdwn.generation import generate, samplers\n"
-            "from sdwn.files import RunPaths; from sdwn.planning.plan import read_plan\n"
+            "from sdwn.paths import RunPaths; from sdwn.planning.plan import read_plan\n"
             "paths = RunPaths(pathlib.Path(sys.argv[1])); plan = read_plan(paths)\n"
             "sampler = samplers.load_sampler(plan.config)\n"
             "most = memory._field(memory._STATUS, 'VmSize') + 400_000_000\n"

@@ -6,14 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
-from sdwn import shipped
+from sdwn import paths as shipped
 from sdwn.errors import UsageError
 from sdwn.evaluation.groups import Group, group_figures, read_groups, smallest_groups
 from sdwn.evaluation.metrics import ClassResult
-from sdwn.synsets.catalog import Catalog
-from sdwn.synsets.imagenet import class_wnids
-from sdwn.synsets.taxonomy import Taxonomy
-from sdwn.synsets.wordnet import WordNet
+from sdwn.wordnet.catalog import Catalog
+from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.imagenet import class_wnids
+from sdwn.wordnet.taxonomy import Taxonomy
 
 
 def written(tmp_path: Path, text: str) -> str:
@@ -26,7 +26,7 @@ def test_the_shipped_groups_hold_as_many_classes_as_the_file_says(
     wordnet: WordNet, paper: Catalog
 ) -> None:
     groups = read_groups(None, wordnet)
-    text = shipped.find("groups", "default").read_text()
+    text = shipped.shipped_file("groups", "default").read_text()
     said = dict(re.findall(r"^([a-z ]+): .*?# +([0-9]+, +[0-9]+)", text, re.MULTILINE))
     assert said.keys() == {group.name for group in groups}
     catalog = {synset.wnid for synset in paper.synsets}

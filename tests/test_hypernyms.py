@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from sdwn.errors import SdwnError
-from sdwn.synsets import wordnet_files
-from sdwn.synsets.catalog import Catalog
-from sdwn.synsets.hypernyms import Nouns, open_nouns
-from sdwn.synsets.wordnet import Synset, WordNet
-from sdwn.synsets.wordnet_files import FILES, look
+from sdwn.wordnet import corpus_files as wordnet_files
+from sdwn.wordnet.catalog import Catalog
+from sdwn.wordnet.corpus import Synset, WordNet
+from sdwn.wordnet.corpus_files import FILES, look
+from sdwn.wordnet.hypernyms import Nouns, open_nouns
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,11 @@ from huggingface_hub import DatasetCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sdwn.browsing.pictures import Pictures
+from sdwn.browser.pictures import Pictures
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.evaluating import evaluate
+from sdwn.evaluation.verify import verify
 from sdwn.exchange import pictures
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.intake import (
@@ -37,11 +38,10 @@ from sdwn.exchange.intake import (
     import_pictures,
 )
 from sdwn.exchange.pictures import MOST_BYTES
-from sdwn.files import ReleasePaths
-from sdwn.pages.report import write_report
+from sdwn.paths import ReleasePaths
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.runs.verify import verify
+from sdwn.reports.report import write_report
 from sdwn.storage.images import decode
 
 from conftest import FEW, PlanRun, Sdwn

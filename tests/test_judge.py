@@ -9,16 +9,16 @@ import pytest
 import timm
 import torch
 from sdwn.batches import BatchSize
-from sdwn.devices import gpus
+from sdwn.devices import profiles as gpus
 from sdwn.errors import IntegrityError, SdwnError
-from sdwn.files import ReleasePaths
-from sdwn.judging import batching
-from sdwn.judging.classify import Classifier
-from sdwn.judging.judge import SCHEMA, judged
-from sdwn.judging.loading import prepared
+from sdwn.paths import ReleasePaths
+from sdwn.prediction import batching
+from sdwn.prediction.classify import Classifier
+from sdwn.prediction.loading import prepared
+from sdwn.prediction.predict import SCHEMA, judged
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.synsets.taxonomy import Taxonomy, scopes
+from sdwn.wordnet.taxonomy import Taxonomy, scopes
 
 torch.manual_seed(0)
 

@@ -21,34 +21,34 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from sdwn import files
+from sdwn import io as files
+from sdwn.cli.steps_evaluating import evaluate_by_tasks, settings_of, targets
+from sdwn.cli.steps_submitting import SubmitOptions
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.evaluating import evaluate
-from sdwn.files import EvaluationPaths, ReleasePaths, RunPaths
+from sdwn.evaluation.verify import verify
 from sdwn.jobs import disk
 from sdwn.jobs.journal import intend, settle
-from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.records import read_record
 from sdwn.jobs.task import ArrayTask
-from sdwn.judging import judging
-from sdwn.judging.judging import Judging, open_judging, open_planned
-from sdwn.judging.merging import merged
-from sdwn.judging.predictions import (
+from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
+from sdwn.planning.plan import write_plan
+from sdwn.prediction import plan as judging
+from sdwn.prediction.merging import merged
+from sdwn.prediction.plan import Judging, open_judging, open_planned
+from sdwn.prediction.predictions import (
     Predictions,
     disagreements,
     judging_of,
     read_predictions,
     write_predictions,
 )
-from sdwn.judging.task import judge
-from sdwn.pages.report import write_report
-from sdwn.planning.plan import write_plan
+from sdwn.prediction.task import judge
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.runs.verify import verify
-from sdwn.steps.evaluating import evaluate_by_tasks, settings_of, targets
-from sdwn.steps.submitting import SubmitOptions
+from sdwn.reports.report import write_report
 
 from conftest import PlanRun, Sdwn, Testbed, profile_for_testbed, wait_until, workers
 

@@ -5,15 +5,15 @@ import json
 from pathlib import Path
 
 import pytest
-from sdwn.browsing.downloads import image_list
-from sdwn.browsing.library import Library
-from sdwn.browsing.view import View
+from sdwn.browser.downloads import image_list
+from sdwn.browser.library import Library
+from sdwn.browser.view import View
 from sdwn.errors import UsageError
+from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.listed import listed
 from sdwn.releases.release import Release
-from sdwn.runs.verify import verify
-from sdwn.synsets.wordnet import WordNet
+from sdwn.wordnet.corpus import WordNet
 
 from conftest import Sdwn
 from drawn import noise_release

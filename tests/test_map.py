@@ -17,12 +17,12 @@ from sdwn.errors import UsageError
 from sdwn.evaluation.embedding import vectors
 from sdwn.evaluation.layout import places
 from sdwn.evaluation.record import read_evaluation
-from sdwn.pages.album import Album
-from sdwn.pages.figures import write_figures
-from sdwn.pages.report import write_report
-from sdwn.pages.thumbnails import grade, sheets
 from sdwn.releases.release import Release
-from sdwn.synsets.wordnet import WordNet
+from sdwn.reports.album import Album
+from sdwn.reports.figures import write_figures
+from sdwn.reports.report import write_report
+from sdwn.reports.thumbnails import grade, sheets
+from sdwn.wordnet.corpus import WordNet
 
 from drawn import evaluation, noise_release, predictions
 

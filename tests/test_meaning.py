@@ -21,15 +21,15 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 from sdwn.config import RunConfig, load_config
-from sdwn.files import ReleasePaths, RunPaths
-from sdwn.generation.generate import generate
-from sdwn.judging.classify import load_classifier
+from sdwn.generation.task import generate
 from sdwn.models.builtin import builtin_folder
+from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
+from sdwn.prediction.classify import load_classifier
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.synsets.catalog import Catalog, read_catalog
-from sdwn.synsets.wordnet import WordNet
+from sdwn.wordnet.catalog import Catalog, read_catalog
+from sdwn.wordnet.corpus import WordNet
 
 from conftest import REPOSITORY, Sdwn
 

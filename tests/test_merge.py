@@ -18,12 +18,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.files import ReleasePaths, RunPaths
+from sdwn.evaluation.verify import verify
 from sdwn.generation.noise import NoiseSampler
+from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.runs.verify import verify
 
 from conftest import FEW, PlanRun, Sdwn
 
@@ -355,9 +355,9 @@ def test_a_shard_with_wrong_contents_is_named(
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory, wordnet: Any) -> Path:
-    from sdwn.generation.generate import generate
+    from sdwn.generation.task import generate
     from sdwn.planning.plan import make_plan, write_plan
-    from sdwn.synsets.catalog import read_catalog
+    from sdwn.wordnet.catalog import read_catalog
 
     from conftest import noise_config
 

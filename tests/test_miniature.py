@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 from sdwn.config import RunConfig, load_config
-from sdwn.doctor.examination import examine
-from sdwn.files import RunPaths
 from sdwn.generation.sampler import Sampler
-from sdwn.jobs.profiles import load_profile
+from sdwn.jobs.profile import load_profile
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.lock import ensure, locked_weights
 from sdwn.models.weights import SUMS, fingerprint, packaged
+from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
-from sdwn.synsets.catalog import read_catalog
-from sdwn.synsets.wordnet import WordNet
+from sdwn.preflight.doctor import examine
+from sdwn.wordnet.catalog import read_catalog
+from sdwn.wordnet.corpus import WordNet
 from training.table import read_table
 
 from conftest import REPOSITORY, Sdwn

@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 from sdwn.config import EvaluationConfig, load_config
-from sdwn.devices import gpus
+from sdwn.devices import profiles as gpus
 from sdwn.evaluation.evaluating import evaluate
 from sdwn.evaluation.record import read_evaluation
-from sdwn.files import ReleasePaths, RunPaths, read_json
-from sdwn.generation.generate import generate
+from sdwn.evaluation.verify import verify
+from sdwn.generation.task import generate
+from sdwn.io import read_json
 from sdwn.jobs.journal import cancellations, read_journal
 from sdwn.jobs.records import read_record
 from sdwn.jobs.task import ArrayTask
-from sdwn.judging.predictions import read_predictions
 from sdwn.models.lock import read_lock
+from sdwn.paths import ReleasePaths, RunPaths, shipped_file
 from sdwn.planning.plan import make_plan, read_plan
+from sdwn.prediction.predictions import read_predictions
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.runs.verify import verify
-from sdwn.shipped import find
-from sdwn.synsets.catalog import read_catalog
-from sdwn.synsets.wordnet import WordNet
+from sdwn.wordnet.catalog import read_catalog
+from sdwn.wordnet.corpus import WordNet
 
 from conftest import REPOSITORY, Sdwn
 
@@ -49,7 +49,7 @@ def old(tmp_path: Path) -> Path:
 def test_the_plans_of_the_shipped_configs_stay_the_same(
     config: str, digest: str, wordnet: WordNet
 ) -> None:
-    settings = load_config(find("config", config))
+    settings = load_config(shipped_file("config", config))
     assert make_plan(settings, read_catalog(settings.catalog, wordnet)).digest == digest
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.files import RunPaths
+from sdwn.paths import RunPaths
 from sdwn.planning.plan import image_seed, make_plan, prompt, read_plan, summary, write_plan
-from sdwn.synsets.catalog import Catalog, read_catalog
-from sdwn.synsets.wordnet import Synset, WordNet
+from sdwn.wordnet.catalog import Catalog, read_catalog
+from sdwn.wordnet.corpus import Synset, WordNet
 
 from conftest import PlanRun, Sdwn, noise_config
 

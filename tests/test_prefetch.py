@@ -18,19 +18,19 @@ from diffusers.pipelines.pipeline_loading_utils import variant_compatible_siblin
 from safetensors.torch import save_file
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.files import ReleasePaths, RunPaths
-from sdwn.generation.generate import generate
+from sdwn.generation.task import generate
 from sdwn.jobs.journal import read_journal
 from sdwn.models import lock
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.lock import Lock, locked_weights
 from sdwn.models.weights import fingerprint, needed
+from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import read_plan
+from sdwn.preflight.prefetch import fetch_extras
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.runs.chain import evaluate_run
-from sdwn.runs.prefetch import fetch_extras
 from sdwn.storage.shards import ImageFile
+from sdwn.workflow.later_stages import evaluate_run
 
 from conftest import OwnProcess, PlanRun, Sdwn, noise_config
 from hub import Hub, serving
@@ -87,7 +87,7 @@ class Site:
     def commands(self, *lines: str) -> list[dict[str, Any]]:
         """Run commands one after another in one process, which imports torch once."""
         code = (
-            "import shlex, sys; from sdwn.cli import app\n"
+            "import shlex, sys; from sdwn.cli.main import app\n"
             "for line in sys.argv[1:]: app([*shlex.split(line), '--json'], standalone_mode=False)"
         )
         command = [sys.executable, "-c", code, *lines]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from sdwn.jobs.cluster import script
-from sdwn.jobs.profiles import ClusterProfile, LaterStage, load_profile, stage_profile
+from sdwn.jobs.profile import ClusterProfile, LaterStage, load_profile, stage_profile
 
 from conftest import REPOSITORY, Testbed
 

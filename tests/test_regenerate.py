@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from sdwn.errors import UsageError
-from sdwn.files import ReleasePaths
+from sdwn.generation.regenerate import Wanted, regenerate
+from sdwn.paths import ReleasePaths
 from sdwn.releases.merge import merge
-from sdwn.releases.regenerate import Wanted, regenerate
 from sdwn.releases.release import Release
 
 from conftest import FEW, PlanRun, Sdwn

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 from sdwn.config import load_config
 from sdwn.planning.plan import make_plan
-from sdwn.synsets.catalog import Catalog
+from sdwn.wordnet.catalog import Catalog
 
 from conftest import REPOSITORY
 

@@ -25,19 +25,20 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 from sdwn.config import StorageConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.evaluation.verify import verify
 from sdwn.exchange.listed import listed
-from sdwn.files import ReleasePaths, RunPaths, file_sha256
-from sdwn.generation.generate import generate
 from sdwn.generation.noise import NoiseSampler
+from sdwn.generation.task import generate
+from sdwn.io import file_sha256
+from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.releases.manifest import sums_text
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.runs.verify import verify
 from sdwn.storage import images
 from sdwn.storage.images import decode, encode
-from sdwn.synsets.catalog import Catalog, read_catalog
-from sdwn.synsets.wordnet import Synset
+from sdwn.wordnet.catalog import Catalog, read_catalog
+from sdwn.wordnet.corpus import Synset
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 

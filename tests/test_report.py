@@ -15,10 +15,10 @@ import pytest
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError
 from sdwn.evaluation.record import read_evaluation
-from sdwn.pages.report import write_report
 from sdwn.releases.release import Release
-from sdwn.synsets.imagenet import class_index
-from sdwn.synsets.wordnet import WordNet
+from sdwn.reports.report import write_report
+from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.imagenet import class_index
 
 from drawn import evaluation, noise_release, predictions
 from opened import NARROW, Opened, opened

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sdwn.config import validated
 from sdwn.errors import SdwnError
-from sdwn.files import RunPaths
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import job_ids, quietly
 from sdwn.jobs.journal import intend, read_journal, settle
 from sdwn.jobs.live import live_jobs, unfinished
-from sdwn.jobs.profiles import ClusterProfile
-from sdwn.jobs.submission import Onlooker, cancel, complete, shard_tasks, submit_shards
+from sdwn.jobs.profile import ClusterProfile
+from sdwn.jobs.submit import Onlooker, cancel, complete, shard_tasks, submit_shards
 from sdwn.jobs.task import ArrayTask
+from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 
 from conftest import PlanRun, Sdwn, Testbed

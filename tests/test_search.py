@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sdwn.browsing import search
-from sdwn.browsing.collection import Collection
-from sdwn.browsing.search import Index
+from sdwn.browser import search
+from sdwn.browser.collection import Collection
+from sdwn.browser.search import Index
 from sdwn.errors import SdwnError
 from sdwn.exchange.intake import ImportOptions, import_pictures
-from sdwn.files import ReleasePaths
-from sdwn.synsets.wordnet import WordNet
+from sdwn.paths import ReleasePaths
+from sdwn.wordnet.corpus import WordNet
 
 SYNSETS = (
     *("dog.n.01", "frump.n.01", "cad.n.01", "kennel.n.01", "guide_dog.n.01", "hunting_dog.n.01"),

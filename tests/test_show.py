@@ -15,19 +15,19 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sdwn.browsing import sheet
-from sdwn.browsing.library import Library
-from sdwn.browsing.sheet import open_sheet, page
+from sdwn.browser import sheet
+from sdwn.browser.library import Library
+from sdwn.browser.sheet import open_sheet, page
 from sdwn.errors import UsageError
+from sdwn.evaluation.verify import verify
 from sdwn.exchange.intake import ImportOptions, import_pictures
-from sdwn.files import ReleasePaths, RunPaths
-from sdwn.generation.generate import generate
+from sdwn.generation.task import generate
+from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.runs.verify import verify
-from sdwn.synsets.catalog import Catalog
-from sdwn.synsets.wordnet import Synset, WordNet
+from sdwn.wordnet.catalog import Catalog
+from sdwn.wordnet.corpus import Synset, WordNet
 
 import drawn
 from conftest import Sdwn, noise_config

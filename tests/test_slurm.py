@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sdwn.files import RunPaths
 from sdwn.jobs.journal import read_journal
-from sdwn.jobs.profiles import load_profile
-from sdwn.jobs.submission import follow, submit_tasks
+from sdwn.jobs.profile import load_profile
+from sdwn.jobs.submit import follow, submit_tasks
 from sdwn.jobs.task import ArrayTask
+from sdwn.paths import RunPaths
 
 from conftest import (
     NOISE,

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from sdwn import checkout
 from sdwn.config import validated
 from sdwn.errors import QueueFullError, SdwnError, UsageError
-from sdwn.files import CHANGED, ReleasePaths, RunPaths
-from sdwn.generation.generate import generate
-from sdwn.jobs import cluster, submission
+from sdwn.generation.task import generate
+from sdwn.jobs import cluster
+from sdwn.jobs import submit as submission
 from sdwn.jobs.cluster import job_ids
 from sdwn.jobs.journal import (
     intend,
@@ -35,15 +35,16 @@ from sdwn.jobs.journal import (
     unreadable,
 )
 from sdwn.jobs.live import live_jobs, missing, unfinished
-from sdwn.jobs.profiles import ClusterProfile, load_profile, stage_profile
+from sdwn.jobs.profile import ClusterProfile, load_profile, stage_profile
 from sdwn.jobs.records import TaskRecord
 from sdwn.jobs.scheduler import read_squeue
-from sdwn.jobs.submission import Onlooker, complete, follow, shard_tasks, submit_shards
+from sdwn.jobs.submit import Onlooker, complete, follow, shard_tasks, submit_shards
 from sdwn.jobs.task import ArrayTask
+from sdwn.paths import CHANGED, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, read_plan, write_plan
 from sdwn.planning.slices import Slice, parse_slice
-from sdwn.runs.chain import require_done
-from sdwn.runs.status import run_status
+from sdwn.workflow.later_stages import require_done
+from sdwn.workflow.status import run_status
 
 from conftest import (
     NOISE,
@@ -61,8 +62,8 @@ HERE = validated(ClusterProfile, {"executor": "local", "array_parallelism": 2}, 
 
 def others(paths: RunPaths, **settings: Any) -> None:
     """Put another plan in the place of a run's."""
-    from sdwn.synsets.catalog import read_catalog
-    from sdwn.synsets.wordnet import shared_wordnet
+    from sdwn.wordnet.catalog import read_catalog
+    from sdwn.wordnet.corpus import shared_wordnet
 
     for path in (paths.plan, paths.synsets):
         path.unlink()

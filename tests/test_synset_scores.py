@@ -15,10 +15,10 @@ from nltk.corpus.reader.wordnet import Synset as NltkSynset
 from sdwn.errors import SdwnError
 from sdwn.evaluation.confusions import confusions
 from sdwn.evaluation.synset_scores import score, summaries
-from sdwn.synsets.catalog import Catalog
-from sdwn.synsets.imagenet import LARGER, class_index, class_wnids, classifier_wnids
-from sdwn.synsets.taxonomy import Taxonomy, scopes
-from sdwn.synsets.wordnet import WordNet, shared_wordnet
+from sdwn.wordnet.catalog import Catalog
+from sdwn.wordnet.corpus import WordNet, shared_wordnet
+from sdwn.wordnet.imagenet import LARGER, class_index, class_wnids, classifier_wnids
+from sdwn.wordnet.taxonomy import Taxonomy, scopes
 
 # Classes, what lies above and below them, and what is far from all.
 NAMES = ("tabby.n.01", "cat.n.01", "robin.n.01", "dog.n.01", "puppy.n.01", "library.n.01")

@@ -18,9 +18,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from sdwn.config import CatalogConfig
 from sdwn.errors import SdwnError
-from sdwn.synsets.catalog import read_catalog
-from sdwn.synsets.imagenet import class_index
-from sdwn.synsets.wordnet import shared_wordnet
+from sdwn.wordnet.catalog import read_catalog
+from sdwn.wordnet.corpus import shared_wordnet
+from sdwn.wordnet.imagenet import class_index
 from training.backgrounds import SETTINGS
 from training.loop import Schedule, fit
 from training.make import SHORT, chosen, make

@@ -19,31 +19,32 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sdwn import terminal
-from sdwn.devices import gpus
+from sdwn.cli import terminal
+from sdwn.devices import profiles as gpus
 from sdwn.devices.tuning import Probe, Tuning
 from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.intake import ImportOptions, import_pictures
-from sdwn.files import ReleasePaths, RunPaths, csv_text
 from sdwn.generation.noise import NoiseSampler
 from sdwn.generation.sampler import Sampler
+from sdwn.io import csv_text
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import script
 from sdwn.jobs.journal import intend, note_cancelled, note_later, read_journal, settle
 from sdwn.jobs.processes import Process, together
-from sdwn.jobs.profiles import ClusterProfile, load_profile
-from sdwn.jobs.submission import alone, last_profile, submit_shards
+from sdwn.jobs.profile import ClusterProfile, load_profile
+from sdwn.jobs.submit import alone, last_profile, submit_shards
 from sdwn.jobs.task import ArrayTask
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.staging import staged_if_asked
 from sdwn.models.weights import builtin_path
+from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import PlannedSynset, parse_table, table_text
-from sdwn.releases.building import JOURNAL, Building, build
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.runs.status import run_status
-from sdwn.runs.verify import verify
+from sdwn.releases.staged_folder import JOURNAL, Building, build
+from sdwn.workflow.status import run_status
 from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.local.local import start_controller
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import diffusers
 import pytest
 from sdwn.config import RunConfig
-from sdwn.doctor.examination import examine
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.profile import ClusterProfile
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.lock import ensure
 from sdwn.models.pipelines import obtained
 from sdwn.models.settings import _INTERCHANGEABLE, require_usable
 from sdwn.models.weights import located, require_whole
+from sdwn.preflight.doctor import examine
 
 from conftest import PlanRun, Sdwn, noise_config
 
@@ -214,7 +214,7 @@ def test_schedulers_of_one_family_stand_in_for_one_another(name: str) -> None:
 
 def test_planning_with_another_scheduler_of_the_family_needs_no_torch() -> None:
     code = (
-        "import sys; from sdwn.config import load_config; from sdwn.shipped import find\n"
+        "import sys; from sdwn.config import load_config; from sdwn.paths import shipped_file\n"
         "from sdwn.models.settings import require_usable\n"
         "config = load_config(find('config', 'demo'), ('generation.scheduler=DDIMScheduler',))\n"
         "require_usable(config)\n"

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from sdwn.errors import SdwnError
-from sdwn.judging.classify import load_classifier
+from sdwn.prediction.classify import load_classifier
 
 from training.make import FULL, SHORT, chosen, make
 from training.measure import GUIDANCE, JUDGE, measure

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 from sdwn.errors import SdwnError
-from sdwn.judging.classify import Classifier, load_classifier
-from sdwn.synsets.imagenet import class_index
+from sdwn.prediction.classify import Classifier, load_classifier
+from sdwn.wordnet.imagenet import class_index
 
 from training.fit_vae import Coder
 from training.pictures import Pictures

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from sdwn.errors import SdwnError
-from sdwn.files import file_sha256
+from sdwn.io import file_sha256
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training import assemble

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from sdwn.files import csv_text, write_text
-from sdwn.judging.classify import Classifier
-from sdwn.synsets.imagenet import class_index
+from sdwn.io import csv_text, write_text
+from sdwn.prediction.classify import Classifier
+from sdwn.wordnet.imagenet import class_index
 
 from training.backgrounds import SIDE, Pixels
 from training.pictures import Pictures

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdwn.synsets.wordnet import open_wordnet
+from sdwn.wordnet.corpus import open_wordnet
 
 TABLE = Path(__file__).resolve().parent.parent / "sdwn" / "miniature" / "classes.csv"
 

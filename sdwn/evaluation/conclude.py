@@ -19,11 +19,12 @@ from sdwn.evaluation.layout import places
 from sdwn.evaluation.record import FORMAT, FORMAT_VERSION, digest
 from sdwn.evaluation.synset_scores import SynsetScore, score, summaries
 from sdwn.evaluation.tables import write_tables
-from sdwn.files import EvaluationPaths, file_sha256, now, write_text
+from sdwn.io import file_sha256, now, write_text
+from sdwn.paths import EvaluationPaths
 from sdwn.releases.release import Release
-from sdwn.synsets.imagenet import CLASSES, classifier_wnids
-from sdwn.synsets.taxonomy import Taxonomy
-from sdwn.synsets.wordnet import shared_wordnet
+from sdwn.wordnet.corpus import shared_wordnet
+from sdwn.wordnet.imagenet import CLASSES, classifier_wnids
+from sdwn.wordnet.taxonomy import Taxonomy
 
 # More of them stand in confusions.csv.
 MOST_CONFUSIONS = 100

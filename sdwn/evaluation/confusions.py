@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from sdwn.judging.predictions import top1
-from sdwn.synsets.imagenet import class_wnids
+from sdwn.prediction.predictions import top1
+from sdwn.wordnet.imagenet import class_wnids
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,21 +14,22 @@ from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.groups import read_groups
 from sdwn.evaluation.record import summary
-from sdwn.files import Advance, RunPaths, work_paths
+from sdwn.io import Advance
 from sdwn.jobs.cluster import Tell, quietly
 from sdwn.jobs.live import missing
-from sdwn.jobs.submission import alone
-from sdwn.judging.judging import (
+from sdwn.jobs.submit import alone
+from sdwn.paths import RunPaths, work_paths
+from sdwn.prediction.merging import drop_damaged, merged, sound_predictions
+from sdwn.prediction.plan import (
     Judging,
     evaluation_of,
     live_tasks,
     open_judging,
     open_planned,
 )
-from sdwn.judging.merging import drop_damaged, merged, sound_predictions
-from sdwn.judging.predictions import write_predictions
+from sdwn.prediction.predictions import write_predictions
 from sdwn.releases.release import Release
-from sdwn.synsets.wordnet import shared_wordnet
+from sdwn.wordnet.corpus import shared_wordnet
 
 log = logging.getLogger(__name__)
 
@@ -107,14 +108,14 @@ def require_possible(chosen: EvaluationConfig) -> None:
         raise UsageError(f"{chosen.embedding}: no such file of word vectors")
     if chosen.model != EvaluationConfig().model:
         # Seconds, for timm imports torch; only it knows its names.
-        from sdwn.judging.classify import require_known
+        from sdwn.prediction.classify import require_known
 
         require_known(chosen.model)
     read_groups(chosen.groups, shared_wordnet())
 
 
 def _judge_here(release: Release, work: RunPaths, judging: Judging, advance: Advance) -> None:
-    from sdwn.judging.task import judge_shards
+    from sdwn.prediction.task import judge_shards
 
     if busy := live_tasks(work):
         raise SdwnError(

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdwn import shipped
+from sdwn import paths as shipped
 from sdwn.config import read_yaml
 from sdwn.errors import UsageError
 from sdwn.evaluation.metrics import ClassResult, figures_of, intervals_of, tally_of
-from sdwn.synsets.imagenet import class_wnids
-from sdwn.synsets.taxonomy import Taxonomy
-from sdwn.synsets.wordnet import WordNet
+from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.imagenet import class_wnids
+from sdwn.wordnet.taxonomy import Taxonomy
 
 DEFAULT = "default"
 
@@ -44,7 +44,7 @@ def read_groups(name: str | None, wordnet: WordNet) -> tuple[Group, ...]:
     Raises:
         UsageError: there is no such file, it is no such mapping, or WordNet has no such synset.
     """
-    path = shipped.find("groups", name or DEFAULT)
+    path = shipped.shipped_file("groups", name or DEFAULT)
     content = read_yaml(path, "group names to synsets")
     if not content:
         raise UsageError(f"{path}: expected at least one group, as in animals: animal.n.01")

@@ -106,8 +106,8 @@ def _by_encoder(release: Release, wnids: list[str]) -> Distances:
 
 
 def _by_wordnet(wnids: list[str], reason: str) -> Distances:
-    from sdwn.synsets.taxonomy import Taxonomy
-    from sdwn.synsets.wordnet import shared_wordnet
+    from sdwn.wordnet.corpus import shared_wordnet
+    from sdwn.wordnet.taxonomy import Taxonomy
 
     taxonomy = Taxonomy(shared_wordnet())
     matrix = np.zeros((len(wnids), len(wnids)))

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sdwn.errors import SdwnError
 from sdwn.evaluation.intervals import Floats, Interval, intervals
-from sdwn.judging.predictions import TOP
+from sdwn.prediction.predictions import TOP
 from sdwn.storage.columns import BLACK, STATUSES
 
 Counts = NDArray[np.int64]

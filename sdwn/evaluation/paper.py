@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sdwn.evaluation.metrics import ClassResult
-from sdwn.synsets.taxonomy import Taxonomy
+from sdwn.wordnet.taxonomy import Taxonomy
 
 SOURCE = "arXiv:2211.01777"
 NOTE = (

@@ -7,8 +7,9 @@ from typing import Any
 
 from sdwn.errors import IntegrityError, command
 from sdwn.evaluation.record import evaluations, read_evaluation
-from sdwn.files import EvaluationPaths, file_sha256
-from sdwn.judging.predictions import disagreements, read_predictions
+from sdwn.io import file_sha256
+from sdwn.paths import EvaluationPaths
+from sdwn.prediction.predictions import disagreements, read_predictions
 from sdwn.releases.release import Release
 
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdwn.errors import IntegrityError
-from sdwn.files import EvaluationPaths, ReleasePaths, read_json, refuse_links
+from sdwn.io import read_json, refuse_links
+from sdwn.paths import EvaluationPaths, ReleasePaths
 
 FORMAT = "sdwn-evaluation"
 FORMAT_VERSION = 2

@@ -11,9 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sdwn.evaluation.intervals import Floats, intervals
-from sdwn.judging.predictions import top1
-from sdwn.synsets.imagenet import CLASSES, class_wnids
-from sdwn.synsets.taxonomy import Scope, Taxonomy, scopes
+from sdwn.prediction.predictions import top1
+from sdwn.wordnet.imagenet import CLASSES, class_wnids
+from sdwn.wordnet.taxonomy import Scope, Taxonomy, scopes
 
 # Of a score, what the figures of many depend on.
 _COLUMNS = ("images", "inside", "subtree_probability", "distance")

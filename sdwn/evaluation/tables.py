@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sdwn.files import EvaluationPaths, csv_text, write_text
+from sdwn.io import csv_text, write_text
+from sdwn.paths import EvaluationPaths
 
 CLASSES = (
     "wnid synset lemmas group images correct correct_top5 black subtree_probability distance "

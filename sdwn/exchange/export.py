@@ -15,11 +15,12 @@ from sdwn.exchange.layout import Layout
 from sdwn.exchange.parquet import PARQUET
 from sdwn.exchange.smaller import row_spans, write_smaller
 from sdwn.exchange.webdataset import WEBDATASET
-from sdwn.files import PART_BYTES, Advance, ReleasePaths, write_text
+from sdwn.io import PART_BYTES, Advance, write_text
+from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import table_text
-from sdwn.releases.building import Building, build, require_free
 from sdwn.releases.card import Form, card
 from sdwn.releases.release import Release
+from sdwn.releases.staged_folder import Building, build, require_free
 
 LAYOUTS: Mapping[str, Layout] = {
     "folders": FOLDERS,

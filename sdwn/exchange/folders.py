@@ -10,7 +10,8 @@ from sdwn.errors import UsageError
 from sdwn.exchange.gallery import Exhibit, Gallery, Span
 from sdwn.exchange.layout import Layout
 from sdwn.exchange.names import file_name
-from sdwn.files import ReleasePaths, sync
+from sdwn.io import sync
+from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import PlannedSynset
 
 SYNSETS = 50

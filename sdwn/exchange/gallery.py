@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, command
 from sdwn.exchange.encoding import EXTENSIONS, Encoding
-from sdwn.files import Advance
+from sdwn.io import Advance, in_threads
 from sdwn.planning.plan import PlannedSynset
 from sdwn.releases.release import Release
 from sdwn.storage.images import open_image
-from sdwn.threads import in_threads
 
 # More than processors: some wait for the disk.
 THREADS = 16

@@ -25,17 +25,18 @@ from sdwn.exchange.pictures import (
     shown,
 )
 from sdwn.exchange.sources import Label, folders, image_folder, stem
-from sdwn.files import PART_BYTES, Advance, ReleasePaths, now
+from sdwn.io import PART_BYTES, Advance, now
+from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import PlannedSynset
-from sdwn.releases.building import Building, build, require_free
 from sdwn.releases.release import Release
-from sdwn.releases.release_writer import Origin, ReleaseWriter, cut
+from sdwn.releases.staged_folder import Building, build, require_free
+from sdwn.releases.writer import Origin, ReleaseWriter, cut
 from sdwn.storage.columns import table
 from sdwn.storage.shards import Contents, write_images
-from sdwn.synsets.imagenet import class_index
+from sdwn.wordnet.imagenet import class_index
 
 if TYPE_CHECKING:
-    from sdwn.synsets.wordnet import Synset
+    from sdwn.wordnet.corpus import Synset
 
 _LAYOUTS = {"folders": folders, "imagefolder": image_folder}
 FORMATS = tuple(_LAYOUTS)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdwn.exchange.gallery import Gallery, Span
-from sdwn.releases.release_writer import cut
+from sdwn.releases.writer import cut
 
 
 @dataclass(frozen=True, slots=True)

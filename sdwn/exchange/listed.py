@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sdwn.errors import UsageError
-from sdwn.reading import canonical, read_list
+from sdwn.io import canonical, read_list
 from sdwn.releases.release import Release
 
 NAMED = 3

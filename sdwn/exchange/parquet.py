@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from sdwn.exchange.gallery import Exhibit, Gallery, Span
 from sdwn.exchange.layout import Layout
 from sdwn.exchange.names import file_name
-from sdwn.files import atomic
+from sdwn.io import atomic
 
 PART_BYTES = 500_000_000
 # Readers show a page of rows by reading whole groups of them.

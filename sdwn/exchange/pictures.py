@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from PIL import Image, UnidentifiedImageError
 
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.files import is_stray
+from sdwn.io import is_stray
 from sdwn.storage.images import decode, open_image
 
 MOST_BYTES = 256 * 2**20

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.exchange.gallery import Span
-from sdwn.files import Advance, refuse_links
-from sdwn.releases.building import Building
+from sdwn.io import Advance, refuse_links
 from sdwn.releases.release import Release
-from sdwn.releases.release_writer import Origin, ReleaseWriter, cut
+from sdwn.releases.staged_folder import Building
+from sdwn.releases.writer import Origin, ReleaseWriter, cut
 from sdwn.storage.shards import ImageFile, Selection, join
 
 

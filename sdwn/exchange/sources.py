@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from sdwn.errors import UsageError
 from sdwn.exchange.pictures import Tree, UnfitError, shown
-from sdwn.reading import canonical, decode_text
+from sdwn.io import canonical, decode_text
 
 if TYPE_CHECKING:
-    from sdwn.synsets.wordnet import Synset
+    from sdwn.wordnet.corpus import Synset
 
 MOST_TEXT_BYTES = 64 * 2**10
 
@@ -159,7 +159,7 @@ def _fields(text: str) -> tuple[str, str]:
 
 
 def _finder() -> Find:
-    from sdwn.synsets.wordnet import shared_wordnet  # NLTK's seconds are for those who import
+    from sdwn.wordnet.corpus import shared_wordnet  # NLTK's seconds are for those who import
 
     wordnet = shared_wordnet()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from sdwn.exchange.gallery import Exhibit, Gallery, Span
 from sdwn.exchange.layout import Layout
 from sdwn.exchange.names import file_name
-from sdwn.files import atomic
+from sdwn.io import atomic
 
 PART_BYTES = 1_000_000_000
 NO_CLASS = -1

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from sdwn.config import RunConfig
-from sdwn.devices import gpus, memory
+from sdwn.devices import memory
+from sdwn.devices import profiles as gpus
 from sdwn.planning.plan import ImageSpec
 from sdwn.storage.images import Sample
 

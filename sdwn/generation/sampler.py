@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from sdwn.config import RunConfig
-from sdwn.devices import gpus
+from sdwn.devices import profiles as gpus
 from sdwn.devices.device import Device, out_of_memory_told
 from sdwn.errors import OutOfMemoryError
 from sdwn.generation.prompts import PromptEncoder

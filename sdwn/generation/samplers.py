@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 from sdwn.batches import ENOUGH, BatchSize, asked, on_grid
 from sdwn.config import RunConfig
-from sdwn.devices import gpus
-from sdwn.devices.gpus import Workload
+from sdwn.devices import profiles as gpus
+from sdwn.devices.profiles import Workload
 from sdwn.errors import SdwnError
-from sdwn.files import private_folder, writable_cache
+from sdwn.io import private_folder, writable_cache
 from sdwn.models.weights import Weights
 from sdwn.planning.plan import ImageSpec
 from sdwn.storage.images import Sample

@@ -29,12 +29,13 @@ from submitit.slurm.slurm import _make_sbatch_string
 from sdwn import batches
 from sdwn.devices.visible import local_gpus, only
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError
-from sdwn.files import STAGE_VARIABLE, atomic, open_append, write_text
+from sdwn.io import atomic, open_append, write_text
 from sdwn.jobs import scheduler
 from sdwn.jobs.processes import shares
-from sdwn.jobs.profiles import ClusterProfile, is_secret, minutes
+from sdwn.jobs.profile import ClusterProfile, is_secret, minutes
 from sdwn.jobs.scheduler import JobState
 from sdwn.jobs.task import ArrayTask
+from sdwn.paths import STAGE_VARIABLE
 
 JOB_NAME = "sdwn"
 

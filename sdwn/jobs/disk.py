@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdwn.errors import DiskError, SdwnError
-from sdwn.files import WAITED, RunPaths, now, plain_disk_errors, write_text
+from sdwn.io import now, plain_disk_errors, write_text
 from sdwn.jobs.processes import this_process
+from sdwn.paths import WAITED, RunPaths
 
 log = logging.getLogger(__name__)
 

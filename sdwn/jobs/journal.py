@@ -16,11 +16,12 @@ from pydantic import ConfigDict, TypeAdapter
 
 from sdwn.checkout import code
 from sdwn.config import Positive, validated
-from sdwn.files import JSON_BYTES, RunPaths, now, open_append, read_whole
+from sdwn.io import JSON_BYTES, now, open_append, read_whole
 from sdwn.jobs.cluster import Job
-from sdwn.jobs.profiles import ClusterProfile
+from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.site import user
 from sdwn.jobs.task import ArrayTask
+from sdwn.paths import RunPaths
 
 _ID = re.compile(r"[0-9]+(_[0-9]+)?")
 _NAME = re.compile(r"sdwn(-[0-9a-f]{8}){1,2}")

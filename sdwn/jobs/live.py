@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 
-from sdwn.files import RunPaths
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import Job, job_ids
 from sdwn.jobs.journal import Submission, cancelled_jobs, last_jobs, read_journal, run_name
 from sdwn.jobs.scheduler import NO_ANSWER, UNKNOWN, JobState
 from sdwn.jobs.site import hides_jobs, user
-from sdwn.planning.dealt import Dealt
+from sdwn.paths import RunPaths
+from sdwn.planning.work import Dealt
 
 Live = Mapping[Job, JobState]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdwn.devices.visible import given, only
-from sdwn.files import open_append, private_folder
+from sdwn.io import open_append, private_folder
 
 POLL_SECONDS = 0.2
 # srun starts all processes at once; one that has not begun by then never will.

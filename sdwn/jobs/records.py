@@ -11,10 +11,10 @@ from pathlib import Path
 
 from sdwn.batches import BatchSize
 from sdwn.errors import IntegrityError
-from sdwn.files import LOWERED, NO_GPU, RunPaths, read_json
+from sdwn.io import read_json, seconds
 from sdwn.jobs.disk import write_note
 from sdwn.jobs.processes import this_process
-from sdwn.variables import seconds
+from sdwn.paths import LOWERED, NO_GPU, RunPaths
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from sdwn.jobs import scheduler
-from sdwn.jobs.profiles import ClusterProfile, minutes
+from sdwn.jobs.profile import ClusterProfile, minutes
 
 # Each command may hang as long; they run at once.
 TIMEOUT_S = 20

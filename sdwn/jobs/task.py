@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 
 from sdwn import checkout
 from sdwn.errors import SdwnError
-from sdwn.files import CHANGED, RunPaths, now, read_json, require_home
+from sdwn.io import now, read_json, require_home
 from sdwn.jobs.disk import RunDisk, write_note
 from sdwn.jobs.processes import see_one_device, this_process, together
-from sdwn.models.weights import switch_hub_off
+from sdwn.paths import CHANGED, RunPaths
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +25,14 @@ IDLE_STARTS = 3
 # The module and function of each stage, loaded where it runs: submitting needs no torch. A
 # stage takes the path that it works on and the indices of this process's pieces of work.
 STAGES = {
-    "generate": ("sdwn.generation.generate", "generate"),
-    "pilot": ("sdwn.trials.pilot", "make_pilot"),
-    "probe": ("sdwn.doctor.probe", "look_around"),
-    "tune": ("sdwn.trials.tune", "tune_into"),
-    "merge": ("sdwn.runs.chain", "merge_run"),
-    "evaluate": ("sdwn.runs.chain", "evaluate_run"),
-    "report": ("sdwn.runs.chain", "report_run"),
-    "judge": ("sdwn.judging.task", "judge"),
+    "generate": ("sdwn.generation.task", "generate"),
+    "pilot": ("sdwn.preflight.pilot", "make_pilot"),
+    "probe": ("sdwn.preflight.probe", "look_around"),
+    "tune": ("sdwn.preflight.tune", "tune_into"),
+    "merge": ("sdwn.workflow.later_stages", "merge_run"),
+    "evaluate": ("sdwn.workflow.later_stages", "evaluate_run"),
+    "report": ("sdwn.workflow.later_stages", "report_run"),
+    "judge": ("sdwn.prediction.task", "judge"),
     "conclude": ("sdwn.evaluation.evaluating", "conclude_work"),
 }
 
@@ -61,7 +62,8 @@ class ArrayTask:
         see_one_device(process)
         paths = RunPaths(Path(self.path))
         if paths.lock.exists():
-            switch_hub_off()
+            # Its weights are locked: nothing of this process asks the hub for others.
+            os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
         if process.start and process.rank == 0:
             write_note(paths, paths.note(process.job, 0, f".r{process.start}.started.txt"), now())
         with together(process):

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from sdwn.errors import UsageError
-from sdwn.files import writable_cache
+from sdwn.io import writable_cache
 from sdwn.models.weights import IN_PACKAGE, builtin_path, packaged
 
 NAMES = ("tiny", *IN_PACKAGE)

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 
 from sdwn.config import RunConfig
 from sdwn.errors import SdwnError, UsageError, first_line
-from sdwn.files import is_own_folder, read_json, write_text
+from sdwn.io import is_own_folder, read_json, write_text
 from sdwn.models.weights import (
     INDEX,
     Weights,

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdwn.config import ModelConfig, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
-from sdwn.files import RunPaths, file_sha256, now, read_json, write_text
+from sdwn.io import file_sha256, now, read_json, write_text
 from sdwn.models.weights import (
     Weights,
     builtin_path,
@@ -25,6 +25,7 @@ from sdwn.models.weights import (
     source,
     unneeded,
 )
+from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 
 FORMAT = "sdwn-lock"

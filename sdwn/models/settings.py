@@ -8,7 +8,7 @@ from typing import Any
 
 from sdwn.config import RunConfig
 from sdwn.errors import UsageError
-from sdwn.files import read_json
+from sdwn.io import read_json
 from sdwn.models.weights import INDEX, components, is_elsewhere, locate, located, source
 
 # Any of these stands in for any other, which is known without diffusers' import of seconds.

@@ -10,8 +10,9 @@ import shutil
 from pathlib import Path
 
 from sdwn.errors import UsageError
-from sdwn.files import STAGE_VARIABLE, open_append, private_folder
+from sdwn.io import open_append, private_folder
 from sdwn.models.weights import files, size
+from sdwn.paths import STAGE_VARIABLE
 
 log = logging.getLogger(__name__)
 

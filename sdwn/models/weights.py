@@ -14,7 +14,8 @@ from typing import Literal
 
 from sdwn.config import BUILTIN_MODELS, ModelConfig, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, shell
-from sdwn.files import cache_folder, file_sha256, read_json, refuse_planted
+from sdwn.io import file_sha256, read_json, refuse_planted
+from sdwn.paths import cache_folder
 
 INDEX = "model_index.json"
 # SHA-256 of what comes with the package, as sha256sum writes them.
@@ -429,8 +430,3 @@ def combined(digests: Mapping[str, str]) -> str:
 
 def _counts(name: str) -> bool:
     return name.endswith(".safetensors")
-
-
-def switch_hub_off() -> None:
-    """Keep this process from looking for the hub; the hub's library must not be loaded yet."""
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from sdwn.config import EvaluationConfig, RunConfig, has_field, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
-from sdwn.files import TABLE_BYTES, RunPaths, csv_text, read_json, read_whole, write_text
+from sdwn.io import TABLE_BYTES, csv_text, decode_text, read_json, read_whole, write_text
+from sdwn.paths import RunPaths
 from sdwn.planning.slices import WHOLE, Slice, parse_slice
-from sdwn.reading import decode_text
-from sdwn.synsets.imagenet import class_index
+from sdwn.wordnet.imagenet import class_index
 
 if TYPE_CHECKING:
-    from sdwn.synsets.catalog import Catalog
-    from sdwn.synsets.wordnet import Synset
+    from sdwn.wordnet.catalog import Catalog
+    from sdwn.wordnet.corpus import Synset
 
 FORMAT = "sdwn-plan"
 FORMAT_VERSION = 1
@@ -194,7 +194,7 @@ def make_plan(config: RunConfig, catalog: Catalog, share: Slice = WHOLE) -> Plan
 def prompt(template: str, synset: Synset) -> str:
     """Fill a prompt template.
 
-    >>> from sdwn.synsets.wordnet import Synset
+    >>> from sdwn.wordnet.corpus import Synset
     >>> prompt("a photo of a {lemma}", Synset("n02084071", "dog.n.01", ("domestic_dog",), "a ..."))
     'a photo of a domestic dog'
     """

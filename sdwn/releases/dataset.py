@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from sdwn.errors import UsageError
 from sdwn.releases.release import Release
-from sdwn.synsets.imagenet import class_wnids
+from sdwn.wordnet.imagenet import class_wnids
 
 LABELS = ("synset", "imagenet")
 

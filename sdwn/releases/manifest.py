@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdwn.errors import IntegrityError
-from sdwn.files import read_json
+from sdwn.io import read_json
 from sdwn.models.notices import notice
 
 FORMAT = "sdwn-release"

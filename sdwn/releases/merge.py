@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sdwn.errors import IntegrityError, MisplacedError, UsageError, command, shell
-from sdwn.files import PART_BYTES, Advance, ReleasePaths, RunPaths
+from sdwn.io import PART_BYTES, Advance
 from sdwn.jobs.journal import read_journal
 from sdwn.models.lock import common_revision
+from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import ImageSpec, Plan, Shard, image_settings, read_plan
-from sdwn.releases.building import Building, build, require_free
 from sdwn.releases.release import Release
-from sdwn.releases.release_writer import Origin, ReleaseWriter, cut
+from sdwn.releases.staged_folder import Building, build, require_free
+from sdwn.releases.writer import Origin, ReleaseWriter, cut
 from sdwn.storage.columns import COLUMNS, Table, texts
 from sdwn.storage.decoding import Decoding
 from sdwn.storage.shards import Expected, ImageFile, Selection, join

@@ -20,17 +20,17 @@ from PIL import Image
 
 from sdwn.arrays import read_parquet
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
-from sdwn.files import (
+from sdwn.io import (
     TABLE_BYTES,
-    ReleasePaths,
+    canonical,
     file_sha256,
     open_plain,
     plain_disk_errors,
     read_whole,
     refuse_links,
 )
+from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import PlannedSynset, parse_table
-from sdwn.reading import canonical
 from sdwn.releases.manifest import Manifest, read_manifest
 from sdwn.storage.columns import STATUSES
 from sdwn.storage.images import Pixels, decode
@@ -350,7 +350,7 @@ class Release:
         return self._column("status", lambda values: pc.is_in(values, valid))
 
     def _below(self, name: str) -> NDArray[np.bool_]:
-        from sdwn.synsets.wordnet import shared_wordnet  # NLTK's seconds are for those who ask
+        from sdwn.wordnet.corpus import shared_wordnet  # NLTK's seconds are for those who ask
 
         wordnet = shared_wordnet()
         wnids = [wordnet.synset(name).wnid, *(synset.wnid for synset in wordnet.below(name))]

@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, MisplacedError
-from sdwn.files import Advance, open_plain, plain_disk_errors
+from sdwn.io import Advance, open_plain, plain_disk_errors
 from sdwn.storage.columns import COLUMNS, Table, check_column, concatenate
 from sdwn.storage.decoding import Decoding
 from sdwn.storage.images import CODECS

@@ -1,0 +1,128 @@
+"""The command line's arguments and options, named once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+
+from sdwn.cli.steps_opening import require_kind
+
+Config = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A config file, or the name of a shipped one.")
+]
+
+
+def _expect(wanted: Literal["run", "release"]) -> Callable[[typer.Context, Any], Any]:
+    """Return a check of an argument: folders of another kind are refused."""
+
+    def check(context: typer.Context, value: Any) -> Any:
+        for folder in value if isinstance(value, list) else [value]:
+            require_kind(wanted, str(context.info_name), folder)
+        return value
+
+    return check
+
+
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The run's folder.", callback=_expect("run"))
+]
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Run folders of the same plan.", callback=_expect("run")),
+]
+ReleaseFolder = Annotated[
+    Path,
+    typer.Argument(metavar="RELEASE", help="The release's folder.", callback=_expect("release")),
+]
+Override = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting: key=value, as in generation.batch_size=20."),
+]
+Profile = Annotated[str, typer.Option(help="A profile file, or the name of a shipped one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the script instead of submitting it.")
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Follow the tasks to the end.")]
+Then = Annotated[
+    str | None,
+    typer.Option(help="Stages to queue behind all tasks: some of merge,evaluate,report."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Submit even where sdwn doctor finds a problem.")
+]
+Retries = Annotated[
+    int, typer.Option(min=0, help="While waiting: how often to submit what failed again.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="paper, efficientnet-lite0, or any timm model; default: the config's."),
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Weights from this file: safetensors, or a torch state dict.")
+]
+
+PartSize = Annotated[
+    float,
+    typer.Option(min=1e-6, max=1e6, help="Least size of a part, in GB; it has less than twice."),
+]
+
+# A profile's fields that SLURM has a flag of the same name for, then sdwn's own.
+SITE = {
+    "account": "Account to charge.",
+    "partition": "Partition, or several joined by commas.",
+    "qos": "Quality of service.",
+    "time": "Time limit of a task.",
+    "nodes": "Nodes of a task: 1.",
+    "gres": "Generic resources, as gpu:a100:1.",
+    "gpus_per_node": "GPUs, where the site wants this spelling.",
+    "constraint": "Features that a node must have.",
+    "cpus_per_task": "CPUs of a task.",
+    "mem": "Memory of a task, as 32G.",
+    "mem_per_cpu": "Memory for each CPU.",
+    "mem_per_gpu": "Memory for each GPU.",
+    "exclude": "Nodes to avoid.",
+    "nodelist": "Nodes to use.",
+    "reservation": "Reservation to use.",
+    "wckey": "Workload characterization key.",
+    "array_parallelism": "Tasks that may run at once.",
+    "max_submit_jobs": "Jobs that may be in the queue; default: as many as SLURM takes.",
+    "shards_per_task": "Shards that each GPU of a task makes in turn.",
+    "batch_size": "Images a batch, whatever a GPU profile says.",
+    "stage_weights": "Folder of a node's own disk that weights are copied to once.",
+}
+PANEL = "In place of the profile's"
+
+
+def with_site(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command a flag for each of a profile's fields, passed on as the mapping ``site``."""
+    hints = get_type_hints(command, include_extras=True)
+    hints.pop("site")
+
+    @functools.wraps(command)
+    def wrapped(**arguments: Any) -> None:
+        given = {name: arguments.pop(name) for name in SITE}
+        site = {name: value for name, value in given.items() if value is not None}
+        command(**arguments, site=site)
+
+    flags = {
+        name: Annotated[str | None, typer.Option(help=text, rich_help_panel=PANEL)]
+        for name, text in SITE.items()
+    }
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name != "site"
+    ]
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=flag)
+        for name, flag in flags.items()
+    ]
+    wrapped.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {**hints, **flags}
+    return wrapped

@@ -1,1 +1,0 @@
-"""Evaluations side by side: what follows, a page, and figures for print."""

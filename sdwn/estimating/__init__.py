@@ -1,1 +1,0 @@
-"""What a run will take, and on what that rests."""

@@ -1,0 +1,569 @@
+"""Reading and writing files: atomic writes, formats and versions, locks, text of users."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import datetime
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import socket
+import stat
+import tempfile
+import unicodedata
+import uuid
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from rich.filesize import decimal
+
+from sdwn.errors import DiskError, IntegrityError, SdwnError, UsageError, shell
+from sdwn.paths import cache_folder
+
+TEMPORARY = ".tmp"
+BLOCK = 1 << 22
+# A part of a release has at least so many bytes, and less than twice as many.
+PART_BYTES = 4_000_000_000
+
+# A spreadsheet takes a cell that begins so for a formula, and would work it out.
+FORMULA = re.compile(r"\s*[=+\-@\t]")
+
+# No table of synsets or prompts and no JSON of this toolkit is nearly as large; Python takes
+# several times as much memory for what it reads.
+TABLE_BYTES = 1_000_000_000
+JSON_BYTES = 100_000_000
+
+# Tells whoever waits how much more is done.
+Advance = Callable[[int], None]
+
+
+def now() -> str:
+    """Give the time to the second, as ISO 8601 in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def writable_cache() -> Path:
+    """Return the user's cache, once something was written there.
+
+    Raises:
+        SdwnError: it cannot be written to.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise SdwnError(
+            f"the cache in {folder} cannot be written to ({error.strerror}); set SDWN_CACHE to a "
+            "folder that can"
+        ) from None
+
+
+def require_home() -> None:
+    """Make a folder for caches where the system knows no home of this user.
+
+    Libraries look for one where they are imported, and end, or make a folder named ``~``.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(private_folder(Path(tempfile.gettempdir())))
+
+
+@contextmanager
+def atomic(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Give a temporary name; on success sync the file and rename it to ``path``.
+
+    The temporary file lies in ``folder`` (by default beside ``path``), which must be on the
+    same file system. After an error it is removed and ``path`` is as before.
+
+    Raises:
+        DiskError: the disk is full, read-only or failing.
+    """
+    folder = folder or path.parent
+    token = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = folder / f".{path.name}.{token}{TEMPORARY}"
+    try:
+        with plain_disk_errors(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+# What a disk answers that is full, read-only, or (shared ones, for minutes) not there.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FAILING = (
+    *(errno.EIO, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO),
+    *(errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+)
+
+
+@contextmanager
+def plain_disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
+    """Turn what a full or failing disk answers into an error that says so.
+
+    ``needed`` is how many bytes are written in all, where that is known.
+
+    Raises:
+        DiskError: in the place of such an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskError(
+                f"{path}: no space or quota left{_missing_space(path, error.errno, needed)}; "
+                "everything finished is kept, free some and run the same command again"
+            ) from error
+        if error.errno in _FAILING:
+            raise DiskError(
+                f"{path}: its disk fails: {os.strerror(error.errno)}; everything finished is "
+                "kept, run the same command again when the disk works"
+            ) from error
+        raise
+
+
+def _missing_space(path: Path, reason: int, needed: int) -> str:
+    """Compare the space that is needed with what is free; empty where neither is known."""
+    found = [f"{decimal(needed)} needed"] if needed else []
+    with suppress(OSError):
+        path = path.absolute()
+        folder = next(one for one in (path, *path.parents) if one.is_dir())
+        disk = os.statvfs(folder)
+        if disk.f_files and not disk.f_favail:
+            found.append("no more files can be made there")
+        else:
+            found.append(f"{decimal(disk.f_bavail * disk.f_frsize)} free")
+    if reason == errno.EDQUOT:
+        found[-1:] = ["the quota is used up"]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def sync(path: Path) -> None:
+    """Put a file or a folder's entries on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_append(path: Path) -> TextIO:
+    """Open a journal or a lock, made where it is missing; a link is refused.
+
+    Appending through a link that somebody planted would write to any file of this user.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        # NONBLOCK: a pipe that nobody reads is an error here, and no endless wait.
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+    try:
+        return open(path, "a", encoding="utf-8", opener=opener)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UsageError(
+            f"{path}: expected a file, found a link; if it is not yours, remove it: "
+            f"{shell('rm', path)}"
+        ) from None
+
+
+def is_own_folder(path: Path) -> bool:
+    """Return whether this is a real folder, no link, and belongs to this user."""
+    found = path.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+
+
+def private_folder(shared: Path) -> Path:
+    """Return this user's own folder below one that all users may write to.
+
+    Raises:
+        UsageError: what stands there is a link, another user's, or open to others.
+    """
+    folder = shared / f"sdwn-{os.getuid()}"
+    shared.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if not is_own_folder(folder) or folder.lstat().st_mode & 0o077:
+        raise UsageError(
+            f"{folder}: expected a folder that only you can open (mode 0700), found one that "
+            f"others could have filled; remove it, or choose another folder than {shared}"
+        )
+    return folder
+
+
+def refuse_planted(path: Path) -> None:
+    """Refuse what any user could have put into a cache; a group may share one.
+
+    Raises:
+        IntegrityError: neither this user nor root owns it, and everybody may write beside it.
+    """
+    found = path.stat()
+    if found.st_uid not in (0, os.getuid()) and path.parent.stat().st_mode & stat.S_IWOTH:
+        raise IntegrityError(
+            f"{path}: another user's, in a folder that everybody may write to; set SDWN_CACHE to "
+            "a folder that only you, or you and your group, may write to"
+        )
+
+
+# What desktops and file servers keep in any folder: thumbnails, deleted files, earlier states.
+_STRAY = re.compile(
+    r"thumbs\.db|ehthumbs\.db|desktop\.ini|icon\r|\.ds_store|\.directory"
+    r"|@eadir|@recycle|@recently-snapshot|@tmp|#recycle|#snapshot|~snapshot|\$recycle\.bin|recycler"
+    r"|system volume information|network trash folder|temporary items|__macosx|lost\+found"
+    r"|\.snapshots?|\.zfs|\.appledouble|\.spotlight-v100|\.trashes|\.fseventsd"
+    # Files that NFS or FUSE keeps for who has them open, and the other half of a Mac's file.
+    r"|(\.nfs|\.fuse_hidden|\._|\.trash-).*",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def is_stray(name: str) -> bool:
+    """Return whether a name is of what a desktop or a file server left.
+
+    >>> [is_stray(name) for name in (".DS_Store", ".nfs0000000001", "@eaDir", "images-00000.h5")]
+    [True, True, True, False]
+    """
+    return _STRAY.fullmatch(name) is not None
+
+
+def strays(folder: Path) -> Iterator[Path]:
+    """Yield what a desktop or a file server left below a folder, and enter none of it."""
+    for root, folders, names in os.walk(folder):
+        yield from (Path(root, name) for name in sorted((*folders, *names)) if is_stray(name))
+        folders[:] = [name for name in folders if not is_stray(name)]
+
+
+def links(folder: Path) -> Iterator[Path]:
+    """Yield what is no plain file below a folder: links, none of them followed, and pipes."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_dir(follow_symlinks=False):
+                yield from () if is_stray(entry.name) else links(Path(entry.path))
+            # submitit leaves a link beside each script, and nobody opens it.
+            elif not entry.is_file(follow_symlinks=False) and "submission_file_" not in entry.name:
+                yield Path(entry.path)
+
+
+LINK = (
+    "a link or a pipe, and a release holds plain files only; remove it, or, if it is yours, put a "
+    "copy of what it stands for in its place"
+)
+
+
+def refuse_links(path: Path) -> None:
+    """Refuse links and pipes at or below a path in a release.
+
+    A link may lead to any file of whoever opens the release, and reading a pipe has no end.
+
+    Raises:
+        IntegrityError: there is one.
+    """
+    linked = path.is_symlink()
+    if path.is_dir() and not linked:
+        found = next(links(path), None)
+    else:
+        found = path if linked or (path.exists() and not path.is_file()) else None
+    if found is not None:
+        raise IntegrityError(f"{found}: {LINK}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def csv_cell(value: Any) -> Any:
+    """Return a value of a table so that a spreadsheet takes text for text.
+
+    >>> csv_cell("=HYPERLINK(1)"), csv_cell("a = b"), csv_cell(-1), csv_cell(None)
+    ("'=HYPERLINK(1)", 'a = b', -1, None)
+    """
+    if not isinstance(value, str):
+        return value
+    # Python leaves it without quotes, and a spreadsheet begins a row there.
+    text = value.replace("\r", " ")
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def csv_text(
+    head: Sequence[str], rows: Iterable[Iterable[Any]], cell: Callable[[Any], Any] = csv_cell
+) -> str:
+    """Write a table as CSV, None as nothing; ``cell`` prepares each value.
+
+    >>> csv_text(("synset", "images"), [("dog.n.01", 10), ("a, b", None)]).splitlines()
+    ['synset,images', 'dog.n.01,10', '"a, b",']
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(map(cell, row) for row in rows)
+    return text.getvalue()
+
+
+def file_sha256(path: Path, advance: Advance = lambda _: None) -> str:
+    """Hash a file in blocks, telling ``advance`` how many bytes went by."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            advance(len(block))
+    return digest.hexdigest()
+
+
+def open_plain(path: Path) -> int:
+    """Open a plain file for reading and return its descriptor.
+
+    Raises:
+        IntegrityError: it is missing, or a folder, a pipe or a device.
+    """
+    try:
+        with plain_disk_errors(path):
+            # Opened in the usual way, a pipe would be waited for until somebody writes into it.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise IntegrityError(f"{path}: no plain file")
+    return descriptor
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """Read a plain file of at most so many bytes.
+
+    Raises:
+        IntegrityError: it is missing, no plain file, or larger.
+    """
+    with open(open_plain(path), "rb") as file, plain_disk_errors(path):
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise IntegrityError(f"{path}: expected at most {decimal(most)}, found {decimal(size)}")
+        return file.read()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        IntegrityError: it is missing, cut short, too large, or no JSON object.
+    """
+    try:
+        content = json.loads(decode_text(read_whole(path, JSON_BYTES)))
+    except (OSError, ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise IntegrityError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+# A spreadsheet writes its country's separator.
+SEPARATORS = ",;\t"
+
+_SYNSET = re.compile(r"\bn[0-9]{8}\b|\.n\.[0-9]")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A synset, or one image of it, that a line of a list names."""
+
+    path: Path
+    line: int
+    name: str
+    number: str | None = None
+
+    @property
+    def where(self) -> str:
+        """The file and the line, for messages."""
+        return f"{self.path}, line {self.line}"
+
+
+def canonical(name: str) -> str:
+    """Return a name as composed Unicode (NFC): Macs write an é as two characters."""
+    return unicodedata.normalize("NFC", name)
+
+
+def decode_text(content: bytes) -> str:
+    """Decode UTF-8, or UTF-16 where a byte order mark says so; the mark is dropped.
+
+    Raises:
+        UnicodeDecodeError: it is neither.
+    """
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if marked else "utf-8-sig")
+
+
+def read_text(path: Path) -> str:
+    """Read a text file, see :func:`decode_text`; line ends stay as they are.
+
+    Raises:
+        UsageError: it cannot be read, or is no such text.
+    """
+    try:
+        return decode_text(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: expected text in UTF-8, save it as such: {error}") from None
+
+
+def read_list(path: Path) -> Iterator[Listed]:
+    """Read a list of synsets: a table with the column ``wnid`` or ``synset``, or one a line.
+
+    In a table the column ``number`` may name images. In a line other words may follow, as in
+    ``n01440764 tench, Tinca tinca``; ``#`` begins a comment.
+
+    Raises:
+        UsageError: the file cannot be read, or a line names no synset or several.
+    """
+    text = read_text(path)
+    header = text.partition("\n")[0]
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(SEPARATORS, key=header.count))
+    try:
+        columns = [cell.strip().lower() for cell in next(lines, [])]
+        key = next((name for name in ("wnid", "synset") if name in columns), None)
+        if key is None:
+            yield from _lines(path, text)
+            return
+        places = [columns.index(name) for name in (key, "number") if name in columns]
+        for cells in lines:
+            if any(cell.strip() for cell in cells):
+                if max(places) >= len(cells):
+                    expected = f"expected {max(places) + 1} cells or more, found {len(cells)}"
+                    raise UsageError(f"{path}, line {lines.line_num}: {expected}")
+                yield Listed(path, lines.line_num, *(cells[place].strip() for place in places))
+    except csv.Error as error:
+        raise UsageError(f"{path}: expected a CSV file: {error}") from None
+
+
+def _lines(path: Path, text: str) -> Iterator[Listed]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        name, *words = re.split(r"[\s,;]+", line.partition("#")[0].strip(), maxsplit=1)
+        found = Listed(path, number, name)
+        if words and _SYNSET.search(words[0]):
+            raise UsageError(f"{found.where}: expected one synset a line, found several")
+        if words and words[0].isdecimal():
+            # Whole synsets would be taken where one image was meant.
+            raise UsageError(
+                f"{found.where}: found a number behind {name!r}; a table of images needs a first "
+                "line such as wnid,number"
+            )
+        if name:
+            yield found
+
+
+Given = TypeVar("Given")
+Result = TypeVar("Result")
+
+
+def in_threads(
+    use: Callable[[Given], Result], given: Iterable[Given], threads: int, ahead: int
+) -> Generator[Result, None, None]:
+    """Call a function on each of many things in threads, so many ahead; results in order.
+
+    >>> list(in_threads(abs, [-3, 1, -2], threads=2, ahead=1))
+    [3, 1, 2]
+    """
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for one in given:
+            waiting.append(pool.submit(use, one))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def seconds(variable: str, default: float) -> float:
+    """Read a number of seconds from the environment.
+
+    >>> seconds("NOT_SET_ANYWHERE", 5.0)
+    5.0
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    found = os.environ.get(variable, str(default))
+    try:
+        if (value := float(found)) >= 0:
+            return value
+    except ValueError:
+        pass
+    raise UsageError(f"{variable}: expected seconds, 0 or more, found {found!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A JSON format of this project: its name, its version, and what a reader can do about others.
+
+    ``remedy`` is the next step where a file has another version; ``upgrades`` turn the content
+    of version n into that of n + 1.
+    """
+
+    name: str
+    version: int
+    remedy: str
+    upgrades: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
+
+    def head(self) -> dict[str, Any]:
+        """Return the two entries that every file of this format begins with."""
+        return {"format": self.name, "format_version": self.version}
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """Read a file of this format, upgraded to this version.
+
+        Raises:
+            IntegrityError: it cannot be read, or is of another format or an unknown version.
+        """
+        content = read_json(path)
+        found, version = content.get("format"), content.get("format_version")
+        if found == self.name:
+            while isinstance(version, int) and version in self.upgrades:
+                content = self.upgrades[version](content)
+                version = content.get("format_version")
+        if (found, version) != (self.name, self.version):
+            raise IntegrityError(
+                f"{path}: expected {self.name} {self.version}, found {found} {version}; "
+                f"{self.remedy}"
+            )
+        return content
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[TextIO]:
+    """Hold the lock of a file, made where it is missing, for one process at a time.
+
+    ``waiting`` is called once if another process holds it. A file system without locks, as
+    some shared ones are, gives none.
+    """
+    with open_append(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield file

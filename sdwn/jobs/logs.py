@@ -1,0 +1,133 @@
+"""Logs of jobs and why they ended: those of the tasks that made, or failed to make, shards."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable
+from itertools import takewhile
+from pathlib import Path
+
+from sdwn.jobs.cluster import Job, starting_log
+from sdwn.jobs.journal import cancelled_jobs, last_jobs, read_journal
+from sdwn.paths import RunPaths
+
+# How submitit ends the log of a job that raised nothing.
+SUCCESS = ("completed successfully", "after successful completion")
+# How it ends where it put the job back into the queue.
+REQUEUED = ("Requeued job", "Exiting gracefully after preemption/timeout")
+# A line of Python's logging, as tasks and submitit write it.
+LOGGED = re.compile(r"\d{4}-\d\d-\d\d |submitit [A-Z]+ \(")
+TRACEBACK = "Traceback (most recent call last):"
+# SLURM, and the script that it runs, write into the log of a task's first process.
+OF_SLURM = re.compile(r"(srun|slurmstepd\S*|slurmd\S*|\S*slurm_script): ")
+OF_RANKS = re.compile(r"srun: error: \S+ tasks? (?P<ranks>[0-9,-]+): ")
+# The first that SLURM's lines hold is the cause: a step that is cancelled is killed as well.
+CAUSES = (
+    (r"oom.?kill|out of memory|memory limit", "killed: it used more memory than it asked for"),
+    (r"due to time limit", "ended by its time limit"),
+    (r"due to preemption", "preempted by another job"),
+    (r"node fail", "ended because its node failed"),
+    (r"due to job requeue", "put back into the queue, and not started again"),
+    (r"cancelled at", "cancelled by scancel, or by the site"),
+    (r"\bkilled\b|exit code 137", "killed (SIGKILL), perhaps because the node's memory was full"),
+    (r"segmentation fault|bus error|illegal instruction|aborted", "crashed in a library or driver"),
+)
+SILENT = "killed without a word (SIGKILL, a full memory), or its machine went down"
+# Less free space than this cuts logs short.
+FULL_BYTES = 1 << 16
+
+
+def failure(paths: RunPaths, index: int) -> str:
+    """Return why a shard is not there, from the journal and the log of its last job."""
+    submissions = read_journal(paths)
+    job = last_jobs(submissions).get(index)
+    if job is None:
+        return "never submitted"
+    if job in cancelled_jobs(submissions):
+        return f"cancelled as job {job.id}"
+    said = reason(paths, job, job.rank(index))
+    if succeeded(said):
+        return f"job {job.id} finished it, but {paths.shard(index)} is gone: deleted or moved"
+    return said
+
+
+def reason(paths: RunPaths, job: Job, rank: int = 0) -> str:
+    """Return what ended a process of a job, and where its log lies."""
+    log = paths.jobs / job.id / f"{job.id}_{rank}_log.err"
+    if not _lines(log) and (said := _lines(start := starting_log(paths.jobs, job.array))):
+        return f"{said[-1]} ({start})"
+    if not log.exists():
+        return f"job {job.id} left no log: cancelled before it began, or its node sees another disk"
+    return f"{_cause(log, job.id, rank)} ({log})"
+
+
+def succeeded(said: str) -> bool:
+    """Return whether a reason is that the job succeeded."""
+    return any(words in said for words in SUCCESS)
+
+
+def _cause(log: Path, job: str, rank: int) -> str:
+    lines = _lines(log)
+    own = [line for line in lines if not OF_SLURM.match(line)]
+    last = own[-1] if own else "an empty log"
+    if succeeded(last) or _raised(own):
+        return last
+    if rank == 0:
+        # Earlier ones are of starts before this one.
+        told = list(takewhile(OF_SLURM.match, reversed(lines)))
+    else:
+        told = list(filter(OF_SLURM.match, _lines(log.with_name(f"{job}_0_log.err"))))
+    of_slurm = "\n".join(line for line in told if _is_of(line, rank)).casefold()
+    if of_slurm:
+        return next((cause for words, cause in CAUSES if re.search(words, of_slurm)), last)
+    if shutil.disk_usage(log.parent).free < FULL_BYTES:
+        return "no space or quota left where the log lies, so the log is cut short"
+    if any(words in last for words in REQUEUED):
+        return "ended by its time limit or preempted, and not started again"
+    # From there on, submitit writes into the log whatever ends the task, if it can.
+    started = any("Loading pickle" in line for line in _lines(log.with_suffix(".out")))
+    return SILENT if started else last
+
+
+def _raised(lines: list[str]) -> bool:
+    """Return whether a log ends with an exception: after a traceback, nothing more was logged."""
+    begins = max((n for n, line in enumerate(lines) if line == TRACEBACK), default=None)
+    return begins is not None and not any(map(LOGGED.match, lines[begins:]))
+
+
+def _is_of(line: str, rank: int) -> bool:
+    """Return whether a line of SLURM's is about a process, or about the whole job.
+
+    >>> [_is_of("srun: error: n1: tasks 0,2-3: Killed", rank) for rank in range(4)]
+    [True, False, True, True]
+    """
+    match = OF_RANKS.match(line)
+    if match is None:
+        return True
+    bounds = (part.split("-") for part in match["ranks"].split(","))
+    return any(int(ends[0]) <= rank <= int(ends[-1]) for ends in bounds)
+
+
+def job_logs(paths: RunPaths, job: Job) -> list[Path]:
+    """List a job's logs: several processes a task write several, one that cannot start none."""
+    logs = sorted((paths.jobs / job.id).glob(f"{job.id}_*_log.*"))
+    start = starting_log(paths.jobs, job.array)
+    return logs if any(map(_lines, logs)) or not _lines(start) else [start]
+
+
+def tails(paths: RunPaths, jobs: Iterable[Job], lines: int) -> dict[str, str]:
+    """Return the last lines of the logs of these jobs, by path."""
+    return {
+        str(log): "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        for job in dict.fromkeys(jobs)
+        for log in job_logs(paths, job)
+    }
+
+
+def _lines(log: Path) -> list[str]:
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -1,1 +1,0 @@
-"""Short jobs that answer a question before a run: its pilot, a batch size, a probe."""

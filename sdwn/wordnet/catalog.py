@@ -1,0 +1,99 @@
+"""Which synsets: the published rule, whole subtrees, ImageNet-1k, lists, and their unions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from sdwn.config import PAPER_CATALOG, CatalogConfig
+from sdwn.errors import UsageError
+from sdwn.io import read_list
+from sdwn.wordnet.corpus import Synset, WordNet
+from sdwn.wordnet.imagenet import class_wnids
+
+ROOT = "object.n.01"
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Synsets in the order of their wnids, and in words where they come from."""
+
+    name: str
+    synsets: tuple[Synset, ...]
+
+
+def read_catalog(config: CatalogConfig, wordnet: WordNet) -> Catalog:
+    """Collect the synsets that a config asks for.
+
+    Raises:
+        UsageError: an unknown catalog or synset, or nothing left to plan.
+    """
+    found = {synset.wnid: synset for synset in _collect(config, wordnet)}
+    if config.only:
+        only = {synset.wnid: synset for synset in map(wordnet.synset, config.only)}
+        for wnid, synset in only.items():
+            if wnid not in found:
+                whole = describe(config.model_copy(update={"only": ()}))
+                raise UsageError(f"only: {synset.name} ({wnid}) is not in the catalog {whole}")
+        found = only
+    if not found:
+        raise UsageError(f"the catalog {describe(config)} holds no synset")
+    return Catalog(describe(config), tuple(found[wnid] for wnid in sorted(found)))
+
+
+def describe(config: CatalogConfig) -> str:
+    """Name a catalog in words.
+
+    >>> describe(CatalogConfig(name="closure", roots=("dog.n.01",)))
+    'closure + below dog.n.01'
+    """
+    parts = [config.name] if config.name else []
+    parts += [f"below {root}" for root in config.roots]
+    parts += [f"list {config.file.name}"] if config.file else []
+    return " + ".join(parts) + (f" ({len(config.only)} chosen)" if config.only else "")
+
+
+def _collect(config: CatalogConfig, wordnet: WordNet) -> Iterator[Synset]:
+    for name in config.name.split("+") if config.name else ():
+        yield from _named(name.strip(), wordnet)
+    for root in config.roots:
+        yield from wordnet.below(root)
+    if config.file:
+        for line in read_list(config.file):
+            try:
+                yield wordnet.synset(line.name)
+            except UsageError as error:
+                raise UsageError(f"{line.where}: {error}") from None
+
+
+def _named(name: str, wordnet: WordNet) -> Iterable[Synset]:
+    if name == PAPER_CATALOG:
+        return published(wordnet.below(ROOT))
+    if name == "closure":
+        return wordnet.below(ROOT)
+    if name == "imagenet-1k":
+        return map(wordnet.synset, class_wnids())
+    raise UsageError(
+        f"unknown catalog {name!r}; valid: {PAPER_CATALOG}, closure, imagenet-1k, joined with +"
+    )
+
+
+def published(synsets: Iterable[Synset]) -> list[Synset]:
+    """Apply the rule that gives the published 26,204 of the 29,580 synsets.
+
+    One synset for each first lemma, case kept: the one of the lowest sense number. First
+    lemmas with a ``.`` or a ``/``, which cannot name a folder, are dropped. Consistent with
+    every count in arXiv 2211.01777, whose code is not public.
+    """
+    kept: dict[str, Synset] = {}
+    for synset in synsets:
+        lemma = synset.lemmas[0]
+        if "." in lemma or "/" in lemma:
+            continue
+        if lemma not in kept or _sense(synset) < _sense(kept[lemma]):
+            kept[lemma] = synset
+    return list(kept.values())
+
+
+def _sense(synset: Synset) -> int:
+    return int(synset.name.rsplit(".", 1)[1])
