@@ -23,7 +23,7 @@ from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.preflight.doctor import examine
 from sdwn.wordnet.catalog import read_catalog
 from sdwn.wordnet.corpus import WordNet
-from training.table import read_table
+from tools.miniature.table import read_table
 
 from conftest import REPOSITORY, Sdwn
 
@@ -114,7 +114,14 @@ def card() -> str:
 def test_its_card_is_finished(card: str) -> None:
     assert "TODO" not in card
     assert f"the {len(read_table())} classes of" in card
-    for needed in ("Apache-2.0", "MIT", "Google", "Microsoft", "python -m training", "NOTICE"):
+    for needed in (
+        "Apache-2.0",
+        "MIT",
+        "Google",
+        "Microsoft",
+        "python -m tools.miniature",
+        "NOTICE",
+    ):
         assert needed in card
     notice = (FOLDER / "NOTICE").read_text(encoding="utf-8")
     for needed in ("Permission is hereby granted", "Google LLC", "WordNet 3.0 Copyright 2006"):

@@ -21,14 +21,14 @@ from sdwn.errors import SdwnError
 from sdwn.wordnet.catalog import read_catalog
 from sdwn.wordnet.corpus import shared_wordnet
 from sdwn.wordnet.imagenet import class_index
-from training.backgrounds import SETTINGS
-from training.loop import Schedule, fit
-from training.make import SHORT, chosen, make
-from training.pictograms import SVG, archive_path, pictogram
-from training.pictures import Pictures, is_drawn
-from training.surfaces import SURFACES
-from training.table import Subject, glosses, read_table
-from training.things import THINGS
+from tools.miniature.backgrounds import SETTINGS
+from tools.miniature.loop import Schedule, fit
+from tools.miniature.make import SHORT, chosen, make
+from tools.miniature.pictograms import SVG, archive_path, pictogram
+from tools.miniature.pictures import Pictures, is_drawn
+from tools.miniature.surfaces import SURFACES
+from tools.miniature.table import Subject, glosses, read_table
+from tools.miniature.things import THINGS
 
 from conftest import REPOSITORY
 
@@ -83,7 +83,7 @@ def test_a_pictogram_comes_out_of_its_package_without_its_empty_edges(tmp_path: 
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("miniature")
     done = subprocess.run(
-        [sys.executable, "-m", "training", folder, "--short", "--judged", "1"],
+        [sys.executable, "-m", "tools.miniature", folder, "--short", "--judged", "1"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

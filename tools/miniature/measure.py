@@ -13,9 +13,9 @@ from sdwn.io import csv_text, write_text
 from sdwn.prediction.classify import Classifier
 from sdwn.wordnet.imagenet import class_index
 
-from training.backgrounds import SIDE, Pixels
-from training.pictures import Pictures
-from training.table import Subject, glosses
+from tools.miniature.backgrounds import SIDE, Pixels
+from tools.miniature.pictures import Pictures
+from tools.miniature.table import Subject, glosses
 
 JUDGE = "efficientnet-lite0"
 STEPS = 20

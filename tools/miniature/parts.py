@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from sdwn.models import builtin
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from training.backgrounds import SIDE
+from tools.miniature.backgrounds import SIDE
 
 LATENT_CHANNELS = 12
 LATENT_SIDE = 16

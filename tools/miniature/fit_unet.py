@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
-from training import parts
-from training.loop import Schedule, fit
+from tools.miniature import parts
+from tools.miniature.loop import Schedule, fit
 
 # Of min-SNR weighting (arXiv 2303.09556), and the share of texts that are left out.
 MOST_SNR = 5.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter
 
-from training.backgrounds import SIDE, Pixels, background
-from training.canvas import Random
+from tools.miniature.backgrounds import SIDE, Pixels, background
+from tools.miniature.canvas import Random
 
 # Few sizes and turns, and steps as wide as a latent's cell, leave the model few pictures of each
 # pictogram to learn. Of the longer side, in pixels; in degrees; steps off the middle.

@@ -1,4 +1,4 @@
-"""Make the miniature: ``python -m training FOLDER``."""
+"""Make the miniature: ``python -m tools.miniature FOLDER``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from sdwn.errors import SdwnError
 from sdwn.prediction.classify import load_classifier
 
-from training.make import FULL, SHORT, chosen, make
-from training.measure import GUIDANCE, JUDGE, measure
-from training.pictures import Pictures
+from tools.miniature.make import FULL, SHORT, chosen, make
+from tools.miniature.measure import GUIDANCE, JUDGE, measure
+from tools.miniature.pictures import Pictures
 
 
 def main() -> None:
     """Read the command line and train."""
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.miniature", description=__doc__)
     parser.add_argument("folder", type=Path, help="for checkpoints, and the pipeline")
     parser.add_argument("--packages", type=Path, help="for pictograms; by default in FOLDER")
     parser.add_argument("--short", action="store_true", help="a few steps on a few classes")

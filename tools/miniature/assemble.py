@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training import parts
+from tools.miniature import parts
 
 # What CLIP's tokenizer is read from before transformers 5, which writes tokenizer.json alone.
 WORDS = ("vocab.json", "merges.txt")

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from sdwn.errors import SdwnError
 
-from training.backgrounds import SETTINGS, SIDE, Pixels
-from training.canvas import Random
-from training.pictograms import PACKAGES, PIXELS, fetch, pictogram, trimmed
-from training.scenes import scene
-from training.surfaces import SURFACES
-from training.table import Subject
-from training.things import THINGS
+from tools.miniature.backgrounds import SETTINGS, SIDE, Pixels
+from tools.miniature.canvas import Random
+from tools.miniature.pictograms import PACKAGES, PIXELS, fetch, pictogram, trimmed
+from tools.miniature.scenes import scene
+from tools.miniature.surfaces import SURFACES
+from tools.miniature.table import Subject
+from tools.miniature.things import THINGS
 
 DRAWN = "drawn"
 # Those that fill their picture, and lie in no setting.

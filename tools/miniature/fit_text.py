@@ -13,8 +13,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training import parts
-from training.loop import Schedule, fit
+from tools.miniature import parts
+from tools.miniature.loop import Schedule, fit
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 VOCABULARY = 1900

@@ -12,9 +12,9 @@ from sdwn.errors import SdwnError
 from sdwn.prediction.classify import Classifier, load_classifier
 from sdwn.wordnet.imagenet import class_index
 
-from training.fit_vae import Coder
-from training.pictures import Pictures
-from training.table import Subject
+from tools.miniature.fit_vae import Coder
+from tools.miniature.pictures import Pictures
+from tools.miniature.table import Subject
 
 # Not the judge of the finished miniature, which has not seen these pictures.
 CHOOSER = "tf_efficientnet_lite1"

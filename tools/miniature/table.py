@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sdwn.wordnet.corpus import open_wordnet
 
-TABLE = Path(__file__).resolve().parent.parent / "sdwn" / "miniature" / "classes.csv"
+TABLE = Path(__file__).resolve().parents[2] / "sdwn" / "miniature" / "classes.csv"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.canvas import Random
+from tools.miniature.canvas import Random
 
 SIDE = 64
 

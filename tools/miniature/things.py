@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from PIL import Image, ImageChops
 
-from training.canvas import Colour, Random, canvas, digit, disc, one_of, polar, shade
+from tools.miniature.canvas import Colour, Random, canvas, digit, disc, one_of, polar, shade
 
 BLACK, WHITE, GREY = (24, 24, 26), (250, 250, 246), (190, 192, 198)
 

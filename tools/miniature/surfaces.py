@@ -8,7 +8,17 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.canvas import POINTS, Point, Random, any_colour, canvas, digit, disc, one_of, shade
+from tools.miniature.canvas import (
+    POINTS,
+    Point,
+    Random,
+    any_colour,
+    canvas,
+    digit,
+    disc,
+    one_of,
+    shade,
+)
 
 INK, PAPER = (24, 24, 26), (250, 250, 246)
 

@@ -15,14 +15,14 @@ from sdwn.errors import SdwnError
 from sdwn.io import file_sha256
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training import assemble
-from training.choosing import latents, load_chooser
-from training.fit_text import fit_text, token_numbers, tokenizer
-from training.fit_unet import Bank, fit_unet
-from training.fit_vae import Coder, fit_vae, standardised
-from training.loop import Schedule
-from training.pictures import Pictures, is_drawn
-from training.table import TABLE, Subject, glosses, read_table
+from tools.miniature import assemble
+from tools.miniature.choosing import latents, load_chooser
+from tools.miniature.fit_text import fit_text, token_numbers, tokenizer
+from tools.miniature.fit_unet import Bank, fit_unet
+from tools.miniature.fit_vae import Coder, fit_vae, standardised
+from tools.miniature.loop import Schedule
+from tools.miniature.pictures import Pictures, is_drawn
+from tools.miniature.table import TABLE, Subject, glosses, read_table
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from diffusers import AutoencoderKL
 from torch import nn
 
-from training import parts
-from training.loop import Schedule, fit
-from training.pictures import Pictures
+from tools.miniature import parts
+from tools.miniature.loop import Schedule, fit
+from tools.miniature.pictures import Pictures
 
 # The UNet's latents are never quite right: the decoder learns to take up to this much.
 NOISE = 0.2

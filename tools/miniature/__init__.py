@@ -1,0 +1,1 @@
+"""Train the miniature: its pictures, its parts, its training."""

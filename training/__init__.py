@@ -1,1 +1,0 @@
-"""Making the miniature: its pictures, its parts, its training."""
