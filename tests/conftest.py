@@ -189,7 +189,7 @@ def sdwn(tmp_path: Path) -> Sdwn:
 
 
 TESTBED = REPOSITORY / "slurm/testbed"
-NOT_RUN = pytest.StashKey[list[tuple[str, str]]]()
+NOT_RUN = "NOT RUN: the tests"
 
 
 class Testbed:
@@ -220,7 +220,7 @@ def wait_until(true: Callable[[], Any], seconds: float = 90) -> None:
 
 
 @pytest.fixture(scope="session")
-def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
+def testbed() -> Iterator[Testbed]:
     """A real SLURM of four nodes, started once; installed where root may do so."""
     folder = Path(tempfile.mkdtemp(prefix="sdwn-"))
     options = ["--dir", folder, "--max-array-size", Testbed.max_array_size]
@@ -230,7 +230,7 @@ def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
         for step in ([TESTBED / "install"], [TESTBED / "up", *map(str, options)]):
             done = subprocess.run(step, capture_output=True, text=True, check=False)
             if done.returncode:
-                _not_run(request.config, "on a real SLURM", done.stderr.strip(), "arrays work")
+                _not_run("on a real SLURM", done.stderr.strip(), "arrays work")
         os.environ["SLURM_CONF"] = done.stdout.strip().partition("=")[2]
         # The README's lines call sdwn by name.
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -284,7 +284,7 @@ def workers(paths: RunPaths) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def chromium(request: pytest.FixtureRequest) -> str:
+def chromium() -> str:
     """The distribution's Chromium; installed where root may do so."""
     names = ("chromium", "chromium-browser", "google-chrome")
     installed = subprocess.run(
@@ -293,7 +293,7 @@ def chromium(request: pytest.FixtureRequest) -> str:
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
         reason = (installed.stderr.strip().splitlines() or ["no reason given"])[-1]
-        _not_run(request.config, "in a browser", reason, "pages open")
+        _not_run("in a browser", reason, "pages open")
     return found
 
 
@@ -307,17 +307,23 @@ def browser(chromium: str) -> Iterator[Any]:
         started.close()
 
 
-def _not_run(config: pytest.Config, where: str, reason: str, unknown: str) -> NoReturn:
-    told = config.stash.setdefault(NOT_RUN, [])
-    told.append((f"the tests {where}", f"{reason}; nothing above says that {unknown}"))
+def _not_run(where: str, reason: str, unknown: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(f"CI must run the tests {where}: {reason}")
-    pytest.skip(f"no tests {where}: {reason}")
+    pytest.skip(f"{NOT_RUN} {where}: {reason}; nothing above says that {unknown}")
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    for what, reason in config.stash.get(NOT_RUN, []):
-        terminalreporter.section(f"NOT RUN: {what}", red=True, bold=True)
-        terminalreporter.line(reason)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process, and all that need SLURM in one: there is one cluster."""
+    for item in items:
+        group = "slurm" if item.get_closest_marker("slurm") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = {report.longrepr[2].removeprefix("Skipped: ") for report in skipped}
+    for reason in sorted(reason for reason in reasons if reason.startswith(NOT_RUN)):
+        terminalreporter.section(reason.partition(": ")[0], red=True, bold=True)
+        terminalreporter.line(reason.partition(": ")[2])
