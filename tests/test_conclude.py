@@ -297,8 +297,8 @@ def test_the_summary_gives_the_main_figures(
     figures = record["figures"]
     assert found["none_correct"] == figures["none_correct"]
     text = texts.evaluation_text(found)
-    assert f"{figures['mean_correct']:.2f} of 10 images a class" in text
-    assert f"{100 * figures['none_correct']:.0f} % with none" in text
+    assert f"{figures['mean_correct']:.2f} of 10" in text
+    assert f"{100 * figures['none_correct']:.1f} %" in text
     assert (found["evaluation"], found["path"]) == (paths.root.name, str(paths.evaluation))
 
 

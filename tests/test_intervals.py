@@ -7,8 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import scipy.stats
-from sdwn.evaluation.intervals import intervals
-from sdwn.evaluation.metrics import Tally, figures_of, intervals_of
+from sdwn.evaluation.metrics import Tally, figures_of, intervals_of, resampled_means
 
 
 def drawn(classes: int, seed: int = 0) -> Tally:
@@ -16,7 +15,7 @@ def drawn(classes: int, seed: int = 0) -> Tally:
     random = np.random.default_rng(seed)
     correct = random.binomial(10, random.beta(0.3, 0.4, classes))
     images = np.full(classes, 10)
-    return Tally(images, correct, np.minimum(images, correct + 1), np.zeros_like(correct))
+    return Tally(10, images, correct, np.minimum(images, correct + 1), np.zeros_like(correct))
 
 
 def test_intervals_are_those_of_scipys_percentile_bootstrap() -> None:
@@ -28,16 +27,16 @@ def test_intervals_are_those_of_scipys_percentile_bootstrap() -> None:
         ).confidence_interval
         # Both are drawn: the ends of two runs differ by a few percent of the width.
         width = theirs.high - theirs.low
-        assert intervals_of(tally, 10)[name] == pytest.approx(list(theirs), abs=0.1 * width)
+        assert intervals_of(tally)[name] == pytest.approx(list(theirs), abs=0.1 * width)
 
 
 def test_each_figure_lies_in_its_interval_and_the_same_comes_out_again() -> None:
     tally = drawn(862)
-    found, figures = intervals_of(tally, 10), figures_of(tally, 10)
+    found, figures = intervals_of(tally), figures_of(tally)
     for name, pair in found.items():
         assert pair is not None
         assert pair[0] < figures[name] < pair[1]
-    assert found == intervals_of(drawn(862), 10)
+    assert found == intervals_of(drawn(862))
     assert found["none_correct"] == pytest.approx([1 - end for end in found["any_correct"][::-1]])
 
 
@@ -45,36 +44,34 @@ def test_classes_are_drawn_with_all_their_images() -> None:
     # A large class that is all right and small ones that are not: the share of images swings.
     images = np.array([1000, *[1] * 9])
     correct = np.array([1000, *[0] * 9])
-    tally = Tally(images, correct, correct, np.zeros(10))
-    low, high = intervals_of(tally, 1000)["top1_percent"] or (-1, -1)
+    tally = Tally(1000, images, correct, correct, np.zeros(10))
+    low, high = intervals_of(tally)["top1_percent"] or (-1, -1)
     assert low == 0
     assert 99 < high < 100
 
 
 def test_the_spread_is_around_the_mean_of_what_was_drawn() -> None:
     # Of two classes half of the draws are one of them twice, without any spread.
-    two = Tally(*(np.array(counts) for counts in ([10, 10], [0, 10], [0, 10], [0, 0])))
-    assert intervals_of(two, 10)["std_correct"] == [0, 5]
+    two = Tally(10, *(np.array(counts) for counts in ([10, 10], [0, 10], [0, 10], [0, 0])))
+    assert intervals_of(two)["std_correct"] == [0, 5]
 
 
 def test_of_one_class_nothing_can_be_said() -> None:
-    one = Tally(*(np.array([count]) for count in (10, 4, 5, 0)))
-    assert set(intervals_of(one, 10).values()) == {None}
+    one = Tally(10, *(np.array([count]) for count in (10, 4, 5, 0)))
+    assert set(intervals_of(one).values()) == {None}
 
 
 @pytest.mark.parametrize("correct", [0, 3, 10])
 def test_of_equal_classes_the_interval_is_the_figure(correct: int) -> None:
-    same = Tally(*(np.full(7, count) for count in (10, correct, 10, 0)))
+    same = Tally(10, *(np.full(7, count) for count in (10, correct, 10, 0)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = intervals_of(same, 10)
-    figures = figures_of(same, 10)
+        found = intervals_of(same)
+    figures = figures_of(same)
     assert found == {name: pytest.approx([figures[name]] * 2) for name in found}
     assert found["std_correct"] == [0, 0]
 
 
-def test_memory_does_not_decide_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    columns = {"right": np.arange(50)}
-    whole = intervals(columns, lambda means: means)
-    monkeypatch.setattr("sdwn.evaluation.intervals._DRAWS", 130)
-    assert intervals(columns, lambda means: means) == whole
+def test_memory_does_not_decide_what_comes_out() -> None:
+    table = np.arange(100.0).reshape(50, 2)
+    assert np.array_equal(resampled_means(table, draws=130), resampled_means(table))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.corpus.reader.wordnet import Synset as NltkSynset
 from sdwn.errors import SdwnError
-from sdwn.evaluation.confusions import confusions
+from sdwn.evaluation.metrics import confusion_pairs
 from sdwn.evaluation.synset_scores import score, summaries
 from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import WordNet, shared_wordnet
@@ -156,7 +156,7 @@ def test_a_probability_that_is_not_known_is_none_and_no_nan(wordnet: WordNet) ->
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=1))
 def test_confusions_agree_with_a_plain_reference(pairs: list[tuple[int, int]]) -> None:
     names = class_wnids()
-    found = confusions(table([(names[label], best, 0.5) for label, best in pairs]))
+    found = confusion_pairs(table([(names[label], best, 0.5) for label, best in pairs]))
     wrong = Counter((names[label], names[best]) for label, best in pairs if label != best)
     images = Counter(names[label] for label, _ in pairs)
     assert {(row.wnid, row.predicted_wnid): row.times for row in found} == wrong

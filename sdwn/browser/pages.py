@@ -16,6 +16,7 @@ from sdwn.browser.links import url_view
 from sdwn.browser.pairs import Pairs, told_apart
 from sdwn.browser.responses import entry_of, exhibit_of, shot_of
 from sdwn.browser.view import View
+from sdwn.evaluation.metrics import metrics_shown
 from sdwn.wordnet.imagenet import class_lemmas
 
 if TYPE_CHECKING:
@@ -254,6 +255,7 @@ def about(request: Request) -> Response:
         settings=manifest.settings,
         record=library.judgement.record if library.judgement else None,
         evaluations=library.evaluations,
+        metrics=metrics_shown("browser"),
         root=library.release.paths.root,
     )
 

@@ -159,18 +159,13 @@ def findings_text(findings: Sequence[Finding]) -> str:
 
 def evaluation_text(found: dict[str, Any]) -> str:
     """Show an evaluation's main figures with their units."""
-    shares = {key: f"{100 * found[f'{key}_correct']:.0f} %" for key in ("any", "all", "none")}
+    from sdwn.evaluation.metrics import metrics_shown
+
     return values_text(
         {
-            "images judged": found["images_judged"],
+            "images classified": found["images_judged"],
             "of classes": f"{found['images']:,} images of {found['classes']:,} ImageNet-1k classes",
-            "black images": found["black_images"],
-            "right": f"{found['mean_correct']:.2f} of {found['images_per_class']} images a class, "
-            f"standard deviation {found['std_correct']:.2f}",
-            "classes": f"{shares['any']} with any right, {shares['all']} with all, "
-            f"{shares['none']} with none",
-            "top-1": f"{found['top1_percent']:.1f} %",
-            "top-5": f"{found['top5_percent']:.1f} %",
+            **{metric.label: metric.text(found) for metric in metrics_shown("terminal")},
             "evaluation": found["evaluation"],
             "path": found["path"],
         }
@@ -179,9 +174,12 @@ def evaluation_text(found: dict[str, Any]) -> str:
 
 def comparison_text(found: dict[str, Any]) -> str:
     """Show what follows of a comparison, and the main figures of each side."""
+    from sdwn.evaluation.metrics import metrics_shown
+
     rows = {
-        side["name"]: f"{side['mean_correct']:.2f} of {side['images_per_class']} right, "
-        f"top-1 {side['top1_percent']:.1f} %, top-5 {side['top5_percent']:.1f} %"
+        side["name"]: ", ".join(
+            f"{metric.label} {metric.text(side)}" for metric in metrics_shown("compared")
+        )
         for side in found["sides"]
     }
     common = {"classes in common": found["classes_in_common"]}

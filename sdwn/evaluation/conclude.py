@@ -12,10 +12,15 @@ import pyarrow.compute as pc
 
 from sdwn import __version__
 from sdwn.config import PAPER_CATALOG, EvaluationConfig
-from sdwn.evaluation import metrics, paper
-from sdwn.evaluation.confusions import Confusion, confusions
+from sdwn.evaluation import paper
 from sdwn.evaluation.groups import Group, group_figures, read_groups, smallest_groups
 from sdwn.evaluation.layout import places
+from sdwn.evaluation.metrics import (
+    ConfusionPair,
+    Measured,
+    confusion_pairs,
+    measure_predictions,
+)
 from sdwn.evaluation.record import FORMAT, FORMAT_VERSION, digest
 from sdwn.evaluation.synset_scores import SynsetScore, score, summaries
 from sdwn.evaluation.tables import write_tables
@@ -36,8 +41,8 @@ class _Found:
 
     taxonomy: Taxonomy
     groups: tuple[Group, ...]
-    figures: metrics.Evaluation
-    confusions: list[Confusion]
+    figures: Measured
+    confusions: list[ConfusionPair]
     scores: list[SynsetScore]
 
 
@@ -84,8 +89,8 @@ def _find_out(
     return _Found(
         taxonomy=taxonomy,
         groups=read_groups(chosen.groups, taxonomy.wordnet),
-        figures=metrics.evaluate_table(labelled) if len(labelled) else metrics.nothing(),
-        confusions=confusions(labelled),
+        figures=measure_predictions(labelled),
+        confusions=confusion_pairs(labelled),
         scores=score(
             predictions, taxonomy, classifier_wnids(classifier_record.get("classes", CLASSES))
         ),
@@ -109,9 +114,8 @@ def _origin(release: Release, paths: EvaluationPaths, predictions: pa.Table) -> 
 
 
 def _results(found: _Found) -> dict[str, Any]:
-    figures = found.figures.as_dict()
-    del figures["per_class"]
-    most, classes = found.figures.images_per_class, found.figures.per_class
+    figures, classes = found.figures.figures, found.figures.per_class
+    most = figures["images_per_class"]
     shown = found.confusions[:MOST_CONFUSIONS]
     return {
         "figures": figures,
@@ -143,7 +147,7 @@ def _classes(found: _Found) -> list[dict[str, Any]]:
     ]
 
 
-def _confusion(row: Confusion, taxonomy: Taxonomy) -> dict[str, Any]:
+def _confusion(row: ConfusionPair, taxonomy: Taxonomy) -> dict[str, Any]:
     return {
         "wnid": row.wnid,
         "synset": taxonomy.name(row.wnid),

@@ -11,22 +11,18 @@ from typing import Any
 from sdwn import paths as shipped
 from sdwn.config import read_yaml
 from sdwn.errors import UsageError
-from sdwn.evaluation.metrics import ClassResult, figures_of, intervals_of, tally_of
+from sdwn.evaluation.metrics import (
+    ClassResult,
+    figures_of,
+    intervals_of,
+    metrics_shown,
+    tally_of,
+)
 from sdwn.wordnet.corpus import WordNet
 from sdwn.wordnet.imagenet import class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy
 
 DEFAULT = "default"
-
-_SHOWN = (
-    "mean_correct",
-    "std_correct",
-    "any_correct",
-    "all_correct",
-    "top1_percent",
-    "top5_percent",
-    "black_images",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +100,12 @@ def group_figures(
 
 
 def _figures(rows: Sequence[ClassResult], most: int) -> dict[str, Any]:
-    shown: dict[str, Any] = dict.fromkeys(_SHOWN)
+    shown: dict[str, Any] = {metric.name: None for metric in metrics_shown("group")}
     interval = None
     if rows:
-        tally = tally_of(rows)
-        shown = {key: value for key, value in figures_of(tally, most).items() if key in _SHOWN}
-        interval = intervals_of(tally, most)["mean_correct"]
+        tally = tally_of(rows, most)
+        shown = {key: value for key, value in figures_of(tally).items() if key in shown}
+        interval = intervals_of(tally)["mean_correct"]
     return {
         "classes": len(rows),
         "images": sum(row.images for row in rows),

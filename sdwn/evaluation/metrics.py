@@ -1,42 +1,202 @@
-"""Predictions to figures: how many of each class's images a classifier recognises."""
+"""Metrics of an evaluation: the one table of them, and predictions turned into figures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from sdwn.errors import SdwnError
-from sdwn.evaluation.intervals import Floats, Interval, intervals
-from sdwn.prediction.predictions import TOP
+from sdwn.prediction.predictions import TOP, top1
 from sdwn.storage.columns import BLACK, STATUSES
+from sdwn.wordnet.imagenet import class_wnids
 
 Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Interval = list[float]
 
 
-class Figures(TypedDict):
-    """The scalars of an evaluation; `Evaluation` says what each is."""
+@dataclass(frozen=True)
+class Tally:
+    """Counts per class, each an array over classes; ``most`` is the scale's N.
 
-    images: int
-    classes: int
-    images_per_class: int
-    top1_percent: float
-    top5_percent: float
-    mean_correct: float
-    std_correct: float
-    any_correct: float
-    all_correct: float
-    none_correct: float
-    black_images: int
+    N is the most images that a class of the release has, black ones included.
+    """
+
+    most: int
+    images: Counts
+    correct: Counts
+    correct_top5: Counts
+    black: Counts
+
+    @property
+    def scaled(self) -> Floats:
+        """Correct images from 0 to N: a class with fewer images counts N times its share."""
+        return self.most * self.correct / self.images
+
+
+# --- The table: a new metric is a row here, and its name in SHOWN ------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure of an evaluation: its names, how it is computed, and how it is written.
+
+    ``name`` is its key in evaluation.json, in tables and in ``--json``; ``label`` stands on pages
+    and in the terminal, ``column`` where there is little room. ``compute`` takes the counts per
+    class; ``resample`` takes means of `_columns` over resampled classes, one value a resample, and
+    gives what the 95 % interval is taken of: None for a count. Files have the value, people see
+    ``scale`` times as much, with ``digits`` after the point and the ``unit`` behind it.
+    """
+
+    name: str
+    label: str
+    compute: Callable[[Tally], float]
+    resample: Callable[[Mapping[str, Floats]], Floats] | None = None
+    unit: str = ""
+    scale: float = 1
+    digits: int = 0
+    column: str = ""
+
+    @property
+    def form(self) -> str:
+        """The format of a scaled value, for :meth:`str.format`."""
+        return f"{{:,.{self.digits}f}}"
+
+    def number(self, figures: Mapping[str, Any]) -> str:
+        """Write the value of these figures without its unit; a dash where there is none."""
+        value = figures.get(self.name)
+        return "\u2013" if value is None else self.form.format(self.scale * value)
+
+    def unit_of(self, figures: Mapping[str, Any]) -> str:
+        """Return the unit, the number of images per class filled in."""
+        return self.unit.format(**figures)
+
+    def text(self, figures: Mapping[str, Any]) -> str:
+        """Write the value of these figures with its unit.
+
+        >>> MEAN_CORRECT.text({"mean_correct": 4.1631, "images_per_class": 10})
+        '4.16 of 10'
+        """
+        return f"{self.number(figures)} {self.unit_of(figures)}".rstrip()
+
+    def heading(self, figures: Mapping[str, Any], short: bool = False) -> str:
+        """Name the metric and its unit, for the head of a row or a column."""
+        unit = self.unit_of(figures)
+        return (self.column if short else self.label) + (f", {unit}" if unit else "")
+
+
+# What the paper reports first.
+MEAN_CORRECT = Metric(
+    "mean_correct",
+    "correct images per class, mean",
+    lambda tally: float(tally.scaled.mean()),
+    lambda means: means["scaled"],
+    unit="of {images_per_class}",
+    digits=2,
+    column="correct",
+)
+
+# In the order of the files.
+METRICS = (
+    Metric("images", "images", lambda tally: int(tally.images.sum())),
+    Metric("classes", "classes", lambda tally: len(tally.images)),
+    Metric("images_per_class", "images per class", lambda tally: tally.most),
+    Metric(
+        "top1_percent",
+        "top-1",
+        lambda tally: 100 * int(tally.correct.sum()) / int(tally.images.sum()),
+        lambda means: 100 * means["correct"] / means["images"],
+        unit="%",
+        digits=2,
+        column="top-1",
+    ),
+    Metric(
+        "top5_percent",
+        "top-5",
+        lambda tally: 100 * int(tally.correct_top5.sum()) / int(tally.images.sum()),
+        lambda means: 100 * means["correct_top5"] / means["images"],
+        unit="%",
+        digits=2,
+        column="top-5",
+    ),
+    MEAN_CORRECT,
+    Metric(
+        "std_correct",
+        "correct images per class, standard deviation",
+        # Of all classes there are, not of a sample: ddof=0.
+        lambda tally: float(tally.scaled.std()),
+        lambda means: np.sqrt(np.maximum(means["squared"] - means["apart"] ** 2, 0)),
+        digits=2,
+        column="deviation",
+    ),
+    Metric(
+        "any_correct",
+        "classes with at least one image correct",
+        lambda tally: float((tally.correct > 0).mean()),
+        lambda means: means["any"],
+        unit="%",
+        scale=100,
+        digits=1,
+        column="any",
+    ),
+    Metric(
+        "all_correct",
+        "classes with all images correct",
+        lambda tally: float((tally.correct == tally.images).mean()),
+        lambda means: means["all"],
+        unit="%",
+        scale=100,
+        digits=1,
+        column="all",
+    ),
+    Metric(
+        "none_correct",
+        "classes with no image correct",
+        lambda tally: float((tally.correct == 0).mean()),
+        lambda means: 1 - means["any"],
+        unit="%",
+        scale=100,
+        digits=1,
+        column="none",
+    ),
+    # nsfw, nan or black; classified like any other image.
+    Metric("black_images", "black images", lambda tally: int(tally.black.sum())),
+)
+
+# Where each is shown, in order. "group" is what the record of a group of classes has.
+SHOWN = {
+    "headline": "mean_correct any_correct all_correct top1_percent top5_percent",
+    "terminal": "mean_correct std_correct any_correct all_correct none_correct top1_percent "
+    "top5_percent black_images",
+    "report": "images classes top1_percent top5_percent mean_correct std_correct any_correct "
+    "all_correct none_correct black_images",
+    "comparison": "images mean_correct std_correct any_correct all_correct top1_percent "
+    "top5_percent black_images",
+    "compared": "mean_correct top1_percent top5_percent",
+    "browser": "top1_percent top5_percent",
+    "group": "mean_correct std_correct any_correct all_correct top1_percent top5_percent "
+    "black_images",
+    "group columns": "mean_correct std_correct any_correct all_correct top5_percent",
+}
+
+
+def metrics_shown(where: str) -> list[Metric]:
+    """List the metrics that are shown somewhere (`SHOWN`), in order."""
+    by_name = {metric.name: metric for metric in METRICS}
+    return [by_name[name] for name in SHOWN[where].split()]
+
+
+# --- From predictions to figures ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class ClassResult:
-    """One class: its images, how many are right by top-1 and top-5, how many are black."""
+    """One class: its images, how many are correct by top-1 and top-5, how many are black."""
 
     wnid: str
     images: int
@@ -46,120 +206,100 @@ class ClassResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """All figures of one classifier on one release.
+class Measured:
+    """All figures of one classifier on one release, and the results of each class by wnid.
 
-    ``images_per_class`` is N, the most images that a class has. ``mean_correct`` and
-    ``std_correct`` (population, ``ddof=0``) are over classes, of right images on the scale 0
-    to N: a class with fewer than N images counts N times its share of right ones.
-    ``any_correct``, ``all_correct`` and ``none_correct`` are shares, 0 to 1, of the classes with
-    at least one, with all and with none of their images right. ``histogram[k]`` counts the
-    classes with k right images, k from 0 to N, not scaled. A black image (``nsfw``, ``nan``,
-    ``black``) is judged like any other. ``statuses`` counts images by status.
-
-    ``intervals`` gives the 95 % interval of each figure that is no count, by bootstrap over
-    classes (see :mod:`sdwn.evaluation.intervals`); None of a single class.
-
-    ``without_black`` holds the same scalars with black images left out, N unchanged, and
+    ``figures`` are as evaluation.json has them: each of `METRICS`; ``statuses``, the images by
+    status; ``intervals``, the 95 % interval of each metric that is no count, None of a single
+    class; ``histogram``, the classes with 0, 1, ... N correct images, not scaled;
+    ``without_black``, the metrics with black images left out, N unchanged, and
     ``classes_left_out``, the classes of which nothing remains; None if every image is black.
-    ``per_class`` is in the order of wnids. Of no class at all (see `nothing`) what is no count
-    is None.
+    Without any class what is no count is None.
     """
 
-    images: int
-    classes: int
-    images_per_class: int
-    top1_percent: float | None
-    top5_percent: float | None
-    mean_correct: float | None
-    std_correct: float | None
-    any_correct: float | None
-    all_correct: float | None
-    none_correct: float | None
-    black_images: int
-    statuses: dict[str, int]
-    intervals: dict[str, Interval | None]
-    histogram: tuple[int, ...]
-    without_black: dict[str, Any] | None
+    figures: dict[str, Any]
     per_class: tuple[ClassResult, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Give the figures as plain numbers, lists and mappings, as JSON keeps them."""
-        plain = asdict(self)
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
 
-
-@dataclass(frozen=True)
-class Tally:
-    """Counts per class, each an array over classes."""
-
-    images: Counts
-    correct: Counts
-    correct_top5: Counts
-    black: Counts
-
-    def of(self, chosen: NDArray[np.bool_]) -> Tally:
-        """Take some of the classes."""
-        columns = (self.images, self.correct, self.correct_top5, self.black)
-        return Tally(*(column[chosen] for column in columns))
-
-
-def tally_of(rows: Sequence[ClassResult]) -> Tally:
-    """Put the counts of classes into arrays."""
-    names = ("images", "correct", "correct_top5", "black")
-    columns = ([getattr(row, name) for row in rows] for name in names)
-    return Tally(*(np.array(column, dtype=np.int64) for column in columns))
-
-
-def evaluate(
+def measure(
     wnid: Sequence[str] | NDArray[Any],
     number: ArrayLike,
     status: Sequence[str] | NDArray[Any],
     label_rank: ArrayLike,
-) -> Evaluation:
+) -> Measured:
     """Compute the figures from one row an image.
 
     Args:
         wnid: the label, a class's wnid.
         number: which of its class's images.
         status: ``ok``, ``nsfw``, ``nan``, ``black`` or ``unknown``.
-        label_rank: place of the label among the classifier's classes, 0 the most probable;
-            negative if not classified, which is wrong.
+        label_rank: rank of the label among the classifier's classes, 0 the most probable;
+            negative if not classified, which is incorrect.
 
     Raises:
-        SdwnError: there is no image, or one stands twice.
+        SdwnError: an image stands twice.
+        ValueError: a status that has no meaning here, such as a code instead of its name.
 
     >>> cat, dog = ["n02123045"] * 2, ["n02084071"] * 2
-    >>> found = evaluate(cat + dog, [0, 1, 0, 1], ["ok", "ok", "ok", "nsfw"], [0, 0, 3, 999])
-    >>> found.top1_percent, found.mean_correct, found.any_correct, found.histogram
-    (50.0, 1.0, 0.5, (1, 0, 1))
-    >>> found.without_black["top5_percent"]
+    >>> found = measure(cat + dog, [0, 1, 0, 1], ["ok", "ok", "ok", "nsfw"], [0, 0, 3, 999])
+    >>> [found.figures[name] for name in ("top1_percent", "mean_correct", "histogram")]
+    [50.0, 1.0, [1, 0, 1]]
+    >>> found.figures["without_black"]["top5_percent"]
     100.0
+    >>> [measure([], [], [], []).figures[name] for name in ("classes", "top1_percent")]
+    [0, None]
     """
     names, label = np.unique(np.asarray(wnid, dtype=str), return_inverse=True)
-    rank, black = np.asarray(label_rank), is_black(status)
-    _check_rows(names[label], np.asarray(number), black, rank)
-    tally = _tally(label, len(names), rank, black)
-    bright = _tally(label[~black], len(names), rank[~black], black[~black])
-    most = int(tally.images.max())
-    counts = (tally.images, tally.correct, tally.correct_top5, tally.black)
-    columns = (column.tolist() for column in counts)
-    return Evaluation(
-        **figures_of(tally, most),
-        statuses=_statuses(status),
-        intervals=intervals_of(tally, most),
-        histogram=histogram(tally.correct, most),
-        without_black=_without_black(bright, most),
-        per_class=tuple(ClassResult(*row) for row in zip(names.tolist(), *columns, strict=True)),
+    if not len(names):
+        empty: dict[str, Any] = {m.name: None if m.resample else 0 for m in METRICS}
+        empty |= {"statuses": {}, "intervals": {}, "histogram": [], "without_black": None}
+        return Measured(empty, ())
+    rows, times = np.unique(
+        np.rec.fromarrays([names[label], np.asarray(number)]), return_counts=True
     )
+    if times.max() > 1:
+        twice = rows[times.argmax()]
+        raise SdwnError(
+            f"image {twice[1]} of {twice[0]}: expected once, found {times.max()} times; "
+            "evaluate the release again"
+        )
+    statuses = np.asarray(status, dtype=str)
+    if unknown := sorted(set(statuses.tolist()) - set(STATUSES)):
+        raise ValueError(f"status {unknown[0]!r}: expected one of {', '.join(STATUSES)}")
+    rank, black = np.asarray(label_rank), np.isin(statuses, BLACK)
+    most = int(np.bincount(label).max())
+
+    def tally(chosen: NDArray[np.bool_]) -> Tally:
+        def count(which: NDArray[np.bool_]) -> Counts:
+            return np.bincount(label[chosen & which], minlength=len(names)).astype(np.int64)
+
+        by_top5 = (rank >= 0) & (rank < TOP)
+        return Tally(most, count(chosen), count(rank == 0), count(by_top5), count(black))
+
+    every, bright = tally(np.ones(len(label), dtype=bool)), tally(~black)
+    left, without_black = bright.images > 0, None
+    if left.any():
+        columns = (bright.images, bright.correct, bright.correct_top5, bright.black)
+        scalars = figures_of(Tally(most, *(column[left] for column in columns)))
+        without_black = {**scalars, "classes_left_out": int((~left).sum())}
+    counts = (every.images, every.correct, every.correct_top5, every.black)
+    figures = {
+        **figures_of(every),
+        "statuses": {s: n for s in STATUSES if (n := int((statuses == s).sum()))},
+        "intervals": intervals_of(every),
+        "histogram": np.bincount(every.correct, minlength=most + 1).tolist(),
+        "without_black": without_black,
+    }
+    per_class = zip(names.tolist(), *(column.tolist() for column in counts), strict=True)
+    return Measured(figures, tuple(ClassResult(*row) for row in per_class))
 
 
-def evaluate_table(predictions: pa.Table) -> Evaluation:
+def measure_predictions(predictions: pa.Table) -> Measured:
     """Compute the figures from a table of predictions whose images all have a class.
 
-    Errors as in :func:`evaluate`.
+    Errors as in :func:`measure`.
     """
-    return evaluate(
+    return measure(
         predictions["wnid"].to_pylist(),
         predictions["number"].to_numpy(),
         predictions["status"].to_pylist(),
@@ -167,149 +307,124 @@ def evaluate_table(predictions: pa.Table) -> Evaluation:
     )
 
 
-def nothing() -> Evaluation:
-    """Give the figures of a release without ImageNet-1k classes: WordNet's scores judge it.
-
-    >>> nothing().classes, nothing().top1_percent, nothing().histogram
-    (0, None, ())
-    """
-    return Evaluation(
-        images=0,
-        classes=0,
-        images_per_class=0,
-        top1_percent=None,
-        top5_percent=None,
-        mean_correct=None,
-        std_correct=None,
-        any_correct=None,
-        all_correct=None,
-        none_correct=None,
-        black_images=0,
-        statuses={},
-        intervals={},
-        histogram=(),
-        without_black=None,
-        per_class=(),
-    )
+def tally_of(rows: Sequence[ClassResult], most: int) -> Tally:
+    """Turn the results of at least one class into arrays."""
+    counts = np.array([(r.images, r.correct, r.correct_top5, r.black) for r in rows], np.int64)
+    return Tally(most, *counts.T)
 
 
-def is_black(status: Sequence[str] | NDArray[Any]) -> NDArray[np.bool_]:
-    """Tell which images are black, blackened by the safety checker or NaN.
-
-    Raises:
-        ValueError: a status that has no meaning here, such as a code instead of its name.
-
-    >>> is_black(["ok", "nsfw", "nan", "unknown"]).tolist()
-    [False, True, True, False]
-    """
-    names = np.asarray(status, dtype=str)
-    unknown = sorted(set(names.tolist()) - set(STATUSES))
-    if unknown:
-        raise ValueError(f"status {unknown[0]!r}: expected one of {', '.join(STATUSES)}")
-    return np.isin(names, BLACK)
+def figures_of(tally: Tally) -> dict[str, Any]:
+    """Compute each metric of at least one class."""
+    return {metric.name: metric.compute(tally) for metric in METRICS}
 
 
-def histogram(correct: ArrayLike, most: int) -> tuple[int, ...]:
-    """Count the classes with 0, 1, ... ``most`` right images.
+def intervals_of(tally: Tally) -> dict[str, Interval | None]:
+    """Compute the interval of each metric that is no count."""
 
-    >>> histogram([0, 3, 3, 1], 3)
-    (1, 1, 0, 2)
-    """
-    return tuple(np.bincount(np.asarray(correct), minlength=most + 1).tolist())
+    def statistics(means: Mapping[str, Floats]) -> dict[str, Floats]:
+        return {metric.name: metric.resample(means) for metric in METRICS if metric.resample}
 
-
-def _check_rows(
-    wnid: NDArray[np.str_], number: NDArray[Any], black: NDArray[np.bool_], rank: NDArray[Any]
-) -> None:
-    if not len(wnid):
-        raise SdwnError(
-            "nothing to evaluate: expected images of ImageNet-1k classes, found none; "
-            "does the release's catalog hold any of the 1000 classes?"
-        )
-    if not len(wnid) == len(number) == len(black) == len(rank):
-        raise ValueError("wnid, number, status and label_rank differ in length")
-    rows, times = np.unique(np.rec.fromarrays([wnid, number]), return_counts=True)
-    if times.max() > 1:
-        twice = rows[times.argmax()]
-        raise SdwnError(
-            f"image {twice[1]} of {twice[0]}: expected once, found {times.max()} times; "
-            "evaluate the release again"
-        )
+    return intervals(_columns(tally), statistics)
 
 
-def _tally(
-    label: NDArray[np.intp], classes: int, rank: NDArray[Any], black: NDArray[np.bool_]
-) -> Tally:
-    def count(chosen: NDArray[np.bool_]) -> Counts:
-        return np.bincount(label[chosen], minlength=classes).astype(np.int64)
-
-    classified = rank >= 0
-    return Tally(
-        images=count(np.ones(len(label), dtype=bool)),
-        correct=count(rank == 0),
-        correct_top5=count(classified & (rank < TOP)),
-        black=count(black),
-    )
-
-
-def figures_of(tally: Tally, most: int) -> Figures:
-    """Compute the scalars of at least one class; ``most`` is the scale's N."""
-    images = int(tally.images.sum())
-    scaled = most * tally.correct / tally.images
-    return Figures(
-        images=images,
-        classes=len(tally.images),
-        images_per_class=most,
-        top1_percent=100 * int(tally.correct.sum()) / images,
-        top5_percent=100 * int(tally.correct_top5.sum()) / images,
-        mean_correct=float(scaled.mean()),
-        std_correct=float(scaled.std()),
-        any_correct=float((tally.correct > 0).mean()),
-        all_correct=float((tally.correct == tally.images).mean()),
-        none_correct=float((tally.correct == 0).mean()),
-        black_images=int(tally.black.sum()),
-    )
-
-
-def intervals_of(tally: Tally, most: int) -> dict[str, Interval | None]:
-    """Give the interval of each scalar that is no count."""
-    scaled = most * tally.correct / tally.images
+def _columns(tally: Tally) -> dict[str, NDArray[Any]]:
     # Around the mean, so that equal classes have a spread of exactly 0.
-    apart = scaled - scaled.mean()
-    columns = {
+    apart = tally.scaled - tally.scaled.mean()
+    return {
         "images": tally.images,
         "correct": tally.correct,
         "correct_top5": tally.correct_top5,
-        "scaled": scaled,
+        "scaled": tally.scaled,
         "apart": apart,
         "squared": apart**2,
         "any": tally.correct > 0,
         "all": tally.correct == tally.images,
     }
-    return intervals(columns, _statistics)
 
 
-def _statistics(means: Mapping[str, Floats]) -> dict[str, Floats]:
-    variance = means["squared"] - means["apart"] ** 2
-    return {
-        "top1_percent": 100 * means["correct"] / means["images"],
-        "top5_percent": 100 * means["correct_top5"] / means["images"],
-        "mean_correct": means["scaled"],
-        "std_correct": np.sqrt(np.maximum(variance, 0)),
-        "any_correct": means["any"],
-        "all_correct": means["all"],
-        "none_correct": 1 - means["any"],
-    }
+# --- Bootstrap intervals -----------------------------------------------------------------------
+
+RESAMPLES = 2000
+CONFIDENCE_PERCENT = 95
+SEED = 0
+# Draws held at once: memory stays flat in the number of rows.
+DRAWS = 2_000_000
 
 
-def _statuses(status: Sequence[str] | NDArray[Any]) -> dict[str, int]:
-    names, times = np.unique(np.asarray(status, dtype=str), return_counts=True)
-    found = dict(zip(names.tolist(), times.tolist(), strict=True))
-    return {name: found[name] for name in STATUSES if name in found}
+def intervals(
+    columns: Mapping[str, NDArray[Any]],
+    statistics: Callable[[Mapping[str, Floats]], Mapping[str, Floats]],
+) -> dict[str, Interval | None]:
+    """Compute the 95 % interval of each figure by the percentile bootstrap.
+
+    A row, which is a class with all its images, is drawn as a whole, with replacement, as many
+    rows as there are; 2,000 times, always with the same seed. ``statistics`` is given the mean
+    of each column, one value a resample, and returns the figures that depend on them.
+
+    A single row has no intervals, only None. Where all rows are alike the interval is the figure
+    itself, twice.
+
+    >>> right = {"right": np.array([10, 0, 10, 10])}
+    >>> intervals(right, lambda means: {"mean": means["right"]})
+    {'mean': [2.5, 10.0]}
+    >>> intervals({"right": np.array([10])}, lambda means: {"mean": means["right"]})
+    {'mean': None}
+    """
+    table = np.column_stack([np.asarray(values, dtype=np.float64) for values in columns.values()])
+    means = resampled_means(table)
+    figures = statistics({name: means[:, i] for i, name in enumerate(columns)})
+    if len(table) < 2:
+        return dict.fromkeys(figures)
+    return {name: percentiles(values) for name, values in figures.items()}
 
 
-def _without_black(tally: Tally, most: int) -> dict[str, Any] | None:
-    left = tally.images > 0
-    if not left.any():
-        return None
-    return {**figures_of(tally.of(left), most), "classes_left_out": int((~left).sum())}
+def resampled_means(table: Floats, draws: int = DRAWS) -> Floats:
+    """Draw rows with replacement; return the columns' means, (resamples, columns).
+
+    Not by scipy.stats.bootstrap: it evaluates each figure by itself on every resample, and sums
+    in another order, so that figures of old evaluations would change in their last digits.
+    """
+    rows = len(table)
+    generator = np.random.default_rng(SEED)
+    step = max(1, draws // rows)
+    found = []
+    for start in range(0, RESAMPLES, step):
+        times = min(step, RESAMPLES - start)
+        drawn = generator.integers(rows, size=(times, rows)) + rows * np.arange(times)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=times * rows).reshape(times, rows)
+        found.append(counts @ table / rows)
+    return np.concatenate(found)
+
+
+def percentiles(values: Floats) -> Interval:
+    """Return the ends of the interval that holds the middle 95 % of resamples."""
+    tail = (100 - CONFIDENCE_PERCENT) / 2
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return [float(low), float(high)]
+
+
+# --- Confusions --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ConfusionPair:
+    """A class and another that is predicted for ``times`` of its ``images``."""
+
+    wnid: str
+    predicted_wnid: str
+    times: int
+    images: int
+
+
+def confusion_pairs(predictions: pa.Table) -> list[ConfusionPair]:
+    """Count the incorrect top-1 classes of labelled images: most frequent first, then by wnids."""
+    wnids = class_wnids()
+    label, best = predictions["imagenet_class"].to_numpy(), top1(predictions)
+    images = np.bincount(label, minlength=len(wnids))
+    wrong = np.stack([label, best]).astype(np.int64)[:, label != best]
+    pairs, times = np.unique(wrong, axis=1, return_counts=True)
+    found = [
+        ConfusionPair(wnids[one], wnids[other], int(count), int(images[one]))
+        for (one, other), count in zip(pairs.T, times, strict=True)
+    ]
+    return sorted(found, key=lambda row: (-row.times, row.wnid, row.predicted_wnid))

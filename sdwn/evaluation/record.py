@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdwn.errors import IntegrityError
+from sdwn.evaluation.metrics import METRICS
 from sdwn.io import read_json, refuse_links
 from sdwn.paths import EvaluationPaths, ReleasePaths
 
@@ -15,21 +16,6 @@ FORMAT = "sdwn-evaluation"
 FORMAT_VERSION = 2
 # Predictions that are sound are kept: it takes seconds.
 AGAIN = "evaluate the release again"
-
-# The main figures, in the order in which they are shown.
-KEYS = (
-    "images",
-    "classes",
-    "images_per_class",
-    "top1_percent",
-    "top5_percent",
-    "mean_correct",
-    "std_correct",
-    "any_correct",
-    "all_correct",
-    "none_correct",
-    "black_images",
-)
 
 
 def digest(record: Mapping[str, Any]) -> str:
@@ -75,7 +61,7 @@ def summary(paths: EvaluationPaths, record: dict[str, Any]) -> dict[str, Any]:
     """Give the main figures, and the evaluation's name and path."""
     figures = record["figures"]
     return {
-        **{key: figures[key] for key in KEYS},
+        **{metric.name: figures[metric.name] for metric in METRICS},
         "images_judged": record["images_judged"],
         "evaluation": paths.root.name,
         "path": str(paths.evaluation),

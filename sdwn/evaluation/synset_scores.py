@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sdwn.evaluation.intervals import Floats, intervals
+from sdwn.evaluation.metrics import Floats, intervals
 from sdwn.prediction.predictions import top1
 from sdwn.wordnet.imagenet import CLASSES, class_wnids
 from sdwn.wordnet.taxonomy import Scope, Taxonomy, scopes

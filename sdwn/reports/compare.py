@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sdwn import __version__
 from sdwn.errors import UsageError
-from sdwn.evaluation import metrics
+from sdwn.evaluation.metrics import measure_predictions
 from sdwn.io import now
 from sdwn.releases.release import Release
 from sdwn.reports.pairing import Difference, difference, holm, images_differ, rates_differ
@@ -67,9 +67,7 @@ class Side:
     def figures(self, wnids: Sequence[str]) -> dict[str, Any]:
         """Compute the figures over these classes alone."""
         inside = pc.is_in(self.predictions["wnid"], pa.array(wnids, pa.string()))
-        found = metrics.evaluate_table(self.predictions.filter(inside)).as_dict()
-        found.pop("per_class")
-        return found
+        return measure_predictions(self.predictions.filter(inside)).figures
 
 
 def compare(sides: Sequence[Side], taxonomy: Taxonomy) -> dict[str, Any]:

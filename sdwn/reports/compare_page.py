@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdwn.evaluation.metrics import metrics_shown
 from sdwn.io import csv_text, write_text
 from sdwn.paths import ComparisonPaths
 from sdwn.reports import thumbnails
@@ -16,17 +17,6 @@ from sdwn.reports.compare_figures import write_comparison_figures
 from sdwn.reports.page import render
 
 GALLERY_CLASSES = 8
-# The scalars side by side: name, key, form, scale.
-FIGURES = (
-    ("images", "images", "{:,.0f}", 1),
-    ("right per class, mean", "mean_correct", "{:.2f}", 1),
-    ("right per class, standard deviation", "std_correct", "{:.2f}", 1),
-    ("classes with at least one right, percent", "any_correct", "{:.1f}", 100),
-    ("classes with all right, percent", "all_correct", "{:.1f}", 100),
-    ("top-1, percent", "top1_percent", "{:.2f}", 1),
-    ("top-5, percent", "top5_percent", "{:.2f}", 1),
-    ("black images", "black_images", "{:,.0f}", 1),
-)
 MEASURES = (
     ("share of right images, mean over classes", "rate"),
     ("the same by top-5", "rate_top5"),
@@ -88,7 +78,7 @@ def page(comparison: Mapping[str, Any], sides: Sequence[Side]) -> str:
             ],
             "judges": judges,
             "verdicts": [verdict(pair) for pair in comparison["pairs"]],
-            "figures": FIGURES,
+            "metrics": metrics_shown("comparison"),
             "measures": MEASURES,
             "level": LEVEL,
             "points": points,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from sdwn.evaluation.intervals import percentiles, resampled_means
+from sdwn.evaluation.metrics import percentiles, resampled_means
 
 SEED = 0
 RESAMPLES = 9_999

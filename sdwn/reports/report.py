@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from sdwn.errors import IntegrityError, SdwnError, command
+from sdwn.evaluation.metrics import metrics_shown
 from sdwn.evaluation.problems import not_its_own
 from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.io import file_sha256, write_text
@@ -115,6 +116,7 @@ def _told(release: Release, evaluation: dict[str, Any]) -> dict[str, Any]:
         "evaluation": evaluation,
         "judge": JUDGES.get(evaluation["classifier"]["model"], evaluation["classifier"]["model"]),
         "figures": evaluation["figures"],
+        "metrics": metrics_shown,
         "bright": evaluation["figures"]["without_black"],
         "paper": evaluation.get("paper"),
         "manifest": manifest,
