@@ -29,7 +29,7 @@ from sdwn.browser.exhibit import Exhibit
 from sdwn.browser.guard import ANY_HOST
 from sdwn.browser.server import listen
 from sdwn.errors import SdwnError, UsageError
-from sdwn.exchange.intake import ImportOptions, import_pictures
+from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.paths import ReleasePaths
 from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import WordNet
@@ -229,7 +229,7 @@ def test_an_import_is_shown_without_what_nobody_recorded(tmp_path: Path) -> None
         Image.new("RGB", (30, 20), (9, 200, 9)).save(picture, kind)
     (tmp_path / "pictures/one/prompt.txt").write_text(f"prompt: {formula}\nwnid: {ZEBRA}\n")
     root = ReleasePaths(tmp_path / "imported")
-    import_pictures(tmp_path / "pictures", root, ImportOptions("folders"), lambda _: None)
+    import_images(tmp_path / "pictures", root, ImportOptions("folders"), lambda _: None)
     with visiting(Exhibit(root.root)) as site:
         for address in (*PAGES[:11], f"/synsets/{ZEBRA}/1"):
             wanted = 404 if address in (f"/tree/{CORGI}", f"/synsets/{ZEBRA}/3") else 200
@@ -257,7 +257,7 @@ def test_what_browsers_may_not_turn_is_shown_upright_and_saved_as_stored(tmp_pat
         Image.new("RGB", (30, 20), (9, 200, 9)).save(folder / f"{number}.{kind}", exif=exif)
     Image.new("RGB", (30, 20), (9, 200, 9)).save(folder / "3.webp")
     root = ReleasePaths(tmp_path / "imported")
-    import_pictures(folder.parent, root, ImportOptions("imagefolder"))
+    import_images(folder.parent, root, ImportOptions("imagefolder"))
     with visiting(Exhibit(root.root)) as site:
         shown = [site.get(f"/images/{ZEBRA}/{number}") for number in range(4)]
         types = ["image/jpeg", "image/png", "image/png", "image/webp"]

@@ -22,14 +22,14 @@ from sdwn.config import RunConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import FORMATS, ExportOptions, export
+from sdwn.exchange.export_source import path_name
 from sdwn.exchange.folders import description
-from sdwn.exchange.names import file_name
 from sdwn.generation.task import generate
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import PlannedSynset, make_plan, parse_table, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.releases.staged_folder import Building, build
+from sdwn.releases.staged_folder import StagedFolder, build
 from sdwn.releases.writer import Origin, ReleaseWriter
 from sdwn.storage.columns import table
 from sdwn.storage.shards import Contents, write_images
@@ -99,7 +99,7 @@ def read_folders(root: Path) -> Images:
     for folder in (path for path in root.iterdir() if path.is_dir()):
         lines = (folder / f"{folder.name}.txt").read_text().splitlines()
         prompt, synset, wnid = (line.partition(": ")[2] for line in lines)
-        assert file_name(synset) == folder.name
+        assert path_name(synset) == folder.name
         for path in folder.glob(f"{folder.name}_*"):
             found[wnid, number(path.name)] = pixels(Image.open(path)), prompt
     return found
@@ -149,7 +149,7 @@ def read_named_folders(root: Path) -> Images:
     found = loaded(root, "imagefolder", data_dir=str(root))
     assert loaded(root, str(root)).features == found.features, "without naming the layout"
     names, texts = found.features["label"].names, prompts(root)
-    wnids = {file_name(row.synset): row.wnid for row in synset_rows(root)}
+    wnids = {path_name(row.synset): row.wnid for row in synset_rows(root)}
     paths = [row["path"] for row in found.cast_column("image", ImageFeature(decode=False))["image"]]
     wnid_of = [wnids[names[row["label"]]] for row in found]
     return {
@@ -509,9 +509,9 @@ def test_every_name_of_the_paper_is_loaded(catalog: Release, tmp_path: Path, lay
 )
 def test_no_name_holds_a_word_of_a_split(words: list[str]) -> None:
     name = "".join(words)
-    held = re.split(r"[-._ 0-9]", file_name(name))
+    held = re.split(r"[-._ 0-9]", path_name(name))
     assert not {"train", "test", "val", "dev", "eval"} & set(held)
-    assert unquote(file_name(name)) == name
+    assert unquote(path_name(name)) == name
 
 
 HOSTILE = ("../../evil.n.01", "..", ".hidden.n.01", "read/write_head.n.01", "Lo/Ovral.n.01")
@@ -580,7 +580,7 @@ def test_synsets_that_would_share_a_folder_are_refused(
 
 @given(st.lists(st.text(max_size=400) | st.sampled_from(HOSTILE), unique=True, max_size=8))
 def test_a_file_name_is_one_harmless_component(names: list[str]) -> None:
-    found = [file_name(name) for name in names]
+    found = [path_name(name) for name in names]
     assert len(set(found)) == len(names)
     for name in found:
         assert name not in ("", ".", "..")
@@ -592,8 +592,8 @@ def test_a_file_name_is_one_harmless_component(names: list[str]) -> None:
 
 def test_usual_names_stay_as_they_are() -> None:
     for name in ("dog.n.01", "n02084071", "jack-o'-lantern.n.02".replace("'", ""), "a_b.n.10"):
-        assert file_name(name) == name
-    assert file_name("") == "%"
+        assert path_name(name) == name
+    assert path_name("") == "%"
 
 
 def test_a_description_has_three_lines() -> None:
@@ -662,8 +662,8 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Release:
         sizes = np.array([len(file) for file in files])
         return write_images(path, attributes, Contents(table(rows), sizes, []), files)
 
-    def fill(building: Building) -> None:
-        with ReleaseWriter(building, origin) as writer:
+    def fill(staged: StagedFolder) -> None:
+        with ReleaseWriter(staged, origin) as writer:
             writer.add_part({}, write)
 
     build(root, {}, fill)

@@ -28,16 +28,16 @@ from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.evaluating import evaluate
 from sdwn.evaluation.verify import verify
-from sdwn.exchange import pictures
+from sdwn.exchange import import_source
 from sdwn.exchange.export import ExportOptions, export
-from sdwn.exchange.intake import (
+from sdwn.exchange.import_images import (
     FORMATS,
+    Imported,
     ImportOptions,
-    Intake,
-    count_pictures,
-    import_pictures,
+    count_files,
+    import_images,
 )
-from sdwn.exchange.pictures import MOST_BYTES
+from sdwn.exchange.import_source import MOST_BYTES
 from sdwn.paths import ReleasePaths
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
@@ -62,23 +62,23 @@ def put(path: Path, content: bytes | str) -> Path:
     return path
 
 
-def take(source: Path, format: str = "imagefolder", **options: Any) -> Intake:
+def take(source: Path, format: str = "imagefolder", **options: Any) -> Imported:
     """Import into a new release, told once of each file, and whole."""
     told: list[int] = []
     target = ReleasePaths(source.parent / "imported")
     shutil.rmtree(target.root, ignore_errors=True)
-    expected = count_pictures(source)
-    intake = import_pictures(source, target, ImportOptions(format, **options), told.append)
+    expected = count_files(source)
+    imported = import_images(source, target, ImportOptions(format, **options), told.append)
     assert told == [1] * expected
     assert verify(target.root) == []
-    assert list(intake.skipped) == sorted(intake.skipped)
-    assert intake.release.manifest.skipped == len(intake.skipped)
-    assert target.skipped.exists() == bool(intake.skipped)
-    return intake
+    assert list(imported.skipped) == sorted(imported.skipped)
+    assert imported.release.manifest.skipped == len(imported.skipped)
+    assert target.skipped.exists() == bool(imported.skipped)
+    return imported
 
 
-def numbers(intake: Intake) -> dict[str, int]:
-    table = intake.release.metadata
+def numbers(imported: Imported) -> dict[str, int]:
+    table = imported.release.metadata
     return dict(zip(table["file"].to_pylist(), table["number"].to_pylist(), strict=True))
 
 
@@ -96,15 +96,15 @@ def test_pictures_become_a_release_byte_for_byte(source: Path) -> None:
     }
     for name, content in files.items():
         put(source / name, content)
-    intake = take(source)
-    rows = {row["file"]: row for row in intake.release.metadata.to_pylist()}
-    assert {name: intake.release.payload(row) for name, row in rows.items()} == files
+    imported = take(source)
+    rows = {row["file"]: row for row in imported.release.metadata.to_pylist()}
+    assert {name: imported.release.payload(row) for name, row in rows.items()} == files
     assert [rows[name]["wnid"] for name in files] == [DOG, DOG, CAT, CORGI]
     assert [rows[name]["codec"] for name in files] == ["jpeg", "png", "webp", "webp"]
     assert (rows[f"{CAT}_tom.JPEG"]["width"], rows[f"{CAT}_tom.JPEG"]["height"]) == (5, 7)
     assert {row["status"] for row in rows.values()} == {"unknown"}
-    assert intake.skipped == ()
-    assert "prompt" not in intake.release.metadata.column_names
+    assert imported.skipped == ()
+    assert "prompt" not in imported.release.metadata.column_names
 
 
 def test_a_release_says_that_it_was_imported(source: Path) -> None:
@@ -157,10 +157,10 @@ def test_a_folders_name_may_go_on_behind_its_wnid(source: Path) -> None:
     for seed, name in enumerate(expected):
         put(source / name, encoded("jpeg", seed))
     put(source / f"{DOG}7/a.jpg", encoded("jpeg", 9))
-    intake = take(source)
-    assert {row["file"]: row["wnid"] for row in intake.release.metadata.to_pylist()} == expected
+    imported = take(source)
+    assert {row["file"]: row["wnid"] for row in imported.release.metadata.to_pylist()} == expected
     reason = "no folder's name, nor its own, starts with a wnid"
-    assert intake.skipped == ((f"{DOG}7/a.jpg", reason),)
+    assert imported.skipped == ((f"{DOG}7/a.jpg", reason),)
 
 
 def test_the_source_may_itself_be_of_one_class(
@@ -173,7 +173,7 @@ def test_the_source_may_itself_be_of_one_class(
     monkeypatch.chdir(tmp_path / DOG)
     for here in (".", f"../{DOG}"):
         target = ReleasePaths(tmp_path / f"release-{len(here)}")
-        found = import_pictures(Path(here), target, ImportOptions("imagefolder"))
+        found = import_images(Path(here), target, ImportOptions("imagefolder"))
         assert found.release.row(0)["wnid"] == DOG
 
 
@@ -213,10 +213,10 @@ def test_numbers_are_distinct_and_every_file_is_told_of(tmp_path: Path, stems: l
     shutil.rmtree(source, ignore_errors=True)
     for seed, stem in enumerate(stems):
         put(source / DOG / f"{stem}.png", encoded("png", seed))
-    intake = take(source)
-    found = numbers(intake)
+    imported = take(source)
+    found = numbers(imported)
     assert len(set(found.values())) == len(found)
-    assert {*found, *dict(intake.skipped)} == {f"{DOG}/{stem}.png" for stem in stems}
+    assert {*found, *dict(imported.skipped)} == {f"{DOG}/{stem}.png" for stem in stems}
 
 
 def test_of_files_of_the_same_name_and_bytes_the_first_is_kept(source: Path) -> None:
@@ -224,12 +224,12 @@ def test_of_files_of_the_same_name_and_bytes_the_first_is_kept(source: Path) -> 
         put(source / name.format(DOG), encoded("png"))
     put(source / CAT / "xyz.png", encoded("png"))
     put(source / "a" / DOG / "Xyz.jpg", "no picture")
-    intake = take(source)
+    imported = take(source)
     kept = f"a/{DOG}/Xyz.png"
-    assert set(numbers(intake)) == {kept, f"c/{DOG}/other.webp", f"{CAT}/xyz.png"}
+    assert set(numbers(imported)) == {kept, f"c/{DOG}/other.webp", f"{CAT}/xyz.png"}
     reason = f"duplicate: {kept} has the same name and bytes"
-    assert dict(intake.skipped)[f"b/{DOG}/xyz.jpg"] == reason
-    assert dict(intake.skipped)[f"c/{DOG}/xyz.webp"] == reason
+    assert dict(imported.skipped)[f"b/{DOG}/xyz.jpg"] == reason
+    assert dict(imported.skipped)[f"c/{DOG}/xyz.webp"] == reason
 
 
 def test_other_pictures_of_the_same_name_are_no_duplicates(source: Path) -> None:
@@ -237,9 +237,9 @@ def test_other_pictures_of_the_same_name_are_no_duplicates(source: Path) -> None
         for number in (1, 2):
             put(source / split / DOG / f"img_{number}.png", encoded("png", 10 * seed + number))
     put(source / "val" / DOG / "img_1.jpg", encoded("jpeg"))
-    intake = take(source)
-    assert intake.skipped == ()
-    assert sorted(numbers(intake).values()) == [0, 1, 2, 3, 4]
+    imported = take(source)
+    assert imported.skipped == ()
+    assert sorted(numbers(imported).values()) == [0, 1, 2, 3, 4]
 
 
 def test_the_card_says_what_the_user_says_of_the_pictures(source: Path) -> None:
@@ -247,7 +247,7 @@ def test_the_card_says_what_the_user_says_of_the_pictures(source: Path) -> None:
     said = {"source": "https://example.org/dogs | 2019", "licence": "cc-by-4.0"}
     target = ReleasePaths(source.parent / "release")
     options = ImportOptions("imagefolder", **said)
-    text = import_pictures(source, target, options).release.paths.card.read_text()
+    text = import_images(source, target, options).release.paths.card.read_text()
     assert DatasetCard(text).data.license == "cc-by-4.0"
     assert DatasetCard(text).data.task_categories == ["image-classification"]
     assert "Their source: https://example.org/dogs \\| 2019." in text
@@ -261,10 +261,10 @@ def test_names_of_any_bytes_are_taken(source: Path) -> None:
     for raw in (b"caf\xe9.png", b"line\nbreak.png", "größe.png".encode(), b"bad\xff.gif"):
         path = os.path.join(os.fsencode(source / DOG), raw)  # noqa: PTH118
         Path(os.fsdecode(path)).write_bytes(encoded("gif" if b"gif" in raw else "png"))
-    intake = take(source)
-    assert f"{DOG}/caf\\xe9.png" in numbers(intake)
-    assert f"{DOG}/größe.png" in numbers(intake)
-    assert [name for name, _ in intake.skipped] == [f"{DOG}/bad\\xff.gif"]
+    imported = take(source)
+    assert f"{DOG}/caf\\xe9.png" in numbers(imported)
+    assert f"{DOG}/größe.png" in numbers(imported)
+    assert [name for name, _ in imported.skipped] == [f"{DOG}/bad\\xff.gif"]
 
 
 def test_a_source_of_any_name_is_taken(tmp_path: Path) -> None:
@@ -310,12 +310,12 @@ NO_PICTURE = "expected a JPEG, PNG or WebP image, found none"
     ],
     ids=range(12),
 )
-def test_what_is_no_sound_picture_is_left_out(source: Path, content: bytes, reason: str) -> None:
+def test_what_is_no_readable_image_is_left_out(source: Path, content: bytes, reason: str) -> None:
     put(source / DOG / "good.png", encoded("png"))
     put(source / DOG / "bad.jpg", content)
-    intake = take(source)
-    assert numbers(intake) == {f"{DOG}/good.png": 0}
-    [(name, found)] = intake.skipped
+    imported = take(source)
+    assert numbers(imported) == {f"{DOG}/good.png": 0}
+    [(name, found)] = imported.skipped
     assert name == f"{DOG}/bad.jpg"
     assert found.startswith(reason)
     assert "\n" not in found
@@ -336,8 +336,8 @@ def test_damaged_bytes_never_stop_an_import(tmp_path: Path, data: st.DataObject)
         for _ in range(data.draw(st.integers(1, 4))):
             content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
         put(source / DOG / f"{kind}.bin", bytes(content))
-    intake = take(source)
-    assert len(intake.release) + len(intake.skipped) == 4
+    imported = take(source)
+    assert len(imported.release) + len(imported.skipped) == 4
 
 
 def test_a_huge_file_is_not_read(source: Path) -> None:
@@ -358,9 +358,9 @@ def test_links_are_followed_only_to_files_within(source: Path, tmp_path: Path) -
     (source / DOG / "round.png").symlink_to("round.png")
     (source / DOG / "folder").symlink_to(outside.parent)
     (source / DOG / "up").symlink_to("..")
-    intake = take(source)
-    assert set(numbers(intake)) == {f"{DOG}/good.png", f"{DOG}/again.png"}
-    assert intake.skipped == (
+    imported = take(source)
+    assert set(numbers(imported)) == {f"{DOG}/good.png", f"{DOG}/again.png"}
+    assert imported.skipped == (
         (f"{DOG}/broken.png", "a broken link"),
         (f"{DOG}/folder", "a link to a folder; --follow-links takes it"),
         (f"{DOG}/round.png", "a broken link"),
@@ -381,17 +381,17 @@ def test_links_are_followed_where_asked_and_each_folder_is_read_once(
     (source / DOG / "up").symlink_to("..")
     (source / DOG / "file.png").symlink_to(put(tmp_path / "one.png", encoded("png", 4)))
     (source / DOG / "broken.png").symlink_to("nothing.png")
-    assert count_pictures(source, follow_links=True) == 8
+    assert count_files(source, follow_links=True) == 8
     options = ImportOptions("imagefolder", follow_links=True)
-    intake = import_pictures(source, ReleasePaths(tmp_path / "release"), options)
-    assert {row["file"]: row["wnid"] for row in intake.release.metadata.to_pylist()} == {
+    imported = import_images(source, ReleasePaths(tmp_path / "release"), options)
+    assert {row["file"]: row["wnid"] for row in imported.release.metadata.to_pylist()} == {
         f"{DOG}/good.png": DOG,
         f"{DOG}/file.png": DOG,
         f"{CORGI}-corgis/far.png": CORGI,
         f"{CORGI}-corgis/deep/back.png": CORGI,
     }
     another = "a link to a folder that has another name here"
-    assert dict(intake.skipped) == {
+    assert dict(imported.skipped) == {
         "a": another,
         f"{DOG}/up": another,
         f"{CORGI}-corgis/deep/round": another,
@@ -411,7 +411,7 @@ def test_pipes_and_sockets_do_not_block(source: Path, monkeypatch: pytest.Monkey
             (f"{DOG}/{name}.png", "no plain file") for name in ("link", "pipe", "socket")
         )
         with pytest.raises(UsageError, match=r"pipe\.txt: no plain file"):
-            import_pictures(source, ReleasePaths(source.parent / "other"), ImportOptions("folders"))
+            import_images(source, ReleasePaths(source.parent / "other"), ImportOptions("folders"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -432,7 +432,7 @@ def test_what_belongs_to_systems_is_passed_over(source: Path) -> None:
     names = [".git/a.png", f"{DOG}/._good.png", ".DS_Store", f"{DOG}/Thumbs.db", "README.md"]
     for name in (*names, "synsets.csv", "meta.json", f"{DOG}/notes.txt"):
         put(source / name, encoded("png"))
-    assert count_pictures(source) == 1
+    assert count_files(source) == 1
     assert take(source).skipped == ()
 
 
@@ -445,10 +445,10 @@ def test_folders_of_thumbnails_and_deleted_files_are_ignored_and_said(
     names += [f"lost+found/{DOG}_1.jpg", f".thumbnails/{DOG}.jpg"]
     for seed, name in enumerate(names):
         put(source / name, encoded("jpeg", seed))
-    intake = take(source)
-    assert (len(intake.release), intake.skipped) == (1, ())
+    imported = take(source)
+    assert (len(imported.release), imported.skipped) == (1, ())
     folders = ("#recycle", "$Recycle.Bin", "__MACOSX", "lost+found", ".thumbnails")
-    assert intake.ignored == {"@eaDir": 2, **dict.fromkeys(folders, 1)}
+    assert imported.ignored == {"@eaDir": 2, **dict.fromkeys(folders, 1)}
     said = sdwn("import", source, "real", "--format", "imagefolder")
     assert (said.stderr, said.stdout.count("2 @eaDir")) == ("", 1)
     (source / DOG / "good.png").unlink()
@@ -501,8 +501,8 @@ CAT_TEXT = f"prompt: feline mammal: a\tcat\nsynset: cat.n.01\nwnid: {CAT}\n"
 def test_texts_say_synset_and_prompt(source: Path) -> None:
     labelled(source / "1", "dog.n.01.txt", DOG_TEXT, ["dog.n.01_0.png", "dog.n.01_3.png"])
     labelled(source / "cat", "about.TXT", CAT_TEXT, ["x_8.png", "dog.n.01_9.png"])
-    intake = take(source, "folders")
-    rows = intake.release.metadata.select(["file", "synset", "number", "prompt"]).to_pylist()
+    imported = take(source, "folders")
+    rows = imported.release.metadata.select(["file", "synset", "number", "prompt"]).to_pylist()
     dog, cat = "a member of the genus Canis", "feline mammal: a\tcat"
     assert sorted(tuple(row.values()) for row in rows) == [
         ("1/dog.n.01_0.png", "dog.n.01", 0, dog),
@@ -510,8 +510,8 @@ def test_texts_say_synset_and_prompt(source: Path) -> None:
         ("cat/dog.n.01_9.png", "cat.n.01", 9, cat),
         ("cat/x_8.png", "cat.n.01", 8, cat),
     ]
-    assert intake.release.synsets[CAT].prompt == cat
-    assert intake.skipped == ()
+    assert imported.release.synsets[CAT].prompt == cat
+    assert imported.skipped == ()
 
 
 def test_texts_in_one_folder_belong_to_images_by_name(source: Path) -> None:
@@ -521,9 +521,9 @@ def test_texts_in_one_folder_belong_to_images_by_name(source: Path) -> None:
     )
     corgi = f"prompt: p\nsynset: corgi.n.01\nwnid: {CORGI}\n"
     labelled(source, "dog.n.01_1.txt", corgi, ["dog.n.01_1_5.png", "dog.n.01_16.png"])
-    intake = take(source, "folders")
+    imported = take(source, "folders")
     found = {
-        row["file"]: (row["synset"], row["number"]) for row in intake.release.metadata.to_pylist()
+        row["file"]: (row["synset"], row["number"]) for row in imported.release.metadata.to_pylist()
     }
     assert found == {
         "dog.n.01_0.png": ("dog.n.01", 0),
@@ -533,7 +533,7 @@ def test_texts_in_one_folder_belong_to_images_by_name(source: Path) -> None:
         "dog.n.01_1_5.png": ("corgi.n.01", 5),
         "dog.n.01_16.png": ("corgi.n.01", 6),
     }
-    assert intake.skipped == (("cat.n.02_1.png", "no text beside it belongs to it"),)
+    assert imported.skipped == (("cat.n.02_1.png", "no text beside it belongs to it"),)
 
 
 @pytest.mark.parametrize(
@@ -583,9 +583,9 @@ def test_texts_are_read_leniently(source: Path, text: Any, prompt: str) -> None:
 def test_texts_that_do_not_say_it_are_named(source: Path, text: Any, reason: str) -> None:
     labelled(source / "cat", "cat.txt", CAT_TEXT, ["cat_1.png"])
     labelled(source / "dog.n.01", "any.txt", text, ["1.png", "2.png"])
-    intake = take(source, "folders")
-    assert [name for name, _ in intake.skipped] == ["dog.n.01/1.png", "dog.n.01/2.png"]
-    for _, found in intake.skipped:
+    imported = take(source, "folders")
+    assert [name for name, _ in imported.skipped] == ["dog.n.01/1.png", "dog.n.01/2.png"]
+    for _, found in imported.skipped:
         assert found.startswith(f"dog.n.01/any.txt: {reason}")
 
 
@@ -597,8 +597,8 @@ def test_texts_of_any_content_never_stop_an_import(tmp_path: Path, text: Any) ->
     source = tmp_path / "pictures"
     labelled(source / "cat", "cat.txt", CAT_TEXT, ["cat_1.png"])
     labelled(source / "any", "any.txt", text, ["1.png"])
-    intake = take(source, "folders")
-    assert len(intake.release) + len(intake.skipped) == 2
+    imported = take(source, "folders")
+    assert len(imported.release) + len(imported.skipped) == 2
 
 
 @pytest.mark.parametrize("text", ["NFC", "NFD"])
@@ -607,10 +607,10 @@ def test_a_name_is_the_same_however_its_accents_are_written(source: Path, text: 
     name, images = (unicodedata.normalize(form, "café") for form in (text, other))
     labelled(source, f"{name}.txt", DOG_TEXT, [f"{images}_4.png", f"{name}_7.png"])
     labelled(source, "cat.txt", CAT_TEXT, ["cat_1.png"])
-    intake = take(source, "folders")
-    assert intake.skipped == ()
+    imported = take(source, "folders")
+    assert imported.skipped == ()
     found = {f"{images}_4.png": 4, f"{name}_7.png": 7, "cat_1.png": 1}
-    assert numbers(intake) == found
+    assert numbers(imported) == found
 
 
 def test_a_folders_name_says_nothing(source: Path) -> None:
@@ -628,12 +628,12 @@ def test_texts_of_one_synset_each_keep_their_pictures_and_prompt(source: Path) -
     labelled(source / "a", "dog.txt", DOG_TEXT.replace("prompt: a", "prompt: first, a"), ["1.png"])
     labelled(source / "b", "dog.txt", DOG_TEXT, ["2.png", "3.png"])
     put(source / "0" / "dog.txt", DOG_TEXT)  # of no image
-    intake = take(source, "folders")
-    prompts = {row["file"]: row["prompt"] for row in intake.release.metadata.to_pylist()}
+    imported = take(source, "folders")
+    prompts = {row["file"]: row["prompt"] for row in imported.release.metadata.to_pylist()}
     told = "a member of the genus Canis"
     assert prompts == {"a/1.png": f"first, {told}", "b/2.png": told, "b/3.png": told}
-    assert intake.release.synsets[DOG].prompt == f"first, {told}"
-    assert intake.skipped == ()
+    assert imported.release.synsets[DOG].prompt == f"first, {told}"
+    assert imported.skipped == ()
 
 
 def test_a_text_that_leaves_the_source_is_not_read(source: Path, tmp_path: Path) -> None:
@@ -650,14 +650,14 @@ def test_what_was_exported_comes_back(generated: PlanRun, format: str) -> None:
     paths, plan = generated(catalog=FEW, storage={"codec": "png"})
     release = merge([paths], ReleasePaths(paths.root / "release"))
     export(release, paths.root / "export", ExportOptions(format))
-    intake = take(paths.root / "export", format)
-    assert intake.skipped == ()
+    imported = take(paths.root / "export", format)
+    assert imported.skipped == ()
     columns = ["wnid", "synset", "number", "sha256", "imagenet_class"]
     columns += ["prompt"] if format == "folders" else []
     order = [("wnid", "ascending"), ("number", "ascending")]
-    found = intake.release.metadata.select(columns).sort_by(order)
+    found = imported.release.metadata.select(columns).sort_by(order)
     assert found.equals(release.metadata.select(columns).sort_by(order))
-    assert len(intake.release) == plan.images
+    assert len(imported.release) == plan.images
 
 
 # Refusals, kills, and what is done with it
@@ -665,7 +665,7 @@ def test_what_was_exported_comes_back(generated: PlanRun, format: str) -> None:
 
 def refused(source: Path, target: Path, format: str = "imagefolder") -> str:
     with pytest.raises(UsageError) as error:
-        import_pictures(source, ReleasePaths(target), ImportOptions(format))
+        import_images(source, ReleasePaths(target), ImportOptions(format))
     assert not list(target.parent.glob(f".{target.name}*"))
     return str(error.value)
 
@@ -674,26 +674,26 @@ def test_impossible_imports_are_refused(source: Path, tmp_path: Path) -> None:
     put(source / DOG / "a.png", encoded("png"))
     target = tmp_path / "release"
     assert "expected folders or imagefolder, found 'tar'" in refused(source, target, "tar")
-    assert "expected a folder of pictures" in refused(tmp_path / "nothing", target)
-    assert "expected a folder of pictures" in refused(source / DOG / "a.png", target)
-    assert "choose another place" in refused(source, source / "release")
-    assert "choose another place" in refused(source, source)
+    assert "expected a folder of images" in refused(tmp_path / "nothing", target)
+    assert "expected a folder of images" in refused(source / DOG / "a.png", target)
+    assert "choose another folder" in refused(source, source / "release")
+    assert "choose another folder" in refused(source, source)
     (tmp_path / "link").symlink_to(source)
-    assert "choose another place" in refused(source, tmp_path / "link/release")
-    with pytest.raises(UsageError, match="expected a folder of pictures"):
-        count_pictures(tmp_path / "nothing")
+    assert "choose another folder" in refused(source, tmp_path / "link/release")
+    with pytest.raises(UsageError, match="expected a folder of images"):
+        count_files(tmp_path / "nothing")
     take(source)
     assert "found other files" in refused(source, tmp_path / "imported")
 
 
-def test_a_source_without_a_sound_picture_is_refused(source: Path, tmp_path: Path) -> None:
+def test_a_source_without_a_readable_image_is_refused(source: Path, tmp_path: Path) -> None:
     for number in range(7):
         put(source / DOG / f"{number}.png", "nothing")
     message = refused(source, tmp_path / "release")
-    assert "expected pictures of synsets, found none that is sound" in message
+    assert "expected images of synsets, found none that is readable" in message
     assert f"{DOG}/4.png: {NO_PICTURE}\nand 2 more" in message
     (tmp_path / "void").mkdir()
-    assert "found none that is sound" in refused(tmp_path / "void", tmp_path / "release")
+    assert "found none that is readable" in refused(tmp_path / "void", tmp_path / "release")
 
 
 def test_an_interrupted_import_leaves_nothing(source: Path, tmp_path: Path) -> None:
@@ -707,9 +707,9 @@ def test_an_interrupted_import_leaves_nothing(source: Path, tmp_path: Path) -> N
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        import_pictures(source, target, ImportOptions("imagefolder"), interrupt)
+        import_images(source, target, ImportOptions("imagefolder"), interrupt)
     assert {path.name for path in tmp_path.iterdir()} == {"pictures"}
-    assert len(import_pictures(source, target, ImportOptions("imagefolder")).release) == 9
+    assert len(import_images(source, target, ImportOptions("imagefolder")).release) == 9
 
 
 SYNSETS = ("n02084071", "n02112497", "n02121620", "n02123045", "n02127482")
@@ -748,16 +748,16 @@ def test_an_import_goes_on_after_a_file_changed(
             files[10].unlink() if vanishes else files[10].write_bytes(whole + b"more")
 
     with pytest.raises(IntegrityError, match=r"1\.png: changed while it was imported; run it"):
-        import_pictures(source, target, ImportOptions("imagefolder", 1), disturb)
+        import_images(source, target, ImportOptions("imagefolder", 1), disturb)
     unfinished = tmp_path / ".release.unfinished"
     kept = {path.name: path.stat().st_ino for path in unfinished.glob("images-*.h5")}
     assert len(kept) == 3
     files[10].write_bytes(whole)
-    intake = import_pictures(source, target, ImportOptions("imagefolder", 1))
+    imported = import_images(source, target, ImportOptions("imagefolder", 1))
     found = {path.name: path.stat().st_ino for path in target.root.glob("images-0000[012].h5")}
     assert found == kept, "finished parts are not written again"
     assert verify(target.root) == []
-    assert (len(intake.release), intake.skipped) == (15, ())
+    assert (len(imported.release), imported.skipped) == (15, ())
 
 
 def test_a_part_is_made_again_if_its_text_changed(source: Path, tmp_path: Path) -> None:
@@ -771,9 +771,9 @@ def test_a_part_is_made_again_if_its_text_changed(source: Path, tmp_path: Path) 
             put(source / "a/2.png", encoded("png", 99))
 
     with pytest.raises(IntegrityError):
-        import_pictures(source, target, ImportOptions("folders", 1), disturb)
+        import_images(source, target, ImportOptions("folders", 1), disturb)
     put(source / "b/dog.txt", DOG_TEXT.replace("Canis", "dogs"))
-    release = import_pictures(source, target, ImportOptions("folders", 1)).release
+    release = import_images(source, target, ImportOptions("folders", 1)).release
     assert release.rows("dog")[0]["prompt"] == "a member of the genus dogs"
     assert verify(target.root) == []
 
@@ -787,8 +787,8 @@ def test_a_file_that_vanishes_before_it_is_read_is_left_out(source: Path, tmp_pa
         bad.unlink(missing_ok=True)  # told of the stray one first, before any is read
 
     target = ReleasePaths(tmp_path / "release")
-    intake = import_pictures(source, target, ImportOptions("imagefolder"), vanish)
-    assert dict(intake.skipped)[f"{DOG}/zzz.png"] == "No such file or directory"
+    imported = import_images(source, target, ImportOptions("imagefolder"), vanish)
+    assert dict(imported.skipped)[f"{DOG}/zzz.png"] == "No such file or directory"
 
 
 def test_an_import_is_judged_and_reported(source: Path) -> None:
@@ -827,9 +827,9 @@ def test_folders_may_lie_a_thousand_deep(source: Path) -> None:
         here = inner
     os.close(here)
     try:
-        intake = take(source)
-        assert len(intake.release) == 1
-        assert [reason for _, reason in intake.skipped] == ["File name too long"]
+        imported = take(source)
+        assert len(imported.release) == 1
+        assert [reason for _, reason in imported.skipped] == ["File name too long"]
     finally:
         subprocess.run(["rm", "-rf", source], check=True)
 
@@ -891,7 +891,9 @@ def test_a_release_that_recorded_the_size_as_stored_is_whole_and_upright(
 ) -> None:
     put(source / DOG / "6.jpg", turned("jpeg", 6))
     with monkeypatch.context() as earlier:
-        earlier.setattr(pictures, "decode", lambda _payload, _codec, *size: Image.new("RGB", size))
+        earlier.setattr(
+            import_source, "decode", lambda _payload, _codec, *size: Image.new("RGB", size)
+        )
         release = take(source).release
     assert (release.row(0)["width"], release.row(0)["height"]) == (32, 48)
     assert release.image(0).size == (48, 32)
@@ -932,11 +934,11 @@ def test_large_texts_in_a_picture_do_no_harm(source: Path, kind: bytes) -> None:
     chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
     for name, place in (("before", 33), ("behind", len(plain) - 12)):
         put(source / DOG / f"{name}.png", plain[:place] + chunk + plain[place:])
-    intake = take(source)
-    assert intake.skipped == ()
+    imported = take(source)
+    assert imported.skipped == ()
     expected = np.asarray(Image.open(io.BytesIO(plain)))
     for index in range(2):
-        assert np.array_equal(intake.release.array(index), expected)
+        assert np.array_equal(imported.release.array(index), expected)
 
 
 def test_tars_of_several_kinds_of_images_are_told_and_others_load_in_datasets(

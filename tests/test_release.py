@@ -26,7 +26,7 @@ from PIL import Image
 from sdwn.config import StorageConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.verify import verify
-from sdwn.exchange.listed import listed
+from sdwn.exchange.csv_selection import select_listed
 from sdwn.generation.noise import NoiseSampler
 from sdwn.generation.task import generate
 from sdwn.io import file_sha256
@@ -114,7 +114,7 @@ def test_a_name_is_found_however_its_accents_are_written(tmp_path: Path, stored:
         for asked in ("café.n.01", "café liégeois"):
             assert made.find(unicodedata.normalize(form, asked)).tolist() == [0]
         listing.write_text(unicodedata.normalize(form, "café.n.01"), encoding="utf-8")
-        assert len(listed(made, listing)) == 1
+        assert len(select_listed(made, listing)) == 1
 
 
 def test_images_are_those_that_were_made(made: tuple[Release, Plan], release: Release) -> None:

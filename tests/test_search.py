@@ -10,7 +10,7 @@ from sdwn.browser import search
 from sdwn.browser.collection import Collection
 from sdwn.browser.search import Index
 from sdwn.errors import SdwnError
-from sdwn.exchange.intake import ImportOptions, import_pictures
+from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.paths import ReleasePaths
 from sdwn.wordnet.corpus import WordNet
 
@@ -41,7 +41,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Co
         folder.mkdir(parents=True)
         Image.new("RGB", (4, 4), (place, 8, 8)).save(folder / "0.png")
     target = ReleasePaths(source.parent / "imported")
-    release = import_pictures(source, target, ImportOptions("imagefolder")).release
+    release = import_images(source, target, ImportOptions("imagefolder")).release
     quoted = '"' + ", ".join(LEMMAS).replace('"', '""') + '"'
     text = target.synsets.read_text().replace(
         '"cafe, coffeehouse, coffee_shop, coffee_bar"', quoted

@@ -20,7 +20,7 @@ from sdwn.browser.library import Library
 from sdwn.browser.sheet import open_sheet, page
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
-from sdwn.exchange.intake import ImportOptions, import_pictures
+from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.generation.task import generate
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
@@ -279,7 +279,7 @@ def imported(tmp_path: Path) -> Path:
         path = tmp_path / "photographs" / ZEBRA / f"phone_{number}.png"
         Image.new("RGB", (30, 20), colour).save(path)
     target = ReleasePaths(tmp_path / "real")
-    import_pictures(tmp_path / "photographs", target, ImportOptions("imagefolder"))
+    import_images(tmp_path / "photographs", target, ImportOptions("imagefolder"))
     return target.root
 
 

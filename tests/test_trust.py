@@ -25,7 +25,7 @@ from sdwn.devices.tuning import Probe, Tuning
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export
-from sdwn.exchange.intake import ImportOptions, import_pictures
+from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.generation.noise import NoiseSampler
 from sdwn.generation.sampler import Sampler
 from sdwn.io import csv_text
@@ -43,7 +43,7 @@ from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import PlannedSynset, parse_table, table_text
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.releases.staged_folder import JOURNAL, Building, build
+from sdwn.releases.staged_folder import JOURNAL, StagedFolder, build
 from sdwn.workflow.status import run_status
 from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.local.local import start_controller
@@ -53,8 +53,8 @@ from conftest import FEW, PlanRun, Testbed, noise_config, profile_for_testbed, w
 LOCAL = ClusterProfile(executor="local")
 
 
-def fill(building: Building) -> None:
-    (building.root / "a").write_text("a")
+def fill(staged: StagedFolder) -> None:
+    (staged.root / "a").write_text("a")
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -246,7 +246,7 @@ class TestTables:
         source.mkdir(parents=True)
         Image.new("RGB", (8, 8), "red").save(source / "0.png")
         (source.parent / "=1+1.png").write_bytes(b"no picture")
-        made = import_pictures(
+        made = import_images(
             source.parent, ReleasePaths(tmp_path / "release"), ImportOptions("imagefolder")
         ).release
         export(made, tmp_path / "again", ExportOptions("release"))

@@ -55,7 +55,7 @@ class Pictures:
 
     def digest(self, row: int) -> str:
         """Give the recorded SHA-256 of an image, without reading it."""
-        return str(self._release.place(row)["sha256"])
+        return str(self._release.location(row)["sha256"])
 
     def stored(self, row: int, upright: bool = False) -> Stored:
         """Return an image as it is stored; raw pixels, which no browser shows, as PNG.
@@ -63,7 +63,7 @@ class Pictures:
         With ``upright``, also as PNG what browsers may leave on its side: all of them turn a
         JPEG as its EXIF orientation says, and only some a PNG or WebP.
         """
-        place = self._release.place(row)
+        place = self._release.location(row)
         codec = place["codec"]
         if codec not in (*MEDIA_TYPES, "raw"):
             raise IntegrityError(f"image {row}: no browser shows the codec {codec!r}")
@@ -85,7 +85,7 @@ class Pictures:
         """
         try:
             with _disk_errors():
-                self._release.payload(self._release.place(row))
+                self._release.payload(self._release.location(row))
         except IntegrityError:
             return True
         return False

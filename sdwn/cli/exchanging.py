@@ -94,8 +94,8 @@ def import_(
     part_size: PartSize = 4.0,
     as_json: AsJson = False,
 ) -> None:
-    """Make a release of pictures as they are; what is no sound picture is named and left out."""
-    from sdwn.exchange.intake import ImportOptions
+    """Make a release of images as they are; unreadable ones are named and left out."""
+    from sdwn.exchange.import_images import ImportOptions
 
     options = ImportOptions(format_, int(part_size * 1e9), origin, licence, follow_links)
     terminal.result(exchanging.import_release(source, release, options), as_json)

@@ -11,7 +11,7 @@ from sdwn.errors import UsageError
 
 if TYPE_CHECKING:
     from sdwn.exchange.export import ExportOptions
-    from sdwn.exchange.intake import ImportOptions
+    from sdwn.exchange.import_images import ImportOptions
     from sdwn.releases.release import Release
 
 # Files left out of an import that are named on the terminal; all stand in the release.
@@ -36,11 +36,11 @@ def share(text: str) -> float:
 
 def opened(root: Path, only: Path | None) -> Release:
     """Open a release, or only the images of it that a CSV file lists."""
-    from sdwn.exchange.listed import listed
+    from sdwn.exchange.csv_selection import select_listed
     from sdwn.releases.release import Release
 
     release = Release(root)
-    return release if only is None else listed(release, only)
+    return release if only is None else select_listed(release, only)
 
 
 def chosen(
@@ -70,13 +70,13 @@ def export_release(release: Release, dest: Path, options: ExportOptions) -> dict
 
 def import_release(source: Path, release: Path, options: ImportOptions) -> dict[str, Any]:
     """Make a release of pictures, and name those that were left out."""
-    from sdwn.exchange.intake import count_pictures, import_pictures
+    from sdwn.exchange.import_images import count_files, import_images
     from sdwn.paths import ReleasePaths
 
     with terminal.working("looking for pictures"):
-        count = count_pictures(source, options.follow_links)
+        count = count_files(source, options.follow_links)
     with terminal.progress("import", count, unit="files") as advance:
-        found = import_pictures(source, ReleasePaths(release), options, advance)
+        found = import_images(source, ReleasePaths(release), options, advance)
     for name, reason in found.skipped[:TOLD]:
         terminal.say(f"left out: {name}: {reason}")
     if len(found.skipped) > TOLD:

@@ -45,13 +45,13 @@ def _written(sheet: Sheet, save: Path | None) -> Path:
     from PIL import Image
 
     from sdwn.browser.sheet import page, picture
-    from sdwn.exchange.names import file_name
+    from sdwn.exchange.export_source import path_name
     from sdwn.io import atomic, write_text
 
     if save is None:
         # A folder that only its owner may read; it stays, for the browser reads it later.
         folder = Path(tempfile.mkdtemp(prefix="sdwn-"))
-        save = folder / f"{file_name(sheet.entry.synset)}.html"
+        save = folder / f"{path_name(sheet.entry.synset)}.html"
     if save.suffix.lower() == PAGE:
         write_text(save, page(sheet))
     else:

@@ -1,64 +1,45 @@
-"""A folder for each synset: as the paper describes its release, or as torchvision reads it."""
+"""Export formats ``folders``, as the paper describes its dataset, and ``imagefolder``."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from sdwn.errors import UsageError
-from sdwn.exchange.gallery import Exhibit, Gallery, Span
-from sdwn.exchange.layout import Layout
-from sdwn.exchange.names import file_name
+from sdwn.exchange.export_source import ExportFormat, ExportImage, ExportSource, Span, path_name
 from sdwn.io import sync
 from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import PlannedSynset
 
+# A unit of an export that is resumed: a file each would be too many lines in the journal.
 SYNSETS = 50
 
 
-def _by_name(synset: PlannedSynset) -> str:
-    return file_name(synset.synset)
-
-
-def _by_wnid(synset: PlannedSynset) -> str:
-    return file_name(synset.wnid)
-
-
-def _write_named(root: Path, _: str, gallery: Gallery, span: Span) -> None:
-    for synset in gallery.synsets(span):
-        folder = root / _by_name(synset)
+def _write(root: Path, _: str, source: ExportSource, span: Span, *, named_by: str) -> None:
+    folders = dict[str, Path]()
+    for synset in source.synsets(span):
+        folder = folders[synset.wnid] = root / path_name(getattr(synset, named_by))
         folder.mkdir(exist_ok=True)
-        _write_file(folder / f"{folder.name}.txt", description(synset).encode())
-    _write_images(root, _by_name, gallery, span)
+        if named_by == "synset":
+            _write_file(folder / f"{folder.name}.txt", description(synset).encode())
 
+    def write(image: ExportImage) -> None:
+        folder = folders[image.row["wnid"]]
+        _write_file(
+            folder / f"{folder.name}_{image.row['number']}.{image.extension}", image.payload
+        )
 
-def _write_numbered(root: Path, _: str, gallery: Gallery, span: Span) -> None:
-    _write_images(root, _by_wnid, gallery, span)
-
-
-def description(synset: PlannedSynset) -> str:
-    """Give the three lines that lie beside a synset's images."""
-    lines = {"prompt": synset.prompt, "synset": synset.synset, "wnid": synset.wnid}
-    return "".join(f"{name}: {' '.join(text.splitlines())}\n" for name, text in lines.items())
-
-
-def _write_images(
-    root: Path, name: Callable[[PlannedSynset], str], gallery: Gallery, span: Span
-) -> None:
-    folders = {synset.wnid: root / name(synset) for synset in gallery.synsets(span)}
-    for folder in folders.values():
-        folder.mkdir(exist_ok=True)
-
-    def write(exhibit: Exhibit) -> None:
-        folder = folders[exhibit.row["wnid"]]
-        file = f"{folder.name}_{exhibit.row['number']}.{exhibit.extension}"
-        _write_file(folder / file, exhibit.payload)
-
-    for _ in gallery.each(span, write):
+    for _result in source.map(span, write):
         pass
     for folder in (*folders.values(), root):
         sync(folder)
+
+
+def description(synset: PlannedSynset) -> str:
+    """Return the three lines that lie beside a synset's images."""
+    lines = {"prompt": synset.prompt, "synset": synset.synset, "wnid": synset.wnid}
+    return "".join(f"{name}: {' '.join(text.splitlines())}\n" for name, text in lines.items())
 
 
 def _write_file(path: Path, content: bytes) -> None:
@@ -68,34 +49,30 @@ def _write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _check(name: Callable[[PlannedSynset], str]) -> Callable[[Gallery], None]:
+def _check(source: ExportSource, *, named_by: str) -> None:
     """Refuse synsets that would share a folder, or take the name of a file beside them."""
-
-    def check(gallery: Gallery) -> None:
-        paths = ReleasePaths(Path())
-        taken = {path.name: "a file" for path in (paths.card, paths.synsets)}
-        for synset in gallery.release.present:
-            found = taken.setdefault(name(synset), synset.wnid)
-            if found != synset.wnid:
-                raise UsageError(
-                    f"the folder {name(synset)} of {synset.wnid} would be that of {found} too; "
-                    "choose webdataset or parquet"
-                )
-
-    return check
+    paths = ReleasePaths(Path())
+    owners = {path.name: "a file" for path in (paths.card, paths.synsets)}
+    for synset in source.release.present:
+        name = path_name(getattr(synset, named_by))
+        if (owner := owners.setdefault(name, synset.wnid)) != synset.wnid:
+            raise UsageError(
+                f"the folder {name} of {synset.wnid} would be that of {owner} too; "
+                "choose webdataset or parquet"
+            )
 
 
-def _unit(index: int, _: int) -> str:
-    return f"synsets-{index:05d}"
+def _format(named_by: str, data_files: str | None = None) -> ExportFormat:
+    return ExportFormat(
+        name=lambda index, _: f"synsets-{index:05d}",
+        write=partial(_write, named_by=named_by),
+        unit=SYNSETS,
+        in_bytes=False,
+        data_files=data_files,
+        check=partial(_check, named_by=named_by),
+    )
 
 
 # For Hugging Face datasets: what lies in folders, and is no text (one ends in .txt).
-FOLDERS = Layout(
-    _unit,
-    _write_named,
-    SYNSETS,
-    in_bytes=False,
-    data_files="*/*[!t]",
-    check=_check(_by_name),
-)
-IMAGEFOLDER = Layout(_unit, _write_numbered, SYNSETS, in_bytes=False, check=_check(_by_wnid))
+FOLDERS = _format("synset", data_files="*/*[!t]")
+IMAGEFOLDER = _format("wnid")

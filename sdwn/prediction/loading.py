@@ -15,7 +15,7 @@ import torchvision.io  # noqa: F401 - the faster decoder
 from PIL import Image
 
 from sdwn.io import in_threads
-from sdwn.releases.release import PLACE, Release
+from sdwn.releases.release import LOCATION, Release
 from sdwn.storage.images import Pixels
 
 Prepare = Callable[[Image.Image], Pixels]
@@ -56,6 +56,6 @@ def prepared(
 
 
 def _rows(release: Release) -> Iterator[Row]:
-    chosen = release.metadata.select([*COLUMNS, *PLACE])
+    chosen = release.metadata.select([*COLUMNS, *LOCATION])
     for batch in chosen.to_batches(max_chunksize=AT_ONCE):
         yield from batch.to_pylist()

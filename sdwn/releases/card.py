@@ -1,12 +1,10 @@
-"""The dataset card, filled from a release's own record; dataset hubs read its YAML header."""
+"""The dataset card of a release or an export; dataset hubs read its YAML header."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import DatasetCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
@@ -17,18 +15,6 @@ from sdwn.models.notices import terms
 from sdwn.planning.plan import PlannedSynset
 from sdwn.releases.manifest import Manifest
 from sdwn.storage.columns import BLACK, COLUMNS
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A layout of files: what of the templates describes it, and what a hub should load of it."""
-
-    name: str
-    data_files: str | None
-    codec: str | None = None
-
-
-RELEASE = Form("release", "metadata.parquet")
 
 # Identifiers as the hub has them; each model's page states its own.
 LICENCES = {
@@ -43,28 +29,38 @@ LICENCES = {
 }
 
 
+class CardLayout(NamedTuple):
+    """A layout of files, which a template of its name describes.
+
+    ``data_files`` are those that a hub should load, if it needs to be told; ``encoding`` is of
+    the images, where it is not the release's own.
+    """
+
+    name: str
+    data_files: str | None
+    encoding: str | None = None
+
+
+RELEASE = CardLayout("release", "metadata.parquet")
+
+
 def card(
     manifest: Manifest,
     present: Sequence[PlannedSynset],
-    names: Collection[str],
-    form: Form = RELEASE,
+    columns: Collection[str],
+    layout: CardLayout = RELEASE,
 ) -> str:
-    """Write the card as Markdown.
+    """Return the card as Markdown.
 
-    ``present`` are the synsets that have images here, ``names`` the columns of their records.
+    Args:
+        manifest: of the release.
+        present: the synsets that have images here.
+        columns: the names of their records' columns.
+        layout: of the files.
 
     Raises:
-        IntegrityError: the manifest's settings are no run's.
+        IntegrityError: the manifest's settings are damaged.
     """
-    try:
-        return _rendered(manifest, present, names, form)
-    except (TemplateError, LookupError, TypeError, ValueError) as error:
-        raise IntegrityError(f"the manifest's settings are damaged: {error}") from None
-
-
-def _rendered(
-    manifest: Manifest, present: Sequence[PlannedSynset], names: Collection[str], form: Form
-) -> str:
     environment = Environment(
         loader=PackageLoader("sdwn", "templates/card"),
         undefined=StrictUndefined,
@@ -75,74 +71,56 @@ def _rendered(
     )
     environment.filters["md"] = _escaped
     settings = manifest.settings
-    model = ModelConfig(**settings["model"]) if settings else None
-    return environment.get_template("card.md").render(
-        header=_header(manifest, model, form),
-        manifest=manifest,
-        settings=settings,
-        terms=terms(model.name) if model else None,
-        licence=LICENCES.get(model.name) if model else None,
-        hub_model=_on_a_hub(model),
-        black=sum(manifest.statuses.get(name, 0) for name in BLACK),
-        same=_same_prompts(present),
-        example=present[0].synset if present else "dog.n.01",
-        form=form,
-        encoding=_encoding(settings, form),
-        columns=[column for column in COLUMNS if column.name in names],
-    )
+    try:
+        model = ModelConfig(**settings["model"]) if settings else None
+        encoding = layout.encoding
+        if encoding is None:
+            encoding = _encoding(settings["storage"]) if settings else "as imported"
+        prompts = Counter(row.prompt for row in present if row.prompt)
+        return environment.get_template("card.md").render(
+            header=_header(manifest, model, layout.data_files),
+            manifest=manifest,
+            settings=settings,
+            terms=terms(model.name) if model else None,
+            licence=LICENCES.get(model.name) if model else None,
+            hub_model=model and not model.builtin and model.name.count("/") == 1,
+            black=sum(manifest.statuses.get(name, 0) for name in BLACK),
+            same=sum(count for count in prompts.values() if count > 1),
+            example=present[0].synset if present else "dog.n.01",
+            layout=layout.name,
+            encoding=encoding,
+            columns=[column for column in COLUMNS if column.name in columns],
+        )
+    except (TemplateError, LookupError, TypeError, ValueError) as error:
+        raise IntegrityError(f"the manifest's settings are damaged: {error}") from None
 
 
-def _header(manifest: Manifest, model: ModelConfig | None, form: Form) -> str:
+def _header(manifest: Manifest, model: ModelConfig | None, data_files: str | None) -> str:
+    name, tags, tasks = manifest.name, ["wordnet", "imagenet"], ["image-classification"]
     licence = LICENCES.get(model.name) if model else manifest.licence
+    if model is not None:
+        name = f"{model.name if model.builtin else 'Stable Diffusion'} x {name}"
+        if not model.builtin:
+            tags = ["stable-diffusion", *tags]
+    if manifest.origin == "run":
+        tags = ["synthetic", *tags]
+        tasks.append("text-to-image")  # imports may have no prompts to learn from
     optional: dict[str, Any] = {} if licence else {"license_name": "see-the-card"}
-    if form.data_files:
-        optional["configs"] = [{"config_name": "default", "data_files": form.data_files}]
+    if data_files:
+        optional["configs"] = [{"config_name": "default", "data_files": data_files}]
     data = DatasetCardData(
         language="en",
         license=licence or "other",
-        pretty_name=_name(manifest, model),
-        task_categories=_tasks(manifest),
+        pretty_name=name,
+        task_categories=tasks,
         size_categories=size_category(manifest.images),
-        tags=_tags(manifest, model),
+        tags=tags,
         **optional,
     )
     return str(data.to_yaml()).strip()
 
 
-def _name(manifest: Manifest, model: ModelConfig | None) -> str:
-    if model is None:
-        return manifest.name
-    return f"{model.name if model.builtin else 'Stable Diffusion'} x {manifest.name}"
-
-
-def _tasks(manifest: Manifest) -> list[str]:
-    # Without prompts there is nothing to learn to draw from.
-    drawn = ["text-to-image"] if manifest.origin == "run" else []
-    return ["image-classification", *drawn]
-
-
-def _tags(manifest: Manifest, model: ModelConfig | None) -> list[str]:
-    made = ["synthetic"] if manifest.origin == "run" else []
-    by = ["stable-diffusion"] if model is not None and model.builtin is None else []
-    return [*made, *by, "wordnet", "imagenet"]
-
-
-def _on_a_hub(model: ModelConfig | None) -> bool:
-    return model is not None and model.builtin is None and model.name.count("/") == 1
-
-
-def _same_prompts(present: Sequence[PlannedSynset]) -> int:
-    """Count the synsets that share their prompt with another."""
-    counts = Counter(row.prompt for row in present if row.prompt)
-    return sum(count for count in counts.values() if count > 1)
-
-
-def _encoding(settings: dict[str, Any] | None, form: Form) -> str:
-    if form.codec:
-        return form.codec
-    if settings is None:
-        return "as imported"
-    storage = settings["storage"]
+def _encoding(storage: dict[str, Any]) -> str:
     quality = f"quality {storage['quality']}" if storage["codec"] == "jpeg" else "lossless"
     return f"{storage['codec']}, {quality}"
 
@@ -157,15 +135,13 @@ def _escaped(value: Any) -> str:
 
 
 def size_category(images: int) -> str:
-    """Name a size class as dataset hubs do.
+    """Return the size class that dataset hubs have for so many images.
 
-    >>> size_category(262_040)
-    '100K<n<1M'
+    >>> size_category(999), size_category(1000), size_category(262_040), size_category(10**9)
+    ('n<1K', '1K<n<10K', '100K<n<1M', '10M<n<100M')
     """
-    bounds = [(10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"), (10**7, "10M")]
-    if images < bounds[0][0]:
+    if images < 1000:
         return "n<1K"
-    for (low, low_name), (high, high_name) in pairwise(bounds):
-        if low <= images < high:
-            return f"{low_name}<n<{high_name}"
-    return "10M<n<100M"
+    bounds = ("1K", "10K", "100K", "1M", "10M", "100M")
+    power = min(len(str(images)) - len("1000"), len(bounds) - 2)
+    return f"{bounds[power]}<n<{bounds[power + 1]}"

@@ -15,7 +15,7 @@ from sdwn.models.lock import common_revision
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import ImageSpec, Plan, Shard, image_settings, read_plan
 from sdwn.releases.release import Release
-from sdwn.releases.staged_folder import Building, build, require_free
+from sdwn.releases.staged_folder import StagedFolder, build, require_free
 from sdwn.releases.writer import Origin, ReleaseWriter, cut
 from sdwn.storage.columns import COLUMNS, Table, texts
 from sdwn.storage.decoding import Decoding
@@ -51,8 +51,8 @@ def merge(
     if _is_new(release):
         shards = _locate(runs, plan, options.allow_missing, revision)
 
-        def fill(building: Building) -> None:
-            _fill(building, plan, shards, options, advance)
+        def fill(staged: StagedFolder) -> None:
+            _fill(staged, plan, shards, options, advance)
 
         if build(release.root, {"merge": plan.digest}, fill):
             return Release(release.root)
@@ -263,13 +263,13 @@ def _identities(rows: Table) -> Iterator[tuple[Any, ...]]:
 
 
 def _fill(
-    building: Building,
+    staged: StagedFolder,
     plan: Plan,
     shards: Mapping[int, Path],
     options: MergeOptions,
     advance: Advance,
 ) -> None:
-    with ReleaseWriter(building, _origin(plan, shards)) as writer:
+    with ReleaseWriter(staged, _origin(plan, shards)) as writer:
         for group in _groups(list(shards.values()), options.part_bytes):
 
             def write(path: Path, attributes: Mapping[str, Any], group: list[Path] = group) -> str:

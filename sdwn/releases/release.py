@@ -44,7 +44,7 @@ METADATA_COLUMNS = {
     "part": pa.dictionary(pa.int32(), pa.string()),
 }
 # What finding and decoding an image takes; the rest of a record is read when it is asked for.
-PLACE = ("part", "offset", "bytes", "codec", "width", "height", "sha256")
+LOCATION = ("part", "offset", "bytes", "codec", "width", "height", "sha256")
 
 Row = Mapping[str, Any]
 
@@ -149,14 +149,14 @@ class Release:
         row: dict[str, Any] = self.metadata.slice(self._index(index), 1).to_pylist()[0]
         return row
 
-    def place(self, index: int) -> dict[str, Any]:
+    def location(self, index: int) -> dict[str, Any]:
         """Give of an image's record what :meth:`image` and :meth:`payload` need, ten times faster.
 
         Raises:
             IndexError: there is no such image.
         """
-        place = self._index(index)
-        return {name: values[place].as_py() for name, values in self._places.items()}
+        position = self._index(index)
+        return {name: values[position].as_py() for name, values in self._locations.items()}
 
     def find(self, name: str) -> NDArray[np.int64]:
         """Give the indices of a synset's images, by wnid, synset name, or lemma.
@@ -167,11 +167,11 @@ class Release:
         Raises:
             UsageError: it names no synset of the release; similar names are given.
         """
-        places = self._places_by_wnid
-        wnids = [wnid for wnid in self._wnids(name) if wnid in places]
+        rows = self._rows_by_wnid
+        wnids = [wnid for wnid in self._wnids(name) if wnid in rows]
         if not wnids:
             raise UsageError(f"{self}: {self._not_found(name)}")
-        return np.concatenate([places[wnid] for wnid in wnids])
+        return np.concatenate([rows[wnid] for wnid in wnids])
 
     def find_one(self, name: str) -> str:
         """Give the wnid of a synset, found as in :meth:`find`, where a name is of one alone.
@@ -196,7 +196,7 @@ class Release:
         Raises:
             IntegrityError: it is damaged.
         """
-        row = which if isinstance(which, Mapping) else self.place(which)
+        row = which if isinstance(which, Mapping) else self.location(which)
         try:
             return decode(self.payload(row), row["codec"], row["width"], row["height"])
         except IntegrityError as error:
@@ -286,9 +286,9 @@ class Release:
         """
         if not 0 < fraction <= 1:
             raise UsageError(f"a sample is more than 0 and at most 1 of all, found {fraction}")
-        wnids = sorted(self._places_by_wnid, key=lambda w: hashlib.sha256(w.encode()).digest())
+        wnids = sorted(self._rows_by_wnid, key=lambda w: hashlib.sha256(w.encode()).digest())
         chosen = wnids[: max(1, round(fraction * len(wnids)))]
-        places = [self._places_by_wnid[wnid] for wnid in chosen]
+        places = [self._rows_by_wnid[wnid] for wnid in chosen]
         indices = np.sort(np.concatenate(places)) if places else np.arange(0)
         return self._choose(indices, [f"{100 * fraction:.3g}% of the synsets"])
 
@@ -321,7 +321,7 @@ class Release:
     @property
     def present(self) -> list[PlannedSynset]:
         """The synsets that have images here."""
-        return [row for wnid, row in self.synsets.items() if wnid in self._places_by_wnid]
+        return [row for wnid, row in self.synsets.items() if wnid in self._rows_by_wnid]
 
     def _indices(self, rows: ArrayLike) -> NDArray[np.int64]:
         given, images = np.asarray(rows), self.metadata.num_rows
@@ -357,7 +357,7 @@ class Release:
         return self._column("wnid", lambda values: pc.is_in(values, pa.array(wnids)))
 
     @cached_property
-    def _places_by_wnid(self) -> dict[str, NDArray[np.int64]]:
+    def _rows_by_wnid(self) -> dict[str, NDArray[np.int64]]:
         wnids = self.metadata["wnid"].combine_chunks().dictionary_encode()
         codes, names = wnids.indices.to_numpy(), wnids.dictionary.to_pylist()
         order = np.argsort(codes, kind="stable")
@@ -374,7 +374,7 @@ class Release:
         return found
 
     def _wnids(self, name: str) -> list[str]:
-        if name in self._places_by_wnid:
+        if name in self._rows_by_wnid:
             return [name]
         by_name = self._wnids_by_name
         return by_name.get(canonical(name)) or by_name.get(_plain(name), [])
@@ -392,9 +392,9 @@ class Release:
         return index % len(self)
 
     @cached_property
-    def _places(self) -> dict[str, pa.Array]:
+    def _locations(self) -> dict[str, pa.Array]:
         # Slicing the whole table takes ten times as long as these few columns.
-        return {name: self.metadata[name].combine_chunks() for name in PLACE}
+        return {name: self.metadata[name].combine_chunks() for name in LOCATION}
 
     def part(self, name: str) -> Path:
         """Name a part's file, which is the release's own.

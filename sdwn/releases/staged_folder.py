@@ -26,7 +26,7 @@ UNFINISHED = ".unfinished"
 JOURNAL = ".journal.jsonl"
 
 
-class Building:
+class StagedFolder:
     """A folder to fill; ``finished`` holds the record of each thing that is complete in it."""
 
     def __init__(self, root: Path, recipe: Mapping[str, Any]) -> None:
@@ -66,7 +66,7 @@ class Building:
         sync(target.parent)
 
 
-def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[Building], None]) -> bool:
+def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[StagedFolder], None]) -> bool:
     """Fill a folder and give it its name; False where another process did so meanwhile.
 
     ``recipe`` says in JSON's terms what is built: an unfinished folder of another recipe is
@@ -84,7 +84,7 @@ def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[Building], No
             return False
         begun = None
         try:
-            begun = Building(folder, recipe)
+            begun = StagedFolder(folder, recipe)
             fill(begun)
             begun._give_name(target)
         except BaseException:

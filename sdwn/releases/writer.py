@@ -20,7 +20,7 @@ from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import PlannedSynset, table_text
 from sdwn.releases.card import card
 from sdwn.releases.manifest import FileRecord, Manifest, Missing, sums_text
-from sdwn.releases.staged_folder import JOURNAL, Building
+from sdwn.releases.staged_folder import JOURNAL, StagedFolder
 from sdwn.storage.columns import Table, names, texts
 from sdwn.storage.shards import ImageFile
 
@@ -66,9 +66,9 @@ class Origin:
 class ReleaseWriter:
     """Fills a folder with a release; leaving the block after its last part describes them."""
 
-    def __init__(self, building: Building, origin: Origin) -> None:
-        self._building, self._origin = building, origin
-        self._paths = ReleasePaths(building.root)
+    def __init__(self, staged: StagedFolder, origin: Origin) -> None:
+        self._staged, self._origin = staged, origin
+        self._paths = ReleasePaths(staged.root)
         self._metadata = _MetadataWriter(
             self._paths.metadata, {row.wnid: row.imagenet_class for row in origin.synsets}
         )
@@ -91,7 +91,7 @@ class ReleaseWriter:
             write: writes the file of images, with the attributes given, and returns its SHA-256.
         """
         path = self._paths.part(len(self._files))
-        found = self._building.finished.get(path.name)
+        found = self._staged.finished.get(path.name)
         # A kill may fall between a part and its record, and a disk may fail between attempts.
         new = (
             found is None
@@ -103,7 +103,7 @@ class ReleaseWriter:
             with atomic(path) as temporary:
                 digest = write(temporary, self._origin.attributes)
             found = {"inputs": inputs, "sha256": digest}
-            self._building.finish(path.name, found)
+            self._staged.finish(path.name, found)
         self._files.append(_record(path, found["sha256"]))
         with ImageFile(path) as file:
             rows = file.rows()

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sdwn.releases.release import PLACE, Release
+from sdwn.releases.release import LOCATION, Release
 from sdwn.wordnet.imagenet import class_lemmas, class_wnids
 
 # An image that is damaged is told by its synset and number.
-_COLUMNS = ["wnid", "synset", "number", "status", *PLACE]
+_COLUMNS = ["wnid", "synset", "number", "status", *LOCATION]
 # So many of a class are looked at: an import may have a thousand.
 MOST = 50
 

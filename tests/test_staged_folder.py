@@ -14,7 +14,7 @@ from sdwn.evaluation.verify import verify
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.releases.merge import MergeOptions, merge
-from sdwn.releases.staged_folder import JOURNAL, Building, build
+from sdwn.releases.staged_folder import JOURNAL, StagedFolder, build
 
 from conftest import FEW, PlanRun, Sdwn
 
@@ -26,11 +26,11 @@ def generated(generated: PlanRun) -> PlanRun:
     return partial(generated, catalog=FEW)
 
 
-def fill(building: Building) -> None:
+def fill(staged: StagedFolder) -> None:
     for name in ("a", "b", "c"):
-        if name not in building.finished:
-            (building.root / name).write_text(name)
-            building.finish(name, {"length": 1})
+        if name not in staged.finished:
+            (staged.root / name).write_text(name)
+            staged.finish(name, {"length": 1})
 
 
 def names(folder: Path) -> list[str]:
@@ -49,9 +49,9 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
 def stopped(target: Path) -> Path:
     """Begin a folder, and stop after its first file."""
 
-    def stop(building: Building) -> None:
-        (building.root / "a").write_text("a, first attempt")
-        building.finish("a", {"length": 1})
+    def stop(staged: StagedFolder) -> None:
+        (staged.root / "a").write_text("a, first attempt")
+        staged.finish("a", {"length": 1})
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -79,8 +79,8 @@ def test_another_recipe_begins_anew(tmp_path: Path) -> None:
 
 
 def test_an_attempt_that_finished_nothing_leaves_nothing(tmp_path: Path) -> None:
-    def fail(building: Building) -> None:
-        (building.root / "a").write_text("a")
+    def fail(staged: StagedFolder) -> None:
+        (staged.root / "a").write_text("a")
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):

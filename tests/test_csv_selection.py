@@ -10,8 +10,8 @@ from sdwn.browser.library import Library
 from sdwn.browser.view import View
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
+from sdwn.exchange.csv_selection import select_listed
 from sdwn.exchange.export import ExportOptions, export
-from sdwn.exchange.listed import listed
 from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import WordNet
 
@@ -54,7 +54,7 @@ def held(release: Release) -> Images:
 def test_a_list_takes_its_images_once(
     release: Release, tmp_path: Path, text: str, encoding: str
 ) -> None:
-    some = listed(release, write(tmp_path, text, encoding))
+    some = select_listed(release, write(tmp_path, text, encoding))
     assert held(some) == [(CORGI, 0), (ZEBRA, 2)]
     rows = [(row["part"], row["row"]) for row in some.metadata.to_pylist()]
     assert rows == sorted(rows), "in the release's order, whatever the list's"
@@ -75,7 +75,7 @@ def test_a_list_takes_its_images_once(
 def test_a_list_of_synsets_takes_whole_ones(
     release: Release, tmp_path: Path, text: str, encoding: str
 ) -> None:
-    some = listed(release, write(tmp_path, text, encoding))
+    some = select_listed(release, write(tmp_path, text, encoding))
     assert held(some) == [(ZEBRA, number) for number in range(3)]
 
 
@@ -106,17 +106,17 @@ def test_what_is_no_list_of_the_release_is_refused_in_a_line(
     release: Release, tmp_path: Path, text: str, message: str
 ) -> None:
     with pytest.raises(UsageError, match=rf"list\.csv.*{message}") as refused:
-        listed(release, write(tmp_path, text))
+        select_listed(release, write(tmp_path, text))
     assert "\n" not in str(refused.value)
 
 
 def test_what_is_no_text_is_refused_in_a_line(release: Release, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"expected text in UTF-8, .* can't decode"):
-        listed(release, write(tmp_path, "wnid\nzèbre\n", "latin-1"))
+        select_listed(release, write(tmp_path, "wnid\nzèbre\n", "latin-1"))
     with pytest.raises(UsageError, match="cannot be read: No such file"):
-        listed(release, tmp_path / "none.csv")
+        select_listed(release, tmp_path / "none.csv")
     with pytest.raises(UsageError, match="cannot be read: Is a directory"):
-        listed(release, tmp_path)
+        select_listed(release, tmp_path)
 
 
 def test_a_list_goes_with_the_other_choices(sdwn: Sdwn, release: Release, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_the_table_of_metadata_is_a_list(release: Release, tmp_path: Path) -> No
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    some = listed(release, tmp_path / "list.csv")
+    some = select_listed(release, tmp_path / "list.csv")
     assert some.metadata.to_pylist() == rows
 
 
@@ -161,7 +161,7 @@ def test_the_list_of_a_search_is_a_list(release: Release, tmp_path: Path) -> Non
     """What ``sdwn browse`` gives for a view, page by page or not."""
     library = Library(release.paths.root)
     text = "".join(image_list(library.all_rows(View(q="corgi zebra"))))
-    some = listed(release, write(tmp_path, text))
+    some = select_listed(release, write(tmp_path, text))
     assert held(some) == [(wnid, number) for wnid in (CORGI, ZEBRA) for number in range(3)]
 
 
@@ -178,9 +178,9 @@ def test_a_killed_export_of_a_list_goes_on(release: Release, tmp_path: Path) -> 
         return [json.loads(line)["name"] for line in lines]
 
     with pytest.raises(KeyboardInterrupt):
-        export(listed(release, path), tmp_path / "out", options, interrupt)
+        export(select_listed(release, path), tmp_path / "out", options, interrupt)
     (name,) = begun()
     before = (tmp_path / ".out.unfinished" / name).stat().st_ino
-    export(listed(release, path), tmp_path / "out", options)
+    export(select_listed(release, path), tmp_path / "out", options)
     assert (tmp_path / "out" / name).stat().st_ino == before, "what was finished stays"
     assert len(list((tmp_path / "out").glob("*.tar"))) == 3

@@ -1,0 +1,252 @@
+"""Images to export: sorted by synset, encoded as the user chose, made ready in threads."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from sdwn.errors import IntegrityError, UsageError, command
+from sdwn.io import Advance, in_threads
+from sdwn.planning.plan import PlannedSynset
+from sdwn.releases.release import Release, Row
+from sdwn.storage.images import LOSSLESS, open_image
+
+CODECS = ("stored", "png", "webp", "jpeg")
+EXTENSIONS = {"webp": "webp", "png": "png", "jpeg": "jpg"}
+JPEG_QUALITY = 95
+
+# More than processors: some wait for the disk.
+THREADS = 16
+# Records that are Python objects at the same time.
+ROWS = 1000
+# Images that are encoded to estimate how much smaller or larger a codec makes them.
+TRIALS = 16
+
+# What a reader looks for first, and what has a meaning only inside a release.
+_FIRST_COLUMNS = (
+    *("wnid", "synset", "number", "status", "imagenet_class", "prompt", "seed"),
+    *("width", "height", "sha256"),
+)
+_INNER_COLUMNS = {"part", "row", "offset", "bytes", "codec", "session"}
+
+# A file name may have 255 bytes; a number and an extension are still to come.
+_LONGEST_NAME = 150
+# Between separators, these words make Hugging Face datasets take a folder for one split of
+# several, and leave out every folder without such a word.
+_SPLIT_WORD = re.compile(
+    r"(?<![^-._ 0-9])(train|training|validation|valid|dev|val|test|testing|eval|evaluation)"
+    r"(?![^-._ 0-9])"
+)
+
+Span = tuple[int, int]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """A codec of exported images, ``stored`` for that of the release, and a quality.
+
+    Images that have the codec already keep their bytes, unless a quality is given. No other
+    program reads ``raw``, which becomes PNG.
+
+    Raises:
+        UsageError: there is no such codec, or it has no such quality.
+    """
+
+    codec: str = "stored"
+    quality: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.codec not in CODECS:
+            raise UsageError(f"codec: expected {', '.join(CODECS)}, found {self.codec!r}")
+        if self.quality is None:
+            return
+        if self.codec == "stored":
+            raise UsageError("a quality is for images that are encoded anew: name jpeg or webp")
+        if self.codec == "png":
+            raise UsageError("png is lossless and has no quality: leave it out, or name jpeg")
+        if not 1 <= self.quality <= 100:
+            raise UsageError(f"quality: expected 1 to 100, found {self.quality}")
+
+    @property
+    def _target(self) -> str:
+        return "png" if self.codec == "stored" else self.codec
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        if self.quality is None and self._target in LOSSLESS:
+            return LOSSLESS[self._target]
+        return {"quality": self.quality or JPEG_QUALITY}
+
+    def _keeps(self, codec: str) -> bool:
+        if self.codec == "stored":
+            return codec != "raw"
+        return codec == self.codec and self.quality is None
+
+    def encode(self, release: Release, row: Row) -> tuple[bytes, str]:
+        """Return an image's bytes and their codec.
+
+        Raises:
+            IntegrityError: the image is damaged.
+            UsageError: the codec cannot hold this image.
+        """
+        if self._keeps(row["codec"]):
+            return release.payload(row), row["codec"]
+        buffer = io.BytesIO()
+        try:
+            Image.fromarray(release.array(row)).save(buffer, self._target, **self._options)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{row['synset']} {row['number']} cannot be {self._target}: {error}; "
+                "choose another codec"
+            ) from None
+        return buffer.getvalue(), self._target
+
+    def describe(self, stored: set[str]) -> str | None:
+        """Describe how images that were stored in these codecs are encoded; None: unchanged."""
+        if all(map(self._keeps, stored)):
+            return None
+        before = stored & set(EXTENSIONS)
+        anew = f", anew from {' and '.join(sorted(before))}" if before else ""
+        quality = self._options.get("quality")
+        return f"{self._target}, {f'quality {quality}' if quality else 'lossless'}{anew}"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportImage:
+    """An image to write: its record, its bytes, and the extension of a file that holds them."""
+
+    row: dict[str, Any]
+    payload: bytes
+    extension: str
+
+
+class ExportSource:
+    """The images to export, sorted by synset and number; a span counts its synsets.
+
+    Attributes:
+        table: the release's metadata, in the order of the export.
+        schema: the columns of an exported record.
+
+    Raises:
+        IntegrityError: the release's tables contradict one another.
+    """
+
+    def __init__(self, release: Release, encoding: Encoding, advance: Advance) -> None:
+        self.release, self.encoding, self.advance = release, encoding, advance
+        order = pa.array(list(release.synsets), pa.string())
+        found = pc.index_in(release.metadata["wnid"], order)
+        if found.null_count:
+            raise IntegrityError(
+                f"{release.paths.metadata} has images of synsets that {release.paths.synsets.name} "
+                f"lacks; see what else is wrong: {command('verify', release.paths.root)}"
+            )
+        ranks = found.to_numpy().astype("i8")
+        rows = np.lexsort((release.metadata["number"].to_numpy(), ranks))
+        self.table: pa.Table = release.metadata.take(pa.array(rows)).combine_chunks()
+        self._starts = np.flatnonzero(np.diff(ranks[rows], prepend=-1, append=-1))
+        kept = [name for name in self.table.column_names if name not in _INNER_COLUMNS]
+        first = [name for name in _FIRST_COLUMNS if name in kept]
+        rest = [name for name in kept if name not in first]
+        self.schema: pa.Schema = self.table.select([*first, *rest]).schema
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def count_images(self, span: Span) -> int:
+        """Count the images of a span."""
+        return int(self._starts[span[1]] - self._starts[span[0]])
+
+    def synsets(self, span: Span) -> list[PlannedSynset]:
+        """Return the synsets of a span."""
+        wnids = self.table["wnid"].take(pa.array(self._starts[slice(*span)])).to_pylist()
+        return [self.release.synsets[wnid] for wnid in wnids]
+
+    def sizes(self) -> list[float]:
+        """Estimate how many bytes the images of each synset take, once they are encoded."""
+        trials = np.unique(np.linspace(0, len(self.table) - 1, TRIALS).astype(int))
+        rows = self.table.take(pa.array(trials)).to_pylist()
+        encoded = sum(len(self.encoding.encode(self.release, row)[0]) for row in rows)
+        ratio = encoded / sum(int(row["bytes"]) for row in rows)
+        stored = np.add.reduceat(self.table["bytes"].to_numpy(), self._starts[:-1], dtype="i8")
+        sizes: list[float] = (stored * ratio).tolist()
+        return sizes
+
+    def map(self, span: Span, use: Callable[[ExportImage], Result]) -> Iterator[Result]:
+        """Encode the images of a span and call ``use`` on each, in threads; results in order."""
+
+        def rows() -> Iterator[dict[str, Any]]:
+            chosen = self.table.slice(self._starts[span[0]], self.count_images(span))
+            for batch in chosen.to_batches(max_chunksize=ROWS):
+                yield from batch.to_pylist()
+
+        results = in_threads(lambda row: use(self._image(row)), rows(), THREADS, 2 * THREADS)
+        # An error in the caller must not leave threads that still write.
+        with closing(results):
+            for result in results:
+                yield result
+                self.advance(1)
+
+    def _image(self, row: dict[str, Any]) -> ExportImage:
+        payload, codec = self.encoding.encode(self.release, row)
+        record = {name: row[name] for name in self.schema.names}
+        record["sha256"] = hashlib.sha256(payload).hexdigest()
+        if record["sha256"] != row["sha256"]:
+            # Earlier imports recorded the size before the image was turned as EXIF says.
+            record["width"], record["height"] = open_image(payload, codec).size
+        return ExportImage(record, payload, EXTENSIONS[codec])
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFormat:
+    """A format: how an export is cut into units, and how one unit is named and written.
+
+    Attributes:
+        name: returns a unit's name for its index and the number of units.
+        write: writes a unit and syncs it, given the export's folder, the unit's name, the
+            images, and the span of synsets that go into it.
+        unit: how many synsets a unit has, or at least how many bytes.
+        in_bytes: each unit is a file, and ``unit`` counts bytes.
+        data_files: the files that Hugging Face datasets should load, if it needs to be told.
+        check: refuses what the format cannot hold.
+    """
+
+    name: Callable[[int, int], str]
+    write: Callable[[Path, str, ExportSource, Span], None]
+    unit: int
+    in_bytes: bool = True
+    data_files: str | None = None
+    check: Callable[[ExportSource], None] = lambda _: None
+
+
+def path_name(name: str) -> str:
+    """Turn a synset's name or wnid into one harmless component of a path.
+
+    Different names stay different; ``urllib.parse.unquote`` gives back all but overlong ones.
+
+    >>> path_name("dog.n.01"), path_name("read/write_head.n.01"), path_name("..")
+    ('dog.n.01', 'read%2Fwrite_head.n.01', '%2E.')
+    >>> path_name("test_tube.n.01"), path_name("contest.n.01")
+    ('tes%74_tube.n.01', 'contest.n.01')
+    """
+    quoted = quote(name, safe="", errors="surrogatepass")
+    if not quoted or quoted[0] in ".-~":
+        # No name but the empty one gives a lone percent sign.
+        quoted = f"%{ord(quoted[0]):02X}{quoted[1:]}" if quoted else "%"
+    quoted = _SPLIT_WORD.sub(lambda word: f"{word[0][:-1]}%{ord(word[0][-1]):02X}", quoted)
+    if len(quoted) <= _LONGEST_NAME:
+        return quoted
+    # Longer than any name that is not cut, and so never equal to one; a percent sign ends no word.
+    return f"{quoted[:_LONGEST_NAME]}%{hashlib.sha256(quoted.encode()).hexdigest()[:32]}"
