@@ -124,7 +124,7 @@ def make_finished(run: Path, shards: int = 50_000) -> None:
 def make_shards(run: Path, shards: int = 8, images: int = 500, size: int = 400_000) -> None:
     """Write a run whose shards hold random bytes in place of images."""
     from sdwn.generation.partial_shards import shard_attributes
-    from sdwn.storage.columns import table
+    from sdwn.storage.columns import image_table
     from sdwn.storage.shards import Contents, write_images
 
     paths, plan = plan_shards(run, shards, images)
@@ -155,7 +155,7 @@ def make_shards(run: Path, shards: int = 8, images: int = 500, size: int = 400_0
             }
             for spec, payload in zip(plan.specs(shard), payloads, strict=True)
         ]
-        contents = Contents(table(rows), np.full(images, size), [{}])
+        contents = Contents(image_table(rows), np.full(images, size), [{}])
         attributes = shard_attributes(plan, shard, "shard")
         write_images(paths.shard(shard.index), attributes, contents, payloads)
 

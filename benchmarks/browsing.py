@@ -67,12 +67,12 @@ def pictures(storage: StorageConfig) -> list[bytes]:
 
     random = np.random.default_rng(0)
     drawn = random.integers(0, 256, (PICTURES, SIDE, SIDE, 3), dtype=np.uint8)
-    return [encode(pixels, storage) for pixels in drawn]
+    return [encode(pixels, storage.codec, storage.quality) for pixels in drawn]
 
 
 def write_shards(paths: RunPaths, plan: Any) -> None:
     from sdwn.generation.partial_shards import shard_attributes
-    from sdwn.storage.columns import table
+    from sdwn.storage.columns import image_table
     from sdwn.storage.shards import Contents, write_images
 
     payloads = pictures(plan.config.storage)
@@ -85,7 +85,7 @@ def write_shards(paths: RunPaths, plan: Any) -> None:
             for spec, which in zip(specs, chosen, strict=True)
         ]
         sizes = np.array([len(payloads[which]) for which in chosen])
-        contents = Contents(table(rows), sizes, [{}])
+        contents = Contents(image_table(rows), sizes, [{}])
         attributes = shard_attributes(plan, shard, "shard")
         write_images(
             paths.shard(shard.index), attributes, contents, [payloads[which] for which in chosen]

@@ -88,9 +88,9 @@ def photo_like(seed: int, size: int = 512) -> Any:
 
 def paced(folder: Path) -> float:
     """Ours: everything from the plan to the finished shard, but for the model itself."""
+    from sdwn.generation.batching import Sample
     from sdwn.generation.noise import NoiseSampler
     from sdwn.generation.task import make_shards
-    from sdwn.storage.images import Sample
 
     pictures = [photo_like(seed) for seed in range(PACED_BATCH)]
 
@@ -136,7 +136,7 @@ def xl(folder: Path) -> str:
 
 def task(folder: Path, model: str, settings: dict[str, Any]) -> float:
     """Time a task, its model loaded, from the plan to the finished shard."""
-    from sdwn.generation.samplers import load_sampler
+    from sdwn.generation.batching import load_sampler
     from sdwn.generation.task import make_shards
 
     paths, plan = plan_run(folder, REAL_IMAGES, model, settings)

@@ -34,11 +34,11 @@ def photograph(seed: int) -> Any:
 
 
 def make(folder: Path) -> None:
+    from sdwn.generation.batching import Sample
     from sdwn.generation.noise import NoiseSampler
     from sdwn.generation.task import make_shards
     from sdwn.paths import ReleasePaths
     from sdwn.releases.merge import merge
-    from sdwn.storage.images import Sample
 
     class Photos(NoiseSampler):
         def sample(self, specs: Sequence[Any]) -> list[Sample]:

@@ -1,19 +1,15 @@
-"""Batch sizes: the grid that they lie on, and what lowers them. No torch."""
+"""Batch sizes: the grid that they lie on, and the next smaller one. No torch."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sdwn.errors import UsageError
 
-# How a profile's or the command line's batch size reaches a task.
+# Carries a profile's batch size through the job script into a task's process, where it is read
+# once; within a process it is an argument.
 VARIABLE = "SDWN_BATCH_SIZE"
-
-# Published speeds hardly grow beyond it, and a kill costs the batch under way.
-ENOUGH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +26,7 @@ class BatchSize:
 
 
 def fits_grid(size: int, images_per_synset: int) -> bool:
-    """Tell whether a size is a multiple of a synset's images, or an equal part of them.
+    """Return whether a size is a multiple of a synset's images, or an equal part of them.
 
     >>> [size for size in range(1, 31) if fits_grid(size, 10)]
     [1, 2, 5, 10, 20, 30]
@@ -39,7 +35,7 @@ def fits_grid(size: int, images_per_synset: int) -> bool:
 
 
 def on_grid(size: int, images_per_synset: int) -> int:
-    """Give the largest size on the grid that is not above ``size``.
+    """Return the largest size on the grid that is not above ``size``.
 
     >>> [on_grid(size, 10) for size in (1, 4, 9, 10, 19, 83)]
     [1, 2, 5, 10, 10, 80]
@@ -51,10 +47,10 @@ def on_grid(size: int, images_per_synset: int) -> int:
     return size
 
 
-def lower(size: int, images_per_synset: int) -> int | None:
-    """Give the next smaller size, None below one image; its grid divides the larger one's.
+def next_smaller_batch(size: int, images_per_synset: int) -> int | None:
+    """Return the next smaller size, None below one image; its grid divides the larger one's.
 
-    >>> [lower(size, 10) for size in (80, 30, 10, 5, 2, 1)]
+    >>> [next_smaller_batch(size, 10) for size in (80, 30, 10, 5, 2, 1)]
     [40, 10, 5, 1, 1, None]
     """
     smaller = (s for s in range(size // 2, 0, -1) if size % s == 0)
@@ -62,7 +58,7 @@ def lower(size: int, images_per_synset: int) -> int | None:
 
 
 def off_grid(size: int, images_per_synset: int) -> str | None:
-    """Say why a batch of this size would tear synsets apart; None if it does not.
+    """Return why a batch of this size would tear synsets apart; None if it does not.
 
     >>> off_grid(15, 10)
     '15 is neither a multiple of images_per_synset (10) nor an equal part of it; try 10 or 20'
@@ -77,29 +73,22 @@ def off_grid(size: int, images_per_synset: int) -> str | None:
     )
 
 
-@contextlib.contextmanager
-def asking(size: str | None) -> Iterator[None]:
-    """Ask for a batch size in this process, as a task is asked for one; None asks for none."""
-    before = os.environ.get(VARIABLE)
-    try:
-        if size is not None:
-            os.environ[VARIABLE] = size
-        yield
-    finally:
-        if size is not None:
-            os.environ.pop(VARIABLE)
-            os.environ.update({} if before is None else {VARIABLE: before})
-
-
-def asked() -> int | None:
-    """Read the batch size that the command line or the site's profile asks for.
+def parse_batch_size(text: str, source: str) -> int:
+    """Read a number of images.
 
     Raises:
-        UsageError: it is no number of images.
+        UsageError: it is none; the message names the ``source``.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"{source}: expected a number of images, found {text!r}")
+    return int(text)
+
+
+def batch_size_of_task() -> int | None:
+    """Read the batch size that a profile asks for, at the start of a task's process.
+
+    Raises:
+        UsageError: the job script exports something else.
     """
     text = os.environ.get(VARIABLE)
-    if not text:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{VARIABLE}: expected a number of images, found {text!r}")
-    return int(text)
+    return parse_batch_size(text, VARIABLE) if text else None

@@ -28,13 +28,13 @@ from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import read_evaluation
 from sdwn.exchange.import_images import ImportOptions, import_images
+from sdwn.generation.batching import Sample
 from sdwn.generation.noise import NoiseSampler
 from sdwn.generation.task import make_shards
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import ImageSpec, make_plan, write_plan
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.storage.images import Sample
 from sdwn.wordnet.catalog import read_catalog
 from sdwn.wordnet.corpus import WordNet
 from sdwn.wordnet.imagenet import class_wnids

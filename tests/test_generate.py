@@ -29,10 +29,10 @@ from sdwn.errors import DiskError, IntegrityError, OutOfMemoryError, SdwnError, 
 from sdwn.generation import partial_shards as pieces
 from sdwn.generation import task as generate
 from sdwn.generation import writer as writing
+from sdwn.generation.batching import ImageSampler, choose_batch_size
 from sdwn.generation.noise import NoiseSampler
 from sdwn.generation.partial_shards import finish_shard
 from sdwn.generation.sampler import Sampler
-from sdwn.generation.samplers import ImageSampler, choose_batch
 from sdwn.io import seconds, write_text
 from sdwn.jobs import disk, task
 from sdwn.jobs.records import read_record
@@ -98,7 +98,7 @@ class Failing(NoiseSampler):
 
 @pytest.fixture
 def flush_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setenv("SDWN_FLUSH_SECONDS", "0")
 
 
 def test_a_shard_holds_the_plans_images(generated: PlanRun) -> None:
@@ -170,7 +170,8 @@ def test_a_finished_shard_is_never_made_again(generated: PlanRun) -> None:
 
 def start(paths: RunPaths) -> subprocess.Popen[bytes]:
     code = (
-        "import sys, pathlib; from sdwn.generation import generate; generate.FLUSH_SECONDS = 0.05; "
+        "import sys, pathlib; from sdwn.generation import task as generate\n"
+        "generate.FLUSH_SECONDS = 0.05; "
         "generate.generate(pathlib.Path(sys.argv[1]), range(int(sys.argv[2])))"
     )
     command = [sys.executable, "-c", code, str(paths.root), str(len(read_plan(paths).shards))]
@@ -432,7 +433,8 @@ def test_a_signal_ends_the_wait_for_a_disk(
     paths = RunPaths(small_disk / "run")
     shutil.copytree(source.root, paths.root)
     code = (
-        "import sys, pathlib; from sdwn.generation import generate; generate.FLUSH_SECONDS = 0.0; "
+        "import sys, pathlib; from sdwn.generation import task as generate\n"
+        "generate.FLUSH_SECONDS = 0.0; "
         "generate.generate(pathlib.Path(sys.argv[1]), range(4))"
     )
     process = subprocess.Popen(
@@ -457,7 +459,8 @@ def test_a_disk_that_fails_while_hdf5_writes_does_not_end_the_process(
     shutil.copytree(source.root, paths.root)
     (small_disk / "full").write_bytes(bytes(190_000))
     code = (
-        "import sys, pathlib; from sdwn.generation import generate; from sdwn.jobs import disk\n"
+        "import sys, pathlib; from sdwn.generation import task as generate\n"
+        "from sdwn.jobs import disk\n"
         "from sdwn.storage import shards; shards._require_space = lambda *_: None\n"
         "disk.WAIT_SECONDS = 0.0; disk.RETRY_SECONDS = 0.0\n"
         "generate.generate(pathlib.Path(sys.argv[1]), [0])"
@@ -672,7 +675,7 @@ class TestBackOff:
         paths, plan = planned(**changes)
         code = (
             "import pathlib, resource, sys; from sdwn.devices import memory\n"
-            "from sdwn.generation import generate, samplers\n"
+            "from sdwn.generation import task as generate, batching as samplers\n"
             "from sdwn.paths import RunPaths; from sdwn.planning.plan import read_plan\n"
             "paths = RunPaths(pathlib.Path(sys.argv[1])); plan = read_plan(paths)\n"
             "sampler = samplers.load_sampler(plan.config)\n"
@@ -710,12 +713,12 @@ class Fitting(NoiseSampler):
 
 class TestBatchSize:
     def chosen(self, plan: Plan, whole: int, sliced: int) -> tuple[int, bool]:
-        batch = choose_batch(plan.config, Fitting(plan, whole, sliced))
+        batch = choose_batch_size(plan.config, Fitting(plan, whole, sliced))
         return batch.images, batch.vae_slicing
 
     def test_without_a_card_it_is_a_synset(self, planned: PlanRun) -> None:
         _, plan = planned()
-        batch = choose_batch(plan.config, NoiseSampler(plan.config))
+        batch = choose_batch_size(plan.config, NoiseSampler(plan.config))
         assert str(batch) == "5 images a batch (one synset)"
 
     def test_a_card_takes_what_fits_but_no_more_than_pays(self, planned: PlanRun) -> None:
@@ -736,7 +739,7 @@ class TestBatchSize:
         tuning = Tuning(33, 9.9, 2 * 10**9, 3 * 10**9, 5e8, 5e7, probes)
         stored = gpus.store(gpus.GpuProfile(sampler.workload, True, tuning, "2026-01-01"))
         assert gpus.find(sampler.workload) == stored
-        batch = choose_batch(plan.config, sampler)
+        batch = choose_batch_size(plan.config, sampler)
         assert (batch.images, batch.vae_slicing) == (30, True), "on this plan's grid"
         assert batch.source.startswith("as tuned 20")
         other = dataclasses.replace(sampler.workload, torch="0.1")
@@ -745,13 +748,10 @@ class TestBatchSize:
         assert gpus.find(sampler.workload) is None
         assert self.chosen(plan, 83, 300) == (15, False)
 
-    def test_the_config_pins_it_and_the_command_line_asks_for_it(
-        self, planned: PlanRun, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_config_pins_it_and_the_command_line_asks_for_it(self, planned: PlanRun) -> None:
         _, plan = planned(generation={"batch_size": 10})
         assert self.chosen(plan, 83, 300) == (10, False)
-        monkeypatch.setenv("SDWN_BATCH_SIZE", "20")
-        batch = choose_batch(plan.config, NoiseSampler(plan.config))
+        batch = choose_batch_size(plan.config, NoiseSampler(plan.config), 20)
         assert str(batch) == "20 images a batch (as the command line or the site asks)"
 
 
@@ -814,7 +814,7 @@ class TestOverlap:
             return encode(*arguments, **options)
 
         monkeypatch.setattr(writing, "encode", encode_or_fail)
-        monkeypatch.setattr(generate, "FLUSH_SECONDS", 0.0)
+        monkeypatch.setenv("SDWN_FLUSH_SECONDS", "0")
         with pytest.raises(OSError, match="the codec broke"):
             make(paths, plan, NoiseSampler(plan.config))
         assert paths.piece_ranges(0) == [(0, 5), (5, 10)]
@@ -834,7 +834,7 @@ class TestOverlap:
     ) -> None:
         paths, _ = planned(storage={"images_per_shard": 60}, generation={"num_inference_steps": 2})
         code = (
-            "import sys, pathlib; from sdwn.generation import generate; "
+            "import sys, pathlib; from sdwn.generation import task as generate; "
             "generate.FLUSH_SECONDS = 1e9; generate.generate(pathlib.Path(sys.argv[1]), [0, 1])"
         )
         process = subprocess.Popen(
@@ -874,7 +874,7 @@ def test_a_pilot_times_batches_that_fit(
     assert (small.images, len(small.shards)) == (20, 1)
     assert {row.wnid for row in small.synsets} < {row.wnid for row in plan.synsets}
     write_plan(small, paths.pilot)
-    monkeypatch.setattr(pilot, "load_timed", lambda *_: (Small(small, 20, 20), 0.0))
+    monkeypatch.setattr(pilot, "load_sampler", lambda *_: Small(small, 20, 20))
     pilot.make_pilot(paths.pilot.root, [0])
     speed = json.loads(paths.pilot.speed.read_text())
     assert speed["batch_size"] == 20
@@ -897,7 +897,7 @@ def test_a_batch_size_that_is_none_is_refused(
     paths, _ = planned()
     monkeypatch.setenv("SDWN_BATCH_SIZE", text)
     with pytest.raises(UsageError, match="SDWN_BATCH_SIZE: expected a number of images"):
-        generate.generate(paths.root, [0])
+        task.ArrayTask("generate", str(paths.root), (0,))()
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", "nan", ""])
@@ -937,7 +937,8 @@ def test_a_strange_note_does_not_stop_status(planned: PlanRun) -> None:
 def test_a_signal_while_the_last_batches_are_written_loses_none(planned: PlanRun) -> None:
     paths, plan = planned(storage={"images_per_shard": 30})
     code = (
-        "import os, pathlib, signal, sys, time; from sdwn.generation import generate, writing\n"
+        "import os, pathlib, signal, sys, time\n"
+        "from sdwn.generation import task as generate, writer as writing\n"
         "from sdwn.storage.images import encode\n"
         "def slowly(*a, **k): time.sleep(0.1); return encode(*a, **k)\n"
         "writing.encode = slowly; generate.FLUSH_SECONDS = 1e9\n"

@@ -23,7 +23,6 @@ import sdwn
 import torch
 from huggingface_hub import DatasetCard
 from PIL import Image
-from sdwn.config import StorageConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.csv_selection import select_listed
@@ -403,7 +402,7 @@ def test_files_that_are_far_too_large_are_not_read(
 
 
 def test_an_image_that_claims_another_size_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    payload = encode(np.zeros((3000, 4000, 3), dtype="u1"), StorageConfig(images_per_shard=1))
+    payload = encode(np.zeros((3000, 4000, 3), dtype="u1"), "webp")
     assert len(payload) < 100_000
     monkeypatch.setattr(images, "_decode_webp", lambda _: pytest.fail("decoded"))
     with pytest.raises(IntegrityError, match="it is 4000x3000"):

@@ -24,13 +24,13 @@ import torch
 from diffusers import AutoPipelineForText2Image, StableDiffusionPipeline
 from sdwn.config import RunConfig
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
+from sdwn.generation.batching import Sample
 from sdwn.generation.sampler import Sampler
 from sdwn.models import builtin, staging
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.pipelines import denoiser, require_device
 from sdwn.models.weights import fingerprint
 from sdwn.planning.plan import ImageSpec
-from sdwn.storage.images import Sample
 
 import families
 
@@ -375,7 +375,7 @@ class TestSpeed:
         given, made = tmp_path / "given", tmp_path / "made"
         given.write_bytes(pickle.dumps((config(**settings, compile=True), specs(4))))
         code = (
-            "import pickle, sys; from sdwn.generation.samplers import load_sampler; "
+            "import pickle, sys; from sdwn.generation.batching import load_sampler; "
             "config, specs = pickle.load(open(sys.argv[1], 'rb')); "
             "pickle.dump(load_sampler(config).sample(specs), open(sys.argv[2], 'wb'))"
         )
@@ -396,7 +396,7 @@ class TestSpeed:
         given = tmp_path / "given"
         given.write_bytes(pickle.dumps(config(name=str(tmp_path / "model"), **OWN)))
         code = (
-            "import pickle, sys; from sdwn.generation.samplers import load_sampler; "
+            "import pickle, sys; from sdwn.generation.batching import load_sampler; "
             "load_sampler(pickle.load(open(sys.argv[1], 'rb')))"
         )
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TORCH")}

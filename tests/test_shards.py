@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sdwn.errors import IntegrityError
-from sdwn.storage.columns import table, texts
-from sdwn.storage.shards import Contents, ImageFile, Selection, join, write_images
+from sdwn.storage.columns import image_table, texts
+from sdwn.storage.shards import Contents, ImageFile, RowRange, join, write_images
 
 SESSION = {"host": "node1", "job": "7_3", "device": "cpu"}
 
@@ -43,7 +43,7 @@ def rows(payloads: list[bytes], first: int = 0, session: int = 0) -> list[dict[s
 
 def write(path: Path, payloads: list[bytes], first: int = 0, session: Any = SESSION) -> str:
     sizes = np.array([len(payload) for payload in payloads])
-    contents = Contents(table(rows(payloads, first)), sizes, [session])
+    contents = Contents(image_table(rows(payloads, first)), sizes, [session])
     return write_images(path, {"kind": "piece", "shard": 3}, contents, payloads)
 
 
@@ -95,7 +95,7 @@ def test_joining_copies_every_image_and_session(tmp_path: Path, groups: list[lis
     for number, (path, group) in enumerate(zip(paths, groups, strict=True)):
         write(path, group, first=number * 100, session={"job": f"job{number % 2}"})
     files = [ImageFile(path) for path in paths]
-    digest = join(tmp_path / "all.h5", {}, [Selection(file, 0, len(file)) for file in files])
+    digest = join(tmp_path / "all.h5", {}, [RowRange(file, 0, len(file)) for file in files])
     for file in files:
         file.close()
     assert digest == hashlib.sha256((tmp_path / "all.h5").read_bytes()).hexdigest()
@@ -109,7 +109,7 @@ def test_joining_copies_every_image_and_session(tmp_path: Path, groups: list[lis
 def test_part_of_a_file_can_be_joined(tmp_path: Path) -> None:
     write(tmp_path / "a.h5", [b"0", b"11", b"222"])
     with ImageFile(tmp_path / "a.h5") as file:
-        join(tmp_path / "b.h5", {}, [Selection(file, 1, 3)])
+        join(tmp_path / "b.h5", {}, [RowRange(file, 1, 3)])
     with ImageFile(tmp_path / "b.h5") as file:
         assert [file.payload(i) for i in range(len(file))] == [b"11", b"222"]
         assert file.rows()["number"].tolist() == [1, 2]

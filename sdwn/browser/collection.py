@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sdwn.arrays import numbers
 from sdwn.browser.shot import Shot
 from sdwn.errors import IntegrityError
 from sdwn.releases.release import Release
-from sdwn.storage.columns import BLACK, STATUSES
+from sdwn.storage.columns import BLACK, STATUSES, numbers
 
 Rows = NDArray[np.int64]
 

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sdwn.arrays import numbers
 from sdwn.browser.collection import Collection, Entry
 from sdwn.browser.shot import Guess, Shot, Verdict
 from sdwn.errors import IntegrityError
 from sdwn.evaluation.problems import not_its_own
 from sdwn.evaluation.record import read_evaluation
 from sdwn.prediction.predictions import IMAGE, TOP, disagreements, read_predictions
+from sdwn.storage.columns import numbers
 from sdwn.wordnet.imagenet import class_index, class_lemmas, class_wnids
 
 # Of an image that was not judged, or whose synset is no class.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sdwn.errors import DiskError, IntegrityError
 from sdwn.releases.release import Release
+from sdwn.storage.codecs import CODECS
 from sdwn.storage.images import is_turned
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 SIZES = (192, 384)
 # So many small pictures are kept: of photographs about 10 MB, of noise 40.
 KEPT = 1024
-MEDIA_TYPES = {"webp": "image/webp", "png": "image/png", "jpeg": "image/jpeg"}
-SUFFIXES = {"webp": ".webp", "png": ".png", "jpeg": ".jpg"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +33,12 @@ class Stored:
     @property
     def media_type(self) -> str:
         """What a browser calls it."""
-        return MEDIA_TYPES[self.codec]
+        return CODECS[self.codec].media_type or "application/octet-stream"
 
     @property
     def suffix(self) -> str:
         """What ends its file's name."""
-        return SUFFIXES[self.codec]
+        return f".{CODECS[self.codec].extension}"
 
 
 class Pictures:
@@ -65,9 +64,9 @@ class Pictures:
         """
         place = self._release.location(row)
         codec = place["codec"]
-        if codec not in (*MEDIA_TYPES, "raw"):
+        if codec not in CODECS:
             raise IntegrityError(f"image {row}: no browser shows the codec {codec!r}")
-        if codec != "raw":
+        if CODECS[codec].media_type:
             with _disk_errors():
                 payload = self._release.payload(place)
             if not upright or codec == "jpeg" or not is_turned(payload, codec):

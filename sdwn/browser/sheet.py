@@ -18,7 +18,7 @@ from sdwn.browser.library import Library
 from sdwn.browser.shot import Shot
 from sdwn.errors import IntegrityError
 from sdwn.reports.thumbnails import data_url
-from sdwn.storage.contact_sheet import CELL, Strip, contact_sheet
+from sdwn.storage.images import CELL, Strip, contact_sheet
 
 # The longer side of a picture; an import may have a thousand, which are shown smaller.
 PIXELS, PIXELS_OF_MANY, MANY = 384, 192, 50

@@ -92,19 +92,16 @@ def evaluate_release(
     release: Path, chosen: EvaluationConfig, batch_size: str | None = None
 ) -> dict[str, Any]:
     """Judge a release in this process, and write the figures."""
-    from sdwn.batches import asked, asking
+    from sdwn.batches import parse_batch_size
     from sdwn.evaluation.evaluating import carry_out
     from sdwn.prediction.plan import open_judging
     from sdwn.releases.release import Release
 
     opened = Release(release)
     work, judging = open_judging(opened, chosen)
-    with (
-        asking(batch_size),
-        terminal.progress("evaluate", judging.images, unit="images") as advance,
-    ):
-        asked()  # what is no number is refused before anything is loaded
-        return carry_out(opened, work, judging, advance, terminal.say)
+    size = None if batch_size is None else parse_batch_size(batch_size, "--batch-size")
+    with terminal.progress("evaluate", judging.images, unit="images") as advance:
+        return carry_out(opened, work, judging, advance, terminal.say, size)
 
 
 def evaluate_by_tasks(

@@ -52,8 +52,13 @@ def evaluate(
     return carry_out(release, work, judging, advance, tell)
 
 
-def carry_out(
-    release: Release, work: RunPaths, judging: Judging, advance: Advance, tell: Tell
+def carry_out(  # noqa: PLR0913, PLR0917
+    release: Release,
+    work: RunPaths,
+    judging: Judging,
+    advance: Advance,
+    tell: Tell,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Judge in this process what a plan says and is not judged, and write the figures."""
     with alone(work, tell):
@@ -61,7 +66,7 @@ def carry_out(
             advance(judging.images)
         else:
             with nothing_left(work):
-                _judge_here(release, work, judging, advance)
+                _judge_here(release, work, judging, advance, batch_size)
         return _finish(release, work, judging)
 
 
@@ -114,7 +119,9 @@ def require_possible(chosen: EvaluationConfig) -> None:
     read_groups(chosen.groups, shared_wordnet())
 
 
-def _judge_here(release: Release, work: RunPaths, judging: Judging, advance: Advance) -> None:
+def _judge_here(
+    release: Release, work: RunPaths, judging: Judging, advance: Advance, batch_size: int | None
+) -> None:
     from sdwn.prediction.task import judge_shards
 
     if busy := live_tasks(work):
@@ -127,7 +134,7 @@ def _judge_here(release: Release, work: RunPaths, judging: Judging, advance: Adv
     todo = [judging.shards[index] for index in missing(work, judging)]
     advance(judging.images - sum(map(judging.shard_images, todo)))
     if todo:
-        judge_shards(work, release, judging, todo, advance)
+        judge_shards(work, release, judging, todo, advance, batch_size)
 
 
 def finish(release: Release, work: RunPaths, judging: Judging, tell: Tell) -> dict[str, Any]:

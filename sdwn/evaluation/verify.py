@@ -13,14 +13,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdwn.errors import DiskError, IntegrityError
-from sdwn.io import BLOCK, JSON_BYTES, LINK, Advance, file_sha256, is_stray, links, read_whole
+from sdwn.io import (
+    BLOCK,
+    JSON_BYTES,
+    LINK,
+    Advance,
+    file_sha256,
+    in_threads,
+    is_stray,
+    links,
+    read_whole,
+)
 from sdwn.paths import ReleasePaths
 from sdwn.releases.manifest import FileRecord, sums_text
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import JOURNAL
 from sdwn.releases.writer import metadata_table
-from sdwn.storage.decoding import Decoding
-from sdwn.storage.shards import ImageFile
+from sdwn.storage.images import undecodable
+from sdwn.storage.shards import AHEAD, DECODERS, ImageFile
 
 _PLACE = ["synset", "number", "offset", "bytes", "sha256", "codec", "width", "height"]
 
@@ -167,16 +177,23 @@ def _check_images(release: Release, record: FileRecord, advance: Advance) -> lis
     """Hash a part and decode its images, reading it once."""
     rows = _rows(release, record.file)
     digest = hashlib.sha256()
-    with (release.paths.root / record.file).open("rb") as file, Decoding() as decoding:
-        for block, row in _blocks(file, rows):
-            digest.update(block)
-            advance(len(block))
-            if row is not None:
-                name = f"{record.file}: {row['synset']} {row['number']}"
-                decoding.add(name, block, row["codec"], row["width"], row["height"])
-        undecodable = decoding.problems()
+
+    def images() -> Iterator[tuple[bytes, dict[str, Any]]]:
+        with (release.paths.root / record.file).open("rb") as file:
+            for block, row in _blocks(file, rows):
+                digest.update(block)
+                advance(len(block))
+                if row is not None:
+                    yield block, row
+
+    def problem(image: tuple[bytes, dict[str, Any]]) -> str | None:
+        payload, row = image
+        reason = undecodable(payload, row["codec"], row["width"], row["height"])
+        return reason and f"{record.file}: {row['synset']} {row['number']}: {reason}"
+
+    problems = [found for found in in_threads(problem, images(), DECODERS, AHEAD) if found]
     if digest.hexdigest() == record.sha256:
-        return undecodable
+        return problems
     return _damaged_images(release, record.file) or [_changed(record.file)]
 
 

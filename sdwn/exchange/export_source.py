@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,17 +14,13 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.io import Advance, in_threads
 from sdwn.planning.plan import PlannedSynset
 from sdwn.releases.release import Release, Row
-from sdwn.storage.images import LOSSLESS, open_image
-
-CODECS = ("stored", "png", "webp", "jpeg")
-EXTENSIONS = {"webp": "webp", "png": "png", "jpeg": "jpg"}
-JPEG_QUALITY = 95
+from sdwn.storage.codecs import CODECS, EXCHANGED
+from sdwn.storage.images import encode, open_image
 
 # More than processors: some wait for the disk.
 THREADS = 16
@@ -69,14 +64,16 @@ class Encoding:
     quality: int | None = None
 
     def __post_init__(self) -> None:
-        if self.codec not in CODECS:
-            raise UsageError(f"codec: expected {', '.join(CODECS)}, found {self.codec!r}")
+        if self.codec not in (valid := ("stored", *EXCHANGED)):
+            raise UsageError(f"codec: expected {', '.join(valid)}, found {self.codec!r}")
         if self.quality is None:
             return
         if self.codec == "stored":
             raise UsageError("a quality is for images that are encoded anew: name jpeg or webp")
-        if self.codec == "png":
-            raise UsageError("png is lossless and has no quality: leave it out, or name jpeg")
+        if not CODECS[self.codec].takes_quality:
+            raise UsageError(
+                f"{self.codec} is lossless and has no quality: leave it out, or name jpeg"
+            )
         if not 1 <= self.quality <= 100:
             raise UsageError(f"quality: expected 1 to 100, found {self.quality}")
 
@@ -84,15 +81,9 @@ class Encoding:
     def _target(self) -> str:
         return "png" if self.codec == "stored" else self.codec
 
-    @property
-    def _options(self) -> dict[str, Any]:
-        if self.quality is None and self._target in LOSSLESS:
-            return LOSSLESS[self._target]
-        return {"quality": self.quality or JPEG_QUALITY}
-
     def _keeps(self, codec: str) -> bool:
         if self.codec == "stored":
-            return codec != "raw"
+            return codec in EXCHANGED
         return codec == self.codec and self.quality is None
 
     def encode(self, release: Release, row: Row) -> tuple[bytes, str]:
@@ -104,24 +95,21 @@ class Encoding:
         """
         if self._keeps(row["codec"]):
             return release.payload(row), row["codec"]
-        buffer = io.BytesIO()
         try:
-            Image.fromarray(release.array(row)).save(buffer, self._target, **self._options)
+            return encode(release.array(row), self._target, self.quality), self._target
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"{row['synset']} {row['number']} cannot be {self._target}: {error}; "
                 "choose another codec"
             ) from None
-        return buffer.getvalue(), self._target
 
     def describe(self, stored: set[str]) -> str | None:
         """Describe how images that were stored in these codecs are encoded; None: unchanged."""
         if all(map(self._keeps, stored)):
             return None
-        before = stored & set(EXTENSIONS)
+        before = stored & set(EXCHANGED)
         anew = f", anew from {' and '.join(sorted(before))}" if before else ""
-        quality = self._options.get("quality")
-        return f"{self._target}, {f'quality {quality}' if quality else 'lossless'}{anew}"
+        return f"{self._target}, {CODECS[self._target].loss(self.quality)}{anew}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +194,7 @@ class ExportSource:
         if record["sha256"] != row["sha256"]:
             # Earlier imports recorded the size before the image was turned as EXIF says.
             record["width"], record["height"] = open_image(payload, codec).size
-        return ExportImage(record, payload, EXTENSIONS[codec])
+        return ExportImage(record, payload, CODECS[codec].extension)
 
 
 @dataclass(frozen=True, slots=True)

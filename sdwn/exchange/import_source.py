@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.io import canonical, decode_text, is_stray
+from sdwn.storage.codecs import CODECS, EXCHANGED
 from sdwn.storage.images import decode, open_image
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ MOST_BYTES = 256 * 2**20
 MOST_PIXELS = 64_000_000
 MOST_TEXT_BYTES = 64 * 2**10
 
-# By Pillow's names; MPO is a camera's JPEG with more images behind it.
-_CODECS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}
+_BY_PILLOW_FORMAT = {kind: name for name in EXCHANGED for kind in CODECS[name].pillow_formats}
 # What lies beside images and is no image of anybody.
 _IGNORED = {"readme.md", ".csv", ".json", ".jsonl", ".parquet"}
 
@@ -163,8 +163,8 @@ def check_image(folder: SourceFolder, name: str) -> SourceImage | str:
     try:
         payload = folder.read(name, MOST_BYTES)
         # Codec and size by the content, before any pixel is decoded.
-        with open_image(payload, "jpeg", "png", "webp") as header:
-            (width, height), codec = header.size, _CODECS[str(header.format)]
+        with open_image(payload, *EXCHANGED) as header:
+            (width, height), codec = header.size, _BY_PILLOW_FORMAT[str(header.format)]
         if width * height > MOST_PIXELS:
             raise UnfitError(f"{too_large}, found {width}x{height}")
         image = decode(payload, codec, width, height)

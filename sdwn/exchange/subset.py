@@ -16,7 +16,7 @@ from sdwn.io import Advance, refuse_links
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder
 from sdwn.releases.writer import Origin, ReleaseWriter, cut
-from sdwn.storage.shards import ImageFile, Selection, join
+from sdwn.storage.shards import ImageFile, RowRange, join
 
 
 def row_spans(release: Release, part_bytes: int) -> list[Span]:
@@ -64,7 +64,7 @@ def write_subset(
                 advance(span[1] - span[0])
 
 
-def _selections(release: Release, span: Span, stack: ExitStack) -> list[Selection]:
+def _selections(release: Release, span: Span, stack: ExitStack) -> list[RowRange]:
     """Open the parts that hold these rows, and return each run of rows that follow one another."""
     table = release.metadata.slice(span[0], span[1] - span[0])
     parts, rows = np.array(table["part"].to_pylist()), table["row"].to_numpy().astype("i8")
@@ -75,7 +75,7 @@ def _selections(release: Release, span: Span, stack: ExitStack) -> list[Selectio
     follows = (parts[1:] == parts[:-1]) & (np.diff(rows) == 1)
     ends = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(parts)]
     return [
-        Selection(files[str(parts[start])], int(rows[start]), int(rows[stop - 1]) + 1)
+        RowRange(files[str(parts[start])], int(rows[start]), int(rows[stop - 1]) + 1)
         for start, stop in pairwise(ends)
     ]
 

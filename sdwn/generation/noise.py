@@ -12,8 +12,8 @@ import numpy as np
 from sdwn.config import RunConfig
 from sdwn.devices import memory
 from sdwn.devices import profiles as gpus
+from sdwn.generation.batching import Sample
 from sdwn.planning.plan import ImageSpec
-from sdwn.storage.images import Sample
 
 SECONDS_A_STEP = 0.01
 
@@ -22,6 +22,7 @@ class NoiseSampler:
     """Draw each image from its seed alone; a step of an image takes 10 ms."""
 
     vae_slicing = False
+    loading_seconds = 0.0
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

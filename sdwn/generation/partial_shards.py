@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from sdwn.errors import IntegrityError
+from sdwn.generation.batching import Sample
 from sdwn.io import atomic
 from sdwn.jobs.disk import RunDisk
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import ImageSpec, Plan, Shard
-from sdwn.storage.columns import table
-from sdwn.storage.images import Sample
-from sdwn.storage.shards import Contents, Expected, ImageFile, Selection, join, write_images
+from sdwn.storage.columns import image_table
+from sdwn.storage.shards import Contents, Expected, ImageFile, RowRange, join, write_images
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ class PieceWriter:
         path = paths.piece(shard.index, self._start, self._start + len(self._rows))
         attributes = {**shard_attributes(plan, shard, "piece"), "attempt": self.attempt}
         sizes = np.array([len(payload) for payload in self._payloads], dtype="u8")
-        contents = Contents(table(self._rows), sizes, [self.work.session])
+        contents = Contents(image_table(self._rows), sizes, [self.work.session])
         with atomic(path) as temporary:
             write_images(temporary, attributes, contents, self._payloads)
 
@@ -232,7 +232,7 @@ def finish_shard(paths: RunPaths, plan: Plan, shard: Shard) -> None:
             path = paths.piece(shard.index, start, stop)
             file = stack.enter_context(_opened(path, plan, shard, stop - start))
             files[_piece(file, start, stop)] = file
-        selections = [Selection(files[piece], start, stop) for piece, start, stop in cover(files)]
+        selections = [RowRange(files[piece], start, stop) for piece, start, stop in cover(files)]
         found = sum(selection.stop - selection.start for selection in selections)
         if found != images:
             raise IntegrityError(f"{folder}: expected {images} images, found {found}")

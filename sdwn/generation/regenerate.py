@@ -11,11 +11,11 @@ from PIL import Image
 
 from sdwn.config import CatalogConfig, RunConfig, validated
 from sdwn.errors import IntegrityError, UsageError, command
-from sdwn.generation.samplers import ImageSampler, load_sampler
+from sdwn.generation.batching import ImageSampler, Sample, load_sampler
 from sdwn.models.weights import is_commit
 from sdwn.planning.plan import ImageSpec, Plan
 from sdwn.releases.release import Release
-from sdwn.storage.images import Sample, decode, encode
+from sdwn.storage.images import decode, encode
 
 # Root mean square of the difference, in steps of 8-bit colour. Half precision on another
 # device rounds otherwise and stays below; another seed or prompt is off by ten times as much.
@@ -90,7 +90,9 @@ def regenerate(release: Release, wanted: Wanted) -> tuple[Comparison, Image.Imag
     sampler = load_sampler(plan.config)
     sample = _sample(sampler, specs, row)
     height, width, _ = sample.pixels.shape
-    image = decode(encode(sample.pixels, plan.config.storage), row["codec"], width, height)
+    storage = plan.config.storage
+    payload = encode(sample.pixels, storage.codec, storage.quality)
+    image = decode(payload, row["codec"], width, height)
     reasons = [*_status(row, sample), *_differences(recorded, sampler.provenance)]
     difference = np.abs(release.array(row).astype(np.int16) - np.asarray(image))
     return _compared(row, difference, reasons, wanted.tolerance), image

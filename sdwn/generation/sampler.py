@@ -17,10 +17,11 @@ from sdwn.config import RunConfig
 from sdwn.devices import profiles as gpus
 from sdwn.devices.device import Device, out_of_memory_told
 from sdwn.errors import OutOfMemoryError
+from sdwn.generation.batching import Sample
 from sdwn.generation.prompts import PromptEncoder
 from sdwn.models.pipelines import DTYPES, denoiser, load, obtained, provenance, require_device
 from sdwn.models.weights import Weights
-from sdwn.storage.images import Pixels, Sample
+from sdwn.storage.images import Pixels
 
 if TYPE_CHECKING:
     from sdwn.planning.plan import ImageSpec
@@ -60,6 +61,7 @@ class Sampler:
         self.workload = gpus.workload(config, self.provenance, self.device.total_bytes)
         self._prompts = PromptEncoder(self.pipeline, config.generation)
         self.vae_slicing = False
+        self.loading_seconds = 0.0
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Sample one batch, an image for each spec, in their order.

@@ -6,16 +6,21 @@ import logging
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sdwn import checkout
-from sdwn.batches import BatchSize, lower
+from sdwn.batches import BatchSize
 from sdwn.devices import visible
 from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError
+from sdwn.generation.batching import (
+    ImageSampler,
+    Sample,
+    choose_batch_size,
+    load_sampler,
+    smaller_batch,
+)
 from sdwn.generation.partial_shards import PieceWriter, Work, covered, sound_pieces
-from sdwn.generation.samplers import ImageSampler, choose_batch, load_timed
 from sdwn.generation.writer import BackgroundWriter, flushed_on_signals
 from sdwn.io import now, seconds
 from sdwn.jobs.disk import RunDisk
@@ -24,18 +29,21 @@ from sdwn.jobs.records import Meter, first_record
 from sdwn.models.lock import locked_weights
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import ImageSpec, Plan, Shard, read_plan
-from sdwn.storage.images import Sample
 
 log = logging.getLogger(__name__)
 
 # A kill costs the batch under way and at most this much finished work.
-FLUSH_SECONDS = seconds("SDWN_FLUSH_SECONDS", 5.0)
+FLUSH_SECONDS = 5.0
 # How often a task makes a shard whose pieces were lost meanwhile, before it gives up.
 TRIES = 3
 
 
-def generate(run: Path, indices: Iterable[int]) -> None:
-    """Make those shards of a run that aren't finished yet."""
+def generate(run: Path, indices: Iterable[int], batch_size: int | None = None) -> None:
+    """Make those shards of a run that aren't finished yet.
+
+    ``batch_size`` is what the site's profile asks for, in the place of the config's or a GPU
+    profile's.
+    """
     paths = RunPaths(run)
     plan = read_plan(paths)
     names = {index: paths.shard(index) for index in indices}
@@ -46,8 +54,7 @@ def generate(run: Path, indices: Iterable[int]) -> None:
         log.info("all shards of this task are finished already")
         return
     weights = locked_weights(paths, plan.config.model)
-    sampler, loading = load_timed(plan.config, weights)
-    make_shards(paths, plan, todo, sampler, loading)
+    make_shards(paths, plan, todo, load_sampler(plan.config, weights), batch_size)
 
 
 def make_shards(
@@ -55,7 +62,7 @@ def make_shards(
     plan: Plan,
     shards: Sequence[Shard],
     sampler: ImageSampler,
-    loading_seconds: float = 0.0,
+    batch_size: int | None = None,
 ) -> BatchSize:
     """Make shards with a sampler that is loaded; sampling and writing overlap.
 
@@ -67,18 +74,18 @@ def make_shards(
         DiskError: the run's disk failed for minutes.
     """
     sampler.forget_peak()
-    batch = choose_batch(plan.config, sampler)
+    batch = choose_batch_size(plan.config, sampler, batch_size)
     session = task_session(sampler, batch)
     workload = sampler.workload
     record = first_record(
-        workload.device, workload.memory_gb, batch, loading_seconds, session["started"]
+        workload.device, workload.memory_gb, batch, sampler.loading_seconds, session["started"]
     )
     record.total = sum(plan.shard_images(shard) for shard in shards)
     meter = Meter(paths, record)
     meter.begin(batch)
     # Plain noise is drawn without torch, on the CPU.
     meter.without_gpu(visible.missing(workload.device) if workload.torch else None)
-    maker = _Maker(sampler, meter, batch)
+    maker = _Maker(sampler, meter, batch, seconds("SDWN_FLUSH_SECONDS", FLUSH_SECONDS))
     disk = RunDisk(paths)
     todo = [Work(disk, plan, shard, session) for shard in shards]
     try:
@@ -111,8 +118,11 @@ def task_session(sampler: ImageSampler, batch: BatchSize) -> dict[str, Any]:
 class _Maker:
     """Samples shards one after another, with smaller batches once memory ran out."""
 
-    def __init__(self, sampler: ImageSampler, meter: Meter, batch: BatchSize) -> None:
+    def __init__(
+        self, sampler: ImageSampler, meter: Meter, batch: BatchSize, flush_seconds: float
+    ) -> None:
         self._sampler, self._meter, self.batch = sampler, meter, batch
+        self._flush_seconds = flush_seconds
         if batch.vae_slicing:
             sampler.slice_vae()
 
@@ -121,7 +131,7 @@ class _Maker:
         specs = work.specs
         kept = sound_pieces(work)
         attempt = 1 + max((piece.attempt for piece in kept), default=0)
-        writer = PieceWriter(work, attempt, FLUSH_SECONDS)
+        writer = PieceWriter(work, attempt, self._flush_seconds)
         done = 0
         while done < len(specs) and not work.finished:
             batch = range(done, min(done + self.batch.images, len(specs)))
@@ -149,18 +159,6 @@ class _Maker:
             return samples
         # Only here is the failed batch's memory free: an exception keeps what its frames hold.
         self._sampler.release()
-        self._back_off(images_per_synset, reason)
-        return None
-
-    def _back_off(self, images_per_synset: int, reason: str) -> None:
-        if self._sampler.slice_vae():
-            self.batch = replace(self.batch, vae_slicing=True)
-        else:
-            smaller = lower(self.batch.images, images_per_synset)
-            if smaller is None:
-                raise SdwnError(
-                    f"no room for a single image: {reason}; take a larger card, a smaller size, "
-                    "or half precision"
-                )
-            self.batch = replace(self.batch, images=smaller)
+        self.batch = smaller_batch(self._sampler, self.batch, images_per_synset, reason)
         self._meter.lowered(self.batch)
+        return None

@@ -15,10 +15,11 @@ from functools import partial
 from types import FrameType, TracebackType
 
 from sdwn.config import StorageConfig
+from sdwn.generation.batching import Sample
 from sdwn.generation.partial_shards import PieceWriter, Work
 from sdwn.jobs.disk import RunDisk
 from sdwn.planning.plan import ImageSpec
-from sdwn.storage.images import Sample, encode
+from sdwn.storage.images import encode
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,9 @@ class BackgroundWriter:
         self._current = writer
         checked = self._check(samples)
         pixels = [sample.pixels for sample in checked]
-        payloads = list(self._pool.map(partial(encode, storage=self._storage), pixels))
+        storage = self._storage
+        encoded = partial(encode, codec=storage.codec, quality=storage.quality)
+        payloads = list(self._pool.map(encoded, pixels))
         writer.add(batch, specs, checked, payloads)
 
     def _finish(self, writer: PieceWriter) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdwn import checkout
+from sdwn.batches import batch_size_of_task
 from sdwn.errors import SdwnError
 from sdwn.io import now, read_json, require_home
 from sdwn.jobs.disk import RunDisk, write_note
@@ -35,6 +36,8 @@ STAGES = {
     "judge": ("sdwn.prediction.task", "judge"),
     "conclude": ("sdwn.evaluation.evaluating", "conclude_work"),
 }
+# Those that also take the batch size that the profile asks for.
+WITH_BATCHES = ("generate", "pilot", "judge")
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,11 @@ class ArrayTask:
                 write_note(paths, paths.note(process.job, process.rank, CHANGED), text)
             module, function = STAGES[self.stage]
             run = getattr(importlib.import_module(module), function)
-            run(paths.root, process.share(self.indices))
+            share = process.share(self.indices)
+            if self.stage in WITH_BATCHES:
+                run(paths.root, share, batch_size_of_task())
+            else:
+                run(paths.root, share)
 
     def _require_same_plan(self, paths: RunPaths) -> None:
         if not self.plan:

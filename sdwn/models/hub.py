@@ -36,7 +36,9 @@ _UNFINISHED = ".sdwn-unfinished"
 _MARK = ".sdwn-weights.json"
 
 
-def fetch(config: RunConfig, revision: str | None = None, folder: Path | None = None) -> Weights:
+def fetch_weights(
+    config: RunConfig, revision: str | None = None, folder: Path | None = None
+) -> Weights:
     """Get a config's model from the hub, whole, into the hub's cache or a folder of its own.
 
     What is there already is not fetched again. ``revision`` is taken in place of the config's.

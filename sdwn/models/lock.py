@@ -80,7 +80,7 @@ def ensure(paths: RunPaths, plan: Plan) -> Lock | None:
     """
     if (lock := read_lock(paths, plan.config.model)) is not None:
         return lock
-    made_with = recorded(paths)
+    made_with = recorded_revision(paths)
     folder = locate(plan.config, made_with)
     if folder is None:
         return None
@@ -117,7 +117,7 @@ def write_lock(paths: RunPaths, lock: Lock) -> Lock:
     Raises:
         IntegrityError: images of this run were made with other weights.
     """
-    made_with = recorded(paths)
+    made_with = recorded_revision(paths)
     if made_with not in (None, lock.revision):
         raise IntegrityError(
             f"{paths.root}: images of this run were made with {lock.model.name} at {made_with}, "
@@ -128,7 +128,7 @@ def write_lock(paths: RunPaths, lock: Lock) -> Lock:
     return lock
 
 
-def recorded(paths: RunPaths) -> str | None:
+def recorded_revision(paths: RunPaths) -> str | None:
     """Give the revision that a run's images were made with; None before there are any."""
     if not (paths.shards.is_dir() or paths.pieces.is_dir()):
         return None
@@ -247,7 +247,7 @@ def _changed(path: Path, file: LockedFile) -> bool:
     return path.stat().st_mtime_ns != file.mtime_ns and file_sha256(path) != file.sha256
 
 
-def lock_classifier(paths: RunPaths, config: RunConfig, file: Path) -> None:
+def lock_to_classifier(paths: RunPaths, config: RunConfig, file: Path) -> None:
     """Note in a run's lock, if it has one, the file of weights that its classifier has now."""
     if (lock := read_lock(paths, config.model)) is None:
         return

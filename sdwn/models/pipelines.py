@@ -16,10 +16,10 @@ from sdwn.config import ModelConfig, RunConfig
 from sdwn.devices.device import Device
 from sdwn.errors import SdwnError, UsageError, first_line
 from sdwn.models.builtin import builtin_folder
-from sdwn.models.hub import fetch
+from sdwn.models.hub import fetch_weights
 from sdwn.models.settings import require_safety_checker, require_scheduler
 from sdwn.models.staging import staged_if_asked
-from sdwn.models.weights import Weights, find, fingerprint, is_commit, located, source
+from sdwn.models.weights import Weights, find_weights, fingerprint, is_commit, located, source
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -38,8 +38,8 @@ def obtained(config: RunConfig) -> Weights:
     if (kind := source(model)) != "hub":
         folder = builtin_folder(str(model.builtin)) if kind == "builtin" else located(config)
         return Weights(folder, fingerprint(folder))
-    found = find(config) if is_commit(model.revision) else None
-    return found or fetch(config)
+    found = find_weights(config) if is_commit(model.revision) else None
+    return found or fetch_weights(config)
 
 
 def load(config: RunConfig, weights: Weights, device: Device) -> Any:

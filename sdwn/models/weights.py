@@ -233,7 +233,7 @@ def locate(config: RunConfig, commit: str | None = None) -> Path | None:
         return None
 
 
-def find(config: RunConfig) -> Weights | None:
+def find_weights(config: RunConfig) -> Weights | None:
     """Find a config's weights, without the network; None where they are not here."""
     folder = locate(config)
     if folder is None:

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sdwn.arrays import numbers, read_parquet
 from sdwn.errors import IntegrityError
 from sdwn.io import atomic
+from sdwn.storage.columns import numbers, read_parquet
 from sdwn.wordnet.imagenet import CLASSES
 
 # Of so many classes the best are kept, and a label among them is right by top-5.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from sdwn.batches import BatchSize, asked
+from sdwn.batches import BatchSize
 from sdwn.devices import visible
 from sdwn.errors import DiskError, SdwnError
 from sdwn.io import Advance, now
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def judge(work: Path, indices: Iterable[int]) -> None:
+def judge(work: Path, indices: Iterable[int], batch_size: int | None = None) -> None:
     """Judge those shards of a release that aren't finished yet."""
     paths = work_paths(work)
     release, judging = open_planned(paths)
@@ -39,15 +39,16 @@ def judge(work: Path, indices: Iterable[int]) -> None:
     if not todo:
         log.info("all shards of this task are finished already")
         return
-    judge_shards(paths, release, judging, todo)
+    judge_shards(paths, release, judging, todo, batch_size=batch_size)
 
 
-def judge_shards(
+def judge_shards(  # noqa: PLR0913, PLR0917
     paths: RunPaths,
     release: Release,
     judging: Judging,
     shards: Sequence[Shard],
     advance: Advance = lambda _: None,
+    batch_size: int | None = None,
 ) -> None:
     """Judge shards, the classifier loaded once; a kill costs the shard under way.
 
@@ -58,7 +59,7 @@ def judge_shards(
     from sdwn.devices.profiles import GB
 
     began = time.monotonic()
-    judge = load_judge(release, judging)
+    judge = load_judge(release, judging, batch_size)
     device = Device()
     memory_gb = round(device.total_bytes / GB)
     record = first_record(device.name, memory_gb, judge.batch, time.monotonic() - began, now())
@@ -107,7 +108,7 @@ class Judge:
         )
 
 
-def load_judge(release: Release, judging: Judging) -> Judge:
+def load_judge(release: Release, judging: Judging, batch_size: int | None = None) -> Judge:
     """Load the classifier and find the scopes of the judged synsets.
 
     Raises:
@@ -128,7 +129,7 @@ def load_judge(release: Release, judging: Judging) -> Judge:
         )
     wnids = judged_images(release, judging).metadata["wnid"].unique().to_pylist()
     found = scopes(Taxonomy(shared_wordnet()), wnids, classifier.classes)
-    return Judge(classifier, found, choose_batch(classifier, asked()), cpus())
+    return Judge(classifier, found, choose_batch(classifier, batch_size), cpus())
 
 
 def _judged(judge: Judge, images: Release, meter: Meter, advance: Advance) -> pa.Table:

@@ -17,18 +17,13 @@ from sdwn.jobs.processes import shares
 from sdwn.jobs.profile import ClusterProfile, minutes
 from sdwn.paths import RunPaths
 from sdwn.preflight.known_speeds import DeviceSpeed, speeds, why_unknown
+from sdwn.storage.codecs import CODECS
 
 if TYPE_CHECKING:
     from sdwn.config import RunConfig
     from sdwn.planning.plan import Plan
 
 Part = tuple[int, ...]
-
-# Encoded size against 3 bytes a pixel: means over 300 photo-like images of 512x512, with the
-# encoder's own settings; one photograph may take a third more or less. JPEG by quality, those
-# beside 95 in proportion to it over ten photographs.
-LOSSLESS_RATIOS = {"webp": 0.415, "png": 0.564, "raw": 1.0}
-JPEG_RATIOS = {50: 0.045, 75: 0.065, 85: 0.085, 90: 0.105, 95: 0.153, 100: 0.32}
 
 # What a plan is laid out on before anybody names a site.
 ONE_GPU = ClusterProfile(array_parallelism=1, time="366-0")
@@ -208,9 +203,5 @@ def _ratio(config: RunConfig) -> tuple[float, str]:
         return 1.0, "raw, 3 bytes a pixel"
     if config.model.builtin == "noise":
         return 1.0, "as raw: noise does not compress"
-    if codec == "jpeg":
-        asked = config.storage.quality or 95
-        ratio = next(ratio for quality, ratio in JPEG_RATIOS.items() if asked <= quality)
-    else:
-        ratio = LOSSLESS_RATIOS[codec]
+    ratio = CODECS[codec].size_ratio(config.storage.quality)
     return ratio, f"as photographs: {codec} at {100 * ratio:.3g} % of raw"

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sdwn.batches import lower
+from sdwn.batches import next_smaller_batch
 from sdwn.errors import OutOfMemoryError
-from sdwn.generation.samplers import ImageSampler, load_timed
+from sdwn.generation.batching import ImageSampler, load_sampler
 from sdwn.generation.task import make_shards
 from sdwn.io import write_text
 from sdwn.models.lock import locked_weights
@@ -43,7 +43,7 @@ class Speed:
     peak_bytes: int
 
 
-def make_pilot(run: Path, indices: Iterable[int]) -> None:
+def make_pilot(run: Path, indices: Iterable[int], batch_size: int | None = None) -> None:
     """Make the pilot's images as any task would, then time whole batches."""
     paths = RunPaths(run)
     plan = read_plan(paths)
@@ -51,8 +51,8 @@ def make_pilot(run: Path, indices: Iterable[int]) -> None:
     if not shards:
         return  # a process whose GPU is not needed
     weights = locked_weights(paths, plan.config.model)
-    sampler, loading = load_timed(plan.config, weights)
-    batch = make_shards(paths, plan, shards, sampler, loading)
+    sampler = load_sampler(plan.config, weights)
+    batch = make_shards(paths, plan, shards, sampler, batch_size)
     speed = _timed(sampler, list(plan.specs(plan.shards[0])), batch.images)
     write_text(paths.speed, json.dumps(asdict(speed)) + "\n")
 
@@ -63,7 +63,7 @@ def _timed(sampler: ImageSampler, specs: list[ImageSpec], size: int) -> Speed:
     try:
         seconds = min(sampler.seconds(filled) for _ in range(2))
     except OutOfMemoryError:
-        smaller = lower(size, sampler.config.images_per_synset)
+        smaller = next_smaller_batch(size, sampler.config.images_per_synset)
         if smaller is None:
             raise
     else:

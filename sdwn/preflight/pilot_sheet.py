@@ -10,8 +10,7 @@ from sdwn.io import atomic
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.storage.columns import names
-from sdwn.storage.contact_sheet import Strip, contact_sheet
-from sdwn.storage.images import decode
+from sdwn.storage.images import Strip, contact_sheet, decode
 from sdwn.storage.shards import ImageFile
 
 

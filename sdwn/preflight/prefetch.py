@@ -9,7 +9,7 @@ from typing import Any
 from sdwn.config import EvaluationConfig, RunConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.models import lock
-from sdwn.models.hub import fetch
+from sdwn.models.hub import fetch_weights
 from sdwn.models.lock import Lock
 from sdwn.models.weights import Weights, fingerprint, is_commit, located, source
 from sdwn.paths import RunPaths
@@ -25,7 +25,7 @@ def fetch_for_config(config: RunConfig, folder: Path | None = None) -> Weights |
     if config.model.builtin == "noise":
         return None
     if source(config.model) == "hub":
-        return fetch(config, None, folder)
+        return fetch_weights(config, None, folder)
     place = _place(config, folder)
     return Weights(place, fingerprint(place))
 
@@ -55,8 +55,8 @@ def fetch_for_run(paths: RunPaths, plan: Plan, folder: Path | None = None) -> We
 
 
 def _lock_anew(paths: RunPaths, config: RunConfig, folder: Path | None) -> None:
-    made_with = lock.recorded(paths)
-    found = fetch(config, made_with if is_commit(made_with) else None, folder)
+    made_with = lock.recorded_revision(paths)
+    found = fetch_weights(config, made_with if is_commit(made_with) else None, folder)
     lock.write_lock(paths, _in(lock.lock_on(config, found.folder, found.revision), folder))
 
 
@@ -64,7 +64,9 @@ def _as_locked(paths: RunPaths, config: RunConfig, standing: Lock, folder: Path 
     wanted = _in(standing, folder)
     if wanted == standing and _has_all(paths, config):
         return
-    fetch(config, standing.revision, Path(wanted.folder) if wanted.folder is not None else None)
+    fetch_weights(
+        config, standing.revision, Path(wanted.folder) if wanted.folder is not None else None
+    )
     if wanted != standing:
         lock.write_lock(paths, wanted)
 
@@ -143,7 +145,7 @@ def lock_classifier(paths: RunPaths, config: RunConfig) -> None:
     chosen = config.evaluation
     file = chosen.checkpoint or find_classifier(chosen.model, None)
     if file is not None and file.is_file():
-        lock.lock_classifier(paths, config, file)
+        lock.lock_to_classifier(paths, config, file)
 
 
 def fetch_wordnet() -> str:

@@ -12,9 +12,9 @@ from sdwn.devices import visible
 from sdwn.devices.profiles import GpuProfile
 from sdwn.devices.tuning import Run, Tuning, search
 from sdwn.errors import OutOfMemoryError, SdwnError
-from sdwn.generation.samplers import ImageSampler, load_sampler
+from sdwn.generation.batching import ImageSampler, load_sampler
 from sdwn.io import now, read_json, writable_cache
-from sdwn.models.weights import find
+from sdwn.models.weights import find_weights
 from sdwn.planning.plan import ImageSpec, image_seed
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def tune_device(config: RunConfig) -> GpuProfile:
     """
     writable_cache()  # Fail before anything is measured that could not be kept.
     # Any revision is as fast as another: what is there is taken, and no hub is asked.
-    sampler = load_sampler(config, find(config))
+    sampler = load_sampler(config, find_weights(config))
     # Plain noise is drawn without torch.
     if sampler.workload.torch and (reason := visible.missing(sampler.workload.device)):
         raise SdwnError(f"nothing is measured: {reason}")

@@ -14,6 +14,7 @@ from sdwn.errors import IntegrityError
 from sdwn.models.notices import terms
 from sdwn.planning.plan import PlannedSynset
 from sdwn.releases.manifest import Manifest
+from sdwn.storage.codecs import CODECS
 from sdwn.storage.columns import BLACK, COLUMNS
 
 # Identifiers as the hub has them; each model's page states its own.
@@ -121,8 +122,7 @@ def _header(manifest: Manifest, model: ModelConfig | None, data_files: str | Non
 
 
 def _encoding(storage: dict[str, Any]) -> str:
-    quality = f"quality {storage['quality']}" if storage["codec"] == "jpeg" else "lossless"
-    return f"{storage['codec']}, {quality}"
+    return f"{storage['codec']}, {CODECS[storage['codec']].loss(storage['quality'])}"
 
 
 def _escaped(value: Any) -> str:

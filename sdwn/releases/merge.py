@@ -18,8 +18,7 @@ from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
 from sdwn.releases.writer import Origin, ReleaseWriter, cut
 from sdwn.storage.columns import COLUMNS, Table, texts
-from sdwn.storage.decoding import Decoding
-from sdwn.storage.shards import Expected, ImageFile, Selection, join
+from sdwn.storage.shards import Expected, ImageFile, RowRange, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,13 +320,13 @@ def _write_part(
 ) -> str:
     with ExitStack() as stack:
         files = [stack.enter_context(ImageFile(shard)) for shard in shards]
-        selections = [Selection(file, 0, len(file)) for file in files]
-        decoding = stack.enter_context(Decoding()) if decode else None
+        selections = [RowRange(file, 0, len(file)) for file in files]
+        problems: list[str] | None = [] if decode else None
         try:
-            digest = join(path, attributes, selections, advance, decoding)
+            digest = join(path, attributes, selections, advance, problems)
         except IntegrityError as error:
             raise IntegrityError("\n".join(_damaged(files)) or str(error)) from None
-        if decoding is not None and (problems := decoding.problems()):
+        if problems:
             raise IntegrityError("\n".join((*problems, *_cures(files, problems))))
         return digest
 

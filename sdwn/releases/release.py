@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from sdwn.arrays import read_parquet
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.io import (
     TABLE_BYTES,
@@ -32,7 +31,7 @@ from sdwn.io import (
 from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import PlannedSynset, parse_table
 from sdwn.releases.manifest import Manifest, read_manifest
-from sdwn.storage.columns import STATUSES
+from sdwn.storage.columns import STATUSES, read_parquet
 from sdwn.storage.images import Pixels, decode
 from sdwn.storage.shards import ImageFile
 

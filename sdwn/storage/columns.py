@@ -1,30 +1,42 @@
-"""The columns of a record: what is known of each image, and how it is kept."""
+"""The columns of a table of images: what is recorded of each, in HDF5, Arrow and NumPy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sdwn.storage.images import CODECS
+from sdwn.errors import IntegrityError, first_line
+from sdwn.io import read_whole
+from sdwn.storage.codecs import CODECS
 
 STATUSES = ("ok", "nsfw", "nan", "unknown", "black")
 # Those of them that are black images.
 BLACK = ("nsfw", "nan", "black")
 SHA256_BYTES = 32
+# No row of a table of images or predictions takes as much, however long its prompt.
+ROW_BYTES = 1 << 16
 
 Table = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of ``/rows``: its type (None is text), its names if an enumeration, its meaning.
+    """A column of ``/rows``.
 
-    ``of_run``: every image that a run makes has it; the others are for imported images.
+    Args:
+        dtype: NumPy's; None is text.
+        names: of an enumeration, whose values are positions in it.
+        width: values a row, if it is not one.
+        of_run: whether every image that a run makes has it; the others are for imported images.
     """
 
     name: str
@@ -68,33 +80,34 @@ COLUMNS = (
     Column("session", "u4", "row of /sessions", required=False),
     Column("width", "u4", "pixels"),
     Column("height", "u4", "pixels"),
-    Column("codec", "u1", "how the image is encoded; raw is RGB, row by row", names=CODECS),
+    Column("codec", "u1", "how the image is encoded; raw is RGB, row by row", names=tuple(CODECS)),
     Column("sha256", "u1", "of the encoded image", width=SHA256_BYTES),
     Column("file", None, "its name before it was imported", required=False, of_run=False),
 )
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def image_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Turn rows of plain values into columns; a column that no row has is left out.
 
     Enumerations are given by name, ``sha256`` as 32 bytes.
     """
-    present = [column for column in COLUMNS if column.name in rows[0]]
-    return {column.name: _column([row[column.name] for row in rows], column) for column in present}
-
-
-def _column(values: list[Any], column: Column) -> NDArray[Any]:
-    if column.dtype is None:
-        return np.array([str(value).encode() for value in values], dtype="S")
-    if column.names:
-        return np.array([column.names.index(value) for value in values], dtype=column.dtype)
-    if column.width:
-        return np.frombuffer(b"".join(values), dtype=column.dtype).reshape(-1, column.width)
-    return np.array(values, dtype=column.dtype)
+    table = {}
+    for column in (column for column in COLUMNS if column.name in rows[0]):
+        values = [row[column.name] for row in rows]
+        if column.dtype is None:
+            table[column.name] = np.array([str(value).encode() for value in values], dtype="S")
+        elif column.width:
+            flat = np.frombuffer(b"".join(values), dtype=column.dtype)
+            table[column.name] = flat.reshape(-1, column.width)
+        else:
+            if column.names:
+                values = [column.names.index(value) for value in values]
+            table[column.name] = np.array(values, dtype=column.dtype)
+    return table
 
 
 def concatenate(tables: Sequence[Table]) -> Table:
-    """Put tables of the same columns below one another."""
+    """Append tables of the same columns to one another."""
     return {name: np.concatenate([part[name] for part in tables]) for name in tables[0]}
 
 
@@ -104,16 +117,16 @@ def texts(values: NDArray[Any]) -> list[str]:
 
 
 def names(values: NDArray[Any], column: str) -> list[str]:
-    """Give an enumeration's values by name."""
+    """Return an enumeration's values by name."""
     valid = next(c.names for c in COLUMNS if c.name == column)
     return [valid[value] for value in values.tolist()]
 
 
 def check_column(column: Column, values: NDArray[Any], sessions: int) -> None:
-    """Hold values that were read against what the column may have.
+    """Check that a column that was read has values that it may have.
 
     Raises:
-        ValueError: they are of another kind, no text, or a name or session that is none.
+        ValueError: they are of another kind, no text, or a name or session that does not exist.
     """
     kind = "S" if column.dtype is None else np.dtype(column.dtype).kind
     if values.dtype.kind != kind:
@@ -123,3 +136,57 @@ def check_column(column: Column, values: NDArray[Any], sessions: int) -> None:
     valid = len(column.names) or (sessions if column.name == "session" else None)
     if valid is not None and len(values) and int(values.max()) >= valid:
         raise ValueError(f"{column.name}: expected values below {valid}, found {values.max()}")
+
+
+def read_parquet(path: Path, most: int) -> pa.Table:
+    """Read a Parquet file of at most so many rows.
+
+    Raises:
+        IntegrityError: it is missing, damaged, or claims more; that takes no memory.
+    """
+    # Of an empty table, too, something is written.
+    most_bytes = (most + 16) * ROW_BYTES
+    try:
+        # Not a path, which may be no text; not Python's file, which Arrow's threads may still
+        # hold when Python ends; not read_table, which loads what reads folders of tables.
+        content = pa.BufferReader(read_whole(path, most_bytes))
+        file = pq.ParquetFile(content, page_checksum_verification=True)
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        rows = max(file.metadata.num_rows, sum(group.num_rows for group in groups))
+        if rows > most:
+            raise IntegrityError(f"{path}: expected at most {most:,} rows, it claims {rows:,}")
+        if sum(group.total_byte_size for group in groups) > most_bytes:
+            raise IntegrityError(f"{path}: damaged: it claims more bytes than {rows:,} rows have")
+        return file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise IntegrityError(f"{path}: cannot be read: {first_line(error)[:200]}") from None
+
+
+def numbers(column: pa.ChunkedArray | pa.Array, null: float | None = None) -> NDArray[Any]:
+    """Return an Arrow column of numbers or truth values as an array, ``null`` for what is none.
+
+    Arrow's own way imports pandas where it is installed: half a second.
+
+    >>> numbers(pa.array([1, None, 3], pa.int16()), -1).tolist()
+    [1, -1, 3]
+    >>> numbers(pa.chunked_array([[True], [False]])).tolist()
+    [True, False]
+
+    Raises:
+        ValueError: a value is null, and ``null`` was not given.
+    """
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if array.null_count:
+        if null is None:
+            raise ValueError(f"{array.null_count} of {len(array)} values are null")
+        # The same buffer without the one that says which values are null.
+        values = numbers(
+            pa.Array.from_buffers(
+                array.type, len(array), [None, array.buffers()[1]], offset=array.offset
+            )
+        )
+        return np.where(numbers(pc.is_valid(array)), values, values.dtype.type(null))
+    if pa.types.is_boolean(array.type):
+        # Eight to a byte, which NumPy has not.
+        return np.from_dlpack(array.cast(pa.uint8())).view(bool)
+    return np.from_dlpack(array)

@@ -1,60 +1,36 @@
-"""Encode and decode images."""
+"""Images: encoded, decoded, and laid out on contact sheets."""
 
 from __future__ import annotations
 
 import io
+import math
 import struct
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.ExifTags import Base
 
-from sdwn.config import StorageConfig
 from sdwn.errors import IntegrityError
+from sdwn.storage.codecs import CODECS
 
+# RGB of shape (height, width, 3).
 Pixels = NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One sampled image and what happened to it.
-
-    ``pixels`` is RGB of shape (height, width, 3). ``status`` is ``ok``, ``nsfw`` (the safety
-    checker blackened it) or ``nan`` (the model gave NaN; black). ``tokens`` counts the whole
-    prompt's, start and end included; ``truncated`` says that the text encoder took fewer.
-    ``redone`` says that it gave NaN in half precision and was sampled again, alone and in
-    float32; ``vae_slicing`` that its batch was decoded one by one.
-    """
-
-    pixels: Pixels
-    status: str
-    tokens: int
-    truncated: bool
-    redone: bool = False
-    vae_slicing: bool = False
-
-
-CODECS = ("webp", "png", "jpeg", "raw")
-
-# Effort 0 of lossless WebP: 2 to 10 times faster than PNG and a fifth smaller.
-LOSSLESS: dict[str, dict[str, Any]] = {
-    "webp": {"lossless": True, "method": 0},
-    "png": {"compress_level": 1},
-}
-
-
-def encode(pixels: Pixels, storage: StorageConfig) -> bytes:
-    """Encode an image, (height, width, 3) uint8 RGB; all codecs but JPEG are lossless."""
-    if storage.codec == "raw":
+def encode(pixels: Pixels, codec: str, quality: int | None = None) -> bytes:
+    """Encode an image; without loss where the codec can and no quality is given."""
+    how = CODECS[codec]
+    if not how.pillow_formats:
         return np.ascontiguousarray(pixels).tobytes()
-    options = LOSSLESS.get(storage.codec, {"quality": storage.quality})
+    quality = quality or how.default_quality
+    options = how.lossless_options if quality is None else {"quality": quality}
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, storage.codec, **options)
+    Image.fromarray(pixels).save(buffer, how.pillow_formats[0], **options)
     return buffer.getvalue()
 
 
@@ -85,7 +61,7 @@ def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
     try:
         if codec not in CODECS:
             raise ValueError("no such codec")
-        if codec == "raw":
+        if not CODECS[codec].pillow_formats:
             if len(payload) != 3 * width * height:
                 raise ValueError(f"{len(payload)} bytes")
             return Image.frombytes("RGB", (width, height), payload)
@@ -104,6 +80,15 @@ def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
         return upright
     except (OSError, ValueError, SyntaxError, OverflowError, Image.DecompressionBombError) as error:
         raise IntegrityError(f"expected a {codec} image, {width}x{height}: {error}") from None
+
+
+def undecodable(payload: bytes, codec: str, width: int, height: int) -> str | None:
+    """Return why :func:`decode` cannot decode an image; None if it can."""
+    try:
+        decode(payload, codec, width, height)
+    except IntegrityError as error:
+        return str(error)
+    return None
 
 
 def open_image(payload: bytes, *codecs: str) -> Image.Image:
@@ -181,3 +166,42 @@ def _upright(image: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
+
+
+# In pixels: a picture's cell, a line of text, a picture with its line.
+PER_ROW = 10
+CELL = 160
+LINE = 24
+TALL = CELL + LINE
+GAP = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """A title, and so many images below it, each with a caption; None is a damaged one."""
+
+    title: str
+    images: int
+    cells: Iterable[tuple[Image.Image | None, str]]
+
+
+def contact_sheet(strips: Sequence[Strip]) -> Image.Image:
+    """Lay strips out below one another, ten images a row, or more where they are hundreds."""
+    most = max(strip.images for strip in strips)
+    # As WebP a picture may be 16,383 pixels high.
+    columns = min(most, max(PER_ROW, math.isqrt(most)))
+    height = sum(LINE + math.ceil(strip.images / columns) * TALL for strip in strips)
+    sheet = Image.new("RGB", (max(columns, 4) * CELL, height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE * 2 // 3)
+    top = 0
+    for strip in strips:
+        pen.text((GAP, top), " ".join(strip.title.split()), "black", font)
+        for position, (image, caption) in enumerate(strip.cells):
+            row, column = divmod(position, columns)
+            left, upper = column * CELL + GAP, top + LINE + row * TALL
+            size = CELL - 2 * GAP
+            shown = image or Image.new("RGB", (size, size), "grey")
+            sheet.paste(ImageOps.contain(shown, (size, size)), (left, upper))
+            pen.text((left, upper + size + GAP), caption, "black", font)
+        top += LINE + math.ceil(strip.images / columns) * TALL
+    return sheet

@@ -35,10 +35,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, MisplacedError
-from sdwn.io import Advance, open_plain, plain_disk_errors
-from sdwn.storage.columns import COLUMNS, Table, check_column, concatenate
-from sdwn.storage.decoding import Decoding
-from sdwn.storage.images import CODECS
+from sdwn.io import Advance, in_threads, open_plain, plain_disk_errors
+from sdwn.storage.columns import COLUMNS, Table, check_column, concatenate, names
+from sdwn.storage.images import undecodable
 
 FORMAT = "sdwn-images"
 FORMAT_VERSION = 1
@@ -47,6 +46,10 @@ FORMAT_VERSION = 1
 LIBVER = ("v110", "v110")
 # gzip makes a thousand bytes out of one at most: a table that claims more was never written.
 MOST_COMPRESSED = 1032
+# Images are decoded in threads, for Pillow leaves Python's lock to others; those that wait for
+# them take memory.
+DECODERS = len(os.sched_getaffinity(0))
+AHEAD = 8 * DECODERS
 # Beside the columns in /rows.
 TABLES = ("offsets", "sessions")
 
@@ -225,7 +228,7 @@ class ImageFile:
         """Give an image's codec, width and height."""
         rows = self.rows()
         width, height = (int(rows[name][index]) for name in ("width", "height"))
-        return CODECS[rows["codec"][index]], width, height
+        return names(rows["codec"][index : index + 1], "codec")[0], width, height
 
     def payload(self, index: int) -> bytes:
         """Read an encoded image."""
@@ -364,7 +367,7 @@ def _check_version(path: Path, attributes: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class RowRange:
     """Some images of a file: rows ``start`` up to ``stop``."""
 
     file: ImageFile
@@ -376,7 +379,7 @@ class Selection:
         """Lengths in bytes."""
         return np.diff(self.file.offsets[self.start : self.stop + 1])
 
-    def rows(self, sessions: NDArray[np.uint32]) -> Table:
+    def table(self, sessions: NDArray[np.uint32]) -> Table:
         """Read the rows; session ``i`` becomes ``sessions[i]``."""
         rows = {name: values[self.start : self.stop] for name, values in self.file.rows().items()}
         if "session" in rows:
@@ -387,44 +390,57 @@ class Selection:
 def join(
     path: Path,
     attributes: Mapping[str, Any],
-    selections: Sequence[Selection],
+    ranges: Sequence[RowRange],
     advance: Advance = lambda _: None,
-    decoding: Decoding | None = None,
+    problems: list[str] | None = None,
 ) -> str:
     """Copy images of several files into one as they are, and return its SHA-256.
 
-    ``advance`` is told how many images were copied; ``decoding`` is given each one.
+    ``advance`` is called with how many more images are copied. With ``problems`` each image is
+    decoded too, and those that cannot be are named there, with the reason.
 
     Raises:
         IntegrityError: an image is damaged.
     """
     sessions: dict[str, int] = {}
-    tables = [selection.rows(_renumber(selection, sessions)) for selection in selections]
-    payloads = _copied(selections, advance, decoding)
-    sizes = np.concatenate([selection.sizes for selection in selections])
+    tables = [rows.table(_renumber(rows, sessions)) for rows in ranges]
+    sizes = np.concatenate([rows.sizes for rows in ranges])
     records = [json.loads(line) for line in sessions]
     contents = Contents(concatenate(tables), sizes, records)
-    return write_images(path, attributes, contents, payloads)
+
+    def images() -> Iterator[tuple[ImageFile, int, bytes]]:
+        for rows in ranges:
+            payloads = rows.file.payloads(rows.start, rows.stop)
+            for index, payload in enumerate(payloads, start=rows.start):
+                yield rows.file, index, payload
+                advance(1)
+
+    if problems is not None:
+        return write_images(path, attributes, contents, _decoded_beside(images(), problems))
+    return write_images(path, attributes, contents, (payload for _, _, payload in images()))
 
 
-def _copied(
-    selections: Sequence[Selection], advance: Advance, decoding: Decoding | None
+def _decoded_beside(
+    images: Iterator[tuple[ImageFile, int, bytes]], problems: list[str]
 ) -> Iterator[bytes]:
-    for selection in selections:
-        file = selection.file
-        payloads = file.payloads(selection.start, selection.stop)
-        for index, payload in enumerate(payloads, start=selection.start):
-            if decoding is not None:
-                decoding.add(file.name(index), payload, *file.encoding(index))
-            yield payload
-            advance(1)
+    """Yield images as they are; threads decode them ahead, and what they cannot is a problem."""
+
+    def check(image: tuple[ImageFile, int, bytes]) -> tuple[bytes, str | None]:
+        file, index, payload = image
+        reason = undecodable(payload, *file.encoding(index))
+        return payload, reason and f"{file.name(index)}: {reason}"
+
+    for payload, problem in in_threads(check, images, DECODERS, AHEAD):
+        if problem is not None:
+            problems.append(problem)
+        yield payload
 
 
-def _renumber(selection: Selection, sessions: dict[str, int]) -> NDArray[np.uint32]:
-    """Add the sessions that made these images to those of all, and give each its new number."""
-    numbers = selection.file.rows().get("session", np.zeros(len(selection.file), "u4"))
-    made = set(numbers[selection.start : selection.stop].tolist())
-    lines = [json.dumps(session, sort_keys=True) for session in selection.file.sessions]
+def _renumber(rows: RowRange, sessions: dict[str, int]) -> NDArray[np.uint32]:
+    """Add the sessions that made these images to those of all; return the new number of each."""
+    numbers = rows.file.rows().get("session", np.zeros(len(rows.file), "u4"))
+    made = set(numbers[rows.start : rows.stop].tolist())
+    lines = [json.dumps(session, sort_keys=True) for session in rows.file.sessions]
     return np.array(
         [
             sessions.setdefault(line, len(sessions)) if i in made else 0

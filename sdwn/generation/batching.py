@@ -1,4 +1,4 @@
-"""What makes images: the interface, which implementation a config needs, how many at a time."""
+"""Batches of images: what makes one, how many images it has, and fewer once memory runs out."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from sdwn.batches import ENOUGH, BatchSize, asked, on_grid
+from sdwn.batches import BatchSize, next_smaller_batch, on_grid
 from sdwn.config import RunConfig
 from sdwn.devices import profiles as gpus
 from sdwn.devices.profiles import Workload
@@ -16,9 +17,31 @@ from sdwn.errors import SdwnError
 from sdwn.io import private_folder, writable_cache
 from sdwn.models.weights import Weights
 from sdwn.planning.plan import ImageSpec
-from sdwn.storage.images import Sample
+from sdwn.storage.images import Pixels
 
 log = logging.getLogger(__name__)
+
+# Published speeds hardly grow beyond it, and a kill costs the batch under way.
+ENOUGH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sampled image and what happened to it.
+
+    ``pixels`` is RGB of shape (height, width, 3). ``status`` is ``ok``, ``nsfw`` (the safety
+    checker blackened it) or ``nan`` (the model gave NaN; black). ``tokens`` counts the whole
+    prompt's, start and end included; ``truncated`` says that the text encoder took fewer.
+    ``redone`` says that it gave NaN in half precision and was sampled again, alone and in
+    float32; ``vae_slicing`` that its batch was decoded one by one.
+    """
+
+    pixels: Pixels
+    status: str
+    tokens: int
+    truncated: bool
+    redone: bool = False
+    vae_slicing: bool = False
 
 
 class ImageSampler(Protocol):
@@ -28,6 +51,7 @@ class ImageSampler(Protocol):
     provenance: dict[str, Any]
     workload: Workload
     vae_slicing: bool
+    loading_seconds: float
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Make a batch of images."""
@@ -65,17 +89,21 @@ class ImageSampler(Protocol):
 def load_sampler(config: RunConfig, weights: Weights | None = None) -> ImageSampler:
     """Load what the config's model needs; only here do torch and diffusers come in.
 
-    ``weights`` are those that a run is locked to.
+    ``weights`` are those that a run is locked to. The sampler's ``loading_seconds`` are what
+    this takes, imports included.
     """
     if config.model.builtin == "noise":
         from sdwn.generation.noise import NoiseSampler
 
         return NoiseSampler(config)
+    began = time.monotonic()
     if config.generation.compile:
         _share_compiled()
     from sdwn.generation.sampler import Sampler
 
-    return Sampler(config, weights)
+    sampler = Sampler(config, weights)
+    sampler.loading_seconds = time.monotonic() - began
+    return sampler
 
 
 def _share_compiled() -> None:
@@ -87,36 +115,47 @@ def _share_compiled() -> None:
         log.warning("each task compiles for itself: %s", error)
 
 
-def load_timed(config: RunConfig, weights: Weights | None = None) -> tuple[ImageSampler, float]:
-    """Load a sampler and say how many seconds that took, imports included."""
-    began = time.monotonic()
-    sampler = load_sampler(config, weights)
-    return sampler, time.monotonic() - began
+def choose_batch_size(
+    config: RunConfig, sampler: ImageSampler, asked: int | None = None
+) -> BatchSize:
+    """Return the batch size of whoever knows best.
 
-
-def choose_batch(config: RunConfig, sampler: ImageSampler) -> BatchSize:
-    """Take the batch size from whoever knows best.
-
-    That is the command line or the site's profile, the config, a GPU profile, an estimate from
-    the card's free memory, one synset.
+    That is who asks for one (the command line or the site's profile), the config, a GPU profile,
+    an estimate from the card's free memory, or else one synset.
     """
     images = config.images_per_synset
-    if (size := asked()) is not None:
-        return BatchSize(on_grid(size, images), "as the command line or the site asks")
+    if asked is not None:
+        return BatchSize(on_grid(asked, images), "as the command line or the site asks")
     if (size := config.generation.batch_size) is not None:
         return BatchSize(size, "as the config asks")
     if (profile := gpus.find(sampler.workload)) is not None:
         size = on_grid(profile.tuning.batch_size, images)
         return BatchSize(size, f"as tuned {profile.measured}", profile.vae_slicing)
-    return _estimated(images, sampler) or BatchSize(images, "one synset")
-
-
-def _estimated(images: int, sampler: ImageSampler) -> BatchSize | None:
     fit = sampler.fits(sliced=False)
     if fit is None:
-        return None
+        return BatchSize(images, "one synset")
     sliced = sampler.fits(sliced=True) or 0
+    # Decoding one by one is slower: only where a whole synset does not fit otherwise.
     slicing = fit < images and sliced > fit
     room = max(1, sliced if slicing else fit)
     size = on_grid(min(room, max(images, ENOUGH)), images)
     return BatchSize(size, "as free memory suggests", slicing)
+
+
+def smaller_batch(
+    sampler: ImageSampler, batch: BatchSize, images_per_synset: int, reason: str
+) -> BatchSize:
+    """Return a batch that takes less memory: images decoded one by one first, then fewer.
+
+    Raises:
+        SdwnError: even a single image has no room.
+    """
+    if sampler.slice_vae():
+        return replace(batch, vae_slicing=True)
+    size = next_smaller_batch(batch.images, images_per_synset)
+    if size is None:
+        raise SdwnError(
+            f"no room for a single image: {reason}; take a larger card, a smaller size, "
+            "or half precision"
+        )
+    return replace(batch, images=size)
