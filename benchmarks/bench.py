@@ -19,32 +19,14 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from sdwn.config import RunConfig
-from sdwn.paths import RunPaths
-from sdwn.planning.plan import Plan, make_plan, write_plan
-from sdwn.wordnet.catalog import Catalog
-from sdwn.wordnet.corpus import Synset
+from shared import plan_made_up, write_shard
 
 PYTHON = sys.executable
 ROUNDS = 5
 
 NLTK = """
-import nltk
-from nltk.corpus.reader.wordnet import WordNetCorpusReader
-from sdwn.wordnet.corpus import _candidates, _lexnames
-import io, warnings
-warnings.simplefilter("ignore")
-class Reader(WordNetCorpusReader):
-    def open(self, file):
-        try: return super().open(file)
-        except OSError: return io.StringIO(_lexnames())
-    def map_wn(self, version="wordnet"): pass
-seen, stack = set(), [Reader(next(_candidates()), None).synset("object.n.01")]
-while stack:
-    for child in stack.pop().hyponyms():
-        if child.offset() not in seen:
-            seen.add(child.offset()); stack.append(child)
-assert len(seen) == 29580
+from sdwn.wordnet.corpus import open_wordnet
+assert sum(1 for _ in open_wordnet().below("object.n.01")) == 29580
 """
 
 
@@ -84,23 +66,6 @@ def plan_nltk(folder: Path) -> None:
     run(PYTHON, "-c", NLTK)
 
 
-def plan_shards(run: Path, shards: int, images: int) -> tuple[RunPaths, Plan]:
-    """Plan a run of so many shards."""
-    config = RunConfig.model_validate(
-        {
-            "catalog": {"name": "closure"},
-            "model": {"name": "builtin:noise"},
-            "storage": {"images_per_shard": images},
-        }
-    )
-    count = shards * images // config.images_per_synset
-    synsets = [Synset(f"n{i:08d}", f"thing.n.{i:05d}", ("thing",), "a gloss") for i in range(count)]
-    plan, paths = make_plan(config, Catalog("bench", tuple(synsets))), RunPaths(run)
-    write_plan(plan, paths)
-    paths.shards.mkdir()
-    return paths, plan
-
-
 def make_finished(run: Path, shards: int = 50_000) -> None:
     """Write a run of which all but a few shards are there, as far as names and a journal tell."""
     from sdwn.jobs.cluster import arrays, job_ids
@@ -108,7 +73,7 @@ def make_finished(run: Path, shards: int = 50_000) -> None:
     from sdwn.jobs.profile import load_profile
     from sdwn.jobs.submit import shard_tasks
 
-    paths, plan = plan_shards(run, shards, images=10)
+    paths, plan = plan_made_up(run, shards * 10, shard=10)
     paths.tasks.mkdir()
     site = load_profile("local")
     tasks = shard_tasks(paths, plan, range(shards), site.model_copy(update={"executor": "slurm"}))
@@ -123,41 +88,12 @@ def make_finished(run: Path, shards: int = 50_000) -> None:
 
 def make_shards(run: Path, shards: int = 8, images: int = 500, size: int = 400_000) -> None:
     """Write a run whose shards hold random bytes in place of images."""
-    from sdwn.generation.partial_shards import shard_attributes
-    from sdwn.storage.columns import image_table
-    from sdwn.storage.shards import Contents, write_images
-
-    paths, plan = plan_shards(run, shards, images)
+    paths, plan = plan_made_up(run, shards * images, shard=images)
     random = np.random.default_rng(0)
     for shard in plan.shards:
         payloads = [random.bytes(size) for _ in range(images)]
-        rows = [
-            {
-                "wnid": spec.wnid,
-                "synset": spec.synset,
-                "number": spec.number,
-                "seed": spec.seed,
-                "prompt": spec.prompt,
-                "tokens": 9,
-                "truncated": False,
-                "status": "ok",
-                "batch": spec.index // 10 * 10,
-                "batch_size": 10,
-                "place": spec.index % 10,
-                "vae_slicing": False,
-                "redone": False,
-                "attempt": 1,
-                "session": 0,
-                "width": 512,
-                "height": 512,
-                "codec": "raw",
-                "sha256": hashlib.sha256(payload).digest(),
-            }
-            for spec, payload in zip(plan.specs(shard), payloads, strict=True)
-        ]
-        contents = Contents(image_table(rows), np.full(images, size), [{}])
-        attributes = shard_attributes(plan, shard, "shard")
-        write_images(paths.shard(shard.index), attributes, contents, payloads)
+        digests = [hashlib.sha256(payload).digest() for payload in payloads]
+        write_shard(paths, plan, shard, payloads, digests)
 
 
 def merge_peak(name: str) -> Callable[[Path], float]:

@@ -30,6 +30,7 @@ from sdwn.browser.view import View
 from sdwn.config import EvaluationConfig, RunConfig, StorageConfig
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.releases.release import Release
+from shared import write_shard
 
 TYPED = ("zebra", "golden retriever", "goldne retreiver", "large bird of prey")
 
@@ -71,49 +72,21 @@ def pictures(storage: StorageConfig) -> list[bytes]:
 
 
 def write_shards(paths: RunPaths, plan: Any) -> None:
-    from sdwn.generation.partial_shards import shard_attributes
-    from sdwn.storage.columns import image_table
-    from sdwn.storage.shards import Contents, write_images
-
     payloads = pictures(plan.config.storage)
     digests = [hashlib.sha256(payload).digest() for payload in payloads]
     for shard in plan.shards:
         specs = list(plan.specs(shard))
         chosen = [spec.seed % PICTURES for spec in specs]
-        rows = [
-            _row(spec, digests[which], plan.config)
-            for spec, which in zip(specs, chosen, strict=True)
-        ]
-        sizes = np.array([len(payloads[which]) for which in chosen])
-        contents = Contents(image_table(rows), sizes, [{}])
-        attributes = shard_attributes(plan, shard, "shard")
-        write_images(
-            paths.shard(shard.index), attributes, contents, [payloads[which] for which in chosen]
+        statuses = ["nsfw" if spec.seed % 100 == 0 else "ok" for spec in specs]
+        write_shard(
+            *(paths, plan, shard),
+            [payloads[which] for which in chosen],
+            [digests[which] for which in chosen],
+            statuses,
+            width=SIDE,
+            height=SIDE,
+            codec=plan.config.storage.codec,
         )
-
-
-def _row(spec: Any, digest: bytes, config: RunConfig) -> dict[str, Any]:
-    return {
-        "wnid": spec.wnid,
-        "synset": spec.synset,
-        "number": spec.number,
-        "seed": spec.seed,
-        "prompt": spec.prompt,
-        "tokens": 9,
-        "truncated": False,
-        "status": "nsfw" if spec.seed % 100 == 0 else "ok",
-        "batch": spec.index // 10 * 10,
-        "batch_size": 10,
-        "place": spec.index % 10,
-        "vae_slicing": False,
-        "redone": False,
-        "attempt": 1,
-        "session": 0,
-        "width": SIDE,
-        "height": SIDE,
-        "codec": config.storage.codec,
-        "sha256": digest,
-    }
 
 
 def drawn_predictions(images: pa.Table) -> pa.Table:

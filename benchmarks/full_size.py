@@ -29,10 +29,10 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.table import Table
 from safetensors import safe_open
 from sdwn.models.builtin import scheduler
 from sdwn.releases.release import Release
+from shared import Row, exactly, print_rows
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPConfig,
@@ -253,19 +253,6 @@ def half_parameters(folder: Path) -> int:
     return total
 
 
-class Row(NamedTuple):
-    """Something measured, and what it had to be."""
-
-    what: str
-    measured: str
-    expected: str = ""
-    fits: bool = True
-
-
-def exactly(what: str, measured: object, expected: object) -> Row:
-    return Row(what, str(measured), str(expected), measured == expected)
-
-
 class Stage(NamedTuple):
     """What a command took and what it answered."""
 
@@ -377,11 +364,7 @@ def check(folder: Path) -> int:
     rows = [*build_rows(model), *model_rows(model)]
     made, release = make_image(folder)
     rows += [*made, *image_rows(release)]
-    shown = Table("what", "measured", "expected", title="Stable Diffusion 1.4, random weights")
-    for row in rows:
-        shown.add_row(*map(escape, row[:3]), style=None if row.fits else "bold red")
-    Console().print(shown)
-    wrong = [row.what for row in rows if not row.fits]
+    wrong = print_rows(rows, "Stable Diffusion 1.4, random weights")
     if wrong:
         Console(stderr=True).print(f"not as expected: {', '.join(wrong)}", style="red")
     return 1 if wrong else 0

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from shared import IMAGES_PER_SYNSET, plan_made_up
 
 BEGAN = time.perf_counter()
-IMAGES_PER_SYNSET = 10
 
 # A model paced like an H100, which leaves the CPU free meanwhile.
 PACED_IMAGES = 200
@@ -44,37 +44,6 @@ TINY: dict[str, Any] = {
 REAL_IMAGES = 400
 
 
-def plan_run(folder: Path, images: int, model: str, generation: dict[str, Any]) -> Any:
-    """Plan synsets that only this benchmark knows; their glosses are WordNet's in length."""
-    from sdwn.config import RunConfig
-    from sdwn.paths import RunPaths
-    from sdwn.planning.plan import make_plan, write_plan
-    from sdwn.wordnet.catalog import Catalog
-    from sdwn.wordnet.corpus import Synset
-
-    config = RunConfig.model_validate(
-        {
-            "catalog": {"name": "closure"},
-            "model": {"name": model},
-            "generation": generation,
-            "storage": {"images_per_shard": images},
-            "images_per_synset": IMAGES_PER_SYNSET,
-        }
-    )
-    glosses = (
-        "a building with glass walls and roof; for the cultivation of plants",
-        "a member of the genus Canis that has been domesticated by man since prehistoric times",
-        "small leaping insect that sucks the juices of plants",
-    )
-    synsets = tuple(
-        Synset(f"n{i:08d}", f"thing.n.{i:05d}", ("thing",), f"{glosses[i % 3]} {i}")
-        for i in range(images // IMAGES_PER_SYNSET)
-    )
-    paths = RunPaths(folder / "run")
-    write_plan(made := make_plan(config, Catalog("bench", synsets)), paths)
-    return paths, made
-
-
 def photo_like(seed: int, size: int = 512) -> Any:
     """Draw what codecs find as hard as a photograph: noise, more of it in large shapes."""
     random, picture = np.random.default_rng(seed), np.zeros((size, size, 3))
@@ -99,7 +68,7 @@ def paced(folder: Path) -> float:
             time.sleep(len(specs) / IMAGES_PER_SECOND)
             return [Sample(picture, "ok", 9, truncated=False) for picture in pictures]
 
-    paths, plan = plan_run(folder, PACED_IMAGES, "builtin:noise", {"batch_size": PACED_BATCH})
+    paths, plan = plan_made_up(folder / "run", PACED_IMAGES, generation={"batch_size": PACED_BATCH})
     sampler = Paced(plan.config)
     began = time.perf_counter()
     make_shards(paths, plan, plan.shards, sampler)
@@ -139,7 +108,7 @@ def task(folder: Path, model: str, settings: dict[str, Any]) -> float:
     from sdwn.generation.batching import load_sampler
     from sdwn.generation.task import make_shards
 
-    paths, plan = plan_run(folder, REAL_IMAGES, model, settings)
+    paths, plan = plan_made_up(folder / "run", REAL_IMAGES, model, generation=settings)
     sampler = load_sampler(plan.config)
     began = time.perf_counter()
     make_shards(paths, plan, plan.shards, sampler)
@@ -152,7 +121,7 @@ def loop(folder: Path, model: str, settings: dict[str, Any]) -> float:
     from accelerate import PartialState
     from diffusers import DiffusionPipeline
 
-    _, plan = plan_run(folder, REAL_IMAGES, model, settings)
+    _, plan = plan_made_up(folder / "run", REAL_IMAGES, model, generation=settings)
     state = PartialState()
     pipeline = DiffusionPipeline.from_pretrained(local(model)).to(state.device)
     pipeline.set_progress_bar_config(disable=True)
@@ -225,7 +194,7 @@ def start(folder: Path) -> float:
     """Ours: one image, as a task's process makes it."""
     from sdwn.jobs.task import ArrayTask
 
-    plan_run(folder, IMAGES_PER_SYNSET, "builtin:tiny", TINY)
+    plan_made_up(folder / "run", IMAGES_PER_SYNSET, "builtin:tiny", generation=TINY)
     ArrayTask("generate", str(folder / "run"), (0,))()
     return 0.0
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from sdwn.devices import published as speeds
 from sdwn.devices.published import CARDS, Card
+from shared import markdown
 
 IMAGES = 262_040
 FLEETS = (1, 8, 64)
@@ -71,9 +72,9 @@ How they were read:
 def main() -> None:
     page = PAGE.format(
         images=IMAGES,
-        work=table(("part", "TFLOP"), work()),
-        batches=table(("card", "memory, GB", "peak, TFLOP/s", "plain", "compiled"), batches()),
-        costs=table(
+        work=markdown(("part", "TFLOP"), work()),
+        batches=markdown(("card", "memory, GB", "peak, TFLOP/s", "plain", "compiled"), batches()),
+        costs=markdown(
             ("card", "speed", "images/s", "of peak", *(f"on {cards}" for cards in FLEETS)), costs()
         ),
         sources="\n".join(sources()),
@@ -82,11 +83,6 @@ def main() -> None:
         eager_high=speeds.looped({16: 3.60})[16],
     )
     print(page, end="")
-
-
-def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def work() -> Iterator[tuple[str, str]]:

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from shared import plan_made_up
 from skimage import data
-
-from generation import plan_run
 
 IMAGES = 300
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "immunohistochemistry", "retina")
@@ -45,7 +44,7 @@ def make(folder: Path) -> None:
             pixels = [photograph(spec.seed % 2**32) for spec in specs]
             return [Sample(picture, "ok", 9, truncated=False) for picture in pixels]
 
-    paths, plan = plan_run(folder, IMAGES, "builtin:noise", {})
+    paths, plan = plan_made_up(folder / "run", IMAGES)
     make_shards(paths, plan, plan.shards, Photos(plan.config))
     release = merge([paths], ReleasePaths(folder / "release"))
     (folder / "png").mkdir()

@@ -26,15 +26,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from disturbances import FEW, MANY, Disturber, Event, cluster, schedule
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.table import Table
 from sdwn.jobs.records import TaskRecord, read_record
 from sdwn.paths import RunPaths
+from shared import Row, exactly, markdown, print_rows
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent / "configs" / "rehearsal.yaml"
@@ -102,19 +102,6 @@ class Form:
     def expected(self, whole: int, planned: int) -> int:
         """Give what the published dataset has, or of a trial what was planned."""
         return whole if self.below is None else planned
-
-
-class Row(NamedTuple):
-    """Something measured, and what it had to be."""
-
-    what: str
-    measured: str
-    expected: str = ""
-    fits: bool = True
-
-
-def exactly(what: str, measured: int, expected: int) -> Row:
-    return Row(what, f"{measured:,}", f"{expected:,}", measured == expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,11 +334,6 @@ def page(rows: list[Row], events: list[Event], machine: str) -> str:
     )
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def machine_text() -> str:
     """Say what this machine is, and how busy it is without us."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
@@ -363,15 +345,6 @@ def machine_text() -> str:
     )
 
 
-def tell(rows: list[Row], machine: str) -> list[str]:
-    """Print what was measured; return what is not as it must be."""
-    shown = Table("what", "measured", "to be", title="Rehearsal", caption=machine)
-    for row in rows:
-        shown.add_row(*map(escape, row[:3]), style=None if row.fits else "bold red")
-    Console().print(shown)
-    return [row.what for row in rows if not row.fits]
-
-
 def check(folder: Path, form: Form) -> int:
     """Do all of it in a folder and return the exit code."""
     os.environ.update(SDWN_CACHE=str(folder / "cache"), OMP_NUM_THREADS="1")
@@ -380,7 +353,7 @@ def check(folder: Path, form: Form) -> int:
         found = rehearse(folder, testbed, form)
     rows = [*result_rows(found, form), *disturbance_rows(found, form)]
     rows += [*speed_rows(found), *size_rows(found)]
-    if wrong := tell(rows, machine):
+    if wrong := print_rows(rows, "Rehearsal", machine):
         Console(stderr=True).print(f"not as expected: {', '.join(wrong)}", style="red")
         return 1
     if form.below is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,14 +17,10 @@ GLOSS = "a member of the genus Canis that has been domesticated by man since pre
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = REPOSITORY / "benchmarks" / "full_size.py"
-    spec = importlib.util.spec_from_file_location("full_size", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+        yield importlib.import_module("full_size")
 
 
 @pytest.fixture(scope="module")

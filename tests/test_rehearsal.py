@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from types import ModuleType
 
 import pytest
@@ -29,14 +28,8 @@ def test_it_plans_the_papers_images_in_the_papers_shards(paper: Catalog) -> None
 
 @pytest.fixture
 def disturbances(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    path = REPOSITORY / "benchmarks" / "disturbances.py"
-    spec = importlib.util.spec_from_file_location("disturbances", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "disturbances", module)
-    spec.loader.exec_module(module)
-    return module
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    return importlib.import_module("disturbances")
 
 
 def test_its_disturbances_are_the_same_each_time_and_over_before_the_end(

@@ -1,0 +1,139 @@
+"""What several benchmarks use: made-up plans and records, and rows of figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+IMAGES_PER_SYNSET = 10
+GLOSSES = (
+    "a building with glass walls and roof; for the cultivation of plants",
+    "a member of the genus Canis that has been domesticated by man since prehistoric times",
+    "small leaping insect that sucks the juices of plants",
+)
+
+
+def plan_made_up(
+    folder: Path,
+    images: int,
+    model: str = "builtin:noise",
+    shard: int | None = None,
+    **sections: Any,
+) -> Any:
+    """Plan synsets that no WordNet has, with definitions as long as WordNet's.
+
+    Args:
+        folder: The run's folder.
+        images: Images in all.
+        model: The model's name.
+        shard: Images a shard; all of them by default.
+        sections: Other sections of the config.
+
+    Returns:
+        The run's paths and its plan.
+    """
+    from sdwn.config import RunConfig
+    from sdwn.paths import RunPaths
+    from sdwn.planning.plan import make_plan, write_plan
+    from sdwn.wordnet.catalog import Catalog
+    from sdwn.wordnet.corpus import Synset
+
+    config = RunConfig.model_validate(
+        {
+            "catalog": {"name": "closure"},
+            "model": {"name": model},
+            "storage": {"images_per_shard": shard or images},
+            "images_per_synset": IMAGES_PER_SYNSET,
+            **sections,
+        }
+    )
+    synsets = tuple(
+        Synset(f"n{i:08d}", f"thing.n.{i:05d}", ("thing",), f"{GLOSSES[i % 3]} {i}")
+        for i in range(images // IMAGES_PER_SYNSET)
+    )
+    paths, plan = RunPaths(folder), make_plan(config, Catalog("bench", synsets))
+    write_plan(plan, paths)
+    paths.shards.mkdir()
+    return paths, plan
+
+
+def write_shard(
+    paths: Any,
+    plan: Any,
+    shard: Any,
+    payloads: list[bytes],
+    digests: list[bytes],
+    statuses: list[str] | None = None,
+    **changes: Any,
+) -> None:
+    """Write a finished shard whose images are the given bytes; ``changes`` go into each record."""
+    import numpy as np
+    from sdwn.generation.partial_shards import shard_attributes
+    from sdwn.storage.columns import image_table
+    from sdwn.storage.shards import Contents, write_images
+
+    rows = [
+        {
+            "wnid": spec.wnid,
+            "synset": spec.synset,
+            "number": spec.number,
+            "seed": spec.seed,
+            "prompt": spec.prompt,
+            "tokens": 9,
+            "truncated": False,
+            "status": status,
+            "batch": spec.index // 10 * 10,
+            "batch_size": 10,
+            "place": spec.index % 10,
+            "vae_slicing": False,
+            "redone": False,
+            "attempt": 1,
+            "session": 0,
+            "width": 512,
+            "height": 512,
+            "codec": "raw",
+            "sha256": digest,
+            **changes,
+        }
+        for spec, digest, status in zip(
+            plan.specs(shard), digests, statuses or ["ok"] * len(digests), strict=True
+        )
+    ]
+    contents = Contents(image_table(rows), np.array([len(payload) for payload in payloads]), [{}])
+    attributes = shard_attributes(plan, shard, "shard")
+    write_images(paths.shard(shard.index), attributes, contents, payloads)
+
+
+class Row(NamedTuple):
+    """A figure, and what it had to be."""
+
+    what: str
+    measured: str
+    expected: str = ""
+    fits: bool = True
+
+
+def exactly(what: str, measured: object, expected: object) -> Row:
+    """Return the row of a figure that must have one value; integers with separators."""
+    texts = (f"{one:,}" if isinstance(one, int) else str(one) for one in (measured, expected))
+    return Row(what, *texts, fits=measured == expected)
+
+
+def print_rows(rows: list[Row], title: str, caption: str | None = None) -> list[str]:
+    """Print rows as a table, and return the names of those that do not fit."""
+    table = Table("what", "measured", "expected", title=title, caption=caption)
+    for row in rows:
+        table.add_row(*map(escape, row[:3]), style=None if row.fits else "bold red")
+    Console().print(table)
+    return [row.what for row in rows if not row.fits]
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table as Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
