@@ -24,9 +24,9 @@ from urllib.request import urlopen
 
 import numpy as np
 import pyarrow as pa
+from sdwn.browser.addresses import View
 from sdwn.browser.collection import Collection
-from sdwn.browser.search import Index
-from sdwn.browser.view import View
+from sdwn.browser.search import SearchIndex
 from sdwn.config import EvaluationConfig, RunConfig, StorageConfig
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.releases.release import Release
@@ -202,8 +202,8 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def search(folder: Path) -> dict[str, float]:
-    index = Index(Collection(Release(folder / "release")))
-    index.warm()
+    index = SearchIndex(Collection(Release(folder / "release")))
+    index.build()
     index.search("zebre")  # imports what mends
     return {"ms": statistics.mean(timed(partial(index.search, q)) for q in typed())}
 
@@ -213,7 +213,7 @@ def like(folder: Path) -> dict[str, float]:
     database.execute("CREATE TABLE texts (position INTEGER PRIMARY KEY, text TEXT)")
     rows = (
         (entry.position, " ".join((*entry.lemmas, entry.definition, entry.prompt or "")))
-        for entry in Collection(Release(folder / "release")).synsets
+        for entry in Collection(Release(folder / "release")).entries
     )
     database.executemany("INSERT INTO texts VALUES (?, ?)", rows)
     find = "SELECT position FROM texts WHERE text LIKE '%' || ? || '%'"

@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from sdwn.browser.app import make_app
-from sdwn.browser.exhibit import Exhibit
+from sdwn.browser.library import Library
 from sdwn.browser.server import Server, listen
 
 from conftest import wait_until
 
 
 @contextlib.contextmanager
-def served(*exhibits: Exhibit, **options: Any) -> Iterator[str]:
+def served(*libraries: Library, **options: Any) -> Iterator[str]:
     """Serve a release, or two side by side; give the address without a slash at its end."""
     with listen("127.0.0.1", 0, token=False) as listening:
-        server = Server(make_app(*exhibits, **options), listening)
+        server = Server(make_app(*libraries, **options), listening)
         thread = threading.Thread(target=server.run)
         thread.start()
         try:

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sdwn.browser.exhibit import Exhibit
-from sdwn.browser.library import Library
+from sdwn.browser.library import Library, open_release
 from sdwn.wordnet import corpus_files as wordnet_files
 from sdwn.wordnet.corpus import WordNet
 
@@ -98,9 +97,9 @@ def rename(root: Path, wnid: str, lemmas: str) -> None:
 
 @pytest.fixture(scope="module")
 def site(roots: tuple[Path, Path]) -> Iterator[Site]:
-    exhibits = [Exhibit(root) for root in roots]
-    with served(*exhibits) as url:
-        yield Site(url, exhibits[0].library)
+    libraries = [open_release(root) for root in roots]
+    with served(*libraries) as url:
+        yield Site(url, libraries[0])
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +180,8 @@ def test_filters_stay_while_one_types_and_go_back(wide: Opened, site: Site) -> N
 
     page = site.go(wide, "/?q=hound")
     before = shown(page)
-    page.get_by_role("link", name="✗ wrong").click()
-    expect(page.locator(".chip[aria-current]")).to_contain_text("✗ wrong")
+    page.get_by_role("link", name="✗ incorrect").click()
+    expect(page.locator(".chip[aria-current]")).to_contain_text("✗ incorrect")
     assert page.evaluate("document.activeElement.id") == "only-wrong"
     assert searched(page) == "/?q=hound&show=wrong"
     told = page.locator("#only-wrong .quiet").inner_text()
@@ -194,7 +193,7 @@ def test_filters_stay_while_one_types_and_go_back(wide: Opened, site: Site) -> N
     assert sum(counts) == int(page.locator("#only-all .quiet").inner_text())
     assert set(
         page.locator(".hit img").evaluate_all("all => all.map(i => i.alt.split(', ').at(-1))")
-    ) == {"wrong"}
+    ) == {"incorrect"}
     page.locator("#q").fill("zebra")
     expect(page.locator("#said")).to_contain_text("“zebra”")
     assert searched(page) == "/?q=zebra&show=wrong"
@@ -262,7 +261,7 @@ def test_one_goes_down_the_tree_and_searches_below(wide: Opened, site: Site) -> 
     page.get_by_role("link", name="Search everything below").click()
     page.wait_for_url("**/?below=n02121808")
     assert "tabby" in shown(page)
-    page.locator(".chip.taken").click()
+    page.locator(".chip.removable").click()
     page.wait_for_url(f"{site.url}/")
     assert len(shown(page)) == 48
 
@@ -312,24 +311,22 @@ def test_keys_lead_everywhere(wide: Opened, site: Site) -> None:
 
 def test_a_synsets_page_says_what_was_seen(wide: Opened, site: Site) -> None:
     page = site.go(wide, f"/synsets/{ZEBRA}")
-    shots = site.library.shots(ZEBRA)
-    assert page.locator(".shot").count() == len(shots) == IMAGES
+    shots = site.library.images(ZEBRA)
+    assert page.locator(".image").count() == len(shots) == IMAGES
     seeds = site.library.release.metadata["seed"]
-    for shot, shown_as in zip(shots, page.locator(".shot").all(), strict=True):
+    for shot, shown_as in zip(shots, page.locator(".image").all(), strict=True):
         text = shown_as.inner_text()
-        assert shot.verdict
+        assert shot.prediction
         guesses = shown_as.locator(".guesses li").all_inner_texts()
-        for guess, line in zip(shot.verdict.top5, guesses, strict=True):
+        for guess, line in zip(shot.prediction.top5, guesses, strict=True):
             assert line.startswith(guess.name)
             assert f"{100 * guess.probability:.1f} %" in line
-        assert ("✓ right" if shot.verdict.right else "✗ wrong") in text
+        assert ("✓ correct" if shot.prediction.correct else "✗ incorrect") in text
         assert f"seed {seeds[shot.row]}" in text
         alt = shown_as.locator("img").get_attribute("alt")
-        verdict = "right" if shot.verdict.right else "wrong"
-        assert (
-            alt
-            == f"zebra.n.01, image {shot.number}, taken for {shot.verdict.top5[0].name}, {verdict}"
-        )
+        outcome = "correct" if shot.prediction.correct else "incorrect"
+        seen = shot.prediction.top5[0].name
+        assert alt == f"zebra.n.01, image {shot.number}, classified as {seen}, {outcome}"
     assert HOSTILE in page.locator(".made").inner_text()
     assert "sdwn regenerate" in page.locator(".command").inner_text()
     page = site.go(wide, f"/synsets/{TABBY}")
@@ -339,25 +336,25 @@ def test_a_synsets_page_says_what_was_seen(wide: Opened, site: Site) -> None:
 def test_images_of_one_kind_are_gone_through_one_by_one(wide: Opened, site: Site) -> None:
     kinds = site.library.counts(ZEBRA)
     show = "wrong" if kinds["wrong"] > 1 else "right"
-    numbers = [shot.number for shot in site.library.shots(ZEBRA, show)]
+    numbers = [shot.number for shot in site.library.images(ZEBRA, show)]
     assert 1 < len(numbers) < IMAGES
     page = site.go(wide, f"/synsets/{ZEBRA}?show={show}")
-    page.locator(".shot a").first.click()
+    page.locator(".image a").first.click()
     for number in numbers:
         page.wait_for_url(f"**/synsets/{ZEBRA}/{number}?show={show}")
         page.keyboard.press("j")
     page.keyboard.press("Escape")
     page.wait_for_url(f"**/synsets/{ZEBRA}?show={show}#image-{numbers[-1]}")
-    other = next(shot.number for shot in site.library.shots(ZEBRA) if shot.number not in numbers)
+    other = next(shot.number for shot in site.library.images(ZEBRA) if shot.number not in numbers)
     page = site.go(wide, f"/synsets/{ZEBRA}/{other}?show={show}")
     assert f"{other + 1} of {IMAGES}" in page.locator(".up").inner_text()
 
 
 def test_what_else_was_taken_for_a_class(wide: Opened, site: Site) -> None:
     page = site.go(wide, f"/synsets/{PUG}")
-    shots = site.library.shots(PUG)
-    seen = Counter(shot.verdict.top5[0].name for shot in shots if shot.verdict)
-    told = page.locator("dt", has_text="Taken for").locator("+ dd").inner_text()
+    shots = site.library.images(PUG)
+    seen = Counter(shot.prediction.top5[0].name for shot in shots if shot.prediction)
+    told = page.locator("dt", has_text="Classified as").locator("+ dd").inner_text()
     assert dict(re.findall(r"(?:^| · )(.+?) (\d+)(?= · |$)", told)) == {
         name: str(count) for name, count in seen.items()
     }
@@ -366,10 +363,10 @@ def test_what_else_was_taken_for_a_class(wide: Opened, site: Site) -> None:
     name = guess.inner_text()
     guess.click()
     page.wait_for_url("**/?seen=*")
-    assert f"taken for {name}" in page.locator(".chip.taken").inner_text()
+    assert f"classified as {name}" in page.locator(".chip.removable").inner_text()
     alts = page.locator(".hit img").evaluate_all("all => all.map((image) => image.alt)")
     assert alts
-    assert all(f", taken for {name}, " in alt for alt in alts)
+    assert all(f", classified as {name}, " in alt for alt in alts)
 
 
 def test_an_image_a_synset_and_a_search_are_taken_home(
@@ -388,13 +385,13 @@ def test_an_image_a_synset_and_a_search_are_taken_home(
     with Image.open(tmp_path / "zebra.n.01-1.webp") as image:
         assert image.size == (16, 8)
     page = site.go(wide, "/?q=zebra&show=wrong")
-    page.get_by_text("Take home").click()
-    assert f"sdwn export {site.library.root} " in page.locator(".take").inner_text()
+    page.get_by_text("Download", exact=True).click()
+    assert f"sdwn export {site.library.root} " in page.locator(".download").inner_text()
     with page.expect_download() as found:
         page.get_by_role("link", name="as a list (CSV)").click()
     found.value.save_as(tmp_path / "list.csv")
     rows = list(csv.DictReader((tmp_path / "list.csv").open(encoding="utf-8")))
-    wrong = [shot.number for shot in site.library.shots(ZEBRA, "wrong")]
+    wrong = [shot.number for shot in site.library.images(ZEBRA, "wrong")]
     assert [int(row["number"]) for row in rows if row["wnid"] == ZEBRA] == wrong
 
 
@@ -450,7 +447,7 @@ def test_nothing_jumps_while_pictures_come(browser: Any, site: Site) -> None:
 def test_the_map_is_a_way_in(wide: Opened, site: Site) -> None:
     page = site.go(wide, "/map")
     page.wait_for_selector("#map[data-ready]")
-    classes = site.library.judgement.record["classes"] if site.library.judgement else []
+    classes = site.library.predictions.record["classes"] if site.library.predictions else []
     assert page.locator("#map a").count() == len(classes)
     name = page.locator("#circle h2")
     visited = {name.inner_text()}
@@ -526,7 +523,7 @@ def test_without_scripts_links_and_forms_do(browser: Any, site: Site) -> None:
     page.locator("#q").fill("zebra")
     page.get_by_role("button", name="Search").click()
     assert shown(page)[0] == "zebra"
-    page.get_by_role("link", name="✓ right").click()
+    page.get_by_role("link", name="✓ correct").click()
     assert "show=right" in page.url
     page.locator("#q").fill("cat")
     page.select_option("#order", "name")
@@ -561,12 +558,12 @@ def test_an_import_that_nobody_judged_is_shown_too(
     damaged.parent.mkdir(parents=True)
     damaged.write_text("{}")
     without_wordnet(monkeypatch)
-    with served(Exhibit(tmp_path / "taken")) as url:
+    with served(open_release(tmp_path / "taken")) as url:
         found = opened(browser, f"{url}/", ".hit")
         page = found.page
         assert sorted(shown(page)) == ["pug", "zebra"]
         assert "sdwn evaluate" in page.locator("#results").inner_text()
-        assert page.get_by_role("link", name="right", exact=False).count() == 0
+        assert page.get_by_role("link", name="correct", exact=False).count() == 0
         for address in (f"/synsets/{PUG}", f"/synsets/{PUG}/1", "/about"):
             page.goto(url + address)
             assert "regenerate" not in page.locator("main").inner_text()

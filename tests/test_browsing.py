@@ -1,4 +1,4 @@
-"""What the pages of `sdwn browse` are made of: synsets, verdicts, WordNet's tree, views."""
+"""What the pages of `sdwn browse` are made of: synsets, predictions, WordNet's tree, views."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sdwn.browser import making
-from sdwn.browser.library import PAGE, PREVIEW, Library
-from sdwn.browser.numbering import numbered
-from sdwn.browser.shot import Shot
-from sdwn.browser.view import ORDERS, SHOWS, BadViewError, View
+from sdwn.browser.addresses import ORDERS, SHOWS, BadViewError, View
+from sdwn.browser.collection import ImageView
+from sdwn.browser.library import PAGE, PREVIEW, Library, open_release
+from sdwn.browser.tree import interval_labels
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import read_evaluation
@@ -87,7 +86,7 @@ def aged(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def library(zoo: Release) -> Library:
-    return Library(zoo.paths.root)
+    return open_release(zoo.paths.root)
 
 
 @pytest.fixture
@@ -98,9 +97,9 @@ def copied(zoo: Release, tmp_path: Path) -> ReleasePaths:
 def record_rows(library: Library) -> list[dict[str, Any]]:
     """All that is recorded of each image, and of its prediction."""
     rows = library.release.metadata.to_pylist()
-    judgement = library.judgement
-    assert judgement is not None
-    path = library.release.paths.evaluation(judgement.name).predictions
+    predictions = library.predictions
+    assert predictions is not None
+    path = library.release.paths.evaluation(predictions.name).predictions
     said = {(row["wnid"], row["number"]): row for row in table_rows(path)}
     return [{**row, **said.get((row["wnid"], row["number"]), {})} for row in rows]
 
@@ -117,7 +116,7 @@ def test_synsets_are_those_with_images_by_name_and_hold_what_the_tables_say(
     library: Library, zoo: Release
 ) -> None:
     rows = zoo.metadata.to_pylist()
-    synsets = library.collection.synsets
+    synsets = library.collection.entries
     assert [entry.synset for entry in synsets] == sorted({row["synset"] for row in rows})
     assert [entry.position for entry in synsets] == list(range(SYNSETS))
     for entry in synsets:
@@ -129,10 +128,10 @@ def test_synsets_are_those_with_images_by_name_and_hold_what_the_tables_say(
         assert {entry.prompt} == {row["prompt"] for row in own}
         assert entry.images == len(own)
         assert entry.black == sum(row["status"] == "nsfw" for row in own)
-        found = [(shot.number, zoo.row(shot.row)) for shot in library.collection.images(entry.wnid)]
+        found = [(image.number, zoo.row(image.row)) for image in library.images(entry.wnid)]
         assert found == [(row["number"], row) for row in sorted(own, key=lambda r: r["number"])]
     assert library.collection.entry(RIVER) is None
-    assert library.collection.images(RIVER) == []
+    assert list(library.images(RIVER)) == []
 
 
 def test_a_synset_of_several_prompts_has_none(copied: ReleasePaths) -> None:
@@ -142,26 +141,26 @@ def test_a_synset_of_several_prompts_has_none(copied: ReleasePaths) -> None:
     prompts[at + 2] = "another"
     column = table.column_names.index("prompt")
     pq.write_table(table.set_column(column, "prompt", pa.array(prompts)), copied.metadata)
-    collection = Library(copied.root).collection
-    without = [entry.wnid for entry in collection.synsets if entry.prompt is None]
+    collection = open_release(copied.root).collection
+    without = [entry.wnid for entry in collection.entries if entry.prompt is None]
     assert without == [DOG]
 
 
 def test_an_image_carries_what_the_classifier_said(library: Library) -> None:
     for row in record_rows(library):
-        shot = library.shot(row["wnid"], row["number"])
-        assert shot is not None
-        assert (shot.synset, shot.status) == (row["synset"], row["status"])
-        verdict = shot.verdict
-        assert verdict is not None
-        assert [guess.wnid for guess in verdict.top5] == [class_wnids()[i] for i in row["top5"]]
-        assert [guess.probability for guess in verdict.top5] == row["top5_probability"]
-        assert verdict.rank == row["label_rank"]
-        assert verdict.right == (None if row["label_rank"] is None else row["label_rank"] == 0)
-        assert verdict.subtree_probability == row["subtree_probability"]
-        assert shot.state == expected_state(row)
-    assert library.shot(DOG, EACH) is None
-    assert library.shot(RIVER, 0) is None
+        image = library.image(row["wnid"], row["number"])
+        assert image is not None
+        assert (image.synset, image.status) == (row["synset"], row["status"])
+        prediction = image.prediction
+        assert prediction is not None
+        assert [guess.wnid for guess in prediction.top5] == [class_wnids()[i] for i in row["top5"]]
+        assert [guess.probability for guess in prediction.top5] == row["top5_probability"]
+        assert prediction.rank == row["label_rank"]
+        assert prediction.correct == (None if row["label_rank"] is None else row["label_rank"] == 0)
+        assert prediction.subtree_probability == row["subtree_probability"]
+        assert image.state == expected_state(row)
+    assert library.image(DOG, EACH) is None
+    assert library.image(RIVER, 0) is None
 
 
 def expected_state(row: dict[str, Any]) -> str:
@@ -173,10 +172,10 @@ def expected_state(row: dict[str, Any]) -> str:
 
 
 def test_a_guess_is_named_as_people_do(library: Library) -> None:
-    shot = library.shot(ZEBRA, 0)
-    assert shot is not None
-    assert shot.verdict is not None
-    assert shot.verdict.top5[0].name == "zebra"
+    image = library.image(ZEBRA, 0)
+    assert image is not None
+    assert image.prediction is not None
+    assert image.prediction.top5[0].name == "zebra"
 
 
 def test_the_newest_evaluation_is_taken_or_the_one_that_is_named(
@@ -184,19 +183,21 @@ def test_the_newest_evaluation_is_taken_or_the_one_that_is_named(
 ) -> None:
     assert library.evaluations == ["whole", "classes"]
     assert library.refused == {}
-    judgement = library.judgement
-    assert judgement is not None
-    assert (judgement.name, judgement.model, judgement.note) == ("whole", "vit", None)
-    older = Library(zoo.paths.root, "classes")
-    assert older.judgement is not None
-    assert older.judgement.name == "classes"
+    predictions = library.predictions
+    assert predictions is not None
+    assert (predictions.name, predictions.model, predictions.note) == ("whole", "vit", None)
+    older = open_release(zoo.paths.root, "classes")
+    assert older.predictions is not None
+    assert older.predictions.name == "classes"
     unjudged = EACH * (SYNSETS - 4)
-    assert f"{unjudged} of {EACH * SYNSETS} images are not judged" in str(older.judgement.note)
-    dog = older.shot(DOG, 0)
+    assert f"{unjudged} of {EACH * SYNSETS} images are not classified" in str(
+        older.predictions.note
+    )
+    dog = older.image(DOG, 0)
     assert dog is not None
-    assert (dog.verdict, dog.state) == (None, "unjudged")
+    assert (dog.prediction, dog.state) == (None, "unjudged")
     with pytest.raises(UsageError, match="no evaluation 'new'; there is whole, classes"):
-        Library(zoo.paths.root, "new")
+        open_release(zoo.paths.root, "new")
 
 
 @pytest.mark.parametrize("show", ["right", "wrong"])
@@ -217,16 +218,16 @@ def test_what_is_damaged_or_of_another_release_is_not_offered_and_says_why(
     shutil.copytree(classes.root, copied.evaluation("sound").root)
     whole.evaluation.write_text(whole.evaluation.read_text().replace('"vit"', '"wit"'))
     classes.predictions.write_bytes(classes.predictions.read_bytes()[:-1])
-    library = Library(copied.root)
+    library = open_release(copied.root)
     assert library.evaluations == ["sound"]
-    assert library.judgement is not None
+    assert library.predictions is not None
     assert "altered since it was written" in library.refused["whole"]
     assert "changed (its SHA-256 is not the recorded one)" in library.refused["classes"]
     with pytest.raises(IntegrityError, match="altered since it was written"):
-        Library(copied.root, "whole")
+        open_release(copied.root, "whole")
     copied.manifest.write_text(copied.manifest.read_text() + "\n")
-    library = Library(copied.root)
-    assert (library.evaluations, library.judgement, library.groups) == ([], None, {})
+    library = open_release(copied.root)
+    assert (library.evaluations, library.predictions, library.groups) == ([], None, {})
     assert "of another release; evaluate again with: sdwn evaluate" in library.refused["sound"]
     assert library.select(View(q="zebra")).total_images == EACH
 
@@ -262,18 +263,18 @@ def test_a_table_that_no_release_has_is_refused_in_a_line(
 ) -> None:
     tampered(copied, change)
     with pytest.raises(IntegrityError, match=rf"metadata\.parquet: {expected}") as refused:
-        Library(copied.root)
+        open_release(copied.root)
     assert "\n" not in str(refused.value)
 
 
 def test_an_image_of_no_session_is_shown_without_its_making(copied: ReleasePaths) -> None:
     tampered(copied, with_column("session", 99))
-    library = Library(copied.root)
-    shot = library.shot(ZEBRA, 0)
-    assert shot is not None
+    library = open_release(copied.root)
+    image = library.image(ZEBRA, 0)
+    assert image is not None
     with pytest.raises(IntegrityError, match="expected a session 99, has none"):
-        library.release.provenance(shot.row)
-    assert making.provenance(library.release, shot) is None
+        library.release.provenance(image.row)
+    assert library.provenance(image) is None
 
 
 # The tree
@@ -299,7 +300,7 @@ def test_each_node_counts_the_set_of_synsets_at_or_below_it(
         assert node is not None
         assert (node.synsets, node.images) == (len(below), EACH * len(below))
         judged = [row["label_rank"] for row in own if row["label_rank"] is not None]
-        assert (node.judged, node.right) == (len(judged), judged.count(0))
+        assert (node.labelled, node.correct) == (len(judged), judged.count(0))
         assert node.black == sum(row["status"] == "nsfw" for row in own)
         assert node.rate == (judged.count(0) / len(judged) if judged else None)
         assert list(node.parents) == wordnet.hypernyms(wnid)
@@ -309,7 +310,7 @@ def test_each_node_counts_the_set_of_synsets_at_or_below_it(
         assert node.in_release == (library.collection.entry(wnid) is not None)
         assert node.definition == wordnet.synset(wnid).definition
         found = {
-            entry.wnid for entry in library.collection.synsets if tree.below(wnid)[entry.position]
+            entry.wnid for entry in library.collection.entries if tree.below(wnid)[entry.position]
         }
         assert found == below
     assert tree.node("n00007846") is None
@@ -358,21 +359,21 @@ def test_in_any_graph_without_cycles_all_below_a_node_is_found_once(
             below.setdefault(parent, set()).add(node)
     children = {str(node): [str(one) for one in sorted(found)] for node, found in below.items()}
     tops = [str(node) for node, found in above.items() if not found]
-    numbers, pieces = numbered(tops, children)
-    assert sorted(numbers.values()) == list(range(len(parents)))
+    labels, ranges = interval_labels(tops, children)
+    assert sorted(labels.values()) == list(range(len(parents)))
     reached: dict[int, set[int]] = {}
     for node in reversed(above):
         reached[node] = {node}.union(*(reached[child] for child in below.get(node, ())))
     for node, expected in reached.items():
-        found = Counter(n for start, stop in pieces[str(node)] for n in range(start, stop))
-        assert found == Counter(numbers[str(one)] for one in expected)
+        found = Counter(n for start, stop in ranges[str(node)] for n in range(start, stop))
+        assert found == Counter(labels[str(one)] for one in expected)
 
 
 def test_without_wordnet_all_but_the_tree_is_there(
     zoo: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_wordnet(monkeypatch, tmp_path)
-    library = Library(zoo.paths.root)
+    library = open_release(zoo.paths.root)
     assert library.tree is None
     assert "expected WordNet 3.0, found none" in str(library.tree_missing)
     assert library.select(View(q="dog", show="ok")).total_synsets
@@ -383,16 +384,18 @@ def test_without_wordnet_all_but_the_tree_is_there(
 # Views
 
 
-def everything(library: Library, view: View) -> list[Shot]:
+def everything(library: Library, view: View) -> list[ImageView]:
     """Collect what all pages of a view show."""
     first = library.select(view)
     pages = [library.select(replace(view, page=page)) for page in range(1, first.pages + 1)]
     entries = [entry for page in pages for entry in page.entries]
     assert len({entry.wnid for entry in entries}) == len(entries) == first.total_synsets
-    shots = [shot for page in pages for entry in page.entries for shot in page.shots[entry.wnid]]
-    assert len(shots) == first.total_images == sum(sum(page.images.values()) for page in pages)
-    assert shots == list(library.all_rows(view))
-    return shots
+    images = [
+        image for page in pages for entry in page.entries for image in page.previews[entry.wnid]
+    ]
+    assert len(images) == first.total_images == sum(sum(page.images.values()) for page in pages)
+    assert images == list(library.all_images(view))
+    return images
 
 
 TAKEN = {
@@ -411,15 +414,15 @@ def test_a_view_shows_the_images_that_it_says(library: Library, show: str) -> No
     assert rows
     rows.sort(key=lambda row: (row["synset"], row["number"]))
     expected = [(row["wnid"], row["number"]) for row in rows]
-    shots = everything(library, View(show=show))
-    assert [(shot.wnid, shot.number) for shot in shots] == expected
-    some = library.shots(DOG, show)
-    assert [shot.number for shot in some] == [number for wnid, number in expected if wnid == DOG]
+    images = everything(library, View(show=show))
+    assert [(image.wnid, image.number) for image in images] == expected
+    some = library.images(DOG, show)
+    assert [image.number for image in some] == [number for wnid, number in expected if wnid == DOG]
 
 
 def test_filters_hold_together(library: Library) -> None:
     def wnids(**changes: Any) -> set[str]:
-        return {shot.wnid for shot in everything(library, View(**changes))}
+        return {image.wnid for image in everything(library, View(**changes))}
 
     assert wnids(imagenet=True) == {ZEBRA, TABBY, CORGI, PUG}
     assert wnids(below=DOG, imagenet=True) == {CORGI, PUG}
@@ -436,15 +439,15 @@ def test_images_that_were_taken_for_a_class(library: Library) -> None:
     rows = record_rows(library)
     taken = Counter(class_wnids()[row["top5"][0]] for row in rows)
     wnid = taken.most_common(1)[0][0]
-    shots = everything(library, View(seen=wnid))
-    assert len(shots) == taken[wnid]
-    assert all(shot.verdict and shot.verdict.top5[0].wnid == wnid for shot in shots)
+    images = everything(library, View(seen=wnid))
+    assert len(images) == taken[wnid]
+    assert all(image.prediction and image.prediction.top5[0].wnid == wnid for image in images)
 
 
 def test_orders(library: Library) -> None:
     def names(order: str, **changes: Any) -> list[str]:
-        shots = everything(library, View(order=order, **changes))
-        return list(dict.fromkeys(shot.wnid for shot in shots))
+        images = everything(library, View(order=order, **changes))
+        return list(dict.fromkeys(image.wnid for image in images))
 
     classes = names("rate", imagenet=True)
     assert (classes[0], classes[-1]) == (PUG, ZEBRA)
@@ -479,7 +482,7 @@ def test_pages_have_so_many_synsets_and_the_last_is_shown_for_one_beyond(library
     ],
 )
 def test_what_there_is_not_is_explained(library: Library, view: View, message: str) -> None:
-    for ask in (library.select, library.all_rows):
+    for ask in (library.select, library.all_images):
         with pytest.raises(BadViewError, match=message):
             ask(view)
 
@@ -544,20 +547,20 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 
 def test_imported_pictures_can_be_browsed(imported: Release) -> None:
-    library = Library(imported.paths.root)
-    assert (library.judgement, library.evaluations, library.groups) == (None, [], {})
+    library = open_release(imported.paths.root)
+    assert (library.predictions, library.evaluations, library.groups) == (None, [], {})
     dog = library.collection.entry(DOG)
     assert dog is not None
     assert (dog.prompt, dog.images, dog.black) == (None, 2 * PREVIEW, 1)
     page = library.select(View(q="dog"))
-    assert [shot.number for shot in page.shots[DOG]] == [3 * n for n in range(PREVIEW)]
+    assert [image.number for image in page.previews[DOG]] == [3 * n for n in range(PREVIEW)]
     assert page.images == {DOG: 2 * PREVIEW}
-    assert len(list(library.all_rows(View(q="dog")))) == page.total_images == 2 * PREVIEW
-    assert {shot.state for shot in library.shots(DOG)} == {"black", "unjudged"}
-    shot = library.shot(DOG, 6)
-    assert shot is not None
-    assert imported.row(shot.row)["file"] == f"{DOG}/6.png"
-    assert library.shot(DOG, 5) is None
+    assert len(list(library.all_images(View(q="dog")))) == page.total_images == 2 * PREVIEW
+    assert {image.state for image in library.images(DOG)} == {"black", "unjudged"}
+    image = library.image(DOG, 6)
+    assert image is not None
+    assert imported.row(image.row)["file"] == f"{DOG}/6.png"
+    assert library.image(DOG, 5) is None
     assert library.select(View(show="unjudged")).total_images == 2 * PREVIEW + 1
     assert library.select(View(show="wrong")).total_images == 0
     assert library.tree is not None
@@ -576,7 +579,7 @@ def test_imported_pictures_can_be_browsed(imported: Release) -> None:
 def test_threads_that_ask_at_once_get_what_one_gets(zoo: Release, library: Library) -> None:
     views = [View(q=q, show=show) for q in ("dog", "dgo", "small", "") for show in SHOWS]
     expected = [library.select(view) for view in views]
-    fresh = Library(zoo.paths.root)
+    fresh = open_release(zoo.paths.root)
     fresh.warm()
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(fresh.select, views * 4)) == expected * 4
@@ -592,7 +595,7 @@ def test_browsing_writes_nothing(copied: ReleasePaths) -> None:
         return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
     before = state()
-    library = Library(copied.root)
+    library = open_release(copied.root)
     library.select(View(q="zebre", below=DOG))
     library.close()
     assert state() == before

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-from sdwn.browser.downloads import image_list
-from sdwn.browser.library import Library
-from sdwn.browser.view import View
+from sdwn.browser.addresses import View
+from sdwn.browser.images import image_table
+from sdwn.browser.library import open_release
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.csv_selection import select_listed
@@ -159,8 +159,8 @@ def test_the_table_of_metadata_is_a_list(release: Release, tmp_path: Path) -> No
 
 def test_the_list_of_a_search_is_a_list(release: Release, tmp_path: Path) -> None:
     """What ``sdwn browse`` gives for a view, page by page or not."""
-    library = Library(release.paths.root)
-    text = "".join(image_list(library.all_rows(View(q="corgi zebra"))))
+    library = open_release(release.paths.root)
+    text = "".join(image_table(library.all_images(View(q="corgi zebra"))))
     some = select_listed(release, write(tmp_path, text))
     assert held(some) == [(wnid, number) for wnid in (CORGI, ZEBRA) for number in range(3)]
 

@@ -23,7 +23,7 @@ from huggingface_hub import DatasetCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sdwn.browser.pictures import Pictures
+from sdwn.browser.images import StoredImages
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.evaluating import evaluate
@@ -873,7 +873,7 @@ def test_pictures_are_upright_wherever_they_are_decoded(
         put(source / DOG / f"{orientation}.{kind}", turned(kind, orientation))
     release = take(source).release
     export(release, tmp_path / "anew", ExportOptions("imagefolder", "jpeg", 90))
-    small = Pictures(release)
+    small = StoredImages(release)
     for index, row in enumerate(release.metadata.to_pylist()):
         assert release.payload(row) == turned(kind, row["number"])
         assert (row["width"], row["height"]) == (48, 32)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sdwn.browser import search
 from sdwn.browser.collection import Collection
-from sdwn.browser.search import Index
+from sdwn.browser.search import SearchIndex
 from sdwn.errors import SdwnError
 from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.paths import ReleasePaths
@@ -51,12 +51,12 @@ def collection(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Co
 
 
 @pytest.fixture(scope="module")
-def index(collection: Collection) -> Index:
-    return Index(collection)
+def index(collection: Collection) -> SearchIndex:
+    return SearchIndex(collection)
 
 
-def names(index: Index, collection: Collection, text: str) -> list[str]:
-    return [collection.synsets[i].synset for i in index.search(text).positions.tolist()]
+def names(index: SearchIndex, collection: Collection, text: str) -> list[str]:
+    return [collection.entries[i].synset for i in index.search(text).positions.tolist()]
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,13 @@ def names(index: Index, collection: Collection, text: str) -> list[str]:
     ],
 )
 def test_what_is_called_so_comes_first(
-    index: Index, collection: Collection, text: str, best: list[str]
+    index: SearchIndex, collection: Collection, text: str, best: list[str]
 ) -> None:
     assert names(index, collection, text)[: len(best)] == best
     assert index.search(text).corrected is None
 
 
-def test_a_lemmas_word_comes_before_a_glosss(index: Index, collection: Collection) -> None:
+def test_a_lemmas_word_comes_before_a_glosss(index: SearchIndex, collection: Collection) -> None:
     found = names(index, collection, "dog")
     by_lemma, by_gloss = {"guide_dog.n.01", "hunting_dog.n.01"}, {"retriever.n.01"}
     assert max(map(found.index, by_lemma)) < min(map(found.index, by_gloss))
@@ -115,14 +115,16 @@ def test_a_lemmas_word_comes_before_a_glosss(index: Index, collection: Collectio
     ],
 )
 def test_typing_errors_are_forgiven_and_said(
-    index: Index, collection: Collection, text: str, corrected: str, best: str
+    index: SearchIndex, collection: Collection, text: str, corrected: str, best: str
 ) -> None:
     assert index.search(text).corrected == corrected
     assert names(index, collection, text)[0] == best
     assert names(index, collection, text) == names(index, collection, corrected)
 
 
-def test_each_letter_that_is_typed_finds_it_still(index: Index, collection: Collection) -> None:
+def test_each_letter_that_is_typed_finds_it_still(
+    index: SearchIndex, collection: Collection
+) -> None:
     for text in ("labrador retriever", "zebra finch", "spectacles"):
         wanted = names(index, collection, text)[0]
         for end in range(1, len(text) + 1):
@@ -130,13 +132,15 @@ def test_each_letter_that_is_typed_finds_it_still(index: Index, collection: Coll
             assert wanted in names(index, collection, text[:end])
 
 
-def test_nothing_typed_is_everything_by_name(index: Index, collection: Collection) -> None:
+def test_nothing_typed_is_everything_by_name(index: SearchIndex, collection: Collection) -> None:
     for text in ("", "  ", "\t\n"):
-        assert names(index, collection, text) == [entry.synset for entry in collection.synsets]
+        assert names(index, collection, text) == [entry.synset for entry in collection.entries]
 
 
 @pytest.mark.parametrize("text", ["qqqqqqqq", '"', "***", "😀", "x" * 10_000, "%", "\0", "犬"])
-def test_what_is_nowhere_is_not_found(index: Index, collection: Collection, text: str) -> None:
+def test_what_is_nowhere_is_not_found(
+    index: SearchIndex, collection: Collection, text: str
+) -> None:
     assert names(index, collection, text) == []
 
 
@@ -147,7 +151,7 @@ SYNTAX = (
 
 
 @given(st.text() | st.lists(st.sampled_from(SYNTAX), max_size=30).map("".join))
-def test_any_text_is_safe(index: Index, text: str) -> None:
+def test_any_text_is_safe(index: SearchIndex, text: str) -> None:
     found = index.search(text)
     positions = found.positions.tolist()
     assert len(set(positions)) == len(positions)
@@ -162,4 +166,4 @@ def test_without_full_text_search_it_says_what_is_missing(
     # As SQLite answers where it was built without.
     monkeypatch.setattr(search, "_SCHEMA", ("CREATE VIRTUAL TABLE texts USING fts0(lemmas)",))
     with pytest.raises(SdwnError, match=r"SQLite with FTS5.* has none \(no such module"):
-        Index(collection)
+        SearchIndex(collection)

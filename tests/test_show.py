@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from PIL import Image
 from sdwn.browser import sheet
-from sdwn.browser.library import Library
-from sdwn.browser.sheet import open_sheet, page
+from sdwn.browser.library import open_release
+from sdwn.browser.sheet import open_sheet, sheet_page
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.import_images import ImportOptions, import_images
@@ -138,7 +138,7 @@ def test_a_saved_sheet_is_one_file_with_the_pictures(sdwn: Sdwn, release: Releas
     for one, shot in zip(images, found["shots"], strict=True):
         words = (one["alt"] or "").split(", ")
         assert words[:2] == ["zebra.n.01", f"image {shot['number']}"]
-        assert words[-1] == ("right" if shot["right"] else "wrong")
+        assert words[-1] == ("correct" if shot["right"] else "incorrect")
     policy = next(one["content"] or "" for one in shown.all("meta") if "http-equiv" in one)
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
     for _, attributes in shown.tags:
@@ -149,14 +149,14 @@ def test_a_saved_sheet_is_one_file_with_the_pictures(sdwn: Sdwn, release: Releas
     text = " ".join(shown.text.split())
     for expected in (found["definition"], found["prompt"], found["regenerate"], "340"):
         assert str(expected) in text
-    assert f"{found['right']} of 10 right" in text
+    assert f"{found['right']} of 10 correct" in text
 
 
 def test_a_sheet_of_many_images_says_what_is_left_out(
     release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sheet, "MOST", 4)
-    shown = Page(page(open_sheet(Library(release.paths.root), "zebra")))
+    shown = Page(sheet_page(open_sheet(open_release(release.paths.root), "zebra")))
     assert [(one["alt"] or "").split(", ")[1] for one in shown.all("img")] == [
         f"image {number}" for number in range(4)
     ]
@@ -248,7 +248,9 @@ def test_a_sheet_fits_narrow_and_dark_screens_and_breaks_no_rule(
     shown.on("request", lambda request: said.append(request.url))
     for opened, name in ((release, "zebra"), (hostile, "n00000001")):
         path = tmp_path / f"{name}.html"
-        path.write_text(page(open_sheet(Library(opened.paths.root), name)), encoding="utf-8")
+        path.write_text(
+            sheet_page(open_sheet(open_release(opened.paths.root), name)), encoding="utf-8"
+        )
         shown.goto(path.as_uri())
         broken = "[...document.images].filter(one => !one.naturalWidth).length"
         assert shown.evaluate(broken) == 0

@@ -1,27 +1,131 @@
-"""A release by synset: what it has of each, and where its images stand in the table."""
+"""A release's synsets and images, and what a classifier predicted, as arrays.
+
+Pages ask about 26,204 synsets and 262,040 images at once (how many are correct? which are
+black?), so all facts about images stand in arrays with a value for each row of the release,
+and all counts of synsets in arrays with a value for each ``position`` of a synset by name:
+
+    rows of the release   number, status, position, rank, best class, ...
+      |  order, starts    (the rows of each synset, by number)
+    positions of synsets  entries, images, black, labelled, correct, ...
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sdwn.browser.shot import Shot
 from sdwn.errors import IntegrityError
+from sdwn.prediction.predictions import IMAGE, TOP, disagreements, read_predictions
 from sdwn.releases.release import Release
 from sdwn.storage.columns import BLACK, STATUSES, numbers
+from sdwn.wordnet.imagenet import class_index, class_lemmas, class_wnids
 
 Rows = NDArray[np.int64]
+# Of an image that was not classified, or whose synset is no ImageNet class.
+NONE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """One of the classes that a classifier predicted: wnid, first lemma, probability."""
+
+    wnid: str
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a classifier predicted of an image, the best classes first.
+
+    ``correct`` and ``rank`` (of the label among the 1000 classes, from 0) are None where the
+    synset is no ImageNet-1k class, ``subtree_probability`` where it has no class at or below it.
+    """
+
+    top5: tuple[Guess, ...]
+    correct: bool | None
+    rank: int | None
+    subtree_probability: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageView:
+    """An image as pages show it.
+
+    ``row`` is its index in the release; ``prediction`` is None where it was not classified.
+    """
+
+    wnid: str
+    synset: str
+    number: int
+    row: int
+    status: str
+    prediction: Prediction | None = None
+
+    @property
+    def black(self) -> bool:
+        """Whether it shows nothing: blackened by the safety checker, NaN, or imported so."""
+        return self.status in BLACK
+
+    @property
+    def state(self) -> str:
+        """One of right, wrong, black, unjudged and other, as in addresses and ``show --json``.
+
+        A black image is black whatever was predicted. ``other`` was classified, but whether
+        correctly is not known: its synset is no ImageNet-1k class.
+        """
+        if self.black:
+            return "black"
+        if self.prediction is None:
+            return "unjudged"
+        if self.prediction.correct is None:
+            return "other"
+        return "right" if self.prediction.correct else "wrong"
+
+
+class ImageViews(Sequence[ImageView]):
+    """Images by their rows in the release, each described when it is looked at.
+
+    >>> views = ImageViews(np.array([3, 1]), lambda row: ImageView("n1", "a.n.01", row, row, "ok"))
+    >>> len(views), views[-1].number, [view.number for view in views[:1]]
+    (2, 1, [3])
+    """
+
+    def __init__(self, rows: Rows, describe: Callable[[int], ImageView]) -> None:
+        self._rows, self._describe = rows, describe
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageView: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> ImageViews: ...
+
+    def __getitem__(self, index: int | slice) -> ImageView | ImageViews:
+        if isinstance(index, slice):
+            return ImageViews(self._rows[index], self._describe)
+        return self._describe(int(self._rows[index]))
+
+    def index_of_row(self, row: int) -> int | None:
+        """Find the image of a row without describing the others; None if it is not there."""
+        found = np.flatnonzero(self._rows == row)
+        return int(found[0]) if len(found) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A synset that has images here; ``position`` is its place by name.
+    """A synset that has images here; ``position`` is its index by name.
 
-    ``prompt`` is what all its images were made of, None where they differ or nobody knows.
+    ``prompt`` is the one of all its images, None where they differ or it is not recorded.
     ``lemmas`` have spaces between words.
     """
 
@@ -37,17 +141,19 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """What a person calls it: the first lemma."""
+        """The first lemma, which people call it by."""
         return self.lemmas[0] if self.lemmas else self.synset
 
 
 class Collection:
     """A release's synsets by name, and its images by synset and number; threads may share it.
 
-    What is kept of images is arrays: ``order`` lists their rows in the release synset by synset,
-    by number within; those of the synset at ``position`` are ``starts[position]`` up to
-    ``starts[position + 1]`` of it. ``numbers``, ``statuses`` (places in ``STATUSES``) and
-    ``positions`` are in the order of the release's rows.
+    Attributes:
+        entries: the synsets, by position.
+        order: rows of the release, synset by synset, within a synset by number.
+        starts: ``order[starts[p]:starts[p + 1]]`` are the rows of the synset at position p.
+        numbers, positions, black: by row; ``statuses`` also, as indices in ``STATUSES``.
+        in_imagenet: by position, whether a synset is an ImageNet-1k class.
 
     Raises:
         IntegrityError: the release's table is damaged.
@@ -58,74 +164,67 @@ class Collection:
         table = release.metadata
         if problem := _problem(release, table):
             raise IntegrityError(f"{release.paths.metadata}: {problem}")
-        wnids, names, codes = _synsets(table)
-        by_name = np.array(sorted(range(len(wnids)), key=lambda i: (names[i], wnids[i])), int)
+        columns = (table[name].combine_chunks() for name in ("wnid", "synset", "status"))
+        wnids, names, statuses = (column.dictionary_encode() for column in columns)
+        codes = numbers(wnids.indices)
+        # Codes count up in the order in which wnids appear; a synset's first row has its name.
+        _, first = np.unique(codes, return_index=True)
+        texts = names.dictionary.to_pylist()
+        named = [texts[code] for code in numbers(names.indices)[first].tolist()]
+        synsets = list(zip(named, wnids.dictionary.to_pylist(), strict=True))
+        by_name = np.array(sorted(range(len(synsets)), key=synsets.__getitem__), int)
         self.numbers: NDArray[np.uint32] = numbers(table["number"])
         self.positions: NDArray[np.int32] = np.argsort(by_name).astype(np.int32)[codes]
-        self.statuses = _statuses(table)
-        self.order: Rows = np.lexsort((self.numbers, self.positions))
-        counts = np.bincount(self.positions, minlength=len(wnids))
-        self.starts: Rows = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        known = np.array([STATUSES.index(one) for one in statuses.dictionary.to_pylist()], np.uint8)
+        self.statuses: NDArray[np.uint8] = known[numbers(statuses.indices)]
         self.black: NDArray[np.bool_] = np.isin(self.statuses, [STATUSES.index(s) for s in BLACK])
-        self.synsets = self._entries([(wnids[i], names[i]) for i in by_name.tolist()])
-        self._by_wnid = {entry.wnid: entry for entry in self.synsets}
+        self.order: Rows = np.lexsort((self.numbers, self.positions))
+        counts = np.bincount(self.positions, minlength=len(synsets))
+        self.starts: Rows = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.entries = self._entries([synsets[i] for i in by_name.tolist()])
+        self.in_imagenet = np.array([e.imagenet_class is not None for e in self.entries], bool)
+        self._by_wnid = {entry.wnid: entry for entry in self.entries}
 
     def __len__(self) -> int:
-        return len(self.synsets)
+        return len(self.entries)
 
     def entry(self, wnid: str) -> Entry | None:
         """Find a synset that has images here."""
         return self._by_wnid.get(wnid)
 
     def rows(self, wnid: str) -> Rows:
-        """Give the rows of a synset's images in the release, by number; none if it has none."""
+        """Return the rows of a synset's images, by number; none if it has none."""
         entry = self.entry(wnid)
         return self.rows_at(entry.position) if entry else self.order[:0]
 
     def rows_at(self, position: int) -> Rows:
-        """Give the rows of the images of the synset at a place."""
+        """Return the rows of the images of the synset at a position, by number."""
         return self.order[self.starts[position] : self.starts[position + 1]]
 
     def row(self, wnid: str, number: int) -> int | None:
         """Find an image's row in the release."""
         rows = self.rows(wnid)
-        place = int(np.searchsorted(self.numbers[rows], number))
-        found = place < len(rows) and int(self.numbers[rows[place]]) == number
-        return int(rows[place]) if found else None
+        index = int(np.searchsorted(self.numbers[rows], number))
+        found = index < len(rows) and int(self.numbers[rows[index]]) == number
+        return int(rows[index]) if found else None
 
-    def images(self, wnid: str) -> list[Shot]:
-        """Give a synset's images by number, without what a classifier said of them."""
-        return [self.shot(row) for row in self.rows(wnid).tolist()]
-
-    def shot(self, row: int) -> Shot:
-        """Describe the image of a row, without what a classifier said of it."""
-        entry = self.synsets[self.positions[row]]
-        status = STATUSES[self.statuses[row]]
-        return Shot(entry.wnid, entry.synset, int(self.numbers[row]), row, status)
-
-    def total(self, chosen: NDArray[np.bool_]) -> Rows:
-        """Count, synset by synset, the images of which something holds; it is given row by row."""
-        found: Rows = np.bincount(self.positions[chosen], minlength=len(self.starts) - 1)
+    def count(self, mask: NDArray[np.bool_]) -> Rows:
+        """Count, by position, each synset's images of a mask of rows."""
+        found: Rows = np.bincount(self.positions[mask], minlength=len(self.starts) - 1)
         return found
 
-    @cached_property
-    def in_imagenet(self) -> NDArray[np.bool_]:
-        """Tell, by position, which synsets are classes of ImageNet-1k."""
-        return np.array([entry.imagenet_class is not None for entry in self.synsets], dtype=bool)
-
-    def _entries(self, synsets: list[tuple[str, str]]) -> tuple[Entry, ...]:
-        planned = self.release.synsets
-        images, black = np.diff(self.starts).tolist(), self.total(self.black).tolist()
-        prompts = self._prompts()
-        found = []
-        for position, (wnid, name) in enumerate(synsets):
-            known = planned.get(wnid)
+    def _entries(self, synsets: Sequence[tuple[str, str]]) -> tuple[Entry, ...]:
+        images, black = np.diff(self.starts).tolist(), self.count(self.black).tolist()
+        prompts, found = self._prompts(), []
+        for position, (name, wnid) in enumerate(synsets):
+            known = self.release.synsets.get(wnid)
+            joined = known.lemmas.replace("_", " ") if known else ""
             found.append(
                 Entry(
                     position=position,
                     wnid=wnid,
                     synset=name,
-                    lemmas=_lemmas(known.lemmas) if known else (),
+                    lemmas=tuple(joined.split(", ")) if joined else (),
                     definition=known.definition if known else "",
                     prompt=prompts[position],
                     imagenet_class=known.imagenet_class if known else None,
@@ -136,33 +235,20 @@ class Collection:
         return tuple(found)
 
     def _prompts(self) -> list[str | None]:
-        """Give the prompt of each synset whose images have one and the same."""
+        """Return, by position, the prompt of each synset whose images have one and the same."""
         table, count = self.release.metadata, len(self.starts) - 1
         if "prompt" not in table.column_names or not count:
             return [None] * count
         prompts = table["prompt"].combine_chunks().dictionary_encode("encode")
         codes = numbers(prompts.indices)[self.order]
         first, at = codes[self.starts[:-1]], np.repeat(np.arange(count), np.diff(self.starts))
-        other = np.bincount(at[codes != first[at]], minlength=count) > 0
+        differs = (np.bincount(at[codes != first[at]], minlength=count) > 0).tolist()
         texts = prompts.dictionary.to_pylist()
-        return [
-            None if differs else texts[code]
-            for code, differs in zip(first.tolist(), other.tolist(), strict=True)
-        ]
-
-
-def _synsets(table: pa.Table) -> tuple[list[str], list[str], Rows]:
-    """Give wnids and names of the synsets that have images, and which of them each image is of."""
-    wnids, names = (table[name].combine_chunks().dictionary_encode() for name in ("wnid", "synset"))
-    codes, texts = numbers(wnids.indices), names.dictionary.to_pylist()
-    # Coded in the order in which they appear.
-    _, first = np.unique(codes, return_index=True)
-    called = numbers(names.indices)[first].tolist()
-    return wnids.dictionary.to_pylist(), [texts[code] for code in called], codes
+        return [None if differs[i] else texts[code] for i, code in enumerate(first.tolist())]
 
 
 def _problem(release: Release, table: pa.Table) -> str | None:
-    """Say what a table has that no release has; None if nothing."""
+    """Describe what is in a table that is in no release's; return None if nothing is."""
     if table.num_rows != len(release):
         return f"expected {len(release)} images, as in the manifest, found {table.num_rows}"
     named = table["status"].unique().to_pylist()
@@ -173,12 +259,97 @@ def _problem(release: Release, table: pa.Table) -> str | None:
     return None
 
 
-def _statuses(table: pa.Table) -> NDArray[np.uint8]:
-    encoded = table["status"].combine_chunks().dictionary_encode()
-    known = [STATUSES.index(status) for status in encoded.dictionary.to_pylist()]
-    found: NDArray[np.uint8] = np.array(known, np.uint8)[numbers(encoded.indices)]
-    return found
+class ImagePredictions:
+    """The predictions of one evaluation of a release, by row; threads may share it.
+
+    Attributes:
+        record: the evaluation's ``evaluation.json``.
+        rank: by row, of the label among the 1000 classes, from 0; NONE where there is none.
+        best: by row, the index of the predicted class; NONE where not classified.
+        labelled, correct: by position, how many images have a label, and how many of these are
+            correct. Black images are counted like any other, as in the evaluation.
+
+    Raises:
+        IntegrityError: the predictions are damaged, or of another release.
+    """
+
+    def __init__(self, collection: Collection, name: str, record: dict[str, Any]) -> None:
+        self.name, self.record = name, record
+        release = collection.release
+        path = release.paths.evaluation(name).predictions
+        table = read_predictions(path, release.manifest.most_rows).table
+        # Each image has a wnid; the label is what only images of ImageNet classes have.
+        column = "imagenet_class" if record["selection"] == "imagenet" else "wnid"
+        chosen = pc.is_valid(release.metadata[column])
+        if differ := disagreements(table, release.metadata.select(IMAGE).filter(chosen)):
+            raise IntegrityError(f"{path}: {differ[0]}")
+        classified = numbers(chosen)
+        self._top5 = numbers(table["top5"].combine_chunks().flatten()).reshape(-1, TOP)
+        shares = table["top5_probability"].combine_chunks().flatten()
+        self._probabilities = numbers(shares).reshape(-1, TOP)
+        self._subtree: NDArray[np.float32] = numbers(table["subtree_probability"], np.nan)
+        # By row of the release, the row in the predictions.
+        self._index = np.full(len(classified), NONE, np.int32)
+        self._index[classified] = np.arange(table.num_rows)
+        self.rank, self.best = (np.full(len(classified), NONE, np.int16) for _ in range(2))
+        self.rank[classified] = numbers(table["label_rank"], NONE)
+        self.best[classified] = self._top5[:, 0]
+        self.labelled = collection.count(self.rank >= 0)
+        self.correct = collection.count(self.rank == 0)
+
+    @property
+    def model(self) -> str:
+        """The classifier."""
+        return str(self.record["classifier"]["model"])
+
+    @property
+    def note(self) -> str | None:
+        """How many images are not classified; None if all are."""
+        without = int((self._index == NONE).sum())
+        if not without:
+            return None
+        return (
+            f"{without:,} of {len(self._index):,} images are not classified: their synsets are no "
+            "ImageNet-1k classes"
+        )
+
+    def of_row(self, row: int) -> Prediction | None:
+        """Return what was predicted of an image; None if it was not classified."""
+        index = int(self._index[row])
+        if index == NONE:
+            return None
+        rank, subtree = int(self.rank[row]), float(self._subtree[index])
+        best = zip(self._top5[index].tolist(), self._probabilities[index].tolist(), strict=True)
+        return Prediction(
+            top5=tuple(Guess(class_wnids()[i], _class_names()[i], share) for i, share in best),
+            correct=None if rank == NONE else rank == 0,
+            rank=None if rank == NONE else rank,
+            subtree_probability=None if np.isnan(subtree) else subtree,
+        )
+
+    def tally(self, entry: Entry) -> tuple[int, int]:
+        """Count a synset's correct images, and those that have a label."""
+        return int(self.correct[entry.position]), int(self.labelled[entry.position])
+
+    def rates(self) -> NDArray[np.float64]:
+        """Return, by position, the share of images that are correct; NaN where none has a label."""
+        found = np.full(len(self.labelled), np.nan)
+        np.divide(self.correct, self.labelled, out=found, where=self.labelled > 0)
+        return found
+
+    def classified_as(self, wnid: str) -> NDArray[np.bool_]:
+        """Return which rows were classified as a class; none if it is no class."""
+        found: NDArray[np.bool_] = self.best == class_index().get(wnid, len(class_wnids()))
+        return found
+
+    def predicted_classes(self, rows: Rows) -> list[tuple[str, str, int]]:
+        """Count what images were classified as: wnid, name, how many; most first."""
+        classes, counts = np.unique(self.best[rows], return_counts=True)
+        ranked = sorted(zip(counts.tolist(), classes.tolist(), strict=True), key=lambda n: -n[0])
+        return [(class_wnids()[i], _class_names()[i], n) for n, i in ranked if i != NONE]
 
 
-def _lemmas(joined: str) -> tuple[str, ...]:
-    return tuple(joined.replace("_", " ").split(", ")) if joined else ()
+@cache
+def _class_names() -> tuple[str, ...]:
+    lemmas = class_lemmas()
+    return tuple(lemmas.get(wnid, wnid).partition(",")[0] for wnid in class_wnids())

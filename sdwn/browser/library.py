@@ -1,28 +1,38 @@
-"""A release open for browsing: all that pages are made of."""
+"""A release open for browsing, and the searches that pages make in it."""
 
 from __future__ import annotations
 
 import gc
+import math
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdwn.browser.collection import Collection, Entry
-from sdwn.browser.judgement import Judgement
-from sdwn.browser.search import Found, Index
-from sdwn.browser.shot import Shot, Shots
-from sdwn.browser.tree import Tree
-from sdwn.browser.view import SHOWS, BadViewError, View
-from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.browser.addresses import SHOWS, BadViewError, View
+from sdwn.browser.collection import (
+    NONE,
+    Collection,
+    Entry,
+    ImagePredictions,
+    ImageView,
+    ImageViews,
+)
+from sdwn.browser.images import StoredImages
+from sdwn.browser.search import Matches, SearchIndex
+from sdwn.browser.tree import SynsetTree
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.problems import not_its_own
 from sdwn.evaluation.record import evaluations, read_evaluation
+from sdwn.paths import ReleasePaths
 from sdwn.releases.release import Release
+from sdwn.storage.columns import STATUSES
 from sdwn.wordnet.hypernyms import open_nouns
 from sdwn.wordnet.imagenet import class_index
 
@@ -31,19 +41,93 @@ PAGE = 48
 PREVIEW = 4
 
 Mask = NDArray[np.bool_]
+# A file's inode, size and time; None where there is none.
+Stamp = tuple[int, int, int] | None
+
+
+def open_release(root: str | Path, evaluation: str | None = None) -> Library:
+    """Open a release for browsing; nothing of it is written.
+
+    Args:
+        root: the release.
+        evaluation: its name; without one, the newest that is whole and of this release.
+
+    Raises:
+        UsageError: there is no evaluation of that name.
+        SdwnError: there is no release, it is damaged, or the evaluation that was named is.
+    """
+    # The stamp before the release is read: what comes in between is a change.
+    stamp = _stamp(ReleasePaths(Path(root).absolute()).manifest)
+    release = Release(root)
+    collection = Collection(release)
+
+    predictions, fit, refused = None, list[str](), dict[str, str]()
+    made = evaluations(release.paths)
+    for name in sorted(made, key=lambda name: (-made[name], name)):
+        paths = release.paths.evaluation(name)
+        try:
+            record = read_evaluation(paths)
+            if problem := not_its_own(release, paths, record):
+                raise IntegrityError(problem)
+            if predictions is None and evaluation in (None, name):
+                predictions = ImagePredictions(collection, name, record)
+        except IntegrityError as error:
+            refused[name] = str(error)
+        else:
+            fit.append(name)
+    if evaluation in refused:
+        raise IntegrityError(refused[evaluation])
+    if evaluation is not None and evaluation not in fit:
+        raise UsageError(
+            f"{release}: no evaluation {evaluation!r}; there is {', '.join(fit) or 'none'}"
+        )
+
+    tree, tree_missing = None, None
+    try:
+        tree = SynsetTree(open_nouns(), collection, predictions)
+    except SdwnError as error:
+        tree_missing = str(error)
+    groups = {}
+    if predictions is not None and tree is not None:
+        groups = {group["name"]: group["wnid"] for group in predictions.record["groups"]}
+    return Library(
+        release=release,
+        collection=collection,
+        predictions=predictions,
+        evaluations=fit,
+        refused=refused,
+        tree=tree,
+        tree_missing=tree_missing,
+        groups=groups,
+        stored=StoredImages(release),
+        index=SearchIndex(collection),
+        opened=stamp,
+    )
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """A page of a view: its synsets in order, and the first images of each that the view takes.
+class ResultPage:
+    """A page of a search: its synsets in order, and the first images of each that match.
 
-    ``images`` counts, by wnid, all that it takes; ``shots`` has up to PREVIEW, by number.
-    ``kinds`` counts the images that each ``View.show`` would take, the rest of the view as it is.
-    ``page`` is the one shown: the last, if there are fewer than were asked for.
+    Attributes:
+        entries: the synsets.
+        previews: by wnid, up to PREVIEW matching images, by number.
+        images: by wnid, how many images match.
+        kinds: how many images each ``View.show`` would match, the rest of the view as it is.
+        page: the one shown; the last, if there are fewer than the view asks for.
+        corrected: what was searched for instead of the view's words.
     """
 
     entries: list[Entry]
-    shots: dict[str, list[Shot]]
+    previews: dict[str, Sequence[ImageView]]
     images: dict[str, int]
     kinds: dict[str, int]
     total_synsets: int
@@ -53,28 +137,30 @@ class Selection:
     corrected: str | None = None
 
 
+@dataclass(eq=False, slots=True)
 class Library:
-    """A release, what a classifier said of it, WordNet's tree over it, and a search; all to read.
+    """A release as pages see it; threads may share it.
 
-    ``judgement`` is of the evaluation that was named, else of the newest that fits, None without
-    one; ``refused`` says, by name, why others cannot be shown. ``tree`` is None where there is no
-    WordNet: ``tree_missing`` says so. ``groups`` maps the evaluation's groups to their wnids.
-    Threads may share it.
-
-    Raises:
-        UsageError: there is no evaluation of that name.
-        SdwnError: there is no release, it is damaged, or the evaluation that was named is.
+    Attributes:
+        predictions: of the evaluation that is shown; None without one.
+        evaluations: names of those that can be shown, newest first.
+        refused: by name, why other evaluations cannot be shown.
+        tree: WordNet above the synsets; None where there is no WordNet, as ``tree_missing`` says.
+        groups: the evaluation's groups by name, to their wnids.
+        stored: the images' bytes.
     """
 
-    def __init__(self, root: str | Path, evaluation: str | None = None) -> None:
-        self.release = Release(root)
-        self.collection = Collection(self.release)
-        self.refused: dict[str, str] = {}
-        self.evaluations = self._sorted_out()
-        self.judgement = self._judgement(evaluation)
-        self.tree, self.tree_missing = self._tree()
-        self.index = Index(self.collection)
-        self.groups = self._groups()
+    release: Release
+    collection: Collection
+    predictions: ImagePredictions | None
+    evaluations: list[str]
+    refused: dict[str, str]
+    tree: SynsetTree | None
+    tree_missing: str | None
+    groups: dict[str, str]
+    stored: StoredImages
+    index: SearchIndex
+    opened: Stamp = field(repr=False)
 
     def close(self) -> None:
         """Close files and search."""
@@ -82,16 +168,17 @@ class Library:
         self.release.close()
 
     def warm(self) -> None:
-        """Make search and tree in a thread of their own, so that the first to ask need not wait."""
-        threading.Thread(target=self._make, name="warm", daemon=True).start()
+        """Build search and tree in a thread, so that the first visitor need not wait."""
 
-    def _make(self) -> None:
-        with suppress(sqlite3.ProgrammingError):  # closed meanwhile
-            self.index.warm()
-            if self.tree:
-                self.tree.warm()
-            # All this stays: to look through it for garbage made one page in fifty wait for 60 ms.
-            gc.freeze()
+        def build() -> None:
+            with suppress(sqlite3.ProgrammingError):  # closed meanwhile
+                self.index.build()
+                if self.tree:
+                    self.tree.build()
+                # All this stays: to look through it for garbage made one page in fifty wait 60 ms.
+                gc.freeze()
+
+        threading.Thread(target=build, name="warm", daemon=True).start()
 
     @property
     def name(self) -> str:
@@ -103,210 +190,192 @@ class Library:
         """The folder of the release."""
         return str(self.release.paths.root)
 
-    def sample(self, wnid: str) -> Shot | None:
-        """Give an image that stands for a synset: its own, else one of what is below it.
-
-        One that is right is taken before others, and a black one last; None if there is none.
-        """
-        positions = self._at_or_below(wnid)
-        if not len(positions):
+    @property
+    def changed(self) -> str | None:
+        """A sentence for visitors if the release on disk is no longer the one that was opened."""
+        now = _stamp(self.release.paths.manifest)
+        if now == self.opened:
             return None
-        if self.judgement is not None:
-            positions = positions[np.argsort(self.judgement.right[positions] == 0, kind="stable")]
-        rows = self.collection.rows_at(int(positions[0]))
-        fitness = ~self.collection.black[rows] * 1
-        if self.judgement is not None:
-            fitness += 2 * (self.judgement.rank[rows] == 0)
-        return self._shot(int(rows[np.argmax(fitness)]))
+        what = "was replaced" if now else "is gone or cannot be read"
+        return f"{self.root} {what} since it was opened; start sdwn browse again"
 
-    def _at_or_below(self, wnid: str) -> NDArray[np.int64]:
-        if entry := self.collection.entry(wnid):
-            return np.array([entry.position])
-        return np.flatnonzero(self.tree.below(wnid)) if self.tree else np.arange(0)
-
-    def shot(self, wnid: str, number: int) -> Shot | None:
-        """Describe one image, with what was said of it; None if there is none."""
+    def image(self, wnid: str, number: int) -> ImageView | None:
+        """Describe one image and what was predicted of it; None if there is none."""
         row = self.collection.row(wnid, number)
-        return None if row is None else self._shot(row)
+        return None if row is None else self.describe(row)
 
-    def shots(self, wnid: str, show: str = "all") -> Shots:
+    def images(self, wnid: str, show: str = "all") -> ImageViews:
         """Describe a synset's images by number: all, or those that ``View.show`` names."""
         rows = self.collection.rows(wnid)
-        return Shots(rows[self._taken(View(show=show))[rows]], self._shot)
+        return ImageViews(rows[self._matching_images(View(show=show))[rows]], self.describe)
+
+    def describe(self, row: int) -> ImageView:
+        """Describe the image of a row."""
+        collection = self.collection
+        entry = collection.entries[collection.positions[row]]
+        return ImageView(
+            wnid=entry.wnid,
+            synset=entry.synset,
+            number=int(collection.numbers[row]),
+            row=row,
+            status=STATUSES[collection.statuses[row]],
+            prediction=self.predictions.of_row(row) if self.predictions else None,
+        )
 
     def counts(self, wnid: str) -> dict[str, int]:
         """Count a synset's images by what ``View.show`` may name."""
         rows = self.collection.rows(wnid)
-        return {show: int(self._taken(View(show=show))[rows].sum()) for show in SHOWS}
+        return {s: int(self._matching_images(View(show=s))[rows].sum()) for s in SHOWS}
 
-    def select(self, view: View) -> Selection:
-        """Take a page of what a view shows.
+    def sample(self, wnid: str) -> ImageView | None:
+        """Choose an image that stands for a synset: its own, else one of a synset below it.
+
+        A correct one before others, and a black one last; None if there is none.
+        """
+        predictions = self.predictions
+        if entry := self.collection.entry(wnid):
+            positions = np.array([entry.position])
+        else:
+            positions = np.flatnonzero(self.tree.below(wnid)) if self.tree else np.arange(0)
+        if not len(positions):
+            return None
+        if predictions is not None:
+            positions = positions[np.argsort(predictions.correct[positions] == 0, kind="stable")]
+        rows = self.collection.rows_at(int(positions[0]))
+        fitness = ~self.collection.black[rows] * 1
+        if predictions is not None:
+            fitness += 2 * (predictions.rank[rows] == 0)
+        return self.describe(int(rows[np.argmax(fitness)]))
+
+    def regenerate_command(self, synset: str) -> str | None:
+        """Return the command that regenerates an image of a synset, but for its number.
+
+        None for an import, of which it is not recorded how images were made.
+        """
+        if self.release.manifest.settings is None:
+            return None
+        return command("regenerate", self.root, synset)
+
+    def seeds_and_prompts(self, images: Sequence[ImageView]) -> list[dict[str, Any]]:
+        """Return, image by image, ``seed`` and ``prompt``; None where an import has none."""
+        table, names = self.release.metadata, ("seed", "prompt")
+        columns = {name: table[name] for name in names if name in table.column_names}
+        # Arrow's way of taking rows imports pandas where it is: half a second.
+        found = ({name: column[i.row].as_py() for name, column in columns.items()} for i in images)
+        return [dict.fromkeys(names) | one for one in found]
+
+    def provenance(self, image: ImageView) -> dict[str, Any] | None:
+        """Return how an image was made; None where that is not recorded, or its part is damaged."""
+        if self.release.manifest.settings is None:
+            return None
+        try:
+            found = self.release.provenance(image.row)
+        except (SdwnError, OSError):
+            return None
+        return {name: value for name, value in found.items() if name != "row"}
+
+    def select(self, view: View) -> ResultPage:
+        """Return a page of what a view matches.
 
         Raises:
-            BadViewError: it asks for a group, synset or class that there is not.
+            BadViewError: it asks for a group, synset or class that does not exist.
         """
-        matching = self._matching(view)
-        found, taken, counts = self._found(view, matching)
-        pages = max(1, -(-len(found.positions) // PAGE))
+        collection, matches = self.collection, self._matching_synsets(view)
+        mask, counts, positions = self._with_images(view, matches.positions)
+        pages = max(1, math.ceil(len(positions) / PAGE))
         page = min(view.page, pages)
-        shown = found.positions[(page - 1) * PAGE : page * PAGE].tolist()
-        entries = [self.collection.synsets[position] for position in shown]
-        return Selection(
+        shown = positions[(page - 1) * PAGE : page * PAGE].tolist()
+        entries = [collection.entries[position] for position in shown]
+        previews: dict[str, Sequence[ImageView]] = {}
+        for entry in entries:
+            rows = collection.rows_at(entry.position)
+            previews[entry.wnid] = list(ImageViews(rows[mask[rows]][:PREVIEW], self.describe))
+        wanted = np.zeros(len(collection), dtype=bool)
+        wanted[matches.positions] = True
+        of_matches = wanted[collection.positions]
+        kinds = {show: self._matching_images(replace(view, show=show)) for show in SHOWS}
+        return ResultPage(
             entries=entries,
-            shots={entry.wnid: self._first(entry, taken) for entry in entries},
+            previews=previews,
             images={entry.wnid: int(counts[entry.position]) for entry in entries},
-            kinds=self._kinds(view, matching),
-            total_synsets=len(found.positions),
-            total_images=int(counts[found.positions].sum()),
+            kinds={show: int(np.count_nonzero(of_matches & kind)) for show, kind in kinds.items()},
+            total_synsets=len(positions),
+            total_images=int(counts[positions].sum()),
             page=page,
             pages=pages,
-            corrected=found.corrected,
+            corrected=matches.corrected,
         )
 
-    def all_rows(self, view: View) -> Iterator[Shot]:
-        """Give all images that a view shows, on whichever page, synset by synset in its order.
+    def all_images(self, view: View) -> Iterator[ImageView]:
+        """Return all images that a view matches, on whichever page, synset by synset in order.
 
         Raises:
             BadViewError: as in `select`; at once, before the first is taken.
         """
-        found, taken, _ = self._found(view, self._matching(view))
+        mask, _, positions = self._with_images(view, self._matching_synsets(view).positions)
         return (
-            self._shot(row)
-            for position in found.positions.tolist()
+            self.describe(row)
+            for position in positions.tolist()
             for row in self.collection.rows_at(position).tolist()
-            if taken[row]
+            if mask[row]
         )
 
-    def _first(self, entry: Entry, taken: Mask) -> list[Shot]:
-        rows = self.collection.rows_at(entry.position)
-        return list(Shots(rows[taken[rows]][:PREVIEW], self._shot))
-
-    def _shot(self, row: int) -> Shot:
-        return self.judgement.shot(row) if self.judgement else self.collection.shot(row)
-
-    def _matching(self, view: View) -> Found:
-        """Find the synsets that a view takes, whatever images they have."""
-        fits, found = self._fits(view), self.index.search(view.q)
-        return Found(found.positions[fits[found.positions]], found.corrected)
-
-    def _found(self, view: View, matching: Found) -> tuple[Found, Mask, NDArray[np.int64]]:
-        """Find the synsets that have images of a view, in its order; which images, and how many."""
-        taken = self._taken(view)
-        counts = self.collection.total(taken)
-        positions = matching.positions[counts[matching.positions] > 0]
-        return Found(self._ordered(view, positions), matching.corrected), taken, counts
-
-    def _kinds(self, view: View, matching: Found) -> dict[str, int]:
-        wanted = np.zeros(len(self.collection), dtype=bool)
-        wanted[matching.positions] = True
-        rows = wanted[self.collection.positions]
-        shown = {show: self._taken(replace(view, show=show)) for show in SHOWS}
-        return {show: int(np.count_nonzero(rows & taken)) for show, taken in shown.items()}
-
-    def _taken(self, view: View) -> Mask:
-        """Tell, row by row of the release, which images a view takes."""
-        collection, judgement = self.collection, self.judgement
-        everything = np.ones(len(collection.positions), dtype=bool)
-        if view.show == "black":
-            everything = collection.black
-        elif view.show == "ok":
-            everything = ~collection.black
-        elif judgement is None:
-            everything &= view.show in ("all", "unjudged")
-        elif view.show != "all":
-            rank = judgement.rank
-            everything = {"right": rank == 0, "wrong": rank > 0, "unjudged": rank < 0}[view.show]
-        return everything & self._seen(view.seen) if view.seen else everything
-
-    def _seen(self, wnid: str) -> Mask:
-        if wnid not in class_index():
-            raise BadViewError(f"seen={wnid}: expected a class of ImageNet-1k")
-        if self.judgement is None:
-            raise BadViewError(f"seen={wnid}: nothing is known of it without an evaluation")
-        return self.judgement.seen(wnid)
-
-    def _fits(self, view: View) -> Mask:
-        """Tell, by position, which synsets a view takes, search apart."""
+    def _matching_synsets(self, view: View) -> Matches:
+        """Find the synsets of a view's words, group and classes, whatever images they have."""
         fits = np.ones(len(self.collection), dtype=bool)
         if view.imagenet:
             fits &= self.collection.in_imagenet
+        if view.group is not None and view.group not in self.groups:
+            known = ", ".join(self.groups) or "none"
+            raise BadViewError(f"group={view.group!r}: no such group; there is {known}")
         if view.group is not None:
-            fits &= self._below(self._group(view.group), f"group={view.group}")
+            fits &= self._below(self.groups[view.group], f"group={view.group}")
         if view.below is not None:
             fits &= self._below(view.below, f"below={view.below}")
-        return fits
+        found = self.index.search(view.q)
+        return Matches(found.positions[fits[found.positions]], found.corrected)
 
-    def _group(self, name: str) -> str:
-        if name not in self.groups:
-            there = ", ".join(self.groups) or "none"
-            raise BadViewError(f"group={name!r}: no such group; there is {there}")
-        return self.groups[name]
-
-    def _below(self, wnid: str, asked: str) -> Mask:
+    def _below(self, wnid: str, parameter: str) -> Mask:
         if self.tree is None:
-            raise BadViewError(f"{asked}: {self.tree_missing}")
+            raise BadViewError(f"{parameter}: {self.tree_missing}")
         return self.tree.below(wnid)
 
-    def _ordered(self, view: View, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _matching_images(self, view: View) -> Mask:
+        """Return, by row, which images a view's kind and predicted class take."""
+        black, predictions = self.collection.black, self.predictions
+        rank = np.full(len(black), NONE) if predictions is None else predictions.rank
+        mask: Mask = {
+            "all": np.ones(len(black), dtype=bool),
+            "right": rank == 0,
+            "wrong": rank > 0,
+            "unjudged": rank == NONE,
+            "black": black,
+            "ok": ~black,
+        }[view.show]
+        if view.seen is None:
+            return mask
+        if view.seen not in class_index():
+            raise BadViewError(f"seen={view.seen}: expected a class of ImageNet-1k")
+        if predictions is None:
+            raise BadViewError(f"seen={view.seen}: not known without an evaluation")
+        return mask & predictions.classified_as(view.seen)
+
+    def _with_images(
+        self, view: View, positions: NDArray[np.int64]
+    ) -> tuple[Mask, NDArray[np.int64], NDArray[np.int64]]:
+        """Return which rows match a view, how many by position, and synsets with any, in order."""
+        mask = self._matching_images(view)
+        counts = self.collection.count(mask)
+        found = positions[counts[positions] > 0]
         if view.order == "name":
-            return np.sort(positions)
-        if view.order == "images":
-            images = np.diff(self.collection.starts)[positions]
-            return positions[np.argsort(-images, kind="stable")]
-        if view.order == "shuffled":
-            places = np.random.default_rng(0).permutation(len(self.collection))[positions]
-            return positions[np.argsort(places)]
-        if view.order in ("rate", "-rate"):
-            rates = self._rates()[positions] * (-1 if view.order == "-rate" else 1)
-            # What was not judged, NaN, is last either way.
-            return positions[np.argsort(rates, kind="stable")]
-        return positions
-
-    def _rates(self) -> NDArray[np.float64]:
-        rates = np.full(len(self.collection), np.nan)
-        if self.judgement is not None:
-            judged = self.judgement.judged
-            np.divide(self.judgement.right, judged, out=rates, where=judged > 0)
-        return rates
-
-    def _sorted_out(self) -> list[str]:
-        """List the evaluations that can be shown, newest first, and refuse the others."""
-        made, fit = evaluations(self.release.paths), []
-        for name in sorted(made, key=lambda name: (-made[name], name)):
-            paths = self.release.paths.evaluation(name)
-            try:
-                problem = not_its_own(self.release, paths, read_evaluation(paths))
-            except IntegrityError as error:
-                problem = str(error)
-            if problem:
-                self.refused[name] = problem
-            else:
-                fit.append(name)
-        return fit
-
-    def _judgement(self, name: str | None) -> Judgement | None:
-        if name is not None:
-            if name in self.refused:
-                raise IntegrityError(self.refused[name])
-            if name not in self.evaluations:
-                had = ", ".join(self.evaluations) or "none"
-                raise UsageError(f"{self.release}: no evaluation {name!r}; there is {had}")
-            return Judgement(self.collection, name)
-        for newest in list(self.evaluations):
-            try:
-                return Judgement(self.collection, newest)
-            except IntegrityError as error:
-                self.refused[newest] = str(error)
-                self.evaluations.remove(newest)
-        return None
-
-    def _tree(self) -> tuple[Tree | None, str | None]:
-        try:
-            return Tree(open_nouns(), self.collection, self.judgement), None
-        except SdwnError as error:
-            return None, str(error)
-
-    def _groups(self) -> dict[str, str]:
-        if self.judgement is None or self.tree is None:
-            return {}
-        return {group["name"]: group["wnid"] for group in self.judgement.record["groups"]}
+            found = np.sort(found)
+        elif view.order == "images":
+            found = found[np.argsort(-np.diff(self.collection.starts)[found], kind="stable")]
+        elif view.order == "shuffled":
+            shuffled = np.random.default_rng(0).permutation(len(self.collection))
+            found = found[np.argsort(shuffled[found])]
+        elif view.order in ("rate", "-rate") and self.predictions is not None:
+            rates = self.predictions.rates()[found] * (-1 if view.order == "-rate" else 1)
+            # What has no label, NaN, is last either way.
+            found = found[np.argsort(rates, kind="stable")]
+        return mask, counts, found

@@ -1,315 +1,418 @@
-"""The pages: what each address shows, gathered for its template."""
+"""What each address answers: pages, images and files to download."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from html import escape
+from typing import Any, TypeVar
 
+from anyio import to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 
-from sdwn.browser import dress, making
-from sdwn.browser.dress import short
-from sdwn.browser.links import url_view
-from sdwn.browser.pairs import Pairs, told_apart
-from sdwn.browser.responses import entry_of, exhibit_of, shot_of
-from sdwn.browser.view import View
+from sdwn.browser import images, templates
+from sdwn.browser.addresses import LARGE, SMALL, View, url_view
+from sdwn.browser.collection import Entry, ImageView
+from sdwn.browser.compare import SideBySide
+from sdwn.browser.library import Library
+from sdwn.browser.templates import short_name
+from sdwn.browser.tree import Node
+from sdwn.errors import IntegrityError
 from sdwn.evaluation.metrics import metrics_shown
-from sdwn.wordnet.imagenet import class_lemmas
-
-if TYPE_CHECKING:
-    from sdwn.browser.collection import Entry
-    from sdwn.browser.library import Library
-    from sdwn.browser.shot import Shot
-    from sdwn.browser.tree import Node
 
 # Kept by a browser for going back, and asked for again when it is opened anew.
-HEADERS = {"Cache-Control": "no-cache", "Vary": "HX-Request"}
-NODE_SHOTS = 8
-# Of classes that a synset's images were taken for.
-TAKEN_FOR = 6
-# Of images on a page; a run makes ten of a synset, but an import may have thousands.
-LEAF = 100
+PAGE_HEADERS = {"Cache-Control": "no-cache", "Vary": "HX-Request"}
+# A release may be made anew under the same name: then a browser asks, and gets it.
+FOR_A_MINUTE = "private, max-age=60"
+FOR_EVER = "private, max-age=31536000, immutable"
+NOT_KEPT = "no-store"
+# Images on a page; a run makes ten of a synset, but an import may have thousands.
+IMAGES_A_PAGE = 100
+NODE_IMAGES = 8
+PREDICTED_CLASSES = 6
+
+DAMAGED = """<svg xmlns="http://www.w3.org/2000/svg" width="{side}" height="{side}" \
+viewBox="0 0 96 96" role="img"><title>{text}</title><rect width="96" height="96" fill="#777"/>\
+<path d="M30 22 66 58M66 22 30 58" stroke="#fff" stroke-width="6"/><text x="48" y="82" \
+font-family="sans-serif" font-size="14" fill="#fff" text-anchor="middle">damaged</text></svg>"""
 
 T = TypeVar("T")
 
 
-def common(request: Request) -> dict[str, Any]:
-    """Gather what every page shows; ``changed`` says that the release is another one by now."""
-    here, there = request.app.state.here, request.app.state.there
-    changes = [one.changed for one in (here, there) if one is not None]
-    return {
-        "library": here.library,
-        "other": there.library if there else None,
-        "names": told_apart(here.library, there.library) if there else None,
-        "changed": " ".join(filter(None, changes)) or None,
-    }
+def library_of(request: Request) -> Library:
+    """Return the release that a request is about: the other one below ``/other``.
 
-
-def _page(request: Request, template: str, **values: Any) -> Response:
-    found = dress.render(template, {**common(request), **values})
-    return HTMLResponse(found, headers=HEADERS)
-
-
-def search(request: Request) -> Response:
-    """``/``: ``view``, ``selection``; for htmx the results alone."""
-    view = View.parse(request.query_params)
-    selection = exhibit_of(request).library.select(view)
-    asked = request.headers
-    # Going back, htmx asks for a page whose results it has forgotten, and wants all of it.
-    part = "hx-request" in asked and "hx-history-restore-request" not in asked
-    answer = _page(
-        request, "results.html" if part else "search.html", view=view, selection=selection
-    )
-    if part and asked.get("hx-trigger") == "search":
-        answer.headers["HX-Replace-Url"] = url_view(view)
-    return answer
-
-
-def synset(request: Request) -> Response:
-    """``/synsets/WNID``: entry, node, path, neighbours, shots, show, counts, seeds, ..."""
-    exhibit = exhibit_of(request)
-    library, entry, show = exhibit.library, entry_of(request, exhibit), _show_asked(request)
-    shots, leaf = _leaf(request, library.shots(entry.wnid, show))
-    node = library.tree.node(entry.wnid) if library.tree else None
-    return _page(
-        request,
-        "synset.html",
-        entry=entry,
-        node=node,
-        path=library.tree.path(entry.wnid) if library.tree and node else [],
-        neighbours=neighbours(library, entry),
-        shots=shots,
-        show=show,
-        counts=library.counts(entry.wnid),
-        regenerate=making.command(library.release, entry.synset),
-        seeds=_seeds(library, shots),
-        taken_for=_taken_for(library, entry),
-        **leaf,
-    )
-
-
-def _taken_for(library: Library, entry: Entry) -> list[tuple[str, str, int]]:
-    rows = library.collection.rows(entry.wnid)
-    return library.judgement.taken_for(rows)[:TAKEN_FOR] if library.judgement else []
-
-
-def _show_asked(request: Request) -> str:
-    return View.parse({"show": request.query_params.get("show", "")}).show
-
-
-def _leaf(request: Request, items: Sequence[T]) -> tuple[Sequence[T], dict[str, int]]:
-    """Take the page that was asked for, the last one if there are fewer; say which of how many."""
-    pages = max(1, math.ceil(len(items) / LEAF))
-    page = min(_page_asked(request), pages)
-    return items[(page - 1) * LEAF : page * LEAF], {"page": page, "pages": pages}
-
-
-def _page_asked(request: Request) -> int:
-    return View.parse({"page": request.query_params.get("page", "")}).page
-
-
-def neighbours(library: Library, entry: Entry) -> dict[str, Any]:
-    """Gather the synsets around one: right above, beside and below it, and the next by name."""
-    synsets = library.collection.synsets
-    before, after = entry.position - 1, entry.position + 1
-    found = {
-        "previous": synsets[before] if before >= 0 else None,
-        "next": synsets[after] if after < len(synsets) else None,
-    }
-    node = library.tree.node(entry.wnid) if library.tree else None
-    above = _nodes(library, node.parents) if node else []
-    beside = sorted({wnid for one in above for wnid in one.children} - {entry.wnid})
-    wnids = {
-        "hypernyms": [one.wnid for one in above],
-        "sisters": beside,
-        "hyponyms": node.children if node else (),
-    }
-    return {**found, **{name: _entries(library, near) for name, near in wnids.items()}}
-
-
-def _nodes(library: Library, wnids: Sequence[str]) -> list[Node]:
-    assert library.tree is not None
-    return [node for wnid in wnids if (node := library.tree.node(wnid)) is not None]
-
-
-def _entries(library: Library, wnids: Sequence[str]) -> list[Entry]:
-    found = [entry for wnid in wnids if (entry := library.collection.entry(wnid)) is not None]
-    return sorted(found, key=lambda entry: entry.position)
-
-
-def _seeds(library: Library, shots: Sequence[Shot]) -> dict[int, int]:
-    """Give the seed of each image by its number; none for what was imported."""
-    made = making.recorded(library.release, shots)
-    return {
-        shot.number: one["seed"] for shot, one in zip(shots, made, strict=True) if "seed" in one
-    }
-
-
-def image(request: Request) -> Response:
-    """``/synsets/WNID/NUMBER``: entry, shot, show, record, previous, next, leaf, ..."""
-    exhibit = exhibit_of(request)
-    library, entry, show = exhibit.library, entry_of(request, exhibit), _show_asked(request)
-    shot, shots = shot_of(request, exhibit), library.shots(entry.wnid, show)
-    try:
-        place = shots.place(shot.row)
-    except IndexError:  # an address that was made by hand: it is not of that kind
-        show, shots = "all", library.shots(entry.wnid)
-        place = shots.place(shot.row)
-    command = making.command(library.release, entry.synset)
-    return _page(
-        request,
-        "image.html",
-        entry=entry,
-        shot=shot,
-        show=show,
-        nth=place + 1,
-        total=len(shots),
-        page=place // LEAF + 1,
-        record=library.release.row(shot.row),
-        previous=shots[place - 1] if place else None,
-        next=shots[place + 1] if place + 1 < len(shots) else None,
-        regenerate=f"{command} {shot.number}" if command else None,
-        provenance=making.provenance(library.release, shot),
-        damaged=exhibit.pictures.is_damaged(shot.row),
-    )
-
-
-def tree(request: Request) -> Response:
-    """``/tree`` and ``/tree/WNID``: node, path, children, order, samples, entry, shots."""
-    library = exhibit_of(request).library
-    order = View.parse({"order": request.query_params.get("order", "")}).order
-    wnid = request.path_params.get("wnid")
-    if library.tree is None:
-        return _page(request, "tree.html", node=None, path=[], children=[], samples={}, **_NO_ENTRY)
-    node = library.tree.node(wnid or library.tree.root)
-    if node is None:
-        raise HTTPException(404, f"No images of {str(wnid)[:40]} or below it are in this release.")
-    children = sorted(_nodes(library, node.children), key=BELOW.get(order, BELOW["best"]))
-    samples = {one.wnid: shot for one in children if (shot := library.sample(one.wnid))}
-    return _page(
-        request,
-        "tree.html",
-        node=node,
-        path=library.tree.path(node.wnid),
-        children=children,
-        order=order,
-        samples=samples,
-        entry=library.collection.entry(node.wnid),
-        shots=library.shots(node.wnid)[:NODE_SHOTS],
-    )
-
-
-_NO_ENTRY: dict[str, Any] = {"entry": None, "shots": [], "order": "best"}
-# How a tree's nodes stand: most images first, unless asked otherwise; what was not judged last.
-BELOW: dict[str, Callable[[Node], Any]] = {
-    "best": lambda node: (-node.images, short(node.name).lower()),
-    "name": lambda node: short(node.name).lower(),
-    "rate": lambda node: (node.rate is None, node.rate or 0),
-    "-rate": lambda node: (node.rate is None, -(node.rate or 0)),
-}
-
-
-def class_map(request: Request) -> Response:
-    """``/map``: circles, map, missing, view, names, classes, samples."""
-    from sdwn.reports.palette import circles
-
-    library = exhibit_of(request).library
-    record = library.judgement.record if library.judgement else {}
-    placed = record.get("map")
-    found = circles(record) if placed else []
-    classes = {row["wnid"]: row for row in record.get("classes", [])}
-    return _page(
-        request,
-        "map.html",
-        circles=found,
-        map=placed,
-        missing=record.get("map_missing") or "these images have not been judged.",
-        view=View.parse(request.query_params),
-        names=_names(library, classes),
-        classes=classes,
-        samples={wnid: shot for wnid in classes if (shot := library.sample(wnid))},
-    )
-
-
-def _names(library: Library, wnids: Any) -> dict[str, str]:
-    """Give the first lemma of classes."""
-    known = class_lemmas()
-    found = {wnid: library.collection.entry(wnid) for wnid in wnids}
-    return {
-        wnid: entry.label if entry else known.get(wnid, wnid).partition(", ")[0].replace("_", " ")
-        for wnid, entry in found.items()
-    }
-
-
-def about(request: Request) -> Response:
-    """``/about``: manifest, settings, record, evaluations, root."""
-    library = exhibit_of(request).library
-    manifest = library.release.described
-    return _page(
-        request,
-        "about.html",
-        manifest=manifest,
-        settings=manifest.settings,
-        record=library.judgement.record if library.judgement else None,
-        evaluations=library.evaluations,
-        metrics=metrics_shown("browser"),
-        root=library.release.paths.root,
-    )
-
-
-def comparison(request: Request) -> Response:
-    """``/compare``: rows, page, pages, total, only_here, only_there, judged, rates."""
-    pairs = _pairs(request)
-    page = min(_page_asked(request), pairs.pages)
-    return _page(
-        request,
-        "compare.html",
-        rows=pairs.page(page),
-        page=page,
-        pages=pairs.pages,
-        total=len(pairs),
-        only_here=pairs.only_here,
-        only_there=pairs.only_there,
-        judged=pairs.judged,
-        rates=pairs.rates,
-    )
-
-
-def pair(request: Request) -> Response:
-    """``/compare/WNID``: entry, pairs of images by number, here, there, previous, next."""
-    entry = entry_of(request, exhibit_of(request))
-    found = _pairs(request).find(entry.wnid)
-    if found is None:
-        raise HTTPException(404, f"The other release has no images of {entry.synset}.")
-    both, previous, following = found
-    images, leaf = _leaf(request, _by_number(request, entry.wnid))
-    return _page(
-        request,
-        "pair.html",
-        entry=both.entry,
-        pairs=images,
-        here=both.here,
-        there=both.there,
-        previous=previous,
-        next=following,
-        **leaf,
-    )
-
-
-def _pairs(request: Request) -> Pairs:
-    found: Pairs | None = request.app.state.pairs
+    Raises:
+        HTTPException: 404, there is no other.
+    """
+    state = request.app.state
+    other = str(request.scope["path"]).startswith("/other/")
+    found: Library | None = state.there if other else state.here
     if found is None:
         raise HTTPException(404, "No other release was given to compare with.")
     return found
 
 
-def _by_number(request: Request, wnid: str) -> list[tuple[Shot | None, Shot | None]]:
-    sides = [
-        {shot.number: shot for shot in exhibit.library.shots(wnid)}
-        for exhibit in (request.app.state.here, request.app.state.there)
-    ]
-    numbers = sorted(sides[0].keys() | sides[1].keys())
-    return [(sides[0].get(number), sides[1].get(number)) for number in numbers]
+def entry_of(request: Request) -> Entry:
+    """Find the synset of a request.
+
+    Raises:
+        HTTPException: 404, it has no images here.
+    """
+    wnid = request.path_params["wnid"]
+    entry = library_of(request).collection.entry(wnid)
+    if entry is None:
+        raise HTTPException(404, f"No images of {wnid[:40]} are in this release.")
+    return entry
+
+
+def image_of(request: Request) -> ImageView:
+    """Find the image of a request.
+
+    Raises:
+        HTTPException: 404, there is no such image.
+    """
+    entry, number = entry_of(request), request.path_params["number"]
+    # As it is written in addresses: no sign, no leading zero, no digit of another script.
+    written = re.fullmatch(r"0|[1-9][0-9]{0,8}", number)
+    image = library_of(request).image(entry.wnid, int(number)) if written else None
+    if image is None:
+        raise HTTPException(404, f"{entry.synset} has no image {number[:20]}.")
+    return image
+
+
+def common_values(request: Request) -> dict[str, Any]:
+    """Return what every page shows; ``changed`` says that a release on disk is another by now."""
+    state = request.app.state
+    changes = [library.changed for library in (state.here, state.there) if library]
+    return {
+        "library": state.here,
+        "other": state.there,
+        "names": state.side_by_side.names if state.side_by_side else None,
+        "changed": " ".join(filter(None, changes)) or None,
+    }
+
+
+def _page(request: Request, template: str, **values: Any) -> Response:
+    found = templates.render_page(template, {**common_values(request), **values})
+    return HTMLResponse(found, headers=PAGE_HEADERS)
+
+
+def _one_page(view: View, items: Sequence[T]) -> tuple[Sequence[T], dict[str, int]]:
+    """Return a page of images, the last one if there are fewer, and which of how many it is."""
+    pages = max(1, math.ceil(len(items) / IMAGES_A_PAGE))
+    page = min(view.page, pages)
+    shown = items[(page - 1) * IMAGES_A_PAGE : page * IMAGES_A_PAGE]
+    return shown, {"page": page, "pages": pages}
+
+
+# Pages
+
+
+def search_page(request: Request) -> Response:
+    """``/``: what a search finds; for htmx the results alone."""
+    view, headers = View.parse(request.query_params), request.headers
+    results = library_of(request).select(view)
+    # Going back, htmx asks for a page whose results it has forgotten, and wants all of it.
+    part = "hx-request" in headers and "hx-history-restore-request" not in headers
+    template = "results.html" if part else "search.html"
+    answer = _page(request, template, view=view, results=results)
+    if part and headers.get("hx-trigger") == "search":
+        answer.headers["HX-Replace-Url"] = url_view(view)
+    return answer
+
+
+def synset_page(request: Request) -> Response:
+    """``/synsets/WNID``: a synset and its images."""
+    library, entry, view = library_of(request), entry_of(request), View.parse(request.query_params)
+    shown, page = _one_page(view, library.images(entry.wnid, view.show))
+    made = library.seeds_and_prompts(shown)
+    predictions, rows = library.predictions, library.collection.rows(entry.wnid)
+    path = library.tree.path(entry.wnid) if library.tree else []
+    entries = library.collection.entries
+    before, after = entry.position - 1, entry.position + 1
+    return _page(
+        request,
+        "synset.html",
+        entry=entry,
+        path=path,
+        neighbours=_neighbours(library, entry),
+        previous=entries[before] if before >= 0 else None,
+        next=entries[after] if after < len(entries) else None,
+        images=shown,
+        show=view.show,
+        counts=library.counts(entry.wnid),
+        regenerate=library.regenerate_command(entry.synset),
+        seeds={image.number: one["seed"] for image, one in zip(shown, made, strict=True)},
+        classes=predictions.predicted_classes(rows)[:PREDICTED_CLASSES] if predictions else [],
+        **page,
+    )
+
+
+def _neighbours(library: Library, entry: Entry) -> dict[str, list[Entry]]:
+    """Return the synsets right above, beside and below one, of those that have images."""
+    node = library.tree.node(entry.wnid) if library.tree else None
+    if library.tree is None or node is None:
+        return {}
+    siblings = {wnid for one in library.tree.nodes(node.parents) for wnid in one.children}
+    wnids = {
+        "Above it": set(node.parents),
+        "Beside it": siblings - {entry.wnid},
+        "Below it": set(node.children),
+    }
+    near = {title: map(library.collection.entry, found) for title, found in wnids.items()}
+    return {
+        title: sorted(filter(None, found), key=lambda one: one.position)
+        for title, found in near.items()
+    }
+
+
+def image_page(request: Request) -> Response:
+    """``/synsets/WNID/NUMBER``: one image and all that is recorded of it."""
+    library, entry, image = library_of(request), entry_of(request), image_of(request)
+    show = View.parse(request.query_params).show
+    all_images = library.images(entry.wnid, show)
+    index = all_images.index_of_row(image.row)
+    if index is None:  # an address that was made by hand: it is not of that kind
+        show, all_images = "all", library.images(entry.wnid)
+        index = all_images.index_of_row(image.row) or 0
+    command = library.regenerate_command(entry.synset)
+    return _page(
+        request,
+        "image.html",
+        entry=entry,
+        image=image,
+        show=show,
+        rank=index + 1,
+        total=len(all_images),
+        page=index // IMAGES_A_PAGE + 1,
+        record=library.release.row(image.row),
+        previous=all_images[index - 1] if index else None,
+        next=all_images[index + 1] if index + 1 < len(all_images) else None,
+        regenerate=f"{command} {image.number}" if command else None,
+        provenance=library.provenance(image),
+        damaged=library.stored.is_damaged(image.row),
+    )
+
+
+# How a tree's nodes are sorted: most images first by default; without a rate last.
+NODE_ORDERS: dict[str, Callable[[Node], Any]] = {
+    "best": lambda node: (-node.images, short_name(node.name).lower()),
+    "name": lambda node: short_name(node.name).lower(),
+    "rate": lambda node: (node.rate is None, node.rate or 0),
+    "-rate": lambda node: (node.rate is None, -(node.rate or 0)),
+}
+
+
+def tree_page(request: Request) -> Response:
+    """``/tree`` and ``/tree/WNID``: a node of WordNet's tree and what is right below it."""
+    library, order = library_of(request), View.parse(request.query_params).order
+    tree, wnid = library.tree, request.path_params.get("wnid")
+    if tree is None:
+        return _page(request, "tree.html", node=None)
+    node = tree.node(wnid or tree.root)
+    if node is None:
+        raise HTTPException(404, f"No images of {str(wnid)[:40]} or below it are in this release.")
+    children = sorted(tree.nodes(node.children), key=NODE_ORDERS.get(order, NODE_ORDERS["best"]))
+    return _page(
+        request,
+        "tree.html",
+        node=node,
+        path=tree.path(node.wnid),
+        children=children,
+        order=order,
+        samples=_samples(library, [child.wnid for child in children]),
+        entry=library.collection.entry(node.wnid),
+        images=library.images(node.wnid)[:NODE_IMAGES],
+    )
+
+
+def _samples(library: Library, wnids: Sequence[str]) -> dict[str, ImageView]:
+    return {wnid: image for wnid in wnids if (image := library.sample(wnid)) is not None}
+
+
+def map_page(request: Request) -> Response:
+    """``/map``: the map of an evaluation's classes."""
+    from sdwn.reports.palette import circles
+
+    library = library_of(request)
+    record = library.predictions.record if library.predictions else {}
+    classes = {row["wnid"]: row for row in record.get("classes", [])}
+    entries = {wnid: library.collection.entry(wnid) for wnid in classes}
+    return _page(
+        request,
+        "map.html",
+        circles=circles(record) if record.get("map") else [],
+        map=record.get("map"),
+        missing=record.get("map_missing") or "these images have not been evaluated.",
+        view=View.parse(request.query_params),
+        names={
+            wnid: entry.label if entry else templates.class_name(wnid)
+            for wnid, entry in entries.items()
+        },
+        classes=classes,
+        samples=_samples(library, list(classes)),
+    )
+
+
+def about_page(request: Request) -> Response:
+    """``/about``: the release, its evaluations, and the keys."""
+    library = library_of(request)
+    manifest = library.release.described
+    record = library.predictions.record if library.predictions else None
+    return _page(
+        request,
+        "about.html",
+        manifest=manifest,
+        settings=manifest.settings,
+        record=record,
+        metrics=metrics_shown("browser"),
+    )
+
+
+def _side_by_side(request: Request) -> SideBySide:
+    found: SideBySide | None = request.app.state.side_by_side
+    if found is None:
+        raise HTTPException(404, "No other release was given to compare with.")
+    return found
+
+
+def compare_page(request: Request) -> Response:
+    """``/compare``: the synsets of two releases."""
+    both = _side_by_side(request)
+    page = min(View.parse(request.query_params).page, both.pages)
+    return _page(request, "compare.html", both=both, rows=both.page(page), page=page)
+
+
+def pair_page(request: Request) -> Response:
+    """``/compare/WNID``: the images of a synset in two releases, by number."""
+    entry, both = entry_of(request), _side_by_side(request)
+    found = both.find(entry.wnid)
+    if found is None:
+        raise HTTPException(404, f"The other release has no images of {entry.synset}.")
+    pair, previous, following = found
+    view = View.parse(request.query_params)
+    shown, page = _one_page(view, both.images(entry.wnid))
+    return _page(
+        request,
+        "pair.html",
+        pair=pair,
+        entry=entry,
+        images=shown,
+        previous=previous,
+        next=following,
+        **page,
+    )
+
+
+# Images and downloads
+
+
+async def thumbnail_answer(request: Request) -> Response:
+    """Answer with a small image; one that says so where it is damaged."""
+    return await to_thread.run_sync(_thumbnail, request, limiter=request.app.state.drawing)
+
+
+def _thumbnail(request: Request) -> Response:
+    library, image = library_of(request), image_of(request)
+    size = request.query_params.get("size", str(SMALL))
+    if size not in (str(SMALL), str(LARGE)):
+        raise HTTPException(400, f"size: expected {SMALL} or {LARGE}.")
+
+    def drawn() -> Response:
+        try:
+            content = library.stored.thumbnail(image.row, int(size))
+        except IntegrityError as error:
+            return _damaged(error, int(size), 200)
+        return Response(content, media_type="image/webp")
+
+    return _unless_kept(request, f"{library.stored.digest(image.row)[:32]}-{size}", drawn)
+
+
+async def image_answer(request: Request) -> Response:
+    """Answer with an image as it is stored, to show or to download."""
+    return await to_thread.run_sync(_stored_image, request, limiter=request.app.state.drawing)
+
+
+def _stored_image(request: Request) -> Response:
+    library, image = library_of(request), image_of(request)
+    download = "download" in request.query_params
+
+    def read() -> Response:
+        try:
+            found = library.stored.read(image.row, upright=not download)
+        except IntegrityError as error:
+            if download:
+                raise
+            return _damaged(error, LARGE, 500)
+        name = images.download_name(image.synset, image.number, found.codec.extension)
+        headers = _as_file(name) if download else {}
+        return Response(found.payload, media_type=found.codec.media_type, headers=headers)
+
+    return _unless_kept(request, library.stored.digest(image.row), read)
+
+
+def _unless_kept(request: Request, tag: str, make: Callable[[], Response]) -> Response:
+    """Return an answer, or only that the browser's copy is still right, by its ETag.
+
+    The tag is made of a recorded digest, so that nothing is read or drawn for the latter.
+    """
+    headers = {"ETag": f'"{tag}"', "Cache-Control": FOR_A_MINUTE}
+    kept = request.headers.get("if-none-match", "").split(",")
+    # A proxy that packs an answer makes its tag a weak one.
+    if headers["ETag"] in (one.strip().removeprefix("W/") for one in kept):
+        return Response(status_code=304, headers=headers)
+    answer = make()
+    if "Cache-Control" not in answer.headers:
+        answer.headers.update(headers)
+    return answer
+
+
+def _damaged(error: IntegrityError, side: int, status: int) -> Response:
+    """Return a picture that says that an image is damaged."""
+    content = DAMAGED.format(side=side, text=escape(str(error)))
+    return Response(content, status, {"Cache-Control": NOT_KEPT}, media_type="image/svg+xml")
+
+
+def _as_file(name: str) -> dict[str, str]:
+    # The name has no character that needs quotes.
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
+
+
+def zip_answer(request: Request) -> Response:
+    """``/synsets/WNID.zip``: a synset's images and what is known of them."""
+    library, entry = library_of(request), entry_of(request)
+    found = library.images(entry.wnid)
+    content = images.image_zip(library.release, library.stored, found)
+    name = images.download_name(entry.synset, None, "zip")
+    return _streamed(request, content, "application/zip", name)
+
+
+def list_answer(request: Request) -> Response:
+    """``/list.csv``: all images of a search, as a table that ``sdwn export --only`` reads."""
+    found = library_of(request).all_images(View.parse(request.query_params))
+    return _streamed(request, images.image_table(found), "text/csv; charset=utf-8", "list.csv")
+
+
+def _streamed(request: Request, content: Any, media_type: str, name: str) -> Response:
+    headers = {**_as_file(name), "Cache-Control": NOT_KEPT}
+    # Starlette would make the whole of it for a HEAD request, and uvicorn throw it away.
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type=media_type)
+    return StreamingResponse(content, headers=headers, media_type=media_type)
+
+
+def asset_answer(request: Request) -> Response:
+    """``/assets/NAME``: a file that pages load, from memory."""
+    found = templates.assets().get(request.path_params["name"])
+    if found is None:
+        raise HTTPException(404, "There is no such file.")
+    answer = _unless_kept(
+        request, found.digest, lambda: Response(found.content, media_type=found.media_type)
+    )
+    if request.query_params.get("v") == found.digest:
+        answer.headers["Cache-Control"] = FOR_EVER
+    return answer

@@ -1,22 +1,25 @@
-"""The server: where it listens, what it prints when it is ready, and how it ends."""
+"""The server of ``sdwn browse``: where it listens, its limits on connections, how it ends."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import getpass
+import ipaddress
 import os
+import resource
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sdwn.browser.connections import ACCEPTED_AT_ONCE, Connection
-from sdwn.browser.guard import ANY_HOST, LOOPBACK_HOSTS, PARAMETER, is_loopback
+from sdwn.browser.app import ANY_HOST, LOOPBACK_HOSTS, TOKEN_PARAMETER
 from sdwn.errors import SdwnError, UsageError
 
 if TYPE_CHECKING:
@@ -24,9 +27,18 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 8642
 PORTS_TRIED = 100
-# Who downloads when the server ends is not waited for longer.
+# Downloads that are running when the server ends are not waited for longer.
 GRACE_SECONDS = 1
+# Connections may wait for room in the system's queue ...
 BACKLOG = 512
+# ... while asyncio looks for room between such runs of new ones; without any it floods the
+# terminal.
+ACCEPTED_AT_ONCE = 32
+# Forty browsers have fewer connections at once.
+MOST_CONNECTIONS = 1000
+# From a connection's beginning until what it asks for has arrived. Pages ask with a few hundred
+# bytes; uvicorn's own limits begin after that (idle after an answer) or wait for a request.
+REQUEST_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +63,7 @@ class Listening:
     @property
     def loopback(self) -> bool:
         """Whether only this machine reaches it."""
-        return is_loopback(self.socket.getsockname()[0])
+        return _is_loopback(self.socket.getsockname()[0])
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -61,35 +73,35 @@ class Listening:
     @property
     def url(self) -> str:
         """The address to open; with the token, if there is one."""
-        query = f"?{PARAMETER}={self.token}" if self.token else ""
+        query = f"?{TOKEN_PARAMETER}={self.token}" if self.token else ""
         return f"http://{self._host}:{self.port}/{query}"
 
     @property
     def tunnel(self) -> str | None:
-        """The command that brings the page to another machine; None if this one has the screen."""
-        jump = _jump(os.environ)
-        if not self.loopback or jump is None:
+        """The command that forwards the port to another machine; None where none is needed.
+
+        In a SLURM job the tunnel goes over the login node.
+        """
+        if not self.loopback or not {"SLURM_JOB_ID", "SSH_CONNECTION"} & os.environ.keys():
             return None
+        login = os.environ.get("SLURM_SUBMIT_HOST") if "SLURM_JOB_ID" in os.environ else None
+        jump = f"-J {_user_at(login)} " if login and login != socket.gethostname() else ""
         target = f"{self.port}:{self._host}:{self.port}"
-        return f"ssh -N {jump}-L {target} {_login(socket.gethostname())}"
+        return f"ssh -N {jump}-L {target} {_user_at(socket.gethostname())}"
 
     @property
     def _host(self) -> str:
         return f"[{self.host}]" if ":" in self.host else self.host
 
 
-def _jump(environment: Any) -> str | None:
-    """Tell how SSH comes here: directly, over the login node, or (None) that it need not."""
-    if "SLURM_JOB_ID" in environment:
-        node = environment.get("SLURM_SUBMIT_HOST")
-        return f"-J {_login(node)} " if node and node != socket.gethostname() else ""
-    return "" if "SSH_CONNECTION" in environment else None
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
-def _login(node: str) -> str:
+def _user_at(node: str) -> str:
     try:
         return f"{getpass.getuser()}@{node}"
-    except (KeyError, OSError):  # a container's user, whom nobody named
+    except (KeyError, OSError):  # a container's user without a name
         return node
 
 
@@ -99,63 +111,86 @@ def listen(host: str, port: int | None, token: bool) -> Listening:
     Off loopback there is always a token.
 
     Raises:
-        UsageError: no such host is here.
+        UsageError: this machine has no such host.
         SdwnError: the port is taken, or all that were tried are.
     """
-    family, address = _address(host)
+    unknown = UsageError(f"--host {host}: expected a name or address of this machine")
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        raise unknown from None
+    family, address = found[0][0], str(found[0][4][0])
     ports = [port] if port is not None else range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED)
-    for wanted in ports:
+    for tried in ports:
+        # With its protocol named, asyncio sends small answers at once and not 40 ms later.
+        taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
-            taken = _bound(family, address, wanted)
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind((address, tried))
+            # Two that were started at once would both have it until one of them listens.
+            taken.listen(BACKLOG)
         except OSError as error:
-            if error.errno == errno.EADDRINUSE and port is None:
-                continue
-            raise _unfit(host, wanted, error) from None
-        secret = secrets.token_urlsafe() if token or not is_loopback(address) else None
-        return Listening(taken, _reachable(address), secret)
+            taken.close()
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise unknown from None
+            if error.errno != errno.EADDRINUSE:
+                raise SdwnError(
+                    f"cannot listen at {host}, port {tried}: {error.strerror}"
+                ) from None
+            if port is not None:
+                raise SdwnError(
+                    f"port {port} is taken; leave --port away to get the next free one"
+                ) from None
+            continue
+        secret = secrets.token_urlsafe() if token or not _is_loopback(address) else None
+        # 0.0.0.0 is no machine's name.
+        name = socket.gethostname() if address in ("0.0.0.0", "::") else address
+        return Listening(taken, name, secret)
     raise SdwnError(
         f"ports {ports[0]} to {ports[-1]} are all taken; choose another one with --port"
     )
 
 
-def _address(host: str) -> tuple[socket.AddressFamily, str]:
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError):
-        raise UsageError(f"--host {host}: expected a name or address of this machine") from None
-    family, _, _, _, place = found[0]
-    return family, str(place[0])
+class Connection(H11Protocol):
+    """uvicorn's connection, closed where a request does not arrive, or there are too many."""
 
+    _timer: asyncio.TimerHandle | None = None
 
-def _bound(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
-    # With its protocol named, asyncio sends small answers at once and not 40 ms later.
-    taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind((address, port))
-        # Two that were started at once would both have it until one of them listens.
-        taken.listen(BACKLOG)
-    except OSError:
-        taken.close()
-        raise
-    return taken
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Accept a connection, or close it if there are too many."""
+        super().connection_made(transport)
+        # Files that the process may open (-1: any number) are needed for more than connections.
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = min(MOST_CONNECTIONS, files // 4) if files > 0 else MOST_CONNECTIONS
+        if len(self.connections) > most:
+            transport.abort()
+        else:
+            self._start_timer()
 
+    def data_received(self, data: bytes) -> None:
+        """Read a request, or some of one."""
+        super().data_received(data)
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self._stop_timer()
+        elif self._timer is None:
+            self._start_timer()
 
-def _unfit(host: str, port: int, error: OSError) -> SdwnError:
-    if error.errno == errno.EADDRINUSE:
-        return SdwnError(f"port {port} is taken; leave --port away to get the next free one")
-    if error.errno == errno.EADDRNOTAVAIL:
-        return UsageError(f"--host {host}: expected a name or address of this machine")
-    return SdwnError(f"cannot listen at {host}, port {port}: {error.strerror}")
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timer of a connection that has ended."""
+        self._stop_timer()
+        super().connection_lost(exc)
 
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
 
-def _reachable(address: str) -> str:
-    """Name what others open: not 0.0.0.0, which is no machine's name."""
-    return socket.gethostname() if address in ("0.0.0.0", "::") else address
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server at a socket that is taken already; it says when it is ready."""
+    """uvicorn's server at a socket that is taken already; ``ready`` is called when it answers."""
 
     def __init__(
         self, app: ASGIApp, listening: Listening, ready: Callable[[], None] = lambda: None
@@ -175,34 +210,27 @@ class Server(uvicorn.Server):
             backlog=ACCEPTED_AT_ONCE,
         )
         super().__init__(config)
-        self._sockets, self._ready = [listening.socket], ready
+        self._socket, self._ready = listening.socket, ready
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer requests until it is told to end."""
-        super().run(sockets or self._sockets)
+        super().run(sockets or [self._socket])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer."""
         await super().startup(sockets)
-        for one in self._sockets:
-            # More may stand in line than are taken at once.
-            one.listen(BACKLOG)
+        # asyncio made the queue as short as what it accepts at once.
+        self._socket.listen(BACKLOG)
         self._ready()
 
 
 def serve(app: ASGIApp, listening: Listening, ready: Callable[[], None]) -> None:
     """Answer requests until Ctrl-C or SIGTERM; ``ready`` is called when the first one may come."""
-    with _ending_quietly():
-        Server(app, listening, ready).run()
-
-
-@contextmanager
-def _ending_quietly() -> Iterator[None]:
-    """Let the server's end be the command's, without a word: uvicorn raises its signal again."""
+    # uvicorn raises the signal again that ended it; here its end is that of the command.
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(one, lambda *_: None) for one in signals]
     try:
-        yield
+        Server(app, listening, ready).run()
     finally:
         for one, handler in zip(signals, before, strict=True):
             signal.signal(one, handler)

@@ -22,17 +22,17 @@ def show(
     root: Path, synset: str, evaluation: str | None, save: Path | None, opens: bool
 ) -> dict[str, Any]:
     """Gather a synset's sheet; write it as a page or picture too, and open that, if asked."""
-    from sdwn.browser.library import Library
-    from sdwn.browser.sheet import as_dict, open_sheet
+    from sdwn.browser.library import open_release
+    from sdwn.browser.sheet import open_sheet, sheet_record
 
     if save is not None:
         require_savable(save, root, (PAGE, *PICTURES))
     with terminal.working("opening the release"):
-        library = Library(root, evaluation)
+        library = open_release(root, evaluation)
     for name, reason in library.refused.items():
         terminal.say(f"evaluation {name} is passed over: {reason}")
     sheet = open_sheet(library, synset)
-    found = as_dict(sheet)
+    found = sheet_record(sheet)
     if save is not None or opens:
         written = _written(sheet, save)
         found["path"] = str(written)
@@ -44,7 +44,7 @@ def show(
 def _written(sheet: Sheet, save: Path | None) -> Path:
     from PIL import Image
 
-    from sdwn.browser.sheet import page, picture
+    from sdwn.browser.sheet import sheet_page, sheet_picture
     from sdwn.exchange.export_source import path_name
     from sdwn.io import atomic, write_text
 
@@ -53,10 +53,10 @@ def _written(sheet: Sheet, save: Path | None) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="sdwn-"))
         save = folder / f"{path_name(sheet.entry.synset)}.html"
     if save.suffix.lower() == PAGE:
-        write_text(save, page(sheet))
+        write_text(save, sheet_page(sheet))
     else:
         with atomic(save) as temporary:
-            picture(sheet).save(temporary, Image.registered_extensions()[save.suffix.lower()])
+            sheet_picture(sheet).save(temporary, Image.registered_extensions()[save.suffix.lower()])
     return save
 
 

@@ -118,7 +118,7 @@
   const trouble = document.getElementById("trouble");
   const said = document.getElementById("said");
 
-  function told(message, event) {
+  function showTrouble(message, event) {
     trouble.querySelector("p").textContent = message;
     trouble.querySelector("a").href = event?.detail.pathInfo?.finalRequestPath ?? location.href;
     trouble.hidden = !message;
@@ -126,15 +126,15 @@
   document.addEventListener("htmx:beforeRequest", () => results.setAttribute("aria-busy", "true"));
   document.addEventListener("htmx:afterRequest", () => results.removeAttribute("aria-busy"));
   document.addEventListener("htmx:afterSwap", () => {
-    told("");
+    showTrouble("");
     said.textContent = results.querySelector("[data-said]")?.textContent ?? "";
     document.title = `${field.value.trim() || "All synsets"} · ${document.querySelector(".brand").textContent}`;
   });
   document.addEventListener("htmx:responseError", (event) => {
     const { status } = event.detail.xhr;
-    told(status === 403 ? "This page needs the address that sdwn printed, with its token." : `The search was answered with error ${status}.`, event);
+    showTrouble(status === 403 ? "This page needs the address that sdwn printed, with its token." : `The search failed with error ${status}.`, event);
   });
   for (const failed of ["htmx:sendError", "htmx:timeout"]) {
-    document.addEventListener(failed, (event) => told("No answer: is sdwn browse, or the tunnel to it, still running?", event));
+    document.addEventListener(failed, (event) => showTrouble("No answer: is sdwn browse, or the tunnel to it, still running?", event));
   }
 })();
