@@ -6,11 +6,11 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sdwn.errors import UsageError
 
-# Names a folder of the node's own disk that weights are copied to once.
+# The variable that names a folder of the node's own disk, to copy weights to once.
 STAGE_VARIABLE = "SDWN_STAGE_WEIGHTS"
 # Notes of a task that status tells: out of memory, other code than when it was submitted, and
 # no GPU though one was given, and a disk that failed for a while.
@@ -28,110 +28,62 @@ PIECE_NAME = re.compile(r"([0-9]{6,9})-([0-9]{6,9})\.h5")
 
 
 def cache_folder() -> Path:
-    """Name the user's cache: ``$SDWN_CACHE``, ``$XDG_CACHE_HOME/sdwn``, or ``~/.cache/sdwn``."""
+    """Return the user's cache: ``$SDWN_CACHE``, ``$XDG_CACHE_HOME/sdwn`` or ``~/.cache/sdwn``."""
     if named := os.environ.get("SDWN_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdwn"
 
 
+class _Below:
+    """A file or folder of a fixed name below the ``root`` of the object that it is read from."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, paths: Any, owner: type) -> Path:
+        return Path(paths.root, self.name)
+
+
 @dataclass(frozen=True, slots=True)
 class RunPaths:
-    """The files of a run folder; of an evaluation's work, whose shards are tables, too."""
+    """The files of a run folder, or of an evaluation's work, whose shards are tables."""
 
     root: Path
     shard_suffix: str = ".h5"
 
-    @property
-    def plan(self) -> Path:
-        """Settings, digests and counts."""
-        return self.root / "plan.json"
-
-    @property
-    def synsets(self) -> Path:
-        """The plan's table of synsets, prompts and shards."""
-        return self.root / "synsets.csv"
-
-    @property
-    def lock(self) -> Path:
-        """Which weights its images are made with."""
-        return self.root / "lock.json"
-
-    @property
-    def shards(self) -> Path:
-        """Folder of finished shards."""
-        return self.root / "shards"
-
-    @property
-    def pieces(self) -> Path:
-        """Folder of the pieces of unfinished shards."""
-        return self.root / "pieces"
-
-    @property
-    def jobs(self) -> Path:
-        """Folder of what submitit keeps of each job: script, pickles, logs."""
-        return self.root / "jobs"
-
-    @property
-    def tasks(self) -> Path:
-        """Folder of what each process of a task says of itself."""
-        return self.root / "tasks"
+    plan = _Below("plan.json")  # settings, digests, counts
+    synsets = _Below("synsets.csv")  # synsets, prompts, the shard of each
+    lock = _Below("lock.json")  # which weights the images are made with
+    shards = _Below("shards")  # finished shards
+    pieces = _Below("pieces")  # partial shards, a folder for each shard
+    jobs = _Below("jobs")  # submitit's script, pickles and logs of each job
+    tasks = _Below("tasks")  # what each process of a task wrote about itself
+    submissions = _Below("submissions.jsonl")  # the journal, a JSON object a line
+    submitting = _Below(".submitting.lock")  # held by the command that submits
+    release = _Below("release")  # where `sdwn run` and `submit --then merge` put the release
+    # Only in the folder of a pilot, a tuning or a probe:
+    question = _Below("question.json")  # until the answer was read
+    token = _Below("token.txt")  # written by the login node for a compute node to see
+    speed = _Below("speed.json")  # of the pilot's device
+    answers = _Below("answers.json")  # of the pilot about the run, of the probe about its node
+    contact_sheet = _Below("contact-sheet.png")  # the pilot's images in one
 
     @property
     def pilot(self) -> RunPaths:
-        """The small run that ``sdwn pilot`` makes."""
+        """Folder of the small run that ``sdwn pilot`` makes."""
         return RunPaths(self.root / "pilot")
 
     @property
     def probe(self) -> RunPaths:
-        """The folder of ``sdwn doctor --probe``'s job."""
+        """Folder of the job of ``sdwn doctor --probe``."""
         return RunPaths(self.root / "probe")
 
-    @property
-    def question(self) -> Path:
-        """The question to a pilot or a tuning, in its own folder, until its answer is taken."""
-        return self.root / "question.json"
-
-    @property
-    def token(self) -> Path:
-        """What the login node writes for a compute node to see, in the probe's own folder."""
-        return self.root / "token.txt"
-
-    @property
-    def speed(self) -> Path:
-        """How fast the pilot's device was, in the pilot's own folder."""
-        return self.root / "speed.json"
-
-    @property
-    def answers(self) -> Path:
-        """What the pilot says of the run, or the probe of its node, in its own folder."""
-        return self.root / "answers.json"
-
-    @property
-    def contact_sheet(self) -> Path:
-        """The pilot's images as one picture."""
-        return self.root / "contact-sheet.png"
-
-    @property
-    def submissions(self) -> Path:
-        """Journal of submissions, a JSON object a line."""
-        return self.root / "submissions.jsonl"
-
-    @property
-    def submitting(self) -> Path:
-        """Held by the command that submits."""
-        return self.root / ".submitting.lock"
-
-    @property
-    def release(self) -> Path:
-        """Where ``sdwn run`` and ``submit --then merge`` put the release."""
-        return self.root / "release"
-
     def shard(self, index: int) -> Path:
-        """Name a finished shard."""
+        """Return a finished shard's path."""
         return self.shards / f"{index:05d}{self.shard_suffix}"
 
     def shard_index(self, name: str) -> int | None:
-        """Read a shard's index from its file's name; None if that is no finished shard's.
+        """Return a shard's index from its file name, None for the name of another file.
 
         >>> run = RunPaths(Path("run"))
         >>> run.shard_index("00012.h5"), run.shard_index(".00012.h5.tmp"), run.shard_index("12.h5")
@@ -141,23 +93,23 @@ class RunPaths:
         return int(number) if number != name and SHARD_NUMBER.fullmatch(number) else None
 
     def shard_pieces(self, index: int) -> Path:
-        """Name the folder of a shard's pieces."""
+        """Return the folder of a shard's partial shards."""
         return self.pieces / f"{index:05d}"
 
     def piece(self, index: int, start: int, stop: int) -> Path:
-        """Name a piece: the images ``start`` up to ``stop`` of a shard."""
+        """Return the path of a partial shard: images ``start`` up to ``stop`` of the shard."""
         return self.shard_pieces(index) / f"{start:06d}-{stop:06d}.h5"
 
     def task(self, job: str, rank: int, start: int = 0) -> Path:
-        """Name the record of a process of a task that was requeued ``start`` times."""
+        """Return the path of a process's record, of a task that was requeued ``start`` times."""
         return self.tasks / f"{job}.{rank}{f'.r{start}' if start else ''}.json"
 
     def task_names(self) -> set[str]:
-        """List what tasks wrote of themselves, by name: records and notes."""
+        """List the names of what tasks wrote about themselves: records and notes."""
         return _files(self.tasks)
 
     def note(self, job: str, rank: int, kind: str) -> Path:
-        """Name a note of a process: ``LOWERED``, ``CHANGED``, ``NO_GPU`` or ``WAITED``."""
+        """Return a process's note: ``LOWERED``, ``CHANGED``, ``NO_GPU`` or ``WAITED``."""
         return self.tasks / f"{job}.{rank}{kind}"
 
     def done_shards(self) -> set[int]:
@@ -166,12 +118,12 @@ class RunPaths:
         return {index for index in found if index is not None}
 
     def piece_ranges(self, index: int) -> list[tuple[int, int]]:
-        """List the image ranges of a shard's pieces, from their names alone."""
+        """List the image ranges of a shard's partial shards, from their names alone."""
         matches = (PIECE_NAME.fullmatch(name) for name in _files(self.shard_pieces(index)))
         return sorted((int(match[1]), int(match[2])) for match in matches if match)
 
     def started_shards(self) -> list[int]:
-        """List the shards that have a folder of pieces."""
+        """List the shards that have partial shards."""
         if not self.pieces.is_dir():
             return []
         names = (path.name for path in self.pieces.iterdir())
@@ -184,52 +136,21 @@ class ReleasePaths:
 
     root: Path
 
-    @property
-    def manifest(self) -> Path:
-        """What the release holds, and from where."""
-        return self.root / "manifest.json"
-
-    @property
-    def metadata(self) -> Path:
-        """A row an image."""
-        return self.root / "metadata.parquet"
-
-    @property
-    def synsets(self) -> Path:
-        """The plan's table of synsets."""
-        return self.root / "synsets.csv"
-
-    @property
-    def missing(self) -> Path:
-        """The synsets that an unfinished run had not made."""
-        return self.root / "missing.csv"
-
-    @property
-    def skipped(self) -> Path:
-        """The files of an import that could not be taken, and why."""
-        return self.root / "skipped.csv"
-
-    @property
-    def card(self) -> Path:
-        """The dataset card."""
-        return self.root / "README.md"
-
-    @property
-    def sums(self) -> Path:
-        """Checksums as ``sha256sum -c`` reads them."""
-        return self.root / "SHA256SUMS"
-
-    @property
-    def evaluations(self) -> Path:
-        """Folder of everything derived later."""
-        return self.root / "evaluations"
+    manifest = _Below("manifest.json")  # what the release holds, and from where
+    metadata = _Below("metadata.parquet")  # a row an image
+    synsets = _Below("synsets.csv")  # the plan's table of synsets
+    missing = _Below("missing.csv")  # the synsets that an unfinished run had not made
+    skipped = _Below("skipped.csv")  # files that an import left out, and why
+    card = _Below("README.md")  # the dataset card
+    sums = _Below("SHA256SUMS")  # checksums as ``sha256sum -c`` reads them
+    evaluations = _Below("evaluations")  # everything that is computed later
 
     def part(self, number: int) -> Path:
-        """Name a numbered part."""
+        """Return the path of a part of the images."""
         return self.root / f"images-{number:05d}.h5"
 
     def evaluation(self, name: str) -> EvaluationPaths:
-        """Name an evaluation's folder."""
+        """Return the files of the evaluation of this name."""
         return EvaluationPaths(self.evaluations / name)
 
 
@@ -239,32 +160,21 @@ class EvaluationPaths:
 
     root: Path
 
-    @property
-    def predictions(self) -> Path:
-        """A row a classified image."""
-        return self.root / "predictions.parquet"
+    predictions = _Below("predictions.parquet")  # a row a classified image
+    evaluation = _Below("evaluation.json")  # the figures
+    report = _Below("report.html")
 
     @property
     def work(self) -> RunPaths:
-        """Where images are judged: the plan of it, shards of predictions, jobs, their journal."""
+        """Folder of the prediction plan, shards of predictions, jobs and their journal."""
         return work_paths(self.root / "work")
 
-    @property
-    def evaluation(self) -> Path:
-        """The figures."""
-        return self.root / "evaluation.json"
-
     def table(self, name: str) -> Path:
-        """Name a table as CSV: figures, histogram, classes, groups, confusions or synsets."""
+        """Return a CSV table's path: figures, histogram, classes, groups, confusions or synsets."""
         return self.root / f"{name}.csv"
 
-    @property
-    def report(self) -> Path:
-        """The page."""
-        return self.root / "report.html"
-
     def figure(self, name: str, extension: str) -> Path:
-        """Name a figure for print: histogram, groups or map, as png or svg."""
+        """Return the path of a figure for print: histogram, groups or map, as png or svg."""
         return self.root / "figures" / f"{name}.{extension}"
 
 
@@ -274,33 +184,18 @@ class ComparisonPaths:
 
     root: Path
 
-    @property
-    def comparison(self) -> Path:
-        """The figures."""
-        return self.root / "comparison.json"
-
-    @property
-    def classes(self) -> Path:
-        """A row a class."""
-        return self.root / "classes.csv"
-
-    @property
-    def groups(self) -> Path:
-        """A row a group and pair."""
-        return self.root / "groups.csv"
+    comparison = _Below("comparison.json")  # the figures
+    classes = _Below("classes.csv")  # a row a class
+    groups = _Below("groups.csv")  # a row a group and pair
+    page = _Below("comparison.html")
 
     def figure(self, name: str, extension: str) -> Path:
-        """Name a figure for print: histogram, groups or classes-N, as png or svg."""
+        """Return the path of a figure for print: histogram, groups or classes-N, as png or svg."""
         return self.root / "figures" / f"{name}.{extension}"
-
-    @property
-    def page(self) -> Path:
-        """The page."""
-        return self.root / "comparison.html"
 
 
 def work_paths(root: Path) -> RunPaths:
-    """Name the files of an evaluation's work folder, whose shards are tables."""
+    """Return the files of an evaluation's work folder, whose shards are tables."""
     return RunPaths(root, ".parquet")
 
 
