@@ -1,4 +1,4 @@
-"""Errors that a user can act on; only the command line turns one into an exit code."""
+"""Errors that a user can act on; the command line alone turns them into exit codes."""
 
 import shlex
 
@@ -65,6 +65,6 @@ def command(*words: object) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Give an error's kind and the first line of its text."""
+    """Return an error's class name and the first line of its text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip() if lines else 'no reason given'}"

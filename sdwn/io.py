@@ -48,12 +48,12 @@ Advance = Callable[[int], None]
 
 
 def now() -> str:
-    """Give the time to the second, as ISO 8601 in UTC."""
+    """Return the time in UTC to the second, as ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def writable_cache() -> Path:
-    """Return the user's cache, once something was written there.
+    """Return the user's cache folder, checked to be writable.
 
     Raises:
         SdwnError: it cannot be written to.
@@ -71,7 +71,7 @@ def writable_cache() -> Path:
 
 
 def require_home() -> None:
-    """Make a folder for caches where the system knows no home of this user.
+    """Set HOME to a private temporary folder where the system knows no home of this user.
 
     Libraries look for one where they are imported, and end, or make a folder named ``~``.
     """
@@ -83,7 +83,7 @@ def require_home() -> None:
 
 @contextmanager
 def atomic(path: Path, folder: Path | None = None) -> Iterator[Path]:
-    """Give a temporary name; on success sync the file and rename it to ``path``.
+    """Yield a temporary name; on success sync the file and rename it to ``path``.
 
     The temporary file lies in ``folder`` (by default beside ``path``), which must be on the
     same file system. After an error it is removed and ``path`` is as before.
@@ -117,7 +117,7 @@ _FAILING = (
 
 @contextmanager
 def plain_disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
-    """Turn what a full or failing disk answers into an error that says so.
+    """Turn the OSError of a full or failing disk into an error that says what to do.
 
     ``needed`` is how many bytes are written in all, where that is known.
 
@@ -141,7 +141,7 @@ def plain_disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
 
 
 def _missing_space(path: Path, reason: int, needed: int) -> str:
-    """Compare the space that is needed with what is free; empty where neither is known."""
+    """Return the needed and the free space as text; empty where neither is known."""
     found = [f"{decimal(needed)} needed"] if needed else []
     with suppress(OSError):
         path = path.absolute()
@@ -157,7 +157,7 @@ def _missing_space(path: Path, reason: int, needed: int) -> str:
 
 
 def sync(path: Path) -> None:
-    """Put a file or a folder's entries on disk."""
+    """Flush a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -166,7 +166,7 @@ def sync(path: Path) -> None:
 
 
 def open_append(path: Path) -> TextIO:
-    """Open a journal or a lock, made where it is missing; a link is refused.
+    """Open a journal or a lock for appending, made where it is missing; refuse a link.
 
     Appending through a link that somebody planted would write to any file of this user.
     """
@@ -187,7 +187,7 @@ def open_append(path: Path) -> TextIO:
 
 
 def is_own_folder(path: Path) -> bool:
-    """Return whether this is a real folder, no link, and belongs to this user."""
+    """Return whether this is a folder, not a link, and belongs to this user."""
     found = path.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
 
@@ -211,7 +211,7 @@ def private_folder(shared: Path) -> Path:
 
 
 def refuse_planted(path: Path) -> None:
-    """Refuse what any user could have put into a cache; a group may share one.
+    """Raise an error for a file that any user could have put into a cache.
 
     Raises:
         IntegrityError: neither this user nor root owns it, and everybody may write beside it.
@@ -237,7 +237,7 @@ _STRAY = re.compile(
 
 
 def is_stray(name: str) -> bool:
-    """Return whether a name is of what a desktop or a file server left.
+    """Return whether a desktop or a file server left a file of this name.
 
     >>> [is_stray(name) for name in (".DS_Store", ".nfs0000000001", "@eaDir", "images-00000.h5")]
     [True, True, True, False]
@@ -246,14 +246,14 @@ def is_stray(name: str) -> bool:
 
 
 def strays(folder: Path) -> Iterator[Path]:
-    """Yield what a desktop or a file server left below a folder, and enter none of it."""
+    """Yield what desktops and file servers left below a folder; do not enter it."""
     for root, folders, names in os.walk(folder):
         yield from (Path(root, name) for name in sorted((*folders, *names)) if is_stray(name))
         folders[:] = [name for name in folders if not is_stray(name)]
 
 
 def links(folder: Path) -> Iterator[Path]:
-    """Yield what is no plain file below a folder: links, none of them followed, and pipes."""
+    """Yield the links and pipes below a folder; follow none of them."""
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.is_dir(follow_symlinks=False):
@@ -270,7 +270,7 @@ LINK = (
 
 
 def refuse_links(path: Path) -> None:
-    """Refuse links and pipes at or below a path in a release.
+    """Raise an error for a link or a pipe at or below a path in a release.
 
     A link may lead to any file of whoever opens the release, and reading a pipe has no end.
 
@@ -293,7 +293,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def csv_cell(value: Any) -> Any:
-    """Return a value of a table so that a spreadsheet takes text for text.
+    """Return a table's value so that a spreadsheet reads text as text, not as a formula.
 
     >>> csv_cell("=HYPERLINK(1)"), csv_cell("a = b"), csv_cell(-1), csv_cell(None)
     ("'=HYPERLINK(1)", 'a = b', -1, None)
@@ -308,7 +308,7 @@ def csv_cell(value: Any) -> Any:
 def csv_text(
     head: Sequence[str], rows: Iterable[Iterable[Any]], cell: Callable[[Any], Any] = csv_cell
 ) -> str:
-    """Write a table as CSV, None as nothing; ``cell`` prepares each value.
+    """Return a table as CSV text, None as an empty cell; ``cell`` prepares each value.
 
     >>> csv_text(("synset", "images"), [("dog.n.01", 10), ("a, b", None)]).splitlines()
     ['synset,images', 'dog.n.01,10', '"a, b",']
@@ -321,7 +321,7 @@ def csv_text(
 
 
 def file_sha256(path: Path, advance: Advance = lambda _: None) -> str:
-    """Hash a file in blocks, telling ``advance`` how many bytes went by."""
+    """Return a file's SHA-256; call ``advance`` with the bytes of each block read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -478,7 +478,7 @@ Result = TypeVar("Result")
 def in_threads(
     use: Callable[[Given], Result], given: Iterable[Given], threads: int, ahead: int
 ) -> Generator[Result, None, None]:
-    """Call a function on each of many things in threads, so many ahead; results in order.
+    """Yield a function's results in order, computed in threads up to ``ahead`` items ahead.
 
     >>> list(in_threads(abs, [-3, 1, -2], threads=2, ahead=1))
     [3, 1, 2]
@@ -553,7 +553,7 @@ class Format:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[TextIO]:
-    """Hold the lock of a file, made where it is missing, for one process at a time.
+    """Hold a file's lock; the file is made where it is missing.
 
     ``waiting`` is called once if another process holds it. A file system without locks, as
     some shared ones are, gives none.
