@@ -91,7 +91,7 @@ def write_shards(paths: RunPaths, plan: Any) -> None:
 
 def drawn_predictions(images: pa.Table) -> pa.Table:
     """Draw predictions for every image: of most classes all are right or none."""
-    from sdwn.prediction.predictions import SCHEMA, TOP
+    from sdwn.prediction.table import SCHEMA, TOP
     from sdwn.wordnet.imagenet import CLASSES
 
     random, count = np.random.default_rng(0), images.num_rows
@@ -124,7 +124,7 @@ def drawn_predictions(images: pa.Table) -> pa.Table:
 
 def evaluate(release: Any) -> None:
     from sdwn.evaluation.conclude import conclude
-    from sdwn.prediction.predictions import IMAGE, Predictions, Source, write_predictions
+    from sdwn.prediction.table import IMAGE, Predictions, Source, write_predictions
 
     table = drawn_predictions(release.metadata.select(IMAGE))
     record = {"model": "drawn", "weights": "none", "checkpoint_sha256": None}

@@ -27,9 +27,9 @@ def release(preset: str, folder: Path) -> Callable[[], Iterator[Any]]:
     import sdwn
     import timm
     import torch
-    from sdwn.prediction.classify import Classifier
-    from sdwn.prediction.loading import prepared
-    from sdwn.prediction.presets import PRESETS
+    from sdwn.prediction.classifier import Classifier
+    from sdwn.prediction.predictor import prepared_images
+    from sdwn.prediction.pretrained import PRESETS
 
     # Its network is not run; any will do.
     network = timm.create_model("test_resnet", num_classes=1000)
@@ -37,7 +37,7 @@ def release(preset: str, folder: Path) -> Callable[[], Iterator[Any]]:
     opened = sdwn.Release(folder / "release")
 
     def batches() -> Iterator[Any]:
-        images = prepared(opened, classifier.prepare, WORKERS, ahead=2 * BATCH)
+        images = prepared_images(opened, classifier.prepare, WORKERS, ahead=2 * BATCH)
         while chunk := list(itertools.islice(images, BATCH)):
             pixels = np.stack([pixels for _, pixels in chunk])
             yield classifier.normalise(torch.from_numpy(pixels))
@@ -48,7 +48,7 @@ def release(preset: str, folder: Path) -> Callable[[], Iterator[Any]]:
 def timms(preset: str, folder: Path) -> Callable[[], Iterator[Any]]:
     import timm.data
     import torch
-    from sdwn.prediction.presets import PRESETS
+    from sdwn.prediction.pretrained import PRESETS
 
     loader = timm.data.create_loader(
         timm.data.create_dataset("", root=str(folder / "png")),

@@ -14,7 +14,7 @@ from sdwn.evaluation.conclude import conclude
 from sdwn.generation.task import generate
 from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
-from sdwn.prediction.predictions import IMAGE, SCHEMA, TOP, Predictions, Source, write_predictions
+from sdwn.prediction.table import IMAGE, SCHEMA, TOP, Predictions, Source, write_predictions
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.wordnet.catalog import read_catalog

@@ -18,12 +18,10 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 from sdwn.errors import SdwnError, UsageError
-from sdwn.prediction import presets
+from sdwn.prediction import pretrained
 from sdwn.prediction.checkpoint import convert_torchvision_vit, read_checkpoint
-from sdwn.prediction.classes import SIZES, class_list
-from sdwn.prediction.classify import Classifier, Logits, load_classifier
-from sdwn.prediction.presets import empty_network
-from sdwn.prediction.resizing import Resizing
+from sdwn.prediction.classifier import SIZES, Classifier, Logits, class_list, make_resizer
+from sdwn.prediction.pretrained import empty_network, load_classifier
 from sdwn.wordnet import imagenet
 from sklearn.datasets import load_sample_image
 
@@ -249,7 +247,7 @@ def test_a_crop_taken_before_resizing_changes_no_pixel(lite, size, interpolation
     preprocessing = lite.preprocessing | {"interpolation": interpolation}
     transform = timm.data.create_transform(**preprocessing, is_training=False, use_prefetcher=True)
     expected = np.asarray(transform(image)).transpose(1, 2, 0)
-    np.testing.assert_array_equal(Resizing(transform)(image), expected)
+    np.testing.assert_array_equal(make_resizer(transform)(image), expected)
 
 
 def test_half_precision_rounds_only_at_the_end(tiny, checkpoint):
@@ -369,7 +367,7 @@ def test_the_papers_architecture_takes_every_tensor_of_vit_h_14():
 
 
 def test_the_papers_preprocessing_is_torchvisions():
-    preprocessing = presets.PRESETS["paper"].preprocessing
+    preprocessing = pretrained.PRESETS["paper"].preprocessing
     transform = timm.data.create_transform(**preprocessing, is_training=False)
     for name in ("coffee", "chelsea"):
         image = photograph(name)
@@ -381,13 +379,13 @@ def test_the_papers_preprocessing_is_torchvisions():
 
 def test_the_papers_preset_loads_a_torchvision_file(checkpoint, monkeypatch):
     small = {"img_size": 56, "patch_size": 14, "depth": 2, "embed_dim": 64, "num_heads": 4}
-    preset = presets.Preset(
-        architecture=presets.PRESETS["paper"].architecture,
+    preset = pretrained.Preset(
+        architecture=pretrained.PRESETS["paper"].architecture,
         arguments={**small, "mlp_ratio": 3},
-        preprocessing={**presets.PRESETS["paper"].preprocessing, "input_size": (3, 56, 56)},
-        weights=presets.PRESETS["paper"].weights,
+        preprocessing={**pretrained.PRESETS["paper"].preprocessing, "input_size": (3, 56, 56)},
+        weights=pretrained.PRESETS["paper"].weights,
     )
-    monkeypatch.setitem(presets.PRESETS, "paper", preset)
+    monkeypatch.setitem(pretrained.PRESETS, "paper", preset)
     theirs = torchvision_vit()
     torch.save(theirs.state_dict(), checkpoint)
     classifier = load_classifier("paper", checkpoint, dtype=torch.float32)

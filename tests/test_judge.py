@@ -1,4 +1,4 @@
-"""Judging a release: its images in order, batches that fit, damage that is named."""
+"""PredictionPlan a release: its images in order, batches that fit, damage that is named."""
 
 import logging
 import threading
@@ -12,10 +12,14 @@ from sdwn.batches import BatchSize
 from sdwn.devices import profiles as gpus
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.paths import ReleasePaths
-from sdwn.prediction import batching
-from sdwn.prediction.classify import Classifier
-from sdwn.prediction.loading import prepared
-from sdwn.prediction.predict import SCHEMA, judged
+from sdwn.prediction.classifier import Classifier
+from sdwn.prediction.predictor import (
+    choose_batch_size,
+    predict_images,
+    prepared_images,
+    tune_classifier,
+)
+from sdwn.prediction.table import SCHEMA
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.wordnet.taxonomy import Taxonomy, scopes
@@ -57,6 +61,10 @@ def near(taxonomy, release, classifier):
     return scopes(taxonomy, set(release.metadata["wnid"].to_pylist()), classifier.classes)
 
 
+def batch_of(images):
+    return BatchSize(images, "a test")
+
+
 def whole(tables):
     return pa.concat_tables(tables)
 
@@ -79,7 +87,7 @@ class Small(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("classes", "batch", "workers"),
-    [(1000, 1, 0), (1000, 7, 2), (1000, BatchSize(500, "a test"), 3), (21841, 7, 2)],
+    [(1000, 1, 0), (1000, 7, 2), (1000, 500, 3), (21841, 7, 2)],
 )
 def test_each_image_is_judged_once_in_order_whatever_the_batch(
     taxonomy, release, classes, batch, workers
@@ -87,7 +95,7 @@ def test_each_image_is_judged_once_in_order_whatever_the_batch(
     classifier = classifier_of(classes)
     wnids = release.metadata["wnid"].to_pylist()
     near = scopes(taxonomy, set(wnids), classifier.classes)
-    found = whole(judged(release, classifier, near, batch, workers))
+    found = whole(predict_images(release, classifier, near, batch_of(batch), workers))
     assert found.schema == SCHEMA
     for name in ("wnid", "synset", "number", "status", "imagenet_class"):
         assert found[name].to_pylist() == release.metadata[name].to_pylist()
@@ -118,18 +126,18 @@ def test_each_image_is_judged_once_in_order_whatever_the_batch(
 
 def test_a_subset_is_judged_in_its_own_order(release, classifier, near):
     rows = [70, 3, 4, 0]
-    found = whole(judged(release.subset(rows=rows), classifier, near, 3, 2))
-    every = whole(judged(release, classifier, near, 64, 2)).take(rows)
+    found = whole(predict_images(release.subset(rows=rows), classifier, near, batch_of(3), 2))
+    every = whole(predict_images(release, classifier, near, batch_of(64), 2)).take(rows)
     assert found.select(["wnid", "number", "top5"]) == every.select(["wnid", "number", "top5"])
 
 
 def test_an_image_without_a_scope_has_no_mass(release, classifier):
-    found = whole(judged(release, classifier, {}, 64, 0))
+    found = whole(predict_images(release, classifier, {}, batch_of(64), 0))
     assert found["subtree_probability"].null_count == len(release)
 
 
 def test_nothing_to_judge_is_no_table(release, classifier, near):
-    assert list(judged(release.subset(rows=[]), classifier, near, 8, 2)) == []
+    assert list(predict_images(release.subset(rows=[]), classifier, near, batch_of(8), 2)) == []
 
 
 # Memory
@@ -139,38 +147,40 @@ def test_nothing_to_judge_is_no_table(release, classifier, near):
 def test_batches_are_halved_until_they_fit_and_no_image_is_lost(release, near, room, caplog):
     caplog.set_level(logging.INFO, "sdwn")
     small = classifier_of(1000, lambda network: Small(network, room))
-    tables = list(judged(release, small, near, BatchSize(12, "as asked"), 2))
+    tables = list(predict_images(release, small, near, batch_of(12), 2))
     assert {len(table) for table in tables[:-1]} == {room}
-    assert small.most == room
-    expected = whole(judged(release, classifier_of(1000), near, 12, 2))
+    assert small.most_images == room
+    expected = whole(predict_images(release, classifier_of(1000), near, batch_of(12), 2))
     assert whole(tables)["number"] == expected["number"]
     np.testing.assert_allclose(
         whole(tables)["subtree_probability"], expected["subtree_probability"], rtol=1e-3
     )
-    assert "12 images a batch (as asked)" in caplog.text
+    assert "12 images a batch (a test)" in caplog.text
     assert f"can't allocate memory: you tried to; {room} images a batch" in caplog.text
     # What was learnt holds for the next shard.
-    assert all(len(table) <= room for table in judged(release, small, near, 12, 0))
+    assert all(
+        len(table) <= room for table in predict_images(release, small, near, batch_of(12), 0)
+    )
     assert caplog.text.count("; 6 images a batch from now on") == 1
 
 
 def test_no_room_for_a_single_image_is_one_line(release, near):
     small = classifier_of(1000, lambda network: Small(network, 0))
     with pytest.raises(SdwnError, match="test_resnet: no room for a single image") as caught:
-        list(judged(release, small, near, 4, 0))
+        list(predict_images(release, small, near, batch_of(4), 0))
     assert "\n" not in str(caught.value)
 
 
 def test_a_tuned_batch_is_kept_and_taken_by_later_tasks(classifier):
-    assert batching.choose_batch(classifier, 17) == BatchSize(17, "as asked")
-    assert batching.choose_batch(classifier).images == 32
-    kept = batching.tune(classifier, most=8)
+    assert choose_batch_size(classifier, 17) == BatchSize(17, "as requested")
+    assert choose_batch_size(classifier).images == 32
+    kept = tune_classifier(classifier, most=8)
     try:
         assert gpus.read_profile(kept.path).workload.model == "classifier test_resnet"
-        chosen = batching.choose_batch(classifier)
+        chosen = choose_batch_size(classifier)
         assert (chosen.images, kept.measured in chosen.source) == (kept.tuning.batch_size, True)
         # Another size of images, or list of classes, is another workload.
-        assert batching.choose_batch(classifier_of(21841)).images == 32
+        assert choose_batch_size(classifier_of(21841)).images == 32
     finally:
         kept.path.unlink()
         kept.curve.unlink()
@@ -193,7 +203,7 @@ def test_a_damaged_image_is_named_and_not_judged(release, classifier, near, work
     row = damage(release, 33, b"\0" * 10_000)
     name = f"{row['synset']} {row['number']}: "
     with pytest.raises(IntegrityError, match=f"^{name}.*sdwn verify") as caught:
-        list(judged(Release(release.paths.root), classifier, near, 8, workers))
+        list(predict_images(Release(release.paths.root), classifier, near, batch_of(8), workers))
     assert "\n" not in str(caught.value)
 
 
@@ -203,7 +213,7 @@ def test_a_release_that_is_gone_is_said_in_one_line(release, classifier, near):
     for part in opened.paths.root.glob("*.h5"):
         part.unlink()
     with pytest.raises(IntegrityError, match=r"images-0000\d\.h5: missing") as caught:
-        list(judged(opened, classifier, near, 8, 2))
+        list(predict_images(opened, classifier, near, batch_of(8), 2))
     assert "\n" not in str(caught.value)
 
 
@@ -212,7 +222,7 @@ def test_a_release_that_is_gone_is_said_in_one_line(release, classifier, near):
 
 def test_a_reader_who_stops_leaves_no_thread_behind(release, classifier):
     before = threading.active_count()
-    images = prepared(release, classifier.prepare, workers=3, ahead=16)
+    images = prepared_images(release, classifier.prepare, workers=3, ahead=16)
     next(images)
     assert threading.active_count() > before
     images.close()

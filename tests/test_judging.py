@@ -1,4 +1,4 @@
-"""Judging a release in shards: kept after a kill, merged, held against the release."""
+"""PredictionPlan a release in shards: kept after a kill, merged, held against the release."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from sdwn.jobs.records import read_record
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import write_plan
-from sdwn.prediction import plan as judging
-from sdwn.prediction.merging import merged
-from sdwn.prediction.plan import Judging, open_judging, open_planned
-from sdwn.prediction.predictions import (
+from sdwn.prediction import plan as prediction_plan
+from sdwn.prediction.plan import PredictionPlan, open_planned_release, open_prediction_plan
+from sdwn.prediction.table import (
     Predictions,
     disagreements,
-    judging_of,
+    merge_predictions,
+    plan_digest_of,
     read_predictions,
     write_predictions,
 )
-from sdwn.prediction.task import judge
+from sdwn.prediction.task import predict
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.reports.report import write_report
@@ -105,17 +105,17 @@ def release(make_release: MakeRelease) -> Release:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "IMAGES_PER_SHARD", SHARD)
+    monkeypatch.setattr(prediction_plan, "IMAGES_PER_SHARD", SHARD)
 
 
-Judged = tuple[RunPaths, Judging]
+Judged = tuple[RunPaths, PredictionPlan]
 
 
 @pytest.fixture
 def judged(release: Release, tiny: EvaluationConfig) -> Judged:
     """All shards of predictions, not merged yet."""
-    work, planned = open_judging(release, tiny)
-    judge(work.root, range(len(planned.shards)))
+    work, planned = open_prediction_plan(release, tiny)
+    predict(work.root, range(len(planned.shards)))
     return work, planned
 
 
@@ -162,7 +162,7 @@ def test_a_judging_comes_out_row_for_row_and_is_made_once(
 
 
 def test_a_judging_goes_on_after_a_kill(release: Release, everything: EvaluationConfig) -> None:
-    work, planned = open_judging(release, everything)
+    work, planned = open_prediction_plan(release, everything)
     code = """
 import os, signal, sys
 from sdwn.config import EvaluationConfig
@@ -195,7 +195,7 @@ def test_two_classifiers_lie_side_by_side(
     other = EvaluationConfig(model="test_vit", checkpoint=save_tiny(tmp_path / "2.safetensors", 2))
     names = {evaluate(release, one)["evaluation"] for one in (tiny, other)}
     assert len(names) == 2
-    judgings = {judging_of(release.paths.evaluation(name).predictions) for name in names}
+    judgings = {plan_digest_of(release.paths.evaluation(name).predictions) for name in names}
     assert len(judgings) == 2
     assert verify(release.paths.root, quick=True) == []
 
@@ -260,7 +260,7 @@ def test_tasks_of_a_slurm_that_is_not_here_are_not_taken_for_ended(
     release: Release, tiny: EvaluationConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    work, planned = open_judging(release, tiny)
+    work, planned = open_prediction_plan(release, tiny)
     task = ArrayTask("judge", str(work.root), (0,), planned.digest)
     settle(work, intend(work, [task], ClusterProfile(executor="slurm")), ["7"])
     with pytest.raises(SdwnError, match=r"SLURM does not say .* rm -r .*/work"):
@@ -282,12 +282,12 @@ def test_a_release_that_changed_since_is_judged_anew(
     make_release: MakeRelease, everything: EvaluationConfig
 ) -> None:
     release, other = make_release(), make_release("other", seed=1)
-    work, planned = open_judging(release, everything)
-    judge(work.root, [0, 1])
+    work, planned = open_prediction_plan(release, everything)
+    predict(work.root, [0, 1])
     shutil.copytree(work.root.parent, other.paths.evaluations / planned.name)
     with pytest.raises(IntegrityError, match=r"expected the release .* that this was planned for"):
-        open_planned(other.paths.evaluation(planned.name).work)
-    anew, again = open_judging(other, everything)
+        open_planned_release(other.paths.evaluation(planned.name).work)
+    anew, again = open_prediction_plan(other, everything)
     assert again.digest != planned.digest
     assert anew.done_shards() == set()
 
@@ -297,7 +297,9 @@ def test_the_command_to_go_on_names_all_that_was_asked_for(
 ) -> None:
     groups = tmp_path / "my groups.yaml"
     groups.write_text("dogs: dog.n.01")
-    work, planned = open_judging(release, everything.model_copy(update={"groups": str(groups)}))
+    work, planned = open_prediction_plan(
+        release, everything.model_copy(update={"groups": str(groups)})
+    )
     command = planned.command(work)
     assert f"--checkpoint {everything.checkpoint} --groups '{groups}' --all" in command
 
@@ -312,12 +314,12 @@ def test_missing_and_foreign_shards_are_all_named(release: Release, judged: Judg
     shutil.copy(work.shard(0), work.shard(2))
     changed(work.shard(3), lambda table: table, judging="0" * 64)
     with pytest.raises(IntegrityError) as error:
-        merged(release, work, planned)
+        merge_predictions(release, work, planned)
     missing, absent, moved, foreign = str(error.value).splitlines()
-    assert "1 of 4 shards of predictions missing (1); judge them with: sdwn evaluate" in missing
-    assert f"{work.shard(7)}: the judging has no such shard; move it away" in absent
-    assert f"{work.shard(2)}: expected images 8 to 11 of this judging, found 0 to 3" in moved
-    assert f"{work.shard(3)}: foreign: of judging {'0' * 12}" in foreign
+    assert "1 of 4 shards of predictions missing (1); make them with: sdwn evaluate" in missing
+    assert f"{work.shard(7)}: the plan has no such shard; move it away" in absent
+    assert f"{work.shard(2)}: expected images 8 to 11 of this plan, found 0 to 3" in moved
+    assert f"{work.shard(3)}: foreign: of plan {'0' * 12}" in foreign
     assert f"move it away, then: sdwn evaluate {release.paths.root} --model test_vit" in foreign
     assert "rm " not in str(error.value), "each of them is whole"
 
@@ -341,7 +343,7 @@ def test_rows_that_are_not_the_releases_are_named(
     work, planned = judged
     changed(work.shard(0), change)
     with pytest.raises(IntegrityError, match=expected):
-        merged(release, work, planned)
+        merge_predictions(release, work, planned)
 
 
 def test_shards_of_other_weights_or_settings_are_refused(release: Release, judged: Judged) -> None:
@@ -350,9 +352,9 @@ def test_shards_of_other_weights_or_settings_are_refused(release: Release, judge
     other = {**found.source.classifier, "mean": [0]}
     changed(work.shard(2), lambda table: table, classifier=other)
     with pytest.raises(
-        IntegrityError, match=r"00002\.parquet: judged with another mean than the shards"
+        IntegrityError, match=r"00002\.parquet: classified with another mean than the shards"
     ):
-        merged(release, work, planned)
+        merge_predictions(release, work, planned)
 
 
 @pytest.mark.parametrize(
@@ -403,8 +405,8 @@ def test_damaged_shards_are_judged_again_by_the_next_command(
     expected = evaluate(release, tiny)
     table = read_predictions(Path(expected["path"]).with_name("predictions.parquet"), 99).table
     shutil.rmtree(Path(expected["path"]).parent)
-    work, planned = open_judging(release, tiny)
-    judge(work.root, range(len(planned.shards)))
+    work, planned = open_prediction_plan(release, tiny)
+    predict(work.root, range(len(planned.shards)))
     whole = work.shard(1).read_bytes()
     work.shard(1).write_bytes(whole[:-30])
     work.shard(2).write_bytes(b"")
@@ -426,7 +428,7 @@ def test_a_disk_that_fails_for_a_moment_is_waited_for(
 ) -> None:
     monkeypatch.setattr(disk, "WAIT_SECONDS", 1e9)
     monkeypatch.setattr(disk, "RETRY_SECONDS", 0.05)
-    work, planned = open_judging(release, tiny)
+    work, planned = open_prediction_plan(release, tiny)
     failures = iter([False] * 5 + [True, True])
     real = os.pread if fails == "reading" else files.sync
 
@@ -436,18 +438,18 @@ def test_a_disk_that_fails_for_a_moment_is_waited_for(
         return real(*arguments)
 
     monkeypatch.setattr(*((os, "pread") if fails == "reading" else (files, "sync")), failing)
-    judge(work.root, range(len(planned.shards)))
+    predict(work.root, range(len(planned.shards)))
     record = read_record(work.task("none", 0))
     assert next(failures, None) is None
     assert (record.done, record.total) == (15, 15)
-    assert len(merged(release, work, planned).table) == 15
+    assert len(merge_predictions(release, work, planned).table) == 15
 
 
 def test_a_task_refuses_another_judging_and_other_weights(
     release: Release, tiny: EvaluationConfig, tmp_path: Path
 ) -> None:
     weights = save_tiny(tmp_path / "own.safetensors", seed=3)
-    work, planned = open_judging(release, tiny.model_copy(update={"checkpoint": weights}))
+    work, planned = open_prediction_plan(release, tiny.model_copy(update={"checkpoint": weights}))
     with pytest.raises(SdwnError, match="submitted for plan 000000000000"):
         ArrayTask("judge", str(work.root), (0,), "0" * 64)()
     save_tiny(weights, seed=4)
@@ -459,11 +461,11 @@ def test_a_task_refuses_another_judging_and_other_weights(
 def test_a_plan_of_a_judging_that_was_altered_is_refused(
     release: Release, tiny: EvaluationConfig
 ) -> None:
-    work, planned = open_judging(release, tiny)
+    work, planned = open_prediction_plan(release, tiny)
     work.plan.write_text(work.plan.read_text().replace('"images": 15', '"images": 14'))
     with pytest.raises(IntegrityError, match="its digest no longer fits; evaluate the release"):
-        open_planned(work)
-    _, again = open_judging(release, tiny)
+        open_planned_release(work)
+    _, again = open_prediction_plan(release, tiny)
     assert again == planned, "written anew"
 
 

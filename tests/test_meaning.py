@@ -25,7 +25,7 @@ from sdwn.generation.task import generate
 from sdwn.models.builtin import builtin_folder
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
-from sdwn.prediction.classify import load_classifier
+from sdwn.prediction.pretrained import load_classifier
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.wordnet.catalog import Catalog, read_catalog

@@ -20,7 +20,7 @@ from sdwn.jobs.task import ArrayTask
 from sdwn.models.lock import read_lock
 from sdwn.paths import ReleasePaths, RunPaths, shipped_file
 from sdwn.planning.plan import make_plan, read_plan
-from sdwn.prediction.predictions import read_predictions
+from sdwn.prediction.table import read_predictions
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.wordnet.catalog import read_catalog

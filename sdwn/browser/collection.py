@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError
-from sdwn.prediction.predictions import IMAGE, TOP, disagreements, read_predictions
+from sdwn.prediction.table import IMAGE, TOP, disagreements, read_predictions
 from sdwn.releases.release import Release
 from sdwn.storage.columns import BLACK, STATUSES, numbers
 from sdwn.wordnet.imagenet import class_index, class_lemmas, class_wnids

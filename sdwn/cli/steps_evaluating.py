@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sdwn.config import EvaluationConfig
     from sdwn.jobs.profile import ClusterProfile
     from sdwn.paths import RunPaths
-    from sdwn.prediction.plan import Judging
+    from sdwn.prediction.plan import PredictionPlan
 
 # Shards that a GPU judges in turn, the classifier loaded once.
 SHARDS_PER_TASK = 8
@@ -94,11 +94,11 @@ def evaluate_release(
     """Judge a release in this process, and write the figures."""
     from sdwn.batches import parse_batch_size
     from sdwn.evaluation.evaluating import carry_out
-    from sdwn.prediction.plan import open_judging
+    from sdwn.prediction.plan import open_prediction_plan
     from sdwn.releases.release import Release
 
     opened = Release(release)
-    work, judging = open_judging(opened, chosen)
+    work, judging = open_prediction_plan(opened, chosen)
     size = None if batch_size is None else parse_batch_size(batch_size, "--batch-size")
     with terminal.progress("evaluate", judging.images, unit="images") as advance:
         return carry_out(opened, work, judging, advance, terminal.say, size)
@@ -110,12 +110,12 @@ def evaluate_by_tasks(
     """Judge a release by array tasks; write the figures, or have them written behind those."""
     from sdwn.evaluation.evaluating import finish, is_judged, nothing_left, require_possible
     from sdwn.jobs.live import live_jobs, missing
-    from sdwn.prediction.classify import find_classifier
-    from sdwn.prediction.plan import open_judging
+    from sdwn.prediction.plan import open_prediction_plan
+    from sdwn.prediction.pretrained import find_classifier
     from sdwn.releases.release import Release
 
     opened = Release(release)
-    work, judging = open_judging(opened, chosen)
+    work, judging = open_prediction_plan(opened, chosen)
     if "%" in str(work.root.absolute()):
         raise UsageError(
             f"{work.root}: SLURM and submitit read % in a path as a placeholder; move the release "
@@ -139,7 +139,7 @@ def evaluate_by_tasks(
         return finish(opened, work, judging, terminal.say)
 
 
-def _submitted(work: RunPaths, judging: Judging, sites: Targets) -> dict[str, Any]:
+def _submitted(work: RunPaths, judging: PredictionPlan, sites: Targets) -> dict[str, Any]:
     """Submit what is neither finished nor live, and what follows; say how all of it stands."""
     from sdwn.jobs.live import failed, live_jobs
     from sdwn.jobs.logs import failure
@@ -174,7 +174,7 @@ def _submitted(work: RunPaths, judging: Judging, sites: Targets) -> dict[str, An
 
 
 def _concluded(
-    work: RunPaths, judging: Judging, profile: ClusterProfile, anew: bool
+    work: RunPaths, judging: PredictionPlan, profile: ClusterProfile, anew: bool
 ) -> dict[str, str]:
     """Queue what writes the figures behind all tasks, unless it waits there already."""
     from sdwn.errors import QueueFullError

@@ -42,12 +42,12 @@ def open_run(run: Path) -> tuple[RunPaths, Plan]:
 def open_dealt(folder: Path) -> tuple[RunPaths, Dealt]:
     """Read what a folder's tasks work on: a run's plan, or the plan of an evaluation's work."""
     from sdwn.paths import work_paths
-    from sdwn.prediction.plan import is_work, read_judging
+    from sdwn.prediction.plan import is_prediction_work, read_prediction_plan
 
-    if not is_work(folder):
+    if not is_prediction_work(folder):
         return open_run(folder)
     paths = work_paths(folder)
-    return paths, read_judging(paths)
+    return paths, read_prediction_plan(paths)
 
 
 Kind = Literal["run", "release", "evaluation", "work"]
@@ -58,12 +58,12 @@ FOLLOWING = ("status", "logs", "cancel")
 def kind_of(folder: Path) -> Kind | None:
     """Return what a folder is by its files: a run, a release, an evaluation of one, or its work."""
     from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
-    from sdwn.prediction.plan import is_work
+    from sdwn.prediction.plan import is_prediction_work
 
     if ReleasePaths(folder).manifest.exists():
         return "release"
     if RunPaths(folder).plan.exists():
-        return "work" if is_work(folder) else "run"
+        return "work" if is_prediction_work(folder) else "run"
     evaluation = EvaluationPaths(folder)
     return "evaluation" if evaluation.evaluation.exists() or evaluation.work.plan.exists() else None
 
@@ -86,7 +86,7 @@ def require_kind(wanted: Literal["run", "release"], name: str, folder: Path) -> 
 
 def _command_for(given: Kind | None, wanted: str, name: str, folder: Path) -> str:
     from sdwn.paths import RunPaths
-    from sdwn.prediction.plan import read_judging
+    from sdwn.prediction.plan import read_prediction_plan
 
     if given == "run":
         inside = RunPaths(folder).release
@@ -99,7 +99,7 @@ def _command_for(given: Kind | None, wanted: str, name: str, folder: Path) -> st
     if wanted == "run" and kind_of(work) == "work":
         paths = RunPaths(work)
         followed = name in FOLLOWING
-        return command(name, work) if followed else read_judging(paths).command(paths)
+        return command(name, work) if followed else read_prediction_plan(paths).command(paths)
     one = ["--evaluation", which] * (name in ("report", "browse", "show"))
     return command(name if wanted == "release" else "report", release, *one)
 

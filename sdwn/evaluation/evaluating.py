@@ -19,15 +19,19 @@ from sdwn.jobs.cluster import Tell, quietly
 from sdwn.jobs.live import missing
 from sdwn.jobs.submit import alone
 from sdwn.paths import RunPaths, work_paths
-from sdwn.prediction.merging import drop_damaged, merged, sound_predictions
 from sdwn.prediction.plan import (
-    Judging,
+    PredictionPlan,
+    count_live_tasks,
     evaluation_of,
-    live_tasks,
-    open_judging,
-    open_planned,
+    open_planned_release,
+    open_prediction_plan,
 )
-from sdwn.prediction.predictions import write_predictions
+from sdwn.prediction.table import (
+    merge_predictions,
+    read_whole_predictions,
+    remove_damaged_shards,
+    write_predictions,
+)
 from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import shared_wordnet
 
@@ -48,14 +52,14 @@ def evaluate(
     Raises:
         SdwnError: nothing is to be judged, tasks judge it now, or the model cannot be had.
     """
-    work, judging = open_judging(release, chosen)
+    work, judging = open_prediction_plan(release, chosen)
     return carry_out(release, work, judging, advance, tell)
 
 
 def carry_out(  # noqa: PLR0913, PLR0917
     release: Release,
     work: RunPaths,
-    judging: Judging,
+    judging: PredictionPlan,
     advance: Advance,
     tell: Tell,
     batch_size: int | None = None,
@@ -83,18 +87,18 @@ def nothing_left(work: RunPaths) -> Iterator[None]:
         raise
 
 
-def is_judged(release: Release, work: RunPaths, judging: Judging, tell: Tell) -> bool:
+def is_judged(release: Release, work: RunPaths, judging: PredictionPlan, tell: Tell) -> bool:
     """Return whether sound predictions are there; what is wrong with those that are not is told.
 
     Those go, and so do damaged shards of predictions.
     """
     paths = evaluation_of(work)
     if not paths.predictions.exists():
-        for problem in drop_damaged(release, work, judging):
+        for problem in remove_damaged_shards(release, work, judging):
             tell(f"judging again: {problem}")
         return False
     try:
-        sound_predictions(release, paths, judging)
+        read_whole_predictions(release, paths, judging)
     except IntegrityError as error:
         tell(f"judging again, for what is there cannot be kept: {error}")
         paths.predictions.unlink(missing_ok=True)
@@ -113,18 +117,22 @@ def require_possible(chosen: EvaluationConfig) -> None:
         raise UsageError(f"{chosen.embedding}: no such file of word vectors")
     if chosen.model != EvaluationConfig().model:
         # Seconds, for timm imports torch; only it knows its names.
-        from sdwn.prediction.classify import require_known
+        from sdwn.prediction.pretrained import require_known
 
         require_known(chosen.model)
     read_groups(chosen.groups, shared_wordnet())
 
 
 def _judge_here(
-    release: Release, work: RunPaths, judging: Judging, advance: Advance, batch_size: int | None
+    release: Release,
+    work: RunPaths,
+    judging: PredictionPlan,
+    advance: Advance,
+    batch_size: int | None,
 ) -> None:
-    from sdwn.prediction.task import judge_shards
+    from sdwn.prediction.task import predict_shards
 
-    if busy := live_tasks(work):
+    if busy := count_live_tasks(work):
         raise SdwnError(
             f"{busy} tasks are live that judge this; run the same command when they have ended "
             f"(follow them with: {command('status', work.root, '--watch')}), "
@@ -134,10 +142,10 @@ def _judge_here(
     todo = [judging.shards[index] for index in missing(work, judging)]
     advance(judging.images - sum(map(judging.shard_images, todo)))
     if todo:
-        judge_shards(work, release, judging, todo, advance, batch_size)
+        predict_shards(work, release, judging, todo, advance, batch_size)
 
 
-def finish(release: Release, work: RunPaths, judging: Judging, tell: Tell) -> dict[str, Any]:
+def finish(release: Release, work: RunPaths, judging: PredictionPlan, tell: Tell) -> dict[str, Any]:
     """Merge what is judged, unless it is merged already, and write the figures.
 
     Raises:
@@ -147,14 +155,14 @@ def finish(release: Release, work: RunPaths, judging: Judging, tell: Tell) -> di
         return _finish(release, work, judging)
 
 
-def _finish(release: Release, work: RunPaths, judging: Judging) -> dict[str, Any]:
+def _finish(release: Release, work: RunPaths, judging: PredictionPlan) -> dict[str, Any]:
     from sdwn.evaluation.conclude import conclude
 
     paths = evaluation_of(work)
     if not paths.predictions.exists():
-        write_predictions(paths.predictions, merged(release, work, judging))
+        write_predictions(paths.predictions, merge_predictions(release, work, judging))
     # As it lies on the disk; only then may the shards go. Of tasks, what they said stays.
-    found = sound_predictions(release, paths, judging)
+    found = read_whole_predictions(release, paths, judging)
     shutil.rmtree(work.shards if work.submissions.exists() else work.root, ignore_errors=True)
     classifier = {**found.source.classifier, "judged_on": list(found.source.judged_on)}
     return summary(paths, conclude(release, paths, found.table, classifier, judging.chosen))
@@ -167,5 +175,5 @@ def conclude_work(work: Path, _: Iterable[int]) -> None:
         IntegrityError: something is missing, damaged or foreign; each is named.
     """
     paths = work_paths(work)
-    release, judging = open_planned(paths)
+    release, judging = open_planned_release(paths)
     log.info("evaluated: %s", json.dumps(finish(release, paths, judging, log.info)))

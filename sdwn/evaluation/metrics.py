@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from sdwn.errors import SdwnError
-from sdwn.prediction.predictions import TOP, top1
+from sdwn.prediction.table import TOP, top1
 from sdwn.storage.columns import BLACK, STATUSES
 from sdwn.wordnet.imagenet import class_wnids
 

@@ -9,7 +9,7 @@ from sdwn.errors import IntegrityError, command
 from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.io import file_sha256
 from sdwn.paths import EvaluationPaths
-from sdwn.prediction.predictions import disagreements, read_predictions
+from sdwn.prediction.table import disagreements, read_predictions
 from sdwn.releases.release import Release
 
 

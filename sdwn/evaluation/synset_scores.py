@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sdwn.evaluation.metrics import Floats, intervals
-from sdwn.prediction.predictions import top1
+from sdwn.prediction.table import top1
 from sdwn.wordnet.imagenet import CLASSES, class_wnids
 from sdwn.wordnet.taxonomy import Scope, Taxonomy, scopes
 

@@ -26,7 +26,7 @@ MEMORY_UNITS = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
 # A request for GPUs: how many, of which kind (also of a kind 4090), or both.
 GPU_REQUEST = re.compile(r"(\w[\w.-]*:)?[1-9]\d*|[A-Za-z][\w.-]*", re.ASCII)
 
-# What follows the arrays: submit --then. Judging images takes a GPU, the others none.
+# What follows the arrays: submit --then. Classifying images takes a GPU, the others none.
 LaterStage = Literal["merge", "evaluate", "report"]
 
 # What submitit or sdwn writes into every script.

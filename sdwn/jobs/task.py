@@ -33,7 +33,7 @@ STAGES = {
     "merge": ("sdwn.workflow.later_stages", "merge_run"),
     "evaluate": ("sdwn.workflow.later_stages", "evaluate_run"),
     "report": ("sdwn.workflow.later_stages", "report_run"),
-    "judge": ("sdwn.prediction.task", "judge"),
+    "judge": ("sdwn.prediction.task", "predict"),
     "conclude": ("sdwn.evaluation.evaluating", "conclude_work"),
 }
 # Those that also take the batch size that the profile asks for.

@@ -1,11 +1,11 @@
-"""A classifier's weights in a file: read without running code, renamed, held against a model."""
+"""A classifier's weights in a file: read without running code, renamed, compared with a network."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from sdwn.errors import SdwnError, shell
 from sdwn.models.weights import is_pointer
-from sdwn.prediction.classes import EXPECTED
+from sdwn.prediction.classifier import EXPECTED
 
 StateDict = dict[str, torch.Tensor]
 
@@ -24,11 +24,6 @@ _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 # Attributes that wrap a network: a Lightning module's, DataParallel's, torch.compile's.
 _ATTRIBUTES = ("module", "_orig_mod", "model", "net", "backbone")
-
-_COUNTER = ".num_batches_tracked"
-
-# timm's training checkpoints carry their settings in one; it runs no code when read.
-torch.serialization.add_safe_globals([argparse.Namespace])
 
 # torchvision's files spell the MLP's layers linear_1 and linear_2, its modules 0 and 3.
 _TORCHVISION_VIT = (
@@ -61,19 +56,50 @@ def read_checkpoint(path: Path) -> StateDict:
         raise SdwnError(f"{path}: cannot be read: {error.strerror}") from None
     if pointer:
         raise SdwnError(f"{path}: a pointer of git-lfs, not the file itself; get it: git lfs pull")
-    safetensors = path.suffix.lower() == ".safetensors"
-    content = _read_safetensors(path) if safetensors else _read_torch(path)
+    content: Any
+    if path.suffix.lower() == ".safetensors":
+        try:
+            content = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise SdwnError(f"{path}: not a readable safetensors file: {one_line(error)}") from None
+    else:
+        content = _read_torch(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
     tensors = isinstance(content, Mapping) and all(map(torch.is_tensor, content.values()))
     if not tensors or not content:
+        found = type(content).__name__
+        if isinstance(content, Mapping):
+            found = f"a mapping of {', '.join(map(repr, list(content)[:3])) or 'nothing'}"
         raise SdwnError(
-            f"{path}: expected a state dict, tensors by name, found {_kind(content)}; "
+            f"{path}: expected a state dict, tensors by name, found {found}; "
             "save model.state_dict() itself"
         )
     return _unwrapped(dict(content))
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        # timm's training checkpoints carry their settings in a Namespace; it runs no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused is None:
+            raise SdwnError(
+                f"{path}: not a readable torch file; copy or download it again"
+            ) from None
+        model = refused[1].startswith(("torch.nn.", "timm.", "torchvision."))
+        weights = ".state_dict()" if model else '["state_dict"]'
+        loaded = f'torch.load({json.dumps(str(path))}, map_location="cpu", weights_only=False)'
+        code = f'import torch; torch.save({loaded}{weights}, "weights.pt")'
+        raise SdwnError(
+            f"{path}: expected tensors only, found the Python object {refused[1]}, which could "
+            "run code and is not loaded; if you trust the file, write its weights alone with: "
+            f"{shell('python', '-c', code)}"
+        ) from None
 
 
 def _unwrapped(state: StateDict) -> StateDict:
@@ -93,12 +119,12 @@ def _unwrapped(state: StateDict) -> StateDict:
     return _unwrapped(inner) if inner else state
 
 
-def is_torchvision_vit(state_dict: Mapping[str, Any]) -> bool:
-    """Tell by its keys whether a state dict is of a torchvision VisionTransformer."""
-    return "class_token" in state_dict and "encoder.pos_embedding" in state_dict
+def is_torchvision_vit(state: Mapping[str, Any]) -> bool:
+    """Return whether a state dict is of a torchvision VisionTransformer, by its keys."""
+    return "class_token" in state and "encoder.pos_embedding" in state
 
 
-def convert_torchvision_vit(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+def convert_torchvision_vit(state: Mapping[str, torch.Tensor]) -> StateDict:
     """Rename the state dict of a torchvision VisionTransformer to timm's, tensors untouched.
 
     A key of another model keeps its name.
@@ -106,58 +132,46 @@ def convert_torchvision_vit(state_dict: Mapping[str, torch.Tensor]) -> StateDict
     >>> list(convert_torchvision_vit({"encoder.layers.encoder_layer_3.mlp.linear_1.bias": 0}))
     ['blocks.3.mlp.fc1.bias']
     """
-    return {_renamed(key): tensor for key, tensor in state_dict.items()}
+    found = {}
+    for key, tensor in state.items():
+        for pattern, replacement in _TORCHVISION_VIT:
+            key = re.sub(pattern, replacement, key)  # noqa: PLW2901 - one after another
+        found[key] = tensor
+    return found
 
 
-def _renamed(key: str) -> str:
-    for pattern, replacement in _TORCHVISION_VIT:
-        key = re.sub(pattern, replacement, key)
-    return key
+def fit_state_dict(
+    state: StateDict, network: torch.nn.Module, model: str, source: str
+) -> StateDict:
+    """Rename a state dict's foreign keys to those of a network, or refuse it.
 
-
-def _read_safetensors(path: Path) -> Any:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise SdwnError(f"{path}: not a readable safetensors file: {one_line(error)}") from None
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if refused is None:
-            raise SdwnError(
-                f"{path}: not a readable torch file; copy or download it again"
-            ) from None
-        model = refused[1].startswith(("torch.nn.", "timm.", "torchvision."))
-        weights = ".state_dict()" if model else '["state_dict"]'
-        loaded = f'torch.load({json.dumps(str(path))}, map_location="cpu", weights_only=False)'
-        code = f'import torch; torch.save({loaded}{weights}, "weights.pt")'
-        raise SdwnError(
-            f"{path}: expected tensors only, found the Python object {refused[1]}, which could "
-            "run code and is not loaded; if you trust the file, write its weights alone with: "
-            f"{shell('python', '-c', code)}"
-        ) from None
-
-
-def fit(state: StateDict, network: torch.nn.Module, model: str, source: str) -> StateDict:
-    """Rename foreign keys, then refuse a state dict that is not this network's."""
+    Raises:
+        SdwnError: it is of another network, or of another number of classes.
+    """
     expected: StateDict = network.state_dict()
     if is_torchvision_vit(state):
         state = convert_torchvision_vit(state)
-    elif "_conv_stem.weight" in state:
-        state = _in_order(state, expected)
+    elif "_conv_stem.weight" in state and _kinds(state) == _kinds(expected):
+        # The package behind efficientnet-lite0 has other names in the same order.
+        state = dict(zip(expected, state.values(), strict=True))
     reshaped = [key for key in expected if key in state and state[key].shape != expected[key].shape]
-    # Old batch norms don't count their batches; nothing here needs the count.
-    missing = [key for key in expected.keys() - state.keys() if not key.endswith(_COUNTER)]
+    missing = [
+        key
+        for key in sorted(expected.keys() - state.keys())
+        # Old batch norms don't count their batches; nothing here needs the count.
+        if not key.endswith(".num_batches_tracked")
+    ]
     unexpected = state.keys() - expected.keys()
     if not (reshaped or missing or unexpected):
         return state
-    _check_classes(state, reshaped, network, source)
+    last = heads(network.pretrained_cfg.get("classifier"))  # type: ignore[operator, union-attr]
+    if reshaped and all(key.rpartition(".")[0] in last for key in reshaped):
+        raise SdwnError(
+            f"{source}: expected a classifier of {EXPECTED}, "
+            f"found {len(state[reshaped[0]])} classes; give a checkpoint fine-tuned on ImageNet-1k"
+        )
     examples = [f"{k} {_shape(state[k])} instead of {_shape(expected[k])}" for k in reshaped]
-    examples += [f"no {key}" for key in sorted(missing)] + sorted(unexpected)
+    examples += [f"no {key}" for key in missing] + sorted(unexpected)
     raise SdwnError(
         f"{source}: expected a checkpoint of {model}, found {len(missing)} keys missing, "
         f"{len(unexpected)} unexpected, {len(reshaped)} of another shape, for example "
@@ -165,39 +179,19 @@ def fit(state: StateDict, network: torch.nn.Module, model: str, source: str) -> 
     )
 
 
-def _in_order(state: StateDict, expected: StateDict) -> StateDict:
-    """Rename key by key in order, if kinds and shapes agree all along."""
-
-    def kinds(tensors: StateDict) -> list[tuple[str, torch.Size]]:
-        return [(key.rpartition(".")[2], tensor.shape) for key, tensor in tensors.items()]
-
-    if kinds(state) != kinds(expected):
-        return state
-    return dict(zip(expected, state.values(), strict=True))
-
-
-def _check_classes(state: StateDict, reshaped: list[str], network: Any, source: str) -> None:
-    """Say it plainly when the number of classes is all that differs."""
-    named = network.pretrained_cfg.get("classifier") or ()
-    heads = (named,) if isinstance(named, str) else tuple(named)
-    if not reshaped or any(key.rpartition(".")[0] not in heads for key in reshaped):
-        return
-    raise SdwnError(
-        f"{source}: expected a classifier of {EXPECTED}, "
-        f"found {len(state[reshaped[0]])} classes; give a checkpoint fine-tuned on ImageNet-1k"
-    )
-
-
-def _kind(content: Any) -> str:
-    if isinstance(content, Mapping):
-        return f"a mapping of {', '.join(map(repr, list(content)[:3])) or 'nothing'}"
-    return type(content).__name__
+def _kinds(tensors: StateDict) -> list[tuple[str, torch.Size]]:
+    return [(key.rpartition(".")[2], tensor.shape) for key, tensor in tensors.items()]
 
 
 def _shape(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
+def heads(classifier: str | Sequence[str] | None) -> tuple[str, ...]:
+    """List the names of a model's last layers, as its configuration in timm has them."""
+    return (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+
+
 def one_line(error: Exception) -> str:
-    """Give an error's text as one short line."""
+    """Return an error's text as one short line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -255,7 +255,7 @@ def _classifier(run: _Run) -> Iterator[Finding]:
     if run.then is not None and "evaluate" not in run.then:
         return
     from sdwn.evaluation.evaluating import require_possible  # nltk
-    from sdwn.prediction.classify import find_classifier  # torch and timm
+    from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
     chosen = run.plan.config.evaluation
     try:

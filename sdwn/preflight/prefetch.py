@@ -118,9 +118,9 @@ def fetch_classifier(chosen: EvaluationConfig) -> str:
     Raises:
         SdwnError: they cannot be had.
     """
-    from sdwn.prediction.classify import fetch_own, find_classifier  # torch and timm
+    from sdwn.prediction.pretrained import fetch_classifier, find_classifier  # torch and timm
 
-    return str(find_classifier(chosen.model, chosen.checkpoint) or fetch_own(chosen.model))
+    return str(find_classifier(chosen.model, chosen.checkpoint) or fetch_classifier(chosen.model))
 
 
 def ready_classifier(paths: RunPaths, config: RunConfig) -> None:
@@ -140,7 +140,7 @@ def ready_classifier(paths: RunPaths, config: RunConfig) -> None:
 
 def lock_classifier(paths: RunPaths, config: RunConfig) -> None:
     """Lock a run to the classifier that it has now, if it is on this machine."""
-    from sdwn.prediction.classify import find_classifier  # torch and timm
+    from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
     chosen = config.evaluation
     file = chosen.checkpoint or find_classifier(chosen.model, None)

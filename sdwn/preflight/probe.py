@@ -159,7 +159,7 @@ def _weights(paths: RunPaths, config: RunConfig) -> str | None:
 
 
 def _classifier(chosen: EvaluationConfig) -> str:
-    from sdwn.prediction.classify import find_classifier  # torch and timm
+    from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
     try:
         return str(find_classifier(chosen.model, chosen.checkpoint) or "")

@@ -16,7 +16,7 @@ from sdwn.evaluation.problems import not_its_own
 from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.io import file_sha256, write_text
 from sdwn.paths import EvaluationPaths
-from sdwn.prediction.predictions import read_predictions
+from sdwn.prediction.table import read_predictions
 from sdwn.releases.release import Release
 from sdwn.reports import thumbnails
 from sdwn.reports.album import Album

@@ -9,7 +9,7 @@ from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.groups import is_line
 from sdwn.evaluation.problems import problems_of
 from sdwn.evaluation.record import evaluations, read_evaluation
-from sdwn.prediction.predictions import read_predictions
+from sdwn.prediction.table import read_predictions
 from sdwn.releases.release import Release
 from sdwn.reports.compare import Side
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from sdwn.errors import SdwnError
-from sdwn.prediction.classify import load_classifier
+from sdwn.prediction.pretrained import load_classifier
 
 from tools.miniature.make import FULL, SHORT, chosen, make
 from tools.miniature.measure import GUIDANCE, JUDGE, measure

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 from sdwn.errors import SdwnError
-from sdwn.prediction.classify import Classifier, load_classifier
+from sdwn.prediction.classifier import Classifier
+from sdwn.prediction.pretrained import load_classifier
 from sdwn.wordnet.imagenet import class_index
 
 from tools.miniature.fit_vae import Coder

@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from sdwn.io import csv_text, write_text
-from sdwn.prediction.classify import Classifier
+from sdwn.prediction.classifier import Classifier
 from sdwn.wordnet.imagenet import class_index
 
 from tools.miniature.backgrounds import SIDE, Pixels
