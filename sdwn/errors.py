@@ -1,4 +1,7 @@
-"""Errors that a user can act on; the command line alone turns them into exit codes."""
+"""Errors that a user can act on, and how messages write commands, counts and durations.
+
+Only the command line turns an error into an exit code.
+"""
 
 import shlex
 
@@ -62,6 +65,28 @@ def command(*words: object) -> str:
     "sdwn cancel 'my run'"
     """
     return shell("sdwn", *words)
+
+
+def counted(count: int, noun: str, plural: str = "s") -> str:
+    """Return a count with its noun.
+
+    >>> counted(1, "task"), counted(1200, "process", "es")
+    ('1 task', '1,200 processes')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people read it, in one unit or two.
+
+    >>> [duration(seconds) for seconds in (4.2, 90, 4800, 3600, 9_000_000)]
+    ['4 s', '1 min 30 s', '1 h 20 min', '1 h', '2,500 h']
+    """
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    units = ("min", "s") if round(seconds) < 3600 else ("h", "min")
+    large, small = divmod(round(seconds if units[1] == "s" else seconds / 60), 60)
+    return f"{large:,} {units[0]}" + f" {small} {units[1]}" * (small > 0)
 
 
 def first_line(error: Exception) -> str:

@@ -325,7 +325,7 @@ def test_cancel_ends_local_tasks_and_retry_goes_on(sdwn: Sdwn, config: Path) -> 
 def test_a_plan_prints_for_people_too(sdwn: Sdwn) -> None:
     shown: Any = sdwn("plan", "paper", "run").stdout
     counts = ("synsets +26,204", "images +262,040", "imagenet classes +862")
-    for line in (*counts, "on A100 +28:37 min a task, 62.5 GPU-hours; 1.21 images/s"):
+    for line in (*counts, "on A100 +28 min 37 s a task, 62.5 GPU-hours; 1.21 images/s"):
         assert re.search(line, shown), shown
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sdwn.cli import texts
+from sdwn.cli.evaluate import evaluation_rows
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation import tables
@@ -296,7 +296,7 @@ def test_the_summary_gives_the_main_figures(
     found = summary(paths, record)
     figures = record["figures"]
     assert found["none_correct"] == figures["none_correct"]
-    text = texts.evaluation_text(found)
+    text = str(evaluation_rows(found))
     assert f"{figures['mean_correct']:.2f} of 10" in text
     assert f"{100 * figures['none_correct']:.1f} %" in text
     assert (found["evaluation"], found["path"]) == (paths.root.name, str(paths.evaluation))

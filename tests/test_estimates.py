@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sdwn.cli import texts
 from sdwn.config import RunConfig, load_config
 from sdwn.devices import profiles as gpus
 from sdwn.devices.profiles import GpuProfile, Workload
@@ -19,6 +18,7 @@ from sdwn.jobs.profile import ClusterProfile
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan
 from sdwn.preflight.estimate import Estimate, cost, estimate, stored_bytes
+from sdwn.preflight.estimate_text import estimate_rows, submitting_lines
 from sdwn.preflight.known_speeds import DeviceSpeed, speeds
 from sdwn.storage.images import encode
 from sdwn.wordnet.catalog import Catalog
@@ -367,17 +367,15 @@ def test_photographs_take_about_what_is_estimated(tmp_path: Path, storage: dict[
 
 
 def test_what_is_submitted_is_said_in_a_line(paper_plan: Plan, tmp_path: Path) -> None:
-    line, warning = texts.submitting_lines(
-        of_paper(paper_plan, tmp_path, gres="gpu:a100:1", time="10")
-    )
+    line, warning = submitting_lines(of_paper(paper_plan, tmp_path, gres="gpu:a100:1", time="10"))
     assert line == (
-        "submitting 132 tasks for 132 shards, 85.5 GB: about 28:37 min each, 62.5 GPU-hours "
+        "submitting 132 tasks for 132 shards, 85.5 GB: about 28 min 37 s each, 62.5 GPU-hours "
         "(published speed of an A100)"
     )
     assert warning.startswith("warning: a task takes 28.6 min")
-    (line,) = texts.submitting_lines(of_paper(paper_plan, tmp_path, executor="local"))
-    assert "time unknown: run sdwn pilot" in line
-    rows = texts.estimate_rows(of_paper(paper_plan, tmp_path, gpus_per_node="a100:4"))
+    (line,) = submitting_lines(of_paper(paper_plan, tmp_path, executor="local"))
+    assert "time not known yet: run sdwn pilot" in line
+    rows = estimate_rows(of_paper(paper_plan, tmp_path, gpus_per_node="a100:4"))
     told = " ".join(rows.values())
     assert "262,040 images, 33 tasks for 132 shards, 4 GPUs each" in told
-    assert "loading 1:00 min (assumed)" in told
+    assert "loading 1 min (assumed)" in told

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sdwn.cli import following as commands
-from sdwn.cli.steps_following import goes_on
+from sdwn.cli import status as commands
 from sdwn.config import validated
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import Job
@@ -28,6 +27,7 @@ from sdwn.jobs.task import ArrayTask
 from sdwn.paths import NO_GPU, RunPaths
 from sdwn.preflight.short_jobs import tune_elsewhere
 from sdwn.workflow import status
+from sdwn.workflow.following import leaving_advice
 from sdwn.workflow.status import run_status
 
 from conftest import PlanRun, Sdwn, noise_config, wait_until
@@ -213,7 +213,7 @@ def test_what_waits_in_vain_is_told_and_nothing_else(reasons: list[str]) -> None
 
 def test_tasks_of_this_machine_outlive_the_terminal(sdwn: Sdwn, planned: PlanRun) -> None:
     paths, plan = planned(catalog={"roots": ["corgi.n.01"]})
-    assert goes_on(paths) is None, "nothing goes on before anything was submitted"
+    assert leaving_advice(paths) is None, "nothing goes on before anything was submitted"
     shell = os.fork()
     if shell == 0:
         # A terminal's foreground: its signals go to all of the group.
@@ -224,10 +224,10 @@ def test_tasks_of_this_machine_outlive_the_terminal(sdwn: Sdwn, planned: PlanRun
     assert os.waitpid(shell, 0)[1] == 0
     for one in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGINT):
         os.killpg(shell, one)
-    assert f"sdwn status {paths.root}" in str(goes_on(paths))
+    assert f"sdwn status {paths.root}" in str(leaving_advice(paths))
     wait_until(lambda: not missing(paths, plan))
     wait_until(lambda: not live_jobs(paths))
-    assert goes_on(paths) is None
+    assert leaving_advice(paths) is None
 
 
 # Later stages
@@ -248,7 +248,7 @@ def test_a_later_stage_that_failed_is_told_and_gone_on_with(sdwn: Sdwn, planned:
     assert str(paths.release) in sdwn("logs", paths.root).stdout
     shutil.rmtree(paths.release)
     advice = sdwn("retry", paths.root).stderr
-    again = f"merge, evaluate; go on with: sdwn retry {paths.root} --wait"
+    again = f"merge, evaluate; resume with: sdwn retry {paths.root} --wait"
     assert again in " ".join(advice.split())
     assert list(sdwn.json("retry", paths.root, "--wait")["then"]) == ["merge", "evaluate"]
     assert sdwn.json("status", paths.root)["then"] == {"merge": "done", "evaluate": "done"}
@@ -305,7 +305,7 @@ def test_a_pilot_that_was_left_is_taken_up_again(sdwn: Sdwn, planned: PlanRun) -
     wait_until(lambda: live_jobs(paths.pilot))
     left.send_signal(signal.SIGINT)
     _, log = left.communicate(timeout=60)
-    assert "take it up again with the same command" in " ".join(log.split())
+    assert "resume with the same command" in " ".join(log.split())
     other = sdwn("pilot", paths.root, "--time", "7", code=1).stderr
     assert "a pilot is running" in other, "another question is another pilot"
     assert sdwn.json("pilot", paths.root)["images"] == 20

@@ -22,8 +22,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from sdwn import io as files
-from sdwn.cli.steps_evaluating import evaluate_by_tasks, settings_of, targets
-from sdwn.cli.steps_submitting import SubmitOptions
+from sdwn.cli import console
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.evaluating import evaluate
@@ -49,6 +48,12 @@ from sdwn.prediction.task import predict
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.reports.report import write_report
+from sdwn.workflow.evaluate_release import (
+    evaluate_by_tasks,
+    evaluation_profiles,
+    evaluation_settings,
+)
+from sdwn.workflow.following import SubmitOptions
 
 from conftest import PlanRun, Sdwn, Testbed, profile_for_testbed, wait_until, workers
 
@@ -268,10 +273,10 @@ def test_tasks_of_a_slurm_that_is_not_here_are_not_taken_for_ended(
 
 
 def test_a_mistyped_model_is_refused_at_once_and_leaves_nothing(release: Release) -> None:
-    wrong, sites = EvaluationConfig(model="test_vti"), targets("local", {})
+    wrong, sites = EvaluationConfig(model="test_vti"), evaluation_profiles("local", {})
     for judged_by in (
         lambda: evaluate(release, wrong),
-        lambda: evaluate_by_tasks(release.paths.root, wrong, sites, SubmitOptions()),
+        lambda: evaluate_by_tasks(release.paths.root, wrong, sites, SubmitOptions(), console),
     ):
         with pytest.raises(UsageError, match=r"model 'test_vti': .*; did you mean test_vit"):
             judged_by()
@@ -510,7 +515,7 @@ def test_a_release_is_evaluated_as_its_runs_config_says(
     assert re.fullmatch(r"test_vit-[0-9a-f]{8}-all", name)
     # Part of a release is evaluated alike.
     sdwn("export", out, tmp_path / "part", "--format", "release", "--imagenet")
-    chosen = settings_of(tmp_path / "part", None, None, NOTHING_GIVEN)
+    chosen = evaluation_settings(tmp_path / "part", None, None, NOTHING_GIVEN, console.say)
     assert chosen == everything
 
 
@@ -524,19 +529,21 @@ def test_what_is_given_comes_before_what_the_config_says(
     settings = {**tiny.model_dump(mode="json"), **gone, "images": "all"}
     release = merge([evaluated_by(generated, "named", settings)], ReleasePaths(tmp_path / "out"))
     root = release.paths.root
-    chosen = settings_of(root, "resnet50", None, NOTHING_GIVEN)
+    chosen = evaluation_settings(root, "resnet50", None, NOTHING_GIVEN, console.say)
     assert chosen == EvaluationConfig(model="resnet50", images="all")
     told = " ".join(capsys.readouterr().err.split())
     assert "gone.yaml, is not here: the default is taken" in told
     assert "classifier: resnet50 (as given)" in told
-    groups = settings_of(root, None, None, {**NOTHING_GIVEN, "groups": "default"})
+    groups = evaluation_settings(
+        root, None, None, {**NOTHING_GIVEN, "groups": "default"}, console.say
+    )
     assert groups == tiny.model_copy(update={"groups": "default", "images": "all"})
     release.paths.manifest.write_text(
         release.paths.manifest.read_text().replace("tiny.safetensors", "gone.safetensors")
     )
     with pytest.raises(UsageError, match=r"gone\.safetensors: the run's config takes .* --model"):
-        settings_of(root, None, None, NOTHING_GIVEN)
-    assert settings_of(root, "paper", None, NOTHING_GIVEN).checkpoint is None
+        evaluation_settings(root, None, None, NOTHING_GIVEN, console.say)
+    assert evaluation_settings(root, "paper", None, NOTHING_GIVEN, console.say).checkpoint is None
 
 
 def test_a_release_that_names_no_classifier_is_evaluated_by_the_papers(
@@ -545,7 +552,10 @@ def test_a_release_that_names_no_classifier_is_evaluated_by_the_papers(
     manifest = json.loads(release.paths.manifest.read_text())
     del manifest["evaluation"]  # as an older sdwn wrote it
     release.paths.manifest.write_text(json.dumps(manifest))
-    assert settings_of(release.paths.root, None, None, NOTHING_GIVEN) == EvaluationConfig()
+    assert (
+        evaluation_settings(release.paths.root, None, None, NOTHING_GIVEN, console.say)
+        == EvaluationConfig()
+    )
     assert "paper (the default; another with --model)" in capsys.readouterr().err
 
 
@@ -557,7 +567,7 @@ def test_settings_of_a_wrong_kind_in_a_manifest_are_told(
     manifest["evaluation"] |= damaged
     release.paths.manifest.write_text(json.dumps(manifest))
     with pytest.raises(UsageError, match=rf"manifest\.json: .*{next(iter(damaged))}"):
-        settings_of(release.paths.root, None, None, NOTHING_GIVEN)
+        evaluation_settings(release.paths.root, None, None, NOTHING_GIVEN, console.say)
 
 
 def test_runs_that_name_different_classifiers_are_told_whose_is_taken(
@@ -583,14 +593,14 @@ def test_tasks_ask_for_a_gpu_and_for_shards_of_their_own(tmp_path: Path) -> None
         "{partition: main, gres: 'gpu:a100:4', shards_per_task: 3, batch_size: 10, "
         "stages: {evaluate: {partition: quick}, report: {partition: cpu}}}"
     )
-    sites = targets(str(path), {})
-    assert (sites.judging.gres, sites.judging.partition) == ("gpu:a100:1", "quick")
-    assert (sites.judging.shards_per_task, sites.judging.batch_size) == (8, None)
-    assert (sites.concluding.gres, sites.concluding.partition) == (None, "cpu")
+    sites = evaluation_profiles(str(path), {})
+    assert (sites.classify.gres, sites.classify.partition) == ("gpu:a100:1", "quick")
+    assert (sites.classify.shards_per_task, sites.classify.batch_size) == (8, None)
+    assert (sites.conclude.gres, sites.conclude.partition) == (None, "cpu")
     flags = {"partition": "night", "shards_per_task": "2", "batch_size": "64"}
-    asked = targets(str(path), flags)
-    assert (asked.judging.partition, asked.concluding.partition) == ("night", "cpu")
-    assert (asked.judging.shards_per_task, asked.judging.batch_size) == (2, 64)
+    asked = evaluation_profiles(str(path), flags)
+    assert (asked.classify.partition, asked.conclude.partition) == ("night", "cpu")
+    assert (asked.classify.shards_per_task, asked.classify.batch_size) == (2, 64)
 
 
 # On a real SLURM

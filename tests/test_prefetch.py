@@ -229,7 +229,7 @@ def test_a_cache_with_a_hole_is_refused_and_mended(
     again = site.run("again")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(site.folder / "hf/hub"))
     planned = Sdwn(site.folder)("plan", "small.yaml", "again")
-    assert f"its weights are lab/tiny-sd at {locked}" in planned.stderr
+    assert f"model: lab/tiny-sd (revision {locked})" in planned.stderr
     before = site.lock("again")
     assert before["files"] == site.lock()["files"]
     hole = site.snapshots / locked / "unet/diffusion_pytorch_model.safetensors"

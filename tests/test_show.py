@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from sdwn.browser import sheet
 from sdwn.browser.library import open_release
-from sdwn.browser.sheet import open_sheet, sheet_page
+from sdwn.browser.sheet import sheet_page
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.import_images import ImportOptions, import_images
@@ -77,13 +77,13 @@ def test_people_read_a_table_and_the_command_that_makes_an_image_again(
     found, shown = sdwn.json("show", root, "zebra"), sdwn("show", root, "zebra").stdout
     assert re.search(r"zebra\.n\.01 +n02391049", shown)
     assert found["definition"] in shown
-    assert re.search(rf"right +{found['right']} of 10, by drawn\n", shown)
+    assert re.search(rf"correct +{found['right']} of 10, by drawn\n", shown)
     for shot in found["shots"]:
         best = shot["top5"][0]
-        word = "right" if shot["right"] else "wrong"
+        word = "correct" if shot["right"] else "incorrect"
         row = rf"{shot['number']} +{shot['seed']} +ok +{re.escape(best['name'])} +\d+ % +{word}"
         assert re.search(row, shown)
-    (command,) = re.findall(r"again +(sdwn regenerate .*) NUMBER\n", shown)
+    (command,) = re.findall(r"regenerate +(sdwn regenerate .*) NUMBER\n", shown)
     again = sdwn.json(*shlex.split(command)[1:], 3)
     assert (again["synset"], again["number"], again["verdict"]) == ("zebra.n.01", 3, "equal")
 
@@ -156,7 +156,8 @@ def test_a_sheet_of_many_images_says_what_is_left_out(
     release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sheet, "MOST", 4)
-    shown = Page(sheet_page(open_sheet(open_release(release.paths.root), "zebra")))
+    library = open_release(release.paths.root)
+    shown = Page(sheet_page(library, library.find("zebra")))
     assert [(one["alt"] or "").split(", ")[1] for one in shown.all("img")] == [
         f"image {number}" for number in range(4)
     ]

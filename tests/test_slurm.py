@@ -184,7 +184,7 @@ def test_interrupting_a_waiting_submit_leaves_the_jobs_running(
     waiting.send_signal(signal.SIGINT)
     _, log = waiting.communicate(timeout=30)
     assert waiting.returncode == 130
-    assert "the tasks go on without you" in log
+    assert "the tasks continue without this command" in log
     assert f"follow them again with: sdwn retry {paths.root} --wait --retries 2" in log
     assert sdwn.json("status", paths.root)["shards_running"] > 0
     sdwn("retry", paths.root, "--wait")

@@ -19,7 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sdwn.cli import terminal
+from sdwn.cli import console
+from sdwn.cli.main import Invocation, exit_code
 from sdwn.devices import profiles as gpus
 from sdwn.devices.tuning import Probe, Tuning
 from sdwn.errors import IntegrityError, SdwnError, UsageError
@@ -267,14 +268,13 @@ def test_what_others_wrote_does_not_steer_the_terminal(capsys: pytest.CaptureFix
     def fail() -> None:
         raise IntegrityError(f"{STEERING}: damaged")
 
-    terminal.say(STEERING)
-    terminal.result({"lemmas": STEERING, "of a list": [STEERING]}, as_json=False)
-    terminal.result({}, as_json=False, text=f"\x1b[31mred\x1b[0m\n{STEERING}\n")
-    terminal.guarded(fail)
+    console.say(STEERING)
+    console.result({"lemmas": STEERING, "of a list": [STEERING]}, as_json=False)
+    console.result({}, False, f"{STEERING}\n")
+    exit_code(fail, Invocation())
     found = "".join(capsys.readouterr())
     assert found.count("]52;c;cm0=") == 5, "all of it can be read"
-    assert found.count("\x1b") == 2, "our own colours"
-    assert not set(found) & {"\x07", "\x08", "\r", "\x9b", "\u202e"}
+    assert not set(found) & {"\x1b", "\x07", "\x08", "\r", "\x9b", "\u202e"}
 
 
 TOKEN = "hf_" + "s3cret" * 5

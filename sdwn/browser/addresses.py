@@ -8,13 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from sdwn.errors import UsageError
-
-if TYPE_CHECKING:
-    from sdwn.browser.collection import ImageView
 
 # Addresses keep these words; pages say correct, incorrect and not classified.
 SHOWS = ("all", "right", "wrong", "black", "ok", "unjudged")
@@ -76,22 +73,36 @@ order='best', page=2)
                 found[name] = read(value)
         return cls(**found)
 
-    def query(self, **changes: Any) -> str:
-        """Write this view, with changes, as an address's parameters: what is not the default.
+    def parameters(self, **changes: Any) -> dict[str, Any]:
+        """Return the address's parameters, with changes: what is not the default.
 
         A change of anything but the page goes back to the first page.
+        """
+        view = replace(self, **{**({"page": 1} if changes else {}), **changes})
+        return _not_default({field.name: getattr(view, field.name) for field in fields(View)})
+
+    def query(self, **changes: Any) -> str:
+        """Write this view, with changes, as an address's query.
 
         >>> View(q="red fox", page=3).query(show="wrong")
         'q=red+fox&show=wrong'
         """
-        return urlencode(replace(self, **{**({"page": 1} if changes else {}), **changes}).given)
+        return urlencode(self.parameters(**changes))
 
-    @property
-    def given(self) -> dict[str, Any]:
-        """The address's parameters: what is not the default."""
-        values = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
-        shown = [(name, value) for name, value, default in values if value != default]
-        return {name: "1" if value is True else value for name, value in shown}
+
+def url(*parts: str | int, **parameters: Any) -> str:
+    """Return the address of a page or image: parts of its path, and parameters.
+
+    >>> url("synsets", "n02391049", 3, show="wrong"), url("tree", order="best"), url(q="a&b")
+    ('/synsets/n02391049/3?show=wrong', '/tree', '/?q=a%26b')
+    """
+    path = "/".join(quote(str(part), safe="") for part in parts)
+    return f"/{path}?{urlencode(_not_default(parameters))}".removesuffix("?")
+
+
+def _not_default(parameters: dict[str, Any]) -> dict[str, Any]:
+    given = {name: v for name, v in parameters.items() if v and v != DEFAULTS.get(name)}
+    return {name: "1" if value is True else value for name, value in given.items()}
 
 
 def _clean(text: str) -> str:
@@ -112,76 +123,5 @@ _PARAMETERS: dict[str, tuple[str, Any, str]] = {
     "page": ("0{0,8}[1-9][0-9]{0,8}", int, "the number of a page, from 1"),
 }
 
-
-def _query(**values: str | int | None) -> str:
-    """Write a query; what is None, empty or 0 is left out.
-
-    >>> _query(q="a&b", page=2, group=None), _query()
-    ('?q=a%26b&page=2', '')
-    """
-    given = {name: value for name, value in values.items() if value}
-    return f"?{urlencode(given)}" if given else ""
-
-
-def url_view(view: View | None = None, **changes: str | int | bool | None) -> str:
-    """Return the address of a search, as it is or changed; without one, of all synsets."""
-    return f"/?{(view or View()).query(**changes)}".rstrip("?")
-
-
-def url_list(view: View) -> str:
-    """Return the address of a search's list of images, which ``sdwn export --only`` reads."""
-    return f"/list.csv?{view.query()}".rstrip("?")
-
-
-def url_synset(wnid: str, show: str | None = None, page: int = 1) -> str:
-    """Return the address of a synset's page, with all its images or those of one kind.
-
-    >>> url_synset("n02391049"), url_synset("n02391049", "wrong", 2)
-    ('/synsets/n02391049', '/synsets/n02391049?show=wrong&page=2')
-    """
-    kind = None if show == "all" else show
-    return f"/synsets/{quote(wnid, safe='')}{_query(show=kind, page=None if page == 1 else page)}"
-
-
-def url_zip(wnid: str) -> str:
-    """Return the address of a synset's images as one file."""
-    return f"{url_synset(wnid)}.zip"
-
-
-def url_image(image: ImageView, show: str | None = None) -> str:
-    """Return the address of an image's page, among all of its synset or those of one kind."""
-    kind = None if show == "all" else show
-    return f"{url_synset(image.wnid)}/{image.number}{_query(show=kind)}"
-
-
-def url_bytes(image: ImageView, download: bool = False, other: bool = False) -> str:
-    """Return the address of an image as it is stored."""
-    path = f"/images/{quote(image.wnid, safe='')}/{image.number}"
-    return f"{'/other' if other else ''}{path}{'?download' if download else ''}"
-
-
-def url_thumbnail(image: ImageView, size: int = SMALL, other: bool = False) -> str:
-    """Return the address of an image made small, for a list or for its synset's page."""
-    path = f"/thumbnails/{quote(image.wnid, safe='')}/{image.number}"
-    return f"{'/other' if other else ''}{path}{_query(size=None if size == SMALL else size)}"
-
-
-def url_tree(wnid: str | None = None, order: str | None = None) -> str:
-    """Return the address of a node of WordNet's tree, without a wnid of its root."""
-    path = f"/tree/{quote(wnid, safe='')}" if wnid else "/tree"
-    return path + _query(order=None if order == "best" else order)
-
-
-def url_compare(wnid: str | None = None, page: int = 1) -> str:
-    """Return the address of two releases side by side: all synsets, or one."""
-    path = f"/compare/{quote(wnid, safe='')}" if wnid else "/compare"
-    return path + _query(page=None if page == 1 else page)
-
-
-def url_map(group: str | None = None) -> str:
-    """Return the address of the map, with all groups or one of them.
-
-    >>> url_map("dogs & cats")
-    '/map?group=dogs+%26+cats'
-    """
-    return f"/map{_query(group=group)}"
+# A parameter that has its default is left out of an address.
+DEFAULTS = {"size": SMALL, **{field.name: field.default for field in fields(View)}}

@@ -2,9 +2,9 @@
 
 A request passes, from the outside in:
 
-    HardenedApp          headers against framing, guessing and foreign scripts on every answer
+    hardened             headers against framing, guessing and foreign scripts on every answer
       TrustedHost        the name of this machine in the request: no other site's name for it
-        TokenGate        the token, where there is one: from the address once, then by a cookie
+        token_gate       the token, where there is one: in the address once, then in a cookie
           the routes     pages.py
 """
 
@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from secrets import compare_digest
+from typing import Any
 from urllib.parse import urlencode
 
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -103,45 +104,48 @@ def make_app(
         token: what lets a visitor in; None lets everybody in who reaches the server.
         hosts: names that a visitor may know this machine by.
     """
+    # Few images are drawn at once, so that pages need not wait for them.
+    at_once = CapacityLimiter(max(2, os.cpu_count() or 1))
+
+    def drawn(answer: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            return await to_thread.run_sync(answer, request, limiter=at_once)
+
+        return endpoint
+
+    images = [(path, drawn(answer)) for path, answer in IMAGES]
     # For tunnels over slow lines; images and zips are as small as they get.
     zipped = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)]
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)]
     if token is not None:
-        guards.append(Middleware(TokenGate, token=token))
+        guards.append(Middleware(token_gate, token=token))
     app = Starlette(
         routes=[
             Route("/synsets/{wnid}.zip", pages.zip_answer),
-            *(Route(path, endpoint) for path, endpoint in IMAGES),
-            *(Route(f"/other{path}", endpoint) for path, endpoint in IMAGES),
+            *(Route(path, endpoint) for path, endpoint in images),
+            *(Route(f"/other{path}", endpoint) for path, endpoint in images),
             *(Route(path, endpoint, middleware=zipped) for path, endpoint in PAGES),
         ],
         middleware=guards,
-        exception_handlers={HTTPException: _http_error, SdwnError: _sdwn_error, Exception: _fault},
+        exception_handlers=dict.fromkeys((HTTPException, SdwnError, Exception), _answer_error),
     )
     # An address has one spelling.
     app.router.redirect_slashes = False
     app.state.here, app.state.there = here, there
     app.state.side_by_side = SideBySide(here, there) if there else None
-    # Few images are drawn at once, so that pages need not wait for them.
-    app.state.drawing = CapacityLimiter(max(2, os.cpu_count() or 1))
     # Around all of it: Starlette puts the answer to an unexpected error before its middleware.
-    return HardenedApp(app)
+    return hardened(app)
 
 
-class HardenedApp:
-    """Adds to every answer what keeps a browser from loading, framing or guessing anything.
+def hardened(app: ASGIApp) -> ASGIApp:
+    """Return an application that keeps browsers from loading, framing or guessing anything.
 
     An error ends here: Starlette raises it again after it was answered, and a server that sees
     one closes the connection of a visitor who may have asked for more already.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
-
-        async def hardened(message: Message) -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_hardened(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
@@ -149,79 +153,69 @@ class HardenedApp:
             await send(message)
 
         with suppress(Exception):
-            await self._app(scope, receive, hardened)
+            await app(scope, receive, send_hardened)
+
+    return answer
 
 
-class TokenGate:
-    """Lets in who has the token: from the address once, and from then on by a cookie."""
+def token_gate(app: ASGIApp, token: str) -> ASGIApp:
+    """Return an application for those who have the token: in an address once, then in a cookie."""
+    secret = token.encode()
+    # Cookies know no ports: another server's, forwarded to the same name, has another name.
+    cookie = f"sdwn-{hashlib.sha256(secret).hexdigest()[:8]}"
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app, self._token = app, token.encode()
-        # Cookies know no ports: another server's, forwarded to the same name, has another name.
-        self._cookie = f"sdwn-{hashlib.sha256(self._token).hexdigest()[:8]}"
+    def is_token(given: str) -> bool:
+        return compare_digest(given.encode("utf-8", "surrogateescape"), secret)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         # As it was sent: Starlette's own `url.path` has the host's name in front, which a visitor
         # writes, and `a/assets/?` as a name would be a path to there.
         path = str(scope["path"])
-        answer: ASGIApp
-        if self._knows(request.query_params.get(TOKEN_PARAMETER, "")):
-            answer = self._enter(request, path)
-        elif self._knows(request.cookies.get(self._cookie, "")) or path.startswith("/assets/"):
-            # The style of the page that refuses needs no token: it says nothing.
-            answer = self._app
+        if is_token(request.query_params.get(TOKEN_PARAMETER, "")):
+            # To the same address without the token; two slashes would begin another machine's name.
+            rest = [
+                pair for pair in request.query_params.multi_items() if pair[0] != TOKEN_PARAMETER
+            ]
+            target = "/" + path.lstrip("/") + (f"?{urlencode(rest)}" if rest else "")
+            entered = RedirectResponse(target, 303, {"Cache-Control": "no-store"})
+            entered.set_cookie(cookie, token, httponly=True, samesite="strict")
+            await entered(scope, receive, send)
+        elif is_token(request.cookies.get(cookie, "")) or path.startswith("/assets/"):
+            # The style of the page that refuses needs no token: it tells nothing.
+            await app(scope, receive, send)
         else:
-            values = {"status": 403, "title": ERRORS[403][0], "message": ERRORS[403][1]}
-            page = render_page("error.html", values)
-            answer = HTMLResponse(page, 403, {"Cache-Control": "no-store"})
-        await answer(scope, receive, send)
+            await _error_page(403)(scope, receive, send)
 
-    def _knows(self, given: str) -> bool:
-        return compare_digest(given.encode("utf-8", "surrogateescape"), self._token)
-
-    def _enter(self, request: Request, path: str) -> Response:
-        """Set the cookie, and redirect to the same address without the token."""
-        rest = [pair for pair in request.query_params.multi_items() if pair[0] != TOKEN_PARAMETER]
-        # Two slashes would begin the name of another machine.
-        target = "/" + path.lstrip("/") + (f"?{urlencode(rest)}" if rest else "")
-        answer = RedirectResponse(target, 303, {"Cache-Control": "no-store"})
-        answer.set_cookie(self._cookie, self._token.decode(), httponly=True, samesite="strict")
-        return answer
+    return answer
 
 
-def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    # Starlette's own say "Not Found"; those of pages.py are sentences.
-    sentence = error.detail if error.detail.endswith(".") else None
-    return _error_page(request, error.status_code, sentence, dict(error.headers or {}))
-
-
-def _sdwn_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, UsageError):
-        return _error_page(request, 400, str(error))
-    log.error("%r: %s", str(request.scope["path"]), error)
-    return _error_page(request, 500, str(error))
-
-
-def _fault(request: Request, error: Exception) -> Response:
+def _answer_error(request: Request, error: Exception) -> Response:
+    status, message, headers = 500, None, dict[str, str]()
     if isinstance(error, ClientDisconnect):
         return Response()  # nobody is there to read it
-    debug = log.isEnabledFor(logging.DEBUG)
-    log.error("%r: %s", str(request.scope["path"]), first_line(error), exc_info=debug)
-    return _error_page(request, 500)
+    if isinstance(error, HTTPException):
+        status, headers = error.status_code, dict(error.headers or {})
+        # Those of pages.py are sentences, Starlette's own are "Not Found".
+        message = error.detail if error.detail.endswith(".") else None
+    elif isinstance(error, UsageError):
+        status, message = 400, str(error)
+    else:
+        known = isinstance(error, SdwnError)
+        message = str(error) if known else None
+        text = message or first_line(error)
+        debug = not known and log.isEnabledFor(logging.DEBUG)
+        log.error("%r: %s", str(request.scope["path"]), text, exc_info=debug)
+    return _error_page(status, message, headers, pages.common_values(request))
 
 
 def _error_page(
-    request: Request, status: int, message: str | None = None, headers: dict[str, str] | None = None
+    status: int,
+    message: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    common: Mapping[str, Any] | None = None,
 ) -> Response:
     title, usual = ERRORS.get(status, ERRORS[500])
-    values = {
-        "status": status,
-        "title": title,
-        "message": message or usual,
-        **pages.common_values(request),
-    }
+    values = {"status": status, "title": title, "message": message or usual, **(common or {})}
     page = render_page("error.html", values)
     return HTMLResponse(page, status, {**(headers or {}), "Cache-Control": "no-store"})

@@ -11,10 +11,10 @@ and all counts of synsets in arrays with a value for each ``position`` of a syns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -90,37 +90,6 @@ class ImageView:
         return "right" if self.prediction.correct else "wrong"
 
 
-class ImageViews(Sequence[ImageView]):
-    """Images by their rows in the release, each described when it is looked at.
-
-    >>> views = ImageViews(np.array([3, 1]), lambda row: ImageView("n1", "a.n.01", row, row, "ok"))
-    >>> len(views), views[-1].number, [view.number for view in views[:1]]
-    (2, 1, [3])
-    """
-
-    def __init__(self, rows: Rows, describe: Callable[[int], ImageView]) -> None:
-        self._rows, self._describe = rows, describe
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> ImageView: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> ImageViews: ...
-
-    def __getitem__(self, index: int | slice) -> ImageView | ImageViews:
-        if isinstance(index, slice):
-            return ImageViews(self._rows[index], self._describe)
-        return self._describe(int(self._rows[index]))
-
-    def index_of_row(self, row: int) -> int | None:
-        """Find the image of a row without describing the others; None if it is not there."""
-        found = np.flatnonzero(self._rows == row)
-        return int(found[0]) if len(found) else None
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A synset that has images here; ``position`` is its index by name.
@@ -183,14 +152,14 @@ class Collection:
         self.starts: Rows = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.entries = self._entries([synsets[i] for i in by_name.tolist()])
         self.in_imagenet = np.array([e.imagenet_class is not None for e in self.entries], bool)
-        self._by_wnid = {entry.wnid: entry for entry in self.entries}
+        self.by_wnid = {entry.wnid: entry for entry in self.entries}
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def entry(self, wnid: str) -> Entry | None:
         """Find a synset that has images here."""
-        return self._by_wnid.get(wnid)
+        return self.by_wnid.get(wnid)
 
     def rows(self, wnid: str) -> Rows:
         """Return the rows of a synset's images, by number; none if it has none."""
@@ -330,12 +299,6 @@ class ImagePredictions:
     def tally(self, entry: Entry) -> tuple[int, int]:
         """Count a synset's correct images, and those that have a label."""
         return int(self.correct[entry.position]), int(self.labelled[entry.position])
-
-    def rates(self) -> NDArray[np.float64]:
-        """Return, by position, the share of images that are correct; NaN where none has a label."""
-        found = np.full(len(self.labelled), np.nan)
-        np.divide(self.correct, self.labelled, out=found, where=self.labelled > 0)
-        return found
 
     def classified_as(self, wnid: str) -> NDArray[np.bool_]:
         """Return which rows were classified as a class; none if it is no class."""

@@ -24,9 +24,10 @@ class PairSide:
 
 @dataclass(frozen=True, slots=True)
 class SynsetPair:
-    """A synset of both; ``difference`` is how much more is correct there, from -1 to 1.
+    """A synset of both releases.
 
-    It is None where a side has no labelled images.
+    ``difference`` is how much more is correct there, from -1 to 1; None where a side has no
+    labelled images.
     """
 
     entry: Entry
@@ -39,10 +40,11 @@ class SideBySide:
     """The synsets of two releases; threads may share it.
 
     Attributes:
-        names: the two names; of one catalog they are the same, and told apart by their folders.
+        names: of the two; where they are the same, with the folders that tell them apart.
         only_here, only_there: how many synsets the other has not.
         labelled: how many synsets have labelled images in both.
         rates: the mean share of correct images of these, here and there; None without any.
+        pages: of the list, at least one.
     """
 
     def __init__(self, here: Library, there: Library) -> None:
@@ -54,22 +56,16 @@ class SideBySide:
         ]
         # By name, as the synsets of a collection are.
         self._ours, self._theirs = np.array(both, np.int64).reshape(-1, 2).T
-        rates = [
-            library.predictions.rates()[positions]
-            if library.predictions
-            else np.full(len(positions), np.nan)
-            for library, positions in ((here, self._ours), (there, self._theirs))
-        ]
+        rates = here.rates()[self._ours], there.rates()[self._theirs]
         self._differences = rates[1] - rates[0]
-        known = ~np.isnan(self._differences)
-        # A stable sort leaves equal ones by name, and NaN is last.
+        # A stable sort leaves equal ones by name; NaN, where a side has no rate, is last.
         self._order = np.argsort(-np.abs(self._differences), kind="stable")
-        self.names = _told_apart(here, there)
+        known = ~np.isnan(self._differences)
+        self.labelled = int(np.count_nonzero(known))
+        self.rates = [float(rate[known].mean()) for rate in rates] if self.labelled else None
+        self.names = tell_apart((here.name, there.name), (here.root, there.root))
         self.only_here = len(here.collection) - len(both)
         self.only_there = len(there.collection) - len(both)
-        self.labelled = int(np.count_nonzero(known))
-        means = [float(rate[known].mean()) for rate in rates] if self.labelled else None
-        self.rates = (means[0], means[1]) if means else None
         self.pages = max(1, math.ceil(len(both) / PAGE))
 
     def __len__(self) -> int:
@@ -77,19 +73,18 @@ class SideBySide:
 
     def page(self, number: int) -> list[SynsetPair]:
         """Return a page of the list, counted from 1."""
-        return [self._pair(int(i)) for i in self._order[(number - 1) * PAGE : number * PAGE]]
+        return [self._pair(i) for i in self._order[(number - 1) * PAGE : number * PAGE].tolist()]
 
-    def find(self, wnid: str) -> tuple[SynsetPair, Entry | None, Entry | None] | None:
+    def find(self, entry: Entry) -> tuple[SynsetPair, Entry | None, Entry | None] | None:
         """Return a synset of both, and those before and after it by name; None if it is not."""
-        entry = self._here.collection.entry(wnid)
-        index = int(np.searchsorted(self._ours, entry.position)) if entry else len(self)
-        if entry is None or index == len(self) or self._ours[index] != entry.position:
+        index = int(np.searchsorted(self._ours, entry.position))
+        if index == len(self) or self._ours[index] != entry.position:
             return None
-        beside = [
+        before, after = (
             self._here.collection.entries[int(self._ours[i])] if 0 <= i < len(self) else None
             for i in (index - 1, index + 1)
-        ]
-        return self._pair(index), beside[0], beside[1]
+        )
+        return self._pair(index), before, after
 
     def images(self, wnid: str) -> list[tuple[ImageView | None, ImageView | None]]:
         """Return the images of a synset in both by number; None where a side lacks one."""
@@ -117,21 +112,18 @@ def _side(library: Library, position: int) -> PairSide:
     return PairSide(labelled, correct, first)
 
 
-def _told_apart(here: Library, there: Library) -> tuple[str, str]:
-    if here.name != there.name:
-        return here.name, there.name
-    ours, theirs = _path_ends(Path(here.root).absolute(), Path(there.root).absolute())
-    return f"{here.name} ({ours})", f"{there.name} ({theirs})"
+def tell_apart(names: tuple[str, str], roots: tuple[str, str]) -> tuple[str, str]:
+    """Return two names; where they are the same, with the ends of the paths that differ.
 
-
-def _path_ends(ours: Path, theirs: Path) -> tuple[Path, Path]:
-    """Return the ends of two paths, from where they differ.
-
-    >>> [str(end) for end in _path_ends(Path("/data/one/release"), Path("/data/two/release"))]
-    ['one/release', 'two/release']
-    >>> [str(end) for end in _path_ends(Path("/data"), Path("/data/two"))]
-    ['data', 'data/two']
+    >>> tell_apart(("paper", "paper"), ("/data/one/release", "/data/two/release"))
+    ('paper (one/release)', 'paper (two/release)')
+    >>> tell_apart(("paper", "paper"), ("/data", "/data/two"))
+    ('paper (data)', 'paper (data/two)')
     """
-    shared = len(Path(os.path.commonpath([ours, theirs])).parts)
-    start = min(shared, len(ours.parts) - 1, len(theirs.parts) - 1)
-    return Path(*ours.parts[start:]), Path(*theirs.parts[start:])
+    if names[0] != names[1]:
+        return names
+    ours, theirs = (Path(root).parts for root in roots)
+    shared = len(Path(os.path.commonpath(roots)).parts)
+    start = min(shared, len(ours) - 1, len(theirs) - 1)
+    ends = Path(*ours[start:]), Path(*theirs[start:])
+    return f"{names[0]} ({ends[0]})", f"{names[1]} ({ends[1]})"

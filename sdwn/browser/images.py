@@ -6,11 +6,11 @@ import csv
 import io
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from sdwn.errors import DiskError, IntegrityError
 from sdwn.io import csv_cell, csv_text
@@ -37,14 +37,6 @@ ROWS_AT_ONCE = 500
 LONGEST_NAME = 80
 
 
-@dataclass(frozen=True, slots=True)
-class StoredImage:
-    """An encoded image, in a codec that browsers show."""
-
-    payload: bytes
-    codec: ImageCodec
-
-
 class StoredImages:
     """The images of a release by their rows; threads may share it.
 
@@ -60,10 +52,10 @@ class StoredImages:
         """Return the recorded SHA-256 of an image, without reading it."""
         return str(self._release.location(row)["sha256"])
 
-    def read(self, row: int, upright: bool = False) -> StoredImage:
-        """Return an image as it is stored; raw pixels, which no browser shows, as PNG.
+    def read(self, row: int, upright: bool = False) -> tuple[bytes, ImageCodec]:
+        """Return an image as it is stored, and its codec.
 
-        With ``upright``, also as PNG what browsers may leave on its side: all of them turn a
+        Raw pixels, which no browser shows, become PNG. With ``upright``, also as PNG what browsers may leave on its side: all of them turn a
         JPEG as its EXIF orientation says, and only some a PNG or WebP.
         """
         location = self._release.location(row)
@@ -74,10 +66,10 @@ class StoredImages:
             with _disk_errors():
                 payload = self._release.payload(location)
             if not upright or codec.name == "jpeg" or not is_turned(payload, codec.name):
-                return StoredImage(payload, codec)
+                return payload, codec
         with _disk_errors():
             image = self._release.image(row)
-        return StoredImage(_encoded(image, "PNG", compress_level=1), CODECS["png"])
+        return _encoded(image, "PNG", compress_level=1), CODECS["png"]
 
     def thumbnail(self, row: int, pixels: int) -> bytes:
         """Return an image as WebP, its longer side of so many pixels or as small as it is."""
@@ -94,6 +86,41 @@ class StoredImages:
         except IntegrityError:
             return True
         return False
+
+    def zip(self, images: Iterable[ImageView]) -> Iterator[bytes]:
+        """Yield a zip of images as they are stored, with a table of what is known of them.
+
+        A block an image, so that a zip of any size takes little memory. An image that is damaged
+        is named in DAMAGED.txt and left out.
+        """
+        blocks, rows, damaged = _Blocks(), list[list[Any]](), list[str]()
+        with zipfile.ZipFile(cast("IO[bytes]", blocks), "w", zipfile.ZIP_STORED) as archive:
+
+            def add(name: str, content: bytes | str) -> None:
+                # As of the zip format's first day: the same images give the same bytes.
+                member = zipfile.ZipInfo(name)
+                member.external_attr = 0o644 << 16
+                archive.writestr(member, content)
+
+            for image in images:
+                try:
+                    payload, codec = self.read(image.row)
+                except IntegrityError as error:
+                    damaged.append(f"{image.synset} {image.number}: {error}\n")
+                    continue
+                name = download_name(image.synset, image.number, codec.extension)
+                add(name, payload)
+                record, found = self._release.row(image.row), image.prediction
+                cells: list[Any] = [None] * len(PREDICTED)
+                if found is not None:
+                    top5 = [(guess.name, round(guess.probability, 6)) for guess in found.top5]
+                    cells = [found.correct, *chain(*top5)]
+                rows.append([name, *(record.get(key) for key in RECORDED), *cells])
+                yield blocks.take()
+            add("metadata.csv", csv_text(("file", *RECORDED, *PREDICTED), rows, table_cell))
+            if damaged:
+                add("DAMAGED.txt", "".join(damaged))
+        yield blocks.take()
 
     def _draw(self, row: int, pixels: int) -> bytes:
         with _disk_errors():
@@ -116,66 +143,19 @@ def _encoded(image: Image, kind: str, **options: int) -> bytes:
     return buffer.getvalue()
 
 
-def image_zip(
-    release: Release, stored: StoredImages, images: Sequence[ImageView]
-) -> Iterator[bytes]:
-    """Yield a zip of images as they are stored, with a table of what is known of them.
-
-    A block an image, so that a zip of any size takes little memory. An image that is damaged is
-    named in DAMAGED.txt and left out.
-    """
-    out = _Blocks()
-    rows, damaged = list[list[Any]](), list[str]()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for image in images:
-            try:
-                found = stored.read(image.row)
-            except IntegrityError as error:
-                damaged.append(f"{image.synset} {image.number}: {error}\n")
-                continue
-            name = download_name(image.synset, image.number, found.codec.extension)
-            archive.writestr(_member(name), found.payload)
-            record = release.row(image.row)
-            cells: list[Any] = [None] * len(PREDICTED)
-            if image.prediction is not None:
-                top5 = image.prediction.top5
-                shares = [cell for g in top5 for cell in (g.name, round(g.probability, 6))]
-                cells = [image.prediction.correct, *shares]
-            rows.append([name, *(record.get(key) for key in RECORDED), *cells])
-            yield out.take()
-        table = csv_text(("file", *RECORDED, *PREDICTED), rows, table_cell)
-        archive.writestr(_member("metadata.csv"), table)
-        if damaged:
-            archive.writestr(_member("DAMAGED.txt"), "".join(damaged))
-    yield out.take()
-
-
-def _member(name: str) -> zipfile.ZipInfo:
-    """Return a member of the zip format's first day: the same images give the same bytes."""
-    found = zipfile.ZipInfo(name)
-    found.external_attr = 0o644 << 16
-    return found
-
-
-class _Blocks(io.RawIOBase):
-    """What a zip writes, until it is taken away; it cannot seek, so nothing else is kept."""
-
-    def __init__(self) -> None:
-        self._blocks: list[bytes] = []
-
-    def writable(self) -> bool:
-        return True
+class _Blocks(list[bytes]):
+    """What a zip writes, until it is taken; zipfile sees that it cannot seek in it."""
 
     def write(self, block: Any) -> int:
-        self._blocks.append(bytes(block))
-        return len(self._blocks[-1])
+        self.append(bytes(block))
+        return len(block)
 
     def flush(self) -> None:
-        """Do nothing: an archive that a server left behind is closed after this was."""
+        """Do nothing; zipfile calls it."""
 
     def take(self) -> bytes:
-        found = b"".join(self._blocks)
-        self._blocks.clear()
+        found = b"".join(self)
+        self.clear()
         return found
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
-import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from sdwn.browser.collection import (
     Entry,
     ImagePredictions,
     ImageView,
-    ImageViews,
 )
 from sdwn.browser.images import StoredImages
 from sdwn.browser.search import Matches, SearchIndex
@@ -127,7 +124,7 @@ class ResultPage:
     """
 
     entries: list[Entry]
-    previews: dict[str, Sequence[ImageView]]
+    previews: dict[str, list[ImageView]]
     images: dict[str, int]
     kinds: dict[str, int]
     total_synsets: int
@@ -162,21 +159,15 @@ class Library:
     index: SearchIndex
     opened: Stamp = field(repr=False)
 
-    def close(self) -> None:
-        """Close files and search."""
-        self.index.close()
-        self.release.close()
-
     def warm(self) -> None:
         """Build search and tree in a thread, so that the first visitor need not wait."""
 
         def build() -> None:
-            with suppress(sqlite3.ProgrammingError):  # closed meanwhile
-                self.index.build()
-                if self.tree:
-                    self.tree.build()
-                # All this stays: to look through it for garbage made one page in fifty wait 60 ms.
-                gc.freeze()
+            self.index.build()
+            if self.tree:
+                self.tree.build()
+            # All this stays: to look through it for garbage made one page in fifty wait for 60 ms.
+            gc.freeze()
 
         threading.Thread(target=build, name="warm", daemon=True).start()
 
@@ -199,15 +190,28 @@ class Library:
         what = "was replaced" if now else "is gone or cannot be read"
         return f"{self.root} {what} since it was opened; start sdwn browse again"
 
+    def find(self, name: str) -> Entry:
+        """Find a synset by name, wnid, or a lemma that only one synset has.
+
+        Raises:
+            UsageError: it names no synset of the release, or several.
+        """
+        return self.collection.by_wnid[self.release.find_one(name)]
+
     def image(self, wnid: str, number: int) -> ImageView | None:
         """Describe one image and what was predicted of it; None if there is none."""
         row = self.collection.row(wnid, number)
         return None if row is None else self.describe(row)
 
-    def images(self, wnid: str, show: str = "all") -> ImageViews:
-        """Describe a synset's images by number: all, or those that ``View.show`` names."""
+    def rows(self, wnid: str, show: str = "all") -> list[int]:
+        """Return the rows of a synset's images by number: all, or those of ``View.show``."""
         rows = self.collection.rows(wnid)
-        return ImageViews(rows[self._matching_images(View(show=show))[rows]], self.describe)
+        found: list[int] = rows[self._matching_images(View(show=show))[rows]].tolist()
+        return found
+
+    def images(self, wnid: str, show: str = "all") -> list[ImageView]:
+        """Describe a synset's images by number: all, or those of ``View.show``."""
+        return [self.describe(row) for row in self.rows(wnid, show)]
 
     def describe(self, row: int) -> ImageView:
         """Describe the image of a row."""
@@ -222,30 +226,36 @@ class Library:
             prediction=self.predictions.of_row(row) if self.predictions else None,
         )
 
-    def counts(self, wnid: str) -> dict[str, int]:
-        """Count a synset's images by what ``View.show`` may name."""
-        rows = self.collection.rows(wnid)
-        return {s: int(self._matching_images(View(show=s))[rows].sum()) for s in SHOWS}
+    def samples(self, wnids: Iterable[str]) -> dict[str, ImageView]:
+        """Choose an image for each synset that has any: its own, else one of a synset below it.
 
-    def sample(self, wnid: str) -> ImageView | None:
-        """Choose an image that stands for a synset: its own, else one of a synset below it.
-
-        A correct one before others, and a black one last; None if there is none.
+        A correct one before others, and a black one last.
         """
-        predictions = self.predictions
-        if entry := self.collection.entry(wnid):
-            positions = np.array([entry.position])
-        else:
-            positions = np.flatnonzero(self.tree.below(wnid)) if self.tree else np.arange(0)
-        if not len(positions):
-            return None
-        if predictions is not None:
-            positions = positions[np.argsort(predictions.correct[positions] == 0, kind="stable")]
-        rows = self.collection.rows_at(int(positions[0]))
-        fitness = ~self.collection.black[rows] * 1
-        if predictions is not None:
-            fitness += 2 * (predictions.rank[rows] == 0)
-        return self.describe(int(rows[np.argmax(fitness)]))
+        collection, predictions, found = self.collection, self.predictions, {}
+        for wnid in wnids:
+            if entry := collection.entry(wnid):
+                positions = np.array([entry.position])
+            else:
+                positions = np.flatnonzero(self.tree.below(wnid)) if self.tree else np.arange(0)
+            if not len(positions):
+                continue
+            if predictions is not None:
+                without = predictions.correct[positions] == 0
+                positions = positions[np.argsort(without, kind="stable")]
+            rows = collection.rows_at(int(positions[0]))
+            fitness = ~collection.black[rows] * 1
+            if predictions is not None:
+                fitness += 2 * (predictions.rank[rows] == 0)
+            found[wnid] = self.describe(int(rows[np.argmax(fitness)]))
+        return found
+
+    def rates(self) -> NDArray[np.float64]:
+        """Return, by position, the share of images that are correct; NaN where none has a label."""
+        found = np.full(len(self.collection), np.nan)
+        if self.predictions is not None:
+            labelled = self.predictions.labelled
+            np.divide(self.predictions.correct, labelled, out=found, where=labelled > 0)
+        return found
 
     def regenerate_command(self, synset: str) -> str | None:
         """Return the command that regenerates an image of a synset, but for its number.
@@ -286,10 +296,11 @@ class Library:
         page = min(view.page, pages)
         shown = positions[(page - 1) * PAGE : page * PAGE].tolist()
         entries = [collection.entries[position] for position in shown]
-        previews: dict[str, Sequence[ImageView]] = {}
+        previews: dict[str, list[ImageView]] = {}
         for entry in entries:
             rows = collection.rows_at(entry.position)
-            previews[entry.wnid] = list(ImageViews(rows[mask[rows]][:PREVIEW], self.describe))
+            first = rows[mask[rows]][:PREVIEW].tolist()
+            previews[entry.wnid] = [self.describe(row) for row in first]
         wanted = np.zeros(len(collection), dtype=bool)
         wanted[matches.positions] = True
         of_matches = wanted[collection.positions]
@@ -374,8 +385,8 @@ class Library:
         elif view.order == "shuffled":
             shuffled = np.random.default_rng(0).permutation(len(self.collection))
             found = found[np.argsort(shuffled[found])]
-        elif view.order in ("rate", "-rate") and self.predictions is not None:
-            rates = self.predictions.rates()[found] * (-1 if view.order == "-rate" else 1)
+        elif view.order in ("rate", "-rate"):
+            rates = self.rates()[found] * (-1 if view.order == "-rate" else 1)
             # What has no label, NaN, is last either way.
             found = found[np.argsort(rates, kind="stable")]
         return mask, counts, found

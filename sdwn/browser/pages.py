@@ -8,23 +8,21 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, TypeVar
 
-from anyio import to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
-from sdwn.browser import images, templates
-from sdwn.browser.addresses import LARGE, SMALL, View, url_view
+from sdwn.browser import templates
+from sdwn.browser.addresses import LARGE, SHOWS, SMALL, View, url
 from sdwn.browser.collection import Entry, ImageView
 from sdwn.browser.compare import SideBySide
+from sdwn.browser.images import download_name, image_table
 from sdwn.browser.library import Library
 from sdwn.browser.templates import short_name
 from sdwn.browser.tree import Node
 from sdwn.errors import IntegrityError
 from sdwn.evaluation.metrics import metrics_shown
 
-# Kept by a browser for going back, and asked for again when it is opened anew.
-PAGE_HEADERS = {"Cache-Control": "no-cache", "Vary": "HX-Request"}
 # A release may be made anew under the same name: then a browser asks, and gets it.
 FOR_A_MINUTE = "private, max-age=60"
 FOR_EVER = "private, max-age=31536000, immutable"
@@ -33,6 +31,7 @@ NOT_KEPT = "no-store"
 IMAGES_A_PAGE = 100
 NODE_IMAGES = 8
 PREDICTED_CLASSES = 6
+NO_OTHER = "No other release was given to compare with."
 
 DAMAGED = """<svg xmlns="http://www.w3.org/2000/svg" width="{side}" height="{side}" \
 viewBox="0 0 96 96" role="img"><title>{text}</title><rect width="96" height="96" fill="#777"/>\
@@ -43,25 +42,17 @@ T = TypeVar("T")
 
 
 def library_of(request: Request) -> Library:
-    """Return the release that a request is about: the other one below ``/other``.
-
-    Raises:
-        HTTPException: 404, there is no other.
-    """
+    """Return the release that a request is about, below ``/other`` the other one; or answer 404."""
     state = request.app.state
     other = str(request.scope["path"]).startswith("/other/")
     found: Library | None = state.there if other else state.here
     if found is None:
-        raise HTTPException(404, "No other release was given to compare with.")
+        raise HTTPException(404, NO_OTHER)
     return found
 
 
 def entry_of(request: Request) -> Entry:
-    """Find the synset of a request.
-
-    Raises:
-        HTTPException: 404, it has no images here.
-    """
+    """Return the synset that a request is about; answer 404 if it has no images here."""
     wnid = request.path_params["wnid"]
     entry = library_of(request).collection.entry(wnid)
     if entry is None:
@@ -70,11 +61,7 @@ def entry_of(request: Request) -> Entry:
 
 
 def image_of(request: Request) -> ImageView:
-    """Find the image of a request.
-
-    Raises:
-        HTTPException: 404, there is no such image.
-    """
+    """Return the image that a request is about; answer 404 if there is none."""
     entry, number = entry_of(request), request.path_params["number"]
     # As it is written in addresses: no sign, no leading zero, no digit of another script.
     written = re.fullmatch(r"0|[1-9][0-9]{0,8}", number)
@@ -82,6 +69,11 @@ def image_of(request: Request) -> ImageView:
     if image is None:
         raise HTTPException(404, f"{entry.synset} has no image {number[:20]}.")
     return image
+
+
+def view_of(request: Request) -> View:
+    """Return what a request's parameters ask for; answer 400 if that is not possible."""
+    return View.parse(request.query_params)
 
 
 def common_values(request: Request) -> dict[str, Any]:
@@ -98,56 +90,56 @@ def common_values(request: Request) -> dict[str, Any]:
 
 def _page(request: Request, template: str, **values: Any) -> Response:
     found = templates.render_page(template, {**common_values(request), **values})
-    return HTMLResponse(found, headers=PAGE_HEADERS)
+    # Kept by a browser for going back, and asked for again when it is opened anew.
+    return HTMLResponse(found, headers={"Cache-Control": "no-cache", "Vary": "HX-Request"})
 
 
-def _one_page(view: View, items: Sequence[T]) -> tuple[Sequence[T], dict[str, int]]:
+def _part(request: Request, items: Sequence[T]) -> tuple[Sequence[T], dict[str, int]]:
     """Return a page of images, the last one if there are fewer, and which of how many it is."""
     pages = max(1, math.ceil(len(items) / IMAGES_A_PAGE))
-    page = min(view.page, pages)
+    page = min(view_of(request).page, pages)
     shown = items[(page - 1) * IMAGES_A_PAGE : page * IMAGES_A_PAGE]
     return shown, {"page": page, "pages": pages}
 
 
-# Pages
-
-
 def search_page(request: Request) -> Response:
     """``/``: what a search finds; for htmx the results alone."""
-    view, headers = View.parse(request.query_params), request.headers
-    results = library_of(request).select(view)
+    library, view, headers = library_of(request), view_of(request), request.headers
+    results = library.select(view)
+    below = library.tree.node(view.below) if library.tree and view.below else None
     # Going back, htmx asks for a page whose results it has forgotten, and wants all of it.
     part = "hx-request" in headers and "hx-history-restore-request" not in headers
     template = "results.html" if part else "search.html"
-    answer = _page(request, template, view=view, results=results)
+    answer = _page(request, template, view=view, results=results, below=below)
     if part and headers.get("hx-trigger") == "search":
-        answer.headers["HX-Replace-Url"] = url_view(view)
+        answer.headers["HX-Replace-Url"] = url(**view.parameters())
     return answer
 
 
 def synset_page(request: Request) -> Response:
     """``/synsets/WNID``: a synset and its images."""
-    library, entry, view = library_of(request), entry_of(request), View.parse(request.query_params)
-    shown, page = _one_page(view, library.images(entry.wnid, view.show))
-    made = library.seeds_and_prompts(shown)
-    predictions, rows = library.predictions, library.collection.rows(entry.wnid)
-    path = library.tree.path(entry.wnid) if library.tree else []
+    library, entry, show = library_of(request), entry_of(request), view_of(request).show
+    rows, page = _part(request, library.rows(entry.wnid, show))
+    images = [library.describe(row) for row in rows]
+    made = library.seeds_and_prompts(images)
+    classes = []
+    if library.predictions:
+        classes = library.predictions.predicted_classes(library.collection.rows(entry.wnid))
     entries = library.collection.entries
-    before, after = entry.position - 1, entry.position + 1
     return _page(
         request,
         "synset.html",
         entry=entry,
-        path=path,
+        path=library.tree.path(entry.wnid) if library.tree else [],
         neighbours=_neighbours(library, entry),
-        previous=entries[before] if before >= 0 else None,
-        next=entries[after] if after < len(entries) else None,
-        images=shown,
-        show=view.show,
-        counts=library.counts(entry.wnid),
+        previous=entries[entry.position - 1] if entry.position else None,
+        next=entries[entry.position + 1] if entry.position + 1 < len(entries) else None,
+        images=images,
+        show=show,
+        counts={kind: len(library.rows(entry.wnid, kind)) for kind in SHOWS},
         regenerate=library.regenerate_command(entry.synset),
-        seeds={image.number: one["seed"] for image, one in zip(shown, made, strict=True)},
-        classes=predictions.predicted_classes(rows)[:PREDICTED_CLASSES] if predictions else [],
+        seeds={image.number: one["seed"] for image, one in zip(images, made, strict=True)},
+        classes=classes[:PREDICTED_CLASSES],
         **page,
     )
 
@@ -158,27 +150,28 @@ def _neighbours(library: Library, entry: Entry) -> dict[str, list[Entry]]:
     if library.tree is None or node is None:
         return {}
     siblings = {wnid for one in library.tree.nodes(node.parents) for wnid in one.children}
-    wnids = {
+    near = {
         "Above it": set(node.parents),
         "Beside it": siblings - {entry.wnid},
         "Below it": set(node.children),
     }
-    near = {title: map(library.collection.entry, found) for title, found in wnids.items()}
     return {
-        title: sorted(filter(None, found), key=lambda one: one.position)
-        for title, found in near.items()
+        title: sorted(
+            (one for wnid in wnids if (one := library.collection.entry(wnid)) is not None),
+            key=lambda one: one.position,
+        )
+        for title, wnids in near.items()
     }
 
 
 def image_page(request: Request) -> Response:
     """``/synsets/WNID/NUMBER``: one image and all that is recorded of it."""
     library, entry, image = library_of(request), entry_of(request), image_of(request)
-    show = View.parse(request.query_params).show
-    all_images = library.images(entry.wnid, show)
-    index = all_images.index_of_row(image.row)
-    if index is None:  # an address that was made by hand: it is not of that kind
-        show, all_images = "all", library.images(entry.wnid)
-        index = all_images.index_of_row(image.row) or 0
+    show = view_of(request).show
+    rows = library.rows(entry.wnid, show)
+    if image.row not in rows:  # an address that was made by hand: it is not of that kind
+        show, rows = "all", library.rows(entry.wnid)
+    index = rows.index(image.row)
     command = library.regenerate_command(entry.synset)
     return _page(
         request,
@@ -187,11 +180,11 @@ def image_page(request: Request) -> Response:
         image=image,
         show=show,
         rank=index + 1,
-        total=len(all_images),
+        total=len(rows),
         page=index // IMAGES_A_PAGE + 1,
         record=library.release.row(image.row),
-        previous=all_images[index - 1] if index else None,
-        next=all_images[index + 1] if index + 1 < len(all_images) else None,
+        previous=library.describe(rows[index - 1]) if index else None,
+        next=library.describe(rows[index + 1]) if index + 1 < len(rows) else None,
         regenerate=f"{command} {image.number}" if command else None,
         provenance=library.provenance(image),
         damaged=library.stored.is_damaged(image.row),
@@ -209,7 +202,7 @@ NODE_ORDERS: dict[str, Callable[[Node], Any]] = {
 
 def tree_page(request: Request) -> Response:
     """``/tree`` and ``/tree/WNID``: a node of WordNet's tree and what is right below it."""
-    library, order = library_of(request), View.parse(request.query_params).order
+    library, order = library_of(request), view_of(request).order
     tree, wnid = library.tree, request.path_params.get("wnid")
     if tree is None:
         return _page(request, "tree.html", node=None)
@@ -224,14 +217,10 @@ def tree_page(request: Request) -> Response:
         path=tree.path(node.wnid),
         children=children,
         order=order,
-        samples=_samples(library, [child.wnid for child in children]),
+        samples=library.samples(child.wnid for child in children),
         entry=library.collection.entry(node.wnid),
-        images=library.images(node.wnid)[:NODE_IMAGES],
+        images=[library.describe(row) for row in library.rows(node.wnid)[:NODE_IMAGES]],
     )
-
-
-def _samples(library: Library, wnids: Sequence[str]) -> dict[str, ImageView]:
-    return {wnid: image for wnid in wnids if (image := library.sample(wnid)) is not None}
 
 
 def map_page(request: Request) -> Response:
@@ -248,75 +237,50 @@ def map_page(request: Request) -> Response:
         circles=circles(record) if record.get("map") else [],
         map=record.get("map"),
         missing=record.get("map_missing") or "these images have not been evaluated.",
-        view=View.parse(request.query_params),
-        names={
-            wnid: entry.label if entry else templates.class_name(wnid)
-            for wnid, entry in entries.items()
-        },
+        view=view_of(request),
+        names={w: e.label if e else templates.class_name(w) for w, e in entries.items()},
         classes=classes,
-        samples=_samples(library, list(classes)),
+        samples=library.samples(classes),
     )
 
 
 def about_page(request: Request) -> Response:
     """``/about``: the release, its evaluations, and the keys."""
-    library = library_of(request)
-    manifest = library.release.described
-    record = library.predictions.record if library.predictions else None
-    return _page(
-        request,
-        "about.html",
-        manifest=manifest,
-        settings=manifest.settings,
-        record=record,
-        metrics=metrics_shown("browser"),
-    )
-
-
-def _side_by_side(request: Request) -> SideBySide:
-    found: SideBySide | None = request.app.state.side_by_side
-    if found is None:
-        raise HTTPException(404, "No other release was given to compare with.")
-    return found
+    manifest = library_of(request).release.described
+    return _page(request, "about.html", manifest=manifest, metrics=metrics_shown("browser"))
 
 
 def compare_page(request: Request) -> Response:
     """``/compare``: the synsets of two releases."""
-    both = _side_by_side(request)
-    page = min(View.parse(request.query_params).page, both.pages)
+    both = _both(request)
+    page = min(view_of(request).page, both.pages)
     return _page(request, "compare.html", both=both, rows=both.page(page), page=page)
 
 
 def pair_page(request: Request) -> Response:
     """``/compare/WNID``: the images of a synset in two releases, by number."""
-    entry, both = entry_of(request), _side_by_side(request)
-    found = both.find(entry.wnid)
+    entry, both = entry_of(request), _both(request)
+    found = both.find(entry)
     if found is None:
         raise HTTPException(404, f"The other release has no images of {entry.synset}.")
     pair, previous, following = found
-    view = View.parse(request.query_params)
-    shown, page = _one_page(view, both.images(entry.wnid))
-    return _page(
-        request,
-        "pair.html",
-        pair=pair,
-        entry=entry,
-        images=shown,
-        previous=previous,
-        next=following,
-        **page,
-    )
+    shown, page = _part(request, both.images(entry.wnid))
+    values = {"entry": entry, "pair": pair, "previous": previous, "next": following, **page}
+    return _page(request, "pair.html", images=shown, **values)
+
+
+def _both(request: Request) -> SideBySide:
+    found: SideBySide | None = request.app.state.side_by_side
+    if found is None:
+        raise HTTPException(404, NO_OTHER)
+    return found
 
 
 # Images and downloads
 
 
-async def thumbnail_answer(request: Request) -> Response:
-    """Answer with a small image; one that says so where it is damaged."""
-    return await to_thread.run_sync(_thumbnail, request, limiter=request.app.state.drawing)
-
-
-def _thumbnail(request: Request) -> Response:
+def thumbnail_answer(request: Request) -> Response:
+    """``/thumbnails/WNID/NUMBER``: a small image; one that says so where it is damaged."""
     library, image = library_of(request), image_of(request)
     size = request.query_params.get("size", str(SMALL))
     if size not in (str(SMALL), str(LARGE)):
@@ -332,25 +296,21 @@ def _thumbnail(request: Request) -> Response:
     return _unless_kept(request, f"{library.stored.digest(image.row)[:32]}-{size}", drawn)
 
 
-async def image_answer(request: Request) -> Response:
-    """Answer with an image as it is stored, to show or to download."""
-    return await to_thread.run_sync(_stored_image, request, limiter=request.app.state.drawing)
-
-
-def _stored_image(request: Request) -> Response:
+def image_answer(request: Request) -> Response:
+    """``/images/WNID/NUMBER``: an image as it is stored, to show or to download."""
     library, image = library_of(request), image_of(request)
     download = "download" in request.query_params
 
     def read() -> Response:
         try:
-            found = library.stored.read(image.row, upright=not download)
+            payload, codec = library.stored.read(image.row, upright=not download)
         except IntegrityError as error:
             if download:
                 raise
             return _damaged(error, LARGE, 500)
-        name = images.download_name(image.synset, image.number, found.codec.extension)
+        name = download_name(image.synset, image.number, codec.extension)
         headers = _as_file(name) if download else {}
-        return Response(found.payload, media_type=found.codec.media_type, headers=headers)
+        return Response(payload, media_type=codec.media_type, headers=headers)
 
     return _unless_kept(request, library.stored.digest(image.row), read)
 
@@ -385,16 +345,14 @@ def _as_file(name: str) -> dict[str, str]:
 def zip_answer(request: Request) -> Response:
     """``/synsets/WNID.zip``: a synset's images and what is known of them."""
     library, entry = library_of(request), entry_of(request)
-    found = library.images(entry.wnid)
-    content = images.image_zip(library.release, library.stored, found)
-    name = images.download_name(entry.synset, None, "zip")
-    return _streamed(request, content, "application/zip", name)
+    content = library.stored.zip(library.images(entry.wnid))
+    return _streamed(request, content, "application/zip", download_name(entry.synset, None, "zip"))
 
 
 def list_answer(request: Request) -> Response:
     """``/list.csv``: all images of a search, as a table that ``sdwn export --only`` reads."""
-    found = library_of(request).all_images(View.parse(request.query_params))
-    return _streamed(request, images.image_table(found), "text/csv; charset=utf-8", "list.csv")
+    found = library_of(request).all_images(view_of(request))
+    return _streamed(request, image_table(found), "text/csv; charset=utf-8", "list.csv")
 
 
 def _streamed(request: Request, content: Any, media_type: str, name: str) -> Response:

@@ -7,16 +7,13 @@ import shlex
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sdwn.browser import addresses
+from sdwn.browser.addresses import url
 from sdwn.reports.page import house_style, plain
 from sdwn.wordnet.imagenet import class_lemmas
-
-if TYPE_CHECKING:
-    from sdwn.browser.library import Library
 
 FOLDER = "templates/browse"
 # What pages say of each `View.show`: a sign and a word, never a colour alone.
@@ -81,26 +78,15 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    urls = {name: value for name, value in vars(addresses).items() if name.startswith("url_")}
-    environment.globals.update(urls, url_asset=url_asset, kinds=KINDS)
+    environment.globals.update(url=url, url_asset=url_asset, kinds=KINDS)
     environment.filters.update(
-        plain=plain,
-        quoted=shlex.quote,
-        spoken=spoken,
-        short=short_name,
-        clipped=clipped,
-        class_name=class_name,
-        synset_name=synset_name,
+        plain=plain, quoted=shlex.quote, spoken=spoken, short=short_name, class_name=class_name
     )
     return environment
 
 
 def spoken(name: object) -> str:
-    """Return a name as people say it.
-
-    >>> spoken("tiger_cat")
-    'tiger cat'
-    """
+    """Return a name as people say it, ``tiger cat`` for ``tiger_cat``."""
     return str(name).replace("_", " ")
 
 
@@ -114,21 +100,6 @@ def short_name(name: str) -> str:
     return spoken(word if sense else name)
 
 
-def clipped(text: str, most: int = 80) -> str:
-    """Cut what is long.
-
-    >>> clipped("zebra", 4)
-    'zebr…'
-    """
-    return text if len(text) <= most else f"{text[:most]}…"
-
-
 def class_name(wnid: str) -> str:
     """Return the first lemma of an ImageNet class."""
     return spoken(class_lemmas().get(wnid, wnid)).partition(", ")[0]
-
-
-def synset_name(wnid: str, library: Library) -> str:
-    """Return the name of a synset that need not be in the release."""
-    node = library.tree.node(wnid) if library.tree else None
-    return short_name(node.name) if node else wnid

@@ -43,35 +43,14 @@ class Node:
         return self.correct / self.labelled if self.labelled else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """The nodes by wnid: what is above and below each, and the labels of what is at or below it.
-
-    ``tops`` have nothing above them. ``positions`` are, by label, those in the collection, -1
-    where the release lacks the synset.
-    ``sums`` add counts up in the order of labels, so that a count below a node is, for each
-    range, a difference of two sums.
-    """
-
-    tops: list[str]
-    parents: dict[str, tuple[str, ...]]
-    names: dict[str, str]
-    children: dict[str, list[str]]
-    labels: dict[str, int]
-    ranges: dict[str, Ranges]
-    positions: NDArray[np.int64]
-    sums: dict[str, NDArray[np.int64]]
-
-    def count(self, name: str, wnid: str) -> int:
-        """Count at and below a node."""
-        sums = self.sums[name]
-        return sum(int(sums[stop] - sums[start]) for start, stop in self.ranges[wnid])
-
-
 class SynsetTree:
     """All synsets that have images and all that are above them.
 
     It is built when it is first asked something, in a fraction of a second; threads may share it.
+
+    The nodes have labels such that all that is at or below one are a few ranges of labels, see
+    `interval_labels`. Counts are added up in the order of labels, so that a count at or below a
+    node is, for each range, a difference of two sums.
     """
 
     def __init__(
@@ -79,34 +58,84 @@ class SynsetTree:
     ) -> None:
         self._taxonomy, self._collection, self._predictions = taxonomy, collection, predictions
         self._lock = threading.Lock()
-        self._built: tuple[_Shape, str] | None = None
+        self._root: str | None = None
 
-    def build(self) -> tuple[_Shape, str]:
-        """Return the nodes and the root; the first call builds them, and others wait for it."""
+    def build(self) -> None:
+        """Build it now; later calls do nothing, and calls meanwhile wait."""
         with self._lock:
-            if self._built is None:
-                shape = self._shape()
-                self._built = shape, _lowest_of_all(shape)
-            return self._built
+            if self._root is not None:
+                return
+            collection, predictions = self._collection, self._predictions
+            # The synsets of the release and all that are above them, to their parents.
+            self._parents: dict[str, tuple[str, ...]] = {}
+            left = [entry.wnid for entry in collection.entries]
+            while left:
+                wnid = left.pop()
+                if wnid not in self._parents:
+                    self._parents[wnid] = self._taxonomy.parents(wnid)
+                    left += self._parents[wnid]
+            self._names = {wnid: self._name(wnid) for wnid in self._parents}
+            self._children: dict[str, list[str]] = {}
+            for wnid in sorted(self._parents, key=lambda one: (self._names[one], one)):
+                for parent in self._parents[wnid]:
+                    self._children.setdefault(parent, []).append(wnid)
+            tops = sorted(wnid for wnid, above in self._parents.items() if not above)
+            self._labels, self._ranges = interval_labels(tops, self._children)
+            # By label, the position in the collection, -1 where the release lacks the synset.
+            self._positions = np.full(len(self._labels), -1, np.int64)
+            for entry in collection.entries:
+                self._positions[self._labels[entry.wnid]] = entry.position
+            nothing = np.zeros(len(collection), np.int64)
+            counts = {
+                "synsets": nothing + 1,
+                "images": np.diff(collection.starts),
+                "labelled": predictions.labelled if predictions else nothing,
+                "correct": predictions.correct if predictions else nothing,
+                "black": collection.count(collection.black),
+            }
+            self._sums = {
+                # The last value, which -1 takes, is of nodes that the release lacks.
+                name: np.concatenate([[0], np.cumsum(np.append(values, 0)[self._positions])])
+                for name, values in counts.items()
+            }
+            # The lowest node that has all synsets below it; of several tops, below the largest.
+            root = max(tops, key=lambda top: self._count("synsets", top), default="")
+            whole, lower = self._count("synsets", root), root
+            while lower:
+                root = lower
+                below = self._children.get(root, ())
+                lower = next((c for c in below if self._count("synsets", c) == whole), "")
+            self._root = root
+
+    def _name(self, wnid: str) -> str:
+        if entry := self._collection.entry(wnid):
+            return entry.synset
+        lemmas = self._taxonomy.lemmas(wnid)
+        return lemmas[0].replace("_", " ") if lemmas else wnid
+
+    def _count(self, name: str, wnid: str) -> int:
+        sums = self._sums[name]
+        return sum(int(sums[stop] - sums[start]) for start, stop in self._ranges.get(wnid, ()))
 
     @property
     def root(self) -> str:
         """The lowest node that has all synsets below it; of several tops, below the largest."""
-        return self.build()[1]
+        self.build()
+        return str(self._root)
 
     def node(self, wnid: str) -> Node | None:
         """Describe a synset; None if there are no images at or below it."""
-        shape, _ = self.build()
-        if wnid not in shape.parents:
+        self.build()
+        if wnid not in self._parents:
             return None
         return Node(
             wnid=wnid,
-            name=shape.names[wnid],
+            name=self._names[wnid],
             definition=self._taxonomy.definition(wnid),
             in_release=self._collection.entry(wnid) is not None,
-            parents=shape.parents[wnid],
-            children=tuple(shape.children.get(wnid, ())),
-            **{name: shape.count(name, wnid) for name in shape.sums},
+            parents=self._parents[wnid],
+            children=tuple(self._children.get(wnid, ())),
+            **{name: self._count(name, wnid) for name in self._sums},
         )
 
     def nodes(self, wnids: Sequence[str]) -> list[Node]:
@@ -115,10 +144,10 @@ class SynsetTree:
 
     def below(self, wnid: str) -> NDArray[np.bool_]:
         """Return, by position in the collection, which synsets are this one or lie below it."""
-        shape, _ = self.build()
+        self.build()
         found = np.zeros(len(self._collection), dtype=bool)
-        for start, stop in shape.ranges.get(wnid, ()):
-            positions = shape.positions[start:stop]
+        for start, stop in self._ranges.get(wnid, ()):
+            positions = self._positions[start:stop]
             found[positions[positions >= 0]] = True
         return found
 
@@ -127,78 +156,25 @@ class SynsetTree:
 
         Of several paths a shortest, of these the first by name.
         """
-        shape, root = self.build()
-        if wnid not in shape.parents:
+        self.build()
+        if wnid not in self._parents:
             return []
-        label = shape.labels[wnid]
-        below_root = any(start <= label < stop for start, stop in shape.ranges[root])
+        label, root = self._labels[wnid], self.root
+        below_root = any(start <= label < stop for start, stop in self._ranges[root])
         # Breadth first, upwards: the first path that arrives is a shortest one.
         ring: list[tuple[str, ...]] = [(wnid,)]
         seen = {wnid}
         while True:
             for path in ring:
-                if (path[0] == root) if below_root else not shape.parents[path[0]]:
+                if (path[0] == root) if below_root else not self._parents[path[0]]:
                     return self.nodes(path)
-            above = [(parent, *path) for path in ring for parent in shape.parents[path[0]]]
-            above.sort(key=lambda path: [shape.names[one] for one in path])
+            above = [(parent, *path) for path in ring for parent in self._parents[path[0]]]
+            above.sort(key=lambda path: [self._names[one] for one in path])
             ring = []
             for path in above:
                 if path[0] not in seen:
                     seen.add(path[0])
                     ring.append(path)
-
-    def _shape(self) -> _Shape:
-        collection, predictions = self._collection, self._predictions
-        # The synsets of the release and all that are above them, to their parents.
-        parents: dict[str, tuple[str, ...]] = {}
-        left = [entry.wnid for entry in collection.entries]
-        while left:
-            wnid = left.pop()
-            if wnid not in parents:
-                parents[wnid] = self._taxonomy.parents(wnid)
-                left += parents[wnid]
-        names = {wnid: self._name(wnid) for wnid in parents}
-        children: dict[str, list[str]] = {}
-        for wnid in sorted(parents, key=lambda one: (names[one], one)):
-            for parent in parents[wnid]:
-                children.setdefault(parent, []).append(wnid)
-        tops = sorted(wnid for wnid, above in parents.items() if not above)
-        labels, ranges = interval_labels(tops, children)
-        positions = np.full(len(labels), -1, np.int64)
-        for entry in collection.entries:
-            positions[labels[entry.wnid]] = entry.position
-        nothing = np.zeros(len(collection), np.int64)
-        counts = {
-            "synsets": nothing + 1,
-            "images": np.diff(collection.starts),
-            "labelled": predictions.labelled if predictions else nothing,
-            "correct": predictions.correct if predictions else nothing,
-            "black": collection.count(collection.black),
-        }
-        sums = {
-            # The last value, which -1 takes, is of nodes that the release lacks.
-            name: np.concatenate([[0], np.cumsum(np.append(values, 0)[positions])])
-            for name, values in counts.items()
-        }
-        return _Shape(tops, parents, names, children, labels, ranges, positions, sums)
-
-    def _name(self, wnid: str) -> str:
-        if entry := self._collection.entry(wnid):
-            return entry.synset
-        lemmas = self._taxonomy.lemmas(wnid)
-        return lemmas[0].replace("_", " ") if lemmas else wnid
-
-
-def _lowest_of_all(shape: _Shape) -> str:
-    """Find the lowest node that has all synsets below it; of several tops, below the largest."""
-    lowest = max(shape.tops, key=lambda top: shape.count("synsets", top), default="")
-    whole = shape.count("synsets", lowest) if lowest else 0
-    lower: str | None = lowest
-    while lower:
-        lowest = lower
-        children = shape.children.get(lowest, ())
-        lower = next((one for one in children if shape.count("synsets", one) == whole), None)
-    return lowest
 
 
 def interval_labels(

@@ -1,4 +1,4 @@
-"""The command line: all commands under one name."""
+"""The command line: all commands under one name, and how a command ends."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from sdwn.cli import (
-    evaluating,
-    exchanging,
-    following,
-    looking,
-    planning,
-    releasing,
-    submitting,
-    terminal,
-    trying,
-    whole,
+    browse,
+    console,
+    evaluate,
+    exchange,
+    plan,
+    preflight,
+    release,
+    run,
+    status,
+    submit,
 )
+from sdwn.errors import SdwnError
 from sdwn.io import require_home
 
 app = typer.Typer(
@@ -35,27 +38,51 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # As --help lists them: the order in which a dataset is made.
-for group in (
-    planning,
-    trying,
-    submitting,
-    following,
-    releasing,
-    exchanging,
-    evaluating,
-    looking,
-    whole,
-):
-    app.add_typer(group.commands)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "plan": plan.plan_command,
+    "prefetch": plan.prefetch_command,
+    "tune": preflight.tune_command,
+    "pilot": preflight.pilot_command,
+    "doctor": preflight.doctor_command,
+    "submit": submit.submit_command,
+    "retry": submit.retry_command,
+    "cancel": submit.cancel_command,
+    "status": status.status_command,
+    "logs": status.logs_command,
+    "merge": release.merge_command,
+    "verify": release.verify_command,
+    "regenerate": release.regenerate_command,
+    "export": exchange.export_command,
+    "import": exchange.import_command,
+    "evaluate": evaluate.evaluate_command,
+    "compare": evaluate.compare_command,
+    "report": evaluate.report_command,
+    "show": browse.show_command,
+    "browse": browse.browse_command,
+    "run": run.run_command,
+}
+for name, function in COMMANDS.items():
+    app.command(name)(function)
+
+INTERRUPTED = 130
+
+
+@dataclass(slots=True)
+class Invocation:
+    """What the options before a command's name set: ``debug`` shows tracebacks and warnings."""
+
+    debug: bool = False
 
 
 @app.callback()
-def options(
+def read_options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     """Plan, generate, merge, evaluate."""
-    terminal.debug = debug
+    context.ensure_object(Invocation).debug = debug
+    logging.getLogger("sdwn").setLevel(logging.DEBUG if debug else logging.NOTSET)
     if not debug:
         _quiet_libraries()
     if version:
@@ -66,7 +93,7 @@ def options(
 
 
 def _quiet_libraries() -> None:
-    """Show of what libraries say only errors: their warnings are for who writes code."""
+    """Show only the errors of libraries: their warnings are for who writes code."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     if logging.lastResort is not None:
@@ -84,9 +111,32 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(terminal.guarded(lambda: _run(arguments)))
+    invocation = Invocation()
+
+    def run_app() -> None:
+        require_home()
+        app(arguments, obj=invocation)
+
+    sys.exit(exit_code(run_app, invocation))
 
 
-def _run(arguments: list[str] | None) -> None:
-    require_home()
-    app(arguments)
+def exit_code(work: Callable[[], None], invocation: Invocation) -> int:
+    """Run something; turn its error into one message and an exit code."""
+    try:
+        work()
+    except SdwnError as error:
+        return console.fail(str(error), error.exit_code, invocation.debug)
+    except KeyboardInterrupt:
+        return console.fail("interrupted", INTERRUPTED, invocation.debug)
+    except SystemExit as ended:
+        # typer turns an interruption into an exit, without a word.
+        if ended.code == INTERRUPTED:
+            return console.fail("interrupted", INTERRUPTED, invocation.debug)
+        raise
+    except OSError as error:
+        return console.fail(str(error), 1, invocation.debug)
+    except UnicodeEncodeError as error:
+        name = f"{error.object:.200}".strip()
+        message = f"{name!r}: a name that is no UTF-8; rename the file or folder"
+        return console.fail(message, 1, invocation.debug)
+    return 0

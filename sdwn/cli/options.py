@@ -1,4 +1,4 @@
-"""The command line's arguments and options, named once."""
+"""Arguments and options that several commands have, and the configs and profiles they name."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from sdwn.cli.steps_opening import require_kind
+from sdwn.cli.folders import require_kind
+
+if TYPE_CHECKING:
+    from sdwn.config import RunConfig
+    from sdwn.jobs.profile import ClusterProfile
 
 Config = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A config file, or the name of a shipped one.")
@@ -45,9 +49,6 @@ Override = Annotated[
 ]
 Profile = Annotated[str, typer.Option(help="A profile file, or the name of a shipped one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the script instead of submitting it.")
-]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the tasks to the end.")]
 Then = Annotated[
     str | None,
@@ -99,8 +100,23 @@ SITE = {
 PANEL = "In place of the profile's"
 
 
+def open_config(config: str, overrides: list[str] | None) -> RunConfig:
+    """Read a config file, or a shipped one, with overrides."""
+    from sdwn.config import load_config
+    from sdwn.paths import shipped_file
+
+    return load_config(shipped_file("config", config), tuple(overrides or ()))
+
+
+def open_profile(name: str, site: dict[str, str]) -> ClusterProfile:
+    """Read a site's profile, or a shipped one, with flags in place of its fields."""
+    from sdwn.jobs.profile import load_profile
+
+    return load_profile(name, site)
+
+
 def with_site(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command a flag for each of a profile's fields, passed on as the mapping ``site``."""
+    """Add a flag to a command for each field of a profile; they are passed on as ``site``."""
     hints = get_type_hints(command, include_extras=True)
     hints.pop("site")
 

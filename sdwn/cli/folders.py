@@ -1,4 +1,4 @@
-"""Opening what the command line names: configs, profiles, runs."""
+"""Folders that the command line names: what they are, and which command takes which."""
 
 from __future__ import annotations
 
@@ -8,26 +8,13 @@ from typing import TYPE_CHECKING, Literal
 from sdwn.errors import UsageError, command
 
 if TYPE_CHECKING:
-    from sdwn.config import RunConfig
-    from sdwn.jobs.profile import ClusterProfile
     from sdwn.paths import RunPaths
     from sdwn.planning.plan import Plan
     from sdwn.planning.work import Dealt
 
-
-def open_config(config: str, overrides: list[str] | None) -> RunConfig:
-    """Read a config file, or a shipped one, with overrides."""
-    from sdwn.config import load_config
-    from sdwn.paths import shipped_file
-
-    return load_config(shipped_file("config", config), tuple(overrides or ()))
-
-
-def open_profile(name: str, site: dict[str, str]) -> ClusterProfile:
-    """Read a site's profile, or a shipped one, with flags in the place of its fields."""
-    from sdwn.jobs.profile import load_profile
-
-    return load_profile(name, site)
+Kind = Literal["run", "release", "evaluation", "work"]
+# Commands that take the work of an evaluation as they take a run.
+FOLLOWING = ("status", "logs", "cancel")
 
 
 def open_run(run: Path) -> tuple[RunPaths, Plan]:
@@ -39,7 +26,7 @@ def open_run(run: Path) -> tuple[RunPaths, Plan]:
     return paths, read_plan(paths)
 
 
-def open_dealt(folder: Path) -> tuple[RunPaths, Dealt]:
+def open_sharded(folder: Path) -> tuple[RunPaths, Dealt]:
     """Read what a folder's tasks work on: a run's plan, or the plan of an evaluation's work."""
     from sdwn.paths import work_paths
     from sdwn.prediction.plan import is_prediction_work, read_prediction_plan
@@ -48,11 +35,6 @@ def open_dealt(folder: Path) -> tuple[RunPaths, Dealt]:
         return open_run(folder)
     paths = work_paths(folder)
     return paths, read_prediction_plan(paths)
-
-
-Kind = Literal["run", "release", "evaluation", "work"]
-# Commands that take the work of an evaluation as they take a run.
-FOLLOWING = ("status", "logs", "cancel")
 
 
 def kind_of(folder: Path) -> Kind | None:
@@ -71,6 +53,11 @@ def kind_of(folder: Path) -> Kind | None:
 def require_kind(wanted: Literal["run", "release"], name: str, folder: Path) -> None:
     """Refuse a folder of another kind, and name the command for what was given.
 
+    Args:
+        wanted: what the command takes.
+        name: the command.
+        folder: what was given.
+
     Raises:
         UsageError: a run was given to a command that takes a release, for example.
     """
@@ -85,6 +72,7 @@ def require_kind(wanted: Literal["run", "release"], name: str, folder: Path) -> 
 
 
 def _command_for(given: Kind | None, wanted: str, name: str, folder: Path) -> str:
+    """Return the command that does for this folder what was meant."""
     from sdwn.paths import RunPaths
     from sdwn.prediction.plan import read_prediction_plan
 
@@ -93,25 +81,39 @@ def _command_for(given: Kind | None, wanted: str, name: str, folder: Path) -> st
         merged = kind_of(inside) == "release"
         return command(name, inside) if merged else command("merge", folder, "--release", inside)
     if given == "release":
-        return _command_for_release(name, folder)
+        # A run was meant: the one that the release lies in, or the work of its last evaluation.
+        if name in ("plan", "run"):
+            return "a folder of its own"
+        parent = folder.absolute().parent
+        if name == "merge" or kind_of(parent) != "run":
+            works = sorted(folder.glob("evaluations/*/work/plan.json"))
+            if not works or name not in FOLLOWING:
+                return f"{command('verify', folder)}, or {command('browse', folder)}"
+            parent = works[-1].parent
+        return command(name, parent)
     work = folder.absolute() if given == "work" else folder.absolute() / "work"
-    release, which = work.parent.parent.parent, work.parent.name
+    release, evaluation = work.parent.parent.parent, work.parent.name
     if wanted == "run" and kind_of(work) == "work":
         paths = RunPaths(work)
-        followed = name in FOLLOWING
-        return command(name, work) if followed else read_prediction_plan(paths).command(paths)
-    one = ["--evaluation", which] * (name in ("report", "browse", "show"))
+        return (
+            command(name, work) if name in FOLLOWING else read_prediction_plan(paths).command(paths)
+        )
+    one = ["--evaluation", evaluation] * (name in ("report", "browse", "show"))
     return command(name if wanted == "release" else "report", release, *one)
 
 
-def _command_for_release(name: str, folder: Path) -> str:
-    """Name what takes a release, or its run, in the place of a command that takes a run."""
-    if name in ("plan", "run"):
-        return "a folder of its own"
-    parent = folder.absolute().parent
-    if name != "merge" and kind_of(parent) == "run":
-        return command(name, parent)
-    works = sorted(folder.glob("evaluations/*/work/plan.json"))
-    if works and name in FOLLOWING:
-        return command(name, works[-1].parent)
-    return f"{command('verify', folder)}, or {command('browse', folder)}"
+def require_savable(save: Path, release: Path, endings: tuple[str, ...]) -> None:
+    """Check the path of ``--save``.
+
+    Raises:
+        UsageError: it names no file, a file in the release, or another format.
+    """
+    if save.suffix.lower() not in endings:
+        valid = " or ".join(endings)
+        raise UsageError(f"--save {save}: expected a file name that ends in {valid}")
+    if not save.parent.is_dir():
+        raise UsageError(f"--save {save}: expected a file in a folder that exists")
+    if save.is_symlink() or (save.exists() and not save.is_file()):
+        raise UsageError(f"--save {save}: expected a file or nothing there, found something else")
+    if release.resolve() in save.resolve().parents:
+        raise UsageError(f"--save {save}: it lies in the release; choose another path")

@@ -1,0 +1,185 @@
+"""The commands that look into a release: show, browse."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import webbrowser
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from sdwn.cli import console
+from sdwn.cli.folders import require_savable
+from sdwn.cli.options import AsJson, ReleaseFolder
+from sdwn.errors import counted
+
+PAGE, PICTURES = ".html", (".png", ".jpg", ".webp")
+
+
+def show_command(
+    release: ReleaseFolder,
+    synset: Annotated[str, typer.Argument(metavar="SYNSET", help="By name, wnid or lemma.")],
+    evaluation: Annotated[
+        str | None, typer.Option(help="Which evaluation, by name; default: the latest.")
+    ] = None,
+    open_: Annotated[
+        bool, typer.Option("--open", help="Open its sheet in the browser, without a server.")
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="Write its sheet: FILE.html, or a picture, FILE.png.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a synset: its images with their seeds, and how they were classified."""
+    from PIL import Image
+
+    from sdwn.browser.library import open_release
+    from sdwn.browser.sheet import open_sheet, sheet_page, sheet_picture, sheet_record
+    from sdwn.exchange.export_source import path_name
+    from sdwn.io import atomic, write_text
+
+    if save is not None:
+        require_savable(save, release, (PAGE, *PICTURES))
+    with console.working("opening the release"):
+        library = open_release(release, evaluation)
+    for name, reason in library.refused.items():
+        console.say(f"the evaluation {name} is not shown: {reason}")
+    sheet = open_sheet(library, synset)
+    found = sheet_record(sheet)
+    if save is None and open_:
+        # A folder that only its owner may read; it stays, for the browser reads it later.
+        folder = Path(tempfile.mkdtemp(prefix="sdwn-"))
+        save = folder / f"{path_name(sheet.entry.synset)}{PAGE}"
+    if save is not None:
+        if save.suffix.lower() == PAGE:
+            write_text(save, sheet_page(sheet))
+        else:
+            with atomic(save) as temporary:
+                form = Image.registered_extensions()[save.suffix.lower()]
+                sheet_picture(sheet).save(temporary, form)
+        found["path"] = str(save)
+        display = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+        screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, display))
+        if open_ and not (screen and webbrowser.open(save.absolute().as_uri())):
+            console.say(f"no display here to open it on; copy it to where there is one: {save}")
+    console.result(found, as_json, console.rows(sheet_rows(found)), "\n", image_table(found))
+
+
+def sheet_rows(found: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of a synset as rows."""
+    if found["evaluation"] is None:
+        correct = "not evaluated yet"
+    else:
+        other = found["evaluation"] != found["model"]
+        by = f"by {found['model']}" + f" ({found['evaluation']})" * other
+        counts = f"{found['right']:,} of {found['judged']:,}"
+        correct = f"{counts}, {by}" if found["judged"] else f"no ImageNet class, {by}"
+    rows = {
+        found["synset"]: found["wnid"],
+        "lemmas": ", ".join(found["lemmas"]) or None,
+        "definition": found["definition"] or None,
+        "prompt": found["prompt"] or "not recorded, or one for each image",
+        "above": " > ".join(found["above"]) or None,
+        "images": counted(found["images"], "image") + f", {found['black']} of them black",
+        "correct": correct,
+        "regenerate": found["regenerate"] or "imported: how they were made is not recorded",
+        "sheet": found.get("path"),
+    }
+    # A line of another's table may break a line, or turn it around.
+    return {printable(name): value and printable(value) for name, value in rows.items()}
+
+
+def image_table(found: dict[str, Any]) -> Table:
+    """Return a table of a synset's images: seed, status, best class, whether it is correct."""
+    table = Table("image", "seed", "status", "classified as", "", "", box=None)
+    states = {"right": "correct", "wrong": "incorrect", "black": "black"}
+    for image in found["shots"]:
+        best = (image["top5"] or [None])[0]
+        seen = [best["name"], f"{100 * best['probability']:.0f} %"] if best else ["", ""]
+        seed = "" if image["seed"] is None else str(image["seed"])
+        state, share = states.get(image["state"], ""), image["subtree_probability"]
+        if image["state"] == "other" and share is not None:
+            state = f"{100 * share:.0f} % at or below it"
+        cells = [str(image["number"]), seed, image["status"], *seen, state]
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
+
+
+def printable(text: str) -> str:
+    r"""Return a text with spaces for what a terminal would obey or not show.
+
+    >>> printable("a\x1b[2Jb\nc\u202e")
+    'a [2Jb c '
+    """
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def browse_command(
+    release: ReleaseFolder,
+    other: Annotated[
+        Path | None,
+        typer.Argument(metavar="OTHER", help="Another release of the same synsets, beside it."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Listen here, 0 for any; default: 8642, or the next free one."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Listen at this address; any but this machine's own needs a token.")
+    ] = "127.0.0.1",
+    evaluation: Annotated[
+        str | None, typer.Option(help="Which evaluation, by name; default: the latest.")
+    ] = None,
+    token: Annotated[
+        bool, typer.Option("--token", help="Let in only who has the address with its token.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look through a release in the browser; end by Ctrl-C.
+
+    Search, WordNet's tree, each image with how it was classified.
+    """
+    from sdwn.browser.app import make_app
+    from sdwn.browser.library import open_release
+    from sdwn.browser.server import listen, serve
+
+    with listen(host, port, token) as listening:
+        with console.working("opening the release"):
+            here = open_release(release, evaluation)
+            there = open_release(other, evaluation) if other else None
+        app = make_app(here, there, token=listening.token, hosts=listening.hosts)
+
+        def on_ready() -> None:
+            found = {
+                "url": listening.url,
+                "port": listening.port,
+                "pid": os.getpid(),
+                "tunnel": listening.tunnel,
+                "release": here.root,
+                "images": len(here.release),
+                "synsets": len(here.collection),
+                "evaluation": here.predictions.name if here.predictions else None,
+            }
+            console.result(found, as_json, f"{listening.url}\n")
+            sys.stdout.flush()  # whoever started the command may read it from a pipe
+            if not as_json:
+                if listening.tunnel:
+                    console.say(f"on your own machine, before you open it: {listening.tunnel}")
+                    if not listening.token:
+                        console.say("who is logged in here can open it too; --token keeps them out")
+                for name, reason in here.refused.items():
+                    console.say(f"the evaluation {name} is not shown: {reason}")
+                if here.tree_missing:
+                    console.say(f"no tree: {here.tree_missing}")
+                console.say("Ctrl-C ends it")
+            for library in filter(None, (here, there)):
+                library.warm()
+
+        serve(app, listening, on_ready)

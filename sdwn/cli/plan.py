@@ -1,0 +1,98 @@
+"""The commands before a run: plan, prefetch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdwn.cli import console
+from sdwn.cli.folders import open_run
+from sdwn.cli.options import AsJson, Config, Override, Run, open_config, open_profile
+from sdwn.errors import UsageError, command
+
+
+def plan_command(
+    config: Config,
+    run: Run,
+    profile: Annotated[
+        str | None, typer.Option(help="Estimate for this profile; it is no part of the plan.")
+    ] = None,
+    set_: Override = None,
+    slice_: Annotated[
+        str | None,
+        typer.Option("--slice", help="Make only this share here, as 2/3; others elsewhere."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's plan from a config and WordNet, with an estimate.
+
+    The folder RUN then holds plan and synsets; the same plan is left as it is.
+    """
+    chosen = open_profile(profile, {}) if profile else None
+    from sdwn.planning.plan import summary
+    from sdwn.planning.slices import WHOLE, parse_slice
+    from sdwn.preflight.estimate import estimate
+    from sdwn.preflight.estimate_text import estimate_rows
+    from sdwn.workflow.plan_run import plan_run
+
+    share = WHOLE if slice_ is None else parse_slice(slice_)
+    plan, paths = plan_run(open_config(config, set_), run, console, share)
+    counts = {**summary(plan), "run": str(paths.root)}
+    takes = estimate(paths, plan, [shard.index for shard in plan.own_shards], chosen)
+    values = {**counts, "estimate": takes.as_dict()}
+    console.result(values, as_json, console.rows({**counts, **estimate_rows(takes)}))
+
+
+def prefetch_command(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|RUN",
+            help="A config, as for plan, or the folder of a planned run.",
+        ),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Put the weights here, if tasks do not see the hub's cache."),
+    ] = None,
+    classifier: Annotated[
+        bool, typer.Option("--classifier/--no-classifier", help="Get the classifier too.")
+    ] = True,
+    set_: Override = None,
+    as_json: AsJson = False,
+) -> None:
+    """Download weights, classifier and WordNet where the network is.
+
+    A planned run is locked to the weights' commit. Afterwards no network is needed.
+    """
+    from sdwn.paths import RunPaths
+    from sdwn.preflight import prefetch
+
+    paths, folder = RunPaths(Path(target)), folder and folder.absolute()
+    planned = paths.plan.exists()
+    if planned and set_:
+        raise UsageError(f"--set changes a config, and {target} is planned already")
+    if planned:
+        _, plan = open_run(paths.root)
+        settings, weights = plan.config, prefetch.fetch_for_run(paths, plan, folder)
+    else:
+        settings = open_config(target, set_)
+        weights = prefetch.fetch_for_config(settings, folder)
+        if folder is not None:
+            with_it = command("plan", target, "RUN", "--set", f"model.name={folder}")
+            console.say(f"plan with it: {with_it}")
+    extras = prefetch.fetch_extras(settings.evaluation if classifier else None)
+    if planned and extras["classifier"]:
+        prefetch.lock_classifier(paths, settings)
+    found = {
+        "model": settings.model.name,
+        "revision": weights.revision if weights else None,
+        "folder": str(weights.folder) if weights else None,
+        **({"lock": str(paths.lock)} if paths.lock.exists() else {}),
+        **extras,
+    }
+    console.result(found, as_json)
+    if found["problems"]:
+        raise typer.Exit(1)

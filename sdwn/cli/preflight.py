@@ -1,0 +1,181 @@
+"""The commands that try before a run: tune, pilot, doctor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from sdwn.cli import console
+from sdwn.cli.folders import open_run
+from sdwn.cli.options import (
+    AsJson,
+    Config,
+    Override,
+    Profile,
+    Run,
+    open_config,
+    open_profile,
+    with_site,
+)
+from sdwn.errors import SdwnError, duration
+
+if TYPE_CHECKING:
+    from sdwn.jobs.submit import Watch
+
+COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unverified": "cyan"}
+
+
+@contextmanager
+def short_jobs(what: str, advice: str = "") -> Iterator[tuple[Callable[[Path], None], Watch]]:
+    """Show that short jobs are at work; on Ctrl-C say how to end them, and ``advice``.
+
+    Yields:
+        What to call with the folder of the jobs, and with how they stand.
+    """
+    from sdwn.paths import RunPaths
+    from sdwn.workflow.following import leaving_advice, queue_watch
+
+    folders: list[Path] = []
+    try:
+        with console.working(what):
+            yield folders.append, queue_watch(console.say)
+    except KeyboardInterrupt:
+        for folder in folders:
+            if live := leaving_advice(RunPaths(folder)):
+                console.say(live + advice)
+        raise
+
+
+SAME_COMMAND = "; resume with the same command"
+
+
+@with_site
+def tune_command(
+    config: Config,
+    site: dict[str, str],
+    profile: Annotated[
+        str | None, typer.Option(help="Measure by a job under this profile; default: here.")
+    ] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="By a job on each of these, as v100,a100.")
+    ] = None,
+    set_: Override = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the best batch size of a GPU; every later task there takes it."""
+    if profile is None and (gpus or site):
+        raise typer.BadParameter("--gpus and the profile's options need --profile")
+    from sdwn.devices.tuning import table
+    from sdwn.jobs.submit import require_fit
+    from sdwn.models.settings import require_usable
+
+    settings = open_config(config, set_)
+    require_usable(settings)
+    if profile is None:
+        from sdwn.preflight.tune import tune_device
+
+        with console.working("measuring"):
+            found = [tune_device(settings)]
+    else:
+        from sdwn.preflight.short_jobs import tune_elsewhere
+
+        chosen = open_profile(profile, site)
+        require_fit(settings, chosen)
+        kinds = [kind.strip() for kind in (gpus or "").split(",") if kind.strip()]
+        with short_jobs("measuring", SAME_COMMAND) as (on_folder, watch):
+            found = tune_elsewhere(settings, chosen, kinds, on_folder, watch)
+    shown: list[str | Table] = []
+    for one in found:
+        work, tuning, rows = one.workload, one.tuning, table(one.tuning)
+        probes = Table(*rows[0], box=None)
+        for row in rows:
+            probes.add_row(*("" if value is None else str(value) for value in row.values()))
+        slicing = ", decoded one by one" if one.vae_slicing else ""
+        shown += [
+            f"{work.device}, {work.memory_gb} GB: {work.model}, {work.width}x{work.height}\n",
+            probes,
+            f"batch size {tuning.batch_size}{slicing}: every later task of this kind takes it\n"
+            f"profile  {one.path}\ncurve    {one.curve}\n",
+        ]
+    console.result({"profiles": [one.as_dict() for one in found]}, as_json, *shown)
+
+
+@with_site
+def pilot_command(
+    run: Run, site: dict[str, str], profile: Profile = "local", as_json: AsJson = False
+) -> None:
+    """Make 20 images on the real target, and predict what the run takes."""
+    from sdwn.jobs.submit import require_fit
+    from sdwn.models.settings import require_usable
+    from sdwn.preflight.short_jobs import run_pilot
+
+    paths, plan = open_run(run)
+    chosen = open_profile(profile, site)
+    require_fit(plan.config, chosen)
+    require_usable(plan.config)
+    with short_jobs("making the pilot's images", SAME_COMMAND) as (on_folder, watch):
+        found = run_pilot(paths, plan, chosen, on_folder, watch)
+    speed = f"{found.images_per_second:.3g} images/s with {found.batch_size} a batch"
+    black = f"{found.nsfw} flagged, {found.nan} NaN, {found.redone} made again in float32"
+    rows = {
+        "device": f"{found.device}, {found.memory_gb} GB",
+        "speed": f"{speed} ({found.batch_source}); loading takes {duration(found.loading_seconds)}",
+        "peak memory": f"{found.peak_gb:.2f} GB",
+        "images": f"{found.images}: {black}, {found.truncated} prompts cut short",
+        "size": f"{decimal(found.bytes_per_image)} an image",
+        "contact sheet": found.contact_sheet,
+        "the run": f"{found.run_images:,} images, {decimal(found.run_bytes)}, "
+        f"{found.run_tasks:,} tasks of {duration(3600 * found.hours_per_task)}",
+        "device time": duration(3600 * found.device_hours),
+        "wall time": f"{duration(3600 * found.hours)}, if all tasks that may run at once do",
+        "warning": found.warning,
+    }
+    console.result(asdict(found), as_json, console.rows(rows))
+
+
+@with_site
+def doctor_command(
+    run: Run,
+    site: dict[str, str],
+    profile: Profile = "local",
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Ask a compute node too, by a short job.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find what would stop a run or slow it down: profile, site, disk, weights."""
+    from sdwn.preflight.doctor import can_start, examine
+    from sdwn.preflight.findings import problem, problems, unverified
+    from sdwn.preflight.node_checks import check_node, with_node
+    from sdwn.preflight.short_jobs import run_probe
+
+    paths, plan = open_run(run)
+    chosen = open_profile(profile, site)
+    with console.working("looking"):
+        found = examine(paths, plan, chosen)
+    if probe and not can_start(found):
+        found = with_node(found, [unverified("node", "not asked, for no job could start")])
+    elif probe:
+        with short_jobs("asking a compute node") as (on_folder, watch):
+            try:
+                of_node = check_node(run_probe(paths, chosen, on_folder, watch), plan, chosen)
+            except SdwnError as error:
+                of_node = [problem("node", str(error))]
+        found = with_node(found, of_node)
+    lines = [
+        f"[{COLOURS[one.verdict]}]{one.verdict.ljust(10)}[/]  "
+        f"[bold]{one.subject.ljust(10)}[/bold]  {console.escape(one.text)}"
+        for one in found
+    ]
+    values = {"ok": not problems(found), "findings": [asdict(finding) for finding in found]}
+    console.result(values, as_json, Text.from_markup("\n".join(lines), emoji=False))
+    if not values["ok"]:
+        raise typer.Exit(1)

@@ -1,0 +1,127 @@
+"""The commands on a release as a whole and on its images: merge, verify, regenerate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from sdwn.cli import console
+from sdwn.cli.evaluate import evaluate_here
+from sdwn.cli.folders import open_run, require_savable
+from sdwn.cli.options import AsJson, Checkpoint, Model, PartSize, ReleaseFolder, Runs
+
+if TYPE_CHECKING:
+    from sdwn.releases.merge import MergeOptions
+
+
+def merge_command(
+    runs: Runs,
+    release: Annotated[Path, typer.Option(help="The folder to write the release to.")],
+    part_size: PartSize = 4.0,
+    check: Annotated[
+        Literal["quick", "full"],
+        typer.Option(help="quick: structure, counts, every image's checksum; full: decode it too."),
+    ] = "quick",
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Also of a run that isn't finished.")
+    ] = False,
+    evaluate_: Annotated[
+        bool, typer.Option("--evaluate", help="Then run the classifier over it.")
+    ] = False,
+    model: Model = None,
+    checkpoint: Checkpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every shard and write the release; resumes after a kill."""
+    if (model or checkpoint) and not evaluate_:
+        raise typer.BadParameter("--model and --checkpoint need --evaluate")
+    from sdwn.releases.merge import MergeOptions
+
+    options = MergeOptions(int(part_size * 1e9), allow_missing, decode=check == "full")
+    found = merge_runs(runs, release, options)
+    if evaluate_:
+        from sdwn.workflow.evaluate_release import with_classifier
+
+        _, plan = open_run(runs[0])
+        config = with_classifier(plan.config.evaluation, model, checkpoint)
+        found = with_evaluation(found, evaluate_here(release, config))
+    console.result(found, as_json)
+
+
+def merge_runs(runs: list[Path], release: Path, options: MergeOptions) -> dict[str, Any]:
+    """Merge runs into a release with a progress bar; return its counts."""
+    from sdwn.paths import ReleasePaths, RunPaths
+    from sdwn.planning.plan import differing, read_plan
+    from sdwn.releases.merge import merge, merged_summary
+
+    paths = [RunPaths(run) for run in runs]
+    first, *others = [read_plan(path).config.evaluation.model_dump(mode="json") for path in paths]
+    for path, other in zip(paths[1:], others, strict=True):
+        if found := differing(first, other, (f"in {runs[0]}", f"in {path.root}")):
+            console.say(
+                f"the runs' evaluations have other settings ({'; '.join(found)}); the release "
+                f"takes those of {runs[0]}"
+            )
+    with console.progress("merge", read_plan(paths[0]).images, unit="images") as advance:
+        return merged_summary(merge(paths, ReleasePaths(release), options, advance))
+
+
+def with_evaluation(merged: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
+    """Return both results as one; ``images`` stays the release's."""
+    return {**evaluated, "evaluated_images": evaluated["images"], **merged}
+
+
+def verify_command(
+    release: ReleaseFolder,
+    check: Annotated[
+        Literal["quick", "full"],
+        typer.Option(help="quick: tables, structure, sizes; full: every byte and image."),
+    ] = "full",
+    as_json: AsJson = False,
+) -> None:
+    """Check a release, and name what is damaged, missing or extra."""
+    from sdwn.evaluation.verify import verify
+    from sdwn.io import strays
+    from sdwn.releases.release import Release
+
+    opened = Release(release)
+    with console.progress("verify", opened.manifest.bytes, unit="bytes") as advance:
+        problems = verify(release, check == "quick", advance)
+    left = [str(path.relative_to(opened.paths.root)) for path in strays(opened.paths.root)]
+    found = {"images": len(opened), "ok": not problems, "problems": problems}
+    console.result({**found, "left_by_desktop_or_server": left}, as_json)
+    if problems:
+        raise typer.Exit(1)
+
+
+def regenerate_command(
+    release: ReleaseFolder,
+    synset: Annotated[str, typer.Argument(metavar="SYNSET", help="By name, wnid or lemma.")],
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="Which image, from 0.")],
+    model: Annotated[
+        str | None, typer.Option(help="Where the model lies now; default: where it was.")
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, max=255, help="Root mean square still the same, in 8-bit steps."),
+    ] = 4.0,
+    save: Annotated[Path | None, typer.Option(help="Write the new image as PNG.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an image again from its record, and compare the two."""
+    from sdwn.generation.regenerate import Wanted, regenerate
+    from sdwn.io import atomic
+    from sdwn.releases.release import Release
+
+    if save is not None:
+        require_savable(save, release, (".png",))
+    with console.working("making the image again"):
+        found, image = regenerate(Release(release), Wanted(synset, number, model, tolerance))
+    if save is not None:
+        with atomic(save) as temporary:
+            image.save(temporary, "PNG")
+    console.result(found.as_dict(), as_json)
+    if not found.same:
+        raise typer.Exit(1)

@@ -1,0 +1,99 @@
+"""The commands that show how a run stands: status, logs."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdwn.cli import console
+from sdwn.cli.folders import open_sharded
+from sdwn.cli.options import AsJson, Run
+from sdwn.errors import counted, duration
+
+if TYPE_CHECKING:
+    from sdwn.workflow.status import RunStatus
+
+# Each look asks the scheduler, which all users share.
+WATCH_SECONDS = 10
+# Whoever waits for the shards submits the next stage by then.
+PATIENCE_SECONDS = 60
+
+
+def status_command(
+    run: Run,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again while tasks are live.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is done, running, pending and failed."""
+    from sdwn.jobs.submit import replaced_plan
+    from sdwn.workflow.following import report_damage
+    from sdwn.workflow.later_stages import DONE, NOT_YET
+    from sdwn.workflow.status import run_status
+
+    paths, plan = open_sharded(run)
+    report_damage(paths, console.say)
+    if replaced := replaced_plan(paths, plan):
+        console.say(f"{replaced}; the shards below may be of the other plan")
+    if watch and not as_json:
+        with console.live() as show:
+            idle = 0
+            while (now := run_status(paths, plan)).jobs_live or (
+                now.shards_done == now.shards_total
+                and [one for one in now.then.values() if one != DONE][:1] == [NOT_YET]
+                and idle < PATIENCE_SECONDS
+            ):
+                show(status_rows(now))
+                time.sleep(WATCH_SECONDS)
+                idle = 0 if now.jobs_live else idle + WATCH_SECONDS
+    found = run_status(paths, plan)
+    console.result(found.as_dict(), as_json, console.rows(status_rows(found)))
+
+
+def status_rows(found: RunStatus) -> dict[str, Any]:
+    """Return a run's status as rows; those that say nothing are left out."""
+    gpus = [
+        f"{counted(one.processes, 'process', 'es')} on {name}: "
+        f"{one.images_per_second:.3g} images/s"
+        + (f", the last ends in {duration(one.seconds_left)}" if one.seconds_left else "")
+        for name, one in found.gpus.items()
+    ]
+    then = [f"{stage}: {state}" for stage, state in found.then.items()]
+    rows = {**found.as_dict(), "gpus": gpus, "then": then}
+    left = rows.pop("seconds_left")
+    # A terminal of 24 lines shows all of it.
+    rows = {name: value for name, value in rows.items() if value not in ([], {})}
+    if found.shards_running:
+        rows["time_left"] = "not known yet" if left is None else duration(left)
+    return rows
+
+
+def logs_command(
+    run: Run,
+    shard: Annotated[
+        int | None, typer.Option(help="Of this shard; default: of all that failed.")
+    ] = None,
+    lines: Annotated[int, typer.Option(min=1, help="Lines of each log, from its end.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show the end of the logs of what failed: shards and later stages."""
+    from sdwn.jobs.journal import last_jobs, read_journal
+    from sdwn.jobs.live import failed
+    from sdwn.jobs.logs import tails
+    from sdwn.workflow.later_stages import FAILED, stages_that
+
+    paths, plan = open_sharded(run)
+    if shard is not None and not 0 <= shard < len(plan.shards):
+        raise typer.BadParameter(f"no shard {shard}; the plan has 0 to {len(plan.shards) - 1}")
+    indices = [shard] if shard is not None else failed(paths, plan)
+    last = last_jobs(read_journal(paths))
+    jobs = [last[index] for index in indices if index in last]
+    if shard is None:
+        jobs += stages_that(paths, FAILED).values()
+    found = tails(paths, jobs, lines)
+    text = "".join(f"==> {path} <==\n{tail}\n" for path, tail in found.items())
+    nothing = "no logs yet\n" if jobs else "nothing has failed; see a shard's with --shard N\n"
+    console.result({"logs": found}, as_json, text or nothing)

@@ -1,0 +1,179 @@
+"""Evaluating a release: by which settings, and by array tasks under a site's profile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdwn.config import EvaluationConfig, validated
+from sdwn.errors import QueueFullError, UsageError, command
+from sdwn.evaluation.evaluating import finish, is_judged, nothing_left, require_possible
+from sdwn.jobs.cluster import Tell
+from sdwn.jobs.live import failed, live_jobs, missing
+from sdwn.jobs.logs import failure
+from sdwn.jobs.profile import ClusterProfile, load_profile, overridden, stage_profile
+from sdwn.jobs.submit import alone, changed_code, submit_once
+from sdwn.paths import RunPaths
+from sdwn.prediction.plan import PredictionPlan, open_prediction_plan
+from sdwn.releases.release import Release
+from sdwn.workflow import later_stages as chain
+from sdwn.workflow.following import Display, SubmitOptions, follow_to_end
+
+# Shards that a GPU classifies in turn, the classifier loaded once.
+SHARDS_PER_TASK = 8
+FAILURES_SHOWN = 5
+
+
+def evaluation_settings(
+    release: Path, model: str | None, checkpoint: Path | None, given: dict[str, Any], say: Tell
+) -> EvaluationConfig:
+    """Return how to evaluate a release: as its run's config says, but for what is given.
+
+    Args:
+        release: its folder.
+        model: the classifier to take instead.
+        checkpoint: its weights.
+        given: ``images``, ``groups``, ``embedding``; None: as the config says.
+        say: shows a message.
+
+    Raises:
+        UsageError: the config's weights are not here, or the manifest holds wrong settings.
+    """
+    opened = Release(release)
+    recorded = opened.manifest.evaluation or {}
+    # A later sdwn may have recorded more.
+    known = {name: recorded[name] for name in EvaluationConfig.model_fields if name in recorded}
+    for name in ("groups", "embedding"):
+        file = known.get(name)
+        path = Path(file) if isinstance(file, str) else Path()
+        if path.is_absolute() and not path.is_file() and not given[name]:
+            say(f"the run's {name}, {file}, is not here: the default is taken")
+            del known[name]
+    chosen = with_classifier(
+        validated(EvaluationConfig, known, source=str(opened.paths.manifest)), model, checkpoint
+    ).model_copy(update={name: value for name, value in given.items() if value is not None})
+    if chosen.checkpoint and not chosen.checkpoint.is_file() and checkpoint is None:
+        raise UsageError(
+            f"{chosen.checkpoint}: the run's config takes the classifier's weights from this file, "
+            "and it is not here; give another with --checkpoint, or a model with --model"
+        )
+    origin = "as the run's config names it" if recorded else "the default"
+    weights = f" with {chosen.checkpoint}" if chosen.checkpoint else ""
+    by = "as given" if model or checkpoint else f"{origin}; another with --model"
+    say(f"classifier: {chosen.model}{weights} ({by})")
+    return chosen
+
+
+def with_classifier(
+    config: EvaluationConfig, model: str | None, checkpoint: Path | None
+) -> EvaluationConfig:
+    """Return settings with this classifier, if one is given; the config's own weights then go."""
+    if not (model or checkpoint):
+        return config
+    return config.model_copy(update={"model": model or config.model, "checkpoint": checkpoint})
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationProfiles:
+    """A site's profile for the tasks that classify, and for the job that writes the figures."""
+
+    classify: ClusterProfile
+    conclude: ClusterProfile
+
+
+def evaluation_profiles(name: str, site: dict[str, str]) -> EvaluationProfiles:
+    """Read a profile for an evaluation, with flags in place of its fields.
+
+    What its ``stages`` say of ``evaluate`` is for the tasks, of ``report`` for the figures' job.
+    """
+    profile = load_profile(name, site)
+    staged = stage_profile(profile, "evaluate").model_dump(mode="json", exclude_defaults=True)
+    fields = {"shards_per_task": SHARDS_PER_TASK, **staged}
+    # A flag is for the tasks, whatever the profile says of them.
+    tasks = overridden(fields, site, source=f"profile {name} to evaluate")
+    return EvaluationProfiles(tasks, stage_profile(profile, "report"))
+
+
+def evaluate_by_tasks(
+    release: Path,
+    config: EvaluationConfig,
+    profiles: EvaluationProfiles,
+    options: SubmitOptions,
+    display: Display,
+) -> dict[str, Any]:
+    """Classify a release by array tasks; write the figures, or queue a job that writes them.
+
+    Returns:
+        The evaluation's main figures, or how its tasks stand.
+
+    Raises:
+        UsageError: the release lies where SLURM cannot write, or there is no such model.
+        SdwnError: with ``wait``, shards are still missing.
+    """
+    say, opened = display.say, Release(release)
+    work, plan = open_prediction_plan(opened, config)
+    if "%" in str(work.root.absolute()):
+        raise UsageError(
+            f"{work.root}: SLURM and submitit read % in a path as a placeholder; move the release "
+            "to a folder whose path has none"
+        )
+    if not is_judged(opened, work, plan, say):
+        with nothing_left(work):
+            require_possible(config)
+            from sdwn.prediction.pretrained import find_classifier  # torch and timm
+
+            if find_classifier(config.model, plan.chosen.checkpoint) is None:
+                say(
+                    f"the weights of {config.model} are not here: each task would download them; "
+                    f"before that: sdwn prefetch CONFIG --set evaluation.model={config.model}"
+                )
+        if profiles.classify.executor == "slurm" and not profiles.classify.asks_for_gpu:
+            say("the profile asks for no GPU: its tasks classify on CPUs")
+        if options.wait:
+            follow_to_end(work, plan, profiles.classify, options, display)
+        elif missing(work, plan) or live_jobs(work):
+            return _submit_tasks(work, plan, profiles, say)
+    with display.working("figures"):
+        return finish(opened, work, plan, say)
+
+
+def _submit_tasks(
+    work: RunPaths, plan: PredictionPlan, profiles: EvaluationProfiles, say: Tell
+) -> dict[str, Any]:
+    """Submit what is neither finished nor live, and the figures' job; return how all stands."""
+    if changed := changed_code(work):
+        say(changed)
+    lost = failed(work, plan)[:FAILURES_SHOWN]
+    failures = [f"shard {index}: {failure(work, index)}" for index in lost]
+    jobs, remaining = submit_once(work, plan, profiles.classify, say)
+    live = live_jobs(work)
+    found: dict[str, Any] = {
+        "evaluation": plan.name,
+        "submitted": len(jobs),
+        "shards": len(plan.shards),
+        "done": len(plan.done(work)),
+        "live": len({index for job in live for index in job.indices}),
+        "remaining": remaining,
+        "failures": failures,
+        "job_ids": [job.id for job in jobs],
+        "work": str(work.root),
+    }
+    if profiles.classify.executor == "slurm" and not remaining:
+        found["then"] = {}
+        with alone(work, say):
+            # Of the jobs here, only the one that writes the figures has no shards.
+            waiting = [job for job in live_jobs(work) if not job.indices]
+            try:
+                if jobs or not waiting:
+                    waiting = [chain.submit_conclusion(work, plan, profiles.conclude, say)]
+                found["then"] = {"conclude": waiting[0].id}
+            except QueueFullError as error:
+                say(str(error))
+    if job := found.get("then", {}).get("conclude"):
+        say(
+            f"job {job} writes the figures when all have ended; see: {command('status', work.root)}"
+        )
+    elif not remaining:
+        say("when all have ended, run the same command again: it writes the figures")
+    return found

@@ -1,0 +1,193 @@
+"""Submitting a run: its checks, its shards, the stages behind them, and waiting for all of it.
+
+::
+
+    unfinished shards ─▶ checks (stages possible, weights locked, doctor) ─▶ arrays
+                                                                               │
+                     merge, evaluate, report: each behind the one before ◀─────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sdwn.errors import QueueFullError, SdwnError, command
+from sdwn.jobs.cluster import Job, Tell
+from sdwn.jobs.journal import note_later
+from sdwn.jobs.live import unfinished
+from sdwn.jobs.profile import ClusterProfile, LaterStage
+from sdwn.jobs.submit import (
+    alone,
+    changed_code,
+    follow,
+    require_same_plan,
+    require_visible,
+    submit_once,
+)
+from sdwn.models.lock import ensure
+from sdwn.paths import RunPaths
+from sdwn.planning.plan import Plan
+from sdwn.preflight.doctor import examine
+from sdwn.preflight.estimate import estimate
+from sdwn.preflight.estimate_text import submitting_lines
+from sdwn.preflight.findings import Finding
+from sdwn.preflight.prefetch import lock_classifier
+from sdwn.workflow import later_stages as chain
+from sdwn.workflow.following import (
+    Display,
+    SubmitOptions,
+    follow_to_end,
+    leaving_advice,
+    queue_watch,
+    report_damage,
+)
+
+
+def submit_run(
+    paths: RunPaths,
+    plan: Plan,
+    profile: ClusterProfile,
+    options: SubmitOptions,
+    display: Display,
+) -> dict[str, Any]:
+    """Submit what is unfinished, and the stages behind it; follow all to the end if wanted.
+
+    Returns:
+        Counts and ids of what was submitted, as ``--json`` prints them.
+
+    Raises:
+        UsageError: a stage behind the shards lacks what it works on.
+        SdwnError: something would stop the run, or shards or a stage failed.
+    """
+    say = display.say
+    todo = unfinished_shards(paths, plan, say)
+    if options.resume:
+        then = _stages_to_resume(paths, profile, bool(todo), options.wait, say)
+        options = replace(options, then=then)
+    if options.then:
+        chain.require_possible(paths, plan, options.then, profile, options.wait)
+        note_later(paths, options.then)
+    if todo:
+        ensure(paths, plan)
+    evaluated = "evaluate" in options.then
+    if not options.force:
+        require_visible(paths, todo)
+        findings = examine(paths, plan, profile, options.then) if todo or evaluated else []
+        # Where nothing is left to make, only what would stop the evaluation counts.
+        _refuse_problems([one for one in findings if todo or one.subject == "classifier"], say)
+    if evaluated:
+        lock_classifier(paths, plan.config)
+    if todo:
+        say("\n".join(submitting_lines(estimate(paths, plan, todo, profile))))
+    elif not (options.then or options.command):
+        say(_nothing_to_submit(paths, plan))
+    remaining = 0
+    if options.wait:
+        jobs = follow_to_end(paths, plan, profile, options, display)
+    else:
+        jobs, remaining = submit_once(paths, plan, profile, say)
+    found: dict[str, Any] = {
+        "submitted": len(jobs),
+        "shards": len({index for job in jobs for index in job.indices}),
+        "remaining": remaining,
+        "job_ids": [job.id for job in jobs],
+    }
+    if options.then and remaining:
+        say(f"{', '.join(options.then)} would start too early and is not submitted")
+    elif options.then:
+        found["then"] = _submit_stages(paths, plan, profile, options, display)
+    elif (
+        jobs
+        and not (remaining or options.wait)
+        and (early := chain.stages_that(paths, chain.WAITING))
+    ):
+        named = ", ".join(f"{stage} (job {job.id})" for stage, job in early.items())
+        again = command("retry", paths.root, "--then", ",".join(early))
+        say(f"{named} will start too early, without these tasks; to change that: {again}")
+    return found
+
+
+def unfinished_shards(paths: RunPaths, plan: Plan, say: Tell) -> list[int]:
+    """List the shards to submit; report other code than at the last submission, and lost lines.
+
+    Raises:
+        UsageError: jobs of this folder were submitted for another plan.
+    """
+    require_same_plan(paths, plan)
+    if changed := changed_code(paths):
+        say(changed)
+    report_damage(paths, say)
+    return unfinished(paths, plan)
+
+
+def _stages_to_resume(
+    paths: RunPaths, profile: ClusterProfile, anew: bool, wait: bool, say: Tell
+) -> tuple[LaterStage, ...]:
+    """List the later stages to submit again; say so, or what is needed for it."""
+    stages = chain.unfinished_stages(paths, anew)
+    if stages and profile.executor == "local" and not wait:
+        retry = command("retry", paths.root, "--wait")
+        say(f"not done yet: {', '.join(stages)}; resume with: {retry}")
+        return ()
+    if stages:
+        say(f"behind the shards, again: {', '.join(stages)}")
+    return stages
+
+
+def _refuse_problems(findings: Sequence[Finding], say: Tell) -> None:
+    """Report the doctor's warnings, and refuse a run that something would stop.
+
+    Raises:
+        SdwnError: with every problem, a line each.
+    """
+    for finding in findings:
+        if finding.verdict == "warning":
+            say(f"warning: {finding.subject}: {finding.text}")
+    # A controller that does not answer is waited for.
+    stopping = [one for one in findings if one.verdict == "problem" and one.subject != "slurm"]
+    if stopping:
+        lines = [f"{finding.subject}: {finding.text}" for finding in stopping]
+        raise SdwnError("\n".join([*lines, "submit all the same with: --force"]))
+
+
+def _nothing_to_submit(paths: RunPaths, plan: Plan) -> str:
+    """Return why nothing is submitted: all shards are finished, or jobs are making the rest."""
+    if left := {shard.index for shard in plan.own_shards} - plan.done(paths):
+        why = f"jobs that wait or run are making the last {len(left):,} shards"
+        return f"nothing to submit: {why}; see: {command('status', paths.root)}"
+    merge = command("merge", paths.root, "--release", "RELEASE")
+    why = f"all {len(plan.own_shards):,} shards are finished"
+    return f"nothing to submit: {why}; merge them with: {merge}"
+
+
+def _submit_stages(
+    paths: RunPaths,
+    plan: Plan,
+    profile: ClusterProfile,
+    options: SubmitOptions,
+    display: Display,
+) -> dict[str, str]:
+    """Submit the later stages, follow them to the end if wanted; return their job ids."""
+    stages, jobs = options.then, dict[str, Job]()
+    # One process of this machine does not wait for another.
+    parts = [stages] if profile.executor == "slurm" else [(stage,) for stage in stages]
+    try:
+        with display.working(", ".join(stages) if options.wait else "submitting"):
+            for part in parts:
+                with alone(paths, display.say):
+                    jobs |= chain.submit_chain(paths, plan, part, profile, display.say)
+                if options.wait:
+                    while left := chain.followed(paths, part):
+                        follow(paths, queue_watch(display.say), left)
+                    chain.require_done(paths, part)
+    except QueueFullError as error:
+        again = options.resume_command(paths)
+        display.say(f"{error}; queue the later stages when there is room, with: {again}")
+    except KeyboardInterrupt:
+        rest = f"queue the rest with: {options.resume_command(paths)}"
+        advice = leaving_advice(paths)
+        display.say(f"{advice}; {rest}" if advice else rest)
+        raise
+    return {stage: job.id for stage, job in jobs.items()}
