@@ -586,7 +586,6 @@ def test_threads_that_ask_at_once_get_what_one_gets(zoo: Release, library: Libra
         assert fresh.tree is not None
         assert library.tree is not None
         assert list(pool.map(fresh.tree.path, [DOG] * 32)) == [library.tree.path(DOG)] * 32
-    fresh.close()
 
 
 def test_browsing_writes_nothing(copied: ReleasePaths) -> None:
@@ -597,5 +596,4 @@ def test_browsing_writes_nothing(copied: ReleasePaths) -> None:
     before = state()
     library = open_release(copied.root)
     library.select(View(q="zebre", below=DOG))
-    library.close()
     assert state() == before

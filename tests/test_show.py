@@ -249,9 +249,8 @@ def test_a_sheet_fits_narrow_and_dark_screens_and_breaks_no_rule(
     shown.on("request", lambda request: said.append(request.url))
     for opened, name in ((release, "zebra"), (hostile, "n00000001")):
         path = tmp_path / f"{name}.html"
-        path.write_text(
-            sheet_page(open_sheet(open_release(opened.paths.root), name)), encoding="utf-8"
-        )
+        library = open_release(opened.paths.root)
+        path.write_text(sheet_page(library, library.find(name)), encoding="utf-8")
         shown.goto(path.as_uri())
         broken = "[...document.images].filter(one => !one.naturalWidth).length"
         assert shown.evaluate(broken) == 0

@@ -55,8 +55,9 @@ class StoredImages:
     def read(self, row: int, upright: bool = False) -> tuple[bytes, ImageCodec]:
         """Return an image as it is stored, and its codec.
 
-        Raw pixels, which no browser shows, become PNG. With ``upright``, also as PNG what browsers may leave on its side: all of them turn a
-        JPEG as its EXIF orientation says, and only some a PNG or WebP.
+        Raw pixels, which no browser shows, become PNG. With ``upright``, also what browsers may
+        leave on its side: all of them turn a JPEG as its EXIF orientation says, and only some a
+        PNG or WebP.
         """
         location = self._release.location(row)
         codec = CODECS.get(location["codec"])
@@ -159,7 +160,7 @@ class _Blocks(list[bytes]):
         return found
 
 
-def image_table(images: Iterable[ImageView]) -> Iterator[str]:
+def image_list(images: Iterable[ImageView]) -> Iterator[str]:
     """Yield a CSV table of images, some rows at a time, which ``sdwn export --only`` reads."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -16,7 +16,7 @@ from sdwn.browser import templates
 from sdwn.browser.addresses import LARGE, SHOWS, SMALL, View, url
 from sdwn.browser.collection import Entry, ImageView
 from sdwn.browser.compare import SideBySide
-from sdwn.browser.images import download_name, image_table
+from sdwn.browser.images import download_name, image_list
 from sdwn.browser.library import Library
 from sdwn.browser.templates import short_name
 from sdwn.browser.tree import Node
@@ -352,7 +352,7 @@ def zip_answer(request: Request) -> Response:
 def list_answer(request: Request) -> Response:
     """``/list.csv``: all images of a search, as a table that ``sdwn export --only`` reads."""
     found = library_of(request).all_images(view_of(request))
-    return _streamed(request, image_table(found), "text/csv; charset=utf-8", "list.csv")
+    return _streamed(request, image_list(found), "text/csv; charset=utf-8", "list.csv")
 
 
 def _streamed(request: Request, content: Any, media_type: str, name: str) -> Response:

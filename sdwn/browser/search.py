@@ -15,11 +15,8 @@ import sqlite3
 import threading
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
-from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,22 +81,37 @@ class SearchIndex:
                 f"searching takes SQLite with FTS5, this Python's {sqlite3.sqlite_version} has "
                 f"none ({error}); take a Python from conda or python.org"
             ) from None
-        # Held while the database is used, and while the two below are built.
-        self._lock = threading.RLock()
-        self._lemmas: LemmaTable | None = None
-        self._weights: dict[str, int] = {}
+        # Held while the database is used, and while what is below is built.
+        self._lock = threading.Lock()
+        self._built = False
         # A word stays while others are typed after it.
         self._corrected = lru_cache(REMEMBERED)(self._nearest_word)
 
-    def close(self) -> None:
-        """Free its memory."""
-        with self._lock:
-            self._database.close()
-
     def build(self) -> None:
-        """Build it now, so that the first search need not wait."""
-        self._lemma_table()
-        self._vocabulary()
+        """Build it now; later calls do nothing, and calls meanwhile wait."""
+        with self._lock:
+            if self._built:
+                return
+            entries = self._collection.entries
+            self._database.execute("BEGIN")
+            self._database.executemany(_INSERT, map(_texts, entries))
+            self._database.execute("COMMIT")
+            # All lemmas in order, so that those that begin alike stand side by side; with the
+            # position of their synset, their rank among its lemmas, and their length.
+            called = sorted(
+                (fold(lemma), entry.position, rank)
+                for entry in entries
+                for rank, lemma in enumerate(entry.lemmas)
+            )
+            self._lemmas = [lemma for lemma, *_ in called]
+            keys = [(position, rank, len(lemma)) for lemma, position, rank in called]
+            self._keys = np.array(keys, np.int64).reshape(-1, 3).T
+            # All words in order, weighed: those of lemmas first, then those of more synsets.
+            self._words: dict[str, int] = {}
+            for word, column, synsets in self._database.execute(_VOCABULARY):
+                weight = synsets + len(entries) * (column == "lemmas")
+                self._words[word] = self._words.get(word, 0) + weight
+            self._built = True
 
     def search(self, text: str) -> Matches:
         """Find synsets; of an empty text all, in the collection's order.
@@ -109,20 +121,21 @@ class SearchIndex:
         those with any of the words. Each word may be the beginning of one. Where a word begins
         no word here, the nearest one is taken instead.
         """
-        whole = fold(text[:LONGEST_QUERY])
-        words = _WORD.findall(whole)[:MOST_WORDS]
         if not text.strip():
             return Matches(np.arange(len(self._collection)))
+        self.build()
+        whole = fold(text[:LONGEST_QUERY])
+        words = _WORD.findall(whole)[:MOST_WORDS]
         found = self._with_all(whole, words)
-        if len(found):
-            return Matches(found)
+        if found:
+            return _matches(found)
         corrected = [self._corrected(word) for word in words]
         if corrected == words:
-            return Matches(self._with_any(words))
-        found = self._with_all(" ".join(corrected), corrected)
-        return Matches(found if len(found) else self._with_any(corrected), " ".join(corrected))
+            return _matches(self._with_any(words))
+        whole = " ".join(corrected)
+        return _matches(self._with_all(whole, corrected) or self._with_any(corrected), whole)
 
-    def _with_all(self, whole: str, words: list[str]) -> NDArray[np.int64]:
+    def _with_all(self, whole: str, words: list[str]) -> list[int]:
         found = list[int]()
         if _IDENTIFIER.match(whole):
             found += [
@@ -130,49 +143,38 @@ class SearchIndex:
                 for entry in self._collection.entries
                 if entry.wnid.startswith(whole) or fold(entry.synset).startswith(whole)
             ]
-        found += self._lemma_table().find(whole)
+        # Also what is the plural of a lemma, or written apart, is called so.
+        for spelling in (whole, *singulars(whole), whole.replace(" ", "")):
+            found += self._lemmas_between(spelling, spelling + "\0")
+        if whole:
+            found += self._lemmas_between(whole, whole + "\U0010ffff")
         if words:
-            every = " AND ".join(map(_beginning, words))
+            every = " AND ".join(f'"{word}" *' for word in words)
             found += self._full_text(f"lemmas : ({every})")
             if any(map(_is_telling, words)):
                 found += self._full_text(every)
-        return _distinct(found)
+        return found
 
-    def _with_any(self, words: list[str]) -> NDArray[np.int64]:
-        some = " OR ".join(_beginning(word) for word in words if _is_telling(word))
+    def _with_any(self, words: list[str]) -> list[int]:
+        some = " OR ".join(f'"{word}" *' for word in words if _is_telling(word))
         if not some:
-            return _distinct([])
-        return _distinct([*self._full_text(f"lemmas : ({some})"), *self._full_text(some)])
+            return []
+        return self._full_text(f"lemmas : ({some})") + self._full_text(some)
+
+    def _lemmas_between(self, first: str, last: str) -> list[int]:
+        """Return the positions of synsets: shorter lemmas first, then earlier ones of a synset."""
+        start, stop = (bisect_left(self._lemmas, lemma) for lemma in (first, last))
+        keys = self._keys[:, start:stop]
+        found: list[int] = keys[0][np.lexsort(keys)].tolist()
+        return found
 
     def _full_text(self, query: str) -> list[int]:
         with self._lock:
             return [row for (row,) in self._database.execute(_FIND, (query,))]
 
-    def _lemma_table(self) -> LemmaTable:
-        """Return the lemmas; the first call fills the database, and others wait for it."""
-        with self._lock:
-            if self._lemmas is None:
-                entries = self._collection.entries
-                rows = ((e.position, _folded(" ".join(e.lemmas)), _gloss(e)) for e in entries)
-                self._database.execute("BEGIN")
-                self._database.executemany(_INSERT, rows)
-                self._database.execute("COMMIT")
-                self._lemmas = LemmaTable(entries)
-            return self._lemmas
-
-    def _vocabulary(self) -> dict[str, int]:
-        """Return all words in order, with weights: lemmas' first, then those of more synsets."""
-        with self._lock:
-            if not self._weights:
-                for word, column, synsets in self._database.execute(_VOCABULARY):
-                    more = synsets + len(self._collection) * (column == "lemmas")
-                    self._weights[word] = self._weights.get(word, 0) + more
-            return self._weights
-
     def _nearest_word(self, word: str) -> str:
         """Return the known word that was most likely meant: itself, if any begins so."""
-        weights = self._vocabulary()
-        words = list(weights)
+        words = list(self._words)
         index = bisect_left(words, word)
         if words[index : index + 1] and words[index].startswith(word):
             return word
@@ -183,42 +185,25 @@ class SearchIndex:
         near = process.extract(word, words, scorer=alike, score_cutoff=LEAST_ALIKE, limit=8)
         if not near:
             return word
-        best: str = max(near, key=lambda one: (one[1], weights[one[0]]))[0]
+        best: str = max(near, key=lambda one: (one[1], self._words[one[0]]))[0]
         return best
 
 
-class LemmaTable:
-    """What synsets are called, sorted, so that names with one beginning stand side by side."""
+def _matches(positions: list[int], corrected: str | None = None) -> Matches:
+    return Matches(np.array(list(dict.fromkeys(positions)), dtype=np.int64), corrected)
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        called = [
-            (fold(lemma), entry.position, rank)
-            for entry in entries
-            for rank, lemma in enumerate(entry.lemmas)
-        ]
-        called.sort(key=itemgetter(0))
-        self._names = [name for name, *_ in called]
-        self._positions = np.array([position for _, position, _ in called], np.int64)
-        self._ranks = np.array([rank for *_, rank in called], np.int64)
-        self._lengths = np.array(list(map(len, self._names)), np.int64)
 
-    def find(self, text: str) -> list[int]:
-        """Return the positions of synsets that are called so, then of those that begin so.
+def _texts(entry: Entry) -> tuple[int, str, str]:
+    """Return what is searched of a synset: lemmas; gloss and prompt, which mostly repeats it."""
+    prompt, gloss = entry.prompt or "", entry.definition
+    texts = " ".join(entry.lemmas), prompt if gloss in prompt else f"{gloss} {prompt}"
+    # SQLite splits and folds what is ASCII as `fold` does.
+    lemmas, said = (text if text.isascii() else fold(text) for text in texts)
+    return entry.position, lemmas, said
 
-        Also what is the plural of a name, or written apart, is called so. A shorter name is a
-        better match for its beginning, an earlier lemma a better one.
-        """
-        spellings = (text, *singulars(text), text.replace(" ", ""))
-        called = [self._between(one, one + "\0") for one in spellings]
-        begun = self._between(text, text + "\U0010ffff") if text else []
-        return [*chain(*called), *begun]
 
-    def _between(self, first: str, last: str) -> list[int]:
-        start, stop = (bisect_left(self._names, name) for name in (first, last))
-        keys = (self._positions, self._ranks, self._lengths)
-        order = start + np.lexsort([key[start:stop] for key in keys])
-        found: list[int] = self._positions[order].tolist()
-        return found
+def _is_telling(word: str) -> bool:
+    return len(word) >= SHORTEST_WORD or not word.isascii()
 
 
 def singulars(text: str) -> list[str]:
@@ -241,26 +226,3 @@ def fold(text: str) -> str:
         parts = unicodedata.normalize("NFKD", bare)
         bare = "".join(c for c in parts if not unicodedata.combining(c))
     return " ".join(bare.replace("_", " ").split())
-
-
-def _folded(text: str) -> str:
-    # SQLite splits and folds what is ASCII as `fold` does.
-    return text if text.isascii() else fold(text)
-
-
-def _gloss(entry: Entry) -> str:
-    """Join gloss and prompt; most prompts repeat the gloss."""
-    prompt, gloss = entry.prompt or "", entry.definition
-    return _folded(prompt if gloss in prompt else f"{gloss} {prompt}")
-
-
-def _is_telling(word: str) -> bool:
-    return len(word) >= SHORTEST_WORD or not word.isascii()
-
-
-def _beginning(word: str) -> str:
-    return f'"{word}" *'
-
-
-def _distinct(positions: list[int]) -> NDArray[np.int64]:
-    return np.array(list(dict.fromkeys(positions)), dtype=np.int64)

@@ -43,10 +43,18 @@ REQUEST_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Where a server can be found: its socket, the name of this machine to others, the token."""
+    """Where a server can be found.
+
+    Attributes:
+        url: the address to open; with the token, if there is one.
+        hosts: the names that a visitor may know this machine by.
+        token: what lets a visitor in; None lets everybody in.
+    """
 
     socket: socket.socket
-    host: str
+    port: int
+    url: str
+    hosts: tuple[str, ...]
     token: str | None
 
     def __enter__(self) -> Listening:
@@ -56,46 +64,17 @@ class Listening:
         self.socket.close()
 
     @property
-    def port(self) -> int:
-        """The port that it has."""
-        return int(self.socket.getsockname()[1])
-
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine reaches it."""
-        return _is_loopback(self.socket.getsockname()[0])
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """The names that a visitor may know this machine by; off loopback any."""
-        return (*LOOPBACK_HOSTS, self._host) if self.loopback else ANY_HOST
-
-    @property
-    def url(self) -> str:
-        """The address to open; with the token, if there is one."""
-        query = f"?{TOKEN_PARAMETER}={self.token}" if self.token else ""
-        return f"http://{self._host}:{self.port}/{query}"
-
-    @property
     def tunnel(self) -> str | None:
         """The command that forwards the port to another machine; None where none is needed.
 
         In a SLURM job the tunnel goes over the login node.
         """
-        if not self.loopback or not {"SLURM_JOB_ID", "SSH_CONNECTION"} & os.environ.keys():
+        job = "SLURM_JOB_ID" in os.environ
+        if self.hosts == ANY_HOST or not (job or "SSH_CONNECTION" in os.environ):
             return None
-        login = os.environ.get("SLURM_SUBMIT_HOST") if "SLURM_JOB_ID" in os.environ else None
-        jump = f"-J {_user_at(login)} " if login and login != socket.gethostname() else ""
-        target = f"{self.port}:{self._host}:{self.port}"
-        return f"ssh -N {jump}-L {target} {_user_at(socket.gethostname())}"
-
-    @property
-    def _host(self) -> str:
-        return f"[{self.host}]" if ":" in self.host else self.host
-
-
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+        here, login = socket.gethostname(), os.environ.get("SLURM_SUBMIT_HOST") if job else None
+        jump = f"-J {_user_at(login)} " if login and login != here else ""
+        return f"ssh -N {jump}-L {self.port}:{self.hosts[-1]}:{self.port} {_user_at(here)}"
 
 
 def _user_at(node: str) -> str:
@@ -108,7 +87,7 @@ def _user_at(node: str) -> str:
 def listen(host: str, port: int | None, token: bool) -> Listening:
     """Take a port: this one, or without one the first free one from 8642 on.
 
-    Off loopback there is always a token.
+    Off loopback there is always a token, and this machine may have any name.
 
     Raises:
         UsageError: this machine has no such host.
@@ -129,25 +108,32 @@ def listen(host: str, port: int | None, token: bool) -> Listening:
             taken.bind((address, tried))
             # Two that were started at once would both have it until one of them listens.
             taken.listen(BACKLOG)
+            break
         except OSError as error:
             taken.close()
             if error.errno == errno.EADDRNOTAVAIL:
                 raise unknown from None
             if error.errno != errno.EADDRINUSE:
-                raise SdwnError(
-                    f"cannot listen at {host}, port {tried}: {error.strerror}"
-                ) from None
-            if port is not None:
-                raise SdwnError(
-                    f"port {port} is taken; leave --port away to get the next free one"
-                ) from None
-            continue
-        secret = secrets.token_urlsafe() if token or not _is_loopback(address) else None
-        # 0.0.0.0 is no machine's name.
-        name = socket.gethostname() if address in ("0.0.0.0", "::") else address
-        return Listening(taken, name, secret)
-    raise SdwnError(
-        f"ports {ports[0]} to {ports[-1]} are all taken; choose another one with --port"
+                reason = f"cannot listen at {host}, port {tried}: {error.strerror}"
+                raise SdwnError(reason) from None
+    else:
+        raise SdwnError(
+            f"port {port} is taken; leave --port away to get the next free one"
+            if port is not None
+            else f"ports {ports[0]} to {ports[-1]} are all taken; choose another one with --port"
+        )
+    loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    # 0.0.0.0 is no machine's name.
+    name = socket.gethostname() if address in ("0.0.0.0", "::") else address
+    name = f"[{name}]" if ":" in name else name
+    secret = secrets.token_urlsafe() if token or not loopback else None
+    bound = int(taken.getsockname()[1])
+    return Listening(
+        socket=taken,
+        port=bound,
+        url=f"http://{name}:{bound}/" + (f"?{TOKEN_PARAMETER}={secret}" if secret else ""),
+        hosts=(*LOOPBACK_HOSTS, name) if loopback else ANY_HOST,
+        token=secret,
     )
 
 

@@ -39,7 +39,7 @@ def show_command(
     from PIL import Image
 
     from sdwn.browser.library import open_release
-    from sdwn.browser.sheet import open_sheet, sheet_page, sheet_picture, sheet_record
+    from sdwn.browser.sheet import sheet_page, sheet_picture, sheet_record
     from sdwn.exchange.export_source import path_name
     from sdwn.io import atomic, write_text
 
@@ -49,19 +49,19 @@ def show_command(
         library = open_release(release, evaluation)
     for name, reason in library.refused.items():
         console.say(f"the evaluation {name} is not shown: {reason}")
-    sheet = open_sheet(library, synset)
-    found = sheet_record(sheet)
+    entry = library.find(synset)
+    found = sheet_record(library, entry)
     if save is None and open_:
         # A folder that only its owner may read; it stays, for the browser reads it later.
         folder = Path(tempfile.mkdtemp(prefix="sdwn-"))
-        save = folder / f"{path_name(sheet.entry.synset)}{PAGE}"
+        save = folder / f"{path_name(entry.synset)}{PAGE}"
     if save is not None:
         if save.suffix.lower() == PAGE:
-            write_text(save, sheet_page(sheet))
+            write_text(save, sheet_page(library, entry))
         else:
             with atomic(save) as temporary:
                 form = Image.registered_extensions()[save.suffix.lower()]
-                sheet_picture(sheet).save(temporary, form)
+                sheet_picture(library, entry).save(temporary, form)
         found["path"] = str(save)
         display = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
         screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, display))
