@@ -53,6 +53,7 @@ class RunPaths:
 
     plan = _Below("plan.json")  # settings, digests, counts
     synsets = _Below("synsets.csv")  # synsets, prompts, the shard of each
+    taxonomy = _Below("taxonomy.parquet")  # what is above the synsets and ImageNet's classes
     lock = _Below("lock.json")  # which weights the images are made with
     shards = _Below("shards")  # finished shards
     pieces = _Below("pieces")  # partial shards, a folder for each shard
@@ -139,6 +140,7 @@ class ReleasePaths:
     manifest = _Below("manifest.json")  # what the release holds, and from where
     metadata = _Below("metadata.parquet")  # a row an image
     synsets = _Below("synsets.csv")  # the plan's table of synsets
+    taxonomy = _Below("taxonomy.parquet")  # what is above them and ImageNet's classes
     missing = _Below("missing.csv")  # the synsets that an unfinished run had not made
     skipped = _Below("skipped.csv")  # files that an import left out, and why
     card = _Below("README.md")  # the dataset card

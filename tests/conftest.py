@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import nltk
 import pytest
 from sdwn.cli import main as cli
 from sdwn.config import CatalogConfig, RunConfig
@@ -25,6 +26,7 @@ from sdwn.generation.task import generate
 from sdwn.jobs import submit as submission
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
+from sdwn.wordnet import corpus
 from sdwn.wordnet.catalog import Catalog, read_catalog
 from sdwn.wordnet.corpus import WordNet, shared_wordnet
 
@@ -86,6 +88,17 @@ def paper(wordnet: WordNet) -> Catalog:
     return read_catalog(CatalogConfig(name="sdwn-26204"), wordnet)
 
 
+def hide_wordnet(patch: pytest.MonkeyPatch, home: Path) -> None:
+    """Let this process find no WordNet on this machine."""
+    patch.setattr(corpus, "SYSTEM_FOLDERS", ())
+    for name in ("WNSEARCHDIR", "WNHOME", "NLTK_DATA"):
+        patch.delenv(name, raising=False)
+    patch.setenv("HOME", str(home))
+    # What other tests opened already counts as well.
+    patch.setattr(corpus, "shared_wordnet", corpus.open_wordnet)
+    patch.setattr(nltk, "download", lambda *_, **__: False)
+
+
 def noise_config(**changes: Any) -> RunConfig:
     """A config of the sampler without a model; a changed section is merged, not replaced."""
     content = {**NOISE}
@@ -106,7 +119,7 @@ def planned(wordnet: WordNet, tmp_path: Path) -> PlanRun:
         config = noise_config(**changes)
         plan = make_plan(config, read_catalog(config.catalog, wordnet))
         paths = RunPaths(tmp_path / name)
-        write_plan(plan, paths)
+        write_plan(plan, paths, wordnet=wordnet)
         return paths, plan
 
     return plan_run
@@ -119,14 +132,14 @@ def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def generated(planned: PlanRun, whole_runs: Path) -> PlanRun:
+def generated(planned: PlanRun, whole_runs: Path, wordnet: WordNet) -> PlanRun:
     """Plan a run and make all its shards in this process; the same plan's are made once."""
 
     def generate_run(name: str = "run", **changes: Any) -> tuple[RunPaths, Plan]:
         paths, plan = planned(name, **changes)
         whole = RunPaths(whole_runs / plan.digest)
         if not whole.root.exists():
-            write_plan(plan, whole)
+            write_plan(plan, whole, wordnet=wordnet)
             generate(whole.root, range(len(plan.shards)))
         shutil.copytree(whole.root, paths.root, dirs_exist_ok=True)
         return paths, plan

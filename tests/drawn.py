@@ -42,7 +42,7 @@ def noise_release(folder: Path, wordnet: WordNet, wnids: Sequence[str], **change
     )
     plan = make_plan(config, read_catalog(config.catalog, wordnet))
     paths = RunPaths(folder)
-    write_plan(plan, paths)
+    write_plan(plan, paths, wordnet=wordnet)
     generate(paths.root, range(len(plan.shards)))
     return merge([paths], ReleasePaths(paths.release), MergeOptions())
 

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 from PIL import Image
 from sdwn.browser.library import Library, open_release
-from sdwn.wordnet import corpus_files as wordnet_files
 from sdwn.wordnet.corpus import WordNet
 
-from conftest import Sdwn
+from conftest import Sdwn, hide_wordnet
 from drawn import evaluation, noise_release, predictions
 from opened import NARROW, Opened, opened
 from served import served
@@ -537,14 +536,6 @@ def test_without_scripts_links_and_forms_do(browser: Any, site: Site) -> None:
     page.close()
 
 
-def without_wordnet(patch: pytest.MonkeyPatch) -> None:
-    """Let this process find no WordNet on this machine."""
-    patch.setattr(wordnet_files, "SYSTEM_FOLDERS", ())
-    patch.setattr(wordnet_files, "_nltk_folders", list)
-    for variable in ("WNSEARCHDIR", "WNHOME"):
-        patch.delenv(variable, raising=False)
-
-
 def test_an_import_that_nobody_judged_is_shown_too(
     browser: Any, sdwn: Sdwn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -557,7 +548,8 @@ def test_an_import_that_nobody_judged_is_shown_too(
     damaged = tmp_path / "taken" / "evaluations" / "mine" / "evaluation.json"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("{}")
-    without_wordnet(monkeypatch)
+    (tmp_path / "taken/taxonomy.parquet").unlink()  # as releases were before there was one
+    hide_wordnet(monkeypatch, tmp_path)
     with served(open_release(tmp_path / "taken")) as url:
         found = opened(browser, f"{url}/", ".hit")
         page = found.page

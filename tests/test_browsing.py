@@ -39,9 +39,8 @@ from sdwn.wordnet.corpus import WordNet
 from sdwn.wordnet.imagenet import class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy
 
-from conftest import noise_config
+from conftest import hide_wordnet, noise_config
 from drawn import evaluation, predictions
-from test_hypernyms import without_wordnet
 
 ZEBRA, TABBY, CORGI, PUG = "n02391049", "n02123045", "n02113023", "n02110958"
 DOG, NILE, RIVER, CANINE = "n02084071", "n09371360", "n09411430", "n02083346"
@@ -70,7 +69,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Release:
     (folder / "list.txt").write_text("\n".join([*NAMED, *others[: SYNSETS - len(NAMED)]]))
     config = noise_config(catalog={"file": folder / "list.txt"}, images_per_synset=EACH)
     plan, run = make_plan(config, read_catalog(config.catalog, wordnet)), RunPaths(folder / "run")
-    write_plan(plan, run)
+    write_plan(plan, run, wordnet=wordnet)
     make_shards(run, plan, plan.shards, Blackens(config))
     release = merge([run], ReleasePaths(folder / "zoo"))
     chances = {ZEBRA: 1.0, PUG: 0.0}
@@ -283,7 +282,7 @@ def test_an_image_of_no_session_is_shown_without_its_making(copied: ReleasePaths
 @pytest.fixture(scope="module")
 def above(zoo: Release, wordnet: WordNet) -> dict[str, set[str]]:
     """Map each synset to the release's synsets at or below it, by NLTK."""
-    taxonomy, found = Taxonomy(wordnet), dict[str, set[str]]()
+    taxonomy, found = Taxonomy(), dict[str, set[str]]()
     for entry in zoo.present:
         for wnid in taxonomy.above(entry.wnid):
             found.setdefault(wnid, set()).add(entry.wnid)
@@ -303,10 +302,10 @@ def test_each_node_counts_the_set_of_synsets_at_or_below_it(
         assert (node.labelled, node.correct) == (len(judged), judged.count(0))
         assert node.black == sum(row["status"] == "nsfw" for row in own)
         assert node.rate == (judged.count(0) / len(judged) if judged else None)
-        assert list(node.parents) == wordnet.hypernyms(wnid)
+        assert node.parents == wordnet.synset(wnid).parents
         names = [child.name for child in map(tree.node, node.children) if child]
         assert names == sorted(names)
-        assert set(node.children) == {one for one in above if wnid in wordnet.hypernyms(one)}
+        assert set(node.children) == {one for one in above if wnid in wordnet.synset(one).parents}
         assert node.in_release == (library.collection.entry(wnid) is not None)
         assert node.definition == wordnet.synset(wnid).definition
         found = {
@@ -316,7 +315,7 @@ def test_each_node_counts_the_set_of_synsets_at_or_below_it(
     assert tree.node("n00007846") is None
     assert not tree.below("n00007846").any()
     # Two ways lead to the dog, and an instance lies below what it is one of.
-    assert {CANINE, "n01317541"} == set(wordnet.hypernyms(DOG))
+    assert {CANINE, "n01317541"} == set(wordnet.synset(DOG).parents)
     assert above[RIVER] == {NILE}
 
 
@@ -333,11 +332,11 @@ def test_the_root_is_the_lowest_that_holds_all_and_breadcrumbs_begin_there(
     tree = library.tree
     assert tree is not None
     whole = {wnid for wnid, below in above.items() if len(below) == SYNSETS}
-    lowest = [w for w in whole if not any(w in wordnet.hypernyms(other) for other in whole)]
+    lowest = [w for w in whole if not any(w in wordnet.synset(other).parents for other in whole)]
     assert [tree.root] == lowest
     way = [node.wnid for node in tree.path(DOG)]
     assert (way[0], way[-1]) == (tree.root, DOG)
-    assert all(up in wordnet.hypernyms(down) for up, down in pairwise(way))
+    assert all(up in wordnet.synset(down).parents for up, down in pairwise(way))
     # By canine it would be four steps more.
     assert [node.name for node in tree.path(DOG)][-3:-1] == ["animal", "domestic animal"]
     assert [node.name for node in tree.path(tree.root)] == [tree.path(tree.root)[0].name]
@@ -369,13 +368,27 @@ def test_in_any_graph_without_cycles_all_below_a_node_is_found_once(
         assert found == Counter(labels[str(one)] for one in expected)
 
 
-def test_without_wordnet_all_but_the_tree_is_there(
-    zoo: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_release_of_before_there_was_a_taxonomy_has_the_same_tree(
+    copied: ReleasePaths, library: Library
 ) -> None:
-    without_wordnet(monkeypatch, tmp_path)
-    library = open_release(zoo.paths.root)
+    copied.taxonomy.unlink()
+    old, new = open_release(copied.root).tree, library.tree
+    assert old is not None
+    assert new is not None
+    assert old.root == new.root
+    assert [old.node(wnid) for wnid in (*NAMED, old.root)] == [
+        new.node(wnid) for wnid in (*NAMED, new.root)
+    ]
+
+
+def test_without_taxonomy_and_wordnet_all_but_the_tree_is_there(
+    copied: ReleasePaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied.taxonomy.unlink()
+    hide_wordnet(monkeypatch, tmp_path)
+    library = open_release(copied.root)
     assert library.tree is None
-    assert "expected WordNet 3.0, found none" in str(library.tree_missing)
+    assert "expected WordNet 3.0 (wnids are its offsets), found no" in str(library.tree_missing)
     assert library.select(View(q="dog", show="ok")).total_synsets
     with pytest.raises(BadViewError, match=r"below=n02084071: expected WordNet 3\.0"):
         library.select(View(below=DOG))

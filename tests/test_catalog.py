@@ -8,17 +8,19 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import nltk
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdwn.config import CatalogConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.evaluation.groups import read_groups
-from sdwn.wordnet import corpus_files as wordnet_files
+from sdwn.wordnet import corpus
 from sdwn.wordnet.catalog import Catalog, read_catalog
 from sdwn.wordnet.corpus import WordNet, open_wordnet
 from sdwn.wordnet.imagenet import class_index
+from sdwn.wordnet.taxonomy import Taxonomy
+
+from conftest import hide_wordnet
 
 
 def names(catalog: Catalog) -> set[str]:
@@ -142,7 +144,7 @@ def test_senses_below_1_are_no_synsets_wherever_one_is_named(
         lambda: read_catalog(CatalogConfig(roots=(name,)), wordnet),
         lambda: read_catalog(CatalogConfig(name="closure", only=(name,)), wordnet),
         lambda: read_catalog(CatalogConfig(file=tmp_path / "list.txt"), wordnet),
-        lambda: read_groups(str(tmp_path / "groups.yaml"), wordnet),
+        lambda: read_groups(str(tmp_path / "groups.yaml"), Taxonomy()),
         lambda: list(wordnet.below(name)),
     ]
     for ask in asked:
@@ -179,17 +181,13 @@ def test_a_wrong_catalog_is_explained(
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """A machine where no WordNet is installed and the downloader reaches nobody."""
-    monkeypatch.setattr(nltk.data, "path", [])
-    monkeypatch.setattr(wordnet_files, "SYSTEM_FOLDERS", ())
-    monkeypatch.delenv("WNSEARCHDIR", raising=False)
-    monkeypatch.delenv("WNHOME", raising=False)
-    monkeypatch.setattr(nltk, "download", lambda *_, **__: False)
+    hide_wordnet(monkeypatch, tmp_path)
     return monkeypatch
 
 
-SYSTEM_FOLDERS = tuple(map(Path, wordnet_files.SYSTEM_FOLDERS))
+SYSTEM_FOLDERS = tuple(map(Path, corpus.SYSTEM_FOLDERS))
 
 
 def system_wordnet() -> Path:
@@ -227,7 +225,7 @@ def test_wordnet_is_found_through_its_own_variable(
 
 def test_wordnet_is_found_in_nltks_data_path(alone: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shutil.copytree(system_wordnet(), tmp_path / "corpora/wordnet")
-    alone.setattr(nltk.data, "path", [str(tmp_path)])
+    alone.setenv("NLTK_DATA", str(tmp_path))
     assert open_wordnet().synset("dog.n.01").wnid == "n02084071"
 
 
@@ -278,7 +276,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """WordNet as NLTK downloads it."""
     archive = tmp_path_factory.mktemp("packed") / "wordnet.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
-        for name in wordnet_files.FILES:
+        for name in corpus.FILES:
             file.write(system_wordnet() / name, f"wordnet/{name}")
     return archive
 
@@ -297,13 +295,13 @@ def test_a_damaged_wordnet_is_passed_over_by_name_for_a_whole_one(
     damage(corpora)
     if (corpora / "wordnet").exists():
         (corpora / "wordnet.zip").unlink()
-    alone.setattr(nltk.data, "path", [str(tmp_path / "first")])
+    alone.setenv("NLTK_DATA", str(tmp_path / "first"))
     with pytest.raises(SdwnError) as error:
         open_wordnet()
     assert DAMAGE[damage] in str(error.value)
     (tmp_path / "second/corpora").mkdir(parents=True)
     shutil.copy(packed, tmp_path / "second/corpora")
-    alone.setattr(nltk.data, "path", [str(tmp_path / "first"), str(tmp_path / "second")])
+    alone.setenv("NLTK_DATA", f"{tmp_path}/first{os.pathsep}{tmp_path}/second")
     assert open_wordnet().synset("dog.n.01").wnid == "n02084071"
     (told,) = caplog.messages
     assert DAMAGE[damage] in told

@@ -49,7 +49,7 @@ def better(wnid: str) -> float:
 
 def compared(folder: Path, wordnet: WordNet, *arguments: str) -> dict[str, Any]:
     sides = open_sides([str(folder / argument) for argument in arguments])
-    found = compare(sides, Taxonomy(wordnet))
+    found = compare(sides, Taxonomy())
     return dict(json.loads(json.dumps(found)))
 
 
@@ -201,7 +201,7 @@ def test_the_page_opens_without_an_error_or_a_request(
     released("other", better, seed=1)
     sides = open_sides([str(tmp_path / "plain"), f"{HOSTILE}={tmp_path / 'other'}"])
     paths = ComparisonPaths(tmp_path / "out")
-    write_comparison(compare(sides, Taxonomy(wordnet)), sides, paths)
+    write_comparison(compare(sides, Taxonomy()), sides, paths)
 
     # A script that is not the page's own would be complained of.
     found = opened(browser, paths.page, "[data-chart=classes-0] .point")
@@ -247,7 +247,7 @@ def test_probability_over_other_lists_of_classes_is_not_compared(
     folder = release.paths.evaluations
     sides = open_sides([str(folder / "drawn"), str(folder / "large")])
     sides[1].record["classifier"]["classes"] = 21841
-    found = compare(sides, Taxonomy(wordnet))
+    found = compare(sides, Taxonomy())
     assert found["pairs"][0]["subtree_probability"] is None
     write_comparison(found, sides, ComparisonPaths(tmp_path / "out"))
     page = ComparisonPaths(tmp_path / "out").page.read_text()

@@ -31,7 +31,7 @@ from sdwn.preflight.node_checks import check_node, with_node
 from sdwn.preflight.places import place
 from sdwn.preflight.probe import NO_LOCKS, NodeReport, hdf5_fault, look_around
 from sdwn.preflight.site_checks import COMMANDS, check_site
-from sdwn.wordnet import corpus_files as wordnet_files
+from sdwn.wordnet import corpus
 
 from conftest import REPOSITORY, PlanRun, Sdwn, Testbed
 
@@ -258,22 +258,22 @@ def test_wordnet_is_found_without_nltk(
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
     run, local = planned(), profile(executor="local")
-    whole, _ = wordnet_files.look()
+    whole, _ = corpus.look()
     assert whole is not None
-    corpus = tmp_path / "data/corpora/wordnet"
-    corpus.mkdir(parents=True)
+    folder = tmp_path / "data/corpora/wordnet"
+    folder.mkdir(parents=True)
     monkeypatch.setenv("NLTK_DATA", str(tmp_path / "data"))
     other = "  1 WordNet 3.1 Copyright 2006 by Princeton\n"
-    (corpus / "data.noun").write_text(other)
+    (folder / "data.noun").write_text(other)
     told = texts(examine(*run, local))["wordnet"]
-    assert told == f"WordNet 3.0 in {whole}; {corpus} holds WordNet 3.1"
+    assert told == f"WordNet 3.0 in {whole}; {folder} holds WordNet 3.1"
     # As NLTK downloads it.
-    with zipfile.ZipFile(corpus.with_suffix(".zip"), "w") as packed:
-        for name in wordnet_files.FILES:
+    with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as packed:
+        for name in corpus.FILES:
             packed.write(whole / name, f"wordnet/{name}")
-    (corpus / "data.noun").unlink()
-    corpus.rmdir()
-    assert texts(examine(*run, local))["wordnet"] == f"WordNet 3.0 in {corpus}.zip"
+    (folder / "data.noun").unlink()
+    folder.rmdir()
+    assert texts(examine(*run, local))["wordnet"] == f"WordNet 3.0 in {folder}.zip"
 
 
 def test_a_cache_that_cannot_be_written_is_told_and_stops_no_probe(

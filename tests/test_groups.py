@@ -25,7 +25,7 @@ def written(tmp_path: Path, text: str) -> str:
 def test_the_shipped_groups_hold_as_many_classes_as_the_file_says(
     wordnet: WordNet, paper: Catalog
 ) -> None:
-    groups = read_groups(None, wordnet)
+    groups = read_groups(None, Taxonomy())
     text = shipped.shipped_file("groups", "default").read_text()
     said = dict(re.findall(r"^([a-z ]+): .*?# +([0-9]+, +[0-9]+)", text, re.MULTILINE))
     assert said.keys() == {group.name for group in groups}
@@ -39,7 +39,7 @@ def test_the_shipped_groups_hold_as_many_classes_as_the_file_says(
 
 def test_any_synset_can_be_a_group_and_a_name_any_line(tmp_path: Path, wordnet: WordNet) -> None:
     text = '"Möbel, 家具; <b>": n03405725\n"=1+1": hound.n.01\n'
-    assert read_groups(written(tmp_path, text), wordnet) == (
+    assert read_groups(written(tmp_path, text), Taxonomy()) == (
         Group("Möbel, 家具; <b>", "n03405725", "furniture.n.01"),
         Group("=1+1", "n02087551", "hound.n.01"),
     )
@@ -68,7 +68,7 @@ def test_a_wrong_file_is_told_in_one_line(
 ) -> None:
     path = written(tmp_path, text)
     with pytest.raises(UsageError) as error:
-        read_groups(path, wordnet)
+        read_groups(path, Taxonomy())
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -76,25 +76,26 @@ def test_a_wrong_file_is_told_in_one_line(
 
 def test_groups_that_are_not_there_name_those_that_are(wordnet: WordNet) -> None:
     with pytest.raises(UsageError, match=r"no groups 'mine': expected a file, .* shipped: default"):
-        read_groups("mine", wordnet)
+        read_groups("mine", Taxonomy())
 
 
 def test_a_class_has_the_colour_of_its_smallest_group(tmp_path: Path, wordnet: WordNet) -> None:
     text = "animals: animal.n.01\ndogs: dog.n.01\nthe same: dog.n.01\nmammals: mammal.n.01\n"
-    groups = read_groups(written(tmp_path, text), wordnet)
+    groups = read_groups(written(tmp_path, text), Taxonomy())
     names = ("beagle.n.01", "tabby.n.01", "leafhopper.n.01", "greenhouse.n.01")
     wnids = {name: wordnet.synset(name).wnid for name in names}
-    found = smallest_groups(groups, wnids.values(), Taxonomy(wordnet))
+    found = smallest_groups(groups, wnids.values(), Taxonomy())
     assert [found[wnid] for wnid in wnids.values()] == ["dogs", "mammals", "animals", None]
 
 
 def test_the_table_by_hand(tmp_path: Path, wordnet: WordNet) -> None:
     groups = read_groups(
-        written(tmp_path, "animals: animal.n.01\ndogs: dog.n.01\nhouses: building.n.01\n"), wordnet
+        written(tmp_path, "animals: animal.n.01\ndogs: dog.n.01\nhouses: building.n.01\n"),
+        Taxonomy(),
     )
     counts = {"beagle.n.01": (4, 4, 4, 0), "tabby.n.01": (4, 0, 1, 1), "banjo.n.01": (4, 4, 4, 0)}
     classes = [ClassResult(wordnet.synset(name).wnid, *four) for name, four in counts.items()]
-    animals, dogs, houses = group_figures(groups, classes, 4, Taxonomy(wordnet))
+    animals, dogs, houses = group_figures(groups, classes, 4, Taxonomy())
     assert (animals["classes"], animals["images"], animals["black_images"]) == (2, 8, 1)
     assert (animals["mean_correct"], animals["std_correct"]) == (2, 2)
     assert (animals["any_correct"], animals["all_correct"]) == (0.5, 0.5)

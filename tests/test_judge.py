@@ -53,7 +53,7 @@ def classifier():
 
 @pytest.fixture(scope="module")
 def taxonomy(wordnet):
-    return Taxonomy(wordnet)
+    return Taxonomy()
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ LABELS = [class_index()[wnid] for wnid in ("n02123045", "n02088364", "n03642806"
 
 @pytest.fixture(scope="module")
 def taxonomy(wordnet: WordNet) -> Taxonomy:
-    return Taxonomy(wordnet)
+    return Taxonomy()
 
 
 def nltks(wordnet: WordNet, wnid: str) -> NltkSynset:
@@ -102,7 +102,7 @@ def mean(values: list[float]) -> float:
 @given(drawn_rows())
 def test_scores_agree_with_a_plain_reference(rows: list[tuple[str, int, float]]) -> None:
     wordnet = shared_wordnet()
-    found = score(table(rows), Taxonomy(wordnet), class_wnids())
+    found = score(table(rows), Taxonomy(), class_wnids())
     assert [row.wnid for row in found] == sorted({wnid for wnid, *_ in rows})
     for row in found:
         own = [(best, mass) for wnid, best, mass in rows if wnid == row.wnid]
@@ -122,7 +122,7 @@ def test_scores_agree_with_a_plain_reference(rows: list[tuple[str, int, float]])
 def test_the_nearest_class_is_found_also_where_it_is_a_hypernym(wordnet: WordNet) -> None:
     least = {"tabby.n.01": 0, "cat.n.01": 2, "dog.n.01": 1}
     rows = [(wordnet.synset(name).wnid, 0, 0.5) for name in least]
-    found = {row.wnid: row for row in score(table(rows), Taxonomy(wordnet), class_wnids())}
+    found = {row.wnid: row for row in score(table(rows), Taxonomy(), class_wnids())}
     for name, steps in least.items():
         synset = wordnet.synset(name)
         nearest = min(
@@ -136,18 +136,18 @@ def test_summaries_by_hand(wordnet: WordNet) -> None:
     dog, robin = wordnet.synset("dog.n.01").wnid, wordnet.synset("robin.n.01").wnid
     beagle, tabby = class_index()["n02088364"], class_index()["n02123045"]
     rows = [(dog, beagle, 0.75), (dog, tabby, 0.25), (robin, beagle, 0.0), (robin, tabby, 0.5)]
-    found = summaries(score(table(rows), Taxonomy(wordnet), class_wnids()))
+    found = summaries(score(table(rows), Taxonomy(), class_wnids()))
     own, nearest = found["own"], found["nearest"]
     assert (own["synsets"], own["images"], own["subtree_probability"]) == (1, 2, 0.5)
     assert (own["chance"], own["inside_percent"]) == (0.118, 50)
     assert set(own["intervals"].values()) == {None}
     assert (nearest["subtree_probability"], nearest["inside_percent"]) == (0.25, 0)
-    assert summaries(score(table(rows[:2]), Taxonomy(wordnet), class_wnids()))["nearest"] is None
+    assert summaries(score(table(rows[:2]), Taxonomy(), class_wnids()))["nearest"] is None
 
 
 def test_a_probability_that_is_not_known_is_none_and_no_nan(wordnet: WordNet) -> None:
     dog = wordnet.synset("dog.n.01").wnid
-    found = score(table([(dog, 0, 0.5), (dog, 0, None)]), Taxonomy(wordnet), class_wnids())
+    found = score(table([(dog, 0, 0.5), (dog, 0, None)]), Taxonomy(), class_wnids())
     assert found[0].subtree_probability is None
     own: dict[str, Any] = summaries(found)["own"] or {}
     assert (own["subtree_probability"], own["intervals"]["subtree_probability"]) == (None, None)

@@ -30,7 +30,7 @@ from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.paths import ReleasePaths
 from sdwn.releases.release import Release
 from sdwn.storage.columns import STATUSES
-from sdwn.wordnet.hypernyms import open_nouns
+from sdwn.wordnet.corpus import require_corpus
 from sdwn.wordnet.imagenet import class_index
 
 # Synsets on a page, and images of each: an import may have thousands of one.
@@ -81,7 +81,9 @@ def open_release(root: str | Path, evaluation: str | None = None) -> Library:
 
     tree, tree_missing = None, None
     try:
-        tree = SynsetTree(open_nouns(), collection, predictions)
+        if not release.paths.taxonomy.exists():
+            require_corpus()
+        tree = SynsetTree(release.taxonomy, collection, predictions)
     except SdwnError as error:
         tree_missing = str(error)
     groups = {}

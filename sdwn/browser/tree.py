@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.browser.collection import Collection, ImagePredictions
-from sdwn.wordnet.hypernyms import Nouns
+from sdwn.wordnet.taxonomy import Taxonomy
 
 # Ranges of labels, each from a start up to a stop, apart and in order.
 Ranges = tuple[tuple[int, int], ...]
@@ -54,7 +54,10 @@ class SynsetTree:
     """
 
     def __init__(
-        self, taxonomy: Nouns, collection: Collection, predictions: ImagePredictions | None = None
+        self,
+        taxonomy: Taxonomy,
+        collection: Collection,
+        predictions: ImagePredictions | None = None,
     ) -> None:
         self._taxonomy, self._collection, self._predictions = taxonomy, collection, predictions
         self._lock = threading.Lock()

@@ -128,8 +128,6 @@ def compare_command(
     from sdwn.reports.compare import compare
     from sdwn.reports.compare_page import verdict, write_comparison
     from sdwn.reports.sides import open_sides
-    from sdwn.wordnet.corpus import shared_wordnet
-    from sdwn.wordnet.taxonomy import Taxonomy
 
     paths = ComparisonPaths(out)
     sides = open_sides(which, evaluation)
@@ -137,7 +135,7 @@ def compare_command(
         if side.release.paths.root.resolve() in (out.resolve(), *out.resolve().parents):
             raise UsageError(f"--out {out}: it lies in {side.release}; choose another folder")
     with console.working("comparing"):
-        comparison = compare(sides, Taxonomy(shared_wordnet()))
+        comparison = compare(sides, sides[0].release.taxonomy)
         write_comparison(comparison, sides, paths)
     figures = [
         {"name": side["name"]}

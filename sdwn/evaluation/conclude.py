@@ -27,7 +27,6 @@ from sdwn.evaluation.tables import write_tables
 from sdwn.io import file_sha256, now, write_text
 from sdwn.paths import EvaluationPaths
 from sdwn.releases.release import Release
-from sdwn.wordnet.corpus import shared_wordnet
 from sdwn.wordnet.imagenet import CLASSES, classifier_wnids
 from sdwn.wordnet.taxonomy import Taxonomy
 
@@ -60,7 +59,7 @@ def conclude(
     Raises:
         SdwnError: the file of groups is wrong.
     """
-    found = _find_out(predictions, classifier_record, chosen)
+    found = _find_out(release, predictions, classifier_record, chosen)
     wnids = [row.wnid for row in found.figures.per_class]
     record = {
         **_origin(release, paths, predictions),
@@ -82,13 +81,16 @@ def conclude(
 
 
 def _find_out(
-    predictions: pa.Table, classifier_record: dict[str, Any], chosen: EvaluationConfig
+    release: Release,
+    predictions: pa.Table,
+    classifier_record: dict[str, Any],
+    chosen: EvaluationConfig,
 ) -> _Found:
-    taxonomy = Taxonomy(shared_wordnet())
+    taxonomy = release.taxonomy
     labelled = predictions.filter(pc.is_valid(predictions["imagenet_class"]))
     return _Found(
         taxonomy=taxonomy,
-        groups=read_groups(chosen.groups, taxonomy.wordnet),
+        groups=read_groups(chosen.groups, taxonomy),
         figures=measure_predictions(labelled),
         confusions=confusion_pairs(labelled),
         scores=score(

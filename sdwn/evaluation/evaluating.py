@@ -33,7 +33,7 @@ from sdwn.prediction.table import (
     write_predictions,
 )
 from sdwn.releases.release import Release
-from sdwn.wordnet.corpus import shared_wordnet
+from sdwn.wordnet.taxonomy import Taxonomy
 
 log = logging.getLogger(__name__)
 
@@ -106,11 +106,11 @@ def is_judged(release: Release, work: RunPaths, judging: PredictionPlan, tell: T
     return True
 
 
-def require_possible(chosen: EvaluationConfig) -> None:
+def require_possible(chosen: EvaluationConfig, taxonomy: Taxonomy) -> None:
     """Find here what is wrong with groups or model, before tasks wait and work in vain.
 
     Raises:
-        SdwnError: there is no WordNet, the groups or word vectors cannot be read, or timm has no
+        SdwnError: the groups or word vectors cannot be read, or timm has no
             such model.
     """
     if chosen.embedding is not None and not chosen.embedding.is_file():
@@ -120,7 +120,7 @@ def require_possible(chosen: EvaluationConfig) -> None:
         from sdwn.prediction.pretrained import require_known
 
         require_known(chosen.model)
-    read_groups(chosen.groups, shared_wordnet())
+    read_groups(chosen.groups, taxonomy)
 
 
 def _judge_here(
@@ -138,7 +138,7 @@ def _judge_here(
             f"(follow them with: {command('status', work.root, '--watch')}), "
             f"or end them with: {command('cancel', work.root)}"
         )
-    require_possible(judging.chosen)
+    require_possible(judging.chosen, release.taxonomy)
     todo = [judging.shards[index] for index in missing(work, judging)]
     advance(judging.images - sum(map(judging.shard_images, todo)))
     if todo:

@@ -18,7 +18,6 @@ from sdwn.evaluation.metrics import (
     metrics_shown,
     tally_of,
 )
-from sdwn.wordnet.corpus import WordNet
 from sdwn.wordnet.imagenet import class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy
 
@@ -34,7 +33,7 @@ class Group:
     synset: str
 
 
-def read_groups(name: str | None, wordnet: WordNet) -> tuple[Group, ...]:
+def read_groups(name: str | None, taxonomy: Taxonomy) -> tuple[Group, ...]:
     """Read a YAML mapping of names to synsets, from a file or of those shipped.
 
     Raises:
@@ -44,20 +43,20 @@ def read_groups(name: str | None, wordnet: WordNet) -> tuple[Group, ...]:
     content = read_yaml(path, "group names to synsets")
     if not content:
         raise UsageError(f"{path}: expected at least one group, as in animals: animal.n.01")
-    return tuple(_group(path, key, value, wordnet) for key, value in content.items())
+    return tuple(_group(path, key, value, taxonomy) for key, value in content.items())
 
 
-def _group(path: Path, name: Any, identifier: Any, wordnet: WordNet) -> Group:
+def _group(path: Path, name: Any, identifier: Any, taxonomy: Taxonomy) -> Group:
     if not isinstance(name, str) or not is_line(name):
         raise UsageError(f"{path}: expected a group's name, a line of text, found {name!r}")
     if not isinstance(identifier, str):
         found = repr(identifier)[:80]
         raise UsageError(f"{path}: {name}: expected a synset such as dog.n.01, found {found}")
     try:
-        synset = wordnet.synset(identifier)
+        wnid = taxonomy.find(identifier)
     except UsageError as error:
         raise UsageError(f"{path}: {name}: {error}") from None
-    return Group(name, synset.wnid, synset.name)
+    return Group(name, wnid, taxonomy.name(wnid))
 
 
 def is_line(text: str) -> bool:

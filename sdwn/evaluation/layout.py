@@ -14,6 +14,7 @@ from sdwn.config import ModelConfig
 from sdwn.errors import UsageError
 from sdwn.evaluation import embedding, encoder
 from sdwn.releases.release import Release
+from sdwn.wordnet.taxonomy import Taxonomy
 
 SEED = 0
 PERPLEXITY = 30.0
@@ -74,7 +75,7 @@ def _distances(release: Release, wnids: list[str], word_vectors: Path | None) ->
     try:
         return _by_encoder(release, wnids)
     except encoder.NoEncoderError as reason:
-        return _by_wordnet(wnids, str(reason))
+        return _by_wordnet(release.taxonomy, wnids, str(reason))
 
 
 def _by_words(release: Release, wnids: list[str], path: Path) -> Distances:
@@ -105,11 +106,7 @@ def _by_encoder(release: Release, wnids: list[str]) -> Distances:
     return Distances(tuple(wnids), matrix, source, _NOTES.get(model.name, ""))
 
 
-def _by_wordnet(wnids: list[str], reason: str) -> Distances:
-    from sdwn.wordnet.corpus import shared_wordnet
-    from sdwn.wordnet.taxonomy import Taxonomy
-
-    taxonomy = Taxonomy(shared_wordnet())
+def _by_wordnet(taxonomy: Taxonomy, wnids: list[str], reason: str) -> Distances:
     matrix = np.zeros((len(wnids), len(wnids)))
     for row, one in enumerate(wnids):
         for column, other in enumerate(wnids[:row]):

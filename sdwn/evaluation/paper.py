@@ -46,7 +46,7 @@ def beside(classes: Iterable[ClassResult], taxonomy: Taxonomy) -> dict[str, Any]
 
 
 def _group(name: str, rows: dict[str, ClassResult], taxonomy: Taxonomy) -> dict[str, Any]:
-    root = taxonomy.wordnet.synset(name).wnid
+    root = taxonomy.find(name)
     none = [wnid for wnid, row in rows.items() if not row.correct]
     ours = sum(taxonomy.is_below(wnid, root) for wnid in none)
     counted = {"none_correct_classes": NONE_CORRECT[name], "ours": ours}
@@ -54,7 +54,7 @@ def _group(name: str, rows: dict[str, ClassResult], taxonomy: Taxonomy) -> dict[
 
 
 def _class(name: str, rows: dict[str, ClassResult], taxonomy: Taxonomy) -> dict[str, Any]:
-    wnid = taxonomy.wordnet.synset(name).wnid
+    wnid = taxonomy.find(name)
     row = rows.get(wnid)
     counted = {"correct": CORRECT[name], "ours": row.correct if row else None}
     return {"wnid": wnid, "synset": name, **counted}

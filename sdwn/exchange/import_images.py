@@ -44,7 +44,9 @@ from sdwn.releases.staged_folder import StagedFolder, build, require_free
 from sdwn.releases.writer import Origin, ReleaseWriter, cut
 from sdwn.storage.columns import image_table
 from sdwn.storage.shards import Contents, write_images
+from sdwn.wordnet.corpus import shared_wordnet
 from sdwn.wordnet.imagenet import class_index
+from sdwn.wordnet.taxonomy import taxonomy_table
 
 if TYPE_CHECKING:
     from sdwn.wordnet.corpus import Synset
@@ -144,14 +146,16 @@ def import_images(
         head = f"{source}: expected images of synsets, found none that is readable"
         raise UsageError("\n".join([head, *lines]))
     synsets = [images for _, images in sorted(found.items(), key=lambda item: item[0].wnid)]
+    # Where texts of a synset differ, its own prompt is the first one's.
+    planned = tuple(_planned(images[0][0]) for images in synsets)
     origin = Origin(
         kind="import",
         catalog=f"imported from {printable(root.name)}",
-        # Where texts of a synset differ, its own prompt is the first one's.
-        synsets=tuple(_planned(images[0][0]) for images in synsets),
+        synsets=planned,
         source=options.source,
         licence=options.licence,
         skipped=skipped,
+        taxonomy=taxonomy_table((row.wnid for row in planned), shared_wordnet()),
     )
 
     def fill(staged: StagedFolder) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from sdwn.exchange.export_source import Span
 from sdwn.io import Advance, refuse_links
@@ -17,6 +18,7 @@ from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder
 from sdwn.releases.writer import Origin, ReleaseWriter, cut
 from sdwn.storage.shards import ImageFile, RowRange, join
+from sdwn.wordnet.taxonomy import read_taxonomy
 
 
 def row_spans(release: Release, part_bytes: int) -> list[Span]:
@@ -52,6 +54,7 @@ def write_subset(
         missing=tuple(release.synsets[wnid] for wnid, _ in missing),
         missing_shards=described.missing.shards if described.missing else "",
         skipped=tuple((file, reason) for file, reason in skipped),
+        taxonomy=_taxonomy(release.paths.taxonomy),
     )
     with ReleaseWriter(staged, origin) as writer:
         for span in spans:
@@ -78,6 +81,11 @@ def _selections(release: Release, span: Span, stack: ExitStack) -> list[RowRange
         RowRange(files[str(parts[start])], int(rows[start]), int(rows[stop - 1]) + 1)
         for start, stop in pairwise(ends)
     ]
+
+
+def _taxonomy(path: Path) -> pa.Table | None:
+    refuse_links(path)
+    return read_taxonomy(path) if path.exists() else None
 
 
 def _read_csv(path: Path) -> list[list[str]]:

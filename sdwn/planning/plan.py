@@ -20,7 +20,7 @@ from sdwn.wordnet.imagenet import class_index
 
 if TYPE_CHECKING:
     from sdwn.wordnet.catalog import Catalog
-    from sdwn.wordnet.corpus import Synset
+    from sdwn.wordnet.corpus import Synset, WordNet
 
 FORMAT = "sdwn-plan"
 FORMAT_VERSION = 1
@@ -269,11 +269,17 @@ def _value(value: Any) -> str:
     return "not set" if value is None else json.dumps(value, ensure_ascii=False)[:80]
 
 
-def write_plan(plan: Plan, paths: RunPaths, tell: Callable[[str], None] = lambda _: None) -> bool:
+def write_plan(
+    plan: Plan,
+    paths: RunPaths,
+    tell: Callable[[str], None] = lambda _: None,
+    wordnet: WordNet | None = None,
+) -> bool:
     """Write a plan into a run folder; False where the same plan stands there already.
 
     Settings of the evaluation are no part of the plan: those that differ are replaced, and
-    ``tell`` gets a line that names them.
+    ``tell`` gets a line that names them. Nor is ``taxonomy.parquet``, which is written from
+    ``wordnet`` unless it is there; a run without one looks in the corpus later.
 
     Raises:
         UsageError: another plan stands there, or another slice of this one.
@@ -307,6 +313,7 @@ def write_plan(plan: Plan, paths: RunPaths, tell: Callable[[str], None] = lambda
         if changed := differing(before, evaluation, ("before", "now")):
             write_text(paths.plan, _text({**found, "evaluation": evaluation}))
             tell(f"the evaluation's settings are changed: {'; '.join(changed)}")
+        _write_taxonomy(plan, paths, wordnet)
         return False
     content = {
         "format": FORMAT,
@@ -320,10 +327,24 @@ def write_plan(plan: Plan, paths: RunPaths, tell: Callable[[str], None] = lambda
         **({} if plan.slice.whole else {"slice": str(plan.slice)}),
         "synsets_sha256": hashlib.sha256(table.encode()).hexdigest(),
     }
-    # The table first: plan.json is what says that a plan is there.
+    # The tables first: plan.json is what says that a plan is there.
     write_text(paths.synsets, table)
+    _write_taxonomy(plan, paths, wordnet)
     write_text(paths.plan, _text(content))
     return True
+
+
+def _write_taxonomy(plan: Plan, paths: RunPaths, wordnet: WordNet | None) -> None:
+    # pyarrow, which status and other readers of plans need not load.
+    from sdwn.wordnet.taxonomy import read_taxonomy, taxonomy_table, write_taxonomy
+
+    if wordnet is not None:
+        try:
+            read_taxonomy(paths.taxonomy)
+        except IntegrityError:  # there is none, or it is damaged
+            write_taxonomy(
+                paths.taxonomy, taxonomy_table((row.wnid for row in plan.synsets), wordnet)
+            )
 
 
 def _text(content: dict[str, Any]) -> str:

@@ -34,8 +34,7 @@ from sdwn.prediction.pretrained import load_classifier
 from sdwn.prediction.table import IMAGE, SCHEMA
 from sdwn.releases.release import LOCATION, Release
 from sdwn.storage.images import Pixels
-from sdwn.wordnet.corpus import shared_wordnet
-from sdwn.wordnet.taxonomy import Scope, Taxonomy, scopes
+from sdwn.wordnet.taxonomy import Scope, scopes
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ def load_predictor(release: Release, plan: PredictionPlan, batch_size: int | Non
             f"this was planned for, found {weights[:12]}; restore it, or evaluate again"
         )
     wnids = plan.images_of(release).metadata["wnid"].unique().to_pylist()
-    subtrees = scopes(Taxonomy(shared_wordnet()), wnids, classifier.classes)
+    subtrees = scopes(release.taxonomy, wnids, classifier.classes)
     workers = len(os.sched_getaffinity(0))
     return Predictor(classifier, subtrees, choose_batch_size(classifier, batch_size), workers)
 

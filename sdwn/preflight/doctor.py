@@ -26,7 +26,8 @@ from sdwn.preflight.findings import Finding, ok, problem, problems, unverified, 
 from sdwn.preflight.places import Place, free, place
 from sdwn.preflight.probe import OFFLINE, cache_fault, hub_is_off
 from sdwn.preflight.site_checks import check_site
-from sdwn.wordnet import corpus_files as wordnet_files
+from sdwn.wordnet import corpus
+from sdwn.wordnet.taxonomy import open_taxonomy
 
 __all__ = ["Finding", "can_start", "examine", "problems"]
 
@@ -254,12 +255,12 @@ def _classifier(run: _Run) -> Iterator[Finding]:
     """Find what would end the evaluation, after all images are made."""
     if run.then is not None and "evaluate" not in run.then:
         return
-    from sdwn.evaluation.evaluating import require_possible  # nltk
+    from sdwn.evaluation.evaluating import require_possible
     from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
     chosen = run.plan.config.evaluation
     try:
-        require_possible(chosen)
+        require_possible(chosen, open_taxonomy(run.paths.taxonomy))
         require_classifier(run.paths, run.plan.config)
         file = find_classifier(chosen.model, chosen.checkpoint)
     except SdwnError as error:
@@ -280,12 +281,12 @@ def _classifier(run: _Run) -> Iterator[Finding]:
 
 
 def _wordnet(_: _Run) -> Iterator[Finding]:
-    found, passed = wordnet_files.look()
+    found, passed = corpus.look()
     over = "".join(f"; {reason}" for reason in passed)
     if found is not None:
-        yield ok("wordnet", f"WordNet {wordnet_files.VERSION} in {found}{over}")
+        yield ok("wordnet", f"WordNet {corpus.VERSION} in {found}{over}")
         return
-    text = f"no WordNet {wordnet_files.VERSION} on this machine: planning and evaluation need it"
+    text = f"no WordNet {corpus.VERSION} on this machine: planning and evaluation need it"
     yield warning("wordnet", f"{text}{over}; get it: python -m nltk.downloader wordnet")
 
 

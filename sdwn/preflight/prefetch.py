@@ -14,6 +14,8 @@ from sdwn.models.lock import Lock
 from sdwn.models.weights import Weights, fingerprint, is_commit, located, source
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
+from sdwn.wordnet.corpus import VERSION, open_wordnet
+from sdwn.wordnet.taxonomy import open_taxonomy
 
 
 def fetch_for_config(config: RunConfig, folder: Path | None = None) -> Weights | None:
@@ -130,9 +132,9 @@ def ready_classifier(paths: RunPaths, config: RunConfig) -> None:
         SdwnError: it cannot be had, or cannot be loaded.
         IntegrityError: it has changed since the run was locked to it.
     """
-    from sdwn.evaluation.evaluating import require_possible  # nltk
+    from sdwn.evaluation.evaluating import require_possible
 
-    require_possible(config.evaluation)
+    require_possible(config.evaluation, open_taxonomy(paths.taxonomy))
     lock.require_classifier(paths, config)
     fetch_classifier(config.evaluation)
     lock_classifier(paths, config)
@@ -154,8 +156,5 @@ def fetch_wordnet() -> str:
     Raises:
         SdwnError: there is none, and NLTK cannot get it.
     """
-    from sdwn.wordnet.corpus import open_wordnet  # nltk
-    from sdwn.wordnet.corpus_files import VERSION
-
     open_wordnet()
     return VERSION

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from sdwn.errors import IntegrityError, MisplacedError, UsageError, command, shell
 from sdwn.io import PART_BYTES, Advance
 from sdwn.jobs.journal import read_journal
@@ -19,6 +21,7 @@ from sdwn.releases.staged_folder import StagedFolder, build, require_free
 from sdwn.releases.writer import Origin, ReleaseWriter, cut
 from sdwn.storage.columns import COLUMNS, Table, texts
 from sdwn.storage.shards import Expected, ImageFile, RowRange, join
+from sdwn.wordnet.taxonomy import read_taxonomy
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,10 @@ def merge(
     revision = common_revision(runs, plan.config.model)
     if _is_new(release):
         shards = _locate(runs, plan, options.allow_missing, revision)
+        origin = _origin(plan, shards, _taxonomy(runs))
 
         def fill(staged: StagedFolder) -> None:
-            _fill(staged, plan, shards, options, advance)
+            _fill(staged, origin, shards, options, advance)
 
         if build(release.root, {"merge": plan.digest}, fill):
             return Release(release.root)
@@ -263,12 +267,12 @@ def _identities(rows: Table) -> Iterator[tuple[Any, ...]]:
 
 def _fill(
     staged: StagedFolder,
-    plan: Plan,
+    origin: Origin,
     shards: Mapping[int, Path],
     options: MergeOptions,
     advance: Advance,
 ) -> None:
-    with ReleaseWriter(staged, _origin(plan, shards)) as writer:
+    with ReleaseWriter(staged, origin) as writer:
         for group in _groups(list(shards.values()), options.part_bytes):
 
             def write(path: Path, attributes: Mapping[str, Any], group: list[Path] = group) -> str:
@@ -278,7 +282,13 @@ def _fill(
                 advance(_images(group))
 
 
-def _origin(plan: Plan, shards: Mapping[int, Path]) -> Origin:
+def _taxonomy(runs: Sequence[RunPaths]) -> pa.Table | None:
+    # Runs of one plan have the same synsets: any one's has all. Old runs have none.
+    found = next((paths.taxonomy for paths in runs if paths.taxonomy.exists()), None)
+    return None if found is None else read_taxonomy(found)
+
+
+def _origin(plan: Plan, shards: Mapping[int, Path], taxonomy: pa.Table | None) -> Origin:
     missing = [shard for shard in plan.shards if shard.index not in shards]
     return Origin(
         kind="run",
@@ -289,6 +299,7 @@ def _origin(plan: Plan, shards: Mapping[int, Path]) -> Origin:
         evaluation=plan.config.evaluation.model_dump(mode="json"),
         missing=tuple(row for shard in missing for row in plan.synsets[shard.start : shard.stop]),
         missing_shards=ranges(shard.index for shard in missing),
+        taxonomy=taxonomy,
     )
 
 

@@ -34,6 +34,7 @@ from sdwn.releases.manifest import Manifest, read_manifest
 from sdwn.storage.columns import STATUSES, read_parquet
 from sdwn.storage.images import Pixels, decode
 from sdwn.storage.shards import ImageFile
+from sdwn.wordnet.taxonomy import Taxonomy, open_taxonomy
 
 # What every image has, and of which type.
 METADATA_COLUMNS = {
@@ -138,6 +139,12 @@ class Release:
         except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
             raise IntegrityError(f"{self.paths.synsets}: cannot be read: {error!r}") from None
         return {row.wnid: row for row in rows}
+
+    @cached_property
+    def taxonomy(self) -> Taxonomy:
+        """What WordNet says of the synsets, ImageNet's classes, and all that is above both."""
+        refuse_links(self.paths.taxonomy)
+        return open_taxonomy(self.paths.taxonomy)
 
     def row(self, index: int) -> dict[str, Any]:
         """Read an image's record.
@@ -349,11 +356,10 @@ class Release:
         return self._column("status", lambda values: pc.is_in(values, valid))
 
     def _below(self, name: str) -> NDArray[np.bool_]:
-        from sdwn.wordnet.corpus import shared_wordnet  # NLTK's seconds are for those who ask
-
-        wordnet = shared_wordnet()
-        wnids = [wordnet.synset(name).wnid, *(synset.wnid for synset in wordnet.below(name))]
-        return self._column("wnid", lambda values: pc.is_in(values, pa.array(wnids)))
+        root = self.taxonomy.find(name)
+        below = [wnid for wnid in self._rows_by_wnid if self.taxonomy.is_below(wnid, root)]
+        wnids = pa.array(below, pa.string())
+        return self._column("wnid", lambda values: pc.is_in(values, wnids))
 
     @cached_property
     def _rows_by_wnid(self) -> dict[str, NDArray[np.int64]]:

@@ -23,6 +23,7 @@ from sdwn.releases.manifest import FileRecord, Manifest, Missing, sums_text
 from sdwn.releases.staged_folder import JOURNAL, StagedFolder
 from sdwn.storage.columns import Table, names, texts
 from sdwn.storage.shards import ImageFile
+from sdwn.wordnet.taxonomy import write_taxonomy
 
 # What distinguishes a run of a task from others on the same kind of device.
 _OF_ONE_RUN = ("host", "job", "started")
@@ -36,7 +37,7 @@ class Origin:
 
     ``synsets`` are all that the plan has, also those that this release has no images of.
     ``missing`` are those that the run had not made, ``skipped`` the files that could not be
-    taken and why.
+    taken and why. ``taxonomy`` is what WordNet says of the synsets, None where nobody wrote it.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Origin:
     missing: tuple[PlannedSynset, ...] = ()
     missing_shards: str = ""
     skipped: tuple[tuple[str, str], ...] = ()
+    taxonomy: pa.Table | None = None
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -118,6 +120,9 @@ class ReleaseWriter:
         origin, paths = self._origin, self._paths
         write_text(paths.synsets, table_text(origin.synsets))
         tables = [paths.metadata, paths.synsets]
+        if origin.taxonomy is not None:
+            write_taxonomy(paths.taxonomy, origin.taxonomy)
+            tables.append(paths.taxonomy)
         if origin.missing:
             rows = [(row.wnid, row.synset) for row in origin.missing]
             tables.append(_write_csv(paths.missing, ("wnid", "synset"), rows))

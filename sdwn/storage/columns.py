@@ -138,14 +138,14 @@ def check_column(column: Column, values: NDArray[Any], sessions: int) -> None:
         raise ValueError(f"{column.name}: expected values below {valid}, found {values.max()}")
 
 
-def read_parquet(path: Path, most: int) -> pa.Table:
-    """Read a Parquet file of at most so many rows.
+def read_parquet(path: Path, most: int, row_bytes: int = ROW_BYTES) -> pa.Table:
+    """Read a Parquet file of at most so many rows, each of at most so many bytes on average.
 
     Raises:
         IntegrityError: it is missing, damaged, or claims more; that takes no memory.
     """
     # Of an empty table, too, something is written.
-    most_bytes = (most + 16) * ROW_BYTES
+    most_bytes = (most + 16) * row_bytes
     try:
         # Not a path, which may be no text; not Python's file, which Arrow's threads may still
         # hold when Python ends; not read_table, which loads what reads folders of tables.

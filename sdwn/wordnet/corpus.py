@@ -1,29 +1,49 @@
-"""Find WordNet 3.0 on this machine and open it with NLTK."""
+"""WordNet 3.0 on this machine: found without NLTK, opened and read by NLTK alone."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
+import os
 import re
 import socket
 import sys
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import nltk
-from nltk.corpus.reader.wordnet import Synset as NltkSynset
-from nltk.corpus.reader.wordnet import WordNetCorpusReader, WordNetError
+from typing import TYPE_CHECKING, Any
 
 from sdwn.errors import SdwnError, UsageError
-from sdwn.wordnet import corpus_files as wordnet_files
-from sdwn.wordnet.corpus_files import THREE_WAYS, VERSION
+
+if TYPE_CHECKING:
+    from nltk.corpus.reader.wordnet import Synset as NltkSynset
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
 log = logging.getLogger(__name__)
+
+# wnids are the offsets of this version.
+VERSION = "3.0"
+# What NLTK opens, but lexnames, and how the last line of those that sdwn asks for begins.
+PARTS = ("noun", "verb", "adj", "adv")
+FILES = tuple(f"{kind}.{part}" for kind in ("data", "index") for part in PARTS)
+FILES += ("cntlist.rev", "index.sense", *(f"{part}.exc" for part in PARTS))
+LAST = {"data.noun": b"15300051 ", "index.noun": b"zyrian "}
+THREE_WAYS = (
+    "on a machine with network: python -m nltk.downloader wordnet; "
+    "on Debian or Ubuntu: apt-get install wordnet-base wordnet-sense-index; "
+    "elsewhere: unpack WordNet 3.0 and set WNSEARCHDIR to its dict folder"
+)
+
+SYSTEM_FOLDERS = (
+    "/usr/share/wordnet",  # Debian, Ubuntu
+    "/usr/share/wordnet-3.0/dict",  # Fedora
+    "/usr/local/WordNet-3.0/dict",  # the installer of Princeton
+)
 
 # lexnames(5WN): the only file of the corpus that Debian's packages leave out.
 LEXICOGRAPHER_FILES = (
@@ -40,12 +60,16 @@ PART_OF_SPEECH_NUMBERS = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
 
 @dataclass(frozen=True, slots=True)
 class Synset:
-    """A noun synset; ``wnid`` is ``n`` and its 8-digit WordNet 3.0 offset."""
+    """A noun synset; ``wnid`` is ``n`` and its 8-digit WordNet 3.0 offset.
+
+    ``parents`` are the wnids right above it, sorted; of an instance, what it is one of.
+    """
 
     wnid: str
     name: str
     lemmas: tuple[str, ...]
     definition: str
+    parents: tuple[str, ...] = ()
 
 
 class WordNet:
@@ -77,15 +101,11 @@ class WordNet:
                     stack.append(child)
                     yield _record(child)
 
-    def hypernyms(self, identifier: str) -> list[str]:
-        """Give the wnids right above a synset, sorted; of an instance, what it is one of."""
-        found = self._find(identifier)
-        above = {*found.hypernyms(), *found.instance_hypernyms()}
-        return sorted(f"n{synset.offset():08d}" for synset in above)
-
     def _find(self, identifier: str) -> NltkSynset:
+        from nltk.corpus.reader.wordnet import WordNetError
+
         synset = None
-        with contextlib.suppress(WordNetError, ValueError), warnings.catch_warnings():
+        with suppress(WordNetError, ValueError), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the error below says more
             if re.fullmatch(r"n[0-9]{8}", identifier):
                 synset = self._reader.synset_from_pos_and_offset("n", int(identifier[1:]))
@@ -93,45 +113,24 @@ class WordNet:
             elif re.search(r"\.0*[1-9][0-9]*\Z", identifier):
                 synset = self._reader.synset(identifier)
         if synset is None:
-            raise UsageError(self._not_found(identifier))
+            same = [one.name() for one in self._reader.synsets(identifier.partition(".")[0], "n")]
+            expected = "expected a noun synset such as dog.n.01 or its wnid such as n02084071"
+            hint = f"; WordNet has {', '.join(same)}" if same else ""
+            raise UsageError(f"{identifier}: no such synset in WordNet {VERSION}; {expected}{hint}")
         if synset.pos() != "n":
             raise UsageError(f"{identifier}: not a noun; only noun synsets have a wnid")
         return synset
 
-    def _not_found(self, identifier: str) -> str:
-        lemma = identifier.partition(".")[0]
-        same = [synset.name() for synset in self._reader.synsets(lemma, pos="n")]
-        expected = "expected a noun synset such as dog.n.01 or its wnid such as n02084071"
-        hint = f"; WordNet has {', '.join(same)}" if same else ""
-        return f"{identifier}: no such synset in WordNet {VERSION}; {expected}{hint}"
-
 
 def _record(synset: NltkSynset) -> Synset:
+    above = {*synset.hypernyms(), *synset.instance_hypernyms()}
     return Synset(
         wnid=f"n{synset.offset():08d}",
         name=synset.name(),
         lemmas=tuple(synset.lemma_names()),
         definition=synset.definition(),
+        parents=tuple(sorted(f"n{parent.offset():08d}" for parent in above)),
     )
-
-
-def open_wordnet() -> WordNet:
-    """Open WordNet 3.0: from NLTK's data path, a system folder, or by NLTK's downloader.
-
-    Raises:
-        SdwnError: none of the three gives WordNet 3.0.
-    """
-    corpus, passed = wordnet_files.look(nltk.data.path)
-    if corpus is None and _download():
-        corpus, passed = wordnet_files.look(nltk.data.path)
-    if corpus is None:
-        found = "; ".join(passed) or "found no WordNet"
-        raise SdwnError(
-            f"expected WordNet {VERSION} (wnids are its offsets), {found}; {THREE_WAYS}"
-        )
-    for reason in passed:
-        log.warning("%s: passed over for %s", reason, corpus)
-    return WordNet(_read(corpus))
 
 
 @cache
@@ -140,7 +139,117 @@ def shared_wordnet() -> WordNet:
     return open_wordnet()
 
 
+def open_wordnet() -> WordNet:
+    """Open WordNet 3.0: from NLTK's data path, a system folder, or by NLTK's downloader.
+
+    Raises:
+        SdwnError: none of the three gives WordNet 3.0.
+    """
+    try:
+        corpus = require_corpus()
+    except SdwnError:
+        if not _download():
+            raise
+        corpus = require_corpus()
+    return WordNet(_open_with_nltk(corpus))
+
+
+def require_corpus() -> Path:
+    """Find WordNet 3.0 on this machine, without the network; warn of what is passed over.
+
+    Raises:
+        SdwnError: there is no whole WordNet 3.0; says how to get one.
+    """
+    corpus, passed = look()
+    if corpus is None:
+        found = "; ".join(passed) or "found no WordNet"
+        raise SdwnError(
+            f"expected WordNet {VERSION} (wnids are its offsets), {found}; {THREE_WAYS}"
+        )
+    for reason in passed:
+        log.warning("%s: passed over for %s", reason, corpus)
+    return corpus
+
+
+def look() -> tuple[Path | None, list[str]]:
+    """Look for a whole WordNet 3.0 on this machine, without the network.
+
+    Returns:
+        A corpus's folder or zip, or None; and why the corpora before it are passed over.
+    """
+    passed: list[str] = []
+    for corpus in _candidates():
+        if (reason := fault(corpus)) is None:
+            return corpus, passed
+        passed.append(f"{corpus} {reason}")
+    return None, passed
+
+
+def _candidates() -> Iterator[Path]:
+    """Yield what may be a corpus: in NLTK's folders, then WordNet's own and the system's."""
+    named = filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep))
+    own = (Path(sys.prefix) / name for name in ("nltk_data", "share/nltk_data", "lib/nltk_data"))
+    tops = ("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib")
+    system = (Path(top) / "nltk_data" for top in tops)
+    for folder in (*map(Path, named), Path("~/nltk_data").expanduser(), *own, *system):
+        yield from filter(_exists, (folder / "corpora/wordnet", folder / "corpora/wordnet.zip"))
+    # The two variables of wn(1WN).
+    home = os.environ.get("WNHOME")
+    folders = (os.environ.get("WNSEARCHDIR"), home and f"{home}/dict", *SYSTEM_FOLDERS)
+    yield from filter(_exists, (Path(folder) for folder in folders if folder))
+
+
+def _exists(path: Path) -> bool:
+    # What lies behind a folder that one may not look into is no candidate.
+    with suppress(PermissionError):
+        return path.exists()
+    return False
+
+
+def fault(corpus: Path) -> str | None:
+    """Return why a corpus cannot be used; None where it can."""
+    try:
+        for name in FILES:
+            head, tail = _ends(corpus, name)
+            if name == "data.noun":
+                version = version_of(head.decode("utf-8", "replace"))
+                if version != VERSION:
+                    return f"holds WordNet {version or 'of no known version'}"
+            last = tail.rstrip(b"\n").rpartition(b"\n")[2]
+            if not last.startswith(LAST.get(name, b"")) or not tail.endswith(b"\n"):
+                return f"is damaged: {name} is cut short"
+    except (OSError, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
+        return f"is incomplete: {error}"
+    except (zipfile.BadZipFile, zlib.error) as error:
+        return f"is damaged: {error}"
+    return None
+
+
+def _ends(corpus: Path, name: str) -> tuple[bytes, bytes]:
+    """Read the first and the last 4 kB of a file; one in a zip whole, which checks its CRC."""
+    if corpus.suffix == ".zip":
+        with zipfile.ZipFile(corpus) as packed:
+            content = packed.read(f"wordnet/{name}")
+        return content[:4096], content[-4096:]
+    with (corpus / name).open("rb") as file:
+        head = file.read(4096)
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+        return head, file.read()
+
+
+def version_of(header: str) -> str | None:
+    """Read WordNet's version from the first lines of one of its files.
+
+    >>> version_of("  3 WordNet 3.0 Copyright 2006 by Princeton University")
+    '3.0'
+    """
+    match = re.search(r"Word[nN]et ([\d.]+\+?) Copyright", header)
+    return match.group(1) if match else None
+
+
 def _download() -> bool:
+    import nltk
+
     before = socket.getdefaulttimeout()
     # A firewall that swallows packets must not hang a planner.
     socket.setdefaulttimeout(20)
@@ -152,26 +261,28 @@ def _download() -> bool:
         socket.setdefaulttimeout(before)
 
 
-class _Reader(WordNetCorpusReader):  # type: ignore[misc]  # NLTK has no types
-    """NLTK's reader, without other languages and with a stand-in for a missing lexnames."""
+def _open_with_nltk(corpus: Path) -> WordNetCorpusReader:
+    import nltk
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
-    def open(self, file: str) -> Any:
-        try:
-            return super().open(file)
-        except OSError:
-            if file != "lexnames":
-                raise
-            lines = (
-                f"{number:02d}\t{name}\t{PART_OF_SPEECH_NUMBERS[name.split('.')[0]]}\n"
-                for number, name in enumerate(LEXICOGRAPHER_FILES)
-            )
-            return io.StringIO("".join(lines))
+    class Reader(WordNetCorpusReader):  # type: ignore[misc]  # NLTK has no types
+        """NLTK's reader, without other languages and with a stand-in for a missing lexnames."""
 
-    def map_wn(self, version: str = "wordnet") -> None:
-        """Skip the map to other languages' WordNets, which costs a second load."""
+        def open(self, file: str) -> Any:
+            try:
+                return super().open(file)
+            except OSError:
+                if file != "lexnames":
+                    raise
+                lines = (
+                    f"{number:02d}\t{name}\t{PART_OF_SPEECH_NUMBERS[name.split('.')[0]]}\n"
+                    for number, name in enumerate(LEXICOGRAPHER_FILES)
+                )
+                return io.StringIO("".join(lines))
 
+        def map_wn(self, version: str = "wordnet") -> None:
+            """Skip the map to other languages' WordNets, which costs a second load."""
 
-def _read(corpus: Path) -> WordNetCorpusReader:
     # NLTK opens no corpus outside its own data path.
     nltk.data.path.append(str(corpus))
     if corpus.suffix == ".zip":
@@ -180,7 +291,7 @@ def _read(corpus: Path) -> WordNetCorpusReader:
         root = nltk.data.FileSystemPathPointer(str(corpus))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # no multilingual data: none is needed
-        return _Reader(root, None)
+        return Reader(root, None)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def evaluate_by_tasks(
         )
     if not is_judged(opened, work, plan, say):
         with nothing_left(work):
-            require_possible(config)
+            require_possible(config, opened.taxonomy)
             from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
             if find_classifier(config.model, plan.chosen.checkpoint) is None:

@@ -30,9 +30,10 @@ def plan_run(
     """
     require_usable(config)
     with display.working("reading WordNet"):
-        catalog = read_catalog(config.catalog, shared_wordnet())
+        wordnet = shared_wordnet()
+        catalog = read_catalog(config.catalog, wordnet)
     plan, paths = make_plan(config, catalog, share), RunPaths(run)
-    new = write_plan(plan, paths, display.say)
+    new = write_plan(plan, paths, display.say, wordnet)
     display.say(f"{'planned' if new else 'planned already'}: {run}")
     with display.working("looking for the weights"):
         locked = ensure(paths, plan)

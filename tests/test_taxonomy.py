@@ -1,0 +1,230 @@
+"""What lies above what, from taxonomy.parquet: it is what NLTK reads, and stands in for it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sdwn.browser.library import open_release
+from sdwn.config import EvaluationConfig
+from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.evaluation.verify import verify
+from sdwn.exchange.export import ExportOptions, export
+from sdwn.io import read_json
+from sdwn.paths import ReleasePaths, RunPaths
+from sdwn.planning.plan import write_plan
+from sdwn.releases.merge import merge
+from sdwn.releases.release import Release
+from sdwn.wordnet.catalog import Catalog
+from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.imagenet import class_wnids, classifier_wnids
+from sdwn.wordnet.taxonomy import (
+    SCHEMA,
+    Taxonomy,
+    open_taxonomy,
+    read_taxonomy,
+    scopes,
+    taxonomy_table,
+    write_taxonomy,
+)
+
+from conftest import REPOSITORY, PlanRun, Sdwn, hide_wordnet
+from drawn import evaluation, predictions
+
+DOG, CANINE, DOMESTIC, ENTITY = "n02084071", "n02083346", "n01317541", "n00001740"
+
+
+@pytest.fixture(scope="module")
+def table(paper: Catalog, wordnet: WordNet) -> pa.Table:
+    return taxonomy_table((synset.wnid for synset in paper.synsets), wordnet)
+
+
+def test_it_says_what_nltk_says_of_the_plans_synsets_the_classes_and_all_above(
+    table: pa.Table, paper: Catalog, wordnet: WordNet, tmp_path: Path
+) -> None:
+    write_taxonomy(tmp_path / "a", table)
+    assert read_taxonomy(tmp_path / "a").equals(table)
+    taxonomy = open_taxonomy(tmp_path / "a")
+    assert table.num_rows > 27_000
+    for wnid in table["wnid"].to_pylist():
+        synset = wordnet.synset(wnid)
+        assert wnid in taxonomy
+        assert taxonomy.find(synset.name) == taxonomy.find(wnid) == wnid
+        assert taxonomy.name(wnid) == synset.name
+        assert taxonomy.lemmas(wnid) == synset.lemmas
+        assert taxonomy.definition(wnid) == synset.definition
+        assert taxonomy.parents(wnid) == synset.parents
+    assert {*class_wnids(), *(synset.wnid for synset in paper.synsets)} <= set(
+        table["wnid"].to_pylist()
+    )
+    assert taxonomy.parents(ENTITY) == ()
+    assert set(taxonomy.parents(DOG)) == {CANINE, DOMESTIC}
+
+
+def test_instances_lie_below_what_they_are_one_of(wordnet: WordNet) -> None:
+    nile = wordnet.synset("nile.n.01")
+    found = Taxonomy(taxonomy_table([nile.wnid], wordnet))
+    assert found.parents(nile.wnid) == (wordnet.synset("river.n.01").wnid,)
+    assert found.is_below(nile.wnid, wordnet.synset("stream.n.01").wnid)
+
+
+@pytest.mark.parametrize(
+    "wnid", ["", "n", "dog", "n00000000", "n02084072", "n99999999", "02084071", "n02084071 ", "n²"]
+)
+def test_what_is_no_noun_is_not_in_it(table: pa.Table, wnid: str) -> None:
+    for taxonomy in (Taxonomy(), Taxonomy(table)):
+        assert wnid not in taxonomy
+        with pytest.raises(UsageError, match="no such synset"):
+            taxonomy.above(wnid)
+
+
+def test_what_it_lacks_is_looked_up_in_the_corpus(wordnet: WordNet) -> None:
+    small, corpus = Taxonomy(taxonomy_table([DOG], wordnet)), Taxonomy()
+    puppy = wordnet.synset("puppy.n.01").wnid
+    assert puppy in small
+    assert small.find("puppy.n.1") == small.find("puppy.n.01") == puppy
+    assert small.above(puppy) == corpus.above(puppy)
+    # A classifier of more classes than ImageNet-1k's.
+    classes = classifier_wnids(11821)
+    assert scopes(small, [DOG, puppy], classes) == scopes(corpus, [DOG, puppy], classes)
+
+
+def test_a_plan_writes_it_again_only_where_it_lacks_or_is_damaged(
+    planned: PlanRun, wordnet: WordNet
+) -> None:
+    paths, plan = planned()
+    written = paths.taxonomy.stat()
+    before = paths.plan.read_bytes()
+    assert not write_plan(plan, paths, wordnet=wordnet)
+    assert paths.taxonomy.stat().st_mtime_ns == written.st_mtime_ns
+    for spoil in (Path.unlink, lambda path: path.write_bytes(b"PAR1 and no more")):
+        spoil(paths.taxonomy)
+        assert not write_plan(plan, paths, wordnet=wordnet)
+        assert read_taxonomy(paths.taxonomy).num_rows > 1000
+    assert paths.plan.read_bytes() == before
+
+
+def test_without_wordnet_a_run_is_merged_evaluated_browsed_subset_and_compared(
+    generated: PlanRun, sdwn: Sdwn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = {"roots": ["canine.n.02"]}
+    paths, _ = generated(catalog=catalog, images_per_synset=1)
+    hide_wordnet(monkeypatch, tmp_path)
+    release = merge([paths], ReleasePaths(paths.release))
+    assert release.paths.taxonomy.name in {file.file for file in release.manifest.files}
+    assert verify(release.paths.root) == []
+    dogs = release.subset(below="dog.n.01")
+    assert 0 < len(dogs) < len(release)
+    every = EvaluationConfig(images="all")
+    evaluation(release, predictions(release, every=True), "one", every)
+    library = open_release(release.paths.root, "one")
+    assert library.tree is not None
+    node = library.tree.node(DOG)
+    assert node is not None
+    assert node.images == len(dogs)
+    assert set(node.parents) <= {CANINE, DOMESTIC}
+    export(dogs, tmp_path / "dogs", ExportOptions("release"))
+    smaller = Release(tmp_path / "dogs")
+    assert verify(smaller.paths.root) == []
+    assert len(smaller.subset(below="dog.n.01")) == len(smaller) == len(dogs)
+    evaluation(smaller, predictions(smaller), "one")
+    sdwn("compare", release.paths.root, smaller.paths.root, "--out", tmp_path / "compared")
+    with pytest.raises(SdwnError, match=r"banjo\.n\.9: not among the synsets of taxonomy.*WNSEARC"):
+        release.subset(below="banjo.n.9")
+
+
+def test_an_import_writes_it_and_an_old_release_does_without(
+    sdwn: Sdwn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(REPOSITORY / "tests/files/release", tmp_path / "old")
+    old = Release(tmp_path / "old")
+    assert not old.paths.taxonomy.exists()
+    assert len(old.subset(below="entity.n.01")) == len(old)
+    export(old, tmp_path / "folders", ExportOptions("folders"))
+    sdwn("import", "folders", "taken", "--format", "folders")
+    export(old, tmp_path / "copy", ExportOptions("release"))
+    hide_wordnet(monkeypatch, tmp_path)
+    taken = Release(tmp_path / "taken")
+    assert verify(taken.paths.root) == verify(tmp_path / "copy") == []
+    assert len(taken.subset(below="entity.n.01")) == len(old)
+    with pytest.raises(SdwnError, match="found no WordNet"):
+        Release(tmp_path / "copy").subset(below="entity.n.01")
+
+
+ROWS = {
+    "wnid": ["n00000001", "n00000002"],
+    "name": ["a.n.01", "b.n.01"],
+    "lemmas": [["a"], ["b"]],
+    "definition": ["an a", "a b"],
+    "parents": [[], ["n00000001"]],
+}
+DEEP = [f"n{number:08d}" for number in range(1, 60)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"wnid": ["n00000002", "n00000001"], "parents": [[], []]}, "each wnid once, in order"),
+        ({"wnid": ["n00000001", "n00000001"]}, "each wnid once, in order"),
+        ({"wnid": ["1", "2"]}, "expected wnids such as"),
+        ({"name": [None, "b.n.01"]}, "name: expected a value"),
+        ({"lemmas": [["a"], [None]]}, "lemmas: expected a value"),
+        ({"definition": [1, 2]}, "expected the column definition of string"),
+        ({"parents": [[], ["n00000003"]]}, "a synset's parent is missing"),
+        ({"parents": [["n00000001"], []]}, "a synset lies above itself"),
+        ({"parents": [["n00000002"], ["n00000001"]]}, "a synset lies above itself"),
+        (
+            {
+                **{name: [*DEEP] for name in ("wnid", "name", "definition")},
+                "lemmas": [[]] * len(DEEP),
+                "parents": [[], *([wnid] for wnid in DEEP[:-1])],
+            },
+            "or too many lie above it",
+        ),
+    ],
+)
+def test_a_damaged_one_is_refused(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
+    rows = {**ROWS, **changed}
+    types = {n: t for n, t in zip(SCHEMA.names, SCHEMA.types, strict=True) if n != "definition"}
+    columns = {name: pa.array(values, types.get(name)) for name, values in rows.items()}
+    path = tmp_path / "taxonomy.parquet"
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(IntegrityError, match=rf"{path}: damaged: .*{told}.*remove it"):
+        open_taxonomy(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(4000)])
+def test_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "taxonomy.parquet").write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"taxonomy\.parquet: cannot be read"):
+        open_taxonomy(tmp_path / "taxonomy.parquet")
+
+
+def test_a_release_with_a_damaged_one_says_so_wherever_it_is_asked(
+    generated: PlanRun, tmp_path: Path
+) -> None:
+    paths, _ = generated()
+    damaged = RunPaths(Path(shutil.copytree(paths.root, tmp_path / "damaged")))
+    damaged.taxonomy.write_bytes(b"PAR1")
+    with pytest.raises(IntegrityError, match=r"damaged/taxonomy\.parquet: cannot be read"):
+        merge([damaged], ReleasePaths(damaged.release))
+    release = merge([paths], ReleasePaths(paths.release))
+    content = release.paths.taxonomy.read_bytes()
+    release.paths.taxonomy.write_bytes(content[: len(content) // 2])
+    assert any(problem.startswith("taxonomy.parquet: ") for problem in verify(release.paths.root))
+    library = open_release(release.paths.root)
+    assert library.tree is None
+    assert "taxonomy.parquet: cannot be read" in str(library.tree_missing)
+    with pytest.raises(IntegrityError, match=r"taxonomy\.parquet"):
+        release.subset(below="dog.n.01")
+    with pytest.raises(IntegrityError, match=r"taxonomy\.parquet"):
+        export(Release(release.paths.root), tmp_path / "smaller", ExportOptions("release"))
+    release.paths.taxonomy.unlink()
+    release.paths.taxonomy.symlink_to("/etc/passwd")
+    with pytest.raises(IntegrityError, match="link"):
+        Release(release.paths.root).subset(below="dog.n.01")
+    assert read_json(release.paths.manifest)["format"] == "sdwn-release"
