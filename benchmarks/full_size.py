@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from safetensors import safe_open
-from sdwn.models.builtin import scheduler
+from sdwn.models.tiny import scheduler
 from sdwn.releases.release import Release
 from shared import Row, exactly, print_rows
 from tokenizers.pre_tokenizers import ByteLevel

@@ -50,6 +50,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Record(BaseModel):
+    """A record in a JSON file: immutable, its types exact; unknown keys are of later versions."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
 S = TypeVar("S", bound=Section)
 
 

@@ -361,7 +361,8 @@ def test_photographs_take_about_what_is_estimated(tmp_path: Path, storage: dict[
     paper["storage"] = {**storage, "images_per_shard": 10}
     plan = planned_of(RunConfig.model_validate(paper), 1)
     each, source = stored_bytes(RunPaths(tmp_path), plan, 1)
-    made = len(encode(skimage.data.astronaut(), plan.config.storage.codec))
+    chosen = plan.config.storage
+    made = len(encode(skimage.data.astronaut(), chosen.codec, chosen.quality))
     assert each == pytest.approx(made, rel=0.35)
     assert storage["codec"] in source
 

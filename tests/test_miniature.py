@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from sdwn.config import RunConfig, load_config
 from sdwn.generation.sampler import Sampler
 from sdwn.jobs.profile import load_profile
-from sdwn.models.builtin import builtin_folder
+from sdwn.models.builtin import SUMS, builtin_folder, packaged
 from sdwn.models.lock import ensure, locked_weights
-from sdwn.models.weights import SUMS, fingerprint, packaged
+from sdwn.models.weights import fingerprint
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.preflight.doctor import examine

@@ -26,10 +26,10 @@ from sdwn.config import RunConfig
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
 from sdwn.generation.batching import Sample
 from sdwn.generation.sampler import Sampler
-from sdwn.models import builtin, staging
+from sdwn.models import tiny
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.pipelines import denoiser, require_device
-from sdwn.models.weights import fingerprint
+from sdwn.models.weights import fingerprint, staged
 from sdwn.planning.plan import ImageSpec
 
 import families
@@ -503,39 +503,39 @@ class TestStaging:
         assert "weights are not staged" in caplog.text
 
     def test_a_copy_that_lost_a_file_is_made_again(self, copy: Path, tmp_path: Path) -> None:
-        first = staging.staged(copy, tmp_path / "disk")
+        first = staged(copy, tmp_path / "disk")
         (first / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-        assert fingerprint(staging.staged(copy, tmp_path / "disk")) == fingerprint(copy)
+        assert fingerprint(staged(copy, tmp_path / "disk")) == fingerprint(copy)
 
     def test_weights_are_copied_once(self, copy: Path, tmp_path: Path, monkeypatch: Any) -> None:
         (copy / "unet" / "weights.ckpt").write_bytes(b"another format")
         monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
         monkeypatch.setenv("SDWN_STAGE_WEIGHTS", "$NODE_DISK/weights")
         Sampler(config(str(copy)))
-        (staged,) = (path for path in (tmp_path / "disk/weights").glob("*/*") if path.is_dir())
-        assert fingerprint(staged) == fingerprint(copy)
-        assert not list(staged.rglob("*.ckpt"))
-        made = staged.stat().st_mtime_ns
+        (copied,) = (path for path in (tmp_path / "disk/weights").glob("*/*") if path.is_dir())
+        assert fingerprint(copied) == fingerprint(copy)
+        assert not list(copied.rglob("*.ckpt"))
+        made = copied.stat().st_mtime_ns
         sampler = Sampler(config(str(copy)))
-        assert staged.stat().st_mtime_ns == made
+        assert copied.stat().st_mtime_ns == made
         assert sampler.provenance["model"] == str(copy), "where it came from"
 
     def test_changed_weights_are_copied_anew(self, copy: Path, tmp_path: Path) -> None:
-        first = staging.staged(copy, tmp_path / "disk")
+        first = staged(copy, tmp_path / "disk")
         with (copy / "vae" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
             file.seek(-1, os.SEEK_END)
             file.write(b"\x01")
-        second = staging.staged(copy, tmp_path / "disk")
+        second = staged(copy, tmp_path / "disk")
         assert first != second
         assert fingerprint(second) == fingerprint(copy)
 
     def test_a_copy_that_was_cut_short_is_made_again(self, copy: Path, tmp_path: Path) -> None:
-        whole = staging.staged(copy, tmp_path / "disk")
+        whole = staged(copy, tmp_path / "disk")
         shutil.rmtree(whole)
         half = whole.with_name(f".{whole.name}.unfinished")
         half.mkdir()
         (half / "model_index.json").write_text("{")
-        assert fingerprint(staging.staged(copy, tmp_path / "disk")) == fingerprint(copy)
+        assert fingerprint(staged(copy, tmp_path / "disk")) == fingerprint(copy)
 
 
 class TestTokens:
@@ -688,14 +688,14 @@ class TestBuiltin:
     def test_the_loser_of_a_race_takes_the_winners(
         self, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        both_built, build = threading.Barrier(2, timeout=60), builtin._pipeline
+        both_built, build = threading.Barrier(2, timeout=60), tiny.build_pipeline
 
         def build_and_wait(tokenizer: Any) -> Any:
             pipeline = build(tokenizer)
             both_built.wait()
             return pipeline
 
-        monkeypatch.setattr(builtin, "_pipeline", build_and_wait)
+        monkeypatch.setattr(tiny, "build_pipeline", build_and_wait)
         with ThreadPoolExecutor(2) as pool:
             one, other = pool.map(builtin_folder, ["tiny", "tiny"])
         assert one == other
@@ -708,7 +708,7 @@ class TestBuiltin:
         def fail(_: Any) -> Any:
             raise OSError("No space left on device")
 
-        monkeypatch.setattr(builtin, "_pipeline", fail)
+        monkeypatch.setattr(tiny, "build_pipeline", fail)
         with pytest.raises(OSError, match="No space left"):
             builtin_folder("tiny")
         assert models(empty_cache) == []

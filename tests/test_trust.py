@@ -37,9 +37,8 @@ from sdwn.jobs.processes import Process, together
 from sdwn.jobs.profile import ClusterProfile, load_profile
 from sdwn.jobs.submit import alone, last_profile, submit_shards
 from sdwn.jobs.task import ArrayTask
-from sdwn.models.builtin import builtin_folder
-from sdwn.models.staging import staged_if_asked
-from sdwn.models.weights import builtin_path
+from sdwn.models.builtin import builtin_folder, builtin_path
+from sdwn.models.weights import staged_if_wanted
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import PlannedSynset, parse_table, table_text
 from sdwn.releases.merge import merge
@@ -206,7 +205,7 @@ class TestASharedDisk:
     ) -> None:
         model, disk = self.weights(tmp_path / "model", "{}"), tmp_path / "disk"
         monkeypatch.setenv("SDWN_STAGE_WEIGHTS", str(disk))
-        copied = staged_if_asked(model)
+        copied = staged_if_wanted(model)
         own = copied.parent
         assert own.parent == disk
         assert own.stat().st_mode & 0o077 == 0
@@ -216,7 +215,7 @@ class TestASharedDisk:
             own.symlink_to(own.rename(tmp_path / "planted"))
         else:
             own.chmod(0o777)
-        assert staged_if_asked(model) == model
+        assert staged_if_wanted(model) == model
         assert f"{own}: expected a folder that only you can open" in caplog.text
 
     def test_the_processes_of_a_task_meet_nowhere_else(

@@ -16,8 +16,7 @@ from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.lock import ensure
-from sdwn.models.pipelines import obtained
-from sdwn.models.settings import _INTERCHANGEABLE, require_usable
+from sdwn.models.pipelines import INTERCHANGEABLE, obtained, require_usable
 from sdwn.models.weights import located, require_whole
 from sdwn.preflight.doctor import examine
 
@@ -206,16 +205,16 @@ def test_what_is_not_here_yet_may_be_planned() -> None:
             require_usable(noise_config(model={"name": name}, generation={"scheduler": scheduler}))
 
 
-@pytest.mark.parametrize("name", sorted(_INTERCHANGEABLE))
+@pytest.mark.parametrize("name", sorted(INTERCHANGEABLE))
 def test_schedulers_of_one_family_stand_in_for_one_another(name: str) -> None:
     own = getattr(diffusers, name)()
-    assert {kind.__name__ for kind in own.compatibles} | {name} >= _INTERCHANGEABLE
+    assert {kind.__name__ for kind in own.compatibles} | {name} >= INTERCHANGEABLE
 
 
 def test_planning_with_another_scheduler_of_the_family_needs_no_torch() -> None:
     code = (
         "import sys; from sdwn.config import load_config; from sdwn.paths import shipped_file\n"
-        "from sdwn.models.settings import require_usable\n"
+        "from sdwn.models.pipelines import require_usable\n"
         "config = load_config(find('config', 'demo'), ('generation.scheduler=DDIMScheduler',))\n"
         "require_usable(config)\n"
         "print(sorted({'torch', 'diffusers'} & set(sys.modules)))"

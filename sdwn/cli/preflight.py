@@ -75,7 +75,7 @@ def tune_command(
         raise typer.BadParameter("--gpus and the profile's options need --profile")
     from sdwn.devices.tuning import table
     from sdwn.jobs.submit import require_fit
-    from sdwn.models.settings import require_usable
+    from sdwn.models.pipelines import require_usable
 
     settings = open_config(config, set_)
     require_usable(settings)
@@ -114,7 +114,7 @@ def pilot_command(
 ) -> None:
     """Make 20 images on the real target, and predict what the run takes."""
     from sdwn.jobs.submit import require_fit
-    from sdwn.models.settings import require_usable
+    from sdwn.models.pipelines import require_usable
     from sdwn.preflight.short_jobs import run_pilot
 
     paths, plan = open_run(run)

@@ -4,56 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from sdwn.config import GenerationConfig
+from sdwn.models.pipelines import FAMILIES
 
 # A batch holds few different prompts; a shard's come one synset after another.
 _KEPT = 64
-
-
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """What a kind of pipeline's ``encode_prompt`` returns, and what it wants besides."""
-
-    returns: tuple[str, ...]
-    encode_options: dict[str, Any] = field(default_factory=dict)
-    call_options: dict[str, Any] = field(default_factory=dict)
-    empty_negative: str | None = None
-    token_limit: int | None = None
-
-
-_POOLED = (
-    "prompt_embeds",
-    "negative_prompt_embeds",
-    "pooled_prompt_embeds",
-    "negative_pooled_prompt_embeds",
-)
-_MASKED = (
-    "prompt_embeds",
-    "prompt_attention_mask",
-    "negative_prompt_embeds",
-    "negative_prompt_attention_mask",
-)
-_PIXART = _Family(
-    _MASKED,
-    encode_options={"clean_caption": True},
-    # Left alone, it would sample one of its favourite sizes and shrink the picture.
-    call_options={"negative_prompt": None, "use_resolution_binning": False},
-    empty_negative="",
-    token_limit=300,
-)
-# A pipeline that is not here works too, from plain texts. To add one: name what its encode_prompt
-# returns, in order; its __call__ must take these, and latents of the plain shape.
-_FAMILIES = {
-    "StableDiffusionPipeline": _Family(("prompt_embeds", "negative_prompt_embeds")),
-    "StableDiffusionXLPipeline": _Family(_POOLED),
-    "PixArtAlphaPipeline": _PIXART,
-    "PixArtSigmaPipeline": _PIXART,
-}
 
 
 class PromptEncoder:
@@ -67,7 +26,7 @@ class PromptEncoder:
         self._pipeline = pipeline
         self._negative_prompt = generation.negative_prompt
         self._guidance = generation.guidance_scale > 1
-        self._family = _FAMILIES.get(type(pipeline).__name__)
+        self._family = FAMILIES.get(type(pipeline).__name__)
         self._negatives: dict[str, torch.Tensor] = {}
         self._positives: OrderedDict[str, dict[str, torch.Tensor]] = OrderedDict()
         self._counts: dict[str, int] = {}

@@ -19,7 +19,14 @@ from sdwn.devices.device import Device, out_of_memory_told
 from sdwn.errors import OutOfMemoryError
 from sdwn.generation.batching import Sample
 from sdwn.generation.prompts import PromptEncoder
-from sdwn.models.pipelines import DTYPES, denoiser, load, obtained, provenance, require_device
+from sdwn.models.pipelines import (
+    denoiser,
+    describe_pipeline,
+    dtype,
+    load_pipeline,
+    obtained,
+    require_device,
+)
 from sdwn.models.weights import Weights
 from sdwn.storage.images import Pixels
 
@@ -52,12 +59,12 @@ class Sampler:
         self.device = Device()
         require_device(config, self.device.torch.type)
         weights = weights or obtained(config)
-        self.pipeline = load(config, weights, self.device)
+        self.pipeline = load_pipeline(config, weights, self.device)
         # Apart from the pipeline, images are checked while the next ones are sampled.
         self._checker = getattr(self.pipeline, "safety_checker", None)
         if self._checker is not None:
             self.pipeline.safety_checker = None
-        self.provenance = provenance(config, weights, self.pipeline, self.device)
+        self.provenance = describe_pipeline(config, weights, self.pipeline, self.device)
         self.workload = gpus.workload(config, self.provenance, self.device.total_bytes)
         self._prompts = PromptEncoder(self.pipeline, config.generation)
         self.vae_slicing = False
@@ -120,7 +127,7 @@ class Sampler:
                 pixels, nan = _to_uint8(self._run([spec], encoder))
         finally:
             # There and back, every weight is what it was.
-            self.pipeline.to(DTYPES[self.config.generation.precision])
+            self.pipeline.to(dtype(self.config))
         return dataclasses.replace(self._sample(spec, pixels[0], nan[0]), redone=True)
 
     def check(self, samples: list[Sample]) -> list[Sample]:
@@ -257,7 +264,7 @@ class Sampler:
         # Stable Diffusion XL decodes in float32 and, interrupted there, would stay in it.
         vae = getattr(self.pipeline, "vae", None)
         if vae is not None:
-            vae.to(dtype=DTYPES[self.config.generation.precision])
+            vae.to(dtype=dtype(self.config))
 
 
 def _to_uint8(images: torch.Tensor) -> tuple[Pixels, list[bool]]:

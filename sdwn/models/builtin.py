@@ -1,82 +1,83 @@
-"""The built-in pipelines: the miniature, and one at toy size made of fixed random weights.
-
-The latter is no model of anything: its pictures are coloured blobs. What it has is every part of
-the real pipeline, so that a whole run can be tried and tested without a download and without a
-GPU. The miniature comes with the package (``miniature/README.md``).
-"""
+"""Built-in models: where their folders are, and what their images are worth."""
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
-import zlib
 from pathlib import Path
 from uuid import uuid4
 
-import numpy as np
-import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from numpy.typing import NDArray
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-)
+from sdwn.config import BUILTIN
+from sdwn.errors import IntegrityError
+from sdwn.io import file_sha256, refuse_planted, writable_cache
+from sdwn.paths import cache_folder
 
-from sdwn.errors import UsageError
-from sdwn.io import writable_cache
-from sdwn.models.weights import IN_PACKAGE, builtin_path, packaged
+MINIATURE = f"{BUILTIN}miniature"
+# They come with the package, in a folder of their name, and are read there.
+IN_PACKAGE = ("miniature",)
+# Of what comes with the package, as sha256sum writes them.
+SUMS = "SHA256SUMS"
+# Counts every change to what is made in the cache, so that no cache keeps an older one.
+BUILTIN_VERSION = 1
 
-NAMES = ("tiny", *IN_PACKAGE)
+_REINSTALL = "install sdwn again, or bring them back with: git checkout sdwn/miniature"
 
-# Of a dozen tried, one whose pictures differ clearly by prompt and by seed.
-_SEED = "tiny-7"
-_START, _END = "<|startoftext|>", "<|endoftext|>"
-_SYMBOLS = sorted(ByteLevel.alphabet())
-_VOCABULARY = (*_SYMBOLS, *(symbol + "</w>" for symbol in _SYMBOLS), _START, _END)
-_TEXT_WIDTH = 32
-_NORM_GROUPS = 8
-# Without this gain all prompts give much the same picture.
-_CROSS_ATTENTION_GAIN = 2.0
-_CONTRAST = 1.3
-# Both by measurement: with these about one image in twenty is flagged, at 16 to 64 pixels alike.
-_CONCEPTS = 156
-_CONCEPT_THRESHOLD = 0.65
+
+def builtin_path(name: str) -> Path:
+    """Return the folder of a built-in model: in the package, or in the cache, made or not.
+
+    Raises:
+        IntegrityError: any user could have put it into the cache.
+    """
+    if name in IN_PACKAGE:
+        return Path(__file__).resolve().parent.parent / name
+    folder = cache_folder() / "models" / f"{name}-{BUILTIN_VERSION}"
+    if folder.exists():
+        refuse_planted(folder)
+    return folder
+
+
+def packaged(name: str) -> Path:
+    """Return the folder of a model that comes with the package, after checking its files.
+
+    Raises:
+        IntegrityError: a file of it is missing, or another than was shipped.
+    """
+    folder = builtin_path(name)
+    sums = folder / SUMS
+    try:
+        lines = sums.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        raise IntegrityError(f"{sums}: cannot be read; {_REINSTALL}") from None
+    for line in lines:
+        digest, _, file = line.partition("  ")
+        if not (folder / file).is_file() or file_sha256(folder / file) != digest:
+            raise IntegrityError(
+                f"{folder / file}: missing, or another than came with the package; {_REINSTALL}"
+            )
+    return folder
 
 
 def builtin_folder(name: str) -> Path:
     """Return a built-in pipeline's folder in diffusers format.
 
     One that does not come with the package is made on first use, in ``models`` below the cache.
-    Processes that start at once may all call this.
+    Processes that start at the same time may all call this.
 
     Raises:
-        UsageError: there is no built-in pipeline of this name.
         IntegrityError: one that comes with the package is not as it came.
     """
-    if name not in NAMES:
-        valid = ", ".join(f"builtin:{known}" for known in NAMES)
-        raise UsageError(f"builtin:{name}: no such built-in model; valid: {valid}")
     if name in IN_PACKAGE:
         return packaged(name)
     folder = builtin_path(name)
-    if not folder.is_dir():
-        writable_cache()
-        _make(folder)
-    return folder
+    if folder.is_dir():
+        return folder
+    from sdwn.models.tiny import save_tiny  # torch and diffusers
 
-
-def _make(folder: Path) -> None:
+    writable_cache()
     unfinished = folder.with_name(f".{folder.name}.{uuid4().hex}")
     unfinished.mkdir(parents=True)
     try:
-        _pipeline(_tokenizer(unfinished / "tokenizer")).save_pretrained(unfinished)
-        _share(unfinished)
+        save_tiny(unfinished)
         unfinished.rename(folder)
     except OSError:
         # A full folder refuses the rename: another process has made the same one.
@@ -84,160 +85,38 @@ def _make(folder: Path) -> None:
             raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
 
 
-def _share(folder: Path) -> None:
-    # safetensors writes for the owner alone, but a cache may be a whole group's.
-    for path in folder.rglob("*.safetensors"):
-        shutil.copymode(folder / "model_index.json", path)
+def notice(model: str) -> str | None:
+    """Return what the images of a built-in model are worth; None for any other model.
 
-
-def _pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline(
-        vae=_filled("vae", _vae()),
-        text_encoder=_filled("text_encoder", _text_encoder()),
-        tokenizer=tokenizer,
-        unet=_filled("unet", _unet()),
-        scheduler=scheduler(),
-        safety_checker=_filled("safety_checker", _safety_checker()),
-        # Black is zero, so its embedding is zero too: what NaN turned black is never flagged.
-        feature_extractor=CLIPImageProcessor(
-            size={"shortest_edge": 32},
-            crop_size={"height": 32, "width": 32},
-            image_mean=[0.0, 0.0, 0.0],
-            image_std=[0.25, 0.25, 0.25],
-        ),
-    )
-
-
-def _tokenizer(folder: Path) -> CLIPTokenizer:
-    # From files, since the constructor's arguments are not the same in every transformers.
-    folder.mkdir()
-    vocabulary = {symbol: number for number, symbol in enumerate(_VOCABULARY)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
-
-
-def _text_encoder() -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(_VOCABULARY),
-            hidden_size=_TEXT_WIDTH,
-            intermediate_size=2 * _TEXT_WIDTH,
-            projection_dim=_TEXT_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            bos_token_id=_VOCABULARY.index(_START),
-            eos_token_id=_VOCABULARY.index(_END),
-            pad_token_id=_VOCABULARY.index(_END),
+    >>> notice("CompVis/stable-diffusion-v1-4") is None
+    True
+    >>> notice("builtin:tiny")[:46]
+    'These images come from builtin:tiny, which exe'
+    """
+    if not model.startswith(BUILTIN):
+        return None
+    if model == MINIATURE:
+        return (
+            f"These images come from {model}, a pipeline under a hundredth of Stable Diffusion's "
+            "size, trained on drawings of a few dozen classes to show how sdwn works. What is "
+            "recognised in them says nothing about Stable Diffusion."
         )
+    return (
+        f"These images come from {model}, which exercises every step and shows noise. What is "
+        "recognised in them means nothing, and says nothing about Stable Diffusion."
     )
 
 
-def _unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=_TEXT_WIDTH,
-        attention_head_dim=8,
-        norm_num_groups=_NORM_GROUPS,
-    )
-
-
-def _vae() -> AutoencoderKL:
-    channels = (16, 32, 32)
-    return AutoencoderKL(
-        sample_size=64,
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        latent_channels=4,
-        norm_num_groups=_NORM_GROUPS,
-    )
-
-
-def scheduler(prediction_type: str = "epsilon") -> PNDMScheduler:
-    """Build the scheduler of CompVis/stable-diffusion-v1-4; a model may predict something else."""
-    return PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=1000,
-        prediction_type=prediction_type,
-        set_alpha_to_one=False,
-        skip_prk_steps=True,
-        steps_offset=1,
-    )
-
-
-def _safety_checker() -> StableDiffusionSafetyChecker:
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 16,
-    }
-    return StableDiffusionSafetyChecker(
-        CLIPConfig(text_config={}, vision_config=vision, projection_dim=16)
-    )
-
-
-@torch.no_grad()
-def _filled(component: str, model: torch.nn.Module) -> torch.nn.Module:
-    for name, parameter in model.named_parameters():
-        # Some releases of transformers have these levels, some do not.
-        plain = name.replace("text_model.", "").replace("vision_model.", "")
-        values = _weights(f"{component}.{plain}", tuple(parameter.shape))
-        parameter.copy_(torch.from_numpy(values))
-    return model.eval()
-
-
-def _weights(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    if name.endswith("embeds_weights"):
-        return np.full(shape, _CONCEPT_THRESHOLD)
-    if len(shape) == 1:
-        return np.full(shape, 1.0 if name.endswith("weight") else 0.0)
-    if name.startswith("safety_checker."):
-        return _checker_weights(name, shape)
-    if name.endswith(("token_embedding.weight", "position_embedding.weight")):
-        return _uniform(name, shape)
-    if name.startswith("vae.decoder.") and len(shape) == 4:
-        return _decoder_kernel(name, shape)
-    gain = _CROSS_ATTENTION_GAIN if ".attn2.to_v" in name or ".attn2.to_out" in name else 1.0
-    return gain * _uniform(name, shape) / math.sqrt(math.prod(shape[1:]))
-
-
-def _decoder_kernel(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    # Kernels that are flat in space make blobs of the noise; one of zero mean over its
-    # inputs, all of them activations above zero, leaves no colour cast.
-    flat = _uniform(name, (*shape[:2], 1, 1)) / math.sqrt(shape[1])
-    if name == "vae.decoder.conv_out.weight":
-        flat -= flat.mean(axis=1, keepdims=True)
-        flat *= _CONTRAST
-    return np.broadcast_to(flat / math.prod(shape[2:]), shape).copy()
-
-
-def _checker_weights(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    # Without these an embedding is an odd function of the image, so that embeddings lie evenly
-    # around zero and one threshold flags about as many images at every size.
-    if name.endswith(("position_embedding.weight", "fc2.weight")):
-        return np.zeros(shape)
-    if name.endswith("_embeds"):
-        return _uniform(f"{name}/{_CONCEPTS}", shape)
-    values = _uniform(name, shape) / math.sqrt(math.prod(shape[1:]))
-    if len(shape) == 4:
-        values -= values.mean(axis=(2, 3), keepdims=True)
-    return values
-
-
-def _uniform(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    # RandomState's streams are frozen for good, and uniform numbers need no libm: the same
-    # weights under every NumPy, torch and diffusers, on every machine. Of variance one.
-    stream = np.random.RandomState(zlib.crc32(f"{_SEED}/{name}".encode()))
-    return math.sqrt(3.0) * (2.0 * stream.random_sample(shape) - 1.0)
+def terms(model: str) -> str | None:
+    """Return the terms of use of a built-in model's images; None for any other model."""
+    if model == MINIATURE:
+        return (
+            "The images come from a model trained on drawings of sdwn itself (Apache-2.0), of "
+            "Google's Noto Emoji (Apache-2.0) and of Microsoft's Fluent Emoji (MIT)."
+        )
+    if model.startswith(BUILTIN):
+        return "The images come from no trained model; sdwn itself is under Apache-2.0."
+    return None

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from sdwn.config import ModelConfig, RunConfig
+from sdwn.config import ModelConfig, Record, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
-from sdwn.io import file_sha256, now, read_json, write_text
+from sdwn.io import Format, file_sha256, now, write_text
+from sdwn.models.builtin import builtin_folder, builtin_path
 from sdwn.models.weights import (
     Weights,
-    builtin_path,
     combined,
     components,
     files,
@@ -28,15 +28,10 @@ from sdwn.models.weights import (
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 
-FORMAT = "sdwn-lock"
-FORMAT_VERSION = 1
+FORMAT = Format("sdwn-lock", 1, "the sdwn that wrote it reads it")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True)
-
-
-class LockedFile(_Record):
+class LockedFile(Record):
     """A file of the weights; what a folder holds may change, so its content counts too."""
 
     file: str
@@ -44,23 +39,29 @@ class LockedFile(_Record):
     mtime_ns: int | None = None
     sha256: str | None = None
 
+    def is_changed(self, path: Path) -> bool:
+        """Return whether another content is there now; at the same time and size it is not read."""
+        if size(path) != self.bytes:
+            return True
+        return path.stat().st_mtime_ns != self.mtime_ns and file_sha256(path) != self.sha256
 
-class LockedClassifier(_Record):
+
+class LockedClassifier(Record):
     """Which weights classify a run's release; of a user's own file, its content counts too."""
 
     model: str
     weights: LockedFile
 
 
-class Lock(_Record):
+class Lock(Record):
     """Which weights a run is made with; ``model`` is as the plan has it.
 
     ``revision`` is the commit that the plan's revision stood for when this was written, or a
-    folder's fingerprint. ``folder`` is where the hub's weights lie if not in its cache.
+    folder's fingerprint. ``folder`` is where the hub's weights are, if not in its cache.
     """
 
-    format: str = FORMAT
-    format_version: int = FORMAT_VERSION
+    format: str = FORMAT.name
+    format_version: int = FORMAT.version
     model: ModelConfig
     source: Literal["builtin", "folder", "hub"]
     revision: str
@@ -70,18 +71,47 @@ class Lock(_Record):
     classifier: LockedClassifier | None = None
 
 
-def ensure(paths: RunPaths, plan: Plan) -> Lock | None:
-    """Give a run's lock; a missing one is written if the weights are on this machine.
+def read_lock(paths: RunPaths, model: ModelConfig) -> Lock | None:
+    """Read a run's lock; None where there is none.
 
-    There is no network in it. None where the weights are not here yet, or there are none.
+    Raises:
+        IntegrityError: it is damaged, of a later version, or of another model than the plan's.
+    """
+    if not paths.lock.exists():
+        return None
+    # The images' own records say which weights the new one must name.
+    remedy = f"write it anew with: {shell('rm', paths.lock)} && {_prefetch(paths)}"
+    try:
+        lock = Lock.model_validate(FORMAT.read(paths.lock))
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise IntegrityError(f"{paths.lock}: damaged: {reason}; {remedy}") from None
+    except IntegrityError as error:
+        raise IntegrityError(f"{error}; {remedy}") from None
+    if lock.model != model:
+        raise IntegrityError(
+            f"{paths.lock}: of the model {lock.model.name}, the plan has {model.name} or another "
+            f"revision or variant of it; {remedy}"
+        )
+    return lock
+
+
+def _prefetch(paths: RunPaths) -> str:
+    return command("prefetch", paths.root)
+
+
+def ensure(paths: RunPaths, plan: Plan) -> Lock | None:
+    """Return a run's lock; a missing one is written if the weights are on this machine.
+
+    Nothing here needs the network. None where the weights are not here yet, or there are none.
 
     Raises:
         IntegrityError: the lock is damaged, or images were made with other weights.
     """
     if (lock := read_lock(paths, plan.config.model)) is not None:
         return lock
-    made_with = recorded_revision(paths)
-    folder = locate(plan.config, made_with)
+    folder = locate(plan.config, recorded_revision(paths))
     if folder is None:
         return None
     hub = source(plan.config.model) == "hub"
@@ -95,7 +125,7 @@ def lock_on(config: RunConfig, folder: Path, commit: str | None) -> Lock:
         names = needed(files(folder), parts, config.model.variant)
         found = [LockedFile(file=name, bytes=(folder / name).stat().st_size) for name in names]
     else:
-        found = [_read(folder, name) for name in files(folder)]
+        found = [_with_content(folder, name) for name in files(folder)]
     return Lock(
         model=config.model,
         source=source(config.model),
@@ -105,7 +135,7 @@ def lock_on(config: RunConfig, folder: Path, commit: str | None) -> Lock:
     )
 
 
-def _read(folder: Path, name: str) -> LockedFile:
+def _with_content(folder: Path, name: str) -> LockedFile:
     stat = (folder / name).stat()
     digest = file_sha256(folder / name)
     return LockedFile(file=name, bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest)
@@ -129,17 +159,17 @@ def write_lock(paths: RunPaths, lock: Lock) -> Lock:
 
 
 def recorded_revision(paths: RunPaths) -> str | None:
-    """Give the revision that a run's images were made with; None before there are any."""
+    """Return the revision that a run's images were made with; None before there are any."""
     if not (paths.shards.is_dir() or paths.pieces.is_dir()):
         return None
-    from sdwn.storage.shards import ImageFile
+    from sdwn.storage.shards import ImageFile  # half a second, and most plans have no images yet
 
-    pieces = (
+    partial_shards = (
         paths.piece(index, start, stop)
         for index in paths.started_shards()
         for start, stop in paths.piece_ranges(index)
     )
-    for path in (*map(paths.shard, sorted(paths.done_shards())), *pieces):
+    for path in (*map(paths.shard, sorted(paths.done_shards())), *partial_shards):
         try:
             with ImageFile(path) as file:
                 revisions = [session.get("revision") for session in file.sessions]
@@ -150,47 +180,8 @@ def recorded_revision(paths: RunPaths) -> str | None:
     return None
 
 
-def read_lock(paths: RunPaths, model: ModelConfig) -> Lock | None:
-    """Read a run's lock; None where there is none.
-
-    Raises:
-        IntegrityError: it is damaged, of a later version, or of another model than the plan's.
-    """
-    if not paths.lock.exists():
-        return None
-    try:
-        content = read_json(paths.lock)
-        found = content.get("format"), content.get("format_version")
-        if found != (FORMAT, FORMAT_VERSION):
-            raise IntegrityError(
-                f"{paths.lock}: expected {FORMAT} {FORMAT_VERSION}, found {found[0]} {found[1]}"
-            )
-        lock = Lock.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise IntegrityError(f"{paths.lock}: damaged: {reason}; {_anew(paths)}") from None
-    except IntegrityError as error:
-        raise IntegrityError(f"{error}; {_anew(paths)}") from None
-    if lock.model != model:
-        raise IntegrityError(
-            f"{paths.lock}: of the model {lock.model.name}, the plan has {model.name} or another "
-            f"revision or variant of it; {_anew(paths)}"
-        )
-    return lock
-
-
-def _anew(paths: RunPaths) -> str:
-    # The images' own records say which weights it must name again.
-    return f"write it anew with: {shell('rm', paths.lock)} && {_prefetch(paths)}"
-
-
-def _prefetch(paths: RunPaths) -> str:
-    return command("prefetch", paths.root)
-
-
 def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
-    """Give the weights that a run is locked to, once they are as the lock has them.
+    """Return the weights that a run is locked to, once they are as the lock has them.
 
     None without a lock. A folder whose sizes and times are as they were is not read again.
 
@@ -201,58 +192,45 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
     lock = read_lock(paths, model)
     if lock is None:
         return None
-    folder = _folder(lock)
     if lock.source == "hub":
-        _require_whole(paths, lock, folder)
-    elif changed := next((f.file for f in lock.files if _changed(folder / f.file, f)), None):
-        back = "install the sdwn that it came with" if lock.source == "builtin" else "bring it back"
+        return Weights(_whole_folder(paths, lock), lock.revision)
+    if lock.source == "builtin":
+        folder, remedy = builtin_path(str(model.builtin)), "install the sdwn that it came with"
+        if not folder.is_dir():
+            builtin_folder(str(model.builtin))
+    else:
+        folder, remedy = model_folder(model), "bring it back"
+    if changed := [f.file for f in lock.files if f.is_changed(folder / f.file)]:
         raise IntegrityError(
-            f"{folder / changed}: changed or missing since the run was locked to the model in "
-            f"this folder; {back}, or plan into a new folder"
+            f"{folder / changed[0]}: changed or missing since the run was locked to the model in "
+            f"this folder; {remedy}, or plan into a new folder"
         )
     return Weights(folder, lock.revision)
 
 
-def _folder(lock: Lock) -> Path:
-    if lock.source == "folder":
-        return model_folder(lock.model)
-    if lock.source == "builtin":
-        name = str(lock.model.builtin)
-        if builtin_path(name).is_dir():
-            return builtin_path(name)
-        from sdwn.models.builtin import builtin_folder  # torch
+def _whole_folder(paths: RunPaths, lock: Lock) -> Path:
+    from huggingface_hub import constants
 
-        return builtin_folder(name)
     if lock.folder is not None:
-        return Path(lock.folder)
-    return snapshot(lock.model.name, lock.revision) or Path("the hub's cache")
-
-
-def _require_whole(paths: RunPaths, lock: Lock, folder: Path) -> None:
-    absent = [file.file for file in lock.files if size(folder / file.file) != file.bytes]
-    if absent:
-        from huggingface_hub import constants
-
+        folder = Path(lock.folder)
+    else:
+        folder = snapshot(lock.model.name, lock.revision) or Path("the hub's cache")
+    if absent := [file.file for file in lock.files if size(folder / file.file) != file.bytes]:
         raise SdwnError(
             f"model {lock.model.name} at {lock.revision}: {len(absent)} of {len(lock.files)} files "
             f"are not whole in {lock.folder or constants.HF_HUB_CACHE} ({absent[0]}); fetch them "
             f"where there is a network, with: {_prefetch(paths)} (HF_HOME there and here "
             "must be one folder; see also its --folder)"
         )
-
-
-def _changed(path: Path, file: LockedFile) -> bool:
-    if size(path) != file.bytes:
-        return True
-    return path.stat().st_mtime_ns != file.mtime_ns and file_sha256(path) != file.sha256
+    return folder
 
 
 def lock_to_classifier(paths: RunPaths, config: RunConfig, file: Path) -> None:
-    """Note in a run's lock, if it has one, the file of weights that its classifier has now."""
+    """Record in a run's lock, if it has one, the file of weights that its classifier has now."""
     if (lock := read_lock(paths, config.model)) is None:
         return
     if config.evaluation.checkpoint is not None:
-        weights = _read(file.parent, file.name).model_copy(update={"file": str(file)})
+        weights = _with_content(file.parent, file.name).model_copy(update={"file": str(file)})
     else:
         weights = LockedFile(file=str(file), bytes=file.stat().st_size)
     locked = LockedClassifier(model=config.evaluation.model, weights=weights)
@@ -272,21 +250,21 @@ def require_classifier(paths: RunPaths, config: RunConfig) -> None:
         return
     locked = lock.classifier
     same = (locked.model, locked.weights.file) == (chosen.model, str(chosen.checkpoint))
-    if same and _changed(chosen.checkpoint, locked.weights):
+    if same and locked.weights.is_changed(chosen.checkpoint):
         raise IntegrityError(
             f"{chosen.checkpoint}: changed or missing since the run was locked to it; bring it "
-            f"back, or take it as it is now with: {_prefetch(paths)}"
+            f"back, or use it as it is now with: {_prefetch(paths)}"
         )
 
 
 def carry(paths: RunPaths, other: RunPaths) -> None:
-    """Give another run folder of the same model the same lock."""
+    """Copy a run's lock to another run folder of the same model."""
     if paths.lock.exists():
         write_text(other.lock, paths.lock.read_text(encoding="utf-8"))
 
 
 def common_revision(runs: Sequence[RunPaths], model: ModelConfig) -> str | None:
-    """Give the revision that all these runs are locked to; None where none has a lock.
+    """Return the revision that all these runs are locked to; None where none has a lock.
 
     Raises:
         UsageError: two of them are locked to different weights.

@@ -1,11 +1,17 @@
-"""Where a model's weights lie and which they are: built in, in a folder, in the hub's cache."""
+"""A model's weights: where they are, which they are, and whether they are all there.
+
+A model is built in, a folder in diffusers format, or a name of the hub, whose weights are in its
+cache. Nothing here needs the network or torch.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
+import shutil
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -14,44 +20,42 @@ from typing import Literal
 
 from sdwn.config import BUILTIN_MODELS, ModelConfig, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, shell
-from sdwn.io import file_sha256, read_json, refuse_planted
-from sdwn.paths import cache_folder
+from sdwn.io import file_sha256, locked, private_folder, read_json
+from sdwn.models.builtin import IN_PACKAGE, builtin_path, packaged
+from sdwn.paths import STAGE_VARIABLE
+
+log = logging.getLogger(__name__)
 
 INDEX = "model_index.json"
-# SHA-256 of what comes with the package, as sha256sum writes them.
-SUMS = "SHA256SUMS"
-# Counts every change to what is made in the cache, so that no cache keeps an older one.
-BUILTIN_VERSION = 1
-# Come with the package, in a folder of their name, and are read where they lie.
-IN_PACKAGE = ("miniature",)
+# What git clones in the place of a large file where git-lfs is not installed.
+POINTER = b"version https://git-lfs"
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+# What people write for a model, and nothing can load.
+_ADDRESS = re.compile(
+    r"(?:\w+://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)"
+    r"(?:/(?:tree|blob|resolve)/([\w.-]+))?(?:[/?#].*)?"
+)
+_SINGLE_FILES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin", ".gguf", INDEX)
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
 # The same weights in other formats, and what people read.
 _IGNORED = (
     *("*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*"),
     *("*.md", "*.png", "*.jpg"),
 )
-_AGAIN = "install sdwn again, or bring them back with: git checkout sdwn/miniature"
+# Names of a part's weights: as diffusers looks for them, of a variant, in another format.
 _STEM = r"(?:diffusion_pytorch_model|pytorch_model|model)"
 _PLAIN = re.compile(_STEM + r"(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 _VARIANT = re.compile(_STEM + r"\.(\w+)(?:-\d{5}-of-\d{5})?\.safetensors")
 _OTHER_FORMAT = re.compile(_STEM + r"(?:\.(\w+))?(?:-\d{5}-of-\d{5})?\.(?:bin|ckpt|pt|msgpack)")
 # Classes of parts that are settings and vocabularies, without weights.
 _WEIGHTLESS = re.compile(r"Tokenizer|Process|Scheduler|Extractor")
-# What git clones in the place of a large file where git-lfs is not installed.
-POINTER = b"version https://git-lfs"
-
-_ADDRESS = re.compile(
-    r"(?:\w+://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)"
-    r"(?:/(?:tree|blob|resolve)/([\w.-]+))?(?:[/?#].*)?"
-)
-_SINGLE_FILES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin", ".gguf", INDEX)
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A pipeline's folder in diffusers format, and which weights lie there.
+    """A pipeline's folder in diffusers format, and which weights are in it.
 
     ``revision`` is the hub's commit, or the folder's own :func:`fingerprint`.
     """
@@ -64,7 +68,7 @@ Source = Literal["builtin", "folder", "hub"]
 
 
 def source(model: ModelConfig) -> Source:
-    """Say where a model comes from.
+    """Return where a model comes from.
 
     Raises:
         UsageError: its name is no folder here, and no name that the hub could know.
@@ -84,19 +88,8 @@ def source(model: ModelConfig) -> Source:
     )
 
 
-def is_hub_name(model: ModelConfig) -> bool:
-    """Tell whether a name that is no folder could be one of the hub's."""
-    return _HUB_NAME.fullmatch(model.name) is not None
-
-
-def is_elsewhere(model: ModelConfig) -> bool:
-    """Return whether a model is a folder of another machine, by a path that this one lacks."""
-    path = model.name.startswith(("/", "~", "."))
-    return path and not Path(model.name).expanduser().exists() and not _mistake(model.name)
-
-
 def _mistake(name: str) -> str:
-    """Explain what people write for a model though nothing can load it; "" of another name."""
+    """Return what to write in the place of a name that nothing can load; "" for any other."""
     if address := _ADDRESS.fullmatch(name):
         revision = f" and model.revision: {address[2]}" * (address[2] not in (None, "main"))
         return f"this is the address of a page; write model.name: {address[1]}{revision}"
@@ -105,11 +98,11 @@ def _mistake(name: str) -> str:
     if Path(name).name == INDEX:
         return f"this is a file; write the folder that it lies in, model.name: {Path(name).parent}"
     if name.lower().endswith(_SINGLE_FILES) or Path(name).expanduser().is_file():
-        code = f'P.from_single_file({json.dumps(name)}).save_pretrained("FOLDER")'
-        made = shell("python", "-c", f"from diffusers import StableDiffusionPipeline as P; {code}")
         return (
             "this is a single file, and a folder in diffusers format is expected; for Stable "
-            f"Diffusion make one with: {made}; then write model.name: FOLDER"
+            "Diffusion make one with: "
+            f"{_conversion('StableDiffusionPipeline', f'from_single_file({json.dumps(name)})')}; "
+            "then write model.name: FOLDER"
         )
     plain = re.sub(r"\s", "", name.replace("\\", "/")).rstrip("/")
     if plain != name and "/" in plain and _HUB_NAME.fullmatch(plain):
@@ -120,88 +113,35 @@ def _mistake(name: str) -> str:
     return ""
 
 
+def _conversion(kind: str, load: str) -> str:
+    code = f'from diffusers import {kind} as P; P.{load}.save_pretrained("FOLDER")'
+    return shell("python", "-c", code)
+
+
+def is_hub_name(model: ModelConfig) -> bool:
+    """Return whether a name that is no folder could be one of the hub's."""
+    return _HUB_NAME.fullmatch(model.name) is not None
+
+
+def is_elsewhere(model: ModelConfig) -> bool:
+    """Return whether a model is a folder of another machine, by a path that this one lacks."""
+    path = model.name.startswith(("/", "~", "."))
+    return path and not Path(model.name).expanduser().exists() and not _mistake(model.name)
+
+
 def is_commit(revision: str | None) -> bool:
-    """Tell whether a revision is a commit, which never changes, and no branch or tag."""
+    """Return whether a revision is a commit, which never changes, and no branch or tag."""
     return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
-def builtin_path(name: str) -> Path:
-    """Name the folder of a built-in model: in the package, or in the cache, made or not.
-
-    Raises:
-        IntegrityError: any user could have put it into the cache.
-    """
-    if name in IN_PACKAGE:
-        return Path(__file__).resolve().parent.parent / name
-    folder = cache_folder() / "models" / f"{name}-{BUILTIN_VERSION}"
-    if folder.exists():
-        refuse_planted(folder)
-    return folder
-
-
-def packaged(name: str) -> Path:
-    """Give the folder of a model that comes with the package, once its files are as they came.
-
-    Raises:
-        IntegrityError: a file of it is missing, or another than was shipped.
-    """
-    folder = builtin_path(name)
-    sums = folder / SUMS
-    try:
-        lines = sums.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        raise IntegrityError(f"{sums}: cannot be read; {_AGAIN}") from None
-    for line in lines:
-        digest, _, file = line.partition("  ")
-        if not (folder / file).is_file() or file_sha256(folder / file) != digest:
-            raise IntegrityError(
-                f"{folder / file}: missing, or another than came with the package; {_AGAIN}"
-            )
-    return folder
-
-
-def model_folder(model: ModelConfig) -> Path:
-    """Give the folder that a model is named after.
-
-    Raises:
-        UsageError: no pipeline lies there.
-    """
-    folder = Path(model.name).expanduser()
-    if not (folder / INDEX).is_file():
-        # A clone's outer folder, or one of the hub's cache.
-        inner = next((p for d in ("*", "snapshots/*") for p in folder.glob(f"{d}/{INDEX}")), None)
-        instead = (
-            f"one lies in {inner.parent}: write model.name: {inner.parent}"
-            if inner
-            else "save one there with its save_pretrained"
-        )
-        raise UsageError(
-            f"model {folder}: no pipeline in diffusers format, for {INDEX} is missing; {instead}"
-        )
-    return folder
-
-
-def snapshot(name: str, revision: str | None) -> Path | None:
-    """Find a commit's folder in the hub's cache, whole or not; it is named after the commit."""
-    from huggingface_hub import constants
-
-    cached = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
-    try:
-        commit = (cached / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
-    except OSError:
-        commit = revision or "main"
-    folder = cached / "snapshots" / commit
-    return folder if folder.is_dir() else None
-
-
 def located(config: RunConfig, commit: str | None = None) -> Path:
-    """Find the folder of a config's weights, without the network.
+    """Return the folder of a config's weights.
 
     Of a model of the hub it is the one in its cache, at ``commit`` if that is given.
 
     Raises:
         UsageError: the model's name is no folder, and no name that the hub could know.
-        IntegrityError: a part is missing, or none that diffusers takes; the message says which.
+        IntegrityError: a part is missing, or diffusers cannot load it; the message says which.
         SdwnError: the weights are not on this machine.
     """
     model = config.model
@@ -220,7 +160,7 @@ def located(config: RunConfig, commit: str | None = None) -> Path:
 
 
 def locate(config: RunConfig, commit: str | None = None) -> Path | None:
-    """Find the folder of a config's weights as :func:`located` does; None where there is none.
+    """Return the folder of a config's weights as :func:`located` does; None where there is none.
 
     Raises:
         IntegrityError: a model that comes with the package is not as it came.
@@ -234,7 +174,7 @@ def locate(config: RunConfig, commit: str | None = None) -> Path | None:
 
 
 def find_weights(config: RunConfig) -> Weights | None:
-    """Find a config's weights, without the network; None where they are not here."""
+    """Return a config's weights; None where they are not on this machine."""
     folder = locate(config)
     if folder is None:
         return None
@@ -242,13 +182,42 @@ def find_weights(config: RunConfig) -> Weights | None:
     return Weights(folder, folder.name if hub else fingerprint(folder))
 
 
-def unneeded(config: RunConfig) -> set[str]:
-    """Name the parts of a pipeline that a config does without."""
-    return set() if config.generation.safety_checker else {"safety_checker"}
+def model_folder(model: ModelConfig) -> Path:
+    """Return the folder that a model is named after.
+
+    Raises:
+        UsageError: there is no pipeline in it.
+    """
+    folder = Path(model.name).expanduser()
+    if not (folder / INDEX).is_file():
+        # A clone's outer folder, or one of the hub's cache.
+        inner = next((p for d in ("*", "snapshots/*") for p in folder.glob(f"{d}/{INDEX}")), None)
+        remedy = (
+            f"one lies in {inner.parent}: write model.name: {inner.parent}"
+            if inner
+            else "save one there with its save_pretrained"
+        )
+        raise UsageError(
+            f"model {folder}: no pipeline in diffusers format, for {INDEX} is missing; {remedy}"
+        )
+    return folder
+
+
+def snapshot(name: str, revision: str | None) -> Path | None:
+    """Return a commit's folder in the hub's cache, whole or not; it is named after the commit."""
+    from huggingface_hub import constants
+
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    try:
+        commit = (cached / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = revision or "main"
+    folder = cached / "snapshots" / commit
+    return folder if folder.is_dir() else None
 
 
 def components(folder: Path) -> dict[str, str]:
-    """List the parts that a pipeline's index names, and the class of each.
+    """Return the parts that a pipeline's index names, and the class of each.
 
     Raises:
         IntegrityError: it has no index that can be read.
@@ -261,104 +230,9 @@ def components(folder: Path) -> dict[str, str]:
     }
 
 
-def require_whole(folder: Path, config: RunConfig) -> None:
-    """Check a pipeline's folder against its own index: every part that a config needs is there.
-
-    Raises:
-        IntegrityError: what is missing, what is there in its place, and the setting that takes it.
-    """
-    kinds, variant = components(folder), config.model.variant
-    parts = [part for part in kinds if part not in unneeded(config)]
-    names = needed(files(folder), parts, variant)
-    told = [fault for part in parts if (fault := _fault(folder / part, kinds[part], names))]
-    if not parts:
-        told = [f"{INDEX} names no parts of a pipeline"]
-    elif "safety_checker" in parts and "feature_extractor" not in kinds:
-        told.append(
-            "it has a safety checker and no feature extractor, without which diffusers takes "
-            "none; set generation.safety_checker: false"
-        )
-    elif not told and variant and not any(_is_variant(name, variant) for name in names):
-        told = [f"no part has the variant {variant}; leave model.variant out"]
-    if told:
-        more = f" (and {len(told) - 1} more parts like it)" if len(told) > 1 else ""
-        raise IntegrityError(f"{folder} is not a whole model: {told[0]}{more}")
-
-
-def _fault(part: Path, kind: str, names: Collection[str]) -> str:
-    """Return why diffusers would not load a part of a pipeline; "" if nothing is seen."""
-    if not part.is_dir():
-        # diffusers then reads what lies beside the index.
-        beside = [file for file in part.parent.glob("*.json") if file.name != INDEX]
-        return "" if beside else f"{INDEX} names the part {part.name}, and there is no such folder"
-    own = [part.parent / name for name in names if name.startswith(f"{part.name}/")]
-    if pointers := [file.name for file in own if is_pointer(file)]:
-        return (
-            f"{part.name}/{pointers[0]} is a pointer of git-lfs, not the file itself; get it with "
-            "git lfs pull in that folder"
-        )
-    if _WEIGHTLESS.search(kind):
-        return "" if own else f"{part.name} has no files"
-    if not (part / "config.json").is_file():
-        return f"{part.name}/config.json is missing"
-    if not any(file.suffix == ".safetensors" for file in own):
-        return instead(part.name, [path.name for path in part.iterdir()], str(part.parent))
-    for index in own:
-        if ".index." in index.name:
-            listed = set(read_json(index).get("weight_map", {}).values())
-            own += [part / file for file in sorted(listed) if part / file not in own]
-    return next((told for file in own if (told := _cut_short(file))), "")
-
-
-def size(file: Path) -> int | None:
-    """Return a file's size in bytes; None where it is missing."""
-    try:
-        return file.stat().st_size
-    except OSError:
-        return None
-
-
-def is_pointer(file: Path) -> bool:
-    """Return whether a file is what git leaves in the place of a large one without git-lfs."""
-    with file.open("rb") as opened:
-        return opened.read(len(POINTER)) == POINTER
-
-
-def _cut_short(file: Path) -> str:
-    from safetensors import SafetensorError, safe_open
-
-    if file.suffix != ".safetensors":
-        return ""
-    try:
-        # Reads the header alone, and compares it with the file's size.
-        with safe_open(file, framework="numpy"):
-            return ""
-    except FileNotFoundError:
-        return f"{file.parent.name}/{file.name} is missing, which the part's index lists"
-    except (OSError, SafetensorError) as error:
-        return f"{file.parent.name}/{file.name} is damaged or cut short ({error}); copy it anew"
-
-
-def instead(part: str, names: Iterable[str], model: str) -> str:
-    """Return which weights a part of a model has in the place of those that are looked for.
-
-    >>> instead("unet", ["config.json", "diffusion_pytorch_model.fp16.safetensors"], "sd")
-    'unet has its weights only in the variant fp16; set model.variant: fp16'
-    """
-    names = sorted(names)
-    if variants := [found[1] for name in names if (found := _VARIANT.fullmatch(name))]:
-        told = f"{part} has its weights only in the variant {variants[0]}"
-        return f"{told}; set model.variant: {variants[0]}"
-    if pickles := [found for name in names if (found := _OTHER_FORMAT.fullmatch(name))]:
-        variant = f', variant="{pickles[0][1]}"' if pickles[0][1] else ""
-        code = f'P.from_pretrained({json.dumps(model)}{variant}).save_pretrained("FOLDER")'
-        made = shell("python", "-c", f"from diffusers import DiffusionPipeline as P; {code}")
-        return (
-            f"{part} has its weights only as {pickles[0][0]}, which could run code and is not "
-            f"loaded; if you trust it, write safetensors into another folder: {made}"
-        )
-    there = ", ".join(name for name in names if name != "config.json") or "no weights"
-    return f"{part} has {there}, and diffusers looks for diffusion_pytorch_model.safetensors"
+def unneeded(config: RunConfig) -> set[str]:
+    """Return the parts of a pipeline that a config does without."""
+    return set() if config.generation.safety_checker else {"safety_checker"}
 
 
 def files(folder: Path) -> list[str]:
@@ -366,29 +240,25 @@ def files(folder: Path) -> list[str]:
 
     Files beside the index count only where a part has no folder of its own.
     """
+    flat = any(not (folder / part).is_dir() for part in components(folder))
     found = (
         Path(top, name).relative_to(folder)
         for top, _, inside in os.walk(folder, followlinks=True)
         for name in inside
+        if not any(fnmatch(name, pattern) for pattern in _IGNORED)
     )
-    flat = any(not (folder / part).is_dir() for part in components(folder))
     return [
         name.as_posix()
         for name in sorted(found)
         if (flat or len(name.parts) > 1 or name.name == INDEX)
-        and not _ignored(name)
+        and not any(part.startswith(".") for part in name.parts)
         # The hub's cache has links, which may lead nowhere.
         and (folder / name).is_file()
     ]
 
 
-def _ignored(name: Path) -> bool:
-    hidden = any(part.startswith(".") for part in name.parts)
-    return hidden or any(fnmatch(name.name, pattern) for pattern in _IGNORED)
-
-
 def needed(names: Iterable[str], parts: Collection[str], variant: str | None) -> list[str]:
-    """Pick the files of a hub's model that diffusers takes, given which parts it has.
+    """Pick the files of a hub's model that diffusers loads, given which parts it has.
 
     >>> names = ["model_index.json", "README.md", "unet/config.json", "vae/config.json"]
     >>> names += [f"unet/diffusion_pytorch_model{v}.safetensors" for v in ("", ".fp16")]
@@ -414,19 +284,164 @@ def _is_variant(name: str, variant: str) -> bool:
     return re.search(rf"\.{re.escape(variant)}[.-]", name) is not None
 
 
+def require_whole(folder: Path, config: RunConfig) -> None:
+    """Check a pipeline's folder against its own index: every part that a config needs is there.
+
+    A task would find the same out after hours in the queue, and from a longer error.
+
+    Raises:
+        IntegrityError: what is missing, what is there instead, and the setting that takes it.
+    """
+    kinds, variant = components(folder), config.model.variant
+    parts = [part for part in kinds if part not in unneeded(config)]
+    names = needed(files(folder), parts, variant)
+    faults = [fault for part in parts if (fault := _fault(folder / part, kinds[part], names))]
+    if not parts:
+        faults = [f"{INDEX} names no parts of a pipeline"]
+    elif "safety_checker" in parts and "feature_extractor" not in kinds:
+        faults.append(
+            "it has a safety checker and no feature extractor, without which diffusers takes "
+            "none; set generation.safety_checker: false"
+        )
+    elif not faults and variant and not any(_is_variant(name, variant) for name in names):
+        faults = [f"no part has the variant {variant}; leave model.variant out"]
+    if faults:
+        more = f" (and {len(faults) - 1} more parts like it)" if len(faults) > 1 else ""
+        raise IntegrityError(f"{folder} is not a whole model: {faults[0]}{more}")
+
+
+def _fault(part: Path, kind: str, names: Collection[str]) -> str:
+    """Return why diffusers would not load a part of a pipeline; "" if nothing is seen."""
+    if not part.is_dir():
+        # diffusers then reads what lies beside the index.
+        beside = [file for file in part.parent.glob("*.json") if file.name != INDEX]
+        return "" if beside else f"{INDEX} names the part {part.name}, and there is no such folder"
+    own = [part.parent / name for name in names if name.startswith(f"{part.name}/")]
+    if pointers := [file.name for file in own if is_pointer(file)]:
+        return (
+            f"{part.name}/{pointers[0]} is a pointer of git-lfs, not the file itself; get it with "
+            "git lfs pull in that folder"
+        )
+    if _WEIGHTLESS.search(kind):
+        return "" if own else f"{part.name} has no files"
+    if not (part / "config.json").is_file():
+        return f"{part.name}/config.json is missing"
+    tensors = {file for file in own if file.suffix == ".safetensors"}
+    if not tensors:
+        return other_weights(part.name, [path.name for path in part.iterdir()], str(part.parent))
+    for index in (file for file in own if ".index." in file.name):
+        tensors |= {part / file for file in read_json(index).get("weight_map", {}).values()}
+    return next((damage for file in sorted(tensors) if (damage := _damage(file))), "")
+
+
+def _damage(file: Path) -> str:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # Reads the header alone, and compares it with the file's size.
+        with safe_open(file, framework="numpy"):
+            return ""
+    except FileNotFoundError:
+        return f"{file.parent.name}/{file.name} is missing, which the part's index lists"
+    except (OSError, SafetensorError) as error:
+        return f"{file.parent.name}/{file.name} is damaged or cut short ({error}); copy it anew"
+
+
+def other_weights(part: str, names: Iterable[str], model: str) -> str:
+    """Return which weights a part has in the place of those that diffusers looks for.
+
+    >>> other_weights("unet", ["config.json", "diffusion_pytorch_model.fp16.safetensors"], "sd")
+    'unet has its weights only in the variant fp16; set model.variant: fp16'
+    """
+    names = sorted(names)
+    if variants := [found[1] for name in names if (found := _VARIANT.fullmatch(name))]:
+        only = f"{part} has its weights only in the variant {variants[0]}"
+        return f"{only}; set model.variant: {variants[0]}"
+    if pickles := [found for name in names if (found := _OTHER_FORMAT.fullmatch(name))]:
+        variant = f', variant="{pickles[0][1]}"' if pickles[0][1] else ""
+        load = f"from_pretrained({json.dumps(model)}{variant})"
+        return (
+            f"{part} has its weights only as {pickles[0][0]}, which could run code and is not "
+            "loaded; if you trust it, write safetensors into another folder: "
+            f"{_conversion('DiffusionPipeline', load)}"
+        )
+    there = ", ".join(name for name in names if name != "config.json") or "no weights"
+    return f"{part} has {there}, and diffusers looks for diffusion_pytorch_model.safetensors"
+
+
+def is_pointer(file: Path) -> bool:
+    """Return whether a file is what git leaves in the place of a large one without git-lfs."""
+    with file.open("rb") as opened:
+        return opened.read(len(POINTER)) == POINTER
+
+
+def size(file: Path) -> int | None:
+    """Return a file's size in bytes; None where it is missing."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
+
+
 def fingerprint(folder: Path) -> str:
     """Return the first 16 hex digits of a SHA-256 over a pipeline's safetensors files."""
-    return combined({name: file_sha256(folder / name) for name in files(folder) if _counts(name)})
+    tensors = [name for name in files(folder) if name.endswith(".safetensors")]
+    return combined({name: file_sha256(folder / name) for name in tensors})
 
 
 def combined(digests: Mapping[str, str]) -> str:
-    """Make a fingerprint of the files' own SHA-256 by name, given in the order of :func:`files`."""
+    """Compute a fingerprint from the files' own SHA-256 by name, in the order of :func:`files`."""
     whole = hashlib.sha256()
     for name, digest in digests.items():
-        if _counts(name):
+        if name.endswith(".safetensors"):
             whole.update(name.encode() + b"\0" + bytes.fromhex(digest))
     return whole.hexdigest()[:16]
 
 
-def _counts(name: str) -> bool:
-    return name.endswith(".safetensors")
+def staged_if_wanted(folder: Path) -> Path:
+    """Return a copy of a pipeline's folder on the node's own disk, where the profile wants one.
+
+    :data:`STAGE_VARIABLE` says where; without it, or if copying fails, it is the folder itself.
+    """
+    wanted = os.environ.get(STAGE_VARIABLE, "")
+    if not wanted:
+        return folder
+    target = Path(os.path.expandvars(wanted)).expanduser()
+    if "$" in str(target) or not target.is_absolute():
+        log.warning("weights are not staged: %s is no folder on this node", target)
+        return folder
+    try:
+        return staged(folder, target)
+    except (OSError, UsageError) as error:
+        # Slower, but no reason to stop.
+        log.warning("weights are not staged: %s", error)
+        return folder
+
+
+def staged(folder: Path, target: Path) -> Path:
+    """Copy a pipeline's folder below ``target`` unless the same copy is there; return the copy.
+
+    A node's disk is everybody's, so the copy lies in a folder that no other user can put weights
+    into. Processes of one node that start together copy once.
+
+    Raises:
+        UsageError: another user could have filled that folder.
+    """
+    stats = ((name, (folder / name).stat()) for name in files(folder))
+    lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
+    state = hashlib.sha256(os.fsencode("\n".join([str(folder), *lines]))).hexdigest()[:16]
+    copy = private_folder(target) / f"{folder.name}-{state}"
+    with locked(copy.with_name(f".{copy.name}.lock")):
+        # Whoever tidies a node's disk may have taken files away.
+        if any(size(copy / name) != size(folder / name) for name in files(folder)):
+            unfinished = copy.with_name(f".{copy.name}.unfinished")
+            for old in (copy, unfinished):
+                shutil.rmtree(old, ignore_errors=True)
+            try:
+                for name in files(folder):
+                    (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(folder / name, unfinished / name)
+                unfinished.rename(copy)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    return copy

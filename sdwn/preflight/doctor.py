@@ -17,8 +17,9 @@ from sdwn.jobs.profile import ClusterProfile, LaterStage
 from sdwn.jobs.site import look
 from sdwn.jobs.submit import require_fit
 from sdwn.models import weights
+from sdwn.models.builtin import IN_PACKAGE
 from sdwn.models.lock import locked_weights, require_classifier
-from sdwn.models.settings import check_settings
+from sdwn.models.pipelines import check_settings
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import Plan
 from sdwn.preflight.estimate import estimate, stored_bytes
@@ -195,7 +196,7 @@ def _pieces(run: _Run) -> int:
 
 def _weights(run: _Run) -> Iterator[Finding]:
     config, name = run.plan.config, run.plan.config.model.name
-    if config.model.builtin not in (None, *weights.IN_PACKAGE):
+    if config.model.builtin not in (None, *IN_PACKAGE):
         yield ok("weights", f"{name} is built in")
         return
     try:

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
 from sdwn.config import ModelConfig
 from sdwn.errors import IntegrityError
-from sdwn.models.notices import terms
+from sdwn.models.builtin import terms
 from sdwn.planning.plan import PlannedSynset
 from sdwn.releases.manifest import Manifest
 from sdwn.storage.codecs import CODECS

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from sdwn.config import Record
 from sdwn.errors import IntegrityError
 from sdwn.io import read_json
-from sdwn.models.notices import notice
+from sdwn.models.builtin import notice
 
 FORMAT = "sdwn-release"
 FORMAT_VERSION = 1
@@ -20,11 +21,7 @@ FORMAT_VERSION = 1
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True)
-
-
-class FileRecord(_Record):
+class FileRecord(Record):
     """A file of a release."""
 
     file: str
@@ -32,7 +29,7 @@ class FileRecord(_Record):
     sha256: str
 
 
-class Missing(_Record):
+class Missing(Record):
     """What the plan has and a release has not; its synsets stand in ``missing.csv``."""
 
     shards: str
@@ -40,7 +37,7 @@ class Missing(_Record):
     images: Count
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """What a release holds and where that is from; a later sdwn may say more.
 
     ``origin`` is ``run`` or ``import``; of an import ``plan_digest`` and ``settings`` are None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sdwn.config import RunConfig
 from sdwn.errors import command
 from sdwn.models.lock import ensure
-from sdwn.models.settings import require_usable
+from sdwn.models.pipelines import require_usable
 from sdwn.models.weights import is_elsewhere, is_hub_name
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
