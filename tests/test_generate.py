@@ -27,8 +27,8 @@ from sdwn.devices import profiles as gpus
 from sdwn.devices.tuning import Probe, Tuning
 from sdwn.errors import DiskError, IntegrityError, OutOfMemoryError, SdwnError, UsageError
 from sdwn.generation import partial_shards as pieces
+from sdwn.generation import partial_shards as writing
 from sdwn.generation import task as generate
-from sdwn.generation import writer as writing
 from sdwn.generation.batching import ImageSampler, choose_batch_size
 from sdwn.generation.noise import NoiseSampler
 from sdwn.generation.partial_shards import finish_shard
@@ -938,7 +938,7 @@ def test_a_signal_while_the_last_batches_are_written_loses_none(planned: PlanRun
     paths, plan = planned(storage={"images_per_shard": 30})
     code = (
         "import os, pathlib, signal, sys, time\n"
-        "from sdwn.generation import task as generate, writer as writing\n"
+        "from sdwn.generation import task as generate, partial_shards as writing\n"
         "from sdwn.storage.images import encode\n"
         "def slowly(*a, **k): time.sleep(0.1); return encode(*a, **k)\n"
         "writing.encode = slowly; generate.FLUSH_SECONDS = 1e9\n"

@@ -45,7 +45,10 @@ class Sample:
 
 
 class ImageSampler(Protocol):
-    """What makes images: diffusers in production, plain noise in rehearsals."""
+    """What makes images: diffusers in production, plain noise in rehearsals.
+
+    ``provenance`` records what a run's images are made with, ``workload`` what a speed holds for.
+    """
 
     config: RunConfig
     provenance: dict[str, Any]
@@ -57,7 +60,7 @@ class ImageSampler(Protocol):
         """Make a batch of images."""
 
     def in_float32(self, spec: ImageSpec) -> Sample:
-        """Make one image alone and in float32, as one that was NaN is made again."""
+        """Make one image alone and in float32, as one that was NaN is sampled again."""
 
     def check(self, samples: list[Sample]) -> list[Sample]:
         """Blacken what the safety checker flags, beside :meth:`sample` in another thread."""
@@ -69,7 +72,7 @@ class ImageSampler(Protocol):
         """Decode images one at a time, or no longer; False where that changes nothing."""
 
     def release(self) -> None:
-        """Give memory back after running out of it."""
+        """Free memory after running out of it."""
 
     def forget_peak(self) -> None:
         """Begin to look for a new peak."""
@@ -98,21 +101,18 @@ def load_sampler(config: RunConfig, weights: Weights | None = None) -> ImageSamp
         return NoiseSampler(config)
     began = time.monotonic()
     if config.generation.compile:
-        _share_compiled()
+        # Tasks of this user share what one compiled; what lies there is run, so nobody else may
+        # write there.
+        try:
+            folder = private_folder(writable_cache() / "inductor")
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        except SdwnError as error:
+            log.warning("each task compiles for itself: %s", error)
     from sdwn.generation.sampler import Sampler
 
     sampler = Sampler(config, weights)
     sampler.loading_seconds = time.monotonic() - began
     return sampler
-
-
-def _share_compiled() -> None:
-    """Let every task of this user read what the first one compiled; what lies there is run."""
-    try:
-        folder = private_folder(writable_cache() / "inductor")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
-    except SdwnError as error:
-        log.warning("each task compiles for itself: %s", error)
 
 
 def choose_batch_size(

@@ -19,7 +19,7 @@ SECONDS_A_STEP = 0.01
 
 
 class NoiseSampler:
-    """Draw each image from its seed alone; a step of an image takes 10 ms."""
+    """Makes each image from its seed alone; a step of an image takes 10 ms."""
 
     vae_slicing = False
     loading_seconds = 0.0
@@ -35,7 +35,7 @@ class NoiseSampler:
         self.workload = gpus.workload(config, self.provenance, memory.total())
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
-        """Draw a batch of images."""
+        """Make a batch of images."""
         time.sleep(SECONDS_A_STEP * self.config.generation.num_inference_steps * len(specs))
         return [self._draw(spec) for spec in specs]
 
@@ -46,7 +46,7 @@ class NoiseSampler:
         return time.perf_counter() - began
 
     def in_float32(self, spec: ImageSpec) -> Sample:
-        """Draw one image; there is no precision to noise."""
+        """Make one image; noise has no precision."""
         return self.sample([spec])[0]
 
     def check(self, samples: list[Sample]) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""Make an image of a release again from its record, and say whether it came out the same."""
+"""Regenerate an image of a release from its record, and compare the two."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from sdwn.config import CatalogConfig, RunConfig, validated
 from sdwn.errors import IntegrityError, UsageError, command
-from sdwn.generation.batching import ImageSampler, Sample, load_sampler
+from sdwn.generation.batching import load_sampler
 from sdwn.models.weights import is_commit
 from sdwn.planning.plan import ImageSpec, Plan
 from sdwn.releases.release import Release
@@ -21,7 +20,7 @@ from sdwn.storage.images import decode, encode
 # device rounds otherwise and stays below; another seed or prompt is off by ten times as much.
 TOLERANCE = 4.0
 
-# What of a session may change pixels; the rest says where and when.
+# What in the record of a task run may change pixels; the rest says where and when.
 _DECISIVE = (
     *("model", "revision", "pipeline", "scheduler", "precision", "device"),
     *("torch", "diffusers", "transformers", "accelerate", "numpy", "python"),
@@ -29,12 +28,27 @@ _DECISIVE = (
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which image to regenerate, and how close it must come.
+
+    ``synset`` is a name or wnid, or a lemma that only one synset has; ``number`` counts its
+    images from 0. ``model`` is where the pipeline is now, if not where it was. Up to
+    ``tolerance``, a root mean square in steps of 8-bit colour, images are the same.
+    """
+
+    synset: str
+    number: int
+    model: str | None = None
+    tolerance: float = TOLERANCE
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
-    """An image beside the same one made again.
+    """An image compared with the same one regenerated.
 
     ``verdict`` is ``equal``, ``within tolerance`` or ``different``; ``rms`` the root mean
-    square and ``largest`` the largest difference, in steps of 8-bit colour. ``reasons`` say
-    what is not as it was when the image was made.
+    square and ``largest`` the largest difference, in steps of 8-bit colour. ``reasons`` name
+    what has changed since the image was made.
     """
 
     synset: str
@@ -54,23 +68,8 @@ class Comparison:
         return self.verdict != "different"
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as plain values."""
+        """Return it as plain values."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which image to make again, and how close it must come.
-
-    ``synset`` is a name or wnid, or a lemma that only one synset has; ``number`` counts its
-    images from 0. ``model`` is where the pipeline lies now, if not where it was. Up to
-    ``tolerance``, a root mean square in steps of 8-bit colour, images are the same.
-    """
-
-    synset: str
-    number: int
-    model: str | None = None
-    tolerance: float = TOLERANCE
 
 
 def regenerate(release: Release, wanted: Wanted) -> tuple[Comparison, Image.Image]:
@@ -84,18 +83,41 @@ def regenerate(release: Release, wanted: Wanted) -> tuple[Comparison, Image.Imag
         SdwnError: the pipeline cannot be loaded here.
     """
     row = _record(release, wanted.synset, wanted.number)
-    recorded = release.provenance(row)["session"] or {}
-    plan = _plan(release, wanted.model, recorded.get("revision"))
+    then = release.provenance(row)["session"] or {}
+    plan = _plan(release, wanted.model, then.get("revision"))
     specs = _batch(release, plan, row)
     sampler = load_sampler(plan.config)
-    sample = _sample(sampler, specs, row)
+    if row.get("vae_slicing"):
+        sampler.slice_vae()
+    if row.get("redone"):
+        sample = sampler.check([sampler.in_float32(specs[0])])[0]
+    else:
+        sample = sampler.check(sampler.sample(specs))[row["place"]]
+
     height, width, _ = sample.pixels.shape
     storage = plan.config.storage
     payload = encode(sample.pixels, storage.codec, storage.quality)
     image = decode(payload, row["codec"], width, height)
-    reasons = [*_status(row, sample), *_differences(recorded, sampler.provenance)]
     difference = np.abs(release.array(row).astype(np.int16) - np.asarray(image))
-    return _compared(row, difference, reasons, wanted.tolerance), image
+    rms = float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
+    if sample.status != row["status"] or rms > wanted.tolerance:
+        verdict = "different"
+    else:
+        verdict = "within tolerance" if difference.any() else "equal"
+
+    now = sampler.provenance
+    pairs = [("status", row["status"], sample.status)] + [
+        (key, then.get(key, "unknown"), now.get(key, "unknown")) for key in _DECISIVE
+    ]
+    compared = Comparison(
+        **{key: row[key] for key in ("synset", "number", "batch_size", "place", "status")},
+        verdict=verdict,
+        rms=round(rms, 4),
+        largest=int(difference.max()),
+        tolerance=wanted.tolerance,
+        reasons=[f"{key}: {old} then, {new} now" for key, old, new in pairs if old != new],
+    )
+    return compared, image
 
 
 def _record(release: Release, synset: str, number: int) -> dict[str, Any]:
@@ -112,7 +134,7 @@ def _record(release: Release, synset: str, number: int) -> dict[str, Any]:
 
 
 def _plan(release: Release, model: str | None, revision: Any) -> Plan:
-    """Give the release's plan, with the model where it is now, or the commit that made an image."""
+    """Return the release's plan, with the model where it is now, or at the image's commit."""
     manifest = release.manifest
     assert manifest.settings is not None
     catalog = CatalogConfig(name=manifest.catalog)
@@ -122,13 +144,12 @@ def _plan(release: Release, model: str | None, revision: Any) -> Plan:
     if model is not None:
         # A revision is the hub's; a folder has none.
         changed = {"name": model, "revision": None}
-    if changed:
-        config = config.model_copy(update={"model": config.model.model_copy(update=changed)})
+    config = config.model_copy(update={"model": config.model.model_copy(update=changed)})
     return Plan(manifest.catalog, config, tuple(release.synsets.values()), manifest.plan_digest)
 
 
 def _batch(release: Release, plan: Plan, row: dict[str, Any]) -> list[ImageSpec]:
-    """Give the batch's images, whose places the row and the plan's table tell."""
+    """Return the specs of an image's batch, by its row and the plan's table."""
     shard = plan.shards[next(s.shard for s in plan.synsets if s.wnid == row["wnid"])]
     batch = list(plan.specs(shard))[row["batch"] : row["batch"] + row["batch_size"]]
     spec = batch[row["place"]] if row["place"] < len(batch) else None
@@ -140,44 +161,3 @@ def _batch(release: Release, plan: Plan, row: dict[str, Any]) -> list[ImageSpec]
             f"not fit one another; see what else is wrong: {command('verify', release.paths.root)}"
         )
     return batch
-
-
-def _sample(sampler: ImageSampler, specs: list[ImageSpec], row: dict[str, Any]) -> Sample:
-    if row.get("vae_slicing"):
-        sampler.slice_vae()
-    if row.get("redone"):
-        return sampler.check([sampler.in_float32(specs[0])])[0]
-    place: int = row["place"]
-    return sampler.check(sampler.sample(specs))[place]
-
-
-def _compared(
-    row: dict[str, Any], difference: NDArray[np.int16], reasons: list[str], tolerance: float
-) -> Comparison:
-    rms = float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
-    if any(reason.startswith("status") for reason in reasons) or rms > tolerance:
-        verdict = "different"
-    else:
-        verdict = "within tolerance" if difference.any() else "equal"
-    return Comparison(
-        **{key: row[key] for key in ("synset", "number", "batch_size", "place", "status")},
-        verdict=verdict,
-        rms=round(rms, 4),
-        largest=int(difference.max()),
-        tolerance=tolerance,
-        reasons=reasons,
-    )
-
-
-def _status(row: dict[str, Any], sample: Sample) -> list[str]:
-    if sample.status == row["status"]:
-        return []
-    return [f"status: {row['status']} then, {sample.status} now"]
-
-
-def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [
-        f"{key}: {then.get(key, 'unknown')} then, {now.get(key, 'unknown')} now"
-        for key in _DECISIVE
-        if (key in then or key in now) and then.get(key) != now.get(key)
-    ]

@@ -1,4 +1,14 @@
-"""The stage that makes images: shards one after another, what is finished kept at every moment."""
+"""An array task that makes images: shard after shard, batch after batch.
+
+::
+
+    generate ──> make_shards ──> ShardGenerator.make, for each shard that is not finished
+    which shards?   sampler,        images that an earlier start wrote are kept,
+    which weights?  batch size      the others are sampled, a batch at a time
+                                        │ out of memory: a smaller batch, the same images
+                                        ▼
+                                    BackgroundWriter: see partial_shards.py
+"""
 
 from __future__ import annotations
 
@@ -20,8 +30,13 @@ from sdwn.generation.batching import (
     load_sampler,
     smaller_batch,
 )
-from sdwn.generation.partial_shards import PieceWriter, Work, covered, sound_pieces
-from sdwn.generation.writer import BackgroundWriter, flushed_on_signals
+from sdwn.generation.partial_shards import (
+    BackgroundWriter,
+    PartialShardWriter,
+    ShardJob,
+    covered,
+    flushed_on_signals,
+)
 from sdwn.io import now, seconds
 from sdwn.jobs.disk import RunDisk
 from sdwn.jobs.processes import this_process
@@ -34,7 +49,7 @@ log = logging.getLogger(__name__)
 
 # A kill costs the batch under way and at most this much finished work.
 FLUSH_SECONDS = 5.0
-# How often a task makes a shard whose pieces were lost meanwhile, before it gives up.
+# How often a task makes a shard whose partial shards were lost meanwhile, before it gives up.
 TRIES = 3
 
 
@@ -66,82 +81,87 @@ def make_shards(
 ) -> BatchSize:
     """Make shards with a sampler that is loaded; sampling and writing overlap.
 
-    A shard whose pieces were lost or damaged meanwhile is made again of what is left. Returns the
-    batch size at the end: memory may have run out with a larger one.
+    A shard whose partial shards were lost or damaged meanwhile is made again of what is left.
+    Returns the batch size at the end: memory may have run out with a larger one.
 
     Raises:
-        IntegrityError: pieces are lost again and again.
+        IntegrityError: partial shards are lost again and again.
         DiskError: the run's disk failed for minutes.
     """
     sampler.forget_peak()
     batch = choose_batch_size(plan.config, sampler, batch_size)
-    session = task_session(sampler, batch)
+    task_run = describe_task_run(sampler, batch)
     workload = sampler.workload
     record = first_record(
-        workload.device, workload.memory_gb, batch, sampler.loading_seconds, session["started"]
+        workload.device, workload.memory_gb, batch, sampler.loading_seconds, task_run["started"]
     )
     record.total = sum(plan.shard_images(shard) for shard in shards)
     meter = Meter(paths, record)
     meter.begin(batch)
     # Plain noise is drawn without torch, on the CPU.
     meter.without_gpu(visible.missing(workload.device) if workload.torch else None)
-    maker = _Maker(sampler, meter, batch, seconds("SDWN_FLUSH_SECONDS", FLUSH_SECONDS))
+
+    generator = ShardGenerator(
+        sampler, meter, batch, flush_seconds=seconds("SDWN_FLUSH_SECONDS", FLUSH_SECONDS)
+    )
     disk = RunDisk(paths)
-    todo = [Work(disk, plan, shard, session) for shard in shards]
+    todo = [ShardJob(disk, plan, shard, task_run) for shard in shards]
     try:
         background = BackgroundWriter(plan.config.storage, sampler.check)
         # In this order: signals may also come while the last batches are written.
         with flushed_on_signals(background, disk), background:
             for _ in range(TRIES):
-                for work in todo:
-                    maker.make(work, background)
+                for job in todo:
+                    generator.make(job, background)
                 if not (todo := background.lost()):
                     break
-                meter.passed(-sum(plan.shard_images(work.shard) for work in todo))
+                meter.passed(-sum(plan.shard_images(job.shard) for job in todo))
             else:
-                lost = ", ".join(str(work.shard.index) for work in todo)
+                lost = ", ".join(str(job.shard.index) for job in todo)
                 raise IntegrityError(
                     f"{paths.pieces}: partial shards were lost or damaged {TRIES} times while this "
                     f"task ran (of shards {lost}); look for what removes them, or a failing disk"
                 )
     finally:
         meter.end()
-    return maker.batch
+    return generator.batch
 
 
-def task_session(sampler: ImageSampler, batch: BatchSize) -> dict[str, Any]:
-    """Record who makes images now: model, device, versions, host, job, start, batch."""
-    who = {"host": socket.gethostname(), "job": this_process().job, "started": now()}
-    return {**sampler.provenance, "sdwn": checkout.code(), **who, "batch": str(batch)}
+def describe_task_run(sampler: ImageSampler, batch: BatchSize) -> dict[str, Any]:
+    """Record what makes images now: model, device, versions, host, job, start, batch."""
+    here = {"host": socket.gethostname(), "job": this_process().job, "started": now()}
+    return {**sampler.provenance, "sdwn": checkout.code(), **here, "batch": str(batch)}
 
 
-class _Maker:
+class ShardGenerator:
     """Samples shards one after another, with smaller batches once memory ran out."""
 
     def __init__(
         self, sampler: ImageSampler, meter: Meter, batch: BatchSize, flush_seconds: float
     ) -> None:
-        self._sampler, self._meter, self.batch = sampler, meter, batch
-        self._flush_seconds = flush_seconds
+        self._sampler, self._meter, self._flush_seconds = sampler, meter, flush_seconds
+        self.batch = batch
         if batch.vae_slicing:
             sampler.slice_vae()
 
-    def make(self, work: Work, background: BackgroundWriter) -> None:
-        """Keep the shard's sound pieces, sample what is missing, have it written."""
-        specs = work.specs
-        kept = sound_pieces(work)
-        attempt = 1 + max((piece.attempt for piece in kept), default=0)
-        writer = PieceWriter(work, attempt, self._flush_seconds)
+    def make(self, job: ShardJob, background: BackgroundWriter) -> None:
+        """Keep the shard's whole partial shards, sample what is missing, have it written."""
+        specs = list(job.plan.specs(job.shard))
+        kept = job.whole_partial_shards()
+        attempt = 1 + max((found.attempt for found in kept), default=0)
+        writer = PartialShardWriter(job, attempt, self._flush_seconds)
         done = 0
-        while done < len(specs) and not work.finished:
+        # Batches lie on a grid that the batch size alone fixes: a task that was killed makes the
+        # same batches, and so the same bytes, as one that was not.
+        while done < len(specs) and not job.finished:
             batch = range(done, min(done + self.batch.images, len(specs)))
             if covered(batch, kept):
                 self._meter.passed(len(batch))
             else:
                 chosen = [specs[index] for index in batch]
-                samples = self._sample(chosen, work.plan.config.images_per_synset)
+                samples = self._sample(chosen, job.plan.config.images_per_synset)
                 if samples is None:
-                    continue
+                    continue  # with a smaller batch
                 background.write(writer, batch, chosen, samples)
             done = batch.stop
         background.finish(writer)
@@ -154,8 +174,7 @@ class _Maker:
         except OutOfMemoryError as error:
             reason = str(error)
         else:
-            peak = self._sampler.peak_bytes
-            self._meter.sampled(len(specs), time.monotonic() - began, peak)
+            self._meter.sampled(len(specs), time.monotonic() - began, self._sampler.peak_bytes)
             return samples
         # Only here is the failed batch's memory free: an exception keeps what its frames hold.
         self._sampler.release()

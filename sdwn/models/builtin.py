@@ -7,7 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from sdwn.config import BUILTIN
-from sdwn.errors import IntegrityError
+from sdwn.errors import IntegrityError, UsageError
 from sdwn.io import file_sha256, refuse_planted, writable_cache
 from sdwn.paths import cache_folder
 
@@ -64,10 +64,14 @@ def builtin_folder(name: str) -> Path:
     Processes that start at the same time may all call this.
 
     Raises:
+        UsageError: no built-in pipeline has this name.
         IntegrityError: one that comes with the package is not as it came.
     """
     if name in IN_PACKAGE:
         return packaged(name)
+    if name != "tiny":
+        valid = ", ".join(f"builtin:{known}" for known in ("tiny", *IN_PACKAGE))
+        raise UsageError(f"builtin:{name}: no such built-in model; valid: {valid}")
     folder = builtin_path(name)
     if folder.is_dir():
         return folder
