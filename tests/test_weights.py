@@ -215,7 +215,8 @@ def test_planning_with_another_scheduler_of_the_family_needs_no_torch() -> None:
     code = (
         "import sys; from sdwn.config import load_config; from sdwn.paths import shipped_file\n"
         "from sdwn.models.pipelines import require_usable\n"
-        "config = load_config(shipped_file('config', 'demo'), ('generation.scheduler=DDIMScheduler',))\n"
+        "changed = ('generation.scheduler=DDIMScheduler',)\n"
+        "config = load_config(shipped_file('config', 'demo'), changed)\n"
         "require_usable(config)\n"
         "print(sorted({'torch', 'diffusers'} & set(sys.modules)))"
     )
