@@ -296,10 +296,6 @@ class ImagePredictions:
             subtree_probability=None if np.isnan(subtree) else subtree,
         )
 
-    def tally(self, entry: Entry) -> tuple[int, int]:
-        """Count a synset's correct images, and those that have a label."""
-        return int(self.correct[entry.position]), int(self.labelled[entry.position])
-
     def classified_as(self, wnid: str) -> NDArray[np.bool_]:
         """Return which rows were classified as a class; none if it is no class."""
         found: NDArray[np.bool_] = self.best == class_index().get(wnid, len(class_wnids()))

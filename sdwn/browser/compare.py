@@ -14,25 +14,16 @@ from sdwn.browser.library import PAGE, Library
 
 
 @dataclass(frozen=True, slots=True)
-class PairSide:
-    """A synset in one of two releases: how many images are labelled, and correct; the first."""
-
-    labelled: int
-    correct: int
-    image: ImageView
-
-
-@dataclass(frozen=True, slots=True)
 class SynsetPair:
-    """A synset of both releases.
+    """A synset of both releases: its first images, and how many are (correct, labelled), in each.
 
-    ``difference`` is how much more is correct there, from -1 to 1; None where a side has no
-    labelled images.
+    ``difference`` is how much more is correct in the second, from -1 to 1; None where one of
+    them has no labelled images.
     """
 
     entry: Entry
-    here: PairSide
-    there: PairSide
+    images: tuple[ImageView, ImageView]
+    tallies: tuple[tuple[int, int], tuple[int, int]]
     difference: float | None
 
 
@@ -99,17 +90,10 @@ class SideBySide:
         difference = float(self._differences[index])
         return SynsetPair(
             self._here.collection.entries[ours],
-            _side(self._here, ours),
-            _side(self._there, theirs),
+            (self._here.first_image(ours), self._there.first_image(theirs)),
+            (self._here.tally(ours), self._there.tally(theirs)),
             None if math.isnan(difference) else difference,
         )
-
-
-def _side(library: Library, position: int) -> PairSide:
-    entry = library.collection.entries[position]
-    correct, labelled = library.predictions.tally(entry) if library.predictions else (0, 0)
-    first = library.describe(int(library.collection.rows_at(position)[0]))
-    return PairSide(labelled, correct, first)
 
 
 def tell_apart(names: tuple[str, str], roots: tuple[str, str]) -> tuple[str, str]:

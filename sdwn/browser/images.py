@@ -7,7 +7,6 @@ import io
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -16,7 +15,7 @@ from sdwn.errors import DiskError, IntegrityError
 from sdwn.io import csv_cell, csv_text
 from sdwn.releases.release import Release
 from sdwn.storage.codecs import CODECS, ImageCodec
-from sdwn.storage.images import is_turned
+from sdwn.storage.images import decode, is_turned
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,13 +63,10 @@ class StoredImages:
         if codec is None:
             raise IntegrityError(f"image {row}: no browser shows the codec {location['codec']!r}")
         if codec.media_type:
-            with _disk_errors():
-                payload = self._release.payload(location)
+            payload = self._payload(row)
             if not upright or codec.name == "jpeg" or not is_turned(payload, codec.name):
                 return payload, codec
-        with _disk_errors():
-            image = self._release.image(row)
-        return _encoded(image, "PNG", compress_level=1), CODECS["png"]
+        return _encoded(self._decoded(row), "PNG", compress_level=1), CODECS["png"]
 
     def thumbnail(self, row: int, pixels: int) -> bytes:
         """Return an image as WebP, its longer side of so many pixels or as small as it is."""
@@ -82,8 +78,7 @@ class StoredImages:
         Nothing is decoded: of large images that takes seconds, and a gigabyte for a few at once.
         """
         try:
-            with _disk_errors():
-                self._release.payload(self._release.location(row))
+            self._payload(row)
         except IntegrityError:
             return True
         return False
@@ -124,18 +119,20 @@ class StoredImages:
         yield blocks.take()
 
     def _draw(self, row: int, pixels: int) -> bytes:
-        with _disk_errors():
-            image = self._release.image(row)
+        image = self._decoded(row)
         image.thumbnail((pixels, pixels), reducing_gap=2.0)
         return _encoded(image, "WEBP", quality=80, method=2)
 
+    def _decoded(self, row: int) -> Image:
+        location = self._release.location(row)
+        size = location["width"], location["height"]
+        return decode(self._payload(row), location["codec"], *size)
 
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except DiskError as error:
-        raise IntegrityError(f"it cannot be read: {str(error).partition(';')[0]}") from None
+    def _payload(self, row: int) -> bytes:
+        try:
+            return self._release.payload(self._release.location(row))
+        except DiskError as error:
+            raise IntegrityError(f"it cannot be read: {str(error).partition(';')[0]}") from None
 
 
 def _encoded(image: Image, kind: str, **options: int) -> bytes:

@@ -251,6 +251,16 @@ class Library:
             found[wnid] = self.describe(int(rows[np.argmax(fitness)]))
         return found
 
+    def first_image(self, position: int) -> ImageView:
+        """Describe the first image of the synset at a position."""
+        return self.describe(int(self.collection.rows_at(position)[0]))
+
+    def tally(self, position: int) -> tuple[int, int]:
+        """Count the correct images of the synset at a position, and those that have a label."""
+        if self.predictions is None:
+            return 0, 0
+        return int(self.predictions.correct[position]), int(self.predictions.labelled[position])
+
     def rates(self) -> NDArray[np.float64]:
         """Return, by position, the share of images that are correct; NaN where none has a label."""
         found = np.full(len(self.collection), np.nan)

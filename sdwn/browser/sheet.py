@@ -32,7 +32,7 @@ T = TypeVar("T")
 def sheet_record(library: Library, entry: Entry) -> dict[str, Any]:
     """Return what is known of a synset and of each image, the record of ``sdwn show --json``."""
     predictions, images = library.predictions, library.images(entry.wnid)
-    correct, labelled = predictions.tally(entry) if predictions else (0, 0)
+    correct, labelled = library.tally(entry.position)
     regenerate, shots = library.regenerate_command(entry.synset), []
     for image, made in zip(images, library.seeds_and_prompts(images), strict=True):
         found = image.prediction
