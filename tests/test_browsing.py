@@ -22,7 +22,6 @@ from PIL import Image
 from sdwn.browser.addresses import ORDERS, SHOWS, BadViewError, View
 from sdwn.browser.collection import ImageView
 from sdwn.browser.library import PAGE, PREVIEW, Library, open_release
-from sdwn.browser.tree import interval_labels
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import read_evaluation
@@ -306,7 +305,6 @@ def test_each_node_counts_the_set_of_synsets_at_or_below_it(
         names = [child.name for child in map(tree.node, node.children) if child]
         assert names == sorted(names)
         assert set(node.children) == {one for one in above if wnid in wordnet.synset(one).parents}
-        assert node.in_release == (library.collection.entry(wnid) is not None)
         assert node.definition == wordnet.synset(wnid).definition
         found = {
             entry.wnid for entry in library.collection.entries if tree.below(wnid)[entry.position]
@@ -342,30 +340,6 @@ def test_the_root_is_the_lowest_that_holds_all_and_breadcrumbs_begin_there(
     assert [node.name for node in tree.path(tree.root)] == [tree.path(tree.root)[0].name]
     assert tree.path("n00001740")[0].wnid == "n00001740"
     assert tree.path("n00007846") == []
-
-
-@given(st.lists(st.lists(st.integers(0, 30), max_size=3), min_size=1, max_size=30))
-def test_in_any_graph_without_cycles_all_below_a_node_is_found_once(
-    parents: list[list[int]],
-) -> None:
-    """A node's parents are nodes before it."""
-    above = {
-        node: {one % node for one in found} if node else set() for node, found in enumerate(parents)
-    }
-    below: dict[int, set[int]] = {}
-    for node in reversed(above):
-        for parent in above[node]:
-            below.setdefault(parent, set()).add(node)
-    children = {str(node): [str(one) for one in sorted(found)] for node, found in below.items()}
-    tops = [str(node) for node, found in above.items() if not found]
-    labels, ranges = interval_labels(tops, children)
-    assert sorted(labels.values()) == list(range(len(parents)))
-    reached: dict[int, set[int]] = {}
-    for node in reversed(above):
-        reached[node] = {node}.union(*(reached[child] for child in below.get(node, ())))
-    for node, expected in reached.items():
-        found = Counter(n for start, stop in ranges[str(node)] for n in range(start, stop))
-        assert found == Counter(labels[str(one)] for one in expected)
 
 
 def test_a_release_of_before_there_was_a_taxonomy_has_the_same_tree(

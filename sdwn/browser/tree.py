@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,23 +12,19 @@ from numpy.typing import NDArray
 from sdwn.browser.collection import Collection, ImagePredictions
 from sdwn.wordnet.taxonomy import Taxonomy
 
-# Ranges of labels, each from a start up to a stop, apart and in order.
-Ranges = tuple[tuple[int, int], ...]
-
 
 @dataclass(frozen=True, slots=True)
 class Node:
     """A synset of WordNet at which or below which there are images.
 
     ``synsets`` and the counts of images are of all synsets at or below it, each counted once,
-    however many ways lead to it. ``labelled`` images were classified and have a label; ``rate``
+    however many paths lead to it. ``labelled`` images were classified and have a label; ``rate``
     is the share of them that is correct, None if there are none. ``children`` are by name.
     """
 
     wnid: str
     name: str
     definition: str
-    in_release: bool
     synsets: int
     images: int
     labelled: int
@@ -47,10 +43,6 @@ class SynsetTree:
     """All synsets that have images and all that are above them.
 
     It is built when it is first asked something, in a fraction of a second; threads may share it.
-
-    The nodes have labels such that all that is at or below one are a few ranges of labels, see
-    `interval_labels`. Counts are added up in the order of labels, so that a count at or below a
-    node is, for each range, a difference of two sums.
     """
 
     def __init__(
@@ -69,25 +61,27 @@ class SynsetTree:
             if self._root is not None:
                 return
             collection, predictions = self._collection, self._predictions
-            # The synsets of the release and all that are above them, to their parents.
+            # What is at or above each synset of the release, and the parents of all of that.
             self._parents: dict[str, tuple[str, ...]] = {}
-            left = [entry.wnid for entry in collection.entries]
-            while left:
-                wnid = left.pop()
-                if wnid not in self._parents:
-                    self._parents[wnid] = self._taxonomy.parents(wnid)
-                    left += self._parents[wnid]
-            self._names = {wnid: self._name(wnid) for wnid in self._parents}
-            self._children: dict[str, list[str]] = {}
-            for wnid in sorted(self._parents, key=lambda one: (self._names[one], one)):
-                for parent in self._parents[wnid]:
-                    self._children.setdefault(parent, []).append(wnid)
-            tops = sorted(wnid for wnid, above in self._parents.items() if not above)
-            self._labels, self._ranges = interval_labels(tops, self._children)
-            # By label, the position in the collection, -1 where the release lacks the synset.
-            self._positions = np.full(len(self._labels), -1, np.int64)
-            for entry in collection.entries:
-                self._positions[self._labels[entry.wnid]] = entry.position
+            above: dict[str, set[str]] = {}
+
+            def at_or_above(wnid: str) -> set[str]:
+                if wnid not in above:
+                    known = wnid in self._taxonomy
+                    self._parents[wnid] = self._taxonomy.parents(wnid) if known else ()
+                    above[wnid] = {wnid}.union(*map(at_or_above, self._parents[wnid]))
+                return above[wnid]
+
+            # A pair of every synset with everything at or above it: its position and the node's
+            # index. About ten a synset; a node's pairs are what is at or below it, once each.
+            ups = [at_or_above(entry.wnid) for entry in collection.entries]
+            self._index = index = {wnid: i for i, wnid in enumerate(above)}
+            nodes = np.fromiter((index[wnid] for one in ups for wnid in one), np.int64)
+            positions = np.repeat(np.arange(len(ups)), [len(one) for one in ups])
+            order = np.argsort(nodes, kind="stable")
+            self._positions = positions[order]
+            self._starts = np.searchsorted(nodes[order], np.arange(len(index) + 1))
+
             nothing = np.zeros(len(collection), np.int64)
             counts = {
                 "synsets": nothing + 1,
@@ -96,29 +90,32 @@ class SynsetTree:
                 "correct": predictions.correct if predictions else nothing,
                 "black": collection.count(collection.black),
             }
-            self._sums = {
-                # The last value, which -1 takes, is of nodes that the release lacks.
-                name: np.concatenate([[0], np.cumsum(np.append(values, 0)[self._positions])])
+            self._counts = {
+                name: np.bincount(nodes, values[positions], len(index)).astype(int)
                 for name, values in counts.items()
             }
-            # The lowest node that has all synsets below it; of several tops, below the largest.
-            root = max(tops, key=lambda top: self._count("synsets", top), default="")
-            whole, lower = self._count("synsets", root), root
-            while lower:
-                root = lower
-                below = self._children.get(root, ())
-                lower = next((c for c in below if self._count("synsets", c) == whole), "")
+
+            names = {wnid: self._name(wnid) for wnid in index}
+            self._names, self._children = names, dict[str, list[str]]()
+            for wnid in sorted(index, key=lambda one: (names[one], one)):
+                for parent in self._parents[wnid]:
+                    self._children.setdefault(parent, []).append(wnid)
+            # Down from the largest top, while all that is below it is below one node.
+            synsets = self._counts["synsets"]
+            tops = sorted(wnid for wnid in index if not self._parents[wnid])
+            root = max(tops, key=lambda one: synsets[index[one]], default="")
+            while below := [
+                one
+                for one in self._children.get(root, ())
+                if synsets[index[one]] == synsets[index[root]]
+            ]:
+                root = below[0]
             self._root = root
 
     def _name(self, wnid: str) -> str:
         if entry := self._collection.entry(wnid):
             return entry.synset
-        lemmas = self._taxonomy.lemmas(wnid)
-        return lemmas[0].replace("_", " ") if lemmas else wnid
-
-    def _count(self, name: str, wnid: str) -> int:
-        sums = self._sums[name]
-        return sum(int(sums[stop] - sums[start]) for start, stop in self._ranges.get(wnid, ()))
+        return self._taxonomy.lemmas(wnid)[0].replace("_", " ")
 
     @property
     def root(self) -> str:
@@ -129,19 +126,19 @@ class SynsetTree:
     def node(self, wnid: str) -> Node | None:
         """Describe a synset; None if there are no images at or below it."""
         self.build()
-        if wnid not in self._parents:
+        index = self._index.get(wnid)
+        if index is None:
             return None
         return Node(
             wnid=wnid,
             name=self._names[wnid],
-            definition=self._taxonomy.definition(wnid),
-            in_release=self._collection.entry(wnid) is not None,
+            definition=self._taxonomy.definition(wnid) if wnid in self._taxonomy else "",
             parents=self._parents[wnid],
             children=tuple(self._children.get(wnid, ())),
-            **{name: self._count(name, wnid) for name in self._sums},
+            **{name: int(counts[index]) for name, counts in self._counts.items()},
         )
 
-    def nodes(self, wnids: Sequence[str]) -> list[Node]:
+    def nodes(self, wnids: Iterable[str]) -> list[Node]:
         """Describe the synsets that have images at or below them."""
         return [node for wnid in wnids if (node := self.node(wnid)) is not None]
 
@@ -149,80 +146,27 @@ class SynsetTree:
         """Return, by position in the collection, which synsets are this one or lie below it."""
         self.build()
         found = np.zeros(len(self._collection), dtype=bool)
-        for start, stop in self._ranges.get(wnid, ()):
-            positions = self._positions[start:stop]
-            found[positions[positions >= 0]] = True
+        index = self._index.get(wnid)
+        if index is not None:
+            found[self._positions[self._starts[index] : self._starts[index + 1]]] = True
         return found
 
     def path(self, wnid: str) -> list[Node]:
-        """Return the nodes from the root down to one; from a top, if it is not below the root.
+        """Return the nodes of a shortest path from the root down to one.
 
-        Of several paths a shortest, of these the first by name.
+        If it is not below the root, from the nearest top.
         """
         self.build()
-        if wnid not in self._parents:
+        if wnid not in self._index:
             return []
-        label, root = self._labels[wnid], self.root
-        below_root = any(start <= label < stop for start, stop in self._ranges[root])
-        # Breadth first, upwards: the first path that arrives is a shortest one.
-        ring: list[tuple[str, ...]] = [(wnid,)]
-        seen = {wnid}
-        while True:
-            for path in ring:
-                if (path[0] == root) if below_root else not self._parents[path[0]]:
-                    return self.nodes(path)
-            above = [(parent, *path) for path in ring for parent in self._parents[path[0]]]
-            above.sort(key=lambda path: [self._names[one] for one in path])
-            ring = []
-            for path in above:
-                if path[0] not in seen:
-                    seen.add(path[0])
-                    ring.append(path)
-
-
-def interval_labels(
-    tops: Sequence[str], children: Mapping[str, Sequence[str]]
-) -> tuple[dict[str, int], dict[str, Ranges]]:
-    """Label all nodes of a graph without cycles from 0, and find the labels at or below each.
-
-    Labels count up depth first, so that in a tree all that is at or below a node is one range.
-    A node that has several parents adds ranges to those that it was not labelled under
-    ("Efficient management of transitive relationships in large data and knowledge bases",
-    SIGMOD 1989).
-
-    >>> labels, ranges = interval_labels(["a"], {"a": ["b", "c"], "b": ["d", "e"], "c": ["d", "f"]})
-    >>> labels["d"], ranges["b"], ranges["c"]
-    (2, ((1, 4),), ((2, 3), (4, 6)))
-    """
-    labels: dict[str, int] = {}
-    stops: dict[str, int] = {}
-    for top in tops:
-        labels[top] = len(labels)
-        paths: list[tuple[str, Iterator[str]]] = [(top, iter(children.get(top, ())))]
-        while paths:
-            node, rest = paths[-1]
-            child = next((one for one in rest if one not in labels), None)
-            if child is None:
-                stops[node] = len(labels)
-                paths.pop()
-            else:
-                labels[child] = len(labels)
-                paths.append((child, iter(children.get(child, ()))))
-    ranges: dict[str, Ranges] = {}
-    # In the order in which the walk left them, what is below a node stands before it.
-    for node, stop in stops.items():
-        start = labels[node]
-        outside = {
-            one
-            for child in children.get(node, ())
-            for one in ranges[child]
-            if one[0] < start or one[1] > stop
-        }
-        joined: list[tuple[int, int]] = []
-        for first, last in sorted([(start, stop), *outside]):
-            if joined and first <= joined[-1][1]:
-                joined[-1] = joined[-1][0], max(last, joined[-1][1])
-            else:
-                joined.append((first, last))
-        ranges[node] = tuple(joined)
-    return labels, ranges
+        above = self._taxonomy.above(wnid) if self._parents[wnid] else {wnid: 0}
+        goal = self.root
+        if goal not in above:
+            tops = [one for one in above if not self._parents[one]]
+            goal = min(tops, key=lambda one: (above[one], self._names[one]))
+        path = [wnid]
+        while path[0] != goal:
+            steps = {one: self._taxonomy.above(one) for one in self._parents[path[0]]}
+            ups = [one for one in steps if goal in steps[one]]
+            path.insert(0, min(ups, key=lambda one: (steps[one][goal], self._names[one])))
+        return self.nodes(path)
