@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sdwn.errors import UsageError
-from sdwn.exchange.export_source import Encoding, ExportFormat, ExportSource
+from sdwn.exchange.export_source import ExportFormat, ExportSource
 from sdwn.exchange.folders import FOLDERS, IMAGEFOLDER
 from sdwn.exchange.parquet import PARQUET
 from sdwn.exchange.subset import row_spans, write_subset
@@ -30,7 +30,8 @@ from sdwn.planning.plan import table_text
 from sdwn.releases.card import CardLayout, card
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
-from sdwn.releases.writer import cut
+from sdwn.releases.writer import cut_parts
+from sdwn.storage.codecs import CODECS, EXCHANGED
 
 EXPORT_FORMATS: Mapping[str, ExportFormat] = {
     "folders": FOLDERS,
@@ -46,8 +47,8 @@ FORMATS = (*EXPORT_FORMATS, "release")
 class ExportOptions:
     """The format to export to, one of ``FORMATS``, and how to encode the images.
 
-    ``codec`` is ``stored``, ``png``, ``webp`` or ``jpeg``; ``quality``, from 1 to 100, is of
-    JPEG (95 unless given) or makes WebP lossy. Files have at least ``part_bytes``.
+    ``codec`` is ``stored`` (as in the release), ``png``, ``webp`` or ``jpeg``; ``quality``, from
+    1 to 100, is of JPEG (95 unless given) or makes WebP lossy. Files have at least ``part_bytes``.
 
     Raises:
         UsageError: the format, the codec and the others do not go together.
@@ -61,7 +62,17 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise UsageError(f"format: expected {', '.join(FORMATS)}, found {self.format!r}")
-        Encoding(self.codec, self.quality)
+        if self.codec not in (valid := ("stored", *EXCHANGED)):
+            raise UsageError(f"codec: expected {', '.join(valid)}, found {self.codec!r}")
+        if self.quality is not None:
+            if self.codec == "stored":
+                raise UsageError("a quality is for images that are encoded anew: name jpeg or webp")
+            if not CODECS[self.codec].takes_quality:
+                raise UsageError(
+                    f"{self.codec} is lossless and has no quality: leave it out, or name jpeg"
+                )
+            if not 1 <= self.quality <= 100:
+                raise UsageError(f"quality: expected 1 to 100, found {self.quality}")
         if self.format == "release" and self.codec != "stored":
             raise UsageError("a release keeps its images as they are: leave out codec and quality")
         if self.part_bytes is None:
@@ -99,10 +110,10 @@ def export(
 
     else:
         form = EXPORT_FORMATS[options.format]
-        source = ExportSource(release, Encoding(options.codec, options.quality), advance)
+        source = ExportSource(release, options.codec, options.quality, advance)
         form.check(source)
         sizes = source.sizes() if form.in_bytes else [1] * len(source)
-        spans = cut(sizes, options.part_bytes or form.unit)
+        spans = cut_parts(sizes, options.part_bytes or form.unit)
 
         def fill(staged: StagedFolder) -> None:
             for index, span in enumerate(spans):
@@ -112,7 +123,10 @@ def export(
                 else:
                     form.write(staged.root, name, source, span)
                     staged.finish(name, {})
-            _describe(staged.root, options.format, source)
+            paths, columns = ReleasePaths(staged.root), release.metadata.column_names
+            write_text(paths.synsets, table_text(tuple(release.present)))
+            layout = CardLayout(options.format, form.data_files, source.encoding())
+            write_text(paths.card, card(release.described, release.present, columns, layout))
 
     # Not by the SHA-256 of images alone: black images have one and the same.
     names = [release.metadata[name].to_pylist() for name in ("wnid", "number", "sha256")]
@@ -127,13 +141,3 @@ def export(
         "bytes": sum(file.stat().st_size for file in files),
         "path": str(target),
     }
-
-
-def _describe(root: Path, format: str, source: ExportSource) -> None:
-    """Write the table of synsets and the card."""
-    release, paths = source.release, ReleasePaths(root)
-    write_text(paths.synsets, table_text(tuple(release.present)))
-    encoding = source.encoding.describe(set(release.metadata["codec"].to_pylist()))
-    layout = CardLayout(format, EXPORT_FORMATS[format].data_files, encoding)
-    columns = release.metadata.column_names
-    write_text(paths.card, card(release.described, release.present, columns, layout))

@@ -1,4 +1,4 @@
-"""Images to export: sorted by synset, encoded as the user chose, made ready in threads."""
+"""Images to export: sorted by synset, encoded as the user chose, in threads."""
 
 from __future__ import annotations
 
@@ -50,69 +50,6 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Encoding:
-    """A codec of exported images, ``stored`` for that of the release, and a quality.
-
-    Images that have the codec already keep their bytes, unless a quality is given. No other
-    program reads ``raw``, which becomes PNG.
-
-    Raises:
-        UsageError: there is no such codec, or it has no such quality.
-    """
-
-    codec: str = "stored"
-    quality: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.codec not in (valid := ("stored", *EXCHANGED)):
-            raise UsageError(f"codec: expected {', '.join(valid)}, found {self.codec!r}")
-        if self.quality is None:
-            return
-        if self.codec == "stored":
-            raise UsageError("a quality is for images that are encoded anew: name jpeg or webp")
-        if not CODECS[self.codec].takes_quality:
-            raise UsageError(
-                f"{self.codec} is lossless and has no quality: leave it out, or name jpeg"
-            )
-        if not 1 <= self.quality <= 100:
-            raise UsageError(f"quality: expected 1 to 100, found {self.quality}")
-
-    @property
-    def _target(self) -> str:
-        return "png" if self.codec == "stored" else self.codec
-
-    def _keeps(self, codec: str) -> bool:
-        if self.codec == "stored":
-            return codec in EXCHANGED
-        return codec == self.codec and self.quality is None
-
-    def encode(self, release: Release, row: Row) -> tuple[bytes, str]:
-        """Return an image's bytes and their codec.
-
-        Raises:
-            IntegrityError: the image is damaged.
-            UsageError: the codec cannot hold this image.
-        """
-        if self._keeps(row["codec"]):
-            return release.payload(row), row["codec"]
-        try:
-            return encode(release.array(row), self._target, self.quality), self._target
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"{row['synset']} {row['number']} cannot be {self._target}: {error}; "
-                "choose another codec"
-            ) from None
-
-    def describe(self, stored: set[str]) -> str | None:
-        """Describe how images that were stored in these codecs are encoded; None: unchanged."""
-        if all(map(self._keeps, stored)):
-            return None
-        before = stored & set(EXCHANGED)
-        anew = f", anew from {' and '.join(sorted(before))}" if before else ""
-        return f"{self._target}, {CODECS[self._target].loss(self.quality)}{anew}"
-
-
-@dataclass(frozen=True, slots=True)
 class ExportImage:
     """An image to write: its record, its bytes, and the extension of a file that holds them."""
 
@@ -122,7 +59,10 @@ class ExportImage:
 
 
 class ExportSource:
-    """The images to export, sorted by synset and number; a span counts its synsets.
+    """The images to export, sorted by synset and number; spans count synsets.
+
+    ``codec`` is one of those that other programs read, or ``stored`` for each image's own. Images
+    that have it already keep their bytes, unless a quality is given; ``raw`` becomes PNG.
 
     Attributes:
         table: the release's metadata, in the order of the export.
@@ -132,8 +72,10 @@ class ExportSource:
         IntegrityError: the release's tables contradict one another.
     """
 
-    def __init__(self, release: Release, encoding: Encoding, advance: Advance) -> None:
-        self.release, self.encoding, self.advance = release, encoding, advance
+    def __init__(self, release: Release, codec: str, quality: int | None, advance: Advance) -> None:
+        self.release, self.advance = release, advance
+        self._codec, self._quality = "png" if codec == "stored" else codec, quality
+        self._kept = EXCHANGED if codec == "stored" else () if quality else (codec,)
         order = pa.array(list(release.synsets), pa.string())
         found = pc.index_in(release.metadata["wnid"], order)
         if found.null_count:
@@ -162,11 +104,20 @@ class ExportSource:
         wnids = self.table["wnid"].take(pa.array(self._starts[slice(*span)])).to_pylist()
         return [self.release.synsets[wnid] for wnid in wnids]
 
+    def encoding(self) -> str | None:
+        """Describe how the images are encoded; None if all keep their bytes."""
+        stored = set(self.table["codec"].to_pylist())
+        if stored <= set(self._kept):
+            return None
+        before = " and ".join(sorted(stored & set(EXCHANGED)))
+        anew = f", anew from {before}" if before else ""
+        return f"{self._codec}, {CODECS[self._codec].loss(self._quality)}{anew}"
+
     def sizes(self) -> list[float]:
         """Estimate how many bytes the images of each synset take, once they are encoded."""
         trials = np.unique(np.linspace(0, len(self.table) - 1, TRIALS).astype(int))
         rows = self.table.take(pa.array(trials)).to_pylist()
-        encoded = sum(len(self.encoding.encode(self.release, row)[0]) for row in rows)
+        encoded = sum(len(self._encode(row)[0]) for row in rows)
         ratio = encoded / sum(int(row["bytes"]) for row in rows)
         stored = np.add.reduceat(self.table["bytes"].to_numpy(), self._starts[:-1], dtype="i8")
         sizes: list[float] = (stored * ratio).tolist()
@@ -187,8 +138,20 @@ class ExportSource:
                 yield result
                 self.advance(1)
 
+    def _encode(self, row: Row) -> tuple[bytes, str]:
+        """Return an image's bytes and their codec."""
+        if row["codec"] in self._kept:
+            return self.release.payload(row), row["codec"]
+        try:
+            return encode(self.release.array(row), self._codec, self._quality), self._codec
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{row['synset']} {row['number']} cannot be {self._codec}: {error}; "
+                "choose another codec"
+            ) from None
+
     def _image(self, row: dict[str, Any]) -> ExportImage:
-        payload, codec = self.encoding.encode(self.release, row)
+        payload, codec = self._encode(row)
         record = {name: row[name] for name in self.schema.names}
         record["sha256"] = hashlib.sha256(payload).hexdigest()
         if record["sha256"] != row["sha256"]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +29,10 @@ from sdwn.exchange.import_source import (
     SourceFolder,
     SourceImage,
     check_image,
+    escaped_name,
     label_folders,
     label_imagefolder,
     list_source,
-    printable,
     reread,
     stem,
 )
@@ -41,15 +41,12 @@ from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import PlannedSynset
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
-from sdwn.releases.writer import Origin, ReleaseWriter, cut
+from sdwn.releases.writer import Origin, ReleaseWriter, cut_parts
 from sdwn.storage.columns import image_table
 from sdwn.storage.shards import Contents, write_images
-from sdwn.wordnet.corpus import shared_wordnet
+from sdwn.wordnet.corpus import Synset, shared_wordnet
 from sdwn.wordnet.imagenet import class_index
 from sdwn.wordnet.taxonomy import taxonomy_table
-
-if TYPE_CHECKING:
-    from sdwn.wordnet.corpus import Synset
 
 _LABELS = {"folders": label_folders, "imagefolder": label_imagefolder}
 FORMATS = tuple(_LABELS)
@@ -135,7 +132,7 @@ def import_images(
         root = source.parent.resolve() / source.name  # a link's own name may be the wnid
     folder = list_source(root, options.follow_links)
     found, left_out = _gather(folder, options.format, advance)
-    skipped = tuple(sorted((printable(name), reason) for name, reason in left_out))
+    skipped = tuple(sorted((escaped_name(name), reason) for name, reason in left_out))
     if not found:
         lines = [f"{name}: {reason}" for name, reason in skipped[:SHOWN_REASONS]]
         if len(skipped) > SHOWN_REASONS:
@@ -150,7 +147,7 @@ def import_images(
     planned = tuple(_planned(images[0][0]) for images in synsets)
     origin = Origin(
         kind="import",
-        catalog=f"imported from {printable(root.name)}",
+        catalog=f"imported from {escaped_name(root.name)}",
         synsets=planned,
         source=options.source,
         licence=options.licence,
@@ -170,7 +167,7 @@ def _gather(
     folder: SourceFolder, format: str, advance: Advance
 ) -> tuple[dict[Synset, Labelled], list[tuple[str, str]]]:
     """Label and check every file: images by synset, and what is left out and why."""
-    images, skipped, labels = dict["Synset", Labelled](), [*folder.skipped], dict[str, Label]()
+    images, skipped, labels = dict[Synset, Labelled](), [*folder.skipped], dict[str, Label]()
     for name, label in _LABELS[format](folder):
         if isinstance(label, Label):
             labels[name] = label
@@ -203,7 +200,7 @@ def _drop_twins(images: Labelled) -> Iterator[tuple[str, str]]:
         if twin is image:
             kept.append((label, image))
         else:
-            yield image.name, f"duplicate: {printable(twin.name)} has the same name and bytes"
+            yield image.name, f"duplicate: {escaped_name(twin.name)} has the same name and bytes"
     images[:] = kept
 
 
@@ -235,7 +232,7 @@ def _fill(
     }
     sizes = [sum(image.size for _, image in images) for images in synsets]
     with ReleaseWriter(staged, origin) as writer:
-        for first, last in cut(sizes, part_bytes):
+        for first, last in cut_parts(sizes, part_bytes):
             numbered = [one for images in synsets[first:last] for one in _numbered(images)]
             rows = [_row(*one) for one in numbered]
             # The records name every file by its SHA-256.
@@ -270,5 +267,5 @@ def _row(label: Label, image: SourceImage, number: int) -> dict[str, Any]:
         "height": image.height,
         "codec": image.codec,
         "sha256": image.sha256,
-        "file": printable(image.name),
+        "file": escaped_name(image.name),
     }

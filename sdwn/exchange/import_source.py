@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath, PurePosixPath
-from typing import TYPE_CHECKING
 
 from PIL import Image, UnidentifiedImageError
 
@@ -24,9 +23,7 @@ from sdwn.errors import IntegrityError, UsageError
 from sdwn.io import canonical, decode_text, is_stray
 from sdwn.storage.codecs import CODECS, EXCHANGED
 from sdwn.storage.images import decode, open_image
-
-if TYPE_CHECKING:
-    from sdwn.wordnet.corpus import Synset
+from sdwn.wordnet.corpus import Synset, shared_wordnet
 
 MOST_BYTES = 256 * 2**20
 MOST_PIXELS = 64_000_000
@@ -132,7 +129,7 @@ def list_source(source: Path, follow_links: bool = False) -> SourceFolder:
                 if not hidden and not {lower, PurePath(lower).suffix} & _IGNORED:
                     files.append(name)
             elif hidden:
-                ignored[printable(entry.name)] += 1
+                ignored[escaped_name(entry.name)] += 1
             elif not linked:
                 folders.append(name)
             elif follow_links:
@@ -195,7 +192,7 @@ def reread(folder: SourceFolder, image: SourceImage) -> bytes:
     except (UnfitError, OSError):
         payload = b""
     if hashlib.sha256(payload).digest() != image.sha256:
-        where = printable(str(folder.root / image.name))
+        where = escaped_name(str(folder.root / image.name))
         raise IntegrityError(f"{where}: changed while it was imported; run it again")
     return payload
 
@@ -209,7 +206,7 @@ class Label:
     stem: str = ""
 
 
-Find = Callable[[str], "Synset"]
+Find = Callable[[str], Synset]
 Labels = Iterator[tuple[str, Label | str]]
 
 
@@ -251,7 +248,7 @@ def label_folders(folder: SourceFolder) -> Labels:
         try:
             return _read_label(folder, text, find)
         except UnfitError as error:
-            return f"{printable(text)}: {error}"
+            return f"{escaped_name(text)}: {error}"
 
     for name in folder.images:
         texts = beside.get(str(PurePosixPath(name).parent), {})
@@ -316,8 +313,6 @@ def _read_label(folder: SourceFolder, name: str, find: Find) -> Label:
 
 
 def _finder() -> Find:
-    from sdwn.wordnet.corpus import shared_wordnet  # NLTK's seconds are for those who import
-
     wordnet = shared_wordnet()
 
     def find(identifier: str) -> Synset:
@@ -329,10 +324,10 @@ def _finder() -> Find:
     return find
 
 
-def printable(name: str) -> str:
+def escaped_name(name: str) -> str:
     r"""Return a file's name as text; its bytes that are no UTF-8 become escapes.
 
-    >>> printable("caf\udce9.png")
+    >>> escaped_name("caf\udce9.png")
     'caf\\xe9.png'
     """
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from sdwn.exchange.export_source import Span
 from sdwn.io import Advance, refuse_links
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder
-from sdwn.releases.writer import Origin, ReleaseWriter, cut
+from sdwn.releases.writer import Origin, ReleaseWriter, cut_parts
 from sdwn.storage.shards import ImageFile, RowRange, join
 from sdwn.wordnet.taxonomy import read_taxonomy
 
@@ -27,7 +26,7 @@ def row_spans(release: Release, part_bytes: int) -> list[Span]:
     starts = np.flatnonzero(np.diff(wnids, prepend=-1, append=-1))
     sizes = np.add.reduceat(release.metadata["bytes"].to_numpy(), starts[:-1], dtype="i8")
     ends = starts.tolist()
-    return [(ends[first], ends[last]) for first, last in cut(sizes.tolist(), part_bytes)]
+    return [(ends[first], ends[last]) for first, last in cut_parts(sizes.tolist(), part_bytes)]
 
 
 def write_subset(
@@ -38,9 +37,10 @@ def write_subset(
     Raises:
         IntegrityError: an image is damaged.
     """
-    described = release.described
-    missing = _read_csv(release.paths.missing) if described.missing else []
-    skipped = _read_csv(release.paths.skipped) if described.skipped else []
+    described, paths = release.described, release.paths
+    missing = _read_csv(paths.missing) if described.missing else []
+    skipped = _read_csv(paths.skipped) if described.skipped else []
+    refuse_links(paths.taxonomy)
     origin = Origin(
         kind=described.origin,
         catalog=described.catalog,
@@ -54,20 +54,20 @@ def write_subset(
         missing=tuple(release.synsets[wnid] for wnid, _ in missing),
         missing_shards=described.missing.shards if described.missing else "",
         skipped=tuple((file, reason) for file, reason in skipped),
-        taxonomy=_taxonomy(release.paths.taxonomy),
+        taxonomy=read_taxonomy(paths.taxonomy) if paths.taxonomy.exists() else None,
     )
     with ReleaseWriter(staged, origin) as writer:
         for span in spans:
 
             def write(path: Path, attributes: Mapping[str, Any], span: Span = span) -> str:
                 with ExitStack() as stack:
-                    return join(path, attributes, _selections(release, span, stack), advance)
+                    return join(path, attributes, _row_ranges(release, span, stack), advance)
 
             if not writer.add_part({"rows": list(span)}, write):
                 advance(span[1] - span[0])
 
 
-def _selections(release: Release, span: Span, stack: ExitStack) -> list[RowRange]:
+def _row_ranges(release: Release, span: Span, stack: ExitStack) -> list[RowRange]:
     """Open the parts that hold these rows, and return each run of rows that follow one another."""
     table = release.metadata.slice(span[0], span[1] - span[0])
     parts, rows = np.array(table["part"].to_pylist()), table["row"].to_numpy().astype("i8")
@@ -81,11 +81,6 @@ def _selections(release: Release, span: Span, stack: ExitStack) -> list[RowRange
         RowRange(files[str(parts[start])], int(rows[start]), int(rows[stop - 1]) + 1)
         for start, stop in pairwise(ends)
     ]
-
-
-def _taxonomy(path: Path) -> pa.Table | None:
-    refuse_links(path)
-    return read_taxonomy(path) if path.exists() else None
 
 
 def _read_csv(path: Path) -> list[list[str]]:

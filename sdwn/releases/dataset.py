@@ -27,7 +27,7 @@ class ReleaseDataset(Dataset[tuple[Any, int]]):
 
     Args:
         release: a release or a subset of one.
-        transform: takes a PIL image, RGB; without it the image itself is given.
+        transform: takes a PIL image, RGB; without it the image itself is returned.
         target_transform: takes the label.
         labels: ``synset``, counted from 0 in the order of the wnids in ``release``; or
             ``imagenet``, the index of the ImageNet-1k class.
@@ -50,8 +50,12 @@ class ReleaseDataset(Dataset[tuple[Any, int]]):
         wnids = release.metadata["wnid"]
         if labels == "synset":
             self.classes = sorted(pc.unique(wnids).to_pylist())
+        elif none := release.metadata["imagenet_class"].null_count:
+            raise UsageError(
+                f"{none} of {len(release)} images are of no ImageNet-1k class; "
+                "take those that are: release.subset(imagenet=True)"
+            )
         else:
-            _require_classes(release)
             self.classes = list(class_wnids())
         self.class_to_idx = {wnid: index for index, wnid in enumerate(self.classes)}
         self.targets = np.array(
@@ -69,12 +73,3 @@ class ReleaseDataset(Dataset[tuple[Any, int]]):
         if self.target_transform is not None:
             label = self.target_transform(label)
         return image, label
-
-
-def _require_classes(release: Release) -> None:
-    none = release.metadata["imagenet_class"].null_count
-    if none:
-        raise UsageError(
-            f"{none} of {len(release)} images are of no ImageNet-1k class; "
-            "take those that are: release.subset(imagenet=True)"
-        )

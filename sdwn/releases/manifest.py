@@ -1,4 +1,4 @@
-"""What a release says of itself: the first file that a reader opens."""
+"""The manifest of a release: the first file that a reader opens."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from pydantic import Field, ValidationError
 
 from sdwn.config import Record
 from sdwn.errors import IntegrityError
-from sdwn.io import read_json
+from sdwn.io import Format
 from sdwn.models.builtin import notice
 
-FORMAT = "sdwn-release"
-FORMAT_VERSION = 1
-
+MANIFEST = Format("sdwn-release", 1, "read it with the sdwn that wrote it")
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -30,7 +28,7 @@ class FileRecord(Record):
 
 
 class Missing(Record):
-    """What the plan has and a release has not; its synsets stand in ``missing.csv``."""
+    """What the plan has and a release lacks; its synsets are listed in ``missing.csv``."""
 
     shards: str
     synsets: Count
@@ -38,19 +36,26 @@ class Missing(Record):
 
 
 class Manifest(Record):
-    """What a release holds and where that is from; a later sdwn may say more.
+    """What a release holds and where that is from; entries that a later sdwn adds are ignored.
 
-    ``origin`` is ``run`` or ``import``; of an import ``plan_digest`` and ``settings`` are None,
-    and ``source`` and ``licence`` are what its user said of the pictures.
-    ``selection`` says in words what was taken of a larger release, ``missing`` what the run had
-    not made, ``skipped`` how many files of an import could not be taken (``skipped.csv``).
-    ``statuses`` counts images by status. ``truncated`` and ``redone`` count images, None where
-    nobody recorded it. ``evaluation`` has the settings that the run's config evaluates it with.
-    ``made_on`` counts runs of tasks by model, device and versions.
+    Attributes:
+        origin: ``run`` or ``import``.
+        source: of an import, where its user took the images from.
+        licence: of an import, as its user gave it.
+        selection: what was taken of a larger release, in words.
+        plan_digest: of a run; None for an import.
+        statuses: the number of images by status.
+        truncated: the number of images with a prompt that was cut; None where it is not known.
+        redone: the number of images sampled again in float32; None where it is not known.
+        missing: what the run had not made.
+        skipped: how many files of an import could not be taken; ``skipped.csv`` lists them.
+        settings: of a run, those that decide its images; None for an import.
+        evaluation: the settings that the run's config evaluates it with.
+        made_on: the number of task runs by model, device and versions.
     """
 
-    format: str = FORMAT
-    format_version: int = FORMAT_VERSION
+    format: str = MANIFEST.name
+    format_version: int = MANIFEST.version
     sdwn: str
     created: str
     origin: str
@@ -81,19 +86,19 @@ class Manifest(Record):
 
     @property
     def most_rows(self) -> int:
-        """More rows than this no table of the release is read with.
+        """The most rows that a table of the release is read with.
 
-        There is room for a manifest that counts wrongly, which is told as such.
+        More than ``images``, so that a manifest that counts wrongly is reported as such.
         """
         return 2 * self.images + 1000
 
     @property
     def notice(self) -> str | None:
-        """What is to be said of images of a built-in model, in a sentence or two."""
+        """The note on images of a built-in model, in a sentence or two."""
         return notice(self.settings["model"]["name"]) if self.settings is not None else None
 
     def text(self) -> str:
-        """Write it as JSON."""
+        """Return the file's content, JSON."""
         return self.model_dump_json(indent=2) + "\n"
 
 
@@ -103,15 +108,9 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         IntegrityError: it is damaged or of a later version.
     """
-    content = read_json(path)
-    found = content.get("format"), content.get("format_version")
-    if found != (FORMAT, FORMAT_VERSION):
-        raise IntegrityError(
-            f"{path}: expected {FORMAT} {FORMAT_VERSION}, found {found[0]} {found[1]}; "
-            "read it with the sdwn that wrote it"
-        )
+    content = MANIFEST.read(path)
     try:
-        json.dumps(content, ensure_ascii=False).encode()
+        json.dumps(content, ensure_ascii=False).encode()  # JSON may hold half a character
         return Manifest.model_validate(content)
     except ValidationError as error:
         mistake = error.errors()[0]
@@ -122,5 +121,5 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def sums_text(digests: Mapping[str, str]) -> str:
-    """Write checksums as ``sha256sum -c`` reads them."""
+    """Return checksums by file name as ``sha256sum -c`` reads them."""
     return "".join(f"{digest}  {name}\n" for name, digest in digests.items())

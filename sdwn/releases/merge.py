@@ -1,4 +1,11 @@
-"""Shards become a release: checked, copied without decoding, and recorded."""
+"""Merge of shards into a release: each shard checked, images copied as they are.
+
+::
+
+    run folders --> locate shards --> parts of whole shards --> ReleaseWriter --> Release
+                    (each one once,   (bytes copied, SHA-256
+                     of this plan)     of each image checked)
+"""
 
 from __future__ import annotations
 
@@ -8,20 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from sdwn.errors import IntegrityError, MisplacedError, UsageError, command, shell
 from sdwn.io import PART_BYTES, Advance
 from sdwn.jobs.journal import read_journal
 from sdwn.models.lock import common_revision
 from sdwn.paths import ReleasePaths, RunPaths
-from sdwn.planning.plan import ImageSpec, Plan, Shard, image_settings, read_plan
+from sdwn.planning.plan import Plan, image_settings, read_plan
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
-from sdwn.releases.writer import Origin, ReleaseWriter, cut
-from sdwn.storage.columns import COLUMNS, Table, texts
+from sdwn.releases.writer import Origin, ReleaseWriter, cut_parts
+from sdwn.storage.columns import COLUMNS, texts
 from sdwn.storage.shards import Expected, ImageFile, RowRange, join
 from sdwn.wordnet.taxonomy import read_taxonomy
+
+_INSTEAD = "choose another folder, or remove that one first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +48,18 @@ def merge(
 ) -> Release:
     """Write the release of one or several run folders of the same plan.
 
-    A release of this plan that stands there already is kept; one that a kill left unfinished
-    is gone on with. ``advance`` is told how many images are done.
+    A release of this plan that is there already is kept; one that a kill left unfinished is
+    resumed. ``advance`` is called with how many more images are done.
 
     Raises:
-        UsageError: the folders hold different plans, or another release stands there.
+        UsageError: the folders hold different plans, or another release is there.
         IntegrityError: a shard is missing, duplicate, damaged or foreign; each is named.
     """
     plan = _common_plan(runs)
     revision = common_revision(runs, plan.config.model)
     if _is_new(release):
-        shards = _locate(runs, plan, options.allow_missing, revision)
-        origin = _origin(plan, shards, _taxonomy(runs))
+        shards = _locate_shards(runs, plan, options.allow_missing, revision)
+        origin = _origin(runs, plan, shards)
 
         def fill(staged: StagedFolder) -> None:
             _fill(staged, origin, shards, options, advance)
@@ -64,16 +71,13 @@ def merge(
     return found
 
 
-def _is_new(release: ReleasePaths) -> bool:
-    if release.manifest.exists():
-        return False
-    try:
-        require_free(release.root)
-    except UsageError:
-        if release.manifest.exists():
-            return False  # another merge finished it just now
-        raise
-    return True
+def merged_summary(release: Release) -> dict[str, Any]:
+    """Return what a release holds, for the terminal and ``--json``."""
+    manifest = release.manifest
+    found = manifest.model_dump(include={"images", "synsets", "bytes", "statuses"})
+    if manifest.missing:
+        found["missing_images"] = manifest.missing.images
+    return {**found, "release": str(release.paths.root)}
 
 
 def _common_plan(runs: Sequence[RunPaths]) -> Plan:
@@ -91,9 +95,22 @@ def _common_plan(runs: Sequence[RunPaths]) -> Plan:
     return plans[0]
 
 
+def _is_new(release: ReleasePaths) -> bool:
+    if release.manifest.exists():
+        return False
+    try:
+        require_free(release.root)
+    except UsageError:
+        if release.manifest.exists():
+            return False  # another merge finished it just now
+        raise
+    return True
+
+
 def _existing(
     paths: ReleasePaths, runs: Sequence[RunPaths], plan: Plan, allow_missing: bool
 ) -> Release:
+    """Open the release that is there, if it is of this plan and no shard can be added to it."""
     release = Release(paths.root)
     found = release.manifest
     if found.plan_digest != plan.digest:
@@ -105,26 +122,20 @@ def _existing(
         raise UsageError(f"{paths.root} holds a part of the plan ({found.selection}); {_INSTEAD}")
     if found.missing:
         made = set[int]().union(*(run.done_shards() for run in runs))
-        absent = {row.shard for row in plan.synsets} - set(_shards_of(release, plan))
+        present = set(release.metadata["wnid"].unique().to_pylist())
+        absent = {row.shard for row in plan.synsets}
+        absent -= {row.shard for row in plan.synsets if row.wnid in present}
         if absent & made:
             raise UsageError(
                 f"{paths.root} holds an incomplete release, and {len(absent & made)} of the "
                 f"shards that it lacks are made by now; {_INSTEAD}"
             )
         if absent and not allow_missing:
-            raise IntegrityError("\n".join(_missing(runs, sorted(absent))))
+            raise IntegrityError("\n".join(_missing_problems(runs, sorted(absent))))
     return release
 
 
-def _shards_of(release: Release, plan: Plan) -> Iterator[int]:
-    present = set(release.metadata["wnid"].unique().to_pylist())
-    return (row.shard for row in plan.synsets if row.wnid in present)
-
-
-_INSTEAD = "choose another folder, or remove that one first"
-
-
-def _locate(
+def _locate_shards(
     runs: Sequence[RunPaths], plan: Plan, allow_missing: bool, revision: str | None
 ) -> dict[int, Path]:
     """Find each shard's one file, structure and origin checked; ``revision`` is the locked one.
@@ -132,7 +143,7 @@ def _locate(
     Raises:
         IntegrityError: with every problem, a line each.
     """
-    places: dict[int, list[Path]] = {shard.index: [] for shard in plan.shards}
+    files: dict[int, list[Path]] = {shard.index: [] for shard in plan.shards}
     problems: list[str] = []
     for paths in runs:
         foreign: dict[str, list[int]] = {}
@@ -146,21 +157,54 @@ def _locate(
                 else:
                     foreign.setdefault(error.plan_digest, []).append(index)
             except IntegrityError as error:
-                problems.append(f"{error}; {_cure(path)}")
-            places.setdefault(index, []).append(path)
-        problems += [_foreign(paths, plan, *found) for found in foreign.items()]
-    if not allow_missing or not any(places.values()):
-        problems += _missing(runs, [index for index, found in places.items() if not found])
-    for index, found in places.items():
+                problems.append(f"{error}; {_remedy(path)}")
+            files.setdefault(index, []).append(path)
+        problems += [_foreign_problem(paths, plan, *found) for found in foreign.items()]
+    if not allow_missing or not any(files.values()):
+        problems += _missing_problems(runs, [index for index, found in files.items() if not found])
+    for index, found in files.items():
         if len(found) > 1:
             copies = ", ".join(map(str, found))
             problems.append(f"shard {index}: duplicate: {copies}; remove all but one")
     if problems:
         raise IntegrityError("\n".join(problems))
-    return {index: found[0] for index, found in places.items() if found}
+    return {index: found[0] for index, found in files.items() if found}
 
 
-def _foreign(paths: RunPaths, plan: Plan, digest: str, indices: list[int]) -> str:
+def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> None:
+    """Compare a shard's record and its rows with the plan, and its weights with the lock.
+
+    Raises:
+        MisplacedError: it is of another plan, or another shard.
+        IntegrityError: it is damaged, or has other rows or weights.
+    """
+    images = plan.shard_images(plan.shards[index]) if index < len(plan.shards) else 0
+    with ImageFile(path, Expected(plan.digest, index, images)) as file:
+        rows = file.rows()
+        for column in COLUMNS:
+            if column.of_run and column.name not in rows:
+                raise IntegrityError(f"{path}: expected the column {column.name}, found none")
+        names = ("wnid", "synset", "number", "seed", "prompt", "width", "height")
+        columns = [
+            texts(rows[name]) if rows[name].dtype.kind == "S" else rows[name].tolist()
+            for name in names
+        ]
+        size = plan.config.generation.width, plan.config.generation.height
+        planned = [
+            (spec.wnid, spec.synset, spec.number, spec.seed, spec.prompt, *size)
+            for spec in plan.specs(plan.shards[index])
+        ]
+        if list(zip(*columns, strict=True)) != planned:
+            raise IntegrityError(f"{path}: its rows are not those that the plan asks for")
+        made_with = {session.get("revision") for session in file.sessions}
+        if revision is not None and (others := made_with - {revision}):
+            raise IntegrityError(
+                f"{path}: made with the weights {', '.join(map(str, others))}, and the run is "
+                f"locked to {revision}"
+            )
+
+
+def _foreign_problem(paths: RunPaths, plan: Plan, digest: str, indices: list[int]) -> str:
     """Return what to do about shards of another plan; they may be whole, so nothing is deleted."""
     theirs = f"plan {digest[:12]}" if digest else "no plan"
     found = f"{paths.shards}: foreign: {_shards(indices)} of {theirs}"
@@ -177,7 +221,7 @@ def _foreign(paths: RunPaths, plan: Plan, digest: str, indices: list[int]) -> st
     )
 
 
-def _missing(runs: Sequence[RunPaths], indices: list[int]) -> Iterator[str]:
+def _missing_problems(runs: Sequence[RunPaths], indices: list[int]) -> Iterator[str]:
     slices = {paths: read_plan(paths).slice for paths in runs}
     owners = {index: next((p for p in runs if index in slices[p]), None) for index in indices}
     instead = "or leave them out with: --allow-missing"
@@ -195,13 +239,13 @@ def _missing(runs: Sequence[RunPaths], indices: list[int]) -> Iterator[str]:
 def _shards(indices: list[int]) -> str:
     if len(indices) == 1:
         return f"shard {indices[0]}"
-    return f"{len(indices)} shards ({ranges(indices)})"
+    return f"{len(indices)} shards ({_ranges(indices)})"
 
 
-def ranges(indices: Iterable[int]) -> str:
+def _ranges(indices: Iterable[int]) -> str:
     """Write indices briefly.
 
-    >>> ranges([1, 2, 3, 7, 9, 10])
+    >>> _ranges([1, 2, 3, 7, 9, 10])
     '1-3, 7, 9-10'
     """
     runs: list[list[int]] = []
@@ -213,20 +257,7 @@ def ranges(indices: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> None:
-    """Check a shard's record and its rows against the plan, and who made it.
-
-    Raises:
-        MisplacedError: it is of another plan, or another shard.
-        IntegrityError: it is damaged, or has other rows or weights.
-    """
-    images = plan.shard_images(plan.shards[index]) if index < len(plan.shards) else 0
-    with ImageFile(path, Expected(plan.digest, index, images)) as file:
-        _check_rows(file, plan, plan.shards[index])
-        _check_weights(file, revision)
-
-
-def _cure(path: Path) -> str:
+def _remedy(path: Path) -> str:
     return f"make it again with: {shell('rm', path)} && {_make(RunPaths(path.parent.parent))}"
 
 
@@ -235,34 +266,21 @@ def _make(paths: RunPaths) -> str:
     return command("retry" if paths.submissions.exists() else "submit", paths.root, "--wait")
 
 
-def _check_rows(file: ImageFile, plan: Plan, shard: Shard) -> None:
-    rows = file.rows()
-    absent = [column.name for column in COLUMNS if column.of_run and column.name not in rows]
-    if absent:
-        raise IntegrityError(f"{file.path}: expected the column {absent[0]}, found none")
-    if list(_identities(rows)) != [planned_values(spec, plan) for spec in plan.specs(shard)]:
-        raise IntegrityError(f"{file.path}: its rows are not those that the plan asks for")
-
-
-def _check_weights(file: ImageFile, revision: str | None) -> None:
-    made_with = {session.get("revision") for session in file.sessions}
-    if revision is not None and (others := made_with - {revision}):
-        raise IntegrityError(
-            f"{file.path}: made with the weights {', '.join(map(str, others))}, and the run is "
-            f"locked to {revision}"
-        )
-
-
-def planned_values(spec: ImageSpec, plan: Plan) -> tuple[Any, ...]:
-    """Give what the plan says of an image."""
-    size = plan.config.generation.width, plan.config.generation.height
-    return (spec.wnid, spec.synset, spec.number, spec.seed, spec.prompt, *size)
-
-
-def _identities(rows: Table) -> Iterator[tuple[Any, ...]]:
-    columns = ("wnid", "synset", "number", "seed", "prompt", "width", "height")
-    values = (texts(rows[c]) if rows[c].dtype.kind == "S" else rows[c].tolist() for c in columns)
-    return zip(*values, strict=True)
+def _origin(runs: Sequence[RunPaths], plan: Plan, shards: Mapping[int, Path]) -> Origin:
+    missing = [shard for shard in plan.shards if shard.index not in shards]
+    # Runs of one plan have the same synsets: any taxonomy has all. Old runs have none.
+    taxonomy = next((paths.taxonomy for paths in runs if paths.taxonomy.exists()), None)
+    return Origin(
+        kind="run",
+        catalog=plan.catalog,
+        synsets=plan.synsets,
+        plan_digest=plan.digest,
+        settings=image_settings(plan.config),
+        evaluation=plan.config.evaluation.model_dump(mode="json"),
+        missing=tuple(row for shard in missing for row in plan.synsets[shard.start : shard.stop]),
+        missing_shards=_ranges(shard.index for shard in missing),
+        taxonomy=read_taxonomy(taxonomy) if taxonomy else None,
+    )
 
 
 def _fill(
@@ -272,54 +290,22 @@ def _fill(
     options: MergeOptions,
     advance: Advance,
 ) -> None:
+    """Write the parts, of whole shards and at least ``part_bytes`` each."""
+    files = [(path, path.stat()) for path in shards.values()]
     with ReleaseWriter(staged, origin) as writer:
-        for group in _groups(list(shards.values()), options.part_bytes):
+        for first, last in cut_parts([stat.st_size for _, stat in files], options.part_bytes):
+            group = files[first:last]
+            # They tell, after a kill, whether these are the same files as before.
+            state = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in group]
+            paths = [path for path, _ in group]
 
-            def write(path: Path, attributes: Mapping[str, Any], group: list[Path] = group) -> str:
-                return _write_part(path, attributes, group, options.decode, advance)
+            def write(path: Path, attributes: Mapping[str, Any], paths: list[Path] = paths) -> str:
+                return _write_part(path, attributes, paths, options.decode, advance)
 
-            if not writer.add_part({**_state(group), "decoded": options.decode}, write):
-                advance(_images(group))
-
-
-def _taxonomy(runs: Sequence[RunPaths]) -> pa.Table | None:
-    # Runs of one plan have the same synsets: any one's has all. Old runs have none.
-    found = next((paths.taxonomy for paths in runs if paths.taxonomy.exists()), None)
-    return None if found is None else read_taxonomy(found)
-
-
-def _origin(plan: Plan, shards: Mapping[int, Path], taxonomy: pa.Table | None) -> Origin:
-    missing = [shard for shard in plan.shards if shard.index not in shards]
-    return Origin(
-        kind="run",
-        catalog=plan.catalog,
-        synsets=plan.synsets,
-        plan_digest=plan.digest,
-        settings=image_settings(plan.config),
-        evaluation=plan.config.evaluation.model_dump(mode="json"),
-        missing=tuple(row for shard in missing for row in plan.synsets[shard.start : shard.stop]),
-        missing_shards=ranges(shard.index for shard in missing),
-        taxonomy=taxonomy,
-    )
-
-
-def _groups(paths: list[Path], size: int) -> list[list[Path]]:
-    """Put whole shards together to parts of at least ``size`` bytes."""
-    return [paths[a:b] for a, b in cut([path.stat().st_size for path in paths], size)]
-
-
-def _state(group: list[Path]) -> dict[str, Any]:
-    """Tell whether these are the same files as before."""
-    stats = [(path, path.stat()) for path in group]
-    return {"shards": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]}
-
-
-def _images(group: list[Path]) -> int:
-    total = 0
-    for path in group:
-        with ImageFile(path) as file:
-            total += len(file)
-    return total
+            if not writer.add_part({"shards": state, "decoded": options.decode}, write):
+                for path in paths:
+                    with ImageFile(path) as file:
+                        advance(len(file))
 
 
 def _write_part(
@@ -331,35 +317,23 @@ def _write_part(
 ) -> str:
     with ExitStack() as stack:
         files = [stack.enter_context(ImageFile(shard)) for shard in shards]
-        selections = [RowRange(file, 0, len(file)) for file in files]
-        problems: list[str] | None = [] if decode else None
+        ranges = [RowRange(file, 0, len(file)) for file in files]
+        undecodable: list[str] | None = [] if decode else None
         try:
-            digest = join(path, attributes, selections, advance, problems)
+            digest = join(path, attributes, ranges, advance, undecodable)
         except IntegrityError as error:
-            raise IntegrityError("\n".join(_damaged(files)) or str(error)) from None
-        if problems:
-            raise IntegrityError("\n".join((*problems, *_cures(files, problems))))
+            problems = list[str]()
+            for file in files:  # all that are damaged, not the first alone
+                try:
+                    file.check()
+                except IntegrityError as damage:
+                    problems.append(f"{damage}; {_remedy(file.path)}")
+            raise IntegrityError("\n".join(problems) or str(error)) from None
+        if undecodable:
+            remedies = [
+                f"{file.path}: {_remedy(file.path)}"
+                for file in files
+                if any(problem.startswith(f"{file.path}: ") for problem in undecodable)
+            ]
+            raise IntegrityError("\n".join((*undecodable, *remedies)))
         return digest
-
-
-def _cures(files: list[ImageFile], problems: list[str]) -> Iterator[str]:
-    for file in files:
-        if any(problem.startswith(f"{file.path}: ") for problem in problems):
-            yield f"{file.path}: {_cure(file.path)}"
-
-
-def _damaged(files: list[ImageFile]) -> Iterator[str]:
-    for file in files:
-        try:
-            file.check()
-        except IntegrityError as error:
-            yield f"{error}; {_cure(file.path)}"
-
-
-def merged_summary(release: Release) -> dict[str, Any]:
-    """Say what a release holds."""
-    manifest = release.manifest
-    found = manifest.model_dump(include={"images", "synsets", "bytes", "statuses"})
-    if manifest.missing:
-        found["missing_images"] = manifest.missing.images
-    return {**found, "release": str(release.paths.root)}

@@ -7,8 +7,7 @@ import difflib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,39 +35,41 @@ from sdwn.storage.images import Pixels, decode
 from sdwn.storage.shards import ImageFile
 from sdwn.wordnet.taxonomy import Taxonomy, open_taxonomy
 
-# What every image has, and of which type.
+# The columns that every image has a value in, and their types.
 METADATA_COLUMNS = {
     **dict.fromkeys(("wnid", "synset", "status", "codec", "sha256"), pa.string()),
     **dict.fromkeys(("number", "row", "bytes", "width", "height"), pa.uint32()),
     "offset": pa.uint64(),
     "part": pa.dictionary(pa.int32(), pa.string()),
 }
-# What finding and decoding an image takes; the rest of a record is read when it is asked for.
+# The columns that finding and decoding an image needs; the rest of a record is read on demand.
 LOCATION = ("part", "offset", "bytes", "codec", "width", "height", "sha256")
 
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Subset:
-    """Some of a release's images: their rows in its table, and in words how they were taken."""
-
-    indices: NDArray[np.int64]
-    selection: tuple[str, ...]
-
-
 class Release:
     """A finished release, open for reading; or some of its images, see :meth:`subset`.
 
-    It can be pickled, and each process opens its own files. ``manifest`` says what the whole
-    release holds, ``selection`` in words what a subset took of it.
+    It can be pickled, and each process opens its own files.
+
+    Attributes:
+        paths: of the files.
+        manifest: what the whole release holds.
+        selection: what a subset took of it, in words.
 
     Raises:
         SdwnError: there is none at this path.
         IntegrityError: its manifest is damaged or of a later version.
     """
 
-    def __init__(self, root: str | Path, *, _subset: _Subset | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        _chosen: NDArray[np.int64] | None = None,
+        _selection: tuple[str, ...] = (),
+    ) -> None:
         # Absolute, for whoever reads may go elsewhere meanwhile.
         self.paths = ReleasePaths(Path(root).absolute())
         if not self.paths.manifest.is_file():
@@ -79,8 +80,9 @@ class Release:
             raise SdwnError(f"{root}: no release here; {advice}")
         refuse_links(self.paths.manifest)
         self.manifest: Manifest = read_manifest(self.paths.manifest)
-        self._chosen = _subset.indices if _subset else None
-        self.selection: tuple[str, ...] = _subset.selection if _subset else ()
+        # Of a subset: its rows in the release's table, in their order.
+        self._chosen = _chosen
+        self.selection = _selection
         self._descriptors: dict[str, int] = {}
 
     def __enter__(self) -> Release:
@@ -90,8 +92,8 @@ class Release:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        subset = None if self._chosen is None else _Subset(self._chosen, self.selection)
-        return _reopened, (str(self.paths.root), subset)
+        again = partial(Release, _chosen=self._chosen, _selection=self.selection)
+        return again, (str(self.paths.root),)
 
     def __del__(self) -> None:
         try:  # noqa: SIM105 - at its end Python has taken modules away, contextlib too
@@ -156,7 +158,7 @@ class Release:
         return row
 
     def location(self, index: int) -> dict[str, Any]:
-        """Give of an image's record what :meth:`image` and :meth:`payload` need, ten times faster.
+        """Read the part of a record that :meth:`image` and :meth:`payload` need, ten times faster.
 
         Raises:
             IndexError: there is no such image.
@@ -165,10 +167,10 @@ class Release:
         return {name: values[position].as_py() for name, values in self._locations.items()}
 
     def find(self, name: str) -> NDArray[np.int64]:
-        """Give the indices of a synset's images, by wnid, synset name, or lemma.
+        """Find the indices of a synset's images, by wnid, synset name, or lemma.
 
-        A lemma gives the images of every synset that has it; case does not count there, nor
-        whether words are joined by ``_``.
+        A lemma finds the images of every synset that has it, whatever its case, and whether
+        its words are joined by ``_`` or not.
 
         Raises:
             UsageError: it names no synset of the release; similar names are given.
@@ -176,14 +178,18 @@ class Release:
         rows = self._rows_by_wnid
         wnids = [wnid for wnid in self._wnids(name) if wnid in rows]
         if not wnids:
-            raise UsageError(f"{self}: {self._not_found(name)}")
+            if self._wnids(name):
+                raise UsageError(f"{self}: no image of {name} here")
+            close = difflib.get_close_matches(_plain(name), self._wnids_by_name, n=3)
+            meant = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise UsageError(f"{self}: {name!r} is no wnid, synset or lemma of this release{meant}")
         return np.concatenate([rows[wnid] for wnid in wnids])
 
     def find_one(self, name: str) -> str:
-        """Give the wnid of a synset, found as in :meth:`find`, where a name is of one alone.
+        """Find the wnid of the one synset that a name can mean, see :meth:`find`.
 
         Raises:
-            UsageError: it names no synset of the release, or several, which are given.
+            UsageError: it names no synset of the release, or several, which are listed.
         """
         rows = self.metadata.select(["wnid", "synset"]).take(pa.array(self.find(name)))
         found: dict[str, str] = {row["wnid"]: row["synset"] for row in rows.to_pylist()}
@@ -232,11 +238,13 @@ class Release:
         return payload
 
     def provenance(self, which: int | Row) -> dict[str, Any]:
-        """Say how an image was made: everything that making it again takes.
+        """Return how an image was made: everything that is needed to make it again.
 
-        That is the run's settings (steps, guidance, size, prompt's template), the session that
-        made it (model, revision, scheduler, precision, device, versions, job), and its own
-        record (seed, prompt, batch, place, attempt). An imported image has its record alone.
+        Returns:
+            ``settings`` of the run (steps, guidance, size, prompt's template); ``session``, the
+            task run that made it (model, revision, scheduler, precision, device, versions, job);
+            ``row``, its own record (seed, prompt, batch, position in it, attempt). An imported
+            image has ``row`` and its import's ``session`` alone.
         """
         row = dict(which) if isinstance(which, Mapping) else self.row(which)
         found = {"row": row, "settings": self.manifest.settings}
@@ -256,13 +264,13 @@ class Release:
         below: str | None = None,
         status: str | Sequence[str] | None = None,
     ) -> Release:
-        """Take some of the images; what is given together must all hold.
+        """Select the images that fulfil every condition given.
 
         Args:
             rows: their indices, in the order wanted, or a mask.
-            imagenet: synsets that are ImageNet-1k classes.
-            below: a WordNet synset and everything below it, as ``dog.n.01``.
-            status: of this status, or of one of these; ``ok`` leaves out black images.
+            imagenet: only synsets that are ImageNet-1k classes.
+            below: only this WordNet synset, as ``dog.n.01``, and everything below it.
+            status: only this status, or one of these; ``ok`` leaves out black images.
 
         Raises:
             UsageError: there is no such synset or status, or ``rows`` are neither.
@@ -274,11 +282,13 @@ class Release:
             indices = self._indices(rows)
             words.append("chosen images")
         if imagenet:
-            kept &= self._column("imagenet_class", pc.is_valid)
+            kept &= pc.is_valid(self.metadata["imagenet_class"]).to_numpy()
             words.append("ImageNet-1k classes")
         if status is not None:
             wanted = [status] if isinstance(status, str) else list(status)
-            kept &= self._with_status(wanted)
+            if unknown := [one for one in wanted if one not in STATUSES]:
+                raise UsageError(f"no status {unknown[0]!r}; valid: {', '.join(STATUSES)}")
+            kept &= self._is_in("status", wanted)
             words.append(f"status {' or '.join(wanted)}")
         if below is not None:
             kept &= self._below(below)
@@ -286,21 +296,22 @@ class Release:
         return self._choose(indices[kept[indices]], words)
 
     def sample(self, fraction: float) -> Release:
-        """Take this share of the synsets, at least one, with all their images.
+        """Select this share of the synsets, at least one, with all their images.
 
-        The same synsets in every release that has them; a larger sample holds a smaller one.
+        It selects the same synsets in every release that has them; a larger sample contains a
+        smaller one.
         """
         if not 0 < fraction <= 1:
             raise UsageError(f"a sample is more than 0 and at most 1 of all, found {fraction}")
         wnids = sorted(self._rows_by_wnid, key=lambda w: hashlib.sha256(w.encode()).digest())
         chosen = wnids[: max(1, round(fraction * len(wnids)))]
-        places = [self._rows_by_wnid[wnid] for wnid in chosen]
-        indices = np.sort(np.concatenate(places)) if places else np.arange(0)
+        rows = [self._rows_by_wnid[wnid] for wnid in chosen]
+        indices = np.sort(np.concatenate(rows)) if rows else np.arange(0)
         return self._choose(indices, [f"{100 * fraction:.3g}% of the synsets"])
 
     @property
     def described(self) -> Manifest:
-        """The manifest as it would be of these images alone; what tells of files is unchanged."""
+        """The manifest as it would be of these images alone; its entries of files are unchanged."""
         if self._chosen is None:
             return self.manifest
         earlier = [self.manifest.selection] if self.manifest.selection else []
@@ -309,7 +320,7 @@ class Release:
 
     @property
     def counted(self) -> dict[str, Any]:
-        """What a manifest counts, of these images."""
+        """The counts of a manifest, of these images."""
         table, present = self.metadata, self.present
         statuses = table["status"].value_counts().to_pylist()
         return {
@@ -342,24 +353,17 @@ class Release:
 
     def _choose(self, indices: NDArray[np.int64], words: list[str]) -> Release:
         chosen = indices if self._chosen is None else self._chosen[indices]
-        return Release(self.paths.root, _subset=_Subset(chosen, (*self.selection, *words)))
+        return Release(self.paths.root, _chosen=chosen, _selection=(*self.selection, *words))
 
-    def _column(self, name: str, test: Any) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = test(self.metadata[name]).to_numpy()
-        return found
-
-    def _with_status(self, wanted: list[str]) -> NDArray[np.bool_]:
-        unknown = [status for status in wanted if status not in STATUSES]
-        if unknown:
-            raise UsageError(f"no status {unknown[0]!r}; valid: {', '.join(STATUSES)}")
-        valid = pa.array(wanted, pa.string())
-        return self._column("status", lambda values: pc.is_in(values, valid))
+    def _is_in(self, column: str, values: list[str]) -> NDArray[np.bool_]:
+        found = pc.is_in(self.metadata[column], pa.array(values, pa.string()))
+        mask: NDArray[np.bool_] = found.to_numpy()
+        return mask
 
     def _below(self, name: str) -> NDArray[np.bool_]:
         root = self.taxonomy.find(name)
         below = [wnid for wnid in self._rows_by_wnid if self.taxonomy.is_below(wnid, root)]
-        wnids = pa.array(below, pa.string())
-        return self._column("wnid", lambda values: pc.is_in(values, wnids))
+        return self._is_in("wnid", below)
 
     @cached_property
     def _rows_by_wnid(self) -> dict[str, NDArray[np.int64]]:
@@ -384,13 +388,6 @@ class Release:
         by_name = self._wnids_by_name
         return by_name.get(canonical(name)) or by_name.get(_plain(name), [])
 
-    def _not_found(self, name: str) -> str:
-        if self._wnids(name):
-            return f"no image of {name} here"
-        close = difflib.get_close_matches(_plain(name), self._wnids_by_name, n=3)
-        meant = f"; did you mean {' or '.join(close)}?" if close else ""
-        return f"{name!r} is no wnid, synset or lemma of this release{meant}"
-
     def _index(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.paths.root}: no image {index}; it holds {len(self)}")
@@ -402,7 +399,7 @@ class Release:
         return {name: self.metadata[name].combine_chunks() for name in LOCATION}
 
     def part(self, name: str) -> Path:
-        """Name a part's file, which is the release's own.
+        """Return the path of a part's file, which is the release's own.
 
         Raises:
             IntegrityError: it is a link, or the name leads out of the release.
@@ -424,10 +421,6 @@ class Release:
             if found != opened:
                 os.close(opened)
         return found
-
-
-def _reopened(root: str, subset: _Subset | None) -> Release:
-    return Release(root, _subset=subset)
 
 
 def _plain(lemma: str) -> str:

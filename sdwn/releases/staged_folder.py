@@ -1,24 +1,31 @@
 """A folder under construction: it takes its name once everything in it is on disk.
 
-Until then it lies beside that name, hidden, with a journal of what is finished: whoever builds
-the same thing again after a kill goes on from there.
+::
+
+    .NAME.unfinished/      hidden, beside its final name; one process at a time fills it
+        .journal.jsonl     line 1: the recipe; then a line for each thing that is complete.
+        ...                Its lock is held by the process that fills the folder
+           |
+           |  everything is finished and synced
+           v
+    NAME/                  by one rename; the journal goes last
+
+Whoever builds the same thing again after a kill resumes from the journal.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sdwn.errors import UsageError
-from sdwn.io import TEMPORARY, is_own_folder, links, open_append, plain_disk_errors, sync
+from sdwn.io import TEMPORARY, is_own_folder, links, locked, open_append, plain_disk_errors, sync
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +37,30 @@ class StagedFolder:
     """A folder to fill; ``finished`` holds the record of each thing that is complete in it."""
 
     def __init__(self, root: Path, recipe: Mapping[str, Any]) -> None:
-        self.root = root
-        self._journal = root / JOURNAL
-        lines = _lines(self._journal)
+        self.root, self._journal = root, root / JOURNAL
+        text = self._journal.read_text(encoding="utf-8", errors="replace")
+        if text and not text.endswith("\n"):
+            # A kill or a full disk cut the last line short.
+            with open_append(self._journal) as file:
+                file.write("\n")
+        lines = list[dict[str, Any]]()
+        for line in text.splitlines():
+            with suppress(ValueError):
+                content = json.loads(line)
+                lines += [content] if isinstance(content, dict) else []
         self.finished = {line.pop("name"): line for line in lines[1:] if "name" in line}
         # sdwn makes no links: whoever did wants something written elsewhere.
         if lines[:1] != [json.loads(json.dumps(recipe))] or any(links(root)):
-            self._begin(recipe)
-        for half in self.root.rglob(f".*{TEMPORARY}"):
+            _empty(root)
+            self.finished = {}
+            with open_append(self._journal) as file:
+                file.truncate(0)
+            self._append(recipe)
+        for half in root.rglob(f".*{TEMPORARY}"):
             half.unlink()
 
     def finish(self, name: str, record: Mapping[str, Any]) -> None:
-        """Note that a thing is complete and on disk."""
+        """Record that a thing is complete and on disk."""
         self._append({"name": name, **record})
         self.finished[name] = dict(record)
 
@@ -51,51 +70,45 @@ class StagedFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def _begin(self, recipe: Mapping[str, Any]) -> None:
-        _empty(self.root)
-        self.finished = {}
-        with open_append(self._journal) as file:
-            file.truncate(0)
-        self._append(recipe)
-
-    def _give_name(self, target: Path) -> None:
-        _sync_folders(self.root)
-        # In this order: whoever waits for the journal's lock must find the target there.
-        self.root.replace(target)
-        (target / JOURNAL).unlink()
-        sync(target.parent)
-
 
 def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[StagedFolder], None]) -> bool:
-    """Fill a folder and give it its name; False where another process did so meanwhile.
+    """Fill a folder and give it its name; return False where another process did so meanwhile.
 
-    ``recipe`` says in JSON's terms what is built: an unfinished folder of another recipe is
-    begun anew. Processes that build the same wait for one another. After an error what is
-    finished is kept.
+    Processes that build the same wait for one another. After an error what is finished is kept.
+
+    Args:
+        target: the folder's final name.
+        recipe: what is built, in JSON's terms; an unfinished folder of another recipe is emptied.
+        fill: writes what is not finished yet.
 
     Raises:
-        UsageError: something else stands at ``target``.
+        UsageError: something else is at ``target``, or at the unfinished folder's name.
     """
     require_free(target)
     target = target.absolute()
     folder = target.parent / f".{target.name}{UNFINISHED}"
-    with plain_disk_errors(target), _locked(folder / JOURNAL, target) as mine:
+    with plain_disk_errors(target), _sole_builder(folder, target) as mine:
         if not mine:
             return False
-        begun = None
+        staged = None
         try:
-            begun = StagedFolder(folder, recipe)
-            fill(begun)
-            begun._give_name(target)
+            staged = StagedFolder(folder, recipe)
+            fill(staged)
+            for inside, _, _ in os.walk(folder):
+                sync(Path(inside))
+            # In this order: whoever waits for the journal's lock must find the target there.
+            folder.replace(target)
+            (target / JOURNAL).unlink()
+            sync(target.parent)
         except BaseException:
-            if begun is not None and not begun.finished:
+            if staged is not None and not staged.finished:
                 _remove(folder)
             raise
     return True
 
 
 def require_free(target: Path) -> None:
-    """Refuse a place where something stands.
+    """Refuse a path that something has already.
 
     Raises:
         UsageError: it is a file, a link, or a folder with something in it.
@@ -109,32 +122,39 @@ def require_free(target: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path, target: Path) -> Iterator[bool]:
-    """Hold the journal's lock; false once what it would build is there already."""
+def _sole_builder(folder: Path, target: Path) -> Iterator[bool]:
+    """Make the folder and hold its journal's lock; yield False if the target is there by then."""
+
+    def waiting() -> None:
+        log.warning("%s: another process is writing it; waiting for it", target)
+
+    journal = folder / JOURNAL
     while True:
-        try:
-            _take(path.parent)
-            file = open_append(path)
-        except FileNotFoundError:
-            continue  # its folder has just taken its name, or was given up
-        with file:
-            _lock(file.fileno(), target)
-            mine = _is_same(path, file.fileno())
-            there = target.is_dir() and any(target.iterdir())
-            if mine and there:
-                _remove(path.parent)  # begun in the moment in which another one ended
-            if mine or there:
-                yield not there
+        with ExitStack() as stack:
+            try:
+                _claim(folder)
+                lock = stack.enter_context(locked(journal, waiting))
+            except FileNotFoundError:
+                continue  # the folder has just taken its name, or was given up
+            # The process that was waited for may have renamed the folder, and its journal.
+            mine = False
+            with suppress(FileNotFoundError):
+                mine = journal.stat().st_ino == os.fstat(lock.fileno()).st_ino
+            done = target.is_dir() and any(target.iterdir())
+            if mine and done:
+                _remove(folder)  # begun in the moment in which another one ended
+            if mine or done:
+                yield not done
                 return
 
 
-def _take(folder: Path) -> None:
+def _claim(folder: Path) -> None:
     """Make the folder, or take over what an earlier attempt of this user left.
 
-    Whatever else stands at its name is somebody's, and nothing in it is touched.
+    Whatever else has its name is somebody's, and nothing in it is touched.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
+    with suppress(FileExistsError):
         folder.mkdir()
         return
     if is_own_folder(folder):
@@ -162,43 +182,7 @@ def _empty(folder: Path) -> None:
 
 def _remove(folder: Path) -> None:
     """Remove the folder, its journal last: without one it would be nobody's."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         _empty(folder)
         (folder / JOURNAL).unlink()
         folder.rmdir()
-
-
-def _lock(descriptor: int, target: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.warning("%s: another process is writing it; waiting for it", target)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        # Some shared file systems have no locks. Two writers would write the same bytes.
-        log.info("%s: no lock: %s", target, error)
-
-
-def _is_same(path: Path, descriptor: int) -> bool:
-    try:
-        return path.stat().st_ino == os.fstat(descriptor).st_ino
-    except FileNotFoundError:
-        return False
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Read the journal, and end its last line if a kill or a full disk cut it short."""
-    lines, text = [], path.read_text(encoding="utf-8", errors="replace")
-    if text and not text.endswith("\n"):
-        with open_append(path) as file:
-            file.write("\n")
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):
-            content = json.loads(line)
-            lines += [content] if isinstance(content, dict) else []
-    return lines
-
-
-def _sync_folders(root: Path) -> None:
-    for folder, _, _ in os.walk(root):
-        sync(Path(folder))
