@@ -1,16 +1,25 @@
 """Large synthetic image datasets out of Stable Diffusion and WordNet, on a SLURM cluster.
 
-The packages, as the data flows; imports run one way, from the commands down to the synsets
-(``make lint`` holds them against the layers in pyproject.toml):
+A catalog becomes a plan, a plan becomes shards, shards become a release, a release becomes an
+evaluation. The packages, in that order; imports run one way, from ``cli`` down to ``wordnet``
+(``make lint`` checks the layers in pyproject.toml):
 
-- ``synsets``: WordNet, catalogs, ImageNet's classes; ``planning``: shards, images, seeds;
-- ``storage``: images in HDF5; ``devices``: memory and batch sizes; ``models``: weights, pipelines;
-- ``jobs``: profiles, arrays, what they said; ``generation``: one task's images;
-- ``estimating``: what a run takes; ``releases``: shards merged, read, made again;
-- ``judging``: classifiers over images; ``evaluation``: the figures; ``pages``: the report;
-- ``comparison``, ``exchange``, ``browsing``: releases side by side, in other formats, in a browser;
-- ``runs``, ``doctor``, ``trials``: a run as a whole, examined, and tried beforehand;
-- ``commands``: the command line; ``steps``: what a command does, and what is seen of it meanwhile.
+- ``wordnet``: synsets, catalogs, ImageNet's classes
+- ``planning``: a run's plan: images, seeds, shards, slices
+- ``storage``: codecs, and images in HDF5
+- ``devices``: memory of GPUs, measured and published speeds
+- ``models``: weights, the lock on them, pipelines
+- ``jobs``: profiles, SLURM arrays and local processes, their journal and logs
+- ``preflight``: what a run takes and what would stop it: doctor, pilot, tune, prefetch
+- ``generation``: one task: prompts, noise, sampling, writing a shard
+- ``releases``: shards merged into a release; reading it
+- ``exchange``: releases in other formats, and images imported from them
+- ``prediction``: a classifier over a release's images
+- ``evaluation``: the figures made of predictions
+- ``reports``: the page of an evaluation, and comparisons
+- ``browser``: web pages over a release
+- ``workflow``: planning, submitting, following and evaluating as a whole
+- ``cli``: a module for each group of commands
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from sdwn.cli import console
 from sdwn.cli.folders import require_savable
-from sdwn.cli.options import AsJson, ReleaseFolder
+from sdwn.cli.options import AsJson, EvaluationName, ReleaseFolder, SynsetName
 from sdwn.errors import counted
 
 PAGE, PICTURES = ".html", (".png", ".jpg", ".webp")
@@ -23,10 +23,8 @@ PAGE, PICTURES = ".html", (".png", ".jpg", ".webp")
 
 def show_command(
     release: ReleaseFolder,
-    synset: Annotated[str, typer.Argument(metavar="SYNSET", help="By name, wnid or lemma.")],
-    evaluation: Annotated[
-        str | None, typer.Option(help="Which evaluation, by name; default: the latest.")
-    ] = None,
+    synset: SynsetName,
+    evaluation: EvaluationName = None,
     open_: Annotated[
         bool, typer.Option("--open", help="Open its sheet in the browser, without a server.")
     ] = False,
@@ -35,7 +33,7 @@ def show_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a synset: its images with their seeds, and how they were classified."""
+    """Show a synset: its images and their classification."""
     from PIL import Image
 
     from sdwn.browser.library import open_release
@@ -67,7 +65,7 @@ def show_command(
         screen = sys.platform in ("darwin", "win32") or any(map(os.environ.get, display))
         if open_ and not (screen and webbrowser.open(save.absolute().as_uri())):
             console.say(f"no display here to open it on; copy it to where there is one: {save}")
-    console.result(found, as_json, console.rows(sheet_rows(found)), "\n", image_table(found))
+    console.result(found, as_json, console.rows(sheet_rows(found)), "\n", sheet_table(found))
 
 
 def sheet_rows(found: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +77,7 @@ def sheet_rows(found: dict[str, Any]) -> dict[str, Any]:
         by = f"by {found['model']}" + f" ({found['evaluation']})" * other
         counts = f"{found['right']:,} of {found['judged']:,}"
         correct = f"{counts}, {by}" if found["judged"] else f"no ImageNet class, {by}"
-    rows = {
+    return {
         found["synset"]: found["wnid"],
         "lemmas": ", ".join(found["lemmas"]) or None,
         "definition": found["definition"] or None,
@@ -90,11 +88,9 @@ def sheet_rows(found: dict[str, Any]) -> dict[str, Any]:
         "regenerate": found["regenerate"] or "imported: how they were made is not recorded",
         "sheet": found.get("path"),
     }
-    # A line of another's table may break a line, or turn it around.
-    return {printable(name): value and printable(value) for name, value in rows.items()}
 
 
-def image_table(found: dict[str, Any]) -> Table:
+def sheet_table(found: dict[str, Any]) -> Table:
     """Return a table of a synset's images: seed, status, best class, whether it is correct."""
     table = Table("image", "seed", "status", "classified as", "", "", box=None)
     states = {"right": "correct", "wrong": "incorrect", "black": "black"}
@@ -106,17 +102,8 @@ def image_table(found: dict[str, Any]) -> Table:
         if image["state"] == "other" and share is not None:
             state = f"{100 * share:.0f} % at or below it"
         cells = [str(image["number"]), seed, image["status"], *seen, state]
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+        table.add_row(*(Text(console.without_controls(cell)) for cell in cells))
     return table
-
-
-def printable(text: str) -> str:
-    r"""Return a text with spaces for what a terminal would obey or not show.
-
-    >>> printable("a\x1b[2Jb\nc\u202e")
-    'a [2Jb c '
-    """
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def browse_command(
@@ -134,17 +121,16 @@ def browse_command(
     host: Annotated[
         str, typer.Option(help="Listen at this address; any but this machine's own needs a token.")
     ] = "127.0.0.1",
-    evaluation: Annotated[
-        str | None, typer.Option(help="Which evaluation, by name; default: the latest.")
-    ] = None,
+    evaluation: EvaluationName = None,
     token: Annotated[
-        bool, typer.Option("--token", help="Let in only who has the address with its token.")
+        bool,
+        typer.Option("--token", help="Let in only who has the token, which the address holds."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look through a release in the browser; end by Ctrl-C.
+    """Look through a release in the browser.
 
-    Search, WordNet's tree, each image with how it was classified.
+    Search, WordNet's tree, each image and its classification. Ctrl-C ends it.
     """
     from sdwn.browser.app import make_app
     from sdwn.browser.library import open_release

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdwn.cli import console
-from sdwn.cli.options import AsJson, Checkpoint, ReleaseFolder, Retries, Wait, with_site
+from sdwn.cli.options import (
+    AsJson,
+    Checkpoint,
+    EvaluationName,
+    ReleaseFolder,
+    Retries,
+    Wait,
+    with_site,
+)
 from sdwn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +37,9 @@ def evaluate_command(
     checkpoint: Checkpoint = None,
     all_: Annotated[
         bool,
-        typer.Option("--all", help="Also what is no ImageNet class, by the classes around it."),
+        typer.Option(
+            "--all", help="Also synsets that are no ImageNet class, by the classes around them."
+        ),
     ] = False,
     groups: Annotated[
         str | None,
@@ -37,7 +47,7 @@ def evaluate_command(
     ] = None,
     embedding: Annotated[
         Path | None,
-        typer.Option(help="Text file of word vectors that place the map's classes, as GloVe's."),
+        typer.Option(help="Text file of word vectors, as GloVe's, for the map of classes."),
     ] = None,
     profile: Annotated[
         str | None, typer.Option(help="Classify by array tasks under this profile; default: here.")
@@ -46,9 +56,9 @@ def evaluate_command(
     retries: Retries = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Classify a release's images by a timm model; write figures and tables.
+    """Classify a release's images; write figures and tables.
 
-    Resumes after a kill. Images that are classified already are not classified again.
+    By a timm model. The same command resumes after a kill; what is classified stays.
     """
     if profile is None and (site.keys() - {"batch_size"} or wait):
         raise typer.BadParameter("--wait and the profile's options need --profile")
@@ -109,7 +119,7 @@ def compare_command(
         list[str],
         typer.Argument(
             metavar="RELEASE...",
-            help="Evaluated releases, or RELEASE/evaluations/NAME; LABEL=... calls one so.",
+            help="Evaluated releases, or RELEASE/evaluations/NAME; LABEL=... names one.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write the page and tables to.")],
@@ -119,9 +129,9 @@ def compare_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare evaluated releases, or models, with the first, in pairs.
+    """Compare evaluated releases or models in pairs.
 
-    By class and by group, with paired tests.
+    Each with the first, by class and by group, with paired tests.
     """
     from sdwn.evaluation.metrics import metrics_shown
     from sdwn.paths import ComparisonPaths
@@ -160,19 +170,25 @@ def compare_command(
         for side in figures
     }
     rows["classes in common"] = found["classes_in_common"]
-    rows |= {row["setting"]: ", ".join(map(str, row["values"])) for row in found["settings"]}
+    rows |= {
+        row["setting"]: ", ".join(
+            "not set" if value is None else str(value) for value in row["values"]
+        )
+        for row in found["settings"]
+    }
     rows |= {f"result {n}": pair["verdict"] for n, pair in enumerate(pairs, start=1)}
     console.result(found, as_json, console.rows({**rows, "path": found["path"]}))
 
 
 def report_command(
     release: ReleaseFolder,
-    evaluation: Annotated[
-        str | None, typer.Option(help="Which evaluation, by name; default: the latest.")
-    ] = None,
+    evaluation: EvaluationName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write an evaluation's page, one HTML file, and its figures as PNG and SVG."""
+    """Write an evaluation's page and its figures.
+
+    The page is one HTML file, the figures are PNG and SVG.
+    """
     from sdwn.releases.release import Release
     from sdwn.reports.report import write_report
 

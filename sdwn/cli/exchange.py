@@ -21,9 +21,7 @@ def export_command(
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="The folder to write.")],
     format_: Annotated[
         Literal["folders", "imagefolder", "webdataset", "parquet", "release"],
-        typer.Option(
-            "--format", help="release: a smaller one of the images chosen by the options below."
-        ),
+        typer.Option("--format", help="release: a smaller one, of the chosen images."),
     ],
     codec: Annotated[
         Literal["stored", "png", "webp", "jpeg"] | None,
@@ -31,7 +29,7 @@ def export_command(
     ] = None,
     quality: Annotated[
         int | None,
-        typer.Option(min=1, max=100, help="Of jpeg, 95 unless given; of webp, which loses then."),
+        typer.Option(min=1, max=100, help="Of jpeg, default 95; of webp, which is lossy then."),
     ] = None,
     part_size: Annotated[
         float | None,
@@ -59,7 +57,10 @@ def export_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a release, or some of it, in another format; resumes after a kill."""
+    """Write a release in another format.
+
+    All of it, or the images that the options choose. The same command resumes after a kill.
+    """
     from sdwn.exchange.csv_selection import select_listed
     from sdwn.exchange.export import ExportOptions, export
     from sdwn.releases.release import Release

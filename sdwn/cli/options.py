@@ -43,6 +43,10 @@ ReleaseFolder = Annotated[
     Path,
     typer.Argument(metavar="RELEASE", help="The release's folder.", callback=_expect("release")),
 ]
+EvaluationName = Annotated[
+    str | None, typer.Option(help="Which evaluation, by name; default: the latest.")
+]
+SynsetName = Annotated[str, typer.Argument(metavar="SYNSET", help="By name, wnid or lemma.")]
 Override = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a setting: key=value, as in generation.batch_size=20."),
@@ -70,7 +74,9 @@ Checkpoint = Annotated[
 
 PartSize = Annotated[
     float,
-    typer.Option(min=1e-6, max=1e6, help="Least size of a part, in GB; it has less than twice."),
+    typer.Option(
+        min=1e-6, max=1e6, help="Minimum size of a part, in GB; parts are less than twice as large."
+    ),
 ]
 
 # A profile's fields that SLURM has a flag of the same name for, then sdwn's own.
@@ -118,7 +124,6 @@ def open_profile(name: str, site: dict[str, str]) -> ClusterProfile:
 def with_site(command: Callable[..., None]) -> Callable[..., None]:
     """Add a flag to a command for each field of a profile; they are passed on as ``site``."""
     hints = get_type_hints(command, include_extras=True)
-    hints.pop("site")
 
     @functools.wraps(command)
     def wrapped(**arguments: Any) -> None:
@@ -126,19 +131,17 @@ def with_site(command: Callable[..., None]) -> Callable[..., None]:
         site = {name: value for name, value in given.items() if value is not None}
         command(**arguments, site=site)
 
-    flags = {
-        name: Annotated[str | None, typer.Option(help=text, rich_help_panel=PANEL)]
-        for name, text in SITE.items()
-    }
-    own = [
+    # typer reads the signature: the command's own parameters, then a flag for each field.
+    parameters = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
         for name, parameter in inspect.signature(command).parameters.items()
         if name != "site"
     ]
-    more = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=flag)
-        for name, flag in flags.items()
-    ]
-    wrapped.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {**hints, **flags}
+    for name, text in SITE.items():
+        flag = Annotated[str | None, typer.Option(help=text, rich_help_panel=PANEL)]
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=flag)
+        )
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {one.name: one.annotation for one in parameters}
     return wrapped

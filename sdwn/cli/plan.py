@@ -17,18 +17,18 @@ def plan_command(
     config: Config,
     run: Run,
     profile: Annotated[
-        str | None, typer.Option(help="Estimate for this profile; it is no part of the plan.")
+        str | None, typer.Option(help="Profile to estimate for; it is not part of the plan.")
     ] = None,
     set_: Override = None,
     slice_: Annotated[
         str | None,
-        typer.Option("--slice", help="Make only this share here, as 2/3; others elsewhere."),
+        typer.Option("--slice", help="Only this share of the shards, as 2/3; others elsewhere."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's plan from a config and WordNet, with an estimate.
+    """Write a run's plan, and estimate what it takes.
 
-    The folder RUN then holds plan and synsets; the same plan is left as it is.
+    Reads the config and WordNet. A folder that holds the same plan is left as it is.
     """
     chosen = open_profile(profile, {}) if profile else None
     from sdwn.planning.plan import summary
@@ -55,7 +55,7 @@ def prefetch_command(
     ],
     folder: Annotated[
         Path | None,
-        typer.Option(help="Put the weights here, if tasks do not see the hub's cache."),
+        typer.Option(help="Folder for the weights, if tasks do not see the hub's cache."),
     ] = None,
     classifier: Annotated[
         bool, typer.Option("--classifier/--no-classifier", help="Get the classifier too.")

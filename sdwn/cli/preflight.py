@@ -65,12 +65,15 @@ def tune_command(
         str | None, typer.Option(help="Measure by a job under this profile; default: here.")
     ] = None,
     gpus: Annotated[
-        str | None, typer.Option(help="By a job on each of these, as v100,a100.")
+        str | None, typer.Option(help="Kinds of GPU, as v100,a100: a job on each.")
     ] = None,
     set_: Override = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the best batch size of a GPU; every later task there takes it."""
+    """Measure the best batch size of a GPU.
+
+    Every later task on this kind of GPU uses it.
+    """
     if profile is None and (gpus or site):
         raise typer.BadParameter("--gpus and the profile's options need --profile")
     from sdwn.devices.tuning import table
@@ -112,7 +115,10 @@ def tune_command(
 def pilot_command(
     run: Run, site: dict[str, str], profile: Profile = "local", as_json: AsJson = False
 ) -> None:
-    """Make 20 images on the real target, and predict what the run takes."""
+    """Make 20 images, and predict what the run takes.
+
+    On the real target, by a short job under the profile.
+    """
     from sdwn.jobs.submit import require_fit
     from sdwn.models.pipelines import require_usable
     from sdwn.preflight.short_jobs import run_pilot
@@ -124,7 +130,7 @@ def pilot_command(
     with short_jobs("making the pilot's images", SAME_COMMAND) as (on_folder, watch):
         found = run_pilot(paths, plan, chosen, on_folder, watch)
     speed = f"{found.images_per_second:.3g} images/s with {found.batch_size} a batch"
-    black = f"{found.nsfw} flagged, {found.nan} NaN, {found.redone} made again in float32"
+    black = f"{found.nsfw} flagged, {found.nan} NaN, {found.redone} retried in fp32"
     rows = {
         "device": f"{found.device}, {found.memory_gb} GB",
         "speed": f"{speed} ({found.batch_source}); loading takes {duration(found.loading_seconds)}",
@@ -147,11 +153,14 @@ def doctor_command(
     site: dict[str, str],
     profile: Profile = "local",
     probe: Annotated[
-        bool, typer.Option("--probe", help="Ask a compute node too, by a short job.")
+        bool, typer.Option("--probe", help="Check a compute node too, by a short job.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find what would stop a run or slow it down: profile, site, disk, weights."""
+    """Find what would stop a run or slow it.
+
+    Checks profile, site, disk, weights and classifier; with --probe also a compute node.
+    """
     from sdwn.preflight.doctor import can_start, examine
     from sdwn.preflight.findings import problem, problems, unverified
     from sdwn.preflight.node_checks import check_node, with_node

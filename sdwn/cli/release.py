@@ -10,7 +10,7 @@ import typer
 from sdwn.cli import console
 from sdwn.cli.evaluate import evaluate_here
 from sdwn.cli.folders import open_run, require_savable
-from sdwn.cli.options import AsJson, Checkpoint, Model, PartSize, ReleaseFolder, Runs
+from sdwn.cli.options import AsJson, Checkpoint, Model, PartSize, ReleaseFolder, Runs, SynsetName
 
 if TYPE_CHECKING:
     from sdwn.releases.merge import MergeOptions
@@ -25,7 +25,7 @@ def merge_command(
         typer.Option(help="quick: structure, counts, every image's checksum; full: decode it too."),
     ] = "quick",
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Also of a run that isn't finished.")
+        bool, typer.Option("--allow-missing", help="Merge runs that are not finished, too.")
     ] = False,
     evaluate_: Annotated[
         bool, typer.Option("--evaluate", help="Then run the classifier over it.")
@@ -34,7 +34,10 @@ def merge_command(
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every shard and write the release; resumes after a kill."""
+    """Check every shard and write the release.
+
+    The same command resumes after a kill.
+    """
     if (model or checkpoint) and not evaluate_:
         raise typer.BadParameter("--model and --checkpoint need --evaluate")
     from sdwn.releases.merge import MergeOptions
@@ -81,7 +84,10 @@ def verify_command(
     ] = "full",
     as_json: AsJson = False,
 ) -> None:
-    """Check a release, and name what is damaged, missing or extra."""
+    """Check a release against its own record.
+
+    Names what is damaged, missing or extra.
+    """
     from sdwn.evaluation.verify import verify
     from sdwn.io import strays
     from sdwn.releases.release import Release
@@ -98,19 +104,21 @@ def verify_command(
 
 def regenerate_command(
     release: ReleaseFolder,
-    synset: Annotated[str, typer.Argument(metavar="SYNSET", help="By name, wnid or lemma.")],
-    number: Annotated[int, typer.Argument(metavar="NUMBER", help="Which image, from 0.")],
+    synset: SynsetName,
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="The image's number, from 0.")],
     model: Annotated[
-        str | None, typer.Option(help="Where the model lies now; default: where it was.")
+        str | None, typer.Option(help="The model's name or folder now; default: as recorded.")
     ] = None,
     tolerance: Annotated[
         float,
-        typer.Option(min=0, max=255, help="Root mean square still the same, in 8-bit steps."),
+        typer.Option(
+            min=0, max=255, help="Largest difference (RMS, in 8-bit steps) that is the same image."
+        ),
     ] = 4.0,
     save: Annotated[Path | None, typer.Option(help="Write the new image as PNG.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an image again from its record, and compare the two."""
+    """Make an image again, and compare the two."""
     from sdwn.generation.regenerate import Wanted, regenerate
     from sdwn.io import atomic
     from sdwn.releases.release import Release

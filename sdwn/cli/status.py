@@ -23,9 +23,7 @@ PATIENCE_SECONDS = 60
 
 def status_command(
     run: Run,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Look again while tasks are live.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Update while tasks are live.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what is done, running, pending and failed."""
@@ -73,13 +71,11 @@ def status_rows(found: RunStatus) -> dict[str, Any]:
 
 def logs_command(
     run: Run,
-    shard: Annotated[
-        int | None, typer.Option(help="Of this shard; default: of all that failed.")
-    ] = None,
+    shard: Annotated[int | None, typer.Option(help="A shard; default: all that failed.")] = None,
     lines: Annotated[int, typer.Option(min=1, help="Lines of each log, from its end.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Show the end of the logs of what failed: shards and later stages."""
+    """Show the end of the logs of what failed."""
     from sdwn.jobs.journal import last_jobs, read_journal
     from sdwn.jobs.live import failed
     from sdwn.jobs.logs import tails

@@ -42,7 +42,10 @@ def submit_command(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Start array tasks for the unfinished shards, here or under SLURM."""
+    """Start array tasks for the unfinished shards.
+
+    On this machine or under SLURM, as the profile says.
+    """
     from sdwn.jobs.submit import require_fit
     from sdwn.workflow.following import SubmitOptions
     from sdwn.workflow.later_stages import parse_stages
@@ -97,9 +100,10 @@ def retry_command(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit what failed or is missing again, under the last profile.
+    """Submit what failed or is missing again.
 
-    Stages that were queued behind the shards and did not succeed are queued again too.
+    Under the profile of the last submission. Stages that were queued behind the shards and did
+    not succeed are queued again too.
     """
     from sdwn.jobs.submit import last_profile, require_fit
     from sdwn.workflow.following import SubmitOptions
@@ -115,7 +119,10 @@ def retry_command(
 
 
 def cancel_command(run: Run, as_json: AsJson = False) -> None:
-    """End the run's waiting and running tasks; what they have finished stays."""
+    """End the run's waiting and running tasks.
+
+    What they have finished stays.
+    """
     from sdwn.jobs.submit import cancel
     from sdwn.paths import RunPaths
 
