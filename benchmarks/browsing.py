@@ -123,7 +123,7 @@ def drawn_predictions(images: pa.Table) -> pa.Table:
 
 
 def evaluate(release: Any) -> None:
-    from sdwn.evaluation.conclude import conclude
+    from sdwn.evaluation.record import build_record
     from sdwn.prediction.table import IMAGE, Predictions, Source, write_predictions
 
     table = drawn_predictions(release.metadata.select(IMAGE))
@@ -131,7 +131,7 @@ def evaluate(release: Any) -> None:
     paths = release.paths.evaluation("drawn")
     source = Source(release.digest, "drawn", 0, table.num_rows, record, ())
     write_predictions(paths.predictions, Predictions(table, source))
-    conclude(release, paths, table, record, EvaluationConfig(images="all"))
+    build_record(release, paths, table, record, EvaluationConfig(images="all"))
 
 
 def make(folder: Path) -> None:

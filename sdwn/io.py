@@ -537,7 +537,10 @@ class Format:
         Raises:
             IntegrityError: it cannot be read, or is of another format or an unknown version.
         """
-        content = read_json(path)
+        try:
+            content = read_json(path)
+        except IntegrityError as error:
+            raise IntegrityError(f"{error}; {self.remedy}") from None
         found, version = content.get("format"), content.get("format_version")
         if found == self.name:
             while isinstance(version, int) and version in self.upgrades:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from sdwn.config import EvaluationConfig
-from sdwn.evaluation.conclude import conclude
+from sdwn.evaluation.record import build_record
 from sdwn.generation.task import generate
 from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
@@ -95,5 +95,5 @@ def evaluation(
     paths, record = release.paths.evaluation(name), {**CLASSIFIER, **classifier}
     source = Source(release.digest, "drawn", 0, table.num_rows, record, ())
     write_predictions(paths.predictions, Predictions(table, source))
-    conclude(release, paths, table, record, chosen or EvaluationConfig())
+    build_record(release, paths, table, record, chosen or EvaluationConfig())
     return paths

@@ -16,9 +16,7 @@ import pytest
 from sdwn.cli.evaluate import evaluation_rows
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.evaluation import tables
-from sdwn.evaluation.conclude import conclude
-from sdwn.evaluation.record import read_evaluation, summary
+from sdwn.evaluation.record import TABLES, build_record, main_figures, read_evaluation
 from sdwn.io import file_sha256, write_text
 from sdwn.paths import EvaluationPaths, ReleasePaths
 from sdwn.planning.plan import make_plan, table_text
@@ -100,7 +98,7 @@ def concluded(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Con
     def write(predictions: pa.Table, **chosen: Any) -> tuple[EvaluationPaths, dict[str, Any]]:
         paths = EvaluationPaths(tmp_path_factory.mktemp("evaluation"))
         pq.write_table(predictions, paths.predictions)
-        conclude(release, paths, predictions, CLASSIFIER, EvaluationConfig(**chosen))
+        build_record(release, paths, predictions, CLASSIFIER, EvaluationConfig(**chosen))
         return paths, read_evaluation(paths)
 
     return write
@@ -262,7 +260,7 @@ def test_an_evaluation_without_a_mistake_or_of_black_images_alone_has_all_files(
     assert record["figures"]["without_black"] is None
     assert set(record["figures"]["intervals"].values()) == {None}
     assert record["classes"][0]["miss_distance"] is None
-    assert paths.table("confusions").read_text() == ",".join(tables.CONFUSIONS) + "\n"
+    assert paths.table("confusions").read_text() == TABLES["confusions"].replace(" ", ",") + "\n"
 
 
 def test_without_a_class_only_what_lies_near_is_scored(
@@ -285,7 +283,7 @@ def test_a_wrong_groups_file_leaves_the_evaluation_as_it_was(
     mine.write_text("dogs: dgo.n.01")
     predictions = pq.read_table(paths.predictions)
     with pytest.raises(UsageError, match=r"mine\.yaml: dogs: dgo\.n\.01: no such synset"):
-        conclude(release, paths, predictions, CLASSIFIER, EvaluationConfig(groups=str(mine)))
+        build_record(release, paths, predictions, CLASSIFIER, EvaluationConfig(groups=str(mine)))
     assert read_evaluation(paths) == record
 
 
@@ -293,7 +291,7 @@ def test_the_summary_gives_the_main_figures(
     small: tuple[EvaluationPaths, dict[str, Any]],
 ) -> None:
     paths, record = small
-    found = summary(paths, record)
+    found = main_figures(paths, record)
     figures = record["figures"]
     assert found["none_correct"] == figures["none_correct"]
     text = str(evaluation_rows(found))
@@ -305,9 +303,15 @@ def test_the_summary_gives_the_main_figures(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 1}, "expected sdwn-evaluation 2, found version 1, of another sdwn; ev"),
-        ({"format_version": 4}, "found version 4, of another sdwn; evaluate the release again"),
-        ({"format": "other"}, "not of sdwn-evaluation; evaluate the release again"),
+        (
+            {"format_version": 1},
+            "expected sdwn-evaluation 2, found sdwn-evaluation 1; evaluate the",
+        ),
+        ({"format_version": 4}, "found sdwn-evaluation 4; evaluate the release again"),
+        (
+            {"format": "other"},
+            "expected sdwn-evaluation 2, found other 2; evaluate the release again",
+        ),
         ({"groups": None}, "altered since it was written .*; evaluate the release again"),
         ({"images_judged": 0}, "altered since it was written .*; evaluate the release again"),
     ],
@@ -334,5 +338,5 @@ def test_another_catalog_is_not_compared_with_the_paper(release: Release, tmp_pa
     predictions = drawn([GREENHOUSE, FERRET])
     paths.root.mkdir()
     pq.write_table(predictions, paths.predictions)
-    assert "paper" not in conclude(other, paths, predictions, CLASSIFIER, EvaluationConfig())
+    assert "paper" not in build_record(other, paths, predictions, CLASSIFIER, EvaluationConfig())
     assert {row["paper"] for row in rows(paths, "figures")} == {""}

@@ -96,8 +96,7 @@ def test_the_papers_catalog_gets_the_papers_figures_and_the_note(
     demo: tuple[Sdwn, dict[str, Any]], tmp_path: Path
 ) -> None:
     from sdwn.config import EvaluationConfig
-    from sdwn.evaluation.conclude import conclude
-    from sdwn.evaluation.record import read_evaluation
+    from sdwn.evaluation.record import build_record, read_evaluation
     from sdwn.paths import EvaluationPaths
     from sdwn.releases.release import Release
     from sdwn.reports.report import page
@@ -108,7 +107,7 @@ def test_the_papers_catalog_gets_the_papers_figures_and_the_note(
     predictions = (sdwn.folder / found["path"]).with_name("predictions.parquet")
     paths = EvaluationPaths(tmp_path)
     shutil.copy(predictions, paths.predictions)
-    conclude(release, paths, pq.read_table(predictions), {"model": "any"}, EvaluationConfig())
+    build_record(release, paths, pq.read_table(predictions), {"model": "any"}, EvaluationConfig())
     record = read_evaluation(paths)
     assert record["paper"]["mean_correct"] == 4.16
     shown = page(release, record, pq.read_table(predictions))

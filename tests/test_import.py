@@ -26,7 +26,7 @@ from PIL import Image
 from sdwn.browser.images import StoredImages
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.evaluation.evaluating import evaluate
+from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.verify import verify
 from sdwn.exchange import import_source
 from sdwn.exchange.export import ExportOptions, export

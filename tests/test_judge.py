@@ -22,7 +22,7 @@ from sdwn.prediction.predictor import (
 from sdwn.prediction.table import SCHEMA
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.wordnet.taxonomy import Taxonomy, scopes
+from sdwn.wordnet.taxonomy import Taxonomy, nearest_subtrees
 
 torch.manual_seed(0)
 
@@ -58,7 +58,7 @@ def taxonomy(wordnet):
 
 @pytest.fixture
 def near(taxonomy, release, classifier):
-    return scopes(taxonomy, set(release.metadata["wnid"].to_pylist()), classifier.classes)
+    return nearest_subtrees(taxonomy, set(release.metadata["wnid"].to_pylist()), classifier.classes)
 
 
 def batch_of(images):
@@ -94,7 +94,7 @@ def test_each_image_is_judged_once_in_order_whatever_the_batch(
 ):
     classifier = classifier_of(classes)
     wnids = release.metadata["wnid"].to_pylist()
-    near = scopes(taxonomy, set(wnids), classifier.classes)
+    near = nearest_subtrees(taxonomy, set(wnids), classifier.classes)
     found = whole(predict_images(release, classifier, near, batch_of(batch), workers))
     assert found.schema == SCHEMA
     for name in ("wnid", "synset", "number", "status", "imagenet_class"):

@@ -25,7 +25,7 @@ from sdwn import io as files
 from sdwn.cli import console
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.evaluation.evaluating import evaluate
+from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.verify import verify
 from sdwn.jobs import disk
 from sdwn.jobs.journal import intend, settle
@@ -171,7 +171,7 @@ def test_a_judging_goes_on_after_a_kill(release: Release, everything: Evaluation
     code = """
 import os, signal, sys
 from sdwn.config import EvaluationConfig
-from sdwn.evaluation.evaluating import evaluate
+from sdwn.evaluation.evaluate import evaluate
 from sdwn.releases.release import Release
 left = 3 * int(sys.argv[3])
 def advance(images):

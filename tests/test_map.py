@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from sdwn.errors import UsageError
-from sdwn.evaluation.embedding import vectors
-from sdwn.evaluation.layout import places
+from sdwn.evaluation.class_map import build_class_map
 from sdwn.evaluation.record import read_evaluation
+from sdwn.evaluation.word_vectors import find_vectors
 from sdwn.releases.release import Release
 from sdwn.reports.album import Album
 from sdwn.reports.figures import write_figures
@@ -58,7 +58,7 @@ def test_names_are_found_as_one_word_by_words_in_lower_case_and_by_other_names(
         "kite": ["kite"],
         "unknown": ["no such thing"],
     }
-    found = vectors(path, names)
+    found = find_vectors(path, names)
     assert {key: vector.tolist() for key, vector in found.items()} == {
         "fish": [1, 0, 0, 0],
         "dog": [0, 1, 0, 0],
@@ -86,7 +86,7 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, content: bytes, sai
     path = tmp_path / "vectors.txt"
     path.write_bytes(content)
     with pytest.raises(UsageError) as refused:
-        vectors(path, {"one": ["dog"]})
+        find_vectors(path, {"one": ["dog"]})
     message = str(refused.value)
     assert said in message
     assert message.startswith(str(path))
@@ -99,7 +99,7 @@ def test_vectors_saved_on_windows_are_read(tmp_path: Path, head: str, packed: bo
     path = tmp_path / "vectors.txt"
     content = f"{head}dog 1 2 3\ncat 4 5 6\n".replace("\n", "\r\n").encode("utf-8-sig")
     path.write_bytes(gzip.compress(content) if packed else content)
-    found = vectors(path, {"dog": ["dog"], "cat": ["cat"]})
+    found = find_vectors(path, {"dog": ["dog"], "cat": ["cat"]})
     assert {key: vector.tolist() for key, vector in found.items()} == {
         "dog": [1, 2, 3],
         "cat": [4, 5, 6],
@@ -108,9 +108,9 @@ def test_vectors_saved_on_windows_are_read(tmp_path: Path, head: str, packed: bo
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
-        vectors(tmp_path / "none.txt", {"one": ["dog"]})
+        find_vectors(tmp_path / "none.txt", {"one": ["dog"]})
     with pytest.raises(UsageError, match="Is a directory"):
-        vectors(tmp_path, {"one": ["dog"]})
+        find_vectors(tmp_path, {"one": ["dog"]})
 
 
 CLASSES = (
@@ -141,29 +141,29 @@ def test_word_vectors_place_what_they_know_and_say_what_not(
     known = {wnid: release.synsets[wnid].lemmas.split(", ")[0] for wnid in CLASSES[:-1]}
     centre = {wnid: [9, 0, 0] if wnid in CLASSES[:6] else [0, 9, 0] for wnid in known}
     path.write_text(lines({name: centre[w] + random.normal(size=3) for w, name in known.items()}))
-    found = places(release, CLASSES, path)
+    found = build_class_map(release, CLASSES, path)
     assert found["source"] == "words.txt"
     assert found["note"].startswith("1 of 12 classes are left out")
     assert set(found["places"]) == set(known)
     assert spread_apart(found)
     assert all(abs(value) <= 1 for place in found["places"].values() for value in place)
-    assert places(release, CLASSES[::-1], path) == found
+    assert build_class_map(release, CLASSES[::-1], path) == found
     path.write_text("nothing 1 2 3\n")
     with pytest.raises(UsageError, match="found none of the 12 classes' names"):
-        places(release, CLASSES, path)
+        build_class_map(release, CLASSES, path)
 
 
 def test_without_a_model_wordnet_places_classes(release: Release) -> None:
-    found = places(release, CLASSES, None)
+    found = build_class_map(release, CLASSES, None)
     assert found["source"] == "WordNet path distance"
     assert "builtin:noise has no text encoder" in found["note"]
     assert spread_apart(found)
-    assert places(release, CLASSES, None) == found
+    assert build_class_map(release, CLASSES, None) == found
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_few_classes_have_places_too(release: Release, count: int) -> None:
-    found = places(release, CLASSES[:count], None)["places"]
+    found = build_class_map(release, CLASSES[:count], None)["places"]
     assert len({tuple(place) for place in found.values()}) == count
 
 
@@ -175,16 +175,16 @@ def model_of(release: Release, name: str) -> Release:
 
 
 def test_the_models_own_text_encoder_places_names(release: Release) -> None:
-    found = places(model_of(release, "builtin:tiny"), CLASSES, None)
+    found = build_class_map(model_of(release, "builtin:tiny"), CLASSES, None)
     assert found["source"] == "text encoder of builtin:tiny"
     assert "random" in found["note"]
     assert found["places"].keys() == set(CLASSES)
-    assert found["places"] != places(release, CLASSES, None)["places"]
+    assert found["places"] != build_class_map(release, CLASSES, None)["places"]
 
 
 @pytest.mark.parametrize("name", ["CompVis/stable-diffusion-v1-4", "/no/such/folder"])
 def test_a_model_that_is_not_here_leaves_wordnet(release: Release, name: str) -> None:
-    found = places(model_of(release, name), CLASSES, None)
+    found = build_class_map(model_of(release, name), CLASSES, None)
     assert found["source"] == "WordNet path distance"
     assert f"the weights of {name} are not on this machine" in found["note"]
 
@@ -193,7 +193,7 @@ def test_a_damaged_text_encoder_leaves_wordnet(release: Release, tmp_path: Path)
     for part in ("tokenizer", "text_encoder"):
         (tmp_path / part).mkdir()
     (tmp_path / "text_encoder/config.json").write_text('{"model_type": "t5"}')
-    found = places(model_of(release, str(tmp_path)), CLASSES, None)
+    found = build_class_map(model_of(release, str(tmp_path)), CLASSES, None)
     assert found["source"] == "WordNet path distance"
     assert "cannot be loaded" in found["note"]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sdwn.errors import SdwnError
 from sdwn.evaluation.metrics import METRICS, measure
-from sdwn.evaluation.paper import FIGURES as PAPER
+from sdwn.evaluation.record import PAPER_FIGURES as PAPER
 from sdwn.storage.columns import STATUSES
 
 CLASS_WNIDS = ["n01440764", "n02123045", "n02356798", "n15075141"]

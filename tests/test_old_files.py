@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sdwn.config import EvaluationConfig, load_config
 from sdwn.devices import profiles as gpus
-from sdwn.evaluation.evaluating import evaluate
+from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.record import read_evaluation
 from sdwn.evaluation.verify import verify
 from sdwn.generation.task import generate

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from nltk.corpus.reader.wordnet import Synset as NltkSynset
 from sdwn.errors import SdwnError
 from sdwn.evaluation.metrics import confusion_pairs
-from sdwn.evaluation.synset_scores import score, summaries
+from sdwn.evaluation.synset_scores import score_synsets, summarise_scores
 from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import WordNet, shared_wordnet
 from sdwn.wordnet.imagenet import LARGER, class_index, class_wnids, classifier_wnids
-from sdwn.wordnet.taxonomy import Taxonomy, scopes
+from sdwn.wordnet.taxonomy import Taxonomy, nearest_subtrees
 
 # Classes, what lies above and below them, and what is far from all.
 NAMES = ("tabby.n.01", "cat.n.01", "robin.n.01", "dog.n.01", "puppy.n.01", "library.n.01")
@@ -45,7 +45,7 @@ def test_distances_are_nltks(wordnet: WordNet, taxonomy: Taxonomy, paper: Catalo
 
 def test_scopes_of_known_synsets(wordnet: WordNet, taxonomy: Taxonomy) -> None:
     names = {name: wordnet.synset(name).wnid for name in ("robin.n.01", "dog.n.01", "tabby.n.01")}
-    found = scopes(taxonomy, names.values(), class_wnids())
+    found = nearest_subtrees(taxonomy, names.values(), class_wnids())
     robin, dog, tabby = (found[wnid] for wnid in names.values())
     # ImageNet has only the American robin, another synset below thrush.
     assert (taxonomy.name(robin.wnid), robin.steps) == ("thrush.n.03", 1)
@@ -56,7 +56,7 @@ def test_scopes_of_known_synsets(wordnet: WordNet, taxonomy: Taxonomy) -> None:
 def test_a_list_of_more_classes_makes_scopes_smaller(wordnet: WordNet, taxonomy: Taxonomy) -> None:
     robin = wordnet.synset("robin.n.01").wnid
     classes = classifier_wnids(21843)
-    found = scopes(taxonomy, [robin], classes)[robin]
+    found = nearest_subtrees(taxonomy, [robin], classes)[robin]
     assert (found.wnid, [classes[i] for i in found.classes]) == (robin, [robin])
 
 
@@ -102,14 +102,14 @@ def mean(values: list[float]) -> float:
 @given(drawn_rows())
 def test_scores_agree_with_a_plain_reference(rows: list[tuple[str, int, float]]) -> None:
     wordnet = shared_wordnet()
-    found = score(table(rows), Taxonomy(), class_wnids())
+    found = score_synsets(table(rows), Taxonomy(), class_wnids())
     assert [row.wnid for row in found] == sorted({wnid for wnid, *_ in rows})
     for row in found:
         own = [(best, mass) for wnid, best, mass in rows if wnid == row.wnid]
         synset = nltks(wordnet, row.wnid)
         seen = [nltks(wordnet, class_wnids()[best]) for best, _ in own]
         steps = [synset.shortest_path_distance(one) for one in seen]
-        top = nltks(wordnet, row.scope.wnid)
+        top = nltks(wordnet, row.subtree.wnid)
         assert row.images == len(own)
         assert row.subtree_probability == pytest.approx(mean([mass for _, mass in own]), abs=1e-6)
         assert row.inside == sum(top in hypernyms(one) for one in seen)
@@ -122,7 +122,7 @@ def test_scores_agree_with_a_plain_reference(rows: list[tuple[str, int, float]])
 def test_the_nearest_class_is_found_also_where_it_is_a_hypernym(wordnet: WordNet) -> None:
     least = {"tabby.n.01": 0, "cat.n.01": 2, "dog.n.01": 1}
     rows = [(wordnet.synset(name).wnid, 0, 0.5) for name in least]
-    found = {row.wnid: row for row in score(table(rows), Taxonomy(), class_wnids())}
+    found = {row.wnid: row for row in score_synsets(table(rows), Taxonomy(), class_wnids())}
     for name, steps in least.items():
         synset = wordnet.synset(name)
         nearest = min(
@@ -136,20 +136,23 @@ def test_summaries_by_hand(wordnet: WordNet) -> None:
     dog, robin = wordnet.synset("dog.n.01").wnid, wordnet.synset("robin.n.01").wnid
     beagle, tabby = class_index()["n02088364"], class_index()["n02123045"]
     rows = [(dog, beagle, 0.75), (dog, tabby, 0.25), (robin, beagle, 0.0), (robin, tabby, 0.5)]
-    found = summaries(score(table(rows), Taxonomy(), class_wnids()))
+    found = summarise_scores(score_synsets(table(rows), Taxonomy(), class_wnids()))
     own, nearest = found["own"], found["nearest"]
     assert (own["synsets"], own["images"], own["subtree_probability"]) == (1, 2, 0.5)
     assert (own["chance"], own["inside_percent"]) == (0.118, 50)
     assert set(own["intervals"].values()) == {None}
     assert (nearest["subtree_probability"], nearest["inside_percent"]) == (0.25, 0)
-    assert summaries(score(table(rows[:2]), Taxonomy(), class_wnids()))["nearest"] is None
+    assert (
+        summarise_scores(score_synsets(table(rows[:2]), Taxonomy(), class_wnids()))["nearest"]
+        is None
+    )
 
 
 def test_a_probability_that_is_not_known_is_none_and_no_nan(wordnet: WordNet) -> None:
     dog = wordnet.synset("dog.n.01").wnid
-    found = score(table([(dog, 0, 0.5), (dog, 0, None)]), Taxonomy(), class_wnids())
+    found = score_synsets(table([(dog, 0, 0.5), (dog, 0, None)]), Taxonomy(), class_wnids())
     assert found[0].subtree_probability is None
-    own: dict[str, Any] = summaries(found)["own"] or {}
+    own: dict[str, Any] = summarise_scores(found)["own"] or {}
     assert (own["subtree_probability"], own["intervals"]["subtree_probability"]) == (None, None)
 
 

@@ -25,8 +25,8 @@ from sdwn.browser.images import StoredImages
 from sdwn.browser.search import Matches, SearchIndex
 from sdwn.browser.tree import SynsetTree
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
-from sdwn.evaluation.problems import not_its_own
 from sdwn.evaluation.record import evaluations, read_evaluation
+from sdwn.evaluation.verify import evaluation_mismatch
 from sdwn.paths import ReleasePaths
 from sdwn.releases.release import Release
 from sdwn.storage.columns import STATUSES
@@ -64,7 +64,7 @@ def open_release(root: str | Path, evaluation: str | None = None) -> Library:
         paths = release.paths.evaluation(name)
         try:
             record = read_evaluation(paths)
-            if problem := not_its_own(release, paths, record):
+            if problem := evaluation_mismatch(release, paths, record):
                 raise IntegrityError(problem)
             if predictions is None and evaluation in (None, name):
                 predictions = ImagePredictions(collection, name, record)

@@ -90,7 +90,7 @@ def evaluate_here(
 ) -> dict[str, Any]:
     """Classify a release in this process with a progress bar; return the main figures."""
     from sdwn.batches import parse_batch_size
-    from sdwn.evaluation.evaluating import carry_out
+    from sdwn.evaluation.evaluate import evaluate_planned
     from sdwn.prediction.plan import open_prediction_plan
     from sdwn.releases.release import Release
 
@@ -98,7 +98,7 @@ def evaluate_here(
     work, plan = open_prediction_plan(opened, config)
     size = None if batch_size is None else parse_batch_size(batch_size, "--batch-size")
     with console.progress("evaluate", plan.images, unit="images") as advance:
-        return carry_out(opened, work, plan, advance, console.say, size)
+        return evaluate_planned(opened, work, plan, advance, console.say, size)
 
 
 def evaluation_rows(found: dict[str, Any]) -> dict[str, Any]:

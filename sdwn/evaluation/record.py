@@ -1,25 +1,220 @@
-"""evaluation.json: its format, and reading it."""
+"""The record of an evaluation, ``evaluation.json``, and its tables: built and read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sdwn import __version__
+from sdwn.config import PAPER_CATALOG, EvaluationConfig
 from sdwn.errors import IntegrityError
-from sdwn.evaluation.metrics import METRICS
-from sdwn.io import read_json, refuse_links
+from sdwn.evaluation.class_map import build_class_map
+from sdwn.evaluation.groups import group_figures, read_groups, smallest_groups
+from sdwn.evaluation.metrics import METRICS, ClassResult, confusion_pairs, measure_predictions
+from sdwn.evaluation.synset_scores import SynsetScore, score_synsets, summarise_scores
+from sdwn.io import Format, csv_text, file_sha256, now, refuse_links, write_text
 from sdwn.paths import EvaluationPaths, ReleasePaths
+from sdwn.releases.release import Release
+from sdwn.wordnet.imagenet import CLASSES, classifier_wnids
+from sdwn.wordnet.taxonomy import Taxonomy
 
-FORMAT = "sdwn-evaluation"
-FORMAT_VERSION = 2
-# Predictions that are sound are kept: it takes seconds.
-AGAIN = "evaluate the release again"
+# Predictions that are undamaged are kept: it takes seconds.
+FORMAT = Format("sdwn-evaluation", 2, "evaluate the release again")
+# More of them stand in confusions.csv.
+MOST_CONFUSIONS = 100
+
+# The heads of the tables, for a spreadsheet or a paper.
+TABLES = {
+    # The first is the figure's path in evaluation.json.
+    "figures": "figure value low high without_black paper",
+    "histogram": "correct classes",
+    "groups": "name wnid synset classes images mean_correct mean_correct_low mean_correct_high "
+    "std_correct any_correct all_correct none_correct_classes all_correct_classes top1_percent "
+    "top5_percent black_images",
+    "classes": "wnid synset lemmas group images correct correct_top5 black subtree_probability "
+    "distance miss_distance",
+    "confusions": "wnid synset predicted_wnid predicted_synset times images",
+    # What was classified, and what of WordNet the classifier knows around it.
+    "synsets": "wnid synset images scope_wnid scope_synset scope_steps scope_classes chance "
+    "subtree_probability inside distance miss_distance least_distance",
+}
+
+# arXiv 2211.01777, under the names that the same figures have here.
+PAPER_FIGURES: dict[str, float] = {
+    "images": 8610,
+    "classes": 861,
+    "images_per_class": 10,
+    "mean_correct": 4.16,
+    "std_correct": 3.74,
+    "any_correct": 0.73,
+    "all_correct": 0.14,
+    # What any_correct leaves; the paper prints the 73 %.
+    "none_correct": 0.27,
+}
+PAPER_SOURCE = "arXiv:2211.01777"
+PAPER_NOTE = (
+    "The paper counts 861 ImageNet classes by name; by wnid the same catalog holds 862, since "
+    "Cardigan the dog (n02113186) and cardigan the jacket (n02963159) differ only in case."
+)
+# Classes with none correct, by the synset that they lie below; and single classes.
+PAPER_NONE_CORRECT = {"animal.n.01": 162}
+PAPER_CORRECT = {"greenhouse.n.01": 10, "black-footed_ferret.n.01": 0, "leafhopper.n.01": 0}
 
 
-def digest(record: Mapping[str, Any]) -> str:
-    """SHA-256 over all that a record says but its own ``digest``."""
+# --- From predictions to the record ------------------------------------------------------------
+
+
+def build_record(
+    release: Release,
+    paths: EvaluationPaths,
+    predictions: pa.Table,
+    classifier_record: dict[str, Any],
+    chosen: EvaluationConfig,
+) -> dict[str, Any]:
+    """Turn the predictions in ``paths.predictions`` into a record and tables; return the record.
+
+    All of it is computed and written anew: that takes seconds, and the groups may have changed.
+
+    Raises:
+        SdwnError: the file of groups is wrong.
+    """
+    taxonomy = release.taxonomy
+    groups = read_groups(chosen.groups, taxonomy)
+    labelled = predictions.filter(pc.is_valid(predictions["imagenet_class"]))
+    measured = measure_predictions(labelled)
+    figures, wnids = measured.figures, [row.wnid for row in measured.per_class]
+    scores = score_synsets(
+        predictions, taxonomy, classifier_wnids(classifier_record.get("classes", CLASSES))
+    )
+    score_of, group_of = {s.wnid: s for s in scores}, smallest_groups(groups, wnids, taxonomy)
+    confusions = [
+        {
+            **asdict(pair),
+            "synset": taxonomy.name(pair.wnid),
+            "predicted_synset": taxonomy.name(pair.predicted_wnid),
+        }
+        for pair in confusion_pairs(labelled)
+    ]
+    record = {
+        **FORMAT.head(),
+        "created": now(),
+        "sdwn": __version__,
+        "release": release.digest,
+        "plan_digest": release.manifest.plan_digest,
+        "catalog": release.manifest.name,
+        "selection": "all" if len(labelled) < len(predictions) else "imagenet",
+        "images_judged": len(predictions),
+        "predictions_sha256": file_sha256(paths.predictions),
+        "classifier": classifier_record,
+        "figures": figures,
+        "groups": group_figures(groups, measured.per_class, figures["images_per_class"], taxonomy),
+        "classes": [
+            {
+                **asdict(row),
+                "synset": taxonomy.name(row.wnid),
+                "group": group_of[row.wnid],
+                **{
+                    name: getattr(score_of[row.wnid], name)
+                    for name in ("subtree_probability", "distance", "miss_distance")
+                },
+            }
+            for row in measured.per_class
+        ],
+        "confusions": confusions[:MOST_CONFUSIONS],
+        "wordnet": summarise_scores(scores),
+        "map": build_class_map(release, wnids, chosen.embedding) if wnids else None,
+    }
+    if not wnids:
+        record["map_missing"] = "no synset here is a class of ImageNet-1k"
+    if release.manifest.name == PAPER_CATALOG:
+        record["paper"] = _paper_beside(measured.per_class, taxonomy)
+    rows: dict[str, Iterable[Mapping[str, Any]]] = {
+        "figures": _figure_rows(record),
+        "histogram": ({"correct": k, "classes": n} for k, n in enumerate(figures["histogram"])),
+        "groups": map(_group_row, record["groups"]),
+        "classes": (
+            {**row, "lemmas": release.synsets[row["wnid"]].lemmas} for row in record["classes"]
+        ),
+        "confusions": confusions,
+        "synsets": (_synset_row(score, taxonomy) for score in scores),
+    }
+    for name, head in TABLES.items():
+        cells = ([row.get(column) for column in head.split()] for row in rows[name])
+        write_text(paths.table(name), csv_text(head.split(), cells))
+    # The page reads it.
+    record["synsets_sha256"] = file_sha256(paths.table("synsets"))
+    record["digest"] = _digest(record)
+    # Last, for it is what says that an evaluation is there.
+    write_text(paths.evaluation, json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def _paper_beside(classes: Sequence[ClassResult], taxonomy: Taxonomy) -> dict[str, Any]:
+    """Put the paper's figures of subtrees and of single classes beside those found here.
+
+    ``ours`` is None for a class without images.
+    """
+    results = {row.wnid: row for row in classes}
+    groups, named = [], []
+    for synset, count in PAPER_NONE_CORRECT.items():
+        root = taxonomy.find(synset)
+        ours = sum(not row.correct and taxonomy.is_below(row.wnid, root) for row in classes)
+        found = {"wnid": root, "synset": synset, "none_correct_classes": count, "ours": ours}
+        groups.append(found)
+    for synset, correct in PAPER_CORRECT.items():
+        wnid = taxonomy.find(synset)
+        mine = results[wnid].correct if wnid in results else None
+        named.append({"wnid": wnid, "synset": synset, "correct": correct, "ours": mine})
+    origin = {"source": PAPER_SOURCE, "note": PAPER_NOTE}
+    return {**PAPER_FIGURES, **origin, "groups": groups, "named_classes": named}
+
+
+def _figure_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    figures = record["figures"]
+    without, paper = figures["without_black"] or {}, record.get("paper") or {}
+
+    def scalars(path: str, of: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name, value in of.items():
+            if isinstance(value, int | float):
+                low, high = of["intervals"].get(name) or (None, None)
+                yield name, {"figure": f"{path}.{name}", "value": value, "low": low, "high": high}
+
+    for name, row in scalars("figures", figures):
+        yield {**row, "without_black": without.get(name), "paper": paper.get(name)}
+    for status, count in figures["statuses"].items():
+        yield {"figure": f"figures.statuses.{status}", "value": count}
+    for kind, summary in record["wordnet"].items():
+        yield from (row for _, row in scalars(f"wordnet.{kind}", summary or {}))
+
+
+def _group_row(group: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = group["intervals"]["mean_correct"] or (None, None)
+    return {**group, "mean_correct_low": low, "mean_correct_high": high}
+
+
+def _synset_row(score: SynsetScore, taxonomy: Taxonomy) -> dict[str, Any]:
+    subtree = score.subtree
+    return {
+        **{name: getattr(score, name) for name in SynsetScore.__slots__},
+        "synset": taxonomy.name(score.wnid),
+        "scope_wnid": subtree.wnid,
+        "scope_synset": taxonomy.name(subtree.wnid),
+        "scope_steps": subtree.steps,
+        "scope_classes": len(subtree.classes),
+    }
+
+
+# --- Reading -----------------------------------------------------------------------------------
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """Compute SHA-256 over everything in a record but its own ``digest``."""
     content = {name: value for name, value in record.items() if name != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -39,29 +234,19 @@ def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
     """
     every = paths.root.parent
     refuse_links(every if every.is_symlink() else paths.root)
-    try:
-        found = read_json(paths.evaluation)
-    except IntegrityError as error:
-        raise IntegrityError(f"{error}; {AGAIN}") from None
-    if found.get("format") != FORMAT:
-        raise IntegrityError(f"{paths.evaluation}: not of {FORMAT}; {AGAIN}")
-    if found.get("format_version") != FORMAT_VERSION:
+    found = FORMAT.read(paths.evaluation)
+    if found.get("digest") != _digest(found):
         raise IntegrityError(
-            f"{paths.evaluation}: expected {FORMAT} {FORMAT_VERSION}, found version "
-            f"{found.get('format_version')}, of another sdwn; {AGAIN}"
-        )
-    if found.get("digest") != digest(found):
-        raise IntegrityError(
-            f"{paths.evaluation}: altered since it was written (its digest is another); {AGAIN}"
+            f"{paths.evaluation}: altered since it was written (its digest is another); "
+            f"{FORMAT.remedy}"
         )
     return found
 
 
-def summary(paths: EvaluationPaths, record: dict[str, Any]) -> dict[str, Any]:
-    """Give the main figures, and the evaluation's name and path."""
-    figures = record["figures"]
+def main_figures(paths: EvaluationPaths, record: dict[str, Any]) -> dict[str, Any]:
+    """Return each metric, and the evaluation's name and path."""
     return {
-        **{metric.name: figures[metric.name] for metric in METRICS},
+        **{metric.name: record["figures"][metric.name] for metric in METRICS},
         "images_judged": record["images_judged"],
         "evaluation": paths.root.name,
         "path": str(paths.evaluation),

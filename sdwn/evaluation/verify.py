@@ -1,18 +1,19 @@
-"""Hold a release against its own record, and name whatever is damaged, missing or extra."""
+"""Compare a release with its own record, and name whatever is damaged, missing or extra."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sdwn.errors import DiskError, IntegrityError
+from sdwn.errors import DiskError, IntegrityError, command
+from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.io import (
     BLOCK,
     JSON_BYTES,
@@ -24,7 +25,8 @@ from sdwn.io import (
     links,
     read_whole,
 )
-from sdwn.paths import ReleasePaths
+from sdwn.paths import EvaluationPaths
+from sdwn.prediction.table import disagreements, read_predictions
 from sdwn.releases.manifest import FileRecord, sums_text
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import JOURNAL
@@ -32,55 +34,57 @@ from sdwn.releases.writer import metadata_table
 from sdwn.storage.images import undecodable
 from sdwn.storage.shards import AHEAD, DECODERS, ImageFile
 
-_PLACE = ["synset", "number", "offset", "bytes", "sha256", "codec", "width", "height"]
+_LOCATION = ["synset", "number", "offset", "bytes", "sha256", "codec", "width", "height"]
 
 
 def verify(root: Path, quick: bool = False, advance: Advance = lambda _: None) -> list[str]:
-    """Name what is wrong with a release; an image in a damaged part by its synset and number.
+    """List what is wrong with a release; an image in a damaged part by its synset and number.
 
     A quick check reads tables and texts, and of the images' files only structure and size; a
-    full one reads every byte and decodes every image. ``advance`` is told how many bytes of
+    full one reads every byte and decodes every image. ``advance`` is given how many bytes of
     files are done. What a desktop or a file server left (:func:`sdwn.io.strays`) is no problem.
 
     Raises:
         SdwnError: there is no release, or its manifest is damaged or of a later version.
     """
     release = Release(root)
-    recorded = {record.file: record for record in release.manifest.files}
-    problems = [f"{name}: listed twice in the manifest" for name in _twice(release.manifest.files)]
-    problems += _disagreements(release, recorded)
-    linked = [str(path.relative_to(release.paths.root)) for path in links(release.paths.root)]
+    paths, manifest = release.paths, release.manifest
+    recorded = {record.file: record for record in manifest.files}
+    times = Counter(record.file for record in manifest.files)
+    problems = [f"{name}: listed twice in the manifest" for name, n in times.items() if n > 1]
+    problems += _check_sums(release, recorded)
+    linked = [str(path.relative_to(paths.root)) for path in links(paths.root)]
     problems += [f"{name}: {LINK}" for name in linked]
-    extra = (name for name in _extra(release.paths, recorded) if name not in linked)
-    problems += [f"{name}: not part of the release" for name in extra]
+    # A kill may have left the journal, which goes last of all. What is derived later lies in the
+    # folder of evaluations, and only there.
+    known = {*recorded, *linked, paths.manifest.name, paths.sums.name, JOURNAL}
+    known |= {paths.evaluations.name} if paths.evaluations.is_dir() else set()
+    extra = (path.name for path in sorted(paths.root.iterdir()) if path.name not in known)
+    problems += [f"{name}: not part of the release" for name in extra if not is_stray(name)]
     for record in recorded.values():
-        if record.file in linked:
-            continue
-        try:
-            problems += _check_file(release, record, quick, advance)
-        except OSError as error:
-            problems.append(f"{record.file[:200]}: cannot be read: {error.strerror}")
-    problems += _check_counts(release) + _check_evaluations(release)
+        if record.file not in linked:
+            try:
+                problems += _check_file(release, record, quick, advance)
+            except OSError as error:
+                problems.append(f"{record.file[:200]}: cannot be read: {error.strerror}")
+    try:
+        problems += [
+            f"{paths.manifest.name}: {name}: expected {count}, found {getattr(manifest, name)}"
+            for name, count in release.counted.items()
+            if getattr(manifest, name) != count
+        ]
+        problems += [_within(release, problem) for problem in _evaluation_problems(release)]
+    except IntegrityError:
+        pass  # of the release's own tables, and named already
     return list(dict.fromkeys(problems))  # a link is named by all that read there
 
 
-def _check_evaluations(release: Release) -> list[str]:
-    """Hold predictions against their records and the release."""
-    from sdwn.evaluation.problems import evaluation_problems
-
-    try:
-        return [_within(release, problem) for problem in evaluation_problems(release)]
-    except IntegrityError:
-        return []  # of the release itself, and named already
+def _within(release: Release, message: str) -> str:
+    return message.replace(f"{release.paths.root}/", "")
 
 
-def _twice(files: list[FileRecord]) -> list[str]:
-    counts = Counter(file.file for file in files)
-    return [name for name, count in counts.items() if count > 1]
-
-
-def _disagreements(release: Release, recorded: dict[str, FileRecord]) -> list[str]:
-    """Hold SHA256SUMS, to the letter, against the manifest."""
+def _check_sums(release: Release, recorded: Mapping[str, FileRecord]) -> list[str]:
+    """Compare SHA256SUMS, to the letter, with the manifest."""
     paths = release.paths
     expected = {name: record.sha256 for name, record in recorded.items()}
     expected[paths.manifest.name] = release.digest
@@ -95,14 +99,7 @@ def _disagreements(release: Release, recorded: dict[str, FileRecord]) -> list[st
     return [f"{paths.sums.name} and {paths.manifest.name} disagree about {about}"]
 
 
-def _extra(paths: ReleasePaths, recorded: Iterable[str]) -> Iterator[str]:
-    # A kill may have left the journal, which goes last of all.
-    known = {*recorded, paths.manifest.name, paths.sums.name, JOURNAL}
-    for path in sorted(paths.root.iterdir()):
-        # What is derived later lies in this folder, and only there.
-        derived = path == paths.evaluations and path.is_dir()
-        if path.name not in known and not derived and not is_stray(path.name):
-            yield path.name
+# --- Files -------------------------------------------------------------------------------------
 
 
 def _check_file(release: Release, record: FileRecord, quick: bool, advance: Advance) -> list[str]:
@@ -111,119 +108,98 @@ def _check_file(release: Release, record: FileRecord, quick: bool, advance: Adva
         return [f"{name}: a name in the manifest that leaves the release"]
     if not path.is_file():
         return [f"{name}: missing" if not path.exists() else f"{name}: no plain file"]
-    if path.stat().st_size != record.bytes:
+    if (size := path.stat().st_size) != record.bytes:
         advance(record.bytes)
-        found = f"{name}: expected {record.bytes} bytes, found {path.stat().st_size}"
-        return [*_damaged_images(release, name), found]
+        problem = f"{name}: expected {record.bytes} bytes, found {size}"
+        return [*_damaged_images(release, name), problem]
+    problems: list[str] = []
     if path.suffix == ".h5":
-        return _check_part(release, record, quick, advance)
-    return [] if file_sha256(path, advance) == record.sha256 else [_changed(name)]
+        problems = _check_rows(release, name)
+        if problems or quick:
+            advance(record.bytes)
+            return problems and problems + _damaged_images(release, name)
+        sha256, problems = _decode_images(release, name, advance)
+    else:
+        sha256 = file_sha256(path, advance)
+    if sha256 == record.sha256:
+        return problems
+    changed = f"{name}: changed (its SHA-256 is not the recorded one)"
+    return _damaged_images(release, name) or [changed]
 
 
-def _check_part(release: Release, record: FileRecord, quick: bool, advance: Advance) -> list[str]:
-    problems = _check_structure(release, record.file)
-    if not problems and not quick:
-        return _check_images(release, record, advance)
-    advance(record.bytes)
-    return problems + _damaged_images(release, record.file) if problems else []
-
-
-def _changed(name: str) -> str:
-    return f"{name}: changed (its SHA-256 is not the recorded one)"
-
-
-def _check_structure(release: Release, name: str) -> list[str]:
-    """Hold a part's own rows against those of the table that covers all parts."""
+def _check_rows(release: Release, part: str) -> list[str]:
+    """Compare a part's own rows with those of the table that covers all parts."""
     try:
-        with ImageFile(release.paths.root / name, most=release.manifest.most_rows) as file:
+        classes = {wnid: row.imagenet_class for wnid, row in release.synsets.items()}
+    except IntegrityError:
+        # The table is damaged, and named itself; then the release's own classes have to do.
+        columns = (release.metadata[name].to_pylist() for name in ("wnid", "imagenet_class"))
+        classes = dict(zip(*columns, strict=True))
+    try:
+        with ImageFile(release.paths.root / part, most=release.manifest.most_rows) as file:
             offsets = file.offsets + np.uint64(file.blob_start)
-            own = metadata_table(name, file.rows(), offsets, _classes(release))
-        told = release.metadata.filter(pc.equal(release.metadata["part"], name))
+            own = metadata_table(part, file.rows(), offsets, classes)
+        all_parts = release.metadata.filter(pc.equal(release.metadata["part"], part))
     except (IntegrityError, DiskError) as error:
         return [_within(release, str(error))]
     table = release.paths.metadata.name
-    if len(own) != len(told):
-        return [f"{table}: part: {name} has {len(own)} images, {len(told)} stand there"]
-    absent = [column for column in own.column_names if column not in told.column_names]
-    differ = absent or [
-        column for column in own.column_names if not _equal(own[column], told[column])
-    ]
-    if differ:
-        return [f"{table}: {differ[0]}: not what {name} has"]
-    return []
+    if len(own) != len(all_parts):
+        return [f"{table}: part: {part} has {len(own)} images, {len(all_parts)} stand there"]
 
-
-def _classes(release: Release) -> dict[str, int | None]:
-    try:
-        return {wnid: row.imagenet_class for wnid, row in release.synsets.items()}
-    except IntegrityError:
-        # The table is damaged, and named itself; then the release's own classes have to do.
-        names = (release.metadata[name].to_pylist() for name in ("wnid", "imagenet_class"))
-        return dict(zip(*names, strict=True))
-
-
-def _equal(own: pa.ChunkedArray, told: pa.ChunkedArray) -> bool:
-    if pa.types.is_dictionary(own.type):
+    def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
         # An index into a list of distinct values is another one in each table.
-        own, told = own.cast(pa.string()), told.cast(pa.string())
-    return bool(own.type == told.type and own.equals(told))
+        return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+
+    absent = [name for name in own.column_names if name not in all_parts.column_names]
+    differ = absent or [
+        name
+        for name in own.column_names
+        if plain(own[name]).type != plain(all_parts[name]).type
+        or not plain(own[name]).equals(plain(all_parts[name]))
+    ]
+    return [f"{table}: {differ[0]}: not what {part} has"] if differ else []
 
 
-def _within(release: Release, message: str) -> str:
-    return message.replace(f"{release.paths.root}/", "")
-
-
-def _check_images(release: Release, record: FileRecord, advance: Advance) -> list[str]:
-    """Hash a part and decode its images, reading it once."""
-    rows = _rows(release, record.file)
+def _decode_images(release: Release, part: str, advance: Advance) -> tuple[str, list[str]]:
+    """Read a part once, from start to end: hash it, and decode each image in threads."""
     digest = hashlib.sha256()
 
     def images() -> Iterator[tuple[bytes, dict[str, Any]]]:
-        with (release.paths.root / record.file).open("rb") as file:
-            for block, row in _blocks(file, rows):
+        with (release.paths.root / part).open("rb") as file:
+
+            def hashed(size: int) -> bytes:
+                block = file.read(size)
                 digest.update(block)
                 advance(len(block))
-                if row is not None:
-                    yield block, row
+                return block
+
+            for row in sorted(_rows(release, part), key=lambda row: int(row["offset"])):
+                while hashed(min(BLOCK, row["offset"] - file.tell())):
+                    pass
+                yield hashed(row["bytes"]), row
+            while hashed(BLOCK):
+                pass
 
     def problem(image: tuple[bytes, dict[str, Any]]) -> str | None:
         payload, row = image
         reason = undecodable(payload, row["codec"], row["width"], row["height"])
-        return reason and f"{record.file}: {row['synset']} {row['number']}: {reason}"
+        return reason and f"{part}: {row['synset']} {row['number']}: {reason}"
 
-    problems = [found for found in in_threads(problem, images(), DECODERS, AHEAD) if found]
-    if digest.hexdigest() == record.sha256:
-        return problems
-    return _damaged_images(release, record.file) or [_changed(record.file)]
-
-
-def _blocks(
-    file: BinaryIO, rows: list[dict[str, Any]]
-) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Read a file from start to end, each image as a block of its own."""
-    for row in sorted(rows, key=lambda row: int(row["offset"])):
-        yield from ((block, None) for block in _until(file, row["offset"]))
-        yield file.read(row["bytes"]), row
-    while block := file.read(BLOCK):
-        yield block, None
-
-
-def _until(file: BinaryIO, offset: int) -> Iterator[bytes]:
-    while block := file.read(min(BLOCK, offset - file.tell())):
-        yield block
+    found = [text for text in in_threads(problem, images(), DECODERS, AHEAD) if text]
+    return digest.hexdigest(), found
 
 
 def _rows(release: Release, part: str) -> list[dict[str, Any]]:
     try:
         rows = release.metadata.filter(pc.equal(release.metadata["part"], part))
-        found: list[dict[str, Any]] = rows.select(_PLACE).to_pylist()
+        found: list[dict[str, Any]] = rows.select(_LOCATION).to_pylist()
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise IntegrityError(f"{release.paths.metadata}: damaged: {error}") from None
     return found
 
 
 def _damaged_images(release: Release, part: str) -> list[str]:
-    """Name a damaged part's damaged images, by plain reads: HDF5 may fail on such a file."""
+    """List a damaged part's damaged images, by plain reads: HDF5 may fail on such a file."""
     if not part.endswith(".h5"):
         return []
     try:
@@ -233,31 +209,66 @@ def _damaged_images(release: Release, part: str) -> list[str]:
     problems = []
     with (release.paths.root / part).open("rb") as file:
         for row in rows:
-            if _bytes(file, row) != row["sha256"]:
+            try:
+                file.seek(row["offset"])
+                sha256 = hashlib.sha256(file.read(row["bytes"])).hexdigest()
+            except (OSError, OverflowError, ValueError):
+                sha256 = ""  # tables that are damaged, and named, may hold anything
+            if sha256 != row["sha256"]:
                 problems.append(f"{part}: {row['synset']} {row['number']} is damaged")
     return problems
 
 
-def _bytes(file: BinaryIO, row: dict[str, Any]) -> str:
-    try:
-        file.seek(row["offset"])
-        return hashlib.sha256(file.read(row["bytes"])).hexdigest()
-    except (
-        OSError,
-        OverflowError,
-        ValueError,
-    ):  # tables that are damaged, and named, may say anything
-        return ""
+# --- Evaluations -------------------------------------------------------------------------------
 
 
-def _check_counts(release: Release) -> list[str]:
-    """Hold what the manifest counts against the table with a row an image."""
-    try:
-        recorded, found = release.manifest, release.counted
-    except IntegrityError:
-        return []  # named as damaged or missing already
-    return [
-        f"{release.paths.manifest.name}: {name}: expected {count}, found {getattr(recorded, name)}"
-        for name, count in found.items()
-        if getattr(recorded, name) != count
-    ]
+def _evaluation_problems(release: Release) -> Iterator[str]:
+    """Yield what is wrong with the evaluations of a release.
+
+    Raises:
+        IntegrityError: the release's own tables are damaged.
+    """
+    for name in evaluations(release.paths):
+        paths = release.paths.evaluation(name)
+        try:
+            yield from prediction_problems(release, paths, read_evaluation(paths))
+        except IntegrityError as error:
+            yield str(error)
+
+
+def prediction_problems(
+    release: Release, paths: EvaluationPaths, record: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield what is wrong with the predictions of one evaluation, whose record is undamaged.
+
+    Raises:
+        IntegrityError: they cannot be read.
+    """
+    if mismatch := evaluation_mismatch(release, paths, record):
+        yield mismatch
+    else:
+        found = read_predictions(paths.predictions, release.manifest.most_rows)
+        images = release.subset(imagenet=True) if record["selection"] == "imagenet" else release
+        differ = disagreements(found.table, images.metadata)
+        yield from (f"{paths.predictions}: {problem}" for problem in differ)
+
+
+def evaluation_mismatch(
+    release: Release, paths: EvaluationPaths, record: Mapping[str, Any]
+) -> str | None:
+    """Return why an evaluation is not of this release, or its predictions not of its figures."""
+    if record["release"] != release.digest:
+        problem = f"{paths.evaluation}: of another release"
+    elif not paths.predictions.is_file():
+        problem = f"{paths.predictions}: missing"
+    elif file_sha256(paths.predictions) != record["predictions_sha256"]:
+        problem = f"{paths.predictions}: changed (its SHA-256 is not the recorded one)"
+    else:
+        return None
+    classifier = record["classifier"]
+    words = ["--model", classifier["model"]]
+    # Where a user's own checkpoint lies now only the user knows.
+    words += ["--checkpoint", "FILE"] * (classifier["weights"] == "checkpoint")
+    words += ["--all"] * (record["selection"] == "all")
+    again = command("evaluate", release.paths.root, *words)
+    return f"{problem}; evaluate again with: {again}"

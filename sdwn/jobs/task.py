@@ -34,7 +34,7 @@ STAGES = {
     "evaluate": ("sdwn.workflow.later_stages", "evaluate_run"),
     "report": ("sdwn.workflow.later_stages", "report_run"),
     "judge": ("sdwn.prediction.task", "predict"),
-    "conclude": ("sdwn.evaluation.evaluating", "conclude_work"),
+    "conclude": ("sdwn.evaluation.evaluate", "conclude"),
 }
 # Those that also take the batch size that the profile asks for.
 WITH_BATCHES = ("generate", "pilot", "judge")

@@ -34,7 +34,7 @@ from sdwn.prediction.pretrained import load_classifier
 from sdwn.prediction.table import IMAGE, SCHEMA
 from sdwn.releases.release import LOCATION, Release
 from sdwn.storage.images import Pixels
-from sdwn.wordnet.taxonomy import Scope, scopes
+from sdwn.wordnet.taxonomy import NearestSubtree, nearest_subtrees
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Predictor:
     """A classifier that is loaded, each synset's nearest subtree, and how images are fed to it."""
 
     classifier: Classifier
-    subtrees: Mapping[str, Scope]
+    subtrees: Mapping[str, NearestSubtree]
     batch: BatchSize
     workers: int
 
@@ -87,7 +87,7 @@ def load_predictor(release: Release, plan: PredictionPlan, batch_size: int | Non
             f"this was planned for, found {weights[:12]}; restore it, or evaluate again"
         )
     wnids = plan.images_of(release).metadata["wnid"].unique().to_pylist()
-    subtrees = scopes(release.taxonomy, wnids, classifier.classes)
+    subtrees = nearest_subtrees(release.taxonomy, wnids, classifier.classes)
     workers = len(os.sched_getaffinity(0))
     return Predictor(classifier, subtrees, choose_batch_size(classifier, batch_size), workers)
 
@@ -95,7 +95,7 @@ def load_predictor(release: Release, plan: PredictionPlan, batch_size: int | Non
 def predict_images(
     release: Release,
     classifier: Classifier,
-    subtrees: Mapping[str, Scope],
+    subtrees: Mapping[str, NearestSubtree],
     batch: BatchSize,
     workers: int,
 ) -> Iterator[pa.Table]:
@@ -175,7 +175,7 @@ def _start(classifier: Classifier, pixels: list[Pixels]) -> Logits | None:
 
 
 def _finish(
-    classifier: Classifier, rows: list[Row], logits: Logits, subtrees: Mapping[str, Scope]
+    classifier: Classifier, rows: list[Row], logits: Logits, subtrees: Mapping[str, NearestSubtree]
 ) -> pa.Table:
     """Wait for a batch and turn its scores into a table, null where there is none."""
     around = [subtrees.get(row["wnid"]) for row in rows]

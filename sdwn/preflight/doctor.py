@@ -256,12 +256,12 @@ def _classifier(run: _Run) -> Iterator[Finding]:
     """Find what would end the evaluation, after all images are made."""
     if run.then is not None and "evaluate" not in run.then:
         return
-    from sdwn.evaluation.evaluating import require_possible
+    from sdwn.evaluation.evaluate import require_evaluable
     from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
     chosen = run.plan.config.evaluation
     try:
-        require_possible(chosen, open_taxonomy(run.paths.taxonomy))
+        require_evaluable(chosen, open_taxonomy(run.paths.taxonomy))
         require_classifier(run.paths, run.plan.config)
         file = find_classifier(chosen.model, chosen.checkpoint)
     except SdwnError as error:

@@ -132,9 +132,9 @@ def ready_classifier(paths: RunPaths, config: RunConfig) -> None:
         SdwnError: it cannot be had, or cannot be loaded.
         IntegrityError: it has changed since the run was locked to it.
     """
-    from sdwn.evaluation.evaluating import require_possible
+    from sdwn.evaluation.evaluate import require_evaluable
 
-    require_possible(config.evaluation, open_taxonomy(paths.taxonomy))
+    require_evaluable(config.evaluation, open_taxonomy(paths.taxonomy))
     lock.require_classifier(paths, config)
     fetch_classifier(config.evaluation)
     lock_classifier(paths, config)

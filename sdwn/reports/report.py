@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from sdwn.errors import IntegrityError, SdwnError, command
 from sdwn.evaluation.metrics import metrics_shown
-from sdwn.evaluation.problems import not_its_own
 from sdwn.evaluation.record import evaluations, read_evaluation
+from sdwn.evaluation.verify import evaluation_mismatch
 from sdwn.io import file_sha256, write_text
 from sdwn.paths import EvaluationPaths
 from sdwn.prediction.table import read_predictions
@@ -56,7 +56,7 @@ def write_report(release: Release, name: str | None = None) -> Path:
     """
     paths = _choose(release, name)
     evaluation = read_evaluation(paths)
-    if foreign := not_its_own(release, paths, evaluation):
+    if foreign := evaluation_mismatch(release, paths, evaluation):
         raise IntegrityError(foreign)
     write_figures(evaluation, paths)
     synsets = _synsets(paths, evaluation["synsets_sha256"])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.groups import is_line
-from sdwn.evaluation.problems import problems_of
 from sdwn.evaluation.record import evaluations, read_evaluation
+from sdwn.evaluation.verify import prediction_problems
 from sdwn.prediction.table import read_predictions
 from sdwn.releases.release import Release
 from sdwn.reports.compare import Side
@@ -99,7 +99,7 @@ def _open(name: str, folder: Path, evaluation: str | None) -> Side:
         had = ", ".join(evaluations(release.paths)) or "none"
         raise UsageError(f"{release}: no evaluation {evaluation!r}; there is {had}")
     record = read_evaluation(paths)
-    for problem in problems_of(release, paths, record):
+    for problem in prediction_problems(release, paths, record):
         raise IntegrityError(problem)
     found = read_predictions(paths.predictions, release.manifest.most_rows)
     return Side(name, release, record, found.table)

@@ -216,7 +216,7 @@ def _lists(column: pa.ChunkedArray) -> Callable[[int], tuple[str, ...]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class NearestSubtree:
     """The smallest subtree around a synset that a classifier has classes in.
 
     ``wnid`` is its top: the synset itself, with ``steps`` 0, if a class is it or lies below it;
@@ -229,13 +229,13 @@ class Scope:
     classes: tuple[int, ...]
 
 
-def scopes(
+def nearest_subtrees(
     taxonomy: Taxonomy, wnids: Iterable[str], classes: Sequence[str | None]
-) -> dict[str, Scope]:
-    """Find the scope of each synset, given the wnid of each class.
+) -> dict[str, NearestSubtree]:
+    """Find the nearest subtree of each synset, given the wnid of each class.
 
     Of several nearest hypernyms the one with the fewest classes is taken, then the first by
-    wnid. A class without a wnid, or with one that WordNet does not have, is in no scope.
+    wnid. A class without a wnid, or with one that WordNet does not have, is in no subtree.
 
     Raises:
         UsageError: a synset that WordNet does not have, or no class that it has.
@@ -259,5 +259,5 @@ def scopes(
             what = "none of the classifier's classes is in WordNet, so none is near"
             raise UsageError(f"{wnid}: {what}")
         steps, _, top = min(known)
-        found[wnid] = Scope(top, steps, tuple(below[top]))
+        found[wnid] = NearestSubtree(top, steps, tuple(below[top]))
     return found

@@ -8,7 +8,12 @@ from typing import Any
 
 from sdwn.config import EvaluationConfig, validated
 from sdwn.errors import QueueFullError, UsageError, command
-from sdwn.evaluation.evaluating import finish, is_judged, nothing_left, require_possible
+from sdwn.evaluation.evaluate import (
+    has_predictions,
+    removed_if_empty,
+    require_evaluable,
+    write_evaluation,
+)
 from sdwn.jobs.cluster import Tell
 from sdwn.jobs.live import failed, live_jobs, missing
 from sdwn.jobs.logs import failure
@@ -118,9 +123,9 @@ def evaluate_by_tasks(
             f"{work.root}: SLURM and submitit read % in a path as a placeholder; move the release "
             "to a folder whose path has none"
         )
-    if not is_judged(opened, work, plan, say):
-        with nothing_left(work):
-            require_possible(config, opened.taxonomy)
+    if not has_predictions(opened, work, plan, say):
+        with removed_if_empty(work):
+            require_evaluable(config, opened.taxonomy)
             from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
             if find_classifier(config.model, plan.chosen.checkpoint) is None:
@@ -135,7 +140,7 @@ def evaluate_by_tasks(
         elif missing(work, plan) or live_jobs(work):
             return _submit_tasks(work, plan, profiles, say)
     with display.working("figures"):
-        return finish(opened, work, plan, say)
+        return write_evaluation(opened, work, plan, say)
 
 
 def _submit_tasks(

@@ -242,7 +242,7 @@ def merge_run(run: Path, _: Iterable[int]) -> None:
 
 def evaluate_run(run: Path, _: Iterable[int]) -> None:
     """Classify a run's own release as its config says."""
-    from sdwn.evaluation.evaluating import evaluate
+    from sdwn.evaluation.evaluate import evaluate
     from sdwn.releases.release import Release
 
     paths = RunPaths(run)

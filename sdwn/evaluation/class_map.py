@@ -1,4 +1,4 @@
-"""The map: a place in the plane for each class, near those with names of like meaning."""
+"""The class map: a point in the plane for each class, near those with names of like meaning."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.config import ModelConfig
-from sdwn.errors import UsageError
-from sdwn.evaluation import embedding, encoder
+from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.evaluation.word_vectors import find_vectors
+from sdwn.models.weights import snapshot, source
 from sdwn.releases.release import Release
-from sdwn.wordnet.taxonomy import Taxonomy
 
 SEED = 0
 PERPLEXITY = 30.0
@@ -22,8 +22,10 @@ PERPLEXITY = 30.0
 FEWEST = 5
 # Circles are moved apart until they are this far from one another, or so many times.
 GAP, ROUNDS = 0.04, 200
-# Names that are spelt the same have one place, but want a circle each.
+# Names that are spelt the same have one point, but want a circle each.
 JITTER = 1e-6
+# Names that the text encoder takes at once.
+BATCH = 64
 
 # What a reader should know of a built-in model's own text encoder.
 _NOTES = {
@@ -34,9 +36,13 @@ _NOTES = {
 Matrix = NDArray[np.float64]
 
 
+class NoEncoderError(SdwnError):
+    """A model without a text encoder that can be used here; the message says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Distances:
-    """How far apart the names of classes are, what says so, and what a reader should know."""
+    """How far apart the names of classes are, by which source, and what a reader should know."""
 
     wnids: tuple[str, ...]
     matrix: Matrix
@@ -44,18 +50,27 @@ class Distances:
     note: str
 
 
-def places(release: Release, wnids: Sequence[str], word_vectors: Path | None) -> dict[str, Any]:
+def build_class_map(
+    release: Release, wnids: Sequence[str], word_vectors: Path | None
+) -> dict[str, Any]:
     """Place classes in the plane by their names: the map of an evaluation's record.
 
     The names' vectors are those of the file ``word_vectors``, else the generation model's own
-    text encoder's; without either, WordNet's path distances take their part.
-    Coordinates are within -1 and 1.
+    text encoder's; without either, WordNet's path distances stand in for them. Coordinates are
+    within -1 and 1.
 
     Raises:
         UsageError: the file has no vector of any name, or is no such file; or WordNet lacks a
             synset.
     """
-    found = _distances(release, sorted(wnids), word_vectors)
+    wnids = sorted(wnids)
+    if word_vectors is not None:
+        found = _by_word_vectors(release, wnids, word_vectors)
+    else:
+        try:
+            found = _by_encoder(release, wnids)
+        except NoEncoderError as reason:
+            found = _by_wordnet(release, wnids, str(reason))
     method, points = flatten(found.matrix)
     return {
         "source": found.source,
@@ -69,17 +84,15 @@ def places(release: Release, wnids: Sequence[str], word_vectors: Path | None) ->
     }
 
 
-def _distances(release: Release, wnids: list[str], word_vectors: Path | None) -> Distances:
-    if word_vectors is not None:
-        return _by_words(release, wnids, word_vectors)
-    try:
-        return _by_encoder(release, wnids)
-    except encoder.NoEncoderError as reason:
-        return _by_wordnet(release.taxonomy, wnids, str(reason))
+# --- Distances between names -------------------------------------------------------------------
 
 
-def _by_words(release: Release, wnids: list[str], path: Path) -> Distances:
-    found = embedding.vectors(path, {wnid: _lemmas(release, wnid) for wnid in wnids})
+def _lemmas(release: Release, wnid: str) -> list[str]:
+    return [lemma.replace("_", " ") for lemma in release.synsets[wnid].lemmas.split(", ")]
+
+
+def _by_word_vectors(release: Release, wnids: Sequence[str], path: Path) -> Distances:
+    found = find_vectors(path, {wnid: _lemmas(release, wnid) for wnid in wnids})
     if not found:
         raise UsageError(
             f"{path}: expected vectors of English words, "
@@ -91,35 +104,101 @@ def _by_words(release: Release, wnids: list[str], path: Path) -> Distances:
     return Distances(tuple(found), matrix, path.name, note if without else "")
 
 
-def _by_encoder(release: Release, wnids: list[str]) -> Distances:
+def _by_wordnet(release: Release, wnids: Sequence[str], reason: str) -> Distances:
+    matrix = np.zeros((len(wnids), len(wnids)))
+    for row, one in enumerate(wnids):
+        for column, other in enumerate(wnids[:row]):
+            matrix[row, column] = matrix[column, row] = release.taxonomy.distance(one, other)
+    return Distances(tuple(wnids), matrix, "WordNet path distance", f"No word vectors: {reason}")
+
+
+def _by_encoder(release: Release, wnids: Sequence[str]) -> Distances:
     settings = release.manifest.settings
     if settings is None:
-        raise encoder.NoEncoderError("the pictures were imported, no model of ours made them")
+        raise NoEncoderError("the pictures were imported, no model of ours made them")
     model = ModelConfig(**settings["model"])
     revisions = {str(kind["revision"]) for kind in release.manifest.made_on if kind.get("revision")}
     # Where tasks ran several, none is the release's.
     revision = revisions.pop() if len(revisions) == 1 else None
-    folder = encoder.encoder_folder(model, revision)
     names = [_lemmas(release, wnid)[0] for wnid in wnids]
-    matrix = cosine_distances(encoder.encode(folder, model.variant, names))
-    source = f"text encoder of {model.name}"
-    return Distances(tuple(wnids), matrix, source, _NOTES.get(model.name, ""))
+    matrix = cosine_distances(encode_names(encoder_folder(model, revision), model.variant, names))
+    note = _NOTES.get(model.name, "")
+    return Distances(tuple(wnids), matrix, f"text encoder of {model.name}", note)
 
 
-def _by_wordnet(taxonomy: Taxonomy, wnids: list[str], reason: str) -> Distances:
-    matrix = np.zeros((len(wnids), len(wnids)))
-    for row, one in enumerate(wnids):
-        for column, other in enumerate(wnids[:row]):
-            matrix[row, column] = matrix[column, row] = taxonomy.distance(one, other)
-    return Distances(tuple(wnids), matrix, "WordNet path distance", f"No word vectors: {reason}")
+def encoder_folder(model: ModelConfig, revision: str | None = None) -> Path:
+    """Find the folder of a model that has a text encoder, without the network.
+
+    Raises:
+        NoEncoderError: there is none.
+    """
+    if model.builtin == "noise":
+        raise NoEncoderError(f"{model.name} has no text encoder")
+    folder: Path | None = None
+    if model.builtin is not None:
+        from sdwn.models.builtin import builtin_folder  # torch and diffusers
+
+        try:
+            folder = builtin_folder(model.builtin)
+        except IntegrityError as error:
+            raise NoEncoderError(str(error)) from None
+    else:
+        try:
+            is_folder = source(model) == "folder"
+        except UsageError:
+            pass  # neither a folder nor a name on the hub
+        else:
+            named = Path(model.name).expanduser()
+            folder = named if is_folder else snapshot(model.name, revision or model.revision)
+    if folder is None:
+        raise NoEncoderError(f"the weights of {model.name} are not on this machine")
+    if not all((folder / part).is_dir() for part in ("tokenizer", "text_encoder")):
+        raise NoEncoderError(f"{model.name} has no text encoder")
+    return folder
 
 
-def _lemmas(release: Release, wnid: str) -> list[str]:
-    return [lemma.replace("_", " ") for lemma in release.synsets[wnid].lemmas.split(", ")]
+def encode_names(folder: Path, variant: str | None, names: Sequence[str]) -> NDArray[np.float32]:
+    """Compute the text encoder's pooled output for each name, on the CPU and in float32.
+
+    Raises:
+        NoEncoderError: it is no CLIP text model, or cannot be loaded.
+    """
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, CLIPTextModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        kind = AutoConfig.from_pretrained(folder, subfolder="text_encoder").model_type
+        if not kind.startswith("clip"):
+            raise ValueError(f"expected CLIP's, found {kind}")
+        # Not every part of a pipeline has to have the variant.
+        has_variant = (folder / "text_encoder" / f"model.{variant}.safetensors").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, subfolder="tokenizer", local_files_only=True
+        )
+        model = CLIPTextModel.from_pretrained(
+            folder,
+            subfolder="text_encoder",
+            dtype=torch.float32,
+            variant=variant if has_variant else None,
+            local_files_only=True,
+        ).eval()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise NoEncoderError(f"the text encoder in {folder} cannot be loaded: {reason}") from None
+    pooled: list[NDArray[np.float32]] = []
+    with torch.inference_mode():
+        for start in range(0, len(names), BATCH):
+            batch = list(names[start : start + BATCH])
+            tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
+            found = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+            pooled.append(found.pooler_output.numpy())
+    return np.concatenate(pooled)
 
 
 def cosine_distances(vectors: NDArray[Any]) -> Matrix:
-    """Give 1 - cosine of each pair of rows; a row of zeros is at right angles to all.
+    """Compute 1 - cosine of each pair of rows; a row of zeros is at right angles to all.
 
     >>> cosine_distances(np.array([[2, 0], [1, 0], [0, 3]])).tolist()
     [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
@@ -132,13 +211,16 @@ def cosine_distances(vectors: NDArray[Any]) -> Matrix:
     return distances
 
 
+# --- Distances to points -----------------------------------------------------------------------
+
+
 def flatten(matrix: Matrix) -> tuple[str, Matrix]:
-    """Lay things out in the plane by their distances; return the method and (n, 2) coordinates.
+    """Find points in the plane for these distances; return the method and (n, 2) coordinates.
 
     t-SNE, for the map shall show which names are neighbours: it keeps neighbourhoods, where
     principal components and multidimensional scaling draw most classes in one cloud, and it
     takes seconds for a thousand. It starts from principal coordinates, so that also the large
-    shape has a meaning, and of a fixed seed. Fewer than five are laid out by principal
+    shape has a meaning, and of a fixed seed. Fewer than five are placed by principal
     coordinates alone.
     """
     start = principal_coordinates(matrix)

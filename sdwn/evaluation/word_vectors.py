@@ -7,7 +7,7 @@ import gzip
 import itertools
 import re
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -30,7 +30,7 @@ _OTHER_KINDS = {
 }
 
 
-def vectors(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Vector]:
+def find_vectors(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Vector]:
     """Find a vector for each key of ``names``, given its lemmas, the best first.
 
     A lemma of several words is looked up as one, joined by ``_`` or ``-``, else it is the mean
@@ -41,30 +41,53 @@ def vectors(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Vector]
     Raises:
         UsageError: it cannot be read, or is no such file.
     """
-    wanted = {spelling for lemmas in names.values() for spelling in _spellings(lemmas)}
+    wanted = {
+        spelling
+        for lemmas in names.values()
+        for lemma in lemmas
+        for spelling in (
+            *joined_spellings(lemma),
+            *(case for word in words_of(lemma) for case in _cases(word)),
+        )
+    }
     known = read_vectors(path, wanted)
-    found = {key: _first(lemmas, known) for key, lemmas in names.items()}
-    return {key: vector for key, vector in found.items() if vector is not None}
+
+    def first(spellings: Sequence[str]) -> Vector | None:
+        return next((known[word] for word in spellings if word in known), None)
+
+    found: dict[str, Vector] = {}
+    for key, lemmas in names.items():
+        for lemma in lemmas:
+            vector = first(joined_spellings(lemma))
+            if vector is None:
+                parts = [first(_cases(word)) for word in words_of(lemma)]
+                whole = [part for part in parts if part is not None]
+                if not whole or len(whole) < len(parts):
+                    continue
+                vector = np.mean(whole, axis=0, dtype=np.float32)
+            found[key] = vector
+            break
+    return found
 
 
-def joined(lemma: str) -> list[str]:
+def joined_spellings(lemma: str) -> list[str]:
     """List the ways in which a lemma may stand in a file as one word.
 
-    >>> joined("Maltese dog")
+    >>> joined_spellings("Maltese dog")
     ['Maltese_dog', 'maltese_dog', 'Maltese-dog', 'maltese-dog']
-    >>> joined("tabby")
+    >>> joined_spellings("tabby")
     ['tabby']
     """
     words = lemma.replace("_", " ").split()
-    return (
-        [way for sign in "_-" for way in _cases(sign.join(words))] if words[1:] else _cases(lemma)
-    )
+    if not words[1:]:
+        return _cases(lemma)
+    return [spelling for sign in "_-" for spelling in _cases(sign.join(words))]
 
 
-def words(lemma: str) -> list[str]:
-    """Take a lemma apart, the genitive's ending dropped.
+def words_of(lemma: str) -> list[str]:
+    """Split a lemma into words, the genitive's ending dropped.
 
-    >>> words("black-footed_ferret"), words("carpenter's kit")
+    >>> words_of("black-footed_ferret"), words_of("carpenter's kit")
     (['black', 'footed', 'ferret'], ['carpenter', 'kit'])
     """
     parts = (part.removesuffix("'s") for part in re.split(r"[\s_-]+", lemma))
@@ -73,30 +96,6 @@ def words(lemma: str) -> list[str]:
 
 def _cases(word: str) -> list[str]:
     return list(dict.fromkeys((word, word.lower())))
-
-
-def _spellings(lemmas: Iterable[str]) -> Iterator[str]:
-    for lemma in lemmas:
-        yield from joined(lemma)
-        for word in words(lemma):
-            yield from _cases(word)
-
-
-def _first(lemmas: Iterable[str], known: Mapping[str, Vector]) -> Vector | None:
-    for lemma in lemmas:
-        for way in joined(lemma):
-            if way in known:
-                return known[way]
-        parts = [_any(_cases(word), known) for word in words(lemma)]
-        whole = [part for part in parts if part is not None]
-        if whole and len(whole) == len(parts):
-            mean: Vector = np.mean(whole, axis=0, dtype=np.float32)
-            return mean
-    return None
-
-
-def _any(ways: Iterable[str], known: Mapping[str, Vector]) -> Vector | None:
-    return next((known[way] for way in ways if way in known), None)
 
 
 def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
@@ -109,10 +108,10 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
     """
     found: dict[str, Vector] = {}
     keys = {word.encode() for word in wanted}
-    with _lines(path) as lines:
-        numbered = enumerate(_bounded(path, lines), start=1)
-        length, start = _length(path, numbered)
-        for number, line in itertools.chain(start, numbered):
+    with _open_lines(path) as lines:
+        numbered = enumerate(lines, start=1)
+        length, first = _read_length(path, numbered)
+        for number, line in itertools.chain([first], numbered):
             # No copy of the numbers unless they are wanted: there are gigabytes of them.
             end = line.find(b" ")
             if (word := line[:end]) not in keys:
@@ -129,35 +128,16 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
     return {word: vector for word, vector in found.items() if vector.any()}
 
 
-def _length(path: Path, lines: Iterator[tuple[int, bytes]]) -> tuple[int, list[tuple[int, bytes]]]:
-    """Tell how many numbers a word has, and give back the lines that were read for it."""
-    first = 1, next(lines, (1, b""))[1].removeprefix(codecs.BOM_UTF8)
-    fields = first[1].split()
-    header = len(fields) == 2 and all(field.isdigit() for field in fields)
-    if header:
-        first = next(lines, (2, b""))
-    where, rest = f"{path}: line {first[0]}", first[1].partition(b" ")[2].split()
-    length = int(fields[1]) if header else len(rest)
-    if length < 2 or len(rest) != length:
-        raise UsageError(f"{where}: {EXPECTED}, found {_shown(first[1])}")
-    _numbers(where, rest)
-    return length, [first]
-
-
-def _numbers(where: str, fields: Sequence[bytes]) -> Vector:
-    try:
-        with np.errstate(over="ignore"):  # what is too large is told below
-            vector = np.array([float(field) for field in fields], np.float32)
-    except ValueError:
-        raise UsageError(f"{where}: {EXPECTED}, found {_shown(b' '.join(fields))}") from None
-    if not np.isfinite(vector).all():
-        raise UsageError(f"{where}: expected finite numbers, found some that are not")
-    return vector
-
-
 @contextmanager
-def _lines(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, gzipped or not, and tell errors of reading it in one line."""
+def _open_lines(path: Path) -> Iterator[Iterator[bytes]]:
+    """Open a file, gzipped or not, as lines of bounded length; errors are one line."""
+
+    def bounded(file: IO[bytes]) -> Iterator[bytes]:
+        while line := file.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE:
+                raise UsageError(f"{path}: {EXPECTED}, found a line of more than a megabyte")
+            yield line
+
     try:
         with path.open("rb") as file:
             head = file.peek(6)[:6]
@@ -166,19 +146,38 @@ def _lines(path: Path) -> Iterator[IO[bytes]]:
                     raise UsageError(f"{path}: {EXPECTED}, found {kind}")
             if head.startswith(b"\x1f\x8b"):
                 with gzip.open(file) as unpacked:
-                    yield unpacked  # type: ignore[misc]  # it reads bytes
+                    yield bounded(unpacked)  # type: ignore[arg-type]  # it reads bytes
             else:
-                yield file
+                yield bounded(file)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{path}: word vectors cannot be read: {reason}") from None
 
 
-def _bounded(path: Path, file: IO[bytes]) -> Iterator[bytes]:
-    while line := file.readline(LONGEST_LINE):
-        if len(line) == LONGEST_LINE:
-            raise UsageError(f"{path}: {EXPECTED}, found a line of more than a megabyte")
-        yield line
+def _read_length(path: Path, lines: Iterator[tuple[int, bytes]]) -> tuple[int, tuple[int, bytes]]:
+    """Read how many numbers a word has; return it with the first word's line, not its header."""
+    number, line = 1, next(lines, (1, b""))[1].removeprefix(codecs.BOM_UTF8)
+    fields = line.split()
+    header = len(fields) == 2 and all(field.isdigit() for field in fields)
+    if header:
+        number, line = next(lines, (2, b""))
+    where, rest = f"{path}: line {number}", line.partition(b" ")[2].split()
+    length = int(fields[1]) if header else len(rest)
+    if length < 2 or len(rest) != length:
+        raise UsageError(f"{where}: {EXPECTED}, found {_shown(line)}")
+    _numbers(where, rest)
+    return length, (number, line)
+
+
+def _numbers(where: str, fields: Sequence[bytes]) -> Vector:
+    try:
+        with np.errstate(over="ignore"):  # what is too large is refused below
+            vector = np.array([float(field) for field in fields], np.float32)
+    except ValueError:
+        raise UsageError(f"{where}: {EXPECTED}, found {_shown(b' '.join(fields))}") from None
+    if not np.isfinite(vector).all():
+        raise UsageError(f"{where}: expected finite numbers, found some that are not")
+    return vector
 
 
 def _shown(line: bytes) -> str:

@@ -1,0 +1,170 @@
+"""A release becomes an evaluation: classified here or by tasks, merged, and measured."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sdwn.config import EvaluationConfig
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command
+from sdwn.evaluation.groups import read_groups
+from sdwn.evaluation.record import build_record, main_figures
+from sdwn.io import Advance
+from sdwn.jobs.cluster import Tell, quietly
+from sdwn.jobs.live import missing
+from sdwn.jobs.submit import alone
+from sdwn.paths import RunPaths, work_paths
+from sdwn.prediction.plan import (
+    PredictionPlan,
+    count_live_tasks,
+    evaluation_of,
+    open_planned_release,
+    open_prediction_plan,
+)
+from sdwn.prediction.table import (
+    merge_predictions,
+    read_whole_predictions,
+    remove_damaged_shards,
+    write_predictions,
+)
+from sdwn.releases.release import Release
+from sdwn.wordnet.taxonomy import Taxonomy
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    release: Release,
+    chosen: EvaluationConfig,
+    advance: Advance = lambda _: None,
+    tell: Tell = quietly,
+) -> dict[str, Any]:
+    """Classify a release's images in this process and write the figures; return the main ones.
+
+    Shards that are finished are kept, and so are undamaged predictions of this release, model,
+    weights and selection; the figures are computed anew.
+
+    Raises:
+        SdwnError: there is nothing to classify, tasks do it now, or the model cannot be had.
+    """
+    work, plan = open_prediction_plan(release, chosen)
+    return evaluate_planned(release, work, plan, advance, tell)
+
+
+def evaluate_planned(  # noqa: PLR0913, PLR0917
+    release: Release,
+    work: RunPaths,
+    plan: PredictionPlan,
+    advance: Advance,
+    tell: Tell,
+    batch_size: int | None = None,
+) -> dict[str, Any]:
+    """Classify in this process what a plan lacks, and write the figures."""
+    with alone(work, tell):
+        if has_predictions(release, work, plan, tell):
+            advance(plan.images)
+        else:
+            with removed_if_empty(work):
+                if busy := count_live_tasks(work):
+                    watch = command("status", work.root, "--watch")
+                    raise SdwnError(
+                        f"{busy} tasks are live that classify this; run the same command when "
+                        f"they have ended (follow them with: {watch}), or end them with: "
+                        f"{command('cancel', work.root)}"
+                    )
+                require_evaluable(plan.chosen, release.taxonomy)
+                todo = [plan.shards[index] for index in missing(work, plan)]
+                advance(plan.images - sum(map(plan.shard_images, todo)))
+                if todo:
+                    from sdwn.prediction.task import predict_shards
+
+                    predict_shards(work, release, plan, todo, advance, batch_size)
+        return _write_figures(release, work, plan)
+
+
+@contextmanager
+def removed_if_empty(work: RunPaths) -> Iterator[None]:
+    """Remove the folder of an evaluation that came to nothing, as with a model's name mistyped."""
+    try:
+        yield
+    except SdwnError:
+        if not work.submissions.exists() and not work.done_shards():
+            shutil.rmtree(work.root, ignore_errors=True)
+            with suppress(OSError):  # an earlier evaluation lies there
+                evaluation_of(work).root.rmdir()
+        raise
+
+
+def has_predictions(release: Release, work: RunPaths, plan: PredictionPlan, tell: Tell) -> bool:
+    """Return whether undamaged predictions are there.
+
+    Damaged or foreign ones are removed, and so are damaged shards; ``tell`` is given the reason.
+    """
+    paths = evaluation_of(work)
+    if not paths.predictions.exists():
+        for problem in remove_damaged_shards(release, work, plan):
+            tell(f"classifying again: {problem}")
+        return False
+    try:
+        read_whole_predictions(release, paths, plan)
+    except IntegrityError as error:
+        tell(f"classifying again, for what is there cannot be kept: {error}")
+        paths.predictions.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def require_evaluable(chosen: EvaluationConfig, taxonomy: Taxonomy) -> None:
+    """Refuse wrong groups, word vectors or models here, before tasks wait and work in vain.
+
+    Raises:
+        SdwnError: there is no WordNet, the groups or word vectors cannot be read, or timm has no
+            such model.
+    """
+    if chosen.embedding is not None and not chosen.embedding.is_file():
+        raise UsageError(f"{chosen.embedding}: no such file of word vectors")
+    if chosen.model != EvaluationConfig().model:
+        # Seconds, for timm imports torch; only it knows its names.
+        from sdwn.prediction.pretrained import require_known
+
+        require_known(chosen.model)
+    read_groups(chosen.groups, taxonomy)
+
+
+def write_evaluation(
+    release: Release, work: RunPaths, plan: PredictionPlan, tell: Tell
+) -> dict[str, Any]:
+    """Merge the shards of predictions, unless they are merged already, and write the figures.
+
+    Raises:
+        IntegrityError: something is missing, damaged or foreign; each is named.
+    """
+    with alone(work, tell):
+        return _write_figures(release, work, plan)
+
+
+def _write_figures(release: Release, work: RunPaths, plan: PredictionPlan) -> dict[str, Any]:
+    paths = evaluation_of(work)
+    if not paths.predictions.exists():
+        write_predictions(paths.predictions, merge_predictions(release, work, plan))
+    # As it lies on the disk; only then may the shards go. Of tasks, their records stay.
+    found = read_whole_predictions(release, paths, plan)
+    shutil.rmtree(work.shards if work.submissions.exists() else work.root, ignore_errors=True)
+    classifier = {**found.source.classifier, "judged_on": list(found.source.judged_on)}
+    return main_figures(paths, build_record(release, paths, found.table, classifier, plan.chosen))
+
+
+def conclude(work: Path, _: Iterable[int]) -> None:
+    """Write the figures of a release that tasks have classified: the stage behind them.
+
+    Raises:
+        IntegrityError: something is missing, damaged or foreign; each is named.
+    """
+    paths = work_paths(work)
+    release, plan = open_planned_release(paths)
+    log.info("evaluated: %s", json.dumps(write_evaluation(release, paths, plan, log.info)))
