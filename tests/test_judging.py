@@ -215,7 +215,7 @@ def test_predictions_of_another_release_are_named_and_made_anew(
     assert problem.startswith(f"evaluations/{name}/evaluation.json: of another release")
     told: list[str] = []
     evaluate(second, tiny, tell=told.append)
-    assert "judging again" in told[0]
+    assert "classifying again" in told[0]
     assert f"of release {first.digest[:12]}" in told[0]
     assert verify(second.paths.root, quick=True) == []
 
@@ -418,7 +418,7 @@ def test_damaged_shards_are_judged_again_by_the_next_command(
     changed(work.shard(3), with_column("label_rank", 1, 2000))
     told: list[str] = []
     again = evaluate(release, tiny, tell=told.append)
-    named = [line.removeprefix("judging again: ").partition(":")[0] for line in told]
+    named = [line.removeprefix("classifying again: ").partition(":")[0] for line in told]
     assert named == [str(work.shard(number)) for number in (1, 2, 3)]
     found = read_predictions(Path(again["path"]).with_name("predictions.parquet"), 99).table
     assert found["top5"].equals(table["top5"])
@@ -656,7 +656,7 @@ def test_cancel_ends_all_jobs_of_a_judging_and_waiting_goes_on(
     assert (moved["submitted"], moved["live"]) == (0, 4)
     assert moved["then"] == submitted["then"], "it waits there already"
     refused = sdwn(*command, code=1).stderr
-    assert "tasks are live that judge this; run the same command when they have ended" in refused
+    assert "tasks are live that classify this; run the same command when they have ended" in refused
     cancelled = sdwn.json("cancel", submitted["work"])["job_ids"]
     assert {*cancelled} == {*submitted["job_ids"], *submitted["then"].values()}
     found = sdwn.json(*command, "--profile", site, "--wait", "--shards-per-task", "4")
