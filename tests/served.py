@@ -18,8 +18,8 @@ from conftest import wait_until
 def served(*libraries: Library, **options: Any) -> Iterator[str]:
     """Serve a release, or two side by side; give the address without a slash at its end."""
     with listen("127.0.0.1", 0, token=False) as listening:
-        server = Server(make_app(*libraries, **options), listening)
-        thread = threading.Thread(target=server.run)
+        server = Server(make_app(*libraries, **options))
+        thread = threading.Thread(target=server.run, args=([listening.socket],))
         thread.start()
         try:
             wait_until(lambda: server.started)

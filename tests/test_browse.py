@@ -26,7 +26,7 @@ import pytest
 from PIL import Image
 from sdwn.browser import pages, server
 from sdwn.browser.app import ANY_HOST
-from sdwn.browser.library import Library, open_release
+from sdwn.browser.library import Library
 from sdwn.browser.server import listen
 from sdwn.errors import SdwnError, UsageError
 from sdwn.exchange.import_images import ImportOptions, import_images
@@ -66,7 +66,7 @@ def visiting(*libraries: Library, **options: Any) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def site(roots: tuple[Path, Path]) -> Iterator[httpx.Client]:
-    with visiting(*map(open_release, roots)) as client:
+    with visiting(*map(Library, roots)) as client:
         yield client
 
 
@@ -230,7 +230,7 @@ def test_an_import_is_shown_without_what_nobody_recorded(tmp_path: Path) -> None
     (tmp_path / "pictures/one/prompt.txt").write_text(f"prompt: {formula}\nwnid: {ZEBRA}\n")
     root = ReleasePaths(tmp_path / "imported")
     import_images(tmp_path / "pictures", root, ImportOptions("folders"), lambda _: None)
-    with visiting(open_release(root.root)) as site:
+    with visiting(Library(root.root)) as site:
         for address in (*PAGES[:11], f"/synsets/{ZEBRA}/1"):
             wanted = 404 if address in (f"/tree/{CORGI}", f"/synsets/{ZEBRA}/3") else 200
             assert site.get(address).status_code == wanted, address
@@ -258,7 +258,7 @@ def test_what_browsers_may_not_turn_is_shown_upright_and_saved_as_stored(tmp_pat
     Image.new("RGB", (30, 20), (9, 200, 9)).save(folder / "3.webp")
     root = ReleasePaths(tmp_path / "imported")
     import_images(folder.parent, root, ImportOptions("imagefolder"))
-    with visiting(open_release(root.root)) as site:
+    with visiting(Library(root.root)) as site:
         shown = [site.get(f"/images/{ZEBRA}/{number}") for number in range(4)]
         types = ["image/jpeg", "image/png", "image/png", "image/webp"]
         assert [one.headers["content-type"] for one in shown] == types
@@ -275,7 +275,7 @@ def test_a_synset_of_many_images_is_shown_a_page_at_a_time(
     roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "IMAGES_A_PAGE", 4)
-    with visiting(*map(open_release, roots)) as site:
+    with visiting(*map(Library, roots)) as site:
         for address in (f"/synsets/{PUG}", f"/compare/{PUG}"):
             first, last = site.get(address).text, site.get(f"{address}?page=3").text
             assert f"{address}?page=2" in first
@@ -291,7 +291,7 @@ def test_a_damaged_image_shows_as_such_and_takes_nothing_down(
 ) -> None:
     root = copied(roots[0], tmp_path)
     damage(root, ZEBRA, 4)
-    with visiting(open_release(root)) as site:
+    with visiting(Library(root)) as site:
         for size in ("192", "384"):
             small = site.get(f"/thumbnails/{ZEBRA}/4?size={size}")
             assert (small.status_code, small.headers["content-type"]) == (200, "image/svg+xml")
@@ -322,7 +322,7 @@ def test_an_image_that_its_disk_does_not_give_is_shown_as_damaged(
     def failing(*_: int) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    with visiting(open_release(roots[0])) as site:
+    with visiting(Library(roots[0])) as site:
         with monkeypatch.context() as patch:
             patch.setattr(os, "pread", failing)
             small = site.get(f"/thumbnails/{ZEBRA}/4")
@@ -337,7 +337,7 @@ def test_a_release_that_was_replaced_or_taken_away_is_told(
     roots: tuple[Path, Path], tmp_path: Path
 ) -> None:
     root = copied(roots[0], tmp_path)
-    with visiting(open_release(root)) as site:
+    with visiting(Library(root)) as site:
         assert "start sdwn browse again" not in site.get("/").text
         manifest = root / "manifest.json"
         manifest.write_text(manifest.read_text() + "\n")
@@ -462,7 +462,7 @@ TOKEN = "s3cret-s3cret-s3cret"
 
 @pytest.fixture(scope="module")
 def locked(roots: tuple[Path, Path]) -> Iterator[httpx.Client]:
-    with visiting(open_release(roots[0]), token=TOKEN, hosts=ANY_HOST) as client:
+    with visiting(Library(roots[0]), token=TOKEN, hosts=ANY_HOST) as client:
         yield client
 
 
@@ -552,7 +552,7 @@ def test_who_does_not_ask_is_hung_up_on(
     """Half a request, a few bytes at a time, would otherwise keep a connection for ever."""
     monkeypatch.setattr(server, "REQUEST_SECONDS", 0.3)
     host = b"Host: localhost\r\n"
-    with visiting(open_release(roots[1])) as site, contextlib.ExitStack() as opened:
+    with visiting(Library(roots[1])) as site, contextlib.ExitStack() as opened:
         place = site.base_url.host, site.base_url.port or 0
         for begun in (
             b"",
@@ -574,7 +574,7 @@ def test_more_connections_than_there_is_room_for_stop_nobody(
     roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "MOST_CONNECTIONS", 10)
-    with visiting(open_release(roots[1])) as site, contextlib.ExitStack() as opened:
+    with visiting(Library(roots[1])) as site, contextlib.ExitStack() as opened:
         place = site.base_url.host, site.base_url.port or 0
         crowd = [opened.enter_context(socket.create_connection(place)) for _ in range(40)]
         for connection in crowd:
@@ -596,7 +596,7 @@ def answers(site: httpx.Client) -> bool:
 
 def test_a_folder_whose_name_is_no_text_is_shown(roots: tuple[Path, Path], tmp_path: Path) -> None:
     root = Path(shutil.copytree(roots[0], tmp_path / os.fsdecode(b"caf\xe9")))
-    with visiting(open_release(root)) as site:
+    with visiting(Library(root)) as site:
         for address in (f"/synsets/{ZEBRA}", f"/synsets/{ZEBRA}/3", "/about"):
             answer = site.get(address)
             assert (answer.status_code, "caf?" in answer.text) == (200, True), address
@@ -605,7 +605,7 @@ def test_a_folder_whose_name_is_no_text_is_shown(roots: tuple[Path, Path], tmp_p
 def test_an_error_in_a_page_is_one_sentence_there_and_a_line_in_the_log(
     roots: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    library = open_release(roots[0])
+    library = Library(roots[0])
     library.release.close()
     del library.collection  # a fault of our own
     with visiting(library) as site:
@@ -671,7 +671,7 @@ def test_this_machine_is_known_by_the_address_that_was_asked_for(
         assert "127.0.1.1" in found.url
         assert found.token is None
         hosts = found.hosts
-    with visiting(open_release(roots[0]), hosts=hosts) as site:
+    with visiting(Library(roots[0]), hosts=hosts) as site:
         assert asked_raw(site, "GET /about HTTP/1.1\r\nHost: 127.0.1.1:80\r\n")[0] == 200
         assert asked_raw(site, "GET /about HTTP/1.1\r\nHost: 127.0.1.2\r\n")[0] == 400
 
@@ -820,7 +820,7 @@ def test_nothing_of_a_release_is_ever_written(roots: tuple[Path, Path], tmp_path
     for path in [*root.rglob("*"), root]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = stamps(root)
-    with visiting(open_release(root)) as site:
+    with visiting(Library(root)) as site:
         for address in (*PAGES[:11], f"/synsets/{ZEBRA}.zip", "/list.csv", f"/images/{ZEBRA}/0"):
             assert site.get(address).status_code == 200
     assert stamps(root) == before

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sdwn.browser.library import Library, open_release
+from sdwn.browser.library import Library
 from sdwn.wordnet.corpus import WordNet
 
 from conftest import Sdwn, hide_wordnet
@@ -96,7 +96,7 @@ def rename(root: Path, wnid: str, lemmas: str) -> None:
 
 @pytest.fixture(scope="module")
 def site(roots: tuple[Path, Path]) -> Iterator[Site]:
-    libraries = [open_release(root) for root in roots]
+    libraries = [Library(root) for root in roots]
     with served(*libraries) as url:
         yield Site(url, libraries[0])
 
@@ -550,7 +550,7 @@ def test_an_import_that_nobody_judged_is_shown_too(
     damaged.write_text("{}")
     (tmp_path / "taken/taxonomy.parquet").unlink()  # as releases were before there was one
     hide_wordnet(monkeypatch, tmp_path)
-    with served(open_release(tmp_path / "taken")) as url:
+    with served(Library(tmp_path / "taken")) as url:
         found = opened(browser, f"{url}/", ".hit")
         page = found.page
         assert sorted(shown(page)) == ["pug", "zebra"]

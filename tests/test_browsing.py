@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sdwn.browser.addresses import ORDERS, SHOWS, BadViewError, View
 from sdwn.browser.collection import ImageView
-from sdwn.browser.library import PAGE, PREVIEW, Library, open_release
+from sdwn.browser.library import PAGE, PREVIEW, Library
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import read_evaluation
@@ -84,7 +84,7 @@ def aged(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def library(zoo: Release) -> Library:
-    return open_release(zoo.paths.root)
+    return Library(zoo.paths.root)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_synset_of_several_prompts_has_none(copied: ReleasePaths) -> None:
     prompts[at + 2] = "another"
     column = table.column_names.index("prompt")
     pq.write_table(table.set_column(column, "prompt", pa.array(prompts)), copied.metadata)
-    collection = open_release(copied.root).collection
+    collection = Library(copied.root).collection
     without = [entry.wnid for entry in collection.entries if entry.prompt is None]
     assert without == [DOG]
 
@@ -184,7 +184,7 @@ def test_the_newest_evaluation_is_taken_or_the_one_that_is_named(
     predictions = library.predictions
     assert predictions is not None
     assert (predictions.name, predictions.model, predictions.note) == ("whole", "vit", None)
-    older = open_release(zoo.paths.root, "classes")
+    older = Library(zoo.paths.root, "classes")
     assert older.predictions is not None
     assert older.predictions.name == "classes"
     unjudged = EACH * (SYNSETS - 4)
@@ -195,7 +195,7 @@ def test_the_newest_evaluation_is_taken_or_the_one_that_is_named(
     assert dog is not None
     assert (dog.prediction, dog.state) == (None, "unjudged")
     with pytest.raises(UsageError, match="no evaluation 'new'; there is whole, classes"):
-        open_release(zoo.paths.root, "new")
+        Library(zoo.paths.root, "new")
 
 
 @pytest.mark.parametrize("show", ["right", "wrong"])
@@ -216,15 +216,15 @@ def test_what_is_damaged_or_of_another_release_is_not_offered_and_says_why(
     shutil.copytree(classes.root, copied.evaluation("sound").root)
     whole.evaluation.write_text(whole.evaluation.read_text().replace('"vit"', '"wit"'))
     classes.predictions.write_bytes(classes.predictions.read_bytes()[:-1])
-    library = open_release(copied.root)
+    library = Library(copied.root)
     assert library.evaluations == ["sound"]
     assert library.predictions is not None
     assert "altered since it was written" in library.refused["whole"]
     assert "changed (its SHA-256 is not the recorded one)" in library.refused["classes"]
     with pytest.raises(IntegrityError, match="altered since it was written"):
-        open_release(copied.root, "whole")
+        Library(copied.root, "whole")
     copied.manifest.write_text(copied.manifest.read_text() + "\n")
-    library = open_release(copied.root)
+    library = Library(copied.root)
     assert (library.evaluations, library.predictions, library.groups) == ([], None, {})
     assert "of another release; evaluate again with: sdwn evaluate" in library.refused["sound"]
     assert library.select(View(q="zebra")).total_images == EACH
@@ -261,13 +261,13 @@ def test_a_table_that_no_release_has_is_refused_in_a_line(
 ) -> None:
     tampered(copied, change)
     with pytest.raises(IntegrityError, match=rf"metadata\.parquet: {expected}") as refused:
-        open_release(copied.root)
+        Library(copied.root)
     assert "\n" not in str(refused.value)
 
 
 def test_an_image_of_no_session_is_shown_without_its_making(copied: ReleasePaths) -> None:
     tampered(copied, with_column("session", 99))
-    library = open_release(copied.root)
+    library = Library(copied.root)
     image = library.image(ZEBRA, 0)
     assert image is not None
     with pytest.raises(IntegrityError, match="expected a session 99, has none"):
@@ -346,7 +346,7 @@ def test_a_release_of_before_there_was_a_taxonomy_has_the_same_tree(
     copied: ReleasePaths, library: Library
 ) -> None:
     copied.taxonomy.unlink()
-    old, new = open_release(copied.root).tree, library.tree
+    old, new = Library(copied.root).tree, library.tree
     assert old is not None
     assert new is not None
     assert old.root == new.root
@@ -360,7 +360,7 @@ def test_without_taxonomy_and_wordnet_all_but_the_tree_is_there(
 ) -> None:
     copied.taxonomy.unlink()
     hide_wordnet(monkeypatch, tmp_path)
-    library = open_release(copied.root)
+    library = Library(copied.root)
     assert library.tree is None
     assert "expected WordNet 3.0 (wnids are its offsets), found no" in str(library.tree_missing)
     assert library.select(View(q="dog", show="ok")).total_synsets
@@ -534,7 +534,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 
 def test_imported_pictures_can_be_browsed(imported: Release) -> None:
-    library = open_release(imported.paths.root)
+    library = Library(imported.paths.root)
     assert (library.predictions, library.evaluations, library.groups) == (None, [], {})
     dog = library.collection.entry(DOG)
     assert dog is not None
@@ -566,7 +566,7 @@ def test_imported_pictures_can_be_browsed(imported: Release) -> None:
 def test_threads_that_ask_at_once_get_what_one_gets(zoo: Release, library: Library) -> None:
     views = [View(q=q, show=show) for q in ("dog", "dgo", "small", "") for show in SHOWS]
     expected = [library.select(view) for view in views]
-    fresh = open_release(zoo.paths.root)
+    fresh = Library(zoo.paths.root)
     fresh.warm()
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(fresh.select, views * 4)) == expected * 4
@@ -581,6 +581,6 @@ def test_browsing_writes_nothing(copied: ReleasePaths) -> None:
         return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
     before = state()
-    library = open_release(copied.root)
+    library = Library(copied.root)
     library.select(View(q="zebre", below=DOG))
     assert state() == before

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sdwn.browser.addresses import View
 from sdwn.browser.images import image_list
-from sdwn.browser.library import open_release
+from sdwn.browser.library import Library
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.csv_selection import select_listed
@@ -159,7 +159,7 @@ def test_the_table_of_metadata_is_a_list(release: Release, tmp_path: Path) -> No
 
 def test_the_list_of_a_search_is_a_list(release: Release, tmp_path: Path) -> None:
     """What ``sdwn browse`` gives for a view, page by page or not."""
-    library = open_release(release.paths.root)
+    library = Library(release.paths.root)
     text = "".join(image_list(library.all_images(View(q="corgi zebra"))))
     some = select_listed(release, write(tmp_path, text))
     assert held(some) == [(wnid, number) for wnid in (CORGI, ZEBRA) for number in range(3)]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from sdwn.browser import sheet
-from sdwn.browser.library import open_release
+from sdwn.browser.library import Library
 from sdwn.browser.sheet import sheet_page
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
@@ -156,7 +156,7 @@ def test_a_sheet_of_many_images_says_what_is_left_out(
     release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sheet, "MOST", 4)
-    library = open_release(release.paths.root)
+    library = Library(release.paths.root)
     shown = Page(sheet_page(library, library.find("zebra")))
     assert [(one["alt"] or "").split(", ")[1] for one in shown.all("img")] == [
         f"image {number}" for number in range(4)
@@ -249,7 +249,7 @@ def test_a_sheet_fits_narrow_and_dark_screens_and_breaks_no_rule(
     shown.on("request", lambda request: said.append(request.url))
     for opened, name in ((release, "zebra"), (hostile, "n00000001")):
         path = tmp_path / f"{name}.html"
-        library = open_release(opened.paths.root)
+        library = Library(opened.paths.root)
         path.write_text(sheet_page(library, library.find(name)), encoding="utf-8")
         shown.goto(path.as_uri())
         broken = "[...document.images].filter(one => !one.naturalWidth).length"

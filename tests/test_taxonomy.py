@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sdwn.browser.library import open_release
+from sdwn.browser.library import Library
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.verify import verify
@@ -121,7 +121,7 @@ def test_without_wordnet_a_run_is_merged_evaluated_browsed_subset_and_compared(
     assert 0 < len(dogs) < len(release)
     every = EvaluationConfig(images="all")
     evaluation(release, predictions(release, every=True), "one", every)
-    library = open_release(release.paths.root, "one")
+    library = Library(release.paths.root, "one")
     assert library.tree is not None
     node = library.tree.node(DOG)
     assert node is not None
@@ -216,7 +216,7 @@ def test_a_release_with_a_damaged_one_says_so_wherever_it_is_asked(
     content = release.paths.taxonomy.read_bytes()
     release.paths.taxonomy.write_bytes(content[: len(content) // 2])
     assert any(problem.startswith("taxonomy.parquet: ") for problem in verify(release.paths.root))
-    library = open_release(release.paths.root)
+    library = Library(release.paths.root)
     assert library.tree is None
     assert "taxonomy.parquet: cannot be read" in str(library.tree_missing)
     with pytest.raises(IntegrityError, match=r"taxonomy\.parquet"):

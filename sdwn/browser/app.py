@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from secrets import compare_digest
 from typing import Any
@@ -206,16 +206,12 @@ def _answer_error(request: Request, error: Exception) -> Response:
         text = message or first_line(error)
         debug = not known and log.isEnabledFor(logging.DEBUG)
         log.error("%r: %s", str(request.scope["path"]), text, exc_info=debug)
-    return _error_page(status, message, headers, pages.common_values(request))
+    answer = _error_page(status, message, **pages.common_values(request))
+    answer.headers.update(headers)
+    return answer
 
 
-def _error_page(
-    status: int,
-    message: str | None = None,
-    headers: Mapping[str, str] | None = None,
-    common: Mapping[str, Any] | None = None,
-) -> Response:
+def _error_page(status: int, message: str | None = None, **common: Any) -> Response:
     title, usual = ERRORS.get(status, ERRORS[500])
-    values = {"status": status, "title": title, "message": message or usual, **(common or {})}
-    page = render_page("error.html", values)
-    return HTMLResponse(page, status, {**(headers or {}), "Cache-Control": "no-store"})
+    values = {"status": status, "title": title, "message": message or usual, **common}
+    return HTMLResponse(render_page("error.html", values), status, {"Cache-Control": "no-store"})

@@ -253,16 +253,17 @@ class ImagePredictions:
         if differ := disagreements(table, release.metadata.select(IMAGE).filter(chosen)):
             raise IntegrityError(f"{path}: {differ[0]}")
         classified = numbers(chosen)
-        self._top5 = numbers(table["top5"].combine_chunks().flatten()).reshape(-1, TOP)
-        shares = table["top5_probability"].combine_chunks().flatten()
-        self._probabilities = numbers(shares).reshape(-1, TOP)
-        self._subtree: NDArray[np.float32] = numbers(table["subtree_probability"], np.nan)
-        # By row of the release, the row in the predictions.
-        self._index = np.full(len(classified), NONE, np.int32)
-        self._index[classified] = np.arange(table.num_rows)
-        self.rank, self.best = (np.full(len(classified), NONE, np.int16) for _ in range(2))
+        rows = len(classified)
+        self._top5 = np.full((rows, TOP), NONE, np.int16)
+        self._top5[classified] = numbers(table["top5"].combine_chunks().flatten()).reshape(-1, TOP)
+        self._probabilities = np.zeros((rows, TOP), np.float32)
+        shares = numbers(table["top5_probability"].combine_chunks().flatten())
+        self._probabilities[classified] = shares.reshape(-1, TOP)
+        self._subtree = np.full(rows, np.nan, np.float32)
+        self._subtree[classified] = numbers(table["subtree_probability"], np.nan)
+        self.best = self._top5[:, 0]
+        self.rank = np.full(rows, NONE, np.int16)
         self.rank[classified] = numbers(table["label_rank"], NONE)
-        self.best[classified] = self._top5[:, 0]
         self.labelled = collection.count(self.rank >= 0)
         self.correct = collection.count(self.rank == 0)
 
@@ -274,21 +275,20 @@ class ImagePredictions:
     @property
     def note(self) -> str | None:
         """How many images are not classified; None if all are."""
-        without = int((self._index == NONE).sum())
+        without = int(np.count_nonzero(self.best == NONE))
         if not without:
             return None
         return (
-            f"{without:,} of {len(self._index):,} images are not classified: their synsets are no "
+            f"{without:,} of {len(self.best):,} images are not classified: their synsets are no "
             "ImageNet-1k classes"
         )
 
     def of_row(self, row: int) -> Prediction | None:
         """Return what was predicted of an image; None if it was not classified."""
-        index = int(self._index[row])
-        if index == NONE:
+        if self.best[row] == NONE:
             return None
-        rank, subtree = int(self.rank[row]), float(self._subtree[index])
-        best = zip(self._top5[index].tolist(), self._probabilities[index].tolist(), strict=True)
+        rank, subtree = int(self.rank[row]), float(self._subtree[row])
+        best = zip(self._top5[row].tolist(), self._probabilities[row].tolist(), strict=True)
         return Prediction(
             top5=tuple(Guess(class_wnids()[i], _class_names()[i], share) for i, share in best),
             correct=None if rank == NONE else rank == 0,

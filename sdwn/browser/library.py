@@ -6,7 +6,7 @@ import gc
 import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,78 +38,6 @@ PAGE = 48
 PREVIEW = 4
 
 Mask = NDArray[np.bool_]
-# A file's inode, size and time; None where there is none.
-Stamp = tuple[int, int, int] | None
-
-
-def open_release(root: str | Path, evaluation: str | None = None) -> Library:
-    """Open a release for browsing; nothing of it is written.
-
-    Args:
-        root: the release.
-        evaluation: its name; without one, the newest that is whole and of this release.
-
-    Raises:
-        UsageError: there is no evaluation of that name.
-        SdwnError: there is no release, it is damaged, or the evaluation that was named is.
-    """
-    # The stamp before the release is read: what comes in between is a change.
-    stamp = _stamp(ReleasePaths(Path(root).absolute()).manifest)
-    release = Release(root)
-    collection = Collection(release)
-
-    predictions, fit, refused = None, list[str](), dict[str, str]()
-    made = evaluations(release.paths)
-    for name in sorted(made, key=lambda name: (-made[name], name)):
-        paths = release.paths.evaluation(name)
-        try:
-            record = read_evaluation(paths)
-            if problem := evaluation_mismatch(release, paths, record):
-                raise IntegrityError(problem)
-            if predictions is None and evaluation in (None, name):
-                predictions = ImagePredictions(collection, name, record)
-        except IntegrityError as error:
-            refused[name] = str(error)
-        else:
-            fit.append(name)
-    if evaluation in refused:
-        raise IntegrityError(refused[evaluation])
-    if evaluation is not None and evaluation not in fit:
-        raise UsageError(
-            f"{release}: no evaluation {evaluation!r}; there is {', '.join(fit) or 'none'}"
-        )
-
-    tree, tree_missing = None, None
-    try:
-        if not release.paths.taxonomy.exists():
-            require_corpus()
-        tree = SynsetTree(release.taxonomy, collection, predictions)
-    except SdwnError as error:
-        tree_missing = str(error)
-    groups = {}
-    if predictions is not None and tree is not None:
-        groups = {group["name"]: group["wnid"] for group in predictions.record["groups"]}
-    return Library(
-        release=release,
-        collection=collection,
-        predictions=predictions,
-        evaluations=fit,
-        refused=refused,
-        tree=tree,
-        tree_missing=tree_missing,
-        groups=groups,
-        stored=StoredImages(release),
-        index=SearchIndex(collection),
-        opened=stamp,
-    )
-
-
-def _stamp(path: Path) -> Stamp:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +45,6 @@ class ResultPage:
     """A page of a search: its synsets in order, and the first images of each that match.
 
     Attributes:
-        entries: the synsets.
         previews: by wnid, up to PREVIEW matching images, by number.
         images: by wnid, how many images match.
         kinds: how many images each ``View.show`` would match, the rest of the view as it is.
@@ -136,9 +63,12 @@ class ResultPage:
     corrected: str | None = None
 
 
-@dataclass(eq=False, slots=True)
 class Library:
-    """A release as pages see it; threads may share it.
+    """A release open for browsing; nothing of it is written, and threads may share it.
+
+    Args:
+        root: the release.
+        evaluation: the one to show; without a name, the newest that is whole and of this release.
 
     Attributes:
         predictions: of the evaluation that is shown; None without one.
@@ -147,19 +77,52 @@ class Library:
         tree: WordNet above the synsets; None where there is no WordNet, as ``tree_missing`` says.
         groups: the evaluation's groups by name, to their wnids.
         stored: the images' bytes.
+
+    Raises:
+        UsageError: there is no evaluation of that name.
+        SdwnError: there is no release, it is damaged, or the evaluation that was named is.
     """
 
-    release: Release
-    collection: Collection
-    predictions: ImagePredictions | None
-    evaluations: list[str]
-    refused: dict[str, str]
-    tree: SynsetTree | None
-    tree_missing: str | None
-    groups: dict[str, str]
-    stored: StoredImages
-    index: SearchIndex
-    opened: Stamp = field(repr=False)
+    def __init__(self, root: str | Path, evaluation: str | None = None) -> None:
+        # Before the release is read: what comes in between is a change.
+        self._stamp = _stamp(ReleasePaths(Path(root).absolute()).manifest)
+        self.release = Release(root)
+        self.collection = Collection(self.release)
+        self.stored = StoredImages(self.release)
+        self.index = SearchIndex(self.collection)
+
+        self.predictions: ImagePredictions | None = None
+        self.evaluations, self.refused = list[str](), dict[str, str]()
+        made = evaluations(self.release.paths)
+        for name in sorted(made, key=lambda name: (-made[name], name)):
+            paths = self.release.paths.evaluation(name)
+            try:
+                record = read_evaluation(paths)
+                if problem := evaluation_mismatch(self.release, paths, record):
+                    raise IntegrityError(problem)
+                if self.predictions is None and evaluation in (None, name):
+                    self.predictions = ImagePredictions(self.collection, name, record)
+            except IntegrityError as error:
+                self.refused[name] = str(error)
+            else:
+                self.evaluations.append(name)
+        if evaluation in self.refused:
+            raise IntegrityError(self.refused[evaluation])
+        if evaluation is not None and evaluation not in self.evaluations:
+            known = ", ".join(self.evaluations) or "none"
+            raise UsageError(f"{self.release}: no evaluation {evaluation!r}; there is {known}")
+
+        self.tree, self.tree_missing = None, None
+        try:
+            if not self.release.paths.taxonomy.exists():
+                require_corpus()
+            self.tree = SynsetTree(self.release.taxonomy, self.collection, self.predictions)
+        except SdwnError as error:
+            self.tree_missing = str(error)
+        self.groups: dict[str, str] = {}
+        if self.predictions is not None and self.tree is not None:
+            groups = self.predictions.record["groups"]
+            self.groups = {group["name"]: group["wnid"] for group in groups}
 
     def warm(self) -> None:
         """Build search and tree in a thread, so that the first visitor need not wait."""
@@ -187,7 +150,7 @@ class Library:
     def changed(self) -> str | None:
         """A sentence for visitors if the release on disk is no longer the one that was opened."""
         now = _stamp(self.release.paths.manifest)
-        if now == self.opened:
+        if now == self._stamp:
             return None
         what = "was replaced" if now else "is gone or cannot be read"
         return f"{self.root} {what} since it was opened; start sdwn browse again"
@@ -291,10 +254,9 @@ class Library:
         if self.release.manifest.settings is None:
             return None
         try:
-            found = self.release.provenance(image.row)
+            return self.release.provenance(image.row)
         except (SdwnError, OSError):
             return None
-        return {name: value for name, value in found.items() if name != "row"}
 
     def select(self, view: View) -> ResultPage:
         """Return a page of what a view matches.
@@ -402,3 +364,11 @@ class Library:
             # What has no label, NaN, is last either way.
             found = found[np.argsort(rates, kind="stable")]
         return mask, counts, found
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from html import escape
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -26,17 +26,11 @@ from sdwn.evaluation.metrics import metrics_shown
 # A release may be made anew under the same name: then a browser asks, and gets it.
 FOR_A_MINUTE = "private, max-age=60"
 FOR_EVER = "private, max-age=31536000, immutable"
-NOT_KEPT = "no-store"
 # Images on a page; a run makes ten of a synset, but an import may have thousands.
 IMAGES_A_PAGE = 100
 NODE_IMAGES = 8
 PREDICTED_CLASSES = 6
 NO_OTHER = "No other release was given to compare with."
-
-DAMAGED = """<svg xmlns="http://www.w3.org/2000/svg" width="{side}" height="{side}" \
-viewBox="0 0 96 96" role="img"><title>{text}</title><rect width="96" height="96" fill="#777"/>\
-<path d="M30 22 66 58M66 22 30 58" stroke="#fff" stroke-width="6"/><text x="48" y="82" \
-font-family="sans-serif" font-size="14" fill="#fff" text-anchor="middle">damaged</text></svg>"""
 
 T = TypeVar("T")
 
@@ -155,11 +149,9 @@ def _neighbours(library: Library, entry: Entry) -> dict[str, list[Entry]]:
         "Beside it": siblings - {entry.wnid},
         "Below it": set(node.children),
     }
+    by_name = attrgetter("position")
     return {
-        title: sorted(
-            (one for wnid in wnids if (one := library.collection.entry(wnid)) is not None),
-            key=lambda one: one.position,
-        )
+        title: sorted(filter(None, map(library.collection.entry, wnids)), key=by_name)
         for title, wnids in near.items()
     }
 
@@ -285,61 +277,54 @@ def thumbnail_answer(request: Request) -> Response:
     size = request.query_params.get("size", str(SMALL))
     if size not in (str(SMALL), str(LARGE)):
         raise HTTPException(400, f"size: expected {SMALL} or {LARGE}.")
-
-    def drawn() -> Response:
-        try:
-            content = library.stored.thumbnail(image.row, int(size))
-        except IntegrityError as error:
-            return _damaged(error, int(size), 200)
-        return Response(content, media_type="image/webp")
-
-    return _unless_kept(request, f"{library.stored.digest(image.row)[:32]}-{size}", drawn)
+    headers = _tag(f"{library.stored.digest(image.row)[:32]}-{size}")
+    if _is_kept(request, headers):
+        return Response(status_code=304, headers=headers)
+    try:
+        content = library.stored.thumbnail(image.row, int(size))
+    except IntegrityError as error:
+        return _damaged(error, int(size), 200)
+    return Response(content, media_type="image/webp", headers=headers)
 
 
 def image_answer(request: Request) -> Response:
     """``/images/WNID/NUMBER``: an image as it is stored, to show or to download."""
     library, image = library_of(request), image_of(request)
     download = "download" in request.query_params
+    headers = _tag(library.stored.digest(image.row))
+    if _is_kept(request, headers):
+        return Response(status_code=304, headers=headers)
+    try:
+        payload, codec = library.stored.read(image.row, upright=not download)
+    except IntegrityError as error:
+        if download:
+            raise
+        return _damaged(error, LARGE, 500)
+    if download:
+        headers |= _as_file(download_name(image.synset, image.number, codec.extension))
+    return Response(payload, media_type=codec.media_type, headers=headers)
 
-    def read() -> Response:
-        try:
-            payload, codec = library.stored.read(image.row, upright=not download)
-        except IntegrityError as error:
-            if download:
-                raise
-            return _damaged(error, LARGE, 500)
-        name = download_name(image.synset, image.number, codec.extension)
-        headers = _as_file(name) if download else {}
-        return Response(payload, media_type=codec.media_type, headers=headers)
 
-    return _unless_kept(request, library.stored.digest(image.row), read)
+def _tag(digest: str) -> dict[str, str]:
+    # The digest is recorded: to tell that a browser's copy is right, nothing is read or drawn.
+    return {"ETag": f'"{digest}"', "Cache-Control": FOR_A_MINUTE}
 
 
-def _unless_kept(request: Request, tag: str, make: Callable[[], Response]) -> Response:
-    """Return an answer, or only that the browser's copy is still right, by its ETag.
-
-    The tag is made of a recorded digest, so that nothing is read or drawn for the latter.
-    """
-    headers = {"ETag": f'"{tag}"', "Cache-Control": FOR_A_MINUTE}
+def _is_kept(request: Request, headers: dict[str, str]) -> bool:
     kept = request.headers.get("if-none-match", "").split(",")
     # A proxy that packs an answer makes its tag a weak one.
-    if headers["ETag"] in (one.strip().removeprefix("W/") for one in kept):
-        return Response(status_code=304, headers=headers)
-    answer = make()
-    if "Cache-Control" not in answer.headers:
-        answer.headers.update(headers)
-    return answer
-
-
-def _damaged(error: IntegrityError, side: int, status: int) -> Response:
-    """Return a picture that says that an image is damaged."""
-    content = DAMAGED.format(side=side, text=escape(str(error)))
-    return Response(content, status, {"Cache-Control": NOT_KEPT}, media_type="image/svg+xml")
+    return headers["ETag"] in (one.strip().removeprefix("W/") for one in kept)
 
 
 def _as_file(name: str) -> dict[str, str]:
     # The name has no character that needs quotes.
     return {"Content-Disposition": f'attachment; filename="{name}"'}
+
+
+def _damaged(error: IntegrityError, side: int, status: int) -> Response:
+    """Return a picture that says that an image is damaged."""
+    content = templates.render_page("damaged.svg", {"side": side, "text": str(error)})
+    return Response(content, status, {"Cache-Control": "no-store"}, media_type="image/svg+xml")
 
 
 def zip_answer(request: Request) -> Response:
@@ -356,7 +341,7 @@ def list_answer(request: Request) -> Response:
 
 
 def _streamed(request: Request, content: Any, media_type: str, name: str) -> Response:
-    headers = {**_as_file(name), "Cache-Control": NOT_KEPT}
+    headers = {**_as_file(name), "Cache-Control": "no-store"}
     # Starlette would make the whole of it for a HEAD request, and uvicorn throw it away.
     if request.method == "HEAD":
         return Response(headers=headers, media_type=media_type)
@@ -368,9 +353,9 @@ def asset_answer(request: Request) -> Response:
     found = templates.assets().get(request.path_params["name"])
     if found is None:
         raise HTTPException(404, "There is no such file.")
-    answer = _unless_kept(
-        request, found.digest, lambda: Response(found.content, media_type=found.media_type)
-    )
+    headers = _tag(found.digest)
     if request.query_params.get("v") == found.digest:
-        answer.headers["Cache-Control"] = FOR_EVER
-    return answer
+        headers["Cache-Control"] = FOR_EVER
+    if _is_kept(request, headers):
+        return Response(status_code=304, headers=headers)
+    return Response(found.content, media_type=found.media_type, headers=headers)

@@ -116,10 +116,7 @@ class SearchIndex:
     def search(self, text: str) -> Matches:
         """Find synsets; of an empty text all, in the collection's order.
 
-        First those that are called so (lemma, name or wnid), then those with a lemma that begins
-        so, with all words in their lemmas, with all words in gloss or prompt; if there are none,
-        those with any of the words. Each word may be the beginning of one. Where a word begins
-        no word here, the nearest one is taken instead.
+        Each word may be the beginning of one.
         """
         if not text.strip():
             return Matches(np.arange(len(self._collection)))

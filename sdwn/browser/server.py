@@ -176,11 +176,9 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server at a socket that is taken already; ``ready`` is called when it answers."""
+    """uvicorn's server, which calls ``on_ready`` when the first request may come."""
 
-    def __init__(
-        self, app: ASGIApp, listening: Listening, ready: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, app: ASGIApp, on_ready: Callable[[], None] = lambda: None) -> None:
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -196,27 +194,24 @@ class Server(uvicorn.Server):
             backlog=ACCEPTED_AT_ONCE,
         )
         super().__init__(config)
-        self._socket, self._ready = listening.socket, ready
-
-    def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer requests until it is told to end."""
-        super().run(sockets or [self._socket])
+        self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer."""
         await super().startup(sockets)
-        # asyncio made the queue as short as what it accepts at once.
-        self._socket.listen(BACKLOG)
-        self._ready()
+        for one in sockets or ():
+            # asyncio made the queue as short as what it accepts at once.
+            one.listen(BACKLOG)
+        self._on_ready()
 
 
-def serve(app: ASGIApp, listening: Listening, ready: Callable[[], None]) -> None:
-    """Answer requests until Ctrl-C or SIGTERM; ``ready`` is called when the first one may come."""
+def serve(app: ASGIApp, listening: Listening, on_ready: Callable[[], None]) -> None:
+    """Serve pages until Ctrl-C or SIGTERM."""
     # uvicorn raises the signal again that ended it; here its end is that of the command.
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(one, lambda *_: None) for one in signals]
     try:
-        Server(app, listening, ready).run()
+        Server(app, on_ready).run([listening.socket])
     finally:
         for one, handler in zip(signals, before, strict=True):
             signal.signal(one, handler)

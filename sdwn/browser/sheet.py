@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from sdwn.browser import templates
 from sdwn.browser.collection import Entry, ImageView
 from sdwn.browser.library import Library
 from sdwn.errors import IntegrityError
+from sdwn.io import in_threads
 from sdwn.reports.thumbnails import data_url
 from sdwn.storage.images import CELL, Strip, contact_sheet
 
@@ -112,5 +112,4 @@ def _each_small(
         image.thumbnail((pixels, pixels))
         return use(image)
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(drawn, views))
+    return list(in_threads(drawn, views, THREADS, ahead=2 * THREADS))

@@ -36,7 +36,7 @@ def show_command(
     """Show a synset: its images and their classification."""
     from PIL import Image
 
-    from sdwn.browser.library import open_release
+    from sdwn.browser.library import Library
     from sdwn.browser.sheet import sheet_page, sheet_picture, sheet_record
     from sdwn.exchange.export_source import path_name
     from sdwn.io import atomic, write_text
@@ -44,7 +44,7 @@ def show_command(
     if save is not None:
         require_savable(save, release, (PAGE, *PICTURES))
     with console.working("opening the release"):
-        library = open_release(release, evaluation)
+        library = Library(release, evaluation)
     for name, reason in library.refused.items():
         console.say(f"the evaluation {name} is not shown: {reason}")
     entry = library.find(synset)
@@ -133,13 +133,13 @@ def browse_command(
     Search, WordNet's tree, each image and its classification. Ctrl-C ends it.
     """
     from sdwn.browser.app import make_app
-    from sdwn.browser.library import open_release
+    from sdwn.browser.library import Library
     from sdwn.browser.server import listen, serve
 
     with listen(host, port, token) as listening:
         with console.working("opening the release"):
-            here = open_release(release, evaluation)
-            there = open_release(other, evaluation) if other else None
+            here = Library(release, evaluation)
+            there = Library(other, evaluation) if other else None
         app = make_app(here, there, token=listening.token, hosts=listening.hosts)
 
         def on_ready() -> None:
