@@ -217,23 +217,41 @@ def tuner(_: Path) -> float:
     return min(tuned_share(np.random.default_rng(seed)) for seed in range(500))
 
 
-def tuned_share(random: np.random.Generator) -> float:
-    """Tune one card: a fixed time a batch, a time an image, 1 % of noise, an A100's memory line."""
-    from sdwn.devices.tuning import Run, search, sizes
+class SimulatedCard:
+    """A fixed time a batch, a time an image, 1 % of noise, an A100's memory line."""
 
-    fixed, each = random.uniform(0.5, 4.0), random.uniform(0.3, 1.5)
-    limit = int(0.9e9 * random.choice([8, 11, 16, 24, 40, 80]))
+    def __init__(self, random: np.random.Generator) -> None:
+        self.random, self.peak_bytes = random, 0
+        self.fixed, self.each = random.uniform(0.5, 4.0), random.uniform(0.3, 1.5)
+        self.limit_bytes = int(0.9e9 * random.choice([8, 11, 16, 24, 40, 80]))
 
-    def speed(size: int) -> float:
-        return size / (fixed + each * size)
+    def seconds(self, size: int) -> float:
+        self.peak_bytes = self.peak(size)
+        return size / self.speed(size) / self.random.normal(1.0, 0.01)
 
-    def peak(size: int) -> int:
+    def speed(self, size: int) -> float:
+        return size / (self.fixed + self.each * size)
+
+    def peak(self, size: int) -> int:
         return int(3.6e9 + 0.81e9 * size)
 
-    found = search(lambda size: Run(speed(size) * random.normal(1.0, 0.01), peak(size)), 10, limit)
-    assert peak(found.batch_size) <= limit
+    def forget_peak(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+
+def tuned_share(random: np.random.Generator) -> float:
+    """Tune one card; return the chosen size's share of the best speed that memory allows."""
+    from sdwn.devices.tuning import batch_sizes, tune
+
+    card = SimulatedCard(random)
+    found = tune(card.seconds, card, 10)
+    assert card.peak(found.batch_size) <= card.limit_bytes
     assert len(found.probes) <= 10
-    return speed(found.batch_size) / max(speed(s) for s in sizes(10, 200) if peak(s) <= limit)
+    fitting = (s for s in batch_sizes(10, 200) if card.peak(s) <= card.limit_bytes)
+    return card.speed(found.batch_size) / max(map(card.speed, fitting))
 
 
 RUNS = {

@@ -6,13 +6,58 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from sdwn.devices import published as speeds
-from sdwn.devices.published import CARDS, Card
+from sdwn.devices.published import CARDS, Card, published_speed
 from shared import markdown
 
 IMAGES = 262_040
 FLEETS = (1, 8, 64)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A card's dense tensor-core TFLOP/s in fp16, accumulated in fp32 as PyTorch does."""
+
+    memory_gb: tuple[int, ...]
+    teraflops: float
+    source: str
+
+
+PEAKS = {
+    "T4": Peak(
+        (16,),
+        65,
+        "NVIDIA's announcement, as reported in https://geektopia.es/es/technology/2018/09/13/"
+        "noticias/nvidia-presenta-la-nueva-tesla-t4-basada-en-turing-orientada-a-inteligencia-"
+        "artificial.html",
+    ),
+    "V100": Peak(
+        (16, 32),
+        125,
+        "NVIDIA, https://developer.nvidia.com/programming-tensor-cores-cuda-9-0; the SXM2 module",
+    ),
+    "RTX 3090": Peak(
+        (24,),
+        71,
+        "accumulating in fp32 (142 in fp16): source not found; as collected. It would stand in "
+        "NVIDIA's GA102 whitepaper, appendix A",
+    ),
+    "RTX 4090": Peak(
+        (24,), 165.2, "accumulating in fp32 (330.3 in fp16), https://gigagpu.com/?p=34220"
+    ),
+    "A100": Peak(
+        (40, 80),
+        312,
+        "NVIDIA's datasheet, as cited in https://glennklockwood.com/garden/processors/A100",
+    ),
+    "H100 SXM": Peak(
+        (80,),
+        989.4,
+        "NVIDIA's figures, as cited in https://glennklockwood.com/garden/processors/h100",
+    ),
+}
 
 PAGE = """\
 # {images:,} images on a GPU: published speeds beside the floor
@@ -99,9 +144,10 @@ def work() -> Iterator[tuple[str, str]]:
 
 def batches() -> Iterator[tuple[str, ...]]:
     for card in CARDS:
-        memory = " or ".join(str(size) for size in card.memory_gb)
+        peak = PEAKS[card.name]
+        memory = " or ".join(map(str, peak.memory_gb))
         plain, compiled = card.images_per_second, card.compiled_images_per_second
-        yield card.name, memory, f"{card.peak_fp16_teraflops:g}", listed(plain), listed(compiled)
+        yield card.name, memory, f"{peak.teraflops:g}", listed(plain), listed(compiled)
 
 
 def listed(by_batch: Mapping[int, float]) -> str:
@@ -112,22 +158,30 @@ def costs() -> Iterator[tuple[str, ...]]:
     for card in CARDS:
         for basis, speed in bases(card):
             hours = IMAGES / speed / 3600
-            share = f"{speed / speeds.floor(card):.0%}"
+            share = f"{speed / floor(card):.0%}"
             fleets = (f"{hours / cards:,.1f}" for cards in FLEETS)
             yield card.name, basis, f"{speed:.2f}", share, *fleets
 
 
+def floor(card: Card) -> float:
+    """Images a second that a card cannot exceed: its peak over the work of an image."""
+    return PEAKS[card.name].teraflops / speeds.TERA_FLOP_PER_IMAGE
+
+
 def bases(card: Card) -> Iterator[tuple[str, float]]:
-    published = (("plain", speeds.best(card)), ("compiled", speeds.best(card, compiled=True)))
+    published = (
+        ("plain", published_speed(card)),
+        ("compiled", published_speed(card, compiled=True)),
+    )
     yield from ((basis, speed) for basis, speed in published if speed is not None)
-    yield "floor", speeds.floor(card)
+    yield "floor", floor(card)
 
 
 def sources() -> Iterator[str]:
     for source in dict.fromkeys(card.source for card in CARDS):
         names = ", ".join(card.name for card in CARDS if card.source == source)
         yield f"- Speeds, {names}: {source}."
-    yield from (f"- Peak, {card.name}: {card.peak_source}." for card in CARDS)
+    yield from (f"- Peak, {card.name}: {PEAKS[card.name].source}." for card in CARDS)
 
 
 if __name__ == "__main__":

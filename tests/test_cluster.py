@@ -14,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from sdwn.cli.options import SITE
 from sdwn.config import validated
-from sdwn.devices.visible import given as given_gpus
+from sdwn.devices.device import given_gpus
 from sdwn.errors import UsageError
 from sdwn.jobs.cluster import Job, arrays, cut, script
 from sdwn.jobs.journal import intend, read_journal, settle

@@ -10,16 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sdwn.config import RunConfig, load_config
-from sdwn.devices import profiles as gpus
-from sdwn.devices.profiles import GpuProfile, Workload
+from sdwn.devices.gpu_profiles import GpuProfile, Workload, write_profile
 from sdwn.devices.tuning import Probe, Tuning
 from sdwn.jobs.cluster import cut
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan
-from sdwn.preflight.estimate import Estimate, cost, estimate, stored_bytes
+from sdwn.preflight.estimate import (
+    DeviceSpeed,
+    Estimate,
+    cost,
+    estimate,
+    known_speeds,
+    stored_bytes,
+)
 from sdwn.preflight.estimate_text import estimate_rows, submitting_lines
-from sdwn.preflight.known_speeds import DeviceSpeed, speeds
 from sdwn.storage.images import encode
 from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import Synset
@@ -78,7 +83,7 @@ def keep_tuned(
     work = dataclasses.replace(work, **changes)
     fields = {"num_inference_steps": 50, "scheduler": "PNDMScheduler", **own}
     profile = GpuProfile(work, False, found, measured, **fields)
-    gpus.write_profile(profile, profile.path)
+    write_profile(profile, profile.path)
 
 
 def test_the_papers_run_on_an_a100(paper_plan: Plan, tmp_path: Path) -> None:
@@ -264,7 +269,7 @@ def test_the_architecture_decides_in_a_folder_of_any_name(paper_plan: Plan, tmp_
         (tmp_path / "unet/config.json").write_text(json.dumps(unet))
         model = paper_plan.config.model.model_copy(update={"name": str(tmp_path)})
         config = paper_plan.config.model_copy(update={"model": model})
-        assert bool(speeds(config, None, RunPaths(tmp_path / "run"))) == known
+        assert bool(known_speeds(config, None, RunPaths(tmp_path / "run"))) == known
 
 
 @pytest.mark.parametrize(

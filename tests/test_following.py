@@ -25,7 +25,7 @@ from sdwn.jobs.scheduler import JobState
 from sdwn.jobs.stuck import cannot_start
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import NO_GPU, RunPaths
-from sdwn.preflight.short_jobs import tune_elsewhere
+from sdwn.preflight.trials import Callbacks, tune_by_jobs
 from sdwn.workflow import status
 from sdwn.workflow.following import leaving_advice
 from sdwn.workflow.status import run_status
@@ -325,8 +325,8 @@ def test_a_tuning_that_was_left_is_taken_up_again(
 
     config = noise_config()
     with pytest.raises(KeyboardInterrupt):
-        tune_elsewhere(config, HERE, [], folders.append, leave)
-    (found,) = tune_elsewhere(config, HERE, [], folders.append, lambda _: None)
+        tune_by_jobs(config, HERE, [], Callbacks(folders.append, leave))
+    (found,) = tune_by_jobs(config, HERE, [], Callbacks(folders.append, lambda _: None))
     assert found.tuning.batch_size > 0
     assert folders[0] == folders[1]
     assert len(read_journal(RunPaths(folders[0]))) == 1

@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdwn import io as files
-from sdwn.devices import profiles as gpus
+from sdwn.devices.gpu_profiles import GpuProfile, find_profile, store_profile
 from sdwn.devices.tuning import Probe, Tuning
 from sdwn.errors import DiskError, IntegrityError, OutOfMemoryError, SdwnError, UsageError
 from sdwn.generation import partial_shards as pieces
@@ -39,7 +39,7 @@ from sdwn.jobs.records import read_record
 from sdwn.paths import LOWERED, WAITED, RunPaths
 from sdwn.planning import plan as plan_module
 from sdwn.planning.plan import ImageSpec, Plan, read_plan, write_plan
-from sdwn.preflight import pilot
+from sdwn.preflight import trials
 from sdwn.storage.columns import names
 from sdwn.storage.images import decode, encode
 from sdwn.storage.shards import ImageFile
@@ -674,12 +674,13 @@ class TestBackOff:
         }
         paths, plan = planned(**changes)
         code = (
-            "import pathlib, resource, sys; from sdwn.devices import memory\n"
+            "import pathlib, resource, sys\n"
             "from sdwn.generation import task as generate, batching as samplers\n"
             "from sdwn.paths import RunPaths; from sdwn.planning.plan import read_plan\n"
             "paths = RunPaths(pathlib.Path(sys.argv[1])); plan = read_plan(paths)\n"
             "sampler = samplers.load_sampler(plan.config)\n"
-            "most = memory._field(memory._STATUS, 'VmSize') + 400_000_000\n"
+            "pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])\n"
+            "most = pages * resource.getpagesize() + 400_000_000\n"
             "resource.setrlimit(resource.RLIMIT_AS, (most, most))\n"
             "generate.make_shards(paths, plan, plan.shards[:1], sampler)\n"
         )
@@ -737,15 +738,15 @@ class TestBatchSize:
         sampler = Fitting(plan, 83, 300)
         probes = (Probe(10, 9.0, 10**9), Probe(33, 9.9, 2 * 10**9))
         tuning = Tuning(33, 9.9, 2 * 10**9, 3 * 10**9, 5e8, 5e7, probes)
-        stored = gpus.store(gpus.GpuProfile(sampler.workload, True, tuning, "2026-01-01"))
-        assert gpus.find(sampler.workload) == stored
+        stored = store_profile(GpuProfile(sampler.workload, True, tuning, "2026-01-01"))
+        assert find_profile(sampler.workload) == stored
         batch = choose_batch_size(plan.config, sampler)
         assert (batch.images, batch.vae_slicing) == (30, True), "on this plan's grid"
         assert batch.source.startswith("as tuned 20")
         other = dataclasses.replace(sampler.workload, torch="0.1")
-        assert gpus.find(other) is None, "other versions, other speeds"
+        assert find_profile(other) is None, "other versions, other speeds"
         stored.path.write_text("{}")
-        assert gpus.find(sampler.workload) is None
+        assert find_profile(sampler.workload) is None
         assert self.chosen(plan, 83, 300) == (15, False)
 
     def test_the_config_pins_it_and_the_command_line_asks_for_it(self, planned: PlanRun) -> None:
@@ -870,12 +871,12 @@ def test_a_pilot_times_batches_that_fit(
 ) -> None:
     """It makes 20 images in batches of 20, and would time batches of 40."""
     paths, plan = planned(generation={"batch_size": 40})
-    small = pilot.pilot_plan(plan)
+    small = trials.pilot_plan(plan)
     assert (small.images, len(small.shards)) == (20, 1)
     assert {row.wnid for row in small.synsets} < {row.wnid for row in plan.synsets}
     write_plan(small, paths.pilot)
-    monkeypatch.setattr(pilot, "load_sampler", lambda *_: Small(small, 20, 20))
-    pilot.make_pilot(paths.pilot.root, [0])
+    monkeypatch.setattr(trials, "load_sampler", lambda *_: Small(small, 20, 20))
+    trials.make_pilot(paths.pilot.root, [0])
     speed = json.loads(paths.pilot.speed.read_text())
     assert speed["batch_size"] == 20
     assert speed["images_per_second"] <= 100
@@ -917,13 +918,13 @@ def test_a_gpu_profile_that_is_wrong_or_of_another_card_is_none(
     _, plan = planned()
     work = NoiseSampler(plan.config).workload
     tuning = Tuning(10, 9.9, 2, 3, 0.5, 0.5, (Probe(10, 9.9, 2),))
-    path = gpus.store(gpus.GpuProfile(work, False, tuning, "2026-01-01")).path
+    path = store_profile(GpuProfile(work, False, tuning, "2026-01-01")).path
     whole = json.loads(path.read_text())
     path.write_text(json.dumps({**whole, "tuning": {**whole["tuning"], "batch_size": size}}))
-    assert gpus.find(work) is None
+    assert find_profile(work) is None
     other = {**whole["workload"], "device": "another"}
     path.write_text(json.dumps({**whole, "workload": other}))
-    assert gpus.find(work) is None
+    assert find_profile(work) is None
 
 
 def test_a_strange_note_does_not_stop_status(planned: PlanRun) -> None:

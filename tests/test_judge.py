@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from sdwn.batches import BatchSize
-from sdwn.devices import profiles as gpus
+from sdwn.devices.gpu_profiles import read_profile
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.paths import ReleasePaths
 from sdwn.prediction.classifier import Classifier
@@ -176,7 +176,7 @@ def test_a_tuned_batch_is_kept_and_taken_by_later_tasks(classifier):
     assert choose_batch_size(classifier).images == 32
     kept = tune_classifier(classifier, most=8)
     try:
-        assert gpus.read_profile(kept.path).workload.model == "classifier test_resnet"
+        assert read_profile(kept.path).workload.model == "classifier test_resnet"
         chosen = choose_batch_size(classifier)
         assert (chosen.images, kept.measured in chosen.source) == (kept.tuning.batch_size, True)
         # Another size of images, or list of classes, is another workload.

@@ -20,7 +20,7 @@ from sdwn.models.lock import ensure, locked_weights
 from sdwn.models.weights import fingerprint
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
-from sdwn.preflight.doctor import examine
+from sdwn.preflight.doctor import check_run
 from sdwn.wordnet.catalog import read_catalog
 from sdwn.wordnet.corpus import WordNet
 from tools.miniature.table import read_table
@@ -76,7 +76,7 @@ def test_a_run_is_locked_to_its_content(plan: Plan, tmp_path: Path) -> None:
     locked = locked_weights(paths, plan.config.model)
     assert locked is not None
     assert (locked.folder, locked.revision) == (FOLDER, lock.revision)
-    found = {finding.subject: finding for finding in examine(paths, plan, load_profile("local"))}
+    found = {finding.subject: finding for finding in check_run(paths, plan, load_profile("local"))}
     assert found["weights"].text == "builtin:miniature is built in, and whole"
     assert found["settings"].verdict == "ok"
 
@@ -87,7 +87,7 @@ def test_it_has_no_safety_checker_and_says_so_before_a_task_does(
     config = load_config(REPOSITORY / "configs/demo.yaml", ("generation.safety_checker=true",))
     plan, paths = make_plan(config, read_catalog(config.catalog, wordnet)), RunPaths(tmp_path)
     write_plan(plan, paths)
-    found = {finding.subject: finding for finding in examine(paths, plan, load_profile("local"))}
+    found = {finding.subject: finding for finding in check_run(paths, plan, load_profile("local"))}
     assert "--set generation.safety_checker=false" in found["settings"].text
 
 

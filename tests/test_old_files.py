@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from sdwn.config import EvaluationConfig, load_config
-from sdwn.devices import profiles as gpus
+from sdwn.devices.gpu_profiles import read_profile
 from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.record import read_evaluation
 from sdwn.evaluation.verify import verify
@@ -117,6 +117,6 @@ def test_a_lock_and_a_gpu_profile_are_read(old: Path, cache: Path) -> None:
     lock = read_lock(paths, read_plan(paths).config.model)
     assert lock is not None
     assert (lock.source, lock.revision) == ("builtin", "f8295922c59da4df")
-    profile = gpus.read_profile(old / "gpu-profile.json")
+    profile = read_profile(old / "gpu-profile.json")
     assert (profile.workload.model, profile.tuning.batch_size) == ("builtin:tiny", 32)
     assert read_json(old / "comparison/comparison.json")["format_version"] == 1

@@ -16,7 +16,6 @@ import pytest
 import timm
 from diffusers.pipelines.pipeline_loading_utils import variant_compatible_siblings
 from safetensors.torch import save_file
-from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.generation.task import generate
 from sdwn.jobs.journal import read_journal
@@ -26,7 +25,7 @@ from sdwn.models.lock import Lock, locked_weights
 from sdwn.models.weights import fingerprint, needed
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import read_plan
-from sdwn.preflight.prefetch import fetch_extras
+from sdwn.preflight.prefetch import prefetch_config
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.storage.shards import ImageFile
@@ -298,10 +297,11 @@ def test_what_is_needed_is_what_diffusers_takes(variant: str | None) -> None:
 
 
 def test_what_else_cannot_be_had_is_told() -> None:
-    found = fetch_extras(EvaluationConfig(model="no_such_classifier"))
+    found = prefetch_config(noise_config(evaluation={"model": "no_such_classifier"}))
     assert (found["classifier"], found["wordnet"]) == (None, "3.0")
     assert ["no_such_classifier" in problem for problem in found["problems"]] == [True]
-    assert fetch_extras(EvaluationConfig(model="efficientnet-lite0"))["problems"] == []
+    found = prefetch_config(noise_config(evaluation={"model": "efficientnet-lite0"}))
+    assert found["problems"] == []
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sdwn.cli import console
 from sdwn.cli.main import Invocation, exit_code
-from sdwn.devices import profiles as gpus
+from sdwn.devices.gpu_profiles import GpuProfile, find_profile, store_profile
 from sdwn.devices.tuning import Probe, Tuning
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.verify import verify
@@ -443,16 +443,16 @@ def test_a_cache_that_everybody_may_write_to_gives_nothing_of_others(
     monkeypatch.setenv("SDWN_CACHE", str(tmp_path / "cache"))
     work = NoiseSampler(planned()[1].config).workload
     tuning = Tuning(10, 9.9, 2, 3, 0.5, 0.5, (Probe(10, 9.9, 2),))
-    kept = gpus.store(gpus.GpuProfile(work, False, tuning, "2026-01-01"))
+    kept = store_profile(GpuProfile(work, False, tuning, "2026-01-01"))
     model = tmp_path / "cache/models/tiny-1"
     model.mkdir(parents=True)
     for path in (kept.path, model):
         path.parent.chmod(mode)
-        assert gpus.find(work) == kept, "one's own"
+        assert find_profile(work) == kept, "one's own"
         assert builtin_path("tiny") == model
     for path in (kept.path, model):
         give_away(path, monkeypatch)
-    assert (gpus.find(work) == kept) is taken
+    assert (find_profile(work) == kept) is taken
     refused = nullcontext() if taken else pytest.raises(IntegrityError, match="set SDWN_CACHE to")
     with refused:
         builtin_path("tiny")

@@ -18,7 +18,7 @@ from sdwn.models.builtin import builtin_folder
 from sdwn.models.lock import ensure
 from sdwn.models.pipelines import INTERCHANGEABLE, obtained, require_usable
 from sdwn.models.weights import located, require_whole
-from sdwn.preflight.doctor import examine
+from sdwn.preflight.doctor import check_run
 
 from conftest import PlanRun, Sdwn, noise_config
 
@@ -116,7 +116,7 @@ def test_a_folder_that_is_not_whole_is_told_wherever_it_is_used(
     paths, plan = planned(model={"name": str(model)}, generation={"safety_checker": True})
     assert ensure(paths, plan) is None, "nothing is locked to it"
     local = ClusterProfile(executor="local")
-    found = [one for one in examine(paths, plan, local) if one.subject == "weights"]
+    found = [one for one in check_run(paths, plan, local) if one.subject == "weights"]
     assert [one.verdict for one in found] == ["problem"]
     with pytest.raises(IntegrityError, match=told):
         raise IntegrityError(found[0].text)

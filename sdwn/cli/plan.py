@@ -68,7 +68,7 @@ def prefetch_command(
     A planned run is locked to the weights' commit. Afterwards no network is needed.
     """
     from sdwn.paths import RunPaths
-    from sdwn.preflight import prefetch
+    from sdwn.preflight.prefetch import prefetch_config, prefetch_run
 
     paths, folder = RunPaths(Path(target)), folder and folder.absolute()
     planned = paths.plan.exists()
@@ -76,23 +76,12 @@ def prefetch_command(
         raise UsageError(f"--set changes a config, and {target} is planned already")
     if planned:
         _, plan = open_run(paths.root)
-        settings, weights = plan.config, prefetch.fetch_for_run(paths, plan, folder)
+        found = prefetch_run(paths, plan, folder, classifier)
     else:
-        settings = open_config(target, set_)
-        weights = prefetch.fetch_for_config(settings, folder)
+        found = prefetch_config(open_config(target, set_), folder, classifier)
         if folder is not None:
             with_it = command("plan", target, "RUN", "--set", f"model.name={folder}")
             console.say(f"plan with it: {with_it}")
-    extras = prefetch.fetch_extras(settings.evaluation if classifier else None)
-    if planned and extras["classifier"]:
-        prefetch.lock_classifier(paths, settings)
-    found = {
-        "model": settings.model.name,
-        "revision": weights.revision if weights else None,
-        "folder": str(weights.folder) if weights else None,
-        **({"lock": str(paths.lock)} if paths.lock.exists() else {}),
-        **extras,
-    }
     console.result(found, as_json)
     if found["problems"]:
         raise typer.Exit(1)

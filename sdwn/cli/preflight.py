@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,28 +25,25 @@ from sdwn.cli.options import (
     open_profile,
     with_site,
 )
-from sdwn.errors import SdwnError, duration
+from sdwn.errors import duration
 
 if TYPE_CHECKING:
-    from sdwn.jobs.submit import Watch
+    from sdwn.preflight.trials import Callbacks
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unverified": "cyan"}
 
 
 @contextmanager
-def short_jobs(what: str, advice: str = "") -> Iterator[tuple[Callable[[Path], None], Watch]]:
-    """Show that short jobs are at work; on Ctrl-C say how to end them, and ``advice``.
-
-    Yields:
-        What to call with the folder of the jobs, and with how they stand.
-    """
+def short_jobs(what: str, advice: str = "") -> Iterator[Callbacks]:
+    """Show that short jobs are at work; on Ctrl-C say how to end them, and ``advice``."""
     from sdwn.paths import RunPaths
+    from sdwn.preflight.trials import Callbacks
     from sdwn.workflow.following import leaving_advice, queue_watch
 
     folders: list[Path] = []
     try:
         with console.working(what):
-            yield folders.append, queue_watch(console.say)
+            yield Callbacks(folders.append, queue_watch(console.say))
     except KeyboardInterrupt:
         for folder in folders:
             if live := leaving_advice(RunPaths(folder)):
@@ -76,28 +73,28 @@ def tune_command(
     """
     if profile is None and (gpus or site):
         raise typer.BadParameter("--gpus and the profile's options need --profile")
-    from sdwn.devices.tuning import table
+    from sdwn.devices.tuning import tuning_table
     from sdwn.jobs.submit import require_fit
     from sdwn.models.pipelines import require_usable
 
     settings = open_config(config, set_)
     require_usable(settings)
     if profile is None:
-        from sdwn.preflight.tune import tune_device
+        from sdwn.preflight.trials import tune_device
 
         with console.working("measuring"):
             found = [tune_device(settings)]
     else:
-        from sdwn.preflight.short_jobs import tune_elsewhere
+        from sdwn.preflight.trials import tune_by_jobs
 
         chosen = open_profile(profile, site)
         require_fit(settings, chosen)
         kinds = [kind.strip() for kind in (gpus or "").split(",") if kind.strip()]
-        with short_jobs("measuring", SAME_COMMAND) as (on_folder, watch):
-            found = tune_elsewhere(settings, chosen, kinds, on_folder, watch)
+        with short_jobs("measuring", SAME_COMMAND) as callbacks:
+            found = tune_by_jobs(settings, chosen, kinds, callbacks)
     shown: list[str | Table] = []
     for one in found:
-        work, tuning, rows = one.workload, one.tuning, table(one.tuning)
+        work, tuning, rows = one.workload, one.tuning, tuning_table(one.tuning)
         probes = Table(*rows[0], box=None)
         for row in rows:
             probes.add_row(*("" if value is None else str(value) for value in row.values()))
@@ -121,14 +118,14 @@ def pilot_command(
     """
     from sdwn.jobs.submit import require_fit
     from sdwn.models.pipelines import require_usable
-    from sdwn.preflight.short_jobs import run_pilot
+    from sdwn.preflight.trials import run_pilot
 
     paths, plan = open_run(run)
     chosen = open_profile(profile, site)
     require_fit(plan.config, chosen)
     require_usable(plan.config)
-    with short_jobs("making the pilot's images", SAME_COMMAND) as (on_folder, watch):
-        found = run_pilot(paths, plan, chosen, on_folder, watch)
+    with short_jobs("making the pilot's images", SAME_COMMAND) as callbacks:
+        found = run_pilot(paths, plan, chosen, callbacks)
     speed = f"{found.images_per_second:.3g} images/s with {found.batch_size} a batch"
     black = f"{found.nsfw} flagged, {found.nan} NaN, {found.redone} retried in fp32"
     rows = {
@@ -161,24 +158,17 @@ def doctor_command(
 
     Checks profile, site, disk, weights and classifier; with --probe also a compute node.
     """
-    from sdwn.preflight.doctor import can_start, examine
-    from sdwn.preflight.findings import problem, problems, unverified
-    from sdwn.preflight.node_checks import check_node, with_node
-    from sdwn.preflight.short_jobs import run_probe
+    from sdwn.preflight.doctor import check_run
+    from sdwn.preflight.findings import problems
+    from sdwn.preflight.trials import probe_run
 
     paths, plan = open_run(run)
     chosen = open_profile(profile, site)
     with console.working("looking"):
-        found = examine(paths, plan, chosen)
-    if probe and not can_start(found):
-        found = with_node(found, [unverified("node", "not asked, for no job could start")])
-    elif probe:
-        with short_jobs("asking a compute node") as (on_folder, watch):
-            try:
-                of_node = check_node(run_probe(paths, chosen, on_folder, watch), plan, chosen)
-            except SdwnError as error:
-                of_node = [problem("node", str(error))]
-        found = with_node(found, of_node)
+        found = check_run(paths, plan, chosen)
+    if probe:
+        with short_jobs("asking a compute node") as callbacks:
+            found = probe_run(paths, plan, chosen, found, callbacks)
     lines = [
         f"[{COLOURS[one.verdict]}]{one.verdict.ljust(10)}[/]  "
         f"[bold]{one.subject.ljust(10)}[/bold]  {console.escape(one.text)}"

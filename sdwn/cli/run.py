@@ -33,7 +33,7 @@ def run_command(
     The release lies in the run's folder.
     """
     from sdwn.jobs.submit import require_fit
-    from sdwn.preflight.prefetch import ready_classifier
+    from sdwn.preflight.prefetch import prefetch_classifier
     from sdwn.releases.merge import MergeOptions
     from sdwn.releases.release import Release
     from sdwn.reports.report import write_report
@@ -47,7 +47,7 @@ def run_command(
     if len(plan.done(paths)) < len(plan.own_shards):
         # An evaluation must not fail at the end for want of its classifier.
         with console.working("looking for the classifier"):
-            ready_classifier(paths, plan.config)
+            prefetch_classifier(paths, plan.config)
     # Only this command also merges, evaluates and reports.
     options = SubmitOptions(wait=True, retries=retries, command="the same command")
     submit_run(paths, plan, chosen, options, console)

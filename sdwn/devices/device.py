@@ -1,15 +1,30 @@
-"""The device that samples: its name, its memory, and running out of it."""
+"""The GPUs and the memory that a process was given, and running out of memory.
+
+Only what asks a GPU itself imports torch: submitting, plain noise and ``--help`` need none.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+import os
+import re
+import resource
+from collections.abc import Iterator, Mapping
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sdwn.devices import memory
 from sdwn.errors import OutOfMemoryError
+
+if TYPE_CHECKING:
+    import torch
+
+# NVIDIA's runtime reads the first, AMD's both; ROCR_VISIBLE_DEVICES is applied before them.
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+
+# A card's memory that no batch may count on: other processes, fragments, a peak never seen.
+HEAD_ROOM = 0.1
 
 # Allocators, oneDNN, cuBLAS and C++ say it in words alone; a RuntimeError may be anything.
 OUT_OF_MEMORY = (
@@ -24,88 +39,166 @@ OUT_OF_MEMORY = (
 )
 
 
-def own_device() -> torch.device:
-    """Return this process's GPU, or the CPU.
+def given_gpus(environment: Mapping[str, str]) -> list[str] | None:
+    """List the GPUs that a process was given; None where nothing in its environment says.
 
-    Not from accelerate's PartialState: where torchrun or mpirun left their variables behind, it
-    joins a group of processes and waits for the others.
+    >>> given = given_gpus
+    >>> [given({"CUDA_VISIBLE_DEVICES": names}) for names in ("2,3", "-1", "NoDevFiles", "GPU-89")]
+    [['2', '3'], [], [], ['GPU-89']]
+    >>> given({"ROCR_VISIBLE_DEVICES": "6,7"}), given({})
+    (['0', '1'], None)
     """
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # CUDA and HIP, too, end a list at the first name that is none.
+    is_name = re.compile(r"\d+|(GPU|MIG)-.+", re.ASCII).fullmatch
+    for variable in (*VISIBLE, "ROCR_VISIBLE_DEVICES"):
+        if variable in environment:
+            parts = (part.strip() for part in environment[variable].split(","))
+            names = list(takewhile(is_name, parts))
+            # What ROCR_VISIBLE_DEVICES leaves is numbered anew.
+            return names if variable in VISIBLE else [str(n) for n in range(len(names))]
+    return None
+
+
+def local_gpus(environment: Mapping[str, str]) -> list[str]:
+    """List the GPUs of this machine that a process may use."""
+    names = given_gpus(environment)
+    if names is not None:
+        return names
+    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def only_gpu(gpu: str) -> dict[str, str]:
+    """Return the variables that leave a process one GPU."""
+    return dict.fromkeys(VISIBLE, gpu)
+
+
+def missing_gpu(device: str) -> str | None:
+    """Describe that torch works on the CPU though this process was given a GPU; None if not."""
+    # In a job, device files alone do not mean that one was given.
+    gpus = given_gpus(os.environ) if "SLURM_JOB_ID" in os.environ else local_gpus(os.environ)
+    if device != "cpu" or not gpus:
+        return None
+    return (
+        f"a GPU was given (number {gpus[0]}) and torch finds none, so this runs on the CPU, many "
+        "times slower; see what nvidia-smi and python -m torch.utils.collect_env say, and install "
+        "a torch built for this driver's CUDA, or load its modules (setup in the profile)"
+    )
 
 
 class Device:
-    """This process's GPU, or the CPU; memory in bytes, as torch's allocator has it."""
+    """This process's GPU, or the CPU; memory in bytes, as torch's allocator or Linux counts it.
 
-    def __init__(self) -> None:
-        self.torch: torch.device = own_device()
+    ``Device(gpu=False)`` is the CPU, and imports no torch.
+    """
+
+    def __init__(self, gpu: bool | None = None) -> None:
+        self._cuda: Any = None
+        if gpu is not False:
+            import torch
+
+            # Not accelerate's PartialState: where torchrun or mpirun left their variables behind,
+            # it joins a group of processes and waits for the others.
+            self._cuda = torch.cuda if torch.cuda.is_available() else None
+        self.is_gpu = self._cuda is not None
 
     @property
-    def is_gpu(self) -> bool:
-        """Whether it is a GPU."""
-        return self.torch.type == "cuda"
+    def torch(self) -> torch.device:
+        """The device as torch names it."""
+        import torch
+
+        return torch.device("cuda" if self.is_gpu else "cpu")
 
     @property
     def name(self) -> str:
         """The card's name, as its driver gives it, or ``cpu``."""
-        return str(torch.cuda.get_device_name(self.torch)) if self.is_gpu else "cpu"
+        return str(self._cuda.get_device_name()) if self.is_gpu else "cpu"
 
     @property
     def total_bytes(self) -> int:
-        """All memory of the card, or what a process may use of this machine's."""
-        return int(torch.cuda.mem_get_info(self.torch)[1]) if self.is_gpu else memory.total()
+        """All memory of the card, or the most that this process may use of the machine's."""
+        if self.is_gpu:
+            return int(self._cuda.mem_get_info()[1])
+        limits = [
+            _proc_bytes("/proc/meminfo", "MemTotal"),
+            resource.getrlimit(resource.RLIMIT_AS)[0],
+        ]
+        with contextlib.suppress(OSError, ValueError):  # A control group's limit may be "max".
+            limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+        return min(limit for limit in limits if limit > 0)
 
     @property
     def usable_bytes(self) -> int:
         """What this process has and could still get; others' share is taken off."""
-        if not self.is_gpu:
-            return memory.usable()
-        return int(torch.cuda.mem_get_info(self.torch)[0]) + self.used_bytes
+        if self.is_gpu:
+            return int(self._cuda.mem_get_info()[0]) + self.used_bytes
+        free = _proc_bytes("/proc/meminfo", "MemAvailable")
+        return min(self.total_bytes, free + self.used_bytes)
+
+    @property
+    def limit_bytes(self) -> int:
+        """What a batch may have at its peak, head-room taken off."""
+        return int(self.usable_bytes - HEAD_ROOM * self.total_bytes)
 
     @property
     def used_bytes(self) -> int:
         """What this process has now."""
-        return torch.cuda.memory_reserved(self.torch) if self.is_gpu else memory.used()
+        if self.is_gpu:
+            return int(self._cuda.memory_reserved())
+        return _proc_bytes("/proc/self/status", "VmRSS")
 
     @property
     def peak_bytes(self) -> int:
         """The most that this process has had since :meth:`forget_peak`."""
-        return torch.cuda.max_memory_reserved(self.torch) if self.is_gpu else memory.peak()
+        if self.is_gpu:
+            return int(self._cuda.max_memory_reserved())
+        return _proc_bytes("/proc/self/status", "VmHWM")
 
     def forget_peak(self) -> None:
-        """Give back what no tensor holds, and begin to look for a new peak."""
+        """Return to the system what no tensor holds, and begin to look for a new peak."""
         self.release()
         if self.is_gpu:
-            torch.cuda.reset_peak_memory_stats(self.torch)
-        else:
-            memory.forget_peak()
+            self._cuda.reset_peak_memory_stats()
+            return
+        # See proc(5); where a container forbids it, peaks only grow.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
     def synchronize(self) -> None:
         """Wait until all that was asked of the device is done."""
         if self.is_gpu:
-            torch.cuda.synchronize(self.torch)
+            self._cuda.synchronize()
 
     def release(self) -> None:
-        """Give back what no tensor holds."""
+        """Return to the system what no tensor holds."""
         gc.collect()
         if self.is_gpu:
-            torch.cuda.empty_cache()
+            self._cuda.empty_cache()
+
+
+def _proc_bytes(file: str, name: str) -> int:
+    """Read an amount that Linux writes in KiB, in bytes; 0 where the file has none of this name."""
+    text = Path(file).read_text(encoding="ascii", errors="replace")
+    found = re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell an allocation that failed from every other error.
+    """Return whether an error is an allocation that failed.
 
     submitit's own exceptions are RuntimeErrors too, so the type alone says nothing.
 
     >>> is_out_of_memory(RuntimeError("Job not requeued because: timed-out too many times."))
     False
     """
+    import torch
+
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(t in str(error) for t in OUT_OF_MEMORY)
 
 
 @contextlib.contextmanager
-def out_of_memory_told() -> Iterator[None]:
+def plain_out_of_memory() -> Iterator[None]:
     """Turn every way of running out of memory into one error.
 
     Raises:

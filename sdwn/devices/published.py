@@ -35,17 +35,13 @@ TERA_FLOP_PER_IMAGE = TERA_FLOP_UNET * (1 + OTHER_SHARE)
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A GPU: images a second by batch size, plain and compiled, and where each figure is from.
+    """A GPU: images a second by batch size, plain and compiled, and where they are from.
 
-    ``match`` holds words that a device name must have, ``memory_gb`` the sizes sold, and
-    ``peak_fp16_teraflops`` dense tensor-core TFLOP/s, accumulated in fp32 as PyTorch does.
+    ``match`` holds the words that a device name must have.
     """
 
     name: str
     match: tuple[str, ...]
-    memory_gb: tuple[int, ...]
-    peak_fp16_teraflops: float
-    peak_source: str
     images_per_second: Mapping[int, float]
     compiled_images_per_second: Mapping[int, float]
     source: str
@@ -75,11 +71,6 @@ CARDS = (
     Card(
         name="T4",
         match=("t4",),
-        memory_gb=(16,),
-        peak_fp16_teraflops=65,
-        peak_source="NVIDIA's announcement, as reported in https://geektopia.es/es/technology/2018"
-        "/09/13/noticias/nvidia-presenta-la-nueva-tesla-t4-basada-en-turing-orientada-a-"
-        "inteligencia-artificial.html",
         images_per_second=timed({4: 29.74, 8: 55.99, 10: 69.86, 16: 113.26}),
         compiled_images_per_second=looped({1: 7.56, 4: 1.99, 16: 1 / 1.99}),
         source=DIFFUSERS,
@@ -87,10 +78,6 @@ CARDS = (
     Card(
         name="V100",
         match=("v100",),
-        memory_gb=(16, 32),
-        peak_fp16_teraflops=125,
-        peak_source="NVIDIA, https://developer.nvidia.com/programming-tensor-cores-cuda-9-0; "
-        "the SXM2 module",
         images_per_second=timed({4: 8.09, 8: 15.44, 10: 19.28, 16: 29.84}),
         compiled_images_per_second=looped({1: 22.17, 4: 6.86, 16: 1.90}),
         source=DIFFUSERS,
@@ -98,10 +85,6 @@ CARDS = (
     Card(
         name="RTX 3090",
         match=("rtx", "3090"),
-        memory_gb=(24,),
-        peak_fp16_teraflops=71,
-        peak_source="accumulating in fp32 (142 in fp16): source not found; as collected. "
-        "It would stand in NVIDIA's GA102 whitepaper, appendix A",
         images_per_second=timed(
             {1: 2.42, 4: 7.72, 8: 14.88, 10: 18.62, 16: 28.88, 32: 57.42, 64: 114.27}
         ),
@@ -111,9 +94,6 @@ CARDS = (
     Card(
         name="RTX 4090",
         match=("rtx", "4090"),
-        memory_gb=(24,),
-        peak_fp16_teraflops=165.2,
-        peak_source="accumulating in fp32 (330.3 in fp16), https://gigagpu.com/?p=34220",
         images_per_second=timed({1: 1.28, 4: 3.76, 8: 7.43, 16: 14.98, 32: 30.18, 64: 61.34}),
         compiled_images_per_second=looped({1: 49.81, 4: 15.59, 16: 3.85}),
         source=DIFFUSERS,
@@ -121,10 +101,6 @@ CARDS = (
     Card(
         name="A100",
         match=("a100",),
-        memory_gb=(40, 80),
-        peak_fp16_teraflops=312,
-        peak_source="NVIDIA's datasheet, as cited in "
-        "https://glennklockwood.com/garden/processors/A100",
         images_per_second=timed(
             {1: 1.98, 2: 2.38, 4: 3.89, 8: 7.04, 10: 8.67, 16: 13.55, 32: 26.68, 64: 53.03}
         ),
@@ -134,26 +110,11 @@ CARDS = (
     Card(
         name="H100 SXM",
         match=("h100", "hbm3"),
-        memory_gb=(80,),
-        peak_fp16_teraflops=989.4,
-        peak_source="NVIDIA's figures, as cited in "
-        "https://glennklockwood.com/garden/processors/h100",
         images_per_second={},
         compiled_images_per_second={},
         source="source not found: no figure for this model under diffusers",
     ),
 )
-
-
-def floor(card: Card) -> float:
-    """Divide a card's peak by an image's work: images a second that it cannot exceed."""
-    return card.peak_fp16_teraflops / TERA_FLOP_PER_IMAGE
-
-
-def best(card: Card, *, compiled: bool = False) -> float | None:
-    """Pick a card's fastest published images a second, of any batch size; None where none is."""
-    speeds = card.compiled_images_per_second if compiled else card.images_per_second
-    return max(speeds.values(), default=None)
 
 
 def find_card(device_name: str) -> Card | None:
@@ -181,13 +142,18 @@ def card_called(name: str) -> Card | None:
     return find_card(name.lower().replace("rtx", "rtx ") + " rtx")
 
 
-def speed_at(card: Card, batch_size: int | None, *, compiled: bool = False) -> float | None:
-    """Give the published images a second of the largest batch up to a size; the best without."""
+def published_speed(
+    card: Card, batch_size: int | None = None, *, compiled: bool = False
+) -> float | None:
+    """Return a card's published images a second in the largest batch up to a size.
+
+    Without a size the fastest of any batch; None where nothing is published.
+    """
     speeds = card.compiled_images_per_second if compiled else card.images_per_second
     if not speeds or batch_size is None:
-        return best(card, compiled=compiled)
+        return max(speeds.values(), default=None)
     fitting = [size for size in speeds if size <= batch_size]
-    return speeds[max(fitting) if fitting else min(speeds)]
+    return speeds[max(fitting, default=min(speeds))]
 
 
 def scaled(images_per_second: float, width: int, height: int, steps: int, guidance: float) -> float:

@@ -11,8 +11,7 @@ from typing import Any, Protocol
 
 from sdwn.batches import BatchSize, next_smaller_batch, on_grid
 from sdwn.config import RunConfig
-from sdwn.devices import profiles as gpus
-from sdwn.devices.profiles import Workload
+from sdwn.devices.gpu_profiles import Workload, find_profile
 from sdwn.errors import SdwnError
 from sdwn.io import private_folder, writable_cache
 from sdwn.models.weights import Weights
@@ -128,7 +127,7 @@ def choose_batch_size(
         return BatchSize(on_grid(asked, images), "as the command line or the site asks")
     if (size := config.generation.batch_size) is not None:
         return BatchSize(size, "as the config asks")
-    if (profile := gpus.find(sampler.workload)) is not None:
+    if (profile := find_profile(sampler.workload)) is not None:
         size = on_grid(profile.tuning.batch_size, images)
         return BatchSize(size, f"as tuned {profile.measured}", profile.vae_slicing)
     fit = sampler.fits(sliced=False)

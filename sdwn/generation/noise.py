@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from sdwn.config import RunConfig
-from sdwn.devices import memory
-from sdwn.devices import profiles as gpus
+from sdwn.devices.device import Device
+from sdwn.devices.gpu_profiles import run_workload
 from sdwn.generation.batching import Sample
 from sdwn.planning.plan import ImageSpec
 
@@ -32,7 +32,8 @@ class NoiseSampler:
             "numpy": np.__version__,
             "python": platform.python_version(),
         }
-        self.workload = gpus.workload(config, self.provenance, memory.total())
+        self.device = Device(gpu=False)
+        self.workload = run_workload(config, self.provenance, self.device.total_bytes)
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Make a batch of images."""
@@ -67,16 +68,16 @@ class NoiseSampler:
     @property
     def limit_bytes(self) -> int:
         """The memory that a batch may use."""
-        return gpus.below_head_room(memory.usable(), memory.total())
+        return self.device.limit_bytes
 
     @property
     def peak_bytes(self) -> int:
         """The most memory used since :meth:`forget_peak`."""
-        return memory.peak()
+        return self.device.peak_bytes
 
     def forget_peak(self) -> None:
         """Begin to look for a new peak."""
-        memory.forget_peak()
+        self.device.forget_peak()
 
     def _draw(self, spec: ImageSpec) -> Sample:
         shape = (self.config.generation.height, self.config.generation.width, 3)

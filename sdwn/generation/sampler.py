@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from sdwn.config import GenerationConfig, RunConfig
-from sdwn.devices import profiles as gpus
-from sdwn.devices.device import Device, out_of_memory_told
+from sdwn.devices.device import Device, plain_out_of_memory
+from sdwn.devices.gpu_profiles import estimated_fit, run_workload
 from sdwn.errors import OutOfMemoryError
 from sdwn.generation.batching import Sample
 from sdwn.models.pipelines import (
@@ -68,7 +68,7 @@ class Sampler:
         if self._checker is not None:
             self.pipeline.safety_checker = None
         self.provenance = describe_pipeline(config, weights, self.pipeline, self.device)
-        self.workload = gpus.workload(config, self.provenance, self.device.total_bytes)
+        self.workload = run_workload(config, self.provenance, self.device.total_bytes)
         self._prompts = PromptEncoder(self.pipeline, config.generation)
         self.vae_slicing = False
         self.loading_seconds = 0.0
@@ -101,7 +101,7 @@ class Sampler:
     def _pixels(self, specs: Sequence[ImageSpec], **options: Any) -> tuple[Pixels, list[bool]]:
         """Sample a batch; return RGB of shape (images, height, width, 3), and which were NaN."""
         try:
-            with out_of_memory_told():
+            with plain_out_of_memory():
                 return _to_uint8(self._run(specs, self._prompts, **options))
         except BaseException:
             self._restore_vae_dtype()
@@ -155,7 +155,7 @@ class Sampler:
             OutOfMemoryError: the device has no room for weights of twice the size.
         """
         try:
-            with out_of_memory_told():
+            with plain_out_of_memory():
                 self.pipeline.to(torch.float32)
                 encoder = PromptEncoder(self.pipeline, self.config.generation)
                 pixels, nan = _to_uint8(self._run([spec], encoder))
@@ -183,7 +183,7 @@ class Sampler:
         for count, seconds in ((len(samples), 0.0), (1, 0.0), (1, 5.0), (1, 30.0)):
             time.sleep(seconds)
             try:
-                with out_of_memory_told():
+                with plain_out_of_memory():
                     parts = (samples[i : i + count] for i in range(0, len(samples), count))
                     return [flag for part in parts for flag in self._flags(part)]
             except OutOfMemoryError as error:
@@ -231,7 +231,7 @@ class Sampler:
         if not self.device.is_gpu:
             return None
         free = self.device.usable_bytes - self.device.used_bytes
-        return gpus.estimated_fit(self.config, free, self.device.total_bytes, sliced)
+        return estimated_fit(self.config, free, self.device.total_bytes, sliced)
 
     def slice_vae(self, on: bool = True) -> bool:
         """Decode images one at a time, or no longer; False where that changes nothing."""
@@ -252,7 +252,7 @@ class Sampler:
     @property
     def limit_bytes(self) -> int:
         """The memory that a batch may use."""
-        return gpus.below_head_room(self.device.usable_bytes, self.device.total_bytes)
+        return self.device.limit_bytes
 
     @property
     def peak_bytes(self) -> int:

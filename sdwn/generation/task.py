@@ -21,7 +21,7 @@ from typing import Any
 
 from sdwn import checkout
 from sdwn.batches import BatchSize
-from sdwn.devices import visible
+from sdwn.devices.device import missing_gpu
 from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError
 from sdwn.generation.batching import (
     ImageSampler,
@@ -99,7 +99,7 @@ def make_shards(
     meter = Meter(paths, record)
     meter.begin(batch)
     # Plain noise is drawn without torch, on the CPU.
-    meter.without_gpu(visible.missing(workload.device) if workload.torch else None)
+    meter.without_gpu(missing_gpu(workload.device) if workload.torch else None)
 
     generator = ShardGenerator(
         sampler, meter, batch, flush_seconds=seconds("SDWN_FLUSH_SECONDS", FLUSH_SECONDS)

@@ -27,7 +27,7 @@ from submitit.core.utils import (
 from submitit.slurm.slurm import _make_sbatch_string
 
 from sdwn import batches
-from sdwn.devices.visible import local_gpus, only
+from sdwn.devices.device import local_gpus, only_gpu
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError
 from sdwn.io import atomic, open_append, write_text
 from sdwn.jobs import scheduler
@@ -326,7 +326,8 @@ def _start(
         for number, task in enumerate(tasks):
             if gpus:
                 # Not by submitit, which numbers GPUs from 0 and knows no other names.
-                executor.update_parameters(setup=_setup(profile, only(gpus[number % len(gpus)])))
+                own = only_gpu(gpus[number % len(gpus)])
+                executor.update_parameters(setup=_setup(profile, own))
             ids.append(str(executor.submit(task).job_id))
     return tuple(ids)
 

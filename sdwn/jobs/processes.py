@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdwn.devices.visible import given, only
+from sdwn.devices.device import given_gpus, only_gpu
 from sdwn.io import open_append, private_folder
 
 POLL_SECONDS = 0.2
@@ -68,9 +68,9 @@ def this_process() -> Process:
 
 def see_one_device(process: Process) -> None:
     """Hide the other processes' GPUs, before torch looks for a device."""
-    gpus = given(os.environ) or []
+    gpus = given_gpus(os.environ) or []
     if process.count > 1 and len(gpus) > 1:
-        os.environ.update(only(gpus[process.rank % len(gpus)]))
+        os.environ.update(only_gpu(gpus[process.rank % len(gpus)]))
 
 
 @contextlib.contextmanager

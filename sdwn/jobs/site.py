@@ -1,4 +1,4 @@
-"""A site as SLURM's commands tell of it: partitions, nodes, QOS, a user's accounts.
+"""A site as SLURM's commands tell of it: partitions, nodes, QOS.
 
 How many jobs it takes is not asked: sbatch says when the queue is full.
 """
@@ -23,8 +23,6 @@ PARTITIONS = ("scontrol", "--all", "--oneliner", "show", "partition")
 NODES = ("sinfo", "--all", "--exact", "--noheader", "--format=%R|%t|%D|%c|%m|%G")
 QOS_COLUMNS = "name,flags,maxwall"
 QOS = ("sacctmgr", "-nP", "show", "qos", f"format={QOS_COLUMNS}")
-USER_COLUMNS = "cluster,defaultaccount,account,qos"
-USER = ("sacctmgr", "-nP", "show", "user", "withassoc", f"format={USER_COLUMNS}")
 
 # What SLURM takes where nobody configures it.
 MAX_ARRAY_SIZE = 1001
@@ -54,7 +52,6 @@ class Partition:
     name: str
     up: bool
     time_min: int | None = None
-    accounts: tuple[str, ...] | None = None
     nodes: tuple[NodeKind, ...] = ()
 
 
@@ -68,22 +65,12 @@ class Qos:
 
 
 @dataclass(frozen=True, slots=True)
-class Association:
-    """An account that a user may use, and the QOS there."""
-
-    account: str
-    default: bool = False
-    qos: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Site:
     """All that the commands told; None or nothing where one of them did not answer."""
 
     config: Mapping[str, str] | None = None
     partitions: Mapping[str, Partition] = field(default_factory=dict)
     default_partition: str | None = None
-    associations: tuple[Association, ...] | None = None
     qos: Mapping[str, Qos] | None = None
 
     def chosen(self, profile: ClusterProfile) -> tuple[str, ...]:
@@ -100,7 +87,7 @@ class Site:
 
 def look() -> Site:
     """Ask SLURM's commands, all at once; what one of them does not tell is unknown, no error."""
-    commands = (CONFIG, PARTITIONS, NODES, QOS, (*USER, f"name={user()}"))
+    commands = (CONFIG, PARTITIONS, NODES, QOS)
     with ThreadPoolExecutor(len(commands)) as pool:
         return site(*pool.map(lambda command: scheduler.run(command, TIMEOUT_S), commands))
 
@@ -145,17 +132,14 @@ def site(
     partitions: Sequence[str] | None,
     nodes: Sequence[str] | None,
     qos: Sequence[str] | None,
-    associations: Sequence[str] | None,
 ) -> Site:
     """Put together what the commands printed, line by line; None where one failed."""
     settings = None if config is None else read_config(config)
     found, default = read_partitions(partitions or [], read_nodes(nodes or []))
-    cluster = (settings or {}).get("ClusterName", "")
     return Site(
         config=settings,
         partitions=found,
         default_partition=default,
-        associations=None if associations is None else read_user(associations, cluster),
         qos=None if qos is None else {row.name: row for row in read_qos(qos)},
     )
 
@@ -182,12 +166,10 @@ def read_partitions(
 
 
 def _partition(row: Mapping[str, str], nodes: tuple[NodeKind, ...]) -> Partition:
-    accounts = row.get("AllowAccounts", "ALL")
     return Partition(
         name=row["PartitionName"],
         up=row.get("State", "UP") == "UP",
         time_min=_time(row.get("MaxTime", "")),
-        accounts=None if accounts in ("ALL", "") else tuple(accounts.split(",")),
         nodes=nodes,
     )
 
@@ -227,16 +209,6 @@ def read_qos(lines: Iterable[str]) -> list[Qos]:
     """Read sacctmgr's rows of :data:`QOS_COLUMNS`."""
     rows = (line.split("|") for line in lines if line.count("|") == QOS_COLUMNS.count(","))
     return [Qos(name, _list(flags), _time(wall)) for name, flags, wall in rows]
-
-
-def read_user(lines: Iterable[str], cluster: str) -> tuple[Association, ...]:
-    """Read sacctmgr's rows of :data:`USER_COLUMNS`, those of other clusters left out."""
-    rows = (line.split("|") for line in lines if line.count("|") == USER_COLUMNS.count(","))
-    return tuple(
-        Association(account, account == default, _list(qos))
-        for own, default, account, qos in rows
-        if own == cluster.lower() or not cluster
-    )
 
 
 def _list(text: str) -> tuple[str, ...]:

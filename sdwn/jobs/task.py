@@ -27,9 +27,9 @@ IDLE_STARTS = 3
 # stage takes the path that it works on and the indices of this process's pieces of work.
 STAGES = {
     "generate": ("sdwn.generation.task", "generate"),
-    "pilot": ("sdwn.preflight.pilot", "make_pilot"),
-    "probe": ("sdwn.preflight.probe", "look_around"),
-    "tune": ("sdwn.preflight.tune", "tune_into"),
+    "pilot": ("sdwn.preflight.trials", "make_pilot"),
+    "probe": ("sdwn.preflight.probe", "report_node"),
+    "tune": ("sdwn.preflight.trials", "tune_task"),
     "merge": ("sdwn.workflow.later_stages", "merge_run"),
     "evaluate": ("sdwn.workflow.later_stages", "evaluate_run"),
     "report": ("sdwn.workflow.later_stages", "report_run"),

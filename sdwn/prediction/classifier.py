@@ -17,7 +17,7 @@ from timm.data.transforms import str_to_pil_interp
 from torchvision.transforms import CenterCrop, Resize
 from torchvision.transforms.functional import InterpolationMode
 
-from sdwn.devices.device import own_device
+from sdwn.devices.device import Device
 from sdwn.errors import SdwnError
 from sdwn.prediction.table import TOP
 from sdwn.storage.images import Pixels
@@ -205,7 +205,7 @@ class Classifier:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.name = name
-        self.device: torch.device = own_device()
+        self.device: torch.device = Device().torch
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         self.preprocessing = dict(preprocessing)
         self.most_images: int | None = None

@@ -22,10 +22,9 @@ import torchvision.io  # noqa: F401 - the faster decoder
 from PIL import Image
 
 from sdwn.batches import BatchSize
-from sdwn.devices import profiles as gpus
-from sdwn.devices.device import Device, out_of_memory_told
-from sdwn.devices.profiles import GpuProfile, Workload
-from sdwn.devices.tuning import Run, search
+from sdwn.devices.device import Device, plain_out_of_memory
+from sdwn.devices.gpu_profiles import GpuProfile, Workload, find_profile, store_profile
+from sdwn.devices.tuning import GB, tune
 from sdwn.errors import OutOfMemoryError, SdwnError
 from sdwn.io import in_threads, now
 from sdwn.prediction.classifier import Classifier, Logits
@@ -158,7 +157,7 @@ def prepared_images(
 def _start(classifier: Classifier, pixels: list[Pixels]) -> Logits | None:
     """Start a batch; None if there was no room, and batches are smaller from now on."""
     try:
-        with out_of_memory_told():
+        with plain_out_of_memory():
             return classifier.start(np.stack(pixels))
     except OutOfMemoryError as error:
         reason = str(error)
@@ -207,7 +206,7 @@ def choose_batch_size(classifier: Classifier, requested: int | None = None) -> B
     """
     if requested is not None:
         return BatchSize(requested, "as requested")
-    if (profile := gpus.find(classifier_workload(classifier))) is not None:
+    if (profile := find_profile(classifier_workload(classifier))) is not None:
         return BatchSize(profile.tuning.batch_size, f"as tuned {profile.measured}")
     if not Device().is_gpu:
         return BatchSize(CPU_BATCH, "the default on a CPU")
@@ -219,7 +218,7 @@ def classifier_workload(classifier: Classifier) -> Workload:
     device, (_, height, width) = Device(), classifier.preprocessing["input_size"]
     return Workload(
         device=device.name,
-        memory_gb=round(device.total_bytes / gpus.GB),
+        memory_gb=round(device.total_bytes / GB),
         model=f"classifier {classifier.name}",
         revision=classifier.record["class_list"],
         precision=classifier.record["dtype"],
@@ -240,34 +239,23 @@ def tune_classifier(classifier: Classifier, most: int = MOST_IMAGES) -> GpuProfi
     """
     device, (_, height, width) = Device(), classifier.preprocessing["input_size"]
 
-    def run(size: int) -> Run:
-        device.forget_peak()
+    def seconds(size: int) -> float:
         pixels = np.zeros((size, height, width, 3), dtype=np.uint8)
-        try:
-            with out_of_memory_told():
-                began = time.perf_counter()
-                classifier.start(pixels)
-                device.synchronize()
-        except OutOfMemoryError as error:
-            reason = str(error)
-        else:
-            speed = size / (time.perf_counter() - began)
-            log.info("%d images a batch: %.1f images/s", size, speed)
-            return Run(speed, device.peak_bytes)
-        # Outside the handler, whose exception keeps the batch's memory.
-        device.release()
-        log.info("%d images a batch: %s", size, reason)
-        raise OutOfMemoryError(reason)
+        with plain_out_of_memory():
+            began = time.perf_counter()
+            classifier.start(pixels)
+            device.synchronize()
+            return time.perf_counter() - began
 
-    limit = gpus.below_head_room(device.usable_bytes, device.total_bytes)
     try:
-        tuning = search(run, STEP, limit, most)
+        tuning = tune(seconds, device, STEP, most)
     finally:
         device.release()
-    workload = classifier_workload(classifier)
-    profile = GpuProfile(workload, vae_slicing=False, tuning=tuning, measured=now())
+    profile = GpuProfile(
+        classifier_workload(classifier), vae_slicing=False, tuning=tuning, measured=now()
+    )
     try:
-        return gpus.store(profile)
+        return store_profile(profile)
     except OSError as error:
         log.warning("%s: the batch size is not kept for later tasks: %s", profile.path, error)
         return profile

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from sdwn.devices import visible
+from sdwn.devices.device import Device, missing_gpu
+from sdwn.devices.tuning import GB
 from sdwn.errors import DiskError
 from sdwn.io import Advance, now
 from sdwn.jobs.disk import RunDisk
@@ -48,8 +49,6 @@ def predict_shards(  # noqa: PLR0913, PLR0917
     Raises:
         DiskError: the disk of the release failed for minutes.
     """
-    from sdwn.devices.device import Device
-    from sdwn.devices.profiles import GB
     from sdwn.prediction.predictor import load_predictor
 
     began, device = time.monotonic(), Device()
@@ -65,7 +64,7 @@ def predict_shards(  # noqa: PLR0913, PLR0917
     record.total = sum(map(plan.shard_images, shards))
     meter = Meter(paths, record, "classifying")
     meter.begin(predictor.batch)
-    meter.without_gpu(visible.missing(record.device))
+    meter.without_gpu(missing_gpu(record.device))
 
     def predict_shard(images: Release) -> pa.Table:
         tables, began = [], time.monotonic()

@@ -1,4 +1,7 @@
-"""Examining a run before it is submitted: profile, site, disk, weights, and where they lie."""
+"""The doctor: checks of a run before it is submitted, read from top to bottom of the table below.
+
+A check yields findings, or none where it has nothing to say.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,12 @@ from sdwn.models.pipelines import check_settings
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import Plan
 from sdwn.preflight.estimate import estimate, stored_bytes
-from sdwn.preflight.findings import Finding, ok, problem, problems, unverified, warning
-from sdwn.preflight.places import Place, free, place
+from sdwn.preflight.file_systems import Location, free_space, locate_folder
+from sdwn.preflight.findings import Finding, problems
 from sdwn.preflight.probe import OFFLINE, cache_fault, hub_is_off
 from sdwn.preflight.site_checks import check_site
 from sdwn.wordnet import corpus
 from sdwn.wordnet.taxonomy import open_taxonomy
-
-__all__ = ["Finding", "can_start", "examine", "problems"]
 
 # What a task leaves beside its shards: a folder and a pickle; and each of its processes: two
 # logs, a result and a record.
@@ -38,19 +39,19 @@ TASK_FILES = 2
 PROCESS_FILES = 4
 
 # What keeps a job from starting, a short one too.
-STOPPING = ("slurm", "partition", "account", "qos", "jobs", "gpu", "cpus", "memory", "run folder")
+STOPPING = ("slurm", "partition", "account", "qos", "nodes", "sbatch", "run folder")
 
 HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")
 LOCKING = "HDF5_USE_FILE_LOCKING"
 
 
-def examine(
+def check_run(
     paths: RunPaths,
     plan: Plan,
     profile: ClusterProfile,
     then: Sequence[LaterStage] | None = None,
 ) -> list[Finding]:
-    """Look at all that can be known from here before a run is submitted under a profile.
+    """Check all that can be known from here before a run is submitted under a profile.
 
     ``then`` are the stages that are submitted behind it, None where that is not known.
     """
@@ -59,8 +60,14 @@ def examine(
 
 
 def can_start(findings: Iterable[Finding]) -> bool:
-    """Tell whether a short job, such as a probe, could start in spite of what was found."""
+    """Return whether a short job, such as a probe, could start in spite of what was found."""
     return not any(finding.subject in STOPPING for finding in problems(findings))
+
+
+def replace_findings(before: Sequence[Finding], new: Sequence[Finding]) -> list[Finding]:
+    """Return findings with those on the same subjects replaced, as by what a node answers."""
+    answered = {finding.subject for finding in new}
+    return [*(finding for finding in before if finding.subject not in answered), *new]
 
 
 @dataclass(frozen=True)
@@ -72,31 +79,30 @@ class _Run:
 
     @cached_property
     def todo(self) -> list[int]:
-        """Give the shards that are not finished."""
+        """The shards that are not finished."""
         return missing(self.paths, self.plan)
 
     @cached_property
-    def weights(self) -> Path:
-        """Return the folder of the weights.
-
-        Raises:
-            SdwnError: they are not here, not whole, or not those that the run is locked to.
-        """
-        config = self.plan.config
-        if (locked := locked_weights(self.paths, config.model)) is None:
-            return weights.located(config)
-        weights.require_whole(locked.folder, config)
-        return locked.folder
-
-    @cached_property
     def tasks(self) -> Sequence[tuple[int, ...]]:
-        """Give the tasks that would be submitted."""
+        """The tasks that would be submitted."""
         return cut(self.todo, self.profile)
 
     @cached_property
-    def place(self) -> Place:
-        """Say where the run lies."""
-        return place(self.paths.root)
+    def weights(self) -> Path | SdwnError:
+        """The folder of the weights, or why there is none that the run may use."""
+        config = self.plan.config
+        try:
+            if (locked := locked_weights(self.paths, config.model)) is None:
+                return weights.located(config)
+            weights.require_whole(locked.folder, config)
+            return locked.folder
+        except SdwnError as error:
+            return error
+
+    @cached_property
+    def location(self) -> Location:
+        """Where the run lies."""
+        return locate_folder(self.paths.root)
 
     @property
     def slurm(self) -> bool:
@@ -104,19 +110,25 @@ class _Run:
         return self.profile.executor == "slurm"
 
     def variable(self, name: str) -> str:
-        """Give a variable as the tasks have it."""
+        """Return a variable as the tasks have it."""
         return self.profile.environment.get(name, os.environ.get(name, ""))
+
+    def differing(self, *names: str) -> str | None:
+        """Return the first of these variables that tasks have another value of than this shell."""
+        differing = (name for name in names if self.variable(name) != os.environ.get(name, ""))
+        return next(differing, None)
 
 
 def _fit(run: _Run) -> Iterator[Finding]:
     try:
         require_fit(run.plan.config, run.profile)
     except UsageError as error:
-        yield problem("fit", str(error))
+        yield Finding("fit", "problem", str(error))
         return
     gives = "the profile asks for one" if run.slurm else "this machine has one to use"
     needs = run.plan.config.needs_gpu
-    yield ok("fit", f"the plan needs a GPU and {gives}" if needs else "the plan needs no GPU")
+    text = f"the plan needs a GPU and {gives}" if needs else "the plan needs no GPU"
+    yield Finding("fit", "ok", text)
 
 
 def _site(run: _Run) -> Iterator[Finding]:
@@ -129,127 +141,109 @@ def _progress(run: _Run) -> Iterator[Finding]:
     costs = estimate(run.paths, run.plan, run.todo, run.profile).costs
     stuck = [cost.warning or "" for cost in costs if cost.stuck]
     if stuck:
-        yield (problem if len(stuck) == len(costs) else warning)("progress", stuck[0])
+        yield Finding("progress", "problem" if len(stuck) == len(costs) else "warning", stuck[0])
 
 
-def _folder(run: _Run) -> Iterator[Finding]:
-    folder = run.place.folder
+def _run_folder(run: _Run) -> Iterator[Finding]:
+    folder, own = run.location.folder, run.location.own
     if not os.access(folder, os.W_OK | os.X_OK):
-        yield problem("run folder", f"{folder} cannot be written to; plan into a folder of yours")
-    elif run.slurm and run.place.own:
-        text = f"{folder} is {_own(run.place)}: compute nodes probably do not see it"
-        yield warning("run folder", f"{text}; plan into a folder that they share")
+        text = f"{folder} cannot be written to; plan into a folder of yours"
+        yield Finding("run folder", "problem", text)
+    elif run.slurm and own:
+        text = f"{folder} is {own}: compute nodes probably do not see it"
+        yield Finding("run folder", "warning", f"{text}; plan into a folder that they share")
     else:
-        yield ok("run folder", f"{folder}, on {run.place.type or 'a file system of no known type'}")
-
-
-def _own(place: Place) -> str:
-    return f"below {place.own}" if place.own.startswith("/") else f"on {place.own}"
+        kind = run.location.type or "a file system of no known type"
+        yield Finding("run folder", "ok", f"{folder}, on {kind}")
 
 
 def _space(run: _Run) -> Iterator[Finding]:
     try:
-        left = free(run.paths.root)
+        free_bytes, free_files = free_space(run.paths.root)
     except OSError as error:
-        yield unverified("space", f"the file system does not tell what is free: {error}")
+        text = f"the file system does not say what is free: {error}"
+        yield Finding("space", "unverified", text)
         return
-    images = sum(run.plan.shard_images(run.plan.shards[index]) for index in run.todo)
-    need, source = stored_bytes(run.paths, run.plan, images)
-    text = f"{images:,} images need about {decimal(need)} ({source}); {decimal(left.bytes)} free"
-    if need > left.bytes:
-        yield problem("space", f"{text}: free some, or plan into a folder on a larger disk")
-    elif 2 * need > left.bytes:
-        yield warning("space", f"{text}: a release takes as much again, so write it elsewhere")
+    plan, processes = run.plan, run.profile.processes
+    images = sum(plan.shard_images(plan.shards[index]) for index in run.todo)
+    need, source = stored_bytes(run.paths, plan, images)
+    text = f"{images:,} images need about {decimal(need)} ({source}); {decimal(free_bytes)} free"
+    if need > free_bytes:
+        text += ": free some, or plan into a folder on a larger disk"
+        yield Finding("space", "problem", text)
+    elif 2 * need > free_bytes:
+        text += ": a release takes as much again, so write it elsewhere"
+        yield Finding("space", "warning", text)
     else:
-        yield ok("space", text)
-    yield from _files(run, left.files)
-    if run.place.network:
-        yield unverified(
-            "quota",
-            "your quota may be less than what is free; your site says how to see it "
-            "(quota -s, lfs quota, mmlsquota)",
-        )
-
-
-def _files(run: _Run, left: int | None) -> Iterator[Finding]:
-    if left is None:
-        return
-    processes = run.profile.processes
-    each = TASK_FILES + PROCESS_FILES * processes
-    lasting = len(run.todo) + each * len(run.tasks)
-    need = lasting + _pieces(run)
-    text = f"about {lasting:,} files, up to {need:,} while tasks run; {left:,} more may be made"
-    if need > left:
-        advice = "plan larger shards, give a task more of them (shards_per_task), or free some"
-        yield (problem if lasting > left else warning)("files", f"{text}: {advice}")
-    else:
-        yield ok("files", text)
-
-
-def _pieces(run: _Run) -> int:
-    """Say how many pieces of shards there may be at once: one a synset of those in work."""
-    if not run.todo:
-        return 0
-    shards = min(len(run.todo), run.profile.array_parallelism * run.profile.processes)
-    return shards * max(shard.stop - shard.start for shard in run.plan.shards)
+        yield Finding("space", "ok", text)
+    if free_files is not None:
+        lasting = len(run.todo) + (TASK_FILES + PROCESS_FILES * processes) * len(run.tasks)
+        # Of a shard in work there may be one partial shard a synset.
+        at_once = min(len(run.todo), run.profile.array_parallelism * processes)
+        files = lasting + at_once * max(shard.stop - shard.start for shard in plan.shards)
+        text = f"about {lasting:,} files, up to {files:,} while tasks run; {free_files:,} more may "
+        text += "be made"
+        if files > free_files:
+            text += ": plan larger shards, give a task more of them (shards_per_task), or free some"
+            yield Finding("files", "problem" if lasting > free_files else "warning", text)
+        else:
+            yield Finding("files", "ok", text)
+    if run.location.network:
+        text = "your quota may be less than what is free; your site says how to see it "
+        yield Finding("quota", "unverified", f"{text}(quota -s, lfs quota, mmlsquota)")
 
 
 def _weights(run: _Run) -> Iterator[Finding]:
-    config, name = run.plan.config, run.plan.config.model.name
-    if config.model.builtin not in (None, *IN_PACKAGE):
-        yield ok("weights", f"{name} is built in")
-        return
-    try:
-        found = run.weights
-    except SdwnError as error:
-        yield _no_weights(run, error)
-        return
-    if config.model.builtin is not None:
-        yield ok("weights", f"{name} is built in, and whole")
+    model = run.plan.config.model
+    if model.builtin not in (None, *IN_PACKAGE):
+        yield Finding("weights", "ok", f"{model.name} is built in")
+    elif not isinstance(run.weights, SdwnError):
+        if model.builtin is not None:
+            yield Finding("weights", "ok", f"{model.name} is built in, and whole")
+        else:
+            yield _found(run, "weights", model.name, run.weights)
+    elif (
+        run.paths.lock.exists()
+        or isinstance(run.weights, UsageError)
+        or weights.source(model) != "hub"
+    ):
+        yield Finding("weights", "problem", str(run.weights))
+    elif name := run.differing(*HUB_VARIABLES):
+        text = f"{run.weights}; tasks have another {name} than this shell: export the same here"
+        yield Finding("weights", "unverified", text)
     else:
-        yield _found(run, "weights", name, found)
+        advice = f"get it where there is a network: {command('prefetch', run.paths.root)}"
+        if hub_is_off(run.variable(OFFLINE)):
+            text = f"{run.weights}, and {OFFLINE} keeps tasks from the hub; {advice}"
+            yield Finding("weights", "problem", text)
+        else:
+            text = f"{run.weights}: every task would ask the hub for it; {advice}"
+            yield Finding("weights", "warning", text)
 
 
 def _found(run: _Run, subject: str, name: str, path: Path) -> Finding:
-    own = place(path)
-    if run.slurm and own.own:
-        text = f"{path} is {_own(own)}: compute nodes probably do not see it"
-        return warning(subject, f"{text}; put it into a folder that nodes share")
-    return ok(subject, f"{name} in {path}")
+    own = locate_folder(path).own
+    if run.slurm and own:
+        text = f"{path} is {own}: compute nodes probably do not see it"
+        return Finding(subject, "warning", f"{text}; put it into a folder that nodes share")
+    return Finding(subject, "ok", f"{name} in {path}")
 
 
 def _settings(run: _Run) -> Iterator[Finding]:
     """Find what would end every task at its start, after its wait in the queue."""
+    if isinstance(run.weights, SdwnError):
+        return
     try:
-        folder = run.weights
-    except SdwnError:
-        return  # Told with the weights.
-    try:
-        known = check_settings(run.plan.config, folder)
+        known = check_settings(run.plan.config, run.weights)
     except SdwnError as error:
-        yield problem("settings", str(error))
+        yield Finding("settings", "problem", str(error))
         return
     if known:
-        yield ok("settings", "the model takes the config's scheduler and safety checker")
+        text = "the model takes the config's scheduler and safety checker"
+        yield Finding("settings", "ok", text)
     else:
-        yield unverified("settings", "only loading the model tells whether it takes the scheduler")
-
-
-def _differs(run: _Run, name: str) -> bool:
-    return run.variable(name) != os.environ.get(name, "")
-
-
-def _no_weights(run: _Run, error: SdwnError) -> Finding:
-    model, text = run.plan.config.model, str(error)
-    if run.paths.lock.exists() or isinstance(error, UsageError) or weights.source(model) != "hub":
-        return problem("weights", text)
-    if elsewhere := [name for name in HUB_VARIABLES if _differs(run, name)]:
-        text = f"{text}; tasks have another {elsewhere[0]} than this shell"
-        return unverified("weights", f"{text}: export the same here")
-    advice = f"get it where there is a network: {command('prefetch', run.paths.root)}"
-    if hub_is_off(run.variable(OFFLINE)):
-        return problem("weights", f"{text}, and {OFFLINE} keeps tasks from the hub; {advice}")
-    return warning("weights", f"{text}: every task would ask the hub for it; {advice}")
+        text = "only loading the model shows whether it takes the scheduler"
+        yield Finding("settings", "unverified", text)
 
 
 def _classifier(run: _Run) -> Iterator[Finding]:
@@ -265,73 +259,72 @@ def _classifier(run: _Run) -> Iterator[Finding]:
         require_classifier(run.paths, run.plan.config)
         file = find_classifier(chosen.model, chosen.checkpoint)
     except SdwnError as error:
-        yield problem("classifier", str(error))
-        return
-    if file is not None:
-        yield _found(run, "classifier", chosen.model, file)
+        yield Finding("classifier", "problem", str(error))
         return
     text = f"the weights of {chosen.model}, which evaluates the release, are not on this machine"
-    if elsewhere := [name for name in (*HUB_VARIABLES, "TORCH_HOME") if _differs(run, name)]:
-        text = f"{text}, and tasks have another {elsewhere[0]}"
-        yield unverified("classifier", f"{text}; export the same here")
-        return
-    # A run may be evaluated elsewhere, or not at all.
-    verdict = warning if run.then is None else problem
-    advice = f"get them where there is a network: {command('prefetch', run.paths.root)}"
-    yield verdict("classifier", f"{text}; {advice}")
+    if file is not None:
+        yield _found(run, "classifier", chosen.model, file)
+    elif name := run.differing(*HUB_VARIABLES, "TORCH_HOME"):
+        text += f", and tasks have another {name}; export the same here"
+        yield Finding("classifier", "unverified", text)
+    else:
+        text += f"; get them where there is a network: {command('prefetch', run.paths.root)}"
+        # A run may be evaluated elsewhere, or not at all.
+        yield Finding("classifier", "warning" if run.then is None else "problem", text)
 
 
 def _wordnet(_: _Run) -> Iterator[Finding]:
     found, passed = corpus.look()
     over = "".join(f"; {reason}" for reason in passed)
     if found is not None:
-        yield ok("wordnet", f"WordNet {corpus.VERSION} in {found}{over}")
-        return
-    text = f"no WordNet {corpus.VERSION} on this machine: planning and evaluation need it"
-    yield warning("wordnet", f"{text}{over}; get it: python -m nltk.downloader wordnet")
+        yield Finding("wordnet", "ok", f"WordNet {corpus.VERSION} in {found}{over}")
+    else:
+        text = f"no WordNet {corpus.VERSION} on this machine: planning and evaluation need "
+        text += f"it{over}; get it: python -m nltk.downloader wordnet"
+        yield Finding("wordnet", "warning", text)
 
 
 def _locks(run: _Run) -> Iterator[Finding]:
     value = run.variable(LOCKING)
-    if run.slurm and run.place.network and not value:
-        text = f"shared file systems such as {run.place.type} may have no file locks"
-        yield warning("locks", f'{text}; set {LOCKING}: "FALSE" in the profile\'s environment')
+    if run.slurm and run.location.network and not value:
+        text = f"shared file systems such as {run.location.type} may have no file locks; "
+        text += f'set {LOCKING}: "FALSE" in the profile\'s environment'
+        yield Finding("locks", "warning", text)
     elif run.slurm:
-        yield ok("locks", f"{LOCKING} is {value or 'not set, and no network file system is seen'}")
+        text = f"{LOCKING} is {value or 'not set, and no network file system is seen'}"
+        yield Finding("locks", "ok", text)
 
 
 def _cache(run: _Run) -> Iterator[Finding]:
+    location = locate_folder(cache_folder())
     if fault := cache_fault():
-        yield warning("cache", fault)
+        yield Finding("cache", "warning", fault)
+    elif not run.slurm:
         return
-    if not run.slurm:
-        return
-    if _differs(run, "SDWN_CACHE"):
-        text = "tasks have another SDWN_CACHE than this shell, so that what is tuned or prefetched"
-        yield warning("cache", f"{text} here is not found there; export the same here")
-        return
-    own = place(cache_folder())
-    if own.own:
-        text = f"{own.folder} is {_own(own)}: compute nodes have another"
-        yield warning("cache", f"{text}; set SDWN_CACHE to a folder that they share")
+    elif run.differing("SDWN_CACHE"):
+        text = "tasks have another SDWN_CACHE than this shell, so that what is tuned or prefetched "
+        text += "here is not found there; export the same here"
+        yield Finding("cache", "warning", text)
+    elif location.own:
+        text = f"{location.folder} is {location.own}: compute nodes have another; "
+        text += "set SDWN_CACHE to a folder that they share"
+        yield Finding("cache", "warning", text)
     else:
-        yield ok("cache", str(own.folder))
+        yield Finding("cache", "ok", str(location.folder))
 
 
 def _node(run: _Run) -> Iterator[Finding]:
     if run.slurm:
-        yield unverified(
-            "node",
-            "whether compute nodes see RUN, weights and cache, and what Python, memory, device and "
-            "file locks they have: ask one with --probe",
-        )
+        text = "whether compute nodes see RUN, weights and cache, and what Python, memory, device "
+        text += "and file locks they have: ask one with --probe"
+        yield Finding("node", "unverified", text)
 
 
 CHECKS = (
     _fit,
     _site,
     _progress,
-    _folder,
+    _run_folder,
     _space,
     _weights,
     _settings,

@@ -1,4 +1,4 @@
-"""What an examination finds before a run: one line each, with what to do."""
+"""Findings of the doctor: one line each, with what to do."""
 
 from __future__ import annotations
 
@@ -19,25 +19,5 @@ class Finding:
 
 
 def problems(findings: Iterable[Finding]) -> list[Finding]:
-    """Pick what would stop the run."""
+    """Return the findings that would stop the run."""
     return [finding for finding in findings if finding.verdict == "problem"]
-
-
-def ok(subject: str, text: str) -> Finding:
-    """Say that something is as it should be."""
-    return Finding(subject, "ok", text)
-
-
-def warning(subject: str, text: str) -> Finding:
-    """Say that something may go wrong or take longer."""
-    return Finding(subject, "warning", text)
-
-
-def problem(subject: str, text: str) -> Finding:
-    """Say that something stops the run."""
-    return Finding(subject, "problem", text)
-
-
-def unverified(subject: str, text: str) -> Finding:
-    """Say that something cannot be known from here."""
-    return Finding(subject, "unverified", text)

@@ -1,4 +1,4 @@
-"""The probe: a stage that looks at a compute node as a task would, and says what is there."""
+"""The probe: what a compute node reports of itself as a task, and how a run compares with it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from rich.filesize import decimal
+
 import sdwn
 from sdwn.config import EvaluationConfig, RunConfig
-from sdwn.devices import memory
+from sdwn.devices.device import Device
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.io import read_json, writable_cache, write_text
 from sdwn.jobs import scheduler
+from sdwn.jobs.cluster import gives_gpu
+from sdwn.jobs.profile import ClusterProfile
 from sdwn.models import weights
 from sdwn.models.lock import locked_weights
 from sdwn.paths import RunPaths, cache_folder
-from sdwn.planning.plan import read_plan
+from sdwn.planning.plan import Plan, read_plan
+from sdwn.preflight.findings import Finding
 
 PACKAGES = ("submitit", "h5py", "torch", "diffusers", "transformers", "accelerate")
+CODE = Path(sdwn.__file__).parent
 OFFLINE = "HF_HUB_OFFLINE"
 NO_LOCKS = "no locks"
 FINE = ""
@@ -39,7 +45,7 @@ class NodeReport:
     written and read, ``NO_LOCKS`` where that takes HDF5_USE_FILE_LOCKING=FALSE, else an error.
     ``device`` is torch's, None where torch was not asked; ``gpus`` is nvidia-smi's answer;
     ``weights`` is where they lie, None where they were not found; ``classifier`` is its weights'
-    file, "" where it cannot be loaded, None where it was not asked for. ``offline`` tells whether
+    file, "" where it cannot be loaded, None where it was not asked for. ``offline`` is whether
     HF_HUB_OFFLINE keeps tasks from the hub.
     """
 
@@ -63,37 +69,54 @@ class NodeReport:
     cache_fault: str = FINE
 
 
-def look_around(run: Path, indices: Iterable[int]) -> None:
-    """Look at this node, and leave what is found in the run's folder for whoever asked."""
+def report_node(run: Path, indices: Iterable[int]) -> None:
+    """Write what this node sees into the run's folder: the stage that a probe's job runs.
+
+    Raises:
+        SdwnError: the node does not see what the login node wrote.
+    """
     if not list(indices):
         return  # one process of a task is enough
     paths = RunPaths(run)
-    token = read_token(paths.probe.token)
-    write_text(paths.probe.answers, json.dumps(asdict(_report(paths, token)), indent=2) + "\n")
-
-
-def hub_is_off(value: str) -> bool:
-    """Read the hub's own variable as its library does."""
-    return value.upper() in ("1", "ON", "YES", "TRUE")
-
-
-def read_token(path: Path) -> str:
-    """Read what the login node wrote.
-
-    Raises:
-        SdwnError: it is not to be seen from here.
-    """
+    # A machine may be several nodes.
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     try:
-        return path.read_text(encoding="utf-8")
+        token = paths.probe.token.read_text(encoding="utf-8")
     except OSError as error:
         raise SdwnError(
-            f"{_node()} does not see what the login node wrote: {error}; "
+            f"{node} does not see what the login node wrote: {error}; "
             "plan into a folder that compute nodes share"
         ) from None
+    config = read_plan(paths).config
+    missing = tuple(name for name in PACKAGES if importlib.util.find_spec(name) is None)
+    device = None
+    if config.model.builtin != "noise" and "torch" not in missing:
+        device = Device().name
+    report = NodeReport(
+        token=token,
+        node=node,
+        python=sys.executable,
+        python_version=platform.python_version(),
+        sdwn=sdwn.__version__,
+        code=str(CODE),
+        missing=missing,
+        cpus=len(os.sched_getaffinity(0)),
+        memory_bytes=Device(gpu=False).usable_bytes,
+        gpus=tuple(scheduler.run(["nvidia-smi", "--list-gpus"], 20) or ()),
+        device=device,
+        weights=_find_weights(paths, config),
+        classifier=None if missing else _find_classifier(config.evaluation),
+        offline=hub_is_off(os.environ.get(OFFLINE, "")),
+        cache=str(cache_folder()),
+        cache_seen=(cache_folder() / token).is_file(),
+        hdf5="h5py is missing" if "h5py" in missing else hdf5_fault(paths.probe.root / "probe.h5"),
+        cache_fault=cache_fault(),
+    )
+    write_text(paths.probe.answers, json.dumps(asdict(report), indent=2) + "\n")
 
 
 def read_report(path: Path) -> NodeReport:
-    """Read a node's answer.
+    """Read a node's report.
 
     Raises:
         IntegrityError: there is none, or it is of another version.
@@ -109,29 +132,9 @@ def read_report(path: Path) -> NodeReport:
     return NodeReport(**{**values, **listed})
 
 
-def _report(paths: RunPaths, token: str) -> NodeReport:
-    config = read_plan(paths).config
-    missing = tuple(name for name in PACKAGES if importlib.util.find_spec(name) is None)
-    return NodeReport(
-        token=token,
-        node=_node(),
-        python=sys.executable,
-        python_version=platform.python_version(),
-        sdwn=sdwn.__version__,
-        code=str(Path(sdwn.__file__).parent),
-        missing=missing,
-        cpus=len(os.sched_getaffinity(0)),
-        memory_bytes=memory.usable(),
-        gpus=tuple(scheduler.run(["nvidia-smi", "--list-gpus"], 20) or ()),
-        device=_device(config) if "torch" not in missing else None,
-        weights=_weights(paths, config),
-        classifier=None if missing else _classifier(config.evaluation),
-        offline=hub_is_off(os.environ.get(OFFLINE, "")),
-        cache=str(cache_folder()),
-        cache_seen=(cache_folder() / token).is_file(),
-        hdf5="h5py is missing" if "h5py" in missing else hdf5_fault(paths.probe.root / "probe.h5"),
-        cache_fault=cache_fault(),
-    )
+def hub_is_off(value: str) -> bool:
+    """Return whether HF_HUB_OFFLINE has a value that its library takes for yes."""
+    return value.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def cache_fault() -> str:
@@ -143,40 +146,8 @@ def cache_fault() -> str:
     return FINE
 
 
-def _node() -> str:
-    # A machine may be several nodes.
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
-def _weights(paths: RunPaths, config: RunConfig) -> str | None:
-    if config.model.builtin is not None:
-        return config.model.name
-    try:
-        locked = locked_weights(paths, config.model)
-        return str(locked.folder if locked else weights.located(config))
-    except SdwnError:
-        return None
-
-
-def _classifier(chosen: EvaluationConfig) -> str:
-    from sdwn.prediction.pretrained import find_classifier  # torch and timm
-
-    try:
-        return str(find_classifier(chosen.model, chosen.checkpoint) or "")
-    except SdwnError:
-        return ""
-
-
-def _device(config: RunConfig) -> str | None:
-    if config.model.builtin == "noise":
-        return None  # which needs no torch
-    import torch
-
-    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
-
-
 def hdf5_fault(path: Path) -> str:
-    """Write and read an HDF5 file; say what is wrong, "" if nothing is."""
+    """Write and read an HDF5 file; return what is wrong, "" if nothing is."""
     import h5py
 
     faults = []
@@ -192,3 +163,100 @@ def hdf5_fault(path: Path) -> str:
         path.unlink()
         return (NO_LOCKS if faults else FINE) if whole else "what was written is not what is read"
     return faults[0]
+
+
+def _find_weights(paths: RunPaths, config: RunConfig) -> str | None:
+    if config.model.builtin is not None:
+        return config.model.name
+    try:
+        locked = locked_weights(paths, config.model)
+        return str(locked.folder if locked else weights.located(config))
+    except SdwnError:
+        return None
+
+
+def _find_classifier(chosen: EvaluationConfig) -> str:
+    from sdwn.prediction.pretrained import find_classifier  # torch and timm
+
+    try:
+        return str(find_classifier(chosen.model, chosen.checkpoint) or "")
+    except SdwnError:
+        return ""
+
+
+def check_node(report: NodeReport, plan: Plan, profile: ClusterProfile) -> list[Finding]:
+    """Compare a node's report with what a run needs there."""
+    return [
+        _node_python(report),
+        *_node_device(report, plan, profile),
+        Finding("run folder", "ok", f"{report.node} sees it, writes to it and renames there"),
+        *_node_weights(report, plan.config),
+        _node_locks(report),
+        _node_cache(report),
+    ]
+
+
+def _node_python(report: NodeReport) -> Finding:
+    text = f"{report.node}: Python {report.python_version} ({report.python}), sdwn {report.sdwn}"
+    memory = f"{report.cpus} CPUs, {decimal(report.memory_bytes)} of memory free"
+    if report.missing:
+        text += f", but no {', '.join(report.missing)}; install them there, or set python, setup"
+        return Finding("node", "problem", text)
+    if (report.sdwn, Path(report.code)) != (sdwn.__version__, CODE):
+        text += f" in {report.code}; here it is {sdwn.__version__} in {CODE}; {memory}"
+        return Finding("node", "warning", text)
+    return Finding("node", "ok", f"{text}; {memory}")
+
+
+def _node_device(report: NodeReport, plan: Plan, profile: ClusterProfile) -> Iterator[Finding]:
+    needed, device = plan.config.needs_gpu, report.device
+    if device == "cpu" and (needed or gives_gpu(profile)):
+        seen = f"though nvidia-smi lists {report.gpus[0]}" if report.gpus else "nor does nvidia-smi"
+        text = (
+            f"a GPU is asked for and torch on {report.node} sees none, {seen}: tasks would work "
+            "on the CPU, many times slower; install a torch built for its CUDA, or load its "
+            "modules in setup"
+        )
+        yield Finding("device", "problem" if needed else "warning", text)
+    elif device is not None:
+        yield Finding("device", "ok", f"torch on {report.node} has {device}")
+
+
+def _node_weights(report: NodeReport, config: RunConfig) -> Iterator[Finding]:
+    node, chosen = report.node, config.evaluation
+    if report.weights is not None:
+        yield Finding("weights", "ok", f"{node} finds {report.weights}")
+    else:
+        lost = report.offline or not weights.is_hub_name(config.model)
+        text = f"{node} does not find {config.model.name}; put it into a folder or a cache that "
+        text += "nodes share (HF_HOME): sdwn prefetch CONFIG"
+        yield Finding("weights", "problem" if lost else "warning", text)
+    if report.classifier:
+        yield Finding("classifier", "ok", f"{node} finds {report.classifier}")
+    elif report.classifier is not None:
+        put = "its weights into a cache that nodes share (HF_HOME, TORCH_HOME): sdwn prefetch RUN"
+        if chosen.checkpoint:
+            put = f"{chosen.checkpoint} into a folder that nodes share"
+        text = f"{node} cannot load {chosen.model}, which evaluates the release; put {put}"
+        yield Finding("classifier", "warning", text)
+
+
+def _node_locks(report: NodeReport) -> Finding:
+    if report.hdf5 == FINE:
+        text = f"{report.node} writes and reads HDF5 files in the run folder"
+        return Finding("locks", "ok", text)
+    text = f"{report.node} cannot write HDF5 files there: {report.hdf5}"
+    if report.hdf5 == NO_LOCKS:
+        text = f"{report.node} opens HDF5 files only without locks; set "
+        text += 'HDF5_USE_FILE_LOCKING: "FALSE" in the profile\'s environment'
+    return Finding("locks", "problem", text)
+
+
+def _node_cache(report: NodeReport) -> Finding:
+    if report.cache_fault:
+        return Finding("cache", "warning", f"{report.node}: {report.cache_fault}")
+    if report.cache_seen:
+        return Finding("cache", "ok", f"{report.node} sees this machine's, in {report.cache}")
+    text = f"{report.node} has another one in {report.cache}, without what is tuned or prefetched "
+    text += "here; set SDWN_CACHE to a shared folder, here and in the profile's environment"
+    return Finding("cache", "warning", text)

@@ -1,208 +1,172 @@
-"""What a profile asks of a site, held against what the site has."""
+"""Checks of a profile against its site: what SLURM's commands say, and whether sbatch takes it."""
 
 from __future__ import annotations
 
 import math
+import re
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from sdwn.jobs import scheduler
-from sdwn.jobs.cluster import arrays
-from sdwn.jobs.profile import ClusterProfile, megabytes, minutes
-from sdwn.jobs.site import Association, NodeKind, Site, array_size
-from sdwn.preflight.findings import Finding, ok, problem, unverified, warning
+from sdwn.jobs.cluster import arrays, is_full, script
+from sdwn.jobs.profile import ClusterProfile, minutes
+from sdwn.jobs.site import Partition, Site, array_size, user
+from sdwn.preflight.findings import Finding
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel")
 MOST_NAMES = 12
+# On a busy controller, finding when a job would start takes its time.
+TEST_SECONDS = 30
+
+# What a profile says of a task's node.
+REQUEST = (
+    *("gres", "gpus_per_node", "cpus_per_task", "mem", "mem_per_cpu", "mem_per_gpu"),
+    *("constraint", "nodelist", "exclude", "sbatch"),
+)
+
+# What sbatch's refusals are about, by a word in them; the first one counts.
+REFUSED = {
+    "account": "account",
+    "qos": "qos",
+    "time limit": "time",
+    "partition": "partition",
+    "node": "nodes",
+    "feature": "nodes",
+    "gres": "nodes",
+}
 
 
 def check_site(site: Site, profile: ClusterProfile, tasks: int) -> list[Finding]:
-    """Hold a profile and a number of tasks against a site."""
+    """Compare a profile and a number of tasks with a site, and have sbatch test a task."""
     absent = [name for name in COMMANDS if shutil.which(name) is None]
     if absent:
         text = f"expected a SLURM cluster, found no {', '.join(absent)} on this machine; run it on"
-        return [problem("slurm", f"{text} a login node, or use --profile local")]
+        return [Finding("slurm", "problem", f"{text} a login node, or use --profile local")]
     if site.config is None and scheduler.squeue() is None:
         text = "the SLURM controller does not answer; try again later, or ask your site"
-        return [problem("slurm", text)]
+        return [Finding("slurm", "problem", text)]
     return [
-        ok("slurm", f"version {(site.config or {}).get('SLURM_VERSION', 'unknown')}"),
+        Finding("slurm", "ok", f"version {(site.config or {}).get('SLURM_VERSION', 'unknown')}"),
         *_partitions(site, profile),
-        *_account(site, profile),
-        *_qos(site, profile),
         *_time(site, profile),
         *_arrays(site, profile, tasks),
-        *_nodes(site, profile),
+        *_request(site, profile),
     ]
 
 
 def _partitions(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
-    known, default = site.partitions, site.default_partition
+    known, default, chosen = site.partitions, site.default_partition, site.chosen(profile)
     there = f"this site has {_names(known)}" + (f" (default: {default})" if default else "")
     if not known:
-        yield unverified(
-            "partition", "scontrol tells of no partitions; sbatch will refuse a wrong one"
-        )
-        return
-    if not site.chosen(profile):
-        yield problem("partition", f"there is no default one; set partition: {there}")
-        return
-    if absent := [name for name in site.chosen(profile) if name not in known]:
-        yield problem("partition", f"there is no {_names(absent)}; {there}")
-    chosen = [known[name] for name in site.chosen(profile) if name in known]
-    if closed := [partition.name for partition in chosen if not partition.up]:
-        verdict = problem if len(closed) == len(chosen) else warning
-        yield verdict("partition", f"{_names(closed)} is closed: jobs wait until it opens; {there}")
-    elif not absent:
-        yield ok("partition", f"{_names(site.chosen(profile))} is open")
-    for partition in chosen:
-        if accounts := partition.accounts:
-            text = f"partition {partition.name} is for the accounts {_names(accounts)}"
-            if profile.account in accounts:
-                yield ok("account", text)
-            else:
-                # An account below one of them may be meant too.
-                yield warning("account", f"{text}; the profile has {profile.account or 'none'}")
-
-
-def _account(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
-    associations = site.associations
-    if associations is None or not site.enforces("associations"):
-        return
-    if not _own(site, profile):
-        yours = _names({row.account for row in associations}) or "none"
-        account = profile.account or "no default account"
-        yield problem("account", f"you may not use {account} here; yours: {yours}; set account")
-
-
-def _own(site: Site, profile: ClusterProfile) -> list[Association]:
-    """List what accounting has of the user under the account that the profile's jobs fall to."""
-    account = profile.account
-    rows = site.associations or ()
-    return [row for row in rows if row.account == account or (not account and row.default)]
-
-
-def _qos(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
-    if profile.qos is None or site.qos is None:
-        return
-    yours = {name for row in _own(site, profile) for name in row.qos} or set(site.qos)
-    if profile.qos in yours & set(site.qos):
-        yield ok("qos", profile.qos)
-        return
-    verdict = problem if site.enforces("qos") else warning
-    what = "you may not use" if profile.qos in site.qos else "there is no"
-    yield verdict("qos", f"{what} {profile.qos}; yours: {_names(yours)}")
+        text = "scontrol lists no partitions; sbatch will refuse a wrong one"
+        yield Finding("partition", "unverified", text)
+    elif not chosen:
+        text = f"there is no default one; set partition: {there}"
+        yield Finding("partition", "problem", text)
+    elif absent := [name for name in chosen if name not in known]:
+        yield Finding("partition", "problem", f"there is no {_names(absent)}; {there}")
+    elif closed := [name for name in chosen if not known[name].up]:
+        text = f"{_names(closed)} is closed: jobs wait until it opens; {there}"
+        every = len(closed) == len(chosen)
+        yield Finding("partition", "problem" if every else "warning", text)
+    else:
+        yield Finding("partition", "ok", f"{_names(chosen)} is open")
 
 
 def _time(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
-    asked = minutes(profile.time)
-    qos = (site.qos or {}).get(profile.qos or "")
+    """Find a limit beyond the partition's or the QOS's: sbatch takes it, and it waits for ever."""
+    wanted, qos = minutes(profile.time), (site.qos or {}).get(profile.qos or "")
     longest = {
         f"MaxTime of partition {name}": site.partitions[name].time_min
         for name in site.chosen(profile)
         # Such a QOS may go beyond the partition's.
         if name in site.partitions and not (qos and "PartitionTimeLimit" in qos.flags)
     }
-    short = {source: most for source, most in longest.items() if most and most < asked}
+    short = {source: most for source, most in longest.items() if most and most < wanted}
     every = len(short) == len(longest)
-    if qos and qos.wall_min and qos.wall_min < asked and site.enforces("limits"):
+    if qos and qos.wall_min and qos.wall_min < wanted and site.enforces("limits"):
         short, every = {f"MaxWall of QOS {qos.name}": qos.wall_min}, True
-    text = f"a task asks for {slurm_time(asked)}"
+    text = f"a task asks for {slurm_time(wanted)}"
     if short:
         source, most = max(short.items(), key=lambda item: item[1])
         text += f" and may take {slurm_time(most)}, the {source}: it would wait for ever"
-        yield (problem if every else warning)("time", f"{text}; lower time")
+        yield Finding("time", "problem" if every else "warning", f"{text}; lower time")
     else:
         known = [f"{slurm_time(most)} is the {source}" for source, most in longest.items() if most]
-        yield ok("time", f"{text}; {', '.join(known) or 'no limit is known'}")
+        yield Finding("time", "ok", f"{text}; {', '.join(known) or 'no limit is known'}")
 
 
 def _arrays(site: Site, profile: ClusterProfile, tasks: int) -> Iterator[Finding]:
     if not tasks:
-        yield ok("arrays", "nothing is left to submit")
+        yield Finding("arrays", "ok", "nothing is left to submit")
         return
     most = array_size(site.config or {})
     count = len(arrays(range(tasks), most, profile.array_parallelism))
-    yield ok(
-        "arrays",
-        f"{_count(tasks, 'task')} as {_count(count, 'array')} of at most {most:,}",
-    )
+    text = f"{_count(tasks, 'task')} as {_count(count, 'array')} of at most {most:,}"
+    yield Finding("arrays", "ok", text)
     wave = profile.max_submit_jobs
     if wave is None or wave >= tasks:
-        yield ok("jobs", "all are submitted at once, as far as the queue takes them")
+        yield Finding("jobs", "ok", "all are submitted at once, as far as the queue takes them")
     else:
-        waves = math.ceil(tasks / wave)
-        yield ok("jobs", f"at most {wave:,} in the queue (max_submit_jobs): {waves:,} waves")
+        text = f"{wave:,} in the queue (max_submit_jobs): {math.ceil(tasks / wave):,} waves"
+        yield Finding("jobs", "ok", f"at most {text}")
 
 
-def _nodes(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
-    known = site.partitions
-    kinds = [kind for name in site.chosen(profile) if name in known for kind in known[name].nodes]
-    if not kinds:
-        if known and all(name in known for name in site.chosen(profile)):
-            yield unverified("nodes", "sinfo tells of no nodes; sbatch will refuse what none has")
+def _request(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
+    """Have sbatch say whether it would take a task; beside a refusal stands what the site has."""
+    chosen = [site.partitions[name] for name in site.chosen(profile) if name in site.partitions]
+    have = "; ".join(map(_nodes, chosen)) or "sinfo lists no nodes"
+    refusal = sbatch_refusal(profile)
+    if refusal is None:
+        yield Finding("nodes", "unverified", f"sbatch --test-only does not answer; {have}")
         return
-    where = f"of {_names(site.chosen(profile))}"
-    fitting = [kind for kind in kinds if _has_gpus(kind, profile.gpu_request)]
-    if not fitting:
-        yield problem("gpu", _no_gpu(site, profile, kinds, where))
+    if not refusal:
+        yield Finding("nodes", "ok", f"sbatch takes a task; {have}")
         return
-    if profile.gpu_request:
-        where += " with these GPUs"
-    for subject, asked, unit, attribute in (
-        ("cpus", _cpus(profile), "", "cpus"),
-        ("memory", _memory_mb(profile), " MB", "memory_mb"),
-    ):
-        most: int = max(getattr(kind, attribute) for kind in fitting)
-        if most < asked:
-            text = f"a task asks for {asked:,}{unit} and the nodes {where} have at most {most:,}"
-            yield problem(subject, f"{text}{unit}; ask for less")
-            return
-        fitting = [kind for kind in fitting if getattr(kind, attribute) >= asked]
-    nodes, usable = sum(k.nodes for k in fitting), sum(k.usable for k in fitting)
-    if usable:
-        yield ok("nodes", f"{usable:,} {where} have what a task asks for")
+    subject = next((REFUSED[word] for word in REFUSED if word in refusal.lower()), "sbatch")
+    text = f"sbatch takes no such task: {refusal}"
+    if subject == "nodes":
+        fields = profile.record().items()
+        asks = ", ".join(f"{name} {value}" for name, value in fields if name in REQUEST)
+        # In the same words SLURM refuses what no node has and what only drained nodes have.
+        down = any(kind.usable < kind.nodes for partition in chosen for kind in partition.nodes)
+        text += f"; the profile asks for {asks}; {have}"
+        yield Finding("nodes", "warning" if down else "problem", text)
+    elif subject in ("account", "qos"):
+        see = f"sacctmgr show associations user={user()} format=account,partition,qos"
+        yield Finding(subject, "problem", f"{text}; see yours with: {see}")
     else:
-        text = f"all {nodes:,} {where} that fit are down or drained; tasks wait until some are back"
-        yield warning("nodes", text)
+        yield Finding(subject, "problem", f"{text}; change the profile, or ask your site")
 
 
-def _has_gpus(kind: NodeKind, request: dict[str, int]) -> bool:
-    named = {name: count for name, count in request.items() if name}
-    return all(kind.gpus.get(name, 0) >= count for name, count in named.items()) and (
-        sum(kind.gpus.values()) >= sum(request.values())
-    )
+def sbatch_refusal(profile: ClusterProfile) -> str | None:
+    """Return why sbatch would take no task under a profile, "" if it would, None if unknown."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "task.sh"
+        path.write_text(script(1, Path(folder), profile), encoding="utf-8")
+        try:
+            done = scheduler.call(["sbatch", "--test-only", str(path)], TEST_SECONDS)
+        except (OSError, subprocess.SubprocessError):
+            return None
+    # A queue that is full now says nothing of the profile.
+    if not done.returncode or is_full(done.stderr):
+        return ""
+    reasons = re.findall(r"(?:error|failure): (.*)", done.stderr)
+    return "; ".join(dict.fromkeys(reasons)) or None
 
 
-def _no_gpu(site: Site, profile: ClusterProfile, kinds: list[NodeKind], where: str) -> str:
-    most = most_gpus(kinds)
-    if not most:
-        others = [p.name for p in site.partitions.values() if most_gpus(p.nodes)]
-        return f"no node {where} has GPUs; partitions that have: {_names(others) or 'none'}"
-    asked = " and ".join(f"{n} {kind}".strip() for kind, n in profile.gpu_request.items())
-    have = ", ".join(f"{n} {kind}".strip() for kind, n in sorted(most.items()))
-    return f"a task asks for {asked} a node and the nodes {where} have at most: {have}"
-
-
-def most_gpus(kinds: Iterable[NodeKind]) -> dict[str, int]:
-    """Give the most GPUs of each kind that a node has."""
-    most: dict[str, int] = {}
-    for kind in kinds:
-        for name, count in kind.gpus.items():
-            most[name] = max(count, most.get(name, 0))
-    return most
-
-
-def _cpus(profile: ClusterProfile) -> int:
-    return (profile.cpus_per_task or 1) * profile.processes
-
-
-def _memory_mb(profile: ClusterProfile) -> int:
-    if profile.mem_per_cpu:
-        return math.ceil(megabytes(profile.mem_per_cpu) * _cpus(profile))
-    if profile.mem_per_gpu:
-        return math.ceil(megabytes(profile.mem_per_gpu) * sum(profile.gpu_request.values()))
-    return math.ceil(megabytes(profile.mem or "0"))
+def _nodes(partition: Partition) -> str:
+    """Describe a partition's nodes, kind by kind."""
+    kinds = []
+    for kind in partition.nodes:
+        gpus = [f"{count} {name or 'GPU'}" for name, count in sorted(kind.gpus.items())]
+        has = ", ".join([f"{kind.cpus:,} CPUs", f"{kind.memory_mb:,} MB", *gpus])
+        down = f" ({kind.nodes - kind.usable:,} down or drained)" * (kind.usable < kind.nodes)
+        kinds.append(f"{_count(kind.nodes, 'node')} with {has}{down}")
+    return f"{partition.name} has {' and '.join(kinds) or 'no nodes'}"
 
 
 def slurm_time(minutes: int) -> str:

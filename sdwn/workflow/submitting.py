@@ -29,11 +29,11 @@ from sdwn.jobs.submit import (
 from sdwn.models.lock import ensure
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
-from sdwn.preflight.doctor import examine
+from sdwn.preflight.doctor import check_run
 from sdwn.preflight.estimate import estimate
 from sdwn.preflight.estimate_text import submitting_lines
 from sdwn.preflight.findings import Finding
-from sdwn.preflight.prefetch import lock_classifier
+from sdwn.preflight.prefetch import lock_found_classifier
 from sdwn.workflow import later_stages as chain
 from sdwn.workflow.following import (
     Display,
@@ -74,11 +74,11 @@ def submit_run(
     evaluated = "evaluate" in options.then
     if not options.force:
         require_visible(paths, todo)
-        findings = examine(paths, plan, profile, options.then) if todo or evaluated else []
+        findings = check_run(paths, plan, profile, options.then) if todo or evaluated else []
         # Where nothing is left to make, only what would stop the evaluation counts.
         _refuse_problems([one for one in findings if todo or one.subject == "classifier"], say)
     if evaluated:
-        lock_classifier(paths, plan.config)
+        lock_found_classifier(paths, plan.config)
     if todo:
         say("\n".join(submitting_lines(estimate(paths, plan, todo, profile))))
     elif not (options.then or options.command):

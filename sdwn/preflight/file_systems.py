@@ -1,4 +1,4 @@
-"""Where a folder lies: its file system, what is free there, and who else may see it."""
+"""File systems: what type holds a folder, what is free there, and which machines share it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-MOUNTS = Path("/proc/mounts")
-
-# File systems that several machines share, as Linux names them.
+# Those that several machines share, as Linux names them.
 NETWORK = (
     *("afs", "beegfs", "ceph", "cifs", "daos", "dvs", "glusterfs", "gpfs", "lustre", "mfs"),
     *("nfs", "nfs4", "orangefs", "panfs", "pvfs2", "quobyte", "smb3", "sshfs", "wekafs"),
@@ -19,50 +17,50 @@ OWN_TYPES = ("ramfs", "tmpfs")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A folder and its file system's type, "" where the system does not tell."""
+class Location:
+    """A folder, links followed, and its file system's type, "" where the system does not tell."""
 
     folder: Path
     type: str
 
     @property
     def network(self) -> bool:
-        """Whether it is a file system that machines share.
+        """Whether it is on a file system that machines share.
 
-        >>> [Place(Path("/a"), kind).network for kind in ("nfs4", "fuse.sshfs", "ext4")]
+        >>> [Location(Path("/a"), kind).network for kind in ("nfs4", "fuse.sshfs", "ext4")]
         [True, True, False]
         """
         return self.type.removeprefix("fuse.") in NETWORK
 
     @property
     def own(self) -> str:
-        """Say why it is most likely a node's own: a folder or a type of file system; or "".
+        """Why it is most likely a node's own, as "below /tmp" or "on tmpfs"; or "".
 
         A network file system may be mounted below /tmp.
 
-        >>> [Place(Path("/tmp/a"), kind).own for kind in ("ext4", "tmpfs", "lustre")]
-        ['/tmp', 'tmpfs', '']
+        >>> [Location(Path("/tmp/a"), kind).own for kind in ("ext4", "tmpfs", "lustre")]
+        ['below /tmp', 'on tmpfs', '']
         """
         if self.network:
             return ""
         if self.type in OWN_TYPES:
-            return self.type
+            return f"on {self.type}"
         parents = [str(self.folder), *map(str, self.folder.parents)]
-        return next((name for name in OWN_FOLDERS if name in parents), "")
+        return next((f"below {name}" for name in OWN_FOLDERS if name in parents), "")
 
 
-def place(folder: Path) -> Place:
-    """Find out where a folder lies, or would, links followed."""
+def locate_folder(folder: Path) -> Location:
+    """Return where a folder lies, or would."""
     resolved = folder.expanduser().resolve()
     try:
-        mounts = MOUNTS.read_text(encoding="utf-8", errors="replace")
+        mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace")
     except OSError:
         mounts = ""
-    return Place(resolved, mount_type(mounts, resolved))
+    return Location(resolved, mount_type(mounts, resolved))
 
 
 def mount_type(mounts: str, folder: Path) -> str:
-    r"""Find the type of the file system that holds a folder in the text of /proc/mounts.
+    r"""Return the type of the file system that holds a folder, from the text of /proc/mounts.
 
     >>> mounts = "/dev/sda / ext4 rw 0 0\nserver:/a /my\\040home nfs4 rw 0 0\n"
     >>> mount_type(mounts, Path("/my home/run")), mount_type(mounts, Path("/my"))
@@ -79,20 +77,14 @@ def mount_type(mounts: str, folder: Path) -> str:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Free:
-    """What a user may still put on a file system; ``files`` is None where it has no such limit."""
+def free_space(folder: Path) -> tuple[int, int | None]:
+    """Return the bytes and files that a user may still put where a folder lies, or would.
 
-    bytes: int
-    files: int | None
-
-
-def free(folder: Path) -> Free:
-    """Ask how much is free where a folder lies, the nearest that exists.
+    Files are None where the file system has no such limit.
 
     Raises:
         OSError: the file system does not answer.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     stat = os.statvfs(there)
-    return Free(stat.f_bavail * stat.f_frsize, stat.f_favail if stat.f_files else None)
+    return stat.f_bavail * stat.f_frsize, stat.f_favail if stat.f_files else None

@@ -10,17 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sdwn.config import RunConfig
-from sdwn.devices.tuning import Probe, Tuning, plot
+from sdwn.devices.device import HEAD_ROOM
+from sdwn.devices.tuning import GB, Probe, Tuning, draw_tuning
 from sdwn.errors import IntegrityError
-from sdwn.io import atomic, read_json, refuse_planted, write_text
+from sdwn.io import Format, atomic, refuse_planted, write_text
 from sdwn.paths import cache_folder
 
-FORMAT = "sdwn-gpu-profile"
-FORMAT_VERSION = 1
-GB = 1e9
-
-# A card's memory that no batch may count on: other processes, fragments, a peak never seen.
-HEAD_ROOM = 0.1
+FORMAT = Format("sdwn-gpu-profile", 1, "tune again")
 
 # Stable Diffusion 1.4 at 512x512 in fp16 on an A100: 3.6 GB and 0.81 GB an image, the weights'
 # 2.1 GB among them. Decoded one by one, the VAE's share does not grow with the batch.
@@ -51,12 +47,13 @@ class Workload:
     torch: str
 
     @property
-    def key(self) -> str:
-        """A short digest, for a file name."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+    def profile_path(self) -> Path:
+        """Where this user's cache keeps what was measured for it."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return cache_folder() / "gpus" / f"{digest[:16]}.json"
 
 
-def workload(config: RunConfig, provenance: dict[str, Any], total_bytes: int) -> Workload:
+def run_workload(config: RunConfig, provenance: dict[str, Any], total_bytes: int) -> Workload:
     """Describe a run's work on a device."""
     generation = config.generation
     return Workload(
@@ -91,7 +88,7 @@ class GpuProfile:
     @property
     def path(self) -> Path:
         """Where it is kept."""
-        return profile_path(self.workload)
+        return self.workload.profile_path
 
     @property
     def curve(self) -> Path:
@@ -99,41 +96,35 @@ class GpuProfile:
         return self.path.with_suffix(".svg")
 
     def as_dict(self) -> dict[str, Any]:
-        """Turn it into plain data, with the paths of what is kept."""
+        """Return plain data, with the paths of what is kept."""
         return {**asdict(self), "path": str(self.path), "curve": str(self.curve)}
 
 
-def profile_path(work: Workload) -> Path:
-    """Name a workload's profile."""
-    return cache_folder() / "gpus" / f"{work.key}.json"
-
-
-def store(profile: GpuProfile) -> GpuProfile:
+def store_profile(profile: GpuProfile) -> GpuProfile:
     """Keep what was measured for every later task of the same workload, with its curve."""
     write_profile(profile, profile.path)
     work = profile.workload
     with atomic(profile.curve) as temporary:
         title = f"{work.model}, {work.width}x{work.height}, {work.device}"
-        plot(profile.tuning, title, temporary, kind="svg")
+        draw_tuning(profile.tuning, title, temporary, kind="svg")
     return profile
 
 
 def write_profile(profile: GpuProfile, path: Path) -> None:
     """Write a profile, whole or not at all."""
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(profile)}
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json.dumps({**FORMAT.head(), **asdict(profile)}, indent=2) + "\n")
 
 
-def find(work: Workload) -> GpuProfile | None:
-    """Look up a workload's profile; one that cannot be read counts as none."""
+def find_profile(work: Workload) -> GpuProfile | None:
+    """Return a workload's profile; one that cannot be read counts as none."""
     try:
-        profile = read_profile(profile_path(work))
+        profile = read_profile(work.profile_path)
     except IntegrityError:
         return None
     return profile if profile.workload == work else None
 
 
-def stored() -> list[GpuProfile]:
+def stored_profiles() -> list[GpuProfile]:
     """Read all profiles that are kept; those that cannot be read are left out."""
     found = []
     for path in sorted((cache_folder() / "gpus").glob("*.json")):
@@ -148,27 +139,23 @@ def read_profile(path: Path) -> GpuProfile:
     Raises:
         IntegrityError: it is damaged, of another version, or could be from any user.
     """
-    content = read_json(path)
+    content = FORMAT.read(path)
     refuse_planted(path)
-    if (content.get("format"), content.get("format_version")) != (FORMAT, FORMAT_VERSION):
-        raise IntegrityError(f"{path}: expected {FORMAT} {FORMAT_VERSION}; tune again")
     try:
-        tuning = dict(content["tuning"])
-        probes = tuple(Probe(**probe) for probe in tuning.pop("probes"))
-        work = Workload(**content["workload"])
-        measured = str(content["measured"])
-        sliced, found = bool(content["vae_slicing"]), Tuning(**tuning, probes=probes)
-        if type(found.batch_size) is not int or found.batch_size < 1:
-            raise ValueError(f"a batch of {found.batch_size!r} images")
-        steps, scheduler = content.get("num_inference_steps"), content.get("scheduler")
-        return GpuProfile(work, sliced, found, measured, steps, scheduler)
+        probes = tuple(Probe(**probe) for probe in content["tuning"]["probes"])
+        tuning = Tuning(**{**content["tuning"], "probes": probes})
+        if type(tuning.batch_size) is not int or tuning.batch_size < 1:
+            raise ValueError(f"a batch of {tuning.batch_size!r} images")
+        return GpuProfile(
+            Workload(**content["workload"]),
+            bool(content["vae_slicing"]),
+            tuning,
+            str(content["measured"]),
+            content.get("num_inference_steps"),
+            content.get("scheduler"),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path}: damaged: {error!r}; tune again") from None
-
-
-def below_head_room(usable_bytes: int, total_bytes: int) -> int:
-    """Give the memory that a batch may use at its peak."""
-    return int(usable_bytes - HEAD_ROOM * total_bytes)
 
 
 def estimated_fit(config: RunConfig, free_bytes: float, total_bytes: float, sliced: bool) -> int:

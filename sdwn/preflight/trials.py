@@ -1,0 +1,438 @@
+"""Trials: pilot, tuning and probe as short jobs, what such a job runs, and its answers.
+
+    this machine                                  a task, submitted as any other
+    run_pilot     writes RUN/pilot/plan.json  ->  make_pilot   RUN/pilot/shards, speed.json
+    tune_by_jobs  writes config.json          ->  tune_task    answer-0.json, answer-1.json …
+    probe_run     writes RUN/probe/token      ->  report_node  RUN/probe/answers.json
+
+A pilot or a tuning that was left before its answers were read is taken up by the same question:
+``question.json`` keeps it until then.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from PIL import Image
+
+from sdwn.batches import next_smaller_batch
+from sdwn.config import RunConfig, validated
+from sdwn.devices.device import missing_gpu
+from sdwn.devices.gpu_profiles import GpuProfile, read_profile, store_profile, write_profile
+from sdwn.devices.tuning import GB, MOST_IMAGES, Tuning, tune
+from sdwn.errors import OutOfMemoryError, SdwnError, UsageError, command
+from sdwn.generation.batching import ImageSampler, load_sampler
+from sdwn.generation.task import make_shards
+from sdwn.io import atomic, now, read_json, writable_cache, write_text
+from sdwn.jobs.cluster import cut, gives_gpu
+from sdwn.jobs.journal import cancelled_jobs, last_jobs, read_journal
+from sdwn.jobs.live import live_jobs
+from sdwn.jobs.logs import failure, job_logs
+from sdwn.jobs.profile import ClusterProfile, minutes
+from sdwn.jobs.records import read_record
+from sdwn.jobs.submit import Watch, follow, recover, submit_tasks
+from sdwn.jobs.task import ArrayTask
+from sdwn.models import lock
+from sdwn.models.lock import locked_weights
+from sdwn.models.weights import find_weights
+from sdwn.paths import RunPaths, cache_folder
+from sdwn.planning.plan import ImageSpec, Plan, image_seed, read_plan, write_plan
+from sdwn.preflight.doctor import can_start, replace_findings
+from sdwn.preflight.estimate import DeviceSpeed, cost
+from sdwn.preflight.findings import Finding
+from sdwn.preflight.probe import check_node, read_report
+from sdwn.storage.columns import names
+from sdwn.storage.images import Strip, contact_sheet, decode
+from sdwn.storage.shards import ImageFile
+
+PILOT_IMAGES = 20
+# Short enough for the gaps that a scheduler fills.
+PROBE_MINUTES = 10
+# As long as the glosses of WordNet are: its length decides nothing, but there must be one.
+PROMPT = "a member of the genus Canis that has been domesticated since prehistoric times"
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """What to call with the folder of short jobs before they start, and at each look at them."""
+
+    on_start: Callable[[Path], None]
+    watch: Watch
+
+
+def tune_device(config: RunConfig) -> GpuProfile:
+    """Find this device's batch size for a config's images, and keep it.
+
+    Raises:
+        SdwnError: there is no room for a single image, or no GPU where one was given.
+    """
+    writable_cache()  # Fail before anything is measured that could not be kept.
+    # Any revision is as fast as another: what is there is taken, and no hub is asked.
+    sampler = load_sampler(config, find_weights(config))
+    # Plain noise is drawn without torch.
+    if sampler.workload.torch and (reason := missing_gpu(sampler.workload.device)):
+        raise SdwnError(f"nothing is measured: {reason}")
+    images = config.images_per_synset
+    specs = [
+        ImageSpec(number, "n02084071", "dog.n.01", number, PROMPT, image_seed(0, "tune", number))
+        for number in range(MOST_IMAGES)
+    ]
+
+    def best_batch() -> Tuning | SdwnError:
+        try:
+            return tune(lambda size: sampler.seconds(specs[:size]), sampler, images)
+        except SdwnError as error:
+            return error
+
+    found = best_batch()
+    # Where not even a synset has room, images decoded one by one may be faster for being more.
+    if (isinstance(found, SdwnError) or found.batch_size < images) and sampler.slice_vae():
+        whole, found = found, best_batch()
+        if isinstance(whole, Tuning) and (
+            isinstance(found, SdwnError) or whole.images_per_second >= found.images_per_second
+        ):
+            sampler.slice_vae(False)
+            found = whole
+    if isinstance(found, SdwnError):
+        raise SdwnError(
+            "no room for a single image: free the device of other work, take a larger one, "
+            "a smaller size, or half precision"
+        )
+    steps, scheduler = config.generation.num_inference_steps, config.generation.scheduler
+    return store_profile(
+        GpuProfile(sampler.workload, sampler.vae_slicing, found, now(), steps, scheduler)
+    )
+
+
+def tune_task(folder: Path, indices: Iterable[int]) -> None:
+    """Measure this task's device under the config in a folder, and write the answer there."""
+    config = validated(RunConfig, read_json(folder / "config.json"), source=str(folder))
+    for index in indices:
+        write_profile(tune_device(config), folder / f"answer-{index}.json")
+
+
+def tune_by_jobs(
+    config: RunConfig,
+    profile: ClusterProfile,
+    kinds: Sequence[str],
+    callbacks: Callbacks,
+) -> list[GpuProfile]:
+    """Measure by a short job on each kind of GPU, or where the profile's tasks run.
+
+    Raises:
+        SdwnError: a job failed; what the others measured is kept.
+        UsageError: the model uses no GPU.
+    """
+    if kinds and config.model.builtin == "noise":
+        raise UsageError(f"--gpus: {config.model.name} is drawn on the CPU; leave out --gpus")
+    targets = [profile.on_gpu(kind) for kind in kinds] or [profile]
+    settings = config.model_dump(mode="json")
+    question = {"config": settings, "profiles": [one.record() for one in targets]}
+    folder = writable_cache() / "tuning"
+    moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
+    left = (one for one in map(RunPaths, sorted(folder.glob("*"))) if _is_left(one, question))
+    paths = next(left, RunPaths(folder / moment))
+    write_text(paths.root / "config.json", json.dumps(settings, indent=2) + "\n")
+    _finish(paths, "tune", targets, question, callbacks)
+    found, reasons = [], []
+    for index, target in enumerate(targets):
+        answer = paths.root / f"answer-{index}.json"
+        if not answer.exists():
+            reasons.append(failure(paths, index))
+        elif reason := _no_gpu(read_profile(answer).workload.device, config, target):
+            reasons.append(reason)
+        else:
+            # A job may have had a cache of its own.
+            found.append(store_profile(read_profile(answer)))
+    if reasons:
+        raise SdwnError(f"tuning failed: {reasons[0]}")
+    return found
+
+
+def _no_gpu(device: str, config: RunConfig, profile: ClusterProfile) -> str | None:
+    """Return that a short job worked on the CPU though a GPU was asked for, else None."""
+    if device != "cpu" or config.model.builtin == "noise" or not gives_gpu(profile):
+        return None
+    return (
+        f"a {profile.gpu_kind or 'GPU'} was asked for, and the task worked on the CPU because "
+        "torch finds no GPU there; see what such a node has with: "
+        "sdwn doctor RUN --profile PROFILE --probe"
+    )
+
+
+def _is_left(trial: RunPaths, question: dict[str, Any]) -> bool:
+    """Return whether a trial with this question was left before its answers were read."""
+    return trial.question.exists() and read_json(trial.question) == question
+
+
+def _finish(
+    trial: RunPaths,
+    stage: str,
+    profiles: Sequence[ClusterProfile],
+    question: dict[str, Any],
+    callbacks: Callbacks,
+) -> None:
+    """Submit a task under each profile, unless it was submitted before, and follow all."""
+    write_text(trial.question, json.dumps(question) + "\n")
+    callbacks.on_start(trial.root)
+    recover(trial, profiles[0])
+    submissions = read_journal(trial)
+    submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
+    for index, profile in enumerate(profiles):
+        if index not in submitted or submitted[index] in cancelled:
+            submit_tasks(trial, [ArrayTask(stage, str(trial.root.absolute()), (index,))], profile)
+    follow(trial, callbacks.watch)
+    trial.question.unlink(missing_ok=True)
+
+
+def _clear(trial: RunPaths, what: str) -> None:
+    """Remove an earlier trial, unless it still runs."""
+    if live_jobs(trial):
+        end = command("cancel", trial.root)
+        raise SdwnError(f"{trial.root}: a {what} is running; end it with: {end}")
+    if trial.root.is_symlink() or trial.root.exists():
+        try:
+            shutil.rmtree(trial.root)
+        except OSError as error:
+            raise SdwnError(f"the earlier {what} cannot be removed: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class PilotSpeed:
+    """A device's speed once it is warm, at the batch size that the run's tasks would take."""
+
+    batch_size: int
+    images_per_second: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PilotAnswers:
+    """What a pilot found, and what follows for the whole run.
+
+    ``nsfw``, ``nan``, ``redone`` and ``truncated`` count the pilot's images. ``hours_per_task``
+    is the longest task's, loading included, ``device_hours`` what all tasks hold devices for,
+    and ``hours`` the time until the last one ends if all that may run at once do so.
+    ``warning`` says what will not work as planned.
+    """
+
+    device: str
+    batch_size: int
+    batch_source: str
+    images_per_second: float
+    loading_seconds: float
+    peak_gb: float
+    memory_gb: int
+    images: int
+    nsfw: int
+    nan: int
+    redone: int
+    truncated: int
+    bytes_per_image: int
+    run_images: int
+    run_tasks: int
+    hours_per_task: float
+    device_hours: float
+    hours: float
+    run_bytes: int
+    contact_sheet: str
+    warning: str | None
+
+
+def pilot_plan(plan: Plan) -> Plan:
+    """Pick whole synsets, evenly over the plan: at least :data:`PILOT_IMAGES` images, one shard.
+
+    An image of the pilot is the image that the whole run makes.
+    """
+    count = min(len(plan.synsets), math.ceil(PILOT_IMAGES / plan.config.images_per_synset))
+    rows = [int((number + 0.5) * len(plan.synsets) / count) for number in range(count)]
+    images = count * plan.config.images_per_synset
+    sizes = {"images_per_shard": images, "shard_hours": None, "images_per_second": None}
+    storage = plan.config.storage.model_copy(update=sizes)
+    config = plan.config.model_copy(update={"storage": storage})
+    return Plan(plan.catalog, config, tuple(replace(plan.synsets[row], shard=0) for row in rows))
+
+
+def make_pilot(run: Path, indices: Iterable[int], batch_size: int | None = None) -> None:
+    """Make the pilot's images as any task would, then time whole batches."""
+    paths = RunPaths(run)
+    plan = read_plan(paths)
+    shards = [plan.shards[index] for index in indices]
+    if not shards:
+        return  # a process whose GPU is not needed
+    sampler = load_sampler(plan.config, locked_weights(paths, plan.config.model))
+    batch = make_shards(paths, plan, shards, sampler, batch_size)
+    speed = _timed(sampler, list(plan.specs(plan.shards[0])), batch.images)
+    write_text(paths.speed, json.dumps(asdict(speed)) + "\n")
+
+
+def _timed(sampler: ImageSampler, specs: list[ImageSpec], size: int) -> PilotSpeed:
+    """Time batches as large as the run's, which may have more images than the pilot."""
+    filled = [specs[number % len(specs)] for number in range(size)]
+    try:
+        seconds = min(sampler.seconds(filled) for _ in range(2))
+    except OutOfMemoryError:
+        smaller = next_smaller_batch(size, sampler.config.images_per_synset)
+        if smaller is None:
+            raise
+    else:
+        return PilotSpeed(size, size / seconds, sampler.peak_bytes)
+    # Outside the handler, whose exception keeps the batch's memory.
+    sampler.forget_peak()
+    return _timed(sampler, specs, smaller)
+
+
+def run_pilot(
+    run: RunPaths, plan: Plan, profile: ClusterProfile, callbacks: Callbacks
+) -> PilotAnswers:
+    """Submit a run's pilot as any task is submitted, follow it, and read its answers.
+
+    Raises:
+        SdwnError: it failed, or one under another profile still runs.
+    """
+    pilot, small = run.pilot, pilot_plan(plan)
+    lock.ensure(run, plan)
+    weights = read_json(run.lock) if run.lock.exists() else None
+    question = {"plan": small.digest, "lock": weights, "profile": profile.record()}
+    if not _is_left(pilot, question):
+        _clear(pilot, "pilot")
+        write_plan(small, pilot)
+        lock.carry(run, pilot)
+    _finish(pilot, "pilot", [profile], question, callbacks)
+    if not pilot.speed.exists():
+        raise SdwnError(f"the pilot failed: {failure(pilot, 0)}")
+    _draw_contact_sheet(pilot, small)
+    found = _pilot_answers(plan, pilot, profile)
+    write_text(pilot.answers, json.dumps(asdict(found), indent=2) + "\n")
+    return found
+
+
+def _pilot_answers(plan: Plan, pilot: RunPaths, profile: ClusterProfile) -> PilotAnswers:
+    """Read what a pilot made, and compute what the whole run takes under a profile."""
+    record = read_record(next(pilot.tasks.glob("*.json")))
+    speed = PilotSpeed(**read_json(pilot.speed))
+    with ImageFile(pilot.shard(0)) as file:
+        rows, images = file.rows(), len(file)
+        statuses = Counter(names(rows["status"], "status"))
+        each = int(file.offsets[-1]) / images
+    tasks = cut(range(len(plan.shards)), profile)
+    measured = DeviceSpeed(
+        record.device, speed.images_per_second, "this pilot", record.loading_seconds
+    )
+    whole = cost(plan, tasks, profile, measured)
+    return PilotAnswers(
+        device=record.device,
+        batch_size=speed.batch_size,
+        batch_source=record.batch_source,
+        images_per_second=speed.images_per_second,
+        loading_seconds=record.loading_seconds,
+        peak_gb=max(record.peak_bytes, speed.peak_bytes) / GB,
+        memory_gb=record.memory_gb,
+        images=images,
+        nsfw=statuses["nsfw"],
+        nan=statuses["nan"],
+        redone=int(rows["redone"].sum()),
+        truncated=int(rows["truncated"].sum()),
+        bytes_per_image=round(each),
+        run_images=plan.images,
+        run_tasks=len(tasks),
+        hours_per_task=whole.hours_per_task,
+        device_hours=whole.device_hours,
+        hours=whole.hours,
+        run_bytes=round(each * plan.images),
+        contact_sheet=str(pilot.contact_sheet),
+        warning=_no_gpu(record.device, plan.config, profile) or whole.warning,
+    )
+
+
+def _draw_contact_sheet(pilot: RunPaths, plan: Plan) -> None:
+    """Draw the pilot's images, a synset below its prompt, each with its number and status."""
+    each, size = plan.config.images_per_synset, plan.config.generation
+    specs = list(plan.specs(plan.shards[0]))
+    with ImageFile(pilot.shard(0)) as file:
+        statuses = names(file.rows()["status"], "status")
+
+        def cells(start: int) -> Iterator[tuple[Image.Image, str]]:
+            for spec in specs[start : start + each]:
+                payload, status = file.payload(spec.index), statuses[spec.index]
+                image = decode(payload, plan.config.storage.codec, size.width, size.height)
+                yield image, f"{spec.number}" if status == "ok" else f"{spec.number}, {status}"
+
+        sheet = contact_sheet(
+            [
+                Strip(f"{specs[start].synset}: {specs[start].prompt}", each, cells(start))
+                for start in range(0, len(specs), each)
+            ]
+        )
+    with atomic(pilot.contact_sheet) as temporary:
+        sheet.save(temporary, "PNG")
+
+
+def probe_run(
+    run: RunPaths,
+    plan: Plan,
+    profile: ClusterProfile,
+    found: Sequence[Finding],
+    callbacks: Callbacks,
+) -> list[Finding]:
+    """Ask a compute node what it sees of a run, unless no job could start.
+
+    Returns:
+        What was ``found`` without it, on the same subjects replaced by what the node answers.
+    """
+    if not can_start(found):
+        node = [Finding("node", "unverified", "not asked, for no job could start")]
+        return replace_findings(found, node)
+    try:
+        node = _ask_node(run, plan, profile, callbacks)
+    except SdwnError as error:
+        node = [Finding("node", "problem", str(error))]
+    return replace_findings(found, node)
+
+
+def _ask_node(
+    run: RunPaths, plan: Plan, profile: ClusterProfile, callbacks: Callbacks
+) -> list[Finding]:
+    probe, token = run.probe, f"probe-{uuid4().hex}"
+    _clear(probe, "probe")
+    shorter = {"time": str(min(PROBE_MINUTES, minutes(profile.time)))}
+    with _token_for_nodes(probe, token):
+        task = ArrayTask("probe", str(run.root.absolute()), (0,))
+        (job,) = submit_tasks(probe, [task], profile.model_copy(update=shorter))
+        callbacks.on_start(probe.root)
+        follow(probe, callbacks.watch)
+    if not job_logs(probe, job):
+        raise SdwnError(
+            f"job {job.id} ended and left nothing in {probe.root}: compute nodes most likely do "
+            "not see it; plan into a folder that they share"
+        )
+    if not probe.answers.exists():
+        raise SdwnError(f"the probe failed: {failure(probe, 0)}")
+    report = read_report(probe.answers)
+    if report.token != token:
+        raise SdwnError(f"{report.node} sees another {probe.token} than this machine")
+    return check_node(report, plan, profile)
+
+
+@contextmanager
+def _token_for_nodes(probe: RunPaths, token: str) -> Iterator[None]:
+    """Write a token into the probe's folder, and into the cache for as long as the block runs."""
+    write_text(probe.token, token)
+    cached = cache_folder() / token
+    with suppress(OSError):  # Whether this machine writes there is checked beside it.
+        write_text(cached, token)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            cached.unlink(missing_ok=True)
