@@ -14,13 +14,10 @@ from sdwn.errors import IntegrityError, UsageError
 from sdwn.paths import ComparisonPaths, ReleasePaths
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.reports import compare_figures as figures
-from sdwn.reports.compare import compare
-from sdwn.reports.compare_figures import histogram
-from sdwn.reports.compare_page import write_comparison
-from sdwn.reports.sides import open_sides
+from sdwn.reports.chart_data import Bars
+from sdwn.reports.comparison import compare_evaluations, open_sides, write_comparison
+from sdwn.reports.figures import class_rates_figure, histogram_figure
 from sdwn.wordnet.corpus import WordNet
-from sdwn.wordnet.taxonomy import Taxonomy
 
 import drawn
 from conftest import PlanRun, Sdwn
@@ -49,7 +46,7 @@ def better(wnid: str) -> float:
 
 def compared(folder: Path, wordnet: WordNet, *arguments: str) -> dict[str, Any]:
     sides = open_sides([str(folder / argument) for argument in arguments])
-    found = compare(sides, Taxonomy())
+    found = compare_evaluations(sides)
     return dict(json.loads(json.dumps(found)))
 
 
@@ -118,7 +115,7 @@ def test_only_classes_in_common_count(released: Any, tmp_path: Path, wordnet: Wo
     assert [side["figures"]["images"] for side in found["sides"]] == [10, 10]
     assert found["pairs"][0]["rate"]["mean"] == -1
     # Both classes are at one place; the figure has its whole scale all the same.
-    (axes,) = figures.classes(found, 0).axes
+    (axes,) = class_rates_figure(found, 0).axes
     assert axes.get_xlim() == axes.get_ylim() == (-7, 107)
 
 
@@ -128,11 +125,11 @@ def test_other_images_by_another_judge_are_refused(
     released("plain", lambda wnid: 0.5)
     other = released("other", lambda wnid: 0.5, seed=1)
     drawn.evaluation(other, drawn.predictions(other, lambda wnid: 0.5), "large", model="large")
-    with pytest.raises(UsageError, match=r"judged by drawn and .* by large: .* evaluate both by"):
+    with pytest.raises(UsageError, match=r"by drawn and .* by large: .* evaluate both by"):
         compared(tmp_path, wordnet, "plain", "other/evaluations/large")
     with pytest.raises(UsageError, match="nothing to compare"):
         compared(tmp_path, wordnet, "plain")
-    with pytest.raises(UsageError, match="the same images judged by the same model"):
+    with pytest.raises(UsageError, match="the same images classified by the same model"):
         compared(tmp_path, wordnet, "plain", "plain")
 
 
@@ -187,7 +184,7 @@ def test_the_command_writes_page_tables_and_figures(
     assert "generation.guidance_scale" in page
 
     text = sdwn("compare", "plain", "short=guided", "--out", "out").stdout
-    assert "verdict 1" in text
+    assert "result 1" in text
     assert "short is recognised more often" in text
     refused = sdwn("compare", "plain", "guided", "--out", "plain/compared", code=2)
     assert "it lies in" in refused.stderr
@@ -201,7 +198,7 @@ def test_the_page_opens_without_an_error_or_a_request(
     released("other", better, seed=1)
     sides = open_sides([str(tmp_path / "plain"), f"{HOSTILE}={tmp_path / 'other'}"])
     paths = ComparisonPaths(tmp_path / "out")
-    write_comparison(compare(sides, Taxonomy()), sides, paths)
+    write_comparison(compare_evaluations(sides), sides, paths)
 
     # A script that is not the page's own would be complained of.
     found = opened(browser, paths.page, "[data-chart=classes-0] .point")
@@ -231,9 +228,8 @@ def test_names_are_the_folders_or_the_users_own(released: Any, tmp_path: Path) -
 
 
 def test_a_name_that_begins_with_an_underscore_stands_in_the_legend() -> None:
-    figures = {"histogram": [1, 2]}
-    sides = [{"name": name, "figures": figures} for name in ("_plain", "guided")]
-    (axes,) = histogram({"sides": sides}).axes
+    sides = [Bars(name, [1, 2], "black") for name in ("_plain", "guided")]
+    (axes,) = histogram_figure(sides).axes
     legend = axes.get_legend()
     assert legend is not None
     assert [text.get_text().strip() for text in legend.get_texts()] == ["_plain", "guided"]
@@ -247,7 +243,7 @@ def test_probability_over_other_lists_of_classes_is_not_compared(
     folder = release.paths.evaluations
     sides = open_sides([str(folder / "drawn"), str(folder / "large")])
     sides[1].record["classifier"]["classes"] = 21841
-    found = compare(sides, Taxonomy())
+    found = compare_evaluations(sides)
     assert found["pairs"][0]["subtree_probability"] is None
     write_comparison(found, sides, ComparisonPaths(tmp_path / "out"))
     page = ComparisonPaths(tmp_path / "out").page.read_text()

@@ -99,7 +99,7 @@ def test_the_papers_catalog_gets_the_papers_figures_and_the_note(
     from sdwn.evaluation.record import build_record, read_evaluation
     from sdwn.paths import EvaluationPaths
     from sdwn.releases.release import Release
-    from sdwn.reports.report import page
+    from sdwn.reports.report import report_page
 
     sdwn, found = demo
     release = Release(sdwn.folder / found["release"])
@@ -110,7 +110,7 @@ def test_the_papers_catalog_gets_the_papers_figures_and_the_note(
     build_record(release, paths, pq.read_table(predictions), {"model": "any"}, EvaluationConfig())
     record = read_evaluation(paths)
     assert record["paper"]["mean_correct"] == 4.16
-    shown = page(release, record, pq.read_table(predictions))
+    shown = report_page(release, record, pq.read_table(predictions))
     for text in ("4.16", "3.74", "73.00", "14.00", "861", "862", "n02113186", "arXiv:2211.01777"):
         assert text in shown
 

@@ -18,10 +18,9 @@ from sdwn.evaluation.class_map import build_class_map
 from sdwn.evaluation.record import read_evaluation
 from sdwn.evaluation.word_vectors import find_vectors
 from sdwn.releases.release import Release
-from sdwn.reports.album import Album
-from sdwn.reports.figures import write_figures
+from sdwn.reports.figures import write_report_figures
+from sdwn.reports.images import Album, choose_grade, class_sheets
 from sdwn.reports.report import write_report
-from sdwn.reports.thumbnails import grade, sheets
 from sdwn.wordnet.corpus import WordNet
 
 from drawn import evaluation, noise_release, predictions
@@ -201,7 +200,7 @@ def test_a_damaged_text_encoder_leaves_wordnet(release: Release, tmp_path: Path)
 def test_figures_for_print_are_real_and_always_the_same(release: Release) -> None:
     paths = evaluation(release, predictions(release))
     record = read_evaluation(paths)
-    written = write_figures(record, paths)
+    written = write_report_figures(record, paths)
     assert sorted(path.name for path in written) == [
         f"{name}.{kind}" for name in ("groups", "histogram", "map") for kind in ("png", "svg")
     ]
@@ -214,17 +213,17 @@ def test_figures_for_print_are_real_and_always_the_same(release: Release) -> Non
         else:
             root = ElementTree.fromstring(path.read_text())
             texts = [e.text or "" for e in root.iter("{http://www.w3.org/2000/svg}text")]
-            assert any("right" in text or "dogs" in text for text in texts)
-    write_figures(record, paths)
+            assert any("correct" in text or "dogs" in text for text in texts)
+    write_report_figures(record, paths)
     assert before == {path: path.read_bytes() for path in written}
 
 
 def test_small_pictures_keep_to_their_budget(release: Release) -> None:
     album = Album(release, CLASSES, predictions(release))
-    chosen = [grade(album, CLASSES, budget) for budget in (10**9, 30_000, 1)]
+    chosen = [choose_grade(album, CLASSES, budget) for budget in (10**9, 30_000, 1)]
     assert chosen == sorted(chosen, key=lambda one: -one.pixels)
     assert [one.pixels for one in chosen[::2]] == [80, 32]
-    urls = sheets(album, CLASSES, 30_000)
+    urls = class_sheets(album, CLASSES, 30_000)
     assert urls.keys() == set(CLASSES)
     assert sum(map(len, urls.values())) * 3 / 4 < 33_000
     with Image.open(io.BytesIO(base64.b64decode(urls[CLASSES[0]].partition(",")[2]))) as sheet:
@@ -240,7 +239,7 @@ def test_of_a_large_class_the_first_pictures_are_looked_at(
     right = {(row["wnid"], row["number"]): row["label_rank"] == 0 for row in table.to_pylist()}
     for wnid in CLASSES[:2]:
         assert [picture.row["number"] for picture in album[wnid]] == list(range(50))
-        assert all(one.right == right[wnid, one.row["number"]] for one in album[wnid])
+        assert all(one.correct == right[wnid, one.row["number"]] for one in album[wnid])
     evaluation(release, table)
     page = write_report(release).read_text()
     assert page.count('<figure class="picture') == 2 * 20
@@ -256,6 +255,6 @@ def test_without_a_class_the_page_shows_what_wordnet_tells(
     assert read_evaluation(paths)["map"] is None
     page = write_report(release).read_text()
     assert "none of them an ImageNet-1k class" in page
-    assert "seen best" in page
+    assert "recognised best" in page
     assert 'id="classes"' not in page
     assert not (paths.root / "figures").exists()

@@ -217,7 +217,7 @@ def tree_page(request: Request) -> Response:
 
 def map_page(request: Request) -> Response:
     """``/map``: the map of an evaluation's classes."""
-    from sdwn.reports.palette import circles
+    from sdwn.reports.chart_data import map_circles
 
     library = library_of(request)
     record = library.predictions.record if library.predictions else {}
@@ -226,7 +226,7 @@ def map_page(request: Request) -> Response:
     return _page(
         request,
         "map.html",
-        circles=circles(record) if record.get("map") else [],
+        circles=map_circles(record) if record.get("map") else [],
         map=record.get("map"),
         missing=record.get("map_missing") or "these images have not been evaluated.",
         view=view_of(request),

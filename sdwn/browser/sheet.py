@@ -16,7 +16,7 @@ from sdwn.browser.collection import Entry, ImageView
 from sdwn.browser.library import Library
 from sdwn.errors import IntegrityError
 from sdwn.io import in_threads
-from sdwn.reports.thumbnails import data_url
+from sdwn.reports.images import data_url
 from sdwn.storage.images import CELL, Strip, contact_sheet
 
 # The longer side of an image; an import may have a thousand, which are shown smaller.

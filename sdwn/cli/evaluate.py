@@ -135,9 +135,12 @@ def compare_command(
     """
     from sdwn.evaluation.metrics import metrics_shown
     from sdwn.paths import ComparisonPaths
-    from sdwn.reports.compare import compare
-    from sdwn.reports.compare_page import verdict, write_comparison
-    from sdwn.reports.sides import open_sides
+    from sdwn.reports.comparison import (
+        compare_evaluations,
+        open_sides,
+        verdict,
+        write_comparison,
+    )
 
     paths = ComparisonPaths(out)
     sides = open_sides(which, evaluation)
@@ -145,7 +148,7 @@ def compare_command(
         if side.release.paths.root.resolve() in (out.resolve(), *out.resolve().parents):
             raise UsageError(f"--out {out}: it lies in {side.release}; choose another folder")
     with console.working("comparing"):
-        comparison = compare(sides, sides[0].release.taxonomy)
+        comparison = compare_evaluations(sides)
         write_comparison(comparison, sides, paths)
     figures = [
         {"name": side["name"]}

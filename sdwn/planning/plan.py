@@ -249,7 +249,7 @@ def differing(
     >>> differing({"seed": 42, "model": {"name": "sd"}}, {"seed": 43, "model": {"name": "sd"}})
     ['seed: 42 here, 43 now']
     """
-    one, other = dict(_flat(first)), dict(_flat(second))
+    one, other = dict(flat_settings(first)), dict(flat_settings(second))
     return [
         f"{key}: {_value(one.get(key))} {where[0]}, {_value(other.get(key))} {where[1]}"
         for key in one | other
@@ -257,10 +257,11 @@ def differing(
     ]
 
 
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_settings(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a section and of those inside it, by dotted name."""
     for key, value in section.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat_settings(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

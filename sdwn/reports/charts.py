@@ -1,60 +1,94 @@
-"""The page's figures, as plotly reads them; their colours of text and lines are the page's."""
+"""Charts of the pages, as plotly reads them; the colours of text and lines are the page's own."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
 
-from sdwn.reports.palette import ACCENT, PAPER, Circle, GroupStyle, circles, ranked_groups
+from sdwn.reports.chart_data import (
+    ACCENT,
+    GREY,
+    PAPER,
+    Bars,
+    changed_groups,
+    class_rates,
+    diameters,
+    map_circles,
+    ranked_groups,
+    side_bars,
+)
 
 SYMBOLS = {"disc": "circle", "ring": "circle-open", "target": "circle-open-dot"}
-# In pixels, of a class with none and with all of its images right.
-SMALLEST, LARGEST = 4.0, 19.0
-TALL_ROW = 22
+# In pixels, of a class with none and with all of its images correct; of a circle of classes.
+SMALLEST, LARGEST, LARGEST_OF_CLASSES = 4.0, 19.0, 34.0
+ROW_HEIGHT = 22
 # Bars, above which they are not labelled one by one.
 MANY = 20
+# Names of classes that a circle tells before it says "and more".
+NAMED = 6
 
 
-def charts(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Draw all figures of an evaluation: plotly's data and layout by name."""
+def report_charts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Draw all charts of an evaluation: plotly's data and layout by name."""
     drawn = {}
     if evaluation["classes"]:
-        drawn["histogram"] = histogram(evaluation)
+        figures, paper = evaluation["figures"], evaluation.get("paper")
+        means = [(figures["mean_correct"], "mean", ACCENT)]
+        means += [(paper["mean_correct"], "paper's mean", PAPER)] if paper else []
+        drawn["histogram"] = histogram_chart([Bars("", figures["histogram"], ACCENT)], means)
     if ranked_groups(evaluation):
-        drawn["groups"] = groups(evaluation)
+        drawn["groups"] = group_means_chart(evaluation)
     if evaluation["map"]:
-        drawn["map"] = class_map(evaluation)
+        drawn["map"] = map_chart(evaluation)
     return {name: figure.to_plotly_json() for name, figure in drawn.items()}
 
 
-def histogram(evaluation: dict[str, Any]) -> go.Figure:
-    """Draw how many classes have 0, 1, ... N right images, and the means."""
-    counts, figures = evaluation["figures"]["histogram"], evaluation["figures"]
-    most = len(counts) - 1
-    bars = go.Bar(
-        x=list(range(most + 1)),
-        y=counts,
-        text=[f"{count:,}" for count in counts] if most <= MANY else None,
-        textposition="outside",
-        cliponaxis=False,
-        marker={"color": ACCENT},
-        hovertemplate=f"%{{x}} of {most} right: %{{y:,}} classes<extra></extra>",
-    )
-    drawn = plain_figure([bars], 300, bargap=0.15, margin={"l": 60, "r": 8, "t": 40, "b": 44})
-    drawn.update_xaxes(title=f"right images of {most}", dtick=1 if most <= MANY else None)
-    drawn.update_yaxes(title={"text": "classes", "standoff": 8}, showgrid=True)
-    # Of the two labels the one of the smaller mean stands on the left of its line.
-    paper = evaluation.get("paper")
-    means = [(figures["mean_correct"], "mean", ACCENT)]
-    means += [(paper["mean_correct"], "paper's mean", PAPER)] if paper else []
-    for place, (mean, name, colour) in enumerate(sorted(means)):
-        side = "right" if place == 0 and len(means) > 1 else "left"
-        _vertical(drawn, mean, f"{name} {mean:.2f}", colour, side)
-    return drawn
+def comparison_charts(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """Draw all charts of a comparison: plotly's data and layout by name."""
+    drawn = {"histogram": histogram_chart(side_bars(comparison))}
+    if changed_groups(comparison):
+        drawn["groups"] = group_rates_chart(comparison)
+    for pair in range(len(comparison["pairs"])):
+        drawn[f"classes-{pair}"] = class_rates_chart(comparison, pair)
+    return {name: figure.to_plotly_json() for name, figure in drawn.items()}
 
 
-def groups(evaluation: dict[str, Any]) -> go.Figure:
+def histogram_chart(
+    sides: Sequence[Bars], means: Sequence[tuple[float, str, str]] = ()
+) -> go.Figure:
+    """Draw how many classes have 0, 1, ... N correct images: one evaluation, or side by side."""
+    most, several = max(len(side.counts) for side in sides) - 1, len(sides) > 1
+    labelled = most <= MANY and not several
+    bars = [
+        go.Bar(
+            name=escape(side.name),
+            x=list(range(len(side.counts))),
+            y=side.counts,
+            text=[f"{count:,}" for count in side.counts] if labelled else None,
+            textposition="outside",
+            cliponaxis=False,
+            marker={"color": side.colour},
+            hovertemplate=f"%{{x}} of {most} correct: %{{y:,}} classes"
+            f"<extra>{'%{fullData.name}' if several else ''}</extra>",
+        )
+        for side in sides
+    ]
+    figure = _figure(bars, 310, bargap=0.17, margin={"l": 60, "r": 8, "t": 40, "b": 44})
+    figure.update_xaxes(title=f"correct images of {most}", dtick=1 if most <= MANY else None)
+    figure.update_yaxes(title={"text": "classes", "standoff": 8}, showgrid=True)
+    if several:
+        _add_legend(figure)
+    # Of two labels the one of the smaller mean stands on the left of its line.
+    for rank, (mean, name, colour) in enumerate(sorted(means)):
+        side = "right" if rank == 0 and len(means) > 1 else "left"
+        _add_vertical(figure, mean, f"{name} {mean:.2f}", colour, side)
+    return figure
+
+
+def group_means_chart(evaluation: Mapping[str, Any]) -> go.Figure:
     """Draw each group's mean with its interval, the best at the top."""
     rows = ranked_groups(evaluation)
     means = [row["mean_correct"] for row in rows]
@@ -64,7 +98,15 @@ def groups(evaluation: dict[str, Any]) -> go.Figure:
         y=[row["name"] for row in rows],
         mode="markers",
         marker={"color": ACCENT, "size": 9},
-        error_x=_bars(means, spans),
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [high - mean for mean, (_, high) in zip(means, spans, strict=True)],
+            "arrayminus": [mean - low for mean, (low, _) in zip(means, spans, strict=True)],
+            "color": ACCENT,
+            "thickness": 1.5,
+            "width": 0,
+        },
         customdata=[[row["classes"], *span] for row, span in zip(rows, spans, strict=True)],
         hovertemplate=(
             "%{y}: %{x:.2f} (%{customdata[1]:.2f} to %{customdata[2]:.2f}), "
@@ -72,67 +114,103 @@ def groups(evaluation: dict[str, Any]) -> go.Figure:
         ),
     )
     most, mean = evaluation["figures"]["images_per_class"], evaluation["figures"]["mean_correct"]
-    drawn = plain_figure(
-        [dots], 90 + TALL_ROW * len(rows), margin={"l": 8, "r": 8, "t": 40, "b": 44}
-    )
-    drawn.update_xaxes(
-        title=f"mean of right images of {most}", range=[-0.02 * most, 1.02 * most], showgrid=True
-    )
-    drawn.update_yaxes(automargin=True, dtick=1, showgrid=True)
-    _vertical(drawn, mean, f"all classes {mean:.2f}", ACCENT, "left")
-    return drawn
+    margin = {"l": 8, "r": 8, "t": 40, "b": 44}
+    figure = _figure([dots], 90 + ROW_HEIGHT * len(rows), margin=margin)
+    title, span = f"correct images of {most}, mean", [-0.02 * most, 1.02 * most]
+    figure.update_xaxes(title=title, range=span, showgrid=True)
+    figure.update_yaxes(automargin=True, dtick=1, showgrid=True)
+    _add_vertical(figure, mean, f"all classes {mean:.2f}", ACCENT, "left")
+    return figure
 
 
-def _bars(means: list[float], spans: list[list[float]]) -> dict[str, Any]:
-    """Give each mean the line from one end of its interval to the other."""
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [high - mean for mean, (_, high) in zip(means, spans, strict=True)],
-        "arrayminus": [mean - low for mean, (low, _) in zip(means, spans, strict=True)],
-        "color": ACCENT,
-        "thickness": 1.5,
-        "width": 0,
-    }
-
-
-def class_map(evaluation: dict[str, Any]) -> go.Figure:
+def map_chart(evaluation: Mapping[str, Any]) -> go.Figure:
     """Draw a circle for each class; a point's customdata is its wnid, a trace a group."""
-    drawn = plain_figure(
-        [_trace(style, found) for style, found in circles(evaluation)],
-        None,
-        margin={"l": 4, "r": 4, "t": 4, "b": 4},
-        hoverdistance=12,
-    )
-    points = [circle for _, found in circles(evaluation) for circle in found]
-    drawn.update_xaxes(visible=False, range=_around([circle.x for circle in points]))
-    drawn.update_yaxes(visible=False, range=_around([circle.y for circle in points]))
-    return drawn
+    groups = map_circles(evaluation)
+    traces = [
+        go.Scatter(
+            name=style.name,
+            x=[circle.x for circle in circles],
+            y=[circle.y for circle in circles],
+            customdata=[circle.wnid for circle in circles],
+            mode="markers",
+            hoverinfo="none",
+            marker={
+                "color": style.colour,
+                "symbol": SYMBOLS[style.shape],
+                "opacity": 0.8,
+                "size": [
+                    round(SMALLEST + (LARGEST - SMALLEST) * circle.size, 1) for circle in circles
+                ],
+                "line": {"width": 0.6 if style.shape == "disc" else 2},
+            },
+        )
+        for style, circles in groups
+    ]
+    figure = _figure(traces, None, margin={"l": 4, "r": 4, "t": 4, "b": 4}, hoverdistance=12)
+    x = [circle.x for _, circles in groups for circle in circles]
+    y = [circle.y for _, circles in groups for circle in circles]
+    figure.update_xaxes(visible=False, range=[min(x) - 0.07, max(x) + 0.07])
+    figure.update_yaxes(visible=False, range=[min(y) - 0.07, max(y) + 0.07])
+    return figure
 
 
-def _around(values: list[float]) -> list[float]:
-    return [min(values) - 0.07, max(values) + 0.07]
+def group_rates_chart(comparison: Mapping[str, Any]) -> go.Figure:
+    """Draw each group's rate on every side, those that changed most at the top."""
+    rows = [(escape(name), rates) for name, rates in changed_groups(comparison)]
+    dots = [
+        go.Scatter(
+            name=escape(side.name),
+            x=[rates[index] for _, rates in rows],
+            y=[name for name, _ in rows],
+            mode="markers",
+            marker={"color": side.colour, "size": 10},
+            hovertemplate="%{y}: %{x:.0f} %<extra>%{fullData.name}</extra>",
+        )
+        for index, side in enumerate(side_bars(comparison))
+    ]
+    margin = {"l": 8, "r": 8, "t": 40, "b": 44}
+    figure = _figure(dots, 110 + ROW_HEIGHT * len(rows), margin=margin)
+    _add_legend(figure)
+    for name, rates in rows:
+        ends = {"x0": min(rates), "x1": max(rates), "y0": name, "y1": name}
+        line = {"width": 1.5, "color": GREY}
+        figure.add_shape(type="line", layer="below", line=line, **ends)
+    figure.update_xaxes(title="correct images, %", range=[-2, 102], showgrid=True)
+    figure.update_yaxes(automargin=True, dtick=1, showgrid=True)
+    return figure
 
 
-def _trace(style: GroupStyle, found: list[Circle]) -> go.Scatter:
-    return go.Scatter(
-        name=style.name,
-        x=[circle.x for circle in found],
-        y=[circle.y for circle in found],
-        customdata=[circle.wnid for circle in found],
+def class_rates_chart(comparison: Mapping[str, Any], pair: int) -> go.Figure:
+    """Draw the classes by their rates on both sides of a pair; a circle is all of the same."""
+    classes = class_rates(comparison, pair)
+    texts = [
+        f"{len(names)}: {', '.join(names[:NAMED])}"
+        + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        for names in classes.values()
+    ]
+    circles = go.Scatter(
+        x=[x for x, _ in classes],
+        y=[y for _, y in classes],
         mode="markers",
-        hoverinfo="none",
+        text=texts,
         marker={
-            "color": style.colour,
-            "symbol": SYMBOLS[style.shape],
-            "opacity": 0.8,
-            "size": [round(SMALLEST + (LARGEST - SMALLEST) * circle.size, 1) for circle in found],
-            "line": {"width": 0.6 if style.shape == "disc" else 2},
+            "color": side_bars(comparison)[pair + 1].colour,
+            "opacity": 0.75,
+            "size": diameters(classes, LARGEST_OF_CLASSES),
+            "sizemin": 3,
         },
+        hovertemplate="%{x:.0f} % to %{y:.0f} %<br>%{text}<extra></extra>",
     )
+    figure = _figure([circles], 460, margin={"l": 58, "r": 8, "t": 8, "b": 48})
+    line = {"dash": "dot", "width": 1, "color": GREY}
+    figure.add_shape(type="line", x0=0, y0=0, x1=100, y1=100, layer="below", line=line)
+    for side, update in (("first", figure.update_xaxes), ("second", figure.update_yaxes)):
+        title = f"{escape(comparison['pairs'][pair][side])}: correct images, %"
+        update(title=title, range=[-7, 107], showgrid=True)
+    return figure
 
 
-def plain_figure(traces: list[Any], height: int | None, **layout: Any) -> go.Figure:
+def _figure(traces: list[Any], height: int | None, **layout: Any) -> go.Figure:
     """Draw traces without colours of text, ground and lines, which are the page's."""
     figure = go.Figure(traces)
     figure.update_layout(
@@ -149,7 +227,12 @@ def plain_figure(traces: list[Any], height: int | None, **layout: Any) -> go.Fig
     return figure
 
 
-def _vertical(figure: go.Figure, at: float, text: str, colour: str, side: str) -> None:
+def _add_legend(figure: go.Figure) -> None:
+    legend = {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "traceorder": "normal"}
+    figure.update_layout(showlegend=True, legend=legend)
+
+
+def _add_vertical(figure: go.Figure, at: float, text: str, colour: str, side: str) -> None:
     line = {"color": colour, "width": 1.5, "dash": "dash"}
     figure.add_shape(type="line", x0=at, x1=at, y0=0, y1=1, yref="paper", line=line)
     figure.add_annotation(

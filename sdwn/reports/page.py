@@ -11,37 +11,44 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-FOLDER = "templates/report"
 # Its functions in the order in which they use one another; a page may do without some.
 SCRIPTS = ("card.js", "charts.js", "map.js", "tables.js")
 
 
 def render(template: str, values: dict[str, Any], scripts: tuple[str, ...] = SCRIPTS) -> str:
-    """Write a page as HTML that needs nothing but itself.
+    """Render a page as HTML that needs nothing but itself.
 
     ``values["data"]`` is what its scripts read. No script runs but those given here and
     plotly.js: the page's policy names them by their hashes.
     """
-    environment = _environment()
-    texts = [_plotly(), *(_source(name) for name in scripts)]
-    return environment.get_template(template).render(
-        **values,
-        style=Markup(house_style() + _source("page.css")),
-        scripts=[Markup(text) for text in texts],
-        script_hashes=Markup(" ".join(map(_policy_hash, texts))),
-    )
-
-
-@cache
-def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("sdwn", FOLDER),
+        loader=PackageLoader("sdwn", "templates/report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
     environment.filters["plain"] = plain
-    return environment
+    folder = files("sdwn").joinpath("templates/report")
+    texts = [
+        _plotly(),
+        *(folder.joinpath(name).read_text(encoding="utf-8") for name in scripts),
+    ]
+    digests = (hashlib.sha256(text.encode()).digest() for text in texts)
+    hashes = (f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    return environment.get_template(template).render(
+        **values,
+        style=Markup(house_style() + folder.joinpath("page.css").read_text(encoding="utf-8")),
+        scripts=[Markup(text) for text in texts],
+        script_hashes=Markup(" ".join(hashes)),
+    )
+
+
+@cache
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    # A parser of HTML makes one line end of two characters, and the hash would not be its own.
+    return str(get_plotlyjs()).replace("\r\n", "\n")
 
 
 def plain(value: Any) -> str:
@@ -60,23 +67,5 @@ def plain(value: Any) -> str:
 
 
 def house_style() -> str:
-    """Give the style that all pages have: colours, type, tables."""
+    """Return the style that all pages have: colours, type, tables."""
     return files("sdwn").joinpath("templates/house.css").read_text(encoding="utf-8")
-
-
-def _source(name: str) -> str:
-    loader, environment = PackageLoader("sdwn", FOLDER), _environment()
-    return loader.get_source(environment, name)[0]
-
-
-@cache
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    # A parser of HTML makes one line end of two characters, and the hash would not be its own.
-    return str(get_plotlyjs()).replace("\r\n", "\n")
-
-
-def _policy_hash(script: str) -> str:
-    digest = hashlib.sha256(script.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"

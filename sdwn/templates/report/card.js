@@ -1,5 +1,5 @@
 "use strict";
-// A class's card: its name, its rate, its pictures. Fills a panel, or opens as a dialog.
+// A class's card: its name, its rate, its images. Fills a panel, or opens as a dialog.
 const card = (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const COLUMNS = 5;
@@ -11,17 +11,17 @@ const card = (() => {
   }
 
   function sheet(wnid, known) {
-    const shown = Math.min(known.right.length, 10);
+    const shown = Math.min(known.marks.length, 10);
     const rows = Math.max(1, Math.ceil(shown / COLUMNS));
-    const label = `${shown} pictures of ${known.name}`;
+    const label = `${shown} images of ${known.name}`;
     const made = element("div", { className: "sheet", role: "img", ariaLabel: label });
-    for (let place = 0; place < shown; place += 1) {
-      const cell = element("span", { className: known.right[place] === "1" ? "right" : "" });
-      const row = Math.floor(place / COLUMNS);
+    for (let at = 0; at < shown; at += 1) {
+      const cell = element("span", { className: known.marks[at] === "1" ? "right" : "" });
+      const row = Math.floor(at / COLUMNS);
       cell.style.backgroundImage = `url("${data.sheets[wnid]}")`;
       cell.style.backgroundSize = `${100 * COLUMNS}% ${100 * rows}%`;
       cell.style.backgroundPosition =
-        `${(100 * (place % COLUMNS)) / (COLUMNS - 1)}% ${rows > 1 ? (100 * row) / (rows - 1) : 0}%`;
+        `${(100 * (at % COLUMNS)) / (COLUMNS - 1)}% ${rows > 1 ? (100 * row) / (rows - 1) : 0}%`;
       made.append(cell);
     }
     return made;
@@ -35,7 +35,7 @@ const card = (() => {
       element("p", { className: "quiet", textContent: [known.synset, wnid, known.group].filter(Boolean).join(" · ") }),
       element("p", { className: "rate" },
         element("strong", { textContent: `${known.correct} of ${known.images}` }),
-        element("span", { textContent: `right; ${known.top5} in the top 5${black}` })),
+        element("span", { textContent: `correct; ${known.top5} in the top 5${black}` })),
       sheet(wnid, known),
       element("p", { className: "prompt", textContent: known.prompt }),
     );
