@@ -4,6 +4,7 @@ import json
 import statistics
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,8 +56,12 @@ def reference(found, most):
 
 
 def evaluated(found):
-    wnid, number, status, rank = zip(*found, strict=True)
-    return measure(wnid, number, status, rank)
+    return measured(*zip(*found, strict=True))
+
+
+def measured(wnid, number, status, label_rank):
+    columns = {"wnid": wnid, "number": number, "status": status, "label_rank": label_rank}
+    return measure(pa.table({name: list(values) for name, values in columns.items()}))
 
 
 def most_images(found):
@@ -115,7 +120,7 @@ def test_a_full_release_by_hand():
     # Three classes of four images: 4, 1 and 0 right; the last one's are top-5 but one.
     wnid = np.repeat(CLASS_WNIDS[:3], 4)
     rank = [0, 0, 0, 0, 0, 1, 5, 700, 4, 4, 1, 5]
-    result = measure(wnid, list(range(4)) * 3, ["ok"] * 12, rank).figures
+    result = measured(wnid, list(range(4)) * 3, ["ok"] * 12, rank).figures
     assert result["histogram"] == [1, 1, 0, 0, 1]
     assert result["mean_correct"] == pytest.approx(5 / 3)
     assert result["std_correct"] == pytest.approx(1.699673)
@@ -132,7 +137,7 @@ def test_a_full_release_by_hand():
 
 def test_a_class_with_fewer_images_counts_by_its_share():
     wnid = [CLASS_WNIDS[0]] * 4 + [CLASS_WNIDS[1]] * 2
-    result = measure(wnid, [0, 1, 2, 3, 0, 1], ["ok"] * 6, [0, 0, 0, 9, 0, 0]).figures
+    result = measured(wnid, [0, 1, 2, 3, 0, 1], ["ok"] * 6, [0, 0, 0, 9, 0, 0]).figures
     assert result["images_per_class"] == 4
     assert result["mean_correct"] == pytest.approx((3 + 4) / 2)
     assert result["all_correct"] == 0.5
@@ -141,7 +146,7 @@ def test_a_class_with_fewer_images_counts_by_its_share():
 
 def test_a_class_of_black_images_is_left_out_and_counted():
     wnid = [CLASS_WNIDS[0]] * 2 + [CLASS_WNIDS[1]] * 2
-    result = measure(wnid, [0, 1, 0, 1], ["nsfw", "nan", "ok", "nan"], [7, 7, 0, 7]).figures
+    result = measured(wnid, [0, 1, 0, 1], ["nsfw", "nan", "ok", "nan"], [7, 7, 0, 7]).figures
     assert result["black_images"] == 3
     assert result["mean_correct"] == 0.5
     assert result["without_black"]["classes_left_out"] == 1
@@ -149,16 +154,19 @@ def test_a_class_of_black_images_is_left_out_and_counted():
     assert result["without_black"]["black_images"] == 0
 
 
-def test_status_as_bytes_is_read_and_a_code_is_refused():
-    result = measure(["n01440764"], [0], np.array([b"nan"]), [0]).figures
-    assert result["black_images"] == 1
+def test_a_status_that_is_a_code_is_refused():
     with pytest.raises(ValueError, match="status '1'"):
-        measure(["n01440764"], [0], np.array([1]), [0])
+        measured(["n01440764"], [0], ["1"], [0])
+
+
+def test_without_an_image_there_is_no_share():
+    figures = measured([], [], [], []).figures
+    assert [figures[name] for name in ("classes", "top1_percent", "histogram")] == [0, None, []]
 
 
 def test_an_image_that_stands_twice_is_named():
     with pytest.raises(SdwnError, match="image 1 of n02123045: expected once, found 2 times"):
-        measure(["n02123045"] * 3, [0, 1, 1], ["ok"] * 3, [0, 0, 0])
+        measured(["n02123045"] * 3, [0, 1, 1], ["ok"] * 3, [0, 0, 0])
 
 
 def test_the_papers_figures_agree_with_each_other():

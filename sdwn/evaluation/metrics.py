@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from sdwn.errors import SdwnError
 from sdwn.prediction.table import TOP, top1
-from sdwn.storage.columns import BLACK, STATUSES
+from sdwn.storage.columns import BLACK, STATUSES, numbers
 from sdwn.wordnet.imagenet import class_wnids
 
 Counts = NDArray[np.int64]
@@ -32,6 +33,11 @@ class Tally:
     correct: Counts
     correct_top5: Counts
     black: Counts
+
+    @property
+    def columns(self) -> tuple[Counts, Counts, Counts, Counts]:
+        """The counts, without the scale."""
+        return self.images, self.correct, self.correct_top5, self.black
 
     @property
     def scaled(self) -> Floats:
@@ -85,7 +91,7 @@ class Metric:
         return f"{self.number(figures)} {self.unit_of(figures)}".rstrip()
 
     def heading(self, figures: Mapping[str, Any], short: bool = False) -> str:
-        """Name the metric and its unit, for the head of a row or a column."""
+        """Return the name and the unit, for the head of a row or a column."""
         unit = self.unit_of(figures)
         return (self.column if short else self.label) + (f", {unit}" if unit else "")
 
@@ -221,52 +227,42 @@ class Measured:
     per_class: tuple[ClassResult, ...]
 
 
-def measure(
-    wnid: Sequence[str] | NDArray[Any],
-    number: ArrayLike,
-    status: Sequence[str] | NDArray[Any],
-    label_rank: ArrayLike,
-) -> Measured:
-    """Compute the figures from one row an image.
+def measure(predictions: pa.Table) -> Measured:
+    """Compute the figures from a table of predictions whose images all have a class.
 
-    Args:
-        wnid: the label, a class's wnid.
-        number: which of its class's images.
-        status: ``ok``, ``nsfw``, ``nan``, ``black`` or ``unknown``.
-        label_rank: rank of the label among the classifier's classes, 0 the most probable;
-            negative if not classified, which is incorrect.
+    A negative ``label_rank``, of an image that was not classified, is incorrect.
 
     Raises:
         SdwnError: an image stands twice.
         ValueError: a status that has no meaning here, such as a code instead of its name.
 
-    >>> cat, dog = ["n02123045"] * 2, ["n02084071"] * 2
-    >>> found = measure(cat + dog, [0, 1, 0, 1], ["ok", "ok", "ok", "nsfw"], [0, 0, 3, 999])
-    >>> [found.figures[name] for name in ("top1_percent", "mean_correct", "histogram")]
+    >>> images = {"wnid": ["n02123045"] * 2 + ["n02084071"] * 2, "number": [0, 1, 0, 1]}
+    >>> images |= {"status": ["ok", "ok", "ok", "nsfw"], "label_rank": [0, 0, 3, 999]}
+    >>> found = measure(pa.table(images)).figures
+    >>> [found[name] for name in ("top1_percent", "mean_correct", "histogram")]
     [50.0, 1.0, [1, 0, 1]]
-    >>> found.figures["without_black"]["top5_percent"]
+    >>> found["without_black"]["top5_percent"]
     100.0
-    >>> [measure([], [], [], []).figures[name] for name in ("classes", "top1_percent")]
-    [0, None]
     """
-    names, label = np.unique(np.asarray(wnid, dtype=str), return_inverse=True)
-    if not len(names):
+    if not len(predictions):
         empty: dict[str, Any] = {m.name: None if m.resample else 0 for m in METRICS}
         empty |= {"statuses": {}, "intervals": {}, "histogram": [], "without_black": None}
         return Measured(empty, ())
-    rows, times = np.unique(
-        np.rec.fromarrays([names[label], np.asarray(number)]), return_counts=True
+    names, label = np.unique(
+        np.asarray(predictions["wnid"].to_pylist(), dtype=str), return_inverse=True
     )
+    number, rank = (numbers(predictions[name]) for name in ("number", "label_rank"))
+    rows, times = np.unique(np.rec.fromarrays([names[label], number]), return_counts=True)
     if times.max() > 1:
         twice = rows[times.argmax()]
         raise SdwnError(
             f"image {twice[1]} of {twice[0]}: expected once, found {times.max()} times; "
             "evaluate the release again"
         )
-    statuses = np.asarray(status, dtype=str)
-    if unknown := sorted(set(statuses.tolist()) - set(STATUSES)):
+    statuses = Counter(predictions["status"].to_pylist())
+    if unknown := sorted(statuses.keys() - set(STATUSES)):
         raise ValueError(f"status {unknown[0]!r}: expected one of {', '.join(STATUSES)}")
-    rank, black = np.asarray(label_rank), np.isin(statuses, BLACK)
+    black = np.isin(predictions["status"].to_pylist(), BLACK)
     most = int(np.bincount(label).max())
 
     def tally(chosen: NDArray[np.bool_]) -> Tally:
@@ -279,32 +275,17 @@ def measure(
     every, bright = tally(np.ones(len(label), dtype=bool)), tally(~black)
     left, without_black = bright.images > 0, None
     if left.any():
-        columns = (bright.images, bright.correct, bright.correct_top5, bright.black)
-        scalars = figures_of(Tally(most, *(column[left] for column in columns)))
+        scalars = figures_of(Tally(most, *(column[left] for column in bright.columns)))
         without_black = {**scalars, "classes_left_out": int((~left).sum())}
-    counts = (every.images, every.correct, every.correct_top5, every.black)
     figures = {
         **figures_of(every),
-        "statuses": {s: n for s in STATUSES if (n := int((statuses == s).sum()))},
+        "statuses": {status: statuses[status] for status in STATUSES if status in statuses},
         "intervals": intervals_of(every),
         "histogram": np.bincount(every.correct, minlength=most + 1).tolist(),
         "without_black": without_black,
     }
-    per_class = zip(names.tolist(), *(column.tolist() for column in counts), strict=True)
+    per_class = zip(names.tolist(), *(column.tolist() for column in every.columns), strict=True)
     return Measured(figures, tuple(ClassResult(*row) for row in per_class))
-
-
-def measure_predictions(predictions: pa.Table) -> Measured:
-    """Compute the figures from a table of predictions whose images all have a class.
-
-    Errors as in :func:`measure`.
-    """
-    return measure(
-        predictions["wnid"].to_pylist(),
-        predictions["number"].to_numpy(),
-        predictions["status"].to_pylist(),
-        predictions["label_rank"].to_numpy(),
-    )
 
 
 def tally_of(rows: Sequence[ClassResult], most: int) -> Tally:
@@ -379,7 +360,7 @@ def intervals(
 
 
 def resampled_means(table: Floats, draws: int = DRAWS) -> Floats:
-    """Draw rows with replacement; return the columns' means, (resamples, columns).
+    """Return the columns' means, (resamples, columns), over rows drawn with replacement.
 
     Not by scipy.stats.bootstrap: it evaluates each figure by itself on every resample, and sums
     in another order, so that figures of old evaluations would change in their last digits.
@@ -419,7 +400,7 @@ class ConfusionPair:
 def confusion_pairs(predictions: pa.Table) -> list[ConfusionPair]:
     """Count the incorrect top-1 classes of labelled images: most frequent first, then by wnids."""
     wnids = class_wnids()
-    label, best = predictions["imagenet_class"].to_numpy(), top1(predictions)
+    label, best = numbers(predictions["imagenet_class"]), top1(predictions)
     images = np.bincount(label, minlength=len(wnids))
     wrong = np.stack([label, best]).astype(np.int64)[:, label != best]
     pairs, times = np.unique(wrong, axis=1, return_counts=True)

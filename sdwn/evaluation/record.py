@@ -16,7 +16,7 @@ from sdwn.config import PAPER_CATALOG, EvaluationConfig
 from sdwn.errors import IntegrityError
 from sdwn.evaluation.class_map import build_class_map
 from sdwn.evaluation.groups import group_figures, read_groups, smallest_groups
-from sdwn.evaluation.metrics import METRICS, ClassResult, confusion_pairs, measure_predictions
+from sdwn.evaluation.metrics import METRICS, ClassResult, confusion_pairs, measure
 from sdwn.evaluation.synset_scores import SynsetScore, score_synsets, summarise_scores
 from sdwn.io import Format, csv_text, file_sha256, now, refuse_links, write_text
 from sdwn.paths import EvaluationPaths, ReleasePaths
@@ -87,7 +87,7 @@ def build_record(
     taxonomy = release.taxonomy
     groups = read_groups(chosen.groups, taxonomy)
     labelled = predictions.filter(pc.is_valid(predictions["imagenet_class"]))
-    measured = measure_predictions(labelled)
+    measured = measure(labelled)
     figures, wnids = measured.figures, [row.wnid for row in measured.per_class]
     scores = score_synsets(
         predictions, taxonomy, classifier_wnids(classifier_record.get("classes", CLASSES))

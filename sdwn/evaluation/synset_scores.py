@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sdwn.evaluation.metrics import Floats, intervals
 from sdwn.prediction.table import top1
+from sdwn.storage.columns import numbers
 from sdwn.wordnet.imagenet import CLASSES, class_wnids
 from sdwn.wordnet.taxonomy import NearestSubtree, Taxonomy, nearest_subtrees
 
@@ -76,7 +77,7 @@ def score_synsets(
     inside = np.array([taxonomy.is_below(best, subtrees[wnid].wnid) for wnid, best in found])
     steps = np.array([taxonomy.distance(wnid, best) for wnid, best in found])[of_pair]
     images = np.bincount(of_image, minlength=len(wnids))
-    probability = totals(predictions["subtree_probability"].to_numpy()) / images
+    probability = totals(numbers(predictions["subtree_probability"], np.nan)) / images
     far, missed = totals(steps), totals(steps > 0)
     miss_distance = np.divide(far, missed, out=np.full(len(wnids), np.nan), where=missed > 0)
     # Steps down from each hypernym to the nearest of the 1000 classes below it.

@@ -275,7 +275,7 @@ def find_classifier(model: str, checkpoint: Path | None) -> Path | None:
 
 
 def _on_hub(model: str) -> tuple[str, tuple[str, ...]]:
-    """Name a timm model's repository on the hub and the files to look for; none of other models."""
+    """Return a timm model's repository on the hub and the files to look for; else nothing."""
     config = timm.get_pretrained_cfg(model)
     if not config or not config.hf_hub_id:
         return "", ()

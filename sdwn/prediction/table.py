@@ -86,8 +86,8 @@ class Predictions:
 
 def top1(table: pa.Table) -> NDArray[np.int64]:
     """Return the best class of each image."""
-    best: NDArray[np.int64] = pc.list_element(table["top5"], 0).to_numpy()
-    return best.astype(np.int64)
+    best: NDArray[np.int64] = numbers(pc.list_element(table["top5"], 0)).astype(np.int64)
+    return best
 
 
 # --- One file ----------------------------------------------------------------------------------

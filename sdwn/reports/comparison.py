@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sdwn import __version__
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.groups import is_line
-from sdwn.evaluation.metrics import measure_predictions, metrics_shown
+from sdwn.evaluation.metrics import measure, metrics_shown
 from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.evaluation.verify import prediction_problems
 from sdwn.io import Format, csv_text, now, write_text
@@ -216,7 +216,7 @@ def _side_record(side: Side, wnids: Sequence[str]) -> dict[str, Any]:
         "classes_left_out": len(side.counts) - len(wnids),
         "classifier": side.record["classifier"],
         # Over the classes in common alone.
-        "figures": measure_predictions(side.predictions.filter(inside)).figures,
+        "figures": measure(side.predictions.filter(inside)).figures,
     }
 
 
