@@ -97,13 +97,18 @@ def rows(values: dict[str, Any]) -> Text:
 
 def _readable(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{_readable(number)} {name}" for name, number in value.items()) or "none"
+        # Counts by name, or what each name has, as the job of a stage.
+        pairs = (
+            f"{name}: {one}" if isinstance(one, str) else f"{_readable(one)} {name}"
+            for name, one in value.items()
+        )
+        return ", ".join(pairs) or "none"
     if isinstance(value, list):
         return "\n  ".join(map(str, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
+    if isinstance(value, int) or (isinstance(value, float) and abs(value) >= 1000):
+        return f"{value:,.0f}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

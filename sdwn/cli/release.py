@@ -130,6 +130,15 @@ def regenerate_command(
     if save is not None:
         with atomic(save) as temporary:
             image.save(temporary, "PNG")
-    console.result(found.as_dict(), as_json)
+    rows = {
+        "image": f"{found.synset}, number {found.number}",
+        "result": found.verdict,
+        "difference": f"root mean square {found.rms:.3g}, largest {found.largest}, in 8-bit steps; "
+        f"up to {found.tolerance:g} (root mean square) is the same image",
+        "batch": f"{found.batch_size} images, this one at position {found.place}",
+        "status": found.status,
+        "changed since": found.reasons,
+    }
+    console.result(found.as_dict(), as_json, console.rows(rows))
     if not found.same:
         raise typer.Exit(1)

@@ -28,9 +28,9 @@ def run_command(
     retries: Retries = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Plan, submit, merge, evaluate and report; again, only what is missing.
+    """Plan, submit, merge, evaluate and report a run.
 
-    The release lies in the run's folder.
+    The release lies in the run's folder. The same command resumes: it does only what is missing.
     """
     from sdwn.jobs.submit import require_fit
     from sdwn.preflight.prefetch import prefetch_classifier

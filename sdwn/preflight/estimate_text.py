@@ -70,4 +70,5 @@ def _tasks(found: Estimate) -> str:
 def _device_hours(cost: Cost) -> str:
     hours = cost.device_hours
     number = f"{hours:,.0f}" if hours >= 1000 else f"{hours:.3g}"
+    number = number if hours >= 0.01 else "under 0.01"
     return f"{number} {'device' if cost.speed.device == 'cpu' else 'GPU'}-hours"
