@@ -68,16 +68,19 @@ def plan_nltk(folder: Path) -> None:
 
 def make_finished(run: Path, shards: int = 50_000) -> None:
     """Write a run of which all but a few shards are there, as far as names and a journal tell."""
-    from sdwn.jobs.cluster import arrays, job_ids
-    from sdwn.jobs.journal import intend, settle
+    from sdwn.generation.task import GENERATE
+    from sdwn.jobs.cluster import split_into_arrays
+    from sdwn.jobs.journal import intend, job_ids, settle
     from sdwn.jobs.profile import load_profile
     from sdwn.jobs.submit import shard_tasks
 
     paths, plan = plan_made_up(run, shards * 10, shard=10)
     paths.tasks.mkdir()
     site = load_profile("local")
-    tasks = shard_tasks(paths, plan, range(shards), site.model_copy(update={"executor": "slurm"}))
-    for number, group in enumerate(arrays(tasks, 1001)):
+    tasks = shard_tasks(
+        paths, plan, GENERATE, range(shards), site.model_copy(update={"executor": "slurm"})
+    )
+    for number, group in enumerate(split_into_arrays(tasks, 1001)):
         ids = job_ids(str(number + 1), len(group))
         settle(paths, intend(paths, group, site), ids)
         for job in ids:

@@ -192,10 +192,11 @@ def same_images(ours: Path, theirs: Path) -> float:
 
 def start(folder: Path) -> float:
     """Ours: one image, as a task's process makes it."""
+    from sdwn.generation.task import GENERATE
     from sdwn.jobs.task import ArrayTask
 
     plan_made_up(folder / "run", IMAGES_PER_SYNSET, "builtin:tiny", generation=TINY)
-    ArrayTask("generate", str(folder / "run"), (0,))()
+    ArrayTask(GENERATE, str(folder / "run"), (0,))()
     return 0.0
 
 

@@ -45,6 +45,12 @@ JSON_BYTES = 100_000_000
 
 # Tells whoever waits how much more is done.
 Advance = Callable[[int], None]
+# Tells whoever waits what gets in the way.
+OnMessage = Callable[[str], None]
+
+
+def ignore(_: str) -> None:
+    """Do nothing with a message."""
 
 
 def now() -> str:

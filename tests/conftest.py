@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,8 +22,11 @@ import pytest
 from sdwn.cli import main as cli
 from sdwn.config import CatalogConfig, RunConfig
 from sdwn.generation import noise
-from sdwn.generation.task import generate
+from sdwn.generation.task import GENERATE, generate
+from sdwn.io import OnMessage, ignore
 from sdwn.jobs import submit as submission
+from sdwn.jobs.profile import ClusterProfile
+from sdwn.jobs.scheduler import Job
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.wordnet import corpus
@@ -145,6 +148,18 @@ def generated(planned: PlanRun, whole_runs: Path, wordnet: WordNet) -> PlanRun:
         return paths, plan
 
     return generate_run
+
+
+def submit_shards(
+    paths: RunPaths,
+    plan: Plan,
+    indices: Sequence[int],
+    profile: ClusterProfile,
+    on_message: OnMessage = ignore,
+) -> list[Job]:
+    """Submit some shards of a run, whatever lives already."""
+    tasks = submission.shard_tasks(paths, plan, GENERATE, indices, profile)
+    return submission.submit_tasks(paths, tasks, profile, on_message)
 
 
 class Sdwn:

@@ -16,17 +16,19 @@ from sdwn.cli.options import SITE
 from sdwn.config import validated
 from sdwn.devices.device import given_gpus
 from sdwn.errors import UsageError
-from sdwn.jobs.cluster import Job, arrays, cut, script
+from sdwn.generation.task import GENERATE
+from sdwn.jobs.cluster import group_into_tasks, job_script, split_into_arrays
 from sdwn.jobs.journal import intend, read_journal, settle
 from sdwn.jobs.logs import failure
-from sdwn.jobs.processes import Process, see_one_device, this_process
 from sdwn.jobs.profile import ClusterProfile, load_profile, minutes
-from sdwn.jobs.submit import require_fit, submit_shards
-from sdwn.jobs.task import ArrayTask
+from sdwn.jobs.scheduler import Job
+from sdwn.jobs.submit import require_fit
+from sdwn.jobs.task import ArrayTask, see_one_device
+from sdwn.jobs.task_record import Process, this_process
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 
-from conftest import REPOSITORY, PlanRun, Sdwn, noise_config, wait_until
+from conftest import REPOSITORY, PlanRun, Sdwn, noise_config, submit_shards, wait_until
 
 PROFILES = sorted((REPOSITORY / "slurm/profiles").glob("*.yaml"))
 
@@ -44,7 +46,7 @@ def sbatch_lines(text: str) -> dict[str, str]:
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_every_shipped_profile_loads_and_writes_a_script(path: Path, tmp_path: Path) -> None:
     site = load_profile(str(path))
-    assert "sdwn" in script(3, tmp_path, site) or site.executor == "local"
+    assert "sdwn" in job_script(3, tmp_path, site) or site.executor == "local"
 
 
 def test_a_script_holds_the_sites_own_words(tmp_path: Path) -> None:
@@ -61,7 +63,7 @@ def test_a_script_holds_the_sites_own_words(tmp_path: Path) -> None:
         python="/opt/env/bin/python",
         sbatch={"mail-type": "FAIL", "exclusive": True},
     )
-    text = script(5, tmp_path, site)
+    text = job_script(5, tmp_path, site)
     options = sbatch_lines(text)
     assert options["account"] == "lab"
     assert options["partition"] == "gpu"
@@ -88,7 +90,7 @@ def test_a_time_in_a_file_is_slurms_not_yamls(tmp_path: Path) -> None:
 
 
 def test_an_array_keeps_to_its_parallelism(tmp_path: Path) -> None:
-    text = script(1000, tmp_path, profile(array_parallelism=16))
+    text = job_script(1000, tmp_path, profile(array_parallelism=16))
     assert sbatch_lines(text)["array"] == "0-999%16"
 
 
@@ -99,7 +101,7 @@ def test_every_piece_of_work_is_dealt_once(
     pieces: int, parallel: int, each: int, executor: str
 ) -> None:
     site = profile(executor=executor, array_parallelism=parallel, shards_per_task=each)
-    tasks = cut(range(pieces), site)
+    tasks = group_into_tasks(range(pieces), site)
     assert sorted(index for task in tasks for index in task) == list(range(pieces))
     assert all(tasks)
     if executor == "local":
@@ -231,7 +233,7 @@ def test_a_flag_replaces_the_profiles_request_in_any_spelling(tmp_path: Path) ->
     site = load_profile(
         str(tmp_path / "site.yaml"), {"gpus_per_node": "a100:1", "mem_per_cpu": "2G", "nodes": "1"}
     )
-    options = sbatch_lines(script(2, tmp_path, site))
+    options = sbatch_lines(job_script(2, tmp_path, site))
     assert options["gpus-per-node"] == "a100:1"
     assert options["mem-per-cpu"] == "2G"
     assert options["partition"] == "main"
@@ -248,7 +250,7 @@ def test_every_field_that_slurm_names_has_a_flag() -> None:
 def test_arrays_keep_below_the_sites_limit_and_end_together(
     count: int, limit: int, at_once: int
 ) -> None:
-    found = arrays(range(count), limit, at_once)
+    found = split_into_arrays(range(count), limit, at_once)
     assert [task for group, _ in found for task in group] == list(range(count))
     assert all(0 < len(group) <= limit and share <= len(group) for group, share in found)
     # One of each array runs at least, whatever was asked for.
@@ -275,8 +277,12 @@ def test_each_gpu_of_a_task_has_a_process(
     site = profile(**fields, shards_per_task=3)
     assert site.processes == gpus
     if site.executor == "slurm":
-        assert [len(task) for task in cut(range(7 * gpus), site)] == [3 * gpus, 3 * gpus, gpus]
-        text = script(2, tmp_path, site)
+        assert [len(task) for task in group_into_tasks(range(7 * gpus), site)] == [
+            3 * gpus,
+            3 * gpus,
+            gpus,
+        ]
+        text = job_script(2, tmp_path, site)
         assert sbatch_lines(text).get("ntasks-per-node") == (str(gpus) if gpus > 1 else None)
         assert ("--kill-on-bad-exit=0" in text) == (gpus > 1)
 
@@ -289,7 +295,7 @@ def test_one_kind_of_gpu_takes_the_place_of_another() -> None:
 
 
 def test_a_batch_size_and_a_folder_for_weights_reach_the_task(tmp_path: Path) -> None:
-    text = script(2, tmp_path, profile(batch_size=20, stage_weights="$TMPDIR/weights"))
+    text = job_script(2, tmp_path, profile(batch_size=20, stage_weights="$TMPDIR/weights"))
     assert "export SDWN_BATCH_SIZE=20" in text
     assert "export SDWN_STAGE_WEIGHTS='$TMPDIR/weights'" in text, "the task's own TMPDIR"
 
@@ -306,9 +312,9 @@ def test_a_batch_size_must_fit_the_plan() -> None:
 def test_the_first_process_outlives_the_others(tmp_path: Path) -> None:
     """Also one that is killed; and a process that never starts is not waited for."""
     code = (
-        "import sys, time; from sdwn.jobs import processes; processes.START_SECONDS = 3.0\n"
+        "import sys, time; from sdwn.jobs import task, task_record; task.START_SECONDS = 3.0\n"
         "rank, seconds = int(sys.argv[1]), float(sys.argv[2])\n"
-        "with processes.together(processes.Process('7', rank, 4)): time.sleep(seconds)\n"
+        "with task.hold_until_peers_exit(task_record.Process('7', rank, 4)): time.sleep(seconds)\n"
         "print(time.time())"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -449,7 +455,7 @@ def test_a_failure_is_read_from_the_log_of_the_process_that_had_the_shard(
     folder.mkdir(parents=True)
     for rank in range(2):
         (folder / f"7_{rank}_log.err").write_text(f"process {rank} fell\n")
-    tasks = [ArrayTask("generate", str(paths.root), (4, 5, 6))]
+    tasks = [ArrayTask(GENERATE, str(paths.root), (4, 5, 6))]
     settle(paths, intend(paths, tasks, profile(gres="gpu:2")), ["7"])
     assert failure(paths, 5).startswith("process 1 fell")
     assert failure(paths, 6).startswith("process 0 fell")

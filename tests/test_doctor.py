@@ -23,7 +23,7 @@ from sdwn.errors import SdwnError, UsageError
 from sdwn.jobs import scheduler
 from sdwn.jobs.journal import read_journal
 from sdwn.jobs.profile import ClusterProfile, LaterStage, load_profile
-from sdwn.jobs.site import Site, look, max_array_size, site, user
+from sdwn.jobs.site import Site, max_array_size, read_site, site, user
 from sdwn.models.builtin import builtin_folder
 from sdwn.planning.plan import write_plan
 from sdwn.preflight.doctor import can_start, check_run, replace_findings
@@ -53,7 +53,7 @@ def test_without_slurm_nothing_is_known_and_that_is_said(
 ) -> None:
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert look() == Site()
+    assert read_site() == Site()
     assert max_array_size() == 1001
     found = check_run(*planned(), profile())
     assert [finding.subject for finding in problems(found)] == ["slurm"]
@@ -168,9 +168,9 @@ def test_a_time_limit_under_which_nothing_would_ever_be_finished_is_a_problem(
 
 
 def test_a_tool_that_hangs_is_given_up(tmp_path: Path) -> None:
-    assert scheduler.run(["sleep", "60"], 0.05) is None
-    assert scheduler.run([str(tmp_path / "nothing")]) is None
-    assert scheduler.run(["false"]) is None
+    assert scheduler.output_lines(["sleep", "60"], 0.05) is None
+    assert scheduler.output_lines([str(tmp_path / "nothing")]) is None
+    assert scheduler.output_lines(["false"]) is None
 
 
 def test_a_local_run_is_held_against_this_machine(
@@ -455,7 +455,7 @@ def test_a_right_profile_has_no_problem(planned: PlanRun, testbed: Testbed) -> N
     assert verdicts(found)["node"] == "unverified"
     own = check_run(paths, plan, load_profile("testbed", {"max_submit_jobs": "20"}))
     assert texts(own)["jobs"].endswith("(max_submit_jobs): 2 waves")
-    told = look()
+    told = read_site()
     assert told.default_partition == "main"
     assert told.partitions["main"].time_min == 24 * 60
     assert user() == "root"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sdwn.config import RunConfig, load_config
 from sdwn.devices.gpu_profiles import GpuProfile, Workload, write_profile
 from sdwn.devices.tuning import Probe, Tuning
-from sdwn.jobs.cluster import cut
+from sdwn.jobs.cluster import group_into_tasks
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan
@@ -317,7 +317,7 @@ def test_gpu_hours_do_not_depend_on_how_shards_are_dealt(
         array_parallelism=parallel,
         gpus_per_node=str(gpus_of_task),
     )
-    parts = cut(range(len(plan.shards)), profile)
+    parts = group_into_tasks(range(len(plan.shards)), profile)
     found = cost(plan, parts, profile, DeviceSpeed("card", 2.0, "made up", 30.0))
     loading = 30 * len(parts) * profile.processes
     sampling = 3600 * found.device_hours - loading

@@ -14,20 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sdwn.cli import status as commands
 from sdwn.config import validated
+from sdwn.generation.task import GENERATE
 from sdwn.jobs import scheduler
-from sdwn.jobs.cluster import Job
-from sdwn.jobs.disk import write_note
-from sdwn.jobs.journal import intend, read_journal, settle
-from sdwn.jobs.live import live_jobs, missing
+from sdwn.jobs.journal import intend, live_jobs, missing_shards, read_journal, settle
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.scheduler import JobState
-from sdwn.jobs.stuck import cannot_start
+from sdwn.jobs.scheduler import Job, JobState, cannot_start
 from sdwn.jobs.task import ArrayTask
+from sdwn.jobs.task_record import write_note
 from sdwn.paths import NO_GPU, RunPaths
 from sdwn.preflight.trials import Callbacks, tune_by_jobs
 from sdwn.workflow import status
 from sdwn.workflow.following import leaving_advice
+from sdwn.workflow.later_stages import LATER_STAGES
 from sdwn.workflow.status import run_status
 
 from conftest import PlanRun, Sdwn, noise_config, wait_until
@@ -80,7 +79,7 @@ def logged(paths: RunPaths, texts: Sequence[str]) -> None:
         (folder / f"7_{rank}_log.err").write_text(text)
         (folder / f"7_{rank}_log.out").write_text(START)
     site = validated(ClusterProfile, {"gres": f"gpu:{len(texts)}"}, source="test")
-    settle(paths, intend(paths, [ArrayTask("generate", str(paths.root), (0, 1))], site), ["7"])
+    settle(paths, intend(paths, [ArrayTask(GENERATE, str(paths.root), (0, 1))], site), ["7"])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +166,7 @@ def test_a_restart_is_counted_once_it_began_whatever_ends_it(
     for start in range(3):
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(start))
         with pytest.raises(Exception, match="submitted for plan"):
-            ArrayTask("generate", str(paths.root), (0,), plan="another")()
+            ArrayTask(GENERATE, str(paths.root), (0,), plan="another")()
         assert run_status(paths, plan).restarts == start
 
 
@@ -225,7 +224,7 @@ def test_tasks_of_this_machine_outlive_the_terminal(sdwn: Sdwn, planned: PlanRun
     for one in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGINT):
         os.killpg(shell, one)
     assert f"sdwn status {paths.root}" in str(leaving_advice(paths))
-    wait_until(lambda: not missing(paths, plan))
+    wait_until(lambda: not missing_shards(paths, plan))
     wait_until(lambda: not live_jobs(paths))
     assert leaving_advice(paths) is None
 
@@ -239,7 +238,7 @@ def test_a_later_stage_that_failed_is_told_and_gone_on_with(sdwn: Sdwn, planned:
     (paths.release / "mine").mkdir(parents=True)
     refused = sdwn("submit", paths.root, "--wait", "--then", "merge,evaluate", code=1).stderr
     assert "merge failed: " in refused
-    assert f"go on with: sdwn retry {paths.root} --wait" in " ".join(refused.split())
+    assert f"resume with: sdwn retry {paths.root} --wait" in " ".join(refused.split())
     then = sdwn.json("status", paths.root)["then"]
     told = then["merge"]
     assert told.startswith("failed: ")
@@ -286,7 +285,9 @@ def test_without_a_controller_files_and_logs_say_that_all_is_done(
     paths, plan = generated()
     logged(paths, [AT_WORK + END])
     site = validated(ClusterProfile, {}, source="test")
-    settle(paths, intend(paths, [ArrayTask("merge", str(paths.root), ())], site), ["8"])
+    settle(
+        paths, intend(paths, [ArrayTask(LATER_STAGES["merge"], str(paths.root), ())], site), ["8"]
+    )
     found = run_status(paths, plan)
     assert found.then["merge"].startswith("unknown")
     assert found.jobs_live == 1, "the merge may live; what made finished shards does not matter"

@@ -34,8 +34,8 @@ from sdwn.generation.noise import NoiseSampler
 from sdwn.generation.partial_shards import finish_shard
 from sdwn.generation.sampler import Sampler
 from sdwn.io import seconds, write_text
-from sdwn.jobs import disk, task
-from sdwn.jobs.records import read_record
+from sdwn.jobs import task, task_record
+from sdwn.jobs.task_record import read_record
 from sdwn.paths import LOWERED, WAITED, RunPaths
 from sdwn.planning import plan as plan_module
 from sdwn.planning.plan import ImageSpec, Plan, read_plan, write_plan
@@ -43,6 +43,7 @@ from sdwn.preflight import trials
 from sdwn.storage.columns import names
 from sdwn.storage.images import decode, encode
 from sdwn.storage.shards import ImageFile
+from sdwn.workflow.later_stages import LATER_STAGES
 from sdwn.workflow.status import images_done, run_status
 from submitit.core.utils import UncompletedJobError
 
@@ -347,8 +348,8 @@ def test_a_folder_in_the_place_of_a_shard_is_named_before_any_image_is_made(
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a disk for ever, and look often if it works again."""
-    monkeypatch.setattr(disk, "WAIT_SECONDS", 1e9)
-    monkeypatch.setattr(disk, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(task_record, "WAIT_SECONDS", 1e9)
+    monkeypatch.setattr(task_record, "RETRY_SECONDS", 0.05)
 
 
 @pytest.mark.parametrize("reason", [errno.EIO, errno.ESTALE, errno.EDQUOT, errno.ESHUTDOWN])
@@ -460,9 +461,9 @@ def test_a_disk_that_fails_while_hdf5_writes_does_not_end_the_process(
     (small_disk / "full").write_bytes(bytes(190_000))
     code = (
         "import sys, pathlib; from sdwn.generation import task as generate\n"
-        "from sdwn.jobs import disk\n"
+        "from sdwn.jobs import task_record\n"
         "from sdwn.storage import shards; shards._require_space = lambda *_: None\n"
-        "disk.WAIT_SECONDS = 0.0; disk.RETRY_SECONDS = 0.0\n"
+        "task_record.WAIT_SECONDS = 0.0; task_record.RETRY_SECONDS = 0.0\n"
         "generate.generate(pathlib.Path(sys.argv[1]), [0])"
     )
     command = [sys.executable, "-c", code, str(paths.root)]
@@ -490,8 +491,8 @@ def test_a_full_disk_is_waited_for_in_vain_and_loses_nothing_finished(
     flush_at_once: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(disk, "WAIT_SECONDS", 0.2)
-    monkeypatch.setattr(disk, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(task_record, "WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(task_record, "RETRY_SECONDS", 0.1)
     changes: dict[str, Any] = {"generation": {"height": 64, "width": 64}}
     undisturbed, _ = generated("undisturbed", **changes)
     source, plan = planned("run", **changes)
@@ -518,8 +519,8 @@ def test_a_piece_that_its_disk_does_not_give_for_now_is_kept(
     with pytest.raises(RuntimeError):
         make(paths, plan, Failing(plan, batches=3))
     finished = sorted(paths.pieces.rglob("*.h5"))
-    monkeypatch.setattr(disk, "WAIT_SECONDS", 0.0)
-    monkeypatch.setattr(disk, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(task_record, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(task_record, "RETRY_SECONDS", 0.0)
 
     def failing(*_: int) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -551,10 +552,10 @@ def test_only_names_that_a_run_writes_count(planned: PlanRun) -> None:
 
 
 def test_an_array_task_asks_for_itself_again() -> None:
-    array_task = task.ArrayTask("generate", "/somewhere", (3, 4), "a plan", "a code")
+    array_task = task.ArrayTask(generate.GENERATE, "/somewhere", (3, 4), "a plan", "a code")
     again = array_task.checkpoint().function
     assert dataclasses.replace(again, idle=0) == array_task
-    merging = task.ArrayTask("merge", "/somewhere", ())
+    merging = task.ArrayTask(LATER_STAGES["merge"], "/somewhere", ())
     for _ in range(9):
         merging = merging.checkpoint().function
 
@@ -565,7 +566,7 @@ def test_a_task_that_finishes_nothing_new_is_not_started_again_for_ever(ends: li
     """Count no progress for what was finished at submission, or for a piece now in a shard."""
     with tempfile.TemporaryDirectory() as folder:
         paths, idle = RunPaths(Path(folder)), 0
-        array_task = task.ArrayTask("generate", folder, (3, 4))
+        array_task = task.ArrayTask(generate.GENERATE, folder, (3, 4))
         for number, end in enumerate(ends):
             if end == "piece":
                 write_text(paths.piece(4, number, number + 1), "")
@@ -591,7 +592,7 @@ def test_a_task_that_starts_while_its_folder_is_away_waits_for_it(
     away = paths.root.with_name("away")
     paths.root.rename(away)
     threading.Timer(0.5, lambda: away.rename(paths.root)).start()
-    task.ArrayTask("generate", str(paths.root), (0,), plan.digest)()
+    task.ArrayTask(generate.GENERATE, str(paths.root), (0,), plan.digest)()
     assert paths.done_shards() == {0}
 
 
@@ -898,7 +899,7 @@ def test_a_batch_size_that_is_none_is_refused(
     paths, _ = planned()
     monkeypatch.setenv("SDWN_BATCH_SIZE", text)
     with pytest.raises(UsageError, match="SDWN_BATCH_SIZE: expected a number of images"):
-        task.ArrayTask("generate", str(paths.root), (0,))()
+        task.ArrayTask(generate.GENERATE, str(paths.root), (0,))()
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", "nan", ""])

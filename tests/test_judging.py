@@ -27,11 +27,11 @@ from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.verify import verify
-from sdwn.jobs import disk
+from sdwn.jobs import task_record
 from sdwn.jobs.journal import intend, settle
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.records import read_record
 from sdwn.jobs.task import ArrayTask
+from sdwn.jobs.task_record import read_record
 from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import write_plan
 from sdwn.prediction import plan as prediction_plan
@@ -44,7 +44,7 @@ from sdwn.prediction.table import (
     read_predictions,
     write_predictions,
 )
-from sdwn.prediction.task import predict
+from sdwn.prediction.task import PREDICT, predict
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.reports.report import write_report
@@ -266,7 +266,7 @@ def test_tasks_of_a_slurm_that_is_not_here_are_not_taken_for_ended(
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     work, planned = open_prediction_plan(release, tiny)
-    task = ArrayTask("judge", str(work.root), (0,), planned.digest)
+    task = ArrayTask(PREDICT, str(work.root), (0,), planned.digest)
     settle(work, intend(work, [task], ClusterProfile(executor="slurm")), ["7"])
     with pytest.raises(SdwnError, match=r"SLURM does not say .* rm -r .*/work"):
         evaluate(release, tiny)
@@ -431,8 +431,8 @@ def test_damaged_shards_are_judged_again_by_the_next_command(
 def test_a_disk_that_fails_for_a_moment_is_waited_for(
     release: Release, tiny: EvaluationConfig, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    monkeypatch.setattr(disk, "WAIT_SECONDS", 1e9)
-    monkeypatch.setattr(disk, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(task_record, "WAIT_SECONDS", 1e9)
+    monkeypatch.setattr(task_record, "RETRY_SECONDS", 0.05)
     work, planned = open_prediction_plan(release, tiny)
     failures = iter([False] * 5 + [True, True])
     real = os.pread if fails == "reading" else files.sync
@@ -456,10 +456,10 @@ def test_a_task_refuses_another_judging_and_other_weights(
     weights = save_tiny(tmp_path / "own.safetensors", seed=3)
     work, planned = open_prediction_plan(release, tiny.model_copy(update={"checkpoint": weights}))
     with pytest.raises(SdwnError, match="submitted for plan 000000000000"):
-        ArrayTask("judge", str(work.root), (0,), "0" * 64)()
+        ArrayTask(PREDICT, str(work.root), (0,), "0" * 64)()
     save_tiny(weights, seed=4)
     with pytest.raises(SdwnError, match=r"expected the checkpoint .* that this was planned for"):
-        ArrayTask("judge", str(work.root), (0,), planned.digest)()
+        ArrayTask(PREDICT, str(work.root), (0,), planned.digest)()
     assert work.done_shards() == set()
 
 

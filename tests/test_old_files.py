@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sdwn.config import EvaluationConfig, load_config
 from sdwn.devices.gpu_profiles import read_profile
+from sdwn.errors import SdwnError
 from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.record import read_evaluation
 from sdwn.evaluation.verify import verify
 from sdwn.generation.task import generate
 from sdwn.io import read_json
-from sdwn.jobs.journal import cancellations, read_journal
-from sdwn.jobs.records import read_record
-from sdwn.jobs.task import ArrayTask
+from sdwn.jobs.journal import open_journal, read_journal
+from sdwn.jobs.task_record import read_record
 from sdwn.models.lock import read_lock
 from sdwn.paths import ReleasePaths, RunPaths, shipped_file
 from sdwn.planning.plan import make_plan, read_plan
@@ -77,13 +78,18 @@ def test_a_journal_is_read(old: Path) -> None:
     assert refused.refused == "sbatch: error: QOSMaxSubmitJobPerUserLimit"
     assert unknown.stage == "merge"
     assert unknown.unsettled
-    assert cancellations(paths) == 1
+    assert open_journal(paths).cancellations == 1
 
 
-def test_a_task_that_waits_since_then_still_starts(old: Path) -> None:
-    # submitit pickles it; a requeue after an upgrade loads it again.
-    delayed = pickle.loads((old / "task.pkl").read_bytes())
-    assert delayed.function == ArrayTask("generate", "/data/run", (1, 2), "0" * 64, "0.1.0")
+def test_a_task_that_waits_since_then_says_how_to_submit_it_again(old: Path) -> None:
+    # submitit pickles it; a requeue after an upgrade loads it again. It names its stage by a word.
+    task = pickle.loads((old / "task.pkl").read_bytes()).function
+    assert (task.stage.name, task.path, task.indices) == ("generate", "/data/run", (1, 2))
+    assert (task.plan, task.code, task.idle) == ("0" * 64, "0.1.0", 0)
+    here = replace(task, path=str(old / "stopped"), plan="")
+    with pytest.raises(SdwnError, match=f"submit it again with: sdwn submit {old}/stopped"):
+        here()
+    assert RunPaths(old / "stopped").done_shards() == {0}
 
 
 def test_a_release_and_its_evaluation_are_read(old: Path, sdwn: Sdwn) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sdwn.jobs.cluster import script
+from sdwn.jobs.cluster import job_script
 from sdwn.jobs.profile import ClusterProfile, LaterStage, load_profile, stage_profile
 
 from conftest import REPOSITORY, Testbed
@@ -44,10 +44,10 @@ def test_slurm_takes_each_recipes_script(testbed: Testbed, path: Path, tmp_path:
     profile = load_profile(str(path))
     stages: tuple[LaterStage, ...] = ("merge", "evaluate", "report")
     if profile.executor == "local":
-        assert script(3, tmp_path, profile)
+        assert job_script(3, tmp_path, profile)
         return
     for site, tasks in [(profile, 3), *((stage_profile(profile, stage), 1) for stage in stages)]:
-        text = script(tasks, tmp_path, here(site))
+        text = job_script(tasks, tmp_path, here(site))
         (tmp_path / "job.sh").write_text(text)
         subprocess.run(["bash", "-n", tmp_path / "job.sh"], check=True)
         done = subprocess.run(
@@ -70,6 +70,6 @@ def test_what_the_recipes_are_for() -> None:
     assert by_name["mixed"].gpu_kind is None
     assert by_name["offline"].environment["HF_HUB_OFFLINE"] == "1"
     assert "apptainer exec" in (by_name["container"].python or "")
-    text = script(2, Path("jobs"), by_name["container"])
+    text = job_script(2, Path("jobs"), by_name["container"])
     assert "apptainer exec --nv --bind /project:/project" in text
     assert "submitit.core._submit" in text.partition("apptainer exec")[2]

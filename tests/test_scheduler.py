@@ -11,17 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sdwn.config import validated
 from sdwn.errors import SdwnError
+from sdwn.generation.task import GENERATE
+from sdwn.io import ignore
 from sdwn.jobs import scheduler
-from sdwn.jobs.cluster import job_ids, quietly
-from sdwn.jobs.journal import intend, read_journal, settle
-from sdwn.jobs.live import live_jobs, unfinished
+from sdwn.jobs.journal import intend, job_ids, live_jobs, open_shards, read_journal, settle
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.submit import Onlooker, cancel, complete, shard_tasks, submit_shards
+from sdwn.jobs.submit import Callbacks, WorkOrder, cancel_run, complete, shard_tasks
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
+from sdwn.workflow.later_stages import LATER_STAGES, RUN_STAGES
 
-from conftest import PlanRun, Sdwn, Testbed
+from conftest import PlanRun, Sdwn, Testbed, submit_shards
 
 SITE = validated(ClusterProfile, {"partition": "main"}, source="test")
 COLUMNS = ("40", "24", "12", "40", "80")
@@ -117,7 +118,7 @@ def test_whatever_a_sites_sbatch_prints_the_array_is_known(
 ) -> None:
     paths, plan = planned()
     commands(sbatch=answer, squeue=ANY_NAME)
-    jobs = submit_shards(paths, plan, [0, 1], SITE, quietly)
+    jobs = submit_shards(paths, plan, [0, 1], SITE, ignore)
     assert [job.id for job in jobs] == ["7_0", "7_1"]
     assert all((paths.jobs / job.id / f"{job.id}_submitted.pkl").exists() for job in jobs)
 
@@ -135,7 +136,7 @@ def test_an_array_that_is_not_there_was_refused(
     paths, plan = planned()
     commands(sbatch=answer, squeue="")
     with pytest.raises(SdwnError, match=reason):
-        submit_shards(paths, plan, [0, 1], SITE, quietly)
+        submit_shards(paths, plan, [0, 1], SITE, ignore)
     assert read_journal(paths)[0].refused
     assert not list(paths.jobs.glob("*.sh"))
 
@@ -145,7 +146,7 @@ def test_an_array_that_is_not_there_was_refused(
 
 def taken(paths: RunPaths, plan: Plan, *ids: str) -> str:
     """Write down that SLURM took the first shards under these ids; return the array's name."""
-    tasks = shard_tasks(paths, plan, range(len(ids)), SITE)
+    tasks = shard_tasks(paths, plan, GENERATE, range(len(ids)), SITE)
     return settle(paths, intend(paths, tasks, SITE), ids).name
 
 
@@ -159,8 +160,8 @@ def test_a_job_is_the_runs_only_by_its_name_and_its_id(
     lines = [queue_line("7_0", "somebodys"), queue_line("7_1", name), queue_line("8_0", name)]
     commands(squeue="\n".join([until, *lines]), scancel=f'echo "$@" > {tmp_path}/cancelled')
     assert [job.id for job in live_jobs(paths)] == ["7_1"]
-    assert 0 in unfinished(paths, plan)
-    assert [job.id for job in cancel(paths)] == ["7_1"]
+    assert 0 in open_shards(paths, plan)
+    assert [job.id for job in cancel_run(paths)] == ["7_1"]
     assert (tmp_path / "cancelled").read_text().split() == [f"--name={name}", "7"]
 
 
@@ -168,12 +169,14 @@ def test_a_wait_for_shards_that_failed_ends_though_a_later_stage_is_held(
     commands: Commands, planned: PlanRun
 ) -> None:
     paths, plan = planned()
-    merge = ArrayTask("merge", str(paths.root), (), plan.digest)
+    merge = ArrayTask(LATER_STAGES["merge"], str(paths.root), (), plan.digest)
     queued = settle(paths, intend(paths, [merge], SITE), ["9"])
     commands(squeue=queue_line("9", queued.name))
     assert [job.id for job in live_jobs(paths)] == ["9"]
     with pytest.raises(SdwnError, match=f"{len(plan.shards)} of {len(plan.shards)} shards failed"):
-        complete(paths, plan, SITE, -1, Onlooker(lambda _: None, print))  # no try is left
+        complete(
+            WorkOrder(paths, plan, RUN_STAGES, SITE), -1, Callbacks(lambda _: None, print)
+        )  # no try is left
 
 
 # As squeue is for a user whom another's jobs belong to: --me shows none of them.
@@ -194,10 +197,10 @@ def test_another_users_jobs_are_seen_and_what_one_may_not_cancel_is_said(
     lines = [queue_line("7_0", name), queue_line("7_1", name)]
     denied = "scancel: error: Kill job error on job id 7_0: Access/permission denied"
     commands(squeue="\n".join([OF_OTHERS, *lines]), scancel=f"echo '{denied}' >&2; exit 210")
-    assert not {0, 1} & set(unfinished(paths, plan)), "they are not made twice"
+    assert not {0, 1} & set(open_shards(paths, plan)), "they are not made twice"
     whose = owner or "another user"
     with pytest.raises(SdwnError, match=rf"jobs 7_0 to 7_1 of {whose} could not .*denied"):
-        cancel(paths)
+        cancel_run(paths)
 
 
 def test_where_a_site_hides_others_jobs_their_shards_are_submitted_only_by_force(
@@ -236,8 +239,8 @@ def test_other_jobs_and_the_users_shell_change_nothing(
     theirs = cluster.run(*command, "--wrap=true").split()[-1]
     taken(paths, plan, *job_ids(theirs, 4))
     assert live_jobs(paths) == {}
-    cancel(paths)
-    scheduler.cancel("slurm", paths.jobs, read_journal(paths)[0].name, job_ids(theirs, 4))
+    cancel_run(paths)
+    scheduler.end_jobs("slurm", paths.jobs, read_journal(paths)[0].name, job_ids(theirs, 4))
     assert cluster.run("squeue", "--noheader", "--array", "--name=theirs").count("\n") == 3
 
     for name, value in {
@@ -253,7 +256,7 @@ def test_other_jobs_and_the_users_shell_change_nothing(
     cluster.run("scontrol", "update", "PartitionName=main", "Hidden=YES")
     try:
         assert len(live_jobs(paths)) == len(plan.shards)
-        assert len(cancel(paths)) == len(plan.shards)
+        assert len(cancel_run(paths)) == len(plan.shards)
         assert live_jobs(paths) == {}
     finally:
         cluster.run("scontrol", "update", "PartitionName=main", "Hidden=NO")
@@ -273,4 +276,4 @@ def test_tasks_start_whatever_is_exported_and_whatever_job_they_are_submitted_in
         for name, value in outer.items():
             patch.setenv(name, value)
         sdwn("submit", paths.root, "--profile", tmp_path / "site.yaml", "--wait", "--retries", "0")
-    assert not unfinished(paths, plan)
+    assert not open_shards(paths, plan)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sdwn.generation.task import GENERATE
 from sdwn.jobs.journal import read_journal
 from sdwn.jobs.profile import load_profile
 from sdwn.jobs.submit import follow, submit_tasks
@@ -288,7 +289,7 @@ def test_the_first_process_waits_for_its_peer_and_a_time_limit_loses_neither(
     for index in range(0, len(plan.shards), 2):
         (paths.shards / f"{index:05d}.h5").write_bytes(generated.shard(index).read_bytes())
     each = str(len(plan.shards))
-    everything = [ArrayTask("generate", str(paths.root), tuple(range(len(plan.shards))))]
+    everything = [ArrayTask(GENERATE, str(paths.root), tuple(range(len(plan.shards))))]
     chosen = load_profile(str(site), {"gres": "gpu:2", "shards_per_task": each})
     (job,) = submit_tasks(paths, everything, chosen)
     wait_until(lambda: some_pieces(paths))

@@ -22,28 +22,30 @@ from hypothesis import strategies as st
 from sdwn import checkout
 from sdwn.config import validated
 from sdwn.errors import QueueFullError, SdwnError, UsageError
-from sdwn.generation.task import generate
+from sdwn.generation.task import GENERATE, generate
 from sdwn.jobs import cluster
 from sdwn.jobs import submit as submission
-from sdwn.jobs.cluster import job_ids
 from sdwn.jobs.journal import (
     intend,
+    job_ids,
+    live_jobs,
+    missing_shards,
     note_cancelled,
+    open_journal,
+    open_shards,
     read_journal,
     run_name,
     settle,
-    unreadable,
 )
-from sdwn.jobs.live import live_jobs, missing, unfinished
 from sdwn.jobs.profile import ClusterProfile, load_profile, stage_profile
-from sdwn.jobs.records import TaskRecord
-from sdwn.jobs.scheduler import read_squeue
-from sdwn.jobs.submit import Onlooker, complete, follow, shard_tasks, submit_shards
+from sdwn.jobs.scheduler import Job, read_squeue
+from sdwn.jobs.submit import Callbacks, WorkOrder, complete, follow, shard_tasks
 from sdwn.jobs.task import ArrayTask
+from sdwn.jobs.task_record import TaskRecord
 from sdwn.paths import CHANGED, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, read_plan, write_plan
 from sdwn.planning.slices import Slice, parse_slice
-from sdwn.workflow.later_stages import require_done
+from sdwn.workflow.later_stages import RUN_STAGES, require_done
 from sdwn.workflow.status import run_status
 
 from conftest import (
@@ -54,6 +56,7 @@ from conftest import (
     Testbed,
     noise_config,
     profile_for_testbed,
+    submit_shards,
     wait_until,
 )
 
@@ -78,7 +81,7 @@ def test_a_plan_that_took_the_place_of_the_submitted_one_is_refused(
     sdwn: Sdwn, planned: PlanRun
 ) -> None:
     paths, plan = planned()
-    tasks = shard_tasks(paths, plan, [0], HERE)
+    tasks = shard_tasks(paths, plan, GENERATE, [0], HERE)
     settle(paths, intend(paths, tasks, HERE), [])
     others(paths, seed=1)
     refused = sdwn("submit", paths.root, code=2).stderr
@@ -90,7 +93,9 @@ def test_a_plan_that_took_the_place_of_the_submitted_one_is_refused(
 
 def test_other_code_than_was_submitted_is_reported(sdwn: Sdwn, planned: PlanRun) -> None:
     paths, plan = planned()
-    (made,) = shard_tasks(paths, plan, [0, 1], load_profile("local", {"array_parallelism": "1"}))
+    (made,) = shard_tasks(
+        paths, plan, GENERATE, [0, 1], load_profile("local", {"array_parallelism": "1"})
+    )
     ArrayTask(made.stage, made.path, made.indices, made.plan, code="0.0.9+abc")()
     (note,) = run_status(paths, plan).changed_code
     assert "the code has changed since this was submitted: 0.0.9+abc" in note
@@ -138,7 +143,7 @@ def test_two_clusters_make_a_slice_each_and_one_release(sdwn: Sdwn, tmp_path: Pa
     runs = [RunPaths(tmp_path / name) for name in ("a", "b")]
     plans = [read_plan(paths) for paths in runs]
     assert sum(len(plan.own_shards) for plan in plans) == len(plans[0].shards)
-    complete(runs[0], plans[0], HERE, 0, Onlooker(lambda _: None, print))
+    complete(WorkOrder(runs[0], plans[0], RUN_STAGES, HERE), 0, Callbacks(lambda _: None, print))
     status = sdwn.json("status", "a")
     assert status["images_done"] == status["images_total"] == plans[0].own_images
     assert status["shards_missing"] == 0
@@ -157,10 +162,10 @@ def test_two_clusters_make_a_slice_each_and_one_release(sdwn: Sdwn, tmp_path: Pa
 
 def test_an_array_that_was_refused_or_never_taken_holds_no_shard(planned: PlanRun) -> None:
     paths, plan = planned()
-    intend(paths, shard_tasks(paths, plan, [0, 1], HERE), HERE)  # and then a crash
+    intend(paths, shard_tasks(paths, plan, GENERATE, [0, 1], HERE), HERE)  # and then a crash
     assert read_journal(paths)[0].unsettled
     assert live_jobs(paths) == {}
-    assert unfinished(paths, plan) == missing(paths, plan)
+    assert open_shards(paths, plan) == missing_shards(paths, plan)
 
 
 def test_two_commands_at_once_submit_each_shard_once(
@@ -179,16 +184,16 @@ def test_a_cancel_in_the_moment_of_a_submission_ends_what_that_submits(
     planned: PlanRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, plan = planned(generation={"num_inference_steps": 500})
-    made, submit_tasks = list[cluster.Job](), submission.submit_tasks
+    made, submit_tasks = list[Job](), submission.submit_tasks
 
-    def cancelled_meanwhile(*arguments: Any) -> list[cluster.Job]:
+    def cancelled_meanwhile(*arguments: Any) -> list[Job]:
         note_cancelled(paths, [])
         made.extend(submit_tasks(*arguments))
         return made
 
     monkeypatch.setattr(submission, "submit_tasks", cancelled_meanwhile)
     with pytest.raises(SdwnError, match="cancelled by: sdwn cancel"):
-        complete(paths, plan, HERE, 0, Onlooker(lambda _: None, print))
+        complete(WorkOrder(paths, plan, RUN_STAGES, HERE), 0, Callbacks(lambda _: None, print))
     assert made
     wait_until(lambda: not live_jobs(paths))
     assert run_status(paths, plan).shards_cancelled == len(plan.shards)
@@ -203,7 +208,7 @@ def test_cancel_also_ends_the_command_that_follows(sdwn: Sdwn, planned: PlanRun)
     assert waiting.returncode == 1
     assert f"cancelled by: sdwn cancel {paths.root}" in " ".join(log.split())
     assert live_jobs(paths) == {}, "nothing is submitted again"
-    assert len(missing(paths, plan)) == len(plan.shards)
+    assert len(missing_shards(paths, plan)) == len(plan.shards)
 
 
 def test_a_printed_command_goes_on_with_the_run_under_its_own_profile(
@@ -242,11 +247,11 @@ def test_of_a_queue_that_only_refuses_most_is_used(
         taken.append(len(tasks))
         return job_ids(str(len(taken)), len(tasks))
 
-    tasks = [ArrayTask("generate", "run", (index,)) for index in range(count)]
+    tasks = [ArrayTask(GENERATE, "run", (index,)) for index in range(count)]
     profile = ClusterProfile(max_submit_jobs=room if told and room else None)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "await_answer", lambda _: {})
-        patch.setattr(cluster, "submit", sbatch)
+        patch.setattr(cluster, "await_queue", lambda _: {})
+        patch.setattr(cluster, "start_array", sbatch)
         patch.setattr(submission, "max_array_size", lambda: size)
         jobs = submission.submit_tasks(RunPaths(Path(folder)), tasks, profile)
         journal = [job for one in read_journal(RunPaths(Path(folder))) for job in one.jobs]
@@ -262,14 +267,14 @@ def test_a_line_of_the_journal_that_is_lost_loses_no_job(data: st.DataObject) ->
     with tempfile.TemporaryDirectory() as folder:
         paths = RunPaths(Path(folder))
         for number in range(3):
-            tasks = [ArrayTask("generate", folder, (number,))]
+            tasks = [ArrayTask(GENERATE, folder, (number,))]
             settle(paths, intend(paths, tasks, HERE), [str(number)])
         before, lines = read_journal(paths), paths.submissions.read_bytes().splitlines(True)
         line = data.draw(st.integers(0, len(lines) - 1))
         kept = data.draw(st.integers(0, len(lines[line]) - 2))
         lines[line] = lines[line][:kept] + b"\n"
         paths.submissions.write_bytes(b"".join(lines))
-        assert unreadable(paths) == [line + 1]
+        assert open_journal(paths).unreadable == [line + 1]
         after = read_journal(paths)
     assert [one.name for one in after] == [one.name for one in before]
     # Where its ids are lost, SLURM is asked by its name.
@@ -311,7 +316,7 @@ def test_a_full_queue_is_not_waited_for_in_silence(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     paths, plan = planned()
-    tasks = shard_tasks(paths, plan, [0, 1], ClusterProfile())
+    tasks = shard_tasks(paths, plan, GENERATE, [0, 1], ClusterProfile())
     with pytest.raises(QueueFullError, match="temporarily unable to accept job"):
         submission.submit_array(paths, tasks, ClusterProfile(), print)
     (refused,) = read_journal(paths)
@@ -324,7 +329,7 @@ def test_the_second_command_says_what_it_waits_for(
 ) -> None:
     paths, _ = planned(generation={"num_inference_steps": 200})
     monkeypatch.setattr(sys, "argv", ["/usr/bin/sdwn", "submit", "run"])
-    with submission.alone(paths, print):
+    with submission.submission_lock(paths, print):
         second = sdwn.start("submit", paths.root)
         assert second.stderr is not None
         told = second.stderr.readline()
@@ -349,8 +354,8 @@ def test_no_script_is_written_for_a_path_that_slurm_reads_otherwise(
     # The folder may have been renamed since it was planned.
     jobs = tmp_path / name / "jobs"
     with pytest.raises(UsageError, match=r"SLURM reads no path with .*rename the folder"):
-        cluster.script(2, jobs, ClusterProfile())
-    assert cluster.script(2, jobs, ClusterProfile(executor="local"))
+        cluster.job_script(2, jobs, ClusterProfile())
+    assert cluster.job_script(2, jobs, ClusterProfile(executor="local"))
 
 
 def test_any_job_name_of_the_user_may_stand_in_the_queue() -> None:
@@ -514,12 +519,12 @@ def test_a_waiting_submit_feeds_the_queue_as_it_empties(
         running = sum(state.state == "RUNNING" for state in live.values())
         most_running = max(most_running, running)
 
-    jobs = complete(paths, plan, profile, 0, Onlooker(watch, print))
+    jobs = complete(WorkOrder(paths, plan, RUN_STAGES, profile), 0, Callbacks(watch, print))
     assert len(jobs) == len(plan.shards)
     assert 0 < most <= limited
     # Each array may run one: for a moment beside those of an older one that run already.
     assert most_running <= 4 + len({job.id.partition("_")[0] for job in jobs}) - 1
-    assert missing(paths, plan) == []
+    assert missing_shards(paths, plan) == []
     arrays = {job.id.partition("_")[0] for job in jobs}
     assert len(arrays) <= 2 + 4 * len(plan.shards) / limited, "waves, not a job at a time"
 
@@ -579,7 +584,7 @@ def test_tasks_that_start_before_sbatch_answers_wait_for_their_work(
     monkeypatch.setenv("PATH", f"{late.parent}{os.pathsep}{os.environ['PATH']}")
     setup = "setup: [echo from the setup lines >&2]"
     profile = load_profile(str(profile_for_testbed(tmp_path, setup)), {"mem": "500M"})
-    tasks = shard_tasks(paths, read_plan(paths), [0, 1, 2], profile)
+    tasks = shard_tasks(paths, read_plan(paths), GENERATE, [0, 1, 2], profile)
     jobs = submission.submit_tasks(paths, tasks, profile)
     follow(paths, lambda _: None)
     assert paths.done_shards() == {0, 1, 2}
@@ -610,7 +615,7 @@ def test_what_was_submitted_before_a_crash_is_found(
     assert not submission.unsettled
     cluster.run("scontrol", "release", submission.jobs[0].id.partition("_")[0])
     follow(paths, lambda _: None)
-    assert missing(paths, plan) == []
+    assert missing_shards(paths, plan) == []
 
 
 @pytest.mark.slurm

@@ -29,14 +29,15 @@ from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.generation.noise import NoiseSampler
 from sdwn.generation.sampler import Sampler
+from sdwn.generation.task import GENERATE
 from sdwn.io import csv_text
 from sdwn.jobs import scheduler
-from sdwn.jobs.cluster import script
+from sdwn.jobs.cluster import job_script
 from sdwn.jobs.journal import intend, note_cancelled, note_later, read_journal, settle
-from sdwn.jobs.processes import Process, together
 from sdwn.jobs.profile import ClusterProfile, load_profile
-from sdwn.jobs.submit import alone, last_profile, submit_shards
-from sdwn.jobs.task import ArrayTask
+from sdwn.jobs.submit import last_profile, submission_lock
+from sdwn.jobs.task import ArrayTask, hold_until_peers_exit
+from sdwn.jobs.task_record import Process
 from sdwn.models.builtin import builtin_folder, builtin_path
 from sdwn.models.weights import staged_if_wanted
 from sdwn.paths import ReleasePaths, RunPaths
@@ -48,7 +49,15 @@ from sdwn.workflow.status import run_status
 from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.local.local import start_controller
 
-from conftest import FEW, PlanRun, Testbed, noise_config, profile_for_testbed, wait_until
+from conftest import (
+    FEW,
+    PlanRun,
+    Testbed,
+    noise_config,
+    profile_for_testbed,
+    submit_shards,
+    wait_until,
+)
 
 LOCAL = ClusterProfile(executor="local")
 
@@ -120,7 +129,7 @@ def test_journal_and_lock_of_a_run_are_no_links(precious: Path, tmp_path: Path) 
     paths.submitting.symlink_to(precious / "thesis.txt")
     with pytest.raises(UsageError, match="found a link"):
         note_cancelled(paths, ["7"])
-    with pytest.raises(UsageError, match="found a link"), alone(paths, print):
+    with pytest.raises(UsageError, match="found a link"), submission_lock(paths, print):
         pass
     assert contents(precious) == {"thesis.txt": "three years"}
 
@@ -134,11 +143,11 @@ def test_only_a_runs_own_processes_are_its_jobs(tmp_path: Path, setup: list[str]
     with start_controller(jobs / "%j", "sleep 60", setup=setup) as process:
         pid, host = str(process.pid), socket.gethostname()
         (jobs / pid).mkdir()
-        wait_until(lambda: scheduler.processes(jobs, host, [pid]))
-        assert not scheduler.processes(others, host, [pid])
-        scheduler.cancel("local", others, "sdwn-1", [pid])
+        wait_until(lambda: scheduler.live_processes(jobs, host, [pid]))
+        assert not scheduler.live_processes(others, host, [pid])
+        scheduler.end_jobs("local", others, "sdwn-1", [pid])
         assert process.poll() is None
-        scheduler.cancel("local", jobs, "sdwn-1", [pid])
+        scheduler.end_jobs("local", jobs, "sdwn-1", [pid])
         assert process.wait() in (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
@@ -146,8 +155,8 @@ def test_a_process_that_only_speaks_of_submitit_is_left(tmp_path: Path) -> None:
     code, words = "import time; time.sleep(60)", ["-m", "submitit.local._local", b"/caf\xe9/%j"]
     with subprocess.Popen([sys.executable, "-c", code, *words]) as process:
         pid = str(process.pid)
-        scheduler.cancel("local", tmp_path, "sdwn-1", [pid])
-        assert not scheduler.processes(tmp_path, socket.gethostname(), [pid])
+        scheduler.end_jobs("local", tmp_path, "sdwn-1", [pid])
+        assert not scheduler.live_processes(tmp_path, socket.gethostname(), [pid])
         assert process.poll() is None
         process.kill()
 
@@ -225,7 +234,7 @@ class TestASharedDisk:
         (tmp_path / f"sdwn-{os.getuid()}").symlink_to(precious)
         with (
             pytest.raises(UsageError, match=f"choose another folder than {tmp_path}"),
-            together(Process("7", rank=1, count=2)),
+            hold_until_peers_exit(Process("7", rank=1, count=2)),
         ):
             pass
         assert contents(precious) == {"thesis.txt": "three years"}
@@ -300,7 +309,7 @@ class TestSecrets:
         wait_until(paths.done_shards)
         assert seen.read_text() == f"{TOKEN} plain\n"
         assert self.written(paths.root) == []
-        assert TOKEN not in script(2, paths.jobs, profile)
+        assert TOKEN not in job_script(2, paths.jobs, profile)
         (submission,) = read_journal(paths)
         assert submission.profile["environment"] == {"HF_TOKEN": "$HF_TOKEN", "WORD": "plain"}
 
@@ -370,7 +379,7 @@ class TestSecrets:
 def test_a_journals_ids_are_numbers(planned: PlanRun, job: str) -> None:
     """They name folders of logs, and scancel is given them."""
     paths, plan = planned(catalog=FEW)
-    intended = intend(paths, [ArrayTask("generate", str(paths.root), (0,), plan.digest)], LOCAL)
+    intended = intend(paths, [ArrayTask(GENERATE, str(paths.root), (0,), plan.digest)], LOCAL)
     with paths.submissions.open("a") as file:
         file.write(json.dumps({"name": intended.name, "ids": [job]}) + "\n")
     assert [submission.ids for submission in read_journal(paths)] == [None]
@@ -390,7 +399,7 @@ def test_whatever_stands_in_a_journal_ends_no_command(
 ) -> None:
     paths, plan = planned(catalog=FEW)
     paths.submissions.unlink(missing_ok=True)
-    tasks = [ArrayTask("generate", str(paths.root), (index,), plan.digest) for index in (0, 1)]
+    tasks = [ArrayTask(GENERATE, str(paths.root), (index,), plan.digest) for index in (0, 1)]
     settle(paths, intend(paths, tasks, LOCAL), ["999999991", "999999992"])
     note_cancelled(paths, ["999999991"])
     note_later(paths, ["merge"])
@@ -412,7 +421,7 @@ def test_whatever_stands_in_a_journal_ends_no_command(
 def test_jobs_of_another_name_are_no_runs(planned: PlanRun) -> None:
     """A journal from elsewhere would have this user's other jobs ended."""
     paths, plan = planned(catalog=FEW)
-    intend(paths, [ArrayTask("generate", str(paths.root), (0,), plan.digest)], LOCAL)
+    intend(paths, [ArrayTask(GENERATE, str(paths.root), (0,), plan.digest)], LOCAL)
     line = json.loads(paths.submissions.read_text())
     for name in ("training", "", "--user=me", "sdwn-0badcafe,training"):
         paths.submissions.write_text(json.dumps({**line, "name": name, "ids": ["7"]}) + "\n")

@@ -10,7 +10,7 @@ from sdwn.errors import UsageError, command
 if TYPE_CHECKING:
     from sdwn.paths import RunPaths
     from sdwn.planning.plan import Plan
-    from sdwn.planning.work import Dealt
+    from sdwn.planning.work import ShardedWork
 
 Kind = Literal["run", "release", "evaluation", "work"]
 # Commands that take the work of an evaluation as they take a run.
@@ -26,7 +26,7 @@ def open_run(run: Path) -> tuple[RunPaths, Plan]:
     return paths, read_plan(paths)
 
 
-def open_sharded(folder: Path) -> tuple[RunPaths, Dealt]:
+def open_sharded(folder: Path) -> tuple[RunPaths, ShardedWork]:
     """Read what a folder's tasks work on: a run's plan, or the plan of an evaluation's work."""
     from sdwn.paths import work_paths
     from sdwn.prediction.plan import is_prediction_work, read_prediction_plan

@@ -28,22 +28,22 @@ from sdwn.cli.options import (
 from sdwn.errors import duration
 
 if TYPE_CHECKING:
-    from sdwn.preflight.trials import Callbacks
+    from sdwn.preflight.trials import TrialCallbacks
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unverified": "cyan"}
 
 
 @contextmanager
-def short_jobs(what: str, advice: str = "") -> Iterator[Callbacks]:
+def short_jobs(what: str, advice: str = "") -> Iterator[TrialCallbacks]:
     """Show that short jobs are at work; on Ctrl-C say how to end them, and ``advice``."""
     from sdwn.paths import RunPaths
-    from sdwn.preflight.trials import Callbacks
+    from sdwn.preflight.trials import TrialCallbacks
     from sdwn.workflow.following import leaving_advice, queue_watch
 
     folders: list[Path] = []
     try:
         with console.working(what):
-            yield Callbacks(folders.append, queue_watch(console.say))
+            yield TrialCallbacks(folders.append, queue_watch(console.say))
     except KeyboardInterrupt:
         for folder in folders:
             if live := leaving_advice(RunPaths(folder)):

@@ -27,14 +27,15 @@ def status_command(
     as_json: AsJson = False,
 ) -> None:
     """Show what is done, running, pending and failed."""
+    from sdwn.jobs.journal import open_journal
     from sdwn.jobs.submit import replaced_plan
     from sdwn.workflow.following import report_damage
-    from sdwn.workflow.later_stages import DONE, NOT_YET
-    from sdwn.workflow.status import run_status
+    from sdwn.workflow.status import DONE, NOT_YET, run_status
 
     paths, plan = open_sharded(run)
-    report_damage(paths, console.say)
-    if replaced := replaced_plan(paths, plan):
+    journal = open_journal(paths)
+    report_damage(paths, journal, console.say)
+    if replaced := replaced_plan(paths, journal.submissions, plan):
         console.say(f"{replaced}; the shards below may be of the other plan")
     if watch and not as_json:
         with console.live() as show:
@@ -76,19 +77,19 @@ def logs_command(
     as_json: AsJson = False,
 ) -> None:
     """Show the end of the logs of what failed."""
-    from sdwn.jobs.journal import last_jobs, read_journal
-    from sdwn.jobs.live import failed
+    from sdwn.jobs.journal import failed_shards, last_jobs, read_journal
     from sdwn.jobs.logs import tails
-    from sdwn.workflow.later_stages import FAILED, stages_that
+    from sdwn.workflow.status import FAILED, read_stages
 
     paths, plan = open_sharded(run)
     if shard is not None and not 0 <= shard < len(plan.shards):
         raise typer.BadParameter(f"no shard {shard}; the plan has 0 to {len(plan.shards) - 1}")
-    indices = [shard] if shard is not None else failed(paths, plan)
+    indices = [shard] if shard is not None else failed_shards(paths, plan)
     last = last_jobs(read_journal(paths))
     jobs = [last[index] for index in indices if index in last]
     if shard is None:
-        jobs += stages_that(paths, FAILED).values()
+        stages = read_stages(paths).values()
+        jobs += [one.job for one in stages if one.job and one.text.startswith(FAILED)]
     found = tails(paths, jobs, lines)
     text = "".join(f"==> {path} <==\n{tail}\n" for path, tail in found.items())
     nothing = "no logs yet\n" if jobs else "nothing has failed; see a shard's with --shard N\n"

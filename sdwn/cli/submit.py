@@ -70,15 +70,15 @@ def show_script(
     from sdwn.preflight.estimate import estimate
     from sdwn.preflight.estimate_text import arrays_line, estimate_rows
 
-    tasks: Sequence[tuple[int, ...]] = cluster.cut(todo, profile)
+    tasks: Sequence[tuple[int, ...]] = cluster.group_into_tasks(todo, profile)
     arrays, script = [(tasks, len(tasks))], ""
     if profile.executor == "slurm":
         now = tasks[: profile.max_submit_jobs]
-        arrays = cluster.arrays(now, max_array_size(), profile.array_parallelism)
+        arrays = cluster.split_into_arrays(now, max_array_size(), profile.array_parallelism)
     if todo:
         first, at_once = arrays[0]
         own = profile.model_copy(update={"array_parallelism": at_once})
-        script = cluster.script(len(first), paths.jobs, own)
+        script = cluster.job_script(len(first), paths.jobs, own)
     takes = estimate(paths, plan, todo, profile)
     if todo and not as_json:
         console.say_rows(estimate_rows(takes))
@@ -123,13 +123,13 @@ def cancel_command(run: Run, as_json: AsJson = False) -> None:
 
     What they have finished stays.
     """
-    from sdwn.jobs.submit import cancel
+    from sdwn.jobs.submit import cancel_run
     from sdwn.paths import RunPaths
 
     paths = RunPaths(run)
     if not paths.submissions.exists():
         open_run(run)  # no run at all is an error
-    states = {job.id: state.state for job, state in cancel(paths, console.say).items()}
+    states = {job.id: state.state for job, state in cancel_run(paths, console.say).items()}
     # What was ending anyway is not cancelled.
     ids = [job for job, state in states.items() if state != "COMPLETING"]
     waiting = sum(states[job] == "PENDING" for job in ids)

@@ -14,10 +14,10 @@ from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.groups import read_groups
 from sdwn.evaluation.record import build_record, main_figures
-from sdwn.io import Advance
-from sdwn.jobs.cluster import Tell, quietly
-from sdwn.jobs.live import missing
-from sdwn.jobs.submit import alone
+from sdwn.io import Advance, OnMessage, ignore
+from sdwn.jobs.journal import missing_shards
+from sdwn.jobs.submit import submission_lock
+from sdwn.jobs.task import Stage
 from sdwn.paths import RunPaths, work_paths
 from sdwn.prediction.plan import (
     PredictionPlan,
@@ -32,6 +32,7 @@ from sdwn.prediction.table import (
     remove_damaged_shards,
     write_predictions,
 )
+from sdwn.prediction.task import PREDICT, predict_shards
 from sdwn.releases.release import Release
 from sdwn.wordnet.taxonomy import Taxonomy
 
@@ -42,7 +43,8 @@ def evaluate(
     release: Release,
     chosen: EvaluationConfig,
     advance: Advance = lambda _: None,
-    tell: Tell = quietly,
+    tell: OnMessage = ignore,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Classify a release's images in this process and write the figures; return the main ones.
 
@@ -53,7 +55,7 @@ def evaluate(
         SdwnError: there is nothing to classify, tasks do it now, or the model cannot be had.
     """
     work, plan = open_prediction_plan(release, chosen)
-    return evaluate_planned(release, work, plan, advance, tell)
+    return evaluate_planned(release, work, plan, advance, tell, batch_size)
 
 
 def evaluate_planned(  # noqa: PLR0913, PLR0917
@@ -61,11 +63,11 @@ def evaluate_planned(  # noqa: PLR0913, PLR0917
     work: RunPaths,
     plan: PredictionPlan,
     advance: Advance,
-    tell: Tell,
+    tell: OnMessage,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Classify in this process what a plan lacks, and write the figures."""
-    with alone(work, tell):
+    with submission_lock(work, tell):
         if has_predictions(release, work, plan, tell):
             advance(plan.images)
         else:
@@ -78,11 +80,9 @@ def evaluate_planned(  # noqa: PLR0913, PLR0917
                         f"{command('cancel', work.root)}"
                     )
                 require_evaluable(plan.chosen, release.taxonomy)
-                todo = [plan.shards[index] for index in missing(work, plan)]
+                todo = [plan.shards[index] for index in missing_shards(work, plan)]
                 advance(plan.images - sum(map(plan.shard_images, todo)))
                 if todo:
-                    from sdwn.prediction.task import predict_shards
-
                     predict_shards(work, release, plan, todo, advance, batch_size)
         return _write_figures(release, work, plan)
 
@@ -100,7 +100,9 @@ def removed_if_empty(work: RunPaths) -> Iterator[None]:
         raise
 
 
-def has_predictions(release: Release, work: RunPaths, plan: PredictionPlan, tell: Tell) -> bool:
+def has_predictions(
+    release: Release, work: RunPaths, plan: PredictionPlan, tell: OnMessage
+) -> bool:
     """Return whether undamaged predictions are there.
 
     Damaged or foreign ones are removed, and so are damaged shards; ``tell`` is given the reason.
@@ -137,14 +139,14 @@ def require_evaluable(chosen: EvaluationConfig, taxonomy: Taxonomy) -> None:
 
 
 def write_evaluation(
-    release: Release, work: RunPaths, plan: PredictionPlan, tell: Tell
+    release: Release, work: RunPaths, plan: PredictionPlan, tell: OnMessage
 ) -> dict[str, Any]:
     """Merge the shards of predictions, unless they are merged already, and write the figures.
 
     Raises:
         IntegrityError: something is missing, damaged or foreign; each is named.
     """
-    with alone(work, tell):
+    with submission_lock(work, tell):
         return _write_figures(release, work, plan)
 
 
@@ -159,7 +161,7 @@ def _write_figures(release: Release, work: RunPaths, plan: PredictionPlan) -> di
     return main_figures(paths, build_record(release, paths, found.table, classifier, plan.chosen))
 
 
-def conclude(work: Path, _: Iterable[int]) -> None:
+def conclude(work: Path, _: Iterable[int], __: int | None = None) -> None:
     """Write the figures of a release that tasks have classified: the stage behind them.
 
     Raises:
@@ -168,3 +170,8 @@ def conclude(work: Path, _: Iterable[int]) -> None:
     paths = work_paths(work)
     release, plan = open_planned_release(paths)
     log.info("evaluated: %s", json.dumps(write_evaluation(release, paths, plan, log.info)))
+
+
+CONCLUDE = Stage("conclude", conclude)
+# All stages in the journal of an evaluation's work.
+EVALUATION_STAGES = {stage.name: stage for stage in (PREDICT, CONCLUDE)}

@@ -40,7 +40,7 @@ from sdwn.config import StorageConfig
 from sdwn.errors import IntegrityError
 from sdwn.generation.batching import Sample
 from sdwn.io import atomic
-from sdwn.jobs.disk import RunDisk
+from sdwn.jobs.task_record import RunDisk
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import ImageSpec, Plan, Shard
 from sdwn.storage.columns import image_table

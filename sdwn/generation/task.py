@@ -38,9 +38,8 @@ from sdwn.generation.partial_shards import (
     flushed_on_signals,
 )
 from sdwn.io import now, seconds
-from sdwn.jobs.disk import RunDisk
-from sdwn.jobs.processes import this_process
-from sdwn.jobs.records import Meter, first_record
+from sdwn.jobs.task import Stage
+from sdwn.jobs.task_record import Meter, RunDisk, start_meter, this_process
 from sdwn.models.lock import locked_weights
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import ImageSpec, Plan, Shard, read_plan
@@ -72,6 +71,9 @@ def generate(run: Path, indices: Iterable[int], batch_size: int | None = None) -
     make_shards(paths, plan, todo, load_sampler(plan.config, weights), batch_size)
 
 
+GENERATE = Stage("generate", generate)
+
+
 def make_shards(
     paths: RunPaths,
     plan: Plan,
@@ -92,14 +94,17 @@ def make_shards(
     batch = choose_batch_size(plan.config, sampler, batch_size)
     task_run = describe_task_run(sampler, batch)
     workload = sampler.workload
-    record = first_record(
-        workload.device, workload.memory_gb, batch, sampler.loading_seconds, task_run["started"]
+    meter = start_meter(
+        paths,
+        device=workload.device,
+        memory_gb=workload.memory_gb,
+        batch=batch,
+        loading_seconds=sampler.loading_seconds,
+        total=sum(plan.shard_images(shard) for shard in shards),
+        started=task_run["started"],
     )
-    record.total = sum(plan.shard_images(shard) for shard in shards)
-    meter = Meter(paths, record)
-    meter.begin(batch)
     # Plain noise is drawn without torch, on the CPU.
-    meter.without_gpu(missing_gpu(workload.device) if workload.torch else None)
+    meter.note_no_gpu(missing_gpu(workload.device) if workload.torch else None)
 
     generator = ShardGenerator(
         sampler, meter, batch, flush_seconds=seconds("SDWN_FLUSH_SECONDS", FLUSH_SECONDS)
@@ -115,7 +120,7 @@ def make_shards(
                     generator.make(job, background)
                 if not (todo := background.lost()):
                     break
-                meter.passed(-sum(plan.shard_images(job.shard) for job in todo))
+                meter.count_done(-sum(plan.shard_images(job.shard) for job in todo))
             else:
                 lost = ", ".join(str(job.shard.index) for job in todo)
                 raise IntegrityError(
@@ -156,7 +161,7 @@ class ShardGenerator:
         while done < len(specs) and not job.finished:
             batch = range(done, min(done + self.batch.images, len(specs)))
             if covered(batch, kept):
-                self._meter.passed(len(batch))
+                self._meter.count_done(len(batch))
             else:
                 chosen = [specs[index] for index in batch]
                 samples = self._sample(chosen, job.plan.config.images_per_synset)
@@ -174,10 +179,10 @@ class ShardGenerator:
         except OutOfMemoryError as error:
             reason = str(error)
         else:
-            self._meter.sampled(len(specs), time.monotonic() - began, self._sampler.peak_bytes)
+            self._meter.count_batch(len(specs), time.monotonic() - began, self._sampler.peak_bytes)
             return samples
         # Only here is the failed batch's memory free: an exception keeps what its frames hold.
         self._sampler.release()
         self.batch = smaller_batch(self._sampler, self.batch, images_per_synset, reason)
-        self._meter.lowered(self.batch)
+        self._meter.note_smaller_batch(self.batch)
         return None

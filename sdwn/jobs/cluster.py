@@ -1,8 +1,7 @@
-"""Tasks become submitit arrays under a site's profile."""
+"""Tasks become arrays: a script for sbatch under a site's profile, or processes of this machine."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import re
@@ -13,102 +12,57 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import submitit
-from submitit.core.utils import (
-    DelayedSubmission,
-    JobPaths,
-    environment_variables,
-)
+from submitit.core.utils import DelayedSubmission, JobPaths, environment_variables
 from submitit.slurm.slurm import _make_sbatch_string
 
 from sdwn import batches
 from sdwn.devices.device import local_gpus, only_gpu
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError
-from sdwn.io import atomic, open_append, write_text
+from sdwn.io import OnMessage, atomic, open_append, write_text
 from sdwn.jobs import scheduler
-from sdwn.jobs.processes import shares
+from sdwn.jobs.journal import job_ids
+from sdwn.jobs.logs import starting_log
 from sdwn.jobs.profile import ClusterProfile, is_secret, minutes
 from sdwn.jobs.scheduler import JobState
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import STAGE_VARIABLE
 
-JOB_NAME = "sdwn"
-
 # A controller that is overloaded or restarts: ten minutes in all.
 PAUSES_S = (1, 2, 4, 8, 15, 30, 60, 120, 180, 180)
-NO_ANSWER = (
-    "communication connection failure",
-    "connection refused",
-    "connection reset",
-    "connection timed out",
-    "not responding",
-    "socket timed out",
-    "temporarily unable",
-    "temporarily unavailable",
-    "unable to contact slurm controller",
-    "zero bytes were transmitted",
+NO_ANSWER = re.compile(
+    "communication connection failure|connection (refused|reset|timed out)|not responding|"
+    "socket timed out|temporarily una(ble|vailable)|unable to contact slurm controller|"
+    "zero bytes were transmitted"
 )
-Task = TypeVar("Task")
-
 # How sbatch says that it took a job; a site's wrapper may print other lines around it.
 SUBMITTED = re.compile(r"\bSubmitted batch job (\d+)")
 
-# The variables that were named as not followed.
+# The variables that were named as not followed, once in a process.
 _ignored: list[str] = []
 
 # Ctrl-C, Ctrl-\, Ctrl-Z, and the end of the terminal or the connection.
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP)
 
-Tell = Callable[[str], None]
-
-
-def quietly(_: str) -> None:
-    """Tell nobody."""
-
-
 # The options that submitit's own parameters cover; others go as plain sbatch lines.
 SUBMITIT_OPTIONS = (
-    "account",
-    "constraint",
-    "cpus_per_task",
-    "exclude",
-    "gpus_per_node",
-    "gres",
-    "mem_per_cpu",
-    "mem_per_gpu",
-    "nodelist",
-    "nodes",
-    "partition",
-    "qos",
-    "wckey",
+    *("account", "constraint", "cpus_per_task", "exclude", "gpus_per_node", "gres", "mem_per_cpu"),
+    *("mem_per_gpu", "nodelist", "nodes", "partition", "qos", "wckey"),
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A submitted array task: its scheduler's id, the pieces it works on, its processes.
-
-    ``array`` is the name under which it was submitted, with the tasks beside it.
-    """
-
-    id: str
-    indices: tuple[int, ...]
-    processes: int = 1
-    array: str = ""
-
-    def rank(self, index: int) -> int:
-        """Say which process works on a piece."""
-        dealt = shares(self.indices, self.processes)
-        return next(rank for rank, share in enumerate(dealt) if index in share)
+Task = TypeVar("Task")
 
 
-def cut(indices: Sequence[int], profile: ClusterProfile) -> list[tuple[int, ...]]:
-    """Deal pieces of work to array tasks.
+# How work is cut
+
+
+def group_into_tasks(indices: Sequence[int], profile: ClusterProfile) -> list[tuple[int, ...]]:
+    """Group shards into array tasks.
 
     Under SLURM each GPU of a task takes ``shards_per_task`` of them; the local executor starts
     all its tasks at once, so there are only ``array_parallelism`` of them.
@@ -120,13 +74,15 @@ def cut(indices: Sequence[int], profile: ClusterProfile) -> list[tuple[int, ...]
     return [tuple(indices[start : start + size]) for start in range(0, len(indices), size)]
 
 
-def arrays(tasks: Sequence[Task], limit: int, at_once: int) -> list[tuple[Sequence[Task], int]]:
-    """Cut tasks into arrays of at most ``limit``; return how many of each may run at once, too.
+def split_into_arrays(
+    tasks: Sequence[Task], limit: int, at_once: int
+) -> list[tuple[Sequence[Task], int]]:
+    """Split tasks into arrays of at most ``limit``; return how many of each may run at once, too.
 
     An array is as long as its share of ``at_once`` is large: all of them end together, so that
     no share is left unused. SLURM runs one task of each at least.
 
-    >>> arrays("abcdefghij", limit=4, at_once=5)
+    >>> split_into_arrays("abcdefghij", limit=4, at_once=5)
     [('abcd', 2), ('efgh', 2), ('ij', 1)]
     """
     if not tasks:
@@ -142,24 +98,116 @@ def arrays(tasks: Sequence[Task], limit: int, at_once: int) -> list[tuple[Sequen
     ]
 
 
-def job_ids(known: str, tasks: int) -> tuple[str, ...]:
-    """Name the jobs of an array by its id, or by one of theirs; an array of one is none.
-
-    >>> job_ids("7_1", 2), job_ids("7", 1)
-    (('7_0', '7_1'), ('7',))
-    """
-    array = known.partition("_")[0]
-    return tuple(f"{array}_{number}" for number in range(tasks)) if tasks > 1 else (array,)
+def gives_gpu(profile: ClusterProfile) -> bool:
+    """Return whether a task under a profile is given a GPU."""
+    if profile.executor == "slurm":
+        return bool(profile.gpu_request)
+    return bool(local_gpus({**os.environ, **profile.environment}))
 
 
-def submit(
-    tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile, name: str, tell: Tell
+# The script of a job
+
+
+def job_script(tasks: int, jobs: Path, profile: ClusterProfile, name: str = "sdwn") -> str:
+    """Write the script that :func:`start_array` hands to sbatch, also where SLURM is not."""
+    folder = (jobs / "%j").absolute()
+    # With -P, what lies in the folder where somebody typed takes no module's place.
+    command = f"{_python(profile)} -P -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    if profile.executor == "local":
+        note = f"# {tasks} at once on this machine; submitit puts each one's process id for %j"
+        return "\n".join(["#!/bin/bash", note, *_setup(profile), command]) + "\n"
+    if not str(folder).isprintable() or re.search(r"[%\\]", str(folder.parent)):
+        raise UsageError(
+            f"{folder.parent}: SLURM reads no path with a line break, a backslash, a % or bytes "
+            "that are no UTF-8; rename the folder, or plan into another one"
+        )
+    # A task may start before sbatch answers. Then its folder and its log are not there yet, and
+    # a task whose log cannot be opened dies: the script makes both, and until then SLURM writes
+    # into a log of the whole array.
+    job = "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
+    own = f'{shlex.quote(str(folder.parent))}/"$sdwn_job"'
+    logging = [
+        f'sdwn_job={job}; sdwn_job="${{sdwn_job:-$SLURM_JOB_ID}}"',
+        f'mkdir -p {own} && exec >>{own}/"$sdwn_job"_0_log.out 2>>{own}/"$sdwn_job"_0_log.err',
+    ]
+    start_log = str(starting_log(jobs.absolute(), name))
+    options: dict[str, Any] = {
+        "requeue": True,
+        "mem": profile.mem,
+        "reservation": profile.reservation,
+        **{name.replace("_", "-"): value for name, value in profile.sbatch.items()},
+        "output": start_log,
+        "error": start_log,
+    }
+    # Also where the job itself was submitted with --export=NONE, or with a list.
+    srun = ["--export=ALL"]
+    parameters: dict[str, Any] = {name: getattr(profile, name) for name in SUBMITIT_OPTIONS}
+    if profile.cpus_per_task:
+        # From SLURM 22.05 on, srun no longer takes it from sbatch.
+        srun.append(f"--cpus-per-task={profile.cpus_per_task}")
+    if profile.processes > 1:
+        parameters["ntasks_per_node"] = profile.processes
+        # One that dies leaves the others alone.
+        srun.append("--kill-on-bad-exit=0")
+    if tasks > 1:
+        parameters["map_count"] = tasks
+    return str(
+        _make_sbatch_string(
+            command=command,
+            folder=folder,
+            job_name=name,
+            time=minutes(profile.time),
+            signal_delay_s=profile.signal_delay_s,
+            array_parallelism=profile.array_parallelism,
+            setup=[*logging, *_setup(profile)],
+            srun_args=srun,
+            additional_parameters={k: v for k, v in options.items() if v not in (None, False)},
+            **parameters,
+        )
+    )
+
+
+def _python(profile: ClusterProfile) -> str:
+    return profile.python or shlex.quote(sys.executable)
+
+
+def _setup(profile: ClusterProfile, gpu: Mapping[str, str] | None = None) -> list[str]:
+    """Write the lines that a task's shell runs first: variables, and the profile's own lines."""
+    # The script lies where others may read it, and a shell's command line is everybody's.
+    environment = {n: v for n, v in profile.environment.items() if not is_secret(n, v)}
+    environment.update(gpu or {})
+    if profile.cpus_per_task:
+        environment.setdefault("OMP_NUM_THREADS", str(profile.cpus_per_task))
+    if profile.batch_size:
+        environment[batches.VARIABLE] = str(profile.batch_size)
+    if profile.stage_weights:
+        environment[STAGE_VARIABLE] = profile.stage_weights
+    # python -m sdwn in a clone that is not installed finds sdwn in the current folder, which
+    # tasks do not look into: by this PYTHONPATH they import this very code.
+    root, given = Path(__file__).resolve().parents[2], os.environ.get("PYTHONPATH", "")
+    if root in (Path(entry).resolve() for entry in (sys.path[0], *given.split(os.pathsep))):
+        entries = filter(None, [str(root), given])
+        environment.setdefault("PYTHONPATH", os.pathsep.join(entries))
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    return [*exports, *profile.setup]
+
+
+# Starting an array
+
+
+def start_array(
+    tasks: Sequence[ArrayTask],
+    jobs: Path,
+    profile: ClusterProfile,
+    name: str,
+    on_message: OnMessage,
 ) -> tuple[str, ...]:
-    """Submit tasks as one array of this name, or as processes of this machine; give their ids.
+    """Submit tasks as one array of this name, or as processes of this machine; return their ids.
 
     A controller that does not answer is asked again, for ten minutes; what it took without
-    saying so is found by its name. ``tell`` is told of each wait. What a user's ``SBATCH_``
-    variables ask for is left out, and said: a job gets what its profile says.
+    saying so is found by its name. What a user's ``SBATCH_`` variables ask for is left out, and
+    named: a job gets what its profile says. ``jobs`` is the folder for scripts, pickles and
+    logs; ``on_message`` is called at each wait.
 
     Raises:
         QueueFullError: there is no room for so many jobs now.
@@ -167,119 +215,83 @@ def submit(
         SdwnError: the scheduler refused, or there is none.
     """
     if profile.executor == "local":
-        return _start(tasks, jobs, profile, name)
+        return _start_processes(tasks, jobs, profile, name)
     _require_slurm()
-    _say_ignored(tell)
-    path, patience = jobs / f"{name}.sh", Patience(tell)
+    ignored = sorted(variable for variable in os.environ if variable.startswith("SBATCH_"))
+    if ignored and ignored != _ignored:
+        _ignored[:] = ignored
+        on_message(f"{', '.join(ignored)}: not followed; jobs get what the profile says")
+    path, wait = jobs / f"{name}.sh", _patience(on_message)
     jobs.mkdir(parents=True, exist_ok=True)
-    write_text(path, script(len(tasks), jobs, profile, name))
+    write_text(path, job_script(len(tasks), jobs, profile, name))
     while True:
-        done = _sbatch(path, tell)
-        said = done.stdout + done.stderr
-        if answer := SUBMITTED.search(said):
+        code, printed = _sbatch(path, on_message)
+        if answer := SUBMITTED.search(printed):
             known = answer[1]
             break
-        silent = done.returncode and any(words in said.casefold() for words in NO_ANSWER)
-        silent = silent and not is_full(said)
+        full, reason = is_full(printed), scheduler.last_line(printed)
+        silent = code and not full and NO_ANSWER.search(printed.casefold())
         # What was not understood may have been taken; only a controller that answers knows.
-        unclear = silent or not done.returncode
-        queue = await_answer(tell, name) if unclear else scheduler.squeue([name], ended=True)
+        if silent or not code:
+            queue: Mapping[str, JobState] | None = await_queue(on_message, name)
+        else:
+            queue = scheduler.squeue([name], ended=True)
         if queue:
             known = next(iter(queue))
             break
-        if not silent:
-            path.unlink()
-            raise _refusal(done)
-        patience.wait(scheduler.last_line(said))
+        if silent:
+            wait(reason)
+            continue
+        path.unlink()
+        if full:
+            raise QueueFullError(f"SLURM takes no more jobs: {reason}")
+        raise SdwnError(
+            f"submission refused: {reason}"
+            if code
+            else "submission refused: expected 'Submitted batch job' and a number from sbatch, "
+            f"found {reason!r}, and no such job in the queue"
+        )
     ids = job_ids(known, len(tasks))
     hand_over(tasks, ids, jobs, profile)
     return ids
 
 
-def _sbatch(path: Path, tell: Tell) -> subprocess.CompletedProcess[str]:
-    """Run sbatch; where the queue is full, end it before it waits for room, for minutes."""
-    command, said = ["sbatch", str(path)], ""
-    pipe = subprocess.PIPE
+def _require_slurm() -> None:
+    for command in ("sbatch", "squeue", "srun"):
+        if shutil.which(command) is None:
+            raise SdwnError(
+                f"expected a SLURM cluster, found no {command} on this machine; submit from a "
+                "login node, or look at the script with --dry-run, or use --profile local"
+            )
+
+
+def _sbatch(path: Path, on_message: OnMessage) -> tuple[int, str]:
+    """Run sbatch, and return its status and all that it prints.
+
+    Where the queue is full it is ended, before it waits for room, for minutes.
+    """
+    errors = ""
     with subprocess.Popen(
-        command,
+        ["sbatch", str(path)],
         stdin=subprocess.DEVNULL,
-        stdout=pipe,
-        stderr=pipe,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
         env=scheduler.environment(),
     ) as process:
         for line in process.stderr or ():
-            said += line
+            errors += line
             if is_full(line):
                 process.terminate()
             elif "retrying" in line:
-                tell(line.strip())
-        answer = process.stdout.read() if process.stdout else ""
-    return subprocess.CompletedProcess(command, process.returncode, answer, said)
-
-
-def _say_ignored(tell: Tell) -> None:
-    """Name the variables of the user that jobs do not follow, once in a process."""
-    names = sorted(name for name in os.environ if name.startswith("SBATCH_"))
-    if names and names != _ignored:
-        _ignored[:] = names
-        tell(f"{', '.join(names)}: not followed; jobs get what the profile says")
-
-
-def _refusal(done: subprocess.CompletedProcess[str]) -> SdwnError:
-    """Return what sbatch's answer means, where it took nothing."""
-    if not done.returncode:
-        return SdwnError(
-            "submission refused: expected 'Submitted batch job' and a number from sbatch, found "
-            f"{scheduler.last_line(done.stdout + done.stderr)!r}, and no such job in the queue"
-        )
-    reason = scheduler.last_line(done.stderr or done.stdout)
-    if is_full(done.stderr + done.stdout):
-        return QueueFullError(f"SLURM takes no more jobs: {reason}")
-    return SdwnError(f"submission refused: {reason}")
-
-
-class Patience:
-    """Waits for a controller that does not answer, ever longer, ten minutes in all."""
-
-    def __init__(self, tell: Tell) -> None:
-        self._tell, self._pauses = tell, iter(PAUSES_S)
-
-    def wait(self, reason: str) -> None:
-        """Wait before another try.
-
-        Raises:
-            NoAnswerError: it was the last one.
-        """
-        pause = next(self._pauses, None)
-        if pause is None:
-            raise NoAnswerError(
-                f"SLURM did not answer for {sum(PAUSES_S) // 60} minutes ({reason}); what was "
-                "submitted is kept; run the same command again when it does"
-            )
-        self._tell(f"no answer from SLURM ({reason}); trying again in {pause} s")
-        time.sleep(pause)
-
-
-def await_answer(tell: Tell, *names: str) -> dict[str, JobState]:
-    """Give the user's queue, waiting for a controller that does not answer.
-
-    With names, give the jobs that have one of them, also those that ended just now.
-
-    Raises:
-        NoAnswerError: it did not for ten minutes.
-        SdwnError: there is no SLURM.
-    """
-    _require_slurm()
-    patience = Patience(tell)
-    while (queue := scheduler.squeue(names, ended=bool(names))) is None:
-        patience.wait("squeue fails")
-    return queue
+                on_message(line.strip())
+        printed = process.stdout.read() if process.stdout else ""
+    return process.returncode, printed + errors
 
 
 def is_full(text: str) -> bool:
-    r"""Tell a limit on the number of jobs, which passes, from other limits, which do not.
+    r"""Return whether sbatch names a limit on the number of jobs, which passes; others do not.
 
     >>> full = "error: QOSMaxSubmitJobPerUserLimit\nviolates policy (job submit limit, ...)"
     >>> is_full(full), is_full(full.replace("SubmitJobPerUser", "WallDurationPerJob"))
@@ -291,6 +303,39 @@ def is_full(text: str) -> bool:
     # The others are of MaxJobCount, which all users share.
     full = ("submit limit", "temporarily unable to accept job", "job queue full")
     return any(words in text for words in full)
+
+
+def _patience(on_message: OnMessage) -> Callable[[str], None]:
+    """Return a function that waits for a controller, ever longer, ten minutes in all."""
+    pauses = iter(PAUSES_S)
+
+    def wait(reason: str) -> None:
+        pause = next(pauses, None)
+        if pause is None:
+            raise NoAnswerError(
+                f"SLURM did not answer for {sum(PAUSES_S) // 60} minutes ({reason}); what was "
+                "submitted is kept; run the same command again when it does"
+            )
+        on_message(f"no answer from SLURM ({reason}); trying again in {pause} s")
+        time.sleep(pause)
+
+    return wait
+
+
+def await_queue(on_message: OnMessage, *names: str) -> dict[str, JobState]:
+    """Return the user's queue, waiting for a controller that does not answer.
+
+    With names, return the jobs that have one of them, also those that ended just now.
+
+    Raises:
+        NoAnswerError: it did not for ten minutes.
+        SdwnError: there is no SLURM.
+    """
+    _require_slurm()
+    wait = _patience(on_message)
+    while (queue := scheduler.squeue(names, ended=bool(names))) is None:
+        wait("squeue fails")
+    return queue
 
 
 def hand_over(
@@ -308,10 +353,9 @@ def hand_over(
             delayed.dump(temporary)
 
 
-def _start(
+def _start_processes(
     tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile, name: str
 ) -> tuple[str, ...]:
-    """Start tasks as processes of this machine."""
     executor: Any = submitit.LocalExecutor(
         jobs / "%j", profile.max_num_timeout, python=f"{_python(profile)} -P"
     )
@@ -332,117 +376,7 @@ def _start(
     return tuple(ids)
 
 
-def starting_log(jobs: Path, name: str) -> Path:
-    """Name an array's log of what goes wrong before a task can write its own."""
-    return jobs / f"{name}.log"
-
-
-def script(tasks: int, jobs: Path, profile: ClusterProfile, name: str = JOB_NAME) -> str:
-    """Write the script that :func:`submit` hands to sbatch, also where SLURM is not."""
-    folder = (jobs / "%j").absolute()
-    # With -P, what lies in the folder where somebody typed takes no module's place.
-    command = f"{_python(profile)} -P -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    if profile.executor == "local":
-        note = f"# {tasks} at once on this machine; submitit puts each one's process id for %j"
-        return "\n".join(["#!/bin/bash", note, *_setup(profile), command]) + "\n"
-    if not str(folder).isprintable() or re.search(r"[%\\]", str(folder.parent)):
-        raise UsageError(
-            f"{folder.parent}: SLURM reads no path with a line break, a backslash, a % or bytes "
-            "that are no UTF-8; rename the folder, or plan into another one"
-        )
-    setup = [*_logging(folder), *_setup(profile)]
-    parameters = {**_slurm_parameters(profile), "job_name": name, "setup": setup}
-    log = str(starting_log(jobs.absolute(), name))
-    parameters["additional_parameters"] |= {"output": log, "error": log}
-    if tasks > 1:
-        parameters["map_count"] = tasks
-    return str(_make_sbatch_string(command=command, folder=folder, **parameters))
-
-
-def _logging(folder: Path) -> list[str]:
-    """Write the lines that make a task's folder and its log: it may start before sbatch answers.
-
-    Then neither is there yet, and a task whose log cannot be opened dies.
-    """
-    job = "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
-    own = f'{shlex.quote(str(folder.parent))}/"$sdwn_job"'
-    return [
-        f'sdwn_job={job}; sdwn_job="${{sdwn_job:-$SLURM_JOB_ID}}"',
-        f'mkdir -p {own} && exec >>{own}/"$sdwn_job"_0_log.out 2>>{own}/"$sdwn_job"_0_log.err',
-    ]
-
-
-def _python(profile: ClusterProfile) -> str:
-    return profile.python or shlex.quote(sys.executable)
-
-
-def _require_slurm() -> None:
-    for command in ("sbatch", "squeue", "srun"):
-        if shutil.which(command) is None:
-            raise SdwnError(
-                f"expected a SLURM cluster, found no {command} on this machine; submit from a "
-                "login node, or look at the script with --dry-run, or use --profile local"
-            )
-
-
-def _slurm_parameters(profile: ClusterProfile) -> dict[str, Any]:
-    parameters = {name: getattr(profile, name) for name in SUBMITIT_OPTIONS}
-    extra: dict[str, Any] = {
-        "requeue": True,
-        "mem": profile.mem,
-        "reservation": profile.reservation,
-    }
-    extra.update({name.replace("_", "-"): value for name, value in profile.sbatch.items()})
-    parameters["additional_parameters"] = {k: v for k, v in extra.items() if v not in (None, False)}
-    parameters["time"] = minutes(profile.time)
-    parameters["signal_delay_s"] = profile.signal_delay_s
-    parameters["array_parallelism"] = profile.array_parallelism
-    # Also where the job itself was submitted with --export=NONE, or with a list.
-    parameters["srun_args"] = ["--export=ALL"]
-    if profile.cpus_per_task:
-        # From SLURM 22.05 on, srun no longer takes it from sbatch.
-        parameters["srun_args"].append(f"--cpus-per-task={profile.cpus_per_task}")
-    if profile.processes > 1:
-        parameters["ntasks_per_node"] = profile.processes
-        # One that dies leaves the others alone.
-        parameters["srun_args"].append("--kill-on-bad-exit=0")
-    return parameters
-
-
-def _setup(profile: ClusterProfile, gpu: Mapping[str, str] | None = None) -> list[str]:
-    # The script lies where others may read it, and a shell's command line is everybody's.
-    environment = {n: v for n, v in profile.environment.items() if not is_secret(n, v)}
-    environment.update(gpu or {})
-    if profile.cpus_per_task:
-        environment.setdefault("OMP_NUM_THREADS", str(profile.cpus_per_task))
-    if profile.batch_size:
-        environment[batches.VARIABLE] = str(profile.batch_size)
-    if profile.stage_weights:
-        environment[STAGE_VARIABLE] = profile.stage_weights
-    if path := _own_path():
-        environment.setdefault("PYTHONPATH", path)
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
-    return [*exports, *profile.setup]
-
-
-def _own_path() -> str | None:
-    """Return the PYTHONPATH by which tasks import this very code; None where it is installed."""
-    root = Path(__file__).resolve().parents[2]
-    given = os.environ.get("PYTHONPATH", "")
-    # python -m sdwn in a clone finds it in the current folder, which tasks do not look into.
-    if root not in (Path(entry).resolve() for entry in (sys.path[0], *given.split(os.pathsep))):
-        return None
-    return os.pathsep.join(filter(None, [str(root), given]))
-
-
-def gives_gpu(profile: ClusterProfile) -> bool:
-    """Return whether a task under a profile is given a GPU."""
-    if profile.executor == "slurm":
-        return profile.asks_for_gpu
-    return bool(local_gpus({**os.environ, **profile.environment}))
-
-
-@contextlib.contextmanager
+@contextmanager
 def _detached(log: Path) -> Iterator[None]:
     """Start processes that outlive this terminal: no key or hangup reaches them, no open pipe.
 
@@ -459,11 +393,11 @@ def _detached(log: Path) -> Iterator[None]:
             open_append(log) as file,
             environment_variables(PYTHONSAFEPATH="1"),
         ):
-            for stream, end in zip((0, 1, 2), (nothing, file, file), strict=True):
+            for stream, end in enumerate((nothing, file, file)):
                 os.dup2(end.fileno(), stream)
             yield
     finally:
-        for stream, original in zip((0, 1, 2), kept, strict=True):
+        for stream, original in enumerate(kept):
             os.dup2(original, stream)
             os.close(original)
         for one, handler in before.items():

@@ -1,4 +1,14 @@
-"""The journal of a run: what was handed to a scheduler, written down before and after it was."""
+"""The journal of a run, and what of it still lives.
+
+A journal is ``submissions.jsonl``: what was handed to a scheduler, written down before and after
+it was. A line is one of::
+
+    {"name", "stage", "tasks", ...}        about to be submitted
+    {"name", "ids", "of": {...}}           the scheduler took it; all of it again
+    {"name", "refused"}                    it did not
+    {"cancelled", "jobs"}                  jobs that sdwn cancel ended
+    {"then"}                               the stages that are to follow the shards
+"""
 
 from __future__ import annotations
 
@@ -7,21 +17,23 @@ import json
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 from uuid import uuid4
 
 from pydantic import ConfigDict, TypeAdapter
 
-from sdwn.checkout import code
+from sdwn import checkout
 from sdwn.config import Positive, validated
 from sdwn.io import JSON_BYTES, now, open_append, read_whole
-from sdwn.jobs.cluster import Job
+from sdwn.jobs import scheduler
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.site import user
+from sdwn.jobs.scheduler import NO_ANSWER, UNKNOWN, Job, JobState, Live
+from sdwn.jobs.site import hides_jobs, user
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import RunPaths
+from sdwn.planning.work import ShardedWork
 
 _ID = re.compile(r"[0-9]+(_[0-9]+)?")
 _NAME = re.compile(r"sdwn(-[0-9a-f]{8}){1,2}")
@@ -32,10 +44,10 @@ class Submission:
     """An array that was to be submitted: what, when, from where, how, of which plan and code.
 
     ``name`` is the job's own, by which the scheduler can be asked for it. ``tasks`` holds the
-    indices of each task's pieces of work, ``ids`` the scheduler's ids: one a task, none if it
-    was ``refused``, and None while it isn't known whether the scheduler took it. ``cancelled``
-    holds those ids that ``sdwn cancel`` ended. ``owner`` is the user who submitted it; None in
-    older journals, and where ``ids`` are not known.
+    indices of each task's shards, ``ids`` the scheduler's ids: one a task, none if it was
+    ``refused``, and None while it isn't known whether the scheduler took it. ``cancelled`` holds
+    those ids that ``sdwn cancel`` ended. ``owner`` is the user who submitted it; None in older
+    journals, and where ``ids`` are not known.
     """
 
     # A line with a field that is not known is left out.
@@ -67,7 +79,7 @@ class Submission:
         return self.jobs_as(self.ids or ())
 
     def jobs_as(self, ids: Sequence[str]) -> tuple[Job, ...]:
-        """Its jobs under these ids."""
+        """Return its jobs under these ids."""
         pairs = zip(ids, self.tasks, strict=False)
         return tuple(Job(one, indices, self.processes, self.name) for one, indices in pairs)
 
@@ -86,6 +98,9 @@ class Submission:
 _SUBMISSION = TypeAdapter(Submission)
 
 
+# Writing
+
+
 def run_name(paths: RunPaths) -> str:
     """Return how the names of all jobs of a run begin: SLURM tells them without a journal."""
     return f"sdwn-{hashlib.sha256(os.fsencode(paths.root.resolve())).hexdigest()[:8]}-"
@@ -98,23 +113,16 @@ def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile)
         time=now(),
         host=socket.gethostname(),
         executor=profile.executor,
-        stage=tasks[0].stage,
+        stage=tasks[0].stage.name,
         profile=profile.record(),
         processes=profile.processes,
         plan=tasks[0].plan,
-        code=code(),
+        code=checkout.code(),
         tasks=tuple(task.indices for task in tasks),
         owner=user(),
     )
     _append(paths, _content(submission))
     return submission
-
-
-def _content(submission: Submission) -> dict[str, Any]:
-    content = asdict(submission)
-    # Earlier versions of sdwn leave out a submission with a field that they do not know.
-    del content["owner"]
-    return {key: value for key, value in content.items() if value not in (None, ())}
 
 
 def settle(paths: RunPaths, submission: Submission, ids: Sequence[str]) -> Submission:
@@ -136,18 +144,15 @@ def note_cancelled(paths: RunPaths, ids: Sequence[str]) -> None:
 
 
 def note_later(paths: RunPaths, stages: Sequence[str]) -> None:
-    """Write down which stages are to follow the shards, for whoever takes the run up again."""
+    """Write down which stages are to follow the shards, for whoever resumes the run."""
     _append(paths, {"then": list(stages)})
 
 
-def noted_later(paths: RunPaths) -> tuple[str, ...]:
-    """Read which stages were to follow the shards, when they were asked for last."""
-    return _read(paths).later
-
-
-def cancellations(paths: RunPaths) -> int:
-    """Count how often the run's jobs were cancelled."""
-    return _read(paths).cancellations
+def _content(submission: Submission) -> dict[str, Any]:
+    content = asdict(submission)
+    # Earlier versions of sdwn leave out a submission with a field that they do not know.
+    del content["owner"]
+    return {key: value for key, value in content.items() if value not in (None, ())}
 
 
 def _append(paths: RunPaths, record: dict[str, Any]) -> None:
@@ -160,70 +165,184 @@ def _append(paths: RunPaths, record: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read_journal(paths: RunPaths) -> list[Submission]:
-    """Read all submissions of a run, in order; lines that a crash cut short are left out."""
-    return list(_read(paths).submissions.values())
-
-
-def unreadable(paths: RunPaths) -> list[int]:
-    """Return the numbers of the lines that say nothing, as those that a crash cut short."""
-    return _read(paths).unreadable
+# Reading
 
 
 @dataclass
-class _Journal:
-    """The records of a journal, and the numbers of its unreadable lines."""
+class Journal:
+    """What a journal says.
 
-    submissions: dict[str, Submission] = field(default_factory=dict)
+    ``unreadable`` are the numbers of lines that a crash cut short, or that somebody damaged,
+    ``later`` the stages that are to follow the shards, as they were asked for last.
+    """
+
+    by_name: dict[str, Submission] = field(default_factory=dict)
     later: tuple[str, ...] = ()
     cancellations: int = 0
     unreadable: list[int] = field(default_factory=list)
 
+    @property
+    def submissions(self) -> list[Submission]:
+        """All submissions, in order."""
+        return list(self.by_name.values())
 
-def _read(paths: RunPaths) -> _Journal:
-    journal = _Journal()
+    def _take(self, record: dict[str, Any]) -> None:
+        found = self.by_name
+        if "cancelled" in record:
+            self.cancellations += 1
+            ended = set(map(str, record.get("jobs", ())))
+            for name, one in found.items():
+                more = tuple(job for job in one.ids or () if job in ended)
+                found[name] = replace(one, cancelled=one.cancelled + more)
+            return
+        if "then" in record:
+            self.later = tuple(map(str, record["then"]))
+            return
+        name = str(record["name"])
+        if "tasks" in record:
+            found[name] = _SUBMISSION.validate_python(record)
+        elif "ids" in record:
+            if name not in found:
+                self._take(record["of"])
+            ids, owner = tuple(map(str, record["ids"])), record.get("owner")
+            found[name] = replace(found[name], ids=ids, owner=owner and str(owner))
+        else:
+            found[name] = replace(found[name], refused=str(record["refused"]))
+
+
+def open_journal(paths: RunPaths) -> Journal:
+    """Read a run's journal; an empty one where nothing was submitted."""
+    journal = Journal()
     if not paths.submissions.exists():
         return journal
     text = read_whole(paths.submissions, JSON_BYTES).decode(errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            _take(journal, json.loads(line))
+            journal._take(json.loads(line))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             journal.unreadable.append(number)
     return journal
 
 
-def _take(journal: _Journal, record: dict[str, Any]) -> None:
-    found = journal.submissions
-    if "cancelled" in record:
-        journal.cancellations += 1
-        ended = set(map(str, record.get("jobs", ())))
-        for name, one in found.items():
-            more = tuple(job for job in one.ids or () if job in ended)
-            found[name] = replace(one, cancelled=one.cancelled + more)
-        return
-    if "then" in record:
-        journal.later = tuple(map(str, record["then"]))
-        return
-    name = str(record["name"])
-    if "tasks" in record:
-        found[name] = _SUBMISSION.validate_python(record)
-    elif "ids" in record:
-        if name not in found:
-            _take(journal, record["of"])
-        ids, owner = tuple(map(str, record["ids"])), record.get("owner")
-        found[name] = replace(found[name], ids=ids, owner=owner and str(owner))
-    else:
-        found[name] = replace(found[name], refused=str(record["refused"]))
+def read_journal(paths: RunPaths) -> list[Submission]:
+    """Read all submissions of a run, in order."""
+    return open_journal(paths).submissions
 
 
 def last_jobs(submissions: Sequence[Submission]) -> dict[int, Job]:
-    """Give the last job of each shard that was ever submitted."""
-    return {
-        index: job for submission in submissions for job in submission.jobs for index in job.indices
-    }
+    """Return the last job of each shard that was ever submitted."""
+    return {index: job for one in submissions for job in one.jobs for index in job.indices}
 
 
 def cancelled_jobs(submissions: Sequence[Submission]) -> set[Job]:
     """Return the jobs that ``sdwn cancel`` ended."""
     return {job for one in submissions for job in one.jobs if job.id in one.cancelled}
+
+
+# What lives: the journal compared with what the scheduler says
+
+
+def live_jobs(paths: RunPaths) -> dict[Job, JobState]:
+    """Return the jobs of the journal that still wait or run, or may do so."""
+    return live_of(paths, read_journal(paths))
+
+
+def live_of(paths: RunPaths, submissions: Sequence[Submission]) -> dict[Job, JobState]:
+    """Return those of these submissions' jobs that still wait or run, or may do so."""
+    each = live_by_submission(paths, submissions)
+    return {job: state for _, jobs in each for job, state in jobs.items()}
+
+
+def live_by_submission(
+    paths: RunPaths, submissions: Sequence[Submission]
+) -> list[tuple[Submission, dict[Job, JobState]]]:
+    """Return each submission's jobs that still wait or run, or may do so."""
+    in_slurm = [one for one in submissions if one.executor == "slurm" and not one.refused]
+    everybody = any(one.owner != user() for one in in_slurm)
+    queue = scheduler.squeue((one.name for one in in_slurm), everybody) if in_slurm else {}
+    return [(submission, _live(paths, submission, queue)) for submission in submissions]
+
+
+def _live(
+    paths: RunPaths, submission: Submission, queue: Mapping[str, JobState] | None
+) -> dict[Job, JobState]:
+    if submission.executor == "local":
+        ids = submission.ids or ()
+        processes = scheduler.live_processes(paths.jobs, submission.host, ids)
+        return {job: processes[job.id] for job in submission.jobs if job.id in processes}
+    if queue is None:
+        # Without an id, its name and the task's number stand for it.
+        unknown = tuple(f"{submission.name}_{n}" for n in range(len(submission.tasks)))
+        ids = submission.ids or unknown
+        return dict.fromkeys(() if submission.refused else submission.jobs_as(ids), NO_ANSWER)
+    # An id alone may be another job's by now: they begin anew, and clusters count for themselves.
+    own = {job: state for job, state in queue.items() if state.name == submission.name}
+    jobs = submission.jobs
+    if submission.unsettled and own:
+        jobs = submission.jobs_as(job_ids(next(iter(own)), len(submission.tasks)))
+    return {job: own[job.id] for job in jobs if job.id in own}
+
+
+def job_ids(known: str, tasks: int) -> tuple[str, ...]:
+    """Return the ids of an array's jobs from its own id, or one of theirs; one task is no array.
+
+    >>> job_ids("7_1", 2), job_ids("7", 1)
+    (('7_0', '7_1'), ('7',))
+    """
+    array = known.partition("_")[0]
+    return tuple(f"{array}_{number}" for number in range(tasks)) if tasks > 1 else (array,)
+
+
+def unrecorded_jobs(paths: RunPaths, submissions: Sequence[Submission]) -> dict[Job, JobState]:
+    """Find this user's jobs of a run that its journal does not know: lines of it were lost."""
+    known, begin = {one.name for one in submissions}, run_name(paths)
+    return {
+        Job(job, (), array=state.name): state
+        for job, state in (scheduler.squeue() or {}).items()
+        if state.name.startswith(begin) and state.name not in known
+    }
+
+
+def is_unreachable(live: Live) -> bool:
+    """Return whether the scheduler does not answer."""
+    return any(state.state == UNKNOWN for state in live.values())
+
+
+def hidden_owners(submissions: Sequence[Submission], indices: Container[int]) -> list[str]:
+    """Name the other users whose jobs for these shards the site may hide from this user.
+
+    Where SLURM's PrivateData says so, nobody sees whether another's jobs wait, run or have ended.
+    """
+    others = {
+        one.owner
+        for one in submissions
+        if one.executor == "slurm" and one.owner not in (None, user())
+        for job in one.jobs
+        if job.id not in one.cancelled and any(index in indices for index in job.indices)
+    }
+    return sorted(filter(None, others)) if others and hides_jobs() else []
+
+
+def missing_shards(paths: RunPaths, work: ShardedWork) -> list[int]:
+    """List the shards that this folder is to have and that are not finished."""
+    done = work.done(paths)
+    return [shard.index for shard in work.own_shards if shard.index not in done]
+
+
+def open_shards(paths: RunPaths, work: ShardedWork, live: Live | None = None) -> list[int]:
+    """List the shards that are neither finished nor in the hands of a live job."""
+    # Asked for before the files: a shard may be finished in between.
+    live = live_jobs(paths) if live is None else live
+    busy = {index for job in live for index in job.indices}
+    return [index for index in missing_shards(paths, work) if index not in busy]
+
+
+def failed_shards(paths: RunPaths, work: ShardedWork) -> list[int]:
+    """List the shards whose jobs have ended without them, and were not cancelled."""
+    submissions = read_journal(paths)
+    submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
+    return [
+        index
+        for index in open_shards(paths, work, live_of(paths, submissions))
+        if index in submitted and submitted[index] not in cancelled
+    ]

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
 
-from sdwn.jobs.cluster import Job, starting_log
 from sdwn.jobs.journal import cancelled_jobs, last_jobs, read_journal
+from sdwn.jobs.scheduler import Job
 from sdwn.paths import RunPaths
 
 # How submitit ends the log of a job that raised nothing.
@@ -36,6 +36,11 @@ CAUSES = (
 SILENT = "killed without a word (SIGKILL, a full memory), or its machine went down"
 # Less free space than this cuts logs short.
 FULL_BYTES = 1 << 16
+
+
+def starting_log(jobs: Path, array: str) -> Path:
+    """Return the path of an array's log of what goes wrong before a task can write its own."""
+    return jobs / f"{array}.log"
 
 
 def failure(paths: RunPaths, index: int) -> str:

@@ -1,24 +1,23 @@
-"""What waits and runs: this machine's processes, or SLURM's queue and accounting."""
+"""Jobs that wait or run: this machine's processes, or SLURM's queue through its commands."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 TIMEOUT_S = 60
-RUNNING = "RUNNING"
-PENDING = "PENDING"
-UNKNOWN = "UNKNOWN"
+RUNNING, PENDING, UNKNOWN = "RUNNING", "PENDING", "UNKNOWN"
 
 # Columns of a fixed width: a job's name, which is its user's choice, may hold anything.
 SQUEUE_FORMAT = "JobArrayID:40,State:24,RestartCnt:12,Name:40,Reason:80"
@@ -37,6 +36,23 @@ FINDING = ("SLURM_CLUSTERS", "SLURM_CONF", "SLURM_JWT", "SLURM_SACK")
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """A submitted array task: its scheduler's id, its shards, its processes.
+
+    ``array`` is the name under which it was submitted, with the tasks beside it.
+    """
+
+    id: str
+    indices: tuple[int, ...]
+    processes: int = 1
+    array: str = ""
+
+    def rank(self, index: int) -> int:
+        """Return which process works on a shard."""
+        return self.indices.index(index) % self.processes
+
+
+@dataclass(frozen=True, slots=True)
 class JobState:
     """What a scheduler says of a job; ``restarts`` counts its requeues."""
 
@@ -46,17 +62,11 @@ class JobState:
     name: str = ""
 
 
+Live = Mapping[Job, JobState]
 NO_ANSWER = JobState(UNKNOWN, "the SLURM controller does not answer")
 
 
-def processes(jobs: Path, host: str, job_ids: Sequence[str]) -> dict[str, JobState]:
-    """Return which of these jobs of a host live, jobs being processes that work in ``jobs``.
-
-    Those of another host are taken for ended: making a shard twice costs time, waiting for a
-    dead process has no end.
-    """
-    here = host == socket.gethostname()
-    return {job: JobState(RUNNING) for job in job_ids if here and _is_job(job, jobs)}
+# SLURM
 
 
 def environment() -> dict[str, str]:
@@ -72,6 +82,37 @@ def environment() -> dict[str, str]:
     }
 
 
+def call(
+    command: Sequence[str], timeout_s: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in an environment that does not steer it."""
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment(),
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def output_lines(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[str] | None:
+    """Return the lines that a command prints; None if it is not there, fails or hangs."""
+    try:
+        done = call(command, timeout_s)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return None if done.returncode else [x for x in done.stdout.splitlines() if x.strip()]
+
+
+def last_line(text: str) -> str:
+    """Return the last line that is not empty."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
 def squeue(
     names: Iterable[str] = (), everybody: bool = False, ended: bool = False
 ) -> dict[str, JobState] | None:
@@ -85,7 +126,7 @@ def squeue(
     options = [] if everybody else ["--me"]
     if names := ",".join(names):
         options.append(f"--name={names}")
-    lines = run([*SQUEUE, *options, *["--states=all"] * ended])
+    lines = output_lines([*SQUEUE, *options, *["--states=all"] * ended])
     if lines is None:
         return None
     found = dict(one for one in map(read_squeue, lines) if one is not None)
@@ -108,39 +149,7 @@ def read_squeue(line: str) -> tuple[str, JobState] | None:
     return job, JobState(state, reason, int(restarts) if restarts.isdecimal() else 0, name)
 
 
-def throttle(array: str, tasks: int) -> None:
-    """Let so many tasks of an array run at once."""
-    run(["scontrol", "update", f"JobId={array}", f"ArrayTaskThrottle={tasks}"])
-
-
-def run(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[str] | None:
-    """Give the lines that a command prints; None if it is not there, fails or hangs."""
-    try:
-        done = call(command, timeout_s)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if done.returncode:
-        return None
-    return [line for line in done.stdout.splitlines() if line.strip()]
-
-
-def call(
-    command: Sequence[str], timeout_s: float | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a command in an environment that does not steer it; return its status and its words."""
-    return subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        env=environment(),
-        timeout=timeout_s,
-        check=False,
-    )
-
-
-def cancel(
+def end_jobs(
     executor: Literal["local", "slurm"], jobs: Path, name: str, job_ids: Sequence[str]
 ) -> str | None:
     """End jobs of this name that work in ``jobs``, arrays as a whole; what is finished stays.
@@ -162,10 +171,17 @@ def cancel(
     return last_line(done.stderr) if done.returncode else None
 
 
-def last_line(text: str) -> str:
-    """Return the last line that says something."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
+# This machine
+
+
+def live_processes(jobs: Path, host: str, job_ids: Sequence[str]) -> dict[str, JobState]:
+    """Return which of these jobs of a host live, jobs being processes that work in ``jobs``.
+
+    Those of another host count as ended: making a shard twice costs time, waiting for a dead
+    process has no end.
+    """
+    here = host == socket.gethostname()
+    return {job: JobState(RUNNING) for job in job_ids if here and _is_job(job, jobs)}
 
 
 def _is_job(pid: str, jobs: Path) -> bool:
@@ -179,12 +195,12 @@ def _is_job(pid: str, jobs: Path) -> bool:
         words = shlex.split(command[-1]) if "-c" in command else command
         # submitit's own last argument is the folder, with %j for the job's id.
         mine = "submitit.local._local" in words and Path(words[-1]).parent.samefile(jobs)
-        return mine and _lives(pid)
+        return mine and _is_alive(pid)
     except (OSError, ValueError):
         return False
 
 
-def _lives(pid: str) -> bool:
+def _is_alive(pid: str) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
@@ -200,5 +216,59 @@ def _kill_tree(pid: int) -> None:
             _kill_tree(int(child))
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    while _lives(str(pid)):
+    while _is_alive(str(pid)):
         time.sleep(0.01)
+
+
+# Jobs that wait in vain
+
+RESUBMIT = "cancel the run's jobs (sdwn cancel) and submit with"
+# Of the reason codes at https://slurm.schedmd.com/job_reason_codes.html, and of what slurmctld
+# writes in their place. Limits on what runs at once pass; limits on each job do not.
+REMEDIES = (
+    (r"JobHeldUser", "held by its user; let it go with: scontrol release {job}"),
+    (r"JobHeldAdmin", "held by the site; only its administrators can let it go"),
+    (
+        r"requeued.(in.)?held|JobHoldMaxRequeue|JobLaunchFailure",
+        "put back into the queue and held, perhaps because its node could not start it; let it go "
+        "with: scontrol release {job}",
+    ),
+    (r"PartitionTimeLimit|PerJob.*Wall|WallDuration", RESUBMIT + " a shorter --time"),
+    (
+        r"PartitionDown|PartitionInactive",
+        f"the partition is closed; wait, or {RESUBMIT} another --partition",
+    ),
+    (r"InvalidAccount|AccountNotAllowed", RESUBMIT + " an --account that the partition takes"),
+    (r"InvalidQOS|QOSNotAllowed", RESUBMIT + " a --qos that the partition takes"),
+    (r"ReservationDeleted|ReservationInvalid", RESUBMIT + " another --reservation, or none"),
+    (r"Minutes", "your account's hours are used up; ask your site for more"),
+    (r"DependencyNeverSatisfied", "the job before it failed; resume with: sdwn retry"),
+    (
+        r"BadConstraints|PartitionNodeLimit|PartitionConfig|Max\w*Per(Job|Node)",
+        "no node or limit allows what it asks for; " + RESUBMIT + " less, or another --partition",
+    ),
+)
+
+
+def cannot_start(live: Live) -> dict[str, str]:
+    """Describe, by SLURM's reason, the live jobs that wait in vain and what to do.
+
+    >>> cannot_start({Job("7_0", (0,)): JobState("PENDING", "Resources")})
+    {}
+    >>> cannot_start({Job("7_0", (0,)): JobState("PENDING", "JobHeldAdmin")})["JobHeldAdmin"]
+    'job 7_0 cannot start (JobHeldAdmin): held by the site; only its administrators can let it go'
+    """
+    jobs: dict[str, list[str]] = {}
+    for job, state in live.items():
+        if state.state != RUNNING:
+            jobs.setdefault(state.reason, []).append(job.id)
+    found = {}
+    for why, ids in jobs.items():
+        remedy = next((remedy for words, remedy in REMEDIES if re.search(words, why)), None)
+        if remedy is not None:
+            which = f"job {ids[0]}" + f" and {len(ids) - 1:,} more" * (len(ids) > 1)
+            # An array's id stands for all its tasks.
+            arrays = dict.fromkeys(one.partition("_")[0] for one in ids)
+            named = ids[0] if len(ids) == 1 else ",".join(arrays)
+            found[why] = f"{which} cannot start ({why}): {remedy.format(job=named)}"
+    return found

@@ -85,22 +85,22 @@ class Site:
         return what in self.config["AccountingStorageEnforce"].split(",")
 
 
-def look() -> Site:
+def read_site() -> Site:
     """Ask SLURM's commands, all at once; what one of them does not tell is unknown, no error."""
     commands = (CONFIG, PARTITIONS, NODES, QOS)
     with ThreadPoolExecutor(len(commands)) as pool:
-        return site(*pool.map(lambda command: scheduler.run(command, TIMEOUT_S), commands))
+        return site(*pool.map(lambda command: scheduler.output_lines(command, TIMEOUT_S), commands))
 
 
 def hides_jobs() -> bool:
     """Return whether this site shows users nobody's jobs but their own; no, if it does not say."""
-    config = read_config(scheduler.run(CONFIG, TIMEOUT_S) or [])
+    config = read_config(scheduler.output_lines(CONFIG, TIMEOUT_S) or [])
     return "jobs" in config.get("PrivateData", "").split(",")
 
 
 def max_array_size() -> int:
     """Return how many tasks an array may have here; SLURM's default where it does not say."""
-    return array_size(read_config(scheduler.run(CONFIG, TIMEOUT_S) or []))
+    return array_size(read_config(scheduler.output_lines(CONFIG, TIMEOUT_S) or []))
 
 
 def array_size(config: Mapping[str, str]) -> int:

@@ -1,8 +1,28 @@
-"""Submitting what is unfinished, in waves that the site allows, and following it to the end."""
+"""Submit what is unfinished, in waves that the site allows; follow it to the end; cancel it.
+
+The journal is written before and after each array, so that a crash at any moment loses no job
+and submits no shard twice::
+
+    submission_lock     one command at a time for a run
+        |
+    recover  <--------  settles what an earlier command left: see below
+        |
+    intend   -------->  journal: name, stage, tasks ......... crash after it:
+        |                                                       the name is known, so squeue is
+    sbatch   -------->  SLURM: jobs of this name                asked for it. No such job: its
+        |                                                       shards are open again. A job:
+    hand_over  ------>  pickles, for which tasks wait           recover hands over and settles
+        |
+    settle   -------->  journal: name, ids
+
+    sbatch refused:     journal: name, refused; its shards are open again
+    sbatch was silent:  nothing is written; the next command recovers it
+
+A job is the run's by its id AND its name: ids begin anew, and clusters count for themselves.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import socket
@@ -20,28 +40,28 @@ from sdwn import checkout
 from sdwn.batches import off_grid
 from sdwn.config import RunConfig
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError, command
-from sdwn.io import now, open_append, plain_disk_errors
+from sdwn.io import OnMessage, ignore, locked, now, plain_disk_errors
 from sdwn.jobs import cluster, journal, scheduler
-from sdwn.jobs.cluster import Job, Tell, quietly
-from sdwn.jobs.journal import cancellations, read_journal
-from sdwn.jobs.live import (
-    Live,
-    end,
+from sdwn.jobs.journal import (
+    Submission,
     hidden_owners,
-    live_each,
+    is_unreachable,
+    live_by_submission,
     live_jobs,
-    missing,
-    strays,
-    unfinished,
-    unreachable,
+    live_of,
+    missing_shards,
+    open_journal,
+    open_shards,
+    read_journal,
+    unrecorded_jobs,
 )
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile, overridden
-from sdwn.jobs.scheduler import JobState
+from sdwn.jobs.scheduler import Job, JobState, Live
 from sdwn.jobs.site import max_array_size, user
-from sdwn.jobs.task import ArrayTask
+from sdwn.jobs.task import ArrayTask, Stage
 from sdwn.paths import RunPaths
-from sdwn.planning.work import Dealt
+from sdwn.planning.work import ShardedWork
 
 POLL_SECONDS = 1.0
 # Each look asks a scheduler that all users share: at most so often, and less as time goes by.
@@ -51,19 +71,35 @@ WAVE = 0.25
 # SLURM's KillWait, by default 30 s, and what a site runs after a job.
 ENDING_SECONDS = 90.0
 
-Watch = Callable[[dict[Job, JobState]], None]
+OnLook = Callable[[dict[Job, JobState]], None]
+# The stages that the tasks of a folder may be of, by their names in its journal.
+Stages = Mapping[str, Stage]
 
 
 @dataclass(frozen=True, slots=True)
-class Onlooker:
-    """Callbacks: ``watch`` is shown what lives at every look, ``tell`` what gets in the way.
+class WorkOrder:
+    """What is to be submitted: a folder, its work, the stages of its tasks, and the profile."""
 
-    ``again`` names the command that goes on, under the same profile, after an error.
+    paths: RunPaths
+    work: ShardedWork
+    stages: Stages
+    profile: ClusterProfile
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """What a command that follows tasks calls.
+
+    ``on_look`` gets the live jobs at every look, ``on_message`` what gets in the way;
+    ``resume_command`` names the command that resumes after an error, under the same profile.
     """
 
-    watch: Watch
-    tell: Tell
-    again: str = "the same command"
+    on_look: OnLook
+    on_message: OnMessage
+    resume_command: str = "the same command"
+
+
+# Before anything is submitted
 
 
 def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
@@ -88,35 +124,37 @@ def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
         raise UsageError(f"batch_size {size}: the config pins batches of {pinned} images")
 
 
-def require_same_plan(paths: RunPaths, plan: Dealt) -> None:
-    """Refuse to go on with a plan that took the place of the one that was submitted.
-
-    Raises:
-        UsageError: jobs of this folder were submitted for another plan.
-    """
-    if replaced := replaced_plan(paths, plan):
-        raise UsageError(replaced)
-
-
-def replaced_plan(paths: RunPaths, plan: Dealt) -> str | None:
+def replaced_plan(
+    paths: RunPaths, submissions: Sequence[Submission], work: ShardedWork
+) -> str | None:
     """Return which plan jobs of this folder were submitted for, if it was another one."""
-    for submission in read_journal(paths):
-        if submission.plan not in ("", plan.digest):
+    for submission in submissions:
+        if submission.plan not in ("", work.digest):
             return (
                 f"{paths.root}: jobs were submitted here for plan {submission.plan[:12]}, and the "
-                f"plan is {plan.digest[:12]} now; restore {paths.plan.name} and "
+                f"plan is {work.digest[:12]} now; restore {paths.plan.name} and "
                 f"{paths.synsets.name}, or plan into a new folder"
             )
     return None
 
 
-def require_visible(paths: RunPaths, indices: Sequence[int]) -> None:
+def changed_code(submissions: Sequence[Submission]) -> str | None:
+    """Return that this is other code than at the last submission, if it is."""
+    here = checkout.code()
+    if not submissions or submissions[-1].code == here:
+        return None
+    return f"the code has changed since the last submission: {submissions[-1].code} to {here}"
+
+
+def require_visible(
+    paths: RunPaths, submissions: Sequence[Submission], indices: Sequence[int]
+) -> None:
     """Refuse to submit shards that another user's jobs may be making, out of sight.
 
     Raises:
         SdwnError: the site hides the jobs of a user who submitted some of these shards.
     """
-    if owners := hidden_owners(read_journal(paths), indices):
+    if owners := hidden_owners(submissions, indices):
         names = " and ".join(owners)
         raise SdwnError(
             f"{names} submitted some of these shards, and this site hides their jobs from you "
@@ -125,56 +163,128 @@ def require_visible(paths: RunPaths, indices: Sequence[int]) -> None:
         )
 
 
-def changed_code(paths: RunPaths) -> str | None:
-    """Say whether this is other code than at the last submission."""
-    submissions, here = read_journal(paths), checkout.code()
-    if not submissions or submissions[-1].code == here:
-        return None
-    return f"the code has changed since the last submission: {submissions[-1].code} to {here}"
+def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
+    """Return the profile of the last submission of shards, with overrides.
+
+    Raises:
+        SdwnError: nothing was submitted yet.
+    """
+    submissions = [one for one in read_journal(paths) if one.stage == "generate"]
+    if not submissions:
+        advice = command("submit", paths.root, "--profile", "PROFILE")
+        raise SdwnError(f"{paths.root}: nothing was submitted yet; use: {advice}")
+    taken = [one for one in submissions if not one.refused] or submissions
+    return overridden(taken[-1].profile, overrides, source="the last submission's profile")
 
 
-def submit_shards(
-    paths: RunPaths, plan: Dealt, indices: Sequence[int], profile: ClusterProfile, tell: Tell
-) -> list[Job]:
-    """Submit shards, dealt to tasks as the profile says, as many as the site allows now."""
-    return submit_tasks(paths, shard_tasks(paths, plan, indices, profile), profile, tell)
+# Submitting once
 
 
 def shard_tasks(
-    paths: RunPaths, plan: Dealt, indices: Sequence[int], profile: ClusterProfile
+    paths: RunPaths,
+    work: ShardedWork,
+    stage: Stage,
+    indices: Sequence[int],
+    profile: ClusterProfile,
 ) -> list[ArrayTask]:
-    """Deal shards to tasks."""
+    """Group shards into tasks of a stage, as the profile says."""
     root = str(paths.root.absolute())
-    parts = cluster.cut(indices, profile)
-    return [ArrayTask(plan.stage, root, part, plan.digest, checkout.code()) for part in parts]
+    parts = cluster.group_into_tasks(indices, profile)
+    return [ArrayTask(stage, root, part, work.digest, checkout.code()) for part in parts]
+
+
+def submit_once(order: WorkOrder, on_message: OnMessage) -> tuple[list[Job], int]:
+    """Submit what is unfinished, as far as the site allows; return how many shards remain, too."""
+    paths, work, profile = order.paths, order.work, order.profile
+    if not missing_shards(paths, work):
+        return [], 0
+    with submission_lock(paths, on_message):
+        recover(paths, order.stages, profile)
+        live = live_jobs(paths)
+        todo = open_shards(paths, work, live)
+        tasks = shard_tasks(paths, work, order.stages[work.stage], todo, profile)
+        jobs = submit_tasks(paths, tasks, profile, on_message, live)
+    if remaining := len(todo) - sum(len(job.indices) for job in jobs):
+        on_message(
+            f"SLURM takes no more of your jobs now: {remaining:,} shards remain; run the same "
+            "command again when some have ended, or let --wait feed the queue"
+        )
+    return jobs, remaining
+
+
+@contextmanager
+def submission_lock(paths: RunPaths, on_message: OnMessage) -> Iterator[None]:
+    """Let one command at a time submit for a run, so that no shard is submitted twice."""
+
+    def waiting() -> None:
+        holder = paths.submitting.read_text(encoding="utf-8", errors="replace")
+        on_message(
+            f"{paths.root}: waiting for {holder or 'another command'}, which is at work here"
+        )
+
+    with locked(paths.submitting, waiting) as lock:
+        own = Path(sys.argv[0]).name in ("sdwn", "__main__.py")
+        what = command(*sys.argv[1:2]) if own else "a task"
+        who = f"process {os.getpid()} of {user()} on {socket.gethostname()}"
+        with suppress(OSError):  # on a full disk others read no holder
+            os.truncate(lock.fileno(), 0)
+            os.write(lock.fileno(), f"{what} ({who}, since {now()})".encode())
+        yield
+
+
+def recover(paths: RunPaths, stages: Stages, profile: ClusterProfile) -> None:
+    """Settle what the scheduler took before a crash kept it from being written down.
+
+    Raises:
+        SdwnError: the queue holds jobs of this run of which nobody knows what they make.
+    """
+    submissions = read_journal(paths)
+    for submission, live in live_by_submission(paths, submissions):
+        known = submission.unsettled and submission.stage in stages
+        if known and live and not is_unreachable(live):
+            stage, root = stages[submission.stage], str(paths.root.absolute())
+            tasks = [
+                ArrayTask(stage, root, indices, submission.plan, submission.code)
+                for indices in submission.tasks
+            ]
+            ids = journal.job_ids(next(iter(live)).id, len(tasks))
+            cluster.hand_over(tasks, ids, paths.jobs, submission.site)
+            journal.settle(paths, submission, ids)
+    if profile.executor == "slurm" and (found := unrecorded_jobs(paths, submissions)):
+        raise SdwnError(
+            f"{len(found)} jobs of this run are in the queue that {paths.submissions} does not "
+            f"know ({', '.join(job.id for job in [*found][:3])}), so that nobody knows what they "
+            "make; run the same command again when they have ended, or end them with: "
+            f"{command('cancel', paths.root)}"
+        )
 
 
 def submit_tasks(
     paths: RunPaths,
     tasks: Sequence[ArrayTask],
     profile: ClusterProfile,
-    tell: Tell = quietly,
+    on_message: OnMessage = ignore,
+    live: Collection[Job] = (),
 ) -> list[Job]:
     """Submit as many of these tasks as the site allows now, the first ones first.
 
-    They are one array, or several where MaxArraySize asks for it; each is written down before
-    it is submitted and after. Where the queue is full, half of an array may fit.
+    They are one array, or several where MaxArraySize asks for it. Where the queue is full, half
+    of an array may fit. With the jobs that are ``live`` they keep to what may run at once.
     """
     if profile.executor == "local":
-        return submit_array(paths, tasks, profile, tell)
-    queue = cluster.await_answer(tell)
+        return submit_array(paths, tasks, profile, on_message)
+    queue = cluster.await_queue(on_message)
     if profile.max_submit_jobs is not None:
         tasks = tasks[: max(0, profile.max_submit_jobs - len(queue))]
     size, full = max_array_size(), False
-    # With those that live they keep to what may run at once.
-    free = profile.array_parallelism - len(live_jobs(paths))
+    free = profile.array_parallelism - len(live)
     jobs: list[Job] = []
     while tasks:
-        part, share = cluster.arrays(tasks, size, free)[0]
+        part, share = cluster.split_into_arrays(tasks, size, free)[0]
         # What comes after a full queue comes later.
         share = max(1, min(free, len(part))) if full else share
         try:
-            made = submit_array(paths, part, profile, tell, share)
+            made = submit_array(paths, part, profile, on_message, share)
         except QueueFullError:
             size, full = len(part) // 2, True
             if size <= WAVE * len(jobs):
@@ -189,7 +299,7 @@ def submit_array(
     paths: RunPaths,
     tasks: Sequence[ArrayTask],
     profile: ClusterProfile,
-    tell: Tell,
+    on_message: OnMessage,
     at_once: int | None = None,
 ) -> list[Job]:
     """Submit tasks as one array, written down before and after; no tasks are no array.
@@ -201,12 +311,11 @@ def submit_array(
     """
     if not tasks:
         return []
-    own = {"array_parallelism": at_once or profile.array_parallelism}
+    site = profile.model_copy(update={"array_parallelism": at_once or profile.array_parallelism})
     with plain_disk_errors(paths.jobs), environment_variables(**profile.secrets):
         intended = journal.intend(paths, tasks, profile)
-        site = profile.model_copy(update=own)
         try:
-            ids = cluster.submit(tasks, paths.jobs, site, intended.name, tell)
+            ids = cluster.start_array(tasks, paths.jobs, site, intended.name, on_message)
         except NoAnswerError:
             raise
         except SdwnError as error:
@@ -215,236 +324,150 @@ def submit_array(
         return list(journal.settle(paths, intended, ids).jobs)
 
 
-@contextmanager
-def alone(paths: RunPaths, tell: Tell) -> Iterator[None]:
-    """Let one command at a time submit for a run, so that no shard is submitted twice."""
-    with open_append(paths.submitting) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = (
-                paths.submitting.read_text(encoding="utf-8", errors="replace") or "another command"
-            )
-            tell(f"{paths.root}: waiting for {holder}, which is at work here")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a file system without locks
-        own = Path(sys.argv[0]).name in ("sdwn", "__main__.py")
-        what = command(*sys.argv[1:2]) if own else "a task"
-        who = f"process {os.getpid()} of {user()} on {socket.gethostname()}"
-        with suppress(OSError):  # on a full disk nobody is told who
-            os.truncate(lock.fileno(), 0)
-            os.write(lock.fileno(), f"{what} ({who}, since {now()})".encode())
-        yield
+# Following
 
 
-def recover(paths: RunPaths, profile: ClusterProfile) -> None:
-    """Find what the scheduler took before a crash kept it from being written down.
-
-    Raises:
-        SdwnError: the queue holds jobs of this run of which nobody knows what they make.
-    """
-    for submission, live in live_each(paths, read_journal(paths)):
-        if submission.unsettled and live and not unreachable(live):
-            root, made = str(paths.root.absolute()), (submission.plan, submission.code)
-            tasks = [ArrayTask(submission.stage, root, part, *made) for part in submission.tasks]
-            ids = cluster.job_ids(next(iter(live)).id, len(tasks))
-            cluster.hand_over(tasks, ids, paths.jobs, submission.site)
-            journal.settle(paths, submission, ids)
-    if profile.executor == "slurm" and (found := strays(paths)):
-        raise SdwnError(
-            f"{len(found)} jobs of this run are in the queue that {paths.submissions} does not "
-            f"know ({', '.join(job.id for job in [*found][:3])}), so that nobody knows what they "
-            "make; run the same command again when they have ended, or end them with: "
-            f"{command('cancel', paths.root)}"
-        )
-
-
-def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
-    """Give the profile of the last submission of shards, with overrides.
-
-    Raises:
-        SdwnError: nothing was submitted yet.
-    """
-    submissions = [one for one in read_journal(paths) if one.stage == "generate"]
-    if not submissions:
-        advice = command("submit", paths.root, "--profile", "PROFILE")
-        raise SdwnError(f"{paths.root}: nothing was submitted yet; use: {advice}")
-    taken = [one for one in submissions if not one.refused] or submissions
-    return overridden(taken[-1].profile, overrides, source="the last submission's profile")
-
-
-def follow(paths: RunPaths, watch: Watch, only: Collection[Job] | None = None) -> None:
-    """Wait until none of these jobs, or no job of the run, is left; ``watch`` sees every look."""
-    looks = Looks()
+def follow(paths: RunPaths, on_look: OnLook, only: Collection[Job] | None = None) -> None:
+    """Wait until none of these jobs, or no job of the run, is left."""
+    began = time.monotonic()
     while live := {j: s for j, s in live_jobs(paths).items() if only is None or j in only}:
-        watch(live)
-        looks.wait()
-    watch({})
+        on_look(live)
+        _pause(began)
+    on_look({})
 
 
-class Looks:
-    """Waits between looks at a scheduler: seldom, once things take long."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-
-    def wait(self) -> None:
-        """Wait for a twentieth of the time since the beginning, within bounds."""
-        passed = time.monotonic() - self._began
-        time.sleep(min(LONGEST_POLL_SECONDS, max(POLL_SECONDS, passed / 20)))
+def _pause(began: float) -> None:
+    """Wait for a twentieth of the time since the beginning, within bounds."""
+    passed = time.monotonic() - began
+    time.sleep(min(LONGEST_POLL_SECONDS, max(POLL_SECONDS, passed / 20)))
 
 
-def submit_once(
-    paths: RunPaths, plan: Dealt, profile: ClusterProfile, tell: Tell
-) -> tuple[list[Job], int]:
-    """Submit what is unfinished, as far as the site allows; say how many shards remain."""
-    if not missing(paths, plan):
-        return [], 0
-    with alone(paths, tell):
-        recover(paths, profile)
-        todo = unfinished(paths, plan)
-        jobs = submit_shards(paths, plan, todo, profile, tell)
-    if remaining := len(todo) - sum(len(job.indices) for job in jobs):
-        tell(
-            f"SLURM takes no more of your jobs now: {remaining:,} shards remain; run the same "
-            "command again when some have ended, or let --wait feed the queue"
-        )
-    return jobs, remaining
+def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
+    """Submit and follow until every shard is finished, retrying what failed.
 
-
-def complete(
-    paths: RunPaths, plan: Dealt, profile: ClusterProfile, retries: int, onlooker: Onlooker
-) -> list[Job]:
-    """Submit and follow until every shard is finished, trying what failed again.
-
-    The queue is fed as it empties. What is still in it once nothing is missing is told.
+    The queue is fed as it empties. A message names what is still in it once nothing is missing.
 
     Raises:
         SdwnError: shards are still missing; the last line of a log says why.
     """
-    jobs, tries, looks, told = list[Job](), Counter[int](), Looks(), False
-    waves, cancelled = Waves(profile), cancellations(paths)
+    paths, work = order.paths, order.work
+    jobs, tries, began, waited = list[Job](), Counter[int](), time.monotonic(), False
+    feeder = _Feeder(order, callbacks.on_message)
+    cancellations = open_journal(paths).cancellations
     while True:
-        live = live_jobs(paths)
-        onlooker.watch(live)
-        waves.balance(live)
-        todo = [index for index in unfinished(paths, plan, live) if tries[index] <= retries]
+        found = open_journal(paths)
+        live = live_of(paths, found.submissions)
+        callbacks.on_look(live)
+        feeder.balance(live)
+        todo = [index for index in open_shards(paths, work, live) if tries[index] <= retries]
         # Later stages, which hold no shard, make none of what is missing.
-        if not missing(paths, plan) or not (todo or any(job.indices for job in live)):
+        if not missing_shards(paths, work) or not (todo or any(job.indices for job in live)):
             break
-        if cancellations(paths) > cancelled:
+        if found.cancellations > cancellations:
             # A cancel that came while sbatch was asked did not see what sbatch then took.
-            for submission, own in live_each(paths, read_journal(paths)):
+            for submission, own in live_by_submission(paths, found.submissions):
                 if not own.keys().isdisjoint(jobs):
                     journal.note_cancelled(paths, [job.id for job in own])
-                    end(paths, submission, own)
+                    end_live(paths, submission, own)
             raise SdwnError(
                 f"cancelled by: {command('cancel', paths.root)}; finished images are kept, "
-                f"go on with: {onlooker.again}"
+                f"resume with: {callbacks.resume_command}"
             )
-        feed = todo and not unreachable(live)
-        waves.idle = not live
-        made = _feed(paths, plan, todo, waves, onlooker.tell) if feed else []
+        made = feeder.feed(todo, live) if todo and not is_unreachable(live) else []
         tries.update(index for job in made for index in job.indices)
         jobs += made
-        if todo and not live and not made and not told:
-            onlooker.tell("SLURM takes no more of your jobs now; waiting for room")
-            told = True
-        looks.wait()
-    left = missing(paths, plan)
-    if not left:
-        # They have only their own records left to write.
-        ending = [job for job, state in live.items() if state.state == scheduler.RUNNING]
-        _await_end(paths, [job for job in ending if job.indices], quietly)
-        waiting = (job for job, state in live.items() if state.state == scheduler.PENDING)
-        if idle := [job.id for job in waiting if job.indices]:
-            onlooker.tell(
-                f"every shard is finished; {len(idle)} tasks still wait in the queue with nothing "
-                f"left to do ({idle[0]} first); end them with: {command('cancel', paths.root)}"
-            )
-        return jobs
-    raise SdwnError(
-        f"{len(left)} of {len(plan.own_shards)} shards failed; shard {left[0]}: "
-        f"{failure(paths, left[0])}; finished images are kept, "
-        f"submit the rest again with: {onlooker.again}"
-    )
+        if todo and not live and not made and not waited:
+            callbacks.on_message("SLURM takes no more of your jobs now; waiting for room")
+            waited = True
+        _pause(began)
+    if left := missing_shards(paths, work):
+        raise SdwnError(
+            f"{len(left)} of {len(work.own_shards)} shards failed; shard {left[0]}: "
+            f"{failure(paths, left[0])}; finished images are kept, "
+            f"submit the rest again with: {callbacks.resume_command}"
+        )
+    # They have only their own records left to write.
+    ending = [job for job, state in live.items() if state.state == scheduler.RUNNING]
+    _await_end(paths, [job for job in ending if job.indices], ignore)
+    waiting = (job for job, state in live.items() if state.state == scheduler.PENDING)
+    if idle := [job.id for job in waiting if job.indices]:
+        callbacks.on_message(
+            f"every shard is finished; {len(idle)} tasks still wait in the queue with nothing "
+            f"left to do ({idle[0]} first); end them with: {command('cancel', paths.root)}"
+        )
+    return jobs
 
 
-def _feed(paths: RunPaths, plan: Dealt, todo: list[int], waves: Waves, tell: Tell) -> list[Job]:
-    """Submit of these shards what fits now, if it is worth an array."""
-    profile = waves.profile
-    with alone(paths, tell):
-        recover(paths, profile)
-        free = set(unfinished(paths, plan))
-        tasks = shard_tasks(paths, plan, [index for index in todo if index in free], profile)
-        if not tasks or not (fitting := waves.fitting(tasks)):
-            return []
-        try:
-            made = submit_tasks(paths, fitting, profile, tell)
-        except NoAnswerError as error:
-            tell(str(error))
-            return []
-        waves.learn(len(made), len(fitting))
-        return made
+class _Feeder:
+    """Submits more as the queue empties, and keeps several arrays to what may run at once."""
 
-
-class Waves:
-    """Says when more is worth submitting, and keeps several arrays to what may run at once."""
-
-    def __init__(self, profile: ClusterProfile) -> None:
-        self.profile = profile
+    def __init__(self, order: WorkOrder, on_message: OnMessage) -> None:
+        self._order, self._on_message = order, on_message
         # How many jobs the queue seems to take of this user; None: as many as there are.
-        self._room = profile.max_submit_jobs
-        self._shares: dict[str, int] = {}
-        self.idle = True
+        self._room = order.profile.max_submit_jobs
+        self._throttles: dict[str, int] = {}
 
     def balance(self, live: Live) -> None:
         """Share anew what may run at once, once there were several arrays."""
         arrays = Counter(job.id.partition("_")[0] for job in live if "_" in job.id)
-        if unreachable(live) or not (len(arrays) > 1 or self._shares):
+        if is_unreachable(live) or not (len(arrays) > 1 or self._throttles):
             return
-        wanted = shares(arrays, self.profile.array_parallelism)
+        wanted = throttles(arrays, self._order.profile.array_parallelism)
         for array, tasks in wanted.items():
-            if self._shares.get(array) != tasks:
-                scheduler.throttle(array, tasks)
-        self._shares = wanted
+            if self._throttles.get(array) != tasks:
+                update = f"JobId={array}", f"ArrayTaskThrottle={tasks}"
+                scheduler.output_lines(["scontrol", "update", *update])
+        self._throttles = wanted
 
-    def fitting(self, tasks: Sequence[ArrayTask]) -> Sequence[ArrayTask]:
-        """Pick the tasks that there is room for: all, or so many that they are a wave, or none."""
-        if self.profile.executor == "local" or self._room is None:
-            return tasks
-        free = self._room - len(scheduler.squeue() or {})
-        least = 1 if self.idle else max(1, round(WAVE * self._room))
-        return tasks[:free] if free >= min(len(tasks), least) else ()
+    def feed(self, todo: list[int], live: Live) -> list[Job]:
+        """Submit of these shards what fits now, if it is worth an array."""
+        paths, work, profile = self._order.paths, self._order.work, self._order.profile
+        with submission_lock(paths, self._on_message):
+            recover(paths, self._order.stages, profile)
+            now_live = live_jobs(paths)
+            unheld = set(open_shards(paths, work, now_live))
+            own = [index for index in todo if index in unheld]
+            tasks = shard_tasks(paths, work, self._order.stages[work.stage], own, profile)
+            if profile.executor == "slurm" and self._room is not None:
+                free = self._room - len(scheduler.squeue() or {})
+                least = max(1, round(WAVE * self._room)) if live else 1
+                tasks = tasks[:free] if free >= min(len(tasks), least) else []
+            if not tasks:
+                return []
+            try:
+                made = submit_tasks(paths, tasks, profile, self._on_message, now_live)
+            except NoAnswerError as error:
+                self._on_message(str(error))
+                return []
+            # Not all of it was taken, and the queue is full; else more is tried next.
+            full, most = len(made) < len(tasks), profile.max_submit_jobs
+            if full or self._room != most:
+                queued = max(1, len(scheduler.squeue() or {}))
+                room = queued if full else queued + math.ceil(WAVE * queued)
+                self._room = room if most is None else min(room, most)
+            return made
 
-    def learn(self, made: int, tried: int) -> None:
-        """Learn from what was taken: not all of it, and the queue is full; else try more next."""
-        most = self.profile.max_submit_jobs
-        if made == tried and self._room == most:
-            return
-        queued = max(1, len(scheduler.squeue() or {}))
-        room = queued if made < tried else queued + math.ceil(WAVE * queued)
-        self._room = room if most is None else min(room, most)
 
-
-def shares(arrays: Mapping[str, int], at_once: int) -> dict[str, int]:
+def throttles(arrays: Mapping[str, int], at_once: int) -> dict[str, int]:
     """Share what may run at once among arrays with so many live tasks: the first ones first.
 
     Each has one at least, for SLURM takes none for all.
 
-    >>> shares({"7": 10, "9": 5}, 4), shares({"7": 2, "9": 5}, 4)
+    >>> throttles({"7": 10, "9": 5}, 4), throttles({"7": 2, "9": 5}, 4)
     ({'7': 3, '9': 1}, {'7': 2, '9': 2})
     """
     found: dict[str, int] = {}
-    for place, (array, tasks) in enumerate(arrays.items(), start=1):
-        left = at_once - sum(found.values()) - (len(arrays) - place)
+    for position, (array, tasks) in enumerate(arrays.items(), start=1):
+        left = at_once - sum(found.values()) - (len(arrays) - position)
         found[array] = max(1, min(tasks, left))
     return found
 
 
-def cancel(paths: RunPaths, tell: Tell = quietly) -> dict[Job, JobState]:
-    """End all live jobs of a run, wait for their end, and say how they stood before.
+# Cancelling
+
+
+def cancel_run(paths: RunPaths, on_message: OnMessage = ignore) -> dict[Job, JobState]:
+    """End all live jobs of a run and wait for their end; return how they stood before.
 
     What they have finished stays.
 
@@ -452,8 +475,8 @@ def cancel(paths: RunPaths, tell: Tell = quietly) -> dict[Job, JobState]:
         SdwnError: the scheduler does not answer, or some of the jobs could not be ended.
     """
     submissions = read_journal(paths)
-    found = [(one, live) for one, live in live_each(paths, submissions) if live]
-    if any(unreachable(live) for _, live in found):
+    found = [(one, live) for one, live in live_by_submission(paths, submissions) if live]
+    if any(is_unreachable(live) for _, live in found):
         raise SdwnError("SLURM does not answer; run the same command again when it does")
     denied = []
     for submission, live in found:
@@ -461,7 +484,7 @@ def cancel(paths: RunPaths, tell: Tell = quietly) -> dict[Job, JobState]:
         if yours:
             # First, so that a command that follows the run does not submit it again.
             journal.note_cancelled(paths, ids)
-        if reason := end(paths, submission, live):
+        if reason := end_live(paths, submission, live):
             denied.append(reason)
         elif not yours:
             # Whether another user's may be ended shows when it is tried.
@@ -470,30 +493,45 @@ def cancel(paths: RunPaths, tell: Tell = quietly) -> dict[Job, JobState]:
         raise SdwnError("\n".join(denied))
     every = {index for one in submissions for job in one.jobs for index in job.indices}
     if owners := hidden_owners(submissions, every - paths.done_shards()):
-        tell(f"this site hides from you what {' and '.join(owners)} submitted here: not cancelled")
+        names = " and ".join(owners)
+        on_message(f"this site hides from you what {names} submitted here: not cancelled")
     jobs = {job: state for _, live in found for job, state in live.items()}
-    if lost := strays(paths):
+    if lost := unrecorded_jobs(paths, submissions):
         journal.note_cancelled(paths, [job.id for job in lost])
         for name in {job.array for job in lost}:
             ids = [job.id for job in lost if job.array == name]
-            scheduler.cancel("slurm", paths.jobs, name, ids)
+            scheduler.end_jobs("slurm", paths.jobs, name, ids)
         jobs |= lost
-    _await_end(paths, jobs, tell)
+    _await_end(paths, jobs, on_message)
     return jobs
 
 
-def _await_end(paths: RunPaths, jobs: Collection[Job], tell: Tell) -> None:
+def end_live(paths: RunPaths, submission: Submission, live: Live) -> str | None:
+    """End live jobs of a submission; return what could not be ended and why, if anything."""
+    ids = [job.id for job in live]
+    reason = scheduler.end_jobs(submission.executor, paths.jobs, submission.name, ids)
+    if reason is None:
+        return None
+    jobs = f"job {ids[0]}" if len(ids) == 1 else f"jobs {ids[0]} to {ids[-1]}"
+    return f"{jobs} of {submission.owner or 'another user'} could not be ended: {reason}"
+
+
+def _await_end(paths: RunPaths, jobs: Collection[Job], on_message: OnMessage) -> None:
     """Wait for some time until ending jobs are gone: SLURM lets cancelled ones end themselves."""
-    began, told = time.monotonic(), False
-    while left := sorted(job.id for job in {*live_jobs(paths), *strays(paths)} & set(jobs)):
+    began, waited = time.monotonic(), False
+    while True:
+        submissions = read_journal(paths)
+        live = {*live_of(paths, submissions), *unrecorded_jobs(paths, submissions)}
+        if not (left := sorted(job.id for job in live & set(jobs))):
+            return
         text = f"{len(left)} cancelled tasks are still ending ({', '.join(left[:3])})"
         if time.monotonic() - began > ENDING_SECONDS:
-            tell(
+            on_message(
                 f"{text}; retry takes their shards when they are gone; "
                 f"see: {command('status', paths.root)}"
             )
             return
-        if not told:
-            tell(f"{text}; waiting for them")
-        told = True
+        if not waited:
+            on_message(f"{text}; waiting for them")
+        waited = True
         time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""What is dealt out to tasks: a plan's shards to make, or a release's images to judge."""
+"""What tasks share: a plan's shards to make, or a release's images to classify."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sdwn.planning.plan import Shard
 
 
-class Dealt(Protocol):
+class ShardedWork(Protocol):
     """Work cut into shards that tasks of one stage finish, each by itself and in any order."""
 
     @property

@@ -241,10 +241,10 @@ def count_live_tasks(work: RunPaths) -> int:
     Raises:
         SdwnError: the scheduler that they were given to does not answer.
     """
-    from sdwn.jobs.live import live_jobs, unreachable  # submitit
+    from sdwn.jobs.journal import is_unreachable, live_jobs  # submitit
 
     live = live_jobs(work)
-    if unreachable(live):
+    if is_unreachable(live):
         raise SdwnError(
             f"{work.root}: SLURM does not say whether the tasks that were submitted for it still "
             f"run; ask where it answers, or, if none does, remove them: "

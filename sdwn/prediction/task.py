@@ -13,9 +13,9 @@ import pyarrow as pa
 from sdwn.devices.device import Device, missing_gpu
 from sdwn.devices.tuning import GB
 from sdwn.errors import DiskError
-from sdwn.io import Advance, now
-from sdwn.jobs.disk import RunDisk
-from sdwn.jobs.records import Meter, first_record
+from sdwn.io import Advance
+from sdwn.jobs.task import Stage
+from sdwn.jobs.task_record import RunDisk, start_meter
 from sdwn.paths import RunPaths, work_paths
 from sdwn.planning.plan import Shard
 from sdwn.prediction.plan import PredictionPlan, open_planned_release
@@ -36,6 +36,9 @@ def predict(work: Path, indices: Iterable[int], batch_size: int | None = None) -
         log.info("all shards of this task are finished already")
 
 
+PREDICT = Stage("judge", predict)
+
+
 def predict_shards(  # noqa: PLR0913, PLR0917
     paths: RunPaths,
     release: Release,
@@ -54,17 +57,16 @@ def predict_shards(  # noqa: PLR0913, PLR0917
     began, device = time.monotonic(), Device()
     predictor = load_predictor(release, plan, batch_size)
     classifier = predictor.classifier.record
-    record = first_record(
-        device.name,
-        round(device.total_bytes / GB),
-        predictor.batch,
-        time.monotonic() - began,
-        now(),
+    meter = start_meter(
+        paths,
+        device=device.name,
+        memory_gb=round(device.total_bytes / GB),
+        batch=predictor.batch,
+        loading_seconds=time.monotonic() - began,
+        total=sum(map(plan.shard_images, shards)),
+        doing="classifying",
     )
-    record.total = sum(map(plan.shard_images, shards))
-    meter = Meter(paths, record, "classifying")
-    meter.begin(predictor.batch)
-    meter.without_gpu(missing_gpu(record.device))
+    meter.note_no_gpu(missing_gpu(device.name))
 
     def predict_shard(images: Release) -> pa.Table:
         tables, began = [], time.monotonic()
@@ -72,15 +74,15 @@ def predict_shards(  # noqa: PLR0913, PLR0917
             for table in predictor.predict(images):
                 tables.append(table)
                 ended = time.monotonic()
-                meter.sampled(len(table), ended - began, device.peak_bytes)
+                meter.count_batch(len(table), ended - began, device.peak_bytes)
                 began = ended
-                if predictor.batch_now.images < record.batch_size:
-                    meter.lowered(predictor.batch_now)
+                if predictor.batch_now.images < meter.record.batch_size:
+                    meter.note_smaller_batch(predictor.batch_now)
                 advance(len(table))
         except DiskError:
             # The shard is begun anew once the disk works again.
             begun = sum(map(len, tables))
-            meter.passed(-begun)
+            meter.count_done(-begun)
             advance(-begun)
             raise
         return pa.concat_tables(tables)

@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from sdwn.errors import SdwnError, UsageError, command
-from sdwn.jobs.cluster import cut
-from sdwn.jobs.live import missing
+from sdwn.jobs.cluster import group_into_tasks
+from sdwn.jobs.journal import missing_shards
 from sdwn.jobs.profile import ClusterProfile, LaterStage
-from sdwn.jobs.site import look
+from sdwn.jobs.site import read_site
 from sdwn.jobs.submit import require_fit
 from sdwn.models import weights
 from sdwn.models.builtin import IN_PACKAGE
@@ -80,12 +80,12 @@ class _Run:
     @cached_property
     def todo(self) -> list[int]:
         """The shards that are not finished."""
-        return missing(self.paths, self.plan)
+        return missing_shards(self.paths, self.plan)
 
     @cached_property
     def tasks(self) -> Sequence[tuple[int, ...]]:
         """The tasks that would be submitted."""
-        return cut(self.todo, self.profile)
+        return group_into_tasks(self.todo, self.profile)
 
     @cached_property
     def weights(self) -> Path | SdwnError:
@@ -133,7 +133,7 @@ def _fit(run: _Run) -> Iterator[Finding]:
 
 def _site(run: _Run) -> Iterator[Finding]:
     if run.slurm:
-        yield from check_site(look(), run.profile, len(run.tasks))
+        yield from check_site(read_site(), run.profile, len(run.tasks))
 
 
 def _progress(run: _Run) -> Iterator[Finding]:

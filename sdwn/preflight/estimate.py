@@ -26,8 +26,8 @@ from sdwn.devices.published import (
 from sdwn.errors import IntegrityError, command
 from sdwn.generation.noise import SECONDS_A_STEP
 from sdwn.io import read_json
-from sdwn.jobs.processes import shares
 from sdwn.jobs.profile import ClusterProfile, minutes
+from sdwn.jobs.task_record import deal_to_processes
 from sdwn.paths import RunPaths
 from sdwn.storage.codecs import CODECS
 
@@ -114,9 +114,9 @@ def estimate(
     if profile is None:
         tasks: Sequence[tuple[int, ...]] = [(index,) for index in indices]
     else:
-        from sdwn.jobs.cluster import cut  # submitit
+        from sdwn.jobs.cluster import group_into_tasks  # submitit
 
-        tasks = cut(indices, profile)
+        tasks = group_into_tasks(indices, profile)
     images = _count_images(indices, plan)
     size, source = stored_bytes(paths, plan, images)
     found = known_speeds(plan.config, profile, paths)
@@ -143,7 +143,7 @@ def cost(
     processes, loading = profile.processes, speed.loading_seconds
     times = [
         # A task takes as long as the process with the most images.
-        max(_count_images(share, plan) for share in shares(task, processes))
+        max(_count_images(share, plan) for share in deal_to_processes(task, processes))
         / speed.images_per_second
         + loading
         for task in tasks

@@ -22,6 +22,7 @@ from sdwn.io import read_json, writable_cache, write_text
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import gives_gpu
 from sdwn.jobs.profile import ClusterProfile
+from sdwn.jobs.task import Stage
 from sdwn.models import weights
 from sdwn.models.lock import locked_weights
 from sdwn.paths import RunPaths, cache_folder
@@ -69,7 +70,7 @@ class NodeReport:
     cache_fault: str = FINE
 
 
-def report_node(run: Path, indices: Iterable[int]) -> None:
+def report_node(run: Path, indices: Iterable[int], _: int | None = None) -> None:
     """Write what this node sees into the run's folder: the stage that a probe's job runs.
 
     Raises:
@@ -102,7 +103,7 @@ def report_node(run: Path, indices: Iterable[int]) -> None:
         missing=missing,
         cpus=len(os.sched_getaffinity(0)),
         memory_bytes=Device(gpu=False).usable_bytes,
-        gpus=tuple(scheduler.run(["nvidia-smi", "--list-gpus"], 20) or ()),
+        gpus=tuple(scheduler.output_lines(["nvidia-smi", "--list-gpus"], 20) or ()),
         device=device,
         weights=_find_weights(paths, config),
         classifier=None if missing else _find_classifier(config.evaluation),
@@ -113,6 +114,9 @@ def report_node(run: Path, indices: Iterable[int]) -> None:
         cache_fault=cache_fault(),
     )
     write_text(paths.probe.answers, json.dumps(asdict(report), indent=2) + "\n")
+
+
+PROBE = Stage("probe", report_node)
 
 
 def read_report(path: Path) -> NodeReport:

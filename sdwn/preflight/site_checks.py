@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sdwn.jobs import scheduler
-from sdwn.jobs.cluster import arrays, is_full, script
+from sdwn.jobs.cluster import is_full, job_script, split_into_arrays
 from sdwn.jobs.profile import ClusterProfile, minutes
 from sdwn.jobs.site import Partition, Site, array_size, user
 from sdwn.preflight.findings import Finding
@@ -104,7 +104,7 @@ def _arrays(site: Site, profile: ClusterProfile, tasks: int) -> Iterator[Finding
         yield Finding("arrays", "ok", "nothing is left to submit")
         return
     most = array_size(site.config or {})
-    count = len(arrays(range(tasks), most, profile.array_parallelism))
+    count = len(split_into_arrays(range(tasks), most, profile.array_parallelism))
     text = f"{_count(tasks, 'task')} as {_count(count, 'array')} of at most {most:,}"
     yield Finding("arrays", "ok", text)
     wave = profile.max_submit_jobs
@@ -146,7 +146,7 @@ def sbatch_refusal(profile: ClusterProfile) -> str | None:
     """Return why sbatch would take no task under a profile, "" if it would, None if unknown."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "task.sh"
-        path.write_text(script(1, Path(folder), profile), encoding="utf-8")
+        path.write_text(job_script(1, Path(folder), profile), encoding="utf-8")
         try:
             done = scheduler.call(["sbatch", "--test-only", str(path)], TEST_SECONDS)
         except (OSError, subprocess.SubprocessError):

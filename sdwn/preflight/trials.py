@@ -34,14 +34,13 @@ from sdwn.errors import OutOfMemoryError, SdwnError, UsageError, command
 from sdwn.generation.batching import ImageSampler, load_sampler
 from sdwn.generation.task import make_shards
 from sdwn.io import atomic, now, read_json, writable_cache, write_text
-from sdwn.jobs.cluster import cut, gives_gpu
-from sdwn.jobs.journal import cancelled_jobs, last_jobs, read_journal
-from sdwn.jobs.live import live_jobs
+from sdwn.jobs.cluster import gives_gpu, group_into_tasks
+from sdwn.jobs.journal import cancelled_jobs, last_jobs, live_jobs, read_journal
 from sdwn.jobs.logs import failure, job_logs
 from sdwn.jobs.profile import ClusterProfile, minutes
-from sdwn.jobs.records import read_record
-from sdwn.jobs.submit import Watch, follow, recover, submit_tasks
-from sdwn.jobs.task import ArrayTask
+from sdwn.jobs.submit import OnLook, follow, recover, submit_tasks
+from sdwn.jobs.task import ArrayTask, Stage
+from sdwn.jobs.task_record import read_record
 from sdwn.models import lock
 from sdwn.models.lock import locked_weights
 from sdwn.models.weights import find_weights
@@ -50,7 +49,7 @@ from sdwn.planning.plan import ImageSpec, Plan, image_seed, read_plan, write_pla
 from sdwn.preflight.doctor import can_start, replace_findings
 from sdwn.preflight.estimate import DeviceSpeed, cost
 from sdwn.preflight.findings import Finding
-from sdwn.preflight.probe import check_node, read_report
+from sdwn.preflight.probe import PROBE, check_node, read_report
 from sdwn.storage.columns import names
 from sdwn.storage.images import Strip, contact_sheet, decode
 from sdwn.storage.shards import ImageFile
@@ -63,11 +62,11 @@ PROMPT = "a member of the genus Canis that has been domesticated since prehistor
 
 
 @dataclass(frozen=True, slots=True)
-class Callbacks:
+class TrialCallbacks:
     """What to call with the folder of short jobs before they start, and at each look at them."""
 
     on_start: Callable[[Path], None]
-    watch: Watch
+    watch: OnLook
 
 
 def tune_device(config: RunConfig) -> GpuProfile:
@@ -114,18 +113,21 @@ def tune_device(config: RunConfig) -> GpuProfile:
     )
 
 
-def tune_task(folder: Path, indices: Iterable[int]) -> None:
+def tune_task(folder: Path, indices: Iterable[int], _: int | None = None) -> None:
     """Measure this task's device under the config in a folder, and write the answer there."""
     config = validated(RunConfig, read_json(folder / "config.json"), source=str(folder))
     for index in indices:
         write_profile(tune_device(config), folder / f"answer-{index}.json")
 
 
+TUNE = Stage("tune", tune_task)
+
+
 def tune_by_jobs(
     config: RunConfig,
     profile: ClusterProfile,
     kinds: Sequence[str],
-    callbacks: Callbacks,
+    callbacks: TrialCallbacks,
 ) -> list[GpuProfile]:
     """Measure by a short job on each kind of GPU, or where the profile's tasks run.
 
@@ -143,7 +145,7 @@ def tune_by_jobs(
     left = (one for one in map(RunPaths, sorted(folder.glob("*"))) if _is_left(one, question))
     paths = next(left, RunPaths(folder / moment))
     write_text(paths.root / "config.json", json.dumps(settings, indent=2) + "\n")
-    _finish(paths, "tune", targets, question, callbacks)
+    _finish(paths, TUNE, targets, question, callbacks)
     found, reasons = [], []
     for index, target in enumerate(targets):
         answer = paths.root / f"answer-{index}.json"
@@ -177,15 +179,15 @@ def _is_left(trial: RunPaths, question: dict[str, Any]) -> bool:
 
 def _finish(
     trial: RunPaths,
-    stage: str,
+    stage: Stage,
     profiles: Sequence[ClusterProfile],
     question: dict[str, Any],
-    callbacks: Callbacks,
+    callbacks: TrialCallbacks,
 ) -> None:
     """Submit a task under each profile, unless it was submitted before, and follow all."""
     write_text(trial.question, json.dumps(question) + "\n")
     callbacks.on_start(trial.root)
-    recover(trial, profiles[0])
+    recover(trial, {stage.name: stage}, profiles[0])
     submissions = read_journal(trial)
     submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
     for index, profile in enumerate(profiles):
@@ -276,6 +278,9 @@ def make_pilot(run: Path, indices: Iterable[int], batch_size: int | None = None)
     write_text(paths.speed, json.dumps(asdict(speed)) + "\n")
 
 
+PILOT = Stage("pilot", make_pilot)
+
+
 def _timed(sampler: ImageSampler, specs: list[ImageSpec], size: int) -> PilotSpeed:
     """Time batches as large as the run's, which may have more images than the pilot."""
     filled = [specs[number % len(specs)] for number in range(size)]
@@ -293,7 +298,7 @@ def _timed(sampler: ImageSampler, specs: list[ImageSpec], size: int) -> PilotSpe
 
 
 def run_pilot(
-    run: RunPaths, plan: Plan, profile: ClusterProfile, callbacks: Callbacks
+    run: RunPaths, plan: Plan, profile: ClusterProfile, callbacks: TrialCallbacks
 ) -> PilotAnswers:
     """Submit a run's pilot as any task is submitted, follow it, and read its answers.
 
@@ -308,7 +313,7 @@ def run_pilot(
         _clear(pilot, "pilot")
         write_plan(small, pilot)
         lock.carry(run, pilot)
-    _finish(pilot, "pilot", [profile], question, callbacks)
+    _finish(pilot, PILOT, [profile], question, callbacks)
     if not pilot.speed.exists():
         raise SdwnError(f"the pilot failed: {failure(pilot, 0)}")
     _draw_contact_sheet(pilot, small)
@@ -325,7 +330,7 @@ def _pilot_answers(plan: Plan, pilot: RunPaths, profile: ClusterProfile) -> Pilo
         rows, images = file.rows(), len(file)
         statuses = Counter(names(rows["status"], "status"))
         each = int(file.offsets[-1]) / images
-    tasks = cut(range(len(plan.shards)), profile)
+    tasks = group_into_tasks(range(len(plan.shards)), profile)
     measured = DeviceSpeed(
         record.device, speed.images_per_second, "this pilot", record.loading_seconds
     )
@@ -383,7 +388,7 @@ def probe_run(
     plan: Plan,
     profile: ClusterProfile,
     found: Sequence[Finding],
-    callbacks: Callbacks,
+    callbacks: TrialCallbacks,
 ) -> list[Finding]:
     """Ask a compute node what it sees of a run, unless no job could start.
 
@@ -401,13 +406,13 @@ def probe_run(
 
 
 def _ask_node(
-    run: RunPaths, plan: Plan, profile: ClusterProfile, callbacks: Callbacks
+    run: RunPaths, plan: Plan, profile: ClusterProfile, callbacks: TrialCallbacks
 ) -> list[Finding]:
     probe, token = run.probe, f"probe-{uuid4().hex}"
     _clear(probe, "probe")
     shorter = {"time": str(min(PROBE_MINUTES, minutes(profile.time)))}
     with _token_for_nodes(probe, token):
-        task = ArrayTask("probe", str(run.root.absolute()), (0,))
+        task = ArrayTask(PROBE, str(run.root.absolute()), (0,))
         (job,) = submit_tasks(probe, [task], profile.model_copy(update=shorter))
         callbacks.on_start(probe.root)
         follow(probe, callbacks.watch)

@@ -9,21 +9,23 @@ from typing import Any
 from sdwn.config import EvaluationConfig, validated
 from sdwn.errors import QueueFullError, UsageError, command
 from sdwn.evaluation.evaluate import (
+    CONCLUDE,
+    EVALUATION_STAGES,
     has_predictions,
     removed_if_empty,
     require_evaluable,
     write_evaluation,
 )
-from sdwn.jobs.cluster import Tell
-from sdwn.jobs.live import failed, live_jobs, missing
+from sdwn.io import OnMessage
+from sdwn.jobs.journal import failed_shards, live_jobs, missing_shards, read_journal
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile, load_profile, overridden, stage_profile
-from sdwn.jobs.submit import alone, changed_code, submit_once
+from sdwn.jobs.submit import WorkOrder, changed_code, submission_lock, submit_once
 from sdwn.paths import RunPaths
 from sdwn.prediction.plan import PredictionPlan, open_prediction_plan
 from sdwn.releases.release import Release
-from sdwn.workflow import later_stages as chain
 from sdwn.workflow.following import Display, SubmitOptions, follow_to_end
+from sdwn.workflow.later_stages import submit_behind
 
 # Shards that a GPU classifies in turn, the classifier loaded once.
 SHARDS_PER_TASK = 8
@@ -31,7 +33,7 @@ FAILURES_SHOWN = 5
 
 
 def evaluation_settings(
-    release: Path, model: str | None, checkpoint: Path | None, given: dict[str, Any], say: Tell
+    release: Path, model: str | None, checkpoint: Path | None, given: dict[str, Any], say: OnMessage
 ) -> EvaluationConfig:
     """Return how to evaluate a release: as its run's config says, but for what is given.
 
@@ -136,22 +138,23 @@ def evaluate_by_tasks(
         if profiles.classify.executor == "slurm" and not profiles.classify.asks_for_gpu:
             say("the profile asks for no GPU: its tasks classify on CPUs")
         if options.wait:
-            follow_to_end(work, plan, profiles.classify, options, display)
-        elif missing(work, plan) or live_jobs(work):
+            order = WorkOrder(work, plan, EVALUATION_STAGES, profiles.classify)
+            follow_to_end(order, options, display)
+        elif missing_shards(work, plan) or live_jobs(work):
             return _submit_tasks(work, plan, profiles, say)
     with display.working("figures"):
         return write_evaluation(opened, work, plan, say)
 
 
 def _submit_tasks(
-    work: RunPaths, plan: PredictionPlan, profiles: EvaluationProfiles, say: Tell
+    work: RunPaths, plan: PredictionPlan, profiles: EvaluationProfiles, say: OnMessage
 ) -> dict[str, Any]:
     """Submit what is neither finished nor live, and the figures' job; return how all stands."""
-    if changed := changed_code(work):
+    if changed := changed_code(read_journal(work)):
         say(changed)
-    lost = failed(work, plan)[:FAILURES_SHOWN]
+    lost = failed_shards(work, plan)[:FAILURES_SHOWN]
     failures = [f"shard {index}: {failure(work, index)}" for index in lost]
-    jobs, remaining = submit_once(work, plan, profiles.classify, say)
+    jobs, remaining = submit_once(WorkOrder(work, plan, EVALUATION_STAGES, profiles.classify), say)
     live = live_jobs(work)
     found: dict[str, Any] = {
         "evaluation": plan.name,
@@ -166,12 +169,12 @@ def _submit_tasks(
     }
     if profiles.classify.executor == "slurm" and not remaining:
         found["then"] = {}
-        with alone(work, say):
+        with submission_lock(work, say):
             # Of the jobs here, only the one that writes the figures has no shards.
             waiting = [job for job in live_jobs(work) if not job.indices]
             try:
                 if jobs or not waiting:
-                    waiting = [chain.submit_conclusion(work, plan, profiles.conclude, say)]
+                    waiting = [submit_behind(work, plan, CONCLUDE, profiles.conclude, say)]
                 found["then"] = {"conclude": waiting[0].id}
             except QueueFullError as error:
                 say(str(error))

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sdwn.errors import SdwnError, command
-from sdwn.jobs.cluster import Job, Tell
-from sdwn.jobs.journal import unreadable
-from sdwn.jobs.live import live_jobs, unreachable
-from sdwn.jobs.profile import ClusterProfile, LaterStage
-from sdwn.jobs.scheduler import JobState
-from sdwn.jobs.stuck import cannot_start
-from sdwn.jobs.submit import Onlooker, Watch, complete
+from sdwn.io import OnMessage
+from sdwn.jobs.journal import Journal, is_unreachable, live_jobs
+from sdwn.jobs.profile import LaterStage
+from sdwn.jobs.scheduler import Job, JobState, cannot_start
+from sdwn.jobs.submit import Callbacks, OnLook, WorkOrder, complete
 from sdwn.paths import RunPaths
-from sdwn.planning.work import Dealt
 from sdwn.workflow.status import images_done, shortage
 
 
@@ -62,15 +59,15 @@ class SubmitOptions:
         return command("retry", paths.root, *words, *["--force"] * self.force)
 
 
-def queue_watch(say: Tell) -> Watch:
+def queue_watch(say: OnMessage) -> OnLook:
     """Return a watch that reports, once, a silent controller and each job that waits in vain."""
     silent, reported = False, set[str]()
 
     def watch(live: dict[Job, JobState]) -> None:
         nonlocal silent, reported
-        if unreachable(live) and not silent:
+        if is_unreachable(live) and not silent:
             say("the SLURM controller does not answer; waiting for it")
-        silent = unreachable(live)
+        silent = is_unreachable(live)
         stuck = {} if silent else cannot_start(live)
         for reason in stuck.keys() - reported:
             say(stuck[reason])
@@ -89,25 +86,20 @@ def leaving_advice(paths: RunPaths) -> str | None:
     return f"the tasks continue without this command; {see}end them with: {end}"
 
 
-def report_damage(paths: RunPaths, say: Tell) -> None:
+def report_damage(paths: RunPaths, journal: Journal, say: OnMessage) -> None:
     """Report the lines of the journal that are lost; what they said may be known otherwise."""
-    if lines := unreadable(paths):
+    if lines := journal.unreadable:
         numbers = ", ".join(map(str, lines))
         say(f"{paths.submissions}: cannot be read in line {numbers}: cut short or damaged")
 
 
-def follow_to_end(
-    paths: RunPaths,
-    work: Dealt,
-    profile: ClusterProfile,
-    options: SubmitOptions,
-    display: Display,
-) -> list[Job]:
+def follow_to_end(order: WorkOrder, options: SubmitOptions, display: Display) -> list[Job]:
     """Submit all shards that are left and follow them to the end.
 
     Raises:
         SdwnError: shards are still missing; the message has the reason of the first.
     """
+    paths, work = order.paths, order.work
     start, resume = images_done(paths, work), options.resume_command(paths)
     seen, watch_queue = start, queue_watch(display.say)
 
@@ -121,8 +113,7 @@ def follow_to_end(
     try:
         what = "classify" if work.stage == "judge" else work.stage
         with display.progress(what, work.own_images, "images", start) as advance:
-            onlooker = Onlooker(watch, display.say, resume)
-            return complete(paths, work, profile, options.retries, onlooker)
+            return complete(order, options.retries, Callbacks(watch, display.say, resume))
     except SdwnError as error:
         if short := shortage(paths, work, str(error)):
             raise SdwnError(f"{error}; {short}") from error

@@ -1,35 +1,88 @@
-"""The later stages as tasks of their own: what a run's arrays are followed by."""
+"""The later stages, as tasks of their own: what follows a run's arrays, or an evaluation's.
+
+::
+
+    array 1 --+
+    array 2 --+-- afterany --> merge -- afterok --> evaluate -- afterok --> report
+    array 3 --+
+
+Merge waits for all arrays, whatever comes of them, and refuses a run that is incomplete.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
 
 from sdwn import checkout
 from sdwn.errors import SdwnError, UsageError, command
-from sdwn.jobs.cluster import Job, Tell, quietly
-from sdwn.jobs.journal import Submission, cancelled_jobs, noted_later, read_journal
-from sdwn.jobs.live import Live, end, live_each, live_of, missing, unreachable
-from sdwn.jobs.logs import job_logs, reason, succeeded
+from sdwn.generation.task import GENERATE
+from sdwn.io import OnMessage, ignore
+from sdwn.jobs.journal import (
+    is_unreachable,
+    live_by_submission,
+    missing_shards,
+    open_journal,
+    read_journal,
+)
 from sdwn.jobs.profile import ClusterProfile, LaterStage, stage_profile
-from sdwn.jobs.scheduler import PENDING
-from sdwn.jobs.submit import alone, submit_array
-from sdwn.jobs.task import ArrayTask
+from sdwn.jobs.scheduler import PENDING, Job
+from sdwn.jobs.submit import Stages, end_live, submission_lock, submit_array
+from sdwn.jobs.task import ArrayTask, Stage
 from sdwn.models.lock import require_classifier
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan, read_plan
-from sdwn.planning.work import Dealt
+from sdwn.planning.work import ShardedWork
+from sdwn.workflow.status import DONE, LATER, WAITING, read_stages, stage_states
 
 log = logging.getLogger(__name__)
 
-DONE, FAILED, WAITING, NOT_YET = "done", "failed: ", "pending ", "not submitted yet"
 
-STAGES: tuple[LaterStage, ...] = get_args(LaterStage)
-# With what follows a release's judging.
-LATER = (*STAGES, "conclude")
+# What they do
+
+
+def merge_run(run: Path, _: Sequence[int], __: int | None) -> None:
+    """Merge a run into its own release."""
+    from sdwn.releases.merge import merge, merged_summary
+
+    paths = RunPaths(run)
+    release = merge([paths], ReleasePaths(paths.release))
+    log.info("merged: %s", json.dumps(merged_summary(release)))
+
+
+def evaluate_run(run: Path, _: Sequence[int], batch_size: int | None) -> None:
+    """Classify a run's own release as its config says."""
+    from sdwn.evaluation.evaluate import evaluate
+    from sdwn.releases.release import Release
+
+    paths = RunPaths(run)
+    config = read_plan(paths).config
+    require_classifier(paths, config)
+    found = evaluate(Release(paths.release), config.evaluation, batch_size=batch_size)
+    log.info("evaluated: %s", json.dumps(found))
+
+
+def report_run(run: Path, _: Sequence[int], __: int | None) -> None:
+    """Write the report of a run's own release."""
+    from sdwn.releases.release import Release
+    from sdwn.reports.report import write_report
+
+    log.info("report: %s", write_report(Release(RunPaths(run).release), None))
+
+
+# What may follow a run's shards, in the order in which they run: submit --then picks from here.
+LATER_STAGES: dict[LaterStage, Stage] = {
+    "merge": Stage("merge", merge_run),
+    "evaluate": Stage("evaluate", evaluate_run),
+    "report": Stage("report", report_run),
+}
+# All stages in the journal of a run.
+RUN_STAGES: Stages = {stage.name: stage for stage in (GENERATE, *LATER_STAGES.values())}
+
+
+# Which are to follow
 
 
 def parse_stages(text: str) -> tuple[LaterStage, ...]:
@@ -42,14 +95,15 @@ def parse_stages(text: str) -> tuple[LaterStage, ...]:
         UsageError: it names something else.
     """
     names = {name.strip() for name in text.split(",")}
-    if unknown := names - set(STAGES):
+    if unknown := names - LATER_STAGES.keys():
         raise UsageError(
-            f"--then {text}: expected some of {', '.join(STAGES)}, found {sorted(unknown)[0]!r}"
+            f"--then {text}: expected some of {', '.join(LATER_STAGES)}, "
+            f"found {sorted(unknown)[0]!r}"
         )
-    return tuple(stage for stage in STAGES if stage in names)
+    return tuple(stage for stage in LATER_STAGES if stage in names)
 
 
-def require_possible(
+def require_chain(
     paths: RunPaths,
     plan: Plan,
     stages: Sequence[LaterStage],
@@ -74,12 +128,28 @@ def require_possible(
         raise UsageError("--then report: nothing is evaluated yet; add evaluate")
 
 
+def unfinished_stages(paths: RunPaths, anew: bool) -> tuple[LaterStage, ...]:
+    """List the later stages that were asked for and ended without success, or never began.
+
+    With ``anew``, shards are submitted again: stages that wait now would start too early, and
+    belong to them.
+    """
+    found = read_stages(paths)
+    failed = {stage for stage, one in found.items() if one.text != DONE and not one.live}
+    if failed or anew:
+        failed |= {stage for stage, one in found.items() if one.text.startswith(WAITING)}
+    return tuple(stage for stage in LATER_STAGES if stage in failed)
+
+
+# Submitting and following them
+
+
 def submit_chain(
     paths: RunPaths,
     plan: Plan,
     stages: Sequence[LaterStage],
     profile: ClusterProfile,
-    tell: Tell,
+    on_message: OnMessage,
 ) -> dict[str, Job]:
     """Submit later stages, the first behind all live arrays, each other behind the one before.
 
@@ -89,134 +159,72 @@ def submit_chain(
     Raises:
         SdwnError: SLURM takes no more jobs, or does not answer.
     """
-    before = _live_before(paths, plan, tell)
+    behind = _after_live(paths, plan, on_message)
     jobs: dict[str, Job] = {}
-    for stage in stages:
-        site = _behind(stage_profile(profile, stage), before, "afterok" if jobs else "afterany")
-        jobs[stage] = _submit_later(paths, plan, stage, site, tell)
-        before = [jobs[stage].id]
+    for name in stages:
+        task = _stage_task(paths, plan, LATER_STAGES[name])
+        site = _behind(stage_profile(profile, name), behind)
+        (jobs[name],) = submit_array(paths, [task], site, on_message)
+        behind = f"afterok:{jobs[name].id}"
     return jobs
 
 
-def submit_conclusion(paths: RunPaths, judging: Dealt, profile: ClusterProfile, tell: Tell) -> Job:
-    """Submit what writes an evaluation's figures, behind all live tasks that judge.
-
-    ``profile`` is what that job asks for.
+def submit_behind(
+    paths: RunPaths,
+    work: ShardedWork,
+    stage: Stage,
+    profile: ClusterProfile,
+    on_message: OnMessage,
+) -> Job:
+    """Submit a stage behind all live tasks of a folder; ``profile`` is what that job asks for.
 
     Raises:
         SdwnError: SLURM takes no more jobs, or does not answer.
     """
-    site = _behind(profile, _live_before(paths, judging, tell), "afterany")
-    return _submit_later(paths, judging, "conclude", site, tell)
-
-
-def _submit_later(
-    paths: RunPaths, plan: Dealt, stage: str, site: ClusterProfile, tell: Tell
-) -> Job:
-    task = ArrayTask(stage, str(paths.root.absolute()), (), plan.digest, checkout.code())
-    (job,) = submit_array(paths, [task], site, tell)
+    site = _behind(profile, _after_live(paths, work, on_message))
+    (job,) = submit_array(paths, [_stage_task(paths, work, stage)], site, on_message)
     return job
 
 
-def _behind(profile: ClusterProfile, arrays: Sequence[str], kind: str) -> ClusterProfile:
-    if not arrays or profile.executor == "local":
-        return profile
-    # Without the second option, a stage behind one that failed waits for ever.
-    options = {"dependency": f"{kind}:{':'.join(arrays)}", "kill-on-invalid-dep": "yes"}
-    return profile.model_copy(update={"sbatch": {**profile.sbatch, **options}})
-
-
-def _live_before(paths: RunPaths, plan: Dealt, tell: Tell) -> list[str]:
-    """Name the arrays and jobs to wait for; stages that wait themselves are taken back.
+def _after_live(paths: RunPaths, work: ShardedWork, on_message: OnMessage) -> str:
+    """Return the dependency on the arrays and jobs to wait for; take back stages that wait.
 
     Jobs that have nothing left to do are not waited for, as they may be held.
     """
     before: list[str] = []
-    left = set(missing(paths, plan))
-    for submission, jobs in live_each(paths, read_journal(paths)):
+    left = set(missing_shards(paths, work))
+    for submission, jobs in live_by_submission(paths, read_journal(paths)):
         if not jobs or submission.executor == "local":
             continue
-        if unreachable(jobs):
+        if is_unreachable(jobs):
             raise SdwnError("SLURM does not answer; run the same command again when it does")
         job, state = next(iter(jobs.items()))
         if submission.stage in LATER and state.state == PENDING:
-            tell(f"{submission.stage}, which waited as job {job.id}, is queued anew")
-            if denied := end(paths, submission, jobs):
+            on_message(f"{submission.stage}, which waited as job {job.id}, is queued anew")
+            if denied := end_live(paths, submission, jobs):
                 raise SdwnError(denied)
         elif submission.stage in LATER or any(left.intersection(job.indices) for job in jobs):
             before.append(job.id.partition("_")[0])
-    return before
+    return f"afterany:{':'.join(before)}" if before else ""
 
 
-def states(paths: RunPaths, submissions: Sequence[Submission], live: Live) -> dict[str, str]:
-    """Describe how each later stage stands that was submitted or is to be."""
-    cancelled, jobs = cancelled_jobs(submissions), last_stages(submissions)
-    wanted = noted_later(paths)
-    return {
-        stage: _state(paths, stage, jobs[stage], live, jobs[stage] in cancelled)
-        if stage in jobs
-        else NOT_YET
-        for stage in LATER
-        if stage in jobs or stage in wanted
-    }
+def _behind(profile: ClusterProfile, dependency: str) -> ClusterProfile:
+    if not dependency or profile.executor == "local":
+        return profile
+    # Without the second option, a stage behind one that failed waits for ever.
+    options = {"dependency": dependency, "kill-on-invalid-dep": "yes"}
+    return profile.model_copy(update={"sbatch": {**profile.sbatch, **options}})
 
 
-def last_stages(submissions: Sequence[Submission]) -> dict[str, Job]:
-    """Return the last job of each later stage that was submitted."""
-    last = {one.stage: one.jobs[0] for one in submissions if one.stage in LATER and one.jobs}
-    return {stage: last[stage] for stage in LATER if stage in last}
-
-
-def unfinished_stages(paths: RunPaths, anew: bool) -> tuple[LaterStage, ...]:
-    """List the later stages that were asked for and ended without success, or never began.
-
-    With ``anew``, shards are submitted again: stages that wait now would start too early, and
-    belong to them.
-    """
-    submissions = read_journal(paths)
-    live, stages = live_of(paths, submissions), last_stages(submissions)
-    found = states(paths, submissions, live)
-    failed = {stage for stage in found if found[stage] != DONE and stages.get(stage) not in live}
-    if failed or anew:
-        failed |= {stage for stage, state in found.items() if state.startswith(WAITING)}
-    return tuple(stage for stage in STAGES if stage in failed)
-
-
-def stages_that(paths: RunPaths, state: str) -> dict[str, Job]:
-    """Return the last job of each later stage that is in this state: FAILED, WAITING."""
-    stages = last_stages(submissions := read_journal(paths))
-    found = states(paths, submissions, live_of(paths, submissions)) if stages else {}
-    return {stage: job for stage, job in stages.items() if found[stage].startswith(state)}
-
-
-def _state(paths: RunPaths, stage: str, job: Job, live: Live, cancelled: bool) -> str:
-    said = reason(paths, job) if job_logs(paths, job) else ""
-    # What a log says holds without a controller.
-    if succeeded(said):
-        return DONE
-    if job in live:
-        state = live[job]
-        why = f"({state.reason}) " * (state.reason not in ("", "None"))
-        return f"{state.state.lower()} {why}as job {job.id}"
-    if cancelled:
-        return f"cancelled as job {job.id}"
-    if not said:
-        return f"never started: job {job.id} was cancelled, or the stage before it failed"
-    return DONE if _merged_since(paths, stage, job) else FAILED + said
-
-
-def _merged_since(paths: RunPaths, stage: str, job: Job) -> bool:
-    """Return whether somebody merged the run by hand after the job had failed."""
-    manifest = ReleasePaths(paths.release).manifest
-    ended = max(log.stat().st_mtime for log in job_logs(paths, job))
-    return stage == "merge" and manifest.exists() and manifest.stat().st_mtime > ended
+def _stage_task(paths: RunPaths, work: ShardedWork, stage: Stage) -> ArrayTask:
+    return ArrayTask(stage, str(paths.root.absolute()), (), work.digest, checkout.code())
 
 
 def followed(paths: RunPaths, stages: Sequence[LaterStage]) -> set[Job]:
     """Return the last jobs of stages that wait or run: another command may queue them anew."""
-    with alone(paths, quietly):
-        last = last_stages(submissions := read_journal(paths))
-    return {last[stage] for stage in stages if stage in last} & live_of(paths, submissions).keys()
+    with submission_lock(paths, ignore):
+        found = read_stages(paths)
+    return {one.job for name, one in found.items() if name in stages and one.live and one.job}
 
 
 def require_done(paths: RunPaths, stages: Sequence[LaterStage]) -> None:
@@ -225,39 +233,9 @@ def require_done(paths: RunPaths, stages: Sequence[LaterStage]) -> None:
     Raises:
         SdwnError: with what ended it.
     """
-    found = states(paths, read_journal(paths), {})
+    found = stage_states(paths, open_journal(paths), {})
     for stage in stages:
-        if found.get(stage) != DONE:
+        text = found[stage].text if stage in found else "not submitted"
+        if text != DONE:
             again = command("retry", paths.root, "--wait")
-            raise SdwnError(f"{stage} {found.get(stage, 'not submitted')}; go on with: {again}")
-
-
-def merge_run(run: Path, _: Iterable[int]) -> None:
-    """Merge a run into its own release."""
-    from sdwn.releases.merge import merge, merged_summary
-
-    paths = RunPaths(run)
-    _say("merged", merged_summary(merge([paths], ReleasePaths(paths.release))))
-
-
-def evaluate_run(run: Path, _: Iterable[int]) -> None:
-    """Classify a run's own release as its config says."""
-    from sdwn.evaluation.evaluate import evaluate
-    from sdwn.releases.release import Release
-
-    paths = RunPaths(run)
-    config = read_plan(paths).config
-    require_classifier(paths, config)
-    _say("evaluated", evaluate(Release(paths.release), config.evaluation))
-
-
-def report_run(run: Path, _: Iterable[int]) -> None:
-    """Write the report of a run's own release."""
-    from sdwn.releases.release import Release
-    from sdwn.reports.report import write_report
-
-    log.info("report: %s", write_report(Release(RunPaths(run).release), None))
-
-
-def _say(what: str, found: dict[str, Any]) -> None:
-    log.info("%s: %s", what, json.dumps(found))
+            raise SdwnError(f"{stage} {text}; resume with: {again}")

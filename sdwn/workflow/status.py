@@ -1,4 +1,4 @@
-"""What is done, running, pending and failed; files are the truth, the scheduler adds what runs."""
+"""How a run stands: files are the truth, the scheduler adds what waits and runs."""
 
 from __future__ import annotations
 
@@ -7,30 +7,46 @@ import os
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.filesize import decimal
 
 from sdwn.errors import IntegrityError
-from sdwn.jobs.journal import Submission, cancelled_jobs, last_jobs, read_journal
-from sdwn.jobs.live import Live, hidden_owners, live_of
-from sdwn.jobs.logs import failure
-from sdwn.jobs.records import TaskRecord, read_record
-from sdwn.jobs.scheduler import PENDING, UNKNOWN
-from sdwn.jobs.stuck import cannot_start
-from sdwn.paths import CHANGED, LOWERED, NO_GPU, RESTART_NAME, TASK_NAME, WAITED, RunPaths
+from sdwn.jobs.journal import (
+    Journal,
+    cancelled_jobs,
+    hidden_owners,
+    last_jobs,
+    live_of,
+    open_journal,
+)
+from sdwn.jobs.logs import failure, job_logs, reason, succeeded
+from sdwn.jobs.profile import LaterStage
+from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, cannot_start
+from sdwn.jobs.task_record import TaskRecord, read_record
+from sdwn.paths import (
+    CHANGED,
+    LOWERED,
+    NO_GPU,
+    RESTART_NAME,
+    TASK_NAME,
+    WAITED,
+    ReleasePaths,
+    RunPaths,
+)
 from sdwn.planning.plan import Plan, Shard
-from sdwn.planning.work import Dealt
+from sdwn.planning.work import ShardedWork
 from sdwn.preflight.estimate import stored_bytes
-from sdwn.workflow import later_stages as chain
 
 RATE_WINDOW_S = 600
 FAILURES_SHOWN = 5
-# How a full disk or quota is told, by Python, HDF5 and sdwn itself.
+# How a full disk or quota is named, by Python, HDF5 and sdwn itself.
 NO_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "no space or quota left")
+
+# The stages behind a run's shards, and what follows an evaluation's; how one stands begins so.
+LATER = (*get_args(LaterStage), "conclude")
+DONE, FAILED, WAITING, NOT_YET = "done", "failed: ", "pending ", "not submitted yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,35 +109,41 @@ class RunStatus:
         return asdict(self)
 
 
-def run_status(paths: RunPaths, plan: Dealt) -> RunStatus:
+def run_status(paths: RunPaths, work: ShardedWork) -> RunStatus:
     """Look at the names of a run's files and ask the scheduler.
 
     No shard is opened, and of the tasks' own records only those of running tasks.
     """
-    submissions = read_journal(paths)
+    journal = open_journal(paths)
+    submissions = journal.submissions
     live = live_of(paths, submissions)
-    files = Files(paths, plan)
-    done = files.done
+    done, pieces = _finished(paths, work)
+    images = _count_images(work, done, pieces)
     states = {
         index: state.state
         for job, state in live.items()
         for index in job.indices
         if index not in done
     }
-    submitted = last_jobs(submissions)
+    submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
     ended = [index for index in sorted(submitted) if index not in done and index not in states]
-    cancelled = cancelled_jobs(submissions)
     failed = [index for index in ended if submitted[index] not in cancelled]
     pending = sum(state == PENDING for state in states.values())
     unknown = sum(state == UNKNOWN for state in states.values())
     running = len(states) - pending - unknown
-    rate = files.images_per_second() if running else 0.0
+    rate = _images_per_second(paths, work, done, pieces) if running else 0.0
     names = paths.task_names()
-    then, stages = chain.states(paths, submissions, live), chain.last_stages(submissions)
-    open_stages = {job for stage, job in stages.items() if then[stage] != chain.DONE}
-    total, own = plan.own_images, len(plan.own_shards)
+    stages = stage_states(paths, journal, live)
+    open_stages = {one.job for one in stages.values() if one.text != DONE}
+    failures = [f"shard {index}: {failure(paths, index)}" for index in failed[:FAILURES_SHOWN]]
+    if failures and (short := shortage(paths, work, failures[0])):
+        failures.append(short)
+    hidden = hidden_owners(submissions, failed)
+    unseen = " (this site hides their jobs: their shards that wait or run count as failed)"
+    owners = dict.fromkeys(one.owner for one in submissions if one.owner)
+    total, own = work.own_images, len(work.own_shards)
     return RunStatus(
-        images_done=files.images,
+        images_done=images,
         images_total=total,
         shards_done=len(done),
         shards_total=own,
@@ -136,181 +158,50 @@ def run_status(paths: RunPaths, plan: Dealt) -> RunStatus:
             state.state != UNKNOWN or not done.issuperset(job.indices) or job in open_stages
             for job, state in live.items()
         ),
-        restarts=restarts(names),
+        restarts=_count_restarts(names),
         pending_reasons=dict(Counter(s.reason for s in live.values() if s.state == PENDING)),
         cannot_start=list(cannot_start(live).values()),
         images_per_second=rate,
-        seconds_left=(total - files.images) / rate if rate else None,
-        gpus=by_gpu(running_records(paths, names, live)),
-        failures=_failures(paths, plan, failed),
+        seconds_left=(total - images) / rate if rate else None,
+        gpus=_by_gpu(paths, names, live),
+        failures=failures,
         lowered=_notes(paths, names, LOWERED),
         changed_code=_notes(paths, names, CHANGED),
         without_gpu=_notes(paths, names, NO_GPU),
-        then=then,
+        then={stage: one.text for stage, one in stages.items()},
         waited=_notes(paths, names, WAITED),
-        submitted_by=_owners(submissions, failed),
+        submitted_by=[f"{owner}{unseen * (owner in hidden)}" for owner in owners],
     )
 
 
-def _owners(submissions: list[Submission], failed: list[int]) -> list[str]:
-    """Name the users who submitted; say whose jobs the site hides."""
-    hidden = hidden_owners(submissions, failed)
-    owners = dict.fromkeys(one.owner for one in submissions if one.owner)
-    note = " (this site hides their jobs: their shards that wait or run count as failed)"
-    return [f"{owner}{note * (owner in hidden)}" for owner in owners]
+# Finished images
+
+Pieces = dict[Shard, list[tuple[int, int]]]
 
 
-def _failures(paths: RunPaths, plan: Dealt, failed: list[int]) -> list[str]:
-    """Describe why a few shards failed."""
-    said = [f"shard {index}: {failure(paths, index)}" for index in failed[:FAILURES_SHOWN]]
-    if said and (short := shortage(paths, plan, said[0])):
-        said.append(short)
-    return said
-
-
-def shortage(paths: RunPaths, plan: Dealt, said: str) -> str | None:
-    """Compare the space that is free with what a run still needs, if space is why it failed."""
-    if not isinstance(plan, Plan) or not any(words in said for words in NO_SPACE):
-        return None
-    needed, _ = stored_bytes(paths, plan, plan.own_images - images_done(paths, plan))
-    free = shutil.disk_usage(paths.root).free
-    text = f"the rest of the run needs about {decimal(needed)}, {decimal(free)} are free"
-    if needed > free:
-        return f"{text}: {decimal(needed - free)} are missing"
-    return f"{text}: space was freed since, or your quota is used up"
-
-
-def images_done(paths: RunPaths, plan: Dealt) -> int:
+def images_done(paths: RunPaths, work: ShardedWork) -> int:
     """Count finished images from file names: whole shards, and the pieces of others."""
-    return Files(paths, plan).images
+    return _count_images(work, *_finished(paths, work))
 
 
-class Files:
-    """The finished shards and pieces of a run's slice: their names, and when they were written."""
-
-    def __init__(self, paths: RunPaths, plan: Dealt) -> None:
-        self._paths, self._plan = paths, plan
-        self._written = dict(_listed(paths.shards))
-        own = {shard.index for shard in plan.own_shards}
-        # Before the shards: one that is finished in between is counted then, and never dropped.
-        started = {index: paths.piece_ranges(index) for index in paths.started_shards()}
-        self.done = plan.done(paths) & own
-        self._pieces: dict[Shard, list[tuple[int, int]]] = {
-            plan.shards[index]: ranges
-            for index, ranges in started.items()
-            if index in own and index not in self.done
-        }
-
-    @property
-    def images(self) -> int:
-        """Number of finished images."""
-        whole = sum(self._plan.shard_images(self._plan.shards[index]) for index in self.done)
-        return whole + sum(
-            min(covered_images(ranges), self._plan.shard_images(shard))
-            for shard, ranges in self._pieces.items()
-        )
-
-    def images_per_second(self) -> float:
-        """Measure a run's speed from when its latest files were written."""
-        now = time.time()
-        ages = [(now - written, images) for written, images in self._times()]
-        recent = [(age, images) for age, images in ages if age <= RATE_WINDOW_S]
-        if len(recent) < 2:
-            return 0.0
-        oldest = max(age for age, _ in recent)
-        # The oldest file marks when counting starts; its own images were made before.
-        made = sum(images for _, images in recent) - next(i for age, i in recent if age == oldest)
-        return made / oldest if oldest > 0 else 0.0
-
-    def _times(self) -> Iterator[tuple[float, int]]:
-        paths, plan = self._paths, self._plan
-        for index in self.done:
-            # Shards may have been removed, or finished since the folder was listed.
-            if (written := self._written.get(paths.shard(index).name)) is not None:
-                yield written, plan.shard_images(plan.shards[index])
-        for shard, ranges in self._pieces.items():
-            for start, stop in ranges:
-                yield _mtime(paths.piece(shard.index, start, stop)), stop - start
+def _finished(paths: RunPaths, work: ShardedWork) -> tuple[set[int], Pieces]:
+    """List this folder's finished shards, and the image ranges that others have."""
+    own = {shard.index for shard in work.own_shards}
+    # Before the shards: one that is finished in between is counted then, and never dropped.
+    started = {index: paths.piece_ranges(index) for index in paths.started_shards()}
+    done = work.done(paths) & own
+    return done, {
+        work.shards[index]: ranges
+        for index, ranges in started.items()
+        if index in own and index not in done
+    }
 
 
-def _listed(folder: Path) -> Iterator[tuple[str, float]]:
-    if not folder.is_dir():
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            try:
-                if entry.is_file():
-                    yield entry.name, entry.stat().st_mtime
-            except OSError:
-                continue  # a temporary file, gone just now
-
-
-def _mtime(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0  # joined and removed just now
-
-
-def restarts(names: set[str]) -> int:
-    """Count requeues of tasks that started again, from what each start left.
-
-    What the queue says is forgotten when a job ends, and the count would fall.
-    """
-    known: dict[str, int] = {}
-    for match in filter(None, map(RESTART_NAME.fullmatch, names)):
-        known[match["job"]] = max(known.get(match["job"], 0), int(match["start"]))
-    return sum(known.values())
-
-
-def running_records(paths: RunPaths, names: set[str], live: Live) -> list[TaskRecord]:
-    """Read what the running tasks say of themselves, each process's last record."""
-    running = {job.id for job, state in live.items() if state.state not in (PENDING, UNKNOWN)}
-    latest: dict[tuple[str, str], tuple[int, str]] = {}
-    for match in filter(None, map(TASK_NAME.fullmatch, names)):
-        if match["job"] in running:
-            process = match["job"], match["rank"]
-            start = int(match["start"] or 0), match[0]
-            latest[process] = max(latest.get(process, start), start)
-    found = []
-    for _, name in latest.values():
-        try:
-            found.append(read_record(paths.tasks / name))
-        except IntegrityError:
-            continue  # of another version
-    return found
-
-
-def by_gpu(records: list[TaskRecord]) -> dict[str, GpuStatus]:
-    """Add up the processes that sample now, by the name of their device."""
-    kinds: dict[str, list[TaskRecord]] = defaultdict(list)
-    for record in records:
-        if not record.ended:
-            kinds[record.device].append(record)
-    return {device: _together(kinds[device]) for device in sorted(kinds)}
-
-
-def _together(records: list[TaskRecord]) -> GpuStatus:
-    rates = [(record, (record.images_per_second or 0) * record.busy) for record in records]
-    ends = [(record.total - record.done) / rate for record, rate in rates if rate]
-    speed = sum(rate for _, rate in rates)
-    return GpuStatus(len(records), speed, max(ends, default=None))
-
-
-def _notes(paths: RunPaths, names: set[str], kind: str) -> list[str]:
-    """Return the first lines of the tasks' notes of a kind, equal ones once; of many, a few."""
-    notes = sorted(name for name in names if name.endswith(kind))
-    jobs = dict[str, list[str]]()
-    for name in notes[:FAILURES_SHOWN]:
-        jobs.setdefault(_first_line(paths.tasks / name), []).append(name.removesuffix(kind))
-    shown = [f"job{'s' * (len(own) > 1)} {', '.join(own)}: {text}" for text, own in jobs.items()]
-    more = len(notes) - FAILURES_SHOWN
-    return [*shown, f"and {more} more"] if more > 0 else shown
-
-
-def _first_line(note: Path) -> str:
-    with note.open(encoding="utf-8", errors="replace") as file:
-        return file.readline(280).strip()
+def _count_images(work: ShardedWork, done: set[int], pieces: Pieces) -> int:
+    whole = sum(work.shard_images(work.shards[index]) for index in done)
+    return whole + sum(
+        min(covered_images(ranges), work.shard_images(shard)) for shard, ranges in pieces.items()
+    )
 
 
 def covered_images(ranges: list[tuple[int, int]]) -> int:
@@ -324,3 +215,155 @@ def covered_images(ranges: list[tuple[int, int]]) -> int:
         total += max(0, stop - max(start, end))
         end = max(end, stop)
     return total
+
+
+def _images_per_second(paths: RunPaths, work: ShardedWork, done: set[int], pieces: Pieces) -> float:
+    """Measure a run's speed from when its latest files were written."""
+    files = [(paths.shard(index), work.shard_images(work.shards[index])) for index in done]
+    files += [
+        (paths.piece(shard.index, start, stop), stop - start)
+        for shard, ranges in pieces.items()
+        for start, stop in ranges
+    ]
+    now, recent = time.time(), []
+    for path, images in files:
+        try:
+            age = now - path.stat().st_mtime
+        except OSError:
+            continue  # moved away, or joined just now
+        if age <= RATE_WINDOW_S:
+            recent.append((age, images))
+    if len(recent) < 2:
+        return 0.0
+    # The oldest file marks when counting starts; its own images were made before.
+    oldest, before = max(recent, key=lambda one: one[0])
+    made = sum(images for _, images in recent) - before
+    return made / oldest if oldest > 0 else 0.0
+
+
+def shortage(paths: RunPaths, work: ShardedWork, why: str) -> str | None:
+    """Compare the space that is free with what a run still needs, if space is why it failed."""
+    if not isinstance(work, Plan) or not any(words in why for words in NO_SPACE):
+        return None
+    needed, _ = stored_bytes(paths, work, work.own_images - images_done(paths, work))
+    free = shutil.disk_usage(paths.root).free
+    text = f"the rest of the run needs about {decimal(needed)}, {decimal(free)} are free"
+    if needed > free:
+        return f"{text}: {decimal(needed - free)} are missing"
+    return f"{text}: space was freed since, or your quota is used up"
+
+
+# What tasks wrote about themselves
+
+
+def _count_restarts(names: set[str]) -> int:
+    """Count requeues of tasks that started again, from what each start left.
+
+    What the queue says is forgotten when a job ends, and the count would fall.
+    """
+    known: dict[str, int] = {}
+    for match in filter(None, map(RESTART_NAME.fullmatch, names)):
+        known[match["job"]] = max(known.get(match["job"], 0), int(match["start"]))
+    return sum(known.values())
+
+
+def _by_gpu(paths: RunPaths, names: set[str], live: Live) -> dict[str, GpuStatus]:
+    """Add up the processes that sample now by the name of their device, from their last records."""
+    running = {job.id for job, state in live.items() if state.state not in (PENDING, UNKNOWN)}
+    latest: dict[tuple[str, str], tuple[int, str]] = {}
+    for match in filter(None, map(TASK_NAME.fullmatch, names)):
+        if match["job"] in running:
+            process = match["job"], match["rank"]
+            start = int(match["start"] or 0), match[0]
+            latest[process] = max(latest.get(process, start), start)
+    kinds: dict[str, list[TaskRecord]] = defaultdict(list)
+    for _, name in latest.values():
+        try:
+            record = read_record(paths.tasks / name)
+        except IntegrityError:
+            continue  # of another version
+        if not record.ended:
+            kinds[record.device].append(record)
+    found = {}
+    for device, records in sorted(kinds.items()):
+        rates = [(record, (record.images_per_second or 0) * record.busy) for record in records]
+        ends = [(record.total - record.done) / rate for record, rate in rates if rate]
+        speed = sum(rate for _, rate in rates)
+        found[device] = GpuStatus(len(records), speed, max(ends, default=None))
+    return found
+
+
+def _notes(paths: RunPaths, names: set[str], kind: str) -> list[str]:
+    """Return the first lines of the tasks' notes of a kind, equal ones once; of many, a few."""
+    notes = sorted(name for name in names if name.endswith(kind))
+    jobs = dict[str, list[str]]()
+    for name in notes[:FAILURES_SHOWN]:
+        with (paths.tasks / name).open(encoding="utf-8", errors="replace") as file:
+            jobs.setdefault(file.readline(280).strip(), []).append(name.removesuffix(kind))
+    shown = [f"job{'s' * (len(own) > 1)} {', '.join(own)}: {text}" for text, own in jobs.items()]
+    more = len(notes) - FAILURES_SHOWN
+    return [*shown, f"and {more} more"] if more > 0 else shown
+
+
+# Later stages
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """How a later stage stands; ``text`` is or begins with one of DONE, FAILED, WAITING, NOT_YET.
+
+    ``job`` is its last one; ``live`` tells whether that waits or runs.
+    """
+
+    text: str
+    job: Job | None = None
+    live: bool = False
+
+
+def stage_states(paths: RunPaths, journal: Journal, live: Live) -> dict[str, StageState]:
+    """Describe how each later stage stands that was submitted or is to be, in their order."""
+    submissions = journal.submissions
+    cancelled = cancelled_jobs(submissions)
+    last = {one.stage: one.jobs[0] for one in submissions if one.stage in LATER and one.jobs}
+    found = {}
+    for stage in LATER:
+        if job := last.get(stage):
+            text = _stage_text(paths, stage, job, live, job in cancelled)
+            found[stage] = StageState(text, job, job in live)
+        elif stage in journal.later:
+            found[stage] = StageState(NOT_YET)
+    return found
+
+
+def read_stages(paths: RunPaths) -> dict[str, StageState]:
+    """Look at how each later stage stands now."""
+    journal = open_journal(paths)
+    return stage_states(paths, journal, live_of(paths, journal.submissions))
+
+
+def waiting_stages(paths: RunPaths) -> dict[str, Job]:
+    """Return the jobs of the later stages that wait in the queue."""
+    found = read_stages(paths).items()
+    return {name: one.job for name, one in found if one.job and one.text.startswith(WAITING)}
+
+
+def _stage_text(paths: RunPaths, stage: str, job: Job, live: Live, cancelled: bool) -> str:
+    logs = job_logs(paths, job)
+    why = reason(paths, job) if logs else ""
+    # What a log says holds without a controller.
+    if succeeded(why):
+        return DONE
+    if job in live:
+        state = live[job]
+        waits_for = f"({state.reason}) " * (state.reason not in ("", "None"))
+        return f"{state.state.lower()} {waits_for}as job {job.id}"
+    if cancelled:
+        return f"cancelled as job {job.id}"
+    if not logs:
+        return f"never started: job {job.id} was cancelled, or the stage before it failed"
+    # Somebody may have merged the run by hand after the job had failed.
+    manifest = ReleasePaths(paths.release).manifest
+    ended = max(log.stat().st_mtime for log in logs)
+    if stage == "merge" and manifest.exists() and manifest.stat().st_mtime > ended:
+        return DONE
+    return FAILED + why

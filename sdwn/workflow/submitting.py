@@ -13,17 +13,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sdwn.errors import QueueFullError, SdwnError, command
-from sdwn.jobs.cluster import Job, Tell
-from sdwn.jobs.journal import note_later
-from sdwn.jobs.live import unfinished
+from sdwn.errors import QueueFullError, SdwnError, UsageError, command
+from sdwn.io import OnMessage
+from sdwn.jobs.journal import note_later, open_journal, open_shards, read_journal
 from sdwn.jobs.profile import ClusterProfile, LaterStage
+from sdwn.jobs.scheduler import Job
 from sdwn.jobs.submit import (
-    alone,
+    WorkOrder,
     changed_code,
     follow,
-    require_same_plan,
+    replaced_plan,
     require_visible,
+    submission_lock,
     submit_once,
 )
 from sdwn.models.lock import ensure
@@ -43,6 +44,7 @@ from sdwn.workflow.following import (
     queue_watch,
     report_damage,
 )
+from sdwn.workflow.status import waiting_stages
 
 
 def submit_run(
@@ -67,13 +69,13 @@ def submit_run(
         then = _stages_to_resume(paths, profile, bool(todo), options.wait, say)
         options = replace(options, then=then)
     if options.then:
-        chain.require_possible(paths, plan, options.then, profile, options.wait)
+        chain.require_chain(paths, plan, options.then, profile, options.wait)
         note_later(paths, options.then)
     if todo:
         ensure(paths, plan)
     evaluated = "evaluate" in options.then
     if not options.force:
-        require_visible(paths, todo)
+        require_visible(paths, read_journal(paths), todo)
         findings = check_run(paths, plan, profile, options.then) if todo or evaluated else []
         # Where nothing is left to make, only what would stop the evaluation counts.
         _refuse_problems([one for one in findings if todo or one.subject == "classifier"], say)
@@ -83,11 +85,11 @@ def submit_run(
         say("\n".join(submitting_lines(estimate(paths, plan, todo, profile))))
     elif not (options.then or options.command):
         say(_nothing_to_submit(paths, plan))
-    remaining = 0
+    order, remaining = WorkOrder(paths, plan, chain.RUN_STAGES, profile), 0
     if options.wait:
-        jobs = follow_to_end(paths, plan, profile, options, display)
+        jobs = follow_to_end(order, options, display)
     else:
-        jobs, remaining = submit_once(paths, plan, profile, say)
+        jobs, remaining = submit_once(order, say)
     found: dict[str, Any] = {
         "submitted": len(jobs),
         "shards": len({index for job in jobs for index in job.indices}),
@@ -98,32 +100,30 @@ def submit_run(
         say(f"{', '.join(options.then)} would start too early and is not submitted")
     elif options.then:
         found["then"] = _submit_stages(paths, plan, profile, options, display)
-    elif (
-        jobs
-        and not (remaining or options.wait)
-        and (early := chain.stages_that(paths, chain.WAITING))
-    ):
+    elif jobs and not (remaining or options.wait) and (early := waiting_stages(paths)):
         named = ", ".join(f"{stage} (job {job.id})" for stage, job in early.items())
         again = command("retry", paths.root, "--then", ",".join(early))
         say(f"{named} will start too early, without these tasks; to change that: {again}")
     return found
 
 
-def unfinished_shards(paths: RunPaths, plan: Plan, say: Tell) -> list[int]:
+def unfinished_shards(paths: RunPaths, plan: Plan, say: OnMessage) -> list[int]:
     """List the shards to submit; report other code than at the last submission, and lost lines.
 
     Raises:
         UsageError: jobs of this folder were submitted for another plan.
     """
-    require_same_plan(paths, plan)
-    if changed := changed_code(paths):
+    journal = open_journal(paths)
+    if replaced := replaced_plan(paths, journal.submissions, plan):
+        raise UsageError(replaced)
+    if changed := changed_code(journal.submissions):
         say(changed)
-    report_damage(paths, say)
-    return unfinished(paths, plan)
+    report_damage(paths, journal, say)
+    return open_shards(paths, plan)
 
 
 def _stages_to_resume(
-    paths: RunPaths, profile: ClusterProfile, anew: bool, wait: bool, say: Tell
+    paths: RunPaths, profile: ClusterProfile, anew: bool, wait: bool, say: OnMessage
 ) -> tuple[LaterStage, ...]:
     """List the later stages to submit again; say so, or what is needed for it."""
     stages = chain.unfinished_stages(paths, anew)
@@ -136,7 +136,7 @@ def _stages_to_resume(
     return stages
 
 
-def _refuse_problems(findings: Sequence[Finding], say: Tell) -> None:
+def _refuse_problems(findings: Sequence[Finding], say: OnMessage) -> None:
     """Report the doctor's warnings, and refuse a run that something would stop.
 
     Raises:
@@ -176,7 +176,7 @@ def _submit_stages(
     try:
         with display.working(", ".join(stages) if options.wait else "submitting"):
             for part in parts:
-                with alone(paths, display.say):
+                with submission_lock(paths, display.say):
                     jobs |= chain.submit_chain(paths, plan, part, profile, display.say)
                 if options.wait:
                     while left := chain.followed(paths, part):
