@@ -23,7 +23,7 @@ from sdwn.jobs.scheduler import Job, JobState, cannot_start
 from sdwn.jobs.task import ArrayTask
 from sdwn.jobs.task_record import write_note
 from sdwn.paths import NO_GPU, RunPaths
-from sdwn.preflight.trials import Callbacks, tune_by_jobs
+from sdwn.preflight.trials import TrialCallbacks, tune_by_jobs
 from sdwn.workflow import status
 from sdwn.workflow.following import leaving_advice
 from sdwn.workflow.later_stages import LATER_STAGES
@@ -326,8 +326,8 @@ def test_a_tuning_that_was_left_is_taken_up_again(
 
     config = noise_config()
     with pytest.raises(KeyboardInterrupt):
-        tune_by_jobs(config, HERE, [], Callbacks(folders.append, leave))
-    (found,) = tune_by_jobs(config, HERE, [], Callbacks(folders.append, lambda _: None))
+        tune_by_jobs(config, HERE, [], TrialCallbacks(folders.append, leave))
+    (found,) = tune_by_jobs(config, HERE, [], TrialCallbacks(folders.append, lambda _: None))
     assert found.tuning.batch_size > 0
     assert folders[0] == folders[1]
     assert len(read_journal(RunPaths(folders[0]))) == 1
