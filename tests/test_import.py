@@ -87,7 +87,7 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def test_pictures_become_a_release_byte_for_byte(source: Path) -> None:
+def test_images_become_a_release_byte_for_byte(source: Path) -> None:
     files = {
         f"{DOG}/rex.jpg": encoded("jpeg", 1),
         f"train/{DOG}/a/b.png": encoded("png", 2),
@@ -125,7 +125,7 @@ def test_a_release_says_that_it_was_imported(source: Path) -> None:
     assert "2 imported images of 2 WordNet synsets" in release.paths.card.read_text()
 
 
-def test_a_black_picture_is_known_as_black(source: Path) -> None:
+def test_a_black_image_is_known_as_black(source: Path) -> None:
     for name, colour in (("black", (0, 0, 0)), ("nearly", (0, 0, 1))):
         buffer = io.BytesIO()
         Image.new("RGB", (4, 4), colour).save(buffer, "png")
@@ -232,7 +232,7 @@ def test_of_files_of_the_same_name_and_bytes_the_first_is_kept(source: Path) -> 
     assert dict(imported.skipped)[f"c/{DOG}/xyz.webp"] == reason
 
 
-def test_other_pictures_of_the_same_name_are_no_duplicates(source: Path) -> None:
+def test_other_images_of_the_same_name_are_no_duplicates(source: Path) -> None:
     for seed, split in enumerate(("train", "val")):
         for number in (1, 2):
             put(source / split / DOG / f"img_{number}.png", encoded("png", 10 * seed + number))
@@ -242,7 +242,7 @@ def test_other_pictures_of_the_same_name_are_no_duplicates(source: Path) -> None
     assert sorted(numbers(imported).values()) == [0, 1, 2, 3, 4]
 
 
-def test_the_card_says_what_the_user_says_of_the_pictures(source: Path) -> None:
+def test_the_card_says_what_the_user_says_of_the_images(source: Path) -> None:
     put(source / DOG / "a.png", encoded("png"))
     said = {"source": "https://example.org/dogs | 2019", "licence": "cc-by-4.0"}
     target = ReleasePaths(source.parent / "release")
@@ -466,7 +466,7 @@ def test_the_first_frame_of_an_animation_is_taken(source: Path) -> None:
     assert [release.image(index).getpixel((0, 0)) for index in (0, 1)] == [(255, 0, 0)] * 2
 
 
-def test_a_cameras_jpeg_of_several_pictures_is_a_jpeg(source: Path) -> None:
+def test_a_cameras_jpeg_of_several_images_is_a_jpeg(source: Path) -> None:
     buffer = io.BytesIO()
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     frames[0].save(buffer, "mpo", save_all=True, append_images=frames[1:])
@@ -478,7 +478,7 @@ def test_a_cameras_jpeg_of_several_pictures_is_a_jpeg(source: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16"])
-def test_pictures_of_every_mode_are_taken_or_left_out(source: Path, mode: str) -> None:
+def test_images_of_every_mode_are_taken_or_left_out(source: Path, mode: str) -> None:
     put(source / DOG / "good.png", encoded("png"))
     path = source / DOG / f"odd.{'jpg' if mode == 'CMYK' else 'png'}"
     Image.new(mode, (8, 8), 1 if mode in "1LPI;16" else None).save(path)
@@ -624,7 +624,7 @@ def test_a_folders_name_says_nothing(source: Path) -> None:
     )
 
 
-def test_texts_of_one_synset_each_keep_their_pictures_and_prompt(source: Path) -> None:
+def test_texts_of_one_synset_each_keep_their_images_and_prompt(source: Path) -> None:
     labelled(source / "a", "dog.txt", DOG_TEXT.replace("prompt: a", "prompt: first, a"), ["1.png"])
     labelled(source / "b", "dog.txt", DOG_TEXT, ["2.png", "3.png"])
     put(source / "0" / "dog.txt", DOG_TEXT)  # of no image
@@ -846,7 +846,7 @@ def test_grey_of_16_bits_keeps_its_shades(source: Path) -> None:
 
 
 def turned(kind: str, orientation: int) -> bytes:
-    """A picture with a red upper edge when it is turned as its EXIF orientation says."""
+    """An image with a red upper edge when it is turned as its EXIF orientation says."""
     upright = Image.new("RGB", (48, 32), "white")
     upright.paste("red", (0, 0, 48, 8))
     back = {
@@ -866,7 +866,7 @@ def turned(kind: str, orientation: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
-def test_pictures_are_upright_wherever_they_are_decoded(
+def test_images_are_upright_wherever_they_are_decoded(
     source: Path, tmp_path: Path, kind: str
 ) -> None:
     for orientation in range(10):
@@ -927,7 +927,7 @@ def test_damaged_exif_turns_nothing(exif: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP", b"tEXt"])
-def test_large_texts_in_a_picture_do_no_harm(source: Path, kind: bytes) -> None:
+def test_large_texts_in_an_image_do_no_harm(source: Path, kind: bytes) -> None:
     plain, packed = encoded("png"), zlib.compress(bytes(3 * 2**20))
     head = {b"zTXt": b"k\0\0", b"iTXt": b"k\0\1\0\0\0", b"iCCP": b"k\0\0", b"tEXt": b"k\0"}[kind]
     data = kind + head + packed * (1 if kind != b"tEXt" else 30_000)

@@ -193,7 +193,7 @@ def test_status_and_submit_name_the_plan_that_was_replaced(planned: PlanRun, sdw
     assert told in sdwn("submit", paths.root, code=2).stderr
 
 
-def test_damaged_shards_are_named_with_the_cure(run: tuple[RunPaths, Plan]) -> None:
+def test_damaged_shards_are_named_with_the_remedy(run: tuple[RunPaths, Plan]) -> None:
     paths, _ = run
     whole = paths.shard(0).read_bytes()
     paths.shard(0).write_bytes(whole[:-20])

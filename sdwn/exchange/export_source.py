@@ -155,7 +155,7 @@ class ExportSource:
         record = {name: row[name] for name in self.schema.names}
         record["sha256"] = hashlib.sha256(payload).hexdigest()
         if record["sha256"] != row["sha256"]:
-            # Earlier imports recorded the size before the image was turned as EXIF says.
+            # Earlier imports recorded the size before the image was turned upright by its EXIF.
             record["width"], record["height"] = open_image(payload, codec).size
         return ExportImage(record, payload, CODECS[codec].extension)
 
@@ -170,7 +170,7 @@ class ExportFormat:
             images, and the span of synsets that go into it.
         unit: how many synsets a unit has, or at least how many bytes.
         in_bytes: each unit is a file, and ``unit`` counts bytes.
-        data_files: the files that Hugging Face datasets should load, if it needs to be told.
+        data_files: the files for Hugging Face datasets, where it does not find them itself.
         check: refuses what the format cannot hold.
     """
 
@@ -194,7 +194,7 @@ def path_name(name: str) -> str:
     """
     quoted = quote(name, safe="", errors="surrogatepass")
     if not quoted or quoted[0] in ".-~":
-        # No name but the empty one gives a lone percent sign.
+        # Only the empty name becomes a lone percent sign.
         quoted = f"%{ord(quoted[0]):02X}{quoted[1:]}" if quoted else "%"
     quoted = _SPLIT_WORD.sub(lambda word: f"{word[0][:-1]}%{ord(word[0][-1]):02X}", quoted)
     if len(quoted) <= _LONGEST_NAME:

@@ -30,7 +30,7 @@ MOST_PIXELS = 64_000_000
 MOST_TEXT_BYTES = 64 * 2**10
 
 _BY_PILLOW_FORMAT = {kind: name for name in EXCHANGED for kind in CODECS[name].pillow_formats}
-# What lies beside images and is no image of anybody.
+# What often lies beside images, and is neither an image nor a text of one.
 _IGNORED = {"readme.md", ".csv", ".json", ".jsonl", ".parquet"}
 
 _WNID = re.compile(r"\bn[0-9]{8}(?![0-9A-Za-z])")
@@ -49,7 +49,7 @@ class SourceFolder:
     """The content of a folder, by names relative to it: files that may be images, and texts.
 
     ``skipped`` has what is left out, with the reason; ``ignored`` counts by name the folders that
-    hold no images of anybody, such as ``@eaDir``. With ``follow_links``, links count as what
+    hold no images of the user, such as ``@eaDir``. With ``follow_links``, links count as what
     they lead to, wherever that is.
     """
 

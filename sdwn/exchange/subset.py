@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from sdwn.exchange.export_source import Span
 from sdwn.io import Advance, refuse_links
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder
-from sdwn.releases.writer import Origin, ReleaseWriter, cut_parts
+from sdwn.releases.writer import Attributes, Origin, ReleaseWriter, cut_parts
 from sdwn.storage.shards import ImageFile, RowRange, join
 from sdwn.wordnet.taxonomy import read_taxonomy
 
@@ -58,29 +57,31 @@ def write_subset(
     )
     with ReleaseWriter(staged, origin) as writer:
         for span in spans:
-
-            def write(path: Path, attributes: Mapping[str, Any], span: Span = span) -> str:
-                with ExitStack() as stack:
-                    return join(path, attributes, _row_ranges(release, span, stack), advance)
-
-            if not writer.add_part({"rows": list(span)}, write):
-                advance(span[1] - span[0])
+            write = partial(_write_part, release=release, span=span, advance=advance)
+            if kept := writer.add_part({"rows": list(span)}, write):
+                advance(kept)
 
 
-def _row_ranges(release: Release, span: Span, stack: ExitStack) -> list[RowRange]:
-    """Open the parts that hold these rows, and return each run of rows that follow one another."""
+def _write_part(
+    path: Path, attributes: Attributes, release: Release, span: Span, advance: Advance
+) -> str:
     table = release.metadata.slice(span[0], span[1] - span[0])
     parts, rows = np.array(table["part"].to_pylist()), table["row"].to_numpy().astype("i8")
-    files = {
-        part: stack.enter_context(ImageFile(release.part(part), most=release.manifest.most_rows))
-        for part in dict.fromkeys(parts.tolist())
-    }
+    # Rows that follow one another in a part are copied as one range.
     follows = (parts[1:] == parts[:-1]) & (np.diff(rows) == 1)
     ends = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(parts)]
-    return [
-        RowRange(files[str(parts[start])], int(rows[start]), int(rows[stop - 1]) + 1)
-        for start, stop in pairwise(ends)
-    ]
+    with ExitStack() as stack:
+        files = {
+            part: stack.enter_context(
+                ImageFile(release.part(part), most=release.manifest.most_rows)
+            )
+            for part in dict.fromkeys(parts.tolist())
+        }
+        ranges = [
+            RowRange(files[str(parts[start])], int(rows[start]), int(rows[stop - 1]) + 1)
+            for start, stop in pairwise(ends)
+        ]
+        return join(path, attributes, ranges, advance)
 
 
 def _read_csv(path: Path) -> list[list[str]]:

@@ -33,8 +33,8 @@ LICENCES = {
 class CardLayout(NamedTuple):
     """A layout of files, which a template of its name describes.
 
-    ``data_files`` are those that a hub should load, if it needs to be told; ``encoding`` is of
-    the images, where it is not the release's own.
+    ``data_files`` are those that a hub should load, where it does not find them itself;
+    ``encoding`` is of the images, where it is not the release's own.
     """
 
     name: str

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan, image_settings, read_plan
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
-from sdwn.releases.writer import Origin, ReleaseWriter, cut_parts
+from sdwn.releases.writer import Attributes, Origin, ReleaseWriter, cut_parts
 from sdwn.storage.columns import COLUMNS, texts
 from sdwn.storage.shards import Expected, ImageFile, RowRange, join
 from sdwn.wordnet.taxonomy import read_taxonomy
@@ -295,22 +296,17 @@ def _fill(
     with ReleaseWriter(staged, origin) as writer:
         for first, last in cut_parts([stat.st_size for _, stat in files], options.part_bytes):
             group = files[first:last]
-            # They tell, after a kill, whether these are the same files as before.
+            # After a kill, it decides whether these are the same files as before.
             state = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in group]
             paths = [path for path, _ in group]
-
-            def write(path: Path, attributes: Mapping[str, Any], paths: list[Path] = paths) -> str:
-                return _write_part(path, attributes, paths, options.decode, advance)
-
-            if not writer.add_part({"shards": state, "decoded": options.decode}, write):
-                for path in paths:
-                    with ImageFile(path) as file:
-                        advance(len(file))
+            write = partial(_write_part, shards=paths, decode=options.decode, advance=advance)
+            if kept := writer.add_part({"shards": state, "decoded": options.decode}, write):
+                advance(kept)
 
 
 def _write_part(
     path: Path,
-    attributes: Mapping[str, Any],
+    attributes: Attributes,
     shards: list[Path],
     decode: bool,
     advance: Advance,

@@ -70,7 +70,7 @@ class Release:
         _chosen: NDArray[np.int64] | None = None,
         _selection: tuple[str, ...] = (),
     ) -> None:
-        # Absolute, for whoever reads may go elsewhere meanwhile.
+        # Absolute, for the process may change its folder before it reads.
         self.paths = ReleasePaths(Path(root).absolute())
         if not self.paths.manifest.is_file():
             inside = ReleasePaths(self.paths.root / "release")
@@ -144,7 +144,7 @@ class Release:
 
     @cached_property
     def taxonomy(self) -> Taxonomy:
-        """What WordNet says of the synsets, ImageNet's classes, and all that is above both."""
+        """WordNet's records of the synsets, ImageNet's classes, and all that is above both."""
         refuse_links(self.paths.taxonomy)
         return open_taxonomy(self.paths.taxonomy)
 
@@ -291,7 +291,9 @@ class Release:
             kept &= self._is_in("status", wanted)
             words.append(f"status {' or '.join(wanted)}")
         if below is not None:
-            kept &= self._below(below)
+            root = self.taxonomy.find(below)
+            wnids = [wnid for wnid in self._rows_by_wnid if self.taxonomy.is_below(wnid, root)]
+            kept &= self._is_in("wnid", wnids)
             words.append(f"{below} and below")
         return self._choose(indices[kept[indices]], words)
 
@@ -359,11 +361,6 @@ class Release:
         found = pc.is_in(self.metadata[column], pa.array(values, pa.string()))
         mask: NDArray[np.bool_] = found.to_numpy()
         return mask
-
-    def _below(self, name: str) -> NDArray[np.bool_]:
-        root = self.taxonomy.find(name)
-        below = [wnid for wnid in self._rows_by_wnid if self.taxonomy.is_below(wnid, root)]
-        return self._is_in("wnid", below)
 
     @cached_property
     def _rows_by_wnid(self) -> dict[str, NDArray[np.int64]]:

@@ -10,7 +10,7 @@
            v
     NAME/                  by one rename; the journal goes last
 
-Whoever builds the same thing again after a kill resumes from the journal.
+A process that builds the same thing after a kill resumes from the journal.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class StagedFolder:
                 content = json.loads(line)
                 lines += [content] if isinstance(content, dict) else []
         self.finished = {line.pop("name"): line for line in lines[1:] if "name" in line}
-        # sdwn makes no links: whoever did wants something written elsewhere.
+        # sdwn makes no links: one here may make it write anywhere.
         if lines[:1] != [json.loads(json.dumps(recipe))] or any(links(root)):
             _empty(root)
             self.finished = {}
@@ -96,7 +96,7 @@ def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[StagedFolder]
             fill(staged)
             for inside, _, _ in os.walk(folder):
                 sync(Path(inside))
-            # In this order: whoever waits for the journal's lock must find the target there.
+            # In this order: a process that waits for the lock must find the target there.
             folder.replace(target)
             (target / JOURNAL).unlink()
             sync(target.parent)

@@ -87,23 +87,19 @@ class ReleaseWriter:
         if kind is None:
             self._describe()
 
-    def add_part(self, inputs: Any, write: Callable[[Path, Attributes], str]) -> bool:
-        """Add a part, unless a killed attempt has finished it: then return False.
+    def add_part(self, inputs: Any, write: Callable[[Path, Attributes], str]) -> int:
+        """Add a part, unless a killed attempt has finished it: return how many images it kept.
 
         Args:
             inputs: what it is made of, in JSON's terms.
             write: writes the file of images, with the attributes given, and returns its SHA-256.
         """
         path, origin = self._paths.part(len(self._files)), self._origin
-        found = self._staged.finished.get(path.name)
         # A kill may fall between a part and its record, and a disk may fail between attempts.
-        new = (
-            found is None
-            or found["inputs"] != json.loads(json.dumps(inputs))
-            or not path.is_file()
-            or found["sha256"] != file_sha256(path)
-        )
-        if found is None or new:
+        digest = file_sha256(path) if path.is_file() else ""
+        finished = {"inputs": json.loads(json.dumps(inputs)), "sha256": digest}
+        kept = self._staged.finished.get(path.name) == finished
+        if not kept:
             attributes = {
                 "kind": "part",
                 "plan_digest": origin.plan_digest or "",
@@ -112,9 +108,8 @@ class ReleaseWriter:
             }
             with atomic(path) as temporary:
                 digest = write(temporary, attributes)
-            found = {"inputs": inputs, "sha256": digest}
-            self._staged.finish(path.name, found)
-        self._record(path, found["sha256"])
+            self._staged.finish(path.name, {"inputs": inputs, "sha256": digest})
+        self._record(path, digest)
         with ImageFile(path) as file:
             rows = file.rows()
             offsets = file.offsets + np.uint64(file.blob_start)
@@ -127,7 +122,7 @@ class ReleaseWriter:
                 )
             self._metadata.write_table(batch)
             self._count(rows, file.sessions)
-        return new
+            return len(file) if kept else 0
 
     def _count(self, rows: Table, sessions: list[dict[str, Any]]) -> None:
         self._columns.update(rows)
