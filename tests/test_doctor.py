@@ -78,10 +78,10 @@ SITE = site(
 @pytest.mark.parametrize(
     ("fields", "subject", "verdict", "told"),
     [
-        ({"time": "13:00:00"}, "time", "ok", "1-00:00:00 is the MaxTime of partition main"),
-        ({"time": "25:00:00"}, "time", "problem", "1-00:00:00, the MaxTime of partition main"),
+        ({"time": "13:00:00"}, "time", "ok", "24 h is the MaxTime of partition main"),
+        ({"time": "25:00:00"}, "time", "problem", "24 h, the MaxTime of partition main"),
         ({"time": "25:00:00", "partition": "main,high"}, "time", "warning", "MaxTime of"),
-        ({"time": "13:00:00", "qos": "normal"}, "time", "problem", "12:00:00, the MaxWall of QOS"),
+        ({"time": "13:00:00", "qos": "normal"}, "time", "problem", "12 h, the MaxWall of QOS"),
         ({"time": "25:00:00", "qos": "long"}, "time", "ok", "no limit is known"),
         ({"partition": "short"}, "partition", "problem", "short is closed"),
     ],
@@ -469,7 +469,7 @@ def test_what_a_site_does_not_have_is_a_problem_with_advice(
     for fields, subject, verdict, advice in (
         ({"partition": "moon"}, "partition", "problem", "no moon; this site has high, main"),
         ({"partition": "main,high"}, "partition", "ok", "high, main is open"),
-        ({"time": "2-00:00:00"}, "time", "problem", "1-00:00:00, the MaxTime of partition main"),
+        ({"time": "2-00:00:00"}, "time", "problem", "24 h, the MaxTime of partition main"),
         ({"gres": "gpu:A100:1"}, "nodes", "problem", "gres gpu:A100:1.* 2 a100 .* 2 v100"),
         ({"gres": "gpu:a100:3"}, "nodes", "problem", "gres gpu:a100:3"),
         ({"gpus_per_node": "3"}, "nodes", "problem", "gpus_per_node 3"),

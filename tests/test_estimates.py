@@ -21,10 +21,11 @@ from sdwn.preflight.estimate import (
     Estimate,
     cost,
     estimate,
+    estimate_rows,
     known_speeds,
     stored_bytes,
+    submitting_lines,
 )
-from sdwn.preflight.estimate_text import estimate_rows, submitting_lines
 from sdwn.storage.images import encode
 from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import Synset
@@ -276,10 +277,13 @@ def test_the_architecture_decides_in_a_folder_of_any_name(paper_plan: Plan, tmp_
     ("fields", "expected"),
     [
         ({"time": "60"}, None),
-        ({"time": "30"}, "takes 28.6 min and the time limit ends it after 28.5 min: a task will "),
+        (
+            {"time": "30"},
+            "28 min 37 s and the time limit ends it after 28 min 30 s: a task will ",
+        ),
         ({"time": "12"}, "a task will be requeued 2 times; ask for more --time, or plan smaller"),
         ({"time": "60", "shards_per_task": 3}, "requeued once; .* or fewer --shards-per-task"),
-        ({"time": "2"}, "after 0.5 min, before the model is loaded"),
+        ({"time": "2"}, "after 30 s, before the model is loaded"),
         (
             {"time": "4", "batch_size": 200},
             "before a first batch of 200 images is .*-size",
@@ -378,7 +382,7 @@ def test_what_is_submitted_is_said_in_a_line(paper_plan: Plan, tmp_path: Path) -
         "submitting 132 tasks for 132 shards, 85.5 GB: about 28 min 37 s each, 62.5 GPU-hours "
         "(published speed of an A100)"
     )
-    assert warning.startswith("warning: a task takes 28.6 min")
+    assert warning.startswith("warning: a task takes 28 min 37 s")
     (line,) = submitting_lines(of_paper(paper_plan, tmp_path, executor="local"))
     assert "time not known yet: run sdwn pilot" in line
     rows = estimate_rows(of_paper(paper_plan, tmp_path, gpus_per_node="a100:4"))

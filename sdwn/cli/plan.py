@@ -33,8 +33,7 @@ def plan_command(
     chosen = open_profile(profile, {}) if profile else None
     from sdwn.planning.plan import summary
     from sdwn.planning.slices import WHOLE, parse_slice
-    from sdwn.preflight.estimate import estimate
-    from sdwn.preflight.estimate_text import estimate_rows
+    from sdwn.preflight.estimate import estimate, estimate_rows
     from sdwn.workflow.plan_run import plan_run
 
     share = WHOLE if slice_ is None else parse_slice(slice_)

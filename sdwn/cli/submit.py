@@ -67,8 +67,7 @@ def show_script(
     """Print the script that would be submitted, and on stderr what it would take."""
     from sdwn.jobs import cluster
     from sdwn.jobs.site import max_array_size
-    from sdwn.preflight.estimate import estimate
-    from sdwn.preflight.estimate_text import arrays_line, estimate_rows
+    from sdwn.preflight.estimate import arrays_line, estimate, estimate_rows
 
     tasks: Sequence[tuple[int, ...]] = cluster.group_into_tasks(todo, profile)
     arrays, script = [(tasks, len(tasks))], ""

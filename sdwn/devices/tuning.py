@@ -21,7 +21,6 @@ MOST_PROBES = 10
 # batch under way, and probing ends once two doublings together gain no more. One doubling alone
 # says little, for the same batch again differs in speed by about as much.
 TOLERANCE = 0.01
-CHOSEN = "chosen"
 BLUE, RED = "#4477aa", "#cc6677"
 
 
@@ -106,13 +105,28 @@ def tune(
         SdwnError: there is no room for one image.
     """
     grid, limit = batch_sizes(images_per_synset, most), memory.limit_bytes
-    probes: list[Probe] = []
+    probes, fitting, ceiling = list[Probe](), list[tuple[int, float, int]](), inf
     size: int | None = max(size for size in grid if size <= images_per_synset)
     while size is not None and len(probes) < MOST_PROBES:
-        probes.append(_probe(run_batch, memory, size))
-        size = _next_size(grid, probes, limit)
+        probe = _probe(run_batch, memory, size)
+        probes.append(probe)
+        if probe.peak_bytes is None or probe.images_per_second is None or probe.peak_bytes > limit:
+            ceiling = size
+        else:
+            fitting.append((size, probe.images_per_second, probe.peak_bytes))
+        if not fitting:
+            options = [size for size in grid if 2 * size <= ceiling]
+        elif len(fitting) > 2 and fitting[-1][1] < (1 + TOLERANCE) * fitting[-3][1]:
+            break
+        else:
+            options = [size for size in grid if fitting[-1][0] < size <= 2 * fitting[-1][0]]
+            options = [size for size in options if size < ceiling]
+            # A single peak tells nothing of how memory grows.
+            if len(fitting) > 1:
+                base, image = _memory_line(probes)
+                options = [size for size in options if base + image * size <= limit]
+        size = max(options, default=None)
     probes.sort(key=lambda probe: probe.batch_size)
-    fitting = _fitting(probes, limit)
     if not fitting:
         peak = probes[0].peak_bytes
         found = "out of memory" if peak is None else f"a peak of {peak / GB:.1f} GB"
@@ -141,47 +155,6 @@ def _probe(run_batch: Callable[[int], float], memory: Memory, size: int) -> Prob
     return Probe(size, None, None)
 
 
-def _next_size(grid: Sequence[int], probes: Sequence[Probe], limit_bytes: int) -> int | None:
-    """Return what to try next: half, double, or what memory has room for; None at the end."""
-    fitting, ceiling = _fitting(probes, limit_bytes), _ceiling(probes, limit_bytes)
-    if not fitting:
-        return max((size for size in grid if 2 * size <= ceiling), default=None)
-    largest, speed, _ = fitting[-1]
-    if len(fitting) > 2 and speed < (1 + TOLERANCE) * fitting[-3][1]:
-        return None
-    base, image = _memory_line(probes)
-    larger = [
-        size
-        for size in grid
-        if largest < size <= 2 * largest
-        and size < ceiling
-        # A single peak tells nothing of how memory grows.
-        and (len(fitting) == 1 or base + image * size <= limit_bytes)
-    ]
-    return max(larger, default=None)
-
-
-def _ceiling(probes: Sequence[Probe], limit_bytes: int) -> float:
-    """Return the smallest size known to be too large."""
-    sizes = (p.batch_size for p in probes if p.peak_bytes is None or p.peak_bytes > limit_bytes)
-    return min(sizes, default=inf)
-
-
-def _fitting(probes: Sequence[Probe], limit_bytes: int) -> list[tuple[int, float, int]]:
-    """List size, speed and peak of what has room, in the order of size.
-
-    A size that once ran is out too if a smaller one fails later: the card is shared.
-    """
-    ceiling = _ceiling(probes, limit_bytes)
-    return sorted(
-        (probe.batch_size, probe.images_per_second, probe.peak_bytes)
-        for probe in probes
-        if probe.images_per_second is not None
-        and probe.peak_bytes is not None
-        and probe.batch_size < ceiling
-    )
-
-
 def _memory_line(probes: Sequence[Probe]) -> tuple[float, float]:
     """Fit peak = base + image * size, in bytes; from a single size, through the origin."""
     peaks = {p.batch_size: p.peak_bytes for p in probes if p.peak_bytes is not None}
@@ -193,30 +166,24 @@ def _memory_line(probes: Sequence[Probe]) -> tuple[float, float]:
 
 def tuning_table(tuning: Tuning) -> list[dict[str, object]]:
     """Return a row for each probe, for people to read; None where it ran out of memory."""
-    notes = {probe.batch_size: "" for probe in tuning.probes}
-    notes[tuning.batch_size] = CHOSEN
-    for probe in tuning.probes:
-        if probe.peak_bytes is None:
-            notes[probe.batch_size] = "out of memory"
-        elif probe.peak_bytes > tuning.limit_bytes:
-            notes[probe.batch_size] = "over the head-room"
+    limit = tuning.limit_bytes
     best = max(
-        probe.images_per_second or 0
+        probe.images_per_second
         for probe in tuning.probes
-        if notes[probe.batch_size] in ("", CHOSEN)
+        if probe.images_per_second and probe.peak_bytes and probe.peak_bytes <= limit
     )
     rows: list[dict[str, object]] = []
     for probe in tuning.probes:
         speed, peak = probe.images_per_second, probe.peak_bytes
-        rows.append(
-            {
-                "batch size": probe.batch_size,
-                "images/s": None if speed is None else float(f"{speed:.3g}"),
-                "peak GB": None if peak is None else round(peak / GB, 2),
-                "percent of best": None if speed is None else round(100 * speed / best, 1),
-                "note": notes[probe.batch_size],
-            }
-        )
+        note = "chosen" if probe.batch_size == tuning.batch_size else ""
+        if peak is None or speed is None:
+            row: dict[str, object] = dict.fromkeys(("images/s", "peak GB", "percent of best"))
+            note = "out of memory"
+        else:
+            row = {"images/s": float(f"{speed:.3g}"), "peak GB": round(peak / GB, 2)}
+            row["percent of best"] = round(100 * speed / best, 1)
+            note = "over the head-room" if peak > limit else note
+        rows.append({"batch size": probe.batch_size, **row, "note": note})
     return rows
 
 

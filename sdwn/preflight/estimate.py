@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.filesize import decimal
+
 from sdwn.devices.gpu_profiles import GpuProfile, stored_profiles
 from sdwn.devices.published import (
     HEIGHT,
@@ -23,8 +25,7 @@ from sdwn.devices.published import (
     published_speed,
     scaled,
 )
-from sdwn.errors import IntegrityError, command
-from sdwn.generation.noise import SECONDS_A_STEP
+from sdwn.errors import IntegrityError, command, counted, duration
 from sdwn.io import read_json
 from sdwn.jobs.profile import ClusterProfile, minutes
 from sdwn.jobs.task_record import deal_to_processes
@@ -159,7 +160,9 @@ def cost(
     warning = None
     if longest > limit:
         # What the limit ends starts again, and loads again.
-        warning = f"a task takes {_time(longest)} and the time limit ends it after {_time(limit)}"
+        warning = (
+            f"a task takes {duration(longest)} and the time limit ends it after {duration(limit)}"
+        )
         advice = "ask for more --time, or plan smaller shards"
         if profile.shards_per_task > 1:
             advice += ", or fewer --shards-per-task"
@@ -184,10 +187,6 @@ def cost(
         warning=warning,
         stuck=warning is not None and limit <= first_batch,
     )
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 60:.3g} min" if seconds < 3600 else f"{seconds / 3600:.3g} h"
 
 
 def stored_bytes(paths: RunPaths, plan: Plan, images: int) -> tuple[int, str]:
@@ -255,6 +254,8 @@ def _pilot_speed(
 def _noise_speed(config: RunConfig) -> tuple[DeviceSpeed, ...]:
     if config.model.builtin != "noise":
         return ()
+    from sdwn.generation.noise import SECONDS_A_STEP  # numpy and Pillow, which status needs not
+
     speed = 1 / (SECONDS_A_STEP * config.generation.num_inference_steps)
     return (DeviceSpeed("cpu", speed, "the set pace of builtin:noise", 0.0, "nothing to load"),)
 
@@ -383,3 +384,70 @@ def _may_be(device: str, names: Sequence[str]) -> bool:
         else all(spaced(part) in spaced(device) for part in re.findall(r"[A-Za-z0-9]+", name))
         for name in names
     )
+
+
+# --- As text -----------------------------------------------------------------------------------
+
+
+def estimate_rows(found: Estimate) -> dict[str, str]:
+    """Return a row for each device, with what each figure rests on."""
+    rows = {
+        "to make": f"{counted(found.images, 'image')}, {_tasks(found)}",
+        "to store": f"{decimal(found.bytes)} ({found.bytes_source})",
+    }
+    for cost in found.costs:
+        speed = cost.speed
+        # Where tasks run one at a time, this is the device time once more.
+        several = cost.hours < 0.999 * cost.device_hours
+        rows[f"on {speed.device}"] = (
+            f"{duration(3600 * cost.hours_per_task)} a task, {_device_hours(cost)}"
+            + (f", {duration(3600 * cost.hours)} in all" if several else "")
+            + f"; {speed.images_per_second:.3g} images/s ({speed.speed_source}), "
+            f"loading {duration(speed.loading_seconds)} ({speed.loading_source})"
+        )
+    if found.unknown:
+        rows["time"] = f"not known yet: {found.unknown}"
+    for cost in found.costs:
+        if cost.warning:
+            rows[f"warning, {cost.speed.device}"] = cost.warning
+    return rows
+
+
+def submitting_lines(found: Estimate) -> list[str]:
+    """Return a line on what is being submitted, then the warnings."""
+    takes = "; ".join(
+        f"about {duration(3600 * cost.hours_per_task)} each, {_device_hours(cost)} "
+        f"({cost.speed.speed_source})"
+        for cost in found.costs
+    )
+    takes = takes or f"time not known yet: {found.unknown}"
+    warnings = [f"warning: {cost.warning}" for cost in found.costs if cost.warning]
+    return [f"submitting {_tasks(found)}, {decimal(found.bytes)}: {takes}", *warnings]
+
+
+def arrays_line(arrays: Sequence[tuple[Sequence[object], int]], tasks: int) -> str:
+    """Return a line on how tasks are cut into arrays, of which the script is the first one's.
+
+    Args:
+        arrays: each array's tasks, and how many of them run at once.
+        tasks: how many there are, those that come later included.
+
+    >>> arrays_line([("abc", 2), ("de", 1)], 7)
+    '2 arrays (the script is of the first): 3 tasks, 2 at once; 2 tasks, 1 at once; 2 tasks later'
+    """
+    each = [f"{counted(len(part), 'task')}, {at_once:,} at once" for part, at_once in arrays]
+    later = tasks - sum(len(part) for part, _ in arrays)
+    each += [f"{counted(later, 'task')} later"] * bool(later)
+    return f"{counted(len(arrays), 'array')} (the script is of the first): {'; '.join(each)}"
+
+
+def _tasks(found: Estimate) -> str:
+    gpus = f", {found.devices_per_task} GPUs each" if found.devices_per_task > 1 else ""
+    return f"{counted(found.tasks, 'task')} for {counted(found.shards, 'shard')}{gpus}"
+
+
+def _device_hours(cost: Cost) -> str:
+    hours = cost.device_hours
+    number = f"{hours:,.0f}" if hours >= 1000 else f"{hours:.3g}"
+    number = number if hours >= 0.01 else "under 0.01"
+    return f"{number} {'device' if cost.speed.device == 'cpu' else 'GPU'}-hours"

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from sdwn.errors import counted, duration
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import is_full, job_script, split_into_arrays
 from sdwn.jobs.profile import ClusterProfile, minutes
@@ -89,13 +90,15 @@ def _time(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
     every = len(short) == len(longest)
     if qos and qos.wall_min and qos.wall_min < wanted and site.enforces("limits"):
         short, every = {f"MaxWall of QOS {qos.name}": qos.wall_min}, True
-    text = f"a task asks for {slurm_time(wanted)}"
+    text = f"a task asks for {duration(60 * wanted)}"
     if short:
         source, most = max(short.items(), key=lambda item: item[1])
-        text += f" and may take {slurm_time(most)}, the {source}: it would wait for ever"
+        text += f" and may take {duration(60 * most)}, the {source}: it would wait for ever"
         yield Finding("time", "problem" if every else "warning", f"{text}; lower time")
     else:
-        known = [f"{slurm_time(most)} is the {source}" for source, most in longest.items() if most]
+        known = [
+            f"{duration(60 * most)} is the {source}" for source, most in longest.items() if most
+        ]
         yield Finding("time", "ok", f"{text}; {', '.join(known) or 'no limit is known'}")
 
 
@@ -105,7 +108,7 @@ def _arrays(site: Site, profile: ClusterProfile, tasks: int) -> Iterator[Finding
         return
     most = array_size(site.config or {})
     count = len(split_into_arrays(range(tasks), most, profile.array_parallelism))
-    text = f"{_count(tasks, 'task')} as {_count(count, 'array')} of at most {most:,}"
+    text = f"{counted(tasks, 'task')} as {counted(count, 'array')} of at most {most:,}"
     yield Finding("arrays", "ok", text)
     wave = profile.max_submit_jobs
     if wave is None or wave >= tasks:
@@ -165,19 +168,8 @@ def _nodes(partition: Partition) -> str:
         gpus = [f"{count} {name or 'GPU'}" for name, count in sorted(kind.gpus.items())]
         has = ", ".join([f"{kind.cpus:,} CPUs", f"{kind.memory_mb:,} MB", *gpus])
         down = f" ({kind.nodes - kind.usable:,} down or drained)" * (kind.usable < kind.nodes)
-        kinds.append(f"{_count(kind.nodes, 'node')} with {has}{down}")
+        kinds.append(f"{counted(kind.nodes, 'node')} with {has}{down}")
     return f"{partition.name} has {' and '.join(kinds) or 'no nodes'}"
-
-
-def slurm_time(minutes: int) -> str:
-    """Write a time as SLURM does.
-
-    >>> slurm_time(90), slurm_time(2910)
-    ('1:30:00', '2-00:30:00')
-    """
-    days, rest = divmod(minutes, 24 * 60)
-    hours = f"{rest // 60:02d}" if days else f"{rest // 60}"
-    return f"{f'{days}-' if days else ''}{hours}:{rest % 60:02d}:00"
 
 
 def _names(names: Iterable[str]) -> str:
@@ -185,7 +177,3 @@ def _names(names: Iterable[str]) -> str:
     shown = sorted(names)
     more = f" and {len(shown) - MOST_NAMES} more" if len(shown) > MOST_NAMES else ""
     return ", ".join(shown[:MOST_NAMES]) + more
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -17,7 +17,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -411,11 +411,19 @@ def _ask_node(
     probe, token = run.probe, f"probe-{uuid4().hex}"
     _clear(probe, "probe")
     shorter = {"time": str(min(PROBE_MINUTES, minutes(profile.time)))}
-    with _token_for_nodes(probe, token):
+    write_text(probe.token, token)
+    # In the cache, too, as long as the job runs: does the node see the same one?
+    cached = cache_folder() / token
+    with suppress(OSError):  # Whether this machine writes there is checked beside it.
+        write_text(cached, token)
+    try:
         task = ArrayTask(PROBE, str(run.root.absolute()), (0,))
         (job,) = submit_tasks(probe, [task], profile.model_copy(update=shorter))
         callbacks.on_start(probe.root)
         follow(probe, callbacks.watch)
+    finally:
+        with suppress(OSError):
+            cached.unlink(missing_ok=True)
     if not job_logs(probe, job):
         raise SdwnError(
             f"job {job.id} ended and left nothing in {probe.root}: compute nodes most likely do "
@@ -427,17 +435,3 @@ def _ask_node(
     if report.token != token:
         raise SdwnError(f"{report.node} sees another {probe.token} than this machine")
     return check_node(report, plan, profile)
-
-
-@contextmanager
-def _token_for_nodes(probe: RunPaths, token: str) -> Iterator[None]:
-    """Write a token into the probe's folder, and into the cache for as long as the block runs."""
-    write_text(probe.token, token)
-    cached = cache_folder() / token
-    with suppress(OSError):  # Whether this machine writes there is checked beside it.
-        write_text(cached, token)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            cached.unlink(missing_ok=True)

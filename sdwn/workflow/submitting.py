@@ -31,8 +31,7 @@ from sdwn.models.lock import ensure
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.preflight.doctor import check_run
-from sdwn.preflight.estimate import estimate
-from sdwn.preflight.estimate_text import submitting_lines
+from sdwn.preflight.estimate import estimate, submitting_lines
 from sdwn.preflight.findings import Finding
 from sdwn.preflight.prefetch import lock_found_classifier
 from sdwn.workflow import later_stages as chain
