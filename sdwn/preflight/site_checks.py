@@ -15,7 +15,7 @@ from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import is_full, job_script, split_into_arrays
 from sdwn.jobs.profile import ClusterProfile, minutes
 from sdwn.jobs.site import Partition, Site, array_size, user
-from sdwn.preflight.findings import Finding
+from sdwn.preflight.findings import Finding, problems
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel")
 MOST_NAMES = 12
@@ -49,12 +49,14 @@ def check_site(site: Site, profile: ClusterProfile, tasks: int) -> list[Finding]
     if site.config is None and scheduler.squeue() is None:
         text = "the SLURM controller does not answer; try again later, or ask your site"
         return [Finding("slurm", "problem", text)]
+    partitions = list(_partitions(site, profile))
     return [
         Finding("slurm", "ok", f"version {(site.config or {}).get('SLURM_VERSION', 'unknown')}"),
-        *_partitions(site, profile),
+        *partitions,
         *_time(site, profile),
         *_arrays(site, profile, tasks),
-        *_request(site, profile),
+        # Of a partition that is not there, sbatch says no more.
+        *([] if problems(partitions) else _request(site, profile)),
     ]
 
 
