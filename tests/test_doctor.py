@@ -307,7 +307,7 @@ def test_wordnet_is_found_without_nltk(
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
     run, local = planned(), profile(executor="local")
-    whole, _ = corpus.look()
+    whole, _ = corpus.look_for_corpus()
     assert whole is not None
     folder = tmp_path / "data/corpora/wordnet"
     folder.mkdir(parents=True)

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.paths import RunPaths
-from sdwn.planning.plan import image_seed, make_plan, prompt, read_plan, summary, write_plan
+from sdwn.planning.plan import (
+    fill_prompt,
+    image_seed,
+    make_plan,
+    plan_summary,
+    read_plan,
+    write_plan,
+)
 from sdwn.wordnet.catalog import Catalog, read_catalog
 from sdwn.wordnet.corpus import Synset, WordNet
 
@@ -61,7 +68,7 @@ def test_shard_size_from_time_and_speed() -> None:
     storage = {"images_per_shard": None, "shard_hours": 2, "images_per_second": 1.1}
     config = noise_config(images_per_synset=10, storage=storage)
     plan = make_plan(config, Catalog("test", synsets(1000)))
-    assert summary(plan)["images_per_shard"] == 7920
+    assert plan_summary(plan)["images_per_shard"] == 7920
 
 
 def test_a_plan_is_read_back_as_written(planned: PlanRun) -> None:
@@ -228,10 +235,10 @@ def test_a_folder_without_a_plan_is_explained(tmp_path: Any) -> None:
 
 def test_prompt_templates() -> None:
     dog = Synset("n02084071", "dog.n.01", ("dog", "domestic_dog"), "a member of the genus Canis")
-    assert prompt("{definition}", dog) == "a member of the genus Canis"
-    assert prompt("{lemma}: {lemmas} ({synset})", dog) == "dog: dog, domestic dog (dog.n.01)"
+    assert fill_prompt("{definition}", dog) == "a member of the genus Canis"
+    assert fill_prompt("{lemma}: {lemmas} ({synset})", dog) == "dog: dog, domestic dog (dog.n.01)"
 
 
 def test_braces_in_a_gloss_are_kept() -> None:
     odd = dataclasses.replace(synsets(1)[0], definition="a {curly} thing")
-    assert prompt("{definition}", odd) == "a {curly} thing"
+    assert fill_prompt("{definition}", odd) == "a {curly} thing"

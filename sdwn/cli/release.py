@@ -56,13 +56,13 @@ def merge_command(
 def merge_runs(runs: list[Path], release: Path, options: MergeOptions) -> dict[str, Any]:
     """Merge runs into a release with a progress bar; return its counts."""
     from sdwn.paths import ReleasePaths, RunPaths
-    from sdwn.planning.plan import differing, read_plan
+    from sdwn.planning.plan import read_plan, setting_differences
     from sdwn.releases.merge import merge, merged_summary
 
     paths = [RunPaths(run) for run in runs]
     first, *others = [read_plan(path).config.evaluation.model_dump(mode="json") for path in paths]
     for path, other in zip(paths[1:], others, strict=True):
-        if found := differing(first, other, (f"in {runs[0]}", f"in {path.root}")):
+        if found := setting_differences(first, other, (f"in {runs[0]}", f"in {path.root}")):
             console.say(
                 f"the runs' evaluations have other settings ({'; '.join(found)}); the release "
                 f"takes those of {runs[0]}"

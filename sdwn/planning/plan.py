@@ -1,4 +1,9 @@
-"""A catalog and a config become a plan: shards, images, seeds. Pure, and no torch."""
+"""A catalog and a config become a plan: shards, images, seeds. Pure, and no torch.
+
+`make_plan` computes it, `write_plan` and `read_plan` keep it in a run folder: ``plan.json`` has the
+settings and the digest, ``synsets.csv`` a row a synset, ``taxonomy.parquet`` what WordNet says of
+them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdwn.config import EvaluationConfig, RunConfig, has_field, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
-from sdwn.io import TABLE_BYTES, csv_text, decode_text, read_json, read_whole, write_text
+from sdwn.io import TABLE_BYTES, Format, csv_text, decode_text, read_json, read_whole, write_text
 from sdwn.paths import RunPaths
 from sdwn.planning.slices import WHOLE, Slice, parse_slice
 from sdwn.wordnet.imagenet import class_index
@@ -22,8 +27,7 @@ if TYPE_CHECKING:
     from sdwn.wordnet.catalog import Catalog
     from sdwn.wordnet.corpus import Synset, WordNet
 
-FORMAT = "sdwn-plan"
-FORMAT_VERSION = 1
+FORMAT = Format("sdwn-plan", 1, "read it with the sdwn that wrote it, or plan into a new folder")
 WORDNET_VERSION = "3.0"
 
 
@@ -42,7 +46,7 @@ class PlannedSynset:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Rows ``start`` up to ``stop``: of a plan's table, in whole synsets; or of judged images."""
+    """Rows ``start`` up to ``stop``: of a plan's table, in whole synsets; or of images."""
 
     index: int
     start: int
@@ -75,18 +79,21 @@ class Plan:
     slice: Slice = field(default=WHOLE, compare=False)
 
     @property
+    def stage(self) -> str:
+        """The stage that makes its shards."""
+        return "generate"
+
+    @property
     def images(self) -> int:
         """Number of images in all."""
         return len(self.synsets) * self.config.images_per_synset
 
-    @property
-    def stage(self) -> str:
-        """What its shards are made by."""
-        return "generate"
-
-    def done(self, paths: RunPaths) -> set[int]:
-        """List the finished shards of a run folder."""
-        return paths.done_shards()
+    @cached_property
+    def shards(self) -> tuple[Shard, ...]:
+        """All shards, in order; the last may be shorter."""
+        size, rows = synsets_per_shard(self.config), len(self.synsets)
+        starts = range(0, rows, size)
+        return tuple(Shard(i, start, min(start + size, rows)) for i, start in enumerate(starts))
 
     @cached_property
     def own_shards(self) -> tuple[Shard, ...]:
@@ -98,15 +105,22 @@ class Plan:
         """Number of images of this run folder's slice."""
         return sum(map(self.shard_images, self.own_shards))
 
-    @cached_property
-    def shards(self) -> tuple[Shard, ...]:
-        """All shards, in order; the last may be shorter."""
-        size = synsets_per_shard(self.config)
-        starts = range(0, len(self.synsets), size)
-        return tuple(
-            Shard(index, start, min(start + size, len(self.synsets)))
-            for index, start in enumerate(starts)
-        )
+    def shard_images(self, shard: Shard) -> int:
+        """Count a shard's images."""
+        return (shard.stop - shard.start) * self.config.images_per_synset
+
+    def done(self, paths: RunPaths) -> set[int]:
+        """List the finished shards of a run folder."""
+        return paths.done_shards()
+
+    def specs(self, shard: Shard) -> Iterator[ImageSpec]:
+        """Yield a shard's images in order."""
+        index = 0
+        for row in self.synsets[shard.start : shard.stop]:
+            for number in range(self.config.images_per_synset):
+                seed = image_seed(self.config.seed, row.wnid, number)
+                yield ImageSpec(index, row.wnid, row.synset, number, row.prompt, seed)
+                index += 1
 
     @cached_property
     def digest(self) -> str:
@@ -117,19 +131,6 @@ class Plan:
         return self.recorded_digest or _digest(
             image_settings(self.config), table_text(self.synsets)
         )
-
-    def shard_images(self, shard: Shard) -> int:
-        """Count a shard's images."""
-        return (shard.stop - shard.start) * self.config.images_per_synset
-
-    def specs(self, shard: Shard) -> Iterator[ImageSpec]:
-        """Yield a shard's images in order."""
-        index = 0
-        for row in self.synsets[shard.start : shard.stop]:
-            for number in range(self.config.images_per_synset):
-                seed = image_seed(self.config.seed, row.wnid, number)
-                yield ImageSpec(index, row.wnid, row.synset, number, row.prompt, seed)
-                index += 1
 
 
 def image_seed(run_seed: int, wnid: str, number: int) -> int:
@@ -178,7 +179,7 @@ def make_plan(config: RunConfig, catalog: Catalog, share: Slice = WHOLE) -> Plan
             imagenet_class=classes.get(synset.wnid),
             lemmas=", ".join(synset.lemmas),
             definition=synset.definition,
-            prompt=prompt(config.prompt, synset),
+            prompt=fill_prompt(config.prompt, synset),
         )
         for row, synset in enumerate(catalog.synsets)
     )
@@ -191,11 +192,12 @@ def make_plan(config: RunConfig, catalog: Catalog, share: Slice = WHOLE) -> Plan
     return plan
 
 
-def prompt(template: str, synset: Synset) -> str:
+def fill_prompt(template: str, synset: Synset) -> str:
     """Fill a prompt template.
 
     >>> from sdwn.wordnet.corpus import Synset
-    >>> prompt("a photo of a {lemma}", Synset("n02084071", "dog.n.01", ("domestic_dog",), "a ..."))
+    >>> dog = Synset("n02084071", "dog.n.01", ("domestic_dog",), "a member of ...")
+    >>> fill_prompt("a photo of a {lemma}", dog)
     'a photo of a domestic dog'
     """
     lemmas = [lemma.replace("_", " ") for lemma in synset.lemmas]
@@ -204,12 +206,12 @@ def prompt(template: str, synset: Synset) -> str:
     )
 
 
-def summary(plan: Plan) -> dict[str, Any]:
+def plan_summary(plan: Plan) -> dict[str, Any]:
     """Count what a plan holds; ImageNet classes by wnid, and by distinct name (first lemma)."""
     classes = [row for row in plan.synsets if row.imagenet_class is not None]
     # The published evaluation counts names without case: Cardigan the dog and the jacket are one.
     names = {row.lemmas.split(", ")[0].casefold() for row in classes}
-    share = {} if plan.slice.whole else {"slice": _share(plan)}
+    share = f"{plan.slice}: {len(plan.own_shards)} shards, {plan.own_images} images"
     return {
         "catalog": plan.catalog,
         "synsets": len(plan.synsets),
@@ -219,13 +221,9 @@ def summary(plan: Plan) -> dict[str, Any]:
         "imagenet_images": len(classes) * plan.config.images_per_synset,
         "shards": len(plan.shards),
         "images_per_shard": plan.shard_images(plan.shards[0]),
-        **share,
+        **({} if plan.slice.whole else {"slice": share}),
         "digest": plan.digest,
     }
-
-
-def _share(plan: Plan) -> str:
-    return f"{plan.slice}: {len(plan.own_shards)} shards, {plan.own_images} images"
 
 
 def table_text(synsets: tuple[PlannedSynset, ...]) -> str:
@@ -241,17 +239,22 @@ def _digest(settings: dict[str, Any], table: str) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def differing(
+def setting_differences(
     first: Mapping[str, Any], second: Mapping[str, Any], where: tuple[str, str] = ("here", "now")
 ) -> list[str]:
-    """Name the settings in which two sections differ.
+    """List the settings in which two sections differ, with both values.
 
-    >>> differing({"seed": 42, "model": {"name": "sd"}}, {"seed": 43, "model": {"name": "sd"}})
-    ['seed: 42 here, 43 now']
+    >>> setting_differences({"seed": 42, "model": {"name": "a"}}, {"seed": 43})
+    ['seed: 42 here, 43 now', 'model.name: "a" here, not set now']
     """
     one, other = dict(flat_settings(first)), dict(flat_settings(second))
+
+    def value(section: Mapping[str, Any], key: str) -> str:
+        found = section.get(key)
+        return "not set" if found is None else json.dumps(found, ensure_ascii=False)[:80]
+
     return [
-        f"{key}: {_value(one.get(key))} {where[0]}, {_value(other.get(key))} {where[1]}"
+        f"{key}: {value(one, key)} {where[0]}, {value(other, key)} {where[1]}"
         for key in one | other
         if one.get(key) != other.get(key)
     ]
@@ -266,20 +269,16 @@ def flat_settings(section: Mapping[str, Any], prefix: str = "") -> Iterator[tupl
             yield prefix + key, value
 
 
-def _value(value: Any) -> str:
-    return "not set" if value is None else json.dumps(value, ensure_ascii=False)[:80]
-
-
 def write_plan(
     plan: Plan,
     paths: RunPaths,
-    tell: Callable[[str], None] = lambda _: None,
+    on_message: Callable[[str], None] = lambda _: None,
     wordnet: WordNet | None = None,
 ) -> bool:
     """Write a plan into a run folder; False where the same plan stands there already.
 
     Settings of the evaluation are no part of the plan: those that differ are replaced, and
-    ``tell`` gets a line that names them. Nor is ``taxonomy.parquet``, which is written from
+    ``on_message`` gets a line that names them. Nor is ``taxonomy.parquet``, which is written from
     ``wordnet`` unless it is there; a run without one looks in the corpus later.
 
     Raises:
@@ -300,8 +299,8 @@ def write_plan(
                 raise IntegrityError(f"{paths.plan}: damaged: {name}; plan into a new folder")
         if found.get("digest") != plan.digest:
             raise UsageError(
-                f"{paths.root} belongs to another plan: {_differences(found, plan)}; plan into a "
-                "new folder"
+                f"{paths.root} belongs to another plan: {_plan_differences(found, plan)}; plan "
+                "into a new folder"
             )
         if (share := found.get("slice", str(WHOLE))) != str(plan.slice):
             raise UsageError(
@@ -311,17 +310,16 @@ def write_plan(
         if not paths.synsets.exists() or paths.synsets.read_bytes() != table.encode():
             write_text(paths.synsets, table)
         before = {**EvaluationConfig().model_dump(mode="json"), **found.get("evaluation", {})}
-        if changed := differing(before, evaluation, ("before", "now")):
-            write_text(paths.plan, _text({**found, "evaluation": evaluation}))
-            tell(f"the evaluation's settings are changed: {'; '.join(changed)}")
+        if changed := setting_differences(before, evaluation, ("before", "now")):
+            write_text(paths.plan, _json({**found, "evaluation": evaluation}))
+            on_message(f"the evaluation's settings are changed: {'; '.join(changed)}")
         _write_taxonomy(plan, paths, wordnet)
         return False
     content = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        **FORMAT.head(),
         "digest": plan.digest,
         "wordnet": WORDNET_VERSION,
-        "summary": summary(plan),
+        "summary": plan_summary(plan),
         "settings": image_settings(plan.config),
         "catalog": plan.config.catalog.model_dump(mode="json"),
         "evaluation": evaluation,
@@ -331,38 +329,38 @@ def write_plan(
     # The tables first: plan.json is what says that a plan is there.
     write_text(paths.synsets, table)
     _write_taxonomy(plan, paths, wordnet)
-    write_text(paths.plan, _text(content))
+    write_text(paths.plan, _json(content))
     return True
 
 
-def _write_taxonomy(plan: Plan, paths: RunPaths, wordnet: WordNet | None) -> None:
-    # pyarrow, which status and other readers of plans need not load.
-    from sdwn.wordnet.taxonomy import read_taxonomy, taxonomy_table, write_taxonomy
-
-    if wordnet is not None:
-        try:
-            read_taxonomy(paths.taxonomy)
-        except IntegrityError:  # there is none, or it is damaged
-            write_taxonomy(
-                paths.taxonomy, taxonomy_table((row.wnid for row in plan.synsets), wordnet)
-            )
-
-
-def _text(content: dict[str, Any]) -> str:
+def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _differences(found: dict[str, Any], plan: Plan) -> str:
-    """Return how a plan that was read differs from another one."""
+def _write_taxonomy(plan: Plan, paths: RunPaths, wordnet: WordNet | None) -> None:
+    if wordnet is None:
+        return
+    # pyarrow, which status and other readers of plans need not load.
+    from sdwn.wordnet.taxonomy import read_taxonomy, taxonomy_table, write_taxonomy
+
+    try:
+        read_taxonomy(paths.taxonomy)
+    except IntegrityError:  # there is none, or it is damaged
+        table = taxonomy_table((row.wnid for row in plan.synsets), wordnet)
+        write_taxonomy(paths.taxonomy, table)
+
+
+def _plan_differences(found: dict[str, Any], plan: Plan) -> str:
+    """Describe how a plan that was read differs from another one."""
     catalog, synsets = found.get("catalog", {}), found.get("summary", {}).get("synsets")
     now = {"catalog": plan.config.catalog.model_dump(mode="json"), "synsets": len(plan.synsets)}
-    told = differing(
+    differ = setting_differences(
         {**found.get("settings", {}), "catalog": catalog, "synsets": synsets},
         {**image_settings(plan.config), **now},
     )
-    if len(told) > 6:
-        told[6:] = [f"and {len(told) - 6} more"]
-    return "; ".join(told) or "its catalog gave other synsets, or other texts of them"
+    if len(differ) > 6:
+        differ[6:] = [f"and {len(differ) - 6} more"]
+    return "; ".join(differ) or "its catalog gave other synsets, or other texts of them"
 
 
 def read_plan(paths: RunPaths) -> Plan:
@@ -375,21 +373,18 @@ def read_plan(paths: RunPaths) -> Plan:
     if not paths.plan.exists():
         advice = command("plan", "CONFIG", paths.root)
         raise SdwnError(f"{paths.root}: no plan here; make one with: {advice}")
-    content = read_json(paths.plan)
-    if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
-        found = f"{content.get('format')} {content.get('format_version')}"
-        raise IntegrityError(f"{paths.plan}: expected {FORMAT} {FORMAT_VERSION}, found {found}")
+    content = FORMAT.read(paths.plan)
     try:
         table = decode_text(read_whole(paths.synsets, TABLE_BYTES)).replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{paths.synsets}: cannot be read: {error}") from None
     try:
-        sound = _digest(content["settings"], table) == content["digest"]
+        unchanged = _digest(content["settings"], table) == content["digest"]
         sections = {name: content[name] for name in ("catalog", "evaluation")}
         settings, catalog = {**content["settings"], **sections}, str(content["summary"]["catalog"])
     except (KeyError, TypeError) as error:
         raise IntegrityError(f"{paths.plan}: damaged: {error!r}; plan into a new folder") from None
-    if not sound:
+    if not unchanged:
         raise IntegrityError(
             f"{paths.plan} or {paths.synsets.name} was changed after planning: its digest no "
             "longer fits; restore the files, or plan into a new folder"
@@ -409,7 +404,7 @@ def parse_table(table: str) -> tuple[PlannedSynset, ...]:
     columns = [field.name for field in fields(PlannedSynset)]
     if next(rows, None) != columns:
         raise ValueError(f"expected the columns {', '.join(columns)}")
-    # By place: thrice as fast as by name, for tables of tens of thousands of rows.
+    # By position: thrice as fast as by name, for tables of tens of thousands of rows.
     return tuple(
         PlannedSynset(wnid, synset, int(shard), int(index) if index else None, *texts)
         for wnid, synset, shard, index, *texts in rows

@@ -274,7 +274,7 @@ def _classifier(run: _Run) -> Iterator[Finding]:
 
 
 def _wordnet(_: _Run) -> Iterator[Finding]:
-    found, passed = corpus.look()
+    found, passed = corpus.look_for_corpus()
     over = "".join(f"; {reason}" for reason in passed)
     if found is not None:
         yield Finding("wordnet", "ok", f"WordNet {corpus.VERSION} in {found}{over}")

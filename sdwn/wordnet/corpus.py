@@ -160,7 +160,7 @@ def require_corpus() -> Path:
     Raises:
         SdwnError: there is no whole WordNet 3.0; says how to get one.
     """
-    corpus, passed = look()
+    corpus, passed = look_for_corpus()
     if corpus is None:
         found = "; ".join(passed) or "found no WordNet"
         raise SdwnError(
@@ -171,7 +171,7 @@ def require_corpus() -> Path:
     return corpus
 
 
-def look() -> tuple[Path | None, list[str]]:
+def look_for_corpus() -> tuple[Path | None, list[str]]:
     """Look for a whole WordNet 3.0 on this machine, without the network.
 
     Returns:
