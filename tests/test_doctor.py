@@ -23,7 +23,7 @@ from sdwn.errors import SdwnError, UsageError
 from sdwn.jobs import scheduler
 from sdwn.jobs.journal import read_journal
 from sdwn.jobs.profile import ClusterProfile, LaterStage, load_profile
-from sdwn.jobs.site import Site, max_array_size, read_site, site, user
+from sdwn.jobs.site import Site, max_array_size, parse_site, read_site, user
 from sdwn.models.builtin import builtin_folder
 from sdwn.planning.plan import write_plan
 from sdwn.preflight.doctor import can_start, check_run, replace_findings
@@ -63,7 +63,7 @@ def test_without_slurm_nothing_is_known_and_that_is_said(
 
 
 # What the test cluster's own commands print, with QOS and partitions as sites have them.
-SITE = site(
+SITE = parse_site(
     config=["AccountingStorageEnforce = associations,limits,qos"],
     partitions=[
         "PartitionName=main Default=YES MaxTime=1-00:00:00 State=UP",

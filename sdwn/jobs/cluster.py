@@ -70,7 +70,7 @@ def group_into_tasks(indices: Sequence[int], profile: ClusterProfile) -> list[tu
     if profile.executor == "local":
         tasks = min(profile.array_parallelism, len(indices))
         return [tuple(indices[first::tasks]) for first in range(tasks)]
-    size = profile.shards_in_task
+    size = profile.shards_per_task * profile.processes
     return [tuple(indices[start : start + size]) for start in range(0, len(indices), size)]
 
 
@@ -101,7 +101,7 @@ def split_into_arrays(
 def gives_gpu(profile: ClusterProfile) -> bool:
     """Return whether a task under a profile is given a GPU."""
     if profile.executor == "slurm":
-        return bool(profile.gpu_request)
+        return profile.asks_for_gpu
     return bool(local_gpus({**os.environ, **profile.environment}))
 
 

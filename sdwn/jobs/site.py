@@ -1,4 +1,4 @@
-"""A site as SLURM's commands tell of it: partitions, nodes, QOS.
+"""A site as SLURM's commands describe it: settings, partitions, nodes, QOS, the user's name.
 
 How many jobs it takes is not asked: sbatch says when the queue is full.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import pwd
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from sdwn.io import in_threads
 from sdwn.jobs import scheduler
 from sdwn.jobs.profile import ClusterProfile, minutes
 
@@ -21,8 +22,7 @@ TIMEOUT_S = 20
 CONFIG = ("scontrol", "show", "config")
 PARTITIONS = ("scontrol", "--all", "--oneliner", "show", "partition")
 NODES = ("sinfo", "--all", "--exact", "--noheader", "--format=%R|%t|%D|%c|%m|%G")
-QOS_COLUMNS = "name,flags,maxwall"
-QOS = ("sacctmgr", "-nP", "show", "qos", f"format={QOS_COLUMNS}")
+QOS = ("sacctmgr", "-nP", "show", "qos", "format=name,flags,maxwall")
 
 # What SLURM takes where nobody configures it.
 MAX_ARRAY_SIZE = 1001
@@ -47,7 +47,7 @@ class NodeKind:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A partition; None stands for no limit, ``nodes`` is empty where sinfo tells nothing."""
+    """A partition; None stands for no limit, ``nodes`` is empty where sinfo lists none."""
 
     name: str
     up: bool
@@ -66,7 +66,7 @@ class Qos:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """All that the commands told; None or nothing where one of them did not answer."""
+    """What the commands printed; None or nothing where one of them did not answer."""
 
     config: Mapping[str, str] | None = None
     partitions: Mapping[str, Partition] = field(default_factory=dict)
@@ -79,28 +79,107 @@ class Site:
         return tuple(name.strip() for name in wanted if name.strip())
 
     def enforces(self, what: str) -> bool:
-        """Tell whether accounting's limits, qos or associations bind here; yes, if unknown."""
+        """Return whether accounting's limits, qos or associations bind here; True if unknown."""
         if self.config is None or "AccountingStorageEnforce" not in self.config:
             return True
         return what in self.config["AccountingStorageEnforce"].split(",")
 
 
 def read_site() -> Site:
-    """Ask SLURM's commands, all at once; what one of them does not tell is unknown, no error."""
+    """Run SLURM's commands, all at once; what one of them does not tell is unknown, no error."""
     commands = (CONFIG, PARTITIONS, NODES, QOS)
-    with ThreadPoolExecutor(len(commands)) as pool:
-        return site(*pool.map(lambda command: scheduler.output_lines(command, TIMEOUT_S), commands))
+    printed = in_threads(_printed, commands, threads=len(commands), ahead=len(commands))
+    return parse_site(*printed)
+
+
+def _printed(command: Sequence[str]) -> list[str] | None:
+    return scheduler.output_lines(command, TIMEOUT_S)
+
+
+def parse_site(
+    config: Iterable[str] | None,
+    partitions: Iterable[str] | None,
+    nodes: Iterable[str] | None,
+    qos: Iterable[str] | None,
+) -> Site:
+    """Parse what the commands printed, line by line; None where one failed."""
+    rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in partitions or ()]
+    rows = [row for row in rows if "PartitionName" in row]
+    kinds = parse_nodes(nodes or ())
+    found = [
+        Partition(
+            name=row["PartitionName"],
+            up=row.get("State", "UP") == "UP",
+            time_min=_time(row.get("MaxTime", "")),
+            nodes=kinds.get(row["PartitionName"], ()),
+        )
+        for row in rows
+    ]
+    qos_rows = [line.split("|") for line in qos or () if line.count("|") == 2]
+    services = [
+        Qos(name, tuple(filter(None, flags.split(","))), _time(wall))
+        for name, flags, wall in qos_rows
+    ]
+    return Site(
+        config=None if config is None else parse_config(config),
+        partitions={partition.name: partition for partition in found},
+        default_partition=next(
+            (row["PartitionName"] for row in rows if row.get("Default") == "YES"), None
+        ),
+        qos=None if qos is None else {one.name: one for one in services},
+    )
+
+
+def parse_config(lines: Iterable[str]) -> dict[str, str]:
+    """Parse ``scontrol show config``.
+
+    >>> parse_config(["Configuration data as of now", "MaxArraySize            = 30"])
+    {'MaxArraySize': '30'}
+    """
+    pairs = (line.partition("=") for line in lines if "=" in line)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def parse_nodes(lines: Iterable[str]) -> dict[str, tuple[NodeKind, ...]]:
+    """Parse sinfo's lines as each partition's kinds of nodes.
+
+    >>> parse_nodes(["main|drain*|1|8|64000+|gpu:a100:4(S:0-1),mps:400", "all|idle|2|8|1|gpu:2"])
+    ... # doctest: +NORMALIZE_WHITESPACE
+    {'main': (NodeKind(nodes=1, usable=0, cpus=8, memory_mb=64000, gpus=Counter({'a100': 4})),),
+     'all': (NodeKind(nodes=2, usable=2, cpus=8, memory_mb=1, gpus=Counter({'': 2})),)}
+    """
+    kinds: dict[str, tuple[NodeKind, ...]] = {}
+    for fields in (line.split("|") for line in lines):
+        if len(fields) != 6:
+            continue
+        name, state, *numbers, gres = fields
+        # sinfo writes 64000+ where nodes of a row differ.
+        texts = (text.strip().rstrip("+") for text in numbers)
+        nodes, cpus, memory = (int(text) if text.isdecimal() else 0 for text in texts)
+        gpus = Counter[str]()
+        for kind, count in re.findall(r"(?:^|,)gpu:(?:([^:,()]+):)?(\d+)(?=\(|,|$)", gres):
+            gpus[kind] += int(count)
+        usable = 0 if state.startswith(OUT_OF_USE) else nodes
+        kinds[name] = (*kinds.get(name, ()), NodeKind(nodes, usable, cpus, memory, gpus))
+    return kinds
+
+
+def _time(text: str) -> int | None:
+    try:
+        return minutes(text)
+    except ValueError:
+        return None  # UNLIMITED, or nothing
 
 
 def hides_jobs() -> bool:
     """Return whether this site shows users nobody's jobs but their own; no, if it does not say."""
-    config = read_config(scheduler.output_lines(CONFIG, TIMEOUT_S) or [])
+    config = parse_config(_printed(CONFIG) or ())
     return "jobs" in config.get("PrivateData", "").split(",")
 
 
 def max_array_size() -> int:
     """Return how many tasks an array may have here; SLURM's default where it does not say."""
-    return array_size(read_config(scheduler.output_lines(CONFIG, TIMEOUT_S) or []))
+    return array_size(parse_config(_printed(CONFIG) or ()))
 
 
 def array_size(config: Mapping[str, str]) -> int:
@@ -113,120 +192,15 @@ def array_size(config: Mapping[str, str]) -> int:
     >>> array_size({"MaxArraySize": "30", "SchedulerParameters": "defer,max_array_tasks=10"})
     10
     """
-    size = number(config.get("MaxArraySize", ""))
-    size = MAX_ARRAY_SIZE if size is None else size
+    text = config.get("MaxArraySize", "")
+    size = int(text) if text.isdecimal() else MAX_ARRAY_SIZE
     tasks = re.search(r"\bmax_array_tasks=(\d+)", config.get("SchedulerParameters", ""))
     return max(1, min(size, int(tasks[1]) if tasks else size))
 
 
 def user() -> str:
-    """Name the user as the system does; $USER may be another's after su or sudo."""
+    """Return the user's name as the system has it; $USER may be another's after su or sudo."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return os.environ.get("USER") or str(os.getuid())
-
-
-def site(
-    config: Sequence[str] | None,
-    partitions: Sequence[str] | None,
-    nodes: Sequence[str] | None,
-    qos: Sequence[str] | None,
-) -> Site:
-    """Put together what the commands printed, line by line; None where one failed."""
-    settings = None if config is None else read_config(config)
-    found, default = read_partitions(partitions or [], read_nodes(nodes or []))
-    return Site(
-        config=settings,
-        partitions=found,
-        default_partition=default,
-        qos=None if qos is None else {row.name: row for row in read_qos(qos)},
-    )
-
-
-def read_config(lines: Iterable[str]) -> dict[str, str]:
-    """Read ``scontrol show config``.
-
-    >>> read_config(["Configuration data as of now", "MaxArraySize            = 30"])
-    {'MaxArraySize': '30'}
-    """
-    pairs = (line.partition("=") for line in lines if "=" in line)
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def read_partitions(
-    lines: Iterable[str], nodes: Mapping[str, tuple[NodeKind, ...]]
-) -> tuple[dict[str, Partition], str | None]:
-    """Read ``scontrol --oneliner show partition``; also give the default partition's name."""
-    rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
-    rows = [row for row in rows if "PartitionName" in row]
-    default = [row["PartitionName"] for row in rows if row.get("Default") == "YES"]
-    found = (_partition(row, nodes.get(row["PartitionName"], ())) for row in rows)
-    return {partition.name: partition for partition in found}, next(iter(default), None)
-
-
-def _partition(row: Mapping[str, str], nodes: tuple[NodeKind, ...]) -> Partition:
-    return Partition(
-        name=row["PartitionName"],
-        up=row.get("State", "UP") == "UP",
-        time_min=_time(row.get("MaxTime", "")),
-        nodes=nodes,
-    )
-
-
-def read_nodes(lines: Iterable[str]) -> dict[str, tuple[NodeKind, ...]]:
-    """Read sinfo's lines as each partition's kinds of nodes.
-
-    >>> read_nodes(["main|drain*|1|8|64000|gpu:a100:4(S:0-1),mps:400"])["main"][0].gpus
-    {'a100': 4}
-    """
-    kinds: dict[str, list[NodeKind]] = {}
-    for line in lines:
-        fields = line.split("|")
-        if len(fields) != 6:
-            continue
-        name, state, count, cpus, memory, gres = fields
-        kind = NodeKind(_least(count), 0, _least(cpus), _least(memory), read_gpus(gres))
-        usable = 0 if state.startswith(OUT_OF_USE) else kind.nodes
-        kinds.setdefault(name, []).append(replace(kind, usable=usable))
-    return {name: tuple(found) for name, found in kinds.items()}
-
-
-def read_gpus(gres: str) -> dict[str, int]:
-    """Count a node's GPUs by kind.
-
-    >>> read_gpus("gpu:a100:4(S:0,1),shard:8"), read_gpus("gpu:2"), read_gpus("(null)")
-    ({'a100': 4}, {'': 2}, {})
-    """
-    entries = re.findall(r"(?:^|,)gpu:(?:([^:,()]+):)?(\d+)(?=\(|,|$)", gres)
-    gpus: dict[str, int] = {}
-    for kind, count in entries:
-        gpus[kind] = gpus.get(kind, 0) + int(count)
-    return gpus
-
-
-def read_qos(lines: Iterable[str]) -> list[Qos]:
-    """Read sacctmgr's rows of :data:`QOS_COLUMNS`."""
-    rows = (line.split("|") for line in lines if line.count("|") == QOS_COLUMNS.count(","))
-    return [Qos(name, _list(flags), _time(wall)) for name, flags, wall in rows]
-
-
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, text.split(",")))
-
-
-def number(text: str) -> int | None:
-    """Read a count; None where there is none."""
-    return int(text) if text.strip().isdecimal() else None
-
-
-def _least(text: str) -> int:
-    # sinfo writes 64000+ where nodes of a row differ.
-    return number(text.strip().rstrip("+")) or 0
-
-
-def _time(text: str) -> int | None:
-    try:
-        return minutes(text)
-    except ValueError:
-        return None  # UNLIMITED, or nothing
