@@ -14,7 +14,8 @@ from sdwn.errors import IntegrityError, SdwnError
 from sdwn.paths import ReleasePaths
 from sdwn.prediction.classifier import Classifier
 from sdwn.prediction.predictor import (
-    choose_batch_size,
+    Predictor,
+    classifier_batch_size,
     predict_images,
     prepared_images,
     tune_classifier,
@@ -61,8 +62,8 @@ def near(taxonomy, release, classifier):
     return nearest_subtrees(taxonomy, set(release.metadata["wnid"].to_pylist()), classifier.classes)
 
 
-def batch_of(images):
-    return BatchSize(images, "a test")
+def predictor(classifier, subtrees, batch, workers):
+    return Predictor(classifier, subtrees, BatchSize(batch, "a test"), workers)
 
 
 def whole(tables):
@@ -95,7 +96,7 @@ def test_each_image_is_judged_once_in_order_whatever_the_batch(
     classifier = classifier_of(classes)
     wnids = release.metadata["wnid"].to_pylist()
     near = nearest_subtrees(taxonomy, set(wnids), classifier.classes)
-    found = whole(predict_images(release, classifier, near, batch_of(batch), workers))
+    found = whole(predict_images(predictor(classifier, near, batch, workers), release))
     assert found.schema == SCHEMA
     for name in ("wnid", "synset", "number", "status", "imagenet_class"):
         assert found[name].to_pylist() == release.metadata[name].to_pylist()
@@ -126,18 +127,18 @@ def test_each_image_is_judged_once_in_order_whatever_the_batch(
 
 def test_a_subset_is_judged_in_its_own_order(release, classifier, near):
     rows = [70, 3, 4, 0]
-    found = whole(predict_images(release.subset(rows=rows), classifier, near, batch_of(3), 2))
-    every = whole(predict_images(release, classifier, near, batch_of(64), 2)).take(rows)
+    found = whole(predict_images(predictor(classifier, near, 3, 2), release.subset(rows=rows)))
+    every = whole(predict_images(predictor(classifier, near, 64, 2), release)).take(rows)
     assert found.select(["wnid", "number", "top5"]) == every.select(["wnid", "number", "top5"])
 
 
 def test_an_image_without_a_scope_has_no_mass(release, classifier):
-    found = whole(predict_images(release, classifier, {}, batch_of(64), 0))
+    found = whole(predict_images(predictor(classifier, {}, 64, 0), release))
     assert found["subtree_probability"].null_count == len(release)
 
 
 def test_nothing_to_judge_is_no_table(release, classifier, near):
-    assert list(predict_images(release.subset(rows=[]), classifier, near, batch_of(8), 2)) == []
+    assert list(predict_images(predictor(classifier, near, 8, 2), release.subset(rows=[]))) == []
 
 
 # Memory
@@ -147,10 +148,10 @@ def test_nothing_to_judge_is_no_table(release, classifier, near):
 def test_batches_are_halved_until_they_fit_and_no_image_is_lost(release, near, room, caplog):
     caplog.set_level(logging.INFO, "sdwn")
     small = classifier_of(1000, lambda network: Small(network, room))
-    tables = list(predict_images(release, small, near, batch_of(12), 2))
+    tables = list(predict_images(predictor(small, near, 12, 2), release))
     assert {len(table) for table in tables[:-1]} == {room}
     assert small.most_images == room
-    expected = whole(predict_images(release, classifier_of(1000), near, batch_of(12), 2))
+    expected = whole(predict_images(predictor(classifier_of(1000), near, 12, 2), release))
     assert whole(tables)["number"] == expected["number"]
     np.testing.assert_allclose(
         whole(tables)["subtree_probability"], expected["subtree_probability"], rtol=1e-3
@@ -159,7 +160,7 @@ def test_batches_are_halved_until_they_fit_and_no_image_is_lost(release, near, r
     assert f"can't allocate memory: you tried to; {room} images a batch" in caplog.text
     # What was learnt holds for the next shard.
     assert all(
-        len(table) <= room for table in predict_images(release, small, near, batch_of(12), 0)
+        len(table) <= room for table in predict_images(predictor(small, near, 12, 0), release)
     )
     assert caplog.text.count("; 6 images a batch from now on") == 1
 
@@ -167,20 +168,20 @@ def test_batches_are_halved_until_they_fit_and_no_image_is_lost(release, near, r
 def test_no_room_for_a_single_image_is_one_line(release, near):
     small = classifier_of(1000, lambda network: Small(network, 0))
     with pytest.raises(SdwnError, match="test_resnet: no room for a single image") as caught:
-        list(predict_images(release, small, near, batch_of(4), 0))
+        list(predict_images(predictor(small, near, 4, 0), release))
     assert "\n" not in str(caught.value)
 
 
 def test_a_tuned_batch_is_kept_and_taken_by_later_tasks(classifier):
-    assert choose_batch_size(classifier, 17) == BatchSize(17, "as requested")
-    assert choose_batch_size(classifier).images == 32
+    assert classifier_batch_size(classifier, 17) == BatchSize(17, "as requested")
+    assert classifier_batch_size(classifier).images == 32
     kept = tune_classifier(classifier, most=8)
     try:
         assert read_profile(kept.path).workload.model == "classifier test_resnet"
-        chosen = choose_batch_size(classifier)
+        chosen = classifier_batch_size(classifier)
         assert (chosen.images, kept.measured in chosen.source) == (kept.tuning.batch_size, True)
         # Another size of images, or list of classes, is another workload.
-        assert choose_batch_size(classifier_of(21841)).images == 32
+        assert classifier_batch_size(classifier_of(21841)).images == 32
     finally:
         kept.path.unlink()
         kept.curve.unlink()
@@ -203,7 +204,7 @@ def test_a_damaged_image_is_named_and_not_judged(release, classifier, near, work
     row = damage(release, 33, b"\0" * 10_000)
     name = f"{row['synset']} {row['number']}: "
     with pytest.raises(IntegrityError, match=f"^{name}.*sdwn verify") as caught:
-        list(predict_images(Release(release.paths.root), classifier, near, batch_of(8), workers))
+        list(predict_images(predictor(classifier, near, 8, workers), Release(release.paths.root)))
     assert "\n" not in str(caught.value)
 
 
@@ -213,7 +214,7 @@ def test_a_release_that_is_gone_is_said_in_one_line(release, classifier, near):
     for part in opened.paths.root.glob("*.h5"):
         part.unlink()
     with pytest.raises(IntegrityError, match=r"images-0000\d\.h5: missing") as caught:
-        list(predict_images(opened, classifier, near, batch_of(8), 2))
+        list(predict_images(predictor(classifier, near, 8, 2), opened))
     assert "\n" not in str(caught.value)
 
 

@@ -51,7 +51,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """A classifier that is loaded, each synset's nearest subtree, and how images are fed to it."""
+    """A loaded classifier, the nearest subtree of each synset, its batch size, its readers.
+
+    ``workers`` threads read the images. A synset without a subtree has no
+    ``subtree_probability``.
+    """
 
     classifier: Classifier
     subtrees: Mapping[str, NearestSubtree]
@@ -60,15 +64,9 @@ class Predictor:
 
     @property
     def batch_now(self) -> BatchSize:
-        """Its batches as they are since memory ran out, if it did."""
+        """Its batch size, smaller once memory has run out."""
         most = self.classifier.most_images or self.batch.images
         return replace(self.batch, images=min(most, self.batch.images))
-
-    def predict(self, release: Release) -> Iterator[pa.Table]:
-        """Classify images as :func:`predict_images` does."""
-        return predict_images(
-            release, self.classifier, self.subtrees, self.batch, workers=self.workers
-        )
 
 
 def load_predictor(release: Release, plan: PredictionPlan, batch_size: int | None) -> Predictor:
@@ -88,33 +86,24 @@ def load_predictor(release: Release, plan: PredictionPlan, batch_size: int | Non
     wnids = plan.images_of(release).metadata["wnid"].unique().to_pylist()
     subtrees = nearest_subtrees(release.taxonomy, wnids, classifier.classes)
     workers = len(os.sched_getaffinity(0))
-    return Predictor(classifier, subtrees, choose_batch_size(classifier, batch_size), workers)
+    return Predictor(classifier, subtrees, classifier_batch_size(classifier, batch_size), workers)
 
 
-def predict_images(
-    release: Release,
-    classifier: Classifier,
-    subtrees: Mapping[str, NearestSubtree],
-    batch: BatchSize,
-    workers: int,
-) -> Iterator[pa.Table]:
+def predict_images(predictor: Predictor, release: Release) -> Iterator[pa.Table]:
     """Classify all images of a release, or of a subset of one; a table a batch, in their order.
 
-    The next images are read by ``workers`` threads, and started, before a batch is waited for.
-    Once memory runs out batches are halved, also those of later calls: ``classifier.most_images``
-    is what they are halved to. An image whose synset has no subtree has no
-    ``subtree_probability``.
+    The next batch is started before one is waited for. Once memory runs out batches are halved,
+    also those of later calls.
 
     Raises:
         IntegrityError: an image is damaged; the message names it.
         SdwnError: memory has no room for a single image, or the model gives NaN.
     """
-    log.info("%s", batch)
-    images = prepared_images(release, classifier.prepare, workers, ahead=2 * batch.images)
+    log.info("%s", predictor.batch)
+    classifier, ahead = predictor.classifier, 2 * predictor.batch.images
+    images = prepared_images(release, classifier.prepare, predictor.workers, ahead)
     running: tuple[list[Row], Logits] | None = None
-    while chunk := list(
-        itertools.islice(images, min(batch.images, classifier.most_images or batch.images))
-    ):
+    while chunk := list(itertools.islice(images, predictor.batch_now.images)):
         # Where there is no room for the chunk, its parts are tried.
         while chunk:
             part = chunk[: classifier.most_images]
@@ -123,10 +112,10 @@ def predict_images(
                 continue
             chunk = chunk[len(part) :]
             if running is not None:
-                yield _finish(classifier, *running, subtrees)
+                yield _finish(predictor, *running)
             running = [row for row, _ in part], logits
     if running is not None:
-        yield _finish(classifier, *running, subtrees)
+        yield _finish(predictor, *running)
 
 
 def prepared_images(
@@ -173,12 +162,10 @@ def _start(classifier: Classifier, pixels: list[Pixels]) -> Logits | None:
     return None
 
 
-def _finish(
-    classifier: Classifier, rows: list[Row], logits: Logits, subtrees: Mapping[str, NearestSubtree]
-) -> pa.Table:
+def _finish(predictor: Predictor, rows: list[Row], logits: Logits) -> pa.Table:
     """Wait for a batch and turn its scores into a table, null where there is none."""
-    around = [subtrees.get(row["wnid"]) for row in rows]
-    scores = classifier.finish(
+    around = [predictor.subtrees.get(row["wnid"]) for row in rows]
+    scores = predictor.classifier.finish(
         logits,
         [row["imagenet_class"] for row in rows],
         [None if subtree is None else subtree.classes for subtree in around],
@@ -198,7 +185,7 @@ def _finish(
 # --- The batch size ----------------------------------------------------------------------------
 
 
-def choose_batch_size(classifier: Classifier, requested: int | None = None) -> BatchSize:
+def classifier_batch_size(classifier: Classifier, requested: int | None = None) -> BatchSize:
     """Return the batch size that is requested, or one tuned on this card, now if never before.
 
     Raises:

@@ -52,7 +52,7 @@ def predict_shards(  # noqa: PLR0913, PLR0917
     Raises:
         DiskError: the disk of the release failed for minutes.
     """
-    from sdwn.prediction.predictor import load_predictor
+    from sdwn.prediction.predictor import load_predictor, predict_images
 
     began, device = time.monotonic(), Device()
     predictor = load_predictor(release, plan, batch_size)
@@ -71,7 +71,7 @@ def predict_shards(  # noqa: PLR0913, PLR0917
     def predict_shard(images: Release) -> pa.Table:
         tables, began = [], time.monotonic()
         try:
-            for table in predictor.predict(images):
+            for table in predict_images(predictor, images):
                 tables.append(table)
                 ended = time.monotonic()
                 meter.count_batch(len(table), ended - began, device.peak_bytes)
