@@ -16,6 +16,21 @@ IMAGES = 262_040
 FLEETS = (1, 8, 64)
 
 
+DIFFUSERS = (
+    "plain: seconds in diffusers' table of PyTorch 2.0 attention, fp16, "
+    "https://github.com/huggingface/diffusers/pull/2764; compiled: iterations a second, txt2img, "
+    "torch nightly with compile and channels_last (Stable Diffusion 1.5, the same architecture), "
+    "https://github.com/huggingface/diffusers/blob/07dc8feb1d54c93adb9a7443a48a6741e1dbf43f/"
+    "docs/source/en/optimization/torch2.0.mdx"
+)
+
+UNET_GMAC = 401.6
+FLOP_PER_MAC = 2
+CALLS = speeds.unet_calls(speeds.STEPS)
+TERA_FLOP_UNET = CALLS * speeds.GUIDED_PASSES * UNET_GMAC * FLOP_PER_MAC / 1e3
+TERA_FLOP_PER_IMAGE = TERA_FLOP_UNET * (1 + speeds.OTHER_SHARE)
+
+
 @dataclass(frozen=True)
 class Peak:
     """A card's dense tensor-core TFLOP/s in fp16, accumulated in fp32 as PyTorch does."""
@@ -131,15 +146,13 @@ def main() -> None:
 
 
 def work() -> Iterator[tuple[str, str]]:
-    unet = speeds.TERA_FLOP_UNET
-    calls = speeds.unet_calls(speeds.STEPS)
-    passes, macs = speeds.GUIDED_PASSES, speeds.UNET_GMAC
-    factors = f"{calls} calls x {passes} for guidance x {macs} GMAC x {speeds.FLOP_PER_MAC}"
+    unet, passes = TERA_FLOP_UNET, speeds.GUIDED_PASSES
+    factors = f"{CALLS} calls x {passes} for guidance x {UNET_GMAC} GMAC x {FLOP_PER_MAC}"
     yield f"UNet: {factors}", f"{unet:.2f}"
     yield f"VAE decoder, {speeds.VAE_SHARE:.0%} of that", f"{unet * speeds.VAE_SHARE:.2f}"
     yield f"safety checker, {speeds.SAFETY_SHARE:.1%}", f"{unet * speeds.SAFETY_SHARE:.2f}"
     yield f"text encoder, {speeds.TEXT_SHARE:.2%}", f"{unet * speeds.TEXT_SHARE:.2f}"
-    yield "an image", f"{speeds.TERA_FLOP_PER_IMAGE:.1f}"
+    yield "an image", f"{TERA_FLOP_PER_IMAGE:.1f}"
 
 
 def batches() -> Iterator[tuple[str, ...]]:
@@ -165,7 +178,7 @@ def costs() -> Iterator[tuple[str, ...]]:
 
 def floor(card: Card) -> float:
     """Images a second that a card cannot exceed: its peak over the work of an image."""
-    return PEAKS[card.name].teraflops / speeds.TERA_FLOP_PER_IMAGE
+    return PEAKS[card.name].teraflops / TERA_FLOP_PER_IMAGE
 
 
 def bases(card: Card) -> Iterator[tuple[str, float]]:
@@ -177,9 +190,15 @@ def bases(card: Card) -> Iterator[tuple[str, float]]:
     yield "floor", floor(card)
 
 
+def speed_source(card: Card) -> str:
+    """Where a card's speeds are from."""
+    nothing = "source not found: no figure for this model under diffusers"
+    return DIFFUSERS if card.images_per_second else nothing
+
+
 def sources() -> Iterator[str]:
-    for source in dict.fromkeys(card.source for card in CARDS):
-        names = ", ".join(card.name for card in CARDS if card.source == source)
+    for source in dict.fromkeys(map(speed_source, CARDS)):
+        names = ", ".join(card.name for card in CARDS if speed_source(card) == source)
         yield f"- Speeds, {names}: {source}."
     yield from (f"- Peak, {card.name}: {PEAKS[card.name].source}." for card in CARDS)
 

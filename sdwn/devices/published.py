@@ -1,6 +1,6 @@
-"""Published speeds and peaks of GPUs: Stable Diffusion 1.4, 512x512, 50 steps, fp16, guidance 7.5.
+"""Published speeds of GPUs: Stable Diffusion 1.4, 512x512, 50 steps, fp16, guidance 7.5.
 
-Collected and calculated, not measured by this project; benchmarks/gpus.md lays it out.
+Collected, not measured by this project; benchmarks/gpus.md lays it out.
 """
 
 from __future__ import annotations
@@ -12,12 +12,8 @@ from dataclasses import dataclass
 WIDTH = HEIGHT = 512
 STEPS = 50
 GUIDED_PASSES = 2
-UNET_GMAC = 401.6
-FLOP_PER_MAC = 2
-# Of the UNet's work over all steps.
-VAE_SHARE = 0.03
-SAFETY_SHARE = 0.002
-TEXT_SHARE = 0.0003
+# Work of the VAE, the safety checker and the text encoder, as a share of the UNet's.
+VAE_SHARE, SAFETY_SHARE, TEXT_SHARE = 0.03, 0.002, 0.0003
 OTHER_SHARE = VAE_SHARE + SAFETY_SHARE + TEXT_SHARE
 
 # Words of a device name that make it another card, or a slice of one.
@@ -29,22 +25,14 @@ def unet_calls(steps: int) -> int:
     return steps + 1
 
 
-TERA_FLOP_UNET = unet_calls(STEPS) * GUIDED_PASSES * UNET_GMAC * FLOP_PER_MAC / 1e3
-TERA_FLOP_PER_IMAGE = TERA_FLOP_UNET * (1 + OTHER_SHARE)
-
-
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A GPU: images a second by batch size, plain and compiled, and where they are from.
-
-    ``match`` holds the words that a device name must have.
-    """
+    """A GPU: the words that a device name must have, and images a second by batch size."""
 
     name: str
     match: tuple[str, ...]
     images_per_second: Mapping[int, float]
     compiled_images_per_second: Mapping[int, float]
-    source: str
 
 
 def timed(seconds: dict[int, float]) -> dict[int, float]:
@@ -59,61 +47,40 @@ def looped(iterations: dict[int, float]) -> dict[int, float]:
     return {batch: batch * each / STEPS / (1 + OTHER_SHARE) for batch, each in iterations.items()}
 
 
-DIFFUSERS = (
-    "plain: seconds in diffusers' table of PyTorch 2.0 attention, fp16, "
-    "https://github.com/huggingface/diffusers/pull/2764; compiled: iterations a second, txt2img, "
-    "torch nightly with compile and channels_last (Stable Diffusion 1.5, the same architecture), "
-    "https://github.com/huggingface/diffusers/blob/07dc8feb1d54c93adb9a7443a48a6741e1dbf43f/"
-    "docs/source/en/optimization/torch2.0.mdx"
-)
-
+# From two tables of diffusers' on PyTorch 2, whose addresses are in benchmarks/gpus.md; for the
+# H100 nothing was found.
 CARDS = (
     Card(
-        name="T4",
-        match=("t4",),
-        images_per_second=timed({4: 29.74, 8: 55.99, 10: 69.86, 16: 113.26}),
-        compiled_images_per_second=looped({1: 7.56, 4: 1.99, 16: 1 / 1.99}),
-        source=DIFFUSERS,
+        "T4",
+        ("t4",),
+        timed({4: 29.74, 8: 55.99, 10: 69.86, 16: 113.26}),
+        looped({1: 7.56, 4: 1.99, 16: 1 / 1.99}),
     ),
     Card(
-        name="V100",
-        match=("v100",),
-        images_per_second=timed({4: 8.09, 8: 15.44, 10: 19.28, 16: 29.84}),
-        compiled_images_per_second=looped({1: 22.17, 4: 6.86, 16: 1.90}),
-        source=DIFFUSERS,
+        "V100",
+        ("v100",),
+        timed({4: 8.09, 8: 15.44, 10: 19.28, 16: 29.84}),
+        looped({1: 22.17, 4: 6.86, 16: 1.90}),
     ),
     Card(
-        name="RTX 3090",
-        match=("rtx", "3090"),
-        images_per_second=timed(
-            {1: 2.42, 4: 7.72, 8: 14.88, 10: 18.62, 16: 28.88, 32: 57.42, 64: 114.27}
-        ),
-        compiled_images_per_second=looped({1: 25.69, 4: 7.30, 16: 1.91}),
-        source=DIFFUSERS,
+        "RTX 3090",
+        ("rtx", "3090"),
+        timed({1: 2.42, 4: 7.72, 8: 14.88, 10: 18.62, 16: 28.88, 32: 57.42, 64: 114.27}),
+        looped({1: 25.69, 4: 7.30, 16: 1.91}),
     ),
     Card(
-        name="RTX 4090",
-        match=("rtx", "4090"),
-        images_per_second=timed({1: 1.28, 4: 3.76, 8: 7.43, 16: 14.98, 32: 30.18, 64: 61.34}),
-        compiled_images_per_second=looped({1: 49.81, 4: 15.59, 16: 3.85}),
-        source=DIFFUSERS,
+        "RTX 4090",
+        ("rtx", "4090"),
+        timed({1: 1.28, 4: 3.76, 8: 7.43, 16: 14.98, 32: 30.18, 64: 61.34}),
+        looped({1: 49.81, 4: 15.59, 16: 3.85}),
     ),
     Card(
-        name="A100",
-        match=("a100",),
-        images_per_second=timed(
-            {1: 1.98, 2: 2.38, 4: 3.89, 8: 7.04, 10: 8.67, 16: 13.55, 32: 26.68, 64: 53.03}
-        ),
-        compiled_images_per_second=looped({1: 49.74, 4: 17.27, 16: 4.68}),
-        source=DIFFUSERS,
+        "A100",
+        ("a100",),
+        timed({1: 1.98, 2: 2.38, 4: 3.89, 8: 7.04, 10: 8.67, 16: 13.55, 32: 26.68, 64: 53.03}),
+        looped({1: 49.74, 4: 17.27, 16: 4.68}),
     ),
-    Card(
-        name="H100 SXM",
-        match=("h100", "hbm3"),
-        images_per_second={},
-        compiled_images_per_second={},
-        source="source not found: no figure for this model under diffusers",
-    ),
+    Card("H100 SXM", ("h100", "hbm3"), {}, {}),
 )
 
 
