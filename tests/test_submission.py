@@ -44,7 +44,7 @@ from sdwn.jobs.task import ArrayTask
 from sdwn.jobs.task_record import TaskRecord
 from sdwn.paths import CHANGED, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, read_plan, write_plan
-from sdwn.planning.slices import Slice, parse_slice
+from sdwn.planning.work import Slice, parse_slice
 from sdwn.workflow.later_stages import RUN_STAGES, require_done
 from sdwn.workflow.status import run_status
 
@@ -142,16 +142,16 @@ def test_two_clusters_make_a_slice_each_and_one_release(sdwn: Sdwn, tmp_path: Pa
     assert "has the slice 1/2 of this plan" in sdwn("plan", "small.yaml", "a", code=2).stderr
     runs = [RunPaths(tmp_path / name) for name in ("a", "b")]
     plans = [read_plan(paths) for paths in runs]
-    assert sum(len(plan.own_shards) for plan in plans) == len(plans[0].shards)
+    assert sum(len(plan.assigned_shards) for plan in plans) == len(plans[0].shards)
     complete(WorkOrder(runs[0], plans[0], RUN_STAGES, HERE), 0, Callbacks(lambda _: None, print))
     status = sdwn.json("status", "a")
-    assert status["images_done"] == status["images_total"] == plans[0].own_images
+    assert status["images_done"] == status["images_total"] == plans[0].assigned_images
     assert status["shards_missing"] == 0
     then = sdwn("submit", "a", "--wait", "--then", "merge", code=2).stderr
     assert "merge all of them" in " ".join(then.split())
     early = " ".join(sdwn("merge", "a", "--release", "out", code=1).stderr.split())
     assert "a has the slice 1/2" in early, "says that other folders have the rest"
-    generate(runs[1].root, [shard.index for shard in plans[1].own_shards])
+    generate(runs[1].root, [shard.index for shard in plans[1].assigned_shards])
     assert sdwn.json("merge", "a", "b", "--release", "out")["images"] == plans[0].images
     few = sdwn("plan", "small.yaml", "c", "--slice", "30/30", code=2).stderr
     assert "the plan has only" in few

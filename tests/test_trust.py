@@ -410,7 +410,7 @@ def test_whatever_stands_in_a_journal_ends_no_command(
     else:
         lines[place] = value
     paths.submissions.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert run_status(paths, plan).shards_total == len(plan.own_shards)
+    assert run_status(paths, plan).shards_total == len(plan.assigned_shards)
     with suppress(SdwnError):
         last_profile(paths, {})
     for one in read_journal(paths):

@@ -32,14 +32,14 @@ def plan_command(
     """
     chosen = open_profile(profile, {}) if profile else None
     from sdwn.planning.plan import plan_summary
-    from sdwn.planning.slices import WHOLE, parse_slice
+    from sdwn.planning.work import WHOLE, parse_slice
     from sdwn.preflight.estimate import estimate, estimate_rows
     from sdwn.workflow.plan_run import plan_run
 
     share = WHOLE if slice_ is None else parse_slice(slice_)
     plan, paths = plan_run(open_config(config, set_), run, console, share)
     counts = {**plan_summary(plan), "run": str(paths.root)}
-    takes = estimate(paths, plan, [shard.index for shard in plan.own_shards], chosen)
+    takes = estimate(paths, plan, [shard.index for shard in plan.assigned_shards], chosen)
     values = {**counts, "estimate": takes.as_dict()}
     console.result(values, as_json, console.rows({**counts, **estimate_rows(takes)}))
 

@@ -44,7 +44,7 @@ def run_command(
     chosen, settings = open_profile(profile, site), open_config(config, set_)
     require_fit(settings, chosen)
     plan, paths = plan_run(settings, run, console)
-    if len(plan.done(paths)) < len(plan.own_shards):
+    if len(plan.done(paths)) < len(plan.assigned_shards):
         # An evaluation must not fail at the end for want of its classifier.
         with console.working("looking for the classifier"):
             prefetch_classifier(paths, plan.config)

@@ -42,7 +42,8 @@ from sdwn.generation.batching import Sample
 from sdwn.io import atomic
 from sdwn.jobs.task_record import RunDisk
 from sdwn.paths import RunPaths
-from sdwn.planning.plan import ImageSpec, Plan, Shard
+from sdwn.planning.plan import ImageSpec, Plan
+from sdwn.planning.work import Shard
 from sdwn.storage.columns import image_table
 from sdwn.storage.images import encode
 from sdwn.storage.shards import Contents, Expected, ImageFile, RowRange, join, write_images

@@ -42,7 +42,8 @@ from sdwn.jobs.task import Stage
 from sdwn.jobs.task_record import Meter, RunDisk, start_meter, this_process
 from sdwn.models.lock import locked_weights
 from sdwn.paths import RunPaths
-from sdwn.planning.plan import ImageSpec, Plan, Shard, read_plan
+from sdwn.planning.plan import ImageSpec, Plan, read_plan
+from sdwn.planning.work import Shard
 
 log = logging.getLogger(__name__)
 

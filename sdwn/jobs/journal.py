@@ -326,7 +326,7 @@ def hidden_owners(submissions: Sequence[Submission], indices: Container[int]) ->
 def missing_shards(paths: RunPaths, work: ShardedWork) -> list[int]:
     """List the shards that this folder is to have and that are not finished."""
     done = work.done(paths)
-    return [shard.index for shard in work.own_shards if shard.index not in done]
+    return [shard.index for shard in work.assigned_shards if shard.index not in done]
 
 
 def open_shards(paths: RunPaths, work: ShardedWork, live: Live | None = None) -> list[int]:

@@ -382,7 +382,7 @@ def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
         _pause(began)
     if left := missing_shards(paths, work):
         raise SdwnError(
-            f"{len(left)} of {len(work.own_shards)} shards failed; shard {left[0]}: "
+            f"{len(left)} of {len(work.assigned_shards)} shards failed; shard {left[0]}: "
             f"{failure(paths, left[0])}; finished images are kept, "
             f"submit the rest again with: {callbacks.resume_command}"
         )

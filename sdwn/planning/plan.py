@@ -20,7 +20,7 @@ from sdwn.config import EvaluationConfig, RunConfig, has_field, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.io import TABLE_BYTES, Format, csv_text, decode_text, read_json, read_whole, write_text
 from sdwn.paths import RunPaths
-from sdwn.planning.slices import WHOLE, Slice, parse_slice
+from sdwn.planning.work import WHOLE, Shard, Slice, parse_slice
 from sdwn.wordnet.imagenet import class_index
 
 if TYPE_CHECKING:
@@ -42,15 +42,6 @@ class PlannedSynset:
     lemmas: str
     definition: str
     prompt: str
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Rows ``start`` up to ``stop``: of a plan's table, in whole synsets; or of images."""
-
-    index: int
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +87,14 @@ class Plan:
         return tuple(Shard(i, start, min(start + size, rows)) for i, start in enumerate(starts))
 
     @cached_property
-    def own_shards(self) -> tuple[Shard, ...]:
+    def assigned_shards(self) -> tuple[Shard, ...]:
         """The shards of this run folder's slice."""
         return tuple(shard for shard in self.shards if shard.index in self.slice)
 
     @property
-    def own_images(self) -> int:
+    def assigned_images(self) -> int:
         """Number of images of this run folder's slice."""
-        return sum(map(self.shard_images, self.own_shards))
+        return sum(map(self.shard_images, self.assigned_shards))
 
     def shard_images(self, shard: Shard) -> int:
         """Count a shard's images."""
@@ -184,7 +175,7 @@ def make_plan(config: RunConfig, catalog: Catalog, share: Slice = WHOLE) -> Plan
         for row, synset in enumerate(catalog.synsets)
     )
     plan = Plan(catalog.name, config, tuple(rows), slice=share)
-    if plan.synsets and not plan.own_shards:
+    if plan.synsets and not plan.assigned_shards:
         raise UsageError(
             f"slice {share}: the plan has only {len(plan.shards)} shards; take fewer slices, "
             "or smaller shards"
@@ -211,7 +202,7 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
     classes = [row for row in plan.synsets if row.imagenet_class is not None]
     # The published evaluation counts names without case: Cardigan the dog and the jacket are one.
     names = {row.lemmas.split(", ")[0].casefold() for row in classes}
-    share = f"{plan.slice}: {len(plan.own_shards)} shards, {plan.own_images} images"
+    share = f"{plan.slice}: {len(plan.assigned_shards)} shards, {plan.assigned_images} images"
     return {
         "catalog": plan.catalog,
         "synsets": len(plan.synsets),

@@ -1,13 +1,27 @@
-"""What tasks share: a plan's shards to make, or a release's images to classify."""
+"""Work that tasks share: its shards, a cluster's slice of them, and what all such work has.
+
+A plan's shards are made (`sdwn.planning.plan.Plan`), a release's images are classified
+(`sdwn.prediction.plan.PredictionPlan`).
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from sdwn.paths import RunPaths
-    from sdwn.planning.plan import Shard
+from sdwn.errors import UsageError
+from sdwn.paths import RunPaths
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Rows ``start`` up to ``stop``: of a plan's table, in whole synsets; or of images."""
+
+    index: int
+    start: int
+    stop: int
 
 
 class ShardedWork(Protocol):
@@ -15,22 +29,22 @@ class ShardedWork(Protocol):
 
     @property
     def stage(self) -> str:
-        """Which of the stages of a task works on it."""
+        """The stage whose tasks work on it."""
 
     @property
     def digest(self) -> str:
-        """What a task that was submitted for it holds it against."""
+        """What a task that was submitted for it compares with its own."""
 
     @property
     def shards(self) -> Sequence[Shard]:
         """All shards, in order."""
 
     @property
-    def own_shards(self) -> Sequence[Shard]:
-        """The shards that this folder is to have."""
+    def assigned_shards(self) -> Sequence[Shard]:
+        """The shards that this folder is to have: those of its slice."""
 
     @property
-    def own_images(self) -> int:
+    def assigned_images(self) -> int:
         """Number of images of these shards."""
 
     def shard_images(self, shard: Shard) -> int:
@@ -38,3 +52,43 @@ class ShardedWork(Protocol):
 
     def done(self, paths: RunPaths) -> set[int]:
         """List the shards of a folder that are finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The ``number``-th of ``count`` equal shares, counted from 1: every ``count``-th shard."""
+
+    number: int = 1
+    count: int = 1
+
+    def __contains__(self, shard: int) -> bool:
+        """Return whether a shard, by its index, is in this share."""
+        return shard % self.count == self.number - 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of the plan."""
+        return self.count == 1
+
+
+WHOLE = Slice()
+
+
+def parse_slice(text: str) -> Slice:
+    """Read a slice.
+
+    >>> [shard for shard in range(7) if shard in parse_slice("2/3")]
+    [1, 4]
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text.strip(), re.ASCII)
+    if not match or int(match[1]) > int(match[2]):
+        raise UsageError(
+            f"slice {text}: expected a share such as 2/3, the second of three; found something else"
+        )
+    return Slice(int(match[1]), int(match[2]))

@@ -19,7 +19,7 @@ from sdwn.config import EvaluationConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
 from sdwn.io import Format, file_sha256, read_json, refuse_links, write_text
 from sdwn.paths import EvaluationPaths, RunPaths, work_paths
-from sdwn.planning.plan import Shard
+from sdwn.planning.work import Shard
 
 if TYPE_CHECKING:
     from sdwn.releases.release import Release
@@ -77,12 +77,12 @@ class PredictionPlan:
         )
 
     @property
-    def own_shards(self) -> tuple[Shard, ...]:
+    def assigned_shards(self) -> tuple[Shard, ...]:
         """All shards: such a plan has no slices."""
         return self.shards
 
     @property
-    def own_images(self) -> int:
+    def assigned_images(self) -> int:
         """Number of images of all shards."""
         return self.images
 

@@ -22,7 +22,7 @@ from sdwn.wordnet.imagenet import CLASSES
 
 if TYPE_CHECKING:
     from sdwn.paths import EvaluationPaths, RunPaths
-    from sdwn.planning.plan import Shard
+    from sdwn.planning.work import Shard
     from sdwn.prediction.plan import PredictionPlan
     from sdwn.releases.release import Release
 

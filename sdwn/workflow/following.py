@@ -112,7 +112,7 @@ def follow_to_end(order: WorkOrder, options: SubmitOptions, display: Display) ->
 
     try:
         what = "classify" if work.stage == "judge" else work.stage
-        with display.progress(what, work.own_images, "images", start) as advance:
+        with display.progress(what, work.assigned_images, "images", start) as advance:
             return complete(order, options.retries, Callbacks(watch, display.say, resume))
     except SdwnError as error:
         if short := shortage(paths, work, str(error)):

@@ -12,7 +12,7 @@ from sdwn.models.pipelines import require_usable
 from sdwn.models.weights import is_elsewhere, is_hub_name
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
-from sdwn.planning.slices import WHOLE, Slice
+from sdwn.planning.work import WHOLE, Slice
 from sdwn.wordnet.catalog import read_catalog
 from sdwn.wordnet.corpus import shared_wordnet
 

@@ -35,8 +35,8 @@ from sdwn.paths import (
     ReleasePaths,
     RunPaths,
 )
-from sdwn.planning.plan import Plan, Shard
-from sdwn.planning.work import ShardedWork
+from sdwn.planning.plan import Plan
+from sdwn.planning.work import Shard, ShardedWork
 from sdwn.preflight.estimate import stored_bytes
 
 RATE_WINDOW_S = 600
@@ -141,7 +141,7 @@ def run_status(paths: RunPaths, work: ShardedWork) -> RunStatus:
     hidden = hidden_owners(submissions, failed)
     unseen = " (this site hides their jobs: their shards that wait or run count as failed)"
     owners = dict.fromkeys(one.owner for one in submissions if one.owner)
-    total, own = work.own_images, len(work.own_shards)
+    total, own = work.assigned_images, len(work.assigned_shards)
     return RunStatus(
         images_done=images,
         images_total=total,
@@ -186,7 +186,7 @@ def images_done(paths: RunPaths, work: ShardedWork) -> int:
 
 def _finished(paths: RunPaths, work: ShardedWork) -> tuple[set[int], Pieces]:
     """List this folder's finished shards, and the image ranges that others have."""
-    own = {shard.index for shard in work.own_shards}
+    own = {shard.index for shard in work.assigned_shards}
     # Before the shards: one that is finished in between is counted then, and never dropped.
     started = {index: paths.piece_ranges(index) for index in paths.started_shards()}
     done = work.done(paths) & own
@@ -245,7 +245,7 @@ def shortage(paths: RunPaths, work: ShardedWork, why: str) -> str | None:
     """Compare the space that is free with what a run still needs, if space is why it failed."""
     if not isinstance(work, Plan) or not any(words in why for words in NO_SPACE):
         return None
-    needed, _ = stored_bytes(paths, work, work.own_images - images_done(paths, work))
+    needed, _ = stored_bytes(paths, work, work.assigned_images - images_done(paths, work))
     free = shutil.disk_usage(paths.root).free
     text = f"the rest of the run needs about {decimal(needed)}, {decimal(free)} are free"
     if needed > free:

@@ -153,11 +153,11 @@ def _refuse_problems(findings: Sequence[Finding], say: OnMessage) -> None:
 
 def _nothing_to_submit(paths: RunPaths, plan: Plan) -> str:
     """Return why nothing is submitted: all shards are finished, or jobs are making the rest."""
-    if left := {shard.index for shard in plan.own_shards} - plan.done(paths):
+    if left := {shard.index for shard in plan.assigned_shards} - plan.done(paths):
         why = f"jobs that wait or run are making the last {len(left):,} shards"
         return f"nothing to submit: {why}; see: {command('status', paths.root)}"
     merge = command("merge", paths.root, "--release", "RELEASE")
-    why = f"all {len(plan.own_shards):,} shards are finished"
+    why = f"all {len(plan.assigned_shards):,} shards are finished"
     return f"nothing to submit: {why}; merge them with: {merge}"
 
 
