@@ -333,8 +333,7 @@ def test_a_synsets_page_says_what_was_seen(wide: Opened, site: Site) -> None:
 
 
 def test_images_of_one_kind_are_gone_through_one_by_one(wide: Opened, site: Site) -> None:
-    kinds = site.library.counts(ZEBRA)
-    show = "wrong" if kinds["wrong"] > 1 else "right"
+    show = "wrong" if len(site.library.rows(ZEBRA, "wrong")) > 1 else "right"
     numbers = [shot.number for shot in site.library.images(ZEBRA, show)]
     assert 1 < len(numbers) < IMAGES
     page = site.go(wide, f"/synsets/{ZEBRA}?show={show}")

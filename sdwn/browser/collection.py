@@ -122,6 +122,7 @@ class Collection:
         order: rows of the release, synset by synset, within a synset by number.
         starts: ``order[starts[p]:starts[p + 1]]`` are the rows of the synset at position p.
         numbers, positions, black: by row; ``statuses`` also, as indices in ``STATUSES``.
+        by_wnid: the same by wnid.
         in_imagenet: by position, whether a synset is an ImageNet-1k class.
 
     Raises:
@@ -170,13 +171,6 @@ class Collection:
         """Return the rows of the images of the synset at a position, by number."""
         return self.order[self.starts[position] : self.starts[position + 1]]
 
-    def row(self, wnid: str, number: int) -> int | None:
-        """Find an image's row in the release."""
-        rows = self.rows(wnid)
-        index = int(np.searchsorted(self.numbers[rows], number))
-        found = index < len(rows) and int(self.numbers[rows[index]]) == number
-        return int(rows[index]) if found else None
-
     def count(self, mask: NDArray[np.bool_]) -> Rows:
         """Count, by position, each synset's images of a mask of rows."""
         found: Rows = np.bincount(self.positions[mask], minlength=len(self.starts) - 1)
@@ -210,6 +204,7 @@ class Collection:
             return [None] * count
         prompts = table["prompt"].combine_chunks().dictionary_encode("encode")
         codes = numbers(prompts.indices)[self.order]
+        # Of each synset the first image's prompt, and whether any of its images has another.
         first, at = codes[self.starts[:-1]], np.repeat(np.arange(count), np.diff(self.starts))
         differs = (np.bincount(at[codes != first[at]], minlength=count) > 0).tolist()
         texts = prompts.dictionary.to_pylist()
@@ -244,6 +239,7 @@ class ImagePredictions:
 
     def __init__(self, collection: Collection, name: str, record: dict[str, Any]) -> None:
         self.name, self.record = name, record
+        self.model = str(record["classifier"]["model"])
         release = collection.release
         path = release.paths.evaluation(name).predictions
         table = read_predictions(path, release.manifest.most_rows).table
@@ -266,11 +262,6 @@ class ImagePredictions:
         self.rank[classified] = numbers(table["label_rank"], NONE)
         self.labelled = collection.count(self.rank >= 0)
         self.correct = collection.count(self.rank == 0)
-
-    @property
-    def model(self) -> str:
-        """The classifier."""
-        return str(self.record["classifier"]["model"])
 
     @property
     def note(self) -> str | None:
@@ -297,8 +288,8 @@ class ImagePredictions:
         )
 
     def classified_as(self, wnid: str) -> NDArray[np.bool_]:
-        """Return which rows were classified as a class; none if it is no class."""
-        found: NDArray[np.bool_] = self.best == class_index().get(wnid, len(class_wnids()))
+        """Return which rows were classified as a class."""
+        found: NDArray[np.bool_] = self.best == class_index()[wnid]
         return found
 
     def predicted_classes(self, rows: Rows) -> list[tuple[str, str, int]]:

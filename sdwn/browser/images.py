@@ -45,11 +45,7 @@ class StoredImages:
 
     def __init__(self, release: Release) -> None:
         self._release = release
-        self._thumbnail = lru_cache(KEPT)(self._draw)
-
-    def digest(self, row: int) -> str:
-        """Return the recorded SHA-256 of an image, without reading it."""
-        return str(self._release.location(row)["sha256"])
+        self.thumbnail = lru_cache(KEPT)(self._thumbnail)
 
     def read(self, row: int, upright: bool = False) -> tuple[bytes, ImageCodec]:
         """Return an image as it is stored, and its codec.
@@ -67,10 +63,6 @@ class StoredImages:
             if not upright or codec.name == "jpeg" or not is_turned(payload, codec.name):
                 return payload, codec
         return _encoded(self._decoded(row), "PNG", compress_level=1), CODECS["png"]
-
-    def thumbnail(self, row: int, pixels: int) -> bytes:
-        """Return an image as WebP, its longer side of so many pixels or as small as it is."""
-        return self._thumbnail(row, pixels)
 
     def is_damaged(self, row: int) -> bool:
         """Check whether an image's bytes are not those that were written.
@@ -118,7 +110,8 @@ class StoredImages:
                 add("DAMAGED.txt", "".join(damaged))
         yield blocks.take()
 
-    def _draw(self, row: int, pixels: int) -> bytes:
+    def _thumbnail(self, row: int, pixels: int) -> bytes:
+        """Return an image as WebP, its longer side of so many pixels or as small as it is."""
         image = self._decoded(row)
         image.thumbnail((pixels, pixels), reducing_gap=2.0)
         return _encoded(image, "WEBP", quality=80, method=2)

@@ -71,6 +71,7 @@ class Library:
         evaluation: the one to show; without a name, the newest that is whole and of this release.
 
     Attributes:
+        name: its catalog, and what was taken of it.
         predictions: of the evaluation that is shown; None without one.
         evaluations: names of those that can be shown, newest first.
         refused: by name, why other evaluations cannot be shown.
@@ -87,6 +88,7 @@ class Library:
         # Before the release is read: what comes in between is a change.
         self._stamp = _stamp(ReleasePaths(Path(root).absolute()).manifest)
         self.release = Release(root)
+        self.name, self.root = self.release.manifest.name, str(self.release.paths.root)
         self.collection = Collection(self.release)
         self.stored = StoredImages(self.release)
         self.index = SearchIndex(self.collection)
@@ -137,16 +139,6 @@ class Library:
         threading.Thread(target=build, name="warm", daemon=True).start()
 
     @property
-    def name(self) -> str:
-        """What the release is called: its catalog, and what was taken of it."""
-        return self.release.manifest.name
-
-    @property
-    def root(self) -> str:
-        """The folder of the release."""
-        return str(self.release.paths.root)
-
-    @property
     def changed(self) -> str | None:
         """A sentence for visitors if the release on disk is no longer the one that was opened."""
         now = _stamp(self.release.paths.manifest)
@@ -165,8 +157,9 @@ class Library:
 
     def image(self, wnid: str, number: int) -> ImageView | None:
         """Describe one image and what was predicted of it; None if there is none."""
-        row = self.collection.row(wnid, number)
-        return None if row is None else self.describe(row)
+        rows = self.collection.rows(wnid)
+        found = rows[self.collection.numbers[rows] == number]
+        return self.describe(int(found[0])) if len(found) else None
 
     def rows(self, wnid: str, show: str = "all") -> list[int]:
         """Return the rows of a synset's images by number: all, or those of ``View.show``."""

@@ -65,11 +65,6 @@ def image_of(request: Request) -> ImageView:
     return image
 
 
-def view_of(request: Request) -> View:
-    """Return what a request's parameters ask for; answer 400 if that is not possible."""
-    return View.parse(request.query_params)
-
-
 def common_values(request: Request) -> dict[str, Any]:
     """Return what every page shows; ``changed`` says that a release on disk is another by now."""
     state = request.app.state
@@ -91,14 +86,14 @@ def _page(request: Request, template: str, **values: Any) -> Response:
 def _part(request: Request, items: Sequence[T]) -> tuple[Sequence[T], dict[str, int]]:
     """Return a page of images, the last one if there are fewer, and which of how many it is."""
     pages = max(1, math.ceil(len(items) / IMAGES_A_PAGE))
-    page = min(view_of(request).page, pages)
+    page = min(View.parse(request.query_params).page, pages)
     shown = items[(page - 1) * IMAGES_A_PAGE : page * IMAGES_A_PAGE]
     return shown, {"page": page, "pages": pages}
 
 
 def search_page(request: Request) -> Response:
     """``/``: what a search finds; for htmx the results alone."""
-    library, view, headers = library_of(request), view_of(request), request.headers
+    library, view, headers = library_of(request), View.parse(request.query_params), request.headers
     results = library.select(view)
     below = library.tree.node(view.below) if library.tree and view.below else None
     # Going back, htmx asks for a page whose results it has forgotten, and wants all of it.
@@ -112,14 +107,13 @@ def search_page(request: Request) -> Response:
 
 def synset_page(request: Request) -> Response:
     """``/synsets/WNID``: a synset and its images."""
-    library, entry, show = library_of(request), entry_of(request), view_of(request).show
+    library, entry = library_of(request), entry_of(request)
+    show = View.parse(request.query_params).show
     rows, page = _part(request, library.rows(entry.wnid, show))
     images = [library.describe(row) for row in rows]
     made = library.seeds_and_prompts(images)
-    classes = []
-    if library.predictions:
-        classes = library.predictions.predicted_classes(library.collection.rows(entry.wnid))
-    entries = library.collection.entries
+    entries, predictions = library.collection.entries, library.predictions
+    own = library.collection.rows(entry.wnid)
     return _page(
         request,
         "synset.html",
@@ -133,7 +127,7 @@ def synset_page(request: Request) -> Response:
         counts={kind: len(library.rows(entry.wnid, kind)) for kind in SHOWS},
         regenerate=library.regenerate_command(entry.synset),
         seeds={image.number: one["seed"] for image, one in zip(images, made, strict=True)},
-        classes=classes[:PREDICTED_CLASSES],
+        classes=predictions.predicted_classes(own)[:PREDICTED_CLASSES] if predictions else [],
         **page,
     )
 
@@ -159,7 +153,7 @@ def _neighbours(library: Library, entry: Entry) -> dict[str, list[Entry]]:
 def image_page(request: Request) -> Response:
     """``/synsets/WNID/NUMBER``: one image and all that is recorded of it."""
     library, entry, image = library_of(request), entry_of(request), image_of(request)
-    show = view_of(request).show
+    show = View.parse(request.query_params).show
     rows = library.rows(entry.wnid, show)
     if image.row not in rows:  # an address that was made by hand: it is not of that kind
         show, rows = "all", library.rows(entry.wnid)
@@ -194,7 +188,7 @@ NODE_ORDERS: dict[str, Callable[[Node], Any]] = {
 
 def tree_page(request: Request) -> Response:
     """``/tree`` and ``/tree/WNID``: a node of WordNet's tree and what is right below it."""
-    library, order = library_of(request), view_of(request).order
+    library, order = library_of(request), View.parse(request.query_params).order
     tree, wnid = library.tree, request.path_params.get("wnid")
     if tree is None:
         return _page(request, "tree.html", node=None)
@@ -229,7 +223,7 @@ def map_page(request: Request) -> Response:
         circles=map_circles(record) if record.get("map") else [],
         map=record.get("map"),
         missing=record.get("map_missing") or "these images have not been evaluated.",
-        view=view_of(request),
+        view=View.parse(request.query_params),
         names={w: e.label if e else templates.class_name(w) for w, e in entries.items()},
         classes=classes,
         samples=library.samples(classes),
@@ -245,7 +239,7 @@ def about_page(request: Request) -> Response:
 def compare_page(request: Request) -> Response:
     """``/compare``: the synsets of two releases."""
     both = _both(request)
-    page = min(view_of(request).page, both.pages)
+    page = min(View.parse(request.query_params).page, both.pages)
     return _page(request, "compare.html", both=both, rows=both.page(page), page=page)
 
 
@@ -277,7 +271,8 @@ def thumbnail_answer(request: Request) -> Response:
     size = request.query_params.get("size", str(SMALL))
     if size not in (str(SMALL), str(LARGE)):
         raise HTTPException(400, f"size: expected {SMALL} or {LARGE}.")
-    headers = _tag(f"{library.stored.digest(image.row)[:32]}-{size}")
+    digest = library.release.location(image.row)["sha256"]
+    headers = _tag(f"{digest[:32]}-{size}")
     if _is_kept(request, headers):
         return Response(status_code=304, headers=headers)
     try:
@@ -291,7 +286,7 @@ def image_answer(request: Request) -> Response:
     """``/images/WNID/NUMBER``: an image as it is stored, to show or to download."""
     library, image = library_of(request), image_of(request)
     download = "download" in request.query_params
-    headers = _tag(library.stored.digest(image.row))
+    headers = _tag(library.release.location(image.row)["sha256"])
     if _is_kept(request, headers):
         return Response(status_code=304, headers=headers)
     try:
@@ -336,7 +331,7 @@ def zip_answer(request: Request) -> Response:
 
 def list_answer(request: Request) -> Response:
     """``/list.csv``: all images of a search, as a table that ``sdwn export --only`` reads."""
-    found = library_of(request).all_images(view_of(request))
+    found = library_of(request).all_images(View.parse(request.query_params))
     return _streamed(request, image_list(found), "text/csv; charset=utf-8", "list.csv")
 
 
