@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sdwn.config import ModelConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.word_vectors import find_vectors
+from sdwn.models.builtin import builtin_folder
 from sdwn.models.weights import snapshot, source
 from sdwn.releases.release import Release
 
@@ -135,21 +136,17 @@ def encoder_folder(model: ModelConfig, revision: str | None = None) -> Path:
     if model.builtin == "noise":
         raise NoEncoderError(f"{model.name} has no text encoder")
     folder: Path | None = None
-    if model.builtin is not None:
-        from sdwn.models.builtin import builtin_folder  # torch and diffusers
-
-        try:
+    try:
+        if model.builtin is not None:
             folder = builtin_folder(model.builtin)
-        except IntegrityError as error:
-            raise NoEncoderError(str(error)) from None
-    else:
-        try:
-            is_folder = source(model) == "folder"
-        except UsageError:
-            pass  # neither a folder nor a name on the hub
+        elif source(model) == "folder":
+            folder = Path(model.name).expanduser()
         else:
-            named = Path(model.name).expanduser()
-            folder = named if is_folder else snapshot(model.name, revision or model.revision)
+            folder = snapshot(model.name, revision or model.revision)
+    except UsageError:
+        pass  # neither a folder nor a name on the hub
+    except IntegrityError as error:
+        raise NoEncoderError(str(error)) from None
     if folder is None:
         raise NoEncoderError(f"the weights of {model.name} are not on this machine")
     if not all((folder / part).is_dir() for part in ("tokenizer", "text_encoder")):

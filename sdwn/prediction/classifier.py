@@ -31,29 +31,10 @@ EXPECTED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ClassList:
-    """A list's name in timm, and the wnid of each class, in the order of a model's outputs."""
-
-    name: str
-    wnids: tuple[str, ...]
-
-    @property
-    def columns(self) -> NDArray[np.int64]:
-        """The output of each of the 1000 ImageNet-1k classes, -1 where the list lacks it."""
-        outputs = {wnid: output for output, wnid in enumerate(self.wnids)}
-        return np.array([outputs.get(wnid, -1) for wnid in class_wnids()], dtype=np.int64)
-
-
-def class_list(size: int) -> ClassList | None:
-    """Find the list of so many classes; None where there is none.
-
-    >>> class_list(11821).name, class_list(37)
-    ('imagenet-12k', None)
-    """
-    if size not in SIZES:
-        return None
-    return ClassList(infer_imagenet_subset({"num_classes": size}), classifier_wnids(size))
+def imagenet_outputs(wnids: Sequence[str]) -> NDArray[np.int64]:
+    """Return the output of each of the 1000 ImageNet-1k classes, -1 where a list lacks it."""
+    outputs = {wnid: output for output, wnid in enumerate(wnids)}
+    return np.array([outputs.get(wnid, -1) for wnid in class_wnids()], dtype=np.int64)
 
 
 # --- Images to what a network takes ------------------------------------------------------------
@@ -144,7 +125,7 @@ class Scores:
 
 def score_logits(
     logits: torch.Tensor,
-    columns: torch.Tensor,
+    outputs: torch.Tensor,
     labels: Sequence[int | None],
     subtrees: Sequence[tuple[int, ...] | None],
 ) -> Scores:
@@ -152,13 +133,13 @@ def score_logits(
 
     Args:
         logits: as the classifier gives them.
-        columns: the output of each of the 1000 ImageNet-1k classes; -1 for one that the
+        outputs: the output of each of the 1000 ImageNet-1k classes; -1 for one that the
             classifier does not know, whose probability is 0 and whose rank is after all others.
         labels: index of each image's ImageNet-1k class, None without one.
         subtrees: for each image, the classifier's own classes whose probabilities are summed.
     """
     # Sorting logits, not probabilities: those of unlikely classes are all 0.
-    known = logits[:, columns.clamp(min=0)].masked_fill(columns < 0, -torch.inf)
+    known = logits[:, outputs.clamp(min=0)].masked_fill(outputs < 0, -torch.inf)
     ordered, order = known.sort(dim=1, descending=True, stable=True)
     probability = ordered.softmax(dim=1)
     target = torch.tensor([-1 if label is None else label for label in labels])
@@ -209,11 +190,12 @@ class Classifier:
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         self.preprocessing = dict(preprocessing)
         self.most_images: int | None = None
-        known = class_list(int(network.num_classes))  # type: ignore[arg-type]
-        if known is None:
-            raise SdwnError(f"{name}: expected {EXPECTED}, found {network.num_classes}")
-        self.classes: tuple[str | None, ...] = known.wnids
-        self._columns = torch.from_numpy(known.columns)
+        size = int(network.num_classes)  # type: ignore[arg-type]
+        if size not in SIZES:
+            raise SdwnError(f"{name}: expected {EXPECTED}, found {size}")
+        self.classes = classifier_wnids(size)
+        outputs = imagenet_outputs(self.classes)
+        self._outputs = torch.from_numpy(outputs)
         network = network.to(self.device, self.dtype).eval()
         # In this layout EfficientNet-Lite0 takes half the CPU time for a batch of 32.
         self.network = network.to(memory_format=torch.channels_last)
@@ -234,9 +216,9 @@ class Classifier:
                 setting: list(value) if isinstance(value, tuple) else value
                 for setting, value in preprocessing.items()
             },
-            "classes": len(known.wnids),
-            "class_list": known.name,
-            "unknown_imagenet_classes": int((known.columns < 0).sum()),
+            "classes": size,
+            "class_list": infer_imagenet_subset({"num_classes": size}),
+            "unknown_imagenet_classes": int((outputs < 0).sum()),
             "device": torch.cuda.get_device_name(self.device) if gpu else str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "versions": {
@@ -286,7 +268,7 @@ class Classifier:
                 f"{self.name} gave infinite or NaN logits for {wrong} of {len(labels)} images in "
                 f"{self.record['dtype']}; check the checkpoint, or load it in float32"
             )
-        return score_logits(logits.values, self._columns, labels, subtrees)
+        return score_logits(logits.values, self._outputs, labels, subtrees)
 
     def predict(
         self, images: Sequence[Image.Image], labels: Sequence[int] | NDArray[Any]
