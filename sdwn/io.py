@@ -192,6 +192,18 @@ def open_append(path: Path) -> TextIO:
         ) from None
 
 
+def append_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Append a record to a journal as a line of JSON, and sync it.
+
+    A line that a crash cut short is ended first, so that it does not swallow this one.
+    """
+    with open_append(path) as file:
+        torn = path.read_bytes()[-1:] not in (b"", b"\n")
+        file.write("\n" * torn + json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def is_own_folder(path: Path) -> bool:
     """Return whether this is a folder, not a link, and belongs to this user."""
     found = path.lstat()

@@ -26,7 +26,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from sdwn import checkout
 from sdwn.config import Positive, validated
-from sdwn.io import JSON_BYTES, now, open_append, read_whole
+from sdwn.io import JSON_BYTES, append_json, now, read_whole
 from sdwn.jobs import scheduler
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.scheduler import NO_ANSWER, UNKNOWN, Job, JobState, Live
@@ -157,12 +157,7 @@ def _content(submission: Submission) -> dict[str, Any]:
 
 def _append(paths: RunPaths, record: dict[str, Any]) -> None:
     paths.root.mkdir(parents=True, exist_ok=True)
-    # A line that a crash cut short must not swallow this one.
-    torn = paths.submissions.exists() and not paths.submissions.read_bytes().endswith(b"\n")
-    with open_append(paths.submissions) as file:
-        file.write("\n" * torn + json.dumps(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_json(paths.submissions, record)
 
 
 # Reading

@@ -237,6 +237,17 @@ class Release:
             )
         return payload
 
+    def part(self, name: str) -> Path:
+        """Return the path of a part's file, which is the release's own.
+
+        Raises:
+            IntegrityError: it is a link, or the name leads out of the release.
+        """
+        if not name or Path(name).name != name:
+            raise IntegrityError(f"{self.paths.metadata}: {name!r} is no file of the release")
+        refuse_links(self.paths.root / name)
+        return self.paths.root / name
+
     def provenance(self, which: int | Row) -> dict[str, Any]:
         """Return how an image was made: everything that is needed to make it again.
 
@@ -394,17 +405,6 @@ class Release:
     def _locations(self) -> dict[str, pa.Array]:
         # Slicing the whole table takes ten times as long as these few columns.
         return {name: self.metadata[name].combine_chunks() for name in LOCATION}
-
-    def part(self, name: str) -> Path:
-        """Return the path of a part's file, which is the release's own.
-
-        Raises:
-            IntegrityError: it is a link, or the name leads out of the release.
-        """
-        if not name or Path(name).name != name:
-            raise IntegrityError(f"{self.paths.metadata}: {name!r} is no file of the release")
-        refuse_links(self.paths.root / name)
-        return self.paths.root / name
 
     def _descriptor(self, part: str) -> int:
         found = self._descriptors.get(part)

@@ -25,7 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from sdwn.errors import UsageError
-from sdwn.io import TEMPORARY, is_own_folder, links, locked, open_append, plain_disk_errors, sync
+from sdwn.io import (
+    TEMPORARY,
+    append_json,
+    is_own_folder,
+    links,
+    locked,
+    open_append,
+    plain_disk_errors,
+    sync,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +48,9 @@ class StagedFolder:
     def __init__(self, root: Path, recipe: Mapping[str, Any]) -> None:
         self.root, self._journal = root, root / JOURNAL
         text = self._journal.read_text(encoding="utf-8", errors="replace")
-        if text and not text.endswith("\n"):
-            # A kill or a full disk cut the last line short.
-            with open_append(self._journal) as file:
-                file.write("\n")
         lines = list[dict[str, Any]]()
         for line in text.splitlines():
-            with suppress(ValueError):
+            with suppress(ValueError):  # a kill or a full disk cut it short
                 content = json.loads(line)
                 lines += [content] if isinstance(content, dict) else []
         self.finished = {line.pop("name"): line for line in lines[1:] if "name" in line}
@@ -55,20 +60,14 @@ class StagedFolder:
             self.finished = {}
             with open_append(self._journal) as file:
                 file.truncate(0)
-            self._append(recipe)
+            append_json(self._journal, recipe)
         for half in root.rglob(f".*{TEMPORARY}"):
             half.unlink()
 
     def finish(self, name: str, record: Mapping[str, Any]) -> None:
         """Record that a thing is complete and on disk."""
-        self._append({"name": name, **record})
+        append_json(self._journal, {"name": name, **record})
         self.finished[name] = dict(record)
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        with open_append(self._journal) as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[StagedFolder], None]) -> bool:
