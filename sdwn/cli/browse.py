@@ -9,9 +9,9 @@ import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option
 
 from sdwn.cli import console
 from sdwn.cli.folders import require_savable
@@ -25,12 +25,8 @@ def show_command(
     release: ReleaseFolder,
     synset: SynsetName,
     evaluation: EvaluationName = None,
-    open_: Annotated[
-        bool, typer.Option("--open", help="Open its sheet in the browser, without a server.")
-    ] = False,
-    save: Annotated[
-        Path | None, typer.Option(help="Write its sheet: FILE.html, or a picture, FILE.png.")
-    ] = None,
+    open_: Annotated[bool, Option("--open", help="Open its sheet in the browser.")] = False,
+    save: Annotated[Path | None, Option(help="Write its sheet to FILE.html or FILE.png.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a synset: its images and their classification."""
@@ -110,21 +106,19 @@ def browse_command(
     release: ReleaseFolder,
     other: Annotated[
         Path | None,
-        typer.Argument(metavar="OTHER", help="Another release of the same synsets, beside it."),
+        Argument(help="A release of the same synsets."),
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(
-            min=0, max=65535, help="Listen here, 0 for any; default: 8642, or the next free one."
-        ),
+        Option(min=0, max=65535, help="0: any; default: 8642, or the next free one."),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Listen at this address; any but this machine's own needs a token.")
+        str, Option(help="Address to listen at; any but this machine's own needs a token.")
     ] = "127.0.0.1",
     evaluation: EvaluationName = None,
     token: Annotated[
         bool,
-        typer.Option("--token", help="Let in only who has the token, which the address holds."),
+        Option("--token", help="Require the token in the printed address."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

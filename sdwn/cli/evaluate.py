@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from sdwn.cli import console
 from sdwn.cli.options import (
     AsJson,
     Checkpoint,
     EvaluationName,
+    Model,
     ReleaseFolder,
     Retries,
     Wait,
@@ -27,31 +29,18 @@ if TYPE_CHECKING:
 def evaluate_command(
     release: ReleaseFolder,
     site: dict[str, str],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="paper (ViT-H/14), efficientnet-lite0, or any timm model; default: as the run's "
-            "config says, else paper."
-        ),
-    ] = None,
+    model: Model = None,
     checkpoint: Checkpoint = None,
-    all_: Annotated[
-        bool,
-        typer.Option(
-            "--all", help="Also synsets that are no ImageNet class, by the classes around them."
-        ),
-    ] = False,
+    all_: Annotated[bool, Option("--all", help="Also synsets that are no ImageNet class.")] = False,
     groups: Annotated[
         str | None,
-        typer.Option(help="YAML file, NAME: SYNSET a line, or a shipped one's name."),
+        Option(help="YAML file, NAME: SYNSET a line, or a shipped one's name."),
     ] = None,
     embedding: Annotated[
         Path | None,
-        typer.Option(help="Text file of word vectors, as GloVe's, for the map of classes."),
+        Option(help="Text file of word vectors, as GloVe's, for the map of classes."),
     ] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="Classify by array tasks under this profile; default: here.")
-    ] = None,
+    profile: Annotated[str | None, Option(help="Profile for array tasks; default: here.")] = None,
     wait: Wait = False,
     retries: Retries = 2,
     as_json: AsJson = False,
@@ -117,15 +106,15 @@ def evaluation_rows(found: dict[str, Any]) -> dict[str, Any]:
 def compare_command(
     which: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="RELEASE...",
             help="Evaluated releases, or RELEASE/evaluations/NAME; LABEL=... names one.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The folder to write the page and tables to.")],
+    out: Annotated[Path, Option(help="The folder to write the page and tables to.")],
     evaluation: Annotated[
         str | None,
-        typer.Option(help="Which evaluation, by name; default: the latest that all have."),
+        Option(help="Which evaluation, by name; default: the latest that all have."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

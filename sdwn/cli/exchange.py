@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
 from sdwn.cli import console
 from sdwn.cli.options import AsJson, PartSize, ReleaseFolder
@@ -18,42 +18,38 @@ SKIPPED_SHOWN = 20
 
 def export_command(
     release: ReleaseFolder,
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="The folder to write.")],
+    dest: Annotated[Path, Argument(metavar="DEST", help="The folder to write.")],
     format_: Annotated[
         Literal["folders", "imagefolder", "webdataset", "parquet", "release"],
-        typer.Option("--format", help="release: a smaller one, of the chosen images."),
+        Option("--format", help="release: a smaller one, of the chosen images."),
     ],
     codec: Annotated[
         Literal["stored", "png", "webp", "jpeg"] | None,
-        typer.Option(help="stored: the bytes as they are; png, webp: lossless; jpeg: smaller."),
+        Option(help="stored: the bytes as they are; png, webp: lossless; jpeg: smaller."),
     ] = None,
     quality: Annotated[
         int | None,
-        typer.Option(min=1, max=100, help="Of jpeg, default 95; of webp, which is lossy then."),
+        Option(min=1, max=100, help="Of jpeg, default 95; of webp, which is lossy then."),
     ] = None,
     part_size: Annotated[
         float | None,
-        typer.Option(
+        Option(
             min=1e-6,
             max=1e6,
             help="Least size of a file, in GB; default: webdataset 1, parquet 0.5, release 4.",
         ),
     ] = None,
     sample: Annotated[
-        str | None, typer.Option(help="Only this share of the synsets, as 1%; always the same.")
+        str | None, Option(help="Only this share of the synsets, as 1%; always the same.")
     ] = None,
-    below: Annotated[
-        str | None, typer.Option(help="Only this synset (name or wnid) and those below it.")
-    ] = None,
-    imagenet: Annotated[bool, typer.Option("--imagenet", help="Only ImageNet-1k classes.")] = False,
+    below: Annotated[str | None, Option(help="Only this synset and those below it.")] = None,
+    imagenet: Annotated[bool, Option("--imagenet", help="Only ImageNet-1k classes.")] = False,
     status: Annotated[
-        str | None, typer.Option(help="Only images of this status: ok leaves out black ones.")
+        str | None, Option(help="Only images of this status: ok leaves out black ones.")
     ] = None,
     only: Annotated[
         Path | None,
-        typer.Option(
-            help="Only images in this table, columns wnid and number, or list of synsets."
-        ),
+        Option(help="Only images in this table, columns wnid and number, or list of synsets."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -107,26 +103,18 @@ def parse_share(text: str) -> float:
 
 
 def import_command(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The folder of images.")],
-    release: Annotated[
-        Path, typer.Argument(metavar="RELEASE", help="The folder to write the release to.")
-    ],
+    source: Annotated[Path, Argument(metavar="SOURCE", help="The folder of images.")],
+    release: Annotated[Path, Argument(metavar="RELEASE", help="The folder of the new release.")],
     format_: Annotated[
         Literal["folders", "imagefolder"],
-        typer.Option(
+        Option(
             "--format",
             help="folders: with a text file of prompt, synset and wnid; imagefolder: by wnid.",
         ),
     ],
-    origin: Annotated[
-        str | None, typer.Option(help="For the card: where the images are from.")
-    ] = None,
-    licence: Annotated[
-        str | None, typer.Option(help="For the card: their licence, as cc-by-4.0.")
-    ] = None,
-    follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Follow links, outside SOURCE too.")
-    ] = False,
+    origin: Annotated[str | None, Option(help="For the card: where the images are from.")] = None,
+    licence: Annotated[str | None, Option(help="For the card: the licence, as cc-by-4.0.")] = None,
+    follow_links: Annotated[bool, Option("--follow-links", help="Also out of SOURCE.")] = False,
     part_size: PartSize = 4.0,
     as_json: AsJson = False,
 ) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from sdwn.cli import (
     browse,
@@ -77,8 +78,8 @@ class Invocation:
 @app.callback()
 def read_options(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Show tracebacks and warnings.")] = False,
+    version: Annotated[bool, Option("--version", help="Show the version.")] = False,
 ) -> None:
     """Plan, generate, merge, evaluate."""
     context.ensure_object(Invocation).debug = debug

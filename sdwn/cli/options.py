@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
+from typer import Argument, Option
 
 from sdwn.cli.folders import require_kind
 
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
     from sdwn.config import RunConfig
     from sdwn.jobs.profile import ClusterProfile
 
-Config = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="A config file, or the name of a shipped one.")
-]
+Config = Annotated[str, Argument(metavar="CONFIG", help="A config file, or a shipped one's name.")]
 
 
 def _expect(wanted: Literal["run", "release"]) -> Callable[[typer.Context, Any], Any]:
@@ -32,49 +31,39 @@ def _expect(wanted: Literal["run", "release"]) -> Callable[[typer.Context, Any],
     return check
 
 
-Run = Annotated[
-    Path, typer.Argument(metavar="RUN", help="The run's folder.", callback=_expect("run"))
-]
+Run = Annotated[Path, Argument(metavar="RUN", help="The run's folder.", callback=_expect("run"))]
 Runs = Annotated[
     list[Path],
-    typer.Argument(metavar="RUN...", help="Run folders of the same plan.", callback=_expect("run")),
+    Argument(metavar="RUN...", help="Run folders of the same plan.", callback=_expect("run")),
 ]
 ReleaseFolder = Annotated[
     Path,
-    typer.Argument(metavar="RELEASE", help="The release's folder.", callback=_expect("release")),
+    Argument(metavar="RELEASE", help="The release's folder.", callback=_expect("release")),
 ]
-EvaluationName = Annotated[
-    str | None, typer.Option(help="Which evaluation, by name; default: the latest.")
-]
-SynsetName = Annotated[str, typer.Argument(metavar="SYNSET", help="By name, wnid or lemma.")]
+EvaluationName = Annotated[str | None, Option(help="An evaluation's name; default: the latest.")]
+SynsetName = Annotated[str, Argument(metavar="SYNSET", help="By name, wnid or lemma.")]
 Override = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a setting: key=value, as in generation.batch_size=20."),
+    Option("--set", help="Override a setting: key=value, as in generation.batch_size=20."),
 ]
-Profile = Annotated[str, typer.Option(help="A profile file, or the name of a shipped one.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Follow the tasks to the end.")]
+Profile = Annotated[str, Option(help="A profile file, or the name of a shipped one.")]
+AsJson = Annotated[bool, Option("--json", help="Print one JSON object on stdout.")]
+Wait = Annotated[bool, Option("--wait", help="Follow the tasks to the end.")]
 Then = Annotated[
     str | None,
-    typer.Option(help="Stages to queue behind all tasks: some of merge,evaluate,report."),
+    Option(help="Stages to queue behind all tasks: some of merge,evaluate,report."),
 ]
-Force = Annotated[
-    bool, typer.Option("--force", help="Submit even where sdwn doctor finds a problem.")
-]
-Retries = Annotated[
-    int, typer.Option(min=0, help="While waiting: how often to submit what failed again.")
-]
+Force = Annotated[bool, Option("--force", help="Submit even where sdwn doctor finds a problem.")]
+Retries = Annotated[int, Option(min=0, help="With --wait: how often to submit again what failed.")]
 Model = Annotated[
     str | None,
-    typer.Option(help="paper, efficientnet-lite0, or any timm model; default: the config's."),
+    Option(help="paper (ViT-H/14), efficientnet-lite0, any timm model; default: the config's."),
 ]
-Checkpoint = Annotated[
-    Path | None, typer.Option(help="Weights from this file: safetensors, or a torch state dict.")
-]
+Checkpoint = Annotated[Path | None, Option(help="Weights: safetensors, or a torch state dict.")]
 
 PartSize = Annotated[
     float,
-    typer.Option(
+    Option(
         min=1e-6, max=1e6, help="Minimum size of a part, in GB; parts are less than twice as large."
     ),
 ]
@@ -138,7 +127,7 @@ def with_site(command: Callable[..., None]) -> Callable[..., None]:
         if name != "site"
     ]
     for name, text in SITE.items():
-        flag = Annotated[str | None, typer.Option(help=text, rich_help_panel=PANEL)]
+        flag = Annotated[str | None, Option(help=text, rich_help_panel=PANEL)]
         parameters.append(
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=flag)
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from sdwn.cli import console
 from sdwn.cli.folders import open_run
@@ -16,13 +17,11 @@ from sdwn.errors import UsageError, command
 def plan_command(
     config: Config,
     run: Run,
-    profile: Annotated[
-        str | None, typer.Option(help="Profile to estimate for; it is not part of the plan.")
-    ] = None,
+    profile: Annotated[str | None, Option(help="For the estimate; not in the plan.")] = None,
     set_: Override = None,
     slice_: Annotated[
         str | None,
-        typer.Option("--slice", help="Only this share of the shards, as 2/3; others elsewhere."),
+        Option("--slice", help="Only this share of the shards, as 2/3; others elsewhere."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -47,17 +46,17 @@ def plan_command(
 def prefetch_command(
     target: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="CONFIG|RUN",
             help="A config, as for plan, or the folder of a planned run.",
         ),
     ],
     folder: Annotated[
         Path | None,
-        typer.Option(help="Folder for the weights, if tasks do not see the hub's cache."),
+        Option(help="Folder for the weights, if tasks do not see the hub's cache."),
     ] = None,
     classifier: Annotated[
-        bool, typer.Option("--classifier/--no-classifier", help="Get the classifier too.")
+        bool, Option("--classifier/--no-classifier", help="Get the classifier too.")
     ] = True,
     set_: Override = None,
     as_json: AsJson = False,

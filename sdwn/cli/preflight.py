@@ -12,6 +12,7 @@ import typer
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
+from typer import Option
 
 from sdwn.cli import console
 from sdwn.cli.folders import open_run
@@ -58,12 +59,8 @@ SAME_COMMAND = "; resume with the same command"
 def tune_command(
     config: Config,
     site: dict[str, str],
-    profile: Annotated[
-        str | None, typer.Option(help="Measure by a job under this profile; default: here.")
-    ] = None,
-    gpus: Annotated[
-        str | None, typer.Option(help="Kinds of GPU, as v100,a100: a job on each.")
-    ] = None,
+    profile: Annotated[str | None, Option(help="Profile to measure under; default: here.")] = None,
+    gpus: Annotated[str | None, Option(help="Kinds of GPU, as v100,a100: a job on each.")] = None,
     set_: Override = None,
     as_json: AsJson = False,
 ) -> None:
@@ -149,9 +146,7 @@ def doctor_command(
     run: Run,
     site: dict[str, str],
     profile: Profile = "local",
-    probe: Annotated[
-        bool, typer.Option("--probe", help="Check a compute node too, by a short job.")
-    ] = False,
+    probe: Annotated[bool, Option("--probe", help="Check a node too, by a short job.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find what would stop a run or slow it.

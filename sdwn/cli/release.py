@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
 from sdwn.cli import console
 from sdwn.cli.evaluate import evaluate_here
@@ -18,18 +19,16 @@ if TYPE_CHECKING:
 
 def merge_command(
     runs: Runs,
-    release: Annotated[Path, typer.Option(help="The folder to write the release to.")],
+    release: Annotated[Path, Option(help="The folder to write the release to.")],
     part_size: PartSize = 4.0,
     check: Annotated[
         Literal["quick", "full"],
-        typer.Option(help="quick: structure, counts, every image's checksum; full: decode it too."),
+        Option(help="quick: structure, counts, every image's checksum; full: decode it too."),
     ] = "quick",
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Merge runs that are not finished, too.")
+        bool, Option("--allow-missing", help="Merge runs that are not finished, too.")
     ] = False,
-    evaluate_: Annotated[
-        bool, typer.Option("--evaluate", help="Then run the classifier over it.")
-    ] = False,
+    evaluate_: Annotated[bool, Option("--evaluate", help="Then evaluate it.")] = False,
     model: Model = None,
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
@@ -80,7 +79,7 @@ def verify_command(
     release: ReleaseFolder,
     check: Annotated[
         Literal["quick", "full"],
-        typer.Option(help="quick: tables, structure, sizes; full: every byte and image."),
+        Option(help="quick: tables, structure, sizes; full: every byte and image."),
     ] = "full",
     as_json: AsJson = False,
 ) -> None:
@@ -105,17 +104,15 @@ def verify_command(
 def regenerate_command(
     release: ReleaseFolder,
     synset: SynsetName,
-    number: Annotated[int, typer.Argument(metavar="NUMBER", help="The image's number, from 0.")],
-    model: Annotated[
-        str | None, typer.Option(help="The model's name or folder now; default: as recorded.")
-    ] = None,
+    number: Annotated[int, Argument(metavar="NUMBER", help="The image's number, from 0.")],
+    model: Annotated[str | None, Option(help="Name or folder now; default: as recorded.")] = None,
     tolerance: Annotated[
         float,
-        typer.Option(
+        Option(
             min=0, max=255, help="Largest difference (RMS, in 8-bit steps) that is the same image."
         ),
     ] = 4.0,
-    save: Annotated[Path | None, typer.Option(help="Write the new image as PNG.")] = None,
+    save: Annotated[Path | None, Option(help="Write the new image as PNG.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make an image again, and compare the two."""

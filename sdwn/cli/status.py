@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from sdwn.cli import console
 from sdwn.cli.folders import open_sharded
@@ -23,7 +24,7 @@ PATIENCE_SECONDS = 60
 
 def status_command(
     run: Run,
-    watch: Annotated[bool, typer.Option("--watch", help="Update while tasks are live.")] = False,
+    watch: Annotated[bool, Option("--watch", help="Update while tasks are live.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what is done, running, pending and failed."""
@@ -72,8 +73,8 @@ def status_rows(found: RunStatus) -> dict[str, Any]:
 
 def logs_command(
     run: Run,
-    shard: Annotated[int | None, typer.Option(help="A shard; default: all that failed.")] = None,
-    lines: Annotated[int, typer.Option(min=1, help="Lines of each log, from its end.")] = 20,
+    shard: Annotated[int | None, Option(help="A shard; default: all that failed.")] = None,
+    lines: Annotated[int, Option(min=1, help="Lines of each log, from its end.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Show the end of the logs of what failed."""

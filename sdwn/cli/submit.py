@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from sdwn.cli import console
 from sdwn.cli.folders import open_run
@@ -33,9 +33,7 @@ def submit_command(
     run: Run,
     site: dict[str, str],
     profile: Profile = "local",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the script instead of submitting it.")
-    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the script, submit nothing.")] = False,
     wait: Wait = False,
     retries: Retries = 2,
     then: Then = None,
