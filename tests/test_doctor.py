@@ -33,7 +33,7 @@ from sdwn.preflight.probe import NO_LOCKS, NodeReport, check_node, hdf5_fault, r
 from sdwn.preflight.site_checks import COMMANDS, check_site
 from sdwn.wordnet import corpus
 
-from conftest import REPOSITORY, PlanRun, Sdwn, Testbed
+from conftest import REPOSITORY, PlanRun, Sdwn, Testbed, hide_wordnet
 
 
 def profile(**fields: Any) -> ClusterProfile:
@@ -323,6 +323,13 @@ def test_wordnet_is_found_without_nltk(
     (folder / "data.noun").unlink()
     folder.rmdir()
     assert texts(check_run(*run, local))["wordnet"] == f"WordNet 3.0 in {folder}.zip"
+    hide_wordnet(monkeypatch, tmp_path)
+    told = texts(check_run(*run, local))["wordnet"]
+    assert told == "taxonomy.parquet has what this run needs of WordNet"
+    run[0].taxonomy.unlink()
+    found = check_run(*run, local)
+    assert verdicts(found)["wordnet"] == "warning"
+    assert "the run has no taxonomy.parquet" in texts(found)["wordnet"]
 
 
 def test_a_cache_that_cannot_be_written_is_told_and_stops_no_probe(

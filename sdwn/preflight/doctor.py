@@ -273,14 +273,18 @@ def _classifier(run: _Run) -> Iterator[Finding]:
         yield Finding("classifier", "warning" if run.then is None else "problem", text)
 
 
-def _wordnet(_: _Run) -> Iterator[Finding]:
+def _wordnet(run: _Run) -> Iterator[Finding]:
     found, passed = corpus.look_for_corpus()
     over = "".join(f"; {reason}" for reason in passed)
     if found is not None:
         yield Finding("wordnet", "ok", f"WordNet {corpus.VERSION} in {found}{over}")
+    elif run.paths.taxonomy.exists():
+        text = f"{run.paths.taxonomy.name} has what this run needs of WordNet"
+        yield Finding("wordnet", "ok", text)
     else:
-        text = f"no WordNet {corpus.VERSION} on this machine: planning and evaluation need "
-        text += f"it{over}; get it: python -m nltk.downloader wordnet"
+        text = f"no WordNet {corpus.VERSION} on this machine, and the run has no "
+        text += f"{run.paths.taxonomy.name}: its evaluation needs one of them{over}; get it: "
+        text += "python -m nltk.downloader wordnet"
         yield Finding("wordnet", "warning", text)
 
 

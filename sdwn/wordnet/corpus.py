@@ -77,6 +77,7 @@ class WordNet:
 
     def __init__(self, reader: WordNetCorpusReader) -> None:
         self._reader = reader
+        self._read: dict[str, Synset] = {}
 
     def synset(self, identifier: str) -> Synset:
         """Find a noun synset by name (``dog.n.01``) or wnid (``n02084071``).
@@ -84,7 +85,7 @@ class WordNet:
         Raises:
             UsageError: there is no such noun synset; the ones of the same lemma are named.
         """
-        return _record(self._find(identifier))
+        return self._read.get(identifier) or self._record(self._find(identifier))
 
     def below(self, root: str) -> Iterator[Synset]:
         """Yield every synset below a root by hyponyms, the root and instances not counted.
@@ -99,7 +100,7 @@ class WordNet:
                 if child.offset() not in seen:
                     seen.add(child.offset())
                     stack.append(child)
-                    yield _record(child)
+                    yield self._record(child)
 
     def _find(self, identifier: str) -> NltkSynset:
         from nltk.corpus.reader.wordnet import WordNetError
@@ -121,16 +122,16 @@ class WordNet:
             raise UsageError(f"{identifier}: not a noun; only noun synsets have a wnid")
         return synset
 
-
-def _record(synset: NltkSynset) -> Synset:
-    above = {*synset.hypernyms(), *synset.instance_hypernyms()}
-    return Synset(
-        wnid=f"n{synset.offset():08d}",
-        name=synset.name(),
-        lemmas=tuple(synset.lemma_names()),
-        definition=synset.definition(),
-        parents=tuple(sorted(f"n{parent.offset():08d}" for parent in above)),
-    )
+    def _record(self, synset: NltkSynset) -> Synset:
+        above = {*synset.hypernyms(), *synset.instance_hypernyms()}
+        found = Synset(
+            wnid=f"n{synset.offset():08d}",
+            name=synset.name(),
+            lemmas=tuple(synset.lemma_names()),
+            definition=synset.definition(),
+            parents=tuple(sorted(f"n{parent.offset():08d}" for parent in above)),
+        )
+        return self._read.setdefault(found.wnid, found)
 
 
 @cache
