@@ -17,7 +17,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 from uuid import uuid4
@@ -237,14 +237,12 @@ def cancelled_jobs(submissions: Sequence[Submission]) -> set[Job]:
 # What lives: the journal compared with what the scheduler says
 
 
-def live_jobs(paths: RunPaths) -> dict[Job, JobState]:
-    """Return the jobs of the journal that still wait or run, or may do so."""
-    return live_of(paths, read_journal(paths))
-
-
-def live_of(paths: RunPaths, submissions: Sequence[Submission]) -> dict[Job, JobState]:
-    """Return those of these submissions' jobs that still wait or run, or may do so."""
-    each = live_by_submission(paths, submissions)
+def live_jobs(
+    paths: RunPaths, submissions: Sequence[Submission] | None = None
+) -> dict[Job, JobState]:
+    """Return the jobs that still wait or run, or may do so, of these or of all submissions."""
+    found = read_journal(paths) if submissions is None else submissions
+    each = live_by_submission(paths, found)
     return {job: state for _, jobs in each for job, state in jobs.items()}
 
 
@@ -255,27 +253,24 @@ def live_by_submission(
     in_slurm = [one for one in submissions if one.executor == "slurm" and not one.refused]
     everybody = any(one.owner != user() for one in in_slurm)
     queue = scheduler.squeue((one.name for one in in_slurm), everybody) if in_slurm else {}
-    return [(submission, _live(paths, submission, queue)) for submission in submissions]
-
-
-def _live(
-    paths: RunPaths, submission: Submission, queue: Mapping[str, JobState] | None
-) -> dict[Job, JobState]:
-    if submission.executor == "local":
-        ids = submission.ids or ()
-        processes = scheduler.live_processes(paths.jobs, submission.host, ids)
-        return {job: processes[job.id] for job in submission.jobs if job.id in processes}
-    if queue is None:
-        # Without an id, its name and the task's number stand for it.
-        unknown = tuple(f"{submission.name}_{n}" for n in range(len(submission.tasks)))
-        ids = submission.ids or unknown
-        return dict.fromkeys(() if submission.refused else submission.jobs_as(ids), NO_ANSWER)
-    # An id alone may be another job's by now: they begin anew, and clusters count for themselves.
-    own = {job: state for job, state in queue.items() if state.name == submission.name}
-    jobs = submission.jobs
-    if submission.unsettled and own:
-        jobs = submission.jobs_as(job_ids(next(iter(own)), len(submission.tasks)))
-    return {job: own[job.id] for job in jobs if job.id in own}
+    found = []
+    for one in submissions:
+        jobs = one.jobs
+        if one.executor == "local":
+            states = scheduler.live_processes(paths.jobs, one.host, one.ids or ())
+        elif queue is None:
+            # Without an id, its name and the task's number stand for it.
+            unknown = tuple(f"{one.name}_{number}" for number in range(len(one.tasks)))
+            jobs = () if one.refused else one.jobs_as(one.ids or unknown)
+            states = {job.id: NO_ANSWER for job in jobs}
+        else:
+            # An id alone may be another job's by now: they begin anew, and clusters count for
+            # themselves.
+            states = {job: state for job, state in queue.items() if state.name == one.name}
+            if one.unsettled and states:
+                jobs = one.jobs_as(job_ids(next(iter(states)), len(one.tasks)))
+        found.append((one, {job: states[job.id] for job in jobs if job.id in states}))
+    return found
 
 
 def job_ids(known: str, tasks: int) -> tuple[str, ...]:
@@ -338,6 +333,6 @@ def failed_shards(paths: RunPaths, work: ShardedWork) -> list[int]:
     submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
     return [
         index
-        for index in open_shards(paths, work, live_of(paths, submissions))
+        for index in open_shards(paths, work, live_jobs(paths, submissions))
         if index in submitted and submitted[index] not in cancelled
     ]

@@ -1,4 +1,8 @@
-"""Logs of jobs and why they ended: those of the tasks that made, or failed to make, shards."""
+"""Logs of jobs, and why they ended.
+
+A task writes ``JOB_RANK_log.err`` for each of its processes. SLURM, and the script that it runs,
+write into the log of the first one, for all of them; before that, into the log of the array.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,6 @@ REQUEUED = ("Requeued job", "Exiting gracefully after preemption/timeout")
 # A line of Python's logging, as tasks and submitit write it.
 LOGGED = re.compile(r"\d{4}-\d\d-\d\d |submitit [A-Z]+ \(")
 TRACEBACK = "Traceback (most recent call last):"
-# SLURM, and the script that it runs, write into the log of a task's first process.
 OF_SLURM = re.compile(r"(srun|slurmstepd\S*|slurmd\S*|\S*slurm_script): ")
 OF_RANKS = re.compile(r"srun: error: \S+ tasks? (?P<ranks>[0-9,-]+): ")
 # The first that SLURM's lines hold is the cause: a step that is cancelled is killed as well.
@@ -51,41 +54,47 @@ def failure(paths: RunPaths, index: int) -> str:
         return "never submitted"
     if job in cancelled_jobs(submissions):
         return f"cancelled as job {job.id}"
-    said = reason(paths, job, job.rank(index))
-    if succeeded(said):
+    reason = end_reason(paths, job, job.rank(index))
+    if is_success(reason):
         return f"job {job.id} finished it, but {paths.shard(index)} is gone: deleted or moved"
-    return said
+    return reason
 
 
-def reason(paths: RunPaths, job: Job, rank: int = 0) -> str:
+def end_reason(paths: RunPaths, job: Job, rank: int = 0) -> str:
     """Return what ended a process of a job, and where its log lies."""
-    log = paths.jobs / job.id / f"{job.id}_{rank}_log.err"
-    if not _lines(log) and (said := _lines(start := starting_log(paths.jobs, job.array))):
-        return f"{said[-1]} ({start})"
+    log, start = (
+        paths.jobs / job.id / f"{job.id}_{rank}_log.err",
+        starting_log(paths.jobs, job.array),
+    )
+    lines, before = _lines(log), _lines(start)
+    if before and not lines:
+        return f"{before[-1]} ({start})"
     if not log.exists():
         return f"job {job.id} left no log: cancelled before it began, or its node sees another disk"
-    return f"{_cause(log, job.id, rank)} ({log})"
+    return f"{_cause(log, lines, rank)} ({log})"
 
 
-def succeeded(said: str) -> bool:
+def is_success(reason: str) -> bool:
     """Return whether a reason is that the job succeeded."""
-    return any(words in said for words in SUCCESS)
+    return any(words in reason for words in SUCCESS)
 
 
-def _cause(log: Path, job: str, rank: int) -> str:
-    lines = _lines(log)
+def _cause(log: Path, lines: list[str], rank: int) -> str:
     own = [line for line in lines if not OF_SLURM.match(line)]
     last = own[-1] if own else "an empty log"
-    if succeeded(last) or _raised(own):
+    begins = max((number for number, line in enumerate(own) if line == TRACEBACK), default=None)
+    # After the traceback of what ended it, nothing more was logged.
+    raised = begins is not None and not any(map(LOGGED.match, own[begins:]))
+    if raised or is_success(last):
         return last
     if rank == 0:
         # Earlier ones are of starts before this one.
-        told = list(takewhile(OF_SLURM.match, reversed(lines)))
+        of_slurm = list(takewhile(OF_SLURM.match, reversed(lines)))
     else:
-        told = list(filter(OF_SLURM.match, _lines(log.with_name(f"{job}_0_log.err"))))
-    of_slurm = "\n".join(line for line in told if _is_of(line, rank)).casefold()
-    if of_slurm:
-        return next((cause for words, cause in CAUSES if re.search(words, of_slurm)), last)
+        first = log.with_name(log.name.replace(f"_{rank}_log", "_0_log"))
+        of_slurm = list(filter(OF_SLURM.match, _lines(first)))
+    if text := "\n".join(line for line in of_slurm if _concerns(line, rank)).casefold():
+        return next((cause for words, cause in CAUSES if re.search(words, text)), last)
     if shutil.disk_usage(log.parent).free < FULL_BYTES:
         return "no space or quota left where the log lies, so the log is cut short"
     if any(words in last for words in REQUEUED):
@@ -95,16 +104,10 @@ def _cause(log: Path, job: str, rank: int) -> str:
     return SILENT if started else last
 
 
-def _raised(lines: list[str]) -> bool:
-    """Return whether a log ends with an exception: after a traceback, nothing more was logged."""
-    begins = max((n for n, line in enumerate(lines) if line == TRACEBACK), default=None)
-    return begins is not None and not any(map(LOGGED.match, lines[begins:]))
-
-
-def _is_of(line: str, rank: int) -> bool:
+def _concerns(line: str, rank: int) -> bool:
     """Return whether a line of SLURM's is about a process, or about the whole job.
 
-    >>> [_is_of("srun: error: n1: tasks 0,2-3: Killed", rank) for rank in range(4)]
+    >>> [_concerns("srun: error: n1: tasks 0,2-3: Killed", rank) for rank in range(4)]
     [True, False, True, True]
     """
     match = OF_RANKS.match(line)

@@ -48,7 +48,6 @@ from sdwn.jobs.journal import (
     is_unreachable,
     live_by_submission,
     live_jobs,
-    live_of,
     missing_shards,
     open_journal,
     open_shards,
@@ -356,7 +355,7 @@ def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
     cancellations = open_journal(paths).cancellations
     while True:
         found = open_journal(paths)
-        live = live_of(paths, found.submissions)
+        live = live_jobs(paths, found.submissions)
         callbacks.on_look(live)
         feeder.balance(live)
         todo = [index for index in open_shards(paths, work, live) if tries[index] <= retries]
@@ -521,7 +520,7 @@ def _await_end(paths: RunPaths, jobs: Collection[Job], on_message: OnMessage) ->
     began, waited = time.monotonic(), False
     while True:
         submissions = read_journal(paths)
-        live = {*live_of(paths, submissions), *unrecorded_jobs(paths, submissions)}
+        live = {*live_jobs(paths, submissions), *unrecorded_jobs(paths, submissions)}
         if not (left := sorted(job.id for job in live & set(jobs))):
             return
         text = f"{len(left)} cancelled tasks are still ending ({', '.join(left[:3])})"

@@ -18,10 +18,10 @@ from sdwn.jobs.journal import (
     cancelled_jobs,
     hidden_owners,
     last_jobs,
-    live_of,
+    live_jobs,
     open_journal,
 )
-from sdwn.jobs.logs import failure, job_logs, reason, succeeded
+from sdwn.jobs.logs import end_reason, failure, is_success, job_logs
 from sdwn.jobs.profile import LaterStage
 from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, cannot_start
 from sdwn.jobs.task_record import TaskRecord, read_record
@@ -116,7 +116,7 @@ def run_status(paths: RunPaths, work: ShardedWork) -> RunStatus:
     """
     journal = open_journal(paths)
     submissions = journal.submissions
-    live = live_of(paths, submissions)
+    live = live_jobs(paths, submissions)
     done, pieces = _finished(paths, work)
     images = _count_images(work, done, pieces)
     states = {
@@ -338,7 +338,7 @@ def stage_states(paths: RunPaths, journal: Journal, live: Live) -> dict[str, Sta
 def read_stages(paths: RunPaths) -> dict[str, StageState]:
     """Look at how each later stage stands now."""
     journal = open_journal(paths)
-    return stage_states(paths, journal, live_of(paths, journal.submissions))
+    return stage_states(paths, journal, live_jobs(paths, journal.submissions))
 
 
 def waiting_stages(paths: RunPaths) -> dict[str, Job]:
@@ -349,9 +349,9 @@ def waiting_stages(paths: RunPaths) -> dict[str, Job]:
 
 def _stage_text(paths: RunPaths, stage: str, job: Job, live: Live, cancelled: bool) -> str:
     logs = job_logs(paths, job)
-    why = reason(paths, job) if logs else ""
+    why = end_reason(paths, job) if logs else ""
     # What a log says holds without a controller.
-    if succeeded(why):
+    if is_success(why):
         return DONE
     if job in live:
         state = live[job]
