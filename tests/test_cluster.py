@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from sdwn.cli.options import SITE
 from sdwn.config import validated
 from sdwn.devices.device import given_gpus
 from sdwn.errors import UsageError
+from sdwn.evaluation.evaluate import EVALUATION_STAGES
 from sdwn.generation.task import GENERATE
 from sdwn.jobs.cluster import group_into_tasks, job_script, split_into_arrays
 from sdwn.jobs.journal import intend, read_journal, settle
@@ -27,6 +29,9 @@ from sdwn.jobs.task import ArrayTask, see_one_device
 from sdwn.jobs.task_record import Process, this_process
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
+from sdwn.preflight.probe import PROBE
+from sdwn.preflight.trials import PILOT, TUNE
+from sdwn.workflow.later_stages import RUN_STAGES
 
 from conftest import REPOSITORY, PlanRun, Sdwn, noise_config, submit_shards, wait_until
 
@@ -331,6 +336,25 @@ def test_the_first_process_outlives_the_others(tmp_path: Path) -> None:
     ends = [float(process.communicate(timeout=60)[0]) for process in (first, second)]
     assert ends[0] > ends[1]
     assert not list(tmp_path.rglob("*.lock")), "no lock is left"
+
+
+def test_a_task_that_is_unpickled_imports_neither_torch_nor_the_hub() -> None:
+    """Which GPU it sees, and that it is offline, is set after that and before both."""
+    stages = (*RUN_STAGES.values(), *EVALUATION_STAGES.values(), PILOT, TUNE, PROBE)
+    tasks = [ArrayTask(stage, "run", (1,)) for stage in stages]
+    code = (
+        "import pickle, sys\n"
+        "tasks = pickle.load(sys.stdin.buffer)\n"
+        "print(*(task.stage.name for task in tasks))\n"
+        "print(*{'torch', 'huggingface_hub', 'diffusers', 'timm'} & set(sys.modules))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(tasks), capture_output=True, check=True
+    )
+    names, heavy, *_ = done.stdout.decode().split("\n")
+    expected = "generate merge evaluate report judge conclude pilot tune probe"
+    assert names == expected, "as journals call them"
+    assert not heavy
 
 
 @pytest.mark.parametrize("executor", ["slurm", "local"])

@@ -25,7 +25,7 @@ from sdwn.workflow.later_stages import LATER_STAGES, RUN_STAGES
 from conftest import PlanRun, Sdwn, Testbed, submit_shards
 
 SITE = validated(ClusterProfile, {"partition": "main"}, source="test")
-COLUMNS = ("40", "24", "12", "40", "80")
+COLUMNS = ("40", "24", "40", "80")
 
 NONE = {"sbatch": "exit 1", "squeue": "", "srun": "", "scontrol": "exit 1"}
 
@@ -50,7 +50,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 def queue_line(job: str, name: str, state: str = "PENDING") -> str:
     """A shell line that prints a job as squeue does."""
     formats = "".join(f"%-{width}s" for width in COLUMNS)
-    return f"printf '{formats}\\n' {job} {state} 0 {name} Priority"
+    return f"printf '{formats}\\n' {job} {state} {name} Priority"
 
 
 # Prints the array 7 under whatever name it is asked for.

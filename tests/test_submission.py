@@ -288,7 +288,7 @@ def test_jobs_that_no_line_of_the_journal_tells_are_ended_or_waited_for(
     sdwn: Sdwn, planned: PlanRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, _ = planned()
-    columns = [("7_3", 40), ("RUNNING", 24), ("0", 12), (f"{run_name(paths)}0badcafe", 40)]
+    columns = [("7_3", 40), ("RUNNING", 24), (f"{run_name(paths)}0badcafe", 40)]
     (tmp_path / "queue").write_text("".join(text.ljust(width) for text, width in columns) + "\n")
     lines = {"squeue": f"cat {tmp_path}/queue", "scancel": f"echo $* >{tmp_path}/queue"}
     for name in ("sbatch", "srun", *lines):
@@ -359,7 +359,7 @@ def test_no_script_is_written_for_a_path_that_slurm_reads_otherwise(
 
 
 def test_any_job_name_of_the_user_may_stand_in_the_queue() -> None:
-    columns = [("7_0", 40), ("PENDING", 24), ("0", 12), ("x" * 40, 40), ("(Resources, or so)", 80)]
+    columns = [("7_0", 40), ("PENDING", 24), ("x" * 40, 40), ("(Resources, or so)", 80)]
     read = read_squeue("".join(text.ljust(width) for text, width in columns))
     assert read is not None
     assert (read[0], read[1].state, read[1].reason) == ("7_0", "PENDING", "(Resources, or so)")

@@ -19,11 +19,10 @@ from typing import Literal
 TIMEOUT_S = 60
 RUNNING, PENDING, UNKNOWN = "RUNNING", "PENDING", "UNKNOWN"
 
-# Columns of a fixed width: a job's name, which is its user's choice, may hold anything.
-SQUEUE_FORMAT = "JobArrayID:40,State:24,RestartCnt:12,Name:40,Reason:80"
 # Without --all, squeue leaves out a user's own jobs in hidden partitions.
-SQUEUE = ("squeue", "--noheader", "--array", "--all", "--Format", SQUEUE_FORMAT)
-EDGES = (0, 40, 64, 76, 116, 196)
+SQUEUE = ("squeue", "--noheader", "--array", "--all", "--Format")
+# Columns of a fixed width: a job's name, which is its user's choice, may hold anything.
+COLUMNS, EDGES = "JobArrayID:40,State:24,Name:40,Reason:80", (0, 40, 64, 104, 184)
 
 # Variables that change what SLURM's commands do, or that belong to a job around this process.
 STEERING = (
@@ -54,11 +53,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """What a scheduler says of a job; ``restarts`` counts its requeues."""
+    """What a scheduler says of a job, and the job's name there."""
 
     state: str
     reason: str = ""
-    restarts: int = 0
     name: str = ""
 
 
@@ -126,7 +124,7 @@ def squeue(
     options = [] if everybody else ["--me"]
     if names := ",".join(names):
         options.append(f"--name={names}")
-    lines = output_lines([*SQUEUE, *options, *["--states=all"] * ended])
+    lines = output_lines([*SQUEUE, COLUMNS, *options, *["--states=all"] * ended])
     if lines is None:
         return None
     found = dict(one for one in map(read_squeue, lines) if one is not None)
@@ -138,15 +136,15 @@ def squeue(
 def read_squeue(line: str) -> tuple[str, JobState] | None:
     """Read a line of squeue; None of what is none, as a part of a name with a line break.
 
-    >>> columns = ("7_0", 40), ("RUNNING", 24), ("2", 12), ("my job", 40), ("None", 80)
+    >>> columns = ("7_0", 40), ("RUNNING", 24), ("my job", 40), ("None", 80)
     >>> job, state = read_squeue("".join(text.ljust(width) for text, width in columns))
-    >>> job, state.state, state.restarts, state.name
-    ('7_0', 'RUNNING', 2, 'my job')
+    >>> job, state.state, state.name
+    ('7_0', 'RUNNING', 'my job')
     """
-    job, state, restarts, name, reason = (line[a:b].strip() for a, b in pairwise(EDGES))
+    job, state, name, reason = (line[a:b].strip() for a, b in pairwise(EDGES))
     if not job[:1].isdecimal() or not state.isupper():
         return None
-    return job, JobState(state, reason, int(restarts) if restarts.isdecimal() else 0, name)
+    return job, JobState(state, reason, name)
 
 
 def end_jobs(
