@@ -1,4 +1,4 @@
-"""The HDF5 file of images: one schema for a piece, a shard and a part of a release.
+"""The HDF5 file of images: one schema for a partial shard, a shard and a part of a release.
 
 ::
 
@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
@@ -50,8 +50,6 @@ MOST_COMPRESSED = 1032
 # them take memory.
 DECODERS = len(os.sched_getaffinity(0))
 AHEAD = 8 * DECODERS
-# Beside the columns in /rows.
-TABLES = ("offsets", "sessions")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -68,17 +66,10 @@ def write_images(
 ) -> str:
     """Write a file of images and return its SHA-256.
 
-    ``payloads`` gives the images' bytes in order, in blocks of any length.
+    ``payloads`` are the images' bytes in order, in blocks of any length.
     """
-    size = int(contents.sizes.sum())
-    # In memory, but no BytesIO: the blob's place is a hole in it, and takes none.
-    with os.fdopen(os.memfd_create("tables"), "r+b", buffering=0) as tables:
-        start = _write_tables(tables, attributes, contents)
-        tables.seek(0)
-        before = tables.read(start)
-        tables.seek(start + size)
-        after = tables.read()
-    needed = len(before) + size + len(after)
+    before, after = _tables(attributes, contents)
+    needed = len(before) + int(contents.sizes.sum()) + len(after)
     digest, written = hashlib.sha256(), 0
     with plain_disk_errors(path.parent, needed), path.open("wb") as file:
         # Now, not after minutes of copying.
@@ -98,55 +89,57 @@ def _require_space(path: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _write_tables(target: BinaryIO, attributes: Mapping[str, Any], contents: Contents) -> int:
+def _tables(attributes: Mapping[str, Any], contents: Contents) -> tuple[bytes, bytes]:
+    """Return the bytes of a file before its blob, and those behind it."""
     offsets = np.concatenate([[0], np.cumsum(contents.sizes)]).astype("u8")
-    with h5py.File(target, "w", libver=LIBVER) as file:
-        fixed = {"format": FORMAT, "format_version": FORMAT_VERSION, "images": len(offsets) - 1}
-        for name, value in {**fixed, **attributes}.items():
-            _write_attribute(file, name, value)
-        _write_rows(file.create_group("rows"), contents.rows)
-        lines = [json.dumps(session, sort_keys=True) for session in contents.sessions]
-        sessions = np.array([line.encode() for line in lines])
-        text = h5py.string_dtype("utf-8", sessions.dtype.itemsize)
-        file.create_dataset("sessions", data=sessions.view(text), fletcher32=True)
-        file.create_dataset("offsets", data=offsets, fletcher32=True)
-        return _reserve(file, int(offsets[-1]))
+    fixed = {"format": FORMAT, "format_version": FORMAT_VERSION, "images": len(offsets) - 1}
+    # In memory, but no BytesIO: the blob's place is a hole in it, and takes none.
+    with os.fdopen(os.memfd_create("tables"), "r+b", buffering=0) as target:
+        with h5py.File(target, "w", libver=LIBVER) as file:
+            for name, value in {**fixed, **attributes}.items():
+                if isinstance(value, str):
+                    # Of fixed length it lies in the header, which has a checksum; HDF5's heap
+                    # has none.
+                    text = value.encode()
+                    dtype = h5py.string_dtype("utf-8", max(1, len(text)))
+                    file.attrs.create(name, np.bytes_(text), dtype=dtype)
+                else:
+                    file.attrs[name] = value
 
+            group = file.create_group("rows")
+            for column in (column for column in COLUMNS if column.name in contents.rows):
+                values = np.ascontiguousarray(contents.rows[column.name])
+                # Seen as the file's own type: HDF5 converts neither ASCII to UTF-8 nor numbers
+                # to names.
+                typed = values.view(column.h5_type(values))
+                # Ten images repeat their synset's prompt: gzip stores it nearly once.
+                group.create_dataset(
+                    column.name,
+                    data=typed,
+                    compression="gzip",
+                    compression_opts=1,
+                    fletcher32=True,
+                ).attrs["meaning"] = column.meaning
 
-def _write_attribute(file: h5py.File, name: str, value: Any) -> None:
-    if isinstance(value, str):
-        # Of fixed length it lies in the header, which has a checksum; HDF5's heap has none.
-        text = value.encode()
-        dtype = h5py.string_dtype("utf-8", max(1, len(text)))
-        file.attrs.create(name, np.bytes_(text), dtype=dtype)
-    else:
-        file.attrs[name] = value
+            lines = [json.dumps(session, sort_keys=True) for session in contents.sessions]
+            sessions = np.array([line.encode() for line in lines])
+            utf8 = h5py.string_dtype("utf-8", sessions.dtype.itemsize)
+            file.create_dataset("sessions", data=sessions.view(utf8), fletcher32=True)
+            file.create_dataset("offsets", data=offsets, fletcher32=True)
 
-
-def _write_rows(group: h5py.Group, rows: Table) -> None:
-    for column in COLUMNS:
-        if column.name not in rows:
-            continue
-        values = rows[column.name]
-        # Seen as the file's own type: HDF5 converts neither ASCII to UTF-8 nor numbers to names.
-        typed = np.ascontiguousarray(values).view(column.h5_type(values))
-        # Ten images repeat their synset's prompt: gzip stores it nearly once.
-        dataset = group.create_dataset(
-            column.name, data=typed, compression="gzip", compression_opts=1, fletcher32=True
-        )
-        dataset.attrs["meaning"] = column.meaning
-
-
-def _reserve(file: h5py.File, size: int) -> int:
-    """Allocate the blob without writing it and return where in the file it starts."""
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_layout(h5py.h5d.CONTIGUOUS)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    properties.set_obj_track_times(False)  # the same images give the same file
-    space = h5py.h5s.create_simple((size,))
-    dataset = h5py.h5d.create(file.id, b"blob", h5py.h5t.STD_U8LE, space, dcpl=properties)
-    return int(dataset.get_offset())
+            # The blob is allocated and not written.
+            properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            properties.set_layout(h5py.h5d.CONTIGUOUS)
+            properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            properties.set_obj_track_times(False)  # the same images give the same file
+            space = h5py.h5s.create_simple((int(offsets[-1]),))
+            blob = h5py.h5d.create(file.id, b"blob", h5py.h5t.STD_U8LE, space, dcpl=properties)
+            start = int(blob.get_offset())
+        target.seek(0)
+        before = target.read(start)
+        target.seek(start + int(offsets[-1]))
+        return before, target.read()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +152,18 @@ class Expected:
 
 
 class ImageFile:
-    """A file of images, open for reading; ``blob_start`` is where in it the images begin.
-
-    ``attributes`` are the file's own, ``sessions`` say who made the images: a record for each
-    run of a task. ``offsets`` are those of the images in the blob.
+    """A file of images, open for reading.
 
     Args:
         path: the file.
         expected: what it must be, where it is of a run.
         most: how many images it has at most, where that is known of a release.
+
+    Attributes:
+        attributes: the file's own.
+        sessions: a record of each task run that made some of the images.
+        offsets: of the images in the blob, and its end.
+        blob_start: where in the file the blob begins.
 
     Raises:
         MisplacedError: it is of another plan, or another shard.
@@ -183,13 +179,76 @@ class ImageFile:
         self._descriptor = open_plain(path)
         try:
             # HDF5 keeps a megabyte and more for each open file; a merge has many.
-            with _open(path) as file, _reading(path):
-                self.attributes = _attributes(file)
-                self._check(file, expected, most)
-                self.sessions = _sessions(file)
+            with _opened(path) as file:
+                attributes = {name: file.attrs[name] for name in file.attrs}
+                self.attributes: dict[str, Any] = {
+                    k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items()
+                }
+                self._check_origin(expected)
+                self._check_tables(file, expected.images if expected else most)
+                if expected is not None and len(self) != expected.images:
+                    raise ValueError(f"expected {expected.images} images, found {len(self)}")
+                self.sessions = [json.loads(line) for line in file["sessions"].asstr()[:]]
+                if not all(isinstance(session, dict) for session in self.sessions):
+                    raise ValueError("a session is no record")
         except BaseException:
             self.close()
             raise
+
+    def _check_origin(self, expected: Expected | None) -> None:
+        found = {name: str(value) for name, value in self.attributes.items()}
+        kind, version = found.get("format"), found.get("format_version")
+        if kind != FORMAT:
+            raise IntegrityError(f"{self.path}: expected a file of {FORMAT}, found {kind}")
+        if version != str(FORMAT_VERSION):
+            raise IntegrityError(
+                f"{self.path}: expected {FORMAT} version {FORMAT_VERSION}, found {version}; "
+                "read it with the sdwn that wrote it"
+            )
+        if expected is None:
+            return
+        plan, shard = found.get("plan_digest", ""), found.get("shard")
+        if plan != expected.plan_digest:
+            other = f"of plan {plan[:12]}" if plan else "of no plan"
+            problem = f"foreign: {other}, not {expected.plan_digest[:12]}"
+        elif shard != str(expected.shard):
+            problem = f"expected shard {expected.shard}, found shard {shard} of this plan"
+        else:
+            return
+        raise MisplacedError(f"{self.path}: {problem}", plan)
+
+    def _check_tables(self, file: h5py.File, most: int | None) -> None:
+        """Check what the file says of its tables, before one of them takes memory."""
+        found = _objects(file)
+        rows = _objects(found.get("rows", {}))
+        missing = [c.name for c in COLUMNS if c.required and c.name not in rows]
+        missing += [name for name in ("blob", "offsets", "sessions") if name not in found]
+        if missing:
+            raise IntegrityError(f"{self.path}: expected {', '.join(missing)}, found nothing there")
+        tables = {f"rows/{name}": table for name, table in rows.items()}
+        tables.update(offsets=found["offsets"], sessions=found["sessions"])
+        for name, table in tables.items():
+            # One offset more than images.
+            if most is not None and len(table) > most + 1:
+                raise ValueError(f"expected {most:,} images, {name} claims {len(table):,}")
+            elsewhere = table.external or table.is_virtual
+            if elsewhere or table.nbytes > MOST_COMPRESSED * table.id.get_storage_size():
+                raise ValueError(f"{name} claims more than the file holds")
+        blob, start = found["blob"], found["blob"].id.get_offset()
+        self.offsets: NDArray[np.uint64] = found["offsets"][:].astype("u8", casting="safe")
+        fitting = (
+            {len(column) for column in rows.values()} == {len(self)}
+            and start is not None
+            and int(self.offsets[-1]) == len(blob)
+            and self.offsets[0] == 0
+            and bool(np.all(self.offsets[1:] >= self.offsets[:-1]))
+        )
+        if not fitting:
+            raise IntegrityError(f"{self.path}: offsets, rows and blob do not fit one another")
+        self.blob_start: int = start
+        size, end = os.fstat(self._descriptor).st_size, start + len(blob)
+        if size < end:
+            raise IntegrityError(f"{self.path}: cut short: expected {end} bytes, found {size}")
 
     def __enter__(self) -> ImageFile:
         return self
@@ -205,35 +264,24 @@ class ImageFile:
         return len(self.offsets) - 1
 
     def rows(self) -> Table:
-        """Give all columns, read once."""
+        """Return all columns, read once."""
         if self._rows is None:
-            self._rows = self._read_rows()
+            with _opened(self.path) as file:
+                known = [column for column in COLUMNS if column.name in file["rows"]]
+                rows = {column.name: file["rows"][column.name][:] for column in known}
+                for column in known:
+                    check_column(column, rows[column.name], len(self.sessions))
+            self._rows = rows
         return self._rows
-
-    def _read_rows(self) -> Table:
-        with _open(self.path) as file, _reading(self.path):
-            group = file["rows"]
-            known = [column for column in COLUMNS if column.name in group]
-            rows = {column.name: group[column.name][:] for column in known}
-            for column in known:
-                check_column(column, rows[column.name], len(self.sessions))
-            return rows
-
-    def name(self, index: int) -> str:
-        """Name an image as people do."""
-        rows = self.rows()
-        return f"{self.path}: {rows['synset'][index].decode()} {rows['number'][index]}"
-
-    def encoding(self, index: int) -> tuple[str, int, int]:
-        """Give an image's codec, width and height."""
-        rows = self.rows()
-        width, height = (int(rows[name][index]) for name in ("width", "height"))
-        return names(rows["codec"][index : index + 1], "codec")[0], width, height
 
     def payload(self, index: int) -> bytes:
         """Read an encoded image."""
         start, stop = self.offsets[index : index + 2].tolist()
-        return self._read(start, stop)
+        with plain_disk_errors(self.path):
+            payload = os.pread(self._descriptor, stop - start, self.blob_start + start)
+        if len(payload) != stop - start:
+            raise IntegrityError(f"{self.path}: cut short at byte {self.blob_start + start}")
+        return payload
 
     def payloads(self, start: int, stop: int) -> Iterator[bytes]:
         """Read encoded images one after another, each checked against its SHA-256.
@@ -249,7 +297,7 @@ class ImageFile:
             yield payload
 
     def check(self) -> None:
-        """Hold every image against its SHA-256.
+        """Check every image against its SHA-256.
 
         Raises:
             IntegrityError: an image is not what its record says.
@@ -257,75 +305,13 @@ class ImageFile:
         for _ in self.payloads(0, len(self)):
             pass
 
-    def _read(self, start: int, stop: int) -> bytes:
-        with plain_disk_errors(self.path):
-            payload = os.pread(self._descriptor, stop - start, self.blob_start + start)
-        if len(payload) != stop - start:
-            raise IntegrityError(f"{self.path}: cut short at byte {self.blob_start + start}")
-        return payload
-
-    def _check(self, file: h5py.File, expected: Expected | None, most: int | None) -> None:
-        """Check what the file says of itself and of its tables, before a table takes memory."""
-        _check_version(self.path, self.attributes)
-        if expected is not None:
-            self._check_origin(expected)
-            most = expected.images
-        found = _objects(file)
-        rows = _objects(found.get("rows", {}))
-        missing = [c.name for c in COLUMNS if c.required and c.name not in rows]
-        missing += [name for name in ("blob", *TABLES) if name not in found]
-        if missing:
-            raise IntegrityError(f"{self.path}: expected {', '.join(missing)}, found nothing there")
-        tables = {f"rows/{name}": table for name, table in rows.items()}
-        tables.update((name, found[name]) for name in TABLES)
-        for name, table in tables.items():
-            # One offset more than images.
-            if most is not None and len(table) > most + 1:
-                raise ValueError(f"expected {most:,} images, {name} claims {len(table):,}")
-            elsewhere = table.external or table.is_virtual
-            if elsewhere or table.nbytes > MOST_COMPRESSED * table.id.get_storage_size():
-                raise ValueError(f"{name} claims more than the file holds")
-        blob, start = found["blob"], found["blob"].id.get_offset()
-        self.offsets: NDArray[np.uint64] = found["offsets"][:].astype("u8", casting="safe")
-        sound = (
-            {len(column) for column in rows.values()} == {len(self)}
-            and start is not None
-            and int(self.offsets[-1]) == len(blob)
-            and self.offsets[0] == 0
-            and bool(np.all(self.offsets[1:] >= self.offsets[:-1]))
-        )
-        if not sound:
-            raise IntegrityError(f"{self.path}: offsets, rows and blob do not fit one another")
-        if expected is not None and len(self) != expected.images:
-            raise ValueError(f"expected {expected.images} images, found {len(self)}")
-        self.blob_start: int = start
-        size, end = os.fstat(self._descriptor).st_size, start + len(blob)
-        if size < end:
-            raise IntegrityError(f"{self.path}: cut short: expected {end} bytes, found {size}")
-
-    def _check_origin(self, expected: Expected) -> None:
-        found = {name: str(value) for name, value in self.attributes.items()}
-        plan, shard = found.get("plan_digest", ""), found.get("shard")
-        if plan != expected.plan_digest:
-            other = f"of plan {plan[:12]}" if plan else "of no plan"
-            problem = f"foreign: {other}, not {expected.plan_digest[:12]}"
-        elif shard != str(expected.shard):
-            problem = f"expected shard {expected.shard}, found shard {shard} of this plan"
-        else:
-            return
-        raise MisplacedError(f"{self.path}: {problem}", plan)
-
-
-def _attributes(file: h5py.File) -> dict[str, Any]:
-    values = {name: file.attrs[name] for name in file.attrs}
-    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
-
-
-def _sessions(file: h5py.File) -> list[dict[str, Any]]:
-    sessions = [json.loads(line) for line in file["sessions"].asstr()[:]]
-    if not all(isinstance(session, dict) for session in sessions):
-        raise ValueError("a session is no record")
-    return sessions
+    def undecodable(self, index: int, payload: bytes) -> str | None:
+        """Return which image this is and why it cannot be decoded; None if it can."""
+        rows = self.rows()
+        codec = names(rows["codec"][index : index + 1], "codec")[0]
+        reason = undecodable(payload, codec, int(rows["width"][index]), int(rows["height"][index]))
+        name = f"{rows['synset'][index].decode()} {rows['number'][index]}"
+        return reason and f"{self.path}: {name}: {reason}"
 
 
 def _objects(group: Any) -> dict[str, Any]:
@@ -337,33 +323,19 @@ def _objects(group: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever HDF5 says of a damaged file into one kind of error."""
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """Open a file with HDF5; turn whatever it says of a damaged one into one kind of error."""
     try:
         with plain_disk_errors(path):
-            yield
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"{path}: damaged: {' '.join(str(error).split())}") from error
-
-
-def _open(path: Path) -> h5py.File:
-    try:
-        with plain_disk_errors(path):
-            return h5py.File(path, "r")
+            file = h5py.File(path, "r")
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise IntegrityError(f"{path}: cut short or no HDF5 file: {reason}") from None
-
-
-def _check_version(path: Path, attributes: Mapping[str, Any]) -> None:
-    found = attributes.get("format"), attributes.get("format_version")
-    if found[0] != FORMAT:
-        raise IntegrityError(f"{path}: expected a file of {FORMAT}, found {found[0]}")
-    if found[1] != FORMAT_VERSION:
-        raise IntegrityError(
-            f"{path}: expected {FORMAT} version {FORMAT_VERSION}, found {found[1]}; "
-            "read it with the sdwn that wrote it"
-        )
+    try:
+        with plain_disk_errors(path), file:
+            yield file
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{path}: damaged: {' '.join(str(error).split())}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,18 +345,6 @@ class RowRange:
     file: ImageFile
     start: int
     stop: int
-
-    @property
-    def sizes(self) -> NDArray[Any]:
-        """Lengths in bytes."""
-        return np.diff(self.file.offsets[self.start : self.stop + 1])
-
-    def table(self, sessions: NDArray[np.uint32]) -> Table:
-        """Read the rows; session ``i`` becomes ``sessions[i]``."""
-        rows = {name: values[self.start : self.stop] for name, values in self.file.rows().items()}
-        if "session" in rows:
-            rows["session"] = sessions[rows["session"]]
-        return rows
 
 
 def join(
@@ -403,10 +363,23 @@ def join(
         IntegrityError: an image is damaged.
     """
     sessions: dict[str, int] = {}
-    tables = [rows.table(_renumber(rows, sessions)) for rows in ranges]
-    sizes = np.concatenate([rows.sizes for rows in ranges])
+    tables, sizes = [], []
+    for rows in ranges:
+        span = slice(rows.start, rows.stop)
+        table = {name: values[span] for name, values in rows.file.rows().items()}
+        # Those that made some of these images, each once, under its number in the new file.
+        made = set(table.get("session", np.zeros(1, "u4")).tolist())
+        lines = [json.dumps(session, sort_keys=True) for session in rows.file.sessions]
+        numbers = [
+            sessions.setdefault(line, len(sessions)) if i in made else 0
+            for i, line in enumerate(lines)
+        ]
+        if "session" in table:
+            table["session"] = np.array(numbers, dtype="u4")[table["session"]]
+        tables.append(table)
+        sizes.append(np.diff(rows.file.offsets[rows.start : rows.stop + 1]))
     records = [json.loads(line) for line in sessions]
-    contents = Contents(concatenate(tables), sizes, records)
+    contents = Contents(concatenate(tables), np.concatenate(sizes), records)
 
     def images() -> Iterator[tuple[ImageFile, int, bytes]]:
         for rows in ranges:
@@ -415,36 +388,16 @@ def join(
                 yield rows.file, index, payload
                 advance(1)
 
+    def decoded_ahead() -> Iterator[bytes]:
+        def check(image: tuple[ImageFile, int, bytes]) -> tuple[bytes, str | None]:
+            file, index, payload = image
+            return payload, file.undecodable(index, payload)
+
+        for payload, problem in in_threads(check, images(), DECODERS, AHEAD):
+            if problems is not None and problem is not None:
+                problems.append(problem)
+            yield payload
+
     if problems is not None:
-        return write_images(path, attributes, contents, _decoded_beside(images(), problems))
+        return write_images(path, attributes, contents, decoded_ahead())
     return write_images(path, attributes, contents, (payload for _, _, payload in images()))
-
-
-def _decoded_beside(
-    images: Iterator[tuple[ImageFile, int, bytes]], problems: list[str]
-) -> Iterator[bytes]:
-    """Yield images as they are; threads decode them ahead, and what they cannot is a problem."""
-
-    def check(image: tuple[ImageFile, int, bytes]) -> tuple[bytes, str | None]:
-        file, index, payload = image
-        reason = undecodable(payload, *file.encoding(index))
-        return payload, reason and f"{file.name(index)}: {reason}"
-
-    for payload, problem in in_threads(check, images, DECODERS, AHEAD):
-        if problem is not None:
-            problems.append(problem)
-        yield payload
-
-
-def _renumber(rows: RowRange, sessions: dict[str, int]) -> NDArray[np.uint32]:
-    """Add the sessions that made these images to those of all; return the new number of each."""
-    numbers = rows.file.rows().get("session", np.zeros(len(rows.file), "u4"))
-    made = set(numbers[rows.start : rows.stop].tolist())
-    lines = [json.dumps(session, sort_keys=True) for session in rows.file.sessions]
-    return np.array(
-        [
-            sessions.setdefault(line, len(sessions)) if i in made else 0
-            for i, line in enumerate(lines)
-        ],
-        dtype="u4",
-    )
