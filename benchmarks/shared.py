@@ -74,7 +74,7 @@ def write_shard(
     """Write a finished shard whose images are the given bytes; ``changes`` go into each record."""
     import numpy as np
     from sdwn.generation.partial_shards import shard_attributes
-    from sdwn.storage.columns import image_table
+    from sdwn.storage.columns import to_columns
     from sdwn.storage.shards import Contents, write_images
 
     rows = [
@@ -104,7 +104,7 @@ def write_shard(
             plan.specs(shard), digests, statuses or ["ok"] * len(digests), strict=True
         )
     ]
-    contents = Contents(image_table(rows), np.array([len(payload) for payload in payloads]), [{}])
+    contents = Contents(to_columns(rows), np.array([len(payload) for payload in payloads]), [{}])
     attributes = shard_attributes(plan, shard, "shard")
     write_images(paths.shard(shard.index), attributes, contents, payloads)
 

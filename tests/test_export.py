@@ -31,7 +31,7 @@ from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build
 from sdwn.releases.writer import Origin, ReleaseWriter
-from sdwn.storage.columns import image_table
+from sdwn.storage.columns import to_columns
 from sdwn.storage.shards import Contents, write_images
 from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import Synset, WordNet
@@ -660,7 +660,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
     def write(path: Path, attributes: Any) -> str:
         sizes = np.array([len(file) for file in files])
-        return write_images(path, attributes, Contents(image_table(rows), sizes, []), files)
+        return write_images(path, attributes, Contents(to_columns(rows), sizes, []), files)
 
     def fill(staged: StagedFolder) -> None:
         with ReleaseWriter(staged, origin) as writer:

@@ -29,7 +29,7 @@ from sdwn.errors import DiskError, IntegrityError, OutOfMemoryError, SdwnError, 
 from sdwn.generation import partial_shards as pieces
 from sdwn.generation import partial_shards as writing
 from sdwn.generation import task as generate
-from sdwn.generation.batching import ImageSampler, choose_batch_size
+from sdwn.generation.batching import ImageSampler, choose_batch
 from sdwn.generation.noise import NoiseSampler
 from sdwn.generation.partial_shards import finish_shard
 from sdwn.generation.sampler import Sampler
@@ -715,12 +715,12 @@ class Fitting(NoiseSampler):
 
 class TestBatchSize:
     def chosen(self, plan: Plan, whole: int, sliced: int) -> tuple[int, bool]:
-        batch = choose_batch_size(plan.config, Fitting(plan, whole, sliced))
+        batch = choose_batch(plan.config, Fitting(plan, whole, sliced))
         return batch.images, batch.vae_slicing
 
     def test_without_a_card_it_is_a_synset(self, planned: PlanRun) -> None:
         _, plan = planned()
-        batch = choose_batch_size(plan.config, NoiseSampler(plan.config))
+        batch = choose_batch(plan.config, NoiseSampler(plan.config))
         assert str(batch) == "5 images a batch (one synset)"
 
     def test_a_card_takes_what_fits_but_no_more_than_pays(self, planned: PlanRun) -> None:
@@ -741,7 +741,7 @@ class TestBatchSize:
         tuning = Tuning(33, 9.9, 2 * 10**9, 3 * 10**9, 5e8, 5e7, probes)
         stored = store_profile(GpuProfile(sampler.workload, True, tuning, "2026-01-01"))
         assert find_profile(sampler.workload) == stored
-        batch = choose_batch_size(plan.config, sampler)
+        batch = choose_batch(plan.config, sampler)
         assert (batch.images, batch.vae_slicing) == (30, True), "on this plan's grid"
         assert batch.source.startswith("as tuned 20")
         other = dataclasses.replace(sampler.workload, torch="0.1")
@@ -753,7 +753,7 @@ class TestBatchSize:
     def test_the_config_pins_it_and_the_command_line_asks_for_it(self, planned: PlanRun) -> None:
         _, plan = planned(generation={"batch_size": 10})
         assert self.chosen(plan, 83, 300) == (10, False)
-        batch = choose_batch_size(plan.config, NoiseSampler(plan.config), 20)
+        batch = choose_batch(plan.config, NoiseSampler(plan.config), 20)
         assert str(batch) == "20 images a batch (as the command line or the site asks)"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sdwn.errors import UsageError
-from sdwn.generation.regenerate import Wanted, regenerate
+from sdwn.generation.regenerate import regenerate
 from sdwn.paths import ReleasePaths
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
@@ -37,7 +37,7 @@ def tiny(generated: PlanRun) -> Release:
 
 
 def test_an_image_comes_out_the_same(tiny: Release) -> None:
-    found, image = regenerate(tiny, Wanted("pembroke", 3))
+    found, image = regenerate(tiny, "pembroke", 3)
     assert (found.verdict, found.rms, found.largest) == ("equal", 0.0, 0)
     assert (found.batch_size, found.place) == (2, 1)
     assert found.reasons == []
@@ -50,7 +50,7 @@ def test_every_image_of_every_codec(generated: PlanRun) -> None:
         release = merge([paths], ReleasePaths(paths.release))
         for index in range(0, len(release), 7):
             row = release.row(index)
-            found, _ = regenerate(release, Wanted(row["wnid"], row["number"]))
+            found, _ = regenerate(release, row["wnid"], row["number"])
             assert found.verdict == "equal", found
 
 
@@ -73,15 +73,15 @@ def test_another_model_is_told(tiny: Release, tmp_path: Path, sdwn: Sdwn) -> Non
     old = tiny.array(tiny.rows("pembroke")[1]).astype(float)
     new = np.asarray(Image.open(sdwn.folder / "new.png")).astype(float)
     assert abs(np.sqrt(np.mean((old - new) ** 2)) - found["rms"]) < 0.01
-    close = Wanted("pembroke", 1, str(tmp_path / "other"), tolerance=255)
-    assert regenerate(tiny, close)[0].verdict == "within tolerance"
+    close, _ = regenerate(tiny, "pembroke", 1, str(tmp_path / "other"), tolerance=255)
+    assert close.verdict == "within tolerance"
 
 
 def test_what_changed_since_is_named(tiny: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     import diffusers
 
     monkeypatch.setattr(diffusers, "__version__", "99.0")
-    found, _ = regenerate(tiny, Wanted("pembroke", 0))
+    found, _ = regenerate(tiny, "pembroke", 0)
     assert found.verdict == "equal"
     assert len(found.reasons) == 1
     assert found.reasons[0].startswith("diffusers: ")
@@ -90,9 +90,9 @@ def test_what_changed_since_is_named(tiny: Release, monkeypatch: pytest.MonkeyPa
 
 def test_what_is_not_there_is_told(tiny: Release) -> None:
     with pytest.raises(UsageError, match=r"pembroke\.n\.01 has no image 4; it has 0 to 3"):
-        regenerate(tiny, Wanted("pembroke", 4))
+        regenerate(tiny, "pembroke", 4)
     with pytest.raises(UsageError, match="no wnid, synset or lemma of this release"):
-        regenerate(tiny, Wanted("unicorn", 0))
+        regenerate(tiny, "unicorn", 0)
 
 
 def test_part_of_a_run_is_enough(generated: PlanRun) -> None:
@@ -102,5 +102,5 @@ def test_part_of_a_run_is_enough(generated: PlanRun) -> None:
     paths.shard(0).unlink()
     release = merge([paths], ReleasePaths(paths.release), MergeOptions(allow_missing=True))
     for row in (release.row(0), release.row(len(release) - 1)):
-        found, _ = regenerate(release, Wanted(row["synset"], row["number"]))
+        found, _ = regenerate(release, row["synset"], row["number"])
         assert found.verdict == "equal"

@@ -329,16 +329,16 @@ class TestMemory:
 
     def test_there_is_no_card_to_ask(self, sampler: Sampler) -> None:
         assert sampler.fits(sliced=False) is None
-        assert 0 < sampler.limit_bytes < sampler.device.total_bytes
+        assert 0 < sampler.device.limit_bytes < sampler.device.total_bytes
 
     def test_peaks_are_seen_and_forgotten(self, sampler: Sampler) -> None:
-        sampler.forget_peak()
-        before = sampler.peak_bytes
+        sampler.device.forget_peak()
+        before = sampler.device.peak_bytes
         held = torch.ones(50_000_000)
-        assert sampler.peak_bytes - before > 150_000_000
+        assert sampler.device.peak_bytes - before > 150_000_000
         del held
-        sampler.forget_peak()
-        assert sampler.peak_bytes - before < 100_000_000
+        sampler.device.forget_peak()
+        assert sampler.device.peak_bytes - before < 100_000_000
 
     def test_checking_that_finds_no_room_checks_one_at_a_time(
         self, flagging: list[Sample], monkeypatch: pytest.MonkeyPatch

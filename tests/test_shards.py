@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sdwn.errors import IntegrityError
-from sdwn.storage.columns import image_table, texts
+from sdwn.storage.columns import texts, to_columns
 from sdwn.storage.shards import Contents, ImageFile, RowRange, join, write_images
 
 SESSION = {"host": "node1", "job": "7_3", "device": "cpu"}
@@ -43,7 +43,7 @@ def rows(payloads: list[bytes], first: int = 0, session: int = 0) -> list[dict[s
 
 def write(path: Path, payloads: list[bytes], first: int = 0, session: Any = SESSION) -> str:
     sizes = np.array([len(payload) for payload in payloads])
-    contents = Contents(image_table(rows(payloads, first)), sizes, [session])
+    contents = Contents(to_columns(rows(payloads, first)), sizes, [session])
     return write_images(path, {"kind": "piece", "shard": 3}, contents, payloads)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -116,14 +117,14 @@ def regenerate_command(
     as_json: AsJson = False,
 ) -> None:
     """Make an image again, and compare the two."""
-    from sdwn.generation.regenerate import Wanted, regenerate
+    from sdwn.generation.regenerate import regenerate
     from sdwn.io import atomic
     from sdwn.releases.release import Release
 
     if save is not None:
         require_savable(save, release, (".png",))
     with console.working("making the image again"):
-        found, image = regenerate(Release(release), Wanted(synset, number, model, tolerance))
+        found, image = regenerate(Release(release), synset, number, model, tolerance)
     if save is not None:
         with atomic(save) as temporary:
             image.save(temporary, "PNG")
@@ -136,6 +137,6 @@ def regenerate_command(
         "status": found.status,
         "changed since": found.reasons,
     }
-    console.result(found.as_dict(), as_json, console.rows(rows))
-    if not found.same:
+    console.result(asdict(found), as_json, console.rows(rows))
+    if found.verdict == "different":
         raise typer.Exit(1)

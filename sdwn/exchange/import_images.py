@@ -42,7 +42,7 @@ from sdwn.planning.plan import PlannedSynset
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
 from sdwn.releases.writer import Origin, ReleaseWriter, cut_parts
-from sdwn.storage.columns import image_table
+from sdwn.storage.columns import to_columns
 from sdwn.storage.shards import Contents, write_images
 from sdwn.wordnet.corpus import Synset, shared_wordnet
 from sdwn.wordnet.imagenet import class_index
@@ -239,7 +239,7 @@ def _fill(
             inputs = hashlib.sha256(json.dumps(rows, default=bytes.hex).encode()).hexdigest()
             lengths = np.array([image.size for _, image, _ in numbered])
             payloads = (reread(folder, image) for _, image, _ in numbered)
-            contents = Contents(image_table(rows), lengths, [session])
+            contents = Contents(to_columns(rows), lengths, [session])
             write = partial(write_images, contents=contents, payloads=payloads)
             writer.add_part({"rows": inputs}, write)
 

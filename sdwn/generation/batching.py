@@ -7,11 +7,12 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from sdwn.batches import BatchSize, next_smaller_batch, on_grid
 from sdwn.config import RunConfig
-from sdwn.devices.gpu_profiles import Workload, find_profile
+from sdwn.devices.device import Device
+from sdwn.devices.gpu_profiles import Workload, estimated_fit, find_profile
 from sdwn.errors import SdwnError
 from sdwn.io import private_folder, writable_cache
 from sdwn.models.weights import Weights
@@ -43,49 +44,56 @@ class Sample:
     vae_slicing: bool = False
 
 
-class ImageSampler(Protocol):
-    """What makes images: diffusers in production, plain noise in rehearsals.
+class ImageSampler:
+    """What makes images on a device: diffusers in production, plain noise in rehearsals.
 
-    ``provenance`` records what a run's images are made with, ``workload`` what a speed holds for.
+    ``provenance`` records what the images are made with, ``workload`` what a measured speed holds
+    for. What is not overridden suits a sampler without a model.
     """
 
     config: RunConfig
+    device: Device
     provenance: dict[str, Any]
     workload: Workload
-    vae_slicing: bool
-    loading_seconds: float
+    vae_slicing = False
+    loading_seconds = 0.0
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
-        """Make a batch of images."""
+        """Make a batch of images, one for each spec, in their order.
+
+        Raises:
+            OutOfMemoryError: the device has no room for so many; sampling fewer is possible.
+        """
+        raise NotImplementedError
 
     def in_float32(self, spec: ImageSpec) -> Sample:
         """Make one image alone and in float32, as one that was NaN is sampled again."""
+        return self.sample([spec])[0]
 
     def check(self, samples: list[Sample]) -> list[Sample]:
         """Blacken what the safety checker flags, beside :meth:`sample` in another thread."""
+        return samples
+
+    def seconds(self, specs: Sequence[ImageSpec]) -> float:
+        """Time a batch; from a few of many steps, for each of them takes as long.
+
+        Raises:
+            OutOfMemoryError: the device has no room for so many.
+        """
+        began = time.perf_counter()
+        self.sample(specs)
+        return time.perf_counter() - began
+
+    def slice_vae(self, on: bool = True) -> bool:
+        """Decode images one at a time, or no longer; return whether that changes anything."""
+        return False
 
     def fits(self, sliced: bool) -> int | None:
         """Estimate how many images a batch may have; None where there is no card to ask."""
-
-    def slice_vae(self, on: bool = True) -> bool:
-        """Decode images one at a time, or no longer; False where that changes nothing."""
-
-    def release(self) -> None:
-        """Free memory after running out of it."""
-
-    def forget_peak(self) -> None:
-        """Begin to look for a new peak."""
-
-    def seconds(self, specs: Sequence[ImageSpec]) -> float:
-        """Time a batch, of a model of many steps by some of them."""
-
-    @property
-    def peak_bytes(self) -> int:
-        """The most memory used since then."""
-
-    @property
-    def limit_bytes(self) -> int:
-        """The memory that a batch may use."""
+        if not self.device.is_gpu:
+            return None
+        free = self.device.usable_bytes - self.device.used_bytes
+        return estimated_fit(self.config, free, self.device.total_bytes, sliced)
 
 
 def load_sampler(config: RunConfig, weights: Weights | None = None) -> ImageSampler:
@@ -114,9 +122,7 @@ def load_sampler(config: RunConfig, weights: Weights | None = None) -> ImageSamp
     return sampler
 
 
-def choose_batch_size(
-    config: RunConfig, sampler: ImageSampler, asked: int | None = None
-) -> BatchSize:
+def choose_batch(config: RunConfig, sampler: ImageSampler, asked: int | None = None) -> BatchSize:
     """Return the batch size of whoever knows best.
 
     That is who asks for one (the command line or the site's profile), the config, a GPU profile,

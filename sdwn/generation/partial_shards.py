@@ -44,7 +44,7 @@ from sdwn.jobs.task_record import RunDisk
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import ImageSpec, Plan
 from sdwn.planning.work import Shard
-from sdwn.storage.columns import image_table
+from sdwn.storage.columns import to_columns
 from sdwn.storage.images import encode
 from sdwn.storage.shards import Contents, Expected, ImageFile, RowRange, join, write_images
 
@@ -139,7 +139,7 @@ class PartialShardWriter:
         samples: Sequence[Sample],
         payloads: Sequence[bytes],
     ) -> None:
-        """Take a batch, by its positions in the shard; it may be written now or with later ones."""
+        """Add a batch, by its positions in the shard; it may be written now or with later ones."""
         if batch.start != self._start + len(self._rows):
             self.flush()
             self._start = batch.start
@@ -192,7 +192,7 @@ class PartialShardWriter:
         stop = self._start + len(self._rows)
         sizes = np.array([len(payload) for payload in self._payloads], dtype="u8")
         attributes = {**shard_attributes(plan, shard, "piece"), "attempt": self.attempt}
-        contents = Contents(image_table(self._rows), sizes, [self.job.task_run])
+        contents = Contents(to_columns(self._rows), sizes, [self.job.task_run])
         with atomic(self.job.disk.paths.piece(shard.index, self._start, stop)) as temporary:
             write_images(temporary, attributes, contents, self._payloads)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,21 +28,6 @@ _DECISIVE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which image to regenerate, and how close it must come.
-
-    ``synset`` is a name or wnid, or a lemma that only one synset has; ``number`` counts its
-    images from 0. ``model`` is where the pipeline is now, if not where it was. Up to
-    ``tolerance``, a root mean square in steps of 8-bit colour, images are the same.
-    """
-
-    synset: str
-    number: int
-    model: str | None = None
-    tolerance: float = TOLERANCE
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
     """An image compared with the same one regenerated.
 
@@ -62,18 +47,22 @@ class Comparison:
     status: str
     reasons: list[str]
 
-    @property
-    def same(self) -> bool:
-        """Whether it is the same image but for rounding."""
-        return self.verdict != "different"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
-
-
-def regenerate(release: Release, wanted: Wanted) -> tuple[Comparison, Image.Image]:
+def regenerate(
+    release: Release,
+    synset: str,
+    number: int,
+    model: str | None = None,
+    tolerance: float = TOLERANCE,
+) -> tuple[Comparison, Image.Image]:
     """Sample an image's batch again, on this process's device, and compare.
+
+    Args:
+        release: has the image and its record.
+        synset: a name or wnid, or a lemma that only one synset has.
+        number: which of the synset's images, from 0.
+        model: where the pipeline is now, if not where it was.
+        tolerance: up to this root mean square, in steps of 8-bit colour, images are the same.
 
     Returns:
         The comparison, and the new image as it was encoded.
@@ -82,9 +71,9 @@ def regenerate(release: Release, wanted: Wanted) -> tuple[Comparison, Image.Imag
         UsageError: there is no such image, or it was imported.
         SdwnError: the pipeline cannot be loaded here.
     """
-    row = _record(release, wanted.synset, wanted.number)
+    row = _record(release, synset, number)
     then = release.provenance(row)["session"] or {}
-    plan = _plan(release, wanted.model, then.get("revision"))
+    plan = _plan(release, model, then.get("revision"))
     specs = _batch(release, plan, row)
     sampler = load_sampler(plan.config)
     if row.get("vae_slicing"):
@@ -100,7 +89,7 @@ def regenerate(release: Release, wanted: Wanted) -> tuple[Comparison, Image.Imag
     image = decode(payload, row["codec"], width, height)
     difference = np.abs(release.array(row).astype(np.int16) - np.asarray(image))
     rms = float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
-    if sample.status != row["status"] or rms > wanted.tolerance:
+    if sample.status != row["status"] or rms > tolerance:
         verdict = "different"
     else:
         verdict = "within tolerance" if difference.any() else "equal"
@@ -114,7 +103,7 @@ def regenerate(release: Release, wanted: Wanted) -> tuple[Comparison, Image.Imag
         verdict=verdict,
         rms=round(rms, 4),
         largest=int(difference.max()),
-        tolerance=wanted.tolerance,
+        tolerance=tolerance,
         reasons=[f"{key}: {old} then, {new} now" for key, old, new in pairs if old != new],
     )
     return compared, image

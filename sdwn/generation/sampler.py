@@ -16,9 +16,9 @@ from PIL import Image
 
 from sdwn.config import GenerationConfig, RunConfig
 from sdwn.devices.device import Device, plain_out_of_memory
-from sdwn.devices.gpu_profiles import estimated_fit, run_workload
+from sdwn.devices.gpu_profiles import run_workload
 from sdwn.errors import OutOfMemoryError
-from sdwn.generation.batching import Sample
+from sdwn.generation.batching import ImageSampler, Sample
 from sdwn.models.pipelines import (
     FAMILIES,
     denoiser,
@@ -44,7 +44,7 @@ _KEPT_PROMPTS = 64
 TIMED_STEPS = 8
 
 
-class Sampler:
+class Sampler(ImageSampler):
     """A run's pipeline, loaded and placed on this process's device.
 
     An image depends on its spec alone, up to the last bits of floating point; the same batch
@@ -70,8 +70,6 @@ class Sampler:
         self.provenance = describe_pipeline(config, weights, self.pipeline, self.device)
         self.workload = run_workload(config, self.provenance, self.device.total_bytes)
         self._prompts = PromptEncoder(self.pipeline, config.generation)
-        self.vae_slicing = False
-        self.loading_seconds = 0.0
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Sample one batch, an image for each spec, in their order.
@@ -226,13 +224,6 @@ class Sampler:
             return taken
         return taken + (steps - TIMED_STEPS) * float(np.median(np.diff(ends)))
 
-    def fits(self, sliced: bool) -> int | None:
-        """Estimate how many images a batch may have; None where there is no card to ask."""
-        if not self.device.is_gpu:
-            return None
-        free = self.device.usable_bytes - self.device.used_bytes
-        return estimated_fit(self.config, free, self.device.total_bytes, sliced)
-
     def slice_vae(self, on: bool = True) -> bool:
         """Decode images one at a time, or no longer; False where that changes nothing."""
         vae: Any = getattr(self.pipeline, "vae", None)
@@ -244,24 +235,6 @@ class Sampler:
             vae.disable_slicing()
         self.vae_slicing = on
         return True
-
-    def release(self) -> None:
-        """Free the memory that no tensor holds, after running out of it."""
-        self.device.release()
-
-    @property
-    def limit_bytes(self) -> int:
-        """The memory that a batch may use."""
-        return self.device.limit_bytes
-
-    @property
-    def peak_bytes(self) -> int:
-        """The most memory used since :meth:`forget_peak`."""
-        return self.device.peak_bytes
-
-    def forget_peak(self) -> None:
-        """Begin to look for a new peak."""
-        self.device.forget_peak()
 
 
 def _to_uint8(images: torch.Tensor) -> tuple[Pixels, list[bool]]:

@@ -26,7 +26,7 @@ from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError
 from sdwn.generation.batching import (
     ImageSampler,
     Sample,
-    choose_batch_size,
+    choose_batch,
     load_sampler,
     smaller_batch,
 )
@@ -91,8 +91,8 @@ def make_shards(
         IntegrityError: partial shards are lost again and again.
         DiskError: the run's disk failed for minutes.
     """
-    sampler.forget_peak()
-    batch = choose_batch_size(plan.config, sampler, batch_size)
+    sampler.device.forget_peak()
+    batch = choose_batch(plan.config, sampler, batch_size)
     task_run = describe_task_run(sampler, batch)
     workload = sampler.workload
     meter = start_meter(
@@ -180,10 +180,10 @@ class ShardGenerator:
         except OutOfMemoryError as error:
             reason = str(error)
         else:
-            self._meter.count_batch(len(specs), time.monotonic() - began, self._sampler.peak_bytes)
+            self._meter.count_batch(len(specs), time.monotonic() - began, self._sampler.device.peak_bytes)
             return samples
         # Only here is the failed batch's memory free: an exception keeps what its frames hold.
-        self._sampler.release()
+        self._sampler.device.release()
         self.batch = smaller_batch(self._sampler, self.batch, images_per_synset, reason)
         self._meter.note_smaller_batch(self.batch)
         return None

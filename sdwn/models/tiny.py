@@ -43,58 +43,33 @@ _CONCEPT_THRESHOLD = 0.65
 
 def save_tiny(folder: Path) -> None:
     """Write the pipeline into a folder, in diffusers format."""
-    build_pipeline(_tokenizer(folder / "tokenizer")).save_pretrained(folder)
+    # The tokenizer from files, for its constructor's arguments differ between transformers.
+    files = folder / "tokenizer"
+    files.mkdir()
+    vocabulary = {symbol: number for number, symbol in enumerate(_VOCABULARY)}
+    (files / "vocab.json").write_text(json.dumps(vocabulary))
+    (files / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer.from_pretrained(files, model_max_length=77)
+    build_pipeline(tokenizer).save_pretrained(folder)
     # safetensors writes for the owner alone, but a cache may be a whole group's.
     for path in folder.rglob("*.safetensors"):
         shutil.copymode(folder / "model_index.json", path)
 
 
 def build_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
-    """Build the pipeline, without its tokenizer, which is read from files."""
-    return StableDiffusionPipeline(
-        vae=_filled("vae", _vae()),
-        text_encoder=_filled("text_encoder", _text_encoder()),
-        tokenizer=tokenizer,
-        unet=_filled("unet", _unet()),
-        scheduler=scheduler(),
-        safety_checker=_filled("safety_checker", _safety_checker()),
-        # Black is zero, so its embedding is zero too: what NaN turned black is never flagged.
-        feature_extractor=CLIPImageProcessor(
-            size={"shortest_edge": 32},
-            crop_size={"height": 32, "width": 32},
-            image_mean=[0.0, 0.0, 0.0],
-            image_std=[0.25, 0.25, 0.25],
-        ),
+    """Build the pipeline around a tokenizer, which is read from files."""
+    text_encoder = CLIPTextConfig(
+        vocab_size=len(_VOCABULARY),
+        hidden_size=_TEXT_WIDTH,
+        intermediate_size=2 * _TEXT_WIDTH,
+        projection_dim=_TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=_VOCABULARY.index(_START),
+        eos_token_id=_VOCABULARY.index(_END),
+        pad_token_id=_VOCABULARY.index(_END),
     )
-
-
-def _tokenizer(folder: Path) -> CLIPTokenizer:
-    # From files, since the constructor's arguments are not the same in every transformers.
-    folder.mkdir()
-    vocabulary = {symbol: number for number, symbol in enumerate(_VOCABULARY)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
-
-
-def _text_encoder() -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(_VOCABULARY),
-            hidden_size=_TEXT_WIDTH,
-            intermediate_size=2 * _TEXT_WIDTH,
-            projection_dim=_TEXT_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            bos_token_id=_VOCABULARY.index(_START),
-            eos_token_id=_VOCABULARY.index(_END),
-            pad_token_id=_VOCABULARY.index(_END),
-        )
-    )
-
-
-def _unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(32, 64),
         layers_per_block=1,
@@ -104,17 +79,38 @@ def _unet() -> UNet2DConditionModel:
         attention_head_dim=8,
         norm_num_groups=_NORM_GROUPS,
     )
-
-
-def _vae() -> AutoencoderKL:
     channels = (16, 32, 32)
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         sample_size=64,
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         latent_channels=4,
         norm_num_groups=_NORM_GROUPS,
+    )
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+    }
+    checker = CLIPConfig(text_config={}, vision_config=vision, projection_dim=16)
+    return StableDiffusionPipeline(
+        vae=_filled("vae", vae),
+        text_encoder=_filled("text_encoder", CLIPTextModel(text_encoder)),
+        tokenizer=tokenizer,
+        unet=_filled("unet", unet),
+        scheduler=scheduler(),
+        safety_checker=_filled("safety_checker", StableDiffusionSafetyChecker(checker)),
+        # Black is zero, so its embedding is zero too: what NaN turned black is never flagged.
+        feature_extractor=CLIPImageProcessor(
+            size={"shortest_edge": 32},
+            crop_size={"height": 32, "width": 32},
+            image_mean=[0.0, 0.0, 0.0],
+            image_std=[0.25, 0.25, 0.25],
+        ),
     )
 
 
@@ -129,20 +125,6 @@ def scheduler(prediction_type: str = "epsilon") -> PNDMScheduler:
         set_alpha_to_one=False,
         skip_prk_steps=True,
         steps_offset=1,
-    )
-
-
-def _safety_checker() -> StableDiffusionSafetyChecker:
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 16,
-    }
-    return StableDiffusionSafetyChecker(
-        CLIPConfig(text_config={}, vision_config=vision, projection_dim=16)
     )
 
 

@@ -44,11 +44,12 @@ _IGNORED = (
     *("*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*"),
     *("*.md", "*.png", "*.jpg"),
 )
-# Names of a part's weights: as diffusers looks for them, of a variant, in another format.
-_STEM = r"(?:diffusion_pytorch_model|pytorch_model|model)"
-_PLAIN = re.compile(_STEM + r"(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
-_VARIANT = re.compile(_STEM + r"\.(\w+)(?:-\d{5}-of-\d{5})?\.safetensors")
-_OTHER_FORMAT = re.compile(_STEM + r"(?:\.(\w+))?(?:-\d{5}-of-\d{5})?\.(?:bin|ckpt|pt|msgpack)")
+# A part's weights, whole, one of several files, or the index of these; diffusers looks for
+# safetensors, of no variant unless it is asked for one.
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d{5}-of-\d{5})?"
+    r"\.(?P<format>safetensors|bin|ckpt|pt|msgpack)(?:\.index\.json)?"
+)
 # Classes of parts that are settings and vocabularies, without weights.
 _WEIGHTLESS = re.compile(r"Tokenizer|Process|Scheduler|Extractor")
 
@@ -274,7 +275,8 @@ def needed(names: Iterable[str], parts: Collection[str], variant: str | None) ->
         weights = [path for path in own if ".safetensors" in path.name]
         if weights:
             those = [path for path in weights if variant and _is_variant(path.name, variant)]
-            those = those or [path for path in weights if _PLAIN.fullmatch(path.name)]
+            plain = ((path, _WEIGHTS.fullmatch(path.name)) for path in weights)
+            those = those or [path for path, match in plain if match and not match["variant"]]
             own = [path for path in own if path.name == "config.json"] + those
         chosen.update(map(str, own))
     return [str(path) for path in paths if str(path) in chosen]
@@ -354,17 +356,20 @@ def other_weights(part: str, names: Iterable[str], model: str) -> str:
     'unet has its weights only in the variant fp16; set model.variant: fp16'
     """
     names = sorted(names)
-    if variants := [found[1] for name in names if (found := _VARIANT.fullmatch(name))]:
-        only = f"{part} has its weights only in the variant {variants[0]}"
-        return f"{only}; set model.variant: {variants[0]}"
-    if pickles := [found for name in names if (found := _OTHER_FORMAT.fullmatch(name))]:
-        variant = f', variant="{pickles[0][1]}"' if pickles[0][1] else ""
-        load = f"from_pretrained({json.dumps(model)}{variant})"
-        return (
-            f"{part} has its weights only as {pickles[0][0]}, which could run code and is not "
-            "loaded; if you trust it, write safetensors into another folder: "
-            f"{_conversion('DiffusionPipeline', load)}"
-        )
+    found = [match for name in names if (match := _WEIGHTS.fullmatch(name))]
+    # Safetensors of a variant are the better answer.
+    for match in sorted(found, key=lambda match: match["format"] != "safetensors"):
+        variant = match["variant"]
+        if match["format"] == "safetensors" and variant:
+            only = f"{part} has its weights only in the variant {variant}"
+            return f"{only}; set model.variant: {variant}"
+        if match["format"] != "safetensors":
+            given = json.dumps(model) + (f', variant="{variant}"' if variant else "")
+            return (
+                f"{part} has its weights only as {match[0]}, which could run code and is not "
+                "loaded; if you trust it, write safetensors into another folder: "
+                f"{_conversion('DiffusionPipeline', f'from_pretrained({given})')}"
+            )
     there = ", ".join(name for name in names if name != "config.json") or "no weights"
     return f"{part} has {there}, and diffusers looks for diffusion_pytorch_model.safetensors"
 

@@ -291,9 +291,9 @@ def _timed(sampler: ImageSampler, specs: list[ImageSpec], size: int) -> PilotSpe
         if smaller is None:
             raise
     else:
-        return PilotSpeed(size, size / seconds, sampler.peak_bytes)
+        return PilotSpeed(size, size / seconds, sampler.device.peak_bytes)
     # Outside the handler, whose exception keeps the batch's memory.
-    sampler.forget_peak()
+    sampler.device.forget_peak()
     return _timed(sampler, specs, smaller)
 
 

@@ -86,7 +86,7 @@ COLUMNS = (
 )
 
 
-def image_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def to_columns(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Turn rows of plain values into columns; a column that no row has is left out.
 
     Enumerations are given by name, ``sha256`` as 32 bytes.
