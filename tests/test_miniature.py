@@ -16,7 +16,7 @@ from sdwn.config import RunConfig, load_config
 from sdwn.generation.sampler import Sampler
 from sdwn.jobs.profile import load_profile
 from sdwn.models.builtin import SUMS, builtin_folder, packaged
-from sdwn.models.lock import ensure, locked_weights
+from sdwn.models.lock import ensure_lock, locked_weights
 from sdwn.models.weights import fingerprint
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
@@ -69,7 +69,7 @@ def test_it_is_read_where_it_lies(demo: RunConfig, plan: Plan, cache: Path) -> N
 def test_a_run_is_locked_to_its_content(plan: Plan, tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     write_plan(plan, paths)
-    lock = ensure(paths, plan)
+    lock = ensure_lock(paths, plan)
     assert lock is not None
     assert lock.revision == fingerprint(FOLDER)
     assert {Path(file.file).parent.name for file in lock.files if file.sha256} >= {"unet", "vae"}

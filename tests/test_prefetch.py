@@ -216,7 +216,7 @@ def test_a_late_lock_names_what_made_the_images(
     site.run("late").lock.unlink()
     branch = site.snapshots.parent / "refs/main"
     branch.write_text(moved)
-    made = lock.ensure(site.run("late"), read_plan(site.run("late")))
+    made = lock.ensure_lock(site.run("late"), read_plan(site.run("late")))
     branch.write_text(locked)
     assert made is not None
     assert made.revision == locked
@@ -313,7 +313,7 @@ def model(tmp_path: Path) -> Path:
 def local(planned: PlanRun, model: Path) -> RunPaths:
     """A run with a model in a folder, locked."""
     paths, plan = planned(**TINY, model={"name": str(model)})
-    found = lock.ensure(paths, plan)
+    found = lock.ensure_lock(paths, plan)
     assert found is not None
     assert found.revision == fingerprint(model), "as sessions name it"
     return paths
@@ -338,7 +338,7 @@ def test_a_changed_model_folder_is_refused(local: RunPaths, model: Path, name: s
 
 def test_a_lock_is_written_once_and_must_be_whole(local: RunPaths) -> None:
     plan, text = read_plan(local), local.lock.read_text()
-    assert lock.ensure(local, plan) == Lock.model_validate_json(text)
+    assert lock.ensure_lock(local, plan) == Lock.model_validate_json(text)
     assert local.lock.read_text() == text
     for damaged in (text[:-100], text.replace("revision", "revsion"), "[]", ""):
         local.lock.write_text(damaged)
@@ -346,10 +346,10 @@ def test_a_lock_is_written_once_and_must_be_whole(local: RunPaths) -> None:
             generate(local.root, [0])
     local.lock.write_text(text.replace(str(plan.config.model.name), "lab/other"))
     with pytest.raises(IntegrityError, match="of the model lab/other"):
-        lock.ensure(local, plan)
+        lock.ensure_lock(local, plan)
     local.lock.write_text(text.replace('"format_version": 1', '"format_version": 2'))
     with pytest.raises(IntegrityError, match="expected sdwn-lock 1, found sdwn-lock 2"):
-        lock.ensure(local, plan)
+        lock.ensure_lock(local, plan)
 
 
 def test_images_of_other_weights_make_no_release(local: RunPaths, tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_images_of_other_weights_make_no_release(local: RunPaths, tmp_path: Path
     unet = Path(plan.config.model.name) / "unet/diffusion_pytorch_model.safetensors"
     unet.write_bytes(unet.read_bytes()[:-4] + b"else")
     with pytest.raises(SdwnError, match=f"images of this run were made with .* at {revision}"):
-        lock.ensure(other, plan)
+        lock.ensure_lock(other, plan)
 
 
 @pytest.fixture

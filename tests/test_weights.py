@@ -15,9 +15,9 @@ from sdwn.config import RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.models.builtin import builtin_folder
-from sdwn.models.lock import ensure
-from sdwn.models.pipelines import INTERCHANGEABLE, obtained, require_usable
-from sdwn.models.weights import located, require_whole
+from sdwn.models.lock import ensure_lock
+from sdwn.models.pipelines import INTERCHANGEABLE, obtain_weights, require_usable
+from sdwn.models.weights import weights_folder, require_whole
 from sdwn.preflight.doctor import check_run
 
 from conftest import PlanRun, Sdwn, noise_config
@@ -109,12 +109,12 @@ def test_a_folder_that_is_not_whole_is_told_wherever_it_is_used(
 ) -> None:
     change(model)
     wanted = config(model)
-    for refused in (located, require_usable, obtained):
+    for refused in (weights_folder, require_usable, obtain_weights):
         with pytest.raises(IntegrityError, match=told):
             refused(wanted)
     # A run that was planned before the folder was like this, or by an older version.
     paths, plan = planned(model={"name": str(model)}, generation={"safety_checker": True})
-    assert ensure(paths, plan) is None, "nothing is locked to it"
+    assert ensure_lock(paths, plan) is None, "nothing is locked to it"
     local = ClusterProfile(executor="local")
     found = [one for one in check_run(paths, plan, local) if one.subject == "weights"]
     assert [one.verdict for one in found] == ["problem"]
@@ -137,12 +137,12 @@ def test_a_folder_that_diffusers_takes_is_taken(
 ) -> None:
     change(model)
     require_whole(model, config(model, **settings))  # type: ignore[arg-type]
-    assert located(config(model, **settings)) == model  # type: ignore[arg-type]
+    assert weights_folder(config(model, **settings)) == model  # type: ignore[arg-type]
 
 
 def test_a_variant_that_no_part_has_is_told(model: Path) -> None:
     with pytest.raises(IntegrityError, match="no part has the variant fp16; leave"):
-        located(config(model, variant="fp16"))
+        weights_folder(config(model, variant="fp16"))
 
 
 @pytest.mark.parametrize(
@@ -175,11 +175,11 @@ def test_a_name_that_is_none_says_what_to_write(sdwn: Sdwn, name: str, told: str
 
 def test_folders_around_a_pipeline_are_told_which_one_to_name(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"write model.name: {model}"):
-        located(config(tmp_path))
+        weights_folder(config(tmp_path))
     cache = tmp_path / "cache/models--lab--sd"
     shutil.copytree(model, cache / "snapshots/abc")
     with pytest.raises(UsageError, match=f"write model.name: {cache}/snapshots/abc"):
-        located(config(cache))
+        weights_folder(config(cache))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ BLUE, RED = "#4477aa", "#cc6677"
 
 
 class Memory(Protocol):
-    """What batches need and have of a device: a Device, or a sampler on one."""
+    """What batches need and have of a device: a Device, or a made-up card."""
 
     @property
     def limit_bytes(self) -> int:

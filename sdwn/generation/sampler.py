@@ -25,7 +25,7 @@ from sdwn.models.pipelines import (
     describe_pipeline,
     dtype,
     load_pipeline,
-    obtained,
+    obtain_weights,
     require_device,
 )
 from sdwn.models.weights import Weights
@@ -61,7 +61,7 @@ class Sampler(ImageSampler):
         self.config = config
         self.device = Device()
         require_device(config, self.device.torch.type)
-        weights = weights or obtained(config)
+        weights = weights or obtain_weights(config)
         self.pipeline = load_pipeline(config, weights, self.device)
         # Apart from the pipeline, images are checked while the next ones are sampled.
         self._checker = getattr(self.pipeline, "safety_checker", None)

@@ -18,7 +18,7 @@ from sdwn.models.weights import (
     INDEX,
     Weights,
     components,
-    locate,
+    find_folder,
     needed,
     other_weights,
     require_whole,
@@ -54,7 +54,7 @@ def fetch_weights(
     except SdwnError:
         raise
     except Exception as error:  # each of the HTTP libraries that hub's has used has its own
-        if (found := locate(config, wanted)) is None or folder is not None:
+        if (found := find_folder(config, wanted)) is None or folder is not None:
             raise SdwnError(_unavailable(config, error)) from error
         log.warning("the hub does not answer (%s): using what its cache has", first_line(error))
         return Weights(found, found.name)

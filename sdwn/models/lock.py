@@ -17,7 +17,7 @@ from sdwn.models.weights import (
     combined,
     components,
     files,
-    locate,
+    find_folder,
     model_folder,
     needed,
     size,
@@ -101,7 +101,7 @@ def _prefetch(paths: RunPaths) -> str:
     return command("prefetch", paths.root)
 
 
-def ensure(paths: RunPaths, plan: Plan) -> Lock | None:
+def ensure_lock(paths: RunPaths, plan: Plan) -> Lock | None:
     """Return a run's lock; a missing one is written if the weights are on this machine.
 
     Nothing here needs the network. None where the weights are not here yet, or there are none.
@@ -111,7 +111,7 @@ def ensure(paths: RunPaths, plan: Plan) -> Lock | None:
     """
     if (lock := read_lock(paths, plan.config.model)) is not None:
         return lock
-    folder = locate(plan.config, recorded_revision(paths))
+    folder = find_folder(plan.config, recorded_revision(paths))
     if folder is None:
         return None
     hub = source(plan.config.model) == "hub"
@@ -257,7 +257,7 @@ def require_classifier(paths: RunPaths, config: RunConfig) -> None:
         )
 
 
-def carry(paths: RunPaths, other: RunPaths) -> None:
+def copy_lock(paths: RunPaths, other: RunPaths) -> None:
     """Copy a run's lock to another run folder of the same model."""
     if paths.lock.exists():
         write_text(other.lock, paths.lock.read_text(encoding="utf-8"))

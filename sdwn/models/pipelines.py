@@ -21,14 +21,14 @@ from sdwn.models.weights import (
     INDEX,
     Weights,
     components,
+    find_folder,
     find_weights,
     fingerprint,
     is_commit,
     is_elsewhere,
-    locate,
-    located,
     source,
     staged_if_wanted,
+    weights_folder,
 )
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def require_usable(config: RunConfig) -> None:
         check_settings(config, None)
     else:
         here = source(config.model) == "folder"
-        check_settings(config, located(config) if here else locate(config))
+        check_settings(config, weights_folder(config) if here else find_folder(config))
 
 
 def check_settings(config: RunConfig, folder: Path | None) -> bool:
@@ -193,7 +193,7 @@ def require_device(config: RunConfig, device_type: str) -> None:
         )
 
 
-def obtained(config: RunConfig) -> Weights:
+def obtain_weights(config: RunConfig) -> Weights:
     """Find a config's weights, or get them: a built-in model is made, the hub is asked.
 
     It is not asked for a commit that its cache has.
@@ -205,7 +205,7 @@ def obtained(config: RunConfig) -> Weights:
     """
     model = config.model
     if (kind := source(model)) != "hub":
-        folder = builtin_folder(str(model.builtin)) if kind == "builtin" else located(config)
+        folder = builtin_folder(str(model.builtin)) if kind == "builtin" else weights_folder(config)
         return Weights(folder, fingerprint(folder))
     found = find_weights(config) if is_commit(model.revision) else None
     return found or fetch_weights(config)

@@ -135,7 +135,7 @@ def is_commit(revision: str | None) -> bool:
     return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
-def located(config: RunConfig, commit: str | None = None) -> Path:
+def weights_folder(config: RunConfig, commit: str | None = None) -> Path:
     """Return the folder of a config's weights.
 
     Of a model of the hub it is the one in its cache, at ``commit`` if that is given.
@@ -160,14 +160,14 @@ def located(config: RunConfig, commit: str | None = None) -> Path:
     return folder
 
 
-def locate(config: RunConfig, commit: str | None = None) -> Path | None:
-    """Return the folder of a config's weights as :func:`located` does; None where there is none.
+def find_folder(config: RunConfig, commit: str | None = None) -> Path | None:
+    """Return what :func:`weights_folder` does; None where the weights are not here, or not whole.
 
     Raises:
         IntegrityError: a model that comes with the package is not as it came.
     """
     try:
-        return located(config, commit)
+        return weights_folder(config, commit)
     except SdwnError:
         if config.model.builtin in IN_PACKAGE:
             raise
@@ -176,7 +176,7 @@ def locate(config: RunConfig, commit: str | None = None) -> Path | None:
 
 def find_weights(config: RunConfig) -> Weights | None:
     """Return a config's weights; None where they are not on this machine."""
-    folder = locate(config)
+    folder = find_folder(config)
     if folder is None:
         return None
     hub = source(config.model) == "hub"

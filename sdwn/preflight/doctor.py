@@ -93,7 +93,7 @@ class _Run:
         config = self.plan.config
         try:
             if (locked := locked_weights(self.paths, config.model)) is None:
-                return weights.located(config)
+                return weights.weights_folder(config)
             weights.require_whole(locked.folder, config)
             return locked.folder
         except SdwnError as error:

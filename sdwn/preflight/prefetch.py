@@ -10,7 +10,7 @@ from sdwn.config import EvaluationConfig, RunConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.models import lock
 from sdwn.models.hub import fetch_weights
-from sdwn.models.weights import Weights, fingerprint, is_commit, located, source
+from sdwn.models.weights import Weights, fingerprint, is_commit, weights_folder, source
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.wordnet.corpus import VERSION, open_wordnet
@@ -61,7 +61,7 @@ def prefetch_run(
         standing = lock.read_lock(paths, config.model)
         if source(config.model) != "hub":
             _own_folder(config, folder)
-            lock.ensure(paths, plan)
+            lock.ensure_lock(paths, plan)
         else:
             _fetch_locked(paths, config, standing, folder)
         found = lock.locked_weights(paths, config.model)
@@ -99,7 +99,7 @@ def _own_folder(config: RunConfig, folder: Path | None) -> Path:
     if folder is not None:
         raise UsageError(f"--folder is for models of the hub; {model.name} needs no fetching")
     if model.builtin is None:
-        return located(config)
+        return weights_folder(config)
     from sdwn.models.builtin import builtin_folder  # torch
 
     return builtin_folder(model.builtin)

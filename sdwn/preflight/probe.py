@@ -174,7 +174,7 @@ def _find_weights(paths: RunPaths, config: RunConfig) -> str | None:
         return config.model.name
     try:
         locked = locked_weights(paths, config.model)
-        return str(locked.folder if locked else weights.located(config))
+        return str(locked.folder if locked else weights.weights_folder(config))
     except SdwnError:
         return None
 

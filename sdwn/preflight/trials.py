@@ -89,7 +89,7 @@ def tune_device(config: RunConfig) -> GpuProfile:
 
     def best_batch() -> Tuning | SdwnError:
         try:
-            return tune(lambda size: sampler.seconds(specs[:size]), sampler, images)
+            return tune(lambda size: sampler.seconds(specs[:size]), sampler.device, images)
         except SdwnError as error:
             return error
 
@@ -306,13 +306,13 @@ def run_pilot(
         SdwnError: it failed, or one under another profile still runs.
     """
     pilot, small = run.pilot, pilot_plan(plan)
-    lock.ensure(run, plan)
+    lock.ensure_lock(run, plan)
     weights = read_json(run.lock) if run.lock.exists() else None
     question = {"plan": small.digest, "lock": weights, "profile": profile.record()}
     if not _is_left(pilot, question):
         _clear(pilot, "pilot")
         write_plan(small, pilot)
-        lock.carry(run, pilot)
+        lock.copy_lock(run, pilot)
     _finish(pilot, PILOT, [profile], question, callbacks)
     if not pilot.speed.exists():
         raise SdwnError(f"the pilot failed: {failure(pilot, 0)}")

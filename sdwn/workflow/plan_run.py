@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sdwn.config import RunConfig
 from sdwn.errors import command
-from sdwn.models.lock import ensure
+from sdwn.models.lock import ensure_lock
 from sdwn.models.pipelines import require_usable
 from sdwn.models.weights import is_elsewhere, is_hub_name
 from sdwn.paths import RunPaths
@@ -36,7 +36,7 @@ def plan_run(
     new = write_plan(plan, paths, display.say, wordnet)
     display.say(f"{'planned' if new else 'planned already'}: {run}")
     with display.working("looking for the weights"):
-        locked = ensure(paths, plan)
+        locked = ensure_lock(paths, plan)
     if locked is not None:
         display.say(f"model: {locked.model.name} (revision {locked.revision})")
     elif is_elsewhere(config.model):

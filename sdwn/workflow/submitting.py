@@ -27,7 +27,7 @@ from sdwn.jobs.submit import (
     submission_lock,
     submit_once,
 )
-from sdwn.models.lock import ensure
+from sdwn.models.lock import ensure_lock
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.preflight.doctor import check_run
@@ -71,7 +71,7 @@ def submit_run(
         chain.require_chain(paths, plan, options.then, profile, options.wait)
         note_later(paths, options.then)
     if todo:
-        ensure(paths, plan)
+        ensure_lock(paths, plan)
     evaluated = "evaluate" in options.then
     if not options.force:
         require_visible(paths, read_journal(paths), todo)
