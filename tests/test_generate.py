@@ -26,8 +26,7 @@ from sdwn import io as files
 from sdwn.devices.gpu_profiles import GpuProfile, find_profile, store_profile
 from sdwn.devices.tuning import Probe, Tuning
 from sdwn.errors import DiskError, IntegrityError, OutOfMemoryError, SdwnError, UsageError
-from sdwn.generation import partial_shards as pieces
-from sdwn.generation import partial_shards as writing
+from sdwn.generation import partial_shards
 from sdwn.generation import task as generate
 from sdwn.generation.batching import ImageSampler, choose_batch
 from sdwn.generation.noise import NoiseSampler
@@ -330,7 +329,7 @@ def test_pieces_lost_again_and_again_end_the_task_with_its_other_shards_whole(
             paths.piece(1, 0, 5).unlink()
         finish_shard(*arguments)
 
-    monkeypatch.setattr(pieces, "finish_shard", finish)
+    monkeypatch.setattr(partial_shards, "finish_shard", finish)
     with pytest.raises(IntegrityError, match=r"lost or damaged 3 times .*\(of shards 1\)"):
         make(paths, plan, NoiseSampler(plan.config))
     assert paths.done_shards() == {shard.index for shard in plan.shards} - {1}
@@ -388,8 +387,7 @@ def test_a_read_only_disk_is_waited_for_and_then_gone_on_with(
 ) -> None:
     undisturbed, _ = generated("undisturbed")
     source, plan = planned("run")
-    paths = RunPaths(small_disk / "run")
-    shutil.copytree(source.root, paths.root)
+    paths = moved_to(small_disk, source)
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
 
     def read_only() -> None:
@@ -431,8 +429,7 @@ def test_a_signal_ends_the_wait_for_a_disk(
     planned: PlanRun, small_disk: Path, number: signal.Signals
 ) -> None:
     source, _ = planned("run", generation={"height": 64, "width": 64})
-    paths = RunPaths(small_disk / "run")
-    shutil.copytree(source.root, paths.root)
+    paths = moved_to(small_disk, source)
     code = (
         "import sys, pathlib; from sdwn.generation import task as generate\n"
         "generate.FLUSH_SECONDS = 0.0; "
@@ -456,8 +453,7 @@ def test_a_disk_that_fails_while_hdf5_writes_does_not_end_the_process(
 ) -> None:
     """The disk says that it has room, as one with a quota does, and has not."""
     source, _ = planned("run", generation={"height": 64, "width": 64})
-    paths = RunPaths(small_disk / "run")
-    shutil.copytree(source.root, paths.root)
+    paths = moved_to(small_disk, source)
     (small_disk / "full").write_bytes(bytes(190_000))
     code = (
         "import sys, pathlib; from sdwn.generation import task as generate\n"
@@ -470,6 +466,12 @@ def test_a_disk_that_fails_while_hdf5_writes_does_not_end_the_process(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, "an error of Python's, no crash"
     assert "no space or quota left" in done.stderr.splitlines()[-1]
+
+
+def moved_to(disk: Path, run: RunPaths) -> RunPaths:
+    """Copy a run to a disk, without the table of its taxonomy, which tasks need no room for."""
+    kept = shutil.ignore_patterns(run.taxonomy.name)
+    return RunPaths(shutil.copytree(run.root, disk / "run", ignore=kept))
 
 
 @pytest.fixture
@@ -496,8 +498,7 @@ def test_a_full_disk_is_waited_for_in_vain_and_loses_nothing_finished(
     changes: dict[str, Any] = {"generation": {"height": 64, "width": 64}}
     undisturbed, _ = generated("undisturbed", **changes)
     source, plan = planned("run", **changes)
-    paths = RunPaths(small_disk / "run")
-    shutil.copytree(source.root, paths.root)
+    paths = moved_to(small_disk, source)
     with pytest.raises(DiskError) as error:
         generate.generate(paths.root, range(len(plan.shards)))
     needed, free = re.findall(r"([0-9.]+) kB (needed|free)", str(error.value))
@@ -676,10 +677,10 @@ class TestBackOff:
         paths, plan = planned(**changes)
         code = (
             "import pathlib, resource, sys\n"
-            "from sdwn.generation import task as generate, batching as samplers\n"
+            "from sdwn.generation import batching, task as generate\n"
             "from sdwn.paths import RunPaths; from sdwn.planning.plan import read_plan\n"
             "paths = RunPaths(pathlib.Path(sys.argv[1])); plan = read_plan(paths)\n"
-            "sampler = samplers.load_sampler(plan.config)\n"
+            "sampler = batching.load_sampler(plan.config)\n"
             "pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])\n"
             "most = pages * resource.getpagesize() + 400_000_000\n"
             "resource.setrlimit(resource.RLIMIT_AS, (most, most))\n"
@@ -777,7 +778,7 @@ class TestOverlap:
             assert second.wait(timeout=30), "the second batch waits for the first to be encoded"
             return encode(*arguments, **options)
 
-        monkeypatch.setattr(writing, "encode", encode_late)
+        monkeypatch.setattr(partial_shards, "encode", encode_late)
         make(paths, plan, Watching(plan.config))
         assert paths.done_shards() == set(range(len(plan.shards)))
 
@@ -791,7 +792,7 @@ class TestOverlap:
             def sample(self, specs: Sequence[ImageSpec]) -> Any:
                 begun[0] += 1
                 # One is sampled, one encoded, and no more than WAITING are between them.
-                assert begun[0] - encoded[0] // 5 <= writing.WAITING + 2
+                assert begun[0] - encoded[0] // 5 <= partial_shards.WAITING + 2
                 return [self._draw(spec) for spec in specs]
 
         def encode_slowly(*arguments: Any, **options: Any) -> bytes:
@@ -799,7 +800,7 @@ class TestOverlap:
             encoded[0] += 1
             return encode(*arguments, **options)
 
-        monkeypatch.setattr(writing, "encode", encode_slowly)
+        monkeypatch.setattr(partial_shards, "encode", encode_slowly)
         make(paths, plan, Fast(plan.config))
 
     def test_an_error_while_encoding_ends_the_task_and_keeps_the_rest(
@@ -815,7 +816,7 @@ class TestOverlap:
                 raise OSError("the codec broke")
             return encode(*arguments, **options)
 
-        monkeypatch.setattr(writing, "encode", encode_or_fail)
+        monkeypatch.setattr(partial_shards, "encode", encode_or_fail)
         monkeypatch.setenv("SDWN_FLUSH_SECONDS", "0")
         with pytest.raises(OSError, match="the codec broke"):
             make(paths, plan, NoiseSampler(plan.config))
@@ -940,14 +941,14 @@ def test_a_signal_while_the_last_batches_are_written_loses_none(planned: PlanRun
     paths, plan = planned(storage={"images_per_shard": 30})
     code = (
         "import os, pathlib, signal, sys, time\n"
-        "from sdwn.generation import task as generate, partial_shards as writing\n"
+        "from sdwn.generation import task as generate, partial_shards\n"
         "from sdwn.storage.images import encode\n"
         "def slowly(*a, **k): time.sleep(0.1); return encode(*a, **k)\n"
-        "writing.encode = slowly; generate.FLUSH_SECONDS = 1e9\n"
-        "finish = writing.BackgroundWriter.finish\n"
+        "partial_shards.encode = slowly; generate.FLUSH_SECONDS = 1e9\n"
+        "finish = partial_shards.BackgroundWriter.finish\n"
         "def ended(self, writer):\n"
         "    finish(self, writer); signal.setitimer(signal.ITIMER_REAL, 0.05)\n"
-        "writing.BackgroundWriter.finish = ended\n"
+        "partial_shards.BackgroundWriter.finish = ended\n"
         "signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGUSR2))\n"
         "generate.generate(pathlib.Path(sys.argv[1]), [0])"
     )
