@@ -17,7 +17,7 @@ from sdwn.jobs.profile import ClusterProfile
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.lock import ensure_lock
 from sdwn.models.pipelines import INTERCHANGEABLE, obtain_weights, require_usable
-from sdwn.models.weights import weights_folder, require_whole
+from sdwn.models.weights import require_whole, weights_folder
 from sdwn.preflight.doctor import check_run
 
 from conftest import PlanRun, Sdwn, noise_config

@@ -180,7 +180,9 @@ class ShardGenerator:
         except OutOfMemoryError as error:
             reason = str(error)
         else:
-            self._meter.count_batch(len(specs), time.monotonic() - began, self._sampler.device.peak_bytes)
+            self._meter.count_batch(
+                len(specs), time.monotonic() - began, self._sampler.device.peak_bytes
+            )
             return samples
         # Only here is the failed batch's memory free: an exception keeps what its frames hold.
         self._sampler.device.release()

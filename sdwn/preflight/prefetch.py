@@ -10,7 +10,7 @@ from sdwn.config import EvaluationConfig, RunConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.models import lock
 from sdwn.models.hub import fetch_weights
-from sdwn.models.weights import Weights, fingerprint, is_commit, weights_folder, source
+from sdwn.models.weights import Weights, fingerprint, is_commit, source, weights_folder
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.wordnet.corpus import VERSION, open_wordnet
