@@ -1,1 +1,1 @@
-"""Predictions become an evaluation: figures, tables, and the places of a map."""
+"""Predictions become an evaluation: metrics, groups, scores, the class map, record and tables."""

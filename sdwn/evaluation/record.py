@@ -156,7 +156,7 @@ def build_record(
 
 
 def _paper_beside(classes: Sequence[ClassResult], taxonomy: Taxonomy) -> dict[str, Any]:
-    """Put the paper's figures of subtrees and of single classes beside those found here.
+    """List the paper's figures of subtrees and of single classes beside those found here.
 
     ``ours`` is None for a class without images.
     """

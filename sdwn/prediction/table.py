@@ -260,7 +260,7 @@ def remove_damaged_shards(release: Release, work: RunPaths, plan: PredictionPlan
 
 
 def merge_predictions(release: Release, work: RunPaths, plan: PredictionPlan) -> Predictions:
-    """Put a plan's finished shards together.
+    """Join a plan's finished shards to one table.
 
     Raises:
         IntegrityError: with every problem, a line each: shards that are missing, damaged or
