@@ -32,42 +32,32 @@ from sdwn.preflight.findings import Finding
 PACKAGES = ("submitit", "h5py", "torch", "diffusers", "transformers", "accelerate")
 CODE = Path(sdwn.__file__).parent
 OFFLINE = "HF_HUB_OFFLINE"
+# An HDF5 file was written and read, but only with HDF5_USE_FILE_LOCKING=FALSE.
 NO_LOCKS = "no locks"
-FINE = ""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """What a node says of itself.
+    """What a node says of itself."""
 
-    ``token`` is what the login node wrote, as it is read here; ``cache`` the cache's folder, and
-    ``cache_seen`` whether the login node's token is in it; ``cache_fault`` is "" where the node
-    writes to it. ``hdf5`` is "" where an HDF5 file was
-    written and read, ``NO_LOCKS`` where that takes HDF5_USE_FILE_LOCKING=FALSE, else an error.
-    ``device`` is torch's, None where torch was not asked; ``gpus`` is nvidia-smi's answer;
-    ``weights`` is where they lie, None where they were not found; ``classifier`` is its weights'
-    file, "" where it cannot be loaded, None where it was not asked for. ``offline`` is whether
-    HF_HUB_OFFLINE keeps tasks from the hub.
-    """
-
-    token: str
+    token: str  # what the login node wrote, as it is read here
     node: str
     python: str
     python_version: str
     sdwn: str
-    code: str
-    missing: tuple[str, ...]
+    code: str  # where its sdwn lies
+    missing: tuple[str, ...]  # of PACKAGES
     cpus: int
-    memory_bytes: int
-    gpus: tuple[str, ...]
-    device: str | None
-    weights: str | None
-    classifier: str | None
-    offline: bool
+    memory_bytes: int  # what a task may use
+    gpus: tuple[str, ...]  # as nvidia-smi lists them
+    device: str | None  # torch's; None where torch was not asked
+    weights: str | None  # where they lie; None where they were not found
+    classifier: str | None  # its weights' file, "" if it cannot be loaded, None if not asked for
+    offline: bool  # whether HF_HUB_OFFLINE keeps tasks from the hub
     cache: str
-    cache_seen: bool
-    hdf5: str
-    cache_fault: str = FINE
+    cache_seen: bool  # whether the login node's token is in the cache
+    hdf5: str  # "" where an HDF5 file was written and read, NO_LOCKS, or an error
+    cache_fault: str = ""  # why the cache cannot be written; "" where it can
 
 
 def report_node(run: Path, indices: Iterable[int], _: int | None = None) -> None:
@@ -90,9 +80,8 @@ def report_node(run: Path, indices: Iterable[int], _: int | None = None) -> None
         ) from None
     config = read_plan(paths).config
     missing = tuple(name for name in PACKAGES if importlib.util.find_spec(name) is None)
-    device = None
-    if config.model.builtin != "noise" and "torch" not in missing:
-        device = Device().name
+    # Plain noise is drawn without torch.
+    uses_torch = config.model.builtin != "noise" and "torch" not in missing
     report = NodeReport(
         token=token,
         node=node,
@@ -104,7 +93,7 @@ def report_node(run: Path, indices: Iterable[int], _: int | None = None) -> None
         cpus=len(os.sched_getaffinity(0)),
         memory_bytes=Device(gpu=False).usable_bytes,
         gpus=tuple(scheduler.output_lines(["nvidia-smi", "--list-gpus"], 20) or ()),
-        device=device,
+        device=Device().name if uses_torch else None,
         weights=_find_weights(paths, config),
         classifier=None if missing else _find_classifier(config.evaluation),
         offline=hub_is_off(os.environ.get(OFFLINE, "")),
@@ -147,7 +136,7 @@ def cache_fault() -> str:
         writable_cache()
     except SdwnError as error:
         return str(error)
-    return FINE
+    return ""
 
 
 def hdf5_fault(path: Path) -> str:
@@ -165,7 +154,7 @@ def hdf5_fault(path: Path) -> str:
             faults.append(" ".join(str(error).split()))
             continue
         path.unlink()
-        return (NO_LOCKS if faults else FINE) if whole else "what was written is not what is read"
+        return (NO_LOCKS if faults else "") if whole else "what was written is not what is read"
     return faults[0]
 
 
@@ -246,7 +235,7 @@ def _node_weights(report: NodeReport, config: RunConfig) -> Iterator[Finding]:
 
 
 def _node_locks(report: NodeReport) -> Finding:
-    if report.hdf5 == FINE:
+    if not report.hdf5:
         text = f"{report.node} writes and reads HDF5 files in the run folder"
         return Finding("locks", "ok", text)
     text = f"{report.node} cannot write HDF5 files there: {report.hdf5}"
