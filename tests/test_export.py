@@ -8,7 +8,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 from urllib.parse import unquote
 
 import h5py
@@ -18,12 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from sdwn.cli.exchange import export_command, import_command
 from sdwn.config import RunConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import FORMATS, ExportOptions, export
 from sdwn.exchange.export_source import path_name
 from sdwn.exchange.folders import description
+from sdwn.exchange.import_images import FORMATS as IMPORT_FORMATS
 from sdwn.generation.task import generate
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import PlannedSynset, make_plan, parse_table, write_plan
@@ -31,6 +33,7 @@ from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build
 from sdwn.releases.writer import Origin, ReleaseWriter
+from sdwn.storage.codecs import EXCHANGED
 from sdwn.storage.columns import to_columns
 from sdwn.storage.shards import Contents, write_images
 from sdwn.wordnet.catalog import Catalog
@@ -619,6 +622,15 @@ def test_a_description_has_three_lines() -> None:
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ExportOptions(**options)
+
+
+def test_the_commands_offer_every_format_and_codec() -> None:
+    """A command's choices are written out, for its help costs no import of the formats."""
+    hints = get_type_hints(export_command)
+    assert set(get_args(hints["format_"])) == set(FORMATS)
+    codecs, _none = get_args(hints["codec"])
+    assert set(get_args(codecs)) == {"stored", *EXCHANGED}
+    assert set(get_args(get_type_hints(import_command)["format_"])) == set(IMPORT_FORMATS)
 
 
 @pytest.mark.parametrize("layout", FORMATS)

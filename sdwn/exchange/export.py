@@ -5,8 +5,8 @@
     release --> ExportSource --> spans of synsets --> a file, or some folders, a span
                (sorted, encoded)      (units)          (one module a format)
 
-A new format is one module with an :class:`ExportFormat`, a line in ``EXPORT_FORMATS``, and a
-template of the same name for its card.
+A new format is one module with an :class:`ExportFormat`, a line in ``EXPORT_FORMATS``, a template
+of the same name for its card, and its name in ``sdwn export --format``.
 """
 
 from __future__ import annotations
