@@ -85,8 +85,9 @@ def logs_command(
     paths, plan = open_sharded(run)
     if shard is not None and not 0 <= shard < len(plan.shards):
         raise typer.BadParameter(f"no shard {shard}; the plan has 0 to {len(plan.shards) - 1}")
-    indices = [shard] if shard is not None else failed_shards(paths, plan)
-    last = last_jobs(read_journal(paths))
+    submissions = read_journal(paths)
+    indices = [shard] if shard is not None else failed_shards(paths, plan, submissions)
+    last = last_jobs(submissions)
     jobs = [last[index] for index in indices if index in last]
     if shard is None:
         stages = read_stages(paths).values()

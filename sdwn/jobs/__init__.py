@@ -1,1 +1,1 @@
-"""Tasks under a scheduler: submitting, following, and what they said."""
+"""Array tasks: what they run, how they are submitted and followed, and what they write."""

@@ -43,7 +43,7 @@ _NAME = re.compile(r"sdwn(-[0-9a-f]{8}){1,2}")
 class Submission:
     """An array that was to be submitted: what, when, from where, how, of which plan and code.
 
-    ``name`` is the job's own, by which the scheduler can be asked for it. ``tasks`` holds the
+    ``name`` is the job's own, by which the scheduler finds it. ``tasks`` holds the
     indices of each task's shards, ``ids`` the scheduler's ids: one a task, none if it was
     ``refused``, and None while it isn't known whether the scheduler took it. ``cancelled`` holds
     those ids that ``sdwn cancel`` ended. ``owner`` is the user who submitted it; None in older
@@ -102,7 +102,7 @@ _SUBMISSION = TypeAdapter(Submission)
 
 
 def run_name(paths: RunPaths) -> str:
-    """Return how the names of all jobs of a run begin: SLURM tells them without a journal."""
+    """Return how the names of all jobs of a run begin: SLURM finds them without a journal."""
     return f"sdwn-{hashlib.sha256(os.fsencode(paths.root.resolve())).hexdigest()[:8]}-"
 
 
@@ -165,10 +165,10 @@ def _append(paths: RunPaths, record: dict[str, Any]) -> None:
 
 @dataclass
 class Journal:
-    """What a journal says.
+    """The content of a journal.
 
     ``unreadable`` are the numbers of lines that a crash cut short, or that somebody damaged,
-    ``later`` the stages that are to follow the shards, as they were asked for last.
+    ``later`` the stages that are to follow the shards, as last noted.
     """
 
     by_name: dict[str, Submission] = field(default_factory=dict)
@@ -234,7 +234,7 @@ def cancelled_jobs(submissions: Sequence[Submission]) -> set[Job]:
     return {job for one in submissions for job in one.jobs if job.id in one.cancelled}
 
 
-# What lives: the journal compared with what the scheduler says
+# What lives: the journal compared with the scheduler
 
 
 def live_jobs(
@@ -299,7 +299,7 @@ def is_unreachable(live: Live) -> bool:
 
 
 def hidden_owners(submissions: Sequence[Submission], indices: Container[int]) -> list[str]:
-    """Name the other users whose jobs for these shards the site may hide from this user.
+    """List the other users whose jobs for these shards the site may hide from this user.
 
     Where SLURM's PrivateData says so, nobody sees whether another's jobs wait, run or have ended.
     """
@@ -327,9 +327,10 @@ def open_shards(paths: RunPaths, work: ShardedWork, live: Live | None = None) ->
     return [index for index in missing_shards(paths, work) if index not in busy]
 
 
-def failed_shards(paths: RunPaths, work: ShardedWork) -> list[int]:
+def failed_shards(
+    paths: RunPaths, work: ShardedWork, submissions: Sequence[Submission]
+) -> list[int]:
     """List the shards whose jobs have ended without them, and were not cancelled."""
-    submissions = read_journal(paths)
     submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
     return [
         index

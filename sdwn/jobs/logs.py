@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from sdwn.jobs.journal import cancelled_jobs, last_jobs, read_journal
+from sdwn.jobs.journal import Submission, cancelled_jobs, last_jobs, read_journal
 from sdwn.jobs.scheduler import Job
 from sdwn.paths import RunPaths
 
@@ -46,9 +46,9 @@ def starting_log(jobs: Path, array: str) -> Path:
     return jobs / f"{array}.log"
 
 
-def failure(paths: RunPaths, index: int) -> str:
+def failure(paths: RunPaths, index: int, submissions: Sequence[Submission] | None = None) -> str:
     """Return why a shard is not there, from the journal and the log of its last job."""
-    submissions = read_journal(paths)
+    submissions = read_journal(paths) if submissions is None else submissions
     job = last_jobs(submissions).get(index)
     if job is None:
         return "never submitted"

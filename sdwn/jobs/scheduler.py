@@ -53,7 +53,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """What a scheduler says of a job, and the job's name there."""
+    """A job as its scheduler sees it."""
 
     state: str
     reason: str = ""
@@ -153,7 +153,7 @@ def end_jobs(
     """End jobs of this name that work in ``jobs``, arrays as a whole; what is finished stays.
 
     Returns:
-        Why they could not be ended, as the scheduler says it; None if they were.
+        The scheduler's reason why they could not be ended; None if they were.
     """
     if executor == "local":
         try:

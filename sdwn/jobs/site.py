@@ -86,7 +86,7 @@ class Site:
 
 
 def read_site() -> Site:
-    """Run SLURM's commands, all at once; what one of them does not tell is unknown, no error."""
+    """Run SLURM's commands, all at once; what one of them does not print is unknown, no error."""
     commands = (CONFIG, PARTITIONS, NODES, QOS)
     printed = in_threads(_printed, commands, threads=len(commands), ahead=len(commands))
     return parse_site(*printed)

@@ -213,7 +213,7 @@ def submit_once(order: WorkOrder, on_message: OnMessage) -> tuple[list[Job], int
 
 @contextmanager
 def submission_lock(paths: RunPaths, on_message: OnMessage) -> Iterator[None]:
-    """Let one command at a time submit for a run, so that no shard is submitted twice."""
+    """Lock a run for one submitting command at a time, so that no shard is submitted twice."""
 
     def waiting() -> None:
         holder = paths.submitting.read_text(encoding="utf-8", errors="replace")
@@ -363,7 +363,7 @@ def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
         if not missing_shards(paths, work) or not (todo or any(job.indices for job in live)):
             break
         if found.cancellations > cancellations:
-            # A cancel that came while sbatch was asked did not see what sbatch then took.
+            # A cancel that came while sbatch ran did not see what sbatch then took.
             for submission, own in live_by_submission(paths, found.submissions):
                 if not own.keys().isdisjoint(jobs):
                     journal.note_cancelled(paths, [job.id for job in own])

@@ -68,7 +68,7 @@ def this_process() -> Process:
 
 
 def write_note(paths: RunPaths, path: Path, text: str) -> None:
-    """Write what a task says about itself, if the disk takes it: images matter more."""
+    """Write a note or record of a task, if the disk takes it: images matter more."""
     try:
         if paths.root.is_dir():
             write_text(path, text + "\n")

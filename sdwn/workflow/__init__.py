@@ -1,1 +1,1 @@
-"""A run beyond its tasks: what it needs first, how it stands, what follows, what came out."""
+"""A whole run: submitting it, following it, its status, and the stages behind its shards."""

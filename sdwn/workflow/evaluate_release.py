@@ -150,10 +150,11 @@ def _submit_tasks(
     work: RunPaths, plan: PredictionPlan, profiles: EvaluationProfiles, say: OnMessage
 ) -> dict[str, Any]:
     """Submit what is neither finished nor live, and the figures' job; return how all stands."""
-    if changed := changed_code(read_journal(work)):
+    submissions = read_journal(work)
+    if changed := changed_code(submissions):
         say(changed)
-    lost = failed_shards(work, plan)[:FAILURES_SHOWN]
-    failures = [f"shard {index}: {failure(work, index)}" for index in lost]
+    lost = failed_shards(work, plan, submissions)[:FAILURES_SHOWN]
+    failures = [f"shard {index}: {failure(work, index, submissions)}" for index in lost]
     jobs, remaining = submit_once(WorkOrder(work, plan, EVALUATION_STAGES, profiles.classify), say)
     live = live_jobs(work)
     found: dict[str, Any] = {

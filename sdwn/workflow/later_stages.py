@@ -52,7 +52,7 @@ def merge_run(run: Path, _: Sequence[int], __: int | None) -> None:
     log.info("merged: %s", json.dumps(merged_summary(release)))
 
 
-def evaluate_run(run: Path, _: Sequence[int], batch_size: int | None) -> None:
+def evaluate_run(run: Path, _: Sequence[int], batch_size: int | None = None) -> None:
     """Classify a run's own release as its config says."""
     from sdwn.evaluation.evaluate import evaluate
     from sdwn.releases.release import Release
@@ -129,7 +129,7 @@ def require_chain(
 
 
 def unfinished_stages(paths: RunPaths, anew: bool) -> tuple[LaterStage, ...]:
-    """List the later stages that were asked for and ended without success, or never began.
+    """List the later stages that were noted and ended without success, or never began.
 
     With ``anew``, shards are submitted again: stages that wait now would start too early, and
     belong to them.
@@ -154,7 +154,7 @@ def submit_chain(
     """Submit later stages, the first behind all live arrays, each other behind the one before.
 
     Stages that wait from an earlier submission are taken back: they would start too early. One
-    that runs goes on, and the first waits for it.
+    that runs continues, and the first waits for it.
 
     Raises:
         SdwnError: SLURM takes no more jobs, or does not answer.

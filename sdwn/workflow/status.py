@@ -65,9 +65,9 @@ class GpuStatus:
 class RunStatus:
     """Counts of a run, or of its slice.
 
-    A shard is done, or its live job runs, is pending, or cannot be asked for (``unknown``), or
-    it failed (its jobs have ended without it), or was cancelled, or was never submitted
-    (``missing``). ``jobs_live`` counts the jobs that wait or run, later stages included,
+    A shard is done, or its live job runs, is pending, or is ``unknown`` to a scheduler that does
+    not answer, or it failed (its jobs have ended without it), or was cancelled, or was never
+    submitted (``missing``). ``jobs_live`` counts the jobs that wait or run, later stages included,
     ``pending_reasons`` those that wait by SLURM's reason; ``cannot_start`` says which of them
     wait in vain, and what to do.
     ``images_per_second`` is over the last ten minutes at most, 0 when nothing runs;
@@ -135,7 +135,9 @@ def run_status(paths: RunPaths, work: ShardedWork) -> RunStatus:
     names = paths.task_names()
     stages = stage_states(paths, journal, live)
     open_stages = {one.job for one in stages.values() if one.text != DONE}
-    failures = [f"shard {index}: {failure(paths, index)}" for index in failed[:FAILURES_SHOWN]]
+    failures = [
+        f"shard {index}: {failure(paths, index, submissions)}" for index in failed[:FAILURES_SHOWN]
+    ]
     if failures and (short := shortage(paths, work, failures[0])):
         failures.append(short)
     hidden = hidden_owners(submissions, failed)
@@ -259,7 +261,7 @@ def shortage(paths: RunPaths, work: ShardedWork, why: str) -> str | None:
 def _count_restarts(names: set[str]) -> int:
     """Count requeues of tasks that started again, from what each start left.
 
-    What the queue says is forgotten when a job ends, and the count would fall.
+    The queue forgets a job when it ends, and the count would fall.
     """
     known: dict[str, int] = {}
     for match in filter(None, map(RESTART_NAME.fullmatch, names)):
@@ -350,7 +352,7 @@ def waiting_stages(paths: RunPaths) -> dict[str, Job]:
 def _stage_text(paths: RunPaths, stage: str, job: Job, live: Live, cancelled: bool) -> str:
     logs = job_logs(paths, job)
     why = end_reason(paths, job) if logs else ""
-    # What a log says holds without a controller.
+    # A log that ends well needs no controller.
     if is_success(why):
         return DONE
     if job in live:

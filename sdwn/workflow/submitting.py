@@ -15,7 +15,7 @@ from typing import Any
 
 from sdwn.errors import QueueFullError, SdwnError, UsageError, command
 from sdwn.io import OnMessage
-from sdwn.jobs.journal import note_later, open_journal, open_shards, read_journal
+from sdwn.jobs.journal import live_jobs, note_later, open_journal, open_shards, read_journal
 from sdwn.jobs.profile import ClusterProfile, LaterStage
 from sdwn.jobs.scheduler import Job
 from sdwn.jobs.submit import (
@@ -118,7 +118,7 @@ def unfinished_shards(paths: RunPaths, plan: Plan, say: OnMessage) -> list[int]:
     if changed := changed_code(journal.submissions):
         say(changed)
     report_damage(paths, journal, say)
-    return open_shards(paths, plan)
+    return open_shards(paths, plan, live_jobs(paths, journal.submissions))
 
 
 def _stages_to_resume(
