@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 10
 # Whoever waits for the shards submits the next stage by then.
 PATIENCE_SECONDS = 60
+# What a person reads in place of a key of ``--json``.
+LABELS = {
+    "images_per_second": "images/s",
+    "jobs_live": "live jobs",
+    "lowered": "smaller batches",
+    "then": "later stages",
+    "waited": "waited for a disk",
+}
 
 
 def status_command(
@@ -65,7 +73,7 @@ def status_rows(found: RunStatus) -> dict[str, Any]:
     rows = {**found.as_dict(), "gpus": gpus, "then": then}
     left = rows.pop("seconds_left")
     # A terminal of 24 lines shows all of it.
-    rows = {name: value for name, value in rows.items() if value not in ([], {})}
+    rows = {LABELS.get(name, name): one for name, one in rows.items() if one not in ([], {})}
     if found.shards_running:
         rows["time_left"] = "not known yet" if left is None else duration(left)
     return rows
