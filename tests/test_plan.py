@@ -143,7 +143,7 @@ def test_other_words_of_the_same_number_of_synsets_are_another_plan(planned: Pla
     paths, plan = planned()
     row = dataclasses.replace(plan.synsets[0], definition="something else")
     other = dataclasses.replace(plan, synsets=(row, *plan.synsets[1:]))
-    with pytest.raises(UsageError, match="its catalog gave other synsets, or other texts of them"):
+    with pytest.raises(UsageError, match="its catalog holds other synsets, or other texts of them"):
         write_plan(other, paths)
 
 

@@ -25,9 +25,9 @@ from sdwn.wordnet.imagenet import class_wnids, classifier_wnids
 from sdwn.wordnet.taxonomy import (
     SCHEMA,
     Taxonomy,
+    nearest_subtrees,
     open_taxonomy,
     read_taxonomy,
-    scopes,
     taxonomy_table,
     write_taxonomy,
 )
@@ -90,7 +90,9 @@ def test_what_it_lacks_is_looked_up_in_the_corpus(wordnet: WordNet) -> None:
     assert small.above(puppy) == corpus.above(puppy)
     # A classifier of more classes than ImageNet-1k's.
     classes = classifier_wnids(11821)
-    assert scopes(small, [DOG, puppy], classes) == scopes(corpus, [DOG, puppy], classes)
+    assert nearest_subtrees(small, [DOG, puppy], classes) == nearest_subtrees(
+        corpus, [DOG, puppy], classes
+    )
 
 
 def test_a_plan_writes_it_again_only_where_it_lacks_or_is_damaged(
@@ -175,15 +177,15 @@ DEEP = [f"n{number:08d}" for number in range(1, 60)]
         ({"lemmas": [["a"], [None]]}, "lemmas: expected a value"),
         ({"definition": [1, 2]}, "expected the column definition of string"),
         ({"parents": [[], ["n00000003"]]}, "a synset's parent is missing"),
-        ({"parents": [["n00000001"], []]}, "a synset lies above itself"),
-        ({"parents": [["n00000002"], ["n00000001"]]}, "a synset lies above itself"),
+        ({"parents": [["n00000001"], []]}, "a synset is above itself"),
+        ({"parents": [["n00000002"], ["n00000001"]]}, "a synset is above itself"),
         (
             {
                 **{name: [*DEEP] for name in ("wnid", "name", "definition")},
                 "lemmas": [[]] * len(DEEP),
                 "parents": [[], *([wnid] for wnid in DEEP[:-1])],
             },
-            "or too many lie above it",
+            "or has too many above it",
         ),
     ],
 )

@@ -221,7 +221,7 @@ def table_text(synsets: tuple[PlannedSynset, ...]) -> str:
     """Write the table of synsets as CSV."""
     head = [field.name for field in fields(PlannedSynset)]
     rows = ([getattr(row, name) for name in head] for row in synsets)
-    # To the letter: it is read again, and its bytes are in the plan's digest.
+    # To the letter: it is read back, and its bytes are in the plan's digest.
     return csv_text(head, rows, cell=lambda value: value)
 
 
@@ -266,14 +266,14 @@ def write_plan(
     on_message: Callable[[str], None] = lambda _: None,
     wordnet: WordNet | None = None,
 ) -> bool:
-    """Write a plan into a run folder; False where the same plan stands there already.
+    """Write a plan into a run folder; False where the same plan is there already.
 
     Settings of the evaluation are no part of the plan: those that differ are replaced, and
     ``on_message`` gets a line that names them. Nor is ``taxonomy.parquet``, which is written from
     ``wordnet`` unless it is there; a run without one looks in the corpus later.
 
     Raises:
-        UsageError: another plan stands there, or another slice of this one.
+        UsageError: another plan is there, or another slice of this one.
     """
     if paths.root.exists() and not paths.root.is_dir():
         raise UsageError(f"{paths.root}: expected a folder or nothing, found a file")
@@ -351,7 +351,7 @@ def _plan_differences(found: dict[str, Any], plan: Plan) -> str:
     )
     if len(differ) > 6:
         differ[6:] = [f"and {len(differ) - 6} more"]
-    return "; ".join(differ) or "its catalog gave other synsets, or other texts of them"
+    return "; ".join(differ) or "its catalog holds other synsets, or other texts of them"
 
 
 def read_plan(paths: RunPaths) -> Plan:

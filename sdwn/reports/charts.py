@@ -81,7 +81,7 @@ def histogram_chart(
     figure.update_yaxes(title={"text": "classes", "standoff": 8}, showgrid=True)
     if several:
         _add_legend(figure)
-    # Of two labels the one of the smaller mean stands on the left of its line.
+    # Of two labels the one of the smaller mean is on the left of its line.
     for rank, (mean, name, colour) in enumerate(sorted(means)):
         side = "right" if rank == 0 and len(means) > 1 else "left"
         _add_vertical(figure, mean, f"{name} {mean:.2f}", colour, side)

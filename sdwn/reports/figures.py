@@ -33,8 +33,8 @@ COLUMN = 3.5
 DPI = 300
 # In characters, of a group's name.
 LONGEST = 26
-# In points, of a class with none and with all of its images correct (of a smaller circle a ring
-# cannot be told from a disc); of the circle of most classes.
+# In points, of a class with none and with all of its images correct (a smaller ring looks like a
+# disc); of the circle of most classes.
 SMALLEST, LARGEST, LARGEST_OF_CLASSES = 2.0, 6.5, 17.0
 # Bars, above which they are not labelled one by one.
 MANY = 21

@@ -29,7 +29,7 @@ CONFUSIONS, CONFUSION_PIXELS = 32, 72
 MODELS = {"paper": "the paper's vision transformer"}
 # Synsets that are no class, shown with the most and the least of what chance does not explain.
 SYNSETS = 12
-# The page's sections: each lies in the template of its name.
+# The page's sections: each is the template of its name.
 SECTIONS = (
     ("figures", "Figures"),
     ("groups", "Groups"),

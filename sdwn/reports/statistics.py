@@ -1,4 +1,4 @@
-"""Paired differences: of the same classes under two conditions, how large, and how sure."""
+"""Statistics of paired differences: of the same classes under two conditions."""
 
 from __future__ import annotations
 
@@ -56,72 +56,19 @@ def difference(first: ArrayLike, second: ArrayLike) -> Difference:
         raise ValueError(f"expected pairs, found values of shape {before.shape} and {after.shape}")
     # Rates are fractions of few images: rounding must not make equal ones differ.
     change = (after - before).round(DIGITS)
-    several = len(change) > 1
+    interval, p_value = None, None
+    if len(change) > 1:
+        low, high = percentiles(resampled_means(change[:, None])[:, 0])
+        interval, p_value = (low, high), _p_value(change)
     return Difference(
         pairs=len(change),
         mean=float(change.mean()),
-        interval=_interval(change) if several else None,
-        p_value=_p_value(change) if several else None,
+        interval=interval,
+        p_value=p_value,
         better=int((change > 0).sum()),
         worse=int((change < 0).sum()),
         equal=int((change == 0).sum()),
     )
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjust p values for having looked at all of them, by Holm's method; None stays None.
-
-    >>> holm([0.01, None, 0.04, 0.03])
-    [0.03, None, 0.06, 0.06]
-    """
-    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
-    found: list[float | None] = [None] * len(p_values)
-    least = 0.0
-    for rank, (p, place) in enumerate(known):
-        least = max(least, min(1.0, p * (len(known) - rank)))
-        found[place] = least
-    return found
-
-
-def rates_differ(
-    right: NDArray[np.int64],
-    images: NDArray[np.int64],
-    other_right: NDArray[np.int64],
-    other_images: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """Test each class by itself: p of Fisher's exact test, adjusted over all classes.
-
-    The adjustment is Benjamini and Hochberg's: of the classes at 0.05 and below, one in twenty
-    is expected to be chance.
-    """
-    tables = zip(
-        *(counts.tolist() for counts in (right, images, other_right, other_images)), strict=True
-    )
-    p_values = np.array([_fisher(*table) for table in tables], dtype=float)
-    adjusted: NDArray[np.float64] = stats.false_discovery_control(p_values)
-    return adjusted
-
-
-@cache
-def _fisher(right: int, images: int, other_right: int, other_images: int) -> float:
-    table = [[right, images - right], [other_right, other_images - other_right]]
-    return float(stats.fisher_exact(table).pvalue)
-
-
-def images_differ(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, float]:
-    """Test two judges of the same images: McNemar's exact test on those they disagree about.
-
-    Returns ``p_value``, and how many images ``only_first`` and ``only_second`` has right.
-    """
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    apart = only_first + only_second
-    p_value = float(stats.binomtest(only_second, apart).pvalue) if apart else 1.0
-    return {"only_first": only_first, "only_second": only_second, "p_value": p_value}
-
-
-def _interval(change: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = percentiles(resampled_means(change[:, None])[:, 0])
-    return low, high
 
 
 def _p_value(change: NDArray[np.float64]) -> float:
@@ -131,10 +78,16 @@ def _p_value(change: NDArray[np.float64]) -> float:
         return 1.0
     if len(moved) >= MANY:
         return float(stats.ttest_1samp(change, 0).pvalue)
+
+    def exact_sum(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        # 0.1 + 0.3 - 0.4 is not 0, and what is as far from 0 would not be counted as such.
+        total: NDArray[np.float64] = values.sum(axis=axis).round(DIGITS)
+        return total
+
     return float(
         stats.permutation_test(
             (moved,),
-            _exact_sum,
+            exact_sum,
             permutation_type="samples",
             n_resamples=RESAMPLES,
             batch=max(1, DRAWN // len(moved)),
@@ -143,7 +96,52 @@ def _p_value(change: NDArray[np.float64]) -> float:
     )
 
 
-def _exact_sum(change: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    # 0.1 + 0.3 - 0.4 is not 0, and what is as far from 0 would not be counted as such.
-    total: NDArray[np.float64] = change.sum(axis=axis).round(DIGITS)
-    return total
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Adjust p values for having looked at all of them, by Holm's method; None stays None.
+
+    >>> holm([0.01, None, 0.04, 0.03])
+    [0.03, None, 0.06, 0.06]
+    """
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    found: list[float | None] = [None] * len(p_values)
+    least = 0.0
+    for rank, (p, index) in enumerate(known):
+        least = max(least, min(1.0, p * (len(known) - rank)))
+        found[index] = least
+    return found
+
+
+def rates_differ(
+    correct: NDArray[np.int64],
+    images: NDArray[np.int64],
+    other_correct: NDArray[np.int64],
+    other_images: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Test each class by itself: p of Fisher's exact test, adjusted over all classes.
+
+    The adjustment is Benjamini and Hochberg's: of the classes at 0.05 and below, one in twenty
+    is expected to be chance.
+    """
+    tables = zip(
+        *(counts.tolist() for counts in (correct, images, other_correct, other_images)), strict=True
+    )
+    p_values = np.array([_fisher(*table) for table in tables], dtype=float)
+    adjusted: NDArray[np.float64] = stats.false_discovery_control(p_values)
+    return adjusted
+
+
+@cache
+def _fisher(correct: int, images: int, other_correct: int, other_images: int) -> float:
+    table = [[correct, images - correct], [other_correct, other_images - other_correct]]
+    return float(stats.fisher_exact(table).pvalue)
+
+
+def images_differ(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, float]:
+    """Test two classifiers on the same images, by McNemar's exact test.
+
+    Returns ``p_value``, and on how many images ``only_first`` or ``only_second`` is correct.
+    """
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    apart = only_first + only_second
+    p_value = float(stats.binomtest(only_second, apart).pvalue) if apart else 1.0
+    return {"only_first": only_first, "only_second": only_second, "p_value": p_value}

@@ -1,1 +1,1 @@
-"""WordNet and what is taken of it: synsets, catalogs, ImageNet's classes."""
+"""WordNet: its corpus, the taxonomy of a run, catalogs, ImageNet's classes."""

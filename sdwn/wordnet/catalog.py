@@ -42,7 +42,7 @@ def read_catalog(config: CatalogConfig, wordnet: WordNet) -> Catalog:
 
 
 def describe(config: CatalogConfig) -> str:
-    """Name a catalog in words.
+    """Return a catalog's name in words.
 
     >>> describe(CatalogConfig(name="closure", roots=("dog.n.01",)))
     'closure + below dog.n.01'
@@ -54,8 +54,17 @@ def describe(config: CatalogConfig) -> str:
 
 
 def _collect(config: CatalogConfig, wordnet: WordNet) -> Iterator[Synset]:
-    for name in config.name.split("+") if config.name else ():
-        yield from _named(name.strip(), wordnet)
+    for part in config.name.split("+") if config.name else ():
+        name = part.strip()
+        if name == PAPER_CATALOG:
+            yield from published(wordnet.below(ROOT))
+        elif name == "closure":
+            yield from wordnet.below(ROOT)
+        elif name == "imagenet-1k":
+            yield from map(wordnet.synset, class_wnids())
+        else:
+            known = f"{PAPER_CATALOG}, closure, imagenet-1k"
+            raise UsageError(f"unknown catalog {name!r}; valid: {known}, joined with +")
     for root in config.roots:
         yield from wordnet.below(root)
     if config.file:
@@ -66,18 +75,6 @@ def _collect(config: CatalogConfig, wordnet: WordNet) -> Iterator[Synset]:
                 raise UsageError(f"{line.where}: {error}") from None
 
 
-def _named(name: str, wordnet: WordNet) -> Iterable[Synset]:
-    if name == PAPER_CATALOG:
-        return published(wordnet.below(ROOT))
-    if name == "closure":
-        return wordnet.below(ROOT)
-    if name == "imagenet-1k":
-        return map(wordnet.synset, class_wnids())
-    raise UsageError(
-        f"unknown catalog {name!r}; valid: {PAPER_CATALOG}, closure, imagenet-1k, joined with +"
-    )
-
-
 def published(synsets: Iterable[Synset]) -> list[Synset]:
     """Apply the rule that gives the published 26,204 of the 29,580 synsets.
 
@@ -85,15 +82,15 @@ def published(synsets: Iterable[Synset]) -> list[Synset]:
     lemmas with a ``.`` or a ``/``, which cannot name a folder, are dropped. Consistent with
     every count in arXiv 2211.01777, whose code is not public.
     """
+
+    def sense(synset: Synset) -> int:
+        return int(synset.name.rsplit(".", 1)[1])
+
     kept: dict[str, Synset] = {}
     for synset in synsets:
         lemma = synset.lemmas[0]
         if "." in lemma or "/" in lemma:
             continue
-        if lemma not in kept or _sense(synset) < _sense(kept[lemma]):
+        if lemma not in kept or sense(synset) < sense(kept[lemma]):
             kept[lemma] = synset
     return list(kept.values())
-
-
-def _sense(synset: Synset) -> int:
-    return int(synset.name.rsplit(".", 1)[1])

@@ -73,7 +73,7 @@ class Synset:
 
 
 class WordNet:
-    """An open WordNet 3.0: noun synsets by name or wnid, and what lies below them."""
+    """An open WordNet 3.0: noun synsets by name or wnid, and those below them."""
 
     def __init__(self, reader: WordNetCorpusReader) -> None:
         self._reader = reader
@@ -201,7 +201,7 @@ def _candidates() -> Iterator[Path]:
 
 
 def _exists(path: Path) -> bool:
-    # What lies behind a folder that one may not look into is no candidate.
+    # Nothing inside a folder that one may not read is a candidate.
     with suppress(PermissionError):
         return path.exists()
     return False

@@ -1,4 +1,8 @@
-"""The 1000 classes of ImageNet-1k: WordNet number to class index, in timm's order."""
+"""The 1000 classes of ImageNet-1k: wnid to class index, in timm's order; and larger lists.
+
+timm's own tables are read and timm is not imported: that would import torch, seconds which
+planning must not pay.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,6 @@ from pathlib import Path
 from sdwn.errors import SdwnError
 
 CLASSES = 1000
-TABLE = Path("data", "_info", "imagenet_synsets.txt")
-LEMMAS = Path("data", "_info", "imagenet_synset_to_lemma.txt")
 # timm's other lists, by their number of classes: parts of ImageNet-21k.
 LARGER = {
     11221: "imagenet21k_miil",
@@ -19,34 +21,29 @@ LARGER = {
     21842: "imagenet22k_ms",
     21843: "imagenet21k_goog",
 }
+_REMEDY = "install timm again: pip install --force-reinstall timm"
 
 
 @cache
 def class_wnids() -> tuple[str, ...]:
-    """List the wnids in class order, from timm's own table; timm itself is not imported.
+    """List the wnids of ImageNet-1k in class order.
 
     Raises:
         SdwnError: timm or its table is missing, or the table is not 1000 distinct wnids.
     """
-    path = _timm_folder() / TABLE
-    try:
-        wnids = tuple(path.read_text(encoding="ascii").split())
-    except OSError as error:
-        raise SdwnError(
-            f"{path}: expected timm's table of ImageNet classes, found {error.strerror}; "
-            "install timm again: pip install --force-reinstall timm"
-        ) from None
+    path, text = _timm_table("imagenet_synsets.txt")
+    wnids = tuple(text.split())
     if len(set(wnids)) != CLASSES or len(wnids) != CLASSES:
         raise SdwnError(
             f"{path}: expected {CLASSES} distinct wnids, found {len(set(wnids))} "
-            f"in {len(wnids)} lines; install timm again: pip install --force-reinstall timm"
+            f"in {len(wnids)} lines; {_REMEDY}"
         )
     return wnids
 
 
 @cache
 def classifier_wnids(classes: int) -> tuple[str, ...]:
-    """List the wnids of a classifier's classes in order, known by their number.
+    """List the wnids of a classifier's classes in order; their number alone tells the lists apart.
 
     Raises:
         SdwnError: timm has no such list.
@@ -56,11 +53,7 @@ def classifier_wnids(classes: int) -> tuple[str, ...]:
     if classes not in LARGER:
         known = ", ".join(map(str, (CLASSES, *LARGER)))
         raise SdwnError(f"no list of {classes} ImageNet classes; known are those of {known}")
-    path = _timm_folder() / TABLE.with_name(f"{LARGER[classes]}_synsets.txt")
-    try:
-        return tuple(path.read_text(encoding="ascii").split())
-    except OSError as error:
-        raise SdwnError(f"{path}: cannot be read: {error.strerror}; install timm again") from None
+    return tuple(_timm_table(f"{LARGER[classes]}_synsets.txt")[1].split())
 
 
 @cache
@@ -71,17 +64,22 @@ def class_index() -> dict[str, int]:
 
 @cache
 def class_lemmas() -> dict[str, str]:
-    """Map wnids to lemmas, joined by commas, from timm's own table; none where it is missing."""
+    """Map wnids to lemmas, joined by commas; empty where timm's table of them is missing."""
     try:
-        lines = (_timm_folder() / LEMMAS).read_text(encoding="utf-8").splitlines()
-    except OSError:
+        lines = _timm_table("imagenet_synset_to_lemma.txt")[1].splitlines()
+    except SdwnError:
         return {}
     return {wnid: lemmas for wnid, _, lemmas in (line.partition("\t") for line in lines)}
 
 
-def _timm_folder() -> Path:
-    # Importing timm would import torch: seconds, which planning must not pay.
+def _timm_table(name: str) -> tuple[Path, str]:
     spec = find_spec("timm")
     if spec is None or spec.origin is None:
         raise SdwnError("the ImageNet classes come from timm, which is missing: pip install timm")
-    return Path(spec.origin).parent
+    path = Path(spec.origin).parent / "data/_info" / name
+    try:
+        return path, path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SdwnError(
+            f"{path}: expected timm's table of ImageNet classes, found {error.strerror}; {_REMEDY}"
+        ) from None

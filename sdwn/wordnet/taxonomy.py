@@ -84,25 +84,25 @@ def read_taxonomy(path: Path) -> pa.Table:
     parent = pc.index_in(above.flatten(), wnids)
     if parent.null_count:
         raise _damaged(path, "a synset's parent is missing")
-    # From the tops down, a ring a round: what lies on a circle is never reached.
+    # From the tops down, a level a round: a synset on a circle is never reached.
     parent, child = numbers(parent), numbers(pc.list_parent_indices(above))
     left = np.ones(len(wnids), dtype=bool)
     for _ in range(MOST_DEPTH):
         waiting = np.bincount(child[left[parent]], minlength=len(wnids)) > 0
         left = left & waiting
     if left.any():
-        raise _damaged(path, "a synset lies above itself, or too many lie above it")
+        raise _damaged(path, "a synset is above itself, or has too many above it")
     return table
 
 
 def _damaged(path: Path, what: str) -> IntegrityError:
     return IntegrityError(
-        f"{path}: damaged: {what}; restore it, or remove it: WordNet's corpus then stands in for it"
+        f"{path}: damaged: {what}; restore it, or remove it: WordNet's corpus is then read instead"
     )
 
 
 def open_taxonomy(path: Path) -> Taxonomy:
-    """Open a run's or a release's taxonomy; without the file, the corpus stands in for it.
+    """Open a run's or a release's taxonomy; without the file, the corpus is read instead.
 
     Raises:
         IntegrityError: the file is damaged.
@@ -113,10 +113,9 @@ def open_taxonomy(path: Path) -> Taxonomy:
 class Taxonomy:
     """Noun synsets by wnid: those of a table, and any other from the corpus, through NLTK.
 
-    The corpus is opened when the first synset is asked for that the table lacks: that takes
-    seconds. Every method that is given a wnid raises UsageError where WordNet has no such noun,
-    and SdwnError where the table lacks it and there is no WordNet on this machine. Threads may
-    share it.
+    The corpus is opened for the first synset that the table lacks: that takes seconds. Every
+    method with a wnid raises UsageError where WordNet has no such noun, and SdwnError where the
+    table lacks it and there is no WordNet on this machine. Threads may share it.
     """
 
     def __init__(self, table: pa.Table | None = None) -> None:
@@ -130,7 +129,7 @@ class Taxonomy:
         self._above: dict[str, dict[str, int]] = {}
 
     def __contains__(self, wnid: str) -> bool:
-        """Tell whether the table has a synset, or else a WordNet on this machine."""
+        """Return whether the table has a synset, or else a WordNet on this machine."""
         try:
             return wnid in self._rows or self._other(wnid).wnid == wnid
         except SdwnError:
@@ -180,7 +179,7 @@ class Taxonomy:
         return found
 
     def is_below(self, wnid: str, root: str) -> bool:
-        """Tell whether a synset is another one or lies anywhere below it."""
+        """Return whether a synset is another one or anywhere below it."""
         return root in self.above(wnid)
 
     def distance(self, one: str, other: str) -> int:
@@ -219,8 +218,8 @@ def _lists(column: pa.ChunkedArray) -> Callable[[int], tuple[str, ...]]:
 class NearestSubtree:
     """The smallest subtree around a synset that a classifier has classes in.
 
-    ``wnid`` is its top: the synset itself, with ``steps`` 0, if a class is it or lies below it;
-    else its nearest hypernym of which that holds. ``classes`` are indices into the classifier's
+    ``wnid`` is its top: the synset itself, with ``steps`` 0, if a class is it or is below it;
+    else its nearest hypernym that has one. ``classes`` are indices into the classifier's
     own list, in order.
     """
 
