@@ -138,7 +138,7 @@ def _request(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
         asks = ", ".join(f"{name} {value}" for name, value in fields if name in REQUEST)
         # In the same words SLURM refuses what no node has and what only drained nodes have.
         down = any(kind.usable < kind.nodes for partition in chosen for kind in partition.nodes)
-        text += f"; the profile asks for {asks}; {have}"
+        text += f"; the profile asks for {asks or 'no resources'}; {have}"
         yield Finding("nodes", "warning" if down else "problem", text)
     elif subject in ("account", "qos"):
         see = f"sacctmgr show associations user={user()} format=account,partition,qos"
