@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export
-from sdwn.io import read_json
+from sdwn.io import file_sha256
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import write_plan
 from sdwn.releases.merge import merge
@@ -229,4 +230,24 @@ def test_a_release_with_a_damaged_one_says_so_wherever_it_is_asked(
     release.paths.taxonomy.symlink_to("/etc/passwd")
     with pytest.raises(IntegrityError, match="link"):
         Release(release.paths.root).subset(below="dog.n.01")
-    assert read_json(release.paths.manifest)["format"] == "sdwn-release"
+
+
+def test_verify_names_one_that_is_damaged_under_its_own_checksum(
+    generated: PlanRun, tmp_path: Path
+) -> None:
+    paths, _ = generated()
+    release = merge([paths], ReleasePaths(paths.release))
+    before, known = release.digest, file_sha256(release.paths.taxonomy)
+    table = read_taxonomy(release.paths.taxonomy)
+    write_taxonomy(release.paths.taxonomy, table.slice(1))
+    size = release.paths.taxonomy.stat().st_size
+    manifest = json.loads(release.paths.manifest.read_text())
+    for record in manifest["files"]:
+        if record["file"] == "taxonomy.parquet":
+            record |= {"bytes": size, "sha256": file_sha256(release.paths.taxonomy)}
+    sums = release.paths.sums.read_text().replace(known, file_sha256(release.paths.taxonomy))
+    release.paths.manifest.write_text(json.dumps(manifest))
+    digest = file_sha256(release.paths.manifest)
+    release.paths.sums.write_text(sums.replace(before, digest))
+    (problem,) = verify(release.paths.root)
+    assert problem.startswith("taxonomy.parquet: damaged: a synset's parent is missing; restore")

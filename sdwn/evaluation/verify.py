@@ -33,6 +33,7 @@ from sdwn.releases.staged_folder import JOURNAL
 from sdwn.releases.writer import metadata_table
 from sdwn.storage.images import undecodable
 from sdwn.storage.shards import AHEAD, DECODERS, ImageFile
+from sdwn.wordnet.taxonomy import read_taxonomy
 
 _LOCATION = ["synset", "number", "offset", "bytes", "sha256", "codec", "width", "height"]
 
@@ -121,6 +122,11 @@ def _check_file(release: Release, record: FileRecord, quick: bool, advance: Adva
         sha256, problems = _decode_images(release, name, advance)
     else:
         sha256 = file_sha256(path, advance)
+    if sha256 == record.sha256 and path == release.paths.taxonomy:
+        try:
+            read_taxonomy(path)  # a stranger's may be anything under a checksum that fits
+        except IntegrityError as error:
+            problems = [_within(release, str(error))]
     if sha256 == record.sha256:
         return problems
     changed = f"{name}: changed (its SHA-256 is not the recorded one)"
