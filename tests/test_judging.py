@@ -532,7 +532,7 @@ def test_what_is_given_comes_before_what_the_config_says(
     chosen = evaluation_settings(root, "resnet50", None, NOTHING_GIVEN, console.say)
     assert chosen == EvaluationConfig(model="resnet50", images="all")
     told = " ".join(capsys.readouterr().err.split())
-    assert "gone.yaml, is not here: the default is taken" in told
+    assert "gone.yaml, is not here: the default is used" in told
     assert "classifier: resnet50 (as given)" in told
     groups = evaluation_settings(
         root, None, None, {**NOTHING_GIVEN, "groups": "default"}, console.say

@@ -104,21 +104,16 @@ def sheet_table(found: dict[str, Any]) -> Table:
 
 def browse_command(
     release: ReleaseFolder,
-    other: Annotated[
-        Path | None,
-        Argument(help="A release of the same synsets."),
-    ] = None,
+    other: Annotated[Path | None, Argument(help="A release of the same synsets.")] = None,
     port: Annotated[
-        int | None,
-        Option(min=0, max=65535, help="0: any; default: 8642, or the next free one."),
+        int | None, Option(min=0, max=65535, help="0: any; default: 8642, or the next free one.")
     ] = None,
     host: Annotated[
         str, Option(help="Address to listen at; any but this machine's own needs a token.")
     ] = "127.0.0.1",
     evaluation: EvaluationName = None,
     token: Annotated[
-        bool,
-        Option("--token", help="Require the token in the printed address."),
+        bool, Option("--token", help="Require the token in the printed address.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -151,13 +146,15 @@ def browse_command(
             sys.stdout.flush()  # whoever started the command may read it from a pipe
             if not as_json:
                 if listening.tunnel:
-                    console.say(f"on your own machine, before you open it: {listening.tunnel}")
+                    console.say(f"first, on your own machine, run: {listening.tunnel}")
                     if not listening.token:
-                        console.say("who is logged in here can open it too; --token keeps them out")
+                        console.say(
+                            "other users of this machine can open it too; --token keeps them out"
+                        )
                 for name, reason in here.refused.items():
                     console.say(f"the evaluation {name} is not shown: {reason}")
                 if here.tree_missing:
-                    console.say(f"no tree: {here.tree_missing}")
+                    console.say(f"without WordNet's tree: {here.tree_missing}")
                 console.say("Ctrl-C ends it")
             for library in filter(None, (here, there)):
                 library.warm()

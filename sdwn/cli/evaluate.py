@@ -33,12 +33,10 @@ def evaluate_command(
     checkpoint: Checkpoint = None,
     all_: Annotated[bool, Option("--all", help="Also synsets that are no ImageNet class.")] = False,
     groups: Annotated[
-        str | None,
-        Option(help="YAML file, NAME: SYNSET a line, or a shipped one's name."),
+        str | None, Option(help="YAML file, NAME: SYNSET a line, or a shipped one's name.")
     ] = None,
     embedding: Annotated[
-        Path | None,
-        Option(help="Text file of word vectors, as GloVe's, for the map of classes."),
+        Path | None, Option(help="Text file of word vectors, as GloVe's, for the map of classes.")
     ] = None,
     profile: Annotated[str | None, Option(help="Profile for array tasks; default: here.")] = None,
     wait: Wait = False,
@@ -113,8 +111,7 @@ def compare_command(
     ],
     out: Annotated[Path, Option(help="The folder to write the page and tables to.")],
     evaluation: Annotated[
-        str | None,
-        Option(help="Which evaluation, by name; default: the latest that all have."),
+        str | None, Option(help="Which evaluation, by name; default: the latest that all have.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -36,13 +36,13 @@ def export_command(
         Option(
             min=1e-6,
             max=1e6,
-            help="Least size of a file, in GB; default: webdataset 1, parquet 0.5, release 4.",
+            help="Minimum size of a file, in GB; default: webdataset 1, parquet 0.5, release 4.",
         ),
     ] = None,
     sample: Annotated[
         str | None, Option(help="Only this share of the synsets, as 1%; always the same.")
     ] = None,
-    below: Annotated[str | None, Option(help="Only this synset and those below it.")] = None,
+    below: Annotated[str | None, Option(help="Only this synset or wnid, and those below.")] = None,
     imagenet: Annotated[bool, Option("--imagenet", help="Only ImageNet-1k classes.")] = False,
     status: Annotated[
         str | None, Option(help="Only images of this status: ok leaves out black ones.")

@@ -37,8 +37,7 @@ Runs = Annotated[
     Argument(metavar="RUN...", help="Run folders of the same plan.", callback=_expect("run")),
 ]
 ReleaseFolder = Annotated[
-    Path,
-    Argument(metavar="RELEASE", help="The release's folder.", callback=_expect("release")),
+    Path, Argument(metavar="RELEASE", help="The release's folder.", callback=_expect("release"))
 ]
 EvaluationName = Annotated[str | None, Option(help="An evaluation's name; default: the latest.")]
 SynsetName = Annotated[str, Argument(metavar="SYNSET", help="By name, wnid or lemma.")]
@@ -50,8 +49,7 @@ Profile = Annotated[str, Option(help="A profile file, or the name of a shipped o
 AsJson = Annotated[bool, Option("--json", help="Print one JSON object on stdout.")]
 Wait = Annotated[bool, Option("--wait", help="Follow the tasks to the end.")]
 Then = Annotated[
-    str | None,
-    Option(help="Stages to queue behind all tasks: some of merge,evaluate,report."),
+    str | None, Option(help="Stages to queue behind all tasks: some of merge,evaluate,report.")
 ]
 Force = Annotated[bool, Option("--force", help="Submit even where sdwn doctor finds a problem.")]
 Retries = Annotated[int, Option(min=0, help="With --wait: how often to submit again what failed.")]

@@ -47,13 +47,11 @@ def prefetch_command(
     target: Annotated[
         str,
         Argument(
-            metavar="CONFIG|RUN",
-            help="A config, as for plan, or the folder of a planned run.",
+            metavar="CONFIG|RUN", help="A config, as for plan, or the folder of a planned run."
         ),
     ],
     folder: Annotated[
-        Path | None,
-        Option(help="Folder for the weights, if tasks do not see the hub's cache."),
+        Path | None, Option(help="Folder for the weights, if tasks do not see the hub's cache.")
     ] = None,
     classifier: Annotated[
         bool, Option("--classifier/--no-classifier", help="Get the classifier too.")

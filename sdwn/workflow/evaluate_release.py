@@ -55,7 +55,7 @@ def evaluation_settings(
         file = known.get(name)
         path = Path(file) if isinstance(file, str) else Path()
         if path.is_absolute() and not path.is_file() and not given[name]:
-            say(f"the run's {name}, {file}, is not here: the default is taken")
+            say(f"the run's {name}, {file}, is not here: the default is used")
             del known[name]
     chosen = with_classifier(
         validated(EvaluationConfig, known, source=str(opened.paths.manifest)), model, checkpoint
