@@ -14,7 +14,7 @@ VARIABLE = "SDWN_BATCH_SIZE"
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
-    """A number of images, and what it was taken from."""
+    """A number of images, and where it comes from."""
 
     images: int
     source: str

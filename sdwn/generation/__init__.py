@@ -1,1 +1,1 @@
-"""Making images: the prompts of a shard through a pipeline, finished ones kept at every moment."""
+"""Generation: an array task that samples the images of shards and writes them."""

@@ -67,7 +67,7 @@ class ImageSampler:
         raise NotImplementedError
 
     def in_float32(self, spec: ImageSpec) -> Sample:
-        """Make one image alone and in float32, as one that was NaN is sampled again."""
+        """Make one image alone and in float32, as one that was NaN is retried."""
         return self.sample([spec])[0]
 
     def check(self, samples: list[Sample]) -> list[Sample]:
@@ -108,8 +108,8 @@ def load_sampler(config: RunConfig, weights: Weights | None = None) -> ImageSamp
         return NoiseSampler(config)
     began = time.monotonic()
     if config.generation.compile:
-        # Tasks of this user share what one compiled; what lies there is run, so nobody else may
-        # write there.
+        # This user's tasks share what one of them compiled. It is code that is run, so the folder
+        # is one that nobody else can write to.
         try:
             folder = private_folder(writable_cache() / "inductor")
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
@@ -122,15 +122,17 @@ def load_sampler(config: RunConfig, weights: Weights | None = None) -> ImageSamp
     return sampler
 
 
-def choose_batch(config: RunConfig, sampler: ImageSampler, asked: int | None = None) -> BatchSize:
-    """Return the batch size of whoever knows best.
+def choose_batch(
+    config: RunConfig, sampler: ImageSampler, requested: int | None = None
+) -> BatchSize:
+    """Choose the batch size by the first of these that says one.
 
-    That is who asks for one (the command line or the site's profile), the config, a GPU profile,
-    an estimate from the card's free memory, or else one synset.
+    The command line or the site's profile (``requested``); the config; a GPU profile; an estimate
+    from the card's free memory; one synset.
     """
     images = config.images_per_synset
-    if asked is not None:
-        return BatchSize(on_grid(asked, images), "as the command line or the site asks")
+    if requested is not None:
+        return BatchSize(on_grid(requested, images), "as the command line or the site asks")
     if (size := config.generation.batch_size) is not None:
         return BatchSize(size, "as the config asks")
     if (profile := find_profile(sampler.workload)) is not None:

@@ -9,8 +9,8 @@
                                                              shards/00007.h5
 
 Every file gets its name once it is whole, so a kill costs the batch under way and what was not
-written yet. Two tasks may hold the same shard: both make the same images, and the first one that
-finishes gives the shard its name.
+written yet. Two tasks may work on the same shard: both make the same images, and the first one
+that finishes gives the shard its name.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ShardJob:
         try:
             return self.disk.paths.shard(self.shard.index).is_file()
         except OSError:
-            return False  # the disk fails, and whoever writes waits for it
+            return False  # the disk fails, and the writer waits for it
 
     def whole_partial_shards(self) -> list[PartialShard]:
         """List the partial shards that are whole and of this plan, and remove others.
@@ -82,19 +82,18 @@ class ShardJob:
         """
         paths, index, whole = self.disk.paths, self.shard.index, []
         for start, stop in paths.piece_ranges(index):
-            path = paths.piece(index, start, stop)
-
-            def check(path: Path = path, start: int = start, stop: int = stop) -> PartialShard:
-                with ImageFile(path, Expected(self.plan.digest, index, stop - start)) as file:
-                    file.check()
-                    return PartialShard(path, start, stop, _attempt(file))
-
             try:
-                whole.append(self.disk.retry(check))
+                whole.append(self.disk.retry(partial(self._checked, start, stop)))
             except IntegrityError as error:
-                log.warning("made again: %s", error)
-                path.unlink(missing_ok=True)
+                log.warning("its images are sampled again: %s", error)
+                paths.piece(index, start, stop).unlink(missing_ok=True)
         return whole
+
+    def _checked(self, start: int, stop: int) -> PartialShard:
+        found, file = _open_partial_shard(self.disk.paths, self.plan, self.shard, start, stop)
+        with file:
+            file.check()
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +106,12 @@ class PartialShard:
     attempt: int
 
 
-def _attempt(file: ImageFile) -> int:
-    return int(file.attributes.get("attempt", 1))
+def _open_partial_shard(
+    paths: RunPaths, plan: Plan, shard: Shard, start: int, stop: int
+) -> tuple[PartialShard, ImageFile]:
+    path = paths.piece(shard.index, start, stop)
+    file = ImageFile(path, Expected(plan.digest, shard.index, stop - start))
+    return PartialShard(path, start, stop, int(file.attributes.get("attempt", 1))), file
 
 
 def covered(batch: range, partial_shards: Iterable[PartialShard]) -> bool:
@@ -206,7 +209,7 @@ class PartialShardWriter:
         except (FileNotFoundError, IntegrityError) as error:
             # Another task may have finished it, and removed its partial shards.
             if not job.finished:
-                log.warning("shard %d: what is lost is drawn again: %s", job.shard.index, error)
+                log.warning("shard %d: what is lost is sampled again: %s", job.shard.index, error)
                 return False
         shutil.rmtree(paths.shard_pieces(job.shard.index), ignore_errors=True)
         log.info("shard %d: finished", job.shard.index)
@@ -235,10 +238,8 @@ def finish_shard(paths: RunPaths, plan: Plan, shard: Shard) -> None:
     with ExitStack() as stack:
         files: dict[PartialShard, ImageFile] = {}
         for start, stop in paths.piece_ranges(shard.index):
-            path = paths.piece(shard.index, start, stop)
-            expected = Expected(plan.digest, shard.index, stop - start)
-            file = stack.enter_context(ImageFile(path, expected))
-            files[PartialShard(path, start, stop, _attempt(file))] = file
+            found, file = _open_partial_shard(paths, plan, shard, start, stop)
+            files[found] = stack.enter_context(file)
         ranges = [RowRange(files[found], start, stop) for found, start, stop in cover(files)]
         total = sum(rows.stop - rows.start for rows in ranges)
         if total != images:
@@ -326,7 +327,7 @@ class BackgroundWriter:
         return encode(sample.pixels, self._storage.codec, self._storage.quality)
 
     def finish(self, writer: PartialShardWriter) -> None:
-        """Have a shard finished once its batches are written; :meth:`lost` tells if it was."""
+        """Have a shard finished once its batches are written; see :meth:`lost`."""
 
         def step() -> None:
             self._current = None

@@ -56,8 +56,7 @@ TRIES = 3
 def generate(run: Path, indices: Iterable[int], batch_size: int | None = None) -> None:
     """Make those shards of a run that aren't finished yet.
 
-    ``batch_size`` is what the site's profile asks for, in the place of the config's or a GPU
-    profile's.
+    ``batch_size`` is that of the site's profile; it replaces the config's or a GPU profile's.
     """
     paths = RunPaths(run)
     plan = read_plan(paths)
@@ -84,7 +83,7 @@ def make_shards(
 ) -> BatchSize:
     """Make shards with a sampler that is loaded; sampling and writing overlap.
 
-    A shard whose partial shards were lost or damaged meanwhile is made again of what is left.
+    Of a shard whose partial shards were lost or damaged meanwhile, these images are sampled again.
     Returns the batch size at the end: memory may have run out with a larger one.
 
     Raises:

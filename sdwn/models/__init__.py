@@ -1,1 +1,1 @@
-"""Models: where their weights lie, which they are, and loading them."""
+"""Models: their weights, where these are and which they are, and loading pipelines."""

@@ -194,9 +194,9 @@ def require_device(config: RunConfig, device_type: str) -> None:
 
 
 def obtain_weights(config: RunConfig) -> Weights:
-    """Find a config's weights, or get them: a built-in model is made, the hub is asked.
+    """Find a config's weights, or get them: make a built-in model, or download one of the hub.
 
-    It is not asked for a commit that its cache has.
+    The hub is not asked for a commit that its cache has.
 
     Raises:
         UsageError: the model's name is no folder, and no name that the hub could know.

@@ -27,7 +27,7 @@ from sdwn.paths import STAGE_VARIABLE
 log = logging.getLogger(__name__)
 
 INDEX = "model_index.json"
-# What git clones in the place of a large file where git-lfs is not installed.
+# What git clones instead of a large file where git-lfs is not installed.
 POINTER = b"version https://git-lfs"
 
 # What people write for a model, and nothing can load.
@@ -350,32 +350,30 @@ def _damage(file: Path) -> str:
 
 
 def other_weights(part: str, names: Iterable[str], model: str) -> str:
-    """Return which weights a part has in the place of those that diffusers looks for.
+    """Describe which weights a part has instead of those that diffusers looks for.
 
     >>> other_weights("unet", ["config.json", "diffusion_pytorch_model.fp16.safetensors"], "sd")
     'unet has its weights only in the variant fp16; set model.variant: fp16'
     """
     names = sorted(names)
     found = [match for name in names if (match := _WEIGHTS.fullmatch(name))]
-    # Safetensors of a variant are the better answer.
-    for match in sorted(found, key=lambda match: match["format"] != "safetensors"):
-        variant = match["variant"]
-        if match["format"] == "safetensors" and variant:
-            only = f"{part} has its weights only in the variant {variant}"
-            return f"{only}; set model.variant: {variant}"
-        if match["format"] != "safetensors":
-            given = json.dumps(model) + (f', variant="{variant}"' if variant else "")
-            return (
-                f"{part} has its weights only as {match[0]}, which could run code and is not "
-                "loaded; if you trust it, write safetensors into another folder: "
-                f"{_conversion('DiffusionPipeline', f'from_pretrained({given})')}"
-            )
+    if variants := [m["variant"] for m in found if m["format"] == "safetensors" and m["variant"]]:
+        variant = variants[0]
+        return f"{part} has its weights only in the variant {variant}; set model.variant: {variant}"
+    if pickles := [match for match in found if match["format"] != "safetensors"]:
+        variant = pickles[0]["variant"]
+        given = json.dumps(model) + (f', variant="{variant}"' if variant else "")
+        return (
+            f"{part} has its weights only as {pickles[0][0]}, which could run code and is not "
+            "loaded; if you trust it, write safetensors into another folder: "
+            f"{_conversion('DiffusionPipeline', f'from_pretrained({given})')}"
+        )
     there = ", ".join(name for name in names if name != "config.json") or "no weights"
     return f"{part} has {there}, and diffusers looks for diffusion_pytorch_model.safetensors"
 
 
 def is_pointer(file: Path) -> bool:
-    """Return whether a file is what git leaves in the place of a large one without git-lfs."""
+    """Return whether a file is only git's pointer to a large one, for want of git-lfs."""
     with file.open("rb") as opened:
         return opened.read(len(POINTER)) == POINTER
 
@@ -426,7 +424,7 @@ def staged_if_wanted(folder: Path) -> Path:
 def staged(folder: Path, target: Path) -> Path:
     """Copy a pipeline's folder below ``target`` unless the same copy is there; return the copy.
 
-    A node's disk is everybody's, so the copy lies in a folder that no other user can put weights
+    A node's disk is everybody's, so the copy is in a folder that no other user can put weights
     into. Processes of one node that start together copy once.
 
     Raises:
@@ -437,7 +435,7 @@ def staged(folder: Path, target: Path) -> Path:
     state = hashlib.sha256(os.fsencode("\n".join([str(folder), *lines]))).hexdigest()[:16]
     copy = private_folder(target) / f"{folder.name}-{state}"
     with locked(copy.with_name(f".{copy.name}.lock")):
-        # Whoever tidies a node's disk may have taken files away.
+        # What tidies a node's disk may have removed files.
         if any(size(copy / name) != size(folder / name) for name in files(folder)):
             unfinished = copy.with_name(f".{copy.name}.unfinished")
             for old in (copy, unfinished):

@@ -1,1 +1,1 @@
-"""How images are kept: encoded, in HDF5, with a record each."""
+"""Images in files: their codecs, their columns, and the HDF5 file that holds both."""

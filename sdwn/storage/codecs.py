@@ -1,4 +1,4 @@
-"""The image codecs: one table that every reader and writer of images goes by."""
+"""The image codecs: one table for every reader and writer of images."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class ImageCodec:
         >>> CODECS["jpeg"].size_ratio(80), CODECS["jpeg"].size_ratio(None)
         (0.085, 0.153)
         """
-        asked = quality or self.default_quality or 0
-        return next(ratio for known, ratio in sorted(self.size_ratios.items()) if asked <= known)
+        wanted = quality or self.default_quality or 0
+        return next(ratio for known, ratio in sorted(self.size_ratios.items()) if wanted <= known)
 
     def loss(self, quality: int | None) -> str:
         """Return ``lossless`` or, as an example, ``quality 95``."""
-        asked = quality or self.default_quality
-        return f"quality {asked}" if asked else "lossless"
+        wanted = quality or self.default_quality
+        return f"quality {wanted}" if wanted else "lossless"
 
 
 # To add a codec: a row at the end, for files hold a codec's position, and its name in
@@ -74,7 +74,7 @@ CODECS = {
             name="jpeg",
             extension="jpg",
             media_type="image/jpeg",
-            # MPO is a camera's JPEG with more pictures behind it.
+            # MPO is a camera's JPEG with more images behind it.
             pillow_formats=("JPEG", "MPO"),
             size_ratios={50: 0.045, 75: 0.065, 85: 0.085, 90: 0.105, 95: 0.153, 100: 0.32},
             default_quality=95,

@@ -34,7 +34,7 @@ def encode(pixels: Pixels, codec: str, quality: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
-# How an image is turned that lies as EXIF's orientation says; 1 is upright.
+# How to turn an image upright, by its EXIF orientation; 1 is upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -110,9 +110,9 @@ def _without_unused(png: bytes) -> bytes:
 
 
 def _decode_webp(payload: bytes) -> Image.Image | None:
-    """Decode with torchvision, where it is loaded anyway: Pillow takes half as long again.
+    """Decode with torchvision, where it is loaded anyway: Pillow takes 1.5 times as long.
 
-    None where it is not, or takes no such image: whatever is damaged.
+    None where it is not loaded, or cannot decode the image, as a damaged one.
     """
     if "torchvision.io" not in sys.modules:
         return None
@@ -126,7 +126,7 @@ def _decode_webp(payload: bytes) -> Image.Image | None:
 
 
 def _webp_size(payload: bytes) -> tuple[int, int] | None:
-    """Read width and height of a plain WebP; to ask Pillow takes a tenth as long as decoding.
+    """Read width and height of a plain WebP; Pillow's way takes a tenth as long as decoding.
 
     None for the extended format, which alone has animations and EXIF.
     """
@@ -140,7 +140,7 @@ def _webp_size(payload: bytes) -> tuple[int, int] | None:
 
 
 def is_turned(payload: bytes, codec: str) -> bool:
-    """Return whether a sound image's EXIF orientation is any but upright."""
+    """Return whether the EXIF orientation of a readable image is any but upright."""
     if b"exif" not in payload.lower():
         return False
     image = open_image(payload, codec)
@@ -168,7 +168,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-# In pixels: a picture's cell, a line of text, a picture with its line.
+# In pixels: an image's cell, a line of text, a cell with its line.
 PER_ROW = 10
 CELL = 160
 LINE = 24
@@ -188,7 +188,7 @@ class Strip:
 def contact_sheet(strips: Sequence[Strip]) -> Image.Image:
     """Lay strips out below one another, ten images a row, or more where they are hundreds."""
     most = max(strip.images for strip in strips)
-    # As WebP a picture may be 16,383 pixels high.
+    # A WebP image may be 16,383 pixels high.
     columns = min(most, max(PER_ROW, math.isqrt(most)))
     height = sum(LINE + math.ceil(strip.images / columns) * TALL for strip in strips)
     sheet = Image.new("RGB", (max(columns, 4) * CELL, height), "white")

@@ -7,8 +7,8 @@
     /blob        uint8 [bytes], contiguous: the encoded images, one after another
     /offsets     uint64 [images + 1]: image i is blob[offsets[i]:offsets[i + 1]]
     /rows/NAME   one dataset a column, a value an image; see columns.py
-    /sessions    JSON text, a value for each run of a task that made some of the images:
-                 device, host, job, versions, start; rows/session points here
+    /sessions    JSON text, a value for each task run that made some of the images: device,
+                 host, job, versions, start; rows/session points here
 
 Text is UTF-8 of fixed length. A column that is absent holds nothing for any image. HDF5 writes
 the tables in memory, with room for the blob that takes none; plain writes then put tables and
@@ -54,7 +54,7 @@ AHEAD = 8 * DECODERS
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Contents:
-    """What a file holds beside the bytes: columns, images' sizes in bytes, sessions."""
+    """A file without its blob: columns, the images' sizes in bytes, records of task runs."""
 
     rows: Table
     sizes: NDArray[Any]
