@@ -193,7 +193,18 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
     if lock is None:
         return None
     if lock.source == "hub":
-        return Weights(_whole_folder(paths, lock), lock.revision)
+        from huggingface_hub import constants
+
+        folder = Path(lock.folder or snapshot(model.name, lock.revision) or "the hub's cache")
+        absent = [file.file for file in lock.files if size(folder / file.file) != file.bytes]
+        if absent:
+            raise SdwnError(
+                f"model {model.name} at {lock.revision}: {len(absent)} of {len(lock.files)} files "
+                f"are not whole in {lock.folder or constants.HF_HUB_CACHE} ({absent[0]}); fetch "
+                f"them where there is a network, with: {_prefetch(paths)} (HF_HOME there and here "
+                "must be one folder; see also its --folder)"
+            )
+        return Weights(folder, lock.revision)
     if lock.source == "builtin":
         folder, remedy = builtin_path(str(model.builtin)), "install the sdwn that it came with"
         if not folder.is_dir():
@@ -206,23 +217,6 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
             f"this folder; {remedy}, or plan into a new folder"
         )
     return Weights(folder, lock.revision)
-
-
-def _whole_folder(paths: RunPaths, lock: Lock) -> Path:
-    from huggingface_hub import constants
-
-    if lock.folder is not None:
-        folder = Path(lock.folder)
-    else:
-        folder = snapshot(lock.model.name, lock.revision) or Path("the hub's cache")
-    if absent := [file.file for file in lock.files if size(folder / file.file) != file.bytes]:
-        raise SdwnError(
-            f"model {lock.model.name} at {lock.revision}: {len(absent)} of {len(lock.files)} files "
-            f"are not whole in {lock.folder or constants.HF_HUB_CACHE} ({absent[0]}); fetch them "
-            f"where there is a network, with: {_prefetch(paths)} (HF_HOME there and here "
-            "must be one folder; see also its --folder)"
-        )
-    return folder
 
 
 def lock_to_classifier(paths: RunPaths, config: RunConfig, file: Path) -> None:

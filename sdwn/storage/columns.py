@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -46,14 +45,6 @@ class Column:
     required: bool = True
     width: int = 0
     of_run: bool = True
-
-    def h5_type(self, values: NDArray[Any]) -> Any:
-        """Choose the HDF5 type that holds these values."""
-        if self.dtype is None:
-            return h5py.string_dtype("utf-8", max(1, values.dtype.itemsize))
-        if self.names:
-            return h5py.enum_dtype({name: i for i, name in enumerate(self.names)}, self.dtype)
-        return np.dtype(self.dtype)
 
 
 COLUMNS = (

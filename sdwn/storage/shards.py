@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, MisplacedError
 from sdwn.io import Advance, in_threads, open_plain, plain_disk_errors
-from sdwn.storage.columns import COLUMNS, Table, check_column, concatenate, names
+from sdwn.storage.columns import COLUMNS, Column, Table, check_column, concatenate, names
 from sdwn.storage.images import undecodable
 
 FORMAT = "sdwn-images"
@@ -110,16 +110,15 @@ def _tables(attributes: Mapping[str, Any], contents: Contents) -> tuple[bytes, b
             for column in (column for column in COLUMNS if column.name in contents.rows):
                 values = np.ascontiguousarray(contents.rows[column.name])
                 # Seen as the file's own type: HDF5 converts neither ASCII to UTF-8 nor numbers
-                # to names.
-                typed = values.view(column.h5_type(values))
-                # Ten images repeat their synset's prompt: gzip stores it nearly once.
-                group.create_dataset(
+                # to names. gzip, for ten images repeat their synset's prompt.
+                dataset = group.create_dataset(
                     column.name,
-                    data=typed,
+                    data=values.view(_file_type(column, values)),
                     compression="gzip",
                     compression_opts=1,
                     fletcher32=True,
-                ).attrs["meaning"] = column.meaning
+                )
+                dataset.attrs["meaning"] = column.meaning
 
             lines = [json.dumps(session, sort_keys=True) for session in contents.sessions]
             sessions = np.array([line.encode() for line in lines])
@@ -140,6 +139,14 @@ def _tables(attributes: Mapping[str, Any], contents: Contents) -> tuple[bytes, b
         before = target.read(start)
         target.seek(start + int(offsets[-1]))
         return before, target.read()
+
+
+def _file_type(column: Column, values: NDArray[Any]) -> Any:
+    if column.dtype is None:
+        return h5py.string_dtype("utf-8", max(1, values.dtype.itemsize))
+    if column.names:
+        return h5py.enum_dtype({name: i for i, name in enumerate(column.names)}, column.dtype)
+    return np.dtype(column.dtype)
 
 
 @dataclass(frozen=True, slots=True)
