@@ -250,43 +250,38 @@ def find_classifier(model: str, checkpoint: Path | None) -> Path | None:
         return checkpoint
     if model == "efficientnet-lite0":
         return _lite_file()
-    if model == "paper":
-        file = _hub_file(PAPER.url)
-        return file if file.is_file() else None
-    require_known(model)
-    _check_own_classes(model)
+    if model != "paper":
+        require_known(model)
+        _check_own_classes(model)
     return _cached_file(model)
 
 
 # --- Where weights lie: the hub's cache, or that of torch.hub ----------------------------------
 
 
-def _on_hub(model: str) -> tuple[str, tuple[str, ...]]:
-    """Return a timm model's repository on the hub and the files to look for; else nothing."""
+def _origin(model: str) -> tuple[str, tuple[str, ...], str]:
+    """Return a model's repository on the hub and the files to look for there, or else its URL."""
     config = timm.get_pretrained_cfg(model)
-    if not config or not config.hf_hub_id:
-        return "", ()
+    if model == "paper" or not config or not config.hf_hub_id:
+        return "", (), PAPER.url if model == "paper" else (config and config.url) or ""
     # As timm looks for them.
     files = ("model.safetensors", "pytorch_model.bin")
-    return config.hf_hub_id, (config.hf_hub_filename,) if config.hf_hub_filename else files
+    return config.hf_hub_id, (config.hf_hub_filename,) if config.hf_hub_filename else files, ""
 
 
-def _hub_file(url: str) -> Path:
+def _torch_hub_file(url: str) -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
 
 
 def _cached_file(model: str) -> Path | None:
-    """Find the weights of a timm name where :func:`fetch_classifier` puts them."""
-    repository, names = _on_hub(model)
+    """Find the weights of a model where :func:`fetch_classifier` puts them."""
+    repository, names, url = _origin(model)
     for name in names:
         found = try_to_load_from_cache(repository, name)
         if isinstance(found, str):
             return Path(found)
-    config = timm.get_pretrained_cfg(model)
-    if names or not config or not config.url:
-        return None
-    file = _hub_file(config.url)
-    return file if file.is_file() else None
+    file = _torch_hub_file(url)
+    return file if url and file.is_file() else None
 
 
 def _safetensors_file(model: str) -> Path | None:
@@ -303,14 +298,13 @@ def fetch_classifier(model: str) -> Path:
         SdwnError: the weights cannot be had.
     """
     try:
-        repository, names = ("", ()) if model == "paper" else _on_hub(model)
+        repository, names, url = _origin(model)
         for name in names:
             with contextlib.suppress(EntryNotFoundError):
                 return Path(hf_hub_download(repository, name))
-        if names:
+        if not url:
             raise FileNotFoundError(f"{repository} on the hub has none of {', '.join(names)}")
-        url = PAPER.url if model == "paper" else timm.get_pretrained_cfg(model).url
-        file = _hub_file(url)
+        file = _torch_hub_file(url)
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             digest = re.search(r"-([a-f0-9]*)\.", file.name)
