@@ -354,14 +354,15 @@ def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
     feeder = _Feeder(order, callbacks.on_message)
     cancellations = open_journal(paths).cancellations
     while True:
-        found = open_journal(paths)
-        live = live_jobs(paths, found.submissions)
+        live = live_jobs(paths)
         callbacks.on_look(live)
         feeder.balance(live)
         todo = [index for index in open_shards(paths, work, live) if tries[index] <= retries]
         # Later stages, which hold no shard, make none of what is missing.
         if not missing_shards(paths, work) or not (todo or any(job.indices for job in live)):
             break
+        # Read after the look, for a cancel may have come since.
+        found = open_journal(paths)
         if found.cancellations > cancellations:
             # A cancel that came while sbatch ran did not see what sbatch then took.
             for submission, own in live_by_submission(paths, found.submissions):
