@@ -3,17 +3,17 @@
 The journal is written before and after each array, so that a crash at any moment loses no job
 and submits no shard twice::
 
-    submission_lock     one command at a time for a run
+    submission_lock      one command at a time for a run
         |
-    recover  <--------  settles what an earlier command left: see below
+    recover              settles what a crashed command left
         |
-    intend   -------->  journal: name, stage, tasks ......... crash after it:
-        |                                                       the name is known, so squeue is
-    sbatch   -------->  SLURM: jobs of this name                asked for it. No such job: its
-        |                                                       shards are open again. A job:
-    hand_over  ------>  pickles, for which tasks wait           recover hands over and settles
-        |
-    settle   -------->  journal: name, ids
+    intend    ------->   journal: name, stage, tasks
+        |                                    <--- crash: squeue knows no job of this name, and
+    sbatch    ------->   SLURM: jobs of it        the shards are open again
+        |                                    <--- crash: squeue knows jobs of this name, and
+    hand_over ------->   pickles, for which       recover hands over and settles
+        |                tasks wait a minute
+    settle    ------->   journal: name, ids
 
     sbatch refused:     journal: name, refused; its shards are open again
     sbatch was silent:  nothing is written; the next command recovers it
