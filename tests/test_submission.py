@@ -530,7 +530,8 @@ def test_a_waiting_submit_feeds_the_queue_as_it_empties(
 
 
 WRAPPER = """#!/bin/sh
-# The real sbatch, of whose answer nothing arrives.
+# The real sbatch, of whose answer to a submission nothing arrives.
+case "$1" in --test-only) exec {sbatch} "$@" ;; esac
 if [ -e {mark} ]; then exec {sbatch} "$@"; fi
 touch {mark}
 {sbatch} "$@" >/dev/null
