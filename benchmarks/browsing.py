@@ -54,11 +54,9 @@ def plan_run(folder: Path) -> tuple[RunPaths, Any]:
             "storage": {"images_per_shard": SHARD},
         }
     )
-    plan, paths = (
-        make_plan(config, read_catalog(config.catalog, shared_wordnet())),
-        RunPaths(folder),
-    )
-    write_plan(plan, paths)
+    plan = make_plan(config, read_catalog(config.catalog, shared_wordnet()))
+    paths = RunPaths(folder)
+    write_plan(plan, paths, wordnet=shared_wordnet())
     paths.shards.mkdir()
     return paths, plan
 
