@@ -25,8 +25,7 @@ from sdwn.browser.images import StoredImages
 from sdwn.browser.search import Matches, SearchIndex
 from sdwn.browser.tree import SynsetTree
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
-from sdwn.evaluation.record import evaluations, read_evaluation
-from sdwn.evaluation.verify import evaluation_mismatch
+from sdwn.evaluation.record import evaluation_mismatch, evaluations, read_evaluation
 from sdwn.paths import ReleasePaths
 from sdwn.releases.release import Release
 from sdwn.storage.columns import STATUSES

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from sdwn import __version__
 from sdwn.config import PAPER_CATALOG, EvaluationConfig
-from sdwn.errors import IntegrityError
+from sdwn.errors import IntegrityError, command
 from sdwn.evaluation.class_map import build_class_map
 from sdwn.evaluation.groups import group_figures, read_groups, smallest_groups
 from sdwn.evaluation.metrics import METRICS, ClassResult, confusion_pairs, measure
@@ -241,6 +241,27 @@ def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
             f"{FORMAT.remedy}"
         )
     return found
+
+
+def evaluation_mismatch(
+    release: Release, paths: EvaluationPaths, record: Mapping[str, Any]
+) -> str | None:
+    """Return why an evaluation is not of this release, or its predictions not of its figures."""
+    if record["release"] != release.digest:
+        problem = f"{paths.evaluation}: of another release"
+    elif not paths.predictions.is_file():
+        problem = f"{paths.predictions}: missing"
+    elif file_sha256(paths.predictions) != record["predictions_sha256"]:
+        problem = f"{paths.predictions}: changed (its SHA-256 is not the recorded one)"
+    else:
+        return None
+    classifier = record["classifier"]
+    words = ["--model", classifier["model"]]
+    # Where a user's own checkpoint lies now only the user knows.
+    words += ["--checkpoint", "FILE"] * (classifier["weights"] == "checkpoint")
+    words += ["--all"] * (record["selection"] == "all")
+    again = command("evaluate", release.paths.root, *words)
+    return f"{problem}; evaluate again with: {again}"
 
 
 def main_figures(paths: EvaluationPaths, record: dict[str, Any]) -> dict[str, Any]:

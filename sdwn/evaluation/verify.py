@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sdwn.errors import DiskError, IntegrityError, command
-from sdwn.evaluation.record import evaluations, read_evaluation
+from sdwn.errors import DiskError, IntegrityError
+from sdwn.evaluation.record import evaluation_mismatch, evaluations, read_evaluation
 from sdwn.io import (
     BLOCK,
     JSON_BYTES,
@@ -258,24 +258,3 @@ def prediction_problems(
         images = release.subset(imagenet=True) if record["selection"] == "imagenet" else release
         differ = disagreements(found.table, images.metadata)
         yield from (f"{paths.predictions}: {problem}" for problem in differ)
-
-
-def evaluation_mismatch(
-    release: Release, paths: EvaluationPaths, record: Mapping[str, Any]
-) -> str | None:
-    """Return why an evaluation is not of this release, or its predictions not of its figures."""
-    if record["release"] != release.digest:
-        problem = f"{paths.evaluation}: of another release"
-    elif not paths.predictions.is_file():
-        problem = f"{paths.predictions}: missing"
-    elif file_sha256(paths.predictions) != record["predictions_sha256"]:
-        problem = f"{paths.predictions}: changed (its SHA-256 is not the recorded one)"
-    else:
-        return None
-    classifier = record["classifier"]
-    words = ["--model", classifier["model"]]
-    # Where a user's own checkpoint lies now only the user knows.
-    words += ["--checkpoint", "FILE"] * (classifier["weights"] == "checkpoint")
-    words += ["--all"] * (record["selection"] == "all")
-    again = command("evaluate", release.paths.root, *words)
-    return f"{problem}; evaluate again with: {again}"

@@ -12,8 +12,7 @@ import pyarrow as pa
 
 from sdwn.errors import IntegrityError, SdwnError, command
 from sdwn.evaluation.metrics import metrics_shown
-from sdwn.evaluation.record import evaluations, read_evaluation
-from sdwn.evaluation.verify import evaluation_mismatch
+from sdwn.evaluation.record import evaluation_mismatch, evaluations, read_evaluation
 from sdwn.io import file_sha256, write_text
 from sdwn.paths import EvaluationPaths
 from sdwn.prediction.table import read_predictions
