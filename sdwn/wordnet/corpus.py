@@ -192,19 +192,19 @@ def _candidates() -> Iterator[Path]:
     own = (Path(sys.prefix) / name for name in ("nltk_data", "share/nltk_data", "lib/nltk_data"))
     tops = ("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib")
     system = (Path(top) / "nltk_data" for top in tops)
-    for folder in (*map(Path, named), Path("~/nltk_data").expanduser(), *own, *system):
-        yield from filter(_exists, (folder / "corpora/wordnet", folder / "corpora/wordnet.zip"))
+    nltk_folders = (*map(Path, named), Path("~/nltk_data").expanduser(), *own, *system)
+    names = ("corpora/wordnet", "corpora/wordnet.zip")
     # The two variables of wn(1WN).
     home = os.environ.get("WNHOME")
     folders = (os.environ.get("WNSEARCHDIR"), home and f"{home}/dict", *SYSTEM_FOLDERS)
-    yield from filter(_exists, (Path(folder) for folder in folders if folder))
-
-
-def _exists(path: Path) -> bool:
-    # Nothing inside a folder that one may not read is a candidate.
-    with suppress(PermissionError):
-        return path.exists()
-    return False
+    for path in (
+        *(folder / name for folder in nltk_folders for name in names),
+        *(Path(folder) for folder in folders if folder),
+    ):
+        # Nothing inside a folder that one may not read is a candidate.
+        with suppress(PermissionError):
+            if path.exists():
+                yield path
 
 
 def fault(corpus: Path) -> str | None:
@@ -213,9 +213,10 @@ def fault(corpus: Path) -> str | None:
         for name in FILES:
             head, tail = _ends(corpus, name)
             if name == "data.noun":
-                version = version_of(head.decode("utf-8", "replace"))
-                if version != VERSION:
-                    return f"holds WordNet {version or 'of no known version'}"
+                version = re.search(rb"Word[nN]et ([0-9.]+\+?) Copyright", head)
+                if version is None or version[1].decode() != VERSION:
+                    found = version[1].decode() if version else "of no known version"
+                    return f"holds WordNet {found}"
             last = tail.rstrip(b"\n").rpartition(b"\n")[2]
             if not last.startswith(LAST.get(name, b"")) or not tail.endswith(b"\n"):
                 return f"is damaged: {name} is cut short"
@@ -236,16 +237,6 @@ def _ends(corpus: Path, name: str) -> tuple[bytes, bytes]:
         head = file.read(4096)
         file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
         return head, file.read()
-
-
-def version_of(header: str) -> str | None:
-    """Read WordNet's version from the first lines of one of its files.
-
-    >>> version_of("  3 WordNet 3.0 Copyright 2006 by Princeton University")
-    '3.0'
-    """
-    match = re.search(r"Word[nN]et ([\d.]+\+?) Copyright", header)
-    return match.group(1) if match else None
 
 
 def _download() -> bool:
