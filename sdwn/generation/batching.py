@@ -74,8 +74,8 @@ class ImageSampler:
         """Blacken what the safety checker flags, beside :meth:`sample` in another thread."""
         return samples
 
-    def seconds(self, specs: Sequence[ImageSpec]) -> float:
-        """Time a batch; from a few of many steps, for each of them takes as long.
+    def time_batch(self, specs: Sequence[ImageSpec]) -> float:
+        """Return how many seconds a batch takes; of many steps only a few are timed.
 
         Raises:
             OutOfMemoryError: the device has no room for so many.

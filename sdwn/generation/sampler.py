@@ -199,8 +199,8 @@ class Sampler(ImageSampler):
         _, flags = self._checker(images=given, clip_input=clip_input)
         return [bool(flag) for flag in flags]
 
-    def seconds(self, specs: Sequence[ImageSpec]) -> float:
-        """Time a batch; from a few of many steps, for each of them takes as long.
+    def time_batch(self, specs: Sequence[ImageSpec]) -> float:
+        """Return how many seconds a batch takes; of many steps only a few are timed.
 
         Raises:
             OutOfMemoryError: the device has no room for so many.

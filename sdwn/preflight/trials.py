@@ -89,7 +89,7 @@ def tune_device(config: RunConfig) -> GpuProfile:
 
     def best_batch() -> Tuning | SdwnError:
         try:
-            return tune(lambda size: sampler.seconds(specs[:size]), sampler.device, images)
+            return tune(lambda size: sampler.time_batch(specs[:size]), sampler.device, images)
         except SdwnError as error:
             return error
 
@@ -285,7 +285,7 @@ def _timed(sampler: ImageSampler, specs: list[ImageSpec], size: int) -> PilotSpe
     """Time batches as large as the run's, which may have more images than the pilot."""
     filled = [specs[number % len(specs)] for number in range(size)]
     try:
-        seconds = min(sampler.seconds(filled) for _ in range(2))
+        seconds = min(sampler.time_batch(filled) for _ in range(2))
     except OutOfMemoryError:
         smaller = next_smaller_batch(size, sampler.config.images_per_synset)
         if smaller is None:
