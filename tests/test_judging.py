@@ -324,7 +324,7 @@ def test_missing_and_foreign_shards_are_all_named(release: Release, judged: Judg
     assert "1 of 4 shards of predictions missing (1); make them with: sdwn evaluate" in missing
     assert f"{work.shard(7)}: the plan has no such shard; move it away" in absent
     assert f"{work.shard(2)}: expected images 8 to 11 of this plan, found 0 to 3" in moved
-    assert f"{work.shard(3)}: foreign: of plan {'0' * 12}" in foreign
+    assert f"{work.shard(3)}: foreign: of release {release.digest[:12]}, plan {'0' * 12}" in foreign
     assert f"move it away, then: sdwn evaluate {release.paths.root} --model test_vit" in foreign
     assert "rm " not in str(error.value), "each of them is whole"
 

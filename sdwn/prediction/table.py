@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, MisplacedError, shell
 from sdwn.io import atomic
+from sdwn.planning.work import Shard
 from sdwn.storage.columns import numbers, read_parquet
 from sdwn.wordnet.imagenet import CLASSES
 
@@ -231,15 +232,8 @@ def read_whole_predictions(
     Raises:
         IntegrityError: they are missing, damaged, or of something else.
     """
-    found = read_predictions(paths.predictions, plan.images)
-    if found.source.judging != plan.digest:
-        raise IntegrityError(
-            f"{paths.predictions}: of release {found.source.release[:12]}, plan "
-            f"{found.source.judging[:12]}; expected {plan.release[:12]}, {plan.digest[:12]}"
-        )
-    if problems := disagreements(found.table, plan.images_of(release).metadata):
-        raise IntegrityError(f"{paths.predictions}: {'; '.join(problems)}")
-    return found
+    images = plan.images_of(release).metadata
+    return _read_checked(paths.predictions, plan, Shard(0, 0, plan.images), images)
 
 
 def remove_damaged_shards(release: Release, work: RunPaths, plan: PredictionPlan) -> Iterator[str]:
@@ -251,7 +245,7 @@ def remove_damaged_shards(release: Release, work: RunPaths, plan: PredictionPlan
     for shard in plan.shards:
         if shard.index in done:
             try:
-                _read_shard(work, plan, shard, images, None)
+                _read_checked(work.shard(shard.index), plan, shard, images)
             except MisplacedError:
                 continue
             except IntegrityError as error:
@@ -279,13 +273,13 @@ def merge_predictions(release: Release, work: RunPaths, plan: PredictionPlan) ->
     images, found = plan.images_of(release).metadata, list[Predictions]()
     for shard in plan.shards:
         if shard.index in done:
+            path, first = work.shard(shard.index), found[0] if found else None
             try:
-                found.append(_read_shard(work, plan, shard, images, found[0] if found else None))
+                found.append(_read_checked(path, plan, shard, images, first))
             except MisplacedError as error:
                 problems.append(f"{error}; move it away, then: {again}")
             except IntegrityError as error:
-                remove = shell("rm", work.shard(shard.index))
-                problems.append(f"{error}; make it again: {remove} && {again}")
+                problems.append(f"{error}; make it again: {shell('rm', path)} && {again}")
     if problems:
         raise IntegrityError("\n".join(problems))
     devices: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -297,16 +291,20 @@ def merge_predictions(release: Release, work: RunPaths, plan: PredictionPlan) ->
     return Predictions(pa.concat_tables(one.table for one in found), whole)
 
 
-def _read_shard(
-    work: RunPaths, plan: PredictionPlan, shard: Shard, images: pa.Table, first: Predictions | None
+def _read_checked(
+    path: Path,
+    plan: PredictionPlan,
+    shard: Shard,
+    images: pa.Table,
+    first: Predictions | None = None,
 ) -> Predictions:
-    """Read a shard, compared with plan and images, and with the first shard's classifier."""
-    path = work.shard(shard.index)
+    """Read a shard, or all, compared with plan and images, and with the first one's classifier."""
     found = read_predictions(path, plan.images)
     source = found.source
     if source.judging != plan.digest:
         raise MisplacedError(
-            f"{path}: foreign: of plan {source.judging[:12]}, expected {plan.digest[:12]}",
+            f"{path}: foreign: of release {source.release[:12]}, plan {source.judging[:12]}; "
+            f"expected {plan.release[:12]}, {plan.digest[:12]}",
             source.judging,
         )
     if (source.start, source.stop) != (shard.start, shard.stop):
