@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 
 from sdwn.errors import UsageError
 
-# Addresses keep these words; pages say correct, incorrect and not classified.
+# Addresses keep these words; pages say those of `templates.KINDS`.
 SHOWS = ("all", "right", "wrong", "black", "ok", "unjudged")
 ORDERS = ("best", "name", "rate", "-rate", "images", "shuffled")
 # In pixels: a thumbnail in a list, and one on the page of its synset.

@@ -32,7 +32,7 @@ class SideBySide:
 
     Attributes:
         names: of the two; where they are the same, with the folders that tell them apart.
-        only_here, only_there: how many synsets the other has not.
+        total, only_here, only_there: how many synsets are in both, and in one of them alone.
         labelled: how many synsets have labelled images in both.
         rates: the mean share of correct images of these, here and there; None without any.
         pages: of the list, at least one.
@@ -57,10 +57,8 @@ class SideBySide:
         self.names = tell_apart((here.name, there.name), (here.root, there.root))
         self.only_here = len(here.collection) - len(both)
         self.only_there = len(there.collection) - len(both)
+        self.total = len(both)
         self.pages = max(1, math.ceil(len(both) / PAGE))
-
-    def __len__(self) -> int:
-        return len(self._ours)
 
     def page(self, number: int) -> list[SynsetPair]:
         """Return a page of the list, counted from 1."""
@@ -69,10 +67,10 @@ class SideBySide:
     def find(self, entry: Entry) -> tuple[SynsetPair, Entry | None, Entry | None] | None:
         """Return a synset of both, and those before and after it by name; None if it is not."""
         index = int(np.searchsorted(self._ours, entry.position))
-        if index == len(self) or self._ours[index] != entry.position:
+        if index == self.total or self._ours[index] != entry.position:
             return None
         before, after = (
-            self._here.collection.entries[int(self._ours[i])] if 0 <= i < len(self) else None
+            self._here.collection.entries[int(self._ours[i])] if 0 <= i < self.total else None
             for i in (index - 1, index + 1)
         )
         return self._pair(index), before, after

@@ -14,13 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.browser.addresses import SHOWS, BadViewError, View
-from sdwn.browser.collection import (
-    NONE,
-    Collection,
-    Entry,
-    ImagePredictions,
-    ImageView,
-)
+from sdwn.browser.collection import NONE, Collection, Entry, ImagePredictions, ImageView
 from sdwn.browser.images import StoredImages
 from sdwn.browser.search import Matches, SearchIndex
 from sdwn.browser.tree import SynsetTree
@@ -147,11 +141,7 @@ class Library:
         return f"{self.root} {what} since it was opened; start sdwn browse again"
 
     def find(self, name: str) -> Entry:
-        """Find a synset by name, wnid, or a lemma that only one synset has.
-
-        Raises:
-            UsageError: it names no synset of the release, or several.
-        """
+        """Find a synset by name, wnid, or a lemma that only one has; UsageError if there is none."""
         return self.collection.by_wnid[self.release.find_one(name)]
 
     def image(self, wnid: str, number: int) -> ImageView | None:
@@ -184,7 +174,7 @@ class Library:
         )
 
     def samples(self, wnids: Iterable[str]) -> dict[str, ImageView]:
-        """Choose an image for each synset that has any: its own, else one of a synset below it.
+        """Choose an image of each synset that has any: its own, else one of a synset below it.
 
         A correct one before others, and a black one last.
         """
@@ -225,10 +215,7 @@ class Library:
         return found
 
     def regenerate_command(self, synset: str) -> str | None:
-        """Return the command that regenerates an image of a synset, but for its number.
-
-        None for an import, of which it is not recorded how images were made.
-        """
+        """Return the command that regenerates an image, but for its number; None for an import."""
         if self.release.manifest.settings is None:
             return None
         return command("regenerate", self.root, synset)

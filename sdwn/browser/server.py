@@ -85,7 +85,7 @@ def _user_at(node: str) -> str:
 
 
 def listen(host: str, port: int | None, token: bool) -> Listening:
-    """Take a port: this one, or without one the first free one from 8642 on.
+    """Listen at a port: this one, or without one the first free one from 8642 on.
 
     Off loopback there is always a token, and this machine may have any name.
 

@@ -89,7 +89,7 @@ def sheet_page(library: Library, entry: Entry) -> str:
 
 
 def sheet_picture(library: Library, entry: Entry) -> Image.Image:
-    """Draw a synset as one picture: up to MOST images, each with its number and prediction."""
+    """Render a synset as one picture: up to MOST images, with number and prediction."""
     images = library.images(entry.wnid)[:MOST]
     counted = f"{len(images):,} of {entry.images:,} images" if len(images) < entry.images else ""
     facts = [f"{entry.synset} {entry.wnid}", counted, entry.prompt or entry.definition]
