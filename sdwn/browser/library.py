@@ -141,7 +141,7 @@ class Library:
         return f"{self.root} {what} since it was opened; start sdwn browse again"
 
     def find(self, name: str) -> Entry:
-        """Find a synset by name, wnid, or a lemma that only one has; UsageError if there is none."""
+        """Find a synset by name, wnid, or a lemma that only one has; else UsageError."""
         return self.collection.by_wnid[self.release.find_one(name)]
 
     def image(self, wnid: str, number: int) -> ImageView | None:
