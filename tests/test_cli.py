@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from sdwn.cli import console
 from sdwn.generation import noise
 from sdwn.paths import RunPaths
 from sdwn.storage.shards import ImageFile
@@ -320,6 +321,16 @@ def test_cancel_ends_local_tasks_and_retry_goes_on(sdwn: Sdwn, config: Path) -> 
     again = sdwn.json("retry", "run")
     assert again["shards"] == submitted["shards"]
     sdwn("cancel", "run")
+
+
+def test_what_people_read_has_separators_and_units_and_no_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = {"images": 262_040, "bytes": 85_500_000_000, "revision": None, "rate": 12345.6}
+    console.result({**values, "ok": True, "then": {"merge": "7_0"}, "left": {"held": 3}}, False)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    numbers = ["images 262,040", "bytes 85.5 GB", "rate 12,346"]
+    assert lines == [*numbers, "ok yes", "then merge: 7_0", "left 3 held"]
 
 
 def test_a_plan_prints_for_people_too(sdwn: Sdwn) -> None:
