@@ -303,7 +303,7 @@ def workers(paths: RunPaths) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            command = (process / "cmdline").read_bytes().decode().split("\0")
+            command = os.fsdecode((process / "cmdline").read_bytes()).split("\0")
         except OSError:
             continue
         if "submitit.core._submit" in command and str(paths.jobs.absolute() / "%j") in command:
