@@ -77,17 +77,12 @@ order='best', page=2)
         """Return the address's parameters, with changes: what is not the default.
 
         A change of anything but the page goes back to the first page.
+
+        >>> View(q="red fox", page=3).parameters(show="wrong")
+        {'q': 'red fox', 'show': 'wrong'}
         """
         view = replace(self, **{**({"page": 1} if changes else {}), **changes})
         return _not_default({field.name: getattr(view, field.name) for field in fields(View)})
-
-    def query(self, **changes: Any) -> str:
-        """Write this view, with changes, as an address's query.
-
-        >>> View(q="red fox", page=3).query(show="wrong")
-        'q=red+fox&show=wrong'
-        """
-        return urlencode(self.parameters(**changes))
 
 
 def url(*parts: str | int, **parameters: Any) -> str:

@@ -231,6 +231,7 @@ class ImagePredictions:
         record: the evaluation's ``evaluation.json``.
         rank: by row, of the label among the 1000 classes, from 0; NONE where there is none.
         best: by row, the index of the predicted class; NONE where not classified.
+        unclassified: how many images were not classified.
         labelled, correct: by position, how many images have a label, and how many of these are
             correct. Black images are counted like any other, as in the evaluation.
 
@@ -259,21 +260,11 @@ class ImagePredictions:
         self._subtree = np.full(rows, np.nan, np.float32)
         self._subtree[classified] = numbers(table["subtree_probability"], np.nan)
         self.best = self._top5[:, 0]
+        self.unclassified = int(np.count_nonzero(self.best == NONE))
         self.rank = np.full(rows, NONE, np.int16)
         self.rank[classified] = numbers(table["label_rank"], NONE)
         self.labelled = collection.count(self.rank >= 0)
         self.correct = collection.count(self.rank == 0)
-
-    @property
-    def note(self) -> str | None:
-        """How many images are not classified; None if all are."""
-        without = int(np.count_nonzero(self.best == NONE))
-        if not without:
-            return None
-        return (
-            f"{without:,} of {len(self.best):,} images are not classified: their synsets are no "
-            "ImageNet-1k classes"
-        )
 
     def of_row(self, row: int) -> Prediction | None:
         """Return what was predicted of an image; None if it was not classified."""
