@@ -119,7 +119,7 @@ def test_a_missing_table_is_named(monkeypatch, tmp_path):
 # Real weights on real photographs: a wrong label order or preprocessing fails here
 
 
-def judged(classifier, name):
+def best_classes(classifier, name):
     """Classify a photograph; give its five best classes as wnids."""
     scores = classifier.predict([photograph(name)], [0])
     return [imagenet.class_wnids()[index] for index in scores.top5[0]]
@@ -137,11 +137,11 @@ def judged(classifier, name):
     ],
 )
 def test_lite0_names_what_a_photograph_shows(lite, name, wnid):
-    assert judged(lite, name)[0] == wnid
+    assert best_classes(lite, name)[0] == wnid
 
 
 def test_lite0_sees_a_cat_and_only_cats_first(lite):
-    assert set(judged(lite, "chelsea")[:3]) == CATS
+    assert set(best_classes(lite, "chelsea")[:3]) == CATS
 
 
 def test_lite0_is_as_sure_as_with_its_own_preprocessing(lite):

@@ -1,4 +1,4 @@
-"""PredictionPlan a release in shards: kept after a kill, merged, held against the release."""
+"""Classifying a release in shards: kept after a kill, merged, compared with the release."""
 
 from __future__ import annotations
 
@@ -113,11 +113,11 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction_plan, "IMAGES_PER_SHARD", SHARD)
 
 
-Judged = tuple[RunPaths, PredictionPlan]
+Predicted = tuple[RunPaths, PredictionPlan]
 
 
 @pytest.fixture
-def judged(release: Release, tiny: EvaluationConfig) -> Judged:
+def predicted(release: Release, tiny: EvaluationConfig) -> Predicted:
     """All shards of predictions, not merged yet."""
     work, planned = open_prediction_plan(release, tiny)
     predict(work.root, range(len(planned.shards)))
@@ -140,10 +140,10 @@ def with_column(name: str, row: int, value: Any) -> Callable[[pa.Table], pa.Tabl
     return change
 
 
-# A whole judging
+# A whole evaluation
 
 
-def test_a_judging_comes_out_row_for_row_and_is_made_once(
+def test_predictions_come_out_row_for_row_and_are_made_once(
     release: Release, everything: EvaluationConfig
 ) -> None:
     found = evaluate(release, everything)
@@ -161,12 +161,12 @@ def test_a_judging_comes_out_row_for_row_and_is_made_once(
     written = paths.predictions.stat().st_mtime_ns
     paths.evaluation.unlink()
     evaluate(release, everything)
-    assert paths.predictions.stat().st_mtime_ns == written, "nothing is judged again"
+    assert paths.predictions.stat().st_mtime_ns == written, "nothing is classified again"
     assert json.loads(paths.evaluation.read_text())["figures"] == recorded["figures"]
     assert verify(release.paths.root, quick=True) == []
 
 
-def test_a_judging_goes_on_after_a_kill(release: Release, everything: EvaluationConfig) -> None:
+def test_an_evaluation_goes_on_after_a_kill(release: Release, everything: EvaluationConfig) -> None:
     work, planned = open_prediction_plan(release, everything)
     code = """
 import os, signal, sys
@@ -200,8 +200,8 @@ def test_two_classifiers_lie_side_by_side(
     other = EvaluationConfig(model="test_vit", checkpoint=save_tiny(tmp_path / "2.safetensors", 2))
     names = {evaluate(release, one)["evaluation"] for one in (tiny, other)}
     assert len(names) == 2
-    judgings = {plan_digest_of(release.paths.evaluation(name).predictions) for name in names}
-    assert len(judgings) == 2
+    digests = {plan_digest_of(release.paths.evaluation(name).predictions) for name in names}
+    assert len(digests) == 2
     assert verify(release.paths.root, quick=True) == []
 
 
@@ -249,7 +249,7 @@ def test_nothing_is_written_or_removed_through_a_link(
     (outside / "thesis.txt").write_text("three years")
     before = sorted(outside.rglob("*"))
     target.symlink_to(outside)
-    # What an attacker would want is that what lies there is judged anew.
+    # What an attacker would want is that what lies there is classified anew.
     changes = tiny, tiny.model_copy(update={"images": "all"})
     for chosen in changes:
         with pytest.raises(IntegrityError, match="a link or a pipe"):
@@ -274,16 +274,16 @@ def test_tasks_of_a_slurm_that_is_not_here_are_not_taken_for_ended(
 
 def test_a_mistyped_model_is_refused_at_once_and_leaves_nothing(release: Release) -> None:
     wrong, sites = EvaluationConfig(model="test_vti"), evaluation_profiles("local", {})
-    for judged_by in (
+    for evaluated_here_or_by_tasks in (
         lambda: evaluate(release, wrong),
         lambda: evaluate_by_tasks(release.paths.root, wrong, sites, SubmitOptions(), console),
     ):
         with pytest.raises(UsageError, match=r"model 'test_vti': .*; did you mean test_vit"):
-            judged_by()
+            evaluated_here_or_by_tasks()
         assert not release.paths.evaluation("test_vti").root.exists()
 
 
-def test_a_release_that_changed_since_is_judged_anew(
+def test_a_release_that_changed_since_is_classified_anew(
     make_release: MakeRelease, everything: EvaluationConfig
 ) -> None:
     release, other = make_release(), make_release("other", seed=1)
@@ -312,8 +312,8 @@ def test_the_command_to_go_on_names_all_that_was_asked_for(
 # The merge
 
 
-def test_missing_and_foreign_shards_are_all_named(release: Release, judged: Judged) -> None:
-    work, planned = judged
+def test_missing_and_foreign_shards_are_all_named(release: Release, predicted: Predicted) -> None:
+    work, planned = predicted
     shutil.copy(work.shard(0), work.shard(7))
     work.shard(1).unlink()
     shutil.copy(work.shard(0), work.shard(2))
@@ -343,16 +343,18 @@ def twice(table: pa.Table) -> pa.Table:
     ],
 )
 def test_rows_that_are_not_the_releases_are_named(
-    release: Release, judged: Judged, change: Callable[[pa.Table], pa.Table], expected: str
+    release: Release, predicted: Predicted, change: Callable[[pa.Table], pa.Table], expected: str
 ) -> None:
-    work, planned = judged
+    work, planned = predicted
     changed(work.shard(0), change)
     with pytest.raises(IntegrityError, match=expected):
         merge_predictions(release, work, planned)
 
 
-def test_shards_of_other_weights_or_settings_are_refused(release: Release, judged: Judged) -> None:
-    work, planned = judged
+def test_shards_of_other_weights_or_settings_are_refused(
+    release: Release, predicted: Predicted
+) -> None:
+    work, planned = predicted
     found = read_predictions(work.shard(2), 99)
     other = {**found.source.classifier, "mean": [0]}
     changed(work.shard(2), lambda table: table, classifier=other)
@@ -381,16 +383,16 @@ def test_shards_of_other_weights_or_settings_are_refused(release: Release, judge
     ],
 )
 def test_what_no_classifier_says_is_refused(
-    judged: Judged, name: str, value: Any, expected: str
+    predicted: Predicted, name: str, value: Any, expected: str
 ) -> None:
-    work, _ = judged
+    work, _ = predicted
     changed(work.shard(0), with_column(name, 1, value))
     with pytest.raises(IntegrityError, match=expected):
         read_predictions(work.shard(0), 99)
 
 
-def test_a_damaged_table_is_named(judged: Judged) -> None:
-    work, _ = judged
+def test_a_damaged_table_is_named(predicted: Predicted) -> None:
+    work, _ = predicted
     path = work.shard(0)
     whole = path.read_bytes()
     for damage in (whole[:-30], b"", whole[:60] + bytes([whole[60] ^ 1]) + whole[61:]):
@@ -404,7 +406,7 @@ def test_a_damaged_table_is_named(judged: Judged) -> None:
         read_predictions(path, 99)
 
 
-def test_damaged_shards_are_judged_again_by_the_next_command(
+def test_damaged_shards_are_made_again_by_the_next_command(
     release: Release, tiny: EvaluationConfig
 ) -> None:
     expected = evaluate(release, tiny)
@@ -450,7 +452,7 @@ def test_a_disk_that_fails_for_a_moment_is_waited_for(
     assert len(merge_predictions(release, work, planned).table) == 15
 
 
-def test_a_task_refuses_another_judging_and_other_weights(
+def test_a_task_refuses_another_plan_and_other_weights(
     release: Release, tiny: EvaluationConfig, tmp_path: Path
 ) -> None:
     weights = save_tiny(tmp_path / "own.safetensors", seed=3)
@@ -463,7 +465,7 @@ def test_a_task_refuses_another_judging_and_other_weights(
     assert work.done_shards() == set()
 
 
-def test_a_plan_of_a_judging_that_was_altered_is_refused(
+def test_a_plan_of_predictions_that_was_altered_is_refused(
     release: Release, tiny: EvaluationConfig
 ) -> None:
     work, planned = open_prediction_plan(release, tiny)
@@ -608,12 +610,12 @@ def test_tasks_ask_for_a_gpu_and_for_shards_of_their_own(tmp_path: Path) -> None
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """The testbed's profile; an array of two tasks judges the four shards of a release."""
+    """The testbed's profile; an array of two tasks makes the four shards of a release."""
     return profile_for_testbed(tmp_path, "stages: {evaluate: {shards_per_task: 2}}")
 
 
 @pytest.mark.slurm
-def test_an_array_judges_and_what_a_killed_task_lost_is_submitted_again(
+def test_an_array_classifies_and_what_a_killed_task_lost_is_submitted_again(
     sdwn: Sdwn, release: Release, checkpoint: Path, site: Path, cluster: Testbed
 ) -> None:
     command = ("evaluate", release.paths.root, "--model", "test_vit", "--checkpoint", checkpoint)
@@ -642,7 +644,7 @@ def test_an_array_judges_and_what_a_killed_task_lost_is_submitted_again(
 
 
 @pytest.mark.slurm
-def test_cancel_ends_all_jobs_of_a_judging_and_waiting_goes_on(
+def test_cancel_ends_all_jobs_of_an_evaluation_and_waiting_goes_on(
     sdwn: Sdwn, release: Release, checkpoint: Path, site: Path, cluster: Testbed
 ) -> None:
     command = ("evaluate", release.paths.root, "--model", "test_vit", "--checkpoint", checkpoint)

@@ -1,4 +1,4 @@
-"""PredictionPlan a release: its images in order, batches that fit, damage that is named."""
+"""Classifying a release: its images in order, batches that fit, damage that is named."""
 
 import logging
 import threading
@@ -83,14 +83,14 @@ class Small(torch.nn.Module):
         return self.network(images)
 
 
-# What is judged
+# What is classified
 
 
 @pytest.mark.parametrize(
     ("classes", "batch", "workers"),
     [(1000, 1, 0), (1000, 7, 2), (1000, 500, 3), (21841, 7, 2)],
 )
-def test_each_image_is_judged_once_in_order_whatever_the_batch(
+def test_each_image_is_classified_once_in_order_whatever_the_batch(
     taxonomy, release, classes, batch, workers
 ):
     classifier = classifier_of(classes)
@@ -125,7 +125,7 @@ def test_each_image_is_judged_once_in_order_whatever_the_batch(
     )
 
 
-def test_a_subset_is_judged_in_its_own_order(release, classifier, near):
+def test_a_subset_is_classified_in_its_own_order(release, classifier, near):
     rows = [70, 3, 4, 0]
     found = whole(predict_images(predictor(classifier, near, 3, 2), release.subset(rows=rows)))
     every = whole(predict_images(predictor(classifier, near, 64, 2), release)).take(rows)
@@ -137,7 +137,7 @@ def test_an_image_without_a_scope_has_no_mass(release, classifier):
     assert found["subtree_probability"].null_count == len(release)
 
 
-def test_nothing_to_judge_is_no_table(release, classifier, near):
+def test_nothing_to_classify_is_no_table(release, classifier, near):
     assert list(predict_images(predictor(classifier, near, 8, 2), release.subset(rows=[]))) == []
 
 
@@ -200,7 +200,7 @@ def damage(release, index, payload):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_is_named_and_not_judged(release, classifier, near, workers):
+def test_a_damaged_image_is_named_and_not_classified(release, classifier, near, workers):
     row = damage(release, 33, b"\0" * 10_000)
     name = f"{row['synset']} {row['number']}: "
     with pytest.raises(IntegrityError, match=f"^{name}.*sdwn verify") as caught:
