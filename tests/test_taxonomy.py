@@ -166,6 +166,8 @@ ROWS = {
     "parents": [[], ["n00000001"]],
 }
 DEEP = [f"n{number:08d}" for number in range(1, 60)]
+# Each of two below each of the two before: 2 ** 14 ways up from the lowest.
+WIDE = DEEP[:30]
 
 
 @pytest.mark.parametrize(
@@ -185,6 +187,14 @@ DEEP = [f"n{number:08d}" for number in range(1, 60)]
                 **{name: [*DEEP] for name in ("wnid", "name", "definition")},
                 "lemmas": [[]] * len(DEEP),
                 "parents": [[], *([wnid] for wnid in DEEP[:-1])],
+            },
+            "or has too many above it",
+        ),
+        (
+            {
+                **{name: [*WIDE] for name in ("wnid", "name", "definition")},
+                "lemmas": [[]] * len(WIDE),
+                "parents": [[], [], *(WIDE[i - i % 2 - 2 : i - i % 2] for i in range(2, 30))],
             },
             "or has too many above it",
         ),

@@ -285,19 +285,7 @@ def write_plan(
     table, evaluation = table_text(plan.synsets), plan.config.evaluation.model_dump(mode="json")
     if paths.plan.exists():
         found = read_json(paths.plan)
-        for name in ("settings", "catalog", "summary", "evaluation"):
-            if not isinstance(found.get(name, {}), dict):
-                raise IntegrityError(f"{paths.plan}: damaged: {name}; plan into a new folder")
-        if found.get("digest") != plan.digest:
-            raise UsageError(
-                f"{paths.root} belongs to another plan: {_plan_differences(found, plan)}; plan "
-                "into a new folder"
-            )
-        if (share := found.get("slice", str(WHOLE))) != str(plan.slice):
-            raise UsageError(
-                f"{paths.root} has the slice {share} of this plan, not {plan.slice}; "
-                f"plan with --slice {share}, or into a new folder"
-            )
+        _require_same_plan(found, plan, paths)
         if not paths.synsets.exists() or paths.synsets.read_bytes() != table.encode():
             write_text(paths.synsets, table)
         before = {**EvaluationConfig().model_dump(mode="json"), **found.get("evaluation", {})}
@@ -341,17 +329,32 @@ def _write_taxonomy(plan: Plan, paths: RunPaths, wordnet: WordNet | None) -> Non
         write_taxonomy(paths.taxonomy, table)
 
 
-def _plan_differences(found: dict[str, Any], plan: Plan) -> str:
-    """Describe how a plan that was read differs from another one."""
-    catalog, synsets = found.get("catalog", {}), found.get("summary", {}).get("synsets")
-    now = {"catalog": plan.config.catalog.model_dump(mode="json"), "synsets": len(plan.synsets)}
-    differ = setting_differences(
-        {**found.get("settings", {}), "catalog": catalog, "synsets": synsets},
-        {**image_settings(plan.config), **now},
-    )
-    if len(differ) > 6:
-        differ[6:] = [f"and {len(differ) - 6} more"]
-    return "; ".join(differ) or "its catalog holds other synsets, or other texts of them"
+def _require_same_plan(found: dict[str, Any], plan: Plan, paths: RunPaths) -> None:
+    """Compare the plan.json that is there with a plan.
+
+    Raises:
+        UsageError: it is of another plan, with the settings that differ, or of another slice.
+    """
+    for name in ("settings", "catalog", "summary", "evaluation"):
+        if not isinstance(found.get(name, {}), dict):
+            raise IntegrityError(f"{paths.plan}: damaged: {name}; plan into a new folder")
+    if found.get("digest") != plan.digest:
+        catalog, synsets = found.get("catalog", {}), found.get("summary", {}).get("synsets")
+        now = {"catalog": plan.config.catalog.model_dump(mode="json"), "synsets": len(plan.synsets)}
+        differ = setting_differences(
+            {**found.get("settings", {}), "catalog": catalog, "synsets": synsets},
+            {**image_settings(plan.config), **now},
+        ) or ["its catalog holds other synsets, or other texts of them"]
+        if len(differ) > 6:
+            differ[6:] = [f"and {len(differ) - 6} more"]
+        raise UsageError(
+            f"{paths.root} belongs to another plan: {'; '.join(differ)}; plan into a new folder"
+        )
+    if (share := found.get("slice", str(WHOLE))) != str(plan.slice):
+        raise UsageError(
+            f"{paths.root} has the slice {share} of this plan, not {plan.slice}; "
+            f"plan with --slice {share}, or into a new folder"
+        )
 
 
 def read_plan(paths: RunPaths) -> Plan:
