@@ -45,6 +45,7 @@ _SPLIT_WORD = re.compile(
     r"(?![^-._ 0-9])"
 )
 
+# The first of some synsets, or rows, and one past the last.
 Span = tuple[int, int]
 Result = TypeVar("Result")
 

@@ -113,15 +113,17 @@ def _existing(
 ) -> Release:
     """Open the release that is there, if it is of this plan and no shard can be added to it."""
     release = Release(paths.root)
-    found = release.manifest
-    if found.plan_digest != plan.digest:
+    manifest = release.manifest
+    if manifest.plan_digest != plan.digest:
         raise UsageError(
             f"{paths.root} holds the release of another plan "
-            f"({str(found.plan_digest)[:12]}, this is {plan.digest[:12]}); choose another folder"
+            f"({str(manifest.plan_digest)[:12]}, this is {plan.digest[:12]}); choose another folder"
         )
-    if found.selection:
-        raise UsageError(f"{paths.root} holds a part of the plan ({found.selection}); {_INSTEAD}")
-    if found.missing:
+    if manifest.selection:
+        raise UsageError(
+            f"{paths.root} holds a part of the plan ({manifest.selection}); {_INSTEAD}"
+        )
+    if manifest.missing:
         made = set[int]().union(*(run.done_shards() for run in runs))
         present = set(release.metadata["wnid"].unique().to_pylist())
         absent = {row.shard for row in plan.synsets}
