@@ -214,7 +214,7 @@ def test_predictions_of_another_release_are_named_and_made_anew(
     (problem,) = verify(second.paths.root, quick=True)
     assert problem.startswith(f"evaluations/{name}/evaluation.json: of another release")
     told: list[str] = []
-    evaluate(second, tiny, tell=told.append)
+    evaluate(second, tiny, on_message=told.append)
     assert "classifying again" in told[0]
     assert f"of release {first.digest[:12]}" in told[0]
     assert verify(second.paths.root, quick=True) == []
@@ -419,7 +419,7 @@ def test_damaged_shards_are_made_again_by_the_next_command(
     work.shard(2).write_bytes(b"")
     changed(work.shard(3), with_column("label_rank", 1, 2000))
     told: list[str] = []
-    again = evaluate(release, tiny, tell=told.append)
+    again = evaluate(release, tiny, on_message=told.append)
     named = [line.removeprefix("classifying again: ").partition(":")[0] for line in told]
     assert named == [str(work.shard(number)) for number in (1, 2, 3)]
     found = read_predictions(Path(again["path"]).with_name("predictions.parquet"), 99).table

@@ -43,7 +43,7 @@ def evaluate(
     release: Release,
     chosen: EvaluationConfig,
     advance: Advance = lambda _: None,
-    tell: OnMessage = ignore,
+    on_message: OnMessage = ignore,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Classify a release's images in this process and write the figures; return the main ones.
@@ -55,7 +55,7 @@ def evaluate(
         SdwnError: there is nothing to classify, tasks do it now, or the model cannot be had.
     """
     work, plan = open_prediction_plan(release, chosen)
-    return evaluate_planned(release, work, plan, advance, tell, batch_size)
+    return evaluate_planned(release, work, plan, advance, on_message, batch_size)
 
 
 def evaluate_planned(  # noqa: PLR0913, PLR0917
@@ -63,12 +63,12 @@ def evaluate_planned(  # noqa: PLR0913, PLR0917
     work: RunPaths,
     plan: PredictionPlan,
     advance: Advance,
-    tell: OnMessage,
+    on_message: OnMessage,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Classify in this process what a plan lacks, and write the figures."""
-    with submission_lock(work, tell):
-        if has_predictions(release, work, plan, tell):
+    with submission_lock(work, on_message):
+        if has_predictions(release, work, plan, on_message):
             advance(plan.images)
         else:
             with removed_if_empty(work):
@@ -101,21 +101,21 @@ def removed_if_empty(work: RunPaths) -> Iterator[None]:
 
 
 def has_predictions(
-    release: Release, work: RunPaths, plan: PredictionPlan, tell: OnMessage
+    release: Release, work: RunPaths, plan: PredictionPlan, on_message: OnMessage
 ) -> bool:
     """Return whether undamaged predictions are there.
 
-    Damaged or foreign ones are removed, and so are damaged shards; ``tell`` is given the reason.
+    Damaged or foreign ones are removed, and so are damaged shards, with a message.
     """
     paths = evaluation_of(work)
     if not paths.predictions.exists():
         for problem in remove_damaged_shards(release, work, plan):
-            tell(f"classifying again: {problem}")
+            on_message(f"classifying again: {problem}")
         return False
     try:
         read_whole_predictions(release, paths, plan)
     except IntegrityError as error:
-        tell(f"classifying again, for what is there cannot be kept: {error}")
+        on_message(f"classifying again, for what is there cannot be kept: {error}")
         paths.predictions.unlink(missing_ok=True)
         return False
     return True
@@ -139,14 +139,14 @@ def require_evaluable(chosen: EvaluationConfig, taxonomy: Taxonomy) -> None:
 
 
 def write_evaluation(
-    release: Release, work: RunPaths, plan: PredictionPlan, tell: OnMessage
+    release: Release, work: RunPaths, plan: PredictionPlan, on_message: OnMessage
 ) -> dict[str, Any]:
     """Merge the shards of predictions, unless they are merged already, and write the figures.
 
     Raises:
         IntegrityError: something is missing, damaged or foreign; each is named.
     """
-    with submission_lock(work, tell):
+    with submission_lock(work, on_message):
         return _write_figures(release, work, plan)
 
 
