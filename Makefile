@@ -1,14 +1,15 @@
-# Two commands: make demo, make test. Everything lives in .venv.
+# For users: make demo. For developers: make check, make test. Everything lives in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help demo test test-faults lint install wordnet chromium bench full-size rehearsal clean
+.PHONY: help demo check test test-faults lint install wordnet chromium bench full-size rehearsal clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       install into .venv and run the whole job, small"
+	@echo "make check      linters, type checker, the tests that need no SLURM, browser or new process: minutes"
 	@echo "make test       linters, type checker, every test"
 	@echo "make test-faults  kills, preemption, full disks: no image is lost; a crowd of visitors; every synset exported (20 minutes)"
 	@echo "make bench      speed, as ratios against named peers"
@@ -46,8 +47,14 @@ lint: $(VENV)/installed-dev
 chromium:
 	@./tests/install-chromium || true
 
+# A file's tests stay in one process, and so do all that need SLURM: see tests/conftest.py.
+PYTEST := $(BIN)/pytest -n auto --dist loadgroup
+
+check: lint wordnet
+	$(PYTEST) -m "not slurm and not browser and not process and not long"
+
 test: lint wordnet chromium
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-faults: wordnet $(VENV)/installed-dev
 	$(BIN)/pytest tests/test_faults.py -m ""
