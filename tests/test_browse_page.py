@@ -234,6 +234,7 @@ def test_a_page_is_asked_for_by_its_number(wide: Opened, site: Site) -> None:
     page.get_by_label("Page", exact=True).fill("2")
     page.keyboard.press("Enter")
     page.wait_for_url("**/?order=name&page=2")
+    expect(page.locator(".found")).to_contain_text("page 2 of")
     assert set(shown(page)).isdisjoint(first)
     page.go_back()
     expect(page.locator(".found")).to_contain_text("page 1 of")
