@@ -29,10 +29,43 @@ class Bars:
     colour: str
 
 
-def ranked_groups(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class MeanLine:
+    """A mean of correct images, drawn across a histogram."""
+
+    mean: float
+    name: str
+    colour: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMean:
+    """A group's mean of correct images, and the ends of its 95 % interval."""
+
+    name: str
+    classes: int
+    mean: float
+    low: float
+    high: float
+
+
+def report_bars(evaluation: Mapping[str, Any]) -> tuple[list[Bars], list[MeanLine]]:
+    """Return an evaluation's histogram, its mean, and the paper's mean beside it."""
+    figures, paper = evaluation["figures"], evaluation.get("paper")
+    means = [MeanLine(figures["mean_correct"], "mean", ACCENT)]
+    means += [MeanLine(paper["mean_correct"], "paper's mean", PAPER)] if paper else []
+    return [Bars("", figures["histogram"], ACCENT)], means
+
+
+def group_means(evaluation: Mapping[str, Any]) -> list[GroupMean]:
     """Return the groups that have classes, the one recognised best last: at a figure's top."""
-    rows = [group for group in evaluation["groups"] if group["classes"]]
-    return sorted(rows, key=lambda group: (group["mean_correct"], group["name"]))
+    found = []
+    for group in evaluation["groups"]:
+        if group["classes"]:
+            mean = group["mean_correct"]
+            low, high = group["intervals"]["mean_correct"] or (mean, mean)
+            found.append(GroupMean(group["name"], group["classes"], mean, low, high))
+    return sorted(found, key=lambda group: (group.mean, group.name))
 
 
 # --- The map of classes ------------------------------------------------------------------------

@@ -11,13 +11,14 @@ import plotly.graph_objects as go
 from sdwn.reports.chart_data import (
     ACCENT,
     GREY,
-    PAPER,
     Bars,
+    MeanLine,
     changed_groups,
     class_rates,
     diameters,
+    group_means,
     map_circles,
-    ranked_groups,
+    report_bars,
     side_bars,
 )
 
@@ -35,11 +36,8 @@ def report_charts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Draw all charts of an evaluation: plotly's data and layout by name."""
     drawn = {}
     if evaluation["classes"]:
-        figures, paper = evaluation["figures"], evaluation.get("paper")
-        means = [(figures["mean_correct"], "mean", ACCENT)]
-        means += [(paper["mean_correct"], "paper's mean", PAPER)] if paper else []
-        drawn["histogram"] = histogram_chart([Bars("", figures["histogram"], ACCENT)], means)
-    if ranked_groups(evaluation):
+        drawn["histogram"] = histogram_chart(*report_bars(evaluation))
+    if group_means(evaluation):
         drawn["groups"] = group_means_chart(evaluation)
     if evaluation["map"]:
         drawn["map"] = map_chart(evaluation)
@@ -56,9 +54,7 @@ def comparison_charts(comparison: Mapping[str, Any]) -> dict[str, Any]:
     return {name: figure.to_plotly_json() for name, figure in drawn.items()}
 
 
-def histogram_chart(
-    sides: Sequence[Bars], means: Sequence[tuple[float, str, str]] = ()
-) -> go.Figure:
+def histogram_chart(sides: Sequence[Bars], means: Sequence[MeanLine] = ()) -> go.Figure:
     """Draw how many classes have 0, 1, ... N correct images: one evaluation, or side by side."""
     most, several = max(len(side.counts) for side in sides) - 1, len(sides) > 1
     labelled = most <= MANY and not several
@@ -82,32 +78,30 @@ def histogram_chart(
     if several:
         _add_legend(figure)
     # Of two labels the one of the smaller mean is on the left of its line.
-    for rank, (mean, name, colour) in enumerate(sorted(means)):
+    for rank, line in enumerate(sorted(means, key=lambda line: line.mean)):
         side = "right" if rank == 0 and len(means) > 1 else "left"
-        _add_vertical(figure, mean, f"{name} {mean:.2f}", colour, side)
+        _add_vertical(figure, line, side)
     return figure
 
 
 def group_means_chart(evaluation: Mapping[str, Any]) -> go.Figure:
     """Draw each group's mean with its interval, the best at the top."""
-    rows = ranked_groups(evaluation)
-    means = [row["mean_correct"] for row in rows]
-    spans = [row["intervals"]["mean_correct"] or [row["mean_correct"]] * 2 for row in rows]
+    rows = group_means(evaluation)
     dots = go.Scatter(
-        x=means,
-        y=[row["name"] for row in rows],
+        x=[row.mean for row in rows],
+        y=[row.name for row in rows],
         mode="markers",
         marker={"color": ACCENT, "size": 9},
         error_x={
             "type": "data",
             "symmetric": False,
-            "array": [high - mean for mean, (_, high) in zip(means, spans, strict=True)],
-            "arrayminus": [mean - low for mean, (low, _) in zip(means, spans, strict=True)],
+            "array": [row.high - row.mean for row in rows],
+            "arrayminus": [row.mean - row.low for row in rows],
             "color": ACCENT,
             "thickness": 1.5,
             "width": 0,
         },
-        customdata=[[row["classes"], *span] for row, span in zip(rows, spans, strict=True)],
+        customdata=[[row.classes, row.low, row.high] for row in rows],
         hovertemplate=(
             "%{y}: %{x:.2f} (%{customdata[1]:.2f} to %{customdata[2]:.2f}), "
             "%{customdata[0]} classes<extra></extra>"
@@ -119,7 +113,7 @@ def group_means_chart(evaluation: Mapping[str, Any]) -> go.Figure:
     title, span = f"correct images of {most}, mean", [-0.02 * most, 1.02 * most]
     figure.update_xaxes(title=title, range=span, showgrid=True)
     figure.update_yaxes(automargin=True, dtick=1, showgrid=True)
-    _add_vertical(figure, mean, f"all classes {mean:.2f}", ACCENT, "left")
+    _add_vertical(figure, MeanLine(mean, "all classes", ACCENT), "left")
     return figure
 
 
@@ -232,9 +226,10 @@ def _add_legend(figure: go.Figure) -> None:
     figure.update_layout(showlegend=True, legend=legend)
 
 
-def _add_vertical(figure: go.Figure, at: float, text: str, colour: str, side: str) -> None:
-    line = {"color": colour, "width": 1.5, "dash": "dash"}
-    figure.add_shape(type="line", x0=at, x1=at, y0=0, y1=1, yref="paper", line=line)
+def _add_vertical(figure: go.Figure, line: MeanLine, side: str) -> None:
+    at, text = line.mean, f"{line.name} {line.mean:.2f}"
+    look = {"color": line.colour, "width": 1.5, "dash": "dash"}
+    figure.add_shape(type="line", x0=at, x1=at, y0=0, y1=1, yref="paper", line=look)
     figure.add_annotation(
         x=at, y=1, yref="paper", yanchor="bottom", xanchor=side, text=text, showarrow=False
     )

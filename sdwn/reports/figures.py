@@ -17,14 +17,15 @@ from sdwn.paths import ComparisonPaths, EvaluationPaths
 from sdwn.reports.chart_data import (
     ACCENT,
     GREY,
-    PAPER,
     Bars,
     GroupStyle,
+    MeanLine,
     changed_groups,
     class_rates,
     diameters,
+    group_means,
     map_circles,
-    ranked_groups,
+    report_bars,
     side_bars,
 )
 
@@ -59,12 +60,8 @@ def write_report_figures(evaluation: Mapping[str, Any], paths: EvaluationPaths) 
     """Write all figures that an evaluation has; the same evaluation gives the same bytes."""
     drawn: dict[str, Callable[[], Figure]] = {}
     if evaluation["classes"]:
-        figures, paper = evaluation["figures"], evaluation.get("paper")
-        means = [(figures["mean_correct"], "mean", "black", "-")]
-        means += [(paper["mean_correct"], "paper", PAPER, "--")] if paper else []
-        bars = [Bars("", figures["histogram"], ACCENT)]
-        drawn["histogram"] = partial(histogram_figure, bars, means)
-    if ranked_groups(evaluation):
+        drawn["histogram"] = partial(histogram_figure, *report_bars(evaluation))
+    if group_means(evaluation):
         drawn["groups"] = partial(group_means_figure, evaluation)
     if evaluation["map"]:
         drawn["map"] = partial(map_figure, evaluation)
@@ -95,9 +92,7 @@ def _write(
     return written
 
 
-def histogram_figure(
-    sides: Sequence[Bars], means: Sequence[tuple[float, str, str, str]] = ()
-) -> Figure:
+def histogram_figure(sides: Sequence[Bars], means: Sequence[MeanLine] = ()) -> Figure:
     """Draw how many classes have 0, 1, ... N correct images: one evaluation, or side by side."""
     figure, axes = _axes(2.35)
     most, width = max(len(side.counts) for side in sides), 0.85 / len(sides)
@@ -112,8 +107,15 @@ def histogram_figure(
     axes.set_ylabel("classes")
     axes.margins(y=0.12)
     lines = [
-        axes.axvline(mean, color=colour, linewidth=1, linestyle=line, label=f"{name} {mean:.2f}")
-        for mean, name, colour, line in means
+        axes.axvline(
+            line.mean,
+            # On bars of the same colour it would not be seen.
+            color="black" if line.colour == ACCENT else line.colour,
+            linewidth=1,
+            linestyle="-" if line.colour == ACCENT else "--",
+            label=f"{line.name} {line.mean:.2f}",
+        )
+        for line in means
     ]
     if lines:
         figure.legend(handles=lines, frameon=False, loc="outside upper center", ncols=2)
@@ -124,14 +126,12 @@ def histogram_figure(
 
 def group_means_figure(evaluation: Mapping[str, Any]) -> Figure:
     """Draw each group's mean with its interval, the best at the top."""
-    rows = ranked_groups(evaluation)
+    rows, most = group_means(evaluation), evaluation["figures"]["images_per_class"]
     figure, axes = _axes(0.7 + 0.16 * len(rows))
-    means, most = [row["mean_correct"] for row in rows], evaluation["figures"]["images_per_class"]
     for at, row in enumerate(rows):
-        low, high = row["intervals"]["mean_correct"] or [means[at]] * 2
-        axes.plot([low, high], [at, at], color=ACCENT, linewidth=1.2)
-    axes.plot(means, range(len(rows)), "o", color=ACCENT, markersize=4)
-    axes.set_yticks(range(len(rows)), [f"{_short(row['name'])} ({row['classes']})" for row in rows])
+        axes.plot([row.low, row.high], [at, at], color=ACCENT, linewidth=1.2)
+    axes.plot([row.mean for row in rows], range(len(rows)), "o", color=ACCENT, markersize=4)
+    axes.set_yticks(range(len(rows)), [f"{_short(row.name)} ({row.classes})" for row in rows])
     axes.axvline(evaluation["figures"]["mean_correct"], color="black", linewidth=0.8, linestyle=":")
     axes.set_xlim(-0.02 * most, 1.02 * most)
     axes.set_ylim(-0.7, len(rows) - 0.3)
