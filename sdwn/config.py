@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 from sdwn.batches import off_grid
 from sdwn.errors import UsageError
 from sdwn.io import read_text
+from sdwn.storage.codecs import CODECS
 
 # The catalog of arXiv 2211.01777.
 PAPER_CATALOG = "sdwn-26204"
@@ -128,7 +129,7 @@ class StorageConfig(Section):
     given; the other codecs are lossless.
     """
 
-    codec: Literal["webp", "png", "jpeg", "raw"] = "webp"
+    codec: str = "webp"
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
     images_per_shard: Positive | None = None
     shard_hours: Annotated[float, Field(gt=0)] | None = None
@@ -136,14 +137,23 @@ class StorageConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _jpeg_quality(cls, content: Any) -> Any:
-        if isinstance(content, dict) and content.get("codec") == "jpeg":
-            return {**content, "quality": content.get("quality") or 95}
+    def _with_default_quality(cls, content: Any) -> Any:
+        if isinstance(content, dict):
+            codec = CODECS.get(str(content.get("codec")))
+            if codec is not None and codec.default_quality is not None:
+                return {**content, "quality": content.get("quality") or codec.default_quality}
         return content
+
+    @field_validator("codec")
+    @classmethod
+    def _known_codec(cls, name: str) -> str:
+        if name not in CODECS:
+            raise ValueError(f"no codec {name!r}; expected one of {', '.join(CODECS)}")
+        return name
 
     @model_validator(mode="after")
     def _one_way(self) -> StorageConfig:
-        if self.quality is not None and self.codec != "jpeg":
+        if self.quality is not None and CODECS[self.codec].default_quality is None:
             raise ValueError(f"quality is JPEG's alone; {self.codec} is lossless")
         by_time = self.shard_hours is not None and self.images_per_second is not None
         half = (self.shard_hours is None) != (self.images_per_second is None)
