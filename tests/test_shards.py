@@ -88,6 +88,14 @@ def test_the_schema_is_plain_hdf5(tmp_path: Path) -> None:
         assert (file.attrs["format"], file.attrs["shard"]) == (b"sdwn-images", 3)
 
 
+def test_the_columns_lie_before_the_blob(tmp_path: Path) -> None:
+    write(tmp_path / "a.h5", [b"one", b"three"])
+    with h5py.File(tmp_path / "a.h5") as file:
+        chunks = [column.id.get_chunk_info(0) for column in file["rows"].values()]
+        ends = [chunk.byte_offset + chunk.size for chunk in chunks]
+        assert max(ends) <= file["blob"].id.get_offset()
+
+
 @SLOW_DISK
 @given(st.lists(PAYLOADS, min_size=1, max_size=4))
 def test_joining_copies_every_image_and_session(tmp_path: Path, groups: list[list[bytes]]) -> None:

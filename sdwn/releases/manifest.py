@@ -14,7 +14,9 @@ from sdwn.errors import IntegrityError
 from sdwn.io import Format
 from sdwn.models.builtin import notice
 
-MANIFEST = Format("sdwn-release", 1, "read it with the sdwn that wrote it")
+MANIFEST = Format(
+    "sdwn-release", 1, "if it is damaged, copy it again; if it is newer, upgrade sdwn"
+)
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 

@@ -119,6 +119,8 @@ def _tables(attributes: Mapping[str, Any], contents: Contents) -> tuple[bytes, b
                     fletcher32=True,
                 )
                 dataset.attrs["meaning"] = column.meaning
+            # An open dataset's values are laid out last, behind the blob.
+            del dataset
 
             lines = [json.dumps(session, sort_keys=True) for session in contents.sessions]
             sessions = np.array([line.encode() for line in lines])
