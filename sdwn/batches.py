@@ -77,7 +77,7 @@ def parse_batch_size(text: str, source: str) -> int:
     """Read a number of images.
 
     Raises:
-        UsageError: it is none; the message names the ``source``.
+        UsageError: it is not one; the message names the ``source``.
     """
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"{source}: expected a number of images, found {text!r}")

@@ -1,4 +1,4 @@
-"""Which images: the settings of a run, read from strict YAML."""
+"""The settings of a run, read from strict YAML: which images, how made, how stored."""
 
 from __future__ import annotations
 
@@ -165,12 +165,12 @@ class StorageConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Which classifier judges the release; no part of the plan, so it may change later.
+    """The classifier of the release; no part of the plan, so it may change later.
 
     ``model`` is ``paper`` (ViT-H/14), ``efficientnet-lite0``, or any timm model that knows the
-    classes of ImageNet; ``checkpoint`` a file of weights in the place of its own.
-    ``images``: those of ImageNet-1k classes, or all, of which the others are judged by the
-    classes that lie near them in WordNet.
+    classes of ImageNet; ``checkpoint`` a file of weights to use instead of its own.
+    ``images``: those of ImageNet-1k classes, or all. The others are scored by the classes
+    that are near them in WordNet.
     ``groups`` is a YAML file, a name and a synset a line, for the table of groups and the map's
     colours, or the name of a shipped one; None is ``default``.
     ``embedding`` is a text file of word vectors, GloVe's or word2vec's, that the map places
@@ -257,7 +257,7 @@ def _parse(text: str) -> Any:
 
 
 def read_yaml(path: Path, what: str = "settings") -> dict[str, Any]:
-    """Read a YAML mapping; ``what`` it holds is said in an error.
+    """Read a YAML mapping; ``what`` names its content in error messages.
 
     Raises:
         UsageError: the file is missing, is no YAML, or holds no mapping.
@@ -320,7 +320,7 @@ def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def validated(kind: type[S], content: Any, source: str) -> S:
-    """Build a section from plain data, its first mistake told in one line.
+    """Build a section from plain data; an error names its first mistake in one line.
 
     Raises:
         UsageError: an unknown key (the valid ones are listed), a missing one, or a bad value.

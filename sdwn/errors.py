@@ -23,7 +23,7 @@ class IntegrityError(SdwnError):
 
 
 class MisplacedError(IntegrityError):
-    """A whole file in the place of another: of another shard, or foreign, of another plan.
+    """An undamaged file that belongs elsewhere: to another shard, or to another plan (foreign).
 
     ``plan_digest`` is its own plan's, empty where it names none.
     """

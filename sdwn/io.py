@@ -43,9 +43,9 @@ FORMULA = re.compile(r"\s*[=+\-@\t]")
 TABLE_BYTES = 1_000_000_000
 JSON_BYTES = 100_000_000
 
-# Tells whoever waits how much more is done.
+# Reports how much more is done.
 Advance = Callable[[int], None]
-# Tells whoever waits what gets in the way.
+# Reports what delays the work.
 OnMessage = Callable[[str], None]
 
 
@@ -128,7 +128,7 @@ def plain_disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
     ``needed`` is how many bytes are written in all, where that is known.
 
     Raises:
-        DiskError: in the place of such an OSError.
+        DiskError: instead of such an OSError.
     """
     try:
         yield
@@ -356,7 +356,7 @@ def open_plain(path: Path) -> int:
     """
     try:
         with plain_disk_errors(path):
-            # Opened in the usual way, a pipe would be waited for until somebody writes into it.
+            # A normal open of a pipe waits until another process writes into it.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise IntegrityError(f"{path}: missing") from None

@@ -12,7 +12,7 @@ from sdwn.errors import UsageError
 
 # The variable that names a folder of the node's own disk, to copy weights to once.
 STAGE_VARIABLE = "SDWN_STAGE_WEIGHTS"
-# Notes of a task that status tells: out of memory, other code than when it was submitted, and
+# Notes of a task that status shows: out of memory, other code than when it was submitted, and
 # no GPU though one was given, and a disk that failed for a while.
 LOWERED = ".lowered.txt"
 CHANGED = ".changed.txt"

@@ -362,7 +362,7 @@ def test_tuning_measures_a_batch_size_that_later_tasks_take(
     (record, *_) = (sdwn.folder / "run/tasks").glob("*.json")
     task = json.loads(record.read_text())
     assert task["batch_size"] == again["tuning"]["batch_size"]
-    assert task["batch_source"].startswith("as tuned 20")
+    assert task["batch_source"].startswith("tuned 20")
     Path(profile["path"]).unlink()
 
 
@@ -381,7 +381,7 @@ def test_a_gpu_that_torch_does_not_find_is_told(
     sdwn("plan", config, "run", *tiny)
     found = sdwn.json("pilot", "run")
     assert found["device"] == "cpu"
-    assert found["warning"].startswith("a GPU was asked for, and the task worked on the CPU")
+    assert found["warning"].startswith("a GPU was requested, but the task ran on the CPU")
     (told,) = sdwn.json("status", "run/pilot")["without_gpu"]
     assert "a GPU was given (number 7) and torch finds none" in told
     drawn = sdwn("tune", config, "--profile", "local", "--gpus", "a100", code=2)

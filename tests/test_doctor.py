@@ -552,7 +552,7 @@ def test_a_probe_asks_a_compute_node(sdwn: Sdwn, planned: PlanRun, testbed: Test
         "doctor", paths.root, "--profile", "testbed", "--gres", "gpu:3", "--probe", code=1
     )
     assert "problem     nodes" in refused.stdout
-    assert "not asked, for no job could start" in refused.stdout
+    assert "not checked, because no job could start" in refused.stdout
 
 
 @needs_root

@@ -645,8 +645,7 @@ class TestBackOff:
         assert same == [(*image[:6], image[-1]) for image in images(undisturbed)]
         (note,) = run_status(paths, plan).lowered
         assert (
-            note
-            == "job none.0: cpu: 20 to 10 images a batch (as the config asks, decoded one by one)"
+            note == "job none.0: cpu: 20 to 10 images a batch (from the config, decoded one by one)"
         )
         record = read_record(paths.task("none", 0))
         assert (record.batch_size, record.lowered_from, record.ended) == (10, 20, True)
@@ -745,7 +744,7 @@ class TestBatchSize:
         assert find_profile(sampler.workload) == stored
         batch = choose_batch(plan.config, sampler)
         assert (batch.images, batch.vae_slicing) == (30, True), "on this plan's grid"
-        assert batch.source.startswith("as tuned 20")
+        assert batch.source.startswith("tuned 20")
         other = dataclasses.replace(sampler.workload, torch="0.1")
         assert find_profile(other) is None, "other versions, other speeds"
         stored.path.write_text("{}")
@@ -756,7 +755,7 @@ class TestBatchSize:
         _, plan = planned(generation={"batch_size": 10})
         assert self.chosen(plan, 83, 300) == (10, False)
         batch = choose_batch(plan.config, NoiseSampler(plan.config), 20)
-        assert str(batch) == "20 images a batch (as the command line or the site asks)"
+        assert str(batch) == "20 images a batch (from the command line or the profile)"
 
 
 class TestOverlap:

@@ -337,7 +337,7 @@ def replaced(name: str, values: Any) -> Callable[[h5py.File], None]:
         (replaced("rows/wnid", np.array([b"\xff"] * 10)), "damaged: 'utf-8' codec"),
         (replaced("rows/status", np.full(10, 200, dtype="u1")), "status: expected values below 5"),
         (replaced("rows/session", np.full(10, 9, dtype="u4")), "session: expected values below 1"),
-        (replaced("sessions", np.array([b"3"])), "a session is no record"),
+        (replaced("sessions", np.array([b"3"])), "a session is not a record"),
         (replaced("sessions", np.array([b"garbage"])), "damaged: Expecting value"),
         (replaced("offsets", np.arange(11, dtype="f8")), "damaged: Cannot cast"),
         (lambda file: file.attrs.__setitem__("shard", [1, 2]), "found shard [1 2]"),

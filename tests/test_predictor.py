@@ -173,7 +173,7 @@ def test_no_room_for_a_single_image_is_one_line(release, near):
 
 
 def test_a_tuned_batch_is_kept_and_taken_by_later_tasks(classifier):
-    assert classifier_batch_size(classifier, 17) == BatchSize(17, "as requested")
+    assert classifier_batch_size(classifier, 17) == BatchSize(17, "from the command line")
     assert classifier_batch_size(classifier).images == 32
     kept = tune_classifier(classifier, most=8)
     try:

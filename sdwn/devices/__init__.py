@@ -1,1 +1,1 @@
-"""Devices: what they are, how fast, and the batch size that suits them."""
+"""Devices: GPUs and CPUs, their memory and speed, and the best batch size."""

@@ -29,7 +29,7 @@ REFERENCE_ITEMSIZE = 2
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a speed holds for: the card, the model, and what an image costs.
+    """The work that a speed is valid for: the card, the model, and what an image costs.
 
     ``memory_gb`` is the card's, in whole GB of 10^9 bytes; ``revision`` the weights' own.
     """

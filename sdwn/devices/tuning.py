@@ -1,4 +1,4 @@
-"""The search for a device's best batch size, by doubling; what runs a batch is handed in."""
+"""Search for a device's best batch size, by doubling; an argument runs a batch."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def tune(
         else:
             options = [size for size in grid if fitting[-1][0] < size <= 2 * fitting[-1][0]]
             options = [size for size in options if size < ceiling]
-            # A single peak tells nothing of how memory grows.
+            # A single peak does not show how memory grows.
             if len(fitting) > 1:
                 base, image = _memory_line(probes)
                 options = [size for size in options if base + image * size <= limit]
@@ -188,7 +188,7 @@ def tuning_table(tuning: Tuning) -> list[dict[str, object]]:
 
 
 def draw_tuning(tuning: Tuning, title: str, path: Path, kind: str | None = None) -> None:
-    """Draw speed and peak memory against batch size, as SVG or PNG, by default as the path says."""
+    """Plot speed and peak memory against batch size, as SVG or PNG, by default as the path says."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

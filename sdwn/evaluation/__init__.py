@@ -1,1 +1,1 @@
-"""Predictions become an evaluation: metrics, groups, scores, the class map, record and tables."""
+"""Evaluations of predictions: metrics, groups, scores, the class map, record and tables."""

@@ -19,7 +19,7 @@ from sdwn.releases.release import Release
 
 SEED = 0
 PERPLEXITY = 30.0
-# Below this a neighbourhood is everyone, and t-SNE has nothing to tell apart.
+# With fewer classes all are neighbours, and t-SNE has nothing to separate.
 FEWEST = 5
 # Circles are moved apart until they are this far from one another, or so many times.
 GAP, ROUNDS = 0.04, 200
@@ -30,8 +30,8 @@ BATCH = 64
 
 # What a reader should know of a built-in model's own text encoder.
 _NOTES = {
-    "builtin:tiny": "Its weights are random, so that these places mean nothing",
-    "builtin:miniature": "It has read few glosses, and no names, so that these places mean little",
+    "builtin:tiny": "Its weights are random, so that these positions mean nothing",
+    "builtin:miniature": "It was trained on few glosses and no names: these positions mean little",
 }
 
 Matrix = NDArray[np.float64]
@@ -43,7 +43,7 @@ class NoEncoderError(SdwnError):
 
 @dataclass(frozen=True, slots=True)
 class Distances:
-    """How far apart the names of classes are, by which source, and what a reader should know."""
+    """Distances between the names of classes, their source, and a note for readers."""
 
     wnids: tuple[str, ...]
     matrix: Matrix
@@ -54,7 +54,7 @@ class Distances:
 def build_class_map(
     release: Release, wnids: Sequence[str], word_vectors: Path | None
 ) -> dict[str, Any]:
-    """Place classes in the plane by their names: the map of an evaluation's record.
+    """Compute positions of classes in the plane, by their names: the map of an evaluation's record.
 
     The names' vectors are those of the file ``word_vectors``, else the generation model's own
     text encoder's; without either, WordNet's path distances stand in for them. Coordinates are
@@ -116,7 +116,7 @@ def _by_wordnet(release: Release, wnids: Sequence[str], reason: str) -> Distance
 def _by_encoder(release: Release, wnids: Sequence[str]) -> Distances:
     settings = release.manifest.settings
     if settings is None:
-        raise NoEncoderError("the pictures were imported, no model of ours made them")
+        raise NoEncoderError("the images were imported, not generated")
     model = ModelConfig(**settings["model"])
     revisions = {str(kind["revision"]) for kind in release.manifest.made_on if kind.get("revision")}
     # Where tasks ran several, none is the release's.

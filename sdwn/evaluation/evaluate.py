@@ -1,4 +1,4 @@
-"""A release becomes an evaluation: classified here or by tasks, merged, and measured."""
+"""Evaluation of a release: images classified here or by tasks, predictions merged, measured."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def evaluate_planned(  # noqa: PLR0913, PLR0917
 
 @contextmanager
 def removed_if_empty(work: RunPaths) -> Iterator[None]:
-    """Remove the folder of an evaluation that came to nothing, as with a model's name mistyped."""
+    """Remove the empty folder of an evaluation that failed at once, as by a mistyped model."""
     try:
         yield
     except SdwnError:
@@ -115,7 +115,7 @@ def has_predictions(
     try:
         read_whole_predictions(release, paths, plan)
     except IntegrityError as error:
-        on_message(f"classifying again, for what is there cannot be kept: {error}")
+        on_message(f"classifying again, earlier predictions cannot be kept: {error}")
         paths.predictions.unlink(missing_ok=True)
         return False
     return True

@@ -219,7 +219,7 @@ class Measured:
     status; ``intervals``, the 95 % interval of each metric that is no count, None of a single
     class; ``histogram``, the classes with 0, 1, ... N correct images, not scaled;
     ``without_black``, the metrics with black images left out, N unchanged, and
-    ``classes_left_out``, the classes of which nothing remains; None if every image is black.
+    ``classes_left_out``, the classes without other images; None if every image is black.
     Without any class what is no count is None.
     """
 
@@ -233,7 +233,7 @@ def measure(predictions: pa.Table) -> Measured:
     A negative ``label_rank``, of an image that was not classified, is incorrect.
 
     Raises:
-        SdwnError: an image stands twice.
+        SdwnError: an image is there twice.
         ValueError: a status that has no meaning here, such as a code instead of its name.
 
     >>> images = {"wnid": ["n02123045"] * 2 + ["n02084071"] * 2, "number": [0, 1, 0, 1]}

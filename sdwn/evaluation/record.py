@@ -237,7 +237,7 @@ def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
     found = FORMAT.read(paths.evaluation)
     if found.get("digest") != _digest(found):
         raise IntegrityError(
-            f"{paths.evaluation}: altered since it was written (its digest is another); "
+            f"{paths.evaluation}: altered since it was written (its digest differs); "
             f"{FORMAT.remedy}"
         )
     return found

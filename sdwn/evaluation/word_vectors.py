@@ -1,4 +1,4 @@
-"""Word vectors of names, out of a text file as GloVe and word2vec write them."""
+"""Word vectors of names, from a text file in the format of GloVe or word2vec."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def find_vectors(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Ve
     """Find a vector for each key of ``names``, given its lemmas, the best first.
 
     A lemma of several words is looked up as one, joined by ``_`` or ``-``, else it is the mean
-    of its words; a spelling that is not there is looked up in lower case. Keys of which no lemma
-    is found are left out. Only vectors that may be needed are kept while the file, which may be
+    of its words; a spelling that is not there is looked up in lower case. Keys without a
+    known lemma are left out. Only vectors that may be needed are kept while the file, which may be
     gzipped, goes by.
 
     Raises:

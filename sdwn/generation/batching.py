@@ -1,4 +1,4 @@
-"""Batches of images: what makes one, how many images it has, and fewer once memory runs out."""
+"""Batches of images: samplers, batch sizes, and smaller batches once memory runs out."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Sample:
 
 
 class ImageSampler:
-    """What makes images on a device: diffusers in production, plain noise in rehearsals.
+    """A sampler of images on a device: diffusers in production, plain noise in rehearsals.
 
     ``provenance`` records what the images are made with, ``workload`` what a measured speed holds
     for. What is not overridden suits a sampler without a model.
@@ -89,7 +89,7 @@ class ImageSampler:
         return False
 
     def fits(self, sliced: bool) -> int | None:
-        """Estimate how many images a batch may have; None where there is no card to ask."""
+        """Estimate how many images a batch may have; None without a GPU."""
         if not self.device.is_gpu:
             return None
         free = self.device.usable_bytes - self.device.used_bytes
@@ -125,19 +125,19 @@ def load_sampler(config: RunConfig, weights: Weights | None = None) -> ImageSamp
 def choose_batch(
     config: RunConfig, sampler: ImageSampler, requested: int | None = None
 ) -> BatchSize:
-    """Choose the batch size by the first of these that says one.
+    """Choose the batch size by the first of these that is set.
 
     The command line or the site's profile (``requested``); the config; a GPU profile; an estimate
     from the card's free memory; one synset.
     """
     images = config.images_per_synset
     if requested is not None:
-        return BatchSize(on_grid(requested, images), "as the command line or the site asks")
+        return BatchSize(on_grid(requested, images), "from the command line or the profile")
     if (size := config.generation.batch_size) is not None:
-        return BatchSize(size, "as the config asks")
+        return BatchSize(size, "from the config")
     if (profile := find_profile(sampler.workload)) is not None:
         size = on_grid(profile.tuning.batch_size, images)
-        return BatchSize(size, f"as tuned {profile.measured}", profile.vae_slicing)
+        return BatchSize(size, f"tuned {profile.measured}", profile.vae_slicing)
     fit = sampler.fits(sliced=False)
     if fit is None:
         return BatchSize(images, "one synset")
@@ -146,7 +146,7 @@ def choose_batch(
     slicing = fit < images and sliced > fit
     room = max(1, sliced if slicing else fit)
     size = on_grid(min(room, max(images, ENOUGH)), images)
-    return BatchSize(size, "as free memory suggests", slicing)
+    return BatchSize(size, "estimated from free memory", slicing)
 
 
 def smaller_batch(

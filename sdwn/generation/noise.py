@@ -18,7 +18,7 @@ SECONDS_A_STEP = 0.01
 
 
 class NoiseSampler(ImageSampler):
-    """Makes each image from its seed alone; a step of an image takes 10 ms."""
+    """A sampler of plain noise, from the seed alone; a step of an image takes 10 ms."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

@@ -59,7 +59,7 @@ POLL_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """A shard to make: where, of which plan, and the record of the task run that makes it."""
+    """A shard to make: its run folder, its plan, and the record of the task run that makes it."""
 
     disk: RunDisk
     plan: Plan
@@ -123,8 +123,8 @@ def covered(batch: range, partial_shards: Iterable[PartialShard]) -> bool:
 class PartialShardWriter:
     """Collects finished batches and writes them as partial shards, then joins the shard.
 
-    What is added after another task finished the shard is dropped. Partial shards that are lost
-    otherwise, removed or damaged, are found missing when the shard is finished.
+    Batches that are added after another task finished the shard are dropped. Other losses,
+    partial shards that are removed or damaged, are noticed when the shard is finished.
     """
 
     job: ShardJob
@@ -209,7 +209,7 @@ class PartialShardWriter:
         except (FileNotFoundError, IntegrityError) as error:
             # Another task may have finished it, and removed its partial shards.
             if not job.finished:
-                log.warning("shard %d: what is lost is sampled again: %s", job.shard.index, error)
+                log.warning("shard %d: lost images are sampled again: %s", job.shard.index, error)
                 return False
         shutil.rmtree(paths.shard_pieces(job.shard.index), ignore_errors=True)
         log.info("shard %d: finished", job.shard.index)
@@ -270,7 +270,7 @@ class BackgroundWriter:
     """One thread that checks, encodes and writes batches in order, and a pool that encodes.
 
     An error there is raised by the next call here. Leaving the block writes all that was
-    handed over, also when an error or a signal is what ends it.
+    handed over, also after an error or a signal.
     """
 
     def __init__(
@@ -313,7 +313,7 @@ class BackgroundWriter:
         specs: Sequence[ImageSpec],
         samples: list[Sample],
     ) -> None:
-        """Hand a batch over; waits while :data:`WAITING` others do."""
+        """Queue a batch; wait while :data:`WAITING` others are queued."""
 
         def step() -> None:
             self._current = writer
@@ -327,7 +327,7 @@ class BackgroundWriter:
         return encode(sample.pixels, self._storage.codec, self._storage.quality)
 
     def finish(self, writer: PartialShardWriter) -> None:
-        """Have a shard finished once its batches are written; see :meth:`lost`."""
+        """Queue the end of a shard, behind its batches; see :meth:`lost`."""
 
         def step() -> None:
             self._current = None
@@ -388,7 +388,7 @@ class BackgroundWriter:
 def flushed_on_signals(writer: BackgroundWriter, disk: RunDisk) -> Iterator[None]:
     """Write what is finished when SLURM announces the end, then do what submitit would.
 
-    A disk that fails is then waited for no longer. USR2 comes before a time limit or a
+    From then on, no failing disk is waited for. USR2 comes before a time limit or a
     preemption, TERM with them.
     """
     if threading.current_thread() is not threading.main_thread():

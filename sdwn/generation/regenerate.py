@@ -17,7 +17,7 @@ from sdwn.releases.release import Release
 from sdwn.storage.images import decode, encode
 
 # Root mean square of the difference, in steps of 8-bit colour. Half precision on another
-# device rounds otherwise and stays below; another seed or prompt is off by ten times as much.
+# device rounds differently and stays below; another seed or prompt is off by ten times as much.
 TOLERANCE = 4.0
 
 # What in the record of a task run may change pixels; the rest says where and when.
@@ -60,7 +60,7 @@ def regenerate(
     Args:
         release: has the image and its record.
         synset: a name or wnid, or a lemma that only one synset has.
-        number: which of the synset's images, from 0.
+        number: index of the image within its synset, from 0.
         model: where the pipeline is now, if not where it was.
         tolerance: up to this root mean square, in steps of 8-bit colour, images are the same.
 

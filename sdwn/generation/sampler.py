@@ -225,7 +225,7 @@ class Sampler(ImageSampler):
         return taken + (steps - TIMED_STEPS) * float(np.median(np.diff(ends)))
 
     def slice_vae(self, on: bool = True) -> bool:
-        """Decode images one at a time, or no longer; False where that changes nothing."""
+        """Set whether images are decoded one at a time; return whether that changes anything."""
         vae: Any = getattr(self.pipeline, "vae", None)
         if self.vae_slicing == on or not hasattr(vae, "enable_slicing"):
             return False

@@ -150,7 +150,7 @@ class ShardGenerator:
             sampler.slice_vae()
 
     def make(self, job: ShardJob, background: BackgroundWriter) -> None:
-        """Keep the shard's whole partial shards, sample what is missing, have it written."""
+        """Keep whole partial shards, sample the missing images, queue them for writing."""
         specs = list(job.plan.specs(job.shard))
         kept = job.whole_partial_shards()
         attempt = 1 + max((found.attempt for found in kept), default=0)

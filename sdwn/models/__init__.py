@@ -1,1 +1,1 @@
-"""Models: their weights, where these are and which they are, and loading pipelines."""
+"""Models: finding, checking and locking their weights, and loading pipelines."""

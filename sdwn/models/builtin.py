@@ -1,4 +1,4 @@
-"""Built-in models: where their folders are, and what their images are worth."""
+"""Built-in models: their folders, and a notice about the use of their images."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def builtin_folder(name: str) -> Path:
 
 
 def notice(model: str) -> str | None:
-    """Return what the images of a built-in model are worth; None for any other model.
+    """Return a notice about the images of a built-in model; None for any other model.
 
     >>> notice("CompVis/stable-diffusion-v1-4") is None
     True

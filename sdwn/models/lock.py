@@ -40,7 +40,7 @@ class LockedFile(Record):
     sha256: str | None = None
 
     def is_changed(self, path: Path) -> bool:
-        """Return whether another content is there now; at the same time and size it is not read."""
+        """Return whether the content has changed; with the same time and size it is not read."""
         if size(path) != self.bytes:
             return True
         return path.stat().st_mtime_ns != self.mtime_ns and file_sha256(path) != self.sha256

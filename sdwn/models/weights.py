@@ -1,4 +1,4 @@
-"""A model's weights: where they are, which they are, and whether they are all there.
+"""A model's weights: where they are, their revision, and checks that none is missing.
 
 A model is built in, a folder in diffusers format, or a name of the hub, whose weights are in its
 cache. Nothing here needs the network or torch.

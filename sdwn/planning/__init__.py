@@ -1,1 +1,1 @@
-"""What is to be made, before anything is: the plan, and how it is shared out."""
+"""The plan of a run: its images, cut into shards and slices, before anything is made."""

@@ -1,4 +1,4 @@
-"""A catalog and a config become a plan: shards, images, seeds. Pure, and no torch.
+"""The plan of a run: shards, images and seeds, computed from a catalog and a config, no torch.
 
 `make_plan` computes it, `write_plan` and `read_plan` keep it in a run folder: ``plan.json`` has the
 settings and the digest, ``synsets.csv`` a row a synset, ``taxonomy.parquet`` what WordNet says of
@@ -117,7 +117,7 @@ class Plan:
     def digest(self) -> str:
         """SHA-256 over the settings that decide the images, and the table of synsets.
 
-        Of a plan that was read it is the one in its file: a later sdwn may know more settings.
+        A plan that was read keeps the one in its file: a later sdwn may know more settings.
         """
         return self.recorded_digest or _digest(
             image_settings(self.config), table_text(self.synsets)
@@ -125,7 +125,7 @@ class Plan:
 
 
 def image_seed(run_seed: int, wnid: str, number: int) -> int:
-    """Derive an image's seed, which no shard, rank, restart or batch changes.
+    """Derive an image's seed: the same in every shard, rank, restart and batch.
 
     >>> image_seed(0, "n02084071", 0)
     5498818010329907003

@@ -1,4 +1,4 @@
-"""Work that tasks share: its shards, a cluster's slice of them, and what all such work has.
+"""Work that tasks share: its shards, a cluster's slice of them, and their common interface.
 
 A plan's shards are made (`sdwn.planning.plan.Plan`), a release's images are classified
 (`sdwn.prediction.plan.PredictionPlan`).
@@ -84,11 +84,9 @@ def parse_slice(text: str) -> Slice:
     [1, 4]
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not a slice.
     """
     match = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text.strip(), re.ASCII)
     if not match or int(match[1]) > int(match[2]):
-        raise UsageError(
-            f"slice {text}: expected a share such as 2/3, the second of three; found something else"
-        )
+        raise UsageError(f"slice {text}: expected a share such as 2/3, the second of three")
     return Slice(int(match[1]), int(match[2]))

@@ -1,1 +1,1 @@
-"""A release becomes predictions: by any timm classifier, on this machine or by tasks."""
+"""Predictions for the images of a release, by any timm classifier, here or by tasks."""

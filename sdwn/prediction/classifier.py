@@ -235,7 +235,7 @@ class Classifier:
 
     @torch.inference_mode()
     def start(self, pixels: Pixels) -> Logits:
-        """Begin with a batch of prepared images, (n, height, width, 3); a GPU works on meanwhile.
+        """Begin with a batch of prepared images, (n, height, width, 3); a GPU works asynchronously.
 
         Raises:
             RuntimeError, MemoryError: no room for so many, among others.

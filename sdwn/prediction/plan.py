@@ -45,7 +45,7 @@ class PredictionPlan:
 
     @property
     def stage(self) -> str:
-        """What its shards are made by."""
+        """The stage that makes its shards."""
         return "judge"
 
     @property

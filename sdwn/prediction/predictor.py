@@ -192,12 +192,12 @@ def classifier_batch_size(classifier: Classifier, requested: int | None = None) 
         SdwnError: a card has no room for a single image.
     """
     if requested is not None:
-        return BatchSize(requested, "as requested")
+        return BatchSize(requested, "from the command line")
     if (profile := find_profile(classifier_workload(classifier))) is not None:
-        return BatchSize(profile.tuning.batch_size, f"as tuned {profile.measured}")
+        return BatchSize(profile.tuning.batch_size, f"tuned {profile.measured}")
     if not Device().is_gpu:
         return BatchSize(CPU_BATCH, "the default on a CPU")
-    return BatchSize(tune_classifier(classifier).tuning.batch_size, "as tuned just now")
+    return BatchSize(tune_classifier(classifier).tuning.batch_size, "tuned just now")
 
 
 def classifier_workload(classifier: Classifier) -> Workload:

@@ -1,4 +1,4 @@
-"""Classifiers by name: which there are, where their weights lie, and loading them."""
+"""Classifiers by name: the presets, the location of their weights, and loading them."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def plan_digest_of(path: Path) -> str | None:
-    """Read which plan a file of predictions is of; None if there is none that can be read."""
+    """Read the plan's digest from a file of predictions; None if it cannot be read."""
     try:
         return _source(path, pq.read_schema(path)).judging if path.is_file() else None
     except (OSError, pa.ArrowException, IntegrityError):
@@ -142,8 +142,8 @@ def _source(path: Path, schema: pa.Schema) -> Source:
         return Source(**{field.name: content[field.name] for field in fields(Source)})
     except (KeyError, TypeError, ValueError):
         raise IntegrityError(
-            f"{path}: expected predictions of sdwn evaluate, found a table that does not say what "
-            "it is of"
+            f"{path}: expected predictions of sdwn evaluate, found a table without "
+            "the digests of its release and plan"
         ) from None
 
 

@@ -1,1 +1,1 @@
-"""Examining a run, a site and its nodes before the run."""
+"""Checks and trials before a run: of the run itself, the site and its nodes."""

@@ -65,7 +65,7 @@ def can_start(findings: Iterable[Finding]) -> bool:
 
 
 def replace_findings(before: Sequence[Finding], new: Sequence[Finding]) -> list[Finding]:
-    """Return findings with those on the same subjects replaced, as by what a node answers."""
+    """Return findings, those on the same subjects replaced, for example by a node's report."""
     answered = {finding.subject for finding in new}
     return [*(finding for finding in before if finding.subject not in answered), *new]
 
@@ -101,7 +101,7 @@ class _Run:
 
     @cached_property
     def location(self) -> Location:
-        """Where the run lies."""
+        """The run's folder and its file system."""
         return locate_folder(self.paths.root)
 
     @property

@@ -1,4 +1,4 @@
-"""File systems: what type holds a folder, what is free there, and which machines share it."""
+"""File systems: the type at a folder, its free space, and whether machines share it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OWN_TYPES = ("ramfs", "tmpfs")
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A folder, links followed, and its file system's type, "" where the system does not tell."""
+    """A folder, links followed, and its file system's type, "" where it is unknown."""
 
     folder: Path
     type: str
@@ -50,7 +50,7 @@ class Location:
 
 
 def locate_folder(folder: Path) -> Location:
-    """Return where a folder lies, or would."""
+    """Return the file system of a folder, which need not exist yet."""
     resolved = folder.expanduser().resolve()
     try:
         mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""Prefetching: what a run needs of the network, fetched on the machine that has one."""
+"""Prefetching: weights, classifier and WordNet, on a machine with a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The probe: what a compute node reports of itself as a task, and how a run compares with it."""
+"""The probe: a compute node's report about itself, compared with what a run needs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NO_LOCKS = "no locks"
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """What a node says of itself."""
+    """A node's report about itself."""
 
     token: str  # what the login node wrote, as it is read here
     node: str

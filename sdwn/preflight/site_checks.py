@@ -1,4 +1,4 @@
-"""Checks of a profile against its site: what SLURM's commands say, and whether sbatch takes it."""
+"""Checks of a profile on its site, by SLURM's commands and a test of sbatch."""
 
 from __future__ import annotations
 

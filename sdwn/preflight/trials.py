@@ -5,7 +5,7 @@
     tune_by_jobs  writes config.json          ->  tune_task    answer-0.json, answer-1.json …
     probe_run     writes RUN/probe/token      ->  report_node  RUN/probe/answers.json
 
-A pilot or a tuning that was left before its answers were read is taken up by the same question:
+A pilot or tuning that was interrupted before its answers were read is resumed by the same command:
 ``question.json`` keeps it until then.
 """
 
@@ -162,11 +162,11 @@ def tune_by_jobs(
 
 
 def _no_gpu(device: str, config: RunConfig, profile: ClusterProfile) -> str | None:
-    """Return that a short job worked on the CPU though a GPU was asked for, else None."""
+    """Return a warning if a short job ran on the CPU instead of the requested GPU, else None."""
     if device != "cpu" or config.model.builtin == "noise" or not gives_gpu(profile):
         return None
     return (
-        f"a {profile.gpu_kind or 'GPU'} was asked for, and the task worked on the CPU because "
+        f"a {profile.gpu_kind or 'GPU'} was requested, but the task ran on the CPU, because "
         "torch finds no GPU there; see what such a node has with: "
         "sdwn doctor RUN --profile PROFILE --probe"
     )
@@ -220,7 +220,7 @@ class PilotSpeed:
 
 @dataclass(frozen=True, slots=True)
 class PilotAnswers:
-    """What a pilot found, and what follows for the whole run.
+    """Results of a pilot, and the estimate for the whole run that follows from them.
 
     ``nsfw``, ``nan``, ``redone`` and ``truncated`` count the pilot's images. ``hours_per_task``
     is the longest task's, loading included, ``device_hours`` what all tasks hold devices for,
@@ -361,7 +361,7 @@ def _pilot_answers(plan: Plan, pilot: RunPaths, profile: ClusterProfile) -> Pilo
 
 
 def _draw_contact_sheet(pilot: RunPaths, plan: Plan) -> None:
-    """Draw the pilot's images, a synset below its prompt, each with its number and status."""
+    """Write the pilot's images as one, a synset below its prompt, each with number and status."""
     each, size = plan.config.images_per_synset, plan.config.generation
     specs = list(plan.specs(plan.shards[0]))
     with ImageFile(pilot.shard(0)) as file:
@@ -390,13 +390,13 @@ def probe_run(
     found: Sequence[Finding],
     callbacks: TrialCallbacks,
 ) -> list[Finding]:
-    """Ask a compute node what it sees of a run, unless no job could start.
+    """Check a run on a compute node, by a short job, unless no job could start.
 
     Returns:
         What was ``found`` without it, on the same subjects replaced by what the node answers.
     """
     if not can_start(found):
-        node = [Finding("node", "unverified", "not asked, for no job could start")]
+        node = [Finding("node", "unverified", "not checked, because no job could start")]
         return replace_findings(found, node)
     try:
         node = _ask_node(run, plan, profile, callbacks)

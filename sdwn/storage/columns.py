@@ -34,7 +34,7 @@ class Column:
     Args:
         dtype: NumPy's; None is text.
         names: of an enumeration, whose values are positions in it.
-        width: values a row, if it is not one.
+        width: number of values in a row, if not one.
         of_run: whether every image that a run makes has it; the others are for imported images.
     """
 

@@ -93,7 +93,7 @@ def _tables(attributes: Mapping[str, Any], contents: Contents) -> tuple[bytes, b
     """Return the bytes of a file before its blob, and those behind it."""
     offsets = np.concatenate([[0], np.cumsum(contents.sizes)]).astype("u8")
     fixed = {"format": FORMAT, "format_version": FORMAT_VERSION, "images": len(offsets) - 1}
-    # In memory, but no BytesIO: the blob's place is a hole in it, and takes none.
+    # In memory, but no BytesIO: the blob is a hole in it, and takes no memory.
     with os.fdopen(os.memfd_create("tables"), "r+b", buffering=0) as target:
         with h5py.File(target, "w", libver=LIBVER) as file:
             for name, value in {**fixed, **attributes}.items():
@@ -153,7 +153,7 @@ def _file_type(column: Column, values: NDArray[Any]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Requirements on a shard or partial shard: of which plan and shard, and how many images."""
+    """Requirements on a shard or partial shard: its plan, its shard, its number of images."""
 
     plan_digest: str
     shard: int
@@ -199,7 +199,7 @@ class ImageFile:
                     raise ValueError(f"expected {expected.images} images, found {len(self)}")
                 self.sessions = [json.loads(line) for line in file["sessions"].asstr()[:]]
                 if not all(isinstance(session, dict) for session in self.sessions):
-                    raise ValueError("a session is no record")
+                    raise ValueError("a session is not a record")
         except BaseException:
             self.close()
             raise

@@ -1,4 +1,4 @@
-"""Which synsets: the published rule, whole subtrees, ImageNet-1k, lists, and their unions."""
+"""Catalogs of synsets: the published rule, whole subtrees, ImageNet-1k, lists, and their unions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = "object.n.01"
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Synsets in the order of their wnids, and in words where they come from."""
+    """Synsets in the order of their wnids, and a text that says where they come from."""
 
     name: str
     synsets: tuple[Synset, ...]

@@ -62,7 +62,7 @@ PART_OF_SPEECH_NUMBERS = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
 class Synset:
     """A noun synset; ``wnid`` is ``n`` and its 8-digit WordNet 3.0 offset.
 
-    ``parents`` are the wnids right above it, sorted; of an instance, what it is one of.
+    ``parents`` are the wnids right above it, sorted; for an instance, those of its classes.
     """
 
     wnid: str
@@ -156,7 +156,7 @@ def open_wordnet() -> WordNet:
 
 
 def require_corpus() -> Path:
-    """Find WordNet 3.0 on this machine, without the network; warn of what is passed over.
+    """Find WordNet 3.0 on this machine, without the network; warn of unusable ones.
 
     Raises:
         SdwnError: there is no whole WordNet 3.0; says how to get one.

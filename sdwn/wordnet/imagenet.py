@@ -43,7 +43,7 @@ def class_wnids() -> tuple[str, ...]:
 
 @cache
 def classifier_wnids(classes: int) -> tuple[str, ...]:
-    """List the wnids of a classifier's classes in order; their number alone tells the lists apart.
+    """List the wnids of a classifier's classes in order; their number identifies the list.
 
     Raises:
         SdwnError: timm has no such list.

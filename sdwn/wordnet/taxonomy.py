@@ -1,9 +1,9 @@
 """WordNet's noun hypernyms between wnids, from ``taxonomy.parquet`` or from the corpus.
 
-A plan reads WordNet once, through NLTK, and writes what all later stages ask of it into
+A plan reads WordNet once, through NLTK, and writes what all later stages need of it into
 ``taxonomy.parquet``: the plan's synsets, ImageNet-1k's classes and everything above both. The
-file goes with the run into its release. What it lacks, and runs and releases of before there was
-one, are looked up in the corpus.
+file is copied from the run into its release. Synsets that it lacks are looked up in the corpus;
+so are all synsets of old runs and releases without this file.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Taxonomy:
         return self._other(wnid).definition if row is None else self._definitions[row].as_py()
 
     def parents(self, wnid: str) -> tuple[str, ...]:
-        """Return the wnids right above a synset, sorted; of an instance, what it is one of."""
+        """Return the wnids right above a synset, sorted; for an instance, those of its classes."""
         row = self._rows.get(wnid)
         return self._other(wnid).parents if row is None else self._parents(row)
 
@@ -208,7 +208,7 @@ class Taxonomy:
 
 
 def _lists(column: pa.ChunkedArray) -> Callable[[int], tuple[str, ...]]:
-    """Return what reads a row of a column of lists, ten times as fast as Arrow's own way."""
+    """Return a function that reads a row of a column of lists, ten times as fast as Arrow does."""
     lists = column.combine_chunks()
     values: list[str] = lists.flatten().to_pylist()
     ends = np.concatenate([[0], np.cumsum(numbers(pc.list_value_length(lists)))]).tolist()
