@@ -104,7 +104,9 @@ def sheet_table(found: dict[str, Any]) -> Table:
 
 def browse_command(
     release: ReleaseFolder,
-    other: Annotated[Path | None, Argument(help="A release of the same synsets.")] = None,
+    other: Annotated[
+        Path | None, Argument(metavar="OTHER", help="A release of the same synsets.")
+    ] = None,
     port: Annotated[
         int | None, Option(min=0, max=65535, help="0: any; default: 8642, or the next free one.")
     ] = None,

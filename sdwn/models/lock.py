@@ -28,7 +28,7 @@ from sdwn.models.weights import (
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 
-FORMAT = Format("sdwn-lock", 1, "the sdwn that wrote it reads it")
+FORMAT = Format("sdwn-lock", 1, "if it is newer, upgrade sdwn")
 
 
 class LockedFile(Record):

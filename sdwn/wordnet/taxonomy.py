@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
 # WordNet 3.0 has so many nouns, the longest in 700 bytes, 18 levels deep, with 86 ways up from one.
 MOST_ROWS, ROW_BYTES = 82_115, 4096
 MOST_DEPTH, MOST_WAYS = 32, 256
+REMEDY = "restore it, or remove it: WordNet's corpus is then read instead"
 
 # NLTK's reader seeks in files that all threads share.
 _CORPUS_LOCK = threading.Lock()
@@ -68,7 +69,10 @@ def read_taxonomy(path: Path) -> pa.Table:
     Raises:
         IntegrityError: it is damaged, or not a tree of wnids such as WordNet's.
     """
-    table = read_parquet(path, MOST_ROWS, ROW_BYTES)
+    try:
+        table = read_parquet(path, MOST_ROWS, ROW_BYTES)
+    except IntegrityError as error:
+        raise IntegrityError(f"{str(error).rstrip('.')}; {REMEDY}") from None
     for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True):
         if table.column_names.count(name) != 1 or table[name].type != kind:
             raise _damaged(path, f"expected the column {name} of {kind}")
@@ -99,9 +103,7 @@ def read_taxonomy(path: Path) -> pa.Table:
 
 
 def _damaged(path: Path, what: str) -> IntegrityError:
-    return IntegrityError(
-        f"{path}: damaged: {what}; restore it, or remove it: WordNet's corpus is then read instead"
-    )
+    return IntegrityError(f"{path}: damaged: {what}; {REMEDY}")
 
 
 def open_taxonomy(path: Path) -> Taxonomy:
