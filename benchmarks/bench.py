@@ -72,12 +72,12 @@ def make_finished(run: Path, shards: int = 50_000) -> None:
     from sdwn.jobs.cluster import split_into_arrays
     from sdwn.jobs.journal import intend, job_ids, settle
     from sdwn.jobs.profile import load_profile
-    from sdwn.jobs.submit import shard_tasks
+    from sdwn.jobs.submit import tasks_for_shards
 
     paths, plan = plan_made_up(run, shards * 10, shard=10)
     paths.tasks.mkdir()
     site = load_profile("local")
-    tasks = shard_tasks(
+    tasks = tasks_for_shards(
         paths, plan, GENERATE, range(shards), site.model_copy(update={"executor": "slurm"})
     )
     for number, group in enumerate(split_into_arrays(tasks, 1001)):

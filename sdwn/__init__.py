@@ -1,25 +1,7 @@
 """Large synthetic image datasets out of Stable Diffusion and WordNet, on a SLURM cluster.
 
 A catalog becomes a plan, a plan becomes shards, shards become a release, a release becomes an
-evaluation. The packages, in that order; imports run one way, from ``cli`` down to ``wordnet``
-(``make lint`` checks the layers in pyproject.toml):
-
-- ``wordnet``: synsets, catalogs, ImageNet's classes
-- ``planning``: a run's plan: images, seeds, shards, slices
-- ``storage``: codecs, and images in HDF5
-- ``devices``: memory of GPUs, measured and published speeds
-- ``models``: weights, the lock on them, pipelines
-- ``jobs``: profiles, SLURM arrays and local processes, their journal and logs
-- ``preflight``: what a run takes and what would stop it: doctor, pilot, tune, prefetch
-- ``generation``: one task: prompts, noise, sampling, writing a shard
-- ``releases``: shards merged into a release; reading it
-- ``exchange``: releases in other formats, and images imported from them
-- ``prediction``: a classifier over a release's images
-- ``evaluation``: the figures made of predictions
-- ``reports``: the page of an evaluation, and comparisons
-- ``browser``: web pages over a release
-- ``workflow``: planning, submitting, following and evaluating as a whole
-- ``cli``: a module for each group of commands
+evaluation. CONTRIBUTING.md has the map: which package does what, and which imports which.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def submit_shards(
     on_message: OnMessage = ignore,
 ) -> list[Job]:
     """Submit some shards of a run, whatever lives already."""
-    tasks = submission.shard_tasks(paths, plan, GENERATE, indices, profile)
+    tasks = submission.tasks_for_shards(paths, plan, GENERATE, indices, profile)
     return submission.submit_tasks(paths, tasks, profile, on_message)
 
 

@@ -19,7 +19,7 @@ import pytest
 from sdwn.evaluation.verify import verify
 from sdwn.generation.task import GENERATE, generate
 from sdwn.jobs.profile import load_profile
-from sdwn.jobs.submit import follow, shard_tasks, submit_array
+from sdwn.jobs.submit import follow, submit_array, tasks_for_shards
 from sdwn.models.builtin import builtin_folder
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan
@@ -157,7 +157,7 @@ def test_two_tasks_hold_one_shard(
 ) -> None:
     paths, plan = planned(**SLOW)
     profile = load_profile(str(site))
-    tasks = shard_tasks(paths, plan, GENERATE, [shard.index for shard in plan.shards], profile)
+    tasks = tasks_for_shards(paths, plan, GENERATE, [shard.index for shard in plan.shards], profile)
     for _ in range(2):
         submit_array(paths, tasks, profile, print)
     follow(paths, lambda _: None)

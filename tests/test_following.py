@@ -16,7 +16,7 @@ from sdwn.cli import status as commands
 from sdwn.config import validated
 from sdwn.generation.task import GENERATE
 from sdwn.jobs import scheduler
-from sdwn.jobs.journal import intend, live_jobs, missing_shards, read_journal, settle
+from sdwn.jobs.journal import intend, live_jobs, read_journal, settle, unfinished_shards
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.scheduler import Job, JobState, cannot_start
@@ -224,7 +224,7 @@ def test_tasks_of_this_machine_outlive_the_terminal(sdwn: Sdwn, planned: PlanRun
     for one in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGINT):
         os.killpg(shell, one)
     assert f"sdwn status {paths.root}" in str(leaving_advice(paths))
-    wait_until(lambda: not missing_shards(paths, plan))
+    wait_until(lambda: not unfinished_shards(paths, plan))
     wait_until(lambda: not live_jobs(paths))
     assert leaving_advice(paths) is None
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from operator import attrgetter
 from pathlib import Path
@@ -357,6 +357,29 @@ class TestMemory:
         made = crowded.check(crowded.sample(specs(40)))
         assert [s.status for s in made] == [s.status for s in flagging[:40]]
         assert counts[:2] == [16, 1]
+
+    def test_checking_waits_for_room_and_says_when_there_is_none(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        crowded = Sampler(config(height=16, width=16, num_inference_steps=1))
+        made = crowded.sample(specs(2))
+        expected, whole = crowded.check(made), crowded._flags
+        waited: list[float] = []
+        monkeypatch.setattr(time, "sleep", waited.append)
+
+        def flags_after(seconds: float) -> Callable[[list[Sample]], list[bool]]:
+            def flags(samples: list[Sample]) -> list[bool]:
+                if sum(waited) < seconds:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return whole(samples)
+
+            return flags
+
+        monkeypatch.setattr(crowded, "_flags", flags_after(35.0))
+        assert [s.status for s in crowded.check(made)] == [s.status for s in expected]
+        monkeypatch.setattr(crowded, "_flags", flags_after(1e9))
+        with pytest.raises(OutOfMemoryError, match="out of memory"):
+            crowded.check(made)
 
 
 class TestSpeed:

@@ -14,9 +14,9 @@ from sdwn.errors import SdwnError
 from sdwn.generation.task import GENERATE
 from sdwn.io import ignore
 from sdwn.jobs import scheduler
-from sdwn.jobs.journal import intend, job_ids, live_jobs, open_shards, read_journal, settle
+from sdwn.jobs.journal import intend, job_ids, live_jobs, read_journal, settle, unheld_shards
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.submit import Callbacks, WorkOrder, cancel_run, complete, shard_tasks
+from sdwn.jobs.submit import Callbacks, WorkOrder, cancel_run, complete, tasks_for_shards
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
@@ -146,7 +146,7 @@ def test_an_array_that_is_not_there_was_refused(
 
 def taken(paths: RunPaths, plan: Plan, *ids: str) -> str:
     """Write down that SLURM took the first shards under these ids; return the array's name."""
-    tasks = shard_tasks(paths, plan, GENERATE, range(len(ids)), SITE)
+    tasks = tasks_for_shards(paths, plan, GENERATE, range(len(ids)), SITE)
     return settle(paths, intend(paths, tasks, SITE), ids).name
 
 
@@ -160,7 +160,7 @@ def test_a_job_is_the_runs_only_by_its_name_and_its_id(
     lines = [queue_line("7_0", "somebodys"), queue_line("7_1", name), queue_line("8_0", name)]
     commands(squeue="\n".join([until, *lines]), scancel=f'echo "$@" > {tmp_path}/cancelled')
     assert [job.id for job in live_jobs(paths)] == ["7_1"]
-    assert 0 in open_shards(paths, plan)
+    assert 0 in unheld_shards(paths, plan)
     assert [job.id for job in cancel_run(paths)] == ["7_1"]
     assert (tmp_path / "cancelled").read_text().split() == [f"--name={name}", "7"]
 
@@ -197,7 +197,7 @@ def test_another_users_jobs_are_seen_and_what_one_may_not_cancel_is_said(
     lines = [queue_line("7_0", name), queue_line("7_1", name)]
     denied = "scancel: error: Kill job error on job id 7_0: Access/permission denied"
     commands(squeue="\n".join([OF_OTHERS, *lines]), scancel=f"echo '{denied}' >&2; exit 210")
-    assert not {0, 1} & set(open_shards(paths, plan)), "they are not made twice"
+    assert not {0, 1} & set(unheld_shards(paths, plan)), "they are not made twice"
     whose = owner or "another user"
     with pytest.raises(SdwnError, match=rf"jobs 7_0 to 7_1 of {whose} could not .*denied"):
         cancel_run(paths)
@@ -276,4 +276,4 @@ def test_tasks_start_whatever_is_exported_and_whatever_job_they_are_submitted_in
         for name, value in outer.items():
             patch.setenv(name, value)
         sdwn("submit", paths.root, "--profile", tmp_path / "site.yaml", "--wait", "--retries", "0")
-    assert not open_shards(paths, plan)
+    assert not unheld_shards(paths, plan)

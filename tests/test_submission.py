@@ -29,17 +29,17 @@ from sdwn.jobs.journal import (
     intend,
     job_ids,
     live_jobs,
-    missing_shards,
     note_cancelled,
     open_journal,
-    open_shards,
     read_journal,
     run_name,
     settle,
+    unfinished_shards,
+    unheld_shards,
 )
 from sdwn.jobs.profile import ClusterProfile, load_profile, stage_profile
 from sdwn.jobs.scheduler import Job, read_squeue
-from sdwn.jobs.submit import Callbacks, WorkOrder, complete, follow, shard_tasks
+from sdwn.jobs.submit import Callbacks, WorkOrder, complete, follow, tasks_for_shards
 from sdwn.jobs.task import ArrayTask
 from sdwn.jobs.task_record import TaskRecord
 from sdwn.paths import CHANGED, ReleasePaths, RunPaths
@@ -81,7 +81,7 @@ def test_a_plan_that_took_the_place_of_the_submitted_one_is_refused(
     sdwn: Sdwn, planned: PlanRun
 ) -> None:
     paths, plan = planned()
-    tasks = shard_tasks(paths, plan, GENERATE, [0], HERE)
+    tasks = tasks_for_shards(paths, plan, GENERATE, [0], HERE)
     settle(paths, intend(paths, tasks, HERE), [])
     others(paths, seed=1)
     refused = sdwn("submit", paths.root, code=2).stderr
@@ -93,7 +93,7 @@ def test_a_plan_that_took_the_place_of_the_submitted_one_is_refused(
 
 def test_other_code_than_was_submitted_is_reported(sdwn: Sdwn, planned: PlanRun) -> None:
     paths, plan = planned()
-    (made,) = shard_tasks(
+    (made,) = tasks_for_shards(
         paths, plan, GENERATE, [0, 1], load_profile("local", {"array_parallelism": "1"})
     )
     ArrayTask(made.stage, made.path, made.indices, made.plan, code="0.0.9+abc")()
@@ -162,10 +162,10 @@ def test_two_clusters_make_a_slice_each_and_one_release(sdwn: Sdwn, tmp_path: Pa
 
 def test_an_array_that_was_refused_or_never_taken_holds_no_shard(planned: PlanRun) -> None:
     paths, plan = planned()
-    intend(paths, shard_tasks(paths, plan, GENERATE, [0, 1], HERE), HERE)  # and then a crash
+    intend(paths, tasks_for_shards(paths, plan, GENERATE, [0, 1], HERE), HERE)  # and then a crash
     assert read_journal(paths)[0].unsettled
     assert live_jobs(paths) == {}
-    assert open_shards(paths, plan) == missing_shards(paths, plan)
+    assert unheld_shards(paths, plan) == unfinished_shards(paths, plan)
 
 
 def test_two_commands_at_once_submit_each_shard_once(
@@ -208,7 +208,7 @@ def test_cancel_also_ends_the_command_that_follows(sdwn: Sdwn, planned: PlanRun)
     assert waiting.returncode == 1
     assert f"cancelled by: sdwn cancel {paths.root}" in " ".join(log.split())
     assert live_jobs(paths) == {}, "nothing is submitted again"
-    assert len(missing_shards(paths, plan)) == len(plan.shards)
+    assert len(unfinished_shards(paths, plan)) == len(plan.shards)
 
 
 def test_a_printed_command_goes_on_with_the_run_under_its_own_profile(
@@ -316,7 +316,7 @@ def test_a_full_queue_is_not_waited_for_in_silence(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     paths, plan = planned()
-    tasks = shard_tasks(paths, plan, GENERATE, [0, 1], ClusterProfile())
+    tasks = tasks_for_shards(paths, plan, GENERATE, [0, 1], ClusterProfile())
     with pytest.raises(QueueFullError, match="temporarily unable to accept job"):
         submission.submit_array(paths, tasks, ClusterProfile(), print)
     (refused,) = read_journal(paths)
@@ -524,7 +524,7 @@ def test_a_waiting_submit_feeds_the_queue_as_it_empties(
     assert 0 < most <= limited
     # Each array may run one: for a moment beside those of an older one that run already.
     assert most_running <= 4 + len({job.id.partition("_")[0] for job in jobs}) - 1
-    assert missing_shards(paths, plan) == []
+    assert unfinished_shards(paths, plan) == []
     arrays = {job.id.partition("_")[0] for job in jobs}
     assert len(arrays) <= 2 + 4 * len(plan.shards) / limited, "waves, not a job at a time"
 
@@ -585,7 +585,7 @@ def test_tasks_that_start_before_sbatch_answers_wait_for_their_work(
     monkeypatch.setenv("PATH", f"{late.parent}{os.pathsep}{os.environ['PATH']}")
     setup = "setup: [echo from the setup lines >&2]"
     profile = load_profile(str(profile_for_testbed(tmp_path, setup)), {"mem": "500M"})
-    tasks = shard_tasks(paths, read_plan(paths), GENERATE, [0, 1, 2], profile)
+    tasks = tasks_for_shards(paths, read_plan(paths), GENERATE, [0, 1, 2], profile)
     jobs = submission.submit_tasks(paths, tasks, profile)
     follow(paths, lambda _: None)
     assert paths.done_shards() == {0, 1, 2}
@@ -616,7 +616,7 @@ def test_what_was_submitted_before_a_crash_is_found(
     assert not submission.unsettled
     cluster.run("scontrol", "release", submission.jobs[0].id.partition("_")[0])
     follow(paths, lambda _: None)
-    assert missing_shards(paths, plan) == []
+    assert unfinished_shards(paths, plan) == []
 
 
 @pytest.mark.slurm

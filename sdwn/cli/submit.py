@@ -47,14 +47,14 @@ def submit_command(
     from sdwn.jobs.submit import require_fit
     from sdwn.workflow.following import SubmitOptions
     from sdwn.workflow.later_stages import parse_stages
-    from sdwn.workflow.submitting import submit_run, unfinished_shards
+    from sdwn.workflow.submitting import shards_to_submit, submit_run
 
     options = SubmitOptions(wait, retries, parse_stages(then) if then is not None else (), force)
     paths, plan = open_run(run)
     chosen = open_profile(profile, site)
     require_fit(plan.config, chosen)
     if dry_run:
-        show_script(paths, plan, unfinished_shards(paths, plan, console.say), chosen, as_json)
+        show_script(paths, plan, shards_to_submit(paths, plan, console.say), chosen, as_json)
     else:
         console.result(submit_run(paths, plan, chosen, options, console), as_json)
 

@@ -91,9 +91,9 @@ class Device:
     ``Device(gpu=False)`` is the CPU, and imports no torch.
     """
 
-    def __init__(self, gpu: bool | None = None) -> None:
+    def __init__(self, gpu: bool = True) -> None:
         self._cuda: Any = None
-        if gpu is not False:
+        if gpu:
             import torch
 
             # Not accelerate's PartialState: where torchrun or mpirun left their variables behind,

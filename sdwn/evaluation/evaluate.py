@@ -15,7 +15,7 @@ from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.groups import read_groups
 from sdwn.evaluation.record import build_record, main_figures
 from sdwn.io import Advance, OnMessage, ignore
-from sdwn.jobs.journal import missing_shards
+from sdwn.jobs.journal import unfinished_shards
 from sdwn.jobs.submit import submission_lock
 from sdwn.jobs.task import Stage
 from sdwn.paths import RunPaths, work_paths
@@ -80,7 +80,7 @@ def evaluate_planned(  # noqa: PLR0913, PLR0917
                         f"{command('cancel', work.root)}"
                     )
                 require_evaluable(plan.chosen, release.taxonomy)
-                todo = [plan.shards[index] for index in missing_shards(work, plan)]
+                todo = [plan.shards[index] for index in unfinished_shards(work, plan)]
                 advance(plan.images - sum(map(plan.shard_images, todo)))
                 if todo:
                     predict_shards(work, release, plan, todo, advance, batch_size)

@@ -51,7 +51,7 @@ from sdwn.storage.shards import Contents, Expected, ImageFile, RowRange, join, w
 log = logging.getLogger(__name__)
 
 # Batches that may wait while another is encoded: more would only take memory.
-WAITING = 2
+MOST_QUEUED = 2
 # How long a signal's handler waits for finished images to reach the disk; SLURM gives 30 s.
 FLUSH_TIMEOUT_S = 20.0
 POLL_SECONDS = 0.02
@@ -313,7 +313,7 @@ class BackgroundWriter:
         specs: Sequence[ImageSpec],
         samples: list[Sample],
     ) -> None:
-        """Queue a batch; wait while :data:`WAITING` others are queued."""
+        """Queue a batch; wait while :data:`MOST_QUEUED` others are queued."""
 
         def step() -> None:
             self._current = writer
@@ -357,7 +357,7 @@ class BackgroundWriter:
             time.sleep(POLL_SECONDS)
 
     def _put(self, step: Callable[[], None]) -> None:
-        while self._error is None and self._queue.qsize() >= WAITING:
+        while self._error is None and self._queue.qsize() >= MOST_QUEUED:
             time.sleep(POLL_SECONDS)
         if self._error is not None:
             raise self._error
@@ -376,7 +376,7 @@ class BackgroundWriter:
         while True:
             with contextlib.suppress(queue.Empty):
                 return self._queue.get(timeout=POLL_SECONDS)
-            # Only here is nothing handed over that is not collected.
+            # The queue is empty, so the current writer holds everything handed over.
             wanted = self._flush_wanted
             if wanted > self._flush_done:
                 if self._current is not None:

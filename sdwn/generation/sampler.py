@@ -177,17 +177,29 @@ class Sampler(ImageSampler):
         ]
 
     def _flags_or_wait(self, samples: list[Sample]) -> list[bool]:
-        """Check several at once, or one at a time, or wait until the next batch leaves room."""
-        for count, seconds in ((len(samples), 0.0), (1, 0.0), (1, 5.0), (1, 30.0)):
+        """Check several at once, or one at a time, waiting until the next batch leaves room.
+
+        Raises:
+            OutOfMemoryError: the device has no room to check a single image.
+        """
+        try:
+            with plain_out_of_memory():
+                return self._flags(samples)
+        except OutOfMemoryError as error:
+            log.warning("while checking %d images: %s", len(samples), error)
+        return [flag for sample in samples for flag in self._flags_alone([sample])]
+
+    def _flags_alone(self, sample: list[Sample]) -> list[bool]:
+        for seconds in (0.0, 5.0, 30.0):
+            self.device.release()
             time.sleep(seconds)
             try:
                 with plain_out_of_memory():
-                    parts = (samples[i : i + count] for i in range(0, len(samples), count))
-                    return [flag for part in parts for flag in self._flags(part)]
+                    return self._flags(sample)
             except OutOfMemoryError as error:
-                log.warning("while checking %d images: %s", count, error)
-            self.device.release()
-        return self._flags(samples[:1]) + self._flags_or_wait(samples[1:])
+                log.warning("while checking an image: %s", error)
+        with plain_out_of_memory():
+            return self._flags(sample)
 
     def _flags(self, samples: list[Sample]) -> list[bool]:
         assert self._checker is not None

@@ -313,18 +313,18 @@ def hidden_owners(submissions: Sequence[Submission], indices: Container[int]) ->
     return sorted(filter(None, others)) if others and hides_jobs() else []
 
 
-def missing_shards(paths: RunPaths, work: ShardedWork) -> list[int]:
+def unfinished_shards(paths: RunPaths, work: ShardedWork) -> list[int]:
     """List the shards that this folder is to have and that are not finished."""
     done = work.done(paths)
     return [shard.index for shard in work.assigned_shards if shard.index not in done]
 
 
-def open_shards(paths: RunPaths, work: ShardedWork, live: Live | None = None) -> list[int]:
+def unheld_shards(paths: RunPaths, work: ShardedWork, live: Live | None = None) -> list[int]:
     """List the shards that are neither finished nor in the hands of a live job."""
     # Asked for before the files: a shard may be finished in between.
     live = live_jobs(paths) if live is None else live
     busy = {index for job in live for index in job.indices}
-    return [index for index in missing_shards(paths, work) if index not in busy]
+    return [index for index in unfinished_shards(paths, work) if index not in busy]
 
 
 def failed_shards(
@@ -334,6 +334,6 @@ def failed_shards(
     submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
     return [
         index
-        for index in open_shards(paths, work, live_jobs(paths, submissions))
+        for index in unheld_shards(paths, work, live_jobs(paths, submissions))
         if index in submitted and submitted[index] not in cancelled
     ]

@@ -48,10 +48,10 @@ from sdwn.jobs.journal import (
     is_unreachable,
     live_by_submission,
     live_jobs,
-    missing_shards,
     open_journal,
-    open_shards,
     read_journal,
+    unfinished_shards,
+    unheld_shards,
     unrecorded_jobs,
 )
 from sdwn.jobs.logs import failure
@@ -179,7 +179,7 @@ def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
 # Submitting once
 
 
-def shard_tasks(
+def tasks_for_shards(
     paths: RunPaths,
     work: ShardedWork,
     stage: Stage,
@@ -195,13 +195,13 @@ def shard_tasks(
 def submit_once(order: WorkOrder, on_message: OnMessage) -> tuple[list[Job], int]:
     """Submit what is unfinished, as far as the site allows; return how many shards remain, too."""
     paths, work, profile = order.paths, order.work, order.profile
-    if not missing_shards(paths, work):
+    if not unfinished_shards(paths, work):
         return [], 0
     with submission_lock(paths, on_message):
         recover(paths, order.stages, profile)
         live = live_jobs(paths)
-        todo = open_shards(paths, work, live)
-        tasks = shard_tasks(paths, work, order.stages[work.stage], todo, profile)
+        todo = unheld_shards(paths, work, live)
+        tasks = tasks_for_shards(paths, work, order.stages[work.stage], todo, profile)
         jobs = submit_tasks(paths, tasks, profile, on_message, live)
     if remaining := len(todo) - sum(len(job.indices) for job in jobs):
         on_message(
@@ -357,9 +357,9 @@ def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
         live = live_jobs(paths)
         callbacks.on_look(live)
         feeder.balance(live)
-        todo = [index for index in open_shards(paths, work, live) if tries[index] <= retries]
+        todo = [index for index in unheld_shards(paths, work, live) if tries[index] <= retries]
         # Later stages, which hold no shard, make none of what is missing.
-        if not missing_shards(paths, work) or not (todo or any(job.indices for job in live)):
+        if not unfinished_shards(paths, work) or not (todo or any(job.indices for job in live)):
             break
         # Read after the look, for a cancel may have come since.
         found = open_journal(paths)
@@ -380,7 +380,7 @@ def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
             callbacks.on_message("SLURM takes no more of your jobs now; waiting for room")
             waited = True
         _pause(began)
-    if left := missing_shards(paths, work):
+    if left := unfinished_shards(paths, work):
         raise SdwnError(
             f"{len(left)} of {len(work.assigned_shards)} shards failed; shard {left[0]}: "
             f"{failure(paths, left[0])}; finished images are kept, "
@@ -425,9 +425,9 @@ class _Feeder:
         with submission_lock(paths, self._on_message):
             recover(paths, self._order.stages, profile)
             now_live = live_jobs(paths)
-            unheld = set(open_shards(paths, work, now_live))
+            unheld = set(unheld_shards(paths, work, now_live))
             own = [index for index in todo if index in unheld]
-            tasks = shard_tasks(paths, work, self._order.stages[work.stage], own, profile)
+            tasks = tasks_for_shards(paths, work, self._order.stages[work.stage], own, profile)
             if profile.executor == "slurm" and self._room is not None:
                 free = self._room - len(scheduler.squeue() or {})
                 least = max(1, round(WAVE * self._room)) if live else 1

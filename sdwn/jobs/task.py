@@ -35,7 +35,7 @@ from sdwn.paths import CHANGED, RunPaths
 
 log = logging.getLogger(__name__)
 
-# So many starts in a row that SLURM ends before anything new is finished are enough.
+# Give up after this many starts in a row that finished nothing new.
 IDLE_STARTS = 3
 POLL_SECONDS = 0.2
 # srun starts all processes at once; one that has not begun by then never will.

@@ -15,7 +15,7 @@ from rich.filesize import decimal
 
 from sdwn.errors import SdwnError, UsageError, command
 from sdwn.jobs.cluster import group_into_tasks
-from sdwn.jobs.journal import missing_shards
+from sdwn.jobs.journal import unfinished_shards
 from sdwn.jobs.profile import ClusterProfile, LaterStage
 from sdwn.jobs.site import read_site
 from sdwn.jobs.submit import require_fit
@@ -80,7 +80,7 @@ class _Run:
     @cached_property
     def todo(self) -> list[int]:
         """The shards that are not finished."""
-        return missing_shards(self.paths, self.plan)
+        return unfinished_shards(self.paths, self.plan)
 
     @cached_property
     def tasks(self) -> Sequence[tuple[int, ...]]:

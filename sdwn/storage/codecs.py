@@ -46,9 +46,9 @@ class ImageCodec:
         return f"quality {wanted}" if wanted else "lossless"
 
 
-# To add a codec: a row at the end, for files hold a codec's position, and its name in
-# StorageConfig.codec. Size ratios are means over 300 photo-like images of 512x512; one photograph
-# may take a third more or less. Those of JPEG beside 95 are in proportion to it, over ten.
+# To add a codec: a row at the end, for files hold a codec's position. Size ratios are means over
+# 300 photo-like images of 512x512; one photograph may take a third more or less. Those of JPEG
+# beside 95 are in proportion to it, over ten.
 CODECS = {
     codec.name: codec
     for codec in (

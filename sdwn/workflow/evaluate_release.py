@@ -17,7 +17,7 @@ from sdwn.evaluation.evaluate import (
     write_evaluation,
 )
 from sdwn.io import OnMessage
-from sdwn.jobs.journal import failed_shards, live_jobs, missing_shards, read_journal
+from sdwn.jobs.journal import failed_shards, live_jobs, read_journal, unfinished_shards
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile, load_profile, overridden, stage_profile
 from sdwn.jobs.submit import WorkOrder, changed_code, submission_lock, submit_once
@@ -140,7 +140,7 @@ def evaluate_by_tasks(
         if options.wait:
             order = WorkOrder(work, plan, EVALUATION_STAGES, profiles.classify)
             follow_to_end(order, options, display)
-        elif missing_shards(work, plan) or live_jobs(work):
+        elif unfinished_shards(work, plan) or live_jobs(work):
             return _submit_tasks(work, plan, profiles, say)
     with display.working("figures"):
         return write_evaluation(opened, work, plan, say)

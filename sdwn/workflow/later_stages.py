@@ -23,9 +23,9 @@ from sdwn.io import OnMessage, ignore
 from sdwn.jobs.journal import (
     is_unreachable,
     live_by_submission,
-    missing_shards,
     open_journal,
     read_journal,
+    unfinished_shards,
 )
 from sdwn.jobs.profile import ClusterProfile, LaterStage, stage_profile
 from sdwn.jobs.scheduler import PENDING, Job
@@ -192,7 +192,7 @@ def _after_live(paths: RunPaths, work: ShardedWork, on_message: OnMessage) -> st
     Jobs that have nothing left to do are not waited for, as they may be held.
     """
     before: list[str] = []
-    left = set(missing_shards(paths, work))
+    left = set(unfinished_shards(paths, work))
     for submission, jobs in live_by_submission(paths, read_journal(paths)):
         if not jobs or submission.executor == "local":
             continue

@@ -15,7 +15,7 @@ from typing import Any
 
 from sdwn.errors import QueueFullError, SdwnError, UsageError, command
 from sdwn.io import OnMessage
-from sdwn.jobs.journal import live_jobs, note_later, open_journal, open_shards, read_journal
+from sdwn.jobs.journal import live_jobs, note_later, open_journal, read_journal, unheld_shards
 from sdwn.jobs.profile import ClusterProfile, LaterStage
 from sdwn.jobs.scheduler import Job
 from sdwn.jobs.submit import (
@@ -34,7 +34,7 @@ from sdwn.preflight.doctor import check_run
 from sdwn.preflight.estimate import estimate, submitting_lines
 from sdwn.preflight.findings import Finding
 from sdwn.preflight.prefetch import lock_found_classifier
-from sdwn.workflow import later_stages as chain
+from sdwn.workflow import later_stages
 from sdwn.workflow.following import (
     Display,
     SubmitOptions,
@@ -63,12 +63,12 @@ def submit_run(
         SdwnError: something would stop the run, or shards or a stage failed.
     """
     say = display.say
-    todo = unfinished_shards(paths, plan, say)
+    todo = shards_to_submit(paths, plan, say)
     if options.resume:
         then = _stages_to_resume(paths, profile, bool(todo), options.wait, say)
         options = replace(options, then=then)
     if options.then:
-        chain.require_chain(paths, plan, options.then, profile, options.wait)
+        later_stages.require_chain(paths, plan, options.then, profile, options.wait)
         note_later(paths, options.then)
     if todo:
         ensure_lock(paths, plan)
@@ -84,7 +84,7 @@ def submit_run(
         say("\n".join(submitting_lines(estimate(paths, plan, todo, profile))))
     elif not (options.then or options.command):
         say(_nothing_to_submit(paths, plan))
-    order, remaining = WorkOrder(paths, plan, chain.RUN_STAGES, profile), 0
+    order, remaining = WorkOrder(paths, plan, later_stages.RUN_STAGES, profile), 0
     if options.wait:
         jobs = follow_to_end(order, options, display)
     else:
@@ -106,7 +106,7 @@ def submit_run(
     return found
 
 
-def unfinished_shards(paths: RunPaths, plan: Plan, say: OnMessage) -> list[int]:
+def shards_to_submit(paths: RunPaths, plan: Plan, say: OnMessage) -> list[int]:
     """List the shards to submit; report other code than at the last submission, and lost lines.
 
     Raises:
@@ -118,14 +118,14 @@ def unfinished_shards(paths: RunPaths, plan: Plan, say: OnMessage) -> list[int]:
     if changed := changed_code(journal.submissions):
         say(changed)
     report_damage(paths, journal, say)
-    return open_shards(paths, plan, live_jobs(paths, journal.submissions))
+    return unheld_shards(paths, plan, live_jobs(paths, journal.submissions))
 
 
 def _stages_to_resume(
     paths: RunPaths, profile: ClusterProfile, anew: bool, wait: bool, say: OnMessage
 ) -> tuple[LaterStage, ...]:
     """List the later stages to submit again; say so, or what is needed for it."""
-    stages = chain.unfinished_stages(paths, anew)
+    stages = later_stages.unfinished_stages(paths, anew)
     if stages and profile.executor == "local" and not wait:
         retry = command("retry", paths.root, "--wait")
         say(f"not done yet: {', '.join(stages)}; resume with: {retry}")
@@ -176,11 +176,11 @@ def _submit_stages(
         with display.working(", ".join(stages) if options.wait else "submitting"):
             for part in parts:
                 with submission_lock(paths, display.say):
-                    jobs |= chain.submit_chain(paths, plan, part, profile, display.say)
+                    jobs |= later_stages.submit_chain(paths, plan, part, profile, display.say)
                 if options.wait:
-                    while left := chain.followed(paths, part):
+                    while left := later_stages.followed(paths, part):
                         follow(paths, queue_watch(display.say), left)
-                    chain.require_done(paths, part)
+                    later_stages.require_done(paths, part)
     except QueueFullError as error:
         again = options.resume_command(paths)
         display.say(f"{error}; queue the later stages when there is room, with: {again}")
