@@ -611,7 +611,7 @@ def test_an_error_in_a_page_is_one_sentence_there_and_a_line_in_the_log(
     with visiting(library) as site:
         answer = site.get(f"/synsets/{ZEBRA}")
         assert answer.status_code == 500
-        assert "stands in the terminal" in answer.text
+        assert "the error is in the terminal" in answer.text
         assert "AttributeError" not in answer.text
         assert "default-src 'none'" in answer.headers["content-security-policy"]
         assert site.get("/assets/browse.css").status_code == 200

@@ -401,7 +401,7 @@ def test_a_read_only_disk_is_waited_for_and_then_gone_on_with(
     make(paths, plan, Disturbed(plan, 3, read_only))
     assert images(paths) == images(undisturbed)
     (told,) = run_status(paths, plan).waited
-    assert re.search(r"waited \d+ s for the disk, then went on", told)
+    assert re.search(r"waited \d+ s for the disk, then continued", told)
 
 
 def test_a_run_folder_that_is_away_for_a_moment_is_not_made_anew(

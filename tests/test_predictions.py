@@ -512,7 +512,7 @@ def test_a_release_is_evaluated_as_its_runs_config_says(
     sdwn("merge", paths.root, "--release", out)
     done = sdwn("evaluate", out)
     told = " ".join(done.stderr.split())
-    assert f"test_vit with {everything.checkpoint} (as the run's config names it; another" in told
+    assert f"test_vit with {everything.checkpoint} (from the run's config; another" in told
     (name,) = [folder.name for folder in (out / "evaluations").iterdir()]
     assert re.fullmatch(r"test_vit-[0-9a-f]{8}-all", name)
     # Part of a release is evaluated alike.
@@ -535,7 +535,7 @@ def test_what_is_given_comes_before_what_the_config_says(
     assert chosen == EvaluationConfig(model="resnet50", images="all")
     told = " ".join(capsys.readouterr().err.split())
     assert "gone.yaml, is not here: the default is used" in told
-    assert "classifier: resnet50 (as given)" in told
+    assert "classifier: resnet50 (from the command line)" in told
     groups = evaluation_settings(
         root, None, None, {**NOTHING_GIVEN, "groups": "default"}, console.say
     )

@@ -121,7 +121,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def locked(site: Site) -> str:
     """A run that was planned, then prefetched; the commit that it is locked to."""
     planned = site.sdwn("plan", "small.yaml", "run")
-    assert "its weights are not here yet; before submitting: sdwn prefetch run" in planned.stderr
+    assert "(not downloaded yet); before submitting: sdwn prefetch run" in planned.stderr
     assert site.hub.requests == [], "planning asks no hub"
     assert not site.run().lock.exists()
     found = site.sdwn.json("prefetch", "run")

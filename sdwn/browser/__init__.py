@@ -1,1 +1,1 @@
-"""A release to look through: search, WordNet's tree, synsets and their images."""
+"""Web pages of a release: search, WordNet's tree, synsets and their images."""

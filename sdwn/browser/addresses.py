@@ -1,6 +1,6 @@
-"""Addresses of pages and images: what one asks for, read and written.
+"""Addresses of pages and images, and the views that they describe.
 
-All that a page shows stands in its address, so that it can be kept, sent and gone back to.
+All that a page shows stands in its address, so that it can be kept, sent and opened again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SHOWS = ("all", "right", "wrong", "black", "ok", "unjudged")
 ORDERS = ("best", "name", "rate", "-rate", "images", "shuffled")
 # In pixels: a thumbnail in a list, and one on the page of its synset.
 SMALL, LARGE = 192, 384
-# Longer texts are cut: nobody searches for more.
+# Longer texts are cut.
 LONGEST_TEXT = 200
 
 
@@ -28,7 +28,7 @@ class BadViewError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What an address asks for; its fields are the parameters of the address.
+    """A view of a release; its fields are the parameters of an address.
 
     Attributes:
         q: words to search for.

@@ -1,4 +1,4 @@
-"""The application: which address is answered by what, who may ask, and what errors look like.
+"""The web application: its routes, the access token, and error pages.
 
 A request passes, from the outside in:
 
@@ -73,7 +73,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 
-# By status: the title of its page, and what it says where the error says nothing.
+# By status: the page's title, and its text if the error has none.
 ERRORS = {
     400: ("Bad request", "This address is not valid."),
     403: (
@@ -84,7 +84,7 @@ ERRORS = {
     405: ("Read only", "Pages can be read, and nothing can be sent to them."),
     500: (
         "Something went wrong",
-        "sdwn browse goes on; what went wrong stands in the terminal where it runs.",
+        "sdwn browse keeps running; the error is in the terminal where it runs.",
     ),
 }
 
@@ -182,7 +182,7 @@ def token_gate(app: ASGIApp, token: str) -> ASGIApp:
             entered.set_cookie(cookie, token, httponly=True, samesite="strict")
             await entered(scope, receive, send)
         elif is_token(request.cookies.get(cookie, "")) or path.startswith("/assets/"):
-            # The style of the page that refuses needs no token: it tells nothing.
+            # The style of the page that refuses needs no token: it holds no data.
             await app(scope, receive, send)
         else:
             await _error_page(403)(scope, receive, send)
@@ -193,7 +193,7 @@ def token_gate(app: ASGIApp, token: str) -> ASGIApp:
 def _answer_error(request: Request, error: Exception) -> Response:
     status, message, headers = 500, None, dict[str, str]()
     if isinstance(error, ClientDisconnect):
-        return Response()  # nobody is there to read it
+        return Response()  # the client has gone
     if isinstance(error, HTTPException):
         status, headers = error.status_code, dict(error.headers or {})
         # Those of pages.py are sentences, Starlette's own are "Not Found".

@@ -1,6 +1,6 @@
 """A release's synsets and images, and what a classifier predicted, as arrays.
 
-Pages ask about 26,204 synsets and 262,040 images at once (how many are correct? which are
+Pages count over 26,204 synsets and 262,040 images at once (how many are correct? which are
 black?), so all facts about images stand in arrays with a value for each row of the release,
 and all counts of synsets in arrays with a value for each ``position`` of a synset by name:
 
@@ -213,7 +213,7 @@ class Collection:
 
 
 def _problem(release: Release, table: pa.Table) -> str | None:
-    """Describe what is in a table that is in no release's; return None if nothing is."""
+    """Describe what is wrong with a release's table; None if nothing is."""
     if table.num_rows != len(release):
         return f"expected {len(release)} images, as in the manifest, found {table.num_rows}"
     named = table["status"].unique().to_pylist()
@@ -267,7 +267,7 @@ class ImagePredictions:
         self.correct = collection.count(self.rank == 0)
 
     def of_row(self, row: int) -> Prediction | None:
-        """Return what was predicted of an image; None if it was not classified."""
+        """Return an image's prediction; None if it was not classified."""
         if self.best[row] == NONE:
             return None
         rank, subtree = int(self.rank[row]), float(self._subtree[row])

@@ -31,7 +31,7 @@ class SideBySide:
     """The synsets of two releases; threads may share it.
 
     Attributes:
-        names: of the two; where they are the same, with the folders that tell them apart.
+        names: of the two; where they are the same, with the folders in which they differ.
         total, only_here, only_there: how many synsets are in both, and in one of them alone.
         labelled: how many synsets have labelled images in both.
         rates: the mean share of correct images of these, here and there; None without any.

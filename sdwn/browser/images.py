@@ -170,7 +170,7 @@ def image_list(images: Iterable[ImageView]) -> Iterator[str]:
 
 
 def table_cell(value: Any) -> Any:
-    """Return a value as people read it, see :func:`csv_cell`.
+    """Return a value as text for people, see :func:`csv_cell`.
 
     >>> table_cell("=HYPERLINK(1)"), table_cell(True)
     ("'=HYPERLINK(1)", 'yes')

@@ -64,7 +64,7 @@ class Library:
         evaluation: the one to show; without a name, the newest that is whole and of this release.
 
     Attributes:
-        name: its catalog, and what was taken of it.
+        name: its catalog, and the part of it that this release has.
         predictions: of the evaluation that is shown; None without one.
         evaluations: names of those that can be shown, newest first.
         refused: by name, why other evaluations cannot be shown.

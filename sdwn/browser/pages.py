@@ -1,4 +1,4 @@
-"""What each address answers: pages, images and files to download."""
+"""Answers to requests: pages, images and files to download."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def image_of(request: Request) -> ImageView:
 
 
 def common_values(request: Request) -> dict[str, Any]:
-    """Return what every page shows; ``changed`` says that a release on disk is another by now."""
+    """Return what every page shows; ``changed`` says that a release on disk was replaced."""
     state = request.app.state
     changes = [library.changed for library in (state.here, state.there) if library]
     return {
@@ -301,7 +301,7 @@ def image_answer(request: Request) -> Response:
 
 
 def _tag(digest: str) -> dict[str, str]:
-    # The digest is recorded: to tell that a browser's copy is right, nothing is read or drawn.
+    # The digest is recorded: a browser's copy is checked without reading or drawing.
     return {"ETag": f'"{digest}"', "Cache-Control": FOR_A_MINUTE}
 
 

@@ -1,4 +1,4 @@
-"""Search by words: first synsets with such a name, then those with such words in their texts.
+"""Search by words: first by names of synsets, then by words in their texts.
 
 A search goes down this list, and what is found earlier comes first:
 

@@ -1,4 +1,4 @@
-"""The server of ``sdwn browse``: where it listens, its limits on connections, how it ends."""
+"""The server of ``sdwn browse``: address, limits on connections, shutdown."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ class Server(uvicorn.Server):
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer."""
+        """Start to answer requests."""
         await super().startup(sockets)
         for one in sockets or ():
             # asyncio made the queue as short as what it accepts at once.

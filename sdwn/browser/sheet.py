@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def sheet_record(library: Library, entry: Entry) -> dict[str, Any]:
-    """Return what is known of a synset and of each image, the record of ``sdwn show --json``."""
+    """Return the facts about a synset and each image, the record of ``sdwn show --json``."""
     predictions, images = library.predictions, library.images(entry.wnid)
     correct, labelled = library.tally(entry.position)
     regenerate, shots = library.regenerate_command(entry.synset), []

@@ -42,7 +42,7 @@ class Node:
 class SynsetTree:
     """All synsets that have images and all that are above them.
 
-    It is built when it is first asked something, in a fraction of a second; threads may share it.
+    It is built at the first use, in a fraction of a second; threads may share it.
     """
 
     def __init__(

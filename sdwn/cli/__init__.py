@@ -1,1 +1,1 @@
-"""The commands, by what they are for; each is one short function."""
+"""The commands, a module for each group; each command is one short function."""

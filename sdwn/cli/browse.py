@@ -65,7 +65,7 @@ def show_command(
 
 
 def sheet_rows(found: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of a synset as rows."""
+    """Return a synset's facts as rows."""
     if found["evaluation"] is None:
         correct = "not evaluated yet"
     else:

@@ -34,7 +34,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\
 
 
 def without_controls(text: str) -> str:
-    r"""Return a text with what steers a terminal written out.
+    r"""Return a text with control characters written as escapes.
 
     >>> print(without_controls("a name\x1b]0;title\x07"))
     a name\x1b]0;title\x07
@@ -81,7 +81,7 @@ def result(values: dict[str, Any], as_json: bool, *shown: str | RenderableType) 
 
 
 def rows(values: dict[str, Any]) -> Text:
-    """Return names and values, a line each; what is None has no line.
+    """Return names and values, a line each; None has no line.
 
     Numbers have thousands separators; ``bytes`` are a size.
     """

@@ -1,4 +1,4 @@
-"""Folders that the command line names: what they are, and which command takes which."""
+"""Folders on the command line: their kinds, and the command for each kind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def open_sharded(folder: Path) -> tuple[RunPaths, ShardedWork]:
 
 
 def kind_of(folder: Path) -> Kind | None:
-    """Return what a folder is by its files: a run, a release, an evaluation of one, or its work."""
+    """Return a folder's kind, by its files: a run, a release, an evaluation of one, or its work."""
     from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
     from sdwn.prediction.plan import is_prediction_work
 
@@ -72,7 +72,7 @@ def require_kind(wanted: Literal["run", "release"], name: str, folder: Path) -> 
 
 
 def _command_for(given: Kind | None, wanted: str, name: str, folder: Path) -> str:
-    """Return the command that does for this folder what was meant."""
+    """Return the command for this kind of folder that does what the user meant."""
     from sdwn.paths import RunPaths
     from sdwn.prediction.plan import read_prediction_plan
 
@@ -114,6 +114,6 @@ def require_savable(save: Path, release: Path, endings: tuple[str, ...]) -> None
     if not save.parent.is_dir():
         raise UsageError(f"--save {save}: expected a file in a folder that exists")
     if save.is_symlink() or (save.exists() and not save.is_file()):
-        raise UsageError(f"--save {save}: expected a file or nothing there, found something else")
+        raise UsageError(f"--save {save}: expected a file or nothing there")
     if release.resolve() in save.resolve().parents:
         raise UsageError(f"--save {save}: it lies in the release; choose another path")

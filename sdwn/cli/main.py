@@ -70,7 +70,7 @@ INTERRUPTED = 130
 
 @dataclass(slots=True)
 class Invocation:
-    """What the options before a command's name set: ``debug`` shows tracebacks and warnings."""
+    """Options before a command's name: ``debug`` shows tracebacks and warnings."""
 
     debug: bool = False
 
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def exit_code(work: Callable[[], None], invocation: Invocation) -> int:
-    """Run something; turn its error into one message and an exit code."""
+    """Run a function; turn its error into one message and an exit code."""
     try:
         work()
     except SdwnError as error:

@@ -1,4 +1,4 @@
-"""The commands that try before a run: tune, pilot, doctor."""
+"""The commands that measure and check before a run: tune, pilot, doctor."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unverified": "
 
 @contextmanager
 def short_jobs(what: str, advice: str = "") -> Iterator[TrialCallbacks]:
-    """Show that short jobs are at work; on Ctrl-C say how to end them, and ``advice``."""
+    """Show that short jobs are running; on Ctrl-C say how to end them, and ``advice``."""
     from sdwn.paths import RunPaths
     from sdwn.preflight.trials import TrialCallbacks
     from sdwn.workflow.following import leaving_advice, queue_watch
@@ -162,7 +162,7 @@ def doctor_command(
     with console.working("looking"):
         found = check_run(paths, plan, chosen)
     if probe:
-        with short_jobs("asking a compute node") as callbacks:
+        with short_jobs("checking a compute node") as callbacks:
             found = probe_run(paths, plan, chosen, found, callbacks)
     lines = [
         f"[{COLOURS[one.verdict]}]{one.verdict.ljust(10)}[/]  "

@@ -116,14 +116,14 @@ def regenerate_command(
     save: Annotated[Path | None, Option(help="Write the new image as PNG.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an image again, and compare the two."""
+    """Regenerate an image, and compare the two."""
     from sdwn.generation.regenerate import regenerate
     from sdwn.io import atomic
     from sdwn.releases.release import Release
 
     if save is not None:
         require_savable(save, release, (".png",))
-    with console.working("making the image again"):
+    with console.working("regenerating the image"):
         found, image = regenerate(Release(release), synset, number, model, tolerance)
     if save is not None:
         with atomic(save) as temporary:

@@ -1,4 +1,4 @@
-"""The command that does all of it: run."""
+"""The command that runs all steps: run."""
 
 from __future__ import annotations
 

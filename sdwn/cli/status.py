@@ -1,4 +1,4 @@
-"""The commands that show how a run stands: status, logs."""
+"""The commands that show a run's state: status, logs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 10
 # Whoever waits for the shards submits the next stage by then.
 PATIENCE_SECONDS = 60
-# What a person reads in place of a key of ``--json``.
+# Names on screen for keys of ``--json``.
 LABELS = {
     "images_per_second": "images/s",
     "jobs_live": "live jobs",
@@ -62,7 +62,7 @@ def status_command(
 
 
 def status_rows(found: RunStatus) -> dict[str, Any]:
-    """Return a run's status as rows; those that say nothing are left out."""
+    """Return a run's status as rows, empty ones left out."""
     gpus = [
         f"{counted(one.processes, 'process', 'es')} on {name}: "
         f"{one.images_per_second:.3g} images/s"

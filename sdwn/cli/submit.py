@@ -97,7 +97,7 @@ def retry_command(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit what failed or is missing again.
+    """Submit failed and missing shards again.
 
     Under the profile of the last submission. Stages that were queued behind the shards and did
     not succeed are queued again too.

@@ -1,1 +1,1 @@
-"""Array tasks: what they run, how they are submitted and followed, and what they write."""
+"""Array tasks: submitting, following and cancelling them, their records and logs."""

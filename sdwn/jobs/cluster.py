@@ -1,4 +1,4 @@
-"""Tasks become arrays: a script for sbatch under a site's profile, or processes of this machine."""
+"""Arrays of tasks: a script for sbatch under a site's profile, or processes of this machine."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def split_into_arrays(
 ) -> list[tuple[Sequence[Task], int]]:
     """Split tasks into arrays of at most ``limit``; return how many of each may run at once, too.
 
-    An array is as long as its share of ``at_once`` is large: all of them end together, so that
-    no share is left unused. SLURM runs one task of each at least.
+    An array's length is in proportion to its share of ``at_once``: all arrays end together, so
+    that no share is left unused. SLURM runs one task of each at least.
 
     >>> split_into_arrays("abcdefghij", limit=4, at_once=5)
     [('abcd', 2), ('efgh', 2), ('ij', 1)]
@@ -204,10 +204,10 @@ def start_array(
 ) -> tuple[str, ...]:
     """Submit tasks as one array of this name, or as processes of this machine; return their ids.
 
-    A controller that does not answer is asked again, for ten minutes; what it took without
-    saying so is found by its name. What a user's ``SBATCH_`` variables ask for is left out, and
-    named: a job gets what its profile says. ``jobs`` is the folder for scripts, pickles and
-    logs; ``on_message`` is called at each wait.
+    A controller that does not answer is called again, for ten minutes; a job that it took
+    without an answer is found by its name. A user's ``SBATCH_`` variables are ignored, and a
+    message names them: a job gets what its profile says. ``jobs`` is the folder for
+    scripts, pickles and logs; ``on_message`` is called at each wait.
 
     Raises:
         QueueFullError: there is no room for so many jobs now.
@@ -231,7 +231,7 @@ def start_array(
             break
         full, reason = is_full(printed), scheduler.last_line(printed)
         silent = code and not full and NO_ANSWER.search(printed.casefold())
-        # What was not understood may have been taken; only a controller that answers knows.
+        # A job without a readable answer may have been taken; only the controller knows.
         if silent or not code:
             queue: Mapping[str, JobState] | None = await_queue(on_message, name)
         else:
@@ -343,7 +343,7 @@ def hand_over(
 ) -> None:
     """Write the pickles that jobs under SLURM load: a task waits for its own for a minute.
 
-    One that lies there already may be anybody's, where the folder came with a release.
+    An existing pickle is replaced: it may be another user's, if the folder came with a release.
     """
     for one, task in zip(ids, tasks, strict=True):
         delayed = DelayedSubmission(task)

@@ -1,4 +1,4 @@
-"""The journal of a run, and what of it still lives.
+"""The journal of a run, and its jobs that still wait or run.
 
 A journal is ``submissions.jsonl``: what was handed to a scheduler, written down before and after
 it was. A line is one of::
@@ -41,7 +41,7 @@ _NAME = re.compile(r"sdwn(-[0-9a-f]{8}){1,2}")
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """An array that was to be submitted: what, when, from where, how, of which plan and code.
+    """An array that was to be submitted: its tasks, time, host, profile, plan and code.
 
     ``name`` is the job's own, by which the scheduler finds it. ``tasks`` holds the
     indices of each task's shards, ``ids`` the scheduler's ids: one a task, none if it was
@@ -75,7 +75,7 @@ class Submission:
 
     @property
     def jobs(self) -> tuple[Job, ...]:
-        """Its jobs, as far as they are known."""
+        """Its jobs that are known."""
         return self.jobs_as(self.ids or ())
 
     def jobs_as(self, ids: Sequence[str]) -> tuple[Job, ...]:
@@ -102,12 +102,12 @@ _SUBMISSION = TypeAdapter(Submission)
 
 
 def run_name(paths: RunPaths) -> str:
-    """Return how the names of all jobs of a run begin: SLURM finds them without a journal."""
+    """Return the prefix of the names of all jobs of a run: SLURM finds them without a journal."""
     return f"sdwn-{hashlib.sha256(os.fsencode(paths.root.resolve())).hexdigest()[:8]}-"
 
 
 def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile) -> Submission:
-    """Write down what is about to be submitted."""
+    """Write down an array that is about to be submitted."""
     submission = Submission(
         name=run_name(paths) + uuid4().hex[:8],
         time=now(),
@@ -126,7 +126,7 @@ def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile)
 
 
 def settle(paths: RunPaths, submission: Submission, ids: Sequence[str]) -> Submission:
-    """Write down under which ids the scheduler took it; all of it anew, if a line gets lost."""
+    """Write down the scheduler's ids for it, and all of it once more, in case a line is lost."""
     owner = {"owner": submission.owner} if submission.owner else {}
     content = {"of": _content(submission)}
     _append(paths, {"name": submission.name, "ids": list(ids), **owner, **content})
@@ -139,12 +139,12 @@ def refuse(paths: RunPaths, submission: Submission, reason: str) -> None:
 
 
 def note_cancelled(paths: RunPaths, ids: Sequence[str]) -> None:
-    """Write down that these jobs were cancelled, for whoever follows them."""
+    """Write down that these jobs were cancelled, for commands that follow them."""
     _append(paths, {"cancelled": now(), "jobs": list(ids)})
 
 
 def note_later(paths: RunPaths, stages: Sequence[str]) -> None:
-    """Write down which stages are to follow the shards, for whoever resumes the run."""
+    """Write down which stages are to follow the shards, for a command that resumes the run."""
     _append(paths, {"then": list(stages)})
 
 
@@ -301,7 +301,7 @@ def is_unreachable(live: Live) -> bool:
 def hidden_owners(submissions: Sequence[Submission], indices: Container[int]) -> list[str]:
     """List the other users whose jobs for these shards the site may hide from this user.
 
-    Where SLURM's PrivateData says so, nobody sees whether another's jobs wait, run or have ended.
+    With SLURM's PrivateData, a user cannot see whether another user's jobs wait, run or ended.
     """
     others = {
         one.owner

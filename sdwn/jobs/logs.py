@@ -1,4 +1,4 @@
-"""Logs of jobs, and why they ended.
+"""Logs of jobs, and the reasons why jobs ended.
 
 A task writes ``JOB_RANK_log.err`` for each of its processes. SLURM, and the script that it runs,
 write into the log of the first one, for all of them; before that, into the log of the array.
@@ -61,7 +61,7 @@ def failure(paths: RunPaths, index: int, submissions: Sequence[Submission] | Non
 
 
 def end_reason(paths: RunPaths, job: Job, rank: int = 0) -> str:
-    """Return what ended a process of a job, and where its log lies."""
+    """Return the reason why a process of a job ended, and the path of its log."""
     log, start = (
         paths.jobs / job.id / f"{job.id}_{rank}_log.err",
         starting_log(paths.jobs, job.array),

@@ -145,7 +145,7 @@ class ClusterProfile(Section):
     fewer than SLURM takes, ``shards_per_task`` how many shards each GPU of a task makes in
     turn. ``batch_size`` overrides what each task would take by itself.
     ``stage_weights`` is a folder of a node's own disk that weights are copied to once; variables
-    in it are the task's. ``stages`` holds what is asked for otherwise for ``merge``,
+    in it are the task's. ``stages`` holds the fields that differ for ``merge``,
     ``evaluate`` and ``report``.
     """
 
@@ -233,7 +233,7 @@ class ClusterProfile(Section):
         return self
 
     def record(self) -> dict[str, Any]:
-        """Return what is not as by default, for a file that others may read.
+        """Return the fields that are not the default, for a file that others may read.
 
         A secret stands there as its name, ``$NAME``: whoever submits has the value in their shell.
         """
@@ -303,13 +303,13 @@ class ClusterProfile(Section):
         if len(others) == len(entries):
             raise UsageError(
                 "--gpus needs a profile that asks for a GPU by gres or gpus_per_node; where your "
-                "site tells them apart otherwise, tune once for each: --constraint, --partition"
+                "site names its kinds in another way, tune once for each: --constraint, --partition"
             )
         return self.model_copy(update={"gres": ",".join([f"gpu:{kind}:1", *others])})
 
 
 def stage_profile(profile: ClusterProfile, stage: LaterStage) -> ClusterProfile:
-    """Return what a later stage asks for: no GPU, or one to evaluate, and what ``stages`` says.
+    """Return a later stage's profile: no GPU, or one to evaluate, and the fields of ``stages``.
 
     Null in ``stages`` leaves out what the profile asks for.
 

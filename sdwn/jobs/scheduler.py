@@ -68,7 +68,7 @@ NO_ANSWER = JobState(UNKNOWN, "the SLURM controller does not answer")
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment without what would steer SLURM's commands.
+    """Return this process's environment without variables that change SLURM's commands.
 
     What the profile says is what jobs get: a user's defaults (``SBATCH_PARTITION``) go before
     it, ``SQUEUE_STATES`` filters answers, and a job around this process has options of its own.
@@ -83,7 +83,7 @@ def environment() -> dict[str, str]:
 def call(
     command: Sequence[str], timeout_s: float | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in an environment that does not steer it."""
+    """Run a command without the variables that would change what it does."""
     return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -134,7 +134,7 @@ def squeue(
 
 
 def read_squeue(line: str) -> tuple[str, JobState] | None:
-    """Read a line of squeue; None of what is none, as a part of a name with a line break.
+    """Read a line of squeue; None if it is not one, as part of a name with a line break.
 
     >>> columns = ("7_0", 40), ("RUNNING", 24), ("my job", 40), ("None", 80)
     >>> job, state = read_squeue("".join(text.ljust(width) for text, width in columns))
@@ -173,7 +173,7 @@ def end_jobs(
 
 
 def live_processes(jobs: Path, host: str, job_ids: Sequence[str]) -> dict[str, JobState]:
-    """Return which of these jobs of a host live, jobs being processes that work in ``jobs``.
+    """Return which of these jobs of a host still run: processes that work in ``jobs``.
 
     Those of another host count as ended: making a shard twice costs time, waiting for a dead
     process has no end.
@@ -218,18 +218,18 @@ def _kill_tree(pid: int) -> None:
         time.sleep(0.01)
 
 
-# Jobs that wait in vain
+# Jobs that can never start
 
 RESUBMIT = "cancel the run's jobs (sdwn cancel) and submit with"
 # Of the reason codes at https://slurm.schedmd.com/job_reason_codes.html, and of what slurmctld
 # writes in their place. Limits on what runs at once pass; limits on each job do not.
 REMEDIES = (
-    (r"JobHeldUser", "held by its user; let it go with: scontrol release {job}"),
-    (r"JobHeldAdmin", "held by the site; only its administrators can let it go"),
+    (r"JobHeldUser", "held by its user; release it with: scontrol release {job}"),
+    (r"JobHeldAdmin", "held by the site; only its administrators can release it"),
     (
         r"requeued.(in.)?held|JobHoldMaxRequeue|JobLaunchFailure",
-        "put back into the queue and held, perhaps because its node could not start it; let it go "
-        "with: scontrol release {job}",
+        "put back into the queue and held, perhaps because its node could not start it; release "
+        "it with: scontrol release {job}",
     ),
     (r"PartitionTimeLimit|PerJob.*Wall|WallDuration", RESUBMIT + " a shorter --time"),
     (
@@ -249,12 +249,12 @@ REMEDIES = (
 
 
 def cannot_start(live: Live) -> dict[str, str]:
-    """Describe, by SLURM's reason, the live jobs that wait in vain and what to do.
+    """Describe, by SLURM's reason, the live jobs that can never start, and what to do.
 
     >>> cannot_start({Job("7_0", (0,)): JobState("PENDING", "Resources")})
     {}
     >>> cannot_start({Job("7_0", (0,)): JobState("PENDING", "JobHeldAdmin")})["JobHeldAdmin"]
-    'job 7_0 cannot start (JobHeldAdmin): held by the site; only its administrators can let it go'
+    'job 7_0 cannot start (JobHeldAdmin): held by the site; only its administrators can release it'
     """
     jobs: dict[str, list[str]] = {}
     for job, state in live.items():

@@ -1,6 +1,6 @@
 """A site as SLURM's commands describe it: settings, partitions, nodes, QOS, the user's name.
 
-How many jobs it takes is not asked: sbatch says when the queue is full.
+The number of jobs that it takes is not read: sbatch says when the queue is full.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PARTITIONS = ("scontrol", "--all", "--oneliner", "show", "partition")
 NODES = ("sinfo", "--all", "--exact", "--noheader", "--format=%R|%t|%D|%c|%m|%G")
 QOS = ("sacctmgr", "-nP", "show", "qos", "format=name,flags,maxwall")
 
-# What SLURM takes where nobody configures it.
+# SLURM's defaults.
 MAX_ARRAY_SIZE = 1001
 
 # How sinfo's short states of nodes begin that take no jobs.
@@ -86,7 +86,7 @@ class Site:
 
 
 def read_site() -> Site:
-    """Run SLURM's commands, all at once; what one of them does not print is unknown, no error."""
+    """Run SLURM's commands, all at once; a command that fails leaves its values unknown."""
     commands = (CONFIG, PARTITIONS, NODES, QOS)
     printed = in_threads(_printed, commands, threads=len(commands), ahead=len(commands))
     return parse_site(*printed)
@@ -172,7 +172,7 @@ def _time(text: str) -> int | None:
 
 
 def hides_jobs() -> bool:
-    """Return whether this site shows users nobody's jobs but their own; no, if it does not say."""
+    """Return whether users of this site see only their own jobs; False if that is unknown."""
     config = parse_config(_printed(CONFIG) or ())
     return "jobs" in config.get("PrivateData", "").split(",")
 

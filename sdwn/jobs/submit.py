@@ -126,7 +126,7 @@ def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
 def replaced_plan(
     paths: RunPaths, submissions: Sequence[Submission], work: ShardedWork
 ) -> str | None:
-    """Return which plan jobs of this folder were submitted for, if it was another one."""
+    """Return an error text if jobs of this folder were submitted for another plan, else None."""
     for submission in submissions:
         if submission.plan not in ("", work.digest):
             return (
@@ -138,7 +138,7 @@ def replaced_plan(
 
 
 def changed_code(submissions: Sequence[Submission]) -> str | None:
-    """Return that this is other code than at the last submission, if it is."""
+    """Return a warning if the code has changed since the last submission, else None."""
     here = checkout.code()
     if not submissions or submissions[-1].code == here:
         return None
@@ -232,10 +232,10 @@ def submission_lock(paths: RunPaths, on_message: OnMessage) -> Iterator[None]:
 
 
 def recover(paths: RunPaths, stages: Stages, profile: ClusterProfile) -> None:
-    """Settle what the scheduler took before a crash kept it from being written down.
+    """Record the jobs that the scheduler took before a crash of the command that submitted them.
 
     Raises:
-        SdwnError: the queue holds jobs of this run of which nobody knows what they make.
+        SdwnError: the queue holds jobs of this run whose shards are unknown.
     """
     submissions = read_journal(paths)
     for submission, live in live_by_submission(paths, submissions):
@@ -252,8 +252,8 @@ def recover(paths: RunPaths, stages: Stages, profile: ClusterProfile) -> None:
     if profile.executor == "slurm" and (found := unrecorded_jobs(paths, submissions)):
         raise SdwnError(
             f"{len(found)} jobs of this run are in the queue that {paths.submissions} does not "
-            f"know ({', '.join(job.id for job in [*found][:3])}), so that nobody knows what they "
-            "make; run the same command again when they have ended, or end them with: "
+            f"know ({', '.join(job.id for job in [*found][:3])}); which shards they make is "
+            "unknown: run the same command again when they have ended, or end them with: "
             f"{command('cancel', paths.root)}"
         )
 
@@ -399,7 +399,7 @@ def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
 
 
 class _Feeder:
-    """Submits more as the queue empties, and keeps several arrays to what may run at once."""
+    """Feeds the queue as it empties, and keeps several arrays within the limit of running tasks."""
 
     def __init__(self, order: WorkOrder, on_message: OnMessage) -> None:
         self._order, self._on_message = order, on_message
@@ -408,7 +408,7 @@ class _Feeder:
         self._throttles: dict[str, int] = {}
 
     def balance(self, live: Live) -> None:
-        """Share anew what may run at once, once there were several arrays."""
+        """Share the limit of running tasks again, if there were several arrays."""
         arrays = Counter(job.id.partition("_")[0] for job in live if "_" in job.id)
         if is_unreachable(live) or not (len(arrays) > 1 or self._throttles):
             return
@@ -420,7 +420,7 @@ class _Feeder:
         self._throttles = wanted
 
     def feed(self, todo: list[int], live: Live) -> list[Job]:
-        """Submit of these shards what fits now, if it is worth an array."""
+        """Submit as many of these shards as fit now, if they are worth an array."""
         paths, work, profile = self._order.paths, self._order.work, self._order.profile
         with submission_lock(paths, self._on_message):
             recover(paths, self._order.stages, profile)
@@ -467,7 +467,7 @@ def throttles(arrays: Mapping[str, int], at_once: int) -> dict[str, int]:
 
 
 def cancel_run(paths: RunPaths, on_message: OnMessage = ignore) -> dict[Job, JobState]:
-    """End all live jobs of a run and wait for their end; return how they stood before.
+    """End all live jobs of a run and wait for their end; return their states before.
 
     What they have finished stays.
 

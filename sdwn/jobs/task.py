@@ -126,7 +126,7 @@ class ArrayTask:
             )
         )
         idle = 0 if made != self.made else self.idle + 1
-        # A later stage has no shards: its own log tells how far it is.
+        # A later stage has no shards: its own log shows its progress.
         if idle >= IDLE_STARTS and self.indices:
             text = (
                 f"not started again: {idle} starts in a row ended at the time limit, or were "
@@ -157,7 +157,7 @@ def see_one_device(process: Process) -> None:
 
 @contextmanager
 def hold_until_peers_exit(process: Process) -> Iterator[None]:
-    """Keep this process's lock while the block runs; process 0 leaves when all locks are free."""
+    """Hold this process's lock while the block runs; process 0 leaves when all locks are free."""
     if process.count == 1:
         yield
         return

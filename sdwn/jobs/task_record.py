@@ -1,4 +1,4 @@
-"""What a process of an array task is, and what it writes about itself: records and notes.
+"""Processes of array tasks, and what each writes about itself: records and notes.
 
 A disk that fails for a moment ends no task: see :class:`RunDisk`.
 """
@@ -79,7 +79,7 @@ def write_note(paths: RunPaths, path: Path, text: str) -> None:
 class RunDisk:
     """Access of a process to its run's folder, retried while the disk fails.
 
-    ``ending`` is set once the task is told to end: from then on nothing is waited for.
+    ``ending`` is set once the task gets the signal to end: from then on nothing is waited for.
     """
 
     def __init__(self, paths: RunPaths) -> None:
@@ -90,7 +90,7 @@ class RunDisk:
         """Run an action; while the disk fails, wait and run it again, for some minutes at most.
 
         Raises:
-            DiskError: the disk failed all that time, or until the task was told to end.
+            DiskError: the disk failed all that time, or until the task got the signal to end.
         """
         began = None
         while True:
@@ -119,7 +119,7 @@ class RunDisk:
                     time.sleep(POLL_SECONDS)
             else:
                 if began is not None:
-                    text = f"waited {time.monotonic() - began:.0f} s for the disk, then went on"
+                    text = f"waited {time.monotonic() - began:.0f} s for the disk, then continued"
                     log.info("%s", text)
                     self._note(text)
                 return found
@@ -188,7 +188,7 @@ def read_record(path: Path) -> TaskRecord:
 
 @dataclass
 class Meter:
-    """Times a process's batches; writes once a minute, to log and record, how far it is."""
+    """Timer of a process's batches; once a minute it writes the progress to log and record."""
 
     paths: RunPaths
     record: TaskRecord
@@ -199,7 +199,7 @@ class Meter:
     _reported: float = field(default_factory=time.monotonic)
 
     def note_no_gpu(self, reason: str | None) -> None:
-        """Note why a process that was given a GPU works without one, if it does."""
+        """Note why a process runs on the CPU although it was given a GPU, if so."""
         if reason is not None:
             log.warning("%s", reason)
             self._note(NO_GPU, reason)

@@ -1,1 +1,1 @@
-"""A whole run: submitting it, following it, its status, and the stages behind its shards."""
+"""Workflows of a whole run: plan, submit, follow, status, and the stages after its shards."""

@@ -1,4 +1,4 @@
-"""Evaluating a release: by which settings, and by array tasks under a site's profile."""
+"""Evaluation of a release by array tasks under a site's profile, and its settings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FAILURES_SHOWN = 5
 def evaluation_settings(
     release: Path, model: str | None, checkpoint: Path | None, given: dict[str, Any], say: OnMessage
 ) -> EvaluationConfig:
-    """Return how to evaluate a release: as its run's config says, but for what is given.
+    """Return the settings to evaluate a release: its run's config, replaced by the arguments.
 
     Args:
         release: its folder.
@@ -65,9 +65,9 @@ def evaluation_settings(
             f"{chosen.checkpoint}: the run's config takes the classifier's weights from this file, "
             "and it is not here; give another with --checkpoint, or a model with --model"
         )
-    origin = "as the run's config names it" if recorded else "the default"
+    origin = "from the run's config" if recorded else "the default"
     weights = f" with {chosen.checkpoint}" if chosen.checkpoint else ""
-    by = "as given" if model or checkpoint else f"{origin}; another with --model"
+    by = "from the command line" if model or checkpoint else f"{origin}; another with --model"
     say(f"classifier: {chosen.model}{weights} ({by})")
     return chosen
 

@@ -1,4 +1,4 @@
-"""Following a run's tasks to their end, with what a person sees meanwhile."""
+"""Following a run's tasks to their end, with messages and progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sdwn.workflow.status import images_done, shortage
 
 
 class Display(Protocol):
-    """What a person sees of long work; the command line's is the module ``sdwn.cli.console``."""
+    """Display of long work; the command line's is the module ``sdwn.cli.console``."""
 
     def say(self, message: str) -> None:
         """Show a message."""
@@ -60,7 +60,7 @@ class SubmitOptions:
 
 
 def queue_watch(say: OnMessage) -> OnLook:
-    """Return a watch that reports, once, a silent controller and each job that waits in vain."""
+    """Return a watch that reports, once, a silent controller and each job that can never start."""
     silent, reported = False, set[str]()
 
     def watch(live: dict[Job, JobState]) -> None:
@@ -87,7 +87,7 @@ def leaving_advice(paths: RunPaths) -> str | None:
 
 
 def report_damage(paths: RunPaths, journal: Journal, say: OnMessage) -> None:
-    """Report the lines of the journal that are lost; what they said may be known otherwise."""
+    """Report the unreadable lines of the journal; the scheduler may still know their jobs."""
     if lines := journal.unreadable:
         numbers = ", ".join(map(str, lines))
         say(f"{paths.submissions}: cannot be read in line {numbers}: cut short or damaged")

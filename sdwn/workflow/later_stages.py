@@ -1,4 +1,4 @@
-"""The later stages, as tasks of their own: what follows a run's arrays, or an evaluation's.
+"""The later stages of a run or an evaluation, as tasks that wait for its arrays.
 
 ::
 
@@ -110,7 +110,7 @@ def require_chain(
     profile: ClusterProfile,
     wait: bool,
 ) -> None:
-    """Refuse a chain that has no beginning, or nobody to link it.
+    """Refuse a chain of stages that lacks its input, or a command to link it.
 
     Raises:
         UsageError: a stage lacks what it works on.

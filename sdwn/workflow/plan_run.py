@@ -40,8 +40,8 @@ def plan_run(
     if locked is not None:
         display.say(f"model: {locked.model.name} (revision {locked.revision})")
     elif is_elsewhere(config.model):
-        display.say(f"its weights are not here: there is no folder {config.model.name}")
+        display.say(f"model: {config.model.name} (no such folder on this machine)")
     elif is_hub_name(config.model):
         get = command("prefetch", run)
-        display.say(f"its weights are not here yet; before submitting: {get}")
+        display.say(f"model: {config.model.name} (not downloaded yet); before submitting: {get}")
     return plan, paths

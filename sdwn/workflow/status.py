@@ -1,4 +1,4 @@
-"""How a run stands: files are the truth, the scheduler adds what waits and runs."""
+"""Status of a run: files are the truth, the scheduler adds what waits and runs."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ class RunStatus:
     ``pending_reasons`` those that wait by SLURM's reason; ``cannot_start`` says which of them
     wait in vain, and what to do.
     ``images_per_second`` is over the last ten minutes at most, 0 when nothing runs;
-    ``seconds_left`` follows from it, ``gpus`` from what running tasks say of themselves.
+    ``seconds_left`` follows from it, ``gpus`` from the records of running tasks.
     ``restarts`` counts requeues of tasks that had begun, ``lowered`` names tasks that ran out of
-    memory and went on with smaller batches, ``changed_code`` those that other code ran than had
-    submitted them, ``without_gpu`` those that were given a GPU and work on the CPU, ``then`` how
-    the later stages stand, ``waited`` names tasks that waited for a disk that failed,
+    memory and continued with smaller batches, ``changed_code`` those that run other code than
+    at submission, ``without_gpu`` those that were given a GPU and run on the CPU, ``then`` the
+    state of the later stages, ``waited`` names tasks that waited for a disk that failed,
     ``submitted_by`` who submitted.
     """
 
@@ -312,9 +312,9 @@ def _notes(paths: RunPaths, names: set[str], kind: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class StageState:
-    """How a later stage stands; ``text`` is or begins with one of DONE, FAILED, WAITING, NOT_YET.
+    """State of a later stage; ``text`` is or begins with one of DONE, FAILED, WAITING, NOT_YET.
 
-    ``job`` is its last one; ``live`` tells whether that waits or runs.
+    ``job`` is its last one; ``live`` says whether that waits or runs.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""Submitting a run: its checks, its shards, the stages behind them, and waiting for all of it.
+"""Submission of a run: checks, shards, the stages behind them, and waiting for all.
 
 ::
 
@@ -131,7 +131,7 @@ def _stages_to_resume(
         say(f"not done yet: {', '.join(stages)}; resume with: {retry}")
         return ()
     if stages:
-        say(f"behind the shards, again: {', '.join(stages)}")
+        say(f"queued again behind the shards: {', '.join(stages)}")
     return stages
 
 
