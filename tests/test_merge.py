@@ -331,8 +331,8 @@ def replaced(name: str, values: Any) -> Callable[[h5py.File], None]:
     ("change", "expected"),
     [
         (lambda file: file.__delitem__("rows/seed"), "expected the column seed"),
-        (replaced("rows/seed", np.arange(10, dtype="u8")), "not those that the plan asks for"),
-        (replaced("rows/width", np.zeros(10, dtype="u4")), "not those that the plan asks for"),
+        (replaced("rows/seed", np.arange(10, dtype="u8")), "its rows are not those of the plan"),
+        (replaced("rows/width", np.zeros(10, dtype="u4")), "its rows are not those of the plan"),
         (replaced("rows/wnid", np.arange(10)), "wnid: expected values of kind S"),
         (replaced("rows/wnid", np.array([b"\xff"] * 10)), "damaged: 'utf-8' codec"),
         (replaced("rows/status", np.full(10, 200, dtype="u1")), "status: expected values below 5"),

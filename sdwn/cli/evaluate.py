@@ -124,7 +124,7 @@ def compare_command(
     from sdwn.reports.comparison import (
         compare_evaluations,
         open_sides,
-        verdict,
+        summary_sentence,
         write_comparison,
     )
 
@@ -142,7 +142,10 @@ def compare_command(
         for side in comparison["sides"]
     ]
     pairs = [
-        {**{key: pair[key] for key in ("first", "second", "rate")}, "verdict": verdict(pair)}
+        {
+            **{key: pair[key] for key in ("first", "second", "rate")},
+            "verdict": summary_sentence(pair),
+        }
         for pair in comparison["pairs"]
     ]
     found = {

@@ -1,1 +1,1 @@
-"""Datasets in the layouts of other libraries: written from releases, and read into them."""
+"""Export of releases to the layouts of other libraries, and import from them."""

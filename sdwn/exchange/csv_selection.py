@@ -25,7 +25,7 @@ def select_listed(release: Release, path: Path) -> Release:
     synset a line, whole synsets are taken.
 
     Raises:
-        UsageError: the file is no such list, lists nothing, or an image that is not there.
+        UsageError: the file is not such a list, is empty, or lists an image that is not there.
     """
     by_name = {canonical(row.synset): wnid for wnid, row in release.synsets.items()}
     # An image's wnid and number; without a number, all of the synset. In the file's order.

@@ -166,7 +166,7 @@ def import_images(
 def _gather(
     folder: SourceFolder, format: str, advance: Advance
 ) -> tuple[dict[Synset, Labelled], list[tuple[str, str]]]:
-    """Label and check every file: images by synset, and what is left out and why."""
+    """Label and check every file; return images by synset, and the files left out, with reasons."""
     images, skipped, labels = dict[Synset, Labelled](), [*folder.skipped], dict[str, Label]()
     for name, label in _LABELS[format](folder):
         if isinstance(label, Label):

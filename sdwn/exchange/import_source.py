@@ -155,7 +155,7 @@ class SourceImage:
 
 
 def check_image(folder: SourceFolder, name: str) -> SourceImage | str:
-    """Read and decode a file; return its image, or why it is none."""
+    """Read and decode a file; return its image, or the reason why it is not one."""
     too_large = f"expected at most {MOST_PIXELS // 10**6} million pixels"
     try:
         payload = folder.read(name, MOST_BYTES)

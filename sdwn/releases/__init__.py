@@ -1,1 +1,1 @@
-"""Releases: made of shards, read, described, and made again."""
+"""Releases: merging shards, reading images, the manifest and the dataset card."""

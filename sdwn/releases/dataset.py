@@ -33,7 +33,7 @@ class ReleaseDataset(Dataset[tuple[Any, int]]):
             ``imagenet``, the index of the ImageNet-1k class.
 
     Raises:
-        UsageError: ``imagenet`` labels, and an image that is of no such class.
+        UsageError: ``imagenet`` labels, and an image without an ImageNet class.
     """
 
     def __init__(

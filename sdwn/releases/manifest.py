@@ -44,7 +44,7 @@ class Manifest(Record):
         origin: ``run`` or ``import``.
         source: of an import, where its user took the images from.
         licence: of an import, as its user gave it.
-        selection: what was taken of a larger release, in words.
+        selection: which part of a larger release this is, in words.
         plan_digest: of a run; None for an import.
         statuses: the number of images by status.
         truncated: the number of images with a prompt that was cut; None where it is not known.
@@ -82,7 +82,7 @@ class Manifest(Record):
 
     @property
     def name(self) -> str:
-        """The catalog, and what was taken of it; equal to the catalog's name for all of it."""
+        """The catalog and the part of it, in words; for all of it, the catalog's name alone."""
         name = f"{self.catalog} ({self.selection})" if self.selection else self.catalog
         return f"{name}, incomplete" if self.missing else name
 

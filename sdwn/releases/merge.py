@@ -198,7 +198,7 @@ def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> No
             for spec in plan.specs(plan.shards[index])
         ]
         if list(zip(*columns, strict=True)) != planned:
-            raise IntegrityError(f"{path}: its rows are not those that the plan asks for")
+            raise IntegrityError(f"{path}: its rows are not those of the plan")
         made_with = {session.get("revision") for session in file.sessions}
         if revision is not None and (others := made_with - {revision}):
             raise IntegrityError(
@@ -208,7 +208,7 @@ def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> No
 
 
 def _foreign_problem(paths: RunPaths, plan: Plan, digest: str, indices: list[int]) -> str:
-    """Return what to do about shards of another plan; they may be whole, so nothing is deleted."""
+    """Return a remedy for shards of another plan; they may be whole, so nothing is deleted."""
     theirs = f"plan {digest[:12]}" if digest else "no plan"
     found = f"{paths.shards}: foreign: {_shards(indices)} of {theirs}"
     submitted = any(submission.plan == digest for submission in read_journal(paths))

@@ -56,7 +56,7 @@ class Release:
     Attributes:
         paths: of the files.
         manifest: what the whole release holds.
-        selection: what a subset took of it, in words.
+        selection: which images a subset has, in words.
 
     Raises:
         SdwnError: there is none at this path.
@@ -233,7 +233,7 @@ class Release:
         if hashlib.sha256(payload).hexdigest() != row["sha256"]:
             raise IntegrityError(
                 f"{row['part']} is damaged at byte {row['offset']}; "
-                f"see what else is: {command('verify', self.paths.root)}"
+                f"to find all damage: {command('verify', self.paths.root)}"
             )
         return payload
 

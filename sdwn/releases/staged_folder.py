@@ -180,7 +180,7 @@ def _empty(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove the folder, its journal last: without one it would be nobody's."""
+    """Remove the folder, its journal last: without one, no command would remove it."""
     with suppress(OSError):
         _empty(folder)
         (folder / JOURNAL).unlink()

@@ -64,7 +64,7 @@ class Origin:
 
 
 class ReleaseWriter:
-    """Fills a folder with a release; leaving the block after its last part describes them."""
+    """Writer of a release into a folder; leaving the block after its last part describes them."""
 
     def __init__(self, staged: StagedFolder, origin: Origin) -> None:
         self._staged, self._origin = staged, origin
@@ -143,7 +143,7 @@ class ReleaseWriter:
         self._files.append(FileRecord(file=path.name, bytes=size, sha256=digest))
 
     def _describe(self) -> None:
-        """Write tables, card, manifest and checksums, each of which covers what came before."""
+        """Write tables, card, manifest and checksums; each covers those before it."""
         origin, paths = self._origin, self._paths
         # What attempts under other options have left.
         kept = {JOURNAL, paths.metadata.name, *(file.file for file in self._files)}

@@ -1,1 +1,1 @@
-"""An evaluation becomes a page and figures for print."""
+"""Reports of evaluations: pages, and figures for print."""

@@ -1,4 +1,4 @@
-"""What charts show, alike on a page, in print and in the browser: order, colours, positions."""
+"""Data of charts, the same on a page, in print and in the browser: order, colours, positions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Okabe and Ito's colours, which most colour-blind readers tell apart, without black and yellow
+# Okabe and Ito's colours, which most colour-blind readers can distinguish, without black and yellow
 # (lost on a dark and on a light ground), and four more; the largest groups get the first ones.
 COLOURS = (
     *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7"),
@@ -58,7 +58,7 @@ def report_bars(evaluation: Mapping[str, Any]) -> tuple[list[Bars], list[MeanLin
 
 
 def group_means(evaluation: Mapping[str, Any]) -> list[GroupMean]:
-    """Return the groups that have classes, the one recognised best last: at a figure's top."""
+    """Return the groups that have classes, the best last, which is at a figure's top."""
     found = []
     for group in evaluation["groups"]:
         if group["classes"]:

@@ -28,12 +28,12 @@ SMALLEST, LARGEST, LARGEST_OF_CLASSES = 4.0, 19.0, 34.0
 ROW_HEIGHT = 22
 # Bars, above which they are not labelled one by one.
 MANY = 20
-# Names of classes that a circle tells before it says "and more".
+# Names of classes that a circle lists before "and more".
 NAMED = 6
 
 
 def report_charts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Draw all charts of an evaluation: plotly's data and layout by name."""
+    """Return all charts of an evaluation: plotly's data and layout by name."""
     drawn = {}
     if evaluation["classes"]:
         drawn["histogram"] = histogram_chart(*report_bars(evaluation))
@@ -45,7 +45,7 @@ def report_charts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comparison_charts(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """Draw all charts of a comparison: plotly's data and layout by name."""
+    """Return all charts of a comparison: plotly's data and layout by name."""
     drawn = {"histogram": histogram_chart(side_bars(comparison))}
     if changed_groups(comparison):
         drawn["groups"] = group_rates_chart(comparison)
@@ -55,7 +55,7 @@ def comparison_charts(comparison: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def histogram_chart(sides: Sequence[Bars], means: Sequence[MeanLine] = ()) -> go.Figure:
-    """Draw how many classes have 0, 1, ... N correct images: one evaluation, or side by side."""
+    """Plot how many classes have 0, 1, ... N correct images: one evaluation, or side by side."""
     most, several = max(len(side.counts) for side in sides) - 1, len(sides) > 1
     labelled = most <= MANY and not several
     bars = [
@@ -85,7 +85,7 @@ def histogram_chart(sides: Sequence[Bars], means: Sequence[MeanLine] = ()) -> go
 
 
 def group_means_chart(evaluation: Mapping[str, Any]) -> go.Figure:
-    """Draw each group's mean with its interval, the best at the top."""
+    """Plot each group's mean with its interval, the best at the top."""
     rows = group_means(evaluation)
     dots = go.Scatter(
         x=[row.mean for row in rows],
@@ -118,7 +118,7 @@ def group_means_chart(evaluation: Mapping[str, Any]) -> go.Figure:
 
 
 def map_chart(evaluation: Mapping[str, Any]) -> go.Figure:
-    """Draw a circle for each class; a point's customdata is its wnid, a trace a group."""
+    """Plot a circle for each class; a point's customdata is its wnid, a trace a group."""
     groups = map_circles(evaluation)
     traces = [
         go.Scatter(
@@ -149,7 +149,7 @@ def map_chart(evaluation: Mapping[str, Any]) -> go.Figure:
 
 
 def group_rates_chart(comparison: Mapping[str, Any]) -> go.Figure:
-    """Draw each group's rate on every side, those that changed most at the top."""
+    """Plot each group's rate on every side, the most changed at the top."""
     rows = [(escape(name), rates) for name, rates in changed_groups(comparison)]
     dots = [
         go.Scatter(
@@ -175,7 +175,7 @@ def group_rates_chart(comparison: Mapping[str, Any]) -> go.Figure:
 
 
 def class_rates_chart(comparison: Mapping[str, Any], pair: int) -> go.Figure:
-    """Draw the classes by their rates on both sides of a pair; a circle is all of the same."""
+    """Plot the classes by their rates on both sides of a pair, equal ones as one circle."""
     classes = class_rates(comparison, pair)
     texts = [
         f"{len(names)}: {', '.join(names[:NAMED])}"
@@ -205,7 +205,7 @@ def class_rates_chart(comparison: Mapping[str, Any], pair: int) -> go.Figure:
 
 
 def _figure(traces: list[Any], height: int | None, **layout: Any) -> go.Figure:
-    """Draw traces without colours of text, ground and lines, which are the page's."""
+    """Return a figure of traces without colours of text, ground and lines: the page has them."""
     figure = go.Figure(traces)
     figure.update_layout(
         # The default one is several kilobytes of colours that the page sets itself.

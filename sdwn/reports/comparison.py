@@ -1,7 +1,7 @@
 """Evaluations side by side: the same classes under several conditions, paired with the first.
 
-`open_sides` opens what a person names, `compare_evaluations` makes the record of it, and
-`write_comparison` the page, tables and figures.
+`open_sides` opens the evaluations that a user names, `compare_evaluations` makes the
+record, and `write_comparison` the page, tables and figures.
 """
 
 from __future__ import annotations
@@ -326,11 +326,11 @@ def _class_records(sides: Sequence[Side], wnids: Sequence[str]) -> list[dict[str
     ]
 
 
-def verdict(pair: Mapping[str, Any]) -> str:
-    """Return a sentence that says what a pair shows.
+def summary_sentence(pair: Mapping[str, Any]) -> str:
+    """Return a sentence on the result of a pair.
 
     >>> rate = {"mean": 0.1, "interval": (0.05, 0.15), "p_value": 0.0002, "pairs": 9}
-    >>> verdict({"first": "a", "second": "b", "rate": rate})
+    >>> summary_sentence({"first": "a", "second": "b", "rate": rate})
     'b is recognised more often than a: +10.0 percentage points (+5.0 to +15.0, p < 0.001)'
     """
     rate, first, second = pair["rate"], pair["first"], pair["second"]
@@ -401,7 +401,7 @@ def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side]) -> st
                 for side, colour in zip(comparison["sides"], colours, strict=True)
             ],
             "models": dict.fromkeys(side["classifier"]["model"] for side in comparison["sides"]),
-            "verdicts": [verdict(pair) for pair in comparison["pairs"]],
+            "verdicts": [summary_sentence(pair) for pair in comparison["pairs"]],
             "metrics": metrics_shown("comparison"),
             "measures": MEASURES,
             "level": LEVEL,

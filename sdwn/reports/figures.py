@@ -93,7 +93,7 @@ def _write(
 
 
 def histogram_figure(sides: Sequence[Bars], means: Sequence[MeanLine] = ()) -> Figure:
-    """Draw how many classes have 0, 1, ... N correct images: one evaluation, or side by side."""
+    """Plot how many classes have 0, 1, ... N correct images: one evaluation, or side by side."""
     figure, axes = _axes(2.35)
     most, width = max(len(side.counts) for side in sides), 0.85 / len(sides)
     for index, side in enumerate(sides):
@@ -125,7 +125,7 @@ def histogram_figure(sides: Sequence[Bars], means: Sequence[MeanLine] = ()) -> F
 
 
 def group_means_figure(evaluation: Mapping[str, Any]) -> Figure:
-    """Draw each group's mean with its interval, the best at the top."""
+    """Plot each group's mean with its interval, the best at the top."""
     rows, most = group_means(evaluation), evaluation["figures"]["images_per_class"]
     figure, axes = _axes(0.7 + 0.16 * len(rows))
     for at, row in enumerate(rows):
@@ -141,7 +141,7 @@ def group_means_figure(evaluation: Mapping[str, Any]) -> Figure:
 
 
 def map_figure(evaluation: Mapping[str, Any]) -> Figure:
-    """Draw a circle for each class, coloured by group and sized by the number correct."""
+    """Plot a circle for each class, coloured by group and sized by the number correct."""
     groups = map_circles(evaluation)
     columns = 3 if max(len(_short(style.name)) for style, _ in groups) <= 12 else 2
     points = [(circle.x, circle.y) for _, circles in groups for circle in circles]
@@ -184,7 +184,7 @@ def _legend_handle(style: GroupStyle) -> Line2D | tuple[Line2D, ...]:
 
 
 def group_rates_figure(comparison: Mapping[str, Any]) -> Figure:
-    """Draw each group's rate on every side, those that changed most at the top."""
+    """Plot each group's rate on every side, the most changed at the top."""
     rows = changed_groups(comparison)
     figure, axes = _axes(0.9 + 0.16 * len(rows))
     for at, (_, rates) in enumerate(rows):
@@ -201,7 +201,7 @@ def group_rates_figure(comparison: Mapping[str, Any]) -> Figure:
 
 
 def class_rates_figure(comparison: Mapping[str, Any], pair: int) -> Figure:
-    """Draw the classes by their rates on both sides of a pair; a circle is all of the same."""
+    """Plot the classes by their rates on both sides of a pair, equal ones as one circle."""
     figure, axes = _axes(COLUMN)
     classes, names = class_rates(comparison, pair), comparison["pairs"][pair]
     areas = [size**2 for size in diameters(classes, LARGEST_OF_CLASSES)]

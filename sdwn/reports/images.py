@@ -135,7 +135,7 @@ GRADES = (Grade(80, 60), Grade(64, 50), Grade(48, 40), Grade(32, 20))
 
 
 def class_sheets(album: Album, wnids: Sequence[str], budget: int = SHEET_BYTES) -> dict[str, str]:
-    """Draw each class's first images side by side, as small as all sheets must be."""
+    """Return a sheet of each class's first images, small enough for the page's budget."""
     grade = choose_grade(album, wnids, budget)
     urls = in_threads(lambda wnid: _sheet(album, wnid, grade), wnids, THREADS, 2 * THREADS)
     return dict(zip(wnids, urls, strict=True))
@@ -152,7 +152,7 @@ def choose_grade(album: Album, wnids: Sequence[str], budget: int = SHEET_BYTES) 
 
 
 def _sheet(album: Album, wnid: str, grade: Grade) -> str:
-    """Draw a class's first images, five a row, each cut to a square."""
+    """Return a sheet of a class's first images, five a row, each cut to a square."""
     images, side = album[wnid][:SHEET_IMAGES], grade.pixels
     rows = math.ceil(len(images) / SHEET_COLUMNS)
     drawn = Image.new("RGB", (SHEET_COLUMNS * side, rows * side))

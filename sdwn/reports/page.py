@@ -1,4 +1,4 @@
-"""A self-contained HTML page: templates, style and scripts in one file that asks for nothing."""
+"""A self-contained HTML page: templates, style and scripts in one file that loads nothing else."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _plotly() -> str:
 
 
 def plain(value: Any) -> str:
-    """Write a setting as a person would.
+    """Return a setting as text for people.
 
     >>> plain(None), plain(True), plain([3, 224]), plain({"torch": "2.4"})
     ('none', 'yes', '3, 224', 'torch 2.4')

@@ -1,4 +1,4 @@
-"""An evaluation becomes one self-contained HTML page, and figures for print."""
+"""The report of an evaluation: one self-contained HTML page, and figures for print."""
 
 from __future__ import annotations
 

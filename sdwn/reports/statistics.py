@@ -97,7 +97,7 @@ def _p_value(change: NDArray[np.float64]) -> float:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjust p values for having looked at all of them, by Holm's method; None stays None.
+    """Adjust p values for multiple tests, by Holm's method; None stays None.
 
     >>> holm([0.01, None, 0.04, 0.03])
     [0.03, None, 0.06, 0.06]
