@@ -283,7 +283,7 @@ def links(folder: Path) -> Iterator[Path]:
 
 LINK = (
     "a link or a pipe, and a release holds plain files only; remove it, or, if it is yours, put a "
-    "copy of what it stands for in its place"
+    "copy of what it stands for there"
 )
 
 
@@ -462,13 +462,13 @@ def read_list(path: Path) -> Iterator[Listed]:
         if key is None:
             yield from _lines(path, text)
             return
-        places = [columns.index(name) for name in (key, "number") if name in columns]
+        indices = [columns.index(name) for name in (key, "number") if name in columns]
         for cells in lines:
             if any(cell.strip() for cell in cells):
-                if max(places) >= len(cells):
-                    expected = f"expected {max(places) + 1} cells or more, found {len(cells)}"
+                if max(indices) >= len(cells):
+                    expected = f"expected {max(indices) + 1} cells or more, found {len(cells)}"
                     raise UsageError(f"{path}, line {lines.line_num}: {expected}")
-                yield Listed(path, lines.line_num, *(cells[place].strip() for place in places))
+                yield Listed(path, lines.line_num, *(cells[index].strip() for index in indices))
     except csv.Error as error:
         raise UsageError(f"{path}: expected a CSV file: {error}") from None
 

@@ -90,7 +90,7 @@ SITE = {
     "batch_size": "Images a batch, whatever a GPU profile says.",
     "stage_weights": "Folder of a node's own disk that weights are copied to once.",
 }
-PANEL = "In place of the profile's"
+PANEL = "Instead of the profile's"
 
 
 def open_config(config: str, overrides: list[str] | None) -> RunConfig:
@@ -102,7 +102,7 @@ def open_config(config: str, overrides: list[str] | None) -> RunConfig:
 
 
 def open_profile(name: str, site: dict[str, str]) -> ClusterProfile:
-    """Read a site's profile, or a shipped one, with flags in place of its fields."""
+    """Read a site's profile, or a shipped one, with its fields replaced by flags."""
     from sdwn.jobs.profile import load_profile
 
     return load_profile(name, site)

@@ -92,7 +92,7 @@ class GpuProfile:
 
     @property
     def curve(self) -> Path:
-        """Where its picture is kept: speed and memory against batch size."""
+        """The path of its plot: speed and memory against batch size."""
         return self.path.with_suffix(".svg")
 
     def as_dict(self) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def gives_gpu(profile: ClusterProfile) -> bool:
 def job_script(tasks: int, jobs: Path, profile: ClusterProfile, name: str = "sdwn") -> str:
     """Write the script that :func:`start_array` hands to sbatch, also where SLURM is not."""
     folder = (jobs / "%j").absolute()
-    # With -P, what lies in the folder where somebody typed takes no module's place.
+    # With -P, a file in the user's current folder hides no module.
     command = f"{_python(profile)} -P -u -m submitit.core._submit {shlex.quote(str(folder))}"
     if profile.executor == "local":
         note = f"# {tasks} at once on this machine; submitit puts each one's process id for %j"

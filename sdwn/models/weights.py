@@ -90,7 +90,7 @@ def source(model: ModelConfig) -> Source:
 
 
 def _mistake(name: str) -> str:
-    """Return what to write in the place of a name that nothing can load; "" for any other."""
+    """Return what to write instead of a name that nothing can load; "" for any other."""
     if address := _ADDRESS.fullmatch(name):
         revision = f" and model.revision: {address[2]}" * (address[2] not in (None, "main"))
         return f"this is the address of a page; write model.name: {address[1]}{revision}"

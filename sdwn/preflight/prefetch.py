@@ -24,7 +24,7 @@ def prefetch_config(
 
     Args:
         config: what is to be run.
-        folder: where the weights go in the place of the hub's cache.
+        folder: where the weights go instead of the hub's cache.
         classify: whether the classifier is wanted.
 
     Returns:

@@ -90,7 +90,7 @@ class EvaluationProfiles:
 
 
 def evaluation_profiles(name: str, site: dict[str, str]) -> EvaluationProfiles:
-    """Read a profile for an evaluation, with flags in place of its fields.
+    """Read a profile for an evaluation, with its fields replaced by flags.
 
     What its ``stages`` say of ``evaluate`` is for the tasks, of ``report`` for the figures' job.
     """
