@@ -702,6 +702,7 @@ def started(sdwn: Sdwn, *arguments: object) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
+@pytest.mark.process
 def test_the_command_with_a_token_ends_by_sigterm(sdwn: Sdwn, roots: tuple[Path, Path]) -> None:
     with started(sdwn, roots[0], "--token") as process:
         assert process.stdout is not None
@@ -798,6 +799,7 @@ def crowded(
         return sum(count for count, _ in found), held
 
 
+@pytest.mark.process
 def test_fifty_clients_at_once_until_it_is_interrupted(
     sdwn: Sdwn, roots: tuple[Path, Path], tmp_path: Path
 ) -> None:

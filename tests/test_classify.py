@@ -96,6 +96,7 @@ def test_the_table_holds_1000_distinct_wnids_in_timms_order():
     assert list(imagenet.class_wnids()) == info.label_names()
 
 
+@pytest.mark.process
 def test_the_table_is_read_without_importing_timm_or_torch():
     code = (
         "import sys; from sdwn.wordnet.imagenet import class_index; class_index(); "

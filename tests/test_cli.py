@@ -33,6 +33,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.process
 def test_the_whole_job_a_command_at_a_time(sdwn: Sdwn, config: Path) -> None:
     planned = sdwn.json("plan", config, "run")
     assert planned["images"] == 5 * planned["synsets"] > 0
@@ -69,6 +70,7 @@ def test_the_whole_job_a_command_at_a_time(sdwn: Sdwn, config: Path) -> None:
     assert "synsets.csv" in found["problems"][0]
 
 
+@pytest.mark.process
 def test_without_wait_tasks_go_on_alone(sdwn: Sdwn, config: Path) -> None:
     sdwn("plan", config, "run", "--set", "generation.num_inference_steps=10")
     submitted = sdwn.json("submit", "run")
@@ -112,6 +114,7 @@ def test_a_path_in_a_printed_command_is_quoted() -> None:
     assert found == []
 
 
+@pytest.mark.process
 def test_a_failure_says_why_and_what_to_do(sdwn: Sdwn, config: Path, failing: str) -> None:
     sdwn("plan", config, "run")
     failed = sdwn("submit", "run", "--wait", "--retries", "0", code=1)
@@ -173,6 +176,7 @@ def helped() -> dict[str, tuple[list[str], str]]:
     return found
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_and_light_commands_import_nothing_heavy(
     helped: dict[str, tuple[list[str], str]], command: str
@@ -203,6 +207,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
     return run, done
 
 
+@pytest.mark.process
 def test_planning_and_status_need_no_torch(elsewhere: Elsewhere) -> None:
     run, done = elsewhere
     assert done.stderr.splitlines()[-1] == "[]"
@@ -216,6 +221,7 @@ def test_json_is_one_object_and_nothing_else(elsewhere: Elsewhere) -> None:
     assert "planned" in done.stderr
 
 
+@pytest.mark.process
 def test_plans_do_not_depend_on_the_hash_seed(sdwn: Sdwn, elsewhere: Elsewhere) -> None:
     there, _ = elsewhere
     sdwn("plan", "paper", "run")
@@ -246,6 +252,7 @@ def from_site(site: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.process
 def test_the_wheel_carries_configs_and_profiles(site: Path) -> None:
     code = (
         "from sdwn.paths import shipped_file; import sdwn.paths\n"
@@ -257,6 +264,7 @@ def test_the_wheel_carries_configs_and_profiles(site: Path) -> None:
     assert all(part.startswith(str(site / "sdwn")) for part in done.stdout.split())
 
 
+@pytest.mark.process
 def test_the_wheel_carries_the_miniature(site: Path) -> None:
     def carried(folder: Path) -> dict[str, bytes]:
         files = (path for path in folder.rglob("*") if path.is_file())
@@ -265,6 +273,7 @@ def test_the_wheel_carries_the_miniature(site: Path) -> None:
     assert carried(site / "sdwn/miniature") == carried(REPOSITORY / "sdwn/miniature")
 
 
+@pytest.mark.process
 def test_a_miniature_that_is_not_whole_is_told_in_one_line(site: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(site, tmp_path / "site")
     weights = broken / "sdwn/miniature/unet/diffusion_pytorch_model.safetensors"
@@ -306,6 +315,7 @@ def test_the_cluster_guide_names_every_field_and_profile() -> None:
         assert f"`{name}`" in guide, name
 
 
+@pytest.mark.process
 def test_cancel_ends_local_tasks_and_retry_goes_on(sdwn: Sdwn, config: Path) -> None:
     sdwn("plan", config, "run", "--set", "generation.num_inference_steps=200")
     assert "nothing was submitted yet" in sdwn("retry", "run", code=1).stderr
@@ -340,6 +350,7 @@ def test_a_plan_prints_for_people_too(sdwn: Sdwn) -> None:
         assert re.search(line, shown), shown
 
 
+@pytest.mark.process
 def test_tuning_measures_a_batch_size_that_later_tasks_take(
     sdwn: Sdwn, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +377,7 @@ def test_tuning_measures_a_batch_size_that_later_tasks_take(
     Path(profile["path"]).unlink()
 
 
+@pytest.mark.process
 def test_a_gpu_that_torch_does_not_find_is_told(
     sdwn: Sdwn, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,6 +400,7 @@ def test_a_gpu_that_torch_does_not_find_is_told(
     assert "builtin:noise is drawn on the CPU; leave out --gpus" in drawn.stderr
 
 
+@pytest.mark.process
 def test_a_pilot_answers_for_the_whole_run(sdwn: Sdwn, config: Path) -> None:
     planned = sdwn.json("plan", config, "run")
     found = sdwn.json("pilot", "run", "--batch-size", "10")
@@ -434,6 +447,7 @@ def test_a_pilot_answers_for_the_whole_run(sdwn: Sdwn, config: Path) -> None:
     assert not made, "an image of the pilot is an image of the run"
 
 
+@pytest.mark.process
 def test_a_pilot_that_fails_says_why(sdwn: Sdwn, config: Path, failing: str) -> None:
     sdwn("plan", config, "run")
     failed = sdwn("pilot", "run", code=1)
@@ -451,6 +465,7 @@ def test_a_batch_size_off_the_grid_is_refused_at_once(sdwn: Sdwn, config: Path) 
     assert "--profile" in refused.stderr
 
 
+@pytest.mark.process
 def test_a_release_goes_out_and_comes_back(sdwn: Sdwn, config: Path) -> None:
     sdwn("plan", config, "run")
     sdwn("submit", "run", "--wait")
@@ -472,6 +487,7 @@ def test_a_release_goes_out_and_comes_back(sdwn: Sdwn, config: Path) -> None:
     assert lossy["images"] == len(list((sdwn.folder / "lossy").glob("*/*.jpg"))) == 10
 
 
+@pytest.mark.process
 def test_an_image_is_made_again(sdwn: Sdwn, config: Path) -> None:
     sdwn("plan", config, "run")
     sdwn("submit", "run", "--wait")
@@ -493,6 +509,7 @@ def test_an_image_is_made_again(sdwn: Sdwn, config: Path) -> None:
         sdwn("export", "out", "no", "--format", "parquet", option, "", code=2)
 
 
+@pytest.mark.process
 def test_what_libraries_warn_of_reaches_nobody(tmp_path: Path) -> None:
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x09"  # of nine entries there is none
     (tmp_path / "pictures/n02391049").mkdir(parents=True)
@@ -504,6 +521,7 @@ def test_what_libraries_warn_of_reaches_nobody(tmp_path: Path) -> None:
     assert "Corrupt EXIF data" in told, "who looks for a fault sees them"
 
 
+@pytest.mark.process
 def test_only_errors_of_libraries_reach_the_terminal() -> None:
     code = """
 import contextlib, logging
@@ -520,6 +538,7 @@ for name in ("library", "huggingface_hub", "sdwn.jobs"):
     assert done.stderr.splitlines() == [*told, "sdwn.jobs warns", "sdwn.jobs fails"]
 
 
+@pytest.mark.process
 def test_a_user_without_a_home_or_a_name_meets_no_traceback(tmp_path: Path, config: Path) -> None:
     """A container started under a number; the kernel lets every user become one."""
     alone = ("unshare", "--user", "--map-user=12345", "--map-group=12345")
@@ -541,6 +560,7 @@ def test_a_user_without_a_home_or_a_name_meets_no_traceback(tmp_path: Path, conf
     assert not (tmp_path / "~").exists(), "no library made a folder of this name"
 
 
+@pytest.mark.process
 def test_a_name_that_is_no_utf8_and_a_terminal_of_few_letters_do_no_harm(
     tmp_path: Path, config: Path
 ) -> None:

@@ -163,6 +163,7 @@ def test_half_precision_wants_a_gpu_before_anything_is_submitted() -> None:
     require_fit(noise_config(generation={"precision": "fp16"}), profile(executor="local"))
 
 
+@pytest.mark.process
 def test_a_dry_run_works_where_slurm_is_not(sdwn: Sdwn, planned: PlanRun, tmp_path: Path) -> None:
     paths, plan = planned()
     (tmp_path / "site.yaml").write_text("{partition: gpu, gres: 'gpu:1'}")
@@ -177,6 +178,7 @@ def test_a_dry_run_works_where_slurm_is_not(sdwn: Sdwn, planned: PlanRun, tmp_pa
     assert not paths.submissions.exists()
 
 
+@pytest.mark.process
 def test_a_dry_run_shows_the_arrays_as_they_will_be_cut(
     sdwn: Sdwn, planned: PlanRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +201,7 @@ def submitted_here(paths: RunPaths, plan: Plan, index: int) -> list[Job]:
     return submit_shards(paths, plan, [index], profile(executor="local"), print)
 
 
+@pytest.mark.process
 def test_the_journal_survives_a_crash_in_its_last_line(planned: PlanRun) -> None:
     paths, plan = planned()
     jobs = submitted_here(paths, plan, 0)
@@ -211,6 +214,7 @@ def test_the_journal_survives_a_crash_in_its_last_line(planned: PlanRun) -> None
     assert [submission.jobs for submission in read_journal(paths)] == [tuple(jobs), tuple(more)]
 
 
+@pytest.mark.process
 def test_garbage_in_the_journal_is_left_out(planned: PlanRun) -> None:
     paths, plan = planned()
     jobs = submitted_here(paths, plan, 0)
@@ -314,6 +318,7 @@ def test_a_batch_size_must_fit_the_plan() -> None:
         require_fit(noise_config(), profile(batch_size=7))
 
 
+@pytest.mark.process
 def test_the_first_process_outlives_the_others(tmp_path: Path) -> None:
     """Also one that is killed; and a process that never starts is not waited for."""
     code = (
@@ -338,6 +343,7 @@ def test_the_first_process_outlives_the_others(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.lock")), "no lock is left"
 
 
+@pytest.mark.process
 def test_a_task_that_is_unpickled_imports_neither_torch_nor_the_hub() -> None:
     """Which GPU it sees, and that it is offline, is set after that and before both."""
     stages = (*RUN_STAGES.values(), *EVALUATION_STAGES.values(), PILOT, TUNE, PROBE)
@@ -387,6 +393,7 @@ def test_only_submitit_says_that_slurm_started_a_process(
         assert process.share(range(10)) == tuple(range(10))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("variables", "seen"),
     [
@@ -455,6 +462,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_what_a_launcher_left_behind_ties_no_process_to_others(launcher: str) -> None:
     """With torchrun's variables, accelerate waits for processes that nobody started."""
@@ -485,6 +493,7 @@ def test_a_failure_is_read_from_the_log_of_the_process_that_had_the_shard(
     assert failure(paths, 6).startswith("process 0 fell")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("site", "reason"),
     [
@@ -503,6 +512,7 @@ def test_a_local_task_that_cannot_start_says_why(
     assert reason in sdwn("logs", paths.root).stdout
 
 
+@pytest.mark.process
 def test_tasks_import_nothing_from_the_folder_where_somebody_typed(
     sdwn: Sdwn, planned: PlanRun, tmp_path: Path
 ) -> None:
@@ -513,6 +523,7 @@ def test_tasks_import_nothing_from_the_folder_where_somebody_typed(
     assert paths.done_shards() == {shard.index for shard in plan.shards}
 
 
+@pytest.mark.process
 def test_tasks_of_a_clone_that_is_not_installed_run_its_own_code(
     planned: PlanRun, tmp_path: Path
 ) -> None:

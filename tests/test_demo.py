@@ -36,6 +36,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sdwn, dict[str, Any]
     return sdwn, sdwn.json("run", "demo", "run", *SMALL)
 
 
+@pytest.mark.process
 def test_the_demo_ends_with_a_verified_release(demo: tuple[Sdwn, dict[str, Any]]) -> None:
     sdwn, found = demo
     assert found.keys() >= KEYS
@@ -59,6 +60,7 @@ def test_what_the_safety_checker_flags_is_counted(generated: PlanRun) -> None:
     assert not any(release.array(index).any() for index in flagged)
 
 
+@pytest.mark.process
 def test_again_does_only_what_is_missing(demo: tuple[Sdwn, dict[str, Any]]) -> None:
     sdwn, found = demo
     root = sdwn.folder / "run"
@@ -151,6 +153,7 @@ def test_the_report_is_one_file_that_says_what_it_shows(
     assert "king penguin" in text
 
 
+@pytest.mark.process
 def test_a_release_without_imagenet_classes_is_refused(sdwn: Sdwn, tmp_path: Path) -> None:
     small = ("--set", "catalog.only=[robin.n.01]", "--set", "model.name=builtin:noise")
     sdwn("plan", "demo", "run", *small)

@@ -48,6 +48,7 @@ def texts(found: list[Finding]) -> dict[str, str]:
     return {finding.subject: finding.text for finding in found}
 
 
+@pytest.mark.process
 def test_without_slurm_nothing_is_known_and_that_is_said(
     planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -75,6 +76,7 @@ SITE = parse_site(
 )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("fields", "subject", "verdict", "told"),
     [
@@ -109,6 +111,7 @@ def slurm_that_says(refusal: str, folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PATH", str(folder))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("refusal", "fields", "subject", "verdict", "told"),
     [
@@ -156,6 +159,7 @@ def test_what_sbatch_refuses_is_told_with_what_the_site_has(
     assert told in found.text, found
 
 
+@pytest.mark.process
 def test_a_time_limit_under_which_nothing_would_ever_be_finished_is_a_problem(
     planned: PlanRun,
 ) -> None:
@@ -167,6 +171,7 @@ def test_a_time_limit_under_which_nothing_would_ever_be_finished_is_a_problem(
     assert "progress" not in verdicts(check_run(*run, profile(gres="gpu:a100:1", time=60)))
 
 
+@pytest.mark.process
 def test_a_tool_that_hangs_is_given_up(tmp_path: Path) -> None:
     assert scheduler.output_lines(["sleep", "60"], 0.05) is None
     assert scheduler.output_lines([str(tmp_path / "nothing")]) is None
@@ -300,6 +305,7 @@ def test_a_finished_run_is_not_queued_for_a_classifier_that_cannot_be_loaded(
     assert not Path(paths.release).exists()
 
 
+@pytest.mark.process
 def test_wordnet_is_found_without_nltk(
     planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -332,6 +338,7 @@ def test_wordnet_is_found_without_nltk(
     assert "the run has no taxonomy.parquet" in texts(found)["wordnet"]
 
 
+@pytest.mark.process
 def test_a_cache_that_cannot_be_written_is_told_and_stops_no_probe(
     sdwn: Sdwn, planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -363,6 +370,7 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 
 
+@pytest.mark.process
 @needs_root
 def test_too_little_room_is_found(planned: PlanRun, tmp_path: Path) -> None:
     """195 images of 512x512 want some 60 MB, and their shards 20 files and more."""

@@ -166,6 +166,7 @@ def test_two_tasks_hold_one_shard(
     assert content(paths) == expected
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
 def test_a_full_disk_then_space_again(
     sdwn: Sdwn, planned: PlanRun, expected: Any, here: Path, tmp_path: Path
@@ -187,6 +188,7 @@ def test_a_full_disk_then_space_again(
         subprocess.run(["umount", small], check=True)
 
 
+@pytest.mark.process
 def test_one_bit_flipped_in_a_finished_shard(
     sdwn: Sdwn, generated: PlanRun, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +264,7 @@ def queue() -> list[list[str]]:
     return [line.split() for line in lines.splitlines()]
 
 
+@pytest.mark.process
 def test_a_pipeline_that_gives_nan_images(
     sdwn: Sdwn, planned: PlanRun, tmp_path: Path, here: Path
 ) -> None:

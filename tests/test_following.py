@@ -127,6 +127,7 @@ def test_a_task_that_never_started_says_its_last_line(planned: PlanRun) -> None:
     assert failure(paths, 0).startswith("bash: line 3: /opt/python")
 
 
+@pytest.mark.process
 def test_a_local_task_that_is_killed_is_told_as_killed(sdwn: Sdwn, planned: PlanRun) -> None:
     paths, _ = planned(**SLOW)
     sdwn("submit", paths.root, "--array-parallelism", "1")
@@ -210,6 +211,7 @@ def test_what_waits_in_vain_is_told_and_nothing_else(reasons: list[str]) -> None
 # Terminals
 
 
+@pytest.mark.process
 def test_tasks_of_this_machine_outlive_the_terminal(sdwn: Sdwn, planned: PlanRun) -> None:
     paths, plan = planned(catalog={"roots": ["corgi.n.01"]})
     assert leaving_advice(paths) is None, "nothing goes on before anything was submitted"
@@ -232,6 +234,7 @@ def test_tasks_of_this_machine_outlive_the_terminal(sdwn: Sdwn, planned: PlanRun
 # Later stages
 
 
+@pytest.mark.process
 def test_a_later_stage_that_failed_is_told_and_gone_on_with(sdwn: Sdwn, planned: PlanRun) -> None:
     judge = {"model": "efficientnet-lite0"}
     paths, _ = planned(catalog={"roots": ["corgi.n.01"]}, evaluation=judge)
@@ -267,6 +270,7 @@ def test_status_shows_what_there_is_and_equal_notes_once(sdwn: Sdwn, planned: Pl
     assert "without gpu" in sdwn("status", paths.root).stdout
 
 
+@pytest.mark.process
 def test_the_watch_ends_with_the_last_stage(
     sdwn: Sdwn, generated: PlanRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +304,7 @@ def test_without_a_controller_files_and_logs_say_that_all_is_done(
 # Trials
 
 
+@pytest.mark.process
 def test_a_pilot_that_was_left_is_taken_up_again(sdwn: Sdwn, planned: PlanRun) -> None:
     paths, _ = planned(**SLOW)
     left = sdwn.start("pilot", paths.root)
@@ -314,6 +319,7 @@ def test_a_pilot_that_was_left_is_taken_up_again(sdwn: Sdwn, planned: PlanRun) -
     assert not paths.pilot.question.exists(), "its answer is taken: the next one is a new one"
 
 
+@pytest.mark.process
 def test_a_tuning_that_was_left_is_taken_up_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,6 +182,7 @@ def start(paths: RunPaths) -> subprocess.Popen[bytes]:
 SLOW = {"storage": {"images_per_shard": 20}, "generation": {"num_inference_steps": 3}}
 
 
+@pytest.mark.process
 def test_sigkill_at_any_moment_loses_no_image(generated: PlanRun, planned: PlanRun) -> None:
     undisturbed, _ = generated("undisturbed", **SLOW)
     paths, _ = planned("killed", **SLOW)
@@ -204,6 +205,7 @@ def wait_for_images(paths: RunPaths, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.process
 def test_two_tasks_may_hold_the_same_shards(generated: PlanRun, planned: PlanRun) -> None:
     undisturbed, _ = generated("undisturbed", **SLOW)
     paths, _ = planned("twice", **SLOW)
@@ -383,6 +385,7 @@ def test_a_disk_that_fails_for_a_moment_is_waited_for(
     assert "for the disk" in told
 
 
+@pytest.mark.process
 def test_a_read_only_disk_is_waited_for_and_then_gone_on_with(
     generated: PlanRun, planned: PlanRun, small_disk: Path, flush_at_once: None, patient: None
 ) -> None:
@@ -425,6 +428,7 @@ def test_a_run_folder_that_is_away_for_a_moment_is_not_made_anew(
     assert images(paths) == images(undisturbed)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
 def test_a_signal_ends_the_wait_for_a_disk(
     planned: PlanRun, small_disk: Path, number: signal.Signals
@@ -449,6 +453,7 @@ def test_a_signal_ends_the_wait_for_a_disk(
     assert not list(small_disk.rglob("*.tmp"))
 
 
+@pytest.mark.process
 def test_a_disk_that_fails_while_hdf5_writes_does_not_end_the_process(
     planned: PlanRun, small_disk: Path
 ) -> None:
@@ -487,6 +492,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.process
 def test_a_full_disk_is_waited_for_in_vain_and_loses_nothing_finished(
     planned: PlanRun,
     generated: PlanRun,
@@ -666,6 +672,7 @@ class TestBackOff:
             make(paths, plan, Requeued(plan.config))
         assert run_status(paths, plan).lowered == []
 
+    @pytest.mark.process
     def test_memory_that_really_runs_out(self, planned: PlanRun) -> None:
         """A limited address space, the built-in pipeline, and batches that need more."""
         changes: dict[str, Any] = {
@@ -831,6 +838,7 @@ class TestOverlap:
             make(paths, plan, Failing(plan, batches=3))
         assert paths.piece_ranges(0) == [(0, 15)], "one piece: nothing was flushed before"
 
+    @pytest.mark.process
     @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
     def test_a_signal_writes_what_is_finished(
         self, planned: PlanRun, number: signal.Signals
@@ -884,6 +892,7 @@ def test_a_pilot_times_batches_that_fit(
     assert speed["images_per_second"] <= 100
 
 
+@pytest.mark.process
 def test_status_watches_until_nothing_is_live(
     planned: PlanRun, sdwn: Sdwn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -937,6 +946,7 @@ def test_a_strange_note_does_not_stop_status(planned: PlanRun) -> None:
     assert len(line) < 300
 
 
+@pytest.mark.process
 def test_a_signal_while_the_last_batches_are_written_loses_none(planned: PlanRun) -> None:
     paths, plan = planned(storage={"images_per_shard": 30})
     code = (

@@ -817,6 +817,7 @@ def bytes_of_black() -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.process
 def test_folders_may_lie_a_thousand_deep(source: Path) -> None:
     put(source / DOG / "a.png", encoded("png"))
     here = os.open(source, os.O_RDONLY)

@@ -204,12 +204,14 @@ def guesses(pixels: Sequence[Pixels]) -> list[int]:
     return [int(guess) for guess in judge.start(prepared).values.argmax(dim=1)]
 
 
+@pytest.mark.process
 def test_what_is_drawn_is_recognised(chain: tuple[Drawn, Release, Path]) -> None:
     drawn, _, _ = chain
     assert len(drawn.taken_for) == len(WNIDS) * NUMBERS
     assert drawn.right() > MANY
 
 
+@pytest.mark.process
 def test_every_image_is_the_one_that_plain_diffusers_draws(
     chain: tuple[Drawn, Release, Path], plain: Drawn
 ) -> None:

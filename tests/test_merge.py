@@ -74,6 +74,7 @@ def test_a_release_holds_every_image_with_its_record(run: tuple[RunPaths, Plan])
     assert verify(release.paths.root) == []
 
 
+@pytest.mark.process
 def test_other_tools_read_a_release(
     run: tuple[RunPaths, Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +183,7 @@ def test_a_plan_that_was_replaced_is_named_and_no_shard_to_be_deleted(
     assert "rm " not in message
 
 
+@pytest.mark.process
 def test_status_and_submit_name_the_plan_that_was_replaced(planned: PlanRun, sdwn: Sdwn) -> None:
     paths, plan = planned("mine")
     sdwn("submit", paths.root, "--wait", "--profile", "local")
@@ -265,6 +267,7 @@ def parts(release: Release) -> dict[str, str]:
     return {file.file: file.sha256 for file in release.manifest.files if "README" not in file.file}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("parts", [0, 1, 3, 6])
 def test_a_merge_may_be_killed_at_any_moment(run: tuple[RunPaths, Plan], parts: int) -> None:
     """At once, and as soon as so many of its parts are there or all is done."""
@@ -297,6 +300,7 @@ def test_a_shard_made_again_is_merged_again(run: tuple[RunPaths, Plan]) -> None:
     assert verify(paths.release) == []
 
 
+@pytest.mark.process
 def test_two_merges_at_once_make_one_release(run: tuple[RunPaths, Plan]) -> None:
     paths, _ = run
     command = [sys.executable, "-m", "sdwn", "merge", paths.root, "--release", paths.release]

@@ -166,6 +166,7 @@ def test_its_card_tells_the_figures_of_its_table(card: str) -> None:
     assert f"{drawn.count(10)} classes with all ten, {drawn.count(0)} with none" in card
 
 
+@pytest.mark.process
 def test_it_can_be_piloted_and_tuned_as_a_real_model(sdwn: Sdwn) -> None:
     text = (REPOSITORY / "configs/demo.yaml").read_text(encoding="utf-8")
     quick = sdwn.folder / "quick.yaml"

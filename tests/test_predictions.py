@@ -166,6 +166,7 @@ def test_predictions_come_out_row_for_row_and_are_made_once(
     assert verify(release.paths.root, quick=True) == []
 
 
+@pytest.mark.process
 def test_an_evaluation_goes_on_after_a_kill(release: Release, everything: EvaluationConfig) -> None:
     work, planned = open_prediction_plan(release, everything)
     code = """
@@ -261,6 +262,7 @@ def test_nothing_is_written_or_removed_through_a_link(
     assert any(problem.startswith(f"{linked}: a link") for problem in verify(release.paths.root))
 
 
+@pytest.mark.process
 def test_tasks_of_a_slurm_that_is_not_here_are_not_taken_for_ended(
     release: Release, tiny: EvaluationConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,6 +171,7 @@ def finished(
     return found
 
 
+@pytest.mark.process
 def test_prefetch_takes_only_what_is_needed(site: Site, locked: str) -> None:
     model = [line for line in site.hub.requests if line.startswith("GET /lab/tiny-sd/resolve/")]
     files = {line.partition(f"/resolve/{locked}/")[2] for line in model}
@@ -181,6 +182,7 @@ def test_prefetch_takes_only_what_is_needed(site: Site, locked: str) -> None:
     assert not [name for name in files if name.startswith("safety_checker")], "switched off"
 
 
+@pytest.mark.process
 def test_a_connection_would_be_noticed(site: Site, tmp_path: Path) -> None:
     code = (
         "import sys, urllib.request\n"
@@ -194,6 +196,7 @@ def test_a_connection_would_be_noticed(site: Site, tmp_path: Path) -> None:
     assert "127.0.0.1" in connections.read_text()
 
 
+@pytest.mark.process
 def test_no_stage_looks_for_a_network(
     site: Site, locked: str, moved: str, finished: list[dict[str, Any]]
 ) -> None:
@@ -222,6 +225,7 @@ def test_a_late_lock_names_what_made_the_images(
     assert made.revision == locked
 
 
+@pytest.mark.process
 def test_a_cache_with_a_hole_is_refused_and_mended(
     site: Site, locked: str, finished: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +257,7 @@ def test_a_cache_with_a_hole_is_refused_and_mended(
         assert here.rows()["sha256"].tobytes() == there.rows()["sha256"].tobytes()
 
 
+@pytest.mark.process
 def test_what_the_hub_has_not_or_has_no_room_here_is_told(site: Site) -> None:
     refused = site.sdwn("prefetch", "small.yaml", "--set", "model.name=lab/none", code=1).stderr
     assert "lab/none: no folder of this name, and the hub did not give it: Repository" in refused
@@ -263,6 +268,7 @@ def test_what_the_hub_has_not_or_has_no_room_here_is_told(site: Site) -> None:
     assert "--folder" in refused
 
 
+@pytest.mark.process
 def test_a_model_that_the_hub_has_only_otherwise_is_told_before_the_download(
     site: Site, tmp_path: Path
 ) -> None:

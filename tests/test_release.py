@@ -207,6 +207,7 @@ def test_files_are_closed_again(release: Release) -> None:
     # pytest holds the fixture's value; what matters is that closing twice is no error.
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
 def test_a_loader_with_workers_gives_every_pair_once(
     release: Release, context: str, workers: int

@@ -390,6 +390,7 @@ class TestSpeed:
         apart = distance(pixels(arranged.sample(specs(4))), pixels(sampler.sample(specs(4))))
         assert apart.max() <= 1
 
+    @pytest.mark.process
     @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
     def test_compiled_blocks_change_last_bits_at_most(self, cache: Path, tmp_path: Path) -> None:
         """In a process of its own, as a task has it."""
@@ -413,6 +414,7 @@ class TestSpeed:
         assert distance(compiled, pixels(plain)).max() <= 1
         assert any((cache / "inductor").glob("*/*")), "what one task compiled, the next one reads"
 
+    @pytest.mark.process
     def test_it_loads_where_no_cache_can_be_written(self, tmp_path: Path) -> None:
         """As in a home that cannot be written to: diffusers makes a folder on import."""
         families.one_block(tmp_path / "model")
@@ -701,6 +703,7 @@ class TestBuiltin:
             file.write(b"\x01")
         assert fingerprint(copy) != before
 
+    @pytest.mark.process
     def test_processes_that_start_at_once_share_one(self, empty_cache: Path) -> None:
         # Forked ones have imported torch already, so that they do start at once.
         with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as processes:

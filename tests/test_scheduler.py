@@ -77,6 +77,7 @@ def test_no_default_of_the_user_reaches_a_command_of_slurm(command: str, name: s
     assert seen["PATH"] == os.environ["PATH"]
 
 
+@pytest.mark.process
 def test_jobs_get_what_the_profile_says_and_what_is_left_out_is_named_once(
     planned: PlanRun, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +100,7 @@ def test_jobs_get_what_the_profile_says_and_what_is_left_out_is_named_once(
 # What sbatch answers
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "answer",
     [
@@ -123,6 +125,7 @@ def test_whatever_a_sites_sbatch_prints_the_array_is_known(
     assert all((paths.jobs / job.id / f"{job.id}_submitted.pkl").exists() for job in jobs)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -150,6 +153,7 @@ def taken(paths: RunPaths, plan: Plan, *ids: str) -> str:
     return settle(paths, intend(paths, tasks, SITE), ids).name
 
 
+@pytest.mark.process
 def test_a_job_is_the_runs_only_by_its_name_and_its_id(
     planned: PlanRun, commands: Commands, tmp_path: Path
 ) -> None:
@@ -165,6 +169,7 @@ def test_a_job_is_the_runs_only_by_its_name_and_its_id(
     assert (tmp_path / "cancelled").read_text().split() == [f"--name={name}", "7"]
 
 
+@pytest.mark.process
 def test_a_wait_for_shards_that_failed_ends_though_a_later_stage_is_held(
     commands: Commands, planned: PlanRun
 ) -> None:
@@ -183,6 +188,7 @@ def test_a_wait_for_shards_that_failed_ends_though_a_later_stage_is_held(
 OF_OTHERS = 'case "$*" in *--me*) exit;; esac'
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("owner", ["alice", None])
 def test_another_users_jobs_are_seen_and_what_one_may_not_cancel_is_said(
     planned: PlanRun, commands: Commands, owner: str | None
@@ -203,6 +209,7 @@ def test_another_users_jobs_are_seen_and_what_one_may_not_cancel_is_said(
         cancel_run(paths)
 
 
+@pytest.mark.process
 def test_where_a_site_hides_others_jobs_their_shards_are_submitted_only_by_force(
     sdwn: Sdwn, planned: PlanRun, commands: Commands, tmp_path: Path
 ) -> None:

@@ -172,6 +172,7 @@ def test_a_sheet_is_saved_of_a_folder_whose_name_is_no_text(sdwn: Sdwn, release:
     assert "caf?" in (sdwn.folder / "sheet.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.process
 def test_a_sheet_opens_in_the_browser_or_says_where_it_lies(
     sdwn: Sdwn, release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ def gpu_hours(card: Card) -> float:
     return 262_040 / float(floor(card)) / 3600
 
 
+@pytest.mark.process
 def test_the_page_is_what_its_script_prints() -> None:
     done = subprocess.run(
         [sys.executable, REPOSITORY / "benchmarks" / "gpus.py"],

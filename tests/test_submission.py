@@ -91,6 +91,7 @@ def test_a_plan_that_took_the_place_of_the_submitted_one_is_refused(
     assert not paths.shards.exists()
 
 
+@pytest.mark.process
 def test_other_code_than_was_submitted_is_reported(sdwn: Sdwn, planned: PlanRun) -> None:
     paths, plan = planned()
     (made,) = tasks_for_shards(
@@ -133,6 +134,7 @@ def test_a_wrong_slice_is_refused(text: str) -> None:
         parse_slice(text)
 
 
+@pytest.mark.process
 def test_two_clusters_make_a_slice_each_and_one_release(sdwn: Sdwn, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(json.dumps(NOISE))
     first = sdwn.json("plan", "small.yaml", "a", "--slice", "1/2")
@@ -168,6 +170,7 @@ def test_an_array_that_was_refused_or_never_taken_holds_no_shard(planned: PlanRu
     assert unheld_shards(paths, plan) == unfinished_shards(paths, plan)
 
 
+@pytest.mark.process
 def test_two_commands_at_once_submit_each_shard_once(
     sdwn: Sdwn, planned: PlanRun, tmp_path: Path
 ) -> None:
@@ -180,6 +183,7 @@ def test_two_commands_at_once_submit_each_shard_once(
     assert sorted(shards) == list(range(len(plan.shards)))
 
 
+@pytest.mark.process
 def test_a_cancel_in_the_moment_of_a_submission_ends_what_that_submits(
     planned: PlanRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +203,7 @@ def test_a_cancel_in_the_moment_of_a_submission_ends_what_that_submits(
     assert run_status(paths, plan).shards_cancelled == len(plan.shards)
 
 
+@pytest.mark.process
 def test_cancel_also_ends_the_command_that_follows(sdwn: Sdwn, planned: PlanRun) -> None:
     paths, plan = planned(generation={"num_inference_steps": 200})
     waiting = sdwn.start("submit", paths.root, "--wait")
@@ -211,6 +216,7 @@ def test_cancel_also_ends_the_command_that_follows(sdwn: Sdwn, planned: PlanRun)
     assert len(unfinished_shards(paths, plan)) == len(plan.shards)
 
 
+@pytest.mark.process
 def test_a_printed_command_goes_on_with_the_run_under_its_own_profile(
     sdwn: Sdwn, planned: PlanRun, tmp_path: Path
 ) -> None:
@@ -284,6 +290,7 @@ def test_a_line_of_the_journal_that_is_lost_loses_no_job(data: st.DataObject) ->
     assert sum(one.unsettled for one in after) == line % 2
 
 
+@pytest.mark.process
 def test_jobs_that_no_line_of_the_journal_tells_are_ended_or_waited_for(
     sdwn: Sdwn, planned: PlanRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +312,7 @@ def test_jobs_that_no_line_of_the_journal_tells_are_ended_or_waited_for(
     assert (tmp_path / "queue").read_text() == f"--name={run_name(paths)}0badcafe 7\n"
 
 
+@pytest.mark.process
 def test_a_full_queue_is_not_waited_for_in_silence(
     planned: PlanRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,6 +332,7 @@ def test_a_full_queue_is_not_waited_for_in_silence(
     assert submission.submit_tasks(paths, tasks, ClusterProfile()) == []
 
 
+@pytest.mark.process
 def test_the_second_command_says_what_it_waits_for(
     sdwn: Sdwn, planned: PlanRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,6 +397,7 @@ def test_restarts_are_counted_without_accounting(planned: PlanRun) -> None:
     assert run_status(paths, plan).restarts == 3
 
 
+@pytest.mark.process
 def test_speed_and_end_are_told_by_kind_of_gpu(planned: PlanRun) -> None:
     paths, plan = planned(generation={"num_inference_steps": 20})
     jobs = submit_shards(paths, plan, [0, 1, 2], HERE, print)
@@ -447,6 +457,7 @@ def test_a_wrong_stage_is_explained(stages: dict[str, Any], expected: str) -> No
         validated(ClusterProfile, {"stages": stages}, source="test")
 
 
+@pytest.mark.process
 def test_stages_follow_the_last_shard_on_this_machine(sdwn: Sdwn, tmp_path: Path) -> None:
     config = {**NOISE, "catalog": {"roots": ["corgi.n.01"]}}
     config["evaluation"] = {"model": "efficientnet-lite0"}

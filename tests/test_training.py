@@ -93,6 +93,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.process
 def test_the_short_form_makes_a_pipeline_that_diffusers_loads(made: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(
         made / "pipeline", dtype=torch.float32, safety_checker=None
@@ -112,6 +113,7 @@ def test_the_training_pictures_and_the_drawn_ones_are_judged(made: Path) -> None
     assert sum(int(row["training_pictures"]) for row in rows) >= 2
 
 
+@pytest.mark.process
 def test_what_is_trained_is_not_trained_again(made: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in made.glob("*.pt")}
     make(SHORT, Pictures(chosen(SHORT), made / "packages"), made)

@@ -134,6 +134,7 @@ def test_journal_and_lock_of_a_run_are_no_links(precious: Path, tmp_path: Path) 
     assert contents(precious) == {"thesis.txt": "three years"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("setup", [[], ["export A=1", "umask 022"]], ids=["plain", "setup"])
 def test_only_a_runs_own_processes_are_its_jobs(tmp_path: Path, setup: list[str]) -> None:
     """A number in a journal may be any process's by now."""
@@ -151,6 +152,7 @@ def test_only_a_runs_own_processes_are_its_jobs(tmp_path: Path, setup: list[str]
         assert process.wait() in (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
+@pytest.mark.process
 def test_a_process_that_only_speaks_of_submitit_is_left(tmp_path: Path) -> None:
     code, words = "import time; time.sleep(60)", ["-m", "submitit.local._local", b"/caf\xe9/%j"]
     with subprocess.Popen([sys.executable, "-c", code, *words]) as process:
@@ -293,6 +295,7 @@ class TestSecrets:
         files = [path for path in folder.rglob("*") if path.is_file()]
         return [path for path in files if TOKEN.encode() in path.read_bytes()]
 
+    @pytest.mark.process
     def test_a_task_has_what_no_file_of_the_run_holds(
         self, planned: PlanRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -211,6 +211,7 @@ def test_schedulers_of_one_family_stand_in_for_one_another(name: str) -> None:
     assert {kind.__name__ for kind in own.compatibles} | {name} >= INTERCHANGEABLE
 
 
+@pytest.mark.process
 def test_planning_with_another_scheduler_of_the_family_needs_no_torch() -> None:
     code = (
         "import sys; from sdwn.config import load_config; from sdwn.paths import shipped_file\n"
