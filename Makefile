@@ -9,7 +9,7 @@ DEMO ?= demo
 
 help:
 	@echo "make demo       install into .venv and run the whole job, small"
-	@echo "make check      linters, type checker, the tests that need no SLURM, browser or new process: minutes"
+	@echo "make check      linters, type checker, the tests that need no SLURM, browser, new process or trained model"
 	@echo "make test       linters, type checker, every test"
 	@echo "make test-faults  kills, preemption, full disks: no image is lost; a crowd of visitors; every synset exported (20 minutes)"
 	@echo "make bench      speed, as ratios against named peers"
@@ -51,7 +51,7 @@ chromium:
 PYTEST := $(BIN)/pytest -n auto --dist loadgroup
 
 check: lint wordnet
-	$(PYTEST) -m "not slurm and not browser and not process and not long"
+	$(PYTEST) -m "not slurm and not browser and not process and not model and not long"
 
 test: lint wordnet chromium
 	$(PYTEST)

@@ -19,6 +19,8 @@ from sdwn.wordnet.corpus import WordNet
 import drawn
 from conftest import FEW, PlanRun, Sdwn
 
+pytestmark = pytest.mark.model
+
 SMALL = (
     *("--set", "images_per_synset=2", "--set", "generation.batch_size=20"),
     *("--set", "generation.num_inference_steps=2"),

@@ -798,8 +798,8 @@ class TestOverlap:
         class Fast(NoiseSampler):
             def sample(self, specs: Sequence[ImageSpec]) -> Any:
                 begun[0] += 1
-                # One is sampled, one encoded, and no more than WAITING are between them.
-                assert begun[0] - encoded[0] // 5 <= partial_shards.WAITING + 2
+                # One is sampled, one encoded, and no more than MOST_QUEUED are between them.
+                assert begun[0] - encoded[0] // 5 <= partial_shards.MOST_QUEUED + 2
                 return [self._draw(spec) for spec in specs]
 
         def encode_slowly(*arguments: Any, **options: Any) -> bytes:

@@ -33,6 +33,8 @@ from sdwn.wordnet.corpus import WordNet
 
 from conftest import REPOSITORY, Sdwn
 
+pytestmark = pytest.mark.model
+
 # Classes that are recognised nearly always: their indices in ILSVRC 2012, and WordNet's glosses.
 INDEX = {
     "n02056570": 145,

@@ -32,6 +32,8 @@ from tools.miniature.things import THINGS
 
 from conftest import REPOSITORY
 
+pytestmark = pytest.mark.model
+
 
 def test_the_classes_are_of_imagenet_and_of_the_published_catalog() -> None:
     subjects = read_table()

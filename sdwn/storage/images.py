@@ -95,7 +95,8 @@ def open_image(payload: bytes, *codecs: str) -> Image.Image:
     """Read the header of an image of one of these codecs; no pixel is decoded yet."""
     if payload.startswith(_PNG):
         payload = _without_unused(payload)
-    formats = [name for codec in codecs for name in CODECS[codec].pillow_formats]
+    # A camera's MPO is opened as the JPEG that it begins with.
+    formats = [CODECS[codec].pillow_formats[0] for codec in codecs]
     return Image.open(io.BytesIO(payload), formats=formats)
 
 
