@@ -47,8 +47,8 @@ lint: $(VENV)/installed-dev
 chromium:
 	@./tests/install-chromium || true
 
-# A file's tests stay in one process, and so do all that need SLURM: see tests/conftest.py.
-PYTEST := $(BIN)/pytest -n auto --dist loadgroup
+# A file's tests stay in one process. Two processes may each have a SLURM of their own.
+PYTEST := $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: lint wordnet
 	$(PYTEST) -m "not slurm and not browser and not process and not model and not long"

@@ -341,12 +341,9 @@ def _not_run(where: str, reason: str, unknown: str) -> NoReturn:
     pytest.skip(f"{NOT_RUN} {where}: {reason}; nothing above says that {unknown}")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, and all that need SLURM in one: there is one cluster."""
-    for item in items:
-        group = "slurm" if item.get_closest_marker("slurm") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Begin with what waits for SLURM: it takes long, and the CPUs have other tests meanwhile."""
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
