@@ -34,6 +34,9 @@ from sdwn.workflow.later_stages import evaluate_run
 from conftest import OwnProcess, PlanRun, Sdwn, noise_config
 from hub import Hub, serving
 
+# Each fetches, locks or loads whole pipelines: a minute together.
+pytestmark = pytest.mark.model
+
 TINY: dict[str, Any] = {
     "catalog": {"roots": ["corgi.n.01"]},
     "images_per_synset": 2,

@@ -340,6 +340,7 @@ class TestMemory:
         sampler.device.forget_peak()
         assert sampler.device.peak_bytes - before < 100_000_000
 
+    @pytest.mark.model
     def test_checking_that_finds_no_room_checks_one_at_a_time(
         self, flagging: list[Sample], monkeypatch: pytest.MonkeyPatch
     ) -> None:
