@@ -68,7 +68,7 @@ class ShardJob:
 
     @property
     def finished(self) -> bool:
-        """Whether its final file is there, perhaps another task's."""
+        """True once its final file is there, perhaps another task's."""
         try:
             return self.disk.paths.shard(self.shard.index).is_file()
         except OSError:

@@ -29,7 +29,7 @@ from sdwn import checkout
 from sdwn.batches import batch_size_of_task
 from sdwn.devices.device import given_gpus, only_gpu
 from sdwn.errors import SdwnError, command
-from sdwn.io import now, open_append, private_folder, read_json, require_home
+from sdwn.io import locked, now, private_folder, read_json, require_home
 from sdwn.jobs.task_record import Process, RunDisk, this_process, write_note
 from sdwn.paths import CHANGED, RunPaths
 
@@ -105,7 +105,7 @@ class ArrayTask:
                 text = f"the code has changed since this was submitted: {self.code} to {here}"
                 log.warning("%s", text)
                 write_note(paths, paths.note(process.job, process.rank, CHANGED), text)
-            # From here on it is an argument: no variable is read inside the process.
+            # The batch size is read from the environment here alone: from here on an argument.
             self.stage.run(paths.root, process.share(self.indices), batch_size_of_task())
 
     def checkpoint(self) -> Any:
@@ -164,8 +164,7 @@ def hold_until_peers_exit(process: Process) -> Iterator[None]:
     # On the node's own disk: all processes of a task are on one node.
     folder = private_folder(Path(tempfile.gettempdir()))
     locks = [folder / f"{process.job}-{process.start}-{rank}.lock" for rank in range(process.count)]
-    with open_append(locks[process.rank]) as own:
-        fcntl.flock(own, fcntl.LOCK_EX)
+    with locked(locks[process.rank]):
         try:
             yield
         finally:

@@ -213,17 +213,17 @@ class Meter:
         self._write()
         self._note(LOWERED, f"{record.device}: {record.lowered_from} to {batch}")
 
-    def count_batch(self, images: int, seconds: float, peak_bytes: int) -> None:
-        """Count a batch that took so long."""
-        record, now = self.record, time.monotonic()
+    def count_batch(self, images: int, took: float, peak_bytes: int) -> None:
+        """Count a batch that took so many seconds."""
+        record, clock = self.record, time.monotonic()
         record.peak_bytes = max(record.peak_bytes, peak_bytes)
         if self._warm is None:
-            self._warm = now
-            record.first_images, record.first_seconds = images, seconds
+            self._warm = clock
+            record.first_images, record.first_seconds = images, took
         else:
             record.images += images
-            record.seconds += seconds
-            record.busy = record.seconds / (now - self._warm)
+            record.seconds += took
+            record.busy = record.seconds / (clock - self._warm)
         self.count_done(images)
 
     def count_done(self, images: int) -> None:
