@@ -57,7 +57,7 @@ def status_command(
                 show(status_rows(now))
                 time.sleep(WATCH_SECONDS)
                 idle = 0 if now.jobs_live else idle + WATCH_SECONDS
-    found = run_status(paths, plan)
+    found = run_status(paths, plan, None if watch else journal)
     console.result(found.as_dict(), as_json, console.rows(status_rows(found)))
 
 
@@ -86,19 +86,22 @@ def logs_command(
     as_json: AsJson = False,
 ) -> None:
     """Show the end of the logs of what failed."""
-    from sdwn.jobs.journal import failed_shards, last_jobs, read_journal
+    from sdwn.jobs.journal import failed_shards, last_jobs, live_jobs, open_journal
     from sdwn.jobs.logs import tails
-    from sdwn.workflow.status import FAILED, read_stages
+    from sdwn.workflow.status import FAILED, stage_states
 
     paths, plan = open_sharded(run)
     if shard is not None and not 0 <= shard < len(plan.shards):
         raise typer.BadParameter(f"no shard {shard}; the plan has 0 to {len(plan.shards) - 1}")
-    submissions = read_journal(paths)
-    indices = [shard] if shard is not None else failed_shards(paths, plan, submissions)
-    last = last_jobs(submissions)
-    jobs = [last[index] for index in indices if index in last]
-    if shard is None:
-        stages = read_stages(paths).values()
+    journal = open_journal(paths)
+    last = last_jobs(journal.submissions)
+    if shard is not None:
+        jobs = [last[shard]] if shard in last else []
+    else:
+        live = live_jobs(paths, journal.submissions)
+        failed = failed_shards(paths, plan, journal.submissions, live)
+        jobs = [last[index] for index in failed if index in last]
+        stages = stage_states(paths, journal, live).values()
         jobs += [one.job for one in stages if one.job and one.text.startswith(FAILED)]
     found = tails(paths, jobs, lines)
     text = "".join(f"==> {path} <==\n{tail}\n" for path, tail in found.items())

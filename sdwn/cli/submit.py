@@ -44,6 +44,7 @@ def submit_command(
 
     On this machine or under SLURM, as the profile says.
     """
+    from sdwn.jobs.journal import open_journal
     from sdwn.jobs.submit import require_fit
     from sdwn.workflow.following import SubmitOptions
     from sdwn.workflow.later_stages import parse_stages
@@ -54,7 +55,8 @@ def submit_command(
     chosen = open_profile(profile, site)
     require_fit(plan.config, chosen)
     if dry_run:
-        show_script(paths, plan, shards_to_submit(paths, plan, console.say), chosen, as_json)
+        todo = shards_to_submit(paths, plan, open_journal(paths), console.say)
+        show_script(paths, plan, todo, chosen, as_json)
     else:
         console.result(submit_run(paths, plan, chosen, options, console), as_json)
 

@@ -328,12 +328,12 @@ def unheld_shards(paths: RunPaths, work: ShardedWork, live: Live | None = None) 
 
 
 def failed_shards(
-    paths: RunPaths, work: ShardedWork, submissions: Sequence[Submission]
+    paths: RunPaths, work: ShardedWork, submissions: Sequence[Submission], live: Live
 ) -> list[int]:
     """List the shards whose jobs have ended without them, and were not cancelled."""
     submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
     return [
         index
-        for index in unheld_shards(paths, work, live_jobs(paths, submissions))
+        for index in unheld_shards(paths, work, live)
         if index in submitted and submitted[index] not in cancelled
     ]

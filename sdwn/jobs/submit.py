@@ -77,7 +77,7 @@ Stages = Mapping[str, Stage]
 
 @dataclass(frozen=True, slots=True)
 class WorkOrder:
-    """What is to be submitted: a folder, its work, the stages of its tasks, and the profile."""
+    """An order to submit: a folder, its work, the stages of its tasks, and the profile."""
 
     paths: RunPaths
     work: ShardedWork
@@ -87,7 +87,7 @@ class WorkOrder:
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """What a command that follows tasks calls.
+    """Functions that following calls, and the command that resumes it.
 
     ``on_look`` gets the live jobs at every look, ``on_message`` what gets in the way;
     ``resume_command`` names the command that resumes after an error, under the same profile.
@@ -357,9 +357,12 @@ def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
         live = live_jobs(paths)
         callbacks.on_look(live)
         feeder.balance(live)
-        todo = [index for index in unheld_shards(paths, work, live) if tries[index] <= retries]
+        # Listed after the look at the jobs: a shard may be finished in between.
+        left = unfinished_shards(paths, work)
         # Later stages, which hold no shard, make none of what is missing.
-        if not unfinished_shards(paths, work) or not (todo or any(job.indices for job in live)):
+        held = {index for job in live for index in job.indices}
+        todo = [index for index in left if index not in held and tries[index] <= retries]
+        if not left or not (todo or held):
             break
         # Read after the look, for a cancel may have come since.
         found = open_journal(paths)
@@ -380,7 +383,7 @@ def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
             callbacks.on_message("SLURM takes no more of your jobs now; waiting for room")
             waited = True
         _pause(began)
-    if left := unfinished_shards(paths, work):
+    if left:
         raise SdwnError(
             f"{len(left)} of {len(work.assigned_shards)} shards failed; shard {left[0]}: "
             f"{failure(paths, left[0])}; finished images are kept, "

@@ -153,7 +153,7 @@ def _submit_tasks(
     submissions = read_journal(work)
     if changed := changed_code(submissions):
         say(changed)
-    lost = failed_shards(work, plan, submissions)[:FAILURES_SHOWN]
+    lost = failed_shards(work, plan, submissions, live_jobs(work, submissions))[:FAILURES_SHOWN]
     failures = [f"shard {index}: {failure(work, index, submissions)}" for index in lost]
     jobs, remaining = submit_once(WorkOrder(work, plan, EVALUATION_STAGES, profiles.classify), say)
     live = live_jobs(work)

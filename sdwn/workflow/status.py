@@ -51,7 +51,7 @@ DONE, FAILED, WAITING, NOT_YET = "done", "failed: ", "pending ", "not submitted 
 
 @dataclass(frozen=True, slots=True)
 class GpuStatus:
-    """What one kind of device does now: processes that sample, their speed, when they end.
+    """State of one kind of device: processes that sample, their speed, when they end.
 
     ``seconds_left`` is until the last of them has made the shards that its task holds.
     """
@@ -109,12 +109,13 @@ class RunStatus:
         return asdict(self)
 
 
-def run_status(paths: RunPaths, work: ShardedWork) -> RunStatus:
+def run_status(paths: RunPaths, work: ShardedWork, journal: Journal | None = None) -> RunStatus:
     """Look at the names of a run's files and ask the scheduler.
 
-    No shard is opened, and of the tasks' own records only those of running tasks.
+    No shard is opened, and of the tasks' own records only those of running tasks. ``journal`` is
+    one that was read just now.
     """
-    journal = open_journal(paths)
+    journal = open_journal(paths) if journal is None else journal
     submissions = journal.submissions
     live = live_jobs(paths, submissions)
     done, pieces = _finished(paths, work)

@@ -15,7 +15,7 @@ from typing import Any
 
 from sdwn.errors import QueueFullError, SdwnError, UsageError, command
 from sdwn.io import OnMessage
-from sdwn.jobs.journal import live_jobs, note_later, open_journal, read_journal, unheld_shards
+from sdwn.jobs.journal import Journal, live_jobs, note_later, open_journal, unheld_shards
 from sdwn.jobs.profile import ClusterProfile, LaterStage
 from sdwn.jobs.scheduler import Job
 from sdwn.jobs.submit import (
@@ -63,7 +63,8 @@ def submit_run(
         SdwnError: something would stop the run, or shards or a stage failed.
     """
     say = display.say
-    todo = shards_to_submit(paths, plan, say)
+    journal = open_journal(paths)
+    todo = shards_to_submit(paths, plan, journal, say)
     if options.resume:
         then = _stages_to_resume(paths, profile, bool(todo), options.wait, say)
         options = replace(options, then=then)
@@ -74,7 +75,7 @@ def submit_run(
         ensure_lock(paths, plan)
     evaluated = "evaluate" in options.then
     if not options.force:
-        require_visible(paths, read_journal(paths), todo)
+        require_visible(paths, journal.submissions, todo)
         findings = check_run(paths, plan, profile, options.then) if todo or evaluated else []
         # Where nothing is left to make, only what would stop the evaluation counts.
         _refuse_problems([one for one in findings if todo or one.subject == "classifier"], say)
@@ -106,13 +107,12 @@ def submit_run(
     return found
 
 
-def shards_to_submit(paths: RunPaths, plan: Plan, say: OnMessage) -> list[int]:
+def shards_to_submit(paths: RunPaths, plan: Plan, journal: Journal, say: OnMessage) -> list[int]:
     """List the shards to submit; report other code than at the last submission, and lost lines.
 
     Raises:
         UsageError: jobs of this folder were submitted for another plan.
     """
-    journal = open_journal(paths)
     if replaced := replaced_plan(paths, journal.submissions, plan):
         raise UsageError(replaced)
     if changed := changed_code(journal.submissions):
