@@ -25,7 +25,7 @@ from sdwn.models.lock import locked_weights, require_classifier
 from sdwn.models.pipelines import check_settings
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import Plan
-from sdwn.preflight.estimate import estimate, stored_bytes
+from sdwn.preflight.estimate import Estimate, estimate
 from sdwn.preflight.file_systems import Location, free_space, locate_folder
 from sdwn.preflight.findings import Finding, problems
 from sdwn.preflight.probe import OFFLINE, cache_fault, hub_is_off
@@ -88,6 +88,11 @@ class _Run:
         return group_into_tasks(self.todo, self.profile)
 
     @cached_property
+    def estimate(self) -> Estimate:
+        """The estimate of what these tasks take."""
+        return estimate(self.paths, self.plan, self.todo, self.profile)
+
+    @cached_property
     def weights(self) -> Path | SdwnError:
         """The folder of the weights, or why there is none that the run may use."""
         config = self.plan.config
@@ -138,7 +143,7 @@ def _site(run: _Run) -> Iterator[Finding]:
 
 def _progress(run: _Run) -> Iterator[Finding]:
     """Find a time limit under which tasks would start again and again in vain."""
-    costs = estimate(run.paths, run.plan, run.todo, run.profile).costs
+    costs = run.estimate.costs
     stuck = [cost.warning or "" for cost in costs if cost.stuck]
     if stuck:
         yield Finding("progress", "problem" if len(stuck) == len(costs) else "warning", stuck[0])
@@ -164,10 +169,9 @@ def _space(run: _Run) -> Iterator[Finding]:
         text = f"the file system does not say what is free: {error}"
         yield Finding("space", "unverified", text)
         return
-    plan, processes = run.plan, run.profile.processes
-    images = sum(plan.shard_images(plan.shards[index]) for index in run.todo)
-    need, source = stored_bytes(run.paths, plan, images)
-    text = f"{images:,} images need about {decimal(need)} ({source}); {decimal(free_bytes)} free"
+    plan, processes, found = run.plan, run.profile.processes, run.estimate
+    need, free = found.bytes, decimal(free_bytes)
+    text = f"{found.images:,} images need about {decimal(need)} ({found.bytes_source}); {free} free"
     if need > free_bytes:
         text += ": free some, or plan into a folder on a larger disk"
         yield Finding("space", "problem", text)
