@@ -20,10 +20,12 @@ from sdwn.models.weights import (
     find_folder,
     model_folder,
     needed,
+    require_whole,
     size,
     snapshot,
     source,
     unneeded,
+    weights_folder,
 )
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
@@ -217,6 +219,19 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
             f"this folder; {remedy}, or plan into a new folder"
         )
     return Weights(folder, lock.revision)
+
+
+def require_weights(paths: RunPaths, config: RunConfig) -> Path:
+    """Return the folder that a run's tasks load on this machine, once its weights are whole.
+
+    Raises:
+        SdwnError: as :func:`locked_weights` or, without a lock, :func:`weights_folder`.
+    """
+    locked = locked_weights(paths, config.model)
+    if locked is None:
+        return weights_folder(config)
+    require_whole(locked.folder, config)
+    return locked.folder
 
 
 def lock_to_classifier(paths: RunPaths, config: RunConfig, file: Path) -> None:

@@ -21,7 +21,7 @@ from sdwn.jobs.site import read_site
 from sdwn.jobs.submit import require_fit
 from sdwn.models import weights
 from sdwn.models.builtin import IN_PACKAGE
-from sdwn.models.lock import locked_weights, require_classifier
+from sdwn.models.lock import require_classifier, require_weights
 from sdwn.models.pipelines import check_settings
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import Plan
@@ -95,12 +95,8 @@ class _Run:
     @cached_property
     def weights(self) -> Path | SdwnError:
         """The folder of the weights, or why there is none that the run may use."""
-        config = self.plan.config
         try:
-            if (locked := locked_weights(self.paths, config.model)) is None:
-                return weights.weights_folder(config)
-            weights.require_whole(locked.folder, config)
-            return locked.folder
+            return require_weights(self.paths, self.plan.config)
         except SdwnError as error:
             return error
 

@@ -24,7 +24,7 @@ from sdwn.jobs.cluster import gives_gpu
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.task import Stage
 from sdwn.models import weights
-from sdwn.models.lock import locked_weights
+from sdwn.models.lock import require_weights
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import Plan, read_plan
 from sdwn.preflight.findings import Finding
@@ -162,8 +162,7 @@ def _find_weights(paths: RunPaths, config: RunConfig) -> str | None:
     if config.model.builtin is not None:
         return config.model.name
     try:
-        locked = locked_weights(paths, config.model)
-        return str(locked.folder if locked else weights.weights_folder(config))
+        return str(require_weights(paths, config))
     except SdwnError:
         return None
 
