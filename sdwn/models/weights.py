@@ -430,18 +430,19 @@ def staged(folder: Path, target: Path) -> Path:
     Raises:
         UsageError: another user could have filled that folder.
     """
-    stats = ((name, (folder / name).stat()) for name in files(folder))
+    names = files(folder)
+    stats = ((name, (folder / name).stat()) for name in names)
     lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
     state = hashlib.sha256(os.fsencode("\n".join([str(folder), *lines]))).hexdigest()[:16]
     copy = private_folder(target) / f"{folder.name}-{state}"
     with locked(copy.with_name(f".{copy.name}.lock")):
         # What tidies a node's disk may have removed files.
-        if any(size(copy / name) != size(folder / name) for name in files(folder)):
+        if any(size(copy / name) != size(folder / name) for name in names):
             unfinished = copy.with_name(f".{copy.name}.unfinished")
             for old in (copy, unfinished):
                 shutil.rmtree(old, ignore_errors=True)
             try:
-                for name in files(folder):
+                for name in names:
                     (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(folder / name, unfinished / name)
                 unfinished.rename(copy)

@@ -9,6 +9,7 @@ from typing import Any
 from sdwn.config import EvaluationConfig, RunConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.models import lock
+from sdwn.models.builtin import builtin_folder
 from sdwn.models.hub import fetch_weights
 from sdwn.models.weights import Weights, fingerprint, is_commit, source, weights_folder
 from sdwn.paths import RunPaths
@@ -100,8 +101,6 @@ def _own_folder(config: RunConfig, folder: Path | None) -> Path:
         raise UsageError(f"--folder is for models of the hub; {model.name} needs no fetching")
     if model.builtin is None:
         return weights_folder(config)
-    from sdwn.models.builtin import builtin_folder  # torch
-
     return builtin_folder(model.builtin)
 
 
