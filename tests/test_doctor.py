@@ -98,9 +98,14 @@ def test_a_profile_is_compared_with_what_a_site_tells(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slurm_that_says("", tmp_path, monkeypatch)
+    require_finding(fields, subject, verdict, told)
+
+
+def require_finding(fields: dict[str, Any], subject: str, verdict: str, told: str) -> None:
+    """Check what the site's checks find of one subject, under a profile with these fields."""
     (found,) = (f for f in check_site(SITE, profile(**fields), 3) if f.subject == subject)
     assert found.verdict == verdict, found
-    assert told in found.text
+    assert told in found.text, found
 
 
 def slurm_that_says(refusal: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,9 +159,7 @@ def test_what_sbatch_refuses_is_told_with_what_the_site_has(
 ) -> None:
     refused = f"allocation failure: {refusal}" if refusal else ""
     slurm_that_says(refused, tmp_path, monkeypatch)
-    (found,) = (f for f in check_site(SITE, profile(**fields), 3) if f.subject == subject)
-    assert found.verdict == verdict, found
-    assert told in found.text, found
+    require_finding(fields, subject, verdict, told)
 
 
 @pytest.mark.process
