@@ -13,6 +13,7 @@ from sdwn.prediction.classifier import Classifier
 from sdwn.prediction.pretrained import load_classifier
 from sdwn.wordnet.imagenet import class_index
 
+from tools.miniature.backgrounds import Pixels
 from tools.miniature.fit_vae import Coder
 from tools.miniature.pictures import Pictures
 from tools.miniature.table import Subject
@@ -55,8 +56,14 @@ def latents(
 def _surest(chooser: Classifier, subject: Subject, planes: torch.Tensor) -> torch.Tensor:
     """Order pictures by how probable the chooser finds that they show the subject."""
     pixels = ((planes.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    scores = []
+    scores = logits(chooser, pixels).log_softmax(dim=1)
+    return scores[:, class_index()[subject.wnid]].argsort(descending=True)
+
+
+def logits(classifier: Classifier, pixels: Pixels) -> torch.Tensor:
+    """Classify pictures, (n, 64, 64, 3) uint8, in batches; return (n, classes)."""
+    batches = []
     for start in range(0, len(pixels), BATCH):
-        some = [chooser.prepare(Image.fromarray(one)) for one in pixels[start : start + BATCH]]
-        scores.append(chooser.start(np.stack(some)).values.float().log_softmax(dim=1))
-    return torch.cat(scores)[:, class_index()[subject.wnid]].argsort(descending=True)
+        some = [classifier.prepare(Image.fromarray(one)) for one in pixels[start : start + BATCH]]
+        batches.append(classifier.start(np.stack(some)).values)
+    return torch.cat(batches)

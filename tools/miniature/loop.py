@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sdwn.io import atomic
 from torch import nn
 
 Loss = Callable[[int], torch.Tensor]
@@ -104,17 +105,14 @@ def _resume(path: Path, model: nn.Module, optimizer: Any, average: Average) -> i
 
 
 def _save(path: Path, step: int, model: nn.Module, optimizer: Any, average: Average) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    torch.save(
-        {
-            "step": step,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "average": average.values,
-        },
-        unfinished,
-    )
-    unfinished.replace(path)
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": average.values,
+    }
+    with atomic(path) as temporary:
+        torch.save(state, temporary)
 
 
 def _log(stage: str, text: str) -> None:

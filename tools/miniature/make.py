@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from sdwn.errors import SdwnError
-from sdwn.io import file_sha256
+from sdwn.io import atomic, file_sha256
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tools.miniature import assemble
@@ -79,7 +79,9 @@ def make(recipe: Recipe, pictures: Pictures, folder: Path) -> Path:
         path = folder / "latents.pt"
         if not path.exists():
             drawn, kept = recipe.pictures, recipe.latents
-            _save(latents(coder, pictures, chooser, drawn, kept), path)
+            found = latents(coder, pictures, chooser, drawn, kept)
+            with atomic(path) as temporary:
+                torch.save(found, temporary)
         learnt = torch.load(path, weights_only=True)
         places = torch.arange(len(pictures)).repeat_interleave(recipe.latents)
         bank = Bank(learnt, places, _texts(words, reader, prompts))
@@ -128,9 +130,3 @@ def _texts(words: CLIPTokenizer, reader: CLIPTextModel, prompts: Sequence[str]) 
     numbers = token_numbers(words, [*prompts, ""])
     texts: torch.Tensor = reader(numbers).last_hidden_state.clone()
     return texts
-
-
-def _save(found: torch.Tensor, path: Path) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    torch.save(found, unfinished)
-    unfinished.replace(path)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
 from sdwn.io import csv_text, write_text
 from sdwn.prediction.classifier import Classifier
 from sdwn.wordnet.imagenet import class_index
 
 from tools.miniature.backgrounds import SIDE, Pixels
+from tools.miniature.choosing import logits
 from tools.miniature.pictures import Pictures
 from tools.miniature.table import Subject, glosses
 
@@ -82,11 +82,5 @@ def _sample(
 
 def _recognised(judge: Classifier, subjects: Sequence[Subject], pixels: Pixels) -> list[bool]:
     """Tell of each subject's picture whether the judge takes it for that class."""
-    index = class_index()
-    hits = []
-    for start in range(0, len(pixels), 32):
-        some = np.stack([judge.prepare(Image.fromarray(one)) for one in pixels[start : start + 32]])
-        guesses = judge.start(some).values.argmax(dim=1).tolist()
-        wanted = [index[one.wnid] for one in subjects[start : start + 32]]
-        hits += [guess == right for guess, right in zip(guesses, wanted, strict=True)]
-    return hits
+    index, guesses = class_index(), logits(judge, pixels).argmax(dim=1).tolist()
+    return [guess == index[one.wnid] for guess, one in zip(guesses, subjects, strict=True)]
