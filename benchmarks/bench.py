@@ -100,7 +100,7 @@ def make_shards(run: Path, shards: int = 8, images: int = 500, size: int = 400_0
 
 
 def merge_peak(name: str) -> Callable[[Path], float]:
-    """Merge one of two runs of the same bytes, and give the process's peak in MB."""
+    """Merge one of two runs of the same bytes, and return the process's peak in MB."""
 
     def measure(folder: Path) -> float:
         command = [PYTHON, "-c", PEAK, "merge", folder / name, "--release", folder / "peak"]
@@ -151,7 +151,7 @@ def reading(name: str) -> Callable[[Path], float]:
 
 
 def loading(side: str, preset: str) -> Callable[[Path], float]:
-    """Measure judging's input side, for the images of a preset's model."""
+    """Measure how fast images are prepared for a preset's model."""
     return lambda folder: script("input.py", side, preset, folder / "reading")["images_per_second"]
 
 

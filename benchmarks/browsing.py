@@ -1,4 +1,4 @@
-"""What `make bench` measures of browsing: a release as large as the published one, pictures tiny.
+"""Measurements of browsing for `make bench`: a release as large as the published one, tiny images.
 
 ``python benchmarks/browsing.py make FOLDER`` writes it with predictions of all images, drawn by
 chance; ``open``, ``pages``, ``search`` and ``like`` measure and print what they found.

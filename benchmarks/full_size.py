@@ -254,7 +254,7 @@ def half_parameters(folder: Path) -> int:
 
 
 class Stage(NamedTuple):
-    """What a command took and what it answered."""
+    """A command's time, and its answer."""
 
     seconds: float
     answer: dict[str, Any]
@@ -278,7 +278,7 @@ def adopt_orphans() -> None:
 
 
 def peak_memory() -> int:
-    """Give the most that one process below this one ever held, in bytes.
+    """Return the most that one process below this one ever held, in bytes.
 
     Linux counts what this process held when it started them as theirs; a task holds more.
     """
@@ -291,7 +291,7 @@ def peak_memory() -> int:
 
 
 def make_image(folder: Path) -> tuple[list[Row], Path]:
-    """Take the model through plan, submit, merge and verify; return what each took."""
+    """Plan, submit, merge and verify one image of the model; return what each took."""
     (folder / "config.yaml").write_text(CONFIG)
     # A new one each time: what is finished already would not be made again.
     work = Path(tempfile.mkdtemp(prefix="run-", dir=folder))

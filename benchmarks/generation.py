@@ -1,4 +1,4 @@
-"""What `make bench` measures of generation: ours and the peers, each a process of its own.
+"""Measurements of generation for `make bench`: ours and the peers, each a process of its own.
 
 ``python benchmarks/generation.py NAME FOLDER`` runs one and prints its seconds.
 """
@@ -145,7 +145,7 @@ def loop(folder: Path, model: str, settings: dict[str, Any]) -> float:
 
 
 def local(model: str) -> Path:
-    """Give the folder of a model."""
+    """Return the folder of a model."""
     from sdwn.models.builtin import builtin_folder
 
     return builtin_folder("tiny") if model.startswith("builtin:") else Path(model)
@@ -172,7 +172,7 @@ def tiny_loop(folder: Path) -> float:
 
 
 def same_images(ours: Path, theirs: Path) -> float:
-    """Say by how much, of 255, a task and a loop made different pixels at most."""
+    """Return the largest difference, of 255, between the pixels of a task and of a loop."""
     from PIL import Image
     from sdwn.paths import RunPaths
     from sdwn.storage.images import decode

@@ -1,4 +1,4 @@
-"""What the paper's images cost on each GPU: published speeds and arithmetic, as a page.
+"""Costs of the paper's images on each GPU: published speeds and arithmetic, as a page.
 
 ``python benchmarks/gpus.py > benchmarks/gpus.md``
 """
@@ -191,7 +191,7 @@ def bases(card: Card) -> Iterator[tuple[str, float]]:
 
 
 def speed_source(card: Card) -> str:
-    """Where a card's speeds are from."""
+    """Return the source of a card's speeds."""
     nothing = "source not found: no figure for this model under diffusers"
     return DIFFUSERS if card.images_per_second else nothing
 

@@ -1,4 +1,4 @@
-"""What `make bench` measures of judging's input side: a release against timm's own loader.
+"""Measurements of the classifier's input for `make bench`: a release against timm's loader.
 
 ``python benchmarks/input.py SIDE PRESET FOLDER`` reads, decodes, resizes, crops and normalises
 all images that ``reading.py make FOLDER`` wrote, as the preset's model wants them, in batches and

@@ -1,4 +1,4 @@
-"""What `make bench` measures of reading: a release and a folder of PNG files, the same images.
+"""Measurements of reading for `make bench`: a release and a folder of PNG files, the same images.
 
 ``python benchmarks/reading.py make FOLDER`` writes both; ``release`` and ``png`` read all images
 in random order, decoded, and print how many a second.

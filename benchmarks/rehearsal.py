@@ -88,7 +88,7 @@ class Form:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """What the plan is told."""
+        """The settings that the plan overrides."""
         if self.below is None:
             return ()
         small = ("catalog.name=null", f"catalog.roots=[{self.below}]")
@@ -96,17 +96,17 @@ class Form:
 
     @property
     def disturbances(self) -> dict[str, int]:
-        """How many of each kind."""
+        """The number of disturbances of each kind."""
         return MANY if self.below is None else FEW
 
     def expected(self, whole: int, planned: int) -> int:
-        """Give what the published dataset has, or of a trial what was planned."""
+        """Return what the published dataset has, or of a trial what was planned."""
         return whole if self.below is None else planned
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What a command answered, how long it took, and the most memory that it held."""
+    """A command's answer, its time, and the most memory that it held."""
 
     answer: dict[str, Any]
     seconds: float
@@ -115,7 +115,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """All that was measured."""
+    """The measurements of a rehearsal."""
 
     stages: dict[str, Stage]
     made_again: list[Stage]
@@ -169,7 +169,7 @@ class Command:
 
     @property
     def runs(self) -> bool:
-        """Whether it is still at work; it is left to :meth:`end` to learn how it ended."""
+        """True while it is at work; it is left to :meth:`end` to learn how it ended."""
         if self.process.returncode is not None:
             return False
         return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
@@ -286,7 +286,7 @@ def disturbance_rows(found: Rehearsal, form: Form) -> list[Row]:
 
 
 def ends_row(ends: Counter[str], form: Form) -> Row:
-    """Tell whether the disturbances reached the tasks; a trial's may end before they are hit."""
+    """Return the row of how tasks ended; a trial's may end before they are hit."""
     told = ", ".join(f"{count} {end.lower()}" for end, count in ends.most_common())
     hit = all(ends[end] for end in DISTURBED) or form.below is not None
     return Row("ends of tasks", told, "some of each kind", hit)
@@ -335,7 +335,7 @@ def page(rows: list[Row], events: list[Event], machine: str) -> str:
 
 
 def machine_text() -> str:
-    """Say what this machine is, and how busy it is without us."""
+    """Describe this machine, and how busy it is without us."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     slurm = subprocess.run(["sinfo", "--version"], check=True, stdout=subprocess.PIPE, text=True)
     today = datetime.datetime.now(datetime.UTC).date()

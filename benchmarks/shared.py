@@ -1,4 +1,4 @@
-"""What several benchmarks use: made-up plans and records, and rows of figures."""
+"""Parts of several benchmarks: made-up plans and records, and rows of figures."""
 
 from __future__ import annotations
 

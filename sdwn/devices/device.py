@@ -128,7 +128,7 @@ class Device:
 
     @property
     def usable_bytes(self) -> int:
-        """What this process has and could still get; others' share is taken off."""
+        """Memory that this process has or could still get; others' share is taken off."""
         if self.is_gpu:
             return int(self._cuda.mem_get_info()[0]) + self.used_bytes
         free = _proc_bytes("/proc/meminfo", "MemAvailable")
@@ -136,12 +136,12 @@ class Device:
 
     @property
     def limit_bytes(self) -> int:
-        """What a batch may have at its peak, head-room taken off."""
+        """The usable memory without the head-room: no batch may take more at its peak."""
         return int(self.usable_bytes - HEAD_ROOM * self.total_bytes)
 
     @property
     def used_bytes(self) -> int:
-        """What this process has now."""
+        """Memory that this process has now."""
         if self.is_gpu:
             return int(self._cuda.memory_reserved())
         return _proc_bytes("/proc/self/status", "VmRSS")

@@ -48,7 +48,7 @@ class Workload:
 
     @property
     def profile_path(self) -> Path:
-        """Where this user's cache keeps what was measured for it."""
+        """The file in this user's cache that keeps what was measured for it."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
         return cache_folder() / "gpus" / f"{digest[:16]}.json"
 
@@ -87,7 +87,7 @@ class GpuProfile:
 
     @property
     def path(self) -> Path:
-        """Where it is kept."""
+        """The file that it is kept in."""
         return self.workload.profile_path
 
     @property

@@ -25,11 +25,11 @@ BLUE, RED = "#4477aa", "#cc6677"
 
 
 class Memory(Protocol):
-    """What batches need and have of a device: a Device, or a made-up card."""
+    """The memory that batches run in: a Device's, or a made-up card's."""
 
     @property
     def limit_bytes(self) -> int:
-        """What a batch may have in use at its peak, head-room taken off."""
+        """The most that may be in use during a batch."""
 
     @property
     def peak_bytes(self) -> int:

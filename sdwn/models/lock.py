@@ -49,14 +49,14 @@ class LockedFile(Record):
 
 
 class LockedClassifier(Record):
-    """Which weights classify a run's release; of a user's own file, its content counts too."""
+    """The weights that classify a run's release; of a user's own file, its content counts too."""
 
     model: str
     weights: LockedFile
 
 
 class Lock(Record):
-    """Which weights a run is made with; ``model`` is as the plan has it.
+    """The weights that a run is made with; ``model`` is as the plan has it.
 
     ``revision`` is the commit that the plan's revision stood for when this was written, or a
     folder's fingerprint. ``folder`` is where the hub's weights are, if not in its cache.

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How a kind of pipeline takes prompts as embeddings.
+    """A kind of pipeline that takes prompts as embeddings.
 
     Args:
         returns: what its ``encode_prompt`` returns, in order, by the names of its call's arguments.

@@ -33,7 +33,7 @@ class ShardedWork(Protocol):
 
     @property
     def digest(self) -> str:
-        """What a task that was submitted for it compares with its own."""
+        """A digest of it, which a task compares with the one that it was submitted for."""
 
     @property
     def shards(self) -> Sequence[Shard]:
@@ -70,7 +70,7 @@ class Slice:
 
     @property
     def whole(self) -> bool:
-        """Whether it is all of the plan."""
+        """True if it is all of the plan."""
         return self.count == 1
 
 

@@ -107,7 +107,7 @@ class _Run:
 
     @property
     def slurm(self) -> bool:
-        """Whether tasks run on other machines."""
+        """True if tasks run on other machines."""
         return self.profile.executor == "slurm"
 
     def variable(self, name: str) -> str:

@@ -67,7 +67,7 @@ class DeviceSpeed:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What tasks take on a device.
+    """The time that tasks take on a device.
 
     ``hours_per_task`` is the longest task's, loading included, ``device_hours`` what all tasks
     hold devices for, and ``hours`` the time until the last one ends if all that may run at once
@@ -85,7 +85,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What making shards takes: one :class:`Cost` for each device that they may run on.
+    """The cost of making shards: one :class:`Cost` for each device that they may run on.
 
     ``unknown`` says why there is none, and how to find out.
     """

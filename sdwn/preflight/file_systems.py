@@ -25,7 +25,7 @@ class Location:
 
     @property
     def network(self) -> bool:
-        """Whether it is on a file system that machines share.
+        """True if it is on a file system that machines share.
 
         >>> [Location(Path("/a"), kind).network for kind in ("nfs4", "fuse.sshfs", "ext4")]
         [True, True, False]
@@ -34,7 +34,7 @@ class Location:
 
     @property
     def own(self) -> str:
-        """Why it is most likely a node's own, as "below /tmp" or "on tmpfs"; or "".
+        """The reason why it is most likely a node's own, as "below /tmp" or "on tmpfs"; or "".
 
         A network file system may be mounted below /tmp.
 

@@ -63,7 +63,7 @@ PROMPT = "a member of the genus Canis that has been domesticated since prehistor
 
 @dataclass(frozen=True, slots=True)
 class TrialCallbacks:
-    """What to call with the folder of short jobs before they start, and at each look at them."""
+    """The functions to call with the folder of short jobs, and at each look at them."""
 
     on_start: Callable[[Path], None]
     watch: OnLook

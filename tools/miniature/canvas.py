@@ -18,7 +18,7 @@ Point = Sequence[float] | NDArray[np.floating[Any]]
 
 
 def canvas(colour: Colour | None = None) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """Give an image in RGBA, clear or of one colour, and what draws on it."""
+    """Return an image in RGBA, clear or of one colour, and what draws on it."""
     image = Image.new("RGBA", (POINTS, POINTS), colour or (0, 0, 0, 0))
     return image, ImageDraw.Draw(image)
 

@@ -1,4 +1,4 @@
-"""Which pictures the UNet learns from: those that survive the VAE best, as a classifier sees it."""
+"""The pictures that the UNet learns from: those that a classifier knows best after the VAE."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def latents(
 ) -> torch.Tensor:
     """Draw so many pictures of each class and encode those that are kept, class after class.
 
-    Gives (classes * kept, 12, 16, 16) float16.
+    Returns (classes * kept, 12, 16, 16) float16.
     """
     found = []
     with torch.inference_mode():

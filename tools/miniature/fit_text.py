@@ -69,7 +69,7 @@ class Reader(nn.Module):
         self.classes = nn.Linear(parts.TEXT_WIDTH, glosses)
 
     def forward(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Give logits of every place from a text's end on, (n, 77, glosses)."""
+        """Return the logits at every position, (n, 77, glosses)."""
         logits: torch.Tensor = self.classes(self.encoder(numbers).last_hidden_state)
         return logits
 

@@ -39,7 +39,7 @@ class Coder(nn.Module):
 
 
 def standardised(coder: Coder) -> AutoencoderKL:
-    """Give the VAE with what ``standard`` does taken into its own last convolution."""
+    """Return the VAE with what ``standard`` does taken into its own last convolution."""
     vae, standard, channels = coder.vae, coder.standard, parts.LATENT_CHANNELS
     mean, variance = standard.running_mean, standard.running_var
     assert mean is not None

@@ -18,7 +18,7 @@ Loss = Callable[[int], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how fast: the rate rises, stays, and falls to zero over the last quarter."""
+    """Steps and learning rate: it rises, stays, and falls to zero over the last quarter."""
 
     steps: int
     rate: float
@@ -30,7 +30,7 @@ class Schedule:
     log_every: int = 50
 
     def rate_at(self, step: int) -> float:
-        """Give the rate of a step.
+        """Return the rate of a step.
 
         >>> fast = Schedule(steps=1000, rate=1.0, rising=100)
         >>> [round(fast.rate_at(step), 2) for step in (0, 99, 500, 875, 999)]
@@ -49,7 +49,7 @@ class Average:
 
     @torch.no_grad()
     def add(self, model: nn.Module, step: int) -> None:
-        """Take a step's weights in; early steps count more."""
+        """Add a step's weights; early steps count more."""
         share = min(self.share, (1 + step) / (10 + step))
         for name, value in model.state_dict().items():
             if value.is_floating_point():
@@ -59,7 +59,7 @@ class Average:
 
 
 def fit(model: nn.Module, loss: Loss, schedule: Schedule, path: Path) -> dict[str, torch.Tensor]:
-    """Train a model to the schedule's end, going on from ``path``; give the averaged weights.
+    """Train a model to the schedule's end, resuming from ``path``; return the averaged weights.
 
     ``loss`` takes the step's number and must draw what it draws by that number alone, so that a
     training that was interrupted sees what an undisturbed one would have seen.

@@ -27,7 +27,7 @@ from tools.miniature.table import TABLE, Subject, glosses, read_table
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How long each part is trained, and on how many pictures.
+    """The training of each part: how long, and on how many pictures.
 
     The UNet learns from ``latents`` of ``pictures`` drawn of each class. ``drawn`` leaves out the
     classes that need pictograms, ``most`` all but the first so many.
@@ -114,7 +114,7 @@ def _kept_to(recipe: Recipe, folder: Path) -> Iterator[None]:
 
 
 def chosen(recipe: Recipe) -> tuple[Subject, ...]:
-    """Take a recipe's classes out of the table."""
+    """Pick a recipe's classes from the table."""
     subjects = read_table()
     if recipe.drawn:
         subjects = tuple(one for one in subjects if all(map(is_drawn, one.pictures)))

@@ -1,4 +1,4 @@
-"""What the judge makes of the pictures that were trained on, and of those that are drawn."""
+"""The share of pictures that a classifier recognises: of those trained on, and of those drawn."""
 
 from __future__ import annotations
 
@@ -81,6 +81,6 @@ def _sample(
 
 
 def _recognised(judge: Classifier, subjects: Sequence[Subject], pixels: Pixels) -> list[bool]:
-    """Tell of each subject's picture whether the judge takes it for that class."""
+    """Return of each subject's picture whether the judge classifies it as that class."""
     index, guesses = class_index(), logits(judge, pixels).argmax(dim=1).tolist()
     return [guess == index[one.wnid] for guess, one in zip(guesses, subjects, strict=True)]

@@ -55,7 +55,7 @@ class Pictures:
 
 
 def is_drawn(name: str) -> bool:
-    """Tell whether a picture is drawn here, and no pictogram."""
+    """Return whether a picture is drawn here, and no pictogram."""
     return name.partition(":")[0] == DRAWN
 
 

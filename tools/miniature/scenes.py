@@ -30,7 +30,7 @@ def scene(pictogram: Image.Image, setting: str, random: Random) -> Pixels:
 
 
 def _placed(pictogram: Image.Image, random: Random) -> Image.Image:
-    """Give the frame with the turned and resized pictogram in it, premultiplied RGBA."""
+    """Return the frame with the turned and resized pictogram in it, premultiplied RGBA."""
     turned = pictogram.convert("RGBa").rotate(
         random.choice(TURNS), Image.Resampling.BICUBIC, expand=True
     )
