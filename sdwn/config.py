@@ -61,7 +61,7 @@ S = TypeVar("S", bound=Section)
 
 
 class CatalogConfig(Section):
-    """Which synsets: a named catalog, subtrees, a list, or their union.
+    """The choice of synsets: a named catalog, subtrees, a list, or their union.
 
     ``name`` joins ``sdwn-26204``, ``closure`` and ``imagenet-1k`` with ``+``. ``roots`` adds
     everything below these synsets, the roots themselves not counted. ``file`` adds the synset
@@ -81,7 +81,7 @@ class CatalogConfig(Section):
 
 
 class ModelConfig(Section):
-    """Which pipeline: a hub name, a local folder in diffusers format, or ``builtin:NAME``."""
+    """The pipeline: a hub name, a local folder in diffusers format, or ``builtin:NAME``."""
 
     name: Annotated[str, Field(min_length=1)]
     revision: str | None = None
@@ -101,7 +101,7 @@ class ModelConfig(Section):
 
 
 class GenerationConfig(Section):
-    """How an image is sampled, in diffusers' own terms.
+    """Settings of sampling, in diffusers' own terms.
 
     ``scheduler: null`` is the model's own. ``batch_size`` counts images; without it each task
     takes what suits its card. ``channels_last`` and ``compile`` (torch.compile) are faster on
@@ -122,7 +122,7 @@ class GenerationConfig(Section):
 
 
 class StorageConfig(Section):
-    """How images are encoded and how many share a shard.
+    """The encoding of images, and how many of them share a shard.
 
     A shard holds ``images_per_shard`` images, or as many as ``images_per_second`` makes in
     ``shard_hours``; either is rounded to whole synsets. ``quality`` is JPEG's alone, 95 unless
@@ -201,7 +201,7 @@ class RunConfig(Section):
 
     @property
     def needs_gpu(self) -> bool:
-        """Whether it cannot run on a CPU; built-in models are small enough for fp16 there."""
+        """True if it cannot run on a CPU; built-in models are small enough for fp16 there."""
         return self.generation.precision == "fp16" and self.model.builtin is None
 
     @model_validator(mode="after")

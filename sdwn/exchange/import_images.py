@@ -63,7 +63,7 @@ Labelled = list[tuple[Label, SourceImage]]
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """How a source is laid out, one of ``FORMATS``, and what its user knows of the images.
+    """The layout of a source, one of ``FORMATS``, and what its user knows of the images.
 
     ``source`` names where they are from, ``licence`` the terms, in words or as dataset
     hubs name it. Parts have at least ``part_bytes``. ``follow_links`` takes what links lead to.

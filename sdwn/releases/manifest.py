@@ -30,7 +30,7 @@ class FileRecord(Record):
 
 
 class Missing(Record):
-    """What the plan has and a release lacks; its synsets are listed in ``missing.csv``."""
+    """The part of the plan that a release lacks; ``missing.csv`` lists its synsets."""
 
     shards: str
     synsets: Count
@@ -38,7 +38,7 @@ class Missing(Record):
 
 
 class Manifest(Record):
-    """What a release holds and where that is from; entries that a later sdwn adds are ignored.
+    """The content of a release and its origin; entries that a later sdwn adds are ignored.
 
     Attributes:
         origin: ``run`` or ``import``.

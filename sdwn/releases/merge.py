@@ -34,7 +34,7 @@ _INSTEAD = "choose another folder, or remove that one first"
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """How to merge: parts of at least so many bytes; partial runs too; decode every image."""
+    """Options of a merge: least bytes of a part; accept partial runs; decode every image."""
 
     part_bytes: int = PART_BYTES
     allow_missing: bool = False

@@ -40,7 +40,7 @@ Attributes = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a release's images are from: what its manifest records beside counts.
+    """The origin of a release's images: what its manifest records beside counts.
 
     ``synsets`` are all that the plan has, also those that this release has no images of.
     ``missing`` are those that the run had not made, ``skipped`` the files that could not be

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ImageCodec:
-    """How images are encoded.
+    """An encoding of images.
 
     Args:
         name: in configs and records.
