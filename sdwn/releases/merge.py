@@ -163,8 +163,9 @@ def _locate_shards(
                 problems.append(f"{error}; {_remedy(path)}")
             files.setdefault(index, []).append(path)
         problems += [_foreign_problem(paths, plan, *found) for found in foreign.items()]
-    if not allow_missing or not any(files.values()):
-        problems += _missing_problems(runs, [index for index, found in files.items() if not found])
+    missing = [index for index, found in files.items() if not found]
+    if missing and (not allow_missing or len(missing) == len(files)):
+        problems += _missing_problems(runs, missing)
     for index, found in files.items():
         if len(found) > 1:
             copies = ", ".join(map(str, found))
