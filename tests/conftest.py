@@ -23,7 +23,7 @@ from sdwn.cli import main as cli
 from sdwn.config import CatalogConfig, RunConfig
 from sdwn.generation import noise
 from sdwn.generation.task import GENERATE, generate
-from sdwn.io import OnMessage, ignore
+from sdwn.io import Advance, OnMessage, ignore
 from sdwn.jobs import submit as submission
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.scheduler import Job
@@ -238,6 +238,19 @@ class Testbed:
 
     def node(self, name: str, action: str) -> None:
         subprocess.run([TESTBED / "node", name, action, "--dir", self.folder], check=True)
+
+
+def interrupt_at(count: int) -> Advance:
+    """Return a report of progress that interrupts the work, as Ctrl-C does, at so much of it."""
+    done = 0
+
+    def interrupt(more: int) -> None:
+        nonlocal done
+        done += more
+        if done == count:
+            raise KeyboardInterrupt
+
+    return interrupt
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 90) -> None:

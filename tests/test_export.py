@@ -39,7 +39,7 @@ from sdwn.storage.shards import Contents, write_images
 from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import Synset, WordNet
 
-from conftest import noise_config
+from conftest import interrupt_at, noise_config
 
 # Pixels and prompt of each image, by wnid and number.
 Images = dict[tuple[str, int], tuple[bytes, str]]
@@ -410,15 +410,8 @@ def test_a_killed_export_goes_on_where_it_was(
     release: Release, tmp_path: Path, layout: str
 ) -> None:
     export(release, tmp_path / "undisturbed", small(layout))
-    told = list[int]()
-
-    def interrupt(images: int) -> None:
-        told.append(images)
-        if sum(told) == 150:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        export(release, tmp_path / "out", small(layout), interrupt)
+        export(release, tmp_path / "out", small(layout), interrupt_at(150))
     unfinished = tmp_path / ".out.unfinished"
     lines = (unfinished / ".journal.jsonl").read_text().splitlines()[1:]
     assert lines
@@ -428,7 +421,7 @@ def test_a_killed_export_goes_on_where_it_was(
     if layout in ("folders", "imagefolder"):
         last = max(unfinished.rglob("*.webp"), key=lambda path: path.stat().st_mtime_ns)
         last.write_bytes(b"half")
-    told.clear()
+    told = list[int]()
     export(release, tmp_path / "out", small(layout), told.append)
     assert sum(told) == len(release)
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")

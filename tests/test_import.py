@@ -44,7 +44,7 @@ from sdwn.releases.release import Release
 from sdwn.reports.report import write_report
 from sdwn.storage.images import decode
 
-from conftest import FEW, PlanRun, Sdwn
+from conftest import FEW, PlanRun, Sdwn, interrupt_at
 
 DOG, CAT, CORGI = "n02084071", "n02121620", "n02112826"
 
@@ -699,15 +699,9 @@ def test_a_source_without_a_readable_image_is_refused(source: Path, tmp_path: Pa
 def test_an_interrupted_import_leaves_nothing(source: Path, tmp_path: Path) -> None:
     for number in range(9):
         put(source / DOG / f"{number}.png", encoded("png", number))
-    target, told = ReleasePaths(tmp_path / "release"), list[int]()
-
-    def interrupt(files: int) -> None:
-        told.append(files)
-        if len(told) == 4:
-            raise KeyboardInterrupt
-
+    target = ReleasePaths(tmp_path / "release")
     with pytest.raises(KeyboardInterrupt):
-        import_images(source, target, ImportOptions("imagefolder"), interrupt)
+        import_images(source, target, ImportOptions("imagefolder"), interrupt_at(4))
     assert {path.name for path in tmp_path.iterdir()} == {"pictures"}
     assert len(import_images(source, target, ImportOptions("imagefolder")).release) == 9
 

@@ -25,7 +25,7 @@ from sdwn.planning.plan import Plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 
-from conftest import FEW, PlanRun, Sdwn
+from conftest import FEW, PlanRun, Sdwn, interrupt_at
 
 
 @pytest.fixture
@@ -240,20 +240,13 @@ def test_a_killed_merge_goes_on_where_it_was(run: tuple[RunPaths, Plan]) -> None
     paths, plan = run
     undisturbed = merge([paths], ReleasePaths(paths.root / "undisturbed"), SMALL_PARTS)
     unfinished, told = journal(target(paths)).parent, list[int]()
-
-    def interrupt(images: int) -> None:
-        told.append(images)
-        if sum(told) == 35:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        merge([paths], target(paths), SMALL_PARTS, interrupt)
+        merge([paths], target(paths), SMALL_PARTS, interrupt_at(35))
     kept = {path.name: path.stat().st_ino for path in unfinished.glob("images-0000[012].h5")}
     assert len(kept) == 3
     (unfinished / ".images-00003.h5.elsewhere-1-0.tmp").write_bytes(b"half")
     with journal(target(paths)).open("a") as file:
         file.write('{"name": "images-000')
-    told.clear()
     release = merge([paths], target(paths), SMALL_PARTS, told.append)
     assert sum(told) == plan.images
     found = {path.name: path.stat().st_ino for path in paths.release.glob("images-0000[012].h5")}

@@ -16,7 +16,7 @@ from sdwn.planning.plan import Plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.staged_folder import JOURNAL, StagedFolder, build
 
-from conftest import FEW, PlanRun, Sdwn
+from conftest import FEW, PlanRun, Sdwn, interrupt_at
 
 SMALL_PARTS = MergeOptions(part_bytes=1)
 
@@ -126,15 +126,8 @@ def test_places_that_cannot_be_replaced_are_refused_at_once(
 def begun(generated: PlanRun) -> tuple[RunPaths, Plan, Path]:
     """A merge that was stopped in its fourth part."""
     paths, plan = generated()
-    told = list[int]()
-
-    def interrupt(images: int) -> None:
-        told.append(images)
-        if sum(told) == 35:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        merge([paths], ReleasePaths(paths.release), SMALL_PARTS, interrupt)
+        merge([paths], ReleasePaths(paths.release), SMALL_PARTS, interrupt_at(35))
     return paths, plan, paths.root / ".release.unfinished"
 
 
