@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from sdwn.errors import IntegrityError
 from sdwn.prediction.table import IMAGE, TOP, disagreements, read_predictions
 from sdwn.releases.release import Release
 from sdwn.storage.columns import BLACK, STATUSES, numbers
-from sdwn.wordnet.imagenet import class_index, class_lemmas, class_wnids
+from sdwn.wordnet.imagenet import class_index, class_name, class_wnids
 
 Rows = NDArray[np.int64]
 # Of an image that was not classified, or whose synset is no ImageNet class.
@@ -270,10 +269,10 @@ class ImagePredictions:
         """Return an image's prediction; None if it was not classified."""
         if self.best[row] == NONE:
             return None
-        rank, subtree = int(self.rank[row]), float(self._subtree[row])
+        wnids, rank, subtree = class_wnids(), int(self.rank[row]), float(self._subtree[row])
         best = zip(self._top5[row].tolist(), self._probabilities[row].tolist(), strict=True)
         return Prediction(
-            top5=tuple(Guess(class_wnids()[i], _class_names()[i], share) for i, share in best),
+            top5=tuple(Guess(wnids[i], class_name(wnids[i]), share) for i, share in best),
             correct=None if rank == NONE else rank == 0,
             rank=None if rank == NONE else rank,
             subtree_probability=None if np.isnan(subtree) else subtree,
@@ -288,10 +287,5 @@ class ImagePredictions:
         """Count what images were classified as: wnid, name, how many; most first."""
         classes, counts = np.unique(self.best[rows], return_counts=True)
         ranked = sorted(zip(counts.tolist(), classes.tolist(), strict=True), key=lambda n: -n[0])
-        return [(class_wnids()[i], _class_names()[i], n) for n, i in ranked if i != NONE]
-
-
-@cache
-def _class_names() -> tuple[str, ...]:
-    lemmas = class_lemmas()
-    return tuple(lemmas.get(wnid, wnid).partition(",")[0] for wnid in class_wnids())
+        found = [(class_wnids()[i], n) for n, i in ranked if i != NONE]
+        return [(wnid, class_name(wnid), n) for wnid, n in found]

@@ -22,6 +22,7 @@ from sdwn.browser.templates import short_name
 from sdwn.browser.tree import Node
 from sdwn.errors import IntegrityError
 from sdwn.evaluation.metrics import metrics_shown
+from sdwn.wordnet.imagenet import class_name
 
 # A release may be made anew under the same name: then a browser asks, and gets it.
 FOR_A_MINUTE = "private, max-age=60"
@@ -224,7 +225,7 @@ def map_page(request: Request) -> Response:
         map=record.get("map"),
         missing=record.get("map_missing") or "these images have not been evaluated.",
         view=View.parse(request.query_params),
-        names={w: e.label if e else templates.class_name(w) for w, e in entries.items()},
+        names={w: e.label if e else class_name(w) for w, e in entries.items()},
         classes=classes,
         samples=library.samples(classes),
     )

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sdwn.browser.addresses import url
 from sdwn.reports.page import house_style, plain
-from sdwn.wordnet.imagenet import class_lemmas
+from sdwn.wordnet.imagenet import class_name
 
 FOLDER = "templates/browse"
 # What pages say of each `View.show`: a sign and a word, never a colour alone.
@@ -98,8 +98,3 @@ def short_name(name: str) -> str:
     """
     word, sense, _ = name.rpartition(".n.")
     return spoken(word if sense else name)
-
-
-def class_name(wnid: str) -> str:
-    """Return the first lemma of an ImageNet class."""
-    return spoken(class_lemmas().get(wnid, wnid)).partition(", ")[0]

@@ -19,7 +19,7 @@ from sdwn.errors import IntegrityError
 from sdwn.io import in_threads
 from sdwn.releases.release import LOCATION, Release
 from sdwn.storage.columns import BLACK
-from sdwn.wordnet.imagenet import class_lemmas, class_wnids
+from sdwn.wordnet.imagenet import class_name, class_wnids
 
 # So many images of a class are looked at: an import may have a thousand.
 MOST = 50
@@ -59,7 +59,8 @@ class Album:
 
     def name(self, wnid: str) -> str:
         """Return a class's first lemma, also of one that the release has not."""
-        return self._names.get(wnid, wnid)
+        own = self.release.synsets.get(wnid)
+        return own.lemmas.replace("_", " ").partition(", ")[0] if own else class_name(wnid)
 
     def first_classified_as(self, wnid: str, other: str) -> ClassifiedImage | None:
         """Return the first image of a class for which another class was predicted."""
@@ -115,11 +116,6 @@ class Album:
         rank = np.arange(len(codes)) - np.searchsorted(codes, codes)
         rows: list[dict[str, Any]] = table.filter(pa.array(rank < MOST)).to_pylist()
         return rows
-
-    @cached_property
-    def _names(self) -> dict[str, str]:
-        own = {wnid: row.lemmas.replace("_", " ") for wnid, row in self.release.synsets.items()}
-        return {wnid: name.partition(", ")[0] for wnid, name in (class_lemmas() | own).items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,12 @@ def class_lemmas() -> dict[str, str]:
     return {wnid: lemmas for wnid, _, lemmas in (line.partition("\t") for line in lines)}
 
 
+@cache
+def class_name(wnid: str) -> str:
+    """Return the first lemma of an ImageNet class; the wnid itself where timm's table has none."""
+    return class_lemmas().get(wnid, wnid).partition(", ")[0]
+
+
 def _timm_table(name: str) -> tuple[Path, str]:
     spec = find_spec("timm")
     if spec is None or spec.origin is None:
