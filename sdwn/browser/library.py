@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ class Library:
     def rows(self, wnid: str, show: str = "all") -> list[int]:
         """Return the rows of a synset's images by number: all, or those of ``View.show``."""
         rows = self.collection.rows(wnid)
-        found: list[int] = rows[self._matching_images(View(show=show))[rows]].tolist()
+        found: list[int] = rows[self._kinds[show][rows]].tolist()
         return found
 
     def images(self, wnid: str, show: str = "all") -> list[ImageView]:
@@ -304,25 +305,30 @@ class Library:
             raise BadViewError(f"{parameter}: {self.tree_missing}")
         return self.tree.below(wnid)
 
-    def _matching_images(self, view: View) -> Mask:
-        """Return, by row, which images a view's kind and predicted class take."""
+    @cached_property
+    def _kinds(self) -> dict[str, Mask]:
+        """The images of each ``View.show``, by row; a page takes all of them several times."""
         black, predictions = self.collection.black, self.predictions
         rank = np.full(len(black), NONE) if predictions is None else predictions.rank
-        mask: Mask = {
+        return {
             "all": np.ones(len(black), dtype=bool),
             "right": rank == 0,
             "wrong": rank > 0,
             "unjudged": rank == NONE,
             "black": black,
             "ok": ~black,
-        }[view.show]
+        }
+
+    def _matching_images(self, view: View) -> Mask:
+        """Return, by row, which images a view's kind and predicted class take."""
+        mask = self._kinds[view.show]
         if view.seen is None:
             return mask
         if view.seen not in class_index():
             raise BadViewError(f"seen={view.seen}: expected a class of ImageNet-1k")
-        if predictions is None:
+        if self.predictions is None:
             raise BadViewError(f"seen={view.seen}: not known without an evaluation")
-        return mask & predictions.classified_as(view.seen)
+        return mask & self.predictions.classified_as(view.seen)
 
     def _with_images(
         self, view: View, positions: NDArray[np.int64]
