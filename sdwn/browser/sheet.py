@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -17,6 +15,7 @@ from sdwn.browser.library import Library
 from sdwn.errors import IntegrityError
 from sdwn.io import in_threads
 from sdwn.reports.images import data_url
+from sdwn.reports.page import policy_hash
 from sdwn.storage.images import CELL, Strip, contact_sheet
 
 # The longer side of an image; an import may have a thousand, which are shown smaller.
@@ -72,7 +71,6 @@ def sheet_page(library: Library, entry: Entry) -> str:
     images = library.images(entry.wnid)[:MOST]
     # A parser of HTML makes one line end of two characters, and the hash would not be its own.
     style = templates.assets()["browse.css"].content.decode().replace("\r\n", "\n")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     pixels = PIXELS if entry.images <= MANY else PIXELS_OF_MANY
     urls = _each_small(library, images, pixels, lambda image: data_url(image, QUALITY))
     values = {
@@ -83,7 +81,7 @@ def sheet_page(library: Library, entry: Entry) -> str:
         "images": list(zip(images, library.seeds_and_prompts(images), urls, strict=True)),
         "left_out": entry.images - len(images),
         "style": Markup(style),
-        "style_hash": Markup(f"'sha256-{digest}'"),
+        "style_hash": Markup(policy_hash(style)),
     }
     return templates.render_page("sheet.html", values)
 
