@@ -19,7 +19,7 @@ class Opened:
 
     @property
     def overflow(self) -> int:
-        """How many pixels it is wider than its window."""
+        """The number of pixels by which it is wider than its window."""
         root = "document.documentElement"
         return int(self.page.evaluate(f"{root}.scrollWidth - {root}.clientWidth"))
 

@@ -42,7 +42,7 @@ class Guess:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a classifier predicted of an image, the best classes first.
+    """A classifier's prediction of an image, the best classes first.
 
     ``correct`` and ``rank`` (of the label among the 1000 classes, from 0) are None where the
     synset is no ImageNet-1k class, ``subtree_probability`` where it has no class at or below it.
@@ -70,7 +70,7 @@ class ImageView:
 
     @property
     def black(self) -> bool:
-        """Whether it shows nothing: blackened by the safety checker, NaN, or imported so."""
+        """True if it shows nothing: blackened by the safety checker, NaN, or imported so."""
         return self.status in BLACK
 
     @property

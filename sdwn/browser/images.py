@@ -135,7 +135,7 @@ def _encoded(image: Image, kind: str, **options: int) -> bytes:
 
 
 class _Blocks(list[bytes]):
-    """What a zip writes, until it is taken; zipfile sees that it cannot seek in it."""
+    """The bytes that a zip writes, until they are taken; zipfile sees that it cannot seek in it."""
 
     def write(self, block: Any) -> int:
         self.append(bytes(block))

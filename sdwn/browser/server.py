@@ -43,7 +43,7 @@ REQUEST_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Where a server can be found.
+    """A port that is listened at, and the address and token by which a visitor gets in.
 
     Attributes:
         url: the address to open; with the token, if there is one.

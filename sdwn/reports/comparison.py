@@ -66,7 +66,7 @@ class Side:
 
     @property
     def classifier(self) -> dict[str, Any]:
-        """What identifies its classifier."""
+        """The fields of its classifier's record that identify it."""
         return {key: self.record["classifier"].get(key) for key in CLASSIFIER}
 
     @cached_property

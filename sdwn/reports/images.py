@@ -42,7 +42,7 @@ class ClassifiedImage:
 
     @property
     def correct(self) -> bool:
-        """Whether its own class was predicted."""
+        """True if its own class was predicted."""
         return self.predicted == str(self.row["wnid"])
 
 
@@ -120,7 +120,7 @@ class Album:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """How small a sheet's images are."""
+    """The size and quality of a sheet's images."""
 
     pixels: int
     quality: int
