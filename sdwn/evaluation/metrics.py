@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sdwn.errors import SdwnError
-from sdwn.prediction.table import TOP, top1
+from sdwn.prediction.table import TOP, group_by_wnid, top1
 from sdwn.storage.columns import BLACK, STATUSES, numbers
 from sdwn.wordnet.imagenet import class_wnids
 
@@ -248,26 +248,25 @@ def measure(predictions: pa.Table) -> Measured:
         empty: dict[str, Any] = {m.name: None if m.resample else 0 for m in METRICS}
         empty |= {"statuses": {}, "intervals": {}, "histogram": [], "without_black": None}
         return Measured(empty, ())
-    names, label = np.unique(
-        np.asarray(predictions["wnid"].to_pylist(), dtype=str), return_inverse=True
-    )
+    wnids, label = group_by_wnid(predictions)
     number, rank = (numbers(predictions[name]) for name in ("number", "label_rank"))
-    rows, times = np.unique(np.rec.fromarrays([names[label], number]), return_counts=True)
+    rows, times = np.unique(np.rec.fromarrays([label, number]), return_counts=True)
     if times.max() > 1:
         twice = rows[times.argmax()]
         raise SdwnError(
-            f"image {twice[1]} of {twice[0]}: expected once, found {times.max()} times; "
+            f"image {twice[1]} of {wnids[twice[0]]}: expected once, found {times.max()} times; "
             "evaluate the release again"
         )
-    statuses = Counter(predictions["status"].to_pylist())
+    status_of = predictions["status"].to_pylist()
+    statuses = Counter(status_of)
     if unknown := sorted(statuses.keys() - set(STATUSES)):
         raise ValueError(f"status {unknown[0]!r}: expected one of {', '.join(STATUSES)}")
-    black = np.isin(predictions["status"].to_pylist(), BLACK)
+    black = np.isin(status_of, BLACK)
     most = int(np.bincount(label).max())
 
     def tally(chosen: NDArray[np.bool_]) -> Tally:
         def count(which: NDArray[np.bool_]) -> Counts:
-            return np.bincount(label[chosen & which], minlength=len(names)).astype(np.int64)
+            return np.bincount(label[chosen & which], minlength=len(wnids)).astype(np.int64)
 
         by_top5 = (rank >= 0) & (rank < TOP)
         return Tally(most, count(chosen), count(rank == 0), count(by_top5), count(black))
@@ -284,7 +283,7 @@ def measure(predictions: pa.Table) -> Measured:
         "histogram": np.bincount(every.correct, minlength=most + 1).tolist(),
         "without_black": without_black,
     }
-    per_class = zip(names.tolist(), *(column.tolist() for column in every.columns), strict=True)
+    per_class = zip(wnids, *(column.tolist() for column in every.columns), strict=True)
     return Measured(figures, tuple(ClassResult(*row) for row in per_class))
 
 

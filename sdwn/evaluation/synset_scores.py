@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sdwn.evaluation.metrics import Floats, intervals
-from sdwn.prediction.table import top1
+from sdwn.prediction.table import group_by_wnid, top1
 from sdwn.storage.columns import numbers
 from sdwn.wordnet.imagenet import CLASSES, class_wnids
 from sdwn.wordnet.taxonomy import NearestSubtree, Taxonomy, nearest_subtrees
@@ -59,10 +59,7 @@ def score_synsets(
     Raises:
         UsageError: a synset that WordNet does not have.
     """
-    names, of_image = np.unique(
-        np.asarray(predictions["wnid"].to_pylist(), dtype=str), return_inverse=True
-    )
-    wnids: list[str] = names.tolist()
+    wnids, of_image = group_by_wnid(predictions)
     subtrees = nearest_subtrees(taxonomy, wnids, classes)
 
     def totals(values: NDArray[Any]) -> Floats:

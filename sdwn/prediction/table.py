@@ -23,7 +23,6 @@ from sdwn.wordnet.imagenet import CLASSES
 
 if TYPE_CHECKING:
     from sdwn.paths import EvaluationPaths, RunPaths
-    from sdwn.planning.work import Shard
     from sdwn.prediction.plan import PredictionPlan
     from sdwn.releases.release import Release
 
@@ -89,6 +88,18 @@ def top1(table: pa.Table) -> NDArray[np.int64]:
     """Return the best class of each image."""
     best: NDArray[np.int64] = numbers(pc.list_element(table["top5"], 0)).astype(np.int64)
     return best
+
+
+def group_by_wnid(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the wnids of a table of images, each once and sorted, and each image's index there.
+
+    >>> wnids, of_image = group_by_wnid(pa.table({"wnid": ["n02", "n01", "n02"]}))
+    >>> wnids, of_image.tolist()
+    (['n01', 'n02'], [1, 0, 1])
+    """
+    every = np.asarray(table["wnid"].to_pylist(), dtype=str)
+    wnids, of_image = np.unique(every, return_inverse=True)
+    return wnids.tolist(), of_image
 
 
 # --- One file ----------------------------------------------------------------------------------
