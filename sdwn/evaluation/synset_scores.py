@@ -22,7 +22,7 @@ _COLUMNS = ("images", "inside", "subtree_probability", "distance")
 
 @dataclass(frozen=True, slots=True)
 class SynsetScore:
-    """What a classifier sees in the images of one synset.
+    """The figures of one synset: what a classifier sees in its images, by WordNet.
 
     ``subtree`` is the smallest one around it that the classifier has classes in, and ``chance``
     the share of the classifier's classes that lie there. ``subtree_probability`` is the mean

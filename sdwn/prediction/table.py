@@ -61,7 +61,7 @@ KEY = b"sdwn"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where predictions are from: the digests of release and plan, the rows, the classifier.
+    """The origin of predictions: the digests of release and plan, the rows, the classifier.
 
     They are of the rows ``start`` up to ``stop`` of the classified images. ``judging`` is the
     plan's digest. ``judged_on`` lists devices: each with its precision, batch size and number of
