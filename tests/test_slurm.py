@@ -292,6 +292,11 @@ def test_the_first_process_waits_for_its_peer_and_a_time_limit_loses_neither(
     everything = [ArrayTask(GENERATE, str(paths.root), tuple(range(len(plan.shards))))]
     chosen = load_profile(str(site), {"gres": "gpu:2", "shards_per_task": each})
     (job,) = submit_tasks(paths, everything, chosen)
+    # A process that still starts would die of the signal: the first one is past that once it says
+    # that there is nothing to do.
+    wait_until(
+        lambda: any("finished already" in log.read_text() for log in paths.jobs.rglob("*.err"))
+    )
     wait_until(lambda: some_pieces(paths))
     assert len(workers(paths)) >= 2, "the first has nothing to do and is still there"
     testbed.run("scancel", "--signal=USR2", job.id)
