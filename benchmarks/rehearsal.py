@@ -32,7 +32,7 @@ from disturbances import FEW, MANY, Disturber, Event, cluster, schedule
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from sdwn.jobs.task_record import TaskRecord, read_record
+from sdwn.jobs.task import TaskRecord, read_record
 from sdwn.paths import RunPaths
 from shared import Row, exactly, markdown, print_rows
 

@@ -25,8 +25,7 @@ from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile, load_profile, minutes
 from sdwn.jobs.scheduler import Job
 from sdwn.jobs.submit import require_fit
-from sdwn.jobs.task import ArrayTask, see_one_device
-from sdwn.jobs.task_record import Process, this_process
+from sdwn.jobs.task import ArrayTask, Process, see_one_device, this_process
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.preflight.probe import PROBE
@@ -322,9 +321,9 @@ def test_a_batch_size_must_fit_the_plan() -> None:
 def test_the_first_process_outlives_the_others(tmp_path: Path) -> None:
     """Also one that is killed; and a process that never starts is not waited for."""
     code = (
-        "import sys, time; from sdwn.jobs import task, task_record; task.START_SECONDS = 3.0\n"
+        "import sys, time; from sdwn.jobs import task; task.START_SECONDS = 3.0\n"
         "rank, seconds = int(sys.argv[1]), float(sys.argv[2])\n"
-        "with task.hold_until_peers_exit(task_record.Process('7', rank, 4)): time.sleep(seconds)\n"
+        "with task.hold_until_peers_exit(task.Process('7', rank, 4)): time.sleep(seconds)\n"
         "print(time.time())"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

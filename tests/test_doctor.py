@@ -23,7 +23,7 @@ from sdwn.errors import SdwnError, UsageError
 from sdwn.jobs import scheduler
 from sdwn.jobs.journal import read_journal
 from sdwn.jobs.profile import ClusterProfile, LaterStage, load_profile
-from sdwn.jobs.site import Site, max_array_size, parse_site, read_site, user
+from sdwn.jobs.scheduler import Site, max_array_size, parse_site, read_site, user
 from sdwn.models.builtin import builtin_folder
 from sdwn.planning.plan import write_plan
 from sdwn.preflight.doctor import can_start, check_run, replace_findings

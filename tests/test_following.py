@@ -19,9 +19,8 @@ from sdwn.jobs import scheduler
 from sdwn.jobs.journal import intend, live_jobs, read_journal, settle, unfinished_shards
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.scheduler import Job, JobState, cannot_start
-from sdwn.jobs.task import ArrayTask
-from sdwn.jobs.task_record import write_note
+from sdwn.jobs.scheduler import Job, JobState, QueueCounter, cannot_start
+from sdwn.jobs.task import ArrayTask, write_note
 from sdwn.paths import NO_GPU, RunPaths
 from sdwn.preflight.trials import TrialCallbacks, tune_by_jobs
 from sdwn.workflow import status
@@ -206,6 +205,28 @@ def test_what_waits_in_vain_is_told_and_nothing_else(reasons: list[str]) -> None
         others = reasons.count(why) - 1
         assert f"({why}): " in text
         assert (f"and {others} more" in text) == (others > 0)
+
+
+def test_a_look_at_a_wait_counts_what_was_seen_and_is_gone_as_done() -> None:
+    jobs = [Job(f"7_{number}", (number,)) for number in range(4)]
+    states = [
+        JobState("RUNNING"),
+        JobState("PENDING", "Priority"),
+        JobState("PENDING", "ReqNodeNotAvail, UnavailableNodes:n1"),
+        JobState("PENDING", "JobHeldUser"),
+    ]
+    count = QueueCounter()
+    count(dict(zip(jobs, states, strict=True)))
+    look = count(dict(zip(jobs[1:], states[1:], strict=True)))
+    assert look.ids == ("7_0", "7_1", "7_2", "7_3")
+    assert (look.queued, look.running, look.done, look.unknown) == (3, 0, 1, 0)
+    assert look.waits == {
+        "behind jobs of higher priority": 1,
+        "for nodes that are down, reserved or in maintenance": 1,
+        "and cannot start (JobHeldUser)": 1,
+    }
+    silent = count({jobs[1]: scheduler.NO_ANSWER})
+    assert (silent.queued, silent.running, silent.unknown) == (0, 0, 1)
 
 
 # Terminals

@@ -33,8 +33,8 @@ from sdwn.generation.noise import NoiseSampler
 from sdwn.generation.partial_shards import finish_shard
 from sdwn.generation.sampler import Sampler
 from sdwn.io import seconds, write_text
-from sdwn.jobs import task, task_record
-from sdwn.jobs.task_record import read_record
+from sdwn.jobs import task
+from sdwn.jobs.task import read_record
 from sdwn.paths import LOWERED, WAITED, RunPaths
 from sdwn.planning import plan as plan_module
 from sdwn.planning.plan import ImageSpec, Plan, read_plan, write_plan
@@ -350,8 +350,8 @@ def test_a_folder_in_the_place_of_a_shard_is_named_before_any_image_is_made(
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a disk for ever, and look often if it works again."""
-    monkeypatch.setattr(task_record, "WAIT_SECONDS", 1e9)
-    monkeypatch.setattr(task_record, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(task, "WAIT_SECONDS", 1e9)
+    monkeypatch.setattr(task, "RETRY_SECONDS", 0.05)
 
 
 @pytest.mark.parametrize("reason", [errno.EIO, errno.ESTALE, errno.EDQUOT, errno.ESHUTDOWN])
@@ -463,9 +463,9 @@ def test_a_disk_that_fails_while_hdf5_writes_does_not_end_the_process(
     (small_disk / "full").write_bytes(bytes(190_000))
     code = (
         "import sys, pathlib; from sdwn.generation import task as generate\n"
-        "from sdwn.jobs import task_record\n"
+        "from sdwn.jobs import task\n"
         "from sdwn.storage import shards; shards._require_space = lambda *_: None\n"
-        "task_record.WAIT_SECONDS = 0.0; task_record.RETRY_SECONDS = 0.0\n"
+        "task.WAIT_SECONDS = 0.0; task.RETRY_SECONDS = 0.0\n"
         "generate.generate(pathlib.Path(sys.argv[1]), [0])"
     )
     command = [sys.executable, "-c", code, str(paths.root)]
@@ -500,8 +500,8 @@ def test_a_full_disk_is_waited_for_in_vain_and_loses_nothing_finished(
     flush_at_once: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(task_record, "WAIT_SECONDS", 0.2)
-    monkeypatch.setattr(task_record, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(task, "WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(task, "RETRY_SECONDS", 0.1)
     changes: dict[str, Any] = {"generation": {"height": 64, "width": 64}}
     undisturbed, _ = generated("undisturbed", **changes)
     source, plan = planned("run", **changes)
@@ -527,8 +527,8 @@ def test_a_piece_that_its_disk_does_not_give_for_now_is_kept(
     with pytest.raises(RuntimeError):
         make(paths, plan, Failing(plan, batches=3))
     finished = sorted(paths.pieces.rglob("*.h5"))
-    monkeypatch.setattr(task_record, "WAIT_SECONDS", 0.0)
-    monkeypatch.setattr(task_record, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(task, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(task, "RETRY_SECONDS", 0.0)
 
     def failing(*_: int) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

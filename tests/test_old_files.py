@@ -17,7 +17,7 @@ from sdwn.evaluation.verify import verify
 from sdwn.generation.task import generate
 from sdwn.io import read_json
 from sdwn.jobs.journal import open_journal, read_journal
-from sdwn.jobs.task_record import read_record
+from sdwn.jobs.task import read_record
 from sdwn.models.lock import read_lock
 from sdwn.paths import ReleasePaths, RunPaths, shipped_file
 from sdwn.planning.plan import make_plan, read_plan

@@ -27,11 +27,10 @@ from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.verify import verify
-from sdwn.jobs import task_record
+from sdwn.jobs import task
 from sdwn.jobs.journal import intend, settle
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.task import ArrayTask
-from sdwn.jobs.task_record import read_record
+from sdwn.jobs.task import ArrayTask, read_record
 from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import write_plan
 from sdwn.prediction import plan as prediction_plan
@@ -435,8 +434,8 @@ def test_damaged_shards_are_made_again_by_the_next_command(
 def test_a_disk_that_fails_for_a_moment_is_waited_for(
     release: Release, tiny: EvaluationConfig, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    monkeypatch.setattr(task_record, "WAIT_SECONDS", 1e9)
-    monkeypatch.setattr(task_record, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(task, "WAIT_SECONDS", 1e9)
+    monkeypatch.setattr(task, "RETRY_SECONDS", 0.05)
     work, planned = open_prediction_plan(release, tiny)
     failures = iter([False] * 5 + [True, True])
     real = os.pread if fails == "reading" else files.sync

@@ -40,8 +40,7 @@ from sdwn.jobs.journal import (
 from sdwn.jobs.profile import ClusterProfile, load_profile, stage_profile
 from sdwn.jobs.scheduler import Job, read_squeue
 from sdwn.jobs.submit import Callbacks, WorkOrder, complete, follow, tasks_for_shards
-from sdwn.jobs.task import ArrayTask
-from sdwn.jobs.task_record import TaskRecord
+from sdwn.jobs.task import ArrayTask, TaskRecord
 from sdwn.paths import CHANGED, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, read_plan, write_plan
 from sdwn.planning.work import Slice, parse_slice

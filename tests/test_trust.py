@@ -36,8 +36,7 @@ from sdwn.jobs.cluster import job_script
 from sdwn.jobs.journal import intend, note_cancelled, note_later, read_journal, settle
 from sdwn.jobs.profile import ClusterProfile, load_profile
 from sdwn.jobs.submit import last_profile, submission_lock
-from sdwn.jobs.task import ArrayTask, hold_until_peers_exit
-from sdwn.jobs.task_record import Process
+from sdwn.jobs.task import ArrayTask, Process, hold_until_peers_exit
 from sdwn.models.builtin import builtin_folder, builtin_path
 from sdwn.models.weights import staged_if_wanted
 from sdwn.paths import ReleasePaths, RunPaths

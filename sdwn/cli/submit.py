@@ -66,7 +66,7 @@ def show_script(
 ) -> None:
     """Print the script that would be submitted, and on stderr what it would take."""
     from sdwn.jobs import cluster
-    from sdwn.jobs.site import max_array_size
+    from sdwn.jobs.scheduler import max_array_size
     from sdwn.preflight.estimate import arrays_line, estimate, estimate_rows
 
     tasks: Sequence[tuple[int, ...]] = cluster.group_into_tasks(todo, profile)

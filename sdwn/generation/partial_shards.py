@@ -40,7 +40,7 @@ from sdwn.config import StorageConfig
 from sdwn.errors import IntegrityError
 from sdwn.generation.batching import Sample
 from sdwn.io import atomic
-from sdwn.jobs.task_record import RunDisk
+from sdwn.jobs.task import RunDisk
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import ImageSpec, Plan
 from sdwn.planning.work import Shard

@@ -38,8 +38,7 @@ from sdwn.generation.partial_shards import (
     flushed_on_signals,
 )
 from sdwn.io import now, seconds
-from sdwn.jobs.task import Stage
-from sdwn.jobs.task_record import Meter, RunDisk, start_meter, this_process
+from sdwn.jobs.task import Meter, RunDisk, Stage, this_process
 from sdwn.models.lock import locked_weights
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import ImageSpec, Plan, read_plan
@@ -94,7 +93,7 @@ def make_shards(
     batch = choose_batch(plan.config, sampler, batch_size)
     task_run = describe_task_run(sampler, batch)
     workload = sampler.workload
-    meter = start_meter(
+    meter = Meter(
         paths,
         device=workload.device,
         memory_gb=workload.memory_gb,

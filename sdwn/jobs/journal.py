@@ -29,8 +29,7 @@ from sdwn.config import Positive, validated
 from sdwn.io import JSON_BYTES, append_json, now, read_whole
 from sdwn.jobs import scheduler
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.scheduler import NO_ANSWER, UNKNOWN, Job, JobState, Live
-from sdwn.jobs.site import hides_jobs, user
+from sdwn.jobs.scheduler import NO_ANSWER, UNKNOWN, Job, JobState, Live, hides_jobs, user
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import RunPaths
 from sdwn.planning.work import ShardedWork

@@ -56,8 +56,7 @@ from sdwn.jobs.journal import (
 )
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile, overridden
-from sdwn.jobs.scheduler import Job, JobState, Live
-from sdwn.jobs.site import max_array_size, user
+from sdwn.jobs.scheduler import Job, JobState, Live, max_array_size, user
 from sdwn.jobs.task import ArrayTask, Stage
 from sdwn.paths import RunPaths
 from sdwn.planning.work import ShardedWork

@@ -14,8 +14,7 @@ from sdwn.devices.device import Device, missing_gpu
 from sdwn.devices.tuning import GB
 from sdwn.errors import DiskError
 from sdwn.io import Advance
-from sdwn.jobs.task import Stage
-from sdwn.jobs.task_record import RunDisk, start_meter
+from sdwn.jobs.task import Meter, RunDisk, Stage
 from sdwn.paths import RunPaths, work_paths
 from sdwn.planning.work import Shard
 from sdwn.prediction.plan import PredictionPlan, open_planned_release
@@ -57,7 +56,7 @@ def predict_shards(  # noqa: PLR0913, PLR0917
     began, device = time.monotonic(), Device()
     predictor = load_predictor(release, plan, batch_size)
     classifier = predictor.classifier.record
-    meter = start_meter(
+    meter = Meter(
         paths,
         device=device.name,
         memory_gb=round(device.total_bytes / GB),

@@ -17,7 +17,7 @@ from sdwn.errors import SdwnError, UsageError, command
 from sdwn.jobs.cluster import group_into_tasks
 from sdwn.jobs.journal import unfinished_shards
 from sdwn.jobs.profile import ClusterProfile, LaterStage
-from sdwn.jobs.site import read_site
+from sdwn.jobs.scheduler import read_site
 from sdwn.jobs.submit import require_fit
 from sdwn.models import weights
 from sdwn.models.builtin import IN_PACKAGE

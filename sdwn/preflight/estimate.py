@@ -28,7 +28,7 @@ from sdwn.devices.published import (
 from sdwn.errors import IntegrityError, command, counted, duration
 from sdwn.io import read_json
 from sdwn.jobs.profile import ClusterProfile, minutes
-from sdwn.jobs.task_record import deal_to_processes
+from sdwn.jobs.task import deal_to_processes
 from sdwn.paths import RunPaths
 from sdwn.storage.codecs import CODECS
 

@@ -14,7 +14,7 @@ from sdwn.errors import counted, duration
 from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import is_full, job_script, split_into_arrays
 from sdwn.jobs.profile import ClusterProfile, minutes
-from sdwn.jobs.site import Partition, Site, array_size, user
+from sdwn.jobs.scheduler import Partition, Site, array_size, user
 from sdwn.preflight.findings import Finding, problems
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel")

@@ -39,8 +39,7 @@ from sdwn.jobs.journal import cancelled_jobs, last_jobs, live_jobs, read_journal
 from sdwn.jobs.logs import failure, job_logs
 from sdwn.jobs.profile import ClusterProfile, minutes
 from sdwn.jobs.submit import OnLook, follow, recover, submit_tasks
-from sdwn.jobs.task import ArrayTask, Stage
-from sdwn.jobs.task_record import read_record
+from sdwn.jobs.task import ArrayTask, Stage, read_record
 from sdwn.models import lock
 from sdwn.models.lock import locked_weights
 from sdwn.models.weights import find_weights

@@ -24,7 +24,7 @@ from sdwn.jobs.journal import (
 from sdwn.jobs.logs import end_reason, failure, is_success, job_logs
 from sdwn.jobs.profile import LaterStage
 from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, cannot_start
-from sdwn.jobs.task_record import TaskRecord, read_record
+from sdwn.jobs.task import TaskRecord, read_record
 from sdwn.paths import (
     CHANGED,
     LOWERED,
