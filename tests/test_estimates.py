@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sdwn.config import RunConfig, load_config
-from sdwn.devices.gpu_profiles import GpuProfile, Workload, write_profile
-from sdwn.devices.tuning import Probe, Tuning
+from sdwn.devices.tuning import GpuProfile, Probe, Tuning, Workload, write_profile
 from sdwn.jobs.cluster import group_into_tasks
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.paths import RunPaths

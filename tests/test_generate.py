@@ -23,8 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdwn import io as files
-from sdwn.devices.gpu_profiles import GpuProfile, find_profile, store_profile
-from sdwn.devices.tuning import Probe, Tuning
+from sdwn.devices.tuning import GpuProfile, Probe, Tuning, find_profile, store_profile
 from sdwn.errors import DiskError, IntegrityError, OutOfMemoryError, SdwnError, UsageError
 from sdwn.generation import partial_shards
 from sdwn.generation import task as generate

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sdwn.config import EvaluationConfig, load_config
-from sdwn.devices.gpu_profiles import read_profile
+from sdwn.devices.tuning import find_profile, read_profile, store_profile
 from sdwn.errors import SdwnError
 from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.record import read_evaluation
@@ -118,11 +119,22 @@ def test_an_import_whose_classification_was_stopped_is_evaluated(old: Path) -> N
     assert verify(release.paths.root) == []
 
 
-def test_a_lock_and_a_gpu_profile_are_read(old: Path, cache: Path) -> None:
+def test_a_lock_and_a_gpu_profile_are_read(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = RunPaths(old / "locked")
     lock = read_lock(paths, read_plan(paths).config.model)
     assert lock is not None
     assert (lock.source, lock.revision) == ("builtin", "f8295922c59da4df")
     profile = read_profile(old / "gpu-profile.json")
     assert (profile.workload.model, profile.tuning.batch_size) == ("builtin:tiny", 32)
+    # Its name was a hash alone; what is tuned since then goes before it.
+    monkeypatch.setenv("SDWN_CACHE", str(old / "cache"))
+    kept = old / "cache/gpus/0123456789abcdef.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(old / "gpu-profile.json", kept)
+    assert find_profile(profile.workload) == profile
+    name = re.compile(r"cpu_builtin-tiny_[0-9a-f]{8}\.json")
+    later = store_profile(replace(profile, measured="2027-01-01"))
+    assert name.fullmatch(later.path.name)
+    assert read_json(later.path)["format_version"] == 2
+    assert find_profile(profile.workload) == later
     assert read_json(old / "comparison/comparison.json")["format_version"] == 1

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from sdwn.batches import BatchSize
-from sdwn.devices.gpu_profiles import read_profile
+from sdwn.devices.tuning import read_profile
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.paths import ReleasePaths
 from sdwn.prediction.classifier import Classifier

@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sdwn.cli import console
 from sdwn.cli.main import Invocation, exit_code
-from sdwn.devices.gpu_profiles import GpuProfile, find_profile, store_profile
-from sdwn.devices.tuning import Probe, Tuning
+from sdwn.devices.tuning import GpuProfile, Probe, Tuning, find_profile, store_profile
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,7 @@ class Card:
 
     @property
     def tries(self) -> list[int]:
-        found, place = [], 0
-        while place < len(self.log):
-            size, ran = self.log[place]
-            found.append(size)
-            place += 2 if ran else 1
-        return found
+        return [size for size, _ in groupby(size for size, _ in self.log)]
 
     def peak(self, size: int) -> float:
         return (self.base + self.image * size) * self.first_peak
@@ -127,8 +123,11 @@ def tuned(card: Card, images_per_synset: int) -> Tuning:
     assert found.batch_size in batch_sizes(images_per_synset, MOST)
     assert found.peak_bytes <= found.limit_bytes == card.limit
     assert found.peak_bytes == int(card.peak(found.batch_size))
-    chosen = Probe(found.batch_size, found.images_per_second, found.peak_bytes)
-    assert chosen in found.probes
+    (chosen,) = (probe for probe in found.probes if probe.batch_size == found.batch_size)
+    assert chosen.images_per_second == found.images_per_second
+    assert chosen.peak_bytes == found.peak_bytes
+    assert len(chosen.runs) == tuning.RUNS
+    assert min(chosen.runs) <= found.images_per_second <= max(chosen.runs)
     return found
 
 
@@ -282,16 +281,18 @@ def test_a_card_too_small_for_one_image(room: dict[str, float], each: int) -> No
     assert len(small.tries) <= tuning.MOST_PROBES
 
 
-def test_it_ends_once_the_gain_does() -> None:
+def test_it_ends_once_the_gain_does_and_says_what_it_tries() -> None:
     flat = card(80, image=0.05 * GB, seconds=lambda size: size)
-    assert tuned(flat, 10).batch_size == 10
+    steps = list[str]()
+    assert tune(flat, flat, 10, MOST, steps.append).batch_size == 10
     assert flat.tries == [10, 20, 40]
+    assert steps == ["batch 10, 1 of 10", "batch 20, 2 of 10", "batch 40, 3 of 10"]
 
 
 def example() -> Tuning:
     probes = (
         Probe(10, 1.1512, 11_700_000_000),
-        Probe(20, 1.2, 19_800_000_000),
+        Probe(20, 1.2, 19_800_000_000, (1.188, 1.2, 1.212)),
         Probe(30, 1.21, 28_000_000_000),
         Probe(40, None, None),
     )
@@ -301,13 +302,13 @@ def example() -> Tuning:
 def test_table() -> None:
     rows = [tuple(row.values()) for row in tuning_table(example())]
     assert list(tuning_table(example())[0]) == [
-        "batch size", "images/s", "peak GB", "percent of best", "note"
+        "batch size", "images/s", "± %", "peak GB", "percent of best", "note"
     ]  # fmt: skip
     assert rows == [
-        (10, 1.15, 11.7, 95.9, ""),
-        (20, 1.2, 19.8, 100.0, "chosen"),
-        (30, 1.21, 28.0, 100.8, "over the head-room"),
-        (40, None, None, None, "out of memory"),
+        (10, 1.15, 0.0, 11.7, 95.9, ""),
+        (20, 1.2, 1.0, 19.8, 100.0, "chosen"),
+        (30, 1.21, 0.0, 28.0, 100.8, "over the head-room"),
+        (40, None, None, None, None, "out of memory"),
     ]
 
 
@@ -319,4 +320,6 @@ def test_plot(tmp_path: Path, suffix: str, start: bytes) -> None:
     assert content.startswith(start)
     assert len(content) > 5000
     if suffix == "svg":
-        assert all(text in content for text in (b"An example", b"images/s", b"chosen: 20"))
+        assert all(
+            text in content for text in (b"An example", b"images/s", b"chosen: 20", b"each run")
+        )

@@ -1,31 +1,64 @@
-"""Search for a device's best batch size, by doubling; an argument runs a batch."""
+"""GPU profiles: the best batch size of a device for a workload, found by doubling, and kept.
+
+::
+
+    tune ──> Tuning: the choice and all that was tried ──> GpuProfile ──> CACHE/gpus/*.json, *.svg
+                                                                              │
+    find_profile: every later task of the same workload takes it <────────────┘
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from math import inf
 from pathlib import Path
-from statistics import linear_regression
-from typing import Protocol
+from statistics import linear_regression, median
+from typing import Any, Protocol
 
-from sdwn.errors import OutOfMemoryError, SdwnError
+from sdwn.config import RunConfig
+from sdwn.devices.device import HEAD_ROOM
+from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError
+from sdwn.io import Format, OnMessage, atomic, ignore, refuse_planted, write_text
+from sdwn.paths import cache_folder
 
 log = logging.getLogger(__name__)
 
 GB = 1e9
 MOST_IMAGES = 200
 MOST_PROBES = 10
+# Measured runs of each size, after one that warms up.
+RUNS = 3
 # Speeds this close count as the same: of such sizes the smallest is taken, for a kill costs the
 # batch under way, and probing ends once two doublings together gain no more. One doubling alone
 # says little, for the same batch again differs in speed by about as much.
 TOLERANCE = 0.01
 BLUE, RED = "#4477aa", "#cc6677"
 
+# Stable Diffusion 1.4 at 512x512 in fp16 on an A100: 3.6 GB and 0.81 GB an image, the weights'
+# 2.1 GB among them. Decoded one by one, the VAE's share does not grow with the batch.
+WORKSPACE_BYTES = 1.5e9
+IMAGE_BYTES = 0.81e9
+SLICED_IMAGE_BYTES = 0.25e9
+REFERENCE_PIXELS = 512 * 512
+REFERENCE_ITEMSIZE = 2
+
+# Version 1 had no runs of a probe; its files were named by a hash alone.
+FORMAT = Format(
+    "sdwn-gpu-profile", 2, "tune again", {1: lambda content: {**content, "format_version": 2}}
+)
+
+
+# Searching
+
 
 class Memory(Protocol):
-    """The memory that batches run in: a Device's, or a made-up card's."""
+    """The memory that batches run in: a Device's, or a made-up card's; see there."""
 
     @property
     def limit_bytes(self) -> int:
@@ -44,15 +77,16 @@ class Memory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A batch size that was tried; both figures are None if it ran out of memory.
+    """A batch size that was tried; speed and peak are None if it ran out of memory.
 
-    It runs twice: ``images_per_second`` is of the second run, which no warm-up slows, and
-    ``peak_bytes`` the largest of both.
+    ``runs`` are the images a second of each run after the one that warms up,
+    ``images_per_second`` is their median, and ``peak_bytes`` the largest of all.
     """
 
     batch_size: int
     images_per_second: float | None
     peak_bytes: int | None
+    runs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +122,7 @@ def tune(
     memory: Memory,
     images_per_synset: int,
     most: int = MOST_IMAGES,
+    on_step: OnMessage = ignore,
 ) -> Tuning:
     """Double the batch, from one synset on, until memory ends or the gain stops.
 
@@ -100,6 +135,7 @@ def tune(
         memory: where batches run.
         images_per_synset: sizes are multiples of it, or equal parts.
         most: the largest batch to try.
+        on_step: called with what is tried next, as "batch 20, 3 of 10".
 
     Raises:
         SdwnError: there is no room for one image.
@@ -108,12 +144,27 @@ def tune(
     probes, fitting, ceiling = list[Probe](), list[tuple[int, float, int]](), inf
     size: int | None = max(size for size in grid if size <= images_per_synset)
     while size is not None and len(probes) < MOST_PROBES:
-        probe = _probe(run_batch, memory, size)
-        probes.append(probe)
-        if probe.peak_bytes is None or probe.images_per_second is None or probe.peak_bytes > limit:
+        on_step(f"batch {size}, {len(probes) + 1} of {MOST_PROBES}")
+        memory.forget_peak()
+        runs, peak, reason = list[float](), memory.peak_bytes, ""
+        try:
+            run_batch(size)
+            runs = [size / run_batch(size) for _ in range(RUNS)]
+        except OutOfMemoryError as error:
+            reason = str(error)
+        if runs:
+            speed, peak = median(runs), memory.peak_bytes
+            probes.append(Probe(size, speed, peak, tuple(runs)))
+            log.info("%d images a batch: %.2f images/s", size, speed)
+        else:
+            # Outside the handler, whose exception keeps the batch's memory.
+            memory.release()
+            probes.append(Probe(size, None, None))
+            log.info("%d images a batch: %s", size, reason)
+        if not runs or peak > limit:
             ceiling = size
         else:
-            fitting.append((size, probe.images_per_second, probe.peak_bytes))
+            fitting.append((size, speed, peak))
         if not fitting:
             options = [size for size in grid if 2 * size <= ceiling]
         elif len(fitting) > 2 and fitting[-1][1] < (1 + TOLERANCE) * fitting[-3][1]:
@@ -128,8 +179,8 @@ def tune(
         size = max(options, default=None)
     probes.sort(key=lambda probe: probe.batch_size)
     if not fitting:
-        peak = probes[0].peak_bytes
-        found = "out of memory" if peak is None else f"a peak of {peak / GB:.1f} GB"
+        least = probes[0].peak_bytes
+        found = "out of memory" if least is None else f"a peak of {least / GB:.1f} GB"
         raise SdwnError(
             f"no room for a batch of {probes[0].batch_size}: expected at most "
             f"{limit / GB:.1f} GB, found {found}; free the card of other work, make smaller "
@@ -140,22 +191,7 @@ def tune(
     return Tuning(*chosen, limit, *_memory_line(probes), tuple(probes))
 
 
-def _probe(run_batch: Callable[[int], float], memory: Memory, size: int) -> Probe:
-    memory.forget_peak()
-    try:
-        _, seconds = run_batch(size), run_batch(size)
-    except OutOfMemoryError as error:
-        reason = str(error)
-    else:
-        log.info("%d images a batch: %.2f images/s", size, size / seconds)
-        return Probe(size, size / seconds, memory.peak_bytes)
-    # Outside the handler, whose exception keeps the batch's memory.
-    memory.release()
-    log.info("%d images a batch: %s", size, reason)
-    return Probe(size, None, None)
-
-
-def _memory_line(probes: Sequence[Probe]) -> tuple[float, float]:
+def _memory_line(probes: list[Probe]) -> tuple[float, float]:
     """Fit peak = base + image * size, in bytes; from a single size, through the origin."""
     peaks = {p.batch_size: p.peak_bytes for p in probes if p.peak_bytes is not None}
     if len(peaks) == 1:
@@ -164,26 +200,188 @@ def _memory_line(probes: Sequence[Probe]) -> tuple[float, float]:
     return base, image
 
 
+# Keeping
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The work that a speed is valid for: the card, the model, and what an image costs.
+
+    ``memory_gb`` is the card's, in whole GB of 10^9 bytes; ``revision`` the weights' own. A field
+    that is added later gets a default, and stands neither in the key nor in the file where it
+    has it: what was measured before then stays valid.
+    """
+
+    device: str
+    memory_gb: int
+    model: str
+    revision: str
+    precision: str
+    height: int
+    width: int
+    guidance: bool
+    channels_last: bool
+    compile: bool
+    torch: str
+
+    @property
+    def profile_path(self) -> Path:
+        """The file in this user's cache that keeps what is measured for it."""
+        key = hashlib.sha256(json.dumps(_record(self), sort_keys=True).encode()).hexdigest()[:8]
+        words = (self.device, Path(self.model).name)
+        card, model = (re.sub(r"[^a-z0-9.]+", "-", word.lower()).strip("-.") for word in words)
+        return cache_folder() / "gpus" / f"{card[:40]}_{model[:40]}_{key}.json"
+
+
+def run_workload(config: RunConfig, provenance: dict[str, Any], total_bytes: int) -> Workload:
+    """Describe a run's work on a device."""
+    generation = config.generation
+    return Workload(
+        device=str(provenance["device"]),
+        memory_gb=round(total_bytes / GB),
+        model=config.model.name,
+        revision=str(provenance.get("revision", "")),
+        precision=generation.precision,
+        height=generation.height,
+        width=generation.width,
+        guidance=generation.guidance_scale > 1,
+        channels_last=generation.channels_last,
+        compile=generation.compile,
+        torch=str(provenance.get("torch", "")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProfile:
+    """A workload's measured batch size, and the measurements behind it.
+
+    The batch size holds for any ``num_inference_steps`` and ``scheduler``, the speed for these.
+    """
+
+    workload: Workload
+    vae_slicing: bool
+    tuning: Tuning
+    measured: str
+    num_inference_steps: int | None = None
+    scheduler: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file that it is kept in."""
+        return self.workload.profile_path
+
+    @property
+    def curve(self) -> Path:
+        """The path of its plot: speed and memory against batch size."""
+        return self.path.with_suffix(".svg")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data, with the paths of what is kept."""
+        return {**asdict(self), "path": str(self.path), "curve": str(self.curve)}
+
+
+def _record(value: Any) -> dict[str, Any]:
+    """Return a dataclass's fields that have not their default."""
+    named = ((field, getattr(value, field.name)) for field in fields(value))
+    return {field.name: found for field, found in named if found != field.default}
+
+
+def store_profile(profile: GpuProfile) -> GpuProfile:
+    """Keep what was measured for every later task of the same workload, with its curve."""
+    write_profile(profile, profile.path)
+    work = profile.workload
+    with atomic(profile.curve) as temporary:
+        title = f"{work.model}, {work.width}x{work.height}, {work.device}"
+        draw_tuning(profile.tuning, title, temporary, kind="svg")
+    return profile
+
+
+def write_profile(profile: GpuProfile, path: Path) -> None:
+    """Write a profile, whole or not at all."""
+    parts = {"workload": _record(profile.workload), "tuning": asdict(profile.tuning)}
+    content = {**FORMAT.head(), **_record(profile), **parts}
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def find_profile(work: Workload) -> GpuProfile | None:
+    """Return what was measured last for a workload, in a file of any version; None if nothing."""
+    found = [profile for profile in stored_profiles() if profile.workload == work]
+    return max(found, key=lambda profile: profile.measured, default=None)
+
+
+def stored_profiles() -> list[GpuProfile]:
+    """Read all profiles that are kept; those that cannot be read are left out."""
+    found = []
+    for path in sorted((cache_folder() / "gpus").glob("*.json")):
+        with contextlib.suppress(IntegrityError):
+            found.append(read_profile(path))
+    return found
+
+
+def read_profile(path: Path) -> GpuProfile:
+    """Read a GPU profile.
+
+    Raises:
+        IntegrityError: it is damaged, of another version, or could be from any user.
+    """
+    content = FORMAT.read(path)
+    refuse_planted(path)
+    try:
+        probes = tuple(
+            Probe(**{**probe, "runs": tuple(probe.get("runs", ()))})
+            for probe in content["tuning"]["probes"]
+        )
+        tuning = Tuning(**{**content["tuning"], "probes": probes})
+        if type(tuning.batch_size) is not int or tuning.batch_size < 1:
+            raise ValueError(f"a batch of {tuning.batch_size!r} images")
+        parts = {"workload": Workload(**content["workload"]), "tuning": tuning}
+        return GpuProfile(**{k: v for k, v in content.items() if k not in FORMAT.head()} | parts)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IntegrityError(f"{path}: damaged: {error!r}; tune again") from None
+
+
+def estimated_fit(config: RunConfig, free_bytes: float, total_bytes: float, sliced: bool) -> int:
+    """Estimate how many images fit beside weights that are loaded already.
+
+    From published figures of Stable Diffusion 1.4, in proportion to pixels and precision;
+    ``free_bytes`` of a card of ``total_bytes``. 0 where not even one fits.
+
+    >>> from sdwn.config import load_config
+    >>> config = load_config(Path("configs/paper.yaml"))
+    >>> [estimated_fit(config, (gb - 2.7) * GB, gb * GB, False) for gb in (8, 16, 24, 40, 80)]
+    [3, 12, 21, 39, 83]
+    """
+    itemsize = 4 if config.generation.precision == "fp32" else 2
+    pixels = config.generation.height * config.generation.width
+    scale = pixels / REFERENCE_PIXELS * itemsize / REFERENCE_ITEMSIZE
+    room = free_bytes - HEAD_ROOM * total_bytes - WORKSPACE_BYTES
+    each = (SLICED_IMAGE_BYTES if sliced else IMAGE_BYTES) * scale
+    return max(0, int((room - (IMAGE_BYTES * scale if sliced else 0)) / each))
+
+
+# Showing
+
+
 def tuning_table(tuning: Tuning) -> list[dict[str, object]]:
     """Return a row for each probe, for people to read; None where it ran out of memory."""
-    limit = tuning.limit_bytes
-    best = max(
-        probe.images_per_second
-        for probe in tuning.probes
-        if probe.images_per_second and probe.peak_bytes and probe.peak_bytes <= limit
-    )
-    rows: list[dict[str, object]] = []
+    fitting = [one for one in tuning.probes if (one.peak_bytes or inf) <= tuning.limit_bytes]
+    best = max(one.images_per_second or 0.0 for one in fitting)
+    rows = []
     for probe in tuning.probes:
-        speed, peak = probe.images_per_second, probe.peak_bytes
-        note = "chosen" if probe.batch_size == tuning.batch_size else ""
-        if peak is None or speed is None:
-            row: dict[str, object] = dict.fromkeys(("images/s", "peak GB", "percent of best"))
-            note = "out of memory"
+        row: dict[str, object] = {"batch size": probe.batch_size}
+        row |= dict.fromkeys(("images/s", "± %", "peak GB", "percent of best"))
+        row["note"] = "chosen" if probe.batch_size == tuning.batch_size else ""
+        if probe.peak_bytes is None or probe.images_per_second is None:
+            row["note"] = "out of memory"
         else:
-            row = {"images/s": float(f"{speed:.3g}"), "peak GB": round(peak / GB, 2)}
+            speed, runs = probe.images_per_second, probe.runs or (probe.images_per_second,)
+            row["images/s"] = float(f"{speed:.3g}")
+            row["± %"] = round(50 * (max(runs) - min(runs)) / speed, 1)
+            row["peak GB"] = round(probe.peak_bytes / GB, 2)
             row["percent of best"] = round(100 * speed / best, 1)
-            note = "over the head-room" if peak > limit else note
-        rows.append({"batch size": probe.batch_size, **row, "note": note})
+            if probe.peak_bytes > tuning.limit_bytes:
+                row["note"] = "over the head-room"
+        rows.append(row)
     return rows
 
 
@@ -194,6 +392,7 @@ def draw_tuning(tuning: Tuning, title: str, path: Path, kind: str | None = None)
 
     ran = [probe for probe in tuning.probes if probe.peak_bytes is not None]
     failed = [probe.batch_size for probe in tuning.probes if probe.peak_bytes is None]
+    runs = [(probe.batch_size, run) for probe in ran for run in probe.runs]
     sizes, limit = [probe.batch_size for probe in ran], tuning.limit_bytes / GB
     line = [0, tuning.probes[-1].batch_size]
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sdwn", "font.size": 11}):
@@ -201,6 +400,8 @@ def draw_tuning(tuning: Tuning, title: str, path: Path, kind: str | None = None)
         figure.suptitle(title)
         speed, memory = figure.subplots(2, 1, sharex=True)
         speed.plot(sizes, [probe.images_per_second or 0.0 for probe in ran], "o-", color=BLUE)
+        if runs:
+            speed.plot(*zip(*runs, strict=True), "_", color="black", ms=12, label="each run")
         label = f"chosen: {tuning.batch_size}"
         speed.plot(tuning.batch_size, tuning.images_per_second, "o", color=RED, ms=10, label=label)
         speed.set_ylabel("images/s")

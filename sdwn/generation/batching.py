@@ -12,7 +12,7 @@ from typing import Any
 from sdwn.batches import BatchSize, next_smaller_batch, on_grid
 from sdwn.config import RunConfig
 from sdwn.devices.device import Device
-from sdwn.devices.gpu_profiles import Workload, estimated_fit, find_profile
+from sdwn.devices.tuning import Workload, estimated_fit, find_profile
 from sdwn.errors import SdwnError
 from sdwn.io import private_folder, writable_cache
 from sdwn.models.weights import Weights

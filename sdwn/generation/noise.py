@@ -10,7 +10,7 @@ import numpy as np
 
 from sdwn.config import RunConfig
 from sdwn.devices.device import Device
-from sdwn.devices.gpu_profiles import run_workload
+from sdwn.devices.tuning import run_workload
 from sdwn.generation.batching import ImageSampler, Sample
 from sdwn.planning.plan import ImageSpec
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sdwn.config import GenerationConfig, RunConfig
 from sdwn.devices.device import Device, plain_out_of_memory
-from sdwn.devices.gpu_profiles import run_workload
+from sdwn.devices.tuning import run_workload
 from sdwn.errors import OutOfMemoryError
 from sdwn.generation.batching import ImageSampler, Sample
 from sdwn.models.pipelines import (

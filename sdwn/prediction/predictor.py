@@ -23,8 +23,7 @@ from PIL import Image
 
 from sdwn.batches import BatchSize
 from sdwn.devices.device import Device, plain_out_of_memory
-from sdwn.devices.gpu_profiles import GpuProfile, Workload, find_profile, store_profile
-from sdwn.devices.tuning import GB, tune
+from sdwn.devices.tuning import GB, GpuProfile, Workload, find_profile, store_profile, tune
 from sdwn.errors import OutOfMemoryError, SdwnError
 from sdwn.io import in_threads, now
 from sdwn.prediction.classifier import Classifier, Logits

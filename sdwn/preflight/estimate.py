@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
-from sdwn.devices.gpu_profiles import GpuProfile, stored_profiles
 from sdwn.devices.published import (
     HEIGHT,
     STEPS,
@@ -25,6 +24,7 @@ from sdwn.devices.published import (
     published_speed,
     scaled,
 )
+from sdwn.devices.tuning import GpuProfile, stored_profiles
 from sdwn.errors import IntegrityError, command, counted, duration
 from sdwn.io import read_json
 from sdwn.jobs.profile import ClusterProfile, minutes

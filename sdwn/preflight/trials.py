@@ -28,12 +28,20 @@ from PIL import Image
 from sdwn.batches import next_smaller_batch
 from sdwn.config import RunConfig, validated
 from sdwn.devices.device import missing_gpu
-from sdwn.devices.gpu_profiles import GpuProfile, read_profile, store_profile, write_profile
-from sdwn.devices.tuning import GB, MOST_IMAGES, Tuning, tune
+from sdwn.devices.tuning import (
+    GB,
+    MOST_IMAGES,
+    GpuProfile,
+    Tuning,
+    read_profile,
+    store_profile,
+    tune,
+    write_profile,
+)
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError, command
 from sdwn.generation.batching import ImageSampler, load_sampler
 from sdwn.generation.task import make_shards
-from sdwn.io import atomic, now, read_json, writable_cache, write_text
+from sdwn.io import OnMessage, atomic, ignore, now, read_json, writable_cache, write_text
 from sdwn.jobs.cluster import gives_gpu, group_into_tasks
 from sdwn.jobs.journal import cancelled_jobs, last_jobs, live_jobs, read_journal
 from sdwn.jobs.logs import failure, job_logs
@@ -62,14 +70,21 @@ PROMPT = "a member of the genus Canis that has been domesticated since prehistor
 
 @dataclass(frozen=True, slots=True)
 class TrialCallbacks:
-    """The functions to call with the folder of short jobs, and at each look at them."""
+    """Functions to call while a trial runs, here or by short jobs.
+
+    ``on_start`` gets the folder of the jobs, ``watch`` the live jobs at every look, and
+    ``on_step`` what is under trial, as "batch 20, 3 of 10" or "v100: images, 12 of 20".
+    """
 
     on_start: Callable[[Path], None]
     watch: OnLook
+    on_step: OnMessage = ignore
 
 
-def tune_device(config: RunConfig) -> GpuProfile:
+def tune_device(config: RunConfig, on_step: OnMessage = ignore) -> GpuProfile:
     """Find this device's batch size for a config's images, and keep it.
+
+    ``on_step`` gets what is under trial, as "batch 20, 3 of 10".
 
     Raises:
         SdwnError: there is no room for a single image, or no GPU where one was given.
@@ -88,7 +103,12 @@ def tune_device(config: RunConfig) -> GpuProfile:
 
     def best_batch() -> Tuning | SdwnError:
         try:
-            return tune(lambda size: sampler.time_batch(specs[:size]), sampler.device, images)
+            return tune(
+                lambda size: sampler.time_batch(specs[:size]),
+                sampler.device,
+                images,
+                on_step=on_step,
+            )
         except SdwnError as error:
             return error
 
