@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -28,6 +29,8 @@ PAPER_CATALOG = "sdwn-26204"
 # Random weights in diffusers' own classes; a model of few things; and none at all, for rehearsals.
 BUILTIN = "builtin:"
 BUILTIN_MODELS = ("builtin:tiny", "builtin:miniature", "builtin:noise")
+
+_PATHS = ("catalog.file", "evaluation.checkpoint", "evaluation.groups", "evaluation.embedding")
 
 # Unquoted, YAML reads {lemma} as a mapping.
 _QUOTES = '; text that begins with { needs quotes in YAML, as in prompt: "{lemma}, {definition}"'
@@ -61,13 +64,15 @@ S = TypeVar("S", bound=Section)
 
 
 class CatalogConfig(Section):
-    """The choice of synsets: a named catalog, subtrees, a list, or their union.
+    """The choice of synsets: some by name, a named catalog, subtrees, a list, or their union.
 
+    ``synsets`` are lemmas that only one noun has (``zebra``), names (``dog.n.01``) or wnids.
     ``name`` joins ``sdwn-26204``, ``closure`` and ``imagenet-1k`` with ``+``. ``roots`` adds
     everything below these synsets, the roots themselves not counted. ``file`` adds the synset
     names or wnids in a text file, one a line. ``only`` keeps these of the result.
     """
 
+    synsets: tuple[str, ...] = ()
     name: str | None = None
     roots: tuple[str, ...] = ()
     file: Path | None = None
@@ -75,8 +80,8 @@ class CatalogConfig(Section):
 
     @model_validator(mode="after")
     def _names_something(self) -> CatalogConfig:
-        if not (self.name or self.roots or self.file):
-            raise ValueError("give at least one of name, roots, file")
+        if not (self.synsets or self.name or self.roots or self.file):
+            raise ValueError("give at least one of synsets, name, roots, file")
         return self
 
 
@@ -124,12 +129,12 @@ class GenerationConfig(Section):
 class StorageConfig(Section):
     """The encoding of images, and how many of them share a shard.
 
-    A shard holds ``images_per_shard`` images, or as many as ``images_per_second`` makes in
-    ``shard_hours``; either is rounded to whole synsets. ``quality`` is JPEG's alone, 95 unless
-    given; the other codecs are lossless.
+    A shard holds ``images_per_shard`` images (1,000 unless given), or as many as
+    ``images_per_second`` makes in ``shard_hours``; either is rounded to whole synsets.
+    ``quality`` is JPEG's alone, 95 unless given; the other codecs are lossless.
     """
 
-    codec: str = "webp"
+    codec: Annotated[str, Field(json_schema_extra={"enum": list(CODECS)})] = "webp"
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
     images_per_shard: Positive | None = None
     shard_hours: Annotated[float, Field(gt=0)] | None = None
@@ -137,11 +142,14 @@ class StorageConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_default_quality(cls, content: Any) -> Any:
+    def _with_defaults(cls, content: Any) -> Any:
         if isinstance(content, dict):
             codec = CODECS.get(str(content.get("codec")))
             if codec is not None and codec.default_quality is not None:
-                return {**content, "quality": content.get("quality") or codec.default_quality}
+                content = {**content, "quality": content.get("quality") or codec.default_quality}
+            sizes = ("images_per_shard", "shard_hours", "images_per_second")
+            if all(content.get(size) is None for size in sizes):
+                content = {**content, "images_per_shard": 1000}
         return content
 
     @field_validator("codec")
@@ -196,7 +204,7 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     model: ModelConfig
     generation: GenerationConfig = GenerationConfig()
-    storage: StorageConfig
+    storage: StorageConfig = StorageConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @property
@@ -296,6 +304,9 @@ def _apply(content: dict[str, Any], override: str) -> None:
         section[last] = _parse(text)
     except UsageError as error:
         raise UsageError(f"--set {override}: {error}") from None
+    # What is typed starts where it is typed, not in the config's folder.
+    if key in _PATHS and Path(text).is_file():
+        section[last] = str(Path.cwd() / text)
 
 
 def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
@@ -358,3 +369,9 @@ def _section_at(kind: type[Section], loc: tuple[int | str, ...]) -> type[Section
         if isinstance(annotation, type) and issubclass(annotation, Section):
             kind = annotation
     return kind
+
+
+if __name__ == "__main__":
+    # For editors, which then complete and check a config that names this file in its first line:
+    # "# yaml-language-server: $schema=FILE".
+    print(json.dumps(RunConfig.model_json_schema(), indent=1))  # noqa: T201

@@ -70,6 +70,22 @@ def test_a_wnid_is_the_noun_offset_of_wordnet_3_0(wordnet: WordNet) -> None:
     assert wordnet.synset("n02084071") == dog
 
 
+def test_synsets_by_lemma_name_or_wnid(wordnet: WordNet) -> None:
+    config = CatalogConfig(synsets=("zebra", "electric guitar", "dog.n.01", "n02084071"))
+    catalog = read_catalog(config, wordnet)
+    assert names(catalog) == {"zebra.n.01", "electric_guitar.n.01", "dog.n.01"}
+    assert catalog.name == "zebra, electric guitar, dog.n.01 and 1 more"
+
+
+def test_a_lemma_of_several_synsets_is_refused_with_their_definitions(wordnet: WordNet) -> None:
+    with pytest.raises(
+        UsageError, match=r"crane\.n\.04: lifts and moves(.|\n)*crane\.n\.05: large"
+    ):
+        read_catalog(CatalogConfig(synsets=("crane",)), wordnet)
+    with pytest.raises(UsageError, match="xyzzy: WordNet has no such noun"):
+        read_catalog(CatalogConfig(synsets=("xyzzy",)), wordnet)
+
+
 def test_roots_and_lists_join(wordnet: WordNet, tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text("# mine\nbanana.n.02\n\nn02084071  # dog.n.01\nbanana.n.02\n")

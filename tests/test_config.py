@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_paper_pins_what_the_paper_used() -> None:
         (SMALL + "seed: 1\nseed: 2", 'found duplicate key "seed"'),
         (SMALL + "prompt: 'a {lemna}'", "unknown field {lemna}; valid: {definition}, {lemma}"),
         (SMALL + "prompt: 'a {lemma'", "prompt: not a template"),
-        ("catalog: {name: closure}", "'model', 'storage' are required"),
+        ("catalog: {name: closure}", "'model' is required"),
         (SMALL + "prompt: '{lemma!r}'", "fields take no format"),
         (SMALL + "prompt: '{definition:>99999999}'", "fields take no format"),
         (SMALL + "prompt: '{definition.__class__}'", "unknown field {definition.__class__}"),
@@ -64,7 +65,10 @@ def test_paper_pins_what_the_paper_used() -> None:
         ("[" * 600 + "]" * 600, "not valid YAML: maximum recursion depth"),
         ("catalog: [unclosed", "not valid YAML"),
         ("- a list", "expected a mapping of settings, found list"),
-        (SMALL.replace("name: closure", "only: [dog.n.01]"), "give at least one of name, roots"),
+        (
+            SMALL.replace("name: closure", "only: [dog.n.01]"),
+            "give at least one of synsets, name, roots",
+        ),
         (SMALL.replace("images_per_shard: 100", "shard_hours: 2"), "give either images_per_shard"),
     ],
 )
@@ -75,6 +79,32 @@ def test_a_mistake_is_told_in_one_line_with_what_is_valid(
         load(tmp_path, text)
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_synsets_and_a_model_suffice(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("catalog: {synsets: [zebra]}\nmodel: {name: builtin:miniature}\n")
+    config = load_config(path)
+    assert config.catalog.synsets == ("zebra",)
+    assert config.storage.images_per_shard == 1000
+    written_out = load_config(path, ("storage.images_per_shard=1000",))
+    assert written_out == config, "one plan, whether the default is written out or not"
+
+
+def test_a_path_that_is_typed_starts_where_it_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.txt").write_text("zebra.n.01\n")
+    monkeypatch.chdir(tmp_path)
+    assert (
+        load_config(REPOSITORY / "configs/demo.yaml", ("catalog.file=mine.txt",)).catalog.file
+        == tmp_path / "mine.txt"
+    )
+
+
+def test_the_schema_for_editors_is_that_of_the_settings() -> None:
+    written = json.loads((REPOSITORY / "configs/schema.json").read_text())
+    assert written == RunConfig.model_json_schema(), "python -m sdwn.config > configs/schema.json"
 
 
 def test_overrides_are_read_as_yaml_and_checked(tmp_path: Path) -> None:

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sdwn.config import load_config
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.paths import RunPaths
+from sdwn.paths import RunPaths, shipped_file
 from sdwn.planning.plan import (
     fill_prompt,
     image_seed,
     make_plan,
     plan_summary,
     read_plan,
+    sample_prompts,
     write_plan,
 )
 from sdwn.wordnet.catalog import Catalog, read_catalog
@@ -226,6 +228,14 @@ def test_an_altered_plan_is_refused(
     path.write_text(alter(path.read_text()))
     with pytest.raises(IntegrityError, match=expected):
         read_plan(paths)
+
+
+def test_sample_prompts_are_the_shortest_the_longest_and_some_others(paper: Catalog) -> None:
+    plan = make_plan(load_config(shipped_file("config", "paper")), paper)
+    shortest, longest, *others = sample_prompts(plan)
+    lengths = [len(row.prompt) for row in plan.synsets]
+    assert (len(shortest), len(longest), len(set(others))) == (min(lengths), max(lengths), 3)
+    assert sample_prompts(plan) == [shortest, longest, *others]
 
 
 def test_a_folder_without_a_plan_is_explained(tmp_path: Any) -> None:

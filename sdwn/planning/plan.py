@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -217,6 +218,16 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
     }
 
 
+def sample_prompts(plan: Plan) -> list[str]:
+    """Return at most five prompts to look at: the shortest, the longest, and others at random.
+
+    The same plan gives the same ones.
+    """
+    prompts = sorted({row.prompt for row in plan.synsets}, key=lambda prompt: (len(prompt), prompt))
+    ends, between = [prompts[0], prompts[-1]][: len(prompts)], prompts[1:-1]
+    return ends + random.Random(plan.digest).sample(between, min(3, len(between)))
+
+
 def table_text(synsets: tuple[PlannedSynset, ...]) -> str:
     """Write the table of synsets as CSV."""
     head = [field.name for field in fields(PlannedSynset)]
@@ -238,7 +249,11 @@ def setting_differences(
     >>> setting_differences({"seed": 42, "model": {"name": "a"}}, {"seed": 43})
     ['seed: 42 here, 43 now', 'model.name: "a" here, not set now']
     """
-    one, other = dict(flat_settings(first)), dict(flat_settings(second))
+    # A list that an older file lacks is an empty one.
+    one, other = (
+        {key: value for key, value in flat_settings(section) if value != []}
+        for section in (first, second)
+    )
 
     def value(section: Mapping[str, Any], key: str) -> str:
         found = section.get(key)

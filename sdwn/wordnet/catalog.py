@@ -47,13 +47,16 @@ def describe(config: CatalogConfig) -> str:
     >>> describe(CatalogConfig(name="closure", roots=("dog.n.01",)))
     'closure + below dog.n.01'
     """
-    parts = [config.name] if config.name else []
+    first, more = ", ".join(config.synsets[:3]), len(config.synsets[3:])
+    parts = [first + f" and {more} more" * (more > 0)] if first else []
+    parts += [config.name] if config.name else []
     parts += [f"below {root}" for root in config.roots]
     parts += [f"list {config.file.name}"] if config.file else []
     return " + ".join(parts) + (f" ({len(config.only)} chosen)" if config.only else "")
 
 
 def _collect(config: CatalogConfig, wordnet: WordNet) -> Iterator[Synset]:
+    yield from map(wordnet.named, config.synsets)
     for part in config.name.split("+") if config.name else ():
         name = part.strip()
         if name == PAPER_CATALOG:

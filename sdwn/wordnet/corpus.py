@@ -87,6 +87,21 @@ class WordNet:
         """
         return self._read.get(identifier) or self._record(self._find(identifier))
 
+    def named(self, text: str) -> Synset:
+        """Find a noun synset as `synset` does, or by a lemma that no other noun synset has.
+
+        Raises:
+            UsageError: there is none, or several have the lemma; their definitions are listed.
+        """
+        if re.search(r"\.[a-z]\.\w+\Z|^n[0-9]{8}$", text):
+            return self.synset(text)
+        found = [self._record(one) for one in self._reader.synsets(text.replace(" ", "_"), "n")]
+        if len(found) != 1:
+            senses = "".join(f"\n  {one.name}: {one.definition}" for one in found)
+            what = f"name the one that is meant:{senses}" if found else "WordNet has no such noun"
+            raise UsageError(f"{text}: {what}")
+        return found[0]
+
     def below(self, root: str) -> Iterator[Synset]:
         """Yield every synset below a root by hyponyms, the root and instances not counted.
 
