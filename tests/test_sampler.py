@@ -29,6 +29,7 @@ from sdwn.generation.sampler import Sampler
 from sdwn.models import tiny
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.pipelines import denoiser, require_device
+from sdwn.models.prompt_length import PromptLengths, prompt_lengths
 from sdwn.models.weights import fingerprint, staged
 from sdwn.planning.plan import ImageSpec
 
@@ -468,6 +469,15 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 class TestFamilies:
+    def test_planning_and_sampling_count_the_same_tokens(self, family: Any) -> None:
+        folder, own = family
+        settings = config(str(folder), **own)
+        prompts = ["a cat", "a big dog" * 40, "b " * 290, "c " * 310]
+        samples = Sampler(settings).sample([spec(prompt) for prompt in prompts])
+        lengths = prompt_lengths(settings, prompts)
+        assert lengths is not None
+        assert lengths.cut == sum(sample.truncated for sample in samples) > 0
+
     @pytest.mark.parametrize("negative", [None, "blue"])
     def test_one_image_is_what_diffusers_makes(self, family: Any, negative: str | None) -> None:
         folder, settings = family
@@ -573,6 +583,10 @@ class TestTokens:
         full, over = sampler.sample([spec("x" * 75), spec("x" * 76)])
         assert (full.tokens, full.truncated) == (77, False)
         assert (over.tokens, over.truncated) == (78, True)
+
+    def test_planning_counts_the_same_ones_without_torch(self, sampler: Sampler) -> None:
+        found = prompt_lengths(config(), ["x" * 75, "x" * 76, "x" * 80, "x" * 76])
+        assert found == PromptLengths(counted=3, cut=2, limit=77)
 
     def test_neither_truncation_nor_flags_fill_the_log(self) -> None:
         small = Sampler(config(height=16, width=16, num_inference_steps=1))
