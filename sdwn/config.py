@@ -30,7 +30,8 @@ PAPER_CATALOG = "sdwn-26204"
 BUILTIN = "builtin:"
 BUILTIN_MODELS = ("builtin:tiny", "builtin:miniature", "builtin:noise")
 
-_PATHS = ("catalog.file", "evaluation.checkpoint", "evaluation.groups", "evaluation.embedding")
+# Paths, or names of something else where there is no such file or folder.
+_NAMES = {"evaluation.groups": Path.is_file, "model.name": Path.is_dir}
 
 # Unquoted, YAML reads {lemma} as a mapping.
 _QUOTES = '; text that begins with { needs quotes in YAML, as in prompt: "{lemma}, {definition}"'
@@ -281,13 +282,16 @@ def read_yaml(path: Path, what: str = "settings") -> dict[str, Any]:
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
-    """Read a run's config, ``key=value`` overrides applied; paths in it start at its folder."""
-    content = read_yaml(path)
+    """Read a run's config, ``key=value`` overrides applied.
+
+    Paths in it start at its folder, those in an override at the working folder.
+    """
+    content, here, folder = read_yaml(path), Path.cwd(), path.resolve().parent
+    _make_absolute(content, (folder, here))
     for override in overrides:
         _apply(content, override)
-    source = " with --set ".join([str(path), *overrides])
-    config = validated(RunConfig, content, source=source)
-    return _with_absolute_paths(config, path.resolve().parent)
+        _make_absolute(content, (here, folder))
+    return validated(RunConfig, content, source=" with --set ".join([str(path), *overrides]))
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
@@ -304,30 +308,18 @@ def _apply(content: dict[str, Any], override: str) -> None:
         section[last] = _parse(text)
     except UsageError as error:
         raise UsageError(f"--set {override}: {error}") from None
-    # What is typed starts where it is typed, not in the config's folder.
-    if key in _PATHS and Path(text).is_file():
-        section[last] = str(Path.cwd() / text)
 
 
-def _with_absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
-    catalog, evaluation, model = config.catalog, config.evaluation, config.model
-    for start in (Path.cwd(), folder):
-        # Tasks may start elsewhere; a name that is no folder here is the hub's.
-        if (start / model.name).is_dir():
-            model = model.model_copy(update={"name": str((start / model.name).resolve())})
-    if catalog.file is not None:
-        catalog = catalog.model_copy(update={"file": folder / catalog.file})
-    if evaluation.checkpoint is not None:
-        path = folder / evaluation.checkpoint
-        evaluation = evaluation.model_copy(update={"checkpoint": path})
-    if evaluation.embedding is not None:
-        path = folder / evaluation.embedding
-        evaluation = evaluation.model_copy(update={"embedding": path})
-    if evaluation.groups is not None and (folder / evaluation.groups).is_file():
-        # A name that is no file here is that of shipped groups.
-        path = folder / evaluation.groups
-        evaluation = evaluation.model_copy(update={"groups": str(path)})
-    return config.model_copy(update={"catalog": catalog, "evaluation": evaluation, "model": model})
+def _make_absolute(content: dict[str, Any], folders: tuple[Path, Path]) -> None:
+    """Let paths start at the first of the folders that has them; tasks may start elsewhere."""
+    for key in ("catalog.file", "evaluation.checkpoint", "evaluation.embedding", *_NAMES):
+        section, name = key.split(".")
+        values = content.get(section)
+        if isinstance(values, dict) and isinstance(text := values.get(name), str) and text:
+            is_there = _NAMES.get(key, Path.exists)
+            found = [folder / text for folder in folders if is_there(folder / text)]
+            if found or key not in _NAMES:
+                values[name] = str((found or [folders[0] / text])[0])
 
 
 def validated(kind: type[S], content: Any, source: str) -> S:
