@@ -7,9 +7,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from sdwn.browser.app import make_app
 from sdwn.browser.library import Library
-from sdwn.browser.server import Server, listen
+from sdwn.browser.server import Server, listen, make_app
 
 from conftest import wait_until
 

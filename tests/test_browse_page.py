@@ -316,16 +316,15 @@ def test_a_synsets_page_says_what_was_seen(wide: Opened, site: Site) -> None:
     seeds = site.library.release.metadata["seed"]
     for shot, shown_as in zip(shots, page.locator(".image").all(), strict=True):
         text = shown_as.inner_text()
-        assert shot.prediction
         guesses = shown_as.locator(".guesses li").all_inner_texts()
-        for guess, line in zip(shot.prediction.top5, guesses, strict=True):
+        for guess, line in zip(shot.top5, guesses, strict=True):
             assert line.startswith(guess.name)
             assert f"{100 * guess.probability:.1f} %" in line
-        assert ("✓ correct" if shot.prediction.correct else "✗ incorrect") in text
+        assert ("✓ correct" if shot.correct else "✗ incorrect") in text
         assert f"seed {seeds[shot.row]}" in text
         alt = shown_as.locator("img").get_attribute("alt")
-        outcome = "correct" if shot.prediction.correct else "incorrect"
-        seen = shot.prediction.top5[0].name
+        outcome = "correct" if shot.correct else "incorrect"
+        seen = shot.top5[0].name
         assert alt == f"zebra.n.01, image {shot.number}, classified as {seen}, {outcome}"
     assert HOSTILE in page.locator(".made").inner_text()
     assert "sdwn regenerate" in page.locator(".command").inner_text()
@@ -352,7 +351,7 @@ def test_images_of_one_kind_are_gone_through_one_by_one(wide: Opened, site: Site
 def test_what_else_was_taken_for_a_class(wide: Opened, site: Site) -> None:
     page = site.go(wide, f"/synsets/{PUG}")
     shots = site.library.images(PUG)
-    seen = Counter(shot.prediction.top5[0].name for shot in shots if shot.prediction)
+    seen = Counter(shot.top5[0].name for shot in shots if shot.top5)
     told = page.locator("dt", has_text="Classified as").locator("+ dd").inner_text()
     assert dict(re.findall(r"(?:^| · )(.+?) (\d+)(?= · |$)", told)) == {
         name: str(count) for name, count in seen.items()

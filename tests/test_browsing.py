@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sdwn.browser.addresses import ORDERS, SHOWS, BadViewError, View, url
 from sdwn.browser.collection import ImageView
 from sdwn.browser.library import PAGE, PREVIEW, Library
+from sdwn.browser.views import KINDS, ORDERS, View, url
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import read_evaluation
@@ -119,7 +119,7 @@ def test_synsets_are_those_with_images_by_name_and_hold_what_the_tables_say(
     assert [entry.position for entry in synsets] == list(range(SYNSETS))
     for entry in synsets:
         own, planned = [row for row in rows if row["wnid"] == entry.wnid], zoo.synsets[entry.wnid]
-        assert library.collection.entry(entry.wnid) is entry
+        assert library.collection.by_wnid[entry.wnid] is entry
         assert ", ".join(entry.lemmas) == planned.lemmas.replace("_", " ")
         assert entry.definition == planned.definition
         assert entry.imagenet_class == planned.imagenet_class
@@ -128,7 +128,7 @@ def test_synsets_are_those_with_images_by_name_and_hold_what_the_tables_say(
         assert entry.black == sum(row["status"] == "nsfw" for row in own)
         found = [(image.number, zoo.row(image.row)) for image in library.images(entry.wnid)]
         assert found == [(row["number"], row) for row in sorted(own, key=lambda r: r["number"])]
-    assert library.collection.entry(RIVER) is None
+    assert RIVER not in library.collection.by_wnid
     assert list(library.images(RIVER)) == []
 
 
@@ -149,13 +149,11 @@ def test_an_image_carries_what_the_classifier_said(library: Library) -> None:
         image = library.image(row["wnid"], row["number"])
         assert image is not None
         assert (image.synset, image.status) == (row["synset"], row["status"])
-        prediction = image.prediction
-        assert prediction is not None
-        assert [guess.wnid for guess in prediction.top5] == [class_wnids()[i] for i in row["top5"]]
-        assert [guess.probability for guess in prediction.top5] == row["top5_probability"]
-        assert prediction.rank == row["label_rank"]
-        assert prediction.correct == (None if row["label_rank"] is None else row["label_rank"] == 0)
-        assert prediction.subtree_probability == row["subtree_probability"]
+        assert [guess.wnid for guess in image.top5] == [class_wnids()[i] for i in row["top5"]]
+        assert [guess.probability for guess in image.top5] == row["top5_probability"]
+        assert image.rank == row["label_rank"]
+        assert image.correct == (None if row["label_rank"] is None else row["label_rank"] == 0)
+        assert image.subtree_probability == row["subtree_probability"]
         assert image.state == expected_state(row)
     assert library.image(DOG, EACH) is None
     assert library.image(RIVER, 0) is None
@@ -172,8 +170,7 @@ def expected_state(row: dict[str, Any]) -> str:
 def test_a_guess_is_named_as_people_do(library: Library) -> None:
     image = library.image(ZEBRA, 0)
     assert image is not None
-    assert image.prediction is not None
-    assert image.prediction.top5[0].name == "zebra"
+    assert image.top5[0].name == "zebra"
 
 
 def test_the_newest_evaluation_is_taken_or_the_one_that_is_named(
@@ -190,7 +187,7 @@ def test_the_newest_evaluation_is_taken_or_the_one_that_is_named(
     assert older.predictions.unclassified == EACH * (SYNSETS - 4)
     dog = older.image(DOG, 0)
     assert dog is not None
-    assert (dog.prediction, dog.state) == (None, "unjudged")
+    assert (dog.top5, dog.state) == ((), "unjudged")
     with pytest.raises(UsageError, match="no evaluation 'new'; there is whole, classes"):
         Library(zoo.paths.root, "new")
 
@@ -244,9 +241,7 @@ def tampered(copied: ReleasePaths, change: Callable[[pa.Table], pa.Table]) -> No
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (with_column("status", "fine\n"), r"status: expected one of ok, .*, found 'fine\\n'"),
-        (with_column("prompt", ["a"]), "prompt: expected string, found list<"),
-        (lambda table: table.slice(1), "expected 240 images, as in the manifest, found 239"),
+        (with_column("status", "fine\n"), r"no status 'fine\\n'"),
         (
             lambda table: table.append_column("wnid", table["wnid"]),
             "expected the column wnid, once",
@@ -260,16 +255,6 @@ def test_a_table_that_no_release_has_is_refused_in_a_line(
     with pytest.raises(IntegrityError, match=rf"metadata\.parquet: {expected}") as refused:
         Library(copied.root)
     assert "\n" not in str(refused.value)
-
-
-def test_an_image_of_no_session_is_shown_without_its_making(copied: ReleasePaths) -> None:
-    tampered(copied, with_column("session", 99))
-    library = Library(copied.root)
-    image = library.image(ZEBRA, 0)
-    assert image is not None
-    with pytest.raises(IntegrityError, match="expected a session 99, has none"):
-        library.release.provenance(image.row)
-    assert library.provenance(image) is None
 
 
 # The tree
@@ -361,7 +346,7 @@ def test_without_taxonomy_and_wordnet_all_but_the_tree_is_there(
     assert library.tree is None
     assert "expected WordNet 3.0 (wnids are its offsets), found no" in str(library.tree_missing)
     assert library.select(View(q="dog", show="ok")).total_synsets
-    with pytest.raises(BadViewError, match=r"below=n02084071: expected WordNet 3\.0"):
+    with pytest.raises(UsageError, match=r"below=n02084071: expected WordNet 3\.0"):
         library.select(View(below=DOG))
 
 
@@ -371,7 +356,8 @@ def test_without_taxonomy_and_wordnet_all_but_the_tree_is_there(
 def everything(library: Library, view: View) -> list[ImageView]:
     """Collect what all pages of a view show."""
     first = library.select(view)
-    pages = [library.select(replace(view, page=page)) for page in range(1, first.pages + 1)]
+    numbers = range(1, first.pages + 1)
+    pages = [library.select(view.model_copy(update={"page": page})) for page in numbers]
     entries = [entry for page in pages for entry in page.entries]
     assert len({entry.wnid for entry in entries}) == len(entries) == first.total_synsets
     images = [
@@ -392,7 +378,7 @@ TAKEN = {
 }
 
 
-@pytest.mark.parametrize("show", SHOWS)
+@pytest.mark.parametrize("show", KINDS)
 def test_a_view_shows_the_images_that_it_says(library: Library, show: str) -> None:
     rows = [row for row in record_rows(library) if TAKEN[show](row)]
     assert rows
@@ -425,7 +411,7 @@ def test_images_that_were_taken_for_a_class(library: Library) -> None:
     wnid = taken.most_common(1)[0][0]
     images = everything(library, View(seen=wnid))
     assert len(images) == taken[wnid]
-    assert all(image.prediction and image.prediction.top5[0].wnid == wnid for image in images)
+    assert all(image.top5[0].wnid == wnid for image in images)
 
 
 def test_orders(library: Library) -> None:
@@ -445,8 +431,7 @@ def test_orders(library: Library) -> None:
 
 
 def entry_name(library: Library, wnid: str) -> str:
-    entry = library.collection.entry(wnid)
-    assert entry is not None
+    entry = library.collection.by_wnid[wnid]
     return entry.synset
 
 
@@ -467,7 +452,7 @@ def test_pages_have_so_many_synsets_and_the_last_is_shown_for_one_beyond(library
 )
 def test_what_there_is_not_is_explained(library: Library, view: View, message: str) -> None:
     for ask in (library.select, library.all_images):
-        with pytest.raises(BadViewError, match=message):
+        with pytest.raises(UsageError, match=message):
             ask(view)
 
 
@@ -475,12 +460,12 @@ WNIDS = st.none() | st.from_regex(r"n[0-9]{8}", fullmatch=True).filter(str.isasc
 VIEWS = st.builds(
     View,
     q=st.text(max_size=50).map(lambda text: View.parse({"q": text}).q),
-    show=st.sampled_from(SHOWS),
+    show=st.sampled_from(tuple(KINDS)),
     group=st.none() | st.sampled_from(["animals", "Möbel & <b>"]),
     imagenet=st.booleans(),
     below=WNIDS,
     seen=WNIDS,
-    order=st.sampled_from(ORDERS),
+    order=st.sampled_from(tuple(ORDERS)),
     page=st.integers(1, 10**9 - 1),
 )
 
@@ -492,7 +477,8 @@ def parsed(address: str) -> View:
 @given(VIEWS)
 def test_every_view_is_one_address(view: View) -> None:
     assert parsed(url(**view.parameters())) == view
-    assert parsed(url(**view.parameters(show="black"))) == replace(view, show="black", page=1)
+    black = view.model_copy(update={"show": "black", "page": 1})
+    assert parsed(url(**view.parameters(show="black"))) == black
 
 
 NAMES = st.sampled_from(["q", "show", "group", "imagenet", "below", "seen", "order", "page", "x"])
@@ -505,12 +491,12 @@ VALUES = st.text() | st.sampled_from(
 def test_any_address_is_a_view_or_says_what_it_should_be(params: dict[str, str]) -> None:
     try:
         view = View.parse(params)
-    except BadViewError as error:
+    except UsageError as error:
         said = str(error)
         told = said.partition("=")[0] in params and len(said) < 200
     else:
         told = True
-        assert view.show in SHOWS
+        assert view.show in KINDS
         assert view.order in ORDERS
         assert 1 <= view.page < 10**9
         url(**view.parameters()).encode("ascii")
@@ -536,8 +522,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Release:
 def test_imported_pictures_can_be_browsed(imported: Release) -> None:
     library = Library(imported.paths.root)
     assert (library.predictions, library.evaluations, library.groups) == (None, [], {})
-    dog = library.collection.entry(DOG)
-    assert dog is not None
+    dog = library.collection.by_wnid[DOG]
     assert (dog.prompt, dog.images, dog.black) == (None, 2 * PREVIEW, 1)
     page = library.select(View(q="dog"))
     assert [image.number for image in page.previews[DOG]] == [3 * n for n in range(PREVIEW)]
@@ -554,7 +539,7 @@ def test_imported_pictures_can_be_browsed(imported: Release) -> None:
     node = library.tree.node(library.tree.root)
     assert node is not None
     assert (node.name, node.images, node.rate) == ("placental", 2 * PREVIEW + 1, None)
-    with pytest.raises(BadViewError, match="without an evaluation"):
+    with pytest.raises(UsageError, match="without an evaluation"):
         library.select(View(seen=ZEBRA))
     assert [entry.synset for entry in library.select(View(order="images")).entries] == [
         "dog.n.01",
@@ -564,7 +549,7 @@ def test_imported_pictures_can_be_browsed(imported: Release) -> None:
 
 
 def test_threads_that_ask_at_once_get_what_one_gets(zoo: Release, library: Library) -> None:
-    views = [View(q=q, show=show) for q in ("dog", "dgo", "small", "") for show in SHOWS]
+    views = [View(q=q, show=show) for q in ("dog", "dgo", "small", "") for show in KINDS]
     expected = [library.select(view) for view in views]
     fresh = Library(zoo.paths.root)
     fresh.warm()

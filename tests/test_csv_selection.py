@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-from sdwn.browser.addresses import View
 from sdwn.browser.images import image_list
 from sdwn.browser.library import Library
+from sdwn.browser.views import View
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.csv_selection import select_listed

@@ -6,10 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sdwn.browser import search
 from sdwn.browser.collection import Collection
 from sdwn.browser.search import SearchIndex
-from sdwn.errors import SdwnError
 from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.paths import ReleasePaths
 from sdwn.wordnet.corpus import WordNet
@@ -56,7 +54,7 @@ def index(collection: Collection) -> SearchIndex:
 
 
 def names(index: SearchIndex, collection: Collection, text: str) -> list[str]:
-    return [collection.entries[i].synset for i in index.search(text).positions.tolist()]
+    return [collection.entries[i].synset for i in index.search(text)[0].tolist()]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +93,7 @@ def test_what_is_called_so_comes_first(
     index: SearchIndex, collection: Collection, text: str, best: list[str]
 ) -> None:
     assert names(index, collection, text)[: len(best)] == best
-    assert index.search(text).corrected is None
+    assert index.search(text)[1] is None
 
 
 def test_a_lemmas_word_comes_before_a_glosss(index: SearchIndex, collection: Collection) -> None:
@@ -117,7 +115,7 @@ def test_a_lemmas_word_comes_before_a_glosss(index: SearchIndex, collection: Col
 def test_typing_errors_are_forgiven_and_said(
     index: SearchIndex, collection: Collection, text: str, corrected: str, best: str
 ) -> None:
-    assert index.search(text).corrected == corrected
+    assert index.search(text)[1] == corrected
     assert names(index, collection, text)[0] == best
     assert names(index, collection, text) == names(index, collection, corrected)
 
@@ -128,7 +126,7 @@ def test_each_letter_that_is_typed_finds_it_still(
     for text in ("labrador retriever", "zebra finch", "spectacles"):
         wanted = names(index, collection, text)[0]
         for end in range(1, len(text) + 1):
-            assert index.search(text[:end]).corrected is None
+            assert index.search(text[:end])[1] is None
             assert wanted in names(index, collection, text[:end])
 
 
@@ -152,18 +150,9 @@ SYNTAX = (
 
 @given(st.text() | st.lists(st.sampled_from(SYNTAX), max_size=30).map("".join))
 def test_any_text_is_safe(index: SearchIndex, text: str) -> None:
-    found = index.search(text)
-    positions = found.positions.tolist()
+    found, corrected = index.search(text)
+    positions = found.tolist()
     assert len(set(positions)) == len(positions)
     assert set(positions) <= set(range(len(SYNSETS)))
-    if found.corrected is not None:
-        assert index.search(found.corrected).positions.tolist() == positions
-
-
-def test_without_full_text_search_it_says_what_is_missing(
-    collection: Collection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As SQLite answers where it was built without.
-    monkeypatch.setattr(search, "_SCHEMA", ("CREATE VIRTUAL TABLE texts USING fts0(lemmas)",))
-    with pytest.raises(SdwnError, match=r"SQLite with FTS5.* has none \(no such module"):
-        SearchIndex(collection)
+    if corrected is not None:
+        assert index.search(corrected)[0].tolist() == positions

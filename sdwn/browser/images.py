@@ -8,14 +8,15 @@ import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
+from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from sdwn.errors import DiskError, IntegrityError
 from sdwn.io import csv_cell, csv_text
 from sdwn.releases.release import Release
 from sdwn.storage.codecs import CODECS, ImageCodec
-from sdwn.storage.images import decode, is_turned
+from sdwn.storage.images import decode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,16 +25,13 @@ if TYPE_CHECKING:
 
 # Thumbnails kept in memory: of photographs about 10 MB, of noise 40.
 KEPT = 1024
-
-LIST_HEAD = (
-    *("wnid", "synset", "number", "status", "right"),
-    *("top1_wnid", "top1", "top1_probability"),
-)
+LIST_HEAD = "wnid synset number status right top1_wnid top1 top1_probability".split()
 # Of an image's own record; what an import has not stays empty.
-RECORDED = ("wnid", "synset", "number", "status", "seed", "prompt", "width", "height", "sha256")
+RECORDED = "wnid synset number status seed prompt width height sha256".split()
 PREDICTED = ("right", *(f"top{n}{what}" for n in range(1, 6) for what in ("", "_probability")))
 ROWS_AT_ONCE = 500
 LONGEST_NAME = 80
+CORRECT = {None: None, True: "yes", False: "no"}
 
 
 class StoredImages:
@@ -47,33 +45,15 @@ class StoredImages:
         self._release = release
         self.thumbnail = lru_cache(KEPT)(self._thumbnail)
 
-    def read(self, row: int, upright: bool = False) -> tuple[bytes, ImageCodec]:
+    def read(self, row: int) -> tuple[bytes, ImageCodec]:
         """Return an image as it is stored, and its codec.
 
-        Raw pixels, which no browser shows, become PNG. With ``upright``, also what browsers may
-        leave on its side: all of them turn a JPEG as its EXIF orientation says, and only some a
-        PNG or WebP.
+        Raw pixels, which no browser shows, become PNG.
         """
-        location = self._release.location(row)
-        codec = CODECS.get(location["codec"])
-        if codec is None:
-            raise IntegrityError(f"image {row}: no browser shows the codec {location['codec']!r}")
-        if codec.media_type:
-            payload = self._payload(row)
-            if not upright or codec.name == "jpeg" or not is_turned(payload, codec.name):
-                return payload, codec
+        codec = CODECS.get(self._release.location(row)["codec"])
+        if codec is not None and codec.media_type:
+            return self.payload(row), codec
         return _encoded(self._decoded(row), "PNG", compress_level=1), CODECS["png"]
-
-    def is_damaged(self, row: int) -> bool:
-        """Check whether an image's bytes are not those that were written.
-
-        Nothing is decoded: of large images that takes seconds, and a gigabyte for a few at once.
-        """
-        try:
-            self._payload(row)
-        except IntegrityError:
-            return True
-        return False
 
     def zip(self, images: Iterable[ImageView]) -> Iterator[bytes]:
         """Yield a zip of images as they are stored, with a table of what is known of them.
@@ -98,14 +78,13 @@ class StoredImages:
                     continue
                 name = download_name(image.synset, image.number, codec.extension)
                 add(name, payload)
-                record, found = self._release.row(image.row), image.prediction
-                cells: list[Any] = [None] * len(PREDICTED)
-                if found is not None:
-                    top5 = [(guess.name, round(guess.probability, 6)) for guess in found.top5]
-                    cells = [found.correct, *chain(*top5)]
+                record = self._release.row(image.row)
+                top5 = [(guess.name, round(guess.probability, 6)) for guess in image.top5]
+                cells = [CORRECT[image.correct], *chain(*top5)]
+                cells += [None] * (len(PREDICTED) - len(cells))
                 rows.append([name, *(record.get(key) for key in RECORDED), *cells])
                 yield blocks.take()
-            add("metadata.csv", csv_text(("file", *RECORDED, *PREDICTED), rows, table_cell))
+            add("metadata.csv", csv_text(("file", *RECORDED, *PREDICTED), rows))
             if damaged:
                 add("DAMAGED.txt", "".join(damaged))
         yield blocks.take()
@@ -119,9 +98,10 @@ class StoredImages:
     def _decoded(self, row: int) -> Image:
         location = self._release.location(row)
         size = location["width"], location["height"]
-        return decode(self._payload(row), location["codec"], *size)
+        return decode(self.payload(row), location["codec"], *size)
 
-    def _payload(self, row: int) -> bytes:
+    def payload(self, row: int) -> bytes:
+        """Return the bytes that are stored of an image."""
         try:
             return self._release.payload(self._release.location(row))
         except DiskError as error:
@@ -152,32 +132,19 @@ class _Blocks(list[bytes]):
 
 def image_list(images: Iterable[ImageView]) -> Iterator[str]:
     """Yield a CSV table of images, some rows at a time, which ``sdwn export --only`` reads."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(LIST_HEAD)
-    for count, image in enumerate(images, start=1):
-        cells: list[Any] = [None] * 4
-        if image.prediction is not None:
-            best = image.prediction.top5[0]
-            cells = [image.prediction.correct, best.wnid, best.name, round(best.probability, 6)]
-        row = [image.wnid, image.synset, image.number, image.status, *cells]
-        writer.writerow(map(table_cell, row))
-        if count % ROWS_AT_ONCE == 0:
-            yield text.getvalue()
-            text.seek(0)
-            text.truncate()
-    yield text.getvalue()
 
+    def row(image: ImageView) -> list[Any]:
+        best = image.top5[0] if image.top5 else None
+        cells = [best.wnid, best.name, round(best.probability, 6)] if best else [None] * 3
+        known = [image.wnid, image.synset, image.number, image.status, CORRECT[image.correct]]
+        return [csv_cell(cell) for cell in (*known, *cells)]
 
-def table_cell(value: Any) -> Any:
-    """Return a value as text for people, see :func:`csv_cell`.
-
-    >>> table_cell("=HYPERLINK(1)"), table_cell(True)
-    ("'=HYPERLINK(1)", 'yes')
-    """
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return csv_cell(value)
+    # What writes to this returns the line.
+    line = cast("Any", SimpleNamespace(write=str))
+    writer = csv.writer(line, lineterminator="\n")
+    lines = (str(writer.writerow(cells)) for cells in chain([LIST_HEAD], map(row, images)))
+    while block := "".join(islice(lines, ROWS_AT_ONCE)):
+        yield block
 
 
 def download_name(synset: str, number: int | None, extension: str) -> str:

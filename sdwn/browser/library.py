@@ -1,12 +1,12 @@
-"""A release open for browsing, and the searches that pages make in it."""
+"""A release open for browsing, the searches that pages make in it, and two side by side."""
 
 from __future__ import annotations
 
-import gc
 import math
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,24 +14,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdwn.browser.addresses import SHOWS, BadViewError, View
-from sdwn.browser.collection import NONE, Collection, Entry, ImagePredictions, ImageView
+from sdwn.browser.collection import (
+    NONE,
+    Collection,
+    Entry,
+    ImagePredictions,
+    ImageView,
+    Mask,
+    Rows,
+)
 from sdwn.browser.images import StoredImages
-from sdwn.browser.search import Matches, SearchIndex
-from sdwn.browser.tree import SynsetTree
+from sdwn.browser.search import SearchIndex
+from sdwn.browser.tree import Node, SynsetTree
+from sdwn.browser.views import KINDS, ORDERS, View
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.record import evaluation_mismatch, evaluations, read_evaluation
 from sdwn.paths import ReleasePaths
 from sdwn.releases.release import Release
-from sdwn.storage.columns import STATUSES
 from sdwn.wordnet.corpus import require_corpus
 from sdwn.wordnet.imagenet import class_index
 
-# Synsets on a page, and images of each: an import may have thousands of one.
-PAGE = 48
-PREVIEW = 4
-
-Mask = NDArray[np.bool_]
+# Synsets on a page, images of each (an import may have thousands of one), and hypernyms that a
+# search offers.
+PAGE, PREVIEW, OFFERED = 48, 4, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class ResultPage:
         kinds: how many images each ``View.show`` would match, the rest of the view as it is.
         page: the one shown; the last, if there are fewer than the view asks for.
         corrected: what was searched for instead of the view's words.
+        hypernyms: synsets of WordNet that the words name, with synsets of the release below them.
     """
 
     entries: list[Entry]
@@ -55,6 +61,7 @@ class ResultPage:
     page: int
     pages: int
     corrected: str | None = None
+    hypernyms: Sequence[Node] = ()
 
 
 class Library:
@@ -66,10 +73,11 @@ class Library:
 
     Attributes:
         name: its catalog, and the part of it that this release has.
+        model: that made the images; None for an import.
         predictions: of the evaluation that is shown; None without one.
         evaluations: names of those that can be shown, newest first.
         refused: by name, why other evaluations cannot be shown.
-        tree: WordNet above the synsets; None where there is no WordNet, as ``tree_missing`` says.
+        tree_missing: why there is no tree; None where there is one.
         groups: the evaluation's groups by name, to their wnids.
         stored: the images' bytes.
 
@@ -82,10 +90,10 @@ class Library:
         # Before the release is read: what comes in between is a change.
         self._stamp = _stamp(ReleasePaths(Path(root).absolute()).manifest)
         self.release = Release(root)
-        self.name, self.root = self.release.manifest.name, str(self.release.paths.root)
-        self.collection = Collection(self.release)
-        self.stored = StoredImages(self.release)
-        self.index = SearchIndex(self.collection)
+        manifest = self.release.manifest
+        self.name, self.root = manifest.name, str(self.release.paths.root)
+        self.model = manifest.settings["model"]["name"] if manifest.settings else None
+        self.collection, self.stored = Collection(self.release), StoredImages(self.release)
 
         self.predictions: ImagePredictions | None = None
         self.evaluations, self.refused = list[str](), dict[str, str]()
@@ -98,39 +106,40 @@ class Library:
                     raise IntegrityError(problem)
                 if self.predictions is None and evaluation in (None, name):
                     self.predictions = ImagePredictions(self.collection, name, record)
+                self.evaluations.append(name)
             except IntegrityError as error:
                 self.refused[name] = str(error)
-            else:
-                self.evaluations.append(name)
         if evaluation in self.refused:
             raise IntegrityError(self.refused[evaluation])
         if evaluation is not None and evaluation not in self.evaluations:
             known = ", ".join(self.evaluations) or "none"
             raise UsageError(f"{self.release}: no evaluation {evaluation!r}; there is {known}")
 
-        self.tree, self.tree_missing = None, None
+        self.tree_missing: str | None = None
         try:
             if not self.release.paths.taxonomy.exists():
                 require_corpus()
-            self.tree = SynsetTree(self.release.taxonomy, self.collection, self.predictions)
+            self._taxonomy = self.release.taxonomy
         except SdwnError as error:
             self.tree_missing = str(error)
-        self.groups: dict[str, str] = {}
-        if self.predictions is not None and self.tree is not None:
-            groups = self.predictions.record["groups"]
-            self.groups = {group["name"]: group["wnid"] for group in groups}
+        groups = self.predictions.record["groups"] if self.predictions else []
+        self.groups = {} if self.tree_missing else {one["name"]: one["wnid"] for one in groups}
+
+    @cached_property
+    def index(self) -> SearchIndex:
+        """The search, built at the first use in a fraction of a second."""
+        return SearchIndex(self.collection)
+
+    @cached_property
+    def tree(self) -> SynsetTree | None:
+        """WordNet above the synsets, built at the first use; None where there is no WordNet."""
+        if self.tree_missing:
+            return None
+        return SynsetTree(self._taxonomy, self.collection, self.predictions)
 
     def warm(self) -> None:
         """Build search and tree in a thread, so that the first visitor need not wait."""
-
-        def build() -> None:
-            self.index.build()
-            if self.tree:
-                self.tree.build()
-            # All this stays: to look through it for garbage made one page in fifty wait for 60 ms.
-            gc.freeze()
-
-        threading.Thread(target=build, name="warm", daemon=True).start()
+        threading.Thread(target=lambda: (self.index, self.tree), daemon=True).start()
 
     @property
     def changed(self) -> str | None:
@@ -163,15 +172,14 @@ class Library:
 
     def describe(self, row: int) -> ImageView:
         """Describe the image of a row."""
-        collection = self.collection
-        entry = collection.entries[collection.positions[row]]
+        entry = self.collection.entries[self.collection.positions[row]]
         return ImageView(
             wnid=entry.wnid,
             synset=entry.synset,
-            number=int(collection.numbers[row]),
+            number=int(self.collection.numbers[row]),
             row=row,
-            status=STATUSES[collection.statuses[row]],
-            prediction=self.predictions.of_row(row) if self.predictions else None,
+            status=str(self.collection.statuses[row]),
+            **(self.predictions.of_row(row) if self.predictions else {}),
         )
 
     def samples(self, wnids: Iterable[str]) -> dict[str, ImageView]:
@@ -179,27 +187,24 @@ class Library:
 
         A correct one before others, and a black one last.
         """
-        collection, predictions, found = self.collection, self.predictions, {}
+        found = {}
+        fitness, best = self._best
         for wnid in wnids:
-            if entry := collection.entry(wnid):
-                positions = np.array([entry.position])
+            if entry := self.collection.by_wnid.get(wnid):
+                rows = best[[entry.position]]
             else:
-                positions = np.flatnonzero(self.tree.below(wnid)) if self.tree else np.arange(0)
-            if not len(positions):
-                continue
-            if predictions is not None:
-                without = predictions.correct[positions] == 0
-                positions = positions[np.argsort(without, kind="stable")]
-            rows = collection.rows_at(int(positions[0]))
-            fitness = ~collection.black[rows] * 1
-            if predictions is not None:
-                fitness += 2 * (predictions.rank[rows] == 0)
-            found[wnid] = self.describe(int(rows[np.argmax(fitness)]))
+                rows = best[self.tree.below(wnid)] if self.tree else best[:0]
+            if len(rows):
+                found[wnid] = self.describe(int(rows[np.argmax(fitness[rows])]))
         return found
 
-    def first_image(self, position: int) -> ImageView:
-        """Describe the first image of the synset at a position."""
-        return self.describe(int(self.collection.rows_at(position)[0]))
+    @cached_property
+    def _best(self) -> tuple[Rows, Rows]:
+        """How well each image shows its synset, by row; and each synset's best row, by position."""
+        fitness = 2 * self._kinds["right"] + self._kinds["ok"]
+        collection = self.collection
+        order = np.lexsort((collection.numbers, -fitness, collection.positions))
+        return fitness, order[collection.starts[:-1]]
 
     def tally(self, position: int) -> tuple[int, int]:
         """Count the correct images of the synset at a position, and those that have a label."""
@@ -207,19 +212,23 @@ class Library:
             return 0, 0
         return int(self.predictions.correct[position]), int(self.predictions.labelled[position])
 
-    def rates(self) -> NDArray[np.float64]:
-        """Return, by position, the share of images that are correct; NaN where none has a label."""
-        found = np.full(len(self.collection), np.nan)
+    @cached_property
+    def scores(self) -> dict[str, NDArray[np.float64]]:
+        """What synsets are ordered by, values by position; NaN, of one without, comes last."""
+        count, rates = len(self.collection), np.full(len(self.collection), np.nan)
         if self.predictions is not None:
             labelled = self.predictions.labelled
-            np.divide(self.predictions.correct, labelled, out=found, where=labelled > 0)
-        return found
+            np.divide(self.predictions.correct, labelled, out=rates, where=labelled > 0)
+        return {
+            "name": np.arange(count, dtype=float),
+            "rate": rates,
+            "images": np.diff(self.collection.starts).astype(float),
+            "shuffled": np.random.default_rng(0).permutation(count).astype(float),
+        }
 
     def regenerate_command(self, synset: str) -> str | None:
         """Return the command that regenerates an image, but for its number; None for an import."""
-        if self.release.manifest.settings is None:
-            return None
-        return command("regenerate", self.root, synset)
+        return command("regenerate", self.root, synset) if self.model is not None else None
 
     def seeds_and_prompts(self, images: Sequence[ImageView]) -> list[dict[str, Any]]:
         """Return, image by image, ``seed`` and ``prompt``; None where an import has none."""
@@ -229,23 +238,14 @@ class Library:
         found = ({name: column[i.row].as_py() for name, column in columns.items()} for i in images)
         return [dict.fromkeys(names) | one for one in found]
 
-    def provenance(self, image: ImageView) -> dict[str, Any] | None:
-        """Return how an image was made; None where that is not recorded, or its part is damaged."""
-        if self.release.manifest.settings is None:
-            return None
-        try:
-            return self.release.provenance(image.row)
-        except (SdwnError, OSError):
-            return None
-
     def select(self, view: View) -> ResultPage:
         """Return a page of what a view matches.
 
         Raises:
-            BadViewError: it asks for a group, synset or class that does not exist.
+            UsageError: it asks for a group, synset or class that does not exist.
         """
-        collection, matches = self.collection, self._matching_synsets(view)
-        mask, counts, positions = self._with_images(view, matches.positions)
+        collection, (fits, corrected) = self.collection, self._matching_synsets(view)
+        mask, counts, positions = self._with_images(view, fits)
         pages = max(1, math.ceil(len(positions) / PAGE))
         page = min(view.page, pages)
         shown = positions[(page - 1) * PAGE : page * PAGE].tolist()
@@ -256,28 +256,29 @@ class Library:
             first = rows[mask[rows]][:PREVIEW].tolist()
             previews[entry.wnid] = [self.describe(row) for row in first]
         wanted = np.zeros(len(collection), dtype=bool)
-        wanted[matches.positions] = True
-        of_matches = wanted[collection.positions]
-        kinds = {show: self._matching_images(replace(view, show=show)) for show in SHOWS}
+        wanted[fits] = True
+        seen = wanted[collection.positions] & self._classified_as(view.seen)
+        words = corrected or view.q
         return ResultPage(
             entries=entries,
             previews=previews,
             images={entry.wnid: int(counts[entry.position]) for entry in entries},
-            kinds={show: int(np.count_nonzero(of_matches & kind)) for show, kind in kinds.items()},
+            kinds={show: int(np.count_nonzero(seen & kind)) for show, kind in self._kinds.items()},
             total_synsets=len(positions),
             total_images=int(counts[positions].sum()),
             page=page,
             pages=pages,
-            corrected=matches.corrected,
+            corrected=corrected,
+            hypernyms=self.tree.named(words)[:OFFERED] if words and self.tree else (),
         )
 
     def all_images(self, view: View) -> Iterator[ImageView]:
         """Return all images that a view matches, on whichever page, synset by synset in order.
 
         Raises:
-            BadViewError: as in `select`; at once, before the first is taken.
+            UsageError: as in `select`; at once, before the first is taken.
         """
-        mask, _, positions = self._with_images(view, self._matching_synsets(view).positions)
+        mask, _, positions = self._with_images(view, self._matching_synsets(view)[0])
         return (
             self.describe(row)
             for position in positions.tolist()
@@ -285,69 +286,49 @@ class Library:
             if mask[row]
         )
 
-    def _matching_synsets(self, view: View) -> Matches:
+    def _matching_synsets(self, view: View) -> tuple[Rows, str | None]:
         """Find the synsets of a view's words, group and classes, whatever images they have."""
         fits = np.ones(len(self.collection), dtype=bool)
         if view.imagenet:
-            fits &= self.collection.in_imagenet
+            fits &= [entry.imagenet_class is not None for entry in self.collection.entries]
         if view.group is not None and view.group not in self.groups:
             known = ", ".join(self.groups) or "none"
-            raise BadViewError(f"group={view.group!r}: no such group; there is {known}")
-        if view.group is not None:
-            fits &= self._below(self.groups[view.group], f"group={view.group}")
-        if view.below is not None:
-            fits &= self._below(view.below, f"below={view.below}")
-        found = self.index.search(view.q)
-        return Matches(found.positions[fits[found.positions]], found.corrected)
-
-    def _below(self, wnid: str, parameter: str) -> Mask:
-        if self.tree is None:
-            raise BadViewError(f"{parameter}: {self.tree_missing}")
-        return self.tree.below(wnid)
+            raise UsageError(f"group={view.group!r}: no such group; there is {known}")
+        for wnid in filter(None, (view.group and self.groups[view.group], view.below)):
+            if self.tree is None:
+                raise UsageError(f"below={wnid}: {self.tree_missing}")
+            fits &= self.tree.below(wnid)
+        positions, corrected = self.index.search(view.q)
+        return positions[fits[positions]], corrected
 
     @cached_property
     def _kinds(self) -> dict[str, Mask]:
-        """The images of each ``View.show``, by row; a page takes all of them several times."""
+        """The images of each of `KINDS`, by row; a page takes all of them several times."""
         black, predictions = self.collection.black, self.predictions
         rank = np.full(len(black), NONE) if predictions is None else predictions.rank
-        return {
-            "all": np.ones(len(black), dtype=bool),
-            "right": rank == 0,
-            "wrong": rank > 0,
-            "unjudged": rank == NONE,
-            "black": black,
-            "ok": ~black,
-        }
+        every = np.ones(len(black), dtype=bool)
+        masks = (every, rank == 0, rank > 0, black, ~black, rank == NONE)
+        return dict(zip(KINDS, masks, strict=True))
 
-    def _matching_images(self, view: View) -> Mask:
-        """Return, by row, which images a view's kind and predicted class take."""
-        mask = self._kinds[view.show]
-        if view.seen is None:
-            return mask
-        if view.seen not in class_index():
-            raise BadViewError(f"seen={view.seen}: expected a class of ImageNet-1k")
+    def _classified_as(self, wnid: str | None) -> Mask:
+        """Return, by row, which images were classified as a class; for None all."""
+        if wnid is None:
+            return self._kinds["all"]
+        if wnid not in class_index():
+            raise UsageError(f"seen={wnid}: expected a class of ImageNet-1k")
         if self.predictions is None:
-            raise BadViewError(f"seen={view.seen}: not known without an evaluation")
-        return mask & self.predictions.classified_as(view.seen)
+            raise UsageError(f"seen={wnid}: not known without an evaluation")
+        return self.predictions.classified_as(wnid)
 
-    def _with_images(
-        self, view: View, positions: NDArray[np.int64]
-    ) -> tuple[Mask, NDArray[np.int64], NDArray[np.int64]]:
+    def _with_images(self, view: View, positions: Rows) -> tuple[Mask, Rows, Rows]:
         """Return which rows match a view, how many by position, and synsets with any, in order."""
-        mask = self._matching_images(view)
+        mask = self._kinds[view.show] & self._classified_as(view.seen)
         counts = self.collection.count(mask)
         found = positions[counts[positions] > 0]
-        if view.order == "name":
-            found = np.sort(found)
-        elif view.order == "images":
-            found = found[np.argsort(-np.diff(self.collection.starts)[found], kind="stable")]
-        elif view.order == "shuffled":
-            shuffled = np.random.default_rng(0).permutation(len(self.collection))
-            found = found[np.argsort(shuffled[found])]
-        elif view.order in ("rate", "-rate"):
-            rates = self.rates()[found] * (-1 if view.order == "-rate" else 1)
-            # What has no label, NaN, is last either way.
-            found = found[np.argsort(rates, kind="stable")]
+        _, score, largest_first = ORDERS[view.order]
+        if score is not None:
+            values = self.scores[score][found] * (-1 if largest_first else 1)
+            found = found[np.argsort(values, kind="stable")]
         return mask, counts, found
 
 
@@ -357,3 +338,119 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+# --- Two releases ------------------------------------------------------------------------------
+
+
+class SideBySide:
+    """The synsets of two releases; threads may share it.
+
+    Attributes:
+        names: of the two, as ``sdwn compare`` calls them; where they are the same, with the
+            folders in which they differ.
+        total, only_here, only_there: how many synsets are in both, and in one of them alone.
+        labelled: how many synsets have labelled images in both.
+        pages: of the list, at least one.
+    """
+
+    def __init__(self, here: Library, there: Library) -> None:
+        self._sides, others = (here, there), there.collection.by_wnid
+        # Their positions, by name as the synsets of a collection are.
+        both = [
+            (entry.position, others[entry.wnid].position)
+            for entry in here.collection.entries
+            if entry.wnid in others
+        ]
+        self._positions = np.array(both, np.int64).reshape(-1, 2).T
+        rates = [
+            side.scores["rate"][positions]
+            for side, positions in zip(self._sides, self._positions, strict=True)
+        ]
+        self._changes = rates[1] - rates[0]
+        # The largest gain first, the largest loss last, of equal ones by name; and after these NaN,
+        # where a side has no rate.
+        self._order = np.argsort(-self._changes, kind="stable")
+        known = ~np.isnan(self._changes)
+        self._rates = [rate[known] for rate in rates]
+        self.labelled, self.total = int(np.count_nonzero(known)), len(both)
+        self.only_here, self.only_there = (len(one.collection) - len(both) for one in self._sides)
+        self.pages = max(1, math.ceil(len(both) / PAGE))
+        folders = [Path(side.root).resolve() for side in self._sides]
+        names = [one.parent.name if one.name == "release" else one.name for one in folders]
+        self.names = tell_apart((names[0], names[1]), (here.root, there.root))
+
+    @cached_property
+    def verdict(self) -> str:
+        """The sentence of ``sdwn compare`` on the two, or why there is none."""
+        from sdwn.reports.comparison import CLASSIFIER, summary_sentence
+        from sdwn.reports.statistics import difference
+
+        used = []
+        for side, name in zip(self._sides, self.names, strict=True):
+            if side.predictions is None:
+                return f"{name} is not evaluated; evaluate both by the same model"
+            classifier = side.predictions.record["classifier"]
+            used.append({key: classifier.get(key) for key in CLASSIFIER})
+        one, other = used
+        if one != other:
+            classified = f"{self.names[0]} was classified by {one['model']} and {self.names[1]} by"
+            return f"{classified} {other['model']}; evaluate both by the same model and weights"
+        if not self.labelled:
+            return f"{self.names[0]} and {self.names[1]} have no ImageNet-1k class in common"
+        names = dict(zip(("first", "second"), self.names, strict=True))
+        return summary_sentence({**names, "rate": asdict(difference(*self._rates))})
+
+    def page(self, number: int) -> list[dict[str, Any]]:
+        """Return a page of the list, counted from 1, as `pair` describes synsets."""
+        return [self.pair(i) for i in self._order[(number - 1) * PAGE : number * PAGE].tolist()]
+
+    def pair(self, index: int) -> dict[str, Any]:
+        """Describe a synset of both: its entry here, and of each side its first image and tally.
+
+        ``change`` is how much more is correct in the second, from -1 to 1; None where one of
+        them has no labelled images.
+        """
+        change = float(self._changes[index])
+        at = list(zip(self._sides, self._positions[:, index].tolist(), strict=True))
+        first = [(side, int(side.collection.rows_at(position)[0])) for side, position in at]
+        return {
+            "entry": at[0][0].collection.entries[at[0][1]],
+            "images": [side.describe(row) for side, row in first],
+            "tallies": [side.tally(position) for side, position in at],
+            "change": None if math.isnan(change) else change,
+        }
+
+    def find(self, entry: Entry) -> tuple[dict[str, Any], Entry | None, Entry | None] | None:
+        """Return a synset of both, and those before and after it by name; None if it is not."""
+        ours = self._positions[0]
+        index = int(np.searchsorted(ours, entry.position))
+        if index == self.total or ours[index] != entry.position:
+            return None
+        before, after = (
+            self._sides[0].collection.entries[int(ours[i])] if 0 <= i < self.total else None
+            for i in (index - 1, index + 1)
+        )
+        return self.pair(index), before, after
+
+    def images(self, wnid: str) -> list[tuple[ImageView | None, ImageView | None]]:
+        """Return the images of a synset in both by number; None where a side lacks one."""
+        here, there = ({one.number: one for one in side.images(wnid)} for side in self._sides)
+        return [(here.get(n), there.get(n)) for n in sorted(here.keys() | there.keys())]
+
+
+def tell_apart(names: tuple[str, str], roots: tuple[str, str]) -> tuple[str, str]:
+    """Return two names; where they are the same, with the ends of the paths that differ.
+
+    >>> tell_apart(("paper", "paper"), ("/one/paper/release", "/two/paper/release"))
+    ('paper (one/paper/release)', 'paper (two/paper/release)')
+    >>> tell_apart(("paper", "paper"), ("/data", "/data/two"))
+    ('paper (data)', 'paper (data/two)')
+    """
+    if names[0] != names[1]:
+        return names
+    ours, theirs = (Path(root).parts for root in roots)
+    shared = len(Path(os.path.commonpath(roots)).parts)
+    start = min(shared, len(ours) - 1, len(theirs) - 1)
+    ends = Path(*ours[start:]), Path(*theirs[start:])
+    return f"{names[0]} ({ends[0]})", f"{names[1]} ({ends[1]})"

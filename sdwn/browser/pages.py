@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import mimetypes
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -12,15 +14,21 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
-from sdwn.browser import templates
-from sdwn.browser.addresses import LARGE, SHOWS, SMALL, View, url
 from sdwn.browser.collection import Entry, ImageView
-from sdwn.browser.compare import SideBySide
 from sdwn.browser.images import download_name, image_list
-from sdwn.browser.library import Library
-from sdwn.browser.templates import short_name
+from sdwn.browser.library import Library, SideBySide
 from sdwn.browser.tree import Node
-from sdwn.errors import IntegrityError
+from sdwn.browser.views import (
+    KINDS,
+    LARGE,
+    SMALL,
+    View,
+    assets,
+    render_page,
+    short_name,
+    url,
+)
+from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation.metrics import metrics_shown
 from sdwn.wordnet.imagenet import class_name
 
@@ -31,7 +39,6 @@ FOR_EVER = "private, max-age=31536000, immutable"
 IMAGES_A_PAGE = 100
 NODE_IMAGES = 8
 PREDICTED_CLASSES = 6
-NO_OTHER = "No other release was given to compare with."
 
 T = TypeVar("T")
 
@@ -42,14 +49,14 @@ def library_of(request: Request) -> Library:
     other = str(request.scope["path"]).startswith("/other/")
     found: Library | None = state.there if other else state.here
     if found is None:
-        raise HTTPException(404, NO_OTHER)
+        raise HTTPException(404, "No other release was given to compare with.")
     return found
 
 
 def entry_of(request: Request) -> Entry:
     """Return the synset that a request is about; answer 404 if it has no images here."""
     wnid = request.path_params["wnid"]
-    entry = library_of(request).collection.entry(wnid)
+    entry = library_of(request).collection.by_wnid.get(wnid)
     if entry is None:
         raise HTTPException(404, f"No images of {wnid[:40]} are in this release.")
     return entry
@@ -79,7 +86,7 @@ def common_values(request: Request) -> dict[str, Any]:
 
 
 def _page(request: Request, template: str, **values: Any) -> Response:
-    found = templates.render_page(template, {**common_values(request), **values})
+    found = render_page(template, {**common_values(request), **values})
     # Kept by a browser for going back, and asked for again when it is opened anew.
     return HTMLResponse(found, headers={"Cache-Control": "no-cache", "Vary": "HX-Request"})
 
@@ -95,8 +102,8 @@ def _part(request: Request, items: Sequence[T]) -> tuple[Sequence[T], dict[str, 
 def search_page(request: Request) -> Response:
     """``/``: what a search finds; for htmx the results alone."""
     library, view, headers = library_of(request), View.parse(request.query_params), request.headers
-    results = library.select(view)
-    below = library.tree.node(view.below) if library.tree and view.below else None
+    results, tree = library.select(view), library.tree
+    below = tree.full_name(view.below) if tree and view.below and tree.node(view.below) else None
     # Going back, htmx asks for a page whose results it has forgotten, and wants all of it.
     part = "hx-request" in headers and "hx-history-restore-request" not in headers
     template = "results.html" if part else "search.html"
@@ -107,48 +114,41 @@ def search_page(request: Request) -> Response:
 
 
 def synset_page(request: Request) -> Response:
-    """``/synsets/WNID``: a synset and its images."""
+    """``/synsets/WNID``: a synset, its images, and the synsets right above, beside and below it."""
     library, entry = library_of(request), entry_of(request)
     show = View.parse(request.query_params).show
     rows, page = _part(request, library.rows(entry.wnid, show))
     images = [library.describe(row) for row in rows]
     made = library.seeds_and_prompts(images)
-    entries, predictions = library.collection.entries, library.predictions
-    own = library.collection.rows(entry.wnid)
+    collection, predictions, tree = library.collection, library.predictions, library.tree
+    near = dict[str, set[str]]()
+    if tree is not None and (node := tree.node(entry.wnid)):
+        siblings = {wnid for one in tree.nodes(node.parents) for wnid in one.children}
+        near["Above it"], near["Below it"] = set(node.parents), set(node.children)
+        near["Beside it"] = siblings - {entry.wnid}
+    own = collection.rows(entry.wnid)
     return _page(
         request,
         "synset.html",
         entry=entry,
-        path=library.tree.path(entry.wnid) if library.tree else [],
-        neighbours=_neighbours(library, entry),
-        previous=entries[entry.position - 1] if entry.position else None,
-        next=entries[entry.position + 1] if entry.position + 1 < len(entries) else None,
+        path=tree.path(entry.wnid) if tree else [],
+        neighbours={
+            title: sorted(
+                filter(None, map(collection.by_wnid.get, near[title])), key=attrgetter("position")
+            )
+            for title in ("Above it", "Beside it", "Below it")
+            if title in near
+        },
+        previous=collection.entries[entry.position - 1] if entry.position else None,
+        next=next(iter(collection.entries[entry.position + 1 :]), None),
         images=images,
         show=show,
-        counts={kind: len(library.rows(entry.wnid, kind)) for kind in SHOWS},
+        counts={kind: len(library.rows(entry.wnid, kind)) for kind in KINDS},
         regenerate=library.regenerate_command(entry.synset),
         seeds={image.number: one["seed"] for image, one in zip(images, made, strict=True)},
         classes=predictions.predicted_classes(own)[:PREDICTED_CLASSES] if predictions else [],
         **page,
     )
-
-
-def _neighbours(library: Library, entry: Entry) -> dict[str, list[Entry]]:
-    """Return the synsets right above, beside and below one, of those that have images."""
-    node = library.tree.node(entry.wnid) if library.tree else None
-    if library.tree is None or node is None:
-        return {}
-    siblings = {wnid for one in library.tree.nodes(node.parents) for wnid in one.children}
-    near = {
-        "Above it": set(node.parents),
-        "Beside it": siblings - {entry.wnid},
-        "Below it": set(node.children),
-    }
-    by_name = attrgetter("position")
-    return {
-        title: sorted(filter(None, map(library.collection.entry, wnids)), key=by_name)
-        for title, wnids in near.items()
-    }
 
 
 def image_page(request: Request) -> Response:
@@ -158,8 +158,15 @@ def image_page(request: Request) -> Response:
     rows = library.rows(entry.wnid, show)
     if image.row not in rows:  # an address that was made by hand: it is not of that kind
         show, rows = "all", library.rows(entry.wnid)
-    index = rows.index(image.row)
-    command = library.regenerate_command(entry.synset)
+    index, regenerate = rows.index(image.row), library.regenerate_command(entry.synset)
+    provenance, damaged = None, False
+    with suppress(SdwnError, OSError):  # its part may be damaged, or have no such session
+        provenance = library.release.provenance(image.row) if regenerate else None
+    try:
+        # Nothing is decoded: of large images that takes seconds, and a gigabyte for a few at once.
+        library.stored.payload(image.row)
+    except IntegrityError:
+        damaged = True
     return _page(
         request,
         "image.html",
@@ -172,9 +179,9 @@ def image_page(request: Request) -> Response:
         record=library.release.row(image.row),
         previous=library.describe(rows[index - 1]) if index else None,
         next=library.describe(rows[index + 1]) if index + 1 < len(rows) else None,
-        regenerate=f"{command} {image.number}" if command else None,
-        provenance=library.provenance(image),
-        damaged=library.stored.is_damaged(image.row),
+        regenerate=regenerate and f"{regenerate} {image.number}",
+        provenance=provenance,
+        damaged=damaged,
     )
 
 
@@ -205,7 +212,7 @@ def tree_page(request: Request) -> Response:
         children=children,
         order=order,
         samples=library.samples(child.wnid for child in children),
-        entry=library.collection.entry(node.wnid),
+        entry=library.collection.by_wnid.get(node.wnid),
         images=[library.describe(row) for row in library.rows(node.wnid)[:NODE_IMAGES]],
     )
 
@@ -217,7 +224,7 @@ def map_page(request: Request) -> Response:
     library = library_of(request)
     record = library.predictions.record if library.predictions else {}
     classes = {row["wnid"]: row for row in record.get("classes", [])}
-    entries = {wnid: library.collection.entry(wnid) for wnid in classes}
+    entries = {wnid: library.collection.by_wnid.get(wnid) for wnid in classes}
     return _page(
         request,
         "map.html",
@@ -253,17 +260,17 @@ def pair_page(request: Request) -> Response:
     pair, previous, following = found
     shown, page = _part(request, both.images(entry.wnid))
     values = {"entry": entry, "pair": pair, "previous": previous, "next": following, **page}
-    return _page(request, "pair.html", images=shown, **values)
+    return _page(request, "pair.html", shown=shown, **values)
 
 
 def _both(request: Request) -> SideBySide:
     found: SideBySide | None = request.app.state.side_by_side
     if found is None:
-        raise HTTPException(404, NO_OTHER)
+        raise HTTPException(404, "No other release was given to compare with.")
     return found
 
 
-# Images and downloads
+# --- Images and downloads ----------------------------------------------------------------------
 
 
 def thumbnail_answer(request: Request) -> Response:
@@ -273,7 +280,7 @@ def thumbnail_answer(request: Request) -> Response:
     if size not in (str(SMALL), str(LARGE)):
         raise HTTPException(400, f"size: expected {SMALL} or {LARGE}.")
     digest = library.release.location(image.row)["sha256"]
-    headers = _tag(f"{digest[:32]}-{size}")
+    headers = {"ETag": f'"{digest[:32]}-{size}"', "Cache-Control": FOR_A_MINUTE}
     if _is_kept(request, headers):
         return Response(status_code=304, headers=headers)
     try:
@@ -287,11 +294,12 @@ def image_answer(request: Request) -> Response:
     """``/images/WNID/NUMBER``: an image as it is stored, to show or to download."""
     library, image = library_of(request), image_of(request)
     download = "download" in request.query_params
-    headers = _tag(library.release.location(image.row)["sha256"])
+    digest = library.release.location(image.row)["sha256"]
+    headers = {"ETag": f'"{digest}"', "Cache-Control": FOR_A_MINUTE}
     if _is_kept(request, headers):
         return Response(status_code=304, headers=headers)
     try:
-        payload, codec = library.stored.read(image.row, upright=not download)
+        payload, codec = library.stored.read(image.row)
     except IntegrityError as error:
         if download:
             raise
@@ -301,14 +309,10 @@ def image_answer(request: Request) -> Response:
     return Response(payload, media_type=codec.media_type, headers=headers)
 
 
-def _tag(digest: str) -> dict[str, str]:
-    # The digest is recorded: a browser's copy is checked without reading or drawing.
-    return {"ETag": f'"{digest}"', "Cache-Control": FOR_A_MINUTE}
-
-
 def _is_kept(request: Request, headers: dict[str, str]) -> bool:
+    # The digest is recorded: a browser's copy is checked without reading or drawing. A proxy
+    # that packs an answer makes its tag a weak one.
     kept = request.headers.get("if-none-match", "").split(",")
-    # A proxy that packs an answer makes its tag a weak one.
     return headers["ETag"] in (one.strip().removeprefix("W/") for one in kept)
 
 
@@ -319,7 +323,7 @@ def _as_file(name: str) -> dict[str, str]:
 
 def _damaged(error: IntegrityError, side: int, status: int) -> Response:
     """Return a picture that says that an image is damaged."""
-    content = templates.render_page("damaged.svg", {"side": side, "text": str(error)})
+    content = render_page("damaged.svg", {"side": side, "text": str(error)})
     return Response(content, status, {"Cache-Control": "no-store"}, media_type="image/svg+xml")
 
 
@@ -346,12 +350,10 @@ def _streamed(request: Request, content: Any, media_type: str, name: str) -> Res
 
 def asset_answer(request: Request) -> Response:
     """``/assets/NAME``: a file that pages load, from memory."""
-    found = templates.assets().get(request.path_params["name"])
-    if found is None:
+    name = request.path_params["name"]
+    if name not in assets():
         raise HTTPException(404, "There is no such file.")
-    headers = _tag(found.digest)
-    if request.query_params.get("v") == found.digest:
-        headers["Cache-Control"] = FOR_EVER
-    if _is_kept(request, headers):
-        return Response(status_code=304, headers=headers)
-    return Response(found.content, media_type=found.media_type, headers=headers)
+    # Pages name its version (`url_asset`).
+    kept = FOR_EVER if "v" in request.query_params else "no-cache"
+    media_type, _ = mimetypes.guess_type(name)
+    return Response(assets()[name], media_type=media_type, headers={"Cache-Control": kept})

@@ -15,14 +15,12 @@ import sqlite3
 import threading
 import unicodedata
 from bisect import bisect_left
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sdwn.browser.collection import Collection, Entry
-from sdwn.errors import SdwnError
+from sdwn.browser.collection import Collection, Rows
 
 # More letters and words only narrow down to nothing.
 LONGEST_QUERY = 200
@@ -40,97 +38,74 @@ _PLURALS = (
     *(("men", "man"), ("ies", "y")),
 )
 _WORD = re.compile(r"[^\W_]+")
-_SCHEMA = (
-    "CREATE VIRTUAL TABLE texts USING fts5"
-    "(lemmas, said, content='', tokenize='unicode61 remove_diacritics 2')",
-    "CREATE VIRTUAL TABLE words USING fts5vocab(texts, 'col')",
-)
-_INSERT = "INSERT INTO texts(rowid, lemmas, said) VALUES (?, ?, ?)"
-_VOCABULARY = "SELECT term, col, doc FROM words ORDER BY term"
-_FIND = "SELECT rowid FROM texts WHERE texts MATCH ? ORDER BY rank"
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Matches:
-    """Positions in the collection, best first; ``corrected`` is what was searched for instead.
-
-    It is None where words were taken as they were written.
-    """
-
-    positions: NDArray[np.int64]
-    corrected: str | None = None
+_SCHEMA = """
+CREATE VIRTUAL TABLE texts USING fts5
+  (lemmas, said, content='', tokenize='unicode61 remove_diacritics 2');
+CREATE VIRTUAL TABLE words USING fts5vocab(texts, 'col');
+"""
 
 
 class SearchIndex:
-    """A search over lemmas, names, wnids, glosses and prompts, in memory; threads may share it.
-
-    It is built at the first search, in a fraction of a second.
-
-    Raises:
-        SdwnError: this Python's SQLite has no full text search.
-    """
+    """A search over lemmas, names, wnids, glosses and prompts, in memory; threads may share it."""
 
     def __init__(self, collection: Collection) -> None:
-        self._collection = collection
-        self._database = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
-        try:
-            for statement in _SCHEMA:
-                self._database.execute(statement)
-        except sqlite3.OperationalError as error:
-            raise SdwnError(
-                f"searching takes SQLite with FTS5, this Python's {sqlite3.sqlite_version} has "
-                f"none ({error}); take a Python from conda or python.org"
-            ) from None
-        # Held while the database is used, and while what is below is built.
+        self._collection, entries = collection, collection.entries
+        # Held while the database is used.
         self._lock = threading.Lock()
-        self._built = False
+        self._database = sqlite3.connect(":memory:", check_same_thread=False)
+        self._database.executescript(_SCHEMA)
+        texts = (
+            # What is said of a synset: gloss and prompt, which mostly repeats it.
+            (" ".join(one.lemmas), said if one.definition in said else f"{one.definition} {said}")
+            for one in entries
+            for said in [one.prompt or ""]
+        )
+        # SQLite splits and folds what is ASCII as `fold` does.
+        folded = ([t if t.isascii() else fold(t) for t in pair] for pair in texts)
+        insert = "INSERT INTO texts(rowid, lemmas, said) VALUES (?, ?, ?)"
+        with self._database:
+            self._database.executemany(insert, ((i, *pair) for i, pair in enumerate(folded)))
+        # All lemmas in order, so that those that begin alike stand side by side; with the
+        # position of their synset, their rank among its lemmas, and their length.
+        called = sorted(
+            (fold(lemma), entry.position, rank)
+            for entry in entries
+            for rank, lemma in enumerate(entry.lemmas)
+        )
+        self._lemmas = [lemma for lemma, *_ in called]
+        keys = [(position, rank, len(lemma)) for lemma, position, rank in called]
+        self._keys = np.array(keys, np.int64).reshape(-1, 3).T
+        # All words in order, weighed: those of lemmas first, then those of more synsets.
+        self._words: dict[str, int] = {}
+        vocabulary = self._database.execute("SELECT term, col, doc FROM words ORDER BY term")
+        for word, column, synsets in vocabulary:
+            weight = synsets + len(entries) * (column == "lemmas")
+            self._words[word] = self._words.get(word, 0) + weight
         # A word stays while others are typed after it.
         self._corrected = lru_cache(REMEMBERED)(self._nearest_word)
 
-    def build(self) -> None:
-        """Build it now; later calls do nothing, and calls meanwhile wait."""
-        with self._lock:
-            if self._built:
-                return
-            entries = self._collection.entries
-            self._database.execute("BEGIN")
-            self._database.executemany(_INSERT, map(_texts, entries))
-            self._database.execute("COMMIT")
-            # All lemmas in order, so that those that begin alike stand side by side; with the
-            # position of their synset, their rank among its lemmas, and their length.
-            called = sorted(
-                (fold(lemma), entry.position, rank)
-                for entry in entries
-                for rank, lemma in enumerate(entry.lemmas)
-            )
-            self._lemmas = [lemma for lemma, *_ in called]
-            keys = [(position, rank, len(lemma)) for lemma, position, rank in called]
-            self._keys = np.array(keys, np.int64).reshape(-1, 3).T
-            # All words in order, weighed: those of lemmas first, then those of more synsets.
-            self._words: dict[str, int] = {}
-            for word, column, synsets in self._database.execute(_VOCABULARY):
-                weight = synsets + len(entries) * (column == "lemmas")
-                self._words[word] = self._words.get(word, 0) + weight
-            self._built = True
-
-    def search(self, text: str) -> Matches:
+    def search(self, text: str) -> tuple[Rows, str | None]:
         """Find synsets; of an empty text all, in the collection's order.
 
         Each word may be the beginning of one.
+
+        Returns:
+            Positions in the collection, best first; and what was searched for instead, None where
+            words were taken as they were written.
         """
         if not text.strip():
-            return Matches(np.arange(len(self._collection)))
-        self.build()
-        whole = fold(text[:LONGEST_QUERY])
+            return np.arange(len(self._collection)), None
+        whole, corrected = fold(text[:LONGEST_QUERY]), None
         words = _WORD.findall(whole)[:MOST_WORDS]
         found = self._with_all(whole, words)
-        if found:
-            return _matches(found)
-        corrected = [self._corrected(word) for word in words]
-        if corrected == words:
-            return _matches(self._with_any(words))
-        whole = " ".join(corrected)
-        return _matches(self._with_all(whole, corrected) or self._with_any(corrected), whole)
+        if not found:
+            nearest = [self._corrected(word) for word in words]
+            if nearest != words:
+                words, corrected = nearest, " ".join(nearest)
+                found = self._with_all(corrected, words)
+        if not found and (some := " OR ".join(f'"{word}" *' for word in filter(_tells, words))):
+            found = [*self._full_text(f"lemmas : ({some})"), *self._full_text(some)]
+        return np.array(list(dict.fromkeys(found)), np.int64), corrected
 
     def _with_all(self, whole: str, words: list[str]) -> list[int]:
         found = list[int]()
@@ -141,33 +116,23 @@ class SearchIndex:
                 if entry.wnid.startswith(whole) or fold(entry.synset).startswith(whole)
             ]
         # Also what is the plural of a lemma, or written apart, is called so.
-        for spelling in (whole, *singulars(whole), whole.replace(" ", "")):
-            found += self._lemmas_between(spelling, spelling + "\0")
-        if whole:
-            found += self._lemmas_between(whole, whole + "\U0010ffff")
+        ends = [(one, f"{one}\0") for one in (whole, *singulars(whole), whole.replace(" ", ""))]
+        for first, last in [*ends, (whole, f"{whole}\U0010ffff")] if whole else ():
+            start, stop = (bisect_left(self._lemmas, lemma) for lemma in (first, last))
+            keys = self._keys[:, start:stop]
+            # Shorter lemmas first, then earlier ones of a synset.
+            found += keys[0][np.lexsort(keys)].tolist()
         if words:
             every = " AND ".join(f'"{word}" *' for word in words)
             found += self._full_text(f"lemmas : ({every})")
-            if any(map(_is_telling, words)):
+            if any(map(_tells, words)):
                 found += self._full_text(every)
         return found
 
-    def _with_any(self, words: list[str]) -> list[int]:
-        some = " OR ".join(f'"{word}" *' for word in words if _is_telling(word))
-        if not some:
-            return []
-        return self._full_text(f"lemmas : ({some})") + self._full_text(some)
-
-    def _lemmas_between(self, first: str, last: str) -> list[int]:
-        """Return the positions of synsets: shorter lemmas first, then earlier ones of a synset."""
-        start, stop = (bisect_left(self._lemmas, lemma) for lemma in (first, last))
-        keys = self._keys[:, start:stop]
-        found: list[int] = keys[0][np.lexsort(keys)].tolist()
-        return found
-
-    def _full_text(self, query: str) -> list[int]:
+    def _full_text(self, query: str) -> Iterable[int]:
         with self._lock:
-            return [row for (row,) in self._database.execute(_FIND, (query,))]
+            find = "SELECT rowid FROM texts WHERE texts MATCH ? ORDER BY rank"
+            return [row for (row,) in self._database.execute(find, (query,))]
 
     def _nearest_word(self, word: str) -> str:
         """Return the known word that was most likely meant: itself, if any begins so."""
@@ -180,26 +145,11 @@ class SearchIndex:
 
         alike = OSA.normalized_similarity
         near = process.extract(word, words, scorer=alike, score_cutoff=LEAST_ALIKE, limit=8)
-        if not near:
-            return word
-        best: str = max(near, key=lambda one: (one[1], self._words[one[0]]))[0]
+        best: str = max(near, key=lambda one: (one[1], self._words[one[0]]), default=(word,))[0]
         return best
 
 
-def _matches(positions: list[int], corrected: str | None = None) -> Matches:
-    return Matches(np.array(list(dict.fromkeys(positions)), dtype=np.int64), corrected)
-
-
-def _texts(entry: Entry) -> tuple[int, str, str]:
-    """Return what is searched of a synset: lemmas; gloss and prompt, which mostly repeats it."""
-    prompt, gloss = entry.prompt or "", entry.definition
-    texts = " ".join(entry.lemmas), prompt if gloss in prompt else f"{gloss} {prompt}"
-    # SQLite splits and folds what is ASCII as `fold` does.
-    lemmas, said = (text if text.isascii() else fold(text) for text in texts)
-    return entry.position, lemmas, said
-
-
-def _is_telling(word: str) -> bool:
+def _tells(word: str) -> bool:
     return len(word) >= SHORTEST_WORD or not word.isascii()
 
 

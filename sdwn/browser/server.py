@@ -1,32 +1,103 @@
-"""The server of ``sdwn browse``: address, limits on connections, shutdown."""
+"""The server of ``sdwn browse``: address, limits on connections, access, routes, error pages.
+
+A request passes, from the outside in:
+
+    Connection           closed where a request does not arrive, or there are too many
+      hardened           headers against framing, guessing and foreign scripts on every answer
+        TrustedHost      the name of this machine in the request: no other site's name for it
+          token_gate     the token, where there is one: in the address once, then in a cookie
+            the routes   pages.py
+"""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import getpass
+import hashlib
 import ipaddress
+import logging
 import os
 import resource
 import secrets
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
+from urllib.parse import urlencode
 
 import h11
 import uvicorn
+from anyio import CapacityLimiter, to_thread
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sdwn.browser.app import ANY_HOST, LOOPBACK_HOSTS, TOKEN_PARAMETER
-from sdwn.errors import SdwnError, UsageError
+from sdwn.browser import pages
+from sdwn.browser.library import Library, SideBySide
+from sdwn.browser.views import render_page
+from sdwn.errors import SdwnError, UsageError, first_line
 
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp
+log = logging.getLogger(__name__)
 
-DEFAULT_PORT = 8642
-PORTS_TRIED = 100
+# A new page: its line here, its function in pages.py, and its template.
+PAGES = (
+    ("/", pages.search_page),
+    ("/synsets/{wnid}", pages.synset_page),
+    ("/synsets/{wnid}/{number}", pages.image_page),
+    ("/tree", pages.tree_page),
+    ("/tree/{wnid}", pages.tree_page),
+    ("/map", pages.map_page),
+    ("/about", pages.about_page),
+    ("/compare", pages.compare_page),
+    ("/compare/{wnid}", pages.pair_page),
+    ("/list.csv", pages.list_answer),
+    ("/assets/{name}", pages.asset_answer),
+)
+IMAGES = (
+    ("/images/{wnid}/{number}", pages.image_answer),
+    ("/thumbnails/{wnid}/{number}", pages.thumbnail_answer),
+)
+
+# A page on another site can make its own name mean 127.0.0.1, and would read what is here.
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1", "[::1]")
+ANY_HOST = ("*",)
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+# By status: the page's title, and its text if the error has none.
+ERRORS = {
+    400: ("Bad request", "This address is not valid."),
+    403: (
+        "Token missing",
+        "Open the whole address that sdwn browse printed; its token is missing or wrong here.",
+    ),
+    404: ("Not found", "There is no such page."),
+    405: ("Read only", "Pages can be read, and nothing can be sent to them."),
+    500: (
+        "Something went wrong",
+        "sdwn browse keeps running; the error is in the terminal where it runs.",
+    ),
+}
+
+DEFAULT_PORT, PORTS_TRIED = 8642, 100
 # Downloads that are running when the server ends are not waited for longer.
 GRACE_SECONDS = 1
 # Connections may wait for room in the system's queue ...
@@ -39,6 +110,132 @@ MOST_CONNECTIONS = 1000
 # From a connection's beginning until what it asks for has arrived. Pages ask with a few hundred
 # bytes; uvicorn's own limits begin after that (idle after an answer) or wait for a request.
 REQUEST_SECONDS = 20.0
+
+
+def make_app(
+    here: Library,
+    there: Library | None = None,
+    *,
+    token: str | None = None,
+    hosts: Sequence[str] = LOOPBACK_HOSTS,
+) -> ASGIApp:
+    """Make the application that shows a release, and perhaps another one beside it.
+
+    Args:
+        here: the release.
+        there: the one to compare it with.
+        token: what lets a visitor in; None lets everybody in who reaches the server.
+        hosts: names that a visitor may know this machine by.
+    """
+    # Few images are drawn at once, so that pages need not wait for them.
+    at_once = CapacityLimiter(max(2, os.cpu_count() or 1))
+
+    def drawn(answer: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            return await to_thread.run_sync(answer, request, limiter=at_once)
+
+        return endpoint
+
+    images = [(path, drawn(answer)) for path, answer in IMAGES]
+    # For tunnels over slow lines; images and zips are as small as they get.
+    zipped = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)]
+    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)]
+    if token is not None:
+        guards.append(Middleware(token_gate, token=token))
+    app = Starlette(
+        routes=[
+            Route("/synsets/{wnid}.zip", pages.zip_answer),
+            *(Route(path, endpoint) for path, endpoint in images),
+            *(Route(f"/other{path}", endpoint) for path, endpoint in images),
+            *(Route(path, endpoint, middleware=zipped) for path, endpoint in PAGES),
+        ],
+        middleware=guards,
+        exception_handlers=dict.fromkeys((HTTPException, SdwnError, Exception), _answer_error),
+    )
+    # An address has one spelling.
+    app.router.redirect_slashes = False
+    app.state.here, app.state.there = here, there
+    app.state.side_by_side = SideBySide(here, there) if there else None
+    # Around all of it: Starlette puts the answer to an unexpected error before its middleware.
+    return hardened(app)
+
+
+def hardened(app: ASGIApp) -> ASGIApp:
+    """Return an application that keeps browsers from loading, framing or guessing anything.
+
+    An error ends here: Starlette raises it again after it was answered, and a server that sees
+    one closes the connection of a visitor who may have asked for more already.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_hardened(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        with suppress(Exception):
+            await app(scope, receive, send_hardened)
+
+    return answer
+
+
+def token_gate(app: ASGIApp, token: str) -> ASGIApp:
+    """Return an application for those who have the token: in an address once, then in a cookie."""
+    secret = token.encode()
+    # Cookies know no ports: another server's, forwarded to the same name, has another name.
+    cookie = f"sdwn-{hashlib.sha256(secret).hexdigest()[:8]}"
+
+    def is_token(given: str) -> bool:
+        return secrets.compare_digest(given.encode("utf-8", "surrogateescape"), secret)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        # As it was sent: Starlette's own `url.path` has the host's name in front, which a visitor
+        # writes, and `a/assets/?` as a name would be a path to there.
+        path = str(scope["path"])
+        if is_token(request.query_params.get("token", "")):
+            # To the same address without the token; two slashes would begin another machine's name.
+            rest = [pair for pair in request.query_params.multi_items() if pair[0] != "token"]
+            target = "/" + path.lstrip("/") + (f"?{urlencode(rest)}" if rest else "")
+            entered = RedirectResponse(target, 303, {"Cache-Control": "no-store"})
+            entered.set_cookie(cookie, token, httponly=True, samesite="strict")
+            await entered(scope, receive, send)
+        elif is_token(request.cookies.get(cookie, "")) or path.startswith("/assets/"):
+            # The style of the page that refuses needs no token: it holds no data.
+            await app(scope, receive, send)
+        else:
+            await _error_page(403)(scope, receive, send)
+
+    return answer
+
+
+def _answer_error(request: Request, error: Exception) -> Response:
+    status, message, headers = 500, None, None
+    if isinstance(error, ClientDisconnect):
+        return Response()  # the client has gone
+    if isinstance(error, HTTPException):
+        status, headers = error.status_code, error.headers
+        # Those of pages.py are sentences, Starlette's own are "Not Found".
+        message = error.detail if error.detail.endswith(".") else None
+    elif isinstance(error, UsageError):
+        status, message = 400, str(error)
+    else:
+        message = str(error) if isinstance(error, SdwnError) else None
+        debug = message is None and log.isEnabledFor(logging.DEBUG)
+        text = message or first_line(error)
+        log.error("%r: %s", str(request.scope["path"]), text, exc_info=debug)
+    answer = _error_page(status, message, **pages.common_values(request))
+    answer.headers.update(headers or {})
+    return answer
+
+
+def _error_page(status: int, message: str | None = None, **common: Any) -> Response:
+    title, usual = ERRORS.get(status, ERRORS[500])
+    values = {"status": status, "title": title, "message": message or usual, **common}
+    return HTMLResponse(render_page("error.html", values), status, {"Cache-Control": "no-store"})
+
+
+# --- Listening and serving ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +269,12 @@ class Listening:
         job = "SLURM_JOB_ID" in os.environ
         if self.hosts == ANY_HOST or not (job or "SSH_CONNECTION" in os.environ):
             return None
+        user = ""
+        with suppress(KeyError, OSError):  # a container's user has no name
+            user = f"{getpass.getuser()}@"
         here, login = socket.gethostname(), os.environ.get("SLURM_SUBMIT_HOST") if job else None
-        jump = f"-J {_user_at(login)} " if login and login != here else ""
-        return f"ssh -N {jump}-L {self.port}:{self.hosts[-1]}:{self.port} {_user_at(here)}"
-
-
-def _user_at(node: str) -> str:
-    try:
-        return f"{getpass.getuser()}@{node}"
-    except (KeyError, OSError):  # a container's user without a name
-        return node
+        jump = f"-J {user}{login} " if login and login != here else ""
+        return f"ssh -N {jump}-L {self.port}:{self.hosts[-1]}:{self.port} {user}{here}"
 
 
 def listen(host: str, port: int | None, token: bool) -> Listening:
@@ -131,7 +324,7 @@ def listen(host: str, port: int | None, token: bool) -> Listening:
     return Listening(
         socket=taken,
         port=bound,
-        url=f"http://{name}:{bound}/" + (f"?{TOKEN_PARAMETER}={secret}" if secret else ""),
+        url=f"http://{name}:{bound}/" + (f"?token={secret}" if secret else ""),
         hosts=(*LOOPBACK_HOSTS, name) if loopback else ANY_HOST,
         token=secret,
     )
@@ -151,26 +344,23 @@ class Connection(H11Protocol):
         if len(self.connections) > most:
             transport.abort()
         else:
-            self._start_timer()
+            self._wait(True)
 
     def data_received(self, data: bytes) -> None:
         """Read a request, or some of one."""
         super().data_received(data)
-        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
-            self._stop_timer()
-        elif self._timer is None:
-            self._start_timer()
+        self._wait(self.conn.their_state in (h11.IDLE, h11.SEND_BODY))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timer of a connection that has ended."""
-        self._stop_timer()
+        self._wait(False)
         super().connection_lost(exc)
 
-    def _start_timer(self) -> None:
-        self._timer = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
+    def _wait(self, unfinished: bool) -> None:
+        """Let the timer run while a request is unfinished."""
+        if unfinished and self._timer is None:
+            self._timer = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+        elif not unfinished and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 

@@ -1,17 +1,17 @@
-"""One synset's sheet, for ``sdwn show``: as values, as a page by itself, as one picture."""
+"""A synset's sheet, the result of ``sdwn show``: as values, as a page by itself, as one picture."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, TypeVar
 
 from markupsafe import Markup
 from PIL import Image
 
-from sdwn.browser import templates
 from sdwn.browser.collection import Entry, ImageView
 from sdwn.browser.library import Library
+from sdwn.browser.views import assets, render_page
 from sdwn.errors import IntegrityError
 from sdwn.io import in_threads
 from sdwn.reports.images import data_url
@@ -32,21 +32,7 @@ def sheet_record(library: Library, entry: Entry) -> dict[str, Any]:
     """Return the facts about a synset and each image, the record of ``sdwn show --json``."""
     predictions, images = library.predictions, library.images(entry.wnid)
     correct, labelled = library.tally(entry.position)
-    regenerate, shots = library.regenerate_command(entry.synset), []
-    for image, made in zip(images, library.seeds_and_prompts(images), strict=True):
-        found = image.prediction
-        shots.append(
-            {
-                "number": image.number,
-                **made,
-                "status": image.status,
-                "state": image.state,
-                "top5": [asdict(guess) for guess in found.top5] if found else None,
-                "right": found.correct if found else None,
-                "rank": found.rank if found else None,
-                "subtree_probability": found.subtree_probability if found else None,
-            }
-        )
+    regenerate = library.regenerate_command(entry.synset)
     return {
         "release": library.root,
         **{name: value for name, value in asdict(entry).items() if name != "position"},
@@ -56,23 +42,33 @@ def sheet_record(library: Library, entry: Entry) -> dict[str, Any]:
         "evaluation": predictions.name if predictions else None,
         "model": predictions.model if predictions else None,
         "regenerate": f"{regenerate} NUMBER" if regenerate else None,
-        "shots": shots,
+        "shots": [
+            {
+                "number": image.number,
+                **made,
+                "status": image.status,
+                "state": image.state,
+                "top5": [guess._asdict() for guess in image.top5] or None,
+                "right": image.correct,
+                "rank": image.rank,
+                "subtree_probability": image.subtree_probability,
+            }
+            for image, made in zip(images, library.seeds_and_prompts(images), strict=True)
+        ],
     }
 
 
 def _above(library: Library, entry: Entry) -> list[str]:
     """Return the names of a synset's hypernyms from the root down."""
-    path = library.tree.path(entry.wnid)[:-1] if library.tree else []
-    return [node.name for node in path]
+    return [node.name for node in library.tree.path(entry.wnid)[:-1]] if library.tree else []
 
 
 def sheet_page(library: Library, entry: Entry) -> str:
     """Render a synset as one HTML file that loads nothing, up to MOST images inside."""
-    images = library.images(entry.wnid)[:MOST]
     # A parser of HTML makes one line end of two characters, and the hash would not be its own.
-    style = templates.assets()["browse.css"].content.decode().replace("\r\n", "\n")
+    style = assets()["browse.css"].decode().replace("\r\n", "\n")
     pixels = PIXELS if entry.images <= MANY else PIXELS_OF_MANY
-    urls = _each_small(library, images, pixels, lambda image: data_url(image, QUALITY))
+    images, urls = _small(library, entry, pixels, lambda image: data_url(image, QUALITY))
     values = {
         "library": library,
         "entry": entry,
@@ -83,24 +79,24 @@ def sheet_page(library: Library, entry: Entry) -> str:
         "style": Markup(style),
         "style_hash": Markup(policy_hash(style)),
     }
-    return templates.render_page("sheet.html", values)
+    return render_page("sheet.html", values)
 
 
 def sheet_picture(library: Library, entry: Entry) -> Image.Image:
     """Render a synset as one picture: up to MOST images, with number and prediction."""
-    images = library.images(entry.wnid)[:MOST]
+    images, small = _small(library, entry, CELL, lambda image: image)
     counted = f"{len(images):,} of {entry.images:,} images" if len(images) < entry.images else ""
     facts = [f"{entry.synset} {entry.wnid}", counted, entry.prompt or entry.definition]
     words = {"right": ", correct", "wrong": ", incorrect", "black": ", black"}
     captions = (f"{image.number}{words.get(image.state, '')}" for image in images)
-    cells = zip(_each_small(library, images, CELL, lambda image: image), captions, strict=True)
+    cells = zip(small, captions, strict=True)
     return contact_sheet([Strip(": ".join(filter(None, facts)), len(images), cells)])
 
 
-def _each_small(
-    library: Library, views: Sequence[ImageView], pixels: int, use: Callable[[Image.Image], T]
-) -> list[T | None]:
-    """Make images small and use each, in threads; None for a damaged one."""
+def _small(
+    library: Library, entry: Entry, pixels: int, use: Callable[[Image.Image], T]
+) -> tuple[list[ImageView], list[T | None]]:
+    """Make a synset's images small, up to MOST, and use each; None for a damaged one."""
 
     def drawn(view: ImageView) -> T | None:
         try:
@@ -110,4 +106,5 @@ def _each_small(
         image.thumbnail((pixels, pixels))
         return use(image)
 
-    return list(in_threads(drawn, views, THREADS, ahead=2 * THREADS))
+    images = library.images(entry.wnid)[:MOST]
+    return images, list(in_threads(drawn, images, THREADS, ahead=2 * THREADS))

@@ -123,9 +123,8 @@ def browse_command(
 
     Search, WordNet's tree, each image and its classification. Ctrl-C ends it.
     """
-    from sdwn.browser.app import make_app
     from sdwn.browser.library import Library
-    from sdwn.browser.server import listen, serve
+    from sdwn.browser.server import listen, make_app, serve
 
     with listen(host, port, token) as listening:
         with console.working("opening the release"):
