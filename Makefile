@@ -19,9 +19,10 @@ help:
 
 # pip keeps a torch that is there already (VENV_FLAGS=--system-site-packages for a site's own).
 $(VENV)/installed: pyproject.toml
+	@echo "Installing into $(VENV): about 7 GB on disk, most of it torch; 3 GB to download where pip has none of it yet."
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[lite]'
+	$(BIN)/python -m pip install -e '.[lite]'
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
@@ -36,6 +37,10 @@ wordnet: $(VENV)/installed
 
 demo: wordnet
 	$(BIN)/sdwn run demo $(DEMO)
+	@echo
+	@echo "The command lives in $(VENV); activate it, then look at what was made:"
+	@echo "    source $(BIN)/activate"
+	@echo "    sdwn browse $(DEMO)/release"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

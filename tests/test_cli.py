@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -292,7 +293,23 @@ def readme_commands(containing: str = "", readme: str = "README.md") -> list[str
     return [line.strip() for block in wanted for line in block.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("readme", ["README.md", "slurm/README.md"])
+GUIDES = ("README.md", "slurm/README.md", "docs/releases.md", "docs/evaluation.md")
+
+
+def test_the_first_config_of_the_readme(sdwn: Sdwn, tmp_path: Path) -> None:
+    """Its two lines are planned as they stand, and the line for the miniature with fewer steps."""
+    text = (REPOSITORY / "README.md").read_text()
+    first, second = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    for content in (first, first + second):
+        (sdwn.folder / "mine.yaml").write_text(content)
+        (line,) = [line for line in readme_commands() if line.startswith("sdwn plan mine.yaml")]
+        shutil.rmtree(sdwn.folder / "MINE", ignore_errors=True)
+        sdwn(*shlex.split(line)[1:])
+    (line,) = [line for line in readme_commands() if "ZEBRAS" in line]
+    sdwn("plan", *shlex.split(line)[2:])
+
+
+@pytest.mark.parametrize("readme", GUIDES)
 def test_every_sdwn_line_of_a_readme_is_valid_use(
     helped: dict[str, tuple[list[str], str]], readme: str
 ) -> None:

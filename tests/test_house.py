@@ -48,5 +48,13 @@ def test_functions_that_the_map_names_are_there() -> None:
         assert not constant or constant in constants, constant
 
 
+def test_links_between_documents_lead_somewhere() -> None:
+    for path in (*REPOSITORY.glob("*.md"), *REPOSITORY.glob("[dsb]*/*.md")):
+        text = path.read_text(encoding="utf-8")
+        links = re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)|<img src=\"([^\"]+)\"", text)
+        for link in map("".join, links):
+            assert (path.parent / link).exists(), f"{path}: {link}"
+
+
 def all_code() -> str:
     return "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
