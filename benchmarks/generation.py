@@ -57,8 +57,7 @@ def photo_like(seed: int, size: int = 512) -> Any:
 
 def paced(folder: Path) -> float:
     """Ours: everything from the plan to the finished shard, but for the model itself."""
-    from sdwn.generation.batching import Sample
-    from sdwn.generation.noise import NoiseSampler
+    from sdwn.generation.batching import NoiseSampler, Sample
     from sdwn.generation.task import make_shards
 
     pictures = [photo_like(seed) for seed in range(PACED_BATCH)]

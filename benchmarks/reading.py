@@ -33,8 +33,7 @@ def photograph(seed: int) -> Any:
 
 
 def make(folder: Path) -> None:
-    from sdwn.generation.batching import Sample
-    from sdwn.generation.noise import NoiseSampler
+    from sdwn.generation.batching import NoiseSampler, Sample
     from sdwn.generation.task import make_shards
     from sdwn.paths import ReleasePaths
     from sdwn.releases.merge import merge

@@ -21,7 +21,7 @@ import nltk
 import pytest
 from sdwn.cli import main as cli
 from sdwn.config import CatalogConfig, RunConfig
-from sdwn.generation import noise
+from sdwn.generation import batching
 from sdwn.generation.task import GENERATE, generate
 from sdwn.io import Advance, OnMessage, ignore
 from sdwn.jobs import submit as submission
@@ -37,7 +37,7 @@ from sdwn.wordnet.corpus import WordNet, shared_wordnet
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PACE = noise.SECONDS_A_STEP
+PACE = batching.SECONDS_A_STEP
 
 # Read when torch is imported: threads that wait for each other crawl where cores are shared.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -70,7 +70,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def unpaced() -> Iterator[None]:
     """Noise without waiting, and shorter waits for tasks; processes of their own keep both."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noise, "SECONDS_A_STEP", 1e-9)
+        patch.setattr(batching, "SECONDS_A_STEP", 1e-9)
         patch.setattr(submission, "POLL_SECONDS", 0.1)
         yield
 
@@ -78,7 +78,7 @@ def unpaced() -> Iterator[None]:
 @pytest.fixture
 def paced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise at the pace that it has for users."""
-    monkeypatch.setattr(noise, "SECONDS_A_STEP", PACE)
+    monkeypatch.setattr(batching, "SECONDS_A_STEP", PACE)
 
 
 @pytest.fixture(scope="session")

@@ -26,8 +26,7 @@ from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import read_evaluation
 from sdwn.exchange.import_images import ImportOptions, import_images
-from sdwn.generation.batching import Sample
-from sdwn.generation.noise import NoiseSampler
+from sdwn.generation.batching import NoiseSampler, Sample
 from sdwn.generation.task import make_shards
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import ImageSpec, make_plan, write_plan

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from sdwn.cli import console
-from sdwn.generation import noise
+from sdwn.generation import batching
 from sdwn.paths import RunPaths
 from sdwn.storage.shards import ImageFile
 
@@ -371,7 +371,7 @@ def test_a_plan_prints_for_people_too(sdwn: Sdwn) -> None:
 def test_tuning_measures_a_batch_size_that_later_tasks_take(
     sdwn: Sdwn, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(noise, "SECONDS_A_STEP", 0.002)
+    monkeypatch.setattr(batching, "SECONDS_A_STEP", 0.002)
     (profile,) = sdwn.json("tune", config)["profiles"]
     probes = profile["tuning"]["probes"]
     assert 1 <= len(probes) <= 10

@@ -218,35 +218,8 @@ def test_what_would_end_every_task_at_its_start_is_found_before(
     assert told in texts(found)["settings"]
 
 
-# A safetensors file without tensors.
-NOTHING = (2).to_bytes(8, "little") + b"{}"
-
-
-@pytest.mark.parametrize(
-    ("index", "told"),
-    [
-        ('{"scheduler": ["diffusers", "PNDMScheduler"]}', "ok"),
-        ('{"scheduler": ["diffusers", "NoSuchScheduler"]}', "unverified"),
-        ('{"scheduler": ["diffusers", "utils"]}', "unverified"),
-        ('{"scheduler": ["custom", "PNDMScheduler"]}', "unverified"),
-        ('{"scheduler": ["diffusers", 7]}', "unverified"),
-        ('{"scheduler": ["diffusers"]}', "unverified"),
-    ],
-)
-def test_an_odd_index_of_a_model_is_told_in_a_line(
-    planned: PlanRun, tmp_path: Path, index: str, told: str
-) -> None:
-    (tmp_path / "model/scheduler").mkdir(parents=True)
-    (tmp_path / "model/scheduler/config.json").write_text("{}")
-    (tmp_path / "model/scheduler/diffusion_pytorch_model.safetensors").write_bytes(NOTHING)
-    (tmp_path / "model/model_index.json").write_text(index)
-    changes = {"scheduler": "DDIMScheduler", "safety_checker": False}
-    run = planned(model={"name": str(tmp_path / "model")}, generation=changes)
-    assert verdicts(check_run(*run, profile(executor="local")))["settings"] == told
-
-
-@pytest.mark.parametrize("index", ["{}", "{", "[]", '{"scheduler": []}'])
-def test_an_index_without_parts_is_told(planned: PlanRun, tmp_path: Path, index: str) -> None:
+@pytest.mark.parametrize("index", ["{", "[]"])
+def test_an_index_that_cannot_be_read_is_told(planned: PlanRun, tmp_path: Path, index: str) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/model_index.json").write_text(index)
     run = planned(model={"name": str(tmp_path / "model")})

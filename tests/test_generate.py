@@ -27,8 +27,7 @@ from sdwn.devices.tuning import GpuProfile, Probe, Tuning, find_profile, store_p
 from sdwn.errors import DiskError, IntegrityError, OutOfMemoryError, SdwnError, UsageError
 from sdwn.generation import partial_shards
 from sdwn.generation import task as generate
-from sdwn.generation.batching import ImageSampler, choose_batch
-from sdwn.generation.noise import NoiseSampler
+from sdwn.generation.batching import ImageSampler, NoiseSampler, choose_batch
 from sdwn.generation.partial_shards import finish_shard
 from sdwn.generation.sampler import Sampler
 from sdwn.io import seconds, write_text

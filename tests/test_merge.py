@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.verify import verify
-from sdwn.generation.noise import NoiseSampler
+from sdwn.generation.batching import NoiseSampler
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.releases.merge import MergeOptions, merge

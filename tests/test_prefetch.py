@@ -301,8 +301,14 @@ def test_what_is_needed_is_what_diffusers_takes(variant: str | None) -> None:
         "vae/diffusion_pytorch_model.safetensors",
     ]
     taken, _ = variant_compatible_siblings(weights, variant, ignore_patterns=["*.bin"])
-    found = needed(weights, ["unet", "text_encoder", "vae"], variant)
-    assert set(found) == set(taken)
+    kinds = {
+        "unet": "UNet2DConditionModel",
+        "text_encoder": "CLIPTextModel",
+        "vae": "AutoencoderKL",
+    }
+    own = {"model_index.json", *(f"{part}/config.json" for part in kinds)}
+    config = noise_config(model={"name": "lab/sd", "variant": variant})
+    assert set(needed("here", [*own, *weights], kinds, config)) == own | set(taken)
 
 
 def test_what_else_cannot_be_had_is_told() -> None:

@@ -26,7 +26,7 @@ from PIL import Image
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.csv_selection import select_listed
-from sdwn.generation.noise import NoiseSampler
+from sdwn.generation.batching import NoiseSampler
 from sdwn.generation.task import generate
 from sdwn.io import file_sha256
 from sdwn.paths import ReleasePaths, RunPaths

@@ -26,7 +26,7 @@ from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.import_images import ImportOptions, import_images
-from sdwn.generation.noise import NoiseSampler
+from sdwn.generation.batching import NoiseSampler
 from sdwn.generation.sampler import Sampler
 from sdwn.generation.task import GENERATE
 from sdwn.io import csv_text

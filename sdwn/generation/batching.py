@@ -1,18 +1,21 @@
-"""Batches of images: samplers, batch sizes, and smaller batches once memory runs out."""
+"""Batches of images: what samples them, and how many at a time. Only diffusers needs torch."""
 
 from __future__ import annotations
 
 import logging
 import os
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from sdwn.batches import BatchSize, next_smaller_batch, on_grid
 from sdwn.config import RunConfig
 from sdwn.devices.device import Device
-from sdwn.devices.tuning import Workload, estimated_fit, find_profile
+from sdwn.devices.tuning import Workload, estimated_fit, find_profile, run_workload
 from sdwn.errors import SdwnError
 from sdwn.io import private_folder, writable_cache
 from sdwn.models.weights import Weights
@@ -23,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # Published speeds hardly grow beyond it, and a kill costs the batch under way.
 ENOUGH = 16
+# The set pace of plain noise.
+SECONDS_A_STEP = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,32 @@ class ImageSampler:
         return estimated_fit(self.config, free, self.device.total_bytes, sliced)
 
 
+class NoiseSampler(ImageSampler):
+    """A sampler without a model, to rehearse a cluster: noise from the seed, at a set pace."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.device = Device(gpu=False)
+        self.provenance = {
+            "model": config.model.name,
+            "device": "cpu",
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        }
+        self.workload = run_workload(config, self.provenance, self.device.total_bytes)
+
+    def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
+        """Make a batch of images."""
+        time.sleep(SECONDS_A_STEP * self.config.generation.num_inference_steps * len(specs))
+        return [self._draw(spec) for spec in specs]
+
+    def _draw(self, spec: ImageSpec) -> Sample:
+        shape = (self.config.generation.height, self.config.generation.width, 3)
+        # RandomState's stream is frozen: the same noise under every NumPy.
+        pixels = np.random.RandomState(spec.seed % 2**32).randint(0, 256, shape, dtype=np.uint8)
+        return Sample(pixels, "ok", len(spec.prompt.split()), truncated=False)
+
+
 def load_sampler(config: RunConfig, weights: Weights | None = None) -> ImageSampler:
     """Load what the config's model needs; only here do torch and diffusers come in.
 
@@ -103,8 +134,6 @@ def load_sampler(config: RunConfig, weights: Weights | None = None) -> ImageSamp
     this takes, imports included.
     """
     if config.model.builtin == "noise":
-        from sdwn.generation.noise import NoiseSampler
-
         return NoiseSampler(config)
     began = time.monotonic()
     if config.generation.compile:

@@ -1,13 +1,21 @@
-"""The sampler of diffusers pipelines: a batch of images from their prompts and seeds."""
+"""The sampler of diffusers pipelines: a batch of images from their prompts and seeds.
+
+::
+
+    prompts ──> PromptEncoder ──> Encoded ──┐
+                each once, alone            ├──> pipeline ──> latents ──> images ──> check
+    seeds ────> noise, in float32 ──────────┘    the steps    the VAE     uint8      a thread
+                                                                                     of its own
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,17 +27,9 @@ from sdwn.devices.device import Device, plain_out_of_memory
 from sdwn.devices.tuning import run_workload
 from sdwn.errors import OutOfMemoryError
 from sdwn.generation.batching import ImageSampler, Sample
-from sdwn.models.pipelines import (
-    FAMILIES,
-    denoiser,
-    describe_pipeline,
-    dtype,
-    load_pipeline,
-    obtain_weights,
-    require_device,
-)
-from sdwn.models.weights import Weights
-from sdwn.storage.images import Pixels
+from sdwn.models.families import FAMILIES, FROM_TEXTS, denoiser, require_device
+from sdwn.models.pipelines import describe_pipeline, dtype, load_pipeline
+from sdwn.models.weights import Weights, obtain_weights
 
 if TYPE_CHECKING:
     from sdwn.planning.plan import ImageSpec
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 # Checking shares the card with the next batch: it must not need much of it.
 _CHECKED_AT_ONCE = 16
+# Seconds to wait before images are checked one at a time, and again, and a last time.
+_WAITS = (0.0, 5.0, 30.0)
 # A batch holds few different prompts; a shard's come one synset after another.
 _KEPT_PROMPTS = 64
 
@@ -69,7 +71,7 @@ class Sampler(ImageSampler):
             self.pipeline.safety_checker = None
         self.provenance = describe_pipeline(config, weights, self.pipeline, self.device)
         self.workload = run_workload(config, self.provenance, self.device.total_bytes)
-        self._prompts = PromptEncoder(self.pipeline, config.generation)
+        self._encoder = PromptEncoder(self.pipeline, config.generation)
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Sample one batch, an image for each spec, in their order.
@@ -79,8 +81,7 @@ class Sampler(ImageSampler):
         Raises:
             OutOfMemoryError: the device has no room for so many; sampling fewer is possible.
         """
-        pixels, nan = self._pixels(specs)
-        samples = [self._sample(spec, pixels[i], nan[i]) for i, spec in enumerate(specs)]
+        samples = self._make(specs, self._encoder)
         if self.config.generation.precision == "fp32":
             return samples
         for i, spec in enumerate(specs):
@@ -96,56 +97,6 @@ class Sampler(ImageSampler):
                 log.warning("%s: NaN, sampled again in float32: %s", name, outcome)
         return samples
 
-    def _pixels(self, specs: Sequence[ImageSpec], **options: Any) -> tuple[Pixels, list[bool]]:
-        """Sample a batch; return RGB of shape (images, height, width, 3), and which were NaN."""
-        try:
-            with plain_out_of_memory():
-                return _to_uint8(self._run(specs, self._prompts, **options))
-        except BaseException:
-            self._restore_vae_dtype()
-            raise
-
-    def _run(
-        self, specs: Sequence[ImageSpec], prompts: PromptEncoder, **options: Any
-    ) -> torch.Tensor:
-        generation = self.config.generation
-        # On the CPU: the same noise on every device.
-        generators = [torch.Generator("cpu").manual_seed(spec.seed) for spec in specs]
-        arguments = prompts.arguments([spec.prompt for spec in specs])
-        if prompts.family is not None:
-            factor, network = self.pipeline.vae_scale_factor, denoiser(self.pipeline)
-            size = generation.height // factor, generation.width // factor
-            # float32 whatever the precision, so that this does not change an image's noise.
-            noise = [
-                torch.randn((1, network.config.in_channels, *size), generator=generator)
-                for generator in generators
-            ]
-            arguments["latents"] = torch.cat(noise).to(self.pipeline.device, network.dtype)
-        output = self.pipeline(
-            height=generation.height,
-            width=generation.width,
-            guidance_scale=generation.guidance_scale,
-            # Schedulers that add noise in their steps go on with the same generators.
-            generator=generators,
-            output_type="pt",
-            **{"num_inference_steps": generation.num_inference_steps, **options},
-            **arguments,
-        )
-        images: torch.Tensor = output.images
-        return images
-
-    def _sample(self, spec: ImageSpec, pixels: Pixels, nan: bool) -> Sample:
-        tokens = self._prompts.tokens(spec.prompt)
-        truncated = tokens > self._prompts.token_limit
-        status = "nan" if nan else "ok"
-        return Sample(pixels, status, tokens, truncated, vae_slicing=self.vae_slicing)
-
-    def _restore_vae_dtype(self) -> None:
-        # Stable Diffusion XL decodes in float32 and, interrupted there, would stay in it.
-        vae = getattr(self.pipeline, "vae", None)
-        if vae is not None:
-            vae.to(dtype=dtype(self.config))
-
     def in_float32(self, spec: ImageSpec) -> Sample:
         """Sample one image alone and in float32.
 
@@ -155,51 +106,99 @@ class Sampler(ImageSampler):
         try:
             with plain_out_of_memory():
                 self.pipeline.to(torch.float32)
-                encoder = PromptEncoder(self.pipeline, self.config.generation)
-                pixels, nan = _to_uint8(self._run([spec], encoder))
+            encoder = PromptEncoder(self.pipeline, self.config.generation)
+            return replace(self._make([spec], encoder)[0], redone=True)
         finally:
             # There and back, every weight is what it was.
             self.pipeline.to(dtype(self.config))
-        return dataclasses.replace(self._sample(spec, pixels[0], nan[0]), redone=True)
+
+    def _make(
+        self, specs: Sequence[ImageSpec], encoder: PromptEncoder, **options: Any
+    ) -> list[Sample]:
+        """Encode, sample and decode a batch; ``options`` go to the pipeline."""
+        try:
+            with plain_out_of_memory():
+                encoded = encoder.encode(spec.prompt for spec in specs)
+                images = self._denoise(specs, encoded, **options)
+                # NCHW in 0..1 to NHWC. In float32, as diffusers' own conversion to PIL.
+                nan = images.isnan().flatten(1).any(dim=1)
+                whole = images.float().masked_fill(nan[:, None, None, None], 0.0)
+                colours = (whole * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+                pixels, failed = colours.cpu().numpy(), nan.tolist()
+        except BaseException:
+            # Stable Diffusion XL decodes in float32 and, interrupted there, would stay in it.
+            if (vae := getattr(self.pipeline, "vae", None)) is not None:
+                vae.to(dtype=dtype(self.config))
+            raise
+        return [
+            Sample(
+                pixels[i],
+                "nan" if failed[i] else "ok",
+                one.tokens,
+                one.truncated,
+                vae_slicing=self.vae_slicing,
+            )
+            for i, one in enumerate(encoded)
+        ]
+
+    def _denoise(
+        self, specs: Sequence[ImageSpec], encoded: Sequence[Encoded], **options: Any
+    ) -> torch.Tensor:
+        """Take the steps and decode; no text encoder is needed but by pipelines of no family."""
+        generation, family = self.config.generation, self._encoder.family
+        # On the CPU: the same noise on every device. Schedulers that add noise in their steps go
+        # on with the same generators.
+        generators = [torch.Generator("cpu").manual_seed(spec.seed) for spec in specs]
+        arguments: dict[str, Any] = {name: getattr(generation, name) for name in family.settings}
+        for name, first in encoded[0].arguments.items():
+            every = [one.arguments[name] for one in encoded]
+            arguments[name] = torch.cat(every) if torch.is_tensor(first) else every
+        if family.latents is not None:
+            shape = family.latents(self.pipeline, generation.height, generation.width)
+            # float32 whatever the precision, so that this does not change an image's noise.
+            noise = torch.cat([torch.randn(shape, generator=one) for one in generators])
+            network = denoiser(self.pipeline)
+            arguments["latents"] = noise.to(self.pipeline.device, network.dtype)
+        output = self.pipeline(
+            height=generation.height,
+            width=generation.width,
+            generator=generators,
+            output_type="pt",
+            **{**arguments, **family.call_options, **options},
+        )
+        images: torch.Tensor = output.images
+        return images
 
     def check(self, samples: list[Sample]) -> list[Sample]:
-        """Blacken what the safety checker flags; may run while another batch is sampled."""
+        """Blacken what the safety checker flags; may run while another batch is sampled.
+
+        Raises:
+            OutOfMemoryError: the device has no room to check a single image.
+        """
         if self._checker is None:
             return samples
         flags: list[bool] = []
         for start in range(0, len(samples), _CHECKED_AT_ONCE):
-            flags += self._flags_or_wait(samples[start : start + _CHECKED_AT_ONCE])
+            flags += self._flags_or_wait(samples[start : start + _CHECKED_AT_ONCE], _WAITS)
         return [
-            dataclasses.replace(sample, pixels=np.zeros_like(sample.pixels), status="nsfw")
+            replace(sample, pixels=np.zeros_like(sample.pixels), status="nsfw")
             if flagged and sample.status == "ok"
             else sample
             for sample, flagged in zip(samples, flags, strict=True)
         ]
 
-    def _flags_or_wait(self, samples: list[Sample]) -> list[bool]:
-        """Check several at once, or one at a time, waiting until the next batch leaves room.
-
-        Raises:
-            OutOfMemoryError: the device has no room to check a single image.
-        """
+    def _flags_or_wait(self, samples: list[Sample], waits: Sequence[float]) -> list[bool]:
+        """Check images; without room for it one at a time, and later, when a batch leaves some."""
         try:
             with plain_out_of_memory():
                 return self._flags(samples)
         except OutOfMemoryError as error:
+            if not waits:
+                raise
             log.warning("while checking %d images: %s", len(samples), error)
-        return [flag for sample in samples for flag in self._flags_alone([sample])]
-
-    def _flags_alone(self, sample: list[Sample]) -> list[bool]:
-        for seconds in (0.0, 5.0, 30.0):
-            self.device.release()
-            time.sleep(seconds)
-            try:
-                with plain_out_of_memory():
-                    return self._flags(sample)
-            except OutOfMemoryError as error:
-                log.warning("while checking an image: %s", error)
-        with plain_out_of_memory():
-            return self._flags(sample)
+        self.device.release()
+        time.sleep(waits[0])
+        return [flag for one in samples for flag in self._flags_or_wait([one], waits[1:])]
 
     def _flags(self, samples: list[Sample]) -> list[bool]:
         assert self._checker is not None
@@ -230,7 +229,7 @@ class Sampler(ImageSampler):
         if steps > TIMED_STEPS and "callback_on_step_end" in hooks:
             options = {"num_inference_steps": TIMED_STEPS, "callback_on_step_end": end_step}
         began = time.perf_counter()
-        self._pixels(specs, **options)
+        self._make(specs, self._encoder, **options)
         taken = time.perf_counter() - began
         if len(ends) < 2:
             return taken
@@ -249,54 +248,49 @@ class Sampler(ImageSampler):
         return True
 
 
-def _to_uint8(images: torch.Tensor) -> tuple[Pixels, list[bool]]:
-    # NCHW in 0..1 to NHWC. In float32, as diffusers' own conversion to PIL.
-    nan = images.isnan().flatten(1).any(dim=1)
-    whole = images.float().masked_fill(nan[:, None, None, None], 0.0)
-    pixels = (whole * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    return pixels.cpu().numpy(), nan.tolist()
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt as a pipeline's call takes it: its embeddings, a batch of one, or its text.
+
+    ``tokens`` counts the whole prompt's, start and end included; ``truncated`` says that the
+    encoder that reads most of it took fewer.
+    """
+
+    arguments: dict[str, Any]
+    tokens: int
+    truncated: bool
 
 
 class PromptEncoder:
-    """Turns prompts into the arguments of a pipeline's call.
+    """Encodes prompts, each once and alone: its embedding depends on no other of the batch.
 
-    A prompt is encoded once and alone, so that its embedding depends on no other prompt of the
-    batch; the negative one is encoded with the first. Pipelines of no known family encode the
-    texts themselves, in every call.
+    The negative one is encoded with the first. Once a prompt is encoded, sampling needs no text
+    encoder, unless the pipeline is of no known family.
     """
 
     def __init__(self, pipeline: Any, generation: GenerationConfig) -> None:
+        self.family = FAMILIES.get(type(pipeline).__name__, FROM_TEXTS)
         self._pipeline = pipeline
         self._negative_prompt = generation.negative_prompt
-        self._guidance = generation.guidance_scale > 1
-        self.family = FAMILIES.get(type(pipeline).__name__)
+        self._guided = generation.guidance_scale > 1
         self._negatives: dict[str, torch.Tensor] = {}
-        self._positives: OrderedDict[str, dict[str, torch.Tensor]] = OrderedDict()
-        self._counts: dict[str, int] = {}
+        self._kept: OrderedDict[str, Encoded] = OrderedDict()
 
-    def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Return the pipeline's arguments for a batch of prompts."""
-        if self.family is None:
-            texts: dict[str, Any] = {"prompt": list(prompts)}
-            if self._negative_prompt is not None:
-                texts["negative_prompt"] = [self._negative_prompt] * len(prompts)
-            return texts
+    def encode(self, prompts: Iterable[str]) -> list[Encoded]:
+        """Return prompts encoded, in their order; recent ones are kept."""
+        found = []
         for prompt in prompts:
-            if prompt not in self._positives:
-                self._positives[prompt] = self._encode(prompt)
-        encoded = [self._positives[prompt] for prompt in prompts]
-        while len(self._positives) > _KEPT_PROMPTS:
-            self._positives.popitem(last=False)
-        batch = {name: torch.cat([one[name] for one in encoded]) for name in encoded[0]}
-        for name, negative in self._negatives.items():
-            batch[name] = negative.expand(len(prompts), *negative.shape[1:])
-        return {**self.family.call_options, **batch}
+            if prompt not in self._kept:
+                embeddings = self._embed(prompt) if self.family.embeddings else self._text(prompt)
+                self._kept[prompt] = Encoded(embeddings, *self._count(prompt))
+            found.append(self._kept[prompt])
+        while len(self._kept) > _KEPT_PROMPTS:
+            self._kept.popitem(last=False)
+        return found
 
     @torch.no_grad()
-    def _encode(self, prompt: str) -> dict[str, torch.Tensor]:
-        assert self.family is not None
-        first = self._guidance and not self._negatives
-        negative = self._negative_prompt
+    def _embed(self, prompt: str) -> dict[str, Any]:
+        first, negative = self._guided and not self._negatives, self._negative_prompt
         encoded = self._pipeline.encode_prompt(
             prompt=prompt,
             device=self._pipeline.device,
@@ -305,20 +299,17 @@ class PromptEncoder:
             negative_prompt=self.family.empty_negative if negative is None else negative,
             **self.family.encode_options,
         )
-        named = dict(zip(self.family.returns, encoded, strict=True))
+        named = dict(zip(self.family.embeddings, encoded, strict=True))
         if first:
             self._negatives = {k: v for k, v in named.items() if k.startswith("negative")}
-        return {k: v for k, v in named.items() if not k.startswith("negative")}
+        return {k: v for k, v in named.items() if not k.startswith("negative")} | self._negatives
 
-    def tokens(self, prompt: str) -> int:
-        """Count a prompt's tokens, start and end included."""
-        if prompt not in self._counts:
-            ids = self._pipeline.tokenizer(prompt, truncation=False, verbose=False).input_ids
-            self._counts = {prompt: len(ids)}  # ten images of a synset ask one after another
-        return self._counts[prompt]
+    def _text(self, prompt: str) -> dict[str, Any]:
+        negative = self._negative_prompt
+        return {"prompt": prompt} | ({} if negative is None else {"negative_prompt": negative})
 
-    @property
-    def token_limit(self) -> int:
-        """How many of them the text encoder takes."""
-        limit = self.family.token_limit if self.family else None
-        return int(limit or self._pipeline.tokenizer.model_max_length)
+    def _count(self, prompt: str) -> tuple[int, bool]:
+        tokenizers = {name: getattr(self._pipeline, name) for name in self.family.encoders}
+        tokenizer, limit = self.family.longest_reader(tokenizers)
+        tokens = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        return tokens, tokens > limit

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from pydantic import ValidationError
 
@@ -13,6 +12,7 @@ from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
 from sdwn.io import Format, file_sha256, now, write_text
 from sdwn.models.builtin import builtin_folder, builtin_path
 from sdwn.models.weights import (
+    Source,
     Weights,
     combined,
     components,
@@ -24,7 +24,6 @@ from sdwn.models.weights import (
     size,
     snapshot,
     source,
-    unneeded,
     weights_folder,
 )
 from sdwn.paths import RunPaths
@@ -65,7 +64,7 @@ class Lock(Record):
     format: str = FORMAT.name
     format_version: int = FORMAT.version
     model: ModelConfig
-    source: Literal["builtin", "folder", "hub"]
+    source: Source
     revision: str
     folder: str | None = None
     written: str
@@ -82,13 +81,12 @@ def read_lock(paths: RunPaths, model: ModelConfig) -> Lock | None:
     if not paths.lock.exists():
         return None
     # The images' own records say which weights the new one must name.
-    remedy = f"write it anew with: {shell('rm', paths.lock)} && {_prefetch(paths)}"
+    remedy = f"write it anew with: {shell('rm', paths.lock)} && {command('prefetch', paths.root)}"
     try:
         lock = Lock.model_validate(FORMAT.read(paths.lock))
     except ValidationError as error:
-        first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise IntegrityError(f"{paths.lock}: damaged: {reason}; {remedy}") from None
+        where, reason = error.errors()[0]["loc"], error.errors()[0]["msg"]
+        raise IntegrityError(f"{paths.lock}: damaged: {where}: {reason}; {remedy}") from None
     except IntegrityError as error:
         raise IntegrityError(f"{error}; {remedy}") from None
     if lock.model != model:
@@ -97,10 +95,6 @@ def read_lock(paths: RunPaths, model: ModelConfig) -> Lock | None:
             f"revision or variant of it; {remedy}"
         )
     return lock
-
-
-def _prefetch(paths: RunPaths) -> str:
-    return command("prefetch", paths.root)
 
 
 def ensure_lock(paths: RunPaths, plan: Plan) -> Lock | None:
@@ -123,11 +117,10 @@ def ensure_lock(paths: RunPaths, plan: Plan) -> Lock | None:
 def lock_on(config: RunConfig, folder: Path, commit: str | None) -> Lock:
     """Lock a config to the weights in a folder, which are the hub's if there is a commit."""
     if commit is not None:
-        parts = components(folder).keys() - unneeded(config)
-        names = needed(files(folder), parts, config.model.variant)
+        names = needed(folder, files(folder), components(folder), config)
         found = [LockedFile(file=name, bytes=(folder / name).stat().st_size) for name in names]
     else:
-        found = [_with_content(folder, name) for name in files(folder)]
+        found = [_with_content(folder / name, name) for name in files(folder)]
     return Lock(
         model=config.model,
         source=source(config.model),
@@ -137,9 +130,8 @@ def lock_on(config: RunConfig, folder: Path, commit: str | None) -> Lock:
     )
 
 
-def _with_content(folder: Path, name: str) -> LockedFile:
-    stat = (folder / name).stat()
-    digest = file_sha256(folder / name)
+def _with_content(path: Path, name: str) -> LockedFile:
+    stat, digest = path.stat(), file_sha256(path)
     return LockedFile(file=name, bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest)
 
 
@@ -203,8 +195,8 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
             raise SdwnError(
                 f"model {model.name} at {lock.revision}: {len(absent)} of {len(lock.files)} files "
                 f"are not whole in {lock.folder or constants.HF_HUB_CACHE} ({absent[0]}); fetch "
-                f"them where there is a network, with: {_prefetch(paths)} (HF_HOME there and here "
-                "must be one folder; see also its --folder)"
+                f"them where there is a network, with: {command('prefetch', paths.root)} (HF_HOME "
+                "there and here must be one folder; see also its --folder)"
             )
         return Weights(folder, lock.revision)
     if lock.source == "builtin":
@@ -239,7 +231,7 @@ def lock_to_classifier(paths: RunPaths, config: RunConfig, file: Path) -> None:
     if (lock := read_lock(paths, config.model)) is None:
         return
     if config.evaluation.checkpoint is not None:
-        weights = _with_content(file.parent, file.name).model_copy(update={"file": str(file)})
+        weights = _with_content(file, str(file))
     else:
         weights = LockedFile(file=str(file), bytes=file.stat().st_size)
     locked = LockedClassifier(model=config.evaluation.model, weights=weights)
@@ -262,7 +254,7 @@ def require_classifier(paths: RunPaths, config: RunConfig) -> None:
     if same and locked.weights.is_changed(chosen.checkpoint):
         raise IntegrityError(
             f"{chosen.checkpoint}: changed or missing since the run was locked to it; bring it "
-            f"back, or use it as it is now with: {_prefetch(paths)}"
+            f"back, or use it as it is now with: {command('prefetch', paths.root)}"
         )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sdwn.config import RunConfig
-from sdwn.models.pipelines import FAMILIES
+from sdwn.io import read_json
+from sdwn.models.families import FAMILIES, FROM_TEXTS
 from sdwn.models.weights import INDEX, components, find_folder
 
 MOST = 10_000
@@ -30,13 +29,16 @@ def prompt_lengths(config: RunConfig, prompts: Sequence[str]) -> PromptLengths |
         None where the weights are not on this machine, or a model has no tokenizer.
     """
     folder = find_folder(config)
-    if folder is None or (name := components(folder).get("tokenizer")) is None:
+    if folder is None or "tokenizer" not in (kinds := components(folder)):
         return None
     import transformers  # a second; its tokenizers come without torch
 
-    tokenizer: Any = getattr(transformers, name).from_pretrained(folder / "tokenizer")
-    family = FAMILIES.get(json.loads((folder / INDEX).read_bytes())["_class_name"])
-    limit = int((family and family.token_limit) or tokenizer.model_max_length)
+    family = FAMILIES.get(str(read_json(folder / INDEX).get("_class_name")), FROM_TEXTS)
+    tokenizers = {
+        name: getattr(transformers, kinds[name]).from_pretrained(folder / name)
+        for name in family.encoders
+    }
+    tokenizer, limit = family.longest_reader(tokenizers)
     distinct = list(dict.fromkeys(prompts))
     chosen = distinct[:: -(-len(distinct) // MOST)]
     encoded = tokenizer(chosen, truncation=False, verbose=False).input_ids

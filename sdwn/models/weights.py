@@ -1,7 +1,7 @@
-"""A model's weights: where they are, their revision, and checks that none is missing.
+"""A model's weights: where they are, whether they are whole, and getting them from the hub.
 
 A model is built in, a folder in diffusers format, or a name of the hub, whose weights are in its
-cache. Nothing here needs the network or torch.
+cache. Only fetching needs the network, and nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from glob import glob
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Literal
 
+from rich.filesize import decimal
+
 from sdwn.config import BUILTIN_MODELS, ModelConfig, RunConfig
-from sdwn.errors import IntegrityError, SdwnError, UsageError, shell
-from sdwn.io import file_sha256, locked, private_folder, read_json
-from sdwn.models.builtin import IN_PACKAGE, builtin_path, packaged
+from sdwn.errors import IntegrityError, SdwnError, UsageError, first_line, shell
+from sdwn.io import file_sha256, locked, private_folder, read_json, write_text
+from sdwn.models.builtin import IN_PACKAGE, builtin_folder, builtin_path, packaged
 from sdwn.paths import STAGE_VARIABLE
 
 log = logging.getLogger(__name__)
@@ -31,13 +35,9 @@ INDEX = "model_index.json"
 POINTER = b"version https://git-lfs"
 
 # What people write for a model, and nothing can load.
-_ADDRESS = re.compile(
-    r"(?:\w+://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)"
-    r"(?:/(?:tree|blob|resolve)/([\w.-]+))?(?:[/?#].*)?"
-)
-_SINGLE_FILES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin", ".gguf", INDEX)
+_ADDRESS = re.compile(r"(?:\w+://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
+_SINGLE_FILES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin", ".gguf")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 # The same weights in other formats, and what people read.
 _IGNORED = (
@@ -52,6 +52,8 @@ _WEIGHTS = re.compile(
 )
 # Classes of parts that are settings and vocabularies, without weights.
 _WEIGHTLESS = re.compile(r"Tokenizer|Process|Scheduler|Extractor")
+# In a plain folder of the hub's weights: which they are.
+_MARK = ".sdwn-weights.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,53 +67,40 @@ class Weights:
     revision: str
 
 
-Source = Literal["builtin", "folder", "hub"]
+# Where a model is: ``elsewhere`` is a folder of another machine, by a path that this one lacks.
+Source = Literal["builtin", "folder", "hub", "elsewhere"]
 
 
 def source(model: ModelConfig) -> Source:
     """Return where a model comes from.
 
     Raises:
-        UsageError: its name is no folder here, and no name that the hub could know.
+        UsageError: its name is no folder, and no name that the hub could know.
     """
+    name, path = model.name, Path(model.name).expanduser()
     if model.builtin is not None:
         return "builtin"
-    if Path(model.name).expanduser().is_dir():
+    if path.is_dir():
         return "folder"
-    if mistake := _mistake(model.name):
-        raise UsageError(f"model {model.name}: {mistake}")
-    if is_hub_name(model):
-        return "hub"
-    raise UsageError(
-        f"model {model.name}: no such folder, and no hub name either; expected a folder in "
-        "diffusers format, a name like CompVis/stable-diffusion-v1-4, or one of "
-        f"{', '.join(BUILTIN_MODELS)}"
-    )
-
-
-def _mistake(name: str) -> str:
-    """Return what to write instead of a name that nothing can load; "" for any other."""
-    if address := _ADDRESS.fullmatch(name):
-        revision = f" and model.revision: {address[2]}" * (address[2] not in (None, "main"))
-        return f"this is the address of a page; write model.name: {address[1]}{revision}"
-    if "://" in name:
-        return "this is an address; download the model, and write the folder's path"
-    if Path(name).name == INDEX:
-        return f"this is a file; write the folder that it lies in, model.name: {Path(name).parent}"
-    if name.lower().endswith(_SINGLE_FILES) or Path(name).expanduser().is_file():
-        return (
+    if address := _ADDRESS.match(name):
+        reason = f"this is the address of a page; write model.name: {address[1]}"
+    elif name.lower().endswith(_SINGLE_FILES) or path.is_file():
+        reason = (
             "this is a single file, and a folder in diffusers format is expected; for Stable "
             "Diffusion make one with: "
             f"{_conversion('StableDiffusionPipeline', f'from_single_file({json.dumps(name)})')}; "
             "then write model.name: FOLDER"
         )
-    plain = re.sub(r"\s", "", name.replace("\\", "/")).rstrip("/")
-    if plain != name and "/" in plain and _HUB_NAME.fullmatch(plain):
-        return (
-            "no such folder is here, and a name on the hub has no blanks, no backslash and no "
-            f"slash at its end; if that is meant, write model.name: {plain}"
+    elif name.startswith(("/", "~", ".")):
+        return "elsewhere"
+    elif _HUB_NAME.fullmatch(name):
+        return "hub"
+    else:
+        reason = (
+            "no such folder, and no hub name either; expected a folder in diffusers format, a "
+            f"name like CompVis/stable-diffusion-v1-4, or one of {', '.join(BUILTIN_MODELS)}"
         )
-    return ""
+    raise UsageError(f"model {name}: {reason}")
 
 
 def _conversion(kind: str, load: str) -> str:
@@ -119,24 +108,13 @@ def _conversion(kind: str, load: str) -> str:
     return shell("python", "-c", code)
 
 
-def is_hub_name(model: ModelConfig) -> bool:
-    """Return whether a name that is no folder could be one of the hub's."""
-    return _HUB_NAME.fullmatch(model.name) is not None
-
-
-def is_elsewhere(model: ModelConfig) -> bool:
-    """Return whether a model is a folder of another machine, by a path that this one lacks."""
-    path = model.name.startswith(("/", "~", "."))
-    return path and not Path(model.name).expanduser().exists() and not _mistake(model.name)
-
-
 def is_commit(revision: str | None) -> bool:
     """Return whether a revision is a commit, which never changes, and no branch or tag."""
-    return revision is not None and _COMMIT.fullmatch(revision) is not None
+    return re.fullmatch("[0-9a-f]{40}", revision or "") is not None
 
 
 def weights_folder(config: RunConfig, commit: str | None = None) -> Path:
-    """Return the folder of a config's weights.
+    """Return the folder of a config's weights, which are whole.
 
     Of a model of the hub it is the one in its cache, at ``commit`` if that is given.
 
@@ -146,16 +124,16 @@ def weights_folder(config: RunConfig, commit: str | None = None) -> Path:
         SdwnError: the weights are not on this machine.
     """
     model = config.model
-    if model.builtin in IN_PACKAGE:
-        return packaged(model.builtin)
-    kind = source(model)
-    if kind == "hub":
+    if (kind := source(model)) == "builtin":
+        name = str(model.builtin)
+        folder = packaged(name) if name in IN_PACKAGE else builtin_path(name)
+    elif kind == "hub":
         cached = snapshot(model.name, commit or model.revision)
         if cached is None:
             raise SdwnError(f"{model.name} is not in the hub's cache")
         folder = cached
     else:
-        folder = builtin_path(str(model.builtin)) if kind == "builtin" else model_folder(model)
+        folder = model_folder(model)
     require_whole(folder, config)
     return folder
 
@@ -174,13 +152,22 @@ def find_folder(config: RunConfig, commit: str | None = None) -> Path | None:
         return None
 
 
-def find_weights(config: RunConfig) -> Weights | None:
-    """Return a config's weights; None where they are not on this machine."""
-    folder = find_folder(config)
-    if folder is None:
-        return None
-    hub = source(config.model) == "hub"
-    return Weights(folder, folder.name if hub else fingerprint(folder))
+def obtain_weights(config: RunConfig) -> Weights:
+    """Find a config's weights, or get them: make a built-in model, or download one of the hub.
+
+    The hub is not asked for what its cache has.
+
+    Raises:
+        UsageError: the model's name is no folder, and no name that the hub could know.
+        IntegrityError: a part of the model is missing in its folder.
+        SdwnError: the hub does not give it.
+    """
+    model = config.model
+    if source(model) == "hub":
+        found = find_folder(config)
+        return Weights(found, found.name) if found else fetch_weights(config)
+    folder = builtin_folder(model.builtin) if model.builtin else weights_folder(config)
+    return Weights(folder, fingerprint(folder))
 
 
 def model_folder(model: ModelConfig) -> Path:
@@ -190,6 +177,8 @@ def model_folder(model: ModelConfig) -> Path:
         UsageError: there is no pipeline in it.
     """
     folder = Path(model.name).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"model {model.name}: no such folder on this machine")
     if not (folder / INDEX).is_file():
         # A clone's outer folder, or one of the hub's cache.
         inner = next((p for d in ("*", "snapshots/*") for p in folder.glob(f"{d}/{INDEX}")), None)
@@ -231,59 +220,83 @@ def components(folder: Path) -> dict[str, str]:
     }
 
 
-def unneeded(config: RunConfig) -> set[str]:
-    """Return the parts of a pipeline that a config does without."""
-    return set() if config.generation.safety_checker else {"safety_checker"}
-
-
-def files(folder: Path) -> list[str]:
-    """List what loading a pipeline may read of its folder: no other format, no hidden file.
-
-    Files beside the index count only where a part has no folder of its own.
-    """
-    flat = any(not (folder / part).is_dir() for part in components(folder))
-    found = (
-        Path(top, name).relative_to(folder)
-        for top, _, inside in os.walk(folder, followlinks=True)
-        for name in inside
-        if not any(fnmatch(name, pattern) for pattern in _IGNORED)
-    )
+def files(folder: Path, ignored: Collection[str] = _IGNORED) -> list[str]:
+    """List what loading a pipeline may read of its folder: no other format, no hidden file."""
+    # Unlike Path.rglob, it looks into folders that are links.
+    found = glob("*/**/*", root_dir=folder, recursive=True)  # noqa: PTH207
     return [
-        name.as_posix()
-        for name in sorted(found)
-        if (flat or len(name.parts) > 1 or name.name == INDEX)
-        and not any(part.startswith(".") for part in name.parts)
+        str(path)
+        for path in sorted(map(PurePosixPath, [INDEX, *found]))
         # The hub's cache has links, which may lead nowhere.
-        and (folder / name).is_file()
+        if (folder / path).is_file() and not any(fnmatch(path.name, kind) for kind in ignored)
     ]
 
 
-def needed(names: Iterable[str], parts: Collection[str], variant: str | None) -> list[str]:
-    """Pick the files of a hub's model that diffusers loads, given which parts it has.
+def needed(
+    where: object, names: Collection[str], kinds: Mapping[str, str], config: RunConfig
+) -> list[str]:
+    """Pick the files that diffusers loads for a config, of those in a folder or on the hub.
 
-    >>> names = ["model_index.json", "README.md", "unet/config.json", "vae/config.json"]
-    >>> names += [f"unet/diffusion_pytorch_model{v}.safetensors" for v in ("", ".fp16")]
-    >>> needed(names, ["unet"], None)
-    ['model_index.json', 'unet/config.json', 'unet/diffusion_pytorch_model.safetensors']
-    >>> needed(names, ["unet"], "fp16")[-1]
-    'unet/diffusion_pytorch_model.fp16.safetensors'
+    Args:
+        where: the folder, or what else has them.
+        names: the files.
+        kinds: the parts of the pipeline, and the class of each.
+        config: has the variant, and may do without a safety checker.
+
+    Raises:
+        IntegrityError: a part is missing; the message says what is there instead, and which
+            setting takes it.
     """
-    paths = [PurePosixPath(name) for name in names]
-    chosen = {INDEX}
-    for part in parts:
-        own = [path for path in paths if path.parts[0] == part and len(path.parts) > 1]
-        weights = [path for path in own if ".safetensors" in path.name]
-        if weights:
-            those = [path for path in weights if variant and _is_variant(path.name, variant)]
-            plain = ((path, _WEIGHTS.fullmatch(path.name)) for path in weights)
-            those = those or [path for path, match in plain if match and not match["variant"]]
-            own = [path for path in own if path.name == "config.json"] + those
-        chosen.update(map(str, own))
-    return [str(path) for path in paths if str(path) in chosen]
+    variant, chosen = config.model.variant, [INDEX]
+    for part, kind in kinds.items():
+        if part == "safety_checker" and not config.generation.safety_checker:
+            continue
+        own = [name for name in names if name.startswith(f"{part}/")]
+        fault = "" if own else f"{INDEX} names the part {part}, and there are no files of it"
+        if own and not _WEIGHTLESS.search(kind):
+            weights = [name for name in own if ".safetensors" in name]
+            given = [name for name in weights if variant and _is_variant(name, variant)]
+            plain = [name for name in weights if _is_variant(name, None)]
+            if f"{part}/config.json" not in own:
+                fault = f"{part}/config.json is missing"
+            elif not (given or plain):
+                fault = _other_weights(part, own, config.model.name)
+            own = [f"{part}/config.json", *(given or plain)]
+        if fault:
+            raise IntegrityError(f"{where} is not a whole model: {fault}")
+        chosen += own
+    if variant and not any(_is_variant(name, variant) for name in chosen):
+        raise IntegrityError(f"{where}: no part has the variant {variant}; leave model.variant out")
+    return chosen
 
 
-def _is_variant(name: str, variant: str) -> bool:
-    return re.search(rf"\.{re.escape(variant)}[.-]", name) is not None
+def _is_variant(name: str, variant: str | None) -> bool:
+    """Return whether a file of weights is of a variant; of none, whether it is of no variant."""
+    base = name.rpartition("/")[2]
+    if variant:
+        return re.search(rf"\.{re.escape(variant)}[.-]", base) is not None
+    match = _WEIGHTS.fullmatch(base)
+    return match is not None and not match["variant"]
+
+
+def _other_weights(part: str, names: Iterable[str], model: str) -> str:
+    """Describe which weights a part has instead of those that diffusers looks for."""
+    own = sorted(name.rpartition("/")[2] for name in names)
+    found = [match for name in own if (match := _WEIGHTS.fullmatch(name))]
+    if variants := [m["variant"] for m in found if m["format"] == "safetensors"]:
+        return (
+            f"{part} has its weights only in the variant {variants[0]}; set model.variant: "
+            f"{variants[0]}"
+        )
+    if pickles := [match for match in found if match["format"] != "safetensors"]:
+        variant = pickles[0]["variant"]
+        given = json.dumps(model) + (f', variant="{variant}"' if variant else "")
+        return (
+            f"{part} has its weights only as {pickles[0][0]}, which could run code and is not "
+            "loaded; if you trust it, write safetensors into another folder: "
+            f"{_conversion('DiffusionPipeline', f'from_pretrained({given})')}"
+        )
+    return f"{part} has no diffusion_pytorch_model.safetensors or model.safetensors"
 
 
 def require_whole(folder: Path, config: RunConfig) -> None:
@@ -294,88 +307,112 @@ def require_whole(folder: Path, config: RunConfig) -> None:
     Raises:
         IntegrityError: what is missing, what is there instead, and the setting that takes it.
     """
-    kinds, variant = components(folder), config.model.variant
-    parts = [part for part in kinds if part not in unneeded(config)]
-    names = needed(files(folder), parts, variant)
-    faults = [fault for part in parts if (fault := _fault(folder / part, kinds[part], names))]
-    if not parts:
-        faults = [f"{INDEX} names no parts of a pipeline"]
-    elif "safety_checker" in parts and "feature_extractor" not in kinds:
-        faults.append(
-            "it has a safety checker and no feature extractor, without which diffusers takes "
-            "none; set generation.safety_checker: false"
-        )
-    elif not faults and variant and not any(_is_variant(name, variant) for name in names):
-        faults = [f"no part has the variant {variant}; leave model.variant out"]
-    if faults:
-        more = f" (and {len(faults) - 1} more parts like it)" if len(faults) > 1 else ""
-        raise IntegrityError(f"{folder} is not a whole model: {faults[0]}{more}")
-
-
-def _fault(part: Path, kind: str, names: Collection[str]) -> str:
-    """Return why diffusers would not load a part of a pipeline; "" if nothing is seen."""
-    if not part.is_dir():
-        # diffusers then reads what lies beside the index.
-        beside = [file for file in part.parent.glob("*.json") if file.name != INDEX]
-        return "" if beside else f"{INDEX} names the part {part.name}, and there is no such folder"
-    own = [part.parent / name for name in names if name.startswith(f"{part.name}/")]
-    if pointers := [file.name for file in own if is_pointer(file)]:
-        return (
-            f"{part.name}/{pointers[0]} is a pointer of git-lfs, not the file itself; get it with "
-            "git lfs pull in that folder"
-        )
-    if _WEIGHTLESS.search(kind):
-        return "" if own else f"{part.name} has no files"
-    if not (part / "config.json").is_file():
-        return f"{part.name}/config.json is missing"
-    tensors = {file for file in own if file.suffix == ".safetensors"}
-    if not tensors:
-        return other_weights(part.name, [path.name for path in part.iterdir()], str(part.parent))
-    for index in (file for file in own if ".index." in file.name):
-        tensors |= {part / file for file in read_json(index).get("weight_map", {}).values()}
-    return next((damage for file in sorted(tensors) if (damage := _damage(file))), "")
-
-
-def _damage(file: Path) -> str:
     from safetensors import SafetensorError, safe_open
 
-    try:
-        # Reads the header alone, and compares it with the file's size.
-        with safe_open(file, framework="numpy"):
-            return ""
-    except FileNotFoundError:
-        return f"{file.parent.name}/{file.name} is missing, which the part's index lists"
-    except (OSError, SafetensorError) as error:
-        return f"{file.parent.name}/{file.name} is damaged or cut short ({error}); copy it anew"
-
-
-def other_weights(part: str, names: Iterable[str], model: str) -> str:
-    """Describe which weights a part has instead of those that diffusers looks for.
-
-    >>> other_weights("unet", ["config.json", "diffusion_pytorch_model.fp16.safetensors"], "sd")
-    'unet has its weights only in the variant fp16; set model.variant: fp16'
-    """
-    names = sorted(names)
-    found = [match for name in names if (match := _WEIGHTS.fullmatch(name))]
-    if variants := [m["variant"] for m in found if m["format"] == "safetensors" and m["variant"]]:
-        variant = variants[0]
-        return f"{part} has its weights only in the variant {variant}; set model.variant: {variant}"
-    if pickles := [match for match in found if match["format"] != "safetensors"]:
-        variant = pickles[0]["variant"]
-        given = json.dumps(model) + (f', variant="{variant}"' if variant else "")
-        return (
-            f"{part} has its weights only as {pickles[0][0]}, which could run code and is not "
-            "loaded; if you trust it, write safetensors into another folder: "
-            f"{_conversion('DiffusionPipeline', f'from_pretrained({given})')}"
-        )
-    there = ", ".join(name for name in names if name != "config.json") or "no weights"
-    return f"{part} has {there}, and diffusers looks for diffusion_pytorch_model.safetensors"
+    for name in needed(folder, files(folder, ()), components(folder), config):
+        file, fault = folder / name, ""
+        if is_pointer(file):
+            fault = (
+                "is a pointer of git-lfs, not the file itself; get it with git lfs pull in that "
+                "folder"
+            )
+        elif file.suffix == ".safetensors":
+            try:
+                # Reads the header alone, and compares it with the file's size.
+                with safe_open(file, framework="numpy"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                fault = f"is damaged or cut short ({error}); copy it anew"
+        elif ".safetensors.index." in file.name:
+            listed = read_json(file).get("weight_map", {}).values()
+            absent = [one for one in sorted(listed) if not (file.parent / one).is_file()]
+            fault = f"lists {absent[0]}, which is missing" if absent else ""
+        if fault:
+            raise IntegrityError(f"{folder} is not a whole model: {name} {fault}")
 
 
 def is_pointer(file: Path) -> bool:
     """Return whether a file is only git's pointer to a large one, for want of git-lfs."""
     with file.open("rb") as opened:
         return opened.read(len(POINTER)) == POINTER
+
+
+def fetch_weights(
+    config: RunConfig, revision: str | None = None, folder: Path | None = None
+) -> Weights:
+    """Download a config's model, whole, into the hub's cache or a folder of its own.
+
+    What is there already is not downloaded again. ``revision`` replaces the config's. Where the
+    hub does not answer, weights that are in its cache are used as they are.
+
+    Raises:
+        SdwnError: the hub does not give it, or there is no room for it.
+        UsageError: something else is in the folder.
+    """
+    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+
+    model, wanted = config.model, revision or config.model.revision
+    try:
+        info = HfApi().model_info(model.name, revision=wanted, files_metadata=True)
+        commit = str(info.sha)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        kinds: dict[str, str] = {}
+        if INDEX in sizes:
+            with TemporaryDirectory() as cache:
+                index = hf_hub_download(model.name, INDEX, revision=commit, cache_dir=cache)
+                kinds = components(Path(index).parent)
+    except Exception as error:  # each of the HTTP libraries that hub's has used has its own
+        if folder is None and (found := find_folder(config, wanted)) is not None:
+            log.warning("the hub does not answer (%s): using what its cache has", first_line(error))
+            return Weights(found, found.name)
+        raise SdwnError(_unavailable(config, error)) from error
+    if not kinds:
+        raise SdwnError(
+            f"model {model.name}: no pipeline in diffusers format on the hub, for {INDEX} is "
+            "missing; look there for the same model in diffusers format"
+        )
+    names = needed(f"model {model.name} on the hub", sizes, kinds, config)
+
+    if folder is not None:
+        _claim(folder, {"model": model.name, "commit": commit})
+    there = folder or snapshot(model.name, commit)
+    missing = sum(sizes[name] for name in names if there is None or not (there / name).exists())
+    target = folder or Path(constants.HF_HUB_CACHE)
+    existing = next(path for path in (target, *target.absolute().parents) if path.is_dir())
+    if (free := shutil.disk_usage(existing).free) < missing:
+        raise SdwnError(
+            f"{existing}: the weights need {decimal(missing)} more, and {decimal(free)} are free; "
+            "free some, set HF_HOME to a folder on a larger disk, or fetch with --folder"
+        )
+    # Into the cache by its branch, so that this knows which commit that is.
+    given = wanted if folder is None else commit
+    try:
+        got = snapshot_download(model.name, revision=given, allow_patterns=names, local_dir=folder)
+    except Exception as error:
+        raise SdwnError(_unavailable(config, error)) from error
+    require_whole(Path(got), config)
+    return Weights(folder or Path(got), commit)
+
+
+def _unavailable(config: RunConfig, error: Exception) -> str:
+    return (
+        f"model {config.model.name}: no folder of this name, and the hub did not give it: "
+        f"{first_line(error)}; fetch it where there is a network, with: sdwn prefetch (after "
+        "hf auth login where its terms ask for that), or name a local folder"
+    )
+
+
+def _claim(folder: Path, wanted: Mapping[str, str]) -> None:
+    """Mark a folder as that of a commit; one that has another commit, or anything else, stays."""
+    mark = folder / _MARK
+    found = read_json(mark) if mark.is_file() else {}
+    if found != wanted and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = f"its commit {found['commit']}" if found.get("commit") else "something else"
+        raise UsageError(
+            f"--folder {folder}: expected nothing there, or {wanted['model']} at commit "
+            f"{wanted['commit']}, found {what}; choose another folder, or remove that one"
+        )
+    write_text(mark, json.dumps(wanted) + "\n")
 
 
 def size(file: Path) -> int | None:
@@ -406,14 +443,12 @@ def staged_if_wanted(folder: Path) -> Path:
 
     :data:`STAGE_VARIABLE` says where; without it, or if copying fails, it is the folder itself.
     """
-    wanted = os.environ.get(STAGE_VARIABLE, "")
-    if not wanted:
+    if not (wanted := os.environ.get(STAGE_VARIABLE)):
         return folder
     target = Path(os.path.expandvars(wanted)).expanduser()
-    if "$" in str(target) or not target.is_absolute():
-        log.warning("weights are not staged: %s is no folder on this node", target)
-        return folder
     try:
+        if "$" in str(target) or not target.is_absolute():
+            raise UsageError(f"{target} is no folder on this node")
         return staged(folder, target)
     except (OSError, UsageError) as error:
         # Slower, but no reason to stop.

@@ -21,8 +21,8 @@ from sdwn.jobs.scheduler import read_site
 from sdwn.jobs.submit import require_fit
 from sdwn.models import weights
 from sdwn.models.builtin import IN_PACKAGE
+from sdwn.models.families import check_settings
 from sdwn.models.lock import require_classifier, require_weights
-from sdwn.models.pipelines import check_settings
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import Plan
 from sdwn.preflight.estimate import Estimate, estimate
@@ -234,16 +234,12 @@ def _settings(run: _Run) -> Iterator[Finding]:
     if isinstance(run.weights, SdwnError):
         return
     try:
-        known = check_settings(run.plan.config, run.weights)
+        check_settings(run.plan.config, run.weights)
     except SdwnError as error:
         yield Finding("settings", "problem", str(error))
         return
-    if known:
-        text = "the model takes the config's scheduler and safety checker"
-        yield Finding("settings", "ok", text)
-    else:
-        text = "only loading the model shows whether it takes the scheduler"
-        yield Finding("settings", "unverified", text)
+    text = "the model takes the config's scheduler and safety checker"
+    yield Finding("settings", "ok", text)
 
 
 def _classifier(run: _Run) -> Iterator[Finding]:

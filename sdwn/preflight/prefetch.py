@@ -10,8 +10,14 @@ from sdwn.config import EvaluationConfig, RunConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.models import lock
 from sdwn.models.builtin import builtin_folder
-from sdwn.models.hub import fetch_weights
-from sdwn.models.weights import Weights, fingerprint, is_commit, source, weights_folder
+from sdwn.models.weights import (
+    Weights,
+    fetch_weights,
+    fingerprint,
+    is_commit,
+    source,
+    weights_folder,
+)
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.wordnet.corpus import VERSION, open_wordnet

@@ -219,7 +219,7 @@ def _node_weights(report: NodeReport, config: RunConfig) -> Iterator[Finding]:
     if report.weights is not None:
         yield Finding("weights", "ok", f"{node} finds {report.weights}")
     else:
-        lost = report.offline or not weights.is_hub_name(config.model)
+        lost = report.offline or weights.source(config.model) != "hub"
         text = f"{node} does not find {config.model.name}; put it into a folder or a cache that "
         text += "nodes share (HF_HOME): sdwn prefetch CONFIG"
         yield Finding("weights", "problem" if lost else "warning", text)

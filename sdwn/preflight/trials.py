@@ -50,7 +50,6 @@ from sdwn.jobs.submit import OnLook, follow, recover, submit_tasks
 from sdwn.jobs.task import ArrayTask, Stage, read_record
 from sdwn.models import lock
 from sdwn.models.lock import locked_weights
-from sdwn.models.weights import find_weights
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import ImageSpec, Plan, image_seed, read_plan, write_plan
 from sdwn.preflight.doctor import can_start, replace_findings
@@ -90,8 +89,7 @@ def tune_device(config: RunConfig, on_step: OnMessage = ignore) -> GpuProfile:
         SdwnError: there is no room for a single image, or no GPU where one was given.
     """
     writable_cache()  # Fail before anything is measured that could not be kept.
-    # Any revision is as fast as another: what is there is taken, and no hub is asked.
-    sampler = load_sampler(config, find_weights(config))
+    sampler = load_sampler(config)
     # Plain noise is drawn without torch.
     if sampler.workload.torch and (reason := missing_gpu(sampler.workload.device)):
         raise SdwnError(f"nothing is measured: {reason}")
