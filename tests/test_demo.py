@@ -103,6 +103,7 @@ def test_the_papers_catalog_gets_the_papers_figures_and_the_note(
     from sdwn.evaluation.record import build_record, read_evaluation
     from sdwn.paths import EvaluationPaths
     from sdwn.releases.release import Release
+    from sdwn.reports.figures import write_report_figures
     from sdwn.reports.report import report_page
 
     sdwn, found = demo
@@ -114,7 +115,9 @@ def test_the_papers_catalog_gets_the_papers_figures_and_the_note(
     build_record(release, paths, pq.read_table(predictions), {"model": "any"}, EvaluationConfig())
     record = read_evaluation(paths)
     assert record["paper"]["mean_correct"] == 4.16
-    shown = report_page(release, record, pq.read_table(predictions))
+    shown = report_page(
+        release, record, pq.read_table(predictions), write_report_figures(record, paths)
+    )
     for text in ("4.16", "3.74", "73.0", "14.0", "861", "862", "n02113186", "arXiv:2211.01777"):
         assert text in shown
 

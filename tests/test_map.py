@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,8 +19,9 @@ from sdwn.evaluation.class_map import build_class_map
 from sdwn.evaluation.record import read_evaluation
 from sdwn.evaluation.word_vectors import find_vectors
 from sdwn.releases.release import Release
+from sdwn.reports.circles import map_labels
 from sdwn.reports.figures import write_report_figures
-from sdwn.reports.images import Album, choose_grade, class_sheets
+from sdwn.reports.images import SHEET_PIXELS, Album
 from sdwn.reports.report import write_report
 from sdwn.wordnet.corpus import WordNet
 
@@ -200,10 +202,9 @@ def test_a_damaged_text_encoder_leaves_wordnet(release: Release, tmp_path: Path)
 def test_figures_for_print_are_real_and_always_the_same(release: Release) -> None:
     paths = evaluation(release, predictions(release))
     record = read_evaluation(paths)
-    written = write_report_figures(record, paths)
-    assert sorted(path.name for path in written) == [
-        f"{name}.{kind}" for name in ("groups", "histogram", "map") for kind in ("png", "svg")
-    ]
+    drawn = write_report_figures(record, paths)
+    assert sorted(drawn) == ["groups", "histogram", "map"]
+    written = [paths.figure(name, kind) for name in drawn for kind in ("png", "svg")]
     before = {path: path.read_bytes() for path in written}
     for path in written:
         if path.suffix == ".png":
@@ -218,16 +219,32 @@ def test_figures_for_print_are_real_and_always_the_same(release: Release) -> Non
     assert before == {path: path.read_bytes() for path in written}
 
 
-def test_small_pictures_keep_to_their_budget(release: Release) -> None:
-    album = Album(release, CLASSES, predictions(release))
-    chosen = [choose_grade(album, CLASSES, budget) for budget in (10**9, 30_000, 1)]
-    assert chosen == sorted(chosen, key=lambda one: -one.pixels)
-    assert [one.pixels for one in chosen[::2]] == [80, 32]
-    urls = class_sheets(album, CLASSES, 30_000)
+def test_a_class_has_a_sheet_of_its_first_ten_images(release: Release) -> None:
+    urls = Album(release, CLASSES, predictions(release)).sheets(CLASSES)
     assert urls.keys() == set(CLASSES)
-    assert sum(map(len, urls.values())) * 3 / 4 < 33_000
     with Image.open(io.BytesIO(base64.b64decode(urls[CLASSES[0]].partition(",")[2]))) as sheet:
-        assert sheet.size == (5 * chosen[1].pixels, 2 * chosen[1].pixels)
+        assert sheet.size == (5 * SHEET_PIXELS, 2 * SHEET_PIXELS)
+
+
+def test_the_map_names_extremes_and_no_name_lies_over_another(release: Release) -> None:
+    record = read_evaluation(evaluation(release, predictions(release)))
+    rows = record["classes"]
+    labels = map_labels(record)
+    extremes = {max(row["correct"] for row in rows), min(row["correct"] for row in rows)}
+    shown = {int(label.text.rpartition(" ")[2].removesuffix("/10")) for label in labels}
+    assert extremes <= shown
+    for one in labels:
+        same_height = [label for label in labels if abs(label.y - one.y) < 0.04]
+        ends = sorted(
+            (label.x, label.x + 0.02 * len(label.text))
+            if label.side == "left"
+            else (label.x - 0.02 * len(label.text), label.x)
+            for label in same_height
+        )
+        assert all(before[1] < after[0] for before, after in pairwise(ends))
+    text = release.paths.evaluation("drawn").figure("map", "svg")
+    write_report_figures(record, release.paths.evaluation("drawn"))
+    assert all(label.text in text.read_text() for label in labels)
 
 
 def test_of_a_large_class_the_first_pictures_are_looked_at(
@@ -238,8 +255,8 @@ def test_of_a_large_class_the_first_pictures_are_looked_at(
     album = Album(release, CLASSES[:2], table)
     right = {(row["wnid"], row["number"]): row["label_rank"] == 0 for row in table.to_pylist()}
     for wnid in CLASSES[:2]:
-        assert [picture.row["number"] for picture in album[wnid]] == list(range(50))
-        assert all(one.correct == right[wnid, one.row["number"]] for one in album[wnid])
+        assert [picture["number"] for picture in album[wnid]] == list(range(50))
+        assert all(one["correct"] == right[wnid, one["number"]] for one in album[wnid])
     evaluation(release, table)
     page = write_report(release).read_text()
     assert page.count('<figure class="picture') == 2 * 20

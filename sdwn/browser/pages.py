@@ -219,7 +219,7 @@ def tree_page(request: Request) -> Response:
 
 def map_page(request: Request) -> Response:
     """``/map``: the map of an evaluation's classes."""
-    from sdwn.reports.chart_data import map_circles
+    from sdwn.reports.circles import map_circles
 
     library = library_of(request)
     record = library.predictions.record if library.predictions else {}

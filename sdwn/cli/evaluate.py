@@ -124,7 +124,8 @@ def compare_command(
     from sdwn.reports.comparison import (
         compare_evaluations,
         open_sides,
-        summary_sentence,
+        pair_in_words,
+        setting_words,
         write_comparison,
     )
 
@@ -144,7 +145,7 @@ def compare_command(
     pairs = [
         {
             **{key: pair[key] for key in ("first", "second", "rate")},
-            "verdict": summary_sentence(pair),
+            "verdict": ": ".join(pair_in_words(pair)),
         }
         for pair in comparison["pairs"]
     ]
@@ -163,7 +164,7 @@ def compare_command(
     }
     rows["classes in common"] = found["classes_in_common"]
     rows |= {
-        row["setting"]: ", ".join(
+        setting_words(row["setting"]): ", ".join(
             "not set" if value is None else str(value) for value in row["values"]
         )
         for row in found["settings"]

@@ -7,9 +7,8 @@ record, and `write_comparison` the page, tables and figures.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdwn import __version__
-from sdwn.errors import IntegrityError, UsageError
+from sdwn.errors import UsageError
 from sdwn.evaluation.groups import is_line
 from sdwn.evaluation.metrics import measure, metrics_shown
-from sdwn.evaluation.record import evaluations, read_evaluation
-from sdwn.evaluation.verify import prediction_problems
+from sdwn.evaluation.record import evaluations
 from sdwn.io import Format, csv_text, now, write_text
 from sdwn.paths import ComparisonPaths
 from sdwn.planning.plan import flat_settings
-from sdwn.prediction.table import read_predictions
 from sdwn.releases.release import Release
-from sdwn.reports.chart_data import side_bars
-from sdwn.reports.charts import comparison_charts
-from sdwn.reports.figures import write_comparison_figures
-from sdwn.reports.images import Album
+from sdwn.reports.figures import Drawn, side_colour, write_comparison_figures
+from sdwn.reports.images import Album, first_lemma
 from sdwn.reports.page import render
-from sdwn.reports.statistics import Difference, difference, holm, images_differ, rates_differ
+from sdwn.reports.report import open_evaluation
+from sdwn.reports.statistics import difference, holm, images_differ, rates_differ
 
 FORMAT = Format("sdwn-comparison", 1, "compare the releases again")
 # A class whose adjusted p is at most this is said to differ.
@@ -48,11 +44,16 @@ MEASURES = (
     ("the same by top-5", "rate_top5"),
     ("probability on the synset's subtree, mean over synsets", "subtree_probability"),
 )
+SECTIONS = {
+    "figures": "Figures",
+    "settings": "Settings that differ",
+    "gallery": "What changed most",
+    "groups": "Groups",
+    "classes": "Classes",
+    "provenance": "Provenance",
+}
 
-Counts = NDArray[np.int64]
-
-
-# --- What is compared --------------------------------------------------------------------------
+Rates = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,26 +70,6 @@ class Side:
         """The fields of its classifier's record that identify it."""
         return {key: self.record["classifier"].get(key) for key in CLASSIFIER}
 
-    @cached_property
-    def counts(self) -> dict[str, tuple[int, int, int]]:
-        """Images, and those correct by top-1 and top-5, of each ImageNet class by wnid."""
-        return {
-            row["wnid"]: (row["images"], row["correct"], row["correct_top5"])
-            for row in self.record["classes"]
-        }
-
-    def counts_of(self, wnids: Sequence[str]) -> tuple[Counts, Counts, Counts]:
-        """Return images, correct by top-1 and by top-5, in the order of these classes."""
-        rows = np.array([self.counts[wnid] for wnid in wnids], dtype=np.int64)
-        return rows[:, 0], rows[:, 1], rows[:, 2]
-
-    @cached_property
-    def subtree_probability(self) -> dict[str, float]:
-        """The mean probability inside each synset's nearest ImageNet subtree, by wnid."""
-        means = self.predictions.group_by("wnid").aggregate([("subtree_probability", "mean")])
-        values = means["subtree_probability_mean"].to_pylist()
-        return dict(zip(means["wnid"].to_pylist(), values, strict=True))
-
 
 def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[Side]:
     """Open what is to be compared.
@@ -102,65 +83,40 @@ def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[
     Raises:
         SdwnError: there is no such release or evaluation.
     """
-    names, folders = list[str](), list[Path]()
+    named = list[tuple[str, Release, str | None]]()
     for argument in arguments:
         name, equals, path = argument.partition("=")
         # A folder's own name may hold the sign.
         if not equals or not name or Path(argument).exists():
-            name, path = _name_of(Path(argument)), argument
+            name, path = "", argument
         elif not is_line(name):
             raise UsageError(f"{argument!r}: expected a line of text before =, found {name!r}")
-        names.append(name if name not in names else f"{name} ({len(names) + 1})")
-        folders.append(Path(path))
-    evaluation = evaluation or _common_evaluation(folders)
-    return [_open_side(*named, evaluation) for named in zip(names, folders, strict=True)]
-
-
-def _name_of(folder: Path) -> str:
-    whole = folder.resolve()
-    if _is_evaluation(folder):
-        return f"{_name_of(whole.parent.parent)} by {folder.name}"
-    # The release of a run lies in a folder of that name in the run's.
-    return whole.parent.name if whole.name == "release" else whole.name
-
-
-def _is_evaluation(folder: Path) -> bool:
-    return folder.resolve().parent.name == "evaluations"
-
-
-def _common_evaluation(folders: Sequence[Path]) -> str | None:
-    """Choose the evaluation that all releases have; None where each is named already."""
-    releases = [Release(folder) for folder in folders if not _is_evaluation(folder)]
-    if not releases:
-        return None
-    each = [evaluations(release.paths) for release in releases]
-    common = set.intersection(*map(set, each))
-    if not common:
-        had = "; ".join(
-            f"{release}: {', '.join(found) or 'none'}"
-            for release, found in zip(releases, each, strict=True)
+        folder = whole = Path(path).resolve()
+        # A release is opened by the path that messages then name it by.
+        release, own = Path(path), None
+        if folder.parent.name == "evaluations":
+            release, own = folder.parents[1], folder.name
+            whole = release
+        # The release of a run lies in a folder of that name in the run's.
+        name = name or (whole.parent.name if whole.name == "release" else whole.name) + (
+            f" by {own}" if own else ""
         )
-        raise UsageError(
-            f"no evaluation that all of them have ({had}); evaluate them by the same model, "
-            "with: sdwn evaluate RELEASE --model MODEL"
-        )
-    return max(common, key=lambda name: each[0][name])
-
-
-def _open_side(name: str, folder: Path, evaluation: str | None) -> Side:
-    if _is_evaluation(folder):
-        folder, evaluation = folder.resolve().parent.parent, folder.resolve().name
-    release = Release(folder)
-    assert evaluation is not None
-    paths = release.paths.evaluation(evaluation)
-    if not paths.evaluation.is_file():
-        had = ", ".join(evaluations(release.paths)) or "none"
-        raise UsageError(f"{release}: no evaluation {evaluation!r}; there is {had}")
-    record = read_evaluation(paths)
-    for problem in prediction_problems(release, paths, record):
-        raise IntegrityError(problem)
-    found = read_predictions(paths.predictions, release.manifest.most_rows)
-    return Side(name, release, record, found.table)
+        name = name if name not in [other for other, *_ in named] else f"{name} ({len(named) + 1})"
+        named.append((name, Release(release), own))
+    each = [(release, evaluations(release.paths)) for _, release, own in named if not own]
+    if each and evaluation is None:
+        common = set.intersection(*(set(found) for _, found in each))
+        if not common:
+            had = "; ".join(f"{release}: {', '.join(found) or 'none'}" for release, found in each)
+            raise UsageError(
+                f"no evaluation that all of them have ({had}); evaluate them by the same model, "
+                "with: sdwn evaluate RELEASE --model MODEL"
+            )
+        evaluation = max(common, key=lambda name: each[0][1][name])
+    return [
+        Side(name, release, *open_evaluation(release, own or evaluation)[1:])
+        for name, release, own in named
+    ]
 
 
 # --- The record --------------------------------------------------------------------------------
@@ -188,10 +144,38 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
             raise UsageError(
                 f"{first.name} and {side.name} are the same images classified by the same model"
             )
-    wnids = sorted(set.intersection(*(set(side.counts) for side in sides)))
+    rows = [{row["wnid"]: row for row in side.record["classes"]} for side in sides]
+    wnids = sorted(set.intersection(*map(set, rows)))
     if not wnids:
         names = " and ".join(side.name for side in sides)
         raise UsageError(f"{names} have no ImageNet-1k class in common")
+    # Each (sides, classes).
+    images, correct, correct_top5 = (
+        np.array([[of_side[wnid][column] for wnid in wnids] for of_side in rows], dtype=np.int64)
+        for column in ("images", "correct", "correct_top5")
+    )
+    rates, rates_top5 = correct / images, correct_top5 / images
+    p_values = [
+        rates_differ(correct[0], images[0], correct[index], images[index])
+        for index in range(1, len(sides))
+    ]
+    pairs = []
+    for index, (other, p_value) in enumerate(zip(others, p_values, strict=True), start=1):
+        differ, change = p_value <= LEVEL, rates[index] - rates[0]
+        pairs.append(
+            {
+                "first": first.name,
+                "second": other.name,
+                "rates": [float(rates[side].mean()) for side in (0, index)],
+                "rate": asdict(difference(rates[0], rates[index])),
+                "rate_top5": asdict(difference(rates_top5[0], rates_top5[index])),
+                "subtree_probability": _subtree_difference(first, other),
+                "same_images": _image_difference(first, other),
+                "classes_better": int((differ & (change > 0)).sum()),
+                "classes_worse": int((differ & (change < 0)).sum()),
+                "groups": _group_records(first, wnids, rates[0], rates[index]),
+            }
+        )
     return {
         **FORMAT.head(),
         "created": now(),
@@ -199,8 +183,18 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
         "sides": [_side_record(side, wnids) for side in sides],
         "settings": differing_settings([side.release.manifest.settings for side in sides]),
         "classes_in_common": len(wnids),
-        "pairs": [_pair_record(first, other, wnids) for other in others],
-        "classes": _class_records(sides, wnids),
+        "pairs": pairs,
+        "classes": [
+            {
+                "wnid": wnid,
+                "synset": first.release.synsets[wnid].synset,
+                "group": rows[0][wnid].get("group"),
+                "images": images[:, at].tolist(),
+                "correct": correct[:, at].tolist(),
+                "adjusted_p_values": [float(p_value[at]) for p_value in p_values],
+            }
+            for at, wnid in enumerate(wnids)
+        ],
     }
 
 
@@ -213,7 +207,7 @@ def _side_record(side: Side, wnids: Sequence[str]) -> dict[str, Any]:
         "catalog": manifest.name,
         "images": manifest.images,
         "synthetic": manifest.settings is not None,
-        "classes_left_out": len(side.counts) - len(wnids),
+        "classes_left_out": len(side.record["classes"]) - len(wnids),
         "classifier": side.record["classifier"],
         # Over the classes in common alone.
         "figures": measure(side.predictions.filter(inside)).figures,
@@ -239,24 +233,6 @@ def differing_settings(settings: Sequence[Mapping[str, Any] | None]) -> list[dic
     ]
 
 
-def _pair_record(first: Side, other: Side, wnids: Sequence[str]) -> dict[str, Any]:
-    images, correct, correct5 = first.counts_of(wnids)
-    other_images, other_correct, other_correct5 = other.counts_of(wnids)
-    before, after = correct / images, other_correct / other_images
-    adjusted = rates_differ(correct, images, other_correct, other_images)
-    return {
-        "first": first.name,
-        "second": other.name,
-        "rate": asdict(difference(before, after)),
-        "rate_top5": asdict(difference(correct5 / images, other_correct5 / other_images)),
-        "subtree_probability": _subtree_difference(first, other),
-        "same_images": _image_difference(first, other),
-        "classes_better": int(((adjusted <= LEVEL) & (after > before)).sum()),
-        "classes_worse": int(((adjusted <= LEVEL) & (after < before)).sum()),
-        "groups": _group_records(first, wnids, before, after),
-    }
-
-
 def _subtree_difference(first: Side, other: Side) -> dict[str, Any] | None:
     """Compare all synsets that both have images of, ImageNet classes or not.
 
@@ -265,9 +241,13 @@ def _subtree_difference(first: Side, other: Side) -> dict[str, Any] | None:
     """
     if first.record["classifier"].get("classes") != other.record["classifier"].get("classes"):
         return None
-    before, after = first.subtree_probability, other.subtree_probability
-    wnids = sorted(before.keys() & after.keys())
-    return asdict(difference([before[wnid] for wnid in wnids], [after[wnid] for wnid in wnids]))
+    both = list[dict[str, float]]()
+    for side in (first, other):
+        means = side.predictions.group_by("wnid").aggregate([("subtree_probability", "mean")])
+        columns = (means[name].to_pylist() for name in ("wnid", "subtree_probability_mean"))
+        both.append(dict(zip(*columns, strict=True)))
+    wnids = sorted(both[0].keys() & both[1].keys())
+    return asdict(difference(*([means[wnid] for wnid in wnids] for means in both)))
 
 
 def _image_difference(first: Side, other: Side) -> dict[str, float] | None:
@@ -283,66 +263,55 @@ def _image_difference(first: Side, other: Side) -> dict[str, float] | None:
         right_suffix="_other",
     )
     ranks = (both[name].to_numpy() for name in ("label_rank", "label_rank_other"))
-    one, two = (rank == 0 for rank in ranks)
-    return images_differ(one, two)
+    return images_differ(*(rank == 0 for rank in ranks))
 
 
 def _group_records(
-    first: Side, wnids: Sequence[str], before: NDArray[np.float64], after: NDArray[np.float64]
+    first: Side, wnids: Sequence[str], before: Rates, after: Rates
 ) -> list[dict[str, Any]]:
     """Compare within each group of the first evaluation; p is adjusted over the groups."""
-    rows, found = list[dict[str, Any]](), list[Difference | None]()
+    rows = list[dict[str, Any]]()
     for group in first.record["groups"]:
         below = [first.release.taxonomy.is_below(wnid, group["wnid"]) for wnid in wnids]
         inside = np.array(below)
-        values = [before[inside], after[inside]]
-        rates = [float(rate.mean()) if inside.any() else None for rate in values]
         row = {"name": group["name"], "wnid": group["wnid"], "classes": int(inside.sum())}
-        rows.append({**row, "rates": rates})
-        found.append(difference(*values) if inside.any() else None)
-    adjusted = holm([one.p_value if one else None for one in found])
-    return [
-        {**row, **(asdict(one) if one else {}), "adjusted_p_value": p}
-        for row, one, p in zip(rows, found, adjusted, strict=True)
-    ]
+        rows.append({**row, "rates": [None, None]})
+        if inside.any():
+            values = before[inside], after[inside]
+            rows[-1]["rates"] = [float(rate.mean()) for rate in values]
+            rows[-1] |= asdict(difference(*values))
+    adjusted = holm([row.get("p_value") for row in rows])
+    return [{**row, "adjusted_p_value": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
-def _class_records(sides: Sequence[Side], wnids: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a row a class: images and correct ones of each side, and p against the first."""
-    counts = [side.counts_of(wnids) for side in sides]
-    images, correct, _ = counts[0]
-    adjusted = [rates_differ(correct, images, other[1], other[0]) for other in counts[1:]]
-    groups = {row["wnid"]: row.get("group") for row in sides[0].record["classes"]}
-    return [
-        {
-            "wnid": wnid,
-            "synset": sides[0].release.synsets[wnid].synset,
-            "group": groups.get(wnid),
-            "images": [int(count[0][row]) for count in counts],
-            "correct": [int(count[1][row]) for count in counts],
-            "adjusted_p_values": [float(p[row]) for p in adjusted],
-        }
-        for row, wnid in enumerate(wnids)
-    ]
+# --- In words ----------------------------------------------------------------------------------
 
 
-def summary_sentence(pair: Mapping[str, Any]) -> str:
-    """Return a sentence on the result of a pair.
+def pair_in_words(pair: Mapping[str, Any]) -> tuple[str, str]:
+    """Return which side of a pair is better; and by how much, and how certain that is.
 
     >>> rate = {"mean": 0.1, "interval": (0.05, 0.15), "p_value": 0.0002, "pairs": 9}
-    >>> summary_sentence({"first": "a", "second": "b", "rate": rate})
-    'b is recognised more often than a: +10.0 percentage points (+5.0 to +15.0, p < 0.001)'
+    >>> pair = {"first": "plain", "second": "guided", "rate": rate, "rates": (0.4, 0.5)}
+    >>> for text in pair_in_words(pair):  # doctest: +ELLIPSIS
+    ...     print(text)
+    guided is better than plain
+    on average 50.0 % of a class's images are correct instead of 40.0 %, +10.0 percentage points...
     """
     rate, first, second = pair["rate"], pair["first"], pair["second"]
+    before, after = (f"{100 * share:.1f} %" for share in pair["rates"])
+    figures = (
+        f"on average {after} of a class's images are correct instead of {before}, "
+        f"{points(rate['mean'])} percentage points"
+    )
     if rate["interval"] is None:
-        return f"{first} and {second} have one class in common: no statistics"
-    change, low, high = (points(end) for end in (rate["mean"], *rate["interval"]))
+        return f"{second} and {first} have one class in common", f"{figures}; no statistics"
+    low, high = map(points, rate["interval"])
     chance = f"p = {rate['p_value']:.3f}" if rate["p_value"] >= 0.001 else "p < 0.001"
-    numbers = f"{change} percentage points ({low} to {high}, {chance})"
+    ends = f"(95 % interval {low} to {high}, {chance})"
     if rate["p_value"] > LEVEL:
-        return f"{first} and {second} show no clear difference in recognition: {numbers}"
-    how = "more" if rate["mean"] > 0 else "less"
-    return f"{second} is recognised {how} often than {first}: {numbers}"
+        return f"{second} and {first} do not clearly differ", f"{figures}; maybe by chance {ends}"
+    how = "better" if rate["mean"] > 0 else "worse"
+    return f"{second} is {how} than {first}", f"{figures}; not by chance {ends}"
 
 
 def points(share: float) -> str:
@@ -353,6 +322,15 @@ def points(share: float) -> str:
     """
     # What is rounded to nothing has no sign.
     return f"{round(100 * share, 1) + 0.0:+.1f}"
+
+
+def setting_words(name: str) -> str:
+    """Return a setting's dotted name in words.
+
+    >>> setting_words("generation.guidance_scale"), setting_words("model.name")
+    ('guidance scale', 'model name')
+    """
+    return name.removeprefix("generation.").replace(".", " ").replace("_", " ")
 
 
 # --- Page, tables, figures ---------------------------------------------------------------------
@@ -383,67 +361,75 @@ def write_comparison(
         for row in pair["groups"]
     )
     write_text(paths.groups, csv_text(("first", "second", *columns, *ends), groups))
-    write_comparison_figures(comparison, paths)
-    write_text(paths.page, _comparison_page(comparison, sides))
+    drawn = write_comparison_figures(comparison, paths)
+    write_text(paths.page, _comparison_page(comparison, sides, drawn))
     # Last, for it is what says that the others are there.
     write_text(paths.comparison, json.dumps(comparison, indent=2) + "\n")
 
 
-def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side]) -> str:
-    charts = comparison_charts(comparison)
-    colours = [bars.colour for bars in side_bars(comparison)]
+def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side], drawn: Drawn) -> str:
+    first = sides[0].release
+    # With the change of the last side; the most improved class first.
+    classes = [
+        {
+            **row,
+            "name": first_lemma(first, row["wnid"]),
+            "rates": [c / n for c, n in zip(row["correct"], row["images"], strict=True)],
+        }
+        for row in comparison["classes"]
+    ]
+    classes.sort(key=lambda row: (row["rates"][0] - row["rates"][-1], row["name"]))
+    galleries = {
+        "better": [row for row in classes if row["rates"][-1] > row["rates"][0]],
+        "worse": [row for row in classes[::-1] if row["rates"][-1] < row["rates"][0]],
+    }
+    shown = [row["wnid"] for rows in galleries.values() for row in rows[:GALLERY_CLASSES]]
+    albums = [Album(side.release, shown, side.predictions) for side in sides]
+    sections = dict(SECTIONS)
+    if not comparison["settings"]:
+        del sections["settings"]
+    if "groups" not in drawn:
+        del sections["groups"]
+    notices: dict[str, list[str]] = {}
+    for side in sides:
+        if side.release.manifest.notice:
+            notices.setdefault(side.release.manifest.notice, []).append(side.name)
     return render(
         "comparison.html",
         {
+            "sections": sections,
             "comparison": comparison,
+            "drawn": drawn,
             "sides": [
-                {**side, "colour": colour}
-                for side, colour in zip(comparison["sides"], colours, strict=True)
+                {**side, "colour": side_colour(index)}
+                for index, side in enumerate(comparison["sides"])
             ],
             "models": dict.fromkeys(side["classifier"]["model"] for side in comparison["sides"]),
-            "verdicts": [summary_sentence(pair) for pair in comparison["pairs"]],
+            "verdicts": [pair_in_words(pair) for pair in comparison["pairs"]],
             "metrics": metrics_shown("comparison"),
             "measures": MEASURES,
             "level": LEVEL,
             "points": points,
-            "notices": [
-                (side.name, notice) for side in sides if (notice := side.release.manifest.notice)
-            ],
-            "galleries": list(_galleries(comparison, sides)),
-            "data": {"charts": charts, "classes": {}, "sheets": {}, "colours": {}},
-        },
-        scripts=("card.js", "charts.js", "tables.js"),
-    )
-
-
-def _galleries(
-    comparison: Mapping[str, Any], sides: Sequence[Side]
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield the classes that differ most, of the last side from the first, with their images."""
-    rows = {row["wnid"]: row for row in comparison["classes"]}
-    change = {
-        wnid: row["correct"][-1] / row["images"][-1] - row["correct"][0] / row["images"][0]
-        for wnid, row in rows.items()
-    }
-    order = sorted(change, key=lambda wnid: (change[wnid], wnid))
-    worse = [wnid for wnid in order if change[wnid] < 0][:GALLERY_CLASSES]
-    better = [wnid for wnid in reversed(order) if change[wnid] > 0][:GALLERY_CLASSES]
-    albums = [Album(side.release, [*worse, *better], side.predictions) for side in sides]
-    for how, wnids in (("better", better), ("worse", worse)):
-        shown = [
-            {
-                **rows[wnid],
-                "name": albums[0].name(wnid),
-                "sides": [
+            "setting_words": setting_words,
+            "notices": notices,
+            "classes": classes,
+            "galleries": {
+                f"{sides[-1].name} is {how} than {sides[0].name}": [
                     {
-                        "correct": rows[wnid]["correct"][index],
-                        "images": rows[wnid]["images"][index],
-                        "prompt": side.release.synsets[wnid].prompt,
-                        "gallery": album.gallery(wnid, GALLERY_IMAGES),
+                        **row,
+                        "sides": [
+                            {
+                                "prompt": side.release.synsets[row["wnid"]].prompt,
+                                "gallery": album.gallery(row["wnid"], GALLERY_IMAGES),
+                            }
+                            for side, album in zip(sides, albums, strict=True)
+                        ],
                     }
-                    for index, (side, album) in enumerate(zip(sides, albums, strict=True))
-                ],
-            }
-            for wnid in wnids
-        ]
-        yield f"{sides[-1].name} is {how} than {sides[0].name}", shown
+                    for row in rows[:GALLERY_CLASSES]
+                ]
+                for how, rows in galleries.items()
+                if rows
+            },
+        },
+        ("tables.js",),
+    )

@@ -1,34 +1,30 @@
-"""The same charts for print, by matplotlib: PNG and SVG at a column's width."""
+"""The figures of reports and comparisons: PNG and SVG for print, the same SVG on the page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sdwn.io import atomic
 from sdwn.paths import ComparisonPaths, EvaluationPaths
-from sdwn.reports.chart_data import (
-    ACCENT,
+from sdwn.reports.circles import (
+    COLOURS,
     GREY,
-    Bars,
+    LABEL_HEIGHT,
     GroupStyle,
-    MeanLine,
-    changed_groups,
-    class_rates,
-    diameters,
-    group_means,
     map_circles,
-    report_bars,
-    side_bars,
+    map_labels,
 )
 
+ACCENT, PAPER = "#0072b2", "#d55e00"
 # In inches: a column of most journals.
 COLUMN = 3.5
 DPI = 300
@@ -50,72 +46,92 @@ STYLE: Any = {
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "legend.fontsize": 6.5,
+    # A page's own ground is seen through it.
+    "axes.facecolor": "none",
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+# What is printed in the left colour has on a page the page's own, which may be a dark one.
+PAGE_COLOURS = {"#000000": "currentColor", ACCENT: "var(--chart)", PAPER: "var(--chart-paper)"}
+
+# A figure of a page: SVG by name.
+Drawn = dict[str, Markup]
 
 
-def write_report_figures(evaluation: Mapping[str, Any], paths: EvaluationPaths) -> list[Path]:
-    """Write all figures that an evaluation has; the same evaluation gives the same bytes."""
-    drawn: dict[str, Callable[[], Figure]] = {}
-    if evaluation["classes"]:
-        drawn["histogram"] = partial(histogram_figure, *report_bars(evaluation))
-    if group_means(evaluation):
-        drawn["groups"] = partial(group_means_figure, evaluation)
-    if evaluation["map"]:
-        drawn["map"] = partial(map_figure, evaluation)
-    return _write(drawn, paths)
+def write_report_figures(evaluation: Mapping[str, Any], paths: EvaluationPaths) -> Drawn:
+    """Write the figures that an evaluation has; the same evaluation gives the same bytes.
 
-
-def write_comparison_figures(comparison: Mapping[str, Any], paths: ComparisonPaths) -> list[Path]:
-    """Write all figures of a comparison; the same comparison gives the same bytes."""
-    drawn = {"histogram": partial(histogram_figure, side_bars(comparison))}
-    if changed_groups(comparison):
-        drawn["groups"] = partial(group_rates_figure, comparison)
-    for pair in range(len(comparison["pairs"])):
-        drawn[f"classes-{pair}"] = partial(class_rates_figure, comparison, pair)
-    return _write(drawn, paths)
-
-
-def _write(
-    drawn: Mapping[str, Callable[[], Figure]], paths: EvaluationPaths | ComparisonPaths
-) -> list[Path]:
-    written = []
+    Returns:
+        Each figure's SVG by name, in the colours of a page.
+    """
+    drawn, figures = {}, evaluation["figures"]
     with mpl.rc_context(STYLE):
-        for name, draw in drawn.items():
-            figure = draw()
-            for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                written.append(paths.figure(name, kind))
-                with atomic(written[-1]) as temporary:
-                    figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
-    return written
+        if evaluation["classes"]:
+            means = {"mean": figures["mean_correct"]}
+            if paper := evaluation.get("paper"):
+                means["paper's mean"] = paper["mean_correct"]
+            drawn["histogram"] = histogram_figure({"": figures["histogram"]}, means)
+        if any(group["classes"] for group in evaluation["groups"]):
+            drawn["groups"] = group_means_figure(evaluation)
+        if evaluation["map"]:
+            drawn["map"] = map_figure(evaluation)
+        return _write(drawn, paths)
 
 
-def histogram_figure(sides: Sequence[Bars], means: Sequence[MeanLine] = ()) -> Figure:
+def write_comparison_figures(comparison: Mapping[str, Any], paths: ComparisonPaths) -> Drawn:
+    """Write the figures of a comparison; the same comparison gives the same bytes.
+
+    Returns:
+        Each figure's SVG by name, in the colours of a page.
+    """
+    histograms = {side["name"]: side["figures"]["histogram"] for side in comparison["sides"]}
+    with mpl.rc_context(STYLE):
+        drawn = {"histogram": histogram_figure(histograms)}
+        if any(group["classes"] for group in comparison["pairs"][0]["groups"]):
+            drawn["groups"] = group_rates_figure(comparison)
+        for pair in range(len(comparison["pairs"])):
+            drawn[f"classes-{pair}"] = class_rates_figure(comparison, pair)
+        return _write(drawn, paths)
+
+
+def _write(drawn: Mapping[str, Figure], paths: EvaluationPaths | ComparisonPaths) -> Drawn:
+    found: Drawn = {}
+    for name, figure in drawn.items():
+        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            with atomic(paths.figure(name, kind)) as temporary:
+                figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
+        svg = paths.figure(name, "svg").read_text(encoding="utf-8")
+        svg = re.sub("<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+        # Without the white ground.
+        svg = svg.replace('style="fill: #ffffff"', 'style="fill: none"', 1)
+        for printed, own in PAGE_COLOURS.items():
+            svg = svg.replace(f": {printed}", f": {own}")
+        found[name] = Markup(svg)
+    return found
+
+
+def histogram_figure(
+    histograms: Mapping[str, Sequence[int]], means: Mapping[str, float] | None = None
+) -> Figure:
     """Plot how many classes have 0, 1, ... N correct images: one evaluation, or side by side."""
     figure, axes = _axes(2.35)
-    most, width = max(len(side.counts) for side in sides), 0.85 / len(sides)
-    for index, side in enumerate(sides):
-        x = [number - 0.425 + width * (index + 0.5) for number in range(len(side.counts))]
-        bars = axes.bar(x, side.counts, width, color=side.colour, label=_plain(side.name))
-        if most <= MANY and len(sides) == 1:
+    most, width = max(map(len, histograms.values())), 0.85 / len(histograms)
+    for index, (name, counts) in enumerate(histograms.items()):
+        x = [number - 0.425 + width * (index + 0.5) for number in range(len(counts))]
+        bars = axes.bar(x, counts, width, color=side_colour(index), label=_plain(name))
+        if most <= MANY and len(histograms) == 1:
             axes.bar_label(bars, padding=1, fontsize=6)
     if most <= MANY:
         axes.set_xticks(range(most))
     axes.set_xlabel(f"correct images of {most - 1}")
     axes.set_ylabel("classes")
     axes.margins(y=0.12)
+    # The first is not of the bars' colour, on which it would not be seen.
+    looks = (("black", "-"), (PAPER, "--"))
     lines = [
-        axes.axvline(
-            line.mean,
-            # On bars of the same colour it would not be seen.
-            color="black" if line.colour == ACCENT else line.colour,
-            linewidth=1,
-            linestyle="-" if line.colour == ACCENT else "--",
-            label=f"{line.name} {line.mean:.2f}",
-        )
-        for line in means
+        axes.axvline(mean, color=colour, linewidth=1, linestyle=line, label=f"{name} {mean:.2f}")
+        for (name, mean), (colour, line) in zip((means or {}).items(), looks, strict=False)
     ]
     if lines:
         figure.legend(handles=lines, frameon=False, loc="outside upper center", ncols=2)
@@ -126,12 +142,19 @@ def histogram_figure(sides: Sequence[Bars], means: Sequence[MeanLine] = ()) -> F
 
 def group_means_figure(evaluation: Mapping[str, Any]) -> Figure:
     """Plot each group's mean with its interval, the best at the top."""
-    rows, most = group_means(evaluation), evaluation["figures"]["images_per_class"]
+    rows = sorted(
+        (group for group in evaluation["groups"] if group["classes"]),
+        key=lambda group: (group["mean_correct"], group["name"]),
+    )
+    most, means = evaluation["figures"]["images_per_class"], [row["mean_correct"] for row in rows]
     figure, axes = _axes(0.7 + 0.16 * len(rows))
     for at, row in enumerate(rows):
-        axes.plot([row.low, row.high], [at, at], color=ACCENT, linewidth=1.2)
-    axes.plot([row.mean for row in rows], range(len(rows)), "o", color=ACCENT, markersize=4)
-    axes.set_yticks(range(len(rows)), [f"{_short(row.name)} ({row.classes})" for row in rows])
+        if ends := row["intervals"]["mean_correct"]:
+            axes.plot(ends, [at, at], color=ACCENT, linewidth=1.2)
+    axes.plot(means, range(len(rows)), "o", color=ACCENT, markersize=4)
+    axes.set_yticks(
+        range(len(rows)), [_plain(f"{_short(row['name'])} ({row['classes']})") for row in rows]
+    )
     axes.axvline(evaluation["figures"]["mean_correct"], color="black", linewidth=0.8, linestyle=":")
     axes.set_xlim(-0.02 * most, 1.02 * most)
     axes.set_ylim(-0.7, len(rows) - 0.3)
@@ -157,6 +180,15 @@ def map_figure(evaluation: Mapping[str, Any]) -> Figure:
         axes.scatter(x, y, s=areas, alpha=0.85, **look)
         if style.shape == "target":
             axes.scatter(x, y, s=1, color=style.colour, linewidths=0)
+    behind = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.2}
+    for label in map_labels(evaluation):
+        axes.text(
+            *(label.x, label.y, _plain(label.text)),
+            fontsize=72 * COLUMN / across * LABEL_HEIGHT * 0.95,
+            ha=label.side,
+            va="center",
+            bbox=behind,
+        )
     axes.set_aspect("equal")
     axes.margins(0.02)
     axes.set_axis_off()
@@ -185,14 +217,19 @@ def _legend_handle(style: GroupStyle) -> Line2D | tuple[Line2D, ...]:
 
 def group_rates_figure(comparison: Mapping[str, Any]) -> Figure:
     """Plot each group's rate on every side, the most changed at the top."""
-    rows = changed_groups(comparison)
+    pairs, sides = comparison["pairs"], comparison["sides"]
+    first = [group for group in pairs[0]["groups"] if group["classes"]]
+    rows = sorted(first, key=lambda row: (row["mean"], row["name"]))
+    rates = {row["name"]: [100 * row["rates"][0]] for row in rows}
+    for group in (group for pair in pairs for group in pair["groups"] if group["classes"]):
+        rates[group["name"]].append(100 * group["rates"][1])
     figure, axes = _axes(0.9 + 0.16 * len(rows))
-    for at, (_, rates) in enumerate(rows):
-        axes.plot([min(rates), max(rates)], [at, at], color=GREY, linewidth=0.8, zorder=1)
-    for index, side in enumerate(side_bars(comparison)):
-        x, label = [rates[index] for _, rates in rows], _plain(side.name)
-        axes.scatter(x, range(len(rows)), s=14, color=side.colour, label=label, zorder=2)
-    axes.set_yticks(range(len(rows)), [_plain(name) for name, _ in rows])
+    for at, values in enumerate(rates.values()):
+        axes.plot([min(values), max(values)], [at, at], color=GREY, linewidth=0.8, zorder=1)
+    for index, side in enumerate(sides):
+        x, label = [values[index] for values in rates.values()], _plain(side["name"])
+        axes.scatter(x, range(len(rows)), s=14, color=side_colour(index), label=label, zorder=2)
+    axes.set_yticks(range(len(rows)), [_plain(_short(name)) for name in rates])
     axes.set_xlim(-2, 102)
     axes.set_xlabel("correct images, %")
     axes.grid(axis="x", linewidth=0.3)
@@ -203,12 +240,16 @@ def group_rates_figure(comparison: Mapping[str, Any]) -> Figure:
 def class_rates_figure(comparison: Mapping[str, Any], pair: int) -> Figure:
     """Plot the classes by their rates on both sides of a pair, equal ones as one circle."""
     figure, axes = _axes(COLUMN)
-    classes, names = class_rates(comparison, pair), comparison["pairs"][pair]
-    areas = [size**2 for size in diameters(classes, LARGEST_OF_CLASSES)]
-    colour = side_bars(comparison)[pair + 1].colour
+    names, sides = comparison["pairs"][pair], (0, pair + 1)
+    classes = Counter(
+        tuple(round(100 * row["correct"][side] / row["images"][side], 1) for side in sides)
+        for row in comparison["classes"]
+    )
+    # Areas are as the numbers of classes.
+    areas = [LARGEST_OF_CLASSES**2 * n / max(classes.values()) for n in classes.values()]
     axes.axline((0, 0), slope=1, color=GREY, linewidth=0.8, linestyle=":")
     x, y = zip(*classes, strict=True)
-    axes.scatter(x, y, s=areas, color=colour, alpha=0.75, linewidths=0)
+    axes.scatter(x, y, s=areas, color=side_colour(pair + 1), alpha=0.75, linewidths=0)
     axes.set_xlabel(f"{_plain(names['first'])}: correct images, %")
     axes.set_ylabel(f"{_plain(names['second'])}: correct images, %")
     # Wherever the classes lie: their own span may be a line.
@@ -216,6 +257,11 @@ def class_rates_figure(comparison: Mapping[str, Any], pair: int) -> Figure:
     axes.set_ylim(-7, 107)
     axes.set_aspect("equal")
     return figure
+
+
+def side_colour(index: int) -> str:
+    """Return the colour of a side of a comparison; an evaluation by itself has the first."""
+    return COLOURS[index % len(COLOURS)]
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from functools import cache
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-# Its functions in the order in which they use one another; a page may do without some.
-SCRIPTS = ("card.js", "charts.js", "map.js", "tables.js")
 
-
-def render(template: str, values: dict[str, Any], scripts: tuple[str, ...] = SCRIPTS) -> str:
+def render(template: str, values: Mapping[str, Any], scripts: tuple[str, ...]) -> str:
     """Render a page as HTML that needs nothing but itself.
 
-    ``values["data"]`` is what its scripts read. No script runs but those given here and
-    plotly.js: the page's policy names them by their hashes.
+    No script runs but those given here, in their order: the page's policy names them by their
+    hashes.
     """
     environment = Environment(
         loader=PackageLoader("sdwn", "templates/report"),
@@ -29,10 +26,7 @@ def render(template: str, values: dict[str, Any], scripts: tuple[str, ...] = SCR
     )
     environment.filters["plain"] = plain
     folder = files("sdwn").joinpath("templates/report")
-    texts = [
-        _plotly(),
-        *(folder.joinpath(name).read_text(encoding="utf-8") for name in scripts),
-    ]
+    texts = [folder.joinpath(name).read_text(encoding="utf-8") for name in scripts]
     return environment.get_template(template).render(
         **values,
         style=Markup(house_style() + folder.joinpath("page.css").read_text(encoding="utf-8")),
@@ -44,14 +38,6 @@ def render(template: str, values: dict[str, Any], scripts: tuple[str, ...] = SCR
 def policy_hash(text: str) -> str:
     """Return the hash by which a page's policy allows one script or style, in its quotes."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-@cache
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    # A parser of HTML makes one line end of two characters, and the hash would not be its own.
-    return str(get_plotlyjs()).replace("\r\n", "\n")
 
 
 def plain(value: Any) -> str:

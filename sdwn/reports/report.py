@@ -4,42 +4,40 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from sdwn.errors import IntegrityError, SdwnError, command
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.metrics import metrics_shown
 from sdwn.evaluation.record import evaluation_mismatch, evaluations, read_evaluation
 from sdwn.io import file_sha256, write_text
 from sdwn.paths import EvaluationPaths
 from sdwn.prediction.table import read_predictions
 from sdwn.releases.release import Release
-from sdwn.reports.chart_data import ACCENT, PAPER, map_circles
-from sdwn.reports.charts import report_charts
-from sdwn.reports.figures import write_report_figures
-from sdwn.reports.images import Album, class_sheets
+from sdwn.reports.circles import map_circles, map_labels, recognition_rank
+from sdwn.reports.figures import Drawn, write_report_figures
+from sdwn.reports.images import Album, first_lemma
 from sdwn.reports.page import render
 
-GALLERY_CLASSES, GALLERY_IMAGES = 12, 20
-CONFUSIONS, CONFUSION_PIXELS = 32, 72
+# Of those recognised best, typical ones and those recognised worst, each.
+GALLERY_CLASSES, GALLERY_IMAGES = 8, 20
+CONFUSIONS, CONFUSION_PIXELS = 32, 144
 MODELS = {"paper": "the paper's vision transformer"}
-# Synsets that are no class, shown with the most and the least of what chance does not explain.
-SYNSETS = 12
 # The page's sections: each is the template of its name.
-SECTIONS = (
-    ("figures", "Figures"),
-    ("groups", "Groups"),
-    ("map", "Map"),
-    ("extremes", "None correct, all correct"),
-    ("confusions", "Confusions"),
-    ("wordnet", "By WordNet"),
-    ("gallery", "Gallery"),
-    ("classes", "Classes"),
-    ("settings", "Settings and provenance"),
-)
+SECTIONS = {
+    "figures": "Figures",
+    "groups": "Groups",
+    "map": "Map",
+    "gallery": "Gallery",
+    "confusions": "Confusions",
+    "extremes": "None correct, all correct",
+    "classes": "Classes",
+    "wordnet": "By WordNet",
+    "settings": "Settings and provenance",
+}
 # Those that the page has where no synset is a class.
 WITHOUT_CLASSES = ("wordnet", "settings")
 
@@ -53,6 +51,29 @@ def write_report(release: Release, name: str | None = None) -> Path:
         SdwnError: there is no such evaluation, it is of other images, or its predictions are not
             those that its figures were made of.
     """
+    paths, evaluation, predictions = open_evaluation(release, name)
+    # Somebody may have removed it: the page does without.
+    table, synsets = paths.table("synsets"), list[dict[str, str]]()
+    if table.is_file():
+        if file_sha256(table) != evaluation["synsets_sha256"]:
+            raise IntegrityError(
+                f"{table}: altered since it was written; remove it, or evaluate the release again"
+            )
+        synsets = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
+    figures = write_report_figures(evaluation, paths)
+    write_text(paths.report, report_page(release, evaluation, predictions, figures, synsets))
+    return paths.report
+
+
+def open_evaluation(
+    release: Release, name: str | None = None
+) -> tuple[EvaluationPaths, dict[str, Any], pa.Table]:
+    """Open an evaluation, by default the latest; return its files, record and predictions.
+
+    Raises:
+        SdwnError: there is no such evaluation, it is of another release, or its predictions are
+            not those that its figures were made of.
+    """
     found = evaluations(release.paths)
     if not found:
         advice = command("evaluate", release.paths.root)
@@ -60,46 +81,56 @@ def write_report(release: Release, name: str | None = None) -> Path:
     if name is None:
         name = max(found, key=found.__getitem__)
     if name not in found:
-        raise SdwnError(f"no evaluation {name!r}; there is {', '.join(found)}")
+        raise UsageError(f"{release}: no evaluation {name!r}; there is {', '.join(found)}")
     paths = release.paths.evaluation(name)
     evaluation = read_evaluation(paths)
     if foreign := evaluation_mismatch(release, paths, evaluation):
         raise IntegrityError(foreign)
-    write_report_figures(evaluation, paths)
-    synsets = _read_synsets(paths, evaluation["synsets_sha256"])
     predictions = read_predictions(paths.predictions, release.manifest.most_rows)
-    write_text(paths.report, report_page(release, evaluation, predictions.table, synsets))
-    return paths.report
-
-
-def _read_synsets(paths: EvaluationPaths, expected_sha256: str) -> list[dict[str, str]]:
-    """Read the table of synsets; none where somebody removed it, for the page does without."""
-    table = paths.table("synsets")
-    if not table.is_file():
-        return []
-    if file_sha256(table) != expected_sha256:
-        raise IntegrityError(
-            f"{table}: altered since it was written; remove it, or evaluate the release again"
-        )
-    return list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
+    return paths, evaluation, predictions.table
 
 
 def report_page(
     release: Release,
-    evaluation: dict[str, Any],
+    evaluation: Mapping[str, Any],
     predictions: pa.Table,
-    synsets: Sequence[dict[str, str]] = (),
+    drawn: Drawn,
+    synsets: Sequence[Mapping[str, str]] = (),
 ) -> str:
-    """Render the page as HTML that needs nothing but itself; ``synsets`` are synsets.csv's rows."""
-    classes = _ranked_classes(release, evaluation)
-    album = Album(release, [row["wnid"] for row in classes], predictions)
-    best, worst = best_and_worst(classes, GALLERY_CLASSES)
-    any_correct = any(row["correct"] for row in classes)
+    """Render the page as HTML that needs nothing but itself.
+
+    Args:
+        release: the classified images.
+        evaluation: the record of the evaluation.
+        predictions: the table that it was made of.
+        drawn: the figures, as `write_report_figures` returns them.
+        synsets: the rows of synsets.csv.
+    """
+    classes = []
+    for row in sorted(evaluation["classes"], key=recognition_rank):
+        synset = release.synsets[row["wnid"]]
+        lemmas, name = synset.lemmas.replace("_", " "), first_lemma(release, row["wnid"])
+        classes.append({**row, "lemmas": lemmas, "name": name, "prompt": synset.prompt})
+    wnids = [row["wnid"] for row in classes]
+    album, on_map = Album(release, wnids, predictions), evaluation["map"]
     figures, manifest = evaluation["figures"], release.manifest
-    model, images = evaluation["classifier"]["model"], [row["images"] for row in classes]
+    model, images = evaluation["classifier"]["model"], {row["images"] for row in classes}
+    confusions = []
+    for pair in evaluation["confusions"][:CONFUSIONS]:
+        wnid, predicted = pair["wnid"], pair["predicted_wnid"]
+        image = next((one for one in album[wnid] if one["predicted"] == predicted), None)
+        source = image and album.thumbnail(image, CONFUSION_PIXELS)
+        names = {"name": first_lemma(release, wnid), "predicted": first_lemma(release, predicted)}
+        confusions.append({**pair, **names, "source": source})
+    card = ("name", "synset", "group", "images", "correct", "correct_top5", "black", "prompt")
     return render(
         "report.html",
         {
+            "sections": {
+                anchor: title
+                for anchor, title in SECTIONS.items()
+                if classes or anchor in WITHOUT_CLASSES
+            },
             # In words and numbers
             "evaluation": evaluation,
             "model": MODELS.get(model, model),
@@ -109,106 +140,77 @@ def report_page(
             "paper": evaluation.get("paper"),
             "manifest": manifest,
             "settings": manifest.settings,
-            "sections": [one for one in SECTIONS if classes or one[0] in WITHOUT_CLASSES],
             "notice": manifest.notice,
             "no_width": any(ends and ends[0] == ends[1] for ends in figures["intervals"].values()),
-            "uneven": (min(images), max(images)) if len(set(images)) > 1 else None,
+            "uneven": sorted(images) if len(images) > 1 else None,
             # In lists and images
+            "drawn": drawn,
             "classes": classes,
-            "styles": [style for style, _ in map_circles(evaluation)] if evaluation["map"] else [],
-            "extremes": (
-                ("No image correct", [row for row in classes if not row["correct"]]),
-                ("All images correct", [row for row in classes if row["correct"] == row["images"]]),
+            "circles": map_circles(evaluation) if on_map else [],
+            "labels": map_labels(evaluation) if on_map else [],
+            "extremes": {
+                "No image correct": [row for row in classes if not row["correct"]],
+                "All images correct": [row for row in classes if row["correct"] == row["images"]],
+            },
+            "confusions": confusions,
+            "galleries": _best_typical_worst(
+                classes, lambda row: {"gallery": album.gallery(row["wnid"], GALLERY_IMAGES)}
             ),
-            "confusions": [_confusion(album, row) for row in evaluation["confusions"][:CONFUSIONS]],
-            "galleries": (
-                ("Recognised best" if any_correct else "First classes", _gallery(album, best)),
-                ("Recognised worst" if any_correct else "Last classes", _gallery(album, worst)),
-            ),
-            "synsets": _other_synsets(release, predictions, synsets, {r["wnid"] for r in classes}),
+            "synsets": _other_synsets(release, predictions, synsets, set(wnids)),
             "data": {
-                "charts": report_charts(evaluation),
-                "colours": {"--chart": ACCENT, "--chart-paper": PAPER},
-                "classes": {row["wnid"]: _card(album, row) for row in classes},
-                "sheets": class_sheets(album, [row["wnid"] for row in classes]),
+                "classes": {
+                    row["wnid"]: {
+                        **{key: row[key] for key in card},
+                        "marks": [image["correct"] for image in album[row["wnid"]]],
+                    }
+                    for row in classes
+                },
+                "sheets": album.sheets(wnids),
             },
         },
+        ("card.js", "map.js", "tables.js"),
     )
 
 
-def _ranked_classes(release: Release, evaluation: dict[str, Any]) -> Rows:
-    """Return the classes with their names and prompts, the best first.
+def _best_typical_worst(
+    rows: Rows, pictures: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Rows]:
+    """Pick rows of a list with the best first, none twice, and add the pictures of each.
 
-    Many have all or none correct: of these the one with the most probability on its subtree.
+    >>> found = _best_typical_worst([{"n": n} for n in range(30)], lambda row: {})
+    >>> [[row["n"] for row in rows][:2] for rows in found.values()]
+    [[0, 1], [11, 12], [29, 28]]
     """
-
-    def rank(row: dict[str, Any]) -> tuple[float, float, float, str]:
-        images, probability = row["images"], row["subtree_probability"] or 0
-        return -row["correct"] / images, -row["correct_top5"] / images, -probability, row["wnid"]
-
-    found = []
-    for row in sorted(evaluation["classes"], key=rank):
-        synset = release.synsets[row["wnid"]]
-        lemmas = synset.lemmas.replace("_", " ")
-        names = {"synset": synset.synset, "lemmas": lemmas, "name": lemmas.partition(", ")[0]}
-        found.append({**row, **names, "prompt": synset.prompt})
-    return found
-
-
-def best_and_worst(rows: Rows, most: int) -> tuple[Rows, Rows]:
-    """Pick the best and the worst, none twice, from a list with the best first.
-
-    >>> best_and_worst([{"n": n} for n in range(5)], 2)
-    ([{'n': 0}, {'n': 1}], [{'n': 4}, {'n': 3}])
-    """
-    half = min(most, (len(rows) + 1) // 2)
-    return rows[:half], rows[half:][-most:][::-1]
-
-
-def _card(album: Album, row: dict[str, Any]) -> dict[str, Any]:
-    """Return what a class's card on the page says."""
-    kept = ("name", "synset", "group", "images", "correct", "black", "prompt")
-    marks = "".join(str(int(image.correct)) for image in album[row["wnid"]])
-    return {**{key: row[key] for key in kept}, "top5": row["correct_top5"], "marks": marks}
-
-
-def _gallery(album: Album, classes: Rows) -> Rows:
-    return [{**row, "gallery": album.gallery(row["wnid"], GALLERY_IMAGES)} for row in classes]
-
-
-def _confusion(album: Album, row: dict[str, Any]) -> dict[str, Any]:
-    image = album.first_classified_as(row["wnid"], row["predicted_wnid"])
-    names = {"name": album.name(row["wnid"]), "predicted": album.name(row["predicted_wnid"])}
-    source = album.thumbnail(image, 2 * CONFUSION_PIXELS) if image else None
-    return {**row, **names, "source": source}
+    most = min(GALLERY_CLASSES, -(-len(rows) // 3))
+    middle = max(most, (len(rows) - most) // 2)
+    picked = {
+        "Recognised best": rows[:most],
+        "Typical, around the median": rows[middle : middle + most],
+        "Recognised worst": rows[middle + most :][-most:][::-1],
+    }
+    return {how: [{**row, **pictures(row)} for row in few] for how, few in picked.items() if few}
 
 
 def _other_synsets(
     release: Release,
     predictions: pa.Table,
-    synsets: Sequence[dict[str, str]],
+    synsets: Sequence[Mapping[str, str]],
     classes: set[str],
-) -> tuple[tuple[str, Rows], ...]:
-    """Return the synsets that are no class and recognised best and worst, with an image each."""
+) -> dict[str, Rows]:
+    """Return synsets that are no class: recognised best, typical and worst, with an image each."""
+    numbers = ("subtree_probability", "chance")
     rows: Rows = [
-        {
-            **row,
-            "subtree_probability": float(row["subtree_probability"]),
-            "chance": float(row["chance"]),
-        }
+        {**row, **{name: float(row[name]) for name in numbers}}
         for row in synsets
         if row["wnid"] not in classes and row["subtree_probability"]
     ]
     # The one farthest above chance first.
     rows.sort(key=lambda row: (row["chance"] - row["subtree_probability"], row["wnid"]))
-    best, worst = best_and_worst(rows, SYNSETS)
-    album = Album(release, [row["wnid"] for row in (*best, *worst)], predictions)
-    for row in (*best, *worst):
-        wnid = row["wnid"]
+    picked = _best_typical_worst(rows, lambda row: {})
+    album = Album(release, [row["wnid"] for few in picked.values() for row in few], predictions)
+    for row in (row for few in picked.values() for row in few):
         # Many a synset is not what its name says first: tiger.n.01 is a fierce person.
-        row["name"], row["prompt"] = album.name(wnid), release.synsets[wnid].prompt
-        row["source"] = album.thumbnail(album[wnid][0], 2 * CONFUSION_PIXELS)
-    return tuple(
-        (f"No class themselves: recognised {how}", rows)
-        for how, rows in (("best", best), ("worst", worst))
-    )
+        row["name"] = first_lemma(release, row["wnid"])
+        row["prompt"] = release.synsets[row["wnid"]].prompt
+        row["source"] = album.thumbnail(album[row["wnid"]][0], CONFUSION_PIXELS)
+    return picked

@@ -16,7 +16,7 @@ const card = (() => {
     const label = `${shown} images of ${known.name}`;
     const made = element("div", { className: "sheet", role: "img", ariaLabel: label });
     for (let at = 0; at < shown; at += 1) {
-      const cell = element("span", { className: known.marks[at] === "1" ? "right" : "" });
+      const cell = element("span", { className: known.marks[at] ? "right" : "" });
       const row = Math.floor(at / COLUMNS);
       cell.style.backgroundImage = `url("${data.sheets[wnid]}")`;
       cell.style.backgroundSize = `${100 * COLUMNS}% ${100 * rows}%`;
@@ -35,7 +35,7 @@ const card = (() => {
       element("p", { className: "quiet", textContent: [known.synset, wnid, known.group].filter(Boolean).join(" · ") }),
       element("p", { className: "rate" },
         element("strong", { textContent: `${known.correct} of ${known.images}` }),
-        element("span", { textContent: `correct; ${known.top5} in the top 5${black}` })),
+        element("span", { textContent: `correct; ${known.correct_top5} in the top 5${black}` })),
       sheet(wnid, known),
       element("p", { className: "prompt", textContent: known.prompt }),
     );

@@ -1,90 +1,104 @@
 "use strict";
 // The map: pointing, tapping, arrow keys and a search all show a class's card; the legend toggles.
 (() => {
-  const found = charts.ready.map;
-  if (!found) return;
-  const { place } = found;
+  const map = document.getElementById("map-chart");
+  if (!map) return;
   const panel = document.getElementById("map-card");
   const field = document.getElementById("map-find");
-  const buttons = [...document.querySelectorAll(".legend [data-trace]")];
-  const figure = card.data.charts.map;
-  const ranges = structuredClone([figure.layout.xaxis.range, figure.layout.yaxis.range]);
-  const points = figure.data.flatMap((trace, group) =>
-    trace.customdata.map((wnid, at) => ({ wnid, group, x: trace.x[at], y: trace.y[at] })));
-  let chosen = null;
+  const ring = document.getElementById("ring");
+  const WHOLE = [-107, -107, 214, 214];
+  // In pixels: how far from a circle's edge one may point.
+  const REACH = 24;
+  const groups = [...map.querySelectorAll("g")];
+  const buttons = [...document.querySelectorAll(".legend [aria-pressed]")];
+  const points = [...map.querySelectorAll("[data-wnid]")].map((circle) => ({
+    wnid: circle.dataset.wnid,
+    group: groups.indexOf(circle.parentNode),
+    x: circle.cx.baseVal.value, y: circle.cy.baseVal.value, r: circle.r.baseVal.value,
+  }));
+  const names = new Map(points.map((point) => [card.data.classes[point.wnid].name, point]));
+  let [view, chosen, drag, moved] = [WHOLE, null, null, false];
 
-  // The chosen class's ring is a trace of its own, the last.
-  const ring = { x: [], y: [], mode: "markers", hoverinfo: "skip", marker: { symbol: "circle-open", size: 28, line: { width: 2.5 } } };
-  figure.data.push(ring);
+  const isOn = (at) => buttons[at].getAttribute("aria-pressed") === "true";
+  const shown = () => points.filter((point) => isOn(point.group));
 
   function choose(point) {
-    if (!point) return;
+    if (!point || point === chosen) return;
     chosen = point;
     card.fill(panel, point.wnid);
-    ring.x = [point.x];
-    ring.y = [point.y];
-    const line = charts.colour("--text");
-    Plotly.restyle(place, { x: [ring.x], y: [ring.y], "marker.color": line }, [figure.data.length - 1]);
+    for (const [name, value] of [["cx", point.x], ["cy", point.y], ["r", point.r + 1]]) ring.setAttribute(name, value);
   }
 
-  const shown = () => points.filter((point) => buttons[point.group].getAttribute("aria-pressed") === "true");
-
-  function next(dx, dy) {
-    const near = (point) => {
-      const [x, y] = [point.x - chosen.x, point.y - chosen.y];
-      const along = x * dx + y * dy;
-      const aside = Math.abs(x * dy) + Math.abs(y * dx);
-      return along > 1e-6 && aside <= 2 * along ? along + 2 * aside : Infinity;
-    };
-    const ranked = shown().map((point) => [near(point), point]).filter(([cost]) => cost < Infinity);
-    return ranked.length ? ranked.reduce((best, one) => (one[0] < best[0] ? one : best))[1] : null;
+  // The cheapest of the circles that are shown, or none.
+  function least(cost) {
+    const ranked = shown().map((point) => [cost(point), point]);
+    const [value, point] = ranked.reduce((one, other) => (other[0] < one[0] ? other : one), [Infinity, null]);
+    return value < Infinity ? point : null;
   }
 
-  const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
-  place.addEventListener("keydown", (event) => {
+  function pointed(event) {
+    const scale = map.getScreenCTM();
+    const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(scale.inverse());
+    return least((point) => {
+      const apart = Math.hypot(point.x - x, point.y - y) - point.r;
+      return apart <= REACH / scale.a ? apart : Infinity;
+    });
+  }
+
+  function look(x, y, width) {
+    const side = Math.min(WHOLE[2], Math.max(12, width));
+    const within = (start) => Math.min(-WHOLE[0] - side, Math.max(WHOLE[0], start));
+    view = [within(x - side / 2), within(y - side / 2), side, side];
+    map.setAttribute("viewBox", view.join(" "));
+    map.style.touchAction = side < WHOLE[2] ? "none" : "";
+  }
+
+  const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  map.addEventListener("keydown", (event) => {
     const direction = arrows[event.key];
     if (!direction) return;
     event.preventDefault();
-    choose(chosen ? next(...direction) : shown()[0]);
+    choose(least((point) => {
+      const [x, y] = [point.x - chosen.x, point.y - chosen.y];
+      const along = x * direction[0] + y * direction[1];
+      const aside = Math.abs(x * direction[1] + y * direction[0]);
+      return along > 1e-6 && aside <= 2 * along ? along + 2 * aside : Infinity;
+    }));
   });
 
-  function show(visible) {
-    visible.forEach((on, at) => {
-      buttons[at].setAttribute("aria-pressed", String(on));
-      figure.data[at].visible = on;
-    });
-    Plotly.restyle(place, { visible }, buttons.map((_, at) => at));
-  }
-  const pressed = (at) => buttons[at].getAttribute("aria-pressed") === "true";
-  buttons.forEach((button, at) => button.addEventListener("click", () => {
-    show(buttons.map((_, other) => (other === at) !== pressed(other)));
-  }));
-  for (const button of document.querySelectorAll(".legend [data-show]")) {
-    button.addEventListener("click", () => show(buttons.map(() => button.dataset.show === "true")));
+  map.addEventListener("pointerdown", (event) => {
+    moved = false;
+    if (view[2] < WHOLE[2]) drag = { x: event.clientX, y: event.clientY, view };
+  });
+  map.addEventListener("pointermove", (event) => {
+    if (!drag) return choose(event.pointerType === "mouse" ? pointed(event) : null);
+    const scale = map.getScreenCTM().a;
+    const [dx, dy] = [(event.clientX - drag.x) / scale, (event.clientY - drag.y) / scale];
+    moved ||= Math.hypot(dx, dy) * scale > 4;
+    if (moved) look(drag.view[0] - dx + view[2] / 2, drag.view[1] - dy + view[2] / 2, view[2]);
+  });
+  window.addEventListener("pointerup", () => { drag = null; });
+  map.addEventListener("click", (event) => { if (!moved) choose(pointed(event)); });
+
+  for (const button of document.querySelectorAll("[data-zoom]")) {
+    button.addEventListener("click", () => look(chosen.x, chosen.y, view[2] * Number(button.dataset.zoom)));
   }
 
-  const names = new Map(points.map((point) => [card.data.classes[point.wnid].name, point]));
+  function toggle(at, on) {
+    buttons[at].setAttribute("aria-pressed", String(on));
+    groups[at].style.display = on ? "" : "none";
+  }
+  buttons.forEach((button, at) => button.addEventListener("click", () => toggle(at, !isOn(at))));
+  for (const button of document.querySelectorAll(".legend [data-show]")) {
+    button.addEventListener("click", () => buttons.forEach((_, at) => toggle(at, button.dataset.show === "true")));
+  }
+
   document.getElementById("map-names").append(
     ...[...names.keys()].sort().map((name) => Object.assign(document.createElement("option"), { value: name })));
   field.addEventListener("input", () => choose(names.get(field.value)));
   field.addEventListener("change", () => choose(names.get(field.value)
-    ?? points.find((point) => card.data.classes[point.wnid].name.toLowerCase().startsWith(field.value.toLowerCase()))));
+    ?? points.find(({ wnid }) => card.data.classes[wnid].name.toLowerCase().startsWith(field.value.toLowerCase()))));
 
-  document.getElementById("map-reset").addEventListener("click", () => {
-    Plotly.relayout(place, { "xaxis.range": [...ranges[0]], "yaxis.range": [...ranges[1]] });
-  });
-
-  const first = points[0];
-  const touch = !window.matchMedia("(hover: hover)").matches;
-  figure.layout.dragmode = touch ? false : "zoom";
-  found.drawn
-    .then(() => Plotly.addTraces(place, structuredClone(ring)))
-    .then(() => Plotly.relayout(place, { dragmode: figure.layout.dragmode }))
-    .then(() => {
-      const one = (event) => points.find((point) => point.wnid === event.points[0].customdata);
-      place.on("plotly_hover", (event) => choose(one(event)));
-      place.on("plotly_click", (event) => choose(one(event)));
-      choose(first);
-      place.dataset.ready = "true";
-    });
+  choose(points[0]);
+  map.dataset.ready = "true";
 })();
