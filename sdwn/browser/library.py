@@ -383,7 +383,7 @@ class SideBySide:
     @cached_property
     def verdict(self) -> str:
         """The sentence of ``sdwn compare`` on the two, or why there is none."""
-        from sdwn.reports.comparison import CLASSIFIER, summary_sentence
+        from sdwn.reports.comparison import CLASSIFIER, pair_in_words
         from sdwn.reports.statistics import difference
 
         used = []
@@ -399,7 +399,9 @@ class SideBySide:
         if not self.labelled:
             return f"{self.names[0]} and {self.names[1]} have no ImageNet-1k class in common"
         names = dict(zip(("first", "second"), self.names, strict=True))
-        return summary_sentence({**names, "rate": asdict(difference(*self._rates))})
+        rates = [float(rate.mean()) for rate in self._rates]
+        pair = {**names, "rates": rates, "rate": asdict(difference(*self._rates))}
+        return ": ".join(pair_in_words(pair))
 
     def page(self, number: int) -> list[dict[str, Any]]:
         """Return a page of the list, counted from 1, as `pair` describes synsets."""
