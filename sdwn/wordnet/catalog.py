@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sdwn.config import PAPER_CATALOG, CatalogConfig
 from sdwn.errors import UsageError
 from sdwn.io import read_list
-from sdwn.wordnet.corpus import Synset, WordNet
+from sdwn.wordnet.corpus import Synset, WordNet, uncollected
 from sdwn.wordnet.imagenet import class_wnids
 
 ROOT = "object.n.01"
@@ -22,6 +22,7 @@ class Catalog:
     synsets: tuple[Synset, ...]
 
 
+@uncollected()
 def read_catalog(config: CatalogConfig, wordnet: WordNet) -> Catalog:
     """Collect the synsets that a config asks for.
 
