@@ -41,12 +41,11 @@ class Guess(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageView:
-    """An image as pages show it, with what a classifier predicted.
+    """An image as pages show it: its row in the release, and what a classifier predicted.
 
-    ``row`` is its index in the release. ``top5`` are the best classes first, none where it was
-    not classified. ``correct`` and ``rank`` (of the label among the 1000 classes, from 0) are None
-    where the synset is no ImageNet-1k class, ``subtree_probability`` where it has no class at or
-    below it.
+    ``top5`` is empty where it was not classified. ``correct`` and ``rank`` (of the label among the
+    1000 classes, from 0) are None where the synset is no ImageNet-1k class,
+    ``subtree_probability`` where it has no class at or below it.
     """
 
     wnid: str
@@ -84,7 +83,6 @@ class Entry:
     """A synset that has images here; ``position`` is its index by name.
 
     ``prompt`` is the one of all its images, None where they differ or it is not recorded.
-    ``lemmas`` have spaces between words.
     """
 
     position: int
@@ -142,21 +140,11 @@ class Collection:
         black, self.entries = self.count(self.black).tolist(), list[Entry]()
         for position, index in enumerate(by_name):
             name, wnid = synsets[index]
-            known_of = planned.get(wnid)
-            joined = known_of.lemmas.replace("_", " ") if known_of else ""
-            self.entries.append(
-                Entry(
-                    position=position,
-                    wnid=wnid,
-                    synset=name,
-                    lemmas=tuple(joined.split(", ")) if joined else (),
-                    definition=known_of.definition if known_of else "",
-                    prompt=prompts[position],
-                    imagenet_class=known_of.imagenet_class if known_of else None,
-                    images=int(counts[position]),
-                    black=black[position],
-                )
-            )
+            own, prompt, images = planned.get(wnid), prompts[position], int(counts[position])
+            lemmas = tuple(own.lemmas.replace("_", " ").split(", ")) if own and own.lemmas else ()
+            said = (own.definition, prompt, own.imagenet_class) if own else ("", prompt, None)
+            entry = Entry(position, wnid, name, lemmas, *said, images, black[position])
+            self.entries.append(entry)
         self.by_wnid = {entry.wnid: entry for entry in self.entries}
 
     def __len__(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -41,15 +40,12 @@ PAGE, PREVIEW, OFFERED = 48, 4, 3
 
 @dataclass(frozen=True, slots=True)
 class ResultPage:
-    """A page of a search: its synsets in order, and the first images of each that match.
+    """A page of a search: its synsets in order, with the first images of each that match.
 
-    Attributes:
-        previews: by wnid, up to PREVIEW matching images, by number.
-        images: by wnid, how many images match.
-        kinds: how many images each ``View.show`` would match, the rest of the view as it is.
-        page: the one shown; the last, if there are fewer than the view asks for.
-        corrected: what was searched for instead of the view's words.
-        hypernyms: synsets of WordNet that the words name, with synsets of the release below them.
+    ``previews`` and ``images`` (how many match) are by wnid. ``kinds`` is how many images each
+    ``View.show`` would match, the rest of the view as it is. ``page`` is the last, if there are
+    fewer than the view asks for. ``corrected`` is what was searched for instead of the view's
+    words; ``hypernyms``, what they name in WordNet that has synsets of the release below it.
     """
 
     entries: list[Entry]
@@ -67,19 +63,16 @@ class ResultPage:
 class Library:
     """A release open for browsing; nothing of it is written, and threads may share it.
 
-    Args:
-        root: the release.
-        evaluation: the one to show; without a name, the newest that is whole and of this release.
+    Without a name of an evaluation, the newest is shown that is whole and of this release.
 
     Attributes:
         name: its catalog, and the part of it that this release has.
         model: that made the images; None for an import.
         predictions: of the evaluation that is shown; None without one.
-        evaluations: names of those that can be shown, newest first.
-        refused: by name, why other evaluations cannot be shown.
+        evaluations: names of those that can be shown, newest first; ``refused``, by name, why
+            others cannot be.
         tree_missing: why there is no tree; None where there is one.
         groups: the evaluation's groups by name, to their wnids.
-        stored: the images' bytes.
 
     Raises:
         UsageError: there is no evaluation of that name.
@@ -185,26 +178,16 @@ class Library:
     def samples(self, wnids: Iterable[str]) -> dict[str, ImageView]:
         """Choose an image of each synset that has any: its own, else one of a synset below it.
 
-        A correct one before others, and a black one last.
+        The first one that is correct, else the first that is not black, else the first.
         """
-        found = {}
-        fitness, best = self._best
+        found, fitness = {}, 2 * self._kinds["right"] + self._kinds["ok"]
         for wnid in wnids:
-            if entry := self.collection.by_wnid.get(wnid):
-                rows = best[[entry.position]]
-            else:
-                rows = best[self.tree.below(wnid)] if self.tree else best[:0]
+            rows = self.collection.rows(wnid)
+            if not len(rows) and self.tree:
+                rows = self.collection.rows_at(int(np.argmax(self.tree.below(wnid))))
             if len(rows):
                 found[wnid] = self.describe(int(rows[np.argmax(fitness[rows])]))
         return found
-
-    @cached_property
-    def _best(self) -> tuple[Rows, Rows]:
-        """How well each image shows its synset, by row; and each synset's best row, by position."""
-        fitness = 2 * self._kinds["right"] + self._kinds["ok"]
-        collection = self.collection
-        order = np.lexsort((collection.numbers, -fitness, collection.positions))
-        return fitness, order[collection.starts[:-1]]
 
     def tally(self, position: int) -> tuple[int, int]:
         """Count the correct images of the synset at a position, and those that have a label."""
@@ -214,7 +197,7 @@ class Library:
 
     @cached_property
     def scores(self) -> dict[str, NDArray[np.float64]]:
-        """What synsets are ordered by, values by position; NaN, of one without, comes last."""
+        """Values that synsets are ordered by, by position; NaN, of one without, comes last."""
         count, rates = len(self.collection), np.full(len(self.collection), np.nan)
         if self.predictions is not None:
             labelled = self.predictions.labelled
@@ -244,28 +227,23 @@ class Library:
         Raises:
             UsageError: it asks for a group, synset or class that does not exist.
         """
-        collection, (fits, corrected) = self.collection, self._matching_synsets(view)
-        mask, counts, positions = self._with_images(view, fits)
-        pages = max(1, math.ceil(len(positions) / PAGE))
-        page = min(view.page, pages)
+        seen, positions, corrected = self._match(view)
+        mask, collection = seen & self._kinds[view.show], self.collection
+        counts, pages = collection.count(mask), max(1, math.ceil(len(positions) / PAGE))
+        page, words = min(view.page, pages), corrected or view.q
         shown = positions[(page - 1) * PAGE : page * PAGE].tolist()
         entries = [collection.entries[position] for position in shown]
-        previews: dict[str, list[ImageView]] = {}
-        for entry in entries:
-            rows = collection.rows_at(entry.position)
-            first = rows[mask[rows]][:PREVIEW].tolist()
-            previews[entry.wnid] = [self.describe(row) for row in first]
-        wanted = np.zeros(len(collection), dtype=bool)
-        wanted[fits] = True
-        seen = wanted[collection.positions] & self._classified_as(view.seen)
-        words = corrected or view.q
+        rows = {entry.wnid: collection.rows_at(entry.position) for entry in entries}
         return ResultPage(
             entries=entries,
-            previews=previews,
+            previews={
+                wnid: [self.describe(row) for row in own[mask[own]][:PREVIEW].tolist()]
+                for wnid, own in rows.items()
+            },
             images={entry.wnid: int(counts[entry.position]) for entry in entries},
             kinds={show: int(np.count_nonzero(seen & kind)) for show, kind in self._kinds.items()},
             total_synsets=len(positions),
-            total_images=int(counts[positions].sum()),
+            total_images=int(counts.sum()),
             page=page,
             pages=pages,
             corrected=corrected,
@@ -278,19 +256,21 @@ class Library:
         Raises:
             UsageError: as in `select`; at once, before the first is taken.
         """
-        mask, _, positions = self._with_images(view, self._matching_synsets(view)[0])
-        return (
-            self.describe(row)
-            for position in positions.tolist()
-            for row in self.collection.rows_at(position).tolist()
-            if mask[row]
-        )
+        seen, positions, _ = self._match(view)
+        mask = seen & self._kinds[view.show]
+        rows = (self.collection.rows_at(position) for position in positions.tolist())
+        return (self.describe(row) for own in rows for row in own[mask[own]].tolist())
 
-    def _matching_synsets(self, view: View) -> tuple[Rows, str | None]:
-        """Find the synsets of a view's words, group and classes, whatever images they have."""
-        fits = np.ones(len(self.collection), dtype=bool)
+    def _match(self, view: View) -> tuple[Mask, Rows, str | None]:
+        """Return what a view matches.
+
+        Returns:
+            Which rows match all of it but ``show``; the synsets with images that match all of it,
+            in order; and what was searched for instead of its words.
+        """
+        collection, fits = self.collection, np.ones(len(self.collection), dtype=bool)
         if view.imagenet:
-            fits &= [entry.imagenet_class is not None for entry in self.collection.entries]
+            fits &= [entry.imagenet_class is not None for entry in collection.entries]
         if view.group is not None and view.group not in self.groups:
             known = ", ".join(self.groups) or "none"
             raise UsageError(f"group={view.group!r}: no such group; there is {known}")
@@ -299,7 +279,22 @@ class Library:
                 raise UsageError(f"below={wnid}: {self.tree_missing}")
             fits &= self.tree.below(wnid)
         positions, corrected = self.index.search(view.q)
-        return positions[fits[positions]], corrected
+        positions = positions[fits[positions]]
+        wanted = np.zeros(len(collection), dtype=bool)
+        wanted[positions] = True
+        seen: Mask = wanted[collection.positions]
+        if view.seen is not None:
+            if self.predictions is None:
+                raise UsageError(f"seen={view.seen}: not known without an evaluation")
+            if view.seen not in class_index():
+                raise UsageError(f"seen={view.seen}: expected a class of ImageNet-1k")
+            seen &= self.predictions.classified_as(view.seen)
+        positions = positions[collection.count(seen & self._kinds[view.show])[positions] > 0]
+        _, score, largest_first = ORDERS[view.order]
+        if score is not None:
+            values = self.scores[score][positions] * (-1 if largest_first else 1)
+            positions = positions[np.argsort(values, kind="stable")]
+        return seen, positions, corrected
 
     @cached_property
     def _kinds(self) -> dict[str, Mask]:
@@ -309,27 +304,6 @@ class Library:
         every = np.ones(len(black), dtype=bool)
         masks = (every, rank == 0, rank > 0, black, ~black, rank == NONE)
         return dict(zip(KINDS, masks, strict=True))
-
-    def _classified_as(self, wnid: str | None) -> Mask:
-        """Return, by row, which images were classified as a class; for None all."""
-        if wnid is None:
-            return self._kinds["all"]
-        if wnid not in class_index():
-            raise UsageError(f"seen={wnid}: expected a class of ImageNet-1k")
-        if self.predictions is None:
-            raise UsageError(f"seen={wnid}: not known without an evaluation")
-        return self.predictions.classified_as(wnid)
-
-    def _with_images(self, view: View, positions: Rows) -> tuple[Mask, Rows, Rows]:
-        """Return which rows match a view, how many by position, and synsets with any, in order."""
-        mask = self._kinds[view.show] & self._classified_as(view.seen)
-        counts = self.collection.count(mask)
-        found = positions[counts[positions] > 0]
-        _, score, largest_first = ORDERS[view.order]
-        if score is not None:
-            values = self.scores[score][found] * (-1 if largest_first else 1)
-            found = found[np.argsort(values, kind="stable")]
-        return mask, counts, found
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -347,38 +321,38 @@ class SideBySide:
     """The synsets of two releases; threads may share it.
 
     Attributes:
-        names: of the two, as ``sdwn compare`` calls them; where they are the same, with the
-            folders in which they differ.
-        total, only_here, only_there: how many synsets are in both, and in one of them alone.
-        labelled: how many synsets have labelled images in both.
+        names: of the two, as ``sdwn compare`` calls them; where they are the same, their paths.
+        entries: the synsets of both, by name; ``index``, where each stands, by wnid.
+        only_here, only_there: how many synsets are in one of them alone.
+        labelled: how many synsets have labelled images in both; ``counts``, how many of these are
+            better, worse and equal in the second.
         pages: of the list, at least one.
     """
 
     def __init__(self, here: Library, there: Library) -> None:
         self._sides, others = (here, there), there.collection.by_wnid
-        # Their positions, by name as the synsets of a collection are.
-        both = [
-            (entry.position, others[entry.wnid].position)
-            for entry in here.collection.entries
-            if entry.wnid in others
-        ]
+        self.entries = [entry for entry in here.collection.entries if entry.wnid in others]
+        self.index = {entry.wnid: index for index, entry in enumerate(self.entries)}
+        both = [(entry.position, others[entry.wnid].position) for entry in self.entries]
         self._positions = np.array(both, np.int64).reshape(-1, 2).T
         rates = [
             side.scores["rate"][positions]
             for side, positions in zip(self._sides, self._positions, strict=True)
         ]
         self._changes = rates[1] - rates[0]
-        # The largest gain first, the largest loss last, of equal ones by name; and after these NaN,
-        # where a side has no rate.
-        self._order = np.argsort(-self._changes, kind="stable")
-        known = ~np.isnan(self._changes)
+        # As in the report: those that gained, those that lost, the largest change of each first;
+        # then equal ones, and NaN, where a side has no rate.
+        known, size = ~np.isnan(self._changes), -np.abs(self._changes)
+        better, worse, equal = (sign(self._changes, 0) for sign in (np.greater, np.less, np.equal))
+        self._order = np.lexsort((size, 3 - 3 * better - 2 * worse - equal))
+        self.counts = [int(np.count_nonzero(one)) for one in (better, worse, equal)]
         self._rates = [rate[known] for rate in rates]
-        self.labelled, self.total = int(np.count_nonzero(known)), len(both)
+        self.labelled = int(np.count_nonzero(known))
         self.only_here, self.only_there = (len(one.collection) - len(both) for one in self._sides)
         self.pages = max(1, math.ceil(len(both) / PAGE))
         folders = [Path(side.root).resolve() for side in self._sides]
         names = [one.parent.name if one.name == "release" else one.name for one in folders]
-        self.names = tell_apart((names[0], names[1]), (here.root, there.root))
+        self.names = names if names[0] != names[1] else [here.root, there.root]
 
     @cached_property
     def verdict(self) -> str:
@@ -413,46 +387,16 @@ class SideBySide:
         ``change`` is how much more is correct in the second, from -1 to 1; None where one of
         them has no labelled images.
         """
-        change = float(self._changes[index])
         at = list(zip(self._sides, self._positions[:, index].tolist(), strict=True))
-        first = [(side, int(side.collection.rows_at(position)[0])) for side, position in at]
+        change = float(self._changes[index])
         return {
-            "entry": at[0][0].collection.entries[at[0][1]],
-            "images": [side.describe(row) for side, row in first],
-            "tallies": [side.tally(position) for side, position in at],
+            "entry": self.entries[index],
+            "images": [one.describe(int(one.collection.rows_at(p)[0])) for one, p in at],
+            "tallies": [one.tally(position) for one, position in at],
             "change": None if math.isnan(change) else change,
         }
-
-    def find(self, entry: Entry) -> tuple[dict[str, Any], Entry | None, Entry | None] | None:
-        """Return a synset of both, and those before and after it by name; None if it is not."""
-        ours = self._positions[0]
-        index = int(np.searchsorted(ours, entry.position))
-        if index == self.total or ours[index] != entry.position:
-            return None
-        before, after = (
-            self._sides[0].collection.entries[int(ours[i])] if 0 <= i < self.total else None
-            for i in (index - 1, index + 1)
-        )
-        return self.pair(index), before, after
 
     def images(self, wnid: str) -> list[tuple[ImageView | None, ImageView | None]]:
         """Return the images of a synset in both by number; None where a side lacks one."""
         here, there = ({one.number: one for one in side.images(wnid)} for side in self._sides)
         return [(here.get(n), there.get(n)) for n in sorted(here.keys() | there.keys())]
-
-
-def tell_apart(names: tuple[str, str], roots: tuple[str, str]) -> tuple[str, str]:
-    """Return two names; where they are the same, with the ends of the paths that differ.
-
-    >>> tell_apart(("paper", "paper"), ("/one/paper/release", "/two/paper/release"))
-    ('paper (one/paper/release)', 'paper (two/paper/release)')
-    >>> tell_apart(("paper", "paper"), ("/data", "/data/two"))
-    ('paper (data)', 'paper (data/two)')
-    """
-    if names[0] != names[1]:
-        return names
-    ours, theirs = (Path(root).parts for root in roots)
-    shared = len(Path(os.path.commonpath(roots)).parts)
-    start = min(shared, len(ours) - 1, len(theirs) - 1)
-    ends = Path(*ours[start:]), Path(*theirs[start:])
-    return f"{names[0]} ({ends[0]})", f"{names[1]} ({ends[1]})"

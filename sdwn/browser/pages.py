@@ -30,6 +30,7 @@ from sdwn.browser.views import (
 )
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation.metrics import metrics_shown
+from sdwn.storage.codecs import CODECS
 from sdwn.wordnet.imagenet import class_name
 
 # A release may be made anew under the same name: then a browser asks, and gets it.
@@ -121,24 +122,20 @@ def synset_page(request: Request) -> Response:
     images = [library.describe(row) for row in rows]
     made = library.seeds_and_prompts(images)
     collection, predictions, tree = library.collection, library.predictions, library.tree
-    near = dict[str, set[str]]()
+    neighbours = dict[str, list[Entry]]()
     if tree is not None and (node := tree.node(entry.wnid)):
         siblings = {wnid for one in tree.nodes(node.parents) for wnid in one.children}
-        near["Above it"], near["Below it"] = set(node.parents), set(node.children)
-        near["Beside it"] = siblings - {entry.wnid}
+        near = (node.parents, siblings - {entry.wnid}, node.children)
+        for title, wnids in zip(("Above it", "Beside it", "Below it"), near, strict=True):
+            known = filter(None, map(collection.by_wnid.get, wnids))
+            neighbours[title] = sorted(known, key=attrgetter("position"))
     own = collection.rows(entry.wnid)
     return _page(
         request,
         "synset.html",
         entry=entry,
         path=tree.path(entry.wnid) if tree else [],
-        neighbours={
-            title: sorted(
-                filter(None, map(collection.by_wnid.get, near[title])), key=attrgetter("position")
-            )
-            for title in ("Above it", "Beside it", "Below it")
-            if title in near
-        },
+        neighbours=neighbours,
         previous=collection.entries[entry.position - 1] if entry.position else None,
         next=next(iter(collection.entries[entry.position + 1 :]), None),
         images=images,
@@ -254,13 +251,19 @@ def compare_page(request: Request) -> Response:
 def pair_page(request: Request) -> Response:
     """``/compare/WNID``: the images of a synset in two releases, by number."""
     entry, both = entry_of(request), _both(request)
-    found = both.find(entry)
-    if found is None:
+    index, (shown, page) = both.index.get(entry.wnid), _part(request, both.images(entry.wnid))
+    if index is None:
         raise HTTPException(404, f"The other release has no images of {entry.synset}.")
-    pair, previous, following = found
-    shown, page = _part(request, both.images(entry.wnid))
-    values = {"entry": entry, "pair": pair, "previous": previous, "next": following, **page}
-    return _page(request, "pair.html", shown=shown, **values)
+    return _page(
+        request,
+        "pair.html",
+        entry=entry,
+        pair=both.pair(index),
+        previous=both.entries[index - 1] if index else None,
+        next=next(iter(both.entries[index + 1 :]), None),
+        shown=shown,
+        **page,
+    )
 
 
 def _both(request: Request) -> SideBySide:
@@ -273,58 +276,44 @@ def _both(request: Request) -> SideBySide:
 # --- Images and downloads ----------------------------------------------------------------------
 
 
-def thumbnail_answer(request: Request) -> Response:
-    """``/thumbnails/WNID/NUMBER``: a small image; one that says so where it is damaged."""
+def picture_answer(request: Request) -> Response:
+    """``/images/WNID/NUMBER`` and ``/thumbnails/…``: an image as it is stored, or a small one.
+
+    Where it is damaged, a picture that says so; an error for who asks for the file.
+    """
     library, image = library_of(request), image_of(request)
-    size = request.query_params.get("size", str(SMALL))
+    size, download = (
+        request.query_params.get("size", str(SMALL)),
+        "download" in request.query_params,
+    )
     if size not in (str(SMALL), str(LARGE)):
         raise HTTPException(400, f"size: expected {SMALL} or {LARGE}.")
-    digest = library.release.location(image.row)["sha256"]
-    headers = {"ETag": f'"{digest[:32]}-{size}"', "Cache-Control": FOR_A_MINUTE}
-    if _is_kept(request, headers):
+    small = "/thumbnails/" in str(request.scope["path"])
+    # The digest is recorded: a browser's copy is checked without reading or drawing. A proxy
+    # that packs an answer makes its tag a weak one.
+    tag = f'"{library.release.location(image.row)["sha256"]}{f"-{size}" * small}"'
+    headers = {"ETag": tag, "Cache-Control": FOR_A_MINUTE}
+    kept = request.headers.get("if-none-match", "").split(",")
+    if tag in (one.strip().removeprefix("W/") for one in kept):
         return Response(status_code=304, headers=headers)
     try:
-        content = library.stored.thumbnail(image.row, int(size))
-    except IntegrityError as error:
-        return _damaged(error, int(size), 200)
-    return Response(content, media_type="image/webp", headers=headers)
-
-
-def image_answer(request: Request) -> Response:
-    """``/images/WNID/NUMBER``: an image as it is stored, to show or to download."""
-    library, image = library_of(request), image_of(request)
-    download = "download" in request.query_params
-    digest = library.release.location(image.row)["sha256"]
-    headers = {"ETag": f'"{digest}"', "Cache-Control": FOR_A_MINUTE}
-    if _is_kept(request, headers):
-        return Response(status_code=304, headers=headers)
-    try:
-        payload, codec = library.stored.read(image.row)
+        if small:
+            content, codec = library.stored.thumbnail(image.row, int(size)), CODECS["webp"]
+        else:
+            content, codec = library.stored.read(image.row)
     except IntegrityError as error:
         if download:
             raise
-        return _damaged(error, LARGE, 500)
+        drawn = render_page("damaged.svg", {"side": size if small else LARGE, "text": str(error)})
+        return Response(drawn, 200, {"Cache-Control": "no-store"}, media_type="image/svg+xml")
     if download:
         headers |= _as_file(download_name(image.synset, image.number, codec.extension))
-    return Response(payload, media_type=codec.media_type, headers=headers)
-
-
-def _is_kept(request: Request, headers: dict[str, str]) -> bool:
-    # The digest is recorded: a browser's copy is checked without reading or drawing. A proxy
-    # that packs an answer makes its tag a weak one.
-    kept = request.headers.get("if-none-match", "").split(",")
-    return headers["ETag"] in (one.strip().removeprefix("W/") for one in kept)
+    return Response(content, media_type=codec.media_type, headers=headers)
 
 
 def _as_file(name: str) -> dict[str, str]:
     # The name has no character that needs quotes.
     return {"Content-Disposition": f'attachment; filename="{name}"'}
-
-
-def _damaged(error: IntegrityError, side: int, status: int) -> Response:
-    """Return a picture that says that an image is damaged."""
-    content = render_page("damaged.svg", {"side": side, "text": str(error)})
-    return Response(content, status, {"Cache-Control": "no-store"}, media_type="image/svg+xml")
 
 
 def zip_answer(request: Request) -> Response:

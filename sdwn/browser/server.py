@@ -22,7 +22,7 @@ import resource
 import secrets
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -64,10 +64,7 @@ PAGES = (
     ("/list.csv", pages.list_answer),
     ("/assets/{name}", pages.asset_answer),
 )
-IMAGES = (
-    ("/images/{wnid}/{number}", pages.image_answer),
-    ("/thumbnails/{wnid}/{number}", pages.thumbnail_answer),
-)
+IMAGES = ("/images/{wnid}/{number}", "/thumbnails/{wnid}/{number}")
 
 # A page on another site can make its own name mean 127.0.0.1, and would read what is here.
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1", "[::1]")
@@ -130,13 +127,9 @@ def make_app(
     # Few images are drawn at once, so that pages need not wait for them.
     at_once = CapacityLimiter(max(2, os.cpu_count() or 1))
 
-    def drawn(answer: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
-        async def endpoint(request: Request) -> Response:
-            return await to_thread.run_sync(answer, request, limiter=at_once)
+    async def picture(request: Request) -> Response:
+        return await to_thread.run_sync(pages.picture_answer, request, limiter=at_once)
 
-        return endpoint
-
-    images = [(path, drawn(answer)) for path, answer in IMAGES]
     # For tunnels over slow lines; images and zips are as small as they get.
     zipped = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)]
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)]
@@ -145,8 +138,7 @@ def make_app(
     app = Starlette(
         routes=[
             Route("/synsets/{wnid}.zip", pages.zip_answer),
-            *(Route(path, endpoint) for path, endpoint in images),
-            *(Route(f"/other{path}", endpoint) for path, endpoint in images),
+            *(Route(f"{which}{path}", picture) for which in ("", "/other") for path in IMAGES),
             *(Route(path, endpoint, middleware=zipped) for path, endpoint in PAGES),
         ],
         middleware=guards,
@@ -211,8 +203,6 @@ def token_gate(app: ASGIApp, token: str) -> ASGIApp:
 
 def _answer_error(request: Request, error: Exception) -> Response:
     status, message, headers = 500, None, None
-    if isinstance(error, ClientDisconnect):
-        return Response()  # the client has gone
     if isinstance(error, HTTPException):
         status, headers = error.status_code, error.headers
         # Those of pages.py are sentences, Starlette's own are "Not Found".
@@ -286,11 +276,10 @@ def listen(host: str, port: int | None, token: bool) -> Listening:
         UsageError: this machine has no such host.
         SdwnError: the port is taken, or all that were tried are.
     """
-    unknown = UsageError(f"--host {host}: expected a name or address of this machine")
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError):
-        raise unknown from None
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--host {host}: no name or address of this machine: {error}") from None
     family, address = found[0][0], str(found[0][4][0])
     ports = [port] if port is not None else range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED)
     for tried in ports:
@@ -304,17 +293,12 @@ def listen(host: str, port: int | None, token: bool) -> Listening:
             break
         except OSError as error:
             taken.close()
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise unknown from None
             if error.errno != errno.EADDRINUSE:
                 reason = f"cannot listen at {host}, port {tried}: {error.strerror}"
                 raise SdwnError(reason) from None
     else:
-        raise SdwnError(
-            f"port {port} is taken; leave --port away to get the next free one"
-            if port is not None
-            else f"ports {ports[0]} to {ports[-1]} are all taken; choose another one with --port"
-        )
+        advice = "leave --port away to get the next free one" if port else "choose one with --port"
+        raise SdwnError(f"{f'port {port} is' if port else 'all ports are'} taken; {advice}")
     loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
     # 0.0.0.0 is no machine's name.
     name = socket.gethostname() if address in ("0.0.0.0", "::") else address

@@ -128,7 +128,7 @@
   document.addEventListener("htmx:afterSwap", () => {
     showTrouble("");
     said.textContent = results.querySelector("[data-said]")?.textContent ?? "";
-    document.title = `${field.value.trim() || "All synsets"} · ${document.querySelector(".brand").textContent}`;
+    document.title = `${field.value.trim() || "All synsets"} · ${document.querySelector(".brand").dataset.name}`;
   });
   document.addEventListener("htmx:responseError", (event) => {
     const { status } = event.detail.xhr;
