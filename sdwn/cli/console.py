@@ -6,28 +6,30 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich import markup
 from rich.console import Console, RenderableType
 from rich.filesize import decimal
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.live import Live as Redrawn
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
 from rich.text import Text
+
+from sdwn.errors import duration
+from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live
 
 stderr = Console(stderr=True, highlight=False, emoji=False)
 stdout = Console(highlight=False, emoji=False)
 
 # In a log, where a bar cannot move, progress is a line so often.
 REPORT_SECONDS = 60
+# A pipe or a file takes lines as long as they are.
+LONGEST_LINE = 100_000
 
 # File names, records and logs may hold what steers a terminal: its title, its clipboard, its past.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -42,135 +44,214 @@ def without_controls(text: str) -> str:
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def escape(text: str) -> str:
-    """Return a text as rich prints it to the letter."""
-    return markup.escape(without_controls(text))
+def plain(text: str) -> Text:
+    """Return a text without markup or control characters."""
+    return Text(without_controls(text))
 
 
 def say(message: str) -> None:
     """Print a message for the user on stderr."""
-    stderr.print(escape(message), soft_wrap=True)
+    stderr.print(markup.escape(without_controls(message)), soft_wrap=True)
 
 
 def fail(message: str, code: int, traceback: bool) -> int:
     """Print an error, with its traceback if wanted, and return the exit code."""
     if traceback:
         stderr.print_exception()
-    stderr.print(f"[red]error:[/red] {escape(message)}", soft_wrap=True)
+    escaped = markup.escape(without_controls(message))
+    stderr.print(f"[red]error:[/red] {escaped}", soft_wrap=True)
     return code
 
 
-def result(values: dict[str, Any], as_json: bool, *shown: str | RenderableType) -> None:
+# Results
+
+
+def result(
+    values: Mapping[str, Any],
+    as_json: bool,
+    *shown: str | Mapping[str, Any] | RenderableType,
+    next_: str | None = None,
+) -> None:
     """Print a command's result.
 
     Args:
         values: what ``--json`` prints as one object.
         as_json: print that, and nothing else.
-        shown: texts, tables, :func:`rows`: what a person reads instead; default: the values.
+        shown: what a person reads instead: sentences, names with values, tables.
+        next_: the command that most likely follows.
     """
     if as_json:
         escaped = (sys.stdout.encoding or "utf-8").lower() != "utf-8"
         sys.stdout.write(json.dumps(values, ensure_ascii=escaped) + "\n")
         return
-    for part in shown or (rows(values),):
-        if isinstance(part, str):
-            # A script, a log: to the letter, lines as long as they are.
-            sys.stdout.write(without_controls(part))
-        else:
-            stdout.print(part, soft_wrap=True)
+    for part in shown:
+        show(columns(part.items()) if isinstance(part, Mapping) else part)
+    if next_ is not None:
+        # One line, however long: a terminal that wraps it lets people copy it whole.
+        stdout.print(Text("next: ", "bold") + Text(without_controls(next_)), soft_wrap=True)
 
 
-def rows(values: dict[str, Any]) -> Text:
-    """Return names and values, a line each; None has no line.
+def show(part: str | RenderableType, console: Console | None = None) -> None:
+    """Print a part of a result; what is a text, to the letter."""
+    console = console or stdout
+    if isinstance(part, str):
+        console.file.write(without_controls(part) + "\n" * (not part.endswith("\n")))
+    elif console.is_terminal:
+        console.print(part)
+    else:
+        with console.capture() as capture:
+            console.print(part, width=LONGEST_LINE)
+        lines = capture.get().splitlines()
+        console.file.write("".join(f"{line.rstrip()}\n" for line in lines))
 
-    Numbers have thousands separators; ``bytes`` are a size.
+
+def columns(lines: Iterable[Sequence[Any]]) -> Table:
+    """Return lines of cells as columns, the first bold; a line whose last cell is None is left out.
+
+    Numbers have thousands separators; of a list each item has a line.
     """
-    shown = {name: value for name, value in values.items() if value is not None}
-    width = max(map(len, shown), default=0)
-    lines = []
-    for name, value in shown.items():
-        size = isinstance(value, int) and (name == "bytes" or name.endswith("_bytes"))
-        text = decimal(value) if size else _readable(value)
-        lines.append(f"[bold]{escape(name.replace('_', ' ').ljust(width))}[/bold]  {escape(text)}")
-    return Text.from_markup("\n".join(lines), emoji=False)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for line in lines:
+        if line[-1] is None:
+            continue
+        cells = [cell if isinstance(cell, Text) else Text(_readable(cell)) for cell in line]
+        if not isinstance(line[0], Text):
+            cells[0].stylize("bold")
+        cells[0].no_wrap = True
+        table.add_row(*cells)
+    return table
 
 
 def _readable(value: Any) -> str:
-    if isinstance(value, dict):
-        # Counts by name, or what each name has, as the job of a stage.
-        pairs = (
-            f"{name}: {one}" if isinstance(one, str) else f"{_readable(one)} {name}"
-            for name, one in value.items()
-        )
-        return ", ".join(pairs) or "none"
     if isinstance(value, list):
-        return "\n  ".join(map(str, value)) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int) or (isinstance(value, float) and abs(value) >= 1000):
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return "\n".join(map(_readable, value)) or "none"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    return without_controls(str(value))
 
 
-def say_rows(values: dict[str, Any]) -> None:
-    """Print names and values on stderr, a line each."""
-    stderr.print(rows(values), soft_wrap=True)
+# Work under way
 
 
-@contextmanager
-def live() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show values that change, in place."""
-    from rich.live import Live
+def progress_text(
+    done: float, total: float, unit: str, per_second: float, seconds_left: float | None = None
+) -> str:
+    """Return how much of a work is done, its speed, and the time that is left.
 
-    with Live(console=stderr, transient=True) as view:
-        yield lambda values: view.update(rows(values), refresh=True)
-
-
-@contextmanager
-def working(what: str) -> Iterator[None]:
-    """Show that something is going on."""
-    if stderr.is_terminal:
-        with stderr.status(what):
-            yield
-    else:
-        yield
-
-
-@contextmanager
-def progress(what: str, total: int, unit: str, start: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show a bar with rate and time left on a terminal; in a log, a line a minute.
-
-    Yields:
-        The function that counts on, from ``start``.
+    >>> progress_text(260, 400, "images", 3.6, 38.9)
+    '260/400 images (65 %), 3.6 images/s, about 39 s left'
     """
-    bar = Progress(
-        TextColumn("{task.description:>10}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[count]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=stderr,
-        disable=not stderr.is_terminal,
-    )
-    with bar:
-        task = bar.add_task(what, total=total, completed=start, count="")
-        reported = began = time.monotonic()
+    if unit == "bytes":
+        count, speed = f"{decimal(int(done))}/{decimal(int(total))}", decimal(int(per_second))
+    else:
+        count, speed = f"{done:,}/{total:,} {unit}", f"{per_second:,.3g} {unit}"
+        if per_second >= 1000:
+            speed = f"{per_second:,.0f} {unit}"
+    parts = [f"{count} ({int(100 * done / total)} %)" if total else count]
+    parts += [f"{speed}/s"] * bool(per_second)
+    if seconds_left is not None:
+        parts.append(f"about {duration(seconds_left)} left")
+    return ", ".join(parts)
 
-        def advance(number: int) -> None:
-            nonlocal reported
-            bar.advance(task, number)
-            done, now = int(bar.tasks[0].completed), time.monotonic()
+
+def job_names(ids: Sequence[str]) -> str:
+    """Name jobs by their ids; an array by its own.
+
+    >>> job_names(["7_0", "7_1", "9"]), job_names(["12"])
+    ('jobs 7, 9', 'job 12')
+    """
+    arrays = list(dict.fromkeys(one.partition("_")[0] for one in ids))
+    more = f" and {len(arrays) - 3:,} more" * (len(arrays) > 3)
+    return f"job{'s' * (len(arrays) > 1)} {', '.join(arrays[:3])}{more}"
+
+
+class WorkBar:
+    """A display of long work, redrawn on a terminal; in a log it is a line a minute.
+
+    It shows how much is done, the jobs at work, what is tried just now, and the time.
+    """
+
+    def __init__(self, what: str, total: int | None, unit: str, start: int) -> None:
+        self._what, self._total, self._unit = what, total, unit
+        self._start = self._done = start
+        self._jobs: dict[Job, None] = {}
+        self._live: Live = {}
+        self._note = ""
+        self._began = self._reported = time.monotonic()
+        self._spinner = Spinner("dots")
+
+    def advance(self, number: int) -> None:
+        """Count on."""
+        self._done += number
+        self._report()
+
+    def look(self, live: Live) -> None:
+        """Take the jobs that wait or run now; those that were there before have ended."""
+        new = not self._jobs and bool(live)
+        self._jobs.update(dict.fromkeys(live))
+        self._live = live
+        self._report(new)
+
+    def note(self, text: str) -> None:
+        """Take what is tried just now, as a batch size."""
+        self._note = text
+        self._report()
+
+    def _report(self, now: bool = False) -> None:
+        if not stderr.is_terminal and (now or time.monotonic() - self._reported >= REPORT_SECONDS):
+            self._reported = time.monotonic()
+            say(f"{self._what}: {'; '.join([*self._facts(), self._elapsed()])}")
+
+    def _elapsed(self) -> str:
+        return f"{duration(time.monotonic() - self._began)} elapsed"
+
+    def _facts(self) -> list[str]:
+        facts = []
+        if self._total is not None:
+            seconds = time.monotonic() - self._began
             # Work that was there already has no speed.
-            rate = (done - start) / (now - began) if now - began > 1 else 0
-            if unit == "bytes":
-                count = f"{decimal(done)}/{decimal(total)}"
-            else:
-                count = f"{done:,}/{total:,} {unit}" + (f", {rate:,.1f}/s" if rate else "")
-            bar.update(task, count=count)
-            if bar.disable and now - reported >= REPORT_SECONDS:
-                say(f"{what}: {count}")
-                reported = now
+            rate = (self._done - self._start) / seconds if seconds > 1 else 0.0
+            left = (self._total - self._done) / rate if rate else None
+            facts.append(progress_text(self._done, self._total, self._unit, rate, left))
+        if self._jobs:
+            states = [state.state for state in self._live.values()]
+            queued, unknown = states.count(PENDING), states.count(UNKNOWN)
+            reasons = Counter(one.reason for one in self._live.values() if one.state == PENDING)
+            why = ", ".join(reason for reason in reasons if reason not in ("", "None"))
+            counts = {
+                f"queued ({why})" if why else "queued": queued,
+                "running": len(states) - queued - unknown,
+                "unknown": unknown,
+                "ended": len(self._jobs) - len(states),
+            }
+            named = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
+            facts.append(f"{job_names([job.id for job in self._jobs])}: {named}")
+        return facts + [self._note] * bool(self._note)
 
-        advance(0)
-        yield advance
+    def __rich__(self) -> RenderableType:
+        """Draw it for a terminal."""
+        table = Table.grid(padding=(0, 2, 0, 0))
+        head = Text(self._elapsed())
+        if self._total is None:
+            mark: RenderableType = self._spinner
+        else:
+            mark = ProgressBar(max(1, self._total), self._done if self._total else 1, width=30)
+        table.add_row(self._what, mark, head)
+        lines = Table.grid()
+        lines.add_row(table)
+        for fact in self._facts():
+            lines.add_row(Text(f"  {without_controls(fact)}"))
+        return lines
+
+
+@contextmanager
+def progress(
+    what: str, total: int | None = None, unit: str = "images", start: int = 0
+) -> Iterator[WorkBar]:
+    """Show work under way, and how much of ``total`` is done, if that is known."""
+    bar = WorkBar(what, total, unit, start)
+    if stderr.is_terminal:
+        with Redrawn(bar, console=stderr, refresh_per_second=4, transient=total is None):
+            yield bar
+    else:
+        yield bar

@@ -9,61 +9,102 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
+from typer.core import TyperCommand, TyperGroup
 
-from sdwn.cli import (
-    browse,
-    console,
-    evaluate,
-    exchange,
-    plan,
-    preflight,
-    release,
-    run,
-    status,
-    submit,
-)
+from sdwn.cli import console, evaluate, preflight, release, run
 from sdwn.errors import SdwnError
 from sdwn.io import require_home
 
+
+class _Plain:
+    """Help in which a flag has no type: ``<bool>`` tells nobody anything."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for one in params:
+            if getattr(one, "is_flag", False):
+                one.metavar = ""
+        return params
+
+
+class PlainCommand(_Plain, TyperCommand):
+    """A command with such help."""
+
+
+class PlainGroup(_Plain, TyperGroup):
+    """All commands, with such help."""
+
+
 app = typer.Typer(
     name="sdwn",
+    cls=PlainGroup,
     help="Large synthetic image datasets out of Stable Diffusion and WordNet, on a SLURM cluster.",
+    epilog="Begin with: sdwn run demo RUN",
     no_args_is_help=True,
     invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# As --help lists them: the order in which a dataset is made.
-COMMANDS: dict[str, Callable[..., None]] = {
-    "plan": plan.plan_command,
-    "prefetch": plan.prefetch_command,
-    "tune": preflight.tune_command,
-    "pilot": preflight.pilot_command,
-    "doctor": preflight.doctor_command,
-    "submit": submit.submit_command,
-    "retry": submit.retry_command,
-    "cancel": submit.cancel_command,
-    "status": status.status_command,
-    "logs": status.logs_command,
-    "merge": release.merge_command,
-    "verify": release.verify_command,
-    "regenerate": release.regenerate_command,
-    "export": exchange.export_command,
-    "import": exchange.import_command,
-    "evaluate": evaluate.evaluate_command,
-    "compare": evaluate.compare_command,
-    "report": evaluate.report_command,
-    "show": browse.show_command,
-    "browse": browse.browse_command,
-    "run": run.run_command,
+# As --help lists them, in the order in which a dataset is made; with the examples of their help.
+COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+    "plan": (
+        preflight.plan_command,
+        ("sdwn plan demo RUN", "sdwn plan paper RUN --profile mysite.yaml --set seed=7"),
+    ),
+    "prefetch": (preflight.prefetch_command, ("sdwn prefetch RUN", "sdwn prefetch paper")),
+    "tune": (
+        preflight.tune_command,
+        ("sdwn tune paper", "sdwn tune paper --profile mysite.yaml --gpus v100,a100"),
+    ),
+    "pilot": (preflight.pilot_command, ("sdwn pilot RUN --profile mysite.yaml",)),
+    "doctor": (preflight.doctor_command, ("sdwn doctor RUN --profile mysite.yaml --probe",)),
+    "submit": (
+        run.submit_command,
+        (
+            "sdwn submit RUN --wait",
+            "sdwn submit RUN --profile mysite.yaml --dry-run",
+            "sdwn submit RUN --profile mysite.yaml --then merge,evaluate,report",
+        ),
+    ),
+    "retry": (run.retry_command, ("sdwn retry RUN --wait", "sdwn retry RUN --time 120")),
+    "cancel": (run.cancel_command, ("sdwn cancel RUN",)),
+    "status": (run.status_command, ("sdwn status RUN", "sdwn status RUN --watch")),
+    "logs": (run.logs_command, ("sdwn logs RUN", "sdwn logs RUN --shard 3 --lines 100")),
+    "merge": (
+        release.merge_command,
+        ("sdwn merge RUN --release RELEASE", "sdwn merge RUN RUN2 --release RELEASE --evaluate"),
+    ),
+    "verify": (release.verify_command, ("sdwn verify RELEASE",)),
+    "regenerate": (release.regenerate_command, ("sdwn regenerate RELEASE zebra 3",)),
+    "export": (
+        release.export_command,
+        (
+            "sdwn export RELEASE PICTURES --format imagefolder",
+            "sdwn export RELEASE DOGS --format webdataset --below dog.n.01 --quality 90",
+        ),
+    ),
+    "import": (release.import_command, ("sdwn import PHOTOGRAPHS REAL --format imagefolder",)),
+    "evaluate": (
+        evaluate.evaluate_command,
+        ("sdwn evaluate RELEASE", "sdwn evaluate RELEASE --profile mysite.yaml --wait"),
+    ),
+    "compare": (
+        evaluate.compare_command,
+        ("sdwn compare RELEASE OTHER --out COMPARISON",),
+    ),
+    "report": (evaluate.report_command, ("sdwn report RELEASE",)),
+    "show": (evaluate.show_command, ("sdwn show RELEASE zebra --open",)),
+    "browse": (evaluate.browse_command, ("sdwn browse RELEASE", "sdwn browse RELEASE OTHER")),
+    "run": (run.run_command, ("sdwn run demo RUN", "sdwn run mine.yaml RUN --profile mysite.yaml")),
 }
-for name, function in COMMANDS.items():
-    app.command(name)(function)
+for name, (function, examples) in COMMANDS.items():
+    app.command(name, cls=PlainCommand, epilog="\n\n".join(("Examples:", *examples)))(function)
 
 INTERRUPTED = 130
 

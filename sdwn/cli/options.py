@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have, and the configs and profiles they name."""
+"""Arguments and options that several commands have; the folders, configs and profiles they name."""
 
 from __future__ import annotations
 
@@ -11,26 +11,121 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 from typer import Argument, Option
 
-from sdwn.cli.folders import require_kind
+from sdwn.errors import UsageError, command
 
 if TYPE_CHECKING:
     from sdwn.config import RunConfig
     from sdwn.jobs.profile import ClusterProfile
+    from sdwn.paths import RunPaths
+    from sdwn.planning.plan import Plan
+    from sdwn.planning.work import ShardedWork
 
-Config = Annotated[str, Argument(metavar="CONFIG", help="A config file, or a shipped one's name.")]
+Kind = Literal["run", "release", "evaluation", "work"]
+# Commands that take the work of an evaluation as they take a run.
+FOLLOWING = ("status", "logs", "cancel")
+
+
+# Folders: a command refuses one of another kind, and names the command that takes it
+
+
+def kind_of(folder: Path) -> Kind | None:
+    """Return a folder's kind, by its files: a run, a release, an evaluation of one, or its work."""
+    from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
+    from sdwn.prediction.plan import is_prediction_work
+
+    if ReleasePaths(folder).manifest.exists():
+        return "release"
+    if RunPaths(folder).plan.exists():
+        return "work" if is_prediction_work(folder) else "run"
+    evaluation = EvaluationPaths(folder)
+    return "evaluation" if evaluation.evaluation.exists() or evaluation.work.plan.exists() else None
 
 
 def _expect(wanted: Literal["run", "release"]) -> Callable[[typer.Context, Any], Any]:
     """Return a check of an argument: folders of another kind are refused."""
 
     def check(context: typer.Context, value: Any) -> Any:
+        name = str(context.info_name)
         for folder in value if isinstance(value, list) else [value]:
-            require_kind(wanted, str(context.info_name), folder)
+            kind = kind_of(folder)
+            if kind in (None, wanted) or (kind == "work" and wanted == "run" and name in FOLLOWING):
+                continue
+            what = {"work": "the work of an evaluation", "evaluation": "an evaluation"}
+            raise UsageError(
+                f"{folder} is {what.get(str(kind), f'a {kind}')}, and sdwn {name} takes a "
+                f"{wanted}; use: {_command_for(kind, wanted, name, folder)}"
+            )
         return value
 
     return check
 
 
+def _command_for(kind: Kind | None, wanted: str, name: str, folder: Path) -> str:
+    """Return the command for this kind of folder that does what the user meant."""
+    from sdwn.paths import RunPaths
+
+    if kind == "run":
+        release = RunPaths(folder).release
+        merged = kind_of(release) == "release"
+        return command(name, release) if merged else command("merge", folder, "--release", release)
+    if kind == "release":
+        # A run was meant: the one that the release lies in.
+        if name in ("plan", "run"):
+            return "a folder of its own"
+        run = folder.absolute().parent
+        if name != "merge" and kind_of(run) == "run":
+            return command(name, run)
+        return f"{command('verify', folder)}, or {command('browse', folder)}"
+    evaluation = folder.absolute().parent if kind == "work" else folder.absolute()
+    if name in FOLLOWING and kind_of(evaluation / "work") == "work":
+        return command(name, evaluation / "work")
+    one = ["--evaluation", evaluation.name] * (name in ("report", "browse", "show"))
+    release = evaluation.parent.parent
+    return command(name if wanted == "release" else "evaluate", release, *one)
+
+
+def open_run(run: Path) -> tuple[RunPaths, Plan]:
+    """Read a run's plan."""
+    from sdwn.paths import RunPaths
+    from sdwn.planning.plan import read_plan
+
+    paths = RunPaths(run)
+    return paths, read_plan(paths)
+
+
+def open_sharded(folder: Path) -> tuple[RunPaths, ShardedWork]:
+    """Read what a folder's tasks work on: a run's plan, or the plan of an evaluation's work."""
+    from sdwn.paths import work_paths
+    from sdwn.prediction.plan import is_prediction_work, read_prediction_plan
+
+    if not is_prediction_work(folder):
+        return open_run(folder)
+    paths = work_paths(folder)
+    return paths, read_prediction_plan(paths)
+
+
+def require_savable(save: Path, release: Path, endings: tuple[str, ...]) -> None:
+    """Check the path of ``--save``.
+
+    Raises:
+        UsageError: it names no file, a file in the release, or another format.
+    """
+    reason = None
+    if save.suffix.lower() not in endings:
+        reason = f"expected a file name that ends in {' or '.join(endings)}"
+    elif not save.parent.is_dir():
+        reason = "expected a file in a folder that exists"
+    elif save.is_symlink() or (save.exists() and not save.is_file()):
+        reason = "expected a file or nothing there"
+    elif release.resolve() in save.resolve().parents:
+        reason = "it lies in the release; choose another path"
+    if reason:
+        raise UsageError(f"--save {save}: {reason}")
+
+
+# Arguments and options
+
+Config = Annotated[str, Argument(metavar="CONFIG", help="A config file, or a shipped one's name.")]
 Run = Annotated[Path, Argument(metavar="RUN", help="The run's folder.", callback=_expect("run"))]
 Runs = Annotated[
     list[Path],
@@ -43,27 +138,28 @@ EvaluationName = Annotated[str | None, Option(help="An evaluation's name; defaul
 SynsetName = Annotated[str, Argument(metavar="SYNSET", help="By name, wnid or lemma.")]
 Override = Annotated[
     list[str] | None,
-    Option("--set", help="Override a setting: key=value, as in generation.batch_size=20."),
+    Option("--set", metavar="KEY=VALUE", help="Change a setting, as generation.batch_size=20."),
 ]
-Profile = Annotated[str, Option(help="A profile file, or the name of a shipped one.")]
+Profile = Annotated[
+    str, Option(metavar="PROFILE", help="Where tasks run: a profile file, or a shipped one's name.")
+]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON object on stdout.")]
 Wait = Annotated[bool, Option("--wait", help="Follow the tasks to the end.")]
 Then = Annotated[
-    str | None, Option(help="Stages to queue behind all tasks: some of merge,evaluate,report.")
+    str | None,
+    Option(metavar="STAGES", help="Queue behind the tasks: some of merge,evaluate,report."),
 ]
 Force = Annotated[bool, Option("--force", help="Submit even where sdwn doctor finds a problem.")]
-Retries = Annotated[int, Option(min=0, help="With --wait: how often to submit again what failed.")]
+Retries = Annotated[int, Option(min=0, help="With --wait: how often failed tasks start again.")]
 Model = Annotated[
     str | None,
-    Option(help="paper (ViT-H/14), efficientnet-lite0, any timm model; default: the config's."),
+    Option(help="Classifier: paper (ViT-H/14), efficientnet-lite0, any timm model."),
 ]
-Checkpoint = Annotated[Path | None, Option(help="Weights: safetensors, or a torch state dict.")]
-
+Checkpoint = Annotated[
+    Path | None, Option(help="The classifier's weights: safetensors or a torch state dict.")
+]
 PartSize = Annotated[
-    float,
-    Option(
-        min=1e-6, max=1e6, help="Minimum size of a part, in GB; parts are less than twice as large."
-    ),
+    float, Option(metavar="GB", min=1e-6, max=1e6, help="Minimum size of a part, in GB.")
 ]
 
 # A profile's fields that SLURM has a flag of the same name for, then sdwn's own.
@@ -85,12 +181,12 @@ SITE = {
     "reservation": "Reservation to use.",
     "wckey": "Workload characterization key.",
     "array_parallelism": "Tasks that may run at once.",
-    "max_submit_jobs": "Jobs that may be in the queue; default: as many as SLURM takes.",
+    "max_submit_jobs": "Jobs that may be in the queue at once.",
     "shards_per_task": "Shards that each GPU of a task makes in turn.",
     "batch_size": "Images a batch, whatever a GPU profile says.",
-    "stage_weights": "Folder of a node's own disk that weights are copied to once.",
+    "stage_weights": "Folder of a node's own disk for weights.",
 }
-PANEL = "Instead of the profile's"
+PANEL = "Instead of what the profile says"
 
 
 def open_config(config: str, overrides: list[str] | None) -> RunConfig:
@@ -108,24 +204,24 @@ def open_profile(name: str, site: dict[str, str]) -> ClusterProfile:
     return load_profile(name, site)
 
 
-def with_site(command: Callable[..., None]) -> Callable[..., None]:
+def with_site(function: Callable[..., None]) -> Callable[..., None]:
     """Add a flag to a command for each field of a profile; they are passed on as ``site``."""
-    hints = get_type_hints(command, include_extras=True)
+    hints = get_type_hints(function, include_extras=True)
 
-    @functools.wraps(command)
+    @functools.wraps(function)
     def wrapped(**arguments: Any) -> None:
         given = {name: arguments.pop(name) for name in SITE}
         site = {name: value for name, value in given.items() if value is not None}
-        command(**arguments, site=site)
+        function(**arguments, site=site)
 
     # typer reads the signature: the command's own parameters, then a flag for each field.
     parameters = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
-        for name, parameter in inspect.signature(command).parameters.items()
+        for name, parameter in inspect.signature(function).parameters.items()
         if name != "site"
     ]
     for name, text in SITE.items():
-        flag = Annotated[str | None, Option(help=text, rich_help_panel=PANEL)]
+        flag = Annotated[str | None, Option(metavar="VALUE", help=text, rich_help_panel=PANEL)]
         parameters.append(
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=flag)
         )

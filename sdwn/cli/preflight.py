@@ -1,4 +1,4 @@
-"""The commands that measure and check before a run: tune, pilot, doctor."""
+"""The commands before a run: plan, prefetch, tune, pilot, doctor."""
 
 from __future__ import annotations
 
@@ -6,27 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
-from typer import Option
+from typer import Argument, Option
 
-from sdwn.cli import console
-from sdwn.cli.folders import open_run
-from sdwn.cli.options import (
-    AsJson,
-    Config,
-    Override,
-    Profile,
-    Run,
-    open_config,
-    open_profile,
-    with_site,
-)
-from sdwn.errors import duration
+from sdwn.cli import console, options
+from sdwn.errors import UsageError, command, counted, duration
 
 if TYPE_CHECKING:
     from sdwn.preflight.trials import TrialCallbacks
@@ -34,17 +23,107 @@ if TYPE_CHECKING:
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unverified": "cyan"}
 
 
+def plan_command(
+    config: options.Config,
+    run: options.Run,
+    profile: Annotated[
+        str | None, Option(metavar="PROFILE", help="For the estimate; not in the plan.")
+    ] = None,
+    set_: options.Override = None,
+    slice_: Annotated[
+        str | None, Option("--slice", metavar="N/M", help="Only this share of the shards, as 2/3.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a run's plan, and estimate what it takes.
+
+    Reads the config and WordNet. A folder that holds the same plan is left as it is.
+    """
+    chosen = options.open_profile(profile, {}) if profile else None
+    from sdwn.planning.plan import plan_summary, sample_prompts
+    from sdwn.planning.work import WHOLE, parse_slice
+    from sdwn.preflight.estimate import estimate, estimate_rows
+    from sdwn.workflow.status import next_command, run_status
+    from sdwn.workflow.submitting import plan_run
+
+    share = WHOLE if slice_ is None else parse_slice(slice_)
+    plan, paths = plan_run(options.open_config(config, set_), run, console, share)
+    counts = {**plan_summary(plan), "run": str(paths.root)}
+    takes = estimate(paths, plan, [shard.index for shard in plan.assigned_shards], chosen)
+    samples = sample_prompts(plan)
+    classes = f"{counts['imagenet_classes']:,} ({counts['imagenet_names']:,} names)"
+    rows = {
+        "catalog": plan.catalog,
+        "synsets": len(plan.synsets),
+        "images": f"{plan.images:,}, {plan.config.images_per_synset:,} a synset",
+        "ImageNet classes": f"{classes}, {counted(counts['imagenet_images'], 'image')}",
+        "shards": f"{len(plan.shards):,} of {counts['images_per_shard']:,} images",
+        "slice": counts.get("slice"),
+        "digest": plan.digest[:12],
+        "sample prompts": samples,
+        **estimate_rows(takes),
+    }
+    step = next_command(paths, plan, run_status(paths, plan))
+    console.result({**counts, "estimate": takes.as_dict()}, as_json, rows, next_=step)
+
+
+def prefetch_command(
+    target: Annotated[
+        str, Argument(metavar="CONFIG|RUN", help="A config, or the folder of a planned run.")
+    ],
+    folder: Annotated[
+        Path | None, Option(help="Where tasks find weights, if not in the cache.")
+    ] = None,
+    classifier: Annotated[
+        bool, Option("--classifier/--no-classifier", help="Get the classifier too.")
+    ] = True,
+    set_: options.Override = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Download weights, classifier and WordNet where the network is.
+
+    A planned run is locked to the weights' commit. Afterwards no network is needed.
+    """
+    from sdwn.paths import RunPaths
+    from sdwn.preflight.prefetch import prefetch_config, prefetch_run
+    from sdwn.workflow.status import next_command, run_status
+
+    paths, folder = RunPaths(Path(target)), folder and folder.absolute()
+    if paths.plan.exists():
+        if set_:
+            raise UsageError(f"--set changes a config, and {target} is planned already")
+        _, plan = options.open_run(paths.root)
+        found = prefetch_run(paths, plan, folder, classifier)
+        step = next_command(paths, plan, run_status(paths, plan))
+    else:
+        found = prefetch_config(options.open_config(target, set_), folder, classifier)
+        other = ["--set", f"model.name={folder}"] * (folder is not None)
+        step = command("plan", target, "RUN", *other)
+    rows = {
+        "model": found["model"],
+        "revision": found["revision"],
+        "folder": found["folder"],
+        "lock": found.get("lock"),
+        "classifier": found["classifier"],
+        "WordNet": found["wordnet"],
+        "problems": found["problems"] or None,
+    }
+    console.result(found, as_json, rows, next_=None if found["problems"] else step)
+    if found["problems"]:
+        raise typer.Exit(1)
+
+
 @contextmanager
-def short_jobs(what: str, advice: str = "") -> Iterator[TrialCallbacks]:
+def _short_jobs(what: str, advice: str = "") -> Iterator[TrialCallbacks]:
     """Show that short jobs are running; on Ctrl-C say how to end them, and ``advice``."""
     from sdwn.paths import RunPaths
     from sdwn.preflight.trials import TrialCallbacks
-    from sdwn.workflow.following import leaving_advice, queue_watch
+    from sdwn.workflow.submitting import leaving_advice, watch_jobs
 
     folders: list[Path] = []
     try:
-        with console.working(what):
-            yield TrialCallbacks(folders.append, queue_watch(console.say))
+        with console.progress(what) as bar:
+            yield TrialCallbacks(folders.append, watch_jobs(bar, console.say), bar.note)
     except KeyboardInterrupt:
         for folder in folders:
             if live := leaving_advice(RunPaths(folder)):
@@ -55,14 +134,18 @@ def short_jobs(what: str, advice: str = "") -> Iterator[TrialCallbacks]:
 SAME_COMMAND = "; resume with the same command"
 
 
-@with_site
+@options.with_site
 def tune_command(
-    config: Config,
+    config: options.Config,
     site: dict[str, str],
-    profile: Annotated[str | None, Option(help="Profile to measure under; default: here.")] = None,
-    gpus: Annotated[str | None, Option(help="Kinds of GPU, as v100,a100: a job on each.")] = None,
-    set_: Override = None,
-    as_json: AsJson = False,
+    profile: Annotated[
+        str | None, Option(metavar="PROFILE", help="Where to measure; default: here.")
+    ] = None,
+    gpus: Annotated[
+        str | None, Option(metavar="KINDS", help="Kinds of GPU, as v100,a100: a job each.")
+    ] = None,
+    set_: options.Override = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure the best batch size of a GPU.
 
@@ -72,24 +155,21 @@ def tune_command(
         raise typer.BadParameter("--gpus and the profile's options need --profile")
     from sdwn.devices.tuning import tuning_table
     from sdwn.jobs.submit import require_fit
-    from sdwn.models.families import require_usable
+    from sdwn.models.pipelines import require_usable
+    from sdwn.preflight.trials import tune_by_jobs, tune_device
 
-    settings = open_config(config, set_)
+    settings = options.open_config(config, set_)
     require_usable(settings)
     if profile is None:
-        from sdwn.preflight.trials import tune_device
-
-        with console.working("measuring"):
-            found = [tune_device(settings)]
+        with console.progress("measuring") as bar:
+            found = [tune_device(settings, bar.note)]
     else:
-        from sdwn.preflight.trials import tune_by_jobs
-
-        chosen = open_profile(profile, site)
+        chosen = options.open_profile(profile, site)
         require_fit(settings, chosen)
         kinds = [kind.strip() for kind in (gpus or "").split(",") if kind.strip()]
-        with short_jobs("measuring", SAME_COMMAND) as callbacks:
+        with _short_jobs("measuring", SAME_COMMAND) as callbacks:
             found = tune_by_jobs(settings, chosen, kinds, callbacks)
-    shown: list[str | Table] = []
+    shown: list[Any] = []
     for one in found:
         work, tuning, rows = one.workload, one.tuning, tuning_table(one.tuning)
         probes = Table(*rows[0], box=None)
@@ -97,31 +177,35 @@ def tune_command(
             probes.add_row(*("" if value is None else str(value) for value in row.values()))
         slicing = ", decoded one by one" if one.vae_slicing else ""
         shown += [
-            f"{work.device}, {work.memory_gb} GB: {work.model}, {work.width}x{work.height}\n",
+            f"{work.device}, {work.memory_gb} GB: {work.model}, {work.width}x{work.height}",
             probes,
-            f"batch size {tuning.batch_size}{slicing}: every later task of this kind takes it\n"
-            f"profile  {one.path}\ncurve    {one.curve}\n",
+            f"batch size {tuning.batch_size}{slicing}: every later task of this kind takes it",
+            {"profile": str(one.path), "curve": str(one.curve)},
         ]
-    console.result({"profiles": [one.as_dict() for one in found]}, as_json, *shown)
+    values = {"profiles": [one.as_dict() for one in found]}
+    console.result(values, as_json, *shown, next_=command("plan", config, "RUN"))
 
 
-@with_site
+@options.with_site
 def pilot_command(
-    run: Run, site: dict[str, str], profile: Profile = "local", as_json: AsJson = False
+    run: options.Run,
+    site: dict[str, str],
+    profile: options.Profile = "local",
+    as_json: options.AsJson = False,
 ) -> None:
     """Make 20 images, and predict what the run takes.
 
     On the real target, by a short job under the profile.
     """
     from sdwn.jobs.submit import require_fit
-    from sdwn.models.families import require_usable
+    from sdwn.models.pipelines import require_usable
     from sdwn.preflight.trials import run_pilot
 
-    paths, plan = open_run(run)
-    chosen = open_profile(profile, site)
+    paths, plan = options.open_run(run)
+    chosen = options.open_profile(profile, site)
     require_fit(plan.config, chosen)
     require_usable(plan.config)
-    with short_jobs("making the pilot's images", SAME_COMMAND) as callbacks:
+    with _short_jobs("making the pilot's images", SAME_COMMAND) as callbacks:
         found = run_pilot(paths, plan, chosen, callbacks)
     speed = f"{found.images_per_second:.3g} images/s with {found.batch_size} a batch"
     black = f"{found.nsfw} flagged, {found.nan} NaN, {found.redone} retried in fp32"
@@ -138,16 +222,17 @@ def pilot_command(
         "wall time": f"{duration(3600 * found.hours)}, if all tasks that may run at once do",
         "warning": found.warning,
     }
-    console.result(asdict(found), as_json, console.rows(rows))
+    step = command("submit", run, "--profile", profile, "--wait")
+    console.result(asdict(found), as_json, rows, next_=step)
 
 
-@with_site
+@options.with_site
 def doctor_command(
-    run: Run,
+    run: options.Run,
     site: dict[str, str],
-    profile: Profile = "local",
+    profile: options.Profile = "local",
     probe: Annotated[bool, Option("--probe", help="Check a node too, by a short job.")] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Find what would stop a run or slow it.
 
@@ -157,19 +242,20 @@ def doctor_command(
     from sdwn.preflight.findings import problems
     from sdwn.preflight.trials import probe_run
 
-    paths, plan = open_run(run)
-    chosen = open_profile(profile, site)
-    with console.working("looking"):
+    paths, plan = options.open_run(run)
+    chosen = options.open_profile(profile, site)
+    with console.progress("checking"):
         found = check_run(paths, plan, chosen)
     if probe:
-        with short_jobs("checking a compute node") as callbacks:
+        with _short_jobs("checking a compute node") as callbacks:
             found = probe_run(paths, plan, chosen, found, callbacks)
     lines = [
-        f"[{COLOURS[one.verdict]}]{one.verdict.ljust(10)}[/]  "
-        f"[bold]{one.subject.ljust(10)}[/bold]  {console.escape(one.text)}"
+        (Text(one.verdict, COLOURS[one.verdict]), Text(one.subject, "bold"), one.text)
         for one in found
     ]
-    values = {"ok": not problems(found), "findings": [asdict(finding) for finding in found]}
-    console.result(values, as_json, Text.from_markup("\n".join(lines), emoji=False))
-    if not values["ok"]:
+    stopped = bool(problems(found))
+    values = {"ok": not stopped, "findings": [asdict(finding) for finding in found]}
+    step = None if stopped else command("submit", run, "--profile", profile, "--wait")
+    console.result(values, as_json, console.columns(lines), next_=step)
+    if stopped:
         raise typer.Exit(1)

@@ -1,58 +1,316 @@
-"""The command that runs all steps: run."""
+"""The commands that make a run's images: submit, retry, cancel, status, logs, run."""
 
 from __future__ import annotations
 
-from sdwn.cli import console
-from sdwn.cli.evaluate import evaluate_here
-from sdwn.cli.options import (
-    AsJson,
-    Config,
-    Override,
-    Profile,
-    Retries,
-    Run,
-    open_config,
-    open_profile,
-    with_site,
-)
-from sdwn.cli.release import merge_runs, with_evaluation
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.live import Live as Redrawn
+from rich.table import Table
+from typer import Option
+
+from sdwn.cli import console, options
+from sdwn.errors import command, counted, duration
+
+if TYPE_CHECKING:
+    from sdwn.jobs.profile import ClusterProfile
+    from sdwn.paths import RunPaths
+    from sdwn.planning.plan import Plan
+    from sdwn.workflow.status import RunStatus
+    from sdwn.workflow.submitting import SubmitOptions
+
+# Each look asks the scheduler, which all users share.
+WATCH_SECONDS = 10
+# Whoever waits for the shards submits the next stage by then.
+PATIENCE_SECONDS = 60
 
 
-@with_site
-def run_command(
-    config: Config,
-    run: Run,
+@options.with_site
+def submit_command(
+    run: options.Run,
     site: dict[str, str],
-    profile: Profile = "local",
-    set_: Override = None,
-    retries: Retries = 2,
-    as_json: AsJson = False,
+    profile: options.Profile = "local",
+    wait: options.Wait = False,
+    then: options.Then = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the script, submit nothing.")] = False,
+    retries: options.Retries = 2,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Start array tasks for the unfinished shards.
+
+    On this machine or under SLURM, as the profile says.
+    """
+    from sdwn.jobs.journal import open_journal
+    from sdwn.jobs.submit import require_fit
+    from sdwn.workflow.later_stages import parse_stages
+    from sdwn.workflow.submitting import SubmitOptions, shards_to_submit
+
+    how = SubmitOptions(wait, retries, parse_stages(then), force)
+    paths, plan = options.open_run(run)
+    chosen = options.open_profile(profile, site)
+    if dry_run:
+        require_fit(plan.config, chosen)
+        todo = shards_to_submit(paths, plan, open_journal(paths), console.say)
+        show_script(paths, plan, todo, chosen, as_json)
+    else:
+        _submit(paths, plan, chosen, how, as_json)
+
+
+@options.with_site
+def retry_command(
+    run: options.Run,
+    site: dict[str, str],
+    wait: options.Wait = False,
+    then: options.Then = None,
+    retries: options.Retries = 2,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Submit failed and missing shards again.
+
+    Under the profile of the last submission. Stages that were queued behind the shards and did
+    not succeed are queued again too.
+    """
+    from sdwn.jobs.submit import last_profile
+    from sdwn.workflow.later_stages import parse_stages
+    from sdwn.workflow.submitting import SubmitOptions
+
+    how = SubmitOptions(wait, retries, parse_stages(then), force, resume=then is None)
+    paths, plan = options.open_run(run)
+    _submit(paths, plan, last_profile(paths, site), how, as_json)
+
+
+def _submit(
+    paths: RunPaths, plan: Plan, profile: ClusterProfile, how: SubmitOptions, as_json: bool
+) -> None:
+    """Submit a run, and print what became of it in sentences."""
+    from sdwn.jobs.submit import require_fit
+    from sdwn.workflow.status import next_command, run_status
+    from sdwn.workflow.submitting import submit_run
+
+    require_fit(plan.config, profile)
+    found = submit_run(paths, plan, profile, how, console)
+    lines = []
+    if found["job_ids"] and not how.wait:
+        tasks, shards = counted(found["submitted"], "task"), counted(found["shards"], "shard")
+        lines.append(f"submitted {tasks} for {shards}: {console.job_names(found['job_ids'])}")
+    elif how.wait:
+        images = counted(plan.assigned_images, "image")
+        lines.append(f"finished: {counted(len(plan.assigned_shards), 'shard')}, {images}")
+    for stage, job in found.get("then", {}).items():
+        lines.append(f"{stage}: {'done' if how.wait else 'queued'} as job {job}")
+    step = next_command(paths, plan, run_status(paths, plan))
+    console.result(found, as_json, *lines, next_=step)
+
+
+def show_script(
+    paths: RunPaths, plan: Plan, todo: list[int], profile: ClusterProfile, as_json: bool
+) -> None:
+    """Print the script that would be submitted, and on stderr what it would take."""
+    from sdwn.jobs import cluster
+    from sdwn.jobs.scheduler import max_array_size
+    from sdwn.preflight.estimate import arrays_line, estimate, estimate_rows
+
+    tasks: Sequence[tuple[int, ...]] = cluster.group_into_tasks(todo, profile)
+    arrays, script = [(tasks, len(tasks))], ""
+    if profile.executor == "slurm":
+        now = tasks[: profile.max_submit_jobs]
+        arrays = cluster.split_into_arrays(now, max_array_size(), profile.array_parallelism)
+    if todo:
+        first, at_once = arrays[0]
+        own = profile.model_copy(update={"array_parallelism": at_once})
+        script = cluster.job_script(len(first), paths.jobs, own)
+    takes = estimate(paths, plan, todo, profile)
+    if todo and not as_json:
+        console.show(console.columns(estimate_rows(takes).items()), console.stderr)
+        if len(arrays) > 1 or len(arrays[0][0]) < len(tasks):
+            console.say(arrays_line(arrays, len(tasks)))
+    found = {"submitted": 0, "shards": len(todo), "job_ids": [], "script": script}
+    found["arrays"] = [len(part) for part, _ in arrays]
+    found["estimate"] = takes.as_dict()
+    console.result(found, as_json, script or "# nothing to submit")
+
+
+def cancel_command(run: options.Run, as_json: options.AsJson = False) -> None:
+    """End the run's waiting and running tasks.
+
+    What they have finished stays.
+    """
+    from sdwn.jobs.submit import cancel_run
+    from sdwn.paths import RunPaths
+
+    paths = RunPaths(run)
+    if not paths.submissions.exists():
+        options.open_run(run)  # no run at all is an error
+    states = {job.id: state.state for job, state in cancel_run(paths, console.say).items()}
+    # What was ending anyway is not cancelled.
+    ids = [job for job, state in states.items() if state != "COMPLETING"]
+    waiting = sum(states[job] == "PENDING" for job in ids)
+    counts = {"cancelled": len(ids), "running": len(ids) - waiting, "waiting": waiting}
+    text = "nothing to cancel: no task of this run waits or runs"
+    if ids:
+        ended = counted(len(ids), "task")
+        text = f"cancelled {ended}: {counts['running']:,} ran, {waiting:,} waited"
+    step = command("retry", run) if ids and paths.plan.exists() else None
+    console.result({**counts, "job_ids": ids}, as_json, text, next_=step)
+
+
+def status_command(
+    run: options.Run,
+    watch: Annotated[bool, Option("--watch", help="Redraw until the last stage ends.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show what is done, running, pending and failed, and the next command."""
+    from sdwn.jobs.journal import open_journal
+    from sdwn.jobs.submit import replaced_plan
+    from sdwn.workflow.status import DONE, NOT_YET, next_command, run_status
+    from sdwn.workflow.submitting import report_damage
+
+    paths, work = options.open_sharded(run)
+    journal = open_journal(paths)
+    report_damage(paths, journal, console.say)
+    if replaced := replaced_plan(paths, journal.submissions, work):
+        console.say(f"{replaced}; the shards below may be of the other plan")
+    now = run_status(paths, work, journal)
+    if watch and not as_json:
+        idle, printed = 0.0, -float(console.REPORT_SECONDS)
+        with Redrawn(console=console.stderr, transient=True, auto_refresh=False) as view:
+            while now.jobs_live or (
+                now.shards_done == now.shards_total
+                and [one for one in now.then.values() if one != DONE][:1] == [NOT_YET]
+                and idle < PATIENCE_SECONDS
+            ):
+                if console.stderr.is_terminal:
+                    view.update(status_table(now), refresh=True)
+                elif time.monotonic() - printed >= console.REPORT_SECONDS:
+                    console.show(headline(now))
+                    sys.stdout.flush()
+                    printed = time.monotonic()
+                time.sleep(WATCH_SECONDS)
+                idle = 0 if now.jobs_live else idle + WATCH_SECONDS
+                now = run_status(paths, work)
+    step = next_command(paths, work, now)
+    console.result(asdict(now), as_json, status_table(now), next_=step)
+
+
+def headline(found: RunStatus) -> str:
+    """Return a run's status in one line."""
+    left = found.seconds_left if found.shards_running else None
+    speed = found.images_per_second
+    return console.progress_text(found.images_done, found.images_total, "images", speed, left)
+
+
+def status_table(found: RunStatus) -> Table:
+    """Return a run's status: one line, then only what there is."""
+    states = {
+        "running": found.shards_running,
+        "waiting in the queue": found.shards_pending,
+        "unknown, for SLURM does not answer": found.shards_unknown,
+        "failed": found.shards_failed,
+        "cancelled": found.shards_cancelled,
+        "not submitted": found.shards_missing,
+    }
+    shards = [f"{count:,} {state}" for state, count in states.items() if count]
+    gpus = [
+        f"{counted(one.processes, 'process', 'es')} on {name}: {one.images_per_second:.3g} images/s"
+        + (f", the last ends in {duration(one.seconds_left)}" if one.seconds_left else "")
+        for name, one in found.gpus.items()
+    ]
+    rows: dict[str, Any] = {
+        "shards": ", ".join([f"{found.shards_done:,} of {found.shards_total:,} done", *shards]),
+        "why jobs wait": [
+            *(f"{counted(n, 'job')}: {why}" for why, n in found.pending_reasons.items()),
+            *found.cannot_start,
+        ],
+        "devices": gpus,
+        "failures": found.failures,
+        "smaller batches": found.lowered,
+        "without gpu": found.without_gpu,
+        "waited for a disk": found.waited,
+        "code has changed": found.changed_code,
+        "restarts": found.restarts and f"{counted(found.restarts, 'task')} were requeued",
+        "later stages": [f"{stage}: {state}" for stage, state in found.then.items()],
+        "submitted by": found.submitted_by,
+    }
+    table = Table.grid()
+    table.add_row(headline(found))
+    table.add_row(console.columns((name, value) for name, value in rows.items() if value))
+    return table
+
+
+def logs_command(
+    run: options.Run,
+    shard: Annotated[int | None, Option(help="A shard; default: all that failed.")] = None,
+    lines: Annotated[int, Option(min=1, help="Lines of each log, from its end.")] = 20,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show the end of the logs of what failed."""
+    from sdwn.jobs.journal import failed_shards, last_jobs, live_jobs, open_journal
+    from sdwn.jobs.logs import tails
+    from sdwn.workflow.status import FAILED, stage_states
+
+    paths, work = options.open_sharded(run)
+    if shard is not None and not 0 <= shard < len(work.shards):
+        raise typer.BadParameter(f"no shard {shard}; the plan has 0 to {len(work.shards) - 1}")
+    journal = open_journal(paths)
+    last = last_jobs(journal.submissions)
+    if shard is not None:
+        jobs = [last[shard]] if shard in last else []
+    else:
+        live = live_jobs(paths, journal.submissions)
+        failed = failed_shards(paths, work, journal.submissions, live)
+        jobs = [last[index] for index in failed if index in last]
+        stages = stage_states(paths, journal, live).values()
+        jobs += [one.job for one in stages if one.job and one.text.startswith(FAILED)]
+    found = tails(paths, jobs, lines)
+    text = "".join(f"==> {path} <==\n{tail}\n" for path, tail in found.items())
+    nothing = "no logs yet" if jobs else "nothing has failed; see a shard's with --shard N"
+    step = command("retry", run) if jobs and shard is None else None
+    console.result({"logs": found}, as_json, text or nothing, next_=step)
+
+
+@options.with_site
+def run_command(
+    config: options.Config,
+    run: options.Run,
+    site: dict[str, str],
+    profile: options.Profile = "local",
+    set_: options.Override = None,
+    retries: options.Retries = 2,
+    as_json: options.AsJson = False,
 ) -> None:
     """Plan, submit, merge, evaluate and report a run.
 
     The release lies in the run's folder. The same command resumes: it does only what is missing.
     """
+    from sdwn.cli.evaluate import evaluate_here, evaluation_rows
+    from sdwn.cli.release import merge_runs, release_rows, with_evaluation
     from sdwn.jobs.submit import require_fit
     from sdwn.preflight.prefetch import prefetch_classifier
     from sdwn.releases.merge import MergeOptions
     from sdwn.releases.release import Release
     from sdwn.reports.report import write_report
-    from sdwn.workflow.following import SubmitOptions
-    from sdwn.workflow.plan_run import plan_run
-    from sdwn.workflow.submitting import submit_run
+    from sdwn.workflow.submitting import SubmitOptions, plan_run, submit_run
 
-    chosen, settings = open_profile(profile, site), open_config(config, set_)
+    chosen, settings = options.open_profile(profile, site), options.open_config(config, set_)
     require_fit(settings, chosen)
     plan, paths = plan_run(settings, run, console)
     if len(plan.done(paths)) < len(plan.assigned_shards):
         # An evaluation must not fail at the end for want of its classifier.
-        with console.working("looking for the classifier"):
+        with console.progress("looking for the classifier"):
             prefetch_classifier(paths, plan.config)
     # Only this command also merges, evaluates and reports.
-    options = SubmitOptions(wait=True, retries=retries, command="the same command")
-    submit_run(paths, plan, chosen, options, console)
-    found = merge_runs([run], paths.release, MergeOptions())
-    found = with_evaluation(found, evaluate_here(paths.release, plan.config.evaluation))
-    with console.working("writing the report"):
-        found["report"] = str(write_report(Release(paths.release), found["evaluation"]))
-    console.result(found, as_json)
+    how = SubmitOptions(wait=True, retries=retries, command="the same command")
+    submit_run(paths, plan, chosen, how, console)
+    merged = merge_runs([run], paths.release, MergeOptions())
+    evaluated = evaluate_here(paths.release, plan.config.evaluation)
+    with console.progress("writing the report"):
+        report = write_report(Release(paths.release), evaluated["evaluation"])
+    found = {**with_evaluation(merged, evaluated), "report": str(report)}
+    rows = {**release_rows(merged), **evaluation_rows(evaluated), "report": str(report)}
+    console.result(found, as_json, rows, next_=command("browse", paths.release))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,14 @@ from sdwn.jobs.journal import failed_shards, live_jobs, read_journal, unfinished
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile, load_profile, overridden, stage_profile
 from sdwn.jobs.submit import WorkOrder, changed_code, submission_lock, submit_once
-from sdwn.paths import RunPaths
-from sdwn.prediction.plan import PredictionPlan, open_prediction_plan
+from sdwn.prediction.plan import open_prediction_plan
 from sdwn.releases.release import Release
-from sdwn.workflow.following import Display, SubmitOptions, follow_to_end
 from sdwn.workflow.later_stages import submit_behind
+from sdwn.workflow.status import FAILURES_SHOWN
+from sdwn.workflow.submitting import Display, SubmitOptions, follow_to_end
 
 # Shards that a GPU classifies in turn, the classifier loaded once.
 SHARDS_PER_TASK = 8
-FAILURES_SHOWN = 5
 
 
 def evaluation_settings(
@@ -57,9 +55,11 @@ def evaluation_settings(
         if path.is_absolute() and not path.is_file() and not given[name]:
             say(f"the run's {name}, {file}, is not here: the default is used")
             del known[name]
-    chosen = with_classifier(
-        validated(EvaluationConfig, known, source=str(opened.paths.manifest)), model, checkpoint
-    ).model_copy(update={name: value for name, value in given.items() if value is not None})
+    config = validated(EvaluationConfig, known, source=str(opened.paths.manifest))
+    chosen = with_classifier(config, model, checkpoint)
+    chosen = chosen.model_copy(
+        update={name: value for name, value in given.items() if value is not None}
+    )
     if chosen.checkpoint and not chosen.checkpoint.is_file() and checkpoint is None:
         raise UsageError(
             f"{chosen.checkpoint}: the run's config takes the classifier's weights from this file, "
@@ -81,31 +81,23 @@ def with_classifier(
     return config.model_copy(update={"model": model or config.model, "checkpoint": checkpoint})
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationProfiles:
-    """A site's profile for the tasks that classify, and for the job that writes the figures."""
-
-    classify: ClusterProfile
-    conclude: ClusterProfile
-
-
-def evaluation_profiles(name: str, site: dict[str, str]) -> EvaluationProfiles:
-    """Read a profile for an evaluation, with its fields replaced by flags.
+def evaluation_profiles(name: str, site: dict[str, str]) -> tuple[ClusterProfile, ClusterProfile]:
+    """Read a profile for an evaluation: for tasks that classify, and for the figures' job.
 
     What its ``stages`` say of ``evaluate`` is for the tasks, of ``report`` for the figures' job.
+    A flag of ``site`` is for the tasks, whatever the profile says of them.
     """
     profile = load_profile(name, site)
     staged = stage_profile(profile, "evaluate").model_dump(mode="json", exclude_defaults=True)
     fields = {"shards_per_task": SHARDS_PER_TASK, **staged}
-    # A flag is for the tasks, whatever the profile says of them.
     tasks = overridden(fields, site, source=f"profile {name} to evaluate")
-    return EvaluationProfiles(tasks, stage_profile(profile, "report"))
+    return tasks, stage_profile(profile, "report")
 
 
 def evaluate_by_tasks(
     release: Path,
     config: EvaluationConfig,
-    profiles: EvaluationProfiles,
+    profiles: tuple[ClusterProfile, ClusterProfile],
     options: SubmitOptions,
     display: Display,
 ) -> dict[str, Any]:
@@ -118,13 +110,14 @@ def evaluate_by_tasks(
         UsageError: the release lies where SLURM cannot write, or there is no such model.
         SdwnError: with ``wait``, shards are still missing.
     """
-    say, opened = display.say, Release(release)
+    say, opened, (profile, figures) = display.say, Release(release), profiles
     work, plan = open_prediction_plan(opened, config)
     if "%" in str(work.root.absolute()):
         raise UsageError(
             f"{work.root}: SLURM and submitit read % in a path as a placeholder; move the release "
             "to a folder whose path has none"
         )
+    order = WorkOrder(work, plan, EVALUATION_STAGES, profile)
     if not has_predictions(opened, work, plan, say):
         with removed_if_empty(work):
             require_evaluable(config, opened.taxonomy)
@@ -135,32 +128,31 @@ def evaluate_by_tasks(
                     f"the weights of {config.model} are not here: each task would download them; "
                     f"before that: sdwn prefetch CONFIG --set evaluation.model={config.model}"
                 )
-        if profiles.classify.executor == "slurm" and not profiles.classify.asks_for_gpu:
+        if profile.executor == "slurm" and not profile.asks_for_gpu:
             say("the profile asks for no GPU: its tasks classify on CPUs")
         if options.wait:
-            order = WorkOrder(work, plan, EVALUATION_STAGES, profiles.classify)
             follow_to_end(order, options, display)
         elif unfinished_shards(work, plan) or live_jobs(work):
-            return _submit_tasks(work, plan, profiles, say)
-    with display.working("figures"):
+            return _submit_tasks(order, plan.name, figures, say)
+    with display.progress("writing the figures"):
         return write_evaluation(opened, work, plan, say)
 
 
 def _submit_tasks(
-    work: RunPaths, plan: PredictionPlan, profiles: EvaluationProfiles, say: OnMessage
+    order: WorkOrder, name: str, figures: ClusterProfile, say: OnMessage
 ) -> dict[str, Any]:
     """Submit what is neither finished nor live, and the figures' job; return how all stands."""
-    submissions = read_journal(work)
+    work, plan, submissions = order.paths, order.work, read_journal(order.paths)
     if changed := changed_code(submissions):
         say(changed)
     lost = failed_shards(work, plan, submissions, live_jobs(work, submissions))[:FAILURES_SHOWN]
     failures = [f"shard {index}: {failure(work, index, submissions)}" for index in lost]
-    jobs, remaining = submit_once(WorkOrder(work, plan, EVALUATION_STAGES, profiles.classify), say)
+    jobs, remaining = submit_once(order, say)
     live = live_jobs(work)
     found: dict[str, Any] = {
-        "evaluation": plan.name,
+        "evaluation": name,
         "submitted": len(jobs),
-        "shards": len(plan.shards),
+        "shards": len(plan.assigned_shards),
         "done": len(plan.done(work)),
         "live": len({index for job in live for index in job.indices}),
         "remaining": remaining,
@@ -168,21 +160,20 @@ def _submit_tasks(
         "job_ids": [job.id for job in jobs],
         "work": str(work.root),
     }
-    if profiles.classify.executor == "slurm" and not remaining:
+    if order.profile.executor == "slurm" and not remaining:
         found["then"] = {}
         with submission_lock(work, say):
             # Of the jobs here, only the one that writes the figures has no shards.
             waiting = [job for job in live_jobs(work) if not job.indices]
             try:
                 if jobs or not waiting:
-                    waiting = [submit_behind(work, plan, CONCLUDE, profiles.conclude, say)]
+                    waiting = [submit_behind(work, plan, CONCLUDE, figures, say)]
                 found["then"] = {"conclude": waiting[0].id}
             except QueueFullError as error:
                 say(str(error))
     if job := found.get("then", {}).get("conclude"):
-        say(
-            f"job {job} writes the figures when all have ended; see: {command('status', work.root)}"
-        )
+        see = command("status", work.root)
+        say(f"job {job} writes the figures when all have ended; see: {see}")
     elif not remaining:
         say("when all have ended, run the same command again: it writes the figures")
     return found

@@ -40,9 +40,6 @@ from sdwn.workflow.status import DONE, LATER, WAITING, read_stages, stage_states
 log = logging.getLogger(__name__)
 
 
-# What they do
-
-
 def merge_run(run: Path, _: Sequence[int], __: int | None) -> None:
     """Merge a run into its own release."""
     from sdwn.releases.merge import merge, merged_summary
@@ -82,24 +79,19 @@ LATER_STAGES: dict[LaterStage, Stage] = {
 RUN_STAGES: Stages = {stage.name: stage for stage in (GENERATE, *LATER_STAGES.values())}
 
 
-# Which are to follow
-
-
-def parse_stages(text: str) -> tuple[LaterStage, ...]:
+def parse_stages(text: str | None) -> tuple[LaterStage, ...]:
     """Read a list of later stages; they run in their own order, however they are given.
 
-    >>> parse_stages("evaluate, merge")
-    ('merge', 'evaluate')
+    >>> parse_stages("evaluate, merge"), parse_stages(None)
+    (('merge', 'evaluate'), ())
 
     Raises:
         UsageError: it names something else.
     """
-    names = {name.strip() for name in text.split(",")}
+    names = set() if text is None else {name.strip() for name in text.split(",")}
     if unknown := names - LATER_STAGES.keys():
-        raise UsageError(
-            f"--then {text}: expected some of {', '.join(LATER_STAGES)}, "
-            f"found {sorted(unknown)[0]!r}"
-        )
+        expected = f"expected some of {', '.join(LATER_STAGES)}"
+        raise UsageError(f"--then {text}: {expected}, found {sorted(unknown)[0]!r}")
     return tuple(stage for stage in LATER_STAGES if stage in names)
 
 
@@ -115,6 +107,7 @@ def require_chain(
     Raises:
         UsageError: a stage lacks what it works on.
     """
+    release = ReleasePaths(paths.release)
     if "merge" in stages and not plan.slice.whole:
         raise UsageError(
             f"--then merge: {paths.root} has the slice {plan.slice} of its plan; merge all of them "
@@ -122,9 +115,9 @@ def require_chain(
         )
     if profile.executor == "local" and not wait:
         raise UsageError("--then: processes of this machine need --wait, which links them")
-    if stages[0] != "merge" and not ReleasePaths(paths.release).manifest.exists():
-        raise UsageError(f"--then {stages[0]}: {paths.release} is no release yet; add merge")
-    if stages[0] == "report" and not ReleasePaths(paths.release).evaluations.is_dir():
+    if stages[0] != "merge" and not release.manifest.exists():
+        raise UsageError(f"--then {stages[0]}: {release.root} is no release yet; add merge")
+    if stages[0] == "report" and not release.evaluations.is_dir():
         raise UsageError("--then report: nothing is evaluated yet; add evaluate")
 
 
@@ -139,9 +132,6 @@ def unfinished_stages(paths: RunPaths, anew: bool) -> tuple[LaterStage, ...]:
     if failed or anew:
         failed |= {stage for stage, one in found.items() if one.text.startswith(WAITING)}
     return tuple(stage for stage in LATER_STAGES if stage in failed)
-
-
-# Submitting and following them
 
 
 def submit_chain(
@@ -159,41 +149,34 @@ def submit_chain(
     Raises:
         SdwnError: SLURM takes no more jobs, or does not answer.
     """
-    behind = _after_live(paths, plan, on_message)
     jobs: dict[str, Job] = {}
+    before = ""
     for name in stages:
-        task = _stage_task(paths, plan, LATER_STAGES[name])
-        site = _behind(stage_profile(profile, name), behind)
-        (jobs[name],) = submit_array(paths, [task], site, on_message)
-        behind = f"afterok:{jobs[name].id}"
+        site = stage_profile(profile, name)
+        jobs[name] = submit_behind(paths, plan, LATER_STAGES[name], site, on_message, before)
+        before = f"afterok:{jobs[name].id}"
     return jobs
 
 
-def submit_behind(
+def submit_behind(  # noqa: PLR0913, PLR0917
     paths: RunPaths,
     work: ShardedWork,
     stage: Stage,
     profile: ClusterProfile,
     on_message: OnMessage,
+    dependency: str = "",
 ) -> Job:
-    """Submit a stage behind all live tasks of a folder; ``profile`` is what that job asks for.
+    """Submit a stage with this dependency, by default behind all live tasks of a folder.
+
+    ``profile`` is what that job asks for. Jobs that have nothing left to do are not waited for,
+    as they may be held.
 
     Raises:
         SdwnError: SLURM takes no more jobs, or does not answer.
     """
-    site = _behind(profile, _after_live(paths, work, on_message))
-    (job,) = submit_array(paths, [_stage_task(paths, work, stage)], site, on_message)
-    return job
-
-
-def _after_live(paths: RunPaths, work: ShardedWork, on_message: OnMessage) -> str:
-    """Return the dependency on the arrays and jobs to wait for; take back stages that wait.
-
-    Jobs that have nothing left to do are not waited for, as they may be held.
-    """
     before: list[str] = []
     left = set(unfinished_shards(paths, work))
-    for submission, jobs in live_by_submission(paths, read_journal(paths)):
+    for submission, jobs in [] if dependency else live_by_submission(paths, read_journal(paths)):
         if not jobs or submission.executor == "local":
             continue
         if is_unreachable(jobs):
@@ -205,19 +188,14 @@ def _after_live(paths: RunPaths, work: ShardedWork, on_message: OnMessage) -> st
                 raise SdwnError(denied)
         elif submission.stage in LATER or any(left.intersection(job.indices) for job in jobs):
             before.append(job.id.partition("_")[0])
-    return f"afterany:{':'.join(before)}" if before else ""
-
-
-def _behind(profile: ClusterProfile, dependency: str) -> ClusterProfile:
-    if not dependency or profile.executor == "local":
-        return profile
-    # Without the second option, a stage behind one that failed waits for ever.
-    options = {"dependency": dependency, "kill-on-invalid-dep": "yes"}
-    return profile.model_copy(update={"sbatch": {**profile.sbatch, **options}})
-
-
-def _stage_task(paths: RunPaths, work: ShardedWork, stage: Stage) -> ArrayTask:
-    return ArrayTask(stage, str(paths.root.absolute()), (), work.digest, checkout.code())
+    dependency = dependency or (f"afterany:{':'.join(before)}" if before else "")
+    if dependency and profile.executor == "slurm":
+        # Without the second option, a stage behind one that failed waits for ever.
+        options = {"dependency": dependency, "kill-on-invalid-dep": "yes"}
+        profile = profile.model_copy(update={"sbatch": {**profile.sbatch, **options}})
+    task = ArrayTask(stage, str(paths.root.absolute()), (), work.digest, checkout.code())
+    (made,) = submit_array(paths, [task], profile, on_message)
+    return made
 
 
 def followed(paths: RunPaths, stages: Sequence[LaterStage]) -> set[Job]:

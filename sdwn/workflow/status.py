@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 import time
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
 
-from rich.filesize import decimal
-
-from sdwn.errors import IntegrityError
+from sdwn.errors import IntegrityError, command
 from sdwn.jobs.journal import (
     Journal,
     cancelled_jobs,
@@ -25,6 +21,7 @@ from sdwn.jobs.logs import end_reason, failure, is_success, job_logs
 from sdwn.jobs.profile import LaterStage
 from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, cannot_start
 from sdwn.jobs.task import TaskRecord, read_record
+from sdwn.models.weights import is_hub_name
 from sdwn.paths import (
     CHANGED,
     LOWERED,
@@ -37,12 +34,10 @@ from sdwn.paths import (
 )
 from sdwn.planning.plan import Plan
 from sdwn.planning.work import Shard, ShardedWork
-from sdwn.preflight.estimate import stored_bytes
+from sdwn.prediction.plan import PredictionPlan
 
 RATE_WINDOW_S = 600
 FAILURES_SHOWN = 5
-# How a full disk or quota is named, by Python, HDF5 and sdwn itself.
-NO_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "no space or quota left")
 
 # The stages behind a run's shards, and what follows an evaluation's; how one stands begins so.
 LATER = (*get_args(LaterStage), "conclude")
@@ -104,10 +99,6 @@ class RunStatus:
     waited: list[str]
     submitted_by: list[str]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Turn the counts into plain data."""
-        return asdict(self)
-
 
 def run_status(paths: RunPaths, work: ShardedWork, journal: Journal | None = None) -> RunStatus:
     """Look at the names of a run's files and ask the scheduler.
@@ -136,11 +127,10 @@ def run_status(paths: RunPaths, work: ShardedWork, journal: Journal | None = Non
     names = paths.task_names()
     stages = stage_states(paths, journal, live)
     open_stages = {one.job for one in stages.values() if one.text != DONE}
-    failures = [
-        f"shard {index}: {failure(paths, index, submissions)}" for index in failed[:FAILURES_SHOWN]
-    ]
-    if failures and (short := shortage(paths, work, failures[0])):
-        failures.append(short)
+    # The queue forgets a job when it ends, and a count of its requeues would fall.
+    restarts: dict[str, int] = defaultdict(int)
+    for match in filter(None, map(RESTART_NAME.fullmatch, names)):
+        restarts[match["job"]] = max(restarts[match["job"]], int(match["start"]))
     hidden = hidden_owners(submissions, failed)
     unseen = " (this site hides their jobs: their shards that wait or run count as failed)"
     owners = dict.fromkeys(one.owner for one in submissions if one.owner)
@@ -161,13 +151,16 @@ def run_status(paths: RunPaths, work: ShardedWork, journal: Journal | None = Non
             state.state != UNKNOWN or not done.issuperset(job.indices) or job in open_stages
             for job, state in live.items()
         ),
-        restarts=_count_restarts(names),
+        restarts=sum(restarts.values()),
         pending_reasons=dict(Counter(s.reason for s in live.values() if s.state == PENDING)),
         cannot_start=list(cannot_start(live).values()),
         images_per_second=rate,
         seconds_left=(total - images) / rate if rate else None,
         gpus=_by_gpu(paths, names, live),
-        failures=failures,
+        failures=[
+            f"shard {index}: {failure(paths, index, submissions)}"
+            for index in failed[:FAILURES_SHOWN]
+        ],
         lowered=_notes(paths, names, LOWERED),
         changed_code=_notes(paths, names, CHANGED),
         without_gpu=_notes(paths, names, NO_GPU),
@@ -175,6 +168,48 @@ def run_status(paths: RunPaths, work: ShardedWork, journal: Journal | None = Non
         waited=_notes(paths, names, WAITED),
         submitted_by=[f"{owner}{unseen * (owner in hidden)}" for owner in owners],
     )
+
+
+# The next command
+
+
+def next_command(paths: RunPaths, work: ShardedWork, found: RunStatus) -> str:
+    """Return the command that takes a run, or an evaluation's work, on from where it stands."""
+    run = paths.root
+    failed = found.shards_failed or any(text.startswith(FAILED) for text in found.then.values())
+    if found.jobs_live:
+        step = command("status", run, "--watch")
+    elif failed:
+        step = f"{command('logs', run)}, then: {command('retry', run)}"
+    elif not isinstance(work, Plan):
+        step = work.command(paths) if isinstance(work, PredictionPlan) else ""
+    elif found.shards_done == found.shards_total:
+        step = command("merge", run, "--release", paths.release)
+        if not work.slice.whole:
+            step = "sdwn merge RUN RUN ... --release RELEASE"
+        elif ReleasePaths(paths.release).manifest.exists():
+            step = next_for_release(paths.release)
+    elif paths.submissions.exists():
+        step = command("retry", run)
+    elif is_hub_name(work.config.model) and not paths.lock.exists():
+        step = command("prefetch", run)
+    elif not work.config.needs_gpu:
+        step = command("submit", run, "--wait")
+    elif paths.pilot.answers.exists():
+        step = command("submit", run, "--profile", "PROFILE", "--wait")
+    else:
+        step = command("pilot", run, "--profile", "PROFILE")
+    return step
+
+
+def next_for_release(release: Path) -> str:
+    """Return the command that a release lacks: evaluate, report, or browse when all is there."""
+    found = ReleasePaths(release).evaluations.glob("*/evaluation.json")
+    latest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    if latest is None:
+        return command("evaluate", release)
+    reported = latest.with_name("report.html").exists()
+    return command("browse" if reported else "report", release)
 
 
 # Finished images
@@ -201,23 +236,12 @@ def _finished(paths: RunPaths, work: ShardedWork) -> tuple[set[int], Pieces]:
 
 
 def _count_images(work: ShardedWork, done: set[int], pieces: Pieces) -> int:
-    whole = sum(work.shard_images(work.shards[index]) for index in done)
-    return whole + sum(
-        min(covered_images(ranges), work.shard_images(shard)) for shard, ranges in pieces.items()
-    )
-
-
-def covered_images(ranges: list[tuple[int, int]]) -> int:
-    """Count the images in ranges that may overlap.
-
-    >>> covered_images([(0, 20), (10, 30), (40, 50)])
-    40
-    """
-    total = end = 0
-    for start, stop in sorted(ranges):
-        total += max(0, stop - max(start, end))
-        end = max(end, stop)
-    return total
+    images = sum(work.shard_images(work.shards[index]) for index in done)
+    for shard, ranges in pieces.items():
+        # Ranges may overlap.
+        covered = {image for start, stop in ranges for image in range(start, stop)}
+        images += min(len(covered), work.shard_images(shard))
+    return images
 
 
 def _images_per_second(paths: RunPaths, work: ShardedWork, done: set[int], pieces: Pieces) -> float:
@@ -244,30 +268,7 @@ def _images_per_second(paths: RunPaths, work: ShardedWork, done: set[int], piece
     return made / oldest if oldest > 0 else 0.0
 
 
-def shortage(paths: RunPaths, work: ShardedWork, why: str) -> str | None:
-    """Compare the space that is free with what a run still needs, if space is why it failed."""
-    if not isinstance(work, Plan) or not any(words in why for words in NO_SPACE):
-        return None
-    needed, _ = stored_bytes(paths, work, work.assigned_images - images_done(paths, work))
-    free = shutil.disk_usage(paths.root).free
-    text = f"the rest of the run needs about {decimal(needed)}, {decimal(free)} are free"
-    if needed > free:
-        return f"{text}: {decimal(needed - free)} are missing"
-    return f"{text}: space was freed since, or your quota is used up"
-
-
 # What tasks wrote about themselves
-
-
-def _count_restarts(names: set[str]) -> int:
-    """Count requeues of tasks that started again, from what each start left.
-
-    The queue forgets a job when it ends, and the count would fall.
-    """
-    known: dict[str, int] = {}
-    for match in filter(None, map(RESTART_NAME.fullmatch, names)):
-        known[match["job"]] = max(known.get(match["job"], 0), int(match["start"]))
-    return sum(known.values())
 
 
 def _by_gpu(paths: RunPaths, names: set[str], live: Live) -> dict[str, GpuStatus]:
@@ -342,12 +343,6 @@ def read_stages(paths: RunPaths) -> dict[str, StageState]:
     """Look at how each later stage stands now."""
     journal = open_journal(paths)
     return stage_states(paths, journal, live_jobs(paths, journal.submissions))
-
-
-def waiting_stages(paths: RunPaths) -> dict[str, Job]:
-    """Return the jobs of the later stages that wait in the queue."""
-    found = read_stages(paths).items()
-    return {name: one.job for name, one in found if one.job and one.text.startswith(WAITING)}
 
 
 def _stage_text(paths: RunPaths, stage: str, job: Job, live: Live, cancelled: bool) -> str:

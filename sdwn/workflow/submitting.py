@@ -1,26 +1,44 @@
-"""Submission of a run: checks, shards, the stages behind them, and waiting for all.
+"""Submission of a run, followed to its end: plan, checks, shards, and the stages behind them.
 
 ::
 
-    unfinished shards ─▶ checks (stages possible, weights locked, doctor) ─▶ arrays
-                                                                               │
-                     merge, evaluate, report: each behind the one before ◀─────┘
+    plan_run      config and WordNet ─▶ plan.json
+                                           │
+    submit_run    unfinished shards ◀──────┘
+                      │
+                      ▼
+                  checks (stages possible, weights locked, doctor) ─▶ arrays
+                                                                        │
+                  merge, evaluate, report: each behind the one before ◀─┘
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
 
+from sdwn.config import RunConfig
 from sdwn.errors import QueueFullError, SdwnError, UsageError, command
 from sdwn.io import OnMessage
-from sdwn.jobs.journal import Journal, live_jobs, note_later, open_journal, unheld_shards
+from sdwn.jobs.journal import (
+    Journal,
+    is_unreachable,
+    live_jobs,
+    note_later,
+    open_journal,
+    unheld_shards,
+)
 from sdwn.jobs.profile import ClusterProfile, LaterStage
-from sdwn.jobs.scheduler import Job
+from sdwn.jobs.scheduler import Job, JobState, Live, cannot_start
 from sdwn.jobs.submit import (
+    Callbacks,
+    OnLook,
     WorkOrder,
     changed_code,
+    complete,
     follow,
     replaced_plan,
     require_visible,
@@ -28,22 +46,95 @@ from sdwn.jobs.submit import (
     submit_once,
 )
 from sdwn.models.lock import ensure_lock
+from sdwn.models.pipelines import require_usable
+from sdwn.models.weights import is_elsewhere, is_hub_name
 from sdwn.paths import RunPaths
-from sdwn.planning.plan import Plan
+from sdwn.planning.plan import Plan, make_plan, write_plan
+from sdwn.planning.work import WHOLE, Slice
 from sdwn.preflight.doctor import check_run
 from sdwn.preflight.estimate import estimate, submitting_lines
 from sdwn.preflight.findings import Finding
 from sdwn.preflight.prefetch import lock_found_classifier
+from sdwn.wordnet.catalog import read_catalog
+from sdwn.wordnet.corpus import shared_wordnet
 from sdwn.workflow import later_stages
-from sdwn.workflow.following import (
-    Display,
-    SubmitOptions,
-    follow_to_end,
-    leaving_advice,
-    queue_watch,
-    report_damage,
-)
-from sdwn.workflow.status import waiting_stages
+from sdwn.workflow.status import images_done
+
+
+class ProgressBar(Protocol):
+    """Display of one long piece of work."""
+
+    def advance(self, number: int) -> None:
+        """Show that so much more is done."""
+
+    def look(self, live: Live) -> None:
+        """Show the jobs that wait or run."""
+
+
+class Display(Protocol):
+    """Display of long work; the command line's is the module ``sdwn.cli.console``."""
+
+    def say(self, message: str) -> None:
+        """Show a message."""
+
+    def progress(
+        self, what: str, total: int | None = None, unit: str = "images", start: int = 0
+    ) -> AbstractContextManager[ProgressBar]:
+        """Show work under way, and how much of ``total`` is done, if that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitOptions:
+    """How to submit.
+
+    ``wait`` follows the tasks to the end, and submits what failed up to ``retries`` times again.
+    ``then`` are the stages to queue behind them; ``resume`` adds those that failed before.
+    ``force`` submits whatever the doctor finds. ``command`` continues with all of it after an
+    interruption; empty: ``retry`` with the same options.
+    """
+
+    wait: bool = False
+    retries: int = 2
+    then: tuple[LaterStage, ...] = ()
+    force: bool = False
+    command: str = ""
+    resume: bool = False
+
+    def resume_command(self, paths: RunPaths) -> str:
+        """Return the command that continues after an interruption."""
+        if self.command:
+            return self.command
+        # Under the profile of the run, which retry knows.
+        words: list[object] = ["--then", ",".join(self.then)] * bool(self.then)
+        words += ["--wait", "--retries", self.retries] * self.wait
+        return command("retry", paths.root, *words, *["--force"] * self.force)
+
+
+def plan_run(
+    config: RunConfig, run: Path, display: Display, share: Slice = WHOLE
+) -> tuple[Plan, RunPaths]:
+    """Read WordNet and write a run's plan, or a slice of it, unless the same plan is there.
+
+    Raises:
+        UsageError: the model or the catalog cannot be used, or another plan is there.
+    """
+    require_usable(config)
+    with display.progress("reading WordNet"):
+        wordnet = shared_wordnet()
+        catalog = read_catalog(config.catalog, wordnet)
+    plan, paths = make_plan(config, catalog, share), RunPaths(run)
+    new = write_plan(plan, paths, display.say, wordnet)
+    display.say(f"{'planned' if new else 'planned already'}: {run}")
+    with display.progress("looking for the weights"):
+        locked = ensure_lock(paths, plan)
+    if locked is not None:
+        display.say(f"model: {locked.model.name} (revision {locked.revision})")
+    elif is_elsewhere(config.model):
+        display.say(f"model: {config.model.name} (no such folder on this machine)")
+    elif is_hub_name(config.model):
+        get = command("prefetch", run)
+        display.say(f"model: {config.model.name} (not downloaded yet); before submitting: {get}")
+    return plan, paths
 
 
 def submit_run(
@@ -65,32 +156,40 @@ def submit_run(
     say = display.say
     journal = open_journal(paths)
     todo = shards_to_submit(paths, plan, journal, say)
-    if options.resume:
-        then = _stages_to_resume(paths, profile, bool(todo), options.wait, say)
-        options = replace(options, then=then)
+    if options.resume and (again := later_stages.unfinished_stages(paths, bool(todo))):
+        if profile.executor == "local" and not options.wait:
+            retry = command("retry", paths.root, "--wait")
+            say(f"not done yet: {', '.join(again)}; resume with: {retry}")
+        else:
+            say(f"queued again behind the shards: {', '.join(again)}")
+            options = replace(options, then=again)
     if options.then:
         later_stages.require_chain(paths, plan, options.then, profile, options.wait)
         note_later(paths, options.then)
     if todo:
         ensure_lock(paths, plan)
-    evaluated = "evaluate" in options.then
+    takes, evaluated = estimate(paths, plan, todo, profile), "evaluate" in options.then
     if not options.force:
         require_visible(paths, journal.submissions, todo)
-        findings = check_run(paths, plan, profile, options.then) if todo or evaluated else []
+        found = check_run(paths, plan, profile, options.then) if todo or evaluated else []
         # Where nothing is left to make, only what would stop the evaluation counts.
-        _refuse_problems([one for one in findings if todo or one.subject == "classifier"], say)
+        _refuse_problems([one for one in found if todo or one.subject == "classifier"], say)
     if evaluated:
         lock_found_classifier(paths, plan.config)
     if todo:
-        say("\n".join(submitting_lines(estimate(paths, plan, todo, profile))))
+        say("\n".join(submitting_lines(takes)))
     elif not (options.then or options.command):
-        say(_nothing_to_submit(paths, plan))
+        left = {shard.index for shard in plan.assigned_shards} - plan.done(paths)
+        why = f"all {len(plan.assigned_shards):,} shards are finished"
+        if left:
+            why = f"jobs that wait or run are making the last {len(left):,} shards"
+        say(f"nothing to submit: {why}")
     order, remaining = WorkOrder(paths, plan, later_stages.RUN_STAGES, profile), 0
     if options.wait:
         jobs = follow_to_end(order, options, display)
     else:
         jobs, remaining = submit_once(order, say)
-    found: dict[str, Any] = {
+    counts: dict[str, Any] = {
         "submitted": len(jobs),
         "shards": len({index for job in jobs for index in job.indices}),
         "remaining": remaining,
@@ -99,12 +198,20 @@ def submit_run(
     if options.then and remaining:
         say(f"{', '.join(options.then)} would start too early and is not submitted")
     elif options.then:
-        found["then"] = _submit_stages(paths, plan, profile, options, display)
-    elif jobs and not (remaining or options.wait) and (early := waiting_stages(paths)):
-        named = ", ".join(f"{stage} (job {job.id})" for stage, job in early.items())
-        again = command("retry", paths.root, "--then", ",".join(early))
-        say(f"{named} will start too early, without these tasks; to change that: {again}")
-    return found
+        counts["then"] = _submit_stages(order, plan, options, display)
+    return counts
+
+
+def _refuse_problems(findings: Sequence[Finding], say: OnMessage) -> None:
+    """Report the doctor's warnings, and refuse a run that something would stop."""
+    for one in findings:
+        if one.verdict == "warning":
+            say(f"warning: {one.subject}: {one.text}")
+    # A controller that does not answer is waited for.
+    stopping = [one for one in findings if one.verdict == "problem" and one.subject != "slurm"]
+    if stopping:
+        lines = [f"{one.subject}: {one.text}" for one in stopping]
+        raise SdwnError("\n".join([*lines, "submit all the same with: --force"]))
 
 
 def shards_to_submit(paths: RunPaths, plan: Plan, journal: Journal, say: OnMessage) -> list[int]:
@@ -121,65 +228,28 @@ def shards_to_submit(paths: RunPaths, plan: Plan, journal: Journal, say: OnMessa
     return unheld_shards(paths, plan, live_jobs(paths, journal.submissions))
 
 
-def _stages_to_resume(
-    paths: RunPaths, profile: ClusterProfile, anew: bool, wait: bool, say: OnMessage
-) -> tuple[LaterStage, ...]:
-    """List the later stages to submit again; say so, or what is needed for it."""
-    stages = later_stages.unfinished_stages(paths, anew)
-    if stages and profile.executor == "local" and not wait:
-        retry = command("retry", paths.root, "--wait")
-        say(f"not done yet: {', '.join(stages)}; resume with: {retry}")
-        return ()
-    if stages:
-        say(f"queued again behind the shards: {', '.join(stages)}")
-    return stages
-
-
-def _refuse_problems(findings: Sequence[Finding], say: OnMessage) -> None:
-    """Report the doctor's warnings, and refuse a run that something would stop.
-
-    Raises:
-        SdwnError: with every problem, a line each.
-    """
-    for finding in findings:
-        if finding.verdict == "warning":
-            say(f"warning: {finding.subject}: {finding.text}")
-    # A controller that does not answer is waited for.
-    stopping = [one for one in findings if one.verdict == "problem" and one.subject != "slurm"]
-    if stopping:
-        lines = [f"{finding.subject}: {finding.text}" for finding in stopping]
-        raise SdwnError("\n".join([*lines, "submit all the same with: --force"]))
-
-
-def _nothing_to_submit(paths: RunPaths, plan: Plan) -> str:
-    """Return why nothing is submitted: all shards are finished, or jobs are making the rest."""
-    if left := {shard.index for shard in plan.assigned_shards} - plan.done(paths):
-        why = f"jobs that wait or run are making the last {len(left):,} shards"
-        return f"nothing to submit: {why}; see: {command('status', paths.root)}"
-    merge = command("merge", paths.root, "--release", "RELEASE")
-    why = f"all {len(plan.assigned_shards):,} shards are finished"
-    return f"nothing to submit: {why}; merge them with: {merge}"
+def report_damage(paths: RunPaths, journal: Journal, say: OnMessage) -> None:
+    """Report the unreadable lines of the journal; the scheduler may still know their jobs."""
+    if lines := journal.unreadable:
+        numbers = ", ".join(map(str, lines))
+        say(f"{paths.submissions}: cannot be read in line {numbers}: cut short or damaged")
 
 
 def _submit_stages(
-    paths: RunPaths,
-    plan: Plan,
-    profile: ClusterProfile,
-    options: SubmitOptions,
-    display: Display,
+    order: WorkOrder, plan: Plan, options: SubmitOptions, display: Display
 ) -> dict[str, str]:
     """Submit the later stages, follow them to the end if wanted; return their job ids."""
-    stages, jobs = options.then, dict[str, Job]()
+    paths, profile, stages, jobs = order.paths, order.profile, options.then, dict[str, Job]()
     # One process of this machine does not wait for another.
     parts = [stages] if profile.executor == "slurm" else [(stage,) for stage in stages]
     try:
-        with display.working(", ".join(stages) if options.wait else "submitting"):
-            for part in parts:
+        for part in parts:
+            with display.progress(", ".join(part) if options.wait else "submitting") as bar:
                 with submission_lock(paths, display.say):
                     jobs |= later_stages.submit_chain(paths, plan, part, profile, display.say)
                 if options.wait:
                     while left := later_stages.followed(paths, part):
-                        follow(paths, queue_watch(display.say), left)
+                        follow(paths, watch_jobs(bar, display.say), left)
                     later_stages.require_done(paths, part)
     except QueueFullError as error:
         again = options.resume_command(paths)
@@ -190,3 +260,62 @@ def _submit_stages(
         display.say(f"{advice}; {rest}" if advice else rest)
         raise
     return {stage: job.id for stage, job in jobs.items()}
+
+
+# Following
+
+
+def watch_jobs(bar: ProgressBar, say: OnMessage) -> OnLook:
+    """Return a watch that shows the jobs, and reports a silent controller and what cannot start."""
+    silent, reported = False, set[str]()
+
+    def watch(live: Live) -> None:
+        nonlocal silent, reported
+        if is_unreachable(live) and not silent:
+            say("the SLURM controller does not answer; waiting for it")
+        silent = is_unreachable(live)
+        stuck = {} if silent else cannot_start(live)
+        for reason in stuck.keys() - reported:
+            say(stuck[reason])
+        reported = set(stuck)
+        bar.look(live)
+
+    return watch
+
+
+def follow_to_end(order: WorkOrder, options: SubmitOptions, display: Display) -> list[Job]:
+    """Submit all shards that are left and follow them to the end.
+
+    Raises:
+        SdwnError: shards are still missing; the message has the reason of the first.
+    """
+    paths, work = order.paths, order.work
+    start, resume = images_done(paths, work), options.resume_command(paths)
+    seen = start
+    what = {"generate": "making images", "judge": "classifying"}.get(work.stage, work.stage)
+
+    def watch(live: dict[Job, JobState]) -> None:
+        nonlocal seen
+        done = images_done(paths, work)
+        bar.advance(done - seen)
+        seen = done
+        watch_queue(live)
+
+    try:
+        with display.progress(what, work.assigned_images, start=start) as bar:
+            watch_queue = watch_jobs(bar, display.say)
+            return complete(order, options.retries, Callbacks(watch, display.say, resume))
+    except KeyboardInterrupt:
+        if advice := leaving_advice(paths):
+            display.say(f"{advice}; follow them again with: {resume}")
+        raise
+
+
+def leaving_advice(paths: RunPaths) -> str | None:
+    """Return how to see and end the jobs that outlive this command; None if there are none."""
+    if not live_jobs(paths):
+        return None
+    # A tuning has no plan, which status needs.
+    see = f"see: {command('status', paths.root)}; " if paths.plan.exists() else ""
+    end = command("cancel", paths.root)
+    return f"the tasks continue without this command; {see}end them with: {end}"
