@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 from sdwn.cli import console
+from sdwn.cli.main import COMMANDS as EXAMPLES
+from sdwn.cli.main import app
 from sdwn.generation import batching
 from sdwn.paths import RunPaths
 from sdwn.storage.shards import ImageFile
+from typer.core import TyperGroup
 
 from conftest import NOISE, REPOSITORY, OwnProcess, Sdwn
 
@@ -50,7 +55,8 @@ def test_the_whole_job_a_command_at_a_time(sdwn: Sdwn, config: Path) -> None:
     assert status["shards_done"] == status["shards_total"] == planned["shards"]
     again = sdwn("submit", "run", "--wait")
     count = planned["shards"]
-    assert f"nothing to submit: all {count} shards are finished; merge them with" in again.stderr
+    assert f"nothing to submit: all {count} shards are finished" in again.stderr
+    assert "next: sdwn merge run --release run/release" in again.stdout
     merged = sdwn.json("merge", "run", "--release", "out")
     assert merged["images"] == planned["images"]
     assert merged["synsets"] == planned["synsets"]
@@ -185,6 +191,38 @@ def test_help_and_light_commands_import_nothing_heavy(
     heavy, text = helped[command]
     assert heavy == []
     assert f"Usage: sdwn {command}" in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_example_of_a_help_is_valid_use(name: str, tmp_path: Path) -> None:
+    """Its words are parsed as the command would; nothing runs."""
+    commands = typer.main.get_command(app)
+    assert isinstance(commands, TyperGroup)
+    _, examples = EXAMPLES[name]
+    assert examples
+    for example in examples:
+        program, first, *words = shlex.split(example)
+        assert (program, first) == ("sdwn", name)
+        with contextlib.chdir(tmp_path):
+            commands.commands[name].make_context(name, words)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lines_are_short_and_flags_have_no_type(
+    helped: dict[str, tuple[list[str], str]], name: str
+) -> None:
+    _, text = helped[name]
+    assert "<bool>" not in text
+    assert "Examples:" in text
+    commands = typer.main.get_command(app)
+    assert isinstance(commands, TyperGroup)
+    command = commands.commands[name]
+    lines = [
+        str(command.help).partition("\n")[0],
+        *(getattr(one, "help", "") for one in command.params),
+    ]
+    for line in lines:
+        assert 0 < len(line.split()) <= 10, line
 
 
 Elsewhere = tuple[Path, subprocess.CompletedProcess[str]]
@@ -350,21 +388,22 @@ def test_cancel_ends_local_tasks_and_retry_goes_on(sdwn: Sdwn, config: Path) -> 
     sdwn("cancel", "run")
 
 
-def test_what_people_read_has_separators_and_units_and_no_none(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    values = {"images": 262_040, "bytes": 85_500_000_000, "revision": None, "rate": 12345.6}
-    console.result({**values, "ok": True, "then": {"merge": "7_0"}, "left": {"held": 3}}, False)
+def test_what_people_read_has_separators_and_no_none(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {"images": 262_040, "revision": None, "rate": 12345.6, "left": ["a", "b\x1b[2J"]}
+    console.result({"json": 1}, False, "a sentence", rows, next_="sdwn status RUN")
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    numbers = ["images 262,040", "bytes 85.5 GB", "rate 12,346"]
-    assert lines == [*numbers, "ok yes", "then merge: 7_0", "left 3 held"]
+    facts = ["images 262,040", "rate 12,346", "left a", "b\\x1b[2J"]
+    assert lines == ["a sentence", *facts, "next: sdwn status RUN"]
 
 
 def test_a_plan_prints_for_people_too(sdwn: Sdwn) -> None:
     shown: Any = sdwn("plan", "paper", "run").stdout
-    counts = ("synsets +26,204", "images +262,040", "imagenet classes +862")
+    counts = ("synsets +26,204", "images +262,040, 10 a synset", "ImageNet classes +862")
     for line in (*counts, "on A100 +28 min 37 s a task, 62.5 GPU-hours; 1.21 images/s"):
         assert re.search(line, shown), shown
+    prompts = shown.partition("sample prompts")[2].partition("to make")[0].splitlines()
+    assert len(prompts) == 5
+    assert shown.endswith("next: sdwn prefetch run\n")
 
 
 @pytest.mark.process

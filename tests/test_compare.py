@@ -183,7 +183,6 @@ def test_the_command_writes_page_tables_and_figures(
     assert ">guidance scale</th>" in page
 
     text = sdwn("compare", "plain", "short=guided", "--out", "out").stdout
-    assert "result 1" in text
     assert "short is better than plain" in text
     refused = sdwn("compare", "plain", "guided", "--out", "plain/compared", code=2)
     assert "it lies in" in refused.stderr

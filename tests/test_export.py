@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sdwn.cli.exchange import export_command, import_command
+from sdwn.cli.release import export_command, import_command
 from sdwn.config import RunConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.verify import verify

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sdwn.cli import status as commands
+from rich.console import Console
+from sdwn.cli import console
+from sdwn.cli import run as commands
 from sdwn.config import validated
 from sdwn.generation.task import GENERATE
 from sdwn.jobs import scheduler
@@ -23,10 +26,9 @@ from sdwn.jobs.scheduler import Job, JobState, QueueCounter, cannot_start
 from sdwn.jobs.task import ArrayTask, write_note
 from sdwn.paths import NO_GPU, RunPaths
 from sdwn.preflight.trials import TrialCallbacks, tune_by_jobs
-from sdwn.workflow import status
-from sdwn.workflow.following import leaving_advice
 from sdwn.workflow.later_stages import LATER_STAGES
 from sdwn.workflow.status import run_status
+from sdwn.workflow.submitting import leaving_advice
 
 from conftest import PlanRun, Sdwn, noise_config, wait_until
 
@@ -136,22 +138,6 @@ def test_a_local_task_that_is_killed_is_told_as_killed(sdwn: Sdwn, planned: Plan
     assert "killed without a word" in sdwn.json("status", paths.root)["failures"][0]
 
 
-def test_the_space_that_is_missing_is_told(
-    generated: PlanRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paths, plan = generated()
-    for shard in plan.shards[1:]:
-        paths.shard(shard.index).unlink()
-    said = "OSError: [Errno 28] No space left on device"
-    size = paths.shard(0).stat().st_size * (len(plan.shards) - 1)
-    usage = shutil.disk_usage(paths.root)
-    monkeypatch.setattr(status.shutil, "disk_usage", lambda _: usage._replace(free=size // 2))
-    assert "are missing" in str(status.shortage(paths, plan, said))
-    monkeypatch.setattr(status.shutil, "disk_usage", lambda _: usage._replace(free=size * 2))
-    assert "quota" in str(status.shortage(paths, plan, said))
-    assert status.shortage(paths, plan, "killed") is None
-
-
 # Restarts, and what waits in vain
 
 
@@ -229,6 +215,40 @@ def test_a_look_at_a_wait_counts_what_was_seen_and_is_gone_as_done() -> None:
     assert (silent.queued, silent.running, silent.unknown) == (0, 0, 1)
 
 
+# Displays
+
+
+def test_work_under_way_is_a_line_a_minute_in_a_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [Job(f"7_{number}", (number,)) for number in range(3)]
+    with console.progress("making images", 400, start=100) as bar:
+        bar.look({})
+        bar.advance(10)
+        assert capsys.readouterr().err == "", "not before a minute, or the first job"
+        states = [JobState("PENDING", "Resources"), JobState("RUNNING", "None")]
+        bar.look(dict(zip(jobs, [*states, states[1]], strict=True)))
+        said = capsys.readouterr().err
+        assert "110/400 images (27 %); job 7: 1 queued (Resources), 2 running" in said
+        monkeypatch.setattr(console, "REPORT_SECONDS", 0)
+        bar.look({jobs[0]: states[1]})
+        assert "job 7: 1 running, 2 ended; 0 s elapsed" in capsys.readouterr().err
+        bar.note("batch 20, 3 of 10")
+        assert "batch 20, 3 of 10; 0 s elapsed" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_the_same_redrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = Console(file=io.StringIO(), force_terminal=True, width=80)
+    monkeypatch.setattr(console, "stderr", drawn)
+    with console.progress("measuring") as bar:
+        bar.look({Job("7", (0,)): JobState("RUNNING")})
+        bar.note("batch 20, 3 of 10")
+        drawn.print(bar)
+    shown = drawn.file.getvalue()
+    for text in ("measuring", "job 7: 1 running", "batch 20, 3 of 10", "0 s elapsed"):
+        assert text in shown
+
+
 # Terminals
 
 
@@ -299,7 +319,11 @@ def test_the_watch_ends_with_the_last_stage(
     paths, plan = generated()
     waiting = sdwn.start("submit", paths.root, "--wait", "--then", "merge")
     wait_until(lambda: run_status(paths, plan).then)
-    assert "merge: done" in sdwn("status", paths.root, "--watch").stdout
+    monkeypatch.setattr(console, "REPORT_SECONDS", 0)
+    first, *_, last = sdwn("status", paths.root, "--watch").stdout.splitlines()
+    assert first == f"{plan.images}/{plan.images} images (100 %)", "a line a look into a pipe"
+    assert last == f"next: sdwn evaluate {paths.release}"
+    assert "merge: done" in sdwn("status", paths.root).stdout
     assert waiting.wait(timeout=60) == 0
 
 

@@ -52,7 +52,7 @@ from sdwn.workflow.evaluate_release import (
     evaluation_profiles,
     evaluation_settings,
 )
-from sdwn.workflow.following import SubmitOptions
+from sdwn.workflow.submitting import SubmitOptions
 
 from conftest import PlanRun, Sdwn, Testbed, profile_for_testbed, wait_until, workers
 
@@ -596,14 +596,14 @@ def test_tasks_ask_for_a_gpu_and_for_shards_of_their_own(tmp_path: Path) -> None
         "{partition: main, gres: 'gpu:a100:4', shards_per_task: 3, batch_size: 10, "
         "stages: {evaluate: {partition: quick}, report: {partition: cpu}}}"
     )
-    sites = evaluation_profiles(str(path), {})
-    assert (sites.classify.gres, sites.classify.partition) == ("gpu:a100:1", "quick")
-    assert (sites.classify.shards_per_task, sites.classify.batch_size) == (8, None)
-    assert (sites.conclude.gres, sites.conclude.partition) == (None, "cpu")
+    classify, conclude = evaluation_profiles(str(path), {})
+    assert (classify.gres, classify.partition) == ("gpu:a100:1", "quick")
+    assert (classify.shards_per_task, classify.batch_size) == (8, None)
+    assert (conclude.gres, conclude.partition) == (None, "cpu")
     flags = {"partition": "night", "shards_per_task": "2", "batch_size": "64"}
-    asked = evaluation_profiles(str(path), flags)
-    assert (asked.classify.partition, asked.conclude.partition) == ("night", "cpu")
-    assert (asked.classify.shards_per_task, asked.classify.batch_size) == (2, 64)
+    asked, conclude = evaluation_profiles(str(path), flags)
+    assert (asked.partition, conclude.partition) == ("night", "cpu")
+    assert (asked.shards_per_task, asked.batch_size) == (2, 64)
 
 
 # On a real SLURM

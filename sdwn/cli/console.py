@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -44,7 +45,7 @@ def without_controls(text: str) -> str:
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def plain(text: str) -> Text:
+def literal(text: str) -> Text:
     """Return a text without markup or control characters."""
     return Text(without_controls(text))
 
@@ -99,10 +100,9 @@ def show(part: str | RenderableType, console: Console | None = None) -> None:
     elif console.is_terminal:
         console.print(part)
     else:
-        with console.capture() as capture:
-            console.print(part, width=LONGEST_LINE)
-        lines = capture.get().splitlines()
-        console.file.write("".join(f"{line.rstrip()}\n" for line in lines))
+        drawn = io.StringIO()
+        Console(file=drawn, width=LONGEST_LINE, highlight=False, emoji=False).print(part)
+        console.file.write("".join(f"{x.rstrip()}\n" for x in drawn.getvalue().splitlines()))
 
 
 def columns(lines: Iterable[Sequence[Any]]) -> Table:
@@ -117,8 +117,9 @@ def columns(lines: Iterable[Sequence[Any]]) -> Table:
         cells = [cell if isinstance(cell, Text) else Text(_readable(cell)) for cell in line]
         if not isinstance(line[0], Text):
             cells[0].stylize("bold")
-        cells[0].no_wrap = True
         table.add_row(*cells)
+    for column in table.columns:
+        column.overflow = "fold"
     return table
 
 
@@ -126,7 +127,7 @@ def _readable(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(map(_readable, value)) or "none"
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return without_controls(str(value))
 
 
@@ -155,7 +156,7 @@ def progress_text(
 
 
 def job_names(ids: Sequence[str]) -> str:
-    """Name jobs by their ids; an array by its own.
+    """Return how jobs are named: by their ids, an array by its own.
 
     >>> job_names(["7_0", "7_1", "9"]), job_names(["12"])
     ('jobs 7, 9', 'job 12')
@@ -186,14 +187,14 @@ class WorkBar:
         self._report()
 
     def look(self, live: Live) -> None:
-        """Take the jobs that wait or run now; those that were there before have ended."""
+        """Show the jobs that wait or run now; those that were there before have ended."""
         new = not self._jobs and bool(live)
         self._jobs.update(dict.fromkeys(live))
         self._live = live
         self._report(new)
 
     def note(self, text: str) -> None:
-        """Take what is tried just now, as a batch size."""
+        """Show what is tried just now, as a batch size."""
         self._note = text
         self._report()
 
@@ -229,7 +230,7 @@ class WorkBar:
         return facts + [self._note] * bool(self._note)
 
     def __rich__(self) -> RenderableType:
-        """Draw it for a terminal."""
+        """Return what a terminal shows."""
         table = Table.grid(padding=(0, 2, 0, 0))
         head = Text(self._elapsed())
         if self._total is None:

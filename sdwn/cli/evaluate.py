@@ -136,7 +136,7 @@ def compare_command(
     pairs = [
         {
             **{key: pair[key] for key in ("first", "second", "rate")},
-            "verdict": comparison.summary_sentence(pair),
+            "verdict": ": ".join(comparison.pair_in_words(pair)),
         }
         for pair in compared["pairs"]
     ]
@@ -156,7 +156,7 @@ def compare_command(
     rows["classes in common"] = f"{found['classes_in_common']:,}"
     for row in found["settings"]:
         values = ("not set" if value is None else str(value) for value in row["values"])
-        rows[row["setting"]] = ", ".join(values)
+        rows[comparison.setting_words(row["setting"])] = ", ".join(values)
     sentences = [pair["verdict"] for pair in pairs]
     console.result(found, as_json, *sentences, {**rows, "page": found["path"]})
 
@@ -251,7 +251,7 @@ def sheet_table(found: dict[str, Any]) -> Table:
         if image["state"] == "other" and share is not None:
             state = f"{100 * share:.0f} % at or below it"
         cells = [str(image["number"]), seed, image["status"], *seen, state]
-        table.add_row(*map(console.plain, cells))
+        table.add_row(*map(console.literal, cells))
     return table
 
 
@@ -270,9 +270,8 @@ def browse_command(
 
     Search, WordNet's tree, each image and its classification. Ctrl-C ends it.
     """
-    from sdwn.browser.app import make_app
     from sdwn.browser.library import Library
-    from sdwn.browser.server import listen, serve
+    from sdwn.browser.server import listen, make_app, serve
 
     with listen(host, port, token) as listening:
         with console.progress("opening the release"):

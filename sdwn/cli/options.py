@@ -141,7 +141,7 @@ Override = Annotated[
     Option("--set", metavar="KEY=VALUE", help="Change a setting, as generation.batch_size=20."),
 ]
 Profile = Annotated[
-    str, Option(metavar="PROFILE", help="Where tasks run: a profile file, or a shipped one's name.")
+    str, Option(metavar="PROFILE", help="Where tasks run: a file, or a shipped profile's name.")
 ]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON object on stdout.")]
 Wait = Annotated[bool, Option("--wait", help="Follow the tasks to the end.")]

@@ -155,7 +155,7 @@ def tune_command(
         raise typer.BadParameter("--gpus and the profile's options need --profile")
     from sdwn.devices.tuning import tuning_table
     from sdwn.jobs.submit import require_fit
-    from sdwn.models.pipelines import require_usable
+    from sdwn.models.families import require_usable
     from sdwn.preflight.trials import tune_by_jobs, tune_device
 
     settings = options.open_config(config, set_)
@@ -198,7 +198,7 @@ def pilot_command(
     On the real target, by a short job under the profile.
     """
     from sdwn.jobs.submit import require_fit
-    from sdwn.models.pipelines import require_usable
+    from sdwn.models.families import require_usable
     from sdwn.preflight.trials import run_pilot
 
     paths, plan = options.open_run(run)

@@ -175,7 +175,7 @@ def export_command(
         Option("--format", help="release: a smaller one, of the chosen images."),
     ],
     only: Annotated[
-        Path | None, Option(help="Only what a list of synsets or table of images names.")
+        Path | None, Option(help="Only what a list of synsets or images names.")
     ] = None,
     below: Annotated[str | None, Option(help="Only this synset or wnid, and those below.")] = None,
     imagenet: Annotated[bool, Option("--imagenet", help="Only ImageNet-1k classes.")] = False,

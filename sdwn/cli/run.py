@@ -165,7 +165,7 @@ def status_command(
     watch: Annotated[bool, Option("--watch", help="Redraw until the last stage ends.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show what is done, running, pending and failed, and the next command."""
+    """Show how a run stands, and the next command."""
     from sdwn.jobs.journal import open_journal
     from sdwn.jobs.submit import replaced_plan
     from sdwn.workflow.status import DONE, NOT_YET, next_command, run_status
@@ -235,7 +235,8 @@ def status_table(found: RunStatus) -> Table:
         "code has changed": found.changed_code,
         "restarts": found.restarts and f"{counted(found.restarts, 'task')} were requeued",
         "later stages": [f"{stage}: {state}" for stage, state in found.then.items()],
-        "submitted by": found.submitted_by,
+        # Of interest where somebody else did, or may have.
+        "submitted by": found.submitted_by if len(found.submitted_by) > 1 else [],
     }
     table = Table.grid()
     table.add_row(headline(found))

@@ -21,7 +21,7 @@ from sdwn.jobs.logs import end_reason, failure, is_success, job_logs
 from sdwn.jobs.profile import LaterStage
 from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, cannot_start
 from sdwn.jobs.task import TaskRecord, read_record
-from sdwn.models.weights import is_hub_name
+from sdwn.models.weights import source
 from sdwn.paths import (
     CHANGED,
     LOWERED,
@@ -191,7 +191,7 @@ def next_command(paths: RunPaths, work: ShardedWork, found: RunStatus) -> str:
             step = next_for_release(paths.release)
     elif paths.submissions.exists():
         step = command("retry", run)
-    elif is_hub_name(work.config.model) and not paths.lock.exists():
+    elif source(work.config.model) == "hub" and not paths.lock.exists():
         step = command("prefetch", run)
     elif not work.config.needs_gpu:
         step = command("submit", run, "--wait")

@@ -45,9 +45,9 @@ from sdwn.jobs.submit import (
     submission_lock,
     submit_once,
 )
+from sdwn.models.families import require_usable
 from sdwn.models.lock import ensure_lock
-from sdwn.models.pipelines import require_usable
-from sdwn.models.weights import is_elsewhere, is_hub_name
+from sdwn.models.weights import source
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.planning.work import WHOLE, Slice
@@ -129,15 +129,15 @@ def plan_run(
         locked = ensure_lock(paths, plan)
     if locked is not None:
         display.say(f"model: {locked.model.name} (revision {locked.revision})")
-    elif is_elsewhere(config.model):
+    elif source(config.model) == "elsewhere":
         display.say(f"model: {config.model.name} (no such folder on this machine)")
-    elif is_hub_name(config.model):
+    elif source(config.model) == "hub":
         get = command("prefetch", run)
         display.say(f"model: {config.model.name} (not downloaded yet); before submitting: {get}")
     return plan, paths
 
 
-def submit_run(
+def submit_run(  # noqa: PLR0912
     paths: RunPaths,
     plan: Plan,
     profile: ClusterProfile,
