@@ -10,8 +10,7 @@ from sdwn.browser.library import Library
 from sdwn.browser.views import View
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
-from sdwn.exchange.csv_selection import select_listed
-from sdwn.exchange.export import ExportOptions, export
+from sdwn.exchange.export import ExportOptions, export, select_listed
 from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import WordNet
 
@@ -91,13 +90,13 @@ def test_a_list_of_synsets_takes_whole_ones(
         (f"wnid,number\n{ZEBRA},{'9' * 5000}\n", "line 2: number: expected a whole number from 0"),
         (f"wnid,number\n{ZEBRA},1\n{ZEBRA},\n", "line 3: number: expected .* found ''"),
         (f"wnid,number\n{ZEBRA}\n", "line 2: expected 2 cells or more, found 1"),
-        ("wnid\nzebra\n", "has no zebra; take what it lacks off the list"),
+        ("wnid\nzebra\n", "has no 'zebra'; take what it lacks off the list"),
         ('wnid\n"zebra\n\x1b[2J"\n', r"has no 'zebra\\n\\x1b\[2J'; take what it lacks"),
-        (f"wnid\n{'z' * 100_000}\n", "has no z{40}; take what it lacks"),
-        (f"wnid,number\n{ZEBRA},1\n{ZEBRA},3\n", f"has no {ZEBRA} 3; take"),
+        (f"wnid\n{'z' * 100_000}\n", "has no 'z{40}'; take what it lacks"),
+        (f"wnid,number\n{ZEBRA},1\n{ZEBRA},3\n", f"has no '{ZEBRA}' 3; take"),
         (
             "wnid,number\n" + "".join(f"n0,{number}\n" for number in range(9, 0, -1)),
-            "has no n0 9, n0 8, n0 7 and 6 more; take",
+            "has no 'n0' 9, 'n0' 8, 'n0' 7 and 6 more; take",
         ),
         (f'wnid\n"{"n" * 200_000}"\n', "expected a CSV file: field larger"),
     ],
@@ -142,7 +141,7 @@ def test_a_list_goes_with_the_other_choices(sdwn: Sdwn, release: Release, tmp_pa
     assert "no image to export; choose a larger subset" in none.stderr
     write(tmp_path, f"wnid,number\n{GONDOLA},7\n")
     refused = sdwn("export", root, "no", "--format", "parquet", "--only", path, code=2)
-    assert f"list.csv: {root} has no {GONDOLA} 7; take what it lacks off" in refused.stderr
+    assert f"list.csv: {root} has no '{GONDOLA}' 7; take what it lacks off" in refused.stderr
     assert not (tmp_path / "no").exists()
 
 

@@ -23,8 +23,7 @@ from sdwn.config import RunConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import FORMATS, ExportOptions, export
-from sdwn.exchange.export_source import path_name
-from sdwn.exchange.folders import description
+from sdwn.exchange.formats import description, path_name
 from sdwn.exchange.import_images import FORMATS as IMPORT_FORMATS
 from sdwn.generation.task import generate
 from sdwn.paths import ReleasePaths, RunPaths

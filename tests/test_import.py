@@ -28,16 +28,16 @@ from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.verify import verify
-from sdwn.exchange import import_source
+from sdwn.exchange import import_images as importing
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.import_images import (
     FORMATS,
+    MOST_BYTES,
     Imported,
     ImportOptions,
     count_files,
     import_images,
 )
-from sdwn.exchange.import_source import MOST_BYTES
 from sdwn.paths import ReleasePaths
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
@@ -886,9 +886,7 @@ def test_a_release_that_recorded_the_size_as_stored_is_whole_and_upright(
 ) -> None:
     put(source / DOG / "6.jpg", turned("jpeg", 6))
     with monkeypatch.context() as earlier:
-        earlier.setattr(
-            import_source, "decode", lambda _payload, _codec, *size: Image.new("RGB", size)
-        )
+        earlier.setattr(importing, "decode", lambda _payload, _codec, *size: Image.new("RGB", size))
         release = take(source).release
     assert (release.row(0)["width"], release.row(0)["height"]) == (32, 48)
     assert release.image(0).size == (48, 32)

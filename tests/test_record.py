@@ -20,8 +20,7 @@ from sdwn.evaluation.record import TABLES, build_record, main_figures, read_eval
 from sdwn.io import file_sha256, write_text
 from sdwn.paths import EvaluationPaths, ReleasePaths
 from sdwn.planning.plan import make_plan, table_text
-from sdwn.releases.manifest import Manifest
-from sdwn.releases.release import Release
+from sdwn.releases.release import Manifest, Release
 from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import WordNet
 from sdwn.wordnet.imagenet import class_index
@@ -58,7 +57,7 @@ def release(tmp_path_factory: pytest.TempPathFactory, paper: Catalog) -> Release
         made_on=[],
         files=[],
     )
-    write_text(paths.manifest, manifest.text())
+    write_text(paths.manifest, manifest.model_dump_json())
     return Release(paths.root)
 
 

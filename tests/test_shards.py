@@ -183,12 +183,12 @@ def content(file: ImageFile) -> Any:
 def test_foreign_and_later_files_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["data"] = [1, 2, 3]
-    with pytest.raises(IntegrityError, match="expected a file of sdwn-images, found None"):
+    with pytest.raises(IntegrityError, match="expected sdwn-images version 1, found another file"):
         ImageFile(tmp_path / "other.h5")
     write(tmp_path / "later.h5", [b"x"])
     with h5py.File(tmp_path / "later.h5", "r+") as file:
         file.attrs["format_version"] = 2
-    with pytest.raises(IntegrityError, match="expected sdwn-images version 1, found 2"):
+    with pytest.raises(IntegrityError, match="expected sdwn-images version 1, found sdwn-images 2"):
         ImageFile(tmp_path / "later.h5")
     with pytest.raises(IntegrityError, match="missing"):
         ImageFile(tmp_path / "nowhere.h5")

@@ -204,8 +204,7 @@ def export_command(
     with the columns wnid and number. Files have at least 1 GB (webdataset), 0.5 GB (parquet) or
     4 GB (release). The same command resumes after a kill.
     """
-    from sdwn.exchange.csv_selection import select_listed
-    from sdwn.exchange.export import ExportOptions, export
+    from sdwn.exchange.export import ExportOptions, export, select_listed
     from sdwn.releases.release import Release
 
     opened = Release(release)

@@ -28,12 +28,11 @@ from sdwn.io import (
 )
 from sdwn.paths import EvaluationPaths
 from sdwn.prediction.table import disagreements, read_predictions
-from sdwn.releases.manifest import FileRecord, sums_text
-from sdwn.releases.release import Release
+from sdwn.releases.release import FileRecord, Release, sums_text
 from sdwn.releases.staged_folder import JOURNAL
 from sdwn.releases.writer import metadata_table
 from sdwn.storage.images import undecodable
-from sdwn.storage.shards import AHEAD, DECODERS, ImageFile
+from sdwn.storage.shards import AHEAD, DECODERS
 from sdwn.wordnet.taxonomy import read_taxonomy
 
 _LOCATION = ["synset", "number", "offset", "bytes", "sha256", "codec", "width", "height"]
@@ -143,7 +142,7 @@ def _check_rows(release: Release, part: str) -> list[str]:
         columns = (release.metadata[name].to_pylist() for name in ("wnid", "imagenet_class"))
         classes = dict(zip(*columns, strict=True))
     try:
-        with ImageFile(release.paths.root / part, most=release.manifest.most_rows) as file:
+        with release.open_part(part) as file:
             offsets = file.offsets + np.uint64(file.blob_start)
             own = metadata_table(part, file.rows(), offsets, classes)
         all_parts = release.metadata.filter(pc.equal(release.metadata["part"], part))

@@ -1,46 +1,40 @@
-"""Export of a release, or a subset of one, in a format that other libraries read.
-
-::
-
-    release --> ExportSource --> spans of synsets --> a file, or some folders, a span
-               (sorted, encoded)      (units)          (one module a format)
-
-A new format is one module with an :class:`ExportFormat`, a line in ``EXPORT_FORMATS``, a template
-of the same name for its card, and its name in ``sdwn export --format``.
-"""
+"""Export of a release, or of some of its images, in a format of others or as a smaller release."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sdwn.errors import UsageError
-from sdwn.exchange.export_source import ExportFormat, ExportSource
-from sdwn.exchange.folders import FOLDERS, IMAGEFOLDER
-from sdwn.exchange.parquet import PARQUET
-from sdwn.exchange.subset import row_spans, write_subset
-from sdwn.exchange.webdataset import WEBDATASET
-from sdwn.io import PART_BYTES, Advance, write_text
+from sdwn.exchange.formats import EXPORT_FORMATS, ExportSource, Span
+from sdwn.io import PART_BYTES, Advance, canonical, read_list, refuse_links, write_text
 from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import table_text
-from sdwn.releases.card import CardLayout, card
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
-from sdwn.releases.writer import cut_parts
+from sdwn.releases.writer import Attributes, CardLayout, Origin, ReleaseWriter, card, cut_parts
 from sdwn.storage.codecs import CODECS, EXCHANGED
+from sdwn.storage.shards import RowRange, join
+from sdwn.wordnet.taxonomy import read_taxonomy
 
-EXPORT_FORMATS: Mapping[str, ExportFormat] = {
-    "folders": FOLDERS,
-    "imagefolder": IMAGEFOLDER,
-    "webdataset": WEBDATASET,
-    "parquet": PARQUET,
-}
 # A smaller release keeps parts, tables and record; it shares nothing with the other formats.
 FORMATS = (*EXPORT_FORMATS, "release")
+
+# How many of the absent images, and how much of each name, a message shows.
+SHOWN_NAMES, SHOWN_CHARACTERS = 3, 40
+
+_NUMBER = re.compile(r"[0-9]{1,10}")
+_SYNSET = re.compile(r"n[0-9]{8}|\S+\.n\.[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +69,13 @@ class ExportOptions:
                 raise UsageError(f"quality: expected 1 to 100, found {self.quality}")
         if self.format == "release" and self.codec != "stored":
             raise UsageError("a release keeps its images as they are: leave out codec and quality")
-        if self.part_bytes is None:
-            return
-        if self.format in EXPORT_FORMATS and not EXPORT_FORMATS[self.format].in_bytes:
-            raise UsageError(f"{self.format} has a file for each image; leave out the part size")
-        if self.part_bytes < 1:
-            raise UsageError(f"part size: expected at least 1 byte, found {self.part_bytes}")
+        if self.part_bytes is not None:
+            if self.format in EXPORT_FORMATS and not EXPORT_FORMATS[self.format].in_bytes:
+                raise UsageError(
+                    f"{self.format} has a file for each image; leave out the part size"
+                )
+            if self.part_bytes < 1:
+                raise UsageError(f"part size: expected at least 1 byte, found {self.part_bytes}")
 
 
 def export(
@@ -103,31 +98,15 @@ def export(
         raise UsageError(f"{target} lies inside the release; export into a folder outside of it")
     require_free(target)
     if options.format == "release":
-        spans = row_spans(release, options.part_bytes or PART_BYTES)
-
-        def fill(staged: StagedFolder) -> None:
-            write_subset(staged, release, spans, advance)
-
+        spans = _row_spans(release, options.part_bytes or PART_BYTES)
+        fill = partial(_write_release, release=release, spans=spans, advance=advance)
     else:
         form = EXPORT_FORMATS[options.format]
         source = ExportSource(release, options.codec, options.quality, advance)
         form.check(source)
         sizes = source.sizes() if form.in_bytes else [1] * len(source)
         spans = cut_parts(sizes, options.part_bytes or form.unit)
-
-        def fill(staged: StagedFolder) -> None:
-            for index, span in enumerate(spans):
-                name = form.name(index, len(spans))
-                if name in staged.finished:
-                    advance(source.count_images(span))
-                else:
-                    form.write(staged.root, name, source, span)
-                    staged.finish(name, {})
-            paths, columns = ReleasePaths(staged.root), release.metadata.column_names
-            write_text(paths.synsets, table_text(tuple(release.present)))
-            layout = CardLayout(options.format, form.data_files, source.encoding())
-            write_text(paths.card, card(release.described, release.present, columns, layout))
-
+        fill = partial(_write_units, layout=options.format, source=source, spans=spans)
     # Not by the SHA-256 of images alone: black images have one and the same.
     names = [release.metadata[name].to_pylist() for name in ("wnid", "number", "sha256")]
     images = hashlib.sha256(json.dumps([release.digest, *names]).encode()).hexdigest()
@@ -141,3 +120,138 @@ def export(
         "bytes": sum(file.stat().st_size for file in files),
         "path": str(target),
     }
+
+
+def _write_units(
+    staged: StagedFolder, layout: str, source: ExportSource, spans: list[Span]
+) -> None:
+    """Write the units that are not finished yet, the table of synsets and the card."""
+    form, release = EXPORT_FORMATS[layout], source.release
+    for index, span in enumerate(spans):
+        name = form.name(index, len(spans))
+        if name in staged.finished:
+            source.advance(source.count_images(span))
+        else:
+            form.write(staged.root, name, source, span)
+            staged.finish(name, {})
+    paths, present, columns = ReleasePaths(staged.root), release.present, release.metadata
+    write_text(paths.synsets, table_text(tuple(present)))
+    described = CardLayout(layout, form.data_files, source.encoding())
+    write_text(paths.card, card(release.described, present, columns.column_names, described))
+
+
+# --- A smaller release -------------------------------------------------------------------------
+
+
+def _row_spans(release: Release, part_bytes: int) -> list[Span]:
+    """Cut the rows into parts of at least ``part_bytes``, whole synsets each."""
+    wnids = release.metadata["wnid"].combine_chunks().dictionary_encode().indices.to_numpy()
+    starts = np.flatnonzero(np.diff(wnids, prepend=-1, append=-1))
+    sizes = np.add.reduceat(release.metadata["bytes"].to_numpy(), starts[:-1], dtype="i8")
+    ends = starts.tolist()
+    return [(ends[first], ends[last]) for first, last in cut_parts(sizes.tolist(), part_bytes)]
+
+
+def _write_release(
+    staged: StagedFolder, release: Release, spans: list[Span], advance: Advance
+) -> None:
+    """Fill a folder with a release of these rows, a part a span, images copied as they are."""
+
+    def rows(path: Path) -> list[list[str]]:
+        refuse_links(path)
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.reader(file))[1:]
+
+    described, paths = release.described, release.paths
+    missing = rows(paths.missing) if described.missing else []
+    skipped = rows(paths.skipped) if described.skipped else []
+    refuse_links(paths.taxonomy)
+    origin = Origin(
+        kind=described.origin,
+        catalog=described.catalog,
+        synsets=tuple(release.synsets.values()),
+        plan_digest=described.plan_digest,
+        settings=described.settings,
+        evaluation=described.evaluation,
+        source=described.source,
+        licence=described.licence,
+        selection=described.selection,
+        missing=tuple(release.synsets[wnid] for wnid, _ in missing),
+        missing_shards=described.missing.shards if described.missing else "",
+        skipped=tuple((file, reason) for file, reason in skipped),
+        taxonomy=read_taxonomy(paths.taxonomy) if paths.taxonomy.exists() else None,
+    )
+    with ReleaseWriter(staged, origin) as writer:
+        for span in spans:
+            write = partial(_write_part, release=release, span=span, advance=advance)
+            if kept := writer.add_part({"rows": list(span)}, write):
+                advance(kept)
+
+
+def _write_part(
+    path: Path, attributes: Attributes, release: Release, span: Span, advance: Advance
+) -> str:
+    table = release.metadata.slice(span[0], span[1] - span[0])
+    parts, rows = np.array(table["part"].to_pylist()), table["row"].to_numpy().astype("i8")
+    # Rows that follow one another in a part are copied as one range.
+    follows = (parts[1:] == parts[:-1]) & (np.diff(rows) == 1)
+    ends = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(parts)]
+    with ExitStack() as stack:
+        names = dict.fromkeys(parts.tolist())
+        files = {name: stack.enter_context(release.open_part(name)) for name in names}
+        ranges = [
+            RowRange(files[str(parts[start])], int(rows[start]), int(rows[stop - 1]) + 1)
+            for start, stop in pairwise(ends)
+        ]
+        return join(path, attributes, ranges, advance)
+
+
+# --- Images that a file lists ------------------------------------------------------------------
+
+
+def select_listed(release: Release, path: Path) -> Release:
+    """Select the images that a file lists, in the release's order, each once.
+
+    A table's columns ``wnid`` and ``number`` count. Without ``number``, and in a list of one
+    synset a line, whole synsets are taken.
+
+    Raises:
+        UsageError: the file is not such a list, is empty, or lists an image that is not there.
+    """
+    by_name = {canonical(row.synset): wnid for wnid, row in release.synsets.items()}
+    # An image's wnid and number; without a number, all of the synset. In the file's order.
+    chosen = dict[tuple[str, int | None], None]()
+    for line in read_list(path):
+        if line.line == 1 and not _SYNSET.fullmatch(line.name):
+            raise UsageError(
+                f"{path}: expected the columns wnid and number, or wnid alone, in the first line, "
+                "or one synset a line, as n02391049 or zebra.n.01; "
+                f"found {line.name[:80]!r}"
+            )
+        if line.number is not None and not _NUMBER.fullmatch(line.number):
+            raise UsageError(
+                f"{line.where}: number: expected a whole number from 0, found {line.number[:40]!r}"
+            )
+        name = canonical(line.name)
+        number = None if line.number is None else int(line.number)
+        chosen[by_name.get(name, name), number] = None
+    if not chosen:
+        raise UsageError(f"{path}: lists no image; expected a line for each, below the header")
+    wnids = [canonical(wnid) for wnid in release.metadata["wnid"].to_pylist()]
+    numbers: list[int | None] = [None] * len(wnids)
+    if next(iter(chosen))[1] is not None:
+        numbers = release.metadata["number"].to_pylist()
+    here = list(zip(wnids, numbers, strict=True))
+    present = set(here)
+    if absent := [key for key in chosen if key not in present]:
+        # A cell may hold anything: as repr() writes it, a name stays one line.
+        shown = [
+            f"{wnid[:SHOWN_CHARACTERS]!r}" + ("" if number is None else f" {number}")
+            for wnid, number in absent[:SHOWN_NAMES]
+        ]
+        more = f" and {len(absent) - SHOWN_NAMES} more" if len(absent) > SHOWN_NAMES else ""
+        raise UsageError(
+            f"{path}: {release.paths.root} has no {', '.join(shown)}{more}; take what it lacks "
+            "off the list"
+        )
+    return release.subset(rows=np.array([key in chosen for key in here], dtype=bool))

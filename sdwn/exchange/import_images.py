@@ -2,9 +2,12 @@
 
 ::
 
-    list_source --> labels --> check_image --> number --> parts --> ReleaseWriter
-    (file names)   (synset,    (decode, hash)  (in the   (whole     (reads each image
-                    prompt)                     synset)   synsets)   a second time)
+    list_source --> labels --> _check_image --> numbers --> parts --> ReleaseWriter
+    (file names)   (synset,    (decode, hash)   (in the    (whole     (reads each image
+                    prompt)                      synset)    synsets)   a second time)
+
+Nothing in the folder is trusted: files may be damaged, huge, pipes, or links to anywhere. What
+cannot be taken is left out, with the reason.
 """
 
 from __future__ import annotations
@@ -14,51 +17,56 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+import stat
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from functools import cache, partial
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 import sdwn
-from sdwn.errors import UsageError
-from sdwn.exchange.import_source import (
-    Label,
-    SourceFolder,
-    SourceImage,
-    check_image,
-    escaped_name,
-    label_folders,
-    label_imagefolder,
-    list_source,
-    reread,
-    stem,
-)
-from sdwn.io import PART_BYTES, Advance, in_threads, now
+from sdwn.errors import IntegrityError, UsageError
+from sdwn.io import PART_BYTES, Advance, canonical, decode_text, in_threads, is_stray, now
 from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import PlannedSynset
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
 from sdwn.releases.writer import Origin, ReleaseWriter, cut_parts
+from sdwn.storage.codecs import CODECS, EXCHANGED
 from sdwn.storage.columns import to_columns
+from sdwn.storage.images import decode, open_image
 from sdwn.storage.shards import Contents, write_images
 from sdwn.wordnet.corpus import Synset, shared_wordnet
 from sdwn.wordnet.imagenet import class_index
 from sdwn.wordnet.taxonomy import taxonomy_table
 
-_LABELS = {"folders": label_folders, "imagefolder": label_imagefolder}
-FORMATS = tuple(_LABELS)
-
+MOST_BYTES = 256 * 2**20
+MOST_PIXELS = 64_000_000
+MOST_TEXT_BYTES = 64 * 2**10
 # Files that a message names when nothing at all can be imported.
 SHOWN_REASONS = 5
 # Images that are checked ahead, for each thread.
 AHEAD = 32
 
-_NUMBER = re.compile(r"(?:^|[_\- ])([0-9]+)\Z")
+_BY_PILLOW_FORMAT = {kind: name for name in EXCHANGED for kind in CODECS[name].pillow_formats}
+# What often lies beside images, and is neither an image nor a text of one.
+_IGNORED = {"readme.md", ".csv", ".json", ".jsonl", ".parquet"}
 
-Labelled = list[tuple[Label, SourceImage]]
+_NUMBER = re.compile(r"(?:^|[_\- ])([0-9]+)\Z")
+_WNID = re.compile(r"\bn[0-9]{8}(?![0-9A-Za-z])")
+_OFFSET = re.compile(r"\b[0-9]{8}\b")
+# WordNet's names have no other characters; NLTK prints them as Synset('dog.n.01').
+_NAME = re.compile(r"(?<![\w.'/-])(?:Synset\(['\"])?([\w.'/-]+\.n\.(?!00)[0-9]{2})\b(?:['\"]\))?")
+_FIELD = re.compile(r"^[ \t]*(prompt|synset|wnid)[ \t]*[:=][ \t]*", re.IGNORECASE | re.MULTILINE)
+
+
+class UnfitError(Exception):
+    """A file that cannot be taken; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,77 @@ class Imported:
     ignored: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class SourceFolder:
+    """The content of a folder, by names relative to it: files that may be images, and texts.
+
+    ``skipped`` has what is left out, with the reason; ``ignored`` counts by name the folders that
+    hold no images of the user, such as ``@eaDir``. With ``follow_links``, links count as what
+    they lead to, wherever that is.
+    """
+
+    root: Path
+    follow_links: bool
+    images: tuple[str, ...]
+    texts: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+    ignored: dict[str, int]
+
+    def read(self, name: str, most: int) -> bytes:
+        """Read a file of at most so many bytes.
+
+        Raises:
+            UnfitError: it is empty, too large, unreadable, no plain file, or a link that leaves
+                the folder.
+        """
+        path = self.root / name
+        try:
+            if path.is_symlink():
+                try:
+                    target = path.resolve(strict=True)
+                except (OSError, RuntimeError):  # the second is for links that go round in circles
+                    raise UnfitError("a broken link") from None
+                if not self.follow_links and not target.is_relative_to(self.root.resolve()):
+                    raise UnfitError("a link that leaves the folder; --follow-links takes it")
+            # To open a device may already do something, and to open a pipe may wait for ever.
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise UnfitError("no plain file")
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if not size:
+                    raise UnfitError("empty")
+                if size > most:
+                    raise UnfitError(f"expected at most {most:,} bytes, found {size:,}")
+                return file.read(most)
+        except OSError as error:
+            raise UnfitError(error.strerror) from None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """A whole image: its name relative to its source, and what its bytes are."""
+
+    name: str
+    size: int
+    sha256: bytes
+    codec: str
+    width: int
+    height: int
+    black: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A synset and its prompt, None where unknown; ``stem`` is how its images' names start."""
+
+    synset: Synset
+    prompt: str | None = None
+    stem: str = ""
+
+
+Labelled = list[tuple[Label, SourceImage]]
+
+
 def count_files(source: Path, follow_links: bool = False) -> int:
     """Count the files that an import looks at, those that it will leave out included.
 
@@ -120,8 +199,6 @@ def import_images(
         UsageError: there is nothing to import, or ``target`` is taken or lies in the source.
         IntegrityError: an image changed while it was imported.
     """
-    if not source.is_dir():
-        raise UsageError(f"{source}: expected a folder of images, found none")
     root = source.resolve()
     if target.root.resolve().is_relative_to(root):
         raise UsageError(
@@ -134,95 +211,157 @@ def import_images(
     found, left_out = _gather(folder, options.format, advance)
     skipped = tuple(sorted((escaped_name(name), reason) for name, reason in left_out))
     if not found:
-        lines = [f"{name}: {reason}" for name, reason in skipped[:SHOWN_REASONS]]
+        lines = [f"{source}: expected images of synsets, found none that is readable"]
+        lines += [f"{name}: {reason}" for name, reason in skipped[:SHOWN_REASONS]]
         if len(skipped) > SHOWN_REASONS:
             lines.append(f"and {len(skipped) - SHOWN_REASONS} more")
         if folder.ignored:
             names = (f"{count:,} {name}" for name, count in folder.ignored.items())
             lines.append(f"ignored folders: {', '.join(names)}")
-        head = f"{source}: expected images of synsets, found none that is readable"
-        raise UsageError("\n".join([head, *lines]))
+        raise UsageError("\n".join(lines))
     synsets = [images for _, images in sorted(found.items(), key=lambda item: item[0].wnid)]
-    # Where texts of a synset differ, its own prompt is the first one's.
-    planned = tuple(_planned(images[0][0]) for images in synsets)
+    planned = [
+        PlannedSynset(
+            wnid=label.synset.wnid,
+            synset=label.synset.name,
+            shard=0,  # a table's column that only runs have a meaning for
+            imagenet_class=class_index().get(label.synset.wnid),
+            lemmas=", ".join(label.synset.lemmas),
+            definition=label.synset.definition,
+            prompt=label.prompt or "",
+        )
+        # Where texts of a synset differ, its own prompt is the first one's.
+        for (label, _), *_rest in synsets
+    ]
     origin = Origin(
         kind="import",
         catalog=f"imported from {escaped_name(root.name)}",
-        synsets=planned,
+        synsets=tuple(planned),
         source=options.source,
         licence=options.licence,
         skipped=skipped,
         taxonomy=taxonomy_table((row.wnid for row in planned), shared_wordnet()),
     )
-
-    def fill(staged: StagedFolder) -> None:
-        _fill(staged, origin, folder, synsets, options.part_bytes)
-
+    fill = partial(_fill, origin, folder, synsets, options.part_bytes)
     if not build(target.root, {"import": str(root), "format": options.format}, fill):
         require_free(target.root)
     return Imported(Release(target.root), skipped, folder.ignored)
 
 
+def list_source(source: Path, follow_links: bool = False) -> SourceFolder:
+    """List a folder's files by name alone; hidden ones are left out.
+
+    A folder that several names lead to is read once, under a name that is no link if it has one:
+    links may go round in circles.
+
+    Raises:
+        UsageError: it is no folder.
+    """
+    if not source.is_dir():
+        raise UsageError(f"{source}: expected a folder of images, found none")
+    files, skipped, ignored = list[str](), list[tuple[str, str]](), Counter[str]()
+    # Not by recursion, as os.walk does it up to Python 3.11: folders may lie a thousand deep.
+    folders, links, known = [""], list[str](), set[tuple[int, int]]()
+    while folders or links:
+        if not folders:
+            folders, links = sorted(links, reverse=True), []
+        inside = folders.pop()
+        try:
+            found = (source / inside).stat()
+            if follow_links and (found.st_dev, found.st_ino) in known:
+                skipped.append((inside, "a link to a folder that has another name here"))
+                continue
+            known.add((found.st_dev, found.st_ino))
+            with os.scandir(source / inside) as entries:
+                seen = list(entries)
+        except OSError as error:
+            skipped.append((inside, str(error.strerror)))
+            continue
+        for entry in seen:
+            name = os.path.join(inside, entry.name)  # noqa: PTH118 - pathlib takes longer
+            hidden = entry.name[0] == "." or is_stray(entry.name)
+            linked = False
+            with suppress(OSError):  # a link that goes round in circles fails as a file
+                linked = entry.is_symlink() and entry.is_dir()
+            if not (linked or entry.is_dir(follow_symlinks=False)):
+                lower = entry.name.lower()
+                if not hidden and not {lower, PurePath(lower).suffix} & _IGNORED:
+                    files.append(name)
+            elif hidden:
+                ignored[escaped_name(entry.name)] += 1
+            elif not linked:
+                folders.append(name)
+            elif follow_links:
+                links.append(name)
+            else:
+                skipped.append((name, "a link to a folder; --follow-links takes it"))
+    texts = tuple(sorted(name for name in files if name.lower().endswith(".txt")))
+    images = tuple(sorted(set(files) - set(texts)))
+    return SourceFolder(source, follow_links, images, texts, tuple(skipped), dict(ignored))
+
+
 def _gather(
-    folder: SourceFolder, format: str, advance: Advance
+    folder: SourceFolder, layout: str, advance: Advance
 ) -> tuple[dict[Synset, Labelled], list[tuple[str, str]]]:
     """Label and check every file; return images by synset, and the files left out, with reasons."""
-    images, skipped, labels = dict[Synset, Labelled](), [*folder.skipped], dict[str, Label]()
-    for name, label in _LABELS[format](folder):
+    skipped, labels = [*folder.skipped], dict[str, Label]()
+    for name, label in _LABELS[layout](folder):
         if isinstance(label, Label):
             labels[name] = label
         else:
             skipped.append((name, label))
     for _ in skipped:
         advance(1)
+    images = dict[Synset, Labelled]()
+    # The first of images of the same name and bytes is kept. Bytes alone are no reason to leave
+    # one out: a run's black images all have the same.
+    first = dict[tuple[Synset, str, bytes], SourceImage]()
     threads = len(os.sched_getaffinity(0))
-    check = partial(check_image, folder)
-    checked = in_threads(check, labels, threads, AHEAD * threads)
+    checked = in_threads(partial(_check_image, folder), labels, threads, AHEAD * threads)
     for (name, label), found in zip(labels.items(), checked, strict=True):
         advance(1)
-        if isinstance(found, SourceImage):
+        if isinstance(found, str):
+            skipped.append((name, found))
+            continue
+        twin = first.setdefault((label.synset, stem(name).casefold(), found.sha256), found)
+        if twin is found:
             images.setdefault(label.synset, []).append((label, found))
         else:
-            skipped.append((name, found))
-    for of_synset in images.values():
-        skipped.extend(_drop_twins(of_synset))
+            same = f"duplicate: {escaped_name(twin.name)} has the same name and bytes"
+            skipped.append((name, same))
     return images, skipped
 
 
-def _drop_twins(images: Labelled) -> Iterator[tuple[str, str]]:
-    """Keep the first of images of the same name and bytes, and yield the others with the reason.
-
-    Bytes alone are no reason: a run's black images all have the same.
-    """
-    first, kept = dict[tuple[str, bytes], SourceImage](), Labelled()
-    for label, image in images:
-        twin = first.setdefault((stem(image.name).casefold(), image.sha256), image)
-        if twin is image:
-            kept.append((label, image))
-        else:
-            yield image.name, f"duplicate: {escaped_name(twin.name)} has the same name and bytes"
-    images[:] = kept
-
-
-def _planned(label: Label) -> PlannedSynset:
-    synset = label.synset
-    return PlannedSynset(
-        wnid=synset.wnid,
-        synset=synset.name,
-        shard=0,  # a table's column that only runs have a meaning for
-        imagenet_class=class_index().get(synset.wnid),
-        lemmas=", ".join(synset.lemmas),
-        definition=synset.definition,
-        prompt=label.prompt or "",
-    )
+def _check_image(folder: SourceFolder, name: str) -> SourceImage | str:
+    """Read and decode a file; return its image, or the reason why it is not one."""
+    too_large = f"expected at most {MOST_PIXELS // 10**6} million pixels"
+    try:
+        payload = folder.read(name, MOST_BYTES)
+        # Codec and size by the content, before any pixel is decoded.
+        with open_image(payload, *EXCHANGED) as header:
+            (width, height), codec = header.size, _BY_PILLOW_FORMAT[str(header.format)]
+        if width * height > MOST_PIXELS:
+            return f"{too_large}, found {width}x{height}"
+        image = decode(payload, codec, width, height)
+    except UnidentifiedImageError:
+        return "expected a JPEG, PNG or WebP image, found none"
+    except Image.DecompressionBombError:
+        return f"{too_large}, found far more"
+    except (UnfitError, IntegrityError) as error:
+        return " ".join(str(error).split())
+    except Exception as error:  # Pillow raises errors of any kind at bytes that are damaged
+        return f"cannot be decoded: {' '.join(repr(error).split())}"
+    # getbbox() finds what is not zero.
+    black, digest = image.getbbox() is None, hashlib.sha256(payload).digest()
+    return SourceImage(name, len(payload), digest, codec, *image.size, black)
 
 
 def _fill(
-    staged: StagedFolder,
     origin: Origin,
     folder: SourceFolder,
-    synsets: Sequence[Labelled],
+    synsets: list[Labelled],
     part_bytes: int,
+    staged: StagedFolder,
 ) -> None:
     """Write the parts, of whole synsets and at least ``part_bytes`` each."""
     session = {
@@ -238,7 +377,7 @@ def _fill(
             # The records name every file by its SHA-256.
             inputs = hashlib.sha256(json.dumps(rows, default=bytes.hex).encode()).hexdigest()
             lengths = np.array([image.size for _, image, _ in numbered])
-            payloads = (reread(folder, image) for _, image, _ in numbered)
+            payloads = (_reread(folder, image) for _, image, _ in numbered)
             contents = Contents(to_columns(rows), lengths, [session])
             write = partial(write_images, contents=contents, payloads=payloads)
             writer.add_part({"rows": inputs}, write)
@@ -269,3 +408,136 @@ def _row(label: Label, image: SourceImage, number: int) -> dict[str, Any]:
         "sha256": image.sha256,
         "file": escaped_name(image.name),
     }
+
+
+def _reread(folder: SourceFolder, image: SourceImage) -> bytes:
+    payload = b""
+    with suppress(UnfitError):
+        payload = folder.read(image.name, MOST_BYTES)
+    if hashlib.sha256(payload).digest() != image.sha256:
+        where = escaped_name(str(folder.root / image.name))
+        raise IntegrityError(f"{where}: changed while it was imported; run it again")
+    return payload
+
+
+# --- Labels, by the names of folders or by texts beside the images -----------------------------
+
+# Each file with its label, or with the reason why it has none.
+Labels = Iterator[tuple[str, Label | str]]
+
+
+def label_imagefolder(folder: SourceFolder) -> Labels:
+    """Yield each file with the label of the wnid that its nearest folder, or itself, begins with.
+
+    ``n02084071-dog/a/b.jpg`` and ``n02084071_b.jpg`` are of n02084071.
+    """
+
+    @cache
+    def label(wnid: str) -> Label | str:
+        try:
+            return Label(_find(wnid))
+        except UnfitError as error:
+            return str(error)
+
+    for name in folder.images:
+        *folders, own = PurePosixPath(folder.root.name, name).parts
+        starts = (re.match(r"n[0-9]{8}(?![0-9])", part) for part in (*reversed(folders), own))
+        found = next(filter(None, starts), None)
+        none = "no folder's name, nor its own, starts with a wnid"
+        yield name, label(found[0]) if found else none
+
+
+def label_folders(folder: SourceFolder) -> Labels:
+    """Yield each file with the label of the text beside it.
+
+    That is the only text of its folder, or the one whose name it begins with, before a number.
+    """
+    beside: dict[str, dict[str, str]] = defaultdict(dict)
+    for text in folder.texts:
+        beside[str(PurePosixPath(text).parent)].setdefault(stem(text), text)
+
+    @cache
+    def label(text: str) -> Label | str:
+        try:
+            return _read_label(folder, text)
+        except UnfitError as error:
+            return f"{escaped_name(text)}: {error}"
+
+    for name in folder.images:
+        texts = beside.get(str(PurePosixPath(name).parent), {})
+        owners = texts.values() if len(texts) == 1 else map(texts.get, _bases(stem(name)))
+        owner = next(filter(None, owners), None)
+        yield name, label(owner) if owner else "no text beside it belongs to it"
+
+
+_LABELS = {"folders": label_folders, "imagefolder": label_imagefolder}
+FORMATS = tuple(_LABELS)
+
+
+def _bases(name: str) -> Iterator[str]:
+    """Yield a name, and what is left of it without a number at its end, the longest first.
+
+    >>> list(_bases("dog.n.01_12"))
+    ['dog.n.01_12', 'dog.n.01_1', 'dog.n.01_', 'dog.n.01']
+    """
+    yield name
+    start = len(name.rstrip("0123456789"))
+    yield from (name[:stop] for stop in range(len(name) - 1, start - 1, -1))
+    if start < len(name) and name[:start].endswith(("_", "-", " ")):
+        yield name[: start - 1]
+
+
+def stem(name: str) -> str:
+    """Return a file's name, composed, without folder and ending; a synset's sense is no ending.
+
+    >>> stem("a/dog.n.01.png"), stem("dog.n.01_2")
+    ('dog.n.01', 'dog.n.01_2')
+    """
+    return canonical(re.sub(r"\.[A-Za-z]\w*\Z", "", PurePosixPath(name).name))
+
+
+def _read_label(folder: SourceFolder, name: str) -> Label:
+    """Read synset and prompt; whatever names a synset in the text must name the same one."""
+    try:
+        text = decode_text(folder.read(name, MOST_TEXT_BYTES))
+    except UnicodeDecodeError:
+        raise UnfitError("expected UTF-8 text") from None
+    if "\0" in text:
+        raise UnfitError("expected UTF-8 text, found a zero byte")
+    # By the labels prompt:, synset: and wnid:, if there are any.
+    head, *pairs = _FIELD.split(text)
+    fields = [(key.lower(), value) for key, value in zip(pairs[::2], pairs[1::2], strict=True)]
+    prompts = [value.strip() for key, value in fields if key == "prompt"]
+    others = [value for key, value in fields if key != "prompt"]
+    if prompts and others:
+        prompt, rest = "\n".join(prompts), "\n".join((head, *others))
+    else:
+        # Without both, the prompt is what is left of the text when all names are gone.
+        prompt = rest = text
+        for pattern in (_FIELD, _NAME, _WNID if _WNID.search(text) else _OFFSET):
+            prompt = pattern.sub(" ", prompt)
+        prompt = " ".join(prompt.split())
+    wnids = set(_WNID.findall(rest)) or {f"n{offset}" for offset in _OFFSET.findall(rest)}
+    named = {text: _find(text) for text in sorted({*wnids, *_NAME.findall(rest)})}
+    if not named:
+        raise UnfitError("expected a synset such as dog.n.01 or a wnid such as n02084071")
+    if len({synset.wnid for synset in named.values()}) > 1:
+        meant = ", ".join(f"{text} is {found.name} {found.wnid}" for text, found in named.items())
+        raise UnfitError(f"expected one synset, found several: {meant}")
+    return Label(next(iter(named.values())), prompt, stem(name))
+
+
+def _find(identifier: str) -> Synset:
+    try:
+        return shared_wordnet().synset(identifier)
+    except UsageError as error:
+        raise UnfitError(str(error).partition(";")[0]) from None
+
+
+def escaped_name(name: str) -> str:
+    r"""Return a file's name as text; its bytes that are no UTF-8 become escapes.
+
+    >>> escaped_name("caf\udce9.png")
+    'caf\\xe9.png'
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import torchvision.io  # noqa: F401 - the faster decoder
 from torch.utils.data import Dataset
 
 from sdwn.errors import UsageError

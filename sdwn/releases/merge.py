@@ -9,10 +9,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,28 @@ def merge(
         UsageError: the folders hold different plans, or another release is there.
         IntegrityError: a shard is missing, duplicate, damaged or foreign; each is named.
     """
-    plan = _common_plan(runs)
+    folders = [paths.root.resolve() for paths in runs]
+    if twice := [folder for folder in folders if folders.count(folder) > 1]:
+        raise UsageError(f"{twice[0]} is given twice; name each run folder once")
+    plan, *others = [read_plan(paths) for paths in runs]
+    for paths, other in zip(runs[1:], others, strict=True):
+        if other.digest != plan.digest:
+            raise UsageError(
+                f"{paths.root} has plan {other.digest[:12]}, {runs[0].root} has "
+                f"{plan.digest[:12]}; only runs of the same plan make one release"
+            )
     revision = common_revision(runs, plan.config.model)
-    if _is_new(release):
-        shards = _locate_shards(runs, plan, options.allow_missing, revision)
-        origin = _origin(runs, plan, shards)
-
-        def fill(staged: StagedFolder) -> None:
-            _fill(staged, origin, shards, options, advance)
-
-        if build(release.root, {"merge": plan.digest}, fill):
-            return Release(release.root)
+    if not release.manifest.exists():
+        try:
+            require_free(release.root)
+            shards = _locate_shards(runs, plan, options.allow_missing, revision)
+            fill = partial(_fill, _origin(runs, plan, shards), shards, options, advance)
+            if build(release.root, {"merge": plan.digest}, fill):
+                return Release(release.root)
+        except UsageError:
+            if not release.manifest.exists():
+                raise
+            # Another merge has finished it meanwhile.
     found = _existing(release, runs, plan, options.allow_missing)
     advance(len(found))
     return found
@@ -79,33 +91,6 @@ def merged_summary(release: Release) -> dict[str, Any]:
     if manifest.missing:
         found["missing_images"] = manifest.missing.images
     return {**found, "release": str(release.paths.root)}
-
-
-def _common_plan(runs: Sequence[RunPaths]) -> Plan:
-    folders = [paths.root.resolve() for paths in runs]
-    for folder in folders:
-        if folders.count(folder) > 1:
-            raise UsageError(f"{folder} is given twice; name each run folder once")
-    plans = [read_plan(paths) for paths in runs]
-    for paths, plan in zip(runs, plans, strict=True):
-        if plan.digest != plans[0].digest:
-            raise UsageError(
-                f"{paths.root} has plan {plan.digest[:12]}, {runs[0].root} has "
-                f"{plans[0].digest[:12]}; only runs of the same plan make one release"
-            )
-    return plans[0]
-
-
-def _is_new(release: ReleasePaths) -> bool:
-    if release.manifest.exists():
-        return False
-    try:
-        require_free(release.root)
-    except UsageError:
-        if release.manifest.exists():
-            return False  # another merge finished it just now
-        raise
-    return True
 
 
 def _existing(
@@ -246,19 +231,18 @@ def _shards(indices: list[int]) -> str:
     return f"{len(indices)} shards ({_ranges(indices)})"
 
 
-def _ranges(indices: Iterable[int]) -> str:
-    """Write indices briefly.
+def _ranges(indices: Sequence[int]) -> str:
+    """Write ascending indices briefly.
 
     >>> _ranges([1, 2, 3, 7, 9, 10])
     '1-3, 7, 9-10'
     """
-    runs: list[list[int]] = []
-    for index in sorted(indices):
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    # Along a row of consecutive numbers, the distance to their position is the same.
+    rows = (
+        [index for _, index in row]
+        for _, row in groupby(enumerate(indices), lambda one: one[1] - one[0])
+    )
+    return ", ".join(str(row[0]) if len(row) == 1 else f"{row[0]}-{row[-1]}" for row in rows)
 
 
 def _remedy(path: Path) -> str:
@@ -282,17 +266,17 @@ def _origin(runs: Sequence[RunPaths], plan: Plan, shards: Mapping[int, Path]) ->
         settings=image_settings(plan.config),
         evaluation=plan.config.evaluation.model_dump(mode="json"),
         missing=tuple(row for shard in missing for row in plan.synsets[shard.start : shard.stop]),
-        missing_shards=_ranges(shard.index for shard in missing),
+        missing_shards=_ranges([shard.index for shard in missing]),
         taxonomy=read_taxonomy(taxonomy) if taxonomy else None,
     )
 
 
 def _fill(
-    staged: StagedFolder,
     origin: Origin,
     shards: Mapping[int, Path],
     options: MergeOptions,
     advance: Advance,
+    staged: StagedFolder,
 ) -> None:
     """Write the parts, of whole shards and at least ``part_bytes`` each."""
     files = [(path, path.stat()) for path in shards.values()]
@@ -308,16 +292,12 @@ def _fill(
 
 
 def _write_part(
-    path: Path,
-    attributes: Attributes,
-    shards: list[Path],
-    decode: bool,
-    advance: Advance,
+    path: Path, attributes: Attributes, shards: list[Path], decode: bool, advance: Advance
 ) -> str:
+    undecodable: list[tuple[Path, str]] | None = [] if decode else None
     with ExitStack() as stack:
         files = [stack.enter_context(ImageFile(shard)) for shard in shards]
         ranges = [RowRange(file, 0, len(file)) for file in files]
-        undecodable: list[str] | None = [] if decode else None
         try:
             digest = join(path, attributes, ranges, advance, undecodable)
         except IntegrityError as error:
@@ -328,11 +308,8 @@ def _write_part(
                 except IntegrityError as damage:
                     problems.append(f"{damage}; {_remedy(file.path)}")
             raise IntegrityError("\n".join(problems) or str(error)) from None
-        if undecodable:
-            remedies = [
-                f"{file.path}: {_remedy(file.path)}"
-                for file in files
-                if any(problem.startswith(f"{file.path}: ") for problem in undecodable)
-            ]
-            raise IntegrityError("\n".join((*undecodable, *remedies)))
-        return digest
+    if undecodable:
+        lines = [problem for _, problem in undecodable]
+        lines += [f"{shard}: {_remedy(shard)}" for shard in sorted({s for s, _ in undecodable})]
+        raise IntegrityError("\n".join(lines))
+    return digest

@@ -1,25 +1,29 @@
-"""A release, open for reading: images, their records, and subsets of both."""
+"""A release, open for reading: its manifest, images, their records, and subsets of them."""
 
 from __future__ import annotations
 
 import csv
 import difflib
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+from pydantic import Field, ValidationError
 
+from sdwn.config import Record
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.io import (
     TABLE_BYTES,
+    Format,
     canonical,
     file_sha256,
     open_plain,
@@ -27,15 +31,18 @@ from sdwn.io import (
     read_whole,
     refuse_links,
 )
+from sdwn.models.builtin import notice
 from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import PlannedSynset, parse_table
-from sdwn.releases.manifest import Manifest, read_manifest
 from sdwn.storage.columns import STATUSES, read_parquet
 from sdwn.storage.images import Pixels, decode
 from sdwn.storage.shards import ImageFile
 from sdwn.wordnet.taxonomy import Taxonomy, open_taxonomy
 
-# The columns that every image has a value in, and their types.
+MANIFEST = Format(
+    "sdwn-release", 1, "if it is damaged, copy it again; if it is newer, upgrade sdwn"
+)
+# The columns of the metadata, with their types, that every image has a value in.
 METADATA_COLUMNS = {
     **dict.fromkeys(("wnid", "synset", "status", "codec", "sha256"), pa.string()),
     **dict.fromkeys(("number", "row", "bytes", "width", "height"), pa.uint32()),
@@ -45,7 +52,76 @@ METADATA_COLUMNS = {
 # The columns that finding and decoding an image needs; the rest of a record is read on demand.
 LOCATION = ("part", "offset", "bytes", "codec", "width", "height", "sha256")
 
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Row = Mapping[str, Any]
+
+
+class FileRecord(Record):
+    """A file of a release."""
+
+    file: str
+    bytes: Count
+    sha256: str
+
+
+class Missing(Record):
+    """The part of the plan that a release lacks; ``missing.csv`` lists its synsets."""
+
+    shards: str
+    synsets: Count
+    images: Count
+
+
+class Manifest(Record):
+    """The content of a release and its origin; entries that a later sdwn adds are ignored."""
+
+    format: str = MANIFEST.name
+    format_version: int = MANIFEST.version
+    sdwn: str
+    created: str
+    origin: str  # run or import
+    catalog: str
+    source: str | None = None  # of an import: where the images are from,
+    licence: str | None = None  # and their licence, as its user gave both
+    selection: str | None  # which part of a larger release this is, in words
+    plan_digest: str | None  # None for an import
+    images: Count
+    synsets: Count
+    imagenet_classes: Count
+    statuses: dict[str, Count]  # images by status
+    truncated: Count | None  # images with a prompt that was cut; None where it is not known
+    redone: Count | None  # images sampled again in float32; None where it is not known
+    missing: Missing | None  # what the run had not made
+    skipped: Count  # files that an import could not take, which skipped.csv lists
+    bytes: Count
+    settings: dict[str, Any] | None  # of a run, those that decide its images; None for an import
+    evaluation: dict[str, Any] | None = None  # the settings that the run's config has for it
+    made_on: list[dict[str, Any]]  # the number of task runs by model, device and versions
+    files: list[FileRecord]
+
+    @property
+    def name(self) -> str:
+        """The catalog and the part of it, in words; for all of it, the catalog's name alone."""
+        name = f"{self.catalog} ({self.selection})" if self.selection else self.catalog
+        return f"{name}, incomplete" if self.missing else name
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows that a table of the release is read with.
+
+        More than ``images``, so that a manifest that counts wrongly is reported as such.
+        """
+        return 2 * self.images + 1000
+
+    @property
+    def notice(self) -> str | None:
+        """The note on images of a built-in model, in a sentence or two."""
+        return notice(self.settings["model"]["name"]) if self.settings is not None else None
+
+
+def sums_text(digests: Mapping[str, str]) -> str:
+    """Return checksums by file name as ``sha256sum -c`` reads them."""
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
 
 
 class Release:
@@ -72,14 +148,24 @@ class Release:
     ) -> None:
         # Absolute, for the process may change its folder before it reads.
         self.paths = ReleasePaths(Path(root).absolute())
-        if not self.paths.manifest.is_file():
+        path = self.paths.manifest
+        if not path.is_file():
             inside = ReleasePaths(self.paths.root / "release")
             advice = f"make one with: {command('merge', 'RUN', '--release', root)}"
             if inside.manifest.exists():
                 advice = f"did you mean {inside.root}?"
             raise SdwnError(f"{root}: no release here; {advice}")
-        refuse_links(self.paths.manifest)
-        self.manifest: Manifest = read_manifest(self.paths.manifest)
+        refuse_links(path)
+        content = MANIFEST.read(path)
+        try:
+            json.dumps(content, ensure_ascii=False).encode()  # JSON may hold half a character
+            self.manifest = Manifest.model_validate(content)
+        except ValidationError as error:
+            mistake = error.errors()[0]
+            where = ".".join(map(str, mistake["loc"]))
+            raise IntegrityError(f"{path}: damaged: {where}: {mistake['msg']}") from None
+        except UnicodeEncodeError as error:
+            raise IntegrityError(f"{path}: damaged: no Unicode: {error}") from None
         # Of a subset: its rows in the release's table, in their order.
         self._chosen = _chosen
         self.selection = _selection
@@ -119,9 +205,16 @@ class Release:
     @cached_property
     def metadata(self) -> pa.Table:
         """The table with a row an image, in the order of the parts; ``to_pandas()`` turns it."""
-        refuse_links(self.paths.metadata)
-        table = read_parquet(self.paths.metadata, self.manifest.most_rows)
-        _check_schema(self.paths.metadata, table)
+        path = self.paths.metadata
+        refuse_links(path)
+        table = read_parquet(path, self.manifest.most_rows)
+        for name, kind in {**METADATA_COLUMNS, "imagenet_class": pa.int16()}.items():
+            if table.column_names.count(name) != 1:
+                raise IntegrityError(f"{path}: expected the column {name}, once")
+            if table[name].type != kind:
+                raise IntegrityError(f"{path}: {name}: expected {kind}, found {table[name].type}")
+            if table[name].null_count and name in METADATA_COLUMNS:
+                raise IntegrityError(f"{path}: {name}: expected a value for each image")
         return table if self._chosen is None else table.take(pa.array(self._chosen))
 
     @property
@@ -141,6 +234,11 @@ class Release:
         except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
             raise IntegrityError(f"{self.paths.synsets}: cannot be read: {error!r}") from None
         return {row.wnid: row for row in rows}
+
+    @property
+    def present(self) -> list[PlannedSynset]:
+        """The synsets that have images here."""
+        return [row for wnid, row in self.synsets.items() if wnid in self._rows_by_wnid]
 
     @cached_property
     def taxonomy(self) -> Taxonomy:
@@ -176,14 +274,17 @@ class Release:
             UsageError: it names no synset of the release; similar names are given.
         """
         rows = self._rows_by_wnid
-        wnids = [wnid for wnid in self._wnids(name) if wnid in rows]
-        if not wnids:
-            if self._wnids(name):
-                raise UsageError(f"{self}: no image of {name} here")
-            close = difflib.get_close_matches(_plain(name), self._wnids_by_name, n=3)
-            meant = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise UsageError(f"{self}: {name!r} is no wnid, synset or lemma of this release{meant}")
-        return np.concatenate([rows[wnid] for wnid in wnids])
+        if name in rows:
+            return rows[name]
+        by_name = self._wnids_by_name
+        wnids = by_name.get(canonical(name)) or by_name.get(_plain(name), [])
+        if found := [rows[wnid] for wnid in wnids if wnid in rows]:
+            return np.concatenate(found)
+        if wnids:
+            raise UsageError(f"{self}: no image of {name} here")
+        close = difflib.get_close_matches(_plain(name), by_name, n=3)
+        meant = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise UsageError(f"{self}: {name!r} is no wnid, synset or lemma of this release{meant}")
 
     def find_one(self, name: str) -> str:
         """Find the wnid of the one synset that a name can mean, see :meth:`find`.
@@ -191,11 +292,10 @@ class Release:
         Raises:
             UsageError: it names no synset of the release, or several, which are listed.
         """
-        rows = self.metadata.select(["wnid", "synset"]).take(pa.array(self.find(name)))
-        found: dict[str, str] = {row["wnid"]: row["synset"] for row in rows.to_pylist()}
+        found = {row["wnid"]: str(row["synset"]) for row in self.rows(name)}
         if len(found) > 1:
             raise UsageError(f"{name!r} is ambiguous: {', '.join(sorted(found.values()))}")
-        return next(iter(found))
+        return str(next(iter(found)))
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """Read the records of a synset's images, found as in :meth:`find`."""
@@ -248,6 +348,14 @@ class Release:
         refuse_links(self.paths.root / name)
         return self.paths.root / name
 
+    def open_part(self, name: str) -> ImageFile:
+        """Open a part's file with its own tables.
+
+        Raises:
+            IntegrityError: it is damaged, a link, or the name leads out of the release.
+        """
+        return ImageFile(self.part(name), most=self.manifest.most_rows)
+
     def provenance(self, which: int | Row) -> dict[str, Any]:
         """Return how an image was made: everything that is needed to make it again.
 
@@ -258,14 +366,14 @@ class Release:
             image has ``row`` and its import's ``session`` alone.
         """
         row = dict(which) if isinstance(which, Mapping) else self.row(which)
-        found = {"row": row, "settings": self.manifest.settings}
-        with ImageFile(self.part(row["part"]), most=self.manifest.most_rows) as file:
+        with self.open_part(row["part"]) as file:
             sessions = file.sessions
-        session = row.get("session")
-        if session is not None and session not in range(len(sessions)):
-            raise IntegrityError(f"{row['part']}: expected a session {session}, has none")
-        found["session"] = None if session is None else sessions[session]
-        return found
+        number, session = row.get("session"), None
+        if number is not None:
+            if number not in range(len(sessions)):
+                raise IntegrityError(f"{row['part']}: expected a session {number}, has none")
+            session = sessions[number]
+        return {"row": row, "settings": self.manifest.settings, "session": session}
 
     def subset(
         self,
@@ -287,24 +395,31 @@ class Release:
             UsageError: there is no such synset or status, or ``rows`` are neither.
             IndexError: there is no such row.
         """
-        kept, words = np.ones(self.metadata.num_rows, dtype=bool), list[str]()
-        indices = np.arange(len(kept))
+        table, words = self.metadata, list[str]()
+        kept, indices = np.ones(len(table), dtype=bool), np.arange(len(table))
         if rows is not None:
-            indices = self._indices(rows)
+            given = np.asarray(rows)
+            mask = given.dtype == bool and given.shape == kept.shape
+            if not mask and (given.ndim != 1 or (given.size and given.dtype.kind not in "iu")):
+                raise UsageError(
+                    f"rows: expected a list of indices, or a mask of {len(table)} values; "
+                    f"found {given.dtype} of shape {given.shape}"
+                )
+            indices = indices[given if mask else given.astype(np.int64)]
             words.append("chosen images")
         if imagenet:
-            kept &= pc.is_valid(self.metadata["imagenet_class"]).to_numpy()
+            kept &= pc.is_valid(table["imagenet_class"]).to_numpy()
             words.append("ImageNet-1k classes")
         if status is not None:
             wanted = [status] if isinstance(status, str) else list(status)
             if unknown := [one for one in wanted if one not in STATUSES]:
                 raise UsageError(f"no status {unknown[0]!r}; valid: {', '.join(STATUSES)}")
-            kept &= self._is_in("status", wanted)
+            kept &= pc.is_in(table["status"], pa.array(wanted, pa.string())).to_numpy()
             words.append(f"status {' or '.join(wanted)}")
         if below is not None:
             root = self.taxonomy.find(below)
             wnids = [wnid for wnid in self._rows_by_wnid if self.taxonomy.is_below(wnid, root)]
-            kept &= self._is_in("wnid", wnids)
+            kept &= pc.is_in(table["wnid"], pa.array(wnids, pa.string())).to_numpy()
             words.append(f"{below} and below")
         return self._choose(indices[kept[indices]], words)
 
@@ -321,6 +436,10 @@ class Release:
         rows = [self._rows_by_wnid[wnid] for wnid in chosen]
         indices = np.sort(np.concatenate(rows)) if rows else np.arange(0)
         return self._choose(indices, [f"{100 * fraction:.3g}% of the synsets"])
+
+    def _choose(self, indices: NDArray[np.int64], words: list[str]) -> Release:
+        chosen = indices if self._chosen is None else self._chosen[indices]
+        return Release(self.paths.root, _chosen=chosen, _selection=(*self.selection, *words))
 
     @property
     def described(self) -> Manifest:
@@ -348,31 +467,6 @@ class Release:
             },
         }
 
-    @property
-    def present(self) -> list[PlannedSynset]:
-        """The synsets that have images here."""
-        return [row for wnid, row in self.synsets.items() if wnid in self._rows_by_wnid]
-
-    def _indices(self, rows: ArrayLike) -> NDArray[np.int64]:
-        given, images = np.asarray(rows), self.metadata.num_rows
-        if given.dtype == bool and given.shape == (images,):
-            return np.flatnonzero(given)
-        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-            raise UsageError(
-                f"rows: expected a list of indices, or a mask of {images} values; "
-                f"found {given.dtype} of shape {given.shape}"
-            )
-        return np.arange(images)[given.astype(np.int64)]
-
-    def _choose(self, indices: NDArray[np.int64], words: list[str]) -> Release:
-        chosen = indices if self._chosen is None else self._chosen[indices]
-        return Release(self.paths.root, _chosen=chosen, _selection=(*self.selection, *words))
-
-    def _is_in(self, column: str, values: list[str]) -> NDArray[np.bool_]:
-        found = pc.is_in(self.metadata[column], pa.array(values, pa.string()))
-        mask: NDArray[np.bool_] = found.to_numpy()
-        return mask
-
     @cached_property
     def _rows_by_wnid(self) -> dict[str, NDArray[np.int64]]:
         wnids = self.metadata["wnid"].combine_chunks().dictionary_encode()
@@ -390,21 +484,15 @@ class Release:
                 found.setdefault(name, []).append(wnid)
         return found
 
-    def _wnids(self, name: str) -> list[str]:
-        if name in self._rows_by_wnid:
-            return [name]
-        by_name = self._wnids_by_name
-        return by_name.get(canonical(name)) or by_name.get(_plain(name), [])
+    @cached_property
+    def _locations(self) -> dict[str, pa.Array]:
+        # Slicing the whole table takes ten times as long as these few columns.
+        return {name: self.metadata[name].combine_chunks() for name in LOCATION}
 
     def _index(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.paths.root}: no image {index}; it holds {len(self)}")
         return index % len(self)
-
-    @cached_property
-    def _locations(self) -> dict[str, pa.Array]:
-        # Slicing the whole table takes ten times as long as these few columns.
-        return {name: self.metadata[name].combine_chunks() for name in LOCATION}
 
     def _descriptor(self, part: str) -> int:
         found = self._descriptors.get(part)
@@ -422,14 +510,3 @@ class Release:
 
 def _plain(lemma: str) -> str:
     return canonical(lemma).replace("_", " ").casefold()
-
-
-def _check_schema(path: Path, table: pa.Table) -> None:
-    for name, kind in {**METADATA_COLUMNS, "imagenet_class": pa.int16()}.items():
-        if table.column_names.count(name) != 1:
-            raise IntegrityError(f"{path}: expected the column {name}, once")
-        column = table[name]
-        if column.type != kind:
-            raise IntegrityError(f"{path}: {name}: expected {kind}, found {column.type}")
-        if column.null_count and name in METADATA_COLUMNS:
-            raise IntegrityError(f"{path}: {name}: expected a value for each image")

@@ -11,24 +11,29 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import DatasetCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
 import sdwn
+from sdwn.config import ModelConfig
+from sdwn.errors import IntegrityError
 from sdwn.io import atomic, csv_text, file_sha256, is_stray, now, sync, write_text
+from sdwn.models.builtin import terms
 from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import PlannedSynset, table_text
-from sdwn.releases.card import card
-from sdwn.releases.manifest import FileRecord, Manifest, Missing, sums_text
+from sdwn.releases.release import FileRecord, Manifest, Missing, sums_text
 from sdwn.releases.staged_folder import JOURNAL, StagedFolder
-from sdwn.storage.columns import Table, names, texts
+from sdwn.storage.codecs import CODECS
+from sdwn.storage.columns import BLACK, COLUMNS, Table, names, texts
 from sdwn.storage.shards import ImageFile
 from sdwn.wordnet.taxonomy import write_taxonomy
 
@@ -111,20 +116,14 @@ class ReleaseWriter:
             self._staged.finish(path.name, {"inputs": inputs, "sha256": digest})
         self._record(path, digest)
         with ImageFile(path) as file:
-            rows = file.rows()
-            offsets = file.offsets + np.uint64(file.blob_start)
-            batch = metadata_table(path.name, rows, offsets, self._classes)
-            if self._metadata is None:
-                # Arrow takes a path as text, and not every path is.
-                self._metadata_file = self._paths.metadata.open("wb")
-                self._metadata = pq.ParquetWriter(
-                    self._metadata_file, batch.schema, compression="zstd"
-                )
-            self._metadata.write_table(batch)
-            self._count(rows, file.sessions)
-            return len(file) if kept else 0
-
-    def _count(self, rows: Table, sessions: list[dict[str, Any]]) -> None:
+            rows, images = file.rows(), len(file)
+            offsets, sessions = file.offsets + np.uint64(file.blob_start), file.sessions
+        batch = metadata_table(path.name, rows, offsets, self._classes)
+        if self._metadata is None:
+            # Arrow takes a path as text, and not every path is.
+            self._metadata_file = self._paths.metadata.open("wb")
+            self._metadata = pq.ParquetWriter(self._metadata_file, batch.schema, compression="zstd")
+        self._metadata.write_table(batch)
         self._columns.update(rows)
         self._wnids.update(texts(np.unique(rows["wnid"])))
         self._statuses.update(names(rows["status"], "status"))
@@ -132,15 +131,14 @@ class ReleaseWriter:
             if name in rows:
                 self._flags[name] += int(rows[name].sum())
         for session in sessions:
-            kind = {key: value for key, value in session.items() if key not in _OF_ONE_TASK_RUN}
+            same = {key: value for key, value in session.items() if key not in _OF_ONE_TASK_RUN}
             # A task run is recorded in each part that has images of it.
-            line = json.dumps(session, sort_keys=True)
-            self._task_runs[line] = json.dumps(kind, sort_keys=True)
+            self._task_runs[json.dumps(session, sort_keys=True)] = json.dumps(same, sort_keys=True)
+        return images if kept else 0
 
     def _record(self, path: Path, digest: str | None = None) -> None:
         digest = digest or file_sha256(path)
-        size = path.stat().st_size
-        self._files.append(FileRecord(file=path.name, bytes=size, sha256=digest))
+        self._files.append(FileRecord(file=path.name, bytes=path.stat().st_size, sha256=digest))
 
     def _describe(self) -> None:
         """Write tables, card, manifest and checksums; each covers those before it."""
@@ -196,7 +194,8 @@ class ReleaseWriter:
         )
         write_text(paths.card, card(manifest, present, self._columns))
         self._record(paths.card)
-        write_text(paths.manifest, manifest.model_copy(update={"files": self._files}).text())
+        manifest = manifest.model_copy(update={"files": self._files})
+        write_text(paths.manifest, manifest.model_dump_json(indent=2) + "\n")
         digests = {file.file: file.sha256 for file in self._files}
         digests[paths.manifest.name] = file_sha256(paths.manifest)
         write_text(paths.sums, sums_text(digests))
@@ -251,3 +250,125 @@ def metadata_table(
             columns[name] = pa.array(texts(values) if values.dtype.kind == "S" else values)
     order = (*_FIRST, *sorted(set(columns) - set(_FIRST)))
     return pa.table({name: columns[name] for name in order})
+
+
+# --- The dataset card --------------------------------------------------------------------------
+
+# Identifiers as the hub has them; each model's page states its own.
+LICENCES = {
+    "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+    "stabilityai/stable-diffusion-2": "openrail++",
+    "stabilityai/stable-diffusion-2-base": "openrail++",
+    "stabilityai/stable-diffusion-2-1": "openrail++",
+    "stabilityai/stable-diffusion-2-1-base": "openrail++",
+    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
+    "PixArt-alpha/PixArt-XL-2-1024-MS": "openrail++",
+}
+
+
+class CardLayout(NamedTuple):
+    """A layout of files, which a template of its name describes.
+
+    ``data_files`` are those that a hub should load, where it does not find them itself;
+    ``encoding`` is of the images, where it is not the release's own.
+    """
+
+    name: str
+    data_files: str | None
+    encoding: str | None = None
+
+
+RELEASE = CardLayout("release", "metadata.parquet")
+
+
+def card(
+    manifest: Manifest,
+    present: Sequence[PlannedSynset],
+    columns: Collection[str],
+    layout: CardLayout = RELEASE,
+) -> str:
+    """Return the dataset card of a release or an export as Markdown; hubs read its YAML header.
+
+    Args:
+        manifest: of the release.
+        present: the synsets that have images here.
+        columns: the names of their records' columns.
+        layout: of the files.
+
+    Raises:
+        IntegrityError: the manifest's settings are damaged.
+    """
+    environment = Environment(
+        loader=PackageLoader("sdwn", "templates/card"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, not HTML
+    )
+    environment.filters["md"] = _escaped
+    settings = manifest.settings
+    try:
+        model, encoding, licence = None, "as imported", manifest.licence
+        title, tags, tasks = manifest.name, ["wordnet", "imagenet"], ["image-classification"]
+        if settings:
+            model, storage = ModelConfig(**settings["model"]), settings["storage"]
+            loss = CODECS[storage["codec"]].loss(storage["quality"])
+            encoding, licence = f"{storage['codec']}, {loss}", LICENCES.get(model.name)
+            title = f"{model.name if model.builtin else 'Stable Diffusion'} x {title}"
+            tags = tags if model.builtin else ["stable-diffusion", *tags]
+        if manifest.origin == "run":
+            tags = ["synthetic", *tags]
+            tasks.append("text-to-image")  # imports may have no prompts to learn from
+        optional: dict[str, Any] = {} if licence else {"license_name": "see-the-card"}
+        if layout.data_files:
+            optional["configs"] = [{"config_name": "default", "data_files": layout.data_files}]
+        header = DatasetCardData(
+            language="en",
+            license=licence or "other",
+            pretty_name=title,
+            task_categories=tasks,
+            size_categories=size_category(manifest.images),
+            tags=tags,
+            **optional,
+        )
+        same = Counter(row.prompt for row in present if row.prompt)
+        return environment.get_template("card.md").render(
+            header=str(header.to_yaml()).strip(),
+            manifest=manifest,
+            settings=settings,
+            terms=terms(model.name) if model else None,
+            licence=licence if model else None,
+            hub_model=model and not model.builtin and model.name.count("/") == 1,
+            black=sum(manifest.statuses.get(name, 0) for name in BLACK),
+            same=sum(count for count in same.values() if count > 1),
+            layout=layout.name,
+            encoding=layout.encoding or encoding,
+            example=present[0].synset if present else "dog.n.01",
+            columns=[column for column in COLUMNS if column.name in columns],
+        )
+    except (TemplateError, LookupError, TypeError, ValueError) as error:
+        raise IntegrityError(f"the manifest's settings are damaged: {error}") from None
+
+
+def _escaped(value: Any) -> str:
+    r"""Keep a value within its line and its cell.
+
+    >>> _escaped("a|b\nc `d`")
+    'a\\|b c d'
+    """
+    return " ".join(str(value).split()).replace("|", "\\|").replace("`", "").replace("<", "&lt;")
+
+
+def size_category(images: int) -> str:
+    """Return the size class that dataset hubs have for so many images.
+
+    >>> size_category(999), size_category(1000), size_category(262_040), size_category(10**9)
+    ('n<1K', '1K<n<10K', '100K<n<1M', '10M<n<100M')
+    """
+    if images < 1000:
+        return "n<1K"
+    bounds = ("1K", "10K", "100K", "1M", "10M", "100M")
+    power = min(len(str(images)) - len("1000"), len(bounds) - 2)
+    return f"{bounds[power]}<n<{bounds[power + 1]}"

@@ -97,11 +97,6 @@ def to_columns(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def concatenate(tables: Sequence[Table]) -> Table:
-    """Append tables of the same columns to one another."""
-    return {name: np.concatenate([part[name] for part in tables]) for name in tables[0]}
-
-
 def texts(values: NDArray[Any]) -> list[str]:
     """Decode a text column."""
     return [value.decode() for value in values.tolist()]
@@ -111,22 +106,6 @@ def names(values: NDArray[Any], column: str) -> list[str]:
     """Return an enumeration's values by name."""
     valid = next(c.names for c in COLUMNS if c.name == column)
     return [valid[value] for value in values.tolist()]
-
-
-def check_column(column: Column, values: NDArray[Any], sessions: int) -> None:
-    """Check that a column that was read has values that it may have.
-
-    Raises:
-        ValueError: they are of another kind, no text, or a name or session that does not exist.
-    """
-    kind = "S" if column.dtype is None else np.dtype(column.dtype).kind
-    if values.dtype.kind != kind:
-        raise ValueError(f"{column.name}: expected values of kind {kind}, found {values.dtype}")
-    if kind == "S":
-        texts(values)
-    valid = len(column.names) or (sessions if column.name == "session" else None)
-    if valid is not None and len(values) and int(values.max()) >= valid:
-        raise ValueError(f"{column.name}: expected values below {valid}, found {values.max()}")
 
 
 def read_parquet(path: Path, most: int, row_bytes: int = ROW_BYTES) -> pa.Table:
@@ -170,13 +149,7 @@ def numbers(column: pa.ChunkedArray | pa.Array, null: float | None = None) -> ND
     if array.null_count:
         if null is None:
             raise ValueError(f"{array.null_count} of {len(array)} values are null")
-        # The same buffer without the one that says which values are null.
-        values = numbers(
-            pa.Array.from_buffers(
-                array.type, len(array), [None, array.buffers()[1]], offset=array.offset
-            )
-        )
-        return np.where(numbers(pc.is_valid(array)), values, values.dtype.type(null))
+        array = pc.fill_null(array, pa.scalar(null, array.type))
     if pa.types.is_boolean(array.type):
         # Eight to a byte, which NumPy has not.
         return np.from_dlpack(array.cast(pa.uint8())).view(bool)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import struct
-import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,8 +44,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _PNG = b"\x89PNG\r\n\x1a\n"
-# No pixel depends on them, and Pillow refuses an image with a large one.
-_UNUSED_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
 def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
@@ -59,26 +56,32 @@ def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
         IntegrityError: the bytes are no such image.
     """
     try:
-        if codec not in CODECS:
-            raise ValueError("no such codec")
-        if not CODECS[codec].pillow_formats:
+        if codec in CODECS and not CODECS[codec].pillow_formats:
             if len(payload) != 3 * width * height:
                 raise ValueError(f"{len(payload)} bytes")
             return Image.frombytes("RGB", (width, height), payload)
-        plain = codec == "webp" and _webp_size(payload) == (width, height)
-        if plain and (decoded := _decode_webp(payload)) is not None:
-            return decoded
         image = open_image(payload, codec)
         # Before anything is decoded: a few bytes may claim to be an image of gigabytes.
         if image.size not in ((width, height), (height, width)):
             raise ValueError(f"it is {image.width}x{image.height}")
         stored = image.size
         image.load()
-        upright = _upright(image)
+        turn = _turn(image)
+        # Pillow warns of it though the alpha channel goes anyway.
+        image.info.pop("transparency", None)
+        if image.mode.startswith("I"):
+            # 16 bits of grey, which Pillow would cut off above 255.
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        upright = image.convert("RGB")
+        if turn is not None:
+            upright = upright.transpose(turn)
         if (width, height) not in (upright.size, stored):
             raise ValueError(f"it is {upright.width}x{upright.height}")
         return upright
-    except (OSError, ValueError, SyntaxError, OverflowError, Image.DecompressionBombError) as error:
+    except (
+        *(OSError, LookupError, ValueError, SyntaxError, OverflowError),
+        Image.DecompressionBombError,
+    ) as error:
         raise IntegrityError(f"expected a {codec} image, {width}x{height}: {error}") from None
 
 
@@ -94,51 +97,18 @@ def undecodable(payload: bytes, codec: str, width: int, height: int) -> str | No
 def open_image(payload: bytes, *codecs: str) -> Image.Image:
     """Read the header of an image of one of these codecs; no pixel is decoded yet."""
     if payload.startswith(_PNG):
-        payload = _without_unused(payload)
+        # Without texts and colour profiles: Pillow refuses an image with a large one.
+        kept, start = [_PNG], len(_PNG)
+        while start + 8 <= len(payload):
+            length, kind = struct.unpack_from(">I4s", payload, start)
+            stop = start + 12 + length  # length, kind, data, checksum
+            if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+                kept.append(payload[start:stop])
+            start = stop
+        payload = b"".join(kept)
     # A camera's MPO is opened as the JPEG that it begins with.
     formats = [CODECS[codec].pillow_formats[0] for codec in codecs]
     return Image.open(io.BytesIO(payload), formats=formats)
-
-
-def _without_unused(png: bytes) -> bytes:
-    kept, start = [_PNG], len(_PNG)
-    while start + 8 <= len(png):
-        length, kind = struct.unpack_from(">I4s", png, start)
-        stop = start + 12 + length  # length, kind, data, checksum
-        if kind not in _UNUSED_CHUNKS:
-            kept.append(png[start:stop])
-        start = stop
-    return b"".join(kept)
-
-
-def _decode_webp(payload: bytes) -> Image.Image | None:
-    """Decode with torchvision, where it is loaded anyway: Pillow takes 1.5 times as long.
-
-    None where it is not loaded, or cannot decode the image, as a damaged one.
-    """
-    if "torchvision.io" not in sys.modules:
-        return None
-    torch, vision = sys.modules["torch"], sys.modules["torchvision.io"]
-    encoded = torch.frombuffer(bytearray(payload), dtype=torch.uint8) if payload else None
-    try:
-        pixels = vision.decode_webp(encoded, mode=vision.ImageReadMode.RGB)
-    except (RuntimeError, TypeError, AttributeError):
-        return None
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
-
-
-def _webp_size(payload: bytes) -> tuple[int, int] | None:
-    """Read width and height of a plain WebP; Pillow's way takes a tenth as long as decoding.
-
-    None for the extended format, which alone has animations and EXIF.
-    """
-    if payload[12:16] == b"VP8 ":
-        width, height = (int.from_bytes(payload[i : i + 2], "little") for i in (26, 28))
-        return width & 0x3FFF, height & 0x3FFF
-    if payload[12:16] == b"VP8L":
-        bits = int.from_bytes(payload[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    return None
 
 
 def is_turned(payload: bytes, codec: str) -> bool:
@@ -156,18 +126,6 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         exif.load(image.info.get("exif", b""))
         return _TURNS.get(exif.get(Base.Orientation, 1))
     return None
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Convert a decoded image to RGB and turn it as its EXIF orientation says."""
-    turn = _turn(image)
-    # Pillow warns of it though the alpha channel goes anyway.
-    image.info.pop("transparency", None)
-    if image.mode.startswith("I"):
-        # 16 bits of grey, which Pillow would cut off above 255.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = image.convert("RGB")
-    return image if turn is None else image.transpose(turn)
 
 
 # In pixels: an image's cell, a line of text, a cell with its line.

@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, MisplacedError
 from sdwn.io import Advance, in_threads, open_plain, plain_disk_errors
-from sdwn.storage.columns import COLUMNS, Column, Table, check_column, concatenate, names
+from sdwn.storage.codecs import CODECS
+from sdwn.storage.columns import COLUMNS, Table, texts
 from sdwn.storage.images import undecodable
 
 FORMAT = "sdwn-images"
@@ -109,11 +110,17 @@ def _tables(attributes: Mapping[str, Any], contents: Contents) -> tuple[bytes, b
             group = file.create_group("rows")
             for column in (column for column in COLUMNS if column.name in contents.rows):
                 values = np.ascontiguousarray(contents.rows[column.name])
-                # Seen as the file's own type: HDF5 converts neither ASCII to UTF-8 nor numbers
-                # to names. gzip, for ten images repeat their synset's prompt.
+                # The file's own type: HDF5 converts neither ASCII to UTF-8 nor numbers to names.
+                dtype = np.dtype(column.dtype)
+                if column.dtype is None:
+                    dtype = h5py.string_dtype("utf-8", max(1, values.dtype.itemsize))
+                elif column.names:
+                    numbered = {name: number for number, name in enumerate(column.names)}
+                    dtype = h5py.enum_dtype(numbered, column.dtype)
+                # gzip, for ten images repeat their synset's prompt.
                 dataset = group.create_dataset(
                     column.name,
-                    data=values.view(_file_type(column, values)),
+                    data=values.view(dtype),
                     compression="gzip",
                     compression_opts=1,
                     fletcher32=True,
@@ -141,14 +148,6 @@ def _tables(attributes: Mapping[str, Any], contents: Contents) -> tuple[bytes, b
         before = target.read(start)
         target.seek(start + int(offsets[-1]))
         return before, target.read()
-
-
-def _file_type(column: Column, values: NDArray[Any]) -> Any:
-    if column.dtype is None:
-        return h5py.string_dtype("utf-8", max(1, values.dtype.itemsize))
-    if column.names:
-        return h5py.enum_dtype({name: i for i, name in enumerate(column.names)}, column.dtype)
-    return np.dtype(column.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +192,20 @@ class ImageFile:
                 self.attributes: dict[str, Any] = {
                     k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items()
                 }
-                self._check_origin(expected)
+                found = {name: str(value) for name, value in self.attributes.items()}
+                head = found.get("format", "another file"), found.get("format_version", "")
+                if head != (FORMAT, str(FORMAT_VERSION)):
+                    raise IntegrityError(
+                        f"{path}: expected {FORMAT} version {FORMAT_VERSION}, found "
+                        f"{' '.join(head).strip()}; read it with the sdwn that wrote it"
+                    )
+                plan, shard = found.get("plan_digest", ""), found.get("shard")
+                if expected is not None and plan != expected.plan_digest:
+                    theirs, ours = f"plan {plan[:12]}" if plan else "no plan", expected.plan_digest
+                    raise MisplacedError(f"{path}: foreign: of {theirs}, not {ours[:12]}", plan)
+                if expected is not None and shard != str(expected.shard):
+                    wrong = f"expected shard {expected.shard}, found shard {shard} of this plan"
+                    raise MisplacedError(f"{path}: {wrong}", plan)
                 self._check_tables(file, expected.images if expected else most)
                 if expected is not None and len(self) != expected.images:
                     raise ValueError(f"expected {expected.images} images, found {len(self)}")
@@ -204,32 +216,17 @@ class ImageFile:
             self.close()
             raise
 
-    def _check_origin(self, expected: Expected | None) -> None:
-        found = {name: str(value) for name, value in self.attributes.items()}
-        kind, version = found.get("format"), found.get("format_version")
-        if kind != FORMAT:
-            raise IntegrityError(f"{self.path}: expected a file of {FORMAT}, found {kind}")
-        if version != str(FORMAT_VERSION):
-            raise IntegrityError(
-                f"{self.path}: expected {FORMAT} version {FORMAT_VERSION}, found {version}; "
-                "read it with the sdwn that wrote it"
-            )
-        if expected is None:
-            return
-        plan, shard = found.get("plan_digest", ""), found.get("shard")
-        if plan != expected.plan_digest:
-            other = f"of plan {plan[:12]}" if plan else "of no plan"
-            problem = f"foreign: {other}, not {expected.plan_digest[:12]}"
-        elif shard != str(expected.shard):
-            problem = f"expected shard {expected.shard}, found shard {shard} of this plan"
-        else:
-            return
-        raise MisplacedError(f"{self.path}: {problem}", plan)
-
     def _check_tables(self, file: h5py.File, most: int | None) -> None:
         """Check what the file says of its tables, before one of them takes memory."""
-        found = _objects(file)
-        rows = _objects(found.get("rows", {}))
+
+        def objects(group: Any) -> dict[str, Any]:
+            for name in group:
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise ValueError(f"{name} is a link")  # which could lead to any file
+            return dict(group.items())
+
+        found = objects(file)
+        rows = objects(found.get("rows", {}))
         missing = [c.name for c in COLUMNS if c.required and c.name not in rows]
         missing += [name for name in ("blob", "offsets", "sessions") if name not in found]
         if missing:
@@ -273,13 +270,26 @@ class ImageFile:
         return len(self.offsets) - 1
 
     def rows(self) -> Table:
-        """Return all columns, read once."""
+        """Return all columns, checked to hold values that they may have; they are read once."""
         if self._rows is None:
             with _opened(self.path) as file:
                 known = [column for column in COLUMNS if column.name in file["rows"]]
                 rows = {column.name: file["rows"][column.name][:] for column in known}
                 for column in known:
-                    check_column(column, rows[column.name], len(self.sessions))
+                    name, values = column.name, rows[column.name]
+                    kind = "S" if column.dtype is None else np.dtype(column.dtype).kind
+                    if values.dtype.kind != kind:
+                        raise ValueError(
+                            f"{name}: expected values of kind {kind}, found {values.dtype}"
+                        )
+                    if kind == "S":
+                        texts(values)
+                    valid = len(self.sessions) if name == "session" else len(column.names)
+                    limited = column.names or name == "session"
+                    if limited and len(values) and int(values.max()) >= valid:
+                        raise ValueError(
+                            f"{name}: expected values below {valid}, found {values.max()}"
+                        )
             self._rows = rows
         return self._rows
 
@@ -314,22 +324,6 @@ class ImageFile:
         for _ in self.payloads(0, len(self)):
             pass
 
-    def undecodable(self, index: int, payload: bytes) -> str | None:
-        """Return which image this is and why it cannot be decoded; None if it can."""
-        rows = self.rows()
-        codec = names(rows["codec"][index : index + 1], "codec")[0]
-        reason = undecodable(payload, codec, int(rows["width"][index]), int(rows["height"][index]))
-        name = f"{rows['synset'][index].decode()} {rows['number'][index]}"
-        return reason and f"{self.path}: {name}: {reason}"
-
-
-def _objects(group: Any) -> dict[str, Any]:
-    """Open what a group holds; a link could lead to any file."""
-    for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"{name} is a link")
-    return dict(group.items())
-
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
@@ -361,12 +355,12 @@ def join(
     attributes: Mapping[str, Any],
     ranges: Sequence[RowRange],
     advance: Advance = lambda _: None,
-    problems: list[str] | None = None,
+    problems: list[tuple[Path, str]] | None = None,
 ) -> str:
     """Copy images of several files into one as they are, and return its SHA-256.
 
     ``advance`` is called with how many more images are copied. With ``problems`` each image is
-    decoded too, and those that cannot be are named there, with the reason.
+    decoded too, and of those that cannot be, the file and the reason are added there.
 
     Raises:
         IntegrityError: an image is damaged.
@@ -387,8 +381,11 @@ def join(
             table["session"] = np.array(numbers, dtype="u4")[table["session"]]
         tables.append(table)
         sizes.append(np.diff(rows.file.offsets[rows.start : rows.stop + 1]))
-    records = [json.loads(line) for line in sessions]
-    contents = Contents(concatenate(tables), np.concatenate(sizes), records)
+    contents = Contents(
+        {name: np.concatenate([table[name] for table in tables]) for name in tables[0]},
+        np.concatenate(sizes),
+        [json.loads(line) for line in sessions],
+    )
 
     def images() -> Iterator[tuple[ImageFile, int, bytes]]:
         for rows in ranges:
@@ -397,16 +394,18 @@ def join(
                 yield rows.file, index, payload
                 advance(1)
 
-    def decoded_ahead() -> Iterator[bytes]:
-        def check(image: tuple[ImageFile, int, bytes]) -> tuple[bytes, str | None]:
-            file, index, payload = image
-            return payload, file.undecodable(index, payload)
-
-        for payload, problem in in_threads(check, images(), DECODERS, AHEAD):
-            if problems is not None and problem is not None:
-                problems.append(problem)
-            yield payload
+    def decoded(image: tuple[ImageFile, int, bytes]) -> bytes:
+        file, index, payload = image
+        row = {name: values[index] for name, values in file.rows().items()}
+        codec, size = tuple(CODECS)[row["codec"]], (int(row["width"]), int(row["height"]))
+        reason = undecodable(payload, codec, *size)
+        if problems is not None and reason is not None:
+            name = f"{row['synset'].decode()} {row['number']}"
+            problems.append((file.path, f"{file.path}: {name}: {reason}"))
+        return payload
 
     if problems is not None:
-        return write_images(path, attributes, contents, decoded_ahead())
+        return write_images(
+            path, attributes, contents, in_threads(decoded, images(), DECODERS, AHEAD)
+        )
     return write_images(path, attributes, contents, (payload for _, _, payload in images()))

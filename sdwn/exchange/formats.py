@@ -1,12 +1,27 @@
-"""Images to export: sorted by synset, encoded as the user chose, in threads."""
+"""The export formats, and the images that they write: sorted by synset, encoded as asked.
+
+::
+
+    Release --> ExportSource --> ExportFormat.write: a file, or some folders, a span of synsets
+                (sorted by synset;   folders, imagefolder: each image a file
+                encoded in threads)  webdataset: tars; parquet: tables
+
+A new format is an :class:`ExportFormat` in ``EXPORT_FORMATS``, a template of the same name for its
+card, and its name in ``sdwn export --format``.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import re
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -14,11 +29,13 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from sdwn.errors import IntegrityError, UsageError, command
-from sdwn.io import Advance, in_threads
+from sdwn.io import Advance, atomic, in_threads, sync
+from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import PlannedSynset
-from sdwn.releases.release import Release, Row
+from sdwn.releases.release import Release
 from sdwn.storage.codecs import CODECS, EXCHANGED
 from sdwn.storage.images import encode, open_image
 
@@ -28,6 +45,11 @@ THREADS = 16
 ROWS = 1000
 # Images that are encoded to estimate how much smaller or larger a codec makes them.
 TRIALS = 16
+# A unit of folders, for an export that is resumed: each file would be too many lines in a journal.
+SYNSETS = 50
+# Readers of Parquet show a page of rows by reading whole groups of them.
+GROUP_ROWS = 100
+NO_CLASS = -1
 
 # What a reader looks for first, and what has a meaning only inside a release.
 _FIRST_COLUMNS = (
@@ -107,7 +129,7 @@ class ExportSource:
 
     def encoding(self) -> str | None:
         """Describe how the images are encoded; None if all keep their bytes."""
-        stored = set(self.table["codec"].to_pylist())
+        stored = set(self.table["codec"].unique().to_pylist())
         if stored <= set(self._kept):
             return None
         before = " and ".join(sorted(stored & set(EXCHANGED)))
@@ -118,7 +140,7 @@ class ExportSource:
         """Estimate how many bytes the images of each synset take, once they are encoded."""
         trials = np.unique(np.linspace(0, len(self.table) - 1, TRIALS).astype(int))
         rows = self.table.take(pa.array(trials)).to_pylist()
-        encoded = sum(len(self._encode(row)[0]) for row in rows)
+        encoded = sum(len(self._image(row).payload) for row in rows)
         ratio = encoded / sum(int(row["bytes"]) for row in rows)
         stored = np.add.reduceat(self.table["bytes"].to_numpy(), self._starts[:-1], dtype="i8")
         sizes: list[float] = (stored * ratio).tolist()
@@ -139,26 +161,21 @@ class ExportSource:
                 yield result
                 self.advance(1)
 
-    def _encode(self, row: Row) -> tuple[bytes, str]:
-        """Return an image's bytes and their codec."""
+    def _image(self, row: dict[str, Any]) -> ExportImage:
+        record = {name: row[name] for name in self.schema.names}
         if row["codec"] in self._kept:
-            return self.release.payload(row), row["codec"]
+            return ExportImage(record, self.release.payload(row), CODECS[row["codec"]].extension)
         try:
-            return encode(self.release.array(row), self._codec, self._quality), self._codec
+            payload = encode(self.release.array(row), self._codec, self._quality)
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"{row['synset']} {row['number']} cannot be {self._codec}: {error}; "
                 "choose another codec"
             ) from None
-
-    def _image(self, row: dict[str, Any]) -> ExportImage:
-        payload, codec = self._encode(row)
-        record = {name: row[name] for name in self.schema.names}
+        # Earlier imports recorded the size before the image was turned upright by its EXIF.
+        record["width"], record["height"] = open_image(payload, self._codec).size
         record["sha256"] = hashlib.sha256(payload).hexdigest()
-        if record["sha256"] != row["sha256"]:
-            # Earlier imports recorded the size before the image was turned upright by its EXIF.
-            record["width"], record["height"] = open_image(payload, codec).size
-        return ExportImage(record, payload, CODECS[codec].extension)
+        return ExportImage(record, payload, CODECS[self._codec].extension)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,3 +219,138 @@ def path_name(name: str) -> str:
         return quoted
     # Longer than any name that is not cut, and so never equal to one; a percent sign ends no word.
     return f"{quoted[:_LONGEST_NAME]}%{hashlib.sha256(quoted.encode()).hexdigest()[:32]}"
+
+
+# --- Folders of images -------------------------------------------------------------------------
+
+
+def _write_folders(root: Path, _: str, source: ExportSource, span: Span, *, named_by: str) -> None:
+    def write_file(path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        sync(path)
+
+    folders = dict[str, Path]()
+    for synset in source.synsets(span):
+        folder = folders[synset.wnid] = root / path_name(getattr(synset, named_by))
+        folder.mkdir(exist_ok=True)
+        if named_by == "synset":
+            write_file(folder / f"{folder.name}.txt", description(synset).encode())
+
+    def write(image: ExportImage) -> None:
+        folder = folders[image.row["wnid"]]
+        name = f"{folder.name}_{image.row['number']}.{image.extension}"
+        write_file(folder / name, image.payload)
+
+    for _result in source.map(span, write):
+        pass
+    for folder in (*folders.values(), root):
+        sync(folder)
+
+
+def description(synset: PlannedSynset) -> str:
+    """Return the three lines that lie beside a synset's images, as the paper describes them."""
+    lines = {"prompt": synset.prompt, "synset": synset.synset, "wnid": synset.wnid}
+    return "".join(f"{name}: {' '.join(text.splitlines())}\n" for name, text in lines.items())
+
+
+def _check_folders(source: ExportSource, *, named_by: str) -> None:
+    """Refuse synsets that would share a folder, or take the name of a file beside them."""
+    paths = ReleasePaths(Path())
+    owners = {path.name: "a file" for path in (paths.card, paths.synsets)}
+    for synset in source.release.present:
+        name = path_name(getattr(synset, named_by))
+        if (owner := owners.setdefault(name, synset.wnid)) != synset.wnid:
+            raise UsageError(
+                f"the folder {name} of {synset.wnid} would be that of {owner} too; "
+                "choose webdataset or parquet"
+            )
+
+
+def _folders(named_by: str, data_files: str | None = None) -> ExportFormat:
+    return ExportFormat(
+        name=lambda index, _: f"synsets-{index:05d}",
+        write=partial(_write_folders, named_by=named_by),
+        unit=SYNSETS,
+        in_bytes=False,
+        data_files=data_files,
+        check=partial(_check_folders, named_by=named_by),
+    )
+
+
+# --- Tars, as the webdataset library reads them ------------------------------------------------
+
+
+def _write_tar(root: Path, name: str, source: ExportSource, span: Span) -> None:
+    labelled = not source.table["imagenet_class"].null_count
+    # USTAR ends at names of 100 bytes, and PAX headers hold times.
+    with (
+        atomic(root / name) as temporary,
+        tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as tar,
+    ):
+        for image in source.map(span, lambda image: image):
+            row = image.row
+            # Readers take the first dot as the end of a sample's name.
+            key = f"{path_name(row['wnid']).replace('.', '%2E')}_{row['number']:04d}"
+            # Readers take each field's type from the first samples, which may have nothing there.
+            label = NO_CLASS if row["imagenet_class"] is None else row["imagenet_class"]
+            # Each sample has the same members: readers of batches need that.
+            members = {
+                image.extension: image.payload,
+                "json": json.dumps({**row, "imagenet_class": label}).encode(),
+                "txt": (row.get("prompt") or "").encode(),
+            }
+            if labelled:
+                members["cls"] = str(label).encode()
+            for extension, content in members.items():
+                # Its other fields record nothing of when, where and by whom.
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+# --- Tables with images, as Hugging Face datasets reads them -----------------------------------
+
+
+def _write_table(root: Path, name: str, source: ExportSource, span: Span) -> None:
+    names = source.schema.names
+    field = pa.field("image", pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    # All features by the names that the datasets library has for them.
+    values = {field.name: {"dtype": str(field.type), "_type": "Value"} for field in source.schema}
+    features = {"image": {"_type": "Image"}, **values}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    schema = pa.schema([field, *source.schema], metadata=metadata)
+    # Encoded images become no smaller, and two are never the same.
+    packed = {"image.bytes": "none", "image.path": "zstd", **dict.fromkeys(names, "zstd")}
+
+    def record(image: ExportImage) -> dict[str, Any]:
+        path = f"{path_name(image.row['wnid'])}_{image.row['number']:04d}.{image.extension}"
+        return {"image": {"bytes": image.payload, "path": path}, **image.row}
+
+    with (
+        atomic(root / name) as temporary,
+        pq.ParquetWriter(
+            temporary, schema, compression=packed, use_dictionary=names, write_statistics=names
+        ) as writer,
+    ):
+        records = source.map(span, record)
+        while group := list(islice(records, GROUP_ROWS)):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+
+
+EXPORT_FORMATS = {
+    # For Hugging Face datasets: what lies in folders, and is no text (one ends in .txt).
+    "folders": _folders("synset", data_files="*/*[!t]"),
+    "imagefolder": _folders("wnid"),
+    "webdataset": ExportFormat(
+        name=lambda index, _: f"sdwn-{index:06d}.tar",
+        write=_write_tar,
+        unit=1_000_000_000,
+        data_files="sdwn-*.tar",
+    ),
+    "parquet": ExportFormat(
+        name=lambda index, count: f"data/train-{index:05d}-of-{count:05d}.parquet",
+        write=_write_table,
+        unit=500_000_000,
+        data_files="data/train-*.parquet",
+    ),
+}
