@@ -13,22 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdwn.browser.collection import (
-    NONE,
-    Collection,
-    Entry,
-    ImagePredictions,
-    ImageView,
-    Mask,
-    Rows,
-)
+from sdwn.browser.collection import NONE, Collection, Entry, ImagePredictions, ImageView, Mask, Rows
 from sdwn.browser.images import StoredImages
 from sdwn.browser.search import SearchIndex
 from sdwn.browser.tree import Node, SynsetTree
 from sdwn.browser.views import KINDS, ORDERS, View
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.record import evaluation_mismatch, evaluations, read_evaluation
-from sdwn.paths import ReleasePaths
 from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import require_corpus
 from sdwn.wordnet.imagenet import class_index
@@ -80,10 +71,8 @@ class Library:
     """
 
     def __init__(self, root: str | Path, evaluation: str | None = None) -> None:
-        # Before the release is read: what comes in between is a change.
-        self._stamp = _stamp(ReleasePaths(Path(root).absolute()).manifest)
         self.release = Release(root)
-        manifest = self.release.manifest
+        self._digest, manifest = self.release.digest, self.release.manifest
         self.name, self.root = manifest.name, str(self.release.paths.root)
         self.model = manifest.settings["model"]["name"] if manifest.settings else None
         self.collection, self.stored = Collection(self.release), StoredImages(self.release)
@@ -137,11 +126,11 @@ class Library:
     @property
     def changed(self) -> str | None:
         """A sentence for visitors if the release on disk is no longer the one that was opened."""
-        now = _stamp(self.release.paths.manifest)
-        if now == self._stamp:
-            return None
-        what = "was replaced" if now else "is gone or cannot be read"
-        return f"{self.root} {what} since it was opened; start sdwn browse again"
+        try:
+            what = "was replaced" if self.release.digest != self._digest else None
+        except OSError:
+            what = "is gone or cannot be read"
+        return what and f"{self.root} {what} since it was opened; start sdwn browse again"
 
     def find(self, name: str) -> Entry:
         """Find a synset by name, wnid, or a lemma that only one has; else UsageError."""
@@ -304,14 +293,6 @@ class Library:
         every = np.ones(len(black), dtype=bool)
         masks = (every, rank == 0, rank > 0, black, ~black, rank == NONE)
         return dict(zip(KINDS, masks, strict=True))
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 # --- Two releases ------------------------------------------------------------------------------

@@ -18,16 +18,7 @@ from sdwn.browser.collection import Entry, ImageView
 from sdwn.browser.images import download_name, image_list
 from sdwn.browser.library import Library, SideBySide
 from sdwn.browser.tree import Node
-from sdwn.browser.views import (
-    KINDS,
-    LARGE,
-    SMALL,
-    View,
-    assets,
-    render_page,
-    short_name,
-    url,
-)
+from sdwn.browser.views import KINDS, LARGE, SMALL, View, assets, render_page, short_name, url
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation.metrics import metrics_shown
 from sdwn.storage.codecs import CODECS
@@ -320,20 +311,17 @@ def zip_answer(request: Request) -> Response:
     """``/synsets/WNID.zip``: a synset's images and what is known of them."""
     library, entry = library_of(request), entry_of(request)
     content = library.stored.zip(library.images(entry.wnid))
-    return _streamed(request, content, "application/zip", download_name(entry.synset, None, "zip"))
+    return _streamed(content, "application/zip", download_name(entry.synset, None, "zip"))
 
 
 def list_answer(request: Request) -> Response:
     """``/list.csv``: all images of a search, as a table that ``sdwn export --only`` reads."""
     found = library_of(request).all_images(View.parse(request.query_params))
-    return _streamed(request, image_list(found), "text/csv; charset=utf-8", "list.csv")
+    return _streamed(image_list(found), "text/csv; charset=utf-8", "list.csv")
 
 
-def _streamed(request: Request, content: Any, media_type: str, name: str) -> Response:
+def _streamed(content: Any, media_type: str, name: str) -> Response:
     headers = {**_as_file(name), "Cache-Control": "no-store"}
-    # Starlette would make the whole of it for a HEAD request, and uvicorn throw it away.
-    if request.method == "HEAD":
-        return Response(headers=headers, media_type=media_type)
     return StreamingResponse(content, headers=headers, media_type=media_type)
 
 

@@ -65,7 +65,6 @@ PAGES = (
     ("/assets/{name}", pages.asset_answer),
 )
 IMAGES = ("/images/{wnid}/{number}", "/thumbnails/{wnid}/{number}")
-
 # A page on another site can make its own name mean 127.0.0.1, and would read what is here.
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1", "[::1]")
 ANY_HOST = ("*",)
@@ -82,16 +81,10 @@ HEADERS = {
 # By status: the page's title, and its text if the error has none.
 ERRORS = {
     400: ("Bad request", "This address is not valid."),
-    403: (
-        "Token missing",
-        "Open the whole address that sdwn browse printed; its token is missing or wrong here.",
-    ),
+    403: ("Token missing", "Open the whole address that sdwn browse printed, with its token."),
     404: ("Not found", "There is no such page."),
     405: ("Read only", "Pages can be read, and nothing can be sent to them."),
-    500: (
-        "Something went wrong",
-        "sdwn browse keeps running; the error is in the terminal where it runs.",
-    ),
+    500: ("Something went wrong", "sdwn browse runs on; the error is in the terminal of it."),
 }
 
 DEFAULT_PORT, PORTS_TRIED = 8642, 100

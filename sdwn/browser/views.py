@@ -152,24 +152,20 @@ def short_name(name: str) -> str:
     return (word if sense else name).replace("_", " ")
 
 
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("sdwn", FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(
-        url=url, url_asset=url_asset, kinds=KINDS, orders=ORDERS, sdwn=command
-    )
-    environment.filters.update(plain=plain, short=short_name, class_name=class_name)
-    return environment
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("sdwn", FOLDER),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.globals |= {"url": url, "url_asset": url_asset, "sdwn": command}
+_ENVIRONMENT.globals |= {"kinds": KINDS, "orders": ORDERS}
+_ENVIRONMENT.filters |= {"plain": plain, "short": short_name, "class_name": class_name}
 
 
 def render_page(template: str, values: dict[str, Any]) -> str:
     """Render a page, or a part of one, as HTML."""
-    found = _environment().get_template(template).render(values)
+    found = _ENVIRONMENT.get_template(template).render(values)
     # A folder's name may be no text.
     return found.encode("utf-8", "replace").decode()
