@@ -336,27 +336,26 @@ class SideBySide:
         self.names = names if names[0] != names[1] else [here.root, there.root]
 
     @cached_property
-    def verdict(self) -> str:
-        """The sentence of ``sdwn compare`` on the two, or why there is none."""
+    def verdict(self) -> tuple[str, str]:
+        """Which of the two is better, and by how much, as ``sdwn compare`` says it.
+
+        Where they cannot be compared, their names and the reason.
+        """
         from sdwn.reports.comparison import CLASSIFIER, pair_in_words
         from sdwn.reports.statistics import difference
 
-        used = []
-        for side, name in zip(self._sides, self.names, strict=True):
-            if side.predictions is None:
-                return f"{name} is not evaluated; evaluate both by the same model"
-            classifier = side.predictions.record["classifier"]
-            used.append({key: classifier.get(key) for key in CLASSIFIER})
-        one, other = used
-        if one != other:
-            classified = f"{self.names[0]} was classified by {one['model']} and {self.names[1]} by"
-            return f"{classified} {other['model']}; evaluate both by the same model and weights"
+        both, predictions = " and ".join(self.names), [side.predictions for side in self._sides]
+        if None in predictions:
+            return both, "not both are evaluated; evaluate both by the same model"
+        one, other = (found.record["classifier"] for found in predictions if found)
+        if any(one.get(key) != other.get(key) for key in CLASSIFIER):
+            by = f"they were classified by {one['model']} and by {other['model']}"
+            return both, f"{by}; evaluate both by the same model and weights"
         if not self.labelled:
-            return f"{self.names[0]} and {self.names[1]} have no ImageNet-1k class in common"
-        names = dict(zip(("first", "second"), self.names, strict=True))
+            return both, "they have no ImageNet-1k class in common"
+        pair = dict(zip(("first", "second"), self.names, strict=True))
         rates = [float(rate.mean()) for rate in self._rates]
-        pair = {**names, "rates": rates, "rate": asdict(difference(*self._rates))}
-        return ": ".join(pair_in_words(pair))
+        return pair_in_words({**pair, "rates": rates, "rate": asdict(difference(*self._rates))})
 
     def page(self, number: int) -> list[dict[str, Any]]:
         """Return a page of the list, counted from 1, as `pair` describes synsets."""

@@ -207,7 +207,7 @@ def tree_page(request: Request) -> Response:
 
 def map_page(request: Request) -> Response:
     """``/map``: the map of an evaluation's classes."""
-    from sdwn.reports.circles import map_circles
+    from sdwn.reports.circles import map_circles, map_labels
 
     library = library_of(request)
     record = library.predictions.record if library.predictions else {}
@@ -217,6 +217,7 @@ def map_page(request: Request) -> Response:
         request,
         "map.html",
         circles=map_circles(record) if record.get("map") else [],
+        labels=map_labels(record) if record.get("map") else [],
         map=record.get("map"),
         missing=record.get("map_missing") or "these images have not been evaluated.",
         view=View.parse(request.query_params),
