@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sdwn.devices import published as speeds
-from sdwn.devices.published import CARDS, Card, published_speed
+from sdwn.preflight import speeds
+from sdwn.preflight.speeds import CARDS, Card, published_speed
 from shared import markdown
 
 IMAGES = 262_040
@@ -79,7 +79,7 @@ PAGE = """\
 
 No GPU was at hand. What follows is other people's published figures and arithmetic on them, not
 measurements of this project. Written by `python benchmarks/gpus.py > benchmarks/gpus.md` from
-[sdwn/devices/published.py](../sdwn/devices/published.py).
+[sdwn/preflight/speeds.py](../sdwn/preflight/speeds.py).
 
 ## The work of one image
 

@@ -1,0 +1,356 @@
+"""Speeds of devices on a run's images, and what each rests on; nothing is measured here.
+
+Published figures are of Stable Diffusion 1.4, 512x512, 50 steps, fp16, guidance 7.5: collected, not
+measured by this project; benchmarks/gpus.md lays them out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdwn.config import RunConfig
+from sdwn.devices.tuning import GpuProfile, stored_profiles
+from sdwn.errors import IntegrityError, command
+from sdwn.io import read_json
+from sdwn.jobs.profile import ClusterProfile
+from sdwn.jobs.task_record import TaskRecord, read_record
+from sdwn.paths import TASK_NAME, RunPaths
+
+WIDTH = HEIGHT = 512
+STEPS = 50
+GUIDED_PASSES = 2
+# Work of the VAE, the safety checker and the text encoder, as a share of the UNet's.
+VAE_SHARE, SAFETY_SHARE, TEXT_SHARE = 0.03, 0.002, 0.0003
+OTHER_SHARE = VAE_SHARE + SAFETY_SHARE + TEXT_SHARE
+
+# Words of a device name that make it another card, or a slice of one.
+OTHERS = frozenset({"d", "grid", "laptop", "max", "mig", "ti"})
+
+# Importing torch and reading weights from a shared file system; a pilot measures it.
+LOADING_SECONDS = 60.0
+
+# Where no card is named: one of each generation, fast to slow, that universities still run.
+SHOWN = ("A100", "V100", "T4")
+
+# Stable Diffusion 1's own weights by name, and its architecture in any folder.
+PUBLISHED_MODEL = re.compile(r"(.*/)?stable-diffusion-v1-[1-5]/*")
+PUBLISHED_UNET = {"cross_attention_dim": 768, "block_out_channels": [320, 640, 1280, 1280]}
+
+# Each look at a file of a run is a question to a shared file system.
+MOST_SEEN = 100
+
+
+# Published
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU: the words that a device name must have, and images a second by batch size."""
+
+    name: str
+    match: tuple[str, ...]
+    images_per_second: Mapping[int, float]
+    compiled_images_per_second: Mapping[int, float]
+
+
+def unet_calls(steps: int) -> int:
+    """Count UNet calls: one more than the steps under PNDM, Stable Diffusion 1.4's scheduler."""
+    return steps + 1
+
+
+def timed(seconds: dict[int, float]) -> dict[int, float]:
+    """Turn the published seconds of each batch into images a second."""
+    return {batch: batch / each for batch, each in seconds.items()}
+
+
+def looped(iterations: dict[int, float]) -> dict[int, float]:
+    """Turn the published iterations a second of each batch into whole images a second."""
+    # diffusers' progress bar counts 50 iterations where PNDM calls 51 times, and ends before the
+    # VAE; what the VAE adds is taken from its share of the work.
+    return {batch: batch * each / STEPS / (1 + OTHER_SHARE) for batch, each in iterations.items()}
+
+
+# From two tables of diffusers' on PyTorch 2, whose addresses are in benchmarks/gpus.md; for the
+# H100 nothing was found.
+CARDS = (
+    Card(
+        "T4",
+        ("t4",),
+        timed({4: 29.74, 8: 55.99, 10: 69.86, 16: 113.26}),
+        looped({1: 7.56, 4: 1.99, 16: 1 / 1.99}),
+    ),
+    Card(
+        "V100",
+        ("v100",),
+        timed({4: 8.09, 8: 15.44, 10: 19.28, 16: 29.84}),
+        looped({1: 22.17, 4: 6.86, 16: 1.90}),
+    ),
+    Card(
+        "RTX 3090",
+        ("rtx", "3090"),
+        timed({1: 2.42, 4: 7.72, 8: 14.88, 10: 18.62, 16: 28.88, 32: 57.42, 64: 114.27}),
+        looped({1: 25.69, 4: 7.30, 16: 1.91}),
+    ),
+    Card(
+        "RTX 4090",
+        ("rtx", "4090"),
+        timed({1: 1.28, 4: 3.76, 8: 7.43, 16: 14.98, 32: 30.18, 64: 61.34}),
+        looped({1: 49.81, 4: 15.59, 16: 3.85}),
+    ),
+    Card(
+        "A100",
+        ("a100",),
+        timed({1: 1.98, 2: 2.38, 4: 3.89, 8: 7.04, 10: 8.67, 16: 13.55, 32: 26.68, 64: 53.03}),
+        looped({1: 49.74, 4: 17.27, 16: 4.68}),
+    ),
+    Card("H100 SXM", ("h100", "hbm3"), {}, {}),
+)
+
+
+def find_card(device_name: str) -> Card | None:
+    """Find a card by what ``torch.cuda.get_device_name`` calls it; None where it is another.
+
+    >>> find_card("NVIDIA A100-SXM4-40GB").name
+    'A100'
+    """
+    words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
+    if words & OTHERS:
+        return None
+    return next((card for card in CARDS if words.issuperset(card.match)), None)
+
+
+def card_called(name: str) -> Card | None:
+    """Find a card by what a site calls it in a request; a slice of one is another.
+
+    >>> [card_called(name).name for name in ("a100_80gb", "rtx3090", "3090", "gpu-t4")]
+    ['A100', 'RTX 3090', 'RTX 3090', 'T4']
+    >>> card_called("a100_3g.20gb")
+    """
+    if re.search(r"\dg[._-]?\d+gb", name.lower()):
+        return None
+    # Many leave a GeForce card's first name out, or write both as one word.
+    return find_card(name.lower().replace("rtx", "rtx ") + " rtx")
+
+
+def published_speed(
+    card: Card, batch_size: int | None = None, *, compiled: bool = False
+) -> float | None:
+    """Return a card's published images a second in the largest batch up to a size.
+
+    Without a size the fastest of any batch; None where nothing is published.
+    """
+    speeds = card.compiled_images_per_second if compiled else card.images_per_second
+    if not speeds or batch_size is None:
+        return max(speeds.values(), default=None)
+    return speeds[max((size for size in speeds if size <= batch_size), default=min(speeds))]
+
+
+def scaled(images_per_second: float, width: int, height: int, steps: int, guidance: float) -> float:
+    """Scale a published speed to other settings, by work: rough, and of first order.
+
+    Pixels count linearly, though attention grows faster; ``guidance`` up to 1 is off, as in
+    diffusers, and halves the UNet's work. Images a second.
+    """
+    pixels = width * height / (WIDTH * HEIGHT)
+    passes = GUIDED_PASSES if guidance > 1 else 1
+    calls = unet_calls(steps) * passes / (unet_calls(STEPS) * GUIDED_PASSES)
+    return images_per_second * (1 + OTHER_SHARE) / (pixels * (calls + OTHER_SHARE))
+
+
+# Known of a run
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpeed:
+    """Speed of a device on a config's images, and its source; in batches, where known."""
+
+    device: str
+    images_per_second: float
+    speed_source: str
+    loading_seconds: float = LOADING_SECONDS
+    loading_source: str = "assumed"
+    batch_size: int | None = None
+
+
+def known_speeds(
+    config: RunConfig, profile: ClusterProfile | None, paths: RunPaths
+) -> tuple[DeviceSpeed, ...]:
+    """Return the speeds of the devices that a profile's tasks may get; none where none is known.
+
+    Without a profile: of any device that something is known of.
+    """
+    # In the order of trust: the first that says anything is taken.
+    return (
+        _own_speeds(config, profile, paths)
+        or _pilot_speed(config, profile, paths)
+        or _noise_speed(config)
+        or _tuned_speeds(config, profile)
+        or _published_speeds(config, profile)
+    )
+
+
+def _own_speeds(
+    config: RunConfig, profile: ClusterProfile | None, paths: RunPaths
+) -> tuple[DeviceSpeed, ...]:
+    """Return what tasks of the run that have finished took, by device."""
+    names = sorted(name for name in paths.task_names() if TASK_NAME.fullmatch(name))
+    records = dict[str, list[TaskRecord]]()
+    for name in names[:: math.ceil(len(names) / MOST_SEEN) or 1]:
+        with suppress(IntegrityError):
+            record = read_record(paths.tasks / name)
+            finished = record.ended and record.done >= record.total and record.busy > 0
+            if finished and not _is_another(record.device, config, profile):
+                records.setdefault(record.device, []).append(record)
+    return tuple(
+        DeviceSpeed(
+            device,
+            # What the device waited for batches to be taken from it is in it.
+            sum(one.images for one in own) / sum(one.seconds / one.busy for one in own),
+            "the run's own finished tasks",
+            sum(one.loading_seconds for one in own) / len(own),
+            "as in these tasks",
+            own[-1].batch_size,
+        )
+        for device, own in records.items()
+    )
+
+
+def _pilot_speed(
+    config: RunConfig, profile: ClusterProfile | None, paths: RunPaths
+) -> tuple[DeviceSpeed, ...]:
+    try:
+        found = read_json(paths.pilot.answers)
+        device, speed = str(found["device"]), float(found["images_per_second"])
+        loading, batch = float(found["loading_seconds"]), int(found.get("batch_size", 1))
+    except (IntegrityError, KeyError, TypeError, ValueError):
+        return ()
+    if speed <= 0 or _is_another(device, config, profile):
+        return ()
+    return (DeviceSpeed(device, speed, "the run's pilot", loading, "as in the pilot", batch),)
+
+
+def _is_another(device: str, config: RunConfig, profile: ClusterProfile | None) -> bool:
+    """Return whether tasks surely get another device than this one."""
+    if profile is None:
+        return False
+    if device == "cpu":
+        return profile.asks_for_gpu and config.model.builtin is None
+    card, named = find_card(device), card_called(profile.gpu_kind or "")
+    return card is not None and named is not None and card is not named
+
+
+def _noise_speed(config: RunConfig) -> tuple[DeviceSpeed, ...]:
+    if config.model.builtin != "noise":
+        return ()
+    from sdwn.generation.noise import SECONDS_A_STEP  # numpy and Pillow, which status needs not
+
+    speed = 1 / (SECONDS_A_STEP * config.generation.num_inference_steps)
+    return (DeviceSpeed("cpu", speed, "the set pace of builtin:noise", 0.0, "nothing to load"),)
+
+
+def _tuned_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple[DeviceSpeed, ...]:
+    """Return what ``sdwn tune`` measured on the same work; of one kind of card the latest."""
+    if profile is not None and not profile.asks_for_gpu:
+        return ()
+    kind = profile.gpu_kind if profile else None
+    latest = {
+        (one.workload.device, one.workload.memory_gb): one
+        for one in sorted(stored_profiles(), key=lambda one: one.measured)
+        if _is_same_work(one, config) and (kind is None or _may_be(one.workload.device, kind))
+    }
+    wanted, steps = _wanted_batch(config, profile), config.generation.num_inference_steps
+    found = []
+    for one in latest.values():
+        probes = {probe.batch_size: probe.images_per_second for probe in one.tuning.probes}
+        speed = probes.get(wanted or 0) or one.tuning.images_per_second
+        measured, source = one.num_inference_steps or 1, f"sdwn tune, {one.measured[:10]}"
+        if steps != measured:
+            source += f", scaled from {measured} steps"
+        device = f"{one.workload.device}, {one.workload.memory_gb} GB"
+        size = wanted or one.tuning.batch_size
+        found.append(DeviceSpeed(device, speed * measured / steps, source, batch_size=size))
+    return tuple(found)
+
+
+def _is_same_work(tuned: GpuProfile, config: RunConfig) -> bool:
+    work, generation = tuned.workload, config.generation
+    same = ("precision", "height", "width", "channels_last", "compile")
+    return (
+        all(getattr(work, name) == getattr(generation, name) for name in same)
+        and work.device != "cpu"
+        and work.model == config.model.name
+        and work.guidance == (generation.guidance_scale > 1)
+        and tuned.scheduler == generation.scheduler
+        and tuned.num_inference_steps is not None
+    )
+
+
+def _may_be(device: str, kind: str) -> bool:
+    """Return whether a device may be what a site calls so in a request.
+
+    >>> [_may_be("NVIDIA A100-SXM4-40GB", kind) for kind in ("a100_40gb", "a40", "a10")]
+    [True, False, False]
+    >>> [_may_be("NVIDIA GeForce GTX 1080 Ti", kind) for kind in ("gtx1080ti", "1080")]
+    [True, True]
+    """
+
+    def spaced(text: str) -> str:
+        # One may write gtx1080ti where the other has GTX 1080 Ti; but A40 is not in SXM4-40GB.
+        return f" {' '.join(re.findall(r'[a-z]+|[0-9]+', text.lower()))} "
+
+    return all(spaced(part) in spaced(device) for part in re.findall(r"[A-Za-z0-9]+", kind))
+
+
+def _published_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple[DeviceSpeed, ...]:
+    """Return published speeds of Stable Diffusion 1 in fp16, scaled by work."""
+    generation = config.generation
+    if generation.precision != "fp16" or not _is_published_model(config.model.name):
+        return ()
+    if profile is not None and not profile.asks_for_gpu:
+        return ()
+    kind, compiled, found = profile.gpu_kind if profile else None, generation.compile, []
+    for card in map(card_called, (kind,) if kind else SHOWN):
+        speed = card and published_speed(card, _wanted_batch(config, profile), compiled=compiled)
+        if not card or speed is None:
+            continue
+        work = generation.width, generation.height, generation.num_inference_steps
+        own = scaled(speed, *work, generation.guidance_scale)
+        article = "an" if card.name[0] in "AR" else "a"
+        source = f"published speed of {article} {card.name}{', compiled' if compiled else ''}"
+        if not math.isclose(own, speed):
+            source += f", scaled by work from {WIDTH}x{HEIGHT} and {STEPS} steps"
+        found.append(DeviceSpeed(card.name, own, source))
+    return tuple(found)
+
+
+def _is_published_model(name: str) -> bool:
+    """Return whether a model has the architecture that the published figures are of."""
+    if PUBLISHED_MODEL.fullmatch(name):
+        return True
+    try:
+        unet = read_json(Path(name) / "unet" / "config.json")
+    except IntegrityError:
+        return False
+    return all(unet.get(key) == value for key, value in PUBLISHED_UNET.items())
+
+
+def why_unknown(config: RunConfig, profile: ClusterProfile | None, paths: RunPaths) -> str:
+    """Return how to find out what no speed is known of, and why there is none."""
+    if profile is not None and not profile.asks_for_gpu:
+        why = "the profile asks for no GPU; only a pilot can time what is there"
+    elif not _is_published_model(config.model.name):
+        why = f"nothing is published here for {config.model.name}"
+    elif config.generation.precision != "fp16":
+        why = f"published figures are for fp16, not {config.generation.precision}"
+    else:
+        why = f"nothing is published here for {profile and profile.gpu_kind}"
+    return f"run {command('pilot', paths.root, '--profile', 'PROFILE')} ({why})"
+
+
+def _wanted_batch(config: RunConfig, profile: ClusterProfile | None) -> int | None:
+    return config.generation.batch_size or (profile.batch_size if profile else None)
