@@ -64,7 +64,6 @@ class RunPaths:
     release = _Below("release")  # where `sdwn run` and `submit --then merge` put the release
     # Only in the folder of a pilot, a tuning or a probe:
     question = _Below("question.json")  # until the answer was read
-    token = _Below("token.txt")  # written by the login node for a compute node to see
     speed = _Below("speed.json")  # of the pilot's device
     answers = _Below("answers.json")  # of the pilot about the run, of the probe about its node
     contact_sheet = _Below("contact-sheet.png")  # the pilot's images in one

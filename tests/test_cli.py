@@ -481,7 +481,8 @@ def test_a_pilot_answers_for_the_whole_run(sdwn: Sdwn, config: Path) -> None:
     assert found["run_bytes"] == pytest.approx(
         found["bytes_per_image"] * planned["images"], rel=0.01
     )
-    assert Image.open(sdwn.folder / found["contact_sheet"]).width == 5 * 160
+    assert found["synsets"] == 2
+    assert Image.open(sdwn.folder / found["contact_sheet"]).width == 10 * 160
     assert sdwn.json("status", "run")["images_done"] == 0, "the run itself has not begun"
     sdwn("submit", "run", "--wait")
     small = RunPaths(sdwn.folder / "run/pilot")

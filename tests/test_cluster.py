@@ -28,7 +28,7 @@ from sdwn.jobs.submit import require_fit
 from sdwn.jobs.task import ArrayTask, Process, see_one_device, this_process
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
-from sdwn.preflight.probe import PROBE
+from sdwn.preflight.doctor import PROBE
 from sdwn.preflight.trials import PILOT, TUNE
 from sdwn.workflow.later_stages import RUN_STAGES
 

@@ -6,10 +6,8 @@ import os
 import re
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +23,25 @@ from sdwn.jobs.journal import read_journal
 from sdwn.jobs.profile import ClusterProfile, LaterStage, load_profile
 from sdwn.jobs.scheduler import Site, max_array_size, parse_site, read_site, user
 from sdwn.models.builtin import builtin_folder
+from sdwn.paths import RunPaths
 from sdwn.planning.plan import write_plan
-from sdwn.preflight.doctor import can_start, check_run, replace_findings
-from sdwn.preflight.file_systems import locate_folder
-from sdwn.preflight.findings import Finding, problems
-from sdwn.preflight.probe import NO_LOCKS, NodeReport, check_node, hdf5_fault, report_node
-from sdwn.preflight.site_checks import COMMANDS, check_site
-from sdwn.wordnet import corpus
+from sdwn.preflight import doctor
+from sdwn.preflight.doctor import (
+    COMMANDS,
+    NO_LOCKS,
+    Finding,
+    can_start,
+    check_node,
+    check_run,
+    check_site,
+    hdf5_fault,
+    probe_question,
+    problems,
+    replace_findings,
+    report_node,
+)
 
-from conftest import REPOSITORY, PlanRun, Sdwn, Testbed, hide_wordnet
+from conftest import PlanRun, Sdwn, Testbed, hide_wordnet
 
 
 def profile(**fields: Any) -> ClusterProfile:
@@ -80,12 +88,12 @@ SITE = parse_site(
 @pytest.mark.parametrize(
     ("fields", "subject", "verdict", "told"),
     [
-        ({"time": "13:00:00"}, "time", "ok", "24 h is the MaxTime of partition main"),
+        ({"time": "13:00:00"}, "time", "ok", "24 h is the MaxTime of main"),
         ({"time": "25:00:00"}, "time", "problem", "24 h, the MaxTime of partition main"),
         ({"time": "25:00:00", "partition": "main,high"}, "time", "warning", "MaxTime of"),
-        ({"time": "13:00:00", "qos": "normal"}, "time", "problem", "12 h, the MaxWall of QOS"),
-        ({"time": "25:00:00", "qos": "long"}, "time", "ok", "no limit is known"),
-        ({"partition": "short"}, "partition", "problem", "short is closed"),
+        # A QOS may go beyond the partition's.
+        ({"time": "25:00:00", "qos": "long"}, "time", "warning", "MaxTime of"),
+        ({"time": "25:00:00", "partition": "high"}, "time", "ok", "no limit is known"),
     ],
     ids=str,
 )
@@ -103,7 +111,7 @@ def test_a_profile_is_compared_with_what_a_site_tells(
 
 def require_finding(fields: dict[str, Any], subject: str, verdict: str, told: str) -> None:
     """Check what the site's checks find of one subject, under a profile with these fields."""
-    (found,) = (f for f in check_site(SITE, profile(**fields), 3) if f.subject == subject)
+    (found,) = (f for f in check_site(SITE, profile(**fields)) if f.subject == subject)
     assert found.verdict == verdict, found
     assert told in found.text, found
 
@@ -282,36 +290,24 @@ def test_a_finished_run_is_not_queued_for_a_classifier_that_cannot_be_loaded(
 
 
 @pytest.mark.process
-def test_wordnet_is_found_without_nltk(
+def test_wordnet_is_asked_for_where_a_run_has_no_taxonomy(
     planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     code = "import sys, sdwn.preflight.doctor; print(*({'nltk', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
     run, local = planned(), profile(executor="local")
-    whole, _ = corpus.look_for_corpus()
-    assert whole is not None
+    hide_wordnet(monkeypatch, tmp_path)
     folder = tmp_path / "data/corpora/wordnet"
     folder.mkdir(parents=True)
+    (folder / "data.noun").write_text("  1 WordNet 3.1 Copyright 2006 by Princeton\n")
     monkeypatch.setenv("NLTK_DATA", str(tmp_path / "data"))
-    other = "  1 WordNet 3.1 Copyright 2006 by Princeton\n"
-    (folder / "data.noun").write_text(other)
-    told = texts(check_run(*run, local))["wordnet"]
-    assert told == f"WordNet 3.0 in {whole}; {folder} holds WordNet 3.1"
-    # As NLTK downloads it.
-    with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as packed:
-        for name in corpus.FILES:
-            packed.write(whole / name, f"wordnet/{name}")
-    (folder / "data.noun").unlink()
-    folder.rmdir()
-    assert texts(check_run(*run, local))["wordnet"] == f"WordNet 3.0 in {folder}.zip"
-    hide_wordnet(monkeypatch, tmp_path)
-    told = texts(check_run(*run, local))["wordnet"]
-    assert told == "taxonomy.parquet has what this run needs of WordNet"
+    assert "wordnet" not in verdicts(check_run(*run, local))
     run[0].taxonomy.unlink()
     found = check_run(*run, local)
     assert verdicts(found)["wordnet"] == "warning"
     assert "the run has no taxonomy.parquet" in texts(found)["wordnet"]
+    assert f"{folder} holds WordNet 3.1" in texts(found)["wordnet"]
 
 
 @pytest.mark.process
@@ -349,68 +345,54 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 @pytest.mark.process
 @needs_root
 def test_too_little_room_is_found(planned: PlanRun, tmp_path: Path) -> None:
-    """195 images of 512x512 want some 60 MB, and their shards 20 files and more."""
+    """195 images of 512x512 want some 60 MB."""
     local = profile(executor="local")
     large: dict[str, Any] = {"generation": {"height": 512, "width": 512}}
     with mounted(tmp_path / "small", "size=1m"):
         found = check_run(*planned("small/run", **large), local)
-        assert [finding.subject for finding in problems(found)] == ["space"]
-        assert "free some, or plan into a folder on a larger disk" in texts(found)["space"]
-        assert locate_folder(tmp_path / "small/run/shards").own == "on tmpfs"
-    (tmp_path / "small").rmdir()
-    with mounted(tmp_path / "small", "size=1m,nr_inodes=20"):
-        found = check_run(*planned("small/run"), local)
-        assert [finding.subject for finding in problems(found)] == ["files"]
-        assert "plan larger shards" in texts(found)["files"]
+    assert [finding.subject for finding in problems(found)] == ["space"]
+    assert "free some, or plan into a folder on a larger disk" in texts(found)["space"]
 
 
-REPORT = NodeReport(
-    token="t",
-    node="n1",
-    python=sys.executable,
-    python_version="3.11",
-    sdwn="0.1.0",
-    code=str(REPOSITORY / "sdwn"),
-    missing=(),
-    cpus=8,
-    memory_bytes=32 * 10**9,
-    gpus=("GPU 0: NVIDIA A100",),
-    device="NVIDIA A100",
-    weights="/models/sd",
-    classifier="/models/vit.pth",
-    offline=False,
-    cache="/home/me/.cache/sdwn",
-    cache_seen=True,
-    hdf5="",
-)
+def test_a_node_is_compared_with_this_machine_and_with_what_the_run_needs(
+    planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("SDWN_CACHE", str(tmp_path / "cache"))
+    evaluated = {"evaluation": {"model": "efficientnet-lite0"}}
+    paths, _ = planned(model={"name": "some/model"}, generation={"precision": "fp16"}, **evaluated)
+    small, _ = planned("small", model={"name": "builtin:tiny"}, **evaluated)
+    for run in (paths, small):
+        run.probe.root.mkdir()
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/probe-7").touch()
+    same = probe_question("probe-7", profile(gres="gpu:1"))
 
+    def of(run: RunPaths = small, **changes: Any) -> list[Finding]:
+        return list(check_node(run, "n1", {**same, **changes}))
 
-def test_a_nodes_answer_becomes_findings(planned: PlanRun) -> None:
-    _, plan = planned(model={"name": "some/model"}, generation={"precision": "fp16"})
-    gpu = profile(gres="gpu:1")
-
-    def of(**changes: Any) -> dict[str, str]:
-        return verdicts(check_node(replace(REPORT, **changes), plan, gpu))
-
-    assert set(of().values()) == {"ok"}
-    assert of(device="cpu")["device"] == "problem"
-    _, small = planned("small", model={"name": "builtin:tiny"})
-    without = replace(REPORT, device="cpu", gpus=())
-    (lost,) = (f for f in check_node(without, small, gpu) if f.subject == "device")
-    assert lost.verdict == "warning"
-    assert "a GPU is asked for and torch on n1 sees none, nor does nvidia-smi" in lost.text
-    assert verdicts(check_node(without, small, profile(partition="cpu")))["device"] == "ok"
-    assert of(missing=("diffusers",))["node"] == "problem"
-    assert of(code="/home/other/sdwn")["node"] == "warning"
-    assert of(weights=None)["weights"] == "warning"
-    assert of(weights=None, offline=True)["weights"] == "problem"
-    assert of(classifier="")["classifier"] == "warning"
-    assert "classifier" not in of(classifier=None, missing=("torch",))
-    assert of(cache_seen=False)["cache"] == "warning"
-    assert of(hdf5="disk on fire")["locks"] == "problem"
-    (locks,) = (
-        f for f in check_node(replace(REPORT, hdf5=NO_LOCKS), plan, gpu) if f.subject == "locks"
-    )
+    right = verdicts(of(gpu=False))
+    assert list(right) == [
+        "node", "device", "run folder", "weights", "classifier", "locks", "cache"
+    ]  # fmt: skip
+    assert set(right.values()) == {"ok"}
+    assert verdicts(of())["device"] == "warning"
+    told = texts(of())["device"]
+    assert "a GPU is asked for and torch on n1 sees none, nor does nvidia-smi" in told
+    assert verdicts(of(paths, gpu=False))["device"] == "problem", "fp16 needs one"
+    assert verdicts(of(code="/home/other/sdwn"))["node"] == "warning"
+    assert verdicts(of(token="probe-8"))["cache"] == "warning"
+    assert verdicts(of(paths))["weights"] == "warning"
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        assert verdicts(of(paths))["weights"] == "problem"
+    with monkeypatch.context() as patch:
+        patch.setattr(doctor, "PACKAGES", ("submitit", "no_such_package"))
+        assert "but no no_such_package; install" in texts(of())["node"]
+        assert "classifier" not in texts(of())
+    with (small.probe.root / "probe.h5").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        (locks,) = (finding for finding in of() if finding.subject == "locks")
     assert locks.verdict == "problem"
     assert 'HDF5_USE_FILE_LOCKING: "FALSE"' in locks.text
     before = [Finding("locks", "warning", "perhaps"), Finding("space", "ok", "much")]
@@ -425,9 +407,9 @@ def test_locks_that_fail_are_told_from_a_file_that_cannot_be_written(tmp_path: P
     assert "No such file or directory" in hdf5_fault(tmp_path / "nowhere/a.h5")
 
 
-def test_a_node_that_does_not_see_the_token_says_so(planned: PlanRun) -> None:
+def test_a_node_that_does_not_see_the_question_says_so(planned: PlanRun) -> None:
     paths, _ = planned()
-    with pytest.raises(SdwnError, match=r"does not see what the login node wrote: .*token"):
+    with pytest.raises(SdwnError, match=r"does not see what the login node wrote: .*question"):
         report_node(paths.root, [0])
     report_node(paths.root, [])  # another process of the same task
     assert not paths.probe.root.exists()
@@ -439,13 +421,9 @@ def test_a_right_profile_has_no_problem(planned: PlanRun, testbed: Testbed) -> N
     right = load_profile("testbed")
     found = check_run(paths, plan, right)
     assert not problems(found)
-    assert len(plan.shards) == 39 > testbed.max_array_size
-    assert texts(found)["arrays"] == "39 tasks as 2 arrays of at most 30"
     assert texts(found)["nodes"].startswith("sbatch takes a task; main has 2 nodes with 2 CPUs")
     assert "compute nodes probably do not see it" in texts(found)["run folder"]
     assert verdicts(found)["node"] == "unverified"
-    own = check_run(paths, plan, load_profile("testbed", {"max_submit_jobs": "20"}))
-    assert texts(own)["jobs"].endswith("(max_submit_jobs): 2 waves")
     told = read_site()
     assert told.default_partition == "main"
     assert told.partitions["main"].time_min == 24 * 60
@@ -458,8 +436,7 @@ def test_what_a_site_does_not_have_is_a_problem_with_advice(
 ) -> None:
     run = planned()
     for fields, subject, verdict, advice in (
-        ({"partition": "moon"}, "partition", "problem", "no moon; this site has high, main"),
-        ({"partition": "main,high"}, "partition", "ok", "high, main is open"),
+        ({"partition": "moon"}, "partition", "problem", "invalid partition.*has high, main"),
         ({"time": "2-00:00:00"}, "time", "problem", "24 h, the MaxTime of partition main"),
         ({"gres": "gpu:A100:1"}, "nodes", "problem", "gres gpu:A100:1.* 2 a100 .* 2 v100"),
         ({"gres": "gpu:a100:3"}, "nodes", "problem", "gres gpu:a100:3"),
@@ -473,15 +450,11 @@ def test_what_a_site_does_not_have_is_a_problem_with_advice(
         (one,) = (finding for finding in found if finding.subject == subject)
         assert one.verdict == verdict, one
         assert re.search(advice, one.text), one
-    testbed.run("scontrol", "update", "partitionname=high", "state=down")
     testbed.run("scontrol", "update", "nodename=n1,n2", "state=drain", "reason=test")
     try:
-        closed = check_run(*run, load_profile("testbed", {"partition": "high"}))
         drained = check_run(*run, load_profile("testbed", {"gres": "gpu:a100:1"}))
     finally:
-        testbed.run("scontrol", "update", "partitionname=high", "state=up")
         testbed.run("scontrol", "update", "nodename=n1,n2", "state=resume")
-    assert "high is closed" in texts(problems(closed))["partition"]
     assert verdicts(drained)["nodes"] == "warning"
 
 

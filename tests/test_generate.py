@@ -881,10 +881,17 @@ def test_a_pilot_times_batches_that_fit(
     paths, plan = planned(generation={"batch_size": 40})
     small = trials.pilot_plan(plan)
     assert (small.images, len(small.shards)) == (20, 1)
-    assert {row.wnid for row in small.synsets} < {row.wnid for row in plan.synsets}
+    assert len({row.wnid for row in small.synsets}) == 10, "of 13: two images of each"
+    seeds = {(spec.wnid, spec.number): spec.seed for s in plan.shards for spec in plan.specs(s)}
+    specs = small.specs(small.shards[0])
+    assert all(seeds[spec.wnid, spec.number] == spec.seed for spec in specs)
+    many = dataclasses.replace(plan, synsets=plan.synsets * 3)
+    assert (len(trials.pilot_plan(many).synsets), trials.pilot_plan(many).images) == (20, 20)
     write_plan(small, paths.pilot)
-    monkeypatch.setattr(trials, "load_sampler", lambda *_: Small(small, 20, 20))
+    # Batches are those that the run's tasks would take.
+    monkeypatch.setattr(trials, "load_sampler", lambda config, _: Small(plan, 20, 20))
     trials.make_pilot(paths.pilot.root, [0])
+    assert (paths.pilot.root / "step-0.txt").read_text() == "timing batch 20, 3 of 3\n"
     speed = json.loads(paths.pilot.speed.read_text())
     assert speed["batch_size"] == 20
     assert speed["images_per_second"] <= 100

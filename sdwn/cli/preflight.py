@@ -207,23 +207,25 @@ def pilot_command(
     require_usable(plan.config)
     with _short_jobs("making the pilot's images", SAME_COMMAND) as callbacks:
         found = run_pilot(paths, plan, chosen, callbacks)
-    speed = f"{found.images_per_second:.3g} images/s with {found.batch_size} a batch"
-    black = f"{found.nsfw} flagged, {found.nan} NaN, {found.redone} retried in fp32"
+    speed = f"{found['images_per_second']:.3g} images/s with {found['batch_size']} a batch"
+    loading = f"loading takes {duration(found['loading_seconds'])}"
+    made = f"{found['images']} of {found['synsets']} synsets"
+    black = f"{found['nsfw']} flagged, {found['nan']} NaN, {found['redone']} retried in fp32"
     rows = {
-        "device": f"{found.device}, {found.memory_gb} GB",
-        "speed": f"{speed} ({found.batch_source}); loading takes {duration(found.loading_seconds)}",
-        "peak memory": f"{found.peak_gb:.2f} GB",
-        "images": f"{found.images}: {black}, {found.truncated} prompts cut short",
-        "size": f"{decimal(found.bytes_per_image)} an image",
-        "contact sheet": found.contact_sheet,
-        "the run": f"{found.run_images:,} images, {decimal(found.run_bytes)}, "
-        f"{found.run_tasks:,} tasks of {duration(3600 * found.hours_per_task)}",
-        "device time": duration(3600 * found.device_hours),
-        "wall time": f"{duration(3600 * found.hours)}, if all tasks that may run at once do",
-        "warning": found.warning,
+        "device": f"{found['device']}, {found['memory_gb']} GB",
+        "speed": f"{speed} ({found['batch_source']}); {loading}",
+        "peak memory": f"{found['peak_gb']:.2f} GB",
+        "images": f"{made}: {black}, {found['truncated']} prompts cut short",
+        "size": f"{decimal(found['bytes_per_image'])} an image",
+        "contact sheet": found["contact_sheet"],
+        "the run": f"{found['run_images']:,} images, {decimal(found['run_bytes'])}, "
+        f"{found['run_tasks']:,} tasks of {duration(3600 * found['hours_per_task'])}",
+        "device time": duration(3600 * found["device_hours"]),
+        "wall time": f"{duration(3600 * found['hours'])}, if all tasks that may run at once do",
+        "warning": found["warning"],
     }
     step = command("submit", run, "--profile", profile, "--wait")
-    console.result(asdict(found), as_json, rows, next_=step)
+    console.result(found, as_json, rows, next_=step)
 
 
 @options.with_site
@@ -238,8 +240,7 @@ def doctor_command(
 
     Checks profile, site, disk, weights and classifier; with --probe also a compute node.
     """
-    from sdwn.preflight.doctor import check_run
-    from sdwn.preflight.findings import problems
+    from sdwn.preflight.doctor import check_run, problems
     from sdwn.preflight.trials import probe_run
 
     paths, plan = options.open_run(run)

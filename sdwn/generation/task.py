@@ -90,7 +90,7 @@ def make_shards(
         DiskError: the run's disk failed for minutes.
     """
     sampler.device.forget_peak()
-    batch = choose_batch(plan.config, sampler, batch_size)
+    batch = choose_batch(sampler.config, sampler, batch_size)
     task_run = describe_task_run(sampler, batch)
     workload = sampler.workload
     meter = Meter(

@@ -1,48 +1,113 @@
-"""The doctor: checks of a run before it is submitted, read from top to bottom of the table below.
+"""The doctor: checks of a run before it is submitted, of its site, and of a compute node.
 
-A check yields findings, or none where it has nothing to say.
+A check yields findings, or none where it has nothing to say. :data:`CHECKS` are made where the
+command runs; :func:`report_node` makes those of a node, by a short job there.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 from rich.filesize import decimal
 
-from sdwn.errors import SdwnError, UsageError, command
-from sdwn.jobs.cluster import group_into_tasks
+import sdwn
+from sdwn.config import RunConfig
+from sdwn.devices.device import Device
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command, counted, duration
+from sdwn.io import read_json, writable_cache, write_text
+from sdwn.jobs import scheduler
+from sdwn.jobs.cluster import gives_gpu, is_full, job_script
 from sdwn.jobs.journal import unfinished_shards
-from sdwn.jobs.profile import ClusterProfile, LaterStage
-from sdwn.jobs.scheduler import read_site
+from sdwn.jobs.profile import ClusterProfile, LaterStage, minutes
+from sdwn.jobs.scheduler import Partition, Site, read_site, user
 from sdwn.jobs.submit import require_fit
+from sdwn.jobs.task import Stage
 from sdwn.models import weights
 from sdwn.models.builtin import IN_PACKAGE
 from sdwn.models.families import check_settings
 from sdwn.models.lock import require_classifier, require_weights
 from sdwn.paths import RunPaths, cache_folder
-from sdwn.planning.plan import Plan
-from sdwn.preflight.estimate import Estimate, estimate
-from sdwn.preflight.file_systems import Location, free_space, locate_folder
-from sdwn.preflight.findings import Finding, problems
-from sdwn.preflight.probe import OFFLINE, cache_fault, hub_is_off
-from sdwn.preflight.site_checks import check_site
+from sdwn.planning.plan import Plan, read_plan
+from sdwn.preflight.estimate import estimate
 from sdwn.wordnet import corpus
 from sdwn.wordnet.taxonomy import open_taxonomy
-
-# What a task leaves beside its shards: a folder and a pickle; and each of its processes: two
-# logs, a result and a record.
-TASK_FILES = 2
-PROCESS_FILES = 4
 
 # What keeps a job from starting, a short one too.
 STOPPING = ("slurm", "partition", "account", "qos", "nodes", "sbatch", "run folder")
 
 HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")
-LOCKING = "HDF5_USE_FILE_LOCKING"
+OFFLINE = "HF_HUB_OFFLINE"
+
+# Folders that every node has one of its own of.
+OWN_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+
+COMMANDS = ("sbatch", "srun", "squeue", "scancel")
+# On a busy controller, finding when a job would start takes its time.
+TEST_SECONDS = 30
+# What a profile says of a task's node.
+REQUEST = (
+    *("gres", "gpus_per_node", "cpus_per_task", "mem", "mem_per_cpu", "mem_per_gpu"),
+    *("constraint", "nodelist", "exclude", "sbatch"),
+)
+# What sbatch's refusals are about, by a word in them; the first one counts.
+REFUSED = {
+    "account": "account",
+    "qos": "qos",
+    "time limit": "time",
+    "partition": "partition",
+    "node": "nodes",
+    "feature": "nodes",
+    "gres": "nodes",
+}
+
+PACKAGES = ("submitit", "h5py", "torch", "diffusers", "transformers", "accelerate")
+CODE = str(Path(sdwn.__file__).parent)
+# An HDF5 file was written and read, but only with HDF5_USE_FILE_LOCKING=FALSE.
+NO_LOCKS = "no locks"
+
+Verdict = Literal["ok", "warning", "problem", "unverified"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; a problem stops the run, what is unverified may."""
+
+    subject: str
+    verdict: Verdict
+    text: str
+
+
+def problems(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings that would stop the run."""
+    return [finding for finding in findings if finding.verdict == "problem"]
+
+
+def can_start(findings: Iterable[Finding]) -> bool:
+    """Return whether a short job, such as a probe, could start in spite of what was found."""
+    return not any(finding.subject in STOPPING for finding in problems(findings))
+
+
+def replace_findings(before: Sequence[Finding], new: Sequence[Finding]) -> list[Finding]:
+    """Return findings, those on the same subjects replaced, for example by a node's report."""
+    answered = {finding.subject for finding in new}
+    return [*(finding for finding in before if finding.subject not in answered), *new]
+
+
+# Of the run
 
 
 def check_run(
@@ -59,38 +124,12 @@ def check_run(
     return [finding for check in CHECKS for finding in check(run)]
 
 
-def can_start(findings: Iterable[Finding]) -> bool:
-    """Return whether a short job, such as a probe, could start in spite of what was found."""
-    return not any(finding.subject in STOPPING for finding in problems(findings))
-
-
-def replace_findings(before: Sequence[Finding], new: Sequence[Finding]) -> list[Finding]:
-    """Return findings, those on the same subjects replaced, for example by a node's report."""
-    answered = {finding.subject for finding in new}
-    return [*(finding for finding in before if finding.subject not in answered), *new]
-
-
 @dataclass(frozen=True)
 class _Run:
     paths: RunPaths
     plan: Plan
     profile: ClusterProfile
     then: Sequence[LaterStage] | None
-
-    @cached_property
-    def todo(self) -> list[int]:
-        """The shards that are not finished."""
-        return unfinished_shards(self.paths, self.plan)
-
-    @cached_property
-    def tasks(self) -> Sequence[tuple[int, ...]]:
-        """The tasks that would be submitted."""
-        return group_into_tasks(self.todo, self.profile)
-
-    @cached_property
-    def estimate(self) -> Estimate:
-        """The estimate of what these tasks take."""
-        return estimate(self.paths, self.plan, self.todo, self.profile)
 
     @cached_property
     def weights(self) -> Path | SdwnError:
@@ -100,15 +139,18 @@ class _Run:
         except SdwnError as error:
             return error
 
-    @cached_property
-    def location(self) -> Location:
-        """The run's folder and its file system."""
-        return locate_folder(self.paths.root)
-
     @property
     def slurm(self) -> bool:
         """True if tasks run on other machines."""
         return self.profile.executor == "slurm"
+
+    def unshared(self, path: Path) -> str:
+        """Return the text on a path that compute nodes most likely do not see; "" if they may."""
+        folder = path.expanduser().resolve()
+        for name in OWN_FOLDERS if self.slurm else ():
+            if folder.is_relative_to(name):
+                return f"{folder} is below {name}: compute nodes probably do not see it"
+        return ""
 
     def variable(self, name: str) -> str:
         """Return a variable as the tasks have it."""
@@ -134,99 +176,60 @@ def _fit(run: _Run) -> Iterator[Finding]:
 
 def _site(run: _Run) -> Iterator[Finding]:
     if run.slurm:
-        yield from check_site(read_site(), run.profile, len(run.tasks))
-
-
-def _progress(run: _Run) -> Iterator[Finding]:
-    """Find a time limit under which tasks would start again and again in vain."""
-    costs = run.estimate.costs
-    stuck = [cost.warning or "" for cost in costs if cost.stuck]
-    if stuck:
-        yield Finding("progress", "problem" if len(stuck) == len(costs) else "warning", stuck[0])
+        yield from check_site(read_site(), run.profile)
 
 
 def _run_folder(run: _Run) -> Iterator[Finding]:
-    folder, own = run.location.folder, run.location.own
-    if not os.access(folder, os.W_OK | os.X_OK):
-        text = f"{folder} cannot be written to; plan into a folder of yours"
+    """Find a folder, a disk or a time limit under which nothing would be finished."""
+    root = run.paths.root.resolve()
+    if not os.access(root, os.W_OK | os.X_OK):
+        text = f"{root} cannot be written to; plan into a folder of yours"
         yield Finding("run folder", "problem", text)
-    elif run.slurm and own:
-        text = f"{folder} is {own}: compute nodes probably do not see it"
-        yield Finding("run folder", "warning", f"{text}; plan into a folder that they share")
+    elif unshared := run.unshared(root):
+        text = f"{unshared}; plan into a folder that they share"
+        yield Finding("run folder", "warning", text)
     else:
-        kind = run.location.type or "a file system of no known type"
-        yield Finding("run folder", "ok", f"{folder}, on {kind}")
-
-
-def _space(run: _Run) -> Iterator[Finding]:
-    try:
-        free_bytes, free_files = free_space(run.paths.root)
-    except OSError as error:
-        text = f"the file system does not say what is free: {error}"
-        yield Finding("space", "unverified", text)
-        return
-    plan, processes, found = run.plan, run.profile.processes, run.estimate
-    need, free = found.bytes, decimal(free_bytes)
-    text = f"{found.images:,} images need about {decimal(need)} ({found.bytes_source}); {free} free"
-    if need > free_bytes:
+        yield Finding("run folder", "ok", str(root))
+    found = estimate(run.paths, run.plan, unfinished_shards(run.paths, run.plan), run.profile)
+    stuck = [cost.warning or "" for cost in found.costs if cost.stuck]
+    if stuck:
+        every = len(stuck) == len(found.costs)
+        yield Finding("progress", "problem" if every else "warning", stuck[0])
+    need, free = found.bytes, shutil.disk_usage(root).free
+    text = f"{found.images:,} images need about {decimal(need)} ({found.bytes_source}); "
+    text += f"{decimal(free)} free on the disk, where a quota may allow you less"
+    if need > free:
         text += ": free some, or plan into a folder on a larger disk"
         yield Finding("space", "problem", text)
-    elif 2 * need > free_bytes:
+    elif 2 * need > free:
         text += ": a release takes as much again, so write it elsewhere"
         yield Finding("space", "warning", text)
     else:
         yield Finding("space", "ok", text)
-    if free_files is not None:
-        lasting = len(run.todo) + (TASK_FILES + PROCESS_FILES * processes) * len(run.tasks)
-        # Of a shard in work there may be one partial shard a synset.
-        at_once = min(len(run.todo), run.profile.array_parallelism * processes)
-        files = lasting + at_once * max(shard.stop - shard.start for shard in plan.shards)
-        text = f"about {lasting:,} files, up to {files:,} while tasks run; {free_files:,} more may "
-        text += "be made"
-        if files > free_files:
-            text += ": plan larger shards, give a task more of them (shards_per_task), or free some"
-            yield Finding("files", "problem" if lasting > free_files else "warning", text)
-        else:
-            yield Finding("files", "ok", text)
-    if run.location.network:
-        text = "your quota may be less than what is free; your site says how to see it "
-        yield Finding("quota", "unverified", f"{text}(quota -s, lfs quota, mmlsquota)")
 
 
 def _weights(run: _Run) -> Iterator[Finding]:
-    model = run.plan.config.model
+    model, found = run.plan.config.model, run.weights
     if model.builtin not in (None, *IN_PACKAGE):
         yield Finding("weights", "ok", f"{model.name} is built in")
-    elif not isinstance(run.weights, SdwnError):
+    elif not isinstance(found, SdwnError):
         if model.builtin is not None:
             yield Finding("weights", "ok", f"{model.name} is built in, and whole")
         else:
-            yield _found(run, "weights", model.name, run.weights)
-    elif (
-        run.paths.lock.exists()
-        or isinstance(run.weights, UsageError)
-        or weights.source(model) != "hub"
-    ):
-        yield Finding("weights", "problem", str(run.weights))
+            yield _located(run, "weights", model.name, found)
+    elif run.paths.lock.exists() or isinstance(found, UsageError) or weights.source(model) != "hub":
+        yield Finding("weights", "problem", str(found))
     elif name := run.differing(*HUB_VARIABLES):
-        text = f"{run.weights}; tasks have another {name} than this shell: export the same here"
+        text = f"{found}; tasks have another {name} than this shell: export the same here"
         yield Finding("weights", "unverified", text)
     else:
         advice = f"get it where there is a network: {command('prefetch', run.paths.root)}"
-        if hub_is_off(run.variable(OFFLINE)):
-            text = f"{run.weights}, and {OFFLINE} keeps tasks from the hub; {advice}"
+        if _is_on(run.variable(OFFLINE)):
+            text = f"{found}, and {OFFLINE} keeps tasks from the hub; {advice}"
             yield Finding("weights", "problem", text)
         else:
-            text = f"{run.weights}: every task would ask the hub for it; {advice}"
+            text = f"{found}: every task would ask the hub for it; {advice}"
             yield Finding("weights", "warning", text)
-
-
-def _found(run: _Run, subject: str, name: str, path: Path) -> Finding:
-    own = locate_folder(path).own
-    if run.slurm and own:
-        text = f"{path} is {own}: compute nodes probably do not see it"
-        return Finding(subject, "warning", f"{text}; put it into a folder that nodes share")
-    return Finding(subject, "ok", f"{name} in {path}")
 
 
 def _settings(run: _Run) -> Iterator[Finding]:
@@ -240,6 +243,18 @@ def _settings(run: _Run) -> Iterator[Finding]:
         return
     text = "the model takes the config's scheduler and safety checker"
     yield Finding("settings", "ok", text)
+
+
+def _located(run: _Run, subject: str, name: str, path: Path) -> Finding:
+    if unshared := run.unshared(path):
+        text = f"{unshared}; put it into a folder that nodes share"
+        return Finding(subject, "warning", text)
+    return Finding(subject, "ok", f"{name} in {path}")
+
+
+def _is_on(value: str) -> bool:
+    """Return whether HF_HUB_OFFLINE has a value that its library takes for yes."""
+    return value.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _classifier(run: _Run) -> Iterator[Finding]:
@@ -259,7 +274,7 @@ def _classifier(run: _Run) -> Iterator[Finding]:
         return
     text = f"the weights of {chosen.model}, which evaluates the release, are not on this machine"
     if file is not None:
-        yield _found(run, "classifier", chosen.model, file)
+        yield _located(run, "classifier", chosen.model, file)
     elif name := run.differing(*HUB_VARIABLES, "TORCH_HOME"):
         text += f", and tasks have another {name}; export the same here"
         yield Finding("classifier", "unverified", text)
@@ -270,47 +285,38 @@ def _classifier(run: _Run) -> Iterator[Finding]:
 
 
 def _wordnet(run: _Run) -> Iterator[Finding]:
+    """Find that a run of an earlier version lacks what its evaluation needs."""
     found, passed = corpus.look_for_corpus()
-    over = "".join(f"; {reason}" for reason in passed)
-    if found is not None:
-        yield Finding("wordnet", "ok", f"WordNet {corpus.VERSION} in {found}{over}")
-    elif run.paths.taxonomy.exists():
-        text = f"{run.paths.taxonomy.name} has what this run needs of WordNet"
-        yield Finding("wordnet", "ok", text)
-    else:
+    if found is None and not run.paths.taxonomy.exists():
         text = f"no WordNet {corpus.VERSION} on this machine, and the run has no "
-        text += f"{run.paths.taxonomy.name}: its evaluation needs one of them{over}; get it: "
-        text += "python -m nltk.downloader wordnet"
+        text += f"{run.paths.taxonomy.name}: its evaluation needs one of them"
+        over = "".join(f"; {reason}" for reason in passed)
+        text += f"{over}; get it: python -m nltk.downloader wordnet"
         yield Finding("wordnet", "warning", text)
 
 
-def _locks(run: _Run) -> Iterator[Finding]:
-    value = run.variable(LOCKING)
-    if run.slurm and run.location.network and not value:
-        text = f"shared file systems such as {run.location.type} may have no file locks; "
-        text += f'set {LOCKING}: "FALSE" in the profile\'s environment'
-        yield Finding("locks", "warning", text)
-    elif run.slurm:
-        text = f"{LOCKING} is {value or 'not set, and no network file system is seen'}"
-        yield Finding("locks", "ok", text)
-
-
 def _cache(run: _Run) -> Iterator[Finding]:
-    location = locate_folder(cache_folder())
-    if fault := cache_fault():
+    folder = cache_folder()
+    if fault := _cache_fault():
         yield Finding("cache", "warning", fault)
-    elif not run.slurm:
-        return
-    elif run.differing("SDWN_CACHE"):
+    elif run.slurm and run.differing("SDWN_CACHE"):
         text = "tasks have another SDWN_CACHE than this shell, so that what is tuned or prefetched "
         text += "here is not found there; export the same here"
         yield Finding("cache", "warning", text)
-    elif location.own:
-        text = f"{location.folder} is {location.own}: compute nodes have another; "
-        text += "set SDWN_CACHE to a folder that they share"
+    elif unshared := run.unshared(folder):
+        text = f"{unshared}; set SDWN_CACHE to a folder that they share"
         yield Finding("cache", "warning", text)
-    else:
-        yield Finding("cache", "ok", str(location.folder))
+    elif run.slurm:
+        yield Finding("cache", "ok", str(folder))
+
+
+def _cache_fault() -> str:
+    """Return why the cache's folder cannot be written, "" where it can."""
+    try:
+        writable_cache()
+    except SdwnError as error:
+        return str(error)
+    return ""
 
 
 def _node(run: _Run) -> Iterator[Finding]:
@@ -320,17 +326,227 @@ def _node(run: _Run) -> Iterator[Finding]:
         yield Finding("node", "unverified", text)
 
 
-CHECKS = (
-    _fit,
-    _site,
-    _progress,
-    _run_folder,
-    _space,
-    _weights,
-    _settings,
-    _classifier,
-    _wordnet,
-    _locks,
-    _cache,
-    _node,
-)
+CHECKS = (_fit, _site, _run_folder, _weights, _settings, _classifier, _wordnet, _cache, _node)
+
+
+# Of the site
+
+
+def check_site(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
+    """Compare a profile with a site, and have sbatch say whether it would take a task."""
+    absent = [name for name in COMMANDS if shutil.which(name) is None]
+    if absent:
+        text = f"expected a SLURM cluster, found no {', '.join(absent)} on this machine; run it on"
+        yield Finding("slurm", "problem", f"{text} a login node, or use --profile local")
+        return
+    if site.config is None and scheduler.squeue() is None:
+        text = "the SLURM controller does not answer; try again later, or ask your site"
+        yield Finding("slurm", "problem", text)
+        return
+    version = (site.config or {}).get("SLURM_VERSION", "unknown")
+    yield Finding("slurm", "ok", f"version {version}")
+    chosen = [site.partitions[name] for name in site.chosen(profile) if name in site.partitions]
+    # sbatch takes a time beyond the partition's, and the task waits for ever.
+    wanted = minutes(profile.time)
+    limits = [one for one in chosen if one.time_min]
+    short = [one for one in limits if (one.time_min or wanted) < wanted]
+    text = f"a task asks for {duration(60 * wanted)}"
+    if short:
+        most = max(short, key=lambda one: one.time_min or 0)
+        text += f" and may take {duration(60 * (most.time_min or 0))}, the MaxTime of partition "
+        text += f"{most.name}: it would wait for ever; lower time"
+        # Another partition may take it, and a QOS may go beyond the partition's.
+        certain = len(short) == len(chosen) and profile.qos is None
+        yield Finding("time", "problem" if certain else "warning", text)
+    else:
+        each = [f"{duration(60 * (o.time_min or 0))} is the MaxTime of {o.name}" for o in limits]
+        yield Finding("time", "ok", f"{text}; {', '.join(each) or 'no limit is known'}")
+    # Beside a refusal stands what the site has.
+    have = "; ".join(map(_nodes, chosen)) or "sinfo lists no nodes"
+    refusal = sbatch_refusal(profile)
+    if refusal is None:
+        yield Finding("nodes", "unverified", f"sbatch --test-only does not answer; {have}")
+        return
+    if not refusal:
+        yield Finding("nodes", "ok", f"sbatch takes a task; {have}")
+        return
+    subject = next((REFUSED[word] for word in REFUSED if word in refusal.lower()), "sbatch")
+    text = f"sbatch takes no such task: {refusal}"
+    if subject == "nodes":
+        fields = profile.record().items()
+        asks = ", ".join(f"{name} {value}" for name, value in fields if name in REQUEST)
+        # In the same words SLURM refuses what no node has and what only drained nodes have.
+        down = any(kind.usable < kind.nodes for partition in chosen for kind in partition.nodes)
+        text += f"; the profile asks for {asks or 'no resources'}; {have}"
+        yield Finding(subject, "warning" if down else "problem", text)
+    elif subject == "partition":
+        text += f"; this site has {', '.join(sorted(site.partitions)) or 'none that it lists'}"
+        yield Finding(subject, "problem", text)
+    elif subject in ("account", "qos"):
+        see = f"sacctmgr show associations user={user()} format=account,partition,qos"
+        yield Finding(subject, "problem", f"{text}; see yours with: {see}")
+    else:
+        yield Finding(subject, "problem", f"{text}; change the profile, or ask your site")
+
+
+def sbatch_refusal(profile: ClusterProfile) -> str | None:
+    """Return why sbatch would take no task under a profile, "" if it would, None if unknown."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "task.sh"
+        path.write_text(job_script(1, Path(folder), profile), encoding="utf-8")
+        try:
+            done = scheduler.call(["sbatch", "--test-only", str(path)], TEST_SECONDS)
+        except (OSError, subprocess.SubprocessError):
+            return None
+    # A queue that is full now says nothing of the profile.
+    if not done.returncode or is_full(done.stderr):
+        return ""
+    reasons = re.findall(r"(?:error|failure): (.*)", done.stderr)
+    return "; ".join(dict.fromkeys(reasons)) or None
+
+
+def _nodes(partition: Partition) -> str:
+    """Describe a partition's nodes, kind by kind."""
+    kinds = []
+    for kind in partition.nodes:
+        gpus = [f"{count} {name or 'GPU'}" for name, count in sorted(kind.gpus.items())]
+        has = ", ".join([f"{kind.cpus:,} CPUs", f"{kind.memory_mb:,} MB", *gpus])
+        down = f" ({kind.nodes - kind.usable:,} down or drained)" * (kind.usable < kind.nodes)
+        kinds.append(f"{counted(kind.nodes, 'node')} with {has}{down}")
+    return f"{partition.name} has {' and '.join(kinds) or 'no nodes'}"
+
+
+# Of a compute node, by a short job
+
+
+def probe_question(token: str, profile: ClusterProfile) -> dict[str, Any]:
+    """Return what a node is told of this machine, to compare itself with it."""
+    return {"token": token, "gpu": gives_gpu(profile), "sdwn": sdwn.__version__, "code": CODE}
+
+
+def report_node(run: Path, indices: Iterable[int], _: int | None = None) -> None:
+    """Write what this node finds into the run's folder: the stage that a probe's job runs.
+
+    Raises:
+        SdwnError: the node does not see what the login node wrote.
+    """
+    if not list(indices):
+        return  # one process of a task is enough
+    paths = RunPaths(run)
+    # A machine may be several nodes.
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    try:
+        question = read_json(paths.probe.question)
+    except IntegrityError as error:
+        raise SdwnError(
+            f"{node} does not see what the login node wrote: {error}; "
+            "plan into a folder that compute nodes share"
+        ) from None
+    found = [asdict(finding) for finding in check_node(paths, node, question)]
+    answers = {"token": question["token"], "findings": found}
+    write_text(paths.probe.answers, json.dumps(answers, indent=2) + "\n")
+
+
+PROBE = Stage("probe", report_node)
+
+
+def check_node(paths: RunPaths, node: str, question: dict[str, Any]) -> Iterator[Finding]:
+    """Check the node that this runs on, given what :func:`probe_question` tells of the other."""
+    config = read_plan(paths).config
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    memory = decimal(Device(gpu=False).usable_bytes)
+    has = f"{len(os.sched_getaffinity(0))} CPUs, {memory} of memory free"
+    text = f"{node}: Python {platform.python_version()} ({sys.executable}), sdwn {sdwn.__version__}"
+    if missing:
+        text += f", but no {', '.join(missing)}; install them there, or set python, setup"
+        yield Finding("node", "problem", text)
+    elif (question["sdwn"], question["code"]) != (sdwn.__version__, CODE):
+        text += f" in {CODE}; the command's is {question['sdwn']} in {question['code']}; {has}"
+        yield Finding("node", "warning", text)
+    else:
+        yield Finding("node", "ok", f"{text}; {has}")
+    # Plain noise is drawn without torch.
+    if config.model.builtin != "noise" and "torch" not in missing:
+        yield _node_device(node, config, question["gpu"])
+    text = f"{node} sees it, writes to it and renames there"
+    yield Finding("run folder", "ok", text)
+    yield from _node_weights(paths, node, config, with_classifier=not missing)
+    fault = "h5py is missing" if "h5py" in missing else hdf5_fault(paths.probe.root / "probe.h5")
+    if not fault:
+        text = f"{node} writes and reads HDF5 files in the run folder"
+        yield Finding("locks", "ok", text)
+    elif fault == NO_LOCKS:
+        text = f"{node} opens HDF5 files only without locks; set "
+        text += 'HDF5_USE_FILE_LOCKING: "FALSE" in the profile\'s environment'
+        yield Finding("locks", "problem", text)
+    else:
+        yield Finding("locks", "problem", f"{node} cannot write HDF5 files there: {fault}")
+    if fault := _cache_fault():
+        yield Finding("cache", "warning", f"{node}: {fault}")
+    elif (cache_folder() / question["token"]).is_file():
+        yield Finding("cache", "ok", f"{node} sees this machine's, in {cache_folder()}")
+    else:
+        text = f"{node} has another one in {cache_folder()}, without what is tuned or prefetched "
+        text += "here; set SDWN_CACHE to a shared folder, here and in the profile's environment"
+        yield Finding("cache", "warning", text)
+
+
+def _node_device(node: str, config: RunConfig, gpu: bool) -> Finding:
+    device = Device().name
+    if device != "cpu" or not (config.needs_gpu or gpu):
+        return Finding("device", "ok", f"torch on {node} has {device}")
+    gpus = scheduler.output_lines(["nvidia-smi", "--list-gpus"], 20)
+    seen = f"though nvidia-smi lists {gpus[0]}" if gpus else "nor does nvidia-smi"
+    text = f"a GPU is asked for and torch on {node} sees none, {seen}: tasks would work on the "
+    text += "CPU, many times slower; install a torch built for its CUDA, or load its modules in "
+    text += "setup"
+    return Finding("device", "problem" if config.needs_gpu else "warning", text)
+
+
+def _node_weights(
+    paths: RunPaths, node: str, config: RunConfig, with_classifier: bool
+) -> Iterator[Finding]:
+    model, chosen = config.model, config.evaluation
+    try:
+        found = model.name if model.builtin else require_weights(paths, config)
+        yield Finding("weights", "ok", f"{node} finds {found}")
+    except SdwnError:
+        lost = _is_on(os.environ.get(OFFLINE, "")) or not weights.is_hub_name(model)
+        text = f"{node} does not find {model.name}; put it into a folder or a cache that "
+        text += "nodes share (HF_HOME): sdwn prefetch CONFIG"
+        yield Finding("weights", "problem" if lost else "warning", text)
+    if not with_classifier:
+        return
+    from sdwn.prediction.pretrained import find_classifier  # torch and timm
+
+    try:
+        file = find_classifier(chosen.model, chosen.checkpoint)
+    except SdwnError:
+        file = None
+    if file is not None:
+        yield Finding("classifier", "ok", f"{node} finds {file}")
+        return
+    put = "its weights into a cache that nodes share (HF_HOME, TORCH_HOME): sdwn prefetch RUN"
+    if chosen.checkpoint:
+        put = f"{chosen.checkpoint} into a folder that nodes share"
+    text = f"{node} cannot load {chosen.model}, which evaluates the release; put {put}"
+    yield Finding("classifier", "warning", text)
+
+
+def hdf5_fault(path: Path) -> str:
+    """Write and read an HDF5 file; return what is wrong, "" if nothing is."""
+    import h5py
+
+    faults = []
+    for locking in (None, False):
+        try:
+            with h5py.File(path, "w", locking=locking) as file:
+                file["token"] = 1
+            with h5py.File(path, "r", locking=locking) as file:
+                whole = file["token"][()] == 1
+        except OSError as error:
+            faults.append(" ".join(str(error).split()))
+            continue
+        path.unlink()
+        return (NO_LOCKS if faults else "") if whole else "what was written is not what is read"
+    return faults[0]

@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from sdwn.errors import IntegrityError, counted, duration
 from sdwn.io import read_json
 from sdwn.jobs.profile import ClusterProfile, minutes
-from sdwn.jobs.task_record import deal_to_processes
+from sdwn.jobs.task import deal_to_processes
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.preflight.speeds import MOST_SEEN, DeviceSpeed, known_speeds, why_unknown

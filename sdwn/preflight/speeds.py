@@ -18,7 +18,7 @@ from sdwn.devices.tuning import GpuProfile, stored_profiles
 from sdwn.errors import IntegrityError, command
 from sdwn.io import read_json
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.task_record import TaskRecord, read_record
+from sdwn.jobs.task import TaskRecord, read_record
 from sdwn.paths import TASK_NAME, RunPaths
 
 WIDTH = HEIGHT = 512
@@ -314,9 +314,9 @@ def _published_speeds(config: RunConfig, profile: ClusterProfile | None) -> tupl
     if profile is not None and not profile.asks_for_gpu:
         return ()
     kind, compiled, found = profile.gpu_kind if profile else None, generation.compile, []
-    for card in map(card_called, (kind,) if kind else SHOWN):
-        speed = card and published_speed(card, _wanted_batch(config, profile), compiled=compiled)
-        if not card or speed is None:
+    for card in filter(None, map(card_called, (kind,) if kind else SHOWN)):
+        speed = published_speed(card, _wanted_batch(config, profile), compiled=compiled)
+        if speed is None:
             continue
         work = generation.width, generation.height, generation.num_inference_steps
         own = scaled(speed, *work, generation.guidance_scale)

@@ -3,10 +3,10 @@
     this machine                                  a task, submitted as any other
     run_pilot     writes RUN/pilot/plan.json  ->  make_pilot   RUN/pilot/shards, speed.json
     tune_by_jobs  writes config.json          ->  tune_task    answer-0.json, answer-1.json …
-    probe_run     writes RUN/probe/token      ->  report_node  RUN/probe/answers.json
+    probe_run     writes RUN/probe/question   ->  report_node  RUN/probe/answers.json
 
 A pilot or tuning that was interrupted before its answers were read is resumed by the same command:
-``question.json`` keeps it until then.
+``question.json`` keeps it until then. A task writes what it is at into ``step-0.txt`` …
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 from uuid import uuid4
 
@@ -31,6 +32,7 @@ from sdwn.devices.device import missing_gpu
 from sdwn.devices.tuning import (
     GB,
     MOST_IMAGES,
+    RUNS,
     GpuProfile,
     Tuning,
     read_profile,
@@ -46,16 +48,16 @@ from sdwn.jobs.cluster import gives_gpu, group_into_tasks
 from sdwn.jobs.journal import cancelled_jobs, last_jobs, live_jobs, read_journal
 from sdwn.jobs.logs import failure, job_logs
 from sdwn.jobs.profile import ClusterProfile, minutes
-from sdwn.jobs.submit import OnLook, follow, recover, submit_tasks
-from sdwn.jobs.task import ArrayTask, Stage, read_record
+from sdwn.jobs.scheduler import Job, JobState
+from sdwn.jobs.submit import OnLook, follow, recover, submission_lock, submit_tasks
+from sdwn.jobs.task import ArrayTask, Stage, read_record, write_note
 from sdwn.models import lock
-from sdwn.models.lock import locked_weights
+from sdwn.models.weights import find_weights
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import ImageSpec, Plan, image_seed, read_plan, write_plan
-from sdwn.preflight.doctor import can_start, replace_findings
-from sdwn.preflight.estimate import DeviceSpeed, cost
-from sdwn.preflight.findings import Finding
-from sdwn.preflight.probe import PROBE, check_node, read_report
+from sdwn.preflight.doctor import PROBE, Finding, can_start, probe_question, replace_findings
+from sdwn.preflight.estimate import cost
+from sdwn.preflight.speeds import DeviceSpeed
 from sdwn.storage.columns import names
 from sdwn.storage.images import Strip, contact_sheet, decode
 from sdwn.storage.shards import ImageFile
@@ -80,6 +82,9 @@ class TrialCallbacks:
     on_step: OnMessage = ignore
 
 
+# Tuning
+
+
 def tune_device(config: RunConfig, on_step: OnMessage = ignore) -> GpuProfile:
     """Find this device's batch size for a config's images, and keep it.
 
@@ -89,7 +94,9 @@ def tune_device(config: RunConfig, on_step: OnMessage = ignore) -> GpuProfile:
         SdwnError: there is no room for a single image, or no GPU where one was given.
     """
     writable_cache()  # Fail before anything is measured that could not be kept.
-    sampler = load_sampler(config)
+    on_step("loading the model")
+    # Any revision is as fast as another: what is there is taken, and no hub is asked.
+    sampler = load_sampler(config, find_weights(config))
     # Plain noise is drawn without torch.
     if sampler.workload.torch and (reason := missing_gpu(sampler.workload.device)):
         raise SdwnError(f"nothing is measured: {reason}")
@@ -99,7 +106,7 @@ def tune_device(config: RunConfig, on_step: OnMessage = ignore) -> GpuProfile:
         for number in range(MOST_IMAGES)
     ]
 
-    def best_batch() -> Tuning | SdwnError:
+    def best_batch(on_step: OnMessage) -> Tuning | SdwnError:
         try:
             return tune(
                 lambda size: sampler.time_batch(specs[:size]),
@@ -110,10 +117,10 @@ def tune_device(config: RunConfig, on_step: OnMessage = ignore) -> GpuProfile:
         except SdwnError as error:
             return error
 
-    found = best_batch()
+    found = best_batch(on_step)
     # Where not even a synset has room, images decoded one by one may be faster for being more.
     if (isinstance(found, SdwnError) or found.batch_size < images) and sampler.slice_vae():
-        whole, found = found, best_batch()
+        whole, found = found, best_batch(lambda step: on_step(f"decoded one by one: {step}"))
         if isinstance(whole, Tuning) and (
             isinstance(found, SdwnError) or whole.images_per_second >= found.images_per_second
         ):
@@ -134,7 +141,8 @@ def tune_task(folder: Path, indices: Iterable[int], _: int | None = None) -> Non
     """Measure this task's device under the config in a folder, and write the answer there."""
     config = validated(RunConfig, read_json(folder / "config.json"), source=str(folder))
     for index in indices:
-        write_profile(tune_device(config), folder / f"answer-{index}.json")
+        found = tune_device(config, _step_note(RunPaths(folder), index))
+        write_profile(found, folder / f"answer-{index}.json")
 
 
 TUNE = Stage("tune", tune_task)
@@ -158,16 +166,20 @@ def tune_by_jobs(
     settings = config.model_dump(mode="json")
     question = {"config": settings, "profiles": [one.record() for one in targets]}
     folder = writable_cache() / "tuning"
-    moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
-    left = (one for one in map(RunPaths, sorted(folder.glob("*"))) if _is_left(one, question))
-    paths = next(left, RunPaths(folder / moment))
-    write_text(paths.root / "config.json", json.dumps(settings, indent=2) + "\n")
-    _finish(paths, TUNE, targets, question, callbacks)
+    folder.mkdir(exist_ok=True)
+    # The same command beside this one joins its jobs.
+    with submission_lock(RunPaths(folder), callbacks.on_step):
+        left = (one for one in map(RunPaths, sorted(folder.glob("*"))) if _is_left(one, question))
+        moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
+        trial = next(left, RunPaths(folder / moment))
+        write_text(trial.root / "config.json", json.dumps(settings, indent=2) + "\n")
+        _submit(trial, TUNE, targets, question)
+    _finish(trial, targets, callbacks)
     found, reasons = [], []
     for index, target in enumerate(targets):
-        answer = paths.root / f"answer-{index}.json"
+        answer = trial.root / f"answer-{index}.json"
         if not answer.exists():
-            reasons.append(failure(paths, index))
+            reasons.append(failure(trial, index))
         elif reason := _no_gpu(read_profile(answer).workload.device, config, target):
             reasons.append(reason)
         else:
@@ -189,29 +201,59 @@ def _no_gpu(device: str, config: RunConfig, profile: ClusterProfile) -> str | No
     )
 
 
+# Short jobs
+
+
 def _is_left(trial: RunPaths, question: dict[str, Any]) -> bool:
     """Return whether a trial with this question was left before its answers were read."""
     return trial.question.exists() and read_json(trial.question) == question
 
 
-def _finish(
-    trial: RunPaths,
-    stage: Stage,
-    profiles: Sequence[ClusterProfile],
-    question: dict[str, Any],
-    callbacks: TrialCallbacks,
+def _submit(
+    trial: RunPaths, stage: Stage, profiles: Sequence[ClusterProfile], question: dict[str, Any]
 ) -> None:
-    """Submit a task under each profile, unless it was submitted before, and follow all."""
+    """Submit a task under each profile, unless it was submitted before."""
     write_text(trial.question, json.dumps(question) + "\n")
-    callbacks.on_start(trial.root)
     recover(trial, {stage.name: stage}, profiles[0])
     submissions = read_journal(trial)
     submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
     for index, profile in enumerate(profiles):
         if index not in submitted or submitted[index] in cancelled:
             submit_tasks(trial, [ArrayTask(stage, str(trial.root.absolute()), (index,))], profile)
-    follow(trial, callbacks.watch)
+
+
+def _finish(
+    trial: RunPaths, profiles: Sequence[ClusterProfile], callbacks: TrialCallbacks, images: int = 0
+) -> None:
+    """Follow a trial's jobs to their end; ``images`` are what its only task makes first."""
+    callbacks.on_start(trial.root)
+
+    def look(live: dict[Job, JobState]) -> None:
+        callbacks.watch(live)
+        steps = []
+        for index, profile in enumerate(profiles):
+            note, step = _step_file(trial, index), ""
+            if note.exists():
+                step = note.read_text(encoding="utf-8").strip()
+            elif made := sum(stop - start for start, stop in trial.piece_ranges(index)):
+                step = f"images, {made:,} of {images:,}"
+            if step:
+                label = f"{profile.gpu_kind}: " if len(profiles) > 1 else ""
+                steps.append(f"{label}{step}")
+        if steps and live:
+            callbacks.on_step("; ".join(steps))
+
+    follow(trial, look)
     trial.question.unlink(missing_ok=True)
+
+
+def _step_file(trial: RunPaths, index: int) -> Path:
+    return trial.root / f"step-{index}.txt"
+
+
+def _step_note(trial: RunPaths, index: int) -> OnMessage:
+    """Return what writes down the step that a trial's task is at."""
+    return lambda step: write_note(trial, _step_file(trial, index), step)
 
 
 def _clear(trial: RunPaths, what: str) -> None:
@@ -226,59 +268,22 @@ def _clear(trial: RunPaths, what: str) -> None:
             raise SdwnError(f"the earlier {what} cannot be removed: {error}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class PilotSpeed:
-    """A device's speed once it is warm, at the batch size that the run's tasks would take."""
-
-    batch_size: int
-    images_per_second: float
-    peak_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class PilotAnswers:
-    """Results of a pilot, and the estimate for the whole run that follows from them.
-
-    ``nsfw``, ``nan``, ``redone`` and ``truncated`` count the pilot's images. ``hours_per_task``
-    is the longest task's, loading included, ``device_hours`` what all tasks hold devices for,
-    and ``hours`` the time until the last one ends if all that may run at once do so.
-    ``warning`` says what will not work as planned.
-    """
-
-    device: str
-    batch_size: int
-    batch_source: str
-    images_per_second: float
-    loading_seconds: float
-    peak_gb: float
-    memory_gb: int
-    images: int
-    nsfw: int
-    nan: int
-    redone: int
-    truncated: int
-    bytes_per_image: int
-    run_images: int
-    run_tasks: int
-    hours_per_task: float
-    device_hours: float
-    hours: float
-    run_bytes: int
-    contact_sheet: str
-    warning: str | None
+# Pilot
 
 
 def pilot_plan(plan: Plan) -> Plan:
-    """Pick whole synsets, evenly over the plan: at least :data:`PILOT_IMAGES` images, one shard.
+    """Pick synsets evenly over the plan and the first images of each: one shard of 20 images.
 
-    An image of the pilot is the image that the whole run makes.
+    They are 20 synsets where the plan has so many. An image of the pilot is the image that the
+    whole run makes.
     """
-    count = min(len(plan.synsets), math.ceil(PILOT_IMAGES / plan.config.images_per_synset))
+    each = math.ceil(PILOT_IMAGES / min(len(plan.synsets), PILOT_IMAGES))
+    each = min(each, plan.config.images_per_synset)
+    count = min(len(plan.synsets), math.ceil(PILOT_IMAGES / each))
     rows = [int((number + 0.5) * len(plan.synsets) / count) for number in range(count)]
-    images = count * plan.config.images_per_synset
-    sizes = {"images_per_shard": images, "shard_hours": None, "images_per_second": None}
+    sizes = {"images_per_shard": count * each, "shard_hours": None, "images_per_second": None}
     storage = plan.config.storage.model_copy(update=sizes)
-    config = plan.config.model_copy(update={"storage": storage})
+    config = plan.config.model_copy(update={"storage": storage, "images_per_synset": each})
     return Plan(plan.catalog, config, tuple(replace(plan.synsets[row], shard=0) for row in rows))
 
 
@@ -289,35 +294,64 @@ def make_pilot(run: Path, indices: Iterable[int], batch_size: int | None = None)
     shards = [plan.shards[index] for index in indices]
     if not shards:
         return  # a process whose GPU is not needed
-    sampler = load_sampler(plan.config, locked_weights(paths, plan.config.model))
+    # With the run's own images a synset, on which its batches depend.
+    config = read_plan(RunPaths(run.parent)).config
+    sampler = load_sampler(config, lock.locked_weights(paths, config.model))
     batch = make_shards(paths, plan, shards, sampler, batch_size)
-    speed = _timed(sampler, list(plan.specs(plan.shards[0])), batch.images)
+    specs = list(plan.specs(plan.shards[0]))
+    speed = time_batches(sampler, specs, batch.images, _step_note(paths, 0))
     write_text(paths.speed, json.dumps(asdict(speed)) + "\n")
 
 
 PILOT = Stage("pilot", make_pilot)
 
 
-def _timed(sampler: ImageSampler, specs: list[ImageSpec], size: int) -> PilotSpeed:
-    """Time batches as large as the run's, which may have more images than the pilot."""
+@dataclass(frozen=True, slots=True)
+class BatchSpeed:
+    """A device's speed once it is warm, at a batch size that has room."""
+
+    batch_size: int
+    images_per_second: float
+    peak_bytes: int
+
+
+def time_batches(
+    sampler: ImageSampler, specs: Sequence[ImageSpec], size: int, on_step: OnMessage = ignore
+) -> BatchSpeed:
+    """Time whole batches of a size, which may have more images than there are specs.
+
+    Where there is no room, smaller ones.
+
+    Raises:
+        OutOfMemoryError: there is no room for a single image.
+    """
     filled = [specs[number % len(specs)] for number in range(size)]
+    runs = []
     try:
-        seconds = min(sampler.time_batch(filled) for _ in range(2))
+        for number in range(RUNS):
+            on_step(f"timing batch {size}, {number + 1} of {RUNS}")
+            runs.append(size / sampler.time_batch(filled))
     except OutOfMemoryError:
         smaller = next_smaller_batch(size, sampler.config.images_per_synset)
         if smaller is None:
             raise
     else:
-        return PilotSpeed(size, size / seconds, sampler.device.peak_bytes)
+        return BatchSpeed(size, median(runs), sampler.device.peak_bytes)
     # Outside the handler, whose exception keeps the batch's memory.
     sampler.device.forget_peak()
-    return _timed(sampler, specs, smaller)
+    return time_batches(sampler, specs, smaller, on_step)
 
 
 def run_pilot(
     run: RunPaths, plan: Plan, profile: ClusterProfile, callbacks: TrialCallbacks
-) -> PilotAnswers:
+) -> dict[str, Any]:
     """Submit a run's pilot as any task is submitted, follow it, and read its answers.
+
+    Returns:
+        What it measured, and the estimate for the whole run that follows, as ``--json`` prints
+        them. ``nsfw``, ``nan``, ``redone`` and ``truncated`` count the pilot's images;
+        ``hours_per_task``, ``device_hours``, ``hours`` and ``warning`` are those of a
+        :class:`~sdwn.preflight.estimate.Cost`.
 
     Raises:
         SdwnError: it failed, or one under another profile still runs.
@@ -326,78 +360,73 @@ def run_pilot(
     lock.ensure_lock(run, plan)
     weights = read_json(run.lock) if run.lock.exists() else None
     question = {"plan": small.digest, "lock": weights, "profile": profile.record()}
-    if not _is_left(pilot, question):
-        _clear(pilot, "pilot")
-        write_plan(small, pilot)
-        lock.copy_lock(run, pilot)
-    _finish(pilot, PILOT, [profile], question, callbacks)
+    # The same command beside this one joins its job.
+    with submission_lock(run, callbacks.on_step):
+        if not _is_left(pilot, question):
+            _clear(pilot, "pilot")
+            write_plan(small, pilot)
+            lock.copy_lock(run, pilot)
+        _submit(pilot, PILOT, [profile], question)
+    _finish(pilot, [profile], callbacks, small.images)
     if not pilot.speed.exists():
         raise SdwnError(f"the pilot failed: {failure(pilot, 0)}")
-    _draw_contact_sheet(pilot, small)
-    found = _pilot_answers(plan, pilot, profile)
-    write_text(pilot.answers, json.dumps(asdict(found), indent=2) + "\n")
-    return found
-
-
-def _pilot_answers(plan: Plan, pilot: RunPaths, profile: ClusterProfile) -> PilotAnswers:
-    """Read what a pilot made, and compute what the whole run takes under a profile."""
     record = read_record(next(pilot.tasks.glob("*.json")))
-    speed = PilotSpeed(**read_json(pilot.speed))
+    speed = BatchSpeed(**read_json(pilot.speed))
     with ImageFile(pilot.shard(0)) as file:
         rows, images = file.rows(), len(file)
         statuses = Counter(names(rows["status"], "status"))
         each = int(file.offsets[-1]) / images
+        sheet = _contact_sheet(file, small)
+    with atomic(pilot.contact_sheet) as temporary:
+        sheet.save(temporary, "PNG")
     tasks = group_into_tasks(range(len(plan.shards)), profile)
     measured = DeviceSpeed(
         record.device, speed.images_per_second, "this pilot", record.loading_seconds
     )
     whole = cost(plan, tasks, profile, measured)
-    return PilotAnswers(
-        device=record.device,
-        batch_size=speed.batch_size,
-        batch_source=record.batch_source,
-        images_per_second=speed.images_per_second,
-        loading_seconds=record.loading_seconds,
-        peak_gb=max(record.peak_bytes, speed.peak_bytes) / GB,
-        memory_gb=record.memory_gb,
-        images=images,
-        nsfw=statuses["nsfw"],
-        nan=statuses["nan"],
-        redone=int(rows["redone"].sum()),
-        truncated=int(rows["truncated"].sum()),
-        bytes_per_image=round(each),
-        run_images=plan.images,
-        run_tasks=len(tasks),
-        hours_per_task=whole.hours_per_task,
-        device_hours=whole.device_hours,
-        hours=whole.hours,
-        run_bytes=round(each * plan.images),
-        contact_sheet=str(pilot.contact_sheet),
-        warning=_no_gpu(record.device, plan.config, profile) or whole.warning,
-    )
+    found = {
+        "device": record.device,
+        "batch_size": speed.batch_size,
+        "batch_source": record.batch_source,
+        "images_per_second": speed.images_per_second,
+        "loading_seconds": record.loading_seconds,
+        "peak_gb": max(record.peak_bytes, speed.peak_bytes) / GB,
+        "memory_gb": record.memory_gb,
+        "images": images,
+        "synsets": len(small.synsets),
+        **{status: statuses[status] for status in ("nsfw", "nan")},
+        **{column: int(rows[column].sum()) for column in ("redone", "truncated")},
+        "bytes_per_image": round(each),
+        "run_images": plan.images,
+        "run_tasks": len(tasks),
+        "hours_per_task": whole.hours_per_task,
+        "device_hours": whole.device_hours,
+        "hours": whole.hours,
+        "run_bytes": round(each * plan.images),
+        "contact_sheet": str(pilot.contact_sheet),
+        "warning": _no_gpu(record.device, plan.config, profile) or whole.warning,
+    }
+    write_text(pilot.answers, json.dumps(found, indent=2) + "\n")
+    return found
 
 
-def _draw_contact_sheet(pilot: RunPaths, plan: Plan) -> None:
-    """Write the pilot's images as one, a synset below its prompt, each with number and status."""
-    each, size = plan.config.images_per_synset, plan.config.generation
-    specs = list(plan.specs(plan.shards[0]))
-    with ImageFile(pilot.shard(0)) as file:
-        statuses = names(file.rows()["status"], "status")
+def _contact_sheet(file: ImageFile, plan: Plan) -> Image.Image:
+    """Lay out the pilot's images, each with its synset's name, and with what became of it."""
+    size, statuses = plan.config.generation, names(file.rows()["status"], "status")
 
-        def cells(start: int) -> Iterator[tuple[Image.Image, str]]:
-            for spec in specs[start : start + each]:
-                payload, status = file.payload(spec.index), statuses[spec.index]
-                image = decode(payload, plan.config.storage.codec, size.width, size.height)
-                yield image, f"{spec.number}" if status == "ok" else f"{spec.number}, {status}"
+    def cells() -> Iterator[tuple[Image.Image, str]]:
+        for spec in plan.specs(plan.shards[0]):
+            payload, status = file.payload(spec.index), statuses[spec.index]
+            image = decode(payload, plan.config.storage.codec, size.width, size.height)
+            number = f" {spec.number}" * (plan.config.images_per_synset > 1)
+            fate = f"{status}: " * (status != "ok")
+            yield image, f"{fate}{spec.synset}{number}"
 
-        sheet = contact_sheet(
-            [
-                Strip(f"{specs[start].synset}: {specs[start].prompt}", each, cells(start))
-                for start in range(0, len(specs), each)
-            ]
-        )
-    with atomic(pilot.contact_sheet) as temporary:
-        sheet.save(temporary, "PNG")
+    title = f"{plan.images} images of {len(plan.synsets)} synsets, by {plan.config.model.name}"
+    return contact_sheet([Strip(title, plan.images, cells())])
+
+
+# Probe
 
 
 def probe_run(
@@ -412,23 +441,20 @@ def probe_run(
     Returns:
         What was ``found`` without it, on the same subjects replaced by what the node answers.
     """
-    if not can_start(found):
-        node = [Finding("node", "unverified", "not checked, because no job could start")]
-        return replace_findings(found, node)
-    try:
-        node = _ask_node(run, plan, profile, callbacks)
-    except SdwnError as error:
-        node = [Finding("node", "problem", str(error))]
+    node = [Finding("node", "unverified", "not checked, because no job could start")]
+    if can_start(found):
+        try:
+            node = _ask_node(run, profile, callbacks)
+        except SdwnError as error:
+            node = [Finding("node", "problem", str(error))]
     return replace_findings(found, node)
 
 
-def _ask_node(
-    run: RunPaths, plan: Plan, profile: ClusterProfile, callbacks: TrialCallbacks
-) -> list[Finding]:
+def _ask_node(run: RunPaths, profile: ClusterProfile, callbacks: TrialCallbacks) -> list[Finding]:
     probe, token = run.probe, f"probe-{uuid4().hex}"
     _clear(probe, "probe")
     shorter = {"time": str(min(PROBE_MINUTES, minutes(profile.time)))}
-    write_text(probe.token, token)
+    write_text(probe.question, json.dumps(probe_question(token, profile)))
     # In the cache, too, as long as the job runs: does the node see the same one?
     cached = cache_folder() / token
     with suppress(OSError):  # Whether this machine writes there is checked beside it.
@@ -448,7 +474,7 @@ def _ask_node(
         )
     if not probe.answers.exists():
         raise SdwnError(f"the probe failed: {failure(probe, 0)}")
-    report = read_report(probe.answers)
-    if report.token != token:
-        raise SdwnError(f"{report.node} sees another {probe.token} than this machine")
-    return check_node(report, plan, profile)
+    answers = read_json(probe.answers)
+    if answers.get("token") != token:
+        raise SdwnError(f"the node sees another {probe.question} than this machine")
+    return [Finding(**finding) for finding in answers["findings"]]

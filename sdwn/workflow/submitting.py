@@ -51,9 +51,8 @@ from sdwn.models.weights import source
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.planning.work import WHOLE, Slice
-from sdwn.preflight.doctor import check_run
+from sdwn.preflight.doctor import Finding, check_run
 from sdwn.preflight.estimate import estimate, submitting_lines
-from sdwn.preflight.findings import Finding
 from sdwn.preflight.prefetch import lock_found_classifier
 from sdwn.wordnet.catalog import read_catalog
 from sdwn.wordnet.corpus import shared_wordnet
