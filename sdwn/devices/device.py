@@ -118,10 +118,7 @@ class Device:
         """All memory of the card, or the most that this process may use of the machine's."""
         if self.is_gpu:
             return int(self._cuda.mem_get_info()[1])
-        limits = [
-            _proc_bytes("/proc/meminfo", "MemTotal"),
-            resource.getrlimit(resource.RLIMIT_AS)[0],
-        ]
+        limits = [_proc_bytes("meminfo", "MemTotal"), resource.getrlimit(resource.RLIMIT_AS)[0]]
         with contextlib.suppress(OSError, ValueError):  # A control group's limit may be "max".
             limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
         return min(limit for limit in limits if limit > 0)
@@ -131,8 +128,7 @@ class Device:
         """Memory that this process has or could still get; others' share is taken off."""
         if self.is_gpu:
             return int(self._cuda.mem_get_info()[0]) + self.used_bytes
-        free = _proc_bytes("/proc/meminfo", "MemAvailable")
-        return min(self.total_bytes, free + self.used_bytes)
+        return min(self.total_bytes, _proc_bytes("meminfo", "MemAvailable") + self.used_bytes)
 
     @property
     def limit_bytes(self) -> int:
@@ -144,14 +140,14 @@ class Device:
         """Memory that this process has now."""
         if self.is_gpu:
             return int(self._cuda.memory_reserved())
-        return _proc_bytes("/proc/self/status", "VmRSS")
+        return _proc_bytes("self/status", "VmRSS")
 
     @property
     def peak_bytes(self) -> int:
         """The most that this process has had since :meth:`forget_peak`."""
         if self.is_gpu:
             return int(self._cuda.max_memory_reserved())
-        return _proc_bytes("/proc/self/status", "VmHWM")
+        return _proc_bytes("self/status", "VmHWM")
 
     def forget_peak(self) -> None:
         """Return to the system what no tensor holds, and begin to look for a new peak."""
@@ -177,7 +173,7 @@ class Device:
 
 def _proc_bytes(file: str, name: str) -> int:
     """Read an amount that Linux writes in KiB, in bytes; 0 where the file has none of this name."""
-    text = Path(file).read_text(encoding="ascii", errors="replace")
+    text = Path("/proc", file).read_text(encoding="ascii", errors="replace")
     found = re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE)
     return 1024 * int(found[1]) if found else 0
 

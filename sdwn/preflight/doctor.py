@@ -43,11 +43,10 @@ from sdwn.models.lock import require_classifier, require_weights
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import Plan, read_plan
 from sdwn.preflight.estimate import estimate
-from sdwn.wordnet import corpus
 from sdwn.wordnet.taxonomy import open_taxonomy
 
 # What keeps a job from starting, a short one too.
-STOPPING = ("slurm", "partition", "account", "qos", "nodes", "sbatch", "run folder")
+STOPPING = ("slurm", "sbatch", "run folder")
 
 HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")
 OFFLINE = "HF_HUB_OFFLINE"
@@ -58,22 +57,11 @@ OWN_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 COMMANDS = ("sbatch", "srun", "squeue", "scancel")
 # On a busy controller, finding when a job would start takes its time.
 TEST_SECONDS = 30
-# What a profile says of a task's node.
+# What a profile asks sbatch for.
 REQUEST = (
-    *("gres", "gpus_per_node", "cpus_per_task", "mem", "mem_per_cpu", "mem_per_gpu"),
-    *("constraint", "nodelist", "exclude", "sbatch"),
+    *("account", "partition", "qos", "time", "gres", "gpus_per_node", "cpus_per_task", "mem"),
+    *("mem_per_cpu", "mem_per_gpu", "constraint", "nodelist", "exclude", "reservation", "sbatch"),
 )
-# What sbatch's refusals are about, by a word in them; the first one counts.
-REFUSED = {
-    "account": "account",
-    "qos": "qos",
-    "time limit": "time",
-    "partition": "partition",
-    "node": "nodes",
-    "feature": "nodes",
-    "gres": "nodes",
-}
-
 PACKAGES = ("submitit", "h5py", "torch", "diffusers", "transformers", "accelerate")
 CODE = str(Path(sdwn.__file__).parent)
 # An HDF5 file was written and read, but only with HDF5_USE_FILE_LOCKING=FALSE.
@@ -162,19 +150,15 @@ class _Run:
         return next(differing, None)
 
 
-def _fit(run: _Run) -> Iterator[Finding]:
+def _site(run: _Run) -> Iterator[Finding]:
     try:
         require_fit(run.plan.config, run.profile)
     except UsageError as error:
         yield Finding("fit", "problem", str(error))
-        return
-    gives = "the profile asks for one" if run.slurm else "this machine has one to use"
-    needs = run.plan.config.needs_gpu
-    text = f"the plan needs a GPU and {gives}" if needs else "the plan needs no GPU"
-    yield Finding("fit", "ok", text)
-
-
-def _site(run: _Run) -> Iterator[Finding]:
+    else:
+        given = "the profile asks for one" if run.slurm else "this machine has one to use"
+        needs = f"a GPU and {given}" if run.plan.config.needs_gpu else "no GPU"
+        yield Finding("fit", "ok", f"the plan needs {needs}")
     if run.slurm:
         yield from check_site(read_site(), run.profile)
 
@@ -284,17 +268,6 @@ def _classifier(run: _Run) -> Iterator[Finding]:
         yield Finding("classifier", "warning" if run.then is None else "problem", text)
 
 
-def _wordnet(run: _Run) -> Iterator[Finding]:
-    """Find that a run of an earlier version lacks what its evaluation needs."""
-    found, passed = corpus.look_for_corpus()
-    if found is None and not run.paths.taxonomy.exists():
-        text = f"no WordNet {corpus.VERSION} on this machine, and the run has no "
-        text += f"{run.paths.taxonomy.name}: its evaluation needs one of them"
-        over = "".join(f"; {reason}" for reason in passed)
-        text += f"{over}; get it: python -m nltk.downloader wordnet"
-        yield Finding("wordnet", "warning", text)
-
-
 def _cache(run: _Run) -> Iterator[Finding]:
     folder = cache_folder()
     if fault := _cache_fault():
@@ -326,7 +299,7 @@ def _node(run: _Run) -> Iterator[Finding]:
         yield Finding("node", "unverified", text)
 
 
-CHECKS = (_fit, _site, _run_folder, _weights, _settings, _classifier, _wordnet, _cache, _node)
+CHECKS = (_site, _run_folder, _weights, _settings, _classifier, _cache, _node)
 
 
 # Of the site
@@ -361,32 +334,24 @@ def check_site(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
     else:
         each = [f"{duration(60 * (o.time_min or 0))} is the MaxTime of {o.name}" for o in limits]
         yield Finding("time", "ok", f"{text}; {', '.join(each) or 'no limit is known'}")
-    # Beside a refusal stands what the site has.
-    have = "; ".join(map(_nodes, chosen)) or "sinfo lists no nodes"
+    # Beside a refusal stands what the site has: without the partition, all of it.
+    shown = chosen or list(site.partitions.values())
+    have = "; ".join(map(_nodes, shown)) or "sinfo lists no nodes"
     refusal = sbatch_refusal(profile)
     if refusal is None:
-        yield Finding("nodes", "unverified", f"sbatch --test-only does not answer; {have}")
-        return
-    if not refusal:
-        yield Finding("nodes", "ok", f"sbatch takes a task; {have}")
-        return
-    subject = next((REFUSED[word] for word in REFUSED if word in refusal.lower()), "sbatch")
-    text = f"sbatch takes no such task: {refusal}"
-    if subject == "nodes":
+        yield Finding("sbatch", "unverified", f"sbatch --test-only does not answer; {have}")
+    elif not refusal:
+        yield Finding("sbatch", "ok", f"sbatch takes a task; {have}")
+    else:
         fields = profile.record().items()
         asks = ", ".join(f"{name} {value}" for name, value in fields if name in REQUEST)
+        text = f"sbatch takes no such task: {refusal}; the profile asks for "
+        text += f"{asks or 'no resources'}; {have}; see your accounts with: "
+        text += f"sacctmgr show associations user={user()} format=account,partition,qos"
         # In the same words SLURM refuses what no node has and what only drained nodes have.
-        down = any(kind.usable < kind.nodes for partition in chosen for kind in partition.nodes)
-        text += f"; the profile asks for {asks or 'no resources'}; {have}"
-        yield Finding(subject, "warning" if down else "problem", text)
-    elif subject == "partition":
-        text += f"; this site has {', '.join(sorted(site.partitions)) or 'none that it lists'}"
-        yield Finding(subject, "problem", text)
-    elif subject in ("account", "qos"):
-        see = f"sacctmgr show associations user={user()} format=account,partition,qos"
-        yield Finding(subject, "problem", f"{text}; see yours with: {see}")
-    else:
-        yield Finding(subject, "problem", f"{text}; change the profile, or ask your site")
+        down = any(kind.usable < kind.nodes for partition in shown for kind in partition.nodes)
+        drained = down and "node" in refusal.lower()
+        yield Finding("sbatch", "warning" if drained else "problem", text)
 
 
 def sbatch_refusal(profile: ClusterProfile) -> str | None:

@@ -212,22 +212,6 @@ def submitting_lines(found: Estimate) -> list[str]:
     return [f"submitting {_tasks(found)}, {decimal(found.bytes)}: {takes}", *warnings]
 
 
-def arrays_line(arrays: Sequence[tuple[Sequence[object], int]], tasks: int) -> str:
-    """Return a line on how tasks are cut into arrays, of which the script is the first one's.
-
-    Args:
-        arrays: each array's tasks, and how many of them run at once.
-        tasks: how many there are, those that come later included.
-
-    >>> arrays_line([("abc", 2), ("de", 1)], 7)
-    '2 arrays (the script is of the first): 3 tasks, 2 at once; 2 tasks, 1 at once; 2 tasks later'
-    """
-    each = [f"{counted(len(part), 'task')}, {at_once:,} at once" for part, at_once in arrays]
-    later = tasks - sum(len(part) for part, _ in arrays)
-    each += [f"{counted(later, 'task')} later"] * bool(later)
-    return f"{counted(len(arrays), 'array')} (the script is of the first): {'; '.join(each)}"
-
-
 def _tasks(found: Estimate) -> str:
     gpus = f", {found.devices_per_task} GPUs each" if found.devices_per_task > 1 else ""
     return f"{counted(found.tasks, 'task')} for {counted(found.shards, 'shard')}{gpus}"

@@ -106,31 +106,20 @@ def tune_device(config: RunConfig, on_step: OnMessage = ignore) -> GpuProfile:
         for number in range(MOST_IMAGES)
     ]
 
-    def best_batch(on_step: OnMessage) -> Tuning | SdwnError:
-        try:
-            return tune(
-                lambda size: sampler.time_batch(specs[:size]),
-                sampler.device,
-                images,
-                on_step=on_step,
-            )
-        except SdwnError as error:
-            return error
-
-    found = best_batch(on_step)
-    # Where not even a synset has room, images decoded one by one may be faster for being more.
-    if (isinstance(found, SdwnError) or found.batch_size < images) and sampler.slice_vae():
-        whole, found = found, best_batch(lambda step: on_step(f"decoded one by one: {step}"))
-        if isinstance(whole, Tuning) and (
-            isinstance(found, SdwnError) or whole.images_per_second >= found.images_per_second
-        ):
-            sampler.slice_vae(False)
-            found = whole
-    if isinstance(found, SdwnError):
-        raise SdwnError(
-            "no room for a single image: free the device of other work, take a larger one, "
-            "a smaller size, or half precision"
+    def best_batch() -> Tuning:
+        return tune(
+            lambda size: sampler.time_batch(specs[:size]), sampler.device, images, on_step=on_step
         )
+
+    # Where not even a synset has room, images are decoded one by one, as in a task.
+    try:
+        found = best_batch()
+        sliced = found.batch_size < images and sampler.slice_vae()
+    except SdwnError:
+        if not (sliced := sampler.slice_vae()):
+            raise
+    if sliced:
+        found = best_batch()
     steps, scheduler = config.generation.num_inference_steps, config.generation.scheduler
     return store_profile(
         GpuProfile(sampler.workload, sampler.vae_slicing, found, now(), steps, scheduler)
