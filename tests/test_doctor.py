@@ -30,14 +30,12 @@ from sdwn.preflight.doctor import (
     COMMANDS,
     NO_LOCKS,
     Finding,
-    can_start,
     check_node,
     check_run,
     check_site,
     hdf5_fault,
     probe_question,
     problems,
-    replace_findings,
     report_node,
 )
 
@@ -67,7 +65,6 @@ def test_without_slurm_nothing_is_known_and_that_is_said(
     found = check_run(*planned(), profile())
     assert [finding.subject for finding in problems(found)] == ["slurm"]
     assert "found no sbatch, srun, squeue, scancel on this machine" in texts(found)["slurm"]
-    assert not can_start(found)
     assert not problems(check_run(*planned(), profile(executor="local")))
 
 
@@ -376,8 +373,6 @@ def test_a_node_is_compared_with_this_machine_and_with_what_the_run_needs(
         (locks,) = (finding for finding in of() if finding.subject == "locks")
     assert locks.verdict == "problem"
     assert 'HDF5_USE_FILE_LOCKING: "FALSE"' in locks.text
-    before = [Finding("locks", "warning", "perhaps"), Finding("space", "ok", "much")]
-    assert replace_findings(before, [locks]) == [before[1], locks]
 
 
 def test_locks_that_fail_are_told_from_a_file_that_cannot_be_written(tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def doctor_command(
         found = check_run(paths, plan, chosen)
     if probe:
         with _short_jobs("checking a compute node") as callbacks:
-            found = probe_run(paths, plan, chosen, found, callbacks)
+            found = probe_run(paths, chosen, found, callbacks)
     lines = [
         (Text(one.verdict, COLOURS[one.verdict]), Text(one.subject, "bold"), one.text)
         for one in found

@@ -114,7 +114,7 @@ def show_script(
     """Print the script that would be submitted, and on stderr what it would take."""
     from sdwn.jobs import cluster
     from sdwn.jobs.scheduler import max_array_size
-    from sdwn.preflight.estimate import arrays_line, estimate, estimate_rows
+    from sdwn.preflight.estimate import estimate, estimate_rows
 
     tasks: Sequence[tuple[int, ...]] = cluster.group_into_tasks(todo, profile)
     arrays, script = [(tasks, len(tasks))], ""
@@ -129,7 +129,10 @@ def show_script(
     if todo and not as_json:
         console.show(console.columns(estimate_rows(takes).items()), console.stderr)
         if len(arrays) > 1 or len(arrays[0][0]) < len(tasks):
-            console.say(arrays_line(arrays, len(tasks)))
+            each = [f"{len(part):,} tasks, {at_once:,} at once" for part, at_once in arrays]
+            later = len(tasks) - sum(len(part) for part, _ in arrays)
+            each += [f"{later:,} later"] * (later > 0)
+            console.say(f"arrays, the script is of the first: {'; '.join(each)}")
     found = {"submitted": 0, "shards": len(todo), "job_ids": [], "script": script}
     found["arrays"] = [len(part) for part, _ in arrays]
     found["estimate"] = takes.as_dict()

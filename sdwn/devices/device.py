@@ -178,21 +178,6 @@ def _proc_bytes(file: str, name: str) -> int:
     return 1024 * int(found[1]) if found else 0
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error is an allocation that failed.
-
-    submitit's own exceptions are RuntimeErrors too, so the type alone says nothing.
-
-    >>> is_out_of_memory(RuntimeError("Job not requeued because: timed-out too many times."))
-    False
-    """
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(t in str(error) for t in OUT_OF_MEMORY)
-
-
 @contextlib.contextmanager
 def plain_out_of_memory() -> Iterator[None]:
     """Turn every way of running out of memory into one error.
@@ -203,7 +188,12 @@ def plain_out_of_memory() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        import torch
+
+        # submitit's own exceptions are RuntimeErrors too: there the type alone says nothing.
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(
+            text in str(error) for text in OUT_OF_MEMORY
+        ):
             raise
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise OutOfMemoryError(f"out of memory: {reason}") from None

@@ -84,17 +84,6 @@ def problems(findings: Iterable[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.verdict == "problem"]
 
 
-def can_start(findings: Iterable[Finding]) -> bool:
-    """Return whether a short job, such as a probe, could start in spite of what was found."""
-    return not any(finding.subject in STOPPING for finding in problems(findings))
-
-
-def replace_findings(before: Sequence[Finding], new: Sequence[Finding]) -> list[Finding]:
-    """Return findings, those on the same subjects replaced, for example by a node's report."""
-    answered = {finding.subject for finding in new}
-    return [*(finding for finding in before if finding.subject not in answered), *new]
-
-
 # Of the run
 
 

@@ -173,52 +173,29 @@ def stored_bytes(paths: RunPaths, plan: Plan, images: int) -> tuple[int, str]:
     return round(ratio * raw), f"as photographs: {codec} at {100 * ratio:.3g} % of raw"
 
 
-# --- As text -----------------------------------------------------------------------------------
-
-
 def estimate_rows(found: Estimate) -> dict[str, str]:
-    """Return a row for each device, with what each figure rests on."""
+    """Return a row of text for each device, with what each figure rests on."""
+    gpus = f", {found.devices_per_task} GPUs each" if found.devices_per_task > 1 else ""
+    tasks = f"{counted(found.tasks, 'task')} for {counted(found.shards, 'shard')}{gpus}"
     rows = {
-        "to make": f"{counted(found.images, 'image')}, {_tasks(found)}",
+        "to make": f"{counted(found.images, 'image')}, {tasks}",
         "to store": f"{decimal(found.bytes)} ({found.bytes_source})",
     }
     for cost in found.costs:
-        speed = cost.speed
+        speed, hours = cost.speed, cost.device_hours
+        number = f"{hours:,.0f}" if hours >= 1000 else f"{hours:.3g}"
+        number = number if hours >= 0.01 else "under 0.01"
+        text = f"{duration(3600 * cost.hours_per_task)} a task, {number} "
+        text += f"{'device' if speed.device == 'cpu' else 'GPU'}-hours"
         # Where tasks run one at a time, this is the device time once more.
-        several = cost.hours < 0.999 * cost.device_hours
-        rows[f"on {speed.device}"] = (
-            f"{duration(3600 * cost.hours_per_task)} a task, {_device_hours(cost)}"
-            + (f", {duration(3600 * cost.hours)} in all" if several else "")
-            + f"; {speed.images_per_second:.3g} images/s ({speed.speed_source}), "
-            f"loading {duration(speed.loading_seconds)} ({speed.loading_source})"
-        )
+        if cost.hours < 0.999 * hours:
+            text += f", {duration(3600 * cost.hours)} in all"
+        text += f"; {speed.images_per_second:.3g} images/s ({speed.speed_source}), "
+        text += f"loading {duration(speed.loading_seconds)} ({speed.loading_source})"
+        rows[f"on {speed.device}"] = text
     if found.unknown:
         rows["time"] = f"not known yet: {found.unknown}"
     for cost in found.costs:
         if cost.warning:
             rows[f"warning, {cost.speed.device}"] = cost.warning
     return rows
-
-
-def submitting_lines(found: Estimate) -> list[str]:
-    """Return a line on what is being submitted, then the warnings."""
-    takes = "; ".join(
-        f"about {duration(3600 * cost.hours_per_task)} each, {_device_hours(cost)} "
-        f"({cost.speed.speed_source})"
-        for cost in found.costs
-    )
-    takes = takes or f"time not known yet: {found.unknown}"
-    warnings = [f"warning: {cost.warning}" for cost in found.costs if cost.warning]
-    return [f"submitting {_tasks(found)}, {decimal(found.bytes)}: {takes}", *warnings]
-
-
-def _tasks(found: Estimate) -> str:
-    gpus = f", {found.devices_per_task} GPUs each" if found.devices_per_task > 1 else ""
-    return f"{counted(found.tasks, 'task')} for {counted(found.shards, 'shard')}{gpus}"
-
-
-def _device_hours(cost: Cost) -> str:
-    hours = cost.device_hours
-    number = f"{hours:,.0f}" if hours >= 1000 else f"{hours:.3g}"
-    number = number if hours >= 0.01 else "under 0.01"
-    return f"{number} {'device' if cost.speed.device == 'cpu' else 'GPU'}-hours"

@@ -42,13 +42,12 @@ def prefetch_config(
         SdwnError: the weights cannot be had.
     """
     found = None
-    if config.model.builtin != "noise":
-        if source(config.model) == "hub":
-            found = fetch_weights(config, None, folder)
-        else:
-            own = _own_folder(config, folder)
-            found = Weights(own, fingerprint(own))
-    return _record(config, found) | _extras(config.evaluation if classify else None)
+    if source(config.model) == "hub":
+        found = fetch_weights(config, None, folder)
+    elif config.model.builtin != "noise":
+        own = _own_folder(config, folder)
+        found = Weights(own, fingerprint(own))
+    return _record(config, found, None, classify)
 
 
 def prefetch_run(
@@ -66,17 +65,16 @@ def prefetch_run(
     config, found = plan.config, None
     if config.model.builtin != "noise":
         standing = lock.read_lock(paths, config.model)
-        if source(config.model) != "hub":
+        if source(config.model) == "hub":
+            _fetch_locked(paths, config, standing, folder)
+        else:
             _own_folder(config, folder)
             lock.ensure_lock(paths, plan)
-        else:
-            _fetch_locked(paths, config, standing, folder)
         found = lock.locked_weights(paths, config.model)
-    extras = _extras(config.evaluation if classify else None)
-    if extras["classifier"]:
+    record = _record(config, found, paths.lock, classify)
+    if record["classifier"]:
         lock_found_classifier(paths, config)
-    locked = {"lock": str(paths.lock)} if paths.lock.exists() else {}
-    return _record(config, found) | locked | extras
+    return record
 
 
 def _fetch_locked(
@@ -105,32 +103,30 @@ def _own_folder(config: RunConfig, folder: Path | None) -> Path:
     model = config.model
     if folder is not None:
         raise UsageError(f"--folder is for models of the hub; {model.name} needs no fetching")
-    if model.builtin is None:
-        return weights_folder(config)
-    return builtin_folder(model.builtin)
+    return weights_folder(config) if model.builtin is None else builtin_folder(model.builtin)
 
 
-def _record(config: RunConfig, found: Weights | None) -> dict[str, Any]:
-    return {
-        "model": config.model.name,
-        "revision": found.revision if found else None,
-        "folder": str(found.folder) if found else None,
-    }
-
-
-def _extras(chosen: EvaluationConfig | None) -> dict[str, Any]:
-    """Fetch the classifier, if one is wanted, and WordNet; what cannot be had is no error."""
-    found: dict[str, Any] = {"classifier": None, "wordnet": None, "problems": []}
+def _record(
+    config: RunConfig, found: Weights | None, locked: Path | None, classify: bool
+) -> dict[str, Any]:
+    """Fetch what else is wanted, without which images can be made, and return what there is."""
+    record: dict[str, Any] = {"model": config.model.name}
+    record["revision"] = found.revision if found else None
+    record["folder"] = str(found.folder) if found else None
+    if locked is not None and locked.exists():
+        record["lock"] = str(locked)
+    record |= {"classifier": None, "wordnet": None, "problems": []}
     try:
-        found["classifier"] = chosen and _fetch_classifier(chosen)
+        if classify:
+            record["classifier"] = _fetch_classifier(config.evaluation)
     except SdwnError as error:
-        found["problems"].append(str(error))
+        record["problems"].append(str(error))
     try:
         open_wordnet()
-        found["wordnet"] = VERSION
+        record["wordnet"] = VERSION
     except SdwnError as error:
-        found["problems"].append(str(error))
-    return found
+        record["problems"].append(str(error))
+    return record
 
 
 def _fetch_classifier(chosen: EvaluationConfig) -> str:

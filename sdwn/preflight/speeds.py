@@ -63,52 +63,30 @@ def unet_calls(steps: int) -> int:
     return steps + 1
 
 
-def timed(seconds: dict[int, float]) -> dict[int, float]:
-    """Turn the published seconds of each batch into images a second."""
-    return {batch: batch / each for batch, each in seconds.items()}
-
-
-def looped(iterations: dict[int, float]) -> dict[int, float]:
+def looped(iterations: Mapping[int, float]) -> dict[int, float]:
     """Turn the published iterations a second of each batch into whole images a second."""
     # diffusers' progress bar counts 50 iterations where PNDM calls 51 times, and ends before the
     # VAE; what the VAE adds is taken from its share of the work.
     return {batch: batch * each / STEPS / (1 + OTHER_SHARE) for batch, each in iterations.items()}
 
 
-# From two tables of diffusers' on PyTorch 2, whose addresses are in benchmarks/gpus.md; for the
-# H100 nothing was found.
-CARDS = (
-    Card(
-        "T4",
-        ("t4",),
-        timed({4: 29.74, 8: 55.99, 10: 69.86, 16: 113.26}),
-        looped({1: 7.56, 4: 1.99, 16: 1 / 1.99}),
-    ),
-    Card(
-        "V100",
-        ("v100",),
-        timed({4: 8.09, 8: 15.44, 10: 19.28, 16: 29.84}),
-        looped({1: 22.17, 4: 6.86, 16: 1.90}),
-    ),
-    Card(
-        "RTX 3090",
-        ("rtx", "3090"),
-        timed({1: 2.42, 4: 7.72, 8: 14.88, 10: 18.62, 16: 28.88, 32: 57.42, 64: 114.27}),
-        looped({1: 25.69, 4: 7.30, 16: 1.91}),
-    ),
-    Card(
-        "RTX 4090",
-        ("rtx", "4090"),
-        timed({1: 1.28, 4: 3.76, 8: 7.43, 16: 14.98, 32: 30.18, 64: 61.34}),
-        looped({1: 49.81, 4: 15.59, 16: 3.85}),
-    ),
-    Card(
-        "A100",
-        ("a100",),
-        timed({1: 1.98, 2: 2.38, 4: 3.89, 8: 7.04, 10: 8.67, 16: 13.55, 32: 26.68, 64: 53.03}),
-        looped({1: 49.74, 4: 17.27, 16: 4.68}),
-    ),
-    Card("H100 SXM", ("h100", "hbm3"), {}, {}),
+# From two tables of diffusers' on PyTorch 2, whose addresses are in benchmarks/gpus.md: seconds,
+# and compiled iterations a second, of each batch. For the H100 nothing was found.
+T4 = {4: 29.74, 8: 55.99, 10: 69.86, 16: 113.26}
+V100 = {4: 8.09, 8: 15.44, 10: 19.28, 16: 29.84}
+RTX_3090 = {1: 2.42, 4: 7.72, 8: 14.88, 10: 18.62, 16: 28.88, 32: 57.42, 64: 114.27}
+RTX_4090 = {1: 1.28, 4: 3.76, 8: 7.43, 16: 14.98, 32: 30.18, 64: 61.34}
+A100 = {1: 1.98, 2: 2.38, 4: 3.89, 8: 7.04, 10: 8.67, 16: 13.55, 32: 26.68, 64: 53.03}
+CARDS = tuple(
+    Card(name, match, {batch: batch / each for batch, each in seconds.items()}, looped(compiled))
+    for name, match, seconds, compiled in (
+        ("T4", ("t4",), T4, {1: 7.56, 4: 1.99, 16: 1 / 1.99}),
+        ("V100", ("v100",), V100, {1: 22.17, 4: 6.86, 16: 1.90}),
+        ("RTX 3090", ("rtx", "3090"), RTX_3090, {1: 25.69, 4: 7.30, 16: 1.91}),
+        ("RTX 4090", ("rtx", "4090"), RTX_4090, {1: 49.81, 4: 15.59, 16: 3.85}),
+        ("A100", ("a100",), A100, {1: 49.74, 4: 17.27, 16: 4.68}),
+        ("H100 SXM", ("h100", "hbm3"), dict[int, float](), dict[int, float]()),
+    )
 )
 
 

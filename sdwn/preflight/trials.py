@@ -55,7 +55,7 @@ from sdwn.models import lock
 from sdwn.models.weights import find_weights
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import ImageSpec, Plan, image_seed, read_plan, write_plan
-from sdwn.preflight.doctor import PROBE, Finding, can_start, probe_question, replace_findings
+from sdwn.preflight.doctor import PROBE, STOPPING, Finding, probe_question, problems
 from sdwn.preflight.estimate import cost
 from sdwn.preflight.speeds import DeviceSpeed
 from sdwn.storage.columns import names
@@ -419,24 +419,22 @@ def _contact_sheet(file: ImageFile, plan: Plan) -> Image.Image:
 
 
 def probe_run(
-    run: RunPaths,
-    plan: Plan,
-    profile: ClusterProfile,
-    found: Sequence[Finding],
-    callbacks: TrialCallbacks,
+    run: RunPaths, profile: ClusterProfile, found: Sequence[Finding], callbacks: TrialCallbacks
 ) -> list[Finding]:
     """Check a run on a compute node, by a short job, unless no job could start.
 
     Returns:
         What was ``found`` without it, on the same subjects replaced by what the node answers.
     """
-    node = [Finding("node", "unverified", "not checked, because no job could start")]
-    if can_start(found):
+    if any(finding.subject in STOPPING for finding in problems(found)):
+        node = [Finding("node", "unverified", "not checked, because no job could start")]
+    else:
         try:
             node = _ask_node(run, profile, callbacks)
         except SdwnError as error:
             node = [Finding("node", "problem", str(error))]
-    return replace_findings(found, node)
+    answered = {finding.subject for finding in node}
+    return [*(finding for finding in found if finding.subject not in answered), *node]
 
 
 def _ask_node(run: RunPaths, profile: ClusterProfile, callbacks: TrialCallbacks) -> list[Finding]:

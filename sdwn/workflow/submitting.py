@@ -52,7 +52,7 @@ from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.planning.work import WHOLE, Slice
 from sdwn.preflight.doctor import Finding, check_run
-from sdwn.preflight.estimate import estimate, submitting_lines
+from sdwn.preflight.estimate import estimate, estimate_rows
 from sdwn.preflight.prefetch import lock_found_classifier
 from sdwn.wordnet.catalog import read_catalog
 from sdwn.wordnet.corpus import shared_wordnet
@@ -176,7 +176,7 @@ def submit_run(  # noqa: PLR0912
     if evaluated:
         lock_found_classifier(paths, plan.config)
     if todo:
-        say("\n".join(submitting_lines(takes)))
+        say("\n".join(f"{name}: {text}" for name, text in estimate_rows(takes).items()))
     elif not (options.then or options.command):
         left = {shard.index for shard in plan.assigned_shards} - plan.done(paths)
         why = f"all {len(plan.assigned_shards):,} shards are finished"
