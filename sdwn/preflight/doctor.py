@@ -465,7 +465,7 @@ def _node_weights(
         found = model.name if model.builtin else require_weights(paths, config)
         yield Finding("weights", "ok", f"{node} finds {found}")
     except SdwnError:
-        lost = _is_on(os.environ.get(OFFLINE, "")) or not weights.is_hub_name(model)
+        lost = _is_on(os.environ.get(OFFLINE, "")) or weights.source(model) != "hub"
         text = f"{node} does not find {model.name}; put it into a folder or a cache that "
         text += "nodes share (HF_HOME): sdwn prefetch CONFIG"
         yield Finding("weights", "problem" if lost else "warning", text)

@@ -225,7 +225,7 @@ def _is_another(device: str, config: RunConfig, profile: ClusterProfile | None) 
 def _noise_speed(config: RunConfig) -> tuple[DeviceSpeed, ...]:
     if config.model.builtin != "noise":
         return ()
-    from sdwn.generation.noise import SECONDS_A_STEP  # numpy and Pillow, which status needs not
+    from sdwn.generation.batching import SECONDS_A_STEP  # numpy and Pillow, which status needs not
 
     speed = 1 / (SECONDS_A_STEP * config.generation.num_inference_steps)
     return (DeviceSpeed("cpu", speed, "the set pace of builtin:noise", 0.0, "nothing to load"),)

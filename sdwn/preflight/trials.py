@@ -52,7 +52,6 @@ from sdwn.jobs.scheduler import Job, JobState
 from sdwn.jobs.submit import OnLook, follow, recover, submission_lock, submit_tasks
 from sdwn.jobs.task import ArrayTask, Stage, read_record, write_note
 from sdwn.models import lock
-from sdwn.models.weights import find_weights
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import ImageSpec, Plan, image_seed, read_plan, write_plan
 from sdwn.preflight.doctor import PROBE, STOPPING, Finding, probe_question, problems
@@ -95,8 +94,7 @@ def tune_device(config: RunConfig, on_step: OnMessage = ignore) -> GpuProfile:
     """
     writable_cache()  # Fail before anything is measured that could not be kept.
     on_step("loading the model")
-    # Any revision is as fast as another: what is there is taken, and no hub is asked.
-    sampler = load_sampler(config, find_weights(config))
+    sampler = load_sampler(config)
     # Plain noise is drawn without torch.
     if sampler.workload.torch and (reason := missing_gpu(sampler.workload.device)):
         raise SdwnError(f"nothing is measured: {reason}")
