@@ -410,7 +410,7 @@ def merged(sdwn: Sdwn, generated: PlanRun, monkeypatch: pytest.MonkeyPatch) -> R
         ("evaluate run", "use: sdwn evaluate run/release"),
         ("status run/release", "use: sdwn status {0}/run"),
         ("retry run/release", "use: sdwn retry {0}/run"),
-        ("status apart", "use: sdwn verify apart, or sdwn browse apart"),
+        ("status apart", "use: sdwn browse apart"),
         ("merge apart --release x", "apart is a release, and sdwn merge takes a run"),
         ("plan paper apart", "use: a folder of its own"),
         ("report run/release/evaluations/paper", "sdwn report {0}/run/release --evaluation paper"),

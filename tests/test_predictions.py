@@ -573,17 +573,14 @@ def test_settings_of_a_wrong_kind_in_a_manifest_are_told(
         evaluation_settings(release.paths.root, None, None, NOTHING_GIVEN, console.say)
 
 
-def test_runs_that_name_different_classifiers_are_told_whose_is_taken(
+def test_of_runs_that_name_different_classifiers_the_first_counts(
     sdwn: Sdwn, generated: PlanRun, tmp_path: Path
 ) -> None:
     first = evaluated_by(generated, "first", {"model": "resnet50"})
     second = evaluated_by(generated, "second", {"model": "vit_base_patch16_224"})
     for index in first.done_shards():
         (second if index else first).shard(index).unlink()
-    told = sdwn("merge", first.root, second.root, "--release", tmp_path / "out").stderr
-    told = " ".join(told.split())
-    assert f'model: "resnet50" in {first.root}, "vit_base_patch16_224" in {second.root}' in told
-    assert f"the release takes those of {first.root}" in told
+    sdwn("merge", first.root, second.root, "--release", tmp_path / "out")
     assert Release(tmp_path / "out").manifest.evaluation == {
         **EvaluationConfig().model_dump(mode="json"),
         "model": "resnet50",

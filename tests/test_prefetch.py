@@ -124,7 +124,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def locked(site: Site) -> str:
     """A run that was planned, then prefetched; the commit that it is locked to."""
     planned = site.sdwn("plan", "small.yaml", "run")
-    assert "(not downloaded yet); before submitting: sdwn prefetch run" in planned.stderr
+    assert "(not downloaded yet)" in planned.stderr
+    assert planned.stdout.endswith("next: sdwn prefetch run\n")
     assert site.hub.requests == [], "planning asks no hub"
     assert not site.run().lock.exists()
     found = site.sdwn.json("prefetch", "run")

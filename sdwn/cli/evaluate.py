@@ -16,6 +16,7 @@ from typer import Argument, Option
 from sdwn.cli import console, options
 from sdwn.errors import UsageError, command, counted
 from sdwn.io import atomic, write_text
+from sdwn.paths import ComparisonPaths
 
 if TYPE_CHECKING:
     from sdwn.config import EvaluationConfig
@@ -31,12 +32,8 @@ def evaluate_command(
     checkpoint: options.Checkpoint = None,
     all_: Annotated[bool, Option("--all", help="Also synsets that are no ImageNet class.")] = False,
     groups: Annotated[str | None, Option(help="YAML file of NAME: SYNSET lines.")] = None,
-    embedding: Annotated[
-        Path | None, Option(help="Word vectors, as GloVe's, for the map of classes.")
-    ] = None,
-    profile: Annotated[
-        str | None, Option(metavar="PROFILE", help="Classify by array tasks; default: here.")
-    ] = None,
+    embedding: Annotated[Path | None, Option(help="Word vectors for the map, as GloVe's.")] = None,
+    profile: options.MaybeProfile = None,
     wait: options.Wait = False,
     retries: options.Retries = 2,
     as_json: options.AsJson = False,
@@ -118,7 +115,6 @@ def compare_command(
     Each with the first, by class and by group, with paired tests.
     """
     from sdwn.evaluation.metrics import metrics_shown
-    from sdwn.paths import ComparisonPaths
     from sdwn.reports import comparison
 
     paths, sides = ComparisonPaths(out), comparison.open_sides(which, evaluation)
@@ -257,9 +253,7 @@ def sheet_table(found: dict[str, Any]) -> Table:
 
 def browse_command(
     release: options.ReleaseFolder,
-    other: Annotated[
-        Path | None, Argument(metavar="OTHER", help="A release of the same synsets.")
-    ] = None,
+    other: Annotated[Path | None, Argument(help="A release of the same synsets.")] = None,
     evaluation: options.EvaluationName = None,
     port: Annotated[int | None, Option(min=0, max=65535, help="Default: 8642 or next.")] = None,
     host: Annotated[str, Option(help="Address to listen at; others need the token.")] = "127.0.0.1",

@@ -12,11 +12,11 @@ import typer
 from typer import Argument, Option
 
 from sdwn.errors import UsageError, command
+from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths, shipped_file, work_paths
 
 if TYPE_CHECKING:
     from sdwn.config import RunConfig
     from sdwn.jobs.profile import ClusterProfile
-    from sdwn.paths import RunPaths
     from sdwn.planning.plan import Plan
     from sdwn.planning.work import ShardedWork
 
@@ -25,12 +25,8 @@ Kind = Literal["run", "release", "evaluation", "work"]
 FOLLOWING = ("status", "logs", "cancel")
 
 
-# Folders: a command refuses one of another kind, and names the command that takes it
-
-
 def kind_of(folder: Path) -> Kind | None:
     """Return a folder's kind, by its files: a run, a release, an evaluation of one, or its work."""
-    from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
     from sdwn.prediction.plan import is_prediction_work
 
     if ReleasePaths(folder).manifest.exists():
@@ -42,51 +38,43 @@ def kind_of(folder: Path) -> Kind | None:
 
 
 def _expect(wanted: Literal["run", "release"]) -> Callable[[typer.Context, Any], Any]:
-    """Return a check of an argument: folders of another kind are refused."""
+    """Return a check of an argument that refuses folders of another kind."""
 
     def check(context: typer.Context, value: Any) -> Any:
         name = str(context.info_name)
         for folder in value if isinstance(value, list) else [value]:
             kind = kind_of(folder)
-            if kind in (None, wanted) or (kind == "work" and wanted == "run" and name in FOLLOWING):
-                continue
-            what = {"work": "the work of an evaluation", "evaluation": "an evaluation"}
-            raise UsageError(
-                f"{folder} is {what.get(str(kind), f'a {kind}')}, and sdwn {name} takes a "
-                f"{wanted}; use: {_command_for(kind, wanted, name, folder)}"
-            )
+            if kind is not None and kind != wanted and (kind != "work" or name not in FOLLOWING):
+                what = {"work": "the work of an evaluation", "evaluation": "an evaluation"}
+                raise UsageError(
+                    f"{folder} is {what.get(kind, f'a {kind}')}, and sdwn {name} takes a {wanted}; "
+                    f"use: {_command_for(kind, name, folder)}"
+                )
         return value
 
     return check
 
 
-def _command_for(kind: Kind | None, wanted: str, name: str, folder: Path) -> str:
+def _command_for(kind: Kind, name: str, folder: Path) -> str:
     """Return the command for this kind of folder that does what the user meant."""
-    from sdwn.paths import RunPaths
-
+    whole, release = folder.absolute(), RunPaths(folder).release
     if kind == "run":
-        release = RunPaths(folder).release
         merged = kind_of(release) == "release"
         return command(name, release) if merged else command("merge", folder, "--release", release)
     if kind == "release":
-        # A run was meant: the one that the release lies in.
-        if name in ("plan", "run"):
-            return "a folder of its own"
-        run = folder.absolute().parent
-        if name != "merge" and kind_of(run) == "run":
-            return command(name, run)
-        return f"{command('verify', folder)}, or {command('browse', folder)}"
-    evaluation = folder.absolute().parent if kind == "work" else folder.absolute()
-    if name in FOLLOWING and kind_of(evaluation / "work") == "work":
+        if name in ("plan", "run", "merge"):
+            return "a folder of its own" if name != "merge" else "the folders of its runs"
+        inside = kind_of(whole.parent) == "run"
+        return command(name, whole.parent) if inside else command("browse", folder)
+    evaluation = whole.parent if kind == "work" else whole
+    if name in FOLLOWING:
         return command(name, evaluation / "work")
     one = ["--evaluation", evaluation.name] * (name in ("report", "browse", "show"))
-    release = evaluation.parent.parent
-    return command(name if wanted == "release" else "evaluate", release, *one)
+    return command(name, evaluation.parent.parent, *one)
 
 
 def open_run(run: Path) -> tuple[RunPaths, Plan]:
     """Read a run's plan."""
-    from sdwn.paths import RunPaths
     from sdwn.planning.plan import read_plan
 
     paths = RunPaths(run)
@@ -95,7 +83,6 @@ def open_run(run: Path) -> tuple[RunPaths, Plan]:
 
 def open_sharded(folder: Path) -> tuple[RunPaths, ShardedWork]:
     """Read what a folder's tasks work on: a run's plan, or the plan of an evaluation's work."""
-    from sdwn.paths import work_paths
     from sdwn.prediction.plan import is_prediction_work, read_prediction_plan
 
     if not is_prediction_work(folder):
@@ -105,22 +92,12 @@ def open_sharded(folder: Path) -> tuple[RunPaths, ShardedWork]:
 
 
 def require_savable(save: Path, release: Path, endings: tuple[str, ...]) -> None:
-    """Check the path of ``--save``.
-
-    Raises:
-        UsageError: it names no file, a file in the release, or another format.
-    """
-    reason = None
+    """Refuse a path of ``--save`` of another format, or inside the release."""
     if save.suffix.lower() not in endings:
-        reason = f"expected a file name that ends in {' or '.join(endings)}"
-    elif not save.parent.is_dir():
-        reason = "expected a file in a folder that exists"
-    elif save.is_symlink() or (save.exists() and not save.is_file()):
-        reason = "expected a file or nothing there"
-    elif release.resolve() in save.resolve().parents:
-        reason = "it lies in the release; choose another path"
-    if reason:
-        raise UsageError(f"--save {save}: {reason}")
+        valid = " or ".join(endings)
+        raise UsageError(f"--save {save}: expected a file name that ends in {valid}")
+    if release.resolve() in save.resolve().parents:
+        raise UsageError(f"--save {save}: it lies in the release; choose another path")
 
 
 # Arguments and options
@@ -143,6 +120,9 @@ Override = Annotated[
 Profile = Annotated[
     str, Option(metavar="PROFILE", help="Where tasks run: a file, or a shipped profile's name.")
 ]
+MaybeProfile = Annotated[
+    str | None, Option(metavar="PROFILE", help="Where tasks run; default: no tasks, here.")
+]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON object on stdout.")]
 Wait = Annotated[bool, Option("--wait", help="Follow the tasks to the end.")]
 Then = Annotated[
@@ -151,13 +131,8 @@ Then = Annotated[
 ]
 Force = Annotated[bool, Option("--force", help="Submit even where sdwn doctor finds a problem.")]
 Retries = Annotated[int, Option(min=0, help="With --wait: how often failed tasks start again.")]
-Model = Annotated[
-    str | None,
-    Option(help="Classifier: paper (ViT-H/14), efficientnet-lite0, any timm model."),
-]
-Checkpoint = Annotated[
-    Path | None, Option(help="The classifier's weights: safetensors or a torch state dict.")
-]
+Model = Annotated[str | None, Option(help="paper (ViT-H/14), efficientnet-lite0, any timm model.")]
+Checkpoint = Annotated[Path | None, Option(help="Its weights: safetensors or a torch state dict.")]
 PartSize = Annotated[
     float, Option(metavar="GB", min=1e-6, max=1e6, help="Minimum size of a part, in GB.")
 ]
@@ -192,7 +167,6 @@ PANEL = "Instead of what the profile says"
 def open_config(config: str, overrides: list[str] | None) -> RunConfig:
     """Read a config file, or a shipped one, with overrides."""
     from sdwn.config import load_config
-    from sdwn.paths import shipped_file
 
     return load_config(shipped_file("config", config), tuple(overrides or ()))
 

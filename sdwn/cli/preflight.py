@@ -16,6 +16,7 @@ from typer import Argument, Option
 
 from sdwn.cli import console, options
 from sdwn.errors import UsageError, command, counted, duration
+from sdwn.paths import RunPaths
 
 if TYPE_CHECKING:
     from sdwn.preflight.trials import TrialCallbacks
@@ -26,9 +27,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unverified": "
 def plan_command(
     config: options.Config,
     run: options.Run,
-    profile: Annotated[
-        str | None, Option(metavar="PROFILE", help="For the estimate; not in the plan.")
-    ] = None,
+    profile: options.MaybeProfile = None,
     set_: options.Override = None,
     slice_: Annotated[
         str | None, Option("--slice", metavar="N/M", help="Only this share of the shards, as 2/3.")
@@ -71,12 +70,8 @@ def prefetch_command(
     target: Annotated[
         str, Argument(metavar="CONFIG|RUN", help="A config, or the folder of a planned run.")
     ],
-    folder: Annotated[
-        Path | None, Option(help="Where tasks find weights, if not in the cache.")
-    ] = None,
-    classifier: Annotated[
-        bool, Option("--classifier/--no-classifier", help="Get the classifier too.")
-    ] = True,
+    folder: Annotated[Path | None, Option(help="Where tasks find weights; default: cache.")] = None,
+    classifier: Annotated[bool, Option(help="Get the classifier too.")] = True,
     set_: options.Override = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -84,7 +79,6 @@ def prefetch_command(
 
     A planned run is locked to the weights' commit. Afterwards no network is needed.
     """
-    from sdwn.paths import RunPaths
     from sdwn.preflight.prefetch import prefetch_config, prefetch_run
     from sdwn.workflow.status import next_command, run_status
 
@@ -99,24 +93,15 @@ def prefetch_command(
         found = prefetch_config(options.open_config(target, set_), folder, classifier)
         other = ["--set", f"model.name={folder}"] * (folder is not None)
         step = command("plan", target, "RUN", *other)
-    rows = {
-        "model": found["model"],
-        "revision": found["revision"],
-        "folder": found["folder"],
-        "lock": found.get("lock"),
-        "classifier": found["classifier"],
-        "WordNet": found["wordnet"],
-        "problems": found["problems"] or None,
-    }
+    rows = {**found, "problems": found["problems"] or None}
     console.result(found, as_json, rows, next_=None if found["problems"] else step)
     if found["problems"]:
         raise typer.Exit(1)
 
 
 @contextmanager
-def _short_jobs(what: str, advice: str = "") -> Iterator[TrialCallbacks]:
-    """Show that short jobs are running; on Ctrl-C say how to end them, and ``advice``."""
-    from sdwn.paths import RunPaths
+def _short_jobs(what: str) -> Iterator[TrialCallbacks]:
+    """Show short jobs at work; on Ctrl-C say how to end them and to come back to them."""
     from sdwn.preflight.trials import TrialCallbacks
     from sdwn.workflow.submitting import leaving_advice, watch_jobs
 
@@ -127,20 +112,15 @@ def _short_jobs(what: str, advice: str = "") -> Iterator[TrialCallbacks]:
     except KeyboardInterrupt:
         for folder in folders:
             if live := leaving_advice(RunPaths(folder)):
-                console.say(live + advice)
+                console.say(f"{live}; resume with the same command")
         raise
-
-
-SAME_COMMAND = "; resume with the same command"
 
 
 @options.with_site
 def tune_command(
     config: options.Config,
     site: dict[str, str],
-    profile: Annotated[
-        str | None, Option(metavar="PROFILE", help="Where to measure; default: here.")
-    ] = None,
+    profile: options.MaybeProfile = None,
     gpus: Annotated[
         str | None, Option(metavar="KINDS", help="Kinds of GPU, as v100,a100: a job each.")
     ] = None,
@@ -167,7 +147,7 @@ def tune_command(
         chosen = options.open_profile(profile, site)
         require_fit(settings, chosen)
         kinds = [kind.strip() for kind in (gpus or "").split(",") if kind.strip()]
-        with _short_jobs("measuring", SAME_COMMAND) as callbacks:
+        with _short_jobs("measuring") as callbacks:
             found = tune_by_jobs(settings, chosen, kinds, callbacks)
     shown: list[Any] = []
     for one in found:
@@ -205,7 +185,7 @@ def pilot_command(
     chosen = options.open_profile(profile, site)
     require_fit(plan.config, chosen)
     require_usable(plan.config)
-    with _short_jobs("making the pilot's images", SAME_COMMAND) as callbacks:
+    with _short_jobs("making the pilot's images") as callbacks:
         found = run_pilot(paths, plan, chosen, callbacks)
     speed = f"{found['images_per_second']:.3g} images/s with {found['batch_size']} a batch"
     loading = f"loading takes {duration(found['loading_seconds'])}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +14,8 @@ from typer import Argument, Option
 from sdwn.cli import console, options
 from sdwn.cli.evaluate import evaluate_here, evaluation_rows
 from sdwn.errors import UsageError, command, counted
+from sdwn.io import atomic, strays
+from sdwn.paths import ReleasePaths, RunPaths
 
 if TYPE_CHECKING:
     from sdwn.releases.merge import MergeOptions
@@ -61,18 +63,10 @@ def merge_command(
 
 def merge_runs(runs: list[Path], release: Path, how: MergeOptions) -> dict[str, Any]:
     """Merge runs into a release with a progress bar; return its counts."""
-    from sdwn.paths import ReleasePaths, RunPaths
-    from sdwn.planning.plan import read_plan, setting_differences
+    from sdwn.planning.plan import read_plan
     from sdwn.releases.merge import merge, merged_summary
 
     paths = [RunPaths(run) for run in runs]
-    first, *others = [read_plan(path).config.evaluation.model_dump(mode="json") for path in paths]
-    for path, other in zip(paths[1:], others, strict=True):
-        if found := setting_differences(first, other, (f"in {runs[0]}", f"in {path.root}")):
-            console.say(
-                f"the runs' evaluations have other settings ({'; '.join(found)}); the release "
-                f"takes those of {runs[0]}"
-            )
     with console.progress("merging", read_plan(paths[0]).images) as bar:
         return merged_summary(merge(paths, ReleasePaths(release), how, bar.advance))
 
@@ -108,7 +102,6 @@ def verify_command(
     Names what is damaged, missing or extra.
     """
     from sdwn.evaluation.verify import verify
-    from sdwn.io import strays
     from sdwn.releases.release import Release
     from sdwn.workflow.status import next_for_release
 
@@ -142,7 +135,6 @@ def regenerate_command(
 ) -> None:
     """Regenerate an image, and compare the two."""
     from sdwn.generation.regenerate import regenerate
-    from sdwn.io import atomic
     from sdwn.releases.release import Release
 
     if save is not None:
@@ -222,12 +214,11 @@ def export_command(
     kinds = sorted(set(opened.metadata["codec"].to_pylist()))
     if format_ == "webdataset" and codec == "stored" and len(kinds) > 1:
         console.say(
-            f"the tars hold images of several kinds ({', '.join(kinds)}): the webdataset library "
-            "reads them, Hugging Face datasets takes only tars of one kind; for it export with: "
-            "--codec png, or --codec jpeg"
+            f"the tars hold images of several kinds ({', '.join(kinds)}): Hugging Face datasets "
+            "takes only tars of one kind; for it export with: --codec png, or --codec jpeg"
         )
-    rows = {name.replace("_", " "): value for name, value in found.items() if name != "bytes"}
-    rows |= {"size": decimal(found["bytes"])} if "bytes" in found else {}
+    rows = {name: value for name, value in found.items() if name != "bytes"}
+    rows["size"] = decimal(found["bytes"])
     step = command("browse", dest) if format_ == "release" else None
     console.result(found, as_json, rows, next_=step)
 
@@ -237,18 +228,13 @@ def parse_share(text: str) -> float:
 
     >>> parse_share("1%"), parse_share("0.25")
     (0.01, 0.25)
-
-    Raises:
-        UsageError: it is none.
     """
     number, percent, _ = text.partition("%")
-    try:
+    with suppress(ValueError):
         value = float(number) / 100 if percent else float(number)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 1 or (value == 1 and not percent):
-        raise UsageError(f"--sample {text}: expected a share such as 1% or 0.01, up to 100%")
-    return value
+        if 0 < value < 1 or (value == 1 and percent):
+            return value
+    raise UsageError(f"--sample {text}: expected a share such as 1% or 0.01, up to 100%")
 
 
 def import_command(
@@ -270,7 +256,6 @@ def import_command(
     that are no readable image are left out and named.
     """
     from sdwn.exchange.import_images import ImportOptions, count_files, import_images
-    from sdwn.paths import ReleasePaths
     from sdwn.workflow.status import next_for_release
 
     how = ImportOptions(format_, int(part_size * 1e9), origin, licence, follow_links)

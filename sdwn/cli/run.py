@@ -14,11 +14,13 @@ from rich.table import Table
 from typer import Option
 
 from sdwn.cli import console, options
+from sdwn.cli.evaluate import evaluate_here, evaluation_rows
+from sdwn.cli.release import merge_runs, release_rows, with_evaluation
 from sdwn.errors import command, counted, duration
+from sdwn.paths import RunPaths
 
 if TYPE_CHECKING:
     from sdwn.jobs.profile import ClusterProfile
-    from sdwn.paths import RunPaths
     from sdwn.planning.plan import Plan
     from sdwn.workflow.status import RunStatus
     from sdwn.workflow.submitting import SubmitOptions
@@ -145,7 +147,6 @@ def cancel_command(run: options.Run, as_json: options.AsJson = False) -> None:
     What they have finished stays.
     """
     from sdwn.jobs.submit import cancel_run
-    from sdwn.paths import RunPaths
 
     paths = RunPaths(run)
     if not paths.submissions.exists():
@@ -182,13 +183,13 @@ def status_command(
     now = run_status(paths, work, journal)
     if watch and not as_json:
         idle, printed = 0.0, -float(console.REPORT_SECONDS)
-        with Redrawn(console=console.stderr, transient=True, auto_refresh=False) as view:
+        with Redrawn(console=console.stdout, transient=True, auto_refresh=False) as view:
             while now.jobs_live or (
                 now.shards_done == now.shards_total
                 and [one for one in now.then.values() if one != DONE][:1] == [NOT_YET]
                 and idle < PATIENCE_SECONDS
             ):
-                if console.stderr.is_terminal:
+                if console.stdout.is_terminal:
                     view.update(status_table(now), refresh=True)
                 elif time.monotonic() - printed >= console.REPORT_SECONDS:
                     console.show(headline(now))
@@ -292,8 +293,6 @@ def run_command(
 
     The release lies in the run's folder. The same command resumes: it does only what is missing.
     """
-    from sdwn.cli.evaluate import evaluate_here, evaluation_rows
-    from sdwn.cli.release import merge_runs, release_rows, with_evaluation
     from sdwn.jobs.submit import require_fit
     from sdwn.preflight.prefetch import prefetch_classifier
     from sdwn.releases.merge import MergeOptions

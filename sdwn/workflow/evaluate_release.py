@@ -35,15 +35,7 @@ def evaluation_settings(
 ) -> EvaluationConfig:
     """Return the settings to evaluate a release: its run's config, replaced by the arguments.
 
-    Args:
-        release: its folder.
-        model: the classifier to take instead.
-        checkpoint: its weights.
-        given: ``images``, ``groups``, ``embedding``; None: as the config says.
-        say: shows a message.
-
-    Raises:
-        UsageError: the config's weights are not here, or the manifest holds wrong settings.
+    ``given`` has ``images``, ``groups`` and ``embedding``; None: as the config says.
     """
     opened = Release(release)
     recorded = opened.manifest.evaluation or {}
@@ -56,10 +48,8 @@ def evaluation_settings(
             say(f"the run's {name}, {file}, is not here: the default is used")
             del known[name]
     config = validated(EvaluationConfig, known, source=str(opened.paths.manifest))
-    chosen = with_classifier(config, model, checkpoint)
-    chosen = chosen.model_copy(
-        update={name: value for name, value in given.items() if value is not None}
-    )
+    update = {name: value for name, value in given.items() if value is not None}
+    chosen = with_classifier(config, model, checkpoint).model_copy(update=update)
     if chosen.checkpoint and not chosen.checkpoint.is_file() and checkpoint is None:
         raise UsageError(
             f"{chosen.checkpoint}: the run's config takes the classifier's weights from this file, "
@@ -105,10 +95,6 @@ def evaluate_by_tasks(
 
     Returns:
         The evaluation's main figures, or how its tasks stand.
-
-    Raises:
-        UsageError: the release lies where SLURM cannot write, or there is no such model.
-        SdwnError: with ``wait``, shards are still missing.
     """
     say, opened, (profile, figures) = display.say, Release(release), profiles
     work, plan = open_prediction_plan(opened, config)
@@ -128,8 +114,6 @@ def evaluate_by_tasks(
                     f"the weights of {config.model} are not here: each task would download them; "
                     f"before that: sdwn prefetch CONFIG --set evaluation.model={config.model}"
                 )
-        if profile.executor == "slurm" and not profile.asks_for_gpu:
-            say("the profile asks for no GPU: its tasks classify on CPUs")
         if options.wait:
             follow_to_end(order, options, display)
         elif unfinished_shards(work, plan) or live_jobs(work):

@@ -84,9 +84,6 @@ def parse_stages(text: str | None) -> tuple[LaterStage, ...]:
 
     >>> parse_stages("evaluate, merge"), parse_stages(None)
     (('merge', 'evaluate'), ())
-
-    Raises:
-        UsageError: it names something else.
     """
     names = set() if text is None else {name.strip() for name in text.split(",")}
     if unknown := names - LATER_STAGES.keys():
@@ -102,11 +99,7 @@ def require_chain(
     profile: ClusterProfile,
     wait: bool,
 ) -> None:
-    """Refuse a chain of stages that lacks its input, or a command to link it.
-
-    Raises:
-        UsageError: a stage lacks what it works on.
-    """
+    """Refuse a chain of stages that lacks its input, or a command to link it."""
     release = ReleasePaths(paths.release)
     if "merge" in stages and not plan.slice.whole:
         raise UsageError(
@@ -145,9 +138,6 @@ def submit_chain(
 
     Stages that wait from an earlier submission are taken back: they would start too early. One
     that runs continues, and the first waits for it.
-
-    Raises:
-        SdwnError: SLURM takes no more jobs, or does not answer.
     """
     jobs: dict[str, Job] = {}
     before = ""
@@ -170,9 +160,6 @@ def submit_behind(  # noqa: PLR0913, PLR0917
 
     ``profile`` is what that job asks for. Jobs that have nothing left to do are not waited for,
     as they may be held.
-
-    Raises:
-        SdwnError: SLURM takes no more jobs, or does not answer.
     """
     before: list[str] = []
     left = set(unfinished_shards(paths, work))
@@ -206,11 +193,7 @@ def followed(paths: RunPaths, stages: Sequence[LaterStage]) -> set[Job]:
 
 
 def require_done(paths: RunPaths, stages: Sequence[LaterStage]) -> None:
-    """Fail where a stage that was followed to its end did not succeed.
-
-    Raises:
-        SdwnError: with what ended it.
-    """
+    """Fail where a stage that was followed to its end did not succeed."""
     found = stage_states(paths, open_journal(paths), {})
     for stage in stages:
         text = found[stage].text if stage in found else "not submitted"

@@ -58,20 +58,14 @@ class GpuStatus:
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """Counts of a run, or of its slice.
+    """Counts of a run, or of its slice; a shard is counted in one of its states.
 
-    A shard is done, or its live job runs, is pending, or is ``unknown`` to a scheduler that does
-    not answer, or it failed (its jobs have ended without it), or was cancelled, or was never
-    submitted (``missing``). ``jobs_live`` counts the jobs that wait or run, later stages included,
-    ``pending_reasons`` those that wait by SLURM's reason; ``cannot_start`` says which of them
-    wait in vain, and what to do.
-    ``images_per_second`` is over the last ten minutes at most, 0 when nothing runs;
-    ``seconds_left`` follows from it, ``gpus`` from the records of running tasks.
-    ``restarts`` counts requeues of tasks that had begun, ``lowered`` names tasks that ran out of
-    memory and continued with smaller batches, ``changed_code`` those that run other code than
-    at submission, ``without_gpu`` those that were given a GPU and run on the CPU, ``then`` the
-    state of the later stages, ``waited`` names tasks that waited for a disk that failed,
-    ``submitted_by`` who submitted.
+    ``failed``: its jobs have ended without it; ``missing``: it was never submitted; ``unknown``:
+    the scheduler does not answer. ``jobs_live`` counts jobs that wait or run, later stages
+    included; ``cannot_start`` says which wait in vain, and what to do. ``images_per_second`` is
+    over the last ten minutes at most, ``gpus`` are from the records of running tasks.
+    ``restarts`` counts requeues of tasks that had begun; ``lowered``, ``changed_code``,
+    ``without_gpu`` and ``waited`` are notes of tasks.
     """
 
     images_done: int
@@ -331,11 +325,32 @@ def stage_states(paths: RunPaths, journal: Journal, live: Live) -> dict[str, Sta
     last = {one.stage: one.jobs[0] for one in submissions if one.stage in LATER and one.jobs}
     found = {}
     for stage in LATER:
-        if job := last.get(stage):
-            text = _stage_text(paths, stage, job, live, job in cancelled)
-            found[stage] = StageState(text, job, job in live)
-        elif stage in journal.later:
-            found[stage] = StageState(NOT_YET)
+        job = last.get(stage)
+        if job is None:
+            if stage in journal.later:
+                found[stage] = StageState(NOT_YET)
+            continue
+        logs = job_logs(paths, job)
+        why = end_reason(paths, job) if logs else ""
+        manifest = ReleasePaths(paths.release).manifest
+        ended = max((log.stat().st_mtime for log in logs), default=0.0)
+        # A log that ends well needs no controller.
+        if is_success(why):
+            text = DONE
+        elif job in live:
+            state = live[job]
+            waits_for = f"({state.reason}) " * (state.reason not in ("", "None"))
+            text = f"{state.state.lower()} {waits_for}as job {job.id}"
+        elif job in cancelled:
+            text = f"cancelled as job {job.id}"
+        elif not logs:
+            text = f"never started: job {job.id} was cancelled, or the stage before it failed"
+        # Somebody may have merged the run by hand after the job had failed.
+        elif stage == "merge" and manifest.exists() and manifest.stat().st_mtime > ended:
+            text = DONE
+        else:
+            text = FAILED + why
+        found[stage] = StageState(text, job, job in live)
     return found
 
 
@@ -343,25 +358,3 @@ def read_stages(paths: RunPaths) -> dict[str, StageState]:
     """Look at how each later stage stands now."""
     journal = open_journal(paths)
     return stage_states(paths, journal, live_jobs(paths, journal.submissions))
-
-
-def _stage_text(paths: RunPaths, stage: str, job: Job, live: Live, cancelled: bool) -> str:
-    logs = job_logs(paths, job)
-    why = end_reason(paths, job) if logs else ""
-    # A log that ends well needs no controller.
-    if is_success(why):
-        return DONE
-    if job in live:
-        state = live[job]
-        waits_for = f"({state.reason}) " * (state.reason not in ("", "None"))
-        return f"{state.state.lower()} {waits_for}as job {job.id}"
-    if cancelled:
-        return f"cancelled as job {job.id}"
-    if not logs:
-        return f"never started: job {job.id} was cancelled, or the stage before it failed"
-    # Somebody may have merged the run by hand after the job had failed.
-    manifest = ReleasePaths(paths.release).manifest
-    ended = max(log.stat().st_mtime for log in logs)
-    if stage == "merge" and manifest.exists() and manifest.stat().st_mtime > ended:
-        return DONE
-    return FAILED + why

@@ -112,11 +112,7 @@ class SubmitOptions:
 def plan_run(
     config: RunConfig, run: Path, display: Display, share: Slice = WHOLE
 ) -> tuple[Plan, RunPaths]:
-    """Read WordNet and write a run's plan, or a slice of it, unless the same plan is there.
-
-    Raises:
-        UsageError: the model or the catalog cannot be used, or another plan is there.
-    """
+    """Read WordNet and write a run's plan, or a slice of it, unless the same plan is there."""
     require_usable(config)
     with display.progress("reading WordNet"):
         wordnet = shared_wordnet()
@@ -126,13 +122,10 @@ def plan_run(
     display.say(f"{'planned' if new else 'planned already'}: {run}")
     with display.progress("looking for the weights"):
         locked = ensure_lock(paths, plan)
-    if locked is not None:
-        display.say(f"model: {locked.model.name} (revision {locked.revision})")
-    elif source(config.model) == "elsewhere":
-        display.say(f"model: {config.model.name} (no such folder on this machine)")
-    elif source(config.model) == "hub":
-        get = command("prefetch", run)
-        display.say(f"model: {config.model.name} (not downloaded yet); before submitting: {get}")
+    states = {"elsewhere": "no such folder on this machine", "hub": "not downloaded yet"}
+    state = f"revision {locked.revision}" if locked else states.get(source(config.model))
+    if state:
+        display.say(f"model: {config.model.name} ({state})")
     return plan, paths
 
 
@@ -147,10 +140,6 @@ def submit_run(  # noqa: PLR0912
 
     Returns:
         Counts and ids of what was submitted, as ``--json`` prints them.
-
-    Raises:
-        UsageError: a stage behind the shards lacks what it works on.
-        SdwnError: something would stop the run, or shards or a stage failed.
     """
     say = display.say
     journal = open_journal(paths)
@@ -214,11 +203,7 @@ def _refuse_problems(findings: Sequence[Finding], say: OnMessage) -> None:
 
 
 def shards_to_submit(paths: RunPaths, plan: Plan, journal: Journal, say: OnMessage) -> list[int]:
-    """List the shards to submit; report other code than at the last submission, and lost lines.
-
-    Raises:
-        UsageError: jobs of this folder were submitted for another plan.
-    """
+    """List the shards to submit; report other code than at the last submission, and lost lines."""
     if replaced := replaced_plan(paths, journal.submissions, plan):
         raise UsageError(replaced)
     if changed := changed_code(journal.submissions):
@@ -283,11 +268,7 @@ def watch_jobs(bar: ProgressBar, say: OnMessage) -> OnLook:
 
 
 def follow_to_end(order: WorkOrder, options: SubmitOptions, display: Display) -> list[Job]:
-    """Submit all shards that are left and follow them to the end.
-
-    Raises:
-        SdwnError: shards are still missing; the message has the reason of the first.
-    """
+    """Submit all shards that are left and follow them to the end."""
     paths, work = order.paths, order.work
     start, resume = images_done(paths, work), options.resume_command(paths)
     seen = start
