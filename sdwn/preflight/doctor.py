@@ -42,7 +42,7 @@ from sdwn.models.families import check_settings
 from sdwn.models.lock import require_classifier, require_weights
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import Plan, read_plan
-from sdwn.preflight.estimate import estimate
+from sdwn.preflight.estimate import Estimate, estimate
 from sdwn.wordnet.taxonomy import open_taxonomy
 
 # What keeps a job from starting, a short one too.
@@ -92,12 +92,14 @@ def check_run(
     plan: Plan,
     profile: ClusterProfile,
     then: Sequence[LaterStage] | None = None,
+    takes: Estimate | None = None,
 ) -> list[Finding]:
     """Check all that can be known from here before a run is submitted under a profile.
 
-    ``then`` are the stages that are submitted behind it, None where that is not known.
+    ``then`` are the stages that are submitted behind it, None where that is not known; ``takes``
+    is the estimate of what is submitted, if there is one already.
     """
-    run = _Run(paths, plan, profile, then)
+    run = _Run(paths, plan, profile, then, takes)
     return [finding for check in CHECKS for finding in check(run)]
 
 
@@ -107,6 +109,7 @@ class _Run:
     plan: Plan
     profile: ClusterProfile
     then: Sequence[LaterStage] | None
+    takes: Estimate | None
 
     @cached_property
     def weights(self) -> Path | SdwnError:
@@ -163,7 +166,8 @@ def _run_folder(run: _Run) -> Iterator[Finding]:
         yield Finding("run folder", "warning", text)
     else:
         yield Finding("run folder", "ok", str(root))
-    found = estimate(run.paths, run.plan, unfinished_shards(run.paths, run.plan), run.profile)
+    todo = unfinished_shards(run.paths, run.plan)
+    found = run.takes or estimate(run.paths, run.plan, todo, run.profile)
     stuck = [cost.warning or "" for cost in found.costs if cost.stuck]
     if stuck:
         every = len(stuck) == len(found.costs)

@@ -159,7 +159,8 @@ def submit_run(  # noqa: PLR0912
     takes, evaluated = estimate(paths, plan, todo, profile), "evaluate" in options.then
     if not options.force:
         require_visible(paths, journal.submissions, todo)
-        found = check_run(paths, plan, profile, options.then) if todo or evaluated else []
+        checked = todo or evaluated
+        found = check_run(paths, plan, profile, options.then, takes) if checked else []
         # Where nothing is left to make, only what would stop the evaluation counts.
         _refuse_problems([one for one in found if todo or one.subject == "classifier"], say)
     if evaluated:
