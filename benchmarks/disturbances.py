@@ -171,8 +171,11 @@ class Disturber:
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError, KeyError):  # it may end while we look
-                command = (process / "cmdline").read_bytes().decode().split("\0")
-                ours = "submitit.core._submit" in command and str(self._run.jobs / "%j") in command
+                command = (process / "cmdline").read_bytes().decode().rstrip("\0").split("\0")
+                ours = (
+                    "submitit.core._submit" in command
+                    and Path(command[-1]).parent == self._run.jobs
+                )
                 # srun's command line holds the worker's.
                 if ours and Path(command[0]).name.startswith("python"):
                     environment = _environment(process)

@@ -316,10 +316,10 @@ def workers(paths: RunPaths) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            command = os.fsdecode((process / "cmdline").read_bytes()).split("\0")
+            command = os.fsdecode((process / "cmdline").read_bytes()).rstrip("\0").split("\0")
         except OSError:
             continue
-        if "submitit.core._submit" in command and str(paths.jobs.absolute() / "%j") in command:
+        if "submitit.core._submit" in command and Path(command[-1]).parent == paths.jobs.absolute():
             found.append(int(process.name))
     return found
 

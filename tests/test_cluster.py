@@ -308,6 +308,19 @@ def test_a_batch_size_and_a_folder_for_weights_reach_the_task(tmp_path: Path) ->
     assert "export SDWN_STAGE_WEIGHTS='$TMPDIR/weights'" in text, "the task's own TMPDIR"
 
 
+def test_a_variable_within_a_value_is_the_tasks_own_and_all_else_is_as_written(
+    tmp_path: Path,
+) -> None:
+    values = {"A": "$SCRATCH/h f", "B": "x${SCRATCH}y", "C": "$(date) `x` $1 \"'\\ 5$", "D": ""}
+    site = profile(executor="local", environment=values, python="env >&2 #")
+    environment = {**os.environ, "SCRATCH": "/fast"}
+    words = ["bash", "-c", job_script(1, tmp_path / "jobs", site), "script", "7"]
+    subprocess.run(words, env=environment, check=True)
+    seen = (tmp_path / "jobs/7/7_0_log.err").read_text().splitlines()
+    expected = {**values, "A": "/fast/h f", "B": "x/fasty"}
+    assert {f"{name}={value}" for name, value in expected.items()} <= set(seen)
+
+
 def test_a_batch_size_must_fit_the_plan() -> None:
     config = noise_config(generation={"batch_size": 10})
     require_fit(config, profile(batch_size=10))
@@ -496,8 +509,8 @@ def test_a_failure_is_read_from_the_log_of_the_process_that_had_the_shard(
 @pytest.mark.parametrize(
     ("site", "reason"),
     [
-        ("python: /opt/nothing/python", "No such file or directory: '/opt/nothing/python'"),
-        ("setup: ['modul load cuda']", "modul: not found"),
+        ("python: /opt/nothing/python", "/opt/nothing/python: No such file or directory"),
+        ("setup: ['modul load cuda']", "setup failed with exit code 127: modul load cuda"),
         ("setup: ['echo no licence left >&2', 'exit 3']", "no licence left"),
     ],
 )

@@ -30,23 +30,10 @@ from sdwn.workflow.later_stages import LATER_STAGES
 from sdwn.workflow.status import run_status
 from sdwn.workflow.submitting import leaving_advice
 
-from conftest import PlanRun, Sdwn, noise_config, wait_until
+from conftest import PlanRun, Sdwn, noise_config, wait_until, workers
 
 HERE = validated(ClusterProfile, {"executor": "local", "array_parallelism": 1}, source="test")
 SLOW = {"generation": {"num_inference_steps": 100}}
-
-
-def workers(paths: RunPaths) -> list[int]:
-    """The processes of this machine that make the run's shards."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = entry.read_bytes()
-        except OSError:
-            continue
-        if b"submitit.core._submit" in command and str(paths.jobs).encode() in command:
-            found.append(int(entry.parent.name))
-    return found
 
 
 # Why a task ended
@@ -119,6 +106,19 @@ def test_a_process_is_told_by_its_own_end(planned: PlanRun) -> None:
     logged(paths, [AT_WORK + KILLED.replace("task 0", "task 1") + AT_WORK + RAISED, AT_WORK])
     assert "the model is gone" in failure(paths, 0)
     assert "killed (SIGKILL)" in failure(paths, 1)
+
+
+def test_a_setup_line_that_failed_is_told_for_every_process_with_its_own_words(
+    planned: PlanRun,
+) -> None:
+    paths, _ = planned()
+    text = "slurm_script: line 9: modul: command not found\n"
+    text += "setup failed with exit code 127: modul load cuda\n"
+    logged(paths, [text, ""])
+    (paths.jobs / "7/7_1_log.err").unlink()
+    for shard in (0, 1):
+        told = failure(paths, shard)
+        assert "setup failed with exit code 127: modul load cuda: slurm_script: line 9" in told
 
 
 def test_a_task_that_never_started_says_its_last_line(planned: PlanRun) -> None:
@@ -264,8 +264,8 @@ def test_tasks_of_this_machine_outlive_the_terminal(sdwn: Sdwn, planned: PlanRun
         process.wait()
         os._exit(process.returncode)
     assert os.waitpid(shell, 0)[1] == 0
-    for one in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGINT):
-        os.killpg(shell, one)
+    with pytest.raises(ProcessLookupError):  # none of the terminal's is left to be reached
+        os.killpg(shell, signal.SIGHUP)
     assert f"sdwn status {paths.root}" in str(leaving_advice(paths))
     wait_until(lambda: not unfinished_shards(paths, plan))
     wait_until(lambda: not live_jobs(paths))

@@ -25,7 +25,7 @@ from sdwn.workflow.later_stages import LATER_STAGES, RUN_STAGES
 from conftest import PlanRun, Sdwn, Testbed, submit_shards
 
 SITE = validated(ClusterProfile, {"partition": "main"}, source="test")
-COLUMNS = ("40", "24", "40", "80")
+COLUMNS = ("40", "24", "80", "80")
 
 NONE = {"sbatch": "exit 1", "squeue": "", "srun": "", "scontrol": "exit 1"}
 

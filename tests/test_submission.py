@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from sdwn import checkout
 from sdwn.config import validated
 from sdwn.errors import QueueFullError, SdwnError, UsageError
 from sdwn.generation.task import GENERATE, generate
-from sdwn.jobs import cluster
+from sdwn.jobs import cluster, journal, scheduler
 from sdwn.jobs import submit as submission
 from sdwn.jobs.journal import (
     intend,
@@ -32,14 +33,13 @@ from sdwn.jobs.journal import (
     note_cancelled,
     open_journal,
     read_journal,
-    run_name,
     settle,
     unfinished_shards,
     unheld_shards,
 )
 from sdwn.jobs.profile import ClusterProfile, load_profile, stage_profile
-from sdwn.jobs.scheduler import Job, read_squeue
-from sdwn.jobs.submit import Callbacks, WorkOrder, complete, follow, tasks_for_shards
+from sdwn.jobs.scheduler import Job, JobState, read_squeue
+from sdwn.jobs.submit import Callbacks, WorkOrder, cancel_run, complete, follow, tasks_for_shards
 from sdwn.jobs.task import ArrayTask, TaskRecord
 from sdwn.paths import CHANGED, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, read_plan, write_plan
@@ -57,6 +57,7 @@ from conftest import (
     profile_for_testbed,
     submit_shards,
     wait_until,
+    workers,
 )
 
 HERE = validated(ClusterProfile, {"executor": "local", "array_parallelism": 2}, source="test")
@@ -167,6 +168,49 @@ def test_an_array_that_was_refused_or_never_taken_holds_no_shard(planned: PlanRu
     assert read_journal(paths)[0].unsettled
     assert live_jobs(paths) == {}
     assert unheld_shards(paths, plan) == unfinished_shards(paths, plan)
+
+
+@pytest.mark.parametrize("name", ["sdwn-0badcafe-12345678", "sdwn-0badcafe"])
+def test_jobs_under_names_of_older_versions_are_followed_and_cancelled(
+    planned: PlanRun, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    paths, plan = planned()
+    tasks = tasks_for_shards(paths, plan, GENERATE, [0, 1], ClusterProfile())
+    new = settle(paths, intend(paths, tasks, ClusterProfile()), ["7_0", "7_1"]).name
+    assert re.fullmatch("run-generate-[0-9a-f]{8}", new)
+    paths.submissions.write_text(paths.submissions.read_text().replace(new, name))
+    ended = list[str]()
+    queue = {"7_0": JobState("RUNNING", name=name), "7_1": JobState("PENDING", name=name)}
+    monkeypatch.setattr(scheduler, "squeue", lambda *_, **__: {} if ended else queue)
+    monkeypatch.setattr(scheduler, "end_jobs", lambda *words: ended.extend(words[3]))
+    assert [job.id for job in live_jobs(paths)] == ["7_0", "7_1"]
+    assert [job.id for job in cancel_run(paths)] == ended == ["7_0", "7_1"]
+
+
+@pytest.mark.process
+def test_processes_of_a_command_that_died_before_it_noted_them_are_found(
+    planned: PlanRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, plan = planned(generation={"num_inference_steps": 200})
+    tasks = tasks_for_shards(paths, plan, GENERATE, range(len(plan.shards)), HERE)
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "settle", die)
+        with pytest.raises(KeyboardInterrupt):
+            submission.submit_tasks(paths, tasks, HERE)
+    assert read_journal(paths)[0].unsettled
+    assert unheld_shards(paths, plan) == []
+    wait_until(lambda: workers(paths))
+    with submission.submission_lock(paths, print):
+        found = submission.recover(paths, RUN_STAGES, HERE)
+    assert read_journal(paths)[0].jobs == tuple(found.live)
+    assert not list(paths.jobs.glob("*%*")), "folders are named after jobs"
+    assert cancel_run(paths).keys() == found.live.keys()
+    assert live_jobs(paths) == {}
+    assert workers(paths) == []
 
 
 @pytest.mark.process
@@ -294,8 +338,13 @@ def test_jobs_that_no_line_of_the_journal_tells_are_ended_or_waited_for(
     sdwn: Sdwn, planned: PlanRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, _ = planned()
-    columns = [("7_3", 40), ("RUNNING", 24), (f"{run_name(paths)}0badcafe", 40)]
-    (tmp_path / "queue").write_text("".join(text.ljust(width) for text, width in columns) + "\n")
+    # An array is the run's if its script lies there, not by what its name begins with.
+    paths.jobs.mkdir()
+    (paths.jobs / "run-generate-0badcafe.sh").touch()
+    for job, name in (("7_3", "run-generate-0badcafe"), ("9", "run-generate-12345678")):
+        columns = [(job, 40), ("RUNNING", 24), (name, 80)]
+        with (tmp_path / "queue").open("a") as queue:
+            queue.write("".join(text.ljust(width) for text, width in columns) + "\n")
     lines = {"squeue": f"cat {tmp_path}/queue", "scancel": f"echo $* >{tmp_path}/queue"}
     for name in ("sbatch", "srun", *lines):
         (tmp_path / name).write_text(f"#!/bin/sh\n{lines.get(name, 'exit 1')}\n")
@@ -305,10 +354,10 @@ def test_jobs_that_no_line_of_the_journal_tells_are_ended_or_waited_for(
     paths.submissions.write_text('{"name": "sdwn-\n{"name": "sdwn-\n')
     told = sdwn("submit", paths.root, "--profile", "site.yaml", "--force", code=1).stderr
     assert f"{paths.submissions}: cannot be read in line 1, 2" in told
-    assert "1 jobs of this run are in the queue" in told
+    assert "the queue holds 1 job of this run" in told
     assert f"end them with: sdwn cancel {paths.root}" in told
     assert sdwn.json("cancel", paths.root)["job_ids"] == ["7_3"]
-    assert (tmp_path / "queue").read_text() == f"--name={run_name(paths)}0badcafe 7\n"
+    assert (tmp_path / "queue").read_text() == "--name=run-generate-0badcafe 7\n"
 
 
 @pytest.mark.process
@@ -367,7 +416,7 @@ def test_no_script_is_written_for_a_path_that_slurm_reads_otherwise(
 
 
 def test_any_job_name_of_the_user_may_stand_in_the_queue() -> None:
-    columns = [("7_0", 40), ("PENDING", 24), ("x" * 40, 40), ("(Resources, or so)", 80)]
+    columns = [("7_0", 40), ("PENDING", 24), ("x" * 80, 80), ("(Resources, or so)", 80)]
     read = read_squeue("".join(text.ljust(width) for text, width in columns))
     assert read is not None
     assert (read[0], read[1].state, read[1].reason) == ("7_0", "PENDING", "(Resources, or so)")
@@ -747,7 +796,7 @@ def test_a_wait_ends_once_nothing_is_missing_whatever_is_still_queued(
     said = " ".join(log.split())
     assert waiting.returncode == 0, log
     assert "cannot start (JobHeldUser)" in said
-    assert f"{len(plan.shards)} tasks still wait in the queue with nothing left to do" in said
+    assert f"the queue still holds {len(plan.shards)} tasks with nothing left to do" in said
     assert ReleasePaths(paths.release).manifest.exists()
 
 

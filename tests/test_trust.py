@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -44,7 +43,7 @@ from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import JOURNAL, StagedFolder, build
 from sdwn.workflow.status import run_status
-from submitit.core.utils import DelayedSubmission, JobPaths
+from submitit.core.utils import DelayedSubmission
 from submitit.local.local import start_controller
 
 from conftest import (
@@ -133,20 +132,30 @@ def test_journal_and_lock_of_a_run_are_no_links(precious: Path, tmp_path: Path) 
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("setup", [[], ["export A=1", "umask 022"]], ids=["plain", "setup"])
-def test_only_a_runs_own_processes_are_its_jobs(tmp_path: Path, setup: list[str]) -> None:
-    """A number in a journal may be any process's by now."""
+@pytest.mark.parametrize("setup", [None, [], ["export A=1", "umask 022"]])
+def test_only_a_runs_own_processes_are_its_jobs(tmp_path: Path, setup: list[str] | None) -> None:
+    """A number in a journal may be any process's by now; before 0.2, submitit's controller."""
     jobs, others = tmp_path / "a run/jobs", tmp_path / "another/jobs"
     for folder in (jobs, others):
         folder.mkdir(parents=True)
-    with start_controller(jobs / "%j", "sleep 60", setup=setup) as process:
-        pid, host = str(process.pid), socket.gethostname()
-        (jobs / pid).mkdir()
-        wait_until(lambda: scheduler.live_processes(jobs, host, [pid]))
-        assert not scheduler.live_processes(others, host, [pid])
-        scheduler.end_jobs("local", others, "sdwn-1", [pid])
+    if setup is None:
+        (jobs / "run-generate-0badcafe.sh").write_text("sleep 60\ntrue\n")
+        words = ["bash", str(jobs / "run-generate-0badcafe.sh"), "7_0"]
+        process, name, job = subprocess.Popen(words), "run-generate-0badcafe", "7_0"
+    else:
+        process = start_controller(jobs / "%j", "sleep 60", setup=setup)
+        name, job = "", str(process.pid)
+        (jobs / job).mkdir()
+    with process:
+        wait_until(lambda: scheduler.processes(jobs))
+        assert scheduler.processes(jobs)[job] == (process.pid, name)
+        assert not scheduler.processes(others)
+        scheduler.end_jobs("local", others, name, [job])
+        scheduler.end_jobs("local", jobs, name or "sdwn-0badcafe", ["1"])
+        if name:
+            scheduler.end_jobs("local", jobs, "run-generate-12345678", [job])
         assert process.poll() is None
-        scheduler.end_jobs("local", jobs, "sdwn-1", [pid])
+        scheduler.end_jobs("local", jobs, name or "sdwn-0badcafe", [job])
         assert process.wait() in (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
@@ -154,9 +163,8 @@ def test_only_a_runs_own_processes_are_its_jobs(tmp_path: Path, setup: list[str]
 def test_a_process_that_only_speaks_of_submitit_is_left(tmp_path: Path) -> None:
     code, words = "import time; time.sleep(60)", ["-m", "submitit.local._local", b"/caf\xe9/%j"]
     with subprocess.Popen([sys.executable, "-c", code, *words]) as process:
-        pid = str(process.pid)
-        scheduler.end_jobs("local", tmp_path, "sdwn-1", [pid])
-        assert not scheduler.live_processes(tmp_path, socket.gethostname(), [pid])
+        scheduler.end_jobs("local", tmp_path, "sdwn-1", [str(process.pid)])
+        assert not scheduler.processes(tmp_path)
         assert process.poll() is None
         process.kill()
 
@@ -331,7 +339,7 @@ class TestSecrets:
         seen, ran = tmp_path / "seen", tmp_path / "ran"
         last = int(max(["0", *testbed.run("sacct", "-nXP", "-o", "jobidraw").split()], key=int))
         for job in range(last + 1, last + 20):
-            planted = JobPaths(paths.jobs / "%j", str(job)).submitted_pickle
+            planted = paths.jobs / str(job) / f"{job}_submitted.pkl"
             planted.parent.mkdir(parents=True)
             DelayedSubmission(ran.touch).dump(planted)
         own = f"environment: {{HF_TOKEN: {TOKEN}}}\nsetup: ['echo $HF_TOKEN > {seen}', sleep 3]"
@@ -424,7 +432,8 @@ def test_jobs_of_another_name_are_no_runs(planned: PlanRun) -> None:
     paths, plan = planned(catalog=FEW)
     intend(paths, [ArrayTask(GENERATE, str(paths.root), (0,), plan.digest)], LOCAL)
     line = json.loads(paths.submissions.read_text())
-    for name in ("training", "", "--user=me", "sdwn-0badcafe,training"):
+    names = ("training", "", "--user=me", "sdwn-0badcafe,training", "a/b-generate-0badcafe")
+    for name in names:
         paths.submissions.write_text(json.dumps({**line, "name": name, "ids": ["7"]}) + "\n")
         assert read_journal(paths) == []
 

@@ -1,4 +1,13 @@
-"""Arrays of tasks: a script for sbatch under a site's profile, or processes of this machine."""
+"""Arrays of tasks: their script, and starting it by sbatch or as processes of this machine.
+
+::
+
+    jobs/NAME.sh            makes jobs/JOB, writes its log there
+        |                   variables and setup lines of the profile: one that fails ends the task
+    submitit.core._submit   loads jobs/JOB/JOB_submitted.pkl, once for each process of the task
+        |
+    ArrayTask               sdwn/jobs/task.py
+"""
 
 from __future__ import annotations
 
@@ -7,28 +16,24 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-import submitit
-from submitit.core.utils import DelayedSubmission, JobPaths, environment_variables
-from submitit.slurm.slurm import _make_sbatch_string
+from submitit.core.utils import DelayedSubmission
 
 from sdwn import batches
 from sdwn.devices.device import local_gpus, only_gpu
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError
 from sdwn.io import OnMessage, atomic, open_append, write_text
 from sdwn.jobs import scheduler
-from sdwn.jobs.journal import job_ids
-from sdwn.jobs.logs import starting_log
-from sdwn.jobs.profile import ClusterProfile, is_secret, minutes
+from sdwn.jobs.journal import job_ids, local_ids
+from sdwn.jobs.logs import SETUP_FAILED, starting_log
+from sdwn.jobs.profile import SBATCH_FIELDS, ClusterProfile, is_secret, minutes
 from sdwn.jobs.scheduler import JobState
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import STAGE_VARIABLE
@@ -45,15 +50,6 @@ SUBMITTED = re.compile(r"\bSubmitted batch job (\d+)")
 
 # The variables that were named as not followed, once in a process.
 _ignored: list[str] = []
-
-# Ctrl-C, Ctrl-\, Ctrl-Z, and the end of the terminal or the connection.
-TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP)
-
-# The options that submitit's own parameters cover; others go as plain sbatch lines.
-SUBMITIT_OPTIONS = (
-    *("account", "constraint", "cpus_per_task", "exclude", "gpus_per_node", "gres", "mem_per_cpu"),
-    *("mem_per_gpu", "nodelist", "nodes", "partition", "qos", "wckey"),
-)
 
 Task = TypeVar("Task")
 
@@ -107,89 +103,118 @@ def gives_gpu(profile: ClusterProfile) -> bool:
 
 # The script of a job
 
+# Of a setup line that fails the text is printed, below its own words; a line may be a function of
+# the shell, as module is. What fails within a sourced file is that file's own concern.
+SETUP = f"""\
+sdwn_fail() {{
+  trap - EXIT; echo "{SETUP_FAILED} $1: ${{2:-$(sed -n "$3p" "$0")}}" >&2; exit "$1"
+}}
+trap 'sdwn_fail $? "$BASH_COMMAND"' EXIT
+trap 'sdwn_code=$?; [ ${{#BASH_SOURCE[@]}} -gt 1 ] || sdwn_fail $sdwn_code "" $LINENO' ERR"""
+
 
 def job_script(tasks: int, jobs: Path, profile: ClusterProfile, name: str = "sdwn") -> str:
-    """Write the script that :func:`start_array` hands to sbatch, also where SLURM is not."""
-    folder = (jobs / "%j").absolute()
+    """Write the script that :func:`start_array` hands to sbatch, or runs with a job's id.
+
+    Raises:
+        UsageError: SLURM would rewrite the folder's path.
+    """
+    slurm, folder = profile.executor == "slurm", jobs.absolute()
     # With -P, a file in the user's current folder hides no module.
-    command = f"{_python(profile)} -P -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    if profile.executor == "local":
-        note = f"# {tasks} at once on this machine; submitit puts each one's process id for %j"
-        return "\n".join(["#!/bin/bash", note, *_setup(profile), command]) + "\n"
-    if not str(folder).isprintable() or re.search(r"[%\\]", str(folder.parent)):
-        raise UsageError(
-            f"{folder.parent}: SLURM reads no path with a line break, a backslash, a % or bytes "
-            "that are no UTF-8; rename the folder, or plan into another one"
-        )
-    # A task may start before sbatch answers. Then its folder and its log are not there yet, and
-    # a task whose log cannot be opened dies: the script makes both, and until then SLURM writes
-    # into a log of the whole array.
-    job = "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
-    own = f'{shlex.quote(str(folder.parent))}/"$sdwn_job"'
-    logging = [
-        f'sdwn_job={job}; sdwn_job="${{sdwn_job:-$SLURM_JOB_ID}}"',
-        f'mkdir -p {own} && exec >>{own}/"$sdwn_job"_0_log.out 2>>{own}/"$sdwn_job"_0_log.err',
+    python = profile.python or shlex.quote(sys.executable)
+    start = f'{python} -P -u -m submitit.core._submit "$sdwn_folder"'
+    if slurm:
+        if not str(folder).isprintable() or re.search(r"[%\\]", str(folder)):
+            raise UsageError(
+                f"{folder}: SLURM reads no path with a line break, a backslash, a % or bytes "
+                "that are no UTF-8; rename the folder, or plan into another one"
+            )
+        lines = _sbatch_lines(tasks, folder, profile, name)
+        lines += [
+            'sdwn_job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"',
+            'sdwn_job="${sdwn_job:-$SLURM_JOB_ID}"',
+        ]
+        job = "%A_%a" if tasks > 1 else "%j"
+        log = str(folder / job / f"{job}_%t_log")
+        srun = ["srun", "--unbuffered", f"--output={log}.out", f"--error={log}.err"]
+        # Also where the job itself was submitted with --export=NONE, or with a list.
+        srun.append("--export=ALL")
+        if profile.cpus_per_task:
+            # From SLURM 22.05 on, srun no longer takes it from sbatch.
+            srun.append(f"--cpus-per-task={profile.cpus_per_task}")
+        if profile.processes > 1:
+            # One that dies leaves the others alone.
+            srun.append("--kill-on-bad-exit=0")
+        start = f"{shlex.join(srun)} {start}"
+    else:
+        # Its first argument is the job's id; others are variables, which name its GPU.
+        lines = ["#!/bin/bash", 'sdwn_job="$1"; shift', 'export SUBMITIT_LOCAL_JOB_ID="$sdwn_job"']
+    lines += [
+        # A task may start before sbatch answers. Then its folder and its log are not there yet,
+        # and a task whose log cannot be opened dies: so until here SLURM writes into a log of the
+        # whole array.
+        f'sdwn_folder={shlex.quote(str(folder))}/"$sdwn_job"',
+        'sdwn_log="$sdwn_folder/${sdwn_job}_0_log"',
+        'mkdir -p "$sdwn_folder" && exec >>"$sdwn_log.out" 2>>"$sdwn_log.err"',
+        f"export SUBMITIT_EXECUTOR={profile.executor}",
+        *_exports(profile),
     ]
-    start_log = str(starting_log(jobs.absolute(), name))
+    if not slurm:
+        # A SIGTERM is the task's alone, which goes on: without this shell nobody would know it.
+        lines += ['[ $# = 0 ] || export "$@"', "trap : TERM"]
+    if profile.setup:
+        lines += [SETUP, *profile.setup, "trap - EXIT ERR"]
+    return "\n".join([*lines, start, ""])
+
+
+def _sbatch_lines(tasks: int, folder: Path, profile: ClusterProfile, name: str) -> list[str]:
+    """Write what sbatch reads; what is None or False is left out."""
+    start_log = starting_log(folder, name)
     options: dict[str, Any] = {
-        "requeue": True,
-        "mem": profile.mem,
-        "reservation": profile.reservation,
-        **{name.replace("_", "-"): value for name, value in profile.sbatch.items()},
+        "job-name": name,
         "output": start_log,
         "error": start_log,
+        "open-mode": "append",
+        "requeue": True,
+        "signal": f"USR2@{profile.signal_delay_s}",
+        "time": minutes(profile.time),
+        "array": f"0-{tasks - 1}%{min(tasks, profile.array_parallelism)}" if tasks > 1 else None,
+        "ntasks-per-node": profile.processes if profile.processes > 1 else None,
+        **{name: getattr(profile, name) for name in SBATCH_FIELDS},
+        **profile.sbatch,
     }
-    # Also where the job itself was submitted with --export=NONE, or with a list.
-    srun = ["--export=ALL"]
-    parameters: dict[str, Any] = {name: getattr(profile, name) for name in SUBMITIT_OPTIONS}
-    if profile.cpus_per_task:
-        # From SLURM 22.05 on, srun no longer takes it from sbatch.
-        srun.append(f"--cpus-per-task={profile.cpus_per_task}")
-    if profile.processes > 1:
-        parameters["ntasks_per_node"] = profile.processes
-        # One that dies leaves the others alone.
-        srun.append("--kill-on-bad-exit=0")
-    if tasks > 1:
-        parameters["map_count"] = tasks
-    return str(
-        _make_sbatch_string(
-            command=command,
-            folder=folder,
-            job_name=name,
-            time=minutes(profile.time),
-            signal_delay_s=profile.signal_delay_s,
-            array_parallelism=profile.array_parallelism,
-            setup=[*logging, *_setup(profile)],
-            srun_args=srun,
-            additional_parameters={k: v for k, v in options.items() if v not in (None, False)},
-            **parameters,
-        )
-    )
+    return [
+        "#!/bin/bash",
+        *(
+            f"#SBATCH --{option.replace('_', '-')}"
+            + ("" if value is True else f"={shlex.quote(str(value))}")
+            for option, value in options.items()
+            if value not in (None, False)
+        ),
+    ]
 
 
-def _python(profile: ClusterProfile) -> str:
-    return profile.python or shlex.quote(sys.executable)
-
-
-def _setup(profile: ClusterProfile, gpu: Mapping[str, str] | None = None) -> list[str]:
-    """Write the lines that a task's shell runs first: variables, and the profile's own lines."""
-    # The script lies where others may read it, and a shell's command line is everybody's.
-    environment = {n: v for n, v in profile.environment.items() if not is_secret(n, v)}
-    environment.update(gpu or {})
-    if profile.cpus_per_task:
-        environment.setdefault("OMP_NUM_THREADS", str(profile.cpus_per_task))
-    if profile.batch_size:
-        environment[batches.VARIABLE] = str(profile.batch_size)
-    if profile.stage_weights:
-        environment[STAGE_VARIABLE] = profile.stage_weights
+def _exports(profile: ClusterProfile) -> list[str]:
+    """Write a task's variables; $NAME within a value of the profile is the task's variable."""
+    own = {"OMP_NUM_THREADS": str(profile.cpus_per_task)} if profile.cpus_per_task else {}
     # python -m sdwn in a clone that is not installed finds sdwn in the current folder, which
     # tasks do not look into: by this PYTHONPATH they import this very code.
-    root, given = Path(__file__).resolve().parents[2], os.environ.get("PYTHONPATH", "")
-    if root in (Path(entry).resolve() for entry in (sys.path[0], *given.split(os.pathsep))):
-        entries = filter(None, [str(root), given])
-        environment.setdefault("PYTHONPATH", os.pathsep.join(entries))
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
-    return [*exports, *profile.setup]
+    root, path = Path(__file__).resolve().parents[2], os.environ.get("PYTHONPATH", "")
+    if root in (Path(entry).resolve() for entry in (sys.path[0], *path.split(os.pathsep))):
+        own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), path]))
+    values = {name: shlex.quote(value) for name, value in own.items()}
+    for name, value in profile.environment.items():
+        # The script lies where others may read it, and a shell's command line is everybody's.
+        if not is_secret(name, value):
+            parts = re.split(r"(\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})", value)
+            parts[::2] = [shlex.quote(part) if part else "" for part in parts[::2]]
+            parts[1::2] = [f'"{part}"' for part in parts[1::2]]
+            values[name] = "".join(parts)
+    if profile.batch_size:
+        values[batches.VARIABLE] = str(profile.batch_size)
+    if profile.stage_weights:
+        values[STAGE_VARIABLE] = shlex.quote(profile.stage_weights)
+    return [f"export {name}={value}" for name, value in values.items()]
 
 
 # Starting an array
@@ -214,16 +239,28 @@ def start_array(
         NoAnswerError: the controller did not answer.
         SdwnError: the scheduler refused, or there is none.
     """
+    path, script = jobs / f"{name}.sh", job_script(len(tasks), jobs, profile, name)
     if profile.executor == "local":
-        return _start_processes(tasks, jobs, profile, name)
+        ids = local_ids(name, len(tasks))
+        hand_over(tasks, ids, jobs, profile)
+        write_text(path, script)
+        gpus = local_gpus({**os.environ, **profile.environment})
+        with open_append(starting_log(jobs, name)) as log:
+            streams: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+            streams += [(os.POSIX_SPAWN_DUP2, log.fileno(), stream) for stream in (1, 2)]
+            for number, job in enumerate(ids):
+                own = only_gpu(gpus[number % len(gpus)]) if gpus else {}
+                words = ["bash", str(path.absolute()), job, *(f"{n}={v}" for n, v in own.items())]
+                # In a session of its own no key of this terminal and no hangup reaches it.
+                os.posix_spawnp("bash", words, os.environ, file_actions=streams, setsid=True)
+        return ids
     _require_slurm()
     ignored = sorted(variable for variable in os.environ if variable.startswith("SBATCH_"))
     if ignored and ignored != _ignored:
         _ignored[:] = ignored
         on_message(f"{', '.join(ignored)}: not followed; jobs get what the profile says")
-    path, wait = jobs / f"{name}.sh", _patience(on_message)
-    jobs.mkdir(parents=True, exist_ok=True)
-    write_text(path, job_script(len(tasks), jobs, profile, name))
+    wait = _patience(on_message)
+    write_text(path, script)
     while True:
         code, printed = _sbatch(path, on_message)
         if answer := SUBMITTED.search(printed):
@@ -341,64 +378,12 @@ def await_queue(on_message: OnMessage, *names: str) -> dict[str, JobState]:
 def hand_over(
     tasks: Sequence[ArrayTask], ids: Sequence[str], jobs: Path, profile: ClusterProfile
 ) -> None:
-    """Write the pickles that jobs under SLURM load: a task waits for its own for a minute.
+    """Write the pickles that jobs load: a task waits for its own for a minute.
 
     An existing pickle is replaced: it may be another user's, if the folder came with a release.
     """
-    for one, task in zip(ids, tasks, strict=True):
+    for job, task in zip(ids, tasks, strict=True):
         delayed = DelayedSubmission(task)
         delayed.set_timeout(minutes(profile.time), profile.max_num_timeout)
-        path = JobPaths(jobs / "%j", one).submitted_pickle
-        with atomic(path) as temporary:
+        with atomic(jobs / job / f"{job}_submitted.pkl") as temporary:
             delayed.dump(temporary)
-
-
-def _start_processes(
-    tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile, name: str
-) -> tuple[str, ...]:
-    executor: Any = submitit.LocalExecutor(
-        jobs / "%j", profile.max_num_timeout, python=f"{_python(profile)} -P"
-    )
-    executor.update_parameters(
-        signal_delay_s=profile.signal_delay_s,
-        setup=_setup(profile),
-        timeout_min=minutes(profile.time),
-    )
-    gpus = local_gpus({**os.environ, **profile.environment})
-    ids = []
-    with _detached(starting_log(jobs, name)):
-        for number, task in enumerate(tasks):
-            if gpus:
-                # Not by submitit, which numbers GPUs from 0 and knows no other names.
-                own = only_gpu(gpus[number % len(gpus)])
-                executor.update_parameters(setup=_setup(profile, own))
-            ids.append(str(executor.submit(task).job_id))
-    return tuple(ids)
-
-
-@contextmanager
-def _detached(log: Path) -> Iterator[None]:
-    """Start processes that outlive this terminal: no key or hangup reaches them, no open pipe.
-
-    What submitit starts takes no options of Python: a variable keeps it, too, from importing
-    what lies in the current folder.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    # What is ignored now stays ignored in the processes that start now.
-    before = {one: signal.signal(one, signal.SIG_IGN) for one in TERMINAL_SIGNALS}
-    kept = [os.dup(stream) for stream in (0, 1, 2)]
-    try:
-        with (
-            Path(os.devnull).open() as nothing,
-            open_append(log) as file,
-            environment_variables(PYTHONSAFEPATH="1"),
-        ):
-            for stream, end in enumerate((nothing, file, file)):
-                os.dup2(end.fileno(), stream)
-            yield
-    finally:
-        for stream, original in enumerate(kept):
-            os.dup2(original, stream)
-            os.close(original)
-        for one, handler in before.items():
-            signal.signal(one, handler)

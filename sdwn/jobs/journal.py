@@ -12,9 +12,7 @@ it was. A line is one of::
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import socket
 from collections.abc import Container, Sequence
@@ -29,13 +27,16 @@ from sdwn.config import Positive, validated
 from sdwn.io import JSON_BYTES, append_json, now, read_whole
 from sdwn.jobs import scheduler
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.scheduler import NO_ANSWER, UNKNOWN, Job, JobState, Live, hides_jobs, user
+from sdwn.jobs.scheduler import NO_ANSWER, RUNNING, UNKNOWN, Job, JobState, Live, hides_jobs, user
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import RunPaths
 from sdwn.planning.work import ShardedWork
 
 _ID = re.compile(r"[0-9]+(_[0-9]+)?")
-_NAME = re.compile(r"sdwn(-[0-9a-f]{8}){1,2}")
+# RUN-STAGE-1a2b3c4d; before version 0.2, sdwn-0badcafe-1a2b3c4d.
+_NAME = re.compile(r"(sdwn|[A-Za-z0-9][A-Za-z0-9_.-]{0,39}-[a-z]+)(-[0-9a-f]{8}){1,2}")
+# A job's name calls some stages otherwise than the journal.
+_STAGE_WORDS = {"judge": "classify", "conclude": "evaluate"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +101,31 @@ _SUBMISSION = TypeAdapter(Submission)
 # Writing
 
 
-def run_name(paths: RunPaths) -> str:
-    """Return the prefix of the names of all jobs of a run: SLURM finds them without a journal."""
-    return f"sdwn-{hashlib.sha256(os.fsencode(paths.root.resolve())).hexdigest()[:8]}-"
+def array_name(paths: RunPaths, stage: str) -> str:
+    """Return a new name for an array's jobs: of run, stage, and eight random letters.
+
+    It names files, stands in lists with commas, and squeue shows it: so of the run's name only
+    ASCII letters, digits, dot and underscore are taken, and at most 40 of them.
+
+    >>> from pathlib import Path
+    >>> array_name(RunPaths(Path("/data/Größe, 7 %/pilot")), "pilot")[:-8]
+    'Gr-e-7-pilot-'
+    >>> array_name(RunPaths(Path("/data/paper/release/evaluations/vit/work")), "judge")[:-8]
+    'paper-classify-'
+    """
+    root = paths.root.resolve()
+    if root.name == "work" and root.parents[1].name == "evaluations":
+        root = root.parents[2]  # of the release
+    if root.name in ("pilot", "probe", "release"):
+        root = root.parent
+    run = re.sub(r"[^A-Za-z0-9._]+", "-", root.name).strip("-._")[:40] or "sdwn"
+    return f"{run}-{_STAGE_WORDS.get(stage, stage)}-{uuid4().hex[:8]}"
 
 
 def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile) -> Submission:
     """Write down an array that is about to be submitted."""
     submission = Submission(
-        name=run_name(paths) + uuid4().hex[:8],
+        name=array_name(paths, tasks[0].stage.name),
         time=now(),
         host=socket.gethostname(),
         executor=profile.executor,
@@ -236,27 +253,51 @@ def cancelled_jobs(submissions: Sequence[Submission]) -> set[Job]:
 # What lives: the journal compared with the scheduler
 
 
-def live_jobs(
-    paths: RunPaths, submissions: Sequence[Submission] | None = None
-) -> dict[Job, JobState]:
-    """Return the jobs that still wait or run, or may do so, of these or of all submissions."""
-    found = read_journal(paths) if submissions is None else submissions
-    each = live_by_submission(paths, found)
-    return {job: state for _, jobs in each for job, state in jobs.items()}
+@dataclass(frozen=True, slots=True)
+class RunJobs:
+    """A run's jobs that still wait or run, or may do so, at one look.
+
+    ``unrecorded`` are this user's that the journal does not know, as lines of it were lost;
+    ``queued`` counts the user's jobs in SLURM's queue, of other runs too; None without an answer.
+    """
+
+    by_submission: list[tuple[Submission, dict[Job, JobState]]]
+    unrecorded: dict[Job, JobState]
+    queued: int | None
+
+    @property
+    def live(self) -> dict[Job, JobState]:
+        """All of them that the journal knows."""
+        return {job: state for _, jobs in self.by_submission for job, state in jobs.items()}
 
 
-def live_by_submission(
-    paths: RunPaths, submissions: Sequence[Submission]
-) -> list[tuple[Submission, dict[Job, JobState]]]:
-    """Return each submission's jobs that still wait or run, or may do so."""
+def find_jobs(
+    paths: RunPaths, submissions: Sequence[Submission], ask_slurm: bool = False
+) -> RunJobs:
+    """Find the jobs of submissions; SLURM is asked where some went there, or if it is wanted."""
     in_slurm = [one for one in submissions if one.executor == "slurm" and not one.refused]
-    everybody = any(one.owner != user() for one in in_slurm)
-    queue = scheduler.squeue((one.name for one in in_slurm), everybody) if in_slurm else {}
+    queue = scheduler.squeue() if in_slurm or ask_slurm else {}
+    own = queue or {}
+    others = [one.name for one in in_slurm if one.owner != user()]
+    if queue is not None and others:
+        seen = scheduler.squeue(others, everybody=True)
+        queue = None if seen is None else own | seen
+    here = socket.gethostname()
+    # Those of another host count as ended: making a shard twice costs time, waiting for a dead
+    # process has no end.
+    local = any(one.executor == "local" and one.host == here for one in submissions)
+    running = scheduler.processes(paths.jobs) if local else {}
     found = []
     for one in submissions:
         jobs = one.jobs
         if one.executor == "local":
-            states = scheduler.live_processes(paths.jobs, one.host, one.ids or ())
+            states = {
+                job: JobState(RUNNING, name=name)
+                for job, (_, name) in running.items()
+                if name in ("", one.name) and one.host == here
+            }
+            if one.unsettled:
+                jobs = one.jobs_as(local_ids(one.name, len(one.tasks)))
         elif queue is None:
             # Without an id, its name and the task's number stand for it.
             unknown = tuple(f"{one.name}_{number}" for number in range(len(one.tasks)))
@@ -268,8 +309,28 @@ def live_by_submission(
             states = {job: state for job, state in queue.items() if state.name == one.name}
             if one.unsettled and states:
                 jobs = one.jobs_as(job_ids(next(iter(states)), len(one.tasks)))
-        found.append((one, {job: states[job.id] for job in jobs if job.id in states}))
-    return found
+        found.append((one, jobs, states))
+    by_submission = [
+        (one, {job: states[job.id] for job in jobs if job.id in states})
+        for one, jobs, states in found
+    ]
+    known = {one.name for one in submissions}
+    unrecorded = {
+        Job(job, (), array=state.name): state
+        for job, state in own.items()
+        # An array's script lies in its run's folder.
+        if state.name not in known
+        and _NAME.fullmatch(state.name)
+        and (paths.jobs / f"{state.name}.sh").exists()
+    }
+    return RunJobs(by_submission, unrecorded, None if queue is None else len(own))
+
+
+def live_jobs(
+    paths: RunPaths, submissions: Sequence[Submission] | None = None
+) -> dict[Job, JobState]:
+    """Return the jobs that still wait or run, or may do so, of these or of all submissions."""
+    return find_jobs(paths, read_journal(paths) if submissions is None else submissions).live
 
 
 def job_ids(known: str, tasks: int) -> tuple[str, ...]:
@@ -282,14 +343,13 @@ def job_ids(known: str, tasks: int) -> tuple[str, ...]:
     return tuple(f"{array}_{number}" for number in range(tasks)) if tasks > 1 else (array,)
 
 
-def unrecorded_jobs(paths: RunPaths, submissions: Sequence[Submission]) -> dict[Job, JobState]:
-    """Find this user's jobs of a run that its journal does not know: lines of it were lost."""
-    known, begin = {one.name for one in submissions}, run_name(paths)
-    return {
-        Job(job, (), array=state.name): state
-        for job, state in (scheduler.squeue() or {}).items()
-        if state.name.startswith(begin) and state.name not in known
-    }
+def local_ids(name: str, tasks: int) -> tuple[str, ...]:
+    """Return the ids of an array's jobs on this machine, known from its name before they start.
+
+    >>> local_ids("paper-generate-0000000f", 2)
+    ('15_0', '15_1')
+    """
+    return job_ids(str(int(name[-8:], 16)), tasks)
 
 
 def is_unreachable(live: Live) -> bool:

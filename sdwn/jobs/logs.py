@@ -25,10 +25,11 @@ LOGGED = re.compile(r"\d{4}-\d\d-\d\d |submitit [A-Z]+ \(")
 TRACEBACK = "Traceback (most recent call last):"
 OF_SLURM = re.compile(r"(srun|slurmstepd\S*|slurmd\S*|\S*slurm_script): ")
 OF_RANKS = re.compile(r"srun: error: \S+ tasks? (?P<ranks>[0-9,-]+): ")
+TIME_LIMIT = "ended by its time limit"
 # The first that SLURM's lines hold is the cause: a step that is cancelled is killed as well.
 CAUSES = (
     (r"oom.?kill|out of memory|memory limit", "killed: it used more memory than it asked for"),
-    (r"due to time limit", "ended by its time limit"),
+    (r"due to time limit", TIME_LIMIT),
     (r"due to preemption", "preempted by another job"),
     (r"node fail", "ended because its node failed"),
     (r"due to job requeue", "put back into the queue, and not started again"),
@@ -37,6 +38,8 @@ CAUSES = (
     (r"segmentation fault|bus error|illegal instruction|aborted", "crashed in a library or driver"),
 )
 SILENT = "killed without a word (SIGKILL, a full memory), or its machine went down"
+# How a job's script ends where a line of the profile's setup fails.
+SETUP_FAILED = "setup failed with exit code"
 # Less free space than this cuts logs short.
 FULL_BYTES = 1 << 16
 
@@ -62,15 +65,17 @@ def failure(paths: RunPaths, index: int, submissions: Sequence[Submission] | Non
 
 def end_reason(paths: RunPaths, job: Job, rank: int = 0) -> str:
     """Return the reason why a process of a job ended, and the path of its log."""
-    log, start = (
-        paths.jobs / job.id / f"{job.id}_{rank}_log.err",
-        starting_log(paths.jobs, job.array),
-    )
+    start = starting_log(paths.jobs, job.array)
+    first, own = (paths.jobs / job.id / f"{job.id}_{number}_log.err" for number in (0, rank))
+    # What ends a job before it starts its processes stands in the log of the first.
+    log = own if own.exists() else first
     lines, before = _lines(log), _lines(start)
     if before and not lines:
         return f"{before[-1]} ({start})"
     if not log.exists():
         return f"job {job.id} left no log: cancelled before it began, or its node sees another disk"
+    if lines and lines[-1].startswith(SETUP_FAILED):
+        return f"{': '.join(lines[-2:][::-1])} ({log})"
     return f"{_cause(log, lines, rank)} ({log})"
 
 
@@ -98,7 +103,7 @@ def _cause(log: Path, lines: list[str], rank: int) -> str:
     if shutil.disk_usage(log.parent).free < FULL_BYTES:
         return "no space or quota left where the log lies, so the log is cut short"
     if any(words in last for words in REQUEUED):
-        return "ended by its time limit or preempted, and not started again"
+        return f"{TIME_LIMIT} or preempted, and not started again"
     # From there on, submitit writes into the log whatever ends the task, if it can.
     started = any("Loading pickle" in line for line in _lines(log.with_suffix(".out")))
     return SILENT if started else last

@@ -25,7 +25,13 @@ GPU_REQUEST = re.compile(r"(\w[\w.-]*:)?[1-9]\d*|[A-Za-z][\w.-]*", re.ASCII)
 # What follows the arrays: submit --then. Classifying images takes a GPU, the others none.
 LaterStage = Literal["merge", "evaluate", "report"]
 
-# What submitit or sdwn writes into every script.
+# The fields that are sbatch's own options.
+SBATCH_FIELDS = (
+    *("account", "constraint", "cpus_per_task", "exclude", "gpus_per_node", "gres", "mem"),
+    *("mem_per_cpu", "mem_per_gpu", "nodelist", "nodes", "partition", "qos", "reservation"),
+    "wckey",
+)
+# What sdwn writes into every script.
 OWN_OPTIONS = (
     *("array", "error", "job-name", "kill-on-bad-exit", "ntasks", "ntasks-per-node"),
     *("open-mode", "output", "requeue", "signal"),

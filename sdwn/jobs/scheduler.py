@@ -11,7 +11,6 @@ import pwd
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import time
 from collections import Counter
@@ -30,7 +29,7 @@ RUNNING, PENDING, UNKNOWN = "RUNNING", "PENDING", "UNKNOWN"
 # Without --all, squeue leaves out a user's own jobs in hidden partitions.
 SQUEUE = ("squeue", "--noheader", "--array", "--all", "--Format")
 # Columns of a fixed width: a job's name, which is its user's choice, may hold anything.
-COLUMNS, EDGES = "JobArrayID:40,State:24,Name:40,Reason:80", (0, 40, 64, 104, 184)
+COLUMNS, EDGES = "JobArrayID:40,State:24,Name:80,Reason:80", (0, 40, 64, 144, 224)
 
 # Variables that change what SLURM's commands do, or that belong to a job around this process.
 STEERING = (
@@ -144,7 +143,7 @@ def squeue(
 def read_squeue(line: str) -> tuple[str, JobState] | None:
     """Read a line of squeue; None if it is not one, as part of a name with a line break.
 
-    >>> columns = ("7_0", 40), ("RUNNING", 24), ("my job", 40), ("None", 80)
+    >>> columns = ("7_0", 40), ("RUNNING", 24), ("my job", 80), ("None", 80)
     >>> job, state = read_squeue("".join(text.ljust(width) for text, width in columns))
     >>> job, state.state, state.name
     ('7_0', 'RUNNING', 'my job')
@@ -165,9 +164,9 @@ def end_jobs(
     """
     if executor == "local":
         try:
-            for job in job_ids:
-                if _is_job(job, jobs):
-                    _kill_tree(int(job))
+            for job, (pid, array) in processes(jobs).items():
+                if job in job_ids and array in ("", name):
+                    _kill_tree(pid)
         except PermissionError as error:
             return str(error)
         return None
@@ -180,50 +179,44 @@ def end_jobs(
 # This machine
 
 
-def live_processes(jobs: Path, host: str, job_ids: Sequence[str]) -> dict[str, JobState]:
-    """Return which of these jobs of a host still run: processes that work in ``jobs``.
+def processes(jobs: Path) -> dict[str, tuple[int, str]]:
+    """Return this machine's jobs that work in ``jobs``: each one's process, its array's name.
 
-    Those of another host count as ended: making a shard twice costs time, waiting for a dead
-    process has no end.
+    A number in a journal may be another process's by now, and a journal may name any: a process
+    is a job if it runs an array's script in this folder, or (of versions before 0.2, where the
+    id is the process's own, under no name) submitit's controller for it.
     """
-    here = host == socket.gethostname()
-    return {job: JobState(RUNNING) for job in job_ids if here and _is_job(job, jobs)}
-
-
-def _is_job(pid: str, jobs: Path) -> bool:
-    """Return whether a process lives and is submitit's for this folder.
-
-    A number may have been given anew, and a journal may name any process.
-    """
-    try:
-        command = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).rstrip("\0").split("\0")
-        # With a profile's setup lines it is a shell, and what that runs is its last argument.
-        words = shlex.split(command[-1]) if "-c" in command else command
-        # submitit's own last argument is the folder, with %j for the job's id.
-        mine = "submitit.local._local" in words and Path(words[-1]).parent.samefile(jobs)
-        return mine and _is_alive(pid)
-    except (OSError, ValueError):
-        return False
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
-    return stat.rsplit(b")", 1)[1].split()[0] != b"Z"
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        pid = int(entry.parent.name)
+        try:
+            words = os.fsdecode(entry.read_bytes()).rstrip("\0").split("\0")
+            # An older one with setup lines is a shell, and what that runs is its last word.
+            match shlex.split(words[-1]) if "-c" in words else words:
+                case ["bash", script, job, *_] if Path(script).parent.samefile(jobs):
+                    found[job] = pid, Path(script).stem
+                case [*_, "submitit.local._local", folder] if Path(folder).parent.samefile(jobs):
+                    found[str(pid)] = pid, ""
+        except (OSError, ValueError):
+            continue  # it has ended, or is no job
+    return found
 
 
 def _kill_tree(pid: int) -> None:
     """Kill a process and its children; on disk is all that counts, so at once."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
+    stat = Path(f"/proc/{pid}/stat")
     with contextlib.suppress(OSError):
-        for child in children.read_text(encoding="utf-8").split():
+        # A shell that is stopped starts nothing between the look at its children and its end.
+        os.kill(pid, signal.SIGSTOP)
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+        for child in children.split():
             _kill_tree(int(child))
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    while _is_alive(str(pid)):
-        time.sleep(0.01)
+    with contextlib.suppress(OSError):
+        # Until it is gone, or a zombie, which only its parent can bury.
+        while stat.read_bytes().rsplit(b")", 1)[1].split()[0] != b"Z":
+            time.sleep(0.01)
 
 
 # Jobs that can never start

@@ -8,9 +8,9 @@ and submits no shard twice::
     recover              settles what a crashed command left
         |
     intend    ------->   journal: name, stage, tasks
-        |                                    <--- crash: squeue knows no job of this name, and
+        |                                    <--- crash: no job of this name waits or runs, and
     sbatch    ------->   SLURM: jobs of it        the shards are open again
-        |                                    <--- crash: squeue knows jobs of this name, and
+        |                                    <--- crash: jobs of this name wait or run, and
     hand_over ------->   pickles, for which       recover hands over and settles
         |                tasks wait a minute
     settle    ------->   journal: name, ids
@@ -19,6 +19,7 @@ and submits no shard twice::
     sbatch was silent:  nothing is written; the next command recovers it
 
 A job is the run's by its id AND its name: ids begin anew, and clusters count for themselves.
+Of processes of this machine ids and pickles are there before they start; else all is the same.
 """
 
 from __future__ import annotations
@@ -39,23 +40,23 @@ from submitit.core.utils import environment_variables
 from sdwn import checkout
 from sdwn.batches import off_grid
 from sdwn.config import RunConfig
-from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError, command
+from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError, command, counted
 from sdwn.io import OnMessage, ignore, locked, now, plain_disk_errors
 from sdwn.jobs import cluster, journal, scheduler
 from sdwn.jobs.journal import (
+    RunJobs,
     Submission,
+    find_jobs,
     hidden_owners,
     is_unreachable,
-    live_by_submission,
     live_jobs,
     open_journal,
     read_journal,
     unfinished_shards,
     unheld_shards,
-    unrecorded_jobs,
 )
 from sdwn.jobs.logs import failure
-from sdwn.jobs.profile import ClusterProfile, overridden
+from sdwn.jobs.profile import ClusterProfile, minutes, overridden
 from sdwn.jobs.scheduler import Job, JobState, Live, max_array_size, user
 from sdwn.jobs.task import ArrayTask, Stage
 from sdwn.paths import RunPaths
@@ -197,15 +198,15 @@ def submit_once(order: WorkOrder, on_message: OnMessage) -> tuple[list[Job], int
     if not unfinished_shards(paths, work):
         return [], 0
     with submission_lock(paths, on_message):
-        recover(paths, order.stages, profile)
-        live = live_jobs(paths)
-        todo = unheld_shards(paths, work, live)
+        found = recover(paths, order.stages, profile)
+        todo = unheld_shards(paths, work, found.live)
         tasks = tasks_for_shards(paths, work, order.stages[work.stage], todo, profile)
-        jobs = submit_tasks(paths, tasks, profile, on_message, live)
+        jobs = submit_tasks(paths, tasks, profile, on_message, found)
     if remaining := len(todo) - sum(len(job.indices) for job in jobs):
         on_message(
-            f"SLURM takes no more of your jobs now: {remaining:,} shards remain; run the same "
-            "command again when some have ended, or let --wait feed the queue"
+            f"SLURM takes no more of your jobs now, and {counted(remaining, 'shard')} of this run "
+            "must wait; run the same command again when some jobs have ended, or let --wait feed "
+            "the queue"
         )
     return jobs, remaining
 
@@ -230,31 +231,31 @@ def submission_lock(paths: RunPaths, on_message: OnMessage) -> Iterator[None]:
         yield
 
 
-def recover(paths: RunPaths, stages: Stages, profile: ClusterProfile) -> None:
-    """Record the jobs that the scheduler took before a crash of the command that submitted them.
+def recover(paths: RunPaths, stages: Stages, profile: ClusterProfile) -> RunJobs:
+    """Record the jobs that started before a crash of the command that submitted them.
+
+    Returns:
+        All jobs of the run that wait or run.
 
     Raises:
         SdwnError: the queue holds jobs of this run whose shards are unknown.
     """
-    submissions = read_journal(paths)
-    for submission, live in live_by_submission(paths, submissions):
-        known = submission.unsettled and submission.stage in stages
-        if known and live and not is_unreachable(live):
-            stage, root = stages[submission.stage], str(paths.root.absolute())
-            tasks = [
-                ArrayTask(stage, root, indices, submission.plan, submission.code)
-                for indices in submission.tasks
-            ]
+    found = find_jobs(paths, read_journal(paths), profile.executor == "slurm")
+    for one, live in found.by_submission:
+        if one.unsettled and one.stage in stages and live and not is_unreachable(live):
+            stage, root = stages[one.stage], str(paths.root.absolute())
+            tasks = [ArrayTask(stage, root, indices, one.plan, one.code) for indices in one.tasks]
             ids = journal.job_ids(next(iter(live)).id, len(tasks))
-            cluster.hand_over(tasks, ids, paths.jobs, submission.site)
-            journal.settle(paths, submission, ids)
-    if profile.executor == "slurm" and (found := unrecorded_jobs(paths, submissions)):
+            cluster.hand_over(tasks, ids, paths.jobs, one.site)
+            journal.settle(paths, one, ids)
+    if profile.executor == "slurm" and (lost := [job.id for job in found.unrecorded]):
         raise SdwnError(
-            f"{len(found)} jobs of this run are in the queue that {paths.submissions} does not "
-            f"know ({', '.join(job.id for job in [*found][:3])}); which shards they make is "
-            "unknown: run the same command again when they have ended, or end them with: "
+            f"the queue holds {counted(len(lost), 'job')} of this run that {paths.submissions} "
+            f"does not know ({', '.join(lost[:3])}); which shards they make is unknown: run the "
+            "same command again when they have ended, or end them with: "
             f"{command('cancel', paths.root)}"
         )
+    return found
 
 
 def submit_tasks(
@@ -262,20 +263,21 @@ def submit_tasks(
     tasks: Sequence[ArrayTask],
     profile: ClusterProfile,
     on_message: OnMessage = ignore,
-    live: Collection[Job] = (),
+    found: RunJobs | None = None,
 ) -> list[Job]:
     """Submit as many of these tasks as the site allows now, the first ones first.
 
     They are one array, or several where MaxArraySize asks for it. Where the queue is full, half
-    of an array may fit. With the jobs that are ``live`` they keep to what may run at once.
+    of an array may fit. With the run's jobs that were ``found`` they keep to what may run at once.
     """
     if profile.executor == "local":
         return submit_array(paths, tasks, profile, on_message)
-    queue = cluster.await_queue(on_message)
+    queued, live = (found.queued, len(found.live)) if found else (None, 0)
+    if queued is None:
+        queued = len(cluster.await_queue(on_message))
     if profile.max_submit_jobs is not None:
-        tasks = tasks[: max(0, profile.max_submit_jobs - len(queue))]
-    size, full = max_array_size(), False
-    free = profile.array_parallelism - len(live)
+        tasks = tasks[: max(0, profile.max_submit_jobs - queued)]
+    size, full, free = max_array_size(), False, profile.array_parallelism - live
     jobs: list[Job] = []
     while tasks:
         part, share = cluster.split_into_arrays(tasks, size, free)[0]
@@ -348,26 +350,27 @@ def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
     Raises:
         SdwnError: shards are still missing; the last line of a log says why.
     """
-    paths, work = order.paths, order.work
+    paths, work, say = order.paths, order.work, callbacks.on_message
     jobs, tries, began, waited = list[Job](), Counter[int](), time.monotonic(), False
-    feeder = _Feeder(order, callbacks.on_message)
+    # How many jobs the queue seems to take of this user; None: as many as there are.
+    room, throttled = order.profile.max_submit_jobs, dict[str, int]()
     cancellations = open_journal(paths).cancellations
     while True:
         live = live_jobs(paths)
         callbacks.on_look(live)
-        feeder.balance(live)
+        if order.profile.executor == "slurm":
+            throttled = _balance(live, throttled, order.profile.array_parallelism)
         # Listed after the look at the jobs: a shard may be finished in between.
         left = unfinished_shards(paths, work)
         # Later stages, which hold no shard, make none of what is missing.
-        held = {index for job in live for index in job.indices}
-        todo = [index for index in left if index not in held and tries[index] <= retries]
-        if not left or not (todo or held):
+        making = {index for job in live for index in job.indices}
+        todo = [index for index in left if index not in making and tries[index] <= retries]
+        if not left or not (making or todo):
             break
-        # Read after the look, for a cancel may have come since.
         found = open_journal(paths)
         if found.cancellations > cancellations:
             # A cancel that came while sbatch ran did not see what sbatch then took.
-            for submission, own in live_by_submission(paths, found.submissions):
+            for submission, own in find_jobs(paths, found.submissions).by_submission:
                 if not own.keys().isdisjoint(jobs):
                     journal.note_cancelled(paths, [job.id for job in own])
                     end_live(paths, submission, own)
@@ -375,94 +378,85 @@ def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
                 f"cancelled by: {command('cancel', paths.root)}; finished images are kept, "
                 f"resume with: {callbacks.resume_command}"
             )
-        made = feeder.feed(todo, live) if todo and not is_unreachable(live) else []
+        made: list[Job] = []
+        if todo and not is_unreachable(live):
+            made, room = _feed(order, todo, live, room, say)
         tries.update(index for job in made for index in job.indices)
         jobs += made
         if todo and not live and not made and not waited:
-            callbacks.on_message("SLURM takes no more of your jobs now; waiting for room")
+            say("SLURM takes no more of your jobs now; waiting for room")
             waited = True
         _pause(began)
     if left:
+        why, again = failure(paths, left[0]), callbacks.resume_command
+        if "time limit" in why:
+            again += f" --time {2 * minutes(order.profile.time)}"
         raise SdwnError(
-            f"{len(left)} of {len(work.assigned_shards)} shards failed; shard {left[0]}: "
-            f"{failure(paths, left[0])}; finished images are kept, "
-            f"submit the rest again with: {callbacks.resume_command}"
+            f"{len(left)} of {len(work.assigned_shards)} shards failed; shard {left[0]}: {why}; "
+            f"finished images are kept, submit the rest again with: {again}"
         )
     # They have only their own records left to write.
     ending = [job for job, state in live.items() if state.state == scheduler.RUNNING]
     _await_end(paths, [job for job in ending if job.indices], ignore)
     waiting = (job for job, state in live.items() if state.state == scheduler.PENDING)
     if idle := [job.id for job in waiting if job.indices]:
-        callbacks.on_message(
-            f"every shard is finished; {len(idle)} tasks still wait in the queue with nothing "
-            f"left to do ({idle[0]} first); end them with: {command('cancel', paths.root)}"
+        say(
+            f"every shard is finished; the queue still holds {counted(len(idle), 'task')} with "
+            f"nothing left to do ({idle[0]} first); end them with: {command('cancel', paths.root)}"
         )
     return jobs
 
 
-class _Feeder:
-    """Feeds the queue as it empties, and keeps several arrays within the limit of running tasks."""
+def _feed(
+    order: WorkOrder, todo: list[int], live: Live, room: int | None, on_message: OnMessage
+) -> tuple[list[Job], int | None]:
+    """Submit as many of these shards as fit now, if they are worth an array.
 
-    def __init__(self, order: WorkOrder, on_message: OnMessage) -> None:
-        self._order, self._on_message = order, on_message
-        # How many jobs the queue seems to take of this user; None: as many as there are.
-        self._room = order.profile.max_submit_jobs
-        self._throttles: dict[str, int] = {}
-
-    def balance(self, live: Live) -> None:
-        """Share the limit of running tasks again, if there were several arrays."""
-        arrays = Counter(job.id.partition("_")[0] for job in live if "_" in job.id)
-        if is_unreachable(live) or not (len(arrays) > 1 or self._throttles):
-            return
-        wanted = throttles(arrays, self._order.profile.array_parallelism)
-        for array, tasks in wanted.items():
-            if self._throttles.get(array) != tasks:
-                update = f"JobId={array}", f"ArrayTaskThrottle={tasks}"
-                scheduler.output_lines(["scontrol", "update", *update])
-        self._throttles = wanted
-
-    def feed(self, todo: list[int], live: Live) -> list[Job]:
-        """Submit as many of these shards as fit now, if they are worth an array."""
-        paths, work, profile = self._order.paths, self._order.work, self._order.profile
-        with submission_lock(paths, self._on_message):
-            recover(paths, self._order.stages, profile)
-            now_live = live_jobs(paths)
-            unheld = set(unheld_shards(paths, work, now_live))
-            own = [index for index in todo if index in unheld]
-            tasks = tasks_for_shards(paths, work, self._order.stages[work.stage], own, profile)
-            if profile.executor == "slurm" and self._room is not None:
-                free = self._room - len(scheduler.squeue() or {})
-                least = max(1, round(WAVE * self._room)) if live else 1
-                tasks = tasks[:free] if free >= min(len(tasks), least) else []
-            if not tasks:
-                return []
-            try:
-                made = submit_tasks(paths, tasks, profile, self._on_message, now_live)
-            except NoAnswerError as error:
-                self._on_message(str(error))
-                return []
-            # Not all of it was taken, and the queue is full; else more is tried next.
-            full, most = len(made) < len(tasks), profile.max_submit_jobs
-            if full or self._room != most:
-                queued = max(1, len(scheduler.squeue() or {}))
-                room = queued if full else queued + math.ceil(WAVE * queued)
-                self._room = room if most is None else min(room, most)
-            return made
-
-
-def throttles(arrays: Mapping[str, int], at_once: int) -> dict[str, int]:
-    """Share what may run at once among arrays with so many live tasks: the first ones first.
-
-    Each has one at least, for SLURM takes none for all.
-
-    >>> throttles({"7": 10, "9": 5}, 4), throttles({"7": 2, "9": 5}, 4)
-    ({'7': 3, '9': 1}, {'7': 2, '9': 2})
+    Returns:
+        The jobs, and how many jobs the queue seems to take of this user.
     """
-    found: dict[str, int] = {}
+    paths, work, profile = order.paths, order.work, order.profile
+    with submission_lock(paths, on_message):
+        found = recover(paths, order.stages, profile)
+        unheld = set(unheld_shards(paths, work, found.live))
+        own = [index for index in todo if index in unheld]
+        tasks = tasks_for_shards(paths, work, order.stages[work.stage], own, profile)
+        queued, most = found.queued or 0, profile.max_submit_jobs
+        if profile.executor == "slurm" and room is not None:
+            free, least = room - queued, max(1, round(WAVE * room)) if live else 1
+            tasks = tasks[:free] if free >= min(len(tasks), least) else []
+        if not tasks:
+            return [], room
+        try:
+            made = submit_tasks(paths, tasks, profile, on_message, found)
+        except NoAnswerError as error:
+            on_message(str(error))
+            return [], room
+        # Not all of it was taken, and the queue is full; else more is tried next.
+        full = len(made) < len(tasks)
+        if full or room != most:
+            queued = max(1, queued + len(made))
+            room = queued if full else queued + math.ceil(WAVE * queued)
+            room = room if most is None else min(room, most)
+        return made, room
+
+
+def _balance(live: Live, before: dict[str, int], at_once: int) -> dict[str, int]:
+    """Share the limit of running tasks among several arrays as they empty; return each one's share.
+
+    The first ones come first; each has one at least, for SLURM takes none for all.
+    """
+    arrays = Counter(job.id.partition("_")[0] for job in live if "_" in job.id)
+    if is_unreachable(live) or not (len(arrays) > 1 or before):
+        return before
+    shares: dict[str, int] = {}
     for position, (array, tasks) in enumerate(arrays.items(), start=1):
-        left = at_once - sum(found.values()) - (len(arrays) - position)
-        found[array] = max(1, min(tasks, left))
-    return found
+        left = at_once - sum(shares.values()) - (len(arrays) - position)
+        shares[array] = max(1, min(tasks, left))
+        if before.get(array) != shares[array]:
+            update = f"JobId={array}", f"ArrayTaskThrottle={shares[array]}"
+            scheduler.output_lines(["scontrol", "update", *update])
+    return shares
 
 
 # Cancelling
@@ -477,11 +471,13 @@ def cancel_run(paths: RunPaths, on_message: OnMessage = ignore) -> dict[Job, Job
         SdwnError: the scheduler does not answer, or some of the jobs could not be ended.
     """
     submissions = read_journal(paths)
-    found = [(one, live) for one, live in live_by_submission(paths, submissions) if live]
-    if any(is_unreachable(live) for _, live in found):
+    found = find_jobs(paths, submissions, ask_slurm=True)
+    if is_unreachable(found.live):
         raise SdwnError("SLURM does not answer; run the same command again when it does")
     denied = []
-    for submission, live in found:
+    for submission, live in found.by_submission:
+        if not live:
+            continue
         ids, yours = [job.id for job in live], submission.owner in (None, user())
         if yours:
             # First, so that a command that follows the run does not submit it again.
@@ -497,13 +493,12 @@ def cancel_run(paths: RunPaths, on_message: OnMessage = ignore) -> dict[Job, Job
     if owners := hidden_owners(submissions, every - paths.done_shards()):
         names = " and ".join(owners)
         on_message(f"this site hides from you what {names} submitted here: not cancelled")
-    jobs = {job: state for _, live in found for job, state in live.items()}
-    if lost := unrecorded_jobs(paths, submissions):
+    if lost := found.unrecorded:
         journal.note_cancelled(paths, [job.id for job in lost])
         for name in {job.array for job in lost}:
             ids = [job.id for job in lost if job.array == name]
             scheduler.end_jobs("slurm", paths.jobs, name, ids)
-        jobs |= lost
+    jobs = found.live | lost
     _await_end(paths, jobs, on_message)
     return jobs
 
@@ -521,10 +516,9 @@ def end_live(paths: RunPaths, submission: Submission, live: Live) -> str | None:
 def _await_end(paths: RunPaths, jobs: Collection[Job], on_message: OnMessage) -> None:
     """Wait for some time until ending jobs are gone: SLURM lets cancelled ones end themselves."""
     began, waited = time.monotonic(), False
-    while True:
-        submissions = read_journal(paths)
-        live = {*live_jobs(paths, submissions), *unrecorded_jobs(paths, submissions)}
-        if not (left := sorted(job.id for job in live & set(jobs))):
+    while jobs:
+        found = find_jobs(paths, read_journal(paths), ask_slurm=True)
+        if not (left := sorted(job.id for job in (found.live | found.unrecorded) if job in jobs)):
             return
         text = f"{len(left)} cancelled tasks are still ending ({', '.join(left[:3])})"
         if time.monotonic() - began > ENDING_SECONDS:

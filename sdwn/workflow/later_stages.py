@@ -21,8 +21,8 @@ from sdwn.errors import SdwnError, UsageError, command
 from sdwn.generation.task import GENERATE
 from sdwn.io import OnMessage, ignore
 from sdwn.jobs.journal import (
+    find_jobs,
     is_unreachable,
-    live_by_submission,
     open_journal,
     read_journal,
     unfinished_shards,
@@ -163,7 +163,8 @@ def submit_behind(  # noqa: PLR0913, PLR0917
     """
     before: list[str] = []
     left = set(unfinished_shards(paths, work))
-    for submission, jobs in [] if dependency else live_by_submission(paths, read_journal(paths)):
+    found = [] if dependency else find_jobs(paths, read_journal(paths)).by_submission
+    for submission, jobs in found:
         if not jobs or submission.executor == "local":
             continue
         if is_unreachable(jobs):
