@@ -272,6 +272,7 @@ def testbed() -> Iterator[Testbed]:
             done = subprocess.run(step, capture_output=True, text=True, check=False)
             if done.returncode:
                 _not_run("on a real SLURM", done.stderr.strip(), "arrays work")
+        assert f"stop it with: {TESTBED}/down --dir {folder}" in done.stderr
         os.environ["SLURM_CONF"] = done.stdout.strip().partition("=")[2]
         # The README's lines call sdwn by name.
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -141,7 +141,7 @@ def test_times_are_read_as_slurm_reads_them(days: int, hours: int, mins: int, se
         ({"stages": {"merge": {"mem": "16 G"}}}, "stages.merge with --mem 16 G: mem: expected"),
         ({"gpus_per_node": 0}, "gpus_per_node: expected a number of GPUs as 4, a100 or a100:4"),
         ({"gres": "gpu:0"}, "gres: expected gpu:4, gpu:a100:4, joined by commas, found 'gpu:0'"),
-        ({"gres": "gpu:1, nvme:1"}, "joined by commas, found ' nvme:1'"),
+        ({"gres": "gpu:1, nvme:1"}, "joined by commas, found 'gpu:1, nvme:1'"),
         ({"gres": "gpu:a100:2(S:0-1)"}, "found 'gpu:a100:2(S:0-1)'"),
         ({"gres": "4"}, "gres: expected gpu:4, gpu:a100:4, joined by commas, found '4'"),
         ({"sbatch": {"gpus": "a100:1,v100:1"}}, "gpus: expected 1, a100 or a100:1, found 'a100:1"),

@@ -314,7 +314,7 @@ def test_of_a_queue_that_only_refuses_most_is_used(
 @settings(max_examples=30, deadline=None)
 def test_a_line_of_the_journal_that_is_lost_loses_no_job(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        paths = RunPaths(Path(folder))
+        paths = RunPaths(Path(folder) / "run")
         for number in range(3):
             tasks = [ArrayTask(GENERATE, folder, (number,))]
             settle(paths, intend(paths, tasks, HERE), [str(number)])

@@ -19,9 +19,6 @@ from sdwn.paths import shipped_file
 GPU_OPTIONS = ("gres", "gpus_per_node", "gpus", "gpus_per_task")
 MEMORY_OPTIONS = ("mem", "mem_per_cpu", "mem_per_gpu")
 
-# A request for GPUs: how many, of which kind (also of a kind 4090), or both.
-GPU_REQUEST = re.compile(r"(\w[\w.-]*:)?[1-9]\d*|[A-Za-z][\w.-]*", re.ASCII)
-
 # What follows the arrays: submit --then. Classifying images takes a GPU, the others none.
 LaterStage = Literal["merge", "evaluate", "report"]
 
@@ -31,13 +28,12 @@ SBATCH_FIELDS = (
     *("mem_per_cpu", "mem_per_gpu", "nodelist", "nodes", "partition", "qos", "reservation"),
     "wckey",
 )
-# What sdwn writes into every script.
+# What sdwn writes into every script, and what would hide the id of a job of this cluster.
 OWN_OPTIONS = (
     *("array", "error", "job-name", "kill-on-bad-exit", "ntasks", "ntasks-per-node"),
     *("open-mode", "output", "requeue", "signal"),
+    *("clusters", "parsable", "quiet", "test-only", "wait", "wrap"),
 )
-# With these sbatch would not give the id of a job of this cluster.
-HIDING_OPTIONS = ("clusters", "parsable", "quiet", "test-only", "wait", "wrap")
 
 # Variables that hold a secret, by their names; HF_TOKEN_PATH only names a file of one.
 _SECRET_NAME = re.compile(r"(?i)(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|(API)?KEY|KEY_ID)$")
@@ -78,9 +74,19 @@ def minutes(text: str) -> int:
 
 # What fields hold
 
+# A request for GPUs: how many, of which kind (also of a kind 4090), or both.
+_GPUS = r"((\w[\w.-]*:)?[1-9]\d*|[A-Za-z][\w.-]*)"
+_GPU_ENTRY = r"(gres/)?gpu(?=:|,|$)"
+_GRES = rf"({_GPU_ENTRY}(:{_GPUS})?|(?!{_GPU_ENTRY})[A-Za-z][\w/-]*(:[^\s:,]+){{0,2}})"
 
-def _number_as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+def _matching(pattern: str, expected: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE):
+            raise ValueError(f"expected {expected}, found {text!r}")
+        return text
+
+    return AfterValidator(check)
 
 
 def _check_time(text: str) -> str:
@@ -88,30 +94,12 @@ def _check_time(text: str) -> str:
     return text
 
 
-def _check_memory(text: str) -> str:
-    if not re.fullmatch(r"\d+([KMGT]B?)?", text, re.ASCII | re.IGNORECASE):
-        raise ValueError(f"expected memory as 16G, 1500M or 16000 (MB), found {text!r}")
-    return text
-
-
-def _check_gpus(request: str) -> str:
-    if not GPU_REQUEST.fullmatch(request):
-        raise ValueError(f"expected a number of GPUs as 4, a100 or a100:4, found {request!r}")
-    return request
-
-
-def _check_gres(request: str) -> str:
-    for entry in request.split(","):
-        known = re.fullmatch(r"[A-Za-z][\w/-]*(:[^\s:]+){0,2}", entry)
-        number = entry.partition(":")[2] or "1"
-        if not known or (_is_gpu(entry) and not GPU_REQUEST.fullmatch(number)):
-            raise ValueError(f"expected gpu:4, gpu:a100:4, joined by commas, found {entry!r}")
-    return request
-
-
-def _is_gpu(entry: str) -> bool:
-    """Return whether an entry of gres asks for GPUs."""
-    return entry.partition(":")[0].strip() in ("gpu", "gres/gpu")
+# In YAML a number needs no quotes.
+_Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+Time = Annotated[_Text, AfterValidator(_check_time)]
+Memory = Annotated[_Text, _matching(r"\d+([KMGT]B?)?", "memory as 16G, 1500M or 16000 (MB)")]
+Gpus = Annotated[_Text, _matching(_GPUS, "a number of GPUs as 4, a100 or a100:4")]
+Gres = Annotated[str, _matching(rf"{_GRES}(,{_GRES})*", "gpu:4, gpu:a100:4, joined by commas")]
 
 
 def _kind_and_count(request: str) -> tuple[str, int]:
@@ -126,6 +114,13 @@ def _kind_and_count(request: str) -> tuple[str, int]:
     return ("" if first.isdecimal() and not colon else first), count
 
 
+def _split_gres(gres: str | None) -> tuple[list[str], list[str]]:
+    """Split a value of gres into entries that ask for GPUs, and others."""
+    entries = [entry for entry in (gres or "").split(",") if entry]
+    gpus = [entry for entry in entries if re.match(_GPU_ENTRY, entry)]
+    return gpus, [entry for entry in entries if entry not in gpus]
+
+
 def _one_gpu(request: str) -> str:
     """Return a request for one GPU in place of several.
 
@@ -133,12 +128,6 @@ def _one_gpu(request: str) -> str:
     ['1', 'a100:1', 'gpu:a100', 'gpu:a100:1', 'gpu:1']
     """
     return re.sub(r"(^|:)\d+$", r"\g<1>1", request)
-
-
-Time = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_check_time)]
-Memory = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_check_memory)]
-Gpus = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_check_gpus)]
-Gres = Annotated[str, AfterValidator(_check_gres)]
 
 
 class ClusterProfile(Section):
@@ -212,12 +201,10 @@ class ClusterProfile(Section):
             if not re.fullmatch(r"[a-z][a-z-]*", name):
                 raise ValueError(f"{name!r} is no long option of sbatch, as mail-type")
             if name.replace("-", "_") in GPU_OPTIONS:
-                if not GPU_REQUEST.fullmatch(str(value)) or value is True:
+                if not re.fullmatch(_GPUS, str(value), re.ASCII) or value is True:
                     raise ValueError(f"{name}: expected 1, a100 or a100:1, found {value!r}")
                 if _kind_and_count(str(value))[1] > 1:
                     raise ValueError(f"{name}: give several GPUs by gpus_per_node or gres")
-            if name in HIDING_OPTIONS:
-                raise ValueError(f"{name!r} would hide the job's id from sdwn; leave it out")
             if name in OWN_OPTIONS or name.replace("-", "_") in cls.model_fields:
                 raise ValueError(f"{name!r} is set by sdwn itself or has a field of its own")
         return options
@@ -274,8 +261,7 @@ class ClusterProfile(Section):
         """How many GPUs of each kind a task asks for; the kind is "" where any will do."""
         texts = [self.gpus_per_node] if self.gpus_per_node else []
         texts += [str(v) for n, v in self.sbatch.items() if n.replace("-", "_") in GPU_OPTIONS]
-        gres = (self.gres or "").split(",")
-        texts += [entry.partition(":")[2] or "1" for entry in gres if _is_gpu(entry)]
+        texts += [entry.partition(":")[2] or "1" for entry in _split_gres(self.gres)[0]]
         request = Counter[str]()
         for kind, count in map(_kind_and_count, texts):
             request[kind] += count
@@ -304,9 +290,8 @@ class ClusterProfile(Section):
         """
         if self.gpus_per_node:
             return self.model_copy(update={"gpus_per_node": f"{kind}:1"})
-        entries = (self.gres or "").split(",")
-        others = [entry for entry in entries if not _is_gpu(entry)]
-        if len(others) == len(entries):
+        gpus, others = _split_gres(self.gres)
+        if not gpus:
             raise UsageError(
                 "--gpus needs a profile that asks for a GPU by gres or gpus_per_node; where your "
                 "site names its kinds in another way, tune once for each: --constraint, --partition"
@@ -325,17 +310,15 @@ def stage_profile(profile: ClusterProfile, stage: LaterStage) -> ClusterProfile:
     # How making images is batched and grouped says nothing about a later stage.
     of_generation = {"stages", "batch_size", "shards_per_task"}
     fields = profile.model_dump(mode="json", exclude_defaults=True, exclude=of_generation)
-    gres = [entry for entry in fields.pop("gres", "").split(",") if entry]
+    gpus, gres = _split_gres(fields.pop("gres", None))
     if stage == "evaluate":
-        gres = [_one_gpu(entry) if _is_gpu(entry) else entry for entry in gres]
-        if gpus := fields.get("gpus_per_node"):
-            fields["gpus_per_node"] = _one_gpu(gpus)
+        gres = [*map(_one_gpu, gpus), *gres]
+        if "gpus_per_node" in fields:
+            fields["gpus_per_node"] = _one_gpu(fields["gpus_per_node"])
     else:
-        gres = [entry for entry in gres if not _is_gpu(entry)]
         fields.pop("gpus_per_node", None)
         options = fields.get("sbatch", {}).items()
-        others = {n: v for n, v in options if n.replace("-", "_") not in GPU_OPTIONS}
-        fields["sbatch"] = others
+        fields["sbatch"] = {n: v for n, v in options if n.replace("-", "_") not in GPU_OPTIONS}
         if by_gpu := fields.pop("mem_per_gpu", None):
             fields["mem"] = by_gpu
     if gres:

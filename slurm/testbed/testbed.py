@@ -17,6 +17,7 @@ PATH = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
 # Stands in the environment of every daemon and so tells our processes from all others: unlike
 # a recorded pid, it can neither get lost nor come to mean somebody else's process.
 LABEL = "SDWN_TESTBED_DAEMON"
+DEFAULT_DIR = os.environ.get("SDWN_TESTBED_DIR", "/tmp/sdwn-testbed")
 
 
 def say(message: str) -> None:
@@ -38,7 +39,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result.add_argument(
         "--dir",
         type=Testbed,
-        default=os.environ.get("SDWN_TESTBED_DIR", "/tmp/sdwn-testbed"),
+        default=DEFAULT_DIR,
         dest="testbed",
         metavar="DIR",
         help="the testbed's folder",
@@ -64,6 +65,12 @@ class Testbed:
         self.conf = self.dir / "slurm.conf"
         # Says that the folder is a testbed's, so that it may be removed.
         self.mark = self.dir / ".sdwn-testbed"
+
+    @property
+    def down(self) -> str:
+        """The command that ends it."""
+        default = pathlib.Path(DEFAULT_DIR).resolve() == self.dir
+        return f"{HERE}/down" + ("" if default else f" --dir {self.dir}")
 
     def log(self, daemon: str) -> pathlib.Path:
         """Where the daemon writes what it does."""
