@@ -474,7 +474,7 @@ class TestFamilies:
         settings = config(str(folder), **own)
         prompts = ["a cat", "a big dog" * 40, "b " * 290, "c " * 310]
         samples = Sampler(settings).sample([spec(prompt) for prompt in prompts])
-        lengths = prompt_lengths(settings, prompts)
+        lengths = prompt_lengths(folder, prompts)
         assert lengths is not None
         assert lengths.cut == sum(sample.truncated for sample in samples) > 0
 
@@ -585,7 +585,7 @@ class TestTokens:
         assert (over.tokens, over.truncated) == (78, True)
 
     def test_planning_counts_the_same_ones_without_torch(self, sampler: Sampler) -> None:
-        found = prompt_lengths(config(), ["x" * 75, "x" * 76, "x" * 80, "x" * 76])
+        found = prompt_lengths(builtin_folder("tiny"), ["x" * 75, "x" * 76, "x" * 80, "x" * 76])
         assert found == PromptLengths(counted=3, cut=2, limit=77)
 
     def test_neither_truncation_nor_flags_fill_the_log(self) -> None:

@@ -84,7 +84,6 @@ app = typer.Typer(
     epilog="Begin with: sdwn run demo RUN",
     no_args_is_help=True,
     invoke_without_command=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -39,6 +39,8 @@ def plan_command(
     Reads the config and WordNet. A folder that holds the same plan is left as it is.
     """
     chosen = options.open_profile(profile, {}) if profile else None
+    from sdwn.models.prompt_length import prompt_lengths
+    from sdwn.models.weights import find_folder
     from sdwn.planning.plan import plan_summary, sample_prompts
     from sdwn.planning.work import WHOLE, parse_slice
     from sdwn.preflight.estimate import estimate, estimate_rows
@@ -49,7 +51,7 @@ def plan_command(
     plan, paths = plan_run(options.open_config(config, set_), run, console, share)
     counts = {**plan_summary(plan), "run": str(paths.root)}
     takes = estimate(paths, plan, [shard.index for shard in plan.assigned_shards], chosen)
-    samples = sample_prompts(plan)
+    lengths = prompt_lengths(find_folder(plan.config), (row.prompt for row in plan.synsets))
     classes = f"{counts['imagenet_classes']:,} ({counts['imagenet_names']:,} names)"
     rows = {
         "catalog": plan.catalog,
@@ -59,7 +61,8 @@ def plan_command(
         "shards": f"{len(plan.shards):,} of {counts['images_per_shard']:,} images",
         "slice": counts.get("slice"),
         "digest": plan.digest[:12],
-        "sample prompts": samples,
+        "sample prompts": sample_prompts(plan),
+        "cut prompts": lengths and str(lengths),
         **estimate_rows(takes),
     }
     step = next_command(paths, plan, run_status(paths, plan))
@@ -79,21 +82,25 @@ def prefetch_command(
 
     A planned run is locked to the weights' commit. Afterwards no network is needed.
     """
+    from sdwn.models.prompt_length import prompt_lengths
     from sdwn.preflight.prefetch import prefetch_config, prefetch_run
     from sdwn.workflow.status import next_command, run_status
 
-    paths, folder = RunPaths(Path(target)), folder and folder.absolute()
+    paths, folder, lengths = RunPaths(Path(target)), folder and folder.absolute(), None
     if paths.plan.exists():
         if set_:
             raise UsageError(f"--set changes a config, and {target} is planned already")
         _, plan = options.open_run(paths.root)
         found = prefetch_run(paths, plan, folder, classifier)
+        prompts = (row.prompt for row in plan.synsets)
+        lengths = prompt_lengths(found["folder"] and Path(found["folder"]), prompts)
         step = next_command(paths, plan, run_status(paths, plan))
     else:
         found = prefetch_config(options.open_config(target, set_), folder, classifier)
         other = ["--set", f"model.name={folder}"] * (folder is not None)
         step = command("plan", target, "RUN", *other)
-    rows = {**found, "problems": found["problems"] or None}
+    problems = found["problems"] or None
+    rows = {**found, "cut prompts": lengths and str(lengths), "problems": problems}
     console.result(found, as_json, rows, next_=None if found["problems"] else step)
     if found["problems"]:
         raise typer.Exit(1)

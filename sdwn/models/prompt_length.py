@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-from sdwn.config import RunConfig
 from sdwn.io import read_json
 from sdwn.models.families import FAMILIES, FROM_TEXTS
-from sdwn.models.weights import INDEX, components, find_folder
+from sdwn.models.weights import INDEX, components
 
 MOST = 10_000
 
@@ -21,14 +21,20 @@ class PromptLengths:
     cut: int
     limit: int
 
+    def __str__(self) -> str:
+        return f"{self.cut:,} of {self.counted:,} are longer than {self.limit} tokens"
 
-def prompt_lengths(config: RunConfig, prompts: Sequence[str]) -> PromptLengths | None:
+
+def prompt_lengths(folder: Path | None, prompts: Iterable[str]) -> PromptLengths | None:
     """Count the tokens of at most 10,000 distinct prompts, spread evenly over all.
 
+    Args:
+        folder: a pipeline in diffusers format, None where its weights are not on this machine.
+        prompts: also equal ones.
+
     Returns:
-        None where the weights are not on this machine, or a model has no tokenizer.
+        None without a folder, or of a model without a tokenizer.
     """
-    folder = find_folder(config)
     if folder is None or "tokenizer" not in (kinds := components(folder)):
         return None
     import transformers  # a second; its tokenizers come without torch
