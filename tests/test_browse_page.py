@@ -144,8 +144,8 @@ def test_a_narrow_dark_screen_shows_every_page_whole(browser: Any, site: Site) -
         assert all(images.evaluate_all("found => found.map((image) => image.alt)")), address
         assert page.locator("h1").count() == 1, address
     page = site.go(found, "/map")
-    page.wait_for_selector("#map[data-ready]")
-    circle = page.locator("#map a[data-name=banjo]")
+    page.wait_for_selector("#class-map[data-ready]")
+    circle = page.locator("#class-map a[data-name=banjo]")
     circle.scroll_into_view_if_needed()
     circle.tap()
     assert page.locator("#circle h2").inner_text() == "banjo"
@@ -444,28 +444,28 @@ def test_nothing_jumps_while_pictures_come(browser: Any, site: Site) -> None:
 
 def test_the_map_is_a_way_in(wide: Opened, site: Site) -> None:
     page = site.go(wide, "/map")
-    page.wait_for_selector("#map[data-ready]")
+    page.wait_for_selector("#class-map[data-ready]")
     classes = site.library.predictions.record["classes"] if site.library.predictions else []
-    assert page.locator("#map a").count() == len(classes)
+    assert page.locator("#class-map a").count() == len(classes)
     name = page.locator("#circle h2")
     visited = {name.inner_text()}
-    page.locator("#map a[tabindex='0']").focus()
+    page.locator("#class-map a[tabindex='0']").focus()
     for key in ("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown"):
         page.keyboard.press(key)
         visited.add(name.inner_text())
     assert len(visited) >= 3
-    banjo = page.locator("#map a[data-name=banjo] circle").bounding_box()
+    banjo = page.locator("#class-map a[data-name=banjo] circle").bounding_box()
     page.mouse.move(banjo["x"] + banjo["width"] / 2 + 3, banjo["y"] + banjo["height"] / 2)
     assert name.inner_text() == "banjo"
     assert page.locator("#circle img").evaluate("image => image.decode().then(() => true)")
     page.get_by_role("button", name="Zoom in").click()
-    assert page.evaluate("document.getElementById('map').viewBox.baseVal.width") < 214
+    assert page.evaluate("document.getElementById('class-map').viewBox.baseVal.width") < 214
     page.get_by_role("button", name="Whole map").click()
     page.locator(".legend a", has_text="cats").click()
     page.wait_for_url("**/map?group=cats")
-    page.wait_for_selector("#map[data-ready]")
-    assert page.locator("#map g:not(.dim)").count() == 1
-    page.locator("#map a[tabindex='0']").focus()
+    page.wait_for_selector("#class-map[data-ready]")
+    assert page.locator("#class-map g:not(.dim)").count() == 1
+    page.locator("#class-map a[tabindex='0']").focus()
     page.keyboard.press("Enter")
     page.wait_for_url("**/synsets/*")
 

@@ -21,13 +21,13 @@ from sdwn.wordnet.corpus import WordNet
 from sdwn.wordnet.imagenet import class_index
 
 from drawn import evaluation, noise_release, predictions
-from opened import NARROW, Opened, opened
+from opened import NARROW, WIDE, Opened, opened
 
 pytestmark = pytest.mark.browser
 
 # It closes whatever it may stand in: a title, a script, a comment, an attribute.
 HOSTILE = "</title></script><script>window.hacked = 1</script><!-- '\"><img src=x onerror=hacked=1>"
-MAP = "#map-chart[data-ready]"
+MAP = "#class-map[data-ready]"
 NAME = "efficientnet-lite0"
 
 
@@ -79,6 +79,48 @@ def test_it_opens_from_disk_without_an_error_or_a_request(wide: Opened, judged: 
     assert all(name[:20] in names for name in shown)
 
 
+def test_the_first_screen_shows_pictures_and_main_figures(wide: Opened, judged: Judged) -> None:
+    pictures, headline = wide.page.locator(".first img"), wide.page.locator(".tiles li")
+    assert pictures.count() == 3 * 3 * 5
+    assert wide.page.locator(".first h3").all_inner_texts() == [
+        "Recognised best",
+        "Typical, around the median",
+        "Recognised worst",
+    ]
+    assert headline.count() == 5
+    wide.page.evaluate("scrollTo(0, 0)")
+    for shown in (pictures.last, headline.last):
+        box = shown.bounding_box()
+        assert box["y"] + box["height"] <= WIDE["height"]
+    # A figure stands in a card or in the table, not in both.
+    labels = [label.lower() for label in wide.page.locator(".tiles .label").all_inner_texts()]
+    rows = wide.page.locator("#figures tbody th").all_inner_texts()
+    assert not [row for row in rows if any(row.lower().startswith(label) for label in labels)]
+
+
+def test_contents_lead_to_every_section(wide: Opened) -> None:
+    links = wide.page.locator("nav[aria-label=Contents] a")
+    anchors = [
+        href.removeprefix("#")
+        for href in links.evaluate_all("a => a.map((x) => x.getAttribute('href'))")
+    ]
+    assert anchors == wide.page.locator("main > section").evaluate_all("s => s.map((x) => x.id)")
+
+
+def test_a_printed_page_cuts_no_figure_and_leaves_nothing_out(browser: Any, judged: Judged) -> None:
+    found = opened(browser, judged.page, MAP)
+    found.page.emulate_media(media="print")
+    cut = "all => all.filter((one) => getComputedStyle(one).breakInside !== 'avoid').length"
+    for whole in ("figure", "article", "tr", ".map", ".tiles"):
+        assert found.page.locator(whole).count() > 0
+        assert found.page.locator(whole).evaluate_all(cut) == 0, whole
+    table = found.page.locator(".scroll.tall")
+    assert table.evaluate("e => e.scrollHeight - e.clientHeight") <= 1
+    assert not found.page.locator("nav").is_visible()
+    assert found.page.locator("#class-map text").first.is_visible()
+    found.page.close()
+
+
 def test_no_script_runs_but_the_pages_own(browser: Any, judged: Judged) -> None:
     found = opened(browser, judged.page, MAP)
     found.page.evaluate(
@@ -103,9 +145,9 @@ def test_hostile_names_and_prompts_stay_text(wide: Opened) -> None:
 def test_pointing_at_a_circle_shows_its_class(wide: Opened, judged: Judged) -> None:
     page, card = wide.page, wide.page.locator("#map-card")
     first = card.locator("h3").inner_text()
-    circles = page.locator("#map-chart g:visible circle")
+    circles = page.locator("#class-map g:not(.dim) circle")
     assert circles.count() == len(judged.classes)
-    page.locator("#map-chart").scroll_into_view_if_needed()
+    page.locator("#class-map").scroll_into_view_if_needed()
     for at in range(0, circles.count(), 7):
         box = circles.nth(at).bounding_box()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
@@ -124,7 +166,7 @@ def test_arrow_keys_and_the_search_go_to_a_class(wide: Opened, judged: Judged) -
     page, name = wide.page, wide.page.locator("#map-card h3")
     page.locator("#map-find").fill("banjo")
     assert name.inner_text() == "banjo"
-    page.locator("#map-chart").focus()
+    page.locator("#class-map a[tabindex='0']").focus()
     visited = {name.inner_text()}
     for key in ("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown"):
         page.keyboard.press(key)
@@ -135,7 +177,7 @@ def test_arrow_keys_and_the_search_go_to_a_class(wide: Opened, judged: Judged) -
 def test_the_legend_hides_and_shows_groups(wide: Opened, judged: Judged) -> None:
     from playwright.sync_api import expect
 
-    page, circles = wide.page, wide.page.locator("#map-chart g:visible circle")
+    page, circles = wide.page, wide.page.locator("#class-map g:not(.dim) circle")
     button = page.locator(".legend button", has_text="birds")
     everything = circles.count()
     birds = sum(row["group"] == "birds" for row in judged.record["classes"])
@@ -200,7 +242,7 @@ def test_a_narrow_screen_scrolls_only_downwards(browser: Any, judged: Judged, sc
     assert found.overflow == 0
     name = found.page.locator("#map-card h3")
     before = name.inner_text()
-    circle = found.page.locator("#map-chart g:visible circle").nth(9)
+    circle = found.page.locator("#class-map g:not(.dim) circle").nth(9)
     circle.scroll_into_view_if_needed()
     box = circle.bounding_box()
     found.page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -242,7 +284,7 @@ def test_without_javascript_the_figures_are_there(browser: Any, judged: Judged) 
     page = browser.new_page(java_script_enabled=False)
     page.goto(judged.page.as_uri())
     assert "need JavaScript" in page.locator("body").inner_text()
-    assert page.locator("#map-chart circle").count() > 40
+    assert page.locator("#class-map circle").count() > 40
     assert page.locator("[data-chart=histogram] svg").is_visible()
     assert (
         f"{judged.record['figures']['mean_correct']:.2f}" in page.locator("#figures").inner_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -355,7 +355,7 @@ class SideBySide:
             return both, "they have no ImageNet-1k class in common"
         pair = dict(zip(("first", "second"), self.names, strict=True))
         rates = [float(rate.mean()) for rate in self._rates]
-        return pair_in_words({**pair, "rates": rates, "rate": asdict(difference(*self._rates))})
+        return pair_in_words({**pair, "rates": rates, "rate": difference(*self._rates)})
 
     def page(self, number: int) -> list[dict[str, Any]]:
         """Return a page of the list, counted from 1, as `pair` describes synsets."""

@@ -12,11 +12,11 @@ from importlib.resources import files
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, StrictUndefined
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from sdwn.errors import UsageError, command
-from sdwn.reports.page import house_style, plain
+from sdwn.reports.page import plain, shared_text, template_loader
 from sdwn.wordnet.imagenet import class_name
 
 # Which images: the word in addresses, and that on pages: a sign and a word, never a colour alone.
@@ -131,7 +131,8 @@ def assets() -> dict[str, bytes]:
     own = files("sdwn").joinpath(FOLDER)
     names = ("browse.css", "browse.js", "map.js", "icon.svg")
     found = {name: own.joinpath(name).read_bytes() for name in names}
-    found["browse.css"] = house_style().encode() + found["browse.css"]
+    for name, shared in {"browse.css": "house.css", "map.js": "class_map.js"}.items():
+        found[name] = shared_text(shared).encode() + found[name]
     found["htmx.min.js"] = files("js_lib_htmx").joinpath("static/htmx/htmx.min.js").read_bytes()
     return found
 
@@ -153,7 +154,7 @@ def short_name(name: str) -> str:
 
 
 _ENVIRONMENT = Environment(
-    loader=PackageLoader("sdwn", FOLDER),
+    loader=template_loader("browse"),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,

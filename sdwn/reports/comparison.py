@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +167,8 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
                 "first": first.name,
                 "second": other.name,
                 "rates": [float(rates[side].mean()) for side in (0, index)],
-                "rate": asdict(difference(rates[0], rates[index])),
-                "rate_top5": asdict(difference(rates_top5[0], rates_top5[index])),
+                "rate": difference(rates[0], rates[index]),
+                "rate_top5": difference(rates_top5[0], rates_top5[index]),
                 "subtree_probability": _subtree_difference(first, other),
                 "same_images": _image_difference(first, other),
                 "classes_better": int((differ & (change > 0)).sum()),
@@ -247,7 +247,7 @@ def _subtree_difference(first: Side, other: Side) -> dict[str, Any] | None:
         columns = (means[name].to_pylist() for name in ("wnid", "subtree_probability_mean"))
         both.append(dict(zip(*columns, strict=True)))
     wnids = sorted(both[0].keys() & both[1].keys())
-    return asdict(difference(*([means[wnid] for wnid in wnids] for means in both)))
+    return difference(*([means[wnid] for wnid in wnids] for means in both))
 
 
 def _image_difference(first: Side, other: Side) -> dict[str, float] | None:
@@ -279,7 +279,7 @@ def _group_records(
         if inside.any():
             values = before[inside], after[inside]
             rows[-1]["rates"] = [float(rate.mean()) for rate in values]
-            rows[-1] |= asdict(difference(*values))
+            rows[-1] |= difference(*values)
     adjusted = holm([row.get("p_value") for row in rows])
     return [{**row, "adjusted_p_value": p} for row, p in zip(rows, adjusted, strict=True)]
 

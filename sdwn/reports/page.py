@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 
@@ -18,21 +18,26 @@ def render(template: str, values: Mapping[str, Any], scripts: tuple[str, ...]) -
     No script runs but those given here, in their order: the page's policy names them by their
     hashes.
     """
+    loader = template_loader("report")
     environment = Environment(
-        loader=PackageLoader("sdwn", "templates/report"),
+        loader=loader,
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
     environment.filters["plain"] = plain
-    folder = files("sdwn").joinpath("templates/report")
-    texts = [folder.joinpath(name).read_text(encoding="utf-8") for name in scripts]
+    style, *texts = (loader.get_source(environment, name)[0] for name in ("page.css", *scripts))
     return environment.get_template(template).render(
         **values,
-        style=Markup(house_style() + folder.joinpath("page.css").read_text(encoding="utf-8")),
+        style=Markup(shared_text("house.css") + style),
         scripts=[Markup(text) for text in texts],
         script_hashes=Markup(" ".join(map(policy_hash, texts))),
     )
+
+
+def template_loader(folder: str) -> ChoiceLoader:
+    """Return a loader of a folder's templates, and of those that reports and browser share."""
+    return ChoiceLoader([PackageLoader("sdwn", f"templates/{name}") for name in (folder, "shared")])
 
 
 def policy_hash(text: str) -> str:
@@ -55,6 +60,6 @@ def plain(value: Any) -> str:
     return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)
 
 
-def house_style() -> str:
-    """Return the style that all pages have: colours, type, tables."""
-    return files("sdwn").joinpath("templates/house.css").read_text(encoding="utf-8")
+def shared_text(name: str) -> str:
+    """Return a file of style or script that reports and browser share."""
+    return files("sdwn").joinpath("templates/shared", name).read_text(encoding="utf-8")

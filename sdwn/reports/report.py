@@ -146,6 +146,8 @@ def report_page(
             # In lists and images
             "drawn": drawn,
             "classes": classes,
+            "names": {row["wnid"]: row["name"] for row in classes},
+            "by_wnid": {row["wnid"]: row for row in classes},
             "circles": map_circles(evaluation) if on_map else [],
             "labels": map_labels(evaluation) if on_map else [],
             "extremes": {
@@ -168,7 +170,7 @@ def report_page(
                 "sheets": album.sheets(wnids),
             },
         },
-        ("card.js", "map.js", "tables.js"),
+        ("card.js", "class_map.js", "map.js", "tables.js"),
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,33 +22,21 @@ DIGITS = 12
 DRAWN = 4_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The mean of paired differences, second minus first.
-
-    ``interval`` is its 95 % bootstrap interval over pairs. ``p_value`` is two-sided: how often
-    the mean would be as far from 0 if each pair's order were chance (a permutation test by
-    flipped signs; with 5,000 pairs or more the t test, which agrees there). Both are None of
-    a single pair. ``better``, ``worse`` and ``equal`` count pairs.
-    """
-
-    pairs: int
-    mean: float
-    interval: tuple[float, float] | None
-    p_value: float | None
-    better: int
-    worse: int
-    equal: int
-
-
-def difference(first: ArrayLike, second: ArrayLike) -> Difference:
+def difference(first: ArrayLike, second: ArrayLike) -> dict[str, Any]:
     """Compare paired values, such as the rates of the same classes in two releases.
+
+    Returns:
+        ``mean``, of second minus first; ``interval``, its 95 % bootstrap interval over pairs;
+        ``p_value``, two-sided: how often the mean would be as far from 0 if each pair's order
+        were chance (a permutation test by flipped signs; with 5,000 pairs or more the t test,
+        which agrees there). Both are None of a single pair. ``pairs``, and of them how many are
+        ``better``, ``worse`` and ``equal``.
 
     Raises:
         ValueError: there are no pairs, or not as many of one as of the other.
 
     >>> found = difference([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
-    >>> round(found.mean, 3), found.better, found.p_value  # two of the 64 ways to flip signs
+    >>> round(found["mean"], 3), found["better"], found["p_value"]  # 2 of the 64 ways to flip signs
     (0.1, 6, 0.03125)
     """
     before, after = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
@@ -56,19 +44,16 @@ def difference(first: ArrayLike, second: ArrayLike) -> Difference:
         raise ValueError(f"expected pairs, found values of shape {before.shape} and {after.shape}")
     # Rates are fractions of few images: rounding must not make equal ones differ.
     change = (after - before).round(DIGITS)
-    interval, p_value = None, None
-    if len(change) > 1:
-        low, high = percentiles(resampled_means(change[:, None])[:, 0])
-        interval, p_value = (low, high), _p_value(change)
-    return Difference(
-        pairs=len(change),
-        mean=float(change.mean()),
-        interval=interval,
-        p_value=p_value,
-        better=int((change > 0).sum()),
-        worse=int((change < 0).sum()),
-        equal=int((change == 0).sum()),
-    )
+    several = len(change) > 1
+    return {
+        "pairs": len(change),
+        "mean": float(change.mean()),
+        "interval": percentiles(resampled_means(change[:, None])[:, 0]) if several else None,
+        "p_value": _p_value(change) if several else None,
+        "better": int((change > 0).sum()),
+        "worse": int((change < 0).sum()),
+        "equal": int((change == 0).sum()),
+    }
 
 
 def _p_value(change: NDArray[np.float64]) -> float:
@@ -78,22 +63,16 @@ def _p_value(change: NDArray[np.float64]) -> float:
         return 1.0
     if len(moved) >= MANY:
         return float(stats.ttest_1samp(change, 0).pvalue)
-
-    def exact_sum(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    found = stats.permutation_test(
+        (moved,),
         # 0.1 + 0.3 - 0.4 is not 0, and what is as far from 0 would not be counted as such.
-        total: NDArray[np.float64] = values.sum(axis=axis).round(DIGITS)
-        return total
-
-    return float(
-        stats.permutation_test(
-            (moved,),
-            exact_sum,
-            permutation_type="samples",
-            n_resamples=RESAMPLES,
-            batch=max(1, DRAWN // len(moved)),
-            rng=np.random.default_rng(SEED),
-        ).pvalue
+        lambda values, axis: values.sum(axis=axis).round(DIGITS),
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        batch=max(1, DRAWN // len(moved)),
+        rng=np.random.default_rng(SEED),
     )
+    return float(found.pvalue)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -122,18 +101,11 @@ def rates_differ(
     The adjustment is Benjamini and Hochberg's: of the classes at 0.05 and below, one in twenty
     is expected to be chance.
     """
-    tables = zip(
-        *(counts.tolist() for counts in (correct, images, other_correct, other_images)), strict=True
-    )
-    p_values = np.array([_fisher(*table) for table in tables], dtype=float)
+    fisher = cache(lambda table: stats.fisher_exact(np.reshape(table, (2, 2))).pvalue)
+    tables = np.stack([correct, images - correct, other_correct, other_images - other_correct], 1)
+    p_values = np.array([fisher(tuple(table)) for table in tables.tolist()], dtype=float)
     adjusted: NDArray[np.float64] = stats.false_discovery_control(p_values)
     return adjusted
-
-
-@cache
-def _fisher(correct: int, images: int, other_correct: int, other_images: int) -> float:
-    table = [[correct, images - correct], [other_correct, other_images - other_correct]]
-    return float(stats.fisher_exact(table).pvalue)
 
 
 def images_differ(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, float]:
