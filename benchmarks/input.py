@@ -27,8 +27,7 @@ def release(preset: str, folder: Path) -> Callable[[], Iterator[Any]]:
     import sdwn
     import timm
     import torch
-    from sdwn.prediction.classifier import Classifier
-    from sdwn.prediction.predictor import prepared_images
+    from sdwn.prediction.classifier import Classifier, prepared_images
     from sdwn.prediction.pretrained import PRESETS
 
     # Its network is not run; any will do.

@@ -37,7 +37,7 @@ from sdwn.prediction import plan as prediction_plan
 from sdwn.prediction.plan import PredictionPlan, open_planned_release, open_prediction_plan
 from sdwn.prediction.table import (
     Predictions,
-    disagreements,
+    disagreement,
     merge_predictions,
     plan_digest_of,
     read_predictions,
@@ -150,7 +150,7 @@ def test_predictions_come_out_row_for_row_and_are_made_once(
     assert paths.root.name == found["evaluation"]
     assert found["evaluation"].endswith("-all")
     table = read_predictions(paths.predictions, 99).table
-    assert disagreements(table, release.metadata) == []
+    assert disagreement(table, release.metadata) is None
     assert pc.count(table["imagenet_class"], mode="only_valid").as_py() == 15
     recorded = json.loads(paths.evaluation.read_text())
     assert recorded["classifier"]["judged_on"] == [
@@ -182,7 +182,7 @@ def advance(images):
 chosen = EvaluationConfig.model_validate_json(sys.argv[2])
 evaluate(Release(sys.argv[1]), chosen, advance)
 """
-    settings = planned.chosen.model_dump_json()
+    settings = planned.evaluation.model_dump_json()
     command = [sys.executable, "-c", code, str(release.paths.root), settings, str(SHARD)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert work.done_shards() == {0, 1}, "those before the one that it was at"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import codecs
+import gzip
+import itertools
+import re
+import zlib
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,6 @@ from numpy.typing import NDArray
 
 from sdwn.config import ModelConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.evaluation.word_vectors import find_vectors
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.weights import snapshot, source
 from sdwn.releases.release import Release
@@ -35,20 +38,11 @@ _NOTES = {
 }
 
 Matrix = NDArray[np.float64]
+Vector = NDArray[np.float32]
 
 
 class NoEncoderError(SdwnError):
     """A model without a text encoder that can be used here; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Distances:
-    """Distances between the names of classes, their source, and a note for readers."""
-
-    wnids: tuple[str, ...]
-    matrix: Matrix
-    source: str
-    note: str
 
 
 def build_class_map(
@@ -65,76 +59,70 @@ def build_class_map(
             synset.
     """
     wnids = sorted(wnids)
+    lemmas = {
+        wnid: [lemma.replace("_", " ") for lemma in release.synsets[wnid].lemmas.split(", ")]
+        for wnid in wnids
+    }
+    from sklearn.metrics.pairwise import cosine_distances  # a second
+
+    note = ""
     if word_vectors is not None:
-        found = _by_word_vectors(release, wnids, word_vectors)
+        origin, vectors = word_vectors.name, find_vectors(word_vectors, lemmas)
+        if not vectors:
+            raise UsageError(
+                f"{word_vectors}: expected vectors of English words, found none of the "
+                f"{len(wnids)} classes' names"
+            )
+        if without := len(wnids) - len(vectors):
+            note = (
+                f"{without} of {len(wnids)} classes are left out: it has no vector of their names"
+            )
+        wnids = list(vectors)
+        matrix = cosine_distances(np.stack(list(vectors.values())).astype(float))
     else:
         try:
-            found = _by_encoder(release, wnids)
+            model, folder = find_encoder(release)
+            names = [lemmas[wnid][0] for wnid in wnids]
+            matrix = cosine_distances(encode_names(folder, model.variant, names).astype(float))
+            origin, note = f"text encoder of {model.name}", _NOTES.get(model.name, "")
         except NoEncoderError as reason:
-            found = _by_wordnet(release, wnids, str(reason))
-    method, points = flatten(found.matrix)
+            origin, note = "WordNet path distance", f"No word vectors: {reason}"
+            matrix = np.zeros((len(wnids), len(wnids)))
+            for row, one in enumerate(wnids):
+                for column, other in enumerate(wnids[:row]):
+                    distance = release.taxonomy.distance(one, other)
+                    matrix[row, column] = matrix[column, row] = distance
+    method, points = flatten(matrix)
     return {
-        "source": found.source,
+        "source": origin,
         "method": method,
         "seed": SEED,
-        "note": found.note,
+        "note": note,
         "places": {
             wnid: [round(float(x), 4), round(float(y), 4)]
-            for wnid, (x, y) in zip(found.wnids, points, strict=True)
+            for wnid, (x, y) in zip(wnids, points, strict=True)
         },
     }
 
 
-# --- Distances between names -------------------------------------------------------------------
+# --- Vectors of names, by the model's text encoder ---------------------------------------------
 
 
-def _lemmas(release: Release, wnid: str) -> list[str]:
-    return [lemma.replace("_", " ") for lemma in release.synsets[wnid].lemmas.split(", ")]
-
-
-def _by_word_vectors(release: Release, wnids: Sequence[str], path: Path) -> Distances:
-    found = find_vectors(path, {wnid: _lemmas(release, wnid) for wnid in wnids})
-    if not found:
-        raise UsageError(
-            f"{path}: expected vectors of English words, "
-            f"found none of the {len(wnids)} classes' names"
-        )
-    without = len(wnids) - len(found)
-    note = f"{without} of {len(wnids)} classes are left out: it has no vector of their names"
-    matrix = cosine_distances(np.stack(list(found.values())))
-    return Distances(tuple(found), matrix, path.name, note if without else "")
-
-
-def _by_wordnet(release: Release, wnids: Sequence[str], reason: str) -> Distances:
-    matrix = np.zeros((len(wnids), len(wnids)))
-    for row, one in enumerate(wnids):
-        for column, other in enumerate(wnids[:row]):
-            matrix[row, column] = matrix[column, row] = release.taxonomy.distance(one, other)
-    return Distances(tuple(wnids), matrix, "WordNet path distance", f"No word vectors: {reason}")
-
-
-def _by_encoder(release: Release, wnids: Sequence[str]) -> Distances:
-    settings = release.manifest.settings
-    if settings is None:
-        raise NoEncoderError("the images were imported, not generated")
-    model = ModelConfig(**settings["model"])
-    revisions = {str(kind["revision"]) for kind in release.manifest.made_on if kind.get("revision")}
-    # Where tasks ran several, none is the release's.
-    revision = revisions.pop() if len(revisions) == 1 else None
-    names = [_lemmas(release, wnid)[0] for wnid in wnids]
-    matrix = cosine_distances(encode_names(encoder_folder(model, revision), model.variant, names))
-    note = _NOTES.get(model.name, "")
-    return Distances(tuple(wnids), matrix, f"text encoder of {model.name}", note)
-
-
-def encoder_folder(model: ModelConfig, revision: str | None = None) -> Path:
-    """Find the folder of a model that has a text encoder, without the network.
+def find_encoder(release: Release) -> tuple[ModelConfig, Path]:
+    """Find a release's model, and a folder with its text encoder, without the network.
 
     Raises:
         NoEncoderError: there is none.
     """
+    settings = release.manifest.settings
+    if settings is None:
+        raise NoEncoderError("the images were imported, not generated")
+    model = ModelConfig(**settings["model"])
     if model.builtin == "noise":
         raise NoEncoderError(f"{model.name} has no text encoder")
+    revisions = {str(kind["revision"]) for kind in release.manifest.made_on if kind.get("revision")}
+    # Where tasks ran several, none is the release's.
+    revision = revisions.pop() if len(revisions) == 1 else model.revision
     folder: Path | None = None
     try:
         if model.builtin is not None:
@@ -142,7 +130,7 @@ def encoder_folder(model: ModelConfig, revision: str | None = None) -> Path:
         elif source(model) == "folder":
             folder = Path(model.name).expanduser()
         else:
-            folder = snapshot(model.name, revision or model.revision)
+            folder = snapshot(model.name, revision)
     except UsageError:
         pass  # neither a folder nor a name on the hub
     except IntegrityError as error:
@@ -151,10 +139,10 @@ def encoder_folder(model: ModelConfig, revision: str | None = None) -> Path:
         raise NoEncoderError(f"the weights of {model.name} are not on this machine")
     if not all((folder / part).is_dir() for part in ("tokenizer", "text_encoder")):
         raise NoEncoderError(f"{model.name} has no text encoder")
-    return folder
+    return model, folder
 
 
-def encode_names(folder: Path, variant: str | None, names: Sequence[str]) -> NDArray[np.float32]:
+def encode_names(folder: Path, variant: str | None, names: Sequence[str]) -> Vector:
     """Compute the text encoder's pooled output for each name, on the CPU and in float32.
 
     Raises:
@@ -184,7 +172,7 @@ def encode_names(folder: Path, variant: str | None, names: Sequence[str]) -> NDA
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise NoEncoderError(f"the text encoder in {folder} cannot be loaded: {reason}") from None
-    pooled: list[NDArray[np.float32]] = []
+    pooled: list[Vector] = []
     with torch.inference_mode():
         for start in range(0, len(names), BATCH):
             batch = list(names[start : start + BATCH])
@@ -194,21 +182,103 @@ def encode_names(folder: Path, variant: str | None, names: Sequence[str]) -> NDA
     return np.concatenate(pooled)
 
 
-def cosine_distances(vectors: NDArray[Any]) -> Matrix:
-    """Compute 1 - cosine of each pair of rows; a row of zeros is at right angles to all.
+# --- Vectors of names, from a text file in the format of GloVe or word2vec ---------------------
 
-    >>> cosine_distances(np.array([[2, 0], [1, 0], [0, 3]])).tolist()
-    [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
+
+def find_vectors(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Vector]:
+    """Find a vector for each key of ``names``, given its lemmas, the best first.
+
+    A lemma of several words is looked up as one, joined by ``_`` or ``-``, else it is the mean
+    of its words; a spelling that is not there is looked up in lower case. Keys without a
+    known lemma are left out.
+
+    Raises:
+        UsageError: it cannot be read, or is no such file.
     """
-    rows = vectors.astype(np.float64)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows = rows / np.where(length > 0, length, 1)
-    distances: Matrix = np.clip(1 - rows @ rows.T, 0, 2)
-    np.fill_diagonal(distances, 0)
-    return distances
+
+    def words(lemma: str) -> list[str]:
+        # The genitive's ending is dropped: carpenter's kit.
+        return [w for part in re.split(r"[\s_-]+", lemma) if (w := part.removesuffix("'s"))]
+
+    def joined(lemma: str) -> list[str]:
+        return [sign.join(lemma.split()) for sign in "_-"]
+
+    known = read_vectors(
+        path,
+        {
+            case
+            for lemma in itertools.chain(*names.values())
+            for spelling in (*joined(lemma), *words(lemma))
+            for case in (spelling, spelling.lower())
+        },
+    )
+
+    def look_up(spelling: str) -> Vector | None:
+        return known.get(spelling, known.get(spelling.lower()))
+
+    found: dict[str, Vector] = {}
+    for key, lemmas in names.items():
+        for lemma in lemmas:
+            vector = next((v for word in joined(lemma) if (v := look_up(word)) is not None), None)
+            if vector is None:
+                parts = [look_up(word) for word in words(lemma)]
+                whole = [part for part in parts if part is not None]
+                if not whole or len(whole) < len(parts):
+                    continue
+                vector = np.mean(whole, axis=0, dtype=np.float32)
+            found[key] = vector
+            break
+    return found
 
 
-# --- Distances to points -----------------------------------------------------------------------
+def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
+    """Read the vectors of these words from a file, which may be gzipped; no others are kept.
+
+    A first line of two numbers, as word2vec writes it, is skipped; a word that stands twice counts
+    once, and a vector of zeros is none.
+
+    Raises:
+        UsageError: it cannot be read, or is no such file.
+    """
+    found: dict[str, Vector] = {}
+    keys = {word.encode() for word in wanted}
+    number, length, line = 0, 0, b""
+    try:
+        with path.open("rb") as file:
+            packed = file.peek(2).startswith(b"\x1f\x8b")
+            for number, line in enumerate(gzip.open(file) if packed else file, start=1):
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                # No copy of the numbers unless they are wanted: there are gigabytes of them.
+                word = text[: text.find(b" ")]
+                if length and word not in keys:
+                    continue
+                fields = text.split()[1:]
+                if number == 1 and len(fields) == 1 and word.isdigit():
+                    continue
+                vector = np.array([float(field) for field in fields], np.float32)
+                length = length or len(vector)
+                if len(fields) > length:
+                    # GloVe has words with spaces; they are not the ones looked for.
+                    continue
+                if len(vector) != length or length < 2 or not np.isfinite(vector).all():
+                    raise ValueError
+                if word in keys:
+                    found[word.decode()] = vector
+                    keys.discard(word)
+        if not length:
+            raise ValueError
+    except ValueError:
+        raise UsageError(
+            f"{path}: line {number}: expected a word and its numbers, as many in each line, as "
+            f"GloVe and word2vec write them as text; found {line[:40].decode(errors='replace')!r}"
+        ) from None
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: word vectors cannot be read: {reason}") from None
+    return {word: vector for word, vector in found.items() if vector.any()}
+
+
+# --- Points in the plane -----------------------------------------------------------------------
 
 
 def flatten(matrix: Matrix) -> tuple[str, Matrix]:
@@ -220,11 +290,15 @@ def flatten(matrix: Matrix) -> tuple[str, Matrix]:
     shape has a meaning, and of a fixed seed. Fewer than five are placed by principal
     coordinates alone.
     """
-    start = principal_coordinates(matrix)
-    if len(matrix) < FEWEST:
-        return "principal coordinates", spread(_fitted(start))
+    from sklearn.decomposition import KernelPCA
     from sklearn.manifold import TSNE
 
+    # Of squared distances, kernel components are the principal coordinates.
+    found = KernelPCA(n_components=2, kernel="precomputed").fit_transform(-0.5 * matrix**2)
+    start = np.zeros((len(matrix), 2))
+    start[:, : found.shape[1]] = found / (found[:, 0].std() or 1)
+    if len(matrix) < FEWEST:
+        return "principal coordinates", spread(_fitted(start))
     # sklearn's own start is as small.
     tsne = TSNE(
         metric="precomputed",
@@ -234,26 +308,6 @@ def flatten(matrix: Matrix) -> tuple[str, Matrix]:
     )
     points = _fitted(tsne.fit_transform(matrix))
     return f"t-SNE (perplexity {tsne.perplexity:.3g}), circles moved apart", _fitted(spread(points))
-
-
-def principal_coordinates(matrix: Matrix) -> Matrix:
-    """Project to the plane that keeps most of the distances; the first axis has deviation 1.
-
-    >>> points = principal_coordinates(np.array([[0.0, 3, 1], [3, 0, 2], [1, 2, 0]]))
-    >>> bool(np.allclose(points[:, 1], 0)), np.argsort(points[:, 0]).tolist()
-    (True, [0, 2, 1])
-    """
-    count = len(matrix)
-    centred = np.eye(count) - 1 / count
-    values, axes = np.linalg.eigh(-0.5 * centred @ (matrix**2) @ centred)
-    points = np.zeros((count, 2))
-    for column, which in enumerate(np.argsort(values)[::-1][:2]):
-        axis = axes[:, which]
-        # LAPACK leaves the sign open.
-        axis = axis * np.sign(axis[np.abs(axis).argmax()])
-        points[:, column] = axis * np.sqrt(max(values[which], 0))
-    deviation = points[:, 0].std()
-    return points / deviation if deviation > 0 else points
 
 
 def spread(points: Matrix) -> Matrix:

@@ -79,7 +79,7 @@ def evaluate_planned(  # noqa: PLR0913, PLR0917
                         f"they have ended (follow them with: {watch}), or end them with: "
                         f"{command('cancel', work.root)}"
                     )
-                require_evaluable(plan.chosen, release.taxonomy)
+                require_evaluable(plan.evaluation, release.taxonomy)
                 todo = [plan.shards[index] for index in unfinished_shards(work, plan)]
                 advance(plan.images - sum(map(plan.shard_images, todo)))
                 if todo:
@@ -158,7 +158,8 @@ def _write_figures(release: Release, work: RunPaths, plan: PredictionPlan) -> di
     found = read_whole_predictions(release, paths, plan)
     shutil.rmtree(work.shards if work.submissions.exists() else work.root, ignore_errors=True)
     classifier = {**found.source.classifier, "judged_on": list(found.source.judged_on)}
-    return main_figures(paths, build_record(release, paths, found.table, classifier, plan.chosen))
+    record = build_record(release, paths, found.table, classifier, plan.evaluation)
+    return main_figures(paths, record)
 
 
 def conclude(work: Path, _: Iterable[int], __: int | None = None) -> None:

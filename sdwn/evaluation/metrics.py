@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sdwn.errors import SdwnError
 from sdwn.prediction.table import TOP, group_by_wnid, top1
 from sdwn.storage.columns import BLACK, STATUSES, numbers
 from sdwn.wordnet.imagenet import class_wnids
@@ -35,11 +34,6 @@ class Tally:
     black: Counts
 
     @property
-    def columns(self) -> tuple[Counts, Counts, Counts, Counts]:
-        """The counts, without the scale."""
-        return self.images, self.correct, self.correct_top5, self.black
-
-    @property
     def scaled(self) -> Floats:
         """Correct images from 0 to N: a class with fewer images counts N times its share."""
         return self.most * self.correct / self.images
@@ -54,9 +48,10 @@ class Metric:
 
     ``name`` is its key in evaluation.json, in tables and in ``--json``; ``label`` stands on pages
     and in the terminal, ``column`` where there is little room. ``compute`` takes the counts per
-    class; ``resample`` takes means of `_columns` over resampled classes, one value a resample, and
-    gives what the 95 % interval is taken of: None for a count. Files have the value, people see
-    ``scale`` times as much, with ``digits`` after the point and the ``unit`` behind it.
+    class; ``resample`` takes means over resampled classes (of the columns in `intervals_of`), one
+    value a resample, and gives what the 95 % interval is taken of: None for a count. Files have
+    the value, people see ``scale`` times as much, with ``digits`` after the point and the ``unit``
+    behind it.
     """
 
     name: str
@@ -232,11 +227,7 @@ def measure(predictions: pa.Table) -> Measured:
 
     A negative ``label_rank``, of an image that was not classified, is incorrect.
 
-    Raises:
-        SdwnError: an image is there twice.
-        ValueError: a status that has no meaning here, such as a code instead of its name.
-
-    >>> images = {"wnid": ["n02123045"] * 2 + ["n02084071"] * 2, "number": [0, 1, 0, 1]}
+    >>> images = {"wnid": ["n02123045"] * 2 + ["n02084071"] * 2}
     >>> images |= {"status": ["ok", "ok", "ok", "nsfw"], "label_rank": [0, 0, 3, 999]}
     >>> found = measure(pa.table(images)).figures
     >>> [found[name] for name in ("top1_percent", "mean_correct", "histogram")]
@@ -249,33 +240,26 @@ def measure(predictions: pa.Table) -> Measured:
         empty |= {"statuses": {}, "intervals": {}, "histogram": [], "without_black": None}
         return Measured(empty, ())
     wnids, label = group_by_wnid(predictions)
-    number, rank = (numbers(predictions[name]) for name in ("number", "label_rank"))
-    rows, times = np.unique(np.rec.fromarrays([label, number]), return_counts=True)
-    if times.max() > 1:
-        twice = rows[times.argmax()]
-        raise SdwnError(
-            f"image {twice[1]} of {wnids[twice[0]]}: expected once, found {times.max()} times; "
-            "evaluate the release again"
-        )
-    status_of = predictions["status"].to_pylist()
-    statuses = Counter(status_of)
-    if unknown := sorted(statuses.keys() - set(STATUSES)):
-        raise ValueError(f"status {unknown[0]!r}: expected one of {', '.join(STATUSES)}")
-    black = np.isin(status_of, BLACK)
+    rank, status_of = numbers(predictions["label_rank"]), predictions["status"].to_pylist()
+    statuses, black = Counter(status_of), np.isin(status_of, BLACK)
+    by_top5 = (rank >= 0) & (rank < TOP)
     most = int(np.bincount(label).max())
 
-    def tally(chosen: NDArray[np.bool_]) -> Tally:
-        def count(which: NDArray[np.bool_]) -> Counts:
-            return np.bincount(label[chosen & which], minlength=len(wnids)).astype(np.int64)
+    def results(chosen: NDArray[np.bool_]) -> list[ClassResult]:
+        counts = (
+            np.bincount(label[chosen & which], minlength=len(wnids)).tolist()
+            for which in (chosen, rank == 0, by_top5, black)
+        )
+        return [ClassResult(*row) for row in zip(wnids, *counts, strict=True)]
 
-        by_top5 = (rank >= 0) & (rank < TOP)
-        return Tally(most, count(chosen), count(rank == 0), count(by_top5), count(black))
-
-    every, bright = tally(np.ones(len(label), dtype=bool)), tally(~black)
-    left, without_black = bright.images > 0, None
-    if left.any():
-        scalars = figures_of(Tally(most, *(column[left] for column in bright.columns)))
-        without_black = {**scalars, "classes_left_out": int((~left).sum())}
+    per_class = results(np.ones(len(label), dtype=bool))
+    bright, without_black = [row for row in results(~black) if row.images], None
+    if bright:
+        without_black = {
+            **figures_of(tally_of(bright, most)),
+            "classes_left_out": len(wnids) - len(bright),
+        }
+    every = tally_of(per_class, most)
     figures = {
         **figures_of(every),
         "statuses": {status: statuses[status] for status in STATUSES if status in statuses},
@@ -283,8 +267,7 @@ def measure(predictions: pa.Table) -> Measured:
         "histogram": np.bincount(every.correct, minlength=most + 1).tolist(),
         "without_black": without_black,
     }
-    per_class = zip(wnids, *(column.tolist() for column in every.columns), strict=True)
-    return Measured(figures, tuple(ClassResult(*row) for row in per_class))
+    return Measured(figures, tuple(per_class))
 
 
 def tally_of(rows: Sequence[ClassResult], most: int) -> Tally:
@@ -300,17 +283,9 @@ def figures_of(tally: Tally) -> dict[str, Any]:
 
 def intervals_of(tally: Tally) -> dict[str, Interval | None]:
     """Compute the interval of each metric that is no count."""
-
-    def statistics(means: Mapping[str, Floats]) -> dict[str, Floats]:
-        return {metric.name: metric.resample(means) for metric in METRICS if metric.resample}
-
-    return intervals(_columns(tally), statistics)
-
-
-def _columns(tally: Tally) -> dict[str, NDArray[Any]]:
     # Around the mean, so that equal classes have a spread of exactly 0.
     apart = tally.scaled - tally.scaled.mean()
-    return {
+    columns = {
         "images": tally.images,
         "correct": tally.correct,
         "correct_top5": tally.correct_top5,
@@ -320,6 +295,10 @@ def _columns(tally: Tally) -> dict[str, NDArray[Any]]:
         "any": tally.correct > 0,
         "all": tally.correct == tally.images,
     }
+    resampled = {metric.name: metric.resample for metric in METRICS if metric.resample}
+    return intervals(
+        columns, lambda means: {name: resample(means) for name, resample in resampled.items()}
+    )
 
 
 # --- Bootstrap intervals -----------------------------------------------------------------------
@@ -386,25 +365,21 @@ def percentiles(values: Floats) -> Interval:
 # --- Confusions --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ConfusionPair:
-    """A class and another that is predicted for ``times`` of its ``images``."""
+def confusion_pairs(predictions: pa.Table) -> list[dict[str, Any]]:
+    """Count the incorrect top-1 classes of labelled images: most frequent first, then by wnids.
 
-    wnid: str
-    predicted_wnid: str
-    times: int
-    images: int
-
-
-def confusion_pairs(predictions: pa.Table) -> list[ConfusionPair]:
-    """Count the incorrect top-1 classes of labelled images: most frequent first, then by wnids."""
+    Returns:
+        For each pair the class, ``wnid``, and the other, ``predicted_wnid``, which is predicted
+        for ``times`` of its ``images``.
+    """
     wnids = class_wnids()
     label, best = numbers(predictions["imagenet_class"]), top1(predictions)
-    images = np.bincount(label, minlength=len(wnids))
+    images = np.bincount(label, minlength=len(wnids)).tolist()
     wrong = np.stack([label, best]).astype(np.int64)[:, label != best]
     pairs, times = np.unique(wrong, axis=1, return_counts=True)
+    rows = zip(*pairs.tolist(), times.tolist(), strict=True)
     found = [
-        ConfusionPair(wnids[one], wnids[other], int(count), int(images[one]))
-        for (one, other), count in zip(pairs.T, times, strict=True)
+        {"wnid": wnids[a], "predicted_wnid": wnids[b], "times": n, "images": images[a]}
+        for a, b, n in rows
     ]
-    return sorted(found, key=lambda row: (-row.times, row.wnid, row.predicted_wnid))
+    return sorted(found, key=lambda row: (-row["times"], row["wnid"], row["predicted_wnid"]))

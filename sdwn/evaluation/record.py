@@ -15,9 +15,14 @@ from sdwn import __version__
 from sdwn.config import PAPER_CATALOG, EvaluationConfig
 from sdwn.errors import IntegrityError, command
 from sdwn.evaluation.class_map import build_class_map
-from sdwn.evaluation.groups import group_figures, read_groups, smallest_groups
+from sdwn.evaluation.groups import (
+    group_figures,
+    read_groups,
+    score_synsets,
+    smallest_groups,
+    summarise_scores,
+)
 from sdwn.evaluation.metrics import METRICS, ClassResult, confusion_pairs, measure
-from sdwn.evaluation.synset_scores import SynsetScore, score_synsets, summarise_scores
 from sdwn.io import Format, csv_text, file_sha256, now, refuse_links, write_text
 from sdwn.paths import EvaluationPaths, ReleasePaths
 from sdwn.releases.release import Release
@@ -92,12 +97,13 @@ def build_record(
     scores = score_synsets(
         predictions, taxonomy, classifier_wnids(classifier_record.get("classes", CLASSES))
     )
-    score_of, group_of = {s.wnid: s for s in scores}, smallest_groups(groups, wnids, taxonomy)
+    score_of = {score["wnid"]: score for score in scores}
+    group_of = smallest_groups(groups, wnids, taxonomy)
     confusions = [
         {
-            **asdict(pair),
-            "synset": taxonomy.name(pair.wnid),
-            "predicted_synset": taxonomy.name(pair.predicted_wnid),
+            **pair,
+            "synset": taxonomy.name(pair["wnid"]),
+            "predicted_synset": taxonomy.name(pair["predicted_wnid"]),
         }
         for pair in confusion_pairs(labelled)
     ]
@@ -120,7 +126,7 @@ def build_record(
                 "synset": taxonomy.name(row.wnid),
                 "group": group_of[row.wnid],
                 **{
-                    name: getattr(score_of[row.wnid], name)
+                    name: score_of[row.wnid][name]
                     for name in ("subtree_probability", "distance", "miss_distance")
                 },
             }
@@ -137,12 +143,15 @@ def build_record(
     rows: dict[str, Iterable[Mapping[str, Any]]] = {
         "figures": _figure_rows(record),
         "histogram": ({"correct": k, "classes": n} for k, n in enumerate(figures["histogram"])),
-        "groups": map(_group_row, record["groups"]),
+        "groups": (
+            {**row, **_ends("mean_correct_", row["intervals"]["mean_correct"])}
+            for row in record["groups"]
+        ),
         "classes": (
             {**row, "lemmas": release.synsets[row["wnid"]].lemmas} for row in record["classes"]
         ),
         "confusions": confusions,
-        "synsets": (_synset_row(score, taxonomy) for score in scores),
+        "synsets": scores,
     }
     for name, head in TABLES.items():
         cells = ([row.get(column) for column in head.split()] for row in rows[name])
@@ -160,17 +169,18 @@ def _paper_beside(classes: Sequence[ClassResult], taxonomy: Taxonomy) -> dict[st
 
     ``ours`` is None for a class without images.
     """
-    results = {row.wnid: row for row in classes}
-    groups, named = [], []
+    correct_of = {row.wnid: row.correct for row in classes}
+    groups = []
     for synset, count in PAPER_NONE_CORRECT.items():
         root = taxonomy.find(synset)
         ours = sum(not row.correct and taxonomy.is_below(row.wnid, root) for row in classes)
         found = {"wnid": root, "synset": synset, "none_correct_classes": count, "ours": ours}
         groups.append(found)
-    for synset, correct in PAPER_CORRECT.items():
-        wnid = taxonomy.find(synset)
-        mine = results[wnid].correct if wnid in results else None
-        named.append({"wnid": wnid, "synset": synset, "correct": correct, "ours": mine})
+    named = [
+        {"wnid": wnid, "synset": synset, "correct": correct, "ours": correct_of.get(wnid)}
+        for synset, correct in PAPER_CORRECT.items()
+        for wnid in [taxonomy.find(synset)]
+    ]
     origin = {"source": PAPER_SOURCE, "note": PAPER_NOTE}
     return {**PAPER_FIGURES, **origin, "groups": groups, "named_classes": named}
 
@@ -178,36 +188,22 @@ def _paper_beside(classes: Sequence[ClassResult], taxonomy: Taxonomy) -> dict[st
 def _figure_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     figures = record["figures"]
     without, paper = figures["without_black"] or {}, record.get("paper") or {}
-
-    def scalars(path: str, of: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name, value in of.items():
+    for path, scalars in (
+        ("figures", figures),
+        ("figures.statuses", figures["statuses"]),
+        *((f"wordnet.{kind}", summary or {}) for kind, summary in record["wordnet"].items()),
+    ):
+        for name, value in scalars.items():
             if isinstance(value, int | float):
-                low, high = of["intervals"].get(name) or (None, None)
-                yield name, {"figure": f"{path}.{name}", "value": value, "low": low, "high": high}
-
-    for name, row in scalars("figures", figures):
-        yield {**row, "without_black": without.get(name), "paper": paper.get(name)}
-    for status, count in figures["statuses"].items():
-        yield {"figure": f"figures.statuses.{status}", "value": count}
-    for kind, summary in record["wordnet"].items():
-        yield from (row for _, row in scalars(f"wordnet.{kind}", summary or {}))
+                row = {"figure": f"{path}.{name}", "value": value}
+                if path == "figures":
+                    row |= {"without_black": without.get(name), "paper": paper.get(name)}
+                yield row | _ends("", scalars.get("intervals", {}).get(name))
 
 
-def _group_row(group: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = group["intervals"]["mean_correct"] or (None, None)
-    return {**group, "mean_correct_low": low, "mean_correct_high": high}
-
-
-def _synset_row(score: SynsetScore, taxonomy: Taxonomy) -> dict[str, Any]:
-    subtree = score.subtree
-    return {
-        **{name: getattr(score, name) for name in SynsetScore.__slots__},
-        "synset": taxonomy.name(score.wnid),
-        "scope_wnid": subtree.wnid,
-        "scope_synset": taxonomy.name(subtree.wnid),
-        "scope_steps": subtree.steps,
-        "scope_classes": len(subtree.classes),
-    }
+def _ends(prefix: str, interval: Sequence[float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{prefix}low": low, f"{prefix}high": high}
 
 
 # --- Reading -----------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from sdwn.io import (
     read_whole,
 )
 from sdwn.paths import EvaluationPaths
-from sdwn.prediction.table import disagreements, read_predictions
+from sdwn.prediction.table import disagreement, read_predictions
 from sdwn.releases.release import FileRecord, Release, sums_text
 from sdwn.releases.staged_folder import JOURNAL
 from sdwn.releases.writer import metadata_table
@@ -76,7 +76,13 @@ def verify(root: Path, quick: bool = False, advance: Advance = lambda _: None) -
             if getattr(manifest, name) != count
         ]
     with suppress(IntegrityError):
-        problems += [_within(release, problem) for problem in _evaluation_problems(release)]
+        for name in evaluations(paths):
+            evaluation = paths.evaluation(name)
+            try:
+                found = prediction_problem(release, evaluation, read_evaluation(evaluation))
+            except IntegrityError as error:
+                found = str(error)
+            problems += [_within(release, found)] if found else []
     return list(dict.fromkeys(problems))  # a link is named by all that read there
 
 
@@ -90,14 +96,12 @@ def _check_sums(release: Release, recorded: Mapping[str, FileRecord]) -> list[st
     expected = {name: record.sha256 for name, record in recorded.items()}
     expected[paths.manifest.name] = release.digest
     try:
-        text = read_whole(paths.sums, JSON_BYTES).decode() if paths.sums.is_file() else ""
-    except (OSError, UnicodeDecodeError, IntegrityError) as error:
-        return [f"{paths.sums.name}: cannot be read: {error}"]
-    if text == sums_text(expected):
+        text = read_whole(paths.sums, JSON_BYTES)
+    except (OSError, IntegrityError) as error:
+        return [_within(release, str(error))]
+    if text == sums_text(expected).encode():
         return []
-    names = [name for name, sha256 in expected.items() if f"{sha256}  {name}\n" not in text]
-    about = ", ".join(names) or "its lines"
-    return [f"{paths.sums.name} and {paths.manifest.name} disagree about {about}"]
+    return [f"{paths.sums.name}: not the checksums that {paths.manifest.name} has"]
 
 
 # --- Files -------------------------------------------------------------------------------------
@@ -135,20 +139,15 @@ def _check_file(release: Release, record: FileRecord, quick: bool, advance: Adva
 
 def _check_rows(release: Release, part: str) -> list[str]:
     """Compare a part's own rows with those of the table that covers all parts."""
+    table = release.paths.metadata.name
     try:
         classes = {wnid: row.imagenet_class for wnid, row in release.synsets.items()}
-    except IntegrityError:
-        # The table is damaged, and named itself; then the release's own classes have to do.
-        columns = (release.metadata[name].to_pylist() for name in ("wnid", "imagenet_class"))
-        classes = dict(zip(*columns, strict=True))
-    try:
         with release.open_part(part) as file:
             offsets = file.offsets + np.uint64(file.blob_start)
             own = metadata_table(part, file.rows(), offsets, classes)
         all_parts = release.metadata.filter(pc.equal(release.metadata["part"], part))
     except (IntegrityError, DiskError) as error:
         return [_within(release, str(error))]
-    table = release.paths.metadata.name
     if len(own) != len(all_parts):
         return [f"{table}: part: {part} has {len(own)} images, {len(all_parts)} stand there"]
 
@@ -156,14 +155,11 @@ def _check_rows(release: Release, part: str) -> list[str]:
         # An index into a list of distinct values is another one in each table.
         return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
 
-    absent = [name for name in own.column_names if name not in all_parts.column_names]
-    differ = absent or [
-        name
-        for name in own.column_names
-        if plain(own[name]).type != plain(all_parts[name]).type
-        or not plain(own[name]).equals(plain(all_parts[name]))
-    ]
-    return [f"{table}: {differ[0]}: not what {part} has"] if differ else []
+    for name in own.column_names:
+        there = name in all_parts.column_names and plain(all_parts[name])
+        if not there or there.type != plain(own[name]).type or not there.equals(plain(own[name])):
+            return [f"{table}: {name}: not what {part} has"]
+    return []
 
 
 def _decode_images(release: Release, part: str, advance: Advance) -> tuple[str, list[str]]:
@@ -225,35 +221,17 @@ def _damaged_images(release: Release, part: str) -> list[str]:
     return problems
 
 
-# --- Evaluations -------------------------------------------------------------------------------
-
-
-def _evaluation_problems(release: Release) -> Iterator[str]:
-    """Yield what is wrong with the evaluations of a release.
-
-    Raises:
-        IntegrityError: the release's own tables are damaged.
-    """
-    for name in evaluations(release.paths):
-        paths = release.paths.evaluation(name)
-        try:
-            yield from prediction_problems(release, paths, read_evaluation(paths))
-        except IntegrityError as error:
-            yield str(error)
-
-
-def prediction_problems(
+def prediction_problem(
     release: Release, paths: EvaluationPaths, record: Mapping[str, Any]
-) -> Iterator[str]:
-    """Yield what is wrong with the predictions of one evaluation, whose record is undamaged.
+) -> str | None:
+    """Return what is wrong with the predictions of one evaluation, whose record is undamaged.
 
     Raises:
         IntegrityError: they cannot be read.
     """
     if mismatch := evaluation_mismatch(release, paths, record):
-        yield mismatch
-    else:
-        found = read_predictions(paths.predictions, release.manifest.most_rows)
-        images = release.subset(imagenet=True) if record["selection"] == "imagenet" else release
-        differ = disagreements(found.table, images.metadata)
-        yield from (f"{paths.predictions}: {problem}" for problem in differ)
+        return mismatch
+    found = read_predictions(paths.predictions, release.manifest.most_rows)
+    images = release.subset(imagenet=True) if record["selection"] == "imagenet" else release
+    problem = disagreement(found.table, images.metadata)
+    return problem and f"{paths.predictions}: {problem}"

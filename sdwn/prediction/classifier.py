@@ -1,180 +1,63 @@
-"""A classifier: images to ranks and probabilities of ImageNet classes, by a timm network."""
+"""A classifier over a release's images: read ahead, run in batches, scored by ImageNet class.
+
+threads                this process                      GPU
+read, check, decode,  ->   batch n+1: start   ->   runs n+1 while batch n
+resize and crop            batch n: wait, score    is scored and yielded
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import timm
 import torch
-import torchvision
+import torchvision.io  # the faster decoder
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import infer_imagenet_subset
-from timm.data.transforms import str_to_pil_interp
-from torchvision.transforms import CenterCrop, Resize
-from torchvision.transforms.functional import InterpolationMode
 
-from sdwn.devices.device import Device
-from sdwn.errors import SdwnError
-from sdwn.prediction.table import TOP
+from sdwn.batches import BatchSize
+from sdwn.devices.device import Device, plain_out_of_memory
+from sdwn.devices.tuning import GB, GpuProfile, Workload, find_profile, store_profile, tune
+from sdwn.errors import OutOfMemoryError, SdwnError
+from sdwn.io import in_threads, now
+from sdwn.prediction.table import IMAGE, SCHEMA, TOP
+from sdwn.releases.release import LOCATION, Release
 from sdwn.storage.images import Pixels
-from sdwn.wordnet.imagenet import CLASSES, LARGER, class_wnids, classifier_wnids
+from sdwn.wordnet.imagenet import class_wnids, classifier_wnids
+from sdwn.wordnet.taxonomy import NearestSubtree
 
-# The lists of classes that ImageNet classifiers know; their length alone tells them apart.
-SIZES = (CLASSES, *LARGER)
-EXPECTED = (
-    f"the {CLASSES} ImageNet-1k classes, or one of timm's lists of all ImageNet "
-    f"({', '.join(map(str, SIZES[1:-1]))} or {SIZES[-1]} classes)"
-)
+log = logging.getLogger(__name__)
 
+# Images that each thread may have ready beside those of the next batches.
+WAITING = 4
+# Records are taken out of the table by so many: all at once would be a gigabyte.
+AT_ONCE = 256
+# On a CPU larger batches gain nothing.
+CPU_BATCH = 32
+# The grid of batch sizes that are tried: 1, 2, 4, 8, 16, 24 ...
+STEP, MOST_IMAGES = 8, 512
 
-def imagenet_outputs(wnids: Sequence[str]) -> NDArray[np.int64]:
-    """Return the output of each of the 1000 ImageNet-1k classes, -1 where a list lacks it."""
-    outputs = {wnid: output for output, wnid in enumerate(wnids)}
-    return np.array([outputs.get(wnid, -1) for wnid in class_wnids()], dtype=np.int64)
-
-
-# --- Images to what a network takes ------------------------------------------------------------
-
-
-def make_resizer(transform: Any) -> Callable[[Image.Image], Pixels]:
-    """Turn timm's transform for evaluation into a faster one with the same pixels.
-
-    Where an image is a whole number of times as large as it becomes, as 512 becomes 256, the
-    crop is taken first: each pixel is computed from the same others by the same factors.
-
-    Returns:
-        A function from an RGB image to uint8 of shape (height, width, 3), safe in threads.
-    """
-
-    def by_timm(image: Image.Image) -> Pixels:
-        pixels: Pixels = np.asarray(transform(image))
-        return pixels.transpose(1, 2, 0)
-
-    resize, crop = transform.transforms[:2]
-    crops = isinstance(resize, Resize) and isinstance(crop, CenterCrop)
-    if not crops or not isinstance(resize.size, int):
-        return by_timm
-    side, kept = resize.size, tuple(crop.size)
-    filter_ = str_to_pil_interp(InterpolationMode(resize.interpolation).value)
-
-    def crop_first(image: Image.Image) -> Pixels:
-        box = kept_box(image.size, side, kept)
-        return np.asarray(image.resize(kept[::-1], filter_, box)) if box else by_timm(image)
-
-    return crop_first
+Row = dict[str, Any]
+# Logits, float32 of shape (n, classes), on their way from a GPU, and what waits for them there.
+Logits = tuple[torch.Tensor, torch.cuda.Event | None]
 
 
-def kept_box(
-    size: tuple[int, int], side: int, kept: tuple[int, int]
-) -> tuple[int, int, int, int] | None:
-    """Find what a centre crop keeps of an image resized to a shorter side, in its own pixels.
-
-    None where that is all of it, or no box of whole pixels. ``size`` is (width, height), ``kept``
-    (height, width); the box is (left, top, right, bottom).
-
-    >>> kept_box((512, 1024), 256, (224, 224))
-    (32, 288, 480, 736)
-    >>> kept_box((500, 500), 256, (224, 224)), kept_box((512, 512), 256, (256, 256))
-    (None, None)
-    """
-    times, rest = divmod(min(size), side)
-    height, width = kept
-    if rest or times < 2 or max(size) % times or max(kept) > side or kept == (side, side):
-        return None
-    left = times * round((size[0] // times - width) / 2)
-    top = times * round((size[1] // times - height) / 2)
-    return left, top, left + times * width, top + times * height
-
-
-# --- What a network gives, to scores -----------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Logits:
-    """A batch's logits, float32 of shape (n, classes), on their way from the device.
-
-    ``ready`` is what waits for them; None where they are there already.
-    """
-
-    values: torch.Tensor
-    ready: torch.cuda.Event | None
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Scores:
-    """The predictions for n images.
-
-    ``top5`` (n, 5) int16, indices of ImageNet-1k classes, best first; ``top5_probability``
-    (n, 5) float32, their softmax over the 1000 classes; ``label_rank`` (n,) int16, the label's
-    rank among these, 0 the best, -1 without a label; ``label_probability`` (n,) float32, NaN
-    without a label; ``subtree_probability`` (n,) float32, the softmax over all classes that the
-    classifier knows, summed over a subtree, NaN without one. Of equal classes the lower index is
-    the better, so ``label_rank`` is below 5 exactly when the label is in ``top5``.
-    """
-
-    top5: NDArray[np.int16]
-    top5_probability: NDArray[np.float32]
-    label_rank: NDArray[np.int16]
-    label_probability: NDArray[np.float32]
-    subtree_probability: NDArray[np.float32]
-
-
-def score_logits(
-    logits: torch.Tensor,
-    outputs: torch.Tensor,
-    labels: Sequence[int | None],
-    subtrees: Sequence[tuple[int, ...] | None],
-) -> Scores:
-    """Score a batch's logits, float32 of shape (n, classes), on the CPU.
-
-    Args:
-        logits: as the classifier gives them.
-        outputs: the output of each of the 1000 ImageNet-1k classes; -1 for one that the
-            classifier does not know, whose probability is 0 and whose rank is after all others.
-        labels: index of each image's ImageNet-1k class, None without one.
-        subtrees: for each image, the classifier's own classes whose probabilities are summed.
-    """
-    # Sorting logits, not probabilities: those of unlikely classes are all 0.
-    known = logits[:, outputs.clamp(min=0)].masked_fill(outputs < 0, -torch.inf)
-    ordered, order = known.sort(dim=1, descending=True, stable=True)
-    probability = ordered.softmax(dim=1)
-    target = torch.tensor([-1 if label is None else label for label in labels])
-    rank = (order == target[:, None]).int().argmax(dim=1)
-    of_label = probability.gather(1, rank[:, None])[:, 0]
-    # Images of one synset follow one another: a sum for each subtree, not for each image.
-    every, mass = logits.softmax(dim=1), torch.full((len(logits),), torch.nan)
-    rows: dict[tuple[int, ...], list[int]] = {}
-    for row, subtree in enumerate(subtrees):
-        if subtree is not None:
-            rows.setdefault(subtree, []).append(row)
-    for subtree, chosen in rows.items():
-        mass[chosen] = every[chosen][:, list(subtree)].sum(dim=1)
-    return Scores(
-        top5=order[:, :TOP].short().numpy(),
-        top5_probability=probability[:, :TOP].numpy(),
-        label_rank=rank.masked_fill(target < 0, -1).short().numpy(),
-        label_probability=of_label.masked_fill(target < 0, torch.nan).numpy(),
-        subtree_probability=mass.numpy(),
-    )
-
-
-# --- The classifier ----------------------------------------------------------------------------
+# --- The network -------------------------------------------------------------------------------
 
 
 class Classifier:
     """A timm network with its preprocessing, on this process's device.
 
-    ``prepare`` turns an RGB image into what :meth:`start` takes, as timm does for this model; it
-    is safe in threads. ``classes`` is the wnid of each output; ``record`` is the model, weights
-    and versions in plain values for a JSON file. ``most_images`` is how many images memory has
-    room for; None until it had too little.
-
-    Raises:
-        SdwnError: the model knows another number of classes than any list of ImageNet's.
+    ``classes`` is the wnid of each output; ``record`` is the model, weights and versions in plain
+    values for a JSON file.
     """
 
     def __init__(
@@ -189,18 +72,15 @@ class Classifier:
         self.device: torch.device = Device().torch
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         self.preprocessing = dict(preprocessing)
-        self.most_images: int | None = None
-        size = int(network.num_classes)  # type: ignore[arg-type]
-        if size not in SIZES:
-            raise SdwnError(f"{name}: expected {EXPECTED}, found {size}")
-        self.classes = classifier_wnids(size)
-        outputs = imagenet_outputs(self.classes)
-        self._outputs = torch.from_numpy(outputs)
+        self.classes = classifier_wnids(int(network.num_classes))  # type: ignore[arg-type]
+        output_of = {wnid: output for output, wnid in enumerate(self.classes)}
+        # The output of each of the 1000 ImageNet-1k classes, -1 where the classifier lacks it.
+        self._outputs = torch.tensor([output_of.get(wnid, -1) for wnid in class_wnids()])
         network = network.to(self.device, self.dtype).eval()
         # In this layout EfficientNet-Lite0 takes half the CPU time for a batch of 32.
         self.network = network.to(memory_format=torch.channels_last)
-        self.prepare = make_resizer(
-            timm.data.create_transform(**preprocessing, is_training=False, use_prefetcher=True)
+        self._transform = timm.data.create_transform(
+            **preprocessing, is_training=False, use_prefetcher=True
         )
         # A row of pixels of each: on a CPU, operations on three channels at a time crawl.
         width = preprocessing["input_size"][2]
@@ -216,15 +96,24 @@ class Classifier:
                 setting: list(value) if isinstance(value, tuple) else value
                 for setting, value in preprocessing.items()
             },
-            "classes": size,
-            "class_list": infer_imagenet_subset({"num_classes": size}),
-            "unknown_imagenet_classes": int((outputs < 0).sum()),
+            "classes": len(self.classes),
+            "class_list": infer_imagenet_subset({"num_classes": len(self.classes)}),
+            "unknown_imagenet_classes": int((self._outputs < 0).sum()),
             "device": torch.cuda.get_device_name(self.device) if gpu else str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "versions": {
                 library.__name__: str(library.__version__) for library in (timm, torch, torchvision)
             },
         }
+
+    def prepare(self, image: Image.Image) -> Pixels:
+        """Turn an RGB image into what :meth:`start` takes, as timm does for this model.
+
+        Returns:
+            uint8 of shape (height, width, 3). Safe in threads.
+        """
+        pixels: Pixels = np.asarray(self._transform(image))
+        return pixels.transpose(1, 2, 0)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Turn uint8 (n, height, width, 3) into what the network takes, on its device."""
@@ -242,52 +131,228 @@ class Classifier:
         """
         batch = torch.from_numpy(pixels)
         if self.device.type != "cuda":
-            return Logits(self.network(self.normalise(batch)).float(), None)
+            return self.network(self.normalise(batch)).float(), None
         logits = self.network(self.normalise(batch.pin_memory())).float()
         values = logits.to("cpu", non_blocking=True)
         ready = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         ready.record()
-        return Logits(values, ready)
+        return values, ready
 
     def finish(
         self,
         logits: Logits,
         labels: Sequence[int | None],
         subtrees: Sequence[tuple[int, ...] | None],
-    ) -> Scores:
-        """Wait for a batch and score it; ``labels`` and ``subtrees`` as in `score_logits`.
+    ) -> dict[str, NDArray[Any]]:
+        """Wait for a batch and score it.
+
+        Args:
+            logits: as :meth:`start` returned them.
+            labels: index of each image's ImageNet-1k class, None without one.
+            subtrees: for each image, the classifier's own classes whose probabilities are summed.
+
+        Returns:
+            ``top5`` (n, 5) int16, indices of ImageNet-1k classes, best first;
+            ``top5_probability`` (n, 5), their softmax over the 1000 classes; ``label_rank`` (n,)
+            int16, the label's rank among these, 0 the best, -1 without a label;
+            ``label_probability`` (n,), NaN without a label; ``subtree_probability`` (n,), the
+            softmax over all classes that the classifier knows, summed over a subtree, NaN without
+            one. Of equal classes the lower index is the better, so ``label_rank`` is below 5
+            exactly when the label is in ``top5``. A class that the classifier does not know has
+            probability 0 and a rank after all others.
 
         Raises:
             SdwnError: the model gave numbers that are not finite.
         """
-        if logits.ready is not None:
-            logits.ready.synchronize()
-        wrong = int((~logits.values.isfinite().all(dim=1)).sum())
-        if wrong:
+        values, ready = logits
+        if ready is not None:
+            ready.synchronize()
+        if wrong := int((~values.isfinite().all(dim=1)).sum()):
             raise SdwnError(
                 f"{self.name} gave infinite or NaN logits for {wrong} of {len(labels)} images in "
                 f"{self.record['dtype']}; check the checkpoint, or load it in float32"
             )
-        return score_logits(logits.values, self._outputs, labels, subtrees)
+        # Sorting logits, not probabilities: those of unlikely classes are all 0.
+        known = values[:, self._outputs.clamp(min=0)].masked_fill(self._outputs < 0, -torch.inf)
+        ordered, order = known.sort(dim=1, descending=True, stable=True)
+        probability = ordered.softmax(dim=1)
+        target = torch.tensor([-1 if label is None else label for label in labels])
+        rank = (order == target[:, None]).int().argmax(dim=1)
+        of_label = probability.gather(1, rank[:, None])[:, 0]
+        # Images of one synset follow one another: a sum for each subtree, not for each image.
+        every, mass = values.softmax(dim=1), torch.full((len(values),), torch.nan)
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for row, subtree in enumerate(subtrees):
+            if subtree is not None:
+                rows.setdefault(subtree, []).append(row)
+        for subtree, chosen in rows.items():
+            mass[chosen] = every[chosen][:, list(subtree)].sum(dim=1)
+        return {
+            "top5": order[:, :TOP].short().numpy(),
+            "top5_probability": probability[:, :TOP].numpy(),
+            "label_rank": rank.masked_fill(target < 0, -1).short().numpy(),
+            "label_probability": of_label.masked_fill(target < 0, torch.nan).numpy(),
+            "subtree_probability": mass.numpy(),
+        }
 
-    def predict(
-        self, images: Sequence[Image.Image], labels: Sequence[int] | NDArray[Any]
-    ) -> Scores:
-        """Classify images of any size and mode as one batch.
 
-        Args:
-            images: at least one.
-            labels: class index of each.
+# --- Over a release ----------------------------------------------------------------------------
 
-        Raises:
-            SdwnError: the model gave numbers that are not finite.
-            ValueError: not one label an image, or a label that is no class index.
-        """
-        target = np.asarray(labels, dtype=np.int64)
-        if not images or target.shape != (len(images),):
-            found = f"{target.shape} for {len(images)} images"
-            raise ValueError(f"expected one label an image, found {found}")
-        if target.min() < 0 or target.max() >= CLASSES:
-            raise ValueError(f"labels are class indices 0 to {CLASSES - 1}, found {labels!r}")
-        pixels = np.stack([self.prepare(image.convert("RGB")) for image in images])
-        return self.finish(self.start(pixels), target.tolist(), [None] * len(images))
+
+@dataclass
+class Predictor:
+    """A loaded classifier, the nearest subtree of each synset, its batch size, its readers.
+
+    ``batch`` becomes smaller once memory has run out; ``workers`` threads read the images. A
+    synset without a subtree has no ``subtree_probability``.
+    """
+
+    classifier: Classifier
+    subtrees: Mapping[str, NearestSubtree]
+    batch: BatchSize
+    workers: int
+
+
+def predict_images(predictor: Predictor, release: Release) -> Iterator[pa.Table]:
+    """Classify all images of a release, or of a subset of one; a table a batch, in their order.
+
+    The next batch is started before one is waited for. Once memory runs out batches are halved,
+    also those of later calls.
+
+    Raises:
+        IntegrityError: an image is damaged; the message names it.
+        SdwnError: memory has no room for a single image, or the model gives NaN.
+    """
+    log.info("%s", predictor.batch)
+    classifier, ahead = predictor.classifier, 2 * predictor.batch.images
+    images = prepared_images(release, classifier.prepare, predictor.workers, ahead)
+    running: tuple[list[Row], Logits] | None = None
+    while chunk := list(itertools.islice(images, predictor.batch.images)):
+        # Where there is no room for the chunk, its parts are tried.
+        while chunk:
+            part = chunk[: predictor.batch.images]
+            try:
+                with plain_out_of_memory():
+                    logits = classifier.start(np.stack([pixels for _, pixels in part]))
+            except OutOfMemoryError as error:
+                reason = str(error)
+            else:
+                chunk = chunk[len(part) :]
+                if running is not None:
+                    yield _finish(predictor, *running)
+                running = [row for row, _ in part], logits
+                continue
+            # Only here is the failed batch's memory free: an exception keeps what its frames hold.
+            Device().release()
+            if len(part) == 1:
+                raise SdwnError(
+                    f"{classifier.name}: no room for a single image: {reason}; "
+                    "take a larger card or a smaller model"
+                )
+            predictor.batch = replace(predictor.batch, images=len(part) // 2)
+            log.warning("%s; %d images a batch from now on", reason, predictor.batch.images)
+    if running is not None:
+        yield _finish(predictor, *running)
+
+
+def prepared_images(
+    release: Release, prepare: Callable[[Image.Image], Pixels], workers: int, ahead: int
+) -> Iterator[tuple[Row, Pixels]]:
+    """Yield each image's record and its pixels as ``prepare`` makes them, in order.
+
+    So many images ahead of the one that is taken are made ready by ``workers`` threads. Threads,
+    not processes: reading, checking, decoding and resizing all leave Python's lock to others, so
+    that they scale as processes do; but nothing is imported again, copied between processes,
+    forked beside torch's own threads, or left behind by a signal.
+
+    Raises:
+        IntegrityError: an image is damaged; the message names it.
+    """
+    chosen = release.metadata.select([*IMAGE, *LOCATION])
+    rows = (row for batch in chosen.to_batches(max_chunksize=AT_ONCE) for row in batch.to_pylist())
+    return in_threads(
+        lambda row: (row, prepare(release.image(row))), rows, workers, ahead + WAITING * workers
+    )
+
+
+def _finish(predictor: Predictor, rows: list[Row], logits: Logits) -> pa.Table:
+    """Wait for a batch and turn its scores into a table, null where there is none."""
+    around = [predictor.subtrees.get(row["wnid"]) for row in rows]
+    scores = predictor.classifier.finish(
+        logits,
+        [row["imagenet_class"] for row in rows],
+        [None if subtree is None else subtree.classes for subtree in around],
+    )
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in IMAGE}
+    for name in ("top5", "top5_probability"):
+        columns[name] = pa.array(list(scores[name]), SCHEMA.field(name).type)
+    for name in ("label_rank", "label_probability", "subtree_probability"):
+        none = (scores[name] < 0) | np.isnan(scores[name])
+        columns[name] = pa.array(scores[name], SCHEMA.field(name).type, mask=none)
+    return pa.table(columns, schema=SCHEMA)
+
+
+# --- The batch size ----------------------------------------------------------------------------
+
+
+def classifier_batch_size(classifier: Classifier, requested: int | None = None) -> BatchSize:
+    """Return the batch size that is requested, or one tuned on this card, now if never before.
+
+    Raises:
+        SdwnError: a card has no room for a single image.
+    """
+    if requested is not None:
+        return BatchSize(requested, "from the command line")
+    if (profile := find_profile(classifier_workload(classifier))) is not None:
+        return BatchSize(profile.tuning.batch_size, f"tuned {profile.measured}")
+    if not Device().is_gpu:
+        return BatchSize(CPU_BATCH, "the default on a CPU")
+    return BatchSize(tune_classifier(classifier).tuning.batch_size, "tuned just now")
+
+
+def classifier_workload(classifier: Classifier) -> Workload:
+    """Describe a classifier's work on this process's device; it holds for any weights."""
+    device, (_, height, width) = Device(), classifier.preprocessing["input_size"]
+    return Workload(
+        device=device.name,
+        memory_gb=round(device.total_bytes / GB),
+        model=f"classifier {classifier.name}",
+        revision=classifier.record["class_list"],
+        precision=classifier.record["dtype"],
+        height=height,
+        width=width,
+        guidance=False,
+        channels_last=True,
+        compile=False,
+        torch=str(torch.__version__),
+    )
+
+
+def tune_classifier(classifier: Classifier, most: int = MOST_IMAGES) -> GpuProfile:
+    """Find this device's batch size for a classifier, and keep it for later tasks if possible.
+
+    Raises:
+        SdwnError: there is no room for a single image.
+    """
+    device, (_, height, width) = Device(), classifier.preprocessing["input_size"]
+
+    def seconds(size: int) -> float:
+        pixels = np.zeros((size, height, width, 3), dtype=np.uint8)
+        with plain_out_of_memory():
+            began = time.perf_counter()
+            classifier.start(pixels)
+            device.synchronize()
+            return time.perf_counter() - began
+
+    try:
+        tuning = tune(seconds, device, STEP, most)
+    finally:
+        device.release()
+    profile = GpuProfile(
+        classifier_workload(classifier), vae_slicing=False, tuning=tuning, measured=now()
+    )
+    try:
+        return store_profile(profile)
+    except OSError as error:
+        log.warning("%s: the batch size is not kept for later tasks: %s", profile.path, error)
+        return profile

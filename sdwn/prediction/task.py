@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from sdwn.devices.device import Device, missing_gpu
 from sdwn.devices.tuning import GB
-from sdwn.errors import DiskError
+from sdwn.errors import DiskError, SdwnError
 from sdwn.io import Advance
 from sdwn.jobs.task import Meter, RunDisk, Stage
 from sdwn.paths import RunPaths, work_paths
@@ -20,6 +21,7 @@ from sdwn.planning.work import Shard
 from sdwn.prediction.plan import PredictionPlan, open_planned_release
 from sdwn.prediction.table import Predictions, Source, write_predictions
 from sdwn.releases.release import Release
+from sdwn.wordnet.taxonomy import nearest_subtrees
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +51,28 @@ def predict_shards(  # noqa: PLR0913, PLR0917
     """Classify shards, the classifier loaded once; a kill costs the shard under way.
 
     Raises:
+        SdwnError: the classifier cannot be had, or the checkpoint is another one by now.
         DiskError: the disk of the release failed for minutes.
     """
-    from sdwn.prediction.predictor import load_predictor, predict_images
+    # torch and timm
+    from sdwn.prediction.classifier import Predictor, classifier_batch_size, predict_images
+    from sdwn.prediction.pretrained import load_classifier
 
-    began, device = time.monotonic(), Device()
-    predictor = load_predictor(release, plan, batch_size)
-    classifier = predictor.classifier.record
+    began, device, chosen = time.monotonic(), Device(), plan.evaluation
+    classifier = load_classifier(chosen.model, chosen.checkpoint)
+    weights = classifier.record["checkpoint_sha256"]
+    if plan.checkpoint_sha256 not in (None, weights):
+        raise SdwnError(
+            f"{chosen.checkpoint}: expected the checkpoint {plan.checkpoint_sha256[:12]} that "
+            f"this was planned for, found {weights[:12]}; restore it, or evaluate again"
+        )
+    wnids = plan.images_of(release).metadata["wnid"].unique().to_pylist()
+    predictor = Predictor(
+        classifier,
+        nearest_subtrees(release.taxonomy, wnids, classifier.classes),
+        classifier_batch_size(classifier, batch_size),
+        workers=len(os.sched_getaffinity(0)),
+    )
     meter = Meter(
         paths,
         device=device.name,
@@ -75,8 +92,8 @@ def predict_shards(  # noqa: PLR0913, PLR0917
                 ended = time.monotonic()
                 meter.count_batch(len(table), ended - began, device.peak_bytes)
                 began = ended
-                if predictor.batch_now.images < meter.record.batch_size:
-                    meter.note_smaller_batch(predictor.batch_now)
+                if predictor.batch.images < meter.record.batch_size:
+                    meter.note_smaller_batch(predictor.batch)
                 advance(len(table))
         except DiskError:
             # The shard is begun anew once the disk works again.
@@ -90,14 +107,20 @@ def predict_shards(  # noqa: PLR0913, PLR0917
     try:
         for shard in shards:
             table = disk.retry(partial(predict_shard, plan.images_of(release, shard)))
-            judged_on = {
-                "device": classifier["device"],
-                "dtype": classifier["dtype"],
-                "batch_size": predictor.batch_now.images,
-                "images": plan.shard_images(shard),
-            }
             source = Source(
-                plan.release, plan.digest, shard.start, shard.stop, classifier, [judged_on]
+                release=plan.release,
+                judging=plan.digest,
+                start=shard.start,
+                stop=shard.stop,
+                classifier=classifier.record,
+                judged_on=[
+                    {
+                        "device": classifier.record["device"],
+                        "dtype": classifier.record["dtype"],
+                        "batch_size": predictor.batch.images,
+                        "images": plan.shard_images(shard),
+                    }
+                ],
             )
             found = Predictions(table, source)
             disk.retry(partial(write_predictions, paths.shard(shard.index), found))

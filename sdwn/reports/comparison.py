@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from sdwn import __version__
 from sdwn.errors import UsageError
-from sdwn.evaluation.groups import is_line
 from sdwn.evaluation.metrics import measure, metrics_shown
 from sdwn.evaluation.record import evaluations
 from sdwn.io import Format, csv_text, now, write_text
@@ -89,8 +88,6 @@ def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[
         # A folder's own name may hold the sign.
         if not equals or not name or Path(argument).exists():
             name, path = "", argument
-        elif not is_line(name):
-            raise UsageError(f"{argument!r}: expected a line of text before =, found {name!r}")
         folder = whole = Path(path).resolve()
         # A release is opened by the path that messages then name it by.
         release, own = Path(path), None

@@ -109,7 +109,7 @@ def evaluate_by_tasks(
             require_evaluable(config, opened.taxonomy)
             from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
-            if find_classifier(config.model, plan.chosen.checkpoint) is None:
+            if find_classifier(config.model, plan.evaluation.checkpoint) is None:
                 say(
                     f"the weights of {config.model} are not here: each task would download them; "
                     f"before that: sdwn prefetch CONFIG --set evaluation.model={config.model}"
