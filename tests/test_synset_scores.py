@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.corpus.reader.wordnet import Synset as NltkSynset
 from sdwn.errors import SdwnError
+from sdwn.evaluation.groups import score_synsets, summarise_scores
 from sdwn.evaluation.metrics import confusion_pairs
-from sdwn.evaluation.synset_scores import score_synsets, summarise_scores
 from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import WordNet, shared_wordnet
 from sdwn.wordnet.imagenet import LARGER, class_index, class_wnids, classifier_wnids
@@ -103,33 +103,35 @@ def mean(values: list[float]) -> float:
 def test_scores_agree_with_a_plain_reference(rows: list[tuple[str, int, float]]) -> None:
     wordnet = shared_wordnet()
     found = score_synsets(table(rows), Taxonomy(), class_wnids())
-    assert [row.wnid for row in found] == sorted({wnid for wnid, *_ in rows})
+    assert [row["wnid"] for row in found] == sorted({wnid for wnid, *_ in rows})
     for row in found:
-        own = [(best, mass) for wnid, best, mass in rows if wnid == row.wnid]
-        synset = nltks(wordnet, row.wnid)
+        own = [(best, mass) for wnid, best, mass in rows if wnid == row["wnid"]]
+        synset = nltks(wordnet, row["wnid"])
         seen = [nltks(wordnet, class_wnids()[best]) for best, _ in own]
         steps = [synset.shortest_path_distance(one) for one in seen]
-        top = nltks(wordnet, row.subtree.wnid)
-        assert row.images == len(own)
-        assert row.subtree_probability == pytest.approx(mean([mass for _, mass in own]), abs=1e-6)
-        assert row.inside == sum(top in hypernyms(one) for one in seen)
-        assert row.distance == pytest.approx(mean(steps))
+        top = nltks(wordnet, row["scope_wnid"])
+        assert row["images"] == len(own)
+        assert row["subtree_probability"] == pytest.approx(
+            mean([mass for _, mass in own]), abs=1e-6
+        )
+        assert row["inside"] == sum(top in hypernyms(one) for one in seen)
+        assert row["distance"] == pytest.approx(mean(steps))
         misses = [count for count in steps if count]
-        assert row.miss_distance == (pytest.approx(mean(misses)) if misses else None)
-        assert row.least_distance <= min(steps)
+        assert row["miss_distance"] == (pytest.approx(mean(misses)) if misses else None)
+        assert row["least_distance"] <= min(steps)
 
 
 def test_the_nearest_class_is_found_also_where_it_is_a_hypernym(wordnet: WordNet) -> None:
     least = {"tabby.n.01": 0, "cat.n.01": 2, "dog.n.01": 1}
     rows = [(wordnet.synset(name).wnid, 0, 0.5) for name in least]
-    found = {row.wnid: row for row in score_synsets(table(rows), Taxonomy(), class_wnids())}
+    found = {row["wnid"]: row for row in score_synsets(table(rows), Taxonomy(), class_wnids())}
     for name, steps in least.items():
         synset = wordnet.synset(name)
         nearest = min(
             nltks(wordnet, synset.wnid).shortest_path_distance(nltks(wordnet, wnid))
             for wnid in class_wnids()
         )
-        assert found[synset.wnid].least_distance == nearest == steps
+        assert found[synset.wnid]["least_distance"] == nearest == steps
 
 
 def test_summaries_by_hand(wordnet: WordNet) -> None:
@@ -151,7 +153,7 @@ def test_summaries_by_hand(wordnet: WordNet) -> None:
 def test_a_probability_that_is_not_known_is_none_and_no_nan(wordnet: WordNet) -> None:
     dog = wordnet.synset("dog.n.01").wnid
     found = score_synsets(table([(dog, 0, 0.5), (dog, 0, None)]), Taxonomy(), class_wnids())
-    assert found[0].subtree_probability is None
+    assert found[0]["subtree_probability"] is None
     own: dict[str, Any] = summarise_scores(found)["own"] or {}
     assert (own["subtree_probability"], own["intervals"]["subtree_probability"]) == (None, None)
 
@@ -162,7 +164,7 @@ def test_confusions_agree_with_a_plain_reference(pairs: list[tuple[int, int]]) -
     found = confusion_pairs(table([(names[label], best, 0.5) for label, best in pairs]))
     wrong = Counter((names[label], names[best]) for label, best in pairs if label != best)
     images = Counter(names[label] for label, _ in pairs)
-    assert {(row.wnid, row.predicted_wnid): row.times for row in found} == wrong
-    assert all(row.images == images[row.wnid] for row in found)
-    order = [(-row.times, row.wnid, row.predicted_wnid) for row in found]
+    assert {(row["wnid"], row["predicted_wnid"]): row["times"] for row in found} == wrong
+    assert all(row["images"] == images[row["wnid"]] for row in found)
+    order = [(-row["times"], row["wnid"], row["predicted_wnid"]) for row in found]
     assert order == sorted(order)

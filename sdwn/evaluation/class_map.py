@@ -245,8 +245,9 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
     number, length, line = 0, 0, b""
     try:
         with path.open("rb") as file:
-            packed = file.peek(2).startswith(b"\x1f\x8b")
-            for number, line in enumerate(gzip.open(file) if packed else file, start=1):
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
                 text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 # No copy of the numbers unless they are wanted: there are gigabytes of them.
                 word = text[: text.find(b" ")]

@@ -194,7 +194,10 @@ def summarise_scores(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str,
     no such synset.
     """
     own = [row for row in scores if row["scope_steps"] == 0]
-    return {"own": _summary(own), "nearest": _summary([row for row in scores if row["scope_steps"]])}
+    return {
+        "own": _summary(own),
+        "nearest": _summary([row for row in scores if row["scope_steps"]]),
+    }
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -195,7 +195,7 @@ def _figure_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     ):
         for name, value in scalars.items():
             if isinstance(value, int | float):
-                row = {"figure": f"{path}.{name}", "value": value}
+                row: dict[str, Any] = {"figure": f"{path}.{name}", "value": value}
                 if path == "figures":
                     row |= {"without_black": without.get(name), "paper": paper.get(name)}
                 yield row | _ends("", scalars.get("intervals", {}).get(name))

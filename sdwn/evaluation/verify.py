@@ -26,7 +26,6 @@ from sdwn.io import (
     links,
     read_whole,
 )
-from sdwn.paths import EvaluationPaths
 from sdwn.prediction.table import disagreement, read_predictions
 from sdwn.releases.release import FileRecord, Release, sums_text
 from sdwn.releases.staged_folder import JOURNAL
@@ -77,12 +76,18 @@ def verify(root: Path, quick: bool = False, advance: Advance = lambda _: None) -
         ]
     with suppress(IntegrityError):
         for name in evaluations(paths):
-            evaluation = paths.evaluation(name)
+            files = paths.evaluation(name)
             try:
-                found = prediction_problem(release, evaluation, read_evaluation(evaluation))
+                made = read_evaluation(files)
+                problem = evaluation_mismatch(release, files, made)
+                if problem is None:
+                    found = read_predictions(files.predictions, manifest.most_rows).table
+                    chosen = release.subset(imagenet=made["selection"] == "imagenet")
+                    problem = disagreement(found, chosen.metadata)
+                    problem = problem and f"{files.predictions}: {problem}"
             except IntegrityError as error:
-                found = str(error)
-            problems += [_within(release, found)] if found else []
+                problem = str(error)
+            problems += [_within(release, problem)] if problem else []
     return list(dict.fromkeys(problems))  # a link is named by all that read there
 
 
@@ -219,19 +224,3 @@ def _damaged_images(release: Release, part: str) -> list[str]:
             if sha256 != row["sha256"]:
                 problems.append(f"{part}: {row['synset']} {row['number']} is damaged")
     return problems
-
-
-def prediction_problem(
-    release: Release, paths: EvaluationPaths, record: Mapping[str, Any]
-) -> str | None:
-    """Return what is wrong with the predictions of one evaluation, whose record is undamaged.
-
-    Raises:
-        IntegrityError: they cannot be read.
-    """
-    if mismatch := evaluation_mismatch(release, paths, record):
-        return mismatch
-    found = read_predictions(paths.predictions, release.manifest.most_rows)
-    images = release.subset(imagenet=True) if record["selection"] == "imagenet" else release
-    problem = disagreement(found.table, images.metadata)
-    return problem and f"{paths.predictions}: {problem}"

@@ -147,12 +147,12 @@ def _load_network(
         if checkpoint is None:
             return _load_timms_own(model)
     if checkpoint is not None:
-        file, weights = checkpoint, _weights_record("checkpoint", checkpoint)
+        file, origin = checkpoint, "checkpoint"
     elif preset is not None:
-        file = preset.file()
-        # The address of the paper's file holds its hash.
-        weights = _weights_record(preset.origin, None if model == "paper" else file)
+        file, origin = preset.file(), preset.origin
     state = read_checkpoint(file)
+    # The address of the paper's own file, its origin, holds its hash.
+    weights = _weights_record(origin, None if origin == PRESETS["paper"].origin else file)
     is_vit = "class_token" in state and "encoder.pos_embedding" in state  # torchvision's
     if is_vit:
         state = convert_torchvision_vit(state)

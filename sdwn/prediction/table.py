@@ -256,9 +256,7 @@ def _settings(found: Predictions) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in OF_A_TASK}
 
 
-def _read_checked(
-    path: Path, plan: PredictionPlan, shard: Shard, images: pa.Table
-) -> Predictions:
+def _read_checked(path: Path, plan: PredictionPlan, shard: Shard, images: pa.Table) -> Predictions:
     """Read a shard, or all, compared with plan and images."""
     found = read_predictions(path, plan.images)
     source = found.source

@@ -65,5 +65,5 @@ def logits(classifier: Classifier, pixels: Pixels) -> torch.Tensor:
     batches = []
     for start in range(0, len(pixels), BATCH):
         some = [classifier.prepare(Image.fromarray(one)) for one in pixels[start : start + BATCH]]
-        batches.append(classifier.start(np.stack(some)).values)
+        batches.append(classifier.start(np.stack(some))[0])
     return torch.cat(batches)
