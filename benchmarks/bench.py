@@ -82,7 +82,7 @@ def make_finished(run: Path, shards: int = 50_000) -> None:
     tasks = tasks_for_shards(
         paths, plan, GENERATE, range(shards), site.model_copy(update={"executor": "slurm"})
     )
-    for number, group in enumerate(split_into_arrays(tasks, 1001)):
+    for number, (group, _) in enumerate(split_into_arrays(tasks, 1001, at_once=1)):
         ids = job_ids(str(number + 1), len(group))
         settle(paths, intend(paths, group, site), ids)
         for job in ids:
@@ -137,7 +137,8 @@ def script(file: str, *arguments: object) -> dict[str, float]:
     """Run one of a neighbour's in a process of its own, and read what it prints."""
     command = [PYTHON, str(Path(__file__).with_name(file)), *map(str, arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def generation(name: str, figure: str = "seconds") -> Callable[[Path], float]:

@@ -187,7 +187,7 @@ def answers(address: str) -> bool:
 
 def fetch(address: str) -> bytes:
     with urlopen(address) as answer:
-        return answer.read()
+        return bytes(answer.read())
 
 
 def timed(action: Callable[[], object]) -> float:

@@ -195,7 +195,8 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
 def on_meta(component: str) -> torch.nn.Module:
     """Make a network without memory for its weights."""
     with torch.device("meta"):
-        return NETWORKS[component]().half().eval()
+        network: torch.nn.Module = NETWORKS[component]()
+        return network.half().eval()
 
 
 @torch.no_grad()

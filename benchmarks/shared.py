@@ -120,8 +120,8 @@ class Row(NamedTuple):
 
 def exactly(what: str, measured: object, expected: object) -> Row:
     """Return the row of a figure that must have one value; integers with separators."""
-    texts = (f"{one:,}" if isinstance(one, int) else str(one) for one in (measured, expected))
-    return Row(what, *texts, fits=measured == expected)
+    found, wanted = (f"{x:,}" if isinstance(x, int) else str(x) for x in (measured, expected))
+    return Row(what, found, wanted, fits=measured == expected)
 
 
 def print_rows(rows: list[Row], title: str, caption: str | None = None) -> list[str]:
