@@ -150,7 +150,7 @@ def progress_text(
             speed = f"{per_second:,.0f} {unit}"
     parts = [f"{count} ({int(100 * done / total)} %)" if total else count]
     parts += [f"{speed}/s"] * bool(per_second)
-    if seconds_left is not None:
+    if seconds_left:
         parts.append(f"about {duration(seconds_left)} left")
     return ", ".join(parts)
 

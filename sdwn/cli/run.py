@@ -221,7 +221,8 @@ def status_table(found: RunStatus) -> Table:
     }
     shards = [f"{count:,} {state}" for state, count in states.items() if count]
     gpus = [
-        f"{counted(one.processes, 'process', 'es')} on {name}: {one.images_per_second:.3g} images/s"
+        f"{counted(one.processes, 'process', 'es')} on {name}: "
+        + (f"{one.images_per_second:.3g} images/s" if one.images_per_second else "no batch yet")
         + (f", the last ends in {duration(one.seconds_left)}" if one.seconds_left else "")
         for name, one in found.gpus.items()
     ]
