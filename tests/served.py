@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sdwn.browser.library import Library
-from sdwn.browser.server import Server, listen, make_app
+from sdwn.browser.server import listen, make_app, make_server
 
 from conftest import wait_until
 
@@ -17,7 +17,7 @@ from conftest import wait_until
 def served(*libraries: Library, **options: Any) -> Iterator[str]:
     """Serve a release, or two side by side; give the address without a slash at its end."""
     with listen("127.0.0.1", 0, token=False) as listening:
-        server = Server(make_app(*libraries, **options))
+        server = make_server(make_app(*libraries, **options))
         thread = threading.Thread(target=server.run, args=([listening.socket],))
         thread.start()
         try:

@@ -11,6 +11,7 @@ and all counts of synsets in arrays with a value for each ``position`` of a syns
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -65,11 +66,7 @@ class ImageView:
 
     @property
     def state(self) -> str:
-        """One of right, wrong, black, unjudged and other, as in addresses and ``show --json``.
-
-        A black image is black whatever was predicted. ``other`` was classified, but whether
-        correctly is not known: its synset is no ImageNet-1k class.
-        """
+        """One of right, wrong, black (whatever was predicted), unjudged, and other: no class."""
         if self.black:
             return "black"
         if not self.top5:
@@ -109,9 +106,6 @@ class Collection:
         order: rows of the release, synset by synset, within a synset by number.
         starts: ``order[starts[p]:starts[p + 1]]`` are the rows of the synset at position p.
         numbers, positions, statuses, black: by row.
-
-    Raises:
-        IntegrityError: the release's table is damaged.
     """
 
     def __init__(self, release: Release) -> None:
@@ -183,14 +177,10 @@ class ImagePredictions:
 
     Attributes:
         record: the evaluation's ``evaluation.json``; ``model``, the classifier in it.
-        rank: by row, of the label among the 1000 classes, from 0; NONE where there is none.
-        best: by row, the index of the predicted class; NONE where not classified.
+        rank, best: by row, the label's rank from 0, and the predicted class; NONE where unknown.
         unclassified: how many images were not classified.
         labelled, correct: by position, how many images have a label, and how many of these are
             correct. Black images are counted like any other, as in the evaluation.
-
-    Raises:
-        IntegrityError: the predictions are damaged, or of other images.
     """
 
     def __init__(self, collection: Collection, name: str, record: dict[str, Any]) -> None:
@@ -240,7 +230,6 @@ class ImagePredictions:
 
     def predicted_classes(self, rows: Rows) -> list[tuple[str, str, int]]:
         """Count what images were classified as: wnid, name, how many; most first."""
-        classes, counts = np.unique(self.best[rows], return_counts=True)
-        ranked = sorted(zip(counts.tolist(), classes.tolist(), strict=True), key=lambda n: -n[0])
-        found = [(class_wnids()[i], n) for n, i in ranked if i != NONE]
-        return [(wnid, class_name(wnid), n) for wnid, n in found]
+        classes = sorted(i for i in self.best[rows].tolist() if i != NONE)
+        ranked = [(class_wnids()[i], n) for i, n in Counter(classes).most_common()]
+        return [(wnid, class_name(wnid), n) for wnid, n in ranked]

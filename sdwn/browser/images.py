@@ -10,18 +10,14 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import chain, islice
 from types import SimpleNamespace
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, Any, cast
 
+from sdwn.browser.collection import ImageView
 from sdwn.errors import DiskError, IntegrityError
 from sdwn.io import csv_cell, csv_text
 from sdwn.releases.release import Release
 from sdwn.storage.codecs import CODECS, ImageCodec
 from sdwn.storage.images import decode
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from sdwn.browser.collection import ImageView
 
 # Thumbnails kept in memory: of photographs about 10 MB, of noise 40.
 KEPT = 1024
@@ -37,8 +33,7 @@ CORRECT = {None: None, True: "yes", False: "no"}
 class StoredImages:
     """The images of a release by their rows; threads may share it.
 
-    What reads an image raises IntegrityError where it is damaged or its disk does not answer;
-    the next call reads it again.
+    What reads an image raises IntegrityError where it is damaged or its disk does not answer.
     """
 
     def __init__(self, release: Release) -> None:
@@ -46,14 +41,11 @@ class StoredImages:
         self.thumbnail = lru_cache(KEPT)(self._thumbnail)
 
     def read(self, row: int) -> tuple[bytes, ImageCodec]:
-        """Return an image as it is stored, and its codec.
-
-        Raw pixels, which no browser shows, become PNG.
-        """
+        """Return an image as it is stored, and its codec; raw pixels as PNG, for browsers."""
         codec = CODECS.get(self._release.location(row)["codec"])
         if codec is not None and codec.media_type:
             return self.payload(row), codec
-        return _encoded(self._decoded(row), "PNG", compress_level=1), CODECS["png"]
+        return self._encoded(row, "PNG", compress_level=1), CODECS["png"]
 
     def zip(self, images: Iterable[ImageView]) -> Iterator[bytes]:
         """Yield a zip of images as they are stored, with a table of what is known of them.
@@ -91,14 +83,15 @@ class StoredImages:
 
     def _thumbnail(self, row: int, pixels: int) -> bytes:
         """Return an image as WebP, its longer side of so many pixels or as small as it is."""
-        image = self._decoded(row)
-        image.thumbnail((pixels, pixels), reducing_gap=2.0)
-        return _encoded(image, "WEBP", quality=80, method=2)
+        return self._encoded(row, "WEBP", pixels, quality=80, method=2)
 
-    def _decoded(self, row: int) -> Image:
-        location = self._release.location(row)
-        size = location["width"], location["height"]
-        return decode(self.payload(row), location["codec"], *size)
+    def _encoded(self, row: int, form: str, pixels: int | None = None, **options: int) -> bytes:
+        where, buffer = self._release.location(row), io.BytesIO()
+        image = decode(self.payload(row), where["codec"], where["width"], where["height"])
+        if pixels is not None:
+            image.thumbnail((pixels, pixels), reducing_gap=2.0)
+        image.save(buffer, form, **options)
+        return buffer.getvalue()
 
     def payload(self, row: int) -> bytes:
         """Return the bytes that are stored of an image."""
@@ -106,12 +99,6 @@ class StoredImages:
             return self._release.payload(self._release.location(row))
         except DiskError as error:
             raise IntegrityError(f"it cannot be read: {str(error).partition(';')[0]}") from None
-
-
-def _encoded(image: Image, kind: str, **options: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 class _Blocks(list[bytes]):
@@ -150,10 +137,8 @@ def image_list(images: Iterable[ImageView]) -> Iterator[str]:
 def download_name(synset: str, number: int | None, extension: str) -> str:
     """Return a file name, in characters that every file system and every header takes.
 
-    >>> download_name("dog.n.01", 3, "webp"), download_name("9/11.n.01", 0, "png")
-    ('dog.n.01-3.webp', '9_11.n.01-0.png')
-    >>> download_name("../../x.n.01", None, "zip"), download_name("日本", None, "zip")
-    ('_.._x.n.01.zip', '__.zip')
+    >>> download_name("dog.n.01", 3, "webp"), download_name("../../日本.n.01", None, "zip")
+    ('dog.n.01-3.webp', '_..___.n.01.zip')
     """
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", synset).lstrip(".-")[:LONGEST_NAME] or "_"
     return f"{plain}{'' if number is None else f'-{number}'}.{extension}"

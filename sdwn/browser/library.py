@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from sdwn.browser.collection import NONE, Collection, Entry, ImagePredictions, ImageView, Mask, Rows
 from sdwn.browser.images import StoredImages
-from sdwn.browser.search import SearchIndex
-from sdwn.browser.tree import Node, SynsetTree
+from sdwn.browser.search import Node, SearchIndex, SynsetTree
 from sdwn.browser.views import KINDS, ORDERS, View
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.record import evaluation_mismatch, evaluations, read_evaluation
@@ -204,11 +203,10 @@ class Library:
 
     def seeds_and_prompts(self, images: Sequence[ImageView]) -> list[dict[str, Any]]:
         """Return, image by image, ``seed`` and ``prompt``; None where an import has none."""
-        table, names = self.release.metadata, ("seed", "prompt")
-        columns = {name: table[name] for name in names if name in table.column_names}
+        table, known = self.release.metadata, set(self.release.metadata.column_names)
+        names = {name: table[name] if name in known else None for name in ("seed", "prompt")}
         # Arrow's way of taking rows imports pandas where it is: half a second.
-        found = ({name: column[i.row].as_py() for name, column in columns.items()} for i in images)
-        return [dict.fromkeys(names) | one for one in found]
+        return [{n: c and c[one.row].as_py() for n, c in names.items()} for one in images]
 
     def select(self, view: View) -> ResultPage:
         """Return a page of what a view matches.
@@ -240,22 +238,16 @@ class Library:
         )
 
     def all_images(self, view: View) -> Iterator[ImageView]:
-        """Return all images that a view matches, on whichever page, synset by synset in order.
-
-        Raises:
-            UsageError: as in `select`; at once, before the first is taken.
-        """
+        """Return all images that a view matches, by synset in order; errors as in `select`."""
         seen, positions, _ = self._match(view)
         mask = seen & self._kinds[view.show]
         rows = (self.collection.rows_at(position) for position in positions.tolist())
         return (self.describe(row) for own in rows for row in own[mask[own]].tolist())
 
     def _match(self, view: View) -> tuple[Mask, Rows, str | None]:
-        """Return what a view matches.
+        """Return which rows match a view but for ``show``, and in order the synsets with any.
 
-        Returns:
-            Which rows match all of it but ``show``; the synsets with images that match all of it,
-            in order; and what was searched for instead of its words.
+        Last, what was searched for instead of its words, if anything.
         """
         collection, fits = self.collection, np.ones(len(self.collection), dtype=bool)
         if view.imagenet:
@@ -305,9 +297,8 @@ class SideBySide:
         names: of the two, as ``sdwn compare`` calls them; where they are the same, their paths.
         entries: the synsets of both, by name; ``index``, where each stands, by wnid.
         only_here, only_there: how many synsets are in one of them alone.
-        labelled: how many synsets have labelled images in both; ``counts``, how many of these are
-            better, worse and equal in the second.
-        pages: of the list, at least one.
+        counts: of those with labelled images in both, how many are better, worse and equal in the
+            second.
     """
 
     def __init__(self, here: Library, there: Library) -> None:
@@ -328,7 +319,6 @@ class SideBySide:
         self._order = np.lexsort((size, 3 - 3 * better - 2 * worse - equal))
         self.counts = [int(np.count_nonzero(one)) for one in (better, worse, equal)]
         self._rates = [rate[known] for rate in rates]
-        self.labelled = int(np.count_nonzero(known))
         self.only_here, self.only_there = (len(one.collection) - len(both) for one in self._sides)
         self.pages = max(1, math.ceil(len(both) / PAGE))
         folders = [Path(side.root).resolve() for side in self._sides]
@@ -337,10 +327,7 @@ class SideBySide:
 
     @cached_property
     def verdict(self) -> tuple[str, str]:
-        """Which of the two is better, and by how much, as ``sdwn compare`` says it.
-
-        Where they cannot be compared, their names and the reason.
-        """
+        """Headline and figures, as in a comparison's report; or names, and why there are none."""
         from sdwn.reports.comparison import CLASSIFIER, pair_in_words
         from sdwn.reports.statistics import difference
 
@@ -351,7 +338,7 @@ class SideBySide:
         if any(one.get(key) != other.get(key) for key in CLASSIFIER):
             by = f"they were classified by {one['model']} and by {other['model']}"
             return both, f"{by}; evaluate both by the same model and weights"
-        if not self.labelled:
+        if not sum(self.counts):
             return both, "they have no ImageNet-1k class in common"
         pair = dict(zip(("first", "second"), self.names, strict=True))
         rates = [float(rate.mean()) for rate in self._rates]

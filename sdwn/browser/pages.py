@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import mimetypes
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from sdwn.browser.collection import Entry, ImageView
 from sdwn.browser.images import download_name, image_list
 from sdwn.browser.library import Library, SideBySide
-from sdwn.browser.tree import Node
+from sdwn.browser.search import Node
 from sdwn.browser.views import KINDS, LARGE, SMALL, View, assets, render_page, short_name, url
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation.metrics import metrics_shown
@@ -32,16 +32,11 @@ IMAGES_A_PAGE = 100
 NODE_IMAGES = 8
 PREDICTED_CLASSES = 6
 
-T = TypeVar("T")
-
 
 def library_of(request: Request) -> Library:
-    """Return the release that a request is about, below ``/other`` the other one; or answer 404."""
-    state = request.app.state
-    other = str(request.scope["path"]).startswith("/other/")
-    found: Library | None = state.there if other else state.here
-    if found is None:
-        raise HTTPException(404, "No other release was given to compare with.")
+    """Return the release that a request is about, below ``/other`` the other one."""
+    other, state = str(request.scope["path"]).startswith("/other/"), request.app.state
+    found: Library = state.there if other else state.here
     return found
 
 
@@ -83,12 +78,11 @@ def _page(request: Request, template: str, **values: Any) -> Response:
     return HTMLResponse(found, headers={"Cache-Control": "no-cache", "Vary": "HX-Request"})
 
 
-def _part(request: Request, items: Sequence[T]) -> tuple[Sequence[T], dict[str, int]]:
-    """Return a page of images, the last one if there are fewer, and which of how many it is."""
-    pages = max(1, math.ceil(len(items) / IMAGES_A_PAGE))
+def _part(request: Request, count: int) -> tuple[slice, dict[str, int]]:
+    """Return which images of so many a page shows, the last page if there are fewer."""
+    pages = max(1, math.ceil(count / IMAGES_A_PAGE))
     page = min(View.parse(request.query_params).page, pages)
-    shown = items[(page - 1) * IMAGES_A_PAGE : page * IMAGES_A_PAGE]
-    return shown, {"page": page, "pages": pages}
+    return slice((page - 1) * IMAGES_A_PAGE, page * IMAGES_A_PAGE), {"page": page, "pages": pages}
 
 
 def search_page(request: Request) -> Response:
@@ -109,8 +103,9 @@ def synset_page(request: Request) -> Response:
     """``/synsets/WNID``: a synset, its images, and the synsets right above, beside and below it."""
     library, entry = library_of(request), entry_of(request)
     show = View.parse(request.query_params).show
-    rows, page = _part(request, library.rows(entry.wnid, show))
-    images = [library.describe(row) for row in rows]
+    rows = library.rows(entry.wnid, show)
+    part, page = _part(request, len(rows))
+    images = [library.describe(row) for row in rows[part]]
     made = library.seeds_and_prompts(images)
     collection, predictions, tree = library.collection, library.predictions, library.tree
     neighbours = dict[str, list[Entry]]()
@@ -235,15 +230,17 @@ def about_page(request: Request) -> Response:
 
 def compare_page(request: Request) -> Response:
     """``/compare``: the synsets of two releases."""
-    both = _both(request)
+    both: SideBySide = request.app.state.side_by_side
     page = min(View.parse(request.query_params).page, both.pages)
     return _page(request, "compare.html", both=both, rows=both.page(page), page=page)
 
 
 def pair_page(request: Request) -> Response:
     """``/compare/WNID``: the images of a synset in two releases, by number."""
-    entry, both = entry_of(request), _both(request)
-    index, (shown, page) = both.index.get(entry.wnid), _part(request, both.images(entry.wnid))
+    both: SideBySide = request.app.state.side_by_side
+    entry = entry_of(request)
+    index, images = both.index.get(entry.wnid), both.images(entry.wnid)
+    part, page = _part(request, len(images))
     if index is None:
         raise HTTPException(404, f"The other release has no images of {entry.synset}.")
     return _page(
@@ -253,16 +250,9 @@ def pair_page(request: Request) -> Response:
         pair=both.pair(index),
         previous=both.entries[index - 1] if index else None,
         next=next(iter(both.entries[index + 1 :]), None),
-        shown=shown,
+        shown=images[part],
         **page,
     )
-
-
-def _both(request: Request) -> SideBySide:
-    found: SideBySide | None = request.app.state.side_by_side
-    if found is None:
-        raise HTTPException(404, "No other release was given to compare with.")
-    return found
 
 
 # --- Images and downloads ----------------------------------------------------------------------
@@ -333,5 +323,5 @@ def asset_answer(request: Request) -> Response:
         raise HTTPException(404, "There is no such file.")
     # Pages name its version (`url_asset`).
     kept = FOR_EVER if "v" in request.query_params else "no-cache"
-    media_type, _ = mimetypes.guess_type(name)
-    return Response(assets()[name], media_type=media_type, headers={"Cache-Control": kept})
+    headers = {"Cache-Control": kept}
+    return Response(assets()[name], media_type=mimetypes.guess_type(name)[0], headers=headers)

@@ -22,7 +22,7 @@ import resource
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -90,11 +90,9 @@ ERRORS = {
 DEFAULT_PORT, PORTS_TRIED = 8642, 100
 # Downloads that are running when the server ends are not waited for longer.
 GRACE_SECONDS = 1
-# Connections may wait for room in the system's queue ...
-BACKLOG = 512
-# ... while asyncio looks for room between such runs of new ones; without any it floods the
-# terminal.
-ACCEPTED_AT_ONCE = 32
+# Connections wait for room in the system's queue; asyncio accepts as many at once before it looks
+# whether there is any, and floods the terminal where there is none.
+BACKLOG = 128
 # Forty browsers have fewer connections at once.
 MOST_CONNECTIONS = 1000
 # From a connection's beginning until what it asks for has arrived. Pages ask with a few hundred
@@ -111,11 +109,7 @@ def make_app(
 ) -> ASGIApp:
     """Make the application that shows a release, and perhaps another one beside it.
 
-    Args:
-        here: the release.
-        there: the one to compare it with.
-        token: what lets a visitor in; None lets everybody in who reaches the server.
-        hosts: names that a visitor may know this machine by.
+    Without a token everybody gets in who reaches the server and knows it by one of these hosts.
     """
     # Few images are drawn at once, so that pages need not wait for them.
     at_once = CapacityLimiter(max(2, os.cpu_count() or 1))
@@ -131,8 +125,13 @@ def make_app(
     app = Starlette(
         routes=[
             Route("/synsets/{wnid}.zip", pages.zip_answer),
-            *(Route(f"{which}{path}", picture) for which in ("", "/other") for path in IMAGES),
-            *(Route(path, endpoint, middleware=zipped) for path, endpoint in PAGES),
+            *(Route(path, picture) for path in IMAGES),
+            *(Route(f"/other{path}", picture) for path in IMAGES if there),
+            *(
+                Route(path, endpoint, middleware=zipped)
+                for path, endpoint in PAGES
+                if there or not path.startswith("/compare")
+            ),
         ],
         middleware=guards,
         exception_handlers=dict.fromkeys((HTTPException, SdwnError, Exception), _answer_error),
@@ -146,11 +145,7 @@ def make_app(
 
 
 def hardened(app: ASGIApp) -> ASGIApp:
-    """Return an application that keeps browsers from loading, framing or guessing anything.
-
-    An error ends here: Starlette raises it again after it was answered, and a server that sees
-    one closes the connection of a visitor who may have asked for more already.
-    """
+    """Return an application that keeps browsers from loading, framing or guessing anything."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_hardened(message: Message) -> None:
@@ -158,6 +153,8 @@ def hardened(app: ASGIApp) -> ASGIApp:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
+        # Starlette raises an error again after it was answered, and a server that sees one closes
+        # the connection of a visitor who may have asked for more already.
         with suppress(Exception):
             await app(scope, receive, send_hardened)
 
@@ -223,13 +220,7 @@ def _error_page(status: int, message: str | None = None, **common: Any) -> Respo
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """A port that is listened at, and the address and token by which a visitor gets in.
-
-    Attributes:
-        url: the address to open; with the token, if there is one.
-        hosts: the names that a visitor may know this machine by.
-        token: what lets a visitor in; None lets everybody in.
-    """
+    """A port that is listened at, the address to open, and what `make_app` takes."""
 
     socket: socket.socket
     port: int
@@ -264,10 +255,6 @@ def listen(host: str, port: int | None, token: bool) -> Listening:
     """Listen at a port: this one, or without one the first free one from 8642 on.
 
     Off loopback there is always a token, and this machine may have any name.
-
-    Raises:
-        UsageError: this machine has no such host.
-        SdwnError: the port is taken, or all that were tried are.
     """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -334,7 +321,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _wait(self, unfinished: bool) -> None:
-        """Let the timer run while a request is unfinished."""
+        """Start the timer of an unfinished request, or stop it."""
         if unfinished and self._timer is None:
             self._timer = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
         elif not unfinished and self._timer is not None:
@@ -342,11 +329,10 @@ class Connection(H11Protocol):
             self._timer = None
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server, which calls ``on_ready`` when the first request may come."""
-
-    def __init__(self, app: ASGIApp, on_ready: Callable[[], None] = lambda: None) -> None:
-        config = uvicorn.Config(
+def make_server(app: ASGIApp) -> uvicorn.Server:
+    """Make the server of an application, for a socket that is listened at already."""
+    return uvicorn.Server(
+        uvicorn.Config(
             app,
             http=Connection,
             # Pages have a log of their own: a line an error, none of clients that went away.
@@ -358,27 +344,18 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
-            backlog=ACCEPTED_AT_ONCE,
+            backlog=BACKLOG,
         )
-        super().__init__(config)
-        self._on_ready = on_ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to answer requests."""
-        await super().startup(sockets)
-        for one in sockets or ():
-            # asyncio made the queue as short as what it accepts at once.
-            one.listen(BACKLOG)
-        self._on_ready()
+    )
 
 
-def serve(app: ASGIApp, listening: Listening, on_ready: Callable[[], None]) -> None:
+def serve(app: ASGIApp, listening: Listening) -> None:
     """Serve pages until Ctrl-C or SIGTERM."""
     # uvicorn raises the signal again that ended it; here its end is that of the command.
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(one, lambda *_: None) for one in signals]
     try:
-        Server(app, on_ready).run([listening.socket])
+        make_server(app).run([listening.socket])
     finally:
         for one, handler in zip(signals, before, strict=True):
             signal.signal(one, handler)

@@ -42,7 +42,6 @@ ORDERS: dict[str, tuple[str, str | None, bool]] = {
 SMALL, LARGE = 192, 384
 # Longer texts are cut.
 LONGEST_TEXT = 200
-FOLDER = "templates/browse"
 
 
 def _clean(text: str) -> str:
@@ -58,16 +57,9 @@ Wnid = Annotated[str, Field(pattern="^n[0-9]{8}$")]
 class View(BaseModel, frozen=True):
     """A view of a release; its fields are the parameters of an address.
 
-    Attributes:
-        q: words to search for.
-        show: which images (`KINDS`); ``ok`` are not black, ``unjudged`` not known to be correct
-            or incorrect.
-        group: a group of the evaluation.
-        imagenet: synsets that are ImageNet-1k classes only.
-        below: a synset; it and everything below it.
-        seen: an ImageNet class; images that were classified as it.
-        order: of the synsets (`ORDERS`).
-        page: from 1.
+    ``q`` are words to search for, ``show`` says which images (`KINDS`), ``imagenet`` leaves only
+    ImageNet-1k classes, ``below`` a synset and everything below it, ``seen`` images that were
+    classified as a class; ``order`` is of synsets (`ORDERS`).
     """
 
     q: Text = ""
@@ -82,9 +74,6 @@ class View(BaseModel, frozen=True):
     @classmethod
     def parse(cls, params: Mapping[str, str]) -> View:
         """Read a view from an address's parameters; others, and empty ones, are ignored.
-
-        Raises:
-            UsageError: a value is none of the possible ones.
 
         >>> View.parse({"q": "zebra", "show": "wrong", "page": "2", "group": ""})
         View(q='zebra', show='wrong', group=None, imagenet=False, below=None, seen=None, \
@@ -128,7 +117,7 @@ def url(*parts: str | int, **parameters: Any) -> str:
 @cache
 def assets() -> dict[str, bytes]:
     """Read all files that pages load, by name."""
-    own = files("sdwn").joinpath(FOLDER)
+    own = files("sdwn").joinpath("templates/browse")
     names = ("browse.css", "browse.js", "map.js", "icon.svg")
     found = {name: own.joinpath(name).read_bytes() for name in names}
     for name, shared in {"browse.css": "house.css", "map.js": "class_map.js"}.items():

@@ -272,33 +272,31 @@ def browse_command(
             here = Library(release, evaluation)
             there = Library(other, evaluation) if other else None
         app = make_app(here, there, token=listening.token, hosts=listening.hosts)
-
-        def on_ready() -> None:
-            found = {
-                "url": listening.url,
-                "port": listening.port,
-                "pid": os.getpid(),
-                "tunnel": listening.tunnel,
-                "release": here.root,
-                "images": len(here.release),
-                "synsets": len(here.collection),
-                "evaluation": here.predictions.name if here.predictions else None,
-            }
-            console.result(found, as_json, listening.url)
-            sys.stdout.flush()  # whoever started the command may read it from a pipe
-            if not as_json:
-                if listening.tunnel:
-                    console.say(f"first, on your own machine, run: {listening.tunnel}")
-                    if not listening.token:
-                        console.say(
-                            "other users of this machine can open it too; --token keeps them out"
-                        )
-                for name, reason in here.refused.items():
-                    console.say(f"the evaluation {name} is not shown: {reason}")
-                if here.tree_missing:
-                    console.say(f"without WordNet's tree: {here.tree_missing}")
-                console.say("Ctrl-C ends it")
-            for library in filter(None, (here, there)):
-                library.warm()
-
-        serve(app, listening, on_ready)
+        # Who asks before the server runs waits in the queue of its port.
+        found = {
+            "url": listening.url,
+            "port": listening.port,
+            "pid": os.getpid(),
+            "tunnel": listening.tunnel,
+            "release": here.root,
+            "images": len(here.release),
+            "synsets": len(here.collection),
+            "evaluation": here.predictions.name if here.predictions else None,
+        }
+        console.result(found, as_json, listening.url)
+        sys.stdout.flush()  # whoever started the command may read it from a pipe
+        if not as_json:
+            if listening.tunnel:
+                console.say(f"first, on your own machine, run: {listening.tunnel}")
+                if not listening.token:
+                    console.say(
+                        "other users of this machine can open it too; --token keeps them out"
+                    )
+            for name, reason in here.refused.items():
+                console.say(f"the evaluation {name} is not shown: {reason}")
+            if here.tree_missing:
+                console.say(f"without WordNet's tree: {here.tree_missing}")
+            console.say("Ctrl-C ends it")
+        for library in filter(None, (here, there)):
+            library.warm()
+        serve(app, listening)
