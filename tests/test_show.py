@@ -181,7 +181,7 @@ def test_a_sheet_opens_in_the_browser_or_says_where_it_lies(
         monkeypatch.delenv(name, raising=False)
     without = sdwn("show", release.paths.root, "zebra", "--open")
     (first,) = tmp_path.glob("sdwn-*/zebra.n.01.html")
-    assert f"no display here to open it on; copy it to where there is one: {first}" in (
+    assert f"no browser here to open it in; copy it to where there is one: {first}" in (
         " ".join(without.stderr.split())
     )
     assert first.parent.stat().st_mode & 0o077 == 0, "others on the machine cannot read it"

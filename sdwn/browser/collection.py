@@ -24,7 +24,7 @@ from sdwn.errors import IntegrityError
 from sdwn.prediction.table import TOP, read_predictions
 from sdwn.releases.release import Release
 from sdwn.storage.columns import BLACK, STATUSES, numbers
-from sdwn.wordnet.imagenet import class_index, class_name, class_wnids
+from sdwn.wordnet.imagenet import class_name, class_wnids
 
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -178,7 +178,6 @@ class ImagePredictions:
     Attributes:
         record: the evaluation's ``evaluation.json``; ``model``, the classifier in it.
         rank, best: by row, the label's rank from 0, and the predicted class; NONE where unknown.
-        unclassified: how many images were not classified.
         labelled, correct: by position, how many images have a label, and how many of these are
             correct. Black images are counted like any other, as in the evaluation.
     """
@@ -206,7 +205,6 @@ class ImagePredictions:
         self._subtree = by_row("subtree_probability", np.nan)
         self.rank = by_row("label_rank", NONE)
         self.best = self._top5[:, 0]
-        self.unclassified = int(np.count_nonzero(self.best == NONE))
         self.labelled = collection.count(self.rank >= 0)
         self.correct = collection.count(self.rank == 0)
 
@@ -222,11 +220,6 @@ class ImagePredictions:
             "rank": None if rank == NONE else rank,
             "subtree_probability": None if np.isnan(subtree) else subtree,
         }
-
-    def classified_as(self, wnid: str) -> Mask:
-        """Return which rows were classified as a class."""
-        found: Mask = self.best == class_index()[wnid]
-        return found
 
     def predicted_classes(self, rows: Rows) -> list[tuple[str, str, int]]:
         """Count what images were classified as: wnid, name, how many; most first."""

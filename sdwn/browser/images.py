@@ -26,7 +26,6 @@ LIST_HEAD = "wnid synset number status right top1_wnid top1 top1_probability".sp
 RECORDED = "wnid synset number status seed prompt width height sha256".split()
 PREDICTED = ("right", *(f"top{n}{what}" for n in range(1, 6) for what in ("", "_probability")))
 ROWS_AT_ONCE = 500
-LONGEST_NAME = 80
 CORRECT = {None: None, True: "yes", False: "no"}
 
 
@@ -140,5 +139,5 @@ def download_name(synset: str, number: int | None, extension: str) -> str:
     >>> download_name("dog.n.01", 3, "webp"), download_name("../../日本.n.01", None, "zip")
     ('dog.n.01-3.webp', '_..___.n.01.zip')
     """
-    plain = re.sub(r"[^A-Za-z0-9._-]", "_", synset).lstrip(".-")[:LONGEST_NAME] or "_"
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", synset).lstrip(".-")[:80] or "_"
     return f"{plain}{'' if number is None else f'-{number}'}.{extension}"

@@ -23,8 +23,7 @@ from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import require_corpus
 from sdwn.wordnet.imagenet import class_index
 
-# Synsets on a page, images of each (an import may have thousands of one), and hypernyms that a
-# search offers.
+# Synsets on a page, images of each, and hypernyms that a search offers.
 PAGE, PREVIEW, OFFERED = 48, 4, 3
 
 
@@ -63,10 +62,6 @@ class Library:
             others cannot be.
         tree_missing: why there is no tree; None where there is one.
         groups: the evaluation's groups by name, to their wnids.
-
-    Raises:
-        UsageError: there is no evaluation of that name.
-        SdwnError: there is no release, it is damaged, or the evaluation that was named is.
     """
 
     def __init__(self, root: str | Path, evaluation: str | None = None) -> None:
@@ -114,9 +109,8 @@ class Library:
     @cached_property
     def tree(self) -> SynsetTree | None:
         """WordNet above the synsets, built at the first use; None where there is no WordNet."""
-        if self.tree_missing:
-            return None
-        return SynsetTree(self._taxonomy, self.collection, self.predictions)
+        known = self.collection, self.predictions
+        return None if self.tree_missing else SynsetTree(self._taxonomy, *known)
 
     def warm(self) -> None:
         """Build search and tree in a thread, so that the first visitor need not wait."""
@@ -269,7 +263,7 @@ class Library:
                 raise UsageError(f"seen={view.seen}: not known without an evaluation")
             if view.seen not in class_index():
                 raise UsageError(f"seen={view.seen}: expected a class of ImageNet-1k")
-            seen &= self.predictions.classified_as(view.seen)
+            seen &= self.predictions.best == class_index()[view.seen]
         positions = positions[collection.count(seen & self._kinds[view.show])[positions] > 0]
         _, score, largest_first = ORDERS[view.order]
         if score is not None:

@@ -22,7 +22,6 @@ from sdwn.browser.views import KINDS, LARGE, SMALL, View, assets, render_page, s
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation.metrics import metrics_shown
 from sdwn.storage.codecs import CODECS
-from sdwn.wordnet.imagenet import class_name
 
 # A release may be made anew under the same name: then a browser asks, and gets it.
 FOR_A_MINUTE = "private, max-age=60"
@@ -115,7 +114,7 @@ def synset_page(request: Request) -> Response:
         for title, wnids in zip(("Above it", "Beside it", "Below it"), near, strict=True):
             known = filter(None, map(collection.by_wnid.get, wnids))
             neighbours[title] = sorted(known, key=attrgetter("position"))
-    own = collection.rows(entry.wnid)
+    classes = predictions.predicted_classes(collection.rows(entry.wnid)) if predictions else []
     return _page(
         request,
         "synset.html",
@@ -129,7 +128,7 @@ def synset_page(request: Request) -> Response:
         counts={kind: len(library.rows(entry.wnid, kind)) for kind in KINDS},
         regenerate=library.regenerate_command(entry.synset),
         seeds={image.number: one["seed"] for image, one in zip(images, made, strict=True)},
-        classes=predictions.predicted_classes(own)[:PREDICTED_CLASSES] if predictions else [],
+        classes=classes[:PREDICTED_CLASSES],
         **page,
     )
 
@@ -207,7 +206,6 @@ def map_page(request: Request) -> Response:
     library = library_of(request)
     record = library.predictions.record if library.predictions else {}
     classes = {row["wnid"]: row for row in record.get("classes", [])}
-    entries = {wnid: library.collection.by_wnid.get(wnid) for wnid in classes}
     return _page(
         request,
         "map.html",
@@ -216,7 +214,7 @@ def map_page(request: Request) -> Response:
         map=record.get("map"),
         missing=record.get("map_missing") or "these images have not been evaluated.",
         view=View.parse(request.query_params),
-        names={w: e.label if e else class_name(w) for w, e in entries.items()},
+        names={wnid: library.collection.by_wnid[wnid].label for wnid in classes},
         classes=classes,
         samples=library.samples(classes),
     )
@@ -289,13 +287,9 @@ def picture_answer(request: Request) -> Response:
         drawn = render_page("damaged.svg", {"side": size if small else LARGE, "text": str(error)})
         return Response(drawn, 200, {"Cache-Control": "no-store"}, media_type="image/svg+xml")
     if download:
-        headers |= _as_file(download_name(image.synset, image.number, codec.extension))
+        name = download_name(image.synset, image.number, codec.extension)
+        headers["Content-Disposition"] = f'attachment; filename="{name}"'
     return Response(content, media_type=codec.media_type, headers=headers)
-
-
-def _as_file(name: str) -> dict[str, str]:
-    # The name has no character that needs quotes.
-    return {"Content-Disposition": f'attachment; filename="{name}"'}
 
 
 def zip_answer(request: Request) -> Response:
@@ -312,7 +306,7 @@ def list_answer(request: Request) -> Response:
 
 
 def _streamed(content: Any, media_type: str, name: str) -> Response:
-    headers = {**_as_file(name), "Cache-Control": "no-store"}
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
     return StreamingResponse(content, headers=headers, media_type=media_type)
 
 

@@ -25,8 +25,6 @@ from sdwn.wordnet.taxonomy import Taxonomy
 
 # More words only narrow down to nothing.
 MOST_WORDS = 12
-# A word of fewer letters is in nearly every gloss.
-SHORTEST_WORD = 2
 # Words that differ in more are others; of short ones hardly anything would be left.
 LEAST_ALIKE = 0.6
 # A wnid's or a name's beginning, which no lemma has.
@@ -53,12 +51,7 @@ class SearchIndex:
         self._lock = threading.Lock()
         self._database = sqlite3.connect(":memory:", check_same_thread=False)
         self._database.executescript(_SCHEMA)
-        texts = (
-            # What is said of a synset: gloss and prompt, which mostly repeats it.
-            (" ".join(one.lemmas), said if one.definition in said else f"{one.definition} {said}")
-            for one in entries
-            for said in [one.prompt or ""]
-        )
+        texts = ((" ".join(e.lemmas), " ".join({e.definition, e.prompt or ""})) for e in entries)
         # SQLite splits and folds what is ASCII as `fold` does.
         folded = ([t if t.isascii() else fold(t) for t in pair] for pair in texts)
         insert = "INSERT INTO texts(rowid, lemmas, said) VALUES (?, ?, ?)"
@@ -144,7 +137,8 @@ class SearchIndex:
 
 
 def _tells(word: str) -> bool:
-    return len(word) >= SHORTEST_WORD or not word.isascii()
+    # A word of one letter is in nearly every gloss.
+    return len(word) > 1 or not word.isascii()
 
 
 def singulars(text: str) -> list[str]:

@@ -87,9 +87,7 @@ ERRORS = {
     500: ("Something went wrong", "sdwn browse runs on; the error is in the terminal of it."),
 }
 
-DEFAULT_PORT, PORTS_TRIED = 8642, 100
-# Downloads that are running when the server ends are not waited for longer.
-GRACE_SECONDS = 1
+PORTS = range(8642, 8742)
 # Connections wait for room in the system's queue; asyncio accepts as many at once before it looks
 # whether there is any, and floods the terminal where there is none.
 BACKLOG = 128
@@ -261,8 +259,7 @@ def listen(host: str, port: int | None, token: bool) -> Listening:
     except (OSError, UnicodeError) as error:
         raise UsageError(f"--host {host}: no name or address of this machine: {error}") from None
     family, address = found[0][0], str(found[0][4][0])
-    ports = [port] if port is not None else range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED)
-    for tried in ports:
+    for tried in PORTS if port is None else [port]:
         # With its protocol named, asyncio sends small answers at once and not 40 ms later.
         taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
@@ -302,10 +299,9 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, or close it if there are too many."""
         super().connection_made(transport)
-        # Files that the process may open (-1: any number) are needed for more than connections.
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = min(MOST_CONNECTIONS, files // 4) if files > 0 else MOST_CONNECTIONS
-        if len(self.connections) > most:
+        # Files that the process may open are needed for more than connections.
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        if len(self.connections) > min(MOST_CONNECTIONS, files if files > 0 else MOST_CONNECTIONS):
             transport.abort()
         else:
             self._wait(True)
@@ -343,7 +339,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
             ws="none",
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_graceful_shutdown=1,  # seconds for downloads that are running
             backlog=BACKLOG,
         )
     )

@@ -40,13 +40,12 @@ ORDERS: dict[str, tuple[str, str | None, bool]] = {
 }
 # In pixels: a thumbnail in a list, and one on the page of its synset.
 SMALL, LARGE = 192, 384
-# Longer texts are cut.
-LONGEST_TEXT = 200
 
 
 def _clean(text: str) -> str:
-    # Half of a character, which a hand-made address may hold, cannot be written again.
-    whole = text[:LONGEST_TEXT].encode("utf-8", "ignore").decode("utf-8")
+    # Half of a character, which a hand-made address may hold, cannot be written again; longer texts
+    # than any name are cut.
+    whole = text[:200].encode("utf-8", "ignore").decode("utf-8")
     return " ".join(whole.replace("\0", " ").split())
 
 
