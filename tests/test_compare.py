@@ -14,7 +14,12 @@ from sdwn.errors import IntegrityError, UsageError
 from sdwn.paths import ComparisonPaths, ReleasePaths
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.reports.comparison import compare_evaluations, open_sides, write_comparison
+from sdwn.reports.comparison import (
+    compare_evaluations,
+    open_sides,
+    pair_in_words,
+    write_comparison,
+)
 from sdwn.reports.figures import class_rates_figure, histogram_figure
 from sdwn.wordnet.corpus import WordNet
 
@@ -219,13 +224,30 @@ def test_the_page_opens_without_an_error_or_a_request(
     assert narrow.overflow == 0
 
 
+@pytest.mark.parametrize(
+    ("mean", "p_value", "headline", "certainty"),
+    [
+        (0.1, 0.0002, "b is better than a", "not by chance"),
+        (-0.1, 0.04, "b is worse than a", "not by chance"),
+        (0.1, 0.2, "b and a do not clearly differ", "maybe by chance"),
+    ],
+)
+def test_a_result_in_words_is_as_certain_as_its_p(
+    mean: float, p_value: float, headline: str, certainty: str
+) -> None:
+    rate = {"mean": mean, "interval": (mean - 0.05, mean + 0.05), "p_value": p_value}
+    pair = {"first": "a", "second": "b", "rate": rate, "rates": (0.4, 0.4 + mean)}
+    found, detail = pair_in_words(pair)
+    assert found == headline
+    assert f"{40 + 100 * mean:.1f} % of a class's images are correct instead of 40.0 %" in detail
+    assert f"{100 * mean:+.1f} percentage points; {certainty}" in detail
+
+
 def test_names_are_the_folders_or_the_users_own(released: Any, tmp_path: Path) -> None:
     release = released("plain", lambda wnid: 0.5)
     root = str(release.paths.root)
     names = [side.name for side in open_sides([root, f"short={root}", root])]
     assert names == ["plain", "short", "plain (3)"]
-    with pytest.raises(UsageError, match="expected a line of text before =, found"):
-        open_sides([f"a\nb={root}", root])
 
 
 def test_a_name_that_begins_with_an_underscore_stands_in_the_legend() -> None:

@@ -240,6 +240,10 @@ def test_a_narrow_screen_scrolls_only_downwards(browser: Any, judged: Judged, sc
     options = {"color_scheme": scheme, "has_touch": True, "is_mobile": True}
     found = opened(browser, judged.page, MAP, viewport=NARROW, **options)
     assert found.overflow == 0
+    table = found.page.locator("#groups .scroll")
+    assert table.evaluate("e => e.scrollWidth - e.clientWidth") > 0
+    shadows = table.evaluate("e => getComputedStyle(e).backgroundAttachment")
+    assert shadows == "local, local, scroll, scroll", "an edge with more behind it has a shadow"
     name = found.page.locator("#map-card h3")
     before = name.inner_text()
     circle = found.page.locator("#class-map g:not(.dim) circle").nth(9)

@@ -88,17 +88,14 @@ def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[
         # A folder's own name may hold the sign.
         if not equals or not name or Path(argument).exists():
             name, path = "", argument
-        folder = whole = Path(path).resolve()
-        # A release is opened by the path that messages then name it by.
-        release, own = Path(path), None
+        release, own, folder = Path(path), None, Path(path).resolve()
         if folder.parent.name == "evaluations":
-            release, own = folder.parents[1], folder.name
-            whole = release
-        # The release of a run lies in a folder of that name in the run's.
-        name = name or (whole.parent.name if whole.name == "release" else whole.name) + (
-            f" by {own}" if own else ""
-        )
-        name = name if name not in [other for other, *_ in named] else f"{name} ({len(named) + 1})"
+            release, own, folder = folder.parents[1], folder.name, folder.parents[1]
+        if not name:
+            # The release of a run lies in a folder of that name in the run's.
+            name = folder.parent.name if folder.name == "release" else folder.name
+            name += f" by {own}" if own else ""
+        name += f" ({len(named) + 1})" if name in [other for other, *_ in named] else ""
         named.append((name, Release(release), own))
     each = [(release, evaluations(release.paths)) for _, release, own in named if not own]
     if each and evaluation is None:

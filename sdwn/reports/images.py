@@ -66,9 +66,7 @@ class Album:
             {
                 **{key: image[key] for key in ("synset", "number", "status", "correct")},
                 "black": image["status"] in BLACK,
-                "caption": first_lemma(self.release, image["predicted"])
-                if image["predicted"]
-                else "not classified",
+                "predicted": image["predicted"] and first_lemma(self.release, image["predicted"]),
                 "source": self.thumbnail(image),
             }
             for image in self[wnid][:most]
