@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import re
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,8 +21,16 @@ from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import table_text
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
-from sdwn.releases.writer import Attributes, CardLayout, Origin, ReleaseWriter, card, cut_parts
-from sdwn.storage.codecs import CODECS, EXCHANGED
+from sdwn.releases.writer import (
+    RECORDED,
+    Attributes,
+    CardLayout,
+    Origin,
+    ReleaseWriter,
+    card,
+    cut_parts,
+)
+from sdwn.storage.codecs import CODECS
 from sdwn.storage.shards import RowRange, join
 from sdwn.wordnet.taxonomy import read_taxonomy
 
@@ -33,9 +40,6 @@ FORMATS = (*EXPORT_FORMATS, "release")
 # How many of the absent images, and how much of each name, a message shows.
 SHOWN_NAMES, SHOWN_CHARACTERS = 3, 40
 
-_NUMBER = re.compile(r"[0-9]{1,10}")
-_SYNSET = re.compile(r"n[0-9]{8}|\S+\.n\.[0-9]+")
-
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
@@ -43,9 +47,6 @@ class ExportOptions:
 
     ``codec`` is ``stored`` (as in the release), ``png``, ``webp`` or ``jpeg``; ``quality``, from
     1 to 100, is of JPEG (95 unless given) or makes WebP lossy. Files have at least ``part_bytes``.
-
-    Raises:
-        UsageError: the format, the codec and the others do not go together.
     """
 
     format: str
@@ -54,35 +55,21 @@ class ExportOptions:
     part_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise UsageError(f"format: expected {', '.join(FORMATS)}, found {self.format!r}")
-        if self.codec not in (valid := ("stored", *EXCHANGED)):
-            raise UsageError(f"codec: expected {', '.join(valid)}, found {self.codec!r}")
-        if self.quality is not None:
-            if self.codec == "stored":
-                raise UsageError("a quality is for images that are encoded anew: name jpeg or webp")
-            if not CODECS[self.codec].takes_quality:
-                raise UsageError(
-                    f"{self.codec} is lossless and has no quality: leave it out, or name jpeg"
-                )
-            if not 1 <= self.quality <= 100:
-                raise UsageError(f"quality: expected 1 to 100, found {self.quality}")
+        form = EXPORT_FORMATS.get(self.format)
+        if self.quality is not None and self.codec == "stored":
+            raise UsageError("a quality is for images that are encoded anew: name jpeg or webp")
+        if self.quality is not None and not CODECS[self.codec].takes_quality:
+            raise UsageError(
+                f"{self.codec} is lossless and has no quality: leave it out, or name jpeg"
+            )
         if self.format == "release" and self.codec != "stored":
             raise UsageError("a release keeps its images as they are: leave out codec and quality")
-        if self.part_bytes is not None:
-            if self.format in EXPORT_FORMATS and not EXPORT_FORMATS[self.format].in_bytes:
-                raise UsageError(
-                    f"{self.format} has a file for each image; leave out the part size"
-                )
-            if self.part_bytes < 1:
-                raise UsageError(f"part size: expected at least 1 byte, found {self.part_bytes}")
+        if self.part_bytes is not None and form and not form.in_bytes:
+            raise UsageError(f"{self.format} has a file for each image; leave out the part size")
 
 
 def export(
-    release: Release,
-    target: Path,
-    options: ExportOptions,
-    advance: Advance = lambda _: None,
+    release: Release, target: Path, options: ExportOptions, advance: Advance = lambda _: None
 ) -> dict[str, Any]:
     """Write the images into a new folder, and count what is in it.
 
@@ -98,14 +85,19 @@ def export(
         raise UsageError(f"{target} lies inside the release; export into a folder outside of it")
     require_free(target)
     if options.format == "release":
-        spans = _row_spans(release, options.part_bytes or PART_BYTES)
+        # Whole synsets each.
+        wnids = release.metadata["wnid"].combine_chunks().dictionary_encode().indices.to_numpy()
+        starts = np.flatnonzero(np.diff(wnids, prepend=-1, append=-1)).tolist()
+        sizes = np.add.reduceat(release.metadata["bytes"].to_numpy(), starts[:-1], dtype="i8")
+        parts = cut_parts(sizes.tolist(), options.part_bytes or PART_BYTES)
+        spans = [(starts[first], starts[last]) for first, last in parts]
         fill = partial(_write_release, release=release, spans=spans, advance=advance)
     else:
         form = EXPORT_FORMATS[options.format]
         source = ExportSource(release, options.codec, options.quality, advance)
         form.check(source)
-        sizes = source.sizes() if form.in_bytes else [1] * len(source)
-        spans = cut_parts(sizes, options.part_bytes or form.unit)
+        units = source.sizes() if form.in_bytes else [1] * len(source)
+        spans = cut_parts(units, options.part_bytes or form.unit)
         fill = partial(_write_units, layout=options.format, source=source, spans=spans)
     # Not by the SHA-256 of images alone: black images have one and the same.
     names = [release.metadata[name].to_pylist() for name in ("wnid", "number", "sha256")]
@@ -143,15 +135,6 @@ def _write_units(
 # --- A smaller release -------------------------------------------------------------------------
 
 
-def _row_spans(release: Release, part_bytes: int) -> list[Span]:
-    """Cut the rows into parts of at least ``part_bytes``, whole synsets each."""
-    wnids = release.metadata["wnid"].combine_chunks().dictionary_encode().indices.to_numpy()
-    starts = np.flatnonzero(np.diff(wnids, prepend=-1, append=-1))
-    sizes = np.add.reduceat(release.metadata["bytes"].to_numpy(), starts[:-1], dtype="i8")
-    ends = starts.tolist()
-    return [(ends[first], ends[last]) for first, last in cut_parts(sizes.tolist(), part_bytes)]
-
-
 def _write_release(
     staged: StagedFolder, release: Release, spans: list[Span], advance: Advance
 ) -> None:
@@ -167,25 +150,17 @@ def _write_release(
     skipped = rows(paths.skipped) if described.skipped else []
     refuse_links(paths.taxonomy)
     origin = Origin(
-        kind=described.origin,
-        catalog=described.catalog,
+        **{name: getattr(described, name) for name in RECORDED},
         synsets=tuple(release.synsets.values()),
-        plan_digest=described.plan_digest,
-        settings=described.settings,
-        evaluation=described.evaluation,
-        source=described.source,
-        licence=described.licence,
-        selection=described.selection,
         missing=tuple(release.synsets[wnid] for wnid, _ in missing),
         missing_shards=described.missing.shards if described.missing else "",
         skipped=tuple((file, reason) for file, reason in skipped),
         taxonomy=read_taxonomy(paths.taxonomy) if paths.taxonomy.exists() else None,
     )
-    with ReleaseWriter(staged, origin) as writer:
+    with ReleaseWriter(staged, origin, advance) as writer:
         for span in spans:
             write = partial(_write_part, release=release, span=span, advance=advance)
-            if kept := writer.add_part({"rows": list(span)}, write):
-                advance(kept)
+            writer.add_part({"rows": list(span)}, write)
 
 
 def _write_part(
@@ -214,26 +189,18 @@ def select_listed(release: Release, path: Path) -> Release:
 
     A table's columns ``wnid`` and ``number`` count. Without ``number``, and in a list of one
     synset a line, whole synsets are taken.
-
-    Raises:
-        UsageError: the file is not such a list, is empty, or lists an image that is not there.
     """
     by_name = {canonical(row.synset): wnid for wnid, row in release.synsets.items()}
     # An image's wnid and number; without a number, all of the synset. In the file's order.
     chosen = dict[tuple[str, int | None], None]()
     for line in read_list(path):
-        if line.line == 1 and not _SYNSET.fullmatch(line.name):
-            raise UsageError(
-                f"{path}: expected the columns wnid and number, or wnid alone, in the first line, "
-                "or one synset a line, as n02391049 or zebra.n.01; "
-                f"found {line.name[:80]!r}"
-            )
-        if line.number is not None and not _NUMBER.fullmatch(line.number):
-            raise UsageError(
-                f"{line.where}: number: expected a whole number from 0, found {line.number[:40]!r}"
-            )
         name = canonical(line.name)
-        number = None if line.number is None else int(line.number)
+        try:
+            number = None if line.number is None else int(line.number)
+        except ValueError:
+            raise UsageError(
+                f"{line.where}: number: expected a whole number from 0, found {line.number!r:.40}"
+            ) from None
         chosen[by_name.get(name, name), number] = None
     if not chosen:
         raise UsageError(f"{path}: lists no image; expected a line for each, below the header")
@@ -252,6 +219,6 @@ def select_listed(release: Release, path: Path) -> Release:
         more = f" and {len(absent) - SHOWN_NAMES} more" if len(absent) > SHOWN_NAMES else ""
         raise UsageError(
             f"{path}: {release.paths.root} has no {', '.join(shown)}{more}; take what it lacks "
-            "off the list"
+            "off the list, which has the columns wnid and number, or one synset a line"
         )
     return release.subset(rows=np.array([key in chosen for key in here], dtype=bool))

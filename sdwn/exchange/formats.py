@@ -20,7 +20,6 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,13 +85,7 @@ class ExportSource:
 
     ``codec`` is one of those that other programs read, or ``stored`` for each image's own. Images
     that have it already keep their bytes, unless a quality is given; ``raw`` becomes PNG.
-
-    Attributes:
-        table: the release's metadata, in the order of the export.
-        schema: the columns of an exported record.
-
-    Raises:
-        IntegrityError: the release's tables contradict one another.
+    ``table`` is the release's metadata in the order of the export.
     """
 
     def __init__(self, release: Release, codec: str, quality: int | None, advance: Advance) -> None:
@@ -180,23 +173,18 @@ class ExportSource:
 
 @dataclass(frozen=True, slots=True)
 class ExportFormat:
-    """A format: how an export is cut into units, and how one unit is named and written.
+    """A format: how an export is cut into units, and how one unit is named and written."""
 
-    Attributes:
-        name: returns a unit's name for its index and the number of units.
-        write: writes a unit and syncs it, given the export's folder, the unit's name, the
-            images, and the span of synsets that go into it.
-        unit: how many synsets a unit has, or at least how many bytes.
-        in_bytes: each unit is a file, and ``unit`` counts bytes.
-        data_files: the files for Hugging Face datasets, where it does not find them itself.
-        check: refuses what the format cannot hold.
-    """
-
+    # A unit's name, for its index and the number of units.
     name: Callable[[int, int], str]
+    # Writes and syncs a unit: the export's folder, the unit's name, the images, and which synsets.
     write: Callable[[Path, str, ExportSource, Span], None]
+    # How many synsets a unit has; or, where it is a file, how many bytes at least.
     unit: int
     in_bytes: bool = True
+    # For Hugging Face datasets, where it does not find the files itself.
     data_files: str | None = None
+    # Refuses what the format cannot hold.
     check: Callable[[ExportSource], None] = lambda _: None
 
 
@@ -224,56 +212,53 @@ def path_name(name: str) -> str:
 # --- Folders of images -------------------------------------------------------------------------
 
 
-def _write_folders(root: Path, _: str, source: ExportSource, span: Span, *, named_by: str) -> None:
+def _folders(named_by: str, data_files: str | None = None) -> ExportFormat:
+    """Return the format of a folder a synset, named by its ``wnid`` or its name, ``synset``."""
+
+    def check(source: ExportSource) -> None:
+        # Synsets that would share a folder, or take the name of a file beside them.
+        paths = ReleasePaths(Path())
+        owners = {path.name: "a file" for path in (paths.card, paths.synsets)}
+        for synset in source.release.present:
+            name = path_name(getattr(synset, named_by))
+            if (owner := owners.setdefault(name, synset.wnid)) != synset.wnid:
+                raise UsageError(
+                    f"the folder {name} of {synset.wnid} would be that of {owner} too; "
+                    "choose webdataset or parquet"
+                )
+
     def write_file(path: Path, content: bytes) -> None:
         path.write_bytes(content)
         sync(path)
 
-    folders = dict[str, Path]()
-    for synset in source.synsets(span):
-        folder = folders[synset.wnid] = root / path_name(getattr(synset, named_by))
-        folder.mkdir(exist_ok=True)
-        if named_by == "synset":
-            write_file(folder / f"{folder.name}.txt", description(synset).encode())
+    def write(root: Path, _: str, source: ExportSource, span: Span) -> None:
+        folders = dict[str, Path]()
+        for synset in source.synsets(span):
+            folder = folders[synset.wnid] = root / path_name(getattr(synset, named_by))
+            folder.mkdir(exist_ok=True)
+            if named_by == "synset":
+                # The three lines that the paper describes.
+                lines = {"prompt": synset.prompt, "synset": synset.synset, "wnid": synset.wnid}
+                text = "".join(f"{key}: {' '.join(s.splitlines())}\n" for key, s in lines.items())
+                write_file(folder / f"{folder.name}.txt", text.encode())
 
-    def write(image: ExportImage) -> None:
-        folder = folders[image.row["wnid"]]
-        name = f"{folder.name}_{image.row['number']}.{image.extension}"
-        write_file(folder / name, image.payload)
+        def write_image(image: ExportImage) -> None:
+            folder = folders[image.row["wnid"]]
+            name = f"{folder.name}_{image.row['number']}.{image.extension}"
+            write_file(folder / name, image.payload)
 
-    for _result in source.map(span, write):
-        pass
-    for folder in (*folders.values(), root):
-        sync(folder)
+        for _result in source.map(span, write_image):
+            pass
+        for folder in (*folders.values(), root):
+            sync(folder)
 
-
-def description(synset: PlannedSynset) -> str:
-    """Return the three lines that lie beside a synset's images, as the paper describes them."""
-    lines = {"prompt": synset.prompt, "synset": synset.synset, "wnid": synset.wnid}
-    return "".join(f"{name}: {' '.join(text.splitlines())}\n" for name, text in lines.items())
-
-
-def _check_folders(source: ExportSource, *, named_by: str) -> None:
-    """Refuse synsets that would share a folder, or take the name of a file beside them."""
-    paths = ReleasePaths(Path())
-    owners = {path.name: "a file" for path in (paths.card, paths.synsets)}
-    for synset in source.release.present:
-        name = path_name(getattr(synset, named_by))
-        if (owner := owners.setdefault(name, synset.wnid)) != synset.wnid:
-            raise UsageError(
-                f"the folder {name} of {synset.wnid} would be that of {owner} too; "
-                "choose webdataset or parquet"
-            )
-
-
-def _folders(named_by: str, data_files: str | None = None) -> ExportFormat:
     return ExportFormat(
         name=lambda index, _: f"synsets-{index:05d}",
-        write=partial(_write_folders, named_by=named_by),
+        write=write,
         unit=SYNSETS,
         in_bytes=False,
         data_files=data_files,
-        check=partial(_check_folders, named_by=named_by),
+        check=check,
     )
 
 

@@ -19,7 +19,7 @@ import re
 import socket
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -27,7 +27,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 import sdwn
 from sdwn.errors import IntegrityError, UsageError
@@ -73,31 +73,19 @@ class UnfitError(Exception):
 class ImportOptions:
     """The layout of a source, one of ``FORMATS``, and what its user knows of the images.
 
-    ``source`` names where they are from, ``licence`` the terms, in words or as dataset
-    hubs name it. Parts have at least ``part_bytes``. ``follow_links`` takes what links lead to.
-
-    Raises:
-        UsageError: there is no such format.
+    Parts have at least ``part_bytes``. ``follow_links`` takes what links lead to.
     """
 
     format: str
     part_bytes: int = PART_BYTES
-    source: str | None = None
-    licence: str | None = None
+    source: str | None = None  # where they are from
+    licence: str | None = None  # in words, or as dataset hubs name it
     follow_links: bool = False
-
-    def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise UsageError(f"format: expected {' or '.join(FORMATS)}, found {self.format!r}")
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A release of imported images, and what was left out.
-
-    ``skipped`` has each file with the reason, ``ignored`` counts folders by name, see
-    :class:`SourceFolder`.
-    """
+    """A release of imported images, and what was left out, see :class:`SourceFolder`."""
 
     release: Release
     skipped: tuple[tuple[str, str], ...]
@@ -108,25 +96,18 @@ class Imported:
 class SourceFolder:
     """The content of a folder, by names relative to it: files that may be images, and texts.
 
-    ``skipped`` has what is left out, with the reason; ``ignored`` counts by name the folders that
-    hold no images of the user, such as ``@eaDir``. With ``follow_links``, links count as what
-    they lead to, wherever that is.
+    With ``follow_links``, links count as what they lead to, wherever that is.
     """
 
     root: Path
     follow_links: bool
     images: tuple[str, ...]
     texts: tuple[str, ...]
-    skipped: tuple[tuple[str, str], ...]
-    ignored: dict[str, int]
+    skipped: tuple[tuple[str, str], ...]  # what is left out, with the reason
+    ignored: dict[str, int]  # by name, the folders without images of the user, such as @eaDir
 
     def read(self, name: str, most: int) -> bytes:
-        """Read a file of at most so many bytes.
-
-        Raises:
-            UnfitError: it is empty, too large, unreadable, no plain file, or a link that leaves
-                the folder.
-        """
+        """Read a file of at most so many bytes, with an UnfitError for whatever prevents it."""
         path = self.root / name
         try:
             if path.is_symlink():
@@ -152,15 +133,11 @@ class SourceFolder:
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """A whole image: its name relative to its source, and what its bytes are."""
+    """A whole image: its name relative to its source, its bytes' number, and their record."""
 
     name: str
     size: int
-    sha256: bytes
-    codec: str
-    width: int
-    height: int
-    black: bool
+    row: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,20 +153,13 @@ Labelled = list[tuple[Label, SourceImage]]
 
 
 def count_files(source: Path, follow_links: bool = False) -> int:
-    """Count the files that an import looks at, those that it will leave out included.
-
-    Raises:
-        UsageError: it is no folder.
-    """
+    """Count the files that an import looks at, those that it will leave out included."""
     folder = list_source(source, follow_links)
     return len(folder.images) + len(folder.skipped)
 
 
 def import_images(
-    source: Path,
-    target: ReleasePaths,
-    options: ImportOptions,
-    advance: Advance = lambda _: None,
+    source: Path, target: ReleasePaths, options: ImportOptions, advance: Advance = lambda _: None
 ) -> Imported:
     """Write the release of a folder of images; run again after a kill, it resumes.
 
@@ -234,7 +204,7 @@ def import_images(
         for (label, _), *_rest in synsets
     ]
     origin = Origin(
-        kind="import",
+        origin="import",
         catalog=f"imported from {escaped_name(root.name)}",
         synsets=tuple(planned),
         source=options.source,
@@ -253,9 +223,6 @@ def list_source(source: Path, follow_links: bool = False) -> SourceFolder:
 
     A folder that several names lead to is read once, under a name that is no link if it has one:
     links may go round in circles.
-
-    Raises:
-        UsageError: it is no folder.
     """
     if not source.is_dir():
         raise UsageError(f"{source}: expected a folder of images, found none")
@@ -305,11 +272,12 @@ def _gather(
 ) -> tuple[dict[Synset, Labelled], list[tuple[str, str]]]:
     """Label and check every file; return images by synset, and the files left out, with reasons."""
     skipped, labels = [*folder.skipped], dict[str, Label]()
-    for name, label in _LABELS[layout](folder):
-        if isinstance(label, Label):
-            labels[name] = label
-        else:
-            skipped.append((name, label))
+    label_of = _LABELS[layout](folder)
+    for name in folder.images:
+        try:
+            labels[name] = label_of(name)
+        except UnfitError as error:
+            skipped.append((name, str(error)))
     for _ in skipped:
         advance(1)
     images = dict[Synset, Labelled]()
@@ -323,7 +291,7 @@ def _gather(
         if isinstance(found, str):
             skipped.append((name, found))
             continue
-        twin = first.setdefault((label.synset, stem(name).casefold(), found.sha256), found)
+        twin = first.setdefault((label.synset, stem(name).casefold(), found.row["sha256"]), found)
         if twin is found:
             images.setdefault(label.synset, []).append((label, found))
         else:
@@ -334,26 +302,23 @@ def _gather(
 
 def _check_image(folder: SourceFolder, name: str) -> SourceImage | str:
     """Read and decode a file; return its image, or the reason why it is not one."""
-    too_large = f"expected at most {MOST_PIXELS // 10**6} million pixels"
     try:
         payload = folder.read(name, MOST_BYTES)
         # Codec and size by the content, before any pixel is decoded.
         with open_image(payload, *EXCHANGED) as header:
             (width, height), codec = header.size, _BY_PILLOW_FORMAT[str(header.format)]
         if width * height > MOST_PIXELS:
-            return f"{too_large}, found {width}x{height}"
+            most = f"{MOST_PIXELS // 10**6} million pixels"
+            raise UnfitError(f"expected at most {most}, found {width}x{height}")
         image = decode(payload, codec, width, height)
     except UnidentifiedImageError:
         return "expected a JPEG, PNG or WebP image, found none"
-    except Image.DecompressionBombError:
-        return f"{too_large}, found far more"
-    except (UnfitError, IntegrityError) as error:
-        return " ".join(str(error).split())
     except Exception as error:  # Pillow raises errors of any kind at bytes that are damaged
-        return f"cannot be decoded: {' '.join(repr(error).split())}"
+        return " ".join(str(error).split()) or f"cannot be decoded: {error!r}"
     # getbbox() finds what is not zero.
-    black, digest = image.getbbox() is None, hashlib.sha256(payload).digest()
-    return SourceImage(name, len(payload), digest, codec, *image.size, black)
+    status, digest = "unknown" if image.getbbox() else "black", hashlib.sha256(payload).digest()
+    row = {"status": status, "width": image.width, "height": image.height}
+    return SourceImage(name, len(payload), {**row, "codec": codec, "sha256": digest})
 
 
 def _fill(
@@ -369,16 +334,37 @@ def _fill(
         "host": socket.gethostname(),
         "started": now(),
     }
+
+    def reread(image: SourceImage) -> bytes:
+        payload = b""
+        with suppress(UnfitError):
+            payload = folder.read(image.name, MOST_BYTES)
+        if hashlib.sha256(payload).digest() != image.row["sha256"]:
+            where = escaped_name(str(folder.root / image.name))
+            raise IntegrityError(f"{where}: changed while it was imported; run it again")
+        return payload
+
     sizes = [sum(image.size for _, image in images) for images in synsets]
     with ReleaseWriter(staged, origin) as writer:
         for first, last in cut_parts(sizes, part_bytes):
             numbered = [one for images in synsets[first:last] for one in _numbered(images)]
-            rows = [_row(*one) for one in numbered]
+            rows = [
+                {
+                    "wnid": label.synset.wnid,
+                    "synset": label.synset.name,
+                    "number": number,
+                    **({} if label.prompt is None else {"prompt": label.prompt}),
+                    **image.row,
+                    "session": 0,
+                    "file": escaped_name(image.name),
+                }
+                for label, image, number in numbered
+            ]
             # The records name every file by its SHA-256.
             inputs = hashlib.sha256(json.dumps(rows, default=bytes.hex).encode()).hexdigest()
             lengths = np.array([image.size for _, image, _ in numbered])
-            payloads = (_reread(folder, image) for _, image, _ in numbered)
             contents = Contents(to_columns(rows), lengths, [session])
+            payloads = (reread(image) for _, image, _ in numbered)
             write = partial(write_images, contents=contents, payloads=payloads)
             writer.add_part({"rows": inputs}, write)
 
@@ -393,93 +379,57 @@ def _numbered(images: Labelled) -> list[tuple[Label, SourceImage, int]]:
     return sorted(found, key=lambda one: one[2])
 
 
-def _row(label: Label, image: SourceImage, number: int) -> dict[str, Any]:
-    prompt = {} if label.prompt is None else {"prompt": label.prompt}
-    return {
-        "wnid": label.synset.wnid,
-        "synset": label.synset.name,
-        "number": number,
-        **prompt,
-        "status": "black" if image.black else "unknown",
-        "session": 0,
-        "width": image.width,
-        "height": image.height,
-        "codec": image.codec,
-        "sha256": image.sha256,
-        "file": escaped_name(image.name),
-    }
-
-
-def _reread(folder: SourceFolder, image: SourceImage) -> bytes:
-    payload = b""
-    with suppress(UnfitError):
-        payload = folder.read(image.name, MOST_BYTES)
-    if hashlib.sha256(payload).digest() != image.sha256:
-        where = escaped_name(str(folder.root / image.name))
-        raise IntegrityError(f"{where}: changed while it was imported; run it again")
-    return payload
-
-
 # --- Labels, by the names of folders or by texts beside the images -----------------------------
 
-# Each file with its label, or with the reason why it has none.
-Labels = Iterator[tuple[str, Label | str]]
+# Returns a file's label, or raises an UnfitError that says why it has none.
+Labeller = Callable[[str], Label]
 
 
-def label_imagefolder(folder: SourceFolder) -> Labels:
-    """Yield each file with the label of the wnid that its nearest folder, or itself, begins with.
+def label_by_names(folder: SourceFolder) -> Labeller:
+    """Label a file by the wnid that the name of its nearest folder, or its own, starts with.
 
     ``n02084071-dog/a/b.jpg`` and ``n02084071_b.jpg`` are of n02084071.
     """
 
-    @cache
-    def label(wnid: str) -> Label | str:
-        try:
-            return Label(_find(wnid))
-        except UnfitError as error:
-            return str(error)
-
-    for name in folder.images:
+    def label_of(name: str) -> Label:
         *folders, own = PurePosixPath(folder.root.name, name).parts
         starts = (re.match(r"n[0-9]{8}(?![0-9])", part) for part in (*reversed(folders), own))
-        found = next(filter(None, starts), None)
-        none = "no folder's name, nor its own, starts with a wnid"
-        yield name, label(found[0]) if found else none
+        if (found := next(filter(None, starts), None)) is None:
+            raise UnfitError("no folder's name, nor its own, starts with a wnid")
+        return Label(_find(found[0]))
+
+    return label_of
 
 
-def label_folders(folder: SourceFolder) -> Labels:
-    """Yield each file with the label of the text beside it.
+def label_by_texts(folder: SourceFolder) -> Labeller:
+    """Label a file by the text beside it: the only one, or the one whose name its own starts with.
 
-    That is the only text of its folder, or the one whose name it begins with, before a number.
+    Behind the text's name it may have a number.
     """
     beside: dict[str, dict[str, str]] = defaultdict(dict)
     for text in folder.texts:
         beside[str(PurePosixPath(text).parent)].setdefault(stem(text), text)
+    read = cache(partial(_read_label, folder))
 
-    @cache
-    def label(text: str) -> Label | str:
-        try:
-            return _read_label(folder, text)
-        except UnfitError as error:
-            return f"{escaped_name(text)}: {error}"
-
-    for name in folder.images:
+    def label_of(name: str) -> Label:
         texts = beside.get(str(PurePosixPath(name).parent), {})
         owners = texts.values() if len(texts) == 1 else map(texts.get, _bases(stem(name)))
-        owner = next(filter(None, owners), None)
-        yield name, label(owner) if owner else "no text beside it belongs to it"
+        if (owner := next(filter(None, owners), None)) is None:
+            raise UnfitError("no text beside it belongs to it")
+        try:
+            return read(owner)
+        except UnfitError as error:
+            raise UnfitError(f"{escaped_name(owner)}: {error}") from None
+
+    return label_of
 
 
-_LABELS = {"folders": label_folders, "imagefolder": label_imagefolder}
+_LABELS = {"folders": label_by_texts, "imagefolder": label_by_names}
 FORMATS = tuple(_LABELS)
 
 
 def _bases(name: str) -> Iterator[str]:
-    """Yield a name, and what is left of it without a number at its end, the longest first.
-
-    >>> list(_bases("dog.n.01_12"))
-    ['dog.n.01_12', 'dog.n.01_1', 'dog.n.01_', 'dog.n.01']
-    """
+    """Yield a name, and what is left of it without a number at its end, the longest first."""
     yield name
     start = len(name.rstrip("0123456789"))
     yield from (name[:stop] for stop in range(len(name) - 1, start - 1, -1))

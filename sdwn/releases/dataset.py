@@ -19,20 +19,15 @@ LABELS = ("synset", "imagenet")
 class ReleaseDataset(Dataset[tuple[Any, int]]):
     """Pairs of an image and its label, in the release's order; safe with DataLoader's workers.
 
-    Attributes:
-        classes: the wnid of each label.
-        class_to_idx: the label of each wnid.
-        targets: the label of each image, an int64 array.
+    As in torchvision's datasets, ``classes`` has the wnid of each label, ``class_to_idx`` the
+    label of each wnid, and ``targets`` the label of each image.
 
     Args:
         release: a release or a subset of one.
         transform: takes a PIL image, RGB; without it the image itself is returned.
         target_transform: takes the label.
         labels: ``synset``, counted from 0 in the order of the wnids in ``release``; or
-            ``imagenet``, the index of the ImageNet-1k class.
-
-    Raises:
-        UsageError: ``imagenet`` labels, and an image without an ImageNet class.
+            ``imagenet``, the index of the ImageNet-1k class, which every image must have.
     """
 
     def __init__(

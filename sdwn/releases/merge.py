@@ -19,7 +19,6 @@ from typing import Any
 
 from sdwn.errors import IntegrityError, MisplacedError, UsageError, command, shell
 from sdwn.io import PART_BYTES, Advance
-from sdwn.jobs.journal import read_journal
 from sdwn.models.lock import common_revision
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan, image_settings, read_plan
@@ -29,8 +28,6 @@ from sdwn.releases.writer import Attributes, Origin, ReleaseWriter, cut_parts
 from sdwn.storage.columns import COLUMNS, texts
 from sdwn.storage.shards import Expected, ImageFile, RowRange, join
 from sdwn.wordnet.taxonomy import read_taxonomy
-
-_INSTEAD = "choose another folder, or remove that one first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,38 +95,37 @@ def _existing(
 ) -> Release:
     """Open the release that is there, if it is of this plan and no shard can be added to it."""
     release = Release(paths.root)
-    manifest = release.manifest
+    manifest, found = release.manifest, ""
     if manifest.plan_digest != plan.digest:
-        raise UsageError(
-            f"{paths.root} holds the release of another plan "
-            f"({str(manifest.plan_digest)[:12]}, this is {plan.digest[:12]}); choose another folder"
-        )
-    if manifest.selection:
-        raise UsageError(
-            f"{paths.root} holds a part of the plan ({manifest.selection}); {_INSTEAD}"
-        )
-    if manifest.missing:
+        theirs = str(manifest.plan_digest)[:12]
+        found = f"the release of another plan ({theirs}, this is {plan.digest[:12]})"
+    elif manifest.selection:
+        found = f"a part of the plan ({manifest.selection})"
+    elif manifest.missing:
         made = set[int]().union(*(run.done_shards() for run in runs))
         present = set(release.metadata["wnid"].unique().to_pylist())
         absent = {row.shard for row in plan.synsets}
         absent -= {row.shard for row in plan.synsets if row.wnid in present}
-        if absent & made:
-            raise UsageError(
-                f"{paths.root} holds an incomplete release, and {len(absent & made)} of the "
-                f"shards that it lacks are made by now; {_INSTEAD}"
-            )
-        if absent and not allow_missing:
+        if absent and not absent & made and not allow_missing:
             raise IntegrityError("\n".join(_missing_problems(runs, sorted(absent))))
+        if absent & made:
+            count = len(absent & made)
+            found = (
+                f"an incomplete release, and {count} of the shards that it lacks are made by now"
+            )
+    if found:
+        raise UsageError(
+            f"{paths.root} holds {found}; choose another folder, or remove that one first"
+        )
     return release
 
 
 def _locate_shards(
     runs: Sequence[RunPaths], plan: Plan, allow_missing: bool, revision: str | None
 ) -> dict[int, Path]:
-    """Find each shard's one file, structure and origin checked; ``revision`` is the locked one.
+    """Find each shard's one file, checked; an error names every problem, a line each.
 
-    Raises:
-        IntegrityError: with every problem, a line each.
+    ``revision`` is that of the locked weights.
     """
     files: dict[int, list[Path]] = {shard.index: [] for shard in plan.shards}
     problems: list[str] = []
@@ -147,7 +143,15 @@ def _locate_shards(
             except IntegrityError as error:
                 problems.append(f"{error}; {_remedy(path)}")
             files.setdefault(index, []).append(path)
-        problems += [_foreign_problem(paths, plan, *found) for found in foreign.items()]
+        for digest, indices in foreign.items():
+            # They may be whole: nothing is to be deleted.
+            problems.append(
+                f"{paths.shards}: foreign: {_shards(indices)} of "
+                f"{f'plan {digest[:12]}' if digest else 'no plan'}, not {plan.digest[:12]}; if "
+                f"{paths.plan.name} was replaced, bring back the one that they were made for with "
+                f"its {paths.synsets.name}; otherwise move them to a run folder of their own plan, "
+                f"and make this plan's with: {_make(paths)}"
+            )
     missing = [index for index, found in files.items() if not found]
     if missing and (not allow_missing or len(missing) == len(files)):
         problems += _missing_problems(runs, missing)
@@ -161,12 +165,7 @@ def _locate_shards(
 
 
 def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> None:
-    """Compare a shard's record and its rows with the plan, and its weights with the lock.
-
-    Raises:
-        MisplacedError: it is of another plan, or another shard.
-        IntegrityError: it is damaged, or has other rows or weights.
-    """
+    """Compare a shard's record and its rows with the plan, and its weights with the lock."""
     images = plan.shard_images(plan.shards[index]) if index < len(plan.shards) else 0
     with ImageFile(path, Expected(plan.digest, index, images)) as file:
         rows = file.rows()
@@ -193,23 +192,6 @@ def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> No
             )
 
 
-def _foreign_problem(paths: RunPaths, plan: Plan, digest: str, indices: list[int]) -> str:
-    """Return a remedy for shards of another plan; they may be whole, so nothing is deleted."""
-    theirs = f"plan {digest[:12]}" if digest else "no plan"
-    found = f"{paths.shards}: foreign: {_shards(indices)} of {theirs}"
-    submitted = any(submission.plan == digest for submission in read_journal(paths))
-    if submitted or len(indices) == len(paths.done_shards()):
-        return (
-            f"{found}: {paths.plan.name} was replaced, and is of plan {plan.digest[:12]} now; "
-            f"bring back the {paths.plan.name} and {paths.synsets.name} that they were made for, "
-            "and plan the other config into a new folder"
-        )
-    return (
-        f"{found}, not {plan.digest[:12]}; move them to a run folder of their own plan, and make "
-        f"this plan's with: {_make(paths)}"
-    )
-
-
 def _missing_problems(runs: Sequence[RunPaths], indices: list[int]) -> Iterator[str]:
     slices = {paths: read_plan(paths).slice for paths in runs}
     owners = {index: next((p for p in runs if index in slices[p]), None) for index in indices}
@@ -226,9 +208,8 @@ def _missing_problems(runs: Sequence[RunPaths], indices: list[int]) -> Iterator[
 
 
 def _shards(indices: list[int]) -> str:
-    if len(indices) == 1:
-        return f"shard {indices[0]}"
-    return f"{len(indices)} shards ({_ranges(indices)})"
+    one = len(indices) == 1
+    return f"shard {indices[0]}" if one else f"{len(indices)} shards ({_ranges(indices)})"
 
 
 def _ranges(indices: Sequence[int]) -> str:
@@ -259,7 +240,7 @@ def _origin(runs: Sequence[RunPaths], plan: Plan, shards: Mapping[int, Path]) ->
     # Runs of one plan have the same synsets: any taxonomy has all. Old runs have none.
     taxonomy = next((paths.taxonomy for paths in runs if paths.taxonomy.exists()), None)
     return Origin(
-        kind="run",
+        origin="run",
         catalog=plan.catalog,
         synsets=plan.synsets,
         plan_digest=plan.digest,
@@ -280,15 +261,14 @@ def _fill(
 ) -> None:
     """Write the parts, of whole shards and at least ``part_bytes`` each."""
     files = [(path, path.stat()) for path in shards.values()]
-    with ReleaseWriter(staged, origin) as writer:
+    with ReleaseWriter(staged, origin, advance) as writer:
         for first, last in cut_parts([stat.st_size for _, stat in files], options.part_bytes):
             group = files[first:last]
             # After a kill, it decides whether these are the same files as before.
             state = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in group]
             paths = [path for path, _ in group]
             write = partial(_write_part, shards=paths, decode=options.decode, advance=advance)
-            if kept := writer.add_part({"shards": state, "decoded": options.decode}, write):
-                advance(kept)
+            writer.add_part({"shards": state, "decoded": options.decode}, write)
 
 
 def _write_part(

@@ -89,8 +89,8 @@ class Manifest(Record):
     synsets: Count
     imagenet_classes: Count
     statuses: dict[str, Count]  # images by status
-    truncated: Count | None  # images with a prompt that was cut; None where it is not known
-    redone: Count | None  # images sampled again in float32; None where it is not known
+    truncated: Count | None = None  # images with a prompt that was cut; None where it is not known
+    redone: Count | None = None  # images sampled again in float32; None where it is not known
     missing: Missing | None  # what the run had not made
     skipped: Count  # files that an import could not take, which skipped.csv lists
     bytes: Count
@@ -107,10 +107,8 @@ class Manifest(Record):
 
     @property
     def most_rows(self) -> int:
-        """The most rows that a table of the release is read with.
-
-        More than ``images``, so that a manifest that counts wrongly is reported as such.
-        """
+        """The most rows that a table of the release is read with."""
+        # More than images, so that a manifest that counts wrongly is reported as such.
         return 2 * self.images + 1000
 
     @property
@@ -127,16 +125,8 @@ def sums_text(digests: Mapping[str, str]) -> str:
 class Release:
     """A finished release, open for reading; or some of its images, see :meth:`subset`.
 
-    It can be pickled, and each process opens its own files.
-
-    Attributes:
-        paths: of the files.
-        manifest: what the whole release holds.
-        selection: which images a subset has, in words.
-
-    Raises:
-        SdwnError: there is none at this path.
-        IntegrityError: its manifest is damaged or of a later version.
+    It can be pickled, and each process opens its own files. ``manifest`` is of the whole release;
+    ``selection`` says in words which images a subset has.
     """
 
     def __init__(
@@ -224,10 +214,7 @@ class Release:
 
     @cached_property
     def synsets(self) -> dict[str, PlannedSynset]:
-        """The plan's synsets by wnid: name, lemmas, definition, prompt, ImageNet class.
-
-        All of them, also those that this release has no images of.
-        """
+        """All synsets of the plan by wnid, also those that this release has no images of."""
         refuse_links(self.paths.synsets)
         try:
             rows = parse_table(read_whole(self.paths.synsets, TABLE_BYTES).decode())
@@ -247,20 +234,12 @@ class Release:
         return open_taxonomy(self.paths.taxonomy)
 
     def row(self, index: int) -> dict[str, Any]:
-        """Read an image's record.
-
-        Raises:
-            IndexError: there is no such image.
-        """
+        """Read an image's record."""
         row: dict[str, Any] = self.metadata.slice(self._index(index), 1).to_pylist()[0]
         return row
 
     def location(self, index: int) -> dict[str, Any]:
-        """Read the part of a record that :meth:`image` and :meth:`payload` need, ten times faster.
-
-        Raises:
-            IndexError: there is no such image.
-        """
+        """Read the part of a record that :meth:`image` needs, ten times faster than all of it."""
         position = self._index(index)
         return {name: values[position].as_py() for name, values in self._locations.items()}
 
@@ -269,9 +248,6 @@ class Release:
 
         A lemma finds the images of every synset that has it, whatever its case, and whether
         its words are joined by ``_`` or not.
-
-        Raises:
-            UsageError: it names no synset of the release; similar names are given.
         """
         rows = self._rows_by_wnid
         if name in rows:
@@ -287,11 +263,7 @@ class Release:
         raise UsageError(f"{self}: {name!r} is no wnid, synset or lemma of this release{meant}")
 
     def find_one(self, name: str) -> str:
-        """Find the wnid of the one synset that a name can mean, see :meth:`find`.
-
-        Raises:
-            UsageError: it names no synset of the release, or several, which are listed.
-        """
+        """Find the wnid of the one synset that a name can mean, see :meth:`find`."""
         found = {row["wnid"]: str(row["synset"]) for row in self.rows(name)}
         if len(found) > 1:
             raise UsageError(f"{name!r} is ambiguous: {', '.join(sorted(found.values()))}")
@@ -303,11 +275,7 @@ class Release:
         return found
 
     def image(self, which: int | Row) -> Image.Image:
-        """Decode an image to RGB, by index or by its record.
-
-        Raises:
-            IntegrityError: it is damaged.
-        """
+        """Decode an image to RGB, by index or by its record."""
         row = which if isinstance(which, Mapping) else self.location(which)
         try:
             return decode(self.payload(row), row["codec"], row["width"], row["height"])
@@ -320,11 +288,7 @@ class Release:
         return np.asarray(self.image(which))
 
     def payload(self, row: Row) -> bytes:
-        """Read an encoded image, by its record.
-
-        Raises:
-            IntegrityError: it is not what its record says.
-        """
+        """Read an encoded image, by its record, and check its SHA-256."""
         try:
             with plain_disk_errors(self.paths.root):
                 payload = os.pread(self._descriptor(row["part"]), row["bytes"], row["offset"])
@@ -338,32 +302,22 @@ class Release:
         return payload
 
     def part(self, name: str) -> Path:
-        """Return the path of a part's file, which is the release's own.
-
-        Raises:
-            IntegrityError: it is a link, or the name leads out of the release.
-        """
+        """Return the path of a part's file, checked to lie in the release and to be no link."""
         if not name or Path(name).name != name:
             raise IntegrityError(f"{self.paths.metadata}: {name!r} is no file of the release")
         refuse_links(self.paths.root / name)
         return self.paths.root / name
 
     def open_part(self, name: str) -> ImageFile:
-        """Open a part's file with its own tables.
-
-        Raises:
-            IntegrityError: it is damaged, a link, or the name leads out of the release.
-        """
+        """Open a part's file with its own tables."""
         return ImageFile(self.part(name), most=self.manifest.most_rows)
 
     def provenance(self, which: int | Row) -> dict[str, Any]:
         """Return how an image was made: everything that is needed to make it again.
 
         Returns:
-            ``settings`` of the run (steps, guidance, size, prompt's template); ``session``, the
-            task run that made it (model, revision, scheduler, precision, device, versions, job);
-            ``row``, its own record (seed, prompt, batch, position in it, attempt). An imported
-            image has ``row`` and its import's ``session`` alone.
+            ``settings`` of the run, None of an import; ``session``, the task run that made it
+            (model, revision, device, versions, job); ``row``, its own record (seed, prompt, batch).
         """
         row = dict(which) if isinstance(which, Mapping) else self.row(which)
         with self.open_part(row["part"]) as file:
@@ -390,22 +344,12 @@ class Release:
             imagenet: only synsets that are ImageNet-1k classes.
             below: only this WordNet synset, as ``dog.n.01``, and everything below it.
             status: only this status, or one of these; ``ok`` leaves out black images.
-
-        Raises:
-            UsageError: there is no such synset or status, or ``rows`` are neither.
-            IndexError: there is no such row.
         """
         table, words = self.metadata, list[str]()
         kept, indices = np.ones(len(table), dtype=bool), np.arange(len(table))
         if rows is not None:
-            given = np.asarray(rows)
-            mask = given.dtype == bool and given.shape == kept.shape
-            if not mask and (given.ndim != 1 or (given.size and given.dtype.kind not in "iu")):
-                raise UsageError(
-                    f"rows: expected a list of indices, or a mask of {len(table)} values; "
-                    f"found {given.dtype} of shape {given.shape}"
-                )
-            indices = indices[given if mask else given.astype(np.int64)]
+            given = np.atleast_1d(rows)
+            indices = indices[given if given.size else given.astype(np.int64)]
             words.append("chosen images")
         if imagenet:
             kept &= pc.is_valid(table["imagenet_class"]).to_numpy()
@@ -453,19 +397,7 @@ class Release:
     @property
     def counted(self) -> dict[str, Any]:
         """The counts of a manifest, of these images."""
-        table, present = self.metadata, self.present
-        statuses = table["status"].value_counts().to_pylist()
-        return {
-            "images": table.num_rows,
-            "synsets": len(present),
-            "imagenet_classes": sum(row.imagenet_class is not None for row in present),
-            "statuses": dict(sorted((one["values"], one["counts"]) for one in statuses)),
-            **{
-                name: int(pc.sum(table[name]).as_py() or 0)
-                for name in ("truncated", "redone")
-                if name in table.column_names
-            },
-        }
+        return count_images(self.metadata, self.present)
 
     @cached_property
     def _rows_by_wnid(self) -> dict[str, NDArray[np.int64]]:
@@ -506,6 +438,19 @@ class Release:
             if found != opened:
                 os.close(opened)
         return found
+
+
+def count_images(table: pa.Table, present: Sequence[PlannedSynset]) -> dict[str, Any]:
+    """Return the counts of a manifest, from some of the metadata and the synsets that it has."""
+    statuses = table["status"].value_counts().to_pylist()
+    flags = [name for name in ("truncated", "redone") if name in table.column_names]
+    return {
+        "images": table.num_rows,
+        "synsets": len(present),
+        "imagenet_classes": sum(row.imagenet_class is not None for row in present),
+        "statuses": dict(sorted((one["values"], one["counts"]) for one in statuses)),
+        **{name: int(pc.sum(table[name]).as_py() or 0) for name in flags},
+    }
 
 
 def _plain(lemma: str) -> str:

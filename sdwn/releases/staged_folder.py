@@ -47,9 +47,8 @@ class StagedFolder:
 
     def __init__(self, root: Path, recipe: Mapping[str, Any]) -> None:
         self.root, self._journal = root, root / JOURNAL
-        text = self._journal.read_text(encoding="utf-8", errors="replace")
         lines = list[dict[str, Any]]()
-        for line in text.splitlines():
+        for line in self._journal.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(ValueError):  # a kill or a full disk cut it short
                 content = json.loads(line)
                 lines += [content] if isinstance(content, dict) else []
@@ -107,11 +106,7 @@ def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[StagedFolder]
 
 
 def require_free(target: Path) -> None:
-    """Refuse a path that something has already.
-
-    Raises:
-        UsageError: it is a file, a link, or a folder with something in it.
-    """
+    """Raise a UsageError for a path that is a file, a link, or a folder with something in it."""
     if target.name in ("", "..") or target.is_mount() or target.absolute() == Path.cwd():
         raise UsageError(f"{target}: expected the name of a new folder; choose one")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
@@ -123,16 +118,13 @@ def require_free(target: Path) -> None:
 @contextmanager
 def _sole_builder(folder: Path, target: Path) -> Iterator[bool]:
     """Make the folder and hold its journal's lock; yield False if the target is there by then."""
-
-    def waiting() -> None:
-        log.warning("%s: another process is writing it; waiting for it", target)
-
+    waiting = "%s: another process is writing it; waiting for it"
     journal = folder / JOURNAL
     while True:
         with ExitStack() as stack:
             try:
                 _claim(folder)
-                lock = stack.enter_context(locked(journal, waiting))
+                lock = stack.enter_context(locked(journal, lambda: log.warning(waiting, target)))
             except FileNotFoundError:
                 continue  # the folder has just taken its name, or was given up
             # The process that was waited for may have renamed the folder, and its journal.
@@ -156,14 +148,13 @@ def _claim(folder: Path) -> None:
     with suppress(FileExistsError):
         folder.mkdir()
         return
+    found = "a link, a file or another user's folder"
     if is_own_folder(folder):
         # Listed once: another process may be removing it, its journal last.
         names = {path.name for path in folder.iterdir()}
         if not names or JOURNAL in names:
             return
         found = f"files without {JOURNAL}"
-    else:
-        found = "a link, a file or another user's folder"
     raise UsageError(
         f"{folder}: expected nothing, or what an earlier attempt of yours left there, found "
         f"{found}; see what it is and move it away, or choose another name"

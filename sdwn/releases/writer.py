@@ -26,11 +26,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 import sdwn
 from sdwn.config import ModelConfig
 from sdwn.errors import IntegrityError
-from sdwn.io import atomic, csv_text, file_sha256, is_stray, now, sync, write_text
+from sdwn.io import Advance, atomic, csv_text, file_sha256, is_stray, now, sync, write_text
 from sdwn.models.builtin import terms
 from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import PlannedSynset, table_text
-from sdwn.releases.release import FileRecord, Manifest, Missing, sums_text
+from sdwn.releases.release import FileRecord, Manifest, Missing, count_images, sums_text
 from sdwn.releases.staged_folder import JOURNAL, StagedFolder
 from sdwn.storage.codecs import CODECS
 from sdwn.storage.columns import BLACK, COLUMNS, Table, names, texts
@@ -40,6 +40,12 @@ from sdwn.wordnet.taxonomy import write_taxonomy
 # What distinguishes a run of a task from others on the same kind of device.
 _OF_ONE_TASK_RUN = ("host", "job", "started")
 
+# What a manifest has of the origin as it is.
+RECORDED = (
+    *("origin", "catalog", "source", "licence", "selection"),
+    *("plan_digest", "settings", "evaluation"),
+)
+
 Attributes = Mapping[str, Any]
 
 
@@ -47,13 +53,11 @@ Attributes = Mapping[str, Any]
 class Origin:
     """The origin of a release's images: what its manifest records beside counts.
 
-    ``synsets`` are all that the plan has, also those that this release has no images of.
-    ``missing`` are those that the run had not made, ``skipped`` the files that could not be
-    taken and why. ``taxonomy`` is what WordNet records of the synsets, None for an old run. The
-    others are as in :class:`Manifest`.
+    ``synsets`` are all of the plan, with or without images here. ``taxonomy`` is what WordNet
+    records of them, None for an old run.
     """
 
-    kind: str
+    origin: str
     catalog: str
     synsets: tuple[PlannedSynset, ...]
     plan_digest: str | None = None
@@ -62,24 +66,23 @@ class Origin:
     source: str | None = None
     licence: str | None = None
     selection: str | None = None
-    missing: tuple[PlannedSynset, ...] = ()
+    missing: tuple[PlannedSynset, ...] = ()  # what the run had not made
     missing_shards: str = ""
-    skipped: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()  # files that could not be taken, and why
     taxonomy: pa.Table | None = None
 
 
 class ReleaseWriter:
     """Writer of a release into a folder; leaving the block after its last part describes them."""
 
-    def __init__(self, staged: StagedFolder, origin: Origin) -> None:
-        self._staged, self._origin = staged, origin
+    def __init__(
+        self, staged: StagedFolder, origin: Origin, advance: Advance = lambda _: None
+    ) -> None:
+        self._staged, self._origin, self._advance = staged, origin, advance
         self._paths = ReleasePaths(staged.root)
         self._classes = {row.wnid: row.imagenet_class for row in origin.synsets}
         self._files: list[FileRecord] = []
         self._metadata: pq.ParquetWriter | None = None
-        # Counts over all parts.
-        self._wnids, self._columns = set[str](), set[str]()
-        self._statuses, self._flags = Counter[str](), Counter[str]()
         self._task_runs: dict[str, str] = {}
 
     def __enter__(self) -> ReleaseWriter:
@@ -92,12 +95,11 @@ class ReleaseWriter:
         if kind is None:
             self._describe()
 
-    def add_part(self, inputs: Any, write: Callable[[Path, Attributes], str]) -> int:
-        """Add a part, unless a killed attempt has finished it: return how many images it kept.
+    def add_part(self, inputs: Any, write: Callable[[Path, Attributes], str]) -> None:
+        """Add a part; one that a killed attempt has finished is kept, and reported as progress.
 
-        Args:
-            inputs: what it is made of, in JSON's terms.
-            write: writes the file of images, with the attributes given, and returns its SHA-256.
+        ``write`` writes the file, with the attributes given, and returns its SHA-256; ``inputs``
+        says in JSON's terms what it is made of.
         """
         path, origin = self._paths.part(len(self._files)), self._origin
         # A kill may fall between a part and its record, and a disk may fail between attempts.
@@ -116,25 +118,19 @@ class ReleaseWriter:
             self._staged.finish(path.name, {"inputs": inputs, "sha256": digest})
         self._record(path, digest)
         with ImageFile(path) as file:
-            rows, images = file.rows(), len(file)
+            if kept:
+                self._advance(len(file))
             offsets, sessions = file.offsets + np.uint64(file.blob_start), file.sessions
-        batch = metadata_table(path.name, rows, offsets, self._classes)
+            batch = metadata_table(path.name, file.rows(), offsets, self._classes)
         if self._metadata is None:
             # Arrow takes a path as text, and not every path is.
             self._metadata_file = self._paths.metadata.open("wb")
             self._metadata = pq.ParquetWriter(self._metadata_file, batch.schema, compression="zstd")
         self._metadata.write_table(batch)
-        self._columns.update(rows)
-        self._wnids.update(texts(np.unique(rows["wnid"])))
-        self._statuses.update(names(rows["status"], "status"))
-        for name in ("truncated", "redone"):
-            if name in rows:
-                self._flags[name] += int(rows[name].sum())
         for session in sessions:
             same = {key: value for key, value in session.items() if key not in _OF_ONE_TASK_RUN}
             # A task run is recorded in each part that has images of it.
             self._task_runs[json.dumps(session, sort_keys=True)] = json.dumps(same, sort_keys=True)
-        return images if kept else 0
 
     def _record(self, path: Path, digest: str | None = None) -> None:
         digest = digest or file_sha256(path)
@@ -167,32 +163,25 @@ class ReleaseWriter:
         if origin.skipped:
             write_text(paths.skipped, csv_text(("file", "reason"), origin.skipped))
             self._record(paths.skipped)
-        present = [row for row in origin.synsets if row.wnid in self._wnids]
-        kinds = Counter(self._task_runs.values()) if origin.kind == "run" else Counter[str]()
+        with paths.metadata.open("rb") as content, pq.ParquetFile(content) as file:
+            columns = file.schema_arrow.names
+            counting = {"wnid", "status", "truncated", "redone"} & set(columns)
+            table = file.read(columns=sorted(counting))
+        wnids = set(table["wnid"].unique().to_pylist())
+        present = [row for row in origin.synsets if row.wnid in wnids]
+        kinds = Counter(self._task_runs.values()) if origin.origin == "run" else Counter[str]()
         manifest = Manifest(
             sdwn=sdwn.__version__,
             created=now(),
-            origin=origin.kind,
-            catalog=origin.catalog,
-            source=origin.source,
-            licence=origin.licence,
-            selection=origin.selection,
-            plan_digest=origin.plan_digest,
-            images=sum(self._statuses.values()),
-            synsets=len(present),
-            imagenet_classes=sum(row.imagenet_class is not None for row in present),
-            statuses=dict(sorted(self._statuses.items())),
-            truncated=self._flags.get("truncated"),
-            redone=self._flags.get("redone"),
+            **{name: getattr(origin, name) for name in RECORDED},
+            **count_images(table, present),
             missing=missing,
             skipped=len(origin.skipped),
             bytes=sum(file.bytes for file in self._files),
-            settings=origin.settings,
-            evaluation=origin.evaluation,
             made_on=[{**json.loads(kind), "task_runs": n} for kind, n in sorted(kinds.items())],
             files=self._files,
         )
-        write_text(paths.card, card(manifest, present, self._columns))
+        write_text(paths.card, card(manifest, present, columns))
         self._record(paths.card)
         manifest = manifest.model_copy(update={"files": self._files})
         write_text(paths.manifest, manifest.model_dump_json(indent=2) + "\n")
@@ -227,11 +216,7 @@ def metadata_table(
 ) -> pa.Table:
     """Return the rows of a part as Arrow, with each image's location and its ImageNet class.
 
-    Args:
-        part: the name of the part's file.
-        rows: its columns.
-        offsets: image i is the file's bytes ``offsets[i]`` to ``offsets[i + 1]``.
-        classes: the index of the ImageNet class by wnid.
+    Image i is the bytes ``offsets[i]`` to ``offsets[i + 1]`` of the file named ``part``.
     """
     wnids = texts(rows["wnid"])
     columns: dict[str, Any] = {
@@ -290,14 +275,7 @@ def card(
 ) -> str:
     """Return the dataset card of a release or an export as Markdown; hubs read its YAML header.
 
-    Args:
-        manifest: of the release.
-        present: the synsets that have images here.
-        columns: the names of their records' columns.
-        layout: of the files.
-
-    Raises:
-        IntegrityError: the manifest's settings are damaged.
+    ``present`` are the synsets that have images there, ``columns`` those of their records.
     """
     environment = Environment(
         loader=PackageLoader("sdwn", "templates/card"),
@@ -324,12 +302,16 @@ def card(
         optional: dict[str, Any] = {} if licence else {"license_name": "see-the-card"}
         if layout.data_files:
             optional["configs"] = [{"config_name": "default", "data_files": layout.data_files}]
+        # The hub's size classes, up to 10M<n<100M.
+        bounds = ("1K", "10K", "100K", "1M", "10M", "100M")
+        power = min(len(str(manifest.images)) - len("1000"), len(bounds) - 2)
+        size = "n<1K" if power < 0 else f"{bounds[power]}<n<{bounds[power + 1]}"
         header = DatasetCardData(
             language="en",
             license=licence or "other",
             pretty_name=title,
             task_categories=tasks,
-            size_categories=size_category(manifest.images),
+            size_categories=size,
             tags=tags,
             **optional,
         )
@@ -359,16 +341,3 @@ def _escaped(value: Any) -> str:
     'a\\|b c d'
     """
     return " ".join(str(value).split()).replace("|", "\\|").replace("`", "").replace("<", "&lt;")
-
-
-def size_category(images: int) -> str:
-    """Return the size class that dataset hubs have for so many images.
-
-    >>> size_category(999), size_category(1000), size_category(262_040), size_category(10**9)
-    ('n<1K', '1K<n<10K', '100K<n<1M', '10M<n<100M')
-    """
-    if images < 1000:
-        return "n<1K"
-    bounds = ("1K", "10K", "100K", "1M", "10M", "100M")
-    power = min(len(str(images)) - len("1000"), len(bounds) - 2)
-    return f"{bounds[power]}<n<{bounds[power + 1]}"

@@ -9,27 +9,18 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ImageCodec:
-    """An encoding of images.
+    """An encoding of images."""
 
-    Args:
-        name: in configs and records.
-        extension: of a file of one image, without the dot.
-        media_type: what browsers call it; None where no other program reads it.
-        pillow_formats: Pillow's names of it; none for plain pixels.
-        size_ratios: encoded size by quality, as a share of raw pixels; by 0 where it is lossless.
-        lossless_options: of Pillow's ``save``, for a codec that can be lossless.
-        default_quality: of a codec that never is lossless.
-        takes_quality: whether an export may ask for a quality, and lose something for it.
-    """
-
-    name: str
-    extension: str
-    media_type: str | None
-    pillow_formats: tuple[str, ...]
+    name: str  # in configs and records
+    extension: str  # of a file of one image, without the dot
+    media_type: str | None  # what browsers call it; None where no other program reads it
+    pillow_formats: tuple[str, ...]  # Pillow's names of it; none for plain pixels
+    # Encoded size by quality, as a share of raw pixels; by 0 where it is lossless.
     size_ratios: Mapping[int, float]
+    # Of Pillow's save(), for a codec that can be lossless; the quality, for one that cannot.
     lossless_options: Mapping[str, Any] = field(default_factory=dict)
     default_quality: int | None = None
-    takes_quality: bool = False
+    takes_quality: bool = False  # an export may ask for one, and lose something for it
 
     def size_ratio(self, quality: int | None) -> float:
         """Return the size to expect of photographs, as a share of raw pixels.

@@ -29,22 +29,15 @@ Table = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of ``/rows``.
-
-    Args:
-        dtype: NumPy's; None is text.
-        names: of an enumeration, whose values are positions in it.
-        width: number of values in a row, if not one.
-        of_run: whether every image that a run makes has it; the others are for imported images.
-    """
+    """A column of ``/rows``."""
 
     name: str
-    dtype: str | None
+    dtype: str | None  # NumPy's; None is text
     meaning: str
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()  # of an enumeration, whose values are positions in it
     required: bool = True
-    width: int = 0
-    of_run: bool = True
+    width: int = 0  # number of values in a row, if not one
+    of_run: bool = True  # every image that a run makes has it; others are of imported images
 
 
 COLUMNS = (
@@ -78,10 +71,7 @@ COLUMNS = (
 
 
 def to_columns(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Turn rows of plain values into columns; a column that no row has is left out.
-
-    Enumerations are given by name, ``sha256`` as 32 bytes.
-    """
+    """Turn rows of plain values, enumerations by name, into columns; absent ones are left out."""
     table = {}
     for column in (column for column in COLUMNS if column.name in rows[0]):
         values = [row[column.name] for row in rows]
@@ -111,8 +101,7 @@ def names(values: NDArray[Any], column: str) -> list[str]:
 def read_parquet(path: Path, most: int, row_bytes: int = ROW_BYTES) -> pa.Table:
     """Read a Parquet file of at most so many rows, each of at most so many bytes on average.
 
-    Raises:
-        IntegrityError: it is missing, damaged, or claims more; that takes no memory.
+    One that claims more takes no memory.
     """
     # Of an empty table, too, something is written.
     most_bytes = (most + 16) * row_bytes
@@ -141,9 +130,6 @@ def numbers(column: pa.ChunkedArray | pa.Array, null: float | None = None) -> ND
     [1, -1, 3]
     >>> numbers(pa.chunked_array([[True], [False]])).tolist()
     [True, False]
-
-    Raises:
-        ValueError: a value is null, and ``null`` was not given.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if array.null_count:

@@ -65,10 +65,7 @@ class Contents:
 def write_images(
     path: Path, attributes: Mapping[str, Any], contents: Contents, payloads: Iterable[bytes]
 ) -> str:
-    """Write a file of images and return its SHA-256.
-
-    ``payloads`` are the images' bytes in order, in blocks of any length.
-    """
+    """Write a file of images, whose bytes are given in order, and return its SHA-256."""
     before, after = _tables(attributes, contents)
     needed = len(before) + int(contents.sizes.sum()) + len(after)
     digest, written = hashlib.sha256(), 0
@@ -160,23 +157,14 @@ class Expected:
 
 
 class ImageFile:
-    """A file of images, open for reading.
+    """A file of images, open for reading; image i is ``offsets[i]`` to ``offsets[i + 1]``.
 
-    Args:
-        path: the file.
-        expected: what it must be, where it is of a run.
-        most: how many images it has at most, where that is known of a release.
-
-    Attributes:
-        attributes: the file's own.
-        sessions: a record of each task run that made some of the images.
-        offsets: of the images in the blob, and its end.
-        blob_start: where in the file the blob begins.
+    Offsets count from ``blob_start`` in the file; ``attributes`` and ``sessions`` are as above.
+    It must be what is ``expected`` of a run's file, or have at most ``most`` images.
 
     Raises:
         MisplacedError: it is of another plan, or another shard.
         IntegrityError: it is missing, damaged, or of a later version.
-        DiskError: its disk fails.
     """
 
     def __init__(
@@ -303,11 +291,7 @@ class ImageFile:
         return payload
 
     def payloads(self, start: int, stop: int) -> Iterator[bytes]:
-        """Read encoded images one after another, each checked against its SHA-256.
-
-        Raises:
-            IntegrityError: an image is not what its record says.
-        """
+        """Read encoded images one after another, each checked against its SHA-256."""
         expected = self.rows()["sha256"][start:stop]
         for index, digest in zip(range(start, stop), expected, strict=True):
             payload = self.payload(index)
@@ -316,11 +300,7 @@ class ImageFile:
             yield payload
 
     def check(self) -> None:
-        """Check every image against its SHA-256.
-
-        Raises:
-            IntegrityError: an image is not what its record says.
-        """
+        """Check every image against its SHA-256."""
         for _ in self.payloads(0, len(self)):
             pass
 
@@ -361,9 +341,6 @@ def join(
 
     ``advance`` is called with how many more images are copied. With ``problems`` each image is
     decoded too, and of those that cannot be, the file and the reason are added there.
-
-    Raises:
-        IntegrityError: an image is damaged.
     """
     sessions: dict[str, int] = {}
     tables, sizes = [], []
