@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sdwn.errors import IntegrityError
 from sdwn.storage.columns import texts, to_columns
-from sdwn.storage.shards import Contents, ImageFile, RowRange, join, write_images
+from sdwn.storage.shards import Contents, ImageFile, join, write_images
 
 SESSION = {"host": "node1", "job": "7_3", "device": "cpu"}
 
@@ -103,7 +103,7 @@ def test_joining_copies_every_image_and_session(tmp_path: Path, groups: list[lis
     for number, (path, group) in enumerate(zip(paths, groups, strict=True)):
         write(path, group, first=number * 100, session={"job": f"job{number % 2}"})
     files = [ImageFile(path) for path in paths]
-    digest = join(tmp_path / "all.h5", {}, [RowRange(file, 0, len(file)) for file in files])
+    digest = join(tmp_path / "all.h5", {}, [(file, 0, len(file)) for file in files])
     for file in files:
         file.close()
     assert digest == hashlib.sha256((tmp_path / "all.h5").read_bytes()).hexdigest()
@@ -117,7 +117,7 @@ def test_joining_copies_every_image_and_session(tmp_path: Path, groups: list[lis
 def test_part_of_a_file_can_be_joined(tmp_path: Path) -> None:
     write(tmp_path / "a.h5", [b"0", b"11", b"222"])
     with ImageFile(tmp_path / "a.h5") as file:
-        join(tmp_path / "b.h5", {}, [RowRange(file, 1, 3)])
+        join(tmp_path / "b.h5", {}, [(file, 1, 3)])
     with ImageFile(tmp_path / "b.h5") as file:
         assert [file.payload(i) for i in range(len(file))] == [b"11", b"222"]
         assert file.rows()["number"].tolist() == [1, 2]

@@ -31,7 +31,7 @@ from sdwn.releases.writer import (
     cut_parts,
 )
 from sdwn.storage.codecs import CODECS
-from sdwn.storage.shards import RowRange, join
+from sdwn.storage.shards import join
 from sdwn.wordnet.taxonomy import read_taxonomy
 
 # A smaller release keeps parts, tables and record; it shares nothing with the other formats.
@@ -175,7 +175,7 @@ def _write_part(
         names = dict.fromkeys(parts.tolist())
         files = {name: stack.enter_context(release.open_part(name)) for name in names}
         ranges = [
-            RowRange(files[str(parts[start])], int(rows[start]), int(rows[stop - 1]) + 1)
+            (files[str(parts[start])], int(rows[start]), int(rows[stop - 1]) + 1)
             for start, stop in pairwise(ends)
         ]
         return join(path, attributes, ranges, advance)

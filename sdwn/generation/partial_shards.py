@@ -46,7 +46,7 @@ from sdwn.planning.plan import ImageSpec, Plan
 from sdwn.planning.work import Shard
 from sdwn.storage.columns import to_columns
 from sdwn.storage.images import encode
-from sdwn.storage.shards import Contents, Expected, ImageFile, RowRange, join, write_images
+from sdwn.storage.shards import Contents, Expected, ImageFile, join, write_images
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +240,7 @@ def finish_shard(paths: RunPaths, plan: Plan, shard: Shard) -> None:
         for start, stop in paths.piece_ranges(shard.index):
             found, file = _open_partial_shard(paths, plan, shard, start, stop)
             files[found] = stack.enter_context(file)
-        ranges = [RowRange(files[found], start, stop) for found, start, stop in cover(files)]
+        ranges = [(files[found], start, stop) for found, start, stop in cover(files)]
         total = sum(rows.stop - rows.start for rows in ranges)
         if total != images:
             raise IntegrityError(f"{folder}: expected {images} images, found {total}")

@@ -26,7 +26,7 @@ from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
 from sdwn.releases.writer import Attributes, Origin, ReleaseWriter, cut_parts
 from sdwn.storage.columns import COLUMNS, texts
-from sdwn.storage.shards import Expected, ImageFile, RowRange, join
+from sdwn.storage.shards import Expected, ImageFile, join
 from sdwn.wordnet.taxonomy import read_taxonomy
 
 
@@ -277,7 +277,7 @@ def _write_part(
     undecodable: list[tuple[Path, str]] | None = [] if decode else None
     with ExitStack() as stack:
         files = [stack.enter_context(ImageFile(shard)) for shard in shards]
-        ranges = [RowRange(file, 0, len(file)) for file in files]
+        ranges = [(file, 0, len(file)) for file in files]
         try:
             digest = join(path, attributes, ranges, advance, undecodable)
         except IntegrityError as error:

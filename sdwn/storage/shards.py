@@ -321,13 +321,8 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         raise IntegrityError(f"{path}: damaged: {' '.join(str(error).split())}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class RowRange:
-    """Some images of a file: rows ``start`` up to ``stop``."""
-
-    file: ImageFile
-    start: int
-    stop: int
+# Some images of a file: rows of the first number up to the second.
+RowRange = tuple[ImageFile, int, int]
 
 
 def join(
@@ -344,12 +339,11 @@ def join(
     """
     sessions: dict[str, int] = {}
     tables, sizes = [], []
-    for rows in ranges:
-        span = slice(rows.start, rows.stop)
-        table = {name: values[span] for name, values in rows.file.rows().items()}
+    for file, start, stop in ranges:
+        table = {name: values[start:stop] for name, values in file.rows().items()}
         # Those that made some of these images, each once, under its number in the new file.
         made = set(table.get("session", np.zeros(1, "u4")).tolist())
-        lines = [json.dumps(session, sort_keys=True) for session in rows.file.sessions]
+        lines = [json.dumps(session, sort_keys=True) for session in file.sessions]
         numbers = [
             sessions.setdefault(line, len(sessions)) if i in made else 0
             for i, line in enumerate(lines)
@@ -357,7 +351,7 @@ def join(
         if "session" in table:
             table["session"] = np.array(numbers, dtype="u4")[table["session"]]
         tables.append(table)
-        sizes.append(np.diff(rows.file.offsets[rows.start : rows.stop + 1]))
+        sizes.append(np.diff(file.offsets[start : stop + 1]))
     contents = Contents(
         {name: np.concatenate([table[name] for table in tables]) for name in tables[0]},
         np.concatenate(sizes),
@@ -365,10 +359,9 @@ def join(
     )
 
     def images() -> Iterator[tuple[ImageFile, int, bytes]]:
-        for rows in ranges:
-            payloads = rows.file.payloads(rows.start, rows.stop)
-            for index, payload in enumerate(payloads, start=rows.start):
-                yield rows.file, index, payload
+        for file, start, stop in ranges:
+            for index, payload in enumerate(file.payloads(start, stop), start):
+                yield file, index, payload
                 advance(1)
 
     def decoded(image: tuple[ImageFile, int, bytes]) -> bytes:
