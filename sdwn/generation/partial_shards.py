@@ -241,7 +241,7 @@ def finish_shard(paths: RunPaths, plan: Plan, shard: Shard) -> None:
             found, file = _open_partial_shard(paths, plan, shard, start, stop)
             files[found] = stack.enter_context(file)
         ranges = [(files[found], start, stop) for found, start, stop in cover(files)]
-        total = sum(rows.stop - rows.start for rows in ranges)
+        total = sum(stop - start for _, start, stop in ranges)
         if total != images:
             raise IntegrityError(f"{folder}: expected {images} images, found {total}")
         with atomic(paths.shard(shard.index), folder=folder) as temporary:
