@@ -26,6 +26,7 @@ from sdwn.jobs.scheduler import Job, JobState, QueueCounter, cannot_start
 from sdwn.jobs.task import ArrayTask, write_note
 from sdwn.paths import NO_GPU, RunPaths
 from sdwn.preflight.trials import TrialCallbacks, tune_by_jobs
+from sdwn.workflow import status
 from sdwn.workflow.later_stages import LATER_STAGES
 from sdwn.workflow.status import run_status
 from sdwn.workflow.submitting import leaving_advice
@@ -136,6 +137,22 @@ def test_a_local_task_that_is_killed_is_told_as_killed(sdwn: Sdwn, planned: Plan
     os.kill(workers(paths)[0], signal.SIGKILL)
     wait_until(lambda: not live_jobs(paths))
     assert "killed without a word" in sdwn.json("status", paths.root)["failures"][0]
+
+
+def test_the_space_that_is_missing_is_told(
+    generated: PlanRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, plan = generated()
+    for shard in plan.shards[1:]:
+        paths.shard(shard.index).unlink()
+    said = "OSError: [Errno 28] No space left on device"
+    size = paths.shard(0).stat().st_size * (len(plan.shards) - 1)
+    usage = shutil.disk_usage(paths.root)
+    monkeypatch.setattr(status.shutil, "disk_usage", lambda _: usage._replace(free=size // 2))
+    assert "are missing" in str(status.shortage(paths, plan, said))
+    monkeypatch.setattr(status.shutil, "disk_usage", lambda _: usage._replace(free=size * 2))
+    assert "quota" in str(status.shortage(paths, plan, said))
+    assert status.shortage(paths, plan, "killed") is None
 
 
 # Restarts, and what waits in vain

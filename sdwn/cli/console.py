@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich import markup
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.filesize import decimal
 from rich.live import Live as Redrawn
 from rich.progress_bar import ProgressBar
@@ -213,7 +213,8 @@ class WorkBar:
             # Work that was there already has no speed.
             rate = (self._done - self._start) / seconds if seconds > 1 else 0.0
             left = (self._total - self._done) / rate if rate else None
-            facts.append(progress_text(self._done, self._total, self._unit, rate, left))
+            done = min(self._done, self._total)
+            facts.append(progress_text(done, self._total, self._unit, rate, left))
         if self._jobs:
             states = [state.state for state in self._live.values()]
             queued, unknown = states.count(PENDING), states.count(UNKNOWN)
@@ -231,18 +232,12 @@ class WorkBar:
 
     def __rich__(self) -> RenderableType:
         """Return what a terminal shows."""
-        table = Table.grid(padding=(0, 2, 0, 0))
-        head = Text(self._elapsed())
-        if self._total is None:
-            mark: RenderableType = self._spinner
-        else:
-            mark = ProgressBar(max(1, self._total), self._done if self._total else 1, width=30)
-        table.add_row(self._what, mark, head)
-        lines = Table.grid()
-        lines.add_row(table)
-        for fact in self._facts():
-            lines.add_row(Text(f"  {without_controls(fact)}"))
-        return lines
+        mark: RenderableType = self._spinner
+        if self._total is not None:
+            mark = ProgressBar(self._total or 1, self._done if self._total else 1, width=30)
+        head = Table.grid(padding=(0, 2, 0, 0))
+        head.add_row(self._what, mark, self._elapsed())
+        return Group(head, *(literal(f"  {fact}") for fact in self._facts()))
 
 
 @contextmanager

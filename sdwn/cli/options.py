@@ -189,16 +189,18 @@ def with_site(function: Callable[..., None]) -> Callable[..., None]:
         function(**arguments, site=site)
 
     # typer reads the signature: the command's own parameters, then a flag for each field.
-    parameters = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name != "site"
-    ]
+    own, keyword = inspect.signature(function).parameters, inspect.Parameter.KEYWORD_ONLY
+    kinds = {name: hints[name] for name in own if name != "site"}
     for name, text in SITE.items():
-        flag = Annotated[str | None, Option(metavar="VALUE", help=text, rich_help_panel=PANEL)]
-        parameters.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=flag)
-        )
-    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {one.name: one.annotation for one in parameters}
+        kinds[name] = Annotated[
+            str | None, Option(metavar="VALUE", help=text, rich_help_panel=PANEL)
+        ]
+    defaults = dict.fromkeys(SITE) | {name: one.default for name, one in own.items()}
+    wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, keyword, default=defaults[name], annotation=kind)
+            for name, kind in kinds.items()
+        ]
+    )
+    wrapped.__annotations__ = kinds
     return wrapped

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
+
+from rich.filesize import decimal
 
 from sdwn.errors import IntegrityError, command
 from sdwn.jobs.journal import (
@@ -35,9 +40,12 @@ from sdwn.paths import (
 from sdwn.planning.plan import Plan
 from sdwn.planning.work import Shard, ShardedWork
 from sdwn.prediction.plan import PredictionPlan
+from sdwn.preflight.estimate import stored_bytes
 
 RATE_WINDOW_S = 600
 FAILURES_SHOWN = 5
+# How a full disk or quota is named, by Python, HDF5 and sdwn itself.
+NO_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "no space or quota left")
 
 # The stages behind a run's shards, and what follows an evaluation's; how one stands begins so.
 LATER = (*get_args(LaterStage), "conclude")
@@ -125,6 +133,11 @@ def run_status(paths: RunPaths, work: ShardedWork, journal: Journal | None = Non
     restarts: dict[str, int] = defaultdict(int)
     for match in filter(None, map(RESTART_NAME.fullmatch, names)):
         restarts[match["job"]] = max(restarts[match["job"]], int(match["start"]))
+    failures = [
+        f"shard {index}: {failure(paths, index, submissions)}" for index in failed[:FAILURES_SHOWN]
+    ]
+    if failures and (short := shortage(paths, work, failures[0])):
+        failures.append(short)
     hidden = hidden_owners(submissions, failed)
     unseen = " (this site hides their jobs: their shards that wait or run count as failed)"
     owners = dict.fromkeys(one.owner for one in submissions if one.owner)
@@ -151,10 +164,7 @@ def run_status(paths: RunPaths, work: ShardedWork, journal: Journal | None = Non
         images_per_second=rate,
         seconds_left=(total - images) / rate if rate else None,
         gpus=_by_gpu(paths, names, live),
-        failures=[
-            f"shard {index}: {failure(paths, index, submissions)}"
-            for index in failed[:FAILURES_SHOWN]
-        ],
+        failures=failures,
         lowered=_notes(paths, names, LOWERED),
         changed_code=_notes(paths, names, CHANGED),
         without_gpu=_notes(paths, names, NO_GPU),
@@ -260,6 +270,18 @@ def _images_per_second(paths: RunPaths, work: ShardedWork, done: set[int], piece
     oldest, before = max(recent, key=lambda one: one[0])
     made = sum(images for _, images in recent) - before
     return made / oldest if oldest > 0 else 0.0
+
+
+def shortage(paths: RunPaths, work: ShardedWork, why: str) -> str | None:
+    """Compare the space that is free with what a run still needs, if space is why it failed."""
+    if not isinstance(work, Plan) or not any(words in why for words in NO_SPACE):
+        return None
+    needed, _ = stored_bytes(paths, work, work.assigned_images - images_done(paths, work))
+    free = shutil.disk_usage(paths.root).free
+    end = "space was freed since, or your quota is used up"
+    if needed > free:
+        end = f"{decimal(needed - free)} are missing"
+    return f"the rest of the run needs about {decimal(needed)}, {decimal(free)} are free: {end}"
 
 
 # What tasks wrote about themselves

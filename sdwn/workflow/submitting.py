@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +50,7 @@ from sdwn.models.weights import source
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.planning.work import WHOLE, Slice
-from sdwn.preflight.doctor import Finding, check_run
+from sdwn.preflight.doctor import check_run
 from sdwn.preflight.estimate import estimate, estimate_rows
 from sdwn.preflight.prefetch import lock_found_classifier
 from sdwn.wordnet.catalog import read_catalog
@@ -161,8 +160,18 @@ def submit_run(  # noqa: PLR0912
         require_visible(paths, journal.submissions, todo)
         checked = todo or evaluated
         found = check_run(paths, plan, profile, options.then, takes) if checked else []
-        # Where nothing is left to make, only what would stop the evaluation counts.
-        _refuse_problems([one for one in found if todo or one.subject == "classifier"], say)
+        # Where nothing is left to make, only what would stop the evaluation counts. A controller
+        # that does not answer is waited for.
+        found = [one for one in found if todo or one.subject == "classifier"]
+        texts = [(one.verdict, f"{one.subject}: {one.text}") for one in found]
+        for verdict, text in texts:
+            if verdict == "warning":
+                say(f"warning: {text}")
+        stopping = [
+            text for verdict, text in texts if verdict == "problem" and text[:6] != "slurm:"
+        ]
+        if stopping:
+            raise SdwnError("\n".join([*stopping, "submit all the same with: --force"]))
     if evaluated:
         lock_found_classifier(paths, plan.config)
     if todo:
@@ -189,18 +198,6 @@ def submit_run(  # noqa: PLR0912
     elif options.then:
         counts["then"] = _submit_stages(order, plan, options, display)
     return counts
-
-
-def _refuse_problems(findings: Sequence[Finding], say: OnMessage) -> None:
-    """Report the doctor's warnings, and refuse a run that something would stop."""
-    for one in findings:
-        if one.verdict == "warning":
-            say(f"warning: {one.subject}: {one.text}")
-    # A controller that does not answer is waited for.
-    stopping = [one for one in findings if one.verdict == "problem" and one.subject != "slurm"]
-    if stopping:
-        lines = [f"{one.subject}: {one.text}" for one in stopping]
-        raise SdwnError("\n".join([*lines, "submit all the same with: --force"]))
 
 
 def shards_to_submit(paths: RunPaths, plan: Plan, journal: Journal, say: OnMessage) -> list[int]:
