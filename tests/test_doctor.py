@@ -68,7 +68,7 @@ def test_without_slurm_nothing_is_known_and_that_is_said(
     assert not problems(check_run(*planned(), profile(executor="local")))
 
 
-# What the test cluster's own commands print, with QOS and partitions as sites have them.
+# What the test cluster's own commands print, with partitions as sites have them.
 SITE = parse_site(
     config=["AccountingStorageEnforce = associations,limits,qos"],
     partitions=[
@@ -77,7 +77,6 @@ SITE = parse_site(
         "PartitionName=short Default=NO MaxTime=02:00:00 State=DOWN",
     ],
     nodes=["main|idle|2|2|8000|gpu:a100:2", "high|drain|4|2|8000|(null)"],
-    qos=["normal||12:00:00", "long|DenyOnLimit,PartitionTimeLimit|7-00:00:00", "other||"],
 )
 
 

@@ -22,7 +22,7 @@ from sdwn.jobs import scheduler
 from sdwn.jobs.journal import intend, live_jobs, read_journal, settle, unfinished_shards
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.scheduler import Job, JobState, QueueCounter, cannot_start
+from sdwn.jobs.scheduler import Job, JobState, cannot_start
 from sdwn.jobs.task import ArrayTask, write_note
 from sdwn.paths import NO_GPU, RunPaths
 from sdwn.preflight.trials import TrialCallbacks, tune_by_jobs
@@ -210,28 +210,6 @@ def test_what_waits_in_vain_is_told_and_nothing_else(reasons: list[str]) -> None
         assert (f"and {others} more" in text) == (others > 0)
 
 
-def test_a_look_at_a_wait_counts_what_was_seen_and_is_gone_as_done() -> None:
-    jobs = [Job(f"7_{number}", (number,)) for number in range(4)]
-    states = [
-        JobState("RUNNING"),
-        JobState("PENDING", "Priority"),
-        JobState("PENDING", "ReqNodeNotAvail, UnavailableNodes:n1"),
-        JobState("PENDING", "JobHeldUser"),
-    ]
-    count = QueueCounter()
-    count(dict(zip(jobs, states, strict=True)))
-    look = count(dict(zip(jobs[1:], states[1:], strict=True)))
-    assert look.ids == ("7_0", "7_1", "7_2", "7_3")
-    assert (look.queued, look.running, look.done, look.unknown) == (3, 0, 1, 0)
-    assert look.waits == {
-        "behind jobs of higher priority": 1,
-        "for nodes that are down, reserved or in maintenance": 1,
-        "and cannot start (JobHeldUser)": 1,
-    }
-    silent = count({jobs[1]: scheduler.NO_ANSWER})
-    assert (silent.queued, silent.running, silent.unknown) == (0, 0, 1)
-
-
 # Displays
 
 
@@ -246,7 +224,7 @@ def test_work_under_way_is_a_line_a_minute_in_a_log(
         states = [JobState("PENDING", "Resources"), JobState("RUNNING", "None")]
         bar.look(dict(zip(jobs, [*states, states[1]], strict=True)))
         said = capsys.readouterr().err
-        assert "110/400 images (27 %); job 7: 1 queued (Resources), 2 running" in said
+        assert "110/400 images (27 %); job 7: 1 queued (no free nodes), 2 running" in said
         monkeypatch.setattr(console, "REPORT_SECONDS", 0)
         bar.look({jobs[0]: states[1]})
         assert "job 7: 1 running, 2 ended; 0 s elapsed" in capsys.readouterr().err

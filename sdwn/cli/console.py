@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdwn.errors import duration
-from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live
+from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, reason_in_words
 
 stderr = Console(stderr=True, highlight=False, emoji=False)
 stdout = Console(highlight=False, emoji=False)
@@ -219,7 +219,7 @@ class WorkBar:
             states = [state.state for state in self._live.values()]
             queued, unknown = states.count(PENDING), states.count(UNKNOWN)
             reasons = Counter(one.reason for one in self._live.values() if one.state == PENDING)
-            why = ", ".join(reason for reason in reasons if reason not in ("", "None"))
+            why = ", ".join(dict.fromkeys(map(reason_in_words, reasons)))
             counts = {
                 f"queued ({why})" if why else "queued": queued,
                 "running": len(states) - queued - unknown,

@@ -17,6 +17,7 @@ from sdwn.cli import console, options
 from sdwn.cli.evaluate import evaluate_here, evaluation_rows
 from sdwn.cli.release import merge_runs, release_rows, with_evaluation
 from sdwn.errors import command, counted, duration
+from sdwn.jobs.scheduler import reason_in_words
 from sdwn.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -229,7 +230,10 @@ def status_table(found: RunStatus) -> Table:
     rows: dict[str, Any] = {
         "shards": ", ".join([f"{found.shards_done:,} of {found.shards_total:,} done", *shards]),
         "why jobs wait": [
-            *(f"{counted(n, 'job')}: {why}" for why, n in found.pending_reasons.items()),
+            *(
+                f"{counted(number, 'job')}: {reason_in_words(reason)}"
+                for reason, number in found.pending_reasons.items()
+            ),
             *found.cannot_start,
         ],
         "devices": gpus,

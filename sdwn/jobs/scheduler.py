@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,16 @@ from sdwn.io import in_threads
 from sdwn.jobs.profile import ClusterProfile, minutes
 
 TIMEOUT_S = 60
+# Of the commands that describe a site each may hang as long; they run at once.
+SITE_TIMEOUT_S = 20
+CONFIG = ("scontrol", "show", "config")
+PARTITIONS = ("scontrol", "--all", "--oneliner", "show", "partition")
+NODES = ("sinfo", "--all", "--exact", "--noheader", "--format=%R|%t|%D|%c|%m|%G")
+# SLURM's default.
+MAX_ARRAY_SIZE = 1001
+# How sinfo's short states of nodes begin that take no jobs.
+OUT_OF_USE = ("down", "drain", "drng", "fail", "inval", "unk")
+
 RUNNING, PENDING, UNKNOWN = "RUNNING", "PENDING", "UNKNOWN"
 
 # Without --all, squeue leaves out a user's own jobs in hidden partitions.
@@ -249,6 +260,36 @@ REMEDIES = (
 )
 
 
+# The reasons that pass, by how they begin.
+PASSING = {
+    "Resources": "no free nodes",
+    "Priority": "others have a higher priority",
+    "Dependency": "the jobs before it have not ended",
+    "JobArrayTaskLimit": "as many tasks run as may at once",
+    "BeginTime": "not before its start time",
+    "ReqNodeNotAvail": "its nodes are down, reserved or in maintenance",
+    "Reservation": "its reservation has not begun",
+    "Licenses": "no free licence",
+    "None": "not looked at by SLURM yet",
+    "QOS": "a limit of its QOS",
+    "Assoc": "a limit of your account",
+}
+
+
+def reason_in_words(reason: str) -> str:
+    """Return in words why a job waits; what is rare has its code behind it.
+
+    >>> [reason_in_words(code) for code in ("Priority", "QOSMaxJobsPerUserLimit", "JobHeldUser")]
+    ['others have a higher priority', 'a limit of its QOS (QOSMaxJobsPerUserLimit)', \
+'cannot start (JobHeldUser)']
+    """
+    if any(re.search(words, reason) for words, _ in REMEDIES):
+        return f"cannot start ({reason})"
+    code = reason.partition(",")[0] or "None"
+    found = next((words for begin, words in PASSING.items() if code.startswith(begin)), None)
+    return found if found and code in PASSING else f"{found} ({code})" if found else code
+
+
 def cannot_start(live: Live) -> dict[str, str]:
     """Describe, by SLURM's reason, the live jobs that can never start, and what to do.
 
@@ -273,94 +314,7 @@ def cannot_start(live: Live) -> dict[str, str]:
     return found
 
 
-# A wait
-
-# SLURM's reasons that pass, by how they begin; "waits" goes before them.
-WAITS = {
-    "Resources": "for free nodes",
-    "Priority": "behind jobs of higher priority",
-    "Dependency": "for the jobs before it",
-    "JobArrayTaskLimit": "for other tasks of its array (array_parallelism)",
-    "BeginTime": "until its time to start, as after a requeue",
-    "ReqNodeNotAvail": "for nodes that are down, reserved or in maintenance",
-    "Reservation": "for its reservation to begin",
-    "Licenses": "for a licence",
-    "QOS": "for a limit of its QOS",
-    "Assoc": "for a limit of your account",
-    "None": "to be looked at by SLURM",
-}
-
-
-def waits(reason: str) -> str:
-    """Return SLURM's reason of a job that waits, in words; its code stands behind what is rare.
-
-    >>> waits("Priority"), waits("QOSMaxJobsPerUserLimit")
-    ('behind jobs of higher priority', 'for a limit of its QOS (QOSMaxJobsPerUserLimit)')
-    """
-    if any(re.search(words, reason) for words, _ in REMEDIES):
-        return f"and cannot start ({reason})"
-    code = reason.partition(",")[0] or "None"
-    words = next((words for begin, words in WAITS.items() if code.startswith(begin)), None)
-    return words if words and code in WAITS else f"{words or 'for'} ({code})"
-
-
-@dataclass(frozen=True, slots=True)
-class QueueLook:
-    """Jobs that a command waits for, at one look at them.
-
-    ``ids`` are of all that were seen until now, ``waits`` counts the queued ones by SLURM's reason
-    in words (to be read behind "waits"), ``unknown`` are those of a controller that does not
-    answer; ``seconds`` have passed since the first look.
-    """
-
-    ids: tuple[str, ...]
-    queued: int
-    running: int
-    done: int
-    unknown: int
-    waits: Mapping[str, int]
-    seconds: float
-
-
-class QueueCounter:
-    """Counter of a wait's jobs, to be called at each look: what was seen and is gone is done."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, None] = {}
-        self._began = time.monotonic()
-
-    def __call__(self, live: Live) -> QueueLook:
-        """Count the live jobs, and those that have ended since the first look."""
-        self._seen |= dict.fromkeys(job.id for job in live)
-        states = list(live.values())
-        queued = [one for one in states if one.state == PENDING]
-        unknown = sum(one.state == UNKNOWN for one in states)
-        return QueueLook(
-            ids=tuple(self._seen),
-            queued=len(queued),
-            running=len(states) - len(queued) - unknown,
-            done=len(self._seen) - len(states),
-            unknown=unknown,
-            waits=Counter(waits(one.reason) for one in queued),
-            seconds=time.monotonic() - self._began,
-        )
-
-
 # A site
-
-# Each command may hang as long; they run at once.
-SITE_TIMEOUT_S = 20
-
-CONFIG = ("scontrol", "show", "config")
-PARTITIONS = ("scontrol", "--all", "--oneliner", "show", "partition")
-NODES = ("sinfo", "--all", "--exact", "--noheader", "--format=%R|%t|%D|%c|%m|%G")
-QOS = ("sacctmgr", "-nP", "show", "qos", "format=name,flags,maxwall")
-
-# SLURM's defaults.
-MAX_ARRAY_SIZE = 1001
-
-# How sinfo's short states of nodes begin that take no jobs.
-OUT_OF_USE = ("down", "drain", "drng", "fail", "inval", "unk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,18 +336,8 @@ class Partition:
     """A partition; None stands for no limit, ``nodes`` is empty where sinfo lists none."""
 
     name: str
-    up: bool
     time_min: int | None = None
     nodes: tuple[NodeKind, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Qos:
-    """A quality of service; None stands for no limit."""
-
-    name: str
-    flags: tuple[str, ...] = ()
-    wall_min: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,63 +347,35 @@ class Site:
     config: Mapping[str, str] | None = None
     partitions: Mapping[str, Partition] = field(default_factory=dict)
     default_partition: str | None = None
-    qos: Mapping[str, Qos] | None = None
 
     def chosen(self, profile: ClusterProfile) -> tuple[str, ...]:
         """Return the names of the partitions that a profile asks for."""
         wanted = (profile.partition or self.default_partition or "").split(",")
         return tuple(name.strip() for name in wanted if name.strip())
 
-    def enforces(self, what: str) -> bool:
-        """Return whether accounting's limits, qos or associations bind here; True if unknown."""
-        if self.config is None or "AccountingStorageEnforce" not in self.config:
-            return True
-        return what in self.config["AccountingStorageEnforce"].split(",")
-
 
 def read_site() -> Site:
     """Run SLURM's commands, all at once; a command that fails leaves its values unknown."""
-    commands = (CONFIG, PARTITIONS, NODES, QOS)
-    printed = in_threads(_printed, commands, threads=len(commands), ahead=len(commands))
-    return parse_site(*printed)
-
-
-def _printed(command: Sequence[str]) -> list[str] | None:
-    return output_lines(command, SITE_TIMEOUT_S)
+    commands = (CONFIG, PARTITIONS, NODES)
+    lines = partial(output_lines, timeout_s=SITE_TIMEOUT_S)
+    return parse_site(*in_threads(lines, commands, threads=len(commands), ahead=len(commands)))
 
 
 def parse_site(
-    config: Iterable[str] | None,
-    partitions: Iterable[str] | None,
-    nodes: Iterable[str] | None,
-    qos: Iterable[str] | None,
+    config: Iterable[str] | None, partitions: Iterable[str] | None, nodes: Iterable[str] | None
 ) -> Site:
     """Parse what the commands printed, line by line; None where one failed."""
     rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in partitions or ()]
-    rows = [row for row in rows if "PartitionName" in row]
-    kinds = parse_nodes(nodes or ())
-    found = [
-        Partition(
-            name=row["PartitionName"],
-            up=row.get("State", "UP") == "UP",
-            time_min=_time(row.get("MaxTime", "")),
-            nodes=kinds.get(row["PartitionName"], ()),
-        )
-        for row in rows
-    ]
-    qos_rows = [line.split("|") for line in qos or () if line.count("|") == 2]
-    services = [
-        Qos(name, tuple(filter(None, flags.split(","))), _time(wall))
-        for name, flags, wall in qos_rows
-    ]
-    return Site(
-        config=None if config is None else parse_config(config),
-        partitions={partition.name: partition for partition in found},
-        default_partition=next(
-            (row["PartitionName"] for row in rows if row.get("Default") == "YES"), None
-        ),
-        qos=None if qos is None else {one.name: one for one in services},
-    )
+    found, default, kinds = dict[str, Partition](), None, parse_nodes(nodes or ())
+    for row in rows:
+        if name := row.get("PartitionName"):
+            try:
+                longest = minutes(row.get("MaxTime", ""))
+            except ValueError:
+                longest = None  # UNLIMITED, or nothing
+            found[name] = Partition(name, longest, kinds.get(name, ()))
+            default = name if row.get("Default") == "YES" else default
+    return Site(None if config is None else parse_config(config), found, default)
 
 
 def parse_config(lines: Iterable[str]) -> dict[str, str]:
@@ -496,22 +412,15 @@ def parse_nodes(lines: Iterable[str]) -> dict[str, tuple[NodeKind, ...]]:
     return kinds
 
 
-def _time(text: str) -> int | None:
-    try:
-        return minutes(text)
-    except ValueError:
-        return None  # UNLIMITED, or nothing
-
-
 def hides_jobs() -> bool:
     """Return whether users of this site see only their own jobs; False if that is unknown."""
-    config = parse_config(_printed(CONFIG) or ())
+    config = parse_config(output_lines(CONFIG, SITE_TIMEOUT_S) or ())
     return "jobs" in config.get("PrivateData", "").split(",")
 
 
 def max_array_size() -> int:
     """Return how many tasks an array may have here; SLURM's default where it does not say."""
-    return array_size(parse_config(_printed(CONFIG) or ()))
+    return array_size(parse_config(output_lines(CONFIG, SITE_TIMEOUT_S) or ()))
 
 
 def array_size(config: Mapping[str, str]) -> int:
