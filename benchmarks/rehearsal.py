@@ -133,7 +133,7 @@ class Rehearsal:
     @property
     def sampled(self) -> int:
         """Images that were sampled, kept or lost, in whole batches."""
-        return sum(record.sampled for record in self.records)
+        return sum(record.first_images + record.images for record in self.records)
 
     @property
     def redone(self) -> tuple[float, float]:

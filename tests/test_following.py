@@ -17,12 +17,14 @@ from rich.console import Console
 from sdwn.cli import console
 from sdwn.cli import run as commands
 from sdwn.config import validated
+from sdwn.errors import SdwnError
 from sdwn.generation.task import GENERATE
 from sdwn.jobs import scheduler
 from sdwn.jobs.journal import intend, live_jobs, read_journal, settle, unfinished_shards
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.scheduler import Job, JobState, cannot_start
+from sdwn.jobs.submit import Callbacks, WorkOrder, complete
 from sdwn.jobs.task import ArrayTask, write_note
 from sdwn.paths import NO_GPU, RunPaths
 from sdwn.preflight.trials import TrialCallbacks, tune_by_jobs
@@ -107,6 +109,18 @@ def test_a_process_is_told_by_its_own_end(planned: PlanRun) -> None:
     logged(paths, [AT_WORK + KILLED.replace("task 0", "task 1") + AT_WORK + RAISED, AT_WORK])
     assert "the model is gone" in failure(paths, 0)
     assert "killed (SIGKILL)" in failure(paths, 1)
+
+
+def test_after_a_time_limit_the_printed_command_asks_for_twice_the_time(
+    planned: PlanRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, plan = planned()
+    logged(paths, [AT_WORK + LIMIT + KILLED])
+    monkeypatch.setattr(scheduler, "squeue", lambda *_, **__: {})
+    site = validated(ClusterProfile, {"time": "1:30:00"}, source="test")
+    callbacks = Callbacks(lambda _: None, print, "sdwn retry run --wait")
+    with pytest.raises(SdwnError, match="time limit .*with: sdwn retry run --wait --time 180"):
+        complete(WorkOrder(paths, plan, {GENERATE.name: GENERATE}, site), -1, callbacks)
 
 
 def test_a_setup_line_that_failed_is_told_for_every_process_with_its_own_words(

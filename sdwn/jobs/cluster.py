@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -259,8 +259,8 @@ def start_array(
     if ignored and ignored != _ignored:
         _ignored[:] = ignored
         on_message(f"{', '.join(ignored)}: not followed; jobs get what the profile says")
-    wait = _patience(on_message)
     write_text(path, script)
+    pauses = iter(PAUSES_S)
     while True:
         code, printed = _sbatch(path, on_message)
         if answer := SUBMITTED.search(printed):
@@ -277,7 +277,7 @@ def start_array(
             known = next(iter(queue))
             break
         if silent:
-            wait(reason)
+            _pause(pauses, reason, on_message)
             continue
         path.unlink()
         if full:
@@ -342,36 +342,27 @@ def is_full(text: str) -> bool:
     return any(words in text for words in full)
 
 
-def _patience(on_message: OnMessage) -> Callable[[str], None]:
-    """Return a function that waits for a controller, ever longer, ten minutes in all."""
-    pauses = iter(PAUSES_S)
-
-    def wait(reason: str) -> None:
-        pause = next(pauses, None)
-        if pause is None:
-            raise NoAnswerError(
-                f"SLURM did not answer for {sum(PAUSES_S) // 60} minutes ({reason}); what was "
-                "submitted is kept; run the same command again when it does"
-            )
-        on_message(f"no answer from SLURM ({reason}); trying again in {pause} s")
-        time.sleep(pause)
-
-    return wait
+def _pause(pauses: Iterator[int], reason: str, on_message: OnMessage) -> None:
+    """Wait for a controller, ever longer, ten minutes in all."""
+    pause = next(pauses, None)
+    if pause is None:
+        raise NoAnswerError(
+            f"SLURM did not answer for {sum(PAUSES_S) // 60} minutes ({reason}); what was "
+            "submitted is kept; run the same command again when it does"
+        )
+    on_message(f"no answer from SLURM ({reason}); trying again in {pause} s")
+    time.sleep(pause)
 
 
 def await_queue(on_message: OnMessage, *names: str) -> dict[str, JobState]:
     """Return the user's queue, waiting for a controller that does not answer.
 
     With names, return the jobs that have one of them, also those that ended just now.
-
-    Raises:
-        NoAnswerError: it did not for ten minutes.
-        SdwnError: there is no SLURM.
     """
     _require_slurm()
-    wait = _patience(on_message)
+    pauses = iter(PAUSES_S)
     while (queue := scheduler.squeue(names, ended=bool(names))) is None:
-        wait("squeue fails")
+        _pause(pauses, "squeue fails", on_message)
     return queue
 
 

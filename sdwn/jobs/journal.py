@@ -27,7 +27,7 @@ from sdwn.config import Positive, validated
 from sdwn.io import JSON_BYTES, append_json, now, read_whole
 from sdwn.jobs import scheduler
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.scheduler import NO_ANSWER, RUNNING, UNKNOWN, Job, JobState, Live, hides_jobs, user
+from sdwn.jobs.scheduler import NO_ANSWER, RUNNING, UNKNOWN, Job, JobState, Live, site_config, user
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import RunPaths
 from sdwn.planning.work import ShardedWork
@@ -137,7 +137,8 @@ def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile)
         tasks=tuple(task.indices for task in tasks),
         owner=user(),
     )
-    _append(paths, _content(submission))
+    paths.root.mkdir(parents=True, exist_ok=True)
+    append_json(paths.submissions, _content(submission))
     return submission
 
 
@@ -145,23 +146,23 @@ def settle(paths: RunPaths, submission: Submission, ids: Sequence[str]) -> Submi
     """Write down the scheduler's ids for it, and all of it once more, in case a line is lost."""
     owner = {"owner": submission.owner} if submission.owner else {}
     content = {"of": _content(submission)}
-    _append(paths, {"name": submission.name, "ids": list(ids), **owner, **content})
+    append_json(paths.submissions, {"name": submission.name, "ids": list(ids), **owner, **content})
     return replace(submission, ids=tuple(ids))
 
 
 def refuse(paths: RunPaths, submission: Submission, reason: str) -> None:
     """Write down that the scheduler did not take it."""
-    _append(paths, {"name": submission.name, "refused": reason})
+    append_json(paths.submissions, {"name": submission.name, "refused": reason})
 
 
 def note_cancelled(paths: RunPaths, ids: Sequence[str]) -> None:
     """Write down that these jobs were cancelled, for commands that follow them."""
-    _append(paths, {"cancelled": now(), "jobs": list(ids)})
+    append_json(paths.submissions, {"cancelled": now(), "jobs": list(ids)})
 
 
 def note_later(paths: RunPaths, stages: Sequence[str]) -> None:
     """Write down which stages are to follow the shards, for a command that resumes the run."""
-    _append(paths, {"then": list(stages)})
+    append_json(paths.submissions, {"then": list(stages)})
 
 
 def _content(submission: Submission) -> dict[str, Any]:
@@ -169,11 +170,6 @@ def _content(submission: Submission) -> dict[str, Any]:
     # Earlier versions of sdwn leave out a submission with a field that they do not know.
     del content["owner"]
     return {key: value for key, value in content.items() if value not in (None, ())}
-
-
-def _append(paths: RunPaths, record: dict[str, Any]) -> None:
-    paths.root.mkdir(parents=True, exist_ok=True)
-    append_json(paths.submissions, record)
 
 
 # Reading
@@ -224,9 +220,8 @@ class Journal:
 def open_journal(paths: RunPaths) -> Journal:
     """Read a run's journal; an empty one where nothing was submitted."""
     journal = Journal()
-    if not paths.submissions.exists():
-        return journal
-    text = read_whole(paths.submissions, JSON_BYTES).decode(errors="replace")
+    there = paths.submissions.exists()
+    text = read_whole(paths.submissions, JSON_BYTES).decode(errors="replace") if there else ""
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             journal._take(json.loads(line))
@@ -276,54 +271,46 @@ def find_jobs(
 ) -> RunJobs:
     """Find the jobs of submissions; SLURM is asked where some went there, or if it is wanted."""
     in_slurm = [one for one in submissions if one.executor == "slurm" and not one.refused]
-    queue = scheduler.squeue() if in_slurm or ask_slurm else {}
-    own = queue or {}
+    queue = own = scheduler.squeue() if in_slurm or ask_slurm else {}
     others = [one.name for one in in_slurm if one.owner != user()]
-    if queue is not None and others:
+    if own is not None and others:
         seen = scheduler.squeue(others, everybody=True)
         queue = None if seen is None else own | seen
+    # Processes of another host count as ended: making a shard twice costs time, waiting for a
+    # dead process has no end.
     here = socket.gethostname()
-    # Those of another host count as ended: making a shard twice costs time, waiting for a dead
-    # process has no end.
     local = any(one.executor == "local" and one.host == here for one in submissions)
     running = scheduler.processes(paths.jobs) if local else {}
-    found = []
+    by_submission = []
     for one in submissions:
-        jobs = one.jobs
+        jobs, states = one.jobs, dict[str, JobState]()
         if one.executor == "local":
-            states = {
-                job: JobState(RUNNING, name=name)
-                for job, (_, name) in running.items()
-                if name in ("", one.name) and one.host == here
-            }
+            for job, (_, name) in running.items():
+                if name in ("", one.name) and one.host == here:
+                    states[job] = JobState(RUNNING, name=name)
             if one.unsettled:
                 jobs = one.jobs_as(local_ids(one.name, len(one.tasks)))
-        elif queue is None:
+        elif queue is None and not one.refused:
             # Without an id, its name and the task's number stand for it.
-            unknown = tuple(f"{one.name}_{number}" for number in range(len(one.tasks)))
-            jobs = () if one.refused else one.jobs_as(one.ids or unknown)
+            jobs = one.jobs or one.jobs_as([f"{one.name}_{n}" for n in range(len(one.tasks))])
             states = {job.id: NO_ANSWER for job in jobs}
-        else:
+        elif queue:
             # An id alone may be another job's by now: they begin anew, and clusters count for
             # themselves.
             states = {job: state for job, state in queue.items() if state.name == one.name}
             if one.unsettled and states:
                 jobs = one.jobs_as(job_ids(next(iter(states)), len(one.tasks)))
-        found.append((one, jobs, states))
-    by_submission = [
-        (one, {job: states[job.id] for job in jobs if job.id in states})
-        for one, jobs, states in found
-    ]
+        by_submission.append((one, {job: states[job.id] for job in jobs if job.id in states}))
     known = {one.name for one in submissions}
-    unrecorded = {
+    lost = {
         Job(job, (), array=state.name): state
-        for job, state in own.items()
+        for job, state in (own or {}).items()
         # An array's script lies in its run's folder.
         if state.name not in known
         and _NAME.fullmatch(state.name)
         and (paths.jobs / f"{state.name}.sh").exists()
     }
-    return RunJobs(by_submission, unrecorded, None if queue is None else len(own))
+    return RunJobs(by_submission, lost, None if queue is None or own is None else len(own))
 
 
 def live_jobs(
@@ -369,7 +356,8 @@ def hidden_owners(submissions: Sequence[Submission], indices: Container[int]) ->
         for job in one.jobs
         if job.id not in one.cancelled and any(index in indices for index in job.indices)
     }
-    return sorted(filter(None, others)) if others and hides_jobs() else []
+    hidden = others and "jobs" in site_config().get("PrivateData", "").split(",")
+    return sorted(filter(None, others)) if hidden else []
 
 
 def unfinished_shards(paths: RunPaths, work: ShardedWork) -> list[int]:

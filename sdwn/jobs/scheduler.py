@@ -86,11 +86,9 @@ NO_ANSWER = JobState(UNKNOWN, "the SLURM controller does not answer")
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment without variables that change SLURM's commands.
-
-    What the profile says is what jobs get: a user's defaults (``SBATCH_PARTITION``) go before
-    it, ``SQUEUE_STATES`` filters answers, and a job around this process has options of its own.
-    """
+    """Return this process's environment without variables that change SLURM's commands."""
+    # What the profile says is what jobs get: a user's defaults (SBATCH_PARTITION) go before it,
+    # SQUEUE_STATES filters answers, and a job around this process has options of its own.
     return {
         name: value
         for name, value in os.environ.items()
@@ -293,8 +291,6 @@ def reason_in_words(reason: str) -> str:
 def cannot_start(live: Live) -> dict[str, str]:
     """Describe, by SLURM's reason, the live jobs that can never start, and what to do.
 
-    >>> cannot_start({Job("7_0", (0,)): JobState("PENDING", "Resources")})
-    {}
     >>> cannot_start({Job("7_0", (0,)): JobState("PENDING", "JobHeldAdmin")})["JobHeldAdmin"]
     'job 7_0 cannot start (JobHeldAdmin): held by the site; only its administrators can release it'
     """
@@ -304,13 +300,12 @@ def cannot_start(live: Live) -> dict[str, str]:
             jobs.setdefault(state.reason, []).append(job.id)
     found = {}
     for why, ids in jobs.items():
-        remedy = next((remedy for words, remedy in REMEDIES if re.search(words, why)), None)
-        if remedy is not None:
+        if remedy := next((remedy for words, remedy in REMEDIES if re.search(words, why)), None):
             which = f"job {ids[0]}" + f" and {len(ids) - 1:,} more" * (len(ids) > 1)
             # An array's id stands for all its tasks.
-            arrays = dict.fromkeys(one.partition("_")[0] for one in ids)
-            named = ids[0] if len(ids) == 1 else ",".join(arrays)
-            found[why] = f"{which} cannot start ({why}): {remedy.format(job=named)}"
+            named = ",".join(dict.fromkeys(one.partition("_")[0] for one in ids))
+            text = remedy.format(job=ids[0] if len(ids) == 1 else named)
+            found[why] = f"{which} cannot start ({why}): {text}"
     return found
 
 
@@ -412,28 +407,19 @@ def parse_nodes(lines: Iterable[str]) -> dict[str, tuple[NodeKind, ...]]:
     return kinds
 
 
-def hides_jobs() -> bool:
-    """Return whether users of this site see only their own jobs; False if that is unknown."""
-    config = parse_config(output_lines(CONFIG, SITE_TIMEOUT_S) or ())
-    return "jobs" in config.get("PrivateData", "").split(",")
+def site_config() -> dict[str, str]:
+    """Return what ``scontrol show config`` says; nothing where it does not answer."""
+    return parse_config(output_lines(CONFIG, SITE_TIMEOUT_S) or ())
 
 
 def max_array_size() -> int:
-    """Return how many tasks an array may have here; SLURM's default where it does not say."""
-    return array_size(parse_config(output_lines(CONFIG, SITE_TIMEOUT_S) or ()))
-
-
-def array_size(config: Mapping[str, str]) -> int:
-    """Return how many tasks an array may have; the highest index is one less than MaxArraySize.
+    """Return how many tasks an array may have here; SLURM's default where it does not say.
 
     An array of one task is submitted as a plain job, which a site without arrays (0) takes too.
-
-    >>> [array_size(config) for config in ({"MaxArraySize": "30"}, {"MaxArraySize": "0"}, {})]
-    [30, 1, 1001]
-    >>> array_size({"MaxArraySize": "30", "SchedulerParameters": "defer,max_array_tasks=10"})
-    10
     """
+    config = site_config()
     text = config.get("MaxArraySize", "")
+    # The highest index is one less.
     size = int(text) if text.isdecimal() else MAX_ARRAY_SIZE
     tasks = re.search(r"\bmax_array_tasks=(\d+)", config.get("SchedulerParameters", ""))
     return max(1, min(size, int(tasks[1]) if tasks else size))

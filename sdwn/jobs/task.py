@@ -347,11 +347,6 @@ class TaskRecord:
         """Speed of sampling after the first batch; None before the second."""
         return self.images / self.seconds if self.seconds else None
 
-    @property
-    def sampled(self) -> int:
-        """Images sampled since this start, kept or lost, in whole batches."""
-        return self.first_images + self.images
-
 
 def read_record(path: Path) -> TaskRecord:
     """Read a process's record.
