@@ -119,7 +119,7 @@ def test_after_a_time_limit_the_printed_command_asks_for_twice_the_time(
     monkeypatch.setattr(scheduler, "squeue", lambda *_, **__: {})
     site = validated(ClusterProfile, {"time": "1:30:00"}, source="test")
     callbacks = Callbacks(lambda _: None, print, "sdwn retry run --wait")
-    with pytest.raises(SdwnError, match="time limit .*with: sdwn retry run --wait --time 180"):
+    with pytest.raises(SdwnError, match=r"time limit .*with: sdwn retry run --wait --time 180"):
         complete(WorkOrder(paths, plan, {GENERATE.name: GENERATE}, site), -1, callbacks)
 
 

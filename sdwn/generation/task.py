@@ -101,9 +101,9 @@ def make_shards(
         loading_seconds=sampler.loading_seconds,
         total=sum(plan.shard_images(shard) for shard in shards),
         started=task_run["started"],
+        # Plain noise is drawn without torch, on the CPU.
+        no_gpu=missing_gpu(workload.device) if workload.torch else None,
     )
-    # Plain noise is drawn without torch, on the CPU.
-    meter.note_no_gpu(missing_gpu(workload.device) if workload.torch else None)
 
     generator = ShardGenerator(
         sampler, meter, batch, flush_seconds=seconds("SDWN_FLUSH_SECONDS", FLUSH_SECONDS)

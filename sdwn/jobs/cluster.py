@@ -114,11 +114,7 @@ trap 'sdwn_code=$?; [ ${{#BASH_SOURCE[@]}} -gt 1 ] || sdwn_fail $sdwn_code "" $L
 
 
 def job_script(tasks: int, jobs: Path, profile: ClusterProfile, name: str = "sdwn") -> str:
-    """Write the script that :func:`start_array` hands to sbatch, or runs with a job's id.
-
-    Raises:
-        UsageError: SLURM would rewrite the folder's path.
-    """
+    """Write the script that :func:`start_array` hands to sbatch, or runs with a job's id."""
     slurm, folder = profile.executor == "slurm", jobs.absolute()
     # With -P, a file in the user's current folder hides no module.
     python = profile.python or shlex.quote(sys.executable)
@@ -229,10 +225,7 @@ def start_array(
 ) -> tuple[str, ...]:
     """Submit tasks as one array of this name, or as processes of this machine; return their ids.
 
-    A controller that does not answer is called again, for ten minutes; a job that it took
-    without an answer is found by its name. A user's ``SBATCH_`` variables are ignored, and a
-    message names them: a job gets what its profile says. ``jobs`` is the folder for
-    scripts, pickles and logs; ``on_message`` is called at each wait.
+    ``jobs`` is the folder for scripts, pickles and logs; ``on_message`` is called at each wait.
 
     Raises:
         QueueFullError: there is no room for so many jobs now.
@@ -255,6 +248,7 @@ def start_array(
                 os.posix_spawnp("bash", words, os.environ, file_actions=streams, setsid=True)
         return ids
     _require_slurm()
+    # A job gets what its profile says, not what the user's shell does.
     ignored = sorted(variable for variable in os.environ if variable.startswith("SBATCH_"))
     if ignored and ignored != _ignored:
         _ignored[:] = ignored

@@ -102,11 +102,7 @@ class Callbacks:
 
 
 def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
-    """Refuse a profile that a config cannot run under, before anything is planned or submitted.
-
-    Raises:
-        UsageError: fp16 where no GPU will be, or a batch size that does not fit.
-    """
+    """Refuse fp16 where no GPU will be, and a batch size that does not fit the config."""
     if config.needs_gpu and not cluster.gives_gpu(profile):
         local = profile.executor == "local"
         where = "this machine has none" if local else "the profile asks for none"
@@ -148,11 +144,7 @@ def changed_code(submissions: Sequence[Submission]) -> str | None:
 def require_visible(
     paths: RunPaths, submissions: Sequence[Submission], indices: Sequence[int]
 ) -> None:
-    """Refuse to submit shards that another user's jobs may be making, out of sight.
-
-    Raises:
-        SdwnError: the site hides the jobs of a user who submitted some of these shards.
-    """
+    """Refuse to submit shards that another user's jobs may be making, hidden by the site."""
     if owners := hidden_owners(submissions, indices):
         names = " and ".join(owners)
         raise SdwnError(
@@ -163,11 +155,7 @@ def require_visible(
 
 
 def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
-    """Return the profile of the last submission of shards, with overrides.
-
-    Raises:
-        SdwnError: nothing was submitted yet.
-    """
+    """Return the profile of the last submission of shards, with overrides."""
     submissions = [one for one in read_journal(paths) if one.stage == "generate"]
     if not submissions:
         advice = command("submit", paths.root, "--profile", "PROFILE")
@@ -232,14 +220,7 @@ def submission_lock(paths: RunPaths, on_message: OnMessage) -> Iterator[None]:
 
 
 def recover(paths: RunPaths, stages: Stages, profile: ClusterProfile) -> RunJobs:
-    """Record the jobs that started before a crash of the command that submitted them.
-
-    Returns:
-        All jobs of the run that wait or run.
-
-    Raises:
-        SdwnError: the queue holds jobs of this run whose shards are unknown.
-    """
+    """Record the jobs that a command submitted before it crashed; return all that wait or run."""
     found = find_jobs(paths, read_journal(paths), profile.executor == "slurm")
     for one, live in found.by_submission:
         if one.unsettled and one.stage in stages and live and not is_unreachable(live):
@@ -305,9 +286,6 @@ def submit_array(
     """Submit tasks as one array, written down before and after; no tasks are no array.
 
     ``at_once`` of them may run at a time, by default as many as the profile says.
-
-    Raises:
-        SdwnError: they were refused, or the scheduler does not answer.
     """
     if not tasks:
         return []
@@ -343,9 +321,7 @@ def _pause(began: float) -> None:
 
 
 def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
-    """Submit and follow until every shard is finished, retrying what failed.
-
-    The queue is fed as it empties. A message names what is still in it once nothing is missing.
+    """Submit and follow until every shard is finished, feeding the queue, retrying what failed.
 
     Raises:
         SdwnError: shards are still missing; the last line of a log says why.
@@ -410,11 +386,7 @@ def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
 def _feed(
     order: WorkOrder, todo: list[int], live: Live, room: int | None, on_message: OnMessage
 ) -> tuple[list[Job], int | None]:
-    """Submit as many of these shards as fit now, if they are worth an array.
-
-    Returns:
-        The jobs, and how many jobs the queue seems to take of this user.
-    """
+    """Submit as many of these shards as fit now; return how much room the queue seems to have."""
     paths, work, profile = order.paths, order.work, order.profile
     with submission_lock(paths, on_message):
         found = recover(paths, order.stages, profile)
@@ -463,13 +435,7 @@ def _balance(live: Live, before: dict[str, int], at_once: int) -> dict[str, int]
 
 
 def cancel_run(paths: RunPaths, on_message: OnMessage = ignore) -> dict[Job, JobState]:
-    """End all live jobs of a run and wait for their end; return their states before.
-
-    What they have finished stays.
-
-    Raises:
-        SdwnError: the scheduler does not answer, or some of the jobs could not be ended.
-    """
+    """End all live jobs of a run and wait for their end; return their states before."""
     submissions = read_journal(paths)
     found = find_jobs(paths, submissions, ask_slurm=True)
     if is_unreachable(found.live):

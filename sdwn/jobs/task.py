@@ -181,12 +181,7 @@ class Process:
         >>> [Process("7", rank, 3).share(range(5)) for rank in range(3)]
         [(0, 3), (1, 4), (2,)]
         """
-        return deal_to_processes(tuple(indices), self.count)[self.rank]
-
-
-def deal_to_processes(indices: Sequence[int], count: int) -> list[tuple[int, ...]]:
-    """Deal a task's shards to its processes."""
-    return [tuple(indices[rank::count]) for rank in range(count)]
+        return tuple(indices)[self.rank :: self.count]
 
 
 def this_process() -> Process:
@@ -368,6 +363,7 @@ class Meter:
         total: how many images the process's shards have.
         loading_seconds: what it took to load the model.
         started: when that began; by default now.
+        no_gpu: why the process runs on the CPU although it was given a GPU, if so.
         doing: what the device does, for the log.
     """
 
@@ -381,6 +377,7 @@ class Meter:
         loading_seconds: float,
         total: int,
         started: str | None = None,
+        no_gpu: str | None = None,
         doing: str = "sampling",
     ) -> None:
         process = this_process()
@@ -405,12 +402,9 @@ class Meter:
         self._reported = time.monotonic()
         log.info("%s: %s", device, batch)
         self._write()
-
-    def note_no_gpu(self, reason: str | None) -> None:
-        """Note why a process runs on the CPU although it was given a GPU, if so."""
-        if reason is not None:
-            log.warning("%s", reason)
-            self._note(NO_GPU, reason)
+        if no_gpu is not None:
+            log.warning("%s", no_gpu)
+            self._note(NO_GPU, no_gpu)
 
     def note_smaller_batch(self, batch: BatchSize) -> None:
         """Note that the card ran out of memory."""

@@ -80,9 +80,9 @@ def predict_shards(  # noqa: PLR0913, PLR0917
         batch=predictor.batch,
         loading_seconds=time.monotonic() - began,
         total=sum(map(plan.shard_images, shards)),
+        no_gpu=missing_gpu(device.name),
         doing="classifying",
     )
-    meter.note_no_gpu(missing_gpu(device.name))
 
     def predict_shard(images: Release) -> pa.Table:
         tables, began = [], time.monotonic()

@@ -16,7 +16,6 @@ from rich.filesize import decimal
 from sdwn.errors import IntegrityError, counted, duration
 from sdwn.io import read_json
 from sdwn.jobs.profile import ClusterProfile, minutes
-from sdwn.jobs.task import deal_to_processes
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.preflight.speeds import MOST_SEEN, DeviceSpeed, known_speeds, why_unknown
@@ -105,7 +104,7 @@ def cost(
     processes, loading = profile.processes, speed.loading_seconds
     times = [
         # A task takes as long as the process with the most images.
-        max(_count_images(share, plan) for share in deal_to_processes(task, processes))
+        max(_count_images(task[rank::processes], plan) for rank in range(processes))
         / speed.images_per_second
         + loading
         for task in tasks
