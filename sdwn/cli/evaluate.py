@@ -226,7 +226,9 @@ def sheet_rows(found: dict[str, Any]) -> dict[str, Any]:
         found["synset"]: found["wnid"],
         "lemmas": ", ".join(found["lemmas"]) or None,
         "definition": found["definition"] or None,
-        "prompt": found["prompt"] or "not recorded, or one for each image",
+        "prompt": "the definition"
+        if found["prompt"] and found["prompt"] == found["definition"]
+        else found["prompt"] or "not recorded, or one for each image",
         "above": " > ".join(found["above"]) or None,
         "images": counted(found["images"], "image") + f", {found['black']} of them black",
         "correct": correct,

@@ -111,15 +111,6 @@ def open_image(payload: bytes, *codecs: str) -> Image.Image:
     return Image.open(io.BytesIO(payload), formats=formats)
 
 
-def is_turned(payload: bytes, codec: str) -> bool:
-    """Return whether the EXIF orientation of a readable image is any but upright."""
-    if b"exif" not in payload.lower():
-        return False
-    image = open_image(payload, codec)
-    image.load()  # a PNG may have it behind its pixels
-    return _turn(image) is not None
-
-
 def _turn(image: Image.Image) -> Image.Transpose | None:
     exif = Image.Exif()
     with suppress(Exception):  # EXIF may be damaged in any way, and says nothing then
