@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from sdwn.jobs.journal import Submission, cancelled_jobs, last_jobs, read_journal
+from sdwn.jobs.journal import Submission, read_journal
 from sdwn.jobs.scheduler import Job
 from sdwn.paths import RunPaths
 
@@ -52,10 +52,19 @@ def starting_log(jobs: Path, array: str) -> Path:
 def failure(paths: RunPaths, index: int, submissions: Sequence[Submission] | None = None) -> str:
     """Return why a shard is not there, from the journal and the log of its last job."""
     submissions = read_journal(paths) if submissions is None else submissions
-    job = last_jobs(submissions).get(index)
-    if job is None:
+    # Not last_jobs: of a large run that makes a record for each of its jobs.
+    last = next(
+        (
+            one
+            for one in reversed(submissions)
+            if any(index in t for t in one.tasks[: len(one.ids or ())])
+        ),
+        None,
+    )
+    if last is None:
         return "never submitted"
-    if job in cancelled_jobs(submissions):
+    job = next(job for job in reversed(last.jobs) if index in job.indices)
+    if job.id in last.cancelled:
         return f"cancelled as job {job.id}"
     reason = end_reason(paths, job, job.rank(index))
     if is_success(reason):

@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from sdwn.config import EvaluationConfig, RunConfig, has_field, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
-from sdwn.io import TABLE_BYTES, Format, csv_text, decode_text, read_json, read_whole, write_text
+from sdwn.io import (
+    TABLE_BYTES,
+    Format,
+    csv_text,
+    decode_text,
+    read_json,
+    read_whole,
+    uncollected,
+    write_text,
+)
 from sdwn.paths import RunPaths
 from sdwn.planning.work import WHOLE, Shard, Slice, parse_slice
 from sdwn.wordnet.imagenet import class_index
@@ -372,6 +381,7 @@ def _require_same_plan(found: dict[str, Any], plan: Plan, paths: RunPaths) -> No
         )
 
 
+@uncollected()
 def read_plan(paths: RunPaths) -> Plan:
     """Read a run folder's plan, checked against its own digest.
 

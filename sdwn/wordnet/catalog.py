@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from sdwn.config import PAPER_CATALOG, CatalogConfig
 from sdwn.errors import UsageError
-from sdwn.io import read_list
-from sdwn.wordnet.corpus import Synset, WordNet, uncollected
+from sdwn.io import read_list, uncollected
+from sdwn.wordnet.corpus import Synset, WordNet
 from sdwn.wordnet.imagenet import class_wnids
 
 ROOT = "object.n.01"

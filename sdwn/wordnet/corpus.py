@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import os
@@ -13,13 +12,14 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdwn.errors import SdwnError, UsageError
+from sdwn.io import uncollected
 
 if TYPE_CHECKING:
     from nltk.corpus.reader.wordnet import Synset as NltkSynset
@@ -148,23 +148,6 @@ class WordNet:
             parents=tuple(sorted(f"n{parent.offset():08d}" for parent in above)),
         )
         return self._read.setdefault(found.wnid, found)
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Keep what is made in the block out of Python's garbage collector; also a decorator.
-
-    WordNet's objects live as long as the process; visiting them again and again is a quarter of
-    the time of reading them.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was_on:
-            gc.enable()
 
 
 @cache
