@@ -171,10 +171,9 @@ def status_command(
     as_json: options.AsJson = False,
 ) -> None:
     """Show how a run stands, and the next command."""
-    from sdwn.jobs.journal import open_journal
+    from sdwn.jobs.journal import open_journal, report_damage
     from sdwn.jobs.submit import replaced_plan
     from sdwn.workflow.status import DONE, NOT_YET, next_command, run_status
-    from sdwn.workflow.submitting import report_damage
 
     paths, work = options.open_sharded(run)
     journal = open_journal(paths)

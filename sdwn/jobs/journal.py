@@ -24,7 +24,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from sdwn import checkout
 from sdwn.config import Positive, validated
-from sdwn.io import JSON_BYTES, append_json, now, read_whole
+from sdwn.io import JSON_BYTES, OnMessage, append_json, now, read_whole
 from sdwn.jobs import scheduler
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.scheduler import NO_ANSWER, RUNNING, UNKNOWN, Job, JobState, Live, site_config, user
@@ -233,6 +233,13 @@ def open_journal(paths: RunPaths) -> Journal:
 def read_journal(paths: RunPaths) -> list[Submission]:
     """Read all submissions of a run, in order."""
     return open_journal(paths).submissions
+
+
+def report_damage(paths: RunPaths, journal: Journal, say: OnMessage) -> None:
+    """Report the unreadable lines of the journal; the scheduler may still know their jobs."""
+    if lines := journal.unreadable:
+        numbers = ", ".join(map(str, lines))
+        say(f"{paths.submissions}: cannot be read in line {numbers}: cut short or damaged")
 
 
 def last_jobs(submissions: Sequence[Submission]) -> dict[int, Job]:

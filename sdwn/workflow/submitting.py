@@ -28,6 +28,7 @@ from sdwn.jobs.journal import (
     live_jobs,
     note_later,
     open_journal,
+    report_damage,
     unheld_shards,
 )
 from sdwn.jobs.profile import ClusterProfile, LaterStage
@@ -208,13 +209,6 @@ def shards_to_submit(paths: RunPaths, plan: Plan, journal: Journal, say: OnMessa
         say(changed)
     report_damage(paths, journal, say)
     return unheld_shards(paths, plan, live_jobs(paths, journal.submissions))
-
-
-def report_damage(paths: RunPaths, journal: Journal, say: OnMessage) -> None:
-    """Report the unreadable lines of the journal; the scheduler may still know their jobs."""
-    if lines := journal.unreadable:
-        numbers = ", ".join(map(str, lines))
-        say(f"{paths.submissions}: cannot be read in line {numbers}: cut short or damaged")
 
 
 def _submit_stages(
