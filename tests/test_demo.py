@@ -152,7 +152,7 @@ def test_the_report_is_one_file_that_says_what_it_shows(
     assert "trained on drawings of a few dozen classes to show how sdwn works" in text
     assert "says nothing about Stable Diffusion" in text
     assert "80 synthetic images, 72 of them classified by efficientnet-lite0" in text
-    assert re.search(r"top-5, %\s*" + f"{found['top5_percent']:.2f}", text)
+    assert re.search(rf"top-5 {found['top5_percent']:.2f} %", text), "as the command prints it"
     assert page.pictures == 24 * 2
     assert "builtin:miniature" in text
     assert "king penguin" in text
