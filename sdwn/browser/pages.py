@@ -262,13 +262,10 @@ def picture_answer(request: Request) -> Response:
     Where it is damaged, a picture that says so; an error for who asks for the file.
     """
     library, image = library_of(request), image_of(request)
-    size, download = (
-        request.query_params.get("size", str(SMALL)),
-        "download" in request.query_params,
-    )
+    params, small = request.query_params, "/thumbnails/" in str(request.scope["path"])
+    size, download = params.get("size", str(SMALL)), "download" in params
     if size not in (str(SMALL), str(LARGE)):
         raise HTTPException(400, f"size: expected {SMALL} or {LARGE}.")
-    small = "/thumbnails/" in str(request.scope["path"])
     # The digest is recorded: a browser's copy is checked without reading or drawing. A proxy
     # that packs an answer makes its tag a weak one.
     tag = f'"{library.release.location(image.row)["sha256"]}{f"-{size}" * small}"'
