@@ -9,7 +9,7 @@ import pytest
 from sdwn import paths as shipped
 from sdwn.errors import UsageError
 from sdwn.evaluation.groups import Group, group_figures, read_groups, smallest_groups
-from sdwn.evaluation.metrics import ClassResult
+from sdwn.evaluation.metrics import COUNTED
 from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import WordNet
 from sdwn.wordnet.imagenet import class_wnids
@@ -90,7 +90,10 @@ def test_the_table_by_hand(tmp_path: Path, wordnet: WordNet) -> None:
         Taxonomy(),
     )
     counts = {"beagle.n.01": (4, 4, 4, 0), "tabby.n.01": (4, 0, 1, 1), "banjo.n.01": (4, 4, 4, 0)}
-    classes = [ClassResult(wordnet.synset(name).wnid, *four) for name, four in counts.items()]
+    classes = [
+        {"wnid": wordnet.synset(name).wnid, **dict(zip(COUNTED, four, strict=True))}
+        for name, four in counts.items()
+    ]
     animals, dogs, houses = group_figures(groups, classes, 4, Taxonomy())
     assert (animals["classes"], animals["images"], animals["black_images"]) == (2, 8, 1)
     assert (animals["mean_correct"], animals["std_correct"]) == (2, 2)

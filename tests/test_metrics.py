@@ -92,13 +92,13 @@ def test_figures_without_black_are_those_of_the_other_images(found):
 def test_rows_per_class_and_histogram_agree_with_a_plain_reference(found):
     result = evaluated(found)
     for row in result.per_class:
-        own = [each for each in found if each[0] == row.wnid]
-        assert row.images == len(own)
-        assert row.correct == sum(rank == 0 for *_, rank in own)
-        assert row.correct_top5 == sum(0 <= rank < 5 for *_, rank in own)
-        assert row.black == sum(status in ("nsfw", "nan", "black") for _, _, status, _ in own)
-    assert [row.wnid for row in result.per_class] == sorted({row[0] for row in found})
-    right = [row.correct for row in result.per_class]
+        own = [each for each in found if each[0] == row["wnid"]]
+        assert row["images"] == len(own)
+        assert row["correct"] == sum(rank == 0 for *_, rank in own)
+        assert row["correct_top5"] == sum(0 <= rank < 5 for *_, rank in own)
+        assert row["black"] == sum(status in ("nsfw", "nan", "black") for _, _, status, _ in own)
+    assert [row["wnid"] for row in result.per_class] == sorted({row[0] for row in found})
+    right = [row["correct"] for row in result.per_class]
     assert result.figures["histogram"] == [right.count(k) for k in range(most_images(found) + 1)]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.config import ModelConfig
-from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.errors import SdwnError, UsageError
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.weights import snapshot, source
 from sdwn.releases.release import Release
@@ -41,10 +41,6 @@ Matrix = NDArray[np.float64]
 Vector = NDArray[np.float32]
 
 
-class NoEncoderError(SdwnError):
-    """A model without a text encoder that can be used here; the message says why."""
-
-
 def build_class_map(
     release: Release, wnids: Sequence[str], word_vectors: Path | None
 ) -> dict[str, Any]:
@@ -53,19 +49,14 @@ def build_class_map(
     The names' vectors are those of the file ``word_vectors``, else the generation model's own
     text encoder's; without either, WordNet's path distances stand in for them. Coordinates are
     within -1 and 1.
-
-    Raises:
-        UsageError: the file has no vector of any name, or is no such file; or WordNet lacks a
-            synset.
     """
-    wnids = sorted(wnids)
+    from sklearn.metrics.pairwise import cosine_distances
+
+    wnids, note = sorted(wnids), ""
     lemmas = {
         wnid: [lemma.replace("_", " ") for lemma in release.synsets[wnid].lemmas.split(", ")]
         for wnid in wnids
     }
-    from sklearn.metrics.pairwise import cosine_distances  # a second
-
-    note = ""
     if word_vectors is not None:
         origin, vectors = word_vectors.name, find_vectors(word_vectors, lemmas)
         if not vectors:
@@ -73,19 +64,17 @@ def build_class_map(
                 f"{word_vectors}: expected vectors of English words, found none of the "
                 f"{len(wnids)} classes' names"
             )
-        if without := len(wnids) - len(vectors):
-            note = (
-                f"{without} of {len(wnids)} classes are left out: it has no vector of their names"
-            )
+        without, every = len(wnids) - len(vectors), len(wnids)
+        if without:
+            note = f"{without} of {every} classes are left out: it has no vector of their names"
         wnids = list(vectors)
         matrix = cosine_distances(np.stack(list(vectors.values())).astype(float))
     else:
         try:
-            model, folder = find_encoder(release)
-            names = [lemmas[wnid][0] for wnid in wnids]
-            matrix = cosine_distances(encode_names(folder, model.variant, names).astype(float))
-            origin, note = f"text encoder of {model.name}", _NOTES.get(model.name, "")
-        except NoEncoderError as reason:
+            name, encoded = encode_names(release, [lemmas[wnid][0] for wnid in wnids])
+            matrix = cosine_distances(encoded.astype(float))
+            origin, note = f"text encoder of {name}", _NOTES.get(name, "")
+        except SdwnError as reason:
             origin, note = "WordNet path distance", f"No word vectors: {reason}"
             matrix = np.zeros((len(wnids), len(wnids)))
             for row, one in enumerate(wnids):
@@ -108,70 +97,54 @@ def build_class_map(
 # --- Vectors of names, by the model's text encoder ---------------------------------------------
 
 
-def find_encoder(release: Release) -> tuple[ModelConfig, Path]:
-    """Find a release's model, and a folder with its text encoder, without the network.
+def encode_names(release: Release, names: Sequence[str]) -> tuple[str, Vector]:
+    """Compute the pooled output of a release's text encoder for each name, without the network.
 
-    Raises:
-        NoEncoderError: there is none.
+    Returns:
+        The model's name, and the vectors; an SdwnError says why there are none.
     """
     settings = release.manifest.settings
     if settings is None:
-        raise NoEncoderError("the images were imported, not generated")
-    model = ModelConfig(**settings["model"])
-    if model.builtin == "noise":
-        raise NoEncoderError(f"{model.name} has no text encoder")
+        raise SdwnError("the images were imported, not generated")
+    config = ModelConfig(**settings["model"])
+    if config.builtin == "noise":
+        raise SdwnError(f"{config.name} has no text encoder")
     revisions = {str(kind["revision"]) for kind in release.manifest.made_on if kind.get("revision")}
-    # Where tasks ran several, none is the release's.
-    revision = revisions.pop() if len(revisions) == 1 else model.revision
-    folder: Path | None = None
-    try:
-        if model.builtin is not None:
-            folder = builtin_folder(model.builtin)
-        elif source(model) == "folder":
-            folder = Path(model.name).expanduser()
-        else:
-            folder = snapshot(model.name, revision)
-    except UsageError:
-        pass  # neither a folder nor a name on the hub
-    except IntegrityError as error:
-        raise NoEncoderError(str(error)) from None
+    folder, where = None, source(config)
+    if config.builtin is not None:
+        folder = builtin_folder(config.builtin)
+    elif where == "folder":
+        folder = Path(config.name).expanduser()
+    elif where == "hub":
+        # Where tasks ran several revisions, none is the release's.
+        folder = snapshot(config.name, revisions.pop() if len(revisions) == 1 else config.revision)
     if folder is None:
-        raise NoEncoderError(f"the weights of {model.name} are not on this machine")
+        raise SdwnError(f"the weights of {config.name} are not on this machine")
     if not all((folder / part).is_dir() for part in ("tokenizer", "text_encoder")):
-        raise NoEncoderError(f"{model.name} has no text encoder")
-    return model, folder
+        raise SdwnError(f"{config.name} has no text encoder")
 
-
-def encode_names(folder: Path, variant: str | None, names: Sequence[str]) -> Vector:
-    """Compute the text encoder's pooled output for each name, on the CPU and in float32.
-
-    Raises:
-        NoEncoderError: it is no CLIP text model, or cannot be loaded.
-    """
     import torch
     from transformers import AutoConfig, AutoTokenizer, CLIPTextModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    # Not every part of a pipeline has to have the variant.
+    has_variant = (folder / "text_encoder" / f"model.{config.variant}.safetensors").is_file()
+    local: dict[str, Any] = {"pretrained_model_name_or_path": folder, "local_files_only": True}
     try:
-        kind = AutoConfig.from_pretrained(folder, subfolder="text_encoder").model_type
+        kind = AutoConfig.from_pretrained(**local, subfolder="text_encoder").model_type
         if not kind.startswith("clip"):
             raise ValueError(f"expected CLIP's, found {kind}")
-        # Not every part of a pipeline has to have the variant.
-        has_variant = (folder / "text_encoder" / f"model.{variant}.safetensors").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, subfolder="tokenizer", local_files_only=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(**local, subfolder="tokenizer")
         model = CLIPTextModel.from_pretrained(
-            folder,
+            **local,
             subfolder="text_encoder",
             dtype=torch.float32,
-            variant=variant if has_variant else None,
-            local_files_only=True,
+            variant=config.variant if has_variant else None,
         ).eval()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise NoEncoderError(f"the text encoder in {folder} cannot be loaded: {reason}") from None
+        raise SdwnError(f"the text encoder in {folder} cannot be loaded: {reason}") from None
     pooled: list[Vector] = []
     with torch.inference_mode():
         for start in range(0, len(names), BATCH):
@@ -179,7 +152,7 @@ def encode_names(folder: Path, variant: str | None, names: Sequence[str]) -> Vec
             tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
             found = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
             pooled.append(found.pooler_output.numpy())
-    return np.concatenate(pooled)
+    return config.name, np.concatenate(pooled)
 
 
 # --- Vectors of names, from a text file in the format of GloVe or word2vec ---------------------
@@ -191,9 +164,6 @@ def find_vectors(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Ve
     A lemma of several words is looked up as one, joined by ``_`` or ``-``, else it is the mean
     of its words; a spelling that is not there is looked up in lower case. Keys without a
     known lemma are left out.
-
-    Raises:
-        UsageError: it cannot be read, or is no such file.
     """
 
     def words(lemma: str) -> list[str]:
@@ -286,10 +256,8 @@ def flatten(matrix: Matrix) -> tuple[str, Matrix]:
     """Find points in the plane for these distances; return the method and (n, 2) coordinates.
 
     t-SNE, for the map shall show which names are neighbours: it keeps neighbourhoods, where
-    principal components and multidimensional scaling draw most classes in one cloud, and it
-    takes seconds for a thousand. It starts from principal coordinates, so that also the large
-    shape has a meaning, and of a fixed seed. Fewer than five are placed by principal
-    coordinates alone.
+    principal components and multidimensional scaling draw most classes in one cloud. It starts
+    from principal coordinates, so that also the large shape has a meaning.
     """
     from sklearn.decomposition import KernelPCA
     from sklearn.manifold import TSNE

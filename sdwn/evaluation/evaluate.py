@@ -50,9 +50,6 @@ def evaluate(
 
     Shards that are finished are kept, and so are undamaged predictions of this release, model,
     weights and selection; the figures are computed anew.
-
-    Raises:
-        SdwnError: there is nothing to classify, tasks do it now, or the model cannot be had.
     """
     work, plan = open_prediction_plan(release, chosen)
     return evaluate_planned(release, work, plan, advance, on_message, batch_size)
@@ -122,12 +119,7 @@ def has_predictions(
 
 
 def require_evaluable(chosen: EvaluationConfig, taxonomy: Taxonomy) -> None:
-    """Refuse wrong groups, word vectors or models here, before tasks wait and work in vain.
-
-    Raises:
-        SdwnError: there is no WordNet, the groups or word vectors cannot be read, or timm has no
-            such model.
-    """
+    """Refuse wrong groups, word vectors or models here, before tasks wait and work in vain."""
     if chosen.embedding is not None and not chosen.embedding.is_file():
         raise UsageError(f"{chosen.embedding}: no such file of word vectors")
     if chosen.model != EvaluationConfig().model:
@@ -141,11 +133,7 @@ def require_evaluable(chosen: EvaluationConfig, taxonomy: Taxonomy) -> None:
 def write_evaluation(
     release: Release, work: RunPaths, plan: PredictionPlan, on_message: OnMessage
 ) -> dict[str, Any]:
-    """Merge the shards of predictions, unless they are merged already, and write the figures.
-
-    Raises:
-        IntegrityError: something is missing, damaged or foreign; each is named.
-    """
+    """Merge the shards of predictions, unless they are merged already, and write the figures."""
     with submission_lock(work, on_message):
         return _write_figures(release, work, plan)
 
@@ -163,11 +151,7 @@ def _write_figures(release: Release, work: RunPaths, plan: PredictionPlan) -> di
 
 
 def conclude(work: Path, _: Iterable[int], __: int | None = None) -> None:
-    """Write the figures of a release that tasks have classified: the stage behind them.
-
-    Raises:
-        IntegrityError: something is missing, damaged or foreign; each is named.
-    """
+    """Write the figures of a release that tasks have classified: the stage behind them."""
     paths = work_paths(work)
     release, plan = open_planned_release(paths)
     log.info("evaluated: %s", json.dumps(write_evaluation(release, paths, plan, log.info)))

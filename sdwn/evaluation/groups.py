@@ -67,11 +67,7 @@ def smallest_groups(
     So a class has the same one in every release. Of equal groups the first is taken; None where
     no group holds the class.
     """
-
-    def size(group: Group) -> int:
-        return sum(taxonomy.is_below(one, group.wnid) for one in class_wnids())
-
-    by_size = sorted(groups, key=size)
+    by_size = sorted(groups, key=lambda g: sum(taxonomy.is_below(c, g.wnid) for c in class_wnids()))
     return {
         wnid: next((g.name for g in by_size if taxonomy.is_below(wnid, g.wnid)), None)
         for wnid in wnids
@@ -81,24 +77,20 @@ def smallest_groups(
 def group_figures(
     groups: Iterable[Group], classes: Sequence[ClassResult], most: int, taxonomy: Taxonomy
 ) -> list[dict[str, Any]]:
-    """Compute the table of groups, in their order; a class counts in each that holds it.
-
-    Figures as in the record of an evaluation, on its scale of ``most``; None for a group without
-    classes.
-    """
+    """Compute the table of groups, in their order; a class counts in each that holds it."""
     table = []
     for group in groups:
-        rows = [row for row in classes if taxonomy.is_below(row.wnid, group.wnid)]
+        rows = [row for row in classes if taxonomy.is_below(row["wnid"], group.wnid)]
         tally = tally_of(rows, most) if rows else None
         figures = figures_of(tally) if tally else {}
         table.append(
             {
                 **asdict(group),
                 "classes": len(rows),
-                "images": sum(row.images for row in rows),
+                "images": sum(row["images"] for row in rows),
                 **{metric.name: figures.get(metric.name) for metric in metrics_shown("group")},
-                "none_correct_classes": sum(row.correct == 0 for row in rows),
-                "all_correct_classes": sum(row.correct == row.images for row in rows),
+                "none_correct_classes": sum(row["correct"] == 0 for row in rows),
+                "all_correct_classes": sum(row["correct"] == row["images"] for row in rows),
                 "intervals": {
                     "mean_correct": intervals_of(tally)["mean_correct"] if tally else None
                 },
@@ -115,32 +107,20 @@ def score_synsets(
 ) -> list[dict[str, Any]]:
     """Score each synset of the predictions, in the order of wnids.
 
-    Args:
-        predictions: any table of them.
-        taxonomy: holds the synsets.
-        classes: the wnids of the classifier's own classes, which ``subtree_probability`` was
-            added up over; the best class is always one of ImageNet-1k.
-
-    Returns:
-        A row for each synset. The ``scope`` is the smallest subtree around it that the classifier
-        has classes in, ``scope_steps`` up; ``chance`` is the share of the classifier's classes
-        that lie there, ``subtree_probability`` the mean probability of these together; where
-        ``scope_steps`` is 0 it is the in-subtree probability of "Hypernymy Understanding Evaluation
-        of Text-to-Image Models via WordNet Hierarchy" (arXiv 2310.09247). ``inside`` counts the
-        images whose best ImageNet-1k class lies in the subtree; of a classifier that knows more
-        classes than these, many subtrees have none of the 1000. ``distance`` is the mean number of
-        steps from the synset to the best class, ``miss_distance`` the same of the images whose best
-        class is not the synset itself, None if there is none; ``least_distance`` is that of the
-        nearest of the 1000 classes.
-
-    Raises:
-        UsageError: a synset that WordNet does not have.
+    ``classes`` are the wnids of the classifier's own classes. The ``scope`` is the smallest subtree
+    around a synset that has some of them, ``scope_steps`` up; ``chance`` is the share of them that
+    lie there, ``subtree_probability`` the mean probability of these together; where ``scope_steps``
+    is 0 it is the in-subtree probability of "Hypernymy Understanding Evaluation of Text-to-Image
+    Models via WordNet Hierarchy" (arXiv 2310.09247). ``inside`` counts the images whose best
+    ImageNet-1k class lies in the subtree; of a classifier that knows more classes than these, many
+    subtrees have none of the 1000. ``distance`` is the mean number of steps from the synset to the
+    best class, ``miss_distance`` the same of the images whose best class is not the synset itself,
+    None if there is none; ``least_distance`` is that of the nearest of the 1000 classes.
     """
     wnids, of_image = group_by_wnid(predictions)
     subtrees = nearest_subtrees(taxonomy, wnids, classes)
 
     def totals(values: NDArray[Any]) -> Floats:
-        """Add up a value an image, synset by synset."""
         found: Floats = np.zeros(len(wnids))
         np.add.at(found, of_image, values)
         return found
@@ -189,8 +169,7 @@ def score_synsets(
 def summarise_scores(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any] | None]:
     """Sum up the synsets whose subtree is their own, and those with a hypernym's.
 
-    ``inside_percent`` is of images; the other figures are means over synsets. ``intervals``
-    resamples synsets with all their images, for what depends on the images. None where there is
+    ``inside_percent`` is of images; the other figures are means over synsets. None where there is
     no such synset.
     """
     own = [row for row in scores if row["scope_steps"] == 0]

@@ -24,7 +24,7 @@ Interval = list[float]
 class Tally:
     """Counts per class, each an array over classes; ``most`` is the scale's N.
 
-    N is the most images that a class of the release has, black ones included.
+    That is the most images that a class of the release has, black ones included.
     """
 
     most: int
@@ -46,12 +46,10 @@ class Tally:
 class Metric:
     """A figure of an evaluation: its names, how it is computed, and how it is written.
 
-    ``name`` is its key in evaluation.json, in tables and in ``--json``; ``label`` stands on pages
-    and in the terminal, ``column`` where there is little room. ``compute`` takes the counts per
-    class; ``resample`` takes means over resampled classes (of the columns in `intervals_of`), one
-    value a resample, and gives what the 95 % interval is taken of: None for a count. Files have
-    the value, people see ``scale`` times as much, with ``digits`` after the point and the ``unit``
-    behind it.
+    ``name`` is its key in files, ``label`` stands on pages, ``column`` where there is little room.
+    ``resample`` takes means over resampled classes (of the columns in `intervals_of`), one value a
+    resample, and gives what the 95 % interval is taken of: None for a count. Files have the value,
+    people see ``scale`` times as much, with ``digits`` after the point and the ``unit`` behind it.
     """
 
     name: str
@@ -69,7 +67,7 @@ class Metric:
         return f"{{:,.{self.digits}f}}"
 
     def number(self, figures: Mapping[str, Any]) -> str:
-        """Write the value of these figures without its unit; a dash where there is none."""
+        """Write the value without its unit; a dash where there is none."""
         value = figures.get(self.name)
         return "\u2013" if value is None else self.form.format(self.scale * value)
 
@@ -195,15 +193,9 @@ def metrics_shown(where: str) -> list[Metric]:
 # --- From predictions to figures ---------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ClassResult:
-    """One class: its images, how many are correct by top-1 and top-5, how many are black."""
-
-    wnid: str
-    images: int
-    correct: int
-    correct_top5: int
-    black: int
+# One class: its wnid, images, how many are correct by top-1 and top-5, how many are black.
+ClassResult = dict[str, Any]
+COUNTED = ("images", "correct", "correct_top5", "black")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +211,7 @@ class Measured:
     """
 
     figures: dict[str, Any]
-    per_class: tuple[ClassResult, ...]
+    per_class: list[ClassResult]
 
 
 def measure(predictions: pa.Table) -> Measured:
@@ -238,7 +230,7 @@ def measure(predictions: pa.Table) -> Measured:
     if not len(predictions):
         empty: dict[str, Any] = {m.name: None if m.resample else 0 for m in METRICS}
         empty |= {"statuses": {}, "intervals": {}, "histogram": [], "without_black": None}
-        return Measured(empty, ())
+        return Measured(empty, [])
     wnids, label = group_by_wnid(predictions)
     rank, status_of = numbers(predictions["label_rank"]), predictions["status"].to_pylist()
     statuses, black = Counter(status_of), np.isin(status_of, BLACK)
@@ -250,10 +242,11 @@ def measure(predictions: pa.Table) -> Measured:
             np.bincount(label[chosen & which], minlength=len(wnids)).tolist()
             for which in (chosen, rank == 0, by_top5, black)
         )
-        return [ClassResult(*row) for row in zip(wnids, *counts, strict=True)]
+        rows = zip(wnids, *counts, strict=True)
+        return [dict(zip(("wnid", *COUNTED), row, strict=True)) for row in rows]
 
     per_class = results(np.ones(len(label), dtype=bool))
-    bright, without_black = [row for row in results(~black) if row.images], None
+    bright, without_black = [row for row in results(~black) if row["images"]], None
     if bright:
         without_black = {
             **figures_of(tally_of(bright, most)),
@@ -267,13 +260,12 @@ def measure(predictions: pa.Table) -> Measured:
         "histogram": np.bincount(every.correct, minlength=most + 1).tolist(),
         "without_black": without_black,
     }
-    return Measured(figures, tuple(per_class))
+    return Measured(figures, per_class)
 
 
 def tally_of(rows: Sequence[ClassResult], most: int) -> Tally:
     """Turn the results of at least one class into arrays."""
-    counts = np.array([(r.images, r.correct, r.correct_top5, r.black) for r in rows], np.int64)
-    return Tally(most, *counts.T)
+    return Tally(most, *(np.array([row[name] for row in rows]) for name in COUNTED))
 
 
 def figures_of(tally: Tally) -> dict[str, Any]:
@@ -304,7 +296,6 @@ def intervals_of(tally: Tally) -> dict[str, Interval | None]:
 # --- Bootstrap intervals -----------------------------------------------------------------------
 
 RESAMPLES = 2000
-CONFIDENCE_PERCENT = 95
 SEED = 0
 # Draws held at once: memory stays flat in the number of rows.
 DRAWS = 2_000_000
@@ -318,16 +309,12 @@ def intervals(
 
     A row, which is a class with all its images, is drawn as a whole, with replacement, as many
     rows as there are; 2,000 times, always with the same seed. ``statistics`` is given the mean
-    of each column, one value a resample, and returns the figures that depend on them.
-
-    A single row has no intervals, only None. Where all rows are alike the interval is the figure
-    itself, twice.
+    of each column, one value a resample, and returns the figures that depend on them. A single row
+    has no intervals, only None.
 
     >>> right = {"right": np.array([10, 0, 10, 10])}
     >>> intervals(right, lambda means: {"mean": means["right"]})
     {'mean': [2.5, 10.0]}
-    >>> intervals({"right": np.array([10])}, lambda means: {"mean": means["right"]})
-    {'mean': None}
     """
     table = np.column_stack([np.asarray(values, dtype=np.float64) for values in columns.values()])
     means = resampled_means(table)
@@ -338,11 +325,9 @@ def intervals(
 
 
 def resampled_means(table: Floats, draws: int = DRAWS) -> Floats:
-    """Return the columns' means, (resamples, columns), over rows drawn with replacement.
-
-    Not by scipy.stats.bootstrap: it evaluates each figure by itself on every resample, and sums
-    in another order, so that figures of old evaluations would change in their last digits.
-    """
+    """Return the columns' means, (resamples, columns), over rows drawn with replacement."""
+    # Not by scipy.stats.bootstrap: it evaluates each figure by itself on every resample, and sums
+    # in another order, so that figures of old evaluations would change in their last digits.
     rows = len(table)
     generator = np.random.default_rng(SEED)
     step = max(1, draws // rows)
@@ -357,9 +342,7 @@ def resampled_means(table: Floats, draws: int = DRAWS) -> Floats:
 
 def percentiles(values: Floats) -> Interval:
     """Return the ends of the interval that holds the middle 95 % of resamples."""
-    tail = (100 - CONFIDENCE_PERCENT) / 2
-    low, high = np.percentile(values, [tail, 100 - tail])
-    return [float(low), float(high)]
+    return [float(end) for end in np.percentile(values, [2.5, 97.5])]
 
 
 # --- Confusions --------------------------------------------------------------------------------
@@ -368,9 +351,7 @@ def percentiles(values: Floats) -> Interval:
 def confusion_pairs(predictions: pa.Table) -> list[dict[str, Any]]:
     """Count the incorrect top-1 classes of labelled images: most frequent first, then by wnids.
 
-    Returns:
-        For each pair the class, ``wnid``, and the other, ``predicted_wnid``, which is predicted
-        for ``times`` of its ``images``.
+    A row for each pair: ``predicted_wnid`` is predicted for ``times`` of the class's ``images``.
     """
     wnids = class_wnids()
     label, best = numbers(predictions["imagenet_class"]), top1(predictions)

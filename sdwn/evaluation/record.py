@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -85,15 +84,12 @@ def build_record(
     """Turn the predictions in ``paths.predictions`` into a record and tables; return the record.
 
     All of it is computed and written anew: that takes seconds, and the groups may have changed.
-
-    Raises:
-        SdwnError: the file of groups is wrong.
     """
     taxonomy = release.taxonomy
     groups = read_groups(chosen.groups, taxonomy)
     labelled = predictions.filter(pc.is_valid(predictions["imagenet_class"]))
     measured = measure(labelled)
-    figures, wnids = measured.figures, [row.wnid for row in measured.per_class]
+    figures, wnids = measured.figures, [row["wnid"] for row in measured.per_class]
     scores = score_synsets(
         predictions, taxonomy, classifier_wnids(classifier_record.get("classes", CLASSES))
     )
@@ -122,11 +118,11 @@ def build_record(
         "groups": group_figures(groups, measured.per_class, figures["images_per_class"], taxonomy),
         "classes": [
             {
-                **asdict(row),
-                "synset": taxonomy.name(row.wnid),
-                "group": group_of[row.wnid],
+                **row,
+                "synset": taxonomy.name(row["wnid"]),
+                "group": group_of[row["wnid"]],
                 **{
-                    name: score_of[row.wnid][name]
+                    name: score_of[row["wnid"]][name]
                     for name in ("subtree_probability", "distance", "miss_distance")
                 },
             }
@@ -165,15 +161,12 @@ def build_record(
 
 
 def _paper_beside(classes: Sequence[ClassResult], taxonomy: Taxonomy) -> dict[str, Any]:
-    """List the paper's figures of subtrees and of single classes beside those found here.
-
-    ``ours`` is None for a class without images.
-    """
-    correct_of = {row.wnid: row.correct for row in classes}
+    """List the paper's figures beside those found here; ``ours`` is None without images."""
+    correct_of = {row["wnid"]: row["correct"] for row in classes}
     groups = []
     for synset, count in PAPER_NONE_CORRECT.items():
         root = taxonomy.find(synset)
-        ours = sum(not row.correct and taxonomy.is_below(row.wnid, root) for row in classes)
+        ours = sum(taxonomy.is_below(w, root) for w, correct in correct_of.items() if not correct)
         found = {"wnid": root, "synset": synset, "none_correct_classes": count, "ours": ours}
         groups.append(found)
     named = [
@@ -222,12 +215,7 @@ def evaluations(paths: ReleasePaths) -> dict[str, float]:
 
 
 def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
-    """Read the record of an evaluation, checked against its own digest.
-
-    Raises:
-        IntegrityError: the file is damaged or altered, or of an earlier or a later version; or
-            a link leads out of it.
-    """
+    """Read the record of an evaluation, checked against its own digest; refuse links in it."""
     every = paths.root.parent
     refuse_links(every if every.is_symlink() else paths.root)
     found = FORMAT.read(paths.evaluation)

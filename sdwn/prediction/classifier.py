@@ -107,11 +107,7 @@ class Classifier:
         }
 
     def prepare(self, image: Image.Image) -> Pixels:
-        """Turn an RGB image into what :meth:`start` takes, as timm does for this model.
-
-        Returns:
-            uint8 of shape (height, width, 3). Safe in threads.
-        """
+        """Turn an RGB image into uint8 (height, width, 3), as timm does; safe in threads."""
         pixels: Pixels = np.asarray(self._transform(image))
         return pixels.transpose(1, 2, 0)
 
@@ -124,11 +120,7 @@ class Classifier:
 
     @torch.inference_mode()
     def start(self, pixels: Pixels) -> Logits:
-        """Begin with a batch of prepared images, (n, height, width, 3); a GPU works asynchronously.
-
-        Raises:
-            RuntimeError, MemoryError: no room for so many, among others.
-        """
+        """Begin with a batch of prepared images, (n, height, width, 3), without waiting for it."""
         batch = torch.from_numpy(pixels)
         if self.device.type != "cuda":
             return self.network(self.normalise(batch)).float(), None
@@ -216,9 +208,6 @@ class Predictor:
 def predict_images(predictor: Predictor, release: Release) -> Iterator[pa.Table]:
     """Classify all images of a release, or of a subset of one; a table a batch, in their order.
 
-    The next batch is started before one is waited for. Once memory runs out batches are halved,
-    also those of later calls.
-
     Raises:
         IntegrityError: an image is damaged; the message names it.
         SdwnError: memory has no room for a single image, or the model gives NaN.
@@ -260,14 +249,11 @@ def prepared_images(
 ) -> Iterator[tuple[Row, Pixels]]:
     """Yield each image's record and its pixels as ``prepare`` makes them, in order.
 
-    So many images ahead of the one that is taken are made ready by ``workers`` threads. Threads,
-    not processes: reading, checking, decoding and resizing all leave Python's lock to others, so
-    that they scale as processes do; but nothing is imported again, copied between processes,
-    forked beside torch's own threads, or left behind by a signal.
-
-    Raises:
-        IntegrityError: an image is damaged; the message names it.
+    ``workers`` threads make so many ready ``ahead`` of the one that is taken.
     """
+    # Threads, not processes: reading, checking, decoding and resizing all leave Python's lock to
+    # others, so that they scale as processes do; but nothing is imported again, copied between
+    # processes, forked beside torch's own threads, or left behind by a signal.
     chosen = release.metadata.select([*IMAGE, *LOCATION])
     rows = (row for batch in chosen.to_batches(max_chunksize=AT_ONCE) for row in batch.to_pylist())
     return in_threads(
@@ -276,7 +262,6 @@ def prepared_images(
 
 
 def _finish(predictor: Predictor, rows: list[Row], logits: Logits) -> pa.Table:
-    """Wait for a batch and turn its scores into a table, null where there is none."""
     around = [predictor.subtrees.get(row["wnid"]) for row in rows]
     scores = predictor.classifier.finish(
         logits,
@@ -296,11 +281,7 @@ def _finish(predictor: Predictor, rows: list[Row], logits: Logits) -> pa.Table:
 
 
 def classifier_batch_size(classifier: Classifier, requested: int | None = None) -> BatchSize:
-    """Return the batch size that is requested, or one tuned on this card, now if never before.
-
-    Raises:
-        SdwnError: a card has no room for a single image.
-    """
+    """Return the batch size that is requested, or one tuned on this card, now if never before."""
     if requested is not None:
         return BatchSize(requested, "from the command line")
     if (profile := find_profile(classifier_workload(classifier))) is not None:

@@ -92,7 +92,7 @@ class PredictionPlan(Section):
 
     def images_of(self, release: Release, shard: Shard | None = None) -> Release:
         """Select the images of a release that are classified, or those of a shard, in order."""
-        chosen = classified_images(release, self.evaluation)
+        chosen = release.subset(imagenet=True) if self.evaluation.images == "imagenet" else release
         return chosen if shard is None else chosen.subset(rows=range(shard.start, shard.stop))
 
     def done(self, paths: RunPaths) -> set[int]:
@@ -111,11 +111,6 @@ class PredictionPlan(Section):
                 words += [f"--{name}", value]
         words += ["--all"] * (self.evaluation.images == "all")
         return command("evaluate", release_of(paths), *words)
-
-
-def classified_images(release: Release, chosen: EvaluationConfig) -> Release:
-    """Select the images of a release that are classified."""
-    return release.subset(imagenet=True) if chosen.images == "imagenet" else release
 
 
 def evaluation_of(work: RunPaths) -> EvaluationPaths:
@@ -142,7 +137,6 @@ def open_prediction_plan(
     Raises:
         SdwnError: the release has no such images, or live tasks work there on another plan.
         UsageError: there is no such checkpoint, or no such file of word vectors.
-        IntegrityError: a link among the evaluations would lead out of the release.
     """
     refuse_links(release.paths.evaluations)
     # A task finds the files that are named wherever it starts.
@@ -156,8 +150,8 @@ def open_prediction_plan(
     if chosen.groups is not None and Path(chosen.groups).is_file():
         files["groups"] = str(Path(chosen.groups).absolute())
     chosen = chosen.model_copy(update=files)
-    images = len(classified_images(release, chosen))
-    if not images:
+    labelled = release.subset(imagenet=True) if chosen.images == "imagenet" else release
+    if not len(labelled):
         raise SdwnError(
             f"{release.paths.root}: none of its synsets is an ImageNet-1k class; classify its "
             "images by the classes that lie near in WordNet with --all, or plan a catalog such as "
@@ -166,7 +160,7 @@ def open_prediction_plan(
     plan = PredictionPlan(
         release=release.digest,
         checkpoint_sha256=file_sha256(chosen.checkpoint) if chosen.checkpoint else None,
-        images=images,
+        images=len(labelled),
         images_per_shard=IMAGES_PER_SHARD,
         evaluation=chosen,
     )
@@ -192,11 +186,7 @@ def open_prediction_plan(
 
 
 def read_prediction_plan(work: RunPaths) -> PredictionPlan:
-    """Read the plan of a work folder, checked against its own digest.
-
-    Raises:
-        IntegrityError: there is none, it was altered, or is of a later version.
-    """
+    """Read the plan of a work folder, checked against its own digest."""
     content = FORMAT.read(work.plan)
     digest = content.pop("digest", None)
     fields = {name: value for name, value in content.items() if name not in FORMAT.head()}
@@ -210,11 +200,7 @@ def read_prediction_plan(work: RunPaths) -> PredictionPlan:
 
 
 def open_planned_release(work: RunPaths) -> tuple[Release, PredictionPlan]:
-    """Open what a task works on: the plan, and the release that it was made for.
-
-    Raises:
-        IntegrityError: another release lies there now.
-    """
+    """Open what a task works on: the plan, and the release, checked to be the planned one."""
     from sdwn.releases.release import Release  # pyarrow
 
     plan, release = read_prediction_plan(work), Release(release_of(work))
@@ -228,11 +214,7 @@ def open_planned_release(work: RunPaths) -> tuple[Release, PredictionPlan]:
 
 
 def count_live_tasks(work: RunPaths) -> int:
-    """Count the tasks of a work folder that still wait or run.
-
-    Raises:
-        SdwnError: the scheduler that they were given to does not answer.
-    """
+    """Count the tasks of a work folder that still wait or run; SdwnError if SLURM is silent."""
     from sdwn.jobs.journal import is_unreachable, live_jobs  # submitit
 
     live = live_jobs(work)

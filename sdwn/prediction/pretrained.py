@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import importlib
 import json
@@ -103,12 +102,12 @@ PRESETS = {
 
 def empty_network(preset: str, classes: int = CLASSES) -> torch.nn.Module:
     """Build a preset's network with parameters that have shapes but no memory."""
-    chosen = PRESETS[preset]
+    kind = PRESETS[preset]
     with init_empty_weights(include_buffers=False):
-        network: torch.nn.Module = timm.create_model(
-            chosen.architecture, num_classes=classes, **chosen.arguments
+        found: torch.nn.Module = timm.create_model(
+            kind.architecture, num_classes=classes, **kind.arguments
         )
-    return network
+    return found
 
 
 # --- Loading -----------------------------------------------------------------------------------
@@ -119,15 +118,11 @@ def load_classifier(
 ) -> Classifier:
     """Load a preset (`PRESETS`) or any timm model that knows the ImageNet-1k classes.
 
-    A model of ImageNet-21k, -22k, -12k or -11k knows them among others, and is taken too. Without
-    a checkpoint the weights are the model's own, from torchvision, a package or the hub.
-
     Args:
-        model: ``paper``, ``efficientnet-lite0``, or a timm name such as
-            ``vit_base_patch16_224.augreg_in21k_ft_in1k``, whose preprocessing is used.
-        checkpoint: safetensors or torch file. The state dict of a torchvision ViT, or of the
-            package behind ``efficientnet-lite0``, is renamed. A torchvision ViT under a timm
-            name is normalised with ImageNet's mean and std, as torchvision trained it.
+        model: also one of all ImageNet, which knows them among others. A timm model's own
+            preprocessing is used.
+        checkpoint: safetensors or torch file; None for the weights that the model comes with. The
+            names of a torchvision ViT and of the package behind ``efficientnet-lite0`` are changed.
         dtype: of weights and images; by default float16 on a GPU, float32 on a CPU.
 
     Raises:
@@ -171,6 +166,7 @@ def _load_network(
         network = timm.create_model(model, num_classes=classes)
         preprocessing = timm.data.resolve_model_data_config(network)
         if is_vit:
+            # As torchvision trained it, whatever timm's own weights of this name want.
             preprocessing |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     names = network.state_dict()
     if "_conv_stem.weight" in state and len(state) == len(names):
@@ -189,9 +185,9 @@ def _load_network(
 
 def _load_timms_own(model: str) -> tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]:
     _check_own_classes(model)
-    file: Path | None = fetch_classifier(model)
-    if file is not None and file.suffix != ".safetensors":
-        file = None  # other formats could hold code: they are left to timm's own loading
+    found = fetch_classifier(model)
+    # Files of other formats, which could hold code, are left to timm's own loading.
+    file = found if found.suffix == ".safetensors" else None
     overlay = {"file": str(file), "custom_load": False} if file else None
     try:
         network: torch.nn.Module = timm.create_model(
@@ -217,11 +213,7 @@ def _weights_record(weights: str, file: Path | None) -> dict[str, Any]:
 
 
 def require_known(model: str) -> None:
-    """Refuse a name that is neither a preset's nor timm's.
-
-    Raises:
-        UsageError: it is neither; the message lists similar names.
-    """
+    """Raise a UsageError, with similar names, for a name that is neither a preset's nor timm's."""
     known = [*PRESETS, *timm.list_pretrained(), *timm.list_models()]
     if model in known:
         return
@@ -242,14 +234,14 @@ def _check_own_classes(model: str) -> None:
         )
 
 
+# --- Where weights lie: the hub's cache, or that of torch.hub ----------------------------------
+
+
 def find_classifier(model: str, checkpoint: Path | None) -> Path | None:
     """Check that a classifier can be loaded here without the network; return its weights' file.
 
-    None where the weights that a model comes with are not on this machine.
-
-    Raises:
-        UsageError: timm knows no such model, or its weights are for other classes.
-        SdwnError: the checkpoint cannot be read, or is of another model.
+    None where the weights that a model comes with are not on this machine. Errors are those of
+    :func:`load_classifier`.
     """
     if checkpoint is not None:
         _load_network(model, checkpoint)
@@ -259,63 +251,44 @@ def find_classifier(model: str, checkpoint: Path | None) -> Path | None:
     if model != "paper":
         require_known(model)
         _check_own_classes(model)
-    return _cached_file(model)
-
-
-# --- Where weights lie: the hub's cache, or that of torch.hub ----------------------------------
-
-
-def _origin(model: str) -> tuple[str, tuple[str, ...], str]:
-    """Return a model's repository on the hub and the files to look for there, or else its URL."""
-    config = timm.get_pretrained_cfg(model)
-    if model == "paper" or not config or not config.hf_hub_id:
-        return "", (), PAPER.url if model == "paper" else (config and config.url) or ""
-    # As timm looks for them.
-    files = ("model.safetensors", "pytorch_model.bin")
-    return config.hf_hub_id, (config.hf_hub_filename,) if config.hf_hub_filename else files, ""
-
-
-def _torch_hub_file(url: str) -> Path:
-    return Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
-
-
-def _cached_file(model: str) -> Path | None:
-    repository, names, url = _origin(model)
-    for name in names:
-        found = try_to_load_from_cache(repository, name)
-        if isinstance(found, str):
-            return Path(found)
-    file = _torch_hub_file(url)
-    return file if url and file.is_file() else None
+    return _weights_file(model, download=False)
 
 
 def fetch_classifier(model: str) -> Path:
-    """Download a model's weights, unless they are here; return their file.
-
-    From the hub, or with torch's downloader, which checks them against the hash in their name.
-
-    Raises:
-        SdwnError: the weights cannot be had.
-    """
-    # The hub is not asked for what its cache has.
-    if cached := _cached_file(model):
-        return cached
-    repository, names, url = _origin(model)
+    """Download a model's weights, unless they are here; return their file."""
     try:
-        for name in names:
-            with contextlib.suppress(EntryNotFoundError):
-                return Path(hf_hub_download(repository, name))
-        if not url:
-            raise FileNotFoundError(f"{repository} on the hub has none of {', '.join(names)}")
-        file = _torch_hub_file(url)
+        file = _weights_file(model, download=True)
+    except Exception as error:  # torch.hub's, the hub's, of either of its HTTP libraries
+        raise _unavailable(model, error) from None
+    assert file is not None
+    return file
+
+
+def _weights_file(model: str, download: bool) -> Path | None:
+    config = timm.get_pretrained_cfg(model)
+    if model != "paper" and config and config.hf_hub_id:
+        # As timm looks for them. The hub is not asked for what its cache has.
+        names = [config.hf_hub_filename or "model.safetensors", "pytorch_model.bin"]
+        cached = (try_to_load_from_cache(config.hf_hub_id, name) for name in names)
+        found = next((file for file in cached if isinstance(file, str)), None)
+        if found is None and download:
+            try:
+                found = hf_hub_download(config.hf_hub_id, names[0])
+            except EntryNotFoundError:
+                found = hf_hub_download(config.hf_hub_id, names[1])
+        return Path(found) if found else None
+    url = PAPER.url if model == "paper" else str(config.url)
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
+    if not file.is_file():
+        if not download:
+            return None
         file.parent.mkdir(parents=True, exist_ok=True)
+        # torch checks the file against the hash in its name.
         digest = re.search(r"-([a-f0-9]*)\.", file.name)
         torch.hub.download_url_to_file(
             url, str(file), digest and digest[1], progress=sys.stderr.isatty()
         )
-        return file
-    except Exception as error:  # torch.hub's, the hub's, of either of its HTTP libraries
-        raise _unavailable(model, error) from None
+    return file
 
 
 def _unavailable(model: str, error: Exception) -> SdwnError:
@@ -358,8 +331,7 @@ _TORCHVISION_VIT = (
 def read_checkpoint(path: Path) -> StateDict:
     """Read tensors by name from a safetensors or torch file; code in it is refused, not run.
 
-    A training checkpoint's weights are found under ``state_dict_ema``, ``model_ema``,
-    ``state_dict`` or ``model``, in this order; the names of what wraps the network go.
+    The names of what wraps the weights or the network go.
 
     Raises:
         SdwnError: the file is missing, unreadable, or holds something else.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,11 +64,10 @@ _NULLABLE = ("imagenet_class", "label_rank", "label_probability", "subtree_proba
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The origin of predictions: the digests of release and plan, the rows, the classifier.
+    """The origin of predictions of the rows ``start`` up to ``stop`` of the classified images.
 
-    They are of the rows ``start`` up to ``stop`` of the classified images. ``judging`` is the
-    plan's digest. ``judged_on`` lists devices: each with its precision, batch size and number of
-    images. The names are those of the file.
+    ``release`` and ``judging`` are the digests of release and plan; ``judged_on`` lists devices,
+    each with its precision, batch size and number of images. The names are those of the file.
     """
 
     release: str
@@ -94,12 +93,7 @@ def top1(table: pa.Table) -> NDArray[np.int64]:
 
 
 def group_by_wnid(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
-    """Return the wnids of a table of images, each once and sorted, and each image's index there.
-
-    >>> wnids, of_image = group_by_wnid(pa.table({"wnid": ["n02", "n01", "n02"]}))
-    >>> wnids, of_image.tolist()
-    (['n01', 'n02'], [1, 0, 1])
-    """
+    """Return the wnids of a table of images, each once and sorted, and each image's index there."""
     every = np.asarray(table["wnid"].to_pylist(), dtype=str)
     wnids, of_image = np.unique(every, return_inverse=True)
     return wnids.tolist(), of_image
@@ -191,13 +185,9 @@ def disagreement(found: pa.Table, images: pa.Table) -> str | None:
 def read_whole_predictions(
     release: Release, paths: EvaluationPaths, plan: PredictionPlan
 ) -> Predictions:
-    """Read an evaluation's predictions, compared with plan and release.
-
-    Raises:
-        IntegrityError: they are missing, damaged, or of something else.
-    """
-    images = plan.images_of(release).metadata
-    return _read_checked(paths.predictions, plan, Shard(0, 0, plan.images), images)
+    """Read an evaluation's predictions, compared with plan and release."""
+    whole, images = Shard(0, 0, plan.images), plan.images_of(release).metadata
+    return _read_checked(paths.predictions, plan, whole, images)
 
 
 def remove_damaged_shards(release: Release, work: RunPaths, plan: PredictionPlan) -> Iterator[str]:
@@ -216,24 +206,28 @@ def merge_predictions(release: Release, work: RunPaths, plan: PredictionPlan) ->
     """Join a plan's finished shards to one table.
 
     Raises:
-        IntegrityError: with every problem, a line each: shards that are missing, damaged or
-            foreign, or classified with other weights or settings.
+        IntegrityError: with a line for each shard that is missing, damaged, foreign, or classified
+            with other weights or settings.
     """
-    again, done = plan.command(work), work.done_shards()
-    problems: list[str] = []
+    again, done, images = plan.command(work), work.done_shards(), plan.images_of(release).metadata
+    problems, found = list[str](), list[Predictions]()
     if absent := [shard.index for shard in plan.shards if shard.index not in done]:
         names = ", ".join(map(str, absent[:SHARDS_NAMED])) + ", ..." * (len(absent) > SHARDS_NAMED)
         problems.append(
             f"{work.root}: {len(absent)} of {len(plan.shards)} shards of predictions missing "
             f"({names}); make them with: {again}"
         )
-    images, found = plan.images_of(release).metadata, list[Predictions]()
+
+    def settings(one: Predictions) -> dict[str, Any]:
+        record = one.source.classifier
+        return {name: value for name, value in record.items() if name not in OF_A_TASK}
+
     for shard in plan.shards:
         if shard.index in done:
             path = work.shard(shard.index)
             try:
                 one = _read_checked(path, plan, shard, images)
-                if found and _settings(one) != _settings(found[0]):
+                if found and settings(one) != settings(found[0]):
                     raise IntegrityError(
                         f"{path}: classified with other weights or settings than the shards before"
                     )
@@ -243,17 +237,11 @@ def merge_predictions(release: Release, work: RunPaths, plan: PredictionPlan) ->
     if problems:
         raise IntegrityError("\n".join(problems))
     devices: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for device in (device for shard in found for device in shard.source.judged_on):
+    for device in (device for one in found for device in one.source.judged_on):
         key = device["device"], device["dtype"], device["batch_size"]
         devices.setdefault(key, {**device, "images": 0})["images"] += device["images"]
-    classifier = found[0].source.classifier
-    whole = Source(plan.release, plan.digest, 0, plan.images, classifier, list(devices.values()))
-    return Predictions(pa.concat_tables(one.table for one in found), whole)
-
-
-def _settings(found: Predictions) -> dict[str, Any]:
-    record = found.source.classifier
-    return {name: value for name, value in record.items() if name not in OF_A_TASK}
+    source = replace(found[0].source, stop=plan.images, judged_on=list(devices.values()))
+    return Predictions(pa.concat_tables(one.table for one in found), source)
 
 
 def _read_checked(path: Path, plan: PredictionPlan, shard: Shard, images: pa.Table) -> Predictions:

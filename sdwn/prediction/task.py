@@ -48,12 +48,7 @@ def predict_shards(  # noqa: PLR0913, PLR0917
     advance: Advance = lambda _: None,
     batch_size: int | None = None,
 ) -> None:
-    """Classify shards, the classifier loaded once; a kill costs the shard under way.
-
-    Raises:
-        SdwnError: the classifier cannot be had, or the checkpoint is another one by now.
-        DiskError: the disk of the release failed for minutes.
-    """
+    """Classify shards, the classifier loaded once; a kill costs the shard under way."""
     # torch and timm
     from sdwn.prediction.classifier import Predictor, classifier_batch_size, predict_images
     from sdwn.prediction.pretrained import load_classifier
@@ -107,21 +102,10 @@ def predict_shards(  # noqa: PLR0913, PLR0917
     try:
         for shard in shards:
             table = disk.retry(partial(predict_shard, plan.images_of(release, shard)))
-            source = Source(
-                release=plan.release,
-                judging=plan.digest,
-                start=shard.start,
-                stop=shard.stop,
-                classifier=classifier.record,
-                judged_on=[
-                    {
-                        "device": classifier.record["device"],
-                        "dtype": classifier.record["dtype"],
-                        "batch_size": predictor.batch.images,
-                        "images": plan.shard_images(shard),
-                    }
-                ],
-            )
+            record, count = classifier.record, plan.shard_images(shard)
+            device_used = {name: record[name] for name in ("device", "dtype")}
+            used = [{**device_used, "batch_size": predictor.batch.images, "images": count}]
+            source = Source(plan.release, plan.digest, shard.start, shard.stop, record, used)
             found = Predictions(table, source)
             disk.retry(partial(write_predictions, paths.shard(shard.index), found))
     finally:
