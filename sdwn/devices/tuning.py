@@ -366,22 +366,23 @@ def tuning_table(tuning: Tuning) -> list[dict[str, object]]:
     """Return a row for each probe, for people to read; None where it ran out of memory."""
     fitting = [one for one in tuning.probes if (one.peak_bytes or inf) <= tuning.limit_bytes]
     best = max(one.images_per_second or 0.0 for one in fitting)
-    rows = []
+    heads, rows = ("batch size", "images/s", "± %", "peak GB", "percent of best", "note"), []
     for probe in tuning.probes:
-        row: dict[str, object] = {"batch size": probe.batch_size}
-        row |= dict.fromkeys(("images/s", "± %", "peak GB", "percent of best"))
-        row["note"] = "chosen" if probe.batch_size == tuning.batch_size else ""
-        if probe.peak_bytes is None or probe.images_per_second is None:
-            row["note"] = "out of memory"
+        size, speed, peak = probe.batch_size, probe.images_per_second, probe.peak_bytes
+        if peak is None or speed is None:
+            cells: tuple[object, ...] = (size, None, None, None, None, "out of memory")
         else:
-            speed, runs = probe.images_per_second, probe.runs or (probe.images_per_second,)
-            row["images/s"] = float(f"{speed:.3g}")
-            row["± %"] = round(50 * (max(runs) - min(runs)) / speed, 1)
-            row["peak GB"] = round(probe.peak_bytes / GB, 2)
-            row["percent of best"] = round(100 * speed / best, 1)
-            if probe.peak_bytes > tuning.limit_bytes:
-                row["note"] = "over the head-room"
-        rows.append(row)
+            runs = probe.runs or (speed,)
+            note = "chosen" if size == tuning.batch_size else ""
+            cells = (
+                size,
+                float(f"{speed:.3g}"),
+                round(50 * (max(runs) - min(runs)) / speed, 1),
+                round(peak / GB, 2),
+                round(100 * speed / best, 1),
+                "over the head-room" if peak > tuning.limit_bytes else note,
+            )
+        rows.append(dict(zip(heads, cells, strict=True)))
     return rows
 
 

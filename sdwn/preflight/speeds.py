@@ -10,11 +10,11 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sdwn.config import RunConfig
-from sdwn.devices.tuning import GpuProfile, stored_profiles
+from sdwn.devices.tuning import GB, GpuProfile, run_workload, stored_profiles
 from sdwn.errors import IntegrityError, command
 from sdwn.io import read_json
 from sdwn.jobs.profile import ClusterProfile
@@ -176,9 +176,9 @@ def _own_speeds(
     config: RunConfig, profile: ClusterProfile | None, paths: RunPaths
 ) -> tuple[DeviceSpeed, ...]:
     """Return what tasks of the run that have finished took, by device."""
-    names = sorted(name for name in paths.task_names() if TASK_NAME.fullmatch(name))
+    tasks = sorted(name for name in paths.task_names() if TASK_NAME.fullmatch(name))
     records = dict[str, list[TaskRecord]]()
-    for name in names[:: math.ceil(len(names) / MOST_SEEN) or 1]:
+    for name in tasks[:: math.ceil(len(tasks) / MOST_SEEN) or 1]:
         with suppress(IntegrityError):
             record = read_record(paths.tasks / name)
             finished = record.ended and record.done >= record.total and record.busy > 0
@@ -256,16 +256,11 @@ def _tuned_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple[De
 
 
 def _is_same_work(tuned: GpuProfile, config: RunConfig) -> bool:
-    work, generation = tuned.workload, config.generation
-    same = ("precision", "height", "width", "channels_last", "compile")
-    return (
-        all(getattr(work, name) == getattr(generation, name) for name in same)
-        and work.device != "cpu"
-        and work.model == config.model.name
-        and work.guidance == (generation.guidance_scale > 1)
-        and tuned.scheduler == generation.scheduler
-        and tuned.num_inference_steps is not None
-    )
+    # Whatever the card, the weights' commit and torch.
+    work = tuned.workload
+    same = run_workload(config, asdict(work), round(work.memory_gb * GB)) == work
+    known = tuned.scheduler == config.generation.scheduler and tuned.num_inference_steps
+    return same and work.device != "cpu" and bool(known)
 
 
 def _may_be(device: str, kind: str) -> bool:

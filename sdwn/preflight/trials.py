@@ -219,14 +219,11 @@ def _finish(
         callbacks.watch(live)
         steps = []
         for index, profile in enumerate(profiles):
-            note, step = _step_file(trial, index), ""
-            if note.exists():
-                step = note.read_text(encoding="utf-8").strip()
+            label = f"{profile.gpu_kind}: " if len(profiles) > 1 else ""
+            if (note := _step_file(trial, index)).exists():
+                steps.append(label + note.read_text(encoding="utf-8").strip())
             elif made := sum(stop - start for start, stop in trial.piece_ranges(index)):
-                step = f"images, {made:,} of {images:,}"
-            if step:
-                label = f"{profile.gpu_kind}: " if len(profiles) > 1 else ""
-                steps.append(f"{label}{step}")
+                steps.append(f"{label}images, {made:,} of {images:,}")
         if steps and live:
             callbacks.on_step("; ".join(steps))
 
@@ -406,8 +403,9 @@ def _contact_sheet(file: ImageFile, plan: Plan) -> Image.Image:
             payload, status = file.payload(spec.index), statuses[spec.index]
             image = decode(payload, plan.config.storage.codec, size.width, size.height)
             number = f" {spec.number}" * (plan.config.images_per_synset > 1)
-            fate = f"{status}: " * (status != "ok")
-            yield image, f"{fate}{spec.synset}{number}"
+            caption = f"{status}: " * (status != "ok") + spec.synset + number
+            # As many letters as stand below an image.
+            yield image, caption if len(caption) <= 20 else f"{caption[:19]}…"
 
     title = f"{plan.images} images of {len(plan.synsets)} synsets, by {plan.config.model.name}"
     return contact_sheet([Strip(title, plan.images, cells())])
