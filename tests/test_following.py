@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import signal
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from sdwn.jobs.scheduler import Job, JobState, cannot_start
 from sdwn.jobs.submit import Callbacks, WorkOrder, complete
 from sdwn.jobs.task import ArrayTask, write_note
 from sdwn.paths import NO_GPU, RunPaths
-from sdwn.preflight.trials import TrialCallbacks, tune_by_jobs
+from sdwn.preflight.trials import TrialCallbacks, run_pilot, tune_by_jobs
 from sdwn.workflow import status
 from sdwn.workflow.later_stages import LATER_STAGES
 from sdwn.workflow.status import run_status
@@ -392,6 +394,24 @@ def test_a_tuning_that_was_left_is_taken_up_again(
     assert folders[0] == folders[1]
     assert len(read_journal(RunPaths(folders[0]))) == 1
     assert not RunPaths(folders[0]).question.exists()
+    # What its task was at, for whoever follows it.
+    assert re.fullmatch(r"batch \d+, \d+ of 10\n", (folders[0] / "step-0.txt").read_text())
+
+
+@pytest.mark.process
+def test_two_pilots_at_once_are_one_and_each_says_what_it_is_at(planned: PlanRun) -> None:
+    paths, plan = planned(**SLOW)
+    steps = [list[str](), list[str]()]
+
+    def ask(place: int) -> Any:
+        callbacks = TrialCallbacks(lambda _: None, lambda _: None, steps[place].append)
+        return run_pilot(paths, plan, HERE, callbacks)["images"]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ask, range(2))) == [20, 20]
+    assert len(read_journal(paths.pilot)) == 1
+    for told in steps:
+        assert [one for one in told if re.fullmatch(r"images, \d+ of 20|timing batch .* of 3", one)]
 
 
 # Advice
