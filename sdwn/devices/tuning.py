@@ -395,25 +395,26 @@ def draw_tuning(tuning: Tuning, title: str, path: Path, kind: str | None = None)
     failed = [probe.batch_size for probe in tuning.probes if probe.peak_bytes is None]
     runs = [(probe.batch_size, run) for probe in ran for run in probe.runs]
     sizes, limit = [probe.batch_size for probe in ran], tuning.limit_bytes / GB
-    line = [0, tuning.probes[-1].batch_size]
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sdwn", "font.size": 11}):
         figure = Figure(figsize=(8, 5.5), layout="constrained")
         figure.suptitle(title)
         speed, memory = figure.subplots(2, 1, sharex=True)
         speed.plot(sizes, [probe.images_per_second or 0.0 for probe in ran], "o-", color=BLUE)
         if runs:
-            speed.plot(*zip(*runs, strict=True), "_", color="black", ms=12, label="each run")
+            speed.plot(
+                *zip(*runs, strict=True), "_", color="black", ms=14, zorder=3, label="each run"
+            )
         label = f"chosen: {tuning.batch_size}"
         speed.plot(tuning.batch_size, tuning.images_per_second, "o", color=RED, ms=10, label=label)
         speed.set_ylabel("images/s")
         memory.plot(sizes, [(probe.peak_bytes or 0) / GB for probe in ran], "o", color=BLUE)
-        expected = [(tuning.base_bytes + tuning.image_bytes * size) / GB for size in line]
-        memory.plot(line, expected, color=BLUE, linewidth=1)
+        slope = tuning.image_bytes / GB
+        memory.axline((0, tuning.base_bytes / GB), slope=slope, color=BLUE, linewidth=1)
         memory.axhline(limit, color=RED, linestyle="--", label=f"limit: {limit:.1f} GB")
         if failed:
             memory.plot(failed, [limit] * len(failed), "x", color=RED, label="out of memory")
         memory.plot(tuning.batch_size, tuning.peak_bytes / GB, "o", color=RED, ms=10)
-        memory.set(xlabel="batch size", ylabel="peak memory, GB")
+        memory.set(xlabel="batch size", ylabel="peak memory, GB", xlim=(0, None))
         for axes in (speed, memory):
             axes.legend(frameon=False, loc="best")
             axes.spines[["top", "right"]].set_visible(False)

@@ -187,13 +187,11 @@ def _run_folder(run: _Run) -> Iterator[Finding]:
 
 def _weights(run: _Run) -> Iterator[Finding]:
     model, found = run.plan.config.model, run.weights
-    if model.builtin not in (None, *IN_PACKAGE):
+    here = not isinstance(found, SdwnError)
+    if model.builtin is not None and (here or model.builtin not in IN_PACKAGE):
         yield Finding("weights", "ok", f"{model.name} is built in")
     elif not isinstance(found, SdwnError):
-        if model.builtin is not None:
-            yield Finding("weights", "ok", f"{model.name} is built in, and whole")
-        else:
-            yield _located(run, "weights", model.name, found)
+        yield _located(run, "weights", model.name, found)
     elif run.paths.lock.exists() or isinstance(found, UsageError) or weights.source(model) != "hub":
         yield Finding("weights", "problem", str(found))
     elif name := run.differing(*HUB_VARIABLES):

@@ -163,13 +163,16 @@ def known_speeds(
     Without a profile: of any device that something is known of.
     """
     # In the order of trust: the first that says anything is taken.
-    return (
-        _own_speeds(config, profile, paths)
-        or _pilot_speed(config, profile, paths)
-        or _noise_speed(config)
-        or _tuned_speeds(config, profile)
-        or _published_speeds(config, profile)
-    )
+    if found := _own_speeds(config, profile, paths) or _pilot_speed(config, profile, paths):
+        return found
+    if config.model.builtin == "noise":
+        from sdwn.generation.batching import SECONDS_A_STEP  # numpy and Pillow: not for status
+
+        speed = 1 / (SECONDS_A_STEP * config.generation.num_inference_steps)
+        return (DeviceSpeed("cpu", speed, "the set pace of builtin:noise", 0.0, "nothing to load"),)
+    if profile is not None and not profile.asks_for_gpu:
+        return ()
+    return _tuned_speeds(config, profile) or _published_speeds(config, profile)
 
 
 def _own_speeds(
@@ -222,19 +225,8 @@ def _is_another(device: str, config: RunConfig, profile: ClusterProfile | None) 
     return card is not None and named is not None and card is not named
 
 
-def _noise_speed(config: RunConfig) -> tuple[DeviceSpeed, ...]:
-    if config.model.builtin != "noise":
-        return ()
-    from sdwn.generation.batching import SECONDS_A_STEP  # numpy and Pillow, which status needs not
-
-    speed = 1 / (SECONDS_A_STEP * config.generation.num_inference_steps)
-    return (DeviceSpeed("cpu", speed, "the set pace of builtin:noise", 0.0, "nothing to load"),)
-
-
 def _tuned_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple[DeviceSpeed, ...]:
     """Return what ``sdwn tune`` measured on the same work; of one kind of card the latest."""
-    if profile is not None and not profile.asks_for_gpu:
-        return ()
     kind = profile.gpu_kind if profile else None
     latest = {
         (one.workload.device, one.workload.memory_gb): one
@@ -283,8 +275,6 @@ def _published_speeds(config: RunConfig, profile: ClusterProfile | None) -> tupl
     """Return published speeds of Stable Diffusion 1 in fp16, scaled by work."""
     generation = config.generation
     if generation.precision != "fp16" or not _is_published_model(config.model.name):
-        return ()
-    if profile is not None and not profile.asks_for_gpu:
         return ()
     kind, compiled, found = profile.gpu_kind if profile else None, generation.compile, []
     for card in filter(None, map(card_called, (kind,) if kind else SHOWN)):
