@@ -408,7 +408,7 @@ def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side], drawn
             "notices": notices,
             "classes": classes,
             "galleries": {
-                f"{sides[-1].name} is {how} than {sides[0].name}": [
+                f"Classes {how} in {sides[-1].name} than in {sides[0].name}": [
                     {
                         **row,
                         "sides": [
