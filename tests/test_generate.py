@@ -336,6 +336,16 @@ def test_pieces_lost_again_and_again_end_the_task_with_its_other_shards_whole(
     assert paths.done_shards() == {shard.index for shard in plan.shards} - {1}
 
 
+def test_partial_shards_that_a_kill_left_beside_their_shard_go_with_the_next_task(
+    generated: PlanRun,
+) -> None:
+    paths, _ = generated(storage={"images_per_shard": 25})
+    shutil.copytree(paths.shards, paths.shard_pieces(0))
+    paths.shard(1).unlink()
+    generate.generate(paths.root, [1])
+    assert not list(paths.pieces.iterdir())
+
+
 def test_a_folder_in_the_place_of_a_shard_is_named_before_any_image_is_made(
     planned: PlanRun,
 ) -> None:

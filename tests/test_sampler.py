@@ -28,8 +28,7 @@ from sdwn.generation.batching import Sample
 from sdwn.generation.sampler import Sampler
 from sdwn.models import tiny
 from sdwn.models.builtin import builtin_folder
-from sdwn.models.families import denoiser, require_device
-from sdwn.models.prompt_length import PromptLengths, prompt_lengths
+from sdwn.models.families import PromptLengths, denoiser, prompt_lengths
 from sdwn.models.weights import fingerprint, staged
 from sdwn.planning.plan import ImageSpec
 
@@ -200,17 +199,6 @@ class TestPrecision:
         apart = distance(*(pixels(list(samples)) for samples in zip(*unflagged, strict=True)))
         assert apart.max() > 0
         assert (apart <= 2).mean() > 0.99
-
-    @pytest.mark.parametrize(
-        ("name", "precision", "device"),
-        [
-            ("CompVis/stable-diffusion-v1-4", "fp16", "cuda"),
-            ("CompVis/stable-diffusion-v1-4", "fp32", "cpu"),
-            ("builtin:tiny", "fp16", "cpu"),
-        ],
-    )
-    def test_what_can_run_is_let_through(self, name: str, precision: str, device: str) -> None:
-        require_device(config(name, precision=precision), device)
 
     def test_half_on_a_cpu_is_refused(self, copy: Path) -> None:
         with pytest.raises(UsageError, match=r"--set generation\.precision=fp32"):
@@ -568,9 +556,8 @@ class TestStaging:
     def test_a_copy_that_was_cut_short_is_made_again(self, copy: Path, tmp_path: Path) -> None:
         whole = staged(copy, tmp_path / "disk")
         shutil.rmtree(whole)
-        half = whole.with_name(f".{whole.name}.unfinished")
-        half.mkdir()
-        (half / "model_index.json").write_text("{")
+        whole.mkdir()
+        (whole / "model_index.json").write_text("{")
         assert fingerprint(staged(copy, tmp_path / "disk")) == fingerprint(copy)
 
 

@@ -160,15 +160,6 @@ def test_a_name_that_is_none_says_what_to_write(sdwn: Sdwn, name: str, told: str
     assert sdwn("tune", "c.yaml", "--profile", "local", code=2).stderr.split() == refused.split()
 
 
-def test_folders_around_a_pipeline_are_told_which_one_to_name(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"write model.name: {model}"):
-        weights_folder(config(tmp_path))
-    cache = tmp_path / "cache/models--lab--sd"
-    shutil.copytree(model, cache / "snapshots/abc")
-    with pytest.raises(UsageError, match=f"write model.name: {cache}/snapshots/abc"):
-        weights_folder(config(cache))
-
-
 @pytest.mark.parametrize(
     ("scheduler", "told"),
     [

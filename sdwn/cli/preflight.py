@@ -39,7 +39,7 @@ def plan_command(
     Reads the config and WordNet. A folder that holds the same plan is left as it is.
     """
     chosen = options.open_profile(profile, {}) if profile else None
-    from sdwn.models.prompt_length import prompt_lengths
+    from sdwn.models.families import prompt_lengths
     from sdwn.models.weights import find_folder
     from sdwn.planning.plan import plan_summary, sample_prompts
     from sdwn.planning.work import WHOLE, parse_slice
@@ -82,7 +82,7 @@ def prefetch_command(
 
     A planned run is locked to the weights' commit. Afterwards no network is needed.
     """
-    from sdwn.models.prompt_length import prompt_lengths
+    from sdwn.models.families import prompt_lengths
     from sdwn.preflight.prefetch import prefetch_config, prefetch_run
     from sdwn.workflow.status import next_command, run_status
 

@@ -32,34 +32,26 @@ SECONDS_A_STEP = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sampled image and what happened to it.
+    """One sampled image and what happened to it."""
 
-    ``pixels`` is RGB of shape (height, width, 3). ``status`` is ``ok``, ``nsfw`` (the safety
-    checker blackened it) or ``nan`` (the model gave NaN; black). ``tokens`` counts the whole
-    prompt's, start and end included; ``truncated`` says that the text encoder took fewer.
-    ``redone`` says that it gave NaN in half precision and was sampled again, alone and in
-    float32; ``vae_slicing`` that its batch was decoded one by one.
-    """
-
-    pixels: Pixels
-    status: str
-    tokens: int
-    truncated: bool
-    redone: bool = False
-    vae_slicing: bool = False
+    pixels: Pixels  # RGB, of shape (height, width, 3)
+    status: str  # ok; nsfw: the safety checker blackened it; nan: the model gave NaN, black
+    tokens: int  # of the whole prompt, start and end included
+    truncated: bool  # the text encoder took fewer
+    redone: bool = False  # NaN in half precision, and sampled again, alone and in float32
+    vae_slicing: bool = False  # its batch was decoded one by one
 
 
 class ImageSampler:
     """A sampler of images on a device: diffusers in production, plain noise in rehearsals.
 
-    ``provenance`` records what the images are made with, ``workload`` what a measured speed holds
-    for. What is not overridden suits a sampler without a model.
+    What is not overridden suits a sampler without a model.
     """
 
     config: RunConfig
     device: Device
-    provenance: dict[str, Any]
-    workload: Workload
+    provenance: dict[str, Any]  # what the images are made with
+    workload: Workload  # what a measured speed holds for
     vae_slicing = False
     loading_seconds = 0.0
 
@@ -80,11 +72,7 @@ class ImageSampler:
         return samples
 
     def time_batch(self, specs: Sequence[ImageSpec]) -> float:
-        """Return how many seconds a batch takes; of many steps only a few are timed.
-
-        Raises:
-            OutOfMemoryError: the device has no room for so many.
-        """
+        """Return how many seconds a batch takes; of many steps only a few are timed."""
         began = time.perf_counter()
         self.sample(specs)
         return time.perf_counter() - began

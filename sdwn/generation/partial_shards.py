@@ -23,14 +23,14 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from itertools import groupby
-from pathlib import Path
+from operator import itemgetter
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -55,6 +55,9 @@ MOST_QUEUED = 2
 # How long a signal's handler waits for finished images to reach the disk; SLURM gives 30 s.
 FLUSH_TIMEOUT_S = 20.0
 POLL_SECONDS = 0.02
+# Columns that are an image's own.
+_OF_SPEC = ("wnid", "synset", "number", "seed", "prompt")
+_OF_SAMPLE = ("tokens", "truncated", "status", "vae_slicing", "redone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,52 +77,39 @@ class ShardJob:
         except OSError:
             return False  # the disk fails, and the writer waits for it
 
-    def whole_partial_shards(self) -> list[PartialShard]:
-        """List the partial shards that are whole and of this plan, and remove others.
+    def kept(self) -> tuple[set[int], int]:
+        """Find the images that are on disk, by their positions in the shard, and the last attempt.
+
+        A partial shard that is damaged or of another plan is removed.
 
         Raises:
             DiskError: they cannot be read for now, and may be whole.
         """
-        paths, index, whole = self.disk.paths, self.shard.index, []
-        for start, stop in paths.piece_ranges(index):
+        paths, images, last = self.disk.paths, set[int](), 0
+
+        def check(start: int, stop: int) -> int:
+            with open_partial_shard(paths, self.plan, self.shard, start, stop) as file:
+                file.check()
+                return int(file.attributes.get("attempt", 1))
+
+        for start, stop in paths.piece_ranges(self.shard.index):
             try:
-                whole.append(self.disk.retry(partial(self._checked, start, stop)))
+                last = max(last, self.disk.retry(partial(check, start, stop)))
+                images.update(range(start, stop))
             except IntegrityError as error:
                 log.warning("its images are sampled again: %s", error)
-                paths.piece(index, start, stop).unlink(missing_ok=True)
-        return whole
-
-    def _checked(self, start: int, stop: int) -> PartialShard:
-        found, file = _open_partial_shard(self.disk.paths, self.plan, self.shard, start, stop)
-        with file:
-            file.check()
-        return found
+                paths.piece(self.shard.index, start, stop).unlink(missing_ok=True)
+        return images, last
 
 
-@dataclass(frozen=True, slots=True)
-class PartialShard:
-    """Finished images of a shard on disk, ``start`` up to ``stop``, all of one attempt."""
-
-    path: Path
-    start: int
-    stop: int
-    attempt: int
-
-
-def _open_partial_shard(
+def open_partial_shard(
     paths: RunPaths, plan: Plan, shard: Shard, start: int, stop: int
-) -> tuple[PartialShard, ImageFile]:
+) -> ImageFile:
+    """Open the partial shard of these images; see :class:`ImageFile`."""
     path = paths.piece(shard.index, start, stop)
-    file = ImageFile(path, Expected(plan.digest, shard.index, stop - start))
-    return PartialShard(path, start, stop, int(file.attributes.get("attempt", 1))), file
+    return ImageFile(path, Expected(plan.digest, shard.index, stop - start))
 
 
-def covered(batch: range, partial_shards: Iterable[PartialShard]) -> bool:
-    """Return whether every image of a batch is in some partial shard."""
-    return set(batch) <= {i for found in partial_shards for i in range(found.start, found.stop)}
-
-
-@dataclass
 class PartialShardWriter:
     """Collects finished batches and writes them as partial shards, then joins the shard.
 
@@ -127,13 +117,12 @@ class PartialShardWriter:
     partial shards that are removed or damaged, are noticed when the shard is finished.
     """
 
-    job: ShardJob
-    attempt: int
-    flush_seconds: float
-    _rows: list[dict[str, Any]] = field(default_factory=list)
-    _payloads: list[bytes] = field(default_factory=list)
-    _start: int = 0
-    _flushed: float = field(default_factory=time.monotonic)
+    def __init__(self, job: ShardJob, attempt: int) -> None:
+        self.job, self._attempt = job, attempt
+        self._rows: list[dict[str, Any]] = []
+        self._payloads: list[bytes] = []
+        self._start = 0
+        self.flushed = time.monotonic()
 
     def add(
         self,
@@ -142,32 +131,22 @@ class PartialShardWriter:
         samples: Sequence[Sample],
         payloads: Sequence[bytes],
     ) -> None:
-        """Add a batch, by its positions in the shard; it may be written now or with later ones."""
+        """Add a batch, by its positions in the shard."""
         if batch.start != self._start + len(self._rows):
             self.flush()
             self._start = batch.start
-        for position, (spec, sample, payload) in enumerate(
-            zip(specs, samples, payloads, strict=True)
-        ):
+        for place, (spec, sample, payload) in enumerate(zip(specs, samples, payloads, strict=True)):
             height, width, _ = sample.pixels.shape
             # An image that was sampled again was alone in its batch.
             alone = sample.redone
             self._rows.append(
-                {
-                    "wnid": spec.wnid,
-                    "synset": spec.synset,
-                    "number": spec.number,
-                    "seed": spec.seed,
-                    "prompt": spec.prompt,
-                    "tokens": sample.tokens,
-                    "truncated": sample.truncated,
-                    "status": sample.status,
-                    "batch": batch.start + position if alone else batch.start,
+                {name: getattr(spec, name) for name in _OF_SPEC}
+                | {name: getattr(sample, name) for name in _OF_SAMPLE}
+                | {
+                    "batch": batch[place] if alone else batch.start,
                     "batch_size": 1 if alone else len(batch),
-                    "place": 0 if alone else position,
-                    "vae_slicing": sample.vae_slicing,
-                    "redone": sample.redone,
-                    "attempt": self.attempt,
+                    "place": 0 if alone else place,
+                    "attempt": self._attempt,
                     "session": 0,
                     "width": width,
                     "height": height,
@@ -176,28 +155,25 @@ class PartialShardWriter:
                 }
             )
             self._payloads.append(payload)
-        if time.monotonic() - self._flushed >= self.flush_seconds:
-            self.flush()
 
     def flush(self) -> None:
         """Write what was collected as one partial shard."""
+        plan, shard, stop = self.job.plan, self.job.shard, self._start + len(self._rows)
+
+        def write() -> None:
+            sizes = np.array([len(payload) for payload in self._payloads], dtype="u8")
+            attributes = {**shard_attributes(plan, shard, "piece"), "attempt": self._attempt}
+            contents = Contents(to_columns(self._rows), sizes, [self.job.task_run])
+            with atomic(self.job.disk.paths.piece(shard.index, self._start, stop)) as temporary:
+                write_images(temporary, attributes, contents, self._payloads)
+
         if self._rows:
             try:
-                self.job.disk.retry(self._write)
+                self.job.disk.retry(write)
             except FileNotFoundError as error:
                 log.warning("removed while it was written: %s", error)
-        self._start += len(self._rows)
-        self._rows, self._payloads = [], []
-        self._flushed = time.monotonic()
-
-    def _write(self) -> None:
-        plan, shard = self.job.plan, self.job.shard
-        stop = self._start + len(self._rows)
-        sizes = np.array([len(payload) for payload in self._payloads], dtype="u8")
-        attributes = {**shard_attributes(plan, shard, "piece"), "attempt": self.attempt}
-        contents = Contents(to_columns(self._rows), sizes, [self.job.task_run])
-        with atomic(self.job.disk.paths.piece(shard.index, self._start, stop)) as temporary:
-            write_images(temporary, attributes, contents, self._payloads)
+        self._start, self._rows, self._payloads = stop, [], []
+        self.flushed = time.monotonic()
 
     def finish(self) -> bool:
         """Write what is left and join the shard; return False where partial shards are lost."""
@@ -236,34 +212,25 @@ def finish_shard(paths: RunPaths, plan: Plan, shard: Shard) -> None:
     """
     folder, images = paths.shard_pieces(shard.index), plan.shard_images(shard)
     with ExitStack() as stack:
-        files: dict[PartialShard, ImageFile] = {}
+        found = []
         for start, stop in paths.piece_ranges(shard.index):
-            found, file = _open_partial_shard(paths, plan, shard, start, stop)
-            files[found] = stack.enter_context(file)
-        ranges = [(files[found], start, stop) for found, start, stop in cover(files)]
-        total = sum(stop - start for _, start, stop in ranges)
-        if total != images:
-            raise IntegrityError(f"{folder}: expected {images} images, found {total}")
+            file = stack.enter_context(open_partial_shard(paths, plan, shard, start, stop))
+            found.append((int(file.attributes.get("attempt", 1)), start, stop, file))
+        # Of an image that several attempts made, the first one's is taken.
+        made: dict[int, tuple[int, ImageFile]] = {}
+        for _, start, stop, file in sorted(found, key=itemgetter(0, 1)):
+            for image in range(start, stop):
+                made.setdefault(image, (start, file))
+        if sorted(made) != list(range(images)):
+            raise IntegrityError(f"{folder}: expected {images} images, found {len(made)}")
+        ranges = []
+        for (start, file), run in groupby(range(images), key=made.__getitem__):
+            rows = [image - start for image in run]
+            ranges.append((file, rows[0], rows[-1] + 1))
         with atomic(paths.shard(shard.index), folder=folder) as temporary:
             join(temporary, shard_attributes(plan, shard, "shard"), ranges)
             with ImageFile(temporary, Expected(plan.digest, shard.index, images)) as written:
                 written.check()
-
-
-def cover(partial_shards: Iterable[PartialShard]) -> Iterator[tuple[PartialShard, int, int]]:
-    """Choose for each image the attempt that made it first; yield runs of rows, in order.
-
-    >>> found = [PartialShard(Path("a"), 0, 20, 1), PartialShard(Path("b"), 10, 30, 2)]
-    >>> [(str(one.path), start, stop) for one, start, stop in cover(found)]
-    [('a', 0, 20), ('b', 10, 20)]
-    """
-    owner: dict[int, PartialShard] = {}
-    for found in sorted(partial_shards, key=lambda found: (found.attempt, found.start)):
-        for image in range(found.start, found.stop):
-            owner.setdefault(image, found)
-    for found, images in groupby(sorted(owner), key=owner.__getitem__):
-        run = list(images)
-        yield found, run[0] - found.start, run[-1] + 1 - found.start
 
 
 class BackgroundWriter:
@@ -274,18 +241,19 @@ class BackgroundWriter:
     """
 
     def __init__(
-        self, storage: StorageConfig, check: Callable[[list[Sample]], list[Sample]]
+        self,
+        storage: StorageConfig,
+        check: Callable[[list[Sample]], list[Sample]],
+        flush_seconds: float,
     ) -> None:
-        self._storage, self._check = storage, check
-        # Its put may interrupt itself, as a signal's handler does.
+        self._storage, self._check, self._flush_seconds = storage, check, flush_seconds
+        # Of all queues this one's put may interrupt itself, as a signal's handler does.
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "encode")
         self._thread = threading.Thread(target=self._work, name="write", daemon=True)
         self._error: BaseException | None = None
         self._current: PartialShardWriter | None = None
         self._lost: list[ShardJob] = []
-        # Plain attributes, no locks: a signal's handler may interrupt its own thread anywhere.
-        self._flush_wanted = self._flush_done = 0
 
     def __enter__(self) -> BackgroundWriter:
         self._thread.start()
@@ -316,15 +284,14 @@ class BackgroundWriter:
         """Queue a batch; wait while :data:`MOST_QUEUED` others are queued."""
 
         def step() -> None:
-            self._current = writer
+            self._current, codec, quality = writer, self._storage.codec, self._storage.quality
             checked = self._check(samples)
-            payloads = self._pool.map(self._encode, checked)
+            payloads = self._pool.map(lambda made: encode(made.pixels, codec, quality), checked)
             writer.add(batch, specs, checked, list(payloads))
+            if time.monotonic() - writer.flushed >= self._flush_seconds:
+                writer.flush()
 
         self._put(step)
-
-    def _encode(self, sample: Sample) -> bytes:
-        return encode(sample.pixels, self._storage.codec, self._storage.quality)
 
     def finish(self, writer: PartialShardWriter) -> None:
         """Queue the end of a shard, behind its batches; see :meth:`lost`."""
@@ -349,12 +316,19 @@ class BackgroundWriter:
     def flush(self) -> None:
         """Wait, for 20 s at most, until all that was handed over is on disk.
 
-        Safe in a signal's handler.
+        Safe in a signal's handler, which may have interrupted a put of its own thread.
         """
-        self._flush_wanted += 1
-        wanted, end = self._flush_wanted, time.monotonic() + FLUSH_TIMEOUT_S
-        while self._flush_done < wanted and self._thread.is_alive() and time.monotonic() < end:
-            time.sleep(POLL_SECONDS)
+        flushed, end = threading.Event(), time.monotonic() + FLUSH_TIMEOUT_S
+
+        def step() -> None:
+            if self._current is not None:
+                self._current.flush()
+            flushed.set()
+
+        self._queue.put(step)
+        while not flushed.wait(POLL_SECONDS):
+            if not self._thread.is_alive() or time.monotonic() > end:
+                return
 
     def _put(self, step: Callable[[], None]) -> None:
         while self._error is None and self._queue.qsize() >= MOST_QUEUED:
@@ -365,23 +339,12 @@ class BackgroundWriter:
 
     def _work(self) -> None:
         try:
-            while (step := self._next()) is not None:
+            while (step := self._queue.get()) is not None:
                 step()
             if self._current is not None:
                 self._current.flush()
         except BaseException as error:
             self._error = error
-
-    def _next(self) -> Callable[[], None] | None:
-        while True:
-            with contextlib.suppress(queue.Empty):
-                return self._queue.get(timeout=POLL_SECONDS)
-            # The queue is empty, so the current writer holds everything handed over.
-            wanted = self._flush_wanted
-            if wanted > self._flush_done:
-                if self._current is not None:
-                    self._current.flush()
-                self._flush_done = wanted
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from sdwn.config import CatalogConfig, RunConfig, validated
 from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.generation.batching import load_sampler
 from sdwn.models.weights import is_commit
-from sdwn.planning.plan import ImageSpec, Plan
+from sdwn.planning.plan import Plan
 from sdwn.releases.release import Release
 from sdwn.storage.images import decode, encode
 
@@ -29,23 +29,18 @@ _DECISIVE = (
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """An image compared with the same one regenerated.
-
-    ``verdict`` is ``equal``, ``within tolerance`` or ``different``; ``rms`` the root mean
-    square and ``largest`` the largest difference, in steps of 8-bit colour. ``reasons`` name
-    what has changed since the image was made.
-    """
+    """An image compared with the same one regenerated; differences in steps of 8-bit colour."""
 
     synset: str
     number: int
-    verdict: str
-    rms: float
+    verdict: str  # equal, within tolerance or different
+    rms: float  # root mean square of the difference
     largest: int
     tolerance: float
     batch_size: int
     place: int
     status: str
-    reasons: list[str]
+    reasons: list[str]  # what has changed since the image was made
 
 
 def regenerate(
@@ -71,21 +66,51 @@ def regenerate(
         UsageError: there is no such image, or it was imported.
         SdwnError: the pipeline cannot be loaded here.
     """
-    row = _record(release, synset, number)
+    manifest = release.manifest
+    if manifest.settings is None:
+        raise UsageError(
+            f"{release.paths.root} was imported: how its images were made is not recorded"
+        )
+    rows = {row["number"]: row for row in release.rows(release.find_one(synset))}
+    if number not in rows:
+        name = next(iter(rows.values()))["synset"]
+        raise UsageError(f"{name} has no image {number}; it has {min(rows)} to {max(rows)}")
+    row = rows[number]
     then = release.provenance(row)["session"] or {}
-    plan = _plan(release, model, then.get("revision"))
-    specs = _batch(release, plan, row)
-    sampler = load_sampler(plan.config)
+
+    # The release's plan, with the model where it is now, or at the image's commit.
+    catalog = CatalogConfig(name=manifest.catalog)
+    settings = {**manifest.settings, "catalog": catalog.model_dump()}
+    config = validated(RunConfig, settings, source=str(release.paths.manifest))
+    revision = then.get("revision")
+    changed: dict[str, Any] = {"revision": revision} if is_commit(revision) else {}
+    if model is not None:
+        # A revision is the hub's; a folder has none.
+        changed = {"name": model, "revision": None}
+    config = config.model_copy(update={"model": config.model.model_copy(update=changed)})
+    plan = Plan(manifest.catalog, config, tuple(release.synsets.values()), manifest.plan_digest)
+
+    # The specs of its batch, by its row and the plan's table.
+    place = row["place"]
+    shard = plan.shards[next(s.shard for s in plan.synsets if s.wnid == row["wnid"])]
+    specs = list(plan.specs(shard))[row["batch"] : row["batch"] + row["batch_size"]]
+    recorded = (row["wnid"], row["number"], row["seed"], row["prompt"])
+    if recorded not in [(s.wnid, s.number, s.seed, s.prompt) for s in specs[place : place + 1]]:
+        raise IntegrityError(
+            f"{row['synset']} {number}: its record and the release's table of synsets do not fit "
+            f"one another; see what else is wrong: {command('verify', release.paths.root)}"
+        )
+
+    sampler = load_sampler(config)
     if row.get("vae_slicing"):
         sampler.slice_vae()
     if row.get("redone"):
         sample = sampler.check([sampler.in_float32(specs[0])])[0]
     else:
-        sample = sampler.check(sampler.sample(specs))[row["place"]]
+        sample = sampler.check(sampler.sample(specs))[place]
 
     height, width, _ = sample.pixels.shape
-    storage = plan.config.storage
-    payload = encode(sample.pixels, storage.codec, storage.quality)
+    payload = encode(sample.pixels, config.storage.codec, config.storage.quality)
     image = decode(payload, row["codec"], width, height)
     difference = np.abs(release.array(row).astype(np.int16) - np.asarray(image))
     rms = float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
@@ -107,46 +132,3 @@ def regenerate(
         reasons=[f"{key}: {old} then, {new} now" for key, old, new in pairs if old != new],
     )
     return compared, image
-
-
-def _record(release: Release, synset: str, number: int) -> dict[str, Any]:
-    if release.manifest.settings is None:
-        raise UsageError(
-            f"{release.paths.root} was imported: how its images were made is not recorded"
-        )
-    rows = release.rows(release.find_one(synset))
-    for row in rows:
-        if row["number"] == number:
-            return row
-    numbers, name = sorted(row["number"] for row in rows), rows[0]["synset"]
-    raise UsageError(f"{name} has no image {number}; it has {numbers[0]} to {numbers[-1]}")
-
-
-def _plan(release: Release, model: str | None, revision: Any) -> Plan:
-    """Return the release's plan, with the model where it is now, or at the image's commit."""
-    manifest = release.manifest
-    assert manifest.settings is not None
-    catalog = CatalogConfig(name=manifest.catalog)
-    settings = {**manifest.settings, "catalog": catalog.model_dump()}
-    config = validated(RunConfig, settings, source=str(release.paths.manifest))
-    changed: dict[str, Any] = {"revision": revision} if is_commit(revision) else {}
-    if model is not None:
-        # A revision is the hub's; a folder has none.
-        changed = {"name": model, "revision": None}
-    config = config.model_copy(update={"model": config.model.model_copy(update=changed)})
-    return Plan(manifest.catalog, config, tuple(release.synsets.values()), manifest.plan_digest)
-
-
-def _batch(release: Release, plan: Plan, row: dict[str, Any]) -> list[ImageSpec]:
-    """Return the specs of an image's batch, by its row and the plan's table."""
-    shard = plan.shards[next(s.shard for s in plan.synsets if s.wnid == row["wnid"])]
-    batch = list(plan.specs(shard))[row["batch"] : row["batch"] + row["batch_size"]]
-    spec = batch[row["place"]] if row["place"] < len(batch) else None
-    if spec is None or (spec.wnid, spec.number, spec.seed, spec.prompt) != (
-        *(row["wnid"], row["number"], row["seed"], row["prompt"]),
-    ):
-        raise IntegrityError(
-            f"{row['synset']} {row['number']}: its record and the release's table of synsets do "
-            f"not fit one another; see what else is wrong: {command('verify', release.paths.root)}"
-        )
-    return batch

@@ -12,23 +12,26 @@ from __future__ import annotations
 
 import inspect
 import logging
+import platform
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import accelerate
+import diffusers
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 
 from sdwn.config import GenerationConfig, RunConfig
 from sdwn.devices.device import Device, plain_out_of_memory
 from sdwn.devices.tuning import run_workload
-from sdwn.errors import OutOfMemoryError
+from sdwn.errors import OutOfMemoryError, UsageError
 from sdwn.generation.batching import ImageSampler, Sample
-from sdwn.models.families import FAMILIES, FROM_TEXTS, denoiser, require_device
-from sdwn.models.pipelines import describe_pipeline, dtype, load_pipeline
+from sdwn.models.families import FAMILIES, FROM_TEXTS, denoiser, dtype, load_pipeline
 from sdwn.models.weights import Weights, obtain_weights
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ _WAITS = (0.0, 5.0, 30.0)
 _KEPT_PROMPTS = 64
 
 TIMED_STEPS = 8
+# Their versions may change pixels.
+LIBRARIES = (torch, diffusers, transformers, accelerate)
 
 
 class Sampler(ImageSampler):
@@ -62,14 +67,27 @@ class Sampler(ImageSampler):
     def __init__(self, config: RunConfig, weights: Weights | None = None) -> None:
         self.config = config
         self.device = Device()
-        require_device(config, self.device.torch.type)
+        if config.needs_gpu and not self.device.is_gpu:
+            raise UsageError(
+                "precision fp16 needs a GPU and none was found; "
+                "plan with --set generation.precision=fp32 to run on the CPU"
+            )
         weights = weights or obtain_weights(config)
         self.pipeline = load_pipeline(config, weights, self.device)
         # Apart from the pipeline, images are checked while the next ones are sampled.
         self._checker = getattr(self.pipeline, "safety_checker", None)
         if self._checker is not None:
             self.pipeline.safety_checker = None
-        self.provenance = describe_pipeline(config, weights, self.pipeline, self.device)
+        self.provenance = {
+            "model": config.model.name,
+            "revision": weights.revision,
+            "pipeline": type(self.pipeline).__name__,
+            "scheduler": type(self.pipeline.scheduler).__name__,
+            "precision": config.generation.precision,
+            "device": self.device.name,
+            "python": platform.python_version(),
+            **{library.__name__: library.__version__ for library in LIBRARIES},
+        }
         self.workload = run_workload(config, self.provenance, self.device.total_bytes)
         self._encoder = PromptEncoder(self.pipeline, config.generation)
 
@@ -98,11 +116,7 @@ class Sampler(ImageSampler):
         return samples
 
     def in_float32(self, spec: ImageSpec) -> Sample:
-        """Sample one image alone and in float32.
-
-        Raises:
-            OutOfMemoryError: the device has no room for weights of twice the size.
-        """
+        """Sample one image alone and in float32, with weights of twice the size."""
         try:
             with plain_out_of_memory():
                 self.pipeline.to(torch.float32)
@@ -144,7 +158,7 @@ class Sampler(ImageSampler):
     def _denoise(
         self, specs: Sequence[ImageSpec], encoded: Sequence[Encoded], **options: Any
     ) -> torch.Tensor:
-        """Take the steps and decode; no text encoder is needed but by pipelines of no family."""
+        """Run the steps and decode; only pipelines of no family need their text encoder here."""
         generation, family = self.config.generation, self._encoder.family
         # On the CPU: the same noise on every device. Schedulers that add noise in their steps go
         # on with the same generators.
@@ -170,11 +184,7 @@ class Sampler(ImageSampler):
         return images
 
     def check(self, samples: list[Sample]) -> list[Sample]:
-        """Blacken what the safety checker flags; may run while another batch is sampled.
-
-        Raises:
-            OutOfMemoryError: the device has no room to check a single image.
-        """
+        """Blacken what the safety checker flags; may run while another batch is sampled."""
         if self._checker is None:
             return samples
         flags: list[bool] = []
@@ -211,11 +221,7 @@ class Sampler(ImageSampler):
         return [bool(flag) for flag in flags]
 
     def time_batch(self, specs: Sequence[ImageSpec]) -> float:
-        """Return how many seconds a batch takes; of many steps only a few are timed.
-
-        Raises:
-            OutOfMemoryError: the device has no room for so many.
-        """
+        """Return how many seconds a batch takes; of many steps only a few are timed."""
         steps, ends = self.config.generation.num_inference_steps, list[float]()
 
         def end_step(*_: Any) -> dict[str, Any]:
@@ -250,15 +256,11 @@ class Sampler(ImageSampler):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A prompt as a pipeline's call takes it: its embeddings, a batch of one, or its text.
+    """A prompt as a pipeline's call takes it."""
 
-    ``tokens`` counts the whole prompt's, start and end included; ``truncated`` says that the
-    encoder that reads most of it took fewer.
-    """
-
-    arguments: dict[str, Any]
-    tokens: int
-    truncated: bool
+    arguments: dict[str, Any]  # its embeddings, a batch of one, or its text
+    tokens: int  # of the whole prompt, start and end included
+    truncated: bool  # the encoder that reads most of it took fewer
 
 
 class PromptEncoder:

@@ -19,8 +19,6 @@ SUMS = "SHA256SUMS"
 # Counts every change to what is made in the cache, so that no cache keeps an older one.
 BUILTIN_VERSION = 1
 
-_REINSTALL = "install sdwn again, or bring them back with: git checkout sdwn/miniature"
-
 
 def builtin_path(name: str) -> Path:
     """Return the folder of a built-in model: in the package, or in the cache, made or not.
@@ -43,17 +41,15 @@ def packaged(name: str) -> Path:
         IntegrityError: a file of it is missing, or another than was shipped.
     """
     folder = builtin_path(name)
-    sums = folder / SUMS
+    fault, remedy = folder / SUMS, "install sdwn again, or bring it back with: git checkout sdwn"
     try:
-        lines = sums.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        raise IntegrityError(f"{sums}: cannot be read; {_REINSTALL}") from None
-    for line in lines:
-        digest, _, file = line.partition("  ")
-        if not (folder / file).is_file() or file_sha256(folder / file) != digest:
-            raise IntegrityError(
-                f"{folder / file}: missing, or another than came with the package; {_REINSTALL}"
-            )
+        for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+            digest, _, file = line.partition("  ")
+            fault = folder / file
+            if file_sha256(fault) != digest:
+                raise ValueError("another than came with the package")
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{fault}: {error}; {remedy}") from None
     return folder
 
 
@@ -93,13 +89,7 @@ def builtin_folder(name: str) -> Path:
 
 
 def notice(model: str) -> str | None:
-    """Return a notice about the images of a built-in model; None for any other model.
-
-    >>> notice("CompVis/stable-diffusion-v1-4") is None
-    True
-    >>> notice("builtin:tiny")[:46]
-    'These images come from builtin:tiny, which exe'
-    """
+    """Return a notice about the images of a built-in model; None for any other model."""
     if not model.startswith(BUILTIN):
         return None
     if model == MINIATURE:

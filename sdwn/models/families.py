@@ -1,20 +1,34 @@
-"""Families of pipelines: what each takes, and the settings that fit a model. Nothing needs torch.
+"""Families of pipelines: what each takes, the settings that fit a model, and loading one.
 
 Any text-to-image pipeline of diffusers works, from plain texts. One whose class stands in
 :data:`FAMILIES` is given each prompt's embedding, encoded once and alone, and each image's noise.
+Only loading needs torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdwn.config import RunConfig
-from sdwn.errors import UsageError
+from sdwn.errors import SdwnError, UsageError, first_line
 from sdwn.io import read_json
-from sdwn.models.weights import INDEX, components, find_folder, source, weights_folder
+from sdwn.models.weights import (
+    INDEX,
+    Weights,
+    components,
+    find_folder,
+    source,
+    staged_if_wanted,
+    weights_folder,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from sdwn.devices.device import Device
 
 
 def denoiser(pipeline: Any) -> Any:
@@ -102,16 +116,14 @@ INTERCHANGEABLE = {
 }
 # Its steps draw noise for the batch as a whole, out of no image's generator.
 _UNREPEATABLE = "DPMSolverSDEScheduler"
+# Prompts whose tokens are counted before a run.
+_MOST_COUNTED = 10_000
 
 
 def require_usable(config: RunConfig) -> None:
     """Refuse a model that no task could load, and settings that do not fit it.
 
     Weights that are not on this machine are no reason, for they may be fetched later.
-
-    Raises:
-        UsageError: no model has this name, or the scheduler or safety checker does not fit it.
-        IntegrityError: a part of the model is missing in its folder.
     """
     here = source(config.model) == "folder"
     check_settings(config, weights_folder(config) if here else find_folder(config))
@@ -121,10 +133,6 @@ def check_settings(config: RunConfig, folder: Path | None) -> None:
     """Refuse settings that the model in a folder does not take.
 
     Without a folder, only a scheduler that diffusers does not have is refused.
-
-    Raises:
-        UsageError: the config's scheduler does not fit the model, or it has no safety checker.
-        IntegrityError: its index cannot be read.
     """
     wanted, own, pipeline = config.generation.scheduler, None, ""
     if folder is not None:
@@ -152,17 +160,106 @@ def check_settings(config: RunConfig, folder: Path | None) -> None:
         raise UsageError(f"generation.scheduler: {fault}; valid: {fitting}")
 
 
-def require_device(config: RunConfig, device_type: str) -> None:
-    """Refuse a config whose precision a device cannot run.
+@dataclass(frozen=True, slots=True)
+class PromptLengths:
+    """How many of the prompts ``counted`` the text encoder cuts at its ``limit`` of tokens."""
 
-    ``device_type`` is torch's, as ``cuda`` or ``cpu``. Built-in models are small enough for
-    half precision on a CPU.
+    counted: int
+    cut: int
+    limit: int
+
+    def __str__(self) -> str:
+        return f"{self.cut:,} of {self.counted:,} are longer than {self.limit} tokens"
+
+
+def prompt_lengths(folder: Path | None, prompts: Iterable[str]) -> PromptLengths | None:
+    """Count the tokens of at most 10,000 distinct prompts, spread evenly over all.
+
+    Args:
+        folder: a pipeline in diffusers format, None where its weights are not on this machine.
+        prompts: also equal ones.
+
+    Returns:
+        None without a folder, or of a model without a tokenizer.
+    """
+    if folder is None or "tokenizer" not in (kinds := components(folder)):
+        return None
+    import transformers  # a second; its tokenizers come without torch
+
+    family = FAMILIES.get(str(read_json(folder / INDEX).get("_class_name")), FROM_TEXTS)
+    tokenizers = {
+        name: getattr(transformers, kinds[name]).from_pretrained(folder / name)
+        for name in family.encoders
+    }
+    tokenizer, limit = family.longest_reader(tokenizers)
+    distinct = list(dict.fromkeys(prompts))
+    chosen = distinct[:: -(-len(distinct) // _MOST_COUNTED)]
+    encoded = tokenizer(chosen, truncation=False, verbose=False).input_ids
+    return PromptLengths(len(chosen), sum(len(ids) > limit for ids in encoded), limit)
+
+
+def dtype(config: RunConfig) -> torch.dtype:
+    """Return the type of a config's weights."""
+    import torch
+
+    precisions = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    return precisions[config.generation.precision]
+
+
+def load_pipeline(config: RunConfig, weights: Weights, device: Device) -> Any:
+    """Load a config's pipeline onto a device.
 
     Raises:
-        UsageError: half precision without a GPU.
+        UsageError: the config asks for a scheduler or safety checker that this model has not.
+        SdwnError: the model cannot be loaded.
     """
-    if config.needs_gpu and device_type == "cpu":
-        raise UsageError(
-            "precision fp16 needs a GPU and none was found; "
-            "plan with --set generation.precision=fp32 to run on the CPU"
+    import diffusers
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    # They warn of every truncated prompt and every flagged image, which a sample records.
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+    generation = config.generation
+    check_settings(config, weights.folder)
+    folder = staged_if_wanted(weights.folder)
+    without = {"safety_checker": None, "requires_safety_checker": False}
+    options: dict[str, Any] = {} if generation.safety_checker else without
+    try:
+        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
+            folder,
+            variant=config.model.variant,
+            use_safetensors=True,
+            dtype=dtype(config),
+            **options,
         )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise SdwnError(
+            f"model {config.model.name}: the folder {folder} cannot be loaded; check that it is "
+            f"whole, with safetensors weights: {first_line(error)}"
+        ) from error
+    network = denoiser(pipeline)
+    if network is None:
+        raise SdwnError(
+            f"model {config.model.name}: {type(pipeline).__name__} has neither a UNet nor a "
+            "transformer; expected a text-to-image pipeline such as Stable Diffusion 1, 2 or XL"
+        )
+    own = pipeline.scheduler
+    scheduler = generation.scheduler or type(own).__name__
+    pipeline.scheduler = getattr(diffusers, scheduler).from_config(own.config)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device.torch)
+    if generation.channels_last:
+        for part in (network, getattr(pipeline, "vae", None)):
+            if part is not None:
+                part.to(memory_format=torch.channels_last)
+    if generation.compile:
+        # One block is compiled and serves all its likes.
+        if getattr(network, "_repeated_blocks", None):
+            network.compile_repeated_blocks()
+        else:
+            network.compile()
+    return pipeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -57,8 +58,8 @@ class LockedClassifier(Record):
 class Lock(Record):
     """The weights that a run is made with; ``model`` is as the plan has it.
 
-    ``revision`` is the commit that the plan's revision stood for when this was written, or a
-    folder's fingerprint. ``folder`` is where the hub's weights are, if not in its cache.
+    ``revision`` is the hub's commit, or a folder's fingerprint. ``folder`` is where the hub's
+    weights are, if not in its cache.
     """
 
     format: str = FORMAT.name
@@ -84,26 +85,21 @@ def read_lock(paths: RunPaths, model: ModelConfig) -> Lock | None:
     remedy = f"write it anew with: {shell('rm', paths.lock)} && {command('prefetch', paths.root)}"
     try:
         lock = Lock.model_validate(FORMAT.read(paths.lock))
-    except ValidationError as error:
-        where, reason = error.errors()[0]["loc"], error.errors()[0]["msg"]
-        raise IntegrityError(f"{paths.lock}: damaged: {where}: {reason}; {remedy}") from None
-    except IntegrityError as error:
-        raise IntegrityError(f"{error}; {remedy}") from None
-    if lock.model != model:
-        raise IntegrityError(
-            f"{paths.lock}: of the model {lock.model.name}, the plan has {model.name} or another "
-            f"revision or variant of it; {remedy}"
+        if lock.model == model:
+            return lock
+        fault = (
+            f"of the model {lock.model.name}, the plan has {model.name} or another revision or "
+            "variant of it"
         )
-    return lock
+    except (IntegrityError, ValidationError) as error:
+        fault = f"damaged: {' '.join(str(error).split())}"
+    raise IntegrityError(f"{paths.lock}: {fault}; {remedy}")
 
 
 def ensure_lock(paths: RunPaths, plan: Plan) -> Lock | None:
     """Return a run's lock; a missing one is written if the weights are on this machine.
 
-    Nothing here needs the network. None where the weights are not here yet, or there are none.
-
-    Raises:
-        IntegrityError: the lock is damaged, or images were made with other weights.
+    None where they are not, or the model has none. Raises what :func:`write_lock` does.
     """
     if (lock := read_lock(paths, plan.config.model)) is not None:
         return lock
@@ -164,27 +160,21 @@ def recorded_revision(paths: RunPaths) -> str | None:
         for start, stop in paths.piece_ranges(index)
     )
     for path in (*map(paths.shard, sorted(paths.done_shards())), *partial_shards):
-        try:
-            with ImageFile(path) as file:
-                revisions = [session.get("revision") for session in file.sessions]
-        except IntegrityError:
-            continue
-        if revisions and revisions[0]:
-            return str(revisions[0])
+        with suppress(IntegrityError), ImageFile(path) as file:
+            for session in file.sessions:
+                if revision := session.get("revision"):
+                    return str(revision)
     return None
 
 
 def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
-    """Return the weights that a run is locked to, once they are as the lock has them.
-
-    None without a lock. A folder whose sizes and times are as they were is not read again.
+    """Return the weights that a run is locked to, checked against the lock; None without one.
 
     Raises:
         SdwnError: weights of the hub are not whole on this machine.
         IntegrityError: the lock is damaged, or the model's folder was changed.
     """
-    lock = read_lock(paths, model)
-    if lock is None:
+    if (lock := read_lock(paths, model)) is None:
         return None
     if lock.source == "hub":
         from huggingface_hub import constants
@@ -199,10 +189,10 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
                 "there and here must be one folder; see also its --folder)"
             )
         return Weights(folder, lock.revision)
-    if lock.source == "builtin":
-        folder, remedy = builtin_path(str(model.builtin)), "install the sdwn that it came with"
+    if (name := model.builtin) is not None:
+        folder, remedy = builtin_path(name), "install the sdwn that it came with"
         if not folder.is_dir():
-            builtin_folder(str(model.builtin))
+            builtin_folder(name)
     else:
         folder, remedy = model_folder(model), "bring it back"
     if changed := [f.file for f in lock.files if f.is_changed(folder / f.file)]:
@@ -214,13 +204,8 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
 
 
 def require_weights(paths: RunPaths, config: RunConfig) -> Path:
-    """Return the folder that a run's tasks load on this machine, once its weights are whole.
-
-    Raises:
-        SdwnError: as :func:`locked_weights` or, without a lock, :func:`weights_folder`.
-    """
-    locked = locked_weights(paths, config.model)
-    if locked is None:
+    """Return the folder that a run's tasks load on this machine, once its weights are whole."""
+    if (locked := locked_weights(paths, config.model)) is None:
         return weights_folder(config)
     require_whole(locked.folder, config)
     return locked.folder
@@ -242,9 +227,6 @@ def require_classifier(paths: RunPaths, config: RunConfig) -> None:
     """Refuse a checkpoint that has changed since the run was locked to it.
 
     The evaluation's settings may change: another classifier than the lock's is no fault.
-
-    Raises:
-        IntegrityError: it has changed, or is missing.
     """
     lock, chosen = read_lock(paths, config.model), config.evaluation
     if lock is None or lock.classifier is None or chosen.checkpoint is None:

@@ -28,9 +28,9 @@ from transformers import (
 
 # Of a dozen tried, one whose pictures differ clearly by prompt and by seed.
 _SEED = "tiny-7"
-_START, _END = "<|startoftext|>", "<|endoftext|>"
 _SYMBOLS = sorted(ByteLevel.alphabet())
-_VOCABULARY = (*_SYMBOLS, *(symbol + "</w>" for symbol in _SYMBOLS), _START, _END)
+_VOCABULARY = (*_SYMBOLS, *(f"{one}</w>" for one in _SYMBOLS), "<|startoftext|>", "<|endoftext|>")
+_START, _END = len(_VOCABULARY) - 2, len(_VOCABULARY) - 1
 _TEXT_WIDTH = 32
 _NORM_GROUPS = 8
 # Without this gain all prompts give much the same picture.
@@ -65,9 +65,9 @@ def build_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
         projection_dim=_TEXT_WIDTH,
         num_hidden_layers=2,
         num_attention_heads=2,
-        bos_token_id=_VOCABULARY.index(_START),
-        eos_token_id=_VOCABULARY.index(_END),
-        pad_token_id=_VOCABULARY.index(_END),
+        bos_token_id=_START,
+        eos_token_id=_END,
+        pad_token_id=_END,
     )
     unet = UNet2DConditionModel(
         sample_size=16,
@@ -79,12 +79,11 @@ def build_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
         attention_head_dim=8,
         norm_num_groups=_NORM_GROUPS,
     )
-    channels = (16, 32, 32)
     vae = AutoencoderKL(
         sample_size=64,
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=(16, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
         latent_channels=4,
         norm_num_groups=_NORM_GROUPS,
     )
@@ -139,12 +138,16 @@ def _filled(component: str, model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _weights(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    if name.endswith("embeds_weights"):
-        return np.full(shape, _CONCEPT_THRESHOLD)
     if len(shape) == 1:
-        return np.full(shape, 1.0 if name.endswith("weight") else 0.0)
-    if name.startswith("safety_checker."):
-        return _checker_weights(name, shape)
+        plain = 1.0 if name.endswith("weight") else 0.0
+        return np.full(shape, _CONCEPT_THRESHOLD if name.endswith("embeds_weights") else plain)
+    checker = name.startswith("safety_checker.")
+    if checker and name.endswith(("position_embedding.weight", "fc2.weight")):
+        # Without these an embedding is an odd function of the image, so that embeddings lie
+        # evenly around zero and one threshold flags about as many images at every size.
+        return np.zeros(shape)
+    if checker and name.endswith("_embeds"):
+        return _uniform(f"{name}/{_CONCEPTS}", shape)
     if name.endswith(("token_embedding.weight", "position_embedding.weight")):
         return _uniform(name, shape)
     if name.startswith("vae.decoder.") and len(shape) == 4:
@@ -156,18 +159,8 @@ def _weights(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
             flat *= _CONTRAST
         return np.broadcast_to(flat / math.prod(shape[2:]), shape).copy()
     gain = _CROSS_ATTENTION_GAIN if ".attn2.to_v" in name or ".attn2.to_out" in name else 1.0
-    return gain * _uniform(name, shape) / math.sqrt(math.prod(shape[1:]))
-
-
-def _checker_weights(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    # Without these an embedding is an odd function of the image, so that embeddings lie evenly
-    # around zero and one threshold flags about as many images at every size.
-    if name.endswith(("position_embedding.weight", "fc2.weight")):
-        return np.zeros(shape)
-    if name.endswith("_embeds"):
-        return _uniform(f"{name}/{_CONCEPTS}", shape)
-    values = _uniform(name, shape) / math.sqrt(math.prod(shape[1:]))
-    if len(shape) == 4:
+    values = gain * _uniform(name, shape) / math.sqrt(math.prod(shape[1:]))
+    if checker and len(shape) == 4:
         values -= values.mean(axis=(2, 3), keepdims=True)
     return values
 

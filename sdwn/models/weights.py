@@ -72,11 +72,7 @@ Source = Literal["builtin", "folder", "hub", "elsewhere"]
 
 
 def source(model: ModelConfig) -> Source:
-    """Return where a model comes from.
-
-    Raises:
-        UsageError: its name is no folder, and no name that the hub could know.
-    """
+    """Return where a model comes from; a name that nothing can load is a UsageError."""
     name, path = model.name, Path(model.name).expanduser()
     if model.builtin is not None:
         return "builtin"
@@ -114,26 +110,22 @@ def is_commit(revision: str | None) -> bool:
 
 
 def weights_folder(config: RunConfig, commit: str | None = None) -> Path:
-    """Return the folder of a config's weights, which are whole.
-
-    Of a model of the hub it is the one in its cache, at ``commit`` if that is given.
+    """Return the folder of a config's weights; of the hub's the one in its cache, at ``commit``.
 
     Raises:
-        UsageError: the model's name is no folder, and no name that the hub could know.
+        UsageError: the model's name is no folder here, and no name that the hub could know.
         IntegrityError: a part is missing, or diffusers cannot load it; the message says which.
         SdwnError: the weights are not on this machine.
     """
     model = config.model
-    if (kind := source(model)) == "builtin":
-        name = str(model.builtin)
+    if (name := model.builtin) is not None:
         folder = packaged(name) if name in IN_PACKAGE else builtin_path(name)
-    elif kind == "hub":
-        cached = snapshot(model.name, commit or model.revision)
-        if cached is None:
-            raise SdwnError(f"{model.name} is not in the hub's cache")
+    elif source(model) != "hub":
+        folder = model_folder(model)
+    elif (cached := snapshot(model.name, commit or model.revision)) is not None:
         folder = cached
     else:
-        folder = model_folder(model)
+        raise SdwnError(f"{model.name} is not in the hub's cache")
     require_whole(folder, config)
     return folder
 
@@ -141,8 +133,7 @@ def weights_folder(config: RunConfig, commit: str | None = None) -> Path:
 def find_folder(config: RunConfig, commit: str | None = None) -> Path | None:
     """Return what :func:`weights_folder` does; None where the weights are not here, or not whole.
 
-    Raises:
-        IntegrityError: a model that comes with the package is not as it came.
+    Only a model that comes with the package raises an error, where it is not as it came.
     """
     try:
         return weights_folder(config, commit)
@@ -155,12 +146,7 @@ def find_folder(config: RunConfig, commit: str | None = None) -> Path | None:
 def obtain_weights(config: RunConfig) -> Weights:
     """Find a config's weights, or get them: make a built-in model, or download one of the hub.
 
-    The hub is not asked for what its cache has.
-
-    Raises:
-        UsageError: the model's name is no folder, and no name that the hub could know.
-        IntegrityError: a part of the model is missing in its folder.
-        SdwnError: the hub does not give it.
+    The hub is not asked for what its cache has. Raises what the two others do.
     """
     model = config.model
     if source(model) == "hub":
@@ -171,24 +157,13 @@ def obtain_weights(config: RunConfig) -> Weights:
 
 
 def model_folder(model: ModelConfig) -> Path:
-    """Return the folder that a model is named after.
-
-    Raises:
-        UsageError: there is no pipeline in it.
-    """
+    """Return the folder that a model is named after; a UsageError if it has no pipeline."""
     folder = Path(model.name).expanduser()
-    if not folder.is_dir():
-        raise UsageError(f"model {model.name}: no such folder on this machine")
     if not (folder / INDEX).is_file():
-        # A clone's outer folder, or one of the hub's cache.
-        inner = next((p for d in ("*", "snapshots/*") for p in folder.glob(f"{d}/{INDEX}")), None)
-        remedy = (
-            f"one lies in {inner.parent}: write model.name: {inner.parent}"
-            if inner
-            else "save one there with its save_pretrained"
-        )
+        there = f"for {INDEX} is missing there" if folder.is_dir() else "no such folder is here"
         raise UsageError(
-            f"model {folder}: no pipeline in diffusers format, for {INDEX} is missing; {remedy}"
+            f"model {folder}: no pipeline in diffusers format, {there}; name the folder that has "
+            "one, as save_pretrained writes it"
         )
     return folder
 
@@ -207,11 +182,7 @@ def snapshot(name: str, revision: str | None) -> Path | None:
 
 
 def components(folder: Path) -> dict[str, str]:
-    """Return the parts that a pipeline's index names, and the class of each.
-
-    Raises:
-        IntegrityError: it has no index that can be read.
-    """
+    """Return the parts that a pipeline's index names, and the class of each."""
     index = read_json(folder / INDEX)
     return {
         name: str(kind[-1])
@@ -237,11 +208,7 @@ def needed(
 ) -> list[str]:
     """Pick the files that diffusers loads for a config, of those in a folder or on the hub.
 
-    Args:
-        where: the folder, or what else has them.
-        names: the files.
-        kinds: the parts of the pipeline, and the class of each.
-        config: has the variant, and may do without a safety checker.
+    ``kinds`` are the parts of the pipeline, and the class of each; ``where`` is for messages.
 
     Raises:
         IntegrityError: a part is missing; the message says what is there instead, and which
@@ -282,40 +249,33 @@ def _is_variant(name: str, variant: str | None) -> bool:
 def _other_weights(part: str, names: Iterable[str], model: str) -> str:
     """Describe which weights a part has instead of those that diffusers looks for."""
     own = sorted(name.rpartition("/")[2] for name in names)
-    found = [match for name in own if (match := _WEIGHTS.fullmatch(name))]
-    if variants := [m["variant"] for m in found if m["format"] == "safetensors"]:
-        return (
-            f"{part} has its weights only in the variant {variants[0]}; set model.variant: "
-            f"{variants[0]}"
-        )
-    if pickles := [match for match in found if match["format"] != "safetensors"]:
-        variant = pickles[0]["variant"]
+    for match in filter(None, map(_WEIGHTS.fullmatch, own)):
+        variant = match["variant"]
+        if match["format"] == "safetensors":
+            return (
+                f"{part} has its weights only in the variant {variant}; set model.variant: "
+                f"{variant}"
+            )
         given = json.dumps(model) + (f', variant="{variant}"' if variant else "")
         return (
-            f"{part} has its weights only as {pickles[0][0]}, which could run code and is not "
-            "loaded; if you trust it, write safetensors into another folder: "
+            f"{part} has its weights only as {match[0]}, which could run code and is not loaded; "
+            "if you trust it, write safetensors into another folder: "
             f"{_conversion('DiffusionPipeline', f'from_pretrained({given})')}"
         )
     return f"{part} has no diffusion_pytorch_model.safetensors or model.safetensors"
 
 
 def require_whole(folder: Path, config: RunConfig) -> None:
-    """Check a pipeline's folder against its own index: every part that a config needs is there.
+    """Check a pipeline's folder against its own index: every part that a config needs is whole.
 
     A task would find the same out after hours in the queue, and from a longer error.
-
-    Raises:
-        IntegrityError: what is missing, what is there instead, and the setting that takes it.
     """
     from safetensors import SafetensorError, safe_open
 
     for name in needed(folder, files(folder, ()), components(folder), config):
         file, fault = folder / name, ""
         if is_pointer(file):
-            fault = (
-                "is a pointer of git-lfs, not the file itself; get it with git lfs pull in that "
-                "folder"
-            )
+            fault = "is a pointer of git-lfs, not the file itself; get it with: git lfs pull"
         elif file.suffix == ".safetensors":
             try:
                 # Reads the header alone, and compares it with the file's size.
@@ -351,76 +311,64 @@ def fetch_weights(
     """
     from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 
-    model, wanted = config.model, revision or config.model.revision
+    name, wanted = config.model.name, revision or config.model.revision
     try:
-        info = HfApi().model_info(model.name, revision=wanted, files_metadata=True)
+        info = HfApi().model_info(name, revision=wanted, files_metadata=True)
         commit = str(info.sha)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        kinds: dict[str, str] = {}
-        if INDEX in sizes:
-            with TemporaryDirectory() as cache:
-                index = hf_hub_download(model.name, INDEX, revision=commit, cache_dir=cache)
-                kinds = components(Path(index).parent)
+        if INDEX not in sizes:
+            raise SdwnError(
+                f"model {name}: no pipeline in diffusers format on the hub, for {INDEX} is "
+                "missing; look there for the same model in diffusers format"
+            )
+        with TemporaryDirectory() as cache:
+            index = hf_hub_download(name, INDEX, revision=commit, cache_dir=cache)
+            kinds = components(Path(index).parent)
+        names = needed(f"model {name} on the hub", sizes, kinds, config)
+        if folder is not None:
+            _claim(folder, {"model": name, "commit": commit})
+        target = folder or snapshot(name, commit) or Path(constants.HF_HUB_CACHE)
+        missing = sum(sizes[file] for file in names if not (target / file).exists())
+        existing = next(path for path in (target, *target.absolute().parents) if path.is_dir())
+        if (free := shutil.disk_usage(existing).free) < missing:
+            raise SdwnError(
+                f"{existing}: the weights need {decimal(missing)} more, and {decimal(free)} are "
+                "free; free some, set HF_HOME to a folder on a larger disk, or fetch with --folder"
+            )
+        # Into the cache by its branch, so that this knows which commit that is.
+        given = wanted if folder is None else commit
+        got = snapshot_download(name, revision=given, allow_patterns=names, local_dir=folder)
+    except SdwnError:
+        raise
     except Exception as error:  # each of the HTTP libraries that hub's has used has its own
         if folder is None and (found := find_folder(config, wanted)) is not None:
             log.warning("the hub does not answer (%s): using what its cache has", first_line(error))
             return Weights(found, found.name)
-        raise SdwnError(_unavailable(config, error)) from error
-    if not kinds:
         raise SdwnError(
-            f"model {model.name}: no pipeline in diffusers format on the hub, for {INDEX} is "
-            "missing; look there for the same model in diffusers format"
-        )
-    names = needed(f"model {model.name} on the hub", sizes, kinds, config)
-
-    if folder is not None:
-        _claim(folder, {"model": model.name, "commit": commit})
-    there = folder or snapshot(model.name, commit)
-    missing = sum(sizes[name] for name in names if there is None or not (there / name).exists())
-    target = folder or Path(constants.HF_HUB_CACHE)
-    existing = next(path for path in (target, *target.absolute().parents) if path.is_dir())
-    if (free := shutil.disk_usage(existing).free) < missing:
-        raise SdwnError(
-            f"{existing}: the weights need {decimal(missing)} more, and {decimal(free)} are free; "
-            "free some, set HF_HOME to a folder on a larger disk, or fetch with --folder"
-        )
-    # Into the cache by its branch, so that this knows which commit that is.
-    given = wanted if folder is None else commit
-    try:
-        got = snapshot_download(model.name, revision=given, allow_patterns=names, local_dir=folder)
-    except Exception as error:
-        raise SdwnError(_unavailable(config, error)) from error
+            f"model {name}: no folder of this name, and the hub did not give it: "
+            f"{first_line(error)}; fetch it where there is a network, with: sdwn prefetch (after "
+            "hf auth login where its terms ask for that), or name a local folder"
+        ) from error
     require_whole(Path(got), config)
     return Weights(folder or Path(got), commit)
 
 
-def _unavailable(config: RunConfig, error: Exception) -> str:
-    return (
-        f"model {config.model.name}: no folder of this name, and the hub did not give it: "
-        f"{first_line(error)}; fetch it where there is a network, with: sdwn prefetch (after "
-        "hf auth login where its terms ask for that), or name a local folder"
-    )
-
-
 def _claim(folder: Path, wanted: Mapping[str, str]) -> None:
-    """Mark a folder as that of a commit; one that has another commit, or anything else, stays."""
+    """Mark a folder as that of a commit, unless it has another commit, or anything else."""
     mark = folder / _MARK
     found = read_json(mark) if mark.is_file() else {}
     if found != wanted and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = f"its commit {found['commit']}" if found.get("commit") else "something else"
         raise UsageError(
             f"--folder {folder}: expected nothing there, or {wanted['model']} at commit "
-            f"{wanted['commit']}, found {what}; choose another folder, or remove that one"
+            f"{wanted['commit']}, found {found.get('commit', 'something else')}; choose another "
+            "folder, or remove that one"
         )
     write_text(mark, json.dumps(wanted) + "\n")
 
 
 def size(file: Path) -> int | None:
     """Return a file's size in bytes; None where it is missing."""
-    try:
-        return file.stat().st_size
-    except OSError:
-        return None
+    return file.stat().st_size if file.is_file() else None
 
 
 def fingerprint(folder: Path) -> str:
@@ -441,7 +389,7 @@ def combined(digests: Mapping[str, str]) -> str:
 def staged_if_wanted(folder: Path) -> Path:
     """Return a copy of a pipeline's folder on the node's own disk, where the profile wants one.
 
-    :data:`STAGE_VARIABLE` says where; without it, or if copying fails, it is the folder itself.
+    :data:`STAGE_VARIABLE` says where. Without it, or if copying fails, it is the folder itself.
     """
     if not (wanted := os.environ.get(STAGE_VARIABLE)):
         return folder
@@ -462,25 +410,20 @@ def staged(folder: Path, target: Path) -> Path:
     A node's disk is everybody's, so the copy is in a folder that no other user can put weights
     into. Processes of one node that start together copy once.
 
-    Raises:
-        UsageError: another user could have filled that folder.
     """
-    names = files(folder)
-    stats = ((name, (folder / name).stat()) for name in names)
-    lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
+    stats = {name: (folder / name).stat() for name in files(folder)}
+    lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats.items()]
     state = hashlib.sha256(os.fsencode("\n".join([str(folder), *lines]))).hexdigest()[:16]
     copy = private_folder(target) / f"{folder.name}-{state}"
     with locked(copy.with_name(f".{copy.name}.lock")):
-        # What tidies a node's disk may have removed files.
-        if any(size(copy / name) != size(folder / name) for name in names):
-            unfinished = copy.with_name(f".{copy.name}.unfinished")
-            for old in (copy, unfinished):
-                shutil.rmtree(old, ignore_errors=True)
+        # A copy may have been cut short, and what tidies a node's disk may have removed files.
+        if any(size(copy / name) != stat.st_size for name, stat in stats.items()):
+            shutil.rmtree(copy, ignore_errors=True)
             try:
-                for name in names:
-                    (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(folder / name, unfinished / name)
-                unfinished.rename(copy)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                for name in stats:
+                    (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(folder / name, copy / name)
+            except OSError:
+                shutil.rmtree(copy, ignore_errors=True)
+                raise
     return copy
