@@ -346,15 +346,6 @@ def test_partial_shards_that_a_kill_left_beside_their_shard_go_with_the_next_tas
     assert not list(paths.pieces.iterdir())
 
 
-def test_a_folder_in_the_place_of_a_shard_is_named_before_any_image_is_made(
-    planned: PlanRun,
-) -> None:
-    paths, _ = planned()
-    paths.shard(1).mkdir(parents=True)
-    with pytest.raises(SdwnError, match=r"00001\.h5: expected a shard or nothing, found a folder"):
-        generate.generate(paths.root, [0, 1])
-
-
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a disk for ever, and look often if it works again."""

@@ -283,35 +283,33 @@ class PromptEncoder:
         found = []
         for prompt in prompts:
             if prompt not in self._kept:
-                embeddings = self._embed(prompt) if self.family.embeddings else self._text(prompt)
-                self._kept[prompt] = Encoded(embeddings, *self._count(prompt))
+                self._kept[prompt] = self._encode(prompt)
             found.append(self._kept[prompt])
         while len(self._kept) > _KEPT_PROMPTS:
             self._kept.popitem(last=False)
         return found
 
     @torch.no_grad()
-    def _embed(self, prompt: str) -> dict[str, Any]:
-        first, negative = self._guided and not self._negatives, self._negative_prompt
-        encoded = self._pipeline.encode_prompt(
+    def _encode(self, prompt: str) -> Encoded:
+        family, negative = self.family, self._negative_prompt
+        tokenizers = {name: getattr(self._pipeline, name) for name in family.encoders}
+        tokenizer, limit = family.longest_reader(tokenizers)
+        tokens = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        if not family.embeddings:
+            texts = {"prompt": prompt, "negative_prompt": negative}
+            given = {name: text for name, text in texts.items() if text is not None}
+            return Encoded(given, tokens, tokens > limit)
+        first = self._guided and not self._negatives
+        embeddings = self._pipeline.encode_prompt(
             prompt=prompt,
             device=self._pipeline.device,
             num_images_per_prompt=1,
             do_classifier_free_guidance=first,
-            negative_prompt=self.family.empty_negative if negative is None else negative,
-            **self.family.encode_options,
+            negative_prompt=family.empty_negative if negative is None else negative,
+            **family.encode_options,
         )
-        named = dict(zip(self.family.embeddings, encoded, strict=True))
+        named = dict(zip(family.embeddings, embeddings, strict=True))
         if first:
             self._negatives = {k: v for k, v in named.items() if k.startswith("negative")}
-        return {k: v for k, v in named.items() if not k.startswith("negative")} | self._negatives
-
-    def _text(self, prompt: str) -> dict[str, Any]:
-        negative = self._negative_prompt
-        return {"prompt": prompt} | ({} if negative is None else {"negative_prompt": negative})
-
-    def _count(self, prompt: str) -> tuple[int, bool]:
-        tokenizers = {name: getattr(self._pipeline, name) for name in self.family.encoders}
-        tokenizer, limit = self.family.longest_reader(tokenizers)
-        tokens = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-        return tokens, tokens > limit
+        positives = {k: v for k, v in named.items() if not k.startswith("negative")}
+        return Encoded(positives | self._negatives, tokens, tokens > limit)

@@ -326,7 +326,16 @@ def fetch_weights(
             kinds = components(Path(index).parent)
         names = needed(f"model {name} on the hub", sizes, kinds, config)
         if folder is not None:
-            _claim(folder, {"model": name, "commit": commit})
+            # A folder that has another commit, or anything else, stays as it is.
+            mark, claim = folder / _MARK, {"model": name, "commit": commit}
+            there = read_json(mark) if mark.is_file() else {}
+            if there != claim and folder.exists() and any(folder.iterdir()):
+                raise UsageError(
+                    f"--folder {folder}: expected nothing there, or {name} at commit {commit}, "
+                    f"found {there.get('commit', 'something else')}; choose another folder, or "
+                    "remove that one"
+                )
+            write_text(mark, json.dumps(claim) + "\n")
         target = folder or snapshot(name, commit) or Path(constants.HF_HUB_CACHE)
         missing = sum(sizes[file] for file in names if not (target / file).exists())
         existing = next(path for path in (target, *target.absolute().parents) if path.is_dir())
@@ -351,19 +360,6 @@ def fetch_weights(
         ) from error
     require_whole(Path(got), config)
     return Weights(folder or Path(got), commit)
-
-
-def _claim(folder: Path, wanted: Mapping[str, str]) -> None:
-    """Mark a folder as that of a commit, unless it has another commit, or anything else."""
-    mark = folder / _MARK
-    found = read_json(mark) if mark.is_file() else {}
-    if found != wanted and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(
-            f"--folder {folder}: expected nothing there, or {wanted['model']} at commit "
-            f"{wanted['commit']}, found {found.get('commit', 'something else')}; choose another "
-            "folder, or remove that one"
-        )
-    write_text(mark, json.dumps(wanted) + "\n")
 
 
 def size(file: Path) -> int | None:
