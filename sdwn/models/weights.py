@@ -405,7 +405,6 @@ def staged(folder: Path, target: Path) -> Path:
 
     A node's disk is everybody's, so the copy is in a folder that no other user can put weights
     into. Processes of one node that start together copy once.
-
     """
     stats = {name: (folder / name).stat() for name in files(folder)}
     lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats.items()]
