@@ -444,6 +444,7 @@ def merged(sdwn: Sdwn, generated: PlanRun, monkeypatch: pytest.MonkeyPatch) -> R
         ("plan paper apart", "use: a folder of its own"),
         ("report run/release/evaluations/paper", "sdwn report {0}/run/release --evaluation paper"),
         ("verify run/release/evaluations/paper", "sdwn verify {0}/run/release"),
+        ("retry run/release/evaluations/paper", "sdwn evaluate {0}/run/release"),
     ],
 )
 def test_a_folder_of_another_kind_is_told_with_the_command_that_takes_it(

@@ -48,14 +48,14 @@ def _expect(wanted: Literal["run", "release"]) -> Callable[[typer.Context, Any],
                 what = {"work": "the work of an evaluation", "evaluation": "an evaluation"}
                 raise UsageError(
                     f"{folder} is {what.get(kind, f'a {kind}')}, and sdwn {name} takes a {wanted}; "
-                    f"use: {_command_for(kind, name, folder)}"
+                    f"use: {_command_for(kind, wanted, name, folder)}"
                 )
         return value
 
     return check
 
 
-def _command_for(kind: Kind, name: str, folder: Path) -> str:
+def _command_for(kind: Kind, wanted: str, name: str, folder: Path) -> str:
     """Return the command for this kind of folder that does what the user meant."""
     whole, release = folder.absolute(), RunPaths(folder).release
     if kind == "run":
@@ -70,7 +70,7 @@ def _command_for(kind: Kind, name: str, folder: Path) -> str:
     if name in FOLLOWING:
         return command(name, evaluation / "work")
     one = ["--evaluation", evaluation.name] * (name in ("report", "browse", "show"))
-    return command(name, evaluation.parent.parent, *one)
+    return command(name if wanted == "release" else "evaluate", evaluation.parent.parent, *one)
 
 
 def open_run(run: Path) -> tuple[RunPaths, Plan]:

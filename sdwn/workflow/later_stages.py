@@ -19,7 +19,7 @@ from pathlib import Path
 from sdwn import checkout
 from sdwn.errors import SdwnError, UsageError, command
 from sdwn.generation.task import GENERATE
-from sdwn.io import OnMessage, ignore
+from sdwn.io import OnMessage
 from sdwn.jobs.journal import (
     find_jobs,
     is_unreachable,
@@ -29,7 +29,7 @@ from sdwn.jobs.journal import (
 )
 from sdwn.jobs.profile import ClusterProfile, LaterStage, stage_profile
 from sdwn.jobs.scheduler import PENDING, Job
-from sdwn.jobs.submit import Stages, end_live, submission_lock, submit_array
+from sdwn.jobs.submit import Stages, end_live, submit_array
 from sdwn.jobs.task import ArrayTask, Stage
 from sdwn.models.lock import require_classifier
 from sdwn.paths import ReleasePaths, RunPaths
@@ -184,13 +184,6 @@ def submit_behind(  # noqa: PLR0913, PLR0917
     task = ArrayTask(stage, str(paths.root.absolute()), (), work.digest, checkout.code())
     (made,) = submit_array(paths, [task], profile, on_message)
     return made
-
-
-def followed(paths: RunPaths, stages: Sequence[LaterStage]) -> set[Job]:
-    """Return the last jobs of stages that wait or run: another command may queue them anew."""
-    with submission_lock(paths, ignore):
-        found = read_stages(paths)
-    return {one.job for name, one in found.items() if name in stages and one.live and one.job}
 
 
 def require_done(paths: RunPaths, stages: Sequence[LaterStage]) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from sdwn.config import RunConfig
 from sdwn.errors import QueueFullError, SdwnError, UsageError, command
-from sdwn.io import OnMessage
+from sdwn.io import OnMessage, ignore
 from sdwn.jobs.journal import (
     Journal,
     is_unreachable,
@@ -57,7 +57,7 @@ from sdwn.preflight.prefetch import lock_found_classifier
 from sdwn.wordnet.catalog import read_catalog
 from sdwn.wordnet.corpus import shared_wordnet
 from sdwn.workflow import later_stages
-from sdwn.workflow.status import images_done
+from sdwn.workflow.status import images_done, read_stages
 
 
 class ProgressBar(Protocol):
@@ -223,10 +223,15 @@ def _submit_stages(
             with display.progress(", ".join(part) if options.wait else "submitting") as bar:
                 with submission_lock(paths, display.say):
                     jobs |= later_stages.submit_chain(paths, plan, part, profile, display.say)
-                if options.wait:
-                    while left := later_stages.followed(paths, part):
-                        follow(paths, watch_jobs(bar, display.say), left)
-                    later_stages.require_done(paths, part)
+                while options.wait:
+                    # Another command may queue them anew.
+                    with submission_lock(paths, ignore):
+                        found = read_stages(paths)
+                    states = [found[stage] for stage in part if stage in found]
+                    if not (left := {one.job for one in states if one.live and one.job}):
+                        later_stages.require_done(paths, part)
+                        break
+                    follow(paths, watch_jobs(bar, display.say), left)
     except QueueFullError as error:
         again = options.resume_command(paths)
         display.say(f"{error}; queue the later stages when there is room, with: {again}")
