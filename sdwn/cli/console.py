@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import markup
 from rich.console import Console, Group, RenderableType
@@ -22,7 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sdwn.errors import duration
-from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, reason_in_words
+
+if TYPE_CHECKING:
+    from sdwn.jobs.scheduler import Job, Live
 
 stderr = Console(stderr=True, highlight=False, emoji=False)
 stdout = Console(highlight=False, emoji=False)
@@ -216,6 +218,8 @@ class WorkBar:
             done = min(self._done, self._total)
             facts.append(progress_text(done, self._total, self._unit, rate, left))
         if self._jobs:
+            from sdwn.jobs.scheduler import PENDING, UNKNOWN, reason_in_words
+
             states = [state.state for state in self._live.values()]
             queued, unknown = states.count(PENDING), states.count(UNKNOWN)
             reasons = Counter(one.reason for one in self._live.values() if one.state == PENDING)

@@ -17,7 +17,6 @@ from sdwn.cli import console, options
 from sdwn.cli.evaluate import evaluate_here, evaluation_rows
 from sdwn.cli.release import merge_runs, release_rows, with_evaluation
 from sdwn.errors import command, counted, duration
-from sdwn.jobs.scheduler import reason_in_words
 from sdwn.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -211,6 +210,8 @@ def headline(found: RunStatus) -> str:
 
 def status_table(found: RunStatus) -> Table:
     """Return a run's status: one line, then only what there is."""
+    from sdwn.jobs.scheduler import reason_in_words
+
     states = {
         "running": found.shards_running,
         "waiting in the queue": found.shards_pending,
