@@ -143,6 +143,9 @@ def test_a_search_offers_what_lies_below_a_hypernym(site: httpx.Client) -> None:
     below = site.get("/?below=n02084071")
     assert f"/synsets/{CORGI}" in below.text
     assert f"/synsets/{ZEBRA}" not in below.text
+    # Also where no text has the word, or only one like it.
+    for words, offer in (("canid", "canine.n.02: 2"), ("felid", "feline.n.01: 1")):
+        assert f"below {offer} synset" in text_of(site.get("/", params={"q": words}))
     for words in ("zebra", "do", "xyzzy"):
         assert "below" not in text_of(site.get("/", params={"q": words})).partition("Download")[0]
 

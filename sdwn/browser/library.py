@@ -211,7 +211,8 @@ class Library:
         seen, positions, corrected = self._match(view)
         mask, collection = seen & self._kinds[view.show], self.collection
         counts, pages = collection.count(mask), max(1, math.ceil(len(positions) / PAGE))
-        page, words = min(view.page, pages), corrected or view.q
+        page, words = min(view.page, pages), list(filter(None, (view.q, corrected)))
+        named = (self.tree.named(one) for one in words) if self.tree else ()
         shown = positions[(page - 1) * PAGE : page * PAGE].tolist()
         entries = [collection.entries[position] for position in shown]
         rows = {entry.wnid: collection.rows_at(entry.position) for entry in entries}
@@ -228,7 +229,7 @@ class Library:
             page=page,
             pages=pages,
             corrected=corrected,
-            hypernyms=self.tree.named(words)[:OFFERED] if words and self.tree else (),
+            hypernyms=next(filter(None, named), [])[:OFFERED],
         )
 
     def all_images(self, view: View) -> Iterator[ImageView]:
