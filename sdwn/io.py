@@ -305,10 +305,10 @@ def refuse_links(path: Path) -> None:
         raise IntegrityError(f"{found}: {LINK}")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
     """Write a text file, whole or not at all."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_text(text, encoding="utf-8", errors=errors, newline="")
 
 
 def csv_cell(value: Any) -> Any:

@@ -232,11 +232,12 @@ def start_array(
         NoAnswerError: the controller did not answer.
         SdwnError: the scheduler refused, or there is none.
     """
+    # The names of its folders need not be UTF-8.
     path, script = jobs / f"{name}.sh", job_script(len(tasks), jobs, profile, name)
     if profile.executor == "local":
         ids = local_ids(name, len(tasks))
         hand_over(tasks, ids, jobs, profile)
-        write_text(path, script)
+        write_text(path, script, errors="surrogateescape")
         gpus = local_gpus({**os.environ, **profile.environment})
         with open_append(starting_log(jobs, name)) as log:
             streams: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
@@ -253,7 +254,7 @@ def start_array(
     if ignored and ignored != _ignored:
         _ignored[:] = ignored
         on_message(f"{', '.join(ignored)}: not followed; jobs get what the profile says")
-    write_text(path, script)
+    write_text(path, script, errors="surrogateescape")
     pauses = iter(PAUSES_S)
     while True:
         code, printed = _sbatch(path, on_message)
