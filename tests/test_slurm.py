@@ -159,6 +159,23 @@ def test_a_failure_is_told_with_its_last_line(
     assert "/nowhere/model: no such folder" in shown
 
 
+def test_a_setup_line_that_fails_ends_the_task_at_once_with_its_text(
+    sdwn: Sdwn, planned: PlanRun, testbed: Testbed, tmp_path: Path
+) -> None:
+    paths, _ = planned(storage={"images_per_shard": 1000})
+    site = profile_for_testbed(tmp_path, "setup: ['echo before', 'modul load cuda', 'touch past']")
+    sdwn("submit", paths.root, "--profile", site, "--wait", "--retries", "0", code=1)
+    told = "setup failed with exit code 127: modul load cuda"
+    assert f"shard 0: {told}: " in sdwn.json("status", paths.root)["failures"][0]
+    shown = sdwn("logs", paths.root).stdout
+    assert told in shown
+    assert "modul: command not found" in shown
+    assert "Traceback" not in shown
+    assert not list(tmp_path.rglob("past"))
+    names = testbed.run("sacct", "-nXP", "-o", "JobName").splitlines()
+    assert re.fullmatch("run-generate-[0-9a-f]{8}", names[-1]), "squeue and sacct tell what it is"
+
+
 def test_cancel_ends_the_jobs_and_keeps_what_is_finished(
     sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, site: Path
 ) -> None:

@@ -33,7 +33,7 @@ from sdwn.paths import RunPaths
 from sdwn.planning.work import ShardedWork
 
 _ID = re.compile(r"[0-9]+(_[0-9]+)?")
-# RUN-STAGE-1a2b3c4d; before version 0.2, sdwn-0badcafe-1a2b3c4d.
+# RUN-STAGE-1a2b3c4d; in older journals sdwn-0badcafe-1a2b3c4d.
 _NAME = re.compile(r"(sdwn|[A-Za-z0-9][A-Za-z0-9_.-]{0,39}-[a-z]+)(-[0-9a-f]{8}){1,2}")
 # A job's name calls some stages otherwise than the journal.
 _STAGE_WORDS = {"judge": "classify", "conclude": "evaluate"}

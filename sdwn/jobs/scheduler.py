@@ -192,8 +192,8 @@ def processes(jobs: Path) -> dict[str, tuple[int, str]]:
     """Return this machine's jobs that work in ``jobs``: each one's process, its array's name.
 
     A number in a journal may be another process's by now, and a journal may name any: a process
-    is a job if it runs an array's script in this folder, or (of versions before 0.2, where the
-    id is the process's own, under no name) submitit's controller for it.
+    is a job if it runs an array's script in this folder, or submitit's controller for it: so an
+    older sdwn started jobs, with the process's number as id, and under no name.
     """
     found = {}
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
