@@ -134,7 +134,7 @@ def test_journal_and_lock_of_a_run_are_no_links(precious: Path, tmp_path: Path) 
 @pytest.mark.process
 @pytest.mark.parametrize("setup", [None, [], ["export A=1", "umask 022"]])
 def test_only_a_runs_own_processes_are_its_jobs(tmp_path: Path, setup: list[str] | None) -> None:
-    """A number in a journal may be any process's by now; an older sdwn's is submitit's controller."""
+    """A number in a journal may be any process's by now; older ones run submitit."""
     jobs, others = tmp_path / "a run/jobs", tmp_path / "another/jobs"
     for folder in (jobs, others):
         folder.mkdir(parents=True)
