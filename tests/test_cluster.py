@@ -193,7 +193,7 @@ def test_a_dry_run_shows_the_arrays_as_they_will_be_cut(
     assert sbatch_lines(answer["script"])["array"] == f"0-{answer['arrays'][0] - 1}%2"
     shown = sdwn(*command)
     assert shown.stdout == answer["script"]
-    assert f"tasks, 2 at once; {len(plan.shards) - 30} tasks later" in shown.stderr
+    assert f"tasks, 2 at once; {len(plan.shards) - 30} later" in shown.stderr
 
 
 def submitted_here(paths: RunPaths, plan: Plan, index: int) -> list[Job]:

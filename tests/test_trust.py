@@ -285,7 +285,7 @@ def test_what_others_wrote_does_not_steer_the_terminal(capsys: pytest.CaptureFix
         raise IntegrityError(f"{STEERING}: damaged")
 
     console.say(STEERING)
-    console.result({"lemmas": STEERING, "of a list": [STEERING]}, as_json=False)
+    console.result({}, False, {"lemmas": STEERING, "of a list": [STEERING]})
     console.result({}, False, f"{STEERING}\n")
     exit_code(fail, Invocation())
     found = "".join(capsys.readouterr())
