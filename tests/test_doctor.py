@@ -192,6 +192,10 @@ def test_a_local_run_is_held_against_this_machine(
     assert "node" not in verdicts(found)
     offline = profile(executor="local", environment={"HF_HUB_OFFLINE": "1"})
     assert verdicts(check_run(paths, plan, offline))["weights"] == "problem"
+    elsewhere = {**offline.environment, "HF_HOME": "/shared/hf"}
+    found = check_run(paths, plan, profile(executor="local", environment=elsewhere))
+    assert verdicts(found)["weights"] == "unverified", "they may be there"
+    assert texts(found)["environment"].startswith("tasks have another HF_HOME than this shell")
     nowhere = planned("nowhere", model={"name": "/nowhere/model"})
     assert verdicts(check_run(*nowhere, profile(executor="local")))["weights"] == "problem"
 

@@ -269,9 +269,9 @@ def test_published_speeds_are_scaled_by_work(paper_plan: Plan, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"model": {"name": "stabilityai/sdxl-turbo"}}, "nothing is published here for stability"),
-        ({"model": {"name": "builtin:tiny"}}, "nothing is published here for builtin:tiny"),
-        ({"generation": {"precision": "fp32"}}, "published figures are for fp16, not fp32"),
+        ({"model": {"name": "stabilityai/sdxl-turbo"}}, "of stabilityai/sdxl-turbo in fp16"),
+        ({"model": {"name": "builtin:tiny"}}, "of builtin:tiny in fp16"),
+        ({"generation": {"precision": "fp32"}}, "of CompVis/stable-diffusion-v1-4 in fp32"),
     ],
 )
 def test_what_is_not_known_is_said(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
@@ -286,7 +286,7 @@ def test_what_is_not_known_is_said(tmp_path: Path, change: dict[str, Any], expec
         assert f"run sdwn pilot {tmp_path} --profile PROFILE" in found.unknown
         assert expected in found.unknown
     on_cpu = estimate(RunPaths(tmp_path), plan, [0], ClusterProfile(executor="local"))
-    assert "the profile asks for no GPU" in str(on_cpu.unknown)
+    assert " on a CPU)" in str(on_cpu.unknown)
 
 
 def test_the_architecture_decides_in_a_folder_of_any_name(paper_plan: Plan, tmp_path: Path) -> None:

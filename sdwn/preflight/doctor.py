@@ -48,8 +48,9 @@ from sdwn.wordnet.taxonomy import open_taxonomy
 # What keeps a job from starting, a short one too.
 STOPPING = ("slurm", "sbatch", "run folder")
 
-HUB_VARIABLES = ("HF_HOME", "HF_HUB_CACHE")
+FOLDERS = ("SDWN_CACHE", "HF_HOME", "HF_HUB_CACHE", "TORCH_HOME")
 OFFLINE = "HF_HUB_OFFLINE"
+YES = ("1", "ON", "YES", "TRUE")  # to the hub's library
 
 # Folders that every node has one of its own of.
 OWN_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
@@ -136,10 +137,10 @@ class _Run:
         """Return a variable as the tasks have it."""
         return self.profile.environment.get(name, os.environ.get(name, ""))
 
-    def differing(self, *names: str) -> str | None:
-        """Return the first of these variables that tasks have another value of than this shell."""
-        differing = (name for name in names if self.variable(name) != os.environ.get(name, ""))
-        return next(differing, None)
+    @property
+    def differing(self) -> list[str]:
+        """The variables that decide where files are found, if tasks have other values."""
+        return [name for name in FOLDERS if self.variable(name) != os.environ.get(name, "")]
 
 
 def _site(run: _Run) -> Iterator[Finding]:
@@ -194,17 +195,14 @@ def _weights(run: _Run) -> Iterator[Finding]:
         yield _located(run, "weights", model.name, found)
     elif run.paths.lock.exists() or isinstance(found, UsageError) or weights.source(model) != "hub":
         yield Finding("weights", "problem", str(found))
-    elif name := run.differing(*HUB_VARIABLES):
-        text = f"{found}; tasks have another {name} than this shell: export the same here"
-        yield Finding("weights", "unverified", text)
     else:
-        advice = f"get it where there is a network: {command('prefetch', run.paths.root)}"
-        if _is_on(run.variable(OFFLINE)):
-            text = f"{found}, and {OFFLINE} keeps tasks from the hub; {advice}"
-            yield Finding("weights", "problem", text)
-        else:
-            text = f"{found}: every task would ask the hub for it; {advice}"
-            yield Finding("weights", "warning", text)
+        offline = run.variable(OFFLINE).upper() in YES
+        text = f"{found}: every task would ask the hub for it"
+        if offline:
+            text = f"{found}, and {OFFLINE} keeps tasks from the hub"
+        text += f"; get it where there is a network: {command('prefetch', run.paths.root)}"
+        verdict: Verdict = "problem" if offline else "warning"
+        yield Finding("weights", "unverified" if run.differing else verdict, text)
 
 
 def _settings(run: _Run) -> Iterator[Finding]:
@@ -227,11 +225,6 @@ def _located(run: _Run, subject: str, name: str, path: Path) -> Finding:
     return Finding(subject, "ok", f"{name} in {path}")
 
 
-def _is_on(value: str) -> bool:
-    """Return whether HF_HUB_OFFLINE has a value that its library takes for yes."""
-    return value.upper() in ("1", "ON", "YES", "TRUE")
-
-
 def _classifier(run: _Run) -> Iterator[Finding]:
     """Find what would end the evaluation, after all images are made."""
     if run.then is not None and "evaluate" not in run.then:
@@ -247,31 +240,33 @@ def _classifier(run: _Run) -> Iterator[Finding]:
     except SdwnError as error:
         yield Finding("classifier", "problem", str(error))
         return
-    text = f"the weights of {chosen.model}, which evaluates the release, are not on this machine"
     if file is not None:
         yield _located(run, "classifier", chosen.model, file)
-    elif name := run.differing(*HUB_VARIABLES, "TORCH_HOME"):
-        text += f", and tasks have another {name}; export the same here"
-        yield Finding("classifier", "unverified", text)
-    else:
-        text += f"; get them where there is a network: {command('prefetch', run.paths.root)}"
-        # A run may be evaluated elsewhere, or not at all.
-        yield Finding("classifier", "warning" if run.then is None else "problem", text)
+        return
+    text = f"the weights of {chosen.model}, which evaluates the release, are not on this machine; "
+    text += f"get them where there is a network: {command('prefetch', run.paths.root)}"
+    # A run may be evaluated elsewhere, or not at all.
+    verdict: Verdict = "warning" if run.then is None else "problem"
+    yield Finding("classifier", "unverified" if run.differing else verdict, text)
 
 
-def _cache(run: _Run) -> Iterator[Finding]:
-    folder = cache_folder()
+def _nodes(run: _Run) -> Iterator[Finding]:
+    """Find what tasks may see otherwise than this command."""
+    if run.differing:
+        text = f"tasks have another {' and '.join(run.differing)} than this shell, and find other "
+        text += "files there than it; export the same here"
+        yield Finding("environment", "warning", text)
     if fault := _cache_fault():
         yield Finding("cache", "warning", fault)
-    elif run.slurm and run.differing("SDWN_CACHE"):
-        text = "tasks have another SDWN_CACHE than this shell, so that what is tuned or prefetched "
-        text += "here is not found there; export the same here"
-        yield Finding("cache", "warning", text)
-    elif unshared := run.unshared(folder):
+    elif unshared := run.unshared(cache_folder()):
         text = f"{unshared}; set SDWN_CACHE to a folder that they share"
         yield Finding("cache", "warning", text)
     elif run.slurm:
-        yield Finding("cache", "ok", str(folder))
+        yield Finding("cache", "ok", str(cache_folder()))
+    if run.slurm:
+        text = "whether compute nodes see RUN, weights and cache, and what Python, memory, device "
+        text += "and file locks they have: ask one with --probe"
+        yield Finding("node", "unverified", text)
 
 
 def _cache_fault() -> str:
@@ -283,14 +278,7 @@ def _cache_fault() -> str:
     return ""
 
 
-def _node(run: _Run) -> Iterator[Finding]:
-    if run.slurm:
-        text = "whether compute nodes see RUN, weights and cache, and what Python, memory, device "
-        text += "and file locks they have: ask one with --probe"
-        yield Finding("node", "unverified", text)
-
-
-CHECKS = (_site, _run_folder, _weights, _settings, _classifier, _cache, _node)
+CHECKS = (_site, _run_folder, _weights, _settings, _classifier, _nodes)
 
 
 # Of the site
@@ -327,7 +315,7 @@ def check_site(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
         yield Finding("time", "ok", f"{text}; {', '.join(each) or 'no limit is known'}")
     # Beside a refusal stands what the site has: without the partition, all of it.
     shown = chosen or list(site.partitions.values())
-    have = "; ".join(map(_nodes, shown)) or "sinfo lists no nodes"
+    have = "; ".join(map(_partition_nodes, shown)) or "sinfo lists no nodes"
     refusal = sbatch_refusal(profile)
     if refusal is None:
         yield Finding("sbatch", "unverified", f"sbatch --test-only does not answer; {have}")
@@ -361,7 +349,7 @@ def sbatch_refusal(profile: ClusterProfile) -> str | None:
     return "; ".join(dict.fromkeys(reasons)) or None
 
 
-def _nodes(partition: Partition) -> str:
+def _partition_nodes(partition: Partition) -> str:
     """Describe a partition's nodes, kind by kind."""
     kinds = []
     for kind in partition.nodes:
@@ -467,7 +455,7 @@ def _node_weights(
         found = model.name if model.builtin else require_weights(paths, config)
         yield Finding("weights", "ok", f"{node} finds {found}")
     except SdwnError:
-        lost = _is_on(os.environ.get(OFFLINE, "")) or weights.source(model) != "hub"
+        lost = os.environ.get(OFFLINE, "").upper() in YES or weights.source(model) != "hub"
         text = f"{node} does not find {model.name}; put it into a folder or a cache that "
         text += "nodes share (HF_HOME): sdwn prefetch CONFIG"
         yield Finding("weights", "problem" if lost else "warning", text)

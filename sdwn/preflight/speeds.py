@@ -303,16 +303,11 @@ def _is_published_model(name: str) -> bool:
 
 
 def why_unknown(config: RunConfig, profile: ClusterProfile | None, paths: RunPaths) -> str:
-    """Return how to find out what no speed is known of, and why there is none."""
-    if profile is not None and not profile.asks_for_gpu:
-        why = "the profile asks for no GPU; only a pilot can time what is there"
-    elif not _is_published_model(config.model.name):
-        why = f"nothing is published here for {config.model.name}"
-    elif config.generation.precision != "fp16":
-        why = f"published figures are for fp16, not {config.generation.precision}"
-    else:
-        why = f"nothing is published here for {profile and profile.gpu_kind}"
-    return f"run {command('pilot', paths.root, '--profile', 'PROFILE')} ({why})"
+    """Return how to find out what no speed is known of."""
+    on = profile.gpu_kind or ("such a GPU" if profile.asks_for_gpu else "a CPU") if profile else ""
+    what = f"{config.model.name} in {config.generation.precision}" + f" on {on}" * bool(on)
+    pilot = command("pilot", paths.root, "--profile", "PROFILE")
+    return f"run {pilot} (nothing is measured yet, or published, of {what})"
 
 
 def _wanted_batch(config: RunConfig, profile: ClusterProfile | None) -> int | None:
