@@ -315,10 +315,10 @@ def tune_classifier(classifier: Classifier, most: int = MOST_IMAGES) -> GpuProfi
     Raises:
         SdwnError: there is no room for a single image.
     """
-    device, (_, height, width) = Device(), classifier.preprocessing["input_size"]
+    device, work = Device(), classifier_workload(classifier)
 
     def seconds(size: int) -> float:
-        pixels = np.zeros((size, height, width, 3), dtype=np.uint8)
+        pixels = np.zeros((size, work.height, work.width, 3), dtype=np.uint8)
         with plain_out_of_memory():
             began = time.perf_counter()
             classifier.start(pixels)
@@ -329,9 +329,7 @@ def tune_classifier(classifier: Classifier, most: int = MOST_IMAGES) -> GpuProfi
         tuning = tune(seconds, device, STEP, most)
     finally:
         device.release()
-    profile = GpuProfile(
-        classifier_workload(classifier), vae_slicing=False, tuning=tuning, measured=now()
-    )
+    profile = GpuProfile(work, vae_slicing=False, tuning=tuning, measured=now())
     try:
         return store_profile(profile)
     except OSError as error:

@@ -257,11 +257,9 @@ def find_classifier(model: str, checkpoint: Path | None) -> Path | None:
 def fetch_classifier(model: str) -> Path:
     """Download a model's weights, unless they are here; return their file."""
     try:
-        file = _weights_file(model, download=True)
+        return Path(str(_weights_file(model, download=True)))
     except Exception as error:  # torch.hub's, the hub's, of either of its HTTP libraries
         raise _unavailable(model, error) from None
-    assert file is not None
-    return file
 
 
 def _weights_file(model: str, download: bool) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -23,8 +22,6 @@ from sdwn.prediction.table import Predictions, Source, write_predictions
 from sdwn.releases.release import Release
 from sdwn.wordnet.taxonomy import nearest_subtrees
 
-log = logging.getLogger(__name__)
-
 
 def predict(work: Path, indices: Iterable[int], batch_size: int | None = None) -> None:
     """Classify the images of those shards that aren't finished yet: a task's stage."""
@@ -33,8 +30,6 @@ def predict(work: Path, indices: Iterable[int], batch_size: int | None = None) -
     todo = [plan.shards[index] for index in indices if not paths.shard(index).exists()]
     if todo:
         predict_shards(paths, release, plan, todo, batch_size=batch_size)
-    else:
-        log.info("all shards of this task are finished already")
 
 
 PREDICT = Stage("judge", predict)
