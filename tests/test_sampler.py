@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import multiprocessing
@@ -18,6 +19,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,7 @@ from sdwn.generation.batching import Sample
 from sdwn.generation.sampler import Sampler
 from sdwn.models import tiny
 from sdwn.models.builtin import builtin_folder
+from sdwn.models.families import FAMILIES as FAMILY_TABLE
 from sdwn.models.families import PromptLengths, denoiser, prompt_lengths
 from sdwn.models.weights import fingerprint, staged
 from sdwn.planning.plan import ImageSpec
@@ -515,6 +518,17 @@ class TestFamilies:
             ours.sample(specs(2))
         hook.remove()
         np.testing.assert_array_equal(pixels(ours.sample(specs(2))), before)
+
+
+@pytest.mark.parametrize("name", FAMILY_TABLE)
+def test_the_table_of_families_says_what_diffusers_takes(name: str) -> None:
+    row, pipeline = FAMILY_TABLE[name], getattr(diffusers, name)
+    call = inspect.signature(pipeline.__call__).parameters
+    encode = inspect.signature(pipeline.encode_prompt).parameters
+    assert {*row.embeddings, *row.settings, *row.call_options, "latents"} <= set(call)
+    assert set(row.encode_options) <= set(encode)
+    if "max_sequence_length" in encode:
+        assert {*row.encoders.values()} == {encode["max_sequence_length"].default}
 
 
 class TestStaging:

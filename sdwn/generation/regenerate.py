@@ -53,7 +53,6 @@ def regenerate(
     """Sample an image's batch again, on this process's device, and compare.
 
     Args:
-        release: has the image and its record.
         synset: a name or wnid, or a lemma that only one synset has.
         number: index of the image within its synset, from 0.
         model: where the pipeline is now, if not where it was.
@@ -61,10 +60,6 @@ def regenerate(
 
     Returns:
         The comparison, and the new image as it was encoded.
-
-    Raises:
-        UsageError: there is no such image, or it was imported.
-        SdwnError: the pipeline cannot be loaded here.
     """
     manifest = release.manifest
     if manifest.settings is None:

@@ -57,11 +57,6 @@ class Sampler(ImageSampler):
     An image depends on its spec alone, up to the last bits of floating point; the same batch
     of specs on the same device and versions gives the same bytes. ``weights`` are those that a
     run is locked to; without them the config's are found, or got from the hub.
-
-    Raises:
-        UsageError: the config asks for a scheduler, precision or safety checker that this model
-            or device has not.
-        SdwnError: the model cannot be loaded.
     """
 
     def __init__(self, config: RunConfig, weights: Weights | None = None) -> None:
