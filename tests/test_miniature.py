@@ -77,7 +77,7 @@ def test_a_run_is_locked_to_its_content(plan: Plan, tmp_path: Path) -> None:
     assert locked is not None
     assert (locked.folder, locked.revision) == (FOLDER, lock.revision)
     found = {finding.subject: finding for finding in check_run(paths, plan, load_profile("local"))}
-    assert found["weights"].text == "builtin:miniature is built in, and whole"
+    assert found["weights"].text == "builtin:miniature is built in"
     assert found["settings"].verdict == "ok"
 
 

@@ -53,6 +53,7 @@ def regenerate(
     """Sample an image's batch again, on this process's device, and compare.
 
     Args:
+        release: has the image and its record.
         synset: a name or wnid, or a lemma that only one synset has.
         number: index of the image within its synset, from 0.
         model: where the pipeline is now, if not where it was.
