@@ -886,6 +886,9 @@ def test_a_pilot_times_batches_that_fit(
     seeds = {(spec.wnid, spec.number): spec.seed for s in plan.shards for spec in plan.specs(s)}
     specs = small.specs(small.shards[0])
     assert all(seeds[spec.wnid, spec.number] == spec.seed for spec in specs)
+    pinned, whole = planned("pinned", generation={"batch_size": 5})
+    write_plan(trials.pilot_plan(whole), pinned.pilot)
+    assert read_plan(pinned.pilot).images == 20, "5 would tear pairs of images apart"
     many = dataclasses.replace(plan, synsets=plan.synsets * 3)
     assert (len(trials.pilot_plan(many).synsets), trials.pilot_plan(many).images) == (20, 20)
     write_plan(small, paths.pilot)

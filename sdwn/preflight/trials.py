@@ -159,6 +159,7 @@ def tune_by_jobs(
         left = (one for one in map(RunPaths, sorted(folder.glob("*"))) if _is_left(one, question))
         moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
         trial = next(left, RunPaths(folder / moment))
+        callbacks.on_start(trial.root)
         write_text(trial.root / "config.json", json.dumps(settings, indent=2) + "\n")
         _submit(trial, TUNE, targets, question)
     _finish(trial, targets, callbacks)
@@ -213,7 +214,6 @@ def _finish(
     trial: RunPaths, profiles: Sequence[ClusterProfile], callbacks: TrialCallbacks, images: int = 0
 ) -> None:
     """Follow a trial's jobs to their end; ``images`` are what its only task makes first."""
-    callbacks.on_start(trial.root)
 
     def look(live: dict[Job, JobState]) -> None:
         callbacks.watch(live)
@@ -267,7 +267,10 @@ def pilot_plan(plan: Plan) -> Plan:
     rows = [int((number + 0.5) * len(plan.synsets) / count) for number in range(count)]
     sizes = {"images_per_shard": count * each, "shard_hours": None, "images_per_second": None}
     storage = plan.config.storage.model_copy(update=sizes)
-    config = plan.config.model_copy(update={"storage": storage, "images_per_synset": each})
+    # Its batches are those of the run's config, which may not fit so few images of a synset.
+    generation = plan.config.generation.model_copy(update={"batch_size": None})
+    parts = {"storage": storage, "generation": generation, "images_per_synset": each}
+    config = plan.config.model_copy(update=parts)
     return Plan(plan.catalog, config, tuple(replace(plan.synsets[row], shard=0) for row in rows))
 
 
@@ -350,6 +353,7 @@ def run_pilot(
             _clear(pilot, "pilot")
             write_plan(small, pilot)
             lock.copy_lock(run, pilot)
+        callbacks.on_start(pilot.root)
         _submit(pilot, PILOT, [profile], question)
     _finish(pilot, [profile], callbacks, small.images)
     if not pilot.speed.exists():
