@@ -53,14 +53,12 @@ def failure(paths: RunPaths, index: int, submissions: Sequence[Submission] | Non
     """Return why a shard is not there, from the journal and the log of its last job."""
     submissions = read_journal(paths) if submissions is None else submissions
     # Not last_jobs: of a large run that makes a record for each of its jobs.
-    last = next(
-        (
-            one
-            for one in reversed(submissions)
-            if any(index in t for t in one.tasks[: len(one.ids or ())])
-        ),
-        None,
+    held = (
+        one
+        for one in reversed(submissions)
+        if any(index in indices for indices in one.tasks[: len(one.ids or ())])
     )
+    last = next(held, None)
     if last is None:
         return "never submitted"
     job = next(job for job in reversed(last.jobs) if index in job.indices)

@@ -239,11 +239,7 @@ class ClusterProfile(Section):
 
     @property
     def secrets(self) -> dict[str, str]:
-        """The secrets among the task's variables, which jobs get from the submitting process.
-
-        Raises:
-            UsageError: one is the shell's own, and not set there.
-        """
+        """The secrets among the task's variables, which jobs get from the submitting process."""
         found = {name: value for name, value in self.environment.items() if is_secret(name, value)}
         for name, value in found.items():
             if reference := _REFERENCE.fullmatch(value):
@@ -283,11 +279,7 @@ class ClusterProfile(Section):
         return max(1, self.gpu_request.total()) if self.executor == "slurm" else 1
 
     def on_gpu(self, kind: str) -> ClusterProfile:
-        """Return the profile with one GPU of a kind in place of what it asks for.
-
-        Raises:
-            UsageError: it asks for no GPU that a kind could be given of.
-        """
+        """Return the profile with one GPU of a kind in place of what it asks for."""
         if self.gpus_per_node:
             return self.model_copy(update={"gpus_per_node": f"{kind}:1"})
         gpus, others = _split_gres(self.gres)
@@ -303,9 +295,6 @@ def stage_profile(profile: ClusterProfile, stage: LaterStage) -> ClusterProfile:
     """Return a later stage's profile: no GPU, or one to evaluate, and the fields of ``stages``.
 
     Null in ``stages`` leaves out what the profile asks for.
-
-    Raises:
-        UsageError: ``stages`` asks for something impossible.
     """
     # How making images is batched and grouped says nothing about a later stage.
     of_generation = {"stages", "batch_size", "shards_per_task"}

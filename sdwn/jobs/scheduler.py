@@ -166,11 +166,7 @@ def read_squeue(line: str) -> tuple[str, JobState] | None:
 def end_jobs(
     executor: Literal["local", "slurm"], jobs: Path, name: str, job_ids: Sequence[str]
 ) -> str | None:
-    """End jobs of this name that work in ``jobs``, arrays as a whole; what is finished stays.
-
-    Returns:
-        The scheduler's reason why they could not be ended; None if they were.
-    """
+    """End jobs of this name that work in ``jobs``, arrays as a whole; return why not, if so."""
     if executor == "local":
         try:
             for job, (pid, array) in processes(jobs).items():

@@ -344,11 +344,7 @@ class TaskRecord:
 
 
 def read_record(path: Path) -> TaskRecord:
-    """Read a process's record.
-
-    Raises:
-        IntegrityError: it is damaged.
-    """
+    """Read a process's record."""
     content = read_json(path)
     try:
         return TaskRecord(**{f.name: content[f.name] for f in fields(TaskRecord)})
