@@ -88,7 +88,10 @@ def result(
         sys.stdout.write(json.dumps(values, ensure_ascii=escaped) + "\n")
         return
     for part in shown:
-        show(columns(part.items()) if isinstance(part, Mapping) else part)
+        if not isinstance(part, Mapping):
+            show(part)
+        elif (table := columns(part.items())).row_count:
+            show(table)
     if next_ is not None:
         # One line, however long: a terminal that wraps it lets people copy it whole.
         stdout.print(Text("next: ", "bold") + Text(without_controls(next_)), soft_wrap=True)

@@ -186,7 +186,7 @@ def export_command(
     ] = None,
     part_size: Annotated[
         float | None,
-        Option(metavar="GB", min=1e-6, max=1e6, help="Minimum size of a file, in GB."),
+        Option(metavar="GB", min=0, help="Minimum size of a file, in GB."),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
