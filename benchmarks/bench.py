@@ -25,8 +25,8 @@ PYTHON = sys.executable
 ROUNDS = 5
 
 NLTK = """
-from sdwn.wordnet import corpus
-reader = corpus._open_with_nltk(corpus.require_corpus())
+from sdwn.wordnet.corpus import open_wordnet
+reader = open_wordnet()._reader
 top = reader.synset("object.n.01")
 assert sum(1 for _ in top.closure(lambda synset: synset.hyponyms())) == 29580
 """

@@ -48,7 +48,7 @@ def test_scopes_of_known_synsets(wordnet: WordNet, taxonomy: Taxonomy) -> None:
     found = nearest_subtrees(taxonomy, names.values(), class_wnids())
     robin, dog, tabby = (found[wnid] for wnid in names.values())
     # ImageNet has only the American robin, another synset below thrush.
-    assert (taxonomy.name(robin.wnid), robin.steps) == ("thrush.n.03", 1)
+    assert (taxonomy.synset(robin.wnid).name, robin.steps) == ("thrush.n.03", 1)
     assert (dog.wnid, dog.steps, len(dog.classes)) == (names["dog.n.01"], 0, 118)
     assert tabby.classes == (class_index()[names["tabby.n.01"]],)
 

@@ -207,7 +207,7 @@ class SynsetTree:
 
         def at_or_above(wnid: str) -> set[str]:
             if wnid not in above:
-                self._parents[wnid] = taxonomy.parents(wnid) if wnid in taxonomy else ()
+                self._parents[wnid] = taxonomy.synset(wnid).parents if wnid in taxonomy else ()
                 above[wnid] = {wnid}.union(*map(at_or_above, self._parents[wnid]))
             return above[wnid]
 
@@ -237,7 +237,7 @@ class SynsetTree:
         self._names, self._called = dict[str, str](), dict[str, list[str]]()
         for wnid in index:
             entry = collection.by_wnid.get(wnid)
-            lemmas = taxonomy.lemmas(wnid) if entry is None else entry.lemmas
+            lemmas = taxonomy.synset(wnid).lemmas if entry is None else entry.lemmas
             self._names[wnid] = entry.synset if entry else lemmas[0].replace("_", " ")
             if self._counts["synsets"][index[wnid]] > (entry is not None):
                 for name in {wnid, fold(self.full_name(wnid)), *map(fold, lemmas)}:
@@ -265,7 +265,7 @@ class SynsetTree:
         return Node(
             wnid=wnid,
             name=self._names[wnid],
-            definition=self._taxonomy.definition(wnid) if wnid in self._taxonomy else "",
+            definition=self._taxonomy.synset(wnid).definition if wnid in self._taxonomy else "",
             parents=self._parents[wnid],
             children=tuple(self._children.get(wnid, ())),
             rate=counts["correct"] / counts["labelled"] if counts["labelled"] else None,
@@ -279,7 +279,7 @@ class SynsetTree:
     def full_name(self, wnid: str) -> str:
         """Return a synset's name with part of speech and sense, as ``animal.n.01``."""
         entry = self._collection.by_wnid.get(wnid)
-        return entry.synset if entry else self._taxonomy.name(wnid)
+        return entry.synset if entry else self._taxonomy.synset(wnid).name
 
     def named(self, text: str) -> list[Node]:
         """Find the nodes with synsets below them that a text names, most synsets first.

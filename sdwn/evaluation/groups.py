@@ -52,10 +52,10 @@ def read_groups(name: str | None, taxonomy: Taxonomy) -> tuple[Group, ...]:
     groups = []
     for title, identifier in content.items():
         try:
-            wnid = taxonomy.find(str(identifier))
+            found = taxonomy.synset(str(identifier))
         except UsageError as error:
             raise UsageError(f"{path}: {title}: {error}") from None
-        groups.append(Group(str(title), wnid, taxonomy.name(wnid)))
+        groups.append(Group(str(title), found.wnid, found.name))
     return tuple(groups)
 
 
@@ -153,9 +153,9 @@ def score_synsets(
         rows.append(
             {
                 "wnid": wnid,
-                "synset": taxonomy.name(wnid),
+                "synset": taxonomy.synset(wnid).name,
                 "scope_wnid": subtree.wnid,
-                "scope_synset": taxonomy.name(subtree.wnid),
+                "scope_synset": taxonomy.synset(subtree.wnid).name,
                 "scope_steps": subtree.steps,
                 "scope_classes": len(subtree.classes),
                 "chance": len(subtree.classes) / len(classes),

@@ -98,8 +98,8 @@ def build_record(
     confusions = [
         {
             **pair,
-            "synset": taxonomy.name(pair["wnid"]),
-            "predicted_synset": taxonomy.name(pair["predicted_wnid"]),
+            "synset": taxonomy.synset(pair["wnid"]).name,
+            "predicted_synset": taxonomy.synset(pair["predicted_wnid"]).name,
         }
         for pair in confusion_pairs(labelled)
     ]
@@ -119,7 +119,7 @@ def build_record(
         "classes": [
             {
                 **row,
-                "synset": taxonomy.name(row["wnid"]),
+                "synset": taxonomy.synset(row["wnid"]).name,
                 "group": group_of[row["wnid"]],
                 **{
                     name: score_of[row["wnid"]][name]
@@ -165,14 +165,14 @@ def _paper_beside(classes: Sequence[ClassResult], taxonomy: Taxonomy) -> dict[st
     correct_of = {row["wnid"]: row["correct"] for row in classes}
     groups = []
     for synset, count in PAPER_NONE_CORRECT.items():
-        root = taxonomy.find(synset)
+        root = taxonomy.synset(synset).wnid
         ours = sum(taxonomy.is_below(w, root) for w, correct in correct_of.items() if not correct)
         found = {"wnid": root, "synset": synset, "none_correct_classes": count, "ours": ours}
         groups.append(found)
     named = [
         {"wnid": wnid, "synset": synset, "correct": correct, "ours": correct_of.get(wnid)}
         for synset, correct in PAPER_CORRECT.items()
-        for wnid in [taxonomy.find(synset)]
+        for wnid in [taxonomy.synset(synset).wnid]
     ]
     origin = {"source": PAPER_SOURCE, "note": PAPER_NOTE}
     return {**PAPER_FIGURES, **origin, "groups": groups, "named_classes": named}

@@ -361,7 +361,7 @@ class Release:
             kept &= pc.is_in(table["status"], pa.array(wanted, pa.string())).to_numpy()
             words.append(f"status {' or '.join(wanted)}")
         if below is not None:
-            root = self.taxonomy.find(below)
+            root = self.taxonomy.synset(below).wnid
             wnids = [wnid for wnid in self._rows_by_wnid if self.taxonomy.is_below(wnid, root)]
             kept &= pc.is_in(table["wnid"], pa.array(wnids, pa.string())).to_numpy()
             words.append(f"{below} and below")

@@ -39,24 +39,11 @@ THREE_WAYS = (
     "on Debian or Ubuntu: apt-get install wordnet-base wordnet-sense-index; "
     "elsewhere: unpack WordNet 3.0 and set WNSEARCHDIR to its dict folder"
 )
-
 SYSTEM_FOLDERS = (
     "/usr/share/wordnet",  # Debian, Ubuntu
     "/usr/share/wordnet-3.0/dict",  # Fedora
     "/usr/local/WordNet-3.0/dict",  # the installer of Princeton
 )
-
-# lexnames(5WN): the only file of the corpus that Debian's packages leave out.
-LEXICOGRAPHER_FILES = (
-    "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute "
-    "noun.body noun.cognition noun.communication noun.event noun.feeling noun.food noun.group "
-    "noun.location noun.motive noun.object noun.person noun.phenomenon noun.plant "
-    "noun.possession noun.process noun.quantity noun.relation noun.shape noun.state "
-    "noun.substance noun.time verb.body verb.change verb.cognition verb.communication "
-    "verb.competition verb.consumption verb.contact verb.creation verb.emotion verb.motion "
-    "verb.perception verb.possession verb.social verb.stative verb.weather adj.ppl"
-).split()
-PART_OF_SPEECH_NUMBERS = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,116 +150,22 @@ def open_wordnet() -> WordNet:
     Raises:
         SdwnError: none of the three gives WordNet 3.0.
     """
+    import nltk
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+
     try:
         corpus = require_corpus()
     except SdwnError:
-        if not _download():
-            raise
+        before = socket.getdefaulttimeout()
+        # A firewall that swallows packets must not hang a planner.
+        socket.setdefaulttimeout(20)
+        try:
+            nltk.download("wordnet", quiet=True)
+        except (OSError, ValueError):
+            pass
+        finally:
+            socket.setdefaulttimeout(before)
         corpus = require_corpus()
-    return WordNet(_open_with_nltk(corpus))
-
-
-def require_corpus() -> Path:
-    """Find WordNet 3.0 on this machine, without the network; warn of unusable ones.
-
-    Raises:
-        SdwnError: there is no whole WordNet 3.0; says how to get one.
-    """
-    corpus, passed = look_for_corpus()
-    if corpus is None:
-        found = "; ".join(passed) or "found no WordNet"
-        raise SdwnError(
-            f"expected WordNet {VERSION} (wnids are its offsets), {found}; {THREE_WAYS}"
-        )
-    for reason in passed:
-        log.warning("%s: passed over for %s", reason, corpus)
-    return corpus
-
-
-def look_for_corpus() -> tuple[Path | None, list[str]]:
-    """Look for a whole WordNet 3.0 on this machine, without the network.
-
-    Returns:
-        A corpus's folder or zip, or None; and why the corpora before it are passed over.
-    """
-    passed: list[str] = []
-    for corpus in _candidates():
-        if (reason := fault(corpus)) is None:
-            return corpus, passed
-        passed.append(f"{corpus} {reason}")
-    return None, passed
-
-
-def _candidates() -> Iterator[Path]:
-    """Yield what may be a corpus: in NLTK's folders, then WordNet's own and the system's."""
-    named = filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep))
-    own = (Path(sys.prefix) / name for name in ("nltk_data", "share/nltk_data", "lib/nltk_data"))
-    tops = ("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib")
-    system = (Path(top) / "nltk_data" for top in tops)
-    nltk_folders = (*map(Path, named), Path("~/nltk_data").expanduser(), *own, *system)
-    names = ("corpora/wordnet", "corpora/wordnet.zip")
-    # The two variables of wn(1WN).
-    home = os.environ.get("WNHOME")
-    folders = (os.environ.get("WNSEARCHDIR"), home and f"{home}/dict", *SYSTEM_FOLDERS)
-    for path in (
-        *(folder / name for folder in nltk_folders for name in names),
-        *(Path(folder) for folder in folders if folder),
-    ):
-        # Nothing inside a folder that one may not read is a candidate.
-        with suppress(PermissionError):
-            if path.exists():
-                yield path
-
-
-def fault(corpus: Path) -> str | None:
-    """Return why a corpus cannot be used; None where it can."""
-    try:
-        for name in FILES:
-            head, tail = _ends(corpus, name)
-            if name == "data.noun":
-                version = re.search(rb"Word[nN]et ([0-9.]+\+?) Copyright", head)
-                if version is None or version[1].decode() != VERSION:
-                    found = version[1].decode() if version else "of no known version"
-                    return f"holds WordNet {found}"
-            last = tail.rstrip(b"\n").rpartition(b"\n")[2]
-            if not last.startswith(LAST.get(name, b"")) or not tail.endswith(b"\n"):
-                return f"is damaged: {name} is cut short"
-    except (OSError, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
-        return f"is incomplete: {error}"
-    except (zipfile.BadZipFile, zlib.error) as error:
-        return f"is damaged: {error}"
-    return None
-
-
-def _ends(corpus: Path, name: str) -> tuple[bytes, bytes]:
-    """Read the first and the last 4 kB of a file; one in a zip whole, which checks its CRC."""
-    if corpus.suffix == ".zip":
-        with zipfile.ZipFile(corpus) as packed:
-            content = packed.read(f"wordnet/{name}")
-        return content[:4096], content[-4096:]
-    with (corpus / name).open("rb") as file:
-        head = file.read(4096)
-        file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-        return head, file.read()
-
-
-def _download() -> bool:
-    import nltk
-
-    before = socket.getdefaulttimeout()
-    # A firewall that swallows packets must not hang a planner.
-    socket.setdefaulttimeout(20)
-    try:
-        return bool(nltk.download("wordnet", quiet=True))
-    except (OSError, ValueError):
-        return False
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _open_with_nltk(corpus: Path) -> WordNetCorpusReader:
-    import nltk
-    from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
     class Reader(WordNetCorpusReader):  # type: ignore[misc]  # NLTK has no types
         """NLTK's reader, without other languages and with a stand-in for a missing lexnames."""
@@ -283,11 +176,8 @@ def _open_with_nltk(corpus: Path) -> WordNetCorpusReader:
             except OSError:
                 if file != "lexnames":
                     raise
-                lines = (
-                    f"{number:02d}\t{name}\t{PART_OF_SPEECH_NUMBERS[name.split('.')[0]]}\n"
-                    for number, name in enumerate(LEXICOGRAPHER_FILES)
-                )
-                return io.StringIO("".join(lines))
+                # Debian's packages leave it out: 45 lexicographer files, whose names nobody asks.
+                return io.StringIO("".join(f"{number:02d}\tfile\t1\n" for number in range(45)))
 
         def map_wn(self, version: str = "wordnet") -> None:
             """Skip the map to other languages' WordNets, which costs a second load."""
@@ -300,7 +190,67 @@ def _open_with_nltk(corpus: Path) -> WordNetCorpusReader:
         root = nltk.data.FileSystemPathPointer(str(corpus))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # no multilingual data: none is needed
-        return Reader(root, None)
+        return WordNet(Reader(root, None))
+
+
+def require_corpus() -> Path:
+    """Find WordNet 3.0 on this machine, without the network; warn of unusable ones.
+
+    Returns:
+        The corpus's folder or zip.
+
+    Raises:
+        SdwnError: there is no whole WordNet 3.0; says how to get one.
+    """
+    named = filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep))
+    own = (Path(sys.prefix) / name for name in ("nltk_data", "share/nltk_data", "lib/nltk_data"))
+    tops = ("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib")
+    system = (Path(top) / "nltk_data" for top in tops)
+    nltk_folders = (*map(Path, named), Path("~/nltk_data").expanduser(), *own, *system)
+    names = ("corpora/wordnet", "corpora/wordnet.zip")
+    # The two variables of wn(1WN).
+    home = os.environ.get("WNHOME")
+    folders = (os.environ.get("WNSEARCHDIR"), home and f"{home}/dict", *SYSTEM_FOLDERS)
+    passed = []
+    for corpus in (
+        *(folder / name for folder in nltk_folders for name in names),
+        *(Path(folder) for folder in folders if folder),
+    ):
+        try:
+            if not corpus.exists():
+                continue
+        except PermissionError:  # nothing inside a folder that one may not read is a candidate
+            continue
+        if (reason := _fault(corpus)) is None:
+            for other in passed:
+                log.warning("%s: passed over for %s", other, corpus)
+            return corpus
+        passed.append(f"{corpus} {reason}")
+    found = "; ".join(passed) or "found no WordNet"
+    raise SdwnError(f"expected WordNet {VERSION} (wnids are its offsets), {found}; {THREE_WAYS}")
+
+
+def _fault(corpus: Path) -> str | None:
+    """Return why a corpus cannot be used; None where it can."""
+    try:
+        # Read whole, which checks the CRC of what is in a zip.
+        packed = corpus.suffix == ".zip"
+        folder = zipfile.Path(corpus, "wordnet/") if packed else corpus
+        for name in FILES:
+            content = (folder / name).read_bytes()
+            if name == "data.noun":
+                version = re.search(rb"Word[nN]et ([0-9.]+\+?) Copyright", content[:4096])
+                if version is None or version[1].decode() != VERSION:
+                    found = version[1].decode() if version else "of no known version"
+                    return f"holds WordNet {found}"
+            last = content[-4096:].rstrip(b"\n").rpartition(b"\n")[2]
+            if not last.startswith(LAST.get(name, b"")) or not content.endswith(b"\n"):
+                return f"is damaged: {name} is cut short"
+    except (OSError, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
+        return f"is incomplete: {error}"
+    except (zipfile.BadZipFile, zlib.error) as error:
+        return f"is damaged: {error}"
+    return None
 
 
 if __name__ == "__main__":

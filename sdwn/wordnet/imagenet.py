@@ -24,21 +24,9 @@ LARGER = {
 _REMEDY = "install timm again: pip install --force-reinstall timm"
 
 
-@cache
 def class_wnids() -> tuple[str, ...]:
-    """List the wnids of ImageNet-1k in class order.
-
-    Raises:
-        SdwnError: timm or its table is missing, or the table is not 1000 distinct wnids.
-    """
-    path, text = _timm_table("imagenet_synsets.txt")
-    wnids = tuple(text.split())
-    if len(set(wnids)) != CLASSES or len(wnids) != CLASSES:
-        raise SdwnError(
-            f"{path}: expected {CLASSES} distinct wnids, found {len(set(wnids))} "
-            f"in {len(wnids)} lines; {_REMEDY}"
-        )
-    return wnids
+    """List the wnids of ImageNet-1k in class order; errors as in `classifier_wnids`."""
+    return classifier_wnids(CLASSES)
 
 
 @cache
@@ -46,14 +34,18 @@ def classifier_wnids(classes: int) -> tuple[str, ...]:
     """List the wnids of a classifier's classes in order; their number identifies the list.
 
     Raises:
-        SdwnError: timm has no such list.
+        SdwnError: timm or its table is missing or of another length, or it has no such list.
     """
-    if classes == CLASSES:
-        return class_wnids()
-    if classes not in LARGER:
+    if classes not in (CLASSES, *LARGER):
         known = ", ".join(map(str, (CLASSES, *LARGER)))
         raise SdwnError(f"no list of {classes} ImageNet classes; known are those of {known}")
-    return tuple(_timm_table(f"{LARGER[classes]}_synsets.txt")[1].split())
+    path, text = _timm_table(f"{LARGER.get(classes, 'imagenet')}_synsets.txt")
+    wnids = tuple(text.split())
+    if len(set(wnids)) != classes:
+        raise SdwnError(
+            f"{path}: expected {classes} distinct wnids, found {len(set(wnids))}; {_REMEDY}"
+        )
+    return wnids
 
 
 @cache
@@ -63,19 +55,17 @@ def class_index() -> dict[str, int]:
 
 
 @cache
-def class_lemmas() -> dict[str, str]:
-    """Map wnids to lemmas, joined by commas; empty where timm's table of them is missing."""
+def _class_names() -> dict[str, str]:
     try:
         lines = _timm_table("imagenet_synset_to_lemma.txt")[1].splitlines()
     except SdwnError:
         return {}
-    return {wnid: lemmas for wnid, _, lemmas in (line.partition("\t") for line in lines)}
+    return {wnid: text.partition(", ")[0] for wnid, _, text in (x.partition("\t") for x in lines)}
 
 
-@cache
 def class_name(wnid: str) -> str:
     """Return the first lemma of an ImageNet class; the wnid itself where timm's table has none."""
-    return class_lemmas().get(wnid, wnid).partition(", ")[0]
+    return _class_names().get(wnid, wnid)
 
 
 def _timm_table(name: str) -> tuple[Path, str]:

@@ -73,22 +73,24 @@ def read_taxonomy(path: Path) -> pa.Table:
         table = read_parquet(path, MOST_ROWS, ROW_BYTES)
     except IntegrityError as error:
         raise IntegrityError(f"{str(error).rstrip('.')}; {REMEDY}") from None
-    for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True):
-        if table.column_names.count(name) != 1 or table[name].type != kind:
-            raise _damaged(path, f"expected the column {name} of {kind}")
-        values = table[name].combine_chunks()
-        if values.null_count or (kind == _TEXTS and values.flatten().null_count):
-            raise _damaged(path, f"{name}: expected a value for each synset")
-    table = table.select(SCHEMA.names).combine_chunks()
-    wnids = table["wnid"].combine_chunks()
-    if not pc.all(pc.match_substring_regex(wnids, r"^n[0-9]{8}$"), min_count=0).as_py():
-        raise _damaged(path, "expected wnids such as n02084071")
-    if not pc.all(pc.less(wnids[:-1], wnids[1:]), min_count=0).as_py():
-        raise _damaged(path, "expected each wnid once, in order")
-    above = table["parents"].combine_chunks()
+    once = [name for name in SCHEMA.names if table.column_names.count(name) == 1]
+    table = table.select(once).combine_chunks()
+    if table.schema.types != SCHEMA.types:
+        raise IntegrityError(
+            f"{path}: damaged: expected the columns {', '.join(SCHEMA.names)}; {REMEDY}"
+        )
+    columns = [column.combine_chunks() for column in table.columns]
+    wnids, lemmas, above = columns[0], columns[2].flatten(), columns[4]
     parent = pc.index_in(above.flatten(), wnids)
-    if parent.null_count:
-        raise _damaged(path, "a synset's parent is missing")
+    if (
+        any(column.null_count for column in (*columns, lemmas, parent))
+        or not pc.all(pc.match_substring_regex(wnids, r"^n[0-9]{8}$"), min_count=0).as_py()
+        or not pc.all(pc.less(wnids[:-1], wnids[1:]), min_count=0).as_py()
+    ):
+        raise IntegrityError(
+            f"{path}: damaged: expected all values of synsets and of all above them, by wnid; "
+            f"{REMEDY}"
+        )
     # Count the ways up from each synset, a level a round: on a circle they never end, and with
     # too many of them whatever walks up would take for ever.
     parent, child = numbers(parent), numbers(pc.list_parent_indices(above))
@@ -98,12 +100,10 @@ def read_taxonomy(path: Path) -> pa.Table:
         before = ways
         ways = 1.0 + np.bincount(child, weights=ways[parent], minlength=len(wnids))
     if (ways != before).any() or (ways > MOST_WAYS).any():
-        raise _damaged(path, "a synset is above itself, or has too many above it")
+        raise IntegrityError(
+            f"{path}: damaged: a synset is above itself, or has too many above it; {REMEDY}"
+        )
     return table
-
-
-def _damaged(path: Path, what: str) -> IntegrityError:
-    return IntegrityError(f"{path}: damaged: {what}; {REMEDY}")
 
 
 def open_taxonomy(path: Path) -> Taxonomy:
@@ -124,48 +124,45 @@ class Taxonomy:
     """
 
     def __init__(self, table: pa.Table | None = None) -> None:
-        table = (SCHEMA.empty_table() if table is None else table).combine_chunks()
-        wnids, self._names = table["wnid"].to_pylist(), table["name"].to_pylist()
-        self._rows = dict(zip(wnids, range(len(wnids)), strict=True))
-        self._by_name = dict(zip(self._names, wnids, strict=True))
-        self._definitions = table["definition"].combine_chunks()
-        self._lemmas, self._parents = _lists(table["lemmas"]), _lists(table["parents"])
+        columns = (SCHEMA.empty_table() if table is None else table).combine_chunks()
+        wnid, name, lemmas, definition, parents = columns.columns
+        self._wnids, self._names = wnid.to_pylist(), name.to_pylist()
+        self._definitions = definition.to_pylist()
+        self._lemmas, self._parents = _lists(lemmas), _lists(parents)
+        self._rows = {key: i for keys in (self._names, self._wnids) for i, key in enumerate(keys)}
         self._others: dict[str, Synset] = {}
         self._above: dict[str, dict[str, int]] = {}
 
     def __contains__(self, wnid: str) -> bool:
         """Return whether the table has a synset, or else a WordNet on this machine."""
         try:
-            return wnid in self._rows or self._other(wnid).wnid == wnid
+            return self.synset(wnid).wnid == wnid
         except SdwnError:
             return False
 
-    def find(self, identifier: str) -> str:
-        """Return the wnid of a synset given by name (``dog.n.01``) or wnid."""
-        if identifier in self._rows:
-            return identifier
-        known = self._by_name.get(canonical(identifier).lower())
-        return known or self._other(identifier).wnid
-
-    def name(self, wnid: str) -> str:
-        """Return WordNet's name of a synset, as ``dog.n.01``."""
-        row = self._rows.get(wnid)
-        return self._other(wnid).name if row is None else str(self._names[row])
-
-    def lemmas(self, wnid: str) -> tuple[str, ...]:
-        """Return a synset's lemmas, words joined by ``_``."""
-        row = self._rows.get(wnid)
-        return self._other(wnid).lemmas if row is None else self._lemmas(row)
-
-    def definition(self, wnid: str) -> str:
-        """Return a synset's gloss without its examples."""
-        row = self._rows.get(wnid)
-        return self._other(wnid).definition if row is None else self._definitions[row].as_py()
-
-    def parents(self, wnid: str) -> tuple[str, ...]:
-        """Return the wnids right above a synset, sorted; for an instance, those of its classes."""
-        row = self._rows.get(wnid)
-        return self._other(wnid).parents if row is None else self._parents(row)
+    def synset(self, identifier: str) -> Synset:
+        """Find a synset by name (``dog.n.01``) or wnid."""
+        row = self._rows.get(canonical(identifier).lower())
+        if row is not None:
+            return Synset(
+                self._wnids[row],
+                self._names[row],
+                self._lemmas(row),
+                self._definitions[row],
+                self._parents(row),
+            )
+        with _CORPUS_LOCK:
+            if identifier not in self._others:
+                try:
+                    wordnet = corpus.shared_wordnet()
+                except SdwnError as error:
+                    if not self._rows:
+                        raise
+                    raise SdwnError(
+                        f"{identifier}: not among the synsets of taxonomy.parquet: {error}"
+                    ) from None
+                self._others[identifier] = wordnet.synset(identifier)
+            return self._others[identifier]
 
     def above(self, wnid: str) -> Mapping[str, int]:
         """Map each hypernym, and the synset itself, to the least number of steps up to it."""
@@ -175,7 +172,7 @@ class Taxonomy:
             ring, steps = [wnid], 0
             while ring:
                 steps += 1
-                ups = (up for one in ring for up in self.parents(one) if up not in found)
+                ups = (up for one in ring for up in self.synset(one).parents if up not in found)
                 ring = list(dict.fromkeys(ups))
                 found.update(dict.fromkeys(ring, steps))
             self._above[wnid] = found
@@ -192,21 +189,6 @@ class Taxonomy:
         """
         first, second = self.above(one), self.above(other)
         return min(steps + second[wnid] for wnid, steps in first.items() if wnid in second)
-
-    def _other(self, identifier: str) -> Synset:
-        """Look a synset up in the corpus."""
-        with _CORPUS_LOCK:
-            if identifier not in self._others:
-                try:
-                    wordnet = corpus.shared_wordnet()
-                except SdwnError as error:
-                    if not self._rows:
-                        raise
-                    raise SdwnError(
-                        f"{identifier}: not among the synsets of taxonomy.parquet: {error}"
-                    ) from None
-                self._others[identifier] = wordnet.synset(identifier)
-            return self._others[identifier]
 
 
 def _lists(column: pa.ChunkedArray) -> Callable[[int], tuple[str, ...]]:
