@@ -211,7 +211,7 @@ def require_corpus() -> Path:
     # The two variables of wn(1WN).
     home = os.environ.get("WNHOME")
     folders = (os.environ.get("WNSEARCHDIR"), home and f"{home}/dict", *SYSTEM_FOLDERS)
-    passed = []
+    passed: list[str] = []
     for corpus in (
         *(folder / name for folder in nltk_folders for name in names),
         *(Path(folder) for folder in folders if folder),
