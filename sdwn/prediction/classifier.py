@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import timm
 import torch
-import torchvision.io  # the faster decoder
+import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import infer_imagenet_subset
