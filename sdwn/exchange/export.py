@@ -26,9 +26,9 @@ from sdwn.releases.writer import (
     Attributes,
     CardLayout,
     Origin,
-    ReleaseWriter,
     card,
     cut_parts,
+    write_release,
 )
 from sdwn.storage.codecs import CODECS
 from sdwn.storage.shards import join
@@ -157,10 +157,11 @@ def _write_release(
         skipped=tuple((file, reason) for file, reason in skipped),
         taxonomy=read_taxonomy(paths.taxonomy) if paths.taxonomy.exists() else None,
     )
-    with ReleaseWriter(staged, origin, advance) as writer:
-        for span in spans:
-            write = partial(_write_part, release=release, span=span, advance=advance)
-            writer.add_part({"rows": list(span)}, write)
+    parts = (
+        ({"rows": list(span)}, partial(_write_part, release=release, span=span, advance=advance))
+        for span in spans
+    )
+    write_release(staged, origin, parts, advance)
 
 
 def _write_part(

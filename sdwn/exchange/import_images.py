@@ -2,7 +2,7 @@
 
 ::
 
-    list_source --> labels --> _check_image --> numbers --> parts --> ReleaseWriter
+    list_source --> labels --> _check_image --> numbers --> parts --> write_release
     (file names)   (synset,    (decode, hash)   (in the    (whole     (reads each image
                     prompt)                      synset)    synsets)   a second time)
 
@@ -35,8 +35,8 @@ from sdwn.io import PART_BYTES, Advance, canonical, decode_text, in_threads, is_
 from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import PlannedSynset
 from sdwn.releases.release import Release
-from sdwn.releases.staged_folder import StagedFolder, build, require_free
-from sdwn.releases.writer import Origin, ReleaseWriter, cut_parts
+from sdwn.releases.staged_folder import build, require_free
+from sdwn.releases.writer import Origin, Part, cut_parts, write_release
 from sdwn.storage.codecs import CODECS, EXCHANGED
 from sdwn.storage.columns import to_columns
 from sdwn.storage.images import decode, open_image
@@ -212,7 +212,8 @@ def import_images(
         skipped=skipped,
         taxonomy=taxonomy_table((row.wnid for row in planned), shared_wordnet()),
     )
-    fill = partial(_fill, origin, folder, synsets, options.part_bytes)
+    parts = _parts(folder, synsets, options.part_bytes)
+    fill = partial(write_release, origin=origin, parts=parts)
     if not build(target.root, {"import": str(root), "format": options.format}, fill):
         require_free(target.root)
     return Imported(Release(target.root), skipped, folder.ignored)
@@ -321,14 +322,8 @@ def _check_image(folder: SourceFolder, name: str) -> SourceImage | str:
     return SourceImage(name, len(payload), {**row, "codec": codec, "sha256": digest})
 
 
-def _fill(
-    origin: Origin,
-    folder: SourceFolder,
-    synsets: list[Labelled],
-    part_bytes: int,
-    staged: StagedFolder,
-) -> None:
-    """Write the parts, of whole synsets and at least ``part_bytes`` each."""
+def _parts(folder: SourceFolder, synsets: list[Labelled], part_bytes: int) -> Iterator[Part]:
+    """Yield the parts, of whole synsets and at least ``part_bytes`` each."""
     session = {
         "imported_with": f"sdwn {sdwn.__version__}",
         "host": socket.gethostname(),
@@ -345,28 +340,26 @@ def _fill(
         return payload
 
     sizes = [sum(image.size for _, image in images) for images in synsets]
-    with ReleaseWriter(staged, origin) as writer:
-        for first, last in cut_parts(sizes, part_bytes):
-            numbered = [one for images in synsets[first:last] for one in _numbered(images)]
-            rows = [
-                {
-                    "wnid": label.synset.wnid,
-                    "synset": label.synset.name,
-                    "number": number,
-                    **({} if label.prompt is None else {"prompt": label.prompt}),
-                    **image.row,
-                    "session": 0,
-                    "file": escaped_name(image.name),
-                }
-                for label, image, number in numbered
-            ]
-            # The records name every file by its SHA-256.
-            inputs = hashlib.sha256(json.dumps(rows, default=bytes.hex).encode()).hexdigest()
-            lengths = np.array([image.size for _, image, _ in numbered])
-            contents = Contents(to_columns(rows), lengths, [session])
-            payloads = (reread(image) for _, image, _ in numbered)
-            write = partial(write_images, contents=contents, payloads=payloads)
-            writer.add_part({"rows": inputs}, write)
+    for first, last in cut_parts(sizes, part_bytes):
+        numbered = [one for images in synsets[first:last] for one in _numbered(images)]
+        rows = [
+            {
+                "wnid": label.synset.wnid,
+                "synset": label.synset.name,
+                "number": number,
+                **({} if label.prompt is None else {"prompt": label.prompt}),
+                **image.row,
+                "session": 0,
+                "file": escaped_name(image.name),
+            }
+            for label, image, number in numbered
+        ]
+        # The records name every file by its SHA-256.
+        inputs = hashlib.sha256(json.dumps(rows, default=bytes.hex).encode()).hexdigest()
+        lengths = np.array([image.size for _, image, _ in numbered])
+        contents = Contents(to_columns(rows), lengths, [session])
+        payloads = (reread(image) for _, image, _ in numbered)
+        yield {"rows": inputs}, partial(write_images, contents=contents, payloads=payloads)
 
 
 def _numbered(images: Labelled) -> list[tuple[Label, SourceImage, int]]:

@@ -2,14 +2,14 @@
 
 ::
 
-    run folders --> locate shards --> parts of whole shards --> ReleaseWriter --> Release
+    run folders --> locate shards --> parts of whole shards --> write_release --> Release
                     (each one once,   (bytes copied, SHA-256
                      of this plan)     of each image checked)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +23,8 @@ from sdwn.models.lock import common_revision
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan, image_settings, read_plan
 from sdwn.releases.release import Release
-from sdwn.releases.staged_folder import StagedFolder, build, require_free
-from sdwn.releases.writer import Attributes, Origin, ReleaseWriter, cut_parts
+from sdwn.releases.staged_folder import build, require_free
+from sdwn.releases.writer import Attributes, Origin, Part, cut_parts, write_release
 from sdwn.storage.columns import COLUMNS, texts
 from sdwn.storage.shards import Expected, ImageFile, join
 from sdwn.wordnet.taxonomy import read_taxonomy
@@ -69,7 +69,9 @@ def merge(
         try:
             require_free(release.root)
             shards = _locate_shards(runs, plan, options.allow_missing, revision)
-            fill = partial(_fill, _origin(runs, plan, shards), shards, options, advance)
+            origin = _origin(runs, plan, shards)
+            parts = _parts(shards.values(), options, advance)
+            fill = partial(write_release, origin=origin, parts=parts, advance=advance)
             if build(release.root, {"merge": plan.digest}, fill):
                 return Release(release.root)
         except UsageError:
@@ -252,23 +254,17 @@ def _origin(runs: Sequence[RunPaths], plan: Plan, shards: Mapping[int, Path]) ->
     )
 
 
-def _fill(
-    origin: Origin,
-    shards: Mapping[int, Path],
-    options: MergeOptions,
-    advance: Advance,
-    staged: StagedFolder,
-) -> None:
-    """Write the parts, of whole shards and at least ``part_bytes`` each."""
-    files = [(path, path.stat()) for path in shards.values()]
-    with ReleaseWriter(staged, origin, advance) as writer:
-        for first, last in cut_parts([stat.st_size for _, stat in files], options.part_bytes):
-            group = files[first:last]
-            # After a kill, it decides whether these are the same files as before.
-            state = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in group]
-            paths = [path for path, _ in group]
-            write = partial(_write_part, shards=paths, decode=options.decode, advance=advance)
-            writer.add_part({"shards": state, "decoded": options.decode}, write)
+def _parts(shards: Iterable[Path], options: MergeOptions, advance: Advance) -> Iterator[Part]:
+    """Yield the parts, of whole shards and at least ``part_bytes`` each."""
+    files = [(path, path.stat()) for path in shards]
+    for first, last in cut_parts([stat.st_size for _, stat in files], options.part_bytes):
+        group = files[first:last]
+        # After a kill, it decides whether these are the same files as before.
+        state = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in group]
+        write = partial(
+            _write_part, shards=[p for p, _ in group], decode=options.decode, advance=advance
+        )
+        yield {"shards": state, "decoded": options.decode}, write
 
 
 def _write_part(

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -72,122 +73,113 @@ class Origin:
     taxonomy: pa.Table | None = None
 
 
-class ReleaseWriter:
-    """Writer of a release into a folder; leaving the block after its last part describes them."""
+# What a part is made of, in JSON's terms; and what writes it, with the attributes given, and
+# returns its SHA-256.
+Part = tuple[Any, Callable[[Path, Attributes], str]]
 
-    def __init__(
-        self, staged: StagedFolder, origin: Origin, advance: Advance = lambda _: None
-    ) -> None:
-        self._staged, self._origin, self._advance = staged, origin, advance
-        self._paths = ReleasePaths(staged.root)
-        self._classes = {row.wnid: row.imagenet_class for row in origin.synsets}
-        self._files: list[FileRecord] = []
-        self._metadata: pq.ParquetWriter | None = None
-        self._task_runs: dict[str, str] = {}
 
-    def __enter__(self) -> ReleaseWriter:
-        return self
+def write_release(
+    staged: StagedFolder, origin: Origin, parts: Iterable[Part], advance: Advance = lambda _: None
+) -> None:
+    """Write a release's parts into a folder, then the files that describe them.
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._metadata is not None:
-            self._metadata.close()
-            self._metadata_file.close()
-        if kind is None:
-            self._describe()
+    ``advance`` is called with the number of images of a part that a killed attempt has finished.
+    """
+    paths, files, task_runs = ReleasePaths(staged.root), list[FileRecord](), dict[str, str]()
+    classes = {row.wnid: row.imagenet_class for row in origin.synsets}
+    attributes = {
+        "kind": "part",
+        "plan_digest": origin.plan_digest or "",
+        "model": origin.settings["model"]["name"] if origin.settings else "",
+        "settings": json.dumps(origin.settings or {}),
+    }
+    # Not a path, for Arrow takes one as text, and not every path is.
+    with paths.metadata.open("wb") as metadata, ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for inputs, write in parts:
+            path = paths.part(len(files))
+            # A kill may fall between a part and its record, and a disk may fail between attempts.
+            digest = file_sha256(path) if path.is_file() else ""
+            finished = {"inputs": json.loads(json.dumps(inputs)), "sha256": digest}
+            kept = staged.finished.get(path.name) == finished
+            if not kept:
+                with atomic(path) as temporary:
+                    digest = write(temporary, attributes)
+                staged.finish(path.name, {"inputs": inputs, "sha256": digest})
+            files.append(_file_record(path, digest))
+            with ImageFile(path) as file:
+                if kept:
+                    advance(len(file))
+                offsets, sessions = file.offsets + np.uint64(file.blob_start), file.sessions
+                table = metadata_table(path.name, file.rows(), offsets, classes)
+            if writer is None:
+                writer = pq.ParquetWriter(metadata, table.schema, compression="zstd")
+                stack.enter_context(writer)
+            writer.write_table(table)
+            for session in sessions:
+                same = {key: value for key, value in session.items() if key not in _OF_ONE_TASK_RUN}
+                # A task run is recorded in each part that has images of it.
+                task_runs[json.dumps(session, sort_keys=True)] = json.dumps(same, sort_keys=True)
+    # What attempts under other options have left.
+    written = {JOURNAL, paths.metadata.name, *(file.file for file in files)}
+    for path in paths.root.iterdir():
+        if path.name not in written and not is_stray(path.name):
+            path.unlink()
+    sync(paths.metadata)
+    files.append(_file_record(paths.metadata))
+    _describe(paths, origin, files, Counter(task_runs.values()))
 
-    def add_part(self, inputs: Any, write: Callable[[Path, Attributes], str]) -> None:
-        """Add a part; one that a killed attempt has finished is kept, and reported as progress.
 
-        ``write`` writes the file, with the attributes given, and returns its SHA-256; ``inputs``
-        says in JSON's terms what it is made of.
-        """
-        path, origin = self._paths.part(len(self._files)), self._origin
-        # A kill may fall between a part and its record, and a disk may fail between attempts.
-        digest = file_sha256(path) if path.is_file() else ""
-        finished = {"inputs": json.loads(json.dumps(inputs)), "sha256": digest}
-        kept = self._staged.finished.get(path.name) == finished
-        if not kept:
-            attributes = {
-                "kind": "part",
-                "plan_digest": origin.plan_digest or "",
-                "model": origin.settings["model"]["name"] if origin.settings else "",
-                "settings": json.dumps(origin.settings or {}),
-            }
-            with atomic(path) as temporary:
-                digest = write(temporary, attributes)
-            self._staged.finish(path.name, {"inputs": inputs, "sha256": digest})
-        self._record(path, digest)
-        with ImageFile(path) as file:
-            if kept:
-                self._advance(len(file))
-            offsets, sessions = file.offsets + np.uint64(file.blob_start), file.sessions
-            batch = metadata_table(path.name, file.rows(), offsets, self._classes)
-        if self._metadata is None:
-            # Arrow takes a path as text, and not every path is.
-            self._metadata_file = self._paths.metadata.open("wb")
-            self._metadata = pq.ParquetWriter(self._metadata_file, batch.schema, compression="zstd")
-        self._metadata.write_table(batch)
-        for session in sessions:
-            same = {key: value for key, value in session.items() if key not in _OF_ONE_TASK_RUN}
-            # A task run is recorded in each part that has images of it.
-            self._task_runs[json.dumps(session, sort_keys=True)] = json.dumps(same, sort_keys=True)
+def _file_record(path: Path, digest: str | None = None) -> FileRecord:
+    digest = digest or file_sha256(path)
+    return FileRecord(file=path.name, bytes=path.stat().st_size, sha256=digest)
 
-    def _record(self, path: Path, digest: str | None = None) -> None:
-        digest = digest or file_sha256(path)
-        self._files.append(FileRecord(file=path.name, bytes=path.stat().st_size, sha256=digest))
 
-    def _describe(self) -> None:
-        """Write tables, card, manifest and checksums; each covers those before it."""
-        origin, paths = self._origin, self._paths
-        # What attempts under other options have left.
-        kept = {JOURNAL, paths.metadata.name, *(file.file for file in self._files)}
-        for path in paths.root.iterdir():
-            if path.name not in kept and not is_stray(path.name):
-                path.unlink()
-        sync(paths.metadata)
-        self._record(paths.metadata)
-        write_text(paths.synsets, table_text(origin.synsets))
-        self._record(paths.synsets)
-        if origin.taxonomy is not None:
-            write_taxonomy(paths.taxonomy, origin.taxonomy)
-            self._record(paths.taxonomy)
-        missing = None
-        if origin.missing:
-            rows = [(row.wnid, row.synset) for row in origin.missing]
-            write_text(paths.missing, csv_text(("wnid", "synset"), rows))
-            self._record(paths.missing)
-            each = origin.settings["images_per_synset"] if origin.settings else 0
-            missing = Missing(
-                shards=origin.missing_shards, synsets=len(rows), images=len(rows) * each
-            )
-        if origin.skipped:
-            write_text(paths.skipped, csv_text(("file", "reason"), origin.skipped))
-            self._record(paths.skipped)
-        with paths.metadata.open("rb") as content, pq.ParquetFile(content) as file:
-            columns = file.schema_arrow.names
-            counting = {"wnid", "status", "truncated", "redone"} & set(columns)
-            table = file.read(columns=sorted(counting))
-        wnids = set(table["wnid"].unique().to_pylist())
-        present = [row for row in origin.synsets if row.wnid in wnids]
-        kinds = Counter(self._task_runs.values()) if origin.origin == "run" else Counter[str]()
-        manifest = Manifest(
-            sdwn=sdwn.__version__,
-            created=now(),
-            **{name: getattr(origin, name) for name in RECORDED},
-            **count_images(table, present),
-            missing=missing,
-            skipped=len(origin.skipped),
-            bytes=sum(file.bytes for file in self._files),
-            made_on=[{**json.loads(kind), "task_runs": n} for kind, n in sorted(kinds.items())],
-            files=self._files,
-        )
-        write_text(paths.card, card(manifest, present, columns))
-        self._record(paths.card)
-        manifest = manifest.model_copy(update={"files": self._files})
-        write_text(paths.manifest, manifest.model_dump_json(indent=2) + "\n")
-        digests = {file.file: file.sha256 for file in self._files}
-        digests[paths.manifest.name] = file_sha256(paths.manifest)
-        write_text(paths.sums, sums_text(digests))
+def _describe(
+    paths: ReleasePaths, origin: Origin, files: list[FileRecord], task_runs: Counter[str]
+) -> None:
+    """Write tables, card, manifest and checksums; each covers those before it."""
+
+    def write(path: Path, text: str) -> None:
+        write_text(path, text)
+        files.append(_file_record(path))
+
+    write(paths.synsets, table_text(origin.synsets))
+    if origin.taxonomy is not None:
+        write_taxonomy(paths.taxonomy, origin.taxonomy)
+        files.append(_file_record(paths.taxonomy))
+    missing = None
+    if origin.missing:
+        rows = [(row.wnid, row.synset) for row in origin.missing]
+        write(paths.missing, csv_text(("wnid", "synset"), rows))
+        images = len(rows) * (origin.settings or {}).get("images_per_synset", 0)
+        missing = Missing(shards=origin.missing_shards, synsets=len(rows), images=images)
+    if origin.skipped:
+        write(paths.skipped, csv_text(("file", "reason"), origin.skipped))
+    with paths.metadata.open("rb") as content, pq.ParquetFile(content) as file:
+        columns = file.schema_arrow.names
+        counting = {"wnid", "status", "truncated", "redone"} & set(columns)
+        table = file.read(columns=sorted(counting))
+    wnids = set(table["wnid"].unique().to_pylist())
+    present = [row for row in origin.synsets if row.wnid in wnids]
+    kinds = sorted(task_runs.items()) if origin.origin == "run" else []
+    manifest = Manifest(
+        sdwn=sdwn.__version__,
+        created=now(),
+        **{name: getattr(origin, name) for name in RECORDED},
+        **count_images(table, present),
+        missing=missing,
+        skipped=len(origin.skipped),
+        bytes=sum(file.bytes for file in files),
+        made_on=[{**json.loads(kind), "task_runs": count} for kind, count in kinds],
+        files=files,
+    )
+    write(paths.card, card(manifest, present, columns))
+    manifest = manifest.model_copy(update={"files": files})
+    write_text(paths.manifest, manifest.model_dump_json(indent=2) + "\n")
+    digests = {file.file: file.sha256 for file in files}
+    digests[paths.manifest.name] = file_sha256(paths.manifest)
+    write_text(paths.sums, sums_text(digests))
 
 
 def cut_parts(sizes: Sequence[float], least: float) -> list[tuple[int, int]]:
