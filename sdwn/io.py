@@ -24,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 from rich.filesize import decimal
 
@@ -60,11 +60,7 @@ def now() -> str:
 
 
 def writable_cache() -> Path:
-    """Return the user's cache folder, checked to be writable.
-
-    Raises:
-        SdwnError: it cannot be written to.
-    """
+    """Return the user's cache folder; raise an error where it cannot be written to."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,10 +89,8 @@ def atomic(path: Path, folder: Path | None = None) -> Iterator[Path]:
     """Yield a temporary name; on success sync the file and rename it to ``path``.
 
     The temporary file lies in ``folder`` (by default beside ``path``), which must be on the
-    same file system. After an error it is removed and ``path`` is as before.
-
-    Raises:
-        DiskError: the disk is full, read-only or failing.
+    same file system. After an error it is removed and ``path`` is as before. Errors as in
+    `plain_disk_errors`.
     """
     folder = folder or path.parent
     token = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -124,19 +118,26 @@ _FAILING = (
 
 @contextmanager
 def plain_disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
-    """Turn the OSError of a full or failing disk into an error that says what to do.
+    """Turn the OSError of a full or failing disk into a DiskError that says what to do.
 
     ``needed`` is how many bytes are written in all, where that is known.
-
-    Raises:
-        DiskError: instead of such an OSError.
     """
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
+            found = [f"{decimal(needed)} needed"] if needed else []
+            with suppress(OSError):
+                parents = (path.absolute(), *path.absolute().parents)
+                disk = os.statvfs(next(one for one in parents if one.is_dir()))
+                if error.errno == errno.EDQUOT:
+                    found.append("the quota is used up")
+                elif disk.f_files and not disk.f_favail:
+                    found.append("no more files can be made there")
+                else:
+                    found.append(f"{decimal(disk.f_bavail * disk.f_frsize)} free")
             raise DiskError(
-                f"{path}: no space or quota left{_missing_space(path, error.errno, needed)}; "
+                f"{path}: no space or quota left ({', '.join(found)}); "
                 "everything finished is kept, free some and run the same command again"
             ) from error
         if error.errno in _FAILING:
@@ -145,22 +146,6 @@ def plain_disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
                 "kept, run the same command again when the disk works"
             ) from error
         raise
-
-
-def _missing_space(path: Path, reason: int, needed: int) -> str:
-    """Return the needed and the free space as text; empty where neither is known."""
-    found = [f"{decimal(needed)} needed"] if needed else []
-    with suppress(OSError):
-        path = path.absolute()
-        folder = next(one for one in (path, *path.parents) if one.is_dir())
-        disk = os.statvfs(folder)
-        if disk.f_files and not disk.f_favail:
-            found.append("no more files can be made there")
-        else:
-            found.append(f"{decimal(disk.f_bavail * disk.f_frsize)} free")
-    if reason == errno.EDQUOT:
-        found[-1:] = ["the quota is used up"]
-    return f" ({', '.join(found)})" if found else ""
 
 
 def sync(path: Path) -> None:
@@ -296,11 +281,10 @@ def refuse_links(path: Path) -> None:
     Raises:
         IntegrityError: there is one.
     """
-    linked = path.is_symlink()
-    if path.is_dir() and not linked:
+    if path.is_dir() and not path.is_symlink():
         found = next(links(path), None)
     else:
-        found = path if linked or (path.exists() and not path.is_file()) else None
+        found = path if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode) else None
     if found is not None:
         raise IntegrityError(f"{found}: {LINK}")
 
@@ -401,19 +385,12 @@ SEPARATORS = ",;\t"
 _SYNSET = re.compile(r"\bn[0-9]{8}\b|\.n\.[0-9]")
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A synset, or one image of it, that a line of a list names."""
+class Listed(NamedTuple):
+    """A synset, or one image of it, that a line of a list names; ``where`` is for messages."""
 
-    path: Path
-    line: int
+    where: str
     name: str
     number: str | None = None
-
-    @property
-    def where(self) -> str:
-        """The file and the line, for messages."""
-        return f"{self.path}, line {self.line}"
 
 
 def canonical(name: str) -> str:
@@ -422,11 +399,7 @@ def canonical(name: str) -> str:
 
 
 def decode_text(content: bytes) -> str:
-    """Decode UTF-8, or UTF-16 where a byte order mark says so; the mark is dropped.
-
-    Raises:
-        UnicodeDecodeError: it is neither.
-    """
+    """Decode UTF-8, or UTF-16 where a byte order mark says so; the mark is dropped."""
     marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return content.decode("utf-16" if marked else "utf-8-sig")
 
@@ -456,38 +429,33 @@ def read_list(path: Path) -> Iterator[Listed]:
     """
     text = read_text(path)
     header = text.partition("\n")[0]
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(SEPARATORS, key=header.count))
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=max(SEPARATORS, key=header.count))
     try:
-        columns = [cell.strip().lower() for cell in next(lines, [])]
+        columns = [cell.strip().lower() for cell in next(table, [])]
         key = next((name for name in ("wnid", "synset") if name in columns), None)
-        if key is None:
-            yield from _lines(path, text)
-            return
         indices = [columns.index(name) for name in (key, "number") if name in columns]
-        for cells in lines:
+        for cells in table if key else ():
             if any(cell.strip() for cell in cells):
+                where = f"{path}, line {table.line_num}"
                 if max(indices) >= len(cells):
                     expected = f"expected {max(indices) + 1} cells or more, found {len(cells)}"
-                    raise UsageError(f"{path}, line {lines.line_num}: {expected}")
-                yield Listed(path, lines.line_num, *(cells[index].strip() for index in indices))
+                    raise UsageError(f"{where}: {expected}")
+                yield Listed(where, *(cells[index].strip() for index in indices))
     except csv.Error as error:
         raise UsageError(f"{path}: expected a CSV file: {error}") from None
-
-
-def _lines(path: Path, text: str) -> Iterator[Listed]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for line_number, line in enumerate(() if key else text.splitlines(), start=1):
+        where = f"{path}, line {line_number}"
         name, *words = re.split(r"[\s,;]+", line.partition("#")[0].strip(), maxsplit=1)
-        found = Listed(path, number, name)
         if words and _SYNSET.search(words[0]):
-            raise UsageError(f"{found.where}: expected one synset a line, found several")
+            raise UsageError(f"{where}: expected one synset a line, found several")
         if words and words[0].isdecimal():
             # Whole synsets would be taken where one image was meant.
             raise UsageError(
-                f"{found.where}: found a number behind {name!r}; a table of images needs a first "
+                f"{where}: found a number behind {name!r}; a table of images needs a first "
                 "line such as wnid,number"
             )
         if name:
-            yield found
+            yield Listed(where, name)
 
 
 @contextmanager
@@ -514,11 +482,7 @@ Result = TypeVar("Result")
 def in_threads(
     use: Callable[[Given], Result], given: Iterable[Given], threads: int, ahead: int
 ) -> Generator[Result, None, None]:
-    """Yield a function's results in order, computed in threads up to ``ahead`` items ahead.
-
-    >>> list(in_threads(abs, [-3, 1, -2], threads=2, ahead=1))
-    [3, 1, 2]
-    """
+    """Yield a function's results in order, computed in threads up to ``ahead`` items ahead."""
     waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
@@ -533,21 +497,12 @@ def in_threads(
 
 
 def seconds(variable: str, default: float) -> float:
-    """Read a number of seconds from the environment.
-
-    >>> seconds("NOT_SET_ANYWHERE", 5.0)
-    5.0
-
-    Raises:
-        UsageError: it holds something else.
-    """
+    """Read a number of seconds from the environment."""
     found = os.environ.get(variable, str(default))
     try:
-        if (value := float(found)) >= 0:
-            return value
+        return max(0.0, float(found))
     except ValueError:
-        pass
-    raise UsageError(f"{variable}: expected seconds, 0 or more, found {found!r}")
+        raise UsageError(f"{variable}: expected seconds, found {found!r}") from None
 
 
 @dataclass(frozen=True, slots=True)

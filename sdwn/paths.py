@@ -83,12 +83,7 @@ class RunPaths:
         return self.shards / f"{index:05d}{self.shard_suffix}"
 
     def shard_index(self, name: str) -> int | None:
-        """Return a shard's index from its file name, None for the name of another file.
-
-        >>> run = RunPaths(Path("run"))
-        >>> run.shard_index("00012.h5"), run.shard_index(".00012.h5.tmp"), run.shard_index("12.h5")
-        (12, None, None)
-        """
+        """Return a shard's index from its file name, None for the name of another file."""
         number = name.removesuffix(self.shard_suffix)
         return int(number) if number != name and SHARD_NUMBER.fullmatch(number) else None
 

@@ -921,7 +921,7 @@ def test_a_batch_size_that_is_none_is_refused(
         task.ArrayTask(generate.GENERATE, str(paths.root), (0,))()
 
 
-@pytest.mark.parametrize("value", ["abc", "-1", "nan", ""])
+@pytest.mark.parametrize("value", ["abc", ""])
 def test_seconds_that_are_none_are_told_by_their_variable(
     monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:

@@ -42,8 +42,7 @@ from sdwn.jobs.scheduler import Job, JobState, read_squeue
 from sdwn.jobs.submit import Callbacks, WorkOrder, cancel_run, complete, follow, tasks_for_shards
 from sdwn.jobs.task import ArrayTask, TaskRecord
 from sdwn.paths import CHANGED, ReleasePaths, RunPaths
-from sdwn.planning.plan import make_plan, read_plan, write_plan
-from sdwn.planning.work import Slice, parse_slice
+from sdwn.planning.plan import Slice, make_plan, parse_slice, read_plan, write_plan
 from sdwn.workflow.later_stages import RUN_STAGES, require_done
 from sdwn.workflow.status import run_status
 

@@ -17,8 +17,7 @@ from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths, shipped_file, wo
 if TYPE_CHECKING:
     from sdwn.config import RunConfig
     from sdwn.jobs.profile import ClusterProfile
-    from sdwn.planning.plan import Plan
-    from sdwn.planning.work import ShardedWork
+    from sdwn.planning.plan import Plan, ShardedWork
 
 Kind = Literal["run", "release", "evaluation", "work"]
 # Commands that take the work of an evaluation as they take a run.

@@ -42,8 +42,7 @@ from sdwn.generation.batching import Sample
 from sdwn.io import atomic
 from sdwn.jobs.task import RunDisk
 from sdwn.paths import RunPaths
-from sdwn.planning.plan import ImageSpec, Plan
-from sdwn.planning.work import Shard
+from sdwn.planning.plan import ImageSpec, Plan, Shard
 from sdwn.storage.columns import to_columns
 from sdwn.storage.images import encode
 from sdwn.storage.shards import Contents, Expected, ImageFile, join, write_images

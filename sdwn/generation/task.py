@@ -34,8 +34,7 @@ from sdwn.io import now, seconds
 from sdwn.jobs.task import Meter, RunDisk, Stage, this_process
 from sdwn.models.lock import locked_weights
 from sdwn.paths import RunPaths
-from sdwn.planning.plan import Plan, read_plan
-from sdwn.planning.work import Shard
+from sdwn.planning.plan import Plan, Shard, read_plan
 
 log = logging.getLogger(__name__)
 

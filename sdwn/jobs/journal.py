@@ -30,7 +30,7 @@ from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.scheduler import NO_ANSWER, RUNNING, UNKNOWN, Job, JobState, Live, site_config, user
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import RunPaths
-from sdwn.planning.work import ShardedWork
+from sdwn.planning.plan import ShardedWork
 
 _ID = re.compile(r"[0-9]+(_[0-9]+)?")
 # RUN-STAGE-1a2b3c4d; in older journals sdwn-0badcafe-1a2b3c4d.

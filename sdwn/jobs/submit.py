@@ -60,7 +60,7 @@ from sdwn.jobs.profile import ClusterProfile, minutes, overridden
 from sdwn.jobs.scheduler import Job, JobState, Live, max_array_size, user
 from sdwn.jobs.task import ArrayTask, Stage
 from sdwn.paths import RunPaths
-from sdwn.planning.work import ShardedWork
+from sdwn.planning.plan import ShardedWork
 
 POLL_SECONDS = 1.0
 # Each look asks a scheduler that all users share: at most so often, and less as time goes by.

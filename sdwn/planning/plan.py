@@ -1,8 +1,8 @@
-"""The plan of a run: shards, images and seeds, computed from a catalog and a config, no torch.
+"""The plan of a run: shards, slices, images and seeds, from a catalog and a config, no torch.
 
 `make_plan` computes it, `write_plan` and `read_plan` keep it in a run folder: ``plan.json`` has the
 settings and the digest, ``synsets.csv`` a row a synset, ``taxonomy.parquet`` what WordNet says of
-them.
+them. A release's images are classified in shards too (`sdwn.prediction.plan.PredictionPlan`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import hashlib
 import io
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from sdwn.config import EvaluationConfig, RunConfig, has_field, validated
+from sdwn.config import EvaluationConfig, RunConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.io import (
     TABLE_BYTES,
@@ -30,7 +31,6 @@ from sdwn.io import (
     write_text,
 )
 from sdwn.paths import RunPaths
-from sdwn.planning.work import WHOLE, Shard, Slice, parse_slice
 from sdwn.wordnet.imagenet import class_index
 
 if TYPE_CHECKING:
@@ -38,7 +38,80 @@ if TYPE_CHECKING:
     from sdwn.wordnet.corpus import Synset, WordNet
 
 FORMAT = Format("sdwn-plan", 1, "read it with the sdwn that wrote it, or plan into a new folder")
-WORDNET_VERSION = "3.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Rows ``start`` up to ``stop``: of a plan's table, in whole synsets; or of images."""
+
+    index: int
+    start: int
+    stop: int
+
+
+class ShardedWork(Protocol):
+    """Work cut into shards that tasks of one stage finish, each by itself and in any order."""
+
+    @property
+    def stage(self) -> str:
+        """The stage whose tasks work on it."""
+
+    @property
+    def digest(self) -> str:
+        """A digest of it, which a task compares with the one that it was submitted for."""
+
+    @property
+    def shards(self) -> Sequence[Shard]:
+        """All shards, in order."""
+
+    @property
+    def assigned_shards(self) -> Sequence[Shard]:
+        """The shards that this folder is to have: those of its slice."""
+
+    @property
+    def assigned_images(self) -> int:
+        """Number of images of these shards."""
+
+    def shard_images(self, shard: Shard) -> int:
+        """Count a shard's images."""
+
+    def done(self, paths: RunPaths) -> set[int]:
+        """List the shards of a folder that are finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The ``number``-th of ``count`` equal shares, counted from 1: every ``count``-th shard."""
+
+    number: int = 1
+    count: int = 1
+
+    def __contains__(self, shard: int) -> bool:
+        """Return whether a shard, by its index, is in this share."""
+        return shard % self.count == self.number - 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @property
+    def whole(self) -> bool:
+        """True if it is all of the plan."""
+        return self.count == 1
+
+
+WHOLE = Slice()
+
+
+def parse_slice(text: str) -> Slice:
+    """Read a slice.
+
+    >>> [shard for shard in range(7) if shard in parse_slice("2/3")]
+    [1, 4]
+    """
+    match = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text.strip(), re.ASCII)
+    if not match or int(match[1]) > int(match[2]):
+        raise UsageError(f"slice {text}: expected a share such as 2/3, the second of three")
+    return Slice(int(match[1]), int(match[2]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +238,7 @@ def make_plan(config: RunConfig, catalog: Catalog, share: Slice = WHOLE) -> Plan
     Raises:
         UsageError: the share holds no shard, or every synset would have the same prompt.
     """
-    if not has_field(config.prompt):
+    if "{" not in config.prompt.replace("{{", ""):
         raise UsageError(
             f'prompt: "{config.prompt}" has no field, so that all synsets would have the same '
             'prompt; write one into it, as in "a photo of a {lemma}, {definition}"'
@@ -307,50 +380,43 @@ def write_plan(
             "folder whose path has none"
         )
     table, evaluation = table_text(plan.synsets), plan.config.evaluation.model_dump(mode="json")
-    if paths.plan.exists():
-        found = read_json(paths.plan)
-        _require_same_plan(found, plan, paths)
-        if not paths.synsets.exists() or paths.synsets.read_bytes() != table.encode():
-            write_text(paths.synsets, table)
-        before = {**EvaluationConfig().model_dump(mode="json"), **found.get("evaluation", {})}
-        if changed := setting_differences(before, evaluation, ("before", "now")):
-            write_text(paths.plan, _json({**found, "evaluation": evaluation}))
+    known = paths.plan.exists()
+    changed = ["all"]
+    if known:
+        content = read_json(paths.plan)
+        _require_same_plan(content, plan, paths)
+        before = {**EvaluationConfig().model_dump(mode="json"), **content.get("evaluation", {})}
+        changed = setting_differences(before, evaluation, ("before", "now"))
+        if changed:
             on_message(f"the evaluation's settings are changed: {'; '.join(changed)}")
-        _write_taxonomy(plan, paths, wordnet)
-        return False
-    content = {
-        **FORMAT.head(),
-        "digest": plan.digest,
-        "wordnet": WORDNET_VERSION,
-        "summary": plan_summary(plan),
-        "settings": image_settings(plan.config),
-        "catalog": plan.config.catalog.model_dump(mode="json"),
-        "evaluation": evaluation,
-        **({} if plan.slice.whole else {"slice": str(plan.slice)}),
-        "synsets_sha256": hashlib.sha256(table.encode()).hexdigest(),
-    }
+        content["evaluation"] = evaluation
+    else:
+        content = {
+            **FORMAT.head(),
+            "digest": plan.digest,
+            "wordnet": "3.0",
+            "summary": plan_summary(plan),
+            "settings": image_settings(plan.config),
+            "catalog": plan.config.catalog.model_dump(mode="json"),
+            "evaluation": evaluation,
+            **({} if plan.slice.whole else {"slice": str(plan.slice)}),
+            "synsets_sha256": hashlib.sha256(table.encode()).hexdigest(),
+        }
     # The tables first: plan.json is what says that a plan is there.
-    write_text(paths.synsets, table)
-    _write_taxonomy(plan, paths, wordnet)
-    write_text(paths.plan, _json(content))
-    return True
+    if not paths.synsets.exists() or paths.synsets.read_bytes() != table.encode():
+        write_text(paths.synsets, table)
+    if wordnet is not None:
+        # pyarrow, which status and other readers of plans need not load.
+        from sdwn.wordnet.taxonomy import read_taxonomy, taxonomy_table, write_taxonomy
 
-
-def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-def _write_taxonomy(plan: Plan, paths: RunPaths, wordnet: WordNet | None) -> None:
-    if wordnet is None:
-        return
-    # pyarrow, which status and other readers of plans need not load.
-    from sdwn.wordnet.taxonomy import read_taxonomy, taxonomy_table, write_taxonomy
-
-    try:
-        read_taxonomy(paths.taxonomy)
-    except IntegrityError:  # there is none, or it is damaged
-        table = taxonomy_table((row.wnid for row in plan.synsets), wordnet)
-        write_taxonomy(paths.taxonomy, table)
+        try:
+            read_taxonomy(paths.taxonomy)
+        except IntegrityError:  # there is none, or it is damaged
+            above = taxonomy_table((row.wnid for row in plan.synsets), wordnet)
+            write_taxonomy(paths.taxonomy, above)
+    if changed:
+        write_text(paths.plan, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return not known
 
 
 def _require_same_plan(found: dict[str, Any], plan: Plan, paths: RunPaths) -> None:

@@ -20,7 +20,7 @@ from sdwn.config import EvaluationConfig, Section, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
 from sdwn.io import Format, file_sha256, read_json, refuse_links, write_text
 from sdwn.paths import EvaluationPaths, RunPaths, work_paths
-from sdwn.planning.work import Shard
+from sdwn.planning.plan import Shard
 
 if TYPE_CHECKING:
     from sdwn.releases.release import Release

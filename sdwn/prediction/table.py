@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, shell
 from sdwn.io import atomic
-from sdwn.planning.work import Shard
+from sdwn.planning.plan import Shard
 from sdwn.storage.columns import numbers, read_parquet
 from sdwn.wordnet.imagenet import CLASSES
 

@@ -16,7 +16,7 @@ from sdwn.errors import DiskError, SdwnError
 from sdwn.io import Advance
 from sdwn.jobs.task import Meter, RunDisk, Stage
 from sdwn.paths import RunPaths, work_paths
-from sdwn.planning.work import Shard
+from sdwn.planning.plan import Shard
 from sdwn.prediction.plan import PredictionPlan, open_planned_release
 from sdwn.prediction.table import Predictions, Source, write_predictions
 from sdwn.releases.release import Release

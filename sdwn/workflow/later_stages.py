@@ -33,8 +33,7 @@ from sdwn.jobs.submit import Stages, end_live, submit_array
 from sdwn.jobs.task import ArrayTask, Stage
 from sdwn.models.lock import require_classifier
 from sdwn.paths import ReleasePaths, RunPaths
-from sdwn.planning.plan import Plan, read_plan
-from sdwn.planning.work import ShardedWork
+from sdwn.planning.plan import Plan, ShardedWork, read_plan
 from sdwn.workflow.status import DONE, LATER, WAITING, read_stages, stage_states
 
 log = logging.getLogger(__name__)

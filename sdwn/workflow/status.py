@@ -37,8 +37,7 @@ from sdwn.paths import (
     ReleasePaths,
     RunPaths,
 )
-from sdwn.planning.plan import Plan
-from sdwn.planning.work import Shard, ShardedWork
+from sdwn.planning.plan import Plan, Shard, ShardedWork
 from sdwn.prediction.plan import PredictionPlan
 from sdwn.preflight.estimate import stored_bytes
 

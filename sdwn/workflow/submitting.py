@@ -49,8 +49,7 @@ from sdwn.models.families import require_usable
 from sdwn.models.lock import ensure_lock
 from sdwn.models.weights import source
 from sdwn.paths import RunPaths
-from sdwn.planning.plan import Plan, make_plan, write_plan
-from sdwn.planning.work import WHOLE, Slice
+from sdwn.planning.plan import WHOLE, Plan, Slice, make_plan, write_plan
 from sdwn.preflight.doctor import check_run
 from sdwn.preflight.estimate import estimate, estimate_rows
 from sdwn.preflight.prefetch import lock_found_classifier
