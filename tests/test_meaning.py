@@ -203,7 +203,7 @@ def seed(wnid: str, number: int, run_seed: int = 0) -> int:
 def guesses(pixels: Sequence[Pixels]) -> list[int]:
     judge = load_classifier("efficientnet-lite0")
     prepared = np.stack([judge.prepare(Image.fromarray(one)) for one in pixels])
-    return [int(guess) for guess in judge.start(prepared).values.argmax(dim=1)]
+    return [int(guess) for guess in judge.start(prepared)[0].argmax(dim=1)]
 
 
 @pytest.mark.process
