@@ -256,7 +256,7 @@ def test_another_batch_size_after_a_restart_keeps_what_there_is(
         plan.catalog, plan.config.model_copy(update={"generation": generation}), plan.synsets
     )
     object.__setattr__(larger, "digest", plan.digest)
-    make(paths, larger, NoiseSampler(plan.config))
+    make(paths, larger, NoiseSampler(larger.config))
     with ImageFile(paths.shard(0)) as file:
         rows = file.rows()
         assert rows["batch_size"].tolist()[:20] == [5] * 15 + [10] * 5
