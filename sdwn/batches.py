@@ -74,21 +74,13 @@ def off_grid(size: int, images_per_synset: int) -> str | None:
 
 
 def parse_batch_size(text: str, source: str) -> int:
-    """Read a number of images.
-
-    Raises:
-        UsageError: it is not one; the message names the ``source``.
-    """
+    """Read a number of images; ``source`` names where it stands in error messages."""
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"{source}: expected a number of images, found {text!r}")
     return int(text)
 
 
 def batch_size_of_task() -> int | None:
-    """Read the batch size that a profile asks for, at the start of a task's process.
-
-    Raises:
-        UsageError: the job script exports something else.
-    """
+    """Read the batch size that a profile asks for, at the start of a task's process."""
     text = os.environ.get(VARIABLE)
     return parse_batch_size(text, VARIABLE) if text else None

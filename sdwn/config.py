@@ -126,7 +126,7 @@ class StorageConfig(Section):
     ``quality`` is JPEG's alone, 95 unless given; the other codecs are lossless.
     """
 
-    codec: Annotated[str, Field(json_schema_extra={"enum": list(CODECS)})] = "webp"
+    codec: Literal[tuple(CODECS)] = "webp"  # type: ignore[valid-type]
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
     images_per_shard: Positive | None = None
     shard_hours: Annotated[float, Field(gt=0)] | None = None
@@ -144,20 +144,12 @@ class StorageConfig(Section):
                 content = {**content, "images_per_shard": 1000}
         return content
 
-    @field_validator("codec")
-    @classmethod
-    def _known_codec(cls, name: str) -> str:
-        if name not in CODECS:
-            raise ValueError(f"no codec {name!r}; expected one of {', '.join(CODECS)}")
-        return name
-
     @model_validator(mode="after")
     def _one_way(self) -> StorageConfig:
         if self.quality is not None and CODECS[self.codec].default_quality is None:
             raise ValueError(f"quality is JPEG's alone; {self.codec} is lossless")
-        by_time = self.shard_hours is not None and self.images_per_second is not None
-        half = (self.shard_hours is None) != (self.images_per_second is None)
-        if half or (by_time == (self.images_per_shard is not None)):
+        of_time = [self.shard_hours, self.images_per_second].count(None)
+        if of_time != (0 if self.images_per_shard is None else 2):
             raise ValueError(
                 "give either images_per_shard, or shard_hours together with images_per_second"
             )
@@ -225,7 +217,7 @@ class RunConfig(Section):
         return template
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, source: str) -> Any:
     # Here, for what only reads a release needs none.
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -235,22 +227,19 @@ def _parse(text: str) -> Any:
     yaml = YAML(typ="safe", pure=True)
     try:
         if any(isinstance(event, AliasEvent) for event in yaml.parse(text)):
-            raise UsageError("YAML aliases are not supported; write the value out")
+            raise UsageError(f"{source}: YAML aliases are not supported; write the value out")
         return yaml.load(text)
     except (YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = text.splitlines()[mark.line : mark.line + 1] if mark else []
         quotes = _QUOTES * ("{" in "".join(line) or "flow mapping" in str(error))
-        raise UsageError(f"not valid YAML: {' '.join(str(error).split())[:300]}{quotes}") from None
+        what = " ".join(str(error).split())[:300]
+        raise UsageError(f"{source}: not valid YAML: {what}{quotes}") from None
 
 
 def read_yaml(path: Path, what: str = "settings") -> dict[str, Any]:
     """Read a YAML mapping; ``what`` names its content in error messages."""
-    text = read_text(path)
-    try:
-        content = _parse(text)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+    content = _parse(read_text(path), str(path))
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a mapping of {what}, found {type(content).__name__}")
     return content
@@ -264,25 +253,19 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     content, here, folder = read_yaml(path), Path.cwd(), path.resolve().parent
     _make_absolute(content, (folder, here))
     for override in overrides:
-        _apply(content, override)
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            expected = "expected key=value, as in generation.batch_size=20"
+            raise UsageError(f"--set {override}: {expected}")
+        *parents, last = key.split(".")
+        section = content
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise UsageError(f"--set {override}: {parent} is no section")
+        section[last] = _parse(text, f"--set {override}")
         _make_absolute(content, (here, folder))
     return validated(RunConfig, content, source=" with --set ".join([str(path), *overrides]))
-
-
-def _apply(content: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UsageError(f"--set {override}: expected key=value, as in generation.batch_size=20")
-    *parents, last = key.split(".")
-    section = content
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise UsageError(f"--set {override}: {parent} is no section")
-    try:
-        section[last] = _parse(text)
-    except UsageError as error:
-        raise UsageError(f"--set {override}: {error}") from None
 
 
 def _make_absolute(content: dict[str, Any], folders: tuple[Path, Path]) -> None:
@@ -302,27 +285,25 @@ def validated(kind: type[S], content: Any, source: str) -> S:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"{source}: {_first_mistake(kind, error)}") from None
-
-
-def _first_mistake(kind: type[Section], error: ValidationError) -> str:
-    mistakes = error.errors()
+        mistakes = error.errors()
     first, where = mistakes[0], ".".join(map(str, mistakes[0]["loc"]))
-    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        for part in first["loc"][:-1]:
-            annotation = kind.model_fields[str(part)].annotation
-            if isinstance(annotation, type) and issubclass(annotation, Section):
-                kind = annotation
-        return f"unknown key {where!r}; valid keys here: {', '.join(kind.model_fields)}{more}"
     message = first["msg"].removeprefix("Value error, ")
     message = message.replace("a valid tuple", "a list, as [a, b]")
     message = message.replace("a valid dictionary", "a section of settings")
-    if first["type"] == "string_type" and isinstance(first["input"], dict):
-        return f"{where}: expected text, found a mapping{_QUOTES}{more}"
-    own = first["type"] in ("value_error", "missing")
-    found = "" if own else f", found {repr(first['input'])[:80]}"
-    return f"{where or 'config'}: {message}{found}{more}"
+    message = f"{where or 'config'}: {message}"
+    if first["type"] == "extra_forbidden":
+        section: type[Section] = kind
+        for part in first["loc"][:-1]:
+            annotation = section.model_fields[str(part)].annotation
+            if isinstance(annotation, type) and issubclass(annotation, Section):
+                section = annotation
+        message = f"unknown key {where!r}; valid keys here: {', '.join(section.model_fields)}"
+    elif first["type"] == "string_type" and isinstance(first["input"], dict):
+        message = f"{where}: expected text, found a mapping{_QUOTES}"
+    elif first["type"] not in ("value_error", "missing"):
+        message += f", found {repr(first['input'])[:80]}"
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    raise UsageError(f"{source}: {message}{more}")
 
 
 if __name__ == "__main__":

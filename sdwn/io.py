@@ -197,11 +197,7 @@ def is_own_folder(path: Path) -> bool:
 
 
 def private_folder(shared: Path) -> Path:
-    """Return this user's own folder below one that all users may write to.
-
-    Raises:
-        UsageError: what stands there is a link, another user's, or open to others.
-    """
+    """Return this user's own folder below one that all users may write to; refuse any other."""
     folder = shared / f"sdwn-{os.getuid()}"
     shared.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
@@ -215,11 +211,7 @@ def private_folder(shared: Path) -> Path:
 
 
 def refuse_planted(path: Path) -> None:
-    """Raise an error for a file that any user could have put into a cache.
-
-    Raises:
-        IntegrityError: neither this user nor root owns it, and everybody may write beside it.
-    """
+    """Raise an IntegrityError for a file that any user could have put into a cache."""
     found = path.stat()
     if found.st_uid not in (0, os.getuid()) and path.parent.stat().st_mode & stat.S_IWOTH:
         raise IntegrityError(
@@ -274,12 +266,9 @@ LINK = (
 
 
 def refuse_links(path: Path) -> None:
-    """Raise an error for a link or a pipe at or below a path in a release.
+    """Raise an IntegrityError for a link or a pipe at or below a path in a release.
 
     A link may lead to any file of whoever opens the release, and reading a pipe has no end.
-
-    Raises:
-        IntegrityError: there is one.
     """
     if path.is_dir() and not path.is_symlink():
         found = next(links(path), None)
@@ -334,11 +323,7 @@ def file_sha256(path: Path, advance: Advance = lambda _: None) -> str:
 
 
 def open_plain(path: Path) -> int:
-    """Open a plain file for reading and return its descriptor.
-
-    Raises:
-        IntegrityError: it is missing, or a folder, a pipe or a device.
-    """
+    """Open a plain file and return its descriptor; an IntegrityError if it is none, or missing."""
     try:
         with plain_disk_errors(path):
             # A normal open of a pipe waits until another process writes into it.
@@ -352,11 +337,7 @@ def open_plain(path: Path) -> int:
 
 
 def read_whole(path: Path, most: int) -> bytes:
-    """Read a plain file of at most so many bytes.
-
-    Raises:
-        IntegrityError: it is missing, no plain file, or larger.
-    """
+    """Read a plain file of at most so many bytes; an IntegrityError if it is none, or larger."""
     with open(open_plain(path), "rb") as file, plain_disk_errors(path):
         size = os.fstat(file.fileno()).st_size
         if size > most:
@@ -365,11 +346,7 @@ def read_whole(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        IntegrityError: it is missing, cut short, too large, or no JSON object.
-    """
+    """Read a JSON object; an IntegrityError if it is missing, damaged or no object."""
     try:
         content = json.loads(decode_text(read_whole(path, JSON_BYTES)))
     except (OSError, ValueError, RecursionError) as error:
@@ -405,11 +382,7 @@ def decode_text(content: bytes) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file, see :func:`decode_text`; line ends stay as they are.
-
-    Raises:
-        UsageError: it cannot be read, or is no such text.
-    """
+    """Read a text file of a user, see :func:`decode_text`; line ends stay as they are."""
     try:
         return decode_text(path.read_bytes())
     except OSError as error:
@@ -423,9 +396,6 @@ def read_list(path: Path) -> Iterator[Listed]:
 
     In a table the column ``number`` may name images. In a line other words may follow, as in
     ``n01440764 tench, Tinca tinca``; ``#`` begins a comment.
-
-    Raises:
-        UsageError: the file cannot be read, or a line names no synset or several.
     """
     text = read_text(path)
     header = text.partition("\n")[0]
@@ -523,11 +493,7 @@ class Format:
         return {"format": self.name, "format_version": self.version}
 
     def read(self, path: Path) -> dict[str, Any]:
-        """Read a file of this format, upgraded to this version.
-
-        Raises:
-            IntegrityError: it cannot be read, or is of another format or an unknown version.
-        """
+        """Read a file of this format, upgraded to this version; an IntegrityError if it is none."""
         try:
             content = read_json(path)
         except IntegrityError as error:

@@ -203,33 +203,25 @@ def _files(folder: Path) -> set[str]:
 
 
 _PACKAGE = Path(__file__).resolve().parent
-# A wheel carries them inside the package, a checkout has them at its top.
+# Of a wheel, and of a checkout.
 _FOLDERS = {
-    "config": (_PACKAGE / "_shipped/configs", _PACKAGE.parent / "configs"),
-    "groups": (_PACKAGE / "_shipped/configs/groups", _PACKAGE.parent / "configs/groups"),
-    "profile": (_PACKAGE / "_shipped/profiles", _PACKAGE.parent / "slurm/profiles"),
+    "config": ("configs", "configs"),
+    "groups": ("configs/groups", "configs/groups"),
+    "profile": ("profiles", "slurm/profiles"),
 }
 
 
 def shipped_file(kind: Literal["config", "groups", "profile"], name: str) -> Path:
-    """Find a config, profile or groups file.
-
-    Raises:
-        UsageError: there is none; the shipped ones are listed.
-    """
+    """Find a config, profile or groups file: a user's, or one that is shipped, by its name."""
     path = Path(name)
     if path.is_file():
         return path
-    shipped = _shipped(kind)
+    # A wheel carries them inside the package, a checkout has them at its top.
+    folders = (_PACKAGE / "_shipped" / _FOLDERS[kind][0], _PACKAGE.parent / _FOLDERS[kind][1])
+    folder = next(filter(Path.is_dir, folders), folders[0])
+    shipped = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if name in shipped:
         return shipped[name]
     raise UsageError(
         f"no {kind} {name!r}: expected a file, or one of those shipped: {', '.join(shipped)}"
     )
-
-
-def _shipped(kind: str) -> dict[str, Path]:
-    for folder in _FOLDERS[kind]:
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    return {}

@@ -233,11 +233,7 @@ def image_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def make_plan(config: RunConfig, catalog: Catalog, share: Slice = WHOLE) -> Plan:
-    """Plan a catalog's synsets under a config; all of them, whatever this folder's share.
-
-    Raises:
-        UsageError: the share holds no shard, or every synset would have the same prompt.
-    """
+    """Plan a catalog's synsets under a config; all of them, whatever this folder's share."""
     if "{" not in config.prompt.replace("{{", ""):
         raise UsageError(
             f'prompt: "{config.prompt}" has no field, so that all synsets would have the same '
@@ -384,7 +380,7 @@ def write_plan(
     changed = ["all"]
     if known:
         content = read_json(paths.plan)
-        _require_same_plan(content, plan, paths)
+        _refuse_another_plan(content, plan, paths)
         before = {**EvaluationConfig().model_dump(mode="json"), **content.get("evaluation", {})}
         changed = setting_differences(before, evaluation, ("before", "now"))
         if changed:
@@ -419,18 +415,16 @@ def write_plan(
     return not known
 
 
-def _require_same_plan(found: dict[str, Any], plan: Plan, paths: RunPaths) -> None:
-    """Compare the plan.json that is there with a plan.
-
-    Raises:
-        UsageError: it is of another plan, with the settings that differ, or of another slice.
-    """
+def _refuse_another_plan(found: dict[str, Any], plan: Plan, paths: RunPaths) -> None:
     for name in ("settings", "catalog", "summary", "evaluation"):
         if not isinstance(found.get(name, {}), dict):
             raise IntegrityError(f"{paths.plan}: damaged: {name}; plan into a new folder")
     if found.get("digest") != plan.digest:
         catalog, synsets = found.get("catalog", {}), found.get("summary", {}).get("synsets")
-        now = {"catalog": plan.config.catalog.model_dump(mode="json"), "synsets": len(plan.synsets)}
+        now = {
+            "catalog": plan.config.catalog.model_dump(mode="json"),
+            "synsets": len(plan.synsets),
+        }
         differ = setting_differences(
             {**found.get("settings", {}), "catalog": catalog, "synsets": synsets},
             {**image_settings(plan.config), **now},
@@ -461,14 +455,12 @@ def read_plan(paths: RunPaths) -> Plan:
     content = FORMAT.read(paths.plan)
     try:
         table = decode_text(read_whole(paths.synsets, TABLE_BYTES)).replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise IntegrityError(f"{paths.synsets}: cannot be read: {error}") from None
-    try:
         unchanged = _digest(content["settings"], table) == content["digest"]
         sections = {name: content[name] for name in ("catalog", "evaluation")}
         settings, catalog = {**content["settings"], **sections}, str(content["summary"]["catalog"])
-    except (KeyError, TypeError) as error:
-        raise IntegrityError(f"{paths.plan}: damaged: {error!r}; plan into a new folder") from None
+    except (KeyError, TypeError, OSError, UnicodeDecodeError) as error:
+        what = f"{paths.plan} or {paths.synsets.name}: damaged: {error!r}"
+        raise IntegrityError(f"{what}; plan into a new folder") from None
     if not unchanged:
         raise IntegrityError(
             f"{paths.plan} or {paths.synsets.name} was changed after planning: its digest no "
@@ -480,11 +472,7 @@ def read_plan(paths: RunPaths) -> Plan:
 
 
 def parse_table(table: str) -> tuple[PlannedSynset, ...]:
-    """Read the table of synsets from CSV.
-
-    Raises:
-        TypeError, ValueError: it is no such table.
-    """
+    """Read the table of synsets from CSV; a TypeError or ValueError if it is none."""
     rows = csv.reader(io.StringIO(table))
     columns = [field.name for field in fields(PlannedSynset)]
     if next(rows, None) != columns:

@@ -24,11 +24,7 @@ class Catalog:
 
 @uncollected()
 def read_catalog(config: CatalogConfig, wordnet: WordNet) -> Catalog:
-    """Collect the synsets that a config asks for.
-
-    Raises:
-        UsageError: an unknown catalog or synset, or nothing left to plan.
-    """
+    """Collect the synsets that a config asks for."""
     found = {synset.wnid: synset for synset in _collect(config, wordnet)}
     if config.only:
         only = {synset.wnid: synset for synset in map(wordnet.synset, config.only)}

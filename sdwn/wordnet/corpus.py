@@ -145,11 +145,7 @@ def shared_wordnet() -> WordNet:
 
 @uncollected()
 def open_wordnet() -> WordNet:
-    """Open WordNet 3.0: from NLTK's data path, a system folder, or by NLTK's downloader.
-
-    Raises:
-        SdwnError: none of the three gives WordNet 3.0.
-    """
+    """Open WordNet 3.0: from NLTK's data path, a system folder, or by NLTK's downloader."""
     import nltk
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
@@ -194,10 +190,7 @@ def open_wordnet() -> WordNet:
 
 
 def require_corpus() -> Path:
-    """Find WordNet 3.0 on this machine, without the network; warn of unusable ones.
-
-    Returns:
-        The corpus's folder or zip.
+    """Find WordNet 3.0 on this machine, a folder or a zip, without the network.
 
     Raises:
         SdwnError: there is no whole WordNet 3.0; says how to get one.

@@ -40,11 +40,7 @@ _CORPUS_LOCK = threading.Lock()
 
 
 def taxonomy_table(wnids: Iterable[str], wordnet: WordNet) -> pa.Table:
-    """Collect these synsets, ImageNet-1k's classes, and all that is above, by wnid.
-
-    Raises:
-        UsageError: WordNet has no such noun synset.
-    """
+    """Collect these synsets, ImageNet-1k's classes, and all that is above, by wnid."""
     found: dict[str, Synset] = {}
     left = [*wnids, *class_wnids()]
     while left:
@@ -107,11 +103,7 @@ def read_taxonomy(path: Path) -> pa.Table:
 
 
 def open_taxonomy(path: Path) -> Taxonomy:
-    """Open a run's or a release's taxonomy; without the file, the corpus is read instead.
-
-    Raises:
-        IntegrityError: the file is damaged.
-    """
+    """Open a run's or a release's taxonomy; without the file, the corpus is read instead."""
     return Taxonomy(read_taxonomy(path) if path.exists() else None)
 
 
