@@ -160,10 +160,10 @@ def model_folder(model: ModelConfig) -> Path:
     """Return the folder that a model is named after; a UsageError if it has no pipeline."""
     folder = Path(model.name).expanduser()
     if not (folder / INDEX).is_file():
-        there = f"for {INDEX} is missing there" if folder.is_dir() else "no such folder is here"
+        there = f"{INDEX} is missing there" if folder.is_dir() else "no such folder"
         raise UsageError(
-            f"model {folder}: no pipeline in diffusers format, {there}; name the folder that has "
-            "one, as save_pretrained writes it"
+            f"model {folder}: {there}; name a folder that has a pipeline in diffusers format, as "
+            "save_pretrained writes it"
         )
     return folder
 
