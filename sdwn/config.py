@@ -277,7 +277,9 @@ def _make_absolute(content: dict[str, Any], folders: tuple[Path, Path]) -> None:
             is_there = _NAMES.get(key, Path.exists)
             found = [folder / text for folder in folders if is_there(folder / text)]
             if found or key not in _NAMES:
-                values[name] = str((found or [folders[0] / text])[0])
+                path = (found or [folders[0] / text])[0]
+                # A model's folder has one name, whatever leads to it: the plan's digest has it.
+                values[name] = str(path.resolve() if key == "model.name" else path)
 
 
 def validated(kind: type[S], content: Any, source: str) -> S:

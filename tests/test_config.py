@@ -140,6 +140,11 @@ def test_paths_in_a_config_start_at_its_folder(tmp_path: Path) -> None:
     assert config.catalog.file == tmp_path / "mine.txt"
     assert config.model.name == str(tmp_path / "my-model")
     assert load(tmp_path, SMALL, "model.name=org/model").model.name == "org/model"
+    (tmp_path / "below").mkdir()
+    (tmp_path / "link").symlink_to("my-model")
+    for way in ("../my-model", "../link", str(tmp_path / "link")):
+        found = load(tmp_path / "below", SMALL.replace("builtin:noise", way)).model.name
+        assert found == str(tmp_path / "my-model"), "one plan, whatever leads to the folder"
     # Groups are a file here, or else the name of some that are shipped.
     (tmp_path / "mine.yaml").write_text("dogs: dog.n.01")
     for groups, expected in (("mine.yaml", str(tmp_path / "mine.yaml")), ("default", "default")):
