@@ -8,6 +8,7 @@ DEMO ?= demo
 .DEFAULT_GOAL := help
 
 help:
+	@echo "make install    install into .venv"
 	@echo "make demo       install into .venv and run the whole job, small"
 	@echo "make check      linters, type checker, the tests that need no SLURM, browser, new process or trained model"
 	@echo "make test       linters, type checker, every test"

@@ -287,7 +287,8 @@ def validated(kind: type[S], content: Any, source: str) -> S:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        mistakes = error.errors()
+        # A misspelt key first: it is why another one is missing.
+        mistakes = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     first, where = mistakes[0], ".".join(map(str, mistakes[0]["loc"]))
     message = first["msg"].removeprefix("Value error, ")
     message = message.replace("a valid tuple", "a list, as [a, b]")

@@ -41,6 +41,10 @@ def test_paper_pins_what_the_paper_used() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        (
+            SMALL.replace("catalog", "catalogue"),
+            "unknown key 'catalogue'; valid keys here: catalog,",
+        ),
         (SMALL + "sede: 3", "unknown key 'sede'; valid keys here: catalog, prompt,"),
         (SMALL + "generation: {steps: 3}", "unknown key 'generation.steps'; valid keys here: hei"),
         (SMALL + "generation: {height: 500}", "generation.height: Input should be a multiple of 8"),

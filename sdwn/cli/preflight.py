@@ -51,7 +51,9 @@ def plan_command(
     counts = {**plan_summary(plan), "run": str(paths.root)}
     takes = estimate(paths, plan, [shard.index for shard in plan.assigned_shards], chosen)
     lengths = prompt_lengths(find_folder(plan.config), (row.prompt for row in plan.synsets))
-    classes = f"{counts['imagenet_classes']:,} ({counts['imagenet_names']:,} names)"
+    classes = f"{counts['imagenet_classes']:,}"
+    if counts["imagenet_names"] != counts["imagenet_classes"]:
+        classes += f" ({counts['imagenet_names']:,} different names)"
     rows = {
         "catalog": plan.catalog,
         "synsets": len(plan.synsets),
@@ -64,7 +66,7 @@ def plan_command(
         "cut prompts": lengths and str(lengths),
         **estimate_rows(takes),
     }
-    step = next_command(paths, plan, run_status(paths, plan))
+    step = next_command(paths, plan, run_status(paths, plan), profile)
     console.result({**counts, "estimate": takes.as_dict()}, as_json, rows, next_=step)
 
 

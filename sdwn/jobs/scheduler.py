@@ -259,7 +259,7 @@ PASSING = {
     "Resources": "no free nodes",
     "Priority": "others have a higher priority",
     "Dependency": "the jobs before it have not ended",
-    "JobArrayTaskLimit": "as many tasks run as may at once",
+    "JobArrayTaskLimit": "the array's limit of tasks at once (array_parallelism)",
     "BeginTime": "not before its start time",
     "ReqNodeNotAvail": "its nodes are down, reserved or in maintenance",
     "Reservation": "its reservation has not begun",

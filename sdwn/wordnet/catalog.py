@@ -53,7 +53,14 @@ def describe(config: CatalogConfig) -> str:
 
 
 def _collect(config: CatalogConfig, wordnet: WordNet) -> Iterator[Synset]:
-    yield from map(wordnet.named, config.synsets)
+    unclear = []
+    for text in config.synsets:
+        try:
+            yield wordnet.named(text)
+        except UsageError as error:
+            unclear.append(str(error))
+    if unclear:
+        raise UsageError("\n".join(["catalog.synsets:", *unclear]))
     for part in config.name.split("+") if config.name else ():
         name = part.strip()
         if name == PAPER_CATALOG:

@@ -86,8 +86,8 @@ class WordNet:
         found = [self._record(one) for one in self._reader.synsets(text.replace(" ", "_"), "n")]
         if len(found) != 1:
             senses = "".join(f"\n  {one.name}: {one.definition}" for one in found)
-            what = f"name the one that is meant:{senses}" if found else "WordNet has no such noun"
-            raise UsageError(f"{text}: {what}")
+            several = f"{len(found)} nouns of this name; write one of these instead:{senses}"
+            raise UsageError(f"{text}: {several if found else 'WordNet has no such noun'}")
         return found[0]
 
     def below(self, root: str) -> Iterator[Synset]:

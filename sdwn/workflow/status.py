@@ -22,7 +22,7 @@ from sdwn.jobs.journal import (
     live_jobs,
     open_journal,
 )
-from sdwn.jobs.logs import end_reason, failure, is_success, job_logs
+from sdwn.jobs.logs import SETUP_FAILED, end_reason, failure, is_success, job_logs
 from sdwn.jobs.profile import LaterStage
 from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, cannot_start
 from sdwn.jobs.task import TaskRecord, read_record
@@ -176,12 +176,21 @@ def run_status(paths: RunPaths, work: ShardedWork, journal: Journal | None = Non
 # The next command
 
 
-def next_command(paths: RunPaths, work: ShardedWork, found: RunStatus) -> str:
-    """Return the command that takes a run, or an evaluation's work, on from where it stands."""
+def next_command(
+    paths: RunPaths, work: ShardedWork, found: RunStatus, profile: str | None = None
+) -> str:
+    """Return the command that takes a run, or an evaluation's work, on from where it stands.
+
+    Without a ``profile`` it names a placeholder wherever this machine may not be meant.
+    """
     run = paths.root
+    site = ["--profile", profile or "PROFILE"]
     failed = found.shards_failed or any(text.startswith(FAILED) for text in found.then.values())
     if found.jobs_live:
         step = command("status", run, "--watch")
+    elif any(SETUP_FAILED in reason for reason in found.failures):
+        # retry takes the profile as it was.
+        step = f"correct setup in the profile, then: {command('submit', run, *site)}"
     elif failed:
         step = f"{command('logs', run)}, then: {command('retry', run)}"
     elif not isinstance(work, Plan):
@@ -196,12 +205,12 @@ def next_command(paths: RunPaths, work: ShardedWork, found: RunStatus) -> str:
         step = command("retry", run)
     elif source(work.config.model) == "hub" and not paths.lock.exists():
         step = command("prefetch", run)
-    elif not work.config.needs_gpu:
-        step = command("submit", run, "--wait")
-    elif paths.pilot.answers.exists():
-        step = command("submit", run, "--profile", "PROFILE", "--wait")
+    elif paths.pilot.answers.exists() or profile:
+        step = command("submit", run, *site, "--wait")
+    elif work.config.needs_gpu:
+        step = command("pilot", run, *site)
     else:
-        step = command("pilot", run, "--profile", "PROFILE")
+        step = command("submit", run, "--wait")
     return step
 
 
