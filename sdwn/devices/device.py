@@ -79,8 +79,8 @@ def missing_gpu(device: str) -> str | None:
     if device != "cpu" or not gpus:
         return None
     return (
-        f"a GPU was given (number {gpus[0]}) and torch finds none, so this runs on the CPU: install "
-        "a torch built for this driver's CUDA, or load its modules (setup in the profile)"
+        f"a GPU was given (number {gpus[0]}) and torch finds none, so this runs on the CPU: "
+        "install a torch built for this driver's CUDA, or load its modules (setup in the profile)"
     )
 
 
