@@ -124,7 +124,7 @@ def test_a_missing_table_is_named(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location("timm", tmp_path / "__init__.py")
     monkeypatch.setattr(imagenet, "find_spec", lambda name: spec)
     with pytest.raises(SdwnError, match=r"imagenet_synsets\.txt.*install timm") as caught:
-        imagenet.class_wnids.__wrapped__()
+        imagenet.classifier_wnids.__wrapped__(imagenet.CLASSES)
     assert str(tmp_path) in one_line(caught)
 
 

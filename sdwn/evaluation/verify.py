@@ -93,7 +93,7 @@ def verify(root: Path, quick: bool = False, advance: Advance = lambda _: None) -
                 problem = str(error)
             problems += [problem] if problem else []
     # A link is named by all that read there.
-    return [problem.replace(f"{paths.root}/", "") for problem in dict.fromkeys(problems)]
+    return list(dict.fromkeys(problem.replace(f"{paths.root}/", "") for problem in problems))
 
 
 def _check_file(release: Release, record: FileRecord, quick: bool, advance: Advance) -> list[str]:
