@@ -198,6 +198,26 @@ def test_the_runs_own_finished_tasks_go_before_its_pilot(paper_plan: Plan, tmp_p
     assert [cost.speed.device[:4] for cost in both] == ["Tesl", "NVID"], "any card, each its speed"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"device": ["cpu"]},
+        {"busy": "0.8"},
+        {"images": None},
+        {"images": 0},
+        {"seconds": 0.0},
+        {"loading_seconds": float("nan")},
+    ],
+)
+def test_a_damaged_record_of_a_task_counts_as_none(
+    change: dict[str, Any], paper_plan: Plan, tmp_path: Path
+) -> None:
+    write_answers(tmp_path, "NVIDIA A100-SXM4-40GB", 1.3)
+    keep_record(tmp_path, "1", **{"device": "NVIDIA A100-SXM4-40GB", **change})
+    (one,) = of_paper(paper_plan, tmp_path).costs
+    assert one.speed.speed_source == "the run's pilot"
+
+
 def test_the_pilot_goes_before_gpu_profiles_and_these_before_what_is_published(
     paper_plan: Plan, tmp_path: Path
 ) -> None:
@@ -221,6 +241,8 @@ def test_a_pilot_on_another_kind_of_card_says_nothing(paper_plan: Plan, tmp_path
         assert one.speed.speed_source == "published speed of an A100"
     write_answers(tmp_path, "Some Card 9000")
     assert of_paper(paper_plan, tmp_path, gres="gpu:9000:1").costs[0].speed.images_per_second == 1.3
+    write_answers(tmp_path, "Some Card 9000", float("nan"))
+    assert len(of_paper(paper_plan, tmp_path).costs) == 3
     RunPaths(tmp_path).pilot.answers.write_text("{}")
     assert len(of_paper(paper_plan, tmp_path).costs) == 3, "one that broke off counts as none"
 
@@ -236,6 +258,12 @@ def test_gpu_profiles_are_taken_where_they_are_of_the_same_work(
     keep_tuned("NVIDIA A30", 9.0, model="some/other")
     keep_tuned("cpu", 0.01)
     (tmp_path / "cache/gpus/broken.json").write_text("{")
+    kept = json.loads(next((tmp_path / "cache/gpus").glob("*a40*")).read_text())
+    damaged = [{**kept, "measured": 5}, {**kept, "num_inference_steps": -1}, {**kept, "later": 1}]
+    damaged += [{**kept, "workload": {**kept["workload"], "memory_gb": "40"}}]
+    damaged += [{**kept, "tuning": {**kept["tuning"], "images_per_second": n}} for n in (None, 0)]
+    for number, content in enumerate(damaged):
+        (tmp_path / f"cache/gpus/{number}.json").write_text(json.dumps(content))
 
     def told(plan: Plan, **fields: Any) -> dict[str, float]:
         found = of_paper(plan, tmp_path, **fields).costs

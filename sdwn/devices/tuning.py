@@ -19,11 +19,13 @@ from dataclasses import asdict, dataclass, fields
 from math import inf
 from pathlib import Path
 from statistics import linear_regression, median
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from sdwn.config import RunConfig
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from sdwn.config import Positive, RunConfig
 from sdwn.devices.device import HEAD_ROOM
-from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError
+from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError, first_line
 from sdwn.io import Format, OnMessage, atomic, ignore, refuse_planted, write_text
 from sdwn.paths import cache_folder
 
@@ -52,6 +54,11 @@ REFERENCE_ITEMSIZE = 2
 FORMAT = Format(
     "sdwn-gpu-profile", 2, "tune again", {1: lambda content: {**content, "format_version": 2}}
 )
+
+
+# Anybody may have written a file; a field that is not known is of a later version.
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+Speed = Annotated[float, Field(gt=0)]
 
 
 # Searching
@@ -83,8 +90,10 @@ class Probe:
     ``images_per_second`` is their median, and ``peak_bytes`` the largest of all.
     """
 
-    batch_size: int
-    images_per_second: float | None
+    __pydantic_config__ = STRICT
+
+    batch_size: Positive
+    images_per_second: Speed | None
     peak_bytes: int | None
     runs: tuple[float, ...] = ()
 
@@ -97,8 +106,10 @@ class Tuning:
     ``base_bytes + image_bytes * batch_size``. ``probes`` are in the order of size.
     """
 
-    batch_size: int
-    images_per_second: float
+    __pydantic_config__ = STRICT
+
+    batch_size: Positive
+    images_per_second: Speed
     peak_bytes: int
     limit_bytes: int
     base_bytes: float
@@ -212,6 +223,8 @@ class Workload:
     has it: what was measured before then stays valid.
     """
 
+    __pydantic_config__ = STRICT
+
     device: str
     memory_gb: int
     model: str
@@ -258,11 +271,13 @@ class GpuProfile:
     The batch size holds for any ``num_inference_steps`` and ``scheduler``, the speed for these.
     """
 
+    __pydantic_config__ = STRICT
+
     workload: Workload
     vae_slicing: bool
     tuning: Tuning
     measured: str
-    num_inference_steps: int | None = None
+    num_inference_steps: Positive | None = None
     scheduler: str | None = None
 
     @property
@@ -278,6 +293,9 @@ class GpuProfile:
     def as_dict(self) -> dict[str, Any]:
         """Return plain data, with the paths of what is kept."""
         return {**asdict(self), "path": str(self.path), "curve": str(self.curve)}
+
+
+_PROFILE = TypeAdapter(GpuProfile)
 
 
 def _record(value: Any) -> dict[str, Any]:
@@ -327,17 +345,10 @@ def read_profile(path: Path) -> GpuProfile:
     content = FORMAT.read(path)
     refuse_planted(path)
     try:
-        probes = tuple(
-            Probe(**{**probe, "runs": tuple(probe.get("runs", ()))})
-            for probe in content["tuning"]["probes"]
-        )
-        tuning = Tuning(**{**content["tuning"], "probes": probes})
-        if type(tuning.batch_size) is not int or tuning.batch_size < 1:
-            raise ValueError(f"a batch of {tuning.batch_size!r} images")
-        parts = {"workload": Workload(**content["workload"]), "tuning": tuning}
-        return GpuProfile(**{k: v for k, v in content.items() if k not in FORMAT.head()} | parts)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise IntegrityError(f"{path}: damaged: {error!r}; tune again") from None
+        own = {key: value for key, value in content.items() if key not in FORMAT.head()}
+        return _PROFILE.validate_json(json.dumps(own))
+    except ValueError as error:
+        raise IntegrityError(f"{path}: damaged: {first_line(error)}; tune again") from None
 
 
 def estimated_fit(config: RunConfig, free_bytes: float, total_bytes: float, sliced: bool) -> int:

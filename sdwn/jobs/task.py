@@ -22,10 +22,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter
 
 from sdwn import checkout
 from sdwn.batches import BatchSize, batch_size_of_task
@@ -315,6 +317,8 @@ class TaskRecord:
     task's requeues, ``total`` its images and ``done`` those that are sampled, now or before.
     """
 
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)
+
     job: str
     rank: int
     host: str
@@ -343,13 +347,20 @@ class TaskRecord:
         return self.images / self.seconds if self.seconds else None
 
 
+# Anybody may have written it.
+_RECORD = TypeAdapter(TaskRecord)
+
+
 def read_record(path: Path) -> TaskRecord:
-    """Read a process's record."""
-    content = read_json(path)
+    """Read a process's record.
+
+    Raises:
+        IntegrityError: it is missing or damaged.
+    """
     try:
-        return TaskRecord(**{f.name: content[f.name] for f in fields(TaskRecord)})
-    except KeyError as error:
-        raise IntegrityError(f"{path}: expected {error}, found nothing there") from None
+        return _RECORD.validate_json(json.dumps(read_json(path)), strict=True)
+    except ValueError as error:
+        raise IntegrityError(f"{path}: damaged: {' '.join(str(error).split())}") from None
 
 
 class Meter:

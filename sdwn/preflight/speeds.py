@@ -184,7 +184,8 @@ def _own_speeds(
     for name in tasks[:: math.ceil(len(tasks) / MOST_SEEN) or 1]:
         with suppress(IntegrityError):
             record = read_record(paths.tasks / name)
-            finished = record.ended and record.done >= record.total and record.busy > 0
+            finished = record.ended and record.done >= record.total
+            finished &= min(record.busy, record.seconds, record.images) > 0
             if finished and not _is_another(record.device, config, profile):
                 records.setdefault(record.device, []).append(record)
     return tuple(
@@ -208,9 +209,10 @@ def _pilot_speed(
         found = read_json(paths.pilot.answers)
         device, speed = str(found["device"]), float(found["images_per_second"])
         loading, batch = float(found["loading_seconds"]), int(found.get("batch_size", 1))
-    except (IntegrityError, KeyError, TypeError, ValueError):
+    except (IntegrityError, KeyError, TypeError, ValueError, OverflowError):
         return ()
-    if speed <= 0 or _is_another(device, config, profile):
+    finite = 0 < speed < math.inf and 0 <= loading < math.inf
+    if not finite or _is_another(device, config, profile):
         return ()
     return (DeviceSpeed(device, speed, "the run's pilot", loading, "as in the pilot", batch),)
 
