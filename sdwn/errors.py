@@ -4,6 +4,7 @@ Only the command line turns an error into an exit code.
 """
 
 import shlex
+from pathlib import Path
 
 
 class SdwnError(Exception):
@@ -52,10 +53,13 @@ class OutOfMemoryError(SdwnError):
 def shell(*words: object) -> str:
     """Write a command for a message as a shell reads it, whatever a path holds.
 
-    >>> shell("rm", "my run/$1.h5")
-    "rm 'my run/$1.h5'"
+    >>> shell("rm", "my run/$1.h5", Path("-run"))
+    "rm 'my run/$1.h5' ./-run"
     """
-    return shlex.join(map(str, words))
+    return shlex.join(
+        f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
+        for word in words
+    )
 
 
 def command(*words: object) -> str:

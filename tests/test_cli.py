@@ -128,6 +128,8 @@ def test_a_failure_says_why_and_what_to_do(sdwn: Sdwn, config: Path, failing: st
     assert failing in failed.stderr
     assert "submit the rest again with: sdwn retry run --wait --retries 0" in failed.stderr
     assert "Traceback" not in failed.stderr
+    assert sdwn("status", "run").stdout.endswith("next: sdwn logs run\n")
+    assert sdwn("logs", "run").stdout.endswith("next: sdwn retry run\n")
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def next_command(
         # retry takes the profile as it was.
         step = f"correct setup in the profile, then: {command('submit', run, *site)}"
     elif failed:
-        step = f"{command('logs', run)}, then: {command('retry', run)}"
+        step = command("logs", run)  # which names retry
     elif not isinstance(work, Plan):
         step = work.command(paths) if isinstance(work, PredictionPlan) else ""
     elif found.shards_done == found.shards_total:
