@@ -208,11 +208,12 @@ class RunConfig(Section):
     def _known_fields(cls, template: str) -> str:
         # No format and no attribute: {definition:>99999999} would fill the memory.
         left = re.sub(r"\{\{|\}\}|\{" f"({'|'.join(PROMPT_FIELDS)})" r"\}", "", template)
-        if "{" in left or "}" in left or not template.strip():
+        # A table of synsets with a carriage return is not read back as it was written.
+        if re.search(r"[{}\r]", left) or not template.strip():
             valid = ", ".join("{" + name + "}" for name in PROMPT_FIELDS)
             raise ValueError(
                 f"not a template such as {{definition}}: {template!r}; valid fields: {valid}; "
-                "a brace is written {{ or }}"
+                "a brace is written {{ or }}; no carriage return"
             )
         return template
 
