@@ -88,6 +88,10 @@ def test_a_list_of_synsets_takes_whole_ones(
         ("wnid,number\n\n", "lists no image; expected a line for each, below the header"),
         (f"wnid,number\n{ZEBRA},two\n", "line 2: number: expected a whole number from 0, found 't"),
         (f"wnid,number\n{ZEBRA},{'9' * 5000}\n", "line 2: number: expected a whole number from 0"),
+        (
+            f"wnid,number\n{ZEBRA},1_0\n",
+            "line 2: number: expected a whole number from 0, found '1_0",
+        ),
         (f"wnid,number\n{ZEBRA},1\n{ZEBRA},\n", "line 3: number: expected .* found ''"),
         (f"wnid,number\n{ZEBRA}\n", "line 2: expected 2 cells or more, found 1"),
         ("wnid\nzebra\n", "has no 'zebra'; take what it lacks off the list"),

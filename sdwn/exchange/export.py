@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -196,12 +197,12 @@ def select_listed(release: Release, path: Path) -> Release:
     chosen = dict[tuple[str, int | None], None]()
     for line in read_list(path):
         name = canonical(line.name)
-        try:
-            number = None if line.number is None else int(line.number)
-        except ValueError:
+        # Python reads 1_0 as 10, which is another image.
+        if line.number is not None and not re.fullmatch("[0-9]{1,10}", line.number):
             raise UsageError(
                 f"{line.where}: number: expected a whole number from 0, found {line.number!r:.40}"
-            ) from None
+            )
+        number = None if line.number is None else int(line.number)
         chosen[by_name.get(name, name), number] = None
     if not chosen:
         raise UsageError(f"{path}: lists no image; expected a line for each, below the header")
