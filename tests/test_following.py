@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from sdwn.paths import NO_GPU, RunPaths
 from sdwn.preflight.trials import TrialCallbacks, run_pilot, tune_by_jobs
 from sdwn.workflow import status
 from sdwn.workflow.later_stages import LATER_STAGES
-from sdwn.workflow.status import run_status
+from sdwn.workflow.status import next_command, run_status
 from sdwn.workflow.submitting import leaving_advice
 
 from conftest import PlanRun, Sdwn, noise_config, wait_until, workers
@@ -128,7 +129,7 @@ def test_after_a_time_limit_the_printed_command_asks_for_twice_the_time(
 def test_a_setup_line_that_failed_is_told_for_every_process_with_its_own_words(
     planned: PlanRun,
 ) -> None:
-    paths, _ = planned()
+    paths, plan = planned()
     text = "slurm_script: line 9: modul: command not found\n"
     text += "setup failed with exit code 127: modul load cuda\n"
     logged(paths, [text, ""])
@@ -136,6 +137,9 @@ def test_a_setup_line_that_failed_is_told_for_every_process_with_its_own_words(
     for shard in (0, 1):
         told = failure(paths, shard)
         assert "setup failed with exit code 127: modul load cuda: slurm_script: line 9" in told
+    # retry would take the profile as it was.
+    ended = replace(run_status(paths, plan), jobs_live=0, failures=[told])
+    assert next_command(paths, plan, ended) == f"sdwn submit {paths.root} --profile PROFILE"
 
 
 def test_a_task_that_never_started_says_its_last_line(planned: PlanRun) -> None:

@@ -197,7 +197,7 @@ def pilot_command(
         found = run_pilot(paths, plan, chosen, callbacks)
     speed = f"{found['images_per_second']:.3g} images/s with {found['batch_size']} a batch"
     loading = f"loading takes {duration(found['loading_seconds'])}"
-    made = f"{found['images']} of {found['synsets']} synsets"
+    made = f"{found['images']} of {counted(found['synsets'], 'synset')}"
     black = f"{found['nsfw']} flagged, {found['nan']} NaN, {found['redone']} retried in fp32"
     rows = {
         "device": f"{found['device']}, {found['memory_gb']} GB",
@@ -207,7 +207,7 @@ def pilot_command(
         "size": f"{decimal(found['bytes_per_image'])} an image",
         "contact sheet": found["contact_sheet"],
         "the run": f"{found['run_images']:,} images, {decimal(found['run_bytes'])}, "
-        f"{found['run_tasks']:,} tasks of {duration(3600 * found['hours_per_task'])}",
+        f"{counted(found['run_tasks'], 'task')} of {duration(3600 * found['hours_per_task'])}",
         "device time": duration(3600 * found["device_hours"]),
         "wall time": f"{duration(3600 * found['hours'])}, if all tasks that may run at once do",
         "warning": found["warning"],

@@ -147,6 +147,7 @@ def cancel_command(run: options.Run, as_json: options.AsJson = False) -> None:
     What they have finished stays.
     """
     from sdwn.jobs.submit import cancel_run
+    from sdwn.workflow.status import retry_step
 
     paths = RunPaths(run)
     if not paths.submissions.exists():
@@ -160,7 +161,8 @@ def cancel_command(run: options.Run, as_json: options.AsJson = False) -> None:
     if ids:
         ended = counted(len(ids), "task")
         text = f"cancelled {ended}: {counts['running']:,} ran, {waiting:,} waited"
-    step = command("retry", run) if ids and paths.plan.exists() else None
+    again = ids and paths.plan.exists()
+    step = retry_step(*options.open_sharded(run)) if again else None
     console.result({**counts, "job_ids": ids}, as_json, text, next_=step)
 
 
@@ -262,7 +264,7 @@ def logs_command(
     """Show the end of the logs of what failed."""
     from sdwn.jobs.journal import failed_shards, last_jobs, live_jobs, open_journal
     from sdwn.jobs.logs import tails
-    from sdwn.workflow.status import FAILED, stage_states
+    from sdwn.workflow.status import FAILED, retry_step, stage_states
 
     paths, work = options.open_sharded(run)
     if shard is not None and not 0 <= shard < len(work.shards):
@@ -280,7 +282,7 @@ def logs_command(
     found = tails(paths, jobs, lines)
     text = "".join(f"==> {path} <==\n{tail}\n" for path, tail in found.items())
     nothing = "no logs yet" if jobs else "nothing has failed; see a shard's with --shard N"
-    step = command("retry", run) if jobs and shard is None else None
+    step = retry_step(paths, work) if jobs and shard is None else None
     console.result({"logs": found}, as_json, text or nothing, next_=step)
 
 

@@ -40,7 +40,7 @@ from sdwn.devices.tuning import (
     tune,
     write_profile,
 )
-from sdwn.errors import OutOfMemoryError, SdwnError, UsageError, command
+from sdwn.errors import OutOfMemoryError, SdwnError, UsageError, command, counted
 from sdwn.generation.batching import ImageSampler, load_sampler
 from sdwn.generation.task import make_shards
 from sdwn.io import OnMessage, atomic, ignore, now, read_json, writable_cache, write_text
@@ -411,7 +411,8 @@ def _contact_sheet(file: ImageFile, plan: Plan) -> Image.Image:
             # As many letters as stand below an image.
             yield image, caption if len(caption) <= 20 else f"{caption[:19]}…"
 
-    title = f"{plan.images} images of {len(plan.synsets)} synsets, by {plan.config.model.name}"
+    synsets = counted(len(plan.synsets), "synset")
+    title = f"{plan.images} images of {synsets}, by {plan.config.model.name}"
     return contact_sheet([Strip(title, plan.images, cells())])
 
 

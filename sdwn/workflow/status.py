@@ -13,7 +13,7 @@ from typing import get_args
 
 from rich.filesize import decimal
 
-from sdwn.errors import IntegrityError, command
+from sdwn.errors import IntegrityError, command, shell
 from sdwn.jobs.journal import (
     Journal,
     cancelled_jobs,
@@ -189,12 +189,13 @@ def next_command(
     if found.jobs_live:
         step = command("status", run, "--watch")
     elif any(SETUP_FAILED in reason for reason in found.failures):
-        # retry takes the profile as it was.
-        step = f"correct setup in the profile, then: {command('submit', run, *site)}"
+        # Not retry, which takes the profile as it was: its setup is to be corrected first.
+        again = command("submit", run) if isinstance(work, Plan) else retry_step(paths, work)
+        step = f"{again} {shell(*site)}"
     elif failed:
-        step = command("logs", run)  # which names retry
+        step = command("logs", run)  # which names the command to try again
     elif not isinstance(work, Plan):
-        step = work.command(paths) if isinstance(work, PredictionPlan) else ""
+        step = retry_step(paths, work)
     elif found.shards_done == found.shards_total:
         step = command("merge", run, "--release", paths.release)
         if not work.slice.whole:
@@ -202,7 +203,7 @@ def next_command(
         elif ReleasePaths(paths.release).manifest.exists():
             step = next_for_release(paths.release)
     elif paths.submissions.exists():
-        step = command("retry", run)
+        step = retry_step(paths, work)
     elif source(work.config.model) == "hub" and not paths.lock.exists():
         step = command("prefetch", run)
     elif paths.pilot.answers.exists() or profile:
@@ -212,6 +213,13 @@ def next_command(
     else:
         step = command("submit", run, "--wait")
     return step
+
+
+def retry_step(paths: RunPaths, work: ShardedWork) -> str:
+    """Return the command that submits again what is missing."""
+    if isinstance(work, PredictionPlan):
+        return work.command(paths)
+    return command("retry", paths.root)
 
 
 def next_for_release(release: Path) -> str:
