@@ -61,7 +61,8 @@ class CatalogConfig(Section):
     ``synsets`` are lemmas that only one noun has (``zebra``), names (``dog.n.01``) or wnids.
     ``name`` joins ``sdwn-26204``, ``closure`` and ``imagenet-1k`` with ``+``. ``roots`` adds
     everything below these synsets, the roots themselves not counted. ``file`` adds the synset
-    names or wnids in a text file, one a line. ``only`` keeps these of the result.
+    names or wnids in a text file, one a line. ``only``, named as ``synsets`` are, keeps these
+    of the result.
     """
 
     synsets: tuple[str, ...] = ()

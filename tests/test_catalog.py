@@ -169,7 +169,7 @@ def test_senses_below_1_are_no_synsets_wherever_one_is_named(
 
 
 def test_only_keeps_what_the_catalog_has(wordnet: WordNet) -> None:
-    config = CatalogConfig(roots=("corgi.n.01",), only=("pembroke.n.01",))
+    config = CatalogConfig(roots=("corgi.n.01",), only=("Pembroke",))
     assert names(read_catalog(config, wordnet)) == {"pembroke.n.01"}
     with pytest.raises(UsageError, match=r"only: dog.n.01 \(n02084071\) is not in the catalog"):
         read_catalog(CatalogConfig(roots=("corgi.n.01",), only=("dog.n.01",)), wordnet)

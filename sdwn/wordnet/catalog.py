@@ -27,7 +27,7 @@ def read_catalog(config: CatalogConfig, wordnet: WordNet) -> Catalog:
     """Collect the synsets that a config asks for."""
     found = {synset.wnid: synset for synset in _collect(config, wordnet)}
     if config.only:
-        only = {synset.wnid: synset for synset in map(wordnet.synset, config.only)}
+        only = {synset.wnid: synset for synset in map(wordnet.named, config.only)}
         for wnid, synset in only.items():
             if wnid not in found:
                 whole = describe(config.model_copy(update={"only": ()}))
