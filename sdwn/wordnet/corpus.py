@@ -81,7 +81,7 @@ class WordNet:
         Raises:
             UsageError: there is none, or several have the lemma; their definitions are listed.
         """
-        if re.search(r"\.[a-z]\.\w+\Z|^n[0-9]{8}$", text):
+        if re.search(r"\.[a-z]\.[^.]*\Z|^n[0-9]{8}$", text):
             return self.synset(text)
         found = [self._record(one) for one in self._reader.synsets(text.replace(" ", "_"), "n")]
         if len(found) != 1:
