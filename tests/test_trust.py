@@ -139,7 +139,7 @@ def test_only_a_runs_own_processes_are_its_jobs(tmp_path: Path, setup: list[str]
     for folder in (jobs, others):
         folder.mkdir(parents=True)
     if setup is None:
-        (jobs / "run-generate-0badcafe.sh").write_text("sleep 60\ntrue\n")
+        (jobs / "run-generate-0badcafe.sh").write_text("(sleep 60; true)\ntrue\n")
         words = ["bash", str(jobs / "run-generate-0badcafe.sh"), "7_0"]
         process, name, job = subprocess.Popen(words), "run-generate-0badcafe", "7_0"
     else:

@@ -191,15 +191,16 @@ def processes(jobs: Path) -> dict[str, tuple[int, str]]:
     is a job if it runs an array's script in this folder, or submitit's controller for it: so an
     older sdwn started jobs, with the process's number as id, and under no name.
     """
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        pid = int(entry.parent.name)
+    found = dict[str, tuple[int, str]]()
+    for pid in sorted(int(entry.name) for entry in Path("/proc").glob("[0-9]*")):
+        entry = Path(f"/proc/{pid}/cmdline")
         try:
             words = os.fsdecode(entry.read_bytes()).rstrip("\0").split("\0")
             # An older one with setup lines is a shell, and what that runs is its last word.
             match shlex.split(words[-1]) if "-c" in words else words:
                 case ["bash", script, job, *_] if Path(script).parent.samefile(jobs):
-                    found[job] = pid, Path(script).stem
+                    # Not the copies that bash makes of itself, which come after it.
+                    found.setdefault(job, (pid, Path(script).stem))
                 case [*_, "submitit.local._local", folder] if Path(folder).parent.samefile(jobs):
                     found[str(pid)] = pid, ""
         except (OSError, ValueError):
