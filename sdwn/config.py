@@ -252,8 +252,8 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
 
     Paths in it start at its folder, those in an override at the working folder.
     """
-    content, here, folder = read_yaml(path), Path.cwd(), path.resolve().parent
-    _make_absolute(content, (folder,), (here, folder))
+    content, folder = read_yaml(path), path.resolve().parent
+    _make_absolute(content, folder, typed=False)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -266,23 +266,25 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
             if not isinstance(section, dict):
                 raise UsageError(f"--set {override}: {parent} is no section")
         section[last] = _parse(text, f"--set {override}")
-        _make_absolute(content, (here, folder), (here, folder))
+        _make_absolute(content, folder, typed=True)
     return validated(RunConfig, content, source=" with --set ".join([str(path), *overrides]))
 
 
-def _make_absolute(
-    content: dict[str, Any], folders: tuple[Path, ...], of_models: tuple[Path, ...]
-) -> None:
-    """Let paths start at the first of the folders that has them; tasks may start elsewhere."""
+def _make_absolute(content: dict[str, Any], folder: Path, *, typed: bool) -> None:
+    """Make paths absolute, for tasks may start elsewhere.
+
+    They start at the config's folder. What was typed, and a model's folder, is looked for in the
+    working folder first.
+    """
     for key in ("catalog.file", "evaluation.checkpoint", "evaluation.embedding", *_NAMES):
         section, name = key.split(".")
         values = content.get(section)
         if isinstance(values, dict) and isinstance(text := values.get(name), str) and text:
             is_there = _NAMES.get(key, Path.exists)
-            tops = of_models if key == "model.name" else folders
+            tops = (Path.cwd(), folder) if typed or key == "model.name" else (folder,)
             found = [top / text for top in tops if is_there(top / text)]
             if found or key not in _NAMES:
-                path = (found or [folders[0] / text])[0]
+                path = (found or [tops[0] / text])[0]
                 # A model's folder has one name, whatever leads to it: the plan's digest has it.
                 values[name] = str(path.resolve() if key == "model.name" else path)
 

@@ -50,7 +50,10 @@ def plan_command(
     plan, paths = plan_run(options.open_config(config, set_), run, console, share)
     counts = {**plan_summary(plan), "run": str(paths.root)}
     takes = estimate(paths, plan, [shard.index for shard in plan.assigned_shards], chosen)
-    lengths = prompt_lengths(find_folder(plan.config), (row.prompt for row in plan.synsets))
+    # Only a person reads it, and it takes a second.
+    lengths = None
+    if not as_json:
+        lengths = prompt_lengths(find_folder(plan.config), (row.prompt for row in plan.synsets))
     classes = f"{counts['imagenet_classes']:,}"
     if counts["imagenet_names"] != counts["imagenet_classes"]:
         classes += f" ({counts['imagenet_names']:,} different names)"
@@ -93,8 +96,9 @@ def prefetch_command(
             raise UsageError(f"--set changes a config, and {target} is planned already")
         _, plan = options.open_run(paths.root)
         found = prefetch_run(paths, plan, folder, classifier)
-        prompts = (row.prompt for row in plan.synsets)
-        lengths = prompt_lengths(found["folder"] and Path(found["folder"]), prompts)
+        if not as_json:
+            prompts = (row.prompt for row in plan.synsets)
+            lengths = prompt_lengths(found["folder"] and Path(found["folder"]), prompts)
         step = next_command(paths, plan, run_status(paths, plan))
     else:
         found = prefetch_config(options.open_config(target, set_), folder, classifier)
