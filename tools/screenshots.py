@@ -39,7 +39,7 @@ def take(address: str, name: str) -> None:
 
 
 def main(release: Path) -> None:
-    """Take the browser's first page, and the report's."""
+    """Save pictures of the browser's first page and of the report's."""
     (report,) = release.glob("evaluations/*/report.html")
     take(report.resolve().as_uri(), "report.png")
     browse = [sys.executable, "-m", "sdwn", "browse", str(release), "--json"]

@@ -334,7 +334,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What the commands printed; None or nothing where one of them did not answer."""
+    """Answers of SLURM's commands about a site; None or empty where one did not answer."""
 
     config: Mapping[str, str] | None = None
     partitions: Mapping[str, Partition] = field(default_factory=dict)

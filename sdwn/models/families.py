@@ -44,7 +44,7 @@ def plain_latents(pipeline: Any, height: int, width: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What sampling must know of a kind of pipeline.
+    """A kind of pipeline, as far as sampling depends on it.
 
     Args:
         embeddings: what its ``encode_prompt`` returns, in order, by the names of its call's
@@ -162,7 +162,7 @@ def check_settings(config: RunConfig, folder: Path | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PromptLengths:
-    """How many of the prompts ``counted`` the text encoder cuts at its ``limit`` of tokens."""
+    """Numbers of prompts: ``counted``, and those ``cut`` at the encoder's ``limit`` of tokens."""
 
     counted: int
     cut: int

@@ -83,7 +83,7 @@ class Display(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SubmitOptions:
-    """How to submit.
+    """Options of a submission.
 
     ``wait`` follows the tasks to the end, and submits what failed up to ``retries`` times again.
     ``then`` are the stages to queue behind them; ``resume`` adds those that failed before.
