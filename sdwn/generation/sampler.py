@@ -14,9 +14,8 @@ import inspect
 import logging
 import platform
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import accelerate
@@ -26,12 +25,14 @@ import torch
 import transformers
 from PIL import Image
 
-from sdwn.config import GenerationConfig, RunConfig
+from sdwn.config import RunConfig
 from sdwn.devices.device import Device, plain_out_of_memory
 from sdwn.devices.tuning import run_workload
 from sdwn.errors import OutOfMemoryError, UsageError
 from sdwn.generation.batching import ImageSampler, Sample
-from sdwn.models.families import FAMILIES, FROM_TEXTS, denoiser, dtype, load_pipeline
+from sdwn.generation.encoder import Encoded, PromptEncoder
+from sdwn.models.families import denoiser
+from sdwn.models.pipeline import dtype, load_pipeline
 from sdwn.models.weights import Weights, obtain_weights
 
 if TYPE_CHECKING:
@@ -43,9 +44,6 @@ log = logging.getLogger(__name__)
 _CHECKED_AT_ONCE = 16
 # Seconds to wait before images are checked one at a time, and again, and a last time.
 _WAITS = (0.0, 5.0, 30.0)
-# A batch holds few different prompts; a shard's come one synset after another.
-_KEPT_PROMPTS = 64
-
 TIMED_STEPS = 8
 # Their versions may change pixels.
 LIBRARIES = (torch, diffusers, transformers, accelerate)
@@ -247,64 +245,3 @@ class Sampler(ImageSampler):
             vae.disable_slicing()
         self.vae_slicing = on
         return True
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A prompt as a pipeline's call takes it."""
-
-    arguments: dict[str, Any]  # its embeddings, a batch of one, or its text
-    tokens: int  # of the whole prompt, start and end included
-    truncated: bool  # the encoder that reads most of it took fewer
-
-
-class PromptEncoder:
-    """Encodes prompts, each once and alone: its embedding depends on no other of the batch.
-
-    The negative one is encoded with the first. Once a prompt is encoded, sampling needs no text
-    encoder, unless the pipeline is of no known family.
-    """
-
-    def __init__(self, pipeline: Any, generation: GenerationConfig) -> None:
-        self.family = FAMILIES.get(type(pipeline).__name__, FROM_TEXTS)
-        self._pipeline = pipeline
-        self._negative_prompt = generation.negative_prompt
-        self._guided = generation.guidance_scale > 1
-        self._negatives: dict[str, torch.Tensor] = {}
-        self._kept: OrderedDict[str, Encoded] = OrderedDict()
-
-    def encode(self, prompts: Iterable[str]) -> list[Encoded]:
-        """Return prompts encoded, in their order; recent ones are kept."""
-        found = []
-        for prompt in prompts:
-            if prompt not in self._kept:
-                self._kept[prompt] = self._encode(prompt)
-            found.append(self._kept[prompt])
-        while len(self._kept) > _KEPT_PROMPTS:
-            self._kept.popitem(last=False)
-        return found
-
-    @torch.no_grad()
-    def _encode(self, prompt: str) -> Encoded:
-        family, negative = self.family, self._negative_prompt
-        tokenizers = {name: getattr(self._pipeline, name) for name in family.encoders}
-        tokenizer, limit = family.longest_reader(tokenizers)
-        tokens = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-        if not family.embeddings:
-            texts = {"prompt": prompt, "negative_prompt": negative}
-            given = {name: text for name, text in texts.items() if text is not None}
-            return Encoded(given, tokens, tokens > limit)
-        first = self._guided and not self._negatives
-        embeddings = self._pipeline.encode_prompt(
-            prompt=prompt,
-            device=self._pipeline.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=first,
-            negative_prompt=family.empty_negative if negative is None else negative,
-            **family.encode_options,
-        )
-        named = dict(zip(family.embeddings, embeddings, strict=True))
-        if first:
-            self._negatives = {k: v for k, v in named.items() if k.startswith("negative")}
-        positives = {k: v for k, v in named.items() if not k.startswith("negative")}
-        return Encoded(positives | self._negatives, tokens, tokens > limit)

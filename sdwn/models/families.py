@@ -1,8 +1,7 @@
-"""Families of pipelines: what each takes, the settings that fit a model, and loading one.
+"""Families of pipelines: what each takes, and the settings that fit a model.
 
 Any text-to-image pipeline of diffusers works, from plain texts. One whose class stands in
 :data:`FAMILIES` is given each prompt's embedding, encoded once and alone, and each image's noise.
-Only loading needs torch.
 """
 
 from __future__ import annotations
@@ -10,25 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sdwn.config import RunConfig
-from sdwn.errors import SdwnError, UsageError, first_line
+from sdwn.errors import UsageError
 from sdwn.io import read_json
 from sdwn.models.weights import (
     INDEX,
-    Weights,
     components,
     find_folder,
     source,
-    staged_if_wanted,
     weights_folder,
 )
-
-if TYPE_CHECKING:
-    import torch
-
-    from sdwn.devices.device import Device
 
 
 def denoiser(pipeline: Any) -> Any:
@@ -196,70 +188,3 @@ def prompt_lengths(folder: Path | None, prompts: Iterable[str]) -> PromptLengths
     chosen = distinct[:: -(-len(distinct) // _MOST_COUNTED)]
     encoded = tokenizer(chosen, truncation=False, verbose=False).input_ids
     return PromptLengths(len(chosen), sum(len(ids) > limit for ids in encoded), limit)
-
-
-def dtype(config: RunConfig) -> torch.dtype:
-    """Return the type of a config's weights."""
-    import torch
-
-    precisions = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-    return precisions[config.generation.precision]
-
-
-def load_pipeline(config: RunConfig, weights: Weights, device: Device) -> Any:
-    """Load a config's pipeline onto a device.
-
-    Raises:
-        UsageError: the config asks for a scheduler or safety checker that this model has not.
-        SdwnError: the model cannot be loaded.
-    """
-    import diffusers
-    import torch
-    import transformers
-    from safetensors import SafetensorError
-
-    # They warn of every truncated prompt and every flagged image, which a sample records.
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-
-    generation = config.generation
-    check_settings(config, weights.folder)
-    folder = staged_if_wanted(weights.folder)
-    without = {"safety_checker": None, "requires_safety_checker": False}
-    options: dict[str, Any] = {} if generation.safety_checker else without
-    try:
-        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
-            folder,
-            variant=config.model.variant,
-            use_safetensors=True,
-            dtype=dtype(config),
-            **options,
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise SdwnError(
-            f"model {config.model.name}: the folder {folder} cannot be loaded; check that it is "
-            f"whole, with safetensors weights: {first_line(error)}"
-        ) from error
-    network = denoiser(pipeline)
-    if network is None:
-        raise SdwnError(
-            f"model {config.model.name}: {type(pipeline).__name__} has neither a UNet nor a "
-            "transformer; expected a text-to-image pipeline such as Stable Diffusion 1, 2 or XL"
-        )
-    own = pipeline.scheduler
-    scheduler = generation.scheduler or type(own).__name__
-    pipeline.scheduler = getattr(diffusers, scheduler).from_config(own.config)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device.torch)
-    if generation.channels_last:
-        for part in (network, getattr(pipeline, "vae", None)):
-            if part is not None:
-                part.to(memory_format=torch.channels_last)
-    if generation.compile:
-        # One block is compiled and serves all its likes.
-        if getattr(network, "_repeated_blocks", None):
-            network.compile_repeated_blocks()
-        else:
-            network.compile()
-    return pipeline
