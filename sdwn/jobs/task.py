@@ -14,6 +14,7 @@ for it alone asks SLURM to start the task again (:meth:`ArrayTask.checkpoint`).
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -110,7 +111,7 @@ class ArrayTask:
             os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
         if process.start and process.rank == 0:
             write_note(paths, paths.note(process.job, 0, f".r{process.start}.started.txt"), now())
-        with hold_until_peers_exit(process):
+        with hold_until_peers_exit(process, paths.root):
             if self.plan:
                 found = RunDisk(paths).retry(partial(read_json, paths.plan)).get("digest")
                 if found != self.plan:
@@ -209,22 +210,31 @@ def see_one_device(process: Process) -> None:
 
 
 @contextmanager
-def hold_until_peers_exit(process: Process) -> Iterator[None]:
-    """Hold this process's lock while the block runs; process 0 leaves when all locks are free."""
+def hold_until_peers_exit(process: Process, root: Path) -> Iterator[None]:
+    """Hold this process's lock while the block runs; process 0 leaves when all locks are free.
+
+    ``root`` is the folder that they work on.
+    """
     if process.count == 1:
         yield
         return
     # On the node's own disk: all processes of a task are on one node.
     folder = private_folder(Path(tempfile.gettempdir()))
-    locks = [folder / f"{process.job}-{process.start}-{rank}.lock" for rank in range(process.count)]
-    with locked(locks[process.rank]):
+    # A cluster that is set up anew counts its jobs from 1 again.
+    run = hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:8]
+    start = f"{run}-{process.job}-{process.start}"
+    locks = [folder / f"{start}-{rank}.lock" for rank in range(process.count)]
+    with locked(locks[process.rank]) as file:
+        # A file that is still empty is not locked yet.
+        file.write("held")
+        file.flush()
         try:
             yield
         finally:
             if process.rank == 0:
                 end = time.monotonic() + START_SECONDS
                 for path in locks[1:]:
-                    while not path.exists() and time.monotonic() < end:
+                    while time.monotonic() < end and not (path.exists() and path.stat().st_size):
                         time.sleep(POLL_SECONDS)
                     while _is_held(path):
                         time.sleep(POLL_SECONDS)
