@@ -11,6 +11,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     ValidationError,
     field_validator,
     model_validator,
@@ -44,6 +45,14 @@ class Section(BaseModel):
     """A part of a config: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def later_setting(default: Any) -> Any:
+    """Return a field for a setting that earlier versions lacked: left out where it has its default.
+
+    So neither a plan's digest nor a file changes for who does not use it.
+    """
+    return Field(default, exclude_if=lambda value: value == default)
 
 
 class Record(BaseModel):
@@ -103,7 +112,8 @@ class GenerationConfig(Section):
 
     ``scheduler: null`` is the model's own. ``batch_size`` counts images; without it each task
     takes what suits its card. ``channels_last`` and ``compile`` (torch.compile) are faster on
-    most GPUs and may change last bits.
+    most GPUs and may change last bits. ``options`` are further arguments of the pipeline's call,
+    such as ``clip_skip``.
     """
 
     height: Pixels = 512
@@ -117,6 +127,7 @@ class GenerationConfig(Section):
     batch_size: Positive | None = None
     channels_last: bool = False
     compile: bool = False
+    options: dict[str, JsonValue] = later_setting({})
 
 
 class StorageConfig(Section):

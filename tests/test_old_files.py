@@ -21,7 +21,7 @@ from sdwn.jobs.journal import open_journal, read_journal
 from sdwn.jobs.task import read_record
 from sdwn.models.lock import read_lock
 from sdwn.paths import ReleasePaths, RunPaths, shipped_file
-from sdwn.planning.plan import make_plan, read_plan
+from sdwn.planning.plan import make_plan, read_plan, write_plan
 from sdwn.prediction.table import read_predictions
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
@@ -53,6 +53,22 @@ def test_the_plans_of_the_shipped_configs_stay_the_same(
 ) -> None:
     settings = load_config(shipped_file("config", config))
     assert make_plan(settings, read_catalog(settings.catalog, wordnet)).digest == digest
+
+
+def test_a_later_setting_is_written_only_where_somebody_uses_it(
+    tmp_path: Path, wordnet: WordNet
+) -> None:
+    config, written = shipped_file("config", "demo"), {}
+    for name, overrides in {"plain": (), "same": ("{}",), "used": ("{clip_skip: 1}",)}.items():
+        settings = load_config(config, tuple(f"generation.options={text}" for text in overrides))
+        plan = make_plan(settings, read_catalog(settings.catalog, wordnet))
+        paths = RunPaths(tmp_path / name)
+        write_plan(plan, paths)
+        written[name] = (plan.digest, "options" in paths.plan.read_text())
+        assert read_plan(paths).config == settings
+    assert written["plain"] == written["same"]
+    assert written["used"][0] != written["plain"][0]
+    assert (written["plain"][1], written["used"][1]) == (False, True)
 
 
 def test_a_stopped_run_is_finished_with_the_same_images(old: Path) -> None:
