@@ -334,23 +334,23 @@ def test_a_batch_size_must_fit_the_plan() -> None:
 def test_the_first_process_outlives_the_others(tmp_path: Path) -> None:
     """Also one that is killed; and a process that never starts is not waited for.
 
-    A process of a job of the same number, on another run, ends at once and is no peer.
+    What another cluster's job of the same number left is no peer of these.
     """
     code = (
-        "import sys, time; from pathlib import Path\n"
-        "from sdwn.jobs import task; task.START_SECONDS = 3.0\n"
-        "process, seconds = task.Process('7', int(sys.argv[1]), 4), float(sys.argv[2])\n"
-        "with task.hold_until_peers_exit(process, Path(sys.argv[3])): time.sleep(seconds)\n"
+        "import sys, time; from sdwn.jobs import task; task.START_SECONDS = 3.0\n"
+        "rank, seconds = int(sys.argv[1]), float(sys.argv[2])\n"
+        "with task.hold_until_peers_exit(task.Process('7', rank, 4)): time.sleep(seconds)\n"
         "print(time.time())"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
 
-    def start(rank: int, seconds: float, run: str = "run") -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", code, str(rank), str(seconds), run]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    def start(rank: int, seconds: float, name: str = "run") -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, str(rank), str(seconds)]
+        named = {**environment, "SLURM_JOB_NAME": name}
+        return subprocess.Popen(command, env=named, stdout=subprocess.PIPE, text=True)
 
     for rank in (1, 2, 3):
-        start(rank, 0, run="another").communicate(timeout=60)
+        start(rank, 0, name="another").communicate(timeout=60)
     elsewhere = set(tmp_path.rglob("*.lock"))
     first, second, killed = start(0, 0), start(1, 1.5), start(2, 600)
     while len(set(tmp_path.rglob("*.lock")) - elsewhere) < 3:

@@ -242,7 +242,7 @@ class TestASharedDisk:
         (tmp_path / f"sdwn-{os.getuid()}").symlink_to(precious)
         with (
             pytest.raises(UsageError, match=f"choose another folder than {tmp_path}"),
-            hold_until_peers_exit(Process("7", rank=1, count=2), tmp_path),
+            hold_until_peers_exit(Process("7", rank=1, count=2)),
         ):
             pass
         assert contents(precious) == {"thesis.txt": "three years"}

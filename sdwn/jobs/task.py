@@ -111,7 +111,7 @@ class ArrayTask:
             os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
         if process.start and process.rank == 0:
             write_note(paths, paths.note(process.job, 0, f".r{process.start}.started.txt"), now())
-        with hold_until_peers_exit(process, paths.root):
+        with hold_until_peers_exit(process):
             if self.plan:
                 found = RunDisk(paths).retry(partial(read_json, paths.plan)).get("digest")
                 if found != self.plan:
@@ -210,19 +210,17 @@ def see_one_device(process: Process) -> None:
 
 
 @contextmanager
-def hold_until_peers_exit(process: Process, root: Path) -> Iterator[None]:
-    """Hold this process's lock while the block runs; process 0 leaves when all locks are free.
-
-    ``root`` is the folder that they work on.
-    """
+def hold_until_peers_exit(process: Process) -> Iterator[None]:
+    """Hold this process's lock while the block runs; process 0 leaves when all locks are free."""
     if process.count == 1:
         yield
         return
     # On the node's own disk: all processes of a task are on one node.
     folder = private_folder(Path(tempfile.gettempdir()))
-    # A cluster that is set up anew counts its jobs from 1 again.
-    run = hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:8]
-    start = f"{run}-{process.job}-{process.start}"
+    # By the job's name too, which no other submission has: a cluster that is set up anew counts
+    # from 1 again, and a task that was killed leaves its files.
+    name = hashlib.sha256(os.environ.get("SLURM_JOB_NAME", "").encode()).hexdigest()[:8]
+    start = f"{name}-{process.job}-{process.start}"
     locks = [folder / f"{start}-{rank}.lock" for rank in range(process.count)]
     with locked(locks[process.rank]) as file:
         # A file that is still empty is not locked yet.
