@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-from sdwn.browser.images import image_list
 from sdwn.browser.library import Library
+from sdwn.browser.pages import image_list
 from sdwn.browser.views import View
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify

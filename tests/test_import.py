@@ -23,7 +23,7 @@ from huggingface_hub import DatasetCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sdwn.browser.images import StoredImages
+from sdwn.browser.collection import Collection
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.evaluate import evaluate
@@ -867,7 +867,7 @@ def test_images_are_upright_wherever_they_are_decoded(
         put(source / DOG / f"{orientation}.{kind}", turned(kind, orientation))
     release = take(source).release
     export(release, tmp_path / "anew", ExportOptions("imagefolder", "jpeg", 90))
-    small = StoredImages(release)
+    small = Collection(release)
     for index, row in enumerate(release.metadata.to_pylist()):
         assert release.payload(row) == turned(kind, row["number"])
         assert (row["width"], row["height"]) == (48, 32)

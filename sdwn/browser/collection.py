@@ -11,8 +11,10 @@ and all counts of synsets in arrays with a value for each ``position`` of a syns
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,16 +22,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sdwn.errors import IntegrityError
+from sdwn.errors import DiskError, IntegrityError
 from sdwn.prediction.table import TOP, read_predictions
 from sdwn.releases.release import Release
+from sdwn.storage.codecs import CODECS, ImageCodec
 from sdwn.storage.columns import BLACK, STATUSES, numbers
+from sdwn.storage.images import decode
 from sdwn.wordnet.imagenet import class_name, class_wnids
 
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 # Of an image that was not classified, or whose synset is no ImageNet class.
 NONE = -1
+# Thumbnails kept in memory: of photographs about 10 MB, of noise 40.
+KEPT = 1024
 
 
 class Guess(NamedTuple):
@@ -101,6 +107,8 @@ class Entry:
 class Collection:
     """A release's synsets by name, and its images by synset and number; threads may share it.
 
+    What reads an image raises IntegrityError where it is damaged or its disk does not answer.
+
     Attributes:
         entries: the synsets, by position; ``by_wnid``, the same by wnid.
         order: rows of the release, synset by synset, within a synset by number.
@@ -110,6 +118,7 @@ class Collection:
 
     def __init__(self, release: Release) -> None:
         self.release, table = release, release.metadata
+        self.thumbnail = lru_cache(KEPT)(self._thumbnail)
         columns = (table[name].combine_chunks() for name in ("wnid", "synset", "status"))
         wnids, names, statuses = (column.dictionary_encode() for column in columns)
         known = np.array(statuses.dictionary.to_pylist(), str)
@@ -157,6 +166,32 @@ class Collection:
         """Count, by position, each synset's images of a mask of rows."""
         found: Rows = np.bincount(self.positions[mask], minlength=len(self.starts) - 1)
         return found
+
+    def read(self, row: int) -> tuple[bytes, ImageCodec]:
+        """Return an image as it is stored, and its codec; raw pixels as PNG, for browsers."""
+        codec = CODECS.get(self.release.location(row)["codec"])
+        if codec is not None and codec.media_type:
+            return self.payload(row), codec
+        return self._encoded(row, "PNG", compress_level=1), CODECS["png"]
+
+    def payload(self, row: int) -> bytes:
+        """Return the bytes that are stored of an image."""
+        try:
+            return self.release.payload(self.release.location(row))
+        except DiskError as error:
+            raise IntegrityError(f"it cannot be read: {str(error).partition(';')[0]}") from None
+
+    def _thumbnail(self, row: int, pixels: int) -> bytes:
+        """Return an image as WebP, its longer side of so many pixels or as small as it is."""
+        return self._encoded(row, "WEBP", pixels, quality=80, method=2)
+
+    def _encoded(self, row: int, form: str, pixels: int | None = None, **options: int) -> bytes:
+        where, buffer = self.release.location(row), io.BytesIO()
+        image = decode(self.payload(row), where["codec"], where["width"], where["height"])
+        if pixels is not None:
+            image.thumbnail((pixels, pixels), reducing_gap=2.0)
+        image.save(buffer, form, **options)
+        return buffer.getvalue()
 
     def _prompts(self, count: int) -> list[str | None]:
         """Return, by position, the prompt of each synset whose images have one and the same."""

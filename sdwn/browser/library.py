@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.browser.collection import NONE, Collection, Entry, ImagePredictions, ImageView, Mask, Rows
-from sdwn.browser.images import StoredImages
 from sdwn.browser.search import Node, SearchIndex, SynsetTree
 from sdwn.browser.views import KINDS, ORDERS, View
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
@@ -69,7 +68,7 @@ class Library:
         self._digest, manifest = self.release.digest, self.release.manifest
         self.name, self.root = manifest.name, str(self.release.paths.root)
         self.model = manifest.settings["model"]["name"] if manifest.settings else None
-        self.collection, self.stored = Collection(self.release), StoredImages(self.release)
+        self.collection = Collection(self.release)
 
         self.predictions: ImagePredictions | None = None
         self.evaluations, self.refused = list[str](), dict[str, str]()

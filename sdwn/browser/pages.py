@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 import mimetypes
 import re
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import chain, islice
 from operator import attrgetter
-from typing import Any
+from typing import IO, Any, cast
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from sdwn.browser.collection import Entry, ImageView
-from sdwn.browser.images import download_name, image_list
 from sdwn.browser.library import Library, SideBySide
 from sdwn.browser.search import Node
 from sdwn.browser.views import KINDS, LARGE, SMALL, View, assets, render_page, short_name, url
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation.metrics import metrics_shown
+from sdwn.io import csv_cell, csv_text
 from sdwn.storage.codecs import CODECS
 
 # A release may be made anew under the same name: then a browser asks, and gets it.
@@ -30,6 +32,12 @@ FOR_EVER = "private, max-age=31536000, immutable"
 IMAGES_A_PAGE = 100
 NODE_IMAGES = 8
 PREDICTED_CLASSES = 6
+# A table of images; of an image's own record, what an import has not stays empty.
+LIST_HEAD = "wnid synset number status right top1_wnid top1 top1_probability".split()
+RECORDED = "wnid synset number status seed prompt width height sha256".split()
+PREDICTED = ("right", *(f"top{n}{what}" for n in range(1, 6) for what in ("", "_probability")))
+ROWS_AT_ONCE = 500
+CORRECT = {None: None, True: "yes", False: "no"}
 
 
 def library_of(request: Request) -> Library:
@@ -146,7 +154,7 @@ def image_page(request: Request) -> Response:
         provenance = library.release.provenance(image.row) if regenerate else None
     try:
         # Nothing is decoded: of large images that takes seconds, and a gigabyte for a few at once.
-        library.stored.payload(image.row)
+        library.collection.payload(image.row)
     except IntegrityError:
         damaged = True
     return _page(
@@ -275,9 +283,9 @@ def picture_answer(request: Request) -> Response:
         return Response(status_code=304, headers=headers)
     try:
         if small:
-            content, codec = library.stored.thumbnail(image.row, int(size)), CODECS["webp"]
+            content, codec = library.collection.thumbnail(image.row, int(size)), CODECS["webp"]
         else:
-            content, codec = library.stored.read(image.row)
+            content, codec = library.collection.read(image.row)
     except IntegrityError as error:
         if download:
             raise
@@ -292,7 +300,7 @@ def picture_answer(request: Request) -> Response:
 def zip_answer(request: Request) -> Response:
     """``/synsets/WNID.zip``: a synset's images and what is known of them."""
     library, entry = library_of(request), entry_of(request)
-    content = library.stored.zip(library.images(entry.wnid))
+    content = image_zip(library, library.images(entry.wnid))
     return _streamed(content, "application/zip", download_name(entry.synset, None, "zip"))
 
 
@@ -316,3 +324,78 @@ def asset_answer(request: Request) -> Response:
     kept = FOR_EVER if "v" in request.query_params else "no-cache"
     headers = {"Cache-Control": kept}
     return Response(assets()[name], media_type=mimetypes.guess_type(name)[0], headers=headers)
+
+
+def image_zip(library: Library, images: Iterable[ImageView]) -> Iterator[bytes]:
+    """Yield a zip of images as they are stored, with a table of what is known of them.
+
+    A block an image, so that a zip of any size takes little memory. An image that is damaged
+    is named in DAMAGED.txt and left out.
+    """
+    blocks, rows, damaged = _Blocks(), list[list[Any]](), list[str]()
+    with zipfile.ZipFile(cast("IO[bytes]", blocks), "w", zipfile.ZIP_STORED) as archive:
+
+        def add(name: str, content: bytes | str) -> None:
+            # As of the zip format's first day: the same images give the same bytes.
+            member = zipfile.ZipInfo(name)
+            member.external_attr = 0o644 << 16
+            archive.writestr(member, content)
+
+        for image in images:
+            try:
+                payload, codec = library.collection.read(image.row)
+            except IntegrityError as error:
+                damaged.append(f"{image.synset} {image.number}: {error}\n")
+                continue
+            name = download_name(image.synset, image.number, codec.extension)
+            add(name, payload)
+            record = library.release.row(image.row)
+            top5 = [(guess.name, round(guess.probability, 6)) for guess in image.top5]
+            cells = [CORRECT[image.correct], *chain(*top5)]
+            cells += [None] * (len(PREDICTED) - len(cells))
+            rows.append([name, *(record.get(key) for key in RECORDED), *cells])
+            yield blocks.take()
+        add("metadata.csv", csv_text(("file", *RECORDED, *PREDICTED), rows))
+        if damaged:
+            add("DAMAGED.txt", "".join(damaged))
+    yield blocks.take()
+
+
+class _Blocks(list[bytes]):
+    """The bytes that a zip writes, until they are taken; zipfile sees that it cannot seek in it."""
+
+    def write(self, block: Any) -> int:
+        self.append(bytes(block))
+        return len(block)
+
+    def flush(self) -> None:
+        """Do nothing; zipfile calls it."""
+
+    def take(self) -> bytes:
+        found = b"".join(self)
+        self.clear()
+        return found
+
+
+def image_list(images: Iterable[ImageView]) -> Iterator[str]:
+    """Yield a CSV table of images, some rows at a time, which ``sdwn export --only`` reads."""
+
+    def row(image: ImageView) -> list[Any]:
+        best = image.top5[0] if image.top5 else None
+        cells = [best.wnid, best.name, round(best.probability, 6)] if best else [None] * 3
+        known = [image.wnid, image.synset, image.number, image.status, CORRECT[image.correct]]
+        return [csv_cell(cell) for cell in (*known, *cells)]
+
+    rows = chain([LIST_HEAD], map(row, images))
+    while block := list(islice(rows, ROWS_AT_ONCE)):
+        yield csv_text(block[0], block[1:])
+
+
+def download_name(synset: str, number: int | None, extension: str) -> str:
+    """Return a file name, in characters that every file system and every header takes.
+
+    >>> download_name("dog.n.01", 3, "webp"), download_name("../../日本.n.01", None, "zip")
+    ('dog.n.01-3.webp', '_..___.n.01.zip')
+    """
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", synset).lstrip(".-")[:80] or "_"
+    return f"{plain}{'' if number is None else f'-{number}'}.{extension}"

@@ -39,7 +39,12 @@ _SCHEMA = """
 CREATE VIRTUAL TABLE texts USING fts5
   (lemmas, said, content='', tokenize='unicode61 remove_diacritics 2');
 CREATE VIRTUAL TABLE words USING fts5vocab(texts, 'col');
+CREATE TABLE called (lemma, rank, position, PRIMARY KEY (lemma, rank, position)) WITHOUT ROWID;
 """
+_TEXTS = "SELECT rowid FROM texts WHERE texts MATCH ? ORDER BY rank"
+# Shorter lemmas first, then earlier ones of a synset.
+_CALLED = """SELECT position FROM called WHERE lemma BETWEEN ? AND ?
+ORDER BY length(lemma), rank, position"""
 
 
 class SearchIndex:
@@ -54,19 +59,15 @@ class SearchIndex:
         texts = ((" ".join(e.lemmas), " ".join({e.definition, e.prompt or ""})) for e in entries)
         # SQLite splits and folds what is ASCII as `fold` does.
         folded = ([t if t.isascii() else fold(t) for t in pair] for pair in texts)
-        insert = "INSERT INTO texts(rowid, lemmas, said) VALUES (?, ?, ?)"
-        with self._database:
-            self._database.executemany(insert, ((i, *pair) for i, pair in enumerate(folded)))
-        # All lemmas in order, so that those that begin alike stand side by side; with the
-        # position of their synset, their rank among its lemmas, and their length.
-        called = sorted(
-            (fold(lemma), entry.position, rank)
+        called = (
+            (fold(lemma), rank, entry.position)
             for entry in entries
             for rank, lemma in enumerate(entry.lemmas)
         )
-        self._lemmas = [lemma for lemma, *_ in called]
-        keys = [(position, rank, len(lemma)) for lemma, position, rank in called]
-        self._keys = np.array(keys, np.int64).reshape(-1, 3).T
+        with self._database as database:
+            insert = "INSERT INTO texts(rowid, lemmas, said) VALUES (?, ?, ?)"
+            database.executemany(insert, ((i, *pair) for i, pair in enumerate(folded)))
+            database.executemany("INSERT INTO called VALUES (?, ?, ?)", called)
         # All words in order, weighed: those of lemmas first, then those of more synsets.
         self._words: dict[str, int] = {}
         vocabulary = self._database.execute("SELECT term, col, doc FROM words ORDER BY term")
@@ -82,7 +83,8 @@ class SearchIndex:
         """
         if not text.strip():
             return np.arange(len(self._collection)), None
-        whole, corrected = fold(text), None
+        # Half of a character, which nothing is called by, cannot be looked up.
+        whole, corrected = fold(text.encode(errors="ignore").decode()), None
         words = _WORD.findall(whole)[:MOST_WORDS]
         found = self._with_all(whole, words)
         if not found:
@@ -91,7 +93,7 @@ class SearchIndex:
                 words, corrected = nearest, " ".join(nearest)
                 found = self._with_all(corrected, words)
         if not found and (some := " OR ".join(f'"{word}" *' for word in filter(_tells, words))):
-            found = [*self._full_text(f"lemmas : ({some})"), *self._full_text(some)]
+            found = [*self._ask(_TEXTS, f"lemmas : ({some})"), *self._ask(_TEXTS, some)]
         return np.array(list(dict.fromkeys(found)), np.int64), corrected
 
     def _with_all(self, whole: str, words: list[str]) -> list[int]:
@@ -102,24 +104,21 @@ class SearchIndex:
                 for entry in self._collection.entries
                 if entry.wnid.startswith(whole) or fold(entry.synset).startswith(whole)
             ]
-        # Also what is the plural of a lemma, or written apart, is called so.
-        ends = [(one, f"{one}\0") for one in (whole, *singulars(whole), whole.replace(" ", ""))]
-        for first, last in [*ends, (whole, f"{whole}\U0010ffff")] if whole else ():
-            start, stop = (bisect_left(self._lemmas, lemma) for lemma in (first, last))
-            keys = self._keys[:, start:stop]
-            # Shorter lemmas first, then earlier ones of a synset.
-            found += keys[0][np.lexsort(keys)].tolist()
+        if whole:
+            # Also what is the plural of a lemma, or written apart, is called so.
+            for lemma in (whole, *singulars(whole), whole.replace(" ", "")):
+                found += self._ask(_CALLED, lemma, lemma)
+            found += self._ask(_CALLED, whole, f"{whole}\U0010ffff")
         if words:
             every = " AND ".join(f'"{word}" *' for word in words)
-            found += self._full_text(f"lemmas : ({every})")
+            found += self._ask(_TEXTS, f"lemmas : ({every})")
             if any(map(_tells, words)):
-                found += self._full_text(every)
+                found += self._ask(_TEXTS, every)
         return found
 
-    def _full_text(self, query: str) -> Iterable[int]:
+    def _ask(self, query: str, *values: str) -> list[int]:
         with self._lock:
-            find = "SELECT rowid FROM texts WHERE texts MATCH ? ORDER BY rank"
-            return [row for (row,) in self._database.execute(find, (query,))]
+            return [position for (position,) in self._database.execute(query, values)]
 
     def _nearest_word(self, word: str) -> str:
         """Return the known word that was most likely meant: itself, if any begins so."""
