@@ -20,7 +20,7 @@ from sdwn.evaluation.record import read_evaluation
 from sdwn.releases.release import Release
 from sdwn.reports.circles import map_labels
 from sdwn.reports.figures import write_report_figures
-from sdwn.reports.images import SHEET_PIXELS, Album
+from sdwn.reports.page import SHEET_PIXELS, Album
 from sdwn.reports.report import write_report
 from sdwn.wordnet.corpus import WordNet
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sdwn.reports.statistics import difference, holm, images_differ, rates_differ
+from sdwn.reports.comparison import difference, holm, images_differ, rates_differ
 
 rates = st.integers(0, 10).map(lambda right: right / 10)
 pairs = st.lists(st.tuples(rates, rates), min_size=2, max_size=8)

@@ -322,8 +322,7 @@ class SideBySide:
     @cached_property
     def verdict(self) -> tuple[str, str]:
         """Headline and figures, as in a comparison's report; or names, and why there are none."""
-        from sdwn.reports.comparison import CLASSIFIER, pair_in_words
-        from sdwn.reports.statistics import difference
+        from sdwn.reports.comparison import CLASSIFIER, difference, pair_in_words
 
         both, predictions = " and ".join(self.names), [side.predictions for side in self._sides]
         if None in predictions:

@@ -14,8 +14,7 @@ from sdwn.browser.library import Library
 from sdwn.browser.views import assets, render_page
 from sdwn.errors import IntegrityError
 from sdwn.io import in_threads
-from sdwn.reports.images import data_url
-from sdwn.reports.page import policy_hash
+from sdwn.reports.page import data_url, policy_hash
 from sdwn.storage.images import CELL, Strip, contact_sheet
 
 # The longer side of an image; an import may have a thousand, which are shown smaller.

@@ -12,15 +12,8 @@ from numpy.typing import NDArray
 
 from sdwn.config import read_yaml
 from sdwn.errors import UsageError
-from sdwn.evaluation.metrics import (
-    ClassResult,
-    Floats,
-    figures_of,
-    intervals,
-    intervals_of,
-    metrics_shown,
-    tally_of,
-)
+from sdwn.evaluation import metrics
+from sdwn.evaluation.metrics import ClassResult, Floats, metrics_shown
 from sdwn.paths import shipped_file
 from sdwn.prediction.table import group_by_wnid, top1
 from sdwn.storage.columns import numbers
@@ -81,8 +74,8 @@ def group_figures(
     table = []
     for group in groups:
         rows = [row for row in classes if taxonomy.is_below(row["wnid"], group.wnid)]
-        tally = tally_of(rows, most) if rows else None
-        figures = figures_of(tally) if tally else {}
+        tally = metrics.tally_of(rows, most) if rows else None
+        figures = metrics.figures_of(tally) if tally else {}
         table.append(
             {
                 **asdict(group),
@@ -92,7 +85,7 @@ def group_figures(
                 "none_correct_classes": sum(row["correct"] == 0 for row in rows),
                 "all_correct_classes": sum(row["correct"] == row["images"] for row in rows),
                 "intervals": {
-                    "mean_correct": intervals_of(tally)["mean_correct"] if tally else None
+                    "mean_correct": metrics.intervals_of(tally)["mean_correct"] if tally else None
                 },
             }
         )
@@ -205,7 +198,7 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "least_distance": float(np.mean([row["least_distance"] for row in rows])),
         "intervals": {
             name: None if found[name] is None else interval
-            for name, interval in intervals(columns, statistics).items()
+            for name, interval in metrics.intervals(columns, statistics).items()
         },
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -100,29 +101,44 @@ MEAN_CORRECT = Metric(
     column="correct",
 )
 
+
+def _accuracy(name: str, label: str, counted: str) -> Metric:
+    return Metric(
+        name,
+        label,
+        lambda tally: 100 * int(getattr(tally, counted).sum()) / int(tally.images.sum()),
+        lambda means: 100 * means[counted] / means["images"],
+        unit="%",
+        digits=2,
+        column=label,
+    )
+
+
+def _share(
+    which: str,
+    images: str,
+    chosen: Callable[[Tally], NDArray[np.bool_]],
+    resample: Callable[[Mapping[str, Floats]], Floats] | None = None,
+) -> Metric:
+    return Metric(
+        f"{which}_correct",
+        f"classes with {images} correct",
+        lambda tally: float(chosen(tally).mean()),
+        resample or itemgetter(which),
+        unit="%",
+        scale=100,
+        digits=1,
+        column=which,
+    )
+
+
 # In the order of the files.
 METRICS = (
     Metric("images", "images", lambda tally: int(tally.images.sum())),
     Metric("classes", "classes", lambda tally: len(tally.images)),
     Metric("images_per_class", "images per class", lambda tally: tally.most),
-    Metric(
-        "top1_percent",
-        "top-1",
-        lambda tally: 100 * int(tally.correct.sum()) / int(tally.images.sum()),
-        lambda means: 100 * means["correct"] / means["images"],
-        unit="%",
-        digits=2,
-        column="top-1",
-    ),
-    Metric(
-        "top5_percent",
-        "top-5",
-        lambda tally: 100 * int(tally.correct_top5.sum()) / int(tally.images.sum()),
-        lambda means: 100 * means["correct_top5"] / means["images"],
-        unit="%",
-        digits=2,
-        column="top-5",
-    ),
+    _accuracy("top1_percent", "top-1", "correct"),
+    _accuracy("top5_percent", "top-5", "correct_top5"),
     MEAN_CORRECT,
     Metric(
         "std_correct",
@@ -133,36 +149,9 @@ METRICS = (
         digits=2,
         column="deviation",
     ),
-    Metric(
-        "any_correct",
-        "classes with at least one image correct",
-        lambda tally: float((tally.correct > 0).mean()),
-        lambda means: means["any"],
-        unit="%",
-        scale=100,
-        digits=1,
-        column="any",
-    ),
-    Metric(
-        "all_correct",
-        "classes with all images correct",
-        lambda tally: float((tally.correct == tally.images).mean()),
-        lambda means: means["all"],
-        unit="%",
-        scale=100,
-        digits=1,
-        column="all",
-    ),
-    Metric(
-        "none_correct",
-        "classes with no image correct",
-        lambda tally: float((tally.correct == 0).mean()),
-        lambda means: 1 - means["any"],
-        unit="%",
-        scale=100,
-        digits=1,
-        column="none",
-    ),
+    _share("any", "at least one image", lambda tally: tally.correct > 0),
+    _share("all", "all images", lambda tally: tally.correct == tally.images),
+    _share("none", "no image", lambda tally: tally.correct == 0, lambda means: 1 - means["any"]),
     # nsfw, nan or black; classified like any other image.
     Metric("black_images", "black images", lambda tally: int(tally.black.sum())),
 )

@@ -1,15 +1,35 @@
-"""A self-contained HTML page: templates, style and scripts in one file that loads nothing else."""
+"""A self-contained HTML page: templates, style, scripts and images in one file."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image, ImageOps
+
+from sdwn.errors import IntegrityError
+from sdwn.io import in_threads
+from sdwn.releases.release import LOCATION, Release
+from sdwn.storage.columns import BLACK
+from sdwn.wordnet.imagenet import class_name, class_wnids
+
+# So many images of a class are looked at: an import may have a thousand.
+MOST = 50
+THUMBNAIL_PIXELS = 128
+# Of a class's images a sheet shows the first ten, five a row. A page of all 1000 classes has 10 MB
+# of them if they are photographs.
+SHEET_IMAGES, SHEET_COLUMNS, SHEET_PIXELS, SHEET_QUALITY = 10, 5, 72, 50
+THREADS = 8
 
 
 def render(template: str, values: Mapping[str, Any], scripts: tuple[str, ...]) -> str:
@@ -63,3 +83,88 @@ def plain(value: Any) -> str:
 def shared_text(name: str) -> str:
     """Return a file of style or script that reports and browser share."""
     return files("sdwn").joinpath("templates/shared", name).read_text(encoding="utf-8")
+
+
+class Album:
+    """The images of classes, in the order of their numbers; of large classes the first ones.
+
+    An image is its row in the release, with ``predicted``, the wnid of the class that it was
+    classified as or None, and ``correct``, whether that is its own class.
+    """
+
+    def __init__(self, release: Release, wnids: Iterable[str], predictions: pa.Table) -> None:
+        self.release = release
+        classes, self._images = class_wnids(), {wnid: list[dict[str, Any]]() for wnid in wnids}
+        predicted = {
+            (row["wnid"], row["number"]): classes[row["top5"][0]]
+            for row in self._first(predictions.select(["wnid", "number", "top5"]))
+        }
+        columns = ["wnid", "synset", "number", "status", *LOCATION]
+        for row in self._first(release.metadata.select(columns)):
+            wnid = predicted.get((row["wnid"], row["number"]))
+            image = {**row, "predicted": wnid, "correct": wnid == row["wnid"]}
+            self._images[row["wnid"]].append(image)
+
+    def __getitem__(self, wnid: str) -> list[dict[str, Any]]:
+        return self._images[wnid]
+
+    def _first(self, table: pa.Table) -> list[dict[str, Any]]:
+        """Return the rows of each class with the smallest numbers."""
+        table = table.filter(pc.is_in(table["wnid"], pa.array(list(self._images), pa.string())))
+        table = table.sort_by([("wnid", "ascending"), ("number", "ascending")]).combine_chunks()
+        codes = table["wnid"].combine_chunks().dictionary_encode().indices.to_numpy()
+        rank = np.arange(len(codes)) - np.searchsorted(codes, codes)
+        rows: list[dict[str, Any]] = table.filter(pa.array(rank < MOST)).to_pylist()
+        return rows
+
+    def gallery(self, wnid: str, most: int) -> list[dict[str, Any]]:
+        """Return what a page shows of a class's first images: each with its predicted class."""
+        return [
+            {
+                **{key: image[key] for key in ("synset", "number", "status", "correct")},
+                "black": image["status"] in BLACK,
+                "predicted": image["predicted"] and first_lemma(self.release, image["predicted"]),
+                "source": self.thumbnail(image),
+            }
+            for image in self[wnid][:most]
+        ]
+
+    def thumbnail(self, image: dict[str, Any], pixels: int = THUMBNAIL_PIXELS) -> str:
+        """Return an image as a data URL."""
+        small = self._decode(image)
+        small.thumbnail((pixels, pixels))
+        return data_url(small, 80)
+
+    def sheets(self, wnids: Sequence[str]) -> dict[str, str]:
+        """Return one small picture of each class's first images, each image cut to a square."""
+
+        def sheet(wnid: str) -> str:
+            images, side = self[wnid][:SHEET_IMAGES], SHEET_PIXELS
+            rows = math.ceil(len(images) / SHEET_COLUMNS)
+            drawn = Image.new("RGB", (SHEET_COLUMNS * side, rows * side))
+            for index, image in enumerate(images):
+                row, column = divmod(index, SHEET_COLUMNS)
+                square = ImageOps.fit(self._decode(image), (side, side))
+                drawn.paste(square, (column * side, row * side))
+            return data_url(drawn, SHEET_QUALITY)
+
+        return dict(zip(wnids, in_threads(sheet, wnids, THREADS, 2 * THREADS), strict=True))
+
+    def _decode(self, image: dict[str, Any]) -> Image.Image:
+        try:
+            return self.release.image(image)
+        except IntegrityError:
+            return Image.new("RGB", (1, 1))  # in place of a damaged one
+
+
+def first_lemma(release: Release, wnid: str) -> str:
+    """Return a class's first lemma as people write it, also of one that the release has not."""
+    own = release.synsets.get(wnid)
+    return own.lemmas.replace("_", " ").partition(", ")[0] if own else class_name(wnid)
+
+
+def data_url(image: Image.Image, quality: int) -> str:
+    """Encode an image as WebP inside a URL."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

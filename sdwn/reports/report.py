@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ from sdwn.prediction.table import read_predictions
 from sdwn.releases.release import Release
 from sdwn.reports.circles import map_circles, map_labels, recognition_rank
 from sdwn.reports.figures import Drawn, write_report_figures
-from sdwn.reports.images import Album, first_lemma
-from sdwn.reports.page import render
+from sdwn.reports.page import Album, first_lemma, render
 
 # Of those recognised best, typical ones and those recognised worst, each.
 GALLERY_CLASSES, GALLERY_IMAGES = 8, 20
@@ -155,9 +154,10 @@ def report_page(
                 "All images correct": [row for row in classes if row["correct"] == row["images"]],
             },
             "confusions": confusions,
-            "galleries": _best_typical_worst(
-                classes, lambda row: {"gallery": album.gallery(row["wnid"], GALLERY_IMAGES)}
-            ),
+            "galleries": {
+                how: [{**row, "gallery": album.gallery(row["wnid"], GALLERY_IMAGES)} for row in few]
+                for how, few in _best_typical_worst(classes).items()
+            },
             "synsets": _other_synsets(release, predictions, synsets, set(wnids)),
             "data": {
                 "classes": {
@@ -174,12 +174,10 @@ def report_page(
     )
 
 
-def _best_typical_worst(
-    rows: Rows, pictures: Callable[[dict[str, Any]], dict[str, Any]]
-) -> dict[str, Rows]:
-    """Pick rows of a list with the best first, none twice, and add the pictures of each.
+def _best_typical_worst(rows: Rows) -> dict[str, Rows]:
+    """Pick rows of a list with the best first, none twice.
 
-    >>> found = _best_typical_worst([{"n": n} for n in range(30)], lambda row: {})
+    >>> found = _best_typical_worst([{"n": n} for n in range(30)])
     >>> [[row["n"] for row in rows][:2] for rows in found.values()]
     [[0, 1], [11, 12], [29, 28]]
     """
@@ -190,7 +188,7 @@ def _best_typical_worst(
         "Typical, around the median": rows[middle : middle + most],
         "Recognised worst": rows[middle + most :][-most:][::-1],
     }
-    return {how: [{**row, **pictures(row)} for row in few] for how, few in picked.items() if few}
+    return {how: few for how, few in picked.items() if few}
 
 
 def _other_synsets(
@@ -208,7 +206,7 @@ def _other_synsets(
     ]
     # The one farthest above chance first.
     rows.sort(key=lambda row: (row["chance"] - row["subtree_probability"], row["wnid"]))
-    picked = _best_typical_worst(rows, lambda row: {})
+    picked = _best_typical_worst(rows)
     album = Album(release, [row["wnid"] for few in picked.values() for row in few], predictions)
     for row in (row for few in picked.values() for row in few):
         # Many a synset is not what its name says first: tiger.n.01 is a fierce person.
