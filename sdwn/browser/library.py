@@ -282,8 +282,6 @@ class Library:
 
 
 # --- Two releases ------------------------------------------------------------------------------
-
-
 class SideBySide:
     """The synsets of two releases; threads may share it.
 

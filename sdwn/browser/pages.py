@@ -262,8 +262,6 @@ def pair_page(request: Request) -> Response:
 
 
 # --- Images and downloads ----------------------------------------------------------------------
-
-
 def picture_answer(request: Request) -> Response:
     """``/images/WNID/NUMBER`` and ``/thumbnails/…``: an image as it is stored, or a small one.
 

@@ -163,8 +163,6 @@ def fold(text: str) -> str:
 
 
 # --- The tree ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Node:
     """A synset of WordNet at which or below which there are images.

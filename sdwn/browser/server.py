@@ -214,8 +214,6 @@ def _error_page(status: int, message: str | None = None, **common: Any) -> Respo
 
 
 # --- Listening and serving ---------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Listening:
     """A port that is listened at, the address to open, and what `make_app` takes."""

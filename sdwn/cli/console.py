@@ -66,9 +66,7 @@ def fail(message: str, code: int, traceback: bool) -> int:
     return code
 
 
-# Results
-
-
+# --- Results -------------------------------------------------------------------------------------
 def result(
     values: Mapping[str, Any],
     as_json: bool,
@@ -136,9 +134,7 @@ def _readable(value: Any) -> str:
     return without_controls(str(value))
 
 
-# Work under way
-
-
+# --- Work under way ------------------------------------------------------------------------------
 def progress_text(
     done: float, total: float, unit: str, per_second: float, seconds_left: float | None = None
 ) -> str:

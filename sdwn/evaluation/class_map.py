@@ -95,8 +95,6 @@ def build_class_map(
 
 
 # --- Vectors of names, by the model's text encoder ---------------------------------------------
-
-
 def encode_names(release: Release, names: Sequence[str]) -> tuple[str, Vector]:
     """Compute the pooled output of a release's text encoder for each name, without the network.
 
@@ -156,8 +154,6 @@ def encode_names(release: Release, names: Sequence[str]) -> tuple[str, Vector]:
 
 
 # --- Vectors of names, from a text file in the format of GloVe or word2vec ---------------------
-
-
 def find_vectors(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Vector]:
     """Find a vector for each key of ``names``, given its lemmas, the best first.
 
@@ -250,8 +246,6 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
 
 
 # --- Points in the plane -----------------------------------------------------------------------
-
-
 def flatten(matrix: Matrix) -> tuple[str, Matrix]:
     """Find points in the plane for these distances; return the method and (n, 2) coordinates.
 

@@ -93,8 +93,6 @@ def group_figures(
 
 
 # --- Every synset ------------------------------------------------------------------------------
-
-
 def score_synsets(
     predictions: pa.Table, taxonomy: Taxonomy, classes: Sequence[str | None]
 ) -> list[dict[str, Any]]:

@@ -41,8 +41,6 @@ class Tally:
 
 
 # --- The table: a new metric is a row here, and its name in SHOWN ------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A figure of an evaluation: its names, how it is computed, and how it is written.
@@ -335,8 +333,6 @@ def percentiles(values: Floats) -> Interval:
 
 
 # --- Confusions --------------------------------------------------------------------------------
-
-
 def confusion_pairs(predictions: pa.Table) -> list[dict[str, Any]]:
     """Count the incorrect top-1 classes of labelled images: most frequent first, then by wnids.
 

@@ -72,8 +72,6 @@ PAPER_CORRECT = {"greenhouse.n.01": 10, "black-footed_ferret.n.01": 0, "leafhopp
 
 
 # --- From predictions to the record ------------------------------------------------------------
-
-
 def build_record(
     release: Release,
     paths: EvaluationPaths,
@@ -200,8 +198,6 @@ def _ends(prefix: str, interval: Sequence[float] | None) -> dict[str, float | No
 
 
 # --- Reading -----------------------------------------------------------------------------------
-
-
 def _digest(record: Mapping[str, Any]) -> str:
     """Compute SHA-256 over everything in a record but its own ``digest``."""
     content = {name: value for name, value in record.items() if name != "digest"}

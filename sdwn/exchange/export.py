@@ -134,8 +134,6 @@ def _write_units(
 
 
 # --- A smaller release -------------------------------------------------------------------------
-
-
 def _write_release(
     staged: StagedFolder, release: Release, spans: list[Span], advance: Advance
 ) -> None:
@@ -184,8 +182,6 @@ def _write_part(
 
 
 # --- Images that a file lists ------------------------------------------------------------------
-
-
 def select_listed(release: Release, path: Path) -> Release:
     """Select the images that a file lists, in the release's order, each once.
 

@@ -210,8 +210,6 @@ def path_name(name: str) -> str:
 
 
 # --- Folders of images -------------------------------------------------------------------------
-
-
 def _folders(named_by: str, data_files: str | None = None) -> ExportFormat:
     """Return the format of a folder a synset, named by its ``wnid`` or its name, ``synset``."""
 
@@ -263,8 +261,6 @@ def _folders(named_by: str, data_files: str | None = None) -> ExportFormat:
 
 
 # --- Tars, as the webdataset library reads them ------------------------------------------------
-
-
 def _write_tar(root: Path, name: str, source: ExportSource, span: Span) -> None:
     labelled = not source.table["imagenet_class"].null_count
     # USTAR ends at names of 100 bytes, and PAX headers hold times.
@@ -294,8 +290,6 @@ def _write_tar(root: Path, name: str, source: ExportSource, span: Span) -> None:
 
 
 # --- Tables with images, as Hugging Face datasets reads them -----------------------------------
-
-
 def _write_table(root: Path, name: str, source: ExportSource, span: Span) -> None:
     names = source.schema.names
     field = pa.field("image", pa.struct({"bytes": pa.binary(), "path": pa.string()}))

@@ -54,9 +54,7 @@ _ignored: list[str] = []
 Task = TypeVar("Task")
 
 
-# How work is cut
-
-
+# --- How work is cut -----------------------------------------------------------------------------
 def group_into_tasks(indices: Sequence[int], profile: ClusterProfile) -> list[tuple[int, ...]]:
     """Group shards into array tasks.
 
@@ -101,7 +99,7 @@ def gives_gpu(profile: ClusterProfile) -> bool:
     return bool(local_gpus({**os.environ, **profile.environment}))
 
 
-# The script of a job
+# --- The script of a job -------------------------------------------------------------------------
 
 # Of a setup line that fails the text is printed, below its own words; a line may be a function of
 # the shell, as module is. What fails within a sourced file is that file's own concern.
@@ -213,9 +211,7 @@ def _exports(profile: ClusterProfile) -> list[str]:
     return [f"export {name}={value}" for name, value in values.items()]
 
 
-# Starting an array
-
-
+# --- Starting an array ---------------------------------------------------------------------------
 def start_array(
     tasks: Sequence[ArrayTask],
     jobs: Path,

@@ -98,9 +98,7 @@ class Submission:
 _SUBMISSION = TypeAdapter(Submission)
 
 
-# Writing
-
-
+# --- Writing -------------------------------------------------------------------------------------
 def array_name(paths: RunPaths, stage: str) -> str:
     """Return a new name for an array's jobs: of run, stage, and eight random letters.
 
@@ -172,9 +170,7 @@ def _content(submission: Submission) -> dict[str, Any]:
     return {key: value for key, value in content.items() if value not in (None, ())}
 
 
-# Reading
-
-
+# --- Reading -------------------------------------------------------------------------------------
 @dataclass
 class Journal:
     """The content of a journal.
@@ -252,9 +248,7 @@ def cancelled_jobs(submissions: Sequence[Submission]) -> set[Job]:
     return {job for one in submissions for job in one.jobs if job.id in one.cancelled}
 
 
-# What lives: the journal compared with the scheduler
-
-
+# --- What lives: the journal compared with the scheduler -----------------------------------------
 @dataclass(frozen=True, slots=True)
 class RunJobs:
     """A run's jobs that still wait or run, or may do so, at one look.

@@ -82,9 +82,7 @@ Live = Mapping[Job, JobState]
 NO_ANSWER = JobState(UNKNOWN, "the SLURM controller does not answer")
 
 
-# SLURM
-
-
+# --- SLURM ---------------------------------------------------------------------------------------
 def environment() -> dict[str, str]:
     """Return this process's environment without variables that change SLURM's commands."""
     # What the profile says is what jobs get: a user's defaults (SBATCH_PARTITION) go before it,
@@ -181,9 +179,7 @@ def end_jobs(
     return last_line(done.stderr) if done.returncode else None
 
 
-# This machine
-
-
+# --- This machine --------------------------------------------------------------------------------
 def processes(jobs: Path) -> dict[str, tuple[int, str]]:
     """Return this machine's jobs that work in ``jobs``: each one's process, its array's name.
 
@@ -225,7 +221,7 @@ def _kill_tree(pid: int) -> None:
             time.sleep(0.01)
 
 
-# Jobs that can never start
+# --- Jobs that can never start -------------------------------------------------------------------
 
 RESUBMIT = "cancel the run's jobs (sdwn cancel) and submit with"
 # Of the reason codes at https://slurm.schedmd.com/job_reason_codes.html, and of what slurmctld
@@ -306,9 +302,7 @@ def cannot_start(live: Live) -> dict[str, str]:
     return found
 
 
-# A site
-
-
+# --- A site --------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class NodeKind:
     """Nodes of a partition that are alike; ``gpus`` counts a node's by kind, "" for no kind.

@@ -98,9 +98,7 @@ class Callbacks:
     resume_command: str = "the same command"
 
 
-# Before anything is submitted
-
-
+# --- Before anything is submitted ----------------------------------------------------------------
 def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
     """Refuse fp16 where no GPU will be, and a batch size that does not fit the config."""
     if config.needs_gpu and not cluster.gives_gpu(profile):
@@ -164,9 +162,7 @@ def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
     return overridden(taken[-1].profile, overrides, source="the last submission's profile")
 
 
-# Submitting once
-
-
+# --- Submitting once -----------------------------------------------------------------------------
 def tasks_for_shards(
     paths: RunPaths,
     work: ShardedWork,
@@ -302,9 +298,7 @@ def submit_array(
         return list(journal.settle(paths, intended, ids).jobs)
 
 
-# Following
-
-
+# --- Following -----------------------------------------------------------------------------------
 def follow(paths: RunPaths, on_look: OnLook, only: Collection[Job] | None = None) -> None:
     """Wait until none of these jobs, or no job of the run, is left."""
     began = time.monotonic()
@@ -431,9 +425,7 @@ def _balance(live: Live, before: dict[str, int], at_once: int) -> dict[str, int]
     return shares
 
 
-# Cancelling
-
-
+# --- Cancelling ----------------------------------------------------------------------------------
 def cancel_run(paths: RunPaths, on_message: OnMessage = ignore) -> dict[Job, JobState]:
     """End all live jobs of a run and wait for their end; return their states before."""
     submissions = read_journal(paths)

@@ -51,8 +51,6 @@ Logits = tuple[torch.Tensor, torch.cuda.Event | None]
 
 
 # --- The network -------------------------------------------------------------------------------
-
-
 class Classifier:
     """A timm network with its preprocessing, on this process's device.
 
@@ -189,8 +187,6 @@ class Classifier:
 
 
 # --- Over a release ----------------------------------------------------------------------------
-
-
 @dataclass
 class Predictor:
     """A loaded classifier, the nearest subtree of each synset, its batch size, its readers.
@@ -278,8 +274,6 @@ def _finish(predictor: Predictor, rows: list[Row], logits: Logits) -> pa.Table:
 
 
 # --- The batch size ----------------------------------------------------------------------------
-
-
 def classifier_batch_size(classifier: Classifier, requested: int | None = None) -> BatchSize:
     """Return the batch size that is requested, or one tuned on this card, now if never before."""
     if requested is not None:

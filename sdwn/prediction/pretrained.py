@@ -41,8 +41,6 @@ PAPER = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1
 
 
 # --- Presets: architectures of timm whose weights come from elsewhere --------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Preset:
     """A timm architecture with its preprocessing; ``file`` finds its weights, from ``origin``."""
@@ -111,8 +109,6 @@ def empty_network(preset: str, classes: int = CLASSES) -> torch.nn.Module:
 
 
 # --- Loading -----------------------------------------------------------------------------------
-
-
 def load_classifier(
     model: str, checkpoint: Path | None = None, dtype: torch.dtype | None = None
 ) -> Classifier:
@@ -212,8 +208,6 @@ def _weights_record(weights: str, file: Path | None) -> dict[str, Any]:
 
 
 # --- Checks before anything is loaded ----------------------------------------------------------
-
-
 def require_known(model: str) -> None:
     """Raise a UsageError, with similar names, for a name that is neither a preset's nor timm's."""
     known = [*PRESETS, *timm.list_pretrained(), *timm.list_models()]
@@ -237,8 +231,6 @@ def _check_own_classes(model: str) -> None:
 
 
 # --- Where weights lie: the hub's cache, or that of torch.hub ----------------------------------
-
-
 def find_classifier(model: str, checkpoint: Path | None) -> Path | None:
     """Check that a classifier can be loaded here without the network; return its weights' file.
 

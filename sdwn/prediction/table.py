@@ -100,8 +100,6 @@ def group_by_wnid(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
 
 
 # --- One file ----------------------------------------------------------------------------------
-
-
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write predictions, whole or not at all."""
     content = json.dumps(asdict(predictions.source))
@@ -180,8 +178,6 @@ def disagreement(found: pa.Table, images: pa.Table) -> str | None:
 
 
 # --- Shards, and the whole ---------------------------------------------------------------------
-
-
 def read_whole_predictions(
     release: Release, paths: EvaluationPaths, plan: PredictionPlan
 ) -> Predictions:

@@ -122,8 +122,6 @@ def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[
 
 
 # --- The record --------------------------------------------------------------------------------
-
-
 def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
     """Compare each evaluation with the first, over the classes that all of them have.
 
@@ -287,8 +285,6 @@ def _group_records(
 
 
 # --- Statistics of paired differences: of the same classes under two conditions ----------------
-
-
 def difference(first: ArrayLike, second: ArrayLike) -> dict[str, Any]:
     """Compare paired values, such as the rates of the same classes in two releases.
 
@@ -387,8 +383,6 @@ def images_differ(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[s
 
 
 # --- In words ----------------------------------------------------------------------------------
-
-
 def pair_in_words(pair: Mapping[str, Any]) -> tuple[str, str]:
     """Return which side of a pair is better; and by how much, and how certain that is.
 
@@ -436,8 +430,6 @@ def setting_words(name: str) -> str:
 
 
 # --- Page, tables, figures ---------------------------------------------------------------------
-
-
 def write_comparison(
     comparison: Mapping[str, Any], sides: Sequence[Side], paths: ComparisonPaths
 ) -> None:

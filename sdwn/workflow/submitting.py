@@ -242,9 +242,7 @@ def _submit_stages(
     return {stage: job.id for stage, job in jobs.items()}
 
 
-# Following
-
-
+# --- Following -----------------------------------------------------------------------------------
 def watch_jobs(bar: ProgressBar, say: OnMessage) -> OnLook:
     """Return a watch that shows the jobs, and reports a silent controller and what cannot start."""
     silent, reported = False, set[str]()
