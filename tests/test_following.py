@@ -27,7 +27,7 @@ from sdwn.jobs.journal import intend, live_jobs, read_journal, settle, unfinishe
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.scheduler import Job, JobState, cannot_start
-from sdwn.jobs.submit import Callbacks, WorkOrder, complete
+from sdwn.jobs.submit import WorkOrder, complete
 from sdwn.jobs.task import ArrayTask, write_note
 from sdwn.paths import NO_GPU, RunPaths
 from sdwn.preflight.trials import TrialCallbacks, run_pilot, tune_by_jobs
@@ -121,9 +121,9 @@ def test_after_a_time_limit_the_printed_command_asks_for_twice_the_time(
     logged(paths, [AT_WORK + LIMIT + KILLED])
     monkeypatch.setattr(scheduler, "squeue", lambda *_, **__: {})
     site = validated(ClusterProfile, {"time": "1:30:00"}, source="test")
-    callbacks = Callbacks(lambda _: None, print, "sdwn retry run --wait")
+    callbacks = (lambda _: None), print, "sdwn retry run --wait"
     with pytest.raises(SdwnError, match=r"time limit .*with: sdwn retry run --wait --time 180"):
-        complete(WorkOrder(paths, plan, {GENERATE.name: GENERATE}, site), -1, callbacks)
+        complete(WorkOrder(paths, plan, {GENERATE.name: GENERATE}, site), -1, *callbacks)
 
 
 def test_a_setup_line_that_failed_is_told_for_every_process_with_its_own_words(

@@ -47,12 +47,12 @@ from sdwn.prediction.task import PREDICT, predict
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.reports.report import write_report
-from sdwn.workflow.evaluate_release import (
+from sdwn.workflow.submitting import (
+    SubmitOptions,
     evaluate_by_tasks,
     evaluation_profiles,
     evaluation_settings,
 )
-from sdwn.workflow.submitting import SubmitOptions
 
 from conftest import PlanRun, Sdwn, Testbed, profile_for_testbed, wait_until, workers
 

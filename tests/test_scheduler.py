@@ -16,7 +16,7 @@ from sdwn.io import ignore
 from sdwn.jobs import scheduler
 from sdwn.jobs.journal import intend, job_ids, live_jobs, read_journal, settle, unheld_shards
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.submit import Callbacks, WorkOrder, cancel_run, complete, tasks_for_shards
+from sdwn.jobs.submit import WorkOrder, cancel_run, complete, tasks_for_shards
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
@@ -180,7 +180,7 @@ def test_a_wait_for_shards_that_failed_ends_though_a_later_stage_is_held(
     assert [job.id for job in live_jobs(paths)] == ["9"]
     with pytest.raises(SdwnError, match=f"{len(plan.shards)} of {len(plan.shards)} shards failed"):
         complete(
-            WorkOrder(paths, plan, RUN_STAGES, SITE), -1, Callbacks(lambda _: None, print)
+            WorkOrder(paths, plan, RUN_STAGES, SITE), -1, lambda _: None, print
         )  # no try is left
 
 

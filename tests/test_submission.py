@@ -39,7 +39,7 @@ from sdwn.jobs.journal import (
 )
 from sdwn.jobs.profile import ClusterProfile, load_profile, stage_profile
 from sdwn.jobs.scheduler import Job, JobState, read_squeue
-from sdwn.jobs.submit import Callbacks, WorkOrder, cancel_run, complete, follow, tasks_for_shards
+from sdwn.jobs.submit import WorkOrder, cancel_run, complete, follow, tasks_for_shards
 from sdwn.jobs.task import ArrayTask, TaskRecord
 from sdwn.paths import CHANGED, ReleasePaths, RunPaths
 from sdwn.planning.plan import Slice, make_plan, parse_slice, read_plan, write_plan
@@ -144,7 +144,7 @@ def test_two_clusters_make_a_slice_each_and_one_release(sdwn: Sdwn, tmp_path: Pa
     runs = [RunPaths(tmp_path / name) for name in ("a", "b")]
     plans = [read_plan(paths) for paths in runs]
     assert sum(len(plan.assigned_shards) for plan in plans) == len(plans[0].shards)
-    complete(WorkOrder(runs[0], plans[0], RUN_STAGES, HERE), 0, Callbacks(lambda _: None, print))
+    complete(WorkOrder(runs[0], plans[0], RUN_STAGES, HERE), 0, lambda _: None, print)
     status = sdwn.json("status", "a")
     assert status["images_done"] == status["images_total"] == plans[0].assigned_images
     assert status["shards_missing"] == 0
@@ -239,7 +239,7 @@ def test_a_cancel_in_the_moment_of_a_submission_ends_what_that_submits(
 
     monkeypatch.setattr(submission, "submit_tasks", cancelled_meanwhile)
     with pytest.raises(SdwnError, match="cancelled by: sdwn cancel"):
-        complete(WorkOrder(paths, plan, RUN_STAGES, HERE), 0, Callbacks(lambda _: None, print))
+        complete(WorkOrder(paths, plan, RUN_STAGES, HERE), 0, lambda _: None, print)
     assert made
     wait_until(lambda: not live_jobs(paths))
     assert run_status(paths, plan).shards_cancelled == len(plan.shards)
@@ -577,7 +577,7 @@ def test_a_waiting_submit_feeds_the_queue_as_it_empties(
         running = sum(state.state == "RUNNING" for state in live.values())
         most_running = max(most_running, running)
 
-    jobs = complete(WorkOrder(paths, plan, RUN_STAGES, profile), 0, Callbacks(watch, print))
+    jobs = complete(WorkOrder(paths, plan, RUN_STAGES, profile), 0, watch, print)
     assert len(jobs) == len(plan.shards)
     assert 0 < most <= limited
     # Each array may run one: for a moment beside those of an older one that run already.

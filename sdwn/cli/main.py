@@ -15,7 +15,7 @@ import typer
 from typer import Option
 from typer.core import TyperCommand, TyperGroup
 
-from sdwn.cli import console, evaluate, preflight, release, run
+from sdwn.cli import console, preflight, release, run
 from sdwn.errors import SdwnError
 from sdwn.io import require_home
 
@@ -88,7 +88,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for name in dict.fromkeys(line.split()[1] for line in EXAMPLES.splitlines()):
-    modules = (preflight, run, release, evaluate)
+    modules = (preflight, run, release)
     function = next(
         vars(one)[f"{name}_command"] for one in modules if f"{name}_command" in vars(one)
     )

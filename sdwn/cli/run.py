@@ -14,8 +14,13 @@ from rich.table import Table
 from typer import Option
 
 from sdwn.cli import console, options
-from sdwn.cli.evaluate import evaluate_here, evaluation_rows
-from sdwn.cli.release import merge_runs, release_rows, with_evaluation
+from sdwn.cli.release import (
+    evaluate_here,
+    evaluation_rows,
+    merge_runs,
+    release_rows,
+    with_evaluation,
+)
 from sdwn.errors import command, counted, duration
 from sdwn.paths import RunPaths
 

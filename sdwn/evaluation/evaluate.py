@@ -52,18 +52,6 @@ def evaluate(
     weights and selection; the figures are computed anew.
     """
     work, plan = open_prediction_plan(release, chosen)
-    return evaluate_planned(release, work, plan, advance, on_message, batch_size)
-
-
-def evaluate_planned(  # noqa: PLR0913, PLR0917
-    release: Release,
-    work: RunPaths,
-    plan: PredictionPlan,
-    advance: Advance,
-    on_message: OnMessage,
-    batch_size: int | None = None,
-) -> dict[str, Any]:
-    """Classify in this process what a plan lacks, and write the figures."""
     with submission_lock(work, on_message):
         if has_predictions(release, work, plan, on_message):
             advance(plan.images)

@@ -20,17 +20,10 @@ from sdwn.exchange.formats import EXPORT_FORMATS, ExportSource, Span
 from sdwn.io import PART_BYTES, Advance, canonical, read_list, refuse_links, write_text
 from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import table_text
+from sdwn.releases import writer
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
-from sdwn.releases.writer import (
-    RECORDED,
-    Attributes,
-    CardLayout,
-    Origin,
-    card,
-    cut_parts,
-    write_release,
-)
+from sdwn.releases.writer import Attributes, CardLayout, Origin, cut_parts
 from sdwn.storage.codecs import CODECS
 from sdwn.storage.shards import join
 from sdwn.wordnet.taxonomy import read_taxonomy
@@ -130,7 +123,7 @@ def _write_units(
     paths, present, columns = ReleasePaths(staged.root), release.present, release.metadata
     write_text(paths.synsets, table_text(tuple(present)))
     described = CardLayout(layout, form.data_files, source.encoding())
-    write_text(paths.card, card(release.described, present, columns.column_names, described))
+    write_text(paths.card, writer.card(release.described, present, columns.column_names, described))
 
 
 # --- A smaller release -------------------------------------------------------------------------
@@ -149,7 +142,7 @@ def _write_release(
     skipped = rows(paths.skipped) if described.skipped else []
     refuse_links(paths.taxonomy)
     origin = Origin(
-        **{name: getattr(described, name) for name in RECORDED},
+        **{name: getattr(described, name) for name in writer.RECORDED},
         synsets=tuple(release.synsets.values()),
         missing=tuple(release.synsets[wnid] for wnid, _ in missing),
         missing_shards=described.missing.shards if described.missing else "",
@@ -160,7 +153,7 @@ def _write_release(
         ({"rows": list(span)}, partial(_write_part, release=release, span=span, advance=advance))
         for span in spans
     )
-    write_release(staged, origin, parts, advance)
+    writer.write_release(staged, origin, parts, advance)
 
 
 def _write_part(

@@ -85,19 +85,6 @@ class WorkOrder:
     profile: ClusterProfile
 
 
-@dataclass(frozen=True, slots=True)
-class Callbacks:
-    """Functions that following calls, and the command that resumes it.
-
-    ``on_look`` gets the live jobs at every look, ``on_message`` what gets in the way;
-    ``resume_command`` names the command that resumes after an error, under the same profile.
-    """
-
-    on_look: OnLook
-    on_message: OnMessage
-    resume_command: str = "the same command"
-
-
 # --- Before anything is submitted ----------------------------------------------------------------
 def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
     """Refuse fp16 where no GPU will be, and a batch size that does not fit the config."""
@@ -314,20 +301,29 @@ def _pause(began: float) -> None:
     time.sleep(min(LONGEST_POLL_SECONDS, max(POLL_SECONDS, passed / 20)))
 
 
-def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
+def complete(
+    order: WorkOrder,
+    retries: int,
+    on_look: OnLook,
+    say: OnMessage,
+    resume: str = "the same command",
+) -> list[Job]:
     """Submit and follow until every shard is finished, feeding the queue, retrying what failed.
+
+    ``on_look`` gets the live jobs at every look, ``say`` what gets in the way; ``resume`` is the
+    command that resumes after an error, under the same profile.
 
     Raises:
         SdwnError: shards are still missing; the last line of a log says why.
     """
-    paths, work, say = order.paths, order.work, callbacks.on_message
+    paths, work = order.paths, order.work
     jobs, tries, began, waited = list[Job](), Counter[int](), time.monotonic(), False
     # How many jobs the queue seems to take of this user; None: as many as there are.
     room, throttled = order.profile.max_submit_jobs, dict[str, int]()
     cancellations = open_journal(paths).cancellations
     while True:
         live = live_jobs(paths)
-        callbacks.on_look(live)
+        on_look(live)
         if order.profile.executor == "slurm":
             throttled = _balance(live, throttled, order.profile.array_parallelism)
         # Listed after the look at the jobs: a shard may be finished in between.
@@ -346,7 +342,7 @@ def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
                     end_live(paths, submission, own)
             raise SdwnError(
                 f"cancelled by: {command('cancel', paths.root)}; finished images are kept, "
-                f"resume with: {callbacks.resume_command}"
+                f"resume with: {resume}"
             )
         made: list[Job] = []
         if todo and not is_unreachable(live):
@@ -358,7 +354,7 @@ def complete(order: WorkOrder, retries: int, callbacks: Callbacks) -> list[Job]:
             waited = True
         _pause(began)
     if left:
-        why, again = failure(paths, left[0]), callbacks.resume_command
+        why, again = failure(paths, left[0]), resume
         if "time limit" in why:
             again += f" --time {2 * minutes(order.profile.time)}"
         raise SdwnError(

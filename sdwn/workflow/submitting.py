@@ -1,4 +1,4 @@
-"""Submission of a run, followed to its end: plan, checks, shards, and the stages behind them.
+"""Submission of a run or an evaluation, followed to its end: checks, shards, the stages behind.
 
 ::
 
@@ -19,44 +19,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from sdwn.config import RunConfig
+from sdwn.config import EvaluationConfig, RunConfig, validated
 from sdwn.errors import QueueFullError, SdwnError, UsageError, command
+from sdwn.evaluation import evaluate
 from sdwn.io import OnMessage, ignore
-from sdwn.jobs.journal import (
-    Journal,
-    is_unreachable,
-    live_jobs,
-    note_later,
-    open_journal,
-    report_damage,
-    unheld_shards,
-)
-from sdwn.jobs.profile import ClusterProfile, LaterStage
+from sdwn.jobs import journal, submit
+from sdwn.jobs.journal import Journal, is_unreachable, live_jobs, open_journal, unfinished_shards
+from sdwn.jobs.logs import failure
+from sdwn.jobs.profile import ClusterProfile, LaterStage, load_profile, overridden, stage_profile
 from sdwn.jobs.scheduler import Job, JobState, Live, cannot_start
-from sdwn.jobs.submit import (
-    Callbacks,
-    OnLook,
-    WorkOrder,
-    changed_code,
-    complete,
-    follow,
-    replaced_plan,
-    require_visible,
-    submission_lock,
-    submit_once,
-)
+from sdwn.jobs.submit import OnLook, WorkOrder, submission_lock, submit_once
 from sdwn.models.families import require_usable
 from sdwn.models.lock import ensure_lock
 from sdwn.models.weights import source
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import WHOLE, Plan, Slice, make_plan, write_plan
+from sdwn.prediction.plan import open_prediction_plan
 from sdwn.preflight.doctor import check_run
 from sdwn.preflight.estimate import estimate, estimate_rows
 from sdwn.preflight.prefetch import lock_found_classifier
+from sdwn.releases.release import Release
 from sdwn.wordnet.catalog import read_catalog
 from sdwn.wordnet.corpus import shared_wordnet
 from sdwn.workflow import later_stages
-from sdwn.workflow.status import images_done, read_stages
+from sdwn.workflow.status import FAILURES_SHOWN, images_done, read_stages
+
+# Shards that a GPU classifies in turn, the classifier loaded once.
+SHARDS_PER_TASK = 8
 
 
 class ProgressBar(Protocol):
@@ -141,8 +130,8 @@ def submit_run(  # noqa: PLR0912
         Counts and ids of what was submitted, as ``--json`` prints them.
     """
     say = display.say
-    journal = open_journal(paths)
-    todo = shards_to_submit(paths, plan, journal, say)
+    record = open_journal(paths)
+    todo = shards_to_submit(paths, plan, record, say)
     if options.resume and (again := later_stages.unfinished_stages(paths, bool(todo))):
         if profile.executor == "local" and not options.wait:
             retry = command("retry", paths.root, "--wait")
@@ -152,12 +141,12 @@ def submit_run(  # noqa: PLR0912
             options = replace(options, then=again)
     if options.then:
         later_stages.require_chain(paths, plan, options.then, profile, options.wait)
-        note_later(paths, options.then)
+        journal.note_later(paths, options.then)
     if todo:
         ensure_lock(paths, plan)
     takes, evaluated = estimate(paths, plan, todo, profile), "evaluate" in options.then
     if not options.force:
-        require_visible(paths, journal.submissions, todo)
+        submit.require_visible(paths, record.submissions, todo)
         checked = todo or evaluated
         found = check_run(paths, plan, profile, options.then, takes) if checked else []
         # Where nothing is left to make, only what would stop the evaluation counts. A controller
@@ -200,14 +189,14 @@ def submit_run(  # noqa: PLR0912
     return counts
 
 
-def shards_to_submit(paths: RunPaths, plan: Plan, journal: Journal, say: OnMessage) -> list[int]:
+def shards_to_submit(paths: RunPaths, plan: Plan, record: Journal, say: OnMessage) -> list[int]:
     """List the shards to submit; report other code than at the last submission, and lost lines."""
-    if replaced := replaced_plan(paths, journal.submissions, plan):
+    if replaced := submit.replaced_plan(paths, record.submissions, plan):
         raise UsageError(replaced)
-    if changed := changed_code(journal.submissions):
+    if changed := submit.changed_code(record.submissions):
         say(changed)
-    report_damage(paths, journal, say)
-    return unheld_shards(paths, plan, live_jobs(paths, journal.submissions))
+    journal.report_damage(paths, record, say)
+    return journal.unheld_shards(paths, plan, live_jobs(paths, record.submissions))
 
 
 def _submit_stages(
@@ -230,7 +219,7 @@ def _submit_stages(
                     if not (left := {one.job for one in states if one.live and one.job}):
                         later_stages.require_done(paths, part)
                         break
-                    follow(paths, watch_jobs(bar, display.say), left)
+                    submit.follow(paths, watch_jobs(bar, display.say), left)
     except QueueFullError as error:
         again = options.resume_command(paths)
         display.say(f"{error}; queue the later stages when there is room, with: {again}")
@@ -278,7 +267,7 @@ def follow_to_end(order: WorkOrder, options: SubmitOptions, display: Display) ->
     try:
         with display.progress(what, work.assigned_images, start=start) as bar:
             watch_queue = watch_jobs(bar, display.say)
-            return complete(order, options.retries, Callbacks(watch, display.say, resume))
+            return submit.complete(order, options.retries, watch, display.say, resume)
     except KeyboardInterrupt:
         if advice := leaving_advice(paths):
             display.say(f"{advice}; follow them again with: {resume}")
@@ -293,3 +282,141 @@ def leaving_advice(paths: RunPaths) -> str | None:
     see = f"see: {command('status', paths.root)}; " if paths.plan.exists() else ""
     end = command("cancel", paths.root)
     return f"the tasks continue without this command; {see}end them with: {end}"
+
+
+# --- An evaluation by tasks ----------------------------------------------------------------------
+def evaluation_settings(
+    release: Path, model: str | None, checkpoint: Path | None, given: dict[str, Any], say: OnMessage
+) -> EvaluationConfig:
+    """Return the settings to evaluate a release: its run's config, replaced by the arguments.
+
+    ``given`` has ``images``, ``groups`` and ``embedding``; None: as the config says.
+    """
+    opened = Release(release)
+    recorded = opened.manifest.evaluation or {}
+    # A later sdwn may have recorded more.
+    known = {name: recorded[name] for name in EvaluationConfig.model_fields if name in recorded}
+    for name in ("groups", "embedding"):
+        file = known.get(name)
+        path = Path(file) if isinstance(file, str) else Path()
+        if path.is_absolute() and not path.is_file() and not given[name]:
+            say(f"the run's {name}, {file}, is not here: the default is used")
+            del known[name]
+    config = validated(EvaluationConfig, known, source=str(opened.paths.manifest))
+    update = {name: value for name, value in given.items() if value is not None}
+    chosen = with_classifier(config, model, checkpoint).model_copy(update=update)
+    if chosen.checkpoint and not chosen.checkpoint.is_file() and checkpoint is None:
+        raise UsageError(
+            f"{chosen.checkpoint}: the run's config takes the classifier's weights from this file, "
+            "and it is not here; give another with --checkpoint, or a model with --model"
+        )
+    origin = "from the run's config" if recorded else "the default"
+    weights = f" with {chosen.checkpoint}" if chosen.checkpoint else ""
+    by = "from the command line" if model or checkpoint else f"{origin}; another with --model"
+    say(f"classifier: {chosen.model}{weights} ({by})")
+    return chosen
+
+
+def with_classifier(
+    config: EvaluationConfig, model: str | None, checkpoint: Path | None
+) -> EvaluationConfig:
+    """Return settings with this classifier, if one is given; the config's own weights then go."""
+    if not (model or checkpoint):
+        return config
+    return config.model_copy(update={"model": model or config.model, "checkpoint": checkpoint})
+
+
+def evaluation_profiles(name: str, site: dict[str, str]) -> tuple[ClusterProfile, ClusterProfile]:
+    """Read a profile for an evaluation: for tasks that classify, and for the figures' job.
+
+    What its ``stages`` say of ``evaluate`` is for the tasks, of ``report`` for the figures' job.
+    A flag of ``site`` is for the tasks, whatever the profile says of them.
+    """
+    profile = load_profile(name, site)
+    staged = stage_profile(profile, "evaluate").model_dump(mode="json", exclude_defaults=True)
+    fields = {"shards_per_task": SHARDS_PER_TASK, **staged}
+    tasks = overridden(fields, site, source=f"profile {name} to evaluate")
+    return tasks, stage_profile(profile, "report")
+
+
+def evaluate_by_tasks(
+    release: Path,
+    config: EvaluationConfig,
+    profiles: tuple[ClusterProfile, ClusterProfile],
+    options: SubmitOptions,
+    display: Display,
+) -> dict[str, Any]:
+    """Classify a release by array tasks; write the figures, or queue a job that writes them.
+
+    Returns:
+        The evaluation's main figures, or how its tasks stand.
+    """
+    say, opened, (profile, figures) = display.say, Release(release), profiles
+    work, plan = open_prediction_plan(opened, config)
+    if "%" in str(work.root.absolute()):
+        raise UsageError(
+            f"{work.root}: SLURM and submitit read % in a path as a placeholder; move the release "
+            "to a folder whose path has none"
+        )
+    order = WorkOrder(work, plan, evaluate.EVALUATION_STAGES, profile)
+    if not evaluate.has_predictions(opened, work, plan, say):
+        with evaluate.removed_if_empty(work):
+            evaluate.require_evaluable(config, opened.taxonomy)
+            from sdwn.prediction.pretrained import find_classifier  # torch and timm
+
+            if find_classifier(config.model, plan.evaluation.checkpoint) is None:
+                say(
+                    f"the weights of {config.model} are not here: each task would download them; "
+                    f"before that: sdwn prefetch CONFIG --set evaluation.model={config.model}"
+                )
+        if options.wait:
+            follow_to_end(order, options, display)
+        elif unfinished_shards(work, plan) or live_jobs(work):
+            return _submit_tasks(order, plan.name, figures, say)
+    with display.progress("writing the figures"):
+        return evaluate.write_evaluation(opened, work, plan, say)
+
+
+def _submit_tasks(
+    order: WorkOrder, name: str, figures: ClusterProfile, say: OnMessage
+) -> dict[str, Any]:
+    """Submit what is neither finished nor live, and the figures' job; return how all stands."""
+    work, plan, submissions = order.paths, order.work, journal.read_journal(order.paths)
+    if changed := submit.changed_code(submissions):
+        say(changed)
+    lost = journal.failed_shards(work, plan, submissions, live_jobs(work, submissions))[
+        :FAILURES_SHOWN
+    ]
+    failures = [f"shard {index}: {failure(work, index, submissions)}" for index in lost]
+    jobs, remaining = submit_once(order, say)
+    live = live_jobs(work)
+    found: dict[str, Any] = {
+        "evaluation": name,
+        "submitted": len(jobs),
+        "shards": len(plan.assigned_shards),
+        "done": len(plan.done(work)),
+        "live": len({index for job in live for index in job.indices}),
+        "remaining": remaining,
+        "failures": failures,
+        "job_ids": [job.id for job in jobs],
+        "work": str(work.root),
+    }
+    if order.profile.executor == "slurm" and not remaining:
+        found["then"] = {}
+        with submission_lock(work, say):
+            # Of the jobs here, only the one that writes the figures has no shards.
+            waiting = [job for job in live_jobs(work) if not job.indices]
+            try:
+                if jobs or not waiting:
+                    waiting = [
+                        later_stages.submit_behind(work, plan, evaluate.CONCLUDE, figures, say)
+                    ]
+                found["then"] = {"conclude": waiting[0].id}
+            except QueueFullError as error:
+                say(str(error))
+    if job := found.get("then", {}).get("conclude"):
+        see = command("status", work.root)
+        say(f"job {job} writes the figures when all have ended; see: {see}")
+    elif not remaining:
+        say("when all have ended, run the same command again: it writes the figures")
+    return found
