@@ -202,11 +202,7 @@ class Library:
         return [{n: c and c[one.row].as_py() for n, c in names.items()} for one in images]
 
     def select(self, view: View) -> ResultPage:
-        """Return a page of what a view matches.
-
-        Raises:
-            UsageError: it asks for a group, synset or class that does not exist.
-        """
+        """Return a page of what a view matches."""
         seen, positions, corrected = self._match(view)
         mask, collection = seen & self._kinds[view.show], self.collection
         counts, pages = collection.count(mask), max(1, math.ceil(len(positions) / PAGE))

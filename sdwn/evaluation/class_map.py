@@ -202,9 +202,6 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
 
     A first line of two numbers, as word2vec writes it, is skipped; a word that stands twice counts
     once, and a vector of zeros is none.
-
-    Raises:
-        UsageError: it cannot be read, or is no such file.
     """
     found: dict[str, Vector] = {}
     keys = {word.encode() for word in wanted}

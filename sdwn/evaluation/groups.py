@@ -33,11 +33,7 @@ class Group:
 
 
 def read_groups(name: str | None, taxonomy: Taxonomy) -> tuple[Group, ...]:
-    """Read a YAML mapping of names to synsets, from a file or of those shipped.
-
-    Raises:
-        UsageError: there is no such file, it is no such mapping, or WordNet has no such synset.
-    """
+    """Read a YAML mapping of names to synsets, from a file or of those shipped."""
     path = shipped_file("groups", name or "default")
     content = read_yaml(path, "group names to synsets")
     if not content:

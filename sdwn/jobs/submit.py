@@ -312,9 +312,6 @@ def complete(
 
     ``on_look`` gets the live jobs at every look, ``say`` what gets in the way; ``resume`` is the
     command that resumes after an error, under the same profile.
-
-    Raises:
-        SdwnError: shards are still missing; the last line of a log says why.
     """
     paths, work = order.paths, order.work
     jobs, tries, began, waited = list[Job](), Counter[int](), time.monotonic(), False

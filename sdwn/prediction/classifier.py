@@ -150,9 +150,6 @@ class Classifier:
             one. Of equal classes the lower index is the better, so ``label_rank`` is below 5
             exactly when the label is in ``top5``. A class that the classifier does not know has
             probability 0 and a rank after all others.
-
-        Raises:
-            SdwnError: the model gave numbers that are not finite.
         """
         values, ready = logits
         if ready is not None:
@@ -202,12 +199,7 @@ class Predictor:
 
 
 def predict_images(predictor: Predictor, release: Release) -> Iterator[pa.Table]:
-    """Classify all images of a release, or of a subset of one; a table a batch, in their order.
-
-    Raises:
-        IntegrityError: an image is damaged; the message names it.
-        SdwnError: memory has no room for a single image, or the model gives NaN.
-    """
+    """Classify all images of a release, or of a subset of one; a table a batch, in their order."""
     log.info("%s", predictor.batch)
     classifier, ahead = predictor.classifier, 2 * predictor.batch.images
     images = prepared_images(release, classifier.prepare, predictor.workers, ahead)
@@ -304,11 +296,7 @@ def classifier_workload(classifier: Classifier) -> Workload:
 
 
 def tune_classifier(classifier: Classifier, most: int = MOST_IMAGES) -> GpuProfile:
-    """Find this device's batch size for a classifier, and keep it for later tasks if possible.
-
-    Raises:
-        SdwnError: there is no room for a single image.
-    """
+    """Find this device's batch size for a classifier, and keep it for later tasks if possible."""
     device, work = Device(), classifier_workload(classifier)
 
     def seconds(size: int) -> float:

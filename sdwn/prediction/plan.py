@@ -132,12 +132,7 @@ def is_prediction_work(folder: Path) -> bool:
 def open_prediction_plan(
     release: Release, chosen: EvaluationConfig
 ) -> tuple[RunPaths, PredictionPlan]:
-    """Plan the predictions for a release and write the plan into its folder, or find it there.
-
-    Raises:
-        SdwnError: the release has no such images, or live tasks work there on another plan.
-        UsageError: there is no such checkpoint, or no such file of word vectors.
-    """
+    """Plan the predictions for a release and write the plan into its folder, or find it there."""
     refuse_links(release.paths.evaluations)
     # A task finds the files that are named wherever it starts.
     files: dict[str, object] = {}

@@ -120,10 +120,6 @@ def load_classifier(
         checkpoint: safetensors or torch file; None for the weights that the model comes with. The
             names of a torchvision ViT and of the package behind ``efficientnet-lite0`` are changed.
         dtype: of weights and images; by default float16 on a GPU, float32 on a CPU.
-
-    Raises:
-        UsageError: timm knows no such model, or its weights are for other classes.
-        SdwnError: the weights cannot be had, or do not fit.
     """
     return Classifier(model, *_load_network(model, checkpoint), dtype)
 
@@ -324,9 +320,6 @@ def read_checkpoint(path: Path) -> StateDict:
     """Read tensors by name from a safetensors or torch file; code in it is refused, not run.
 
     The names of what wraps the weights or the network go.
-
-    Raises:
-        SdwnError: the file is missing, unreadable, or holds something else.
     """
     content: Any
     try:

@@ -117,11 +117,7 @@ def plan_digest_of(path: Path) -> str | None:
 
 
 def read_predictions(path: Path, most: int) -> Predictions:
-    """Read predictions of at most so many images, their columns and the range of values checked.
-
-    Raises:
-        IntegrityError: the file is missing, damaged, or has values that no classifier gives.
-    """
+    """Read predictions of at most so many images, their columns and the range of values checked."""
     table = read_parquet(path, most).combine_chunks()
     source = _source(path, table.schema)
     if len(table) != (expected := source.stop - source.start):

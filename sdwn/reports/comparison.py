@@ -86,9 +86,6 @@ def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[
             where wanted: ``guided=RELEASE``, ``vit=RELEASE/evaluations/NAME``.
         evaluation: which of a release's evaluations; by default the latest of the first
             release that all of them have.
-
-    Raises:
-        SdwnError: there is no such release or evaluation.
     """
     named = list[tuple[str, Release, str | None]]()
     for argument in arguments:
@@ -123,11 +120,7 @@ def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[
 
 # --- The record --------------------------------------------------------------------------------
 def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
-    """Compare each evaluation with the first, over the classes that all of them have.
-
-    Raises:
-        UsageError: fewer than two, other images with another classifier, or no class in common.
-    """
+    """Compare each evaluation with the first, over the classes that all of them have."""
     if len(sides) < 2:
         raise UsageError("nothing to compare: give two releases or evaluations, or more")
     first, *others = sides

@@ -60,11 +60,7 @@ Drawn = dict[str, Markup]
 
 
 def write_report_figures(evaluation: Mapping[str, Any], paths: EvaluationPaths) -> Drawn:
-    """Write the figures that an evaluation has; the same evaluation gives the same bytes.
-
-    Returns:
-        Each figure's SVG by name, in the colours of a page.
-    """
+    """Write the figures that an evaluation has; the same evaluation gives the same bytes."""
     drawn, figures = {}, evaluation["figures"]
     with mpl.rc_context(STYLE):
         if evaluation["classes"]:
@@ -80,11 +76,7 @@ def write_report_figures(evaluation: Mapping[str, Any], paths: EvaluationPaths) 
 
 
 def write_comparison_figures(comparison: Mapping[str, Any], paths: ComparisonPaths) -> Drawn:
-    """Write the figures of a comparison; the same comparison gives the same bytes.
-
-    Returns:
-        Each figure's SVG by name, in the colours of a page.
-    """
+    """Write the figures of a comparison; the same comparison gives the same bytes."""
     histograms = {side["name"]: side["figures"]["histogram"] for side in comparison["sides"]}
     with mpl.rc_context(STYLE):
         drawn = {"histogram": histogram_figure(histograms)}

@@ -44,12 +44,7 @@ Rows = list[dict[str, Any]]
 
 
 def write_report(release: Release, name: str | None = None) -> Path:
-    """Write an evaluation's page and figures, by default the latest's; return the page's path.
-
-    Raises:
-        SdwnError: there is no such evaluation, it is of other images, or its predictions are not
-            those that its figures were made of.
-    """
+    """Write an evaluation's page and figures, by default the latest's; return the page's path."""
     paths, evaluation, predictions = open_evaluation(release, name)
     # Somebody may have removed it: the page does without.
     table, synsets = paths.table("synsets"), list[dict[str, str]]()
@@ -96,15 +91,7 @@ def report_page(
     drawn: Drawn,
     synsets: Sequence[Mapping[str, str]] = (),
 ) -> str:
-    """Render the page as HTML that needs nothing but itself.
-
-    Args:
-        release: the classified images.
-        evaluation: the record of the evaluation.
-        predictions: the table that it was made of.
-        drawn: the figures, as `write_report_figures` returns them.
-        synsets: the rows of synsets.csv.
-    """
+    """Render the page as HTML that needs nothing but itself."""
     classes = []
     for row in sorted(evaluation["classes"], key=recognition_rank):
         synset = release.synsets[row["wnid"]]

@@ -51,9 +51,6 @@ def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
 
     ``width`` and ``height`` are of the upright image. Releases that were imported before
     orientation was applied recorded those of the stored one, which are accepted too.
-
-    Raises:
-        IntegrityError: the bytes are no such image.
     """
     try:
         if codec in CODECS and not CODECS[codec].pillow_formats:

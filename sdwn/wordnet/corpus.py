@@ -68,19 +68,11 @@ class WordNet:
         self._read: dict[str, Synset] = {}
 
     def synset(self, identifier: str) -> Synset:
-        """Find a noun synset by name (``dog.n.01``) or wnid (``n02084071``).
-
-        Raises:
-            UsageError: there is no such noun synset; the ones of the same lemma are named.
-        """
+        """Find a noun synset by name (``dog.n.01``) or wnid (``n02084071``)."""
         return self._read.get(identifier) or self._record(self._find(identifier))
 
     def named(self, text: str) -> Synset:
-        """Find a noun synset as `synset` does, or by a lemma that no other noun synset has.
-
-        Raises:
-            UsageError: there is none, or several have the lemma; their definitions are listed.
-        """
+        """Find a noun synset as `synset` does, or by a lemma that no other noun synset has."""
         if re.search(r"\.[a-z]\.[^.]*\Z|^n[0-9]{8}$", text):
             return self.synset(text)
         found = [self._record(one) for one in self._reader.synsets(text.replace(" ", "_"), "n")]

@@ -31,11 +31,7 @@ def class_wnids() -> tuple[str, ...]:
 
 @cache
 def classifier_wnids(classes: int) -> tuple[str, ...]:
-    """List the wnids of a classifier's classes in order; their number identifies the list.
-
-    Raises:
-        SdwnError: timm or its table is missing or of another length, or it has no such list.
-    """
+    """List the wnids of a classifier's classes in order; their number identifies the list."""
     if classes not in (CLASSES, *LARGER):
         known = ", ".join(map(str, (CLASSES, *LARGER)))
         raise SdwnError(f"no list of {classes} ImageNet classes; known are those of {known}")

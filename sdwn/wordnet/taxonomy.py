@@ -60,11 +60,7 @@ def write_taxonomy(path: Path, table: pa.Table) -> None:
 
 
 def read_taxonomy(path: Path) -> pa.Table:
-    """Read ``taxonomy.parquet``, which may be a stranger's: every value is checked.
-
-    Raises:
-        IntegrityError: it is damaged, or not a tree of wnids such as WordNet's.
-    """
+    """Read ``taxonomy.parquet``, which may be a stranger's: every value is checked."""
     try:
         table = read_parquet(path, MOST_ROWS, ROW_BYTES)
     except IntegrityError as error:
@@ -212,9 +208,6 @@ def nearest_subtrees(
 
     Of several nearest hypernyms the one with the fewest classes is taken, then the first by
     wnid. A class without a wnid, or with one that WordNet does not have, is in no subtree.
-
-    Raises:
-        UsageError: a synset that WordNet does not have, or no class that it has.
     """
     below: dict[str, list[int]] = {}
     for index, wnid in enumerate(classes):
