@@ -17,7 +17,7 @@ from sdwn.browser.collection import NONE, Collection, Entry, ImagePredictions, I
 from sdwn.browser.search import Node, SearchIndex, SynsetTree
 from sdwn.browser.views import KINDS, ORDERS, View
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
-from sdwn.evaluation.record import evaluation_mismatch, evaluations, read_evaluation
+from sdwn.evaluation.record import evaluations, read_own_evaluation
 from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import require_corpus
 from sdwn.wordnet.imagenet import class_index
@@ -76,9 +76,7 @@ class Library:
         for name in sorted(made, key=lambda name: (-made[name], name)):
             paths = self.release.paths.evaluation(name)
             try:
-                record = read_evaluation(paths)
-                if problem := evaluation_mismatch(self.release, paths, record):
-                    raise IntegrityError(problem)
+                record = read_own_evaluation(self.release, paths)
                 if self.predictions is None and evaluation in (None, name):
                     self.predictions = ImagePredictions(self.collection, name, record)
                 self.evaluations.append(name)

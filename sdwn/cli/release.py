@@ -191,8 +191,7 @@ def export_command(
         int | None, Option(min=1, max=100, help="Of jpeg, default 95; makes webp lossy.")
     ] = None,
     part_size: Annotated[
-        float | None,
-        Option(metavar="GB", min=0, help="Minimum size of a file, in GB."),
+        float | None, Option(metavar="GB", min=0, help="Minimum size of a file, in GB.")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:

@@ -223,10 +223,9 @@ def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
     return found
 
 
-def evaluation_mismatch(
-    release: Release, paths: EvaluationPaths, record: Mapping[str, Any]
-) -> str | None:
-    """Return why an evaluation is not of this release, or its predictions not of its figures."""
+def read_own_evaluation(release: Release, paths: EvaluationPaths) -> dict[str, Any]:
+    """Read the record of an evaluation; refuse one of another release, or of other predictions."""
+    record = read_evaluation(paths)
     if record["release"] != release.digest:
         problem = f"{paths.evaluation}: of another release"
     elif not paths.predictions.is_file():
@@ -234,14 +233,14 @@ def evaluation_mismatch(
     elif file_sha256(paths.predictions) != record["predictions_sha256"]:
         problem = f"{paths.predictions}: changed (its SHA-256 is not the recorded one)"
     else:
-        return None
+        return record
     classifier = record["classifier"]
     words = ["--model", classifier["model"]]
     # Where a user's own checkpoint lies now only the user knows.
     words += ["--checkpoint", "FILE"] * (classifier["weights"] == "checkpoint")
     words += ["--all"] * (record["selection"] == "all")
     again = command("evaluate", release.paths.root, *words)
-    return f"{problem}; evaluate again with: {again}"
+    raise IntegrityError(f"{problem}; evaluate again with: {again}")
 
 
 def main_figures(paths: EvaluationPaths, record: dict[str, Any]) -> dict[str, Any]:

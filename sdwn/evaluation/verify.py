@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdwn.errors import DiskError, IntegrityError
-from sdwn.evaluation.record import evaluation_mismatch, evaluations, read_evaluation
+from sdwn.evaluation.record import evaluations, read_own_evaluation
 from sdwn.io import (
     BLOCK,
     JSON_BYTES,
@@ -82,16 +82,13 @@ def verify(root: Path, quick: bool = False, advance: Advance = lambda _: None) -
         for name in evaluations(paths):
             files = paths.evaluation(name)
             try:
-                made = read_evaluation(files)
-                problem = evaluation_mismatch(release, files, made)
-                if problem is None:
-                    found = read_predictions(files.predictions, manifest.most_rows).table
-                    chosen = release.subset(imagenet=made["selection"] == "imagenet")
-                    problem = disagreement(found, chosen.metadata)
-                    problem = problem and f"{files.predictions}: {problem}"
+                made = read_own_evaluation(release, files)
+                found = read_predictions(files.predictions, manifest.most_rows).table
+                chosen = release.subset(imagenet=made["selection"] == "imagenet")
+                if problem := disagreement(found, chosen.metadata):
+                    problems.append(f"{files.predictions}: {problem}")
             except IntegrityError as error:
-                problem = str(error)
-            problems += [problem] if problem else []
+                problems.append(str(error))
     # A link is named by all that read there.
     return list(dict.fromkeys(problem.replace(f"{paths.root}/", "") for problem in problems))
 

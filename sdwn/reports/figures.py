@@ -15,14 +15,7 @@ from matplotlib.lines import Line2D
 
 from sdwn.io import atomic
 from sdwn.paths import ComparisonPaths, EvaluationPaths
-from sdwn.reports.circles import (
-    COLOURS,
-    GREY,
-    LABEL_HEIGHT,
-    GroupStyle,
-    map_circles,
-    map_labels,
-)
+from sdwn.reports.circles import COLOURS, GREY, LABEL_HEIGHT, GroupStyle, map_circles, map_labels
 
 ACCENT, PAPER = "#0072b2", "#d55e00"
 # In inches: a column of most journals.

@@ -40,10 +40,7 @@ def render(template: str, values: Mapping[str, Any], scripts: tuple[str, ...]) -
     """
     loader = template_loader("report")
     environment = Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["plain"] = plain
     style, *texts = (loader.get_source(environment, name)[0] for name in ("page.css", *scripts))

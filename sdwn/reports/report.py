@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.metrics import metrics_shown
-from sdwn.evaluation.record import evaluation_mismatch, evaluations, read_evaluation
+from sdwn.evaluation.record import evaluations, read_own_evaluation
 from sdwn.io import file_sha256, write_text
 from sdwn.paths import EvaluationPaths
 from sdwn.prediction.table import read_predictions
@@ -77,9 +77,7 @@ def open_evaluation(
     if name not in found:
         raise UsageError(f"{release}: no evaluation {name!r}; there is {', '.join(found)}")
     paths = release.paths.evaluation(name)
-    evaluation = read_evaluation(paths)
-    if foreign := evaluation_mismatch(release, paths, evaluation):
-        raise IntegrityError(foreign)
+    evaluation = read_own_evaluation(release, paths)
     predictions = read_predictions(paths.predictions, release.manifest.most_rows)
     return paths, evaluation, predictions.table
 
@@ -179,10 +177,7 @@ def _best_typical_worst(rows: Rows) -> dict[str, Rows]:
 
 
 def _other_synsets(
-    release: Release,
-    predictions: pa.Table,
-    synsets: Sequence[Mapping[str, str]],
-    classes: set[str],
+    release: Release, predictions: pa.Table, synsets: Sequence[Mapping[str, str]], classes: set[str]
 ) -> dict[str, Rows]:
     """Return synsets that are no class: recognised best, typical and worst, with an image each."""
     numbers = ("subtree_probability", "chance")

@@ -92,11 +92,7 @@ def parse_stages(text: str | None) -> tuple[LaterStage, ...]:
 
 
 def require_chain(
-    paths: RunPaths,
-    plan: Plan,
-    stages: Sequence[LaterStage],
-    profile: ClusterProfile,
-    wait: bool,
+    paths: RunPaths, plan: Plan, stages: Sequence[LaterStage], profile: ClusterProfile, wait: bool
 ) -> None:
     """Refuse a chain of stages that lacks its input, or a command to link it."""
     release = ReleasePaths(paths.release)

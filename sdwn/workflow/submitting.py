@@ -118,11 +118,7 @@ def plan_run(
 
 
 def submit_run(  # noqa: PLR0912
-    paths: RunPaths,
-    plan: Plan,
-    profile: ClusterProfile,
-    options: SubmitOptions,
-    display: Display,
+    paths: RunPaths, plan: Plan, profile: ClusterProfile, options: SubmitOptions, display: Display
 ) -> dict[str, Any]:
     """Submit what is unfinished, and the stages behind it; follow all to the end if wanted.
 
