@@ -24,8 +24,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pyarrow as pa
-from sdwn.browser.collection import Collection
-from sdwn.browser.search import SearchIndex
+from sdwn.browser.collection import Collection, SearchIndex
 from sdwn.browser.views import url
 from sdwn.config import EvaluationConfig, RunConfig, StorageConfig
 from sdwn.paths import ReleasePaths, RunPaths

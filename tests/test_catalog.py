@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdwn.config import CatalogConfig
 from sdwn.errors import SdwnError, UsageError
-from sdwn.evaluation.groups import read_groups
+from sdwn.evaluation.metrics import read_groups
 from sdwn.wordnet import corpus
 from sdwn.wordnet.catalog import Catalog, read_catalog
 from sdwn.wordnet.corpus import WordNet, open_wordnet

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from sdwn import paths as shipped
 from sdwn.errors import UsageError
-from sdwn.evaluation.groups import Group, group_figures, read_groups, smallest_groups
-from sdwn.evaluation.metrics import COUNTED
+from sdwn.evaluation.metrics import COUNTED, Group, group_figures, read_groups, smallest_groups
 from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import WordNet
 from sdwn.wordnet.imagenet import class_wnids

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sdwn.browser.collection import Collection
-from sdwn.browser.search import SearchIndex
+from sdwn.browser.collection import Collection, SearchIndex
 from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.paths import ReleasePaths
 from sdwn.wordnet.corpus import WordNet

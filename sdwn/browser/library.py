@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdwn.browser.collection import NONE, Collection, Entry, ImagePredictions, ImageView, Mask, Rows
-from sdwn.browser.search import Node, SearchIndex, SynsetTree
+from sdwn.browser.collection import Collection, Entry, ImagePredictions, ImageView, Mask, Rows
 from sdwn.browser.views import KINDS, ORDERS, View
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.record import evaluations, read_own_evaluation
@@ -269,9 +268,9 @@ class Library:
     def _kinds(self) -> dict[str, Mask]:
         """The images of each of `KINDS`, by row; a page takes all of them several times."""
         black, predictions = self.collection.black, self.predictions
-        rank = np.full(len(black), NONE) if predictions is None else predictions.rank
+        rank = np.full(len(black), -1) if predictions is None else predictions.rank
         every = np.ones(len(black), dtype=bool)
-        masks = (every, rank == 0, rank > 0, black, ~black, rank == NONE)
+        masks = (every, rank == 0, rank > 0, black, ~black, rank < 0)
         return dict(zip(KINDS, masks, strict=True))
 
 

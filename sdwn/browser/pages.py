@@ -16,9 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
-from sdwn.browser.collection import Entry, ImageView
+from sdwn.browser.collection import Entry, ImageView, Node
 from sdwn.browser.library import Library, SideBySide
-from sdwn.browser.search import Node
 from sdwn.browser.views import KINDS, LARGE, SMALL, View, assets, render_page, short_name, url
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation.metrics import metrics_shown

@@ -12,7 +12,7 @@ from typing import Any
 
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
-from sdwn.evaluation.groups import read_groups
+from sdwn.evaluation.metrics import read_groups
 from sdwn.evaluation.record import build_record, main_figures
 from sdwn.io import Advance, OnMessage, ignore
 from sdwn.jobs.journal import unfinished_shards

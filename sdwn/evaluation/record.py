@@ -13,15 +13,9 @@ import pyarrow.compute as pc
 from sdwn import __version__
 from sdwn.config import PAPER_CATALOG, EvaluationConfig
 from sdwn.errors import IntegrityError, command
+from sdwn.evaluation import metrics
 from sdwn.evaluation.class_map import build_class_map
-from sdwn.evaluation.groups import (
-    group_figures,
-    read_groups,
-    score_synsets,
-    smallest_groups,
-    summarise_scores,
-)
-from sdwn.evaluation.metrics import METRICS, ClassResult, confusion_pairs, measure
+from sdwn.evaluation.metrics import METRICS, ClassResult
 from sdwn.io import Format, csv_text, file_sha256, now, refuse_links, write_text
 from sdwn.paths import EvaluationPaths, ReleasePaths
 from sdwn.releases.release import Release
@@ -84,22 +78,22 @@ def build_record(
     All of it is computed and written anew: that takes seconds, and the groups may have changed.
     """
     taxonomy = release.taxonomy
-    groups = read_groups(chosen.groups, taxonomy)
+    groups = metrics.read_groups(chosen.groups, taxonomy)
     labelled = predictions.filter(pc.is_valid(predictions["imagenet_class"]))
-    measured = measure(labelled)
+    measured = metrics.measure(labelled)
     figures, wnids = measured.figures, [row["wnid"] for row in measured.per_class]
-    scores = score_synsets(
+    scores = metrics.score_synsets(
         predictions, taxonomy, classifier_wnids(classifier_record.get("classes", CLASSES))
     )
     score_of = {score["wnid"]: score for score in scores}
-    group_of = smallest_groups(groups, wnids, taxonomy)
+    group_of = metrics.smallest_groups(groups, wnids, taxonomy)
     confusions = [
         {
             **pair,
             "synset": taxonomy.synset(pair["wnid"]).name,
             "predicted_synset": taxonomy.synset(pair["predicted_wnid"]).name,
         }
-        for pair in confusion_pairs(labelled)
+        for pair in metrics.confusion_pairs(labelled)
     ]
     record = {
         **FORMAT.head(),
@@ -113,7 +107,9 @@ def build_record(
         "predictions_sha256": file_sha256(paths.predictions),
         "classifier": classifier_record,
         "figures": figures,
-        "groups": group_figures(groups, measured.per_class, figures["images_per_class"], taxonomy),
+        "groups": metrics.group_figures(
+            groups, measured.per_class, figures["images_per_class"], taxonomy
+        ),
         "classes": [
             {
                 **row,
@@ -127,7 +123,7 @@ def build_record(
             for row in measured.per_class
         ],
         "confusions": confusions[:MOST_CONFUSIONS],
-        "wordnet": summarise_scores(scores),
+        "wordnet": metrics.summarise_scores(scores),
         "map": build_class_map(release, wnids, chosen.embedding) if wnids else None,
     }
     if not wnids:
