@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdwn.browser.collection import Collection, Entry, ImagePredictions, ImageView, Mask, Rows
+from sdwn.browser.collection import (
+    Collection,
+    Entry,
+    ImagePredictions,
+    ImageView,
+    Mask,
+    Node,
+    Rows,
+    SearchIndex,
+    SynsetTree,
+)
 from sdwn.browser.views import KINDS, ORDERS, View
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.record import evaluations, read_own_evaluation
