@@ -23,15 +23,17 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoPipelineForText2Image, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from PIL import Image
 from sdwn.config import RunConfig
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
 from sdwn.generation.batching import Sample
+from sdwn.generation.encoder import PromptEncoder
 from sdwn.generation.sampler import Sampler
 from sdwn.models import tiny
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.families import FAMILIES as FAMILY_TABLE
-from sdwn.models.families import PromptLengths, denoiser, prompt_lengths
+from sdwn.models.families import PromptLengths, prompt_lengths, read_pipeline_info, text_readers
 from sdwn.models.weights import fingerprint, staged
 from sdwn.planning.plan import ImageSpec
 
@@ -442,14 +444,26 @@ class TestSpeed:
         assert texts == [1]
 
 
-FAMILIES = {
-    families.stable_diffusion_2: {},
-    families.stable_diffusion_xl: {},
+# Settings beside the model's own scheduler, by the small model that they are for.
+FAMILIES: dict[Any, dict[str, Any]] = {
+    families.stable_diffusion_2: {"options": {"guidance_rescale": 0.7}},
+    families.stable_diffusion_xl: {"options": {"clip_skip": 1, "original_size": [64, 48]}},
     families.sdxl_turbo: {"guidance_scale": 0.0, "num_inference_steps": 1},
     families.sd_turbo: {"guidance_scale": 0.0, "num_inference_steps": 1},
     families.pixart: {},
+    families.stable_diffusion_3: {"options": {"sigmas": [1.0, 0.4]}},
+    families.flux_dev: {"guidance_scale": 3.5},
+    families.flux_schnell: {"guidance_scale": 0.0, "options": {"max_sequence_length": 256}},
+    families.chroma: {},
+    families.flux_2: {"guidance_scale": 4.0},
+    families.flux_2_klein: {"guidance_scale": 1.0},
+    families.flux_2_klein_base: {},
+    families.qwen_image: {"guidance_scale": 0.0},
+    families.qwen_image_2: {"guidance_scale": 0.0},
 }
-OWN = {"scheduler": None, "safety_checker": False}
+OWN = {"scheduler": None, "safety_checker": False, "height": 32, "width": 64}
+# Guided by another setting than guidance_scale.
+TRUE_CFG = {name for name, row in FAMILY_TABLE.items() if row.scale == "true_cfg_scale"}
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda make: make.__name__)
@@ -459,40 +473,57 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder, {**OWN, **FAMILIES[request.param]}
 
 
-class TestFamilies:
-    def test_planning_and_sampling_count_the_same_tokens(self, family: Any) -> None:
-        folder, own = family
-        settings = config(str(folder), **own)
-        prompts = ["a cat", "a big dog" * 40, "b " * 290, "c " * 310]
-        samples = Sampler(settings).sample([spec(prompt) for prompt in prompts])
-        lengths = prompt_lengths(folder, prompts)
-        assert lengths is not None
-        assert lengths.cut == sum(sample.truncated for sample in samples) > 0
+def documented(plain: Any, wanted: ImageSpec, settings: dict[str, Any]) -> np.ndarray:
+    """The image of the call that diffusers documents, with a generator of the image's own."""
+    taken = inspect.signature(plain.__call__).parameters
+    given = {
+        "num_inference_steps": 2,
+        "guidance_scale": 7.5,
+        "use_resolution_binning": False,
+        **settings,
+        **{
+            key: tuple(value) if key == "original_size" else value
+            for key, value in settings.get("options", {}).items()
+        },
+    }
+    if given.get("negative_prompt") is None:
+        given.pop("negative_prompt", None)
+    image = plain(
+        prompt=wanted.prompt,
+        generator=[torch.Generator().manual_seed(wanted.seed)],
+        **{key: value for key, value in given.items() if key in taken},
+    ).images[0]
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return np.asarray(image)
 
+
+def plain_pipeline(folder: Path) -> Any:
+    plain = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    plain.set_progress_bar_config(disable=True)
+    return plain
+
+
+class TestFamilies:
     @pytest.mark.parametrize("negative", [None, "blue"])
     def test_one_image_is_what_diffusers_makes(self, family: Any, negative: str | None) -> None:
         folder, settings = family
-        ours = Sampler(config(str(folder), negative_prompt=negative, **settings))
-        plain = AutoPipelineForText2Image.from_pretrained(folder, use_safetensors=True)
-        plain.set_progress_bar_config(disable=True)
-        shape = (1, denoiser(plain).config.in_channels, *[32 // plain.vae_scale_factor] * 2)
-        options = {"use_resolution_binning": False} if "PixArt" in type(plain).__name__ else {}
+        plain = plain_pipeline(folder)
+        kind = type(plain).__name__
+        if negative is not None:
+            if not FAMILY_TABLE[kind].negative:
+                pytest.skip("takes no negative prompt")
+            settings = {**settings, "negative_prompt": negative}
+            if kind in TRUE_CFG:
+                options = {**settings.get("options", {}), "true_cfg_scale": 4.0}
+                settings = {**settings, "options": options}
+            else:
+                settings = {**settings, "guidance_scale": 7.5}
+        ours = Sampler(config(str(folder), **settings))
         for wanted in specs(2):
-            noise = torch.randn(shape, generator=torch.Generator().manual_seed(wanted.seed))
-            generator = torch.Generator().manual_seed(wanted.seed)
-            torch.randn(shape, generator=generator)
-            image = plain(
-                wanted.prompt,
-                negative_prompt=negative if negative or not options else "",
-                latents=noise,
-                generator=[generator],
-                height=32,
-                width=32,
-                num_inference_steps=settings.get("num_inference_steps", 2),
-                guidance_scale=settings.get("guidance_scale", 7.5),
-                **options,
-            ).images[0]
-            np.testing.assert_array_equal(ours.sample([wanted])[0].pixels, np.asarray(image))
+            apart = distance(ours.sample([wanted])[0].pixels, documented(plain, wanted, settings))
+            # PIL rounds twice where it removes transparency.
+            assert apart.max() <= (kind == "QwenImage21Pipeline")
 
     def test_a_batch_is_what_its_images_are_alone(self, family: Any) -> None:
         folder, settings = family
@@ -501,6 +532,86 @@ class TestFamilies:
         alone = pixels([ours.sample([wanted])[0] for wanted in specs(4)])
         assert distance(together, alone).max() <= 1
         assert all(distance(alone[0], other).mean() > 5 for other in alone[1:])
+
+    def test_each_encoder_runs_once_a_prompt_and_is_not_needed_again(self, family: Any) -> None:
+        folder, settings = family
+        info = read_pipeline_info(folder)
+        guided = info.guided(config(**settings).generation)
+        if guided and info.family.negative:
+            settings = {**settings, "negative_prompt": "blue"}
+        ours = Sampler(config(str(folder), **settings))
+        runs = dict.fromkeys((k for k in ours.pipeline.components if "text_encoder" in k), 0)
+
+        def count(name: str) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                runs[name] += 1
+
+            return hook
+
+        for name in runs:
+            getattr(ours.pipeline, name).register_forward_pre_hook(count(name))
+        batch = [spec(prompt, seed) for prompt in GLOSSES[:3] for seed in (1, 2)]
+        made = pixels(ours.sample(batch))
+        assert ours.workload.guidance == guided
+        assert set(runs.values()) == {3 + guided}, "three prompts, and one negative prompt"
+        for name in runs:
+            setattr(ours.pipeline, name, None)
+        np.testing.assert_array_equal(pixels(ours.sample(batch)), made)
+        assert set(runs.values()) == {3 + guided}
+
+    def test_prompts_are_encoded_without_the_other_networks(self, family: Any) -> None:
+        folder, settings = family
+        wanted = config(str(folder), **settings)
+        info = read_pipeline_info(folder)
+        whole = plain_pipeline(folder)
+        without = {name: None for name in ("unet", "transformer", "vae") if name in info.parts}
+        alone = DiffusionPipeline.from_pretrained(folder, **without)
+        pairs = [(prompt, wanted.generation.negative_prompt) for prompt in GLOSSES[:2]]
+        for one, other in zip(
+            PromptEncoder(alone, wanted.generation, info).encode(pairs),
+            PromptEncoder(whole, wanted.generation, info).encode(pairs),
+            strict=True,
+        ):
+            assert one.arguments.keys() == other.arguments.keys()
+            for name, value in one.arguments.items():
+                assert torch.equal(value, other.arguments[name])
+
+    def test_tokens_and_cuts_are_what_each_encoder_is_given(self, family: Any) -> None:
+        folder, settings = family
+        wanted = config(str(folder), **{**settings, "guidance_scale": 0.0, "options": {}})
+        plain, info = plain_pipeline(folder), read_pipeline_info(folder)
+        encoder = PromptEncoder(plain, wanted.generation, info)
+        readers = text_readers(info.family, plain.components, wanted.generation)
+        given: dict[str, int] = {}
+
+        def note(name: str, end: int) -> Callable[..., None]:
+            def hook(_: Any, values: tuple[torch.Tensor, ...], named: dict[str, Any]) -> None:
+                ids = [*values, named.get("input_ids")][0][0].tolist()
+                mask = named.get("attention_mask")
+                given[name] = ids.index(end) + 1 if mask is None else int(mask.sum())
+
+            return hook
+
+        for reader in readers:
+            hook = note(reader.name, reader.tokenizer.eos_token_id)
+            getattr(plain, reader.name).register_forward_pre_hook(hook, with_kwargs=True)
+        limits = {min(reader.limit, 600) for reader in readers}
+        around = [limit + more for limit in sorted(limits) for more in (-1, 0, 1)]
+        beside = readers[0].tokens(["x"])[0] - 1
+        prompts = ["x" * (tokens - beside) for tokens in around]
+        for tokens, prompt in zip(around, prompts, strict=True):
+            (one,) = encoder.encode([(prompt, None)])
+            assert one.tokens == tokens
+            assert one.truncated == (tokens > readers[0].limit)
+            assert one.cut == tuple(r.name for r in readers if tokens > r.limit)
+            if "Qwen" in info.kind:
+                # What it drops in front, and cuts, it does behind its encoder.
+                given = {"text_encoder": one.arguments["prompt_embeds"].shape[1]}
+            assert given == {r.name: min(tokens, r.limit) for r in readers}
+        lengths = prompt_lengths(folder, wanted.generation, prompts)
+        assert lengths is not None
+        assert (lengths.limit, lengths.counted) == (readers[0].limit, len(prompts))
+        assert lengths.cut == sum(tokens > readers[0].limit for tokens in around)
 
     def test_an_interrupted_batch_leaves_the_model_whole(
         self, family: Any, monkeypatch: pytest.MonkeyPatch
@@ -524,11 +635,14 @@ class TestFamilies:
 def test_the_table_of_families_says_what_diffusers_takes(name: str) -> None:
     row, pipeline = FAMILY_TABLE[name], getattr(diffusers, name)
     call = inspect.signature(pipeline.__call__).parameters
-    encode = inspect.signature(pipeline.encode_prompt).parameters
-    assert {*row.embeddings, *row.settings, *row.call_options, "latents"} <= set(call)
-    assert set(row.encode_options) <= set(encode)
-    if "max_sequence_length" in encode:
-        assert {*row.encoders.values()} == {encode["max_sequence_length"].default}
+    embeddings = {name for name in row.embeddings if name is not None}
+    assert {*embeddings, "latents", "num_inference_steps"} <= set(call)
+    assert row.negative == ("negative_prompt" in call)
+    limits = {taken.limit for taken in row.encoders.values() if taken.limit is not None}
+    if "max_sequence_length" in call:
+        assert limits == {call["max_sequence_length"].default}
+    else:
+        assert not limits
 
 
 class TestStaging:
@@ -586,7 +700,9 @@ class TestTokens:
         assert (over.tokens, over.truncated) == (78, True)
 
     def test_planning_counts_the_same_ones_without_torch(self, sampler: Sampler) -> None:
-        found = prompt_lengths(builtin_folder("tiny"), ["x" * 75, "x" * 76, "x" * 80, "x" * 76])
+        found = prompt_lengths(
+            builtin_folder("tiny"), config().generation, ["x" * 75, "x" * 76, "x" * 80, "x" * 76]
+        )
         assert found == PromptLengths(counted=3, cut=2, limit=77)
 
     def test_neither_truncation_nor_flags_fill_the_log(self) -> None:

@@ -53,7 +53,8 @@ def plan_command(
     # Only a person reads it, and it takes a second.
     lengths = None
     if not as_json:
-        lengths = prompt_lengths(find_folder(plan.config), (row.prompt for row in plan.synsets))
+        prompts = (row.prompt for row in plan.synsets)
+        lengths = prompt_lengths(find_folder(plan.config), plan.config.generation, prompts)
     classes = f"{counts['imagenet_classes']:,}"
     if counts["imagenet_names"] != counts["imagenet_classes"]:
         classes += f" ({counts['imagenet_names']:,} different names)"
@@ -98,7 +99,8 @@ def prefetch_command(
         found = prefetch_run(paths, plan, folder, classifier)
         if not as_json:
             prompts = (row.prompt for row in plan.synsets)
-            lengths = prompt_lengths(found["folder"] and Path(found["folder"]), prompts)
+            there = found["folder"] and Path(found["folder"])
+            lengths = prompt_lengths(there, plan.config.generation, prompts)
         step = next_command(paths, plan, run_status(paths, plan))
     else:
         found = prefetch_config(options.open_config(target, set_), folder, classifier)

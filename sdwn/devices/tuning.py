@@ -246,8 +246,10 @@ class Workload:
         return cache_folder() / "gpus" / f"{card[:40]}_{model[:40]}_{key}.json"
 
 
-def run_workload(config: RunConfig, provenance: dict[str, Any], total_bytes: int) -> Workload:
-    """Describe a run's work on a device."""
+def run_workload(
+    config: RunConfig, provenance: dict[str, Any], total_bytes: int, guided: bool
+) -> Workload:
+    """Describe a run's work on a device; ``guided``, each step predicts a second time."""
     generation = config.generation
     return Workload(
         device=str(provenance["device"]),
@@ -257,7 +259,7 @@ def run_workload(config: RunConfig, provenance: dict[str, Any], total_bytes: int
         precision=generation.precision,
         height=generation.height,
         width=generation.width,
-        guidance=generation.guidance_scale > 1,
+        guidance=guided,
         channels_last=generation.channels_last,
         compile=generation.compile,
         torch=str(provenance.get("torch", "")),

@@ -101,7 +101,8 @@ class NoiseSampler(ImageSampler):
             "numpy": np.__version__,
             "python": platform.python_version(),
         }
-        self.workload = run_workload(config, self.provenance, self.device.total_bytes)
+        guided = config.generation.guidance_scale > 1
+        self.workload = run_workload(config, self.provenance, self.device.total_bytes, guided)
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Make a batch of images."""

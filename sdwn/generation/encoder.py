@@ -2,76 +2,125 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from sdwn.config import GenerationConfig
-from sdwn.models.families import FAMILIES, FROM_TEXTS
+from sdwn.models.families import PipelineInfo, call_options, text_readers
 
 # A batch holds few different prompts; a shard's come one synset after another.
 _KEPT_PROMPTS = 64
+_GUIDED = "do_classifier_free_guidance"
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A prompt as a pipeline's call takes it."""
+    """A prompt and its negative one, as a pipeline's call takes them."""
 
-    arguments: dict[str, Any]  # its embeddings, a batch of one, or its text
-    tokens: int  # of the whole prompt, start and end included
+    arguments: dict[str, Any]  # embeddings, a batch of one, or texts
+    tokens: int  # of the whole prompt, start and end included; 0 where nothing counts them
     truncated: bool  # the encoder that reads most of it took fewer
+    cut: tuple[str, ...] = ()  # every text encoder that took fewer
 
 
 class PromptEncoder:
     """Encodes prompts, each once and alone: its embedding depends on no other of the batch.
 
-    The negative one is encoded with the first. Once a prompt is encoded, sampling needs no text
-    encoder, unless the pipeline is of no known family.
+    Only the text encoders of the pipeline are needed, and sampling needs none of them, unless
+    the pipeline is of no known family.
     """
 
-    def __init__(self, pipeline: Any, generation: GenerationConfig) -> None:
-        self.family = FAMILIES.get(type(pipeline).__name__, FROM_TEXTS)
-        self._pipeline = pipeline
-        self._negative_prompt = generation.negative_prompt
-        self._guided = generation.guidance_scale > 1
-        self._negatives: dict[str, torch.Tensor] = {}
-        self._kept: OrderedDict[str, Encoded] = OrderedDict()
+    def __init__(self, pipeline: Any, generation: GenerationConfig, info: PipelineInfo) -> None:
+        self._pipeline, self._family = pipeline, info.family
+        self._guided = info.guided(generation)
+        self._readers = text_readers(info.family, pipeline.components, generation)
+        self._negatives: dict[str | None, dict[str, Any]] = {}
+        self._pair = lru_cache(_KEPT_PROMPTS)(self._encode)
+        self._shared: dict[str, Any] = {}
+        if info.family.embeddings:
+            # All that the call would give it, by the call's own defaults.
+            call = inspect.signature(pipeline.__call__).parameters
+            taken = inspect.signature(pipeline.encode_prompt).parameters
+            options = call_options(generation)
+            self._shared = {
+                name: options.get(name, call[name].default) for name in taken if name in call
+            }
+            self._takes_negative = _GUIDED in taken
+        if "transformer" in info.parts and pipeline.transformer is None:
+            # Encoding reads its config at most.
+            config = SimpleNamespace(**info.network)
+            pipeline.transformer = SimpleNamespace(config=config)
 
-    def encode(self, prompts: Iterable[str]) -> list[Encoded]:
-        """Return prompts encoded, in their order; recent ones are kept."""
-        found = []
-        for prompt in prompts:
-            if prompt not in self._kept:
-                self._kept[prompt] = self._encode(prompt)
-            found.append(self._kept[prompt])
-        while len(self._kept) > _KEPT_PROMPTS:
-            self._kept.popitem(last=False)
-        return found
+    def encode(self, pairs: Iterable[tuple[str, str | None]]) -> list[Encoded]:
+        """Return prompts encoded, each with its negative prompt, in their order."""
+        return [self._pair(prompt, negative) for prompt, negative in pairs]
+
+    def _encode(self, prompt: str, negative: str | None) -> Encoded:
+        counts = [(reader, reader.tokens([prompt])[0]) for reader in self._readers]
+        cut = tuple(reader.name for reader, tokens in counts if tokens > reader.limit)
+        tokens, truncated = 0, False
+        if counts:
+            tokens, truncated = counts[0][1], counts[0][0].name in cut
+        return Encoded(self._arguments(prompt, negative), tokens, truncated, cut)
+
+    def _arguments(self, prompt: str, negative: str | None) -> dict[str, Any]:
+        if not self._family.embeddings:
+            texts = {"prompt": prompt, "negative_prompt": negative}
+            return {name: text for name, text in texts.items() if text is not None}
+        if not self._guided:
+            return self._embeddings(prompt)
+        if negative in self._negatives:
+            return self._embeddings(prompt) | self._negatives[negative]
+        if len(self._negatives) >= _KEPT_PROMPTS:
+            self._negatives.clear()
+        if self._takes_negative:
+            given = {} if negative is None else {"negative_prompt": negative}
+            both = self._embeddings(prompt, **{_GUIDED: True, **given})
+            kept = {name: value for name, value in both.items() if name.startswith("negative")}
+        else:
+            both = self._embeddings(prompt)
+            kept = {f"negative_{k}": v for k, v in self._embeddings(negative or "").items()}
+        self._negatives[negative] = kept
+        return both | kept
 
     @torch.no_grad()
-    def _encode(self, prompt: str) -> Encoded:
-        family, negative = self.family, self._negative_prompt
-        tokenizers = {name: getattr(self._pipeline, name) for name in family.encoders}
-        tokenizer, limit = family.longest_reader(tokenizers)
-        tokens = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-        if not family.embeddings:
-            texts = {"prompt": prompt, "negative_prompt": negative}
-            given = {name: text for name, text in texts.items() if text is not None}
-            return Encoded(given, tokens, tokens > limit)
-        first = self._guided and not self._negatives
-        embeddings = self._pipeline.encode_prompt(
-            prompt=prompt,
-            device=self._pipeline.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=first,
-            negative_prompt=family.empty_negative if negative is None else negative,
-            **family.encode_options,
-        )
-        named = dict(zip(family.embeddings, embeddings, strict=True))
-        if first:
-            self._negatives = {k: v for k, v in named.items() if k.startswith("negative")}
-        positives = {k: v for k, v in named.items() if not k.startswith("negative")}
-        return Encoded(positives | self._negatives, tokens, tokens > limit)
+    def _embeddings(self, prompt: str, **options: Any) -> dict[str, Any]:
+        """Encode one prompt; the embeddings by the names that the call has for them."""
+        unguided = {_GUIDED: False} if self._takes_negative else {}
+        device = self._pipeline._execution_device
+        given = {**self._shared, **unguided, **options, "prompt": prompt, "device": device}
+        made = self._pipeline.encode_prompt(**given)
+        named = zip(self._family.embeddings, made, strict=True)
+        return {name: value for name, value in named if name is not None and value is not None}
+
+
+def equal_lengths(encoded: Sequence[Encoded]) -> list[list[int]]:
+    """Group prompts, by their positions, so that the embeddings of a group fit into one tensor.
+
+    Padded ones would need a mask, and change the positions that some networks give to pixels.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, one in enumerate(encoded):
+        values = one.arguments.values()
+        shapes = tuple(value.shape for value in values if torch.is_tensor(value))
+        groups.setdefault(shapes, []).append(i)
+    return list(groups.values())
+
+
+def batched(encoded: Sequence[Encoded]) -> dict[str, Any]:
+    """Join prompts of equal lengths to the arguments of a pipeline's call."""
+    joined: dict[str, Any] = {}
+    for name, first in encoded[0].arguments.items():
+        every = [one.arguments[name] for one in encoded]
+        if torch.is_tensor(first):
+            joined[name] = torch.cat(every)
+        else:
+            joined[name] = list(chain(*every)) if isinstance(first, list) else every
+    return joined

@@ -28,10 +28,10 @@ from PIL import Image
 from sdwn.config import RunConfig
 from sdwn.devices.device import Device, plain_out_of_memory
 from sdwn.devices.tuning import run_workload
-from sdwn.errors import OutOfMemoryError, UsageError
+from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
 from sdwn.generation.batching import ImageSampler, Sample
-from sdwn.generation.encoder import Encoded, PromptEncoder
-from sdwn.models.families import denoiser
+from sdwn.generation.encoder import Encoded, PromptEncoder, batched, equal_lengths
+from sdwn.models.families import call_arguments, denoiser, read_pipeline_info
 from sdwn.models.pipeline import dtype, load_pipeline
 from sdwn.models.weights import Weights, obtain_weights
 
@@ -66,6 +66,7 @@ class Sampler(ImageSampler):
                 "plan with --set generation.precision=fp32 to run on the CPU"
             )
         weights = weights or obtain_weights(config)
+        self._info = read_pipeline_info(weights.folder)
         self.pipeline = load_pipeline(config, weights, self.device)
         # Apart from the pipeline, images are checked while the next ones are sampled.
         self._checker = getattr(self.pipeline, "safety_checker", None)
@@ -81,8 +82,9 @@ class Sampler(ImageSampler):
             "python": platform.python_version(),
             **{library.__name__: library.__version__ for library in LIBRARIES},
         }
-        self.workload = run_workload(config, self.provenance, self.device.total_bytes)
-        self._encoder = PromptEncoder(self.pipeline, config.generation)
+        guided = self._info.guided(config.generation)
+        self.workload = run_workload(config, self.provenance, self.device.total_bytes, guided)
+        self._encoder = PromptEncoder(self.pipeline, config.generation, self._info)
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Sample one batch, an image for each spec, in their order.
@@ -113,7 +115,7 @@ class Sampler(ImageSampler):
         try:
             with plain_out_of_memory():
                 self.pipeline.to(torch.float32)
-            encoder = PromptEncoder(self.pipeline, self.config.generation)
+            encoder = PromptEncoder(self.pipeline, self.config.generation, self._info)
             return replace(self._make([spec], encoder)[0], redone=True)
         finally:
             # There and back, every weight is what it was.
@@ -125,7 +127,8 @@ class Sampler(ImageSampler):
         """Encode, sample and decode a batch; ``options`` go to the pipeline."""
         try:
             with plain_out_of_memory():
-                encoded = encoder.encode(spec.prompt for spec in specs)
+                negative = self.config.generation.negative_prompt
+                encoded = encoder.encode((spec.prompt, negative) for spec in specs)
                 images = self._denoise(specs, encoded, **options)
                 # NCHW in 0..1 to NHWC. In float32, as diffusers' own conversion to PIL.
                 nan = images.isnan().flatten(1).any(dim=1)
@@ -152,28 +155,42 @@ class Sampler(ImageSampler):
         self, specs: Sequence[ImageSpec], encoded: Sequence[Encoded], **options: Any
     ) -> torch.Tensor:
         """Run the steps and decode; only pipelines of no family need their text encoder here."""
-        generation, family = self.config.generation, self._encoder.family
+        images: list[torch.Tensor] = [torch.empty(0)] * len(specs)
+        for group in equal_lengths(encoded):
+            chosen = [encoded[i] for i in group]
+            made = self._call([specs[i].seed for i in group], batched(chosen), options)
+            for i, image in zip(group, made, strict=True):
+                images[i] = image
+        return torch.stack(images)
+
+    def _call(
+        self, seeds: Sequence[int], prompts: dict[str, Any], options: dict[str, Any]
+    ) -> torch.Tensor:
+        """Call the pipeline; the images, NCHW in 0..1."""
+        generation, family = self.config.generation, self._info.family
         # On the CPU: the same noise on every device. Schedulers that add noise in their steps go
         # on with the same generators.
-        generators = [torch.Generator("cpu").manual_seed(spec.seed) for spec in specs]
-        arguments: dict[str, Any] = {name: getattr(generation, name) for name in family.settings}
-        for name, first in encoded[0].arguments.items():
-            every = [one.arguments[name] for one in encoded]
-            arguments[name] = torch.cat(every) if torch.is_tensor(first) else every
-        if family.latents is not None:
-            shape = family.latents(self.pipeline, generation.height, generation.width)
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        call = inspect.signature(self.pipeline.__call__).parameters
+        arguments = call_arguments(family, call, generation) | prompts
+        if family.noise is not None:
+            size = generation.height, generation.width
             # float32 whatever the precision, so that this does not change an image's noise.
-            noise = torch.cat([torch.randn(shape, generator=one) for one in generators])
+            noise = torch.cat([family.noise(self.pipeline, *size, one) for one in generators])
             network = denoiser(self.pipeline)
             arguments["latents"] = noise.to(self.pipeline.device, network.dtype)
-        output = self.pipeline(
-            height=generation.height,
-            width=generation.width,
-            generator=generators,
-            output_type="pt",
-            **{**arguments, **family.call_options, **options},
-        )
+        output = self.pipeline(generator=generators, output_type="pt", **{**arguments, **options})
         images: torch.Tensor = output.images
+        if images.shape[1] == 4:
+            # Qwen-Image 2.1 makes some transparency: over white, as viewers show it.
+            colours, opacity = images[:, :3], images[:, 3:]
+            images = colours * opacity + (1 - opacity)
+        if images.shape[-2:] != (generation.height, generation.width):
+            found = f"{images.shape[-1]}x{images.shape[-2]}"
+            raise SdwnError(
+                f"{type(self.pipeline).__name__} made images of {found} pixels, not "
+                f"{generation.width}x{generation.height}; write the former into the config"
+            )
         return images
 
     def check(self, samples: list[Sample]) -> list[Sample]:

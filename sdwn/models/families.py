@@ -2,17 +2,24 @@
 
 Any text-to-image pipeline of diffusers works, from plain texts. One whose class stands in
 :data:`FAMILIES` is given each prompt's embedding, encoded once and alone, and each image's noise.
+
+What a model's files say is checked before anything is loaded: a setting that its pipeline does
+not take, or takes without effect, is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sdwn.config import RunConfig
-from sdwn.errors import UsageError
+from sdwn.config import GenerationConfig, RunConfig
+from sdwn.errors import IntegrityError, UsageError
 from sdwn.io import read_json
 from sdwn.models.weights import (
     INDEX,
@@ -22,80 +29,383 @@ from sdwn.models.weights import (
     weights_folder,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 
 def denoiser(pipeline: Any) -> Any:
     """Return the network that takes the steps: a UNet or a transformer."""
     return getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
 
 
-def plain_latents(pipeline: Any, height: int, width: int) -> tuple[int, ...]:
-    """Return (1, channels, height, width) of the noise of an image of so many pixels."""
-    factor = pipeline.vae_scale_factor
-    return 1, denoiser(pipeline).config.in_channels, height // factor, width // factor
+# --- What a family is --------------------------------------------------------------------------
+
+
+def plain_noise(
+    pipeline: Any, height: int, width: int, generator: torch.Generator, patch: int = 1
+) -> torch.Tensor:
+    """Draw an image's noise, (1, channels, height, width) of the latents, in float32.
+
+    The pipeline makes ``patch`` latents along each side one of more channels.
+    """
+    import torch
+
+    factor = pipeline.vae_scale_factor * patch
+    shape = 1, denoiser(pipeline).config.in_channels, height // factor, width // factor
+    return torch.randn(shape, generator=generator)
+
+
+def packed_noise(
+    pipeline: Any, height: int, width: int, generator: torch.Generator, patch: int = 2, **more: Any
+) -> torch.Tensor:
+    """Draw an image's noise, (1, patches, channels) in float32, as the pipeline packs it."""
+    import torch
+
+    made = pipeline.prepare_latents(
+        batch_size=1,
+        num_channels_latents=denoiser(pipeline).config.in_channels // patch**2,
+        height=height,
+        width=width,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        generator=generator,
+        **more,
+    )
+    noise: torch.Tensor = made[0] if isinstance(made, tuple) else made
+    return noise
+
+
+def count_tokens(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
+    """Count the tokens of whole prompts, start and end included."""
+    return [len(ids) for ids in tokenizer(prompts, truncation=False, verbose=False).input_ids]
+
+
+def count_in_template(
+    template: str, dropped: int | str
+) -> Callable[[Any, Sequence[str]], list[int]]:
+    """Return a counter of tokens in a template, without so many, or this text's, in front."""
+
+    def count(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
+        front = dropped
+        if isinstance(front, str):
+            front = count_tokens(tokenizer, [front])[0]
+        texts = [template.format(prompt) for prompt in prompts]
+        return [tokens - front for tokens in count_tokens(tokenizer, texts)]
+
+    return count
+
+
+def count_in_chat(
+    tokenizer: Any, prompts: Sequence[str], system: str = "", **options: Any
+) -> list[int]:
+    """Count the tokens of prompts as messages of a chat, by the tokenizer's own template."""
+    above = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    chats = [
+        [*above, {"role": "user", "content": [{"type": "text", "text": text}] if system else text}]
+        for text in prompts
+    ]
+    made = tokenizer.apply_chat_template(chats, tokenize=True, return_dict=True, **options)
+    return [len(ids) for ids in made["input_ids"]]
+
+
+@dataclass(frozen=True, slots=True)
+class TextInput:
+    """What a text encoder takes of a prompt.
+
+    Args:
+        limit: how many tokens, unless the option ``max_sequence_length`` says otherwise; None: as
+            many as its tokenizer says, whatever the options.
+        count: counts the tokens of whole prompts, and of what the pipeline puts around them.
+    """
+
+    limit: int | None = None
+    count: Callable[[Any, Sequence[str]], list[int]] = count_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A kind of pipeline, as far as sampling depends on it.
+    """A kind of pipeline, as far as settings, prompts and noise depend on it.
 
     Args:
         embeddings: what its ``encode_prompt`` returns, in order, by the names of its call's
-            arguments; none: it encodes the texts itself, in every call.
-        encoders: the tokenizer of each text encoder, and how many tokens this takes of a prompt;
-            None: as many as the tokenizer says.
-        latents: the shape of an image's noise, of a pipeline, a height and a width; None: it
-            draws the noise itself.
-        settings: those of ``generation`` that its call takes.
-        encode_options: arguments of ``encode_prompt`` beside the prompts.
-        call_options: arguments of its call beside all these.
-        empty_negative: the negative prompt that stands for none.
+            arguments; None: what the call makes itself. None of all: it encodes the texts
+            itself, in every call.
+        encoders: the part that holds the tokenizer of each text encoder, and what this takes.
+        noise: draws an image's noise; None: the pipeline does.
+        patch: how many latents, along each side, are one for its network.
+        scale: the setting above which (``off``) each step predicts a second time, for
+            classifier-free guidance: ``guidance_scale``, ``true_cfg_scale`` or None.
+        embedded: the key in the network's config that says that it takes ``guidance_scale`` as an
+            input, and needs no second prediction for that.
+        negative: whether its call takes a negative prompt.
     """
 
-    embeddings: tuple[str, ...] = ()
-    encoders: Mapping[str, int | None] = field(default_factory=lambda: {"tokenizer": None})
-    latents: Callable[[Any, int, int], tuple[int, ...]] | None = plain_latents
-    settings: tuple[str, ...] = ("num_inference_steps", "guidance_scale")
-    encode_options: Mapping[str, Any] = field(default_factory=dict)
-    call_options: Mapping[str, Any] = field(default_factory=dict)
-    empty_negative: str | None = None
-
-    def longest_reader(self, tokenizers: Mapping[str, Any]) -> tuple[Any, int]:
-        """Return the tokenizer of the encoder that takes most of a prompt, and how many tokens."""
-        limits = {
-            name: limit or int(tokenizers[name].model_max_length)
-            for name, limit in self.encoders.items()
-        }
-        name = max(limits, key=limits.__getitem__)
-        return tokenizers[name], limits[name]
+    embeddings: tuple[str | None, ...] = ()
+    encoders: Mapping[str, TextInput] = field(default_factory=lambda: {"tokenizer": TextInput()})
+    noise: Callable[[Any, int, int, torch.Generator], torch.Tensor] | None = plain_noise
+    patch: int = 1
+    scale: str | None = "guidance_scale"
+    off: float = 1.0
+    embedded: str | None = None
+    negative: bool = True
 
 
-_PIXART = Family(
-    embeddings=(
-        *("prompt_embeds", "prompt_attention_mask"),
-        *("negative_prompt_embeds", "negative_prompt_attention_mask"),
-    ),
-    encode_options={"clean_caption": True},
-    # Left alone, it would sample one of its favourite sizes and shrink the image.
-    call_options={"negative_prompt": None, "use_resolution_binning": False},
-    empty_negative="",
+_count_for_klein = partial(count_in_chat, add_generation_prompt=True, enable_thinking=False)
+# What diffusers' own pipelines put around a prompt.
+_FLUX_2_SYSTEM = (
+    "You are an AI that reasons about image descriptions. You give structured responses focusing "
+    "on object relationships, object\nattribution and actions without speculation."
 )
-# A pipeline of no family here.
-FROM_TEXTS = Family(latents=None)
+_QWEN_TEMPLATE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
+    "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+_QWEN_21_SYSTEM = "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
+_QWEN_21_TEMPLATE = _QWEN_21_SYSTEM + "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+_CLIP = TextInput()
+_POOLED = (
+    *("prompt_embeds", "negative_prompt_embeds"),
+    *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+)
+_MASKED = (
+    *("prompt_embeds", "prompt_attention_mask"),
+    *("negative_prompt_embeds", "negative_prompt_attention_mask"),
+)
 # By the pipeline's class. To add a family: a row here, and a small model of it in
 # tests/families.py.
 FAMILIES = {
-    "StableDiffusionPipeline": Family(embeddings=("prompt_embeds", "negative_prompt_embeds")),
-    "StableDiffusionXLPipeline": Family(
-        embeddings=(
-            *("prompt_embeds", "negative_prompt_embeds"),
-            *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
-        ),
-        encoders={"tokenizer": None, "tokenizer_2": None},
+    "StableDiffusionPipeline": Family(
+        embeddings=("prompt_embeds", "negative_prompt_embeds"), embedded="time_cond_proj_dim"
     ),
-    # The limits are those of encode_prompt, below the tokenizer's own.
-    "PixArtAlphaPipeline": replace(_PIXART, encoders={"tokenizer": 120}),
-    "PixArtSigmaPipeline": replace(_PIXART, encoders={"tokenizer": 300}),
+    "StableDiffusionXLPipeline": Family(
+        embeddings=_POOLED,
+        encoders={"tokenizer": _CLIP, "tokenizer_2": _CLIP},
+        embedded="time_cond_proj_dim",
+    ),
+    "StableDiffusion3Pipeline": Family(
+        embeddings=_POOLED,
+        encoders={"tokenizer": _CLIP, "tokenizer_2": _CLIP, "tokenizer_3": TextInput(256)},
+        patch=2,
+    ),
+    "PixArtAlphaPipeline": Family(embeddings=_MASKED, encoders={"tokenizer": TextInput(120)}),
+    "PixArtSigmaPipeline": Family(embeddings=_MASKED, encoders={"tokenizer": TextInput(300)}),
+    "FluxPipeline": Family(
+        embeddings=("prompt_embeds", "pooled_prompt_embeds", None),
+        encoders={"tokenizer": _CLIP, "tokenizer_2": TextInput(512)},
+        noise=packed_noise,
+        patch=2,
+        scale="true_cfg_scale",
+        embedded="guidance_embeds",
+    ),
+    "ChromaPipeline": Family(
+        embeddings=(
+            *("prompt_embeds", None, "prompt_attention_mask"),
+            *("negative_prompt_embeds", None, "negative_prompt_attention_mask"),
+        ),
+        encoders={"tokenizer": TextInput(512)},
+        noise=packed_noise,
+        patch=2,
+    ),
+    "Flux2Pipeline": Family(
+        embeddings=("prompt_embeds", None),
+        encoders={"tokenizer": TextInput(512, partial(count_in_chat, system=_FLUX_2_SYSTEM))},
+        noise=partial(plain_noise, patch=2),
+        patch=2,
+        scale=None,
+        embedded="guidance_embeds",
+        negative=False,
+    ),
+    "Flux2KleinPipeline": Family(
+        embeddings=("prompt_embeds", None),
+        encoders={"tokenizer": TextInput(512, _count_for_klein)},
+        noise=partial(plain_noise, patch=2),
+        patch=2,
+        negative=False,
+    ),
+    "QwenImagePipeline": Family(
+        # Alone, a prompt has no padding to mask.
+        embeddings=("prompt_embeds", None),
+        encoders={"tokenizer": TextInput(512, count_in_template(_QWEN_TEMPLATE, 34))},
+        noise=packed_noise,
+        patch=2,
+        scale="true_cfg_scale",
+        embedded="guidance_embeds",
+    ),
+    "QwenImage21Pipeline": Family(
+        embeddings=("prompt_embeds", None, None),
+        encoders={
+            "processor": TextInput(None, count_in_template(_QWEN_21_TEMPLATE, _QWEN_21_SYSTEM))
+        },
+        noise=partial(packed_noise, patch=1, images=None),
+        patch=2,
+        scale="true_cfg_scale",
+    ),
 }
+
+
+# --- What a model's files say ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PipelineInfo:
+    """What the files of a model say of its pipeline.
+
+    Args:
+        kind: the pipeline's class.
+        parts: the class of each part.
+        index: all that ``model_index.json`` says.
+        network: the config of its UNet or transformer.
+        vae: the config of its VAE.
+    """
+
+    kind: str
+    parts: Mapping[str, str]
+    index: Mapping[str, Any]
+    network: Mapping[str, Any]
+    vae: Mapping[str, Any]
+
+    @cached_property
+    def family(self) -> Family:
+        """Its row of the table, or what its call's signature says: an import of seconds."""
+        if self.kind in FAMILIES:
+            return FAMILIES[self.kind]
+        call = self.call
+        limit = call["max_sequence_length"].default if "max_sequence_length" in call else None
+        scales = [name for name in ("guidance_scale", "true_cfg_scale") if name in call]
+        return Family(
+            encoders={"tokenizer": TextInput(limit)},
+            noise=None,
+            scale=scales[0] if scales else None,
+            negative="negative_prompt" in call,
+        )
+
+    @cached_property
+    def call(self) -> Mapping[str, inspect.Parameter]:
+        """The arguments that its call takes by name."""
+        import diffusers  # takes seconds
+
+        taken = inspect.signature(getattr(diffusers, self.kind).__call__).parameters
+        variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        return {k: v for k, v in taken.items() if k != "self" and v.kind not in variable}
+
+    @property
+    def pixel_step(self) -> int:
+        """What an image's height and width are multiples of."""
+        factor = 8
+        for key, unscaled in (
+            ("block_out_channels", 1),
+            ("encoder_block_out_channels", 1),
+            ("temperal_downsample", 0),
+        ):
+            if isinstance(levels := self.vae.get(key), list):
+                factor = 2 ** (len(levels) - unscaled)
+        return factor * self.family.patch
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether guidance is an input of its network."""
+        return bool(self.family.embedded and self.network.get(self.family.embedded))
+
+    def guided(self, generation: GenerationConfig) -> bool:
+        """Return whether each step predicts a second time, with the negative prompt."""
+        family = self.family
+        if family.scale is None or self.index.get("is_distilled"):
+            return False
+        if family.scale == "guidance_scale":
+            return generation.guidance_scale > family.off and not self.embeds_guidance
+        scale: Any = generation.options.get(family.scale, 0)
+        return bool(scale > family.off)
+
+
+def read_pipeline_info(folder: Path) -> PipelineInfo:
+    """Read what the files of a model in diffusers format say of its pipeline."""
+
+    def config(part: str) -> Mapping[str, Any]:
+        try:
+            return read_json(folder / part / "config.json")
+        except IntegrityError:
+            return {}
+
+    index = read_json(folder / INDEX)
+    parts = components(folder)
+    network = config("unet" if "unet" in parts else "transformer")
+    return PipelineInfo(str(index.get("_class_name")), parts, index, network, config("vae"))
+
+
+def is_guided(config: RunConfig) -> bool:
+    """Return whether each step predicts a second time; a guess where the weights are not here."""
+    folder = find_folder(config)
+    if folder is None:
+        return config.generation.guidance_scale > 1
+    return read_pipeline_info(folder).guided(config.generation)
+
+
+@dataclass(frozen=True, slots=True)
+class TextReader:
+    """A text encoder's name in its pipeline, its tokenizer, and how many tokens it takes."""
+
+    name: str
+    tokenizer: Any
+    limit: int
+    count: Callable[[Any, Sequence[str]], list[int]]
+
+    def tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Count the tokens of whole prompts."""
+        return self.count(self.tokenizer, prompts)
+
+
+def text_readers(
+    family: Family, parts: Mapping[str, Any], generation: GenerationConfig
+) -> list[TextReader]:
+    """Return a pipeline's text encoders, the one that reads most of a prompt first.
+
+    ``parts`` has its tokenizers, or processors with one inside, by their names in it.
+    """
+    found = []
+    for part, taken in family.encoders.items():
+        if parts.get(part) is None:
+            continue
+        tokenizer = getattr(parts[part], "tokenizer", parts[part])
+        name = "text_encoder" + part.removeprefix("tokenizer").removeprefix("processor")
+        limit = tokenizer.model_max_length
+        if taken.limit is not None:
+            limit = generation.options.get("max_sequence_length", taken.limit)
+        found.append(TextReader(name, tokenizer, int(limit), taken.count))
+    return sorted(found, key=lambda reader: -reader.limit)
+
+
+# --- What a call takes -------------------------------------------------------------------------
+
+# Arguments that are no option: a run's own settings, its prompts and seeds, and what an option of
+# plain values cannot be.
+_NO_OPTION = re.compile(
+    r"(negative_)?(pooled_)?prompt(_.*)?|(negative_)?(ip_adapter_)?image(_.*)?|mask_image|latents"
+    r"|generator|height|width|num_inference_steps|guidance_scale|num_images_per_prompt"
+    r"|output_type|return_dict|callback.*|use_resolution_binning"
+)
+
+
+def call_arguments(
+    family: Family, call: Mapping[str, Any], generation: GenerationConfig
+) -> dict[str, Any]:
+    """Return what a pipeline's call, which takes these names, is given for all images of a run."""
+    names = ("height", "width", "num_inference_steps", "guidance_scale")
+    given: dict[str, Any] = {name: getattr(generation, name) for name in names}
+    # Left alone, some sample one of their favourite sizes and shrink the image, and some have a
+    # negative prompt of their own beside the embedding.
+    given |= {"use_resolution_binning": False}
+    given |= {"negative_prompt": None} if family.embeddings else {}
+    given |= call_options(generation)
+    return {name: value for name, value in given.items() if name in call}
+
+
+def call_options(generation: GenerationConfig) -> dict[str, Any]:
+    """Return the options of a run; lists as tuples, which diffusers' own defaults are."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in generation.options.items()}
+
+
+# --- Settings that fit -------------------------------------------------------------------------
 
 # Each of these can replace any other, which is known without diffusers' import of seconds.
 INTERCHANGEABLE = {
@@ -122,18 +432,22 @@ def require_usable(config: RunConfig) -> None:
 
 
 def check_settings(config: RunConfig, folder: Path | None) -> None:
-    """Refuse settings that the model in a folder does not take.
+    """Refuse settings that the model in a folder does not take, or takes without effect.
 
     Without a folder, only a scheduler that diffusers does not have is refused.
     """
     wanted, own, pipeline = config.generation.scheduler, None, ""
     if folder is not None:
-        parts, pipeline = components(folder), str(read_json(folder / INDEX).get("_class_name"))
+        info = read_pipeline_info(folder)
+        parts, pipeline = info.parts, info.kind
         if config.generation.safety_checker and "safety_checker" not in parts:
             raise UsageError(
                 f"generation.safety_checker is true, but model {config.model.name} has none; "
                 "plan with --set generation.safety_checker=false"
             )
+        for faults in (_option_faults, _guidance_faults, _size_faults):
+            if (fault := next(faults(info, config.generation), None)) is not None:
+                raise UsageError(fault)
         own = parts.get("scheduler")
     name = wanted or own
     if name == own and name != _UNREPEATABLE:
@@ -149,7 +463,76 @@ def check_settings(config: RunConfig, folder: Path | None) -> None:
     if name not in valid or name == _UNREPEATABLE:
         fault = f"{name} does not fit {pipeline}" if folder else f"diffusers has no {name}"
         fitting = ", ".join(sorted(valid - {_UNREPEATABLE}))
-        raise UsageError(f"generation.scheduler: {fault}; valid: {fitting}")
+        null = "; null is the model's own" if folder else ""
+        raise UsageError(f"generation.scheduler: {fault}; valid: {fitting}{null}")
+
+
+def _guidance_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[str]:
+    """Yield what guides nothing."""
+    family, scale = info.family, generation.guidance_scale
+    guided, negative = info.guided(generation), generation.negative_prompt
+    own = family.scale not in (None, "guidance_scale")
+    instead = "generation.options.true_cfg_scale" if own else "generation.guidance_scale"
+    acts = info.embeds_guidance or (guided and not own)
+    # 0 and 1 both mean none.
+    if not acts and scale not in (0, 1):
+        reason = f"generation.guidance_scale: {scale:g} has no effect on {info.kind}"
+        if family.scale == "guidance_scale" and not info.index.get("is_distilled"):
+            yield f"{reason}; write more than {family.off:g} to guide, or 0 not to"
+        else:
+            more = f", and {instead} and generation.negative_prompt to guide" if own else ""
+            yield f"{reason} with these weights; write generation.guidance_scale: 0{more}"
+    if negative is not None and not family.negative:
+        yield f"generation.negative_prompt: {info.kind} takes none; leave it out"
+    elif negative is not None and not guided:
+        yield (
+            "generation.negative_prompt has no effect without guidance; leave it out, or write "
+            f"{instead} above {family.off:g}"
+            if not info.embeds_guidance or own
+            else f"generation.negative_prompt has no effect: {info.kind} with these weights is "
+            "guided without; leave it out"
+        )
+    elif own and guided and negative is None:
+        yield f"{instead} has no effect without generation.negative_prompt; ' ' is an empty one"
+
+
+def _option_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[str]:
+    """Yield options that the call does not take, and steps that it would not count."""
+    options, steps = generation.options, generation.num_inference_steps
+    for name, value in options.items():
+        where = f"generation.options.{name}"
+        if _NO_OPTION.fullmatch(name):
+            setting = name in GenerationConfig.model_fields
+            yield f"{where}: " + (
+                f"write generation.{name}" if setting else "sdwn sets this itself"
+            )
+        elif name not in info.call:
+            valid = ", ".join(sorted(key for key in info.call if not _NO_OPTION.fullmatch(key)))
+            yield f"{where}: {info.kind} takes no such option; valid: {valid}"
+        elif isinstance(info.call[name].default, float) and not isinstance(value, (int, float)):
+            yield f"{where}: expected a number, found {json.dumps(value)}"
+    schedules = {**options, "sample_sigmas": info.index.get("sample_sigmas")}
+    for name in ("sigmas", "timesteps", "sample_sigmas"):
+        schedule = schedules.get(name)
+        if isinstance(schedule, list) and len(schedule) != steps:
+            yield (
+                f"generation.num_inference_steps: {steps} has no effect, for {name} has "
+                f"{len(schedule)} steps; write {len(schedule)}"
+            )
+
+
+def _size_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[str]:
+    """Yield sizes that the pipeline would round."""
+    step = info.pixel_step
+    for name in ("height", "width"):
+        size = getattr(generation, name)
+        if size % step:
+            down, up = size // step * step, -(-size // step) * step
+            instead = " or ".join(str(one) for one in (down, up) if one)
+            yield (
+                f"generation.{name}: {info.kind} with these weights makes multiples of {step} "
+                f"pixels, found {size}; write {instead}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,27 +547,35 @@ class PromptLengths:
         return f"{self.cut:,} of {self.counted:,} are longer than {self.limit} tokens"
 
 
-def prompt_lengths(folder: Path | None, prompts: Iterable[str]) -> PromptLengths | None:
+def prompt_lengths(
+    folder: Path | None, generation: GenerationConfig, prompts: Iterable[str]
+) -> PromptLengths | None:
     """Count the tokens of at most 10,000 distinct prompts, spread evenly over all.
 
     Args:
         folder: a pipeline in diffusers format, None where its weights are not on this machine.
+        generation: the settings of the run.
         prompts: also equal ones.
 
     Returns:
-        None without a folder, or of a model without a tokenizer.
+        For the encoder that reads most; None without a folder, or of a model without a tokenizer.
     """
-    if folder is None or "tokenizer" not in (kinds := components(folder)):
+    if folder is None:
         return None
     import transformers  # a second; its tokenizers come without torch
 
-    family = FAMILIES.get(str(read_json(folder / INDEX).get("_class_name")), FROM_TEXTS)
+    info = read_pipeline_info(folder)
     tokenizers = {
-        name: getattr(transformers, kinds[name]).from_pretrained(folder / name)
-        for name in family.encoders
+        # Of a processor, which may need torch, only the tokenizer.
+        name: getattr(transformers, kind if "Tokenizer" in kind else "AutoTokenizer")
+        for name, kind in info.parts.items()
+        if name in info.family.encoders
     }
-    tokenizer, limit = family.longest_reader(tokenizers)
+    loaded = {name: kind.from_pretrained(folder / name) for name, kind in tokenizers.items()}
+    readers = text_readers(info.family, loaded, generation)
+    if not readers:
+        return None
     distinct = list(dict.fromkeys(prompts))
     chosen = distinct[:: -(-len(distinct) // _MOST_COUNTED)]
-    encoded = tokenizer(chosen, truncation=False, verbose=False).input_ids
-    return PromptLengths(len(chosen), sum(len(ids) > limit for ids in encoded), limit)
+    limit = readers[0].limit
+    return PromptLengths(len(chosen), sum(n > limit for n in readers[0].tokens(chosen)), limit)

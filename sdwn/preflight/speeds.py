@@ -19,6 +19,7 @@ from sdwn.errors import IntegrityError, command
 from sdwn.io import read_json
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.task import TaskRecord, read_record
+from sdwn.models.families import is_guided
 from sdwn.paths import TASK_NAME, RunPaths
 
 WIDTH = HEIGHT = 512
@@ -229,11 +230,12 @@ def _is_another(device: str, config: RunConfig, profile: ClusterProfile | None) 
 
 def _tuned_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple[DeviceSpeed, ...]:
     """Return what ``sdwn tune`` measured on the same work; of one kind of card the latest."""
-    kind = profile.gpu_kind if profile else None
+    kind, guided = profile.gpu_kind if profile else None, is_guided(config)
     latest = {
         (one.workload.device, one.workload.memory_gb): one
         for one in sorted(stored_profiles(), key=lambda one: one.measured)
-        if _is_same_work(one, config) and (kind is None or _may_be(one.workload.device, kind))
+        if _is_same_work(one, config, guided)
+        and (kind is None or _may_be(one.workload.device, kind))
     }
     wanted, steps = _wanted_batch(config, profile), config.generation.num_inference_steps
     found = []
@@ -249,10 +251,10 @@ def _tuned_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple[De
     return tuple(found)
 
 
-def _is_same_work(tuned: GpuProfile, config: RunConfig) -> bool:
+def _is_same_work(tuned: GpuProfile, config: RunConfig, guided: bool) -> bool:
     # Whatever the card, the weights' commit and torch.
     work = tuned.workload
-    same = run_workload(config, asdict(work), round(work.memory_gb * GB)) == work
+    same = run_workload(config, asdict(work), round(work.memory_gb * GB), guided) == work
     known = tuned.scheduler == config.generation.scheduler and tuned.num_inference_steps
     return same and work.device != "cpu" and bool(known)
 
