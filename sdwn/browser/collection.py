@@ -449,14 +449,12 @@ class SynsetTree:
     """
 
     def __init__(
-        self,
-        taxonomy: Taxonomy,
-        collection: Collection,
-        predictions: ImagePredictions | None = None,
+        self, taxonomy: Taxonomy, collection: Collection, predictions: ImagePredictions | None
     ) -> None:
         self._taxonomy, self._collection = taxonomy, collection
-        # What is at or above each synset of the release, and the parents of all of that.
+        # By wnid: its parents, and the positions of the synsets at or below it, about ten a synset.
         self._parents: dict[str, tuple[str, ...]] = {}
+        self._below: dict[str, list[int]] = {}
         above: dict[str, set[str]] = {}
 
         def at_or_above(wnid: str) -> set[str]:
@@ -465,61 +463,50 @@ class SynsetTree:
                 above[wnid] = {wnid}.union(*map(at_or_above, self._parents[wnid]))
             return above[wnid]
 
-        # A pair of every synset with everything at or above it: its position and the node's
-        # index. About ten a synset; a node's pairs are what is at or below it, once each.
-        ups = [at_or_above(entry.wnid) for entry in collection.entries]
-        self._index = index = {wnid: i for i, wnid in enumerate(above)}
-        nodes = np.fromiter((index[wnid] for one in ups for wnid in one), np.int64)
-        positions = np.repeat(np.arange(len(ups)), [len(one) for one in ups])
-        order = np.argsort(nodes, kind="stable")
-        self._positions = positions[order]
-        self._starts = np.searchsorted(nodes[order], np.arange(len(index) + 1))
+        for entry in collection.entries:
+            for wnid in at_or_above(entry.wnid):
+                self._below.setdefault(wnid, []).append(entry.position)
         nothing = np.zeros(len(collection), np.int64)
-        counts = {
-            "synsets": nothing + 1,
+        self._counts = {
             "images": np.diff(collection.starts),
             "labelled": predictions.labelled if predictions else nothing,
             "correct": predictions.correct if predictions else nothing,
             "black": collection.count(collection.black),
         }
-        self._counts = {
-            name: np.bincount(nodes, values[positions], len(index)).astype(int)
-            for name, values in counts.items()
-        }
 
         # By name; and, of those with synsets below them, by all that people may call them.
         self._names, self._called = dict[str, str](), dict[str, list[str]]()
-        for wnid in index:
-            entry = collection.by_wnid.get(wnid)
-            lemmas = taxonomy.synset(wnid).lemmas if entry is None else entry.lemmas
-            self._names[wnid] = entry.synset if entry else lemmas[0].replace("_", " ")
-            if self._counts["synsets"][index[wnid]] > (entry is not None):
+        for wnid, below in self._below.items():
+            own = collection.by_wnid.get(wnid)
+            lemmas = own.lemmas if own else taxonomy.synset(wnid).lemmas
+            self._names[wnid] = own.synset if own else lemmas[0].replace("_", " ")
+            if len(below) > (own is not None):
                 for name in {wnid, fold(self.full_name(wnid)), *map(fold, lemmas)}:
                     self._called.setdefault(name, []).append(wnid)
         self._children: dict[str, list[str]] = {}
-        for wnid in sorted(index, key=lambda one: (self._names[one], one)):
+        for wnid in sorted(self._below, key=lambda one: (self._names[one], one)):
             for parent in self._parents[wnid]:
                 self._children.setdefault(parent, []).append(wnid)
         # Down from the largest top, while all that is below it is below one node.
-        synsets = self._counts["synsets"]
-        tops = sorted(wnid for wnid in index if not self._parents[wnid])
-        self.root = max(tops, key=lambda one: synsets[index[one]], default="")
-        while below := [
-            one
-            for one in self._children.get(self.root, ())
-            if synsets[index[one]] == synsets[index[self.root]]
-        ]:
-            self.root = below[0]
+        tops = sorted(wnid for wnid in self._below if not self._parents[wnid])
+        found = max(tops, key=lambda one: len(self._below[one]), default=None)
+        self.root = ""
+        while found is not None:
+            self.root = found
+            children = self._children.get(found, ())
+            whole = len(self._below[found])
+            found = next((one for one in children if len(self._below[one]) == whole), None)
 
     def node(self, wnid: str) -> Node | None:
         """Describe a synset; None if there are no images at or below it."""
-        if (index := self._index.get(wnid)) is None:
+        if (below := self._below.get(wnid)) is None:
             return None
-        counts = {name: int(values[index]) for name, values in self._counts.items()}
+        counts = {name: int(values[below].sum()) for name, values in self._counts.items()}
         return Node(
             wnid=wnid,
             name=self._names[wnid],
             definition=self._taxonomy.synset(wnid).definition if wnid in self._taxonomy else "",
+            synsets=len(below),
             parents=self._parents[wnid],
             children=tuple(self._children.get(wnid, ())),
             rate=counts["correct"] / counts["labelled"] if counts["labelled"] else None,
@@ -547,9 +534,7 @@ class SynsetTree:
     def below(self, wnid: str) -> Mask:
         """Return, by position in the collection, which synsets are this one or lie below it."""
         found = np.zeros(len(self._collection), dtype=bool)
-        index = self._index.get(wnid)
-        if index is not None:
-            found[self._positions[self._starts[index] : self._starts[index + 1]]] = True
+        found[self._below.get(wnid, [])] = True
         return found
 
     def path(self, wnid: str) -> list[Node]:
@@ -557,7 +542,7 @@ class SynsetTree:
 
         If it is not below the root, from the nearest top.
         """
-        if wnid not in self._index:
+        if wnid not in self._below:
             return []
         above = self._taxonomy.above(wnid) if self._parents[wnid] else {wnid: 0}
         goal, path = self.root, [wnid]

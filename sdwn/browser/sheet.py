@@ -15,7 +15,7 @@ from sdwn.browser.views import assets, render_page
 from sdwn.errors import IntegrityError
 from sdwn.io import in_threads
 from sdwn.reports.page import data_url, policy_hash
-from sdwn.storage.images import CELL, Strip, contact_sheet
+from sdwn.storage.images import CELL, contact_sheet
 
 # The longer side of an image; an import may have a thousand, which are shown smaller.
 PIXELS, PIXELS_OF_MANY, MANY = 384, 192, 50
@@ -89,7 +89,7 @@ def sheet_picture(library: Library, entry: Entry) -> Image.Image:
     words = {"right": ", correct", "wrong": ", incorrect", "black": ", black"}
     captions = (f"{image.number}{words.get(image.state, '')}" for image in images)
     cells = zip(small, captions, strict=True)
-    return contact_sheet([Strip(": ".join(filter(None, facts)), len(images), cells)])
+    return contact_sheet(": ".join(filter(None, facts)), len(images), cells)
 
 
 def _small(

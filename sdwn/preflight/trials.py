@@ -58,7 +58,7 @@ from sdwn.preflight.doctor import PROBE, STOPPING, Finding, probe_question, prob
 from sdwn.preflight.estimate import cost
 from sdwn.preflight.speeds import DeviceSpeed
 from sdwn.storage.columns import names
-from sdwn.storage.images import Strip, contact_sheet, decode
+from sdwn.storage.images import contact_sheet, decode
 from sdwn.storage.shards import ImageFile
 
 PILOT_IMAGES = 20
@@ -413,7 +413,7 @@ def _contact_sheet(file: ImageFile, plan: Plan) -> Image.Image:
 
     synsets = counted(len(plan.synsets), "synset")
     title = f"{plan.images} images of {synsets}, by {plan.config.model.name}"
-    return contact_sheet([Strip(title, plan.images, cells())])
+    return contact_sheet(title, plan.images, cells())
 
 
 # Probe

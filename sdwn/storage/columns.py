@@ -133,8 +133,6 @@ def numbers(column: pa.ChunkedArray | pa.Array, null: float | None = None) -> ND
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if array.null_count:
-        if null is None:
-            raise ValueError(f"{array.null_count} of {len(array)} values are null")
         array = pc.fill_null(array, pa.scalar(null, array.type))
     if pa.types.is_boolean(array.type):
         # Eight to a byte, which NumPy has not.

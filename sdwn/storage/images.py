@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,32 +123,21 @@ TALL = CELL + LINE
 GAP = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Strip:
-    """A title, and so many images below it, each with a caption; None is a damaged one."""
-
-    title: str
-    images: int
-    cells: Iterable[tuple[Image.Image | None, str]]
-
-
-def contact_sheet(strips: Sequence[Strip]) -> Image.Image:
-    """Lay strips out below one another, ten images a row, or more where they are hundreds."""
-    most = max(strip.images for strip in strips)
+def contact_sheet(
+    title: str, images: int, cells: Iterable[tuple[Image.Image | None, str]]
+) -> Image.Image:
+    """Lay images with captions out, ten a row or more where they are hundreds; None is damaged."""
     # A WebP image may be 16,383 pixels high.
-    columns = min(most, max(PER_ROW, math.isqrt(most)))
-    height = sum(LINE + math.ceil(strip.images / columns) * TALL for strip in strips)
+    columns = min(images, max(PER_ROW, math.isqrt(images)))
+    height = LINE + math.ceil(images / columns) * TALL
     sheet = Image.new("RGB", (max(columns, 4) * CELL, height), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE * 2 // 3)
-    top = 0
-    for strip in strips:
-        pen.text((GAP, top), " ".join(strip.title.split()), "black", font)
-        for position, (image, caption) in enumerate(strip.cells):
-            row, column = divmod(position, columns)
-            left, upper = column * CELL + GAP, top + LINE + row * TALL
-            size = CELL - 2 * GAP
-            shown = image or Image.new("RGB", (size, size), "grey")
-            sheet.paste(ImageOps.contain(shown, (size, size)), (left, upper))
-            pen.text((left, upper + size + GAP), caption, "black", font)
-        top += LINE + math.ceil(strip.images / columns) * TALL
+    pen.text((GAP, 0), " ".join(title.split()), "black", font)
+    size = CELL - 2 * GAP
+    for position, (image, caption) in enumerate(cells):
+        row, column = divmod(position, columns)
+        left, upper = column * CELL + GAP, LINE + row * TALL
+        shown = image or Image.new("RGB", (size, size), "grey")
+        sheet.paste(ImageOps.contain(shown, (size, size)), (left, upper))
+        pen.text((left, upper + size + GAP), caption, "black", font)
     return sheet

@@ -224,9 +224,6 @@ def nearest_subtrees(
             for top, steps in taxonomy.above(wnid).items()
             if top in below
         ]
-        if not known:
-            what = "none of the classifier's classes is in WordNet, so none is near"
-            raise UsageError(f"{wnid}: {what}")
         steps, _, top = min(known)
         found[wnid] = NearestSubtree(top, steps, tuple(below[top]))
     return found
