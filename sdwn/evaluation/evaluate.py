@@ -19,18 +19,13 @@ from sdwn.jobs.journal import unfinished_shards
 from sdwn.jobs.submit import submission_lock
 from sdwn.jobs.task import Stage
 from sdwn.paths import RunPaths, work_paths
+from sdwn.prediction import table
 from sdwn.prediction.plan import (
     PredictionPlan,
     count_live_tasks,
     evaluation_of,
     open_planned_release,
     open_prediction_plan,
-)
-from sdwn.prediction.table import (
-    merge_predictions,
-    read_whole_predictions,
-    remove_damaged_shards,
-    write_predictions,
 )
 from sdwn.prediction.task import PREDICT, predict_shards
 from sdwn.releases.release import Release
@@ -94,11 +89,11 @@ def has_predictions(
     """
     paths = evaluation_of(work)
     if not paths.predictions.exists():
-        for problem in remove_damaged_shards(release, work, plan):
+        for problem in table.remove_damaged_shards(release, work, plan):
             on_message(f"classifying again: {problem}")
         return False
     try:
-        read_whole_predictions(release, paths, plan)
+        table.read_whole_predictions(release, paths, plan)
     except IntegrityError as error:
         on_message(f"classifying again, earlier predictions cannot be kept: {error}")
         paths.predictions.unlink(missing_ok=True)
@@ -129,9 +124,9 @@ def write_evaluation(
 def _write_figures(release: Release, work: RunPaths, plan: PredictionPlan) -> dict[str, Any]:
     paths = evaluation_of(work)
     if not paths.predictions.exists():
-        write_predictions(paths.predictions, merge_predictions(release, work, plan))
+        table.write_predictions(paths.predictions, table.merge_predictions(release, work, plan))
     # As it lies on the disk; only then may the shards go. Of tasks, their records stay.
-    found = read_whole_predictions(release, paths, plan)
+    found = table.read_whole_predictions(release, paths, plan)
     shutil.rmtree(work.shards if work.submissions.exists() else work.root, ignore_errors=True)
     classifier = {**found.source.classifier, "judged_on": list(found.source.judged_on)}
     record = build_record(release, paths, found.table, classifier, plan.evaluation)

@@ -12,19 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sdwn import io
 from sdwn.errors import DiskError, IntegrityError
 from sdwn.evaluation.record import evaluations, read_own_evaluation
-from sdwn.io import (
-    BLOCK,
-    JSON_BYTES,
-    LINK,
-    Advance,
-    file_sha256,
-    in_threads,
-    is_stray,
-    links,
-    read_whole,
-)
 from sdwn.prediction.table import disagreement, read_predictions
 from sdwn.releases.release import FileRecord, Release, sums_text
 from sdwn.releases.staged_folder import JOURNAL
@@ -36,7 +26,7 @@ from sdwn.wordnet.taxonomy import read_taxonomy
 _LOCATION = ["synset", "number", "offset", "bytes", "sha256", "codec", "width", "height"]
 
 
-def verify(root: Path, quick: bool = False, advance: Advance = lambda _: None) -> list[str]:
+def verify(root: Path, quick: bool = False, advance: io.Advance = lambda _: None) -> list[str]:
     """List what is wrong with a release; an image in a damaged part by its synset and number.
 
     A quick check reads tables and texts, and of the images' files only structure and size; a
@@ -53,18 +43,18 @@ def verify(root: Path, quick: bool = False, advance: Advance = lambda _: None) -
     sums = {name: record.sha256 for name, record in recorded.items()}
     sums[paths.manifest.name] = release.digest
     try:
-        if read_whole(paths.sums, JSON_BYTES) != sums_text(sums).encode():
+        if io.read_whole(paths.sums, io.JSON_BYTES) != sums_text(sums).encode():
             problems.append(f"{paths.sums.name}: not the checksums that {paths.manifest.name} has")
     except (OSError, IntegrityError) as error:
         problems.append(str(error))
-    linked = [str(path.relative_to(paths.root)) for path in links(paths.root)]
-    problems += [f"{name}: {LINK}" for name in linked]
+    linked = [str(path.relative_to(paths.root)) for path in io.links(paths.root)]
+    problems += [f"{name}: {io.LINK}" for name in linked]
     # A kill may have left the journal, which goes last of all. What is derived later lies in the
     # folder of evaluations, and only there.
     known = {*recorded, *linked, paths.manifest.name, paths.sums.name, JOURNAL}
     known |= {paths.evaluations.name} if paths.evaluations.is_dir() else set()
     extra = (path.name for path in sorted(paths.root.iterdir()) if path.name not in known)
-    problems += [f"{name}: not part of the release" for name in extra if not is_stray(name)]
+    problems += [f"{name}: not part of the release" for name in extra if not io.is_stray(name)]
     for record in recorded.values():
         if record.file not in linked:
             try:
@@ -93,7 +83,9 @@ def verify(root: Path, quick: bool = False, advance: Advance = lambda _: None) -
     return list(dict.fromkeys(problem.replace(f"{paths.root}/", "") for problem in problems))
 
 
-def _check_file(release: Release, record: FileRecord, quick: bool, advance: Advance) -> list[str]:
+def _check_file(
+    release: Release, record: FileRecord, quick: bool, advance: io.Advance
+) -> list[str]:
     name, path = record.file, release.paths.root / record.file
     if Path(name).name != name:
         return [f"{name}: a name in the manifest that leaves the release"]
@@ -111,7 +103,7 @@ def _check_file(release: Release, record: FileRecord, quick: bool, advance: Adva
             return problems and problems + _damaged_images(release, name)
         sha256, problems = _decode_images(release, name, advance)
     else:
-        sha256 = file_sha256(path, advance)
+        sha256 = io.file_sha256(path, advance)
     if sha256 == record.sha256 and path == release.paths.taxonomy:
         try:
             read_taxonomy(path)  # a stranger's may be anything under a checksum that fits
@@ -149,7 +141,7 @@ def _check_rows(release: Release, part: str) -> list[str]:
     return []
 
 
-def _decode_images(release: Release, part: str, advance: Advance) -> tuple[str, list[str]]:
+def _decode_images(release: Release, part: str, advance: io.Advance) -> tuple[str, list[str]]:
     """Read a part once, from start to end: hash it, and decode each image in threads."""
     digest = hashlib.sha256()
 
@@ -163,10 +155,10 @@ def _decode_images(release: Release, part: str, advance: Advance) -> tuple[str, 
                 return block
 
             for row in sorted(_rows(release, part), key=lambda row: int(row["offset"])):
-                while hashed(min(BLOCK, row["offset"] - file.tell())):
+                while hashed(min(io.BLOCK, row["offset"] - file.tell())):
                     pass
                 yield hashed(row["bytes"]), row
-            while hashed(BLOCK):
+            while hashed(io.BLOCK):
                 pass
 
     def problem(image: tuple[bytes, dict[str, Any]]) -> str | None:
@@ -174,7 +166,7 @@ def _decode_images(release: Release, part: str, advance: Advance) -> tuple[str, 
         reason = undecodable(payload, row["codec"], row["width"], row["height"])
         return reason and f"{part}: {row['synset']} {row['number']}: {reason}"
 
-    found = [text for text in in_threads(problem, images(), DECODERS, AHEAD) if text]
+    found = [text for text in io.in_threads(problem, images(), DECODERS, AHEAD) if text]
     return digest.hexdigest(), found
 
 

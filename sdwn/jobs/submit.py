@@ -43,18 +43,7 @@ from sdwn.config import RunConfig
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError, command, counted
 from sdwn.io import OnMessage, ignore, locked, now, plain_disk_errors
 from sdwn.jobs import cluster, journal, scheduler
-from sdwn.jobs.journal import (
-    RunJobs,
-    Submission,
-    find_jobs,
-    hidden_owners,
-    is_unreachable,
-    live_jobs,
-    open_journal,
-    read_journal,
-    unfinished_shards,
-    unheld_shards,
-)
+from sdwn.jobs.journal import RunJobs, Submission, find_jobs, is_unreachable, live_jobs
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile, minutes, overridden
 from sdwn.jobs.scheduler import Job, JobState, Live, max_array_size, user
@@ -130,7 +119,7 @@ def require_visible(
     paths: RunPaths, submissions: Sequence[Submission], indices: Sequence[int]
 ) -> None:
     """Refuse to submit shards that another user's jobs may be making, hidden by the site."""
-    if owners := hidden_owners(submissions, indices):
+    if owners := journal.hidden_owners(submissions, indices):
         names = " and ".join(owners)
         raise SdwnError(
             f"{names} submitted some of these shards, and this site hides their jobs from you "
@@ -141,7 +130,7 @@ def require_visible(
 
 def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
     """Return the profile of the last submission of shards, with overrides."""
-    submissions = [one for one in read_journal(paths) if one.stage == "generate"]
+    submissions = [one for one in journal.read_journal(paths) if one.stage == "generate"]
     if not submissions:
         advice = command("submit", paths.root, "--profile", "PROFILE")
         raise SdwnError(f"{paths.root}: nothing was submitted yet; use: {advice}")
@@ -166,11 +155,11 @@ def tasks_for_shards(
 def submit_once(order: WorkOrder, on_message: OnMessage) -> tuple[list[Job], int]:
     """Submit what is unfinished, as far as the site allows; return how many shards remain, too."""
     paths, work, profile = order.paths, order.work, order.profile
-    if not unfinished_shards(paths, work):
+    if not journal.unfinished_shards(paths, work):
         return [], 0
     with submission_lock(paths, on_message):
         found = recover(paths, order.stages, profile)
-        todo = unheld_shards(paths, work, found.live)
+        todo = journal.unheld_shards(paths, work, found.live)
         tasks = tasks_for_shards(paths, work, order.stages[work.stage], todo, profile)
         jobs = submit_tasks(paths, tasks, profile, on_message, found)
     if remaining := len(todo) - sum(len(job.indices) for job in jobs):
@@ -204,7 +193,7 @@ def submission_lock(paths: RunPaths, on_message: OnMessage) -> Iterator[None]:
 
 def recover(paths: RunPaths, stages: Stages, profile: ClusterProfile) -> RunJobs:
     """Record the jobs that a command submitted before it crashed; return all that wait or run."""
-    found = find_jobs(paths, read_journal(paths), profile.executor == "slurm")
+    found = find_jobs(paths, journal.read_journal(paths), profile.executor == "slurm")
     for one, live in found.by_submission:
         if one.unsettled and one.stage in stages and live and not is_unreachable(live):
             stage, root = stages[one.stage], str(paths.root.absolute())
@@ -317,20 +306,20 @@ def complete(
     jobs, tries, began, waited = list[Job](), Counter[int](), time.monotonic(), False
     # How many jobs the queue seems to take of this user; None: as many as there are.
     room, throttled = order.profile.max_submit_jobs, dict[str, int]()
-    cancellations = open_journal(paths).cancellations
+    cancellations = journal.open_journal(paths).cancellations
     while True:
         live = live_jobs(paths)
         on_look(live)
         if order.profile.executor == "slurm":
             throttled = _balance(live, throttled, order.profile.array_parallelism)
         # Listed after the look at the jobs: a shard may be finished in between.
-        left = unfinished_shards(paths, work)
+        left = journal.unfinished_shards(paths, work)
         # Later stages, which hold no shard, make none of what is missing.
         making = {index for job in live for index in job.indices}
         todo = [index for index in left if index not in making and tries[index] <= retries]
         if not left or not (making or todo):
             break
-        found = open_journal(paths)
+        found = journal.open_journal(paths)
         if found.cancellations > cancellations:
             # A cancel that came while sbatch ran did not see what sbatch then took.
             for submission, own in find_jobs(paths, found.submissions).by_submission:
@@ -377,7 +366,7 @@ def _feed(
     paths, work, profile = order.paths, order.work, order.profile
     with submission_lock(paths, on_message):
         found = recover(paths, order.stages, profile)
-        unheld = set(unheld_shards(paths, work, found.live))
+        unheld = set(journal.unheld_shards(paths, work, found.live))
         own = [index for index in todo if index in unheld]
         tasks = tasks_for_shards(paths, work, order.stages[work.stage], own, profile)
         queued, most = found.queued or 0, profile.max_submit_jobs
@@ -421,7 +410,7 @@ def _balance(live: Live, before: dict[str, int], at_once: int) -> dict[str, int]
 # --- Cancelling ----------------------------------------------------------------------------------
 def cancel_run(paths: RunPaths, on_message: OnMessage = ignore) -> dict[Job, JobState]:
     """End all live jobs of a run and wait for their end; return their states before."""
-    submissions = read_journal(paths)
+    submissions = journal.read_journal(paths)
     found = find_jobs(paths, submissions, ask_slurm=True)
     if is_unreachable(found.live):
         raise SdwnError("SLURM does not answer; run the same command again when it does")
@@ -441,7 +430,7 @@ def cancel_run(paths: RunPaths, on_message: OnMessage = ignore) -> dict[Job, Job
     if denied:
         raise SdwnError("\n".join(denied))
     every = {index for one in submissions for job in one.jobs for index in job.indices}
-    if owners := hidden_owners(submissions, every - paths.done_shards()):
+    if owners := journal.hidden_owners(submissions, every - paths.done_shards()):
         names = " and ".join(owners)
         on_message(f"this site hides from you what {names} submitted here: not cancelled")
     if lost := found.unrecorded:
@@ -468,7 +457,7 @@ def _await_end(paths: RunPaths, jobs: Collection[Job], on_message: OnMessage) ->
     """Wait for some time until ending jobs are gone: SLURM lets cancelled ones end themselves."""
     began, waited = time.monotonic(), False
     while jobs:
-        found = find_jobs(paths, read_journal(paths), ask_slurm=True)
+        found = find_jobs(paths, journal.read_journal(paths), ask_slurm=True)
         if not (left := sorted(job.id for job in (found.live | found.unrecorded) if job in jobs)):
             return
         text = f"{len(left)} cancelled tasks are still ending ({', '.join(left[:3])})"

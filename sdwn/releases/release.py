@@ -19,18 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from pydantic import Field, ValidationError
 
+from sdwn import io
 from sdwn.config import Record
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
-from sdwn.io import (
-    TABLE_BYTES,
-    Format,
-    canonical,
-    file_sha256,
-    open_plain,
-    plain_disk_errors,
-    read_whole,
-    refuse_links,
-)
 from sdwn.models.builtin import notice
 from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import PlannedSynset, parse_table
@@ -39,7 +30,7 @@ from sdwn.storage.images import Pixels, decode
 from sdwn.storage.shards import ImageFile
 from sdwn.wordnet.taxonomy import Taxonomy, open_taxonomy
 
-MANIFEST = Format(
+MANIFEST = io.Format(
     "sdwn-release", 1, "if it is damaged, copy it again; if it is newer, upgrade sdwn"
 )
 # The columns of the metadata, with their types, that every image has a value in.
@@ -145,7 +136,7 @@ class Release:
             if inside.manifest.exists():
                 advice = f"did you mean {inside.root}?"
             raise SdwnError(f"{root}: no release here; {advice}")
-        refuse_links(path)
+        io.refuse_links(path)
         content = MANIFEST.read(path)
         try:
             json.dumps(content, ensure_ascii=False).encode()  # JSON may hold half a character
@@ -196,7 +187,7 @@ class Release:
     def metadata(self) -> pa.Table:
         """The table with a row an image, in the order of the parts; ``to_pandas()`` turns it."""
         path = self.paths.metadata
-        refuse_links(path)
+        io.refuse_links(path)
         table = read_parquet(path, self.manifest.most_rows)
         for name, kind in {**METADATA_COLUMNS, "imagenet_class": pa.int16()}.items():
             if table.column_names.count(name) != 1:
@@ -210,14 +201,14 @@ class Release:
     @property
     def digest(self) -> str:
         """SHA-256 of the manifest, which names every other file's."""
-        return file_sha256(self.paths.manifest)
+        return io.file_sha256(self.paths.manifest)
 
     @cached_property
     def synsets(self) -> dict[str, PlannedSynset]:
         """All synsets of the plan by wnid, also those that this release has no images of."""
-        refuse_links(self.paths.synsets)
+        io.refuse_links(self.paths.synsets)
         try:
-            rows = parse_table(read_whole(self.paths.synsets, TABLE_BYTES).decode())
+            rows = parse_table(io.read_whole(self.paths.synsets, io.TABLE_BYTES).decode())
         except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
             raise IntegrityError(f"{self.paths.synsets}: cannot be read: {error!r}") from None
         return {row.wnid: row for row in rows}
@@ -230,7 +221,7 @@ class Release:
     @cached_property
     def taxonomy(self) -> Taxonomy:
         """WordNet's records of the synsets, ImageNet's classes, and all that is above both."""
-        refuse_links(self.paths.taxonomy)
+        io.refuse_links(self.paths.taxonomy)
         return open_taxonomy(self.paths.taxonomy)
 
     def row(self, index: int) -> dict[str, Any]:
@@ -253,7 +244,7 @@ class Release:
         if name in rows:
             return rows[name]
         by_name = self._wnids_by_name
-        wnids = by_name.get(canonical(name)) or by_name.get(_plain(name), [])
+        wnids = by_name.get(io.canonical(name)) or by_name.get(_plain(name), [])
         if found := [rows[wnid] for wnid in wnids if wnid in rows]:
             return np.concatenate(found)
         if wnids:
@@ -290,7 +281,7 @@ class Release:
     def payload(self, row: Row) -> bytes:
         """Read an encoded image, by its record, and check its SHA-256."""
         try:
-            with plain_disk_errors(self.paths.root):
+            with io.plain_disk_errors(self.paths.root):
                 payload = os.pread(self._descriptor(row["part"]), row["bytes"], row["offset"])
         except OverflowError:
             payload = b""
@@ -305,7 +296,7 @@ class Release:
         """Return the path of a part's file, checked to lie in the release and to be no link."""
         if not name or Path(name).name != name:
             raise IntegrityError(f"{self.paths.metadata}: {name!r} is no file of the release")
-        refuse_links(self.paths.root / name)
+        io.refuse_links(self.paths.root / name)
         return self.paths.root / name
 
     def open_part(self, name: str) -> ImageFile:
@@ -412,7 +403,7 @@ class Release:
         found: dict[str, list[str]] = {}
         for wnid, row in self.synsets.items():
             lemmas = {_plain(lemma) for lemma in row.lemmas.split(", ")}
-            for name in (canonical(row.synset), *lemmas):
+            for name in (io.canonical(row.synset), *lemmas):
                 found.setdefault(name, []).append(wnid)
         return found
 
@@ -430,7 +421,7 @@ class Release:
         found = self._descriptors.get(part)
         if found is None:
             try:
-                opened = open_plain(self.part(part))
+                opened = io.open_plain(self.part(part))
             except OSError as error:
                 raise IntegrityError(f"{self.paths.root / part}: {error.strerror}") from None
             # Of two threads that open it at once, one closes its own again.
@@ -454,4 +445,4 @@ def count_images(table: pa.Table, present: Sequence[PlannedSynset]) -> dict[str,
 
 
 def _plain(lemma: str) -> str:
-    return canonical(lemma).replace("_", " ").casefold()
+    return io.canonical(lemma).replace("_", " ").casefold()

@@ -24,17 +24,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from sdwn import io
 from sdwn.errors import UsageError
-from sdwn.io import (
-    TEMPORARY,
-    append_json,
-    is_own_folder,
-    links,
-    locked,
-    open_append,
-    plain_disk_errors,
-    sync,
-)
 
 log = logging.getLogger(__name__)
 
@@ -54,18 +45,18 @@ class StagedFolder:
                 lines += [content] if isinstance(content, dict) else []
         self.finished = {line.pop("name"): line for line in lines[1:] if "name" in line}
         # sdwn makes no links: one here may make it write anywhere.
-        if lines[:1] != [json.loads(json.dumps(recipe))] or any(links(root)):
+        if lines[:1] != [json.loads(json.dumps(recipe))] or any(io.links(root)):
             _empty(root)
             self.finished = {}
-            with open_append(self._journal) as file:
+            with io.open_append(self._journal) as file:
                 file.truncate(0)
-            append_json(self._journal, recipe)
-        for half in root.rglob(f".*{TEMPORARY}"):
+            io.append_json(self._journal, recipe)
+        for half in root.rglob(f".*{io.TEMPORARY}"):
             half.unlink()
 
     def finish(self, name: str, record: Mapping[str, Any]) -> None:
         """Record that a thing is complete and on disk."""
-        append_json(self._journal, {"name": name, **record})
+        io.append_json(self._journal, {"name": name, **record})
         self.finished[name] = dict(record)
 
 
@@ -85,7 +76,7 @@ def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[StagedFolder]
     require_free(target)
     target = target.absolute()
     folder = target.parent / f".{target.name}{UNFINISHED}"
-    with plain_disk_errors(target), _sole_builder(folder, target) as mine:
+    with io.plain_disk_errors(target), _sole_builder(folder, target) as mine:
         if not mine:
             return False
         staged = None
@@ -93,11 +84,11 @@ def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[StagedFolder]
             staged = StagedFolder(folder, recipe)
             fill(staged)
             for inside, _, _ in os.walk(folder):
-                sync(Path(inside))
+                io.sync(Path(inside))
             # In this order: a process that waits for the lock must find the target there.
             folder.replace(target)
             (target / JOURNAL).unlink()
-            sync(target.parent)
+            io.sync(target.parent)
         except BaseException:
             if staged is not None and not staged.finished:
                 _remove(folder)
@@ -124,7 +115,7 @@ def _sole_builder(folder: Path, target: Path) -> Iterator[bool]:
         with ExitStack() as stack:
             try:
                 _claim(folder)
-                lock = stack.enter_context(locked(journal, lambda: log.warning(waiting, target)))
+                lock = stack.enter_context(io.locked(journal, lambda: log.warning(waiting, target)))
             except FileNotFoundError:
                 continue  # the folder has just taken its name, or was given up
             # The process that was waited for may have renamed the folder, and its journal.
@@ -149,7 +140,7 @@ def _claim(folder: Path) -> None:
         folder.mkdir()
         return
     found = "a link, a file or another user's folder"
-    if is_own_folder(folder):
+    if io.is_own_folder(folder):
         # Listed once: another process may be removing it, its journal last.
         names = {path.name for path in folder.iterdir()}
         if not names or JOURNAL in names:

@@ -20,13 +20,7 @@ from sdwn import checkout
 from sdwn.errors import SdwnError, UsageError, command
 from sdwn.generation.task import GENERATE
 from sdwn.io import OnMessage
-from sdwn.jobs.journal import (
-    find_jobs,
-    is_unreachable,
-    open_journal,
-    read_journal,
-    unfinished_shards,
-)
+from sdwn.jobs import journal
 from sdwn.jobs.profile import ClusterProfile, LaterStage, stage_profile
 from sdwn.jobs.scheduler import PENDING, Job
 from sdwn.jobs.submit import Stages, end_live, submit_array
@@ -157,12 +151,12 @@ def submit_behind(  # noqa: PLR0913, PLR0917
     as they may be held.
     """
     before: list[str] = []
-    left = set(unfinished_shards(paths, work))
-    found = [] if dependency else find_jobs(paths, read_journal(paths)).by_submission
-    for submission, jobs in found:
+    left = set(journal.unfinished_shards(paths, work))
+    submissions = [] if dependency else journal.read_journal(paths)
+    for submission, jobs in journal.find_jobs(paths, submissions).by_submission:
         if not jobs or submission.executor == "local":
             continue
-        if is_unreachable(jobs):
+        if journal.is_unreachable(jobs):
             raise SdwnError("SLURM does not answer; run the same command again when it does")
         job, state = next(iter(jobs.items()))
         if submission.stage in LATER and state.state == PENDING:
@@ -183,7 +177,7 @@ def submit_behind(  # noqa: PLR0913, PLR0917
 
 def require_done(paths: RunPaths, stages: Sequence[LaterStage]) -> None:
     """Fail where a stage that was followed to its end did not succeed."""
-    found = stage_states(paths, open_journal(paths), {})
+    found = stage_states(paths, journal.open_journal(paths), {})
     for stage in stages:
         text = found[stage].text if stage in found else "not submitted"
         if text != DONE:
