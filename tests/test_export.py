@@ -22,8 +22,7 @@ from sdwn.cli.release import export_command, import_command
 from sdwn.config import RunConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.verify import verify
-from sdwn.exchange.export import FORMATS, ExportOptions, export
-from sdwn.exchange.formats import path_name
+from sdwn.exchange.export import FORMATS, ExportOptions, export, path_name
 from sdwn.exchange.import_images import FORMATS as IMPORT_FORMATS
 from sdwn.generation.task import generate
 from sdwn.paths import ReleasePaths, RunPaths

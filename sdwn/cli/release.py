@@ -449,7 +449,7 @@ def show_command(
     """Show a synset: its images and their classification."""
     from sdwn.browser.library import Library
     from sdwn.browser.sheet import sheet_page, sheet_picture, sheet_record
-    from sdwn.exchange.formats import path_name
+    from sdwn.exchange.export import path_name
 
     if save is not None:
         options.require_savable(save, release, (PAGE, *PICTURES))

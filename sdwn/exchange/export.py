@@ -1,4 +1,14 @@
-"""Export of a release, or of some of its images, in a format of others or as a smaller release."""
+"""Export of a release, or of some of its images, in a format of others or as a smaller release.
+
+::
+
+    Release --> ExportSource --> ExportFormat.write: a file, or some folders, a span of synsets
+                (sorted by synset;   folders, imagefolder: each image a file
+                encoded in threads)  webdataset: tars; parquet: tables
+
+A new format is an :class:`ExportFormat` in ``EXPORT_FORMATS``, a template of the same name for its
+card, and its name in ``sdwn export --format``.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +16,335 @@ import csv
 import hashlib
 import json
 import re
-from contextlib import ExitStack
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
+from io import BytesIO
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from sdwn.errors import UsageError
-from sdwn.exchange.formats import EXPORT_FORMATS, ExportSource, Span
-from sdwn.io import PART_BYTES, Advance, canonical, read_list, refuse_links, write_text
+from sdwn import io
+from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.paths import ReleasePaths
-from sdwn.planning.plan import table_text
+from sdwn.planning.plan import PlannedSynset, table_text
 from sdwn.releases import writer
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
 from sdwn.releases.writer import Attributes, CardLayout, Origin, cut_parts
-from sdwn.storage.codecs import CODECS
+from sdwn.storage.codecs import CODECS, EXCHANGED
+from sdwn.storage.images import encode, open_image
 from sdwn.storage.shards import join
 from sdwn.wordnet.taxonomy import read_taxonomy
+
+# More than processors: some wait for the disk.
+THREADS = 16
+# Records that are Python objects at the same time.
+ROWS = 1000
+# Images that are encoded to estimate how much smaller or larger a codec makes them.
+TRIALS = 16
+# A unit of folders, for an export that is resumed: each file would be too many lines in a journal.
+SYNSETS = 50
+# Readers of Parquet show a page of rows by reading whole groups of them.
+GROUP_ROWS = 100
+NO_CLASS = -1
+
+# What a reader looks for first, and what has a meaning only inside a release.
+_FIRST_COLUMNS = (
+    *("wnid", "synset", "number", "status", "imagenet_class", "prompt", "seed"),
+    *("width", "height", "sha256"),
+)
+_INNER_COLUMNS = {"part", "row", "offset", "bytes", "codec", "session"}
+
+# A file name may have 255 bytes; a number and an extension are still to come.
+_LONGEST_NAME = 150
+# Between separators, these words make Hugging Face datasets take a folder for one split of
+# several, and leave out every folder without such a word.
+_SPLIT_WORD = re.compile(
+    r"(?<![^-._ 0-9])(train|training|validation|valid|dev|val|test|testing|eval|evaluation)"
+    r"(?![^-._ 0-9])"
+)
+
+# The first of some synsets, or rows, and one past the last.
+Span = tuple[int, int]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportImage:
+    """An image to write: its record, its bytes, and the extension of a file that holds them."""
+
+    row: dict[str, Any]
+    payload: bytes
+    extension: str
+
+
+class ExportSource:
+    """The images to export, sorted by synset and number; spans count synsets.
+
+    ``codec`` is one of those that other programs read, or ``stored`` for each image's own. Images
+    that have it already keep their bytes, unless a quality is given; ``raw`` becomes PNG.
+    ``table`` is the release's metadata in the order of the export.
+    """
+
+    def __init__(
+        self, release: Release, codec: str, quality: int | None, advance: io.Advance
+    ) -> None:
+        self.release, self.advance = release, advance
+        self._codec, self._quality = "png" if codec == "stored" else codec, quality
+        self._kept = EXCHANGED if codec == "stored" else () if quality else (codec,)
+        order = pa.array(list(release.synsets), pa.string())
+        found = pc.index_in(release.metadata["wnid"], order)
+        if found.null_count:
+            raise IntegrityError(
+                f"{release.paths.metadata} has images of synsets that {release.paths.synsets.name} "
+                f"lacks; see what else is wrong: {command('verify', release.paths.root)}"
+            )
+        ranks = found.to_numpy().astype("i8")
+        rows = np.lexsort((release.metadata["number"].to_numpy(), ranks))
+        self.table: pa.Table = release.metadata.take(pa.array(rows)).combine_chunks()
+        self._starts = np.flatnonzero(np.diff(ranks[rows], prepend=-1, append=-1))
+        kept = [name for name in self.table.column_names if name not in _INNER_COLUMNS]
+        first = [name for name in _FIRST_COLUMNS if name in kept]
+        rest = [name for name in kept if name not in first]
+        self.schema: pa.Schema = self.table.select([*first, *rest]).schema
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def count_images(self, span: Span) -> int:
+        """Count the images of a span."""
+        return int(self._starts[span[1]] - self._starts[span[0]])
+
+    def synsets(self, span: Span) -> list[PlannedSynset]:
+        """Return the synsets of a span."""
+        wnids = self.table["wnid"].take(pa.array(self._starts[slice(*span)])).to_pylist()
+        return [self.release.synsets[wnid] for wnid in wnids]
+
+    def encoding(self) -> str | None:
+        """Describe how the images are encoded; None if all keep their bytes."""
+        stored = set(self.table["codec"].unique().to_pylist())
+        if stored <= set(self._kept):
+            return None
+        before = " and ".join(sorted(stored & set(EXCHANGED)))
+        anew = f", anew from {before}" if before else ""
+        return f"{self._codec}, {CODECS[self._codec].loss(self._quality)}{anew}"
+
+    def sizes(self) -> list[float]:
+        """Estimate how many bytes the images of each synset take, once they are encoded."""
+        trials = np.unique(np.linspace(0, len(self.table) - 1, TRIALS).astype(int))
+        rows = self.table.take(pa.array(trials)).to_pylist()
+        encoded = sum(len(self._image(row).payload) for row in rows)
+        ratio = encoded / sum(int(row["bytes"]) for row in rows)
+        stored = np.add.reduceat(self.table["bytes"].to_numpy(), self._starts[:-1], dtype="i8")
+        sizes: list[float] = (stored * ratio).tolist()
+        return sizes
+
+    def map(self, span: Span, use: Callable[[ExportImage], Result]) -> Iterator[Result]:
+        """Encode the images of a span and call ``use`` on each, in threads; results in order."""
+
+        def rows() -> Iterator[dict[str, Any]]:
+            chosen = self.table.slice(self._starts[span[0]], self.count_images(span))
+            for batch in chosen.to_batches(max_chunksize=ROWS):
+                yield from batch.to_pylist()
+
+        results = io.in_threads(lambda row: use(self._image(row)), rows(), THREADS, 2 * THREADS)
+        # An error in the caller must not leave threads that still write.
+        with closing(results):
+            for result in results:
+                yield result
+                self.advance(1)
+
+    def _image(self, row: dict[str, Any]) -> ExportImage:
+        record = {name: row[name] for name in self.schema.names}
+        if row["codec"] in self._kept:
+            return ExportImage(record, self.release.payload(row), CODECS[row["codec"]].extension)
+        try:
+            payload = encode(self.release.array(row), self._codec, self._quality)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{row['synset']} {row['number']} cannot be {self._codec}: {error}; "
+                "choose another codec"
+            ) from None
+        # Earlier imports recorded the size before the image was turned upright by its EXIF.
+        record["width"], record["height"] = open_image(payload, self._codec).size
+        record["sha256"] = hashlib.sha256(payload).hexdigest()
+        return ExportImage(record, payload, CODECS[self._codec].extension)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFormat:
+    """A format: how an export is cut into units, and how one unit is named and written."""
+
+    # A unit's name, for its index and the number of units.
+    name: Callable[[int, int], str]
+    # Writes and syncs a unit: the export's folder, the unit's name, the images, and which synsets.
+    write: Callable[[Path, str, ExportSource, Span], None]
+    # How many synsets a unit has; or, where it is a file, how many bytes at least.
+    unit: int
+    in_bytes: bool = True
+    # For Hugging Face datasets, where it does not find the files itself.
+    data_files: str | None = None
+    # Refuses what the format cannot hold.
+    check: Callable[[ExportSource], None] = lambda _: None
+
+
+def path_name(name: str) -> str:
+    """Turn a synset's name or wnid into one harmless component of a path.
+
+    Different names stay different; ``urllib.parse.unquote`` gives back all but overlong ones.
+
+    >>> path_name("dog.n.01"), path_name("read/write_head.n.01"), path_name("..")
+    ('dog.n.01', 'read%2Fwrite_head.n.01', '%2E.')
+    >>> path_name("test_tube.n.01"), path_name("contest.n.01")
+    ('tes%74_tube.n.01', 'contest.n.01')
+    """
+    quoted = quote(name, safe="", errors="surrogatepass")
+    if not quoted or quoted[0] in ".-~":
+        # Only the empty name becomes a lone percent sign.
+        quoted = f"%{ord(quoted[0]):02X}{quoted[1:]}" if quoted else "%"
+    quoted = _SPLIT_WORD.sub(lambda word: f"{word[0][:-1]}%{ord(word[0][-1]):02X}", quoted)
+    if len(quoted) <= _LONGEST_NAME:
+        return quoted
+    # Longer than any name that is not cut, and so never equal to one; a percent sign ends no word.
+    return f"{quoted[:_LONGEST_NAME]}%{hashlib.sha256(quoted.encode()).hexdigest()[:32]}"
+
+
+# --- Folders of images -------------------------------------------------------------------------
+def _folders(named_by: str, data_files: str | None = None) -> ExportFormat:
+    """Return the format of a folder a synset, named by its ``wnid`` or its name, ``synset``."""
+
+    def check(source: ExportSource) -> None:
+        # Synsets that would share a folder, or take the name of a file beside them.
+        paths = ReleasePaths(Path())
+        owners = {path.name: "a file" for path in (paths.card, paths.synsets)}
+        for synset in source.release.present:
+            name = path_name(getattr(synset, named_by))
+            if (owner := owners.setdefault(name, synset.wnid)) != synset.wnid:
+                raise UsageError(
+                    f"the folder {name} of {synset.wnid} would be that of {owner} too; "
+                    "choose webdataset or parquet"
+                )
+
+    def write_file(path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        io.sync(path)
+
+    def write(root: Path, _: str, source: ExportSource, span: Span) -> None:
+        folders = dict[str, Path]()
+        for synset in source.synsets(span):
+            folder = folders[synset.wnid] = root / path_name(getattr(synset, named_by))
+            folder.mkdir(exist_ok=True)
+            if named_by == "synset":
+                # The three lines that the paper describes.
+                lines = {"prompt": synset.prompt, "synset": synset.synset, "wnid": synset.wnid}
+                text = "".join(f"{key}: {' '.join(s.splitlines())}\n" for key, s in lines.items())
+                write_file(folder / f"{folder.name}.txt", text.encode())
+
+        def write_image(image: ExportImage) -> None:
+            folder = folders[image.row["wnid"]]
+            name = f"{folder.name}_{image.row['number']}.{image.extension}"
+            write_file(folder / name, image.payload)
+
+        for _result in source.map(span, write_image):
+            pass
+        for folder in (*folders.values(), root):
+            io.sync(folder)
+
+    return ExportFormat(
+        name=lambda index, _: f"synsets-{index:05d}",
+        write=write,
+        unit=SYNSETS,
+        in_bytes=False,
+        data_files=data_files,
+        check=check,
+    )
+
+
+# --- Tars, as the webdataset library reads them ------------------------------------------------
+def _write_tar(root: Path, name: str, source: ExportSource, span: Span) -> None:
+    labelled = not source.table["imagenet_class"].null_count
+    # USTAR ends at names of 100 bytes, and PAX headers hold times.
+    with (
+        io.atomic(root / name) as temporary,
+        tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as tar,
+    ):
+        for image in source.map(span, lambda image: image):
+            row = image.row
+            # Readers take the first dot as the end of a sample's name.
+            key = f"{path_name(row['wnid']).replace('.', '%2E')}_{row['number']:04d}"
+            # Readers take each field's type from the first samples, which may have nothing there.
+            label = NO_CLASS if row["imagenet_class"] is None else row["imagenet_class"]
+            # Each sample has the same members: readers of batches need that.
+            members = {
+                image.extension: image.payload,
+                "json": json.dumps({**row, "imagenet_class": label}).encode(),
+                "txt": (row.get("prompt") or "").encode(),
+            }
+            if labelled:
+                members["cls"] = str(label).encode()
+            for extension, content in members.items():
+                # Its other fields record nothing of when, where and by whom.
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, BytesIO(content))
+
+
+# --- Tables with images, as Hugging Face datasets reads them -----------------------------------
+def _write_table(root: Path, name: str, source: ExportSource, span: Span) -> None:
+    names = source.schema.names
+    field = pa.field("image", pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    # All features by the names that the datasets library has for them.
+    values = {field.name: {"dtype": str(field.type), "_type": "Value"} for field in source.schema}
+    features = {"image": {"_type": "Image"}, **values}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    schema = pa.schema([field, *source.schema], metadata=metadata)
+    # Encoded images become no smaller, and two are never the same.
+    packed = {"image.bytes": "none", "image.path": "zstd", **dict.fromkeys(names, "zstd")}
+
+    def record(image: ExportImage) -> dict[str, Any]:
+        path = f"{path_name(image.row['wnid'])}_{image.row['number']:04d}.{image.extension}"
+        return {"image": {"bytes": image.payload, "path": path}, **image.row}
+
+    with (
+        io.atomic(root / name) as temporary,
+        pq.ParquetWriter(
+            temporary, schema, compression=packed, use_dictionary=names, write_statistics=names
+        ) as writer,
+    ):
+        records = source.map(span, record)
+        while group := list(islice(records, GROUP_ROWS)):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+
+
+EXPORT_FORMATS = {
+    # For Hugging Face datasets: what lies in folders, and is no text (one ends in .txt).
+    "folders": _folders("synset", data_files="*/*[!t]"),
+    "imagefolder": _folders("wnid"),
+    "webdataset": ExportFormat(
+        name=lambda index, _: f"sdwn-{index:06d}.tar",
+        write=_write_tar,
+        unit=1_000_000_000,
+        data_files="sdwn-*.tar",
+    ),
+    "parquet": ExportFormat(
+        name=lambda index, count: f"data/train-{index:05d}-of-{count:05d}.parquet",
+        write=_write_table,
+        unit=500_000_000,
+        data_files="data/train-*.parquet",
+    ),
+}
+
+
+# --- The export --------------------------------------------------------------------------------
 
 # A smaller release keeps parts, tables and record; it shares nothing with the other formats.
 FORMATS = (*EXPORT_FORMATS, "release")
@@ -63,7 +381,7 @@ class ExportOptions:
 
 
 def export(
-    release: Release, target: Path, options: ExportOptions, advance: Advance = lambda _: None
+    release: Release, target: Path, options: ExportOptions, advance: io.Advance = lambda _: None
 ) -> dict[str, Any]:
     """Write the images into a new folder, and count what is in it.
 
@@ -83,7 +401,7 @@ def export(
         wnids = release.metadata["wnid"].combine_chunks().dictionary_encode().indices.to_numpy()
         starts = np.flatnonzero(np.diff(wnids, prepend=-1, append=-1)).tolist()
         sizes = np.add.reduceat(release.metadata["bytes"].to_numpy(), starts[:-1], dtype="i8")
-        parts = cut_parts(sizes.tolist(), options.part_bytes or PART_BYTES)
+        parts = cut_parts(sizes.tolist(), options.part_bytes or io.PART_BYTES)
         spans = [(starts[first], starts[last]) for first, last in parts]
         fill = partial(_write_release, release=release, spans=spans, advance=advance)
     else:
@@ -121,26 +439,27 @@ def _write_units(
             form.write(staged.root, name, source, span)
             staged.finish(name, {})
     paths, present, columns = ReleasePaths(staged.root), release.present, release.metadata
-    write_text(paths.synsets, table_text(tuple(present)))
+    io.write_text(paths.synsets, table_text(tuple(present)))
     described = CardLayout(layout, form.data_files, source.encoding())
-    write_text(paths.card, writer.card(release.described, present, columns.column_names, described))
+    text = writer.card(release.described, present, columns.column_names, described)
+    io.write_text(paths.card, text)
 
 
 # --- A smaller release -------------------------------------------------------------------------
 def _write_release(
-    staged: StagedFolder, release: Release, spans: list[Span], advance: Advance
+    staged: StagedFolder, release: Release, spans: list[Span], advance: io.Advance
 ) -> None:
     """Fill a folder with a release of these rows, a part a span, images copied as they are."""
 
     def rows(path: Path) -> list[list[str]]:
-        refuse_links(path)
+        io.refuse_links(path)
         with path.open(encoding="utf-8", newline="") as file:
             return list(csv.reader(file))[1:]
 
     described, paths = release.described, release.paths
     missing = rows(paths.missing) if described.missing else []
     skipped = rows(paths.skipped) if described.skipped else []
-    refuse_links(paths.taxonomy)
+    io.refuse_links(paths.taxonomy)
     origin = Origin(
         **{name: getattr(described, name) for name in writer.RECORDED},
         synsets=tuple(release.synsets.values()),
@@ -157,7 +476,7 @@ def _write_release(
 
 
 def _write_part(
-    path: Path, attributes: Attributes, release: Release, span: Span, advance: Advance
+    path: Path, attributes: Attributes, release: Release, span: Span, advance: io.Advance
 ) -> str:
     table = release.metadata.slice(span[0], span[1] - span[0])
     parts, rows = np.array(table["part"].to_pylist()), table["row"].to_numpy().astype("i8")
@@ -181,11 +500,11 @@ def select_listed(release: Release, path: Path) -> Release:
     A table's columns ``wnid`` and ``number`` count. Without ``number``, and in a list of one
     synset a line, whole synsets are taken.
     """
-    by_name = {canonical(row.synset): wnid for wnid, row in release.synsets.items()}
+    by_name = {io.canonical(row.synset): wnid for wnid, row in release.synsets.items()}
     # An image's wnid and number; without a number, all of the synset. In the file's order.
     chosen = dict[tuple[str, int | None], None]()
-    for line in read_list(path):
-        name = canonical(line.name)
+    for line in io.read_list(path):
+        name = io.canonical(line.name)
         # Python reads 1_0 as 10, which is another image.
         if line.number is not None and not re.fullmatch("[0-9]{1,10}", line.number):
             raise UsageError(
@@ -195,7 +514,7 @@ def select_listed(release: Release, path: Path) -> Release:
         chosen[by_name.get(name, name), number] = None
     if not chosen:
         raise UsageError(f"{path}: lists no image; expected a line for each, below the header")
-    wnids = [canonical(wnid) for wnid in release.metadata["wnid"].to_pylist()]
+    wnids = [io.canonical(wnid) for wnid in release.metadata["wnid"].to_pylist()]
     numbers: list[int | None] = [None] * len(wnids)
     if next(iter(chosen))[1] is not None:
         numbers = release.metadata["number"].to_pylist()
