@@ -139,25 +139,7 @@ def pixart(folder: Path) -> None:
 
     Its latents have eight channels, where those of the other families have four.
     """
-    width, channels = 32, 8
-    pipeline = PixArtSigmaPipeline(
-        tokenizer=t5_tokenizer(),
-        text_encoder=t5(width),
-        vae=vae(latent_channels=channels),
-        transformer=PixArtTransformer2DModel(
-            # Resolution binning, on by default, knows no smaller one.
-            sample_size=32,
-            num_attention_heads=4,
-            attention_head_dim=16,
-            cross_attention_dim=64,
-            caption_channels=width,
-            in_channels=channels,
-            out_channels=2 * channels,
-            num_layers=2,
-        ),
-        scheduler=DPMSolverMultistepScheduler(beta_schedule="linear", beta_end=0.02),
-    )
-    save(pipeline, folder, seed=5)
+    save(pixart_pipeline(PixArtSigmaPipeline, channels=8), folder, seed=5)
 
 
 def stable_diffusion_3(folder: Path) -> None:
@@ -431,7 +413,7 @@ def one_block(folder: Path) -> None:
     save(pipeline, folder, seed=4)
 
 
-def second(scheduler: Any) -> StableDiffusionPipeline:
+def second(scheduler: Any, **unet: Any) -> StableDiffusionPipeline:
     width = 48
     return StableDiffusionPipeline(
         vae=vae(),
@@ -448,6 +430,7 @@ def second(scheduler: Any) -> StableDiffusionPipeline:
             use_linear_projection=True,
             cross_attention_dim=width,
             norm_num_groups=8,
+            **unet,
         ),
         scheduler=scheduler,
         safety_checker=None,
@@ -456,7 +439,7 @@ def second(scheduler: Any) -> StableDiffusionPipeline:
     )
 
 
-def xl(scheduler: Any) -> StableDiffusionXLPipeline:
+def xl(scheduler: Any, **unet: Any) -> StableDiffusionXLPipeline:
     width, width_2, time_width = 32, 48, 8
     return StableDiffusionXLPipeline(
         vae=vae(force_upcast=True),
@@ -479,11 +462,34 @@ def xl(scheduler: Any) -> StableDiffusionXLPipeline:
             # Six numbers: the original size, the crop and the size wanted.
             projection_class_embeddings_input_dim=6 * time_width + width_2,
             norm_num_groups=8,
+            **unet,
         ),
         scheduler=scheduler,
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     )
+
+
+def pixart_pipeline(kind: type[Any], channels: int) -> DiffusionPipeline:
+    width = 32
+    pipeline: DiffusionPipeline = kind(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(width),
+        vae=vae(latent_channels=channels),
+        transformer=PixArtTransformer2DModel(
+            # Resolution binning, on by default, knows no smaller one.
+            sample_size=32,
+            num_attention_heads=4,
+            attention_head_dim=16,
+            cross_attention_dim=64,
+            caption_channels=width,
+            in_channels=channels,
+            out_channels=2 * channels,
+            num_layers=2,
+        ),
+        scheduler=DPMSolverMultistepScheduler(beta_schedule="linear", beta_end=0.02),
+    )
+    return pipeline
 
 
 def t5(width: int) -> T5EncoderModel:

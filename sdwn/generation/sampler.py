@@ -177,8 +177,8 @@ class Sampler(ImageSampler):
             size = generation.height, generation.width
             # float32 whatever the precision, so that this does not change an image's noise.
             noise = torch.cat([family.noise(self.pipeline, *size, one) for one in generators])
-            network = denoiser(self.pipeline)
-            arguments["latents"] = noise.to(self.pipeline.device, network.dtype)
+            kind = torch.float32 if family.float32 else denoiser(self.pipeline).dtype
+            arguments["latents"] = noise.to(self.pipeline.device, kind)
         output = self.pipeline(generator=generators, output_type="pt", **{**arguments, **options})
         images: torch.Tensor = output.images
         if images.shape[1] == 4:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from sdwn.config import GenerationConfig, RunConfig
@@ -108,6 +109,48 @@ def count_in_chat(
     return [len(ids) for ids in made["input_ids"]]
 
 
+def clean_captions(prompts: Sequence[str], clean_caption: bool) -> list[str]:
+    """Return prompts in lower case; cleaned, also without links, brackets and the like."""
+    if not clean_caption:
+        return [prompt.lower().strip() for prompt in prompts]
+    from diffusers import PixArtAlphaPipeline  # takes seconds
+
+    # Of all its parts, cleaning needs none.
+    pipeline = PixArtAlphaPipeline.__new__(PixArtAlphaPipeline)
+    cleaned: list[str] = pipeline._text_preprocessing(list(prompts), clean_caption=True)
+    return cleaned
+
+
+def count_caption(tokenizer: Any, prompts: Sequence[str], clean_caption: bool = True) -> list[int]:
+    """Count the tokens of prompts as PixArt reads them."""
+    return count_tokens(tokenizer, clean_captions(prompts, clean_caption))
+
+
+def count_below_instruction(
+    tokenizer: Any,
+    prompts: Sequence[str],
+    clean_caption: bool = False,
+    # The end of SANA's own; what stands above it does not count.
+    complex_human_instruction: Sequence[str] | None = ("User Prompt: ",),
+) -> list[int]:
+    """Count the tokens of prompts as SANA reads them, below an instruction."""
+    prompts = clean_captions(prompts, clean_caption)
+    if not complex_human_instruction:
+        return count_tokens(tokenizer, prompts)
+    above = "\n".join(complex_human_instruction)
+    # Its first and last token are among those that reach the network.
+    dropped = count_tokens(tokenizer, [above])[0] - 2
+    return [count - dropped for count in count_tokens(tokenizer, [above + one for one in prompts])]
+
+
+def count_below_system_prompt(
+    tokenizer: Any, prompts: Sequence[str], system_prompt: str | None = None
+) -> list[int]:
+    """Count the tokens of prompts as Lumina 2 reads them."""
+    above = (_LUMINA_SYSTEM if system_prompt is None else system_prompt) + " <Prompt Start> "
+    return count_tokens(tokenizer, [above + prompt for prompt in prompts])
+
+
 @dataclass(frozen=True, slots=True)
 class TextInput:
     """What a text encoder takes of a prompt.
@@ -116,10 +159,12 @@ class TextInput:
         limit: how many tokens, unless the option ``max_sequence_length`` says otherwise; None: as
             many as its tokenizer says, whatever the options.
         count: counts the tokens of whole prompts, and of what the pipeline puts around them.
+        options: those of the call that change what it reads; ``count`` takes them by name.
     """
 
     limit: int | None = None
-    count: Callable[[Any, Sequence[str]], list[int]] = count_tokens
+    count: Callable[..., list[int]] = count_tokens
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +177,7 @@ class Family:
             itself, in every call.
         encoders: the part that holds the tokenizer of each text encoder, and what this takes.
         noise: draws an image's noise; None: the pipeline does.
+        float32: whether latents stay in float32, whatever the precision of its network.
         patch: how many latents, along each side, are one for its network.
         scale: the setting above which (``off``) each step predicts a second time, for
             classifier-free guidance: ``guidance_scale``, ``true_cfg_scale`` or None.
@@ -143,6 +189,7 @@ class Family:
     embeddings: tuple[str | None, ...] = ()
     encoders: Mapping[str, TextInput] = field(default_factory=lambda: {"tokenizer": TextInput()})
     noise: Callable[[Any, int, int, torch.Generator], torch.Tensor] | None = plain_noise
+    float32: bool = False
     patch: int = 1
     scale: str | None = "guidance_scale"
     off: float = 1.0
@@ -163,7 +210,15 @@ _QWEN_TEMPLATE = (
 )
 _QWEN_21_SYSTEM = "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
 _QWEN_21_TEMPLATE = _QWEN_21_SYSTEM + "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+_LUMINA_SYSTEM = (
+    "You are an assistant designed to generate superior images with the superior degree of "
+    "image-text alignment based on textual prompts or user prompts."
+)
+_count_for_z_image = partial(count_in_chat, add_generation_prompt=True, enable_thinking=True)
 _CLIP = TextInput()
+_SANA = TextInput(
+    300, count_below_instruction, options=("clean_caption", "complex_human_instruction")
+)
 _POOLED = (
     *("prompt_embeds", "negative_prompt_embeds"),
     *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
@@ -173,7 +228,7 @@ _MASKED = (
     *("negative_prompt_embeds", "negative_prompt_attention_mask"),
 )
 # By the pipeline's class. To add a family: a row here, and a small model of it in
-# tests/families.py.
+# tests/families.py or tests/families_dit.py.
 FAMILIES = {
     "StableDiffusionPipeline": Family(
         embeddings=("prompt_embeds", "negative_prompt_embeds"), embedded="time_cond_proj_dim"
@@ -188,8 +243,44 @@ FAMILIES = {
         encoders={"tokenizer": _CLIP, "tokenizer_2": _CLIP, "tokenizer_3": TextInput(256)},
         patch=2,
     ),
-    "PixArtAlphaPipeline": Family(embeddings=_MASKED, encoders={"tokenizer": TextInput(120)}),
-    "PixArtSigmaPipeline": Family(embeddings=_MASKED, encoders={"tokenizer": TextInput(300)}),
+    "LatentConsistencyModelPipeline": Family(
+        embeddings=("prompt_embeds", None),
+        scale=None,
+        embedded="time_cond_proj_dim",
+        negative=False,
+    ),
+    "PixArtAlphaPipeline": Family(
+        embeddings=_MASKED,
+        encoders={"tokenizer": TextInput(120, count_caption, options=("clean_caption",))},
+    ),
+    "PixArtSigmaPipeline": Family(
+        embeddings=_MASKED,
+        encoders={"tokenizer": TextInput(300, count_caption, options=("clean_caption",))},
+    ),
+    "SanaPipeline": Family(embeddings=_MASKED, encoders={"tokenizer": _SANA}, float32=True),
+    "SanaSprintPipeline": Family(
+        embeddings=("prompt_embeds", "prompt_attention_mask"),
+        encoders={"tokenizer": _SANA},
+        float32=True,
+        scale=None,
+        embedded="guidance_embeds",
+        negative=False,
+    ),
+    "Lumina2Pipeline": Family(
+        embeddings=_MASKED,
+        encoders={
+            "tokenizer": TextInput(256, count_below_system_prompt, options=("system_prompt",))
+        },
+        patch=2,
+    ),
+    "ZImagePipeline": Family(
+        # Lists of embeddings, each as long as its text.
+        embeddings=("prompt_embeds", "negative_prompt_embeds"),
+        encoders={"tokenizer": TextInput(512, _count_for_z_image)},
+        float32=True,
+        patch=2,
+        off=0.0,
+    ),
     "FluxPipeline": Family(
         embeddings=("prompt_embeds", "pooled_prompt_embeds", None),
         encoders={"tokenizer": _CLIP, "tokenizer_2": TextInput(512)},
@@ -272,11 +363,13 @@ class PipelineInfo:
             return FAMILIES[self.kind]
         call = self.call
         limit = call["max_sequence_length"].default if "max_sequence_length" in call else None
-        scales = [name for name in ("guidance_scale", "true_cfg_scale") if name in call]
+        # Where both are, guidance_scale is an input of the network.
+        scales = [name for name in ("true_cfg_scale", "guidance_scale") if name in call]
         return Family(
             encoders={"tokenizer": TextInput(limit)},
             noise=None,
             scale=scales[0] if scales else None,
+            embedded="guidance_embeds",
             negative="negative_prompt" in call,
         )
 
@@ -371,7 +464,8 @@ def text_readers(
         limit = tokenizer.model_max_length
         if taken.limit is not None:
             limit = generation.options.get("max_sequence_length", taken.limit)
-        found.append(TextReader(name, tokenizer, int(limit), taken.count))
+        options = {k: v for k, v in generation.options.items() if k in taken.options}
+        found.append(TextReader(name, tokenizer, int(limit), partial(taken.count, **options)))
     return sorted(found, key=lambda reader: -reader.limit)
 
 
@@ -416,6 +510,9 @@ INTERCHANGEABLE = {
         *("KDPM2Discrete", "LMSDiscrete", "PNDM", "UniPCMultistep"),
     )
 }
+# Of models that LCM or TCD made fit for few steps. They can replace any of those, and none of
+# those them.
+_OF_FEW_STEPS = {"LCMScheduler", "TCDScheduler"}
 # Its steps draw noise for the batch as a whole, out of no image's generator.
 _UNREPEATABLE = "DPMSolverSDEScheduler"
 # Prompts whose tokens are counted before a run.
@@ -452,7 +549,7 @@ def check_settings(config: RunConfig, folder: Path | None) -> None:
     name = wanted or own
     if name == own and name != _UNREPEATABLE:
         return
-    if name in INTERCHANGEABLE and own in (None, *INTERCHANGEABLE):
+    if name in INTERCHANGEABLE | _OF_FEW_STEPS and own in (None, *INTERCHANGEABLE):
         return
     import diffusers  # takes seconds
 
@@ -484,14 +581,14 @@ def _guidance_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterat
             yield f"{reason} with these weights; write generation.guidance_scale: 0{more}"
     if negative is not None and not family.negative:
         yield f"generation.negative_prompt: {info.kind} takes none; leave it out"
-    elif negative is not None and not guided:
+    elif negative is not None and not guided and info.embeds_guidance and not own:
         yield (
-            "generation.negative_prompt has no effect without guidance; leave it out, or write "
-            f"{instead} above {family.off:g}"
-            if not info.embeds_guidance or own
-            else f"generation.negative_prompt has no effect: {info.kind} with these weights is "
-            "guided without; leave it out"
+            f"generation.negative_prompt has no effect: {info.kind} with these weights is guided "
+            "without; leave it out"
         )
+    elif negative is not None and not guided:
+        more = f", or write {instead} above {family.off:g}" if family.scale else ""
+        yield f"generation.negative_prompt has no effect without guidance; leave it out{more}"
     elif own and guided and negative is None:
         yield f"{instead} has no effect without generation.negative_prompt; ' ' is an empty one"
 
@@ -499,6 +596,8 @@ def _guidance_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterat
 def _option_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[str]:
     """Yield options that the call does not take, and steps that it would not count."""
     options, steps = generation.options, generation.num_inference_steps
+    # SANA-Sprint's call has null beside some numbers.
+    number = (int, float, NoneType) if info.kind == "SanaSprintPipeline" else (int, float)
     for name, value in options.items():
         where = f"generation.options.{name}"
         if _NO_OPTION.fullmatch(name):
@@ -509,8 +608,12 @@ def _option_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator
         elif name not in info.call:
             valid = ", ".join(sorted(key for key in info.call if not _NO_OPTION.fullmatch(key)))
             yield f"{where}: {info.kind} takes no such option; valid: {valid}"
-        elif isinstance(info.call[name].default, float) and not isinstance(value, (int, float)):
+        elif isinstance(info.call[name].default, float) and not isinstance(value, number):
             yield f"{where}: expected a number, found {json.dumps(value)}"
+    if info.kind == "SanaSprintPipeline" and steps != 2:
+        where = "generation.options.intermediate_timesteps"
+        if options.get(where.rpartition(".")[2], 0) is not None:
+            yield f"{where}: only two steps have some, found {steps} steps; write {where}: null"
     schedules = {**options, "sample_sigmas": info.index.get("sample_sigmas")}
     for name in ("sigmas", "timesteps", "sample_sigmas"):
         schedule = schedules.get(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sdwn.config import RunConfig
+from sdwn.devices.device import plain_out_of_memory
 from sdwn.errors import SdwnError, first_line
 from sdwn.models.families import check_settings, denoiser
 from sdwn.models.weights import Weights, staged_if_wanted
@@ -68,6 +69,9 @@ def load_pipeline(config: RunConfig, weights: Weights, device: Device) -> Any:
     scheduler = generation.scheduler or type(own).__name__
     pipeline.scheduler = getattr(diffusers, scheduler).from_config(own.config)
     pipeline.set_progress_bar_config(disable=True)
+    if (vae := getattr(pipeline, "vae", None)) is not None:
+        # SANA's pipelines catch torch's own error, and fail later for want of an image.
+        vae.decode = plain_out_of_memory()(vae.decode)
     pipeline.to(device.torch)
     if generation.channels_last:
         for part in (network, getattr(pipeline, "vae", None)):

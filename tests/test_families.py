@@ -1,0 +1,215 @@
+"""What single families of pipelines do otherwise than all others, beside diffusers' own calls.
+
+What holds for every family is tested in test_sampler.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, LCMScheduler
+from sdwn.config import GenerationConfig, RunConfig
+from sdwn.errors import UsageError
+from sdwn.generation.encoder import PromptEncoder
+from sdwn.generation.sampler import Sampler
+from sdwn.models.families import prompt_lengths, read_pipeline_info, require_usable
+from sdwn.planning.plan import ImageSpec
+from sdwn.storage.images import Pixels
+
+import families
+import families_dit
+
+Folder = Callable[[Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """The folder of a small model, which is made once."""
+
+    @cache
+    def made(make: Callable[[Path], None]) -> Path:
+        path = tmp_path_factory.mktemp(make.__name__)
+        make(path)
+        return path
+
+    return made
+
+
+def config(model: Path, **generation: Any) -> RunConfig:
+    own = {"height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": 0.0}
+    own |= {"scheduler": None, "safety_checker": False, "precision": "fp32"}
+    content = {"catalog": {"name": "closure"}, "model": {"name": str(model)}}
+    return RunConfig.model_validate({**content, "generation": own | generation})
+
+
+def sample(model: Path, prompt: str, **generation: Any) -> Pixels:
+    spec = ImageSpec(0, "n02084071", "dog.n.01", 0, prompt, 5)
+    return Sampler(config(model, **generation)).sample([spec])[0].pixels
+
+
+def call(plain: Any, prompt: str, **arguments: Any) -> Pixels:
+    """The image of plain diffusers."""
+    plain.set_progress_bar_config(disable=True)
+    arguments = {"height": 64, "width": 64, "num_inference_steps": 2} | arguments
+    images = plain(prompt, generator=[torch.Generator().manual_seed(5)], **arguments).images
+    return np.asarray(images[0])
+
+
+def refusal(model: Path, **generation: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        require_usable(config(model, **generation))
+    return str(caught.value)
+
+
+class TestTokens:
+    """The tokens of what a pipeline makes of a prompt, as its encoder is given them."""
+
+    @pytest.mark.parametrize(
+        ("make", "options", "prompt"),
+        [
+            (families.pixart, {}, "A Cat [see https://example.org/cats] (that sits)"),
+            (families.pixart, {"clean_caption": False}, "A Cat [see example.org] (that sits) "),
+            (families_dit.sana, {}, "a cat"),
+            (families_dit.sana, {}, " A Cat "),
+            (families_dit.sana, {"clean_caption": True}, "a cat (that sits)"),
+            (families_dit.sana, {"complex_human_instruction": None}, "a cat"),
+            (families_dit.sana, {"complex_human_instruction": ["Draw", "so: "]}, "a cat"),
+            (families_dit.lumina_2, {}, "a cat"),
+            (families_dit.lumina_2, {"system_prompt": "Draw."}, "a cat"),
+        ],
+    )
+    def test_they_are_counted_as_it_reads_them(
+        self, folder: Folder, make: Any, options: dict[str, Any], prompt: str
+    ) -> None:
+        generation = config(folder(make), options=options).generation
+        info = read_pipeline_info(folder(make))
+        plain = DiffusionPipeline.from_pretrained(folder(make), transformer=None, vae=None)
+        (encoded,) = PromptEncoder(plain, generation, info).encode([(prompt, None)])
+        assert encoded.tokens == int(encoded.arguments["prompt_attention_mask"].sum())
+        assert not encoded.truncated
+
+    def test_links_and_brackets_do_not_fill_pixarts_encoder(self, folder: Folder) -> None:
+        prompts = ["a cat " + "https://example.org/a " * 20]
+        generation = config(folder(families.pixart)).generation
+        lengths = prompt_lengths(folder(families.pixart), generation, prompts)
+        assert lengths is not None
+        assert lengths.cut == 0
+        uncleaned = generation.model_copy(update={"options": {"clean_caption": False}})
+        lengths = prompt_lengths(folder(families.pixart), uncleaned, prompts)
+        assert lengths is not None
+        assert lengths.cut == 1
+
+
+class TestGuidance:
+    def test_z_image_guides_above_zero(self, folder: Folder) -> None:
+        model = folder(families_dit.z_image)
+        assert read_pipeline_info(model).guided(GenerationConfig(guidance_scale=0.5))
+        assert not read_pipeline_info(model).guided(GenerationConfig(guidance_scale=0))
+        assert "guidance_scale above 0" in refusal(model, negative_prompt="blue")
+        require_usable(config(model, guidance_scale=0.5, negative_prompt="blue"))
+        plain = DiffusionPipeline.from_pretrained(model)
+        for scale in (0.0, 0.5, 1.0):
+            made = sample(model, "a cat", guidance_scale=scale)
+            np.testing.assert_array_equal(made, call(plain, "a cat", guidance_scale=scale))
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (families_dit.latent_consistency, "LatentConsistencyModelPipeline takes none"),
+            (families_dit.sana_sprint, "SanaSprintPipeline takes none"),
+            (families_dit.xl_consistency, "with these weights is guided without"),
+        ],
+    )
+    def test_where_it_is_an_input_a_negative_prompt_is_refused(
+        self, folder: Folder, make: Any, message: str
+    ) -> None:
+        info = read_pipeline_info(folder(make))
+        assert not info.guided(GenerationConfig(guidance_scale=7.5)), "no second prediction"
+        require_usable(config(folder(make), guidance_scale=7.5))
+        assert message in refusal(folder(make), guidance_scale=7.5, negative_prompt="blue")
+
+    def test_lumina_can_guide_the_first_steps_alone(self, folder: Folder) -> None:
+        model, options = folder(families_dit.lumina_2), {"cfg_trunc_ratio": 0.5}
+        settings = {"guidance_scale": 4.0, "num_inference_steps": 3}
+        plain = DiffusionPipeline.from_pretrained(model)
+        made = sample(model, "a cat", options=options, **settings)
+        np.testing.assert_array_equal(made, call(plain, "a cat", **options, **settings))
+        assert (made != sample(model, "a cat", **settings)).any()
+
+
+class TestSettings:
+    @pytest.mark.parametrize("steps", [1, 4])
+    def test_sana_sprint_has_a_time_between_its_steps_only_for_two(
+        self, folder: Folder, steps: int
+    ) -> None:
+        model = folder(families_dit.sana_sprint)
+        null = {"intermediate_timesteps": None}
+        require_usable(config(model))
+        assert "intermediate_timesteps: null" in refusal(model, num_inference_steps=steps)
+        require_usable(config(model, num_inference_steps=steps, options=null))
+
+    @pytest.mark.parametrize(
+        ("make", "size", "message"),
+        [
+            (families_dit.sana, 48, "multiples of 32 pixels, found 48; write 32 or 64"),
+            (families_dit.lumina_2, 40, "multiples of 16 pixels, found 40; write 32 or 48"),
+            (families_dit.z_image, 8, "multiples of 16 pixels, found 8; write 16"),
+        ],
+    )
+    def test_a_size_that_is_not_sampled_as_asked_is_refused(
+        self, folder: Folder, make: Any, size: int, message: str
+    ) -> None:
+        refused = refusal(folder(make), width=size)
+        assert refused.startswith("generation.width: ")
+        assert message in refused
+
+    def test_schedulers_of_few_steps_fit_where_diffusers_documents_them(
+        self, folder: Folder
+    ) -> None:
+        model = folder(families.sd_turbo)
+        made = sample(model, "a cat", scheduler="LCMScheduler", guidance_scale=1.0)
+        plain = DiffusionPipeline.from_pretrained(model)
+        plain.scheduler = LCMScheduler.from_config(plain.scheduler.config)
+        np.testing.assert_array_equal(made, call(plain, "a cat", guidance_scale=1.0))
+        for make in (families_dit.latent_consistency, families_dit.few_steps):
+            message = refusal(folder(make), scheduler="PNDMScheduler")
+            assert "PNDMScheduler does not fit" in message
+            assert "valid: LCMScheduler; null is the model's own" in message
+
+
+@pytest.mark.parametrize("make", [families_dit.sana, families_dit.z_image])
+def test_latents_stay_in_float32_where_diffusers_keeps_them_so(folder: Folder, make: Any) -> None:
+    plain = DiffusionPipeline.from_pretrained(folder(make), dtype=torch.bfloat16)
+    binning = {"use_resolution_binning": False} if make is not families_dit.z_image else {}
+    expected = call(plain, "a cat", guidance_scale=1.0, **binning)
+    made = sample(folder(make), "a cat", guidance_scale=1.0, precision="bf16")
+    np.testing.assert_array_equal(made, expected)
+
+
+class TestOfNoFamily:
+    """PRX: not in the table, and with binning on when left alone."""
+
+    def test_a_size_is_sampled_as_asked(self, folder: Folder) -> None:
+        model = folder(families_dit.prx)
+        plain = DiffusionPipeline.from_pretrained(model)
+        made = sample(model, "a cat", guidance_scale=4.0)
+        expected = call(plain, "a cat", guidance_scale=4.0, use_resolution_binning=False)
+        np.testing.assert_array_equal(made, expected)
+        assert (made != call(plain, "a cat", guidance_scale=4.0)).any(), "binned"
+        options = {"use_resolution_binning": True}
+        assert "sdwn sets this itself" in refusal(model, options=options)
+
+    def test_a_negative_prompt_reaches_it(self, folder: Folder) -> None:
+        model = folder(families_dit.prx)
+        made = sample(model, "a cat", guidance_scale=4.0, negative_prompt="blue")
+        plain = DiffusionPipeline.from_pretrained(model)
+        options = {"guidance_scale": 4.0, "use_resolution_binning": False}
+        expected = call(plain, "a cat", negative_prompt="blue", **options)
+        np.testing.assert_array_equal(made, expected)
+        assert "without guidance" in refusal(model, negative_prompt="blue")
