@@ -5,6 +5,7 @@ What holds for every family is tested in test_sampler.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,16 +15,23 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, LCMScheduler
-from sdwn.config import GenerationConfig, RunConfig
+from sdwn.config import GenerationConfig, RunConfig, load_config
 from sdwn.errors import UsageError
 from sdwn.generation.encoder import PromptEncoder
 from sdwn.generation.sampler import Sampler
-from sdwn.models.families import prompt_lengths, read_pipeline_info, require_usable
+from sdwn.models.families import (
+    FAMILIES,
+    denoiser,
+    prompt_lengths,
+    read_pipeline_info,
+    require_usable,
+)
 from sdwn.planning.plan import ImageSpec
 from sdwn.storage.images import Pixels
 
 import families
 import families_dit
+from conftest import REPOSITORY, Sdwn
 
 Folder = Callable[[Callable[[Path], None]], Path]
 
@@ -213,3 +221,88 @@ class TestOfNoFamily:
         expected = call(plain, "a cat", negative_prompt="blue", **options)
         np.testing.assert_array_equal(made, expected)
         assert "without guidance" in refusal(model, negative_prompt="blue")
+
+
+# By shipped config: its model's class at toy size, and what the model's card says.
+CARDS: dict[str, tuple[Any, dict[str, Any], bool]] = {
+    "sdxl-turbo": (
+        families.sdxl_turbo,
+        {"size": 512, "steps": 1, "scale": 0, "precision": "fp16"},
+        False,
+    ),
+    "sd-3.5": (
+        families.stable_diffusion_3,
+        {"size": 1024, "steps": 28, "scale": 3.5, "precision": "bf16"},
+        True,
+    ),
+    "flux-schnell": (
+        families.flux_schnell,
+        {"size": 1024, "steps": 4, "scale": 0, "precision": "bf16"},
+        False,
+    ),
+    "sana": (
+        families_dit.sana,
+        {"size": 1024, "steps": 20, "scale": 4.5, "precision": "bf16"},
+        True,
+    ),
+    "z-image": (
+        families_dit.z_image,
+        {"size": 1024, "steps": 9, "scale": 0, "precision": "bf16"},
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_shipped_config_is_planned_and_sampled_as_the_card_says(
+    sdwn: Sdwn, folder: Folder, name: str
+) -> None:
+    make, card, guided = CARDS[name]
+    model = folder(make)
+    settings = (f"model.name={model}", "model.variant=null")
+    options = [word for one in settings for word in ("--set", one)]
+    assert sdwn.json("plan", name, "run", *options)["images"] == 10_000
+    shipped = load_config(REPOSITORY / f"configs/{name}.yaml", settings)
+    own = shipped.generation
+    assert (own.height, own.width) == (card["size"], card["size"])
+    assert (own.num_inference_steps, own.guidance_scale) == (card["steps"], card["scale"])
+    assert own.precision == card["precision"]
+    assert read_pipeline_info(model).guided(own) == guided
+    small = own.model_copy(update={"height": 64, "width": 64, "precision": "fp32"})
+    sampler = Sampler(shipped.model_copy(update={"generation": small}))
+    predictions = 0
+
+    def count(_: Any, values: Any, named: dict[str, Any]) -> None:
+        nonlocal predictions
+        predictions += len(values[0] if values else named["hidden_states"])
+
+    denoiser(sampler.pipeline).register_forward_pre_hook(count, with_kwargs=True)
+    spec = ImageSpec(0, "n02084071", "dog.n.01", 0, "a photo of a dog", 5)
+    assert sampler.sample([spec])[0].status == "ok"
+    assert predictions == card["steps"] * (1 + guided)
+
+
+def test_every_family_stands_on_the_page_of_models() -> None:
+    """With its encoders' limits of tokens, and what guides it."""
+    page = (REPOSITORY / "docs/models.md").read_text(encoding="utf-8")
+    rows = {
+        cells[1].strip("`"): cells
+        for line in page.splitlines()
+        if line.startswith("| `") and len(cells := [cell.strip() for cell in line.split("|")]) > 6
+    }
+    assert set(rows) == set(FAMILIES)
+    for kind, (_, _, _, tokens, guides, negative, multiples, *_) in rows.items():
+        family = FAMILIES[kind]
+        limits = [77 if taken.limit is None else taken.limit for taken in family.encoders.values()]
+        if kind != "QwenImage21Pipeline":
+            assert sorted({int(n) for n in re.findall(r"\b\d+", tokens)}) == sorted(set(limits)), (
+                kind
+            )
+        above = {
+            None: "",
+            "guidance_scale": "`guidance_scale`",
+            "true_cfg_scale": "`true_cfg_scale`",
+        }
+        assert f"{above[family.scale]} > {family.off:g}" in guides or family.scale is None, kind
+        assert (negative == "yes") == family.negative, kind
+        assert int(multiples) % (8 * family.patch) == 0, kind
