@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
@@ -393,6 +395,28 @@ def qwen_image_2(folder: Path) -> None:
         scheduler=flow_scheduler(),
     )
     save(pipeline, folder, seed=15)
+
+
+def aura_flow(folder: Path) -> None:
+    """AuraFlow: of no family here, so that its call encodes the prompts and draws the noise."""
+    width = 32
+    pipeline = AuraFlowPipeline(
+        vae=vae(),
+        text_encoder=t5(width),
+        tokenizer=t5_tokenizer(),
+        transformer=AuraFlowTransformer2DModel(
+            sample_size=8,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=width,
+            caption_projection_dim=32,
+            pos_embed_max_size=64,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+    save(pipeline, folder, seed=16)
 
 
 def one_block(folder: Path) -> None:

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,13 @@ from sdwn.generation.sampler import Sampler
 from sdwn.models import tiny
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.families import FAMILIES as FAMILY_TABLE
-from sdwn.models.families import PromptLengths, prompt_lengths, read_pipeline_info, text_readers
+from sdwn.models.families import (
+    PromptLengths,
+    check_settings,
+    prompt_lengths,
+    read_pipeline_info,
+    text_readers,
+)
 from sdwn.models.weights import fingerprint, staged
 from sdwn.planning.plan import ImageSpec
 
@@ -473,11 +480,22 @@ OWN = {"scheduler": None, "safety_checker": False, "height": 32, "width": 64}
 TRUE_CFG = {name for name, row in FAMILY_TABLE.items() if row.scale == "true_cfg_scale"}
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
+    """Saves each small model once."""
+    folder = tmp_path_factory.mktemp("families")
+
+    def save(make: Any) -> Path:
+        if not (folder / make.__name__).exists():
+            make(folder / make.__name__)
+        return folder / make.__name__
+
+    return save
+
+
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda make: make.__name__)
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp(request.param.__name__)
-    request.param(folder)
-    return folder, {**OWN, **FAMILIES[request.param]}
+def family(request: pytest.FixtureRequest, saved: Callable[[Any], Path]) -> Any:
+    return saved(request.param), {**OWN, **FAMILIES[request.param]}
 
 
 def documented(plain: Any, wanted: ImageSpec, settings: dict[str, Any]) -> np.ndarray:
@@ -518,9 +536,11 @@ class TestFamilies:
         plain = plain_pipeline(folder)
         kind = type(plain).__name__
         if negative is not None:
-            if not FAMILY_TABLE[kind].negative:
-                pytest.skip("takes no negative prompt")
             settings = {**settings, "negative_prompt": negative}
+            if not FAMILY_TABLE[kind].negative:
+                with pytest.raises(UsageError, match=r"negative_prompt: .* takes none"):
+                    check_settings(config(str(folder), **settings), folder)
+                return
             if kind in TRUE_CFG:
                 options = {**settings.get("options", {}), "true_cfg_scale": 4.0}
                 settings = {**settings, "options": options}
@@ -639,6 +659,125 @@ class TestFamilies:
             ours.sample(specs(2))
         hook.remove()
         np.testing.assert_array_equal(pixels(ours.sample(specs(2))), before)
+
+
+def test_a_pipeline_of_no_family_gets_texts(saved: Callable[[Any], Path]) -> None:
+    folder = saved(families.aura_flow)
+    settings = {**OWN, "negative_prompt": "blue", "options": {"max_sequence_length": 128}}
+    ours = Sampler(config(str(folder), **settings))
+    wanted = spec("a small red house " * 8, seed=4)
+    made = ours.sample([wanted])[0]
+    np.testing.assert_array_equal(made.pixels, documented(plain_pipeline(folder), wanted, settings))
+    assert (made.tokens, made.truncated) == (145, True)
+
+
+def test_stable_diffusion_3_encodes_without_its_largest_encoder(
+    saved: Callable[[Any], Path],
+) -> None:
+    folder = saved(families.stable_diffusion_3)
+    generation, info = config(str(folder), **OWN).generation, read_pipeline_info(folder)
+    absent = dict.fromkeys(("text_encoder_3", "tokenizer_3"))
+    whole = DiffusionPipeline.from_pretrained(folder, **absent)
+    alone = DiffusionPipeline.from_pretrained(folder, transformer=None, vae=None, **absent)
+    pairs = [("x" * 100, None)]
+    (expected,) = PromptEncoder(whole, generation, info).encode(pairs)
+    (found,) = PromptEncoder(alone, generation, info).encode(pairs)
+    assert (found.tokens, found.cut) == (102, ("text_encoder", "text_encoder_2"))
+    for name, value in found.arguments.items():
+        assert torch.equal(value, expected.arguments[name])
+
+
+SDXL, SD3, FLUX = families.stable_diffusion_xl, families.stable_diffusion_3, families.flux_dev
+NO_EFFECT = "has no effect"
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("make", "generation", "expected"),
+        [
+            # Guidance that is ignored, and what guides instead.
+            (
+                families.flux_schnell,
+                {},
+                "generation.guidance_scale: 7.5 has no effect on FluxPipeline with these "
+                "weights; write generation.guidance_scale: 0, and generation.options."
+                "true_cfg_scale and generation.negative_prompt to guide",
+            ),
+            (families.qwen_image, {}, "7.5 has no effect on QwenImagePipeline with these"),
+            (families.qwen_image_2, {}, "7.5 has no effect on QwenImage21Pipeline with these"),
+            (families.flux_2_klein, {}, "these weights; write generation.guidance_scale: 0"),
+            (SDXL, {"guidance_scale": 0.5}, "0.5 has no effect on StableDiffusionXLPipeline; wri"),
+            # A negative prompt that is ignored, or no argument at all.
+            (
+                FLUX,
+                {"negative_prompt": "blue"},
+                "generation.negative_prompt has no effect without guidance; leave it out, or "
+                "write generation.options.true_cfg_scale above 1",
+            ),
+            (
+                families.sdxl_turbo,
+                {"guidance_scale": 0.0, "negative_prompt": "blue"},
+                "no effect without guidance; leave it out, or write generation.guidance_scale ab",
+            ),
+            (families.flux_2, {"negative_prompt": "blue"}, "Flux2Pipeline takes none; leave it"),
+            (families.flux_2_klein_base, {"negative_prompt": "blue"}, "KleinPipeline takes none"),
+            (
+                families.qwen_image,
+                {"guidance_scale": 0.0, "options": {"true_cfg_scale": 4.0}},
+                "true_cfg_scale has no effect without generation.negative_prompt; ' ' is an empty",
+            ),
+            # Options.
+            (SDXL, {"options": {"true_cfg_scale": 4}}, "takes no such option; valid: clip_skip, c"),
+            (SD3, {"options": {"prompt_2": "a"}}, "generation.options.prompt_2: sdwn sets this"),
+            (SD3, {"options": {"height": 64}}, "options.height: write generation.height"),
+            (FLUX, {"options": {"true_cfg_scale": "4"}}, 'expected a number, found "4"'),
+            (SD3, {"options": {"sigmas": [1.0]}}, "num_inference_steps: 2 has no effect, for sigm"),
+            (SD3, {"options": {"max_sequence_length": 600}}, "takes at most 512, found 600"),
+            (families.aura_flow, {"options": {"clip_skip": 1}}, "AuraFlowPipeline takes no such o"),
+            # Sizes that would be rounded.
+            (
+                FLUX,
+                {"height": 40},
+                "FluxPipeline with these weights makes multiples of 16 pixels",
+            ),
+            (SD3, {"width": 72}, "generation.width: StableDiffusion3Pipeline with these weights m"),
+            (families.pixart, {"width": 72}, "found 72; write 64 or 80"),
+            (families.qwen_image_2, {"height": 16, "guidance_scale": 0.0}, "found 16; write 32"),
+            # A scheduler of another kind of model, as it is by default.
+            (SD3, {"scheduler": "PNDMScheduler"}, "FlowMatchEulerDiscreteScheduler, or null for t"),
+        ],
+    )
+    def test_what_has_no_effect_is_refused_with_what_to_write(
+        self, saved: Callable[[Any], Path], make: Any, generation: dict[str, Any], expected: str
+    ) -> None:
+        folder = saved(make)
+        with pytest.raises(UsageError, match=re.escape(expected)):
+            check_settings(config(str(folder), **{**OWN, **generation}), folder)
+
+    def test_all_that_is_wrong_is_said_at_once(self, saved: Callable[[Any], Path]) -> None:
+        folder = saved(families.flux_schnell)
+        with pytest.raises(UsageError) as error:
+            check_settings(config(str(folder), height=40), folder)
+        for name in ("safety_checker", "guidance_scale", "height", "scheduler"):
+            assert f"generation.{name}" in str(error.value)
+
+    def test_a_unet_that_takes_guidance_as_an_input_is_not_guided_twice(
+        self, saved: Callable[[Any], Path], tmp_path: Path
+    ) -> None:
+        folder = shutil.copytree(saved(families.stable_diffusion_2), tmp_path / "lcm")
+        path = folder / "unet/config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "time_cond_proj_dim": 8}))
+        wanted = config(str(folder), **OWN)
+        assert not read_pipeline_info(folder).guided(wanted.generation)
+        check_settings(wanted, folder)
+        with pytest.raises(UsageError, match=r"negative_prompt has no effect: .* guided without"):
+            check_settings(config(str(folder), **OWN, negative_prompt="blue"), folder)
+
+    def test_an_unknown_pipeline_is_named(self, copy: Path) -> None:
+        index = json.loads((copy / "model_index.json").read_text())
+        (copy / "model_index.json").write_text(json.dumps({**index, "_class_name": "MyPipeline"}))
+        with pytest.raises(UsageError, match=r"diffusers [\d.]+ has no pipeline MyPipeline"):
+            check_settings(config(str(copy)), copy)
 
 
 @pytest.mark.parametrize("name", FAMILY_TABLE)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -184,6 +185,7 @@ class Family:
         embedded: the key in the network's config that says that it takes ``guidance_scale`` as an
             input, and needs no second prediction for that.
         negative: whether its call takes a negative prompt.
+        most_tokens: the largest ``max_sequence_length`` that its call takes.
     """
 
     embeddings: tuple[str | None, ...] = ()
@@ -195,6 +197,7 @@ class Family:
     off: float = 1.0
     embedded: str | None = None
     negative: bool = True
+    most_tokens: float = math.inf
 
 
 _count_for_klein = partial(count_in_chat, add_generation_prompt=True, enable_thinking=False)
@@ -242,6 +245,7 @@ FAMILIES = {
         embeddings=_POOLED,
         encoders={"tokenizer": _CLIP, "tokenizer_2": _CLIP, "tokenizer_3": TextInput(256)},
         patch=2,
+        most_tokens=512,
     ),
     "LatentConsistencyModelPipeline": Family(
         embeddings=("prompt_embeds", None),
@@ -252,10 +256,12 @@ FAMILIES = {
     "PixArtAlphaPipeline": Family(
         embeddings=_MASKED,
         encoders={"tokenizer": TextInput(120, count_caption, options=("clean_caption",))},
+        patch=2,
     ),
     "PixArtSigmaPipeline": Family(
         embeddings=_MASKED,
         encoders={"tokenizer": TextInput(300, count_caption, options=("clean_caption",))},
+        patch=2,
     ),
     "SanaPipeline": Family(embeddings=_MASKED, encoders={"tokenizer": _SANA}, float32=True),
     "SanaSprintPipeline": Family(
@@ -288,6 +294,7 @@ FAMILIES = {
         patch=2,
         scale="true_cfg_scale",
         embedded="guidance_embeds",
+        most_tokens=512,
     ),
     "ChromaPipeline": Family(
         embeddings=(
@@ -297,6 +304,7 @@ FAMILIES = {
         encoders={"tokenizer": TextInput(512)},
         noise=packed_noise,
         patch=2,
+        most_tokens=512,
     ),
     "Flux2Pipeline": Family(
         embeddings=("prompt_embeds", None),
@@ -322,6 +330,7 @@ FAMILIES = {
         patch=2,
         scale="true_cfg_scale",
         embedded="guidance_embeds",
+        most_tokens=1024,
     ),
     "QwenImage21Pipeline": Family(
         embeddings=("prompt_embeds", None, None),
@@ -378,7 +387,10 @@ class PipelineInfo:
         """The arguments that its call takes by name."""
         import diffusers  # takes seconds
 
-        taken = inspect.signature(getattr(diffusers, self.kind).__call__).parameters
+        pipeline = getattr(diffusers, self.kind, None)
+        if pipeline is None:
+            raise UsageError(f"diffusers {diffusers.__version__} has no pipeline {self.kind}")
+        taken = inspect.signature(pipeline.__call__).parameters
         variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
         return {k: v for k, v in taken.items() if k != "self" and v.kind not in variable}
 
@@ -533,19 +545,27 @@ def check_settings(config: RunConfig, folder: Path | None) -> None:
 
     Without a folder, only a scheduler that diffusers does not have is refused.
     """
-    wanted, own, pipeline = config.generation.scheduler, None, ""
-    if folder is not None:
-        info = read_pipeline_info(folder)
-        parts, pipeline = info.parts, info.kind
-        if config.generation.safety_checker and "safety_checker" not in parts:
-            raise UsageError(
+    info = None if folder is None else read_pipeline_info(folder)
+    faults: list[str] = []
+    if info is not None:
+        if config.generation.safety_checker and "safety_checker" not in info.parts:
+            faults.append(
                 f"generation.safety_checker is true, but model {config.model.name} has none; "
                 "plan with --set generation.safety_checker=false"
             )
-        for faults in (_option_faults, _guidance_faults, _size_faults):
-            if (fault := next(faults(info, config.generation), None)) is not None:
-                raise UsageError(fault)
-        own = parts.get("scheduler")
+        wrong_options = list(_option_faults(info, config.generation))
+        faults += wrong_options or _guidance_faults(info, config.generation)
+        faults += _size_faults(info, config.generation)
+    faults += _scheduler_faults(info, folder, config.generation.scheduler)
+    if faults:
+        raise UsageError("; ".join(faults))
+
+
+def _scheduler_faults(
+    info: PipelineInfo | None, folder: Path | None, wanted: str | None
+) -> Iterator[str]:
+    """Yield a scheduler that cannot take the place of the model's own."""
+    own = info.parts.get("scheduler") if info else None
     name = wanted or own
     if name == own and name != _UNREPEATABLE:
         return
@@ -554,14 +574,14 @@ def check_settings(config: RunConfig, folder: Path | None) -> None:
     import diffusers  # takes seconds
 
     valid = {kind for kind in dir(diffusers) if kind.endswith("Scheduler")}
-    if folder is not None and own in valid:
+    if own in valid:
         scheduler = getattr(diffusers, own).from_pretrained(folder, subfolder="scheduler")
         valid = {kind.__name__ for kind in scheduler.compatibles} | {own}
     if name not in valid or name == _UNREPEATABLE:
-        fault = f"{name} does not fit {pipeline}" if folder else f"diffusers has no {name}"
+        fault = f"{name} does not fit {info.kind}" if info else f"diffusers has no {name}"
         fitting = ", ".join(sorted(valid - {_UNREPEATABLE}))
-        null = "; null is the model's own" if folder else ""
-        raise UsageError(f"generation.scheduler: {fault}; valid: {fitting}{null}")
+        own_one = ", or null for the model's own" if info else ""
+        yield f"generation.scheduler: {fault}; valid: {fitting}{own_one}"
 
 
 def _guidance_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[str]:
@@ -601,15 +621,16 @@ def _option_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator
     for name, value in options.items():
         where = f"generation.options.{name}"
         if _NO_OPTION.fullmatch(name):
-            setting = name in GenerationConfig.model_fields
-            yield f"{where}: " + (
-                f"write generation.{name}" if setting else "sdwn sets this itself"
-            )
+            is_setting = name in GenerationConfig.model_fields
+            yield f"{where}: {f'write generation.{name}' if is_setting else 'sdwn sets this'}"
         elif name not in info.call:
             valid = ", ".join(sorted(key for key in info.call if not _NO_OPTION.fullmatch(key)))
             yield f"{where}: {info.kind} takes no such option; valid: {valid}"
-        elif isinstance(info.call[name].default, float) and not isinstance(value, number):
+        elif isinstance(info.call[name].default, number) and not isinstance(value, number):
             yield f"{where}: expected a number, found {json.dumps(value)}"
+        elif name == "max_sequence_length" and isinstance(value, (int, float)):
+            if value > (most := info.family.most_tokens):
+                yield f"{where}: {info.kind} takes at most {most}, found {value}"
     if info.kind == "SanaSprintPipeline" and steps != 2:
         where = "generation.options.intermediate_timesteps"
         if options.get(where.rpartition(".")[2], 0) is not None:

@@ -214,7 +214,7 @@ def _settings(run: _Run) -> Iterator[Finding]:
     except SdwnError as error:
         yield Finding("settings", "problem", str(error))
         return
-    text = "the model takes the config's scheduler and safety checker"
+    text = "the model takes the config's settings of generation"
     yield Finding("settings", "ok", text)
 
 

@@ -10,6 +10,7 @@ from sdwn.config import EvaluationConfig, RunConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.models import lock
 from sdwn.models.builtin import builtin_folder
+from sdwn.models.families import check_settings
 from sdwn.models.weights import (
     Weights,
     fetch_weights,
@@ -36,7 +37,8 @@ def prefetch_config(
 
     Returns:
         Model, revision and folder of the weights (None of a model that has none), where the
-        classifier's lie, WordNet's version, and what of these two could not be had, and why.
+        classifier's lie, WordNet's version, and problems: settings that do not fit the model, and
+        why one of these two could not be had.
 
     Raises:
         SdwnError: the weights cannot be had.
@@ -116,6 +118,10 @@ def _record(
     if locked is not None and locked.exists():
         record["lock"] = str(locked)
     record |= {"classifier": None, "wordnet": None, "problems": []}
+    try:
+        check_settings(config, found.folder if found else None)
+    except SdwnError as error:
+        record["problems"].append(str(error))
     try:
         if classify:
             record["classifier"] = _fetch_classifier(config.evaluation)
