@@ -628,9 +628,8 @@ def _option_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator
             yield f"{where}: {info.kind} takes no such option; valid: {valid}"
         elif isinstance(info.call[name].default, number) and not isinstance(value, number):
             yield f"{where}: expected a number, found {json.dumps(value)}"
-        elif name == "max_sequence_length" and isinstance(value, (int, float)):
-            if value > (most := info.family.most_tokens):
-                yield f"{where}: {info.kind} takes at most {most}, found {value}"
+        elif name == "max_sequence_length" and float(str(value)) > info.family.most_tokens:
+            yield f"{where}: {info.kind} takes at most {info.family.most_tokens}, found {value}"
     if info.kind == "SanaSprintPipeline" and steps != 2:
         where = "generation.options.intermediate_timesteps"
         if options.get(where.rpartition(".")[2], 0) is not None:
