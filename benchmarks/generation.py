@@ -17,9 +17,9 @@ from shared import IMAGES_PER_SYNSET, plan_made_up
 
 BEGAN = time.perf_counter()
 
-# A model paced like an H100, which leaves the CPU free meanwhile.
-PACED_IMAGES = 200
-IMAGES_PER_SECOND = 2.6
+# Models that leave the CPU free meanwhile: images, and how many a second. Stable Diffusion 1.4 on
+# an H100, and there one of a few steps.
+PACED = {"paced": (200, 2.6), "few_steps": (800, 26.0)}
 PACED_BATCH = 10
 
 # A small Stable Diffusion XL of random weights. On this CPU an image costs it about twice what
@@ -55,42 +55,29 @@ def photo_like(seed: int, size: int = 512) -> Any:
     return (picture / picture.max() * 255).astype(np.uint8)
 
 
-def paced(folder: Path) -> float:
+def paced(folder: Path, model: str = "paced") -> float:
     """Ours: everything from the plan to the finished shard, but for the model itself."""
     from sdwn.generation.batching import NoiseSampler, Sample
     from sdwn.generation.task import make_shards
 
     pictures = [photo_like(seed) for seed in range(PACED_BATCH)]
+    images, images_per_second = PACED[model]
 
     class Paced(NoiseSampler):
         def sample(self, specs: Sequence[Any]) -> list[Sample]:
-            time.sleep(len(specs) / IMAGES_PER_SECOND)
+            time.sleep(len(specs) / images_per_second)
             return [Sample(picture, "ok", 9, truncated=False) for picture in pictures]
 
-    paths, plan = plan_made_up(folder / "run", PACED_IMAGES, generation={"batch_size": PACED_BATCH})
+    paths, plan = plan_made_up(folder / "run", images, generation={"batch_size": PACED_BATCH})
     sampler = Paced(plan.config)
     began = time.perf_counter()
     make_shards(paths, plan, plan.shards, sampler)
     return time.perf_counter() - began
 
 
-def paced_serial(folder: Path) -> float:
-    """A peer: the same model in a loop that saves PNG files in between."""
-    from PIL import Image
-
-    pictures = [photo_like(seed) for seed in range(PACED_BATCH)]
-    (folder / "png").mkdir()
-    began = time.perf_counter()
-    for start in range(0, PACED_IMAGES, PACED_BATCH):
-        time.sleep(PACED_BATCH / IMAGES_PER_SECOND)
-        for number, picture in enumerate(pictures):
-            Image.fromarray(picture).save(folder / f"png/{start + number}.png")
-    return time.perf_counter() - began
-
-
-def model_alone(_: Path) -> float:
-    """The model's own time."""
-    return PACED_IMAGES / IMAGES_PER_SECOND
+def few_steps(folder: Path) -> float:
+    """Ours, beside a model of a few steps."""
+    return paced(folder, "few_steps")
 
 
 def xl(folder: Path) -> str:
@@ -190,7 +177,7 @@ def same_images(ours: Path, theirs: Path) -> float:
 
 
 def start(folder: Path) -> float:
-    """Ours: one image, as a task's process makes it."""
+    """Ours: ten images, as a task's process makes it."""
     from sdwn.generation.task import GENERATE
     from sdwn.jobs.task import ArrayTask
 
@@ -257,7 +244,7 @@ def tuned_share(random: np.random.Generator) -> float:
 RUNS = {
     run.__name__: run
     for run in (
-        *(paced, paced_serial, model_alone, real, real_loop, tiny, tiny_loop),
+        *(paced, few_steps, real, real_loop, tiny, tiny_loop),
         *(start, start_diffusers, tuner),
     )
 }

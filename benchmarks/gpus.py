@@ -56,8 +56,8 @@ PEAKS = {
     "RTX 3090": Peak(
         (24,),
         71,
-        "accumulating in fp32 (142 in fp16): source not found; as collected. It would stand in "
-        "NVIDIA's GA102 whitepaper, appendix A",
+        "accumulating in fp32 (142 in fp16): NVIDIA's GA102 whitepaper v2, page 44, as cited in "
+        "https://github.com/apoorvkh/academic-pretraining/issues/3",
     ),
     "RTX 4090": Peak(
         (24,), 165.2, "accumulating in fp32 (330.3 in fp16), https://gigagpu.com/?p=34220"
@@ -67,10 +67,10 @@ PEAKS = {
         312,
         "NVIDIA's datasheet, as cited in https://glennklockwood.com/garden/processors/A100",
     ),
-    "H100 SXM": Peak(
+    "H100": Peak(
         (80,),
         989.4,
-        "NVIDIA's figures, as cited in https://glennklockwood.com/garden/processors/h100",
+        "NVIDIA's figures of the SXM module, as cited in https://glennklockwood.com/garden/processors/h100",
     ),
 }
 
@@ -123,10 +123,62 @@ How they were read:
   as 50 of them, as diffusers' progress bar counts, and {other:.1f} % more for what follows.
   They are not of the same run as the plain ones: their page has an A100 without compile at
   3.04 to 3.60 iterations a second at batch 16, {eager_low:.2f} to {eager_high:.2f} images.
-- The H100's only figure found is of another engine: ONNX Runtime, 0.572 s, batch and
-  steps not stated, not used here
-  ([onnxruntime#22834](https://github.com/microsoft/onnxruntime/pull/22834)).
+- The A100's of batch 1 are later than the rest, from one prompt to the decoded image. Of the H100
+  single images alone were found, in iterations a second, and not whether it is SXM or PCIe; the
+  peak is the SXM module's.
+
+## Published since, of other models and other engines
+
+Estimates take those of diffusers alone, which is what tasks run, and each for its own model.
+
+{since}
 """
+
+MLPERF = (
+    "[MLPerf inference 4.1](https://github.com/mlcommons/inference_results_v4.1): an eighth of all"
+)
+STABLE_FAST = "[stable-fast](https://github.com/chengzeyi/stable-fast), README"
+FAL = (
+    "[fal-ai, January 2024](https://github.com/fal-ai/stable-diffusion-benchmarks): A100 80 GB "
+    "SXM, torch 2.1, 50 steps, batch 1"
+)
+# What was measured; images a second of one card; its source; what estimates make of it.
+SINCE = (
+    ("SD 1.5, A100", 1 / 1.604, FAL, "SD 1, batch 1"),
+    ("SD 1.5, A100, compiled, channels_last", 1 / 1.058, FAL, "SD 1, batch 1, compiled"),
+    ("SD 1.5, A100, OneFlow", 1 / 0.950, FAL, "another engine"),
+    ("SD 1.5, A100, TensorRT 9.0", 1 / 0.819, FAL, "another engine"),
+    (
+        "SD 1.5, H100 SXM, ONNX Runtime, 50 steps",
+        1 / 0.572,
+        "[onnxruntime#22834](https://github.com/microsoft/onnxruntime/pull/22834); size and steps "
+        "are its script's defaults",
+        "another engine",
+    ),
+    ("SD 1.5, H100", speeds.looped({1: 54.5})[1], STABLE_FAST, "SD 1, batch 1"),
+    ("SD 1.5, H100, compiled", speeds.looped({1: 66.0})[1], STABLE_FAST, "SD 1, batch 1, compiled"),
+    ("SD 1.5, H100, stable-fast", 104.6 / speeds.STEPS, STABLE_FAST, "another engine"),
+    ("SDXL, 1024x1024, A100", 1 / 5.932, FAL, "SDXL at 1024x1024"),
+    ("SDXL, 1024x1024, A100, compiled, channels_last", 1 / 5.136, FAL, "compiled"),
+    ("SDXL, 1024x1024, H100", speeds.looped({1: 14.9})[1], STABLE_FAST, "SDXL at 1024x1024"),
+    ("SDXL, 1024x1024, H100, compiled", speeds.looped({1: 18.5})[1], STABLE_FAST, "compiled"),
+    ("SDXL, 1024x1024, A100, TensorRT 9.0", 1 / 4.102, FAL, "another engine"),
+    ("SDXL, 1024x1024, 20 steps, one of 8 H100, TensorRT", 16.35 / 8, MLPERF, "another engine"),
+    ("SDXL, 1024x1024, 20 steps, one of 8 H200, TensorRT", 17.42 / 8, MLPERF, "another engine"),
+    (
+        "SDXL-Turbo, L4, batch 16",
+        1000 / (11 * 60),
+        "[datadreamer#34](https://github.com/luxonis/datadreamer/pull/34): 4 steps by its code, "
+        "which moves each part to the card for every call; 0.25 at batch 1",
+        "moved for each call, as no task does",
+    ),
+    (
+        "Qwen-Image-2512, 512x512, 50 steps, H200, batch 16, compiled",
+        16 / (50 * 0.832),
+        "[sglang#22183](https://github.com/sgl-project/sglang/pull/22183); 0.12 at batch 1",
+        "another engine",
+    ),
+)
 
 
 def main() -> None:
@@ -141,6 +193,10 @@ def main() -> None:
         other=100 * speeds.OTHER_SHARE,
         eager_low=speeds.looped({16: 3.04})[16],
         eager_high=speeds.looped({16: 3.60})[16],
+        since=markdown(
+            ("what", "images/s", "source", "in estimates"),
+            ((what, f"{speed:.2f}", source, use) for what, speed, source, use in SINCE),
+        ),
     )
     print(page, end="")
 
@@ -182,24 +238,15 @@ def floor(card: Card) -> float:
 
 
 def bases(card: Card) -> Iterator[tuple[str, float]]:
-    published = (
-        ("plain", published_speed(card)),
-        ("compiled", published_speed(card, compiled=True)),
-    )
-    yield from ((basis, speed) for basis, speed in published if speed is not None)
+    yield "plain", published_speed(card)
+    yield "compiled", published_speed(card, compiled=True)
     yield "floor", floor(card)
 
 
-def speed_source(card: Card) -> str:
-    """Return the source of a card's speeds."""
-    nothing = "source not found: no figure for this model under diffusers"
-    return DIFFUSERS if card.images_per_second else nothing
-
-
 def sources() -> Iterator[str]:
-    for source in dict.fromkeys(map(speed_source, CARDS)):
-        names = ", ".join(card.name for card in CARDS if speed_source(card) == source)
-        yield f"- Speeds, {names}: {source}."
+    names = ", ".join(card.name for card in CARDS[:-1])
+    yield f"- Speeds, {names}: {DIFFUSERS}."
+    yield f"- Speeds, H100: {STABLE_FAST}; iterations a second, batch 1, PyTorch 2.1.0."
     yield from (f"- Peak, {card.name}: {PEAKS[card.name].source}." for card in CARDS)
 
 

@@ -1,7 +1,8 @@
 """Measurements of reading for `make bench`: a release and a folder of PNG files, the same images.
 
 ``python benchmarks/reading.py make FOLDER`` writes both; ``release`` and ``png`` read all images
-in random order, decoded, and print how many a second.
+in random order, decoded, and print how many a second. ``some`` prints the seconds that opening
+any release takes, and reading 100 of its images, not decoded.
 """
 
 from __future__ import annotations
@@ -71,9 +72,21 @@ def png(folder: Path) -> float:
     return rate(lambda index: Image.open(folder / f"png/{index:05d}.png").convert("RGB"))
 
 
+def some(folder: Path) -> float:
+    import sdwn
+
+    began = time.perf_counter()
+    release = sdwn.Release(folder / "release")
+    for index in np.random.default_rng(SEED).integers(len(release), size=100).tolist():
+        release.payload(release.location(index))
+    return time.perf_counter() - began
+
+
 def main(name: str, folder: str) -> None:
     if name == "make":
         make(Path(folder))
+    elif name == "some":
+        print(json.dumps({"seconds": some(Path(folder))}))
     else:
         found = {"release": release, "png": png}[name](Path(folder))
         print(json.dumps({"images_per_second": found}))

@@ -8,11 +8,9 @@ and prints what it took; where all of it is as it must be, ``benchmarks/rehearsa
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import os
-import platform
 import random
 import shutil
 import signal
@@ -24,7 +22,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +31,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from sdwn.jobs.task import TaskRecord, read_record
 from sdwn.paths import RunPaths
-from shared import Row, exactly, markdown, print_rows
+from shared import Row, exactly, machine_text, markdown, output_of, print_rows
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent / "configs" / "rehearsal.yaml"
@@ -334,22 +331,11 @@ def page(rows: list[Row], events: list[Event], machine: str) -> str:
     )
 
 
-def machine_text() -> str:
-    """Describe this machine, and how busy it is without us."""
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    slurm = subprocess.run(["sinfo", "--version"], check=True, stdout=subprocess.PIPE, text=True)
-    today = datetime.datetime.now(datetime.UTC).date()
-    return (
-        f"{today}, {len(os.sched_getaffinity(0))} CPU cores, load {os.getloadavg()[0]:.1f} before; "
-        f"{slurm.stdout.strip()}, Python {platform.python_version()}, {packages}"
-    )
-
-
 def check(folder: Path, form: Form) -> int:
     """Do all of it in a folder and return the exit code."""
     os.environ.update(SDWN_CACHE=str(folder / "cache"), OMP_NUM_THREADS="1")
     with cluster() as testbed:
-        machine = machine_text()
+        machine = machine_text(PACKAGES, output_of("sinfo", "--version").strip())
         found = rehearse(folder, testbed, form)
     rows = [*result_rows(found, form), *disturbance_rows(found, form)]
     rows += [*speed_rows(found), *size_rows(found)]

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +17,49 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+PYTHON = sys.executable
+# The kernel's own mark of this process alone; what wait4 tells counts its parent's too.
+PEAK = """
+import atexit, sys
+from pathlib import Path
+from sdwn.cli.main import main
+status = Path("/proc/self/status")
+atexit.register(lambda: print(status.read_text().partition("VmHWM:")[2].split()[0]))
+main(sys.argv[1:])
+"""
+
 IMAGES_PER_SYNSET = 10
 GLOSSES = (
     "a building with glass walls and roof; for the cultivation of plants",
     "a member of the genus Canis that has been domesticated by man since prehistoric times",
     "small leaping insect that sucks the juices of plants",
 )
+
+
+def output_of(*command: object) -> str:
+    """Run a command and return what it prints."""
+    done = subprocess.run([*map(str, command)], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def script(file: str, *arguments: object) -> dict[str, float]:
+    """Run one of a neighbour's in a process of its own, and read what it prints."""
+    told = output_of(PYTHON, Path(__file__).with_name(file), *arguments)
+    found: dict[str, float] = json.loads(told.splitlines()[-1])
+    return found
+
+
+def peak_mb(*arguments: object) -> float:
+    """Run the command line in a process of its own, and return its peak in MB."""
+    return int(output_of(PYTHON, "-c", PEAK, *arguments).split()[-1]) / 1000
+
+
+def machine_text(packages: Iterable[str], *more: str) -> str:
+    """Describe this machine, and how busy it is without us."""
+    today, cores = datetime.datetime.now(datetime.UTC).date(), len(os.sched_getaffinity(0))
+    versions = (f"{name} {version(name)}" for name in packages)
+    software = ", ".join((*more, f"Python {platform.python_version()}", *versions))
+    return f"{today}, {cores} CPU cores, load {os.getloadavg()[0]:.1f} before; {software}"
 
 
 def plan_made_up(

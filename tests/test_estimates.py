@@ -109,6 +109,25 @@ def test_compiled_images_are_faster(paper_plan: Plan, tmp_path: Path) -> None:
     assert found.costs[0].speed.speed_source == "published speed of an A100, compiled"
 
 
+def test_xl_has_its_own_figures_at_its_own_size(paper_plan: Plan, tmp_path: Path) -> None:
+    model = paper_plan.config.model.model_copy(
+        update={"name": "stabilityai/stable-diffusion-xl-base-1.0"}
+    )
+    config = paper_plan.config.model_copy(update={"model": model})
+    plan = altered(dataclasses.replace(paper_plan, config=config), height=1024, width=1024)
+    (one,) = of_paper(plan, tmp_path, gres="gpu:a100:1").costs
+    assert one.speed.images_per_second == pytest.approx(1 / 5.932)
+    assert one.speed.speed_source == "published speed of an A100, an image at a time"
+    half = altered(plan, num_inference_steps=25, compile=True)
+    (one,) = of_paper(half, tmp_path, gres="gpu:a100:1").costs
+    assert one.speed.images_per_second == pytest.approx(2 / 5.136)
+    assert one.speed.speed_source.endswith("compiled, an image at a time, scaled from 50 steps")
+    for changed in (altered(plan, width=512), altered(plan, guidance_scale=0.0)):
+        found = of_paper(changed, tmp_path, gres="gpu:a100:1")
+        assert (found.costs, found.unknown is None) == ((), False)
+    assert of_paper(plan, tmp_path, gres="gpu:t4:1").costs == (), "nothing is published of it"
+
+
 def test_a_whole_node_is_held_until_its_slowest_gpu_ends(paper_plan: Plan, tmp_path: Path) -> None:
     found = of_paper(paper_plan, tmp_path, gpus_per_node="a100:4", shards_per_task=2)
     assert (found.tasks, found.devices_per_task) == (17, 4)
@@ -145,7 +164,8 @@ def test_some_shards_take_their_share(paper_plan: Plan, tmp_path: Path) -> None:
         ({"gres": "gpu:1", "constraint": "v100|a100"}, ["A100", "V100", "T4"]),
         ({"gres": "gpu:t4:1", "constraint": "a100"}, ["T4"]),
         ({"gres": "gpu:1", "partition": "gpu"}, ["A100", "V100", "T4"]),
-        ({"gres": "gpu:h100:1"}, []),
+        ({"gres": "gpu:h100:1"}, ["H100"]),
+        ({"gres": "gpu:h200:1"}, []),
         ({"gres": "gpu:a100_3g.20gb:1"}, []),
         ({"partition": "a100"}, []),
         ({"executor": "local"}, []),

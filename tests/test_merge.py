@@ -116,6 +116,20 @@ def test_parts_are_whole_shards_and_one_table_covers_them(run: tuple[RunPaths, P
     assert verify(many.paths.root) == []
 
 
+def test_small_images_end_a_part_by_their_number(
+    run: tuple[RunPaths, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, plan = run
+    monkeypatch.setattr("sdwn.releases.merge.PART_IMAGES", plan.shard_images(plan.shards[-1]))
+    release = merge([paths], target(paths))
+    parts = len(list(release.paths.root.glob("*.h5")))
+    assert parts == len(plan.shards) > 1
+    assert pq.ParquetFile(release.paths.metadata).num_row_groups == parts, "written as they come"
+    manifest = release.manifest
+    assert manifest.images == sum(manifest.statuses.values()) == plan.images
+    assert (manifest.synsets, manifest.truncated) == (len(plan.synsets), 0)
+
+
 def test_merging_again_keeps_the_release(run: tuple[RunPaths, Plan]) -> None:
     paths, _ = run
     digest = merge([paths], target(paths)).digest

@@ -24,8 +24,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from submitit.core.utils import DelayedSubmission
-
 from sdwn import batches
 from sdwn.devices.device import local_gpus, only_gpu
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError
@@ -364,6 +362,8 @@ def hand_over(
 
     An existing pickle is replaced: it may be another user's, if the folder came with a release.
     """
+    from submitit.core.utils import DelayedSubmission  # 0.2 s, and status needs none of it
+
     for job, task in zip(ids, tasks, strict=True):
         delayed = DelayedSubmission(task)
         delayed.set_timeout(minutes(profile.time), profile.max_num_timeout)

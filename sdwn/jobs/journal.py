@@ -245,7 +245,8 @@ def last_jobs(submissions: Sequence[Submission]) -> dict[int, Job]:
 
 def cancelled_jobs(submissions: Sequence[Submission]) -> set[Job]:
     """Return the jobs that ``sdwn cancel`` ended."""
-    return {job for one in submissions for job in one.jobs if job.id in one.cancelled}
+    cancelled = (one for one in submissions if one.cancelled)
+    return {job for one in cancelled for job in one.jobs if job.id in one.cancelled}
 
 
 # --- What lives: the journal compared with the scheduler -----------------------------------------

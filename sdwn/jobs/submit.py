@@ -35,8 +35,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from submitit.core.utils import environment_variables
-
 from sdwn import checkout
 from sdwn.batches import off_grid
 from sdwn.config import RunConfig
@@ -261,6 +259,8 @@ def submit_array(
     """
     if not tasks:
         return []
+    from submitit.core.utils import environment_variables  # 0.2 s, and status needs none of it
+
     site = profile.model_copy(update={"array_parallelism": at_once or profile.array_parallelism})
     with plain_disk_errors(paths.jobs), environment_variables(**profile.secrets):
         intended = journal.intend(paths, tasks, profile)

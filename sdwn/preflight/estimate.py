@@ -15,6 +15,7 @@ from rich.filesize import decimal
 
 from sdwn.errors import IntegrityError, counted, duration
 from sdwn.io import read_json
+from sdwn.jobs.cluster import group_into_tasks
 from sdwn.jobs.profile import ClusterProfile, minutes
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
@@ -75,8 +76,6 @@ def estimate(
     if profile is None:
         tasks: Sequence[tuple[int, ...]] = [(index,) for index in indices]
     else:
-        from sdwn.jobs.cluster import group_into_tasks  # submitit
-
         tasks = group_into_tasks(indices, profile)
     images = _count_images(indices, plan)
     size, source = stored_bytes(paths, plan, images)

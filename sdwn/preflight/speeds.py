@@ -1,7 +1,8 @@
 """Speeds of devices on a run's images, and what each rests on; nothing is measured here.
 
-Published figures are of Stable Diffusion 1.4, 512x512, 50 steps, fp16, guidance 7.5: collected, not
-measured by this project; benchmarks/gpus.md lays them out.
+Published figures are of diffusers, which is what tasks run, in fp16 with guidance: collected, not
+measured by this project; benchmarks/gpus.md lays them out. Those of Stable Diffusion 1, 512x512 in
+50 steps, are scaled to other work; another model has its own figures, which are not.
 """
 
 from __future__ import annotations
@@ -71,24 +72,34 @@ def looped(iterations: Mapping[int, float]) -> dict[int, float]:
     return {batch: batch * each / STEPS / (1 + OTHER_SHARE) for batch, each in iterations.items()}
 
 
+def batched(seconds: Mapping[int, float]) -> dict[int, float]:
+    """Turn the published seconds of each batch into images a second."""
+    return {batch: batch / each for batch, each in seconds.items()}
+
+
 # From two tables of diffusers' on PyTorch 2, whose addresses are in benchmarks/gpus.md: seconds,
-# and compiled iterations a second, of each batch. For the H100 nothing was found.
+# and compiled iterations a second, of each batch. Later ones, of single images: fal-ai's of the
+# A100, and stable-fast's of an H100, which do not say whether it is SXM or PCIe.
 T4 = {4: 29.74, 8: 55.99, 10: 69.86, 16: 113.26}
 V100 = {4: 8.09, 8: 15.44, 10: 19.28, 16: 29.84}
 RTX_3090 = {1: 2.42, 4: 7.72, 8: 14.88, 10: 18.62, 16: 28.88, 32: 57.42, 64: 114.27}
 RTX_4090 = {1: 1.28, 4: 3.76, 8: 7.43, 16: 14.98, 32: 30.18, 64: 61.34}
-A100 = {1: 1.98, 2: 2.38, 4: 3.89, 8: 7.04, 10: 8.67, 16: 13.55, 32: 26.68, 64: 53.03}
-CARDS = tuple(
-    Card(name, match, {batch: batch / each for batch, each in seconds.items()}, looped(compiled))
-    for name, match, seconds, compiled in (
-        ("T4", ("t4",), T4, {1: 7.56, 4: 1.99, 16: 1 / 1.99}),
-        ("V100", ("v100",), V100, {1: 22.17, 4: 6.86, 16: 1.90}),
-        ("RTX 3090", ("rtx", "3090"), RTX_3090, {1: 25.69, 4: 7.30, 16: 1.91}),
-        ("RTX 4090", ("rtx", "4090"), RTX_4090, {1: 49.81, 4: 15.59, 16: 3.85}),
-        ("A100", ("a100",), A100, {1: 49.74, 4: 17.27, 16: 4.68}),
-        ("H100 SXM", ("h100", "hbm3"), dict[int, float](), dict[int, float]()),
-    )
+A100 = {1: 1.604, 2: 2.38, 4: 3.89, 8: 7.04, 10: 8.67, 16: 13.55, 32: 26.68, 64: 53.03}
+CARDS = (
+    Card("T4", ("t4",), batched(T4), looped({1: 7.56, 4: 1.99, 16: 1 / 1.99})),
+    Card("V100", ("v100",), batched(V100), looped({1: 22.17, 4: 6.86, 16: 1.90})),
+    Card("RTX 3090", ("rtx", "3090"), batched(RTX_3090), looped({1: 25.69, 4: 7.30, 16: 1.91})),
+    Card("RTX 4090", ("rtx", "4090"), batched(RTX_4090), looped({1: 49.81, 4: 15.59, 16: 3.85})),
+    Card("A100", ("a100",), batched(A100), batched({1: 1.058}) | looped({4: 17.27, 16: 4.68})),
+    Card("H100", ("h100",), looped({1: 54.5}), looped({1: 66.0})),
 )
+
+# Stable Diffusion XL in as many steps at this size, single images, from the same two.
+XL, XL_SIDE = re.compile(r"(.*/)?stable-diffusion-xl-base-1\.0/*"), 1024
+XL_CARDS = {
+    "A100": Card("A100", ("a100",), batched({1: 5.932}), batched({1: 5.136})),
+    "H100": Card("H100", ("h100",), looped({1: 14.9}), looped({1: 18.5})),
+}
 
 
 def find_card(device_name: str) -> Card | None:
@@ -116,16 +127,14 @@ def card_called(name: str) -> Card | None:
     return find_card(name.lower().replace("rtx", "rtx ") + " rtx")
 
 
-def published_speed(
-    card: Card, batch_size: int | None = None, *, compiled: bool = False
-) -> float | None:
+def published_speed(card: Card, batch_size: int | None = None, *, compiled: bool = False) -> float:
     """Return a card's published images a second in the largest batch up to a size.
 
-    Without a size the fastest of any batch; None where nothing is published.
+    Without a size the fastest of any batch.
     """
     speeds = card.compiled_images_per_second if compiled else card.images_per_second
-    if not speeds or batch_size is None:
-        return max(speeds.values(), default=None)
+    if batch_size is None:
+        return max(speeds.values())
     return speeds[max((size for size in speeds if size <= batch_size), default=min(speeds))]
 
 
@@ -276,21 +285,29 @@ def _may_be(device: str, kind: str) -> bool:
 
 
 def _published_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple[DeviceSpeed, ...]:
-    """Return published speeds of Stable Diffusion 1 in fp16, scaled by work."""
-    generation = config.generation
-    if generation.precision != "fp16" or not _is_published_model(config.model.name):
+    """Return published speeds of a model in fp16: Stable Diffusion 1's scaled by work, XL's not."""
+    generation, name = config.generation, config.model.name
+    width, height, steps = generation.width, generation.height, generation.num_inference_steps
+    of_xl = XL.fullmatch(name) is not None
+    as_published = width == height == XL_SIDE and generation.guidance_scale > 1
+    if generation.precision != "fp16" or not (as_published if of_xl else _is_published_model(name)):
         return ()
     kind, compiled, found = profile.gpu_kind if profile else None, generation.compile, []
     for card in filter(None, map(card_called, (kind,) if kind else SHOWN)):
-        speed = published_speed(card, _wanted_batch(config, profile), compiled=compiled)
-        if speed is None:
+        figures = XL_CARDS.get(card.name) if of_xl else card
+        if figures is None:
             continue
-        work = generation.width, generation.height, generation.num_inference_steps
-        own = scaled(speed, *work, generation.guidance_scale)
-        article = "an" if card.name[0] in "AR" else "a"
+        speed = published_speed(figures, _wanted_batch(config, profile), compiled=compiled)
+        if of_xl:
+            own, how = speed * STEPS / steps, "scaled from"
+        else:
+            own = scaled(speed, width, height, steps, generation.guidance_scale)
+            how = f"scaled by work from {WIDTH}x{HEIGHT} and"
+        article = "an" if card.name[0] in "AHR" else "a"
         source = f"published speed of {article} {card.name}{', compiled' if compiled else ''}"
+        source += ", an image at a time" * (max(figures.images_per_second) == 1)
         if not math.isclose(own, speed):
-            source += f", scaled by work from {WIDTH}x{HEIGHT} and {STEPS} steps"
+            source += f", {how} {STEPS} steps"
         found.append(DeviceSpeed(card.name, own, source))
     return tuple(found)
 

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,9 @@ from sdwn.releases.writer import Attributes, Origin, Part, cut_parts, write_rele
 from sdwn.storage.columns import COLUMNS, texts
 from sdwn.storage.shards import Expected, ImageFile, join
 from sdwn.wordnet.taxonomy import read_taxonomy
+
+# Small images end a part by their number: while it is written its rows are in memory.
+PART_IMAGES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ def merge(
             require_free(release.root)
             shards = _locate_shards(runs, plan, options.allow_missing, revision)
             origin = _origin(runs, plan, shards)
-            parts = _parts(shards.values(), options, advance)
+            parts = _parts(plan, shards, options, advance)
             fill = partial(write_release, origin=origin, parts=parts, advance=advance)
             if build(release.root, {"merge": plan.digest}, fill):
                 return Release(release.root)
@@ -254,10 +257,17 @@ def _origin(runs: Sequence[RunPaths], plan: Plan, shards: Mapping[int, Path]) ->
     )
 
 
-def _parts(shards: Iterable[Path], options: MergeOptions, advance: Advance) -> Iterator[Part]:
-    """Yield the parts, of whole shards and at least ``part_bytes`` each."""
-    files = [(path, path.stat()) for path in shards]
-    for first, last in cut_parts([stat.st_size for _, stat in files], options.part_bytes):
+def _parts(
+    plan: Plan, shards: Mapping[int, Path], options: MergeOptions, advance: Advance
+) -> Iterator[Part]:
+    """Yield the parts, of whole shards and at least ``part_bytes`` or ``PART_IMAGES`` each."""
+    files = [(path, path.stat()) for path in shards.values()]
+    counts = (plan.shard_images(plan.shards[index]) for index in shards)
+    weights = [
+        max(stat.st_size, options.part_bytes * images // PART_IMAGES)
+        for (_, stat), images in zip(files, counts, strict=True)
+    ]
+    for first, last in cut_parts(weights, options.part_bytes):
         group = files[first:last]
         # After a kill, it decides whether these are the same files as before.
         state = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in group]

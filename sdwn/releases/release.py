@@ -7,7 +7,8 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -388,7 +389,7 @@ class Release:
     @property
     def counted(self) -> dict[str, Any]:
         """The counts of a manifest, of these images."""
-        return count_images(self.metadata, self.present)
+        return count_images([self.metadata], self.present)
 
     @cached_property
     def _rows_by_wnid(self) -> dict[str, NDArray[np.int64]]:
@@ -431,16 +432,21 @@ class Release:
         return found
 
 
-def count_images(table: pa.Table, present: Sequence[PlannedSynset]) -> dict[str, Any]:
-    """Return the counts of a manifest, from some of the metadata and the synsets that it has."""
-    statuses = table["status"].value_counts().to_pylist()
-    flags = [name for name in ("truncated", "redone") if name in table.column_names]
+def count_images(tables: Iterable[pa.Table], present: Sequence[PlannedSynset]) -> dict[str, Any]:
+    """Return the counts of a manifest, from metadata in any number of tables and its synsets."""
+    images, statuses, flags = 0, Counter[str](), Counter[str]()
+    for table in tables:
+        images += table.num_rows
+        for one in table["status"].value_counts().to_pylist():
+            statuses[one["values"]] += one["counts"]
+        for name in {"truncated", "redone"}.intersection(table.column_names):
+            flags[name] += int(pc.sum(table[name]).as_py() or 0)
     return {
-        "images": table.num_rows,
+        "images": images,
         "synsets": len(present),
         "imagenet_classes": sum(row.imagenet_class is not None for row in present),
-        "statuses": dict(sorted((one["values"], one["counts"]) for one in statuses)),
-        **{name: int(pc.sum(table[name]).as_py() or 0) for name in flags},
+        "statuses": dict(sorted(statuses.items())),
+        **flags,
     }
 
 

@@ -116,6 +116,7 @@ def write_release(
                 writer = pq.ParquetWriter(metadata, table.schema, compression="zstd")
                 stack.enter_context(writer)
             writer.write_table(table)
+            del table, file  # not beside the rows of the next part
             for session in sessions:
                 same = {key: value for key, value in session.items() if key not in _OF_ONE_TASK_RUN}
                 # A task run is recorded in each part that has images of it.
@@ -158,16 +159,19 @@ def _describe(
         write(paths.skipped, csv_text(("file", "reason"), origin.skipped))
     with paths.metadata.open("rb") as content, pq.ParquetFile(content) as file:
         columns = file.schema_arrow.names
-        counting = {"wnid", "status", "truncated", "redone"} & set(columns)
-        table = file.read(columns=sorted(counting))
-    wnids = set(table["wnid"].unique().to_pylist())
-    present = [row for row in origin.synsets if row.wnid in wnids]
+        wanted, wnids = {"status", "truncated", "redone"}.intersection(columns), set[str]()
+        for part in range(file.num_row_groups):
+            wnids |= set(file.read_row_group(part, ["wnid"])["wnid"].unique().to_pylist())
+        present = [row for row in origin.synsets if row.wnid in wnids]
+        # A part's rows at a time: of ten million images all would be a gigabyte.
+        tables = (file.read_row_group(part, sorted(wanted)) for part in range(file.num_row_groups))
+        counts = count_images(tables, present)
     kinds = sorted(task_runs.items()) if origin.origin == "run" else []
     manifest = Manifest(
         sdwn=sdwn.__version__,
         created=now(),
         **{name: getattr(origin, name) for name in RECORDED},
-        **count_images(table, present),
+        **counts,
         missing=missing,
         skipped=len(origin.skipped),
         bytes=sum(file.bytes for file in files),

@@ -117,7 +117,7 @@ def read_parquet(path: Path, most: int, row_bytes: int = ROW_BYTES) -> pa.Table:
         if sum(group.total_byte_size for group in groups) > most_bytes:
             raise IntegrityError(f"{path}: damaged: it claims more bytes than {rows:,} rows have")
         return file.read()
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise IntegrityError(f"{path}: cannot be read: {first_line(error)[:200]}") from None
 
 
