@@ -643,22 +643,24 @@ class TestFamilies:
         assert (lengths.limit, lengths.counted) == (readers[0].limit, len(prompts))
         assert lengths.cut == sum(tokens > readers[0].limit for tokens in around)
 
-    def test_an_interrupted_batch_leaves_the_model_whole(
-        self, family: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        folder, settings = family
-        monkeypatch.setattr(RunConfig, "needs_gpu", False)
-        ours = Sampler(config(str(folder), precision="fp16", **settings))
-        before = pixels(ours.sample(specs(2)))
 
-        def out_of_memory(*_: Any) -> None:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+@pytest.mark.parametrize("make", [families.stable_diffusion_xl, families.flux_dev])
+def test_an_interrupted_batch_leaves_the_model_whole(
+    saved: Callable[[Any], Path], make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, settings = saved(make), {**OWN, **FAMILIES[make]}
+    monkeypatch.setattr(RunConfig, "needs_gpu", False)
+    ours = Sampler(config(str(folder), precision="fp16", **settings))
+    before = pixels(ours.sample(specs(2)))
 
-        hook = ours.pipeline.vae.decoder.register_forward_pre_hook(out_of_memory)
-        with pytest.raises(OutOfMemoryError, match=r"20\.00 GiB"):
-            ours.sample(specs(2))
-        hook.remove()
-        np.testing.assert_array_equal(pixels(ours.sample(specs(2))), before)
+    def out_of_memory(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    hook = ours.pipeline.vae.decoder.register_forward_pre_hook(out_of_memory)
+    with pytest.raises(OutOfMemoryError, match=r"20\.00 GiB"):
+        ours.sample(specs(2))
+    hook.remove()
+    np.testing.assert_array_equal(pixels(ours.sample(specs(2))), before)
 
 
 def test_a_pipeline_of_no_family_gets_texts(saved: Callable[[Any], Path]) -> None:
@@ -728,7 +730,7 @@ class TestSettings:
             ),
             # Options.
             (SDXL, {"options": {"true_cfg_scale": 4}}, "takes no such option; valid: clip_skip, c"),
-            (SD3, {"options": {"prompt_2": "a"}}, "generation.options.prompt_2: sdwn sets this"),
+            (SD3, {"options": {"prompt_2": "a"}}, "generation.options.prompt_2: sdwn sets this i"),
             (SD3, {"options": {"height": 64}}, "options.height: write generation.height"),
             (FLUX, {"options": {"true_cfg_scale": "4"}}, 'expected a number, found "4"'),
             (SD3, {"options": {"sigmas": [1.0]}}, "num_inference_steps: 2 has no effect, for sigm"),
@@ -744,7 +746,7 @@ class TestSettings:
             (families.pixart, {"width": 72}, "found 72; write 64 or 80"),
             (families.qwen_image_2, {"height": 16, "guidance_scale": 0.0}, "found 16; write 32"),
             # A scheduler of another kind of model, as it is by default.
-            (SD3, {"scheduler": "PNDMScheduler"}, "FlowMatchEulerDiscreteScheduler, or null for t"),
+            (SD3, {"scheduler": "PNDMScheduler"}, "FlowMatchEulerDiscreteScheduler; null is the"),
         ],
     )
     def test_what_has_no_effect_is_refused_with_what_to_write(

@@ -580,8 +580,8 @@ def _scheduler_faults(
     if name not in valid or name == _UNREPEATABLE:
         fault = f"{name} does not fit {info.kind}" if info else f"diffusers has no {name}"
         fitting = ", ".join(sorted(valid - {_UNREPEATABLE}))
-        own_one = ", or null for the model's own" if info else ""
-        yield f"generation.scheduler: {fault}; valid: {fitting}{own_one}"
+        null = "; null is the model's own" if info else ""
+        yield f"generation.scheduler: {fault}; valid: {fitting}{null}"
 
 
 def _guidance_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[str]:
@@ -622,7 +622,8 @@ def _option_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator
         where = f"generation.options.{name}"
         if _NO_OPTION.fullmatch(name):
             is_setting = name in GenerationConfig.model_fields
-            yield f"{where}: {f'write generation.{name}' if is_setting else 'sdwn sets this'}"
+            instead = f"write generation.{name}" if is_setting else "sdwn sets this itself"
+            yield f"{where}: {instead}"
         elif name not in info.call:
             valid = ", ".join(sorted(key for key in info.call if not _NO_OPTION.fullmatch(key)))
             yield f"{where}: {info.kind} takes no such option; valid: {valid}"
