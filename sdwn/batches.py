@@ -1,15 +1,21 @@
-"""Batch sizes: the grid that they lie on, and the next smaller one. No torch."""
+"""Batch sizes, the grid that they lie on, and what else a task is asked for. No torch."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
 from sdwn.errors import UsageError
 
-# Carries a profile's batch size through the job script into a task's process, where it is read
-# once; within a process it is an argument.
+# Carry a profile's batch size and placement through the job script into a task's process, where
+# they are read once; within a process they are an argument.
 VARIABLE = "SDWN_BATCH_SIZE"
+PLACEMENT_VARIABLE = "SDWN_PLACEMENT"
+
+# Where a model's weights lie while it samples: all on the card; each part there only while it
+# works; or whichever fits.
+Placement = Literal["auto", "gpu", "offload"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,22 @@ def parse_batch_size(text: str, source: str) -> int:
     return int(text)
 
 
-def batch_size_of_task() -> int | None:
-    """Read the batch size that a profile asks for, at the start of a task's process."""
-    text = os.environ.get(VARIABLE)
-    return parse_batch_size(text, VARIABLE) if text else None
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """What the command line or a profile asks of a task's process."""
+
+    batch_size: int | None = None
+    placement: Placement = "auto"
+
+
+NO_OPTIONS = TaskOptions()
+
+
+def options_of_task() -> TaskOptions:
+    """Read what a profile asks for, at the start of a task's process."""
+    text, placement = os.environ.get(VARIABLE), os.environ.get(PLACEMENT_VARIABLE, "auto")
+    if placement not in get_args(Placement):
+        valid = ", ".join(get_args(Placement))
+        raise UsageError(f"{PLACEMENT_VARIABLE}: expected one of {valid}, found {placement!r}")
+    size = parse_batch_size(text, VARIABLE) if text else None
+    return TaskOptions(size, cast(Placement, placement))

@@ -893,7 +893,7 @@ def test_a_pilot_times_batches_that_fit(
     assert (len(trials.pilot_plan(many).synsets), trials.pilot_plan(many).images) == (20, 20)
     write_plan(small, paths.pilot)
     # Batches are those that the run's tasks would take.
-    monkeypatch.setattr(trials, "load_sampler", lambda config, _: Small(plan, 20, 20))
+    monkeypatch.setattr(trials, "load_sampler", lambda *_: Small(plan, 20, 20))
     trials.make_pilot(paths.pilot.root, [0])
     assert (paths.pilot.root / "step-0.txt").read_text() == "timing batch 20, 3 of 3\n"
     speed = json.loads(paths.pilot.speed.read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import logging
@@ -12,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,9 +30,11 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from sdwn.config import RunConfig
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
+from sdwn.generation import embeddings
 from sdwn.generation.batching import Sample
 from sdwn.generation.encoder import PromptEncoder
 from sdwn.generation.sampler import Sampler
+from sdwn.generation.task import retry_nan
 from sdwn.models import tiny
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.families import FAMILIES as FAMILY_TABLE
@@ -43,6 +47,7 @@ from sdwn.models.families import (
 )
 from sdwn.models.weights import fingerprint, staged
 from sdwn.planning.plan import ImageSpec
+from transformers import CLIPTextModel
 
 import families
 import families_dit
@@ -290,12 +295,19 @@ def overflowing(sampler: Sampler, seeds: set[int]) -> None:
     sampler.pipeline.vae.decoder.register_forward_hook(overflow)
 
 
+def retried(sampler: Sampler, batch: list[ImageSpec]) -> list[Sample]:
+    """As a task does at the end of a shard."""
+    made = sampler.sample(batch)
+    retry_nan(sampler, [(range(len(batch)), batch, made)])
+    return made
+
+
 class TestNan:
     def test_an_image_is_sampled_again_in_float32(self, sampler: Sampler) -> None:
         half = Sampler(config(precision="fp16"))
         whole = half.sample(specs(4))
         overflowing(half, {1, 2})
-        made = half.sample(specs(4))
+        made = retried(half, specs(4))
         assert [sample.redone for sample in made] == [False, True, True, False]
         assert [sample.status for sample in made] == ["ok"] * 4
         for number in (1, 2):
@@ -308,7 +320,7 @@ class TestNan:
     def test_afterwards_the_model_is_what_it_was(self) -> None:
         half = Sampler(config(precision="fp16"))
         before = half.sample(specs(3))
-        half.in_float32(specs(1)[0])
+        half.in_float32(specs(1))
         assert half.pipeline.unet.dtype == torch.float16
         np.testing.assert_array_equal(pixels(half.sample(specs(3))), pixels(before))
 
@@ -316,8 +328,16 @@ class TestNan:
         broken = Sampler(config(precision="fp16"))
         with torch.no_grad():
             broken.pipeline.vae.decoder.conv_out.bias[0] = torch.nan
-        made = broken.sample(specs(2))
+        made = retried(broken, specs(2))
         assert [(sample.status, sample.redone) for sample in made] == [("nan", True)] * 2
+
+    def test_it_is_what_one_pipeline_in_float32_makes(self) -> None:
+        """Of half weights, upcast, with the text encoder beside the UNet."""
+        whole = StableDiffusionPipeline.from_pretrained(builtin_folder("tiny"), dtype=torch.float16)
+        whole.to(torch.float32)
+        whole.safety_checker = None
+        (again,) = Sampler(config(precision="fp16")).in_float32(specs(1, first=3))
+        np.testing.assert_array_equal(again.pixels, diffusers_image(whole, specs(1, first=3)[0]))
 
 
 class TestMemory:
@@ -433,23 +453,79 @@ class TestSpeed:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
-    def test_a_prompt_is_encoded_once_and_the_empty_one_once(self) -> None:
-        fresh = Sampler(config())
-        texts: list[int] = []
-        encoder = fresh.pipeline.text_encoder
-        encoder.register_forward_pre_hook(lambda _, given: texts.append(len(given[0])))
-        batch = [spec(GLOSSES[number // 5], seed=number) for number in range(10)]
-        fresh.sample(batch)
-        fresh.sample(batch[5:])
-        assert texts == [1, 1, 1], "two glosses and nothing"
 
-    def test_without_guidance_the_empty_prompt_is_not_needed(self) -> None:
-        fresh = Sampler(config(guidance_scale=1.0))
-        texts: list[int] = []
-        encoder = fresh.pipeline.text_encoder
-        encoder.register_forward_pre_hook(lambda _, given: texts.append(len(given[0])))
-        fresh.sample(specs(1))
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many texts each call of CLIP's text encoder gets."""
+    counts, forward = list[int](), CLIPTextModel.forward
+
+    def counted(self: Any, input_ids: torch.Tensor, **options: Any) -> Any:
+        counts.append(len(input_ids))
+        return forward(self, input_ids, **options)
+
+    monkeypatch.setattr(CLIPTextModel, "forward", counted)
+    return counts
+
+
+class TestTwoPhases:
+    def test_a_prompt_is_encoded_once_and_the_empty_one_once(self, texts: list[int]) -> None:
+        batch = [spec(GLOSSES[number // 5], seed=number) for number in range(10)]
+        ahead = Sampler(config(), specs=batch)
+        assert texts == [1, 1, 1], "two glosses and nothing"
+        made = [*ahead.sample(batch), *ahead.sample(batch[5:])]
+        met = Sampler(config())
+        np.testing.assert_array_equal(pixels(made), pixels([*met.sample(batch), *made[10:]]))
+        met.sample(batch[5:])
+        assert texts == [1] * 6
+
+    def test_without_guidance_the_empty_prompt_is_not_needed(self, texts: list[int]) -> None:
+        Sampler(config(guidance_scale=1.0)).sample(specs(1))
         assert texts == [1]
+
+    def test_no_text_encoder_is_alive_while_images_are_sampled(self) -> None:
+        alive: list[str] = []
+
+        def look(*_: Any) -> None:
+            for one in gc.get_objects():
+                if isinstance(one, torch.nn.Module):
+                    alive.append(type(one).__name__)
+
+        batch = [spec("a cat that nobody encoded before")]
+        own = Sampler(config(precision="fp16"), specs=batch)
+        own.pipeline.unet.register_forward_pre_hook(look)
+        before = {id(one) for one in gc.get_objects() if isinstance(one, CLIPTextModel)}
+        own.sample(batch)
+        own.in_float32(batch)
+        assert "UNet2DConditionModel" in alive
+        assert not before
+        assert "CLIPTextModel" not in alive
+
+    @pytest.mark.parametrize("room", [0, 20_000])
+    def test_what_has_no_room_in_memory_goes_to_disk_and_comes_back_the_same(
+        self, sampler: Sampler, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(embeddings.Embeddings.__init__, "__defaults__", (room,))
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        small = Sampler(config(), specs=specs(5))
+        assert small._embeddings._file is not None
+        assert not list(tmp_path.iterdir()), "a file without a name"
+        np.testing.assert_array_equal(
+            pixels(small.sample(specs(5))), pixels(sampler.sample(specs(5)))
+        )
+
+    def test_where_the_disk_is_full_prompts_are_encoded_in_blocks(
+        self, sampler: Sampler, texts: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Any) -> None:
+            raise OSError("No space left on device")
+
+        # Room for the negative prompt and two others, of 77 times 32 numbers of four bytes.
+        monkeypatch.setattr(embeddings.Embeddings.__init__, "__defaults__", (3 * 77 * 32 * 4,))
+        monkeypatch.setattr(tempfile, "TemporaryFile", full)
+        small = Sampler(config(), specs=specs(5))
+        made = [small.sample([one])[0] for one in specs(5)]
+        expected = [sampler.sample([one])[0] for one in specs(5)]
+        np.testing.assert_array_equal(pixels(made), pixels(expected))
 
 
 # Settings beside the model's own scheduler, by the small model that they are for.

@@ -157,6 +157,7 @@ SITE = {
     "shards_per_task": "Shards that each GPU of a task makes in turn.",
     "batch_size": "Images a batch, whatever a GPU profile says.",
     "stage_weights": "Folder of a node's own disk for weights.",
+    "placement": "Where weights lie: auto, gpu or offload.",
 }
 PANEL = "Instead of what the profile says"
 

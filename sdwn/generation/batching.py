@@ -6,13 +6,13 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from sdwn.batches import BatchSize, next_smaller_batch, on_grid
+from sdwn.batches import BatchSize, Placement, next_smaller_batch, on_grid
 from sdwn.config import RunConfig
 from sdwn.devices.device import Device
 from sdwn.devices.tuning import Workload, estimated_fit, find_profile, run_workload
@@ -63,9 +63,13 @@ class ImageSampler:
         """
         raise NotImplementedError
 
-    def in_float32(self, spec: ImageSpec) -> Sample:
-        """Make one image alone and in float32, as one that was NaN is retried."""
-        return self.sample([spec])[0]
+    def in_float32(self, specs: Sequence[ImageSpec]) -> list[Sample]:
+        """Make images again that were NaN, each alone and in float32.
+
+        Raises:
+            OutOfMemoryError: the device has no room for an image in float32.
+        """
+        return [self.sample([spec])[0] for spec in specs]
 
     def check(self, samples: list[Sample]) -> list[Sample]:
         """Blacken what the safety checker flags, beside :meth:`sample` in another thread."""
@@ -116,11 +120,16 @@ class NoiseSampler(ImageSampler):
         return Sample(pixels, "ok", len(spec.prompt.split()), truncated=False)
 
 
-def load_sampler(config: RunConfig, weights: Weights | None = None) -> ImageSampler:
+def load_sampler(
+    config: RunConfig,
+    weights: Weights | None = None,
+    specs: Iterable[ImageSpec] = (),
+    placement: Placement = "auto",
+) -> ImageSampler:
     """Load what the config's model needs; only here do torch and diffusers come in.
 
-    ``weights`` are those that a run is locked to. The sampler's ``loading_seconds`` are what
-    this takes, imports included.
+    The arguments are those of :class:`~sdwn.generation.sampler.Sampler`. The sampler's
+    ``loading_seconds`` are what this takes, imports and encoding the prompts included.
     """
     if config.model.builtin == "noise":
         return NoiseSampler(config)
@@ -135,7 +144,7 @@ def load_sampler(config: RunConfig, weights: Weights | None = None) -> ImageSamp
             log.warning("each task compiles for itself: %s", error)
     from sdwn.generation.sampler import Sampler
 
-    sampler = Sampler(config, weights)
+    sampler = Sampler(config, weights, specs, placement)
     sampler.loading_seconds = time.monotonic() - began
     return sampler
 
@@ -181,6 +190,6 @@ def smaller_batch(
     if size is None:
         raise SdwnError(
             f"no room for a single image: {reason}; take a larger card, a smaller size, "
-            "or half precision"
+            "half precision, or --placement offload"
         )
     return replace(batch, images=size)

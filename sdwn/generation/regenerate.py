@@ -97,11 +97,11 @@ def regenerate(
             f"one another; see what else is wrong: {command('verify', release.paths.root)}"
         )
 
-    sampler = load_sampler(config)
+    sampler = load_sampler(config, specs=specs)
     if row.get("vae_slicing"):
         sampler.slice_vae()
     if row.get("redone"):
-        sample = sampler.check([sampler.in_float32(specs[0])])[0]
+        sample = sampler.check(sampler.in_float32(specs))[0]
     else:
         sample = sampler.check(sampler.sample(specs))[place]
 

@@ -2,10 +2,13 @@
 
 ::
 
-    prompts ──> PromptEncoder ──> Encoded ──┐
-                each once, alone            ├──> pipeline ──> latents ──> images ──> check
-    seeds ────> noise, in float32 ──────────┘    the steps    the VAE     uint8      a thread
-                                                                                     of its own
+    prompts ──> PromptEncoder ──> Embeddings ──┐
+                each once, alone               ├──> pipeline ──> latents ──> images ──> check
+    seeds ────> noise, in float32 ─────────────┘    the steps    the VAE     uint8      a thread
+                                                                                        of its own
+
+The text encoders are loaded first, alone, and let go once all prompts of a task are encoded; then
+come the denoiser and the VAE.
 """
 
 from __future__ import annotations
@@ -14,8 +17,11 @@ import inspect
 import logging
 import platform
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import accelerate
@@ -23,16 +29,19 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from accelerate.utils import send_to_device
 from PIL import Image
 
+from sdwn.batches import Placement
 from sdwn.config import RunConfig
 from sdwn.devices.device import Device, plain_out_of_memory
 from sdwn.devices.tuning import run_workload
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
 from sdwn.generation.batching import ImageSampler, Sample
+from sdwn.generation.embeddings import Embeddings, Pair
 from sdwn.generation.encoder import Encoded, PromptEncoder, batched, equal_lengths
 from sdwn.models.families import call_arguments, denoiser, read_pipeline_info
-from sdwn.models.pipeline import dtype, load_pipeline
+from sdwn.models.pipeline import load_pipeline, load_text_encoders
 from sdwn.models.weights import Weights, obtain_weights
 
 if TYPE_CHECKING:
@@ -53,21 +62,43 @@ class Sampler(ImageSampler):
     """A run's pipeline, loaded and placed on this process's device.
 
     An image depends on its spec alone, up to the last bits of floating point; the same batch
-    of specs on the same device and versions gives the same bytes. ``weights`` are those that a
-    run is locked to; without them the config's are found, or got from the hub.
+    of specs on the same device and versions gives the same bytes.
+
+    Args:
+        weights: those that a run is locked to; without them the config's are found, or got from
+            the hub.
+        specs: the images that will be made: their prompts are encoded before the denoiser is
+            loaded. The prompts of others are encoded when they are met, by encoders loaded again.
+        placement: where weights lie while images are sampled.
     """
 
-    def __init__(self, config: RunConfig, weights: Weights | None = None) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: RunConfig,
+        weights: Weights | None = None,
+        specs: Iterable[ImageSpec] = (),
+        placement: Placement = "auto",
+    ) -> None:
+        self.config, self.placement = config, placement
         self.device = Device()
         if config.needs_gpu and not self.device.is_gpu:
             raise UsageError(
                 "precision fp16 needs a GPU and none was found; "
                 "plan with --set generation.precision=fp32 to run on the CPU"
             )
-        weights = weights or obtain_weights(config)
+        self._weights = weights = weights or obtain_weights(config)
         self._info = read_pipeline_info(weights.folder)
-        self.pipeline = load_pipeline(config, weights, self.device)
+        # A pipeline of no known family encodes its texts itself.
+        self._encodes_apart = bool(self._info.family.embeddings)
+        self.pipeline: Any = None
+        self.provenance = {}
+        self._embeddings = Embeddings()
+        # Those of the task that are not encoded yet, in its order.
+        self._coming = deque(dict.fromkeys(map(self._pair, specs)))
+        if self._coming and self._encodes_apart:
+            self._encode_coming()
+        self.pipeline, placed = load_pipeline(config, weights, self.device, placement)
+        self._vae_dtype = getattr(getattr(self.pipeline, "vae", None), "dtype", None)
         # Apart from the pipeline, images are checked while the next ones are sampled.
         self._checker = getattr(self.pipeline, "safety_checker", None)
         if self._checker is not None:
@@ -79,56 +110,108 @@ class Sampler(ImageSampler):
             "scheduler": type(self.pipeline.scheduler).__name__,
             "precision": config.generation.precision,
             "device": self.device.name,
+            "placement": placed,
             "python": platform.python_version(),
             **{library.__name__: library.__version__ for library in LIBRARIES},
         }
         guided = self._info.guided(config.generation)
         self.workload = run_workload(config, self.provenance, self.device.total_bytes, guided)
-        self._encoder = PromptEncoder(self.pipeline, config.generation, self._info)
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Sample one batch, an image for each spec, in their order.
 
-        An image that came out as NaN in half precision is sampled again, alone and in float32.
-
         Raises:
             OutOfMemoryError: the device has no room for so many; sampling fewer is possible.
         """
-        samples = self._make(specs, self._encoder)
-        if self.config.generation.precision == "fp32":
-            return samples
-        for i, spec in enumerate(specs):
-            if samples[i].status != "nan":
-                continue
-            name = f"{spec.synset} {spec.number}"
-            try:
-                samples[i] = self.in_float32(spec)
-            except OutOfMemoryError as error:
-                log.warning("%s: NaN, and no room for float32: %s", name, error)
-            else:
-                outcome = "NaN again" if samples[i].status == "nan" else "whole"
-                log.warning("%s: NaN, sampled again in float32: %s", name, outcome)
-        return samples
+        return self._make(specs, self._encoded(specs))
 
-    def in_float32(self, spec: ImageSpec) -> Sample:
-        """Sample one image alone and in float32, with weights of twice the size."""
+    def in_float32(self, specs: Sequence[ImageSpec]) -> list[Sample]:
+        """Sample images, each alone, with all weights in float32, which take twice the memory."""
+        embeddings = Embeddings()
+        with plain_out_of_memory():
+            self._encode(deque(map(self._pair, specs)), embeddings, in_float32=True)
+        with self._in_float32():
+            return [
+                replace(self._make([spec], [embeddings[self._pair(spec)]])[0], redone=True)
+                for spec in specs
+            ]
+
+    @contextmanager
+    def _in_float32(self) -> Iterator[None]:
+        """Have the pipeline in float32; there and back, every weight is what it was."""
+
+        def tensors() -> list[torch.Tensor]:
+            parts = (p for p in self.pipeline.components.values() if isinstance(p, torch.nn.Module))
+            return [one for part in parts for one in chain(part.parameters(), part.buffers())]
+
+        kinds = [one.dtype for one in tensors()]
         try:
             with plain_out_of_memory():
                 self.pipeline.to(torch.float32)
-            encoder = PromptEncoder(self.pipeline, self.config.generation, self._info)
-            return replace(self._make([spec], encoder)[0], redone=True)
+            yield
         finally:
-            # There and back, every weight is what it was.
-            self.pipeline.to(dtype(self.config))
+            for one, kind in zip(tensors(), kinds, strict=True):
+                one.data = one.data.to(kind)
 
-    def _make(
-        self, specs: Sequence[ImageSpec], encoder: PromptEncoder, **options: Any
-    ) -> list[Sample]:
-        """Encode, sample and decode a batch; ``options`` go to the pipeline."""
+    def _pair(self, spec: ImageSpec) -> Pair:
+        return spec.prompt, self.config.generation.negative_prompt
+
+    def _encoded(self, specs: Sequence[ImageSpec]) -> list[Encoded]:
+        """Return a batch's prompts encoded."""
+        pairs = [self._pair(spec) for spec in specs]
+        if absent := [pair for pair in dict.fromkeys(pairs) if pair not in self._embeddings]:
+            self._coming.extendleft(reversed(absent))
+            self._encode_coming()
+        found = {pair: self._embeddings[pair] for pair in set(pairs)}
+        return [found[pair] for pair in pairs]
+
+    def _encode_coming(self) -> None:
+        """Encode the prompts that come next, as many as there is room for."""
+        if self._embeddings.full:
+            self._embeddings = Embeddings()
+        self._encode(self._coming, self._embeddings)
+
+    def _encode(
+        self, coming: deque[Pair], embeddings: Embeddings, *, in_float32: bool = False
+    ) -> None:
+        """Encode prompts until there is no more room; the text encoders are let go."""
+        # A card that has room for the denoiser may have none for the encoders beside it.
+        aside = self._encodes_apart and self.provenance.get("placement") == "gpu"
         try:
             with plain_out_of_memory():
-                negative = self.config.generation.negative_prompt
-                encoded = encoder.encode((spec.prompt, negative) for spec in specs)
+                if aside:
+                    self.pipeline.to("cpu")
+                    self.device.release()
+                self._encode_alone(coming, embeddings, in_float32=in_float32)
+        finally:
+            if self.device.is_gpu:
+                self.device.release()
+            if aside:
+                self.pipeline.to(self.device.torch)
+
+    def _encode_alone(
+        self, coming: deque[Pair], embeddings: Embeddings, *, in_float32: bool
+    ) -> None:
+        """Encode prompts by text encoders that nothing else refers to."""
+        pipeline = self.pipeline
+        if self._encodes_apart:
+            pipeline = load_text_encoders(self.config, self._weights, self.device, self.placement)
+            if in_float32:
+                pipeline.to(torch.float32)
+        encoder = PromptEncoder(pipeline, self.config.generation, self._info)
+        while coming:
+            if coming[0] not in embeddings:
+                (encoded,) = encoder.encode([coming[0]])
+                if not embeddings.add(coming[0], encoded):
+                    return
+            coming.popleft()
+
+    def _make(
+        self, specs: Sequence[ImageSpec], encoded: Sequence[Encoded], **options: Any
+    ) -> list[Sample]:
+        """Sample and decode a batch; ``options`` go to the pipeline."""
+        try:
+            with plain_out_of_memory():
                 images = self._denoise(specs, encoded, **options)
                 # NCHW in 0..1 to NHWC. In float32, as diffusers' own conversion to PIL.
                 nan = images.isnan().flatten(1).any(dim=1)
@@ -138,7 +221,7 @@ class Sampler(ImageSampler):
         except BaseException:
             # Stable Diffusion XL decodes in float32 and, interrupted there, would stay in it.
             if (vae := getattr(self.pipeline, "vae", None)) is not None:
-                vae.to(dtype=dtype(self.config))
+                vae.to(dtype=self._vae_dtype)
             raise
         return [
             Sample(
@@ -172,13 +255,14 @@ class Sampler(ImageSampler):
         # on with the same generators.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         call = inspect.signature(self.pipeline.__call__).parameters
-        arguments = call_arguments(family, call, generation) | prompts
+        arguments = call_arguments(family, call, generation)
+        arguments |= send_to_device(prompts, self.device.torch)
         if family.noise is not None:
             size = generation.height, generation.width
             # float32 whatever the precision, so that this does not change an image's noise.
             noise = torch.cat([family.noise(self.pipeline, *size, one) for one in generators])
             kind = torch.float32 if family.float32 else denoiser(self.pipeline).dtype
-            arguments["latents"] = noise.to(self.pipeline.device, kind)
+            arguments["latents"] = noise.to(self.device.torch, kind)
         output = self.pipeline(generator=generators, output_type="pt", **{**arguments, **options})
         images: torch.Tensor = output.images
         if images.shape[1] == 4:
@@ -245,7 +329,7 @@ class Sampler(ImageSampler):
         if steps > TIMED_STEPS and "callback_on_step_end" in hooks:
             options = {"num_inference_steps": TIMED_STEPS, "callback_on_step_end": end_step}
         began = time.perf_counter()
-        self._make(specs, self._encoder, **options)
+        self._make(specs, self._encoded(specs), **options)
         taken = time.perf_counter() - began
         if len(ends) < 2:
             return taken

@@ -16,14 +16,20 @@ import logging
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sdwn import checkout
-from sdwn.batches import BatchSize
+from sdwn.batches import NO_OPTIONS, BatchSize, TaskOptions
 from sdwn.devices.device import missing_gpu
 from sdwn.errors import IntegrityError, OutOfMemoryError
-from sdwn.generation.batching import ImageSampler, choose_batch, load_sampler, smaller_batch
+from sdwn.generation.batching import (
+    ImageSampler,
+    Sample,
+    choose_batch,
+    load_sampler,
+    smaller_batch,
+)
 from sdwn.generation.partial_shards import (
     BackgroundWriter,
     PartialShardWriter,
@@ -34,21 +40,20 @@ from sdwn.io import now, seconds
 from sdwn.jobs.task import Meter, RunDisk, Stage, this_process
 from sdwn.models.lock import locked_weights
 from sdwn.paths import RunPaths
-from sdwn.planning.plan import Plan, Shard, read_plan
+from sdwn.planning.plan import ImageSpec, Plan, Shard, read_plan
 
 log = logging.getLogger(__name__)
 
 # A kill costs the batch under way and at most this much finished work.
 FLUSH_SECONDS = 5.0
+# Batches with a NaN image that wait for float32: weights of twice the size are loaded for them.
+MOST_WAITING = 8
 # How often a task makes a shard whose partial shards were lost meanwhile, before it gives up.
 TRIES = 3
 
 
-def generate(run: Path, indices: Iterable[int], batch_size: int | None = None) -> None:
-    """Make those shards of a run that aren't finished yet.
-
-    ``batch_size`` is that of the site's profile; it replaces the config's or a GPU profile's.
-    """
+def generate(run: Path, indices: Iterable[int], options: TaskOptions = NO_OPTIONS) -> None:
+    """Make those shards of a run that aren't finished yet."""
     paths = RunPaths(run)
     plan = read_plan(paths)
     # What a task left that was killed between a shard's rename and their removal.
@@ -59,10 +64,21 @@ def generate(run: Path, indices: Iterable[int], batch_size: int | None = None) -
         log.info("all shards of this task are finished already")
         return
     weights = locked_weights(paths, plan.config.model)
-    make_shards(paths, plan, todo, load_sampler(plan.config, weights), batch_size)
+    specs = missing_images(paths, plan, todo)
+    sampler = load_sampler(plan.config, weights, specs, options.placement)
+    make_shards(paths, plan, todo, sampler, options.batch_size)
 
 
 GENERATE = Stage("generate", generate)
+
+
+def missing_images(paths: RunPaths, plan: Plan, shards: Sequence[Shard]) -> Iterator[ImageSpec]:
+    """Yield the images of shards that no partial shard's name counts."""
+    for shard in shards:
+        ranges = [range(*there) for there in paths.piece_ranges(shard.index)]
+        for spec in plan.specs(shard):
+            if not any(spec.index in there for there in ranges):
+                yield spec
 
 
 def make_shards(
@@ -75,6 +91,7 @@ def make_shards(
     """Make shards with a sampler that is loaded; sampling and writing overlap.
 
     Of a shard whose partial shards were lost or damaged meanwhile, these images are sampled again.
+    ``batch_size`` replaces the config's or a GPU profile's.
     Returns the batch size at the end: memory may have run out with a larger one.
 
     Raises:
@@ -140,13 +157,17 @@ def make_shard(
 ) -> BatchSize:
     """Keep a shard's images that are on disk, sample the others, queue them for writing.
 
+    Images that came out as NaN in half precision are sampled again at its end, each alone and in
+    float32; until then their batches are not written, so that a kill makes them anew.
+
     Returns:
         The batch size for the next shard: smaller once memory ran out.
     """
     specs = list(job.plan.specs(job.shard))
     kept, attempt = job.kept()
     writer = PartialShardWriter(job, attempt + 1)
-    done = 0
+    done, waiting = 0, list[_Batch]()
+    half = job.plan.config.generation.precision != "fp32"
     # Batches lie on a grid that the batch size alone fixes: a task that was killed makes the same
     # batches, and so the same bytes, as one that was not.
     while done < len(specs) and not job.finished:
@@ -167,7 +188,38 @@ def make_shard(
                 meter.note_smaller_batch(batch)
                 continue
             meter.count_batch(len(chosen), time.monotonic() - began, sampler.device.peak_bytes)
-            background.write(writer, positions, chosen, samples)
+            if half and any(sample.status == "nan" for sample in samples):
+                waiting.append((positions, chosen, samples))
+            else:
+                background.write(writer, positions, chosen, samples)
         done = positions.stop
+        if waiting and (len(waiting) == MOST_WAITING or done == len(specs)):
+            retry_nan(sampler, waiting)
+            for made in waiting:
+                background.write(writer, *made)
+            waiting.clear()
     background.finish(writer)
     return batch
+
+
+# A batch's positions in its shard, its images, and what was sampled.
+_Batch = tuple[range, list[ImageSpec], list[Sample]]
+
+
+def retry_nan(sampler: ImageSampler, batches: Sequence[_Batch]) -> None:
+    """Replace, in batches, the images that came out as NaN by those sampled in float32."""
+    places = [
+        (samples, i, specs[i])
+        for _, specs, samples in batches
+        for i, sample in enumerate(samples)
+        if sample.status == "nan"
+    ]
+    try:
+        retried = sampler.in_float32([spec for *_, spec in places])
+    except OutOfMemoryError as error:
+        log.warning("%d NaN images, and no room for float32: %s", len(places), error)
+        return
+    for (samples, i, spec), sample in zip(places, retried, strict=True):
+        samples[i] = sample
+        outcome = "NaN again" if sample.status == "nan" else "whole"
+        log.warning("%s %d: NaN, sampled again in float32: %s", spec.synset, spec.number, outcome)

@@ -204,6 +204,8 @@ def _exports(profile: ClusterProfile) -> list[str]:
             values[name] = "".join(parts)
     if profile.batch_size:
         values[batches.VARIABLE] = str(profile.batch_size)
+    if profile.placement != "auto":
+        values[batches.PLACEMENT_VARIABLE] = profile.placement
     if profile.stage_weights:
         values[STAGE_VARIABLE] = shlex.quote(profile.stage_weights)
     return [f"export {name}={value}" for name, value in values.items()]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from sdwn.batches import Placement
 from sdwn.config import Positive, Section, read_yaml, validated
 from sdwn.errors import UsageError
 from sdwn.paths import shipped_file
@@ -140,7 +141,9 @@ class ClusterProfile(Section):
     fewer than SLURM takes, ``shards_per_task`` how many shards each GPU of a task makes in
     turn. ``batch_size`` overrides what each task would take by itself.
     ``stage_weights`` is a folder of a node's own disk that weights are copied to once; variables
-    in it are the task's. ``stages`` holds the fields that differ for ``merge``,
+    in it are the task's. ``placement`` is where weights lie while images are sampled: on the GPU,
+    or each part there only while it works (``offload``); ``auto`` takes what fits.
+    ``stages`` holds the fields that differ for ``merge``,
     ``evaluate`` and ``report``.
     """
 
@@ -167,6 +170,7 @@ class ClusterProfile(Section):
     shards_per_task: Positive = 1
     batch_size: Positive | None = None
     stage_weights: str | None = None
+    placement: Placement = "auto"
     signal_delay_s: Annotated[int, Field(ge=0)] = 90
     max_num_timeout: Annotated[int, Field(ge=0)] = 100
     setup: tuple[str, ...] = ()
@@ -297,7 +301,7 @@ def stage_profile(profile: ClusterProfile, stage: LaterStage) -> ClusterProfile:
     Null in ``stages`` leaves out what the profile asks for.
     """
     # How making images is batched and grouped says nothing about a later stage.
-    of_generation = {"stages", "batch_size", "shards_per_task"}
+    of_generation = {"stages", "batch_size", "shards_per_task", "placement"}
     fields = profile.model_dump(mode="json", exclude_defaults=True, exclude=of_generation)
     gpus, gres = _split_gres(fields.pop("gres", None))
     if stage == "evaluate":

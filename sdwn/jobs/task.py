@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, TypeAdapter
 
 from sdwn import checkout
-from sdwn.batches import BatchSize, batch_size_of_task
+from sdwn.batches import BatchSize, TaskOptions, options_of_task
 from sdwn.devices.device import given_gpus, only_gpu
 from sdwn.errors import DiskError, IntegrityError, SdwnError, command
 from sdwn.io import (
@@ -66,14 +66,13 @@ class Stage:
 
     Args:
         name: what journal and logs call it.
-        run: takes the folder to work on, the indices of this process's shards, and the batch
-            size that the command line or the profile asks for, if any. A pickle names this
-            function, and unpickling imports its module: so that module imports no torch and no
-            hub at its top.
+        run: takes the folder to work on, the indices of this process's shards, and what the
+            command line or the profile asks for. A pickle names this function, and unpickling
+            imports its module: so that module imports no torch and no hub at its top.
     """
 
     name: str
-    run: Callable[[Path, Sequence[int], int | None], None]
+    run: Callable[[Path, Sequence[int], TaskOptions], None]
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,8 @@ class ArrayTask:
                 text = f"the code has changed since this was submitted: {self.code} to {here}"
                 log.warning("%s", text)
                 write_note(paths, paths.note(process.job, process.rank, CHANGED), text)
-            # The batch size is read from the environment here alone: from here on an argument.
-            self.stage.run(paths.root, process.share(self.indices), batch_size_of_task())
+            # The options are read from the environment here alone: from here on an argument.
+            self.stage.run(paths.root, process.share(self.indices), options_of_task())
 
     def checkpoint(self) -> Any:
         """Return the same task for another start: what is on disk says where to resume.
@@ -157,7 +156,7 @@ class ArrayTask:
         return DelayedSubmission(replace(self, made=made, idle=idle))
 
 
-def _refuse_old_pickle(name: str, root: Path, _: Sequence[int], __: int | None) -> None:
+def _refuse_old_pickle(name: str, root: Path, _: Sequence[int], __: TaskOptions) -> None:
     of_release = name in ("judge", "conclude")
     words = ("evaluate", root.parents[2]) if of_release else ("submit", root)
     raise SdwnError(

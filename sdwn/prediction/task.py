@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from sdwn.batches import TaskOptions
 from sdwn.devices.device import Device, missing_gpu
 from sdwn.devices.tuning import GB
 from sdwn.errors import DiskError, SdwnError
@@ -23,13 +24,13 @@ from sdwn.releases.release import Release
 from sdwn.wordnet.taxonomy import nearest_subtrees
 
 
-def predict(work: Path, indices: Iterable[int], batch_size: int | None = None) -> None:
+def predict(work: Path, indices: Iterable[int], options: TaskOptions) -> None:
     """Classify the images of those shards that aren't finished yet: a task's stage."""
     paths = work_paths(work)
     release, plan = open_planned_release(paths)
     todo = [plan.shards[index] for index in indices if not paths.shard(index).exists()]
     if todo:
-        predict_shards(paths, release, plan, todo, batch_size=batch_size)
+        predict_shards(paths, release, plan, todo, batch_size=options.batch_size)
 
 
 PREDICT = Stage("judge", predict)

@@ -25,6 +25,7 @@ from typing import Any, Literal
 from rich.filesize import decimal
 
 import sdwn
+from sdwn.batches import TaskOptions
 from sdwn.config import RunConfig
 from sdwn.devices.device import Device
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, counted, duration
@@ -368,7 +369,7 @@ def probe_question(token: str, profile: ClusterProfile) -> dict[str, Any]:
     return {"token": token, "gpu": gives_gpu(profile), "sdwn": sdwn.__version__, "code": CODE}
 
 
-def report_node(run: Path, indices: Iterable[int], _: int | None = None) -> None:
+def report_node(run: Path, indices: Iterable[int], _: TaskOptions) -> None:
     """Write what this node finds into the run's folder: the stage that a probe's job runs.
 
     Raises:

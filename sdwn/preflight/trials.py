@@ -26,7 +26,7 @@ from uuid import uuid4
 
 from PIL import Image
 
-from sdwn.batches import next_smaller_batch
+from sdwn.batches import NO_OPTIONS, Placement, TaskOptions, next_smaller_batch
 from sdwn.config import RunConfig, validated
 from sdwn.devices.device import missing_gpu
 from sdwn.devices.tuning import (
@@ -84,7 +84,9 @@ class TrialCallbacks:
 # Tuning
 
 
-def tune_device(config: RunConfig, on_step: OnMessage = ignore) -> GpuProfile:
+def tune_device(
+    config: RunConfig, on_step: OnMessage = ignore, placement: Placement = "auto"
+) -> GpuProfile:
     """Find this device's batch size for a config's images, and keep it.
 
     ``on_step`` gets what is under trial, as "batch 20, 3 of 10".
@@ -94,15 +96,15 @@ def tune_device(config: RunConfig, on_step: OnMessage = ignore) -> GpuProfile:
     """
     writable_cache()  # Fail before anything is measured that could not be kept.
     on_step("loading the model")
-    sampler = load_sampler(config)
-    # Plain noise is drawn without torch.
-    if sampler.workload.torch and (reason := missing_gpu(sampler.workload.device)):
-        raise SdwnError(f"nothing is measured: {reason}")
-    images = config.images_per_synset
     specs = [
         ImageSpec(number, "n02084071", "dog.n.01", number, PROMPT, image_seed(0, "tune", number))
         for number in range(MOST_IMAGES)
     ]
+    sampler = load_sampler(config, specs=specs, placement=placement)
+    # Plain noise is drawn without torch.
+    if sampler.workload.torch and (reason := missing_gpu(sampler.workload.device)):
+        raise SdwnError(f"nothing is measured: {reason}")
+    images = config.images_per_synset
 
     def best_batch() -> Tuning:
         return tune(
@@ -124,11 +126,11 @@ def tune_device(config: RunConfig, on_step: OnMessage = ignore) -> GpuProfile:
     )
 
 
-def tune_task(folder: Path, indices: Iterable[int], _: int | None = None) -> None:
+def tune_task(folder: Path, indices: Iterable[int], options: TaskOptions) -> None:
     """Measure this task's device under the config in a folder, and write the answer there."""
     config = validated(RunConfig, read_json(folder / "config.json"), source=str(folder))
     for index in indices:
-        found = tune_device(config, _step_note(RunPaths(folder), index))
+        found = tune_device(config, _step_note(RunPaths(folder), index), options.placement)
         write_profile(found, folder / f"answer-{index}.json")
 
 
@@ -274,7 +276,7 @@ def pilot_plan(plan: Plan) -> Plan:
     return Plan(plan.catalog, config, tuple(replace(plan.synsets[row], shard=0) for row in rows))
 
 
-def make_pilot(run: Path, indices: Iterable[int], batch_size: int | None = None) -> None:
+def make_pilot(run: Path, indices: Iterable[int], options: TaskOptions = NO_OPTIONS) -> None:
     """Make the pilot's images as any task would, then time whole batches."""
     paths = RunPaths(run)
     plan = read_plan(paths)
@@ -283,9 +285,10 @@ def make_pilot(run: Path, indices: Iterable[int], batch_size: int | None = None)
         return  # a process whose GPU is not needed
     # With the run's own images a synset, on which its batches depend.
     config = read_plan(RunPaths(run.parent)).config
-    sampler = load_sampler(config, lock.locked_weights(paths, config.model))
-    batch = make_shards(paths, plan, shards, sampler, batch_size)
     specs = list(plan.specs(plan.shards[0]))
+    weights = lock.locked_weights(paths, config.model)
+    sampler = load_sampler(config, weights, specs, options.placement)
+    batch = make_shards(paths, plan, shards, sampler, options.batch_size)
     speed = time_batches(sampler, specs, batch.images, _step_note(paths, 0))
     write_text(paths.speed, json.dumps(asdict(speed)) + "\n")
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdwn import checkout
+from sdwn.batches import TaskOptions
 from sdwn.errors import SdwnError, UsageError, command
 from sdwn.generation.task import GENERATE
 from sdwn.io import OnMessage
@@ -33,7 +34,7 @@ from sdwn.workflow.status import DONE, LATER, WAITING, read_stages, stage_states
 log = logging.getLogger(__name__)
 
 
-def merge_run(run: Path, _: Sequence[int], __: int | None) -> None:
+def merge_run(run: Path, _: Sequence[int], __: TaskOptions) -> None:
     """Merge a run into its own release."""
     from sdwn.releases.merge import merge, merged_summary
 
@@ -42,7 +43,7 @@ def merge_run(run: Path, _: Sequence[int], __: int | None) -> None:
     log.info("merged: %s", json.dumps(merged_summary(release)))
 
 
-def evaluate_run(run: Path, _: Sequence[int], batch_size: int | None = None) -> None:
+def evaluate_run(run: Path, _: Sequence[int], options: TaskOptions) -> None:
     """Classify a run's own release as its config says."""
     from sdwn.evaluation.evaluate import evaluate
     from sdwn.releases.release import Release
@@ -50,11 +51,11 @@ def evaluate_run(run: Path, _: Sequence[int], batch_size: int | None = None) -> 
     paths = RunPaths(run)
     config = read_plan(paths).config
     require_classifier(paths, config)
-    found = evaluate(Release(paths.release), config.evaluation, batch_size=batch_size)
+    found = evaluate(Release(paths.release), config.evaluation, batch_size=options.batch_size)
     log.info("evaluated: %s", json.dumps(found))
 
 
-def report_run(run: Path, _: Sequence[int], __: int | None) -> None:
+def report_run(run: Path, _: Sequence[int], __: TaskOptions) -> None:
     """Write the report of a run's own release."""
     from sdwn.releases.release import Release
     from sdwn.reports.report import write_report
