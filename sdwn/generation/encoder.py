@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +14,8 @@ import torch
 from sdwn.config import GenerationConfig
 from sdwn.models.families import PipelineInfo, call_options, text_readers
 
-# A batch holds few different prompts; a shard's come one synset after another.
-_KEPT_PROMPTS = 64
+# Most runs have a single negative prompt.
+_KEPT_NEGATIVES = 64
 _GUIDED = "do_classifier_free_guidance"
 
 
@@ -42,7 +41,6 @@ class PromptEncoder:
         self._guided = info.guided(generation)
         self._readers = text_readers(info.family, pipeline.components, generation)
         self._negatives: dict[str | None, dict[str, Any]] = {}
-        self._pair = lru_cache(_KEPT_PROMPTS)(self._encode)
         self._shared: dict[str, Any] = {}
         if info.family.embeddings:
             # All that the call would give it, by the call's own defaults.
@@ -60,7 +58,7 @@ class PromptEncoder:
 
     def encode(self, pairs: Iterable[tuple[str, str | None]]) -> list[Encoded]:
         """Return prompts encoded, each with its negative prompt, in their order."""
-        return [self._pair(prompt, negative) for prompt, negative in pairs]
+        return [self._encode(prompt, negative) for prompt, negative in pairs]
 
     def _encode(self, prompt: str, negative: str | None) -> Encoded:
         counts = [(reader, reader.tokens([prompt])[0]) for reader in self._readers]
@@ -78,7 +76,7 @@ class PromptEncoder:
             return self._embeddings(prompt)
         if negative in self._negatives:
             return self._embeddings(prompt) | self._negatives[negative]
-        if len(self._negatives) >= _KEPT_PROMPTS:
+        if len(self._negatives) >= _KEPT_NEGATIVES:
             self._negatives.clear()
         if self._takes_negative:
             given = {} if negative is None else {"negative_prompt": negative}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sdwn.devices.device import Device
 
-# Parts that only read prompts.
+# Parts that encoding needs; sampling needs none but a processor, which is read for its template.
 _TEXT_PARTS = ("text_encoder", "tokenizer")
 # What sampling an image needs beside weights, at least.
 WORKING_BYTES = 2_000_000_000
@@ -45,7 +45,9 @@ def load_text_encoders(
 ) -> Any:
     """Load a pipeline's text encoders and tokenizers, without any other weights."""
     parts = components(weights.folder)
-    absent = {name for name in parts if not name.startswith((*_TEXT_PARTS, "scheduler"))}
+    absent = {
+        name for name in parts if not name.startswith((*_TEXT_PARTS, "processor", "scheduler"))
+    }
     pipeline = _load(config, weights, absent)
     place(pipeline, device, placement)
     return pipeline
