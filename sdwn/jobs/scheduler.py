@@ -130,10 +130,8 @@ def squeue(
 ) -> dict[str, JobState] | None:
     """List jobs that wait or run by their ids; None where no controller answers.
 
-    Args:
-        names: only the jobs that have one of these names.
-        everybody: also those of other users.
-        ended: also those that ended a few minutes ago.
+    With ``names`` only jobs of these names, with ``everybody`` also other users', and with
+    ``ended`` also those that ended a few minutes ago.
     """
     options = [] if everybody else ["--me"]
     if names := ",".join(names):

@@ -86,9 +86,7 @@ def problems(findings: Iterable[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.verdict == "problem"]
 
 
-# Of the run
-
-
+# --- Of the run ----------------------------------------------------------------------------------
 def check_run(
     paths: RunPaths,
     plan: Plan,
@@ -282,9 +280,7 @@ def _cache_fault() -> str:
 CHECKS = (_site, _run_folder, _weights, _settings, _classifier, _nodes)
 
 
-# Of the site
-
-
+# --- Of the site ---------------------------------------------------------------------------------
 def check_site(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
     """Compare a profile with a site, and have sbatch say whether it would take a task."""
     absent = [name for name in COMMANDS if shutil.which(name) is None]
@@ -361,9 +357,7 @@ def _partition_nodes(partition: Partition) -> str:
     return f"{partition.name} has {' and '.join(kinds) or 'no nodes'}"
 
 
-# Of a compute node, by a short job
-
-
+# --- Of a compute node, by a short job -----------------------------------------------------------
 def probe_question(token: str, profile: ClusterProfile) -> dict[str, Any]:
     """Return what a node is told of this machine, to compare itself with it."""
     return {"token": token, "gpu": gives_gpu(profile), "sdwn": sdwn.__version__, "code": CODE}

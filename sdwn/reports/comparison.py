@@ -152,7 +152,7 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
         rates_differ(correct[0], images[0], correct[index], images[index])
         for index in range(1, len(sides))
     ]
-    pairs = []
+    in_common, pairs = pa.array(wnids, pa.string()), []
     for index, (other, p_value) in enumerate(zip(others, p_values, strict=True), start=1):
         differ, change = p_value <= LEVEL, rates[index] - rates[0]
         pairs.append(
@@ -173,7 +173,22 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
         **FORMAT.head(),
         "created": now(),
         "sdwn": __version__,
-        "sides": [_side_record(side, wnids) for side in sides],
+        "sides": [
+            {
+                "name": side.name,
+                "release": side.release.digest,
+                "catalog": side.release.manifest.name,
+                "images": side.release.manifest.images,
+                "synthetic": side.release.manifest.settings is not None,
+                "classes_left_out": len(side.record["classes"]) - len(wnids),
+                "classifier": side.record["classifier"],
+                # Over the classes in common alone.
+                "figures": measure(
+                    side.predictions.filter(pc.is_in(side.predictions["wnid"], in_common))
+                ).figures,
+            }
+            for side in sides
+        ],
         "settings": differing_settings([side.release.manifest.settings for side in sides]),
         "classes_in_common": len(wnids),
         "pairs": pairs,
@@ -188,22 +203,6 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
             }
             for at, wnid in enumerate(wnids)
         ],
-    }
-
-
-def _side_record(side: Side, wnids: Sequence[str]) -> dict[str, Any]:
-    manifest = side.release.manifest
-    inside = pc.is_in(side.predictions["wnid"], pa.array(wnids, pa.string()))
-    return {
-        "name": side.name,
-        "release": side.release.digest,
-        "catalog": manifest.name,
-        "images": manifest.images,
-        "synthetic": manifest.settings is not None,
-        "classes_left_out": len(side.record["classes"]) - len(wnids),
-        "classifier": side.record["classifier"],
-        # Over the classes in common alone.
-        "figures": measure(side.predictions.filter(inside)).figures,
     }
 
 
