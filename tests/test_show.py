@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from sdwn.browser import sheet
-from sdwn.browser.library import Library
-from sdwn.browser.sheet import sheet_page
+from sdwn.browser.library import Library, sheet_page
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.import_images import ImportOptions, import_images

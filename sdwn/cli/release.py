@@ -447,8 +447,7 @@ def show_command(
     as_json: options.AsJson = False,
 ) -> None:
     """Show a synset: its images and their classification."""
-    from sdwn.browser.library import Library
-    from sdwn.browser.sheet import sheet_page, sheet_picture, sheet_record
+    from sdwn.browser.library import Library, sheet_page, sheet_picture, sheet_record
     from sdwn.exchange.export import path_name
 
     if save is not None:
