@@ -218,11 +218,7 @@ def _shards(indices: list[int]) -> str:
 
 
 def _ranges(indices: Sequence[int]) -> str:
-    """Write ascending indices briefly.
-
-    >>> _ranges([1, 2, 3, 7, 9, 10])
-    '1-3, 7, 9-10'
-    """
+    """Write ascending indices briefly, as in ``1-3, 7, 9-10``."""
     # Along a row of consecutive numbers, the distance to their position is the same.
     rows = (
         [index for _, index in row]

@@ -331,9 +331,5 @@ def card(
 
 
 def _escaped(value: Any) -> str:
-    r"""Keep a value within its line and its cell.
-
-    >>> _escaped("a|b\nc `d`")
-    'a\\|b c d'
-    """
+    """Keep a value within its line and its cell of a table in Markdown."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("`", "").replace("<", "&lt;")
