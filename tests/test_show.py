@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sdwn.browser import sheet
+from sdwn.browser import library as sheet
 from sdwn.browser.library import Library, sheet_page
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
