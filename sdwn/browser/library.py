@@ -372,10 +372,10 @@ class SideBySide:
 
 # The longer side of an image; an import may have a thousand, which are shown smaller.
 PIXELS, PIXELS_OF_MANY, MANY = 384, 192, 50
-QUALITY = 85
+SHEET_QUALITY = 85
 # More are left out: of photographs these are 10 MB, and a browser opens no page of a gigabyte.
-MOST = 1000
-THREADS = 8
+SHEET_IMAGES = 1000
+SHEET_THREADS = 8
 
 T = TypeVar("T")
 
@@ -416,11 +416,11 @@ def _above(library: Library, entry: Entry) -> list[str]:
 
 
 def sheet_page(library: Library, entry: Entry) -> str:
-    """Render a synset as one HTML file that loads nothing, up to MOST images inside."""
+    """Render a synset as one HTML file that loads nothing, up to SHEET_IMAGES images inside."""
     # A parser of HTML makes one line end of two characters, and the hash would not be its own.
     style = assets()["browse.css"].decode().replace("\r\n", "\n")
     pixels = PIXELS if entry.images <= MANY else PIXELS_OF_MANY
-    images, urls = _small(library, entry, pixels, lambda image: data_url(image, QUALITY))
+    images, urls = _small(library, entry, pixels, lambda image: data_url(image, SHEET_QUALITY))
     values = {
         "library": library,
         "entry": entry,
@@ -435,7 +435,7 @@ def sheet_page(library: Library, entry: Entry) -> str:
 
 
 def sheet_picture(library: Library, entry: Entry) -> Image.Image:
-    """Render a synset as one picture: up to MOST images, with number and prediction."""
+    """Render a synset as one picture: up to SHEET_IMAGES images, with number and prediction."""
     images, small = _small(library, entry, CELL, lambda image: image)
     counted = f"{len(images):,} of {entry.images:,} images" if len(images) < entry.images else ""
     facts = [f"{entry.synset} {entry.wnid}", counted, entry.prompt or entry.definition]
@@ -448,7 +448,7 @@ def sheet_picture(library: Library, entry: Entry) -> Image.Image:
 def _small(
     library: Library, entry: Entry, pixels: int, use: Callable[[Image.Image], T]
 ) -> tuple[list[ImageView], list[T | None]]:
-    """Make a synset's images small, up to MOST, and use each; None for a damaged one."""
+    """Make a synset's images small, up to SHEET_IMAGES, and use each; None for a damaged one."""
 
     def drawn(view: ImageView) -> T | None:
         try:
@@ -458,5 +458,5 @@ def _small(
         image.thumbnail((pixels, pixels))
         return use(image)
 
-    images = library.images(entry.wnid)[:MOST]
-    return images, list(in_threads(drawn, images, THREADS, ahead=2 * THREADS))
+    images = library.images(entry.wnid)[:SHEET_IMAGES]
+    return images, list(in_threads(drawn, images, SHEET_THREADS, ahead=2 * SHEET_THREADS))
