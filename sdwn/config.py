@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -29,8 +30,14 @@ PAPER_CATALOG = "sdwn-26204"
 BUILTIN = "builtin:"
 BUILTIN_MODELS = ("builtin:tiny", "builtin:miniature", "builtin:noise")
 
+_PATHS = ("catalog.file", "evaluation.checkpoint", "evaluation.embedding")
 # Paths, or names of something else where there is no such file or folder.
-_NAMES = {"evaluation.groups": Path.is_file, "model.name": Path.is_dir}
+_NAMES = {
+    "evaluation.groups": Path.is_file,
+    **dict.fromkeys(("model.name", "model.config", "model.vae"), Path.exists),
+}
+# Lists of what is added to a model, each with a name that may be a path.
+_ADDED = ("lora", "textual_inversion")
 
 # Unquoted, YAML reads {lemma} as a mapping.
 _QUOTES = '; text that begins with { needs quotes in YAML, as in prompt: "{lemma}, {definition}"'
@@ -87,12 +94,44 @@ class CatalogConfig(Section):
         return self
 
 
+class AddedWeights(Section):
+    """Weights that change a model: a safetensors file, or a folder or hub name that has one.
+
+    ``file`` says which, where there are several.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    file: str | None = None
+    revision: str | None = None
+
+
+class LoraSettings(AddedWeights):
+    """A LoRA, and how strongly it changes the model."""
+
+    scale: float = 1.0
+
+
+class InversionSettings(AddedWeights):
+    """A textual inversion; ``token`` stands for it in prompts, its own name unless given."""
+
+    token: str | None = None
+
+
 class ModelConfig(Section):
-    """The pipeline: a hub name, a local folder in diffusers format, or ``builtin:NAME``."""
+    """The pipeline: a hub name, a local folder in diffusers format, or ``builtin:NAME``.
+
+    Or a single ``.safetensors`` file of the original layout, which is converted once; ``config``
+    is a hub name or folder in diffusers format with its settings, diffusers' choice unless given.
+    ``vae`` is another VAE, a hub name or folder.
+    """
 
     name: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     variant: str | None = None
+    config: str | None = later_setting(None)
+    lora: tuple[LoraSettings, ...] = later_setting(())
+    textual_inversion: tuple[InversionSettings, ...] = later_setting(())
+    vae: str | None = later_setting(None)
 
     @field_validator("name")
     @classmethod
@@ -101,18 +140,33 @@ class ModelConfig(Section):
             raise ValueError(f"no model {name!r}; built in: {', '.join(BUILTIN_MODELS)}")
         return name
 
+    @model_validator(mode="after")
+    def _has_weights(self) -> ModelConfig:
+        if self.config and not self.name.lower().endswith(".safetensors"):
+            raise ValueError("config: the settings of a single .safetensors file; leave it out")
+        if self.builtin == "noise" and self.added:
+            raise ValueError(f"{self.name} has no weights that {self.added[0][0]} could change")
+        return self
+
     @property
     def builtin(self) -> str | None:
         """Its name among the built-in ones, None for a real model."""
         return self.name.removeprefix(BUILTIN) if self.name.startswith(BUILTIN) else None
+
+    @property
+    def added(self) -> list[tuple[str, AddedWeights]]:
+        """What changes the model, each with its setting: lora, textual_inversion or vae."""
+        listed = [(name, one) for name in _ADDED for one in getattr(self, name)]
+        return [*listed, ("vae", AddedWeights(name=self.vae))] if self.vae else listed
 
 
 class GenerationConfig(Section):
     """Settings of sampling, in diffusers' own terms.
 
     ``scheduler: null`` is the model's own. ``batch_size`` counts images; without it each task
-    takes what suits its card. ``channels_last`` and ``compile`` (torch.compile) are faster on
-    most GPUs and may change last bits. ``options`` are further arguments of the pipeline's call,
+    takes what suits its card. ``channels_last``, ``compile`` (torch.compile of the denoiser: true
+    or ``blocks``, its repeated blocks; ``whole``, all of it) and ``attention`` (a backend of
+    diffusers) are faster on most GPUs and may change last bits. ``options`` are further arguments of the pipeline's call,
     such as ``clip_skip``.
     """
 
@@ -126,8 +180,14 @@ class GenerationConfig(Section):
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     batch_size: Positive | None = None
     channels_last: bool = False
-    compile: bool = False
+    compile: Literal["whole"] | bool = False
+    attention: str | None = later_setting(None)
     options: dict[str, JsonValue] = later_setting({})
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _blocks(cls, chosen: Any) -> Any:
+        return True if chosen == "blocks" else chosen
 
 
 class StorageConfig(Section):
@@ -287,17 +347,23 @@ def _make_absolute(content: dict[str, Any], folder: Path, *, typed: bool) -> Non
     They start at the config's folder. What was typed, and a model's folder, is looked for in the
     working folder first.
     """
-    for key in ("catalog.file", "evaluation.checkpoint", "evaluation.embedding", *_NAMES):
+    named = [(key, content.get(key.split(".")[0])) for key in (*_PATHS, *_NAMES)]
+    if isinstance(model := content.get("model"), dict):
+        added = [model[name] for name in _ADDED if isinstance(model.get(name), list)]
+        named += [("model.name", one) for one in itertools.chain(*added)]
+    for key, values in named:
         section, name = key.split(".")
-        values = content.get(section)
         if isinstance(values, dict) and isinstance(text := values.get(name), str) and text:
             is_there = _NAMES.get(key, Path.exists)
-            tops = (Path.cwd(), folder) if typed or key == "model.name" else (folder,)
+            tops = (Path.cwd(), folder) if typed or section == "model" else (folder,)
             found = [top / text for top in tops if is_there(top / text)]
             if found or key not in _NAMES:
                 path = (found or [tops[0] / text])[0]
-                # A model's folder has one name, whatever leads to it: the plan's digest has it.
-                values[name] = str(path.resolve() if key == "model.name" else path)
+                if section == "model":
+                    # It has one name, whatever leads to it: the plan's digest has it. A file's
+                    # own name stays, for the hub's cache has links to names without an ending.
+                    path = path.parent.resolve() / path.name if path.is_file() else path.resolve()
+                values[name] = str(path)
 
 
 def validated(kind: type[S], content: Any, source: str) -> S:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from sdwn.config import ModelConfig, Record, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
-from sdwn.io import Format, file_sha256, now, write_text
+from sdwn.io import Format, now, write_text
+from sdwn.models.added import FoundWeights, find_added, with_added
 from sdwn.models.builtin import builtin_folder, builtin_path
 from sdwn.models.weights import (
     Source,
@@ -21,6 +22,8 @@ from sdwn.models.weights import (
     find_folder,
     model_folder,
     needed,
+    own_revision,
+    own_sha256,
     require_whole,
     size,
     snapshot,
@@ -30,7 +33,13 @@ from sdwn.models.weights import (
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 
-FORMAT = Format("sdwn-lock", 1, "if it is newer, upgrade sdwn")
+# Version 1 knew neither single files nor what changes a model.
+FORMAT = Format(
+    "sdwn-lock",
+    2,
+    "if it is newer, upgrade sdwn",
+    {1: lambda content: {**content, "format_version": 2}},
+)
 
 
 class LockedFile(Record):
@@ -41,11 +50,15 @@ class LockedFile(Record):
     mtime_ns: int | None = None
     sha256: str | None = None
 
-    def is_changed(self, path: Path) -> bool:
-        """Return whether the content has changed; with the same time and size it is not read."""
-        if size(path) != self.bytes:
-            return True
-        return path.stat().st_mtime_ns != self.mtime_ns and file_sha256(path) != self.sha256
+    def difference(self, path: Path) -> str:
+        """Return how a file differs, "" if it does not; of the same time and size it is not read."""
+        if not path.is_file():
+            return "no such file"
+        stat = path.stat()
+        if (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.mtime_ns):
+            return ""
+        found = own_sha256(path)
+        return "" if found == self.sha256 else f"expected SHA-256 {self.sha256}, found {found}"
 
 
 class LockedClassifier(Record):
@@ -55,11 +68,24 @@ class LockedClassifier(Record):
     weights: LockedFile
 
 
+class LockedAddition(Record):
+    """Weights that change the model, as :class:`~sdwn.models.added.FoundWeights`.
+
+    ``folder`` is where they are, None in the hub's cache.
+    """
+
+    setting: str
+    name: str
+    commit: str | None
+    folder: str | None
+    files: list[LockedFile]
+
+
 class Lock(Record):
     """The weights that a run is made with; ``model`` is as the plan has it.
 
-    ``revision`` is the hub's commit, or a folder's fingerprint. ``folder`` is where the hub's
-    weights are, if not in its cache.
+    ``revision`` is that of :class:`~sdwn.models.weights.Weights`. ``folder`` is where the hub's
+    weights are, if not in its cache, or what the ``single_file`` was converted to.
     """
 
     format: str = FORMAT.name
@@ -70,6 +96,8 @@ class Lock(Record):
     folder: str | None = None
     written: str
     files: list[LockedFile]
+    single_file: LockedFile | None = None
+    added: list[LockedAddition] = []
     classifier: LockedClassifier | None = None
 
 
@@ -103,31 +131,60 @@ def ensure_lock(paths: RunPaths, plan: Plan) -> Lock | None:
     """
     if (lock := read_lock(paths, plan.config.model)) is not None:
         return lock
-    folder = find_folder(plan.config, recorded_revision(paths))
+    folder = find_folder(plan.config, own_revision(recorded_revision(paths)))
     if folder is None:
         return None
+    try:
+        added = find_added(plan.config.model)
+    except SdwnError:
+        return None
     hub = source(plan.config.model) == "hub"
-    return write_lock(paths, lock_on(plan.config, folder, folder.name if hub else None))
+    return write_lock(paths, lock_on(plan.config, folder, folder.name if hub else None, added))
 
 
-def lock_on(config: RunConfig, folder: Path, commit: str | None) -> Lock:
+def lock_on(
+    config: RunConfig, folder: Path, commit: str | None, added: Sequence[FoundWeights]
+) -> Lock:
     """Lock a config to the weights in a folder, which are the hub's if there is a commit."""
+    single = None
     if commit is not None:
         names = needed(folder, files(folder), components(folder), config)
         found = [LockedFile(file=name, bytes=(folder / name).stat().st_size) for name in names]
     else:
         found = [_with_content(folder / name, name) for name in files(folder)]
+    revision = commit or combined({file.file: str(file.sha256) for file in found})
+    if (where := source(config.model)) == "file":
+        file = Path(config.model.name).expanduser()
+        single = _with_content(file, str(file))
+        revision = str(single.sha256)[:16]
     return Lock(
         model=config.model,
-        source=source(config.model),
-        revision=commit or combined({file.file: str(file.sha256) for file in found}),
+        source=where,
+        revision=with_added(Weights(folder, revision), added).revision,
+        folder=str(folder) if single else None,
         written=now(),
         files=found,
+        single_file=single,
+        added=lock_added(added),
     )
 
 
+def lock_added(added: Sequence[FoundWeights]) -> list[LockedAddition]:
+    """Return the records of what changes a model."""
+    return [
+        LockedAddition(
+            setting=one.setting,
+            name=one.name,
+            commit=one.commit,
+            folder=None if one.in_cache else str(one.folder),
+            files=[_with_content(one.folder / name, name) for name in one.files],
+        )
+        for one in added
+    ]
+
+
 def _with_content(path: Path, name: str) -> LockedFile:
-    stat, digest = path.stat(), file_sha256(path)
+    stat, digest = path.stat(), own_sha256(path)
     return LockedFile(file=name, bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest)
 
 
@@ -176,31 +233,60 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
     """
     if (lock := read_lock(paths, model)) is None:
         return None
+    added = tuple(_locked_addition(paths, one).path for one in lock.added)
+    return Weights(_locked_folder(paths, lock), lock.revision, added)
+
+
+def _locked_folder(paths: RunPaths, lock: Lock) -> Path:
+    """Return the folder of the model that a run is locked to, checked against the lock."""
+    model, prefetch = lock.model, command("prefetch", paths.root)
     if lock.source == "hub":
         from huggingface_hub import constants
 
-        folder = Path(lock.folder or snapshot(model.name, lock.revision) or "the hub's cache")
+        commit = own_revision(lock.revision)
+        folder = Path(lock.folder or snapshot(model.name, commit) or "the hub's cache")
         absent = [file.file for file in lock.files if size(folder / file.file) != file.bytes]
         if absent:
             raise SdwnError(
-                f"model {model.name} at {lock.revision}: {len(absent)} of {len(lock.files)} files "
+                f"model {model.name} at {commit}: {len(absent)} of {len(lock.files)} files "
                 f"are not whole in {lock.folder or constants.HF_HUB_CACHE} ({absent[0]}); fetch "
-                f"them where there is a network, with: {command('prefetch', paths.root)} (HF_HOME "
-                "there and here must be one folder; see also its --folder)"
+                f"them where there is a network, with: {prefetch} (HF_HOME there and here must be "
+                "one folder; see also its --folder)"
             )
-        return Weights(folder, lock.revision)
+        return folder
     if (name := model.builtin) is not None:
         folder, remedy = builtin_path(name), "install the sdwn that it came with"
         if not folder.is_dir():
             builtin_folder(name)
+    elif lock.single_file is not None:
+        folder, remedy = Path(str(lock.folder)), f"convert the file again with: {prefetch}"
+        if not folder.is_dir() and (fault := lock.single_file.difference(Path(model.name))):
+            remedy = f"bring {model.name} back ({fault})"
     else:
         folder, remedy = model_folder(model), "bring it back"
-    if changed := [f.file for f in lock.files if f.is_changed(folder / f.file)]:
-        raise IntegrityError(
-            f"{folder / changed[0]}: changed or missing since the run was locked to the model in "
-            f"this folder; {remedy}, or plan into a new folder"
-        )
-    return Weights(folder, lock.revision)
+    for file in lock.files:
+        if fault := file.difference(folder / file.file):
+            raise IntegrityError(
+                f"{folder / file.file}: changed or missing since the run was locked to the model "
+                f"in this folder ({fault}); {remedy}, or plan into a new folder"
+            )
+    return folder
+
+
+def _locked_addition(paths: RunPaths, locked: LockedAddition) -> FoundWeights:
+    """Return what changes the model of a run, checked against its lock."""
+    folder = Path(locked.folder or snapshot(locked.name, locked.commit) or "the hub's cache")
+    for file in locked.files:
+        if fault := file.difference(folder / file.file):
+            remedy = "bring it back, or plan into a new folder"
+            if locked.commit:
+                remedy = f"fetch it again with: {command('prefetch', paths.root)}"
+            raise IntegrityError(
+                f"model.{locked.setting} {locked.name}: {folder / file.file} is changed or missing "
+                f"since the run was locked to it ({fault}); {remedy}"
+            )
+    names = tuple(file.file for file in locked.files)
+    return FoundWeights(locked.setting, locked.name, folder, names, locked.commit)
 
 
 def require_weights(paths: RunPaths, config: RunConfig) -> Path:
@@ -233,10 +319,10 @@ def require_classifier(paths: RunPaths, config: RunConfig) -> None:
         return
     locked = lock.classifier
     same = (locked.model, locked.weights.file) == (chosen.model, str(chosen.checkpoint))
-    if same and locked.weights.is_changed(chosen.checkpoint):
+    if same and (fault := locked.weights.difference(chosen.checkpoint)):
         raise IntegrityError(
-            f"{chosen.checkpoint}: changed or missing since the run was locked to it; bring it "
-            f"back, or use it as it is now with: {command('prefetch', paths.root)}"
+            f"{chosen.checkpoint}: changed or missing since the run was locked to it ({fault}); "
+            f"bring it back, or use it as it is now with: {command('prefetch', paths.root)}"
         )
 
 

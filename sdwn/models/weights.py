@@ -1,7 +1,9 @@
 """A model's weights: where they are, whether they are whole, and getting them from the hub.
 
-A model is built in, a folder in diffusers format, or a name of the hub, whose weights are in its
-cache. Only fetching needs the network, and nothing here needs torch.
+A model is built in, a folder in diffusers format, a single file that is converted to one in the
+cache, or a name of the hub, whose weights are in its cache. Only fetching needs the network, and
+only converting needs torch. What changes a model (a LoRA, a textual inversion, another VAE) is a
+file or folder of its own; see :mod:`sdwn.models.added`.
 """
 
 from __future__ import annotations
@@ -12,21 +14,31 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 from glob import glob
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Literal
+from uuid import uuid4
 
 from rich.filesize import decimal
 
 from sdwn.config import BUILTIN_MODELS, ModelConfig, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, first_line, shell
-from sdwn.io import file_sha256, locked, private_folder, read_json, write_text
+from sdwn.io import (
+    file_sha256,
+    locked,
+    private_folder,
+    read_json,
+    refuse_planted,
+    writable_cache,
+    write_text,
+)
 from sdwn.models.builtin import IN_PACKAGE, builtin_folder, builtin_path, packaged
-from sdwn.paths import STAGE_VARIABLE
+from sdwn.paths import STAGE_VARIABLE, cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +48,7 @@ POINTER = b"version https://git-lfs"
 
 # What people write for a model, and nothing can load.
 _ADDRESS = re.compile(r"(?:\w+://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
-_SINGLE_FILES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin", ".gguf")
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".gguf")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 # The same weights in other formats, and what people read.
@@ -60,35 +72,43 @@ _MARK = ".sdwn-weights.json"
 class Weights:
     """A pipeline's folder in diffusers format, and which weights are in it.
 
-    ``revision`` is the hub's commit, or the folder's own :func:`fingerprint`.
+    ``revision`` is the hub's commit, the folder's own :func:`fingerprint`, or of a single file the
+    beginning of its SHA-256; ``+`` and a checksum follow where a LoRA, textual inversion or VAE
+    changes the model. ``added`` are the paths of these, in the order of ``ModelConfig.added``.
     """
 
     folder: Path
     revision: str
+    added: tuple[Path, ...] = ()
 
 
-# Where a model is: ``elsewhere`` is a folder of another machine, by a path that this one lacks.
-Source = Literal["builtin", "folder", "hub", "elsewhere"]
+# Where a model is: ``elsewhere`` is a path of another machine, which this one lacks.
+Source = Literal["builtin", "folder", "file", "hub", "elsewhere"]
 
 
 def source(model: ModelConfig) -> Source:
     """Return where a model comes from; a name that nothing can load is a UsageError."""
-    name, path = model.name, Path(model.name).expanduser()
-    if model.builtin is not None:
-        return "builtin"
+    return "builtin" if model.builtin is not None else locate(model.name)
+
+
+def locate(name: str, setting: str = "model") -> Source:
+    """Return where the weights of a setting are; a name that nothing can load is a UsageError."""
+    path = Path(name).expanduser()
     if path.is_dir():
         return "folder"
+    if is_safetensors(path) and path.is_file():
+        return "file"
     if address := _ADDRESS.match(name):
-        reason = f"this is the address of a page; write model.name: {address[1]}"
-    elif name.lower().endswith(_SINGLE_FILES) or path.is_file():
+        reason = f"this is the address of a page; write {setting}.name: {address[1]}"
+    elif name.lower().endswith(_PICKLES) or (path.is_file() and not is_safetensors(path)):
         reason = (
-            "this is a single file, and a folder in diffusers format is expected; for Stable "
-            "Diffusion make one with: "
-            f"{_conversion('StableDiffusionPipeline', f'from_single_file({json.dumps(name)})')}; "
-            "then write model.name: FOLDER"
+            "this is a single file that could run code and is not loaded; if you trust it, write "
+            f"safetensors with: {rewriting(name, setting)}; then name that"
         )
     elif name.startswith(("/", "~", ".")):
         return "elsewhere"
+    elif is_safetensors(path):
+        reason = "no such file"
     elif _HUB_NAME.fullmatch(name):
         return "hub"
     else:
@@ -96,7 +116,24 @@ def source(model: ModelConfig) -> Source:
             "no such folder, and no hub name either; expected a folder in diffusers format, a "
             f"name like CompVis/stable-diffusion-v1-4, or one of {', '.join(BUILTIN_MODELS)}"
         )
-    raise UsageError(f"model {name}: {reason}")
+    raise UsageError(f"{setting} {name}: {reason}")
+
+
+def rewriting(name: str, setting: str) -> str:
+    """Return the command that writes a single file in a form that is loaded."""
+    pipelines = {"model": "StableDiffusionPipeline", "model.vae": "AutoencoderKL"}
+    if setting in pipelines:
+        return _conversion(pipelines[setting], f"from_single_file({json.dumps(name)})")
+    code = (
+        "import torch, safetensors.torch as s; s.save_file(torch.load("
+        f'{json.dumps(name)}, weights_only=True), "NEW.safetensors")'
+    )
+    return shell("python", "-c", code)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file's name says that it holds weights alone."""
+    return path.suffix.lower() == ".safetensors"
 
 
 def _conversion(kind: str, load: str) -> str:
@@ -107,6 +144,12 @@ def _conversion(kind: str, load: str) -> str:
 def is_commit(revision: str | None) -> bool:
     """Return whether a revision is a commit, which never changes, and no branch or tag."""
     return re.fullmatch("[0-9a-f]{40}", revision or "") is not None
+
+
+def own_revision(revision: str | None) -> str | None:
+    """Return a model's own revision, without the checksum of what changes it."""
+    match = re.fullmatch(r"([0-9a-f]{16,64})\+[0-9a-f]{16}", revision or "")
+    return match[1] if match else revision
 
 
 def weights_folder(config: RunConfig, commit: str | None = None) -> Path:
@@ -120,7 +163,11 @@ def weights_folder(config: RunConfig, commit: str | None = None) -> Path:
     model = config.model
     if (name := model.builtin) is not None:
         folder = packaged(name) if name in IN_PACKAGE else builtin_path(name)
-    elif source(model) != "hub":
+    elif (where := source(model)) == "file":
+        folder = converted_folder(model)
+        if not folder.is_dir():
+            raise SdwnError(f"{model.name} is not converted yet")
+    elif where != "hub":
         folder = model_folder(model)
     elif (cached := snapshot(model.name, commit or model.revision)) is not None:
         folder = cached
@@ -143,15 +190,17 @@ def find_folder(config: RunConfig, commit: str | None = None) -> Path | None:
         return None
 
 
-def obtain_weights(config: RunConfig) -> Weights:
-    """Find a config's weights, or get them: make a built-in model, or download one of the hub.
+def obtain_model(config: RunConfig) -> Weights:
+    """Find a model, or get it: make a built-in one, convert a file, or download one of the hub.
 
-    The hub is not asked for what its cache has. Raises what the two others do.
+    The hub is not asked for what its cache has. Raises what the others here do.
     """
     model = config.model
-    if source(model) == "hub":
+    if (where := source(model)) == "hub":
         found = find_folder(config)
         return Weights(found, found.name) if found else fetch_weights(config)
+    if where == "file":
+        return convert_file(config)
     folder = builtin_folder(model.builtin) if model.builtin else weights_folder(config)
     return Weights(folder, fingerprint(folder))
 
@@ -166,6 +215,59 @@ def model_folder(model: ModelConfig) -> Path:
             "save_pretrained writes it"
         )
     return folder
+
+
+def converted_folder(model: ModelConfig) -> Path:
+    """Return the folder in the cache that a single file is, or will be, converted to.
+
+    Its name has the file's SHA-256, and stands for the settings that are put to it.
+
+    Raises:
+        IntegrityError: any user could have put it into the cache.
+    """
+    file = Path(model.name).expanduser()
+    state, given = [model.config or ""], Path(model.config or "").expanduser()
+    if model.config and given.is_dir():
+        stats = {name: (given / name).stat() for name in files(given)}
+        state = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats.items()]
+    key = hashlib.sha256("\n".join([own_sha256(file), *state]).encode()).hexdigest()[:8]
+    folder = cache_folder() / "models" / f"{file.stem}-{own_sha256(file)[:16]}-{key}"
+    if folder.exists():
+        refuse_planted(folder)
+    return folder
+
+
+def own_sha256(file: Path) -> str:
+    """Return a file's SHA-256; an unchanged file is read once in a process."""
+    stat = file.stat()
+    return _sha256(file, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _sha256(file: Path, *_: int) -> str:
+    return file_sha256(file)
+
+
+def convert_file(config: RunConfig) -> Weights:
+    """Convert a model's single file to a folder in diffusers format, unless that is there.
+
+    Raises:
+        SdwnError: its settings cannot be had, or diffusers does not know what it is.
+    """
+    folder = converted_folder(config.model)
+    # Processes that start together convert once.
+    with locked(writable_cache() / "models.lock"):
+        if not folder.is_dir():
+            from sdwn.models.single_file import convert  # torch and diffusers
+
+            unfinished = folder.with_name(f".{folder.name}.{uuid4().hex}")
+            try:
+                convert(config.model, unfinished)
+                unfinished.rename(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    require_whole(folder, config)
+    return Weights(folder, own_sha256(Path(config.model.name).expanduser())[:16])
 
 
 def snapshot(name: str, revision: str | None) -> Path | None:
@@ -270,31 +372,39 @@ def require_whole(folder: Path, config: RunConfig) -> None:
 
     A task would find the same out after hours in the queue, and from a longer error.
     """
+    for name in needed(folder, files(folder, ()), components(folder), config):
+        if fault := file_fault(folder / name):
+            raise IntegrityError(f"{folder} is not a whole model: {name} {fault}")
+
+
+def file_fault(file: Path) -> str:
+    """Return why a file of weights or settings is not whole, "" where it is."""
     from safetensors import SafetensorError, safe_open
 
-    for name in needed(folder, files(folder, ()), components(folder), config):
-        file, fault = folder / name, ""
-        if is_pointer(file):
-            fault = "is a pointer of git-lfs, not the file itself; get it with: git lfs pull"
-        elif file.suffix == ".safetensors":
-            try:
-                # Reads the header alone, and compares it with the file's size.
-                with safe_open(file, framework="numpy"):
-                    pass
-            except (OSError, SafetensorError) as error:
-                fault = f"is damaged or cut short ({error}); copy it anew"
-        elif ".safetensors.index." in file.name:
-            listed = read_json(file).get("weight_map", {}).values()
-            absent = [one for one in sorted(listed) if not (file.parent / one).is_file()]
-            fault = f"lists {absent[0]}, which is missing" if absent else ""
-        if fault:
-            raise IntegrityError(f"{folder} is not a whole model: {name} {fault}")
+    if is_pointer(file):
+        return "is a pointer of git-lfs, not the file itself; get it with: git lfs pull"
+    if file.suffix == ".safetensors":
+        try:
+            # Reads the header alone, and compares it with the file's size.
+            with safe_open(file, framework="numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            return f"is damaged or cut short ({error}); copy it anew"
+    elif ".safetensors.index." in file.name:
+        listed = read_json(file).get("weight_map", {}).values()
+        if absent := [one for one in sorted(listed) if not (file.parent / one).is_file()]:
+            return f"lists {absent[0]}, which is missing"
+    return ""
 
 
 def is_pointer(file: Path) -> bool:
     """Return whether a file is only git's pointer to a large one, for want of git-lfs."""
     with file.open("rb") as opened:
         return opened.read(len(POINTER)) == POINTER
+
+
+class NoAnswerError(SdwnError):
+    """The hub does not give what was wanted."""
 
 
 def fetch_weights(
@@ -309,14 +419,12 @@ def fetch_weights(
         SdwnError: the hub does not give it, or there is no room for it.
         UsageError: something else is in the folder.
     """
-    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-
     name, wanted = config.model.name, revision or config.model.revision
-    try:
-        info = HfApi().model_info(name, revision=wanted, files_metadata=True)
-        commit = str(info.sha)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        if INDEX not in sizes:
+
+    def pick(names: Collection[str], commit: str) -> list[str]:
+        from huggingface_hub import hf_hub_download
+
+        if INDEX not in names:
             raise SdwnError(
                 f"model {name}: no pipeline in diffusers format on the hub, for {INDEX} is "
                 "missing; look there for the same model in diffusers format"
@@ -324,7 +432,50 @@ def fetch_weights(
         with TemporaryDirectory() as cache:
             index = hf_hub_download(name, INDEX, revision=commit, cache_dir=cache)
             kinds = components(Path(index).parent)
-        names = needed(f"model {name} on the hub", sizes, kinds, config)
+        return needed(f"model {name} on the hub", names, kinds, config)
+
+    try:
+        got, commit = download(f"model {name}", name, wanted, pick, folder)
+    except NoAnswerError as error:
+        if folder is None and (found := find_folder(config, wanted)) is not None:
+            reason = first_line(error.__cause__ or error)
+            log.warning("the hub does not answer (%s): using what its cache has", reason)
+            return Weights(found, found.name)
+        raise
+    require_whole(got, config)
+    return Weights(got, commit)
+
+
+def download(
+    what: str,
+    name: str,
+    wanted: str | None,
+    pick: Callable[[Collection[str], str], list[str]],
+    folder: Path | None = None,
+) -> tuple[Path, str]:
+    """Download files of a repository into the hub's cache, or a folder of their own.
+
+    Args:
+        what: names the repository in messages.
+        name: the repository.
+        wanted: a branch, tag or commit; None is its main branch.
+        pick: returns those of its files that are wanted; it also gets the commit.
+        folder: another place than the hub's cache.
+
+    Returns:
+        The folder that the files are in, and the commit.
+
+    Raises:
+        SdwnError: the hub does not give it, or there is no room for it.
+        UsageError: something else is in the folder.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    try:
+        info = HfApi().model_info(name, revision=wanted, files_metadata=True)
+        commit = str(info.sha)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        names = pick(sizes, commit)
         if folder is not None:
             # A folder that has another commit, or anything else, stays as it is.
             mark, claim = folder / _MARK, {"model": name, "commit": commit}
@@ -350,16 +501,12 @@ def fetch_weights(
     except SdwnError:
         raise
     except Exception as error:  # each of the HTTP libraries that hub's has used has its own
-        if folder is None and (found := find_folder(config, wanted)) is not None:
-            log.warning("the hub does not answer (%s): using what its cache has", first_line(error))
-            return Weights(found, found.name)
-        raise SdwnError(
-            f"model {name}: no folder of this name, and the hub did not give it: "
+        raise NoAnswerError(
+            f"{what}: no folder of this name, and the hub did not give it: "
             f"{first_line(error)}; fetch it where there is a network, with: sdwn prefetch (after "
             "hf auth login where its terms ask for that), or name a local folder"
         ) from error
-    require_whole(Path(got), config)
-    return Weights(folder or Path(got), commit)
+    return folder or Path(got), commit
 
 
 def size(file: Path) -> int | None:

@@ -9,15 +9,15 @@ from typing import Any
 from sdwn.config import EvaluationConfig, RunConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.models import lock
-from sdwn.models.builtin import builtin_folder
+from sdwn.models.added import fetch_added, with_added
 from sdwn.models.families import check_settings
 from sdwn.models.weights import (
     Weights,
     fetch_weights,
-    fingerprint,
     is_commit,
+    obtain_model,
+    own_revision,
     source,
-    weights_folder,
 )
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
@@ -44,11 +44,10 @@ def prefetch_config(
         SdwnError: the weights cannot be had.
     """
     found = None
-    if source(config.model) == "hub":
-        found = fetch_weights(config, None, folder)
-    elif config.model.builtin != "noise":
-        own = _own_folder(config, folder)
-        found = Weights(own, fingerprint(own))
+    if config.model.builtin != "noise":
+        hub = source(config.model) == "hub"
+        found = fetch_weights(config, None, folder) if hub else _own_weights(config, folder)
+        found = with_added(found, fetch_added(config.model))
     return _record(config, found, None, classify)
 
 
@@ -70,7 +69,8 @@ def prefetch_run(
         if source(config.model) == "hub":
             _fetch_locked(paths, config, standing, folder)
         else:
-            _own_folder(config, folder)
+            _own_weights(config, folder)
+            fetch_added(config.model, [one.commit for one in standing.added] if standing else ())
             lock.ensure_lock(paths, plan)
         found = lock.locked_weights(paths, config.model)
     record = _record(config, found, paths.lock, classify)
@@ -84,10 +84,13 @@ def _fetch_locked(
 ) -> None:
     """Fetch the commit that a run is locked to, or lock it to the one that is fetched."""
     change = {} if folder is None else {"folder": str(folder)}
+    # Not among what loading the pipeline may read.
+    below = folder and folder / ".added"
     if standing is None:
-        made_with = lock.recorded_revision(paths)
+        made_with = own_revision(lock.recorded_revision(paths))
         found = fetch_weights(config, made_with if is_commit(made_with) else None, folder)
-        new = lock.lock_on(config, found.folder, found.revision)
+        added = fetch_added(config.model, (), below)
+        new = lock.lock_on(config, found.folder, found.revision, added)
         lock.write_lock(paths, new.model_copy(update=change))
         return
     wanted = standing.model_copy(update=change)
@@ -95,17 +98,21 @@ def _fetch_locked(
         with suppress(SdwnError):
             if lock.locked_weights(paths, config.model) is not None:
                 return
-    fetch_weights(config, standing.revision, Path(wanted.folder) if wanted.folder else None)
+    commit, place = own_revision(standing.revision), Path(wanted.folder) if wanted.folder else None
+    fetch_weights(config, commit, place)
+    commits = [one.commit for one in standing.added]
+    added = fetch_added(config.model, commits, place and place / ".added")
     if wanted != standing:
-        lock.write_lock(paths, wanted)
+        change = {"added": lock.lock_added(added)}
+        lock.write_lock(paths, wanted.model_copy(update=change))
 
 
-def _own_folder(config: RunConfig, folder: Path | None) -> Path:
-    """Return a model's own folder; that of a built-in one is made."""
-    model = config.model
+def _own_weights(config: RunConfig, folder: Path | None) -> Weights:
+    """Return the weights of a model that is not of the hub; made or converted where need be."""
     if folder is not None:
-        raise UsageError(f"--folder is for models of the hub; {model.name} needs no fetching")
-    return weights_folder(config) if model.builtin is None else builtin_folder(model.builtin)
+        name = config.model.name
+        raise UsageError(f"--folder is for models of the hub; {name} needs no fetching")
+    return obtain_model(config)
 
 
 def _record(
@@ -115,6 +122,8 @@ def _record(
     record: dict[str, Any] = {"model": config.model.name}
     record["revision"] = found.revision if found else None
     record["folder"] = str(found.folder) if found else None
+    if found and found.added:
+        record["added"] = [str(path) for path in found.added]
     if locked is not None and locked.exists():
         record["lock"] = str(locked)
     record |= {"classifier": None, "wordnet": None, "problems": []}
