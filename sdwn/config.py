@@ -166,8 +166,8 @@ class GenerationConfig(Section):
     ``scheduler: null`` is the model's own. ``batch_size`` counts images; without it each task
     takes what suits its card. ``channels_last``, ``compile`` (torch.compile of the denoiser: true
     or ``blocks``, its repeated blocks; ``whole``, all of it) and ``attention`` (a backend of
-    diffusers) are faster on most GPUs and may change last bits. ``options`` are further arguments of the pipeline's call,
-    such as ``clip_skip``.
+    diffusers) are faster on most GPUs and may change last bits. ``options`` are further
+    arguments of the pipeline's call, such as ``clip_skip``.
     """
 
     height: Pixels = 512

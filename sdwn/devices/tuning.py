@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from math import inf
 from pathlib import Path
 from statistics import linear_regression, median
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
@@ -234,7 +234,7 @@ class Workload:
     width: int
     guidance: bool
     channels_last: bool
-    compile: bool
+    compile: Literal["whole"] | bool
     torch: str
 
     @property

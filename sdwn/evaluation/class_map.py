@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sdwn.config import ModelConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.models.builtin import builtin_folder
-from sdwn.models.weights import snapshot, source
+from sdwn.models.weights import converted_folder, own_revision, snapshot, source
 from sdwn.releases.release import Release
 
 SEED = 0
@@ -115,7 +115,10 @@ def encode_names(release: Release, names: Sequence[str]) -> tuple[str, Vector]:
         folder = Path(config.name).expanduser()
     elif where == "hub":
         # Where tasks ran several revisions, none is the release's.
-        folder = snapshot(config.name, revisions.pop() if len(revisions) == 1 else config.revision)
+        only = own_revision(revisions.pop()) if len(revisions) == 1 else config.revision
+        folder = snapshot(config.name, only)
+    elif where == "file":
+        folder = converted_folder(config)
     if folder is None:
         raise SdwnError(f"the weights of {config.name} are not on this machine")
     if not all((folder / part).is_dir() for part in ("tokenizer", "text_encoder")):

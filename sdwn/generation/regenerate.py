@@ -11,7 +11,7 @@ from PIL import Image
 from sdwn.config import CatalogConfig, RunConfig, validated
 from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.generation.batching import load_sampler
-from sdwn.models.weights import is_commit
+from sdwn.models.weights import is_commit, own_revision
 from sdwn.planning.plan import Plan
 from sdwn.releases.release import Release
 from sdwn.storage.images import decode, encode
@@ -22,7 +22,7 @@ TOLERANCE = 4.0
 
 # What in the record of a task run may change pixels; the rest says where and when.
 _DECISIVE = (
-    *("model", "revision", "pipeline", "scheduler", "precision", "device"),
+    *("model", "revision", "added", "pipeline", "scheduler", "precision", "device"),
     *("torch", "diffusers", "transformers", "accelerate", "numpy", "python"),
 )
 
@@ -78,7 +78,7 @@ def regenerate(
     catalog = CatalogConfig(name=manifest.catalog)
     settings = {**manifest.settings, "catalog": catalog.model_dump()}
     config = validated(RunConfig, settings, source=str(release.paths.manifest))
-    revision = then.get("revision")
+    revision = own_revision(then.get("revision"))
     changed: dict[str, Any] = {"revision": revision} if is_commit(revision) else {}
     if model is not None:
         # A revision is the hub's; a folder has none.

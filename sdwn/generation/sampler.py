@@ -40,9 +40,10 @@ from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
 from sdwn.generation.batching import ImageSampler, Sample
 from sdwn.generation.embeddings import Embeddings, Pair
 from sdwn.generation.encoder import Encoded, PromptEncoder, batched, equal_lengths
+from sdwn.models.added import obtain_weights
 from sdwn.models.families import call_arguments, denoiser, read_pipeline_info
 from sdwn.models.pipeline import load_pipeline, load_text_encoders
-from sdwn.models.weights import Weights, obtain_weights
+from sdwn.models.weights import Weights
 
 if TYPE_CHECKING:
     from sdwn.planning.plan import ImageSpec
@@ -114,6 +115,8 @@ class Sampler(ImageSampler):
             "python": platform.python_version(),
             **{library.__name__: library.__version__ for library in LIBRARIES},
         }
+        if weights.added:
+            self.provenance["added"] = "; ".join(map(str, weights.added))
         guided = self._info.guided(config.generation)
         self.workload = run_workload(config, self.provenance, self.device.total_bytes, guided)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 from sdwn.config import AddedWeights, ModelConfig, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.models.weights import (
+    FoundWeights,
     NoAnswerError,
     Weights,
     download,
@@ -27,35 +28,14 @@ from sdwn.models.weights import (
     own_sha256,
     rewriting,
     snapshot,
+    source,
 )
 
 # What diffusers' own scripts call them.
-_USUAL = {"lora": "pytorch_lora_weights.safetensors", "textual_inversion": "learned_embeds.safetensors"}
-
-
-@dataclass(frozen=True, slots=True)
-class FoundWeights:
-    """Weights that change a model, on this machine: files of a folder, of a commit of the hub.
-
-    ``setting`` is ``lora``, ``textual_inversion`` or ``vae``.
-    """
-
-    setting: str
-    name: str
-    folder: Path
-    files: tuple[str, ...]
-    commit: str | None = None
-
-    @property
-    def in_cache(self) -> bool:
-        """True in the hub's cache, whose folders are named after commits."""
-        return self.folder.name == self.commit
-
-    @property
-    def path(self) -> Path:
-        """The file that is loaded, or a VAE's folder."""
-        first = self.folder / self.files[0]
-        return first.parent if self.setting == "vae" else first
+_USUAL = {
+    "lora": "pytorch_lora_weights.safetensors",
+    "textual_inversion": "learned_embeds.safetensors",
+}
 
 
 def find_added(model: ModelConfig, commits: Iterable[str | None] = ()) -> list[FoundWeights]:
@@ -87,7 +67,7 @@ def fetch_added(
         own = folder and folder / f"{setting}-{chosen.name.replace('/', '--')}"
         pick, wanted = partial(_chosen_files, label, setting, chosen), commit or chosen.revision
         try:
-            got, commit = download(label, chosen.name, wanted, pick, own)
+            got, now = download(label, chosen.name, wanted, pick, own)
         except NoAnswerError:
             if own is not None:
                 raise
@@ -95,7 +75,7 @@ def fetch_added(
                 found.append(_find(setting, chosen, commit))
                 continue
             raise
-        found.append(_in_folder(setting, chosen, got, commit))
+        found.append(_in_folder(setting, chosen, got, now))
     return found
 
 
@@ -107,7 +87,7 @@ def _find(setting: str, chosen: AddedWeights, commit: str | None) -> FoundWeight
     if where == "hub":
         cached = snapshot(chosen.name, commit or chosen.revision)
         if cached is None:
-            raise SdwnError(f"{label} is not in the hub's cache")
+            raise SdwnError(f"{label} is not in the hub's cache; get it with: sdwn prefetch")
         return _in_folder(setting, chosen, cached, cached.name)
     if where == "folder":
         return _in_folder(setting, chosen, path, None)
@@ -152,17 +132,23 @@ def _chosen_files(
     return wanted
 
 
+def is_prefetched(model: ModelConfig) -> bool:
+    """Return whether ``sdwn prefetch`` gets something of a model, from the hub or by converting."""
+    names = (locate(one.name, f"model.{setting}") for setting, one in model.added)
+    return source(model) in ("hub", "file") or "hub" in names
+
+
 def with_added(found: Weights, added: Sequence[FoundWeights]) -> Weights:
     """Return a model's weights with what changes them."""
     if not added:
         return found
     digests = [(one.setting, own_sha256(one.folder / name)) for one in added for name in one.files]
     revision = f"{found.revision}+{added_checksum(digests)}"
-    return replace(found, revision=revision, added=tuple(one.path for one in added))
+    return replace(found, revision=revision, added=tuple(added))
 
 
 def added_checksum(digests: Iterable[tuple[str, str]]) -> str:
-    """Return 16 hex digits over the SHA-256 of all files that change a model, with their settings."""
+    """Return 16 hex digits over the SHA-256 of the files that change a model."""
     lines = "\n".join(f"{setting} {digest}" for setting, digest in digests)
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 

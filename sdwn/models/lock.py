@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from sdwn.config import ModelConfig, Record, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
 from sdwn.io import Format, now, write_text
-from sdwn.models.added import FoundWeights, find_added, with_added
+from sdwn.models.added import find_added, with_added
 from sdwn.models.builtin import builtin_folder, builtin_path
 from sdwn.models.weights import (
+    FoundWeights,
     Source,
     Weights,
     combined,
@@ -51,7 +52,7 @@ class LockedFile(Record):
     sha256: str | None = None
 
     def difference(self, path: Path) -> str:
-        """Return how a file differs, "" if it does not; of the same time and size it is not read."""
+        """Return how a file differs, "" if not; one of the same time and size is not read."""
         if not path.is_file():
             return "no such file"
         stat = path.stat()
@@ -97,7 +98,7 @@ class Lock(Record):
     written: str
     files: list[LockedFile]
     single_file: LockedFile | None = None
-    added: list[LockedAddition] = []
+    added: list[LockedAddition] = Field(default_factory=list)
     classifier: LockedClassifier | None = None
 
 
@@ -169,7 +170,7 @@ def lock_on(
     )
 
 
-def lock_added(added: Sequence[FoundWeights]) -> list[LockedAddition]:
+def lock_added(added: Iterable[FoundWeights]) -> list[LockedAddition]:
     """Return the records of what changes a model."""
     return [
         LockedAddition(
@@ -233,7 +234,7 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
     """
     if (lock := read_lock(paths, model)) is None:
         return None
-    added = tuple(_locked_addition(paths, one).path for one in lock.added)
+    added = tuple(_locked_addition(paths, one) for one in lock.added)
     return Weights(_locked_folder(paths, lock), lock.revision, added)
 
 
@@ -292,6 +293,7 @@ def _locked_addition(paths: RunPaths, locked: LockedAddition) -> FoundWeights:
 def require_weights(paths: RunPaths, config: RunConfig) -> Path:
     """Return the folder that a run's tasks load on this machine, once its weights are whole."""
     if (locked := locked_weights(paths, config.model)) is None:
+        find_added(config.model)
         return weights_folder(config)
     require_whole(locked.folder, config)
     return locked.folder

@@ -69,17 +69,45 @@ _MARK = ".sdwn-weights.json"
 
 
 @dataclass(frozen=True, slots=True)
+class FoundWeights:
+    """Weights that change a model, on this machine: files of a folder, of a commit of the hub.
+
+    ``setting`` is ``lora``, ``textual_inversion`` or ``vae``.
+    """
+
+    setting: str
+    name: str
+    folder: Path
+    files: tuple[str, ...]
+    commit: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.setting} {self.name}" + f" at {self.commit}" * bool(self.commit)
+
+    @property
+    def in_cache(self) -> bool:
+        """True in the hub's cache, whose folders are named after commits."""
+        return self.folder.name == self.commit
+
+    @property
+    def path(self) -> Path:
+        """The file that is loaded, or a VAE's folder."""
+        first = self.folder / self.files[0]
+        return first.parent if self.setting == "vae" else first
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
     """A pipeline's folder in diffusers format, and which weights are in it.
 
     ``revision`` is the hub's commit, the folder's own :func:`fingerprint`, or of a single file the
     beginning of its SHA-256; ``+`` and a checksum follow where a LoRA, textual inversion or VAE
-    changes the model. ``added`` are the paths of these, in the order of ``ModelConfig.added``.
+    changes the model: ``added``, in the order of ``ModelConfig.added``.
     """
 
     folder: Path
     revision: str
-    added: tuple[Path, ...] = ()
+    added: tuple[FoundWeights, ...] = ()
 
 
 # Where a model is: ``elsewhere`` is a path of another machine, which this one lacks.
@@ -166,7 +194,9 @@ def weights_folder(config: RunConfig, commit: str | None = None) -> Path:
     elif (where := source(model)) == "file":
         folder = converted_folder(model)
         if not folder.is_dir():
-            raise SdwnError(f"{model.name} is not converted yet")
+            raise SdwnError(
+                f"{model.name} is not converted to diffusers format yet; do so with: sdwn prefetch"
+            )
     elif where != "hub":
         folder = model_folder(model)
     elif (cached := snapshot(model.name, commit or model.revision)) is not None:
@@ -438,8 +468,7 @@ def fetch_weights(
         got, commit = download(f"model {name}", name, wanted, pick, folder)
     except NoAnswerError as error:
         if folder is None and (found := find_folder(config, wanted)) is not None:
-            reason = first_line(error.__cause__ or error)
-            log.warning("the hub does not answer (%s): using what its cache has", reason)
+            log.warning("%s; using what its cache has", error)
             return Weights(found, found.name)
         raise
     require_whole(got, config)

@@ -103,8 +103,8 @@ def _fetch_locked(
     commits = [one.commit for one in standing.added]
     added = fetch_added(config.model, commits, place and place / ".added")
     if wanted != standing:
-        change = {"added": lock.lock_added(added)}
-        lock.write_lock(paths, wanted.model_copy(update=change))
+        moved = {"added": lock.lock_added(added)}
+        lock.write_lock(paths, wanted.model_copy(update=moved))
 
 
 def _own_weights(config: RunConfig, folder: Path | None) -> Weights:
@@ -123,7 +123,7 @@ def _record(
     record["revision"] = found.revision if found else None
     record["folder"] = str(found.folder) if found else None
     if found and found.added:
-        record["added"] = [str(path) for path in found.added]
+        record["added"] = [str(one.path) for one in found.added]
     if locked is not None and locked.exists():
         record["lock"] = str(locked)
     record |= {"classifier": None, "wordnet": None, "problems": []}

@@ -292,7 +292,7 @@ def _published_speeds(config: RunConfig, profile: ClusterProfile | None) -> tupl
     as_published = width == height == XL_SIDE and generation.guidance_scale > 1
     if generation.precision != "fp16" or not (as_published if of_xl else _is_published_model(name)):
         return ()
-    kind, compiled, found = profile.gpu_kind if profile else None, generation.compile, []
+    kind, compiled, found = profile.gpu_kind if profile else None, bool(generation.compile), []
     for card in filter(None, map(card_called, (kind,) if kind else SHOWN)):
         figures = XL_CARDS.get(card.name) if of_xl else card
         if figures is None:

@@ -26,7 +26,7 @@ from sdwn.jobs.logs import SETUP_FAILED, end_reason, failure, is_success, job_lo
 from sdwn.jobs.profile import LaterStage
 from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, cannot_start
 from sdwn.jobs.task import TaskRecord, read_record
-from sdwn.models.weights import source
+from sdwn.models.added import is_prefetched
 from sdwn.paths import (
     CHANGED,
     LOWERED,
@@ -204,7 +204,7 @@ def next_command(
             step = next_for_release(paths.release)
     elif paths.submissions.exists():
         step = retry_step(paths, work)
-    elif source(work.config.model) == "hub" and not paths.lock.exists():
+    elif is_prefetched(work.config.model) and not paths.lock.exists():
         step = command("prefetch", run)
     elif paths.pilot.answers.exists() or profile:
         step = command("submit", run, *site, "--wait")

@@ -31,7 +31,7 @@ from sdwn.jobs.scheduler import Job, JobState, Live, cannot_start
 from sdwn.jobs.submit import OnLook, WorkOrder, submission_lock, submit_once
 from sdwn.models.families import require_usable
 from sdwn.models.lock import ensure_lock
-from sdwn.models.weights import source
+from sdwn.models.weights import convert_file, source
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import WHOLE, Plan, Slice, make_plan, write_plan
 from sdwn.prediction.plan import open_prediction_plan
@@ -111,10 +111,18 @@ def plan_run(
     with display.progress("looking for the weights"):
         locked = ensure_lock(paths, plan)
     states = {"elsewhere": "no such folder on this machine", "hub": "not downloaded yet"}
+    states["file"] = "not converted yet"
     state = f"revision {locked.revision}" if locked else states.get(source(config.model))
     if state:
         display.say(f"model: {config.model.name} ({state})")
     return plan, paths
+
+
+def _convert_and_lock(paths: RunPaths, plan: Plan, display: Display) -> None:
+    if source(plan.config.model) == "file" and not paths.lock.exists():
+        with display.progress("converting the weights to diffusers format"):
+            convert_file(plan.config)
+    ensure_lock(paths, plan)
 
 
 def submit_run(  # noqa: PLR0912
@@ -139,7 +147,7 @@ def submit_run(  # noqa: PLR0912
         later_stages.require_chain(paths, plan, options.then, profile, options.wait)
         journal.note_later(paths, options.then)
     if todo:
-        ensure_lock(paths, plan)
+        _convert_and_lock(paths, plan, display)
     takes, evaluated = estimate(paths, plan, todo, profile), "evaluate" in options.then
     if not options.force:
         submit.require_visible(paths, record.submissions, todo)
