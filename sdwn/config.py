@@ -180,13 +180,14 @@ class GenerationConfig(Section):
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     batch_size: Positive | None = None
     channels_last: bool = False
-    compile: Literal["whole"] | bool = False
+    compile: Literal["blocks", "whole"] | bool = False
     attention: str | None = later_setting(None)
     options: dict[str, JsonValue] = later_setting({})
 
     @field_validator("compile", mode="before")
     @classmethod
     def _blocks(cls, chosen: Any) -> Any:
+        # The digest of a plan has it as true.
         return True if chosen == "blocks" else chosen
 
 

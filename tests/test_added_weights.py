@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import DIFFUSERS_TO_LDM_MAPPING
+from diffusers.utils import convert_state_dict_to_diffusers
+from packaging.version import Version
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from sdwn.config import ModelConfig
+from sdwn.errors import UsageError
+from sdwn.generation.sampler import Sampler
 from sdwn.models.added import obtain_weights
 from sdwn.models.builtin import builtin_folder
+from sdwn.models.families import PromptLengths, prompt_lengths, require_usable
+from sdwn.planning.plan import ImageSpec
+from transformers.integrations import peft as transformers_peft
 
+import families
 from conftest import noise_config
 
 RESNET = {
@@ -29,10 +40,9 @@ RESNET = {
 def original_layout(folder: Path, file: Path) -> None:
     """Write builtin:tiny as one file, as Stable Diffusion 1 was published."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    blocks = len(pipeline.unet.config.block_out_channels)
     layers = pipeline.unet.config.layers_per_block
     attends = {"down": pipeline.unet.down_blocks, "up": pipeline.unet.up_blocks}
-    known = {new: old for new, old in DIFFUSERS_TO_LDM_MAPPING["unet"]["layers"].items()}
+    known = DIFFUSERS_TO_LDM_MAPPING["unet"]["layers"]
     state = {}
     for name, weight in pipeline.unet.state_dict().items():
         if name in known:
@@ -63,9 +73,7 @@ def original_layout(folder: Path, file: Path) -> None:
         old = known.get(name, name)
         old = re.sub(r"down_blocks\.(\d)\.resnets\.", r"down.\1.block.", old)
         old = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", old)
-        old = re.sub(
-            r"up_blocks\.(\d)\.resnets\.", lambda m: f"up.{last - int(m[1])}.block.", old
-        )
+        old = re.sub(r"up_blocks\.(\d)\.resnets\.", lambda m: f"up.{last - int(m[1])}.block.", old)
         old = re.sub(
             r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{last - int(m[1])}.upsample", old
         )
@@ -73,9 +81,9 @@ def original_layout(folder: Path, file: Path) -> None:
         if "mid_block.attentions.0" in old:
             old = old.replace("mid_block.attentions.0", "mid.attn_1").replace("group_norm", "norm")
             old = old.replace("to_out.0", "proj_out").replace("to_", "")
-            weight = weight[:, :, None, None] if weight.ndim == 2 else weight
         old = old.replace("conv_shortcut", "nin_shortcut")
-        state[f"first_stage_model.{old}"] = weight
+        linear = weight.ndim == 2
+        state[f"first_stage_model.{old}"] = weight[:, :, None, None] if linear else weight
     for name, weight in pipeline.text_encoder.state_dict().items():
         plain = name.removeprefix("text_model.")
         state[f"cond_stage_model.transformer.text_model.{plain}"] = weight
@@ -98,3 +106,122 @@ def test_a_single_file_is_converted_to_the_same_weights(single_file: Path) -> No
         before, after = load_file(own), load_file(found.folder / part / own.name)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture
+def text_encoder_loras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let transformers put LoRAs into text encoders with the newest peft that there is here.
+
+    It asks for one that package registries may not have yet.
+    """
+    wanted, found = transformers_peft.MIN_PEFT_VERSION, importlib.metadata.version("peft")
+    if Version(found) < Version(wanted):
+        monkeypatch.setattr(transformers_peft, "MIN_PEFT_VERSION", found)
+
+
+def lora(pipeline: Any, file: Path, seed: int, parts: tuple[str, ...]) -> Path:
+    """Write a LoRA of random weights for the attention of these parts, as diffusers' trainers."""
+    layers = {"text_encoder": ["q_proj", "v_proj"], "text_encoder_2": ["q_proj", "v_proj"]}
+    torch.manual_seed(seed)
+    states = {}
+    for part in parts:
+        model = getattr(pipeline, part)
+        targets = layers.get(part, ["to_q", "to_v"])
+        model.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=targets))
+        state = {k: torch.randn_like(v) / 4 for k, v in get_peft_model_state_dict(model).items()}
+        if part.startswith("text"):
+            state = convert_state_dict_to_diffusers(state)
+        states[f"{part}_lora_layers"] = state
+    pipeline.save_lora_weights(file.parent, weight_name=file.name, **states)
+    return file
+
+
+SMALL = {"height": 32, "width": 32, "num_inference_steps": 2, "safety_checker": False}
+
+
+def made(model: dict[str, Any], prompt: str = "a dog", **generation: Any) -> Any:
+    config = noise_config(model=model, generation={**SMALL, "scheduler": None, **generation})
+    sampler = Sampler(config)
+    return sampler.sample([ImageSpec(0, "n0", "dog.n.01", 0, prompt, 7)])[0]
+
+
+def plain(pipeline: Any, prompt: str = "a dog") -> Any:
+    """Make the same image by diffusers alone."""
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline(
+        prompt,
+        height=32,
+        width=32,
+        num_inference_steps=2,
+        guidance_scale=7.5,
+        generator=torch.Generator().manual_seed(7),
+        output_type="np",
+    ).images[0]
+    return (image * 255).round().astype("uint8")
+
+
+@pytest.fixture(scope="session")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("xl")
+    families.stable_diffusion_xl(folder)
+    return folder
+
+
+@pytest.mark.usefixtures("text_encoder_loras")
+@pytest.mark.parametrize("name", ["tiny", "xl"])
+def test_loras_are_those_of_diffusers(name: str, xl: Path, tmp_path: Path) -> None:
+    folder = builtin_folder("tiny") if name == "tiny" else xl
+    pipeline = DiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    first = lora(pipeline, tmp_path / "a.safetensors", 1, ("unet", "text_encoder"))
+    pipeline = DiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    second = lora(pipeline, tmp_path / "b.safetensors", 2, ("unet",))
+    without = made({"name": str(folder)}).pixels
+    found = made(
+        {
+            "name": str(folder),
+            "lora": [{"name": str(first), "scale": 0.8}, {"name": str(second), "scale": 0.3}],
+        }
+    ).pixels
+    pipeline = DiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipeline.load_lora_weights(tmp_path, weight_name=first.name, adapter_name="a")
+    pipeline.load_lora_weights(tmp_path, weight_name=second.name, adapter_name="b")
+    pipeline.set_adapters(["a", "b"], [0.8, 0.3])
+    expected = plain(pipeline)
+    # Fused, a sum of weights is rounded where else a sum of activations is.
+    assert np.abs(expected.astype(int) - found).max() <= 1
+    assert np.abs(without.astype(int) - found).mean() > 2
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_a_textual_inversion_is_that_of_diffusers(vectors: int, tmp_path: Path) -> None:
+    tiny, file = builtin_folder("tiny"), tmp_path / "style.safetensors"
+    values = torch.randn(vectors, 32, generator=torch.Generator().manual_seed(3))
+    save_file({"<style>": values if vectors > 1 else values[0]}, file)
+    prompt = "a <style> dog"
+    model = {"name": str(tiny), "textual_inversion": [{"name": str(file)}]}
+    found = made(model, prompt)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None)
+    before = plain(pipeline, prompt)
+    pipeline.load_textual_inversion(str(file))
+    assert np.array_equal(found.pixels, plain(pipeline, prompt))
+    assert not np.array_equal(found.pixels, before)
+    # Start, end, the four letters of "a" and "dog", and a token for each vector.
+    assert found.tokens == 6 + vectors
+    config = noise_config(model=model, generation=SMALL)
+    prompts = ["x" * (75 - vectors) + " <style>", "x" * (76 - vectors) + " <style>"]
+    assert prompt_lengths(tiny, config, prompts) == PromptLengths(counted=2, cut=1, limit=77)
+
+
+def test_another_vae_decodes(xl: Path, tmp_path: Path) -> None:
+    tiny = builtin_folder("tiny")
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None)
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_out.weight.neg_()
+    pipeline.vae.save_pretrained(tmp_path / "vae")
+    found = made({"name": str(tiny), "vae": str(tmp_path / "vae")}).pixels
+    assert np.array_equal(found, plain(pipeline))
+    assert not np.array_equal(found, made({"name": str(tiny)}).pixels)
+    # Of a whole pipeline, its own.
+    wanted = noise_config(model={"name": str(tiny), "vae": str(xl)}, generation=SMALL)
+    with pytest.raises(UsageError, match=f"model.vae {xl}: it shrinks images in 4 levels"):
+        require_usable(wanted)

@@ -363,8 +363,8 @@ def test_a_lock_is_written_once_and_must_be_whole(local: RunPaths) -> None:
     local.lock.write_text(text.replace(str(plan.config.model.name), "lab/other"))
     with pytest.raises(IntegrityError, match="of the model lab/other"):
         lock.ensure_lock(local, plan)
-    local.lock.write_text(text.replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(IntegrityError, match="expected sdwn-lock 1, found sdwn-lock 2"):
+    local.lock.write_text(text.replace('"format_version": 2', '"format_version": 3'))
+    with pytest.raises(IntegrityError, match="expected sdwn-lock 2, found sdwn-lock 3"):
         lock.ensure_lock(local, plan)
 
 

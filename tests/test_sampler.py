@@ -717,7 +717,7 @@ class TestFamilies:
                 # What it drops in front, and cuts, it does behind its encoder.
                 given = {"text_encoder": one.arguments["prompt_embeds"].shape[1]}
             assert given == {r.name: min(tokens, r.limit) for r in readers}
-        lengths = prompt_lengths(folder, wanted.generation, prompts)
+        lengths = prompt_lengths(folder, wanted, prompts)
         assert lengths is not None
         assert (lengths.limit, lengths.counted) == (readers[0].limit, len(prompts))
         assert lengths.cut == sum(tokens > readers[0].limit for tokens in around)
@@ -931,7 +931,7 @@ class TestTokens:
 
     def test_planning_counts_the_same_ones_without_torch(self, sampler: Sampler) -> None:
         found = prompt_lengths(
-            builtin_folder("tiny"), config().generation, ["x" * 75, "x" * 76, "x" * 80, "x" * 76]
+            builtin_folder("tiny"), config(), ["x" * 75, "x" * 76, "x" * 80, "x" * 76]
         )
         assert found == PromptLengths(counted=3, cut=2, limit=77)
 

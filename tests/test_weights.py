@@ -14,10 +14,11 @@ import pytest
 from sdwn.config import RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.jobs.profile import ClusterProfile
+from sdwn.models.added import obtain_weights
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.families import INTERCHANGEABLE, require_usable
 from sdwn.models.lock import ensure_lock
-from sdwn.models.weights import obtain_weights, require_whole, weights_folder
+from sdwn.models.weights import require_whole, weights_folder
 from sdwn.preflight.doctor import check_run
 
 from conftest import PlanRun, Sdwn, noise_config
@@ -144,7 +145,7 @@ def test_a_variant_that_no_part_has_is_told(model: Path) -> None:
         ("https://hf.co/lab/sd/blob/main/sd.ckpt?x=1", r"model\.name: lab/sd$"),
         ("https://civitai.com/models/1", "no such folder, and no hub name either"),
         ("v1-5-pruned.ckpt", "a single file.*from_single_file"),
-        ("/models/SD.SafeTensors", "a single file.*from_single_file"),
+        ("SD.SafeTensors", "SD.SafeTensors: no such file"),
         ("lab/sd/", "no such folder, and no hub name either"),
         ("a/b/c", "no such folder, and no hub name either"),
     ],
@@ -177,7 +178,8 @@ def test_a_scheduler_that_diffusers_does_not_have_is_refused(
 
 
 def test_what_is_not_here_yet_may_be_planned() -> None:
-    for name in ("lab/not-here", "/not/here", "~/not-here", "builtin:noise"):
+    elsewhere = ("/not/here", "~/not-here", "/not/here.safetensors")
+    for name in ("lab/not-here", "builtin:noise", *elsewhere):
         for scheduler in (None, "PNDMScheduler", "DDIMScheduler"):
             require_usable(noise_config(model={"name": name}, generation={"scheduler": scheduler}))
 

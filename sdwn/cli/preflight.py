@@ -54,7 +54,7 @@ def plan_command(
     lengths = None
     if not as_json:
         prompts = (row.prompt for row in plan.synsets)
-        lengths = prompt_lengths(find_folder(plan.config), plan.config.generation, prompts)
+        lengths = prompt_lengths(find_folder(plan.config), plan.config, prompts)
     classes = f"{counts['imagenet_classes']:,}"
     if counts["imagenet_names"] != counts["imagenet_classes"]:
         classes += f" ({counts['imagenet_names']:,} different names)"
@@ -100,7 +100,7 @@ def prefetch_command(
         if not as_json:
             prompts = (row.prompt for row in plan.synsets)
             there = found["folder"] and Path(found["folder"])
-            lengths = prompt_lengths(there, plan.config.generation, prompts)
+            lengths = prompt_lengths(there, plan.config, prompts)
         step = next_command(paths, plan, run_status(paths, plan))
     else:
         found = prefetch_config(options.open_config(target, set_), folder, classifier)

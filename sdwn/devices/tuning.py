@@ -234,7 +234,7 @@ class Workload:
     width: int
     guidance: bool
     channels_last: bool
-    compile: Literal["whole"] | bool
+    compile: Literal["blocks", "whole"] | bool
     torch: str
 
     @property

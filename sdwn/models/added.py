@@ -7,15 +7,18 @@ a name of the hub. They are loaded with the model, see :mod:`sdwn.models.pipelin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
-from sdwn.config import AddedWeights, ModelConfig, RunConfig
+from sdwn.config import AddedWeights, InversionSettings, ModelConfig, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.io import read_json
 from sdwn.models.weights import (
     FoundWeights,
     NoAnswerError,
@@ -151,6 +154,106 @@ def added_checksum(digests: Iterable[tuple[str, str]]) -> str:
     """Return 16 hex digits over the SHA-256 of the files that change a model."""
     lines = "\n".join(f"{setting} {digest}" for setting, digest in digests)
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def inversion_encoders(names: Collection[str]) -> list[tuple[str, str]]:
+    """Return a textual inversion's tensors, and the endings of the encoders that they are for."""
+    if set(names) == {"clip_l", "clip_g"}:
+        return [("clip_l", ""), ("clip_g", "_2")]
+    return [(name, "") for name in names]
+
+
+def add_inversion_tokens(tokenizers: Mapping[str, Any], model: ModelConfig) -> None:
+    """Add the tokens of a model's textual inversions to its tokenizers, as loading it does."""
+    for found, chosen in zip(find_added(model), model.added, strict=True):
+        if isinstance(chosen[1], InversionSettings):
+            shapes = _shapes(found.path)
+            for key, ending in inversion_encoders(shapes):
+                first = chosen[1].token or key
+                more = [f"{first}_{number}" for number in range(1, _vectors(shapes[key]))]
+                tokenizers[f"tokenizer{ending}"].add_tokens([first, *more])
+
+
+def with_all_vectors(tokenizer: Any, prompt: str) -> str:
+    """Return a prompt with all tokens of each textual inversion in it, as a pipeline reads it."""
+    for token in tokenizer.added_tokens_encoder:
+        number, more = 1, ""
+        while f"{token}_{number}" in tokenizer.added_tokens_encoder:
+            more += f" {token}_{number}"
+            number += 1
+        prompt = prompt.replace(token, token + more)
+    return prompt
+
+
+def check_added(model: ModelConfig, parts: Mapping[str, str], folder: Path | None) -> None:
+    """Refuse what cannot change a model, as far as files say; not what is not on this machine.
+
+    Args:
+        model: says what is added.
+        parts: the model's parts and their classes; empty without its folder.
+        folder: the model in diffusers format, None where that is not on this machine.
+
+    Raises:
+        UsageError: it does not fit the model, or needs a package that is missing.
+        IntegrityError: it is damaged.
+    """
+    if model.lora and find_spec("peft") is None:
+        raise UsageError("model.lora needs peft; install it with: pip install 'sdwn[lora]'")
+    for setting, chosen in model.added:
+        try:
+            found = _find(setting, chosen, None)
+        except (UsageError, IntegrityError):
+            raise
+        except SdwnError:
+            continue
+        if isinstance(chosen, InversionSettings):
+            fault = _inversion_fault(found, chosen, parts)
+        elif setting == "vae":
+            fault = _vae_fault(found, folder)
+        elif any("lora" in name for name in _shapes(found.path)):
+            continue
+        else:
+            fault = "none of its tensors belongs to a LoRA"
+        if fault:
+            raise UsageError(f"model.{found}: {fault}")
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="numpy") as opened:
+        return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+
+
+def _vectors(shape: Sequence[int]) -> int:
+    return shape[0] if len(shape) > 1 else 1
+
+
+def _inversion_fault(
+    found: FoundWeights, chosen: InversionSettings, parts: Mapping[str, str]
+) -> str:
+    keys = inversion_encoders(_shapes(found.path))
+    encoders = [kind for name, kind in parts.items() if name.startswith("text_encoder")]
+    wanted = sum(kind.startswith("CLIP") for kind in encoders)
+    if parts and len(keys) != wanted:
+        return f"it is for {len(keys)} text encoders of CLIP, and the model has {wanted}"
+    if chosen.token is None and (len(keys) > 1 or keys[0][0] == "emb_params"):
+        return "it names no token; give the word that stands for it in prompts with token"
+    return ""
+
+
+def _vae_fault(found: FoundWeights, folder: Path | None) -> str:
+    """Return why a VAE cannot replace a model's own, "" where it can or that is not known."""
+    if folder is None:
+        return ""
+    own, other = (read_json(one / "config.json") for one in (folder / "vae", found.path))
+    for key in ("_class_name", "latent_channels"):
+        if own.get(key) != other.get(key):
+            return f"its {key} is {other.get(key)}, and that of the model's own is {own.get(key)}"
+    levels = [len(one.get("block_out_channels", ())) for one in (own, other)]
+    if levels[0] != levels[1]:
+        return f"it shrinks images in {levels[1]} levels, and the model's own in {levels[0]}"
+    return ""
 
 
 def obtain_weights(config: RunConfig) -> Weights:

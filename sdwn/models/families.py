@@ -21,11 +21,13 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from sdwn.config import GenerationConfig, RunConfig
-from sdwn.errors import IntegrityError, UsageError
+from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.io import read_json
+from sdwn.models.added import add_inversion_tokens, check_added, with_all_vectors
 from sdwn.models.weights import (
     INDEX,
     components,
+    file_fault,
     find_folder,
     source,
     weights_folder,
@@ -425,17 +427,18 @@ class PipelineInfo:
 
 def read_pipeline_info(folder: Path) -> PipelineInfo:
     """Read what the files of a model in diffusers format say of its pipeline."""
-
-    def config(part: str) -> Mapping[str, Any]:
-        try:
-            return read_json(folder / part / "config.json")
-        except IntegrityError:
-            return {}
-
     index = read_json(folder / INDEX)
     parts = components(folder)
-    network = config("unet" if "unet" in parts else "transformer")
-    return PipelineInfo(str(index.get("_class_name")), parts, index, network, config("vae"))
+    network = _read_config(folder, "unet" if "unet" in parts else "transformer")
+    vae = _read_config(folder, "vae")
+    return PipelineInfo(str(index.get("_class_name")), parts, index, network, vae)
+
+
+def _read_config(folder: Path, part: str) -> Mapping[str, Any]:
+    try:
+        return read_json(folder / part / "config.json")
+    except IntegrityError:
+        return {}
 
 
 def is_guided(config: RunConfig) -> bool:
@@ -457,7 +460,9 @@ class TextReader:
 
     def tokens(self, prompts: Sequence[str]) -> list[int]:
         """Count the tokens of whole prompts."""
-        return self.count(self.tokenizer, prompts)
+        return self.count(
+            self.tokenizer, [with_all_vectors(self.tokenizer, prompt) for prompt in prompts]
+        )
 
 
 def text_readers(
@@ -536,8 +541,10 @@ def require_usable(config: RunConfig) -> None:
 
     Weights that are not on this machine are no reason, for they may be fetched later.
     """
-    here = source(config.model) == "folder"
-    check_settings(config, weights_folder(config) if here else find_folder(config))
+    where = source(config.model)
+    if where == "file" and (fault := file_fault(Path(config.model.name).expanduser())):
+        raise IntegrityError(f"model {config.model.name} {fault}")
+    check_settings(config, weights_folder(config) if where == "folder" else find_folder(config))
 
 
 def check_settings(config: RunConfig, folder: Path | None) -> None:
@@ -546,13 +553,21 @@ def check_settings(config: RunConfig, folder: Path | None) -> None:
     Without a folder, only a scheduler that diffusers does not have is refused.
     """
     info = None if folder is None else read_pipeline_info(folder)
-    faults: list[str] = []
+    parts = info.parts if info else {}
+    if info is not None and folder is not None:
+        # Of such a class the other faults cannot be known.
+        if (wrong_class := next(_class_faults(info, folder), None)) is not None:
+            raise UsageError(f"model {config.model.name}: {wrong_class}")
+    check_added(config.model, parts, folder)
+    faults = list(_attention_faults(config.generation.attention, parts))
+    # A single file has none, whatever its settings name.
+    known = info is not None or source(config.model) == "file"
+    if config.generation.safety_checker and known and "safety_checker" not in parts:
+        faults.append(
+            f"generation.safety_checker is true, but model {config.model.name} has none; "
+            "plan with --set generation.safety_checker=false"
+        )
     if info is not None:
-        if config.generation.safety_checker and "safety_checker" not in info.parts:
-            faults.append(
-                f"generation.safety_checker is true, but model {config.model.name} has none; "
-                "plan with --set generation.safety_checker=false"
-            )
         wrong_options = list(_option_faults(info, config.generation))
         faults += wrong_options or _guidance_faults(info, config.generation)
         faults += _size_faults(info, config.generation)
@@ -582,6 +597,42 @@ def _scheduler_faults(
         fitting = ", ".join(sorted(valid - {_UNREPEATABLE}))
         null = "; null is the model's own" if info else ""
         yield f"generation.scheduler: {fault}; valid: {fitting}{null}"
+
+
+def _class_faults(info: PipelineInfo, folder: Path) -> Iterator[str]:
+    """Yield why diffusers alone makes no images of a prompt with a pipeline."""
+    for name, kind in info.index.items():
+        module = kind[0] if isinstance(kind, list) and kind else None
+        own = name == "_class_name" and module is not None
+        own = own or (folder / name / f"{module}.py").is_file()
+        if own or "auto_map" in _read_config(folder, name):
+            yield (
+                f"its {name.strip('_')} comes with code of its own, which sdwn does not run "
+                "(trust_remote_code); choose a model whose classes diffusers has"
+            )
+    if not {"unet", "transformer"}.intersection(info.parts):
+        yield f"{info.kind} has neither a UNet nor a transformer; expected text to image"
+    if info.kind in FAMILIES:
+        return
+    import diffusers  # takes seconds
+
+    if not hasattr(diffusers, info.kind):
+        yield f"diffusers {diffusers.__version__} has no {info.kind}; upgrade diffusers"
+    if "prompt" not in info.call:
+        yield f"{info.kind} takes no text prompt"
+
+
+def _attention_faults(backend: str | None, parts: Mapping[str, str]) -> Iterator[str]:
+    """Yield why an attention backend cannot be had, or would change nothing."""
+    if backend is None:
+        return
+    from diffusers.models.attention_dispatch import AttentionBackendName  # takes seconds
+
+    valid = sorted(name.value for name in AttentionBackendName)
+    if backend not in valid:
+        yield f"generation.attention: diffusers has no {backend}; valid: {', '.join(valid)}"
+    elif "unet" in parts:
+        yield f"generation.attention: {backend} has no effect on a UNet; leave it out"
 
 
 def _guidance_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[str]:
@@ -672,13 +723,13 @@ class PromptLengths:
 
 
 def prompt_lengths(
-    folder: Path | None, generation: GenerationConfig, prompts: Iterable[str]
+    folder: Path | None, config: RunConfig, prompts: Iterable[str]
 ) -> PromptLengths | None:
     """Count the tokens of at most 10,000 distinct prompts, spread evenly over all.
 
     Args:
         folder: a pipeline in diffusers format, None where its weights are not on this machine.
-        generation: the settings of the run.
+        config: the settings of the run.
         prompts: also equal ones.
 
     Returns:
@@ -696,7 +747,11 @@ def prompt_lengths(
         if name in info.family.encoders
     }
     loaded = {name: kind.from_pretrained(folder / name) for name, kind in tokenizers.items()}
-    readers = text_readers(info.family, loaded, generation)
+    try:
+        add_inversion_tokens(loaded, config.model)
+    except SdwnError:
+        return None  # one is not on this machine
+    readers = text_readers(info.family, loaded, config.generation)
     if not readers:
         return None
     distinct = list(dict.fromkeys(prompts))

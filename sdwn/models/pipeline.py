@@ -10,14 +10,18 @@ A pipeline of no known family encodes the texts itself: it is loaded whole.
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from sdwn.batches import Placement
-from sdwn.config import RunConfig
+from sdwn.config import InversionSettings, LoraSettings, RunConfig
 from sdwn.devices.device import plain_out_of_memory
-from sdwn.errors import SdwnError, first_line
+from sdwn.errors import SdwnError, UsageError, first_line
+from sdwn.io import read_json
+from sdwn.models.added import inversion_encoders
 from sdwn.models.families import check_settings, denoiser, read_pipeline_info
-from sdwn.models.weights import Weights, components, staged_if_wanted
+from sdwn.models.weights import INDEX, Weights, components, staged_if_wanted
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -86,9 +90,11 @@ def load_pipeline(
         for part in (network, getattr(pipeline, "vae", None)):
             if part is not None:
                 part.to(memory_format=torch.channels_last)
+    if generation.attention is not None:
+        _set_attention(network, generation.attention)
     if generation.compile:
         # One block is compiled and serves all its likes.
-        if getattr(network, "_repeated_blocks", None):
+        if generation.compile != "whole" and getattr(network, "_repeated_blocks", None):
             network.compile_repeated_blocks()
         else:
             network.compile()
@@ -112,7 +118,12 @@ def _load(config: RunConfig, weights: Weights, absent: Collection[str]) -> Any:
     if not config.generation.safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     try:
-        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
+        options |= {
+            one.setting: diffusers.AutoModel.from_pretrained(str(one.path), dtype=dtype(config))
+            for one in weights.added
+            if one.setting == "vae" and "vae" not in absent
+        }
+        pipeline = _pipeline_loader(folder).from_pretrained(
             folder,
             variant=config.model.variant,
             use_safetensors=True,
@@ -124,6 +135,7 @@ def _load(config: RunConfig, weights: Weights, absent: Collection[str]) -> Any:
             f"model {config.model.name}: the folder {folder} cannot be loaded; check that it is "
             f"whole, with safetensors weights: {first_line(error)}"
         ) from error
+    change_model(pipeline, config, weights)
     pipeline.set_progress_bar_config(disable=True)
     if (vae := getattr(pipeline, "vae", None)) is not None:
         # SANA's pipelines catch torch's own error, and fail later for want of an image.
@@ -147,3 +159,93 @@ def place(pipeline: Any, device: Device, placement: Placement) -> str:
         # Not even the largest part fits: layer by layer.
         pipeline.enable_group_offload(device.torch, offload_type="leaf_level", use_stream=True)
     return "offload"
+
+
+def _pipeline_loader(folder: Path) -> Any:
+    """Return the class that loads a pipeline: for text to image, or as its index names it."""
+    import diffusers
+    from diffusers.pipelines.auto_pipeline import SUPPORTED_TASKS_MAPPINGS
+
+    known = {kind.__name__ for task in SUPPORTED_TASKS_MAPPINGS for kind in task.values()}
+    named = read_json(folder / INDEX).get("_class_name") in known
+    return diffusers.AutoPipelineForText2Image if named else diffusers.DiffusionPipeline
+
+
+def _set_attention(network: Any, backend: str) -> None:
+    try:
+        network.set_attention_backend(backend)
+    except Exception as error:  # of many kinds, by what the backend needs
+        raise SdwnError(f"generation.attention {backend}: {first_line(error)}") from error
+    processors = (getattr(module, "processor", None) for module in network.modules())
+    if not any(hasattr(one, "_attention_backend") for one in processors):
+        raise UsageError(
+            f"generation.attention has no effect on {type(network).__name__}; leave it out"
+        )
+
+
+def change_model(pipeline: Any, config: RunConfig, weights: Weights) -> None:
+    """Put LoRAs and textual inversions into those parts of a pipeline that are loaded.
+
+    Raises:
+        SdwnError: one does not fit the model.
+    """
+    for (_, chosen), found in zip(config.model.added, weights.added, strict=True):
+        try:
+            if isinstance(chosen, LoraSettings):
+                _fuse_lora(pipeline, found.path, chosen.scale)
+            elif isinstance(chosen, InversionSettings):
+                _load_inversion(pipeline, found.path, chosen.token)
+        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise SdwnError(
+                f"model.{found} does not fit {type(pipeline).__name__}: {first_line(error)}"
+            ) from error
+
+
+def _fuse_lora(pipeline: Any, file: Path, scale: float) -> None:
+    """Add a LoRA to the weights that it changes, so that a step takes no longer than without."""
+    import torch
+
+    loaded = {
+        name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)
+    }
+    parts = [name for name in pipeline._lora_loadable_modules if name in loaded]
+    read = pipeline.lora_state_dict
+
+    def of_loaded_parts(*given: Any, **options: Any) -> tuple[Any, ...]:
+        state, *rest = read(*given, **options)
+        tops = {name.split(".")[0] for name in state}
+        if not tops.intersection(pipeline._lora_loadable_modules):
+            raise ValueError("it has no weights for any part of this model")
+        return {name: state[name] for name in state if name.split(".")[0] in parts}, *rest
+
+    # What the pipeline calls for itself, with what is for parts that are not loaded left out; and
+    # a denoiser that is not loaded takes that.
+    absent = "unet" if "unet" in pipeline.components else "transformer"
+    if absent not in loaded:
+        config = SimpleNamespace(**read_pipeline_info(Path(pipeline.name_or_path)).network)
+        nothing = SimpleNamespace(config=config, load_lora_adapter=lambda *_, **__: None)
+        setattr(pipeline, absent, nothing)
+    pipeline.lora_state_dict = of_loaded_parts
+    try:
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="added")
+    finally:
+        del pipeline.lora_state_dict
+        if absent not in loaded:
+            setattr(pipeline, absent, None)
+    pipeline.fuse_lora(components=parts, lora_scale=scale, adapter_names=["added"])
+    pipeline.unload_lora_weights()
+
+
+def _load_inversion(pipeline: Any, file: Path, token: str | None) -> None:
+    """Add a textual inversion to each tokenizer and text encoder that it is for."""
+    from safetensors.torch import load_file
+
+    state = load_file(file)
+    for key, number in inversion_encoders(state):
+        encoder = getattr(pipeline, f"text_encoder{number}", None)
+        if encoder is not None:
+            pipeline.load_textual_inversion(
+                {token or key: state[key]},
+                tokenizer=getattr(pipeline, f"tokenizer{number}"),
+                text_encoder=encoder,
+            )
