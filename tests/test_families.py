@@ -104,11 +104,11 @@ class TestTokens:
 
     def test_links_and_brackets_do_not_fill_pixarts_encoder(self, folder: Folder) -> None:
         prompts = ["a cat " + "https://example.org/a " * 20]
-        generation = config(folder(families.pixart)).generation
-        lengths = prompt_lengths(folder(families.pixart), generation, prompts)
+        cleaned = config(folder(families.pixart))
+        lengths = prompt_lengths(folder(families.pixart), cleaned, prompts)
         assert lengths is not None
         assert lengths.cut == 0
-        uncleaned = generation.model_copy(update={"options": {"clean_caption": False}})
+        uncleaned = config(folder(families.pixart), options={"clean_caption": False})
         lengths = prompt_lengths(folder(families.pixart), uncleaned, prompts)
         assert lengths is not None
         assert lengths.cut == 1

@@ -21,7 +21,7 @@ from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.io import read_json
 from sdwn.models.weights import (
     FoundWeights,
-    NoAnswerError,
+    HubError,
     Weights,
     download,
     file_fault,
@@ -71,7 +71,7 @@ def fetch_added(
         pick, wanted = partial(_chosen_files, label, setting, chosen), commit or chosen.revision
         try:
             got, now = download(label, chosen.name, wanted, pick, own)
-        except NoAnswerError:
+        except HubError:
             if own is not None:
                 raise
             with suppress(SdwnError):

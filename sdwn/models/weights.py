@@ -433,7 +433,7 @@ def is_pointer(file: Path) -> bool:
         return opened.read(len(POINTER)) == POINTER
 
 
-class NoAnswerError(SdwnError):
+class HubError(SdwnError):
     """The hub does not give what was wanted."""
 
 
@@ -466,7 +466,7 @@ def fetch_weights(
 
     try:
         got, commit = download(f"model {name}", name, wanted, pick, folder)
-    except NoAnswerError as error:
+    except HubError as error:
         if folder is None and (found := find_folder(config, wanted)) is not None:
             log.warning("%s; using what its cache has", error)
             return Weights(found, found.name)
@@ -530,7 +530,7 @@ def download(
     except SdwnError:
         raise
     except Exception as error:  # each of the HTTP libraries that hub's has used has its own
-        raise NoAnswerError(
+        raise HubError(
             f"{what}: no folder of this name, and the hub did not give it: "
             f"{first_line(error)}; fetch it where there is a network, with: sdwn prefetch (after "
             "hf auth login where its terms ask for that), or name a local folder"
