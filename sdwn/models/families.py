@@ -554,10 +554,9 @@ def check_settings(config: RunConfig, folder: Path | None) -> None:
     """
     info = None if folder is None else read_pipeline_info(folder)
     parts = info.parts if info else {}
-    if info is not None and folder is not None:
-        # Of such a class the other faults cannot be known.
-        if (wrong_class := next(_class_faults(info, folder), None)) is not None:
-            raise UsageError(f"model {config.model.name}: {wrong_class}")
+    # Of such a class the other faults cannot be known.
+    for wrong_class in _class_faults(info, folder):
+        raise UsageError(f"model {config.model.name}: {wrong_class}")
     check_added(config.model, parts, folder)
     faults = list(_attention_faults(config.generation.attention, parts))
     # A single file has none, whatever its settings name.
@@ -599,8 +598,10 @@ def _scheduler_faults(
         yield f"generation.scheduler: {fault}; valid: {fitting}{null}"
 
 
-def _class_faults(info: PipelineInfo, folder: Path) -> Iterator[str]:
+def _class_faults(info: PipelineInfo | None, folder: Path | None) -> Iterator[str]:
     """Yield why diffusers alone makes no images of a prompt with a pipeline."""
+    if info is None or folder is None:
+        return
     for name, kind in info.index.items():
         module = kind[0] if isinstance(kind, list) and kind else None
         own = name == "_class_name" and module is not None
