@@ -742,6 +742,15 @@ def test_an_interrupted_batch_leaves_the_model_whole(
     np.testing.assert_array_equal(pixels(ours.sample(specs(2))), before)
 
 
+def test_steps_that_are_given_one_by_one_are_all_timed(saved: Callable[[Any], Path]) -> None:
+    options = {"sigmas": [1 - step / 12 for step in range(12)]}
+    settings = {**OWN, "num_inference_steps": 12, "options": options}
+    ours = Sampler(config(str(saved(families.stable_diffusion_3)), **settings))
+    began = time.perf_counter()
+    taken = ours.time_batch(specs(2))
+    assert taken <= time.perf_counter() - began, "nothing is added for steps that were not made"
+
+
 def test_a_pipeline_of_no_family_gets_texts(saved: Callable[[Any], Path]) -> None:
     folder = saved(families.aura_flow)
     settings = {**OWN, "negative_prompt": "blue", "options": {"max_sequence_length": 128}}

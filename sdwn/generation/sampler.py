@@ -319,7 +319,8 @@ class Sampler(ImageSampler):
 
     def time_batch(self, specs: Sequence[ImageSpec]) -> float:
         """Return how many seconds a batch takes; of many steps only a few are timed."""
-        steps, ends = self.config.generation.num_inference_steps, list[float]()
+        generation, ends = self.config.generation, list[float]()
+        steps, encoded = generation.num_inference_steps, self._encoded(specs)
 
         def end_step(*_: Any) -> dict[str, Any]:
             self.device.synchronize()
@@ -327,16 +328,18 @@ class Sampler(ImageSampler):
             return {}
 
         options: dict[str, Any] = {}
-        # Some families of pipelines have no such hook; all their steps are timed.
+        # Where there is no such hook, or the steps are given one by one, all of them are timed.
         hooks = inspect.signature(self.pipeline.__call__).parameters
-        if steps > TIMED_STEPS and "callback_on_step_end" in hooks:
+        fixed = self._info.schedules(generation)
+        if steps > TIMED_STEPS and "callback_on_step_end" in hooks and not fixed:
             options = {"num_inference_steps": TIMED_STEPS, "callback_on_step_end": end_step}
         began = time.perf_counter()
-        self._make(specs, self._encoded(specs), **options)
+        self._make(specs, encoded, **options)
         taken = time.perf_counter() - began
         if len(ends) < 2:
             return taken
-        return taken + (steps - TIMED_STEPS) * float(np.median(np.diff(ends)))
+        left = (steps - TIMED_STEPS) * len(equal_lengths(encoded))
+        return taken + left * float(np.median(np.diff(ends)))
 
     def slice_vae(self, on: bool = True) -> bool:
         """Set whether images are decoded one at a time; return whether that changes anything."""

@@ -414,6 +414,12 @@ class PipelineInfo:
         """Whether guidance is an input of its network."""
         return bool(self.family.embedded and self.network.get(self.family.embedded))
 
+    def schedules(self, generation: GenerationConfig) -> dict[str, list[Any]]:
+        """Return what says how many steps there are, whatever ``num_inference_steps``."""
+        given = {"sample_sigmas": self.index.get("sample_sigmas"), **generation.options}
+        names = ("sample_sigmas", "sigmas", "timesteps")
+        return {k: v for k in names if isinstance(v := given.get(k), list)}
+
     def guided(self, generation: GenerationConfig) -> bool:
         """Return whether each step predicts a second time, with the negative prompt."""
         family = self.family
@@ -687,10 +693,8 @@ def _option_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator
         where = "generation.options.intermediate_timesteps"
         if options.get(where.rpartition(".")[2], 0) is not None:
             yield f"{where}: only two steps have some, found {steps} steps; write {where}: null"
-    schedules = {**options, "sample_sigmas": info.index.get("sample_sigmas")}
-    for name in ("sigmas", "timesteps", "sample_sigmas"):
-        schedule = schedules.get(name)
-        if isinstance(schedule, list) and len(schedule) != steps:
+    for name, schedule in info.schedules(generation).items():
+        if len(schedule) != steps:
             yield (
                 f"generation.num_inference_steps: {steps} has no effect, for {name} has "
                 f"{len(schedule)} steps; write {len(schedule)}"
