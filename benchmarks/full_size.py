@@ -16,31 +16,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from importlib.metadata import version
-from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from safetensors import safe_open
-from sdwn.models.tiny import scheduler
+from sdwn.models.full_size import save_full_size
 from sdwn.releases.release import Release
 from shared import Row, exactly, print_rows
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-)
 from transformers.utils.logging import disable_progress_bar
 
 # The safety checker's follows from its published files: 303,981,588 of 4 bytes, or of 2, and a
@@ -50,23 +37,6 @@ PUBLISHED = {
     "vae": 83_653_863,
     "text_encoder": 123_060_480,
     "safety_checker": 303_981_588,
-}
-
-VOCABULARY = 49_408
-START, END = "<|startoftext|>", "<|endoftext|>"
-# Near the published ones. Embeddings of this width that are random are never that much alike.
-CONCEPT_THRESHOLD = 0.2
-
-INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "_diffusers_version": version("diffusers"),
-    "feature_extractor": ["transformers", "CLIPImageProcessor"],
-    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
-    "scheduler": ["diffusers", "PNDMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
 }
 
 CONFIG = """\
@@ -86,158 +56,6 @@ storage:
   codec: webp
   images_per_shard: 1
 """
-
-
-def unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=64,
-        in_channels=4,
-        out_channels=4,
-        center_input_sample=False,
-        flip_sin_to_cos=True,
-        freq_shift=0,
-        down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
-        up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
-        block_out_channels=(320, 640, 1280, 1280),
-        layers_per_block=2,
-        downsample_padding=1,
-        mid_block_scale_factor=1,
-        act_fn="silu",
-        norm_num_groups=32,
-        norm_eps=1e-5,
-        cross_attention_dim=768,
-        attention_head_dim=8,
-    )
-
-
-def vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        act_fn="silu",
-        latent_channels=4,
-        norm_num_groups=32,
-        sample_size=512,
-    )
-
-
-def text_encoder() -> CLIPTextModel:
-    # The special tokens' ids are the published config's, though the tokenizer has others.
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=768,
-            intermediate_size=3072,
-            projection_dim=768,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            max_position_embeddings=77,
-            hidden_act="quick_gelu",
-            bos_token_id=0,
-            pad_token_id=1,
-            eos_token_id=2,
-        )
-    )
-
-
-def safety_checker() -> StableDiffusionSafetyChecker:
-    vision = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "projection_dim": 768,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 224,
-        "patch_size": 14,
-        "hidden_act": "quick_gelu",
-    }
-    return StableDiffusionSafetyChecker(
-        CLIPConfig(text_config={}, vision_config=vision, projection_dim=768)
-    )
-
-
-NETWORKS: dict[str, Callable[[], Any]] = {
-    "unet": unet,
-    "vae": vae,
-    "text_encoder": text_encoder,
-    "safety_checker": safety_checker,
-}
-
-
-def feature_extractor() -> CLIPImageProcessor:
-    return CLIPImageProcessor(
-        size={"shortest_edge": 224},
-        crop_size={"height": 224, "width": 224},
-        image_mean=[0.48145466, 0.4578275, 0.40821073],
-        image_std=[0.26862954, 0.26130258, 0.27577711],
-    )
-
-
-def tokenizer(folder: Path) -> CLIPTokenizer:
-    """Save and return a tokenizer of CLIP's structure; pairs of bytes stand for its merges."""
-    folder.mkdir(parents=True, exist_ok=True)
-    symbols = sorted(ByteLevel.alphabet())
-    singles = [*symbols, *(symbol + "</w>" for symbol in symbols)]
-    pairs = list(islice(product(symbols, singles), VOCABULARY - len(singles) - 2))
-    words = [*singles, *map("".join, pairs), START, END]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    merges = ["#version: 0.2", *map(" ".join, pairs)]
-    (folder / "merges.txt").write_text("\n".join(merges) + "\n")
-    made = CLIPTokenizer.from_pretrained(folder, model_max_length=77)
-    made.save_pretrained(folder)
-    return made
-
-
-def on_meta(component: str) -> torch.nn.Module:
-    """Make a network without memory for its weights."""
-    with torch.device("meta"):
-        network: torch.nn.Module = NETWORKS[component]()
-        return network.half().eval()
-
-
-@torch.no_grad()
-def filled(component: str) -> Any:
-    """Make a network with random weights in half precision, the same ones every time."""
-    network = on_meta(component).to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    for name, weights in network.named_parameters():
-        fill(name, weights, generator)
-    for name, buffer in network.named_buffers():
-        if not name.endswith("position_ids"):
-            raise SystemExit(f"{component}: no values are known for the buffer {name}")
-        buffer.copy_(torch.arange(buffer.numel()).view_as(buffer))
-    return network
-
-
-def fill(name: str, weights: torch.Tensor, generator: torch.Generator) -> None:
-    if name.endswith("embeds_weights"):
-        weights.fill_(CONCEPT_THRESHOLD)
-    elif weights.dim() == 1:
-        weights.fill_(1.0 if name.endswith("weight") else 0.0)
-    else:
-        # Sums keep the size of what they add, so that nothing grows out of fp16.
-        deviation = 1 / math.sqrt(math.prod(weights.shape[1:]))
-        weights.normal_(0.0, deviation, generator=generator)
-
-
-def build(model: Path) -> bool:
-    """Save the pipeline in diffusers format unless it is there; tell whether it was made."""
-    index = model / "model_index.json"
-    if index.exists():
-        return False
-    disable_progress_bar()
-    for component in NETWORKS:
-        filled(component).save_pretrained(model / component, safe_serialization=True)
-    tokenizer(model / "tokenizer")
-    scheduler().save_pretrained(model / "scheduler")
-    feature_extractor().save_pretrained(model / "feature_extractor")
-    # Last: a folder that has it is whole.
-    index.write_text(json.dumps(INDEX, indent=2) + "\n")
-    return True
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -349,7 +167,8 @@ def model_rows(model: Path) -> list[Row]:
 
 def build_rows(model: Path) -> list[Row]:
     start = time.perf_counter()
-    if not build(model):
+    disable_progress_bar()
+    if not save_full_size(model, torch.device("cpu")):
         return [Row("seconds, building", "built before")]
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,33 +1,24 @@
-"""The full-size model of benchmarks/full_size.py, without memory for its weights."""
+"""The full-size model of sdwn/models/full_size.py, without memory for its weights."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-
-from conftest import REPOSITORY
+from sdwn.models import full_size
+from sdwn.models.full_size import empty_part, save_full_size, save_tokenizer
+from transformers import CLIPTokenizer
 
 GLOSS = "a member of the genus Canis that has been domesticated by man since prehistoric times"
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-        yield importlib.import_module("full_size")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("model") / "tokenizer"
-    script.tokenizer(folder)
-    return script.CLIPTokenizer.from_pretrained(folder)
+    save_tokenizer(folder)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -39,10 +30,8 @@ def tokenizer(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> A
         ("safety_checker", 303_981_588),
     ],
 )
-def test_the_parameters_are_as_many_as_published(
-    script: ModuleType, component: str, parameters: int
-) -> None:
-    network = script.on_meta(component)
+def test_the_parameters_are_as_many_as_published(component: str, parameters: int) -> None:
+    network = empty_part(component)
     assert sum(weights.numel() for weights in network.parameters()) == parameters
     assert {weights.device.type for weights in network.parameters()} == {"meta"}
 
@@ -60,21 +49,21 @@ def test_the_tokenizer_truncates_and_pads_to_77(tokenizer: Any) -> None:
         assert (len(ids), ids[0], ids[-1]) == (77, 49_406, 49_407)
 
 
-def test_an_image_of_512_has_latents_of_64(script: ModuleType) -> None:
+def test_an_image_of_512_has_latents_of_64() -> None:
     half = {"device": "meta", "dtype": torch.float16}
-    latents = script.on_meta("vae").encode(torch.empty(1, 3, 512, 512, **half)).latent_dist.mean
+    latents = empty_part("vae").encode(torch.empty(1, 3, 512, 512, **half)).latent_dist.mean
     assert latents.shape == (1, 4, 64, 64)
-    text = script.on_meta("text_encoder")(torch.empty(1, 77, device="meta", dtype=torch.long))
-    noise = script.on_meta("unet")(latents, torch.ones(1, device="meta"), text[0]).sample
+    text = empty_part("text_encoder")(torch.empty(1, 77, device="meta", dtype=torch.long))
+    noise = empty_part("unet")(latents, torch.ones(1, device="meta"), text[0]).sample
     assert noise.shape == latents.shape
-    assert script.on_meta("vae").decode(noise).sample.shape == (1, 3, 512, 512)
+    assert empty_part("vae").decode(noise).sample.shape == (1, 3, 512, 512)
 
 
 def test_a_folder_that_is_whole_is_not_built_again(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script, "NETWORKS", {})
-    assert script.build(tmp_path)
+    monkeypatch.setattr(full_size, "NETWORKS", {})
+    assert save_full_size(tmp_path, torch.device("cpu"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert not script.build(tmp_path)
+    assert not save_full_size(tmp_path, torch.device("cpu"))
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

@@ -29,6 +29,8 @@ sdwn tune paper
 sdwn tune paper --profile mysite.yaml --gpus v100,a100
 sdwn pilot RUN --profile mysite.yaml
 sdwn doctor RUN --profile mysite.yaml --probe
+sdwn selftest --quick
+sdwn selftest --profile mysite.yaml --page gpu-CARD.md
 sdwn submit RUN --wait
 sdwn submit RUN --profile mysite.yaml --dry-run
 sdwn submit RUN --profile mysite.yaml --then merge,evaluate,report

@@ -1,7 +1,8 @@
-"""The commands before a run: plan, prefetch, tune, pilot, doctor."""
+"""The commands before a run: plan, prefetch, tune, pilot, doctor, selftest."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from typer import Argument, Option
 
 from sdwn.cli import console, options
 from sdwn.errors import UsageError, command, counted, duration
+from sdwn.io import write_text
 from sdwn.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -253,4 +255,57 @@ def doctor_command(
     step = None if stopped else command("submit", run, "--profile", profile, "--wait")
     console.result(values, as_json, console.columns(lines), next_=step)
     if stopped:
+        raise typer.Exit(1)
+
+
+@options.with_site
+def selftest_command(
+    site: dict[str, str],
+    profile: options.MaybeProfile = None,
+    model: Annotated[
+        str | None, Option(help="A pipeline; default: Stable Diffusion 1.4, or its size.")
+    ] = None,
+    quick: Annotated[bool, Option("--quick", help="Fewer steps, and nothing compiled.")] = False,
+    out: Annotated[Path, Option(metavar="FOLDER", help="Where selftest.json goes.")] = Path(
+        "selftest"
+    ),
+    page: Annotated[
+        Path | None, Option(metavar="FILE", help="A page too; CARD becomes the card's name.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check and measure a machine: images, memory, tasks, speed.
+
+    Each line has what was expected. Without weights of Stable Diffusion 1.4 they are random: speed
+    and memory are the same. On a machine without a GPU, small models show what is not the card's.
+    """
+    if profile is None and site:
+        raise typer.BadParameter("the profile's options need --profile")
+    from sdwn.preflight.selftest import card_name, self_test, self_test_by_job, self_test_page
+
+    folder = out.absolute()
+    # The checks bring about what it warns of.
+    logging.getLogger("sdwn").setLevel(logging.ERROR)
+    if profile is None:
+        with console.progress("testing") as bar:
+            found = self_test(folder, model, quick, bar.note)
+    else:
+        chosen = options.open_profile(profile, site)
+        with _short_jobs("testing") as callbacks:
+            found = self_test_by_job(folder, model, quick, chosen, callbacks)
+    colours = {"ok": "green", "failed": "red", "not proven": "cyan"}
+    lines = []
+    for one in found["checks"]:
+        text = one["found"] + f" (expected: {one['expected']})" * bool(one["expected"])
+        lines.append(
+            (Text(one["outcome"], colours[one["outcome"]]), Text(one["check"], "bold"), text)
+        )
+    if page is not None:
+        page = page.with_name(page.name.replace("CARD", card_name(found)))
+        write_text(page, self_test_page(found))
+    written = {"record": out / "selftest.json", "page": page}
+    weights = "random weights" if found["random_weights"] else "its own weights"
+    what = f"{found['device']}: {found['model']}, {weights}"
+    console.result(found, as_json, what, console.columns(lines), written)
+    if not found["ok"]:
         raise typer.Exit(1)

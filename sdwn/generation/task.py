@@ -118,6 +118,7 @@ def make_shards(
         memory_gb=workload.memory_gb,
         batch=batch,
         loading_seconds=sampler.loading_seconds,
+        energy=lambda: sampler.device.energy_joules,
         total=sum(plan.shard_images(shard) for shard in shards),
         started=task_run["started"],
         # Plain noise is drawn without torch, on the CPU.

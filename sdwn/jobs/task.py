@@ -322,6 +322,7 @@ class TaskRecord:
     sampled after it, ``busy`` is the share of time that the device was sampling since.
     ``lowered_from`` is the batch size before the card ran out of memory. ``start`` counts the
     task's requeues, ``total`` its images and ``done`` those that are sampled, now or before.
+    ``energy_joules`` is what the card took since the model was loaded, None where nothing tells.
     """
 
     __pydantic_config__ = ConfigDict(allow_inf_nan=False)
@@ -347,6 +348,7 @@ class TaskRecord:
     busy: float = 0.0
     peak_bytes: int = 0
     ended: bool = False
+    energy_joules: float | None = None
 
     @property
     def images_per_second(self) -> float | None:
@@ -378,6 +380,7 @@ class Meter:
         loading_seconds: what it took to load the model.
         started: when that began; by default now.
         no_gpu: why the process runs on the CPU although it was given a GPU, if so.
+        energy: returns the energy that the device has taken up to now, in joules, if that is known.
         doing: what the device does, for the log.
     """
 
@@ -392,10 +395,12 @@ class Meter:
         total: int,
         started: str | None = None,
         no_gpu: str | None = None,
+        energy: Callable[[], float | None] = lambda: None,
         doing: str = "sampling",
     ) -> None:
         process = this_process()
         self.paths, self.doing = paths, doing
+        self._energy, self._energy_before = energy, energy()
         self.record = TaskRecord(
             job=process.job,
             rank=process.rank,
@@ -470,5 +475,10 @@ class Meter:
         write_note(self.paths, self.paths.note(self.record.job, self.record.rank, kind), text)
 
     def _write(self) -> None:
-        path = self.paths.task(self.record.job, self.record.rank, self.record.start)
+        path, energy = (
+            self.paths.task(self.record.job, self.record.rank, self.record.start),
+            self._energy(),
+        )
+        if energy is not None and self._energy_before is not None:
+            self.record.energy_joules = energy - self._energy_before
         write_note(self.paths, path, json.dumps(asdict(self.record)))

@@ -70,6 +70,7 @@ def predict_shards(  # noqa: PLR0913, PLR0917
         memory_gb=round(device.total_bytes / GB),
         batch=predictor.batch,
         loading_seconds=time.monotonic() - began,
+        energy=lambda: device.energy_joules,
         total=sum(map(plan.shard_images, shards)),
         no_gpu=missing_gpu(device.name),
         doing="classifying",

@@ -17,11 +17,11 @@ from pathlib import Path
 from sdwn.config import RunConfig
 from sdwn.devices.tuning import GB, GpuProfile, run_workload, stored_profiles
 from sdwn.errors import IntegrityError, command
-from sdwn.io import read_json
+from sdwn.io import Format, read_json, refuse_planted
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.task import TaskRecord, read_record
 from sdwn.models.families import is_guided
-from sdwn.paths import TASK_NAME, RunPaths
+from sdwn.paths import TASK_NAME, RunPaths, cache_folder
 
 WIDTH = HEIGHT = 512
 STEPS = 50
@@ -42,6 +42,10 @@ SHOWN = ("A100", "V100", "T4")
 # Stable Diffusion 1's own weights by name, and its architecture in any folder.
 PUBLISHED_MODEL = re.compile(r"(.*/)?stable-diffusion-v1-[1-5]/*")
 PUBLISHED_UNET = {"cross_attention_dim": 768, "block_out_channels": [320, 640, 1280, 1280]}
+
+# What sdwn selftest finds of a machine.
+SELFTEST = Format("sdwn-selftest", 1, "make it again with: sdwn selftest")
+SELFTEST_FILES = "selftest_*.json"
 
 # Each look at a file of a run is a question to a shared file system.
 MOST_SEEN = 100
@@ -182,7 +186,8 @@ def known_speeds(
         return (DeviceSpeed("cpu", speed, "the set pace of builtin:noise", 0.0, "nothing to load"),)
     if profile is not None and not profile.asks_for_gpu:
         return ()
-    return _tuned_speeds(config, profile) or _published_speeds(config, profile)
+    tuned = _tuned_speeds(config, profile) or _selftest_speeds(config, profile)
+    return tuned or _published_speeds(config, profile)
 
 
 def _own_speeds(
@@ -284,13 +289,37 @@ def _may_be(device: str, kind: str) -> bool:
     return all(spaced(part) in spaced(device) for part in re.findall(r"[A-Za-z0-9]+", kind))
 
 
+def _selftest_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple[DeviceSpeed, ...]:
+    """Return what ``sdwn selftest`` measured of Stable Diffusion 1 in fp16, scaled by work."""
+    generation, kind = config.generation, profile.gpu_kind if profile else None
+    if generation.precision != "fp16" or not is_published_model(config.model.name):
+        return ()
+    work = generation.width, generation.height, generation.num_inference_steps
+    found = []
+    for path in sorted((cache_folder() / "gpus").glob(SELFTEST_FILES)):
+        with suppress(IntegrityError, KeyError, TypeError, ValueError):
+            refuse_planted(path)
+            content = SELFTEST.read(path)
+            device, measured = str(content["device"]), content["speeds"]
+            own = measured["compiled" if generation.compile else "plain"].items()
+            card = Card(device, (), *({int(size): float(each) for size, each in own},) * 2)
+            speed = published_speed(card, _wanted_batch(config, profile)) or math.nan
+            if 0 < speed < math.inf and (kind is None or _may_be(device, kind)):
+                each = scaled(speed, *work, generation.guidance_scale)
+                source = f"sdwn selftest, {str(content['measured'])[:10]}"
+                source += ", scaled by work" * (not math.isclose(each, speed))
+                name = f"{device}, {int(content['memory_gb'])} GB"
+                found.append(DeviceSpeed(name, each, source))
+    return tuple(found)
+
+
 def _published_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple[DeviceSpeed, ...]:
     """Return published speeds of a model in fp16: Stable Diffusion 1's scaled by work, XL's not."""
     generation, name = config.generation, config.model.name
     width, height, steps = generation.width, generation.height, generation.num_inference_steps
     of_xl = XL.fullmatch(name) is not None
     as_published = width == height == XL_SIDE and generation.guidance_scale > 1
-    if generation.precision != "fp16" or not (as_published if of_xl else _is_published_model(name)):
+    if generation.precision != "fp16" or not (as_published if of_xl else is_published_model(name)):
         return ()
     kind, compiled, found = profile.gpu_kind if profile else None, bool(generation.compile), []
     for card in filter(None, map(card_called, (kind,) if kind else SHOWN)):
@@ -312,7 +341,7 @@ def _published_speeds(config: RunConfig, profile: ClusterProfile | None) -> tupl
     return tuple(found)
 
 
-def _is_published_model(name: str) -> bool:
+def is_published_model(name: str) -> bool:
     """Return whether a model has the architecture that the published figures are of."""
     if PUBLISHED_MODEL.fullmatch(name):
         return True

@@ -130,7 +130,7 @@ def tune_task(folder: Path, indices: Iterable[int], options: TaskOptions) -> Non
     """Measure this task's device under the config in a folder, and write the answer there."""
     config = validated(RunConfig, read_json(folder / "config.json"), source=str(folder))
     for index in indices:
-        found = tune_device(config, _step_note(RunPaths(folder), index), options.placement)
+        found = tune_device(config, step_note(RunPaths(folder), index), options.placement)
         write_profile(found, folder / f"answer-{index}.json")
 
 
@@ -158,13 +158,13 @@ def tune_by_jobs(
     folder.mkdir(exist_ok=True)
     # The same command beside this one joins its jobs.
     with submission_lock(RunPaths(folder), callbacks.on_step):
-        left = (one for one in map(RunPaths, sorted(folder.glob("*"))) if _is_left(one, question))
+        left = (one for one in map(RunPaths, sorted(folder.glob("*"))) if is_left(one, question))
         moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
         trial = next(left, RunPaths(folder / moment))
         callbacks.on_start(trial.root)
         write_text(trial.root / "config.json", json.dumps(settings, indent=2) + "\n")
-        _submit(trial, TUNE, targets, question)
-    _finish(trial, targets, callbacks)
+        submit_trial(trial, TUNE, targets, question)
+    finish_trial(trial, targets, callbacks)
     found, reasons = [], []
     for index, target in enumerate(targets):
         answer = trial.root / f"answer-{index}.json"
@@ -194,12 +194,12 @@ def _no_gpu(device: str, config: RunConfig, profile: ClusterProfile) -> str | No
 # Short jobs
 
 
-def _is_left(trial: RunPaths, question: dict[str, Any]) -> bool:
+def is_left(trial: RunPaths, question: dict[str, Any]) -> bool:
     """Return whether a trial with this question was left before its answers were read."""
     return trial.question.exists() and read_json(trial.question) == question
 
 
-def _submit(
+def submit_trial(
     trial: RunPaths, stage: Stage, profiles: Sequence[ClusterProfile], question: dict[str, Any]
 ) -> None:
     """Submit a task under each profile, unless it was submitted before."""
@@ -212,7 +212,7 @@ def _submit(
             submit_tasks(trial, [ArrayTask(stage, str(trial.root.absolute()), (index,))], profile)
 
 
-def _finish(
+def finish_trial(
     trial: RunPaths, profiles: Sequence[ClusterProfile], callbacks: TrialCallbacks, images: int = 0
 ) -> None:
     """Follow a trial's jobs to their end; ``images`` are what its only task makes first."""
@@ -237,7 +237,7 @@ def _step_file(trial: RunPaths, index: int) -> Path:
     return trial.root / f"step-{index}.txt"
 
 
-def _step_note(trial: RunPaths, index: int) -> OnMessage:
+def step_note(trial: RunPaths, index: int) -> OnMessage:
     """Return what writes down the step that a trial's task is at."""
     return lambda step: write_note(trial, _step_file(trial, index), step)
 
@@ -289,7 +289,7 @@ def make_pilot(run: Path, indices: Iterable[int], options: TaskOptions = NO_OPTI
     weights = lock.locked_weights(paths, config.model)
     sampler = load_sampler(config, weights, specs, options.placement)
     batch = make_shards(paths, plan, shards, sampler, options.batch_size)
-    speed = time_batches(sampler, specs, batch.images, _step_note(paths, 0))
+    speed = time_batches(sampler, specs, batch.images, step_note(paths, 0))
     write_text(paths.speed, json.dumps(asdict(speed)) + "\n")
 
 
@@ -352,13 +352,13 @@ def run_pilot(
     question = {"plan": small.digest, "lock": weights, "profile": profile.record()}
     # The same command beside this one joins its job.
     with submission_lock(run, callbacks.on_step):
-        if not _is_left(pilot, question):
+        if not is_left(pilot, question):
             _clear(pilot, "pilot")
             write_plan(small, pilot)
             lock.copy_lock(run, pilot)
         callbacks.on_start(pilot.root)
-        _submit(pilot, PILOT, [profile], question)
-    _finish(pilot, [profile], callbacks, small.images)
+        submit_trial(pilot, PILOT, [profile], question)
+    finish_trial(pilot, [profile], callbacks, small.images)
     if not pilot.speed.exists():
         raise SdwnError(f"the pilot failed: {failure(pilot, 0)}")
     record = read_record(next(pilot.tasks.glob("*.json")))
