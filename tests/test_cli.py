@@ -27,7 +27,7 @@ from conftest import NOISE, REPOSITORY, OwnProcess, Sdwn
 COMMANDS = (
     *("plan", "doctor", "submit", "status", "logs", "retry", "cancel"),
     *("merge", "verify", "evaluate", "report", "run", "tune", "pilot", "prefetch"),
-    *("export", "import", "regenerate", "compare", "show", "browse"),
+    *("export", "import", "regenerate", "compare", "show", "browse", "selftest"),
 )
 
 

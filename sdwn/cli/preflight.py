@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -292,7 +293,8 @@ def selftest_command(
     else:
         chosen = options.open_profile(profile, site)
         with _short_jobs("testing") as callbacks:
-            found = self_test_by_job(folder, model, quick, chosen, callbacks)
+            found = self_test_by_job(model, quick, chosen, callbacks)
+        write_text(folder / "selftest.json", json.dumps(found, indent=2) + "\n")
     colours = {"ok": "green", "failed": "red", "not proven": "cyan"}
     lines = []
     for one in found["checks"]:

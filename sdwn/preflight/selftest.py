@@ -53,6 +53,7 @@ from sdwn.preflight.speeds import SELFTEST, SELFTEST_FILES, is_published_model
 from sdwn.preflight.trials import (
     PROMPT,
     TrialCallbacks,
+    clear_trial,
     finish_trial,
     is_left,
     step_note,
@@ -781,25 +782,25 @@ SELF_TEST = Stage("selftest", self_test_task)
 
 
 def self_test_by_job(
-    folder: Path,
-    model: str | None,
-    quick: bool,
-    profile: ClusterProfile,
-    callbacks: TrialCallbacks,
+    model: str | None, quick: bool, profile: ClusterProfile, callbacks: TrialCallbacks
 ) -> dict[str, Any]:
-    """Make all checks in a folder by a short job under a profile; see :func:`self_test`.
+    """Make all checks by a short job under a profile; see :func:`self_test`.
 
     Raises:
-        SdwnError: the job ended before all were made.
+        SdwnError: the job ended before all were made, or another one runs.
     """
-    trial, answer = RunPaths(folder), folder / ANSWER
+    folder = writable_cache() / "selftest"
+    folder.mkdir(exist_ok=True)
+    trial = RunPaths(folder / "job")
     question = {"model": model, "quick": quick, "profile": profile.record()}
-    with submission_lock(trial, callbacks.on_step):
+    # The same command beside this one joins its job.
+    with submission_lock(RunPaths(folder), callbacks.on_step):
         if not is_left(trial, question):
-            answer.unlink(missing_ok=True)
-        callbacks.on_start(folder)
+            clear_trial(trial, "self-test")
+        callbacks.on_start(trial.root)
         submit_trial(trial, SELF_TEST, [profile], question)
     finish_trial(trial, [profile], callbacks)
+    answer = trial.root / ANSWER
     content = SELFTEST.read(answer) if answer.exists() else {"checks": []}
     if (done := len(content["checks"])) < len(SELF_CHECKS):
         text = f"the self-test ended after {done} of {len(SELF_CHECKS)} checks"

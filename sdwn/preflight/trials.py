@@ -242,7 +242,7 @@ def step_note(trial: RunPaths, index: int) -> OnMessage:
     return lambda step: write_note(trial, _step_file(trial, index), step)
 
 
-def _clear(trial: RunPaths, what: str) -> None:
+def clear_trial(trial: RunPaths, what: str) -> None:
     """Remove an earlier trial, unless it still runs."""
     if live_jobs(trial):
         end = command("cancel", trial.root)
@@ -353,7 +353,7 @@ def run_pilot(
     # The same command beside this one joins its job.
     with submission_lock(run, callbacks.on_step):
         if not is_left(pilot, question):
-            _clear(pilot, "pilot")
+            clear_trial(pilot, "pilot")
             write_plan(small, pilot)
             lock.copy_lock(run, pilot)
         callbacks.on_start(pilot.root)
@@ -443,7 +443,7 @@ def probe_run(
 
 def _ask_node(run: RunPaths, profile: ClusterProfile, callbacks: TrialCallbacks) -> list[Finding]:
     probe, token = run.probe, f"probe-{uuid4().hex}"
-    _clear(probe, "probe")
+    clear_trial(probe, "probe")
     shorter = {"time": str(min(PROBE_MINUTES, minutes(profile.time)))}
     write_text(probe.question, json.dumps(probe_question(token, profile)))
     # In the cache, too, as long as the job runs: does the node see the same one?
