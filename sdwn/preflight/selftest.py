@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdwn import checkout
+from sdwn.batches import NO_OPTIONS, TaskOptions
 from sdwn.config import RunConfig, load_config
 from sdwn.devices.device import Device, local_gpus
 from sdwn.devices.tuning import GB, estimated_fit
@@ -172,7 +173,8 @@ class Bench:
         if self._loaded is None or self._loaded[0] != config:
             self.let_go()
             weights = None if "model" in changes else self.weights
-            self._loaded = config, load_sampler(config, weights)
+            # Of all checks' prompts these are the first, so that none loads encoders again.
+            self._loaded = config, load_sampler(config, weights, self.specs(12 * EACH))
         return self._loaded[1]
 
     def let_go(self) -> None:
@@ -381,7 +383,7 @@ def _flags(bench: Bench) -> Found:
 # Memory
 
 
-@_check("memory", "a batch's, predicted", f"within {PREDICTED:.0%} of what is reserved")
+@_check("memory", "a batch's, predicted", f"within {100 * PREDICTED:g} % of what is reserved")
 def _prediction(bench: Bench) -> Found:
     if not bench.gpu:
         raise NotProvenError("no GPU here, and the CPU's memory has no such count")
@@ -397,7 +399,7 @@ def _prediction(bench: Bench) -> Found:
         told, real = loaded + room / 1000, bench.peaks[size] / GB
         found.append(f"{told:.1f} and {real:.1f} GB for {size}")
         worst = max(worst, abs(told / real - 1))
-    return Found(f"{', '.join(found)}: off by {worst:.0%}", worst <= PREDICTED)
+    return Found(f"{', '.join(found)}: off by {100 * worst:.0f} %", worst <= PREDICTED)
 
 
 @contextlib.contextmanager
@@ -529,7 +531,7 @@ def _own_devices(bench: Bench) -> Found:
 # Speed
 
 
-@_check("speed", "a whole task", f"sampling {BUSY:.0%} of the time or more")
+@_check("speed", "a whole task", f"sampling {100 * BUSY:g} % of the time or more")
 def _whole_task(bench: Bench) -> Found:
     """Time a task, its model loaded, from the plan to the finished shard."""
     settings = bench.task_settings
@@ -539,7 +541,7 @@ def _whole_task(bench: Bench) -> Found:
     made = bench.make("task", plan, sampler, bench.batch)
     bench.task_speed, bench.task = plan.images / (time.perf_counter() - began), made.record
     text = f"{bench.task_speed:.3g} images/s with {bench.batch} a batch, sampling "
-    text += f"{made.record.busy:.1%} of the time"
+    text += f"{100 * made.record.busy:.1f} % of the time"
     if not bench.gpu:
         raise NotProvenError(f"{text}; on a CPU, sampling and encoding share the cores")
     figures = {"images_per_second": bench.task_speed, "busy": made.record.busy}
@@ -771,7 +773,7 @@ def keep_speeds(content: Mapping[str, Any]) -> None:
         write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def self_test_task(folder: Path, indices: Iterable[int], _: int | None = None) -> None:
+def self_test_task(folder: Path, indices: Iterable[int], _: TaskOptions = NO_OPTIONS) -> None:
     """Make all checks on this task's device, as the question in a folder says."""
     asked = read_json(RunPaths(folder).question)
     for index in indices:
