@@ -46,8 +46,9 @@ from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.submit import submission_lock
 from sdwn.jobs.task import ArrayTask, Stage, TaskRecord, read_record, see_one_device, this_process
+from sdwn.models.added import obtain_weights
 from sdwn.models.families import denoiser
-from sdwn.models.weights import components, find_folder, obtain_weights
+from sdwn.models.weights import components, find_folder
 from sdwn.paths import ReleasePaths, RunPaths, shipped_file
 from sdwn.planning.plan import ImageSpec, Plan, make_plan, write_plan
 from sdwn.preflight.speeds import SELFTEST, SELFTEST_FILES, is_published_model
