@@ -82,11 +82,6 @@ class RunPaths:
         """Return a finished shard's path."""
         return self.shards / f"{index:05d}{self.shard_suffix}"
 
-    def shard_index(self, name: str) -> int | None:
-        """Return a shard's index from its file name, None for the name of another file."""
-        number = name.removesuffix(self.shard_suffix)
-        return int(number) if number != name and SHARD_NUMBER.fullmatch(number) else None
-
     def shard_pieces(self, index: int) -> Path:
         """Return the folder of a shard's partial shards."""
         return self.pieces / f"{index:05d}"
@@ -109,8 +104,9 @@ class RunPaths:
 
     def done_shards(self) -> set[int]:
         """List the finished shards, from their names alone."""
-        found = map(self.shard_index, _files(self.shards))
-        return {index for index in found if index is not None}
+        tables = (name for name in _files(self.shards) if name.endswith(self.shard_suffix))
+        numbers = (name.removesuffix(self.shard_suffix) for name in tables)
+        return {int(number) for number in numbers if SHARD_NUMBER.fullmatch(number)}
 
     def piece_ranges(self, index: int) -> list[tuple[int, int]]:
         """List the image ranges of a shard's partial shards, from their names alone."""

@@ -64,7 +64,8 @@ def failure(paths: RunPaths, index: int, submissions: Sequence[Submission] | Non
     job = next(job for job in reversed(last.jobs) if index in job.indices)
     if job.id in last.cancelled:
         return f"cancelled as job {job.id}"
-    reason = end_reason(paths, job, job.rank(index))
+    # The process that works on the shard.
+    reason = end_reason(paths, job, job.indices.index(index) % job.processes)
     if is_success(reason):
         return f"job {job.id} finished it, but {paths.shard(index)} is gone: deleted or moved"
     return reason

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from sdwn.io import in_threads
-from sdwn.jobs.profile import ClusterProfile, minutes
+from sdwn.jobs.profile import minutes
 
 TIMEOUT_S = 60
 # Of the commands that describe a site each may hang as long; they run at once.
@@ -63,10 +63,6 @@ class Job:
     indices: tuple[int, ...]
     processes: int = 1
     array: str = ""
-
-    def rank(self, index: int) -> int:
-        """Return which process works on a shard."""
-        return self.indices.index(index) % self.processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,11 +327,6 @@ class Site:
     config: Mapping[str, str] | None = None
     partitions: Mapping[str, Partition] = field(default_factory=dict)
     default_partition: str | None = None
-
-    def chosen(self, profile: ClusterProfile) -> tuple[str, ...]:
-        """Return the names of the partitions that a profile asks for."""
-        wanted = (profile.partition or self.default_partition or "").split(",")
-        return tuple(name.strip() for name in wanted if name.strip())
 
 
 def read_site() -> Site:

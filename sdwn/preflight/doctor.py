@@ -294,7 +294,8 @@ def check_site(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
         return
     version = (site.config or {}).get("SLURM_VERSION", "unknown")
     yield Finding("slurm", "ok", f"version {version}")
-    chosen = [site.partitions[name] for name in site.chosen(profile) if name in site.partitions]
+    names = (profile.partition or site.default_partition or "").replace(" ", "").split(",")
+    chosen = [site.partitions[name] for name in names if name in site.partitions]
     # sbatch takes a time beyond the partition's, and the task waits for ever.
     wanted = minutes(profile.time)
     limits = [one for one in chosen if one.time_min]
