@@ -70,7 +70,7 @@ def most_images(found):
 
 @given(rows())
 def test_scalars_agree_with_a_plain_reference(found):
-    result = evaluated(found).figures
+    result = evaluated(found)[0]
     assert {name: result[name] for name in SCALARS} == pytest.approx(
         reference(found, most_images(found))
     )
@@ -79,7 +79,7 @@ def test_scalars_agree_with_a_plain_reference(found):
 @given(rows())
 def test_figures_without_black_are_those_of_the_other_images(found):
     bright = [row for row in found if row[2] not in ("nsfw", "nan", "black")]
-    result = evaluated(found).figures["without_black"]
+    result = evaluated(found)[0]["without_black"]
     if not bright:
         assert result is None
         return
@@ -91,27 +91,27 @@ def test_figures_without_black_are_those_of_the_other_images(found):
 @given(rows())
 def test_rows_per_class_and_histogram_agree_with_a_plain_reference(found):
     result = evaluated(found)
-    for row in result.per_class:
+    for row in result[1]:
         own = [each for each in found if each[0] == row["wnid"]]
         assert row["images"] == len(own)
         assert row["correct"] == sum(rank == 0 for *_, rank in own)
         assert row["correct_top5"] == sum(0 <= rank < 5 for *_, rank in own)
         assert row["black"] == sum(status in ("nsfw", "nan", "black") for _, _, status, _ in own)
-    assert [row["wnid"] for row in result.per_class] == sorted({row[0] for row in found})
-    right = [row["correct"] for row in result.per_class]
-    assert result.figures["histogram"] == [right.count(k) for k in range(most_images(found) + 1)]
+    assert [row["wnid"] for row in result[1]] == sorted({row[0] for row in found})
+    right = [row["correct"] for row in result[1]]
+    assert result[0]["histogram"] == [right.count(k) for k in range(most_images(found) + 1)]
 
 
 @given(rows())
 def test_every_image_is_counted_by_its_status(found):
-    statuses = evaluated(found).figures["statuses"]
+    statuses = evaluated(found)[0]["statuses"]
     assert statuses == {s: n for s in statuses if (n := sum(s == row[2] for row in found))}
     assert sum(statuses.values()) == len(found)
 
 
 @given(rows())
 def test_the_figures_survive_json(found):
-    result = evaluated(found).figures
+    result = evaluated(found)[0]
     assert json.loads(json.dumps(result)) == result
 
 
@@ -119,7 +119,7 @@ def test_a_full_release_by_hand():
     # Three classes of four images: 4, 1 and 0 right; the last one's are top-5 but one.
     wnid = np.repeat(CLASS_WNIDS[:3], 4)
     rank = [0, 0, 0, 0, 0, 1, 5, 700, 4, 4, 1, 5]
-    result = measured(wnid, list(range(4)) * 3, ["ok"] * 12, rank).figures
+    result = measured(wnid, list(range(4)) * 3, ["ok"] * 12, rank)[0]
     assert result["histogram"] == [1, 1, 0, 0, 1]
     assert result["mean_correct"] == pytest.approx(5 / 3)
     assert result["std_correct"] == pytest.approx(1.699673)
@@ -136,7 +136,7 @@ def test_a_full_release_by_hand():
 
 def test_a_class_with_fewer_images_counts_by_its_share():
     wnid = [CLASS_WNIDS[0]] * 4 + [CLASS_WNIDS[1]] * 2
-    result = measured(wnid, [0, 1, 2, 3, 0, 1], ["ok"] * 6, [0, 0, 0, 9, 0, 0]).figures
+    result = measured(wnid, [0, 1, 2, 3, 0, 1], ["ok"] * 6, [0, 0, 0, 9, 0, 0])[0]
     assert result["images_per_class"] == 4
     assert result["mean_correct"] == pytest.approx((3 + 4) / 2)
     assert result["all_correct"] == 0.5
@@ -145,7 +145,7 @@ def test_a_class_with_fewer_images_counts_by_its_share():
 
 def test_a_class_of_black_images_is_left_out_and_counted():
     wnid = [CLASS_WNIDS[0]] * 2 + [CLASS_WNIDS[1]] * 2
-    result = measured(wnid, [0, 1, 0, 1], ["nsfw", "nan", "ok", "nan"], [7, 7, 0, 7]).figures
+    result = measured(wnid, [0, 1, 0, 1], ["nsfw", "nan", "ok", "nan"], [7, 7, 0, 7])[0]
     assert result["black_images"] == 3
     assert result["mean_correct"] == 0.5
     assert result["without_black"]["classes_left_out"] == 1
@@ -154,7 +154,7 @@ def test_a_class_of_black_images_is_left_out_and_counted():
 
 
 def test_without_an_image_there_is_no_share():
-    figures = measured([], [], [], []).figures
+    figures = measured([], [], [], [])[0]
     assert [figures[name] for name in ("classes", "top1_percent", "histogram")] == [0, None, []]
 
 

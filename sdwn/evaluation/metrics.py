@@ -192,30 +192,20 @@ ClassResult = dict[str, Any]
 COUNTED = ("images", "correct", "correct_top5", "black")
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """All figures of one classifier on one release, and the results of each class by wnid.
+def measure(predictions: pa.Table) -> tuple[dict[str, Any], list[ClassResult]]:
+    """Compute all figures of predictions whose images all have a class, and each class's results.
 
-    ``figures`` are as evaluation.json has them: each of `METRICS`; ``statuses``, the images by
+    Figures are as evaluation.json has them: each of `METRICS`; ``statuses``, the images by
     status; ``intervals``, the 95 % interval of each metric that is no count, None of a single
     class; ``histogram``, the classes with 0, 1, ... N correct images, not scaled;
     ``without_black``, the metrics with black images left out, N unchanged, and
     ``classes_left_out``, the classes without other images; None if every image is black.
-    Without any class what is no count is None.
-    """
-
-    figures: dict[str, Any]
-    per_class: list[ClassResult]
-
-
-def measure(predictions: pa.Table) -> Measured:
-    """Compute the figures from a table of predictions whose images all have a class.
-
-    A negative ``label_rank``, of an image that was not classified, is incorrect.
+    Without any class what is no count is None. Classes are by wnid. A negative ``label_rank``,
+    of an image that was not classified, is incorrect.
 
     >>> images = {"wnid": ["n02123045"] * 2 + ["n02084071"] * 2}
     >>> images |= {"status": ["ok", "ok", "ok", "nsfw"], "label_rank": [0, 0, 3, 999]}
-    >>> found = measure(pa.table(images)).figures
+    >>> found, _ = measure(pa.table(images))
     >>> [found[name] for name in ("top1_percent", "mean_correct", "histogram")]
     [50.0, 1.0, [1, 0, 1]]
     >>> found["without_black"]["top5_percent"]
@@ -224,7 +214,7 @@ def measure(predictions: pa.Table) -> Measured:
     if not len(predictions):
         empty: dict[str, Any] = {m.name: None if m.resample else 0 for m in METRICS}
         empty |= {"statuses": {}, "intervals": {}, "histogram": [], "without_black": None}
-        return Measured(empty, [])
+        return empty, []
     wnids, label = group_by_wnid(predictions)
     rank, status_of = numbers(predictions["label_rank"]), predictions["status"].to_pylist()
     statuses, black = Counter(status_of), np.isin(status_of, BLACK)
@@ -254,7 +244,7 @@ def measure(predictions: pa.Table) -> Measured:
         "histogram": np.bincount(every.correct, minlength=most + 1).tolist(),
         "without_black": without_black,
     }
-    return Measured(figures, per_class)
+    return figures, per_class
 
 
 def tally_of(rows: Sequence[ClassResult], most: int) -> Tally:

@@ -80,8 +80,8 @@ def build_record(
     taxonomy = release.taxonomy
     groups = metrics.read_groups(chosen.groups, taxonomy)
     labelled = predictions.filter(pc.is_valid(predictions["imagenet_class"]))
-    measured = metrics.measure(labelled)
-    figures, wnids = measured.figures, [row["wnid"] for row in measured.per_class]
+    figures, per_class = metrics.measure(labelled)
+    wnids = [row["wnid"] for row in per_class]
     scores = metrics.score_synsets(
         predictions, taxonomy, classifier_wnids(classifier_record.get("classes", CLASSES))
     )
@@ -107,9 +107,7 @@ def build_record(
         "predictions_sha256": file_sha256(paths.predictions),
         "classifier": classifier_record,
         "figures": figures,
-        "groups": metrics.group_figures(
-            groups, measured.per_class, figures["images_per_class"], taxonomy
-        ),
+        "groups": metrics.group_figures(groups, per_class, figures["images_per_class"], taxonomy),
         "classes": [
             {
                 **row,
@@ -120,7 +118,7 @@ def build_record(
                     for name in ("subtree_probability", "distance", "miss_distance")
                 },
             }
-            for row in measured.per_class
+            for row in per_class
         ],
         "confusions": confusions[:MOST_CONFUSIONS],
         "wordnet": metrics.summarise_scores(scores),
@@ -129,7 +127,7 @@ def build_record(
     if not wnids:
         record["map_missing"] = "no synset here is a class of ImageNet-1k"
     if release.manifest.name == PAPER_CATALOG:
-        record["paper"] = _paper_beside(measured.per_class, taxonomy)
+        record["paper"] = _paper_beside(per_class, taxonomy)
     rows: dict[str, Iterable[Mapping[str, Any]]] = {
         "figures": _figure_rows(record),
         "histogram": ({"correct": k, "classes": n} for k, n in enumerate(figures["histogram"])),

@@ -185,7 +185,7 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
                 # Over the classes in common alone.
                 "figures": measure(
                     side.predictions.filter(pc.is_in(side.predictions["wnid"], in_common))
-                ).figures,
+                )[0],
             }
             for side in sides
         ],
