@@ -229,6 +229,46 @@ def test_an_index_that_cannot_be_read_is_told(planned: PlanRun, tmp_path: Path, 
     assert verdicts(check_run(*run, profile(executor="local")))["weights"] == "problem"
 
 
+def sparse_flux(folder: Path) -> Path:
+    """A pipeline of FLUX.1's sizes: 60 GB in float32 files that take no room on the disk."""
+    parts = {
+        "transformer": (12e9, "diffusion_pytorch_model", ["diffusers", "FluxTransformer2DModel"]),
+        "text_encoder_2": (2.9e9, "model", ["transformers", "T5EncoderModel"]),
+        "vae": (0.1e9, "diffusion_pytorch_model", ["diffusers", "AutoencoderKL"]),
+    }
+    index: dict[str, Any] = {"_class_name": "FluxPipeline"}
+    for part, (count, name, kind) in parts.items():
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text("{}")
+        size = 4 * int(count)
+        tensor = {"dtype": "F32", "shape": [int(count)], "data_offsets": [0, size]}
+        head = json.dumps({"weight": tensor}).encode()
+        with (folder / part / f"{name}.safetensors").open("wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            file.truncate(8 + len(head) + size)
+        index[part] = kind
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_which_cards_a_model_fits_is_read_from_the_heads_of_its_files(
+    planned: PlanRun, tmp_path: Path
+) -> None:
+    model, own = sparse_flux(tmp_path / "flux"), {"precision": "bf16", "safety_checker": False}
+    generation = {**own, "scheduler": None, "guidance_scale": 3.5, "height": 16, "width": 16}
+    run = planned(model={"name": str(model)}, generation=generation)
+    text = texts(check_run(*run, profile(executor="local")))["memory"]
+    assert "transformer 24.0 GB, text_encoder_2 5.8 GB, vae 200.0 MB in bf16" in text
+    assert "on 40, 80 GB all that samples fits" in text
+    assert "on 16, 24 GB only layers fit" in text
+    own = profile(gres="gpu:a100_40gb:1", placement="gpu")
+    assert verdicts(check_run(*run, own))["memory"] == "ok"
+    small = profile(gres="gpu:v100_32gb:1", placement="gpu")
+    assert verdicts(check_run(*run, small))["memory"] == "ok"
+    small = profile(gres="gpu:rtx4090_24gb:1", placement="gpu")
+    assert verdicts(check_run(*run, small))["memory"] == "problem"
+
+
 def found_of_classifier(planned: PlanRun, then: Sequence[LaterStage] | None, **changes: Any) -> str:
     run = planned(evaluation=changes)
     found = check_run(*run, profile(executor="local"), then)

@@ -415,7 +415,7 @@ def test_a_run_is_locked_to_its_classifier(
     with pytest.raises(
         IntegrityError, match=f"{checkpoint}: changed .* sdwn prefetch {local.root}"
     ):
-        evaluate_run(local.root, [], None)
+        evaluate_run(local.root, [])
     refused = sdwn("submit", local.root, "--wait", "--then", "merge,evaluate", code=1).stderr
     assert "own.safetensors: changed or missing since" in " ".join(refused.split())
     assert read_journal(local) == []

@@ -27,14 +27,21 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from sdwn.config import RunConfig
+from sdwn.devices.tuning import GB, estimated_fit
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
 from sdwn.generation import embeddings
 from sdwn.generation import sampler as sampler_module
 from sdwn.generation.batching import Sample
 from sdwn.generation.encoder import PromptEncoder
+from sdwn.generation.memory import run_empty
 from sdwn.generation.sampler import Sampler
 from sdwn.generation.task import retry_nan
 from sdwn.models import tiny
@@ -49,6 +56,7 @@ from sdwn.models.families import (
 )
 from sdwn.models.weights import fingerprint, staged
 from sdwn.planning.plan import ImageSpec
+from torch.profiler import profile
 from transformers import CLIPTextModel
 
 import families
@@ -350,6 +358,44 @@ class TestMemory:
         made = sliced.sample(specs(4))
         assert all(sample.vae_slicing for sample in made)
         assert distance(pixels(made), pixels(sampler.sample(specs(4)))).max() <= 1
+
+    def test_live_tensors_of_stable_diffusion_give_its_published_batch_sizes(self) -> None:
+        """Without its weights: 3 images on a card of 8 GB, 7 on 11, up to 83 on 80."""
+        with torch.device("meta"):
+            unet = UNet2DConditionModel(cross_attention_dim=768).half()
+            vae = AutoencoderKL(
+                block_out_channels=(128, 256, 512, 512),
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                layers_per_block=2,
+            ).half()
+            latents, text = torch.empty(2, 4, 64, 64).half(), torch.empty(2, 77, 768).half()
+            made, denoising = run_empty(unet, "forward", (latents, torch.tensor(1), text), {})
+            image, decoding = run_empty(vae, "decode", (latents[:1],), {})
+        assert (made.sample.shape, image.sample.shape) == ((2, 4, 64, 64), (1, 3, 512, 512))
+        cards = (8, 11, 16, 24, 40, 80)
+        fits = [
+            estimated_fit((denoising, decoding), (gb - 2.7) * GB, gb * GB, sliced=False)
+            for gb in cards
+        ]
+        assert fits == [3, 7, 12, 21, 39, 83]
+
+    def test_a_prediction_changes_no_image(self, sampler: Sampler) -> None:
+        before = pixels(sampler.sample(specs(1)))
+        one, two = sampler.predicted_bytes(1), sampler.predicted_bytes(2)
+        assert two - one > 32 * 32 * 3 * 4, "at least the image itself"
+        np.testing.assert_array_equal(pixels(sampler.sample(specs(1))), before)
+
+    def test_live_tensors_are_what_the_cpu_allocates(self, sampler: Sampler) -> None:
+        vae, latents = sampler.pipeline.vae, torch.zeros(4, 4, 16, 16)
+        _, predicted = run_empty(vae, "decode", (latents,), {})
+        with torch.no_grad(), profile(profile_memory=True) as profiled:
+            vae.decode(latents)
+        events = profiled.profiler.kineto_results.events()
+        events = [one for one in events if one.name() == "[memory]"]
+        events.sort(key=lambda one: one.start_ns())
+        held = np.cumsum([one.nbytes() for one in events])
+        assert 0.9 * held.max() <= predicted <= 1.1 * held.max()
 
     def test_there_is_no_card_to_ask(self, sampler: Sampler) -> None:
         assert sampler.fits(sliced=False) is None

@@ -42,13 +42,11 @@ RUNS = 3
 TOLERANCE = 0.01
 BLUE, RED = "#4477aa", "#cc6677"
 
-# Stable Diffusion 1.4 at 512x512 in fp16 on an A100: 3.6 GB and 0.81 GB an image, the weights'
-# 2.1 GB among them. Decoded one by one, the VAE's share does not grow with the batch.
+# From one published measurement: Stable Diffusion 1.4 at 512x512 in fp16 on an A100 takes 3.6 GB
+# and 0.81 GB an image. Of the former its weights are 2.1 GB; an image's live tensors are 0.403 GB,
+# of which convolutions make copies in another order.
 WORKSPACE_BYTES = 1.5e9
-IMAGE_BYTES = 0.81e9
-SLICED_IMAGE_BYTES = 0.25e9
-REFERENCE_PIXELS = 512 * 512
-REFERENCE_ITEMSIZE = 2
+RESERVED_FOR_LIVE = 0.81 / 0.403
 
 # Version 1 had no runs of a probe; its files were named by a hash alone.
 FORMAT = Format(
@@ -236,6 +234,8 @@ class Workload:
     channels_last: bool
     compile: Literal["blocks", "whole"] | bool
     torch: str
+    placement: str = "gpu"
+    options: str = ""
 
     @property
     def profile_path(self) -> Path:
@@ -263,6 +263,8 @@ def run_workload(
         channels_last=generation.channels_last,
         compile=generation.compile,
         torch=str(provenance.get("torch", "")),
+        placement="offload" if provenance.get("placement") == "offload" else "gpu",
+        options=json.dumps(generation.options, sort_keys=True) if generation.options else "",
     )
 
 
@@ -353,23 +355,27 @@ def read_profile(path: Path) -> GpuProfile:
         raise IntegrityError(f"{path}: damaged: {first_line(error)}; tune again") from None
 
 
-def estimated_fit(config: RunConfig, free_bytes: float, total_bytes: float, sliced: bool) -> int:
-    """Estimate how many images fit beside weights that are loaded already.
+def estimated_fit(
+    activations: tuple[int, int], free_bytes: float, total_bytes: float, sliced: bool
+) -> int:
+    """Estimate how many images fit beside weights that are loaded already; 0 where not one does.
 
-    From published figures of Stable Diffusion 1.4, in proportion to pixels and precision;
-    ``free_bytes`` of a card of ``total_bytes``. 0 where not even one fits.
+    Args:
+        activations: the live tensors of an image while the denoiser runs, and while the VAE does.
+        free_bytes: of the card, the weights taken off.
+        total_bytes: the card's.
+        sliced: images are decoded one by one.
 
-    >>> from sdwn.config import load_config
-    >>> config = load_config(Path("configs/paper.yaml"))
-    >>> [estimated_fit(config, (gb - 2.7) * GB, gb * GB, False) for gb in (8, 16, 24, 40, 80)]
-    [3, 12, 21, 39, 83]
+    >>> published = 137_000_000, 404_000_000
+    >>> cards = (8, 11, 16, 24, 40, 80)
+    >>> [estimated_fit(published, (gb - 2.7) * GB, gb * GB, False) for gb in cards]
+    [3, 7, 12, 21, 39, 83]
     """
-    itemsize = 4 if config.generation.precision == "fp32" else 2
-    pixels = config.generation.height * config.generation.width
-    scale = pixels / REFERENCE_PIXELS * itemsize / REFERENCE_ITEMSIZE
+    denoising, decoding = (RESERVED_FOR_LIVE * size for size in activations)
     room = free_bytes - HEAD_ROOM * total_bytes - WORKSPACE_BYTES
-    each = (SLICED_IMAGE_BYTES if sliced else IMAGE_BYTES) * scale
-    return max(0, int((room - (IMAGE_BYTES * scale if sliced else 0)) / each))
+    if sliced and decoding > room:
+        return 0
+    return max(0, int(room / max(1.0, denoising, 0.0 if sliced else decoding)))
 
 
 # Showing

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sdwn.batches import TaskOptions
+from sdwn.batches import NO_OPTIONS, TaskOptions
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.metrics import read_groups
@@ -134,7 +134,7 @@ def _write_figures(release: Release, work: RunPaths, plan: PredictionPlan) -> di
     return main_figures(paths, record)
 
 
-def conclude(work: Path, _: Iterable[int], __: TaskOptions) -> None:
+def conclude(work: Path, _: Iterable[int], __: TaskOptions = NO_OPTIONS) -> None:
     """Write the figures of a release that tasks have classified: the stage behind them."""
     paths = work_paths(work)
     release, plan = open_planned_release(paths)

@@ -15,7 +15,7 @@ import numpy as np
 from sdwn.batches import BatchSize, Placement, next_smaller_batch, on_grid
 from sdwn.config import RunConfig
 from sdwn.devices.device import Device
-from sdwn.devices.tuning import Workload, estimated_fit, find_profile, run_workload
+from sdwn.devices.tuning import Workload, find_profile, run_workload
 from sdwn.errors import SdwnError
 from sdwn.io import private_folder, writable_cache
 from sdwn.models.weights import Weights
@@ -87,10 +87,7 @@ class ImageSampler:
 
     def fits(self, sliced: bool) -> int | None:
         """Estimate how many images a batch may have; None without a GPU."""
-        if not self.device.is_gpu:
-            return None
-        free = self.device.usable_bytes - self.device.used_bytes
-        return estimated_fit(self.config, free, self.device.total_bytes, sliced)
+        return None
 
 
 class NoiseSampler(ImageSampler):

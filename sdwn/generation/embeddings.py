@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import IO, Any
 
@@ -35,6 +36,9 @@ class Embeddings:
         # By whether it is negative, and the text: the embeddings, or where they begin in the file.
         self._halves: dict[tuple[bool, str | None], dict[str, Any] | int] = {}
         self._file: IO[bytes] | None = None
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self._pairs)
 
     def __contains__(self, pair: Pair) -> bool:
         return pair in self._pairs

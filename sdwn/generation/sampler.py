@@ -21,8 +21,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import accelerate
 import diffusers
@@ -35,18 +36,23 @@ from PIL import Image
 from sdwn.batches import Placement
 from sdwn.config import RunConfig
 from sdwn.devices.device import Device, plain_out_of_memory
-from sdwn.devices.tuning import run_workload
+from sdwn.devices.tuning import (
+    RESERVED_FOR_LIVE,
+    WORKSPACE_BYTES,
+    estimated_fit,
+    run_workload,
+)
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
 from sdwn.generation.batching import ImageSampler, Sample
 from sdwn.generation.embeddings import Embeddings, Pair
 from sdwn.generation.encoder import Encoded, PromptEncoder, batched, equal_lengths
+from sdwn.generation.memory import activation_bytes
 from sdwn.models.added import obtain_weights
 from sdwn.models.families import call_arguments, denoiser, read_pipeline_info
 from sdwn.models.pipeline import load_pipeline, load_text_encoders
+from sdwn.models.sizes import loaded_bytes, module_bytes
 from sdwn.models.weights import Weights
-
-if TYPE_CHECKING:
-    from sdwn.planning.plan import ImageSpec
+from sdwn.planning.plan import ImageSpec
 
 log = logging.getLogger(__name__)
 
@@ -340,6 +346,34 @@ class Sampler(ImageSampler):
             return taken
         left = (steps - TIMED_STEPS) * len(equal_lengths(encoded))
         return taken + left * float(np.median(np.diff(ends)))
+
+    def fits(self, sliced: bool) -> int | None:
+        """Estimate how many images a batch may have; None without a GPU."""
+        if not self.device.is_gpu:
+            return None
+        free = self.device.usable_bytes - self._placed_bytes
+        return estimated_fit(self._activations, free, self.device.total_bytes, sliced)
+
+    def predicted_bytes(self, images: int) -> int:
+        """Predict what a batch makes torch reserve, weights included."""
+        denoising, decoding = self._activations
+        active = max(denoising * images, decoding * (1 if self.vae_slicing else images))
+        return int(self._placed_bytes + WORKSPACE_BYTES + RESERVED_FOR_LIVE * active)
+
+    @property
+    def _placed_bytes(self) -> int:
+        """The weights that lie on the device at once."""
+        sizes = [*loaded_bytes(self.pipeline).values()]
+        if self._checker is not None:
+            sizes.append(module_bytes(self._checker))
+        return max(sizes) if self.provenance["placement"] == "offload" else sum(sizes)
+
+    @cached_property
+    def _activations(self) -> tuple[int, int]:
+        """Bytes of live tensors for one image, while the denoiser runs and while the VAE does."""
+        pair = next(iter(self._embeddings), ("", self.config.generation.negative_prompt))
+        spec = ImageSpec(0, "", "", 0, pair[0], 0)
+        return activation_bytes(self.pipeline, lambda: self._make([spec], self._encoded([spec])))
 
     def slice_vae(self, on: bool = True) -> bool:
         """Set whether images are decoded one at a time; return whether that changes anything."""

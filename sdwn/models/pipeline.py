@@ -21,6 +21,7 @@ from sdwn.errors import SdwnError, UsageError, first_line
 from sdwn.io import read_json
 from sdwn.models.added import inversion_encoders
 from sdwn.models.families import check_settings, denoiser, read_pipeline_info
+from sdwn.models.sizes import TEXT_PARTS, fitting_placement, loaded_bytes
 from sdwn.models.weights import INDEX, Weights, components, staged_if_wanted
 
 if TYPE_CHECKING:
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
     import torch
 
     from sdwn.devices.device import Device
-
-# Parts that encoding needs; sampling needs none but a processor, which is read for its template.
-_TEXT_PARTS = ("text_encoder", "tokenizer")
-# What sampling an image needs beside weights, at least.
-WORKING_BYTES = 2_000_000_000
 
 
 def dtype(config: RunConfig) -> torch.dtype:
@@ -50,7 +46,7 @@ def load_text_encoders(
     """Load a pipeline's text encoders and tokenizers, without any other weights."""
     parts = components(weights.folder)
     absent = {
-        name for name in parts if not name.startswith((*_TEXT_PARTS, "processor", "scheduler"))
+        name for name in parts if not name.startswith((*TEXT_PARTS, "processor", "scheduler"))
     }
     pipeline = _load(config, weights, absent)
     place(pipeline, device, placement)
@@ -74,7 +70,7 @@ def load_pipeline(
 
     generation, info = config.generation, read_pipeline_info(weights.folder)
     apart = info.family.embeddings
-    absent = {name for name in info.parts if apart and name.startswith(_TEXT_PARTS)}
+    absent = {name for name in info.parts if apart and name.startswith(TEXT_PARTS)}
     pipeline = _load(config, weights, absent)
     network = denoiser(pipeline)
     if network is None:
@@ -145,19 +141,17 @@ def _load(config: RunConfig, weights: Weights, absent: Collection[str]) -> Any:
 
 def place(pipeline: Any, device: Device, placement: Placement) -> str:
     """Put a pipeline's weights where they lie while it works; return ``cpu``, gpu or offload."""
-    import torch
-
-    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    sizes = [sum(one.nbytes for one in (*p.parameters(), *p.buffers())) for p in parts]
-    room = device.limit_bytes - WORKING_BYTES
-    if not device.is_gpu or placement == "gpu" or (placement == "auto" and sum(sizes) <= room):
+    if not device.is_gpu:
         pipeline.to(device.torch)
-        return "gpu" if device.is_gpu else "cpu"
-    if max(sizes) <= room:
-        pipeline.enable_model_cpu_offload(device=device.torch)
-    else:
-        # Not even the largest part fits: layer by layer.
+        return "cpu"
+    fitting = fitting_placement(loaded_bytes(pipeline).values(), device.usable_bytes)
+    if placement == "gpu" or (placement == "auto" and fitting == "gpu"):
+        pipeline.to(device.torch)
+        return "gpu"
+    if fitting == "layers":
         pipeline.enable_group_offload(device.torch, offload_type="leaf_level", use_stream=True)
+    else:
+        pipeline.enable_model_cpu_offload(device=device.torch)
     return "offload"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from sdwn.batches import TaskOptions
+from sdwn.batches import NO_OPTIONS, TaskOptions
 from sdwn.devices.device import Device, missing_gpu
 from sdwn.devices.tuning import GB
 from sdwn.errors import DiskError, SdwnError
@@ -24,7 +24,7 @@ from sdwn.releases.release import Release
 from sdwn.wordnet.taxonomy import nearest_subtrees
 
 
-def predict(work: Path, indices: Iterable[int], options: TaskOptions) -> None:
+def predict(work: Path, indices: Iterable[int], options: TaskOptions = NO_OPTIONS) -> None:
     """Classify the images of those shards that aren't finished yet: a task's stage."""
     paths = work_paths(work)
     release, plan = open_planned_release(paths)

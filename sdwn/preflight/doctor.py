@@ -25,7 +25,7 @@ from typing import Any, Literal
 from rich.filesize import decimal
 
 import sdwn
-from sdwn.batches import TaskOptions
+from sdwn.batches import NO_OPTIONS, TaskOptions
 from sdwn.config import RunConfig
 from sdwn.devices.device import Device
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, counted, duration
@@ -39,8 +39,9 @@ from sdwn.jobs.submit import require_fit
 from sdwn.jobs.task import Stage
 from sdwn.models import weights
 from sdwn.models.builtin import IN_PACKAGE
-from sdwn.models.families import check_settings
+from sdwn.models.families import FAMILIES, check_settings, read_pipeline_info
 from sdwn.models.lock import require_classifier, require_weights
+from sdwn.models.sizes import TEXT_PARTS, fitting_placement, weights_bytes
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import Plan, read_plan
 from sdwn.preflight.estimate import Estimate, estimate
@@ -68,6 +69,14 @@ PACKAGES = ("submitit", "h5py", "torch", "diffusers", "transformers", "accelerat
 CODE = str(Path(sdwn.__file__).parent)
 # An HDF5 file was written and read, but only with HDF5_USE_FILE_LOCKING=FALSE.
 NO_LOCKS = "no locks"
+
+CARDS_GB = (16, 24, 40, 80)
+# By the ways of placing weights on a card.
+PLACED = {
+    "gpu": "all that samples fits",
+    "offload": "each network fits while it works alone (offload)",
+    "layers": "only layers fit, one by one and slowly (offload)",
+}
 
 Verdict = Literal["ok", "warning", "problem", "unverified"]
 
@@ -217,6 +226,32 @@ def _settings(run: _Run) -> Iterator[Finding]:
     yield Finding("settings", "ok", text)
 
 
+def _memory(run: _Run) -> Iterator[Finding]:
+    """Say on which cards the model fits, before anything is loaded."""
+    config, profile = run.plan.config, run.profile
+    if isinstance(run.weights, SdwnError) or config.model.builtin is not None:
+        return
+    sizes = weights_bytes(run.weights, config)
+    text = ", ".join(f"{name} {decimal(size)}" for name, size in sizes.items())
+    text += f" in {config.generation.precision}"
+    if read_pipeline_info(run.weights).kind in FAMILIES:
+        # Prompts are encoded first, and the text encoders let go.
+        sizes = {name: size for name, size in sizes.items() if not name.startswith(TEXT_PARTS)}
+
+    def way(card_gb: int) -> str:
+        return PLACED[fitting_placement(sizes.values(), card_gb * 1e9)]
+
+    for words in PLACED.values():
+        if cards := [str(gb) for gb in CARDS_GB if way(gb) == words]:
+            text += f"; on {', '.join(cards)} GB {words}"
+    verdict: Verdict = "ok"
+    if card := re.search(r"(\d+)gb?\b", profile.gpu_kind or "", re.IGNORECASE):
+        text += f"; on {profile.gpu_kind} {way(int(card[1]))}"
+        if profile.placement == "gpu" and way(int(card[1])) != PLACED["gpu"]:
+            verdict, text = "problem", f"{text}, and the profile has placement gpu: set auto"
+    yield Finding("memory", verdict, text)
+
+
 def _located(run: _Run, subject: str, name: str, path: Path) -> Finding:
     if unshared := run.unshared(path):
         text = f"{unshared}; put it into a folder that nodes share"
@@ -277,7 +312,7 @@ def _cache_fault() -> str:
     return ""
 
 
-CHECKS = (_site, _run_folder, _weights, _settings, _classifier, _nodes)
+CHECKS = (_site, _run_folder, _weights, _settings, _memory, _classifier, _nodes)
 
 
 # --- Of the site ---------------------------------------------------------------------------------
@@ -364,7 +399,7 @@ def probe_question(token: str, profile: ClusterProfile) -> dict[str, Any]:
     return {"token": token, "gpu": gives_gpu(profile), "sdwn": sdwn.__version__, "code": CODE}
 
 
-def report_node(run: Path, indices: Iterable[int], _: TaskOptions) -> None:
+def report_node(run: Path, indices: Iterable[int], _: TaskOptions = NO_OPTIONS) -> None:
     """Write what this node finds into the run's folder: the stage that a probe's job runs.
 
     Raises:

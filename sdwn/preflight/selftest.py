@@ -21,7 +21,6 @@ import shutil
 import signal
 import time
 import traceback
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from multiprocessing import forkserver
@@ -36,7 +35,7 @@ from sdwn import checkout
 from sdwn.batches import NO_OPTIONS, TaskOptions
 from sdwn.config import RunConfig, load_config
 from sdwn.devices.device import Device, local_gpus
-from sdwn.devices.tuning import GB, estimated_fit
+from sdwn.devices.tuning import GB
 from sdwn.errors import OutOfMemoryError, SdwnError, counted, duration, first_line
 from sdwn.generation.batching import ImageSampler, Sample, choose_batch, load_sampler
 from sdwn.generation.regenerate import TOLERANCE
@@ -391,13 +390,9 @@ def _prediction(bench: Bench) -> Found:
     sampler, found, worst = bench.sampler(), list[str](), 0.0
     for size in (1, EACH, 2 * EACH):
         bench.device.forget_peak()
-        loaded = bench.device.used_bytes / GB
         sampler.time_batch(bench.specs(size))
         bench.peaks[size] = bench.device.peak_bytes
-        # The least room, in MB, of which the estimate says that so many fit.
-        fits = partial(estimated_fit, sampler.config, total_bytes=0, sliced=sampler.vae_slicing)
-        room = bisect_left(range(10**6), size, key=lambda mega: fits(free_bytes=1e6 * mega))
-        told, real = loaded + room / 1000, bench.peaks[size] / GB
+        told, real = sampler.predicted_bytes(size) / GB, bench.peaks[size] / GB
         found.append(f"{told:.1f} and {real:.1f} GB for {size}")
         worst = max(worst, abs(told / real - 1))
     return Found(f"{', '.join(found)}: off by {100 * worst:.0f} %", worst <= PREDICTED)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdwn import checkout
-from sdwn.batches import TaskOptions
+from sdwn.batches import NO_OPTIONS, TaskOptions
 from sdwn.errors import SdwnError, UsageError, command
 from sdwn.generation.task import GENERATE
 from sdwn.io import OnMessage
@@ -43,7 +43,7 @@ def merge_run(run: Path, _: Sequence[int], __: TaskOptions) -> None:
     log.info("merged: %s", json.dumps(merged_summary(release)))
 
 
-def evaluate_run(run: Path, _: Sequence[int], options: TaskOptions) -> None:
+def evaluate_run(run: Path, _: Sequence[int], options: TaskOptions = NO_OPTIONS) -> None:
     """Classify a run's own release as its config says."""
     from sdwn.evaluation.evaluate import evaluate
     from sdwn.releases.release import Release

@@ -1,0 +1,51 @@
+"""Sizes of a model's parts, from the heads of its files or in memory, and where they fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+from sdwn.config import RunConfig
+from sdwn.devices.device import HEAD_ROOM
+from sdwn.models.weights import components, files, needed
+
+# What sampling an image takes beside weights, at least.
+WORKING_BYTES = 2_000_000_000
+# Parts that read prompts; sampling needs none but a processor, which is read for its template.
+TEXT_PARTS = ("text_encoder", "tokenizer")
+
+
+def weights_bytes(folder: Path, config: RunConfig) -> dict[str, int]:
+    """Return what each part of a pipeline takes in memory, from its files' heads alone."""
+    itemsize, sizes = 4 if config.generation.precision == "fp32" else 2, dict[str, int]()
+    for name in needed(folder, files(folder), components(folder), config):
+        if name.endswith(".safetensors"):
+            with (folder / name).open("rb") as file:
+                head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            head.pop("__metadata__", None)
+            count = sum(prod(tensor["shape"]) for tensor in head.values())
+            part = name.partition("/")[0]
+            sizes[part] = sizes.get(part, 0) + itemsize * count
+    return sizes
+
+
+def module_bytes(module: Any) -> int:
+    """Return the bytes of a network's weights."""
+    return sum(one.nbytes for one in (*module.parameters(), *module.buffers()))
+
+
+def loaded_bytes(pipeline: Any) -> dict[str, int]:
+    """Return the bytes of each network of a pipeline that is loaded."""
+    parts = pipeline.components.items()
+    return {name: module_bytes(part) for name, part in parts if hasattr(part, "parameters")}
+
+
+def fitting_placement(
+    sizes: Collection[int], card_bytes: float
+) -> Literal["gpu", "offload", "layers"]:
+    """Return how parts of these sizes fit a card: all at once, one at a time, or by layers."""
+    room = (1 - HEAD_ROOM) * card_bytes - WORKING_BYTES
+    return "gpu" if sum(sizes) <= room else "offload" if max(sizes) <= room else "layers"
