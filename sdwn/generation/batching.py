@@ -89,6 +89,10 @@ class ImageSampler:
         """Estimate how many images a batch may have; None without a GPU."""
         return None
 
+    def predicted_bytes(self, images: int) -> int:
+        """Predict what a batch makes torch reserve, weights included; 0 without torch."""
+        return 0
+
 
 class NoiseSampler(ImageSampler):
     """A sampler without a model, to rehearse a cluster: noise from the seed, at a set pace."""

@@ -355,7 +355,7 @@ class Sampler(ImageSampler):
         return estimated_fit(self._activations, free, self.device.total_bytes, sliced)
 
     def predicted_bytes(self, images: int) -> int:
-        """Predict what a batch makes torch reserve, weights included."""
+        """Predict what a batch makes torch reserve, weights included; 0 without torch."""
         denoising, decoding = self._activations
         active = max(denoising * images, decoding * (1 if self.vae_slicing else images))
         return int(self._placed_bytes + WORKSPACE_BYTES + RESERVED_FOR_LIVE * active)
