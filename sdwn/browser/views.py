@@ -12,11 +12,10 @@ from importlib.resources import files
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
-from jinja2 import Environment, StrictUndefined
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from sdwn.errors import UsageError, command
-from sdwn.reports.page import plain, shared_text, template_loader
+from sdwn.reports.page import shared_text, template_environment
 from sdwn.wordnet.imagenet import class_name
 
 # Which images: the word in addresses, and that on pages: a sign and a word, never a colour alone.
@@ -141,16 +140,10 @@ def short_name(name: str) -> str:
     return (word if sense else name).replace("_", " ")
 
 
-_ENVIRONMENT = Environment(
-    loader=template_loader("browse"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_ENVIRONMENT = template_environment("browse", lstrip_blocks=True)
 _ENVIRONMENT.globals |= {"url": url, "url_asset": url_asset, "sdwn": command}
 _ENVIRONMENT.globals |= {"kinds": KINDS, "orders": ORDERS}
-_ENVIRONMENT.filters |= {"plain": plain, "short": short_name, "class_name": class_name}
+_ENVIRONMENT.filters |= {"short": short_name, "class_name": class_name}
 
 
 def render_page(template: str, values: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -38,11 +38,8 @@ def render(template: str, values: Mapping[str, Any], scripts: tuple[str, ...]) -
     No script runs but those given here, in their order: the page's policy names them by their
     hashes.
     """
-    loader = template_loader("report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["plain"] = plain
+    environment = template_environment("report")
+    loader = cast("ChoiceLoader", environment.loader)
     style, *texts = (loader.get_source(environment, name)[0] for name in ("page.css", *scripts))
     return environment.get_template(template).render(
         **values,
@@ -52,9 +49,13 @@ def render(template: str, values: Mapping[str, Any], scripts: tuple[str, ...]) -
     )
 
 
-def template_loader(folder: str) -> ChoiceLoader:
-    """Return a loader of a folder's templates, and of those that reports and browser share."""
-    return ChoiceLoader([PackageLoader("sdwn", f"templates/{name}") for name in (folder, "shared")])
+def template_environment(folder: str, **options: Any) -> Environment:
+    """Return a folder's templates, and those that reports and browser share, for HTML."""
+    loader = ChoiceLoader([PackageLoader("sdwn", f"templates/{one}") for one in (folder, "shared")])
+    options |= {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True}
+    found = Environment(loader=loader, **options)
+    found.filters["plain"] = plain
+    return found
 
 
 def policy_hash(text: str) -> str:
