@@ -244,8 +244,10 @@ class BackgroundWriter:
         storage: StorageConfig,
         check: Callable[[list[Sample]], list[Sample]],
         flush_seconds: float,
+        check_beside: bool = True,
     ) -> None:
         self._storage, self._check, self._flush_seconds = storage, check, flush_seconds
+        self._check_beside = check_beside
         # Of all queues this one's put may interrupt itself, as a signal's handler does.
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "encode")
@@ -281,10 +283,12 @@ class BackgroundWriter:
         samples: list[Sample],
     ) -> None:
         """Queue a batch; wait while :data:`MOST_QUEUED` others are queued."""
+        # Two threads that compute on one CPU take turns at all its cores, and wait for each other.
+        ready = None if self._check_beside else self._check(samples)
 
         def step() -> None:
             self._current, codec, quality = writer, self._storage.codec, self._storage.quality
-            checked = self._check(samples)
+            checked = self._check(samples) if ready is None else ready
             payloads = self._pool.map(lambda made: encode(made.pixels, codec, quality), checked)
             writer.add(batch, specs, checked, list(payloads))
             if time.monotonic() - writer.flushed >= self._flush_seconds:

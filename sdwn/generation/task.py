@@ -129,7 +129,9 @@ def make_shards(
     disk = RunDisk(paths)
     todo = [ShardJob(disk, plan, shard, task_run) for shard in shards]
     try:
-        background = BackgroundWriter(plan.config.storage, sampler.check, flush_seconds)
+        background = BackgroundWriter(
+            plan.config.storage, sampler.check, flush_seconds, check_beside=sampler.device.is_gpu
+        )
         # In this order: signals may also come while the last batches are written.
         with flushed_on_signals(background, disk), background:
             for _ in range(TRIES):
