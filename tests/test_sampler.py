@@ -43,7 +43,8 @@ from sdwn.generation.batching import Sample
 from sdwn.generation.encoder import PromptEncoder
 from sdwn.generation.memory import run_empty
 from sdwn.generation.sampler import Sampler
-from sdwn.generation.task import retry_nan
+from sdwn.generation.task import generate, retry_nan
+from sdwn.jobs.task import read_record
 from sdwn.models import tiny
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.families import FAMILIES as FAMILY_TABLE
@@ -61,6 +62,7 @@ from transformers import CLIPTextModel
 
 import families
 import families_dit
+from conftest import PlanRun
 
 GLOSSES = (
     "a member of the genus Canis that has been domesticated by man since prehistoric times",
@@ -786,6 +788,26 @@ def test_an_interrupted_batch_leaves_the_model_whole(
         ours.sample(specs(2))
     hook.remove()
     np.testing.assert_array_equal(pixels(ours.sample(specs(2))), before)
+
+
+def test_prompts_that_any_encoder_cut_are_counted_in_the_record_of_the_task_run(
+    saved: Callable[[Any], Path], planned: PlanRun
+) -> None:
+    folder = saved(families.stable_diffusion_3)
+    generation = {**OWN, "height": 16, "width": 16, "num_inference_steps": 1, "precision": "fp32"}
+    paths, plan = planned(
+        catalog={"synsets": ["zebra", "harp.n.01"]},
+        prompt="{lemma} {definition}",
+        images_per_synset=1,
+        model={"name": str(folder)},
+        generation=generation,
+    )
+    lengths = [len(row.prompt) + 2 for row in plan.synsets]
+    assert sorted(length > 77 for length in lengths) == [False, True]
+    assert max(lengths) < 256, "T5 reads them whole"
+    generate(paths.root, range(len(plan.shards)))
+    record = read_record(paths.task("none", 0))
+    assert record.cut_prompts == {"text_encoder": 1, "text_encoder_2": 1}
 
 
 def test_steps_that_are_given_one_by_one_are_all_timed(saved: Callable[[Any], Path]) -> None:

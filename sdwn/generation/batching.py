@@ -55,6 +55,11 @@ class ImageSampler:
     vae_slicing = False
     loading_seconds = 0.0
 
+    @property
+    def cut_prompts(self) -> dict[str, int]:
+        """How many prompts each text encoder took in part, of those encoded until now."""
+        return {}
+
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Make a batch of images, one for each spec, in their order.
 

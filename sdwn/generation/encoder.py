@@ -112,7 +112,7 @@ def equal_lengths(encoded: Sequence[Encoded]) -> list[list[int]]:
     return list(groups.values())
 
 
-def batched(encoded: Sequence[Encoded]) -> dict[str, Any]:
+def join_encoded(encoded: Sequence[Encoded]) -> dict[str, Any]:
     """Join prompts of equal lengths to the arguments of a pipeline's call."""
     joined: dict[str, Any] = {}
     for name, first in encoded[0].arguments.items():

@@ -45,7 +45,7 @@ from sdwn.devices.tuning import (
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
 from sdwn.generation.batching import ImageSampler, Sample
 from sdwn.generation.embeddings import Embeddings, Pair
-from sdwn.generation.encoder import Encoded, PromptEncoder, batched, equal_lengths
+from sdwn.generation.encoder import Encoded, PromptEncoder, equal_lengths, join_encoded
 from sdwn.generation.memory import activation_bytes
 from sdwn.models.added import obtain_weights
 from sdwn.models.families import call_arguments, denoiser, read_pipeline_info
@@ -100,6 +100,7 @@ class Sampler(ImageSampler):
         self.pipeline: Any = None
         self.provenance = {}
         self._embeddings = Embeddings()
+        self._cut_prompts: dict[str, int] = {}
         # Those of the task that are not encoded yet, in its order.
         self._coming = deque(dict.fromkeys(map(self._pair, specs)))
         if self._coming and self._encodes_apart:
@@ -125,6 +126,11 @@ class Sampler(ImageSampler):
             self.provenance["added"] = "; ".join(map(str, weights.added))
         guided = self._info.guided(config.generation)
         self.workload = run_workload(config, self.provenance, self.device.total_bytes, guided)
+
+    @property
+    def cut_prompts(self) -> dict[str, int]:
+        """How many prompts each text encoder took in part; it grows with those encoded."""
+        return self._cut_prompts
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Sample one batch, an image for each spec, in their order.
@@ -213,6 +219,8 @@ class Sampler(ImageSampler):
                 (encoded,) = encoder.encode([coming[0]])
                 if not embeddings.add(coming[0], encoded):
                     return
+                for name in encoded.cut:
+                    self._cut_prompts[name] = self._cut_prompts.get(name, 0) + 1
             coming.popleft()
 
     def _make(
@@ -250,7 +258,7 @@ class Sampler(ImageSampler):
         images: list[torch.Tensor] = [torch.empty(0)] * len(specs)
         for group in equal_lengths(encoded):
             chosen = [encoded[i] for i in group]
-            made = self._call([specs[i].seed for i in group], batched(chosen), options)
+            made = self._call([specs[i].seed for i in group], join_encoded(chosen), options)
             for i, image in zip(group, made, strict=True):
                 images[i] = image
         return torch.stack(images)

@@ -124,6 +124,8 @@ def make_shards(
         # Plain noise is drawn without torch, on the CPU.
         no_gpu=missing_gpu(workload.device) if workload.torch else None,
     )
+    # It grows while prompts are encoded.
+    meter.record.cut_prompts = sampler.cut_prompts
 
     flush_seconds = seconds("SDWN_FLUSH_SECONDS", FLUSH_SECONDS)
     disk = RunDisk(paths)

@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -348,6 +348,7 @@ class TaskRecord:
     busy: float = 0.0
     peak_bytes: int = 0
     ended: bool = False
+    cut_prompts: dict[str, int] = field(default_factory=dict)
     energy_joules: float | None = None
 
     @property
