@@ -207,10 +207,16 @@ def pilot_command(
     speed = f"{found['images_per_second']:.3g} images/s with {found['batch_size']} a batch"
     loading = f"loading takes {duration(found['loading_seconds'])}"
     made = f"{found['images']} of {counted(found['synsets'], 'synset')}"
+    price = None
+    if "difference_rms" in found:
+        price = f"{found['plain_images_per_second']:.3g} images/s; pixels differ by "
+        price += f"{found['difference_rms']:.2g} RMS at most, by {found['difference_largest']} in "
+        price += "one place (of 255)"
     black = f"{found['nsfw']} flagged, {found['nan']} NaN, {found['redone']} retried in fp32"
     rows = {
         "device": f"{found['device']}, {found['memory_gb']} GB",
         "speed": f"{speed} ({found['batch_source']}); {loading}",
+        "without options": price,
         "peak memory": f"{found['peak_gb']:.2f} GB",
         "images": f"{made}: {black}, {found['truncated']} prompts cut short",
         "size": f"{decimal(found['bytes_per_image'])} an image",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from sdwn.config import CatalogConfig, RunConfig, validated
@@ -14,7 +13,7 @@ from sdwn.generation.batching import load_sampler
 from sdwn.models.weights import is_commit, own_revision
 from sdwn.planning.plan import Plan
 from sdwn.releases.release import Release
-from sdwn.storage.images import decode, encode
+from sdwn.storage.images import decode, encode, pixel_difference
 
 # Root mean square of the difference, in steps of 8-bit colour. Half precision on another
 # device rounds differently and stays below; another seed or prompt is off by ten times as much.
@@ -108,12 +107,11 @@ def regenerate(
     height, width, _ = sample.pixels.shape
     payload = encode(sample.pixels, config.storage.codec, config.storage.quality)
     image = decode(payload, row["codec"], width, height)
-    difference = np.abs(release.array(row).astype(np.int16) - np.asarray(image))
-    rms = float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))
+    rms, largest = pixel_difference(release.image(row), image)
     if sample.status != row["status"] or rms > tolerance:
         verdict = "different"
     else:
-        verdict = "within tolerance" if difference.any() else "equal"
+        verdict = "within tolerance" if largest else "equal"
 
     now = sampler.provenance
     pairs = [("status", row["status"], sample.status)] + [
@@ -123,7 +121,7 @@ def regenerate(
         **{key: row[key] for key in ("synset", "number", "batch_size", "place", "status")},
         verdict=verdict,
         rms=round(rms, 4),
-        largest=int(difference.max()),
+        largest=largest,
         tolerance=tolerance,
         reasons=[f"{key}: {old} then, {new} now" for key, old, new in pairs if old != new],
     )

@@ -11,10 +11,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+
+from packaging.version import Version
 
 from sdwn.config import AddedWeights, InversionSettings, ModelConfig, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
@@ -210,10 +213,8 @@ def check_added(model: ModelConfig, parts: Mapping[str, str], folder: Path | Non
             fault = _inversion_fault(found, chosen, parts)
         elif setting == "vae":
             fault = _vae_fault(found, folder)
-        elif any("lora" in name for name in _shapes(found.path)):
-            continue
         else:
-            fault = "none of its tensors belongs to a LoRA"
+            fault = _lora_fault(found)
         if fault:
             raise UsageError(f"model.{found}: {fault}")
 
@@ -239,6 +240,22 @@ def _inversion_fault(
         return f"it is for {len(keys)} text encoders of CLIP, and the model has {wanted}"
     if chosen.token is None and (len(keys) > 1 or keys[0][0] == "emb_params"):
         return "it names no token; give the word that stands for it in prompts with token"
+    return ""
+
+
+def _lora_fault(found: FoundWeights) -> str:
+    names = _shapes(found.path)
+    if not any("lora" in name for name in names):
+        return "none of its tensors belongs to a LoRA"
+    if any("text_encoder" in name or "lora_te" in name for name in names):
+        from transformers.integrations.peft import MIN_PEFT_VERSION  # takes seconds
+
+        has = version("peft")
+        if Version(has) < Version(MIN_PEFT_VERSION):
+            return (
+                f"it changes text encoders, for which transformers wants peft {MIN_PEFT_VERSION}, "
+                f"and peft {has} is here; upgrade it with: pip install -U peft"
+            )
     return ""
 
 

@@ -58,7 +58,7 @@ from sdwn.preflight.doctor import PROBE, STOPPING, Finding, probe_question, prob
 from sdwn.preflight.estimate import cost
 from sdwn.preflight.speeds import DeviceSpeed
 from sdwn.storage.columns import names
-from sdwn.storage.images import contact_sheet, decode
+from sdwn.storage.images import contact_sheet, decode, encode, pixel_difference
 from sdwn.storage.shards import ImageFile
 
 PILOT_IMAGES = 20
@@ -290,7 +290,44 @@ def make_pilot(run: Path, indices: Iterable[int], options: TaskOptions = NO_OPTI
     sampler = load_sampler(config, weights, specs, options.placement)
     batch = make_shards(paths, plan, shards, sampler, options.batch_size)
     speed = time_batches(sampler, specs, batch.images, step_note(paths, 0))
-    write_text(paths.speed, json.dumps(asdict(speed)) + "\n")
+    found = asdict(speed)
+    if (plain := without_speed_options(config)) != config:
+        # Of the two only one has room.
+        del sampler
+        step_note(paths, 0)("the same images without its speed options")
+        sampler = load_sampler(plain, weights, specs, options.placement)
+        found["plain"] = _compare_with_plain(paths, plan, sampler, specs, speed.batch_size)
+    write_text(paths.speed, json.dumps(found) + "\n")
+
+
+def without_speed_options(config: RunConfig) -> RunConfig:
+    """Return a config without the options that cost last bits of pixels."""
+    attention = config.generation.attention and "native"  # a process keeps what it had before
+    change = {"compile": False, "channels_last": False, "attention": attention}
+    return config.model_copy(update={"generation": config.generation.model_copy(update=change)})
+
+
+def _compare_with_plain(
+    paths: RunPaths, plan: Plan, sampler: ImageSampler, specs: Sequence[ImageSpec], size: int
+) -> dict[str, Any]:
+    """Make the pilot's images again, and return speed and the difference in 8-bit colours."""
+    speed = time_batches(sampler, specs, size)
+    storage, differences = plan.config.storage, []
+    with ImageFile(paths.shard(0)) as file:
+        for start in range(0, len(specs), speed.batch_size):
+            chosen = specs[start : start + speed.batch_size]
+            for spec, sample in zip(chosen, sampler.check(sampler.sample(chosen)), strict=True):
+                height, width, _ = sample.pixels.shape
+                again = encode(sample.pixels, storage.codec, storage.quality)
+                payloads = file.payload(spec.index), again
+                both = (decode(one, storage.codec, width, height) for one in payloads)
+                differences.append(pixel_difference(*both))
+    rms, largest = (max(found) for found in zip(*differences, strict=True))
+    return {
+        "plain_images_per_second": speed.images_per_second,
+        "difference_rms": rms,
+        "difference_largest": largest,
+    }
 
 
 PILOT = Stage("pilot", make_pilot)
@@ -362,7 +399,9 @@ def run_pilot(
     if not pilot.speed.exists():
         raise SdwnError(f"the pilot failed: {failure(pilot, 0)}")
     record = read_record(next(pilot.tasks.glob("*.json")))
-    speed = BatchSpeed(**read_json(pilot.speed))
+    timed = read_json(pilot.speed)
+    plain = timed.pop("plain", {})
+    speed = BatchSpeed(**timed)
     with ImageFile(pilot.shard(0)) as file:
         rows, images = file.rows(), len(file)
         statuses = Counter(names(rows["status"], "status"))
@@ -380,6 +419,7 @@ def run_pilot(
         "batch_size": speed.batch_size,
         "batch_source": record.batch_source,
         "images_per_second": speed.images_per_second,
+        **plain,
         "loading_seconds": record.loading_seconds,
         "peak_gb": max(record.peak_bytes, speed.peak_bytes) / GB,
         "memory_gb": record.memory_gb,

@@ -32,6 +32,12 @@ def encode(pixels: Pixels, codec: str, quality: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def pixel_difference(one: Image.Image, other: Image.Image) -> tuple[float, int]:
+    """Return the root mean square and the largest difference, in steps of 8-bit colour."""
+    difference = np.abs(np.asarray(one, dtype=np.int16) - np.asarray(other))
+    return float(np.sqrt(np.mean(np.square(difference, dtype=np.float64)))), int(difference.max())
+
+
 # How to turn an image upright, by its EXIF orientation; 1 is upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
