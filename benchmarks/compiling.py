@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 KINDS = ("plain", "blocks", "whole")
 STEPS = 3
@@ -26,11 +27,11 @@ def processor_seconds() -> float:
 def measure(kind: str, precision: str) -> None:
     """Print the seconds of the first step and the median of later ones."""
     import torch
-    from full_size import unet
+    from sdwn.models.full_size import NETWORKS
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = unet().to(torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+    network = NETWORKS["unet"]().to(torch.bfloat16 if precision == "bf16" else torch.float32).eval()
     if kind == "blocks":
         network.compile_repeated_blocks()
     elif kind == "whole":
@@ -58,7 +59,7 @@ def main() -> None:
             began = time.monotonic()
             subprocess.run(
                 [sys.executable, "-c", code],
-                cwd=os.path.dirname(__file__) or ".",
+                cwd=Path(__file__).parent,
                 env=environment,
                 check=True,
             )

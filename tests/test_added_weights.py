@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,22 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from sdwn.errors import UsageError
+from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.generation.sampler import Sampler
+from sdwn.generation.task import generate
+from sdwn.io import file_sha256
 from sdwn.models.added import obtain_weights
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.families import PromptLengths, prompt_lengths, require_usable
-from sdwn.planning.plan import ImageSpec
+from sdwn.models.lock import ensure_lock, locked_weights, read_lock
+from sdwn.models.weights import fingerprint, own_revision
+from sdwn.paths import ReleasePaths, RunPaths
+from sdwn.planning.plan import ImageSpec, read_plan
+from sdwn.releases.merge import MergeOptions, merge
 from transformers.integrations import peft as transformers_peft
 
 import families
-from conftest import noise_config
+from conftest import PlanRun, Sdwn, noise_config
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -225,3 +233,126 @@ def test_another_vae_decodes(xl: Path, tmp_path: Path) -> None:
     wanted = noise_config(model={"name": str(tiny), "vae": str(xl)}, generation=SMALL)
     with pytest.raises(UsageError, match=f"model.vae {xl}: it shrinks images in 4 levels"):
         require_usable(wanted)
+
+
+@pytest.fixture
+def locked(planned: PlanRun, tmp_path: Path) -> RunPaths:
+    """A run with a LoRA, locked."""
+    tiny = builtin_folder("tiny")
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None)
+    file = lora(pipeline, tmp_path / "style.safetensors", 1, ("unet",))
+    model = {"name": str(tiny), "lora": [{"name": str(file), "scale": 0.5}]}
+    paths, plan = planned(model=model, generation=SMALL)
+    assert ensure_lock(paths, plan) is not None
+    return paths
+
+
+def test_a_lora_that_changed_is_refused_with_both_checksums(locked: RunPaths) -> None:
+    model = read_plan(locked).config.model
+    file = Path(model.lora[0].name)
+    weights = locked_weights(locked, model)
+    assert weights is not None
+    assert own_revision(weights.revision) == fingerprint(weights.folder)
+    before, content = file_sha256(file), file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    told = f"style.safetensors is changed .*expected SHA-256 {before}, found {file_sha256(file)}"
+    with pytest.raises(IntegrityError, match=told):
+        generate(locked.root, [0])
+    file.write_bytes(content)
+    # Of another place, but the same content.
+    moved = file.rename(file.with_name("moved.safetensors"))
+    other = {"name": model.name, "lora": [{"name": str(moved), "scale": 0.5}]}
+    assert obtain_weights(noise_config(model=other)).revision == weights.revision
+
+
+def test_a_release_says_what_changed_its_model(locked: RunPaths) -> None:
+    plan = read_plan(locked)
+    generate(locked.root, [0])
+    merge([locked], ReleasePaths(locked.release), MergeOptions(allow_missing=True))
+    name = plan.config.model.lora[0].name
+    card = (locked.release / "README.md").read_text()
+    assert f"| LoRA | `{name}`, scale 0.5 |" in card
+    assert f" added lora {name}," in card
+
+
+def test_what_cannot_change_the_model_is_refused_at_plan(xl: Path, tmp_path: Path) -> None:
+    tiny = str(builtin_folder("tiny"))
+    save_file({"<style>": torch.zeros(32)}, tmp_path / "style.safetensors")
+    style = {"name": str(tmp_path / "style.safetensors")}
+    (tmp_path / "old.pt").write_bytes(b"")
+    two = [{"name": str(tmp_path)}]
+    save_file({"<other>": torch.zeros(32)}, tmp_path / "other.safetensors")
+    for model, told in (
+        ({"name": tiny, "lora": [style]}, "lora .*: none of its tensors belongs to a LoRA"),
+        ({"name": tiny, "lora": two}, "expected one safetensors file, found other.*; name one"),
+        ({"name": tiny, "textual_inversion": [{"name": "old.pt"}]}, "weights_only=True"),
+        ({"name": str(xl), "textual_inversion": [style]}, "for 1 text encoders .* model has 2"),
+        (
+            {"name": tiny, "vae": str(tmp_path)},
+            "expected vae.config.json and vae.diffusion_pytorch_model",
+        ),
+    ):
+        with pytest.raises(SdwnError, match=told):
+            require_usable(noise_config(model=model, generation=SMALL))
+
+
+def test_a_pipeline_that_diffusers_alone_does_not_run_is_refused_at_plan(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(builtin_folder("tiny"), tmp_path / "model"))
+    index, unet = folder / "model_index.json", folder / "unet/config.json"
+    whole, settings = json.loads(index.read_text()), json.loads(unet.read_text())
+    wanted = noise_config(model={"name": str(folder)}, generation=SMALL)
+    for change, told in (
+        ({"_class_name": ["my_pipeline", "MyPipeline"]}, "comes with code of its own"),
+        ({"_class_name": "FutureDreamsPipeline"}, "has no FutureDreamsPipeline; upgrade diffusers"),
+        ({"_class_name": "DDPMPipeline"}, "DDPMPipeline takes no text prompt"),
+        ({"unet": [None, None]}, "has neither a UNet nor a transformer"),
+    ):
+        index.write_text(json.dumps(whole | change))
+        with pytest.raises(UsageError, match=told):
+            require_usable(wanted)
+    index.write_text(json.dumps(whole))
+    unet.write_text(json.dumps(settings | {"auto_map": {"AutoModel": "own.MyUNet"}}))
+    with pytest.raises(UsageError, match="its unet comes with code of its own"):
+        require_usable(wanted)
+
+
+def test_a_single_file_goes_through_the_command_line(
+    single_file: Path, sdwn: Sdwn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = {"name": str(single_file), "config": str(builtin_folder("tiny"))}
+    monkeypatch.setenv("SDWN_CACHE", str(sdwn.folder / "cache"))
+    config = noise_config(model=model, generation={**SMALL, "num_inference_steps": 1})
+    whole = config.model_dump(mode="json", exclude_defaults=True)
+    (sdwn.folder / "c.yaml").write_text(json.dumps(whole))
+    with_checker = ("--set", "generation.safety_checker=true")
+    assert "plan with --set generation.safety_checker=false" in (
+        sdwn("plan", "c.yaml", "run", *with_checker, code=2).stderr.replace("\n", " ")
+    )
+    assert sdwn("plan", "c.yaml", "run").stdout.endswith("next: sdwn prefetch run\n")
+    found = sdwn.json("prefetch", "run", "--no-classifier")
+    digest = file_sha256(single_file)
+    assert found["revision"] == digest[:16]
+    lock = read_lock(RunPaths(sdwn.folder / "run"), config.model)
+    assert lock is not None
+    assert lock.single_file is not None
+    assert (lock.single_file.sha256, lock.folder) == (digest, found["folder"])
+    # Weights are those of the folder from now on.
+    content = single_file.read_bytes()
+    single_file.write_bytes(b"")
+    generate(sdwn.folder / "run", [0])
+    shutil.rmtree(found["folder"])
+    with pytest.raises(IntegrityError, match=f"bring .* back \\(expected SHA-256 {digest}, found"):
+        generate(sdwn.folder / "run", [1])
+    single_file.write_bytes(content)
+    sdwn("prefetch", "run", "--no-classifier")
+    generate(sdwn.folder / "run", [1])
+
+
+def test_without_network_a_single_file_says_where_its_settings_come_from(
+    single_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    wanted = noise_config(model={"name": str(single_file), "config": "lab/none"}, generation=SMALL)
+    told = "its settings are those of lab/none on the hub.*sdwn prefetch, or give a folder"
+    with pytest.raises(SdwnError, match=told):
+        obtain_weights(wanted)

@@ -122,11 +122,11 @@ def _chosen_files(
     """Pick the files that are loaded, of those in a folder or on the hub."""
     if setting == "vae":
         # A VAE alone, or that of a whole pipeline.
-        top = next((top for top in ("", "vae/") if f"{top}config.json" in names), None)
-        weights = f"{top}diffusion_pytorch_model.safetensors"
-        if top is None or weights not in names:
-            raise SdwnError(f"{label}: expected config.json and {weights} there")
-        return [f"{top}config.json", weights]
+        for top in ("", "vae/"):
+            wanted = [f"{top}config.json", f"{top}diffusion_pytorch_model.safetensors"]
+            if set(wanted) <= set(names):
+                return wanted
+        raise UsageError(f"{label}: expected {' and '.join(wanted)}, or both at its top")
     listed = sorted(name for name in names if is_safetensors(Path(name)))
     fitting = [name for name in listed if name in (chosen.file, _USUAL[setting])] or listed
     wanted = [chosen.file] if chosen.file else fitting[:1] if len(fitting) == 1 else []
