@@ -829,6 +829,16 @@ def test_a_pipeline_of_no_family_gets_texts(saved: Callable[[Any], Path]) -> Non
     assert (made.tokens, made.truncated) == (145, True)
 
 
+def test_prompts_without_a_tokenizer_are_not_counted(saved: Callable[[Any], Path]) -> None:
+    folder = saved(families.aura_flow)
+    plain = plain_pipeline(folder)
+    plain.tokenizer = None
+    encoder = PromptEncoder(plain, config(**OWN).generation, read_pipeline_info(folder))
+    (encoded,) = encoder.encode([("a cat", "blue")])
+    assert encoded.arguments == {"prompt": "a cat", "negative_prompt": "blue"}
+    assert (encoded.tokens, encoded.truncated, encoded.cut) == (0, False, ())
+
+
 def test_stable_diffusion_3_encodes_without_its_largest_encoder(
     saved: Callable[[Any], Path],
 ) -> None:
@@ -931,10 +941,20 @@ class TestSettings:
         with pytest.raises(UsageError, match=r"negative_prompt has no effect: .* guided without"):
             check_settings(config(str(folder), **OWN, negative_prompt="blue"), folder)
 
+    @pytest.mark.parametrize("kind", ["Ideogram4Pipeline", "GlmImagePipeline"])
+    def test_a_call_of_no_family_says_what_it_does_not_take(
+        self, kind: str, tmp_path: Path
+    ) -> None:
+        index = {"_class_name": kind, "transformer": ["diffusers", "ModelMixin"]}
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        wanted = config(str(tmp_path), **OWN, negative_prompt="blue")
+        with pytest.raises(UsageError, match=f"negative_prompt: {kind} takes none"):
+            check_settings(wanted, tmp_path)
+
     def test_an_unknown_pipeline_is_named(self, copy: Path) -> None:
         index = json.loads((copy / "model_index.json").read_text())
         (copy / "model_index.json").write_text(json.dumps({**index, "_class_name": "MyPipeline"}))
-        with pytest.raises(UsageError, match=r"diffusers [\d.]+ has no pipeline MyPipeline"):
+        with pytest.raises(UsageError, match=r"diffusers [\d.]+ has no MyPipeline"):
             check_settings(config(str(copy)), copy)
 
 
