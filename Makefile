@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help demo check test test-faults lint install wordnet chromium bench full-size rehearsal clean
+.PHONY: help demo check test test-faults lint install wordnet chromium bench full-size gpu rehearsal clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test-faults  kills, preemption, full disks: no image is lost; a crowd of visitors; every synset exported (20 minutes)"
 	@echo "make bench      speed, as ratios against named peers"
 	@echo "make full-size  Stable Diffusion 1.4's architecture, random weights, once through"
+	@echo "make gpu        all that a GPU should show, checked and measured; a page benchmarks/gpu-CARD.md"
 	@echo "make rehearsal  all 262,040 images, tiny, on a test cluster that is disturbed: under 45 minutes"
 	@echo "make clean      remove the demo's run folder"
 
@@ -71,6 +72,9 @@ bench: $(VENV)/installed-dev wordnet
 
 full-size: wordnet
 	$(BIN)/python benchmarks/full_size.py
+
+gpu: $(VENV)/installed
+	$(BIN)/sdwn selftest --page benchmarks/gpu-CARD.md
 
 rehearsal: wordnet
 	$(BIN)/python benchmarks/rehearsal.py

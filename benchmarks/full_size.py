@@ -28,7 +28,6 @@ from safetensors import safe_open
 from sdwn.models.full_size import save_full_size
 from sdwn.releases.release import Release
 from shared import Row, exactly, print_rows
-from transformers.utils.logging import disable_progress_bar
 
 # The safety checker's follows from its published files: 303,981,588 of 4 bytes, or of 2, and a
 # header of 55 kB make their 1,215,981,830 and 608,018,440 bytes.
@@ -167,7 +166,6 @@ def model_rows(model: Path) -> list[Row]:
 
 def build_rows(model: Path) -> list[Row]:
     start = time.perf_counter()
-    disable_progress_bar()
     if not save_full_size(model, torch.device("cpu")):
         return [Row("seconds, building", "built before")]
     seconds = time.perf_counter() - start

@@ -7,14 +7,13 @@ evaluation. CONTRIBUTING.md has the map: which package does what, and which impo
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdwn.releases.dataset import ReleaseDataset
     from sdwn.releases.release import Release
 
-__version__ = version("sdwn")
+__version__ = "0.1.0"
 __all__ = ["Release", "ReleaseDataset"]
 
 _HOMES = {"Release": "sdwn.releases.release", "ReleaseDataset": "sdwn.releases.dataset"}

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from sdwn.batches import BatchSize
 from sdwn.config import load_config
+from sdwn.exchange.export import ExportOptions, export
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.paths import RunPaths
+from sdwn.jobs.task import Meter, read_record
+from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.preflight import selftest
 from sdwn.preflight.selftest import SELF_CHECKS, Found, NotProvenError, SelfCheck, keep_speeds
 from sdwn.preflight.speeds import SELFTEST, known_speeds
+from sdwn.releases.merge import merge
+from sdwn.releases.release import Release
 
-from conftest import REPOSITORY, Sdwn
+from conftest import REPOSITORY, PlanRun, Sdwn
 
 # What a machine without a GPU can show.
 SHOWN = {
@@ -25,20 +35,57 @@ SHOWN = {
 }
 
 
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """All that Python finds on a machine with torch and with the wheels of docs/gpu.md."""
+    lines = (REPOSITORY / "benchmarks/gpu-wheels.txt").read_text().splitlines()[1:]
+    # With what these two need; what a wheel needs must be in the list itself.
+    found, needed = {line.partition("==")[0] for line in lines}, ["torch", "torchvision"]
+    while needed:
+        if (name := needed.pop()) not in found:
+            found.add(name)
+            given = [Requirement(line) for line in metadata.requires(name) or ()]
+            needed += [one.name for one in given if not one.marker or one.marker.evaluate()]
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for distribution in map(metadata.distribution, found):
+        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            if not (folder / top).is_symlink():
+                (folder / top).symlink_to(Path(str(distribution.locate_file(top))))
+    return folder
+
+
 @pytest.mark.process
-def test_a_task_without_a_gpu_shows_what_is_not_the_cards(sdwn: Sdwn) -> None:
-    page = ("--page", "gpu-CARD.md")
-    found = sdwn.json("selftest", "--quick", "--profile", "local", *page)
+def test_a_bare_machine_without_a_gpu_shows_what_is_not_the_cards(
+    bare: Path, tmp_path: Path
+) -> None:
+    # With -S, Python finds nothing that is installed.
+    command = [sys.executable, "-S", "-m", "sdwn", "selftest", "--quick", "--page", "gpu-CARD.md"]
+    environment = {**os.environ, "PYTHONPATH": f"{bare}{os.pathsep}{REPOSITORY}"}
+    done = subprocess.run(
+        [*command, "--json"], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
     outcomes = {one["check"]: one["outcome"] for one in found["checks"]}
     assert list(outcomes) == [check.name for check in SELF_CHECKS]
     assert {check for check, outcome in outcomes.items() if outcome == "ok"} == SHOWN
     rest = [one for one in found["checks"] if one["check"] not in SHOWN]
     assert all(one["outcome"] == "not proven" and one["found"] for one in rest)
     assert (found["format"], found["ok"], found["speeds"]) == ("sdwn-selftest", True, {})
-    assert json.loads((sdwn.folder / "selftest/selftest.json").read_text()) == found
-    assert not (sdwn.folder / "selftest/work").exists()
-    text = (sdwn.folder / "gpu-cpu.md").read_text()
-    assert all(f"| {check} |" in text for check in outcomes)
+    assert json.loads((tmp_path / "selftest/selftest.json").read_text()) == found
+    assert not (tmp_path / "selftest/work").exists()
+    page = (tmp_path / "gpu-cpu.md").read_text()
+    assert all(f"| {check} |" in page for check in outcomes)
+
+
+@pytest.mark.process
+def test_a_job_that_cannot_begin_says_why(sdwn: Sdwn) -> None:
+    asked = ("selftest", "--profile", "local", "--model", "/nowhere/model")
+    for _ in range(2):
+        failed = " ".join(sdwn(*asked, code=1).stderr.split())
+        assert "the self-test ended after 0 of 21 checks" in failed
+        assert "model /nowhere/model: no such folder" in failed
 
 
 def test_a_check_that_fails_stops_no_other(sdwn: Sdwn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,3 +165,39 @@ def test_a_damaged_self_test_is_none(card: Path, tmp_path: Path, damage: str | N
     config = load_config(REPOSITORY / "configs/paper.yaml")
     (found,) = known_speeds(config, ClusterProfile(gres="gpu:a100:1"), RunPaths(tmp_path / "run"))
     assert found.speed_source.startswith("published speed of an A100")
+
+
+def test_a_meter_counts_what_the_card_took(tmp_path: Path) -> None:
+    counter = iter([5000.0, 5000.5, 5250.0])
+    meter = Meter(
+        RunPaths(tmp_path),
+        device="card",
+        memory_gb=40,
+        batch=BatchSize(10, "test"),
+        loading_seconds=1.0,
+        energy=lambda: next(counter),
+        total=10,
+    )
+    meter.end()
+    assert read_record(next((tmp_path / "tasks").iterdir())).energy_joules == 250.0
+
+
+@pytest.mark.parametrize("energies", [(3.6e6, 7.2e6), (3.6e6, None), (None, None)])
+def test_a_release_has_the_energy_that_every_task_told(
+    generated: PlanRun, tmp_path: Path, energies: tuple[float | None, ...]
+) -> None:
+    paths, _ = generated()
+    (record,) = paths.tasks.glob("*.json")
+    content = json.loads(record.read_text())
+    for job, joules in enumerate(energies):
+        told = {**content, "energy_joules": joules}
+        (paths.tasks / f"{job}.0.json").write_text(json.dumps(told))
+    # One that found all its shards finished took nothing.
+    record.write_text(json.dumps({**content, "first_images": 0, "images": 0}))
+    release = merge([paths], ReleasePaths(tmp_path / "release"))
+    whole = sum(filter(None, energies)) if None not in energies else None
+    assert release.manifest.energy_joules == whole
+    told = "their GPUs took 3.00 kWh" in release.paths.card.read_text()
+    assert told == (whole is not None)
+    export(release.subset(rows=range(5)), tmp_path / "part", ExportOptions("release"))
+    assert Release(tmp_path / "part").manifest.energy_joules is None, "a part has a share of it"

@@ -24,6 +24,7 @@ from transformers import (
     CLIPTextModel,
     CLIPTokenizer,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from sdwn.models.tiny import scheduler
 from sdwn.models.weights import INDEX
@@ -128,6 +129,7 @@ def save_full_size(folder: Path, device: torch.device) -> bool:
     """
     if (folder / INDEX).exists():
         return False
+    disable_progress_bar()
     for component in NETWORKS:
         _filled(component, device).save_pretrained(folder / component)
     save_tokenizer(folder / "tokenizer")

@@ -19,8 +19,9 @@ from typing import Any
 
 from sdwn.errors import IntegrityError, MisplacedError, UsageError, command, shell
 from sdwn.io import PART_BYTES, Advance
+from sdwn.jobs.task import read_record
 from sdwn.models.lock import common_revision
-from sdwn.paths import ReleasePaths, RunPaths
+from sdwn.paths import TASK_NAME, ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan, image_settings, read_plan
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import build, require_free
@@ -250,7 +251,23 @@ def _origin(runs: Sequence[RunPaths], plan: Plan, shards: Mapping[int, Path]) ->
         missing=tuple(row for shard in missing for row in plan.synsets[shard.start : shard.stop]),
         missing_shards=_ranges([shard.index for shard in missing]),
         taxonomy=read_taxonomy(taxonomy) if taxonomy else None,
+        energy_joules=_energy(runs),
     )
+
+
+def _energy(runs: Sequence[RunPaths]) -> float | None:
+    """Add up what the cards took for all task runs that made images; None unless each told it."""
+    found = list[float | None]()
+    for paths in runs:
+        for name in filter(TASK_NAME.fullmatch, sorted(paths.task_names())):
+            try:
+                record = read_record(paths.tasks / name)
+            except IntegrityError:
+                return None
+            if record.first_images:
+                found.append(record.energy_joules)
+    known = [joules for joules in found if joules is not None]
+    return sum(known) if known and len(known) == len(found) else None
 
 
 def _parts(

@@ -88,6 +88,7 @@ class Manifest(Record):
     bytes: Count
     settings: dict[str, Any] | None  # of a run, those that decide its images; None for an import
     evaluation: dict[str, Any] | None = None  # the settings that the run's config has for it
+    energy_joules: float | None = None  # what the cards took; None where not every task run told it
     made_on: list[dict[str, Any]]  # the number of task runs by model, device and versions
     files: list[FileRecord]
 

@@ -71,6 +71,7 @@ class Origin:
     missing_shards: str = ""
     skipped: tuple[tuple[str, str], ...] = ()  # files that could not be taken, and why
     taxonomy: pa.Table | None = None
+    energy_joules: float | None = None
 
 
 # What a part is made of, in JSON's terms; and what writes it, with the attributes given, and
@@ -174,6 +175,7 @@ def _describe(
         **counts,
         missing=missing,
         skipped=len(origin.skipped),
+        energy_joules=origin.energy_joules,
         bytes=sum(file.bytes for file in files),
         made_on=[{**json.loads(kind), "task_runs": count} for kind, count in kinds],
         files=files,
