@@ -46,8 +46,8 @@ from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.submit import submission_lock
 from sdwn.jobs.task import ArrayTask, Stage, TaskRecord, read_record, see_one_device, this_process
 from sdwn.models.added import obtain_weights
-from sdwn.models.families import denoiser
-from sdwn.models.weights import components, find_folder
+from sdwn.models.families import denoiser, read_pipeline_info
+from sdwn.models.weights import find_folder
 from sdwn.paths import ReleasePaths, RunPaths, shipped_file
 from sdwn.planning.plan import ImageSpec, Plan, make_plan, write_plan
 from sdwn.preflight.speeds import SELFTEST, SELFTEST_FILES, is_published_model
@@ -116,7 +116,10 @@ class Bench:
             "safety_checker": False,
         }
         self.weights = obtain_weights(self.config())
-        self.settings["safety_checker"] = "safety_checker" in components(self.weights.folder)
+        info = read_pipeline_info(self.weights.folder)
+        self.settings["safety_checker"] = "safety_checker" in info.parts
+        if not (info.embeds_guidance or info.guided(self.config().generation)):
+            self.settings["guidance_scale"] = 0
         # Of the task that is timed: where there are small models alone, one that draws something.
         self.task_settings: dict[str, Any] = {}
         if not (self.gpu or quick or model):
@@ -504,7 +507,8 @@ def _see_device(rank: int, answer: str) -> None:
     """Be one of a task's two processes, and write which GPU it was left."""
     gpus = local_gpus(os.environ)
     os.environ.update(SUBMITIT_EXECUTOR="slurm", SLURM_JOB_ID="1", SLURM_NTASKS="2")
-    os.environ |= {"SLURM_PROCID": str(rank), "CUDA_VISIBLE_DEVICES": ",".join(gpus[:2]) or "0,1"}
+    given = ",".join(gpus[:2]) if len(gpus) > 1 else "0,1"
+    os.environ.update(SLURM_PROCID=str(rank), CUDA_VISIBLE_DEVICES=given)
     see_one_device(this_process())
     Path(answer).write_text(os.environ["CUDA_VISIBLE_DEVICES"], encoding="utf-8")
 
@@ -519,7 +523,7 @@ def _own_devices(bench: Bench) -> Found:
         process.join(PATIENCE_S)
     first, second = (answer.read_text(encoding="utf-8") for answer in answers)
     text = f"GPU {first} and GPU {second}"
-    if (gpus := len(local_gpus(os.environ))) < 2 and (gpus or first != second):
+    if (gpus := len(local_gpus(os.environ))) < 2 and first != second:
         raise NotProvenError(f"{counted(gpus, 'GPU')} here; by made-up variables {text}")
     return Found(text, first != second)
 
