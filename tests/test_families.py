@@ -5,6 +5,7 @@ What holds for every family is tested in test_sampler.py.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from functools import cache
@@ -21,11 +22,13 @@ from sdwn.generation.encoder import PromptEncoder
 from sdwn.generation.sampler import Sampler
 from sdwn.models.families import (
     FAMILIES,
+    check_settings,
     denoiser,
     prompt_lengths,
     read_pipeline_info,
     require_usable,
 )
+from sdwn.models.sizes import weights_bytes
 from sdwn.planning.plan import ImageSpec
 from sdwn.storage.images import Pixels
 
@@ -61,7 +64,7 @@ def sample(model: Path, prompt: str, **generation: Any) -> Pixels:
     return Sampler(config(model, **generation)).sample([spec])[0].pixels
 
 
-def call(plain: Any, prompt: str, **arguments: Any) -> Pixels:
+def call(plain: Any, prompt: str | None, **arguments: Any) -> Pixels:
     """The image of plain diffusers."""
     plain.set_progress_bar_config(disable=True)
     arguments = {"height": 64, "width": 64, "num_inference_steps": 2} | arguments
@@ -160,7 +163,16 @@ class TestSettings:
         null = {"intermediate_timesteps": None}
         require_usable(config(model))
         assert "intermediate_timesteps: null" in refusal(model, num_inference_steps=steps)
-        require_usable(config(model, num_inference_steps=steps, options=null))
+        made = sample(model, "a cat", num_inference_steps=steps, options=null)
+        plain = call(
+            DiffusionPipeline.from_pretrained(model),
+            "a cat",
+            num_inference_steps=steps,
+            guidance_scale=0.0,
+            use_resolution_binning=False,
+            **null,
+        )
+        np.testing.assert_array_equal(made, plain)
 
     @pytest.mark.parametrize(
         ("make", "size", "message"),
@@ -191,7 +203,9 @@ class TestSettings:
             assert "valid: LCMScheduler; null is the model's own" in message
 
 
-@pytest.mark.parametrize("make", [families_dit.sana, families_dit.z_image])
+@pytest.mark.parametrize(
+    "make", [families_dit.sana, families_dit.sana_sprint, families_dit.z_image]
+)
 def test_latents_stay_in_float32_where_diffusers_keeps_them_so(folder: Folder, make: Any) -> None:
     plain = DiffusionPipeline.from_pretrained(folder(make), dtype=torch.bfloat16)
     binning = {"use_resolution_binning": False} if make is not families_dit.z_image else {}
@@ -200,27 +214,97 @@ def test_latents_stay_in_float32_where_diffusers_keeps_them_so(folder: Folder, m
     np.testing.assert_array_equal(made, expected)
 
 
+def test_sanas_encoder_and_vae_stay_in_bf16_as_its_card_says(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunConfig, "needs_gpu", False)
+    model = folder(families_dit.sana)
+    types = {"default": torch.float16, "vae": torch.bfloat16, "text_encoder": torch.bfloat16}
+    plain = DiffusionPipeline.from_pretrained(model, dtype=types)
+    settings = {"guidance_scale": 4.5}
+    made = sample(model, "a cat", precision="fp16", **settings)
+    expected = call(plain, "a cat", use_resolution_binning=False, **settings)
+    np.testing.assert_array_equal(made, expected)
+
+
+def test_flux_has_text_encoders_in_float32_on_cards_without_bf16(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunConfig, "needs_gpu", False)
+    model = folder(families.flux_schnell)
+    plain = DiffusionPipeline.from_pretrained(model)
+    with torch.no_grad():
+        embeddings, pooled, _ = plain.encode_prompt("a cat", None)
+    plain.to(torch.float16)
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(5))
+    expected = call(
+        plain,
+        None,
+        prompt_embeds=embeddings.half(),
+        pooled_prompt_embeds=pooled.half(),
+        guidance_scale=0.0,
+        # Drawn in float32, whatever the precision.
+        latents=plain._pack_latents(noise, 1, 4, 8, 8).half(),
+    )
+    np.testing.assert_array_equal(sample(model, "a cat", precision="fp16"), expected)
+    sizes = [weights_bytes(model, config(model, precision=kind)) for kind in ("fp16", "fp32")]
+    assert [sizes[1][part] / size for part, size in sorted(sizes[0].items())] == [1, 1, 2, 2]
+
+
 class TestOfNoFamily:
     """PRX: not in the table, and with binning on when left alone."""
 
     def test_a_size_is_sampled_as_asked(self, folder: Folder) -> None:
         model = folder(families_dit.prx)
         plain = DiffusionPipeline.from_pretrained(model)
-        made = sample(model, "a cat", guidance_scale=4.0)
+        made = sample(model, "a cat", guidance_scale=4.0, batch_size=1)
         expected = call(plain, "a cat", guidance_scale=4.0, use_resolution_binning=False)
         np.testing.assert_array_equal(made, expected)
         assert (made != call(plain, "a cat", guidance_scale=4.0)).any(), "binned"
         options = {"use_resolution_binning": True}
         assert "sdwn sets this itself" in refusal(model, options=options)
 
+    def test_it_is_guided_one_image_at_a_time(self, folder: Folder) -> None:
+        model = folder(families_dit.prx)
+        assert "generation.batch_size" in refusal(model, guidance_scale=4.0)
+        plain = DiffusionPipeline.from_pretrained(model)
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            plain(["a cat", "a dog"], height=64, width=64, use_resolution_binning=False)
+
     def test_a_negative_prompt_reaches_it(self, folder: Folder) -> None:
         model = folder(families_dit.prx)
-        made = sample(model, "a cat", guidance_scale=4.0, negative_prompt="blue")
+        settings = {"guidance_scale": 4.0, "batch_size": 1}
+        made = sample(model, "a cat", negative_prompt="blue", **settings)
         plain = DiffusionPipeline.from_pretrained(model)
         options = {"guidance_scale": 4.0, "use_resolution_binning": False}
         expected = call(plain, "a cat", negative_prompt="blue", **options)
         np.testing.assert_array_equal(made, expected)
         assert "without guidance" in refusal(model, negative_prompt="blue")
+
+    @pytest.mark.parametrize(
+        ("kind", "wrong"),
+        [
+            ("Ideogram4Pipeline", {"negative_prompt": "blue"}),
+            ("GlmImagePipeline", {"negative_prompt": "blue"}),
+            ("OmniGenPipeline", {"negative_prompt": "blue"}),
+            ("HunyuanImagePipeline", {"guidance_scale": 7.5}),
+            ("HiDreamImagePipeline", {"guidance_scale": 0.0, "negative_prompt": "blue"}),
+            ("Kandinsky5T2IPipeline", {"options": {"clip_skip": 1}}),
+            ("ErnieImagePipeline", {"options": {"clip_skip": 1}}),
+        ],
+    )
+    def test_what_a_call_does_not_take_is_refused_before_anything_is_loaded(
+        self, tmp_path: Path, kind: str, wrong: dict[str, Any]
+    ) -> None:
+        """Of classes that AutoPipelineForText2Image does not know, too: by their index alone."""
+        index = {"_class_name": kind, "transformer": ["diffusers", "A"], "vae": ["diffusers", "B"]}
+        index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        guided = {} if kind == "HunyuanImagePipeline" else {"guidance_scale": 5.0}
+        check_settings(config(tmp_path, **guided), tmp_path)
+        *_, setting = wrong
+        with pytest.raises(UsageError, match=rf"generation\.{setting}"):
+            check_settings(config(tmp_path, **(guided | wrong)), tmp_path)
 
 
 # By shipped config: its model's class at toy size, and what the model's card says.
@@ -291,6 +375,7 @@ def test_every_family_stands_on_the_page_of_models() -> None:
         if line.startswith("| `") and len(cells := [cell.strip() for cell in line.split("|")]) > 6
     }
     assert set(rows) == set(FAMILIES)
+    fp16 = page.partition("Where fp16 is too narrow")[2].partition("\n## ")[0]
     for kind, (_, _, _, tokens, guides, negative, multiples, *_) in rows.items():
         family = FAMILIES[kind]
         limits = [77 if taken.limit is None else taken.limit for taken in family.encoders.values()]
@@ -305,4 +390,6 @@ def test_every_family_stands_on_the_page_of_models() -> None:
         }
         assert f"{above[family.scale]} > {family.off:g}" in guides or family.scale is None, kind
         assert (negative == "yes") == family.negative, kind
+        for part, precision in family.instead_of_fp16.items():
+            assert re.search(rf"^.*`{kind}`.*`{part}`.* {precision} \|$", fp16, re.M), kind
         assert int(multiples) % (8 * family.patch) == 0, kind

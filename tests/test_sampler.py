@@ -594,6 +594,7 @@ FAMILIES: dict[Any, dict[str, Any]] = {
     families.qwen_image_2: {"guidance_scale": 0.0},
     families_dit.pixart_alpha: {},
     families_dit.sana: {},
+    families_dit.sana_sprint: {},
     families_dit.lumina_2: {},
     families_dit.z_image: {"guidance_scale": 1.0},
     families_dit.latent_consistency: {},

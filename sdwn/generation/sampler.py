@@ -274,11 +274,17 @@ class Sampler(ImageSampler):
         call = inspect.signature(self.pipeline.__call__).parameters
         arguments = call_arguments(family, call, generation)
         arguments |= send_to_device(prompts, self.device.torch)
+        kind = denoiser(self.pipeline).dtype
+        if family.instead_of_fp16:
+            # Their encoders may have another precision than the network.
+            for name in prompts:
+                if arguments[name].is_floating_point():
+                    arguments[name] = arguments[name].to(kind)
         if family.noise is not None:
             size = generation.height, generation.width
             # float32 whatever the precision, so that this does not change an image's noise.
             noise = torch.cat([family.noise(self.pipeline, *size, one) for one in generators])
-            kind = torch.float32 if family.float32 else denoiser(self.pipeline).dtype
+            kind = torch.float32 if family.float32 else kind
             arguments["latents"] = noise.to(self.device.torch, kind)
         output = self.pipeline(generator=generators, output_type="pt", **{**arguments, **options})
         images: torch.Tensor = output.images

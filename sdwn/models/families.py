@@ -188,6 +188,8 @@ class Family:
             input, and needs no second prediction for that.
         negative: whether its call takes a negative prompt.
         most_tokens: the largest ``max_sequence_length`` that its call takes.
+        instead_of_fp16: the precision of parts that fp16 is too narrow for, as the models' cards
+            say, by their names.
     """
 
     embeddings: tuple[str | None, ...] = ()
@@ -200,6 +202,11 @@ class Family:
     embedded: str | None = None
     negative: bool = True
     most_tokens: float = math.inf
+    instead_of_fp16: Mapping[str, str] = field(default_factory=dict)
+
+    def precisions(self, wanted: str) -> dict[str, str]:
+        """Return the precision of a run's weights, as the default, and of parts with another."""
+        return {"default": wanted} | dict(self.instead_of_fp16 if wanted == "fp16" else {})
 
 
 _count_for_klein = partial(count_in_chat, add_generation_prompt=True, enable_thinking=False)
@@ -224,6 +231,7 @@ _CLIP = TextInput()
 _SANA = TextInput(
     300, count_below_instruction, options=("clean_caption", "complex_human_instruction")
 )
+_SANA_PRECISION = {"text_encoder": "bf16", "vae": "bf16"}
 _POOLED = (
     *("prompt_embeds", "negative_prompt_embeds"),
     *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
@@ -265,7 +273,12 @@ FAMILIES = {
         encoders={"tokenizer": TextInput(300, count_caption, options=("clean_caption",))},
         patch=2,
     ),
-    "SanaPipeline": Family(embeddings=_MASKED, encoders={"tokenizer": _SANA}, float32=True),
+    "SanaPipeline": Family(
+        embeddings=_MASKED,
+        encoders={"tokenizer": _SANA},
+        float32=True,
+        instead_of_fp16=_SANA_PRECISION,
+    ),
     "SanaSprintPipeline": Family(
         embeddings=("prompt_embeds", "prompt_attention_mask"),
         encoders={"tokenizer": _SANA},
@@ -273,6 +286,7 @@ FAMILIES = {
         scale=None,
         embedded="guidance_embeds",
         negative=False,
+        instead_of_fp16=_SANA_PRECISION,
     ),
     "Lumina2Pipeline": Family(
         embeddings=_MASKED,
@@ -280,6 +294,7 @@ FAMILIES = {
             "tokenizer": TextInput(256, count_below_system_prompt, options=("system_prompt",))
         },
         patch=2,
+        most_tokens=512,
     ),
     "ZImagePipeline": Family(
         # Lists of embeddings, each as long as its text.
@@ -297,6 +312,8 @@ FAMILIES = {
         scale="true_cfg_scale",
         embedded="guidance_embeds",
         most_tokens=512,
+        # On cards without bf16: T5's own values do not stay within fp16.
+        instead_of_fp16={"text_encoder": "fp32", "text_encoder_2": "fp32"},
     ),
     "ChromaPipeline": Family(
         embeddings=(
@@ -649,6 +666,8 @@ def _guidance_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterat
     own = family.scale not in (None, "guidance_scale")
     instead = "generation.options.true_cfg_scale" if own else "generation.guidance_scale"
     acts = info.embeds_guidance or (guided and not own)
+    if guided and info.kind == "PRXPipeline" and generation.batch_size != 1:
+        yield "generation.batch_size: PRXPipeline guides images one at a time; write 1"
     # 0 and 1 both mean none.
     if not acts and scale not in (0, 1):
         reason = f"generation.guidance_scale: {scale:g} has no effect on {info.kind}"

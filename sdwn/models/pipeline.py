@@ -20,7 +20,7 @@ from sdwn.devices.device import plain_out_of_memory
 from sdwn.errors import SdwnError, UsageError, first_line
 from sdwn.io import read_json
 from sdwn.models.added import inversion_encoders
-from sdwn.models.families import check_settings, denoiser, read_pipeline_info
+from sdwn.models.families import Family, check_settings, denoiser, read_pipeline_info
 from sdwn.models.sizes import TEXT_PARTS, fitting_placement, loaded_bytes
 from sdwn.models.weights import INDEX, Weights, components, staged_if_wanted
 
@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     from sdwn.devices.device import Device
 
 
-def dtype(config: RunConfig) -> torch.dtype:
-    """Return the type of a config's weights."""
+def dtypes(config: RunConfig, family: Family) -> dict[str, torch.dtype]:
+    """Return the type of a config's weights, as the default, and of parts with another."""
     import torch
 
-    precisions = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-    return precisions[config.generation.precision]
+    types = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    wanted = family.precisions(config.generation.precision)
+    return {part: types[precision] for part, precision in wanted.items()}
 
 
 def load_text_encoders(
@@ -110,12 +111,14 @@ def _load(config: RunConfig, weights: Weights, absent: Collection[str]) -> Any:
 
     check_settings(config, weights.folder)
     folder = staged_if_wanted(weights.folder)
+    types = dtypes(config, read_pipeline_info(weights.folder).family)
+    vae_type = types.get("vae", types["default"])
     options: dict[str, Any] = dict.fromkeys(absent)
     if not config.generation.safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     try:
         options |= {
-            one.setting: diffusers.AutoModel.from_pretrained(str(one.path), dtype=dtype(config))
+            one.setting: diffusers.AutoModel.from_pretrained(str(one.path), dtype=vae_type)
             for one in weights.added
             if one.setting == "vae" and "vae" not in absent
         }
@@ -123,7 +126,7 @@ def _load(config: RunConfig, weights: Weights, absent: Collection[str]) -> Any:
             folder,
             variant=config.model.variant,
             use_safetensors=True,
-            dtype=dtype(config),
+            dtype=types,
             **options,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:

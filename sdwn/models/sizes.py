@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sdwn.config import RunConfig
 from sdwn.devices.device import HEAD_ROOM
+from sdwn.models.families import read_pipeline_info
 from sdwn.models.weights import components, files, needed
 
 # What sampling an image takes beside weights, at least.
@@ -20,7 +21,8 @@ TEXT_PARTS = ("text_encoder", "tokenizer")
 
 def weights_bytes(folder: Path, config: RunConfig) -> dict[str, int]:
     """Return what each part of a pipeline takes in memory, from its files' heads alone."""
-    itemsize, sizes = 4 if config.generation.precision == "fp32" else 2, dict[str, int]()
+    precisions = read_pipeline_info(folder).family.precisions(config.generation.precision)
+    sizes = dict[str, int]()
     for name in needed(folder, files(folder), components(folder), config):
         if name.endswith(".safetensors"):
             with (folder / name).open("rb") as file:
@@ -28,6 +30,7 @@ def weights_bytes(folder: Path, config: RunConfig) -> dict[str, int]:
             head.pop("__metadata__", None)
             count = sum(prod(tensor["shape"]) for tensor in head.values())
             part = name.partition("/")[0]
+            itemsize = 4 if precisions.get(part, precisions["default"]) == "fp32" else 2
             sizes[part] = sizes.get(part, 0) + itemsize * count
     return sizes
 
