@@ -17,9 +17,9 @@ from shared import IMAGES_PER_SYNSET, plan_made_up
 
 BEGAN = time.perf_counter()
 
-# Models that leave the CPU free meanwhile: images, and how many a second. Stable Diffusion 1.4 on
-# an H100, and there one of a few steps.
-PACED = {"paced": (200, 2.6), "few_steps": (800, 26.0)}
+# Models that leave the CPU free meanwhile: images, how many a shard, and a second. Stable Diffusion
+# 1.4 on an H100, and there one of a few steps, whose tasks have several shards.
+PACED = {"paced": (200, 200, 2.6), "few_steps": (800, 200, 26.0)}
 PACED_BATCH = 10
 
 # A small Stable Diffusion XL of random weights. On this CPU an image costs it about twice what
@@ -61,14 +61,15 @@ def paced(folder: Path, model: str = "paced") -> float:
     from sdwn.generation.task import make_shards
 
     pictures = [photo_like(seed) for seed in range(PACED_BATCH)]
-    images, images_per_second = PACED[model]
+    images, shard, images_per_second = PACED[model]
 
     class Paced(NoiseSampler):
         def sample(self, specs: Sequence[Any]) -> list[Sample]:
             time.sleep(len(specs) / images_per_second)
             return [Sample(picture, "ok", 9, truncated=False) for picture in pictures]
 
-    paths, plan = plan_made_up(folder / "run", images, generation={"batch_size": PACED_BATCH})
+    batches = {"batch_size": PACED_BATCH}
+    paths, plan = plan_made_up(folder / "run", images, shard=shard, generation=batches)
     sampler = Paced(plan.config)
     began = time.perf_counter()
     make_shards(paths, plan, plan.shards, sampler)

@@ -228,6 +228,21 @@ def test_tensors_of_the_same_shapes_in_another_order_are_refused(tmp_path):
         load_classifier("efficientnet-lite0", tmp_path / "weights.pth")
 
 
+@pytest.mark.parametrize("side", [448, 500, 512, 768])
+@pytest.mark.parametrize("kept", [224, 255])
+def test_a_square_image_that_is_cropped_first_has_the_same_pixels(side, kept):
+    network = timm.create_model("test_resnet", num_classes=1000)
+    preprocessing = {
+        **pretrained.PRESETS["efficientnet-lite0"].preprocessing,
+        "input_size": (3, kept, kept),
+    }
+    preprocessing["crop_pct"] = kept / 256
+    classifier = Classifier("test_resnet", network, preprocessing, {})
+    image = photograph("coffee").resize((side, side))
+    found = classifier.normalise(torch.from_numpy(classifier.prepare(image)[None].copy()))[0]
+    torch.testing.assert_close(found, timms(classifier)(image), atol=2e-6, rtol=0)
+
+
 def test_half_precision_is_for_gpus_only(tiny, checkpoint):
     torch.save(tiny.state_dict(), checkpoint)
     record = load_classifier(TINY, checkpoint).record
