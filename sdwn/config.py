@@ -167,7 +167,8 @@ class GenerationConfig(Section):
     takes what suits its card. ``channels_last``, ``compile`` (torch.compile of the denoiser: true
     or ``blocks``, its repeated blocks; ``whole``, all of it) and ``attention`` (a backend of
     diffusers) are faster on most GPUs and may change last bits. ``options`` are further
-    arguments of the pipeline's call, such as ``clip_skip``.
+    arguments of the pipeline's call, such as ``clip_skip``. ``quantization`` of the denoiser and
+    the text encoders takes less memory and changes images.
     """
 
     height: Pixels = 512
@@ -182,6 +183,9 @@ class GenerationConfig(Section):
     channels_last: bool = False
     compile: Literal["blocks", "whole"] | bool = False
     attention: str | None = later_setting(None)
+    quantization: Literal["torchao-int8", "bitsandbytes-8bit", "bitsandbytes-4bit"] | None = (
+        later_setting(None)
+    )
     options: dict[str, JsonValue] = later_setting({})
 
     @field_validator("compile", mode="before")

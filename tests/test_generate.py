@@ -709,6 +709,53 @@ class TestBackOff:
                     assert np.abs(image - sample.pixels).max() <= 1
 
 
+class Overflowing(NoiseSampler):
+    """Noise of which every seventh image is NaN in half precision."""
+
+    def __init__(self, plan: Plan, batches: int) -> None:
+        super().__init__(plan.config)
+        self.batches, self.retried = batches, list[int]()
+
+    def sample(self, specs: Sequence[ImageSpec]) -> Any:
+        self.batches -= 1
+        if self.batches < 0:
+            raise RuntimeError("killed")
+        made = super().sample(specs)
+        return [
+            dataclasses.replace(one, status="nan") if spec.index % 7 == 0 else one
+            for spec, one in zip(specs, made, strict=True)
+        ]
+
+    def in_float32(self, specs: Sequence[ImageSpec]) -> Any:
+        self.retried += [spec.index for spec in specs]
+        return [dataclasses.replace(one, redone=True) for one in super().sample(specs)]
+
+
+def test_nan_is_sampled_again_at_the_end_and_a_kill_before_loses_nothing(
+    planned: PlanRun, flush_at_once: None
+) -> None:
+    half: dict[str, Any] = {
+        "generation": {"precision": "fp16"},
+        "storage": {"images_per_shard": 60},
+    }
+    undisturbed, plan = planned("undisturbed", **half)
+    whole = Overflowing(plan, 99)
+    make(undisturbed, plan, whole)
+    paths, _ = planned(**half)
+    with pytest.raises(RuntimeError, match="killed"):
+        make(paths, plan, Overflowing(plan, 6))
+    kept = {image for there in paths.piece_ranges(0) for image in range(*there)}
+    assert kept == set(range(30)) - {*range(10), *range(10, 15), *range(20, 25), *range(25, 30)}
+    make(paths, plan, Overflowing(plan, 99))
+    assert images(paths) == images(undisturbed)
+    with ImageFile(paths.shard(0)) as file:
+        rows = file.rows()
+        again = np.flatnonzero(rows["redone"]).tolist()
+        assert again == list(range(0, len(file), 7)) == sorted(set(whole.retried[: len(again)]))
+        assert set(names(rows["status"], "status")) == {"ok"}
+        assert set(rows["batch_size"][again]) == {1}
+
+
 class Fitting(NoiseSampler):
     """Noise from a card that says how much it holds."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import inspect
 import json
 import logging
@@ -55,10 +56,11 @@ from sdwn.models.families import (
     read_pipeline_info,
     text_readers,
 )
+from sdwn.models.sizes import weights_bytes
 from sdwn.models.weights import fingerprint, staged
 from sdwn.planning.plan import ImageSpec
 from torch.profiler import profile
-from transformers import CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 import families
 import families_dit
@@ -352,6 +354,46 @@ class TestNan:
         np.testing.assert_array_equal(again.pixels, diffusers_image(whole, specs(1, first=3)[0]))
 
 
+class TestParts:
+    @pytest.mark.parametrize(
+        ("make", "vae"), [(families_dit.sana, "bfloat16"), (families.flux_schnell, "float16")]
+    )
+    def test_what_overflows_in_fp16_has_another_precision(
+        self, make: Any, vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(RunConfig, "needs_gpu", False)
+        make(tmp_path)
+        settings = {**OWN, **FAMILIES[make]}
+        own = Sampler(config(str(tmp_path), precision="fp16", **settings), specs=specs(2))
+        before = pixels(own.sample(specs(2)))
+        own.in_float32(specs(1))
+        assert str(own.pipeline.vae.dtype) == f"torch.{vae}"
+        assert own.pipeline.transformer.dtype == torch.float16
+        np.testing.assert_array_equal(pixels(own.sample(specs(2))), before)
+        whole = Sampler(config(str(tmp_path), **settings)).sample(specs(2))
+        assert distance(before, pixels(whole)).mean() < 5
+
+    def test_quantized_weights_make_nearly_the_same_images(self, tmp_path: Path) -> None:
+        families.flux_schnell(tmp_path)
+        settings = {**OWN, **FAMILIES[families.flux_schnell]}
+        chosen = config(str(tmp_path), quantization="torchao-int8", **settings)
+        own, plain = Sampler(chosen, specs=specs(2)), Sampler(config(str(tmp_path), **settings))
+        weight = own.pipeline.transformer.transformer_blocks[0].attn.to_q.weight
+        assert type(weight).__name__ == "Int8Tensor"
+        made, expected = pixels(own.sample(specs(2))), pixels(plain.sample(specs(2)))
+        assert 0 < distance(made, expected).mean() < 5
+        assert own.workload.profile_path != plain.workload.profile_path
+
+    def test_quantization_without_its_library_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        families.flux_schnell(tmp_path)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+        settings = {**OWN, **FAMILIES[families.flux_schnell]}
+        with pytest.raises(UsageError, match="pip install bitsandbytes"):
+            Sampler(config(str(tmp_path), quantization="bitsandbytes-4bit", **settings))
+
+
 class TestMemory:
     def test_slicing_changes_last_bits_at_most(self, sampler: Sampler) -> None:
         sliced = Sampler(config())
@@ -547,6 +589,30 @@ class TestTwoPhases:
         own.in_float32(batch)
         assert "UNet2DConditionModel" in alive
         assert "CLIPTextModel" not in alive
+
+    def test_weights_alive_at_once_are_at_most_the_larger_phase(self, copy: Path) -> None:
+        """With a text encoder far heavier than all that samples."""
+        heavy = families.clip_config(32).to_dict() | {"intermediate_size": 20_000}
+        CLIPTextModel(CLIPTextConfig(**heavy)).save_pretrained(copy / "text_encoder")
+        before = {id(one) for one in gc.get_objects() if isinstance(one, torch.nn.Parameter)}
+        alive: list[int] = []
+
+        def look(module: Any, *_: Any) -> None:
+            if type(module).__name__ in {"CLIPTextModel", "UNet2DConditionModel"}:
+                parameters = (o for o in gc.get_objects() if isinstance(o, torch.nn.Parameter))
+                alive.append(sum(one.nbytes for one in parameters if id(one) not in before))
+
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
+        own = Sampler(config(str(copy)), specs=specs(2))
+        encoding = max(alive)
+        own.sample(specs(2))
+        hook.remove()
+        sampling = alive[-1]
+        phases = weights_bytes(copy, config(str(copy)))
+        encoder = phases.pop("text_encoder")
+        assert encoder > 2 * sum(phases.values())
+        assert encoding <= 1.1 * encoder
+        assert sampling <= 1.1 * sum(phases.values())
 
     @pytest.mark.parametrize("room", [0, 20_000])
     def test_what_has_no_room_in_memory_goes_to_disk_and_comes_back_the_same(

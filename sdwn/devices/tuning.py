@@ -251,6 +251,8 @@ def run_workload(
 ) -> Workload:
     """Describe a run's work on a device; ``guided``, each step predicts a second time."""
     generation = config.generation
+    names = ("attention", "quantization", "options")
+    later = {name: value for name in names if (value := getattr(generation, name))}
     return Workload(
         device=str(provenance["device"]),
         memory_gb=round(total_bytes / GB),
@@ -264,7 +266,7 @@ def run_workload(
         compile=generation.compile,
         torch=str(provenance.get("torch", "")),
         placement="offload" if provenance.get("placement") == "offload" else "gpu",
-        options=json.dumps(generation.options, sort_keys=True) if generation.options else "",
+        options=json.dumps(later, sort_keys=True) if later else "",
     )
 
 

@@ -45,13 +45,10 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage = one.untyped_storage()
             if id(storage) not in self._seen:  # else it is a view
                 self._seen.add(id(storage))
-                self._count(storage.nbytes())
+                self._now += storage.nbytes()
+                self.peak = max(self.peak, self._now)
                 weakref.finalize(storage, self._free, id(storage), storage.nbytes())
         return made
-
-    def _count(self, size: int) -> None:
-        self._now += size
-        self.peak = max(self.peak, self._now)
 
     def _free(self, key: int, size: int) -> None:
         self._seen.discard(key)

@@ -172,7 +172,9 @@ def make_shard(
     kept, attempt = job.kept()
     writer = PartialShardWriter(job, attempt + 1)
     done, waiting = 0, list[_Batch]()
-    half = job.plan.config.generation.precision != "fp32"
+    generation = job.plan.config.generation
+    # Quantized weights have no float32 to go back to.
+    half = generation.precision != "fp32" and generation.quantization is None
     # Batches lie on a grid that the batch size alone fixes: a task that was killed makes the same
     # batches, and so the same bytes, as one that was not.
     while done < len(specs) and not job.finished:

@@ -9,6 +9,7 @@ not take, or takes without effect, is refused.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import math
@@ -582,6 +583,12 @@ def check_settings(config: RunConfig, folder: Path | None) -> None:
         raise UsageError(f"model {config.model.name}: {wrong_class}")
     check_added(config.model, parts, folder)
     faults = list(_attention_faults(config.generation.attention, parts))
+    quantization = config.generation.quantization
+    if quantization and importlib.util.find_spec(library := quantization.partition("-")[0]) is None:
+        faults.append(
+            f"generation.quantization {quantization} needs the package {library}; install it "
+            f"with: pip install {library}, or leave the setting out"
+        )
     # A single file has none, whatever its settings name.
     known = info is not None or source(config.model) == "file"
     if config.generation.safety_checker and known and "safety_checker" not in parts:

@@ -21,7 +21,7 @@ from sdwn.errors import SdwnError, UsageError, first_line
 from sdwn.io import read_json
 from sdwn.models.added import inversion_encoders
 from sdwn.models.families import Family, check_settings, denoiser, read_pipeline_info
-from sdwn.models.sizes import TEXT_PARTS, fitting_placement, loaded_bytes
+from sdwn.models.sizes import QUANTIZED_PARTS, TEXT_PARTS, fitting_placement, loaded_bytes
 from sdwn.models.weights import INDEX, Weights, components, staged_if_wanted
 
 if TYPE_CHECKING:
@@ -39,6 +39,27 @@ def dtypes(config: RunConfig, family: Family) -> dict[str, torch.dtype]:
     types = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     wanted = family.precisions(config.generation.precision)
     return {part: types[precision] for part, precision in wanted.items()}
+
+
+def quantization(config: RunConfig, parts: Collection[str]) -> Any:
+    """Return diffusers' settings of quantization for the denoiser and the text encoders."""
+    import diffusers
+    import transformers
+
+    def settings(library: Any) -> Any:
+        if config.generation.quantization == "torchao-int8":
+            from torchao.quantization import Int8WeightOnlyConfig
+
+            return library.TorchAoConfig(Int8WeightOnlyConfig())
+        four = config.generation.quantization == "bitsandbytes-4bit"
+        return library.BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four)
+
+    mapping = {
+        name: settings(transformers if name.startswith("text_encoder") else diffusers)
+        for name in parts
+        if name.startswith(QUANTIZED_PARTS)
+    }
+    return diffusers.PipelineQuantizationConfig(quant_mapping=mapping)
 
 
 def load_text_encoders(
@@ -98,7 +119,7 @@ def load_pipeline(
     return pipeline, placed
 
 
-def _load(config: RunConfig, weights: Weights, absent: Collection[str]) -> Any:
+def _load(config: RunConfig, weights: Weights, absent: set[str]) -> Any:
     """Load a pipeline without some of its parts, into the CPU's memory."""
     import diffusers
     import transformers
@@ -110,10 +131,12 @@ def _load(config: RunConfig, weights: Weights, absent: Collection[str]) -> Any:
         library.utils.logging.disable_progress_bar()
 
     check_settings(config, weights.folder)
-    folder = staged_if_wanted(weights.folder)
-    types = dtypes(config, read_pipeline_info(weights.folder).family)
+    folder, info = staged_if_wanted(weights.folder), read_pipeline_info(weights.folder)
+    types = dtypes(config, info.family)
     vae_type = types.get("vae", types["default"])
     options: dict[str, Any] = dict.fromkeys(absent)
+    if config.generation.quantization:
+        options["quantization_config"] = quantization(config, info.parts.keys() - absent)
     if not config.generation.safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     try:

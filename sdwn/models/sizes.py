@@ -17,12 +17,14 @@ from sdwn.models.weights import components, files, needed
 WORKING_BYTES = 2_000_000_000
 # Parts that read prompts; sampling needs none but a processor, which is read for its template.
 TEXT_PARTS = ("text_encoder", "tokenizer")
+QUANTIZED_PARTS = ("unet", "transformer", "text_encoder")
+QUANTIZED_BITS = {"torchao-int8": 8, "bitsandbytes-8bit": 8, "bitsandbytes-4bit": 4}
 
 
 def weights_bytes(folder: Path, config: RunConfig) -> dict[str, int]:
     """Return what each part of a pipeline takes in memory, from its files' heads alone."""
     precisions = read_pipeline_info(folder).family.precisions(config.generation.precision)
-    sizes = dict[str, int]()
+    bits, sizes = QUANTIZED_BITS.get(config.generation.quantization or ""), dict[str, int]()
     for name in needed(folder, files(folder), components(folder), config):
         if name.endswith(".safetensors"):
             with (folder / name).open("rb") as file:
@@ -30,8 +32,10 @@ def weights_bytes(folder: Path, config: RunConfig) -> dict[str, int]:
             head.pop("__metadata__", None)
             count = sum(prod(tensor["shape"]) for tensor in head.values())
             part = name.partition("/")[0]
-            itemsize = 4 if precisions.get(part, precisions["default"]) == "fp32" else 2
-            sizes[part] = sizes.get(part, 0) + itemsize * count
+            own = 32 if precisions.get(part, precisions["default"]) == "fp32" else 16
+            if bits and part.startswith(QUANTIZED_PARTS):
+                own = bits
+            sizes[part] = sizes.get(part, 0) + own * count // 8
     return sizes
 
 
