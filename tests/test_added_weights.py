@@ -28,7 +28,8 @@ from sdwn.models.families import PromptLengths, prompt_lengths, require_usable
 from sdwn.models.lock import ensure_lock, locked_weights, read_lock
 from sdwn.models.weights import fingerprint, own_revision
 from sdwn.paths import ReleasePaths, RunPaths
-from sdwn.planning.plan import ImageSpec, read_plan
+from sdwn.planning.plan import ImageSpec, read_plan, write_plan
+from sdwn.preflight.trials import make_pilot, pilot_plan
 from sdwn.releases.merge import MergeOptions, merge
 from transformers.integrations import peft as transformers_peft
 
@@ -356,3 +357,33 @@ def test_without_network_a_single_file_says_where_its_settings_come_from(
     told = "its settings are those of lab/none on the hub.*sdwn prefetch, or give a folder"
     with pytest.raises(SdwnError, match=told):
         obtain_weights(wanted)
+
+
+def test_an_attention_backend_is_one_that_acts(tmp_path: Path) -> None:
+    families.flux_schnell(tmp_path)
+    flux = {"name": str(tmp_path)}
+    settings = {**SMALL, "scheduler": None, "guidance_scale": 0}
+    wanted = noise_config(model=flux, generation={**settings, "attention": "flsh"})
+    with pytest.raises(UsageError, match=r"diffusers has no flsh; valid: .*native"):
+        require_usable(wanted)
+    on_a_unet = noise_config(
+        model={"name": str(builtin_folder("tiny"))}, generation={**SMALL, "attention": "native"}
+    )
+    with pytest.raises(UsageError, match="native has no effect on a UNet"):
+        require_usable(on_a_unet)
+    with pytest.raises(SdwnError, match=r"generation\.attention sage: .*sageattention"):
+        made(flux, guidance_scale=0, attention="sage")
+    one, other = (made(flux, guidance_scale=0, attention=name) for name in (None, "_native_math"))
+    assert np.abs(one.pixels.astype(int) - other.pixels).max() <= 1
+
+
+def test_a_pilot_says_what_speed_options_cost(planned: PlanRun) -> None:
+    model = {"name": str(builtin_folder("tiny"))}
+    small = {**SMALL, "height": 16, "width": 16, "num_inference_steps": 1}
+    paths, plan = planned(model=model, generation={**small, "channels_last": True})
+    write_plan(pilot_plan(plan), paths.pilot)
+    make_pilot(paths.pilot.root, [0])
+    plain = json.loads(paths.pilot.speed.read_text())["plain"]
+    assert plain["plain_images_per_second"] > 0
+    # The same images: others differ by tens.
+    assert 0 <= plain["difference_rms"] <= plain["difference_largest"] <= 1
