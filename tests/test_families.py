@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, LCMScheduler
+from diffusers import DiffusionPipeline, LCMScheduler, TCDScheduler
 from sdwn.config import GenerationConfig, RunConfig, load_config
 from sdwn.errors import UsageError
 from sdwn.generation.encoder import PromptEncoder
@@ -193,10 +193,11 @@ class TestSettings:
         self, folder: Folder
     ) -> None:
         model = folder(families.sd_turbo)
-        made = sample(model, "a cat", scheduler="LCMScheduler", guidance_scale=1.0)
         plain = DiffusionPipeline.from_pretrained(model)
-        plain.scheduler = LCMScheduler.from_config(plain.scheduler.config)
-        np.testing.assert_array_equal(made, call(plain, "a cat", guidance_scale=1.0))
+        for kind in (LCMScheduler, TCDScheduler):
+            made = sample(model, "a cat", scheduler=kind.__name__, guidance_scale=1.0)
+            plain.scheduler = kind.from_config(plain.scheduler.config)
+            np.testing.assert_array_equal(made, call(plain, "a cat", guidance_scale=1.0))
         for make in (families_dit.latent_consistency, families_dit.few_steps):
             message = refusal(folder(make), scheduler="PNDMScheduler")
             assert "PNDMScheduler does not fit" in message
@@ -267,6 +268,7 @@ class TestOfNoFamily:
     def test_it_is_guided_one_image_at_a_time(self, folder: Folder) -> None:
         model = folder(families_dit.prx)
         assert "generation.batch_size" in refusal(model, guidance_scale=4.0)
+        assert "PRXPipeline takes; write 1" in refusal(model, guidance_scale=0.0)
         plain = DiffusionPipeline.from_pretrained(model)
         with pytest.raises(RuntimeError, match="size of tensor"):
             plain(["a cat", "a dog"], height=64, width=64, use_resolution_binning=False)

@@ -673,7 +673,9 @@ def _guidance_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterat
     own = family.scale not in (None, "guidance_scale")
     instead = "generation.options.true_cfg_scale" if own else "generation.guidance_scale"
     acts = info.embeds_guidance or (guided and not own)
-    if guided and info.kind == "PRXPipeline" and generation.batch_size != 1:
+    if info.kind == "PRXPipeline" and scale < 1:
+        yield f"generation.guidance_scale: {scale:g} is less than PRXPipeline takes; write 1"
+    elif info.kind == "PRXPipeline" and guided and generation.batch_size != 1:
         yield "generation.batch_size: PRXPipeline guides images one at a time; write 1"
     # 0 and 1 both mean none.
     if not acts and scale not in (0, 1):
