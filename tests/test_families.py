@@ -286,8 +286,6 @@ class TestOfNoFamily:
     @pytest.mark.parametrize(
         ("kind", "wrong"),
         [
-            ("Ideogram4Pipeline", {"negative_prompt": "blue"}),
-            ("GlmImagePipeline", {"negative_prompt": "blue"}),
             ("OmniGenPipeline", {"negative_prompt": "blue"}),
             ("HunyuanImagePipeline", {"guidance_scale": 7.5}),
             ("HiDreamImagePipeline", {"guidance_scale": 0.0, "negative_prompt": "blue"}),
