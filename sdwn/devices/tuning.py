@@ -39,7 +39,7 @@ RUNS = 3
 # Speeds this close count as the same: of such sizes the smallest is taken, for a kill costs the
 # batch under way, and probing ends once two doublings together gain no more. One doubling alone
 # says little, for the same batch again differs in speed by about as much.
-TOLERANCE = 0.01
+TOLERANCE = 0.005
 BLUE, RED = "#4477aa", "#cc6677"
 
 # From one published measurement: Stable Diffusion 1.4 at 512x512 in fp16 on an A100 takes 3.6 GB
@@ -136,7 +136,7 @@ def tune(
     """Double the batch, from one synset on, until memory ends or the gain stops.
 
     Where one synset has no room, batches are halved first. Of what was tried, the smallest size
-    within 1 % of the best speed is chosen.
+    within 0.5 % of the best speed is chosen.
 
     Args:
         run_batch: runs a batch of so many images and returns its seconds, or raises
