@@ -25,6 +25,7 @@ from sdwn.preflight.speeds import SELFTEST, known_speeds
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 
+import families
 from conftest import REPOSITORY, PlanRun, Sdwn
 
 # What a machine without a GPU can show.
@@ -114,6 +115,15 @@ def test_a_check_that_fails_stops_no_other(sdwn: Sdwn, monkeypatch: pytest.Monke
     assert re.search(r"failed +engine +5 \(expected: 2\)", shown)
     assert re.search(r"not proven +lights +only without --quick", shown)
     assert "| engine | 2 | 5 | failed |" in (sdwn.folder / "page.md").read_text()
+
+
+def test_half_precision_that_needs_a_gpu_is_not_proven(tmp_path: Path) -> None:
+    """Of another model than the built-in ones, on a machine without a GPU."""
+    families.one_block(tmp_path / "model")
+    bench = selftest.Bench(tmp_path / "work", str(tmp_path / "model"), True, lambda _: None)
+    assert bench.sampler().config.generation.precision == "fp32"
+    with pytest.raises(NotProvenError, match="fp16 needs a GPU"):
+        bench.sampler(precision="fp16")
 
 
 def test_flags_of_a_profile_need_one(sdwn: Sdwn) -> None:

@@ -173,6 +173,8 @@ class Bench:
     def sampler(self, **changes: Any) -> ImageSampler:
         """Load a model with these settings; the one that was loaded before is let go."""
         config = self.config(**changes)
+        if config.needs_gpu and not self.gpu:
+            raise NotProvenError(f"{config.generation.precision} needs a GPU")
         if self._loaded is None or self._loaded[0] != config:
             self.let_go()
             weights = None if "model" in changes else self.weights
