@@ -32,7 +32,7 @@ from shared import (
 
 from generation import PACED
 
-ROUNDS = 5
+ROUNDS = 3
 PAGE = Path(__file__).with_suffix(".md")
 TEXT = """\
 # Speed against named peers
@@ -63,6 +63,7 @@ class Row:
     ours: Callable[[Path], float]
     theirs: Callable[[Path], float]
     rounds: int = ROUNDS
+    warm: bool = True  # once before, and not counted: caches of files
 
     def reached(self, ratio: float) -> bool:
         """Return whether a ratio is on the right side of what is to be reached."""
@@ -195,6 +196,7 @@ ROWS = {
         merge_peak("many"),
         merge_peak("run"),
         rounds=1,
+        warm=False,
     ),
     "read": Row(
         "random read from a release, images/s",
@@ -202,6 +204,7 @@ ROWS = {
         ">= 1.8",
         reading("release"),
         reading("png"),
+        warm=False,
     ),
     "input": Row(
         "input of efficientnet-lite0, images/s",
@@ -209,13 +212,7 @@ ROWS = {
         ">= 1.5",
         loading("release", "efficientnet-lite0"),
         loading("timm", "efficientnet-lite0"),
-    ),
-    "input-paper": Row(
-        "input of the paper's ViT, 518x518, images/s",
-        "timm's loader, a folder of PNG files",
-        ">= 1.5",
-        loading("release", "paper"),
-        loading("timm", "paper"),
+        warm=False,
     ),
     "busy": Row(
         "a model paced like an H100, s",
@@ -224,6 +221,7 @@ ROWS = {
         generation("paced"),
         own_time("paced"),
         rounds=1,
+        warm=False,
     ),
     "few-steps": Row(
         "a few-step model, 26 images/s, four shards, s",
@@ -232,6 +230,7 @@ ROWS = {
         generation("few_steps"),
         own_time("few_steps"),
         rounds=1,
+        warm=False,
     ),
     "generate": Row(
         "small XL pipeline, 256x256, images/s",
@@ -239,7 +238,7 @@ ROWS = {
         ">= 1.3",
         generation("real", "images_per_second"),
         generation("real_loop", "images_per_second"),
-        rounds=3,
+        warm=False,
     ),
     "tiny": Row(
         "built-in random pipeline, 64x64, images/s",
@@ -247,7 +246,7 @@ ROWS = {
         ">= 1.0",
         generation("tiny", "images_per_second"),
         generation("tiny_loop", "images_per_second"),
-        rounds=3,
+        warm=False,
     ),
     "start": Row(
         "start of a task: ten images, s",
@@ -255,7 +254,7 @@ ROWS = {
         "<= 1.1",
         generation("start", "whole_seconds"),
         generation("start_diffusers", "whole_seconds"),
-        rounds=3,
+        warm=False,
     ),
     "status": Row(
         "status of 50,000 shards, s",
@@ -274,6 +273,7 @@ ROWS = {
         "<= 0.8",
         browsing("open", "seconds"),
         timed(plan_nltk),
+        warm=False,
     ),
     "search": Row(
         "search as one types, ms a letter",
@@ -281,13 +281,7 @@ ROWS = {
         "<= 0.5",
         browsing("search"),
         browsing("like"),
-    ),
-    "search-page": Row(
-        "slowest page as one types, ms (less than 100)",
-        "SQLite's LIKE over the same texts",
-        "",
-        browsing("pages"),
-        browsing("like"),
+        warm=False,
     ),
     "tune": Row(
         "tuner: share of the best speed",
@@ -296,6 +290,7 @@ ROWS = {
         generation("tuner", "share"),
         lambda _: 1.0,
         rounds=1,
+        warm=False,
     ),
 }
 
@@ -307,17 +302,17 @@ def prepare(folder: Path, names: set[str]) -> None:
         make_shards(folder / "many", shards=80, size=40_000)
     if "status" in names:
         make_finished(folder / "finished")
-    if names & {"browse", "search", "search-page"}:
+    if names & {"browse", "search"}:
         output_of(PYTHON, Path(__file__).with_name("browsing.py"), "make", folder / "browsing")
-    if names & {"read", "input", "input-paper"}:
+    if names & {"read", "input"}:
         (folder / "reading").mkdir()
         output_of(PYTHON, Path(__file__).with_name("reading.py"), "make", folder / "reading")
 
 
 def measure(row: Row, folder: Path) -> tuple[float, float, float]:
     """Return the median of our figures, of theirs, and of their ratios."""
-    if row.rounds > 1:
-        row.ours(folder), row.theirs(folder)  # warm caches
+    if row.warm:
+        row.ours(folder), row.theirs(folder)
     pairs = [(row.ours(folder), row.theirs(folder)) for _ in range(row.rounds)]
     ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
     return ours, theirs, statistics.median(a / b for a, b in pairs)

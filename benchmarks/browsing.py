@@ -1,7 +1,7 @@
 """Measurements of browsing for `make bench`: a release as large as the published one, tiny images.
 
 ``python benchmarks/browsing.py make FOLDER`` writes it with predictions of all images, drawn by
-chance; ``open``, ``pages``, ``search`` and ``like`` measure and print what they found.
+chance; ``open``, ``search`` and ``like`` measure and print what they found.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from urllib.request import urlopen
 import numpy as np
 import pyarrow as pa
 from sdwn.browser.collection import Collection, SearchIndex
-from sdwn.browser.views import url
 from sdwn.config import EvaluationConfig, RunConfig, StorageConfig
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.releases.release import Release
@@ -150,14 +149,6 @@ def opening(folder: Path) -> dict[str, float]:
         return {"seconds": seconds}
 
 
-def pages(folder: Path) -> dict[str, float]:
-    """Time the page of what is found after each letter, and give the slowest."""
-    with served(folder) as (address, _):
-        # What is made in the background by then, in half a second, would be measured with it.
-        fetch(f"{address}/?q=zebre"), fetch(f"{address}/tree")
-        return {"ms": max(timed(partial(fetch, address + url(q=q))) for q in typed())}
-
-
 @contextmanager
 def served(folder: Path) -> Iterator[tuple[str, float]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -222,7 +213,7 @@ def main(name: str, folder: str) -> None:
     if name == "make":
         make(Path(folder))
     else:
-        measures = {"open": opening, "pages": pages, "search": search, "like": like}
+        measures = {"open": opening, "search": search, "like": like}
         print(json.dumps(measures[name](Path(folder))))
 
 

@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {
     "precision": "fp32",
     "batch_size": 10,
 }
-REAL_IMAGES = 400
+REAL_IMAGES = 200
 
 
 def photo_like(seed: int, size: int = 512) -> Any:

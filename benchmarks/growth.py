@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,6 @@ the most that a merge holds; what grows then is the plan, by its synsets.
 """
 
 
-def seconds(action: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
-
-
 def figures(folder: Path, images: int) -> dict[str, float]:
     """Make a run and its release of so many images; return what was measured on the way."""
     run, release, found = folder / "run", folder / "release", dict[str, float]()
@@ -56,12 +49,12 @@ def figures(folder: Path, images: int) -> dict[str, float]:
             [DIGESTS[i] for i in chosen],
             **size,
         )
-    sdwn = (PYTHON, "-m", "sdwn")
-    found["sdwn status, s"] = seconds(lambda: output_of(*sdwn, "status", run))
+    began = time.perf_counter()
+    output_of(PYTHON, "-m", "sdwn", "status", run)
+    found["sdwn status, s"] = time.perf_counter() - began
     began = time.perf_counter()
     found["sdwn merge, peak MB"] = peak_mb("merge", run, "--release", release)
     found["sdwn merge, s"] = time.perf_counter() - began
-    found["sdwn verify, s"] = seconds(lambda: output_of(*sdwn, "verify", release))
     found["release opened, 100 images read, s"] = script("reading.py", "some", folder)["seconds"]
     found["search, ms a letter"] = script("browsing.py", "search", folder)["ms"]
     return found
