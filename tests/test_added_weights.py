@@ -15,6 +15,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import DIFFUSERS_TO_LDM_MAPPING
 from diffusers.utils import convert_state_dict_to_diffusers
+from huggingface_hub import constants
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -25,7 +26,7 @@ from sdwn.io import file_sha256
 from sdwn.models.added import obtain_weights
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.families import PromptLengths, prompt_lengths, require_usable
-from sdwn.models.lock import ensure_lock, locked_weights, read_lock
+from sdwn.models.lock import ensure_lock, locked_weights, read_lock, require_weights
 from sdwn.models.weights import fingerprint, own_revision
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import ImageSpec, read_plan, write_plan
@@ -34,7 +35,8 @@ from sdwn.releases.merge import MergeOptions, merge
 from transformers.integrations import peft as transformers_peft
 
 import families
-from conftest import PlanRun, Sdwn, noise_config
+from conftest import OwnProcess, PlanRun, Sdwn, noise_config
+from hub import serving
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -387,3 +389,32 @@ def test_a_pilot_says_what_speed_options_cost(planned: PlanRun) -> None:
     assert plain["plain_images_per_second"] > 0
     # The same images: others differ by tens.
     assert 0 <= plain["difference_rms"] <= plain["difference_largest"] <= 1
+
+
+@pytest.mark.process
+def test_what_is_on_the_hub_is_fetched_at_one_commit(
+    planned: PlanRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = builtin_folder("tiny")
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None)
+    (tmp_path / "style").mkdir()
+    lora(pipeline, tmp_path / "style/ink.safetensors", 1, ("unet",))
+    (tmp_path / "style/other.safetensors").write_bytes(b"not wanted")
+    model = {"name": str(tiny), "lora": [{"name": "lab/style", "file": "ink.safetensors"}]}
+    paths, plan = planned(model=model, generation={**SMALL, "num_inference_steps": 1})
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf/hub"))
+    assert ensure_lock(paths, plan) is None
+    with pytest.raises(SdwnError, match=r"model\.lora lab/style is not in the hub's cache"):
+        require_weights(paths, plan.config)
+    with serving() as hub:
+        commit = hub.commit("lab/style", tmp_path / "style")
+        # The hub's address is read at its library's import.
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        found = OwnProcess(tmp_path).json("prefetch", paths.root, "--no-classifier")
+        assert not [one for one in hub.requests if "other.safetensors" in one]
+    assert Path(found["added"][0]).parent.name == commit
+    weights = locked_weights(paths, plan.config.model)
+    assert weights is not None
+    assert [str(one) for one in weights.added] == [f"lora lab/style at {commit}"]
+    generate(paths.root, [0])
