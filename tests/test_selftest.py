@@ -85,7 +85,7 @@ def test_a_job_that_cannot_begin_says_why(sdwn: Sdwn) -> None:
     asked = ("selftest", "--profile", "local", "--model", "/nowhere/model")
     for _ in range(2):
         failed = " ".join(sdwn(*asked, code=1).stderr.split())
-        assert "the self-test ended after 0 of 21 checks" in failed
+        assert "the self-test ended after 0 of 22 checks" in failed
         assert "model /nowhere/model: no such folder" in failed
 
 
@@ -139,7 +139,7 @@ def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "measured": "2026-11-26T04:00:00+00:00",
         "device": "NVIDIA A100-SXM4-40GB",
         "memory_gb": 42,
-        "speeds": {"plain": {"10": 2.0, "20": 2.5}, "compiled": {"20": 3.0}},
+        "speeds": {"plain": {"10": 2.0, "20": 2.5}, "blocks": {"20": 3.0}, "whole": {"20": 3.5}},
     }
     keep_speeds(content)
     (path,) = (tmp_path / "cache/gpus").iterdir()
@@ -152,6 +152,7 @@ def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ((), 2.5, "sdwn selftest, 2026-11-26"),
         (("generation.batch_size=10",), 2.0, "sdwn selftest, 2026-11-26"),
         (("generation.compile=true",), 3.0, "sdwn selftest, 2026-11-26"),
+        (("generation.compile=whole",), 3.5, "sdwn selftest, 2026-11-26"),
         (("generation.num_inference_steps=25",), 4.76, "sdwn selftest, 2026-11-26, scaled by work"),
     ],
 )

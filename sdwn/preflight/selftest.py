@@ -126,7 +126,7 @@ class Bench:
             self.task_settings = {"model": "builtin:miniature", "safety_checker": False}
             self.task_settings |= {"height": 64, "width": 64, "num_inference_steps": 6}
         self.batch, self.peaks = EACH, dict[int, int]()
-        self.speeds: dict[str, dict[int, float]] = {"plain": {}, "compiled": {}}
+        self.speeds: dict[str, dict[int, float]] = {"plain": {}, "blocks": {}, "whole": {}}
         self.task: TaskRecord | None = None
         self.task_speed = 0.0
         self._loaded: tuple[RunConfig, ImageSampler] | None = None
@@ -604,7 +604,8 @@ def _energy(bench: Bench) -> Found:
     return Found(text, figures={"joules": joules, "images": images})
 
 
-@_check("speed", "compile", long=True, compile=True)
+@_check("speed", "compile: whole", long=True, compile="whole")
+@_check("speed", "compile: blocks", long=True, compile="blocks")
 @_check("speed", "channels_last", long=True, channels_last=True)
 @_check("speed", "plain", long=True)
 def _variant(bench: Bench, **generation: Any) -> Found:
@@ -615,8 +616,8 @@ def _variant(bench: Bench, **generation: Any) -> Found:
     sampler.time_batch(specs)
     first = time.monotonic() - began
     speed = len(specs) / median([sampler.time_batch(specs) for _ in range(3)])
-    if generation.get("compile"):
-        bench.speeds["compiled"][bench.batch] = speed
+    if compiled := generation.get("compile"):
+        bench.speeds[compiled][bench.batch] = speed
     text = f"first batch of {len(specs)}: {duration(first)}, then {speed:.3g} images/s"
     return Found(text, figures={"first_seconds": first, "images_per_second": speed})
 

@@ -295,13 +295,14 @@ def _selftest_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple
     if generation.precision != "fp16" or not is_published_model(config.model.name):
         return ()
     work = generation.width, generation.height, generation.num_inference_steps
-    found = []
+    compiled = "whole" if generation.compile == "whole" else "blocks"
+    compiled, found = compiled if generation.compile else "plain", []
     for path in sorted((cache_folder() / "gpus").glob(SELFTEST_FILES)):
         with suppress(IntegrityError, KeyError, TypeError, ValueError):
             refuse_planted(path)
             content = SELFTEST.read(path)
             device, measured = str(content["device"]), content["speeds"]
-            own = measured["compiled" if generation.compile else "plain"].items()
+            own = measured[compiled].items()
             card = Card(device, (), *({int(size): float(each) for size, each in own},) * 2)
             speed = published_speed(card, _wanted_batch(config, profile)) or math.nan
             if 0 < speed < math.inf and (kind is None or _may_be(device, kind)):
