@@ -20,7 +20,7 @@ from sdwn.devices.device import plain_out_of_memory
 from sdwn.errors import SdwnError, UsageError, first_line
 from sdwn.io import read_json
 from sdwn.models.added import inversion_encoders
-from sdwn.models.families import Family, check_settings, denoiser, read_pipeline_info
+from sdwn.models.families import FAMILIES, Family, check_settings, denoiser, read_pipeline_info
 from sdwn.models.sizes import QUANTIZED_PARTS, TEXT_PARTS, fitting_placement, loaded_bytes
 from sdwn.models.weights import INDEX, Weights, components, staged_if_wanted
 
@@ -184,6 +184,9 @@ def place(pipeline: Any, device: Device, placement: Placement) -> str:
 def _pipeline_loader(folder: Path) -> Any:
     """Return the class that loads a pipeline: for text to image, or as its index names it."""
     import diffusers
+
+    if read_pipeline_info(folder).kind in FAMILIES:
+        return diffusers.DiffusionPipeline  # the other one imports all pipelines, for a second
     from diffusers.pipelines.auto_pipeline import SUPPORTED_TASKS_MAPPINGS
 
     known = {kind.__name__ for task in SUPPORTED_TASKS_MAPPINGS for kind in task.values()}
