@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -73,6 +74,22 @@ def unpaced() -> Iterator[None]:
         patch.setattr(batching, "SECONDS_A_STEP", 1e-9)
         patch.setattr(submission, "POLL_SECONDS", 0.1)
         yield
+
+
+SavedModel = Callable[[Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> SavedModel:
+    """Saves each small model of a family once, and returns its folder."""
+
+    @functools.cache
+    def save(make: Callable[[Path], None]) -> Path:
+        folder = tmp_path_factory.mktemp(make.__name__)
+        make(folder)
+        return folder
+
+    return save
 
 
 @pytest.fixture

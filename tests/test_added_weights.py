@@ -35,7 +35,7 @@ from sdwn.releases.merge import MergeOptions, merge
 from transformers.integrations import peft as transformers_peft
 
 import families
-from conftest import OwnProcess, PlanRun, Sdwn, noise_config
+from conftest import OwnProcess, PlanRun, SavedModel, Sdwn, noise_config
 from hub import serving
 
 RESNET = {
@@ -172,10 +172,8 @@ def plain(pipeline: Any, prompt: str = "a dog") -> Any:
 
 
 @pytest.fixture(scope="session")
-def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("xl")
-    families.stable_diffusion_xl(folder)
-    return folder
+def xl(saved: SavedModel) -> Path:
+    return saved(families.stable_diffusion_xl)
 
 
 @pytest.mark.usefixtures("text_encoder_loras")
@@ -234,7 +232,7 @@ def test_another_vae_decodes(xl: Path, tmp_path: Path) -> None:
     assert not np.array_equal(found, made({"name": str(tiny)}).pixels)
     # Of a whole pipeline, its own.
     wanted = noise_config(model={"name": str(tiny), "vae": str(xl)}, generation=SMALL)
-    with pytest.raises(UsageError, match=f"model.vae {xl}: it shrinks images in 4 levels"):
+    with pytest.raises(UsageError, match=f"model.vae {xl}: .* 4 levels, .* 3 levels"):
         require_usable(wanted)
 
 
@@ -286,7 +284,6 @@ def test_what_cannot_change_the_model_is_refused_at_plan(xl: Path, tmp_path: Pat
     two = [{"name": str(tmp_path)}]
     save_file({"<other>": torch.zeros(32)}, tmp_path / "other.safetensors")
     for model, told in (
-        ({"name": tiny, "lora": [style]}, "lora .*: none of its tensors belongs to a LoRA"),
         ({"name": tiny, "lora": two}, "expected one safetensors file, found other.*; name one"),
         ({"name": tiny, "textual_inversion": [{"name": "old.pt"}]}, "weights_only=True"),
         ({"name": str(xl), "textual_inversion": [style]}, "for 1 text encoders .* model has 2"),

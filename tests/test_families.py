@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +32,7 @@ from sdwn.storage.images import Pixels
 
 import families
 import families_dit
-from conftest import REPOSITORY, Sdwn
-
-Folder = Callable[[Callable[[Path], None]], Path]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """The folder of a small model, which is made once."""
-
-    @cache
-    def made(make: Callable[[Path], None]) -> Path:
-        path = tmp_path_factory.mktemp(make.__name__)
-        make(path)
-        return path
-
-    return made
+from conftest import REPOSITORY, SavedModel, Sdwn
 
 
 def config(model: Path, **generation: Any) -> RunConfig:
@@ -96,30 +79,30 @@ class TestTokens:
         ],
     )
     def test_they_are_counted_as_it_reads_them(
-        self, folder: Folder, make: Any, options: dict[str, Any], prompt: str
+        self, saved: SavedModel, make: Any, options: dict[str, Any], prompt: str
     ) -> None:
-        generation = config(folder(make), options=options).generation
-        info = read_pipeline_info(folder(make))
-        plain = DiffusionPipeline.from_pretrained(folder(make), transformer=None, vae=None)
+        generation = config(saved(make), options=options).generation
+        info = read_pipeline_info(saved(make))
+        plain = DiffusionPipeline.from_pretrained(saved(make), transformer=None, vae=None)
         (encoded,) = PromptEncoder(plain, generation, info).encode([(prompt, None)])
         assert encoded.tokens == int(encoded.arguments["prompt_attention_mask"].sum())
         assert not encoded.truncated
 
-    def test_links_and_brackets_do_not_fill_pixarts_encoder(self, folder: Folder) -> None:
+    def test_links_and_brackets_do_not_fill_pixarts_encoder(self, saved: SavedModel) -> None:
         prompts = ["a cat " + "https://example.org/a " * 20]
-        cleaned = config(folder(families.pixart))
-        lengths = prompt_lengths(folder(families.pixart), cleaned, prompts)
+        cleaned = config(saved(families.pixart))
+        lengths = prompt_lengths(saved(families.pixart), cleaned, prompts)
         assert lengths is not None
         assert lengths.cut == 0
-        uncleaned = config(folder(families.pixart), options={"clean_caption": False})
-        lengths = prompt_lengths(folder(families.pixart), uncleaned, prompts)
+        uncleaned = config(saved(families.pixart), options={"clean_caption": False})
+        lengths = prompt_lengths(saved(families.pixart), uncleaned, prompts)
         assert lengths is not None
         assert lengths.cut == 1
 
 
 class TestGuidance:
-    def test_z_image_guides_above_zero(self, folder: Folder) -> None:
-        model = folder(families_dit.z_image)
+    def test_z_image_guides_above_zero(self, saved: SavedModel) -> None:
+        model = saved(families_dit.z_image)
         assert read_pipeline_info(model).guided(GenerationConfig(guidance_scale=0.5))
         assert not read_pipeline_info(model).guided(GenerationConfig(guidance_scale=0))
         assert "guidance_scale above 0" in refusal(model, negative_prompt="blue")
@@ -138,15 +121,15 @@ class TestGuidance:
         ],
     )
     def test_where_it_is_an_input_a_negative_prompt_is_refused(
-        self, folder: Folder, make: Any, message: str
+        self, saved: SavedModel, make: Any, message: str
     ) -> None:
-        info = read_pipeline_info(folder(make))
+        info = read_pipeline_info(saved(make))
         assert not info.guided(GenerationConfig(guidance_scale=7.5)), "no second prediction"
-        require_usable(config(folder(make), guidance_scale=7.5))
-        assert message in refusal(folder(make), guidance_scale=7.5, negative_prompt="blue")
+        require_usable(config(saved(make), guidance_scale=7.5))
+        assert message in refusal(saved(make), guidance_scale=7.5, negative_prompt="blue")
 
-    def test_lumina_can_guide_the_first_steps_alone(self, folder: Folder) -> None:
-        model, options = folder(families_dit.lumina_2), {"cfg_trunc_ratio": 0.5}
+    def test_lumina_can_guide_the_first_steps_alone(self, saved: SavedModel) -> None:
+        model, options = saved(families_dit.lumina_2), {"cfg_trunc_ratio": 0.5}
         settings = {"guidance_scale": 4.0, "num_inference_steps": 3}
         plain = DiffusionPipeline.from_pretrained(model)
         made = sample(model, "a cat", options=options, **settings)
@@ -157,9 +140,9 @@ class TestGuidance:
 class TestSettings:
     @pytest.mark.parametrize("steps", [1, 4])
     def test_sana_sprint_has_a_time_between_its_steps_only_for_two(
-        self, folder: Folder, steps: int
+        self, saved: SavedModel, steps: int
     ) -> None:
-        model = folder(families_dit.sana_sprint)
+        model = saved(families_dit.sana_sprint)
         null = {"intermediate_timesteps": None}
         require_usable(config(model))
         assert "intermediate_timesteps: null" in refusal(model, num_inference_steps=steps)
@@ -183,23 +166,23 @@ class TestSettings:
         ],
     )
     def test_a_size_that_is_not_sampled_as_asked_is_refused(
-        self, folder: Folder, make: Any, size: int, message: str
+        self, saved: SavedModel, make: Any, size: int, message: str
     ) -> None:
-        refused = refusal(folder(make), width=size)
+        refused = refusal(saved(make), width=size)
         assert refused.startswith("generation.width: ")
         assert message in refused
 
     def test_schedulers_of_few_steps_fit_where_diffusers_documents_them(
-        self, folder: Folder
+        self, saved: SavedModel
     ) -> None:
-        model = folder(families.sd_turbo)
+        model = saved(families.sd_turbo)
         plain = DiffusionPipeline.from_pretrained(model)
         for kind in (LCMScheduler, TCDScheduler):
             made = sample(model, "a cat", scheduler=kind.__name__, guidance_scale=1.0)
             plain.scheduler = kind.from_config(plain.scheduler.config)
             np.testing.assert_array_equal(made, call(plain, "a cat", guidance_scale=1.0))
         for make in (families_dit.latent_consistency, families_dit.few_steps):
-            message = refusal(folder(make), scheduler="PNDMScheduler")
+            message = refusal(saved(make), scheduler="PNDMScheduler")
             assert "PNDMScheduler does not fit" in message
             assert "valid: LCMScheduler; null is the model's own" in message
 
@@ -207,19 +190,21 @@ class TestSettings:
 @pytest.mark.parametrize(
     "make", [families_dit.sana, families_dit.sana_sprint, families_dit.z_image]
 )
-def test_latents_stay_in_float32_where_diffusers_keeps_them_so(folder: Folder, make: Any) -> None:
-    plain = DiffusionPipeline.from_pretrained(folder(make), dtype=torch.bfloat16)
+def test_latents_stay_in_float32_where_diffusers_keeps_them_so(
+    saved: SavedModel, make: Any
+) -> None:
+    plain = DiffusionPipeline.from_pretrained(saved(make), dtype=torch.bfloat16)
     binning = {"use_resolution_binning": False} if make is not families_dit.z_image else {}
     expected = call(plain, "a cat", guidance_scale=1.0, **binning)
-    made = sample(folder(make), "a cat", guidance_scale=1.0, precision="bf16")
+    made = sample(saved(make), "a cat", guidance_scale=1.0, precision="bf16")
     np.testing.assert_array_equal(made, expected)
 
 
 def test_sanas_encoder_and_vae_stay_in_bf16_as_its_card_says(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
+    saved: SavedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RunConfig, "needs_gpu", False)
-    model = folder(families_dit.sana)
+    model = saved(families_dit.sana)
     types = {"default": torch.float16, "vae": torch.bfloat16, "text_encoder": torch.bfloat16}
     plain = DiffusionPipeline.from_pretrained(model, dtype=types)
     settings = {"guidance_scale": 4.5}
@@ -229,10 +214,10 @@ def test_sanas_encoder_and_vae_stay_in_bf16_as_its_card_says(
 
 
 def test_flux_has_text_encoders_in_float32_on_cards_without_bf16(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
+    saved: SavedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RunConfig, "needs_gpu", False)
-    model = folder(families.flux_schnell)
+    model = saved(families.flux_schnell)
     plain = DiffusionPipeline.from_pretrained(model)
     with torch.no_grad():
         embeddings, pooled, _ = plain.encode_prompt("a cat", None)
@@ -255,8 +240,8 @@ def test_flux_has_text_encoders_in_float32_on_cards_without_bf16(
 class TestOfNoFamily:
     """PRX: not in the table, and with binning on when left alone."""
 
-    def test_a_size_is_sampled_as_asked(self, folder: Folder) -> None:
-        model = folder(families_dit.prx)
+    def test_a_size_is_sampled_as_asked(self, saved: SavedModel) -> None:
+        model = saved(families_dit.prx)
         plain = DiffusionPipeline.from_pretrained(model)
         made = sample(model, "a cat", guidance_scale=4.0, batch_size=1)
         expected = call(plain, "a cat", guidance_scale=4.0, use_resolution_binning=False)
@@ -265,16 +250,16 @@ class TestOfNoFamily:
         options = {"use_resolution_binning": True}
         assert "sdwn sets this itself" in refusal(model, options=options)
 
-    def test_it_is_guided_one_image_at_a_time(self, folder: Folder) -> None:
-        model = folder(families_dit.prx)
+    def test_it_is_guided_one_image_at_a_time(self, saved: SavedModel) -> None:
+        model = saved(families_dit.prx)
         assert "generation.batch_size" in refusal(model, guidance_scale=4.0)
         assert "PRXPipeline takes; write 1" in refusal(model, guidance_scale=0.0)
         plain = DiffusionPipeline.from_pretrained(model)
         with pytest.raises(RuntimeError, match="size of tensor"):
             plain(["a cat", "a dog"], height=64, width=64, use_resolution_binning=False)
 
-    def test_a_negative_prompt_reaches_it(self, folder: Folder) -> None:
-        model = folder(families_dit.prx)
+    def test_a_negative_prompt_reaches_it(self, saved: SavedModel) -> None:
+        model = saved(families_dit.prx)
         settings = {"guidance_scale": 4.0, "batch_size": 1}
         made = sample(model, "a cat", negative_prompt="blue", **settings)
         plain = DiffusionPipeline.from_pretrained(model)
@@ -339,10 +324,10 @@ CARDS: dict[str, tuple[Any, dict[str, Any], bool]] = {
 
 @pytest.mark.parametrize("name", CARDS)
 def test_a_shipped_config_is_planned_and_sampled_as_the_card_says(
-    sdwn: Sdwn, folder: Folder, name: str
+    sdwn: Sdwn, saved: SavedModel, name: str
 ) -> None:
     make, card, guided = CARDS[name]
-    model = folder(make)
+    model = saved(make)
     settings = (f"model.name={model}", "model.variant=null")
     options = [word for one in settings for word in ("--set", one)]
     assert sdwn.json("plan", name, "run", *options)["images"] == 10_000

@@ -64,7 +64,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import families
 import families_dit
-from conftest import PlanRun
+from conftest import PlanRun, SavedModel
 
 GLOSSES = (
     "a member of the genus Canis that has been domesticated by man since prehistoric times",
@@ -672,21 +672,8 @@ OWN = {"scheduler": None, "safety_checker": False, "height": 32, "width": 64}
 TRUE_CFG = {name for name, row in FAMILY_TABLE.items() if row.scale == "true_cfg_scale"}
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
-    """Saves each small model once."""
-    folder = tmp_path_factory.mktemp("families")
-
-    def save(make: Any) -> Path:
-        if not (folder / make.__name__).exists():
-            make(folder / make.__name__)
-        return folder / make.__name__
-
-    return save
-
-
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda make: make.__name__)
-def family(request: pytest.FixtureRequest, saved: Callable[[Any], Path]) -> Any:
+def family(request: pytest.FixtureRequest, saved: SavedModel) -> Any:
     return saved(request.param), {**OWN, **FAMILIES[request.param]}
 
 
@@ -841,7 +828,7 @@ class TestFamilies:
 
 @pytest.mark.parametrize("make", [families.stable_diffusion_xl, families.flux_dev])
 def test_an_interrupted_batch_leaves_the_model_whole(
-    saved: Callable[[Any], Path], make: Any, monkeypatch: pytest.MonkeyPatch
+    saved: SavedModel, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, settings = saved(make), {**OWN, **FAMILIES[make]}
     monkeypatch.setattr(RunConfig, "needs_gpu", False)
@@ -859,7 +846,7 @@ def test_an_interrupted_batch_leaves_the_model_whole(
 
 
 def test_prompts_that_any_encoder_cut_are_counted_in_the_record_of_the_task_run(
-    saved: Callable[[Any], Path], planned: PlanRun
+    saved: SavedModel, planned: PlanRun
 ) -> None:
     folder = saved(families.stable_diffusion_3)
     generation = {**OWN, "height": 16, "width": 16, "num_inference_steps": 1, "precision": "fp32"}
@@ -878,7 +865,7 @@ def test_prompts_that_any_encoder_cut_are_counted_in_the_record_of_the_task_run(
     assert record.cut_prompts == {"text_encoder": 1, "text_encoder_2": 1}
 
 
-def test_steps_that_are_given_one_by_one_are_all_timed(saved: Callable[[Any], Path]) -> None:
+def test_steps_that_are_given_one_by_one_are_all_timed(saved: SavedModel) -> None:
     options = {"sigmas": [1 - step / 12 for step in range(12)]}
     settings = {**OWN, "num_inference_steps": 12, "options": options}
     ours = Sampler(config(str(saved(families.stable_diffusion_3)), **settings))
@@ -887,7 +874,7 @@ def test_steps_that_are_given_one_by_one_are_all_timed(saved: Callable[[Any], Pa
     assert taken <= time.perf_counter() - began, "nothing is added for steps that were not made"
 
 
-def test_a_pipeline_of_no_family_gets_texts(saved: Callable[[Any], Path]) -> None:
+def test_a_pipeline_of_no_family_gets_texts(saved: SavedModel) -> None:
     folder = saved(families.aura_flow)
     settings = {**OWN, "negative_prompt": "blue", "options": {"max_sequence_length": 128}}
     ours = Sampler(config(str(folder), **settings))
@@ -897,7 +884,7 @@ def test_a_pipeline_of_no_family_gets_texts(saved: Callable[[Any], Path]) -> Non
     assert (made.tokens, made.truncated) == (145, True)
 
 
-def test_prompts_without_a_tokenizer_are_not_counted(saved: Callable[[Any], Path]) -> None:
+def test_prompts_without_a_tokenizer_are_not_counted(saved: SavedModel) -> None:
     folder = saved(families.aura_flow)
     plain = plain_pipeline(folder)
     plain.tokenizer = None
@@ -908,7 +895,7 @@ def test_prompts_without_a_tokenizer_are_not_counted(saved: Callable[[Any], Path
 
 
 def test_stable_diffusion_3_encodes_without_its_largest_encoder(
-    saved: Callable[[Any], Path],
+    saved: SavedModel,
 ) -> None:
     folder = saved(families.stable_diffusion_3)
     generation, info = config(str(folder), **OWN).generation, read_pipeline_info(folder)
@@ -984,13 +971,13 @@ class TestSettings:
         ],
     )
     def test_what_has_no_effect_is_refused_with_what_to_write(
-        self, saved: Callable[[Any], Path], make: Any, generation: dict[str, Any], expected: str
+        self, saved: SavedModel, make: Any, generation: dict[str, Any], expected: str
     ) -> None:
         folder = saved(make)
         with pytest.raises(UsageError, match=re.escape(expected)):
             check_settings(config(str(folder), **{**OWN, **generation}), folder)
 
-    def test_all_that_is_wrong_is_said_at_once(self, saved: Callable[[Any], Path]) -> None:
+    def test_all_that_is_wrong_is_said_at_once(self, saved: SavedModel) -> None:
         folder = saved(families.flux_schnell)
         with pytest.raises(UsageError) as error:
             check_settings(config(str(folder), height=40), folder)
@@ -998,7 +985,7 @@ class TestSettings:
             assert f"generation.{name}" in str(error.value)
 
     def test_a_unet_that_takes_guidance_as_an_input_is_not_guided_twice(
-        self, saved: Callable[[Any], Path], tmp_path: Path
+        self, saved: SavedModel, tmp_path: Path
     ) -> None:
         folder = shutil.copytree(saved(families.stable_diffusion_2), tmp_path / "lcm")
         path = folder / "unet/config.json"

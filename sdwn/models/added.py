@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-
-from packaging.version import Version
 
 from sdwn.config import AddedWeights, InversionSettings, ModelConfig, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
@@ -35,6 +31,7 @@ from sdwn.models.weights import (
     rewriting,
     snapshot,
     source,
+    tensor_shapes,
 )
 
 # What diffusers' own scripts call them.
@@ -44,72 +41,66 @@ _USUAL = {
 }
 
 
-def find_added(model: ModelConfig, commits: Iterable[str | None] = ()) -> list[FoundWeights]:
-    """Find what changes a model; of the hub in its cache, at the commits if they are given.
+def find_added(
+    model: ModelConfig,
+    commits: Iterable[str | None] = (),
+    *,
+    fetch: bool = False,
+    folder: Path | None = None,
+) -> list[FoundWeights]:
+    """Find what changes a model: of the hub in its cache, or downloaded.
+
+    Args:
+        model: says what is added.
+        commits: those of the hub that are wanted, in this order, instead of the config's.
+        fetch: download what is on the hub.
+        folder: each download gets its own folder below this one, instead of the hub's cache.
 
     Raises:
         UsageError: a name that nothing can load, or that leaves open which file is meant.
         SdwnError: it is not on this machine, or not whole.
     """
     return [
-        _find(setting, chosen, commit)
+        _find(setting, chosen, commit, fetch, folder)
         for (setting, chosen), commit in zip_longest(model.added, commits)
     ]
 
 
-def fetch_added(
-    model: ModelConfig, commits: Iterable[str | None] = (), folder: Path | None = None
-) -> list[FoundWeights]:
-    """Find what changes a model, and download what is on the hub; else as :func:`find_added`.
-
-    Below ``folder``, if one is given, each download gets its own.
-    """
-    found = []
-    for (setting, chosen), commit in zip_longest(model.added, commits):
-        label = f"model.{setting} {chosen.name}"
-        if locate(chosen.name, f"model.{setting}") != "hub":
-            found.append(_find(setting, chosen, None))
-            continue
-        own = folder and folder / f"{setting}-{chosen.name.replace('/', '--')}"
-        pick, wanted = partial(_chosen_files, label, setting, chosen), commit or chosen.revision
-        try:
-            got, now = download(label, chosen.name, wanted, pick, own)
-        except HubError:
-            if own is not None:
-                raise
-            with suppress(SdwnError):
-                found.append(_find(setting, chosen, commit))
-                continue
-            raise
-        found.append(_in_folder(setting, chosen, got, now))
-    return found
-
-
-def _find(setting: str, chosen: AddedWeights, commit: str | None) -> FoundWeights:
-    label, path = f"model.{setting} {chosen.name}", Path(chosen.name).expanduser()
-    where = locate(chosen.name, f"model.{setting}")
+def _find(
+    setting: str,
+    chosen: AddedWeights,
+    commit: str | None = None,
+    fetch: bool = False,
+    below: Path | None = None,
+) -> FoundWeights:
+    label, folder = f"model.{setting} {chosen.name}", Path(chosen.name).expanduser()
+    pick = partial(_chosen_files, label, setting, chosen)
+    where, wanted = locate(chosen.name, f"model.{setting}"), commit or chosen.revision
     if where == "elsewhere":
         raise SdwnError(f"{label}: no such file or folder on this machine")
-    if where == "hub":
-        cached = snapshot(chosen.name, commit or chosen.revision)
-        if cached is None:
-            raise SdwnError(f"{label} is not in the hub's cache; get it with: sdwn prefetch")
-        return _in_folder(setting, chosen, cached, cached.name)
-    if where == "folder":
-        return _in_folder(setting, chosen, path, None)
-    if setting == "vae":
+    if where == "file" and setting == "vae":
         remedy = f"make a folder with: {rewriting(chosen.name, 'model.vae')}"
         raise UsageError(f"{label}: expected a folder or a name of the hub; {remedy}")
-    one_file = chosen.model_copy(update={"file": path.name})
-    return _in_folder(setting, one_file, path.parent, None)
-
-
-def _in_folder(
-    setting: str, chosen: AddedWeights, folder: Path, commit: str | None
-) -> FoundWeights:
-    label = f"model.{setting} {chosen.name}"
-    there = [one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file()]
-    names = _chosen_files(label, setting, chosen, there)
+    commit = None
+    if where == "hub":
+        found = snapshot(chosen.name, wanted)
+        commit = found.name if found else None
+        if fetch:
+            own = below and below / f"{setting}-{chosen.name.replace('/', '--')}"
+            try:
+                found, commit = download(label, chosen.name, wanted, pick, own)
+            except HubError:
+                if own is not None or found is None:
+                    raise
+        if found is None:
+            raise SdwnError(f"{label} is not in the hub's cache; get it with: sdwn prefetch")
+        folder = found
+    if where == "file":
+        folder, names = folder.parent, [folder.name]
+    else:
+        names = pick(
+            [one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file()]
+        )
     for name in names:
         if fault := file_fault(folder / name):
             raise IntegrityError(f"{label}: {name} {fault}")
@@ -149,14 +140,9 @@ def with_added(found: Weights, added: Sequence[FoundWeights]) -> Weights:
     if not added:
         return found
     digests = [(one.setting, own_sha256(one.folder / name)) for one in added for name in one.files]
-    revision = f"{found.revision}+{added_checksum(digests)}"
-    return replace(found, revision=revision, added=tuple(added))
-
-
-def added_checksum(digests: Iterable[tuple[str, str]]) -> str:
-    """Return 16 hex digits over the SHA-256 of the files that change a model."""
     lines = "\n".join(f"{setting} {digest}" for setting, digest in digests)
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+    checksum = hashlib.sha256(lines.encode()).hexdigest()[:16]
+    return replace(found, revision=f"{found.revision}+{checksum}", added=tuple(added))
 
 
 def inversion_encoders(names: Collection[str]) -> list[tuple[str, str]]:
@@ -170,7 +156,7 @@ def add_inversion_tokens(tokenizers: Mapping[str, Any], model: ModelConfig) -> N
     """Add the tokens of a model's textual inversions to its tokenizers, as loading it does."""
     for found, chosen in zip(find_added(model), model.added, strict=True):
         if isinstance(chosen[1], InversionSettings):
-            shapes = _shapes(found.path)
+            shapes = tensor_shapes(found.path)
             for key, ending in inversion_encoders(shapes):
                 first = chosen[1].token or key
                 more = [f"{first}_{number}" for number in range(1, _vectors(shapes[key]))]
@@ -204,72 +190,40 @@ def check_added(model: ModelConfig, parts: Mapping[str, str], folder: Path | Non
         raise UsageError("model.lora needs peft; install it with: pip install 'sdwn[lora]'")
     for setting, chosen in model.added:
         try:
-            found = _find(setting, chosen, None)
+            found = _find(setting, chosen)
         except (UsageError, IntegrityError):
             raise
         except SdwnError:
             continue
-        if isinstance(chosen, InversionSettings):
-            fault = _inversion_fault(found, chosen, parts)
-        elif setting == "vae":
-            fault = _vae_fault(found, folder)
-        else:
-            fault = _lora_fault(found)
-        if fault:
+        if fault := _fault(found, chosen, parts, folder):
             raise UsageError(f"model.{found}: {fault}")
-
-
-def _shapes(file: Path) -> dict[str, list[int]]:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="numpy") as opened:
-        return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
 
 
 def _vectors(shape: Sequence[int]) -> int:
     return shape[0] if len(shape) > 1 else 1
 
 
-def _inversion_fault(
-    found: FoundWeights, chosen: InversionSettings, parts: Mapping[str, str]
+def _fault(
+    found: FoundWeights, chosen: AddedWeights, parts: Mapping[str, str], folder: Path | None
 ) -> str:
-    keys = inversion_encoders(_shapes(found.path))
-    encoders = [kind for name, kind in parts.items() if name.startswith("text_encoder")]
-    wanted = sum(kind.startswith("CLIP") for kind in encoders)
-    if parts and len(keys) != wanted:
-        return f"it is for {len(keys)} text encoders of CLIP, and the model has {wanted}"
-    if chosen.token is None and (len(keys) > 1 or keys[0][0] == "emb_params"):
-        return "it names no token; give the word that stands for it in prompts with token"
-    return ""
-
-
-def _lora_fault(found: FoundWeights) -> str:
-    names = _shapes(found.path)
-    if not any("lora" in name for name in names):
-        return "none of its tensors belongs to a LoRA"
-    if any("text_encoder" in name or "lora_te" in name for name in names):
-        from transformers.integrations.peft import MIN_PEFT_VERSION  # takes seconds
-
-        has = version("peft")
-        if Version(has) < Version(MIN_PEFT_VERSION):
-            return (
-                f"it changes text encoders, for which transformers wants peft {MIN_PEFT_VERSION}, "
-                f"and peft {has} is here; upgrade it with: pip install -U peft"
-            )
-    return ""
-
-
-def _vae_fault(found: FoundWeights, folder: Path | None) -> str:
-    """Return why a VAE cannot replace a model's own, "" where it can or that is not known."""
-    if folder is None:
-        return ""
-    own, other = (read_json(one / "config.json") for one in (folder / "vae", found.path))
-    for key in ("_class_name", "latent_channels"):
-        if own.get(key) != other.get(key):
-            return f"its {key} is {other.get(key)}, and that of the model's own is {own.get(key)}"
-    levels = [len(one.get("block_out_channels", ())) for one in (own, other)]
-    if levels[0] != levels[1]:
-        return f"it shrinks images in {levels[1]} levels, and the model's own in {levels[0]}"
+    """Return why weights would change a model into something else, "" if not."""
+    if isinstance(chosen, InversionSettings):
+        keys = inversion_encoders(tensor_shapes(found.path))
+        encoders = [kind for name, kind in parts.items() if name.startswith("text_encoder")]
+        wanted = sum(kind.startswith("CLIP") for kind in encoders)
+        if parts and len(keys) != wanted:
+            return f"it is for {len(keys)} text encoders of CLIP, and the model has {wanted}"
+        if chosen.token is None and (len(keys) > 1 or keys[0][0] == "emb_params"):
+            return "it names no token; give the word that stands for it in prompts with token"
+    elif found.setting == "vae" and folder is not None:
+        configs = [read_json(one / "config.json") for one in (found.path, folder / "vae")]
+        other, own = (
+            f"{one.get('_class_name')} of {one.get('latent_channels')} latent channels and "
+            f"{len(one.get('block_out_channels', ()))} levels"
+            for one in configs
+        )
+        if other != own:
+            return f"it is an {other}, and the model's own is an {own}"
     return ""
 
 
@@ -280,5 +234,5 @@ def obtain_weights(config: RunConfig) -> Weights:
     except UsageError:
         raise
     except SdwnError:
-        added = fetch_added(config.model)
+        added = find_added(config.model, fetch=True)
     return with_added(obtain_model(config), added)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from math import prod
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Literal
 from sdwn.config import RunConfig
 from sdwn.devices.device import HEAD_ROOM
 from sdwn.models.families import read_pipeline_info
-from sdwn.models.weights import components, files, needed
+from sdwn.models.weights import components, files, needed, tensor_shapes
 
 # What sampling an image takes beside weights, at least.
 WORKING_BYTES = 2_000_000_000
@@ -27,10 +26,7 @@ def weights_bytes(folder: Path, config: RunConfig) -> dict[str, int]:
     bits, sizes = QUANTIZED_BITS.get(config.generation.quantization or ""), dict[str, int]()
     for name in needed(folder, files(folder), components(folder), config):
         if name.endswith(".safetensors"):
-            with (folder / name).open("rb") as file:
-                head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            head.pop("__metadata__", None)
-            count = sum(prod(tensor["shape"]) for tensor in head.values())
+            count = sum(map(prod, tensor_shapes(folder / name).values()))
             part = name.partition("/")[0]
             own = 32 if precisions.get(part, precisions["default"]) == "fp32" else 16
             if bits and part.startswith(QUANTIZED_PARTS):

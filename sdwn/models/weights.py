@@ -427,6 +427,14 @@ def file_fault(file: Path) -> str:
     return ""
 
 
+def tensor_shapes(file: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor in a safetensors file, of which the header alone is read."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="numpy") as opened:
+        return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+
+
 def is_pointer(file: Path) -> bool:
     """Return whether a file is only git's pointer to a large one, for want of git-lfs."""
     with file.open("rb") as opened:

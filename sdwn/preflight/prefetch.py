@@ -9,7 +9,7 @@ from typing import Any
 from sdwn.config import EvaluationConfig, RunConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.models import lock
-from sdwn.models.added import fetch_added, with_added
+from sdwn.models.added import find_added, with_added
 from sdwn.models.families import check_settings
 from sdwn.models.weights import (
     Weights,
@@ -47,7 +47,7 @@ def prefetch_config(
     if config.model.builtin != "noise":
         hub = source(config.model) == "hub"
         found = fetch_weights(config, None, folder) if hub else _own_weights(config, folder)
-        found = with_added(found, fetch_added(config.model))
+        found = with_added(found, find_added(config.model, fetch=True))
     return _record(config, found, None, classify)
 
 
@@ -70,7 +70,8 @@ def prefetch_run(
             _fetch_locked(paths, config, standing, folder)
         else:
             _own_weights(config, folder)
-            fetch_added(config.model, [one.commit for one in standing.added] if standing else ())
+            commits = [one.commit for one in standing.added] if standing else ()
+            find_added(config.model, commits, fetch=True)
             lock.ensure_lock(paths, plan)
         found = lock.locked_weights(paths, config.model)
     record = _record(config, found, paths.lock, classify)
@@ -89,7 +90,7 @@ def _fetch_locked(
     if standing is None:
         made_with = own_revision(lock.recorded_revision(paths))
         found = fetch_weights(config, made_with if is_commit(made_with) else None, folder)
-        added = fetch_added(config.model, (), below)
+        added = find_added(config.model, fetch=True, folder=below)
         new = lock.lock_on(config, found.folder, found.revision, added)
         lock.write_lock(paths, new.model_copy(update=change))
         return
@@ -101,7 +102,8 @@ def _fetch_locked(
     commit, place = own_revision(standing.revision), Path(wanted.folder) if wanted.folder else None
     fetch_weights(config, commit, place)
     commits = [one.commit for one in standing.added]
-    added = fetch_added(config.model, commits, place and place / ".added")
+    below = place and place / ".added"
+    added = find_added(config.model, commits, fetch=True, folder=below)
     if wanted != standing:
         moved = {"added": lock.lock_added(added)}
         lock.write_lock(paths, wanted.model_copy(update=moved))
