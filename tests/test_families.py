@@ -139,13 +139,9 @@ class TestGuidance:
 
 class TestSettings:
     @pytest.mark.parametrize("steps", [1, 4])
-    def test_sana_sprint_has_a_time_between_its_steps_only_for_two(
-        self, saved: SavedModel, steps: int
-    ) -> None:
+    def test_sana_sprint_takes_other_than_two_steps(self, saved: SavedModel, steps: int) -> None:
         model = saved(families_dit.sana_sprint)
         null = {"intermediate_timesteps": None}
-        require_usable(config(model))
-        assert "intermediate_timesteps: null" in refusal(model, num_inference_steps=steps)
         made = sample(model, "a cat", num_inference_steps=steps, options=null)
         plain = call(
             DiffusionPipeline.from_pretrained(model),
@@ -253,7 +249,6 @@ class TestOfNoFamily:
     def test_it_is_guided_one_image_at_a_time(self, saved: SavedModel) -> None:
         model = saved(families_dit.prx)
         assert "generation.batch_size" in refusal(model, guidance_scale=4.0)
-        assert "PRXPipeline takes; write 1" in refusal(model, guidance_scale=0.0)
         plain = DiffusionPipeline.from_pretrained(model)
         with pytest.raises(RuntimeError, match="size of tensor"):
             plain(["a cat", "a dog"], height=64, width=64, use_resolution_binning=False)

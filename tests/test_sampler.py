@@ -955,7 +955,6 @@ class TestSettings:
             (SD3, {"options": {"height": 64}}, "options.height: write generation.height"),
             (FLUX, {"options": {"true_cfg_scale": "4"}}, 'expected a number, found "4"'),
             (SD3, {"options": {"sigmas": [1.0]}}, "num_inference_steps: 2 has no effect, for sigm"),
-            (SD3, {"options": {"max_sequence_length": 600}}, "takes at most 512, found 600"),
             (families.aura_flow, {"options": {"clip_skip": 1}}, "AuraFlowPipeline takes no such o"),
             # Sizes that would be rounded.
             (

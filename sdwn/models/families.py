@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +42,7 @@ def denoiser(pipeline: Any) -> Any:
     return getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
 
 
-# --- What a family is --------------------------------------------------------------------------
+# Families
 
 
 def plain_noise(
@@ -86,18 +85,13 @@ def count_tokens(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
 
 
 def count_in_template(
-    template: str, dropped: int | str
-) -> Callable[[Any, Sequence[str]], list[int]]:
-    """Return a counter of tokens in a template, without so many, or this text's, in front."""
-
-    def count(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
-        front = dropped
-        if isinstance(front, str):
-            front = count_tokens(tokenizer, [front])[0]
-        texts = [template.format(prompt) for prompt in prompts]
-        return [tokens - front for tokens in count_tokens(tokenizer, texts)]
-
-    return count
+    tokenizer: Any, prompts: Sequence[str], template: str, dropped: int | str
+) -> list[int]:
+    """Count the tokens of prompts in a template, without so many, or this text's, in front."""
+    if isinstance(dropped, str):
+        dropped = count_tokens(tokenizer, [dropped])[0]
+    texts = [template.format(prompt) for prompt in prompts]
+    return [tokens - dropped for tokens in count_tokens(tokenizer, texts)]
 
 
 def count_in_chat(
@@ -113,38 +107,24 @@ def count_in_chat(
     return [len(ids) for ids in made["input_ids"]]
 
 
-def clean_captions(prompts: Sequence[str], clean_caption: bool) -> list[str]:
-    """Return prompts in lower case; cleaned, also without links, brackets and the like."""
-    if not clean_caption:
-        return [prompt.lower().strip() for prompt in prompts]
-    from diffusers import PixArtAlphaPipeline  # takes seconds
-
-    # Of all its parts, cleaning needs none.
-    pipeline = PixArtAlphaPipeline.__new__(PixArtAlphaPipeline)
-    cleaned: list[str] = pipeline._text_preprocessing(list(prompts), clean_caption=True)
-    return cleaned
-
-
-def count_caption(tokenizer: Any, prompts: Sequence[str], clean_caption: bool = True) -> list[int]:
-    """Count the tokens of prompts as PixArt reads them."""
-    return count_tokens(tokenizer, clean_captions(prompts, clean_caption))
-
-
-def count_below_instruction(
+def count_captions(
     tokenizer: Any,
     prompts: Sequence[str],
     clean_caption: bool = False,
-    # The end of SANA's own; what stands above it does not count.
-    complex_human_instruction: Sequence[str] | None = ("User Prompt: ",),
+    complex_human_instruction: Sequence[str] | None = None,
 ) -> list[int]:
-    """Count the tokens of prompts as SANA reads them, below an instruction."""
-    prompts = clean_captions(prompts, clean_caption)
-    if not complex_human_instruction:
-        return count_tokens(tokenizer, prompts)
-    above = "\n".join(complex_human_instruction)
+    """Count the tokens of prompts as PixArt reads them, and SANA below an instruction."""
+    captions = [prompt.lower().strip() for prompt in prompts]
+    if clean_caption:
+        from diffusers import PixArtAlphaPipeline  # takes seconds
+
+        # Of all its parts, cleaning needs none.
+        pipeline = PixArtAlphaPipeline.__new__(PixArtAlphaPipeline)
+        captions = pipeline._text_preprocessing(list(prompts), clean_caption=True)
+    above = "\n".join(complex_human_instruction or ())
     # Its first and last token are among those that reach the network.
-    dropped = count_tokens(tokenizer, [above])[0] - 2
-    return [count - dropped for count in count_tokens(tokenizer, [above + one for one in prompts])]
+    dropped = count_tokens(tokenizer, [above])[0] - 2 if above else 0
+    return [count - dropped for count in count_tokens(tokenizer, [above + one for one in captions])]
 
 
 def count_below_system_prompt(
@@ -188,7 +168,6 @@ class Family:
         embedded: the key in the network's config that says that it takes ``guidance_scale`` as an
             input, and needs no second prediction for that.
         negative: whether its call takes a negative prompt.
-        most_tokens: the largest ``max_sequence_length`` that its call takes.
         instead_of_fp16: the precision of parts that fp16 is too narrow for, as the models' cards
             say, by their names.
     """
@@ -202,7 +181,6 @@ class Family:
     off: float = 1.0
     embedded: str | None = None
     negative: bool = True
-    most_tokens: float = math.inf
     instead_of_fp16: Mapping[str, str] = field(default_factory=dict)
 
     def precisions(self, wanted: str) -> dict[str, str]:
@@ -210,7 +188,6 @@ class Family:
         return {"default": wanted} | dict(self.instead_of_fp16 if wanted == "fp16" else {})
 
 
-_count_for_klein = partial(count_in_chat, add_generation_prompt=True, enable_thinking=False)
 # What diffusers' own pipelines put around a prompt.
 _FLUX_2_SYSTEM = (
     "You are an AI that reasons about image descriptions. You give structured responses focusing "
@@ -221,17 +198,19 @@ _QWEN_TEMPLATE = (
     "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
     "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
+_QWEN_COUNT = partial(count_in_template, template=_QWEN_TEMPLATE, dropped=34)
 _QWEN_21_SYSTEM = "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
 _QWEN_21_TEMPLATE = _QWEN_21_SYSTEM + "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+_QWEN_21_COUNT = partial(count_in_template, template=_QWEN_21_TEMPLATE, dropped=_QWEN_21_SYSTEM)
 _LUMINA_SYSTEM = (
     "You are an assistant designed to generate superior images with the superior degree of "
     "image-text alignment based on textual prompts or user prompts."
 )
-_count_for_z_image = partial(count_in_chat, add_generation_prompt=True, enable_thinking=True)
 _CLIP = TextInput()
-_SANA = TextInput(
-    300, count_below_instruction, options=("clean_caption", "complex_human_instruction")
-)
+# The end of its own instruction; what stands above it does not count.
+_SANA_COUNT = partial(count_captions, complex_human_instruction=("User Prompt: ",))
+_SANA = TextInput(300, _SANA_COUNT, options=("clean_caption", "complex_human_instruction"))
+_PIXART_COUNT = partial(count_captions, clean_caption=True)
 _SANA_PRECISION = {"text_encoder": "bf16", "vae": "bf16"}
 _POOLED = (
     *("prompt_embeds", "negative_prompt_embeds"),
@@ -256,7 +235,6 @@ FAMILIES = {
         embeddings=_POOLED,
         encoders={"tokenizer": _CLIP, "tokenizer_2": _CLIP, "tokenizer_3": TextInput(256)},
         patch=2,
-        most_tokens=512,
     ),
     "LatentConsistencyModelPipeline": Family(
         embeddings=("prompt_embeds", None),
@@ -266,12 +244,12 @@ FAMILIES = {
     ),
     "PixArtAlphaPipeline": Family(
         embeddings=_MASKED,
-        encoders={"tokenizer": TextInput(120, count_caption, options=("clean_caption",))},
+        encoders={"tokenizer": TextInput(120, _PIXART_COUNT, options=("clean_caption",))},
         patch=2,
     ),
     "PixArtSigmaPipeline": Family(
         embeddings=_MASKED,
-        encoders={"tokenizer": TextInput(300, count_caption, options=("clean_caption",))},
+        encoders={"tokenizer": TextInput(300, _PIXART_COUNT, options=("clean_caption",))},
         patch=2,
     ),
     "SanaPipeline": Family(
@@ -295,12 +273,15 @@ FAMILIES = {
             "tokenizer": TextInput(256, count_below_system_prompt, options=("system_prompt",))
         },
         patch=2,
-        most_tokens=512,
     ),
     "ZImagePipeline": Family(
         # Lists of embeddings, each as long as its text.
         embeddings=("prompt_embeds", "negative_prompt_embeds"),
-        encoders={"tokenizer": TextInput(512, _count_for_z_image)},
+        encoders={
+            "tokenizer": TextInput(
+                512, partial(count_in_chat, add_generation_prompt=True, enable_thinking=True)
+            )
+        },
         float32=True,
         patch=2,
         off=0.0,
@@ -312,7 +293,6 @@ FAMILIES = {
         patch=2,
         scale="true_cfg_scale",
         embedded="guidance_embeds",
-        most_tokens=512,
         # On cards without bf16: T5's own values do not stay within fp16.
         instead_of_fp16={"text_encoder": "fp32", "text_encoder_2": "fp32"},
     ),
@@ -324,7 +304,6 @@ FAMILIES = {
         encoders={"tokenizer": TextInput(512)},
         noise=packed_noise,
         patch=2,
-        most_tokens=512,
     ),
     "Flux2Pipeline": Family(
         embeddings=("prompt_embeds", None),
@@ -337,7 +316,11 @@ FAMILIES = {
     ),
     "Flux2KleinPipeline": Family(
         embeddings=("prompt_embeds", None),
-        encoders={"tokenizer": TextInput(512, _count_for_klein)},
+        encoders={
+            "tokenizer": TextInput(
+                512, partial(count_in_chat, add_generation_prompt=True, enable_thinking=False)
+            )
+        },
         noise=partial(plain_noise, patch=2),
         patch=2,
         negative=False,
@@ -345,18 +328,15 @@ FAMILIES = {
     "QwenImagePipeline": Family(
         # Alone, a prompt has no padding to mask.
         embeddings=("prompt_embeds", None),
-        encoders={"tokenizer": TextInput(512, count_in_template(_QWEN_TEMPLATE, 34))},
+        encoders={"tokenizer": TextInput(512, _QWEN_COUNT)},
         noise=packed_noise,
         patch=2,
         scale="true_cfg_scale",
         embedded="guidance_embeds",
-        most_tokens=1024,
     ),
     "QwenImage21Pipeline": Family(
         embeddings=("prompt_embeds", None, None),
-        encoders={
-            "processor": TextInput(None, count_in_template(_QWEN_21_TEMPLATE, _QWEN_21_SYSTEM))
-        },
+        encoders={"processor": TextInput(None, _QWEN_21_COUNT)},
         noise=partial(packed_noise, patch=1, images=None),
         patch=2,
         scale="true_cfg_scale",
@@ -364,7 +344,7 @@ FAMILIES = {
 }
 
 
-# --- What a model's files say ------------------------------------------------------------------
+# A model's files
 
 
 @dataclass(frozen=True)
@@ -409,7 +389,9 @@ class PipelineInfo:
 
         pipeline = getattr(diffusers, self.kind, None)
         if pipeline is None:
-            raise UsageError(f"diffusers {diffusers.__version__} has no pipeline {self.kind}")
+            raise UsageError(
+                f"diffusers {diffusers.__version__} has no {self.kind}; upgrade diffusers"
+            )
         taken = inspect.signature(pipeline.__call__).parameters
         variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
         return {k: v for k, v in taken.items() if k != "self" and v.kind not in variable}
@@ -510,7 +492,7 @@ def text_readers(
     return sorted(found, key=lambda reader: -reader.limit)
 
 
-# --- What a call takes -------------------------------------------------------------------------
+# Calling
 
 # Arguments that are no option: a run's own settings, its prompts and seeds, and what an option of
 # plain values cannot be.
@@ -540,7 +522,7 @@ def call_options(generation: GenerationConfig) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in generation.options.items()}
 
 
-# --- Settings that fit -------------------------------------------------------------------------
+# Checking settings
 
 # Each of these can replace any other, which is known without diffusers' import of seconds.
 INTERCHANGEABLE = {
@@ -579,10 +561,10 @@ def check_settings(config: RunConfig, folder: Path | None) -> None:
     info = None if folder is None else read_pipeline_info(folder)
     parts = info.parts if info else {}
     # Of such a class the other faults cannot be known.
-    for wrong_class in _class_faults(info, folder):
+    if info and folder and (wrong_class := _class_fault(info, folder)):
         raise UsageError(f"model {config.model.name}: {wrong_class}")
     check_added(config.model, parts, folder)
-    faults = list(_attention_faults(config.generation.attention, parts))
+    faults: list[str] = []
     quantization = config.generation.quantization
     if quantization and importlib.util.find_spec(library := quantization.partition("-")[0]) is None:
         faults.append(
@@ -628,42 +610,22 @@ def _scheduler_faults(
         yield f"generation.scheduler: {fault}; valid: {fitting}{null}"
 
 
-def _class_faults(info: PipelineInfo | None, folder: Path | None) -> Iterator[str]:
-    """Yield why diffusers alone makes no images of a prompt with a pipeline."""
-    if info is None or folder is None:
-        return
+def _class_fault(info: PipelineInfo, folder: Path) -> str:
+    """Return why diffusers alone makes no images of a prompt with a pipeline, "" where it does."""
     for name, kind in info.index.items():
         module = kind[0] if isinstance(kind, list) and kind else None
         own = name == "_class_name" and module is not None
         own = own or (folder / name / f"{module}.py").is_file()
         if own or "auto_map" in _read_config(folder, name):
-            yield (
+            return (
                 f"its {name.strip('_')} comes with code of its own, which sdwn does not run "
                 "(trust_remote_code); choose a model whose classes diffusers has"
             )
     if not {"unet", "transformer"}.intersection(info.parts):
-        yield f"{info.kind} has neither a UNet nor a transformer; expected text to image"
-    if info.kind in FAMILIES:
-        return
-    import diffusers  # takes seconds
-
-    if not hasattr(diffusers, info.kind):
-        yield f"diffusers {diffusers.__version__} has no {info.kind}; upgrade diffusers"
-    if "prompt" not in info.call:
-        yield f"{info.kind} takes no text prompt"
-
-
-def _attention_faults(backend: str | None, parts: Mapping[str, str]) -> Iterator[str]:
-    """Yield why an attention backend cannot be had, or would change nothing."""
-    if backend is None:
-        return
-    from diffusers.models.attention_dispatch import AttentionBackendName  # takes seconds
-
-    valid = sorted(name.value for name in AttentionBackendName)
-    if backend not in valid:
-        yield f"generation.attention: diffusers has no {backend}; valid: {', '.join(valid)}"
-    elif "unet" in parts:
-        yield f"generation.attention: {backend} has no effect on a UNet; leave it out"
+        return f"{info.kind} has neither a UNet nor a transformer; expected text to image"
+    if info.kind not in FAMILIES and "prompt" not in info.call:
+        return f"{info.kind} takes no text prompt"
+    return ""
 
 
 def _guidance_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[str]:
@@ -673,9 +635,7 @@ def _guidance_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterat
     own = family.scale not in (None, "guidance_scale")
     instead = "generation.options.true_cfg_scale" if own else "generation.guidance_scale"
     acts = info.embeds_guidance or (guided and not own)
-    if info.kind == "PRXPipeline" and scale < 1:
-        yield f"generation.guidance_scale: {scale:g} is less than PRXPipeline takes; write 1"
-    elif info.kind == "PRXPipeline" and guided and generation.batch_size != 1:
+    if info.kind == "PRXPipeline" and guided and generation.batch_size != 1:
         yield "generation.batch_size: PRXPipeline guides images one at a time; write 1"
     # 0 and 1 both mean none.
     if not acts and scale not in (0, 1):
@@ -700,7 +660,7 @@ def _guidance_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterat
 
 
 def _option_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[str]:
-    """Yield options that the call does not take, and steps that it would not count."""
+    """Yield options that the call does not take, and a number of steps without effect."""
     options, steps = generation.options, generation.num_inference_steps
     # SANA-Sprint's call has null beside some numbers.
     number = (int, float, NoneType) if info.kind == "SanaSprintPipeline" else (int, float)
@@ -715,12 +675,6 @@ def _option_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator
             yield f"{where}: {info.kind} takes no such option; valid: {valid}"
         elif isinstance(info.call[name].default, number) and not isinstance(value, number):
             yield f"{where}: expected a number, found {json.dumps(value)}"
-        elif name == "max_sequence_length" and float(str(value)) > info.family.most_tokens:
-            yield f"{where}: {info.kind} takes at most {info.family.most_tokens}, found {value}"
-    if info.kind == "SanaSprintPipeline" and steps != 2:
-        where = "generation.options.intermediate_timesteps"
-        if options.get(where.rpartition(".")[2], 0) is not None:
-            yield f"{where}: only two steps have some, found {steps} steps; write {where}: null"
     for name, schedule in info.schedules(generation).items():
         if len(schedule) != steps:
             yield (
