@@ -26,7 +26,7 @@ from sdwn.models.families import (
     read_pipeline_info,
     require_usable,
 )
-from sdwn.models.sizes import weights_bytes
+from sdwn.models.pipeline import weights_bytes
 from sdwn.planning.plan import ImageSpec
 from sdwn.storage.images import Pixels
 

@@ -56,7 +56,7 @@ from sdwn.models.families import (
     read_pipeline_info,
     text_readers,
 )
-from sdwn.models.sizes import weights_bytes
+from sdwn.models.pipeline import weights_bytes
 from sdwn.models.weights import fingerprint, staged
 from sdwn.planning.plan import ImageSpec
 from torch.profiler import profile

@@ -49,8 +49,7 @@ from sdwn.generation.encoder import Encoded, PromptEncoder, equal_lengths, join_
 from sdwn.generation.memory import activation_bytes
 from sdwn.models.added import obtain_weights
 from sdwn.models.families import call_arguments, denoiser, read_pipeline_info
-from sdwn.models.pipeline import load_pipeline, load_text_encoders
-from sdwn.models.sizes import loaded_bytes, module_bytes
+from sdwn.models.pipeline import load_pipeline, load_text_encoders, loaded_bytes, module_bytes
 from sdwn.models.weights import Weights
 from sdwn.planning.plan import ImageSpec
 

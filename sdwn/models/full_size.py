@@ -35,19 +35,18 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 _CONCEPT_THRESHOLD = 0.2
 
 
-def _vae() -> AutoencoderKL:
-    return AutoencoderKL(
+NETWORKS: dict[str, Callable[[], Any]] = {
+    # diffusers' defaults are Stable Diffusion 1's, but for the width of the text's embedding.
+    "unet": lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+    "vae": lambda: AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,
         sample_size=512,
-    )
-
-
-def _text_encoder() -> CLIPTextModel:
+    ),
     # The special tokens' ids are the published config's, though the tokenizer has others.
-    return CLIPTextModel(
+    "text_encoder": lambda: CLIPTextModel(
         CLIPTextConfig(
             vocab_size=VOCABULARY,
             hidden_size=768,
@@ -58,29 +57,21 @@ def _text_encoder() -> CLIPTextModel:
             pad_token_id=1,
             eos_token_id=2,
         )
-    )
-
-
-def _safety_checker() -> StableDiffusionSafetyChecker:
-    vision = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "projection_dim": 768,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "patch_size": 14,
-    }
-    return StableDiffusionSafetyChecker(
-        CLIPConfig(text_config={}, vision_config=vision, projection_dim=768)
-    )
-
-
-NETWORKS: dict[str, Callable[[], Any]] = {
-    # diffusers' defaults are Stable Diffusion 1's, but for the width of the text's embedding.
-    "unet": lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-    "vae": _vae,
-    "text_encoder": _text_encoder,
-    "safety_checker": _safety_checker,
+    ),
+    "safety_checker": lambda: StableDiffusionSafetyChecker(
+        CLIPConfig(
+            text_config={},
+            vision_config={
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "projection_dim": 768,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+                "patch_size": 14,
+            },
+            projection_dim=768,
+        )
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Loading a config's pipeline: its text encoders alone, then the rest, onto a device.
+"""Loading a config's pipeline: its text encoders alone, then the rest, where its sizes fit.
 
 ::
 
@@ -10,35 +10,37 @@ A pipeline of no known family encodes the texts itself: it is loaded whole.
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sdwn.batches import Placement
 from sdwn.config import InversionSettings, LoraSettings, RunConfig
-from sdwn.devices.device import plain_out_of_memory
+from sdwn.devices.device import HEAD_ROOM, plain_out_of_memory
 from sdwn.errors import SdwnError, UsageError, first_line
-from sdwn.io import read_json
 from sdwn.models.added import inversion_encoders
-from sdwn.models.families import FAMILIES, Family, check_settings, denoiser, read_pipeline_info
-from sdwn.models.sizes import QUANTIZED_PARTS, TEXT_PARTS, fitting_placement, loaded_bytes
-from sdwn.models.weights import INDEX, Weights, components, staged_if_wanted
+from sdwn.models.families import FAMILIES, check_settings, denoiser, read_pipeline_info
+from sdwn.models.weights import (
+    Weights,
+    components,
+    files,
+    needed,
+    staged_if_wanted,
+    tensor_shapes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    import torch
-
     from sdwn.devices.device import Device
 
-
-def dtypes(config: RunConfig, family: Family) -> dict[str, torch.dtype]:
-    """Return the type of a config's weights, as the default, and of parts with another."""
-    import torch
-
-    types = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-    wanted = family.precisions(config.generation.precision)
-    return {part: types[precision] for part, precision in wanted.items()}
+# What sampling an image takes beside weights, at least.
+WORKING_BYTES = 2_000_000_000
+# Parts that read prompts; sampling needs none but a processor, which is read for its template.
+TEXT_PARTS = ("text_encoder", "tokenizer")
+QUANTIZED_PARTS = ("unet", "transformer", "text_encoder")
+QUANTIZED_BITS = {"torchao-int8": 8, "bitsandbytes-8bit": 8, "bitsandbytes-4bit": 4}
 
 
 def quantization(config: RunConfig, parts: Collection[str]) -> Any:
@@ -122,6 +124,7 @@ def load_pipeline(
 def _load(config: RunConfig, weights: Weights, absent: set[str]) -> Any:
     """Load a pipeline without some of its parts, into the CPU's memory."""
     import diffusers
+    import torch
     import transformers
     from safetensors import SafetensorError
 
@@ -132,7 +135,9 @@ def _load(config: RunConfig, weights: Weights, absent: set[str]) -> Any:
 
     check_settings(config, weights.folder)
     folder, info = staged_if_wanted(weights.folder), read_pipeline_info(weights.folder)
-    types = dtypes(config, info.family)
+    kinds = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    wanted = info.family.precisions(config.generation.precision)
+    types = {part: kinds[precision] for part, precision in wanted.items()}
     vae_type = types.get("vae", types["default"])
     options: dict[str, Any] = dict.fromkeys(absent)
     if config.generation.quantization:
@@ -145,7 +150,7 @@ def _load(config: RunConfig, weights: Weights, absent: set[str]) -> Any:
             for one in weights.added
             if one.setting == "vae" and "vae" not in absent
         }
-        pipeline = _pipeline_loader(folder).from_pretrained(
+        pipeline = _pipeline_loader(info.kind).from_pretrained(
             folder,
             variant=config.model.variant,
             use_safetensors=True,
@@ -165,6 +170,40 @@ def _load(config: RunConfig, weights: Weights, absent: set[str]) -> Any:
     return pipeline
 
 
+def weights_bytes(folder: Path, config: RunConfig) -> dict[str, int]:
+    """Return what each part of a pipeline takes in memory, from its files' heads alone."""
+    precisions = read_pipeline_info(folder).family.precisions(config.generation.precision)
+    bits, sizes = QUANTIZED_BITS.get(config.generation.quantization or ""), dict[str, int]()
+    for name in needed(folder, files(folder), components(folder), config):
+        if name.endswith(".safetensors"):
+            count = sum(map(prod, tensor_shapes(folder / name).values()))
+            part = name.partition("/")[0]
+            own = 32 if precisions.get(part, precisions["default"]) == "fp32" else 16
+            if bits and part.startswith(QUANTIZED_PARTS):
+                own = bits
+            sizes[part] = sizes.get(part, 0) + own * count // 8
+    return sizes
+
+
+def module_bytes(module: Any) -> int:
+    """Return the bytes of a network's weights."""
+    return sum(one.nbytes for one in (*module.parameters(), *module.buffers()))
+
+
+def loaded_bytes(pipeline: Any) -> dict[str, int]:
+    """Return the bytes of each network of a pipeline that is loaded."""
+    parts = pipeline.components.items()
+    return {name: module_bytes(part) for name, part in parts if hasattr(part, "parameters")}
+
+
+def fitting_placement(
+    sizes: Collection[int], card_bytes: float
+) -> Literal["gpu", "offload", "layers"]:
+    """Return how parts of these sizes fit a card: all at once, one at a time, or by layers."""
+    room = (1 - HEAD_ROOM) * card_bytes - WORKING_BYTES
+    return "gpu" if sum(sizes) <= room else "offload" if max(sizes) <= room else "layers"
+
+
 def place(pipeline: Any, device: Device, placement: Placement) -> str:
     """Put a pipeline's weights where they lie while it works; return ``cpu``, gpu or offload."""
     if not device.is_gpu:
@@ -181,17 +220,16 @@ def place(pipeline: Any, device: Device, placement: Placement) -> str:
     return "offload"
 
 
-def _pipeline_loader(folder: Path) -> Any:
+def _pipeline_loader(kind: str) -> Any:
     """Return the class that loads a pipeline: for text to image, or as its index names it."""
     import diffusers
 
-    if read_pipeline_info(folder).kind in FAMILIES:
+    if kind in FAMILIES:
         return diffusers.DiffusionPipeline  # the other one imports all pipelines, for a second
     from diffusers.pipelines.auto_pipeline import SUPPORTED_TASKS_MAPPINGS
 
-    known = {kind.__name__ for task in SUPPORTED_TASKS_MAPPINGS for kind in task.values()}
-    named = read_json(folder / INDEX).get("_class_name") in known
-    return diffusers.AutoPipelineForText2Image if named else diffusers.DiffusionPipeline
+    known = {one.__name__ for task in SUPPORTED_TASKS_MAPPINGS for one in task.values()}
+    return diffusers.AutoPipelineForText2Image if kind in known else diffusers.DiffusionPipeline
 
 
 def _set_attention(network: Any, backend: str) -> None:

@@ -411,8 +411,9 @@ def file_fault(file: Path) -> str:
     """Return why a file of weights or settings is not whole, "" where it is."""
     from safetensors import SafetensorError, safe_open
 
-    if is_pointer(file):
-        return "is a pointer of git-lfs, not the file itself; get it with: git lfs pull"
+    with file.open("rb") as opened:
+        if opened.read(len(POINTER)) == POINTER:
+            return "is a pointer of git-lfs, not the file itself; get it with: git lfs pull"
     if file.suffix == ".safetensors":
         try:
             # Reads the header alone, and compares it with the file's size.
@@ -433,12 +434,6 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
 
     with safe_open(file, framework="numpy") as opened:
         return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
-
-
-def is_pointer(file: Path) -> bool:
-    """Return whether a file is only git's pointer to a large one, for want of git-lfs."""
-    with file.open("rb") as opened:
-        return opened.read(len(POINTER)) == POINTER
 
 
 class HubError(SdwnError):

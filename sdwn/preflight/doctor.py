@@ -41,7 +41,7 @@ from sdwn.models import weights
 from sdwn.models.builtin import IN_PACKAGE
 from sdwn.models.families import FAMILIES, check_settings, read_pipeline_info
 from sdwn.models.lock import require_classifier, require_weights
-from sdwn.models.sizes import TEXT_PARTS, fitting_placement, weights_bytes
+from sdwn.models.pipeline import TEXT_PARTS, fitting_placement, weights_bytes
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import Plan, read_plan
 from sdwn.preflight.estimate import Estimate, estimate
