@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from sdwn.models import full_size
+from sdwn.models.builtin import builtin_folder
 from sdwn.models.full_size import empty_part, save_full_size, save_tokenizer
 from transformers import CLIPTokenizer
 
@@ -62,7 +65,9 @@ def test_an_image_of_512_has_latents_of_64() -> None:
 def test_a_folder_that_is_whole_is_not_built_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(full_size, "NETWORKS", {})
+    small = StableDiffusionPipeline.from_pretrained(builtin_folder("tiny")).components
+    parts = {name: partial(small.get, name) for name in full_size.NETWORKS}
+    monkeypatch.setattr(full_size, "NETWORKS", parts)
     assert save_full_size(tmp_path, torch.device("cpu"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert not save_full_size(tmp_path, torch.device("cpu"))

@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass, fields
 from math import inf
 from pathlib import Path
 from statistics import linear_regression, median
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from sdwn.config import Positive, RunConfig
-from sdwn.devices.device import HEAD_ROOM
+from sdwn.devices.device import HEAD_ROOM, Device
 from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError, first_line
 from sdwn.io import Format, OnMessage, atomic, ignore, refuse_planted, write_text
 from sdwn.paths import cache_folder
@@ -60,24 +60,6 @@ Speed = Annotated[float, Field(gt=0)]
 
 
 # Searching
-
-
-class Memory(Protocol):
-    """The memory that batches run in: a Device's, or a made-up card's; see there."""
-
-    @property
-    def limit_bytes(self) -> int:
-        """The most that may be in use during a batch."""
-
-    @property
-    def peak_bytes(self) -> int:
-        """The most that was in use since :meth:`forget_peak`."""
-
-    def forget_peak(self) -> None:
-        """Begin to look for a new peak."""
-
-    def release(self) -> None:
-        """Return what no tensor holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +110,7 @@ def batch_sizes(images_per_synset: int, most: int) -> list[int]:
 
 def tune(
     run_batch: Callable[[int], float],
-    memory: Memory,
+    memory: Device,
     images_per_synset: int,
     most: int = MOST_IMAGES,
     on_step: OnMessage = ignore,
@@ -141,7 +123,7 @@ def tune(
     Args:
         run_batch: runs a batch of so many images and returns its seconds, or raises
             OutOfMemoryError.
-        memory: where batches run.
+        memory: the device that batches run on.
         images_per_synset: sizes are multiples of it, or equal parts.
         most: the largest batch to try.
         on_step: called with what is tried next, as "batch 20, 3 of 10".

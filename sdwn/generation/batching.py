@@ -54,11 +54,8 @@ class ImageSampler:
     workload: Workload  # what a measured speed holds for
     vae_slicing = False
     loading_seconds = 0.0
-
-    @property
-    def cut_prompts(self) -> dict[str, int]:
-        """How many prompts each text encoder took in part, of those encoded until now."""
-        return {}
+    # How many prompts each text encoder took in part, of those encoded until now.
+    cut_prompts: dict[str, int]
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Make a batch of images, one for each spec, in their order.
@@ -103,7 +100,7 @@ class NoiseSampler(ImageSampler):
     """A sampler without a model, to rehearse a cluster: noise from the seed, at a set pace."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.config = config
+        self.config, self.cut_prompts = config, {}
         self.device = Device(gpu=False)
         self.provenance = {
             "model": config.model.name,

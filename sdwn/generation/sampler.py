@@ -99,7 +99,7 @@ class Sampler(ImageSampler):
         self.pipeline: Any = None
         self.provenance = {}
         self._embeddings = Embeddings()
-        self._cut_prompts: dict[str, int] = {}
+        self.cut_prompts = {}
         # Those of the task that are not encoded yet, in its order.
         self._coming = deque(dict.fromkeys(map(self._pair, specs)))
         if self._coming and self._encodes_apart:
@@ -125,11 +125,6 @@ class Sampler(ImageSampler):
             self.provenance["added"] = "; ".join(map(str, weights.added))
         guided = self._info.guided(config.generation)
         self.workload = run_workload(config, self.provenance, self.device.total_bytes, guided)
-
-    @property
-    def cut_prompts(self) -> dict[str, int]:
-        """How many prompts each text encoder took in part; it grows with those encoded."""
-        return self._cut_prompts
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Sample one batch, an image for each spec, in their order.
@@ -219,7 +214,7 @@ class Sampler(ImageSampler):
                 if not embeddings.add(coming[0], encoded):
                     return
                 for name in encoded.cut:
-                    self._cut_prompts[name] = self._cut_prompts.get(name, 0) + 1
+                    self.cut_prompts[name] = self.cut_prompts.get(name, 0) + 1
             coming.popleft()
 
     def _make(

@@ -12,9 +12,8 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
@@ -121,22 +120,12 @@ def save_full_size(folder: Path, device: torch.device) -> bool:
     if (folder / INDEX).exists():
         return False
     disable_progress_bar()
-    for component in NETWORKS:
-        _filled(component, device).save_pretrained(folder / component)
     save_tokenizer(folder / "tokenizer")
-    scheduler().save_pretrained(folder / "scheduler")
-    CLIPImageProcessor().save_pretrained(folder / "feature_extractor")
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "feature_extractor": ["transformers", "CLIPImageProcessor"],
-        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
-        "scheduler": ["diffusers", "PNDMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    # Last: a folder that has it is whole.
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    # Its index comes last: a folder that has it is whole.
+    StableDiffusionPipeline(
+        **{component: _filled(component, device) for component in NETWORKS},
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        scheduler=scheduler(),
+        feature_extractor=CLIPImageProcessor(),
+    ).save_pretrained(folder)
     return True
