@@ -234,7 +234,7 @@ def tuned_share(random: np.random.Generator) -> float:
     """Tune one card; return the chosen size's share of the best speed that memory allows."""
     from sdwn.devices.tuning import batch_sizes, tune
 
-    card = SimulatedCard(random)
+    card: Any = SimulatedCard(random)
     found = tune(card.seconds, card, 10)
     assert card.peak(found.batch_size) <= card.limit_bytes
     assert len(found.probes) <= 10
