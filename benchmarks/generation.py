@@ -239,7 +239,7 @@ def tuned_share(random: np.random.Generator) -> float:
     assert card.peak(found.batch_size) <= card.limit_bytes
     assert len(found.probes) <= 10
     fitting = (s for s in batch_sizes(10, 200) if card.peak(s) <= card.limit_bytes)
-    return card.speed(found.batch_size) / max(map(card.speed, fitting))
+    return float(card.speed(found.batch_size) / max(map(card.speed, fitting)))
 
 
 RUNS = {
