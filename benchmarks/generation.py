@@ -104,30 +104,13 @@ def task(folder: Path, model: str, settings: dict[str, Any]) -> float:
 
 def loop(folder: Path, model: str, settings: dict[str, Any]) -> float:
     """Time the loop of accelerate's guide to distributed inference: same seeds, same batches."""
-    import torch
-    from accelerate import PartialState
-    from diffusers import DiffusionPipeline
+    from sdwn.preflight.peers import accelerate_loop
 
     _, plan = plan_made_up(folder / "run", REAL_IMAGES, model, generation=settings)
-    state = PartialState()
-    pipeline = DiffusionPipeline.from_pretrained(local(model)).to(state.device)
-    pipeline.set_progress_bar_config(disable=True)
-    (folder / "png").mkdir()
-    specs, size = list(plan.specs(plan.shards[0])), settings["batch_size"]
+    make = accelerate_loop(local(model), plan.config.generation, folder / "png")
+    specs = list(plan.specs(plan.shards[0]))
     began = time.perf_counter()
-    with state.split_between_processes(specs) as own:
-        for start in range(0, len(own), size):
-            batch = own[start : start + size]
-            images = pipeline(
-                [spec.prompt for spec in batch],
-                generator=[torch.Generator().manual_seed(spec.seed) for spec in batch],
-                height=settings["height"],
-                width=settings["width"],
-                num_inference_steps=settings["num_inference_steps"],
-                guidance_scale=plan.config.generation.guidance_scale,
-            ).images
-            for spec, image in zip(batch, images, strict=True):
-                image.save(folder / f"png/{spec.synset}-{spec.number}.png")
+    make(specs, settings["batch_size"])
     return time.perf_counter() - began
 
 

@@ -45,17 +45,12 @@ def release(preset: str, folder: Path) -> Callable[[], Iterator[Any]]:
 
 
 def timms(preset: str, folder: Path) -> Callable[[], Iterator[Any]]:
-    import timm.data
     import torch
     from sdwn.prediction.pretrained import PRESETS
+    from sdwn.preflight.peers import timm_loader
 
-    loader = timm.data.create_loader(
-        timm.data.create_dataset("", root=str(folder / "png")),
-        **PRESETS[preset].preprocessing,
-        batch_size=BATCH,
-        num_workers=WORKERS,
-        device=torch.device("cpu"),
-    )
+    options = {"num_workers": WORKERS, "device": torch.device("cpu")}
+    loader = timm_loader(folder / "png", PRESETS[preset].preprocessing, BATCH, **options)
     return lambda: (images for images, _ in loader)
 
 

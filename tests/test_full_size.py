@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from sdwn.models import full_size
-from sdwn.models.builtin import builtin_folder
-from sdwn.models.full_size import empty_part, save_full_size, save_tokenizer
+from sdwn.models.full_size import NETWORKS, save_full_size, save_tokenizer
+from sdwn.models.tiny import build_pipeline
 from transformers import CLIPTokenizer
 
 GLOSS = "a member of the genus Canis that has been domesticated by man since prehistoric times"
@@ -20,8 +19,14 @@ GLOSS = "a member of the genus Canis that has been domesticated by man since pre
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("model") / "tokenizer"
-    save_tokenizer(folder)
+    save_tokenizer(folder).save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)
+
+
+def empty_part(component: str) -> Any:
+    """Build a network without memory for its weights."""
+    with torch.device("meta"):
+        return NETWORKS[component]().half()
 
 
 @pytest.mark.parametrize(
@@ -63,12 +68,16 @@ def test_an_image_of_512_has_latents_of_64() -> None:
 
 
 def test_a_folder_that_is_whole_is_not_built_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = StableDiffusionPipeline.from_pretrained(builtin_folder("tiny")).components
-    parts = {name: partial(small.get, name) for name in full_size.NETWORKS}
+    small = build_pipeline(tokenizer)
+    parts = {name: lambda name=name: getattr(small, name) for name in NETWORKS}
     monkeypatch.setattr(full_size, "NETWORKS", parts)
     assert save_full_size(tmp_path, torch.device("cpu"))
+    loaded = StableDiffusionPipeline.from_pretrained(tmp_path, dtype=torch.float16)
+    assert len(loaded.tokenizer) == 49_408
+    for name in NETWORKS:
+        assert all(weights.isfinite().all() for weights in getattr(loaded, name).parameters())
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert not save_full_size(tmp_path, torch.device("cpu"))
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

@@ -190,6 +190,11 @@ class Device:
         if self.is_gpu:
             self._cuda.synchronize()
 
+    def limit_share(self, share: float) -> None:
+        """Let this process have no more than a share of the card's memory."""
+        if self.is_gpu:
+            self._cuda.set_per_process_memory_fraction(share)
+
     def release(self) -> None:
         """Return to the system what no tensor holds."""
         gc.collect()

@@ -6,7 +6,6 @@ Speed and memory do not depend on weights. What it draws is noise.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from itertools import islice, product
 from pathlib import Path
@@ -29,13 +28,11 @@ from sdwn.models.tiny import scheduler
 from sdwn.models.weights import INDEX
 
 VOCABULARY = 49_408
-START, END = "<|startoftext|>", "<|endoftext|>"
-# Near the published ones. Embeddings of this width that are random are never that much alike.
-_CONCEPT_THRESHOLD = 0.2
-
-
+_TEXT = {"vocab_size": VOCABULARY, "hidden_size": 768, "intermediate_size": 3072}
+_VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+_VISION |= {"num_attention_heads": 16, "patch_size": 14}
+# Where nothing stands here, a library's default is Stable Diffusion 1's.
 NETWORKS: dict[str, Callable[[], Any]] = {
-    # diffusers' defaults are Stable Diffusion 1's, but for the width of the text's embedding.
     "unet": lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
     "vae": lambda: AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -47,71 +44,29 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     # The special tokens' ids are the published config's, though the tokenizer has others.
     "text_encoder": lambda: CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=768,
-            intermediate_size=3072,
-            projection_dim=768,
-            num_attention_heads=12,
-            bos_token_id=0,
-            pad_token_id=1,
-            eos_token_id=2,
+            **_TEXT, num_attention_heads=12, bos_token_id=0, pad_token_id=1, eos_token_id=2
         )
     ),
     "safety_checker": lambda: StableDiffusionSafetyChecker(
-        CLIPConfig(
-            text_config={},
-            vision_config={
-                "hidden_size": 1024,
-                "intermediate_size": 4096,
-                "projection_dim": 768,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 16,
-                "patch_size": 14,
-            },
-            projection_dim=768,
-        )
+        CLIPConfig(text_config={}, vision_config=_VISION, projection_dim=768)
     ),
 }
 
 
-def empty_part(component: str) -> Any:
-    """Build a network without memory for its weights."""
-    with torch.device("meta"):
-        return NETWORKS[component]().half().eval()
-
-
-@torch.no_grad()
-def _filled(component: str, device: torch.device) -> Any:
-    network = empty_part(component).to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    for name, weights in network.named_parameters():
-        if name.endswith("embeds_weights"):
-            weights.fill_(_CONCEPT_THRESHOLD)
-        elif weights.dim() == 1:
-            weights.fill_(1.0 if name.endswith("weight") else 0.0)
-        else:
-            # Sums keep the size of what they add, so that nothing grows out of fp16.
-            deviation = 1 / math.sqrt(math.prod(weights.shape[1:]))
-            weights.normal_(0.0, deviation, generator=generator)
-    for name, buffer in network.named_buffers():
-        assert name.endswith("position_ids"), f"{component}: no values for the buffer {name}"
-        buffer.copy_(torch.arange(buffer.numel(), device=device).view_as(buffer))
-    return network
-
-
-def save_tokenizer(folder: Path) -> None:
+def save_tokenizer(folder: Path) -> CLIPTokenizer:
     """Write a tokenizer of CLIP's structure; pairs of bytes stand for its merges."""
     folder.mkdir(parents=True, exist_ok=True)
     symbols = sorted(ByteLevel.alphabet())
     singles = [*symbols, *(symbol + "</w>" for symbol in symbols)]
     pairs = list(islice(product(symbols, singles), VOCABULARY - len(singles) - 2))
-    words = [*singles, *map("".join, pairs), START, END]
+    words = [*singles, *map("".join, pairs), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     merges = ["#version: 0.2", *map(" ".join, pairs)]
     (folder / "merges.txt").write_text("\n".join(merges) + "\n")
-    CLIPTokenizer.from_pretrained(folder, model_max_length=77).save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
 
 
+@torch.no_grad()
 def save_full_size(folder: Path, device: torch.device) -> bool:
     """Write the pipeline in diffusers format unless it is there; return whether it was written.
 
@@ -120,12 +75,18 @@ def save_full_size(folder: Path, device: torch.device) -> bool:
     if (folder / INDEX).exists():
         return False
     disable_progress_bar()
-    save_tokenizer(folder / "tokenizer")
-    # Its index comes last: a folder that has it is whole.
+    parts: dict[str, Any] = {"tokenizer": save_tokenizer(folder / "tokenizer")}
+    torch.manual_seed(0)
+    for name, build in NETWORKS.items():
+        with device:
+            parts[name] = build().eval()
+        for weights in parts[name].parameters():
+            if weights.dim() > 1:
+                # Sums keep the size of what they add: in fp16 nothing overflows or fades.
+                weights.normal_(0.0, weights[0].numel() ** -0.5)
+        parts[name].half()
+    # Its index is written last: a folder that has one is whole.
     StableDiffusionPipeline(
-        **{component: _filled(component, device) for component in NETWORKS},
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        scheduler=scheduler(),
-        feature_extractor=CLIPImageProcessor(),
+        **parts, scheduler=scheduler(), feature_extractor=CLIPImageProcessor()
     ).save_pretrained(folder)
     return True

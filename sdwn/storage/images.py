@@ -32,7 +32,7 @@ def encode(pixels: Pixels, codec: str, quality: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def pixel_difference(one: Image.Image, other: Image.Image) -> tuple[float, int]:
+def pixel_difference(one: Image.Image | Pixels, other: Image.Image | Pixels) -> tuple[float, int]:
     """Return the root mean square and the largest difference, in steps of 8-bit colour."""
     difference = np.abs(np.asarray(one, dtype=np.int16) - np.asarray(other))
     return float(np.sqrt(np.mean(np.square(difference, dtype=np.float64)))), int(difference.max())
