@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -628,19 +629,23 @@ class TestTwoPhases:
             pixels(small.sample(specs(5))), pixels(sampler.sample(specs(5)))
         )
 
+    @pytest.mark.parametrize(("in_memory", "on_disk"), [(4, 0), (3, 1.5), (2, 3)])
     def test_where_the_disk_is_full_prompts_are_encoded_in_blocks(
-        self, sampler: Sampler, texts: list[int], monkeypatch: pytest.MonkeyPatch
+        self, sampler: Sampler, in_memory: int, on_disk: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def full(*_: Any) -> None:
-            raise OSError("No space left on device")
-
-        # Room for the negative prompt and two others, of 77 times 32 numbers of four bytes.
-        monkeypatch.setattr(embeddings.Embeddings.__init__, "__defaults__", (3 * 77 * 32 * 4,))
-        monkeypatch.setattr(tempfile, "TemporaryFile", full)
-        small = Sampler(config(), specs=specs(5))
-        made = [small.sample([one])[0] for one in specs(5)]
-        expected = [sampler.sample([one])[0] for one in specs(5)]
-        np.testing.assert_array_equal(pixels(made), pixels(expected))
+        """Room for the negative prompt and three others: the second batch is of two blocks."""
+        one = 77 * 32 * 4
+        monkeypatch.setattr(embeddings.Embeddings.__init__, "__defaults__", (in_memory * one,))
+        expected = [pixels(sampler.sample(specs(2, first))) for first in (0, 2, 4)]
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(on_disk * one), before[1]))
+        try:
+            small = Sampler(config(), specs=specs(6))
+            assert small._embeddings.full
+            made = [pixels(small.sample(specs(2, first))) for first in (0, 2, 4)]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        np.testing.assert_array_equal(made, expected)
 
 
 # Settings beside the model's own scheduler, by the small model that they are for.

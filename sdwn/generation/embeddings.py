@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import pickle
 import tempfile
 from collections.abc import Iterator
@@ -79,7 +81,8 @@ class Embeddings:
             self._room -= size
             return half
         self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115
-        start = self._file.seek(0, 2)
-        pickle.dump(half, self._file)
-        self._file.flush()
+        start, content = self._file.seek(0, 2), pickle.dumps(half)
+        # Not through its buffer, which would keep what the disk refuses and fail at every read.
+        if os.pwrite(self._file.fileno(), content, start) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return start

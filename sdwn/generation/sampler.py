@@ -168,8 +168,9 @@ class Sampler(ImageSampler):
     def _encoded(self, specs: Sequence[ImageSpec]) -> list[Encoded]:
         """Return a batch's prompts encoded."""
         pairs = [self._pair(spec) for spec in specs]
-        if absent := [pair for pair in dict.fromkeys(pairs) if pair not in self._embeddings]:
-            self._coming.extendleft(reversed(absent))
+        # All of them again where the disk is full: the block before is let go.
+        while not all(pair in self._embeddings for pair in pairs):
+            self._coming.extendleft(reversed(dict.fromkeys(pairs)))
             self._encode_coming()
         found = {pair: self._embeddings[pair] for pair in set(pairs)}
         return [found[pair] for pair in pairs]
