@@ -120,6 +120,11 @@ class RunPaths:
         names = (path.name for path in self.pieces.iterdir())
         return sorted(int(name) for name in names if SHARD_NUMBER.fullmatch(name))
 
+    @property
+    def begun(self) -> bool:
+        """Whether there are images."""
+        return bool(self.done_shards() or self.started_shards())
+
 
 @dataclass(frozen=True, slots=True)
 class ReleasePaths:

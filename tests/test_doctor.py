@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sdwn.config import validated
 from sdwn.errors import SdwnError, UsageError
+from sdwn.generation.task import generate
 from sdwn.jobs import scheduler
 from sdwn.jobs.journal import read_journal
 from sdwn.jobs.profile import ClusterProfile, LaterStage, load_profile
 from sdwn.jobs.scheduler import Site, max_array_size, parse_site, read_site, user
 from sdwn.models.builtin import builtin_folder
+from sdwn.models.families import require_usable
+from sdwn.models.lock import ensure_lock
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import write_plan
 from sdwn.preflight import doctor
@@ -219,6 +222,28 @@ def test_what_would_end_every_task_at_its_start_is_found_before(
     found = check_run(paths, plan, profile(executor="local"))
     assert verdicts(found)["settings"] == ("problem" if told else "ok")
     assert told in texts(found)["settings"]
+
+
+def test_only_a_begun_run_goes_on_with_a_setting_that_has_no_effect(
+    planned: PlanRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An earlier version took it, and the images left are to be as those that are there."""
+    builtin_folder("tiny")
+    generation = {"num_inference_steps": 1, "guidance_scale": 0.0, "negative_prompt": "blue"}
+    paths, plan = planned(model={"name": "builtin:tiny"}, generation=generation)
+    local = profile(executor="local")
+    assert verdicts(check_run(paths, plan, local))["settings"] == "problem"
+    with pytest.raises(UsageError, match="no effect"):
+        generate(paths.root, [0])
+    ensure_lock(paths, plan)
+    generate(paths.root, [0])
+    assert "negative_prompt has no effect" in caplog.text
+    found = check_run(paths, plan, local)
+    assert verdicts(found)["settings"] == "warning"
+    assert "negative_prompt has no effect" in texts(found)["settings"]
+    require_usable(plan.config, begun=paths.begun)
+    with pytest.raises(UsageError, match="no effect"):
+        require_usable(plan.config)
 
 
 @pytest.mark.parametrize("index", ["{", "[]"])

@@ -201,7 +201,7 @@ def pilot_command(
     paths, plan = options.open_run(run)
     chosen = options.open_profile(profile, site)
     require_fit(plan.config, chosen)
-    require_usable(plan.config)
+    require_usable(plan.config, begun=paths.begun)
     with _short_jobs("making the pilot's images") as callbacks:
         found = run_pilot(paths, plan, chosen, callbacks)
     speed = f"{found['images_per_second']:.3g} images/s with {found['batch_size']} a batch"

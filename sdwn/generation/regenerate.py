@@ -10,6 +10,7 @@ from PIL import Image
 from sdwn.config import CatalogConfig, RunConfig, validated
 from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.generation.batching import load_sampler
+from sdwn.models.added import obtain_weights
 from sdwn.models.weights import is_commit, own_revision
 from sdwn.planning.plan import Plan
 from sdwn.releases.release import Release
@@ -96,7 +97,8 @@ def regenerate(
             f"one another; see what else is wrong: {command('verify', release.paths.root)}"
         )
 
-    sampler = load_sampler(config, specs=specs)
+    weights = None if config.model.builtin == "noise" else obtain_weights(config)
+    sampler = load_sampler(config, weights, specs)
     if row.get("vae_slicing"):
         sampler.slice_vae()
     if row.get("redone"):

@@ -48,7 +48,7 @@ from sdwn.generation.embeddings import Embeddings, Pair
 from sdwn.generation.encoder import Encoded, PromptEncoder, equal_lengths, join_encoded
 from sdwn.generation.memory import activation_bytes
 from sdwn.models.added import obtain_weights
-from sdwn.models.families import call_arguments, denoiser, read_pipeline_info
+from sdwn.models.families import call_arguments, check_settings, denoiser, read_pipeline_info
 from sdwn.models.pipeline import load_pipeline, load_text_encoders, loaded_bytes, module_bytes
 from sdwn.models.weights import Weights
 from sdwn.planning.plan import ImageSpec
@@ -92,7 +92,11 @@ class Sampler(ImageSampler):
                 "precision fp16 needs a GPU and none was found; "
                 "plan with --set generation.precision=fp32 to run on the CPU"
             )
+        # Before a run is locked to its weights, its settings may not have met them.
+        begun = weights is not None
         self._weights = weights = weights or obtain_weights(config)
+        for idle in check_settings(config, weights.folder, begun=begun):
+            log.warning("%s", idle)
         self._info = read_pipeline_info(weights.folder)
         # A pipeline of no known family encodes its texts itself.
         self._encodes_apart = bool(self._info.family.embeddings)

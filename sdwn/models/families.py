@@ -542,21 +542,24 @@ _UNREPEATABLE = "DPMSolverSDEScheduler"
 _MOST_COUNTED = 10_000
 
 
-def require_usable(config: RunConfig) -> None:
+def require_usable(config: RunConfig, *, begun: bool = False) -> None:
     """Refuse a model that no task could load, and settings that do not fit it.
 
-    Weights that are not on this machine are no reason, for they may be fetched later.
+    Weights that are not on this machine are no reason, for they may be fetched later. ``begun`` is
+    that of :func:`check_settings`.
     """
     where = source(config.model)
     if where == "file" and (fault := file_fault(Path(config.model.name).expanduser())):
         raise IntegrityError(f"model {config.model.name} {fault}")
-    check_settings(config, weights_folder(config) if where == "folder" else find_folder(config))
+    folder = weights_folder(config) if where == "folder" else find_folder(config)
+    check_settings(config, folder, begun=begun)
 
 
-def check_settings(config: RunConfig, folder: Path | None) -> None:
+def check_settings(config: RunConfig, folder: Path | None, *, begun: bool = False) -> list[str]:
     """Refuse settings that the model in a folder does not take, or takes without effect.
 
-    Without a folder, only a scheduler that diffusers does not have is refused.
+    Without a folder, only a scheduler that diffusers does not have is refused. A run that is begun
+    goes on with settings without effect, which an earlier version took: they are returned.
     """
     info = None if folder is None else read_pipeline_info(folder)
     parts = info.parts if info else {}
@@ -578,13 +581,16 @@ def check_settings(config: RunConfig, folder: Path | None) -> None:
             f"generation.safety_checker is true, but model {config.model.name} has none; "
             "plan with --set generation.safety_checker=false"
         )
+    idle = list[str]()
     if info is not None:
         wrong_options = list(_option_faults(info, config.generation))
-        faults += wrong_options or _guidance_faults(info, config.generation)
+        idle += () if wrong_options else _guidance_faults(info, config.generation)
+        faults += wrong_options or ([] if begun else idle)
         faults += _size_faults(info, config.generation)
     faults += _scheduler_faults(info, folder, config.generation.scheduler)
     if faults:
         raise UsageError("; ".join(faults))
+    return idle
 
 
 def _scheduler_faults(

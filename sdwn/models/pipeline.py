@@ -20,7 +20,7 @@ from sdwn.config import InversionSettings, LoraSettings, RunConfig
 from sdwn.devices.device import HEAD_ROOM, plain_out_of_memory
 from sdwn.errors import SdwnError, UsageError, first_line
 from sdwn.models.added import inversion_encoders
-from sdwn.models.families import FAMILIES, check_settings, denoiser, read_pipeline_info
+from sdwn.models.families import FAMILIES, denoiser, read_pipeline_info
 from sdwn.models.weights import (
     Weights,
     components,
@@ -133,7 +133,6 @@ def _load(config: RunConfig, weights: Weights, absent: set[str]) -> Any:
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
 
-    check_settings(config, weights.folder)
     folder, info = staged_if_wanted(weights.folder), read_pipeline_info(weights.folder)
     kinds = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     wanted = info.family.precisions(config.generation.precision)

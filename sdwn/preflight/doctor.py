@@ -218,9 +218,12 @@ def _settings(run: _Run) -> Iterator[Finding]:
     if isinstance(run.weights, SdwnError):
         return
     try:
-        check_settings(run.plan.config, run.weights)
+        idle = check_settings(run.plan.config, run.weights, begun=run.paths.begun)
     except SdwnError as error:
         yield Finding("settings", "problem", str(error))
+        return
+    for one in idle:
+        yield Finding("settings", "warning", f"{one}; the run goes on as it began")
         return
     text = "the model takes the config's settings of generation"
     yield Finding("settings", "ok", text)

@@ -74,7 +74,7 @@ def prefetch_run(
             find_added(config.model, commits, fetch=True)
             lock.ensure_lock(paths, plan)
         found = lock.locked_weights(paths, config.model)
-    record = _record(config, found, paths.lock, classify)
+    record = _record(config, found, paths, classify)
     if record["classifier"]:
         lock_found_classifier(paths, config)
     return record
@@ -118,7 +118,7 @@ def _own_weights(config: RunConfig, folder: Path | None) -> Weights:
 
 
 def _record(
-    config: RunConfig, found: Weights | None, locked: Path | None, classify: bool
+    config: RunConfig, found: Weights | None, run: RunPaths | None, classify: bool
 ) -> dict[str, Any]:
     """Fetch what else is wanted, without which images can be made, and return what there is."""
     record: dict[str, Any] = {"model": config.model.name}
@@ -126,11 +126,12 @@ def _record(
     record["folder"] = str(found.folder) if found else None
     if found and found.added:
         record["added"] = [str(one.path) for one in found.added]
-    if locked is not None and locked.exists():
-        record["lock"] = str(locked)
+    if run is not None and run.lock.exists():
+        record["lock"] = str(run.lock)
     record |= {"classifier": None, "wordnet": None, "problems": []}
     try:
-        check_settings(config, found.folder if found else None)
+        begun = run is not None and run.begun
+        check_settings(config, found.folder if found else None, begun=begun)
     except SdwnError as error:
         record["problems"].append(str(error))
     try:

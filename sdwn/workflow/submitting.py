@@ -101,7 +101,7 @@ def plan_run(
     config: RunConfig, run: Path, display: Display, share: Slice = WHOLE
 ) -> tuple[Plan, RunPaths]:
     """Read WordNet and write a run's plan, or a slice of it, unless the same plan is there."""
-    require_usable(config)
+    require_usable(config, begun=RunPaths(run).begun)
     with display.progress("reading WordNet"):
         wordnet = shared_wordnet()
         catalog = read_catalog(config.catalog, wordnet)
