@@ -256,7 +256,7 @@ def test_a_lora_that_changed_is_refused_with_both_checksums(locked: RunPaths) ->
     assert own_revision(weights.revision) == fingerprint(weights.folder)
     before, content = file_sha256(file), file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    told = f"style.safetensors is changed .*expected SHA-256 {before}, found {file_sha256(file)}"
+    told = f"style.safetensors: changed .*expected SHA-256 {before}, found {file_sha256(file)}"
     with pytest.raises(IntegrityError, match=told):
         generate(locked.root, [0])
     file.write_bytes(content)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import zip_longest
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def add_inversion_tokens(tokenizers: Mapping[str, Any], model: ModelConfig) -> N
             shapes = tensor_shapes(found.path)
             for key, ending in inversion_encoders(shapes):
                 first = chosen[1].token or key
-                more = [f"{first}_{number}" for number in range(1, _vectors(shapes[key]))]
+                more = [f"{first}_{number}" for number in range(1, prod(shapes[key][:-1]))]
                 tokenizers[f"tokenizer{ending}"].add_tokens([first, *more])
 
 
@@ -177,14 +178,8 @@ def with_all_vectors(tokenizer: Any, prompt: str) -> str:
 def check_added(model: ModelConfig, parts: Mapping[str, str], folder: Path | None) -> None:
     """Refuse what cannot change a model, as far as files say; not what is not on this machine.
 
-    Args:
-        model: says what is added.
-        parts: the model's parts and their classes; empty without its folder.
-        folder: the model in diffusers format, None where that is not on this machine.
-
-    Raises:
-        UsageError: it does not fit the model, or needs a package that is missing.
-        IntegrityError: it is damaged.
+    ``parts`` are the model's and their classes, ``folder`` is where it lies; none where it is not
+    on this machine.
     """
     if model.lora and find_spec("peft") is None:
         raise UsageError("model.lora needs peft; install it with: pip install 'sdwn[lora]'")
@@ -197,10 +192,6 @@ def check_added(model: ModelConfig, parts: Mapping[str, str], folder: Path | Non
             continue
         if fault := _fault(found, chosen, parts, folder):
             raise UsageError(f"model.{found}: {fault}")
-
-
-def _vectors(shape: Sequence[int]) -> int:
-    return shape[0] if len(shape) > 1 else 1
 
 
 def _fault(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
 from sdwn.config import BUILTIN
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.io import file_sha256, refuse_planted, writable_cache
+from sdwn.io import file_sha256, locked, refuse_planted, writable_cache
 from sdwn.paths import cache_folder
 
 MINIATURE = f"{BUILTIN}miniature"
@@ -57,7 +58,6 @@ def builtin_folder(name: str) -> Path:
     """Return a built-in pipeline's folder in diffusers format.
 
     One that does not come with the package is made on first use, in ``models`` below the cache.
-    Processes that start at the same time may all call this.
 
     Raises:
         UsageError: no built-in pipeline has this name.
@@ -69,23 +69,28 @@ def builtin_folder(name: str) -> Path:
         valid = ", ".join(f"builtin:{known}" for known in ("tiny", *IN_PACKAGE))
         raise UsageError(f"builtin:{name}: no such built-in model; valid: {valid}")
     folder = builtin_path(name)
-    if folder.is_dir():
-        return folder
-    from sdwn.models.tiny import save_tiny  # torch and diffusers
+    if not folder.is_dir():
+        from sdwn.models.tiny import save_tiny  # torch and diffusers
 
-    writable_cache()
-    unfinished = folder.with_name(f".{folder.name}.{uuid4().hex}")
-    unfinished.mkdir(parents=True)
-    try:
-        save_tiny(unfinished)
-        unfinished.rename(folder)
-    except OSError:
-        # A full folder refuses the rename: another process has made the same one.
-        if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        make_once(folder, save_tiny)
     return folder
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Make a folder in the cache, whole or not at all; of processes that start together, one does.
+
+    ``make`` writes what it holds into a folder.
+    """
+    with locked(writable_cache() / "models.lock"):
+        if folder.is_dir():
+            return
+        unfinished = folder.with_name(f".{folder.name}.{uuid4().hex}")
+        unfinished.mkdir(parents=True)
+        try:
+            make(unfinished)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def notice(model: str) -> str | None:

@@ -61,6 +61,13 @@ class LockedFile(Record):
         found = own_sha256(path)
         return "" if found == self.sha256 else f"expected SHA-256 {self.sha256}, found {found}"
 
+    def require(self, path: Path, remedy: str) -> None:
+        """Refuse a file that differs."""
+        if fault := self.difference(path):
+            raise IntegrityError(
+                f"{path}: changed or missing since the run was locked to it ({fault}); {remedy}"
+            )
+
 
 class LockedClassifier(Record):
     """The weights that classify a run's release; of a user's own file, its content counts too."""
@@ -266,26 +273,18 @@ def _locked_folder(paths: RunPaths, lock: Lock) -> Path:
     else:
         folder, remedy = model_folder(model), "bring it back"
     for file in lock.files:
-        if fault := file.difference(folder / file.file):
-            raise IntegrityError(
-                f"{folder / file.file}: changed or missing since the run was locked to the model "
-                f"in this folder ({fault}); {remedy}, or plan into a new folder"
-            )
+        file.require(folder / file.file, f"{remedy}, or plan into a new folder")
     return folder
 
 
 def _locked_addition(paths: RunPaths, locked: LockedAddition) -> FoundWeights:
     """Return what changes the model of a run, checked against its lock."""
     folder = Path(locked.folder or snapshot(locked.name, locked.commit) or "the hub's cache")
+    remedy = "bring it back, or plan into a new folder"
+    if locked.commit:
+        remedy = f"fetch it again with: {command('prefetch', paths.root)}"
     for file in locked.files:
-        if fault := file.difference(folder / file.file):
-            remedy = "bring it back, or plan into a new folder"
-            if locked.commit:
-                remedy = f"fetch it again with: {command('prefetch', paths.root)}"
-            raise IntegrityError(
-                f"model.{locked.setting} {locked.name}: {folder / file.file} is changed or missing "
-                f"since the run was locked to it ({fault}); {remedy}"
-            )
+        file.require(folder / file.file, f"{remedy} (model.{locked.setting} {locked.name})")
     names = tuple(file.file for file in locked.files)
     return FoundWeights(locked.setting, locked.name, folder, names, locked.commit)
 
@@ -320,12 +319,10 @@ def require_classifier(paths: RunPaths, config: RunConfig) -> None:
     if lock is None or lock.classifier is None or chosen.checkpoint is None:
         return
     locked = lock.classifier
-    same = (locked.model, locked.weights.file) == (chosen.model, str(chosen.checkpoint))
-    if same and (fault := locked.weights.difference(chosen.checkpoint)):
-        raise IntegrityError(
-            f"{chosen.checkpoint}: changed or missing since the run was locked to it ({fault}); "
-            f"bring it back, or use it as it is now with: {command('prefetch', paths.root)}"
-        )
+    if (locked.model, locked.weights.file) == (chosen.model, str(chosen.checkpoint)):
+        anew = command("prefetch", paths.root)
+        remedy = f"bring it back, or use it as it is now with: {anew}"
+        locked.weights.require(chosen.checkpoint, remedy)
 
 
 def copy_lock(paths: RunPaths, other: RunPaths) -> None:

@@ -17,12 +17,11 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
 from glob import glob
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Literal
-from uuid import uuid4
 
 from rich.filesize import decimal
 
@@ -34,10 +33,9 @@ from sdwn.io import (
     private_folder,
     read_json,
     refuse_planted,
-    writable_cache,
     write_text,
 )
-from sdwn.models.builtin import IN_PACKAGE, builtin_folder, builtin_path, packaged
+from sdwn.models.builtin import IN_PACKAGE, builtin_folder, builtin_path, make_once, packaged
 from sdwn.paths import STAGE_VARIABLE, cache_folder
 
 log = logging.getLogger(__name__)
@@ -285,17 +283,10 @@ def convert_file(config: RunConfig) -> Weights:
         SdwnError: its settings cannot be had, or diffusers does not know what it is.
     """
     folder = converted_folder(config.model)
-    # Processes that start together convert once.
-    with locked(writable_cache() / "models.lock"):
-        if not folder.is_dir():
-            from sdwn.models.single_file import convert  # torch and diffusers
+    if not folder.is_dir():
+        from sdwn.models.single_file import convert  # torch and diffusers
 
-            unfinished = folder.with_name(f".{folder.name}.{uuid4().hex}")
-            try:
-                convert(config.model, unfinished)
-                unfinished.rename(folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+        make_once(folder, partial(convert, config.model))
     require_whole(folder, config)
     return Weights(folder, own_sha256(Path(config.model.name).expanduser())[:16])
 
