@@ -142,13 +142,12 @@ class TextInput:
     Args:
         limit: how many tokens, unless the option ``max_sequence_length`` says otherwise; None: as
             many as its tokenizer says, whatever the options.
-        count: counts the tokens of whole prompts, and of what the pipeline puts around them.
-        options: those of the call that change what it reads; ``count`` takes them by name.
+        count: counts the tokens of whole prompts, and of what the pipeline puts around them; it
+            takes, by name, those options of the call that change this.
     """
 
     limit: int | None = None
     count: Callable[..., list[int]] = count_tokens
-    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +207,7 @@ _LUMINA_SYSTEM = (
 )
 _CLIP = TextInput()
 # The end of its own instruction; what stands above it does not count.
-_SANA_COUNT = partial(count_captions, complex_human_instruction=("User Prompt: ",))
-_SANA = TextInput(300, _SANA_COUNT, options=("clean_caption", "complex_human_instruction"))
+_SANA = TextInput(300, partial(count_captions, complex_human_instruction=("User Prompt: ",)))
 _PIXART_COUNT = partial(count_captions, clean_caption=True)
 _SANA_PRECISION = {"text_encoder": "bf16", "vae": "bf16"}
 _POOLED = (
@@ -244,12 +242,12 @@ FAMILIES = {
     ),
     "PixArtAlphaPipeline": Family(
         embeddings=_MASKED,
-        encoders={"tokenizer": TextInput(120, _PIXART_COUNT, options=("clean_caption",))},
+        encoders={"tokenizer": TextInput(120, _PIXART_COUNT)},
         patch=2,
     ),
     "PixArtSigmaPipeline": Family(
         embeddings=_MASKED,
-        encoders={"tokenizer": TextInput(300, _PIXART_COUNT, options=("clean_caption",))},
+        encoders={"tokenizer": TextInput(300, _PIXART_COUNT)},
         patch=2,
     ),
     "SanaPipeline": Family(
@@ -269,9 +267,7 @@ FAMILIES = {
     ),
     "Lumina2Pipeline": Family(
         embeddings=_MASKED,
-        encoders={
-            "tokenizer": TextInput(256, count_below_system_prompt, options=("system_prompt",))
-        },
+        encoders={"tokenizer": TextInput(256, count_below_system_prompt)},
         patch=2,
     ),
     "ZImagePipeline": Family(
@@ -487,7 +483,8 @@ def text_readers(
         limit = tokenizer.model_max_length
         if taken.limit is not None:
             limit = generation.options.get("max_sequence_length", taken.limit)
-        options = {k: v for k, v in generation.options.items() if k in taken.options}
+        counted = inspect.signature(taken.count).parameters
+        options = {k: v for k, v in generation.options.items() if k in counted}
         found.append(TextReader(name, tokenizer, int(limit), partial(taken.count, **options)))
     return sorted(found, key=lambda reader: -reader.limit)
 

@@ -184,7 +184,8 @@ def lock_added(added: Iterable[FoundWeights]) -> list[LockedAddition]:
             setting=one.setting,
             name=one.name,
             commit=one.commit,
-            folder=None if one.in_cache else str(one.folder),
+            # Folders in the hub's cache are named after commits.
+            folder=None if one.folder.name == one.commit else str(one.folder),
             files=[_with_content(one.folder / name, name) for name in one.files],
         )
         for one in added

@@ -83,11 +83,6 @@ class FoundWeights:
         return f"{self.setting} {self.name}" + f" at {self.commit}" * bool(self.commit)
 
     @property
-    def in_cache(self) -> bool:
-        """True in the hub's cache, whose folders are named after commits."""
-        return self.folder.name == self.commit
-
-    @property
     def path(self) -> Path:
         """The file that is loaded, or a VAE's folder."""
         first = self.folder / self.files[0]
