@@ -49,7 +49,7 @@ from sdwn.generation.encoder import Encoded, PromptEncoder, equal_lengths, join_
 from sdwn.generation.memory import activation_bytes
 from sdwn.models.added import obtain_weights
 from sdwn.models.families import call_arguments, check_settings, denoiser, read_pipeline_info
-from sdwn.models.pipeline import load_pipeline, load_text_encoders, loaded_bytes, module_bytes
+from sdwn.models.pipeline import load_pipeline, load_text_encoders, loaded_bytes
 from sdwn.models.weights import Weights
 from sdwn.planning.plan import ImageSpec
 
@@ -378,7 +378,7 @@ class Sampler(ImageSampler):
         """The weights that lie on the device at once."""
         sizes = [*loaded_bytes(self.pipeline).values()]
         if self._checker is not None:
-            sizes.append(module_bytes(self._checker))
+            sizes.append(self._checker.get_memory_footprint())
         return max(sizes) if self.provenance["placement"] == "offload" else sum(sizes)
 
     @cached_property

@@ -184,15 +184,13 @@ def weights_bytes(folder: Path, config: RunConfig) -> dict[str, int]:
     return sizes
 
 
-def module_bytes(module: Any) -> int:
-    """Return the bytes of a network's weights."""
-    return sum(one.nbytes for one in (*module.parameters(), *module.buffers()))
-
-
 def loaded_bytes(pipeline: Any) -> dict[str, int]:
     """Return the bytes of each network of a pipeline that is loaded."""
-    parts = pipeline.components.items()
-    return {name: module_bytes(part) for name, part in parts if hasattr(part, "parameters")}
+    return {
+        name: part.get_memory_footprint()
+        for name, part in pipeline.components.items()
+        if hasattr(part, "get_memory_footprint")
+    }
 
 
 def fitting_placement(
