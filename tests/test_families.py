@@ -84,7 +84,7 @@ class TestTokens:
         generation = config(saved(make), options=options).generation
         info = read_pipeline_info(saved(make))
         plain = DiffusionPipeline.from_pretrained(saved(make), transformer=None, vae=None)
-        (encoded,) = PromptEncoder(plain, generation, info).encode([(prompt, None)])
+        encoded = PromptEncoder(plain, generation, info).encode(prompt)
         assert encoded.tokens == int(encoded.arguments["prompt_attention_mask"].sum())
         assert not encoded.truncated
 

@@ -780,12 +780,9 @@ class TestFamilies:
         whole = plain_pipeline(folder)
         without = {name: None for name in ("unet", "transformer", "vae") if name in info.parts}
         alone = DiffusionPipeline.from_pretrained(folder, **without)
-        pairs = [(prompt, wanted.generation.negative_prompt) for prompt in GLOSSES[:2]]
-        for one, other in zip(
-            PromptEncoder(alone, wanted.generation, info).encode(pairs),
-            PromptEncoder(whole, wanted.generation, info).encode(pairs),
-            strict=True,
-        ):
+        encoders = [PromptEncoder(pipe, wanted.generation, info) for pipe in (alone, whole)]
+        for prompt in GLOSSES[:2]:
+            one, other = (by.encode(prompt, wanted.generation.negative_prompt) for by in encoders)
             assert one.arguments.keys() == other.arguments.keys()
             for name, value in one.arguments.items():
                 assert all(map(torch.equal, value, other.arguments[name]))
@@ -814,7 +811,7 @@ class TestFamilies:
         beside = readers[0].tokens(["x"])[0] - 1
         prompts = ["x" * (tokens - beside) for tokens in around]
         for tokens, prompt in zip(around, prompts, strict=True):
-            (one,) = encoder.encode([(prompt, None)])
+            one = encoder.encode(prompt)
             assert one.tokens == tokens
             assert one.truncated == (tokens > readers[0].limit)
             assert one.cut == tuple(r.name for r in readers if tokens > r.limit)
@@ -894,7 +891,7 @@ def test_prompts_without_a_tokenizer_are_not_counted(saved: SavedModel) -> None:
     plain = plain_pipeline(folder)
     plain.tokenizer = None
     encoder = PromptEncoder(plain, config(**OWN).generation, read_pipeline_info(folder))
-    (encoded,) = encoder.encode([("a cat", "blue")])
+    encoded = encoder.encode("a cat", "blue")
     assert encoded.arguments == {"prompt": "a cat", "negative_prompt": "blue"}
     assert (encoded.tokens, encoded.truncated, encoded.cut) == (0, False, ())
 
@@ -907,9 +904,8 @@ def test_stable_diffusion_3_encodes_without_its_largest_encoder(
     absent = dict.fromkeys(("text_encoder_3", "tokenizer_3"))
     whole = DiffusionPipeline.from_pretrained(folder, **absent)
     alone = DiffusionPipeline.from_pretrained(folder, transformer=None, vae=None, **absent)
-    pairs = [("x" * 100, None)]
-    (expected,) = PromptEncoder(whole, generation, info).encode(pairs)
-    (found,) = PromptEncoder(alone, generation, info).encode(pairs)
+    expected = PromptEncoder(whole, generation, info).encode("x" * 100)
+    found = PromptEncoder(alone, generation, info).encode("x" * 100)
     assert (found.tokens, found.cut) == (102, ("text_encoder", "text_encoder_2"))
     for name, value in found.arguments.items():
         assert torch.equal(value, expected.arguments[name])

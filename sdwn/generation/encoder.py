@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from types import SimpleNamespace
@@ -56,11 +56,8 @@ class PromptEncoder:
             config = SimpleNamespace(**info.network)
             pipeline.transformer = SimpleNamespace(config=config)
 
-    def encode(self, pairs: Iterable[tuple[str, str | None]]) -> list[Encoded]:
-        """Return prompts encoded, each with its negative prompt, in their order."""
-        return [self._encode(prompt, negative) for prompt, negative in pairs]
-
-    def _encode(self, prompt: str, negative: str | None) -> Encoded:
+    def encode(self, prompt: str, negative: str | None = None) -> Encoded:
+        """Encode a prompt and its negative prompt."""
         counts = [(reader, reader.tokens([prompt])[0]) for reader in self._readers]
         cut = tuple(reader.name for reader, tokens in counts if tokens > reader.limit)
         tokens, truncated = 0, False

@@ -215,7 +215,7 @@ class Sampler(ImageSampler):
         encoder = PromptEncoder(pipeline, self.config.generation, self._info)
         while coming:
             if coming[0] not in embeddings:
-                (encoded,) = encoder.encode([coming[0]])
+                encoded = encoder.encode(*coming[0])
                 if not embeddings.add(coming[0], encoded):
                     return
                 for name in encoded.cut:
