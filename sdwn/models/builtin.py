@@ -89,6 +89,10 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
         try:
             make(unfinished)
             unfinished.rename(folder)
+        except OSError:
+            # On a file system without locks another process may have made the same one.
+            if not folder.is_dir():
+                raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
