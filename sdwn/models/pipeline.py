@@ -97,11 +97,6 @@ def load_pipeline(
     absent = {name for name in info.parts if apart and name.startswith(TEXT_PARTS)}
     pipeline = _load(config, weights, absent)
     network = denoiser(pipeline)
-    if network is None:
-        raise SdwnError(
-            f"model {config.model.name}: {type(pipeline).__name__} has neither a UNet nor a "
-            "transformer; expected a text-to-image pipeline such as Stable Diffusion 1, 2 or XL"
-        )
     own = pipeline.scheduler
     scheduler = generation.scheduler or type(own).__name__
     pipeline.scheduler = getattr(diffusers, scheduler).from_config(own.config)
