@@ -28,7 +28,9 @@ from sdwn.models.tiny import scheduler
 from sdwn.models.weights import INDEX
 
 VOCABULARY = 49_408
-_TEXT = {"vocab_size": VOCABULARY, "hidden_size": 768, "intermediate_size": 3072}
+# The special tokens' ids are the published config's, though the tokenizer has others.
+_TEXT: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 768, "intermediate_size": 3072}
+_TEXT |= {"num_attention_heads": 12, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 _VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
 _VISION |= {"num_attention_heads": 16, "patch_size": 14}
 # Where nothing stands here, a library's default is Stable Diffusion 1's.
@@ -41,12 +43,7 @@ NETWORKS: dict[str, Callable[[], Any]] = {
         layers_per_block=2,
         sample_size=512,
     ),
-    # The special tokens' ids are the published config's, though the tokenizer has others.
-    "text_encoder": lambda: CLIPTextModel(
-        CLIPTextConfig(
-            **_TEXT, num_attention_heads=12, bos_token_id=0, pad_token_id=1, eos_token_id=2
-        )
-    ),
+    "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**_TEXT)),
     "safety_checker": lambda: StableDiffusionSafetyChecker(
         CLIPConfig(text_config={}, vision_config=_VISION, projection_dim=768)
     ),
