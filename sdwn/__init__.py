@@ -1,4 +1,4 @@
-"""Large synthetic image datasets out of Stable Diffusion and WordNet, on a SLURM cluster.
+"""Large synthetic image datasets from text-to-image models and WordNet, on a SLURM cluster.
 
 A catalog becomes a plan, a plan becomes shards, shards become a release, a release becomes an
 evaluation. CONTRIBUTING.md has the map: which package does what, and which imports which.

@@ -353,7 +353,7 @@ def test_without_network_a_single_file_says_where_its_settings_come_from(
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     wanted = noise_config(model={"name": str(single_file), "config": "lab/none"}, generation=SMALL)
-    told = "its settings are those of lab/none on the hub.*sdwn prefetch, or give a folder"
+    told = "from lab/none on the hub.*sdwn prefetch.*model.config to a folder"
     with pytest.raises(SdwnError, match=told):
         obtain_weights(wanted)
 

@@ -284,8 +284,8 @@ def test_which_cards_a_model_fits_is_read_from_the_heads_of_its_files(
     run = planned(model={"name": str(model)}, generation=generation)
     text = texts(check_run(*run, profile(executor="local")))["memory"]
     assert "transformer 24.0 GB, text_encoder_2 5.8 GB, vae 200.0 MB in bf16" in text
-    assert "on 40, 80 GB all that samples fits" in text
-    assert "on 16, 24 GB only layers fit" in text
+    assert "on cards of 40, 80 GB the denoiser and the VAE fit" in text
+    assert "on cards of 16, 24 GB only single layers fit" in text
     own = profile(gres="gpu:a100_40gb:1", placement="gpu")
     assert verdicts(check_run(*run, own))["memory"] == "ok"
     small = profile(gres="gpu:v100_32gb:1", placement="gpu")

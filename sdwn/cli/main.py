@@ -82,7 +82,7 @@ class _Group(_Plain, TyperGroup):
 app = typer.Typer(
     name="sdwn",
     cls=_Group,
-    help="Large synthetic image datasets out of Stable Diffusion and WordNet, on a SLURM cluster.",
+    help="Large image datasets from text-to-image models and WordNet, on a SLURM cluster.",
     epilog="Begin with: sdwn run demo RUN",
     no_args_is_help=True,
     invoke_without_command=True,

@@ -192,7 +192,8 @@ def pilot_command(
 ) -> None:
     """Make 20 images, and predict what the run takes.
 
-    On the real target, by a short job under the profile.
+    A short job under the profile makes them; they are images of the run. With speed options, it
+    also makes them without, and compares.
     """
     from sdwn.jobs.submit import require_fit
     from sdwn.models.families import require_usable
@@ -270,21 +271,22 @@ def selftest_command(
     site: dict[str, str],
     profile: options.MaybeProfile = None,
     model: Annotated[
-        str | None, Option(help="A pipeline; default: Stable Diffusion 1.4, or its size.")
+        str | None, Option(help="A hub name or folder; default: Stable Diffusion 1.4.")
     ] = None,
-    quick: Annotated[bool, Option("--quick", help="Fewer steps, and nothing compiled.")] = False,
-    out: Annotated[Path, Option(metavar="FOLDER", help="Where selftest.json goes.")] = Path(
+    quick: Annotated[bool, Option("--quick", help="Fewer steps, no speed options.")] = False,
+    out: Annotated[Path, Option(metavar="FOLDER", help="The folder for selftest.json.")] = Path(
         "selftest"
     ),
     page: Annotated[
-        Path | None, Option(metavar="FILE", help="A page too; CARD becomes the card's name.")
+        Path | None, Option(metavar="FILE", help="Also write a page; CARD becomes the GPU's name.")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Check and measure a machine: images, memory, tasks, speed.
 
-    Each line has what was expected. Without weights of Stable Diffusion 1.4 they are random: speed
-    and memory are the same. On a machine without a GPU, small models show what is not the card's.
+    Each line shows what was found and what was expected. Without Stable Diffusion 1.4's weights
+    (sdwn prefetch paper) they are random: speed and memory are the same. Without a GPU, small
+    models are used, and what needs a GPU is "not proven". Exits with 1 if a check failed.
     """
     if profile is None and site:
         raise typer.BadParameter("the profile's options need --profile")
@@ -313,7 +315,9 @@ def selftest_command(
         write_text(page, self_test_page(found))
     written = {"record": out / "selftest.json", "page": page}
     weights = "random weights" if found["random_weights"] else "its own weights"
-    what = f"{found['device']}: {found['model']}, {weights}"
+    outcomes = [one["outcome"] for one in found["checks"]]
+    counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in colours)
+    what = f"{counts}; {found['device']}, {found['model']} with {weights}"
     console.result(found, as_json, what, console.columns(lines), written)
     if not found["ok"]:
         raise typer.Exit(1)

@@ -57,7 +57,7 @@ def _settings_folder(model: ModelConfig, file: Path) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(_SETTINGS)))
     except Exception as error:  # each of the HTTP libraries that hub's has used has its own
         raise SdwnError(
-            f"model {file}: its settings are those of {name} on the hub, which did not give them: "
-            f"{first_line(error)}; fetch them where there is a network, with: sdwn prefetch, or "
-            "give a folder in diffusers format of a model of its kind with model.config"
+            f"model {file}: its settings could not be downloaded from {name} on the hub: "
+            f"{first_line(error)}; run sdwn prefetch where there is a network, or set "
+            "model.config to a folder in diffusers format of the same architecture"
         ) from error

@@ -73,9 +73,9 @@ NO_LOCKS = "no locks"
 CARDS_GB = (16, 24, 40, 80)
 # By the ways of placing weights on a card.
 PLACED = {
-    "gpu": "all that samples fits",
-    "offload": "each network fits while it works alone (offload)",
-    "layers": "only layers fit, one by one and slowly (offload)",
+    "gpu": "the denoiser and the VAE fit",
+    "offload": "they fit one at a time (placement offload)",
+    "layers": "only single layers fit, slowly (placement offload)",
 }
 
 Verdict = Literal["ok", "warning", "problem", "unverified"]
@@ -246,7 +246,7 @@ def _memory(run: _Run) -> Iterator[Finding]:
 
     for words in PLACED.values():
         if cards := [str(gb) for gb in CARDS_GB if way(gb) == words]:
-            text += f"; on {', '.join(cards)} GB {words}"
+            text += f"; on cards of {', '.join(cards)} GB {words}"
     verdict: Verdict = "ok"
     if card := re.search(r"(\d+)gb?\b", profile.gpu_kind or "", re.IGNORECASE):
         text += f"; on {profile.gpu_kind} {way(int(card[1]))}"

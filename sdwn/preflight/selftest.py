@@ -359,7 +359,7 @@ def _out_of_memory(bench: Bench) -> Found:
     finally:
         bench.device.limit_share(1.0)
     record, apart = _record(crowded), _apart(_images(crowded), _images(roomy))
-    text = "by a made-up error: " * (not bench.gpu)
+    text = "simulated: " * (not bench.gpu)
     text += f"{record.lowered_from} a batch lowered to {record.batch_size}"
     text += f"{', decoded one by one' * record.vae_slicing}, {plan.images} images, rms {apart:.3g}"
     return Found(text, record.lowered_from is not None and apart <= TOLERANCE)
@@ -434,7 +434,7 @@ def _own_devices(_: Bench) -> Found:
         first, second = pool.map_async(_see_device, range(2), 1).get(PATIENCE_S)
     text = f"GPU {first} and GPU {second}"
     if (gpus := len(local_gpus(os.environ))) < 2 and first != second:
-        raise NotProvenError(f"{counted(gpus, 'GPU')} here; by made-up variables {text}")
+        raise NotProvenError(f"{counted(gpus, 'GPU')} here; simulated, tasks see {text}")
     return Found(text, first != second)
 
 
@@ -548,20 +548,20 @@ SAME = f"rms of at most {TOLERANCE:g} of 255"
 FASTER = "as fast or faster"
 SELF_CHECKS = [
     SelfCheck("machine", "card", "a GPU that torch finds", _card),
-    SelfCheck("images", "first noise", "that of the seeds, drawn on the CPU", _noise),
+    SelfCheck("images", "first noise", "the same as drawn on the CPU", _noise),
     SelfCheck("images", "a batch twice", "equal to the byte", _twice),
     SelfCheck("images", "safety checker's flags", "as diffusers' own: 0 differ", _flags),
     SelfCheck("images", "alone and in a batch, fp16", SAME, partial(_alone, precision="fp16")),
     SelfCheck("images", "NaN in half precision", "sampled again, none black", _nan),
     SelfCheck("images", "alone and in a batch, bf16", SAME, partial(_alone, precision="bf16")),
-    SelfCheck("memory", "a batch's, predicted", f"at most {OFF:.0%} off", _prediction, gpu=True),
+    SelfCheck("memory", "prediction for a batch", f"at most {OFF:.0%} off", _prediction, gpu=True),
     SelfCheck("memory", "out of memory", f"smaller batches, {SAME}", _out_of_memory),
     SelfCheck("memory", "tuning", "a size that a later task takes", _tuned),
     SelfCheck("tasks", "USR2 and SIGKILL in a batch", "equal to the byte", _killed),
     SelfCheck("tasks", "two processes of a task", "a GPU each", _own_devices),
     SelfCheck("speed", "a whole task", f"sampling {BUSY:.0%} of the time or more", _whole_task),
     SelfCheck("speed", "beside accelerate's loop", FASTER, _loop),
-    SelfCheck("speed", "plain", "", _variant, long=True),
+    SelfCheck("speed", "no speed options", "", _variant, long=True),
     SelfCheck("speed", "channels_last", "", partial(_variant, channels_last=True), long=True),
     *(
         SelfCheck("speed", f"attention: {name}", "", partial(_variant, kernel=name), True, True)
@@ -626,7 +626,7 @@ def _outcome(bench: Bench, check: SelfCheck) -> tuple[str, Found]:
         if check.gpu and not bench.gpu:
             raise NotProvenError("no GPU here")
         if check.long and bench.quick:
-            raise NotProvenError("only without --quick")
+            raise NotProvenError("left out by --quick")
         found = check.run(bench)
     except NotProvenError as reason:
         return "not proven", Found(str(reason))
@@ -703,5 +703,5 @@ def self_test_page(content: Mapping[str, Any]) -> str:
 
 {table}
 
-*Not proven*: this machine, or a quick test, does not show it; it says why.
+*Not proven*: this machine or a quick test cannot show it; *found* says why.
 """

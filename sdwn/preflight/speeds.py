@@ -358,7 +358,7 @@ def why_unknown(config: RunConfig, profile: ClusterProfile | None, paths: RunPat
     on = profile.gpu_kind or ("such a GPU" if profile.asks_for_gpu else "a CPU") if profile else ""
     what = f"{config.model.name} in {config.generation.precision}" + f" on {on}" * bool(on)
     pilot = command("pilot", paths.root, "--profile", "PROFILE")
-    return f"run {pilot} (nothing is measured yet, or published, of {what})"
+    return f"run {pilot} (no speed is measured or published for {what})"
 
 
 def _wanted_batch(config: RunConfig, profile: ClusterProfile | None) -> int | None:
