@@ -192,8 +192,8 @@ def pilot_command(
 ) -> None:
     """Make 20 images, and predict what the run takes.
 
-    A short job under the profile makes them; they are images of the run. With speed options, it
-    also makes them without, and compares.
+    A short job under the profile makes them; they are images of the run. With
+    speed options, it also makes them without, and compares.
     """
     from sdwn.jobs.submit import require_fit
     from sdwn.models.families import require_usable
@@ -284,9 +284,10 @@ def selftest_command(
 ) -> None:
     """Check and measure a machine: images, memory, tasks, speed.
 
-    Each line shows what was found and what was expected. Without Stable Diffusion 1.4's weights
-    (sdwn prefetch paper) they are random: speed and memory are the same. Without a GPU, small
-    models are used, and what needs a GPU is "not proven". Exits with 1 if a check failed.
+    Each line shows what was found and what was expected. Without Stable
+    Diffusion 1.4's weights (sdwn prefetch paper) they are random: speed and
+    memory are the same. Without a GPU, small models are used, and what needs a
+    GPU is "not proven". Exits with 1 if a check failed.
     """
     if profile is None and site:
         raise typer.BadParameter("the profile's options need --profile")
