@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     JsonValue,
     ValidationError,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
@@ -188,11 +189,14 @@ class GenerationConfig(Section):
     )
     options: dict[str, JsonValue] = later_setting({})
 
-    @field_validator("compile", mode="before")
+    @field_validator("compile", mode="wrap")
     @classmethod
-    def _blocks(cls, chosen: Any) -> Any:
-        # The digest of a plan has it as true.
-        return True if chosen == "blocks" else chosen
+    def _blocks(cls, chosen: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            # The digest of a plan has it as true.
+            return True if chosen == "blocks" else validate(chosen)
+        except ValidationError:
+            raise ValueError(f"expected blocks, whole, true or false, found {chosen!r}") from None
 
 
 class StorageConfig(Section):
@@ -382,13 +386,17 @@ def validated(kind: type[S], content: Any, source: str) -> S:
     message = first["msg"].removeprefix("Value error, ")
     message = message.replace("a valid tuple", "a list, as [a, b]")
     message = message.replace("a valid dictionary", "a section of settings")
+    message = re.sub(r" or instance of \w+", "", message)
     message = f"{where or 'config'}: {message}"
     if first["type"] == "extra_forbidden":
         section: type[Section] = kind
         for part in first["loc"][:-1]:
-            annotation = section.model_fields[str(part)].annotation
-            if isinstance(annotation, type) and issubclass(annotation, Section):
-                section = annotation
+            if isinstance(part, str):  # a number is a place in a list
+                annotation = section.model_fields[part].annotation
+                listed = get_args(annotation)
+                annotation = listed[0] if listed else annotation
+                if isinstance(annotation, type) and issubclass(annotation, Section):
+                    section = annotation
         message = f"unknown key {where!r}; valid keys here: {', '.join(section.model_fields)}"
     elif first["type"] == "string_type" and isinstance(first["input"], dict):
         message = f"{where}: expected text, found a mapping{_QUOTES}"

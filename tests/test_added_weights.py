@@ -219,6 +219,9 @@ def test_a_textual_inversion_is_that_of_diffusers(vectors: int, tmp_path: Path) 
     config = noise_config(model=model, generation=SMALL)
     prompts = ["x" * (75 - vectors) + " <style>", "x" * (76 - vectors) + " <style>"]
     assert prompt_lengths(tiny, config, prompts) == PromptLengths(counted=2, cut=1, limit=77)
+    twice = {**model, "textual_inversion": [{"name": str(file)}, {"name": str(file)}]}
+    with pytest.raises(UsageError, match="has <style> in its vocabulary already"):
+        prompt_lengths(tiny, noise_config(model=twice, generation=SMALL), prompts)
 
 
 def test_another_vae_decodes(xl: Path, tmp_path: Path) -> None:
@@ -280,12 +283,19 @@ def test_what_cannot_change_the_model_is_refused_at_plan(xl: Path, tmp_path: Pat
     tiny = str(builtin_folder("tiny"))
     save_file({"<style>": torch.zeros(32)}, tmp_path / "style.safetensors")
     style = {"name": str(tmp_path / "style.safetensors")}
+    wide = {"name": str(tmp_path / "wide" / "wide.safetensors")}
+    Path(wide["name"]).parent.mkdir()
+    save_file({"<wide>": torch.zeros(1, 768)}, wide["name"])
     (tmp_path / "old.pt").write_bytes(b"")
     two = [{"name": str(tmp_path)}]
     save_file({"<other>": torch.zeros(32)}, tmp_path / "other.safetensors")
     for model, told in (
         ({"name": tiny, "lora": two}, "expected one safetensors file, found other.*; name one"),
         ({"name": tiny, "textual_inversion": [{"name": "old.pt"}]}, "weights_only=True"),
+        (
+            {"name": tiny, "textual_inversion": [wide]},
+            r"its vectors have the shape \[1, 768\], and the model's a width of 32",
+        ),
         ({"name": str(xl), "textual_inversion": [style]}, "for 1 text encoders .* model has 2"),
         (
             {"name": tiny, "vae": str(tmp_path)},
@@ -305,6 +315,7 @@ def test_a_pipeline_that_diffusers_alone_does_not_run_is_refused_at_plan(tmp_pat
         ({"_class_name": ["my_pipeline", "MyPipeline"]}, "comes with code of its own"),
         ({"_class_name": "FutureDreamsPipeline"}, "has no FutureDreamsPipeline; upgrade diffusers"),
         ({"_class_name": "DDPMPipeline"}, "DDPMPipeline takes no text prompt"),
+        ({"_class_name": "AnimateDiffPipeline"}, "makes videos or sounds"),
         ({"unet": [None, None]}, "has neither a UNet nor a transformer"),
     ):
         index.write_text(json.dumps(whole | change))

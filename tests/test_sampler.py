@@ -956,6 +956,15 @@ class TestSettings:
             (SD3, {"options": {"height": 64}}, "options.height: write generation.height"),
             (FLUX, {"options": {"true_cfg_scale": "4"}}, 'expected a number, found "4"'),
             (SD3, {"options": {"sigmas": [1.0]}}, "num_inference_steps: 2 has no effect, for sigm"),
+            (SD3, {"options": {"max_sequence_length": 0}}, "expected at least 1, found 0"),
+            (SD3, {"options": {"max_sequence_length": True}}, "expected a number, found true"),
+            (families.pixart, {"options": {"clean_caption": 1}}, "expected true or false, found 1"),
+            (families_dit.lumina_2, {"options": {"system_prompt": 3}}, "expected text or null, f"),
+            (
+                families_dit.sana,
+                {"options": {"complex_human_instruction": "Draw."}},
+                'expected a list of texts or null, found "Draw."',
+            ),
             (families.aura_flow, {"options": {"clip_skip": 1}}, "AuraFlowPipeline takes no such o"),
             # Sizes that would be rounded.
             (
@@ -977,7 +986,34 @@ class TestSettings:
         with pytest.raises(UsageError, match=re.escape(expected)):
             check_settings(config(str(folder), **{**OWN, **generation}), folder)
 
-    def test_all_that_is_wrong_is_said_at_once(self, saved: SavedModel) -> None:
+    def test_a_value_that_a_pipeline_does_not_take_ends_the_task_in_one_line(self) -> None:
+        for name, value in (("clip_skip", "1"), ("clip_skip", 99), ("timesteps", [10, 5])):
+            expected = f"StableDiffusionPipeline fails with generation.options {name}"
+            with pytest.raises(UsageError, match=expected):
+                Sampler(config(options={name: value})).sample(specs(1))
+
+    def test_a_text_encoder_may_be_left_out_of_the_model(
+        self, saved: Callable[[Any], Path], tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "two-encoders"
+        absent: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
+        plain = DiffusionPipeline.from_pretrained(saved(SD3), **absent)
+        plain.save_pretrained(folder)
+        made = Sampler(config(str(folder), **OWN)).sample([spec("a dog")])
+        np.testing.assert_array_equal(made[0].pixels, documented(plain, spec("a dog"), OWN))
+
+    def test_clip_skip_takes_an_earlier_layer(self) -> None:
+        encoder = Sampler(config(options={"clip_skip": 1}))
+        plain = StableDiffusionPipeline.from_pretrained(builtin_folder("tiny"))
+        ids = plain.tokenizer("a dog", padding="max_length", return_tensors="pt").input_ids
+        layers = plain.text_encoder(ids, output_hidden_states=True).hidden_states
+        top = getattr(plain.text_encoder, "text_model", plain.text_encoder)
+        expected = top.final_layer_norm(layers[-2])
+        assert torch.equal(
+            encoder._encoded([spec("a dog")])[0].arguments["prompt_embeds"], expected
+        )
+
+    def test_all_that_is_wrong_is_said_at_once(self, saved: Callable[[Any], Path]) -> None:
         folder = saved(families.flux_schnell)
         with pytest.raises(UsageError) as error:
             check_settings(config(str(folder), height=40), folder)

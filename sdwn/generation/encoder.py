@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from sdwn.config import GenerationConfig
+from sdwn.errors import UsageError, first_line
 from sdwn.models.families import PipelineInfo, call_options, text_readers
 
 # Most runs have a single negative prompt.
@@ -29,6 +31,20 @@ class Encoded:
     cut: tuple[str, ...] = ()  # every text encoder that took fewer
 
 
+@contextmanager
+def refusals_named(pipeline: Any, generation: GenerationConfig) -> Iterator[None]:
+    """Say which options were given where a pipeline does not take a value."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        given = ", ".join(f"{name}: {value!r:.60}" for name, value in generation.options.items())
+        raise UsageError(
+            f"{type(pipeline).__name__} fails"
+            + f" with generation.options {given}" * bool(given)
+            + f": {first_line(error)}"
+        ) from error
+
+
 class PromptEncoder:
     """Encodes prompts, each once and alone: its embedding depends on no other of the batch.
 
@@ -37,7 +53,7 @@ class PromptEncoder:
     """
 
     def __init__(self, pipeline: Any, generation: GenerationConfig, info: PipelineInfo) -> None:
-        self._pipeline, self._family = pipeline, info.family
+        self._pipeline, self._family, self._generation = pipeline, info.family, generation
         self._guided = info.guided(generation)
         self._readers = text_readers(info.family, pipeline.components, generation)
         self._negatives: dict[str | None, dict[str, Any]] = {}
@@ -51,6 +67,10 @@ class PromptEncoder:
                 name: options.get(name, call[name].default) for name in taken if name in call
             }
             self._takes_negative = _GUIDED in taken
+        encoder: Any = getattr(pipeline, "text_encoder", None)
+        if hasattr(encoder, "final_layer_norm") and not hasattr(encoder, "text_model"):
+            # Where diffusers looks for it with clip_skip; transformers 5 has no such level.
+            encoder.text_model = SimpleNamespace(final_layer_norm=encoder.final_layer_norm)
         if "transformer" in info.parts and pipeline.transformer is None:
             # Encoding reads its config at most.
             config = SimpleNamespace(**info.network)
@@ -91,7 +111,8 @@ class PromptEncoder:
         unguided = {_GUIDED: False} if self._takes_negative else {}
         device = self._pipeline._execution_device
         given = {**self._shared, **unguided, **options, "prompt": prompt, "device": device}
-        made = self._pipeline.encode_prompt(**given)
+        with refusals_named(self._pipeline, self._generation):
+            made = self._pipeline.encode_prompt(**given)
         named = zip(self._family.embeddings, made, strict=True)
         return {name: value for name, value in named if name is not None and value is not None}
 

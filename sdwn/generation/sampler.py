@@ -45,7 +45,13 @@ from sdwn.devices.tuning import (
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
 from sdwn.generation.batching import ImageSampler, Sample
 from sdwn.generation.embeddings import Embeddings, Pair
-from sdwn.generation.encoder import Encoded, PromptEncoder, equal_lengths, join_encoded
+from sdwn.generation.encoder import (
+    Encoded,
+    PromptEncoder,
+    equal_lengths,
+    join_encoded,
+    refusals_named,
+)
 from sdwn.generation.memory import activation_bytes
 from sdwn.models.added import obtain_weights
 from sdwn.models.families import call_arguments, check_settings, denoiser, read_pipeline_info
@@ -285,8 +291,9 @@ class Sampler(ImageSampler):
             noise = torch.cat([family.noise(self.pipeline, *size, one) for one in generators])
             kind = torch.float32 if family.float32 else kind
             arguments["latents"] = noise.to(self.device.torch, kind)
-        output = self.pipeline(generator=generators, output_type="pt", **{**arguments, **options})
-        images: torch.Tensor = output.images
+        arguments |= {"generator": generators, "output_type": "pt", **options}
+        with refusals_named(self.pipeline, generation):
+            images: torch.Tensor = self.pipeline(**arguments).images
         if images.shape[1] == 4:
             # Qwen-Image 2.1 makes some transparency: over white, as viewers show it.
             colours, opacity = images[:, :3], images[:, 3:]

@@ -161,7 +161,13 @@ def add_inversion_tokens(tokenizers: Mapping[str, Any], model: ModelConfig) -> N
             for key, ending in inversion_encoders(shapes):
                 first = chosen[1].token or key
                 more = [f"{first}_{number}" for number in range(1, prod(shapes[key][:-1]))]
-                tokenizers[f"tokenizer{ending}"].add_tokens([first, *more])
+                tokenizer = tokenizers[f"tokenizer{ending}"]
+                if taken := {first, *more} & tokenizer.get_vocab().keys():
+                    raise UsageError(
+                        f"model.{found}: the model has {min(taken)} in its vocabulary already, or "
+                        "another inversion has; name another word with token"
+                    )
+                tokenizer.add_tokens([first, *more])
 
 
 def with_all_vectors(tokenizer: Any, prompt: str) -> str:
@@ -199,13 +205,18 @@ def _fault(
 ) -> str:
     """Return why weights would change a model into something else, "" if not."""
     if isinstance(chosen, InversionSettings):
-        keys = inversion_encoders(tensor_shapes(found.path))
+        shapes = tensor_shapes(found.path)
+        keys = inversion_encoders(shapes)
         encoders = [kind for name, kind in parts.items() if name.startswith("text_encoder")]
         wanted = sum(kind.startswith("CLIP") for kind in encoders)
         if parts and len(keys) != wanted:
             return f"it is for {len(keys)} text encoders of CLIP, and the model has {wanted}"
         if chosen.token is None and (len(keys) > 1 or keys[0][0] == "emb_params"):
             return "it names no token; give the word that stands for it in prompts with token"
+        for key, ending in keys if folder is not None else ():
+            width = read_json(folder / f"text_encoder{ending}" / "config.json").get("hidden_size")
+            if (shape := shapes[key])[-1:] != [width] or len(shape) > 2 or 0 in shape:
+                return f"its vectors have the shape {shape}, and the model's a width of {width}"
     elif found.setting == "vae" and folder is not None:
         configs = [read_json(one / "config.json") for one in (found.path, folder / "vae")]
         other, own = (

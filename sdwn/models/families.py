@@ -628,6 +628,8 @@ def _class_fault(info: PipelineInfo, folder: Path) -> str:
         return f"{info.kind} has neither a UNet nor a transformer; expected text to image"
     if info.kind not in FAMILIES and "prompt" not in info.call:
         return f"{info.kind} takes no text prompt"
+    if info.kind not in FAMILIES and info.call.keys() & {"num_frames", "audio_length_in_s"}:
+        return f"{info.kind} makes videos or sounds; expected text to image"
     return ""
 
 
@@ -662,11 +664,24 @@ def _guidance_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterat
         yield f"{instead} has no effect without generation.negative_prompt; ' ' is an empty one"
 
 
+def _kinds(name: str, default: Any) -> dict[type, str]:
+    """Return what an option may be, so far as its name or its default says that."""
+    numbers: dict[type, str] = {int: "a number", float: "a number"}
+    null: dict[type, str] = {NoneType: "null"}
+    if name == "complex_human_instruction":
+        return {list: "a list of texts", **null}
+    if name == "system_prompt":
+        return {str: "text", **null}
+    if name == "intermediate_timesteps":
+        return numbers | null
+    if isinstance(default, bool):
+        return {bool: "true or false"}
+    return numbers if type(default) in numbers else {}
+
+
 def _option_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[str]:
     """Yield options that the call does not take, and a number of steps without effect."""
     options, steps = generation.options, generation.num_inference_steps
-    # SANA-Sprint's call has null beside some numbers.
-    number = (int, float, NoneType) if info.kind == "SanaSprintPipeline" else (int, float)
     for name, value in options.items():
         where = f"generation.options.{name}"
         if _NO_OPTION.fullmatch(name):
@@ -676,8 +691,11 @@ def _option_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator
         elif name not in info.call:
             valid = ", ".join(sorted(key for key in info.call if not _NO_OPTION.fullmatch(key)))
             yield f"{where}: {info.kind} takes no such option; valid: {valid}"
-        elif isinstance(info.call[name].default, number) and not isinstance(value, number):
-            yield f"{where}: expected a number, found {json.dumps(value)}"
+        elif type(value) not in (kinds := _kinds(name, info.call[name].default)) and kinds:
+            expected = " or ".join(dict.fromkeys(kinds.values()))
+            yield f"{where}: expected {expected}, found {json.dumps(value)}"
+        elif name == "max_sequence_length" and float(str(value)) < 1:
+            yield f"{where}: expected at least 1, found {value}"
     for name, schedule in info.schedules(generation).items():
         if len(schedule) != steps:
             yield (
@@ -739,6 +757,8 @@ def prompt_lengths(
     loaded = {name: kind.from_pretrained(folder / name) for name, kind in tokenizers.items()}
     try:
         add_inversion_tokens(loaded, config.model)
+    except UsageError:
+        raise
     except SdwnError:
         return None  # one is not on this machine
     readers = text_readers(info.family, loaded, config.generation)

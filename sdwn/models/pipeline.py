@@ -133,7 +133,9 @@ def _load(config: RunConfig, weights: Weights, absent: set[str]) -> Any:
     wanted = info.family.precisions(config.generation.precision)
     types = {part: kinds[precision] for part, precision in wanted.items()}
     vae_type = types.get("vae", types["default"])
-    options: dict[str, Any] = dict.fromkeys(absent)
+    # Some come without one of their text encoders; diffusers wants to be told.
+    left_out = {name for name, kind in info.index.items() if kind == [None, None]}
+    options: dict[str, Any] = dict.fromkeys(absent | left_out)
     if config.generation.quantization:
         options["quantization_config"] = quantization(config, info.parts.keys() - absent)
     if not config.generation.safety_checker:
