@@ -367,6 +367,9 @@ def test_without_network_a_single_file_says_where_its_settings_come_from(
     told = "from lab/none on the hub.*sdwn prefetch.*model.config to a folder"
     with pytest.raises(SdwnError, match=told):
         obtain_weights(wanted)
+    nowhere = {"name": str(single_file), "config": str(tmp_path / "nowhere")}
+    with pytest.raises(UsageError, match="nowhere: expected a folder in diffusers format"):
+        require_usable(noise_config(model=nowhere, generation=SMALL))
 
 
 def test_an_attention_backend_is_one_that_acts(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from sdwn.models.weights import (
     components,
     file_fault,
     find_folder,
+    locate,
     source,
     weights_folder,
 )
@@ -548,6 +549,9 @@ def require_usable(config: RunConfig, *, begun: bool = False) -> None:
     where = source(config.model)
     if where == "file" and (fault := file_fault(Path(config.model.name).expanduser())):
         raise IntegrityError(f"model {config.model.name} {fault}")
+    settings = config.model.config
+    if settings and locate(settings, "model.config") not in ("folder", "hub"):
+        raise UsageError(f"model.config {settings}: expected a folder in diffusers format")
     folder = weights_folder(config) if where == "folder" else find_folder(config)
     check_settings(config, folder, begun=begun)
 

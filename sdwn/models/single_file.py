@@ -48,10 +48,10 @@ def convert(model: ModelConfig, folder: Path) -> None:
 def _settings_folder(model: ModelConfig, file: Path) -> Path:
     """Return the folder with a pipeline's settings that fit a file; the hub's are fetched."""
     name = model.config
-    if name is not None and Path(name).expanduser().is_dir():
+    if name and Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     try:
-        if name is None:
+        if not name:
             checkpoint = load_single_file_checkpoint(str(file))
             name = str(fetch_diffusers_config(checkpoint)["pretrained_model_name_or_path"])
         return Path(snapshot_download(name, allow_patterns=list(_SETTINGS)))
