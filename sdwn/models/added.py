@@ -213,7 +213,9 @@ def _fault(
             return f"it is for {len(keys)} text encoders of CLIP, and the model has {wanted}"
         if chosen.token is None and (len(keys) > 1 or keys[0][0] == "emb_params"):
             return "it names no token; give the word that stands for it in prompts with token"
-        for key, ending in keys if folder is not None else ():
+        if folder is None:
+            return ""
+        for key, ending in keys:
             width = read_json(folder / f"text_encoder{ending}" / "config.json").get("hidden_size")
             if (shape := shapes[key])[-1:] != [width] or len(shape) > 2 or 0 in shape:
                 return f"its vectors have the shape {shape}, and the model's a width of {width}"
