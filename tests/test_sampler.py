@@ -404,8 +404,8 @@ class TestMemory:
         assert all(sample.vae_slicing for sample in made)
         assert distance(pixels(made), pixels(sampler.sample(specs(4)))).max() <= 1
 
-    def test_live_tensors_of_stable_diffusion_give_its_published_batch_sizes(self) -> None:
-        """Without its weights: 3 images on a card of 8 GB, 7 on 11, up to 83 on 80."""
+    def test_live_tensors_of_stable_diffusion_give_batch_sizes_as_measured(self) -> None:
+        """Without its weights: on an H200 2.73 GB and 1.09 GB an image are reserved."""
         with torch.device("meta"):
             unet = UNet2DConditionModel(cross_attention_dim=768).half()
             vae = AutoencoderKL(
@@ -420,10 +420,10 @@ class TestMemory:
         assert (made.sample.shape, image.sample.shape) == ((2, 4, 64, 64), (1, 3, 512, 512))
         cards = (8, 11, 16, 24, 40, 80)
         fits = [
-            estimated_fit((denoising, decoding), (gb - 2.7) * GB, gb * GB, sliced=False)
+            estimated_fit((denoising, decoding), (gb - 2.49) * GB, gb * GB, sliced=False)
             for gb in cards
         ]
-        assert fits == [3, 7, 12, 21, 39, 83]
+        assert fits == [4, 6, 10, 17, 30, 63]
 
     def test_a_prediction_changes_no_image(self, sampler: Sampler) -> None:
         before = pixels(sampler.sample(specs(1)))
@@ -1261,20 +1261,29 @@ class TestBuiltin:
         assert made == [fingerprint(builtin_folder("tiny"))] * 2
         assert len(models(empty_cache)) == 1
 
-    def test_the_loser_of_a_race_takes_the_winners(
+    def test_of_two_that_start_at_once_one_builds(
         self, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        both_built, build = threading.Barrier(2, timeout=60), tiny.build_pipeline
+        both_start, built, build = (
+            threading.Barrier(2, timeout=60),
+            list[Any](),
+            tiny.build_pipeline,
+        )
 
-        def build_and_wait(tokenizer: Any) -> Any:
-            pipeline = build(tokenizer)
-            both_built.wait()
-            return pipeline
+        def build_slowly(tokenizer: Any) -> Any:
+            built.append(build(tokenizer))
+            time.sleep(1)
+            return built[-1]
 
-        monkeypatch.setattr(tiny, "build_pipeline", build_and_wait)
+        def start(name: str) -> Path:
+            both_start.wait()
+            return builtin_folder(name)
+
+        monkeypatch.setattr(tiny, "build_pipeline", build_slowly)
         with ThreadPoolExecutor(2) as pool:
-            one, other = pool.map(builtin_folder, ["tiny", "tiny"])
+            one, other = pool.map(start, ["tiny", "tiny"])
         assert one == other
+        assert len(built) == 1
         assert models(empty_cache) == [one.name]
         assert StableDiffusionPipeline.from_pretrained(one)
 

@@ -172,11 +172,20 @@ def test_a_cards_own_speeds_come_before_published_ones(
     assert other.speed_source.startswith("published speed of a V100")
 
 
-@pytest.mark.parametrize("damage", ["no JSON", '{"speeds": 1}', None, "infinite"])
-def test_a_damaged_self_test_is_none(card: Path, tmp_path: Path, damage: str | None) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "no JSON",
+        {"speeds": 1},
+        {"speeds": {"plain": {"10": -1}}},
+        {"speeds": {"plain": {"10": float("inf")}}},
+        {"speeds": {"plain": []}},
+        {"memory_gb": float("inf")},
+    ],
+)
+def test_a_damaged_self_test_is_none(card: Path, tmp_path: Path, damage: Any) -> None:
     content = json.loads(card.read_text())
-    content["speeds"]["plain"] = {"10": -1} if damage is None else {"10": float("inf")}
-    card.write_text(damage if damage and damage[0] in "n{" else json.dumps(content))
+    card.write_text(damage if isinstance(damage, str) else json.dumps({**content, **damage}))
     config = load_config(REPOSITORY / "configs/paper.yaml")
     (found,) = known_speeds(config, ClusterProfile(gres="gpu:a100:1"), RunPaths(tmp_path / "run"))
     assert found.speed_source.startswith("published speed of an A100")

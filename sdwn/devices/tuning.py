@@ -42,11 +42,11 @@ RUNS = 3
 TOLERANCE = 0.005
 BLUE, RED = "#4477aa", "#cc6677"
 
-# From one published measurement: Stable Diffusion 1.4 at 512x512 in fp16 on an A100 takes 3.6 GB
-# and 0.81 GB an image. Of the former its weights are 2.1 GB; an image's live tensors are 0.403 GB,
-# of which convolutions make copies in another order.
-WORKSPACE_BYTES = 1.5e9
-RESERVED_FOR_LIVE = 0.81 / 0.403
+# Measured by `sdwn selftest` on an H200 with torch 2.11: Stable Diffusion 1.4 at 512x512 in fp16
+# makes torch reserve 2.73 GB and 1.09 GB an image. Of the former its weights and the safety
+# checker's are 2.49 GB; an image's live tensors are 0.403 GB, of which convolutions make copies.
+WORKSPACE_BYTES = 0.24e9
+RESERVED_FOR_LIVE = 1.09 / 0.403
 
 # Version 1 had no runs of a probe; its files were named by a hash alone.
 FORMAT = Format(
@@ -350,10 +350,10 @@ def estimated_fit(
         total_bytes: the card's.
         sliced: images are decoded one by one.
 
-    >>> published = 137_000_000, 404_000_000
+    >>> stable_diffusion = 137_000_000, 404_000_000
     >>> cards = (8, 11, 16, 24, 40, 80)
-    >>> [estimated_fit(published, (gb - 2.7) * GB, gb * GB, False) for gb in cards]
-    [3, 7, 12, 21, 39, 83]
+    >>> [estimated_fit(stable_diffusion, (gb - 2.49) * GB, gb * GB, False) for gb in cards]
+    [4, 6, 10, 17, 30, 63]
     """
     denoising, decoding = (RESERVED_FOR_LIVE * size for size in activations)
     room = free_bytes - HEAD_ROOM * total_bytes - WORKSPACE_BYTES

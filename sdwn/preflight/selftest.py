@@ -61,7 +61,7 @@ EACH = 10  # images a synset
 TIMED = 6  # batches of the task that is timed
 BUSY = 0.98  # the share of time that a task's GPU should sample
 OFF = 0.15  # how far from reserved memory a prediction may be
-CLASSIFIED = 2000
+CLASSIFIED = 1000
 LITE = "efficientnet-lite0"
 # Of the task that is timed on a CPU: a model that draws something.
 MINIATURE = {"model": "builtin:miniature", "safety_checker": False, "height": 64, "width": 64}
@@ -273,7 +273,7 @@ def _twice(bench: Bench) -> Found:
 
 def _alone(bench: Bench, precision: str) -> Found:
     sampler, specs = bench.sampler(precision=precision), bench.specs(EACH)
-    together, count = sampler.sample(specs), 2 if bench.quick else EACH
+    together, count = sampler.sample(specs), 2 if bench.quick else 4
     alone = [sampler.sample([spec])[0] for spec in specs[:count]]
     apart = _apart(alone, together[:count])
     nan = sum(sample.status == "nan" for sample in (*alone, *together))
@@ -369,7 +369,8 @@ def _tuned(bench: Bench) -> Found:
     # On a CPU a short work: its batch size says nothing.
     short = {} if bench.gpu else {"height": 16, "width": 16, "num_inference_steps": 1}
     bench.let_go()
-    found = trials.tune_device(bench.config(**short), bench.on_step)
+    # Larger batches gain little, and take minutes.
+    found = trials.tune_device(bench.config(**short), bench.on_step, most=4 * EACH)
     batch, tuning = choose_batch(bench.config(**short), bench.sampler(**short)), found.tuning
     if bench.gpu:
         bench.batch = min(tuning.batch_size, 2 * EACH)
@@ -519,9 +520,12 @@ def _evaluation(bench: Bench, preset: str = "paper") -> Found:
     release = merge([RunPaths(bench.folder / "task")], ReleasePaths(bench.folder / "release"))
     chosen = release.subset(rows=np.arange(total) % len(release))
     pictures = bench.folder / "validate" / "all"
-    pictures.mkdir(parents=True, exist_ok=True)
-    for index in range(total):
-        chosen.image(index).save(pictures / f"{index:05d}.png")
+    if not pictures.exists():
+        pictures.mkdir(parents=True)
+        for index in range(len(release)):
+            release.image(index).save(pictures / f"{index:05d}.png", compress_level=1)
+        for index in range(len(release), total):
+            os.link(pictures / f"{index % len(release):05d}.png", pictures / f"{index:05d}.png")
     with bench.device.torch:
         network = timm.create_model(kind.architecture, num_classes=1000, **kind.arguments)
     classifier = Classifier(preset, network, kind.preprocessing, {})
@@ -561,17 +565,17 @@ SELF_CHECKS = [
     SelfCheck("tasks", "two processes of a task", "a GPU each", _own_devices),
     SelfCheck("speed", "a whole task", f"sampling {BUSY:.0%} of the time or more", _whole_task),
     SelfCheck("speed", "beside accelerate's loop", FASTER, _loop),
-    SelfCheck("speed", "no speed options", "", _variant, long=True),
-    SelfCheck("speed", "channels_last", "", partial(_variant, channels_last=True), long=True),
-    *(
-        SelfCheck("speed", f"attention: {name}", "", partial(_variant, kernel=name), True, True)
-        for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION")
-    ),
-    SelfCheck("speed", "compile: blocks", "", partial(_variant, compile="blocks"), long=True),
-    # A CPU's compiler takes minutes for it.
-    SelfCheck("speed", "compile: whole", "", partial(_variant, compile="whole"), True, True),
     SelfCheck("evaluation", "EfficientNet-Lite0", FASTER, partial(_evaluation, preset=LITE)),
     SelfCheck("evaluation", "ViT-H/14 at 518 pixels", FASTER, _evaluation, gpu=True),
+    SelfCheck("settings", "no speed options", "", _variant, long=True),
+    SelfCheck("settings", "channels_last", "", partial(_variant, channels_last=True), long=True),
+    *(
+        SelfCheck("settings", f"attention: {name}", "", partial(_variant, kernel=name), True, True)
+        for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION")
+    ),
+    SelfCheck("settings", "compile: blocks", "", partial(_variant, compile="blocks"), long=True),
+    # A CPU's compiler takes minutes for it.
+    SelfCheck("settings", "compile: whole", "", partial(_variant, compile="whole"), True, True),
 ]
 
 

@@ -298,7 +298,9 @@ def _selftest_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple
     compiled = "whole" if generation.compile == "whole" else "blocks"
     compiled, found = compiled if generation.compile else "plain", []
     for path in sorted((cache_folder() / "gpus").glob(SELFTEST_FILES)):
-        with suppress(IntegrityError, KeyError, TypeError, ValueError):
+        with suppress(
+            IntegrityError, KeyError, TypeError, ValueError, AttributeError, OverflowError
+        ):
             refuse_planted(path)
             content = SELFTEST.read(path)
             device, measured = str(content["device"]), content["speeds"]

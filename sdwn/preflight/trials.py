@@ -85,9 +85,12 @@ class TrialCallbacks:
 
 
 def tune_device(
-    config: RunConfig, on_step: OnMessage = ignore, placement: Placement = "auto"
+    config: RunConfig,
+    on_step: OnMessage = ignore,
+    placement: Placement = "auto",
+    most: int = MOST_IMAGES,
 ) -> GpuProfile:
-    """Find this device's batch size for a config's images, and keep it.
+    """Find this device's batch size for a config's images, up to ``most``, and keep it.
 
     ``on_step`` gets what is under trial, as "batch 20, 3 of 10".
 
@@ -98,7 +101,7 @@ def tune_device(
     on_step("loading the model")
     specs = [
         ImageSpec(number, "n02084071", "dog.n.01", number, PROMPT, image_seed(0, "tune", number))
-        for number in range(MOST_IMAGES)
+        for number in range(most)
     ]
     sampler = load_sampler(config, specs=specs, placement=placement)
     # Plain noise is drawn without torch.
@@ -108,7 +111,7 @@ def tune_device(
 
     def best_batch() -> Tuning:
         return tune(
-            lambda size: sampler.time_batch(specs[:size]), sampler.device, images, on_step=on_step
+            lambda size: sampler.time_batch(specs[:size]), sampler.device, images, most, on_step
         )
 
     # Where not even a synset has room, images are decoded one by one, as in a task.
