@@ -484,6 +484,6 @@ def test_code_in_a_models_folder_is_not_run(tmp_path: Path) -> None:
     )
     index = json.loads((model / "model_index.json").read_text())
     (model / "model_index.json").write_text(json.dumps({**index, "unet": ["own", "Own"]}))
-    with pytest.raises(SdwnError, match="custom code"):
+    with pytest.raises(SdwnError, match="code of its own"):
         Sampler(noise_config(model={"name": str(model)}, generation={"precision": "fp32"}))
     assert not (tmp_path / "ran").exists()
