@@ -85,20 +85,20 @@ def require_home() -> None:
 
 
 @contextmanager
-def atomic(path: Path, folder: Path | None = None) -> Iterator[Path]:
+def atomic(path: Path, folder: Path | None = None, parents: bool = True) -> Iterator[Path]:
     """Yield a temporary name; on success sync the file and rename it to ``path``.
 
     The temporary file lies in ``folder`` (by default beside ``path``), which must be on the
-    same file system. After an error it is removed and ``path`` is as before. Errors as in
-    `plain_disk_errors`.
+    same file system, and is made, its ``parents`` too. After an error it is removed and ``path``
+    is as before. Errors as in `plain_disk_errors`.
     """
     folder = folder or path.parent
     token = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     temporary = folder / f".{path.name}.{token}{TEMPORARY}"
     try:
         with plain_disk_errors(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=parents, exist_ok=True)
+            path.parent.mkdir(parents=parents, exist_ok=True)
             yield temporary
             sync(temporary)
             temporary.replace(path)

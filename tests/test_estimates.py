@@ -317,9 +317,9 @@ def test_published_speeds_are_scaled_by_work(paper_plan: Plan, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"model": {"name": "stabilityai/sdxl-turbo"}}, "of stabilityai/sdxl-turbo in fp16"),
-        ({"model": {"name": "builtin:tiny"}}, "of builtin:tiny in fp16"),
-        ({"generation": {"precision": "fp32"}}, "of CompVis/stable-diffusion-v1-4 in fp32"),
+        ({"model": {"name": "stabilityai/sdxl-turbo"}}, "for stabilityai/sdxl-turbo in fp16"),
+        ({"model": {"name": "builtin:tiny"}}, "for builtin:tiny in fp16"),
+        ({"generation": {"precision": "fp32"}}, "for CompVis/stable-diffusion-v1-4 in fp32"),
     ],
 )
 def test_what_is_not_known_is_said(tmp_path: Path, change: dict[str, Any], expected: str) -> None:

@@ -32,7 +32,7 @@ from sdwn.generation.partial_shards import finish_shard
 from sdwn.generation.sampler import Sampler
 from sdwn.io import seconds, write_text
 from sdwn.jobs import task
-from sdwn.jobs.task import read_record
+from sdwn.jobs.task import RunDisk, read_record
 from sdwn.paths import LOWERED, WAITED, RunPaths
 from sdwn.planning import plan as plan_module
 from sdwn.planning.plan import ImageSpec, Plan, read_plan, write_plan
@@ -423,6 +423,32 @@ def test_a_run_folder_that_is_away_for_a_moment_is_not_made_anew(
         threading.Timer(0.5, back).start()
 
     make(paths, plan, Disturbed(plan, 3, leaves))
+    assert seen == [False], "nothing is written where the run no longer is"
+    assert images(paths) == images(undisturbed)
+
+
+def test_a_run_folder_that_leaves_in_the_middle_of_writing_is_not_made_anew(
+    generated: PlanRun, planned: PlanRun, flush_at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, _ = generated("undisturbed")
+    paths, plan = planned()
+    away, seen, retry = paths.root.with_name("away"), list[bool](), RunDisk.retry
+
+    def leaves_after_the_look(disk: RunDisk, action: Callable[[], Any]) -> Any:
+        def disturbed() -> Any:
+            if seen:
+                return action()
+            paths.root.rename(away)
+            try:
+                return action()
+            finally:
+                seen.append(paths.root.exists())
+                away.rename(paths.root)
+
+        return retry(disk, disturbed)
+
+    monkeypatch.setattr(RunDisk, "retry", leaves_after_the_look)
+    make(paths, plan, NoiseSampler(plan.config))
     assert seen == [False], "nothing is written where the run no longer is"
     assert images(paths) == images(undisturbed)
 

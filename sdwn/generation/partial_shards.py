@@ -39,7 +39,7 @@ import numpy as np
 from sdwn.config import StorageConfig
 from sdwn.errors import IntegrityError
 from sdwn.generation.batching import Sample
-from sdwn.io import atomic
+from sdwn.io import atomic, plain_disk_errors
 from sdwn.jobs.task import RunDisk
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import ImageSpec, Plan, Shard
@@ -163,7 +163,12 @@ class PartialShardWriter:
             sizes = np.array([len(payload) for payload in self._payloads], dtype="u8")
             attributes = {**shard_attributes(plan, shard, "piece"), "attempt": self._attempt}
             contents = Contents(to_columns(self._rows), sizes, [self.job.task_run])
-            with atomic(self.job.disk.paths.piece(shard.index, self._start, stop)) as temporary:
+            paths = self.job.disk.paths
+            # A run's folder that leaves at this moment is not made anew.
+            with plain_disk_errors(paths.root):
+                paths.pieces.mkdir(exist_ok=True)
+            piece = paths.piece(shard.index, self._start, stop)
+            with atomic(piece, parents=False) as temporary:
                 write_images(temporary, attributes, contents, self._payloads)
 
         if self._rows:
