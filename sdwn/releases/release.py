@@ -440,7 +440,7 @@ def count_images(tables: Iterable[pa.Table], present: Sequence[PlannedSynset]) -
         images += table.num_rows
         for one in table["status"].value_counts().to_pylist():
             statuses[one["values"]] += one["counts"]
-        for name in {"truncated", "redone"}.intersection(table.column_names):
+        for name in [one for one in ("truncated", "redone") if one in table.column_names]:
             flags[name] += int(pc.sum(table[name]).as_py() or 0)
     return {
         "images": images,
