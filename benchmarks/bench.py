@@ -184,7 +184,7 @@ ROWS = {
     ),
     "merge": Row(
         "merge of 1.6 GB in 8 shards, s",
-        "cat | tee | sha256sum, sync",
+        "cat, tee, sha256sum, sync",
         "<= 1.0",
         timed(merge_ours),
         timed(merge_cat),
@@ -328,7 +328,7 @@ def main(names: list[str]) -> None:
             ours, theirs, ratio = measure(row, folder)
             elapsed = time.perf_counter() - began
             console.print(f"{elapsed:.0f} s: {row.what}: {ratio:.3f}, {row.to_reach}", style="dim")
-            figures = f"{ours:.4g}", row.peer.replace("|", "\\|"), f"{theirs:.4g}", f"{ratio:.3f}", row.to_reach
+            figures = f"{ours:.4g}", row.peer, f"{theirs:.4g}", f"{ratio:.3f}", row.to_reach
             lines.append((row.what, *figures))
             shown.add_row(*lines[-1], style=None if row.reached(ratio) else "bold red")
         console.print(shown)
