@@ -278,9 +278,9 @@ def refuse_links(path: Path) -> None:
         raise IntegrityError(f"{found}: {LINK}")
 
 
-def write_text(path: Path, text: str, errors: str = "strict") -> None:
-    """Write a text file, whole or not at all."""
-    with atomic(path) as temporary:
+def write_text(path: Path, text: str, errors: str = "strict", parents: bool = True) -> None:
+    """Write a text file, whole or not at all; ``parents`` as in :func:`atomic`."""
+    with atomic(path, parents=parents) as temporary:
         temporary.write_text(text, encoding="utf-8", errors=errors, newline="")
 
 

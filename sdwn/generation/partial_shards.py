@@ -231,7 +231,7 @@ def finish_shard(paths: RunPaths, plan: Plan, shard: Shard) -> None:
         for (start, file), run in groupby(range(images), key=made.__getitem__):
             rows = [image - start for image in run]
             ranges.append((file, rows[0], rows[-1] + 1))
-        with atomic(paths.shard(shard.index), folder=folder) as temporary:
+        with atomic(paths.shard(shard.index), folder=folder, parents=False) as temporary:
             join(temporary, shard_attributes(plan, shard, "shard"), ranges)
             with ImageFile(temporary, Expected(plan.digest, shard.index, images)) as written:
                 written.check()

@@ -258,7 +258,8 @@ def write_note(paths: RunPaths, path: Path, text: str) -> None:
     """Write a note or record of a task, if the disk takes it: images matter more."""
     try:
         if paths.root.is_dir():
-            write_text(path, text + "\n")
+            # The folder may leave at this moment: it is not made anew.
+            write_text(path, text + "\n", parents=False)
     except (SdwnError, OSError) as error:
         log.warning("not written: %s", error)
 
