@@ -7,14 +7,18 @@ measured by this project; benchmarks/gpus.md lays them out. Those of Stable Diff
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
-from sdwn.config import RunConfig
+from pydantic import Field
+
+from sdwn.config import Record, RunConfig
 from sdwn.devices.tuning import GB, GpuProfile, run_workload, stored_profiles
 from sdwn.errors import IntegrityError, command
 from sdwn.io import Format, read_json, refuse_planted
@@ -289,6 +293,15 @@ def _may_be(device: str, kind: str) -> bool:
     return all(spaced(part) in spaced(device) for part in re.findall(r"[A-Za-z0-9]+", kind))
 
 
+class _SelfTested(Record):
+    """What estimates read of a self-test: images a second by way of compiling and batch size."""
+
+    device: str
+    memory_gb: int
+    measured: str
+    speeds: dict[str, dict[int, Annotated[float, Field(gt=0, allow_inf_nan=False)]]]
+
+
 def _selftest_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple[DeviceSpeed, ...]:
     """Return what ``sdwn selftest`` measured of Stable Diffusion 1 in fp16, scaled by work."""
     generation, kind = config.generation, profile.gpu_kind if profile else None
@@ -298,21 +311,18 @@ def _selftest_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple
     compiled = "whole" if generation.compile == "whole" else "blocks"
     compiled, found = compiled if generation.compile else "plain", []
     for path in sorted((cache_folder() / "gpus").glob(SELFTEST_FILES)):
-        with suppress(
-            IntegrityError, KeyError, TypeError, ValueError, AttributeError, OverflowError
-        ):
+        with suppress(IntegrityError, ValueError):
             refuse_planted(path)
-            content = SELFTEST.read(path)
-            device, measured = str(content["device"]), content["speeds"]
-            own = measured[compiled].items()
-            card = Card(device, (), *({int(size): float(each) for size, each in own},) * 2)
-            speed = published_speed(card, _wanted_batch(config, profile)) or math.nan
-            if 0 < speed < math.inf and (kind is None or _may_be(device, kind)):
+            one = _SelfTested.model_validate_json(json.dumps(SELFTEST.read(path)))
+            own = one.speeds.get(compiled)
+            if own and (kind is None or _may_be(one.device, kind)):
+                speed = published_speed(
+                    Card(one.device, (), own, own), _wanted_batch(config, profile)
+                )
                 each = scaled(speed, *work, generation.guidance_scale)
-                source = f"sdwn selftest, {str(content['measured'])[:10]}"
+                source = f"sdwn selftest, {one.measured[:10]}"
                 source += ", scaled by work" * (not math.isclose(each, speed))
-                name = f"{device}, {int(content['memory_gb'])} GB"
-                found.append(DeviceSpeed(name, each, source))
+                found.append(DeviceSpeed(f"{one.device}, {one.memory_gb} GB", each, source))
     return tuple(found)
 
 
