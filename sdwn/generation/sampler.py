@@ -114,7 +114,7 @@ class Sampler(ImageSampler):
         self._coming = deque(dict.fromkeys(map(self._pair, specs)))
         if self._coming and self._encodes_apart:
             self._encode_coming()
-        self.pipeline, placed = load_pipeline(config, weights, self.device, placement)
+        self.pipeline, placed = load_pipeline(config, weights, self._info, self.device, placement)
         self._vae_dtype = getattr(getattr(self.pipeline, "vae", None), "dtype", None)
         # Apart from the pipeline, images are checked while the next ones are sampled.
         self._checker = getattr(self.pipeline, "safety_checker", None)
@@ -215,7 +215,9 @@ class Sampler(ImageSampler):
         """Encode prompts by text encoders that nothing else refers to."""
         pipeline = self.pipeline
         if self._encodes_apart:
-            pipeline = load_text_encoders(self.config, self._weights, self.device, self.placement)
+            pipeline = load_text_encoders(
+                self.config, self._weights, self._info, self.device, self.placement
+            )
             if in_float32:
                 pipeline.to(torch.float32)
         encoder = PromptEncoder(pipeline, self.config.generation, self._info)

@@ -20,7 +20,7 @@ from sdwn.config import InversionSettings, LoraSettings, RunConfig
 from sdwn.devices.device import HEAD_ROOM, plain_out_of_memory
 from sdwn.errors import SdwnError, UsageError, first_line
 from sdwn.models.added import inversion_encoders
-from sdwn.models.families import FAMILIES, denoiser, read_pipeline_info
+from sdwn.models.families import FAMILIES, PipelineInfo, denoiser, read_pipeline_info
 from sdwn.models.weights import (
     Weights,
     components,
@@ -65,20 +65,19 @@ def quantization(config: RunConfig, parts: Collection[str]) -> Any:
 
 
 def load_text_encoders(
-    config: RunConfig, weights: Weights, device: Device, placement: Placement
+    config: RunConfig, weights: Weights, info: PipelineInfo, device: Device, placement: Placement
 ) -> Any:
     """Load a pipeline's text encoders and tokenizers, without any other weights."""
-    parts = components(weights.folder)
     absent = {
-        name for name in parts if not name.startswith((*TEXT_PARTS, "processor", "scheduler"))
+        name for name in info.parts if not name.startswith((*TEXT_PARTS, "processor", "scheduler"))
     }
-    pipeline = _load(config, weights, absent)
+    pipeline = _load(config, weights, info, absent)
     place(pipeline, device, placement)
     return pipeline
 
 
 def load_pipeline(
-    config: RunConfig, weights: Weights, device: Device, placement: Placement
+    config: RunConfig, weights: Weights, info: PipelineInfo, device: Device, placement: Placement
 ) -> tuple[Any, str]:
     """Load what samples images of encoded prompts; a pipeline of no known family whole.
 
@@ -92,10 +91,9 @@ def load_pipeline(
     import diffusers
     import torch
 
-    generation, info = config.generation, read_pipeline_info(weights.folder)
-    apart = info.family.embeddings
+    generation, apart = config.generation, info.family.embeddings
     absent = {name for name in info.parts if apart and name.startswith(TEXT_PARTS)}
-    pipeline = _load(config, weights, absent)
+    pipeline = _load(config, weights, info, absent)
     network = denoiser(pipeline)
     own = pipeline.scheduler
     scheduler = generation.scheduler or type(own).__name__
@@ -116,7 +114,7 @@ def load_pipeline(
     return pipeline, placed
 
 
-def _load(config: RunConfig, weights: Weights, absent: set[str]) -> Any:
+def _load(config: RunConfig, weights: Weights, info: PipelineInfo, absent: set[str]) -> Any:
     """Load a pipeline without some of its parts, into the CPU's memory."""
     import diffusers
     import torch
@@ -128,7 +126,7 @@ def _load(config: RunConfig, weights: Weights, absent: set[str]) -> Any:
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
 
-    folder, info = staged_if_wanted(weights.folder), read_pipeline_info(weights.folder)
+    folder = staged_if_wanted(weights.folder)
     kinds = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     wanted = info.family.precisions(config.generation.precision)
     types = {part: kinds[precision] for part, precision in wanted.items()}
