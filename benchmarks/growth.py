@@ -1,4 +1,4 @@
-"""How figures of `make bench` grow with the work, drawn into ``benchmarks/growth.svg``.
+"""Figures of `make bench` at growing sizes of the work, drawn into ``benchmarks/growth.svg``.
 
 ``python benchmarks/growth.py`` prints the table alone.
 """

@@ -88,7 +88,7 @@ def parse_batch_size(text: str, source: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """What the command line or a profile asks of a task's process."""
+    """Options of a task's process, from the command line or a profile."""
 
     batch_size: int | None = None
     placement: Placement = "auto"

@@ -156,7 +156,7 @@ class ModelConfig(Section):
 
     @property
     def added(self) -> list[tuple[str, AddedWeights]]:
-        """What changes the model, each with its setting: lora, textual_inversion or vae."""
+        """The weights that change the model, each with the name of its setting."""
         listed = [(name, one) for name in _ADDED for one in getattr(self, name)]
         return [*listed, ("vae", AddedWeights(name=self.vae))] if self.vae else listed
 

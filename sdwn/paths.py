@@ -122,7 +122,7 @@ class RunPaths:
 
     @property
     def begun(self) -> bool:
-        """Whether there are images."""
+        """True once there are images."""
         return bool(self.done_shards() or self.started_shards())
 
 

@@ -25,7 +25,7 @@ MOST_BYTES = 4_000_000_000
 
 
 class Embeddings:
-    """What the text encoders made of pairs of a prompt and a negative prompt.
+    """Encoded pairs of a prompt and a negative prompt.
 
     Up to ``most_bytes`` stay in memory; the others go to a file without a name in the node's
     temporary folder, which the system removes with the process. A prompt and a negative one that

@@ -33,7 +33,7 @@ class Encoded:
 
 @contextmanager
 def refusals_named(pipeline: Any, generation: GenerationConfig) -> Iterator[None]:
-    """Say which options were given where a pipeline does not take a value."""
+    """Raise a UsageError that names the options where a pipeline does not take a value."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

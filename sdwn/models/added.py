@@ -1,4 +1,4 @@
-"""What changes a model: LoRAs, textual inversions and another VAE, found, fetched and checked.
+"""LoRAs, textual inversions and another VAE of a model: found, fetched and checked.
 
 Each is a safetensors file or a folder of this machine, or a name of the hub; a VAE is a folder or
 a name of the hub. They are loaded with the model, see :mod:`sdwn.models.pipeline`.

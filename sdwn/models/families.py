@@ -138,7 +138,7 @@ def count_below_system_prompt(
 
 @dataclass(frozen=True, slots=True)
 class TextInput:
-    """What a text encoder takes of a prompt.
+    """Limit and counter of the tokens that a text encoder takes of a prompt.
 
     Args:
         limit: how many tokens, unless the option ``max_sequence_length`` says otherwise; None: as
@@ -346,7 +346,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class PipelineInfo:
-    """What the files of a model say of its pipeline.
+    """Facts about a pipeline, from the files of its model.
 
     Args:
         kind: the pipeline's class.
@@ -395,7 +395,7 @@ class PipelineInfo:
 
     @property
     def pixel_step(self) -> int:
-        """What an image's height and width are multiples of."""
+        """The number that an image's height and width are multiples of."""
         factor = 8
         for key, unscaled in (
             ("block_out_channels", 1),
@@ -408,7 +408,7 @@ class PipelineInfo:
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether guidance is an input of its network."""
+        """True if guidance is an input of its network."""
         return bool(self.family.embedded and self.network.get(self.family.embedded))
 
     def schedules(self, generation: GenerationConfig) -> dict[str, list[Any]]:

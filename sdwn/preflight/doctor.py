@@ -230,7 +230,7 @@ def _settings(run: _Run) -> Iterator[Finding]:
 
 
 def _memory(run: _Run) -> Iterator[Finding]:
-    """Say on which cards the model fits, before anything is loaded."""
+    """Check on which cards the model fits, before anything is loaded."""
     config, profile = run.plan.config, run.profile
     if isinstance(run.weights, SdwnError) or config.model.builtin is not None:
         return
