@@ -123,8 +123,8 @@ def write_shard(
 
     rows = [
         {
-            "wnid": spec.wnid,
-            "synset": spec.synset,
+            "wnid": spec.concept.wnid,
+            "synset": spec.concept.synset,
             "number": spec.number,
             "seed": spec.seed,
             "prompt": spec.prompt,

@@ -29,6 +29,7 @@ from sdwn.models.families import PromptLengths, prompt_lengths, require_usable
 from sdwn.models.lock import ensure_lock, locked_weights, read_lock, require_weights
 from sdwn.models.weights import fingerprint, own_revision
 from sdwn.paths import ReleasePaths, RunPaths
+from sdwn.planning.concepts import Concept
 from sdwn.planning.plan import ImageSpec, read_plan, write_plan
 from sdwn.preflight.trials import make_pilot, pilot_plan
 from sdwn.releases.merge import MergeOptions, merge
@@ -153,7 +154,7 @@ SMALL = {"height": 32, "width": 32, "num_inference_steps": 2, "safety_checker": 
 def made(model: dict[str, Any], prompt: str = "a dog", **generation: Any) -> Any:
     config = noise_config(model=model, generation={**SMALL, "scheduler": None, **generation})
     sampler = Sampler(config)
-    return sampler.sample([ImageSpec(0, "n0", "dog.n.01", 0, prompt, 7)])[0]
+    return sampler.sample([ImageSpec(0, Concept("n0"), 0, prompt, 7)])[0]
 
 
 def plain(pipeline: Any, prompt: str = "a dog") -> Any:

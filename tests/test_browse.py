@@ -151,8 +151,8 @@ def test_a_search_offers_what_lies_below_a_hypernym(site: httpx.Client) -> None:
 
 
 def test_a_definition_that_is_the_prompt_is_said_once(site: httpx.Client, release: Release) -> None:
-    definition = release.synsets[ZEBRA].definition
-    assert release.synsets[ZEBRA].prompt == definition
+    definition = release.concepts[ZEBRA].definition
+    assert release.concepts[ZEBRA].prompt == definition
     page = text_of(site.get(f"/synsets/{ZEBRA}"))
     assert (page.count(definition), "the definition" in page) == (1, True)
     image = site.get(f"/synsets/{ZEBRA}/3").text.partition("<details>")[0]

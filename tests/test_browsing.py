@@ -54,7 +54,9 @@ class Blackens(NoiseSampler):
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         samples = super().sample(specs)
         return [
-            replace(sample, status="nsfw") if (spec.wnid, spec.number) == (DOG, 3) else sample
+            replace(sample, status="nsfw")
+            if (spec.concept.wnid, spec.number) == (DOG, 3)
+            else sample
             for spec, sample in zip(specs, samples, strict=True)
         ]
 
@@ -118,7 +120,7 @@ def test_synsets_are_those_with_images_by_name_and_hold_what_the_tables_say(
     assert [entry.synset for entry in synsets] == sorted({row["synset"] for row in rows})
     assert [entry.position for entry in synsets] == list(range(SYNSETS))
     for entry in synsets:
-        own, planned = [row for row in rows if row["wnid"] == entry.wnid], zoo.synsets[entry.wnid]
+        own, planned = [row for row in rows if row["wnid"] == entry.wnid], zoo.concepts[entry.wnid]
         assert library.collection.by_wnid[entry.wnid] is entry
         assert ", ".join(entry.lemmas) == planned.lemmas.replace("_", " ")
         assert entry.definition == planned.definition

@@ -26,7 +26,8 @@ from sdwn.exchange.export import FORMATS, ExportOptions, export, path_name
 from sdwn.exchange.import_images import FORMATS as IMPORT_FORMATS
 from sdwn.generation.task import generate
 from sdwn.paths import ReleasePaths, RunPaths
-from sdwn.planning.plan import PlannedSynset, make_plan, parse_table, write_plan
+from sdwn.planning.concepts import Concept, parse_table
+from sdwn.planning.plan import make_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build
@@ -106,7 +107,7 @@ def read_folders(root: Path) -> Images:
     return found
 
 
-def synset_rows(root: Path) -> tuple[PlannedSynset, ...]:
+def synset_rows(root: Path) -> tuple[Concept, ...]:
     return tuple(parse_table((root / "synsets.csv").read_text()))
 
 
@@ -246,7 +247,7 @@ def test_a_subset_is_exported_alone(
     assert f"{len(some)} synthetic images of {len(some.present)} WordNet synsets" in card
     assert "30% of the synsets, chosen images" in card
     listed = prompts(tmp_path / "out")
-    whole = release.synsets if layout == "release" else {row.wnid for row in some.present}
+    whole = release.concepts if layout == "release" else {row.wnid for row in some.present}
     assert set(listed) == set(whole)
 
 
@@ -647,7 +648,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Release:
     """Photographs of three synsets, one after the other, without prompts, sizes their own."""
     root = tmp_path_factory.mktemp("imported") / "release"
     rows, files = photographs()
-    synsets = tuple(PlannedSynset(wnid, f"{wnid}.n.01", 0, None, "", "", "") for wnid in PHOTOS)
+    synsets = tuple(Concept(wnid, "", wnid, f"{wnid}.n.01") for wnid in PHOTOS)
     origin = Origin("import", "photos", synsets, skipped=(("a.jpg", "cut short"),))
 
     def write(path: Path, attributes: Any) -> str:
@@ -694,7 +695,7 @@ def test_a_smaller_release_says_what_it_is(release: Release, tmp_path: Path) -> 
     half = Release(tmp_path / "half")
     assert half.manifest.selection == "ImageNet-1k classes, 50% of the synsets"
     assert half.manifest.plan_digest == release.manifest.plan_digest
-    assert half.synsets == release.synsets
+    assert half.concepts == release.concepts
     assert half.metadata["sha256"].to_pylist() == some.metadata["sha256"].to_pylist()
     assert half.provenance(0)["session"] == some.provenance(0)["session"]
     export(half.sample(0.5), tmp_path / "quarter", ExportOptions("release"))

@@ -27,6 +27,7 @@ from sdwn.models.families import (
     require_usable,
 )
 from sdwn.models.pipeline import weights_bytes
+from sdwn.planning.concepts import Concept
 from sdwn.planning.plan import ImageSpec
 from sdwn.storage.images import Pixels
 
@@ -43,7 +44,7 @@ def config(model: Path, **generation: Any) -> RunConfig:
 
 
 def sample(model: Path, prompt: str, **generation: Any) -> Pixels:
-    spec = ImageSpec(0, "n02084071", "dog.n.01", 0, prompt, 5)
+    spec = ImageSpec(0, Concept("n02084071"), 0, prompt, 5)
     return Sampler(config(model, **generation)).sample([spec])[0].pixels
 
 
@@ -341,7 +342,7 @@ def test_a_shipped_config_is_planned_and_sampled_as_the_card_says(
         predictions += len(values[0] if values else named["hidden_states"])
 
     denoiser(sampler.pipeline).register_forward_pre_hook(count, with_kwargs=True)
-    spec = ImageSpec(0, "n02084071", "dog.n.01", 0, "a photo of a dog", 5)
+    spec = ImageSpec(0, Concept("n02084071"), 0, "a photo of a dog", 5)
     assert sampler.sample([spec])[0].status == "ok"
     assert predictions == card["steps"] * (1 + guided)
 

@@ -111,7 +111,7 @@ def test_a_shard_holds_the_plans_images(generated: PlanRun) -> None:
             for spec, sample in zip(specs, sampler.sample(specs), strict=True):
                 image = decode(file.payload(spec.index), "webp", 16, 8)
                 assert image.tobytes() == sample.pixels.tobytes(), "lossless"
-                assert rows["wnid"][spec.index].decode() == spec.wnid
+                assert rows["wnid"][spec.index].decode() == spec.concept.wnid
                 assert rows["prompt"][spec.index].decode() == spec.prompt
                 assert rows["seed"][spec.index] == spec.seed
             assert names(rows["status"], "status") == ["ok"] * len(file)
@@ -253,7 +253,7 @@ def test_another_batch_size_after_a_restart_keeps_what_there_is(
         make(paths, plan, Failing(plan, batches=3))
     generation = plan.config.generation.model_copy(update={"batch_size": 10})
     larger = Plan(
-        plan.catalog, plan.config.model_copy(update={"generation": generation}), plan.synsets
+        plan.catalog, plan.config.model_copy(update={"generation": generation}), plan.concepts
     )
     object.__setattr__(larger, "digest", plan.digest)
     make(paths, larger, NoiseSampler(larger.config))
@@ -795,12 +795,12 @@ class Fitting(NoiseSampler):
 
 class TestBatchSize:
     def chosen(self, plan: Plan, whole: int, sliced: int) -> tuple[int, bool]:
-        batch = choose_batch(plan.config, Fitting(plan, whole, sliced))
+        batch = choose_batch(plan.config, plan.grid, Fitting(plan, whole, sliced))
         return batch.images, batch.vae_slicing
 
     def test_without_a_card_it_is_a_synset(self, planned: PlanRun) -> None:
         _, plan = planned()
-        batch = choose_batch(plan.config, NoiseSampler(plan.config))
+        batch = choose_batch(plan.config, plan.grid, NoiseSampler(plan.config))
         assert str(batch) == "5 images a batch (one synset)"
 
     def test_a_card_takes_what_fits_but_no_more_than_pays(self, planned: PlanRun) -> None:
@@ -821,7 +821,7 @@ class TestBatchSize:
         tuning = Tuning(33, 9.9, 2 * 10**9, 3 * 10**9, 5e8, 5e7, probes)
         stored = store_profile(GpuProfile(sampler.workload, True, tuning, "2026-01-01"))
         assert find_profile(sampler.workload) == stored
-        batch = choose_batch(plan.config, sampler)
+        batch = choose_batch(plan.config, plan.grid, sampler)
         assert (batch.images, batch.vae_slicing) == (30, True), "on this plan's grid"
         assert batch.source.startswith("tuned 20")
         other = dataclasses.replace(sampler.workload, torch="0.1")
@@ -833,7 +833,7 @@ class TestBatchSize:
     def test_the_config_pins_it_and_the_command_line_asks_for_it(self, planned: PlanRun) -> None:
         _, plan = planned(generation={"batch_size": 10})
         assert self.chosen(plan, 83, 300) == (10, False)
-        batch = choose_batch(plan.config, NoiseSampler(plan.config), 20)
+        batch = choose_batch(plan.config, plan.grid, NoiseSampler(plan.config), 20)
         assert str(batch) == "20 images a batch (from the command line or the profile)"
 
 
@@ -955,15 +955,16 @@ def test_a_pilot_times_batches_that_fit(
     paths, plan = planned(generation={"batch_size": 40})
     small = trials.pilot_plan(plan)
     assert (small.images, len(small.shards)) == (20, 1)
-    assert len({row.wnid for row in small.synsets}) == 10, "of 13: two images of each"
-    seeds = {(spec.wnid, spec.number): spec.seed for s in plan.shards for spec in plan.specs(s)}
+    assert len({row.wnid for row in small.concepts}) == 10, "of 13: two images of each"
+    every = [spec for shard in plan.shards for spec in plan.specs(shard)]
+    seeds = {(spec.concept.id, spec.number): spec.seed for spec in every}
     specs = small.specs(small.shards[0])
-    assert all(seeds[spec.wnid, spec.number] == spec.seed for spec in specs)
+    assert all(seeds[spec.concept.id, spec.number] == spec.seed for spec in specs)
     pinned, whole = planned("pinned", generation={"batch_size": 5})
     write_plan(trials.pilot_plan(whole), pinned.pilot)
     assert read_plan(pinned.pilot).images == 20, "5 would tear pairs of images apart"
-    many = dataclasses.replace(plan, synsets=plan.synsets * 3)
-    assert (len(trials.pilot_plan(many).synsets), trials.pilot_plan(many).images) == (20, 20)
+    many = dataclasses.replace(plan, concepts=plan.concepts * 3)
+    assert (len(trials.pilot_plan(many).concepts), trials.pilot_plan(many).images) == (20, 20)
     write_plan(small, paths.pilot)
     # Batches are those that the run's tasks would take.
     monkeypatch.setattr(trials, "load_sampler", lambda *_: Small(plan, 20, 20))

@@ -116,8 +116,8 @@ def test_a_release_says_that_it_was_imported(source: Path) -> None:
     assert (manifest.origin, manifest.catalog) == ("import", "imported from pictures")
     assert (manifest.settings, manifest.plan_digest, manifest.made_on) == (None, None, [])
     assert (manifest.images, manifest.synsets, manifest.imagenet_classes) == (2, 2, 0)
-    dog = release.synsets[DOG]
-    assert (dog.synset, dog.prompt, dog.shard) == ("dog.n.01", "", 0)
+    dog = release.concepts[DOG]
+    assert (dog.synset, dog.prompt) == ("dog.n.01", "")
     assert dog.lemmas == "dog, domestic_dog, Canis_familiaris"
     assert dog.definition.startswith("a member of the genus Canis")
     session = release.provenance(0)["session"]
@@ -510,7 +510,7 @@ def test_texts_say_synset_and_prompt(source: Path) -> None:
         ("cat/dog.n.01_9.png", "cat.n.01", 9, cat),
         ("cat/x_8.png", "cat.n.01", 8, cat),
     ]
-    assert imported.release.synsets[CAT].prompt == cat
+    assert imported.release.concepts[CAT].prompt == cat
     assert imported.skipped == ()
 
 
@@ -632,7 +632,7 @@ def test_texts_of_one_synset_each_keep_their_images_and_prompt(source: Path) -> 
     prompts = {row["file"]: row["prompt"] for row in imported.release.metadata.to_pylist()}
     told = "a member of the genus Canis"
     assert prompts == {"a/1.png": f"first, {told}", "b/2.png": told, "b/3.png": told}
-    assert imported.release.synsets[DOG].prompt == f"first, {told}"
+    assert imported.release.concepts[DOG].prompt == f"first, {told}"
     assert imported.skipped == ()
 
 

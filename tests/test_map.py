@@ -137,7 +137,7 @@ def test_word_vectors_place_what_they_know_and_say_what_not(
 ) -> None:
     path = tmp_path / "words.txt"
     random = np.random.default_rng(0)
-    known = {wnid: release.synsets[wnid].lemmas.split(", ")[0] for wnid in CLASSES[:-1]}
+    known = {wnid: release.concepts[wnid].lemmas.split(", ")[0] for wnid in CLASSES[:-1]}
     centre = {wnid: [9, 0, 0] if wnid in CLASSES[:6] else [0, 9, 0] for wnid in known}
     path.write_text(lines({name: centre[w] + random.normal(size=3) for w, name in known.items()}))
     found = build_class_map(release, CLASSES, path)

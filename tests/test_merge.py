@@ -67,7 +67,7 @@ def test_a_release_holds_every_image_with_its_record(run: tuple[RunPaths, Plan])
     sampler = NoiseSampler(plan.config)
     for index in (0, 7, len(specs) - 1):
         row, sample = release.row(index), sampler.sample([specs[index]])[0]
-        assert (row["wnid"], row["number"]) == (specs[index].wnid, specs[index].number)
+        assert (row["wnid"], row["number"]) == (specs[index].concept.wnid, specs[index].number)
         assert (row["seed"], row["prompt"]) == (specs[index].seed, specs[index].prompt)
         assert row["sha256"] == hashlib.sha256(release.payload(row)).hexdigest()
         assert release.image(index).tobytes() == sample.pixels.tobytes()
@@ -98,7 +98,7 @@ def test_other_tools_read_a_release(
         assert len(payload) == row["bytes"]
     card = release.card.read_text()
     assert card.startswith("---\n")
-    assert f"{plan.images} synthetic images of {len(plan.synsets)} WordNet synsets" in card
+    assert f"{plan.images} synthetic images of {len(plan.concepts)} WordNet synsets" in card
     assert "says nothing about Stable Diffusion" in card
     example = card.split("```python\n")[1].split("```")[0] + "image.load()"
     monkeypatch.chdir(release.root)
@@ -127,7 +127,7 @@ def test_small_images_end_a_part_by_their_number(
     assert pq.ParquetFile(release.paths.metadata).num_row_groups == parts, "written as they come"
     manifest = release.manifest
     assert manifest.images == sum(manifest.statuses.values()) == plan.images
-    assert (manifest.synsets, manifest.truncated) == (len(plan.synsets), 0)
+    assert (manifest.synsets, manifest.truncated) == (len(plan.concepts), 0)
 
 
 def test_merging_again_keeps_the_release(run: tuple[RunPaths, Plan]) -> None:

@@ -93,9 +93,9 @@ def test_it_has_no_safety_checker_and_says_so_before_a_task_does(
 
 def test_the_demo_draws_what_it_has_learnt_and_names_what_it_has_not(plan: Plan) -> None:
     learnt = {subject.wnid for subject in read_table()}
-    strange = {row.synset for row in plan.synsets if row.wnid not in learnt}
+    strange = {row.synset for row in plan.concepts if row.wnid not in learnt}
     assert strange == NOT_LEARNT
-    assert {row.synset for row in plan.synsets if row.imagenet_class is None} == NOT_LEARNT
+    assert {row.synset for row in plan.concepts if row.imagenet_class is None} == NOT_LEARNT
 
 
 def test_what_came_with_the_package_is_listed_with_its_sums() -> None:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from sdwn.config import load_config
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.paths import RunPaths, shipped_file
+from sdwn.planning.concepts import image_seed
 from sdwn.planning.plan import (
     fill_prompt,
-    image_seed,
     make_plan,
     plan_summary,
     read_plan,
@@ -39,10 +39,7 @@ def test_shards_hold_every_image_once_in_order(count: int, each: int, size: int)
     plan = make_plan(config, Catalog("test", synsets(count)))
     specs = [spec for shard in plan.shards for spec in plan.specs(shard)]
     expected = [(s.wnid, number) for s in synsets(count) for number in range(each)]
-    assert [(spec.wnid, spec.number) for spec in specs] == expected
-    assert [row.shard for row in plan.synsets] == [
-        shard.index for shard in plan.shards for _ in range(shard.start, shard.stop)
-    ]
+    assert [(spec.concept.wnid, spec.number) for spec in specs] == expected
     for shard in plan.shards:
         assert [s.index for s in plan.specs(shard)] == list(range(plan.shard_images(shard)))
 
@@ -53,7 +50,7 @@ def test_a_seed_depends_on_run_synset_and_number_alone(wordnet: WordNet) -> None
         config = noise_config(storage={"images_per_shard": size})
         plan = make_plan(config, read_catalog(config.catalog, wordnet))
         seeds[size] = {
-            (spec.wnid, spec.number): spec.seed
+            (spec.concept.wnid, spec.number): spec.seed
             for shard in plan.shards
             for spec in plan.specs(shard)
         }
@@ -143,8 +140,8 @@ def test_a_plan_changed_by_hand_is_told_as_damaged(planned: PlanRun, name: str) 
 
 def test_other_words_of_the_same_number_of_synsets_are_another_plan(planned: PlanRun) -> None:
     paths, plan = planned()
-    row = dataclasses.replace(plan.synsets[0], definition="something else")
-    other = dataclasses.replace(plan, synsets=(row, *plan.synsets[1:]))
+    row = dataclasses.replace(plan.concepts[0], definition="something else")
+    other = dataclasses.replace(plan, concepts=(row, *plan.concepts[1:]))
     with pytest.raises(UsageError, match="its catalog holds other synsets, or other texts of them"):
         write_plan(other, paths)
 
@@ -163,7 +160,7 @@ def test_planning_again_takes_other_settings_of_the_evaluation_and_says_so(
     assert 'images: "imagenet" before, "all" now' in told
     found = read_plan(paths)
     assert (found.config.evaluation.model, found.config.evaluation.images) == ("resnet50", "all")
-    assert (found.digest, found.synsets) == (plan.digest, plan.synsets)
+    assert (found.digest, found.concepts) == (plan.digest, plan.concepts)
     before = paths.plan.read_bytes()
     told = sdwn("plan", "c.yaml", paths.root, "--set", "evaluation.images=all").stderr
     assert "changed" not in told
@@ -233,7 +230,7 @@ def test_an_altered_plan_is_refused(
 def test_sample_prompts_are_the_shortest_the_longest_and_some_others(paper: Catalog) -> None:
     plan = make_plan(load_config(shipped_file("config", "paper")), paper)
     shortest, longest, *others = sample_prompts(plan)
-    lengths = [len(row.prompt) for row in plan.synsets]
+    lengths = [len(row.prompt) for row in plan.concepts]
     assert (len(shortest), len(longest), len(set(others))) == (min(lengths), max(lengths), 3)
     assert sample_prompts(plan) == [shortest, longest, *others]
 

@@ -19,7 +19,8 @@ from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import TABLES, build_record, main_figures, read_evaluation
 from sdwn.io import file_sha256, write_text
 from sdwn.paths import EvaluationPaths, ReleasePaths
-from sdwn.planning.plan import make_plan, table_text
+from sdwn.planning.concepts import table_text
+from sdwn.planning.plan import make_plan
 from sdwn.releases.release import Manifest, Release
 from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import WordNet
@@ -37,7 +38,7 @@ def release(tmp_path_factory: pytest.TempPathFactory, paper: Catalog) -> Release
     """What a release of the paper's catalog says of itself; figures need no image."""
     paths = ReleasePaths(tmp_path_factory.mktemp("release"))
     plan = make_plan(noise_config(), paper)
-    write_text(paths.synsets, table_text(plan.synsets))
+    write_text(paths.synsets, table_text(plan.concepts))
     nothing: dict[str, Any] = dict.fromkeys(
         ("selection", "truncated", "redone", "missing", "settings")
     )
@@ -105,7 +106,7 @@ def concluded(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Con
 
 @pytest.fixture(scope="module")
 def classes(release: Release) -> list[str]:
-    return [wnid for wnid in release.synsets if wnid in class_index()]
+    return [wnid for wnid in release.concepts if wnid in class_index()]
 
 
 @pytest.fixture(scope="module")

@@ -81,8 +81,8 @@ def test_rows_are_found_by_index_wnid_synset_and_lemma(release: Release) -> None
 
 
 def test_a_lemma_of_several_synsets_gives_all_of_them(release: Release) -> None:
-    wnids = {row.wnid for row in release.synsets.values() if "terrier" in row.lemmas.split(", ")}
-    wnids |= {row.wnid for row in release.synsets.values() if "Scotch_terrier" in row.lemmas}
+    wnids = {row.wnid for row in release.concepts.values() if "terrier" in row.lemmas.split(", ")}
+    wnids |= {row.wnid for row in release.concepts.values() if "Scotch_terrier" in row.lemmas}
     found = {row["wnid"] for row in release.rows("scotch terrier")}
     assert found
     assert found <= wnids
@@ -297,7 +297,11 @@ def test_a_partial_run_is_released_only_when_told(generated: PlanRun) -> None:
     assert (missing.shards, missing.synsets, missing.images) == ("1-2, 4", 6, 30)
     assert len(release) == plan.images - 30
     absent = release.paths.missing.read_text().splitlines()[1:]
-    shards = {row.wnid: row.shard for row in plan.synsets}
+    shards = {
+        row.wnid: shard.index
+        for shard in plan.shards
+        for row in plan.concepts[shard.start : shard.stop]
+    }
     assert {shards[line.split(",")[0]] for line in absent} == {1, 2, 4}
     text = release.paths.card.read_text()
     assert "**Incomplete.**" in text
@@ -395,7 +399,7 @@ def test_files_that_are_far_too_large_are_not_read(
     root = shutil.copytree(release.paths.root, tmp_path / "copy")
     os.truncate(root / name, 2_000_000_000)  # a hole, which takes no space
     with pytest.raises(IntegrityError, match=rf"{name}: .*expected at most .*, found 2\.0 GB"):
-        _ = Release(root).synsets, Release(root).metadata
+        _ = Release(root).concepts, Release(root).metadata
 
 
 def test_an_image_that_claims_another_size_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,7 @@ from sdwn.models.families import (
 )
 from sdwn.models.pipeline import weights_bytes
 from sdwn.models.weights import fingerprint, staged
+from sdwn.planning.concepts import Concept
 from sdwn.planning.plan import ImageSpec
 from torch.profiler import profile
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -99,7 +100,7 @@ def specs(count: int, first: int = 0) -> list[ImageSpec]:
 
 
 def spec(prompt: str, seed: int = 0) -> ImageSpec:
-    return ImageSpec(0, "n02084071", "dog.n.01", 0, prompt, seed)
+    return ImageSpec(0, Concept("n02084071"), 0, prompt, seed)
 
 
 def pixels(samples: list[Sample]) -> np.ndarray:
@@ -859,7 +860,7 @@ def test_prompts_that_any_encoder_cut_are_counted_in_the_record_of_the_task_run(
         model={"name": str(folder)},
         generation=generation,
     )
-    lengths = [len(row.prompt) + 2 for row in plan.synsets]
+    lengths = [len(row.prompt) + 2 for row in plan.concepts]
     assert sorted(length > 77 for length in lengths) == [False, True]
     assert max(lengths) < 256, "T5 reads them whole"
     generate(paths.root, range(len(plan.shards)))

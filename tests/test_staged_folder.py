@@ -142,7 +142,7 @@ def test_a_part_that_is_not_what_its_record_says_is_written_again(
     release = merge([paths], ReleasePaths(paths.release), SMALL_PARTS)
     assert verify(release.paths.root) == []
     assert release.metadata["wnid"].to_pylist() == [
-        row.wnid for row in plan.synsets for _ in range(plan.config.images_per_synset)
+        row.wnid for row in plan.concepts for _ in range(plan.config.images_per_synset)
     ]
 
 

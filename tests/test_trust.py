@@ -38,7 +38,7 @@ from sdwn.jobs.task import ArrayTask, Process, hold_until_peers_exit
 from sdwn.models.builtin import builtin_folder, builtin_path
 from sdwn.models.weights import staged_if_wanted
 from sdwn.paths import ReleasePaths, RunPaths
-from sdwn.planning.plan import PlannedSynset, parse_table, table_text
+from sdwn.planning.concepts import Concept, parse_table, table_text
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import JOURNAL, StagedFolder, build
@@ -272,7 +272,7 @@ class TestTables:
             assert [file for file, _ in rows] == ["file", "'=1+1.png"]
 
     def test_the_plans_own_table_is_written_to_the_letter(self) -> None:
-        row = PlannedSynset("n1", "-.n.01", 0, None, "=lemma", "@gloss", "+prompt")
+        row = Concept("n1", "=lemma", "n1", "-.n.01", None, "=lemma", "@gloss", ("+prompt",))
         assert parse_table(table_text((row,))) == (row,)
 
 

@@ -146,7 +146,7 @@ class Collection:
         counts = np.bincount(self.positions, minlength=len(synsets))
         self.starts: Rows = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
-        prompts, planned = self._prompts(len(synsets)), release.synsets
+        prompts, planned = self._prompts(len(synsets)), release.concepts
         black, self.entries = self.count(self.black).tolist(), list[Entry]()
         for position, index in enumerate(by_name):
             name, wnid = synsets[index]

@@ -56,14 +56,14 @@ def plan_command(
     # Only a person reads it, and it takes a second.
     lengths = None
     if not as_json:
-        prompts = (row.prompt for row in plan.synsets)
+        prompts = (prompt for row in plan.concepts for prompt in row.prompts)
         lengths = prompt_lengths(find_folder(plan.config), plan.config, prompts)
     classes = f"{counts['imagenet_classes']:,}"
     if counts["imagenet_names"] != counts["imagenet_classes"]:
         classes += f" ({counts['imagenet_names']:,} different names)"
     rows = {
         "catalog": plan.catalog,
-        "synsets": len(plan.synsets),
+        "synsets": len(plan.concepts),
         "images": f"{plan.images:,}, {plan.config.images_per_synset:,} a synset",
         "ImageNet classes": f"{classes}, {counted(counts['imagenet_images'], 'image')}",
         "shards": f"{len(plan.shards):,} of {counts['images_per_shard']:,} images",
@@ -101,7 +101,7 @@ def prefetch_command(
         _, plan = options.open_run(paths.root)
         found = prefetch_run(paths, plan, folder, classifier)
         if not as_json:
-            prompts = (row.prompt for row in plan.synsets)
+            prompts = (prompt for row in plan.concepts for prompt in row.prompts)
             there = found["folder"] and Path(found["folder"])
             lengths = prompt_lengths(there, plan.config, prompts)
         step = next_command(paths, plan, run_status(paths, plan))

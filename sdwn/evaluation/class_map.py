@@ -54,7 +54,7 @@ def build_class_map(
 
     wnids, note = sorted(wnids), ""
     lemmas = {
-        wnid: [lemma.replace("_", " ") for lemma in release.synsets[wnid].lemmas.split(", ")]
+        wnid: [lemma.replace("_", " ") for lemma in release.concepts[wnid].lemmas.split(", ")]
         for wnid in wnids
     }
     if word_vectors is not None:

@@ -136,7 +136,7 @@ def build_record(
             for row in record["groups"]
         ),
         "classes": (
-            {**row, "lemmas": release.synsets[row["wnid"]].lemmas} for row in record["classes"]
+            {**row, "lemmas": release.concepts[row["wnid"]].lemmas} for row in record["classes"]
         ),
         "confusions": confusions,
         "synsets": scores,

@@ -119,7 +119,7 @@ def _check_rows(release: Release, part: str) -> list[str]:
     """Compare a part's own rows with those of the table that covers all parts."""
     table = release.paths.metadata.name
     try:
-        classes = {wnid: row.imagenet_class for wnid, row in release.synsets.items()}
+        classes = {wnid: row.imagenet_class for wnid, row in release.concepts.items()}
         with release.open_part(part) as file:
             offsets = file.offsets + np.uint64(file.blob_start)
             own = metadata_table(part, file.rows(), offsets, classes)

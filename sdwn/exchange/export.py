@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from sdwn import io
 from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.paths import ReleasePaths
-from sdwn.planning.plan import PlannedSynset, table_text
+from sdwn.planning.concepts import Concept, table_text
 from sdwn.releases import writer
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
@@ -101,7 +101,7 @@ class ExportSource:
         self.release, self.advance = release, advance
         self._codec, self._quality = "png" if codec == "stored" else codec, quality
         self._kept = EXCHANGED if codec == "stored" else () if quality else (codec,)
-        order = pa.array(list(release.synsets), pa.string())
+        order = pa.array(list(release.concepts), pa.string())
         found = pc.index_in(release.metadata["wnid"], order)
         if found.null_count:
             raise IntegrityError(
@@ -124,10 +124,10 @@ class ExportSource:
         """Count the images of a span."""
         return int(self._starts[span[1]] - self._starts[span[0]])
 
-    def synsets(self, span: Span) -> list[PlannedSynset]:
-        """Return the synsets of a span."""
+    def concepts(self, span: Span) -> list[Concept]:
+        """Return the concepts of a span."""
         wnids = self.table["wnid"].take(pa.array(self._starts[slice(*span)])).to_pylist()
-        return [self.release.synsets[wnid] for wnid in wnids]
+        return [self.release.concepts[wnid] for wnid in wnids]
 
     def encoding(self) -> str | None:
         """Describe how the images are encoded; None if all keep their bytes."""
@@ -220,17 +220,17 @@ def path_name(name: str) -> str:
 
 # --- Folders of images -------------------------------------------------------------------------
 def _folders(named_by: str, data_files: str | None = None) -> ExportFormat:
-    """Return the format of a folder a synset, named by its ``wnid`` or its name, ``synset``."""
+    """Return the format of a folder a concept, named by its ``id`` or its ``name``."""
 
     def check(source: ExportSource) -> None:
-        # Synsets that would share a folder, or take the name of a file beside them.
+        # Concepts that would share a folder, or take the name of a file beside them.
         paths = ReleasePaths(Path())
         owners = {path.name: "a file" for path in (paths.card, paths.synsets)}
-        for synset in source.release.present:
-            name = path_name(getattr(synset, named_by))
-            if (owner := owners.setdefault(name, synset.wnid)) != synset.wnid:
+        for concept in source.release.present:
+            name = path_name(getattr(concept, named_by))
+            if (owner := owners.setdefault(name, concept.id)) != concept.id:
                 raise UsageError(
-                    f"the folder {name} of {synset.wnid} would be that of {owner} too; "
+                    f"the folder {name} of {concept.id} would be that of {owner} too; "
                     "choose webdataset or parquet"
                 )
 
@@ -240,12 +240,16 @@ def _folders(named_by: str, data_files: str | None = None) -> ExportFormat:
 
     def write(root: Path, _: str, source: ExportSource, span: Span) -> None:
         folders = dict[str, Path]()
-        for synset in source.synsets(span):
-            folder = folders[synset.wnid] = root / path_name(getattr(synset, named_by))
+        for concept in source.concepts(span):
+            folder = folders[concept.id] = root / path_name(getattr(concept, named_by))
             folder.mkdir(exist_ok=True)
-            if named_by == "synset":
+            if named_by == "name":
                 # The three lines that the paper describes.
-                lines = {"prompt": synset.prompt, "synset": synset.synset, "wnid": synset.wnid}
+                lines = {
+                    "prompt": concept.prompt,
+                    "synset": concept.name,
+                    "wnid": concept.id,
+                }
                 text = "".join(f"{key}: {' '.join(s.splitlines())}\n" for key, s in lines.items())
                 write_file(folder / f"{folder.name}.txt", text.encode())
 
@@ -327,8 +331,8 @@ def _write_table(root: Path, name: str, source: ExportSource, span: Span) -> Non
 
 EXPORT_FORMATS = {
     # For Hugging Face datasets: what lies in folders, and is no text (one ends in .txt).
-    "folders": _folders("synset", data_files="*/*[!t]"),
-    "imagefolder": _folders("wnid"),
+    "folders": _folders("name", data_files="*/*[!t]"),
+    "imagefolder": _folders("id"),
     "webdataset": ExportFormat(
         name=lambda index, _: f"sdwn-{index:06d}.tar",
         write=_write_tar,
@@ -462,8 +466,8 @@ def _write_release(
     io.refuse_links(paths.taxonomy)
     origin = Origin(
         **{name: getattr(described, name) for name in writer.RECORDED},
-        synsets=tuple(release.synsets.values()),
-        missing=tuple(release.synsets[wnid] for wnid, _ in missing),
+        concepts=tuple(release.concepts.values()),
+        missing=tuple(release.concepts[wnid] for wnid, _ in missing),
         missing_shards=described.missing.shards if described.missing else "",
         skipped=tuple((file, reason) for file, reason in skipped),
         taxonomy=read_taxonomy(paths.taxonomy) if paths.taxonomy.exists() else None,
@@ -500,7 +504,7 @@ def select_listed(release: Release, path: Path) -> Release:
     A table's columns ``wnid`` and ``number`` count. Without ``number``, and in a list of one
     synset a line, whole synsets are taken.
     """
-    by_name = {io.canonical(row.synset): wnid for wnid, row in release.synsets.items()}
+    by_name = {io.canonical(row.name): one for one, row in release.concepts.items()}
     # An image's wnid and number; without a number, all of the synset. In the file's order.
     chosen = dict[tuple[str, int | None], None]()
     for line in io.read_list(path):

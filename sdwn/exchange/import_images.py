@@ -33,7 +33,7 @@ import sdwn
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.io import PART_BYTES, Advance, canonical, decode_text, in_threads, is_stray, now
 from sdwn.paths import ReleasePaths
-from sdwn.planning.plan import PlannedSynset
+from sdwn.planning.concepts import Concept
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import build, require_free
 from sdwn.releases.writer import Origin, Part, cut_parts, write_release
@@ -191,14 +191,15 @@ def import_images(
         raise UsageError("\n".join(lines))
     synsets = [images for _, images in sorted(found.items(), key=lambda item: item[0].wnid)]
     planned = [
-        PlannedSynset(
+        Concept(
+            id=label.synset.wnid,
+            label=label.synset.lemmas[0].replace("_", " "),
             wnid=label.synset.wnid,
             synset=label.synset.name,
-            shard=0,  # a table's column that only runs have a meaning for
             imagenet_class=class_index().get(label.synset.wnid),
             lemmas=", ".join(label.synset.lemmas),
             definition=label.synset.definition,
-            prompt=label.prompt or "",
+            prompts=(label.prompt,) if label.prompt else (),
         )
         # Where texts of a synset differ, its own prompt is the first one's.
         for (label, _), *_rest in synsets
@@ -206,11 +207,11 @@ def import_images(
     origin = Origin(
         origin="import",
         catalog=f"imported from {escaped_name(root.name)}",
-        synsets=tuple(planned),
+        concepts=tuple(planned),
         source=options.source,
         licence=options.licence,
         skipped=skipped,
-        taxonomy=taxonomy_table((row.wnid for row in planned), shared_wordnet()),
+        taxonomy=taxonomy_table((row.wnid for row in planned if row.wnid), shared_wordnet()),
     )
     parts = _parts(folder, synsets, options.part_bytes)
     fill = partial(write_release, origin=origin, parts=parts)

@@ -153,14 +153,13 @@ def load_sampler(
 
 
 def choose_batch(
-    config: RunConfig, sampler: ImageSampler, requested: int | None = None
+    config: RunConfig, images: int, sampler: ImageSampler, requested: int | None = None
 ) -> BatchSize:
     """Choose the batch size by the first of these that is set.
 
     The command line or the site's profile (``requested``); the config; a GPU profile; an estimate
-    from the card's free memory; one synset.
+    from the card's free memory; one concept, whose ``images`` a batch does not tear apart.
     """
-    images = config.images_per_synset
     if requested is not None:
         return BatchSize(on_grid(requested, images), "from the command line or the profile")
     if (size := config.generation.batch_size) is not None:
@@ -179,9 +178,7 @@ def choose_batch(
     return BatchSize(size, "estimated from free memory", slicing)
 
 
-def smaller_batch(
-    sampler: ImageSampler, batch: BatchSize, images_per_synset: int, reason: str
-) -> BatchSize:
+def smaller_batch(sampler: ImageSampler, batch: BatchSize, grid: int, reason: str) -> BatchSize:
     """Return a batch that takes less memory: images decoded one by one first, then fewer.
 
     Raises:
@@ -189,7 +186,7 @@ def smaller_batch(
     """
     if sampler.slice_vae():
         return replace(batch, vae_slicing=True)
-    size = next_smaller_batch(batch.images, images_per_synset)
+    size = next_smaller_batch(batch.images, grid)
     if size is None:
         raise SdwnError(
             f"no room for a single image: {reason}; take a larger card, a smaller size, "

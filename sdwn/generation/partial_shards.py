@@ -55,7 +55,7 @@ MOST_QUEUED = 2
 FLUSH_TIMEOUT_S = 20.0
 POLL_SECONDS = 0.02
 # Columns that are an image's own.
-_OF_SPEC = ("wnid", "synset", "number", "seed", "prompt")
+_OF_SPEC = ("number", "seed", "prompt")
 _OF_SAMPLE = ("tokens", "truncated", "status", "vae_slicing", "redone")
 
 
@@ -139,7 +139,8 @@ class PartialShardWriter:
             # An image that was sampled again was alone in its batch.
             alone = sample.redone
             self._rows.append(
-                {name: getattr(spec, name) for name in _OF_SPEC}
+                {"wnid": spec.concept.wnid, "synset": spec.concept.synset}
+                | {name: getattr(spec, name) for name in _OF_SPEC}
                 | {name: getattr(sample, name) for name in _OF_SAMPLE}
                 | {
                     "batch": batch[place] if alone else batch.start,

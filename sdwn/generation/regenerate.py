@@ -84,14 +84,17 @@ def regenerate(
         # A revision is the hub's; a folder has none.
         changed = {"name": model, "revision": None}
     config = config.model_copy(update={"model": config.model.model_copy(update=changed)})
-    plan = Plan(manifest.catalog, config, tuple(release.synsets.values()), manifest.plan_digest)
+    plan = Plan(manifest.catalog, config, tuple(release.concepts.values()), manifest.plan_digest)
 
     # The specs of its batch, by its row and the plan's table.
     place = row["place"]
-    shard = plan.shards[next(s.shard for s in plan.synsets if s.wnid == row["wnid"])]
+    position = next(i for i, one in enumerate(plan.concepts) if one.wnid == row["wnid"])
+    shard = next(one for one in plan.shards if position < one.stop)
     specs = list(plan.specs(shard))[row["batch"] : row["batch"] + row["batch_size"]]
     recorded = (row["wnid"], row["number"], row["seed"], row["prompt"])
-    if recorded not in [(s.wnid, s.number, s.seed, s.prompt) for s in specs[place : place + 1]]:
+    if recorded not in [
+        (s.concept.wnid, s.number, s.seed, s.prompt) for s in specs[place : place + 1]
+    ]:
         raise IntegrityError(
             f"{row['synset']} {number}: its record and the release's table of synsets do not fit "
             f"one another; see what else is wrong: {command('verify', release.paths.root)}"

@@ -57,6 +57,7 @@ from sdwn.models.added import obtain_weights
 from sdwn.models.families import call_arguments, check_settings, denoiser, read_pipeline_info
 from sdwn.models.pipeline import load_pipeline, load_text_encoders, loaded_bytes
 from sdwn.models.weights import Weights
+from sdwn.planning.concepts import Concept
 from sdwn.planning.plan import ImageSpec
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class Sampler(ImageSampler):
                 one.data = one.data.to(kind)
 
     def _pair(self, spec: ImageSpec) -> Pair:
-        return spec.prompt, self.config.generation.negative_prompt
+        return spec.prompt, spec.negative_prompt
 
     def _encoded(self, specs: Sequence[ImageSpec]) -> list[Encoded]:
         """Return a batch's prompts encoded."""
@@ -394,7 +395,7 @@ class Sampler(ImageSampler):
     def _activations(self) -> tuple[int, int]:
         """Bytes of live tensors for one image, while the denoiser runs and while the VAE does."""
         pair = next(iter(self._embeddings), ("", self.config.generation.negative_prompt))
-        spec = ImageSpec(0, "", "", 0, pair[0], 0)
+        spec = ImageSpec(0, Concept(""), 0, pair[0], 0, negative_prompt=pair[1])
         return activation_bytes(self.pipeline, lambda: self._make([spec], self._encoded([spec])))
 
     def slice_vae(self, on: bool = True) -> bool:

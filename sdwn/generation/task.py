@@ -99,7 +99,7 @@ def make_shards(
         DiskError: the run's disk failed for minutes.
     """
     sampler.device.forget_peak()
-    batch = choose_batch(sampler.config, sampler, batch_size)
+    batch = choose_batch(sampler.config, plan.grid, sampler, batch_size)
     if batch.vae_slicing:
         sampler.slice_vae()
     # Model, device, versions, host, job, start, batch.
@@ -191,7 +191,7 @@ def make_shard(
             # Only here is a failed batch's memory free: an exception keeps what its frames hold.
             if no_room is not None:
                 sampler.device.release()
-                batch = smaller_batch(sampler, batch, job.plan.config.images_per_synset, no_room)
+                batch = smaller_batch(sampler, batch, job.plan.grid, no_room)
                 meter.note_smaller_batch(batch)
                 continue
             meter.count_batch(len(chosen), time.monotonic() - began, sampler.device.peak_bytes)
@@ -229,4 +229,4 @@ def retry_nan(sampler: ImageSampler, batches: Sequence[_Batch]) -> None:
     for (samples, i, spec), sample in zip(places, retried, strict=True):
         samples[i] = sample
         outcome = "NaN again" if sample.status == "nan" else "whole"
-        log.warning("%s %d: NaN, sampled again in float32: %s", spec.synset, spec.number, outcome)
+        log.warning("%s: NaN, sampled again in float32: %s", spec.name, outcome)

@@ -7,14 +7,12 @@ them. A release's images are classified in shards too (`sdwn.prediction.plan.Pre
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,7 +21,6 @@ from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.io import (
     TABLE_BYTES,
     Format,
-    csv_text,
     decode_text,
     read_json,
     read_whole,
@@ -31,6 +28,7 @@ from sdwn.io import (
     write_text,
 )
 from sdwn.paths import RunPaths
+from sdwn.planning.concepts import Concept, parse_table, table_text
 from sdwn.wordnet.imagenet import class_index
 
 if TYPE_CHECKING:
@@ -115,28 +113,24 @@ def parse_slice(text: str) -> Slice:
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedSynset:
-    """A row of the plan's table; ``imagenet_class`` is an ILSVRC class index or None."""
-
-    wnid: str
-    synset: str
-    shard: int
-    imagenet_class: int | None
-    lemmas: str
-    definition: str
-    prompt: str
-
-
-@dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """An image to make; ``index`` counts within its shard, ``number`` within its synset."""
+    """An image to make; ``index`` counts within its shard, ``number`` within its concept.
+
+    ``prompt_number`` says which of the concept's prompts it takes.
+    """
 
     index: int
-    wnid: str
-    synset: str
+    concept: Concept
     number: int
     prompt: str
     seed: int
+    prompt_number: int = 0
+    negative_prompt: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Its concept and number, for people."""
+        return f"{self.concept.name} {self.number}"
 
 
 @dataclass(frozen=True)
@@ -148,7 +142,7 @@ class Plan:
 
     catalog: str
     config: RunConfig
-    synsets: tuple[PlannedSynset, ...]
+    concepts: tuple[Concept, ...]
     recorded_digest: str | None = field(default=None, compare=False)
     slice: Slice = field(default=WHOLE, compare=False)
 
@@ -160,12 +154,18 @@ class Plan:
     @property
     def images(self) -> int:
         """Number of images in all."""
-        return len(self.synsets) * self.config.images_per_synset
+        return sum(one.images for one in self.concepts)
+
+    @cached_property
+    def grid(self) -> int:
+        """Images of each concept, which batches do not tear apart; 1 where counts differ."""
+        counts = {one.images for one in self.concepts}
+        return counts.pop() if len(counts) == 1 else 1
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
         """All shards, in order; the last may be shorter."""
-        size, rows = synsets_per_shard(self.config), len(self.synsets)
+        size, rows = synsets_per_shard(self.config), len(self.concepts)
         starts = range(0, rows, size)
         return tuple(Shard(i, start, min(start + size, rows)) for i, start in enumerate(starts))
 
@@ -181,7 +181,7 @@ class Plan:
 
     def shard_images(self, shard: Shard) -> int:
         """Count a shard's images."""
-        return (shard.stop - shard.start) * self.config.images_per_synset
+        return sum(one.images for one in self.concepts[shard.start : shard.stop])
 
     def done(self, paths: RunPaths) -> set[int]:
         """List the finished shards of a run folder."""
@@ -189,11 +189,15 @@ class Plan:
 
     def specs(self, shard: Shard) -> Iterator[ImageSpec]:
         """Yield a shard's images in order."""
-        index = 0
-        for row in self.synsets[shard.start : shard.stop]:
-            for number in range(self.config.images_per_synset):
-                seed = image_seed(self.config.seed, row.wnid, number)
-                yield ImageSpec(index, row.wnid, row.synset, number, row.prompt, seed)
+        index, run_seed = 0, self.config.seed
+        for concept in self.concepts[shard.start : shard.stop]:
+            negative = concept.negative_prompt
+            if negative is None:
+                negative = self.config.generation.negative_prompt
+            for number in range(concept.first_image, concept.first_image + concept.images):
+                which = number % len(concept.prompts)
+                seed, prompt = concept.image_seed(run_seed, number), concept.prompts[which]
+                yield ImageSpec(index, concept, number, prompt, seed, which, negative)
                 index += 1
 
     @cached_property
@@ -202,20 +206,7 @@ class Plan:
 
         A plan that was read keeps the one in its file: a later sdwn may know more settings.
         """
-        return self.recorded_digest or _digest(
-            image_settings(self.config), table_text(self.synsets)
-        )
-
-
-def image_seed(run_seed: int, wnid: str, number: int) -> int:
-    """Derive an image's seed: the same in every shard, rank, restart and batch.
-
-    >>> image_seed(0, "n02084071", 0)
-    5498818010329907003
-    """
-    text = f"{run_seed}/{wnid}/{number}".encode()
-    # 63 bits: a seed then fits a signed integer of Parquet and HDF5.
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+        return self.recorded_digest or _digest(image_settings(self.config), _table_text(self))
 
 
 def synsets_per_shard(config: RunConfig) -> int:
@@ -240,21 +231,22 @@ def make_plan(config: RunConfig, catalog: Catalog, share: Slice = WHOLE) -> Plan
             'prompt; write one into it, as in "a photo of a {lemma}, {definition}"'
         )
     classes = class_index()
-    size = synsets_per_shard(config)
     rows = (
-        PlannedSynset(
+        Concept(
+            id=synset.wnid,
+            label=synset.lemmas[0].replace("_", " "),
             wnid=synset.wnid,
             synset=synset.name,
-            shard=row // size,
             imagenet_class=classes.get(synset.wnid),
             lemmas=", ".join(synset.lemmas),
             definition=synset.definition,
-            prompt=fill_prompt(config.prompt, synset),
+            prompts=(fill_prompt(config.prompt, synset),),
+            images=config.images_per_synset,
         )
-        for row, synset in enumerate(catalog.synsets)
+        for synset in catalog.synsets
     )
     plan = Plan(catalog.name, config, tuple(rows), slice=share)
-    if plan.synsets and not plan.assigned_shards:
+    if plan.concepts and not plan.assigned_shards:
         raise UsageError(
             f"slice {share}: the plan has only {len(plan.shards)} shards; take fewer slices, "
             "or smaller shards"
@@ -278,13 +270,13 @@ def fill_prompt(template: str, synset: Synset) -> str:
 
 def plan_summary(plan: Plan) -> dict[str, Any]:
     """Count what a plan holds; ImageNet classes by wnid, and by distinct name (first lemma)."""
-    classes = [row for row in plan.synsets if row.imagenet_class is not None]
+    classes = [row for row in plan.concepts if row.imagenet_class is not None]
     # The published evaluation counts names without case: Cardigan the dog and the jacket are one.
     names = {row.lemmas.split(", ")[0].casefold() for row in classes}
     share = f"{plan.slice}: {len(plan.assigned_shards)} shards, {plan.assigned_images} images"
     return {
         "catalog": plan.catalog,
-        "synsets": len(plan.synsets),
+        "synsets": len(plan.concepts),
         "images": plan.images,
         "imagenet_classes": len(classes),
         "imagenet_names": len(names),
@@ -301,17 +293,14 @@ def sample_prompts(plan: Plan) -> list[str]:
 
     The same plan gives the same ones.
     """
-    prompts = sorted({row.prompt for row in plan.synsets}, key=lambda prompt: (len(prompt), prompt))
+    every = {prompt for row in plan.concepts for prompt in row.prompts}
+    prompts = sorted(every, key=lambda prompt: (len(prompt), prompt))
     ends, between = [prompts[0], prompts[-1]][: len(prompts)], prompts[1:-1]
     return ends + random.Random(plan.digest).sample(between, min(3, len(between)))
 
 
-def table_text(synsets: tuple[PlannedSynset, ...]) -> str:
-    """Write the table of synsets as CSV."""
-    head = [field.name for field in fields(PlannedSynset)]
-    rows = ([getattr(row, name) for name in head] for row in synsets)
-    # To the letter: it is read back, and its bytes are in the plan's digest.
-    return csv_text(head, rows, cell=lambda value: value)
+def _table_text(plan: Plan) -> str:
+    return table_text(plan.concepts, synsets_per_shard(plan.config))
 
 
 def _digest(settings: dict[str, Any], table: str) -> str:
@@ -375,7 +364,7 @@ def write_plan(
             f"{paths.root}: SLURM and submitit read % in a path as a placeholder; plan into a "
             "folder whose path has none"
         )
-    table, evaluation = table_text(plan.synsets), plan.config.evaluation.model_dump(mode="json")
+    table, evaluation = _table_text(plan), plan.config.evaluation.model_dump(mode="json")
     known = paths.plan.exists()
     changed = ["all"]
     if known:
@@ -408,7 +397,7 @@ def write_plan(
         try:
             read_taxonomy(paths.taxonomy)
         except IntegrityError:  # there is none, or it is damaged
-            above = taxonomy_table((row.wnid for row in plan.synsets), wordnet)
+            above = taxonomy_table((row.wnid for row in plan.concepts if row.wnid), wordnet)
             write_taxonomy(paths.taxonomy, above)
     if changed:
         write_text(paths.plan, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -423,7 +412,7 @@ def _refuse_another_plan(found: dict[str, Any], plan: Plan, paths: RunPaths) -> 
         catalog, synsets = found.get("catalog", {}), found.get("summary", {}).get("synsets")
         now = {
             "catalog": plan.config.catalog.model_dump(mode="json"),
-            "synsets": len(plan.synsets),
+            "synsets": len(plan.concepts),
         }
         differ = setting_differences(
             {**found.get("settings", {}), "catalog": catalog, "synsets": synsets},
@@ -468,17 +457,5 @@ def read_plan(paths: RunPaths) -> Plan:
         )
     config = validated(RunConfig, settings, source=str(paths.plan))
     share = parse_slice(str(content.get("slice", WHOLE)))
-    return Plan(catalog, config, parse_table(table), str(content["digest"]), share)
-
-
-def parse_table(table: str) -> tuple[PlannedSynset, ...]:
-    """Read the table of synsets from CSV; a TypeError or ValueError if it is none."""
-    rows = csv.reader(io.StringIO(table))
-    columns = [field.name for field in fields(PlannedSynset)]
-    if next(rows, None) != columns:
-        raise ValueError(f"expected the columns {', '.join(columns)}")
-    # By position: thrice as fast as by name, for tables of tens of thousands of rows.
-    return tuple(
-        PlannedSynset(wnid, synset, int(shard), int(index) if index else None, *texts)
-        for wnid, synset, shard, index, *texts in rows
-    )
+    concepts = parse_table(table, config.images_per_synset)
+    return Plan(catalog, config, concepts, str(content["digest"]), share)

@@ -43,7 +43,7 @@ def accelerate_loop(
                     guidance_scale=generation.guidance_scale,
                 ).images
                 for spec, image in zip(batch, images, strict=True):
-                    image.save(folder / f"{spec.synset}-{spec.number}.png")
+                    image.save(folder / f"{spec.name}.png")
 
     return make
 

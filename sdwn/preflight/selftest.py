@@ -371,7 +371,7 @@ def _tuned(bench: Bench) -> Found:
     bench.let_go()
     # Larger batches gain little, and take minutes.
     found = trials.tune_device(bench.config(**short), bench.on_step, most=4 * EACH)
-    batch, tuning = choose_batch(bench.config(**short), bench.sampler(**short)), found.tuning
+    batch, tuning = choose_batch(bench.config(**short), EACH, bench.sampler(**short)), found.tuning
     if bench.gpu:
         bench.batch = min(tuning.batch_size, 2 * EACH)
         speeds = ((probe.batch_size, probe.images_per_second) for probe in tuning.probes)

@@ -53,7 +53,8 @@ from sdwn.jobs.submit import OnLook, follow, recover, submission_lock, submit_ta
 from sdwn.jobs.task import ArrayTask, Stage, read_record, write_note
 from sdwn.models import lock
 from sdwn.paths import RunPaths, cache_folder
-from sdwn.planning.plan import ImageSpec, Plan, image_seed, read_plan, write_plan
+from sdwn.planning.concepts import Concept, image_seed
+from sdwn.planning.plan import ImageSpec, Plan, read_plan, write_plan
 from sdwn.preflight.doctor import PROBE, STOPPING, Finding, probe_question, problems
 from sdwn.preflight.estimate import cost
 from sdwn.preflight.speeds import DeviceSpeed
@@ -100,7 +101,7 @@ def tune_device(
     writable_cache()  # Fail before anything is measured that could not be kept.
     on_step("loading the model")
     specs = [
-        ImageSpec(number, "n02084071", "dog.n.01", number, PROMPT, image_seed(0, "tune", number))
+        ImageSpec(number, Concept("tune"), number, PROMPT, image_seed(0, "tune", number))
         for number in range(most)
     ]
     sampler = load_sampler(config, specs=specs, placement=placement)
@@ -266,17 +267,18 @@ def pilot_plan(plan: Plan) -> Plan:
     They are 20 synsets where the plan has so many. An image of the pilot is the image that the
     whole run makes.
     """
-    each = math.ceil(PILOT_IMAGES / min(len(plan.synsets), PILOT_IMAGES))
-    each = min(each, plan.config.images_per_synset)
-    count = min(len(plan.synsets), math.ceil(PILOT_IMAGES / each))
-    rows = [int((number + 0.5) * len(plan.synsets) / count) for number in range(count)]
+    each = math.ceil(PILOT_IMAGES / min(len(plan.concepts), PILOT_IMAGES))
+    each = min(each, *(one.images for one in plan.concepts))
+    count = min(len(plan.concepts), math.ceil(PILOT_IMAGES / each))
+    rows = [int((number + 0.5) * len(plan.concepts) / count) for number in range(count)]
     sizes = {"images_per_shard": count * each, "shard_hours": None, "images_per_second": None}
     storage = plan.config.storage.model_copy(update=sizes)
     # Its batches are those of the run's config, which may not fit so few images of a synset.
     generation = plan.config.generation.model_copy(update={"batch_size": None})
     parts = {"storage": storage, "generation": generation, "images_per_synset": each}
     config = plan.config.model_copy(update=parts)
-    return Plan(plan.catalog, config, tuple(replace(plan.synsets[row], shard=0) for row in rows))
+    chosen = (replace(plan.concepts[row], images=each) for row in rows)
+    return Plan(plan.catalog, config, tuple(chosen))
 
 
 def make_pilot(run: Path, indices: Iterable[int], options: TaskOptions = NO_OPTIONS) -> None:
@@ -427,7 +429,7 @@ def run_pilot(
         "peak_gb": max(record.peak_bytes, speed.peak_bytes) / GB,
         "memory_gb": record.memory_gb,
         "images": images,
-        "synsets": len(small.synsets),
+        "synsets": len(small.concepts),
         **{status: statuses[status] for status in ("nsfw", "nan")},
         **{column: int(rows[column].sum()) for column in ("redone", "truncated")},
         "bytes_per_image": round(each),
@@ -452,12 +454,12 @@ def _contact_sheet(file: ImageFile, plan: Plan) -> Image.Image:
         for spec in plan.specs(plan.shards[0]):
             payload, status = file.payload(spec.index), statuses[spec.index]
             image = decode(payload, plan.config.storage.codec, size.width, size.height)
-            number = f" {spec.number}" * (plan.config.images_per_synset > 1)
-            caption = f"{status}: " * (status != "ok") + spec.synset + number
+            name = spec.name if plan.images > len(plan.concepts) else spec.concept.name
+            caption = f"{status}: " * (status != "ok") + name
             # As many letters as stand below an image.
             yield image, caption if len(caption) <= 20 else f"{caption[:19]}…"
 
-    synsets = counted(len(plan.synsets), "synset")
+    synsets = counted(len(plan.concepts), "synset")
     title = f"{plan.images} images of {synsets}, by {plan.config.model.name}"
     return contact_sheet(title, plan.images, cells())
 

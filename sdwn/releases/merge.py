@@ -110,8 +110,11 @@ def _existing(
     elif manifest.missing:
         made = set[int]().union(*(run.done_shards() for run in runs))
         present = set(release.metadata["wnid"].unique().to_pylist())
-        absent = {row.shard for row in plan.synsets}
-        absent -= {row.shard for row in plan.synsets if row.wnid in present}
+        absent = {
+            shard.index
+            for shard in plan.shards
+            if not any(row.wnid in present for row in plan.concepts[shard.start : shard.stop])
+        }
         if absent and not absent & made and not allow_missing:
             raise IntegrityError("\n".join(_missing_problems(runs, sorted(absent))))
         if absent & made:
@@ -185,7 +188,7 @@ def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> No
         ]
         size = plan.config.generation.width, plan.config.generation.height
         planned = [
-            (spec.wnid, spec.synset, spec.number, spec.seed, spec.prompt, *size)
+            (spec.concept.wnid, spec.concept.synset, spec.number, spec.seed, spec.prompt, *size)
             for spec in plan.specs(plan.shards[index])
         ]
         if list(zip(*columns, strict=True)) != planned:
@@ -244,11 +247,11 @@ def _origin(runs: Sequence[RunPaths], plan: Plan, shards: Mapping[int, Path]) ->
     return Origin(
         origin="run",
         catalog=plan.catalog,
-        synsets=plan.synsets,
+        concepts=plan.concepts,
         plan_digest=plan.digest,
         settings=image_settings(plan.config),
         evaluation=plan.config.evaluation.model_dump(mode="json"),
-        missing=tuple(row for shard in missing for row in plan.synsets[shard.start : shard.stop]),
+        missing=tuple(row for shard in missing for row in plan.concepts[shard.start : shard.stop]),
         missing_shards=_ranges([shard.index for shard in missing]),
         taxonomy=read_taxonomy(taxonomy) if taxonomy else None,
         energy_joules=_energy(runs),

@@ -25,7 +25,7 @@ from sdwn.config import Record
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.models.builtin import notice
 from sdwn.paths import ReleasePaths
-from sdwn.planning.plan import PlannedSynset, parse_table
+from sdwn.planning.concepts import Concept, parse_table
 from sdwn.storage.columns import STATUSES, read_parquet
 from sdwn.storage.images import Pixels, decode
 from sdwn.storage.shards import ImageFile
@@ -206,19 +206,20 @@ class Release:
         return io.file_sha256(self.paths.manifest)
 
     @cached_property
-    def synsets(self) -> dict[str, PlannedSynset]:
-        """All synsets of the plan by wnid, also those that this release has no images of."""
+    def concepts(self) -> dict[str, Concept]:
+        """All concepts of the plan by id, also those that this release has no images of."""
         io.refuse_links(self.paths.synsets)
         try:
-            rows = parse_table(io.read_whole(self.paths.synsets, io.TABLE_BYTES).decode())
+            text = io.read_whole(self.paths.synsets, io.TABLE_BYTES).decode()
+            rows = parse_table(text, (self.manifest.settings or {}).get("images_per_synset", 0))
         except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
             raise IntegrityError(f"{self.paths.synsets}: cannot be read: {error!r}") from None
-        return {row.wnid: row for row in rows}
+        return {row.id: row for row in rows}
 
     @property
-    def present(self) -> list[PlannedSynset]:
-        """The synsets that have images here."""
-        return [row for wnid, row in self.synsets.items() if wnid in self._rows_by_wnid]
+    def present(self) -> list[Concept]:
+        """The concepts that have images here."""
+        return [row for wnid, row in self.concepts.items() if wnid in self._rows_by_wnid]
 
     @cached_property
     def taxonomy(self) -> Taxonomy:
@@ -403,9 +404,9 @@ class Release:
     @cached_property
     def _wnids_by_name(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for wnid, row in self.synsets.items():
+        for wnid, row in self.concepts.items():
             lemmas = {_plain(lemma) for lemma in row.lemmas.split(", ")}
-            for name in (io.canonical(row.synset), *lemmas):
+            for name in (io.canonical(row.name), *lemmas):
                 found.setdefault(name, []).append(wnid)
         return found
 
@@ -433,7 +434,7 @@ class Release:
         return found
 
 
-def count_images(tables: Iterable[pa.Table], present: Sequence[PlannedSynset]) -> dict[str, Any]:
+def count_images(tables: Iterable[pa.Table], present: Sequence[Concept]) -> dict[str, Any]:
     """Return the counts of a manifest, from metadata in any number of tables and its synsets."""
     images, statuses, flags = 0, Counter[str](), Counter[str]()
     for table in tables:

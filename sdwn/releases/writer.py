@@ -30,7 +30,7 @@ from sdwn.errors import IntegrityError
 from sdwn.io import Advance, atomic, csv_text, file_sha256, is_stray, now, sync, write_text
 from sdwn.models.builtin import terms
 from sdwn.paths import ReleasePaths
-from sdwn.planning.plan import PlannedSynset, table_text
+from sdwn.planning.concepts import Concept, table_text
 from sdwn.releases.release import FileRecord, Manifest, Missing, count_images, sums_text
 from sdwn.releases.staged_folder import JOURNAL, StagedFolder
 from sdwn.storage.codecs import CODECS
@@ -54,20 +54,20 @@ Attributes = Mapping[str, Any]
 class Origin:
     """The origin of a release's images: what its manifest records beside counts.
 
-    ``synsets`` are all of the plan, with or without images here. ``taxonomy`` is what WordNet
+    ``concepts`` are all of the plan, with or without images here. ``taxonomy`` is what WordNet
     records of them, None for an old run.
     """
 
     origin: str
     catalog: str
-    synsets: tuple[PlannedSynset, ...]
+    concepts: tuple[Concept, ...]
     plan_digest: str | None = None
     settings: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
     source: str | None = None
     licence: str | None = None
     selection: str | None = None
-    missing: tuple[PlannedSynset, ...] = ()  # what the run had not made
+    missing: tuple[Concept, ...] = ()  # what the run had not made
     missing_shards: str = ""
     skipped: tuple[tuple[str, str], ...] = ()  # files that could not be taken, and why
     taxonomy: pa.Table | None = None
@@ -87,7 +87,7 @@ def write_release(
     ``advance`` is called with the number of images of a part that a killed attempt has finished.
     """
     paths, files, task_runs = ReleasePaths(staged.root), list[FileRecord](), dict[str, str]()
-    classes = {row.wnid: row.imagenet_class for row in origin.synsets}
+    classes = {row.id: row.imagenet_class for row in origin.concepts}
     attributes = {
         "kind": "part",
         "plan_digest": origin.plan_digest or "",
@@ -146,7 +146,7 @@ def _describe(
         write_text(path, text)
         files.append(_file_record(path))
 
-    write(paths.synsets, table_text(origin.synsets))
+    write(paths.synsets, table_text(origin.concepts))
     if origin.taxonomy is not None:
         write_taxonomy(paths.taxonomy, origin.taxonomy)
         files.append(_file_record(paths.taxonomy))
@@ -154,7 +154,7 @@ def _describe(
     if origin.missing:
         rows = [(row.wnid, row.synset) for row in origin.missing]
         write(paths.missing, csv_text(("wnid", "synset"), rows))
-        images = len(rows) * (origin.settings or {}).get("images_per_synset", 0)
+        images = sum(row.images for row in origin.missing)
         missing = Missing(shards=origin.missing_shards, synsets=len(rows), images=images)
     if origin.skipped:
         write(paths.skipped, csv_text(("file", "reason"), origin.skipped))
@@ -163,7 +163,7 @@ def _describe(
         wanted, wnids = {"status", "truncated", "redone"}.intersection(columns), set[str]()
         for part in range(file.num_row_groups):
             wnids |= set(file.read_row_group(part, ["wnid"])["wnid"].unique().to_pylist())
-        present = [row for row in origin.synsets if row.wnid in wnids]
+        present = [row for row in origin.concepts if row.id in wnids]
         # A part's rows at a time: of ten million images all would be a gigabyte.
         tables = (file.read_row_group(part, sorted(wanted)) for part in range(file.num_row_groups))
         counts = count_images(tables, present)
@@ -267,7 +267,7 @@ RELEASE = CardLayout("release", "metadata.parquet")
 
 def card(
     manifest: Manifest,
-    present: Sequence[PlannedSynset],
+    present: Sequence[Concept],
     columns: Collection[str],
     layout: CardLayout = RELEASE,
 ) -> str:

@@ -195,7 +195,7 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
         "classes": [
             {
                 "wnid": wnid,
-                "synset": first.release.synsets[wnid].synset,
+                "synset": first.release.concepts[wnid].synset,
                 "group": rows[0][wnid].get("group"),
                 "images": images[:, at].tolist(),
                 "correct": correct[:, at].tolist(),
@@ -505,7 +505,7 @@ def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side], drawn
                         **row,
                         "sides": [
                             {
-                                "prompt": side.release.synsets[row["wnid"]].prompt,
+                                "prompt": side.release.concepts[row["wnid"]].prompt,
                                 "gallery": album.gallery(row["wnid"], GALLERY_IMAGES),
                             }
                             for side, album in zip(sides, albums, strict=True)

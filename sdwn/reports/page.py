@@ -157,7 +157,7 @@ class Album:
 
 def first_lemma(release: Release, wnid: str) -> str:
     """Return a class's first lemma as people write it, also of one that the release has not."""
-    own = release.synsets.get(wnid)
+    own = release.concepts.get(wnid)
     return own.lemmas.replace("_", " ").partition(", ")[0] if own else class_name(wnid)
 
 

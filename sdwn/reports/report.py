@@ -92,7 +92,7 @@ def report_page(
     """Render the page as HTML that needs nothing but itself."""
     classes = []
     for row in sorted(evaluation["classes"], key=recognition_rank):
-        synset = release.synsets[row["wnid"]]
+        synset = release.concepts[row["wnid"]]
         lemmas, name = synset.lemmas.replace("_", " "), first_lemma(release, row["wnid"])
         classes.append({**row, "lemmas": lemmas, "name": name, "prompt": synset.prompt})
     wnids = [row["wnid"] for row in classes]
@@ -193,6 +193,6 @@ def _other_synsets(
     for row in (row for few in picked.values() for row in few):
         # Many a synset is not what its name says first: tiger.n.01 is a fierce person.
         row["name"] = first_lemma(release, row["wnid"])
-        row["prompt"] = release.synsets[row["wnid"]].prompt
+        row["prompt"] = release.concepts[row["wnid"]].prompt
         row["source"] = album.thumbnail(album[row["wnid"]][0], CONFUSION_PIXELS)
     return picked

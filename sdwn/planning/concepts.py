@@ -1,0 +1,103 @@
+"""Concepts, the rows of a plan: synsets of WordNet, or the rows of a table of prompts."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sdwn.io import csv_text
+
+# The columns of ``synsets.csv``, the table of version 1, whose bytes are in its plan's digest.
+_COLUMNS = ("wnid", "synset", "shard", "imagenet_class", "lemmas", "definition", "prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class Concept:
+    """What images are made of: a synset, or a row of a table of prompts.
+
+    ``id`` is its key: the wnid of a synset, the id of a row. ``label`` names it in words.
+    ``imagenet_class`` is an ILSVRC class index. Image n takes prompt n modulo their number; those
+    from ``first_image`` on are planned, ``images`` of them. None: the config's negative prompt,
+    seeds that :func:`image_seed` derives from the run's.
+    """
+
+    id: str
+    label: str = ""
+    wnid: str | None = None
+    synset: str | None = None
+    imagenet_class: int | None = None
+    lemmas: str = ""
+    definition: str = ""
+    prompts: tuple[str, ...] = ()
+    first_image: int = 0
+    images: int = 0
+    seed: int | None = None
+    negative_prompt: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name for people: the synset's, or else the label, or else the id."""
+        return self.synset or self.label or self.id
+
+    @property
+    def prompt(self) -> str:
+        """The first of its prompts; of imported images there may be none."""
+        return self.prompts[0] if self.prompts else ""
+
+    def image_seed(self, run_seed: int, number: int) -> int:
+        """Return the seed of an image: a row's own unchanged, where it has a single image."""
+        if self.seed is not None and self.first_image + self.images == 1:
+            return self.seed
+        return image_seed(run_seed if self.seed is None else self.seed, self.id, number)
+
+
+def image_seed(run_seed: int, id_: str, number: int) -> int:
+    """Derive an image's seed: the same in every shard, rank, restart and batch.
+
+    >>> image_seed(0, "n02084071", 0)
+    5498818010329907003
+    """
+    text = f"{run_seed}/{id_}/{number}".encode()
+    # 63 bits: a seed then fits a signed integer of Parquet and HDF5.
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+def table_text(concepts: Iterable[Concept], rows_per_shard: int = 0) -> str:
+    """Write synsets with one prompt each as the CSV of version 1; its shards are 0 of imports."""
+    rows = (
+        [
+            *(one.wnid, one.synset, row // rows_per_shard if rows_per_shard else 0),
+            *(one.imagenet_class, one.lemmas, one.definition, one.prompt),
+        ]
+        for row, one in enumerate(concepts)
+    )
+    # To the letter: it is read back, and its bytes are in the plan's digest.
+    return csv_text(_COLUMNS, rows, cell=lambda value: value)
+
+
+def parse_table(table: str, images: int = 0) -> tuple[Concept, ...]:
+    """Read the CSV of version 1, with so many images a synset; a TypeError or ValueError if none.
+
+    A release's or an import's has no numbers of images.
+    """
+    rows = csv.reader(io.StringIO(table))
+    if next(rows, None) != list(_COLUMNS):
+        raise ValueError(f"expected the columns {', '.join(_COLUMNS)}")
+    # By position: thrice as fast as by name, for tables of tens of thousands of rows.
+    return tuple(
+        Concept(
+            id=wnid,
+            label=lemmas.partition(", ")[0].replace("_", " "),
+            wnid=wnid,
+            synset=synset,
+            imagenet_class=int(index) if index else None,
+            lemmas=lemmas,
+            definition=definition,
+            prompts=(prompt,) if prompt else (),
+            images=images,
+        )
+        for wnid, synset, _, index, lemmas, definition, prompt in rows
+    )
