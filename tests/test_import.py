@@ -115,7 +115,7 @@ def test_a_release_says_that_it_was_imported(source: Path) -> None:
     manifest = release.manifest
     assert (manifest.origin, manifest.catalog) == ("import", "imported from pictures")
     assert (manifest.settings, manifest.plan_digest, manifest.made_on) == (None, None, [])
-    assert (manifest.images, manifest.synsets, manifest.imagenet_classes) == (2, 2, 0)
+    assert (manifest.images, manifest.concepts, manifest.imagenet_classes) == (2, 2, 0)
     dog = release.concepts[DOG]
     assert (dog.synset, dog.prompt) == ("dog.n.01", "")
     assert dog.lemmas == "dog, domestic_dog, Canis_familiaris"

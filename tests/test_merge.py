@@ -423,8 +423,8 @@ def test_damaged_missing_and_extra_things_are_named(released: Path, tmp_path: Pa
 def test_a_later_release_is_refused(released: Path, tmp_path: Path) -> None:
     root = shutil.copytree(released, tmp_path / "copy")
     manifest = json.loads((root / "manifest.json").read_text())
-    (root / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
-    with pytest.raises(IntegrityError, match="expected sdwn-release 1, found sdwn-release 2"):
+    (root / "manifest.json").write_text(json.dumps({**manifest, "format_version": 3}))
+    with pytest.raises(IntegrityError, match="expected sdwn-release 2, found sdwn-release 3"):
         Release(root)
 
 
@@ -437,7 +437,7 @@ def test_a_later_release_is_refused(released: Path, tmp_path: Path) -> None:
         {"images": "many"},
         {"images": -1},
         {"statuses": None},
-        {"plan_digest": 3},
+        {"plans": [{"digest": 3}]},
     ],
     ids=str,
 )

@@ -39,18 +39,16 @@ def release(tmp_path_factory: pytest.TempPathFactory, paper: Catalog) -> Release
     paths = ReleasePaths(tmp_path_factory.mktemp("release"))
     plan = make_plan(noise_config(), paper)
     write_text(paths.synsets, table_text(plan.concepts))
-    nothing: dict[str, Any] = dict.fromkeys(
-        ("selection", "truncated", "redone", "missing", "settings")
-    )
+    nothing: dict[str, Any] = dict.fromkeys(("selection", "truncated", "retried_fp32", "missing"))
     manifest = Manifest(
         **nothing,
         sdwn="0",
         created="2026-01-01T00:00:00+00:00",
         origin="run",
         catalog=paper.name,
-        plan_digest=plan.digest,
+        plans=[],
         images=262_040,
-        synsets=26_204,
+        concepts=26_204,
         imagenet_classes=862,
         statuses={"ok": 262_040},
         skipped=0,

@@ -91,7 +91,7 @@ def test_what_changed_since_is_named(tiny: Release, monkeypatch: pytest.MonkeyPa
 def test_what_is_not_there_is_told(tiny: Release) -> None:
     with pytest.raises(UsageError, match=r"pembroke\.n\.01 has no image 4; it has 0 to 3"):
         regenerate(tiny, "pembroke", 4)
-    with pytest.raises(UsageError, match="no wnid, synset or lemma of this release"):
+    with pytest.raises(UsageError, match="no id, label, synset or lemma here"):
         regenerate(tiny, "unicorn", 0)
 
 

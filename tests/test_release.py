@@ -89,7 +89,7 @@ def test_a_lemma_of_several_synsets_gives_all_of_them(release: Release) -> None:
 
 
 def test_an_unknown_name_says_what_is_like_it(release: Release) -> None:
-    with pytest.raises(UsageError, match=r"no wnid, synset or lemma .* did you mean pembroke"):
+    with pytest.raises(UsageError, match=r"no id, label, synset or lemma .* did you mean pembroke"):
         release.rows("pembrok")
     with pytest.raises(UsageError, match=r"terrier\.n\.01 and below: no image of pembroke here"):
         release.subset(below="terrier.n.01").rows("pembroke")
@@ -140,7 +140,7 @@ def test_subsets_hold_what_was_asked_for(release: Release) -> None:
     assert both.subset(rows=[5]).image(0).tobytes() == both.image(5).tobytes()
     assert len(release.subset(status=["nsfw", "nan"])) == 0
     assert both.described.images == 6
-    assert both.described.synsets == 2
+    assert both.described.concepts == 2
     assert both.described.statuses == {"ok": 6}
     assert both.described.name.startswith("below corgi.n.01 + below terrier.n.01 (")
     assert release.described is release.manifest
@@ -276,7 +276,9 @@ def test_a_real_models_card_names_its_licence(release: Release) -> None:
     assert release.manifest.settings
     model = {"name": "CompVis/stable-diffusion-v1-4", "revision": "abc", "variant": None}
     settings = {**release.manifest.settings, "model": model}
-    real = release.manifest.model_copy(update={"settings": settings})
+    (plan,) = release.manifest.plans
+    plans = [plan.model_copy(update={"settings": settings})]
+    real = release.manifest.model_copy(update={"plans": plans})
     text = card(real, release.present, ["wnid", "seed"])
     assert DatasetCard(text).data.license == "creativeml-openrail-m"
     assert "https://huggingface.co/CompVis/stable-diffusion-v1-4" in text
@@ -294,7 +296,7 @@ def test_a_partial_run_is_released_only_when_told(generated: PlanRun) -> None:
     assert verify(release.paths.root) == []
     missing = release.manifest.missing
     assert missing is not None
-    assert (missing.shards, missing.synsets, missing.images) == ("1-2, 4", 6, 30)
+    assert (missing.shards, missing.concepts, missing.images) == ("1-2, 4", 6, 30)
     assert len(release) == plan.images - 30
     absent = release.paths.missing.read_text().splitlines()[1:]
     shards = {
@@ -492,7 +494,7 @@ def test_a_table_that_lies_is_found_though_its_checksum_fits(
     ("change", "expected"),
     [
         ({"images": 3}, "manifest.json: images: expected 117, found 3"),
-        ({"synsets": 3}, "manifest.json: synsets: expected 39, found 3"),
+        ({"concepts": 3}, "manifest.json: concepts: expected 39, found 3"),
         ({"statuses": {"ok": 5}}, "manifest.json: statuses: expected {'ok': 117}"),
         ({"truncated": 9}, "manifest.json: truncated: expected 0, found 9"),
     ],

@@ -273,9 +273,8 @@ def import_command(
     if (more := len(found.skipped) - SKIPPED_SHOWN) > 0:
         console.say(f"left out: {more:,} more, see {found.release.paths.skipped}")
     values = {
-        **found.release.manifest.model_dump(
-            include={"images", "synsets", "imagenet_classes", "bytes"}
-        ),
+        **found.release.manifest.model_dump(include={"images", "imagenet_classes", "bytes"}),
+        "synsets": found.release.manifest.concepts,
         "skipped": len(found.skipped),
         "ignored_folders": found.ignored,
         "release": str(release),

@@ -16,14 +16,15 @@ from sdwn import io
 from sdwn.errors import DiskError, IntegrityError
 from sdwn.evaluation.record import evaluations, read_own_evaluation
 from sdwn.prediction.table import disagreement, read_predictions
-from sdwn.releases.release import FileRecord, Release, sums_text
+from sdwn.releases.release import FileRecord, Release, image_name, sums_text
 from sdwn.releases.staged_folder import JOURNAL
 from sdwn.releases.writer import metadata_table
 from sdwn.storage.images import undecodable
 from sdwn.storage.shards import AHEAD, DECODERS
 from sdwn.wordnet.taxonomy import read_taxonomy
 
-_LOCATION = ["synset", "number", "offset", "bytes", "sha256", "codec", "width", "height"]
+_LOCATION = ["id", "label", "synset", "number"]
+_LOCATION += ["offset", "bytes", "sha256", "codec", "width", "height"]
 
 
 def verify(root: Path, quick: bool = False, advance: io.Advance = lambda _: None) -> list[str]:
@@ -119,10 +120,10 @@ def _check_rows(release: Release, part: str) -> list[str]:
     """Compare a part's own rows with those of the table that covers all parts."""
     table = release.paths.metadata.name
     try:
-        classes = {wnid: row.imagenet_class for wnid, row in release.concepts.items()}
         with release.open_part(part) as file:
             offsets = file.offsets + np.uint64(file.blob_start)
-            own = metadata_table(part, file.rows(), offsets, classes)
+            plan = file.attributes.get("plan_digest")
+            own = metadata_table(part, file.rows(), offsets, release.concepts, plan)
         all_parts = release.metadata.filter(pc.equal(release.metadata["part"], part))
     except (IntegrityError, DiskError) as error:
         return [str(error)]
@@ -164,7 +165,7 @@ def _decode_images(release: Release, part: str, advance: io.Advance) -> tuple[st
     def problem(image: tuple[bytes, dict[str, Any]]) -> str | None:
         payload, row = image
         reason = undecodable(payload, row["codec"], row["width"], row["height"])
-        return reason and f"{part}: {row['synset']} {row['number']}: {reason}"
+        return reason and f"{part}: {image_name(row)}: {reason}"
 
     found = [text for text in io.in_threads(problem, images(), DECODERS, AHEAD) if text]
     return digest.hexdigest(), found
@@ -196,5 +197,5 @@ def _damaged_images(release: Release, part: str) -> list[str]:
             except (OSError, OverflowError, ValueError):
                 sha256 = ""  # tables that are damaged, and named, may hold anything
             if sha256 != row["sha256"]:
-                problems.append(f"{part}: {row['synset']} {row['number']} is damaged")
+                problems.append(f"{part}: {image_name(row)} is damaged")
     return problems

@@ -39,7 +39,7 @@ from sdwn.planning.concepts import Concept, table_text
 from sdwn.releases import writer
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
-from sdwn.releases.writer import Attributes, CardLayout, Origin, cut_parts
+from sdwn.releases.writer import Attributes, CardLayout, Origin, Part, cut_parts
 from sdwn.storage.codecs import CODECS, EXCHANGED
 from sdwn.storage.images import encode, open_image
 from sdwn.storage.shards import join
@@ -466,16 +466,15 @@ def _write_release(
     io.refuse_links(paths.taxonomy)
     origin = Origin(
         **{name: getattr(described, name) for name in writer.RECORDED},
-        concepts=tuple(release.concepts.values()),
-        missing=tuple(release.concepts[wnid] for wnid, _ in missing),
+        plans=tuple(release.plan(one.digest) for one in described.plans),
+        imported=() if described.plans else tuple(release.concepts.values()),
+        missing=tuple(release.concepts[id_] for id_, *_ in missing),
         missing_shards=described.missing.shards if described.missing else "",
         skipped=tuple((file, reason) for file, reason in skipped),
         taxonomy=read_taxonomy(paths.taxonomy) if paths.taxonomy.exists() else None,
     )
-    parts = (
-        ({"rows": list(span)}, partial(_write_part, release=release, span=span, advance=advance))
-        for span in spans
-    )
+    write = partial(_write_part, release=release, advance=advance)
+    parts = (Part({"rows": list(span)}, partial(write, span=span)) for span in spans)
     writer.write_release(staged, origin, parts, advance)
 
 

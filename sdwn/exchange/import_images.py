@@ -207,7 +207,7 @@ def import_images(
     origin = Origin(
         origin="import",
         catalog=f"imported from {escaped_name(root.name)}",
-        concepts=tuple(planned),
+        imported=tuple(planned),
         source=options.source,
         licence=options.licence,
         skipped=skipped,
@@ -360,7 +360,8 @@ def _parts(folder: SourceFolder, synsets: list[Labelled], part_bytes: int) -> It
         lengths = np.array([image.size for _, image, _ in numbered])
         contents = Contents(to_columns(rows), lengths, [session])
         payloads = (reread(image) for _, image, _ in numbered)
-        yield {"rows": inputs}, partial(write_images, contents=contents, payloads=payloads)
+        write = partial(write_images, contents=contents, payloads=payloads)
+        yield Part({"rows": inputs}, write)
 
 
 def _numbered(images: Labelled) -> list[tuple[Label, SourceImage, int]]:

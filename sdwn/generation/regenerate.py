@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
 
-from sdwn.config import CatalogConfig, RunConfig, validated
 from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.generation.batching import load_sampler
 from sdwn.models.added import obtain_weights
 from sdwn.models.weights import is_commit, own_revision
-from sdwn.planning.plan import Plan
-from sdwn.releases.release import Release
+from sdwn.releases.release import Release, image_name
 from sdwn.storage.images import decode, encode, pixel_difference
 
 # Root mean square of the difference, in steps of 8-bit colour. Half precision on another
@@ -54,49 +52,48 @@ def regenerate(
 
     Args:
         release: has the image and its record.
-        synset: a name or wnid, or a lemma that only one synset has.
-        number: index of the image within its synset, from 0.
+        synset: an id, or a label, synset, wnid or lemma that only one concept has.
+        number: index of the image within its concept, from 0.
         model: where the pipeline is now, if not where it was.
         tolerance: up to this root mean square, in steps of 8-bit colour, images are the same.
 
     Returns:
         The comparison, and the new image as it was encoded.
     """
-    manifest = release.manifest
-    if manifest.settings is None:
+    if not release.manifest.plans:
         raise UsageError(
             f"{release.paths.root} was imported: how its images were made is not recorded"
         )
-    rows = {row["number"]: row for row in release.rows(release.find_one(synset))}
+    id_ = release.find_one(synset)
+    rows = {row["number"]: row for row in release.rows(id_)}
     if number not in rows:
-        name = next(iter(rows.values()))["synset"]
+        name = release.concepts[id_].name
         raise UsageError(f"{name} has no image {number}; it has {min(rows)} to {max(rows)}")
     row = rows[number]
     then = release.provenance(row)["session"] or {}
 
-    # The release's plan, with the model where it is now, or at the image's commit.
-    catalog = CatalogConfig(name=manifest.catalog)
-    settings = {**manifest.settings, "catalog": catalog.model_dump()}
-    config = validated(RunConfig, settings, source=str(release.paths.manifest))
+    # The image's plan, with the model where it is now, or at the image's commit.
+    plan = release.plan(row["plan"])
+    config = plan.config
     revision = own_revision(then.get("revision"))
     changed: dict[str, Any] = {"revision": revision} if is_commit(revision) else {}
     if model is not None:
         # A revision is the hub's; a folder has none.
         changed = {"name": model, "revision": None}
     config = config.model_copy(update={"model": config.model.model_copy(update=changed)})
-    plan = Plan(manifest.catalog, config, tuple(release.concepts.values()), manifest.plan_digest)
+    plan = replace(plan, config=config)
 
     # The specs of its batch, by its row and the plan's table.
     place = row["place"]
-    position = next(i for i, one in enumerate(plan.concepts) if one.wnid == row["wnid"])
+    position = next(i for i, one in enumerate(plan.concepts) if one.id == id_)
     shard = next(one for one in plan.shards if position < one.stop)
     specs = list(plan.specs(shard))[row["batch"] : row["batch"] + row["batch_size"]]
-    recorded = (row["wnid"], row["number"], row["seed"], row["prompt"])
+    recorded = (row["id"], row["number"], row["seed"], row["prompt"])
     if recorded not in [
-        (s.concept.wnid, s.number, s.seed, s.prompt) for s in specs[place : place + 1]
+        (s.concept.id, s.number, s.seed, s.prompt) for s in specs[place : place + 1]
     ]:
         raise IntegrityError(
-            f"{row['synset']} {number}: its record and the release's table of synsets do not fit "
+            f"{image_name(row)}: its record and the release's table of concepts do not fit "
             f"one another; see what else is wrong: {command('verify', release.paths.root)}"
         )
 
@@ -123,7 +120,8 @@ def regenerate(
         (key, then.get(key, "unknown"), now.get(key, "unknown")) for key in _DECISIVE
     ]
     compared = Comparison(
-        **{key: row[key] for key in ("synset", "number", "batch_size", "place", "status")},
+        synset=release.concepts[id_].name,
+        **{key: row[key] for key in ("number", "batch_size", "place", "status")},
         verdict=verdict,
         rms=round(rms, 4),
         largest=largest,

@@ -22,7 +22,7 @@ from sdwn.io import PART_BYTES, Advance
 from sdwn.jobs.task import read_record
 from sdwn.models.lock import common_revision
 from sdwn.paths import TASK_NAME, ReleasePaths, RunPaths
-from sdwn.planning.plan import Plan, image_settings, read_plan
+from sdwn.planning.plan import Plan, read_plan
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import build, require_free
 from sdwn.releases.writer import Attributes, Origin, Part, cut_parts, write_release
@@ -90,7 +90,8 @@ def merge(
 def merged_summary(release: Release) -> dict[str, Any]:
     """Return what a release holds, for the terminal and ``--json``."""
     manifest = release.manifest
-    found = manifest.model_dump(include={"images", "synsets", "bytes", "statuses"})
+    found = manifest.model_dump(include={"images", "bytes", "statuses"})
+    found["synsets"] = manifest.concepts
     if manifest.missing:
         found["missing_images"] = manifest.missing.images
     return {**found, "release": str(release.paths.root)}
@@ -109,11 +110,11 @@ def _existing(
         found = f"a part of the plan ({manifest.selection})"
     elif manifest.missing:
         made = set[int]().union(*(run.done_shards() for run in runs))
-        present = set(release.metadata["wnid"].unique().to_pylist())
+        present = set(release.metadata["id"].unique().to_pylist())
         absent = {
             shard.index
             for shard in plan.shards
-            if not any(row.wnid in present for row in plan.concepts[shard.start : shard.stop])
+            if not any(row.id in present for row in plan.concepts[shard.start : shard.stop])
         }
         if absent and not absent & made and not allow_missing:
             raise IntegrityError("\n".join(_missing_problems(runs, sorted(absent))))
@@ -247,9 +248,7 @@ def _origin(runs: Sequence[RunPaths], plan: Plan, shards: Mapping[int, Path]) ->
     return Origin(
         origin="run",
         catalog=plan.catalog,
-        concepts=plan.concepts,
-        plan_digest=plan.digest,
-        settings=image_settings(plan.config),
+        plans=(plan,),
         evaluation=plan.config.evaluation.model_dump(mode="json"),
         missing=tuple(row for shard in missing for row in plan.concepts[shard.start : shard.stop]),
         missing_shards=_ranges([shard.index for shard in missing]),
@@ -290,7 +289,7 @@ def _parts(
         write = partial(
             _write_part, shards=[p for p, _ in group], decode=options.decode, advance=advance
         )
-        yield {"shards": state, "decoded": options.decode}, write
+        yield Part({"shards": state, "decoded": options.decode}, write)
 
 
 def _write_part(

@@ -21,28 +21,55 @@ from PIL import Image
 from pydantic import Field, ValidationError
 
 from sdwn import io
-from sdwn.config import Record
+from sdwn.config import CatalogConfig, Record, RunConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.models.builtin import notice
 from sdwn.paths import ReleasePaths
 from sdwn.planning.concepts import Concept, parse_table
+from sdwn.planning.plan import Plan
 from sdwn.storage.columns import STATUSES, read_parquet
 from sdwn.storage.images import Pixels, decode
 from sdwn.storage.shards import ImageFile
 from sdwn.wordnet.taxonomy import Taxonomy, open_taxonomy
 
+
+def _upgrade_manifest(found: dict[str, Any]) -> dict[str, Any]:
+    """Turn a manifest of version 1, of one plan or of an import, into one of version 2."""
+    content, missing = {**found, "format_version": 2}, found.get("missing")
+    plan = {"digest": content.pop("plan_digest", None), "settings": content.pop("settings", None)}
+    others = {"catalog": content.get("catalog"), "images": content.get("images")}
+    content["plans"] = []
+    if any(value is not None for value in plan.values()):
+        content["plans"] = [{**plan, **others, "concepts": "synsets.csv"}]
+    content["concepts"] = content.pop("synsets", None)
+    content["retried_fp32"] = content.pop("redone", None)
+    if isinstance(missing, dict):
+        content["missing"] = {**missing, "concepts": missing.get("synsets")}
+    return content
+
+
 MANIFEST = io.Format(
-    "sdwn-release", 1, "if it is damaged, copy it again; if it is newer, upgrade sdwn"
+    "sdwn-release",
+    2,
+    "if it is damaged, copy it again; if it is newer, upgrade sdwn",
+    {1: _upgrade_manifest},
 )
+_NAME = pa.dictionary(pa.int32(), pa.string())
 # The columns of the metadata, with their types, that every image has a value in.
 METADATA_COLUMNS = {
-    **dict.fromkeys(("wnid", "synset", "status", "codec", "sha256"), pa.string()),
+    **dict.fromkeys(("id", "label", "status", "codec", "sha256"), pa.string()),
     **dict.fromkeys(("number", "row", "bytes", "width", "height"), pa.uint32()),
     "offset": pa.uint64(),
-    "part": pa.dictionary(pa.int32(), pa.string()),
+    "part": _NAME,
 }
+# Those that it may have none in: no synset, no ImageNet class, or, of an import, no plan.
+_NULLABLE = {"wnid": pa.string(), "synset": pa.string(), "imagenet_class": pa.int16()}
+_NULLABLE["plan"] = _NAME
 # The columns that finding and decoding an image needs; the rest of a record is read on demand.
 LOCATION = ("part", "offset", "bytes", "codec", "width", "height", "sha256")
+
+# Concepts that share a name, of which a message names so many.
+_NAMED = 5
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Row = Mapping[str, Any]
@@ -57,11 +84,21 @@ class FileRecord(Record):
 
 
 class Missing(Record):
-    """The part of the plan that a release lacks; ``missing.csv`` lists its synsets."""
+    """The part of the plan that a release lacks; ``missing.csv`` lists its concepts."""
 
     shards: str
-    synsets: Count
+    concepts: Count
     images: Count
+
+
+class ReleasePlan(Record):
+    """A plan that a release's images were made by; ``concepts`` is the file of its table."""
+
+    digest: str
+    catalog: str
+    settings: dict[str, Any]  # those that decide its images
+    concepts: str
+    images: Count  # of it, in this release
 
 
 class Manifest(Record):
@@ -76,21 +113,30 @@ class Manifest(Record):
     source: str | None = None  # of an import: where the images are from,
     licence: str | None = None  # and their licence, as its user gave both
     selection: str | None  # which part of a larger release this is, in words
-    plan_digest: str | None  # None for an import
+    plans: list[ReleasePlan]  # in the order of their parts; none of an import
     images: Count
-    synsets: Count
+    concepts: Count  # those that have images
     imagenet_classes: Count
     statuses: dict[str, Count]  # images by status
     truncated: Count | None = None  # images with a prompt that was cut; None where it is not known
-    redone: Count | None = None  # images sampled again in float32; None where it is not known
+    retried_fp32: Count | None = None  # images sampled again so; None where it is not known
     missing: Missing | None  # what the run had not made
     skipped: Count  # files that an import could not take, which skipped.csv lists
     bytes: Count
-    settings: dict[str, Any] | None  # of a run, those that decide its images; None for an import
     evaluation: dict[str, Any] | None = None  # the settings that the run's config has for it
     energy_joules: float | None = None  # what the cards took; None where not every task run told it
     made_on: list[dict[str, Any]]  # the number of task runs by model, device and versions
     files: list[FileRecord]
+
+    @property
+    def plan_digest(self) -> str | None:
+        """The digest of the last plan; None for an import."""
+        return self.plans[-1].digest if self.plans else None
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """The settings of the last plan; None for an import."""
+        return self.plans[-1].settings if self.plans else None
 
     @property
     def name(self) -> str:
@@ -191,7 +237,9 @@ class Release:
         path = self.paths.metadata
         io.refuse_links(path)
         table = read_parquet(path, self.manifest.most_rows)
-        for name, kind in {**METADATA_COLUMNS, "imagenet_class": pa.int16()}.items():
+        if "id" not in table.column_names and self._first_version:
+            table = self._upgrade_metadata(table)
+        for name, kind in {**METADATA_COLUMNS, **_NULLABLE}.items():
             if table.column_names.count(name) != 1:
                 raise IntegrityError(f"{path}: expected the column {name}, once")
             if table[name].type != kind:
@@ -199,6 +247,22 @@ class Release:
             if table[name].null_count and name in METADATA_COLUMNS:
                 raise IntegrityError(f"{path}: {name}: expected a value for each image")
         return table if self._chosen is None else table.take(pa.array(self._chosen))
+
+    @property
+    def _first_version(self) -> bool:
+        return any(one.file == self.paths.synsets.name for one in self.manifest.files)
+
+    def _upgrade_metadata(self, table: pa.Table) -> pa.Table:
+        """Turn metadata of version 1 into that of version 2: the ids are wnids."""
+        try:
+            ids, known = table["wnid"], pa.array(self.concepts, pa.string())
+            labels = pa.array([one.label for one in self.concepts.values()], pa.string())
+            found = {"id": ids, "label": pc.fill_null(labels.take(pc.index_in(ids, known)), "")}
+            plans = pa.array([self.manifest.plan_digest] * len(table), pa.string())
+            found["plan"] = plans.dictionary_encode()
+        except (pa.ArrowException, KeyError) as error:
+            raise IntegrityError(f"{self.paths.metadata}: damaged: {error}") from None
+        return pa.table({**found, **dict(zip(table.column_names, table.columns, strict=True))})
 
     @property
     def digest(self) -> str:
@@ -216,14 +280,39 @@ class Release:
             raise IntegrityError(f"{self.paths.synsets}: cannot be read: {error!r}") from None
         return {row.id: row for row in rows}
 
+    def plan(self, digest: str) -> Plan:
+        """Return a plan of the release exactly as it was, to regenerate its images."""
+        found = next((plan for plan in self.manifest.plans if plan.digest == digest), None)
+        if found is None:
+            raise IntegrityError(f"{self.paths.manifest}: lists no plan {digest[:12]}")
+        settings = {**found.settings, "catalog": CatalogConfig(name=found.catalog).model_dump()}
+        config = validated(RunConfig, settings, source=str(self.paths.manifest))
+        return Plan(found.catalog, config, tuple(self.concepts.values()), digest)
+
     @property
     def present(self) -> list[Concept]:
         """The concepts that have images here."""
-        return [row for wnid, row in self.concepts.items() if wnid in self._rows_by_wnid]
+        return [row for id_, row in self.concepts.items() if id_ in self._rows.codes]
+
+    @cached_property
+    def has_tree(self) -> bool:
+        """True if some concept is a synset, or of one: then there is WordNet's tree above them."""
+        return any(row.wnid for row in self.concepts.values())
+
+    @cached_property
+    def unit(self) -> str:
+        """What its concepts are called, in the singular: ``synset`` where all are, ``concept``."""
+        synsets = all(row.id == row.wnid for row in self.concepts.values())
+        return "synset" if synsets else "concept"
 
     @cached_property
     def taxonomy(self) -> Taxonomy:
         """WordNet's records of the synsets, ImageNet's classes, and all that is above both."""
+        if not self.has_tree:
+            raise UsageError(
+                f"{self.paths.root}: none of its concepts is of a synset, so that it has no tree "
+                "of WordNet"
+            )
         io.refuse_links(self.paths.taxonomy)
         return open_taxonomy(self.paths.taxonomy)
 
@@ -238,33 +327,35 @@ class Release:
         return {name: values[position].as_py() for name, values in self._locations.items()}
 
     def find(self, name: str) -> NDArray[np.int64]:
-        """Find the indices of a synset's images, by wnid, synset name, or lemma.
+        """Find the indices of a concept's images, by id, label, synset, wnid, or lemma.
 
-        A lemma finds the images of every synset that has it, whatever its case, and whether
-        its words are joined by ``_`` or not.
+        A name of several concepts finds the images of all of them. Case does not matter in labels
+        and lemmas, nor whether their words are joined by ``_``.
         """
-        rows = self._rows_by_wnid
-        if name in rows:
-            return rows[name]
-        by_name = self._wnids_by_name
-        wnids = by_name.get(io.canonical(name)) or by_name.get(_plain(name), [])
-        if found := [rows[wnid] for wnid in wnids if wnid in rows]:
+        if name in self._rows.codes:
+            return self._rows[name]
+        by_name = self._ids_by_name
+        ids = by_name.get(io.canonical(name)) or by_name.get(_plain(name), [])
+        if found := [self._rows[id_] for id_ in ids if id_ in self._rows.codes]:
             return np.concatenate(found)
-        if wnids:
+        if ids:
             raise UsageError(f"{self}: no image of {name} here")
         close = difflib.get_close_matches(_plain(name), by_name, n=3)
         meant = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise UsageError(f"{self}: {name!r} is no wnid, synset or lemma of this release{meant}")
+        raise UsageError(f"{self}: {name!r} is no id, label, synset or lemma here{meant}")
 
     def find_one(self, name: str) -> str:
-        """Find the wnid of the one synset that a name can mean, see :meth:`find`."""
-        found = {row["wnid"]: str(row["synset"]) for row in self.rows(name)}
-        if len(found) > 1:
-            raise UsageError(f"{name!r} is ambiguous: {', '.join(sorted(found.values()))}")
-        return str(next(iter(found)))
+        """Find the id of the one concept that a name can mean, see :meth:`find`."""
+        ids = self.metadata["id"].take(pa.array(self.find(name))).unique().to_pylist()
+        if len(ids) > 1:
+            rows = [self.concepts[id_] for id_ in ids[:_NAMED] if id_ in self.concepts]
+            names = sorted(str(row.synset) if row.id == row.wnid else row.id for row in rows)
+            more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+            raise UsageError(f"{name!r} is ambiguous: {', '.join(names)}{more}; give one of these")
+        return str(ids[0])
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """Read the records of a synset's images, found as in :meth:`find`."""
+        """Read the records of a concept's images, found as in :meth:`find`."""
         found: list[dict[str, Any]] = self.metadata.take(pa.array(self.find(name))).to_pylist()
         return found
 
@@ -275,7 +366,7 @@ class Release:
             return decode(self.payload(row), row["codec"], row["width"], row["height"])
         except IntegrityError as error:
             whole = which if isinstance(which, Mapping) else self.row(which)
-            raise IntegrityError(f"{whole['synset']} {whole['number']}: {error}") from None
+            raise IntegrityError(f"{image_name(whole)}: {error}") from None
 
     def array(self, which: int | Row) -> Pixels:
         """Decode an image to uint8 of shape (height, width, 3)."""
@@ -321,7 +412,8 @@ class Release:
             if number not in range(len(sessions)):
                 raise IntegrityError(f"{row['part']}: expected a session {number}, has none")
             session = sessions[number]
-        return {"row": row, "settings": self.manifest.settings, "session": session}
+        plans = {plan.digest: plan.settings for plan in self.manifest.plans}
+        return {"row": row, "settings": plans.get(str(row.get("plan"))), "session": session}
 
     def subset(
         self,
@@ -335,7 +427,7 @@ class Release:
 
         Args:
             rows: their indices, in the order wanted, or a mask.
-            imagenet: only synsets that are ImageNet-1k classes.
+            imagenet: only concepts that are of ImageNet-1k classes.
             below: only this WordNet synset, as ``dog.n.01``, and everything below it.
             status: only this status, or one of these; ``ok`` leaves out black images.
         """
@@ -356,24 +448,24 @@ class Release:
             words.append(f"status {' or '.join(wanted)}")
         if below is not None:
             root = self.taxonomy.synset(below).wnid
-            wnids = [wnid for wnid in self._rows_by_wnid if self.taxonomy.is_below(wnid, root)]
+            wnids = [w for w in table["wnid"].unique().to_pylist() if w is not None]
+            wnids = [wnid for wnid in wnids if self.taxonomy.is_below(wnid, root)]
             kept &= pc.is_in(table["wnid"], pa.array(wnids, pa.string())).to_numpy()
             words.append(f"{below} and below")
         return self._choose(indices[kept[indices]], words)
 
     def sample(self, fraction: float) -> Release:
-        """Select this share of the synsets, at least one, with all their images.
+        """Select this share of the concepts, at least one, with all their images.
 
-        It selects the same synsets in every release that has them; a larger sample contains a
+        It selects the same concepts in every release that has them; a larger sample contains a
         smaller one.
         """
         if not 0 < fraction <= 1:
             raise UsageError(f"a sample is more than 0 and at most 1 of all, found {fraction}")
-        wnids = sorted(self._rows_by_wnid, key=lambda w: hashlib.sha256(w.encode()).digest())
-        chosen = wnids[: max(1, round(fraction * len(wnids)))]
-        rows = [self._rows_by_wnid[wnid] for wnid in chosen]
+        ids = sorted(self._rows.codes, key=lambda id_: hashlib.sha256(id_.encode()).digest())
+        rows = [self._rows[id_] for id_ in ids[: max(1, round(fraction * len(ids)))]]
         indices = np.sort(np.concatenate(rows)) if rows else np.arange(0)
-        return self._choose(indices, [f"{100 * fraction:.3g}% of the synsets"])
+        return self._choose(indices, [f"{100 * fraction:.3g}% of the {self.unit}s"])
 
     def _choose(self, indices: NDArray[np.int64], words: list[str]) -> Release:
         chosen = indices if self._chosen is None else self._chosen[indices]
@@ -394,20 +486,16 @@ class Release:
         return count_images([self.metadata], self.present)
 
     @cached_property
-    def _rows_by_wnid(self) -> dict[str, NDArray[np.int64]]:
-        wnids = self.metadata["wnid"].combine_chunks().dictionary_encode()
-        codes, names = wnids.indices.to_numpy(), wnids.dictionary.to_pylist()
-        order = np.argsort(codes, kind="stable")
-        ends = np.cumsum(np.bincount(codes, minlength=len(names)))[:-1]
-        return dict(zip(names, np.split(order, ends), strict=True)) if names else {}
+    def _rows(self) -> _RowsById:
+        return _RowsById(self.metadata["id"])
 
     @cached_property
-    def _wnids_by_name(self) -> dict[str, list[str]]:
+    def _ids_by_name(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for wnid, row in self.concepts.items():
-            lemmas = {_plain(lemma) for lemma in row.lemmas.split(", ")}
-            for name in (io.canonical(row.name), *lemmas):
-                found.setdefault(name, []).append(wnid)
+        for id_, row in self.concepts.items():
+            words = {_plain(word) for word in (row.label, *row.lemmas.split(", ")) if word}
+            for name in {io.canonical(row.name), *words} | ({row.wnid} if row.wnid else set()):
+                found.setdefault(name, []).append(id_)
         return found
 
     @cached_property
@@ -435,21 +523,43 @@ class Release:
 
 
 def count_images(tables: Iterable[pa.Table], present: Sequence[Concept]) -> dict[str, Any]:
-    """Return the counts of a manifest, from metadata in any number of tables and its synsets."""
+    """Return the counts of a manifest, from metadata in any number of tables and its concepts."""
     images, statuses, flags = 0, Counter[str](), Counter[str]()
     for table in tables:
         images += table.num_rows
         for one in table["status"].value_counts().to_pylist():
             statuses[one["values"]] += one["counts"]
-        for name in [one for one in ("truncated", "redone") if one in table.column_names]:
-            flags[name] += int(pc.sum(table[name]).as_py() or 0)
+        for column, name in {"truncated": "truncated", "redone": "retried_fp32"}.items():
+            if column in table.column_names:
+                flags[name] += int(pc.sum(table[column]).as_py() or 0)
     return {
         "images": images,
-        "synsets": len(present),
+        "concepts": len(present),
         "imagenet_classes": sum(row.imagenet_class is not None for row in present),
         "statuses": dict(sorted(statuses.items())),
         **flags,
     }
+
+
+class _RowsById:
+    """The indices of each concept's images: one array, and where in it each id's begin."""
+
+    def __init__(self, ids: pa.ChunkedArray) -> None:
+        encoded = ids.combine_chunks().dictionary_encode()
+        codes = encoded.indices.to_numpy()
+        self.codes = {id_: code for code, id_ in enumerate(encoded.dictionary.to_pylist())}
+        self._order = np.argsort(codes, kind="stable")
+        self._ends = np.cumsum(np.bincount(codes, minlength=len(self.codes)))
+
+    def __getitem__(self, id_: str) -> NDArray[np.int64]:
+        code = self.codes[id_]
+        start = self._ends[code - 1] if code else 0
+        return self._order[start : self._ends[code]]
+
+
+def image_name(row: Row) -> str:
+    """Return an image's name for people, from its record: its synset, label or id, and number."""
+    return f"{row['synset'] or row['label'] or row['id']} {row['number']}"
 
 
 def _plain(lemma: str) -> str:

@@ -31,7 +31,15 @@ from sdwn.io import Advance, atomic, csv_text, file_sha256, is_stray, now, sync,
 from sdwn.models.builtin import terms
 from sdwn.paths import ReleasePaths
 from sdwn.planning.concepts import Concept, table_text
-from sdwn.releases.release import FileRecord, Manifest, Missing, count_images, sums_text
+from sdwn.planning.plan import Plan, image_settings
+from sdwn.releases.release import (
+    FileRecord,
+    Manifest,
+    Missing,
+    ReleasePlan,
+    count_images,
+    sums_text,
+)
 from sdwn.releases.staged_folder import JOURNAL, StagedFolder
 from sdwn.storage.codecs import CODECS
 from sdwn.storage.columns import BLACK, COLUMNS, Table, names, texts
@@ -42,10 +50,7 @@ from sdwn.wordnet.taxonomy import write_taxonomy
 _OF_ONE_TASK_RUN = ("host", "job", "started")
 
 # What a manifest has of the origin as it is.
-RECORDED = (
-    *("origin", "catalog", "source", "licence", "selection"),
-    *("plan_digest", "settings", "evaluation"),
-)
+RECORDED = ("origin", "catalog", "source", "licence", "selection", "evaluation")
 
 Attributes = Mapping[str, Any]
 
@@ -54,15 +59,14 @@ Attributes = Mapping[str, Any]
 class Origin:
     """The origin of a release's images: what its manifest records beside counts.
 
-    ``concepts`` are all of the plan, with or without images here. ``taxonomy`` is what WordNet
-    records of them, None for an old run.
+    ``plans`` have all their concepts, with or without images here; an import has no plan, only
+    ``imported`` concepts. ``taxonomy`` is what WordNet records of them, None for an old run.
     """
 
     origin: str
     catalog: str
-    concepts: tuple[Concept, ...]
-    plan_digest: str | None = None
-    settings: dict[str, Any] | None = None
+    plans: tuple[Plan, ...] = ()
+    imported: tuple[Concept, ...] = ()
     evaluation: dict[str, Any] | None = None
     source: str | None = None
     licence: str | None = None
@@ -74,9 +78,15 @@ class Origin:
     energy_joules: float | None = None
 
 
-# What a part is made of, in JSON's terms; and what writes it, with the attributes given, and
-# returns its SHA-256.
-Part = tuple[Any, Callable[[Path, Attributes], str]]
+class Part(NamedTuple):
+    """A part to write: what it is made of, in JSON's terms, and its plan's index in the origin.
+
+    ``write`` writes it, with the attributes given, and returns its SHA-256.
+    """
+
+    inputs: Any
+    write: Callable[[Path, Attributes], str]
+    plan: int = 0
 
 
 def write_release(
@@ -87,17 +97,22 @@ def write_release(
     ``advance`` is called with the number of images of a part that a killed attempt has finished.
     """
     paths, files, task_runs = ReleasePaths(staged.root), list[FileRecord](), dict[str, str]()
-    classes = {row.id: row.imagenet_class for row in origin.concepts}
-    attributes = {
-        "kind": "part",
-        "plan_digest": origin.plan_digest or "",
-        "model": origin.settings["model"]["name"] if origin.settings else "",
-        "settings": json.dumps(origin.settings or {}),
-    }
+    tables = [plan.concepts for plan in origin.plans] or [origin.imported]
+    concepts = [{row.id: row for row in table} for table in tables]
+    images = [0] * len(tables)
+    attributes: list[dict[str, Any]] = [
+        {
+            "kind": "part",
+            "plan_digest": plan.digest if plan else "",
+            "model": plan.config.model.name if plan else "",
+            "settings": json.dumps(image_settings(plan.config) if plan else {}),
+        }
+        for plan in origin.plans or [None]
+    ]
     # Not a path, for Arrow takes one as text, and not every path is.
     with paths.metadata.open("wb") as metadata, ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
-        for inputs, write in parts:
+        for inputs, write, of_plan in parts:
             path = paths.part(len(files))
             # A kill may fall between a part and its record, and a disk may fail between attempts.
             digest = file_sha256(path) if path.is_file() else ""
@@ -105,14 +120,16 @@ def write_release(
             kept = staged.finished.get(path.name) == finished
             if not kept:
                 with atomic(path) as temporary:
-                    digest = write(temporary, attributes)
+                    digest = write(temporary, attributes[of_plan])
                 staged.finish(path.name, {"inputs": inputs, "sha256": digest})
             files.append(_file_record(path, digest))
             with ImageFile(path) as file:
                 if kept:
                     advance(len(file))
                 offsets, sessions = file.offsets + np.uint64(file.blob_start), file.sessions
-                table = metadata_table(path.name, file.rows(), offsets, classes)
+                images[of_plan] += len(file)
+                plan = file.attributes.get("plan_digest")
+                table = metadata_table(path.name, file.rows(), offsets, concepts[of_plan], plan)
             if writer is None:
                 writer = pq.ParquetWriter(metadata, table.schema, compression="zstd")
                 stack.enter_context(writer)
@@ -129,7 +146,17 @@ def write_release(
             path.unlink()
     sync(paths.metadata)
     files.append(_file_record(paths.metadata))
-    _describe(paths, origin, files, Counter(task_runs.values()))
+    plans = [
+        ReleasePlan(
+            digest=plan.digest,
+            catalog=plan.catalog,
+            settings=image_settings(plan.config),
+            concepts=paths.synsets.name,
+            images=count,
+        )
+        for plan, count in zip(origin.plans, images, strict=False)
+    ]
+    _describe(paths, origin, plans, files, Counter(task_runs.values()))
 
 
 def _file_record(path: Path, digest: str | None = None) -> FileRecord:
@@ -138,7 +165,11 @@ def _file_record(path: Path, digest: str | None = None) -> FileRecord:
 
 
 def _describe(
-    paths: ReleasePaths, origin: Origin, files: list[FileRecord], task_runs: Counter[str]
+    paths: ReleasePaths,
+    origin: Origin,
+    plans: list[ReleasePlan],
+    files: list[FileRecord],
+    task_runs: Counter[str],
 ) -> None:
     """Write tables, card, manifest and checksums; each covers those before it."""
 
@@ -146,24 +177,25 @@ def _describe(
         write_text(path, text)
         files.append(_file_record(path))
 
-    write(paths.synsets, table_text(origin.concepts))
+    concepts = origin.plans[-1].concepts if origin.plans else origin.imported
+    write(paths.synsets, table_text(concepts))
     if origin.taxonomy is not None:
         write_taxonomy(paths.taxonomy, origin.taxonomy)
         files.append(_file_record(paths.taxonomy))
     missing = None
     if origin.missing:
-        rows = [(row.wnid, row.synset) for row in origin.missing]
-        write(paths.missing, csv_text(("wnid", "synset"), rows))
+        rows = [(row.id, row.name, row.images) for row in origin.missing]
+        write(paths.missing, csv_text(("id", "name", "images"), rows))
         images = sum(row.images for row in origin.missing)
-        missing = Missing(shards=origin.missing_shards, synsets=len(rows), images=images)
+        missing = Missing(shards=origin.missing_shards, concepts=len(rows), images=images)
     if origin.skipped:
         write(paths.skipped, csv_text(("file", "reason"), origin.skipped))
     with paths.metadata.open("rb") as content, pq.ParquetFile(content) as file:
         columns = file.schema_arrow.names
-        wanted, wnids = {"status", "truncated", "redone"}.intersection(columns), set[str]()
+        wanted, ids = {"status", "truncated", "redone"}.intersection(columns), set[str]()
         for part in range(file.num_row_groups):
-            wnids |= set(file.read_row_group(part, ["wnid"])["wnid"].unique().to_pylist())
-        present = [row for row in origin.concepts if row.id in wnids]
+            ids |= set(file.read_row_group(part, ["id"])["id"].unique().to_pylist())
+        present = [row for row in concepts if row.id in ids]
         # A part's rows at a time: of ten million images all would be a gigabyte.
         tables = (file.read_row_group(part, sorted(wanted)) for part in range(file.num_row_groups))
         counts = count_images(tables, present)
@@ -173,6 +205,7 @@ def _describe(
         created=now(),
         **{name: getattr(origin, name) for name in RECORDED},
         **counts,
+        plans=plans,
         missing=missing,
         skipped=len(origin.skipped),
         energy_joules=origin.energy_joules,
@@ -206,23 +239,31 @@ def cut_parts(sizes: Sequence[float], least: float) -> list[tuple[int, int]]:
     return list(pairwise([0, *ends]))
 
 
-_FIRST = ("wnid", "synset", "number", "status", "imagenet_class", "part", "row", "offset", "bytes")
+_FIRST = (
+    *("id", "label", "wnid", "synset", "number", "status", "imagenet_class", "plan"),
+    *("part", "row", "offset", "bytes"),
+)
 
 
 def metadata_table(
-    part: str, rows: Table, offsets: Any, classes: Mapping[str, int | None]
+    part: str, rows: Table, offsets: Any, concepts: Mapping[str, Concept], plan: Any
 ) -> pa.Table:
-    """Return the rows of a part as Arrow, with each image's location and its ImageNet class.
+    """Return the rows of a part as Arrow: each image's location, and what its concept adds.
 
-    Image i is the bytes ``offsets[i]`` to ``offsets[i + 1]`` of the file named ``part``.
+    Image i is the bytes ``offsets[i]`` to ``offsets[i + 1]`` of the file named ``part``, which the
+    ``concepts`` of this plan are the images' of.
     """
-    wnids = texts(rows["wnid"])
+    ids = texts(rows["wnid"])
+    found = [concepts.get(id_, Concept(id_)) for id_ in ids]
     columns: dict[str, Any] = {
-        "part": pa.array([part] * len(wnids)).dictionary_encode(),
-        "row": pa.array(range(len(wnids)), pa.uint32()),
+        "id": pa.array(ids),
+        "label": pa.array([one.label for one in found], pa.string()),
+        "plan": pa.array([str(plan) if plan else None] * len(ids), pa.string()).dictionary_encode(),
+        "part": pa.array([part] * len(ids)).dictionary_encode(),
+        "row": pa.array(range(len(ids)), pa.uint32()),
         "offset": pa.array(offsets[:-1], pa.uint64()),
         "bytes": pa.array(np.diff(offsets), pa.uint32()),
-        "imagenet_class": pa.array([classes.get(wnid) for wnid in wnids], pa.int16()),
+        "imagenet_class": pa.array([one.imagenet_class for one in found], pa.int16()),
     }
     for name, values in rows.items():
         if name in ("status", "codec"):
@@ -273,7 +314,7 @@ def card(
 ) -> str:
     """Return the dataset card of a release or an export as Markdown; hubs read its YAML header.
 
-    ``present`` are the synsets that have images there, ``columns`` those of their records.
+    ``present`` are the concepts that have images there, ``columns`` those of their records.
     """
     environment = Environment(
         loader=PackageLoader("sdwn", "templates/card"),
