@@ -25,7 +25,7 @@ TEXT = """\
 ## How figures grow with the work
 
 Images of {side}x{side} pixels, ten a synset, shards of {shard:,}: what is left is the work on their
-records. Commands are whole processes, their start included. Beyond 100,000 images a part's rows are
+records. Commands are whole processes, their start included. Beyond 20,000 images a part's rows are
 the most that a merge holds; what grows then is the plan, by its synsets.
 
 ![Seconds and memory by the number of images](growth.svg)

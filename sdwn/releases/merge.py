@@ -30,8 +30,9 @@ from sdwn.storage.columns import COLUMNS, texts
 from sdwn.storage.shards import Expected, ImageFile, join
 from sdwn.wordnet.taxonomy import read_taxonomy
 
-# Small images end a part by their number: while it is written its rows are in memory.
-PART_IMAGES = 100_000
+# While a part is written its rows are in memory: small images end it by their number, about that
+# of images of usual size.
+PART_IMAGES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
