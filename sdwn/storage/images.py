@@ -19,6 +19,10 @@ from sdwn.storage.codecs import CODECS
 # RGB of shape (height, width, 3).
 Pixels = NDArray[np.uint8]
 
+# glibc gives an image's buffers back to the system and takes them anew for the next one, a third
+# of the time of decoding, until one of up to 32 MB was freed (mallopt(3), M_MMAP_THRESHOLD).
+np.empty(31 << 20, np.uint8)
+
 
 def encode(pixels: Pixels, codec: str, quality: int | None = None) -> bytes:
     """Encode an image; without loss where the codec can and no quality is given."""
