@@ -155,9 +155,13 @@ def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ((), 2.5, "sdwn selftest, 2026-11-26"),
         (("generation.batch_size=10",), 2.0, "sdwn selftest, 2026-11-26"),
-        (("generation.compile=true",), 3.0, "sdwn selftest, 2026-11-26"),
-        (("generation.compile=whole",), 3.5, "sdwn selftest, 2026-11-26"),
-        (("generation.num_inference_steps=25",), 4.76, "sdwn selftest, 2026-11-26, scaled by work"),
+        (("generation.compile=true",), 3.0, "sdwn selftest, 2026-11-26, compiled"),
+        (("generation.compile=whole",), 3.5, "sdwn selftest, 2026-11-26, compiled"),
+        (
+            ("generation.num_inference_steps=25",),
+            4.76,
+            "sdwn selftest, 2026-11-26, scaled by work from 512x512 and 50 steps",
+        ),
     ],
 )
 def test_a_cards_own_speeds_come_before_published_ones(

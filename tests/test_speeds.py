@@ -64,19 +64,24 @@ def test_floors(name: str, speed: float, hours: float) -> None:
 
 
 def test_published_speeds() -> None:
-    plain = {batch: round(speed, 2) for batch, speed in BY_NAME["A100"].images_per_second.items()}
+    plain = {batch: round(speed, 2) for batch, speed in BY_NAME["A100"].plain.items()}
     assert plain == {1: 0.62, 2: 0.84, 4: 1.03, 8: 1.14, 10: 1.15, 16: 1.18, 32: 1.2, 64: 1.21}
     found = {card.name: round(published_speed(card), 2) for card in CARDS}
     assert found == {
         "T4": 0.14, "V100": 0.54, "RTX 3090": 0.56, "RTX 4090": 1.08, "A100": 1.21, "H100": 1.06,
+        "H200": 3.12,
     }  # fmt: skip
-    assert published_speed(BY_NAME["A100"], compiled=True) == pytest.approx(1.45, abs=0.005)
-    assert published_speed(BY_NAME["H100"], 16, compiled=True) == pytest.approx(1.28, abs=0.005)
+    assert published_speed(BY_NAME["A100"], way="whole") == pytest.approx(1.45, abs=0.005)
+    assert published_speed(BY_NAME["A100"], way="blocks") == published_speed(
+        BY_NAME["A100"], way="whole"
+    )
+    assert published_speed(BY_NAME["H200"], 20, way="blocks") == 3.52
+    assert published_speed(BY_NAME["H100"], 16, way="whole") == pytest.approx(1.28, abs=0.005)
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
 def test_no_card_exceeds_its_peak(card: Card) -> None:
-    speeds = [*card.images_per_second.values(), *card.compiled_images_per_second.values()]
+    speeds = [*card.plain.values(), *card.blocks.values(), *card.whole.values()]
     assert all(0 < speed < floor(card) for speed in speeds)
 
 
@@ -91,6 +96,7 @@ def test_no_card_exceeds_its_peak(card: Card) -> None:
         ("Tesla T4", "T4"),
         ("NVIDIA H100 80GB HBM3", "H100"),
         ("NVIDIA H100 PCIe", "H100"),
+        ("NVIDIA H200", "H200"),
     ],
 )
 def test_cards_are_found_by_device_name(device: str, name: str) -> None:

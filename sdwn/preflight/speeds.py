@@ -1,8 +1,9 @@
 """Speeds of devices on a run's images, and what each rests on; nothing is measured here.
 
-Published figures are of diffusers, which is what tasks run, in fp16 with guidance: collected, not
-measured by this project; benchmarks/gpus.md lays them out. Those of Stable Diffusion 1, 512x512 in
-50 steps, are scaled to other work; another model has its own figures, which are not.
+Published figures are of diffusers, which is what tasks run, in fp16 with guidance: collected, but
+for the H200's, which this project measured; benchmarks/gpus.md lays them out. Those of Stable
+Diffusion 1, 512x512 in 50 steps, are scaled to other work; another model has its own, which are
+not.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -60,12 +61,13 @@ MOST_SEEN = 100
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A GPU: the words that a device name must have, and images a second by batch size."""
+    """A GPU and its images a second by batch size: plain, and by what torch.compile is given."""
 
     name: str
-    match: tuple[str, ...]
-    images_per_second: Mapping[int, float]
-    compiled_images_per_second: Mapping[int, float]
+    plain: Mapping[int, float]
+    whole: Mapping[int, float]
+    blocks: Mapping[int, float] = field(default_factory=dict)
+    source: str = ""  # by default published
 
 
 def unet_calls(steps: int) -> int:
@@ -94,19 +96,21 @@ RTX_3090 = {1: 2.42, 4: 7.72, 8: 14.88, 10: 18.62, 16: 28.88, 32: 57.42, 64: 114
 RTX_4090 = {1: 1.28, 4: 3.76, 8: 7.43, 16: 14.98, 32: 30.18, 64: 61.34}
 A100 = {1: 1.604, 2: 2.38, 4: 3.89, 8: 7.04, 10: 8.67, 16: 13.55, 32: 26.68, 64: 53.03}
 CARDS = (
-    Card("T4", ("t4",), batched(T4), looped({1: 7.56, 4: 1.99, 16: 1 / 1.99})),
-    Card("V100", ("v100",), batched(V100), looped({1: 22.17, 4: 6.86, 16: 1.90})),
-    Card("RTX 3090", ("rtx", "3090"), batched(RTX_3090), looped({1: 25.69, 4: 7.30, 16: 1.91})),
-    Card("RTX 4090", ("rtx", "4090"), batched(RTX_4090), looped({1: 49.81, 4: 15.59, 16: 3.85})),
-    Card("A100", ("a100",), batched(A100), batched({1: 1.058}) | looped({4: 17.27, 16: 4.68})),
-    Card("H100", ("h100",), looped({1: 54.5}), looped({1: 66.0})),
+    Card("T4", batched(T4), looped({1: 7.56, 4: 1.99, 16: 1 / 1.99})),
+    Card("V100", batched(V100), looped({1: 22.17, 4: 6.86, 16: 1.90})),
+    Card("RTX 3090", batched(RTX_3090), looped({1: 25.69, 4: 7.30, 16: 1.91})),
+    Card("RTX 4090", batched(RTX_4090), looped({1: 49.81, 4: 15.59, 16: 3.85})),
+    Card("A100", batched(A100), batched({1: 1.058}) | looped({4: 17.27, 16: 4.68})),
+    Card("H100", looped({1: 54.5}), looped({1: 66.0})),
+    # This project's own: benchmarks/gpu-nvidia-h200.md.
+    Card("H200", {20: 3.12}, {20: 4.21}, {20: 3.52}, "sdwn's own measurement of an H200"),
 )
 
 # Stable Diffusion XL in as many steps at this size, single images, from the same two.
 XL, XL_SIDE = re.compile(r"(.*/)?stable-diffusion-xl-base-1\.0/*"), 1024
 XL_CARDS = {
-    "A100": Card("A100", ("a100",), batched({1: 5.932}), batched({1: 5.136})),
-    "H100": Card("H100", ("h100",), looped({1: 14.9}), looped({1: 18.5})),
+    "A100": Card("A100", batched({1: 5.932}), batched({1: 5.136})),
+    "H100": Card("H100", looped({1: 14.9}), looped({1: 18.5})),
 }
 
 
@@ -119,7 +123,7 @@ def find_card(device_name: str) -> Card | None:
     words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
     if words & OTHERS:
         return None
-    return next((card for card in CARDS if words.issuperset(card.match)), None)
+    return next((card for card in CARDS if words.issuperset(card.name.lower().split())), None)
 
 
 def card_called(name: str) -> Card | None:
@@ -135,12 +139,9 @@ def card_called(name: str) -> Card | None:
     return find_card(name.lower().replace("rtx", "rtx ") + " rtx")
 
 
-def published_speed(card: Card, batch_size: int | None = None, *, compiled: bool = False) -> float:
-    """Return a card's published images a second in the largest batch up to a size.
-
-    Without a size the fastest of any batch.
-    """
-    speeds = card.compiled_images_per_second if compiled else card.images_per_second
+def published_speed(card: Card, batch_size: int | None = None, way: str = "plain") -> float:
+    """Return a card's images a second in the largest batch up to a size; by default the fastest."""
+    speeds: Mapping[int, float] = getattr(card, way) or card.whole
     if batch_size is None:
         return max(speeds.values())
     return speeds[max((size for size in speeds if size <= batch_size), default=min(speeds))]
@@ -190,8 +191,7 @@ def known_speeds(
         return (DeviceSpeed("cpu", speed, "the set pace of builtin:noise", 0.0, "nothing to load"),)
     if profile is not None and not profile.asks_for_gpu:
         return ()
-    tuned = _tuned_speeds(config, profile) or _selftest_speeds(config, profile)
-    return tuned or _published_speeds(config, profile)
+    return _tuned_speeds(config, profile) or _card_speeds(config, profile)
 
 
 def _own_speeds(
@@ -302,56 +302,54 @@ class _SelfTested(Record):
     speeds: dict[str, dict[int, Annotated[float, Field(gt=0, allow_inf_nan=False)]]]
 
 
-def _selftest_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple[DeviceSpeed, ...]:
-    """Return what ``sdwn selftest`` measured of Stable Diffusion 1 in fp16, scaled by work."""
+def _card_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple[DeviceSpeed, ...]:
+    """Return the speeds of cards in fp16, a self-test's before published ones.
+
+    Those of Stable Diffusion 1 are scaled by work, those of XL only by steps.
+    """
     generation, kind = config.generation, profile.gpu_kind if profile else None
-    if generation.precision != "fp16" or not is_published_model(config.model.name):
-        return ()
-    work = generation.width, generation.height, generation.num_inference_steps
-    compiled = "whole" if generation.compile == "whole" else "blocks"
-    compiled, found = compiled if generation.compile else "plain", []
-    for path in sorted((cache_folder() / "gpus").glob(SELFTEST_FILES)):
-        with suppress(IntegrityError, ValueError):
-            refuse_planted(path)
-            one = _SelfTested.model_validate_json(json.dumps(SELFTEST.read(path)))
-            own = one.speeds.get(compiled)
-            if own and (kind is None or _may_be(one.device, kind)):
-                speed = published_speed(
-                    Card(one.device, (), own, own), _wanted_batch(config, profile)
-                )
-                each = scaled(speed, *work, generation.guidance_scale)
-                source = f"sdwn selftest, {one.measured[:10]}"
-                source += ", scaled by work" * (not math.isclose(each, speed))
-                found.append(DeviceSpeed(f"{one.device}, {one.memory_gb} GB", each, source))
-    return tuple(found)
-
-
-def _published_speeds(config: RunConfig, profile: ClusterProfile | None) -> tuple[DeviceSpeed, ...]:
-    """Return published speeds of a model in fp16: Stable Diffusion 1's scaled by work, XL's not."""
-    generation, name = config.generation, config.model.name
     width, height, steps = generation.width, generation.height, generation.num_inference_steps
-    of_xl = XL.fullmatch(name) is not None
+    of_xl = XL.fullmatch(config.model.name) is not None
     as_published = width == height == XL_SIDE and generation.guidance_scale > 1
-    if generation.precision != "fp16" or not (as_published if of_xl else is_published_model(name)):
+    fits = as_published if of_xl else is_published_model(config.model.name)
+    if generation.precision != "fp16" or not fits:
         return ()
-    kind, compiled, found = profile.gpu_kind if profile else None, bool(generation.compile), []
-    for card in filter(None, map(card_called, (kind,) if kind else SHOWN)):
-        figures = XL_CARDS.get(card.name) if of_xl else card
-        if figures is None:
-            continue
-        speed = published_speed(figures, _wanted_batch(config, profile), compiled=compiled)
-        if of_xl:
-            own, how = speed * STEPS / steps, "scaled from"
-        else:
+    compiled = "whole" if generation.compile == "whole" else "blocks"
+    way = compiled if generation.compile else "plain"
+    cards = [] if of_xl else [card for card in _self_tested(kind) if getattr(card, way)]
+    if not cards:
+        named = filter(None, map(card_called, (kind,) if kind else SHOWN))
+        known = (XL_CARDS.get(card.name) if of_xl else card for card in named)
+        cards = list(filter(None, known))
+    found = []
+    for card in cards:
+        speed = published_speed(card, _wanted_batch(config, profile), way)
+        own, how = speed * STEPS / steps, "scaled from"
+        if not of_xl:
             own = scaled(speed, width, height, steps, generation.guidance_scale)
             how = f"scaled by work from {WIDTH}x{HEIGHT} and"
         article = "an" if card.name[0] in "AHR" else "a"
-        source = f"published speed of {article} {card.name}{', compiled' if compiled else ''}"
-        source += ", an image at a time" * (max(figures.images_per_second) == 1)
+        source = card.source or f"published speed of {article} {card.name}"
+        source += ", compiled" * (way != "plain")
+        source += ", an image at a time" * (max(card.plain, default=0) == 1)
         if not math.isclose(own, speed):
             source += f", {how} {STEPS} steps"
         found.append(DeviceSpeed(card.name, own, source))
     return tuple(found)
+
+
+def _self_tested(kind: str | None) -> list[Card]:
+    """Return what ``sdwn selftest`` measured of the cards that a site may call so."""
+    found = []
+    for path in sorted((cache_folder() / "gpus").glob(SELFTEST_FILES)):
+        with suppress(IntegrityError, ValueError):
+            refuse_planted(path)
+            one = _SelfTested.model_validate_json(json.dumps(SELFTEST.read(path)))
+            if kind is None or _may_be(one.device, kind):
+                speeds = (one.speeds.get(way, {}) for way in ("plain", "whole", "blocks"))
+                source = f"sdwn selftest, {one.measured[:10]}"
+                found.append(Card(f"{one.device}, {one.memory_gb} GB", *speeds, source))
+    return found
 
 
 def is_published_model(name: str) -> bool:
