@@ -346,9 +346,11 @@ def _self_tested(kind: str | None) -> list[Card]:
             refuse_planted(path)
             one = _SelfTested.model_validate_json(json.dumps(SELFTEST.read(path)))
             if kind is None or _may_be(one.device, kind):
-                speeds = (one.speeds.get(way, {}) for way in ("plain", "whole", "blocks"))
-                source = f"sdwn selftest, {one.measured[:10]}"
-                found.append(Card(f"{one.device}, {one.memory_gb} GB", *speeds, source))
+                plain, whole, blocks = (
+                    one.speeds.get(way, {}) for way in ("plain", "whole", "blocks")
+                )
+                name, day = f"{one.device}, {one.memory_gb} GB", one.measured[:10]
+                found.append(Card(name, plain, whole, blocks, f"sdwn selftest, {day}"))
     return found
 
 
