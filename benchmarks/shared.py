@@ -123,11 +123,14 @@ def write_shard(
 
     rows = [
         {
-            "wnid": spec.concept.wnid,
-            "synset": spec.concept.synset,
+            "id": spec.concept.id,
+            "wnid": spec.concept.wnid or "",
+            "synset": spec.concept.synset or "",
             "number": spec.number,
             "seed": spec.seed,
             "prompt": spec.prompt,
+            "prompt_number": spec.prompt_number,
+            "negative_prompt": spec.negative_prompt or "",
             "tokens": 9,
             "truncated": False,
             "status": status,
@@ -135,9 +138,9 @@ def write_shard(
             "batch_size": 10,
             "place": spec.index % 10,
             "vae_slicing": False,
-            "redone": False,
+            "retried_fp32": False,
             "attempt": 1,
-            "session": 0,
+            "task_run": 0,
             "width": 512,
             "height": 512,
             "codec": "raw",

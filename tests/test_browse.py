@@ -366,8 +366,8 @@ def test_an_image_of_no_task_run_is_shown_without_its_making(
 ) -> None:
     root = copied(roots[0], tmp_path)
     table = pq.read_table(root / "metadata.parquet")
-    sessions, at = pa.array([99] * len(table)), table.column_names.index("session")
-    pq.write_table(table.set_column(at, "session", sessions), root / "metadata.parquet")
+    task_runs, at = pa.array([99] * len(table)), table.column_names.index("task_run")
+    pq.write_table(table.set_column(at, "task_run", task_runs), root / "metadata.parquet")
     with visiting(Library(root)) as site, visiting(Library(roots[0])) as whole:
         assert "How it was made" in whole.get(f"/synsets/{ZEBRA}/4").text
         answer = site.get(f"/synsets/{ZEBRA}/4")

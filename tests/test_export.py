@@ -363,7 +363,7 @@ def test_records_say_what_the_files_hold(release: Release, tmp_path: Path) -> No
         assert row["sha256"] == hashlib.sha256(row["image"]["bytes"]).hexdigest()
         for name in ("wnid", "synset", "number", "seed", "status", "imagenet_class", "width"):
             assert row[name] == before[name]
-        assert not {"part", "row", "offset", "bytes", "codec", "session"} & set(row)
+        assert not {"part", "row", "offset", "bytes", "codec", "task_run"} & set(row)
 
 
 def test_files_hold_whole_synsets_and_name_their_number(release: Release, tmp_path: Path) -> None:
@@ -697,7 +697,7 @@ def test_a_smaller_release_says_what_it_is(release: Release, tmp_path: Path) -> 
     assert half.manifest.plan_digest == release.manifest.plan_digest
     assert half.concepts == release.concepts
     assert half.metadata["sha256"].to_pylist() == some.metadata["sha256"].to_pylist()
-    assert half.provenance(0)["session"] == some.provenance(0)["session"]
+    assert half.provenance(0)["task_run"] == some.provenance(0)["task_run"]
     export(half.sample(0.5), tmp_path / "quarter", ExportOptions("release"))
     quarter = Release(tmp_path / "quarter")
     assert quarter.manifest.selection == f"{half.manifest.selection}, 50% of the synsets"

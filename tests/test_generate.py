@@ -116,7 +116,7 @@ def test_a_shard_holds_the_plans_images(generated: PlanRun) -> None:
                 assert rows["seed"][spec.index] == spec.seed
             assert names(rows["status"], "status") == ["ok"] * len(file)
             assert file.attributes["plan_digest"] == plan.digest
-            assert file.sessions[0]["host"]
+            assert file.task_runs[0]["host"]
 
 
 @pytest.mark.parametrize("codec", ["webp", "png", "raw"])
@@ -754,7 +754,7 @@ class Overflowing(NoiseSampler):
 
     def in_float32(self, specs: Sequence[ImageSpec]) -> Any:
         self.retried += [spec.index for spec in specs]
-        return [dataclasses.replace(one, redone=True) for one in super().sample(specs)]
+        return [dataclasses.replace(one, retried_fp32=True) for one in super().sample(specs)]
 
 
 def test_nan_is_sampled_again_at_the_end_and_a_kill_before_loses_nothing(
@@ -776,7 +776,7 @@ def test_nan_is_sampled_again_at_the_end_and_a_kill_before_loses_nothing(
     assert images(paths) == images(undisturbed)
     with ImageFile(paths.shard(0)) as file:
         rows = file.rows()
-        again = np.flatnonzero(rows["redone"]).tolist()
+        again = np.flatnonzero(rows["retried_fp32"]).tolist()
         assert again == list(range(0, len(file), 7)) == sorted(set(whole.retried[: len(again)]))
         assert set(names(rows["status"], "status")) == {"ok"}
         assert set(rows["batch_size"][again]) == {1}

@@ -120,8 +120,8 @@ def test_a_release_says_that_it_was_imported(source: Path) -> None:
     assert (dog.synset, dog.prompt) == ("dog.n.01", "")
     assert dog.lemmas == "dog, domestic_dog, Canis_familiaris"
     assert dog.definition.startswith("a member of the genus Canis")
-    session = release.provenance(0)["session"]
-    assert set(session) == {"imported_with", "host", "started"}
+    task_run = release.provenance(0)["task_run"]
+    assert set(task_run) == {"imported_with", "host", "started"}
     assert "2 imported images of 2 WordNet synsets" in release.paths.card.read_text()
 
 
@@ -800,7 +800,7 @@ def test_an_import_is_judged_and_reported(source: Path) -> None:
     assert verify(release.paths.root) == []
     table = pq.read_table(release.paths.evaluation("efficientnet-lite0").predictions)
     assert Counter(table["status"].to_pylist()) == {"unknown": 3, "black": 1}
-    assert isinstance(Release(release.paths.root).provenance(0)["session"], dict)
+    assert isinstance(Release(release.paths.root).provenance(0)["task_run"], dict)
     assert json.loads(release.paths.manifest.read_text())["origin"] == "import"
 
 

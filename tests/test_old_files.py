@@ -25,6 +25,7 @@ from sdwn.planning.plan import make_plan, read_plan, write_plan
 from sdwn.prediction.table import read_predictions
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
+from sdwn.storage.shards import ImageFile
 from sdwn.wordnet.catalog import read_catalog
 from sdwn.wordnet.corpus import WordNet
 
@@ -80,10 +81,17 @@ def test_a_stopped_run_is_finished_with_the_same_images(old: Path) -> None:
     generate(paths.root, [0, 1, 2])
     made = merge([paths], ReleasePaths(paths.release))
     whole = Release(old / "release")
-    columns = ["wnid", "number", "seed", "prompt", "sha256"]
+    columns = ["id", "wnid", "number", "seed", "prompt", "prompt_number", "negative_prompt"]
+    columns += ["sha256", "retried_fp32"]
     assert made.metadata.select(columns).equals(whole.metadata.select(columns))
     attempts = made.metadata["attempt"].to_pylist()
     assert attempts[:6] == [1] * 6
+    with ImageFile(paths.shard(0)) as kept, ImageFile(paths.shard(1)) as joined:
+        versions = [int(file.attributes["format_version"]) for file in (kept, joined)]
+        assert versions == [1, 2], "what is written is of this version, also from partial shards"
+        assert kept.task_runs[0]["host"] == joined.task_runs[0]["host"] == "node1"
+        assert len({str(task_run) for task_run in joined.task_runs}) == 2
+        assert sorted(set(joined.rows()["task_run"].tolist())) == [0, 1]
 
 
 def test_a_journal_is_read(old: Path) -> None:
@@ -114,7 +122,7 @@ def test_a_release_and_its_evaluation_are_read(old: Path, sdwn: Sdwn) -> None:
     assert verify(root) == []
     release = Release(root)
     assert release.image(0).size == (16, 8)
-    assert release.provenance(0)["session"]["host"] == "node1"
+    assert release.provenance(0)["task_run"]["host"] == "node1"
     paths = release.paths.evaluation(NAME)
     assert read_evaluation(paths)["figures"]
     assert len(read_predictions(paths.predictions, 99).table) == 4

@@ -208,9 +208,9 @@ def test_no_stage_looks_for_a_network(
     merged, evaluated, again = finished
     assert merged["images"] == evaluated["images"] == 4
     assert (again["verdict"], again["reasons"]) == ("equal", [])
-    session = Release(site.folder / "out").provenance(0)["session"]
-    assert session is not None
-    assert (session["model"], session["revision"]) == ("lab/tiny-sd", locked)
+    task_run = Release(site.folder / "out").provenance(0)["task_run"]
+    assert task_run is not None
+    assert (task_run["model"], task_run["revision"]) == ("lab/tiny-sd", locked)
     classified = Path(evaluated["path"]).read_text()
     assert site.hub.main["timm/test_vit.r160_in1k"] in classified
 
@@ -257,7 +257,7 @@ def test_a_cache_with_a_hole_is_refused_and_mended(
     shutil.rmtree(site.snapshots)
     generate(again.root, [0])
     with ImageFile(again.shard(0)) as here, ImageFile(site.run().shard(0)) as there:
-        assert [session["revision"] for session in here.sessions] == [locked]
+        assert [task_run["revision"] for task_run in here.task_runs] == [locked]
         assert here.rows()["sha256"].tobytes() == there.rows()["sha256"].tobytes()
 
 

@@ -236,8 +236,8 @@ def test_labels_are_synsets_or_imagenet_classes(release: Release) -> None:
 
 def test_provenance_is_enough_to_make_an_image_again(release: Release) -> None:
     found = release.provenance(4)
-    assert found["session"]["model"] == "builtin:noise"
-    assert {"device", "job", "host", "started"} <= set(found["session"])
+    assert found["task_run"]["model"] == "builtin:noise"
+    assert {"device", "job", "host", "started"} <= set(found["task_run"])
     assert found["settings"]["generation"]["guidance_scale"] == 7.5
     assert {"seed", "prompt", "batch", "batch_size", "place", "attempt"} <= set(found["row"])
 

@@ -324,7 +324,7 @@ class TestNan:
         whole = half.sample(specs(4))
         overflowing(half, {1, 2})
         made = retried(half, specs(4))
-        assert [sample.redone for sample in made] == [False, True, True, False]
+        assert [sample.retried_fp32 for sample in made] == [False, True, True, False]
         assert [sample.status for sample in made] == ["ok"] * 4
         for number in (1, 2):
             alone = sampler.sample(specs(1, first=number))[0]
@@ -345,7 +345,7 @@ class TestNan:
         with torch.no_grad():
             broken.pipeline.vae.decoder.conv_out.bias[0] = torch.nan
         made = retried(broken, specs(2))
-        assert [(sample.status, sample.redone) for sample in made] == [("nan", True)] * 2
+        assert [(sample.status, sample.retried_fp32) for sample in made] == [("nan", True)] * 2
 
     def test_it_is_what_one_pipeline_in_float32_makes(self) -> None:
         """Of half weights, upcast, with the text encoder beside the UNet."""

@@ -17,12 +17,13 @@ from sdwn.errors import IntegrityError
 from sdwn.storage.columns import texts, to_columns
 from sdwn.storage.shards import Contents, ImageFile, join, write_images
 
-SESSION = {"host": "node1", "job": "7_3", "device": "cpu"}
+TASK_RUN = {"host": "node1", "job": "7_3", "device": "cpu"}
 
 
-def rows(payloads: list[bytes], first: int = 0, session: int = 0) -> list[dict[str, Any]]:
+def rows(payloads: list[bytes], first: int = 0, task_run: int = 0) -> list[dict[str, Any]]:
     return [
         {
+            "id": f"n{first + i:08d}",
             "wnid": f"n{first + i:08d}",
             "synset": "café_crème.n.01",
             "number": first + i,
@@ -34,16 +35,16 @@ def rows(payloads: list[bytes], first: int = 0, session: int = 0) -> list[dict[s
             "width": 16,
             "height": 8,
             "codec": "webp",
-            "session": session,
+            "task_run": task_run,
             "sha256": hashlib.sha256(payload).digest(),
         }
         for i, payload in enumerate(payloads)
     ]
 
 
-def write(path: Path, payloads: list[bytes], first: int = 0, session: Any = SESSION) -> str:
+def write(path: Path, payloads: list[bytes], first: int = 0, task_run: Any = TASK_RUN) -> str:
     sizes = np.array([len(payload) for payload in payloads])
-    contents = Contents(to_columns(rows(payloads, first)), sizes, [session])
+    contents = Contents(to_columns(rows(payloads, first)), sizes, [task_run])
     return write_images(path, {"kind": "piece", "shard": 3}, contents, payloads)
 
 
@@ -68,7 +69,7 @@ def test_images_come_back_as_written(tmp_path: Path, payloads: list[bytes]) -> N
         assert [file.payload(i) for i in range(len(file))] == payloads
         assert list(file.payloads(0, len(file))) == payloads
         assert texts(file.rows()["prompt"]) == [row["prompt"] for row in rows(payloads)]
-        assert file.sessions == [SESSION]
+        assert file.task_runs == [TASK_RUN]
 
 
 def test_the_schema_is_plain_hdf5(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_the_schema_is_plain_hdf5(tmp_path: Path) -> None:
         names = h5py.check_enum_dtype(file["rows/status"].dtype)
         assert {v: k for k, v in names.items()}[file["rows/status"][1]] == "nsfw"
         assert bytes(file["rows/sha256"][0]).hex() == hashlib.sha256(b"one").hexdigest()
-        assert json.loads(file["sessions"].asstr()[0]) == SESSION
+        assert json.loads(file["task_runs"].asstr()[0]) == TASK_RUN
         assert "batch" not in file["rows"], "an absent column holds nothing for any image"
         assert (file.attrs["format"], file.attrs["shard"]) == (b"sdwn-images", 3)
 
@@ -98,10 +99,10 @@ def test_the_columns_lie_before_the_blob(tmp_path: Path) -> None:
 
 @SLOW_DISK
 @given(st.lists(PAYLOADS, min_size=1, max_size=4))
-def test_joining_copies_every_image_and_session(tmp_path: Path, groups: list[list[bytes]]) -> None:
+def test_joining_copies_every_image_and_task_run(tmp_path: Path, groups: list[list[bytes]]) -> None:
     paths = [tmp_path / f"{number}.h5" for number in range(len(groups))]
     for number, (path, group) in enumerate(zip(paths, groups, strict=True)):
-        write(path, group, first=number * 100, session={"job": f"job{number % 2}"})
+        write(path, group, first=number * 100, task_run={"job": f"job{number % 2}"})
     files = [ImageFile(path) for path in paths]
     digest = join(tmp_path / "all.h5", {}, [(file, 0, len(file)) for file in files])
     for file in files:
@@ -109,9 +110,9 @@ def test_joining_copies_every_image_and_session(tmp_path: Path, groups: list[lis
     assert digest == hashlib.sha256((tmp_path / "all.h5").read_bytes()).hexdigest()
     with ImageFile(tmp_path / "all.h5") as joined:
         assert list(joined.payloads(0, len(joined))) == [p for group in groups for p in group]
-        jobs = [joined.sessions[i]["job"] for i in joined.rows()["session"]]
+        jobs = [joined.task_runs[i]["job"] for i in joined.rows()["task_run"]]
         assert jobs == [f"job{n % 2}" for n, group in enumerate(groups) for _ in group]
-        assert len(joined.sessions) == min(2, len(groups)), "a session is kept once"
+        assert len(joined.task_runs) == min(2, len(groups)), "a task run is kept once"
 
 
 def test_part_of_a_file_can_be_joined(tmp_path: Path) -> None:
@@ -177,24 +178,24 @@ def test_a_flipped_bit_anywhere_is_an_error_or_no_matter(
 def content(file: ImageFile) -> Any:
     rows = {name: values.tolist() for name, values in file.rows().items()}
     shown = {name: str(value) for name, value in file.attributes.items()}
-    return rows, shown, file.sessions, list(file.payloads(0, len(file)))
+    return rows, shown, file.task_runs, list(file.payloads(0, len(file)))
 
 
 def test_foreign_and_later_files_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["data"] = [1, 2, 3]
-    with pytest.raises(IntegrityError, match="expected sdwn-images version 1, found another file"):
+    with pytest.raises(IntegrityError, match="expected sdwn-images version 2, found another file"):
         ImageFile(tmp_path / "other.h5")
     write(tmp_path / "later.h5", [b"x"])
     with h5py.File(tmp_path / "later.h5", "r+") as file:
-        file.attrs["format_version"] = 2
-    with pytest.raises(IntegrityError, match="expected sdwn-images version 1, found sdwn-images 2"):
+        file.attrs["format_version"] = 3
+    with pytest.raises(IntegrityError, match="expected sdwn-images version 2, found sdwn-images 3"):
         ImageFile(tmp_path / "later.h5")
     with pytest.raises(IntegrityError, match="missing"):
         ImageFile(tmp_path / "nowhere.h5")
 
 
-@pytest.mark.parametrize("name", ["rows/wnid", "blob", "offsets", "sessions"])
+@pytest.mark.parametrize("name", ["rows/wnid", "blob", "offsets", "task_runs"])
 def test_a_file_without_a_part_is_refused(tmp_path: Path, name: str) -> None:
     write(tmp_path / "a.h5", [b"x"])
     with h5py.File(tmp_path / "a.h5", "r+") as file:
@@ -209,7 +210,7 @@ def claiming(file: h5py.File, name: str, rows: int, **how: Any) -> None:
     file.create_dataset(name, (rows,), dtype, **how)
 
 
-@pytest.mark.parametrize("name", ["rows/seed", "rows/prompt", "offsets", "sessions"])
+@pytest.mark.parametrize("name", ["rows/seed", "rows/prompt", "offsets", "task_runs"])
 @pytest.mark.parametrize("rows", [10**12, 10**8])
 @pytest.mark.parametrize("how", [{"chunks": (1000,), "compression": "gzip"}, {}])
 def test_a_table_that_claims_more_than_the_file_holds_takes_no_memory(

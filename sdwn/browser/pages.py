@@ -149,7 +149,7 @@ def image_page(request: Request) -> Response:
         show, rows = "all", library.rows(entry.wnid)
     index, regenerate = rows.index(image.row), library.regenerate_command(entry.synset)
     provenance, damaged = None, False
-    with suppress(SdwnError, OSError):  # its part may be damaged, or have no such session
+    with suppress(SdwnError, OSError):  # its part may be damaged, or have no such task run
         provenance = library.release.provenance(image.row) if regenerate else None
     try:
         # Nothing is decoded: of large images that takes seconds, and a gigabyte for a few at once.

@@ -62,7 +62,7 @@ _FIRST_COLUMNS = (
     *("wnid", "synset", "number", "status", "imagenet_class", "prompt", "seed"),
     *("width", "height", "sha256"),
 )
-_INNER_COLUMNS = {"plan", "part", "row", "offset", "bytes", "codec", "session"}
+_INNER_COLUMNS = {"plan", "part", "row", "offset", "bytes", "codec", "task_run"}
 
 # A file name may have 255 bytes; a number and an extension are still to come.
 _LONGEST_NAME = 150

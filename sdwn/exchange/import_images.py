@@ -325,7 +325,7 @@ def _check_image(folder: SourceFolder, name: str) -> SourceImage | str:
 
 def _parts(folder: SourceFolder, synsets: list[Labelled], part_bytes: int) -> Iterator[Part]:
     """Yield the parts, of whole synsets and at least ``part_bytes`` each."""
-    session = {
+    task_run = {
         "imported_with": f"sdwn {sdwn.__version__}",
         "host": socket.gethostname(),
         "started": now(),
@@ -345,12 +345,13 @@ def _parts(folder: SourceFolder, synsets: list[Labelled], part_bytes: int) -> It
         numbered = [one for images in synsets[first:last] for one in _numbered(images)]
         rows = [
             {
+                "id": label.synset.wnid,
                 "wnid": label.synset.wnid,
                 "synset": label.synset.name,
                 "number": number,
                 **({} if label.prompt is None else {"prompt": label.prompt}),
                 **image.row,
-                "session": 0,
+                "task_run": 0,
                 "file": escaped_name(image.name),
             }
             for label, image, number in numbered
@@ -358,7 +359,7 @@ def _parts(folder: SourceFolder, synsets: list[Labelled], part_bytes: int) -> It
         # The records name every file by its SHA-256.
         inputs = hashlib.sha256(json.dumps(rows, default=bytes.hex).encode()).hexdigest()
         lengths = np.array([image.size for _, image, _ in numbered])
-        contents = Contents(to_columns(rows), lengths, [session])
+        contents = Contents(to_columns(rows), lengths, [task_run])
         payloads = (reread(image) for _, image, _ in numbered)
         write = partial(write_images, contents=contents, payloads=payloads)
         yield Part({"rows": inputs}, write)

@@ -38,7 +38,7 @@ class Sample:
     status: str  # ok; nsfw: the safety checker blackened it; nan: the model gave NaN, black
     tokens: int  # of the whole prompt, start and end included
     truncated: bool  # the text encoder took fewer
-    redone: bool = False  # NaN in half precision, and sampled again, alone and in float32
+    retried_fp32: bool = False  # NaN in half precision, and sampled again, alone and in float32
     vae_slicing: bool = False  # its batch was decoded one by one
 
 

@@ -55,8 +55,8 @@ MOST_QUEUED = 2
 FLUSH_TIMEOUT_S = 20.0
 POLL_SECONDS = 0.02
 # Columns that are an image's own.
-_OF_SPEC = ("number", "seed", "prompt")
-_OF_SAMPLE = ("tokens", "truncated", "status", "vae_slicing", "redone")
+_OF_SPEC = ("number", "seed", "prompt", "prompt_number")
+_OF_SAMPLE = ("tokens", "truncated", "status", "vae_slicing", "retried_fp32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +137,18 @@ class PartialShardWriter:
         for place, (spec, sample, payload) in enumerate(zip(specs, samples, payloads, strict=True)):
             height, width, _ = sample.pixels.shape
             # An image that was sampled again was alone in its batch.
-            alone = sample.redone
+            alone = sample.retried_fp32
             self._rows.append(
-                {"wnid": spec.concept.wnid, "synset": spec.concept.synset}
+                {name: getattr(spec.concept, name) or "" for name in ("id", "wnid", "synset")}
                 | {name: getattr(spec, name) for name in _OF_SPEC}
                 | {name: getattr(sample, name) for name in _OF_SAMPLE}
                 | {
+                    "negative_prompt": spec.negative_prompt or "",
                     "batch": batch[place] if alone else batch.start,
                     "batch_size": 1 if alone else len(batch),
                     "place": 0 if alone else place,
                     "attempt": self._attempt,
-                    "session": 0,
+                    "task_run": 0,
                     "width": width,
                     "height": height,
                     "codec": self.job.plan.config.storage.codec,

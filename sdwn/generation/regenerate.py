@@ -70,7 +70,7 @@ def regenerate(
         name = release.concepts[id_].name
         raise UsageError(f"{name} has no image {number}; it has {min(rows)} to {max(rows)}")
     row = rows[number]
-    then = release.provenance(row)["session"] or {}
+    then = release.provenance(row)["task_run"] or {}
 
     # The image's plan, with the model where it is now, or at the image's commit.
     plan = release.plan(row["plan"])
@@ -101,7 +101,7 @@ def regenerate(
     sampler = load_sampler(config, weights, specs)
     if row.get("vae_slicing"):
         sampler.slice_vae()
-    if row.get("redone"):
+    if row.get("retried_fp32"):
         sample = sampler.check(sampler.in_float32(specs))[0]
     else:
         sample = sampler.check(sampler.sample(specs))[place]

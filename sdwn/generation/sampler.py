@@ -152,7 +152,7 @@ class Sampler(ImageSampler):
             self._encode(deque(map(self._pair, specs)), embeddings, in_float32=True)
         with self._in_float32():
             return [
-                replace(self._make([spec], [embeddings[self._pair(spec)]])[0], redone=True)
+                replace(self._make([spec], [embeddings[self._pair(spec)]])[0], retried_fp32=True)
                 for spec in specs
             ]
 

@@ -227,8 +227,8 @@ def recorded_revision(paths: RunPaths) -> str | None:
     )
     for path in (*map(paths.shard, sorted(paths.done_shards())), *partial_shards):
         with suppress(IntegrityError), ImageFile(path) as file:
-            for session in file.sessions:
-                if revision := session.get("revision"):
+            for task_run in file.task_runs:
+                if revision := task_run.get("revision"):
                     return str(revision)
     return None
 

@@ -300,9 +300,9 @@ def _nan(bench: Bench) -> Found:
     if not struck:
         raise NotProvenError("its VAE decodes in fp32")
     rows = _rows(made)
-    redone, black = int(rows["redone"].sum()), names(rows["status"], "status").count("nan")
-    text = f"{len(struck)} made NaN, {redone} sampled again in fp32, {black} black"
-    return Found(text, redone == len(struck) and not black)
+    retried, black = int(rows["retried_fp32"].sum()), names(rows["status"], "status").count("nan")
+    text = f"{len(struck)} made NaN, {retried} sampled again in fp32, {black} black"
+    return Found(text, retried == len(struck) and not black)
 
 
 def _flags(bench: Bench) -> Found:

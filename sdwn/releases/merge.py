@@ -195,7 +195,7 @@ def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> No
         ]
         if list(zip(*columns, strict=True)) != planned:
             raise IntegrityError(f"{path}: its rows are not those of the plan")
-        made_with = {session.get("revision") for session in file.sessions}
+        made_with = {task_run.get("revision") for task_run in file.task_runs}
         if revision is not None and (others := made_with - {revision}):
             raise IntegrityError(
                 f"{path}: made with the weights {', '.join(map(str, others))}, and the run is "

@@ -27,7 +27,7 @@ from sdwn.models.builtin import notice
 from sdwn.paths import ReleasePaths
 from sdwn.planning.concepts import Concept, parse_table
 from sdwn.planning.plan import Plan
-from sdwn.storage.columns import STATUSES, read_parquet
+from sdwn.storage.columns import STATUSES, VERSION_1, read_parquet
 from sdwn.storage.images import Pixels, decode
 from sdwn.storage.shards import ImageFile
 from sdwn.wordnet.taxonomy import Taxonomy, open_taxonomy
@@ -260,9 +260,15 @@ class Release:
             found = {"id": ids, "label": pc.fill_null(labels.take(pc.index_in(ids, known)), "")}
             plans = pa.array([self.manifest.plan_digest] * len(table), pa.string())
             found["plan"] = plans.dictionary_encode()
-        except (pa.ArrowException, KeyError) as error:
+            if (settings := self.manifest.settings) is not None:  # one prompt a synset
+                negative = settings["generation"]["negative_prompt"] or ""
+                found["prompt_number"] = pa.array(np.zeros(len(table), "u4"))
+                found["negative_prompt"] = pa.array([negative] * len(table))
+        except (pa.ArrowException, KeyError, TypeError) as error:
             raise IntegrityError(f"{self.paths.metadata}: damaged: {error}") from None
-        return pa.table({**found, **dict(zip(table.column_names, table.columns, strict=True))})
+        now = {old: name for name, old in VERSION_1.items() if name != "id"}
+        names = [now.get(name, name) for name in table.column_names]
+        return pa.table({**found, **dict(zip(names, table.columns, strict=True))})
 
     @property
     def digest(self) -> str:
@@ -401,19 +407,19 @@ class Release:
         """Return how an image was made: everything that is needed to make it again.
 
         Returns:
-            ``settings`` of the run, None of an import; ``session``, the task run that made it
-            (model, revision, device, versions, job); ``row``, its own record (seed, prompt, batch).
+            ``settings`` of the run, None of an import; ``task_run``, which made it (model,
+            revision, device, versions, job); ``row``, its own record (seed, prompt, batch).
         """
         row = dict(which) if isinstance(which, Mapping) else self.row(which)
         with self.open_part(row["part"]) as file:
-            sessions = file.sessions
-        number, session = row.get("session"), None
+            task_runs = file.task_runs
+        number, task_run = row.get("task_run"), None
         if number is not None:
-            if number not in range(len(sessions)):
-                raise IntegrityError(f"{row['part']}: expected a session {number}, has none")
-            session = sessions[number]
+            if number not in range(len(task_runs)):
+                raise IntegrityError(f"{row['part']}: expected a task run {number}, has none")
+            task_run = task_runs[number]
         plans = {plan.digest: plan.settings for plan in self.manifest.plans}
-        return {"row": row, "settings": plans.get(str(row.get("plan"))), "session": session}
+        return {"row": row, "settings": plans.get(str(row.get("plan"))), "task_run": task_run}
 
     def subset(
         self,
@@ -529,9 +535,9 @@ def count_images(tables: Iterable[pa.Table], present: Sequence[Concept]) -> dict
         images += table.num_rows
         for one in table["status"].value_counts().to_pylist():
             statuses[one["values"]] += one["counts"]
-        for column, name in {"truncated": "truncated", "redone": "retried_fp32"}.items():
-            if column in table.column_names:
-                flags[name] += int(pc.sum(table[column]).as_py() or 0)
+        for name in ("truncated", "retried_fp32"):
+            if name in table.column_names:
+                flags[name] += int(pc.sum(table[name]).as_py() or 0)
     return {
         "images": images,
         "concepts": len(present),

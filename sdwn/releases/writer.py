@@ -126,7 +126,7 @@ def write_release(
             with ImageFile(path) as file:
                 if kept:
                     advance(len(file))
-                offsets, sessions = file.offsets + np.uint64(file.blob_start), file.sessions
+                offsets, made = file.offsets + np.uint64(file.blob_start), file.task_runs
                 images[of_plan] += len(file)
                 plan = file.attributes.get("plan_digest")
                 table = metadata_table(path.name, file.rows(), offsets, concepts[of_plan], plan)
@@ -135,10 +135,10 @@ def write_release(
                 stack.enter_context(writer)
             writer.write_table(table)
             del table, file  # not beside the rows of the next part
-            for session in sessions:
-                same = {key: value for key, value in session.items() if key not in _OF_ONE_TASK_RUN}
+            for run in made:
+                same = {key: value for key, value in run.items() if key not in _OF_ONE_TASK_RUN}
                 # A task run is recorded in each part that has images of it.
-                task_runs[json.dumps(session, sort_keys=True)] = json.dumps(same, sort_keys=True)
+                task_runs[json.dumps(run, sort_keys=True)] = json.dumps(same, sort_keys=True)
     # What attempts under other options have left.
     written = {JOURNAL, paths.metadata.name, *(file.file for file in files)}
     for path in paths.root.iterdir():
@@ -192,7 +192,7 @@ def _describe(
         write(paths.skipped, csv_text(("file", "reason"), origin.skipped))
     with paths.metadata.open("rb") as content, pq.ParquetFile(content) as file:
         columns = file.schema_arrow.names
-        wanted, ids = {"status", "truncated", "redone"}.intersection(columns), set[str]()
+        wanted, ids = {"status", "truncated", "retried_fp32"}.intersection(columns), set[str]()
         for part in range(file.num_row_groups):
             ids |= set(file.read_row_group(part, ["id"])["id"].unique().to_pylist())
         present = [row for row in concepts if row.id in ids]
@@ -253,7 +253,7 @@ def metadata_table(
     Image i is the bytes ``offsets[i]`` to ``offsets[i + 1]`` of the file named ``part``, which the
     ``concepts`` of this plan are the images' of.
     """
-    ids = texts(rows["wnid"])
+    ids = texts(rows["id"])
     found = [concepts.get(id_, Concept(id_)) for id_ in ids]
     columns: dict[str, Any] = {
         "id": pa.array(ids),
@@ -270,6 +270,8 @@ def metadata_table(
             columns[name] = pa.array(names(values, name))
         elif name == "sha256":
             columns[name] = pa.array([value.tobytes().hex() for value in values])
+        elif name in ("wnid", "synset"):
+            columns[name] = pa.array([text or None for text in texts(values)], pa.string())
         else:
             columns[name] = pa.array(texts(values) if values.dtype.kind == "S" else values)
     order = (*_FIRST, *sorted(set(columns) - set(_FIRST)))

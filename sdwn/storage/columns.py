@@ -41,11 +41,14 @@ class Column:
 
 
 COLUMNS = (
-    Column("wnid", None, "n and the 8-digit WordNet 3.0 noun offset"),
-    Column("synset", None, "WordNet's name of the synset"),
-    Column("number", "u4", "which of the synset's images, from 0"),
+    Column("id", None, "of its concept: the wnid of a synset, or the id in a table of prompts"),
+    Column("wnid", None, "n and the 8-digit WordNet 3.0 noun offset; empty where there is none"),
+    Column("synset", None, "WordNet's name of the synset; empty where there is none"),
+    Column("number", "u4", "which of the concept's images, from 0"),
     Column("seed", "u8", "of the CPU generator that drew the noise", required=False),
     Column("prompt", None, "the text that it was made of", required=False),
+    Column("prompt_number", "u4", "which of the concept's prompts that is, from 0", required=False),
+    Column("negative_prompt", None, "the text that it was guided away from", required=False),
     Column("tokens", "u4", "of the prompt, start and end included", required=False),
     Column("truncated", "?", "the prompt was longer than the text encoder takes", required=False),
     Column(
@@ -59,15 +62,17 @@ COLUMNS = (
     Column("batch_size", "u4", "images in its batch", required=False),
     Column("place", "u4", "its place in the batch, from 0", required=False),
     Column("vae_slicing", "?", "its batch was decoded one by one", required=False),
-    Column("redone", "?", "it was NaN, and was sampled again in float32", required=False),
+    Column("retried_fp32", "?", "it was NaN, and was sampled again in float32", required=False),
     Column("attempt", "u4", "which run of a task on this shard made it, from 1", required=False),
-    Column("session", "u4", "row of /sessions", required=False),
+    Column("task_run", "u4", "row of /task_runs", required=False),
     Column("width", "u4", "pixels"),
     Column("height", "u4", "pixels"),
     Column("codec", "u1", "how the image is encoded; raw is RGB, row by row", names=tuple(CODECS)),
     Column("sha256", "u1", "of the encoded image", width=SHA256_BYTES),
     Column("file", None, "its name before it was imported", required=False, of_run=False),
 )
+# The names of version 1; there the wnid was the key.
+VERSION_1 = {"id": "wnid", "retried_fp32": "redone", "task_run": "session"}
 
 
 def to_columns(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -7,8 +7,8 @@
     /blob        uint8 [bytes], contiguous: the encoded images, one after another
     /offsets     uint64 [images + 1]: image i is blob[offsets[i]:offsets[i + 1]]
     /rows/NAME   one dataset a column, a value an image; see columns.py
-    /sessions    JSON text, a value for each task run that made some of the images: device,
-                 host, job, versions, start; rows/session points here
+    /task_runs   JSON text, a value for each task run that made some of the images: device,
+                 host, job, versions, start; rows/task_run points here
 
 Text is UTF-8 of fixed length. A column that is absent holds nothing for any image. HDF5 writes
 the tables in memory, with room for the blob that takes none; plain writes then put tables and
@@ -37,11 +37,11 @@ from numpy.typing import NDArray
 from sdwn.errors import IntegrityError, MisplacedError
 from sdwn.io import Advance, in_threads, open_plain, plain_disk_errors
 from sdwn.storage.codecs import CODECS
-from sdwn.storage.columns import COLUMNS, Table, texts
+from sdwn.storage.columns import COLUMNS, VERSION_1, Table, texts
 from sdwn.storage.images import undecodable
 
 FORMAT = "sdwn-images"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # HDF5 1.10's format checksums its own structure: a flipped bit there is an error, where the
 # older one may send its reader round in circles.
 LIBVER = ("v110", "v110")
@@ -59,7 +59,7 @@ class Contents:
 
     rows: Table
     sizes: NDArray[Any]
-    sessions: Sequence[Mapping[str, Any]]
+    task_runs: Sequence[Mapping[str, Any]]
 
 
 def write_images(
@@ -126,10 +126,10 @@ def _tables(attributes: Mapping[str, Any], contents: Contents) -> tuple[bytes, b
             # An open dataset's values are laid out last, behind the blob.
             del dataset
 
-            lines = [json.dumps(session, sort_keys=True) for session in contents.sessions]
-            sessions = np.array([line.encode() for line in lines])
-            utf8 = h5py.string_dtype("utf-8", sessions.dtype.itemsize)
-            file.create_dataset("sessions", data=sessions.view(utf8), fletcher32=True)
+            lines = [json.dumps(task_run, sort_keys=True) for task_run in contents.task_runs]
+            task_runs = np.array([line.encode() for line in lines])
+            utf8 = h5py.string_dtype("utf-8", task_runs.dtype.itemsize)
+            file.create_dataset("task_runs", data=task_runs.view(utf8), fletcher32=True)
             file.create_dataset("offsets", data=offsets, fletcher32=True)
 
             # The blob is allocated and not written.
@@ -159,8 +159,9 @@ class Expected:
 class ImageFile:
     """A file of images, open for reading; image i is ``offsets[i]`` to ``offsets[i + 1]``.
 
-    Offsets count from ``blob_start`` in the file; ``attributes`` and ``sessions`` are as above.
-    It must be what is ``expected`` of a run's file, or have at most ``most`` images.
+    Offsets count from ``blob_start`` in the file; ``attributes`` and ``task_runs`` are as above.
+    It must be what is ``expected`` of a run's file, or have at most ``most`` images. A file of
+    version 1 reads as one of version 2.
 
     Raises:
         MisplacedError: it is of another plan, or another shard.
@@ -182,11 +183,14 @@ class ImageFile:
                 }
                 found = {name: str(value) for name, value in self.attributes.items()}
                 head = found.get("format", "another file"), found.get("format_version", "")
-                if head != (FORMAT, str(FORMAT_VERSION)):
+                if head not in ((FORMAT, "1"), (FORMAT, str(FORMAT_VERSION))):
                     raise IntegrityError(
                         f"{path}: expected {FORMAT} version {FORMAT_VERSION}, found "
                         f"{' '.join(head).strip()}; read it with the sdwn that wrote it"
                     )
+                # What the file calls a column.
+                self._stored = VERSION_1 if head[1] == "1" else {}
+                runs = f"{self._stored.get('task_run', 'task_run')}s"
                 plan, shard = found.get("plan_digest", ""), found.get("shard")
                 if expected is not None and plan != expected.plan_digest:
                     theirs, ours = f"plan {plan[:12]}" if plan else "no plan", expected.plan_digest
@@ -194,17 +198,17 @@ class ImageFile:
                 if expected is not None and shard != str(expected.shard):
                     wrong = f"expected shard {expected.shard}, found shard {shard} of this plan"
                     raise MisplacedError(f"{path}: {wrong}", plan)
-                self._check_tables(file, expected.images if expected else most)
+                self._check_tables(file, runs, expected.images if expected else most)
                 if expected is not None and len(self) != expected.images:
                     raise ValueError(f"expected {expected.images} images, found {len(self)}")
-                self.sessions = [json.loads(line) for line in file["sessions"].asstr()[:]]
-                if not all(isinstance(session, dict) for session in self.sessions):
-                    raise ValueError("a session is not a record")
+                self.task_runs = [json.loads(line) for line in file[runs].asstr()[:]]
+                if not all(isinstance(task_run, dict) for task_run in self.task_runs):
+                    raise ValueError("a task run is not a record")
         except BaseException:
             self.close()
             raise
 
-    def _check_tables(self, file: h5py.File, most: int | None) -> None:
+    def _check_tables(self, file: h5py.File, runs: str, most: int | None) -> None:
         """Check what the file says of its tables, before one of them takes memory."""
 
         def objects(group: Any) -> dict[str, Any]:
@@ -215,12 +219,13 @@ class ImageFile:
 
         found = objects(file)
         rows = objects(found.get("rows", {}))
-        missing = [c.name for c in COLUMNS if c.required and c.name not in rows]
-        missing += [name for name in ("blob", "offsets", "sessions") if name not in found]
+        required = (self._stored.get(c.name, c.name) for c in COLUMNS if c.required)
+        missing = [name for name in dict.fromkeys(required) if name not in rows]
+        missing += [name for name in ("blob", "offsets", runs) if name not in found]
         if missing:
             raise IntegrityError(f"{self.path}: expected {', '.join(missing)}, found nothing there")
         tables = {f"rows/{name}": table for name, table in rows.items()}
-        tables.update(offsets=found["offsets"], sessions=found["sessions"])
+        tables.update({name: found[name] for name in ("offsets", runs)})
         for name, table in tables.items():
             # One offset more than images.
             if most is not None and len(table) > most + 1:
@@ -261,10 +266,12 @@ class ImageFile:
         """Return all columns, checked to hold values that they may have; they are read once."""
         if self._rows is None:
             with _opened(self.path) as file:
-                known = [column for column in COLUMNS if column.name in file["rows"]]
-                rows = {column.name: file["rows"][column.name][:] for column in known}
-                for column in known:
-                    name, values = column.name, rows[column.name]
+                rows = Table()
+                for column in COLUMNS:
+                    name = column.name
+                    if (stored := self._stored.get(name, name)) not in file["rows"]:
+                        continue
+                    rows[name] = values = file["rows"][stored][:]
                     kind = "S" if column.dtype is None else np.dtype(column.dtype).kind
                     if values.dtype.kind != kind:
                         raise ValueError(
@@ -272,12 +279,17 @@ class ImageFile:
                         )
                     if kind == "S":
                         texts(values)
-                    valid = len(self.sessions) if name == "session" else len(column.names)
-                    limited = column.names or name == "session"
+                    valid = len(self.task_runs) if name == "task_run" else len(column.names)
+                    limited = column.names or name == "task_run"
                     if limited and len(values) and int(values.max()) >= valid:
                         raise ValueError(
                             f"{name}: expected values below {valid}, found {values.max()}"
                         )
+                if self._stored and "seed" in rows:  # of a run, whose synsets had one prompt each
+                    settings = json.loads(self.attributes["settings"])
+                    negative = (settings["generation"]["negative_prompt"] or "").encode()
+                    rows["prompt_number"] = np.zeros(len(self), "u4")
+                    rows["negative_prompt"] = np.full(len(self), negative)
             self._rows = rows
         return self._rows
 
@@ -337,25 +349,25 @@ def join(
     ``advance`` is called with how many more images are copied. With ``problems`` each image is
     decoded too, and of those that cannot be, the file and the reason are added there.
     """
-    sessions: dict[str, int] = {}
+    task_runs: dict[str, int] = {}
     tables, sizes = [], []
     for file, start, stop in ranges:
         table = {name: values[start:stop] for name, values in file.rows().items()}
         # Those that made some of these images, each once, under its number in the new file.
-        made = set(table.get("session", np.zeros(1, "u4")).tolist())
-        lines = [json.dumps(session, sort_keys=True) for session in file.sessions]
+        made = set(table.get("task_run", np.zeros(1, "u4")).tolist())
+        lines = [json.dumps(task_run, sort_keys=True) for task_run in file.task_runs]
         numbers = [
-            sessions.setdefault(line, len(sessions)) if i in made else 0
+            task_runs.setdefault(line, len(task_runs)) if i in made else 0
             for i, line in enumerate(lines)
         ]
-        if "session" in table:
-            table["session"] = np.array(numbers, dtype="u4")[table["session"]]
+        if "task_run" in table:
+            table["task_run"] = np.array(numbers, dtype="u4")[table["task_run"]]
         tables.append(table)
         sizes.append(np.diff(file.offsets[start : stop + 1]))
     contents = Contents(
         {name: np.concatenate([table[name] for table in tables]) for name in tables[0]},
         np.concatenate(sizes),
-        [json.loads(line) for line in sessions],
+        [json.loads(line) for line in task_runs],
     )
 
     def images() -> Iterator[tuple[ImageFile, int, bytes]]:
@@ -370,7 +382,7 @@ def join(
         codec, size = tuple(CODECS)[row["codec"]], (int(row["width"]), int(row["height"]))
         reason = undecodable(payload, codec, *size)
         if problems is not None and reason is not None:
-            name = f"{row['synset'].decode()} {row['number']}"
+            name = f"{(row['synset'] or row['id']).decode()} {row['number']}"
             problems.append((file.path, f"{file.path}: {name}: {reason}"))
         return payload
 
