@@ -670,7 +670,8 @@ def photographs() -> tuple[list[dict[str, Any]], list[bytes]]:
         files.append(buffer.getvalue())
         digest = hashlib.sha256(files[-1]).digest()
         wnid = PHOTOS[index % 3]
-        row = {"wnid": wnid, "synset": f"{wnid}.n.01", "number": index // 3, "status": "unknown"}
+        row = {"id": wnid, "wnid": wnid, "synset": f"{wnid}.n.01"}
+        row |= {"number": index // 3, "status": "unknown"}
         row |= {"width": 9 + index, "height": 7, "codec": codec, "sha256": digest}
         rows.append({**row, "file": f"{index}.{codec}"})
     return rows, files
