@@ -127,7 +127,7 @@ def test_small_images_end_a_part_by_their_number(
     assert pq.ParquetFile(release.paths.metadata).num_row_groups == parts, "written as they come"
     manifest = release.manifest
     assert manifest.images == sum(manifest.statuses.values()) == plan.images
-    assert (manifest.synsets, manifest.truncated) == (len(plan.concepts), 0)
+    assert (manifest.concepts, manifest.truncated) == (len(plan.concepts), 0)
 
 
 def test_merging_again_keeps_the_release(run: tuple[RunPaths, Plan]) -> None:
