@@ -480,13 +480,14 @@ class Format:
     """A JSON format of this project: its name, its version, and what a reader can do about others.
 
     ``remedy`` is the next step where a file has another version; ``upgrades`` turn the content
-    of version n into that of n + 1.
+    of version n into that of n + 1, which may have had the name ``former``.
     """
 
     name: str
     version: int
     remedy: str
     upgrades: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
+    former: str = ""
 
     def head(self) -> dict[str, Any]:
         """Return the two entries that every file of this format begins with."""
@@ -498,11 +499,15 @@ class Format:
             content = read_json(path)
         except IntegrityError as error:
             raise IntegrityError(f"{error}; {self.remedy}") from None
+        return self.upgraded(content, path)
+
+    def upgraded(self, content: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Return what a file holds, upgraded to this version; an IntegrityError if it is none."""
         found, version = content.get("format"), content.get("format_version")
-        if found == self.name:
+        if found in (self.name, self.former):
             while isinstance(version, int) and version in self.upgrades:
                 content = self.upgrades[version](content)
-                version = content.get("format_version")
+                found, version = content.get("format"), content.get("format_version")
         if (found, version) != (self.name, self.version):
             raise IntegrityError(
                 f"{path}: expected {self.name} {self.version}, found {found} {version}; "

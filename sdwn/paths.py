@@ -158,6 +158,7 @@ class EvaluationPaths:
     root: Path
 
     predictions = _Below("predictions.parquet")  # a row a classified image
+    earlier = _Below("earlier.parquet")  # those of the release that this one was grown from
     evaluation = _Below("evaluation.json")  # the figures
     report = _Below("report.html")
 

@@ -171,7 +171,7 @@ def test_a_release_without_imagenet_classes_is_refused(sdwn: Sdwn, tmp_path: Pat
     found = sdwn.json("evaluate", "out", "--model", "efficientnet-lite0", "--all")
     assert (found["images"], found["classes"], found["top1_percent"]) == (0, 0, None)
     record = json.loads((sdwn.folder / found["path"]).read_text())
-    assert record["images_judged"] == 10
+    assert record["images_classified"] == 10
     assert record["wordnet"]["nearest"]["images"] == 10, "by what lies near"
 
 

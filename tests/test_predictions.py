@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -25,7 +26,7 @@ from sdwn import io as files
 from sdwn.cli import console
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.evaluation.evaluate import evaluate
+from sdwn.evaluation.evaluate import evaluate, keep_predictions, write_evaluation
 from sdwn.evaluation.verify import verify
 from sdwn.jobs import task
 from sdwn.jobs.journal import intend, settle
@@ -36,8 +37,8 @@ from sdwn.planning.plan import write_plan
 from sdwn.prediction import plan as prediction_plan
 from sdwn.prediction.plan import PredictionPlan, open_planned_release, open_prediction_plan
 from sdwn.prediction.table import (
+    IMAGE,
     Predictions,
-    disagreement,
     merge_predictions,
     plan_digest_of,
     read_predictions,
@@ -58,6 +59,7 @@ from conftest import PlanRun, Sdwn, Testbed, profile_for_testbed, wait_until, wo
 
 # Of the 30 images of this release, of which 15 are of three ImageNet classes.
 SHARD = 4
+SHARES = ["top5_probability", "label_probability", "subtree_probability"]
 MORE = ("corgi.n.01", "dog.n.01", "farm.n.01", "zebra.n.01")
 
 
@@ -150,10 +152,10 @@ def test_predictions_come_out_row_for_row_and_are_made_once(
     assert paths.root.name == found["evaluation"]
     assert found["evaluation"].endswith("-all")
     table = read_predictions(paths.predictions, 99).table
-    assert disagreement(table, release.metadata) is None
+    assert table.select(IMAGE).equals(release.metadata.select(IMAGE).combine_chunks())
     assert pc.count(table["imagenet_class"], mode="only_valid").as_py() == 15
     recorded = json.loads(paths.evaluation.read_text())
-    assert recorded["classifier"]["judged_on"] == [
+    assert recorded["classifier"]["predicted_on"] == [
         {"device": "cpu", "dtype": "float32", "batch_size": 32, "images": 30}
     ]
     assert not paths.work.root.exists(), "nothing is left of the work"
@@ -310,6 +312,76 @@ def test_the_command_to_go_on_names_all_that_was_asked_for(
     assert f"--checkpoint {everything.checkpoint} --groups '{groups}' --all" in command
 
 
+# What an earlier release's images were classified as
+
+
+@pytest.fixture
+def grown(make_release: MakeRelease, everything: EvaluationConfig) -> Release:
+    """A release of five images a synset, beside predictions of the first three of each."""
+    small, larger = make_release("small", images_per_synset=3), make_release("larger")
+    evaluate(small, everything)
+    keep_predictions(small, larger.paths)
+    return larger
+
+
+def test_only_images_that_an_earlier_release_lacks_are_classified(
+    grown: Release, everything: EvaluationConfig, tmp_path: Path
+) -> None:
+    fresh = Release(shutil.copytree(grown.paths.root, tmp_path / "fresh"))
+    shutil.rmtree(fresh.paths.evaluations)
+    expected = evaluate(fresh, everything)
+    work, planned = open_prediction_plan(grown, everything)
+    predict(work.root, range(len(planned.shards)))
+    record = read_record(work.task("none", 0))
+    assert (record.done, record.total) == (12, 12), "of 30"
+    found = write_evaluation(grown, work, planned, console.say)
+    assert {**found, "path": ""} == {**expected, "path": ""}
+    paths = grown.paths.evaluation(planned.name)
+    made, anew = (
+        read_predictions(one.paths.evaluation(planned.name).predictions, 99).table
+        for one in (grown, fresh)
+    )
+    assert made.drop_columns(SHARES).equals(anew.drop_columns(SHARES))
+    for name in SHARES:  # their last digits depend on the batch
+        one, other = (np.array(table[name].to_pylist(), float) for table in (made, anew))
+        assert one == pytest.approx(other, abs=1e-5, nan_ok=True)
+    before, here = json.loads(paths.evaluation.read_text())["classifier"]["predicted_on"]
+    assert (here["images"], here["device"]) == (12, "cpu")
+    assert before == {"device": "of an earlier release", "images": 18}
+    assert not paths.earlier.exists(), "all that is in it is in the predictions"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-30]), "cannot be read"),
+        (lambda path: changed(path, lambda table: table, classifier={"model": "other"}), "weights"),
+    ],
+)
+def test_earlier_predictions_that_are_damaged_or_of_other_weights_are_not_used(
+    grown: Release,
+    everything: EvaluationConfig,
+    damage: Callable[[Path], None],
+    message: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    work, planned = open_prediction_plan(grown, everything)
+    damage(grown.paths.evaluation(planned.name).earlier)
+    predict(work.root, range(len(planned.shards)))
+    assert read_record(work.task("none", 0)).done == 30
+    assert re.search(f"earlier.parquet: .*{message}", caplog.text)
+
+
+def test_an_image_that_changed_is_classified_though_its_number_was(
+    grown: Release, everything: EvaluationConfig
+) -> None:
+    work, planned = open_prediction_plan(grown, everything)
+    path = grown.paths.evaluation(planned.name).earlier
+    changed(path, with_column("sha256", 0, "0" * 64))
+    predict(work.root, range(len(planned.shards)))
+    assert read_record(work.task("none", 0)).done == 13
+
+
 # The merge
 
 
@@ -317,7 +389,7 @@ def test_missing_and_foreign_shards_are_all_named(release: Release, predicted: P
     work, planned = predicted
     work.shard(1).unlink()
     shutil.copy(work.shard(0), work.shard(2))
-    changed(work.shard(3), lambda table: table, judging="0" * 64)
+    changed(work.shard(3), lambda table: table, plan="0" * 64)
     with pytest.raises(IntegrityError) as error:
         merge_predictions(release, work, planned)
     missing, moved, foreign = str(error.value).splitlines()
@@ -483,7 +555,7 @@ def test_wrong_use_is_said_in_one_line(
     refused = sdwn("evaluate", release.paths.root, *missing, code=2).stderr
     assert "none: no such checkpoint file" in refused
     found = sdwn.json(*command, "--batch-size", "7")
-    assert json.loads(Path(found["path"]).read_text())["classifier"]["judged_on"] == [
+    assert json.loads(Path(found["path"]).read_text())["classifier"]["predicted_on"] == [
         {"device": "cpu", "dtype": "float32", "batch_size": 7, "images": 15}
     ]
 
@@ -626,7 +698,7 @@ def test_an_array_classifies_and_what_a_killed_task_lost_is_submitted_again(
         assert len(again["failures"]) == again["submitted"] + 1 == 2
         wait_until(lambda: not cluster.run("squeue", "--noheader"))
     evaluation = release.paths.evaluation(first["evaluation"])
-    assert json.loads(evaluation.evaluation.read_text())["images_judged"] == 15
+    assert json.loads(evaluation.evaluation.read_text())["images_classified"] == 15
     assert sdwn.json("status", work.root)["then"] == {"conclude": "done"}
     assert verify(release.paths.root, quick=True) == []
 

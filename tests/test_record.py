@@ -128,7 +128,7 @@ def test_the_papers_catalog_has_862_classes_in_groups(
 ) -> None:
     _, record = whole
     figures = record["figures"]
-    assert (figures["classes"], figures["images"], record["images_judged"]) == (862, 8620, 8620)
+    assert (figures["classes"], figures["images"], record["images_classified"]) == (862, 8620, 8620)
     assert (record["selection"], record["classifier"]) == ("imagenet", CLASSIFIER)
     assert sum(figures["histogram"]) == 862
     assert figures["none_correct"] == pytest.approx(figures["histogram"][0] / 862)
@@ -236,7 +236,7 @@ def test_synsets_that_are_no_classes_are_scored_and_not_counted(
     others = [wordnet.synset(name).wnid for name in names]
     paths, record = concluded(drawn([*classes[:20], *others]))
     figures = record["figures"]
-    assert (record["selection"], record["images_judged"]) == ("all", 230)
+    assert (record["selection"], record["images_classified"]) == ("all", 230)
     assert (figures["classes"], figures["images"], len(record["classes"])) == (20, 200, 20)
     own, nearest = record["wordnet"]["own"], record["wordnet"]["nearest"]
     # Dogs are a subtree with classes in it; robins and libraries have only a hypernym's.
@@ -303,15 +303,15 @@ def test_the_summary_gives_the_main_figures(
     [
         (
             {"format_version": 1},
-            "expected sdwn-evaluation 2, found sdwn-evaluation 1; evaluate the",
+            "expected sdwn-evaluation 3, found sdwn-evaluation 1; evaluate the",
         ),
         ({"format_version": 4}, "found sdwn-evaluation 4; evaluate the release again"),
         (
             {"format": "other"},
-            "expected sdwn-evaluation 2, found other 2; evaluate the release again",
+            "expected sdwn-evaluation 3, found other 3; evaluate the release again",
         ),
         ({"groups": None}, "altered since it was written .*; evaluate the release again"),
-        ({"images_judged": 0}, "altered since it was written .*; evaluate the release again"),
+        ({"images_classified": 0}, "altered since it was written .*; evaluate the release again"),
     ],
 )
 def test_a_record_that_cannot_be_read_is_told_in_one_line(

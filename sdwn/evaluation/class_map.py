@@ -19,6 +19,7 @@ from sdwn.errors import SdwnError, UsageError
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.weights import converted_folder, own_revision, snapshot, source
 from sdwn.releases.release import Release
+from sdwn.wordnet.imagenet import class_lemmas
 
 SEED = 0
 PERPLEXITY = 30.0
@@ -53,10 +54,7 @@ def build_class_map(
     from sklearn.metrics.pairwise import cosine_distances
 
     wnids, note = sorted(wnids), ""
-    lemmas = {
-        wnid: [lemma.replace("_", " ") for lemma in release.concepts[wnid].lemmas.split(", ")]
-        for wnid in wnids
-    }
+    lemmas = {wnid: class_lemmas(wnid) for wnid in wnids}
     if word_vectors is not None:
         origin, vectors = word_vectors.name, find_vectors(word_vectors, lemmas)
         if not vectors:

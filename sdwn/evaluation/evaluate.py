@@ -14,12 +14,17 @@ from sdwn.batches import NO_OPTIONS, TaskOptions
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.metrics import read_groups
-from sdwn.evaluation.record import build_record, main_figures
+from sdwn.evaluation.record import (
+    build_record,
+    evaluations,
+    main_figures,
+    read_own_predictions,
+)
 from sdwn.io import Advance, OnMessage, ignore
 from sdwn.jobs.journal import unfinished_shards
 from sdwn.jobs.submit import submission_lock
 from sdwn.jobs.task import Stage
-from sdwn.paths import RunPaths, work_paths
+from sdwn.paths import ReleasePaths, RunPaths, work_paths
 from sdwn.prediction import table
 from sdwn.prediction.plan import (
     PredictionPlan,
@@ -129,9 +134,24 @@ def _write_figures(release: Release, work: RunPaths, plan: PredictionPlan) -> di
     # As it lies on the disk; only then may the shards go. Of tasks, their records stay.
     found = table.read_whole_predictions(release, paths, plan)
     shutil.rmtree(work.shards if work.submissions.exists() else work.root, ignore_errors=True)
-    classifier = {**found.source.classifier, "judged_on": list(found.source.judged_on)}
+    paths.earlier.unlink(missing_ok=True)
+    classifier = {**found.source.classifier, "predicted_on": list(found.source.predicted_on)}
     record = build_record(release, paths, found.table, classifier, plan.evaluation)
     return main_figures(paths, record)
+
+
+def keep_predictions(old: Release, new: ReleasePaths, on_message: OnMessage = ignore) -> None:
+    """Lay a release's predictions into one that was grown from it, for evaluations of that.
+
+    These take the rows whose id, number and SHA-256 are the same there, if the classifier is.
+    """
+    for name in evaluations(old.paths):
+        try:
+            _, found = read_own_predictions(old, old.paths.evaluation(name))
+        except IntegrityError as error:
+            on_message(f"predictions are not kept: {error}")
+        else:
+            table.write_predictions(new.evaluation(name).earlier, found)
 
 
 def conclude(work: Path, _: Iterable[int], __: TaskOptions = NO_OPTIONS) -> None:

@@ -18,12 +18,26 @@ from sdwn.evaluation.class_map import build_class_map
 from sdwn.evaluation.metrics import METRICS, ClassResult
 from sdwn.io import Format, csv_text, file_sha256, now, refuse_links, write_text
 from sdwn.paths import EvaluationPaths, ReleasePaths
+from sdwn.prediction.table import Predictions, keyed, read_predictions
 from sdwn.releases.release import Release
 from sdwn.wordnet.imagenet import CLASSES, classifier_wnids
 from sdwn.wordnet.taxonomy import Taxonomy
 
+
 # Predictions that are undamaged are kept: it takes seconds.
-FORMAT = Format("sdwn-evaluation", 2, "evaluate the release again")
+def _with_plain_names(content: dict[str, Any]) -> dict[str, Any]:
+    """Upgrade a record of version 2."""
+    found = {**content, "images_without_wnid": 0, **FORMAT.head()}
+    found["images_classified"] = found.pop("images_judged", None)
+    found["classifier"] = dict(content.get("classifier", {}))
+    found["classifier"]["predicted_on"] = found["classifier"].pop("judged_on", [])
+    # The digest of a record that was altered stays one that does not fit.
+    if content.get("digest") == _digest(content):
+        found["digest"] = _digest(found)
+    return found
+
+
+FORMAT = Format("sdwn-evaluation", 3, "evaluate the release again", {2: _with_plain_names})
 # More of them stand in confusions.csv.
 MOST_CONFUSIONS = 100
 
@@ -79,11 +93,12 @@ def build_record(
     """
     taxonomy = release.taxonomy
     groups = metrics.read_groups(chosen.groups, taxonomy)
+    of_synsets = predictions.filter(pc.is_valid(predictions["wnid"]))
     labelled = predictions.filter(pc.is_valid(predictions["imagenet_class"]))
     figures, per_class = metrics.measure(labelled)
     wnids = [row["wnid"] for row in per_class]
     scores = metrics.score_synsets(
-        predictions, taxonomy, classifier_wnids(classifier_record.get("classes", CLASSES))
+        of_synsets, taxonomy, classifier_wnids(classifier_record.get("classes", CLASSES))
     )
     score_of = {score["wnid"]: score for score in scores}
     group_of = metrics.smallest_groups(groups, wnids, taxonomy)
@@ -103,7 +118,9 @@ def build_record(
         "plan_digest": release.manifest.plan_digest,
         "catalog": release.manifest.name,
         "selection": "all" if len(labelled) < len(predictions) else "imagenet",
-        "images_judged": len(predictions),
+        "images_classified": len(predictions),
+        # These have a prediction, and no score.
+        "images_without_wnid": len(predictions) - len(of_synsets),
         "predictions_sha256": file_sha256(paths.predictions),
         "classifier": classifier_record,
         "figures": figures,
@@ -125,7 +142,7 @@ def build_record(
         "map": build_class_map(release, wnids, chosen.embedding) if wnids else None,
     }
     if not wnids:
-        record["map_missing"] = "no synset here is a class of ImageNet-1k"
+        record["map_missing"] = "nothing here is a class of ImageNet-1k"
     if release.manifest.name == PAPER_CATALOG:
         record["paper"] = _paper_beside(per_class, taxonomy)
     rows: dict[str, Iterable[Mapping[str, Any]]] = {
@@ -136,7 +153,8 @@ def build_record(
             for row in record["groups"]
         ),
         "classes": (
-            {**row, "lemmas": release.concepts[row["wnid"]].lemmas} for row in record["classes"]
+            {**row, "lemmas": ", ".join(taxonomy.synset(row["wnid"]).lemmas)}
+            for row in record["classes"]
         ),
         "confusions": confusions,
         "synsets": scores,
@@ -217,6 +235,16 @@ def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
     return found
 
 
+def read_own_predictions(
+    release: Release, paths: EvaluationPaths
+) -> tuple[dict[str, Any], Predictions]:
+    """Read an evaluation's record and predictions, row by row those of the release's images."""
+    record = read_own_evaluation(release, paths)
+    chosen = release.subset(imagenet=record["selection"] == "imagenet")
+    found = read_predictions(paths.predictions, release.manifest.most_rows)
+    return record, keyed(paths.predictions, found, chosen.metadata)
+
+
 def read_own_evaluation(release: Release, paths: EvaluationPaths) -> dict[str, Any]:
     """Read the record of an evaluation; refuse one of another release, or of other predictions."""
     record = read_evaluation(paths)
@@ -241,7 +269,7 @@ def main_figures(paths: EvaluationPaths, record: dict[str, Any]) -> dict[str, An
     """Return each metric, and the evaluation's name and path."""
     return {
         **{metric.name: record["figures"][metric.name] for metric in METRICS},
-        "images_judged": record["images_judged"],
+        "images_judged": record["images_classified"],
         "evaluation": paths.root.name,
         "path": str(paths.evaluation),
     }

@@ -257,7 +257,7 @@ def prepared_images(
     # Threads, not processes: reading, checking, decoding and resizing all leave Python's lock to
     # others, so that they scale as processes do; but nothing is imported again, copied between
     # processes, forked beside torch's own threads, or left behind by a signal.
-    chosen = release.metadata.select([*IMAGE, *LOCATION])
+    chosen = release.metadata.select(dict.fromkeys((*IMAGE, *LOCATION)))
     rows = (row for batch in chosen.to_batches(max_chunksize=AT_ONCE) for row in batch.to_pylist())
     return in_threads(
         lambda row: (row, prepare(release.image(row))), rows, workers, ahead + WAITING * workers

@@ -25,7 +25,13 @@ from sdwn.planning.plan import Shard
 if TYPE_CHECKING:
     from sdwn.releases.release import Release
 
-FORMAT = Format("sdwn-judging", 1, "evaluate the release again")
+FORMAT = Format(
+    "sdwn-prediction-plan",
+    2,
+    "evaluate the release again",
+    {1: lambda old: {**old, "format": "sdwn-prediction-plan", "format_version": 2}},
+    former="sdwn-judging",
+)
 # Under a minute of an A100 with the paper's classifier: so much a killed task loses.
 IMAGES_PER_SHARD = 2048
 
@@ -90,10 +96,9 @@ class PredictionPlan(Section):
         """Count a shard's images."""
         return shard.stop - shard.start
 
-    def images_of(self, release: Release, shard: Shard | None = None) -> Release:
-        """Select the images of a release that are classified, or those of a shard, in order."""
-        chosen = release.subset(imagenet=True) if self.evaluation.images == "imagenet" else release
-        return chosen if shard is None else chosen.subset(rows=range(shard.start, shard.stop))
+    def images_of(self, release: Release) -> Release:
+        """Select the images of a release that are classified, in order."""
+        return release.subset(imagenet=self.evaluation.images == "imagenet")
 
     def done(self, paths: RunPaths) -> set[int]:
         """List the finished shards; all are, once the predictions lie in one file."""
@@ -126,7 +131,7 @@ def release_of(work: RunPaths) -> Path:
 def is_prediction_work(folder: Path) -> bool:
     """Return whether a folder is the work of an evaluation, and no run."""
     plan = work_paths(folder).plan
-    return plan.exists() and read_json(plan).get("format") == FORMAT.name
+    return plan.exists() and read_json(plan).get("format") in (FORMAT.name, FORMAT.former)
 
 
 def open_prediction_plan(
@@ -145,12 +150,18 @@ def open_prediction_plan(
     if chosen.groups is not None and Path(chosen.groups).is_file():
         files["groups"] = str(Path(chosen.groups).absolute())
     chosen = chosen.model_copy(update=files)
-    labelled = release.subset(imagenet=True) if chosen.images == "imagenet" else release
+    if not release.has_tree:
+        raise SdwnError(
+            f"{release.paths.root}: none of its concepts is a synset or has a label that is an "
+            "ImageNet-1k class, so no prediction would be right or wrong; plan a table with a "
+            "column label, wnid or synset, or a catalog such as imagenet-1k"
+        )
+    labelled = release.subset(imagenet=chosen.images == "imagenet")
     if not len(labelled):
         raise SdwnError(
-            f"{release.paths.root}: none of its synsets is an ImageNet-1k class; classify its "
-            "images by the classes that lie near in WordNet with --all, or plan a catalog such as "
-            "sdwn-26204 or imagenet-1k"
+            f"{release.paths.root}: none of its {release.unit}s is an ImageNet-1k class; classify "
+            "its images by the classes that lie near in WordNet with --all, or plan a catalog such "
+            "as sdwn-26204 or imagenet-1k"
         )
     plan = PredictionPlan(
         release=release.digest,

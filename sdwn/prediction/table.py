@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, shell
-from sdwn.io import atomic
+from sdwn.io import Format, atomic
 from sdwn.planning.plan import Shard
 from sdwn.storage.columns import numbers, read_parquet
 from sdwn.wordnet.imagenet import CLASSES
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
     from sdwn.prediction.plan import PredictionPlan
     from sdwn.releases.release import Release
 
+log = logging.getLogger(__name__)
+
+
+def _with_plain_names(content: dict[str, Any]) -> dict[str, Any]:
+    """Upgrade the origin of predictions of version 1."""
+    names = {"judging": "plan", "judged_on": "predicted_on"}
+    return {names.get(name, name): value for name, value in content.items()} | FORMAT.head()
+
+
+FORMAT = Format("sdwn-predictions", 2, "evaluate the release again", {1: _with_plain_names})
 # Of so many classes the best are kept, and a label among them is correct by top-5.
 TOP = 5
 # So many missing shards are named in a message.
@@ -34,11 +45,15 @@ OF_A_TASK = {"device", "dtype", "versions"}
 
 SCHEMA = pa.schema(
     {
+        "id": pa.string(),
+        # Null where the concept is no synset.
         "wnid": pa.string(),
         "synset": pa.string(),
         "number": pa.uint32(),
+        # Of the image's file. Null throughout in files of version 1: see `keyed`.
+        "sha256": pa.string(),
         "status": pa.string(),
-        # Null where the synset is no ImageNet-1k class, and so are the label's two.
+        # Null where the concept is of no ImageNet-1k class, and so are the label's two.
         "imagenet_class": pa.int16(),
         # Of the 1000 classes of ImageNet-1k, best first, with their softmax.
         "top5": pa.list_(pa.int16()),
@@ -50,7 +65,7 @@ SCHEMA = pa.schema(
         "subtree_probability": pa.float32(),
     }
 )
-IMAGE = ("wnid", "synset", "number", "status", "imagenet_class")
+IMAGE = ("id", "wnid", "synset", "number", "sha256", "status", "imagenet_class")
 KEY = b"sdwn"
 
 # Readers take classes as indices. Added up in single precision, shares of one may be a little
@@ -58,24 +73,24 @@ KEY = b"sdwn"
 _LARGEST = {"imagenet_class": CLASSES - 1, "top5": CLASSES - 1, "label_rank": CLASSES - 1} | (
     dict.fromkeys(("top5_probability", "label_probability", "subtree_probability"), 1 + 1e-4)
 )
-# Null without a class, or without a subtree.
-_NULLABLE = ("imagenet_class", "label_rank", "label_probability", "subtree_probability")
+_NULLABLE = {"wnid", "synset", "sha256", "imagenet_class", "label_rank", "label_probability"}
+_NULLABLE |= {"subtree_probability"}
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """The origin of predictions of the rows ``start`` up to ``stop`` of the classified images.
 
-    ``release`` and ``judging`` are the digests of release and plan; ``judged_on`` lists devices,
-    each with its precision, batch size and number of images. The names are those of the file.
+    ``release`` and ``plan`` are their digests; ``predicted_on`` lists devices, each with its
+    precision, batch size and number of images. The names are those of the file.
     """
 
     release: str
-    judging: str
+    plan: str
     start: int
     stop: int
     classifier: Mapping[str, Any]
-    judged_on: Sequence[Mapping[str, Any]]
+    predicted_on: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +117,7 @@ def group_by_wnid(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
 # --- One file ----------------------------------------------------------------------------------
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write predictions, whole or not at all."""
-    content = json.dumps(asdict(predictions.source))
+    content = json.dumps(FORMAT.head() | asdict(predictions.source))
     table = predictions.table.cast(SCHEMA).replace_schema_metadata({KEY: content})
     with atomic(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
@@ -111,18 +126,25 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 def plan_digest_of(path: Path) -> str | None:
     """Read the plan's digest from a file of predictions; None if it cannot be read."""
     try:
-        return _source(path, pq.read_schema(path)).judging if path.is_file() else None
+        return _source(path, pq.read_schema(path)).plan if path.is_file() else None
     except (OSError, pa.ArrowException, IntegrityError):
         return None
 
 
 def read_predictions(path: Path, most: int) -> Predictions:
-    """Read predictions of at most so many images, their columns and the range of values checked."""
+    """Read predictions of at most so many images, their columns and the range of values checked.
+
+    Those of version 1, of synsets alone, have no SHA-256 of their images: see `keyed`.
+    """
     table = read_parquet(path, most).combine_chunks()
     source = _source(path, table.schema)
     if len(table) != (expected := source.stop - source.start):
         raise IntegrityError(f"{path}: expected {expected} rows, found {len(table)}")
     table = table.replace_schema_metadata(None)
+    if table.column_names == [name for name in SCHEMA.names if name not in ("id", "sha256")]:
+        unknown = pa.nulls(len(table), pa.string())
+        table = table.append_column("id", table["wnid"]).append_column("sha256", unknown)
+        table = table.select(SCHEMA.names)
     if table.schema != SCHEMA or not _is_possible(table):
         raise IntegrityError(f"{path}: damaged: no table that a classifier gives")
     return Predictions(table, source)
@@ -148,6 +170,8 @@ def _is_possible(table: pa.Table) -> bool:
 def _source(path: Path, schema: pa.Schema) -> Source:
     try:
         content = json.loads((schema.metadata or {})[KEY])
+        # Version 1 did not name its format.
+        content = FORMAT.upgraded({**FORMAT.head(), "format_version": 1, **content}, path)
         return Source(**{field.name: content[field.name] for field in fields(Source)})
     except (KeyError, TypeError, ValueError):
         raise IntegrityError(
@@ -156,21 +180,65 @@ def _source(path: Path, schema: pa.Schema) -> Source:
         ) from None
 
 
-def disagreement(found: pa.Table, images: pa.Table) -> str | None:
-    """Return how predictions differ from a table of images, row by row; None if they do not."""
+# --- Rows by key: what is kept of an earlier release ------------------------------------------
+def keyed(path: Path, predictions: Predictions, images: pa.Table) -> Predictions:
+    """Check that predictions are of these images, and return them with each image's SHA-256.
+
+    Args:
+        path: where they were read, for errors.
+        predictions: of either version, as `read_predictions` returns them.
+        images: the rows of the release's metadata that were classified, in order.
+
+    Raises:
+        IntegrityError: the first image that differs.
+    """
+    if len(predictions.table) != len(images):
+        raise IntegrityError(
+            f"{path}: expected {len(images)} images, found {len(predictions.table)}"
+        )
     # In one piece each, for comparing chunked columns looks at how they are chunked.
-    one, other = (table.select(IMAGE).combine_chunks() for table in (found, images))
-    if len(one) != len(other):
-        return f"expected {len(other)} images, found {len(one)}"
+    found, images = predictions.table.combine_chunks(), images.select(IMAGE).combine_chunks()
+    if found["sha256"].null_count == len(found):  # of version 1
+        found = found.set_column(SCHEMA.names.index("sha256"), "sha256", images["sha256"])
     for name in IMAGE:
-        if one[name] != other[name]:
-            pairs = zip(one[name].to_pylist(), other[name].to_pylist(), strict=True)
-            return next(
-                f"row {row}: {name}: expected {expected}, found {value}"
+        if found[name] != images[name]:
+            pairs = zip(found[name].to_pylist(), images[name].to_pylist(), strict=True)
+            row, value, expected = next(
+                (row, value, expected)
                 for row, (value, expected) in enumerate(pairs)
                 if value != expected
             )
-    return None
+            raise IntegrityError(f"{path}: row {row}: {name}: expected {expected}, found {value}")
+    return replace(predictions, table=found)
+
+
+def find_by_key(images: pa.Table, kept: pa.Table, key: Sequence[str] = IMAGE) -> NDArray[np.int64]:
+    """Find the row of ``kept`` that has each image's values in the columns ``key``; -1 if none."""
+
+    def keys(table: pa.Table) -> pa.Array:
+        columns = (table[name].combine_chunks().cast(pa.string()) for name in key)
+        return pc.binary_join_element_wise(
+            *columns, "\0", null_handling="replace", null_replacement=""
+        )
+
+    return numbers(pc.index_in(keys(images), keys(kept)), -1).astype(np.int64)
+
+
+def read_earlier(path: Path, most: int, classifier: Mapping[str, Any]) -> pa.Table:
+    """Read what an earlier release's images were classified as by the same weights.
+
+    A file that is damaged, or of other weights or settings, is named in the log and not used.
+    """
+    if path.exists():
+        try:
+            found = read_predictions(path, most)
+            before = found.source.classifier
+            if all(before.get(name) == classifier[name] for name in classifier.keys() - OF_A_TASK):
+                return found.table
+            log.warning("%s: not used: classified with other weights or settings", path)
+        except IntegrityError as error:
+            log.warning("earlier predictions are not used: %s", error)
+    return SCHEMA.empty_table()
 
 
 # --- Shards, and the whole ---------------------------------------------------------------------
@@ -229,10 +297,10 @@ def merge_predictions(release: Release, work: RunPaths, plan: PredictionPlan) ->
     if problems:
         raise IntegrityError("\n".join(problems))
     devices: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for device in (device for one in found for device in one.source.judged_on):
-        key = device["device"], device["dtype"], device["batch_size"]
+    for device in (device for one in found for device in one.source.predicted_on):
+        key = tuple(value for name, value in device.items() if name != "images")
         devices.setdefault(key, {**device, "images": 0})["images"] += device["images"]
-    source = replace(found[0].source, stop=plan.images, judged_on=list(devices.values()))
+    source = replace(found[0].source, stop=plan.images, predicted_on=list(devices.values()))
     return Predictions(pa.concat_tables(one.table for one in found), source)
 
 
@@ -240,12 +308,10 @@ def _read_checked(path: Path, plan: PredictionPlan, shard: Shard, images: pa.Tab
     """Read a shard, or all, compared with plan and images."""
     found = read_predictions(path, plan.images)
     source = found.source
-    if (source.judging, source.start, source.stop) != (plan.digest, shard.start, shard.stop):
+    if (source.plan, source.start, source.stop) != (plan.digest, shard.start, shard.stop):
         raise IntegrityError(
             f"{path}: foreign: images {source.start} to {source.stop - 1} of release "
-            f"{source.release[:12]}, plan {source.judging[:12]}; expected {shard.start} to "
+            f"{source.release[:12]}, plan {source.plan[:12]}; expected {shard.start} to "
             f"{shard.stop - 1} of {plan.release[:12]}, {plan.digest[:12]}"
         )
-    if problem := disagreement(found.table, images.slice(shard.start, len(found.table))):
-        raise IntegrityError(f"{path}: {problem}")
-    return found
+    return keyed(path, found, images.slice(shard.start, len(found.table)))

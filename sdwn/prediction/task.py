@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sdwn.batches import NO_OPTIONS, TaskOptions
 from sdwn.devices.device import Device, missing_gpu
@@ -18,8 +20,14 @@ from sdwn.io import Advance
 from sdwn.jobs.task import Meter, RunDisk, Stage
 from sdwn.paths import RunPaths, work_paths
 from sdwn.planning.plan import Shard
-from sdwn.prediction.plan import PredictionPlan, open_planned_release
-from sdwn.prediction.table import Predictions, Source, write_predictions
+from sdwn.prediction.plan import PredictionPlan, evaluation_of, open_planned_release
+from sdwn.prediction.table import (
+    Predictions,
+    Source,
+    find_by_key,
+    read_earlier,
+    write_predictions,
+)
 from sdwn.releases.release import Release
 from sdwn.wordnet.taxonomy import nearest_subtrees
 
@@ -44,7 +52,11 @@ def predict_shards(  # noqa: PLR0913, PLR0917
     advance: Advance = lambda _: None,
     batch_size: int | None = None,
 ) -> None:
-    """Classify shards, the classifier loaded once; a kill costs the shard under way."""
+    """Classify shards, the classifier loaded once; a kill costs the shard under way.
+
+    Images that an earlier release had, and that the same weights classified there, are not
+    classified again.
+    """
     # torch and timm
     from sdwn.prediction.classifier import Predictor, classifier_batch_size, predict_images
     from sdwn.prediction.pretrained import load_classifier
@@ -57,7 +69,13 @@ def predict_shards(  # noqa: PLR0913, PLR0917
             f"{chosen.checkpoint}: expected the checkpoint {plan.checkpoint_sha256[:12]} that "
             f"this was planned for, found {weights[:12]}; restore it, or evaluate again"
         )
-    wnids = plan.images_of(release).metadata["wnid"].unique().to_pylist()
+    images = plan.images_of(release)
+    earlier = read_earlier(
+        evaluation_of(paths).earlier, release.manifest.most_rows, classifier.record
+    )
+    # Of each image its row there, or -1.
+    known = find_by_key(images.metadata, earlier)
+    wnids = pc.drop_null(images.metadata["wnid"].unique()).to_pylist()
     predictor = Predictor(
         classifier,
         nearest_subtrees(release.taxonomy, wnids, classifier.classes),
@@ -71,15 +89,15 @@ def predict_shards(  # noqa: PLR0913, PLR0917
         batch=predictor.batch,
         loading_seconds=time.monotonic() - began,
         energy=lambda: device.energy_joules,
-        total=sum(map(plan.shard_images, shards)),
+        total=sum(int((known[one.start : one.stop] < 0).sum()) for one in shards),
         no_gpu=missing_gpu(device.name),
         doing="classifying",
     )
 
-    def predict_shard(images: Release) -> pa.Table:
-        tables, began = [], time.monotonic()
+    def predict_rows(chosen: Release) -> list[pa.Table]:
+        tables, began = list[pa.Table](), time.monotonic()
         try:
-            for table in predict_images(predictor, images):
+            for table in predict_images(predictor, chosen):
                 tables.append(table)
                 ended = time.monotonic()
                 meter.count_batch(len(table), ended - began, device.peak_bytes)
@@ -93,15 +111,22 @@ def predict_shards(  # noqa: PLR0913, PLR0917
             meter.count_done(-begun)
             advance(-begun)
             raise
-        return pa.concat_tables(tables)
+        return tables
 
     disk = RunDisk(paths)
     try:
         for shard in shards:
-            table = disk.retry(partial(predict_shard, plan.images_of(release, shard)))
-            record, count = classifier.record, plan.shard_images(shard)
-            device_used = {name: record[name] for name in ("device", "dtype")}
-            used = [{**device_used, "batch_size": predictor.batch.images, "images": count}]
+            rows, record = known[shard.start : shard.stop], classifier.record
+            todo = np.flatnonzero(rows < 0)
+            advance(len(rows) - len(todo))
+            new = disk.retry(partial(predict_rows, images.subset(rows=shard.start + todo)))
+            table = pa.concat_tables([earlier.take(rows[rows >= 0]), *new])
+            # The earlier ones stand first there, in order, and then the others.
+            table = table.take(np.argsort(np.argsort(rows < 0, kind="stable")))
+            here = {name: record[name] for name in ("device", "dtype")}
+            here |= {"batch_size": predictor.batch.images, "images": len(todo)}
+            before = {"device": "of an earlier release", "images": len(rows) - len(todo)}
+            used = [one for one in (before, here) if one["images"]]
             source = Source(plan.release, plan.digest, shard.start, shard.stop, record, used)
             found = Predictions(table, source)
             disk.retry(partial(write_predictions, paths.shard(shard.index), found))

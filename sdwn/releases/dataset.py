@@ -6,28 +6,32 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from torch.utils.data import Dataset
 
 from sdwn.errors import UsageError
 from sdwn.releases.release import Release
+from sdwn.storage.columns import numbers
 from sdwn.wordnet.imagenet import class_wnids
 
-LABELS = ("synset", "imagenet")
+LABELS = ("synset", "label", "imagenet", None)
 
 
 class ReleaseDataset(Dataset[tuple[Any, int]]):
     """Pairs of an image and its label, in the release's order; safe with DataLoader's workers.
 
-    As in torchvision's datasets, ``classes`` has the wnid of each label, ``class_to_idx`` the
-    label of each wnid, and ``targets`` the label of each image.
+    As in torchvision's datasets, ``classes`` has the name of each label, ``class_to_idx`` the
+    label of each name, and ``targets`` the label of each image. A name is a wnid, or a text of
+    the column ``label``.
 
     Args:
         release: a release or a subset of one.
         transform: takes a PIL image, RGB; without it the image itself is returned.
         target_transform: takes the label.
-        labels: ``synset``, counted from 0 in the order of the wnids in ``release``; or
-            ``imagenet``, the index of the ImageNet-1k class, which every image must have.
+        labels: ``synset`` or ``label``, counted from 0 in the order of the wnids or labels in
+            ``release``; ``imagenet``, the index of the ImageNet-1k class; every image must have
+            one. None for a release without: each label is -1.
     """
 
     def __init__(
@@ -36,25 +40,26 @@ class ReleaseDataset(Dataset[tuple[Any, int]]):
         transform: Callable[[Any], Any] | None = None,
         target_transform: Callable[[Any], Any] | None = None,
         *,
-        labels: str = "synset",
+        labels: str | None = "synset",
     ) -> None:
         if labels not in LABELS:
-            raise UsageError(f"labels: expected {' or '.join(LABELS)}, found {labels!r}")
+            raise UsageError(f"labels: expected one of {LABELS}, found {labels!r}")
         self.release, self.transform, self.target_transform = release, transform, target_transform
-        wnids = release.metadata["wnid"]
-        if labels == "synset":
-            self.classes = sorted(pc.unique(wnids).to_pylist())
-        elif none := release.metadata["imagenet_class"].null_count:
-            raise UsageError(
-                f"{none} of {len(release)} images are of no ImageNet-1k class; "
-                "take those that are: release.subset(imagenet=True)"
-            )
-        else:
-            self.classes = list(class_wnids())
-        self.class_to_idx = {wnid: index for index, wnid in enumerate(self.classes)}
-        self.targets = np.array(
-            [self.class_to_idx[wnid] for wnid in wnids.to_pylist()], dtype=np.int64
-        )
+        self.classes: list[str] = []
+        self.targets = np.full(len(release), -1, dtype=np.int64)
+        if labels is not None:
+            names = release.metadata["label" if labels == "label" else "wnid"]
+            found = {name for name in names.unique().to_pylist() if name}
+            self.classes = list(class_wnids()) if labels == "imagenet" else sorted(found)
+            targets = pc.index_in(names, pa.array(self.classes, names.type))
+            if none := targets.null_count:
+                what = "ImageNet-1k class" if labels == "imagenet" else labels
+                raise UsageError(
+                    f"{none} of {len(release)} images are of no {what}; take those that are, as "
+                    "with release.subset(imagenet=True), or other labels"
+                )
+            self.targets = numbers(targets).astype(np.int64)
+        self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
 
     def __len__(self) -> int:
         return len(self.release)

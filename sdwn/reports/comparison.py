@@ -28,10 +28,11 @@ from sdwn.paths import ComparisonPaths
 from sdwn.planning.plan import flat_settings
 from sdwn.releases.release import Release
 from sdwn.reports.figures import Drawn, side_colour, write_comparison_figures
-from sdwn.reports.page import Album, first_lemma, render
+from sdwn.reports.page import Album, render
 from sdwn.reports.report import open_evaluation
+from sdwn.wordnet.imagenet import class_name
 
-FORMAT = Format("sdwn-comparison", 1, "compare the releases again")
+FORMAT = Format("sdwn-comparison", 2, "compare the releases again")
 # A class whose adjusted p is at most this is said to differ.
 LEVEL = 0.05
 SEED = 0
@@ -195,7 +196,7 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
         "classes": [
             {
                 "wnid": wnid,
-                "synset": first.release.concepts[wnid].synset,
+                "synset": rows[0][wnid]["synset"],
                 "group": rows[0][wnid].get("group"),
                 "images": images[:, at].tolist(),
                 "correct": correct[:, at].tolist(),
@@ -235,7 +236,8 @@ def _subtree_difference(first: Side, other: Side) -> dict[str, Any] | None:
         return None
     both = list[dict[str, float]]()
     for side in (first, other):
-        means = side.predictions.group_by("wnid").aggregate([("subtree_probability", "mean")])
+        known = side.predictions.filter(pc.field("subtree_probability").is_valid())
+        means = known.group_by("wnid").aggregate([("subtree_probability", "mean")])
         columns = (means[name].to_pylist() for name in ("wnid", "subtree_probability_mean"))
         both.append(dict(zip(*columns, strict=True)))
     wnids = sorted(both[0].keys() & both[1].keys())
@@ -246,11 +248,11 @@ def _image_difference(first: Side, other: Side) -> dict[str, float] | None:
     """Compare two classifiers image by image; None where the images are not the same."""
     if first.release.digest != other.release.digest:
         return None
-    columns = ["wnid", "number", "label_rank"]
+    columns = ["id", "number", "label_rank"]
     labelled = first.predictions.select(columns).filter(pc.field("label_rank").is_valid())
     both = labelled.join(
         other.predictions.select(columns),
-        keys=["wnid", "number"],
+        keys=["id", "number"],
         join_type="inner",
         right_suffix="_other",
     )
@@ -454,12 +456,11 @@ def write_comparison(
 
 
 def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side], drawn: Drawn) -> str:
-    first = sides[0].release
     # With the change of the last side; the most improved class first.
     classes = [
         {
             **row,
-            "name": first_lemma(first, row["wnid"]),
+            "name": class_name(row["wnid"]),
             "rates": [c / n for c, n in zip(row["correct"], row["images"], strict=True)],
         }
         for row in comparison["classes"]
@@ -505,10 +506,10 @@ def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side], drawn
                         **row,
                         "sides": [
                             {
-                                "prompt": side.release.concepts[row["wnid"]].prompt,
+                                "prompt": album.prompt(row["wnid"]),
                                 "gallery": album.gallery(row["wnid"], GALLERY_IMAGES),
                             }
-                            for side, album in zip(sides, albums, strict=True)
+                            for album in albums
                         ],
                     }
                     for row in rows[:GALLERY_CLASSES]

@@ -84,32 +84,37 @@ def shared_text(name: str) -> str:
 
 
 class Album:
-    """The images of classes, in the order of their numbers; of large classes the first ones.
+    """The images of synsets by wnid, in the order of their numbers; of many, the first ones.
 
     An image is its row in the release, with ``predicted``, the wnid of the class that it was
-    classified as or None, and ``correct``, whether that is its own class.
+    classified as or None, and ``correct``, whether that is its own class. Of several concepts
+    with one wnid the first image of each comes first.
     """
 
     def __init__(self, release: Release, wnids: Iterable[str], predictions: pa.Table) -> None:
         self.release = release
         classes, self._images = class_wnids(), {wnid: list[dict[str, Any]]() for wnid in wnids}
         predicted = {
-            (row["wnid"], row["number"]): classes[row["top5"][0]]
-            for row in self._first(predictions.select(["wnid", "number", "top5"]))
+            (row["id"], row["number"]): classes[row["top5"][0]]
+            for row in self._first(predictions.select(["wnid", "id", "number", "top5"]))
         }
-        columns = ["wnid", "synset", "number", "status", *LOCATION]
+        columns = ["wnid", "id", "synset", "number", "status", *LOCATION]
+        # Imported images may have none.
+        columns += [name for name in ("prompt",) if name in release.metadata.column_names]
         for row in self._first(release.metadata.select(columns)):
-            wnid = predicted.get((row["wnid"], row["number"]))
-            image = {**row, "predicted": wnid, "correct": wnid == row["wnid"]}
+            wnid = predicted.get((row["id"], row["number"]))
+            prompt = row.get("prompt") or ""
+            image = {**row, "prompt": prompt, "predicted": wnid, "correct": wnid == row["wnid"]}
             self._images[row["wnid"]].append(image)
 
     def __getitem__(self, wnid: str) -> list[dict[str, Any]]:
         return self._images[wnid]
 
     def _first(self, table: pa.Table) -> list[dict[str, Any]]:
-        """Return the rows of each class with the smallest numbers."""
+        """Return the rows of each wnid with the smallest numbers."""
         table = table.filter(pc.is_in(table["wnid"], pa.array(list(self._images), pa.string())))
-        table = table.sort_by([("wnid", "ascending"), ("number", "ascending")]).combine_chunks()
+        order = [(name, "ascending") for name in ("wnid", "number", "id")]
+        table = table.sort_by(order).combine_chunks()
         codes = table["wnid"].combine_chunks().dictionary_encode().indices.to_numpy()
         rank = np.arange(len(codes)) - np.searchsorted(codes, codes)
         rows: list[dict[str, Any]] = table.filter(pa.array(rank < MOST)).to_pylist()
@@ -117,15 +122,22 @@ class Album:
 
     def gallery(self, wnid: str, most: int) -> list[dict[str, Any]]:
         """Return what a page shows of a class's first images: each with its predicted class."""
+        keys = ("synset", "id", "number", "prompt", "status", "correct")
         return [
             {
-                **{key: image[key] for key in ("synset", "number", "status", "correct")},
+                **{key: image[key] for key in keys},
                 "black": image["status"] in BLACK,
-                "predicted": image["predicted"] and first_lemma(self.release, image["predicted"]),
+                "predicted": image["predicted"] and class_name(image["predicted"]),
                 "source": self.thumbnail(image),
             }
             for image in self[wnid][:most]
         ]
+
+    def prompt(self, wnid: str) -> str:
+        """Return the prompt of a class's images; of several, the first."""
+        first, *others = dict.fromkeys(image["prompt"] for image in self[wnid])
+        note = " (the first of several prompts; point at an image for its own)"
+        return first + note * bool(others)
 
     def thumbnail(self, image: dict[str, Any], pixels: int = THUMBNAIL_PIXELS) -> str:
         """Return an image as a data URL."""
@@ -153,12 +165,6 @@ class Album:
             return self.release.image(image)
         except IntegrityError:
             return Image.new("RGB", (1, 1))  # in place of a damaged one
-
-
-def first_lemma(release: Release, wnid: str) -> str:
-    """Return a class's first lemma as people write it, also of one that the release has not."""
-    own = release.concepts.get(wnid)
-    return own.lemmas.replace("_", " ").partition(", ")[0] if own else class_name(wnid)
 
 
 def data_url(image: Image.Image, quality: int) -> str:

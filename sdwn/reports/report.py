@@ -12,14 +12,14 @@ import pyarrow as pa
 
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.metrics import metrics_shown
-from sdwn.evaluation.record import evaluations, read_own_evaluation
+from sdwn.evaluation.record import evaluations, read_own_predictions
 from sdwn.io import file_sha256, write_text
 from sdwn.paths import EvaluationPaths
-from sdwn.prediction.table import read_predictions
 from sdwn.releases.release import Release
 from sdwn.reports.circles import map_circles, map_labels, recognition_rank
 from sdwn.reports.figures import Drawn, write_report_figures
-from sdwn.reports.page import Album, first_lemma, render
+from sdwn.reports.page import Album, render
+from sdwn.wordnet.imagenet import class_lemmas, class_name
 
 # Of those recognised best, typical ones and those recognised worst, each.
 GALLERY_CLASSES, GALLERY_IMAGES = 8, 20
@@ -77,8 +77,7 @@ def open_evaluation(
     if name not in found:
         raise UsageError(f"{release}: no evaluation {name!r}; there is {', '.join(found)}")
     paths = release.paths.evaluation(name)
-    evaluation = read_own_evaluation(release, paths)
-    predictions = read_predictions(paths.predictions, release.manifest.most_rows)
+    evaluation, predictions = read_own_predictions(release, paths)
     return paths, evaluation, predictions.table
 
 
@@ -90,13 +89,18 @@ def report_page(
     synsets: Sequence[Mapping[str, str]] = (),
 ) -> str:
     """Render the page as HTML that needs nothing but itself."""
-    classes = []
-    for row in sorted(evaluation["classes"], key=recognition_rank):
-        synset = release.concepts[row["wnid"]]
-        lemmas, name = synset.lemmas.replace("_", " "), first_lemma(release, row["wnid"])
-        classes.append({**row, "lemmas": lemmas, "name": name, "prompt": synset.prompt})
-    wnids = [row["wnid"] for row in classes]
+    ranked = sorted(evaluation["classes"], key=recognition_rank)
+    wnids = [row["wnid"] for row in ranked]
     album, on_map = Album(release, wnids, predictions), evaluation["map"]
+    classes = [
+        {
+            **row,
+            "name": class_name(row["wnid"]),
+            "lemmas": ", ".join(class_lemmas(row["wnid"])),
+            "prompt": album.prompt(row["wnid"]),
+        }
+        for row in ranked
+    ]
     figures, manifest = evaluation["figures"], release.manifest
     model, images = evaluation["classifier"]["model"], {row["images"] for row in classes}
     confusions = []
@@ -104,7 +108,7 @@ def report_page(
         wnid, predicted = pair["wnid"], pair["predicted_wnid"]
         image = next((one for one in album[wnid] if one["predicted"] == predicted), None)
         source = image and album.thumbnail(image, CONFUSION_PIXELS)
-        names = {"name": first_lemma(release, wnid), "predicted": first_lemma(release, predicted)}
+        names = {"name": class_name(wnid), "predicted": class_name(predicted)}
         confusions.append({**pair, **names, "source": source})
     card = ("name", "synset", "group", "images", "correct", "correct_top5", "black", "prompt")
     return render(
@@ -123,6 +127,7 @@ def report_page(
             "without_black": figures["without_black"],
             "paper": evaluation.get("paper"),
             "manifest": manifest,
+            "unit": release.unit,
             "settings": manifest.settings,
             "notice": manifest.notice,
             "no_width": any(ends and ends[0] == ends[1] for ends in figures["intervals"].values()),
@@ -191,8 +196,9 @@ def _other_synsets(
     picked = _best_typical_worst(rows)
     album = Album(release, [row["wnid"] for few in picked.values() for row in few], predictions)
     for row in (row for few in picked.values() for row in few):
+        image = album[row["wnid"]][0]
+        row["name"] = release.concepts[image["id"]].label or row["synset"]
         # Many a synset is not what its name says first: tiger.n.01 is a fierce person.
-        row["name"] = first_lemma(release, row["wnid"])
-        row["prompt"] = release.concepts[row["wnid"]].prompt
-        row["source"] = album.thumbnail(album[row["wnid"]][0], CONFUSION_PIXELS)
+        row["prompt"] = image["prompt"]
+        row["source"] = album.thumbnail(image, CONFUSION_PIXELS)
     return picked

@@ -51,17 +51,25 @@ def class_index() -> dict[str, int]:
 
 
 @cache
-def _class_names() -> dict[str, str]:
+def _class_lemmas() -> dict[str, list[str]]:
     try:
         lines = _timm_table("imagenet_synset_to_lemma.txt")[1].splitlines()
     except SdwnError:
         return {}
-    return {wnid: text.partition(", ")[0] for wnid, _, text in (x.partition("\t") for x in lines)}
+    return {wnid: text.split(", ") for wnid, _, text in (x.partition("\t") for x in lines)}
+
+
+def class_lemmas(wnid: str) -> list[str]:
+    """List WordNet's lemmas of an ImageNet class as people write them, the best known first.
+
+    The wnid itself where timm's table has none.
+    """
+    return _class_lemmas().get(wnid, [wnid])
 
 
 def class_name(wnid: str) -> str:
     """Return the first lemma of an ImageNet class; the wnid itself where timm's table has none."""
-    return _class_names().get(wnid, wnid)
+    return class_lemmas(wnid)[0]
 
 
 def _timm_table(name: str) -> tuple[Path, str]:
