@@ -136,8 +136,8 @@ class Album:
     def prompt(self, wnid: str) -> str:
         """Return the prompt of a class's images; of several, the first."""
         first, *others = dict.fromkeys(image["prompt"] for image in self[wnid])
-        note = " (the first of several prompts; point at an image for its own)"
-        return first + note * bool(others)
+        more = " (the first of several prompts; point at an image for its own)"
+        return f"{first}{more if others else ''}"
 
     def thumbnail(self, image: dict[str, Any], pixels: int = THUMBNAIL_PIXELS) -> str:
         """Return an image as a data URL."""
