@@ -219,7 +219,8 @@ def test_a_textual_inversion_is_that_of_diffusers(vectors: int, tmp_path: Path) 
     assert found.tokens == 6 + vectors
     config = noise_config(model=model, generation=SMALL)
     prompts = ["x" * (75 - vectors) + " <style>", "x" * (76 - vectors) + " <style>"]
-    assert prompt_lengths(tiny, config, prompts) == PromptLengths(counted=2, cut=1, limit=77)
+    found = prompt_lengths(tiny, config, prompts)
+    assert found == [PromptLengths("text_encoder", counted=2, cut=1, limit=77)]
     twice = {**model, "textual_inversion": [{"name": str(file)}, {"name": str(file)}]}
     with pytest.raises(UsageError, match="has <style> in its vocabulary already"):
         prompt_lengths(tiny, noise_config(model=twice, generation=SMALL), prompts)

@@ -44,7 +44,8 @@ def config(model: Path, **generation: Any) -> RunConfig:
 
 
 def sample(model: Path, prompt: str, **generation: Any) -> Pixels:
-    spec = ImageSpec(0, Concept("n02084071"), 0, prompt, 5)
+    negative = generation.get("negative_prompt")
+    spec = ImageSpec(0, Concept("n02084071"), 0, prompt, 5, negative_prompt=negative)
     return Sampler(config(model, **generation)).sample([spec])[0].pixels
 
 
@@ -92,12 +93,10 @@ class TestTokens:
     def test_links_and_brackets_do_not_fill_pixarts_encoder(self, saved: SavedModel) -> None:
         prompts = ["a cat " + "https://example.org/a " * 20]
         cleaned = config(saved(families.pixart))
-        lengths = prompt_lengths(saved(families.pixart), cleaned, prompts)
-        assert lengths is not None
+        (lengths,) = prompt_lengths(saved(families.pixart), cleaned, prompts)
         assert lengths.cut == 0
         uncleaned = config(saved(families.pixart), options={"clean_caption": False})
-        lengths = prompt_lengths(saved(families.pixart), uncleaned, prompts)
-        assert lengths is not None
+        (lengths,) = prompt_lengths(saved(families.pixart), uncleaned, prompts)
         assert lengths.cut == 1
 
 

@@ -37,6 +37,7 @@ from diffusers import (
 )
 from PIL import Image
 from sdwn.config import RunConfig
+from sdwn.devices.device import Device
 from sdwn.devices.tuning import GB, estimated_fit
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
 from sdwn.generation import embeddings
@@ -53,12 +54,13 @@ from sdwn.models.families import FAMILIES as FAMILY_TABLE
 from sdwn.models.families import (
     PromptLengths,
     check_settings,
+    denoiser,
     prompt_lengths,
     read_pipeline_info,
     text_readers,
 )
-from sdwn.models.pipeline import weights_bytes
-from sdwn.models.weights import fingerprint, staged
+from sdwn.models.pipeline import load_text_encoders, weights_bytes
+from sdwn.models.weights import Weights, fingerprint, staged
 from sdwn.planning.concepts import Concept
 from sdwn.planning.plan import ImageSpec
 from torch.profiler import profile
@@ -95,12 +97,13 @@ def config(name: str = "builtin:tiny", **generation: Any) -> RunConfig:
     )
 
 
-def specs(count: int, first: int = 0) -> list[ImageSpec]:
-    return [spec(GLOSSES[number % 10], seed=number) for number in range(first, first + count)]
+def specs(count: int, first: int = 0, negative: str | None = None) -> list[ImageSpec]:
+    numbers = range(first, first + count)
+    return [spec(GLOSSES[number % 10], number, negative) for number in numbers]
 
 
-def spec(prompt: str, seed: int = 0) -> ImageSpec:
-    return ImageSpec(0, Concept("n02084071"), 0, prompt, seed)
+def spec(prompt: str, seed: int = 0, negative: str | None = None) -> ImageSpec:
+    return ImageSpec(0, Concept("n02084071"), 0, prompt, seed, negative_prompt=negative)
 
 
 def pixels(samples: list[Sample]) -> np.ndarray:
@@ -192,9 +195,8 @@ class TestImages:
             assert all(distance(one, other).mean() > 10 for other in made[:number])
 
     def test_a_negative_prompt_counts(self, sampler: Sampler) -> None:
-        refusing = Sampler(config(negative_prompt="blue"))
-        batch = specs(2)
-        apart = distance(pixels(refusing.sample(batch)), pixels(sampler.sample(batch)))
+        refusing = sampler.sample(specs(2, negative="blue"))
+        apart = distance(pixels(refusing), pixels(sampler.sample(specs(2))))
         assert apart.mean() > 1
 
 
@@ -732,7 +734,7 @@ class TestFamilies:
             else:
                 settings = {**settings, "guidance_scale": 7.5}
         ours = Sampler(config(str(folder), **settings))
-        for wanted in specs(2):
+        for wanted in specs(2, negative=negative):
             apart = distance(ours.sample([wanted])[0].pixels, documented(plain, wanted, settings))
             # PIL rounds twice where it removes transparency.
             assert apart.max() <= (kind == "QwenImage21Pipeline")
@@ -751,8 +753,7 @@ class TestFamilies:
         folder, settings = family
         info = read_pipeline_info(folder)
         guided = info.guided(config(**settings).generation)
-        if guided and info.family.negative:
-            settings = {**settings, "negative_prompt": "blue"}
+        negative = "blue" if guided and info.family.negative else None
         runs, load = Counter[str](), sampler_module.load_text_encoders
 
         def load_counted(*arguments: Any) -> Any:
@@ -763,7 +764,7 @@ class TestFamilies:
             return pipeline
 
         monkeypatch.setattr(sampler_module, "load_text_encoders", load_counted)
-        batch = [spec(prompt, seed) for prompt in GLOSSES[:3] for seed in (1, 2)]
+        batch = [spec(prompt, seed, negative) for prompt in GLOSSES[:3] for seed in (1, 2)]
         ours = Sampler(config(str(folder), **settings), specs=batch)
         assert ours.workload.guidance == guided
         encoders = {name for name in info.parts if name.startswith("text_encoder")}
@@ -779,11 +780,11 @@ class TestFamilies:
         wanted = config(str(folder), **settings)
         info = read_pipeline_info(folder)
         whole = plain_pipeline(folder)
-        without = {name: None for name in ("unet", "transformer", "vae") if name in info.parts}
-        alone = DiffusionPipeline.from_pretrained(folder, **without)
+        alone = load_text_encoders(wanted, Weights(folder, ""), info, Device(), "auto")
+        assert not isinstance(denoiser(alone), torch.nn.Module)
         encoders = [PromptEncoder(pipe, wanted.generation, info) for pipe in (alone, whole)]
         for prompt in GLOSSES[:2]:
-            one, other = (by.encode(prompt, wanted.generation.negative_prompt) for by in encoders)
+            one, other = (by.encode(prompt) for by in encoders)
             assert one.arguments.keys() == other.arguments.keys()
             for name, value in one.arguments.items():
                 assert all(map(torch.equal, value, other.arguments[name]))
@@ -824,9 +825,10 @@ class TestFamilies:
                 given = {"text_encoder": one.arguments["prompt_embeds"].shape[1]}
             assert given == {r.name: min(tokens, r.limit) for r in readers}
         lengths = prompt_lengths(folder, wanted, prompts)
-        assert lengths is not None
-        assert (lengths.limit, lengths.counted) == (readers[0].limit, len(prompts))
-        assert lengths.cut == sum(tokens > readers[0].limit for tokens in around)
+        assert lengths == [
+            PromptLengths(r.name, len(prompts), sum(n > r.limit for n in around), r.limit)
+            for r in readers
+        ]
 
 
 @pytest.mark.parametrize("make", [families.stable_diffusion_xl, families.flux_dev])
@@ -881,7 +883,7 @@ def test_a_pipeline_of_no_family_gets_texts(saved: SavedModel) -> None:
     folder = saved(families.aura_flow)
     settings = {**OWN, "negative_prompt": "blue", "options": {"max_sequence_length": 128}}
     ours = Sampler(config(str(folder), **settings))
-    wanted = spec("a small red house " * 8, seed=4)
+    wanted = spec("a small red house " * 8, seed=4, negative="blue")
     made = ours.sample([wanted])[0]
     np.testing.assert_array_equal(made.pixels, documented(plain_pipeline(folder), wanted, settings))
     assert (made.tokens, made.truncated) == (145, True)
@@ -898,15 +900,15 @@ def test_prompts_without_a_tokenizer_are_not_counted(saved: SavedModel) -> None:
 
 
 def test_stable_diffusion_3_encodes_without_its_largest_encoder(
-    saved: SavedModel,
+    saved: SavedModel, tmp_path: Path
 ) -> None:
-    folder = saved(families.stable_diffusion_3)
-    generation, info = config(str(folder), **OWN).generation, read_pipeline_info(folder)
     absent = dict.fromkeys(("text_encoder_3", "tokenizer_3"))
-    whole = DiffusionPipeline.from_pretrained(folder, **absent)
-    alone = DiffusionPipeline.from_pretrained(folder, transformer=None, vae=None, **absent)
-    expected = PromptEncoder(whole, generation, info).encode("x" * 100)
-    found = PromptEncoder(alone, generation, info).encode("x" * 100)
+    whole = DiffusionPipeline.from_pretrained(saved(families.stable_diffusion_3), **absent)
+    whole.save_pretrained(tmp_path)
+    wanted, info = config(str(tmp_path), **OWN), read_pipeline_info(tmp_path)
+    alone = load_text_encoders(wanted, Weights(tmp_path, ""), info, Device(), "auto")
+    expected = PromptEncoder(whole, wanted.generation, info).encode("x" * 100)
+    found = PromptEncoder(alone, wanted.generation, info).encode("x" * 100)
     assert (found.tokens, found.cut) == (102, ("text_encoder", "text_encoder_2"))
     for name, value in found.arguments.items():
         assert torch.equal(value, expected.arguments[name])
@@ -955,16 +957,38 @@ class TestSettings:
             (SDXL, {"options": {"true_cfg_scale": 4}}, "takes no such option; valid: clip_skip, c"),
             (SD3, {"options": {"prompt_2": "a"}}, "generation.options.prompt_2: sdwn sets this i"),
             (SD3, {"options": {"height": 64}}, "options.height: write generation.height"),
-            (FLUX, {"options": {"true_cfg_scale": "4"}}, 'expected a number, found "4"'),
+            (FLUX, {"options": {"true_cfg_scale": "4"}}, 'expected a valid number, found "4"'),
             (SD3, {"options": {"sigmas": [1.0]}}, "num_inference_steps: 2 has no effect, for sigm"),
             (SD3, {"options": {"max_sequence_length": 0}}, "expected at least 1, found 0"),
-            (SD3, {"options": {"max_sequence_length": True}}, "expected a number, found true"),
-            (families.pixart, {"options": {"clean_caption": 1}}, "expected true or false, found 1"),
-            (families_dit.lumina_2, {"options": {"system_prompt": 3}}, "expected text or null, f"),
+            (
+                SD3,
+                {"options": {"max_sequence_length": True}},
+                "expected a valid integer, found true",
+            ),
+            (
+                families.pixart,
+                {"options": {"clean_caption": 1}},
+                "expected a valid boolean, found 1",
+            ),
+            (
+                families_dit.lumina_2,
+                {"options": {"system_prompt": 3}},
+                "expected a valid string, fo",
+            ),
             (
                 families_dit.sana,
                 {"options": {"complex_human_instruction": "Draw."}},
-                'expected a list of texts or null, found "Draw."',
+                'expected a valid array, found "Draw."',
+            ),
+            (
+                SDXL,
+                {"options": {"clip_skip": "1"}},
+                'clip_skip: expected a valid integer, found "1"',
+            ),
+            (
+                SDXL,
+                {"options": {"target_size": [64, "a"]}},
+                "expected a valid integer, found [64, ",
             ),
             (families.aura_flow, {"options": {"clip_skip": 1}}, "AuraFlowPipeline takes no such o"),
             # Sizes that would be rounded.
@@ -988,7 +1012,7 @@ class TestSettings:
             check_settings(config(str(folder), **{**OWN, **generation}), folder)
 
     def test_a_value_that_a_pipeline_does_not_take_ends_the_task_in_one_line(self) -> None:
-        for name, value in (("clip_skip", "1"), ("clip_skip", 99), ("timesteps", [10, 5])):
+        for name, value in (("clip_skip", 99), ("timesteps", [10, 5])):
             expected = f"StableDiffusionPipeline fails with generation.options {name}"
             with pytest.raises(UsageError, match=expected):
                 Sampler(config(options={name: value})).sample(specs(1))
@@ -1122,7 +1146,7 @@ class TestTokens:
         found = prompt_lengths(
             builtin_folder("tiny"), config(), ["x" * 75, "x" * 76, "x" * 80, "x" * 76]
         )
-        assert found == PromptLengths(counted=3, cut=2, limit=77)
+        assert found == [PromptLengths("text_encoder", counted=3, cut=2, limit=77)]
 
     def test_neither_truncation_nor_flags_fill_the_log(self) -> None:
         small = Sampler(config(height=16, width=16, num_inference_steps=1))

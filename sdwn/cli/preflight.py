@@ -54,7 +54,7 @@ def plan_command(
     counts = {**plan_summary(plan), "run": str(paths.root)}
     takes = estimate(paths, plan, [shard.index for shard in plan.assigned_shards], chosen)
     # Only a person reads it, and it takes a second.
-    lengths = None
+    lengths = []
     if not as_json:
         prompts = (prompt for row in plan.concepts for prompt in row.prompts)
         lengths = prompt_lengths(find_folder(plan.config), plan.config, prompts)
@@ -70,7 +70,7 @@ def plan_command(
         "slice": counts.get("slice"),
         "digest": plan.digest[:12],
         "sample prompts": sample_prompts(plan),
-        "cut prompts": lengths and str(lengths),
+        "cut prompts": [str(one) for one in lengths] or None,
         **estimate_rows(takes),
     }
     step = next_command(paths, plan, run_status(paths, plan), profile)
@@ -94,7 +94,7 @@ def prefetch_command(
     from sdwn.preflight.prefetch import prefetch_config, prefetch_run
     from sdwn.workflow.status import next_command, run_status
 
-    paths, folder, lengths = RunPaths(Path(target)), folder and folder.absolute(), None
+    paths, folder, lengths = RunPaths(Path(target)), folder and folder.absolute(), []
     if paths.plan.exists():
         if set_:
             raise UsageError(f"--set changes a config, and {target} is planned already")
@@ -110,7 +110,7 @@ def prefetch_command(
         other = ["--set", f"model.name={folder}"] * (folder is not None)
         step = command("plan", target, "RUN", *other)
     problems = found["problems"] or None
-    rows = {**found, "cut prompts": lengths and str(lengths), "problems": problems}
+    rows = {**found, "cut prompts": [str(one) for one in lengths] or None, "problems": problems}
     console.result(found, as_json, rows, next_=None if found["problems"] else step)
     if found["problems"]:
         raise typer.Exit(1)

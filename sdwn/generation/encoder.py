@@ -71,10 +71,6 @@ class PromptEncoder:
         if hasattr(encoder, "final_layer_norm") and not hasattr(encoder, "text_model"):
             # Where diffusers looks for it with clip_skip; transformers 5 has no such level.
             encoder.text_model = SimpleNamespace(final_layer_norm=encoder.final_layer_norm)
-        if "transformer" in info.parts and pipeline.transformer is None:
-            # Encoding reads its config at most.
-            config = SimpleNamespace(**info.network)
-            pipeline.transformer = SimpleNamespace(config=config)
 
     def encode(self, prompt: str, negative: str | None = None) -> Encoded:
         """Encode a prompt and its negative prompt."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -109,17 +110,10 @@ def activation_bytes(pipeline: Any, call: Callable[[], Any]) -> tuple[int, int]:
         raise _Decoded
 
     network = denoiser(pipeline)
-    replaced = [(network, "forward", forward), (pipeline.vae, "decode", decode)]
-    own = [(part, name, part.__dict__.get(name)) for part, name, _ in replaced]
-    for part, name, function in replaced:
-        setattr(part, name, function)
-    try:
-        with suppress(_Decoded):
-            call()
-    finally:
-        for part, name, function in own:
-            if function is None:
-                delattr(part, name)
-            else:
-                setattr(part, name, function)
+    with (
+        patch.object(network, "forward", forward),
+        patch.object(pipeline.vae, "decode", decode),
+        suppress(_Decoded),
+    ):
+        call()
     return peaks[0], peaks[1]

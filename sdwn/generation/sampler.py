@@ -114,7 +114,7 @@ class Sampler(ImageSampler):
         # Those of the task that are not encoded yet, in its order.
         self._coming = deque(dict.fromkeys(map(self._pair, specs)))
         if self._coming and self._encodes_apart:
-            self._encode_coming()
+            self._encode(self._coming, self._embeddings)
         self.pipeline, placed = load_pipeline(config, weights, self._info, self.device, placement)
         self._vae_dtype = getattr(getattr(self.pipeline, "vae", None), "dtype", None)
         # Apart from the pipeline, images are checked while the next ones are sampled.
@@ -179,18 +179,14 @@ class Sampler(ImageSampler):
     def _encoded(self, specs: Sequence[ImageSpec]) -> list[Encoded]:
         """Return a batch's prompts encoded."""
         pairs = [self._pair(spec) for spec in specs]
-        # All of them again where the disk is full: the block before is let go.
         while not all(pair in self._embeddings for pair in pairs):
+            # The batch begins the next block, and that before is let go where the disk is full.
             self._coming.extendleft(reversed(dict.fromkeys(pairs)))
-            self._encode_coming()
+            if self._embeddings.full:
+                self._embeddings = Embeddings()
+            self._encode(self._coming, self._embeddings)
         found = {pair: self._embeddings[pair] for pair in set(pairs)}
         return [found[pair] for pair in pairs]
-
-    def _encode_coming(self) -> None:
-        """Encode the prompts that come next, as many as there is room for."""
-        if self._embeddings.full:
-            self._embeddings = Embeddings()
-        self._encode(self._coming, self._embeddings)
 
     def _encode(
         self, coming: deque[Pair], embeddings: Embeddings, *, in_float32: bool = False

@@ -21,7 +21,6 @@ from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.io import read_json
 from sdwn.models.weights import (
     FoundWeights,
-    HubError,
     Weights,
     download,
     file_fault,
@@ -83,19 +82,13 @@ def _find(
         remedy = f"make a folder with: {rewriting(chosen.name, 'model.vae')}"
         raise UsageError(f"{label}: expected a folder or a name of the hub; {remedy}")
     commit = None
-    if where == "hub":
-        found = snapshot(chosen.name, wanted)
-        commit = found.name if found else None
-        if fetch:
-            own = below and below / f"{setting}-{chosen.name.replace('/', '--')}"
-            try:
-                found, commit = download(label, chosen.name, wanted, pick, own)
-            except HubError:
-                if own is not None or found is None:
-                    raise
-        if found is None:
+    if where == "hub" and fetch:
+        own = below and below / f"{setting}-{chosen.name.replace('/', '--')}"
+        folder, commit = download(label, chosen.name, wanted, pick, own)
+    elif where == "hub":
+        if (found := snapshot(chosen.name, wanted)) is None:
             raise SdwnError(f"{label} is not in the hub's cache; get it with: sdwn prefetch")
-        folder = found
+        folder, commit = found, found.name
     if where == "file":
         folder, names = folder.parent, [folder.name]
     else:

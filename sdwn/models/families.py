@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from sdwn.config import GenerationConfig, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
@@ -80,19 +81,23 @@ def packed_noise(
     return noise
 
 
-def count_tokens(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
-    """Count the tokens of whole prompts, start and end included."""
-    return [len(ids) for ids in tokenizer(prompts, truncation=False, verbose=False).input_ids]
-
-
-def count_in_template(
-    tokenizer: Any, prompts: Sequence[str], template: str, dropped: int | str
+def count_tokens(
+    tokenizer: Any,
+    prompts: Sequence[str],
+    before: str = "",
+    after: str = "",
+    dropped: int | str = 0,
 ) -> list[int]:
-    """Count the tokens of prompts in a template, without so many, or this text's, in front."""
-    if isinstance(dropped, str):
-        dropped = count_tokens(tokenizer, [dropped])[0]
-    texts = [template.format(prompt) for prompt in prompts]
-    return [tokens - dropped for tokens in count_tokens(tokenizer, texts)]
+    """Count the tokens of whole prompts between two texts, start and end included.
+
+    What the pipeline drops in front does not count: so many tokens, or those of a text.
+    """
+
+    def count(texts: list[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False).input_ids]
+
+    first = dropped if isinstance(dropped, int) else count([dropped])[0]
+    return [tokens - first for tokens in count([before + prompt + after for prompt in prompts])]
 
 
 def count_in_chat(
@@ -125,15 +130,15 @@ def count_captions(
     above = "\n".join(complex_human_instruction or ())
     # Its first and last token are among those that reach the network.
     dropped = count_tokens(tokenizer, [above])[0] - 2 if above else 0
-    return [count - dropped for count in count_tokens(tokenizer, [above + one for one in captions])]
+    return count_tokens(tokenizer, captions, before=above, dropped=dropped)
 
 
 def count_below_system_prompt(
     tokenizer: Any, prompts: Sequence[str], system_prompt: str | None = None
 ) -> list[int]:
     """Count the tokens of prompts as Lumina 2 reads them."""
-    above = (_LUMINA_SYSTEM if system_prompt is None else system_prompt) + " <Prompt Start> "
-    return count_tokens(tokenizer, [above + prompt for prompt in prompts])
+    above = _LUMINA_SYSTEM if system_prompt is None else system_prompt
+    return count_tokens(tokenizer, prompts, before=above + " <Prompt Start> ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +170,6 @@ class Family:
         patch: how many latents, along each side, are one for its network.
         scale: the setting above which (``off``) each step predicts a second time, for
             classifier-free guidance: ``guidance_scale``, ``true_cfg_scale`` or None.
-        embedded: the key in the network's config that says that it takes ``guidance_scale`` as an
-            input, and needs no second prediction for that.
         negative: whether its call takes a negative prompt.
         instead_of_fp16: the precision of parts that fp16 is too narrow for, as the models' cards
             say, by their names.
@@ -179,7 +182,6 @@ class Family:
     patch: int = 1
     scale: str | None = "guidance_scale"
     off: float = 1.0
-    embedded: str | None = None
     negative: bool = True
     instead_of_fp16: Mapping[str, str] = field(default_factory=dict)
 
@@ -193,15 +195,17 @@ _FLUX_2_SYSTEM = (
     "You are an AI that reasons about image descriptions. You give structured responses focusing "
     "on object relationships, object\nattribution and actions without speculation."
 )
-_QWEN_TEMPLATE = (
+_QWEN_SYSTEM = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
     "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
-    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
-_QWEN_COUNT = partial(count_in_template, template=_QWEN_TEMPLATE, dropped=34)
 _QWEN_21_SYSTEM = "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
-_QWEN_21_TEMPLATE = _QWEN_21_SYSTEM + "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-_QWEN_21_COUNT = partial(count_in_template, template=_QWEN_21_TEMPLATE, dropped=_QWEN_21_SYSTEM)
+_QWEN_USER, _QWEN_END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+_QWEN_COUNT = partial(count_tokens, before=_QWEN_SYSTEM + _QWEN_USER, after=_QWEN_END, dropped=34)
+_QWEN_21_COUNT = partial(
+    count_tokens, before=_QWEN_21_SYSTEM + _QWEN_USER, after=_QWEN_END, dropped=_QWEN_21_SYSTEM
+)
+_QWEN_3_COUNT = partial(count_in_chat, add_generation_prompt=True)
 _LUMINA_SYSTEM = (
     "You are an assistant designed to generate superior images with the superior degree of "
     "image-text alignment based on textual prompts or user prompts."
@@ -211,10 +215,8 @@ _CLIP = TextInput()
 _SANA = TextInput(300, partial(count_captions, complex_human_instruction=("User Prompt: ",)))
 _PIXART_COUNT = partial(count_captions, clean_caption=True)
 _SANA_PRECISION = {"text_encoder": "bf16", "vae": "bf16"}
-_POOLED = (
-    *("prompt_embeds", "negative_prompt_embeds"),
-    *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
-)
+_PAIR = "prompt_embeds", "negative_prompt_embeds"
+_POOLED = (*_PAIR, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 _MASKED = (
     *("prompt_embeds", "prompt_attention_mask"),
     *("negative_prompt_embeds", "negative_prompt_attention_mask"),
@@ -222,118 +224,80 @@ _MASKED = (
 # By the pipeline's class. To add a family: a row here, and a small model of it in
 # tests/families.py or tests/families_dit.py.
 FAMILIES = {
-    "StableDiffusionPipeline": Family(
-        embeddings=("prompt_embeds", "negative_prompt_embeds"), embedded="time_cond_proj_dim"
-    ),
-    "StableDiffusionXLPipeline": Family(
-        embeddings=_POOLED,
-        encoders={"tokenizer": _CLIP, "tokenizer_2": _CLIP},
-        embedded="time_cond_proj_dim",
-    ),
+    "StableDiffusionPipeline": Family(_PAIR),
+    "StableDiffusionXLPipeline": Family(_POOLED, {"tokenizer": _CLIP, "tokenizer_2": _CLIP}),
     "StableDiffusion3Pipeline": Family(
-        embeddings=_POOLED,
-        encoders={"tokenizer": _CLIP, "tokenizer_2": _CLIP, "tokenizer_3": TextInput(256)},
+        _POOLED,
+        {"tokenizer": _CLIP, "tokenizer_2": _CLIP, "tokenizer_3": TextInput(256)},
         patch=2,
     ),
-    "LatentConsistencyModelPipeline": Family(
-        embeddings=("prompt_embeds", None),
-        scale=None,
-        embedded="time_cond_proj_dim",
-        negative=False,
-    ),
-    "PixArtAlphaPipeline": Family(
-        embeddings=_MASKED,
-        encoders={"tokenizer": TextInput(120, _PIXART_COUNT)},
-        patch=2,
-    ),
-    "PixArtSigmaPipeline": Family(
-        embeddings=_MASKED,
-        encoders={"tokenizer": TextInput(300, _PIXART_COUNT)},
-        patch=2,
-    ),
+    "LatentConsistencyModelPipeline": Family(("prompt_embeds", None), scale=None, negative=False),
+    "PixArtAlphaPipeline": Family(_MASKED, {"tokenizer": TextInput(120, _PIXART_COUNT)}, patch=2),
+    "PixArtSigmaPipeline": Family(_MASKED, {"tokenizer": TextInput(300, _PIXART_COUNT)}, patch=2),
     "SanaPipeline": Family(
-        embeddings=_MASKED,
-        encoders={"tokenizer": _SANA},
-        float32=True,
-        instead_of_fp16=_SANA_PRECISION,
+        _MASKED, {"tokenizer": _SANA}, float32=True, instead_of_fp16=_SANA_PRECISION
     ),
     "SanaSprintPipeline": Family(
-        embeddings=("prompt_embeds", "prompt_attention_mask"),
-        encoders={"tokenizer": _SANA},
+        ("prompt_embeds", "prompt_attention_mask"),
+        {"tokenizer": _SANA},
         float32=True,
         scale=None,
-        embedded="guidance_embeds",
         negative=False,
         instead_of_fp16=_SANA_PRECISION,
     ),
     "Lumina2Pipeline": Family(
-        embeddings=_MASKED,
-        encoders={"tokenizer": TextInput(256, count_below_system_prompt)},
-        patch=2,
+        _MASKED, {"tokenizer": TextInput(256, count_below_system_prompt)}, patch=2
     ),
     "ZImagePipeline": Family(
-        # Lists of embeddings, each as long as its text.
-        embeddings=("prompt_embeds", "negative_prompt_embeds"),
-        encoders={
-            "tokenizer": TextInput(
-                512, partial(count_in_chat, add_generation_prompt=True, enable_thinking=True)
-            )
-        },
+        _PAIR,  # lists of embeddings, each as long as its text
+        {"tokenizer": TextInput(512, partial(_QWEN_3_COUNT, enable_thinking=True))},
         float32=True,
         patch=2,
         off=0.0,
     ),
     "FluxPipeline": Family(
-        embeddings=("prompt_embeds", "pooled_prompt_embeds", None),
-        encoders={"tokenizer": _CLIP, "tokenizer_2": TextInput(512)},
+        ("prompt_embeds", "pooled_prompt_embeds", None),
+        {"tokenizer": _CLIP, "tokenizer_2": TextInput(512)},
         noise=packed_noise,
         patch=2,
         scale="true_cfg_scale",
-        embedded="guidance_embeds",
         # On cards without bf16: T5's own values do not stay within fp16.
         instead_of_fp16={"text_encoder": "fp32", "text_encoder_2": "fp32"},
     ),
     "ChromaPipeline": Family(
-        embeddings=(
+        (
             *("prompt_embeds", None, "prompt_attention_mask"),
             *("negative_prompt_embeds", None, "negative_prompt_attention_mask"),
         ),
-        encoders={"tokenizer": TextInput(512)},
+        {"tokenizer": TextInput(512)},
         noise=packed_noise,
         patch=2,
     ),
     "Flux2Pipeline": Family(
-        embeddings=("prompt_embeds", None),
-        encoders={"tokenizer": TextInput(512, partial(count_in_chat, system=_FLUX_2_SYSTEM))},
+        ("prompt_embeds", None),
+        {"tokenizer": TextInput(512, partial(count_in_chat, system=_FLUX_2_SYSTEM))},
         noise=partial(plain_noise, patch=2),
         patch=2,
         scale=None,
-        embedded="guidance_embeds",
         negative=False,
     ),
     "Flux2KleinPipeline": Family(
-        embeddings=("prompt_embeds", None),
-        encoders={
-            "tokenizer": TextInput(
-                512, partial(count_in_chat, add_generation_prompt=True, enable_thinking=False)
-            )
-        },
+        ("prompt_embeds", None),
+        {"tokenizer": TextInput(512, partial(_QWEN_3_COUNT, enable_thinking=False))},
         noise=partial(plain_noise, patch=2),
         patch=2,
         negative=False,
     ),
     "QwenImagePipeline": Family(
-        # Alone, a prompt has no padding to mask.
-        embeddings=("prompt_embeds", None),
-        encoders={"tokenizer": TextInput(512, _QWEN_COUNT)},
+        ("prompt_embeds", None),  # alone, a prompt has no padding to mask
+        {"tokenizer": TextInput(512, _QWEN_COUNT)},
         noise=packed_noise,
         patch=2,
         scale="true_cfg_scale",
-        embedded="guidance_embeds",
     ),
     "QwenImage21Pipeline": Family(
-        embeddings=("prompt_embeds", None, None),
-        encoders={"processor": TextInput(None, _QWEN_21_COUNT)},
+        ("prompt_embeds", None, None),
+        {"processor": TextInput(None, _QWEN_21_COUNT)},
         noise=partial(packed_noise, patch=1, images=None),
         patch=2,
         scale="true_cfg_scale",
@@ -375,7 +339,6 @@ class PipelineInfo:
             encoders={"tokenizer": TextInput(limit)},
             noise=None,
             scale=scales[0] if scales else None,
-            embedded="guidance_embeds",
             negative="negative_prompt" in call,
         )
 
@@ -408,8 +371,8 @@ class PipelineInfo:
 
     @property
     def embeds_guidance(self) -> bool:
-        """True if guidance is an input of its network."""
-        return bool(self.family.embedded and self.network.get(self.family.embedded))
+        """True if its network takes ``guidance_scale`` as an input: no second prediction."""
+        return any(self.network.get(key) for key in ("guidance_embeds", "time_cond_proj_dim"))
 
     def schedules(self, generation: GenerationConfig) -> dict[str, list[Any]]:
         """Return what says how many steps there are, whatever ``num_inference_steps``."""
@@ -424,8 +387,8 @@ class PipelineInfo:
             return False
         if family.scale == "guidance_scale":
             return generation.guidance_scale > family.off and not self.embeds_guidance
-        scale: Any = generation.options.get(family.scale, 0)
-        return bool(scale > family.off)
+        scale = generation.options.get(family.scale, 0)
+        return isinstance(scale, (int, float)) and scale > family.off
 
 
 def read_pipeline_info(folder: Path) -> PipelineInfo:
@@ -499,6 +462,9 @@ _NO_OPTION = re.compile(
     r"|generator|height|width|num_inference_steps|guidance_scale|num_images_per_prompt"
     r"|output_type|return_dict|callback.*|use_resolution_binning"
 )
+
+# Arguments that take null, though they do not say so.
+_TAKE_NULL = ("complex_human_instruction", "intermediate_timesteps")
 
 
 def call_arguments(
@@ -584,9 +550,9 @@ def check_settings(config: RunConfig, folder: Path | None, *, begun: bool = Fals
         )
     idle = list[str]()
     if info is not None:
-        wrong_options = list(_option_faults(info, config.generation))
-        idle += () if wrong_options else _guidance_faults(info, config.generation)
-        faults += wrong_options or ([] if begun else idle)
+        faults += _option_faults(info, config.generation)
+        idle += _guidance_faults(info, config.generation)
+        faults += [] if begun else idle
         faults += _size_faults(info, config.generation)
     faults += _scheduler_faults(info, folder, config.generation.scheduler)
     if faults:
@@ -668,19 +634,19 @@ def _guidance_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterat
         yield f"{instead} has no effect without generation.negative_prompt; ' ' is an empty one"
 
 
-def _kinds(name: str, default: Any) -> dict[type, str]:
-    """Return what an option may be, so far as its name or its default says that."""
-    numbers: dict[type, str] = {int: "a number", float: "a number"}
-    null: dict[type, str] = {NoneType: "null"}
-    if name == "complex_human_instruction":
-        return {list: "a list of texts", **null}
-    if name == "system_prompt":
-        return {str: "text", **null}
-    if name == "intermediate_timesteps":
-        return numbers | null
-    if isinstance(default, bool):
-        return {bool: "true or false"}
-    return numbers if type(default) in numbers else {}
+def _type_fault(taken: inspect.Parameter, value: JsonValue) -> str:
+    """Return why a value is not of the type that a call's argument has, "" where it is."""
+    kind = taken.annotation
+    if isinstance(kind, str) or kind is taken.empty:
+        return ""
+    if taken.default is None or taken.name in _TAKE_NULL:
+        kind = kind | None
+    adapter = TypeAdapter[Any](kind, config=ConfigDict(arbitrary_types_allowed=True))
+    try:
+        adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        return error.errors()[0]["msg"].replace("Input should be", "expected")
+    return ""
 
 
 def _option_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[str]:
@@ -695,10 +661,9 @@ def _option_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator
         elif name not in info.call:
             valid = ", ".join(sorted(key for key in info.call if not _NO_OPTION.fullmatch(key)))
             yield f"{where}: {info.kind} takes no such option; valid: {valid}"
-        elif type(value) not in (kinds := _kinds(name, info.call[name].default)) and kinds:
-            expected = " or ".join(dict.fromkeys(kinds.values()))
-            yield f"{where}: expected {expected}, found {json.dumps(value)}"
-        elif name == "max_sequence_length" and float(str(value)) < 1:
+        elif fault := _type_fault(info.call[name], value):
+            yield f"{where}: {fault}, found {json.dumps(value)}"
+        elif name == "max_sequence_length" and isinstance(value, int) and value < 1:
             yield f"{where}: expected at least 1, found {value}"
     for name, schedule in info.schedules(generation).items():
         if len(schedule) != steps:
@@ -724,19 +689,22 @@ def _size_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[s
 
 @dataclass(frozen=True, slots=True)
 class PromptLengths:
-    """Numbers of prompts: ``counted``, and those ``cut`` at the encoder's ``limit`` of tokens."""
+    """Numbers of prompts: ``counted``, and those ``cut`` at an encoder's ``limit`` of tokens."""
 
+    encoder: str
     counted: int
     cut: int
     limit: int
 
     def __str__(self) -> str:
-        return f"{self.cut:,} of {self.counted:,} are longer than {self.limit} tokens"
+        return (
+            f"{self.cut:,} of {self.counted:,} are longer than {self.limit} tokens ({self.encoder})"
+        )
 
 
 def prompt_lengths(
     folder: Path | None, config: RunConfig, prompts: Iterable[str]
-) -> PromptLengths | None:
+) -> list[PromptLengths]:
     """Count the tokens of at most 10,000 distinct prompts, spread evenly over all.
 
     Args:
@@ -745,10 +713,10 @@ def prompt_lengths(
         prompts: also equal ones.
 
     Returns:
-        For the encoder that reads most; None without a folder, or of a model without a tokenizer.
+        For each text encoder, the one that reads most first; none without a folder.
     """
     if folder is None:
-        return None
+        return []
     import transformers  # a second; its tokenizers come without torch
 
     info = read_pipeline_info(folder)
@@ -764,11 +732,12 @@ def prompt_lengths(
     except UsageError:
         raise
     except SdwnError:
-        return None  # one is not on this machine
-    readers = text_readers(info.family, loaded, config.generation)
-    if not readers:
-        return None
+        return []  # one is not on this machine
     distinct = list(dict.fromkeys(prompts))
     chosen = distinct[:: -(-len(distinct) // _MOST_COUNTED)]
-    limit = readers[0].limit
-    return PromptLengths(len(chosen), sum(n > limit for n in readers[0].tokens(chosen)), limit)
+    return [
+        PromptLengths(
+            one.name, len(chosen), sum(n > one.limit for n in one.tokens(chosen)), one.limit
+        )
+        for one in text_readers(info.family, loaded, config.generation)
+    ]

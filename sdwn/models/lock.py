@@ -17,16 +17,14 @@ from sdwn.models.weights import (
     FoundWeights,
     Source,
     Weights,
-    combined,
     components,
+    content_revision,
     files,
     find_folder,
-    model_folder,
     needed,
     own_revision,
     own_sha256,
     require_whole,
-    size,
     snapshot,
     source,
     weights_folder,
@@ -56,8 +54,8 @@ class LockedFile(Record):
         if not path.is_file():
             return "no such file"
         stat = path.stat()
-        if (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.mtime_ns):
-            return ""
+        if self.sha256 is None or (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.mtime_ns):
+            return "" if stat.st_size == self.bytes else f"{stat.st_size} of {self.bytes} bytes"
         found = own_sha256(path)
         return "" if found == self.sha256 else f"expected SHA-256 {self.sha256}, found {found}"
 
@@ -154,25 +152,21 @@ def lock_on(
     config: RunConfig, folder: Path, commit: str | None, added: Sequence[FoundWeights]
 ) -> Lock:
     """Lock a config to the weights in a folder, which are the hub's if there is a commit."""
-    single = None
     if commit is not None:
         names = needed(folder, files(folder), components(folder), config)
         found = [LockedFile(file=name, bytes=(folder / name).stat().st_size) for name in names]
     else:
         found = [_with_content(folder / name, name) for name in files(folder)]
-    revision = commit or combined({file.file: str(file.sha256) for file in found})
-    if (where := source(config.model)) == "file":
-        file = Path(config.model.name).expanduser()
-        single = _with_content(file, str(file))
-        revision = str(single.sha256)[:16]
+    where, file = source(config.model), Path(config.model.name).expanduser()
+    own = Weights(folder, commit or content_revision(config.model, folder))
     return Lock(
         model=config.model,
         source=where,
-        revision=with_added(Weights(folder, revision), added).revision,
-        folder=str(folder) if single else None,
+        revision=with_added(own, added).revision,
+        folder=str(folder) if where == "file" else None,
         written=now(),
         files=found,
-        single_file=single,
+        single_file=_with_content(file, str(file)) if where == "file" else None,
         added=lock_added(added),
     )
 
@@ -254,7 +248,7 @@ def _locked_folder(paths: RunPaths, lock: Lock) -> Path:
 
         commit = own_revision(lock.revision)
         folder = Path(lock.folder or snapshot(model.name, commit) or "the hub's cache")
-        absent = [file.file for file in lock.files if size(folder / file.file) != file.bytes]
+        absent = [file.file for file in lock.files if file.difference(folder / file.file)]
         if absent:
             raise SdwnError(
                 f"model {model.name} at {commit}: {len(absent)} of {len(lock.files)} files "
@@ -272,7 +266,7 @@ def _locked_folder(paths: RunPaths, lock: Lock) -> Path:
         if not folder.is_dir() and (fault := lock.single_file.difference(Path(model.name))):
             remedy = f"bring {model.name} back ({fault})"
     else:
-        folder, remedy = model_folder(model), "bring it back"
+        folder, remedy = Path(model.name).expanduser(), "bring it back"
     for file in lock.files:
         file.require(folder / file.file, f"{remedy}, or plan into a new folder")
     return folder

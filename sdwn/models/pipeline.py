@@ -156,6 +156,12 @@ def _load(config: RunConfig, weights: Weights, info: PipelineInfo, absent: set[s
             f"model {config.model.name}: the folder {folder} cannot be loaded; check that it is "
             f"whole, with safetensors weights: {first_line(error)}"
         ) from error
+    name = "unet" if "unet" in info.parts else "transformer"
+    if name in absent:
+        # Encoding reads its config at most; what a LoRA has for it is left out.
+        network = SimpleNamespace(**info.network)
+        nothing = SimpleNamespace(config=network, load_lora_adapter=lambda *_, **__: None)
+        setattr(pipeline, name, nothing)
     change_model(pipeline, config, weights)
     pipeline.set_progress_bar_config(disable=True)
     if (vae := getattr(pipeline, "vae", None)) is not None:
@@ -258,34 +264,21 @@ def _fuse_lora(pipeline: Any, file: Path, scale: float) -> None:
     """Add a LoRA to the weights that it changes, so that a step takes no longer than without."""
     import torch
 
-    loaded = {
-        name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)
-    }
-    parts = [name for name in pipeline._lora_loadable_modules if name in loaded]
-    read = pipeline.lora_state_dict
+    changed, read = pipeline._lora_loadable_modules, pipeline.lora_state_dict
+    loaded = [name for name in changed if isinstance(getattr(pipeline, name), torch.nn.Module)]
 
     def of_loaded_parts(*given: Any, **options: Any) -> tuple[Any, ...]:
         state, *rest = read(*given, **options)
-        tops = {name.split(".")[0] for name in state}
-        if not tops.intersection(pipeline._lora_loadable_modules):
+        tops = {name: name.split(".")[0] for name in state}
+        if not {*changed}.intersection(tops.values()):
             raise ValueError("it has no weights for any part of this model")
-        return {name: state[name] for name in state if name.split(".")[0] in parts}, *rest
+        return {name: state[name] for name, top in tops.items() if top in loaded}, *rest
 
-    # What the pipeline calls for itself, with what is for parts that are not loaded left out; and
-    # a denoiser that is not loaded takes that.
-    absent = "unet" if "unet" in pipeline.components else "transformer"
-    if absent not in loaded:
-        config = SimpleNamespace(**read_pipeline_info(Path(pipeline.name_or_path)).network)
-        nothing = SimpleNamespace(config=config, load_lora_adapter=lambda *_, **__: None)
-        setattr(pipeline, absent, nothing)
+    # What the pipeline calls for itself, with what is for parts that are not loaded left out.
     pipeline.lora_state_dict = of_loaded_parts
-    try:
-        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="added")
-    finally:
-        del pipeline.lora_state_dict
-        if absent not in loaded:
-            setattr(pipeline, absent, None)
-    pipeline.fuse_lora(components=parts, lora_scale=scale, adapter_names=["added"])
+    pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="added")
+    del pipeline.lora_state_dict
+    pipeline.fuse_lora(components=loaded, lora_scale=scale, adapter_names=["added"])
     pipeline.unload_lora_weights()
 
 

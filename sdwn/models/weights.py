@@ -46,7 +46,7 @@ POINTER = b"version https://git-lfs"
 
 # What people write for a model, and nothing can load.
 _ADDRESS = re.compile(r"(?:\w+://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".gguf")
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 # The same weights in other formats, and what people read.
@@ -121,6 +121,11 @@ def locate(name: str, setting: str = "model") -> Source:
         return "file"
     if address := _ADDRESS.match(name):
         reason = f"this is the address of a page; write {setting}.name: {address[1]}"
+    elif name.lower().endswith(".gguf"):
+        reason = (
+            "a GGUF file holds a quantized denoiser alone and is not loaded; name the model that "
+            "it was made of, and set generation.quantization to use less memory"
+        )
     elif name.lower().endswith(_PICKLES) or (path.is_file() and not is_safetensors(path)):
         reason = (
             "this is a single file that could run code and is not loaded; if you trust it, write "
@@ -191,7 +196,13 @@ def weights_folder(config: RunConfig, commit: str | None = None) -> Path:
                 f"{model.name} is not converted to diffusers format yet; do so with: sdwn prefetch"
             )
     elif where != "hub":
-        folder = model_folder(model)
+        folder = Path(model.name).expanduser()
+        if not (folder / INDEX).is_file():
+            there = f"{INDEX} is missing there" if folder.is_dir() else "no such folder"
+            raise UsageError(
+                f"model {folder}: {there}; name a folder that has a pipeline in diffusers format, "
+                "as save_pretrained writes it"
+            )
     elif (cached := snapshot(model.name, commit or model.revision)) is not None:
         folder = cached
     else:
@@ -222,22 +233,19 @@ def obtain_model(config: RunConfig) -> Weights:
     if (where := source(model)) == "hub":
         found = find_folder(config)
         return Weights(found, found.name) if found else fetch_weights(config)
-    if where == "file":
-        return convert_file(config)
+    if where == "file" and not (converted := converted_folder(model)).is_dir():
+        from sdwn.models.single_file import convert  # torch and diffusers
+
+        make_once(converted, partial(convert, model))
     folder = builtin_folder(model.builtin) if model.builtin else weights_folder(config)
-    return Weights(folder, fingerprint(folder))
+    return Weights(folder, content_revision(model, folder))
 
 
-def model_folder(model: ModelConfig) -> Path:
-    """Return the folder that a model is named after; a UsageError if it has no pipeline."""
-    folder = Path(model.name).expanduser()
-    if not (folder / INDEX).is_file():
-        there = f"{INDEX} is missing there" if folder.is_dir() else "no such folder"
-        raise UsageError(
-            f"model {folder}: {there}; name a folder that has a pipeline in diffusers format, as "
-            "save_pretrained writes it"
-        )
-    return folder
+def content_revision(model: ModelConfig, folder: Path) -> str:
+    """Return the revision of weights that are not the hub's: the beginning of a checksum."""
+    if source(model) == "file":
+        return own_sha256(Path(model.name).expanduser())[:16]
+    return fingerprint(folder)
 
 
 def converted_folder(model: ModelConfig) -> Path:
@@ -269,21 +277,6 @@ def own_sha256(file: Path) -> str:
 @cache
 def _sha256(file: Path, *_: int) -> str:
     return file_sha256(file)
-
-
-def convert_file(config: RunConfig) -> Weights:
-    """Convert a model's single file to a folder in diffusers format, unless that is there.
-
-    Raises:
-        SdwnError: its settings cannot be had, or diffusers does not know what it is.
-    """
-    folder = converted_folder(config.model)
-    if not folder.is_dir():
-        from sdwn.models.single_file import convert  # torch and diffusers
-
-        make_once(folder, partial(convert, config.model))
-    require_whole(folder, config)
-    return Weights(folder, own_sha256(Path(config.model.name).expanduser())[:16])
 
 
 def snapshot(name: str, revision: str | None) -> Path | None:
@@ -422,21 +415,13 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
         return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
 
 
-class HubError(SdwnError):
-    """The hub does not give what was wanted."""
-
-
 def fetch_weights(
     config: RunConfig, revision: str | None = None, folder: Path | None = None
 ) -> Weights:
     """Download a config's model, whole, into the hub's cache or a folder of its own.
 
-    What is there already is not downloaded again. ``revision`` replaces the config's. Where the
-    hub does not answer, weights that are in its cache are used as they are.
-
-    Raises:
-        SdwnError: the hub does not give it, or there is no room for it.
-        UsageError: something else is in the folder.
+    ``revision`` replaces the config's. Raises what :func:`download` does, and an IntegrityError
+    where the model is not whole.
     """
     name, wanted = config.model.name, revision or config.model.revision
 
@@ -453,13 +438,7 @@ def fetch_weights(
             kinds = components(Path(index).parent)
         return needed(f"model {name} on the hub", names, kinds, config)
 
-    try:
-        got, commit = download(f"model {name}", name, wanted, pick, folder)
-    except HubError as error:
-        if folder is None and (found := find_folder(config, wanted)) is not None:
-            log.warning("%s; using what its cache has", error)
-            return Weights(found, found.name)
-        raise
+    got, commit = download(f"model {name}", name, wanted, pick, folder)
     require_whole(got, config)
     return Weights(got, commit)
 
@@ -472,6 +451,9 @@ def download(
     folder: Path | None = None,
 ) -> tuple[Path, str]:
     """Download files of a repository into the hub's cache, or a folder of their own.
+
+    What is there already is not downloaded again. Where the hub does not answer, what is in its
+    cache is used as it is.
 
     Args:
         what: names the repository in messages.
@@ -519,31 +501,23 @@ def download(
     except SdwnError:
         raise
     except Exception as error:  # each of the HTTP libraries that hub's has used has its own
-        raise HubError(
-            f"{what}: no folder of this name, and the hub did not give it: "
-            f"{first_line(error)}; fetch it where there is a network, with: sdwn prefetch (after "
-            "hf auth login where its terms ask for that), or name a local folder"
+        fault = f"{what}: no folder of this name, and the hub did not give it: {first_line(error)}"
+        if folder is None and (found := snapshot(name, wanted)) is not None:
+            log.warning("%s; using what its cache has", fault)
+            return found, found.name
+        raise SdwnError(
+            f"{fault}; fetch it where there is a network, with: sdwn prefetch (after hf auth login "
+            "where its terms ask for that), or name a local folder"
         ) from error
     return folder or Path(got), commit
 
 
-def size(file: Path) -> int | None:
-    """Return a file's size in bytes; None where it is missing."""
-    return file.stat().st_size if file.is_file() else None
-
-
 def fingerprint(folder: Path) -> str:
     """Return the first 16 hex digits of a SHA-256 over a pipeline's safetensors files."""
-    tensors = [name for name in files(folder) if name.endswith(".safetensors")]
-    return combined({name: file_sha256(folder / name) for name in tensors})
-
-
-def combined(digests: Mapping[str, str]) -> str:
-    """Compute a fingerprint from the files' own SHA-256 by name, in the order of :func:`files`."""
     whole = hashlib.sha256()
-    for name, digest in digests.items():
+    for name in files(folder):
         if name.endswith(".safetensors"):
-            whole.update(name.encode() + b"\0" + bytes.fromhex(digest))
+            whole.update(name.encode() + b"\0" + bytes.fromhex(own_sha256(folder / name)))
     return whole.hexdigest()[:16]
 
 
@@ -577,7 +551,8 @@ def staged(folder: Path, target: Path) -> Path:
     copy = private_folder(target) / f"{folder.name}-{state}"
     with locked(copy.with_name(f".{copy.name}.lock")):
         # A copy may have been cut short, and what tidies a node's disk may have removed files.
-        if any(size(copy / name) != stat.st_size for name, stat in stats.items()):
+        copied = {name: (copy / name).stat().st_size for name in files(copy)}
+        if copied != {name: stat.st_size for name, stat in stats.items()}:
             shutil.rmtree(copy, ignore_errors=True)
             try:
                 for name in stats:
