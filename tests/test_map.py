@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import io
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from sdwn.errors import UsageError
 from sdwn.evaluation.class_map import build_class_map, find_vectors
 from sdwn.evaluation.record import read_evaluation
+from sdwn.models.builtin import builtin_folder
 from sdwn.releases.release import Release
 from sdwn.reports.circles import map_labels
 from sdwn.reports.figures import write_report_figures
@@ -167,9 +169,10 @@ def test_few_classes_have_places_too(release: Release, count: int) -> None:
 
 
 def model_of(release: Release, name: str) -> Release:
-    settings = {**(release.manifest.settings or {}), "model": {"name": name}}
     found = Release(release.paths.root)
-    found.manifest = found.manifest.model_copy(update={"settings": settings})
+    (plan,) = found.manifest.plans
+    plan = plan.model_copy(update={"settings": {**plan.settings, "model": {"name": name}}})
+    found.manifest = found.manifest.model_copy(update={"plans": [plan]})
     return found
 
 
@@ -181,18 +184,23 @@ def test_the_models_own_text_encoder_places_names(release: Release) -> None:
     assert found["places"] != build_class_map(release, CLASSES, None)["places"]
 
 
-@pytest.mark.parametrize("name", ["CompVis/stable-diffusion-v1-4", "/no/such/folder"])
-def test_a_model_that_is_not_here_leaves_wordnet(release: Release, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("CompVis/stable-diffusion-v1-4", " is not in the hub's cache"),
+        ("/no/such/folder", ": no such folder"),
+    ],
+)
+def test_a_model_that_is_not_here_leaves_wordnet(release: Release, name: str, reason: str) -> None:
     found = build_class_map(model_of(release, name), CLASSES, None)
     assert found["source"] == "WordNet path distance"
-    assert f"the weights of {name} are not on this machine" in found["note"]
+    assert f"{name}{reason}" in found["note"]
 
 
 def test_a_damaged_text_encoder_leaves_wordnet(release: Release, tmp_path: Path) -> None:
-    for part in ("tokenizer", "text_encoder"):
-        (tmp_path / part).mkdir()
-    (tmp_path / "text_encoder/config.json").write_text('{"model_type": "t5"}')
-    found = build_class_map(model_of(release, str(tmp_path)), CLASSES, None)
+    model = Path(shutil.copytree(builtin_folder("tiny"), tmp_path / "model"))
+    (model / "text_encoder/config.json").write_text('{"model_type": "t5"}')
+    found = build_class_map(model_of(release, str(model)), CLASSES, None)
     assert found["source"] == "WordNet path distance"
     assert "cannot be loaded" in found["note"]
 

@@ -229,8 +229,8 @@ class ImagePredictions:
         self.model = str(record["classifier"]["model"])
         path = release.paths.evaluation(name).predictions
         table = read_predictions(path, release.manifest.most_rows).table
-        # Each image has a wnid; the label is what only images of ImageNet classes have.
-        column = "imagenet_class" if record["selection"] == "imagenet" else "wnid"
+        # Each image has an id; the label is what only images of ImageNet classes have.
+        column = "imagenet_class" if record["selection"] == "imagenet" else "id"
         classified = numbers(pc.is_valid(release.metadata[column]))
         if len(table) != np.count_nonzero(classified):
             raise IntegrityError(f"{path}: of {len(table)} images, which are not this release's")

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdwn.config import ModelConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.models.builtin import builtin_folder
-from sdwn.models.weights import converted_folder, own_revision, snapshot, source
+from sdwn.models.weights import own_revision, weights_folder
 from sdwn.releases.release import Release
 from sdwn.wordnet.imagenet import class_lemmas
 
@@ -99,26 +98,20 @@ def encode_names(release: Release, names: Sequence[str]) -> tuple[str, Vector]:
     Returns:
         The model's name, and the vectors; an SdwnError says why there are none.
     """
-    settings = release.manifest.settings
-    if settings is None:
+    digest = release.manifest.plan_digest
+    if digest is None:
         raise SdwnError("the images were imported, not generated")
-    config = ModelConfig(**settings["model"])
+    plan = release.plan(digest)
+    config = plan.config.model
     if config.builtin == "noise":
         raise SdwnError(f"{config.name} has no text encoder")
     revisions = {str(kind["revision"]) for kind in release.manifest.made_on if kind.get("revision")}
-    folder, where = None, source(config)
     if config.builtin is not None:
         folder = builtin_folder(config.builtin)
-    elif where == "folder":
-        folder = Path(config.name).expanduser()
-    elif where == "hub":
+    else:
         # Where tasks ran several revisions, none is the release's.
-        only = own_revision(revisions.pop()) if len(revisions) == 1 else config.revision
-        folder = snapshot(config.name, only)
-    elif where == "file":
-        folder = converted_folder(config)
-    if folder is None:
-        raise SdwnError(f"the weights of {config.name} are not on this machine")
+        only = own_revision(revisions.pop()) if len(revisions) == 1 else None
+        folder = weights_folder(plan.config, only)
     if not all((folder / part).is_dir() for part in ("tokenizer", "text_encoder")):
         raise SdwnError(f"{config.name} has no text encoder")
 

@@ -202,13 +202,9 @@ def keyed(path: Path, predictions: Predictions, images: pa.Table) -> Predictions
         found = found.set_column(SCHEMA.names.index("sha256"), "sha256", images["sha256"])
     for name in IMAGE:
         if found[name] != images[name]:
-            pairs = zip(found[name].to_pylist(), images[name].to_pylist(), strict=True)
-            row, value, expected = next(
-                (row, value, expected)
-                for row, (value, expected) in enumerate(pairs)
-                if value != expected
-            )
-            raise IntegrityError(f"{path}: row {row}: {name}: expected {expected}, found {value}")
+            pairs = zip(images[name].to_pylist(), found[name].to_pylist(), strict=True)
+            row, pair = next((row, pair) for row, pair in enumerate(pairs) if pair[0] != pair[1])
+            raise IntegrityError(f"{path}: row {row}: {name}: expected {pair[0]}, found {pair[1]}")
     return replace(predictions, table=found)
 
 
