@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import multiprocessing
 import re
 import shutil
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,12 @@ from huggingface_hub import constants
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from sdwn.config import ModelConfig, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.generation.sampler import Sampler
 from sdwn.generation.task import generate
 from sdwn.io import file_sha256
+from sdwn.models import single_file as single_file_module
 from sdwn.models.added import obtain_weights
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.families import PromptLengths, prompt_lengths, require_usable
@@ -118,6 +124,65 @@ def test_a_single_file_is_converted_to_the_same_weights(single_file: Path) -> No
         before, after = load_file(own), load_file(found.folder / part / own.name)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture
+def unconverted(single_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A single file, and an empty cache."""
+    monkeypatch.setenv("SDWN_CACHE", str(tmp_path))
+    model = {"name": str(single_file), "config": str(builtin_folder("tiny"))}
+    return noise_config(model=model, generation={"safety_checker": False})
+
+
+def test_of_two_that_start_at_once_one_converts(
+    unconverted: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both_start, converted = threading.Barrier(2, timeout=60), list[Path]()
+    convert = single_file_module.convert
+
+    def convert_slowly(model: ModelConfig, folder: Path) -> None:
+        converted.append(folder)
+        time.sleep(1)
+        convert(model, folder)
+
+    def start(config: RunConfig) -> Path:
+        both_start.wait()
+        return obtain_weights(config).folder
+
+    monkeypatch.setattr(single_file_module, "convert", convert_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(start, [unconverted, unconverted])
+    assert one == other
+    assert len(converted) == 1
+    assert list((tmp_path / "models").iterdir()) == [one]
+
+
+def converted_at(config: RunConfig, moment: float) -> Path:
+    """Convert a single file, or find it converted, at a moment."""
+    time.sleep(max(0.0, moment - time.time()))
+    return obtain_weights(config).folder
+
+
+@pytest.mark.process
+def test_processes_that_start_at_once_share_one(unconverted: RunConfig, tmp_path: Path) -> None:
+    # Forked ones have imported torch already, so that they do start at once.
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as processes:
+        one, other = processes.map(converted_at, [unconverted] * 2, [time.time() + 0.2] * 2)
+    assert one == other
+    assert list((tmp_path / "models").iterdir()) == [one]
+
+
+def test_a_conversion_that_failed_leaves_nothing(
+    unconverted: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: ModelConfig, folder: Path) -> None:
+        (folder / "model_index.json").write_text("{}")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(single_file_module, "convert", fail)
+    with pytest.raises(OSError, match="No space left"):
+        obtain_weights(unconverted)
+    assert list((tmp_path / "models").iterdir()) == []
 
 
 @pytest.fixture

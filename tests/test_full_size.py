@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from sdwn.models import full_size
 from sdwn.models.full_size import NETWORKS, save_full_size, save_tokenizer
-from sdwn.models.tiny import build_pipeline
+from tools.tiny import build_pipeline
 from transformers import CLIPTokenizer
 
 GLOSS = "a member of the genus Canis that has been domesticated by man since prehistoric times"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sdwn.config import RunConfig, load_config
 from sdwn.generation.sampler import Sampler
 from sdwn.jobs.profile import load_profile
-from sdwn.models.builtin import SUMS, builtin_folder, packaged
+from sdwn.models.builtin import SUMS, builtin_folder
 from sdwn.models.lock import ensure_lock, locked_weights
 from sdwn.models.weights import fingerprint
 from sdwn.paths import RunPaths
@@ -98,12 +98,14 @@ def test_the_demo_draws_what_it_has_learnt_and_names_what_it_has_not(plan: Plan)
     assert {row.synset for row in plan.concepts if row.imagenet_class is None} == NOT_LEARNT
 
 
-def test_what_came_with_the_package_is_listed_with_its_sums() -> None:
-    listed = [line.split("  ")[1] for line in (FOLDER / SUMS).read_text().splitlines()]
-    told = {FOLDER / name for name in ("README.md", "NOTICE", SUMS)}
-    there = {path for path in FOLDER.rglob("*") if path.is_file()} - told
-    assert {FOLDER / name for name in listed} == there
-    assert packaged("miniature") == FOLDER
+@pytest.mark.parametrize("name", ["miniature", "tiny"])
+def test_what_came_with_the_package_is_listed_with_its_sums(name: str) -> None:
+    folder = REPOSITORY / "sdwn" / name
+    listed = [line.split("  ")[1] for line in (folder / SUMS).read_text().splitlines()]
+    told = {folder / each for each in ("README.md", "NOTICE", SUMS)}
+    there = {path for path in folder.rglob("*") if path.is_file()} - told
+    assert {folder / each for each in listed} == there
+    assert builtin_folder(name) == folder
 
 
 @pytest.fixture(scope="module")

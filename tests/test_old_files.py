@@ -19,7 +19,7 @@ from sdwn.generation.task import generate
 from sdwn.io import read_json
 from sdwn.jobs.journal import open_journal, read_journal
 from sdwn.jobs.task import read_record
-from sdwn.models.lock import read_lock
+from sdwn.models.lock import locked_weights, read_lock
 from sdwn.paths import ReleasePaths, RunPaths, shipped_file
 from sdwn.planning.plan import make_plan, read_plan, write_plan
 from sdwn.prediction.table import keyed, read_predictions
@@ -149,9 +149,12 @@ def test_an_import_whose_classification_was_stopped_is_evaluated(old: Path) -> N
 
 def test_a_lock_and_a_gpu_profile_are_read(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = RunPaths(old / "locked")
-    lock = read_lock(paths, read_plan(paths).config.model)
+    model = read_plan(paths).config.model
+    lock, weights = read_lock(paths, model), locked_weights(paths, model)
     assert lock is not None
+    assert weights is not None
     assert (lock.source, lock.revision) == ("builtin", "f8295922c59da4df")
+    assert weights.revision == lock.revision, "its run goes on"
     profile = read_profile(old / "gpu-profile.json")
     assert (profile.workload.model, profile.tuning.batch_size) == ("builtin:tiny", 32)
     # Its name was a hash alone; what is tuned since then goes before it.

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sdwn.cli import console
 from sdwn.cli.main import Invocation, exit_code
+from sdwn.config import ModelConfig
 from sdwn.devices.tuning import GpuProfile, Probe, Tuning, find_profile, store_profile
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.verify import verify
@@ -35,8 +36,8 @@ from sdwn.jobs.journal import intend, note_cancelled, note_later, read_journal, 
 from sdwn.jobs.profile import ClusterProfile, load_profile
 from sdwn.jobs.submit import last_profile, submission_lock
 from sdwn.jobs.task import ArrayTask, Process, hold_until_peers_exit
-from sdwn.models.builtin import builtin_folder, builtin_path
-from sdwn.models.weights import staged_if_wanted
+from sdwn.models.builtin import builtin_folder
+from sdwn.models.weights import converted_folder, staged_if_wanted
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.concepts import Concept, parse_table, table_text
 from sdwn.releases.merge import merge
@@ -463,18 +464,20 @@ def test_a_cache_that_everybody_may_write_to_gives_nothing_of_others(
     work = NoiseSampler(planned()[1].config).workload
     tuning = Tuning(10, 9.9, 2, 3, 0.5, 0.5, (Probe(10, 9.9, 2),))
     kept = store_profile(GpuProfile(work, False, tuning, "2026-01-01"))
-    model = tmp_path / "cache/models/tiny-1"
+    (tmp_path / "one.safetensors").write_bytes(b"")
+    single = ModelConfig(name=str(tmp_path / "one.safetensors"))
+    model = converted_folder(single)
     model.mkdir(parents=True)
     for path in (kept.path, model):
         path.parent.chmod(mode)
         assert find_profile(work) == kept, "one's own"
-        assert builtin_path("tiny") == model
+        assert converted_folder(single) == model
     for path in (kept.path, model):
         give_away(path, monkeypatch)
     assert (find_profile(work) == kept) is taken
     refused = nullcontext() if taken else pytest.raises(IntegrityError, match="set SDWN_CACHE to")
     with refused:
-        builtin_path("tiny")
+        converted_folder(single)
 
 
 def test_code_in_a_models_folder_is_not_run(tmp_path: Path) -> None:

@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
@@ -24,7 +29,6 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from sdwn.models.tiny import scheduler
 from sdwn.models.weights import INDEX
 
 VOCABULARY = 49_408
@@ -61,6 +65,20 @@ def save_tokenizer(folder: Path) -> CLIPTokenizer:
     merges = ["#version: 0.2", *map(" ".join, pairs)]
     (folder / "merges.txt").write_text("\n".join(merges) + "\n")
     return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+
+
+def scheduler(prediction_type: str = "epsilon") -> PNDMScheduler:
+    """Build the scheduler of CompVis/stable-diffusion-v1-4; a model may predict something else."""
+    return PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        prediction_type=prediction_type,
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+        steps_offset=1,
+    )
 
 
 @torch.no_grad()

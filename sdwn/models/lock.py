@@ -12,7 +12,7 @@ from sdwn.config import ModelConfig, Record, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
 from sdwn.io import Format, now, write_text
 from sdwn.models.added import find_added, with_added
-from sdwn.models.builtin import builtin_folder, builtin_path
+from sdwn.models.builtin import builtin_folder
 from sdwn.models.weights import (
     FoundWeights,
     Source,
@@ -21,6 +21,7 @@ from sdwn.models.weights import (
     content_revision,
     files,
     find_folder,
+    fingerprint,
     needed,
     own_revision,
     own_sha256,
@@ -257,11 +258,16 @@ def _locked_folder(paths: RunPaths, lock: Lock) -> Path:
                 "one folder; see also its --folder)"
             )
         return folder
-    if (name := model.builtin) is not None:
-        folder, remedy = builtin_path(name), "install the sdwn that it came with"
-        if not folder.is_dir():
-            builtin_folder(name)
-    elif lock.single_file is not None:
+    if model.builtin is not None:
+        # Which is whole; settings beside its weights are written otherwise by each diffusers.
+        folder = builtin_folder(model.builtin)
+        if fingerprint(folder) != own_revision(lock.revision):
+            raise IntegrityError(
+                f"{folder}: not what the run was locked to ({lock.revision}); install the sdwn "
+                "that it came with, or plan into a new folder"
+            )
+        return folder
+    if lock.single_file is not None:
         folder, remedy = Path(str(lock.folder)), f"convert the file again with: {prefetch}"
         if not folder.is_dir() and (fault := lock.single_file.difference(Path(model.name))):
             remedy = f"bring {model.name} back ({fault})"

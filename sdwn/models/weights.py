@@ -17,11 +17,12 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cache, partial
+from functools import cache
 from glob import glob
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Literal
+from uuid import uuid4
 
 from rich.filesize import decimal
 
@@ -33,9 +34,10 @@ from sdwn.io import (
     private_folder,
     read_json,
     refuse_planted,
+    writable_cache,
     write_text,
 )
-from sdwn.models.builtin import IN_PACKAGE, builtin_folder, builtin_path, make_once, packaged
+from sdwn.models.builtin import builtin_folder
 from sdwn.paths import STAGE_VARIABLE, cache_folder
 
 log = logging.getLogger(__name__)
@@ -187,9 +189,9 @@ def weights_folder(config: RunConfig, commit: str | None = None) -> Path:
         SdwnError: the weights are not on this machine.
     """
     model = config.model
-    if (name := model.builtin) is not None:
-        folder = packaged(name) if name in IN_PACKAGE else builtin_path(name)
-    elif (where := source(model)) == "file":
+    if model.builtin is not None:
+        return builtin_folder(model.builtin)
+    if (where := source(model)) == "file":
         folder = converted_folder(model)
         if not folder.is_dir():
             raise SdwnError(
@@ -216,16 +218,16 @@ def find_folder(config: RunConfig, commit: str | None = None) -> Path | None:
 
     Only a model that comes with the package raises an error, where it is not as it came.
     """
+    if config.model.builtin is not None:
+        return builtin_folder(config.model.builtin) if config.model.builtin != "noise" else None
     try:
         return weights_folder(config, commit)
     except SdwnError:
-        if config.model.builtin in IN_PACKAGE:
-            raise
         return None
 
 
 def obtain_model(config: RunConfig) -> Weights:
-    """Find a model, or get it: make a built-in one, convert a file, or download one of the hub.
+    """Find a model, or get it: convert a file, or download one of the hub.
 
     The hub is not asked for what its cache has. Raises what the others here do.
     """
@@ -233,12 +235,33 @@ def obtain_model(config: RunConfig) -> Weights:
     if (where := source(model)) == "hub":
         found = find_folder(config)
         return Weights(found, found.name) if found else fetch_weights(config)
-    if where == "file" and not (converted := converted_folder(model)).is_dir():
-        from sdwn.models.single_file import convert  # torch and diffusers
-
-        make_once(converted, partial(convert, model))
-    folder = builtin_folder(model.builtin) if model.builtin else weights_folder(config)
+    if where == "file":
+        _convert_once(model)
+    folder = weights_folder(config)
     return Weights(folder, content_revision(model, folder))
+
+
+def _convert_once(model: ModelConfig) -> None:
+    """Convert a single file, whole or not at all; of processes that start together, one does."""
+    folder = converted_folder(model)
+    if folder.is_dir():
+        return
+    from sdwn.models.single_file import convert  # torch and diffusers
+
+    with locked(writable_cache() / "models.lock"):
+        if folder.is_dir():
+            return
+        unfinished = folder.with_name(f".{folder.name}.{uuid4().hex}")
+        unfinished.mkdir(parents=True)
+        try:
+            convert(model, unfinished)
+            unfinished.rename(folder)
+        except OSError:
+            # On a file system without locks another process may have made the same one.
+            if not folder.is_dir():
+                raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def content_revision(model: ModelConfig, folder: Path) -> str:

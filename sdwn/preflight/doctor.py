@@ -38,7 +38,6 @@ from sdwn.jobs.scheduler import Partition, Site, read_site, user
 from sdwn.jobs.submit import require_fit
 from sdwn.jobs.task import Stage
 from sdwn.models import weights
-from sdwn.models.builtin import IN_PACKAGE
 from sdwn.models.families import FAMILIES, check_settings, read_pipeline_info
 from sdwn.models.lock import require_classifier, require_weights
 from sdwn.models.pipeline import TEXT_PARTS, fitting_placement, weights_bytes
@@ -197,7 +196,7 @@ def _run_folder(run: _Run) -> Iterator[Finding]:
 def _weights(run: _Run) -> Iterator[Finding]:
     model, found = run.plan.config.model, run.weights
     here = not isinstance(found, SdwnError)
-    if model.builtin is not None and (here or model.builtin not in IN_PACKAGE):
+    if model.builtin == "noise" or (model.builtin and here):
         yield Finding("weights", "ok", f"{model.name} is built in")
     elif not isinstance(found, SdwnError):
         yield _located(run, "weights", model.name, found)

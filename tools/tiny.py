@@ -1,22 +1,26 @@
-"""builtin:tiny: a complete Stable Diffusion pipeline at toy size, with fixed random weights.
+"""Make builtin:tiny, a complete Stable Diffusion pipeline at toy size, with fixed random weights.
 
 It is no model of anything: its images are coloured blobs. It has every part of the real pipeline,
-so that a whole run can be tried and tested without a download and without a GPU.
+so that a whole run can be tried and tested without a download and without a GPU. ``sdwn/tiny`` is
+what this writes::
+
+    python -m tools.tiny FOLDER && cd FOLDER && sha256sum model_index.json */* > SHA256SUMS
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from numpy.typing import NDArray
+from sdwn.models.full_size import scheduler
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPConfig,
@@ -45,15 +49,15 @@ def save_tiny(folder: Path) -> None:
     """Write the pipeline into a folder, in diffusers format."""
     # The tokenizer from files, for its constructor's arguments differ between transformers.
     files = folder / "tokenizer"
-    files.mkdir()
+    files.mkdir(parents=True)
     vocabulary = {symbol: number for number, symbol in enumerate(_VOCABULARY)}
     (files / "vocab.json").write_text(json.dumps(vocabulary))
     (files / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer.from_pretrained(files, model_max_length=77)
     build_pipeline(tokenizer).save_pretrained(folder)
-    # safetensors writes for the owner alone, but a cache may be a whole group's.
+    # safetensors writes for the owner alone.
     for path in folder.rglob("*.safetensors"):
-        shutil.copymode(folder / "model_index.json", path)
+        path.chmod(0o644)
 
 
 def build_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
@@ -113,20 +117,6 @@ def build_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
     )
 
 
-def scheduler(prediction_type: str = "epsilon") -> PNDMScheduler:
-    """Build the scheduler of CompVis/stable-diffusion-v1-4; a model may predict something else."""
-    return PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=1000,
-        prediction_type=prediction_type,
-        set_alpha_to_one=False,
-        skip_prk_steps=True,
-        steps_offset=1,
-    )
-
-
 @torch.no_grad()
 def _filled(component: str, model: torch.nn.Module) -> torch.nn.Module:
     for name, parameter in model.named_parameters():
@@ -170,3 +160,7 @@ def _uniform(name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
     # weights under every NumPy, torch and diffusers, on every machine. Of variance one.
     stream = np.random.RandomState(zlib.crc32(f"{_SEED}/{name}".encode()))
     return math.sqrt(3.0) * (2.0 * stream.random_sample(shape) - 1.0)
+
+
+if __name__ == "__main__":
+    save_tiny(Path(sys.argv[1]))
