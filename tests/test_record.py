@@ -248,6 +248,20 @@ def test_synsets_that_are_no_classes_are_scored_and_not_counted(
     assert (table["dog.n.01"]["scope_classes"], table["dog.n.01"]["chance"]) == ("118", "0.118")
 
 
+def test_images_of_concepts_that_are_no_synsets_are_counted_and_not_scored(
+    concluded: Concluded, classes: list[str]
+) -> None:
+    known, others = drawn(classes[:5]), drawn(["n00000001", "n00000002"], seed=1)
+    wnid = pa.nulls(len(others), pa.string())
+    others = others.set_column(0, "wnid", wnid)
+    paths, record = concluded(pa.concat_tables([known, others]))
+    _, expected = concluded(known)
+    for name in ("figures", "groups", "classes", "confusions", "wordnet", "map"):
+        assert record[name] == expected[name]
+    assert (record["images_classified"], record["images_without_wnid"]) == (70, 20)
+    assert (record["selection"], len(rows(paths, "synsets"))) == ("all", 5)
+
+
 def test_an_evaluation_without_a_mistake_or_of_black_images_alone_has_all_files(
     concluded: Concluded, classes: list[str]
 ) -> None:
