@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.errors import SdwnError, UsageError
-from sdwn.models.builtin import builtin_folder
 from sdwn.models.weights import own_revision, weights_folder
 from sdwn.releases.release import Release
 from sdwn.wordnet.imagenet import class_lemmas
@@ -106,12 +105,9 @@ def encode_names(release: Release, names: Sequence[str]) -> tuple[str, Vector]:
     if config.builtin == "noise":
         raise SdwnError(f"{config.name} has no text encoder")
     revisions = {str(kind["revision"]) for kind in release.manifest.made_on if kind.get("revision")}
-    if config.builtin is not None:
-        folder = builtin_folder(config.builtin)
-    else:
-        # Where tasks ran several revisions, none is the release's.
-        only = own_revision(revisions.pop()) if len(revisions) == 1 else None
-        folder = weights_folder(plan.config, only)
+    # Where tasks ran several revisions, none is the release's.
+    only = own_revision(revisions.pop()) if len(revisions) == 1 else None
+    folder = weights_folder(plan.config, only)
     if not all((folder / part).is_dir() for part in ("tokenizer", "text_encoder")):
         raise SdwnError(f"{config.name} has no text encoder")
 
