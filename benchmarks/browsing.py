@@ -197,7 +197,7 @@ def like(folder: Path) -> dict[str, float]:
     database = sqlite3.connect(":memory:")
     database.execute("CREATE TABLE texts (position INTEGER PRIMARY KEY, text TEXT)")
     rows = (
-        (entry.position, " ".join((*entry.lemmas, entry.definition, entry.prompt or "")))
+        (entry.position, " ".join((*entry.lemmas, entry.concept.definition, entry.prompt or "")))
         for entry in Collection(Release(folder / "release")).entries
     )
     database.executemany("INSERT INTO texts VALUES (?, ?)", rows)

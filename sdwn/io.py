@@ -363,9 +363,13 @@ _SYNSET = re.compile(r"\bn[0-9]{8}\b|\.n\.[0-9]")
 
 
 class Listed(NamedTuple):
-    """A synset, or one image of it, that a line of a list names; ``where`` is for messages."""
+    """A concept, or one image of it, that a line of a list names; ``where`` is for messages.
+
+    ``key`` is the column of its name.
+    """
 
     where: str
+    key: str | None
     name: str
     number: str | None = None
 
@@ -391,8 +395,8 @@ def read_text(path: Path) -> str:
         raise UsageError(f"{path}: expected text in UTF-8, save it as such: {error}") from None
 
 
-def read_list(path: Path) -> Iterator[Listed]:
-    """Read a list of synsets: a table with the column ``wnid`` or ``synset``, or one a line.
+def read_list(path: Path, keys: Sequence[str] = ("wnid", "synset")) -> Iterator[Listed]:
+    """Read a list of concepts: a table with one of the columns ``keys``, or one a line.
 
     In a table the column ``number`` may name images. In a line other words may follow, as in
     ``n01440764 tench, Tinca tinca``; ``#`` begins a comment.
@@ -402,7 +406,7 @@ def read_list(path: Path) -> Iterator[Listed]:
     table = csv.reader(io.StringIO(text, newline=""), delimiter=max(SEPARATORS, key=header.count))
     try:
         columns = [cell.strip().lower() for cell in next(table, [])]
-        key = next((name for name in ("wnid", "synset") if name in columns), None)
+        key = next((name for name in keys if name in columns), None)
         indices = [columns.index(name) for name in (key, "number") if name in columns]
         for cells in table if key else ():
             if any(cell.strip() for cell in cells):
@@ -410,7 +414,7 @@ def read_list(path: Path) -> Iterator[Listed]:
                 if max(indices) >= len(cells):
                     expected = f"expected {max(indices) + 1} cells or more, found {len(cells)}"
                     raise UsageError(f"{where}: {expected}")
-                yield Listed(where, *(cells[index].strip() for index in indices))
+                yield Listed(where, key, *(cells[index].strip() for index in indices))
     except csv.Error as error:
         raise UsageError(f"{path}: expected a CSV file: {error}") from None
     for line_number, line in enumerate(() if key else text.splitlines(), start=1):
@@ -425,7 +429,7 @@ def read_list(path: Path) -> Iterator[Listed]:
                 "line such as wnid,number"
             )
         if name:
-            yield Listed(where, name)
+            yield Listed(where, None, name)
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def damage(root: Path, wnid: str, number: int) -> None:
 
 PAGES = (
     *("/", "/?q=zebra", "/?show=wrong&order=rate", "/?q=%00%ff%F0%9F%A6%93*\"'NEAR("),
-    *(f"/synsets/{ZEBRA}", f"/synsets/{ZEBRA}?show=right", f"/synsets/{ZEBRA}/3"),
+    *(f"/concepts/{ZEBRA}", f"/concepts/{ZEBRA}?show=right", f"/concepts/{ZEBRA}/3"),
     *("/tree", f"/tree/{CORGI}", "/map", "/about", "/compare", f"/compare/{PUG}"),
 )
 
@@ -129,7 +129,7 @@ def text_of(answer: httpx.Response) -> str:
 
 
 def test_a_page_is_titled_with_the_release_and_its_model(site: httpx.Client) -> None:
-    title = re.search("<title>(.*)</title>", site.get(f"/synsets/{ZEBRA}").text)
+    title = re.search("<title>(.*)</title>", site.get(f"/concepts/{ZEBRA}").text)
     assert title is not None
     assert title[1].startswith("zebra · imagenet-1k")
     assert title[1].endswith(", builtin:noise")
@@ -141,8 +141,8 @@ def test_a_search_offers_what_lies_below_a_hypernym(site: httpx.Client) -> None:
         assert "below dog.n.01: 2 synsets" in text_of(answer)
         assert 'href="/?below=n02084071"' in answer.text
     below = site.get("/?below=n02084071")
-    assert f"/synsets/{CORGI}" in below.text
-    assert f"/synsets/{ZEBRA}" not in below.text
+    assert f"/concepts/{CORGI}" in below.text
+    assert f"/concepts/{ZEBRA}" not in below.text
     # Also where no text has the word, or only one like it.
     for words, offer in (("canid", "canine.n.02: 2"), ("felid", "feline.n.01: 1")):
         assert f"below {offer} synset" in text_of(site.get("/", params={"q": words}))
@@ -153,9 +153,9 @@ def test_a_search_offers_what_lies_below_a_hypernym(site: httpx.Client) -> None:
 def test_a_definition_that_is_the_prompt_is_said_once(site: httpx.Client, release: Release) -> None:
     definition = release.concepts[ZEBRA].definition
     assert release.concepts[ZEBRA].prompt == definition
-    page = text_of(site.get(f"/synsets/{ZEBRA}"))
+    page = text_of(site.get(f"/concepts/{ZEBRA}"))
     assert (page.count(definition), "the definition" in page) == (1, True)
-    image = site.get(f"/synsets/{ZEBRA}/3").text.partition("<details>")[0]
+    image = site.get(f"/concepts/{ZEBRA}/3").text.partition("<details>")[0]
     assert image.count(definition) == 1
 
 
@@ -253,7 +253,7 @@ def table(text: str) -> list[dict[str, str]]:
 
 
 def test_a_synset_comes_as_a_zip(site: httpx.Client, release: Release) -> None:
-    answer = site.get(f"/synsets/{ZEBRA}.zip")
+    answer = site.get(f"/zips/{ZEBRA}")
     assert answer.headers["content-type"] == "application/zip"
     assert answer.headers["content-disposition"] == 'attachment; filename="zebra.n.01.zip"'
     archive = zip_of(answer.content)
@@ -269,8 +269,8 @@ def test_a_synset_comes_as_a_zip(site: httpx.Client, release: Release) -> None:
         shares = [float(row[f"top{n}_probability"]) for n in range(1, 6)]
         assert shares == sorted(shares, reverse=True)
         assert (row["top1"] == "zebra") == (row["right"] == "yes")
-    assert site.get(f"/synsets/{ZEBRA}.zip").content == answer.content, "to the byte"
-    head = site.head(f"/synsets/{ZEBRA}.zip")
+    assert site.get(f"/zips/{ZEBRA}").content == answer.content, "to the byte"
+    head = site.head(f"/zips/{ZEBRA}")
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["content-disposition"] == answer.headers["content-disposition"]
 
@@ -299,14 +299,14 @@ def test_an_import_is_shown_without_what_nobody_recorded(tmp_path: Path) -> None
     root = ReleasePaths(tmp_path / "imported")
     import_images(tmp_path / "pictures", root, ImportOptions("folders"), lambda _: None)
     with visiting(Library(root.root)) as site:
-        for address in (*PAGES[:11], f"/synsets/{ZEBRA}/1"):
-            wanted = 404 if address in (f"/tree/{CORGI}", f"/synsets/{ZEBRA}/3") else 200
+        for address in (*PAGES[:11], f"/concepts/{ZEBRA}/1"):
+            wanted = 404 if address in (f"/tree/{CORGI}", f"/concepts/{ZEBRA}/3") else 200
             assert site.get(address).status_code == wanted, address
         assert site.get("/compare").status_code == 404
         assert site.get(f"/other/images/{ZEBRA}/0").status_code == 404
         kinds = {site.get(f"/images/{ZEBRA}/{n}").headers["content-type"] for n in (0, 1)}
         assert kinds == {"image/png", "image/jpeg"}
-        archive = zip_of(site.get(f"/synsets/{ZEBRA}.zip").content)
+        archive = zip_of(site.get(f"/zips/{ZEBRA}").content)
         rows = table(archive.read("metadata.csv").decode())
         assert [row["prompt"] for row in rows] == [f"'{formula}"] * 2, "not to be worked out"
         assert {(row["seed"], row["right"], row["top1"]) for row in rows} == {("", "", "")}
@@ -321,7 +321,7 @@ def test_a_synset_of_many_images_is_shown_a_page_at_a_time(
 ) -> None:
     monkeypatch.setattr(pages, "IMAGES_A_PAGE", 4)
     with visiting(*map(Library, roots)) as site:
-        for address in (f"/synsets/{PUG}", f"/compare/{PUG}"):
+        for address in (f"/concepts/{PUG}", f"/compare/{PUG}"):
             first, last = site.get(address).text, site.get(f"{address}?page=3").text
             assert f"{address}?page=2" in first
             assert site.get(f"{address}?page=99").text == last, "there are no more"
@@ -349,9 +349,9 @@ def test_a_damaged_image_shows_as_such_and_takes_nothing_down(
         assert saved.status_code == 500
         assert "damaged at byte" in saved.text
         assert "Traceback" not in saved.text
-        assert site.get(f"/synsets/{ZEBRA}").status_code == 200
-        assert "damaged" in site.get(f"/synsets/{ZEBRA}/4").text
-        archive = zip_of(site.get(f"/synsets/{ZEBRA}.zip").content)
+        assert site.get(f"/concepts/{ZEBRA}").status_code == 200
+        assert "damaged" in site.get(f"/concepts/{ZEBRA}/4").text
+        archive = zip_of(site.get(f"/zips/{ZEBRA}").content)
         assert "zebra.n.01 4: " in archive.read("DAMAGED.txt").decode()
         numbers = [row["number"] for row in table(archive.read("metadata.csv").decode())]
         assert numbers == [str(number) for number in range(10) if number != 4]
@@ -369,8 +369,8 @@ def test_an_image_of_no_task_run_is_shown_without_its_making(
     task_runs, at = pa.array([99] * len(table)), table.column_names.index("task_run")
     pq.write_table(table.set_column(at, "task_run", task_runs), root / "metadata.parquet")
     with visiting(Library(root)) as site, visiting(Library(roots[0])) as whole:
-        assert "How it was made" in whole.get(f"/synsets/{ZEBRA}/4").text
-        answer = site.get(f"/synsets/{ZEBRA}/4")
+        assert "How it was made" in whole.get(f"/concepts/{ZEBRA}/4").text
+        answer = site.get(f"/concepts/{ZEBRA}/4")
         assert (answer.status_code, "How it was made" in answer.text) == (200, False)
 
 
@@ -385,7 +385,7 @@ def test_an_image_that_its_disk_does_not_give_is_shown_as_damaged(
             patch.setattr(os, "pread", failing)
             small = site.get(f"/thumbnails/{ZEBRA}/4")
             assert (small.status_code, small.headers["content-type"]) == (200, "image/svg+xml")
-            archive = zip_of(site.get(f"/synsets/{ZEBRA}.zip").content)
+            archive = zip_of(site.get(f"/zips/{ZEBRA}").content)
             assert "zebra.n.01 4: it cannot be read" in archive.read("DAMAGED.txt").decode()
         again = site.get(f"/thumbnails/{ZEBRA}/4")
         assert again.headers["content-type"] == "image/webp"
@@ -406,7 +406,7 @@ def test_a_release_that_was_replaced_or_taken_away_is_told(
             assert answer.status_code == 200
             assert "is gone or cannot be read" in answer.text
         assert site.get(f"/thumbnails/{ZEBRA}/4").status_code == 200
-        assert zip_of(site.get(f"/synsets/{ZEBRA}.zip").content).namelist()[-1] in (
+        assert zip_of(site.get(f"/zips/{ZEBRA}").content).namelist()[-1] in (
             "DAMAGED.txt",
             "metadata.csv",
         )
@@ -414,11 +414,23 @@ def test_a_release_that_was_replaced_or_taken_away_is_told(
 
 
 NOWHERE = (
-    *("/etc/passwd", "/synsets", "/synsets/", f"/synsets/{ZEBRA}/", "/images", "/tree/n00000000"),
-    *("/synsets/n00000000", "/synsets/zebra.n.01", f"/synsets/{ZEBRA}/10", f"/synsets/{ZEBRA}/-1"),
+    *(
+        "/etc/passwd",
+        "/concepts",
+        "/concepts/",
+        f"/concepts/{ZEBRA}/",
+        "/images",
+        "/tree/n00000000",
+    ),
+    *(
+        "/concepts/n00000000",
+        "/concepts/zebra.n.01",
+        f"/concepts/{ZEBRA}/10",
+        f"/concepts/{ZEBRA}/-1",
+    ),
     *(f"/images/{ZEBRA}/{number}" for number in ("x", "1.0", "01", "+1", "٣", "%0a1", "1%00")),
     *(f"/images/{ZEBRA}/{'9' * length}" for length in (9, 10, 20, 5000)),
-    *("/synsets/n00000000.zip", "/synsets/.zip", "/compare/n00000000", f"/compare/{ZEBRA}"),
+    *("/zips/n00000000", "/zips/", "/compare/n00000000", f"/compare/{ZEBRA}"),
     *("/assets/", "/assets/nothing.js", "/assets/browse.css/", "/robots.txt", "/favicon.ico"),
     *("/manifest.json", "/metadata.parquet", "/images/manifest.json/0", "/other", "/other/"),
     *("/docs", "/openapi.json", "//", "//example.org/", "/%2f%2fexample.org"),
@@ -429,8 +441,8 @@ OUTSIDE = (
     *("/assets/%252e%252e%252fpasswd", "/assets/..%5c..%5cetc%5cpasswd", "/assets/..\\passwd"),
     *("/assets//etc/passwd", "/assets/%2fetc%2fpasswd", "/assets/%00", "/assets/browse.css%00"),
     *("/images/..%2f..%2f..%2fetc%2fpasswd/0", "/images/../../etc/0", "/images/%2fetc/0"),
-    *("/synsets/..%2fmanifest.json", "/synsets/..%2f..%2fetc%2fpasswd.zip", "/tree/%c0%ae%c0%ae"),
-    *("/synsets/%2e%2e%2fx.zip", "/images/\uff0e\uff0e\u2215etc/0", "/%", "/%zz", "/\x7f"),
+    *("/concepts/..%2fmanifest.json", "/zips/..%2f..%2fetc%2fpasswd", "/tree/%c0%ae%c0%ae"),
+    *("/zips/%2e%2e%2fx", "/images/\uff0e\uff0e\u2215etc/0", "/%", "/%zz", "/\x7f"),
 )
 
 
@@ -476,7 +488,7 @@ def test_what_is_too_large_or_no_http_is_refused(site: httpx.Client) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "FOO"])
 def test_nothing_can_be_sent(site: httpx.Client, method: str) -> None:
-    for path in ("/", f"/synsets/{ZEBRA}", "/list.csv", "/assets/browse.css"):
+    for path in ("/", f"/concepts/{ZEBRA}", "/list.csv", "/assets/browse.css"):
         answer = site.request(method, path)
         assert answer.status_code == 405
         assert answer.headers["x-content-type-options"] == "nosniff"
@@ -490,7 +502,7 @@ def test_nothing_can_be_sent(site: httpx.Client, method: str) -> None:
         ("/?page=0", "should be greater than or equal to 1"),
         ("/?below=<script>alert(1)</script>", "match pattern &#39;^n[0-9]{8}$"),
         ("/?order=%00", "match pattern &#39;^(best|name"),
-        (f"/synsets/{ZEBRA}?show=x", "match pattern &#39;^(all|right"),
+        (f"/concepts/{ZEBRA}?show=x", "match pattern &#39;^(all|right"),
         ("/compare?page=-1", "should be greater than or equal to 1"),
         (f"/thumbnails/{ZEBRA}/0?size=99999", "expected 192 or 384"),
     ],
@@ -525,7 +537,7 @@ def locked(roots: tuple[Path, Path]) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.parametrize(
-    "address", [*PAGES[:8], f"/images/{ZEBRA}/0", f"/synsets/{ZEBRA}.zip", "/list.csv", "/x"]
+    "address", [*PAGES[:8], f"/images/{ZEBRA}/0", f"/zips/{ZEBRA}", "/list.csv", "/x"]
 )
 def test_without_the_token_nothing_is_given(locked: httpx.Client, address: str) -> None:
     locked.cookies.clear()
@@ -551,9 +563,9 @@ def test_no_name_of_the_host_opens_the_gate(locked: httpx.Client, host: str) -> 
 def test_the_token_becomes_a_cookie_and_leaves_the_address(locked: httpx.Client) -> None:
     locked.cookies.clear()
     assert locked.get("/assets/browse.css").status_code == 200, "the refusal has a style"
-    entered = locked.get(f"/synsets/{ZEBRA}?token={TOKEN}&show=right")
+    entered = locked.get(f"/concepts/{ZEBRA}?token={TOKEN}&show=right")
     assert entered.status_code == 303
-    assert entered.headers["location"] == f"/synsets/{ZEBRA}?show=right"
+    assert entered.headers["location"] == f"/concepts/{ZEBRA}?show=right"
     cookie = entered.headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
@@ -580,7 +592,7 @@ def test_who_goes_away_in_the_middle_disturbs_nobody(
     site: httpx.Client, roots: tuple[Path, Path]
 ) -> None:
     place = site.base_url.host, site.base_url.port or 0
-    for path in (f"/synsets/{ZEBRA}.zip", "/list.csv", "/", f"/images/{ZEBRA}/0") * 5:
+    for path in (f"/zips/{ZEBRA}", "/list.csv", "/", f"/images/{ZEBRA}/0") * 5:
         connection = socket.create_connection(place)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -589,7 +601,7 @@ def test_who_goes_away_in_the_middle_disturbs_nobody(
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         connection.close()
     assert site.get("/").status_code == 200
-    assert zip_of(site.get(f"/synsets/{ZEBRA}.zip").content).namelist()
+    assert zip_of(site.get(f"/zips/{ZEBRA}").content).namelist()
 
 
 def is_shut(connection: socket.socket) -> bool:
@@ -655,7 +667,7 @@ def answers(site: httpx.Client) -> bool:
 def test_a_folder_whose_name_is_no_text_is_shown(roots: tuple[Path, Path], tmp_path: Path) -> None:
     root = Path(shutil.copytree(roots[0], tmp_path / os.fsdecode(b"caf\xe9")))
     with visiting(Library(root)) as site:
-        for address in (f"/synsets/{ZEBRA}", f"/synsets/{ZEBRA}/3", "/about"):
+        for address in (f"/concepts/{ZEBRA}", f"/concepts/{ZEBRA}/3", "/about"):
             answer = site.get(address)
             assert (answer.status_code, "caf?" in answer.text) == (200, True), address
 
@@ -667,7 +679,7 @@ def test_an_error_in_a_page_is_one_sentence_there_and_a_line_in_the_log(
     library.release.close()
     del library.collection  # a fault of our own
     with visiting(library) as site:
-        answer = site.get(f"/synsets/{ZEBRA}")
+        answer = site.get(f"/concepts/{ZEBRA}")
         assert answer.status_code == 500
         assert "the error is in the terminal" in answer.text
         assert "AttributeError" not in answer.text
@@ -676,7 +688,7 @@ def test_an_error_in_a_page_is_one_sentence_there_and_a_line_in_the_log(
         place = site.base_url.host, site.base_url.port
         with contextlib.closing(http.client.HTTPConnection(*place)) as connection:
             for _ in range(3):  # the server does not hang up
-                connection.request("GET", f"/synsets/{ZEBRA}")
+                connection.request("GET", f"/concepts/{ZEBRA}")
                 assert connection.getresponse().read() == answer.content
                 time.sleep(0.05)
     assert caplog.text.count("AttributeError") == 4
@@ -801,7 +813,7 @@ def visit(place: tuple[str, int], stop: Callable[[], bool], seed: int) -> tuple[
         *(f"/thumbnails/{wnid}/{n}?size={s}" for wnid in CLASSES for n in range(10) for s in SIZES),
         *(f"/images/{ZEBRA}/{n}" for n in (0, 1, 2)),
         *PAGES,
-        *("/?q=zeb", "/?q=corgy", "/?q=dog+cat", f"/synsets/{PUG}.zip", "/list.csv"),
+        *("/?q=zeb", "/?q=corgy", "/?q=dog+cat", f"/zips/{PUG}", "/list.csv"),
     ]
     count, wrong = 0, list[str]()
     # Python's own client: with one that does more, the crowd takes longer than the server.
@@ -849,7 +861,7 @@ def crowded(
         assert [line for _, wrong in found for line in wrong] == []
         with socket.create_connection(place) as slow:
             # What is not read must not keep the server.
-            slow.sendall(f"GET /synsets/{ZEBRA}.zip HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            slow.sendall(f"GET /zips/{ZEBRA} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             slow.recv(10)
             process.send_signal(signal.SIGINT)
             printed, log = process.communicate(timeout=20)
@@ -881,7 +893,7 @@ def test_nothing_of_a_release_is_ever_written(roots: tuple[Path, Path], tmp_path
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = stamps(root)
     with visiting(Library(root)) as site:
-        for address in (*PAGES[:11], f"/synsets/{ZEBRA}.zip", "/list.csv", f"/images/{ZEBRA}/0"):
+        for address in (*PAGES[:11], f"/zips/{ZEBRA}", "/list.csv", f"/images/{ZEBRA}/0"):
             assert site.get(address).status_code == 200
     assert stamps(root) == before
     for path in [*root.rglob("*"), root]:

@@ -113,7 +113,7 @@ def wide(browser: Any, site: Site) -> Iterator[Opened]:
 
 PAGES = (
     *("/", "/?q=cat&show=wrong", "/?q=qqq", f"/?below={ZEBRA}", "/tree", "/map", "/about"),
-    *(f"/synsets/{ZEBRA}", f"/synsets/{ODD}", f"/synsets/{ZEBRA}/2", "/tree/n02121620"),
+    *(f"/concepts/{ZEBRA}", f"/concepts/{ODD}", f"/concepts/{ZEBRA}/2", "/tree/n02121620"),
     *("/compare", f"/compare/{ZEBRA}"),
 )
 
@@ -288,17 +288,17 @@ def test_keys_lead_everywhere(wide: Opened, site: Site) -> None:
         assert page.evaluate(at) == expected
     name = shown(page)[columns - 1]
     page.keyboard.press("Enter")
-    page.wait_for_url("**/synsets/*")
+    page.wait_for_url("**/concepts/*")
     assert page.locator("h1").inner_text() == name
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/synsets/*/0")
+    page.wait_for_url("**/concepts/*/0")
     page.keyboard.press("j")
-    page.wait_for_url("**/synsets/*/1")
+    page.wait_for_url("**/concepts/*/1")
     page.keyboard.press("ArrowLeft")
-    page.wait_for_url("**/synsets/*/0")
+    page.wait_for_url("**/concepts/*/0")
     page.keyboard.press("Escape")
-    page.wait_for_url(re.compile(r"/synsets/n\d+#image-0$"))
+    page.wait_for_url(re.compile(r"/concepts/n\d+#image-0$"))
     assert page.evaluate(at) == 0
     page.keyboard.press("Escape")
     page.wait_for_selector(".hit")
@@ -310,7 +310,7 @@ def test_keys_lead_everywhere(wide: Opened, site: Site) -> None:
 
 
 def test_a_synsets_page_says_what_was_seen(wide: Opened, site: Site) -> None:
-    page = site.go(wide, f"/synsets/{ZEBRA}")
+    page = site.go(wide, f"/concepts/{ZEBRA}")
     shots = site.library.images(ZEBRA)
     assert page.locator(".image").count() == len(shots) == IMAGES
     seeds = site.library.release.metadata["seed"]
@@ -328,7 +328,7 @@ def test_a_synsets_page_says_what_was_seen(wide: Opened, site: Site) -> None:
         assert alt == f"zebra.n.01, image {shot.number}, classified as {seen}, {outcome}"
     assert HOSTILE in page.locator(".made").inner_text()
     assert "sdwn regenerate" in page.locator(".command").inner_text()
-    page = site.go(wide, f"/synsets/{TABBY}")
+    page = site.go(wide, f"/concepts/{TABBY}")
     assert {"domestic cat", "Persian cat"} <= set(page.locator(".near a").all_inner_texts())
 
 
@@ -336,27 +336,27 @@ def test_images_of_one_kind_are_gone_through_one_by_one(wide: Opened, site: Site
     show = "wrong" if len(site.library.rows(ZEBRA, "wrong")) > 1 else "right"
     numbers = [shot.number for shot in site.library.images(ZEBRA, show)]
     assert 1 < len(numbers) < IMAGES
-    page = site.go(wide, f"/synsets/{ZEBRA}?show={show}")
+    page = site.go(wide, f"/concepts/{ZEBRA}?show={show}")
     page.locator(".image a").first.click()
     for number in numbers:
-        page.wait_for_url(f"**/synsets/{ZEBRA}/{number}?show={show}")
+        page.wait_for_url(f"**/concepts/{ZEBRA}/{number}?show={show}")
         page.keyboard.press("j")
     page.keyboard.press("Escape")
-    page.wait_for_url(f"**/synsets/{ZEBRA}?show={show}#image-{numbers[-1]}")
+    page.wait_for_url(f"**/concepts/{ZEBRA}?show={show}#image-{numbers[-1]}")
     other = next(shot.number for shot in site.library.images(ZEBRA) if shot.number not in numbers)
-    page = site.go(wide, f"/synsets/{ZEBRA}/{other}?show={show}")
+    page = site.go(wide, f"/concepts/{ZEBRA}/{other}?show={show}")
     assert f"{other + 1} of {IMAGES}" in page.locator(".up").inner_text()
 
 
 def test_what_else_was_taken_for_a_class(wide: Opened, site: Site) -> None:
-    page = site.go(wide, f"/synsets/{PUG}")
+    page = site.go(wide, f"/concepts/{PUG}")
     shots = site.library.images(PUG)
     seen = Counter(shot.top5[0].name for shot in shots if shot.top5)
     told = page.locator("dt", has_text="Classified as").locator("+ dd").inner_text()
     assert dict(re.findall(r"(?:^| · )(.+?) (\d+)(?= · |$)", told)) == {
         name: str(count) for name, count in seen.items()
     }
-    page = site.go(wide, f"/synsets/{PUG}/0")
+    page = site.go(wide, f"/concepts/{PUG}/0")
     guess = page.locator(".guesses a").first
     name = guess.inner_text()
     guess.click()
@@ -370,13 +370,13 @@ def test_what_else_was_taken_for_a_class(wide: Opened, site: Site) -> None:
 def test_an_image_a_synset_and_a_search_are_taken_home(
     wide: Opened, site: Site, tmp_path: Path
 ) -> None:
-    page = site.go(wide, f"/synsets/{ZEBRA}")
+    page = site.go(wide, f"/concepts/{ZEBRA}")
     with page.expect_download() as zipped:
         page.get_by_role("link", name="as a zip").click()
     zipped.value.save_as(tmp_path / "zebra.zip")
     with zipfile.ZipFile(tmp_path / "zebra.zip") as archive:
         assert sum(name.endswith(".webp") for name in archive.namelist()) == IMAGES
-    page = site.go(wide, f"/synsets/{ZEBRA}/1")
+    page = site.go(wide, f"/concepts/{ZEBRA}/1")
     with page.expect_download() as one:
         page.get_by_role("link", name="as it is stored").click()
     one.value.save_as(tmp_path / one.value.suggested_filename)
@@ -396,7 +396,7 @@ def test_an_image_a_synset_and_a_search_are_taken_home(
 def test_a_command_is_copied(browser: Any, site: Site) -> None:
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()
-    page.goto(f"{site.url}/synsets/{ZEBRA}/3")
+    page.goto(f"{site.url}/concepts/{ZEBRA}/3")
     page.get_by_role("button", name="Copy").click()
     page.get_by_role("button", name="Copied").wait_for()
     copied = page.evaluate("navigator.clipboard.readText()")
@@ -407,14 +407,14 @@ def test_a_command_is_copied(browser: Any, site: Site) -> None:
 def test_odd_names_stay_text(wide: Opened, site: Site) -> None:
     for address in (
         "/?q=hacked",
-        f"/synsets/{ODD}",
-        f"/synsets/{ODD}/0",
+        f"/concepts/{ODD}",
+        f"/concepts/{ODD}/0",
         "/?q=" + "%22%3E%3Cscript%3E",
     ):
         page = site.go(wide, address)
         assert page.evaluate("window.hacked") is None
         assert page.locator("img[src=x]").count() == 0
-    page = site.go(wide, f"/synsets/{ODD}")
+    page = site.go(wide, f"/concepts/{ODD}")
     assert page.locator("h1").inner_text() == HOSTILE
     assert TURNED in page.locator("main").inner_text()
     assert page.title().startswith(HOSTILE)
@@ -428,7 +428,7 @@ def test_odd_names_stay_text(wide: Opened, site: Site) -> None:
 
 def test_nothing_jumps_while_pictures_come(browser: Any, site: Site) -> None:
     found = opened(browser, f"{site.url}/about", "h1")
-    for address in ("/?q=cat", f"/synsets/{ZEBRA}"):
+    for address in ("/?q=cat", f"/concepts/{ZEBRA}"):
         page = site.go(found, address)
         page.wait_for_load_state("networkidle")
         assert page.evaluate(SHIFTS) < UNSEEN, address
@@ -467,7 +467,7 @@ def test_the_map_is_a_way_in(wide: Opened, site: Site) -> None:
     assert page.locator("#class-map g:not(.dim)").count() == 1
     page.locator("#class-map a[tabindex='0']").focus()
     page.keyboard.press("Enter")
-    page.wait_for_url("**/synsets/*")
+    page.wait_for_url("**/concepts/*")
 
 
 def test_two_releases_stand_side_by_side(wide: Opened, site: Site) -> None:
@@ -559,7 +559,7 @@ def test_an_import_that_nobody_judged_is_shown_too(
         assert sorted(shown(page)) == ["pug", "zebra"]
         assert "sdwn evaluate" in page.locator("#results").inner_text()
         assert page.get_by_role("link", name="correct", exact=False).count() == 0
-        for address in (f"/synsets/{PUG}", f"/synsets/{PUG}/1", "/about"):
+        for address in (f"/concepts/{PUG}", f"/concepts/{PUG}/1", "/about"):
             page.goto(url + address)
             assert "regenerate" not in page.locator("main").inner_text()
         assert "The evaluation mine is not shown: " in page.locator("main").inner_text()

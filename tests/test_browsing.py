@@ -117,20 +117,20 @@ def test_synsets_are_those_with_images_by_name_and_hold_what_the_tables_say(
 ) -> None:
     rows = zoo.metadata.to_pylist()
     synsets = library.collection.entries
-    assert [entry.synset for entry in synsets] == sorted({row["synset"] for row in rows})
+    assert [entry.concept.synset for entry in synsets] == sorted({row["synset"] for row in rows})
     assert [entry.position for entry in synsets] == list(range(SYNSETS))
     for entry in synsets:
-        own, planned = [row for row in rows if row["wnid"] == entry.wnid], zoo.concepts[entry.wnid]
-        assert library.collection.by_wnid[entry.wnid] is entry
+        own, planned = [row for row in rows if row["wnid"] == entry.id], zoo.concepts[entry.id]
+        assert library.collection.by_id[entry.id] is entry
         assert ", ".join(entry.lemmas) == planned.lemmas.replace("_", " ")
-        assert entry.definition == planned.definition
-        assert entry.imagenet_class == planned.imagenet_class
+        assert entry.concept.definition == planned.definition
+        assert entry.concept.imagenet_class == planned.imagenet_class
         assert {entry.prompt} == {row["prompt"] for row in own}
         assert entry.images == len(own)
         assert entry.black == sum(row["status"] == "nsfw" for row in own)
-        found = [(image.number, zoo.row(image.row)) for image in library.images(entry.wnid)]
+        found = [(image.number, zoo.row(image.row)) for image in library.images(entry.id)]
         assert found == [(row["number"], row) for row in sorted(own, key=lambda r: r["number"])]
-    assert RIVER not in library.collection.by_wnid
+    assert RIVER not in library.collection.by_id
     assert list(library.images(RIVER)) == []
 
 
@@ -142,7 +142,7 @@ def test_a_synset_of_several_prompts_has_none(copied: ReleasePaths) -> None:
     column = table.column_names.index("prompt")
     pq.write_table(table.set_column(column, "prompt", pa.array(prompts)), copied.metadata)
     collection = Library(copied.root).collection
-    without = [entry.wnid for entry in collection.entries if entry.prompt is None]
+    without = [entry.id for entry in collection.entries if entry.prompt is None]
     assert without == [DOG]
 
 
@@ -150,7 +150,7 @@ def test_an_image_carries_what_the_classifier_said(library: Library) -> None:
     for row in record_rows(library):
         image = library.image(row["wnid"], row["number"])
         assert image is not None
-        assert (image.synset, image.status) == (row["synset"], row["status"])
+        assert (image.entry.concept.synset, image.status) == (row["synset"], row["status"])
         assert [guess.wnid for guess in image.top5] == [class_wnids()[i] for i in row["top5"]]
         assert [guess.probability for guess in image.top5] == row["top5_probability"]
         assert image.rank == row["label_rank"]
@@ -267,8 +267,8 @@ def above(zoo: Release, wordnet: WordNet) -> dict[str, set[str]]:
     """Map each synset to the release's synsets at or below it, by NLTK."""
     taxonomy, found = Taxonomy(), dict[str, set[str]]()
     for entry in zoo.present:
-        for wnid in taxonomy.above(entry.wnid):
-            found.setdefault(wnid, set()).add(entry.wnid)
+        for wnid in taxonomy.above(entry.id):
+            found.setdefault(wnid, set()).add(entry.id)
     return found
 
 
@@ -280,7 +280,7 @@ def test_each_node_counts_the_set_of_synsets_at_or_below_it(
     for wnid, below in above.items():
         node, own = tree.node(wnid), [row for row in rows if row["wnid"] in below]
         assert node is not None
-        assert (node.synsets, node.images) == (len(below), EACH * len(below))
+        assert (node.concepts, node.images) == (len(below), EACH * len(below))
         judged = [row["label_rank"] for row in own if row["label_rank"] is not None]
         assert (node.labelled, node.correct) == (len(judged), judged.count(0))
         assert node.black == sum(row["status"] == "nsfw" for row in own)
@@ -291,7 +291,7 @@ def test_each_node_counts_the_set_of_synsets_at_or_below_it(
         assert set(node.children) == {one for one in above if wnid in wordnet.synset(one).parents}
         assert node.definition == wordnet.synset(wnid).definition
         found = {
-            entry.wnid for entry in library.collection.entries if tree.below(wnid)[entry.position]
+            entry.id for entry in library.collection.entries if tree.below(wnid)[entry.position]
         }
         assert found == below
     assert tree.node("n00007846") is None
@@ -347,9 +347,11 @@ def test_without_taxonomy_and_wordnet_all_but_the_tree_is_there(
     library = Library(copied.root)
     assert library.tree is None
     assert "expected WordNet 3.0 (wnids are its offsets), found no" in str(library.tree_missing)
-    assert library.select(View(q="dog", show="ok")).total_synsets
-    with pytest.raises(UsageError, match=r"below=n02084071: expected WordNet 3\.0"):
-        library.select(View(below=DOG))
+    assert library.select(View(q="dog", show="ok")).total_concepts
+    own = library.select(View(below=DOG)).entries
+    assert [entry.id for entry in own] == [DOG], "a class is all concepts of its wnid"
+    with pytest.raises(UsageError, match=r"below=n09411430: expected WordNet 3\.0"):
+        library.select(View(below=RIVER))
 
 
 # Views
@@ -361,9 +363,9 @@ def everything(library: Library, view: View) -> list[ImageView]:
     numbers = range(1, first.pages + 1)
     pages = [library.select(view.model_copy(update={"page": page})) for page in numbers]
     entries = [entry for page in pages for entry in page.entries]
-    assert len({entry.wnid for entry in entries}) == len(entries) == first.total_synsets
+    assert len({entry.id for entry in entries}) == len(entries) == first.total_concepts
     images = [
-        image for page in pages for entry in page.entries for image in page.previews[entry.wnid]
+        image for page in pages for entry in page.entries for image in page.previews[entry.id]
     ]
     assert len(images) == first.total_images == sum(sum(page.images.values()) for page in pages)
     assert images == list(library.all_images(view))
@@ -387,14 +389,14 @@ def test_a_view_shows_the_images_that_it_says(library: Library, show: str) -> No
     rows.sort(key=lambda row: (row["synset"], row["number"]))
     expected = [(row["wnid"], row["number"]) for row in rows]
     images = everything(library, View(show=show))
-    assert [(image.wnid, image.number) for image in images] == expected
+    assert [(image.entry.id, image.number) for image in images] == expected
     some = library.images(DOG, show)
     assert [image.number for image in some] == [number for wnid, number in expected if wnid == DOG]
 
 
 def test_filters_hold_together(library: Library) -> None:
     def wnids(**changes: Any) -> set[str]:
-        return {image.wnid for image in everything(library, View(**changes))}
+        return {image.entry.id for image in everything(library, View(**changes))}
 
     assert wnids(imagenet=True) == {ZEBRA, TABBY, CORGI, PUG}
     assert wnids(below=DOG, imagenet=True) == {CORGI, PUG}
@@ -419,7 +421,7 @@ def test_images_that_were_taken_for_a_class(library: Library) -> None:
 def test_orders(library: Library) -> None:
     def names(order: str, **changes: Any) -> list[str]:
         images = everything(library, View(order=order, **changes))
-        return list(dict.fromkeys(image.wnid for image in images))
+        return list(dict.fromkeys(image.entry.id for image in images))
 
     classes = names("rate", imagenet=True)
     assert (classes[0], classes[-1]) == (PUG, ZEBRA)
@@ -433,8 +435,8 @@ def test_orders(library: Library) -> None:
 
 
 def entry_name(library: Library, wnid: str) -> str:
-    entry = library.collection.by_wnid[wnid]
-    return entry.synset
+    entry = library.collection.by_id[wnid]
+    return entry.concept.synset
 
 
 def test_pages_have_so_many_synsets_and_the_last_is_shown_for_one_beyond(library: Library) -> None:
@@ -524,7 +526,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Release:
 def test_imported_pictures_can_be_browsed(imported: Release) -> None:
     library = Library(imported.paths.root)
     assert (library.predictions, library.evaluations, library.groups) == (None, [], {})
-    dog = library.collection.by_wnid[DOG]
+    dog = library.collection.by_id[DOG]
     assert (dog.prompt, dog.images, dog.black) == (None, 2 * PREVIEW, 1)
     page = library.select(View(q="dog"))
     assert [image.number for image in page.previews[DOG]] == [3 * n for n in range(PREVIEW)]
@@ -543,11 +545,11 @@ def test_imported_pictures_can_be_browsed(imported: Release) -> None:
     assert (node.name, node.images, node.rate) == ("placental", 2 * PREVIEW + 1, None)
     with pytest.raises(UsageError, match="without an evaluation"):
         library.select(View(seen=ZEBRA))
-    assert [entry.synset for entry in library.select(View(order="images")).entries] == [
+    assert [entry.concept.synset for entry in library.select(View(order="images")).entries] == [
         "dog.n.01",
         "zebra.n.01",
     ]
-    assert library.select(View(order="rate")).total_synsets == 2
+    assert library.select(View(order="rate")).total_concepts == 2
 
 
 def test_threads_that_ask_at_once_get_what_one_gets(zoo: Release, library: Library) -> None:

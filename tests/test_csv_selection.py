@@ -82,7 +82,7 @@ def test_a_list_of_synsets_takes_whole_ones(
     ("text", "message"),
     [
         ("", "lists no image; expected a line for each"),
-        ("name\nzebra\n", "has no 'name', 'zebra'; .* has the columns wnid and number, or one"),
+        ("name\nzebra\n", "has no 'name'; .* a column id or wnid or .* and number, or one synset"),
         (f"{ZEBRA},2\n{CORGI},0\n", "line 1: found a number behind .* such as wnid,number"),
         (f"{CORGI}\n{ZEBRA} {GONDOLA}\n", "line 2: expected one synset a line, found several"),
         ("wnid,number\n\n", "lists no image; expected a line for each, below the header"),

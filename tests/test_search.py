@@ -53,7 +53,7 @@ def index(collection: Collection) -> SearchIndex:
 
 
 def names(index: SearchIndex, collection: Collection, text: str) -> list[str]:
-    return [collection.entries[i].synset for i in index.search(text)[0].tolist()]
+    return [collection.entries[i].concept.synset for i in index.search(text)[0].tolist()]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,9 @@ def test_each_letter_that_is_typed_finds_it_still(
 
 def test_nothing_typed_is_everything_by_name(index: SearchIndex, collection: Collection) -> None:
     for text in ("", "  ", "\t\n"):
-        assert names(index, collection, text) == [entry.synset for entry in collection.entries]
+        assert names(index, collection, text) == [
+            entry.concept.synset for entry in collection.entries
+        ]
 
 
 @pytest.mark.parametrize("text", ["qqqqqqqq", '"', "***", "😀", "x" * 10_000, "%", "\0", "犬"])

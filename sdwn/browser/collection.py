@@ -1,12 +1,12 @@
-"""A release's synsets and images, and what a classifier predicted; search and tree over them.
+"""A release's concepts and images, and what a classifier predicted; search and tree over them.
 
-Pages count over 26,204 synsets and 262,040 images at once (how many are correct? which are
+Pages count over 26,204 concepts and 262,040 images at once (how many are correct? which are
 black?), so all facts about images stand in arrays with a value for each row of the release,
-and all counts of synsets in arrays with a value for each ``position`` of a synset by name:
+and all counts of concepts in arrays with a value for each ``position`` of a concept by name:
 
-    rows of the release   number, status, position, rank, best class, ...
-      |  order, starts    (the rows of each synset, by number)
-    positions of synsets  entries, images, black, labelled, correct, ...
+    rows of the release    number, status, position, rank, best class, ...
+      |  order, starts     (the rows of each concept, by number)
+    positions of concepts  entries, images, black, labelled, correct, ...
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdwn.errors import DiskError, IntegrityError
+from sdwn.planning.concepts import Concept
 from sdwn.prediction.table import TOP, read_predictions
 from sdwn.releases.release import Release
 from sdwn.storage.codecs import CODECS, ImageCodec
@@ -39,7 +40,7 @@ from sdwn.wordnet.taxonomy import Taxonomy
 
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-# Of an image that was not classified, or whose synset is no ImageNet class.
+# Of an image that was not classified, or whose concept is no ImageNet class.
 NONE = -1
 # Thumbnails kept in memory: of photographs about 10 MB, of noise 40.
 KEPT = 1024
@@ -58,12 +59,11 @@ class ImageView:
     """An image as pages show it: its row in the release, and what a classifier predicted.
 
     ``top5`` is empty where it was not classified. ``correct`` and ``rank`` (of the label among the
-    1000 classes, from 0) are None where the synset is no ImageNet-1k class,
+    1000 classes, from 0) are None where its concept is no ImageNet-1k class,
     ``subtree_probability`` where it has no class at or below it.
     """
 
-    wnid: str
-    synset: str
+    entry: Entry
     number: int
     row: int
     status: str
@@ -87,90 +87,106 @@ class ImageView:
         return {None: "other", True: "right", False: "wrong"}[self.correct]
 
 
-# Not frozen, for that takes three times as long, and there are 26,204.
+# Not frozen, for that takes three times as long, and there may be a million.
 @dataclass(slots=True)
 class Entry:
-    """A synset that has images here; ``position`` is its index by name.
+    """A concept that has images here; ``position`` is its index by name.
 
     ``prompt`` is the one of all its images, None where they differ or it is not recorded.
     """
 
     position: int
-    wnid: str
-    synset: str
-    lemmas: tuple[str, ...]
-    definition: str
+    concept: Concept
     prompt: str | None
-    imagenet_class: int | None
     images: int
     black: int
 
     @property
+    def id(self) -> str:
+        """The concept's key, which pages have in their addresses."""
+        return self.concept.id
+
+    @property
     def label(self) -> str:
-        """The first lemma, which people call it by."""
-        return self.lemmas[0] if self.lemmas else self.synset
+        """What people call it: of a synset, the first lemma."""
+        return self.concept.label or self.concept.name
+
+    @property
+    def lemmas(self) -> tuple[str, ...]:
+        """All words for it, of a synset."""
+        lemmas = self.concept.lemmas
+        return tuple(lemmas.replace("_", " ").split(", ")) if lemmas else ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it is searched by: lemmas, label, and an id that is no wnid."""
+        ids = (self.id,) if self.id != self.concept.wnid else ()
+        return tuple(dict.fromkeys((*self.lemmas, self.label, *ids)))
 
 
 class Collection:
-    """A release's synsets by name, and its images by synset and number; threads may share it.
+    """A release's concepts by name, and its images by concept and number; threads may share it.
 
     What reads an image raises IntegrityError where it is damaged or its disk does not answer.
 
     Attributes:
-        entries: the synsets, by position; ``by_wnid``, the same by wnid.
-        order: rows of the release, synset by synset, within a synset by number.
-        starts: ``order[starts[p]:starts[p + 1]]`` are the rows of the synset at position p.
+        entries: the concepts, by position; ``by_id``, the same by id; ``by_wnid``, those of each
+            synset.
+        order: rows of the release, concept by concept, within a concept by number.
+        starts: ``order[starts[p]:starts[p + 1]]`` are the rows of the concept at position p.
         numbers, positions, statuses, black: by row.
     """
 
     def __init__(self, release: Release) -> None:
         self.release, table = release, release.metadata
         self.thumbnail = lru_cache(KEPT)(self._thumbnail)
-        columns = (table[name].combine_chunks() for name in ("wnid", "synset", "status"))
-        wnids, names, statuses = (column.dictionary_encode() for column in columns)
+        columns = (table[name].combine_chunks() for name in ("id", "status"))
+        ids, statuses = (column.dictionary_encode() for column in columns)
         known = np.array(statuses.dictionary.to_pylist(), str)
         if unknown := set(known.tolist()) - set(STATUSES):
             raise IntegrityError(f"{release.paths.metadata}: no status {min(unknown)[:40]!r}")
-        codes = numbers(wnids.indices)
-        # Codes count up in the order in which wnids appear; a synset's first row has its name.
-        _, first = np.unique(codes, return_index=True)
-        texts = names.dictionary.to_pylist()
-        named = [texts[code] for code in numbers(names.indices)[first].tolist()]
-        synsets = list(zip(named, wnids.dictionary.to_pylist(), strict=True))
-        by_name = sorted(range(len(synsets)), key=synsets.__getitem__)
+        codes, planned = numbers(ids.indices), release.concepts
+        concepts = [planned.get(one) or Concept(one) for one in ids.dictionary.to_pylist()]
+        keys = [(concept.name, concept.id) for concept in concepts]
+        by_name = sorted(range(len(keys)), key=keys.__getitem__)
         self.numbers: NDArray[np.uint32] = numbers(table["number"])
         self.positions: Rows = np.argsort(by_name)[codes] if len(codes) else np.arange(0)
         self.statuses: NDArray[np.str_] = known[numbers(statuses.indices)]
         self.black: Mask = np.isin(self.statuses, BLACK)
         self.order: Rows = np.lexsort((self.numbers, self.positions))
-        counts = np.bincount(self.positions, minlength=len(synsets))
+        counts = np.bincount(self.positions, minlength=len(concepts))
         self.starts: Rows = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
-        prompts, planned = self._prompts(len(synsets)), release.concepts
-        black, self.entries = self.count(self.black).tolist(), list[Entry]()
-        for position, index in enumerate(by_name):
-            name, wnid = synsets[index]
-            own, prompt, images = planned.get(wnid), prompts[position], int(counts[position])
-            lemmas = tuple(own.lemmas.replace("_", " ").split(", ")) if own and own.lemmas else ()
-            said = (own.definition, prompt, own.imagenet_class) if own else ("", prompt, None)
-            entry = Entry(position, wnid, name, lemmas, *said, images, black[position])
-            self.entries.append(entry)
-        self.by_wnid = {entry.wnid: entry for entry in self.entries}
+        prompts, images = self._prompts(len(concepts)), counts.tolist()
+        black, self.by_wnid = self.count(self.black).tolist(), dict[str, list[Entry]]()
+        self.entries = [
+            Entry(position, concepts[index], prompts[position], images[position], black[position])
+            for position, index in enumerate(by_name)
+        ]
+        self.by_id = {entry.id: entry for entry in self.entries}
+        for entry in self.entries:
+            if entry.concept.wnid:
+                self.by_wnid.setdefault(entry.concept.wnid, []).append(entry)
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def rows(self, wnid: str) -> Rows:
-        """Return the rows of a synset's images, by number; none if it has none."""
-        entry = self.by_wnid.get(wnid)
+    def rows(self, id_: str) -> Rows:
+        """Return the rows of a concept's images, by number; none if it has none."""
+        entry = self.by_id.get(id_)
         return self.rows_at(entry.position) if entry else self.order[:0]
 
-    def rows_at(self, position: int) -> Rows:
-        """Return the rows of the images of the synset at a position, by number."""
-        return self.order[self.starts[position] : self.starts[position + 1]]
+    def rows_at(self, *positions: int) -> Rows:
+        """Return the rows of the images of the concepts at these positions, by number."""
+        own = [self.order[self.starts[one] : self.starts[one + 1]] for one in positions]
+        return np.concatenate(own) if own else self.order[:0]
+
+    def rows_of_wnid(self, wnid: str) -> Rows:
+        """Return the rows of the images of all concepts of a synset."""
+        return self.rows_at(*(entry.position for entry in self.by_wnid.get(wnid, ())))
 
     def count(self, mask: Mask) -> Rows:
-        """Count, by position, each synset's images of a mask of rows."""
+        """Count, by position, each concept's images of a mask of rows."""
         found: Rows = np.bincount(self.positions[mask], minlength=len(self.starts) - 1)
         return found
 
@@ -201,13 +217,13 @@ class Collection:
         return buffer.getvalue()
 
     def _prompts(self, count: int) -> list[str | None]:
-        """Return, by position, the prompt of each synset whose images have one and the same."""
+        """Return, by position, the prompt of each concept whose images have one and the same."""
         table = self.release.metadata
         if "prompt" not in table.column_names or table["prompt"].type != pa.string() or not count:
             return [None] * count
         prompts = table["prompt"].combine_chunks().dictionary_encode("encode")
         codes = numbers(prompts.indices)[self.order]
-        # Of each synset the first image's prompt, and whether any of its images has another.
+        # Of each concept the first image's prompt, and whether any of its images has another.
         first, at = codes[self.starts[:-1]], np.repeat(np.arange(count), np.diff(self.starts))
         differs = (np.bincount(at[codes != first[at]], minlength=count) > 0).tolist()
         texts = prompts.dictionary.to_pylist()
@@ -297,12 +313,12 @@ ORDER BY length(lemma), rank, position"""
 
 
 class SearchIndex:
-    """A search over lemmas, names, wnids, glosses and prompts, in memory; threads may share it.
+    """A search over names, wnids, glosses and prompts, in memory; threads may share it.
 
     A search goes down this list, and what is found earlier comes first:
 
     - names and wnids that begin so;
-    - lemmas that are so, then lemmas that begin so;
+    - lemmas, labels and ids that are so, then those that begin so;
     - all words in lemmas, then all words in gloss and prompt, by SQLite's full text search;
     - if nothing was found: the same again for the nearest known words, then for any of the words.
     """
@@ -313,27 +329,30 @@ class SearchIndex:
         self._lock = threading.Lock()
         self._database = sqlite3.connect(":memory:", check_same_thread=False)
         self._database.executescript(_SCHEMA)
-        texts = ((" ".join(e.lemmas), " ".join({e.definition, e.prompt or ""})) for e in entries)
+        texts = (
+            (" ".join(e.names), " ".join({e.concept.definition, *e.concept.prompts}))
+            for e in entries
+        )
         # SQLite splits and folds what is ASCII as `fold` does.
         folded = ([t if t.isascii() else fold(t) for t in pair] for pair in texts)
         called = (
-            (fold(lemma), rank, entry.position)
+            (fold(name), rank, entry.position)
             for entry in entries
-            for rank, lemma in enumerate(entry.lemmas)
+            for rank, name in enumerate(entry.names)
         )
         with self._database as database:
             insert = "INSERT INTO texts(rowid, lemmas, said) VALUES (?, ?, ?)"
             database.executemany(insert, ((i, *pair) for i, pair in enumerate(folded)))
             database.executemany("INSERT INTO called VALUES (?, ?, ?)", called)
-        # All words in order, weighed: those of lemmas first, then those of more synsets.
+        # All words in order, weighed: those of lemmas first, then those of more concepts.
         self._words: dict[str, int] = {}
         vocabulary = self._database.execute("SELECT term, col, doc FROM words ORDER BY term")
-        for word, column, synsets in vocabulary:
-            weight = synsets + len(entries) * (column == "lemmas")
+        for word, column, concepts in vocabulary:
+            weight = concepts + len(entries) * (column == "lemmas")
             self._words[word] = self._words.get(word, 0) + weight
 
     def search(self, text: str) -> tuple[Rows, str | None]:
-        """Find synsets; of an empty text all. Each word may be the beginning of one.
+        """Find concepts; of an empty text all. Each word may be the beginning of one.
 
         Returns:
             Positions in the collection, best first; and what was searched for instead, if anything.
@@ -358,8 +377,9 @@ class SearchIndex:
         if _IDENTIFIER.match(whole):
             found += [
                 entry.position
-                for entry in self._collection.entries
-                if entry.wnid.startswith(whole) or fold(entry.synset).startswith(whole)
+                for wnid, entries in self._collection.by_wnid.items()
+                for entry in entries
+                if wnid.startswith(whole) or fold(entry.concept.name).startswith(whole)
             ]
         if whole:
             # Also what is the plural of a lemma, or written apart, is called so.
@@ -424,7 +444,7 @@ def fold(text: str) -> str:
 class Node:
     """A synset of WordNet at which or below which there are images.
 
-    Its counts are of all synsets at or below it, each counted once, however many paths lead to it.
+    Its counts are of all concepts at or below it, each counted once, by however many paths.
     ``labelled`` images were classified and have a label; ``rate`` is the share of them that is
     correct, None if there are none. ``children`` are by name.
     """
@@ -432,7 +452,7 @@ class Node:
     wnid: str
     name: str
     definition: str
-    synsets: int
+    concepts: int
     images: int
     labelled: int
     correct: int
@@ -463,9 +483,9 @@ class SynsetTree:
                 above[wnid] = {wnid}.union(*map(at_or_above, self._parents[wnid]))
             return above[wnid]
 
-        for entry in collection.entries:
-            for wnid in at_or_above(entry.wnid):
-                self._below.setdefault(wnid, []).append(entry.position)
+        for of_class, entries in collection.by_wnid.items():
+            for wnid in at_or_above(of_class):
+                self._below.setdefault(wnid, []).extend(entry.position for entry in entries)
         nothing = np.zeros(len(collection), np.int64)
         self._counts = {
             "images": np.diff(collection.starts),
@@ -474,13 +494,14 @@ class SynsetTree:
             "black": collection.count(collection.black),
         }
 
-        # By name; and, of those with synsets below them, by all that people may call them.
+        # By name; and, of those with concepts below them, by all that people may call them.
         self._names, self._called = dict[str, str](), dict[str, list[str]]()
         for wnid, below in self._below.items():
-            own = collection.by_wnid.get(wnid)
-            lemmas = own.lemmas if own else taxonomy.synset(wnid).lemmas
-            self._names[wnid] = own.synset if own else lemmas[0].replace("_", " ")
-            if len(below) > (own is not None):
+            own = collection.by_wnid.get(wnid, ())
+            named = next((entry for entry in own if entry.concept.synset), None)
+            lemmas = named.lemmas if named else taxonomy.synset(wnid).lemmas
+            self._names[wnid] = named.concept.name if named else lemmas[0].replace("_", " ")
+            if len(below) > len(own):
                 for name in {wnid, fold(self.full_name(wnid)), *map(fold, lemmas)}:
                     self._called.setdefault(name, []).append(wnid)
         self._children: dict[str, list[str]] = {}
@@ -506,7 +527,7 @@ class SynsetTree:
             wnid=wnid,
             name=self._names[wnid],
             definition=self._taxonomy.synset(wnid).definition if wnid in self._taxonomy else "",
-            synsets=len(below),
+            concepts=len(below),
             parents=self._parents[wnid],
             children=tuple(self._children.get(wnid, ())),
             rate=counts["correct"] / counts["labelled"] if counts["labelled"] else None,
@@ -519,20 +540,20 @@ class SynsetTree:
 
     def full_name(self, wnid: str) -> str:
         """Return a synset's name with part of speech and sense, as ``animal.n.01``."""
-        entry = self._collection.by_wnid.get(wnid)
-        return entry.synset if entry else self._taxonomy.synset(wnid).name
+        own = (entry.concept.synset for entry in self._collection.by_wnid.get(wnid, ()))
+        return next(filter(None, own), None) or self._taxonomy.synset(wnid).name
 
     def named(self, text: str) -> list[Node]:
-        """Find the nodes with synsets below them that a text names, most synsets first.
+        """Find the nodes with others below them that a text names, most concepts first.
 
         It may be a lemma or the plural of one, a synset's name or a wnid.
         """
         whole = fold(text)
         found = {w for one in (whole, *singulars(whole)) for w in self._called.get(one, ())}
-        return sorted(self.nodes(found), key=lambda node: (-node.synsets, node.wnid))
+        return sorted(self.nodes(found), key=lambda node: (-node.concepts, node.wnid))
 
     def below(self, wnid: str) -> Mask:
-        """Return, by position in the collection, which synsets are this one or lie below it."""
+        """Return, by position in the collection, which concepts are of this synset or below it."""
         found = np.zeros(len(self._collection), dtype=bool)
         found[self._below.get(wnid, [])] = True
         return found

@@ -1,11 +1,11 @@
-"""A release open for browsing, searches in it, two side by side, and the sheet of a synset."""
+"""A release open for browsing, searches in it, two side by side, and the sheet of a concept."""
 
 from __future__ import annotations
 
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,31 +30,33 @@ from sdwn.browser.views import KINDS, ORDERS, View, assets, render_page
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.record import evaluations, read_own_evaluation
 from sdwn.io import in_threads
+from sdwn.planning.concepts import Concept
 from sdwn.releases.release import Release
 from sdwn.reports.page import data_url, policy_hash
 from sdwn.storage.images import CELL, contact_sheet
 from sdwn.wordnet.corpus import require_corpus
 from sdwn.wordnet.imagenet import class_index
+from sdwn.wordnet.taxonomy import Taxonomy
 
-# Synsets on a page, images of each, and hypernyms that a search offers.
+# Concepts on a page, images of each, and hypernyms that a search offers.
 PAGE, PREVIEW, OFFERED = 48, 4, 3
 
 
 @dataclass(frozen=True, slots=True)
 class ResultPage:
-    """A page of a search: its synsets in order, with the first images of each that match.
+    """A page of a search: its concepts in order, with the first images of each that match.
 
-    ``previews`` and ``images`` (how many match) are by wnid. ``kinds`` is how many images each
+    ``previews`` and ``images`` (how many match) are by id. ``kinds`` is how many images each
     ``View.show`` would match, the rest of the view as it is. ``page`` is the last, if there are
     fewer than the view asks for. ``corrected`` is what was searched for instead of the view's
-    words; ``hypernyms``, what they name in WordNet that has synsets of the release below it.
+    words; ``hypernyms``, what they name in WordNet that has concepts of the release below it.
     """
 
     entries: list[Entry]
     previews: dict[str, list[ImageView]]
     images: dict[str, int]
     kinds: dict[str, int]
-    total_synsets: int
+    total_concepts: int
     total_images: int
     page: int
     pages: int
@@ -73,7 +75,7 @@ class Library:
         predictions: of the evaluation that is shown; None without one.
         evaluations: names of those that can be shown, newest first; ``refused``, by name, why
             others cannot be.
-        tree_missing: why there is no tree; None where there is one.
+        tree_missing: why there is no tree though there are synsets; None where there is one.
         groups: the evaluation's groups by name, to their wnids.
     """
 
@@ -103,14 +105,16 @@ class Library:
             raise UsageError(f"{self.release}: no evaluation {evaluation!r}; there is {known}")
 
         self.tree_missing: str | None = None
+        self._taxonomy: Taxonomy | None = None
         try:
-            if not self.release.paths.taxonomy.exists():
-                require_corpus()
-            self._taxonomy = self.release.taxonomy
+            if self.release.has_tree:
+                if not self.release.paths.taxonomy.exists():
+                    require_corpus()
+                self._taxonomy = self.release.taxonomy
         except SdwnError as error:
             self.tree_missing = str(error)
-        groups = self.predictions.record["groups"] if self.predictions else []
-        self.groups = {} if self.tree_missing else {one["name"]: one["wnid"] for one in groups}
+        groups = self.predictions.record["groups"] if self.predictions and self._taxonomy else []
+        self.groups = {one["name"]: one["wnid"] for one in groups}
 
     @cached_property
     def index(self) -> SearchIndex:
@@ -119,9 +123,9 @@ class Library:
 
     @cached_property
     def tree(self) -> SynsetTree | None:
-        """WordNet above the synsets, built at the first use; None where there is no WordNet."""
+        """WordNet above the synsets, built at the first use; None where there is neither."""
         known = self.collection, self.predictions
-        return None if self.tree_missing else SynsetTree(self._taxonomy, *known)
+        return SynsetTree(self._taxonomy, *known) if self._taxonomy else None
 
     def warm(self) -> None:
         """Build search and tree in a thread, so that the first visitor need not wait."""
@@ -137,31 +141,29 @@ class Library:
         return what and f"{self.root} {what} since it was opened; start sdwn browse again"
 
     def find(self, name: str) -> Entry:
-        """Find a synset by name, wnid, or a lemma that only one has; else UsageError."""
-        return self.collection.by_wnid[self.release.find_one(name)]
+        """Find a concept by id, or a name or lemma that only one has; else UsageError."""
+        return self.collection.by_id[self.release.find_one(name)]
 
-    def image(self, wnid: str, number: int) -> ImageView | None:
+    def image(self, id_: str, number: int) -> ImageView | None:
         """Describe one image and what was predicted of it; None if there is none."""
-        rows = self.collection.rows(wnid)
+        rows = self.collection.rows(id_)
         found = rows[self.collection.numbers[rows] == number]
         return self.describe(int(found[0])) if len(found) else None
 
-    def rows(self, wnid: str, show: str = "all") -> list[int]:
-        """Return the rows of a synset's images by number: all, or those of ``View.show``."""
-        rows = self.collection.rows(wnid)
+    def rows(self, id_: str, show: str = "all") -> list[int]:
+        """Return the rows of a concept's images by number: all, or those of ``View.show``."""
+        rows = self.collection.rows(id_)
         found: list[int] = rows[self._kinds[show][rows]].tolist()
         return found
 
-    def images(self, wnid: str, show: str = "all") -> list[ImageView]:
-        """Describe a synset's images by number: all, or those of ``View.show``."""
-        return [self.describe(row) for row in self.rows(wnid, show)]
+    def images(self, id_: str, show: str = "all") -> list[ImageView]:
+        """Describe a concept's images by number: all, or those of ``View.show``."""
+        return [self.describe(row) for row in self.rows(id_, show)]
 
     def describe(self, row: int) -> ImageView:
         """Describe the image of a row."""
-        entry = self.collection.entries[self.collection.positions[row]]
         return ImageView(
-            wnid=entry.wnid,
-            synset=entry.synset,
+            entry=self.collection.entries[self.collection.positions[row]],
             number=int(self.collection.numbers[row]),
             row=row,
             status=str(self.collection.statuses[row]),
@@ -169,13 +171,13 @@ class Library:
         )
 
     def samples(self, wnids: Iterable[str]) -> dict[str, ImageView]:
-        """Choose an image of each synset that has any: its own, else one of a synset below it.
+        """Choose an image of each synset that has any: its own, else one of a concept below it.
 
         The first one that is correct, else the first that is not black, else the first.
         """
         found, fitness = {}, 2 * self._kinds["right"] + self._kinds["ok"]
         for wnid in wnids:
-            rows = self.collection.rows(wnid)
+            rows = self.collection.rows_of_wnid(wnid)
             if not len(rows) and self.tree:
                 rows = self.collection.rows_at(int(np.argmax(self.tree.below(wnid))))
             if len(rows):
@@ -183,14 +185,14 @@ class Library:
         return found
 
     def tally(self, position: int) -> tuple[int, int]:
-        """Count the correct images of the synset at a position, and those that have a label."""
+        """Count the correct images of the concept at a position, and those that have a label."""
         if self.predictions is None:
             return 0, 0
         return int(self.predictions.correct[position]), int(self.predictions.labelled[position])
 
     @cached_property
     def scores(self) -> dict[str, NDArray[np.float64]]:
-        """Values that synsets are ordered by, by position; NaN, of one without, comes last."""
+        """Values that concepts are ordered by, by position; NaN, of one without, comes last."""
         count, rates = len(self.collection), np.full(len(self.collection), np.nan)
         if self.predictions is not None:
             labelled = self.predictions.labelled
@@ -202,9 +204,10 @@ class Library:
             "shuffled": np.random.default_rng(0).permutation(count).astype(float),
         }
 
-    def regenerate_command(self, synset: str) -> str | None:
+    def regenerate_command(self, concept: Concept) -> str | None:
         """Return the command that regenerates an image, but for its number; None for an import."""
-        return command("regenerate", self.root, synset) if self.model is not None else None
+        name = concept.name if concept.id == concept.wnid else concept.id
+        return command("regenerate", self.root, name) if self.model is not None else None
 
     def seeds_and_prompts(self, images: Sequence[ImageView]) -> list[dict[str, Any]]:
         """Return, image by image, ``seed`` and ``prompt``; None where an import has none."""
@@ -222,16 +225,16 @@ class Library:
         named = (self.tree.named(one) for one in words) if self.tree else ()
         shown = positions[(page - 1) * PAGE : page * PAGE].tolist()
         entries = [collection.entries[position] for position in shown]
-        rows = {entry.wnid: collection.rows_at(entry.position) for entry in entries}
+        rows = {entry.id: collection.rows_at(entry.position) for entry in entries}
         return ResultPage(
             entries=entries,
             previews={
-                wnid: [self.describe(row) for row in own[mask[own]][:PREVIEW].tolist()]
-                for wnid, own in rows.items()
+                id_: [self.describe(row) for row in own[mask[own]][:PREVIEW].tolist()]
+                for id_, own in rows.items()
             },
-            images={entry.wnid: int(counts[entry.position]) for entry in entries},
+            images={entry.id: int(counts[entry.position]) for entry in entries},
             kinds={show: int(np.count_nonzero(seen & kind)) for show, kind in self._kinds.items()},
-            total_synsets=len(positions),
+            total_concepts=len(positions),
             total_images=int(counts.sum()),
             page=page,
             pages=pages,
@@ -240,27 +243,29 @@ class Library:
         )
 
     def all_images(self, view: View) -> Iterator[ImageView]:
-        """Return all images that a view matches, by synset in order; errors as in `select`."""
+        """Return all images that a view matches, by concept in order; errors as in `select`."""
         seen, positions, _ = self._match(view)
         mask = seen & self._kinds[view.show]
         rows = (self.collection.rows_at(position) for position in positions.tolist())
         return (self.describe(row) for own in rows for row in own[mask[own]].tolist())
 
     def _match(self, view: View) -> tuple[Mask, Rows, str | None]:
-        """Return which rows match a view but for ``show``, and in order the synsets with any.
+        """Return which rows match a view but for ``show``, and in order the concepts with any.
 
         Last, what was searched for instead of its words, if anything.
         """
         collection, fits = self.collection, np.ones(len(self.collection), dtype=bool)
         if view.imagenet:
-            fits &= [entry.imagenet_class is not None for entry in collection.entries]
+            fits &= [entry.concept.imagenet_class is not None for entry in collection.entries]
         if view.group is not None and view.group not in self.groups:
             known = ", ".join(self.groups) or "none"
             raise UsageError(f"group={view.group!r}: no such group; there is {known}")
         for wnid in filter(None, (view.group and self.groups[view.group], view.below)):
-            if self.tree is None:
-                raise UsageError(f"below={wnid}: {self.tree_missing}")
-            fits &= self.tree.below(wnid)
+            # Without a tree, a class is still all concepts of its wnid.
+            own = [entry.position for entry in collection.by_wnid.get(wnid, ())]
+            if self.tree is None and not own:
+                raise UsageError(f"below={wnid}: {self.tree_missing or 'no concept is of it'}")
+            fits &= self.tree.below(wnid) if self.tree else np.isin(np.arange(len(fits)), own)
         positions, corrected = self.index.search(view.q)
         positions = positions[fits[positions]]
         wanted = np.zeros(len(collection), dtype=bool)
@@ -291,21 +296,21 @@ class Library:
 
 # --- Two releases ------------------------------------------------------------------------------
 class SideBySide:
-    """The synsets of two releases; threads may share it.
+    """The concepts of two releases; threads may share it.
 
     Attributes:
         names: of the two, as ``sdwn compare`` calls them; where they are the same, their paths.
-        entries: the synsets of both, by name; ``index``, where each stands, by wnid.
-        only_here, only_there: how many synsets are in one of them alone.
+        entries: the concepts of both, by name; ``index``, where each stands, by id.
+        only_here, only_there: how many concepts are in one of them alone.
         counts: of those with labelled images in both, how many are better, worse and equal in the
             second.
     """
 
     def __init__(self, here: Library, there: Library) -> None:
-        self._sides, others = (here, there), there.collection.by_wnid
-        self.entries = [entry for entry in here.collection.entries if entry.wnid in others]
-        self.index = {entry.wnid: index for index, entry in enumerate(self.entries)}
-        both = [(entry.position, others[entry.wnid].position) for entry in self.entries]
+        self._sides, others = (here, there), there.collection.by_id
+        self.entries = [entry for entry in here.collection.entries if entry.id in others]
+        self.index = {entry.id: index for index, entry in enumerate(self.entries)}
+        both = [(entry.position, others[entry.id].position) for entry in self.entries]
         self._positions = np.array(both, np.int64).reshape(-1, 2).T
         rates = [
             side.scores["rate"][positions]
@@ -344,11 +349,11 @@ class SideBySide:
         return pair_in_words({**pair, "rates": rates, "rate": difference(*self._rates)})
 
     def page(self, number: int) -> list[dict[str, Any]]:
-        """Return a page of the list, counted from 1, as `pair` describes synsets."""
+        """Return a page of the list, counted from 1, as `pair` describes concepts."""
         return [self.pair(i) for i in self._order[(number - 1) * PAGE : number * PAGE].tolist()]
 
     def pair(self, index: int) -> dict[str, Any]:
-        """Describe a synset of both: its entry here, and of each side its first image and tally.
+        """Describe a concept of both: its entry here, and of each side its first image and tally.
 
         ``change`` is how much more is correct in the second, from -1 to 1; None where one of
         them has no labelled images.
@@ -362,13 +367,13 @@ class SideBySide:
             "change": None if math.isnan(change) else change,
         }
 
-    def images(self, wnid: str) -> list[tuple[ImageView | None, ImageView | None]]:
-        """Return the images of a synset in both by number; None where a side lacks one."""
-        here, there = ({one.number: one for one in side.images(wnid)} for side in self._sides)
+    def images(self, id_: str) -> list[tuple[ImageView | None, ImageView | None]]:
+        """Return the images of a concept in both by number; None where a side lacks one."""
+        here, there = ({one.number: one for one in side.images(id_)} for side in self._sides)
         return [(here.get(n), there.get(n)) for n in sorted(here.keys() | there.keys())]
 
 
-# --- The sheet of a synset: as values, as a page by itself, as one picture ------------------------
+# --- The sheet of a concept: as values, as a page by itself, as one picture -----------------------
 
 # The longer side of an image; an import may have a thousand, which are shown smaller.
 PIXELS, PIXELS_OF_MANY, MANY = 384, 192, 50
@@ -381,13 +386,24 @@ T = TypeVar("T")
 
 
 def sheet_record(library: Library, entry: Entry) -> dict[str, Any]:
-    """Return the facts about a synset and each image, the record of ``sdwn show --json``."""
-    predictions, images = library.predictions, library.images(entry.wnid)
+    """Return the facts about a concept and each image, the record of ``sdwn show --json``."""
+    predictions, images = library.predictions, library.images(entry.id)
     correct, labelled = library.tally(entry.position)
-    regenerate = library.regenerate_command(entry.synset)
+    regenerate, concept = library.regenerate_command(entry.concept), entry.concept
     return {
         "release": library.root,
-        **{name: value for name, value in asdict(entry).items() if name != "position"},
+        "id": entry.id,
+        "label": entry.label,
+        "wnid": concept.wnid,
+        "synset": concept.synset,
+        "lemmas": entry.lemmas,
+        "definition": concept.definition,
+        "prompt": entry.prompt,
+        "prompts": concept.prompts,
+        "negative_prompt": concept.negative_prompt,
+        "imagenet_class": concept.imagenet_class,
+        "images": entry.images,
+        "black": entry.black,
         "above": _above(library, entry),
         "judged": labelled,
         "right": correct,
@@ -411,12 +427,13 @@ def sheet_record(library: Library, entry: Entry) -> dict[str, Any]:
 
 
 def _above(library: Library, entry: Entry) -> list[str]:
-    """Return the names of a synset's hypernyms from the root down."""
-    return [node.name for node in library.tree.path(entry.wnid)[:-1]] if library.tree else []
+    """Return the names of a concept's hypernyms from the root down."""
+    wnid = entry.concept.wnid
+    return [one.name for one in library.tree.path(wnid)[:-1]] if library.tree and wnid else []
 
 
 def sheet_page(library: Library, entry: Entry) -> str:
-    """Render a synset as one HTML file that loads nothing, up to SHEET_IMAGES images inside."""
+    """Render a concept as one HTML file that loads nothing, up to SHEET_IMAGES images inside."""
     # A parser of HTML makes one line end of two characters, and the hash would not be its own.
     style = assets()["browse.css"].decode().replace("\r\n", "\n")
     pixels = PIXELS if entry.images <= MANY else PIXELS_OF_MANY
@@ -425,7 +442,7 @@ def sheet_page(library: Library, entry: Entry) -> str:
         "library": library,
         "entry": entry,
         "above": _above(library, entry),
-        "regenerate": library.regenerate_command(entry.synset),
+        "regenerate": library.regenerate_command(entry.concept),
         "images": list(zip(images, library.seeds_and_prompts(images), urls, strict=True)),
         "left_out": entry.images - len(images),
         "style": Markup(style),
@@ -435,10 +452,11 @@ def sheet_page(library: Library, entry: Entry) -> str:
 
 
 def sheet_picture(library: Library, entry: Entry) -> Image.Image:
-    """Render a synset as one picture: up to SHEET_IMAGES images, with number and prediction."""
+    """Render a concept as one picture: up to SHEET_IMAGES images, with number and prediction."""
     images, small = _small(library, entry, CELL, lambda image: image)
     counted = f"{len(images):,} of {entry.images:,} images" if len(images) < entry.images else ""
-    facts = [f"{entry.synset} {entry.wnid}", counted, entry.prompt or entry.definition]
+    concept, name = entry.concept, " ".join(dict.fromkeys((entry.concept.name, entry.id)))
+    facts = [name, counted, entry.prompt or concept.definition]
     words = {"right": ", correct", "wrong": ", incorrect", "black": ", black"}
     captions = (f"{image.number}{words.get(image.state, '')}" for image in images)
     cells = zip(small, captions, strict=True)
@@ -448,7 +466,7 @@ def sheet_picture(library: Library, entry: Entry) -> Image.Image:
 def _small(
     library: Library, entry: Entry, pixels: int, use: Callable[[Image.Image], T]
 ) -> tuple[list[ImageView], list[T | None]]:
-    """Make a synset's images small, up to SHEET_IMAGES, and use each; None for a damaged one."""
+    """Make a concept's images small, up to SHEET_IMAGES, and use each; None for a damaged one."""
 
     def drawn(view: ImageView) -> T | None:
         try:
@@ -458,5 +476,5 @@ def _small(
         image.thumbnail((pixels, pixels))
         return use(image)
 
-    images = library.images(entry.wnid)[:SHEET_IMAGES]
+    images = library.images(entry.id)[:SHEET_IMAGES]
     return images, list(in_threads(drawn, images, SHEET_THREADS, ahead=2 * SHEET_THREADS))

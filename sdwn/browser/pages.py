@@ -23,17 +23,20 @@ from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation.metrics import metrics_shown
 from sdwn.io import csv_cell, csv_text
 from sdwn.storage.codecs import CODECS
+from sdwn.wordnet.imagenet import class_name
 
 # A release may be made anew under the same name: then a browser asks, and gets it.
 FOR_A_MINUTE = "private, max-age=60"
 FOR_EVER = "private, max-age=31536000, immutable"
-# Images on a page; a run makes ten of a synset, but an import may have thousands.
+# Images on a page; a run makes ten of a concept, but an import may have thousands.
 IMAGES_A_PAGE = 100
 NODE_IMAGES = 8
 PREDICTED_CLASSES = 6
 # A table of images; of an image's own record, what an import has not stays empty.
-LIST_HEAD = "wnid synset number status right top1_wnid top1 top1_probability".split()
-RECORDED = "wnid synset number status seed prompt width height sha256".split()
+LIST_HEAD = "id wnid synset number status right top1_wnid top1 top1_probability".split()
+RECORDED = (
+    "id label wnid synset number status seed prompt negative_prompt width height sha256".split()
+)
 PREDICTED = ("right", *(f"top{n}{what}" for n in range(1, 6) for what in ("", "_probability")))
 ROWS_AT_ONCE = 500
 CORRECT = {None: None, True: "yes", False: "no"}
@@ -47,11 +50,11 @@ def library_of(request: Request) -> Library:
 
 
 def entry_of(request: Request) -> Entry:
-    """Return the synset that a request is about; answer 404 if it has no images here."""
-    wnid = request.path_params["wnid"]
-    entry = library_of(request).collection.by_wnid.get(wnid)
+    """Return the concept that a request is about; answer 404 if it has no images here."""
+    id_ = request.path_params["id"]
+    entry = library_of(request).collection.by_id.get(id_)
     if entry is None:
-        raise HTTPException(404, f"No images of {wnid[:40]} are in this release.")
+        raise HTTPException(404, f"No images of {id_[:40]} are in this release.")
     return entry
 
 
@@ -60,9 +63,9 @@ def image_of(request: Request) -> ImageView:
     entry, number = entry_of(request), request.path_params["number"]
     # As it is written in addresses: no sign, no leading zero, no digit of another script.
     written = re.fullmatch(r"0|[1-9][0-9]{0,8}", number)
-    image = library_of(request).image(entry.wnid, int(number)) if written else None
+    image = library_of(request).image(entry.id, int(number)) if written else None
     if image is None:
-        raise HTTPException(404, f"{entry.synset} has no image {number[:20]}.")
+        raise HTTPException(404, f"{entry.concept.name} has no image {number[:20]}.")
     return image
 
 
@@ -72,6 +75,7 @@ def common_values(request: Request) -> dict[str, Any]:
     changes = [library.changed for library in (state.here, state.there) if library]
     return {
         "library": state.here,
+        "unit": state.here.release.unit,
         "other": state.there,
         "names": state.side_by_side.names if state.side_by_side else None,
         "changed": " ".join(filter(None, changes)) or None,
@@ -105,49 +109,50 @@ def search_page(request: Request) -> Response:
     return answer
 
 
-def synset_page(request: Request) -> Response:
-    """``/synsets/WNID``: a synset, its images, and the synsets right above, beside and below it."""
+def concept_page(request: Request) -> Response:
+    """``/concepts/ID``: a concept, its images, and those of its class, above, beside and below."""
     library, entry = library_of(request), entry_of(request)
-    show = View.parse(request.query_params).show
-    rows = library.rows(entry.wnid, show)
+    show, wnid = View.parse(request.query_params).show, entry.concept.wnid
+    rows = library.rows(entry.id, show)
     part, page = _part(request, len(rows))
     images = [library.describe(row) for row in rows[part]]
-    made = library.seeds_and_prompts(images)
     collection, predictions, tree = library.collection, library.predictions, library.tree
-    neighbours = dict[str, list[Entry]]()
-    if tree is not None and (node := tree.node(entry.wnid)):
+    near = {"Of its class": {wnid}} if wnid else {}
+    if tree is not None and wnid and (node := tree.node(wnid)):
         siblings = {wnid for one in tree.nodes(node.parents) for wnid in one.children}
-        near = (node.parents, siblings - {entry.wnid}, node.children)
-        for title, wnids in zip(("Above it", "Beside it", "Below it"), near, strict=True):
-            known = filter(None, map(collection.by_wnid.get, wnids))
-            neighbours[title] = sorted(known, key=attrgetter("position"))
-    classes = predictions.predicted_classes(collection.rows(entry.wnid)) if predictions else []
+        near |= {"Above it": set(node.parents), "Beside it": siblings - {wnid}}
+        near["Below it"] = set(node.children)
+    neighbours = dict[str, list[Entry]]()
+    for title, wnids in near.items():
+        known = chain.from_iterable(collection.by_wnid.get(one, ()) for one in wnids)
+        others = (one for one in known if one is not entry)
+        neighbours[title] = sorted(others, key=attrgetter("position"))
+    classes = predictions.predicted_classes(collection.rows(entry.id)) if predictions else []
     return _page(
         request,
-        "synset.html",
+        "concept.html",
         entry=entry,
-        path=tree.path(entry.wnid) if tree else [],
+        path=tree.path(wnid) if tree and wnid else [],
         neighbours=neighbours,
         previous=collection.entries[entry.position - 1] if entry.position else None,
         next=next(iter(collection.entries[entry.position + 1 :]), None),
-        images=images,
+        images=list(zip(images, library.seeds_and_prompts(images), strict=True)),
         show=show,
-        counts={kind: len(library.rows(entry.wnid, kind)) for kind in KINDS},
-        regenerate=library.regenerate_command(entry.synset),
-        seeds={image.number: one["seed"] for image, one in zip(images, made, strict=True)},
+        counts={kind: len(library.rows(entry.id, kind)) for kind in KINDS},
+        regenerate=library.regenerate_command(entry.concept),
         classes=classes[:PREDICTED_CLASSES],
         **page,
     )
 
 
 def image_page(request: Request) -> Response:
-    """``/synsets/WNID/NUMBER``: one image and all that is recorded of it."""
+    """``/concepts/ID/NUMBER``: one image and all that is recorded of it."""
     library, entry, image = library_of(request), entry_of(request), image_of(request)
     show = View.parse(request.query_params).show
-    rows = library.rows(entry.wnid, show)
+    rows = library.rows(entry.id, show)
     if image.row not in rows:  # an address that was made by hand: it is not of that kind
-        show, rows = "all", library.rows(entry.wnid)
-    index, regenerate = rows.index(image.row), library.regenerate_command(entry.synset)
+        show, rows = "all", library.rows(entry.id)
+    index, regenerate = rows.index(image.row), library.regenerate_command(entry.concept)
     provenance, damaged = None, False
     with suppress(SdwnError, OSError):  # its part may be damaged, or have no such task run
         provenance = library.release.provenance(image.row) if regenerate else None
@@ -192,6 +197,7 @@ def tree_page(request: Request) -> Response:
     node = tree.node(wnid or tree.root)
     if node is None:
         raise HTTPException(404, f"No images of {str(wnid)[:40]} or below it are in this release.")
+    rows = library.collection.rows_of_wnid(node.wnid)
     children = sorted(tree.nodes(node.children), key=NODE_ORDERS.get(order, NODE_ORDERS["best"]))
     return _page(
         request,
@@ -201,8 +207,8 @@ def tree_page(request: Request) -> Response:
         children=children,
         order=order,
         samples=library.samples(child.wnid for child in children),
-        entry=library.collection.by_wnid.get(node.wnid),
-        images=[library.describe(row) for row in library.rows(node.wnid)[:NODE_IMAGES]],
+        own=library.collection.by_wnid.get(node.wnid, ()),
+        images=[library.describe(row) for row in rows[:NODE_IMAGES].tolist()],
     )
 
 
@@ -221,7 +227,7 @@ def map_page(request: Request) -> Response:
         map=record.get("map"),
         missing=record.get("map_missing") or "these images have not been evaluated.",
         view=View.parse(request.query_params),
-        names={wnid: library.collection.by_wnid[wnid].label for wnid in classes},
+        names={wnid: class_name(wnid) for wnid in classes},
         classes=classes,
         samples=library.samples(classes),
     )
@@ -234,20 +240,20 @@ def about_page(request: Request) -> Response:
 
 
 def compare_page(request: Request) -> Response:
-    """``/compare``: the synsets of two releases."""
+    """``/compare``: the concepts of two releases."""
     both: SideBySide = request.app.state.side_by_side
     page = min(View.parse(request.query_params).page, both.pages)
     return _page(request, "compare.html", both=both, rows=both.page(page), page=page)
 
 
 def pair_page(request: Request) -> Response:
-    """``/compare/WNID``: the images of a synset in two releases, by number."""
+    """``/compare/ID``: the images of a concept in two releases, by number."""
     both: SideBySide = request.app.state.side_by_side
     entry = entry_of(request)
-    index, images = both.index.get(entry.wnid), both.images(entry.wnid)
+    index, images = both.index.get(entry.id), both.images(entry.id)
     part, page = _part(request, len(images))
     if index is None:
-        raise HTTPException(404, f"The other release has no images of {entry.synset}.")
+        raise HTTPException(404, f"The other release has no images of {entry.concept.name}.")
     return _page(
         request,
         "pair.html",
@@ -262,7 +268,7 @@ def pair_page(request: Request) -> Response:
 
 # --- Images and downloads ----------------------------------------------------------------------
 def picture_answer(request: Request) -> Response:
-    """``/images/WNID/NUMBER`` and ``/thumbnails/…``: an image as it is stored, or a small one.
+    """``/images/ID/NUMBER`` and ``/thumbnails/…``: an image as it is stored, or a small one.
 
     Where it is damaged, a picture that says so; an error for who asks for the file.
     """
@@ -289,16 +295,16 @@ def picture_answer(request: Request) -> Response:
         drawn = render_page("damaged.svg", {"side": size if small else LARGE, "text": str(error)})
         return Response(drawn, 200, {"Cache-Control": "no-store"}, media_type="image/svg+xml")
     if download:
-        name = download_name(image.synset, image.number, codec.extension)
+        name = download_name(image.entry, codec.extension, image.number)
         headers["Content-Disposition"] = f'attachment; filename="{name}"'
     return Response(content, media_type=codec.media_type, headers=headers)
 
 
 def zip_answer(request: Request) -> Response:
-    """``/synsets/WNID.zip``: a synset's images and what is known of them."""
+    """``/zips/ID``: a concept's images and what is known of them."""
     library, entry = library_of(request), entry_of(request)
-    content = image_zip(library, library.images(entry.wnid))
-    return _streamed(content, "application/zip", download_name(entry.synset, None, "zip"))
+    content = image_zip(library, library.images(entry.id))
+    return _streamed(content, "application/zip", download_name(entry, "zip"))
 
 
 def list_answer(request: Request) -> Response:
@@ -342,9 +348,9 @@ def image_zip(library: Library, images: Iterable[ImageView]) -> Iterator[bytes]:
             try:
                 payload, codec = library.collection.read(image.row)
             except IntegrityError as error:
-                damaged.append(f"{image.synset} {image.number}: {error}\n")
+                damaged.append(f"{image.entry.concept.name} {image.number}: {error}\n")
                 continue
-            name = download_name(image.synset, image.number, codec.extension)
+            name = download_name(image.entry, codec.extension, image.number)
             add(name, payload)
             record = library.release.row(image.row)
             top5 = [(guess.name, round(guess.probability, 6)) for guess in image.top5]
@@ -380,19 +386,16 @@ def image_list(images: Iterable[ImageView]) -> Iterator[str]:
     def row(image: ImageView) -> list[Any]:
         best = image.top5[0] if image.top5 else None
         cells = [best.wnid, best.name, round(best.probability, 6)] if best else [None] * 3
-        known = [image.wnid, image.synset, image.number, image.status, CORRECT[image.correct]]
-        return [csv_cell(cell) for cell in (*known, *cells)]
+        concept = image.entry.concept
+        known = [concept.id, concept.wnid, concept.synset, image.number, image.status]
+        return [csv_cell(cell) for cell in (*known, CORRECT[image.correct], *cells)]
 
     rows = chain([LIST_HEAD], map(row, images))
     while block := list(islice(rows, ROWS_AT_ONCE)):
         yield csv_text(block[0], block[1:])
 
 
-def download_name(synset: str, number: int | None, extension: str) -> str:
-    """Return a file name, in characters that every file system and every header takes.
-
-    >>> download_name("dog.n.01", 3, "webp"), download_name("../../日本.n.01", None, "zip")
-    ('dog.n.01-3.webp', '_..___.n.01.zip')
-    """
-    plain = re.sub(r"[^A-Za-z0-9._-]", "_", synset).lstrip(".-")[:80] or "_"
+def download_name(entry: Entry, extension: str, number: int | None = None) -> str:
+    """Return a file name, in characters that every file system and every header takes."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", entry.concept.name).lstrip(".-")[:80] or "_"
     return f"{plain}{'' if number is None else f'-{number}'}.{extension}"

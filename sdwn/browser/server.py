@@ -53,18 +53,18 @@ log = logging.getLogger(__name__)
 # A new page: its line here, its function in pages.py, and its template.
 PAGES = (
     ("/", pages.search_page),
-    ("/synsets/{wnid}", pages.synset_page),
-    ("/synsets/{wnid}/{number}", pages.image_page),
+    ("/concepts/{id}", pages.concept_page),
+    ("/concepts/{id}/{number}", pages.image_page),
     ("/tree", pages.tree_page),
     ("/tree/{wnid}", pages.tree_page),
     ("/map", pages.map_page),
     ("/about", pages.about_page),
     ("/compare", pages.compare_page),
-    ("/compare/{wnid}", pages.pair_page),
+    ("/compare/{id}", pages.pair_page),
     ("/list.csv", pages.list_answer),
     ("/assets/{name}", pages.asset_answer),
 )
-IMAGES = ("/images/{wnid}/{number}", "/thumbnails/{wnid}/{number}")
+IMAGES = ("/images/{id}/{number}", "/thumbnails/{id}/{number}")
 # A page on another site can make its own name mean 127.0.0.1, and would read what is here.
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1", "[::1]")
 ANY_HOST = ("*",)
@@ -122,7 +122,7 @@ def make_app(
         guards.append(Middleware(token_gate, token=token))
     app = Starlette(
         routes=[
-            Route("/synsets/{wnid}.zip", pages.zip_answer),
+            Route("/zips/{id}", pages.zip_answer),
             *(Route(path, picture) for path in IMAGES),
             *(Route(f"/other{path}", picture) for path in IMAGES if there),
             *(

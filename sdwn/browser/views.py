@@ -27,7 +27,7 @@ KINDS = {
     "ok": "not black",
     "unjudged": "no ImageNet class",
 }
-# Orders of synsets: the word in addresses; that on pages, the score (`Library.scores`) that they
+# Orders of concepts: the word in addresses; that on pages, the score (`Library.scores`) that they
 # go by, and whether the largest is first. A new order is a row here.
 ORDERS: dict[str, tuple[str, str | None, bool]] = {
     "best": ("best match", None, False),
@@ -37,7 +37,7 @@ ORDERS: dict[str, tuple[str, str | None, bool]] = {
     "images": ("most images first", "images", True),
     "shuffled": ("shuffled", "shuffled", False),
 }
-# In pixels: a thumbnail in a list, and one on the page of its synset.
+# In pixels: a thumbnail in a list, and one on the page of its concept.
 SMALL, LARGE = 192, 384
 
 
@@ -57,7 +57,7 @@ class View(BaseModel, frozen=True):
 
     ``q`` are words to search for, ``show`` says which images (`KINDS`), ``imagenet`` leaves only
     ImageNet-1k classes, ``below`` a synset and everything below it, ``seen`` images that were
-    classified as a class; ``order`` is of synsets (`ORDERS`).
+    classified as a class; ``order`` is of concepts (`ORDERS`).
     """
 
     q: Text = ""
@@ -104,8 +104,8 @@ DEFAULTS = {"size": SMALL, **{name: one.default for name, one in View.model_fiel
 def url(*parts: str | int, **parameters: Any) -> str:
     """Return the address of a page or image: parts of its path, and parameters.
 
-    >>> url("synsets", "n02391049", 3, show="wrong"), url("tree", order="best"), url(q="a&b")
-    ('/synsets/n02391049/3?show=wrong', '/tree', '/?q=a%26b')
+    >>> url("concepts", "n02391049", 3, show="wrong"), url("tree", order="best"), url(q="a&b")
+    ('/concepts/n02391049/3?show=wrong', '/tree', '/?q=a%26b')
     """
     given = {name: value for name, value in parameters.items() if value != DEFAULTS.get(name)}
     path = "/".join(quote(str(part), safe="") for part in parts)

@@ -173,7 +173,7 @@ def export_command(
         Option("--format", help="release: a smaller one, of the chosen images."),
     ],
     only: Annotated[
-        Path | None, Option(help="Only what a list of synsets or images names.")
+        Path | None, Option(help="Only what a list of concepts or images names.")
     ] = None,
     below: Annotated[str | None, Option(help="Only this synset or wnid, and those below.")] = None,
     imagenet: Annotated[bool, Option("--imagenet", help="Only ImageNet-1k classes.")] = False,
@@ -181,7 +181,7 @@ def export_command(
         str | None, Option(help="Only images of this status: ok leaves out black ones.")
     ] = None,
     sample: Annotated[
-        str | None, Option(metavar="SHARE", help="Only this share of the synsets, as 1%.")
+        str | None, Option(metavar="SHARE", help="Only this share of the concepts, as 1%.")
     ] = None,
     codec: Annotated[
         Literal["stored", "png", "webp", "jpeg"] | None,
@@ -197,9 +197,9 @@ def export_command(
 ) -> None:
     """Write a release in another format.
 
-    All of it, or the images that the options choose: --only takes a list of synsets, or a table
-    with the columns wnid and number. Files have at least 1 GB (webdataset), 0.5 GB (parquet) or
-    4 GB (release). The same command resumes after a kill.
+    All of it, or the images that the options choose: --only takes a list of concepts, or a table
+    with the columns id (or wnid, synset, label) and number. Files have at least 1 GB (webdataset),
+    0.5 GB (parquet) or 4 GB (release). The same command resumes after a kill.
     """
     from sdwn.exchange.export import ExportOptions, export, select_listed
     from sdwn.releases.release import Release
@@ -294,7 +294,9 @@ def evaluate_command(
     site: dict[str, str],
     model: options.Model = None,
     checkpoint: options.Checkpoint = None,
-    all_: Annotated[bool, Option("--all", help="Also synsets that are no ImageNet class.")] = False,
+    all_: Annotated[
+        bool, Option("--all", help="Also concepts that are no ImageNet class.")
+    ] = False,
     groups: Annotated[str | None, Option(help="YAML file of NAME: SYNSET lines.")] = None,
     embedding: Annotated[Path | None, Option(help="Word vectors for the map, as GloVe's.")] = None,
     profile: options.MaybeProfile = None,
@@ -445,7 +447,7 @@ def show_command(
     save: Annotated[Path | None, Option(help="Write its sheet to FILE.html or FILE.png.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show a synset: its images and their classification."""
+    """Show a concept: its images and their classification."""
     from sdwn.browser.library import Library, sheet_page, sheet_picture, sheet_record
     from sdwn.exchange.export import path_name
 
@@ -460,7 +462,7 @@ def show_command(
     if save is None and open_:
         # A folder that only its owner may read; it stays, for the browser reads it later.
         folder = Path(tempfile.mkdtemp(prefix="sdwn-"))
-        save = folder / f"{path_name(entry.synset)}{PAGE}"
+        save = folder / f"{path_name(entry.concept.name)}{PAGE}"
     if save is not None:
         if save.suffix.lower() == PAGE:
             write_text(save, sheet_page(library, entry))
@@ -475,7 +477,7 @@ def show_command(
 
 
 def sheet_rows(found: dict[str, Any]) -> dict[str, Any]:
-    """Return a synset's facts as rows."""
+    """Return a concept's facts as rows."""
     if found["evaluation"] is None:
         correct = "not evaluated yet"
     else:
@@ -483,13 +485,15 @@ def sheet_rows(found: dict[str, Any]) -> dict[str, Any]:
         by = f"by {found['model']}" + f" ({found['evaluation']})" * other
         counts = f"{found['right']:,} of {found['judged']:,}"
         correct = f"{counts}, {by}" if found["judged"] else f"no ImageNet class, {by}"
+    several = "\n".join(found["prompts"]) or "not recorded, or one for each image"
     return {
-        found["synset"]: found["wnid"],
+        found["synset"] or found["label"]: found["id"],
         "lemmas": ", ".join(found["lemmas"]) or None,
         "definition": found["definition"] or None,
         "prompt": "the definition"
         if found["prompt"] and found["prompt"] == found["definition"]
-        else found["prompt"] or "not recorded, or one for each image",
+        else found["prompt"] or several,
+        "negative prompt": found["negative_prompt"],
         "above": " > ".join(found["above"]) or None,
         "images": counted(found["images"], "image") + f", {found['black']} of them black",
         "correct": correct,
@@ -499,7 +503,7 @@ def sheet_rows(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def sheet_table(found: dict[str, Any]) -> Table:
-    """Return a table of a synset's images: seed, status, best class, whether it is correct."""
+    """Return a table of a concept's images: seed, status, best class, whether it is correct."""
     table = Table("image", "seed", "status", "classified as", "", "", box=None)
     states = {"right": "correct", "wrong": "incorrect", "black": "black"}
     for image in found["shots"]:
@@ -516,7 +520,7 @@ def sheet_table(found: dict[str, Any]) -> Table:
 
 def browse_command(
     release: options.ReleaseFolder,
-    other: Annotated[Path | None, Argument(help="A release of the same synsets.")] = None,
+    other: Annotated[Path | None, Argument(help="A release of the same concepts.")] = None,
     evaluation: options.EvaluationName = None,
     port: Annotated[int | None, Option(min=0, max=65535, help="Default: 8642 or next.")] = None,
     host: Annotated[str, Option(help="Address to listen at; others need the token.")] = "127.0.0.1",

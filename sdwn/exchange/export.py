@@ -2,8 +2,8 @@
 
 ::
 
-    Release --> ExportSource --> ExportFormat.write: a file, or some folders, a span of synsets
-                (sorted by synset;   folders, imagefolder: each image a file
+    Release --> ExportSource --> ExportFormat.write: a file, or some folders, a span of concepts
+                (sorted by concept;  folders, imagefolder: each image a file
                 encoded in threads)  webdataset: tars; parquet: tables
 
 A new format is an :class:`ExportFormat` in ``EXPORT_FORMATS``, a template of the same name for its
@@ -19,10 +19,11 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from io import BytesIO
 from itertools import islice, pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -52,20 +53,22 @@ ROWS = 1000
 # Images that are encoded to estimate how much smaller or larger a codec makes them.
 TRIALS = 16
 # A unit of folders, for an export that is resumed: each file would be too many lines in a journal.
-SYNSETS = 50
+CONCEPTS = 50
 # Readers of Parquet show a page of rows by reading whole groups of them.
 GROUP_ROWS = 100
 NO_CLASS = -1
 
 # What a reader looks for first, and what has a meaning only inside a release.
 _FIRST_COLUMNS = (
-    *("wnid", "synset", "number", "status", "imagenet_class", "prompt", "seed"),
-    *("width", "height", "sha256"),
+    *("id", "label", "wnid", "synset", "number", "status", "imagenet_class", "prompt"),
+    *("negative_prompt", "seed", "width", "height", "sha256"),
 )
 _INNER_COLUMNS = {"plan", "part", "row", "offset", "bytes", "codec", "task_run"}
 
 # A file name may have 255 bytes; a number and an extension are still to come.
 _LONGEST_NAME = 150
+# Files of an export that lie beside its folders.
+_BESIDE = {ReleasePaths(Path()).card.name, "synsets.csv", "concepts.csv"}
 # Between separators, these words make Hugging Face datasets take a folder for one split of
 # several, and leave out every folder without such a word.
 _SPLIT_WORD = re.compile(
@@ -73,7 +76,7 @@ _SPLIT_WORD = re.compile(
     r"(?![^-._ 0-9])"
 )
 
-# The first of some synsets, or rows, and one past the last.
+# The first of some concepts, or rows, and one past the last.
 Span = tuple[int, int]
 Result = TypeVar("Result")
 
@@ -88,7 +91,7 @@ class ExportImage:
 
 
 class ExportSource:
-    """The images to export, sorted by synset and number; spans count synsets.
+    """The images to export, sorted by concept and number; spans count concepts.
 
     ``codec`` is one of those that other programs read, or ``stored`` for each image's own. Images
     that have it already keep their bytes, unless a quality is given; ``raw`` becomes PNG.
@@ -102,32 +105,51 @@ class ExportSource:
         self._codec, self._quality = "png" if codec == "stored" else codec, quality
         self._kept = EXCHANGED if codec == "stored" else () if quality else (codec,)
         order = pa.array(list(release.concepts), pa.string())
-        found = pc.index_in(release.metadata["wnid"], order)
+        found = pc.index_in(release.metadata["id"], order)
         if found.null_count:
             raise IntegrityError(
-                f"{release.paths.metadata} has images of synsets that {release.paths.synsets.name} "
-                f"lacks; see what else is wrong: {command('verify', release.paths.root)}"
+                f"{release.paths.metadata} has images of concepts that no table of the release "
+                f"has; see what else is wrong: {command('verify', release.paths.root)}"
             )
         ranks = found.to_numpy().astype("i8")
         rows = np.lexsort((release.metadata["number"].to_numpy(), ranks))
         self.table: pa.Table = release.metadata.take(pa.array(rows)).combine_chunks()
-        self._starts = np.flatnonzero(np.diff(ranks[rows], prepend=-1, append=-1))
+        self.starts = np.flatnonzero(np.diff(ranks[rows], prepend=-1, append=-1))
         kept = [name for name in self.table.column_names if name not in _INNER_COLUMNS]
         first = [name for name in _FIRST_COLUMNS if name in kept]
         rest = [name for name in kept if name not in first]
         self.schema: pa.Schema = self.table.select([*first, *rest]).schema
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self.starts) - 1
 
     def count_images(self, span: Span) -> int:
         """Count the images of a span."""
-        return int(self._starts[span[1]] - self._starts[span[0]])
+        return int(self.starts[span[1]] - self.starts[span[0]])
 
     def concepts(self, span: Span) -> list[Concept]:
         """Return the concepts of a span."""
-        wnids = self.table["wnid"].take(pa.array(self._starts[slice(*span)])).to_pylist()
-        return [self.release.concepts[wnid] for wnid in wnids]
+        ids = self.table["id"].take(pa.array(self.starts[slice(*span)])).to_pylist()
+        return [self.release.concepts[one] for one in ids]
+
+    @cached_property
+    def concept_folders(self) -> dict[str, str]:
+        """Name a folder for each concept, by id: by its name, or all by id where names repeat."""
+        names = {one.id: path_name(one.name) for one in self.release.present}
+        unique = len(set(names.values())) == len(names)
+        return names if unique else {one: path_name(one) for one in names}
+
+    @cached_property
+    def class_folders(self) -> dict[str, str]:
+        """Name the folder of each concept's class, by id: by wnid, else label, else id."""
+        classes = {one.id: one.wnid or one.label for one in self.release.present}
+        named = set(classes.values())
+        if alone := [one for one, name in classes.items() if not name and one in named]:
+            raise UsageError(
+                f"{alone[0]!r:.40} has no label, and its id is the label of others; "
+                "choose folders, webdataset or parquet"
+            )
+        return {one: path_name(name or one) for one, name in classes.items()}
 
     def encoding(self) -> str | None:
         """Describe how the images are encoded; None if all keep their bytes."""
@@ -139,12 +161,12 @@ class ExportSource:
         return f"{self._codec}, {CODECS[self._codec].loss(self._quality)}{anew}"
 
     def sizes(self) -> list[float]:
-        """Estimate how many bytes the images of each synset take, once they are encoded."""
+        """Estimate how many bytes the images of each concept take, once they are encoded."""
         trials = np.unique(np.linspace(0, len(self.table) - 1, TRIALS).astype(int))
         rows = self.table.take(pa.array(trials)).to_pylist()
         encoded = sum(len(self._image(row).payload) for row in rows)
         ratio = encoded / sum(int(row["bytes"]) for row in rows)
-        stored = np.add.reduceat(self.table["bytes"].to_numpy(), self._starts[:-1], dtype="i8")
+        stored = np.add.reduceat(self.table["bytes"].to_numpy(), self.starts[:-1], dtype="i8")
         sizes: list[float] = (stored * ratio).tolist()
         return sizes
 
@@ -152,7 +174,7 @@ class ExportSource:
         """Encode the images of a span and call ``use`` on each, in threads; results in order."""
 
         def rows() -> Iterator[dict[str, Any]]:
-            chosen = self.table.slice(self._starts[span[0]], self.count_images(span))
+            chosen = self.table.slice(self.starts[span[0]], self.count_images(span))
             for batch in chosen.to_batches(max_chunksize=ROWS):
                 yield from batch.to_pylist()
 
@@ -171,7 +193,7 @@ class ExportSource:
             payload = encode(self.release.array(row), self._codec, self._quality)
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"{row['synset']} {row['number']} cannot be {self._codec}: {error}; "
+                f"{row['id']} {row['number']} cannot be {self._codec}: {error}; "
                 "choose another codec"
             ) from None
         # Earlier imports recorded the size before the image was turned upright by its EXIF.
@@ -186,19 +208,19 @@ class ExportFormat:
 
     # A unit's name, for its index and the number of units.
     name: Callable[[int, int], str]
-    # Writes and syncs a unit: the export's folder, the unit's name, the images, and which synsets.
+    # Writes and syncs a unit: the export's folder, the unit's name, the images, which concepts.
     write: Callable[[Path, str, ExportSource, Span], None]
-    # How many synsets a unit has; or, where it is a file, how many bytes at least.
+    # How many concepts a unit has; or, where it is a file, how many bytes at least.
     unit: int
     in_bytes: bool = True
     # For Hugging Face datasets, where it does not find the files itself.
     data_files: str | None = None
     # Refuses what the format cannot hold.
-    check: Callable[[ExportSource], None] = lambda _: None
+    check: Callable[[ExportSource], Any] = lambda _: None
 
 
 def path_name(name: str) -> str:
-    """Turn a synset's name or wnid into one harmless component of a path.
+    """Turn a concept's name or id into one harmless component of a path.
 
     Different names stay different; ``urllib.parse.unquote`` gives back all but overlong ones.
 
@@ -208,7 +230,7 @@ def path_name(name: str) -> str:
     ('tes%74_tube.n.01', 'contest.n.01')
     """
     quoted = quote(name, safe="", errors="surrogatepass")
-    if not quoted or quoted[0] in ".-~":
+    if not quoted or quoted[0] in ".-~" or quoted in _BESIDE:
         # Only the empty name becomes a lone percent sign.
         quoted = f"%{ord(quoted[0]):02X}{quoted[1:]}" if quoted else "%"
     quoted = _SPLIT_WORD.sub(lambda word: f"{word[0][:-1]}%{ord(word[0][-1]):02X}", quoted)
@@ -220,43 +242,30 @@ def path_name(name: str) -> str:
 
 # --- Folders of images -------------------------------------------------------------------------
 def _folders(named_by: str, data_files: str | None = None) -> ExportFormat:
-    """Return the format of a folder a concept, named by its ``id`` or its ``name``."""
-
-    def check(source: ExportSource) -> None:
-        # Concepts that would share a folder, or take the name of a file beside them.
-        paths = ReleasePaths(Path())
-        owners = {path.name: "a file" for path in (paths.card, paths.synsets)}
-        for concept in source.release.present:
-            name = path_name(getattr(concept, named_by))
-            if (owner := owners.setdefault(name, concept.id)) != concept.id:
-                raise UsageError(
-                    f"the folder {name} of {concept.id} would be that of {owner} too; "
-                    "choose webdataset or parquet"
-                )
+    """Return the format of folders that an attribute of the source names."""
+    by_concept = named_by == "concept_folders"
 
     def write_file(path: Path, content: bytes) -> None:
         path.write_bytes(content)
         io.sync(path)
 
     def write(root: Path, _: str, source: ExportSource, span: Span) -> None:
-        folders = dict[str, Path]()
-        for concept in source.concepts(span):
-            folder = folders[concept.id] = root / path_name(getattr(concept, named_by))
+        names, folders = getattr(source, named_by), dict[str, Path]()
+        for one in source.concepts(span):
+            folder = folders[one.id] = root / names[one.id]
             folder.mkdir(exist_ok=True)
-            if named_by == "name":
-                # The three lines that the paper describes.
-                lines = {
-                    "prompt": concept.prompt,
-                    "synset": concept.name,
-                    "wnid": concept.id,
-                }
-                text = "".join(f"{key}: {' '.join(s.splitlines())}\n" for key, s in lines.items())
+            if by_concept:
+                # The three lines that the paper describes; of what is no synset, label and id.
+                lines = [("prompt", prompt) for prompt in one.prompts or ("",)]
+                keys = ("synset", "wnid", "label", "id")[: 2 if one.id == one.wnid else 4]
+                lines += [(key, value) for key in keys if (value := getattr(one, key))]
+                text = "".join(f"{key}: {' '.join(s.splitlines())}\n" for key, s in lines)
                 write_file(folder / f"{folder.name}.txt", text.encode())
 
         def write_image(image: ExportImage) -> None:
-            folder = folders[image.row["wnid"]]
-            name = f"{folder.name}_{image.row['number']}.{image.extension}"
-            write_file(folder / name, image.payload)
+            folder, own = folders[image.row["id"]], path_name(image.row["id"])
+            stem = folder.name if by_concept else own
+            write_file(folder / f"{stem}_{image.row['number']}.{image.extension}", image.payload)
 
         for _result in source.map(span, write_image):
             pass
@@ -264,37 +273,43 @@ def _folders(named_by: str, data_files: str | None = None) -> ExportFormat:
             io.sync(folder)
 
     return ExportFormat(
-        name=lambda index, _: f"synsets-{index:05d}",
+        name=lambda index, _: f"concepts-{index:05d}",
         write=write,
-        unit=SYNSETS,
+        unit=CONCEPTS,
         in_bytes=False,
         data_files=data_files,
-        check=check,
+        check=attrgetter(named_by),
     )
 
 
 # --- Tars, as the webdataset library reads them ------------------------------------------------
 def _write_tar(root: Path, name: str, source: ExportSource, span: Span) -> None:
     labelled = not source.table["imagenet_class"].null_count
+    # Readers take each field's type from the first samples, which may have nothing there.
+    nothing: dict[str, Any] = {
+        **{field.name: "" for field in source.schema if pa.types.is_string(field.type)},
+        "imagenet_class": NO_CLASS,
+    }
     # USTAR ends at names of 100 bytes, and PAX headers hold times.
     with (
         io.atomic(root / name) as temporary,
         tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as tar,
     ):
         for image in source.map(span, lambda image: image):
-            row = image.row
+            row: dict[str, Any] = {
+                name: nothing.get(name) if value is None else value
+                for name, value in image.row.items()
+            }
             # Readers take the first dot as the end of a sample's name.
-            key = f"{path_name(row['wnid']).replace('.', '%2E')}_{row['number']:04d}"
-            # Readers take each field's type from the first samples, which may have nothing there.
-            label = NO_CLASS if row["imagenet_class"] is None else row["imagenet_class"]
+            key = f"{path_name(row['id']).replace('.', '%2E')}_{row['number']:04d}"
             # Each sample has the same members: readers of batches need that.
             members = {
                 image.extension: image.payload,
-                "json": json.dumps({**row, "imagenet_class": label}).encode(),
-                "txt": (row.get("prompt") or "").encode(),
+                "json": json.dumps(row).encode(),
+                "txt": row.get("prompt", "").encode(),
             }
             if labelled:
-                members["cls"] = str(label).encode()
+                members["cls"] = str(row["imagenet_class"]).encode()
             for extension, content in members.items():
                 # Its other fields record nothing of when, where and by whom.
                 member = tarfile.TarInfo(f"{key}.{extension}")
@@ -306,8 +321,7 @@ def _write_tar(root: Path, name: str, source: ExportSource, span: Span) -> None:
 def _write_table(root: Path, name: str, source: ExportSource, span: Span) -> None:
     names = source.schema.names
     field = pa.field("image", pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-    # All features by the names that the datasets library has for them.
-    values = {field.name: {"dtype": str(field.type), "_type": "Value"} for field in source.schema}
+    values = {field.name: _feature(field.type) for field in source.schema}
     features = {"image": {"_type": "Image"}, **values}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     schema = pa.schema([field, *source.schema], metadata=metadata)
@@ -315,7 +329,7 @@ def _write_table(root: Path, name: str, source: ExportSource, span: Span) -> Non
     packed = {"image.bytes": "none", "image.path": "zstd", **dict.fromkeys(names, "zstd")}
 
     def record(image: ExportImage) -> dict[str, Any]:
-        path = f"{path_name(image.row['wnid'])}_{image.row['number']:04d}.{image.extension}"
+        path = f"{path_name(image.row['id'])}_{image.row['number']:04d}.{image.extension}"
         return {"image": {"bytes": image.payload, "path": path}, **image.row}
 
     with (
@@ -329,10 +343,17 @@ def _write_table(root: Path, name: str, source: ExportSource, span: Span) -> Non
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """Describe a column as the datasets library does."""
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "Sequence"}
+    return {"dtype": str(kind), "_type": "Value"}
+
+
 EXPORT_FORMATS = {
     # For Hugging Face datasets: what lies in folders, and is no text (one ends in .txt).
-    "folders": _folders("name", data_files="*/*[!t]"),
-    "imagefolder": _folders("id"),
+    "folders": _folders("concept_folders", data_files="*/*[!t]"),
+    "imagefolder": _folders("class_folders"),
     "webdataset": ExportFormat(
         name=lambda index, _: f"sdwn-{index:06d}.tar",
         write=_write_tar,
@@ -353,6 +374,8 @@ EXPORT_FORMATS = {
 # A smaller release keeps parts, tables and record; it shares nothing with the other formats.
 FORMATS = (*EXPORT_FORMATS, "release")
 
+# What names a concept in a list of images.
+LISTED_BY = ("id", "wnid", "synset", "label")
 # How many of the absent images, and how much of each name, a message shows.
 SHOWN_NAMES, SHOWN_CHARACTERS = 3, 40
 
@@ -401,9 +424,9 @@ def export(
         raise UsageError(f"{target} lies inside the release; export into a folder outside of it")
     require_free(target)
     if options.format == "release":
-        # Whole synsets each.
-        wnids = release.metadata["wnid"].combine_chunks().dictionary_encode().indices.to_numpy()
-        starts = np.flatnonzero(np.diff(wnids, prepend=-1, append=-1)).tolist()
+        # Whole concepts each.
+        ids = release.metadata["id"].combine_chunks().dictionary_encode().indices.to_numpy()
+        starts = np.flatnonzero(np.diff(ids, prepend=-1, append=-1)).tolist()
         sizes = np.add.reduceat(release.metadata["bytes"].to_numpy(), starts[:-1], dtype="i8")
         parts = cut_parts(sizes.tolist(), options.part_bytes or io.PART_BYTES)
         spans = [(starts[first], starts[last]) for first, last in parts]
@@ -416,7 +439,7 @@ def export(
         spans = cut_parts(units, options.part_bytes or form.unit)
         fill = partial(_write_units, layout=options.format, source=source, spans=spans)
     # Not by the SHA-256 of images alone: black images have one and the same.
-    names = [release.metadata[name].to_pylist() for name in ("wnid", "number", "sha256")]
+    names = [release.metadata[name].to_pylist() for name in ("id", "number", "sha256")]
     images = hashlib.sha256(json.dumps([release.digest, *names]).encode()).hexdigest()
     if not build(target, {**asdict(options), "images": images, "spans": spans}, fill):
         raise UsageError(f"{target}: another process has just written it; see what it holds")
@@ -433,7 +456,7 @@ def export(
 def _write_units(
     staged: StagedFolder, layout: str, source: ExportSource, spans: list[Span]
 ) -> None:
-    """Write the units that are not finished yet, the table of synsets and the card."""
+    """Write the units that are not finished yet, the table of concepts and the card."""
     form, release = EXPORT_FORMATS[layout], source.release
     for index, span in enumerate(spans):
         name = form.name(index, len(spans))
@@ -443,10 +466,27 @@ def _write_units(
             form.write(staged.root, name, source, span)
             staged.finish(name, {})
     paths, present, columns = ReleasePaths(staged.root), release.present, release.metadata
-    io.write_text(paths.synsets, table_text(tuple(present)))
+    name, table = concepts_csv(source)
+    io.write_text(staged.root / name, table)
     described = CardLayout(layout, form.data_files, source.encoding())
     text = writer.card(release.described, present, columns.column_names, described)
     io.write_text(paths.card, text)
+
+
+def concepts_csv(source: ExportSource) -> tuple[str, str]:
+    """Return the name and text of an export's table of concepts; several prompts a line each."""
+    release = source.release
+    present = [replace(one, prompts=("\n".join(one.prompts),)) for one in release.present]
+    if release.unit == "synset":
+        return "synsets.csv", table_text(present)
+    columns = ("id", "label", "wnid", "synset", "imagenet_class", "prompt", "negative_prompt")
+    first = source.table.take(pa.array(source.starts[:-1])).select(release.own_columns)
+    rows = (
+        [getattr(one, name) for name in columns]
+        + [json.dumps(value) if isinstance(value, list) else value for value in own.values()]
+        for one, own in zip(present, first.to_pylist(), strict=True)
+    )
+    return "concepts.csv", io.csv_text((*columns, *release.own_columns), rows)
 
 
 # --- A smaller release -------------------------------------------------------------------------
@@ -500,38 +540,48 @@ def _write_part(
 def select_listed(release: Release, path: Path) -> Release:
     """Select the images that a file lists, in the release's order, each once.
 
-    A table's columns ``wnid`` and ``number`` count. Without ``number``, and in a list of one
-    synset a line, whole synsets are taken.
+    A table's first column of ``LISTED_BY`` names concepts, and ``number`` images. Without
+    ``number``, and in a list of one concept a line, whole concepts are taken; by a wnid, synset
+    or label, all that have it.
     """
-    by_name = {io.canonical(row.name): one for one, row in release.concepts.items()}
-    # An image's wnid and number; without a number, all of the synset. In the file's order.
+    called = {key: dict[str, list[str]]() for key in LISTED_BY}
+    for concept in release.present:
+        for key in LISTED_BY:
+            if name := getattr(concept, key):
+                called[key].setdefault(io.canonical(name), []).append(concept.id)
+    # An image's id and number; without a number, all of the concept. In the file's order.
     chosen = dict[tuple[str, int | None], None]()
-    for line in io.read_list(path):
-        name = io.canonical(line.name)
+    for line in io.read_list(path, LISTED_BY):
+        # A table that sdwn wrote for spreadsheets may have an apostrophe before it.
+        names = (io.canonical(line.name), io.canonical(line.name).removeprefix("'"))
+        keys = (line.key,) if line.key else LISTED_BY
+        found = [called[key].get(name) for name in names for key in keys]
         # Python reads 1_0 as 10, which is another image.
         if line.number is not None and not re.fullmatch("[0-9]{1,10}", line.number):
             raise UsageError(
                 f"{line.where}: number: expected a whole number from 0, found {line.number!r:.40}"
             )
         number = None if line.number is None else int(line.number)
-        chosen[by_name.get(name, name), number] = None
+        for id_ in next(filter(None, found), names[:1]):
+            chosen[id_, number] = None
     if not chosen:
         raise UsageError(f"{path}: lists no image; expected a line for each, below the header")
-    wnids = [io.canonical(wnid) for wnid in release.metadata["wnid"].to_pylist()]
-    numbers: list[int | None] = [None] * len(wnids)
+    ids = release.metadata["id"].to_pylist()
+    numbers: list[int | None] = [None] * len(ids)
     if next(iter(chosen))[1] is not None:
         numbers = release.metadata["number"].to_pylist()
-    here = list(zip(wnids, numbers, strict=True))
+    here = list(zip(ids, numbers, strict=True))
     present = set(here)
     if absent := [key for key in chosen if key not in present]:
         # A cell may hold anything: as repr() writes it, a name stays one line.
         shown = [
-            f"{wnid[:SHOWN_CHARACTERS]!r}" + ("" if number is None else f" {number}")
-            for wnid, number in absent[:SHOWN_NAMES]
+            f"{name[:SHOWN_CHARACTERS]!r}" + ("" if number is None else f" {number}")
+            for name, number in absent[:SHOWN_NAMES]
         ]
         more = f" and {len(absent) - SHOWN_NAMES} more" if len(absent) > SHOWN_NAMES else ""
         raise UsageError(
             f"{path}: {release.paths.root} has no {', '.join(shown)}{more}; take what it lacks "
-            "off the list, which has the columns wnid and number, or one synset a line"
+            f"off the list, which has a column {' or '.join(LISTED_BY)}, and number, or one "
+            f"{release.unit} a line"
         )
     return release.subset(rows=np.array([key in chosen for key in here], dtype=bool))

@@ -27,7 +27,7 @@ from sdwn.models.builtin import notice
 from sdwn.paths import ReleasePaths
 from sdwn.planning.concepts import Concept, parse_table
 from sdwn.planning.plan import Plan
-from sdwn.storage.columns import STATUSES, VERSION_1, read_parquet
+from sdwn.storage.columns import COLUMNS, STATUSES, VERSION_1, read_parquet
 from sdwn.storage.images import Pixels, decode
 from sdwn.storage.shards import ImageFile
 from sdwn.wordnet.taxonomy import Taxonomy, open_taxonomy
@@ -299,6 +299,12 @@ class Release:
     def present(self) -> list[Concept]:
         """The concepts that have images here."""
         return [row for id_, row in self.concepts.items() if id_ in self._rows.codes]
+
+    @property
+    def own_columns(self) -> list[str]:
+        """The columns of the user's own table, which every image's record has."""
+        known = {*METADATA_COLUMNS, *_NULLABLE, *(column.name for column in COLUMNS)}
+        return [name for name in self.metadata.column_names if name not in known]
 
     @cached_property
     def has_tree(self) -> bool:

@@ -84,7 +84,7 @@
     document.querySelector(selector)?.click();
   }
 
-  // Up from an image is its synset; up from there is what this tab searched for last.
+  // Up from an image is its concept; up from there is what this tab searched for last.
   function back() {
     const up = document.querySelector("a[data-up]");
     if (up) return up.click();
@@ -128,7 +128,8 @@
   document.addEventListener("htmx:afterSwap", () => {
     showTrouble("");
     said.textContent = results.querySelector("[data-said]")?.textContent ?? "";
-    document.title = `${field.value.trim() || "All synsets"} · ${document.querySelector(".brand").dataset.name}`;
+    const brand = document.querySelector(".brand").dataset;
+    document.title = `${field.value.trim() || brand.all} · ${brand.name}`;
   });
   document.addEventListener("htmx:responseError", (event) => {
     const { status } = event.detail.xhr;
