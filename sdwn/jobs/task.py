@@ -22,7 +22,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -231,24 +231,13 @@ def hold_until_peers_exit(process: Process) -> Iterator[None]:
             if process.rank == 0:
                 end = time.monotonic() + START_SECONDS
                 for path in locks[1:]:
-                    while time.monotonic() < end and not (path.exists() and path.stat().st_size):
+                    while not (path.exists() and path.stat().st_size) and time.monotonic() < end:
                         time.sleep(POLL_SECONDS)
-                    while _is_held(path):
-                        time.sleep(POLL_SECONDS)
+                    # The kernel lets go of a dead process's lock, however it died.
+                    with suppress(FileNotFoundError), path.open() as held:
+                        fcntl.flock(held, fcntl.LOCK_SH)
                 for path in locks:
                     path.unlink(missing_ok=True)
-
-
-def _is_held(path: Path) -> bool:
-    # The kernel lets go of a dead process's lock, however it died.
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
 
 
 # What they write beside images
