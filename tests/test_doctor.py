@@ -22,7 +22,7 @@ from sdwn.generation.task import generate
 from sdwn.jobs import scheduler
 from sdwn.jobs.journal import read_journal
 from sdwn.jobs.profile import ClusterProfile, LaterStage, load_profile
-from sdwn.jobs.scheduler import Site, max_array_size, parse_site, read_site, user
+from sdwn.jobs.scheduler import max_array_size, parse_partitions, read_partitions, user
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.families import require_usable
 from sdwn.models.lock import ensure_lock
@@ -63,7 +63,7 @@ def test_without_slurm_nothing_is_known_and_that_is_said(
 ) -> None:
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert read_site() == Site()
+    assert read_partitions() == {}
     assert max_array_size() == 1001
     found = check_run(*planned(), profile())
     assert [finding.subject for finding in problems(found)] == ["slurm"]
@@ -72,14 +72,12 @@ def test_without_slurm_nothing_is_known_and_that_is_said(
 
 
 # What the test cluster's own commands print, with partitions as sites have them.
-SITE = parse_site(
-    config=["AccountingStorageEnforce = associations,limits,qos"],
-    partitions=[
-        "PartitionName=main Default=YES MaxTime=1-00:00:00 State=UP",
-        "PartitionName=high Default=NO MaxTime=UNLIMITED State=UP",
-        "PartitionName=short Default=NO MaxTime=02:00:00 State=DOWN",
-    ],
-    nodes=["main|idle|2|2|8000|gpu:a100:2", "high|drain|4|2|8000|(null)"],
+SITE = parse_partitions(
+    [
+        "main*|1-00:00:00|idle|2|2|8000|gpu:a100:2",
+        "high|infinite|drain|4|2|8000|(null)",
+        "short|2:00:00|n/a|0|0|0|(null)",
+    ]
 )
 
 
@@ -468,9 +466,9 @@ def test_a_right_profile_has_no_problem(planned: PlanRun, testbed: Testbed) -> N
     assert texts(found)["sbatch"].startswith("sbatch takes a task; main has 2 nodes with 2 CPUs")
     assert "compute nodes probably do not see it" in texts(found)["run folder"]
     assert verdicts(found)["node"] == "unverified"
-    told = read_site()
-    assert told.default_partition == "main"
-    assert told.partitions["main"].time_min == 24 * 60
+    told = read_partitions()
+    assert [name for name, one in told.items() if one.default] == ["main"]
+    assert told["main"].time_min == 24 * 60
     assert user() == "root"
 
 

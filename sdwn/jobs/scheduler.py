@@ -15,21 +15,17 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from sdwn.io import in_threads
 from sdwn.jobs.profile import minutes
 
 TIMEOUT_S = 60
-# Of the commands that describe a site each may hang as long; they run at once.
+# Of the commands that describe a site.
 SITE_TIMEOUT_S = 20
-CONFIG = ("scontrol", "show", "config")
-PARTITIONS = ("scontrol", "--all", "--oneliner", "show", "partition")
-NODES = ("sinfo", "--all", "--exact", "--noheader", "--format=%R|%t|%D|%c|%m|%G")
+PARTITIONS = ("sinfo", "--all", "--exact", "--noheader", "--format=%P|%l|%t|%D|%c|%m|%G")
 # SLURM's default.
 MAX_ARRAY_SIZE = 1001
 # How sinfo's short states of nodes begin that take no jobs.
@@ -313,69 +309,31 @@ class NodeKind:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A partition; None stands for no limit, ``nodes`` is empty where sinfo lists none."""
+    """A partition and its kinds of nodes; ``time_min`` is None where it has no limit."""
 
     name: str
     time_min: int | None = None
+    default: bool = False
     nodes: tuple[NodeKind, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Answers of SLURM's commands about a site; None or empty where one did not answer."""
-
-    config: Mapping[str, str] | None = None
-    partitions: Mapping[str, Partition] = field(default_factory=dict)
-    default_partition: str | None = None
+def read_partitions() -> dict[str, Partition]:
+    """List the site's partitions by name; none where sinfo does not answer."""
+    return parse_partitions(output_lines(PARTITIONS, SITE_TIMEOUT_S) or ())
 
 
-def read_site() -> Site:
-    """Run SLURM's commands, all at once; a command that fails leaves its values unknown."""
-    commands = (CONFIG, PARTITIONS, NODES)
-    lines = partial(output_lines, timeout_s=SITE_TIMEOUT_S)
-    return parse_site(*in_threads(lines, commands, threads=len(commands), ahead=len(commands)))
+def parse_partitions(lines: Iterable[str]) -> dict[str, Partition]:
+    """Parse sinfo's lines, one for each kind and state of nodes; a star marks the default.
 
-
-def parse_site(
-    config: Iterable[str] | None, partitions: Iterable[str] | None, nodes: Iterable[str] | None
-) -> Site:
-    """Parse what the commands printed, line by line; None where one failed."""
-    rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in partitions or ()]
-    found, default, kinds = dict[str, Partition](), None, parse_nodes(nodes or ())
-    for row in rows:
-        if name := row.get("PartitionName"):
-            try:
-                longest = minutes(row.get("MaxTime", ""))
-            except ValueError:
-                longest = None  # UNLIMITED, or nothing
-            found[name] = Partition(name, longest, kinds.get(name, ()))
-            default = name if row.get("Default") == "YES" else default
-    return Site(None if config is None else parse_config(config), found, default)
-
-
-def parse_config(lines: Iterable[str]) -> dict[str, str]:
-    """Parse ``scontrol show config``.
-
-    >>> parse_config(["Configuration data as of now", "MaxArraySize            = 30"])
-    {'MaxArraySize': '30'}
+    >>> (main,) = parse_partitions(["main*|2:00:00|drain*|1|8|64000+|gpu:a100:4(S:0-1)"]).values()
+    >>> main.time_min, main.default, main.nodes[0].gpus
+    (120, True, Counter({'a100': 4}))
     """
-    pairs = (line.partition("=") for line in lines if "=" in line)
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def parse_nodes(lines: Iterable[str]) -> dict[str, tuple[NodeKind, ...]]:
-    """Parse sinfo's lines as each partition's kinds of nodes.
-
-    >>> parse_nodes(["main|drain*|1|8|64000+|gpu:a100:4(S:0-1),mps:400", "all|idle|2|8|1|gpu:2"])
-    ... # doctest: +NORMALIZE_WHITESPACE
-    {'main': (NodeKind(nodes=1, usable=0, cpus=8, memory_mb=64000, gpus=Counter({'a100': 4})),),
-     'all': (NodeKind(nodes=2, usable=2, cpus=8, memory_mb=1, gpus=Counter({'': 2})),)}
-    """
-    kinds: dict[str, tuple[NodeKind, ...]] = {}
+    found: dict[str, Partition] = {}
     for fields in (line.split("|") for line in lines):
-        if len(fields) != 6:
+        if len(fields) != 7:
             continue
-        name, state, *numbers, gres = fields
+        starred, limit, state, *numbers, gres = fields
         # sinfo writes 64000+ where nodes of a row differ.
         texts = (text.strip().rstrip("+") for text in numbers)
         nodes, cpus, memory = (int(text) if text.isdecimal() else 0 for text in texts)
@@ -383,13 +341,20 @@ def parse_nodes(lines: Iterable[str]) -> dict[str, tuple[NodeKind, ...]]:
         for kind, count in re.findall(r"(?:^|,)gpu:(?:([^:,()]+):)?(\d+)(?=\(|,|$)", gres):
             gpus[kind] += int(count)
         usable = 0 if state.startswith(OUT_OF_USE) else nodes
-        kinds[name] = (*kinds.get(name, ()), NodeKind(nodes, usable, cpus, memory, gpus))
-    return kinds
+        kinds = (NodeKind(nodes, usable, cpus, memory, gpus),) if nodes else ()
+        name, longest = starred.rstrip("*"), None
+        with contextlib.suppress(ValueError):  # infinite
+            longest = minutes(limit)
+        before = found.get(name, Partition(name, longest, starred != name))
+        found[name] = replace(before, nodes=before.nodes + kinds)
+    return found
 
 
 def site_config() -> dict[str, str]:
     """Return what ``scontrol show config`` says; nothing where it does not answer."""
-    return parse_config(output_lines(CONFIG, SITE_TIMEOUT_S) or ())
+    lines = output_lines(("scontrol", "show", "config"), SITE_TIMEOUT_S) or ()
+    pairs = (line.partition("=") for line in lines if "=" in line)
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def max_array_size() -> int:

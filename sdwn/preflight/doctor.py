@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from sdwn.jobs import scheduler
 from sdwn.jobs.cluster import gives_gpu, is_full, job_script
 from sdwn.jobs.journal import unfinished_shards
 from sdwn.jobs.profile import ClusterProfile, LaterStage, minutes
-from sdwn.jobs.scheduler import Partition, Site, read_site, user
+from sdwn.jobs.scheduler import Partition, read_partitions, site_config, user
 from sdwn.jobs.submit import require_fit
 from sdwn.jobs.task import Stage
 from sdwn.models import weights
@@ -160,7 +160,7 @@ def _site(run: _Run) -> Iterator[Finding]:
         needs = f"a GPU and {given}" if run.plan.config.needs_gpu else "no GPU"
         yield Finding("fit", "ok", f"the plan needs {needs}")
     if run.slurm:
-        yield from check_site(read_site(), run.profile)
+        yield from check_site(read_partitions(), run.profile)
 
 
 def _run_folder(run: _Run) -> Iterator[Finding]:
@@ -318,21 +318,24 @@ CHECKS = (_site, _run_folder, _weights, _settings, _memory, _classifier, _nodes)
 
 
 # --- Of the site ---------------------------------------------------------------------------------
-def check_site(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
+def check_site(partitions: Mapping[str, Partition], profile: ClusterProfile) -> Iterator[Finding]:
     """Compare a profile with a site, and have sbatch say whether it would take a task."""
     absent = [name for name in COMMANDS if shutil.which(name) is None]
     if absent:
         text = f"expected a SLURM cluster, found no {', '.join(absent)} on this machine; run it on"
         yield Finding("slurm", "problem", f"{text} a login node, or use --profile local")
         return
-    if site.config is None and scheduler.squeue() is None:
+    if not partitions and scheduler.squeue() is None:
         text = "the SLURM controller does not answer; try again later, or ask your site"
         yield Finding("slurm", "problem", text)
         return
-    version = (site.config or {}).get("SLURM_VERSION", "unknown")
-    yield Finding("slurm", "ok", f"version {version}")
-    names = (profile.partition or site.default_partition or "").replace(" ", "").split(",")
-    chosen = [site.partitions[name] for name in names if name in site.partitions]
+    yield Finding("slurm", "ok", f"version {site_config().get('SLURM_VERSION', 'unknown')}")
+    names = (profile.partition or "").replace(" ", "").split(",")
+    chosen = [
+        one
+        for one in partitions.values()
+        if (one.name in names if profile.partition else one.default)
+    ]
     # sbatch takes a time beyond the partition's, and the task waits for ever.
     wanted = minutes(profile.time)
     limits = [one for one in chosen if one.time_min]
@@ -349,7 +352,7 @@ def check_site(site: Site, profile: ClusterProfile) -> Iterator[Finding]:
         each = [f"{duration(60 * (o.time_min or 0))} is the MaxTime of {o.name}" for o in limits]
         yield Finding("time", "ok", f"{text}; {', '.join(each) or 'no limit is known'}")
     # Beside a refusal stands what the site has: without the partition, all of it.
-    shown = chosen or list(site.partitions.values())
+    shown = chosen or list(partitions.values())
     have = "; ".join(map(_partition_nodes, shown)) or "sinfo lists no nodes"
     refusal = sbatch_refusal(profile)
     if refusal is None:
