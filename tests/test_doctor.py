@@ -452,8 +452,8 @@ def test_locks_that_fail_are_told_from_a_file_that_cannot_be_written(tmp_path: P
 def test_a_node_that_does_not_see_the_question_says_so(planned: PlanRun) -> None:
     paths, _ = planned()
     with pytest.raises(SdwnError, match=r"does not see what the login node wrote: .*question"):
-        report_node(paths.root, [0])
-    report_node(paths.root, [])  # another process of the same task
+        report_node(paths.probe.root, [0])
+    report_node(paths.probe.root, [])  # another process of the same task
     assert not paths.probe.root.exists()
 
 

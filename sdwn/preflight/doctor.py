@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +66,7 @@ REQUEST = (
 )
 PACKAGES = ("submitit", "h5py", "torch", "diffusers", "transformers", "accelerate")
 CODE = str(Path(sdwn.__file__).parent)
+SHARED_WEIGHTS = "put what this machine has where nodes see it too (HF_HOME, TORCH_HOME)"
 # An HDF5 file was written and read, but only with HDF5_USE_FILE_LOCKING=FALSE.
 NO_LOCKS = "no locks"
 
@@ -404,27 +405,27 @@ def probe_question(token: str, profile: ClusterProfile) -> dict[str, Any]:
     return {"token": token, "gpu": gives_gpu(profile), "sdwn": sdwn.__version__, "code": CODE}
 
 
-def report_node(run: Path, indices: Iterable[int], _: TaskOptions = NO_OPTIONS) -> None:
-    """Write what this node finds into the run's folder: the stage that a probe's job runs.
+def report_node(folder: Path, indices: Iterable[int], _: TaskOptions = NO_OPTIONS) -> None:
+    """Write what this node finds into the probe's folder, which lies in the run's.
 
     Raises:
         SdwnError: the node does not see what the login node wrote.
     """
     if not list(indices):
         return  # one process of a task is enough
-    paths = RunPaths(run)
+    probe = RunPaths(folder)
     # A machine may be several nodes.
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     try:
-        question = read_json(paths.probe.question)
+        question = read_json(probe.question)
     except IntegrityError as error:
         raise SdwnError(
             f"{node} does not see what the login node wrote: {error}; "
             "plan into a folder that compute nodes share"
         ) from None
-    found = [asdict(finding) for finding in check_node(paths, node, question)]
+    found = [asdict(finding) for finding in check_node(RunPaths(folder.parent), node, question)]
     answers = {"token": question["token"], "findings": found}
-    write_text(paths.probe.answers, json.dumps(answers, indent=2) + "\n")
+    write_text(probe.answers, json.dumps(answers, indent=2) + "\n")
 
 
 PROBE = Stage("probe", report_node)
@@ -432,7 +433,8 @@ PROBE = Stage("probe", report_node)
 
 def check_node(paths: RunPaths, node: str, question: dict[str, Any]) -> Iterator[Finding]:
     """Check the node that this runs on, given what :func:`probe_question` tells of the other."""
-    config = read_plan(paths).config
+    plan = read_plan(paths)
+    config, here = plan.config, _Run(paths, plan, ClusterProfile(executor="local"), None, None)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     memory = decimal(Device(gpu=False).usable_bytes)
     has = f"{len(os.sched_getaffinity(0))} CPUs, {memory} of memory free"
@@ -450,7 +452,9 @@ def check_node(paths: RunPaths, node: str, question: dict[str, Any]) -> Iterator
         yield _node_device(node, config, question["gpu"])
     text = f"{node} sees it, writes to it and renames there"
     yield Finding("run folder", "ok", text)
-    yield from _node_weights(paths, node, config, with_classifier=not missing)
+    for one in (*_weights(here), *(() if missing else _classifier(here))):
+        share = "" if one.verdict == "ok" else f"; {SHARED_WEIGHTS}"
+        yield replace(one, text=f"{node}: {one.text}{share}")
     fault = "h5py is missing" if "h5py" in missing else hdf5_fault(paths.probe.root / "probe.h5")
     if not fault:
         text = f"{node} writes and reads HDF5 files in the run folder"
@@ -481,36 +485,6 @@ def _node_device(node: str, config: RunConfig, gpu: bool) -> Finding:
     text += "CPU, many times slower; install a torch built for its CUDA, or load its modules in "
     text += "setup"
     return Finding("device", "problem" if config.needs_gpu else "warning", text)
-
-
-def _node_weights(
-    paths: RunPaths, node: str, config: RunConfig, with_classifier: bool
-) -> Iterator[Finding]:
-    model, chosen = config.model, config.evaluation
-    try:
-        found = model.name if model.builtin else require_weights(paths, config)
-        yield Finding("weights", "ok", f"{node} finds {found}")
-    except SdwnError:
-        lost = os.environ.get(OFFLINE, "").upper() in YES or weights.source(model) != "hub"
-        text = f"{node} does not find {model.name}; put it into a folder or a cache that "
-        text += "nodes share (HF_HOME): sdwn prefetch CONFIG"
-        yield Finding("weights", "problem" if lost else "warning", text)
-    if not with_classifier:
-        return
-    from sdwn.prediction.pretrained import find_classifier  # torch and timm
-
-    try:
-        file = find_classifier(chosen.model, chosen.checkpoint)
-    except SdwnError:
-        file = None
-    if file is not None:
-        yield Finding("classifier", "ok", f"{node} finds {file}")
-        return
-    put = "its weights into a cache that nodes share (HF_HOME, TORCH_HOME): sdwn prefetch RUN"
-    if chosen.checkpoint:
-        put = f"{chosen.checkpoint} into a folder that nodes share"
-    text = f"{node} cannot load {chosen.model}, which evaluates the release; put {put}"
-    yield Finding("classifier", "warning", text)
 
 
 def hdf5_fault(path: Path) -> str:

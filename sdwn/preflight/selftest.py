@@ -41,7 +41,6 @@ from sdwn.generation.task import GENERATE, make_shards
 from sdwn.io import OnMessage, ignore, now, read_json, writable_cache, write_text
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.submit import submission_lock
 from sdwn.jobs.task import ArrayTask, Stage, TaskRecord, read_record, see_one_device, this_process
 from sdwn.models.added import obtain_weights
 from sdwn.models.families import denoiser, read_pipeline_info
@@ -672,17 +671,9 @@ def self_test_by_job(
     Raises:
         SdwnError: the job ended before all were made, or another one runs.
     """
-    folder = writable_cache() / "selftest"
-    folder.mkdir(exist_ok=True)
-    trial = RunPaths(folder / "job")
+    trial = RunPaths(writable_cache() / "selftest" / "job")
     question = {"model": model, "quick": quick, "profile": profile.record()}
-    # The same command beside this one joins its job.
-    with submission_lock(RunPaths(folder), callbacks.on_step):
-        if not trials.is_left(trial, question):
-            trials.clear_trial(trial, "self-test")
-        callbacks.on_start(trial.root)
-        trials.submit_trial(trial, SELF_TEST, [profile], question)
-    trials.finish_trial(trial, [profile], callbacks)
+    trials.run_trial(trial, SELF_TEST, [profile], question, callbacks)
     answer = trial.root / ANSWER
     content = SELFTEST.read(answer) if answer.exists() else {"checks": []}
     if (done := len(content["checks"])) < len(SELF_CHECKS):

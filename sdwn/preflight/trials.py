@@ -1,17 +1,17 @@
 """Trials: pilot, tuning and probe as short jobs, what such a job runs, and its answers.
 
-    this machine                                  a task, submitted as any other
-    run_pilot     writes RUN/pilot/plan.json  ->  make_pilot   RUN/pilot/shards, speed.json
-    tune_by_jobs  writes config.json          ->  tune_task    answer-0.json, answer-1.json …
-    probe_run     writes RUN/probe/question   ->  report_node  RUN/probe/answers.json
+    this machine                               a task, submitted as any other
+    run_pilot     RUN/pilot: plan.json     ->  make_pilot   shards, speed.json
+    tune_by_jobs  CACHE/tuning/KEY         ->  tune_task    answer-0.json, answer-1.json …
+    probe_run     RUN/probe                ->  report_node  answers.json
 
-A pilot or tuning that was interrupted before its answers were read is resumed by the same command:
-``question.json`` keeps it until then. A task writes what it is at into ``step-0.txt`` …
+A trial that was interrupted before its answers were read is resumed by the same command: its folder
+keeps ``question.json`` until then. A task writes what it is at into ``step-0.txt`` …
 """
 
 from __future__ import annotations
 
-import datetime
+import hashlib
 import json
 import math
 import shutil
@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -131,8 +132,9 @@ def tune_device(
 
 
 def tune_task(folder: Path, indices: Iterable[int], options: TaskOptions) -> None:
-    """Measure this task's device under the config in a folder, and write the answer there."""
-    config = validated(RunConfig, read_json(folder / "config.json"), source=str(folder))
+    """Measure this task's device under the config in question, and write the answer there."""
+    question = read_json(RunPaths(folder).question)
+    config = validated(RunConfig, question["config"], source=str(folder))
     for index in indices:
         found = tune_device(config, step_note(RunPaths(folder), index), options.placement)
         write_profile(found, folder / f"answer-{index}.json")
@@ -156,19 +158,11 @@ def tune_by_jobs(
     if kinds and config.model.builtin == "noise":
         raise UsageError(f"--gpus: {config.model.name} is drawn on the CPU; leave out --gpus")
     targets = [profile.on_gpu(kind) for kind in kinds] or [profile]
-    settings = config.model_dump(mode="json")
-    question = {"config": settings, "profiles": [one.record() for one in targets]}
-    folder = writable_cache() / "tuning"
-    folder.mkdir(exist_ok=True)
-    # The same command beside this one joins its jobs.
-    with submission_lock(RunPaths(folder), callbacks.on_step):
-        left = (one for one in map(RunPaths, sorted(folder.glob("*"))) if is_left(one, question))
-        moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
-        trial = next(left, RunPaths(folder / moment))
-        callbacks.on_start(trial.root)
-        write_text(trial.root / "config.json", json.dumps(settings, indent=2) + "\n")
-        submit_trial(trial, TUNE, targets, question)
-    finish_trial(trial, targets, callbacks)
+    settings, records = config.model_dump(mode="json"), [one.record() for one in targets]
+    question = {"config": settings, "profiles": records}
+    key = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:8]
+    trial = RunPaths(writable_cache() / "tuning" / key)
+    run_trial(trial, TUNE, targets, question, callbacks)
     found, reasons = [], []
     for index, target in enumerate(targets):
         answer = trial.root / f"answer-{index}.json"
@@ -198,28 +192,37 @@ def _no_gpu(device: str, config: RunConfig, profile: ClusterProfile) -> str | No
 # Short jobs
 
 
-def is_left(trial: RunPaths, question: dict[str, Any]) -> bool:
-    """Return whether a trial with this question was left before its answers were read."""
-    return trial.question.exists() and read_json(trial.question) == question
-
-
-def submit_trial(
-    trial: RunPaths, stage: Stage, profiles: Sequence[ClusterProfile], question: dict[str, Any]
+def run_trial(  # noqa: PLR0913, PLR0917
+    trial: RunPaths,
+    stage: Stage,
+    profiles: Sequence[ClusterProfile],
+    question: dict[str, Any],
+    callbacks: TrialCallbacks,
+    prepare: Callable[[], None] = lambda: None,
+    images: int = 0,
 ) -> None:
-    """Submit a task under each profile, unless it was submitted before."""
-    write_text(trial.question, json.dumps(question) + "\n")
-    recover(trial, {stage.name: stage}, profiles[0])
-    submissions = read_journal(trial)
-    submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
-    for index, profile in enumerate(profiles):
-        if index not in submitted or submitted[index] in cancelled:
-            submit_tasks(trial, [ArrayTask(stage, str(trial.root.absolute()), (index,))], profile)
+    """Submit a task under each profile and follow them, or those that were left, to their end.
 
+    ``prepare`` writes what they need into the folder; the only task first makes ``images``.
 
-def finish_trial(
-    trial: RunPaths, profiles: Sequence[ClusterProfile], callbacks: TrialCallbacks, images: int = 0
-) -> None:
-    """Follow a trial's jobs to their end; ``images`` are what its only task makes first."""
+    Raises:
+        SdwnError: a trial with another question still runs there.
+    """
+    trial.root.parent.mkdir(exist_ok=True)
+    # The same command beside this one joins its jobs.
+    with submission_lock(RunPaths(trial.root.parent), callbacks.on_step):
+        if not (trial.question.exists() and read_json(trial.question) == question):
+            _clear(trial, stage.name)
+            prepare()
+            write_text(trial.question, json.dumps(question) + "\n")
+        callbacks.on_start(trial.root)
+        recover(trial, {stage.name: stage}, profiles[0])
+        submissions = read_journal(trial)
+        submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
+        for index, profile in enumerate(profiles):
+            if index not in submitted or submitted[index] in cancelled:
+                task = ArrayTask(stage, str(trial.root.absolute()), (index,))
+                submit_tasks(trial, [task], profile)
 
     def look(live: dict[Job, JobState]) -> None:
         callbacks.watch(live)
@@ -246,8 +249,7 @@ def step_note(trial: RunPaths, index: int) -> OnMessage:
     return lambda step: write_note(trial, _step_file(trial, index), step)
 
 
-def clear_trial(trial: RunPaths, what: str) -> None:
-    """Remove an earlier trial, unless it still runs."""
+def _clear(trial: RunPaths, what: str) -> None:
     if live_jobs(trial):
         end = command("cancel", trial.root)
         raise SdwnError(f"{trial.root}: a {what} is running; end it with: {end}")
@@ -392,15 +394,12 @@ def run_pilot(
     lock.ensure_lock(run, plan)
     weights = read_json(run.lock) if run.lock.exists() else None
     question = {"plan": small.digest, "lock": weights, "profile": profile.record()}
-    # The same command beside this one joins its job.
-    with submission_lock(run, callbacks.on_step):
-        if not is_left(pilot, question):
-            clear_trial(pilot, "pilot")
-            write_plan(small, pilot)
-            lock.copy_lock(run, pilot)
-        callbacks.on_start(pilot.root)
-        submit_trial(pilot, PILOT, [profile], question)
-    finish_trial(pilot, [profile], callbacks, small.images)
+
+    def prepare() -> None:
+        write_plan(small, pilot)
+        lock.copy_lock(run, pilot)
+
+    run_trial(pilot, PILOT, [profile], question, callbacks, prepare, small.images)
     if not pilot.speed.exists():
         raise SdwnError(f"the pilot failed: {failure(pilot, 0)}")
     record = read_record(next(pilot.tasks.glob("*.json")))
@@ -489,21 +488,18 @@ def probe_run(
 
 def _ask_node(run: RunPaths, profile: ClusterProfile, callbacks: TrialCallbacks) -> list[Finding]:
     probe, token = run.probe, f"probe-{uuid4().hex}"
-    clear_trial(probe, "probe")
     shorter = {"time": str(min(PROBE_MINUTES, minutes(profile.time)))}
-    write_text(probe.question, json.dumps(probe_question(token, profile)))
     # In the cache, too, as long as the job runs: does the node see the same one?
     cached = cache_folder() / token
     with suppress(OSError):  # Whether this machine writes there is checked beside it.
         write_text(cached, token)
     try:
-        task = ArrayTask(PROBE, str(run.root.absolute()), (0,))
-        (job,) = submit_tasks(probe, [task], profile.model_copy(update=shorter))
-        callbacks.on_start(probe.root)
-        follow(probe, callbacks.watch)
+        sites, question = [profile.model_copy(update=shorter)], probe_question(token, profile)
+        run_trial(probe, PROBE, sites, question, callbacks, partial(lock.copy_lock, run, probe))
     finally:
         with suppress(OSError):
             cached.unlink(missing_ok=True)
+    job = last_jobs(read_journal(probe))[0]
     if not job_logs(probe, job):
         raise SdwnError(
             f"job {job.id} ended and left nothing in {probe.root}: compute nodes most likely do "
