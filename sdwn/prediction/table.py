@@ -134,7 +134,7 @@ def plan_digest_of(path: Path) -> str | None:
 def read_predictions(path: Path, most: int) -> Predictions:
     """Read predictions of at most so many images, their columns and the range of values checked.
 
-    Those of version 1, of synsets alone, have no SHA-256 of their images: see `keyed`.
+    Those of version 1 have no SHA-256 of their images: see `keyed`.
     """
     table = read_parquet(path, most).combine_chunks()
     source = _source(path, table.schema)
@@ -182,22 +182,15 @@ def _source(path: Path, schema: pa.Schema) -> Source:
 
 # --- Rows by key: what is kept of an earlier release ------------------------------------------
 def keyed(path: Path, predictions: Predictions, images: pa.Table) -> Predictions:
-    """Check that predictions are of these images, and return them with each image's SHA-256.
+    """Check that predictions, read from ``path``, are of these rows of a release's metadata.
 
-    Args:
-        path: where they were read, for errors.
-        predictions: of either version, as `read_predictions` returns them.
-        images: the rows of the release's metadata that were classified, in order.
-
-    Raises:
-        IntegrityError: the first image that differs.
+    Returns:
+        The predictions, with the SHA-256 of each image also where the file is of version 1.
     """
-    if len(predictions.table) != len(images):
-        raise IntegrityError(
-            f"{path}: expected {len(images)} images, found {len(predictions.table)}"
-        )
     # In one piece each, for comparing chunked columns looks at how they are chunked.
     found, images = predictions.table.combine_chunks(), images.select(IMAGE).combine_chunks()
+    if len(found) != len(images):
+        raise IntegrityError(f"{path}: expected {len(images)} images, found {len(found)}")
     if found["sha256"].null_count == len(found):  # of version 1
         found = found.set_column(SCHEMA.names.index("sha256"), "sha256", images["sha256"])
     for name in IMAGE:

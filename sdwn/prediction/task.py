@@ -21,13 +21,7 @@ from sdwn.jobs.task import Meter, RunDisk, Stage
 from sdwn.paths import RunPaths, work_paths
 from sdwn.planning.plan import Shard
 from sdwn.prediction.plan import PredictionPlan, evaluation_of, open_planned_release
-from sdwn.prediction.table import (
-    Predictions,
-    Source,
-    find_by_key,
-    read_earlier,
-    write_predictions,
-)
+from sdwn.prediction.table import Predictions, Source, find_by_key, read_earlier, write_predictions
 from sdwn.releases.release import Release
 from sdwn.wordnet.taxonomy import nearest_subtrees
 
@@ -70,10 +64,8 @@ def predict_shards(  # noqa: PLR0913, PLR0917
             f"this was planned for, found {weights[:12]}; restore it, or evaluate again"
         )
     images = plan.images_of(release)
-    earlier = read_earlier(
-        evaluation_of(paths).earlier, release.manifest.most_rows, classifier.record
-    )
-    # Of each image its row there, or -1.
+    most = release.manifest.most_rows
+    earlier = read_earlier(evaluation_of(paths).earlier, most, classifier.record)
     known = find_by_key(images.metadata, earlier)
     wnids = pc.drop_null(images.metadata["wnid"].unique()).to_pylist()
     predictor = Predictor(
@@ -121,7 +113,7 @@ def predict_shards(  # noqa: PLR0913, PLR0917
             advance(len(rows) - len(todo))
             new = disk.retry(partial(predict_rows, images.subset(rows=shard.start + todo)))
             table = pa.concat_tables([earlier.take(rows[rows >= 0]), *new])
-            # The earlier ones stand first there, in order, and then the others.
+            # The earlier ones stand first there, and then the new ones.
             table = table.take(np.argsort(np.argsort(rows < 0, kind="stable")))
             here = {name: record[name] for name in ("device", "dtype")}
             here |= {"batch_size": predictor.batch.images, "images": len(todo)}

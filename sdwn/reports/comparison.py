@@ -26,10 +26,12 @@ from sdwn.evaluation.record import evaluations
 from sdwn.io import Format, csv_text, now, write_text
 from sdwn.paths import ComparisonPaths
 from sdwn.planning.plan import flat_settings
+from sdwn.prediction.table import find_by_key
 from sdwn.releases.release import Release
 from sdwn.reports.figures import Drawn, side_colour, write_comparison_figures
 from sdwn.reports.page import Album, render
 from sdwn.reports.report import open_evaluation
+from sdwn.storage.columns import numbers
 from sdwn.wordnet.imagenet import class_name
 
 FORMAT = Format("sdwn-comparison", 2, "compare the releases again")
@@ -248,16 +250,10 @@ def _image_difference(first: Side, other: Side) -> dict[str, float] | None:
     """Compare two classifiers image by image; None where the images are not the same."""
     if first.release.digest != other.release.digest:
         return None
-    columns = ["id", "number", "label_rank"]
-    labelled = first.predictions.select(columns).filter(pc.field("label_rank").is_valid())
-    both = labelled.join(
-        other.predictions.select(columns),
-        keys=["id", "number"],
-        join_type="inner",
-        right_suffix="_other",
-    )
-    ranks = (both[name].to_numpy() for name in ("label_rank", "label_rank_other"))
-    return images_differ(*(rank == 0 for rank in ranks))
+    labelled = first.predictions.filter(pc.field("label_rank").is_valid())
+    rows = find_by_key(labelled, other.predictions, ("id", "number"))
+    before, after = (numbers(one["label_rank"], -1) for one in (labelled, other.predictions))
+    return images_differ(before[rows >= 0] == 0, after[rows[rows >= 0]] == 0)
 
 
 def _group_records(

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from sdwn.errors import IntegrityError
 from sdwn.io import in_threads
+from sdwn.prediction.table import find_by_key, top1
 from sdwn.releases.release import LOCATION, Release
 from sdwn.storage.columns import BLACK
 from sdwn.wordnet.imagenet import class_name, class_wnids
@@ -94,31 +95,25 @@ class Album:
     def __init__(self, release: Release, wnids: Iterable[str], predictions: pa.Table) -> None:
         self.release = release
         classes, self._images = class_wnids(), {wnid: list[dict[str, Any]]() for wnid in wnids}
-        predicted = {
-            (row["id"], row["number"]): classes[row["top5"][0]]
-            for row in self._first(predictions.select(["wnid", "id", "number", "top5"]))
-        }
         columns = ["wnid", "id", "synset", "number", "status", *LOCATION]
         # Imported images may have none.
         columns += [name for name in ("prompt",) if name in release.metadata.column_names]
-        for row in self._first(release.metadata.select(columns)):
-            wnid = predicted.get((row["id"], row["number"]))
-            prompt = row.get("prompt") or ""
-            image = {**row, "prompt": prompt, "predicted": wnid, "correct": wnid == row["wnid"]}
-            self._images[row["wnid"]].append(image)
-
-    def __getitem__(self, wnid: str) -> list[dict[str, Any]]:
-        return self._images[wnid]
-
-    def _first(self, table: pa.Table) -> list[dict[str, Any]]:
-        """Return the rows of each wnid with the smallest numbers."""
-        table = table.filter(pc.is_in(table["wnid"], pa.array(list(self._images), pa.string())))
+        wanted = pc.is_in(release.metadata["wnid"], pa.array(list(self._images), pa.string()))
+        table = release.metadata.select(columns).filter(wanted)
         order = [(name, "ascending") for name in ("wnid", "number", "id")]
         table = table.sort_by(order).combine_chunks()
         codes = table["wnid"].combine_chunks().dictionary_encode().indices.to_numpy()
-        rank = np.arange(len(codes)) - np.searchsorted(codes, codes)
-        rows: list[dict[str, Any]] = table.filter(pa.array(rank < MOST)).to_pylist()
-        return rows
+        first = np.arange(len(codes)) - np.searchsorted(codes, codes) < MOST
+        table = table.filter(pa.array(first))
+        rows = find_by_key(table, predictions, ("id", "number"))
+        best = [classes[index] for index in top1(predictions).tolist()] + [None]
+        for row, image in zip(rows.tolist(), table.to_pylist(), strict=True):
+            wnid, prompt = best[row], image.get("prompt") or ""
+            own = {"prompt": prompt, "predicted": wnid, "correct": wnid == image["wnid"]}
+            self._images[image["wnid"]].append({**image, **own})
+
+    def __getitem__(self, wnid: str) -> list[dict[str, Any]]:
+        return self._images[wnid]
 
     def gallery(self, wnid: str, most: int) -> list[dict[str, Any]]:
         """Return what a page shows of a class's first images: each with its predicted class."""
