@@ -52,7 +52,8 @@ class RunPaths:
     shard_suffix: str = ".h5"
 
     plan = _Below("plan.json")  # settings, digests, counts
-    synsets = _Below("synsets.csv")  # synsets, prompts, the shard of each
+    concepts = _Below("concepts.parquet")  # concepts, prompts, the user's own columns
+    synsets = _Below("synsets.csv")  # the concepts of a plan of version 1
     taxonomy = _Below("taxonomy.parquet")  # what is above the synsets and ImageNet's classes
     lock = _Below("lock.json")  # which weights the images are made with
     shards = _Below("shards")  # finished shards

@@ -264,7 +264,7 @@ def test_json_is_one_object_and_nothing_else(elsewhere: Elsewhere) -> None:
 def test_plans_do_not_depend_on_the_hash_seed(sdwn: Sdwn, elsewhere: Elsewhere) -> None:
     there, _ = elsewhere
     sdwn("plan", "paper", "run")
-    for name in ("plan.json", "synsets.csv"):
+    for name in ("plan.json", "concepts.parquet"):
         assert (sdwn.folder / "run" / name).read_bytes() == (there / name).read_bytes()
 
 

@@ -120,7 +120,7 @@ def test_small_images_end_a_part_by_their_number(
     run: tuple[RunPaths, Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, plan = run
-    monkeypatch.setattr("sdwn.releases.merge.PART_IMAGES", plan.shard_images(plan.shards[-1]))
+    monkeypatch.setattr("sdwn.releases.merge.PART_IMAGES", plan.shards[-1].images)
     release = merge([paths], target(paths))
     parts = len(list(release.paths.root.glob("*.h5")))
     assert parts == len(plan.shards) > 1
@@ -189,7 +189,7 @@ def test_a_plan_that_was_replaced_is_named_and_no_shard_to_be_deleted(
     """Also where the other plan has fewer shards, of more images."""
     paths, plan = generated("mine")
     new, _ = planned("new", seed=7, **({"storage": {"images_per_shard": 40}} if fewer else {}))
-    for name in ("plan.json", "synsets.csv"):
+    for name in ("plan.json", "concepts.parquet"):
         shutil.copy(new.root / name, paths.root / name)
     message = refused([paths], target(paths)).splitlines()[0]
     assert f"shards (0-{len(plan.shards) - 1}) of plan {plan.digest[:12]}" in message
@@ -202,7 +202,7 @@ def test_status_and_submit_name_the_plan_that_was_replaced(planned: PlanRun, sdw
     paths, plan = planned("mine")
     sdwn("submit", paths.root, "--wait", "--profile", "local")
     new, _ = planned("new", seed=7)
-    for name in ("plan.json", "synsets.csv"):
+    for name in ("plan.json", "concepts.parquet"):
         shutil.copy(new.root / name, paths.root / name)
     told = f"jobs were submitted here for plan {plan.digest[:12]}"
     assert told in sdwn("status", paths.root).stderr

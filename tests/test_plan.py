@@ -1,18 +1,30 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sdwn.config import load_config
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.paths import RunPaths, shipped_file
+from sdwn.planning.concept_table import (
+    as_table,
+    concept_rows,
+    concept_table,
+    own_columns,
+    write_concepts,
+)
 from sdwn.planning.concepts import image_seed
 from sdwn.planning.plan import (
+    Plan,
     fill_prompt,
     make_plan,
     plan_summary,
@@ -41,7 +53,7 @@ def test_shards_hold_every_image_once_in_order(count: int, each: int, size: int)
     expected = [(s.wnid, number) for s in synsets(count) for number in range(each)]
     assert [(spec.concept.wnid, spec.number) for spec in specs] == expected
     for shard in plan.shards:
-        assert [s.index for s in plan.specs(shard)] == list(range(plan.shard_images(shard)))
+        assert [s.index for s in plan.specs(shard)] == list(range(shard.images))
 
 
 def test_a_seed_depends_on_run_synset_and_number_alone(wordnet: WordNet) -> None:
@@ -199,7 +211,7 @@ def without(key: str) -> Callable[[str], str]:
 
 def test_planning_again_restores_a_lost_table(planned: PlanRun) -> None:
     paths, plan = planned()
-    paths.synsets.unlink()
+    paths.concepts.unlink()
     planned()
     assert read_plan(paths) == plan
 
@@ -207,12 +219,11 @@ def test_planning_again_restores_a_lost_table(planned: PlanRun) -> None:
 @pytest.mark.parametrize(
     ("name", "alter", "expected"),
     [
-        ("synsets", lambda text: text.replace("corgi", "poodle"), "was changed after planning"),
         ("plan", lambda text: text.replace('"seed": 0', '"seed": 1'), "was changed after planning"),
-        ("plan", with_version_9, "expected sdwn-plan 1, found sdwn-plan 9"),
-        ("plan", without("digest"), "plan.json or synsets.csv: damaged: KeyError"),
-        ("plan", without("settings"), "plan.json or synsets.csv: damaged: KeyError"),
-        ("plan", without("summary"), "plan.json or synsets.csv: damaged: KeyError"),
+        ("plan", with_version_9, "expected sdwn-plan 2, found sdwn-plan 9"),
+        ("plan", without("digest"), "plan.json: damaged: KeyError"),
+        ("plan", without("settings"), "plan.json: damaged: KeyError"),
+        ("plan", without("summary"), "plan.json: damaged: KeyError"),
         ("plan", cut_short, "plan.json: cannot be read"),
         ("plan", lambda _: "[]", "expected a JSON object, found list"),
     ],
@@ -225,6 +236,109 @@ def test_an_altered_plan_is_refused(
     path.write_text(alter(path.read_text()))
     with pytest.raises(IntegrityError, match=expected):
         read_plan(paths)
+
+
+def test_an_altered_table_is_refused_where_its_rows_are_read(planned: PlanRun) -> None:
+    paths, plan = planned()
+    whole, other = paths.concepts.read_bytes(), dataclasses.replace(plan.concepts[0], lemmas="cat")
+    write_concepts(paths.concepts, as_table((other, *plan.concepts[1:])))
+    with pytest.raises(IntegrityError, match=r"concepts.parquet was changed after planning"):
+        list(read_plan(paths).specs(plan.shards[0]))
+    paths.concepts.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(IntegrityError, match=r"concepts.parquet: cannot be read"):
+        list(read_plan(paths).specs(plan.shards[0]))
+    paths.concepts.unlink()
+    with pytest.raises(IntegrityError, match=r"concepts.parquet: missing"):
+        list(read_plan(paths).specs(plan.shards[0]))
+    planned()
+    assert read_plan(paths) == plan, "planning again restores it"
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=9)
+ROWS = st.lists(
+    st.tuples(
+        st.integers(1, 7),  # images
+        st.none() | st.integers(0, 2**63 - 1),  # seed
+        st.none() | TEXTS,  # negative prompt
+        st.lists(TEXTS, min_size=1, max_size=3),  # prompts
+        st.none() | st.integers(-9, 9),  # columns of the user
+        st.none() | st.lists(st.none() | TEXTS, max_size=2),
+    ),
+    min_size=1,
+    max_size=20,
+)
+
+
+def table_of(rows: list[Any]) -> pa.Table:
+    images, seeds, negative, prompts, stars, tags = zip(*rows, strict=True)
+    return concept_table(
+        {
+            "id": [f"row{number}" for number in range(len(rows))],
+            "prompts": prompts,
+            "images": images,
+            "seed": seeds,
+            "negative_prompt": negative,
+            "stars": pa.array(stars, pa.int64()),
+            "tags": pa.array(tags, pa.list_(pa.string())),
+        }
+    )
+
+
+@given(ROWS, st.integers(1, 20))
+def test_a_plan_of_any_rows_comes_back_with_its_shards_and_its_own_columns(
+    rows: list[Any], size: int
+) -> None:
+    plan = Plan("t", noise_config(storage={"images_per_shard": size}), concept_rows(table_of(rows)))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = RunPaths(Path(folder))
+        assert write_plan(plan, paths)
+        assert not write_plan(plan, paths)
+        found = read_plan(paths)
+        assert (found.shards, found.grid) == (plan.shards, plan.grid)
+        assert (found.unit, found.images) == ("concept", sum(row[0] for row in rows))
+        assert found == plan
+        assert found.table.equals(plan.table), "own columns included"
+        ids = [row.id for row in found.concepts[:3]][::-1]
+        stars = own_columns(found.table, ids)["stars"].to_pylist()
+        assert stars == [row[4] for row in rows[:3]][::-1]
+    specs = [(spec, shard) for shard in plan.shards for spec in plan.specs(shard)]
+    assert [spec.index for spec, _ in specs] == [i for s in plan.shards for i in range(s.images)]
+    assert len({(spec.concept.id, spec.number) for spec, _ in specs}) == plan.images
+    for spec, _ in specs:
+        _, seed, negative, prompts, *_ = rows[int(spec.concept.id.removeprefix("row"))]
+        assert spec.prompt == prompts[spec.number % len(prompts)] == prompts[spec.prompt_number]
+        assert spec.negative_prompt == negative
+        single = spec.concept.images == 1 and seed is not None
+        run_seed = plan.config.seed if seed is None else seed
+        derived = image_seed(run_seed, spec.concept.id, spec.number)
+        assert spec.seed == (seed if single else derived)
+    if plan.counts.each is None:
+        before = itertools.accumulate([row[0] for row in rows], initial=0)
+        shards = [there // size for there in list(before)[:-1]]
+        starts = [row for row, shard in enumerate(shards) if shard not in shards[:row]]
+        assert [shard.start for shard in plan.shards] == starts, "cut at multiples, in whole rows"
+
+
+@given(ROWS, st.data())
+def test_the_digest_covers_the_content_of_every_column_and_nothing_else(
+    rows: list[Any], data: st.DataObject
+) -> None:
+    def digest(table: pa.Table) -> str:
+        return Plan("t", noise_config(), concept_rows(table)).digest
+
+    table = table_of(rows)
+    content = digest(table)
+    cut = data.draw(st.integers(0, len(table)))
+    pieces = pa.concat_tables([table.slice(0, cut), table.slice(cut)])
+    assert digest(pieces) == digest(pa.concat_tables([table, table]).slice(len(table))) == content
+    others = table.set_column(1, "label", pa.array(["x"] * len(table)))
+    renamed = table.rename_columns({"stars": "moons"})
+    nulls = table.set_column(
+        table.column_names.index("tags"), "tags", pa.nulls(len(table), pa.list_(pa.string()))
+    )
+    digests = {content, digest(others), digest(renamed), digest(table.drop_columns("stars"))}
+    assert len(digests) == 4
+    assert (digest(nulls) == content) == nulls.equals(table)
 
 
 def test_sample_prompts_are_the_shortest_the_longest_and_some_others(paper: Catalog) -> None:

@@ -67,7 +67,7 @@ def others(paths: RunPaths, **settings: Any) -> None:
     from sdwn.wordnet.catalog import read_catalog
     from sdwn.wordnet.corpus import shared_wordnet
 
-    for path in (paths.plan, paths.synsets):
+    for path in (paths.plan, paths.concepts):
         path.unlink()
     config = noise_config(**settings)
     write_plan(make_plan(config, read_catalog(config.catalog, shared_wordnet())), paths)

@@ -67,7 +67,7 @@ def evaluate(
                     )
                 require_evaluable(plan.evaluation, release.taxonomy)
                 todo = [plan.shards[index] for index in unfinished_shards(work, plan)]
-                advance(plan.images - sum(map(plan.shard_images, todo)))
+                advance(plan.images - sum(shard.images for shard in todo))
                 if todo:
                     predict_shards(work, release, plan, todo, advance, batch_size)
         return _write_figures(release, work, plan)

@@ -216,7 +216,7 @@ def finish_shard(paths: RunPaths, plan: Plan, shard: Shard) -> None:
     Raises:
         IntegrityError: partial shards are missing or damaged.
     """
-    folder, images = paths.shard_pieces(shard.index), plan.shard_images(shard)
+    folder, images = paths.shard_pieces(shard.index), shard.images
     with ExitStack() as stack:
         found = []
         for start, stop in paths.piece_ranges(shard.index):

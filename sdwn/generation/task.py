@@ -119,7 +119,7 @@ def make_shards(
         batch=batch,
         loading_seconds=sampler.loading_seconds,
         energy=lambda: sampler.device.energy_joules,
-        total=sum(plan.shard_images(shard) for shard in shards),
+        total=sum(shard.images for shard in shards),
         started=task_run["started"],
         # Plain noise is drawn without torch, on the CPU.
         no_gpu=missing_gpu(workload.device) if workload.torch else None,
@@ -141,7 +141,7 @@ def make_shards(
                     batch = make_shard(job, sampler, batch, meter, background)
                 if not (todo := background.lost()):
                     break
-                meter.count_done(-sum(plan.shard_images(job.shard) for job in todo))
+                meter.count_done(-sum(job.shard.images for job in todo))
             else:
                 lost = ", ".join(str(job.shard.index) for job in todo)
                 raise IntegrityError(

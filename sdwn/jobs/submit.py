@@ -99,8 +99,8 @@ def replaced_plan(
         if submission.plan not in ("", work.digest):
             return (
                 f"{paths.root}: jobs were submitted here for plan {submission.plan[:12]}, and the "
-                f"plan is {work.digest[:12]} now; restore {paths.plan.name} and "
-                f"{paths.synsets.name}, or plan into a new folder"
+                f"plan is {work.digest[:12]} now; restore {paths.plan.name} "
+                f"and the table beside it, or plan into a new folder"
             )
     return None
 

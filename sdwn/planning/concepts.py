@@ -5,11 +5,18 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, overload
 
 from sdwn.io import csv_text
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Rows that are read and checked at a time.
+BLOCK_ROWS = 4096
 # The columns of ``synsets.csv``, the table of version 1, whose bytes are in its plan's digest.
 _COLUMNS = ("wnid", "synset", "shard", "imagenet_class", "lemmas", "definition", "prompt")
 
@@ -63,6 +70,62 @@ def image_seed(run_seed: int, id_: str, number: int) -> int:
     text = f"{run_seed}/{id_}/{number}".encode()
     # 63 bits: a seed then fits a signed integer of Parquet and HDF5.
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+class ConceptRows(Sequence[Concept]):
+    """Concepts that are rows of an Arrow table, whose blocks are read when they are wanted.
+
+    ``read_block`` returns rows ``n * BLOCK_ROWS`` up to ``(n + 1) * BLOCK_ROWS``.
+    """
+
+    def __init__(self, rows: int, read_block: Callable[[int], pa.Table]) -> None:
+        self._rows = rows
+        # A shard's rows may end in the block that the next one's begin in.
+        self._block = lru_cache(maxsize=2)(read_block)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @overload
+    def __getitem__(self, which: int) -> Concept: ...
+
+    @overload
+    def __getitem__(self, which: slice) -> tuple[Concept, ...]: ...
+
+    def __getitem__(self, which: int | slice) -> Concept | tuple[Concept, ...]:
+        chosen = range(self._rows)[which]
+        if isinstance(chosen, int):
+            return next(self._between(chosen, chosen + 1))
+        found = tuple(self._between(min(chosen, default=0), max(chosen, default=-1) + 1))
+        return found[:: chosen.step]
+
+    def __iter__(self) -> Iterator[Concept]:
+        return self._between(0, self._rows)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        from sdwn.planning.concept_table import as_table
+
+        return bool(self.table.equals(as_table(other)))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """All rows, with the user's own columns."""
+        import pyarrow as pa  # status and other readers of plans need not load it
+
+        return pa.concat_tables(map(self._block, range(-(-self._rows // BLOCK_ROWS))))
+
+    def _between(self, start: int, stop: int) -> Iterator[Concept]:
+        from sdwn.planning.concept_table import to_concepts
+
+        while start < stop:
+            number, skipped = divmod(start, BLOCK_ROWS)
+            rows = self._block(number).slice(skipped, stop - start)
+            yield from to_concepts(rows)
+            start += len(rows)
 
 
 def table_text(concepts: Iterable[Concept], rows_per_shard: int = 0) -> str:

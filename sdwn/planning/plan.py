@@ -1,8 +1,9 @@
 """The plan of a run: shards, slices, images and seeds, from a catalog and a config, no torch.
 
 `make_plan` computes it, `write_plan` and `read_plan` keep it in a run folder: ``plan.json`` has the
-settings and the digest, ``synsets.csv`` a row a synset, ``taxonomy.parquet`` what WordNet says of
-them. A release's images are classified in shards too (`sdwn.prediction.plan.PredictionPlan`).
+settings, the digest and how the rows fall into shards; ``concepts.parquet`` a row a concept, of
+which a task reads its shards' alone; ``taxonomy.parquet`` what WordNet says of synsets. A release's
+images are classified in shards too (`sdwn.prediction.plan.PredictionPlan`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from sdwn.config import EvaluationConfig, RunConfig, validated
-from sdwn.errors import IntegrityError, SdwnError, UsageError, command
+from sdwn.config import EvaluationConfig, Record, RunConfig, validated
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_line
 from sdwn.io import (
     TABLE_BYTES,
     Format,
@@ -28,23 +31,32 @@ from sdwn.io import (
     write_text,
 )
 from sdwn.paths import RunPaths
-from sdwn.planning.concepts import Concept, parse_table, table_text
+from sdwn.planning.concepts import Concept, ConceptRows, parse_table, table_text
 from sdwn.wordnet.imagenet import class_index
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from sdwn.wordnet.catalog import Catalog
     from sdwn.wordnet.corpus import Synset, WordNet
 
-FORMAT = Format("sdwn-plan", 1, "read it with the sdwn that wrote it, or plan into a new folder")
+FORMAT = Format(
+    "sdwn-plan",
+    2,
+    "read it with the sdwn that wrote it, or plan into a new folder",
+    # Its rows are in synsets.csv.
+    {1: lambda content: {**content, "format_version": 2, "counts": None}},
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Rows ``start`` up to ``stop``: of a plan's table, in whole synsets; or of images."""
+    """Rows ``start`` up to ``stop``, of a plan's concepts or of images, and the images in them."""
 
     index: int
     start: int
     stop: int
+    images: int
 
 
 class ShardedWork(Protocol):
@@ -69,9 +81,6 @@ class ShardedWork(Protocol):
     @property
     def assigned_images(self) -> int:
         """Number of images of these shards."""
-
-    def shard_images(self, shard: Shard) -> int:
-        """Count a shard's images."""
 
     def done(self, paths: RunPaths) -> set[int]:
         """List the shards of a folder that are finished."""
@@ -133,41 +142,76 @@ class ImageSpec:
         return f"{self.concept.name} {self.number}"
 
 
+class PlanCounts(Record):
+    """What a plan's rows come to: plan.json has it, and who counts images need read no row.
+
+    ``each`` is the images of every concept. Where they differ it is None: the shards begin at
+    the rows ``starts``, and ``images`` are how many each has.
+    """
+
+    unit: Literal["synset", "concept"]  # what all rows are
+    concepts: int
+    each: int | None
+    starts: list[int]
+    images: list[int]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides which images come out, and how they fall into shards.
 
     ``slice`` is the share of the shards that a run folder makes; it is no part of the plan.
+    A plan that was read has its digest and counts as they were recorded.
     """
 
     catalog: str
     config: RunConfig
-    concepts: tuple[Concept, ...]
+    concepts: Sequence[Concept]
     recorded_digest: str | None = field(default=None, compare=False)
     slice: Slice = field(default=WHOLE, compare=False)
+    recorded_counts: PlanCounts | None = field(default=None, compare=False)
 
     @property
     def stage(self) -> str:
         """The stage that makes its shards."""
         return "generate"
 
+    @cached_property
+    def table(self) -> pa.Table:
+        """All concepts as an Arrow table, with the user's own columns."""
+        from sdwn.planning.concept_table import as_table  # pyarrow
+
+        return as_table(self.concepts)
+
+    @cached_property
+    def counts(self) -> PlanCounts:
+        """What its rows come to."""
+        return self.recorded_counts or _count(self.table, _shard_size(self.config))
+
+    @property
+    def unit(self) -> str:
+        """The word for what its rows are: synset, or concept where some are none."""
+        return self.counts.unit
+
     @property
     def images(self) -> int:
         """Number of images in all."""
-        return sum(one.images for one in self.concepts)
+        return sum(shard.images for shard in self.shards)
 
-    @cached_property
+    @property
     def grid(self) -> int:
         """Images of each concept, which batches do not tear apart; 1 where counts differ."""
-        counts = {one.images for one in self.concepts}
-        return counts.pop() if len(counts) == 1 else 1
+        return self.counts.each or 1
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
-        """All shards, in order; the last may be shorter."""
-        size, rows = synsets_per_shard(self.config), len(self.concepts)
-        starts = range(0, rows, size)
-        return tuple(Shard(i, start, min(start + size, rows)) for i, start in enumerate(starts))
+        """All shards, in order, of whole concepts."""
+        starts, images, rows = self.counts.starts, self.counts.images, self.counts.concepts
+        if (each := self.counts.each) is not None:
+            size = _rows_per_shard(self.config, each)
+            starts = list(range(0, rows, size))
+            images = [each * min(size, rows - start) for start in starts]
+        return tuple(map(Shard, count(), starts, [*starts[1:], rows], images))
 
     @cached_property
     def assigned_shards(self) -> tuple[Shard, ...]:
@@ -177,11 +221,7 @@ class Plan:
     @property
     def assigned_images(self) -> int:
         """Number of images of this run folder's slice."""
-        return sum(map(self.shard_images, self.assigned_shards))
-
-    def shard_images(self, shard: Shard) -> int:
-        """Count a shard's images."""
-        return sum(one.images for one in self.concepts[shard.start : shard.stop])
+        return sum(shard.images for shard in self.assigned_shards)
 
     def done(self, paths: RunPaths) -> set[int]:
         """List the finished shards of a run folder."""
@@ -201,21 +241,68 @@ class Plan:
                 index += 1
 
     @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What names it, as plan.json has it.
+
+        ``synsets_sha256`` is of the text of version 1, where that version could have written it.
+        """
+        from sdwn.planning.concept_table import SCHEMA, block_digests
+
+        identity = {
+            "settings": image_settings(self.config),
+            "counts": self.counts.model_dump(),
+            "concepts_sha256": block_digests(self.table),
+        }
+        each, own = (
+            self.config.images_per_synset,
+            set(self.table.schema.names).difference(SCHEMA.names),
+        )
+        if self.unit == "synset" and self.counts.each == each and not own:
+            rows = tuple(self.concepts)
+            text = table_text(rows, _rows_per_shard(self.config, each))
+            if rows == parse_table(text, each):
+                identity["synsets_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        return identity
+
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 over the settings that decide the images, and the table of synsets.
+        """SHA-256 over the settings that decide the images, and the content of the rows.
 
         A plan that was read keeps the one in its file: a later sdwn may know more settings.
         """
-        return self.recorded_digest or _digest(image_settings(self.config), _table_text(self))
+        return self.recorded_digest or _digest(self.identity)
 
 
-def synsets_per_shard(config: RunConfig) -> int:
-    """Turn the wanted shard size, in images or in hours, into whole synsets, at least one."""
+def _shard_size(config: RunConfig) -> float:
+    """Turn the wanted shard size, in images or in hours, into images."""
     storage = config.storage
-    wanted: float | None = storage.images_per_shard
-    if wanted is None:
-        wanted = (storage.shard_hours or 0) * 3600 * (storage.images_per_second or 0)
-    return max(1, round(wanted / config.images_per_synset))
+    if storage.images_per_shard is not None:
+        return storage.images_per_shard
+    return (storage.shard_hours or 0) * 3600 * (storage.images_per_second or 0)
+
+
+def _rows_per_shard(config: RunConfig, each: int) -> int:
+    return max(1, round(_shard_size(config) / each))
+
+
+def _count(table: pa.Table, shard_size: float) -> PlanCounts:
+    import numpy as np  # pyarrow is loaded already
+
+    from sdwn.storage.columns import numbers
+
+    images = numbers(table["images"]).astype(np.int64)
+    uniform, starts = bool((images == images[0]).all()), np.empty(0, np.int64)
+    if not uniform:
+        # At the first row whose images before it pass a multiple of the wanted size.
+        shards = (np.cumsum(images) - images) // max(1, round(shard_size))
+        starts = np.flatnonzero(np.diff(shards, prepend=-1))
+    return PlanCounts(
+        unit="synset" if table["id"].equals(table["wnid"]) else "concept",
+        concepts=len(table),
+        each=int(images[0]) if uniform else None,
+        starts=starts.tolist(),
+        images=[] if uniform else np.add.reduceat(images, starts).tolist(),
+    )
 
 
 def image_settings(config: RunConfig) -> dict[str, Any]:
@@ -230,23 +317,25 @@ def make_plan(config: RunConfig, catalog: Catalog, share: Slice = WHOLE) -> Plan
             f'prompt: "{config.prompt}" has no field, so that all synsets would have the same '
             'prompt; write one into it, as in "a photo of a {lemma}, {definition}"'
         )
-    classes = class_index()
-    rows = (
-        Concept(
-            id=synset.wnid,
-            label=synset.lemmas[0].replace("_", " "),
-            wnid=synset.wnid,
-            synset=synset.name,
-            imagenet_class=classes.get(synset.wnid),
-            lemmas=", ".join(synset.lemmas),
-            definition=synset.definition,
-            prompts=(fill_prompt(config.prompt, synset),),
-            images=config.images_per_synset,
-        )
-        for synset in catalog.synsets
+    from sdwn.planning.concept_table import concept_rows, concept_table  # pyarrow
+
+    classes, synsets = class_index(), catalog.synsets
+    wnids = [synset.wnid for synset in synsets]
+    rows = concept_table(
+        {
+            "id": wnids,
+            "label": [synset.lemmas[0].replace("_", " ") for synset in synsets],
+            "wnid": wnids,
+            "synset": [synset.name for synset in synsets],
+            "imagenet_class": [classes.get(wnid) for wnid in wnids],
+            "lemmas": [", ".join(synset.lemmas) for synset in synsets],
+            "definition": [synset.definition for synset in synsets],
+            "prompts": [(fill_prompt(config.prompt, synset),) for synset in synsets],
+            "images": [config.images_per_synset] * len(synsets),
+        }
     )
-    plan = Plan(catalog.name, config, tuple(rows), slice=share)
-    if plan.concepts and not plan.assigned_shards:
+    plan = Plan(catalog.name, config, concept_rows(rows), slice=share)
+    if not plan.assigned_shards:
         raise UsageError(
             f"slice {share}: the plan has only {len(plan.shards)} shards; take fewer slices, "
             "or smaller shards"
@@ -270,19 +359,22 @@ def fill_prompt(template: str, synset: Synset) -> str:
 
 def plan_summary(plan: Plan) -> dict[str, Any]:
     """Count what a plan holds; ImageNet classes by wnid, and by distinct name (first lemma)."""
-    classes = [row for row in plan.concepts if row.imagenet_class is not None]
+    import pyarrow.compute as pc
+
+    classes = plan.table.filter(pc.is_valid(plan.table["imagenet_class"]))
     # The published evaluation counts names without case: Cardigan the dog and the jacket are one.
-    names = {row.lemmas.split(", ")[0].casefold() for row in classes}
+    lemmas = classes["lemmas"].unique().to_pylist()
+    names = {text.split(", ")[0].casefold() for text in lemmas}
     share = f"{plan.slice}: {len(plan.assigned_shards)} shards, {plan.assigned_images} images"
     return {
         "catalog": plan.catalog,
         "synsets": len(plan.concepts),
         "images": plan.images,
-        "imagenet_classes": len(classes),
+        "imagenet_classes": len(classes["imagenet_class"].unique()),
         "imagenet_names": len(names),
-        "imagenet_images": len(classes) * plan.config.images_per_synset,
+        "imagenet_images": pc.sum(classes["images"]).as_py() or 0,
         "shards": len(plan.shards),
-        "images_per_shard": plan.shard_images(plan.shards[0]),
+        "images_per_shard": plan.shards[0].images,
         **({} if plan.slice.whole else {"slice": share}),
         "digest": plan.digest,
     }
@@ -293,18 +385,26 @@ def sample_prompts(plan: Plan) -> list[str]:
 
     The same plan gives the same ones.
     """
-    every = {prompt for row in plan.concepts for prompt in row.prompts}
-    prompts = sorted(every, key=lambda prompt: (len(prompt), prompt))
-    ends, between = [prompts[0], prompts[-1]][: len(prompts)], prompts[1:-1]
-    return ends + random.Random(plan.digest).sample(between, min(3, len(between)))
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    every = pa.table({"prompt": pc.list_flatten(plan.table["prompts"]).unique()})
+    every = every.append_column("length", pc.utf8_length(every["prompt"]))
+    order = pc.sort_indices(every, [("length", "ascending"), ("prompt", "ascending")])
+    last = len(order) - 1
+    rows = [
+        *dict.fromkeys((0, last)),
+        *random.Random(plan.digest).sample(range(1, last), min(3, last - 1)),
+    ]
+    found: list[str] = every["prompt"].take(order.take(pa.array(rows))).to_pylist()
+    return found
 
 
-def _table_text(plan: Plan) -> str:
-    return table_text(plan.concepts, synsets_per_shard(plan.config))
-
-
-def _digest(settings: dict[str, Any], table: str) -> str:
-    content = {"settings": settings, "synsets_sha256": hashlib.sha256(table.encode()).hexdigest()}
+def _digest(identity: Mapping[str, Any]) -> str:
+    names = ["settings", "counts", "concepts_sha256"]
+    if "synsets_sha256" in identity:
+        names[1:] = ["synsets_sha256"]
+    content = {name: identity[name] for name in names}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -364,7 +464,9 @@ def write_plan(
             f"{paths.root}: SLURM and submitit read % in a path as a placeholder; plan into a "
             "folder whose path has none"
         )
-    table, evaluation = _table_text(plan), plan.config.evaluation.model_dump(mode="json")
+    from sdwn.planning.concept_table import write_concepts  # pyarrow
+
+    evaluation = plan.config.evaluation.model_dump(mode="json")
     known = paths.plan.exists()
     changed = ["all"]
     if known:
@@ -381,23 +483,30 @@ def write_plan(
             "digest": plan.digest,
             "wordnet": "3.0",
             "summary": plan_summary(plan),
-            "settings": image_settings(plan.config),
+            **plan.identity,
             "catalog": plan.config.catalog.model_dump(mode="json"),
             "evaluation": evaluation,
             **({} if plan.slice.whole else {"slice": str(plan.slice)}),
-            "synsets_sha256": hashlib.sha256(table.encode()).hexdigest(),
         }
     # The tables first: plan.json is what says that a plan is there.
-    if not paths.synsets.exists() or paths.synsets.read_bytes() != table.encode():
-        write_text(paths.synsets, table)
+    if content["format_version"] == 1:
+        text = table_text(plan.concepts, _rows_per_shard(plan.config, plan.grid))
+        if not paths.synsets.exists() or paths.synsets.read_bytes() != text.encode():
+            write_text(paths.synsets, text)
+    else:
+        whole = False
+        with suppress(IntegrityError):
+            whole = known and _stored_rows(paths, content) == plan.concepts
+        if not whole:
+            write_concepts(paths.concepts, plan.table)
     if wordnet is not None:
-        # pyarrow, which status and other readers of plans need not load.
         from sdwn.wordnet.taxonomy import read_taxonomy, taxonomy_table, write_taxonomy
 
         try:
             read_taxonomy(paths.taxonomy)
         except IntegrityError:  # there is none, or it is damaged
-            above = taxonomy_table((row.wnid for row in plan.concepts if row.wnid), wordnet)
+            wnids = plan.table["wnid"].unique().drop_null().to_pylist()
+            above = taxonomy_table(wnids, wordnet)
             write_taxonomy(paths.taxonomy, above)
     if changed:
         write_text(paths.plan, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -441,21 +550,42 @@ def read_plan(paths: RunPaths) -> Plan:
     if not paths.plan.exists():
         advice = command("plan", "CONFIG", paths.root)
         raise SdwnError(f"{paths.root}: no plan here; make one with: {advice}")
-    content = FORMAT.read(paths.plan)
+    content, table = FORMAT.read(paths.plan), ""
+    first = content.get("counts", ...) is None
+    what = f"{paths.plan} or {paths.synsets.name}" if first else str(paths.plan)
     try:
-        table = decode_text(read_whole(paths.synsets, TABLE_BYTES)).replace("\r\n", "\n")
-        unchanged = _digest(content["settings"], table) == content["digest"]
+        if first:
+            table = decode_text(read_whole(paths.synsets, TABLE_BYTES)).replace("\r\n", "\n")
+            content["synsets_sha256"] = hashlib.sha256(table.encode()).hexdigest()
+        unchanged = _digest(content) == content["digest"]
         sections = {name: content[name] for name in ("catalog", "evaluation")}
         settings, catalog = {**content["settings"], **sections}, str(content["summary"]["catalog"])
-    except (KeyError, TypeError, OSError, UnicodeDecodeError) as error:
-        what = f"{paths.plan} or {paths.synsets.name}: damaged: {error!r}"
-        raise IntegrityError(f"{what}; plan into a new folder") from None
+        counts = None if first else PlanCounts.model_validate(content["counts"])
+    except (KeyError, TypeError, OSError, ValueError) as error:
+        problem = f"{what}: damaged: {first_line(error)}"
+        raise IntegrityError(f"{problem}; plan into a new folder") from None
     if not unchanged:
         raise IntegrityError(
-            f"{paths.plan} or {paths.synsets.name} was changed after planning: its digest no "
-            "longer fits; restore the files, or plan into a new folder"
+            f"{what} was changed after planning: its digest no longer fits; restore the files, or "
+            "plan into a new folder"
         )
     config = validated(RunConfig, settings, source=str(paths.plan))
     share = parse_slice(str(content.get("slice", WHOLE)))
-    concepts = parse_table(table, config.images_per_synset)
-    return Plan(catalog, config, concepts, str(content["digest"]), share)
+    rows = (
+        parse_table(table, config.images_per_synset)
+        if counts is None
+        else _stored_rows(paths, content)
+    )
+    return Plan(catalog, config, rows, str(content["digest"]), share, counts)
+
+
+def _stored_rows(paths: RunPaths, content: Mapping[str, Any]) -> ConceptRows:
+    """Return the rows of a plan, which are read and checked when they are wanted."""
+    digests, path = content["concepts_sha256"], paths.concepts
+
+    def read(number: int) -> pa.Table:
+        from sdwn.planning.concept_table import read_block  # pyarrow
+
+        return read_block(path, digests, number)
+
+    return ConceptRows(content["counts"]["concepts"], read)

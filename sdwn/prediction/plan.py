@@ -76,10 +76,11 @@ class PredictionPlan(Section):
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
         """All shards, by rows of the classified images, in order; the last may be shorter."""
-        size = self.images_per_shard
+        starts = range(0, self.images, self.images_per_shard)
+        stops = (*starts[1:], self.images)
         return tuple(
-            Shard(index, start, min(start + size, self.images))
-            for index, start in enumerate(range(0, self.images, size))
+            Shard(index, start, stop, stop - start)
+            for index, (start, stop) in enumerate(zip(starts, stops, strict=True))
         )
 
     @property
@@ -91,10 +92,6 @@ class PredictionPlan(Section):
     def assigned_images(self) -> int:
         """Number of images of all shards."""
         return self.images
-
-    def shard_images(self, shard: Shard) -> int:
-        """Count a shard's images."""
-        return shard.stop - shard.start
 
     def images_of(self, release: Release) -> Release:
         """Select the images of a release that are classified, in order."""

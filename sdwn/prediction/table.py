@@ -235,7 +235,7 @@ def read_whole_predictions(
     release: Release, paths: EvaluationPaths, plan: PredictionPlan
 ) -> Predictions:
     """Read an evaluation's predictions, compared with plan and release."""
-    whole, images = Shard(0, 0, plan.images), plan.images_of(release).metadata
+    whole, images = Shard(0, 0, plan.images, plan.images), plan.images_of(release).metadata
     return _read_checked(paths.predictions, plan, whole, images)
 
 

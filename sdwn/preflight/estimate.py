@@ -93,7 +93,7 @@ def estimate(
 
 
 def _count_images(indices: Iterable[int], plan: Plan) -> int:
-    return sum(plan.shard_images(plan.shards[index]) for index in indices)
+    return sum(plan.shards[index].images for index in indices)
 
 
 def cost(

@@ -25,6 +25,7 @@ from statistics import median
 from typing import Any
 from uuid import uuid4
 
+import pyarrow.compute as pc
 from PIL import Image
 
 from sdwn.batches import NO_OPTIONS, Placement, TaskOptions, next_smaller_batch
@@ -270,7 +271,7 @@ def pilot_plan(plan: Plan) -> Plan:
     whole run makes.
     """
     each = math.ceil(PILOT_IMAGES / min(len(plan.concepts), PILOT_IMAGES))
-    each = min(each, *(one.images for one in plan.concepts))
+    each = min(each, plan.counts.each or pc.min(plan.table["images"]).as_py())
     count = min(len(plan.concepts), math.ceil(PILOT_IMAGES / each))
     rows = [int((number + 0.5) * len(plan.concepts) / count) for number in range(count)]
     sizes = {"images_per_shard": count * each, "shard_hours": None, "images_per_second": None}
@@ -279,8 +280,13 @@ def pilot_plan(plan: Plan) -> Plan:
     generation = plan.config.generation.model_copy(update={"batch_size": None})
     parts = {"storage": storage, "generation": generation, "images_per_synset": each}
     config = plan.config.model_copy(update=parts)
-    chosen = (replace(plan.concepts[row], images=each) for row in rows)
-    return Plan(plan.catalog, config, tuple(chosen))
+
+    def picked(one: Concept) -> Concept:
+        # A row's own seed is that of its only image; here it may be the only one of several.
+        alone = one.seed is not None and one.first_image + each == 1
+        return replace(one, images=each, seed=one.image_seed(config.seed, 0) if alone else one.seed)
+
+    return Plan(plan.catalog, config, tuple(picked(plan.concepts[row]) for row in rows))
 
 
 def make_pilot(run: Path, indices: Iterable[int], options: TaskOptions = NO_OPTIONS) -> None:

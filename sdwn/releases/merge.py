@@ -160,7 +160,7 @@ def _locate_shards(
                 f"{paths.shards}: foreign: {_shards(indices)} of "
                 f"{f'plan {digest[:12]}' if digest else 'no plan'}, not {plan.digest[:12]}; if "
                 f"{paths.plan.name} was replaced, bring back the one that they were made for with "
-                f"its {paths.synsets.name}; otherwise move them to a run folder of their own plan, "
+                f"the table beside it; otherwise move them to a run folder of their own plan, "
                 f"and make this plan's with: {_make(paths)}"
             )
     missing = [index for index, found in files.items() if not found]
@@ -177,7 +177,7 @@ def _locate_shards(
 
 def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> None:
     """Compare a shard's record and its rows with the plan, and its weights with the lock."""
-    images = plan.shard_images(plan.shards[index]) if index < len(plan.shards) else 0
+    images = plan.shards[index].images if index < len(plan.shards) else 0
     with ImageFile(path, Expected(plan.digest, index, images)) as file:
         rows = file.rows()
         for column in COLUMNS:
@@ -278,7 +278,7 @@ def _parts(
 ) -> Iterator[Part]:
     """Yield the parts, of whole shards and at least ``part_bytes`` or ``PART_IMAGES`` each."""
     files = [(path, path.stat()) for path in shards.values()]
-    counts = (plan.shard_images(plan.shards[index]) for index in shards)
+    counts = (plan.shards[index].images for index in shards)
     weights = [
         max(stat.st_size, options.part_bytes * images // PART_IMAGES)
         for (_, stat), images in zip(files, counts, strict=True)

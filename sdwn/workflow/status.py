@@ -256,17 +256,17 @@ def _finished(paths: RunPaths, work: ShardedWork) -> tuple[set[int], Pieces]:
 
 
 def _count_images(work: ShardedWork, done: set[int], pieces: Pieces) -> int:
-    images = sum(work.shard_images(work.shards[index]) for index in done)
+    images = sum(work.shards[index].images for index in done)
     for shard, ranges in pieces.items():
         # Ranges may overlap.
         covered = {image for start, stop in ranges for image in range(start, stop)}
-        images += min(len(covered), work.shard_images(shard))
+        images += min(len(covered), shard.images)
     return images
 
 
 def _images_per_second(paths: RunPaths, work: ShardedWork, done: set[int], pieces: Pieces) -> float:
     """Measure a run's speed from when its latest files were written."""
-    files = [(paths.shard(index), work.shard_images(work.shards[index])) for index in done]
+    files = [(paths.shard(index), work.shards[index].images) for index in done]
     files += [
         (paths.piece(shard.index, start, stop), stop - start)
         for shard, ranges in pieces.items()
