@@ -300,6 +300,11 @@ def test_another_vae_decodes(xl: Path, tmp_path: Path) -> None:
     found = made({"name": str(tiny), "vae": str(tmp_path / "vae")}).pixels
     assert np.array_equal(found, plain(pipeline))
     assert not np.array_equal(found, made({"name": str(tiny)}).pixels)
+    settings = tmp_path / "vae/config.json"
+    other = {**json.loads(settings.read_text()), "block_out_channels": [16, 32, 64]}
+    settings.write_text(json.dumps(other))
+    with pytest.raises(SdwnError, match=f"model.vae {tmp_path}/vae: the folder .* shape"):
+        made({"name": str(tiny), "vae": str(tmp_path / "vae")})
     # Of a whole pipeline, its own.
     wanted = noise_config(model={"name": str(tiny), "vae": str(xl)}, generation=SMALL)
     with pytest.raises(UsageError, match=f"model.vae {xl}: .* 4 levels, .* 3 levels"):
@@ -371,6 +376,20 @@ def test_what_cannot_change_the_model_is_refused_at_plan(xl: Path, tmp_path: Pat
     ):
         with pytest.raises(SdwnError, match=told):
             require_usable(noise_config(model=model, generation=SMALL))
+
+
+@pytest.mark.parametrize(
+    ("make", "setting"),
+    [(families.pixart, "lora"), (families.stable_diffusion_3, "textual_inversion")],
+)
+def test_a_pipeline_that_takes_no_such_weights_is_refused_at_plan(
+    saved: SavedModel, tmp_path: Path, make: Any, setting: str
+) -> None:
+    save_file({"<style>": torch.zeros(32)}, tmp_path / "style.safetensors")
+    model = {"name": str(saved(make)), setting: [{"name": str(tmp_path / "style.safetensors")}]}
+    generation = {**SMALL, "scheduler": None}
+    with pytest.raises(UsageError, match=f"no {setting} into .*; leave model.{setting} out"):
+        require_usable(noise_config(model=model, generation=generation))
 
 
 def test_a_pipeline_that_diffusers_alone_does_not_run_is_refused_at_plan(tmp_path: Path) -> None:

@@ -120,6 +120,8 @@ def read_options(
         # Warnings of libraries are for who writes code.
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
+        for name in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         if logging.lastResort is not None:
             logging.lastResort.addFilter(
                 lambda record: record.name.startswith("sdwn") or record.levelno >= logging.ERROR

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
-from sdwn.config import GenerationConfig, RunConfig
+from sdwn.config import GenerationConfig, ModelConfig, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.io import read_json
 from sdwn.models.added import add_inversion_tokens, check_added, with_all_vectors
@@ -343,16 +343,20 @@ class PipelineInfo:
         )
 
     @cached_property
-    def call(self) -> Mapping[str, inspect.Parameter]:
-        """The arguments that its call takes by name."""
+    def pipeline(self) -> Any:
+        """Its class."""
         import diffusers  # takes seconds
 
-        pipeline = getattr(diffusers, self.kind, None)
-        if pipeline is None:
+        if not hasattr(diffusers, self.kind):
             raise UsageError(
                 f"diffusers {diffusers.__version__} has no {self.kind}; upgrade diffusers"
             )
-        taken = inspect.signature(pipeline.__call__).parameters
+        return getattr(diffusers, self.kind)
+
+    @cached_property
+    def call(self) -> Mapping[str, inspect.Parameter]:
+        """The arguments that its call takes by name."""
+        taken = inspect.signature(self.pipeline.__call__).parameters
         variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
         return {k: v for k, v in taken.items() if k != "self" and v.kind not in variable}
 
@@ -502,6 +506,8 @@ INTERCHANGEABLE = {
 _OF_FEW_STEPS = {"LCMScheduler", "TCDScheduler"}
 # Its steps draw noise for the batch as a whole, out of no image's generator.
 _UNREPEATABLE = "DPMSolverSDEScheduler"
+# What loads these settings into a pipeline that takes them.
+_LOADERS = {"lora": "load_lora_weights", "textual_inversion": "load_textual_inversion"}
 # Prompts whose tokens are counted before a run.
 _MOST_COUNTED = 10_000
 
@@ -531,7 +537,7 @@ def check_settings(config: RunConfig, folder: Path | None, *, begun: bool = Fals
     info = None if folder is None else read_pipeline_info(folder)
     parts = info.parts if info else {}
     # Of such a class the other faults cannot be known.
-    if info and folder and (wrong_class := _class_fault(info, folder)):
+    if info and folder and (wrong_class := _class_fault(info, folder, config.model)):
         raise UsageError(f"model {config.model.name}: {wrong_class}")
     check_added(config.model, parts, folder)
     faults: list[str] = []
@@ -583,8 +589,8 @@ def _scheduler_faults(
         yield f"generation.scheduler: {fault}; valid: {fitting}{null}"
 
 
-def _class_fault(info: PipelineInfo, folder: Path) -> str:
-    """Return why diffusers alone makes no images of a prompt with a pipeline, "" where it does."""
+def _class_fault(info: PipelineInfo, folder: Path, model: ModelConfig) -> str:
+    """Return why diffusers alone makes no images of a prompt with a model, "" where it does."""
     for name, kind in info.index.items():
         module = kind[0] if isinstance(kind, list) and kind else None
         own = name == "_class_name" and module is not None
@@ -600,6 +606,9 @@ def _class_fault(info: PipelineInfo, folder: Path) -> str:
         return f"{info.kind} takes no text prompt"
     if info.kind not in FAMILIES and info.call.keys() & {"num_frames", "audio_length_in_s"}:
         return f"{info.kind} makes videos or sounds; expected text to image"
+    for setting, loader in _LOADERS.items():
+        if getattr(model, setting) and not hasattr(info.pipeline, loader):
+            return f"diffusers loads no {setting} into {info.kind}; leave model.{setting} out"
     return ""
 
 

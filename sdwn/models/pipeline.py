@@ -10,6 +10,7 @@ A pipeline of no known family encodes the texts itself: it is loaded whole.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,7 @@ from sdwn.models.weights import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from sdwn.devices.device import Device
 
@@ -119,7 +120,6 @@ def _load(config: RunConfig, weights: Weights, info: PipelineInfo, absent: set[s
     import diffusers
     import torch
     import transformers
-    from safetensors import SafetensorError
 
     # They warn of every truncated prompt and every flagged image, which a sample records.
     for library in (diffusers, transformers):
@@ -138,12 +138,11 @@ def _load(config: RunConfig, weights: Weights, info: PipelineInfo, absent: set[s
         options["quantization_config"] = quantization(config, info.parts.keys() - absent)
     if not config.generation.safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
-    try:
-        options |= {
-            one.setting: diffusers.AutoModel.from_pretrained(str(one.path), dtype=vae_type)
-            for one in weights.added
-            if one.setting == "vae" and "vae" not in absent
-        }
+    if config.model.vae and "vae" not in absent:
+        own = weights.added[-1]
+        with _loading(f"model.{own}: the folder {own.path}"):
+            options["vae"] = diffusers.AutoModel.from_pretrained(str(own.path), dtype=vae_type)
+    with _loading(f"model {config.model.name}: the folder {folder}"):
         pipeline = _pipeline_loader(info.kind).from_pretrained(
             folder,
             variant=config.model.variant,
@@ -151,11 +150,6 @@ def _load(config: RunConfig, weights: Weights, info: PipelineInfo, absent: set[s
             dtype=types,
             **options,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise SdwnError(
-            f"model {config.model.name}: the folder {folder} cannot be loaded; check that it is "
-            f"whole, with safetensors weights: {first_line(error)}"
-        ) from error
     name = "unet" if "unet" in info.parts else "transformer"
     if name in absent:
         # Encoding reads its config at most; what a LoRA has for it is left out.
@@ -168,6 +162,19 @@ def _load(config: RunConfig, weights: Weights, info: PipelineInfo, absent: set[s
         # SANA's pipelines catch torch's own error, and fail later for want of an image.
         vae.decode = plain_out_of_memory()(vae.decode)
     return pipeline
+
+
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise SdwnError(
+            f"{what} cannot be loaded; check that it is whole, with safetensors weights: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def weights_bytes(folder: Path, config: RunConfig) -> dict[str, int]:

@@ -259,7 +259,7 @@ def _located(run: _Run, subject: str, name: str, path: Path) -> Finding:
     if unshared := run.unshared(path):
         text = f"{unshared}; put it into a folder that nodes share"
         return Finding(subject, "warning", text)
-    return Finding(subject, "ok", f"{name} in {path}")
+    return Finding(subject, "ok", str(path) if str(path) == name else f"{name} in {path}")
 
 
 def _classifier(run: _Run) -> Iterator[Finding]:
