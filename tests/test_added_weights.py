@@ -42,6 +42,7 @@ from sdwn.releases.merge import MergeOptions, merge
 from transformers.integrations import peft as transformers_peft
 
 import families
+import families_dit
 from conftest import OwnProcess, PlanRun, SavedModel, Sdwn, noise_config
 from hub import serving
 
@@ -222,7 +223,7 @@ def made(model: dict[str, Any], prompt: str = "a dog", **generation: Any) -> Any
     return sampler.sample([ImageSpec(0, Concept("n0"), 0, prompt, 7)])[0]
 
 
-def plain(pipeline: Any, prompt: str = "a dog") -> Any:
+def plain(pipeline: Any, prompt: str = "a dog", scale: float = 7.5) -> Any:
     """Make the same image by diffusers alone."""
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline(
@@ -230,7 +231,7 @@ def plain(pipeline: Any, prompt: str = "a dog") -> Any:
         height=32,
         width=32,
         num_inference_steps=2,
-        guidance_scale=7.5,
+        guidance_scale=scale,
         generator=torch.Generator().manual_seed(7),
         output_type="np",
     ).images[0]
@@ -263,6 +264,24 @@ def test_loras_are_those_of_diffusers(name: str, xl: Path, tmp_path: Path) -> No
     pipeline.set_adapters(["a", "b"], [0.8, 0.3])
     expected = plain(pipeline)
     # Fused, a sum of weights is rounded where else a sum of activations is.
+    assert np.abs(expected.astype(int) - found).max() <= 1
+    assert np.abs(without.astype(int) - found).mean() > 2
+
+
+@pytest.mark.parametrize("make", [families_dit.z_image, families.qwen_image])
+def test_a_lora_of_the_denoiser_alone_is_that_of_diffusers(
+    make: Any, saved: SavedModel, tmp_path: Path
+) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(saved(make))
+    file = lora(pipeline, tmp_path / "a.safetensors", 1, ("transformer",))
+    model = {"name": str(saved(make))}
+    found, without = (
+        made({**model, **added}, guidance_scale=0).pixels
+        for added in ({"lora": [{"name": str(file)}]}, {})
+    )
+    pipeline = DiffusionPipeline.from_pretrained(saved(make))
+    pipeline.load_lora_weights(tmp_path, weight_name=file.name)
+    expected = plain(pipeline, scale=0.0)
     assert np.abs(expected.astype(int) - found).max() <= 1
     assert np.abs(without.astype(int) - found).mean() > 2
 

@@ -273,6 +273,8 @@ def _fuse_lora(pipeline: Any, file: Path, scale: float) -> None:
 
     changed, read = pipeline._lora_loadable_modules, pipeline.lora_state_dict
     loaded = [name for name in changed if isinstance(getattr(pipeline, name), torch.nn.Module)]
+    if not loaded:
+        return
 
     def of_loaded_parts(*given: Any, **options: Any) -> tuple[Any, ...]:
         state, *rest = read(*given, **options)
