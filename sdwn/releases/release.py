@@ -303,8 +303,7 @@ class Release:
     @property
     def own_columns(self) -> list[str]:
         """The columns of the user's own table, which every image's record has."""
-        known = {*METADATA_COLUMNS, *_NULLABLE, *(column.name for column in COLUMNS)}
-        return [name for name in self.metadata.column_names if name not in known]
+        return own_columns(self.metadata.column_names)
 
     @cached_property
     def has_tree(self) -> bool:
@@ -567,6 +566,12 @@ class _RowsById:
         code = self.codes[id_]
         start = self._ends[code - 1] if code else 0
         return self._order[start : self._ends[code]]
+
+
+def own_columns(names: Iterable[str]) -> list[str]:
+    """Return those of the metadata's columns that a user's own table brought."""
+    known = {*METADATA_COLUMNS, *_NULLABLE, *(column.name for column in COLUMNS)}
+    return [name for name in names if name not in known]
 
 
 def image_name(row: Row) -> str:

@@ -38,6 +38,7 @@ from sdwn.releases.release import (
     Missing,
     ReleasePlan,
     count_images,
+    own_columns,
     sums_text,
 )
 from sdwn.releases.staged_folder import JOURNAL, StagedFolder
@@ -330,7 +331,9 @@ def card(
     settings = manifest.settings
     try:
         model, encoding, licence = None, "as imported", manifest.licence
-        title, tags, tasks = manifest.name, ["wordnet", "imagenet"], ["image-classification"]
+        title, tasks = manifest.name, ["image-classification"]
+        wordnet = any(row.wnid for row in present)
+        tags = ["wordnet", "imagenet"] if wordnet else list[str]()
         if settings:
             model, storage = ModelConfig(**settings["model"]), settings["storage"]
             loss = CODECS[storage["codec"]].loss(storage["quality"])
@@ -357,6 +360,10 @@ def card(
             **optional,
         )
         same = Counter(row.prompt for row in present if row.prompt)
+        unit = "synset" if all(row.id == row.wnid for row in present) else "concept"
+        labels = ', labels="label"' if all(row.label for row in present) else ", labels=None"
+        counts = sorted({row.first_image + row.images for row in present} or {0})
+        each = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
         return environment.get_template("card.md").render(
             header=str(header.to_yaml()).strip(),
             manifest=manifest,
@@ -368,8 +375,14 @@ def card(
             same=sum(count for count in same.values() if count > 1),
             layout=layout.name,
             encoding=layout.encoding or encoding,
-            example=present[0].synset if present else "dog.n.01",
+            unit=unit,
+            key="wnid" if unit == "synset" else "id",
+            each=f"{each} images",
+            example=(present[0].synset if unit == "synset" else present[0].id) if present else "",
+            labels="" if all(row.wnid for row in present) else labels,
+            wordnet=wordnet,
             columns=[column for column in COLUMNS if column.name in columns],
+            own=own_columns(columns),
         )
     except (TemplateError, LookupError, TypeError, ValueError) as error:
         raise IntegrityError(f"the manifest's settings are damaged: {error}") from None
