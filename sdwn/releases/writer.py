@@ -377,7 +377,7 @@ def card(
             encoding=layout.encoding or encoding,
             unit=unit,
             key="wnid" if unit == "synset" else "id",
-            each=f"{each} images",
+            each=each,
             example=(present[0].synset if unit == "synset" else present[0].id) if present else "",
             labels="" if all(row.wnid for row in present) else labels,
             wordnet=wordnet,
