@@ -31,7 +31,9 @@ PAPER_CATALOG = "sdwn-26204"
 BUILTIN = "builtin:"
 BUILTIN_MODELS = ("builtin:tiny", "builtin:miniature", "builtin:noise")
 
-_PATHS = ("catalog.file", "evaluation.checkpoint", "evaluation.embedding")
+_PATHS = (
+    *("prompts", "catalog.file", "catalog.table", "evaluation.checkpoint", "evaluation.embedding"),
+)
 # Paths, or names of something else where there is no such file or folder.
 _NAMES = {
     "evaluation.groups": Path.is_file,
@@ -42,8 +44,10 @@ _ADDED = ("lora", "textual_inversion")
 
 # Unquoted, YAML reads {lemma} as a mapping.
 _QUOTES = '; text that begins with { needs quotes in YAML, as in prompt: "{lemma}, {definition}"'
-PROMPT_FIELDS = ("definition", "lemma", "lemmas", "synset")
+PROMPT_FIELDS = ("definition", "lemma", "a_lemma", "lemmas", "synset", "hypernym", "hypernyms")
 
+# Of a concept: exports write an image's number with four digits.
+MOST_IMAGES = 10_000
 
 Positive = Annotated[int, Field(gt=0)]
 Pixels = Annotated[int, Field(gt=0, le=8192, multiple_of=8)]
@@ -73,13 +77,14 @@ S = TypeVar("S", bound=Section)
 
 
 class CatalogConfig(Section):
-    """The choice of synsets: some by name, a named catalog, subtrees, a list, or their union.
+    """The choice of concepts: synsets by name, a named catalog, subtrees, a list, or their union.
 
     ``synsets`` are lemmas that only one noun has (``zebra``), names (``dog.n.01``) or wnids.
     ``name`` joins ``sdwn-26204``, ``closure`` and ``imagenet-1k`` with ``+``. ``roots`` adds
     everything below these synsets, the roots themselves not counted. ``file`` adds the synset
     names or wnids in a text file, one a line. ``only``, named as ``synsets`` are, keeps these
-    of the result.
+    of the result. ``table`` takes the place of them all: a CSV, JSONL or Parquet file with an id
+    and a prompt a row (docs/concepts.md); ``only`` then has ids.
     """
 
     synsets: tuple[str, ...] = ()
@@ -87,11 +92,13 @@ class CatalogConfig(Section):
     roots: tuple[str, ...] = ()
     file: Path | None = None
     only: tuple[str, ...] = ()
+    table: Path | None = later_setting(None)
 
     @model_validator(mode="after")
     def _names_something(self) -> CatalogConfig:
-        if not (self.synsets or self.name or self.roots or self.file):
-            raise ValueError("give at least one of synsets, name, roots, file")
+        synsets = self.synsets or self.name or self.roots or self.file
+        if bool(synsets) == bool(self.table):
+            raise ValueError("give at least one of synsets, name, roots, file; or a table alone")
         return self
 
 
@@ -260,12 +267,15 @@ class EvaluationConfig(Section):
 class RunConfig(Section):
     """All settings of a run; everything but ``catalog`` and ``evaluation`` enters the digest.
 
-    The catalog enters as the table of synsets that it gives.
+    The catalog enters as the table of concepts that it gives. ``prompt`` is a template, or a list:
+    image n takes template n modulo their number. ``prompts`` is a table of written prompts
+    instead, with the columns ``wnid`` or ``synset``, and ``prompt``; a catalog's table has its own.
     """
 
     catalog: CatalogConfig
-    prompt: str = "{definition}"
-    images_per_synset: Annotated[int, Field(gt=0, le=10_000, strict=True)] = 10
+    prompt: str | tuple[str, ...] | None = "{definition}"
+    prompts: Path | None = later_setting(None)
+    images_per_synset: Annotated[int, Field(gt=0, le=MOST_IMAGES, strict=True)] = 10
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     model: ModelConfig
     generation: GenerationConfig = GenerationConfig()
@@ -277,26 +287,45 @@ class RunConfig(Section):
         """True if it cannot run on a CPU; built-in models are small enough for fp16 there."""
         return self.generation.precision == "fp16" and self.model.builtin is None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_origin_of_prompts(cls, content: Any) -> Any:
+        if isinstance(content, dict):
+            catalog = content.get("catalog")
+            table = catalog.get("table") if isinstance(catalog, dict) else None
+            given = {"catalog.table": table, **{n: content.get(n) for n in ("prompts", "prompt")}}
+            origins = [name for name, value in given.items() if value]
+            if len(origins) > 1:
+                raise ValueError(f"prompts come from one of {', '.join(origins)}; leave one out")
+            if origins and origins[0] != "prompt":
+                content = {**content, "prompt": None}
+        return content
+
     @model_validator(mode="after")
     def _batch_of_synsets(self) -> RunConfig:
-        size = self.generation.batch_size
+        # The rows of a table may have other numbers of images.
+        size = None if self.catalog.table else self.generation.batch_size
         if size is not None and (reason := off_grid(size, self.images_per_synset)):
             raise ValueError(f"generation.batch_size: {reason}")
         return self
 
     @field_validator("prompt")
     @classmethod
-    def _known_fields(cls, template: str) -> str:
-        # No format and no attribute: {definition:>99999999} would fill the memory.
-        left = re.sub(r"\{\{|\}\}|\{" f"({'|'.join(PROMPT_FIELDS)})" r"\}", "", template)
-        # A table of synsets with a carriage return is not read back as it was written.
-        if re.search(r"[{}\r]", left) or not template.strip():
-            valid = ", ".join("{" + name + "}" for name in PROMPT_FIELDS)
-            raise ValueError(
-                f"not a template such as {{definition}}: {template!r}; valid fields: {valid}; "
-                "a brace is written {{ or }}; no carriage return"
-            )
-        return template
+    def _known_fields(cls, given: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        templates = (given,) if isinstance(given, str) else given or ()
+        for template in templates:
+            # No format and no attribute: {definition:>99999999} would fill the memory.
+            left = re.sub(r"\{\{|\}\}|\{" f"({'|'.join(PROMPT_FIELDS)})" r"\}", "", template)
+            # A table of synsets with a carriage return is not read back as it was written.
+            if re.search(r"[{}\r]", left) or not template.strip():
+                valid = ", ".join("{" + name + "}" for name in PROMPT_FIELDS)
+                raise ValueError(
+                    f"not a template such as {{definition}}: {template!r}; valid fields: {valid}; "
+                    "a brace is written {{ or }}; no carriage return"
+                )
+        if given == () or len(set(templates)) < len(templates):
+            raise ValueError("expected a list of templates, each of them once")
+        return templates[0] if len(templates) == 1 else given
 
 
 def _parse(text: str, source: str) -> Any:
@@ -356,12 +385,13 @@ def _make_absolute(content: dict[str, Any], folder: Path, *, typed: bool) -> Non
     They start at the config's folder. What was typed, and a model's folder, is looked for in the
     working folder first.
     """
-    named = [(key, content.get(key.split(".")[0])) for key in (*_PATHS, *_NAMES)]
+    sections = {**content, "": content}
+    named = [(key, sections.get(key.rpartition(".")[0])) for key in (*_PATHS, *_NAMES)]
     if isinstance(model := content.get("model"), dict):
         added = [model[name] for name in _ADDED if isinstance(model.get(name), list)]
         named += [("model.name", one) for one in itertools.chain(*added)]
     for key, values in named:
-        section, name = key.split(".")
+        section, _, name = key.rpartition(".")
         if isinstance(values, dict) and isinstance(text := values.get(name), str) and text:
             is_there = _NAMES.get(key, Path.exists)
             tops = (Path.cwd(), folder) if typed or section == "model" else (folder,)
@@ -383,6 +413,7 @@ def validated(kind: type[S], content: Any, source: str) -> S:
         # A misspelt key first: it is why another one is missing.
         mistakes = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     first, where = mistakes[0], ".".join(map(str, mistakes[0]["loc"]))
+    where = re.sub(r"\.(str|tuple\[.*\])(?![^.])", "", where)  # which kind of a setting
     message = first["msg"].removeprefix("Value error, ")
     message = message.replace("a valid tuple", "a list, as [a, b]")
     message = message.replace("a valid dictionary", "a section of settings")

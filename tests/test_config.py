@@ -62,6 +62,22 @@ def test_paper_pins_what_the_paper_used() -> None:
         (SMALL + "seed: 1\nseed: 2", 'found duplicate key "seed"'),
         (SMALL + "prompt: 'a {lemna}'", "{lemna}'; valid fields: {definition}, {lemma}"),
         (SMALL + "prompt: 'a {lemma'", "prompt: not a template"),
+        (SMALL + "prompt: ['{lemma}', 'a {lemna}']", "{lemna}'; valid fields: {definition}"),
+        (SMALL + "prompt: ['{lemma}', '{lemma}']", "the template '{lemma}' stands twice in the li"),
+        (SMALL + "prompt: []", "prompt: the list is empty"),
+        (SMALL + "prompts: a.csv\nprompt: '{lemma}'", "the file of prompts has the prompts; leave"),
+        (
+            SMALL.replace("name: closure", "table: a.csv") + "prompt: '{lemma}'",
+            "prompt: catalog.table has the prompts; leave it out, or null",
+        ),
+        (
+            SMALL.replace("name: closure", "table: a.csv") + "prompts: b.csv",
+            "prompts: each row of catalog.table has its prompt; leave it out",
+        ),
+        (
+            SMALL.replace("name: closure", "name: closure, table: a.csv"),
+            "table: its rows are all concepts of the run; leave out synsets, name, roots, file",
+        ),
         ("catalog: {name: closure}", "model: Field required"),
         (SMALL + "prompt: '{lemma!r}'", "prompt: not a template"),
         (SMALL + "prompt: '{definition:>99999999}'", "prompt: not a template"),
@@ -99,6 +115,24 @@ def test_synsets_and_a_model_suffice(tmp_path: Path) -> None:
     assert config.storage.images_per_shard == 1000
     written_out = load_config(path, ("storage.images_per_shard=1000",))
     assert written_out == config, "one plan, whether the default is written out or not"
+
+
+def test_one_template_is_the_same_with_and_without_a_list(tmp_path: Path) -> None:
+    listed = load(tmp_path, SMALL, 'prompt=["a {lemma}"]')
+    assert listed == load(tmp_path, SMALL, "prompt=a {lemma}")
+    assert listed.templates == ("a {lemma}",)
+    assert load(tmp_path, SMALL, 'prompt=["a {lemma}", "{definition}"]').templates[1:] == (
+        "{definition}",
+    )
+
+
+def test_files_of_prompts_start_at_the_folder_of_the_config(tmp_path: Path) -> None:
+    config = load(tmp_path, SMALL.replace("name: closure", "table: mine.csv"))
+    assert config.catalog.table == tmp_path / "mine.csv"
+    config = load(tmp_path, SMALL + "prompts: mine.csv")
+    assert (config.prompts, config.prompt) == (tmp_path / "mine.csv", None)
+    again = RunConfig.model_validate(config.model_dump(mode="json"))
+    assert again == config, "what a plan records is read back"
 
 
 def test_a_path_that_is_typed_starts_where_it_is_typed(
@@ -180,7 +214,7 @@ def test_braces_without_quotes_are_told_to_need_them(tmp_path: Path, line: str) 
 
 
 def test_a_fault_without_braces_does_not_speak_of_quotes(tmp_path: Path) -> None:
-    for line in ("seed: [1", "seed: seven", "prompt: [a]"):
+    for line in ("seed: [1", "seed: seven", "prompt: [1]"):
         with pytest.raises(UsageError) as caught:
             load(tmp_path, f"{SMALL}{line}")
         assert "quotes" not in str(caught.value)

@@ -25,13 +25,13 @@ from sdwn.planning.concept_table import (
 from sdwn.planning.concepts import image_seed
 from sdwn.planning.plan import (
     Plan,
-    fill_prompt,
     make_plan,
     plan_summary,
     read_plan,
     sample_prompts,
     write_plan,
 )
+from sdwn.planning.prompts import fill_prompt
 from sdwn.wordnet.catalog import Catalog, read_catalog
 from sdwn.wordnet.corpus import Synset, WordNet
 

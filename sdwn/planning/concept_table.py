@@ -23,6 +23,8 @@ from sdwn.errors import IntegrityError, first_line
 from sdwn.io import atomic, open_plain
 from sdwn.planning.concepts import BLOCK_ROWS, Concept, ConceptRows
 from sdwn.storage.columns import numbers
+from sdwn.wordnet.corpus import Synset
+from sdwn.wordnet.imagenet import class_index
 
 # In the order of a concept's fields.
 SCHEMA = pa.schema(
@@ -55,6 +57,18 @@ def concept_table(columns: Mapping[str, Any]) -> pa.Table:
     own = {name: values for name, values in columns.items() if name not in table}
     schema = pa.schema([*SCHEMA, *((name, values.type) for name, values in own.items())])
     return pa.table({**table, **own}, schema=schema)
+
+
+def synset_columns(synsets: Sequence[Synset]) -> dict[str, Any]:
+    """Return the columns of concepts that are synsets, but for id, prompts and images."""
+    return {
+        "label": [synset.lemmas[0].replace("_", " ") for synset in synsets],
+        "wnid": [synset.wnid for synset in synsets],
+        "synset": [synset.name for synset in synsets],
+        "imagenet_class": [class_index().get(synset.wnid) for synset in synsets],
+        "lemmas": [", ".join(synset.lemmas) for synset in synsets],
+        "definition": [synset.definition for synset in synsets],
+    }
 
 
 def as_table(concepts: Sequence[Concept]) -> pa.Table:

@@ -24,7 +24,9 @@ from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_li
 from sdwn.io import (
     TABLE_BYTES,
     Format,
+    OnMessage,
     decode_text,
+    ignore,
     read_json,
     read_whole,
     uncollected,
@@ -32,13 +34,14 @@ from sdwn.io import (
 )
 from sdwn.paths import RunPaths
 from sdwn.planning.concepts import Concept, ConceptRows, parse_table, table_text
-from sdwn.wordnet.imagenet import class_index
+from sdwn.planning.prompts import fill_prompts
+from sdwn.wordnet.corpus import find_synset
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from sdwn.wordnet.catalog import Catalog
-    from sdwn.wordnet.corpus import Synset, WordNet
+    from sdwn.wordnet.corpus import WordNet
 
 FORMAT = Format(
     "sdwn-plan",
@@ -307,33 +310,28 @@ def _count(table: pa.Table, shard_size: float) -> PlanCounts:
 
 def image_settings(config: RunConfig) -> dict[str, Any]:
     """Pick the settings that decide which images come out, and their shards."""
-    return config.model_dump(mode="json", exclude={"catalog", "evaluation"})
+    return config.model_dump(mode="json", exclude={"catalog", "prompts", "evaluation"})
 
 
-def make_plan(config: RunConfig, catalog: Catalog, share: Slice = WHOLE) -> Plan:
-    """Plan a catalog's synsets under a config; all of them, whatever this folder's share."""
-    if "{" not in config.prompt.replace("{{", ""):
-        raise UsageError(
-            f'prompt: "{config.prompt}" has no field, so that all synsets would have the same '
-            'prompt; write one into it, as in "a photo of a {lemma}, {definition}"'
-        )
-    from sdwn.planning.concept_table import concept_rows, concept_table  # pyarrow
+def make_plan(
+    config: RunConfig, catalog: Catalog, share: Slice = WHOLE, on_message: OnMessage = ignore
+) -> Plan:
+    """Plan a catalog under a config; all of it, whatever this folder's share."""
+    from sdwn.planning.concept_table import concept_rows, concept_table, synset_columns  # pyarrow
+    from sdwn.planning.tables import read_prompts, read_table
 
-    classes, synsets = class_index(), catalog.synsets
-    wnids = [synset.wnid for synset in synsets]
-    rows = concept_table(
-        {
-            "id": wnids,
-            "label": [synset.lemmas[0].replace("_", " ") for synset in synsets],
-            "wnid": wnids,
-            "synset": [synset.name for synset in synsets],
-            "imagenet_class": [classes.get(wnid) for wnid in wnids],
-            "lemmas": [", ".join(synset.lemmas) for synset in synsets],
-            "definition": [synset.definition for synset in synsets],
-            "prompts": [(fill_prompt(config.prompt, synset),) for synset in synsets],
-            "images": [config.images_per_synset] * len(synsets),
-        }
-    )
+    synsets, images = catalog.synsets, config.images_per_synset
+    if config.catalog.table:
+        rows = read_table(config.catalog.table, config.catalog.only, images, find_synset)
+    else:
+        if config.prompts:
+            prompts = read_prompts(config.prompts, synsets, find_synset, on_message)
+        else:
+            templates = [config.prompt] if isinstance(config.prompt, str) else config.prompt or ()
+            prompts = list(fill_prompts(templates, synsets, find_synset))
+        columns = synset_columns(synsets)
+        columns |= {"id": columns["wnid"], "prompts": prompts, "images": [images] * len(synsets)}
+        rows = concept_table(columns)
     plan = Plan(catalog.name, config, concept_rows(rows), slice=share)
     if not plan.assigned_shards:
         raise UsageError(
@@ -341,20 +339,6 @@ def make_plan(config: RunConfig, catalog: Catalog, share: Slice = WHOLE) -> Plan
             "or smaller shards"
         )
     return plan
-
-
-def fill_prompt(template: str, synset: Synset) -> str:
-    """Fill a prompt template.
-
-    >>> from sdwn.wordnet.corpus import Synset
-    >>> dog = Synset("n02084071", "dog.n.01", ("domestic_dog",), "a member of ...")
-    >>> fill_prompt("a photo of a {lemma}", dog)
-    'a photo of a domestic dog'
-    """
-    lemmas = [lemma.replace("_", " ") for lemma in synset.lemmas]
-    return template.format(
-        definition=synset.definition, lemma=lemmas[0], lemmas=", ".join(lemmas), synset=synset.name
-    )
 
 
 def plan_summary(plan: Plan) -> dict[str, Any]:

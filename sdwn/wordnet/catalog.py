@@ -49,6 +49,7 @@ def describe(config: CatalogConfig) -> str:
     parts += [config.name] if config.name else []
     parts += [f"below {root}" for root in config.roots]
     parts += [f"list {config.file.name}"] if config.file else []
+    parts += [f"table {config.table.name}"] if config.table else []
     return " + ".join(parts) + (f" ({len(config.only)} chosen)" if config.only else "")
 
 

@@ -11,7 +11,7 @@ import sys
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -58,6 +58,10 @@ class Synset:
     lemmas: tuple[str, ...]
     definition: str
     parents: tuple[str, ...] = ()
+
+
+# Returns a synset by its name or wnid; raises a UsageError where WordNet has none.
+Find = Callable[[str], Synset]
 
 
 class WordNet:
@@ -133,6 +137,11 @@ class WordNet:
 def shared_wordnet() -> WordNet:
     """Open WordNet once a process; errors as in :func:`open_wordnet`."""
     return open_wordnet()
+
+
+def find_synset(identifier: str) -> Synset:
+    """Find a noun synset by name or wnid; WordNet is opened for the first one."""
+    return shared_wordnet().synset(identifier)
 
 
 @uncollected()

@@ -72,6 +72,17 @@ def class_name(wnid: str) -> str:
     return class_lemmas(wnid)[0]
 
 
+@cache
+def classes_by_name() -> dict[str, list[str]]:
+    """Map the names of ImageNet-1k's classes, in lower case, to the wnids that have them."""
+    found: dict[str, list[str]] = {}
+    for wnid in class_wnids():
+        lemmas = ", ".join(class_lemmas(wnid)).lower()
+        for name in {lemmas, *lemmas.split(", ")}:
+            found.setdefault(name, []).append(wnid)
+    return found
+
+
 def _timm_table(name: str) -> tuple[Path, str]:
     spec = find_spec("timm")
     if spec is None or spec.origin is None:

@@ -39,7 +39,7 @@ from sdwn.preflight.doctor import check_run
 from sdwn.preflight.estimate import estimate, estimate_rows
 from sdwn.preflight.prefetch import lock_found_classifier
 from sdwn.releases.release import Release
-from sdwn.wordnet.catalog import read_catalog
+from sdwn.wordnet.catalog import Catalog, describe, read_catalog
 from sdwn.wordnet.corpus import shared_wordnet
 from sdwn.workflow import later_stages
 from sdwn.workflow.status import FAILURES_SHOWN, images_done, read_stages
@@ -102,10 +102,15 @@ def plan_run(
 ) -> tuple[Plan, RunPaths]:
     """Read WordNet and write a run's plan, or a slice of it, unless the same plan is there."""
     require_usable(config, begun=RunPaths(run).begun)
-    with display.progress("reading WordNet"):
-        wordnet = shared_wordnet()
-        catalog = read_catalog(config.catalog, wordnet)
-    plan, paths = make_plan(config, catalog, share), RunPaths(run)
+    wordnet, table = None, config.catalog.table
+    with display.progress(f"reading {table.name if table else 'WordNet'}"):
+        if table:
+            catalog = Catalog(describe(config.catalog), ())
+        else:
+            catalog = read_catalog(config.catalog, shared_wordnet())
+        plan, paths = make_plan(config, catalog, share, display.say), RunPaths(run)
+        if plan.table["wnid"].null_count < len(plan.table):
+            wordnet = shared_wordnet()
     new = write_plan(plan, paths, display.say, wordnet)
     display.say(f"{'planned' if new else 'planned already'}: {run}")
     with display.progress("looking for the weights"):

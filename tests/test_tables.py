@@ -1,0 +1,326 @@
+"""Tables of prompts that users bring, and prompts from templates."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sdwn.errors import SdwnError, UsageError
+from sdwn.planning.plan import make_plan
+from sdwn.planning.prompts import fill_prompts, with_article
+from sdwn.planning.tables import read_prompts, read_table
+from sdwn.wordnet.catalog import Catalog
+from sdwn.wordnet.corpus import Synset, WordNet
+
+from conftest import noise_config
+
+
+def no_wordnet(name: str) -> Synset:
+    raise AssertionError(f"WordNet was asked for {name}")
+
+
+def written(folder: Path, name: str, content: Any) -> Path:
+    path = folder / name
+    if isinstance(content, pa.Table):
+        pq.write_table(content, path)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        lines = content if isinstance(content, str) else "\n".join(map(json.dumps, content))
+        path.write_text(lines, encoding="utf-8")
+    return path
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = read_table(path, (), 10, no_wordnet).to_pylist()
+    return found
+
+
+# What a prompt, a label or an own column may hold; HDF5 ends text at a NUL.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1)
+IDS = NAMES.filter(lambda name: name not in (".", "..") and len(name.encode()) <= 150)
+OWN = {
+    "own_text": TEXT,
+    "own_int": st.integers(-(2**63), 2**63 - 1),
+    "own_float": st.floats(allow_nan=False, allow_infinity=False),
+    "own_bool": st.booleans(),
+    "own_list": st.lists(TEXT),
+}
+ROW = st.fixed_dictionaries(
+    {"id": IDS, "prompt": TEXT.filter(str.strip)},
+    optional={
+        "label": TEXT.map(lambda text: f"my {text}"),
+        "images": st.integers(1, 10_000),
+        "seed": st.integers(0, 2**63 - 1),
+        "negative_prompt": TEXT,
+        **{name: st.none() | values for name, values in OWN.items()},
+    },
+)
+
+
+def folded(row: dict[str, Any]) -> str:
+    # As Arrow's utf8_lower, letter by letter.
+    composed = unicodedata.normalize("NFC", row["id"])
+    return "".join(one.lower() if len(one.lower()) == 1 else one for one in composed)
+
+
+@settings(max_examples=60)
+@given(rows=st.lists(ROW, min_size=1, max_size=8, unique_by=folded), kind=st.sampled_from("cjp"))
+def test_every_value_of_a_table_comes_back(
+    rows: list[dict[str, Any]], kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("table")
+    if kind == "c":
+        # It has no lists, and text that is a number is one.
+        texts = {"own_text": "text {}".format}
+        rows = [
+            {name: texts.get(name, lambda v: v)(v) for name, v in row.items() if name != "own_list"}
+            for row in rows
+        ]
+    names = sorted({name for row in rows for name in row})
+    table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
+    if kind == "c":
+        pyarrow.csv.write_csv(table, folder / "table.csv")
+        path = folder / "table.csv"
+    elif kind == "j":
+        path = written(folder, "table.jsonl", rows)
+    else:
+        path = written(folder, "table.parquet", table)
+    for row, found in zip(rows, rows_of(path), strict=True):
+        assert found["id"] == row["id"]
+        assert found["prompts"] == [row["prompt"]]
+        assert (found["images"], found["seed"]) == (row.get("images", 10), row.get("seed"))
+        assert found["label"] == row.get("label", "")
+        assert found["negative_prompt"] == row.get("negative_prompt")
+        for name in names:
+            if name.startswith("own_"):
+                assert found[name] == row.get(name), name
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", "ID,prompt\n1,a\n", "expected the column id, found 'ID', 'prompt'"),
+        ("a.csv", "id,prompt,id\n1,a,2\n", "expected one column of the name 'id', found 2"),
+        ("a.csv", "id,prompt,x,X\n1,a,2,3\n", "expected one column of the name 'x', found 2"),
+        ("a.csv", ",id,prompt\n0,1,a\n", "expected one column of the name '', found 1"),
+        ("a.csv", "id,prompt,Seed\n1,a,2\n", "column 'Seed': expected the name as 'seed'"),
+        ("a.csv", "id,prompt,width\n1,a,2\n", "column 'width': a release has one of this name"),
+        ("a.csv", "id,prompt\n", "expected rows, found none"),
+        ("a.csv", "", "cannot be read: ArrowInvalid: CSV parse error: Empty CSV file"),
+        (
+            "a.csv",
+            "id,prompt\n1,a dog, asleep\n2,b\n3,a,b,c\n",
+            "expected 2 cells in each row, found row 2 with 3, row 4 with 4; text with ',' in it n",
+        ),
+        ("a.csv", 'id,prompt\n1,"a dog\n2,b\n', "a quotation mark is never closed"),
+        ("a.csv", b"id,prompt\n1,caf\xe9\n", "expected text in UTF-8, save it as such"),
+        ("a.csv", "id,prompt\n1,\n2,a\n3,  \n", "expected a prompt; found row 2, row 4"),
+        ("a.csv", "id,prompt\n,a\n", "expected an id; found row 2"),
+        (
+            "a.csv",
+            "id,prompt\na/b,a\n..,a\n",
+            'can name a folder: no "/", at most 150 bytes; found',
+        ),
+        ("a.csv", "id,prompt\n" + 76 * "é" + ",a\n", "at most 150 bytes; found row 2 ('ééé"),
+        ("a.csv", 'id,prompt\n"a\tb",a\n', "found row 2 ('a\\tb')"),
+        (
+            "a.csv",
+            "id,prompt\nA,a\nb,a\nc,a\nb,a\na,a\n",
+            "ids that differ, and in more than case; found row 2 ('A'), row 6 ('a'), row 3 ('b'), ",
+        ),
+        ("a.csv", "id,prompt\ne\u0301,a\n\u00e9,a\n", "and in more than case; found row 2 ("),
+        (
+            "a.csv",
+            "id,prompt\n" + "".join(f"{n % 50},a\n" for n in range(100)),
+            "found row 2 ('0'), row 52 ('0'), row 3 ('1'), row 53 ('1'), row 12 ('10') and 95 more",
+        ),
+        (
+            "a.csv",
+            "id,prompt,images\n1,a,0\n2,a,2.5\n",
+            "from 1 to 10,000; found row 2 (0.0), row 3",
+        ),
+        ("a.csv", "id,prompt,images\n1,a,9\n2,a,ten\n", "expected images as a whole number from 1"),
+        (
+            "a.csv",
+            "id,prompt,seed\n1,a,-1\n",
+            "from 0 to 9,223,372,036,854,775,807; found row 2 (-1",
+        ),
+        (
+            "a.csv",
+            f"id,prompt,seed\n1,a,{2**63}\n",
+            "9,223,372,036,854,775,807; found row 2 (9.2233",
+        ),
+        (
+            "a.jsonl",
+            '{"id": "a", "prompt": "b", "seed": 9007199254740993.0}',
+            "found row 1 (900719925",
+        ),
+        ("a.jsonl", '{"id": "a", "prompt": "b", "seed": true}', "found row 1 (True)"),
+        ("a.jsonl", '{"id": 1.5, "prompt": "b"}', "column 'id': expected text, found double"),
+        ("a.jsonl", '{"id": "a", "prompt": "b", "x": {"y": 1}}', "found struct<y: int64>"),
+        (
+            "a.jsonl",
+            '{"id": "a", "prompt": "b", "x": NaN}',
+            "numbers, or nothing; found row 1 (nan)",
+        ),
+        ("a.jsonl", '{"id": "a", "prompt": "b", "x": [NaN]}', "or nothing; found row 1 ([nan])"),
+        ("a.jsonl", '{"id": "a", "prompt": "b\\u0000"}', "expected prompt without a NUL character"),
+        (
+            "a.jsonl",
+            '{"id": "a", "prompt": "b"}\n{"id"',
+            "JSON parse error: Missing a colon after a",
+        ),
+        (
+            "a.jsonl",
+            '{"id": "a", "prompt": "b"}\n{"id": 7, "prompt": "b"}',
+            "Column(/id) changed from string to number in row 2",
+        ),
+        ("a.jsonl", '[{"id": "a", "prompt": "b"}]', "changed from object to array in row 1"),
+        ("a.parquet", b"no table", "cannot be read: ArrowInvalid: Parquet magic bytes not found"),
+        (
+            "a.parquet",
+            pa.table({"id": ["a"], "prompt": ["b"], "t": pa.array([0], pa.timestamp("us"))}),
+            "column 't': expected text, numbers, truth values, or lists of one of these; found",
+        ),
+        ("a.xlsx", b"", "expected .csv, .tsv, .jsonl, .ndjson or .parquet"),
+    ],
+)
+def test_a_faulty_table_is_refused_by_row_or_column(
+    tmp_path: Path, name: str, content: Any, expected: str
+) -> None:
+    with pytest.raises(SdwnError) as error:
+        rows_of(written(tmp_path, name, content))
+    assert expected in str(error.value)
+    assert str(error.value).startswith(str(tmp_path / name))
+
+
+def test_faults_of_several_kinds_are_told_at_once(tmp_path: Path, wordnet: WordNet) -> None:
+    text = (
+        "id,prompt,label,wnid,synset\n"
+        "1,a,crane,,\n"  # two ImageNet classes have it
+        "2,a,crane,n03126707,\n"  # no matter: the wnid says which
+        "3,a,,n02391049,dog.n.01\n"  # two synsets
+        "4,a,,,dgo.n.01\n"
+        "5,,,n00000001,\n"
+    )
+    with pytest.raises(UsageError) as error:
+        read_table(written(tmp_path, "t.csv", text), (), 10, wordnet.synset)
+    noun = "a noun of WordNet 3.0, such as dog.n.01 or n02084071; found"
+    assert [line.removeprefix(f"{tmp_path}/t.csv: ") for line in str(error.value).split("\n")] == [
+        "expected a prompt; found row 6",
+        f"expected as wnid {noun} row 6 ('n00000001')",
+        f"expected as synset {noun} row 5 ('dgo.n.01')",
+        "expected wnid and synset to be the same one; found row 4 ('n02391049')",
+        "expected a label of one ImageNet class only; write a wnid into the column wnid; "
+        "found row 2 ('crane: n02012849 or n03126707')",
+    ]
+
+
+def test_synsets_and_labels_of_classes_are_looked_up(tmp_path: Path, wordnet: WordNet) -> None:
+    text = (
+        "id,prompt,label,wnid,synset\n"
+        "a,x,,,dog.n.01\nb,x,my zebra,n02391049,\nc,x,Sea_Lion,,\nd,x,sorrel horse,,\ne,x,,,\n"
+    )
+    found = read_table(written(tmp_path, "t.csv", text), (), 10, wordnet.synset).to_pylist()
+    names = ("label", "wnid", "synset", "imagenet_class")
+    assert [tuple(row[name] for name in names) for row in found] == [
+        ("dog", "n02084071", "dog.n.01", None),
+        ("my zebra", "n02391049", "zebra.n.01", 340),
+        ("Sea_Lion", "n02077923", "sea_lion.n.01", 150),
+        ("sorrel horse", None, None, None),
+        ("", None, None, None),
+    ]
+    assert found[1]["lemmas"] == "zebra"
+    assert found[0]["definition"].startswith("a member of the genus Canis")
+
+
+def test_values_of_text_stay_text(tmp_path: Path) -> None:
+    days = [
+        {"id": "2026-01-31", "prompt": "2026-01-31", "day": "2026-01-31", "days": ["2026-01-31"]}
+    ]
+    (found,) = rows_of(written(tmp_path, "t.jsonl", days))
+    assert [found[name] for name in ("id", "prompts", "day", "days")] == [
+        "2026-01-31",
+        ["2026-01-31"],
+        "2026-01-31",
+        ["2026-01-31"],
+    ]
+    text = "id;prompt;code;share\r\n007;NA;01;0.5\r\n8;null;2;\r\n"
+    first, second = rows_of(written(tmp_path, "t.csv", text.encode("utf-16")))
+    assert (first["id"], first["prompts"], first["code"]) == ("007", ["NA"], "01")
+    assert (second["id"], second["prompts"], second["share"]) == ("8", ["null"], None)
+    assert first["share"] == 0.5
+
+
+def test_only_some_rows_are_kept_in_the_order_of_the_table(tmp_path: Path) -> None:
+    path = written(tmp_path, "t.csv", "id,prompt\nx,1\ny,2\nz,3\n")
+    assert read_table(path, ("z", "x"), 1, no_wordnet)["id"].to_pylist() == ["x", "z"]
+    with pytest.raises(UsageError, match=r"only: .*t\.csv has no row with the id q"):
+        read_table(path, ("z", "q"), 1, no_wordnet)
+
+
+# --- Prompts of synsets --------------------------------------------------------------------------
+def some_synsets(wordnet: WordNet, *names: str) -> tuple[Synset, ...]:
+    return tuple(map(wordnet.synset, names))
+
+
+def test_written_prompts_of_synsets(tmp_path: Path, wordnet: WordNet) -> None:
+    synsets, said = some_synsets(wordnet, "dog.n.01", "zebra.n.01"), list[str]()
+    rows = [("zebra.n.01", "one"), ("n02391049", "two"), ("cat.n.01", "three"), ("dog.n.01", "one")]
+    lines = [{"synset": name, "prompt": prompt, "note": 1} for name, prompt in rows]
+    path = written(tmp_path, "p.jsonl", lines)
+    found = read_prompts(path, synsets, wordnet.synset, said.append)
+    assert found == [("one",), ("one", "two")]
+    assert said == ["p.jsonl: left out 1 row of synsets outside the catalog"]
+    more = (*synsets, *some_synsets(wordnet, "teapot.n.01", "yawl.n.02"))
+    with pytest.raises(UsageError, match=r"2 of 4 synsets have no prompt: teapot\.n\.01, yawl"):
+        read_prompts(path, more, wordnet.synset, said.append)
+    nobody = written(
+        tmp_path, "q.jsonl", [{"wnid": None, "prompt": "a"}, {"wnid": "a", "prompt": ""}]
+    )
+    with pytest.raises(UsageError, match=r"(?s)expected a prompt; found row 2.*expected as wnid"):
+        read_prompts(nobody, synsets, wordnet.synset, said.append)
+
+
+def test_images_take_templates_in_turn(wordnet: WordNet) -> None:
+    config = noise_config(prompt=["a photo of {a_lemma}", "{definition}"])
+    plan = make_plan(config, Catalog("test", some_synsets(wordnet, "zebra.n.01")))
+    definition = wordnet.synset("zebra.n.01").definition
+    found = [(one.prompt_number, one.prompt) for one in plan.specs(plan.shards[0])]
+    assert found == [(0, "a photo of a zebra"), (1, definition)] * 2 + [(0, "a photo of a zebra")]
+
+
+def test_hypernyms_are_fields(wordnet: WordNet) -> None:
+    dog, *tops = some_synsets(wordnet, "dog.n.01", "entity.n.01")
+    templates = ["{lemma}, a kind of {hypernym}", "{hypernyms}"]
+    assert fill_prompts(templates, [dog], wordnet.synset) == [
+        ("dog, a kind of domestic animal", "domestic animal, canine")
+    ]
+    with pytest.raises(UsageError, match=r"1 synset without a hypernym .*entity\.n\.01; leave it"):
+        fill_prompts(templates, [dog, *tops], wordnet.synset)
+    with pytest.raises(UsageError, match='"a photo" has no field'):
+        fill_prompts(["{lemma}", "a photo"], [dog], wordnet.synset)
+
+
+@pytest.mark.parametrize(
+    "noun",
+    [
+        *("an electric guitar", "a unicorn", "an hour angle", "a European ash", "a ewe", "an heir"),
+        *("a one-way street", "an oncologist", "an umbrella", "an usher", "a user", "a Ugandan"),
+        *("a uniform", "an unilluminated room", "an X-ray tube", "an L-plate", "a B-girl"),
+        *("a UNIX guru", "a U-boat", "a RAM", "an LP", "a CD-ROM", "an honest woman", "a houri"),
+        *("an mRNA", "an n-type semiconductor", "a uakari", "a eucalyptus", "an S"),
+    ],
+)
+def test_the_article_is_that_of_the_sound(noun: str) -> None:
+    assert with_article(noun.partition(" ")[2]) == noun
