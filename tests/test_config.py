@@ -63,20 +63,23 @@ def test_paper_pins_what_the_paper_used() -> None:
         (SMALL + "prompt: 'a {lemna}'", "{lemna}'; valid fields: {definition}, {lemma}"),
         (SMALL + "prompt: 'a {lemma'", "prompt: not a template"),
         (SMALL + "prompt: ['{lemma}', 'a {lemna}']", "{lemna}'; valid fields: {definition}"),
-        (SMALL + "prompt: ['{lemma}', '{lemma}']", "the template '{lemma}' stands twice in the li"),
-        (SMALL + "prompt: []", "prompt: the list is empty"),
-        (SMALL + "prompts: a.csv\nprompt: '{lemma}'", "the file of prompts has the prompts; leave"),
+        (
+            SMALL + "prompt: ['{lemma}', '{lemma}']",
+            "prompt: expected a list of templates, each of t",
+        ),
+        (SMALL + "prompt: []", "prompt: expected a list of templates, each of them once"),
+        (SMALL + "prompts: a.csv\nprompt: '{lemma}'", "prompts come from one of prompts, prompt; "),
         (
             SMALL.replace("name: closure", "table: a.csv") + "prompt: '{lemma}'",
-            "prompt: catalog.table has the prompts; leave it out, or null",
+            "prompts come from one of catalog.table, prompt; leave one out",
         ),
         (
             SMALL.replace("name: closure", "table: a.csv") + "prompts: b.csv",
-            "prompts: each row of catalog.table has its prompt; leave it out",
+            "prompts come from one of catalog.table, prompts; leave one out",
         ),
         (
             SMALL.replace("name: closure", "name: closure, table: a.csv"),
-            "table: its rows are all concepts of the run; leave out synsets, name, roots, file",
+            "give at least one of synsets, name, roots, file; or a table alone",
         ),
         ("catalog: {name: closure}", "model: Field required"),
         (SMALL + "prompt: '{lemma!r}'", "prompt: not a template"),
@@ -120,10 +123,8 @@ def test_synsets_and_a_model_suffice(tmp_path: Path) -> None:
 def test_one_template_is_the_same_with_and_without_a_list(tmp_path: Path) -> None:
     listed = load(tmp_path, SMALL, 'prompt=["a {lemma}"]')
     assert listed == load(tmp_path, SMALL, "prompt=a {lemma}")
-    assert listed.templates == ("a {lemma}",)
-    assert load(tmp_path, SMALL, 'prompt=["a {lemma}", "{definition}"]').templates[1:] == (
-        "{definition}",
-    )
+    several = load(tmp_path, SMALL, 'prompt=["a {lemma}", "{definition}"]')
+    assert several.prompt == ("a {lemma}", "{definition}")
 
 
 def test_files_of_prompts_start_at_the_folder_of_the_config(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from sdwn.planning.plan import (
     sample_prompts,
     write_plan,
 )
-from sdwn.planning.prompts import fill_prompt
+from sdwn.planning.prompts import fill_prompts
 from sdwn.wordnet.catalog import Catalog, read_catalog
 from sdwn.wordnet.corpus import Synset, WordNet
 
@@ -354,12 +354,15 @@ def test_a_folder_without_a_plan_is_explained(tmp_path: Any) -> None:
         read_plan(RunPaths(tmp_path))
 
 
+def no_synset(name: str) -> Synset:
+    raise AssertionError(f"{name} was looked up")
+
+
 def test_prompt_templates() -> None:
     dog = Synset("n02084071", "dog.n.01", ("dog", "domestic_dog"), "a member of the genus Canis")
-    assert fill_prompt("{definition}", dog) == "a member of the genus Canis"
-    assert fill_prompt("{lemma}: {lemmas} ({synset})", dog) == "dog: dog, domestic dog (dog.n.01)"
-
-
-def test_braces_in_a_gloss_are_kept() -> None:
     odd = dataclasses.replace(synsets(1)[0], definition="a {curly} thing")
-    assert fill_prompt("{definition}", odd) == "a {curly} thing"
+    templates = ["{definition}", "{lemma}: {lemmas} ({synset})"]
+    assert list(fill_prompts(templates, [dog, odd], no_synset)) == [
+        ("a member of the genus Canis", "dog: dog, domestic dog (dog.n.01)"),
+        ("a {curly} thing", "thing 0: thing 0 (thing.n.00)"),
+    ]

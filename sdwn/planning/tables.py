@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -145,10 +144,9 @@ class _Rows:
         for name, key in zip(table.column_names, usual, strict=True):
             if name in _INPUTS or keep_own:
                 self.columns[name] = table.column(usual.index(key)).combine_chunks()
+                fault = _column_fault(name, self.columns[name])
                 if usual.count(key) > 1:
                     fault = "expected one column of this name, whatever its case"
-                else:
-                    fault = _column_fault(name, self.columns[name])
                 self._faults += [f"column {name!r}: {fault}"] if fault else []
         if lacking := [name for name in needed if name not in table.column_names]:
             found = _some([repr(name) for name in table.column_names])
@@ -198,7 +196,7 @@ def _column_fault(name: str, column: pa.Array) -> str | None:
     kind = column.type
     if name in _INPUTS:
         numeric = pa.types.is_integer(kind) or (name not in _TEXTS and pa.types.is_floating(kind))
-        return None if numeric or pa.types.is_string(kind) else f"expected text, found {kind}"
+        return None if numeric or pa.types.is_string(kind) else f"expected text or whole numbers, found {kind}"
     if name.strip().lower() in _RESERVED:
         return "sdwn has a column of this name; rename it"
     if _kept_type(kind) is None:
