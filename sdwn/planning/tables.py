@@ -196,7 +196,11 @@ def _column_fault(name: str, column: pa.Array) -> str | None:
     kind = column.type
     if name in _INPUTS:
         numeric = pa.types.is_integer(kind) or (name not in _TEXTS and pa.types.is_floating(kind))
-        return None if numeric or pa.types.is_string(kind) else f"expected text or whole numbers, found {kind}"
+        return (
+            None
+            if numeric or pa.types.is_string(kind)
+            else f"expected text or whole numbers, found {kind}"
+        )
     if name.strip().lower() in _RESERVED:
         return "sdwn has a column of this name; rename it"
     if _kept_type(kind) is None:
