@@ -33,18 +33,20 @@ from sdwn.generation.sampler import Sampler
 from sdwn.io import seconds, write_text
 from sdwn.jobs import task
 from sdwn.jobs.task import RunDisk, read_record
+from sdwn.models.builtin import builtin_folder
 from sdwn.paths import LOWERED, WAITED, RunPaths
 from sdwn.planning import plan as plan_module
+from sdwn.planning.concept_table import concept_rows, concept_table
 from sdwn.planning.plan import ImageSpec, Plan, read_plan, write_plan
 from sdwn.preflight import trials
-from sdwn.storage.columns import names
+from sdwn.storage.columns import names, texts
 from sdwn.storage.images import decode, encode
 from sdwn.storage.shards import ImageFile
 from sdwn.workflow.later_stages import LATER_STAGES
 from sdwn.workflow.status import images_done, run_status
 from submitit.core.utils import UncompletedJobError
 
-from conftest import FEW, PlanRun, Sdwn, wait_until
+from conftest import FEW, PlanRun, Sdwn, noise_config, wait_until
 
 IMAGE_COLUMNS = ("wnid", "synset", "number", "seed", "prompt", "status", "batch", "place")
 
@@ -157,6 +159,103 @@ def test_a_killed_run_ends_with_the_same_images(
             make(paths, plan, Failing(plan, batches=chance.randrange(1, 3)))
     make(paths, plan, NoiseSampler(plan.config))
     assert images(paths) == images(undisturbed)
+
+
+def written(folder: Path, rows: dict[str, Any], **settings: Any) -> tuple[RunPaths, Plan]:
+    """Plan the rows of a table of prompts."""
+    plan = Plan("table", noise_config(**settings), concept_rows(concept_table(rows)))
+    write_plan(plan, RunPaths(folder))
+    return RunPaths(folder), plan
+
+
+# Of uneven counts, some with several prompts, a seed, or a negative prompt of their own.
+TABLE: dict[str, Any] = {
+    "id": [f"row {number}" for number in range(12)],
+    "label": ["a label"] * 12,
+    "prompts": [[f"{number}", "or else", f"{number}"][: 1 + number % 3] for number in range(12)],
+    "images": [1 + number * number % 5 for number in range(12)],
+    "seed": [number if number % 2 else None for number in range(12)],
+    "negative_prompt": [None if number % 4 else f"no {number}" for number in range(12)],
+}
+
+
+def test_uneven_counts_are_made_in_batches_and_a_killed_run_ends_with_the_same_images(
+    tmp_path: Path, flush_at_once: None
+) -> None:
+    cut = {"generation": {"batch_size": 5}, "storage": {"images_per_shard": 12}}
+    undisturbed, plan = written(tmp_path / "undisturbed", TABLE, **cut)
+    make(undisturbed, plan, NoiseSampler(plan.config))
+    paths, _ = written(tmp_path / "killed", TABLE, **cut)
+    plan = read_plan(paths)
+    assert len({shard.images for shard in plan.shards}) > 1
+    for batches in (1, 2, 1):
+        with pytest.raises(RuntimeError):
+            make(paths, plan, Failing(plan, batches))
+    make(paths, plan, NoiseSampler(plan.config))
+    assert images(paths) == images(undisturbed)
+    for shard in plan.shards:
+        with ImageFile(paths.shard(shard.index)) as file:
+            rows = file.rows()
+        starts = [batch - batch % 5 for batch in range(shard.images)]
+        assert rows["batch"].tolist() == starts, "cut every five images, whatever they are of"
+        for name in ("number", "seed", "prompt_number"):
+            expected = [getattr(spec, name) for spec in plan.specs(shard)]
+            assert rows[name].tolist() == expected
+        columns = zip(
+            *(texts(rows[name]) for name in ("id", "wnid", "negative_prompt")), strict=True
+        )
+        expected = [(spec.concept.id, "", spec.negative_prompt or "") for spec in plan.specs(shard)]
+        assert list(columns) == expected
+
+
+@pytest.mark.model
+def test_rows_with_seeds_and_negative_prompts_are_what_diffusers_makes(tmp_path: Path) -> None:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    model = {"name": "builtin:tiny"}
+    size = {"height": 32, "width": 32, "num_inference_steps": 2, "precision": "fp32"}
+    settings: dict[str, Any] = {"model": model}
+    settings["storage"] = {"codec": "raw", "images_per_shard": 20}
+    settings["generation"] = {**size, "batch_size": 1, "negative_prompt": "grey"}
+    paths, plan = written(
+        tmp_path / "run", {key: rows[:5] for key, rows in TABLE.items()}, **settings
+    )
+    generate.generate(paths.root, range(len(plan.shards)))
+    plain = StableDiffusionPipeline.from_pretrained(builtin_folder("tiny"))
+    with ImageFile(paths.shard(0)) as file:
+        rows = file.rows()
+        assert len(file) == plan.images > 10
+        for i in range(len(file)):
+            seed = torch.Generator().manual_seed(int(rows["seed"][i]))
+            image = plain(
+                rows["prompt"][i].decode(),
+                negative_prompt=rows["negative_prompt"][i].decode(),
+                latents=torch.randn((1, 4, 8, 8), generator=seed),
+                height=32,
+                width=32,
+                num_inference_steps=2,
+            ).images[0]
+            assert file.payload(i) == np.asarray(image).tobytes()
+        assert rows["seed"][texts(rows["id"]).index("row 1")] != 1, "one of two: derived of its own"
+        assert {"no 0", "no 4", "grey"} == set(texts(rows["negative_prompt"]))
+
+
+@pytest.mark.parametrize("images", [[3] * 25, [1] * 9, [1, 2, 3, 4] * 6])
+def test_a_pilots_images_of_rows_with_seeds_are_those_of_the_run(images: list[int]) -> None:
+    ids = [f"{number}" for number in range(len(images))]
+    rows = {
+        "id": ids,
+        "prompts": [["a", "b"]] * len(ids),
+        "images": images,
+        "seed": range(len(ids)),
+    }
+    plan = Plan("table", noise_config(), concept_rows(concept_table(rows)))
+    every = [spec for shard in plan.shards for spec in plan.specs(shard)]
+    seeds = {(spec.concept.id, spec.number): (spec.seed, spec.prompt) for spec in every}
+    small = trials.pilot_plan(plan)
+    for spec in small.specs(small.shards[0]):
+        assert seeds[spec.concept.id, spec.number] == (spec.seed, spec.prompt)
 
 
 def test_a_finished_shard_is_never_made_again(generated: PlanRun) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -339,6 +340,29 @@ def test_the_digest_covers_the_content_of_every_column_and_nothing_else(
     digests = {content, digest(others), digest(renamed), digest(table.drop_columns("stars"))}
     assert len(digests) == 4
     assert (digest(nulls) == content) == nulls.equals(table)
+
+
+@pytest.mark.long
+def test_a_task_reads_little_of_a_million_rows(tmp_path: Path) -> None:
+    count = 1_000_000
+    prompts = [[f"a photograph of thing {number}, in the evening sun"] for number in range(count)]
+    rows = {"id": list(map(str, range(count))), "prompts": prompts, "images": [1] * count}
+    config = noise_config(storage={"images_per_shard": 1000})
+    paths = RunPaths(tmp_path)
+    write_plan(Plan("table", config, concept_rows(concept_table(rows))), paths)
+    before = bytes_read()
+    plan = read_plan(paths)
+    assert (len(plan.shards), plan.images) == (1000, count)
+    assert bytes_read() - before < 100_000
+    for index in (500, 501):
+        specs = list(plan.specs(plan.shards[index]))
+        assert [spec.prompt for spec in specs] == [p[0] for p in prompts[index * 1000 :][:1000]]
+    assert bytes_read() - before < paths.concepts.stat().st_size / 10
+
+
+def bytes_read() -> int:
+    """Count what this process has read of files."""
+    return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
 
 
 def test_sample_prompts_are_the_shortest_the_longest_and_some_others(paper: Catalog) -> None:

@@ -38,25 +38,23 @@ SCHEMA = pa.schema(
         ("negative_prompt", pa.string()),
     ]
 )
-# What a concept has where nobody says otherwise; in other columns it is null.
+# What a concept has in place of a null; in other columns it may be one.
 _DEFAULTS = {"label": "", "lemmas": "", "definition": "", "first_image": 0}
 
 
 def concept_table(columns: Mapping[str, Any]) -> pa.Table:
-    """Build a table of concepts from columns, Arrow's or lists; those that are absent are empty.
+    """Build a table of concepts from columns, Arrow's or lists; absent ones are empty.
 
     Columns that no concept has are the user's own, and stay behind the others as they are.
     """
-    rows = len(columns["id"])
-    table = {
-        field.name: columns[field.name]
-        if field.name in columns
-        else pa.repeat(pa.scalar(_DEFAULTS.get(field.name), field.type), rows)
-        for field in SCHEMA
-    }
-    own = {name: values for name, values in columns.items() if name not in table}
-    schema = pa.schema([*SCHEMA, *((name, values.type) for name, values in own.items())])
-    return pa.table({**table, **own}, schema=schema)
+    own = [name for name in columns if name not in SCHEMA.names]
+    schema = pa.schema([*SCHEMA, *((name, columns[name].type) for name in own)])
+    absent = {field.name: pa.nulls(len(columns["id"]), field.type) for field in SCHEMA}
+    table = pa.table({**absent, **columns}, schema=schema)
+    for name, value in _DEFAULTS.items():
+        at = SCHEMA.get_field_index(name)
+        table = table.set_column(at, SCHEMA.field(at), pc.fill_null(table[name], value))
+    return table
 
 
 def synset_columns(synsets: Sequence[Synset]) -> dict[str, Any]:
