@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -363,6 +364,13 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     """
     content, folder = read_yaml(path), path.resolve().parent
     _make_absolute(content, folder, typed=False)
+    return with_overrides(content, overrides, path, folder)
+
+
+def with_overrides(
+    content: dict[str, Any], overrides: Sequence[str], path: Path, folder: Path
+) -> RunConfig:
+    """Return the settings that a file has, ``key=value`` overrides applied."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:

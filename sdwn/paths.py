@@ -135,13 +135,17 @@ class ReleasePaths:
 
     manifest = _Below("manifest.json")  # what the release holds, and from where
     metadata = _Below("metadata.parquet")  # a row an image
-    synsets = _Below("synsets.csv")  # the plan's table of synsets
+    synsets = _Below("synsets.csv")  # the plan's table of synsets, of version 1
     taxonomy = _Below("taxonomy.parquet")  # what is above them and ImageNet's classes
     missing = _Below("missing.csv")  # the synsets that an unfinished run had not made
     skipped = _Below("skipped.csv")  # files that an import left out, and why
     card = _Below("README.md")  # the dataset card
     sums = _Below("SHA256SUMS")  # checksums as ``sha256sum -c`` reads them
     evaluations = _Below("evaluations")  # everything that is computed later
+
+    def concepts(self, number: int) -> Path:
+        """Return the path of the concepts of a release's plan."""
+        return self.root / f"concepts{f'-{number}' if number else ''}.parquet"
 
     def part(self, number: int) -> Path:
         """Return the path of a part of the images."""

@@ -108,6 +108,8 @@ def read_folders(root: Path) -> Images:
 
 
 def synset_rows(root: Path) -> tuple[Concept, ...]:
+    if ReleasePaths(root).manifest.exists():
+        return tuple(Release(root).concepts.values())
     return tuple(parse_table((root / "synsets.csv").read_text()))
 
 

@@ -414,11 +414,11 @@ def test_damaged_missing_and_extra_things_are_named(released: Path, tmp_path: Pa
     with h5py.File(root / "images-00000.h5", "r+") as file:
         file["blob"][int(file["offsets"][3])] ^= 16
         synset, number = file["rows/synset"].asstr()[3], file["rows/number"][3]
-    (root / "synsets.csv").unlink()
+    (root / "concepts.parquet").unlink()
     (root / "notes.txt").write_text("mine")
     problems = verify(root)
     assert f"images-00000.h5: {synset} {number} is damaged" in problems
-    assert "synsets.csv: missing" in problems
+    assert "concepts.parquet: missing" in problems
     assert "notes.txt: not part of the release" in problems
     assert len(problems) == 3
 

@@ -19,7 +19,7 @@ from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import TABLES, build_record, main_figures, read_evaluation
 from sdwn.io import file_sha256, write_text
 from sdwn.paths import EvaluationPaths, ReleasePaths
-from sdwn.planning.concepts import table_text
+from sdwn.planning.concept_table import write_concepts
 from sdwn.planning.plan import make_plan
 from sdwn.releases.release import Manifest, Release
 from sdwn.wordnet.catalog import Catalog
@@ -38,7 +38,7 @@ def release(tmp_path_factory: pytest.TempPathFactory, paper: Catalog) -> Release
     """What a release of the paper's catalog says of itself; figures need no image."""
     paths = ReleasePaths(tmp_path_factory.mktemp("release"))
     plan = make_plan(noise_config(), paper)
-    write_text(paths.synsets, table_text(plan.concepts))
+    write_concepts(paths.concepts(0), plan.table)
     nothing: dict[str, Any] = dict.fromkeys(("selection", "truncated", "retried_fp32", "missing"))
     manifest = Manifest(
         **nothing,

@@ -394,7 +394,7 @@ def test_a_table_that_claims_more_rows_than_the_release_has_takes_no_memory(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kilobytes"
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "synsets.csv", "metadata.parquet"])
+@pytest.mark.parametrize("name", ["manifest.json", "concepts.parquet", "metadata.parquet"])
 def test_files_that_are_far_too_large_are_not_read(
     release: Release, tmp_path: Path, name: str
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,11 +41,11 @@ def collection(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Co
         Image.new("RGB", (4, 4), (place, 8, 8)).save(folder / "0.png")
     target = ReleasePaths(source.parent / "imported")
     release = import_images(source, target, ImportOptions("imagefolder")).release
-    quoted = '"' + ", ".join(LEMMAS).replace('"', '""') + '"'
-    text = target.synsets.read_text().replace(
-        '"cafe, coffeehouse, coffee_shop, coffee_bar"', quoted
-    )
-    target.synsets.write_text(text)
+    table = pq.read_table(target.concepts(0))
+    lemmas = table["lemmas"].to_pylist()
+    lemmas[lemmas.index("cafe, coffeehouse, coffee_shop, coffee_bar")] = ", ".join(LEMMAS)
+    at = table.column_names.index("lemmas")
+    pq.write_table(table.set_column(at, "lemmas", pa.array(lemmas)), target.concepts(0))
     return Collection(release)
 
 

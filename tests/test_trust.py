@@ -186,7 +186,7 @@ class TestARelease:
         if file != "manifest.json":  # which nothing can be checked without
             assert [problem for problem in verify(root) if problem.startswith(f"{file}: a link")]
 
-    @pytest.mark.parametrize("file", ["synsets.csv", "evaluations/vit/evaluation.json"])
+    @pytest.mark.parametrize("file", ["concepts.parquet", "evaluations/vit/evaluation.json"])
     def test_a_pipe_is_not_waited_for(self, generated: PlanRun, tmp_path: Path, file: str) -> None:
         paths, _ = generated(catalog=FEW)
         root = merge([paths], ReleasePaths(tmp_path / "release")).paths.root

@@ -113,11 +113,15 @@ def _check_file(
 def _check_rows(release: Release, part: str) -> list[str]:
     """Compare a part's own rows with those of the table that covers all parts."""
     table = release.paths.metadata.name
+    plans = [*(one.digest for one in release.manifest.plans)] or [""]
     try:
         with release.open_part(part) as file:
             offsets = file.offsets + np.uint64(file.blob_start)
-            plan = file.attributes.get("plan_digest")
-            own = metadata_table(part, file.rows(), offsets, release.concepts, plan)
+            plan = str(file.attributes.get("plan_digest", ""))
+            if plan not in plans:
+                return [f"{part}: of a plan that {release.paths.manifest.name} does not list"]
+            concepts = release.concept_tables[plans.index(plan)]
+            own = metadata_table(part, file.rows(), offsets, concepts, plan)
         all_parts = release.metadata.filter(pc.equal(release.metadata["part"], part))
     except (IntegrityError, DiskError) as error:
         return [str(error)]

@@ -22,7 +22,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from io import BytesIO
-from itertools import islice, pairwise
+from itertools import groupby, islice, pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -424,12 +424,19 @@ def export(
         raise UsageError(f"{target} lies inside the release; export into a folder outside of it")
     require_free(target)
     if options.format == "release":
-        # Whole concepts each.
-        ids = release.metadata["id"].combine_chunks().dictionary_encode().indices.to_numpy()
-        starts = np.flatnonzero(np.diff(ids, prepend=-1, append=-1)).tolist()
+        # Whole concepts each, as one plan made them.
+        ids, plans = (
+            release.metadata[name].cast(pa.string()).combine_chunks().dictionary_encode("encode")
+            for name in ("id", "plan")
+        )
+        codes = ids.indices.to_numpy() + len(ids) * plans.indices.to_numpy().astype("i8")
+        starts = np.flatnonzero(np.diff(codes, prepend=-1, append=-1)).tolist()
         sizes = np.add.reduceat(release.metadata["bytes"].to_numpy(), starts[:-1], dtype="i8")
-        parts = cut_parts(sizes.tolist(), options.part_bytes or io.PART_BYTES)
-        spans = [(starts[first], starts[last]) for first, last in parts]
+        of_plan, spans = plans.take(pa.array(starts[:-1])).to_pylist(), list[Span]()
+        for _, run in groupby(range(len(of_plan)), key=of_plan.__getitem__):
+            first, *_rest = span = list(run)
+            parts = cut_parts(sizes[span].tolist(), options.part_bytes or io.PART_BYTES)
+            spans += [(starts[first + start], starts[first + stop]) for start, stop in parts]
         fill = partial(_write_release, release=release, spans=spans, advance=advance)
     else:
         form = EXPORT_FORMATS[options.format]
@@ -501,20 +508,27 @@ def _write_release(
             return list(csv.reader(file))[1:]
 
     described, paths = release.described, release.paths
-    missing = rows(paths.missing) if described.missing else []
     skipped = rows(paths.skipped) if described.skipped else []
     io.refuse_links(paths.taxonomy)
     origin = Origin(
         **{name: getattr(described, name) for name in writer.RECORDED},
         plans=tuple(release.plan(one.digest) for one in described.plans),
         imported=() if described.plans else tuple(release.concepts.values()),
-        missing=tuple(release.concepts[id_] for id_, *_ in missing),
+        missing=tuple(release.missing),
         missing_shards=described.missing.shards if described.missing else "",
         skipped=tuple((file, reason) for file, reason in skipped),
         taxonomy=read_taxonomy(paths.taxonomy) if paths.taxonomy.exists() else None,
     )
+    plans = [None, *(one.digest for one in described.plans)]
     write = partial(_write_part, release=release, advance=advance)
-    parts = (Part({"rows": list(span)}, partial(write, span=span)) for span in spans)
+    parts = (
+        Part(
+            {"rows": list(span)},
+            partial(write, span=span),
+            max(0, plans.index(release.metadata["plan"][span[0]].as_py()) - 1),
+        )
+        for span in spans
+    )
     writer.write_release(staged, origin, parts, advance)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow.compute as pc
 from PIL import Image
 
 from sdwn.errors import IntegrityError, UsageError, command
@@ -85,7 +86,7 @@ def regenerate(
 
     # The specs of its batch, by its row and the plan's table.
     place = row["place"]
-    position = next(i for i, one in enumerate(plan.concepts) if one.id == id_)
+    position = pc.index(plan.table["id"], id_).as_py()
     shard = next(one for one in plan.shards if position < one.stop)
     specs = list(plan.specs(shard))[row["batch"] : row["batch"] + row["batch_size"]]
     recorded = (row["id"], row["number"], row["seed"], row["prompt"])

@@ -159,11 +159,20 @@ class PlanCounts(Record):
     images: list[int]
 
 
+class Extended(Record):
+    """The release that a plan makes further images for: where it is, which, and its images."""
+
+    release: str
+    digest: str  # of its manifest
+    images: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides which images come out, and how they fall into shards.
 
-    ``slice`` is the share of the shards that a run folder makes; it is no part of the plan.
+    ``slice`` is the share of the shards that a run folder makes; it is no part of the plan, nor is
+    the release that it ``extends``, which may be moved and has no say in the images.
     A plan that was read has its digest and counts as they were recorded.
     """
 
@@ -173,6 +182,7 @@ class Plan:
     recorded_digest: str | None = field(default=None, compare=False)
     slice: Slice = field(default=WHOLE, compare=False)
     recorded_counts: PlanCounts | None = field(default=None, compare=False)
+    extends: Extended | None = field(default=None, compare=False)
 
     @property
     def stage(self) -> str:
@@ -451,7 +461,8 @@ def write_plan(
     from sdwn.planning.concept_table import write_concepts  # pyarrow
 
     evaluation = plan.config.evaluation.model_dump(mode="json")
-    known = paths.plan.exists()
+    extends = {"extends": plan.extends.model_dump()} if plan.extends else {}
+    known, moved = paths.plan.exists(), False
     changed = ["all"]
     if known:
         content = read_json(paths.plan)
@@ -460,7 +471,8 @@ def write_plan(
         changed = setting_differences(before, evaluation, ("before", "now"))
         if changed:
             on_message(f"the evaluation's settings are changed: {'; '.join(changed)}")
-        content["evaluation"] = evaluation
+        moved = content.get("extends", {}) != extends.get("extends", {})
+        content |= {"evaluation": evaluation, **extends}
     else:
         content = {
             **FORMAT.head(),
@@ -471,6 +483,7 @@ def write_plan(
             "catalog": plan.config.catalog.model_dump(mode="json"),
             "evaluation": evaluation,
             **({} if plan.slice.whole else {"slice": str(plan.slice)}),
+            **extends,
         }
     # The tables first: plan.json is what says that a plan is there.
     if content["format_version"] == 1:
@@ -492,7 +505,7 @@ def write_plan(
             wnids = plan.table["wnid"].unique().drop_null().to_pylist()
             above = taxonomy_table(wnids, wordnet)
             write_taxonomy(paths.taxonomy, above)
-    if changed:
+    if changed or moved:
         write_text(paths.plan, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return not known
 
@@ -545,6 +558,7 @@ def read_plan(paths: RunPaths) -> Plan:
         sections = {name: content[name] for name in ("catalog", "evaluation")}
         settings, catalog = {**content["settings"], **sections}, str(content["summary"]["catalog"])
         counts = None if first else PlanCounts.model_validate(content["counts"])
+        old = Extended.model_validate(content["extends"]) if "extends" in content else None
     except (KeyError, TypeError, OSError, ValueError) as error:
         problem = f"{what}: damaged: {first_line(error)}"
         raise IntegrityError(f"{problem}; plan into a new folder") from None
@@ -560,7 +574,7 @@ def read_plan(paths: RunPaths) -> Plan:
         if counts is None
         else _stored_rows(paths, content)
     )
-    return Plan(catalog, config, rows, str(content["digest"]), share, counts)
+    return Plan(catalog, config, rows, str(content["digest"]), share, counts, old)
 
 
 def _stored_rows(paths: RunPaths, content: Mapping[str, Any]) -> ConceptRows:

@@ -3,32 +3,36 @@
 ::
 
     run folders --> locate shards --> parts of whole shards --> write_release --> Release
-                    (each one once,   (bytes copied, SHA-256
-                     of this plan)     of each image checked)
+                    (each one once,   (bytes copied, SHA-256          ^
+                     of this plan)     of each image checked)         |
+    the release that the plan extends, if any --> its parts as they are, first
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from sdwn.errors import IntegrityError, MisplacedError, UsageError, command, shell
-from sdwn.io import PART_BYTES, Advance
+from sdwn.io import PART_BYTES, Advance, atomic, file_sha256, refuse_links
 from sdwn.jobs.task import read_record
 from sdwn.models.lock import common_revision
 from sdwn.paths import TASK_NAME, ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan, read_plan
 from sdwn.releases.release import Release
-from sdwn.releases.staged_folder import build, require_free
+from sdwn.releases.staged_folder import StagedFolder, build, require_free
 from sdwn.releases.writer import Attributes, Origin, Part, cut_parts, write_release
 from sdwn.storage.columns import COLUMNS, texts
 from sdwn.storage.shards import Expected, ImageFile, join
-from sdwn.wordnet.taxonomy import read_taxonomy
+from sdwn.wordnet.taxonomy import join_taxonomies, read_taxonomy
 
 # While a part is written its rows are in memory: small images end it by their number, about that
 # of images of usual size.
@@ -52,8 +56,9 @@ def merge(
 ) -> Release:
     """Write the release of one or several run folders of the same plan.
 
-    A release of this plan that is there already is kept; one that a kill left unfinished is
-    resumed. ``advance`` is called with how many more images are done.
+    Where the plan extends a release, the new one has that one's images too. A release of this plan
+    that is there already is kept; one that a kill left unfinished is resumed. ``advance`` is called
+    with how many more images are done.
 
     Raises:
         UsageError: the folders hold different plans, or another release is there.
@@ -70,20 +75,34 @@ def merge(
                 f"{plan.digest[:12]}; only runs of the same plan make one release"
             )
     revision = common_revision(runs, plan.config.model)
+    old = _extended_release(runs[0], plan) if plan.extends else None
+    if old is not None:
+        if release.root.resolve() == old.paths.root.resolve():
+            raise UsageError(f"{release.root} is extended, and stays as it is; choose a new folder")
+        revision = _same_revision(old, revision)
     if not release.manifest.exists():
         try:
             require_free(release.root)
             shards = _locate_shards(runs, plan, options.allow_missing, revision)
-            origin = _origin(runs, plan, shards)
-            parts = _parts(plan, shards, options, advance)
-            fill = partial(write_release, origin=origin, parts=parts, advance=advance)
-            if build(release.root, {"merge": plan.digest}, fill):
+            origin = _origin(runs, plan, shards, old)
+            parts = chain(
+                _old_parts(old, advance) if old else (),
+                _parts(plan, shards, options, len(origin.plans) - 1, advance),
+            )
+
+            def fill(staged: StagedFolder) -> None:
+                write_release(staged, origin, parts, advance)
+                if old is not None:
+                    _carry_predictions(old, ReleasePaths(staged.root))
+
+            recipe = {"merge": plan.digest, **({"extends": old.digest} if old else {})}
+            if build(release.root, recipe, fill):
                 return Release(release.root)
         except UsageError:
             if not release.manifest.exists():
                 raise
             # Another merge has finished it meanwhile.
-    found = _existing(release, runs, plan, options.allow_missing)
+    found = _existing(release, runs, plan, options.allow_missing, old)
     advance(len(found))
     return found
 
@@ -98,20 +117,85 @@ def merged_summary(release: Release) -> dict[str, Any]:
     return {**found, "release": str(release.paths.root)}
 
 
+def _extended_release(run: RunPaths, plan: Plan) -> Release:
+    """Open the release that a plan extends, checked to be as it was."""
+    assert plan.extends is not None
+    where, found = Path(plan.extends.release), "no release there"
+    if ReleasePaths(where).manifest.is_file():
+        release = Release(where)
+        if release.digest == plan.extends.digest:
+            return release
+        found = f"another one there ({release.digest[:12]})"
+    raise UsageError(
+        f"{run.root} extends the release {plan.extends.digest[:12]} in {where}: found {found}; if "
+        f"it was moved, name its folder with: {command('extend', 'RELEASE', run.root)}"
+    )
+
+
+def _same_revision(old: Release, revision: str | None) -> str | None:
+    """Return the revision that old and new images are made with."""
+    made_with = {one.get("revision") for one in old.manifest.made_on} - {None}
+    if revision is not None and (others := made_with - {revision}):
+        raise UsageError(
+            f"{old.paths.root}: its images were made with the weights "
+            f"{', '.join(map(str, others))}, and the run that extends it is locked to {revision}"
+        )
+    return revision or next(iter(made_with), None)
+
+
+def _old_parts(old: Release, advance: Advance) -> Iterator[Part]:
+    """Yield the parts of a release, to be copied as they are."""
+    plans = [plan.digest for plan in old.manifest.plans]
+    records = {record.file: record for record in old.manifest.files}
+    for name in old.metadata["part"].unique().to_pylist():
+        with old.open_part(name) as file:
+            images, plan = len(file), plans.index(str(file.attributes.get("plan_digest")))
+        write = partial(_copy_part, old.part(name), records[name].sha256, images, advance)
+        yield Part({"copy": records[name].sha256}, write, plan)
+
+
+def _copy_part(
+    source: Path, sha256: str, images: int, advance: Advance, path: Path, _: Attributes
+) -> str:
+    shutil.copyfile(source, path)
+    if file_sha256(path) != sha256:
+        check = command("verify", source.parent)
+        raise IntegrityError(f"{source}: its SHA-256 is not the recorded one; check with: {check}")
+    advance(images)
+    return sha256
+
+
+def _carry_predictions(old: Release, paths: ReleasePaths) -> None:
+    """Copy predictions of the old images, for evaluations to take instead of classifying again."""
+    refuse_links(old.paths.evaluations)
+    for folder in old.paths.evaluations.glob("*/"):
+        theirs = old.paths.evaluation(folder.name)
+        # Of a release that was grown and not evaluated since, those of the one before.
+        if found := next(filter(Path.is_file, (theirs.predictions, theirs.earlier)), None):
+            with atomic(paths.evaluation(folder.name).earlier) as temporary:
+                shutil.copyfile(found, temporary)
+
+
 def _existing(
-    paths: ReleasePaths, runs: Sequence[RunPaths], plan: Plan, allow_missing: bool
+    paths: ReleasePaths,
+    runs: Sequence[RunPaths],
+    plan: Plan,
+    allow_missing: bool,
+    old: Release | None,
 ) -> Release:
     """Open the release that is there, if it is of this plan and no shard can be added to it."""
     release = Release(paths.root)
     manifest, found = release.manifest, ""
-    if manifest.plan_digest != plan.digest:
+    plans = [*(one.digest for one in (old.manifest.plans if old else ())), plan.digest]
+    if [one.digest for one in manifest.plans] != plans:
         theirs = str(manifest.plan_digest)[:12]
         found = f"the release of another plan ({theirs}, this is {plan.digest[:12]})"
-    elif manifest.selection:
+    elif manifest.selection != (old.manifest.selection if old else None):
         found = f"a part of the plan ({manifest.selection})"
     elif manifest.missing:
         made = set[int]().union(*(run.done_shards() for run in runs))
-        present = set(release.metadata["id"].unique().to_pylist())
+        own = release.metadata.filter(pc.equal(release.metadata["plan"], plan.digest))
+        present = set(own["id"].unique().to_pylist())
         absent = {
             shard.index
             for shard in plan.shards
@@ -242,19 +326,32 @@ def _make(paths: RunPaths) -> str:
     return command("retry" if paths.submissions.exists() else "submit", paths.root, "--wait")
 
 
-def _origin(runs: Sequence[RunPaths], plan: Plan, shards: Mapping[int, Path]) -> Origin:
-    missing = [shard for shard in plan.shards if shard.index not in shards]
-    # Runs of one plan have the same synsets: any taxonomy has all. Old runs have none.
-    taxonomy = next((paths.taxonomy for paths in runs if paths.taxonomy.exists()), None)
+def _origin(
+    runs: Sequence[RunPaths], plan: Plan, shards: Mapping[int, Path], old: Release | None
+) -> Origin:
+    absent = [shard for shard in plan.shards if shard.index not in shards]
+    missing = [row for shard in absent for row in plan.concepts[shard.start : shard.stop]]
+    catalogs, plans, energy, before = [plan.catalog], [plan], [_energy(runs)], None
+    # Runs of one plan have the same concepts: any taxonomy has all. Old runs have none.
+    taxonomies = [paths.taxonomy for paths in runs if paths.taxonomy.exists()][:1]
+    if old is not None:
+        before, planned = old.manifest, {row.id for row in plan.concepts}
+        missing += [row for row in old.missing if row.id not in planned]
+        catalogs = [before.catalog, *catalogs]
+        plans = [*(old.plan(one.digest) for one in before.plans), *plans]
+        taxonomies += [old.paths.taxonomy] * old.paths.taxonomy.exists()
+        energy.append(before.energy_joules)
     return Origin(
         origin="run",
-        catalog=plan.catalog,
-        plans=(plan,),
+        catalog=" + ".join(dict.fromkeys(catalogs)),
+        plans=tuple(plans),
         evaluation=plan.config.evaluation.model_dump(mode="json"),
-        missing=tuple(row for shard in missing for row in plan.concepts[shard.start : shard.stop]),
-        missing_shards=_ranges([shard.index for shard in missing]),
-        taxonomy=read_taxonomy(taxonomy) if taxonomy else None,
-        energy_joules=_energy(runs),
+        selection=before.selection if before else None,
+        missing=tuple(missing),
+        missing_shards=_ranges([shard.index for shard in absent])
+        or (before.missing.shards if before and before.missing else ""),
+        taxonomy=join_taxonomies(map(read_taxonomy, taxonomies)) if taxonomies else None,
+        energy_joules=_added(energy),
     )
 
 
@@ -269,12 +366,16 @@ def _energy(runs: Sequence[RunPaths]) -> float | None:
                 return None
             if record.first_images:
                 found.append(record.energy_joules)
-    known = [joules for joules in found if joules is not None]
-    return sum(known) if known and len(known) == len(found) else None
+    return _added(found)
+
+
+def _added(joules: Sequence[float | None]) -> float | None:
+    known = [one for one in joules if one is not None]
+    return sum(known) if known and len(known) == len(joules) else None
 
 
 def _parts(
-    plan: Plan, shards: Mapping[int, Path], options: MergeOptions, advance: Advance
+    plan: Plan, shards: Mapping[int, Path], options: MergeOptions, of_plan: int, advance: Advance
 ) -> Iterator[Part]:
     """Yield the parts, of whole shards and at least ``part_bytes`` or ``PART_IMAGES`` each."""
     files = [(path, path.stat()) for path in shards.values()]
@@ -290,7 +391,7 @@ def _parts(
         write = partial(
             _write_part, shards=[p for p, _ in group], decode=options.decode, advance=advance
         )
-        yield Part({"shards": state, "decoded": options.decode}, write)
+        yield Part({"shards": state, "decoded": options.decode}, write, of_plan)
 
 
 def _write_part(

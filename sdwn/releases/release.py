@@ -9,7 +9,10 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
+from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,11 +28,13 @@ from sdwn.config import CatalogConfig, Record, RunConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.models.builtin import notice
 from sdwn.paths import ReleasePaths
+from sdwn.planning.concept_table import SCHEMA, as_table, concept_rows
 from sdwn.planning.concepts import Concept, parse_table
 from sdwn.planning.plan import Plan
-from sdwn.storage.columns import COLUMNS, STATUSES, VERSION_1, read_parquet
+from sdwn.storage.columns import COLUMNS, STATUSES, VERSION_1, numbers, read_parquet
 from sdwn.storage.images import Pixels, decode
 from sdwn.storage.shards import ImageFile
+from sdwn.wordnet.imagenet import CLASSES
 from sdwn.wordnet.taxonomy import Taxonomy, open_taxonomy
 
 
@@ -68,6 +73,9 @@ _NULLABLE["plan"] = _NAME
 # The columns that finding and decoding an image needs; the rest of a record is read on demand.
 LOCATION = ("part", "offset", "bytes", "codec", "width", "height", "sha256")
 
+# More than this, no plan has; and columns of a table of concepts that may have no value.
+MOST_CONCEPTS = 10_000_000
+_OPTIONAL = ("label", "wnid", "synset", "imagenet_class", "seed", "negative_prompt")
 # Concepts that share a name, of which a message names so many.
 _NAMED = 5
 
@@ -255,9 +263,9 @@ class Release:
     def _upgrade_metadata(self, table: pa.Table) -> pa.Table:
         """Turn metadata of version 1 into that of version 2: the ids are wnids."""
         try:
-            ids, known = table["wnid"], pa.array(self.concepts, pa.string())
-            labels = pa.array([one.label for one in self.concepts.values()], pa.string())
-            found = {"id": ids, "label": pc.fill_null(labels.take(pc.index_in(ids, known)), "")}
+            ids, (known,) = table["wnid"], self.concept_tables
+            labels = known["label"].take(pc.index_in(ids, known["id"].combine_chunks()))
+            found = {"id": ids, "label": pc.fill_null(labels, "")}
             plans = pa.array([self.manifest.plan_digest] * len(table), pa.string())
             found["plan"] = plans.dictionary_encode()
             if (settings := self.manifest.settings) is not None:  # one prompt a synset
@@ -277,23 +285,60 @@ class Release:
 
     @cached_property
     def concepts(self) -> dict[str, Concept]:
-        """All concepts of the plan by id, also those that this release has no images of."""
-        io.refuse_links(self.paths.synsets)
-        try:
-            text = io.read_whole(self.paths.synsets, io.TABLE_BYTES).decode()
-            rows = parse_table(text, (self.manifest.settings or {}).get("images_per_synset", 0))
-        except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
-            raise IntegrityError(f"{self.paths.synsets}: cannot be read: {error!r}") from None
-        return {row.id: row for row in rows}
+        """All concepts of the plans by id, also those that this release has no images of."""
+        found = dict[str, Concept]()
+        for one in chain(*map(concept_rows, self.concept_tables)):
+            # A later plan may make further images of it.
+            before = found.get(one.id, one)
+            stop = max(each.first_image + each.images for each in (before, one))
+            found[one.id] = replace(before, images=stop - before.first_image)
+        return found
+
+    @cached_property
+    def concept_tables(self) -> list[pa.Table]:
+        """The concepts of each plan, or of an import, with the user's own columns."""
+        plans = self.manifest.plans
+        if self._first_version:
+            io.refuse_links(self.paths.synsets)
+            images = (self.manifest.settings or {}).get("images_per_synset", 0)
+            try:
+                text = io.read_whole(self.paths.synsets, io.TABLE_BYTES).decode()
+                return [as_table(parse_table(text, images))]
+            except (OSError, ValueError, TypeError, csv.Error, pa.ArrowException) as error:
+                raise IntegrityError(f"{self.paths.synsets}: cannot be read: {error!r}") from None
+        names = [plan.concepts for plan in plans] or [self.paths.concepts(0).name]
+        return [read_concepts(self.part(name)) for name in names]
 
     def plan(self, digest: str) -> Plan:
         """Return a plan of the release exactly as it was, to regenerate its images."""
-        found = next((plan for plan in self.manifest.plans if plan.digest == digest), None)
-        if found is None:
+        digests = [plan.digest for plan in self.manifest.plans]
+        if digest not in digests:
             raise IntegrityError(f"{self.paths.manifest}: lists no plan {digest[:12]}")
+        number = digests.index(digest)
+        found, table = self.manifest.plans[number], self.concept_tables[number]
         settings = {**found.settings, "catalog": CatalogConfig(name=found.catalog).model_dump()}
         config = validated(RunConfig, settings, source=str(self.paths.manifest))
-        return Plan(found.catalog, config, tuple(self.concepts.values()), digest)
+        return Plan(found.catalog, config, concept_rows(table), digest)
+
+    @property
+    def missing(self) -> list[Concept]:
+        """The concepts that its runs had not made, with how many of their images are missing."""
+        if self.manifest.missing is None:
+            return []
+        io.refuse_links(self.paths.missing)
+        try:
+            text = io.read_whole(self.paths.missing, io.TABLE_BYTES).decode()
+            rows, found = list(csv.reader(StringIO(text, newline="")))[1:], self.concepts
+            # A quote stands before an id that a spreadsheet would work out. Version 1 counted no
+            # images: whole synsets were missing.
+            concepts = [found[id_ if id_ in found else id_[1:]] for id_, *_ in rows]
+            counts = [int(row[2]) if len(row) > 2 else None for row in rows]
+            return [
+                one if count is None else replace(one, images=count)
+                for one, count in zip(concepts, counts, strict=True)
+            ]
+        except (KeyError, ValueError, csv.Error) as error:
+            raise IntegrityError(f"{self.paths.missing}: cannot be read: {error!r}") from None
 
     @property
     def present(self) -> list[Concept]:
@@ -308,12 +353,12 @@ class Release:
     @cached_property
     def has_tree(self) -> bool:
         """True if some concept is a synset, or of one: then there is WordNet's tree above them."""
-        return any(row.wnid for row in self.concepts.values())
+        return any(len(table) > table["wnid"].null_count for table in self.concept_tables)
 
     @cached_property
     def unit(self) -> str:
         """What its concepts are called, in the singular: ``synset`` where all are, ``concept``."""
-        synsets = all(row.id == row.wnid for row in self.concepts.values())
+        synsets = all(table["id"].equals(table["wnid"]) for table in self.concept_tables)
         return "synset" if synsets else "concept"
 
     @cached_property
@@ -550,6 +595,36 @@ def count_images(tables: Iterable[pa.Table], present: Sequence[Concept]) -> dict
         "statuses": dict(sorted(statuses.items())),
         **flags,
     }
+
+
+def read_concepts(path: Path) -> pa.Table:
+    """Read a table of concepts, which may be a stranger's: every value but the user's is checked.
+
+    Raises:
+        IntegrityError: the first column that is not as a plan writes it.
+    """
+    table = read_parquet(path, MOST_CONCEPTS, io.TABLE_BYTES // MOST_CONCEPTS)
+    own = [name for name in table.column_names if name not in SCHEMA.names]
+    if len({*own, *SCHEMA.names}) != len(table.column_names):
+        raise IntegrityError(f"{path}: expected the columns {', '.join(SCHEMA.names)}, each once")
+    columns = {name: table[name].combine_chunks() for name in SCHEMA.names}
+    for field in SCHEMA:
+        column = columns[field.name]
+        if column.type != field.type:
+            found = f"expected {field.type}, found {column.type}"
+            raise IntegrityError(f"{path}: {field.name}: {found}")
+        every = [column, column.flatten()] if pa.types.is_list(field.type) else [column]
+        if field.name not in _OPTIONAL and any(one.null_count for one in every):
+            raise IntegrityError(f"{path}: {field.name}: expected a value in each row")
+    classes = numbers(columns["imagenet_class"], 0)
+    for name, fit in {
+        "id": len(columns["id"].unique()) == len(table),
+        "imagenet_class": ((classes >= 0) & (classes < CLASSES)).all(),
+        "seed": (numbers(columns["seed"], 0) < 2**63).all(),
+    }.items():
+        if not fit:
+            raise IntegrityError(f"{path}: {name}: damaged: no value that a plan has")
+    return table.select([*SCHEMA.names, *own])
 
 
 class _RowsById:

@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
@@ -30,7 +31,8 @@ from sdwn.errors import IntegrityError
 from sdwn.io import Advance, atomic, csv_text, file_sha256, is_stray, now, sync, write_text
 from sdwn.models.builtin import terms
 from sdwn.paths import ReleasePaths
-from sdwn.planning.concepts import Concept, table_text
+from sdwn.planning.concept_table import SCHEMA, as_table, write_concepts
+from sdwn.planning.concepts import Concept
 from sdwn.planning.plan import Plan, image_settings
 from sdwn.releases.release import (
     FileRecord,
@@ -98,9 +100,8 @@ def write_release(
     ``advance`` is called with the number of images of a part that a killed attempt has finished.
     """
     paths, files, task_runs = ReleasePaths(staged.root), list[FileRecord](), dict[str, str]()
-    tables = [plan.concepts for plan in origin.plans] or [origin.imported]
-    concepts = [{row.id: row for row in table} for table in tables]
-    images = [0] * len(tables)
+    concepts = [plan.table for plan in origin.plans] or [as_table(origin.imported)]
+    images = [0] * len(concepts)
     attributes: list[dict[str, Any]] = [
         {
             "kind": "part",
@@ -132,16 +133,21 @@ def write_release(
                 plan = file.attributes.get("plan_digest")
                 table = metadata_table(path.name, file.rows(), offsets, concepts[of_plan], plan)
             if writer is None:
-                writer = pq.ParquetWriter(metadata, table.schema, compression="zstd")
+                # A release may have grown by a table with further columns of its user.
+                own = (one.drop_columns(SCHEMA.names).schema for one in concepts)
+                schema = pa.unify_schemas([table.schema, *own])
+                writer = pq.ParquetWriter(metadata, schema, compression="zstd")
                 stack.enter_context(writer)
-            writer.write_table(table)
-            del table, file  # not beside the rows of the next part
+            both = [schema.empty_table(), table]
+            writer.write_table(pa.concat_tables(both, promote_options="default"))
+            del table, both, file  # not beside the rows of the next part
             for run in made:
                 same = {key: value for key, value in run.items() if key not in _OF_ONE_TASK_RUN}
                 # A task run is recorded in each part that has images of it.
                 task_runs[json.dumps(run, sort_keys=True)] = json.dumps(same, sort_keys=True)
     # What attempts under other options have left.
-    written = {JOURNAL, paths.metadata.name, *(file.file for file in files)}
+    written = {JOURNAL, paths.metadata.name, paths.evaluations.name}
+    written.update(file.file for file in files)
     for path in paths.root.iterdir():
         if path.name not in written and not is_stray(path.name):
             path.unlink()
@@ -152,11 +158,14 @@ def write_release(
             digest=plan.digest,
             catalog=plan.catalog,
             settings=image_settings(plan.config),
-            concepts=paths.synsets.name,
-            images=count,
+            concepts=paths.concepts(number).name,
+            images=images[number],
         )
-        for plan, count in zip(origin.plans, images, strict=False)
+        for number, plan in enumerate(origin.plans)
     ]
+    for number, one in enumerate(concepts):
+        write_concepts(paths.concepts(number), one)
+        files.append(_file_record(paths.concepts(number)))
     _describe(paths, origin, plans, files, Counter(task_runs.values()))
 
 
@@ -178,8 +187,6 @@ def _describe(
         write_text(path, text)
         files.append(_file_record(path))
 
-    concepts = origin.plans[-1].concepts if origin.plans else origin.imported
-    write(paths.synsets, table_text(concepts))
     if origin.taxonomy is not None:
         write_taxonomy(paths.taxonomy, origin.taxonomy)
         files.append(_file_record(paths.taxonomy))
@@ -196,7 +203,9 @@ def _describe(
         wanted, ids = {"status", "truncated", "retried_fp32"}.intersection(columns), set[str]()
         for part in range(file.num_row_groups):
             ids |= set(file.read_row_group(part, ["id"])["id"].unique().to_pylist())
-        present = [row for row in concepts if row.id in ids]
+        # A concept that several plans make images of counts once.
+        every = chain(*(plan.concepts for plan in origin.plans), origin.imported)
+        present = list({row.id: row for row in every if row.id in ids}.values())
         # A part's rows at a time: of ten million images all would be a gigabyte.
         tables = (file.read_row_group(part, sorted(wanted)) for part in range(file.num_row_groups))
         counts = count_images(tables, present)
@@ -246,25 +255,26 @@ _FIRST = (
 )
 
 
-def metadata_table(
-    part: str, rows: Table, offsets: Any, concepts: Mapping[str, Concept], plan: Any
-) -> pa.Table:
+def metadata_table(part: str, rows: Table, offsets: Any, concepts: pa.Table, plan: Any) -> pa.Table:
     """Return the rows of a part as Arrow: each image's location, and what its concept adds.
 
     Image i is the bytes ``offsets[i]`` to ``offsets[i + 1]`` of the file named ``part``, which the
     ``concepts`` of this plan are the images' of.
     """
-    ids = texts(rows["id"])
-    found = [concepts.get(id_, Concept(id_)) for id_ in ids]
+    ids = pa.array(texts(rows["id"]))
+    own = [name for name in concepts.column_names if name not in SCHEMA.names]
+    found = concepts.select(["label", "imagenet_class", *own]).take(
+        pc.index_in(ids, concepts["id"].combine_chunks())
+    )
     columns: dict[str, Any] = {
-        "id": pa.array(ids),
-        "label": pa.array([one.label for one in found], pa.string()),
+        "id": ids,
+        "label": pc.fill_null(found["label"], ""),
         "plan": pa.array([str(plan) if plan else None] * len(ids), pa.string()).dictionary_encode(),
         "part": pa.array([part] * len(ids)).dictionary_encode(),
         "row": pa.array(range(len(ids)), pa.uint32()),
         "offset": pa.array(offsets[:-1], pa.uint64()),
         "bytes": pa.array(np.diff(offsets), pa.uint32()),
-        "imagenet_class": pa.array([one.imagenet_class for one in found], pa.int16()),
+        "imagenet_class": found["imagenet_class"],
     }
     for name, values in rows.items():
         if name in ("status", "codec"):
@@ -276,7 +286,7 @@ def metadata_table(
         else:
             columns[name] = pa.array(texts(values) if values.dtype.kind == "S" else values)
     order = (*_FIRST, *sorted(set(columns) - set(_FIRST)))
-    return pa.table({name: columns[name] for name in order})
+    return pa.table({name: columns[name] for name in order} | {n: found[n] for n in own})
 
 
 # --- The dataset card --------------------------------------------------------------------------

@@ -52,6 +52,13 @@ def taxonomy_table(wnids: Iterable[str], wordnet: WordNet) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
+def join_taxonomies(tables: Iterable[pa.Table]) -> pa.Table:
+    """Return the synsets of several tables in one, each once, by wnid."""
+    every = pa.concat_tables(tables)
+    _, first = np.unique(np.asarray(every["wnid"].to_pylist(), dtype=str), return_index=True)
+    return every.take(pa.array(first))
+
+
 def write_taxonomy(path: Path, table: pa.Table) -> None:
     """Write ``taxonomy.parquet``, whole or not at all."""
     # Arrow takes a path as text, and not every path is.
