@@ -88,12 +88,6 @@ def to_concepts(table: pa.Table) -> Iterator[Concept]:
     return map(Concept, *columns.values())
 
 
-def own_columns(table: pa.Table, ids: pa.Array | Sequence[str]) -> pa.Table:
-    """Return the user's own columns of concepts, by id, in the order of the ids."""
-    own = table.drop_columns(SCHEMA.names)
-    return own.take(pc.index_in(pa.array(ids, pa.string()), table["id"].combine_chunks()))
-
-
 def block_digests(table: pa.Table) -> list[str]:
     """Compute the SHA-256 of each block: of what its rows hold, whatever file they come from."""
     return [_digest(table.slice(row, BLOCK_ROWS)) for row in range(0, len(table), BLOCK_ROWS)]
