@@ -54,14 +54,14 @@ lint: $(VENV)/installed-dev
 chromium:
 	@./tests/install-chromium || true
 
-# A file's tests stay in one process. Two processes may each have a SLURM of their own.
-PYTEST := $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+# A file's tests stay in one process, and all that wait for SLURM in one more than there are cores.
+PYTEST := $(BIN)/pytest --dist loadgroup --no-loadscope-reorder -n
 
 check: lint wordnet
-	$(PYTEST) -m "not slurm and not browser and not process and not model and not long"
+	$(PYTEST) auto -m "not slurm and not browser and not process and not model and not long"
 
 test: lint wordnet chromium
-	$(PYTEST)
+	$(PYTEST) $$(($$(nproc) + 1))
 
 test-faults: wordnet $(VENV)/installed-dev
 	$(BIN)/pytest tests/test_faults.py -m ""

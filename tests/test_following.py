@@ -366,7 +366,8 @@ def test_without_a_controller_files_and_logs_say_that_all_is_done(
 
 @pytest.mark.process
 def test_a_pilot_that_was_left_is_taken_up_again(sdwn: Sdwn, planned: PlanRun) -> None:
-    paths, _ = planned(**SLOW)
+    # Some seconds: long enough to be left, asked again with another question, and joined.
+    paths, _ = planned(generation={"num_inference_steps": 30})
     left = sdwn.start("pilot", paths.root)
     wait_until(lambda: live_jobs(paths.pilot))
     left.send_signal(signal.SIGINT)
@@ -404,7 +405,7 @@ def test_a_tuning_that_was_left_is_taken_up_again(
 
 @pytest.mark.process
 def test_two_pilots_at_once_are_one_and_each_says_what_it_is_at(planned: PlanRun) -> None:
-    paths, plan = planned(**SLOW)
+    paths, plan = planned(generation={"num_inference_steps": 20})
     steps = [list[str](), list[str]()]
 
     def ask(place: int) -> Any:

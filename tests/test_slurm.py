@@ -96,12 +96,17 @@ def visited(command: str, folder: Path) -> Iterator[str]:
 
 
 def test_the_worked_run_of_the_readme(testbed: Testbed, tmp_path: Path) -> None:
-    """The README's lines for the test cluster, in fewer steps, without starting and ending it."""
+    """The README's lines for the test cluster, fewer images, steps and tasks, without its start."""
     lines = [line for line in readme_commands("testbed") if line.startswith("sdwn ")]
     assert len(lines) >= 6
     servers = [line for line in lines if line.startswith("sdwn browse ")]
     script = "set -e\n" + "\n".join(line for line in lines if line not in servers)
-    script = script.replace("plan demo RUN", "plan demo RUN --set generation.num_inference_steps=2")
+    fewer = (
+        "generation.num_inference_steps=2",
+        "images_per_synset=5",
+        "storage.images_per_shard=100",
+    )
+    script = script.replace("plan demo RUN", f"plan demo RUN --set {' --set '.join(fewer)}")
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -112,7 +117,7 @@ def test_the_worked_run_of_the_readme(testbed: Testbed, tmp_path: Path) -> None:
             page = urllib.request.urlopen(f"{address}?q=zebbra", timeout=60).read().decode()
             assert "n02391049" in page, "a typing error is forgiven"
     report = next(tmp_path.rglob("report.html"))
-    assert "400 synthetic images" in report.read_text()
+    assert "200 synthetic images" in report.read_text()
     manifest = json.loads(next(tmp_path.rglob("manifest.json")).read_text())
     assert {kind["device"] for kind in manifest["made_on"]} == {"cpu"}
 
@@ -206,7 +211,7 @@ def test_cancel_ends_the_jobs_and_keeps_what_is_finished(
 def test_interrupting_a_waiting_submit_leaves_the_jobs_running(
     sdwn: Sdwn, planned: PlanRun, undisturbed: list[Any], testbed: Testbed, site: Path
 ) -> None:
-    paths, _ = planned(generation={"num_inference_steps": 20}, storage=SLOW["storage"])
+    paths, _ = planned(**SLOW)
     waiting = sdwn.start("submit", paths.root, "--profile", site, "--wait")
     wait_until(lambda: some_pieces(paths))
     waiting.send_signal(signal.SIGINT)

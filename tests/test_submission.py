@@ -264,7 +264,7 @@ def test_a_printed_command_goes_on_with_the_run_under_its_own_profile(
 ) -> None:
     """Pasted into a shell, whatever the run's folder is called."""
     paths, _ = planned("a $HOME of 'runs'", model={"name": "/nowhere/model"})
-    (tmp_path / "site.yaml").write_text("{executor: local, array_parallelism: 3, time: 7}")
+    (tmp_path / "site.yaml").write_text("{executor: local, array_parallelism: 1, time: 7}")
     options = ("--profile", "site.yaml", "--wait", "--retries", "0", "--force")
     failed = sdwn("submit", paths.root, *options, "--then", "merge", code=1).stderr
     told = failed.splitlines()[-1].partition("submit the rest again with: ")[2]
