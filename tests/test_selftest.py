@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from sdwn.batches import BatchSize
 from sdwn.config import load_config
+from sdwn.devices.device import Device
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.task import Meter, read_record
@@ -196,15 +197,16 @@ def test_a_damaged_self_test_is_none(card: Path, tmp_path: Path, damage: Any) ->
 
 
 def test_a_meter_counts_what_the_card_took(tmp_path: Path) -> None:
-    counter = iter([5000.0, 5000.5, 5250.0])
+    class Card(Device):
+        counter = iter([5000.0, 5000.5, 5250.0])
+
+        @property
+        def energy_joules(self) -> float:
+            return next(self.counter)
+
+    batch = BatchSize(10, "test")
     meter = Meter(
-        RunPaths(tmp_path),
-        device="card",
-        memory_gb=40,
-        batch=BatchSize(10, "test"),
-        loading_seconds=1.0,
-        energy=lambda: next(counter),
-        total=10,
+        RunPaths(tmp_path), device=Card(gpu=False), batch=batch, loading_seconds=1.0, total=10
     )
     meter.end()
     assert read_record(next((tmp_path / "tasks").iterdir())).energy_joules == 250.0

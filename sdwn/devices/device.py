@@ -20,6 +20,8 @@ from sdwn.errors import OutOfMemoryError
 if TYPE_CHECKING:
     import torch
 
+GB = 1e9
+
 # NVIDIA's runtime reads the first, AMD's both; ROCR_VISIBLE_DEVICES is applied before them.
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 

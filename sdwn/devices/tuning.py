@@ -24,14 +24,13 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from sdwn.config import Positive, RunConfig
-from sdwn.devices.device import HEAD_ROOM, Device
+from sdwn.devices.device import GB, HEAD_ROOM, Device
 from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError, first_line
 from sdwn.io import Format, OnMessage, atomic, ignore, refuse_planted, write_text
 from sdwn.paths import cache_folder
 
 log = logging.getLogger(__name__)
 
-GB = 1e9
 MOST_IMAGES = 200
 MOST_PROBES = 10
 # Measured runs of each size, after one that warms up.

@@ -114,11 +114,9 @@ def make_shards(
     workload = sampler.workload
     meter = Meter(
         paths,
-        device=workload.device,
-        memory_gb=workload.memory_gb,
+        device=sampler.device,
         batch=batch,
         loading_seconds=sampler.loading_seconds,
-        energy=lambda: sampler.device.energy_joules,
         total=sum(shard.images for shard in shards),
         started=task_run["started"],
         # Plain noise is drawn without torch, on the CPU.

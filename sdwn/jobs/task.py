@@ -32,7 +32,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from sdwn import checkout
 from sdwn.batches import BatchSize, TaskOptions, options_of_task
-from sdwn.devices.device import given_gpus, only_gpu
+from sdwn.devices.device import GB, Device, given_gpus, only_gpu
 from sdwn.errors import DiskError, IntegrityError, SdwnError, command
 from sdwn.io import (
     locked,
@@ -367,11 +367,11 @@ class Meter:
     """Timer of a process's batches; once a minute it writes the progress to log and record.
 
     Args:
-        total: how many images the process's shards have.
+        device: what the batches run on.
         loading_seconds: what it took to load the model.
-        started: when that began; by default now.
+        total: how many images the process's shards have.
+        started: when loading began; by default now.
         no_gpu: why the process runs on the CPU although it was given a GPU, if so.
-        energy: returns the energy that the device has taken up to now, in joules, if that is known.
         doing: what the device does, for the log.
     """
 
@@ -379,25 +379,23 @@ class Meter:
         self,
         paths: RunPaths,
         *,
-        device: str,
-        memory_gb: int,
+        device: Device,
         batch: BatchSize,
         loading_seconds: float,
         total: int,
         started: str | None = None,
         no_gpu: str | None = None,
-        energy: Callable[[], float | None] = lambda: None,
         doing: str = "sampling",
     ) -> None:
         process = this_process()
         self.paths, self.doing = paths, doing
-        self._energy, self._energy_before = energy, energy()
+        self._device, self._energy_before = device, device.energy_joules
         self.record = TaskRecord(
             job=process.job,
             rank=process.rank,
             host=socket.gethostname(),
-            device=device,
-            memory_gb=memory_gb,
+            device=device.name,
+            memory_gb=round(device.total_bytes / GB),
             batch_size=batch.images,
             batch_source=batch.source,
             vae_slicing=batch.vae_slicing,
@@ -410,7 +408,7 @@ class Meter:
         self._report_seconds = seconds("SDWN_REPORT_SECONDS", 60.0)
         self._warm: float | None = None
         self._reported = time.monotonic()
-        log.info("%s: %s", device, batch)
+        log.info("%s: %s", device.name, batch)
         self._write()
         if no_gpu is not None:
             log.warning("%s", no_gpu)
@@ -466,10 +464,8 @@ class Meter:
         write_note(self.paths, self.paths.note(self.record.job, self.record.rank, kind), text)
 
     def _write(self) -> None:
-        path, energy = (
-            self.paths.task(self.record.job, self.record.rank, self.record.start),
-            self._energy(),
-        )
+        record, energy = self.record, self._device.energy_joules
         if energy is not None and self._energy_before is not None:
-            self.record.energy_joules = energy - self._energy_before
-        write_note(self.paths, path, json.dumps(asdict(self.record)))
+            record.energy_joules = energy - self._energy_before
+        path = self.paths.task(record.job, record.rank, record.start)
+        write_note(self.paths, path, json.dumps(asdict(record)))

@@ -26,8 +26,8 @@ from timm.data.transforms import str_to_pil_interp
 from torchvision.transforms import CenterCrop, Resize
 
 from sdwn.batches import BatchSize
-from sdwn.devices.device import Device, plain_out_of_memory
-from sdwn.devices.tuning import GB, GpuProfile, Workload, find_profile, store_profile, tune
+from sdwn.devices.device import GB, Device, plain_out_of_memory
+from sdwn.devices.tuning import GpuProfile, Workload, find_profile, store_profile, tune
 from sdwn.errors import OutOfMemoryError, SdwnError
 from sdwn.io import in_threads, now
 from sdwn.prediction.table import IMAGE, SCHEMA, TOP

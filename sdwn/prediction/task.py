@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 
 from sdwn.batches import NO_OPTIONS, TaskOptions
 from sdwn.devices.device import Device, missing_gpu
-from sdwn.devices.tuning import GB
 from sdwn.errors import DiskError, SdwnError
 from sdwn.io import Advance
 from sdwn.jobs.task import Meter, RunDisk, Stage
@@ -76,11 +75,9 @@ def predict_shards(  # noqa: PLR0913, PLR0917
     )
     meter = Meter(
         paths,
-        device=device.name,
-        memory_gb=round(device.total_bytes / GB),
+        device=device,
         batch=predictor.batch,
         loading_seconds=time.monotonic() - began,
-        energy=lambda: device.energy_joules,
         total=sum(int((known[one.start : one.stop] < 0).sum()) for one in shards),
         no_gpu=missing_gpu(device.name),
         doing="classifying",

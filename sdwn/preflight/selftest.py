@@ -32,8 +32,7 @@ import numpy as np
 from sdwn import checkout
 from sdwn.batches import NO_OPTIONS, TaskOptions
 from sdwn.config import RunConfig, load_config
-from sdwn.devices.device import Device, local_gpus
-from sdwn.devices.tuning import GB
+from sdwn.devices.device import GB, Device, local_gpus
 from sdwn.errors import OutOfMemoryError, SdwnError, counted, duration, first_line
 from sdwn.generation.batching import ImageSampler, Sample, choose_batch, load_sampler
 from sdwn.generation.regenerate import TOLERANCE

@@ -20,7 +20,8 @@ from typing import Annotated
 from pydantic import Field
 
 from sdwn.config import Record, RunConfig
-from sdwn.devices.tuning import GB, GpuProfile, run_workload, stored_profiles
+from sdwn.devices.device import GB
+from sdwn.devices.tuning import GpuProfile, run_workload, stored_profiles
 from sdwn.errors import IntegrityError, command
 from sdwn.io import Format, read_json, refuse_planted
 from sdwn.jobs.profile import ClusterProfile

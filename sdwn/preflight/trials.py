@@ -30,9 +30,8 @@ from PIL import Image
 
 from sdwn.batches import NO_OPTIONS, Placement, TaskOptions, next_smaller_batch
 from sdwn.config import RunConfig, validated
-from sdwn.devices.device import missing_gpu
+from sdwn.devices.device import GB, missing_gpu
 from sdwn.devices.tuning import (
-    GB,
     MOST_IMAGES,
     RUNS,
     GpuProfile,
