@@ -66,6 +66,7 @@ REQUEST = (
 )
 PACKAGES = ("submitit", "h5py", "torch", "diffusers", "transformers", "accelerate")
 CODE = str(Path(sdwn.__file__).parent)
+SHARE = "put it into a folder that nodes share"
 SHARED_WEIGHTS = "put what this machine has where nodes see it too (HF_HOME, TORCH_HOME)"
 # An HDF5 file was written and read, but only with HDF5_USE_FILE_LOCKING=FALSE.
 NO_LOCKS = "no locks"
@@ -133,14 +134,6 @@ class _Run:
         """True if tasks run on other machines."""
         return self.profile.executor == "slurm"
 
-    def unshared(self, path: Path) -> str:
-        """Return the text on a path that compute nodes most likely do not see; "" if they may."""
-        folder = path.expanduser().resolve()
-        for name in OWN_FOLDERS if self.slurm else ():
-            if folder.is_relative_to(name):
-                return f"{folder} is below {name}: compute nodes probably do not see it"
-        return ""
-
     def variable(self, name: str) -> str:
         """Return a variable as the tasks have it."""
         return self.profile.environment.get(name, os.environ.get(name, ""))
@@ -149,6 +142,16 @@ class _Run:
     def differing(self) -> list[str]:
         """The variables that decide where files are found, if tasks have other values."""
         return [name for name in FOLDERS if self.variable(name) != os.environ.get(name, "")]
+
+
+def _shared(run: _Run, subject: str, path: Path, advice: str, name: str = "") -> Finding:
+    """Warn of a path that compute nodes most likely do not see."""
+    folder = path.expanduser().resolve()
+    for own in OWN_FOLDERS if run.slurm else ():
+        if folder.is_relative_to(own):
+            text = f"{folder} is below {own}: compute nodes probably do not see it; {advice}"
+            return Finding(subject, "warning", text)
+    return Finding(subject, "ok", str(path) if name in ("", str(path)) else f"{name} in {path}")
 
 
 def _site(run: _Run) -> Iterator[Finding]:
@@ -170,11 +173,8 @@ def _run_folder(run: _Run) -> Iterator[Finding]:
     if not os.access(root, os.W_OK | os.X_OK):
         text = f"{root} cannot be written to; plan into a folder of yours"
         yield Finding("run folder", "problem", text)
-    elif unshared := run.unshared(root):
-        text = f"{unshared}; plan into a folder that they share"
-        yield Finding("run folder", "warning", text)
     else:
-        yield Finding("run folder", "ok", str(root))
+        yield _shared(run, "run folder", root, "plan into a folder that they share")
     todo = unfinished_shards(run.paths, run.plan)
     found = run.takes or estimate(run.paths, run.plan, todo, run.profile)
     stuck = [cost.warning or "" for cost in found.costs if cost.stuck]
@@ -184,14 +184,12 @@ def _run_folder(run: _Run) -> Iterator[Finding]:
     need, free = found.bytes, shutil.disk_usage(root).free
     text = f"{found.images:,} images need about {decimal(need)} ({found.bytes_source}); "
     text += f"{decimal(free)} free on the disk, where a quota may allow you less"
+    verdict: Verdict = "ok"
     if need > free:
-        text += ": free some, or plan into a folder on a larger disk"
-        yield Finding("space", "problem", text)
+        verdict, text = "problem", f"{text}: free some, or plan into a folder on a larger disk"
     elif 2 * need > free:
-        text += ": a release takes as much again, so write it elsewhere"
-        yield Finding("space", "warning", text)
-    else:
-        yield Finding("space", "ok", text)
+        verdict, text = "warning", f"{text}: a release takes as much again, so write it elsewhere"
+    yield Finding("space", verdict, text)
 
 
 def _weights(run: _Run) -> Iterator[Finding]:
@@ -200,7 +198,7 @@ def _weights(run: _Run) -> Iterator[Finding]:
     if model.builtin == "noise" or (model.builtin and here):
         yield Finding("weights", "ok", f"{model.name} is built in")
     elif not isinstance(found, SdwnError):
-        yield _located(run, "weights", model.name, found)
+        yield _shared(run, "weights", found, SHARE, model.name)
     elif run.paths.lock.exists() or isinstance(found, UsageError) or weights.source(model) != "hub":
         yield Finding("weights", "problem", str(found))
     else:
@@ -222,11 +220,10 @@ def _settings(run: _Run) -> Iterator[Finding]:
     except SdwnError as error:
         yield Finding("settings", "problem", str(error))
         return
-    for one in idle:
-        yield Finding("settings", "warning", f"{one}; the run goes on as it began")
-        return
-    text = "the model takes the config's settings of generation"
-    yield Finding("settings", "ok", text)
+    if idle:
+        yield Finding("settings", "warning", f"{idle[0]}; the run goes on as it began")
+    else:
+        yield Finding("settings", "ok", "the model takes the config's settings of generation")
 
 
 def _memory(run: _Run) -> Iterator[Finding]:
@@ -255,13 +252,6 @@ def _memory(run: _Run) -> Iterator[Finding]:
     yield Finding("memory", verdict, text)
 
 
-def _located(run: _Run, subject: str, name: str, path: Path) -> Finding:
-    if unshared := run.unshared(path):
-        text = f"{unshared}; put it into a folder that nodes share"
-        return Finding(subject, "warning", text)
-    return Finding(subject, "ok", str(path) if str(path) == name else f"{name} in {path}")
-
-
 def _classifier(run: _Run) -> Iterator[Finding]:
     """Find what would end the evaluation, after all images are made."""
     if run.then is not None and "evaluate" not in run.then:
@@ -278,7 +268,7 @@ def _classifier(run: _Run) -> Iterator[Finding]:
         yield Finding("classifier", "problem", str(error))
         return
     if file is not None:
-        yield _located(run, "classifier", chosen.model, file)
+        yield _shared(run, "classifier", file, SHARE, chosen.model)
         return
     text = f"the weights of {chosen.model}, which evaluates the release, are not on this machine; "
     text += f"get them where there is a network: {command('prefetch', run.paths.root)}"
@@ -295,11 +285,9 @@ def _nodes(run: _Run) -> Iterator[Finding]:
         yield Finding("environment", "warning", text)
     if fault := _cache_fault():
         yield Finding("cache", "warning", fault)
-    elif unshared := run.unshared(cache_folder()):
-        text = f"{unshared}; set SDWN_CACHE to a folder that they share"
-        yield Finding("cache", "warning", text)
     elif run.slurm:
-        yield Finding("cache", "ok", str(cache_folder()))
+        advice = "set SDWN_CACHE to a folder that they share"
+        yield _shared(run, "cache", cache_folder(), advice)
     if run.slurm:
         text = "whether compute nodes see RUN, weights and cache, and what Python, memory, device "
         text += "and file locks they have: ask one with --probe"
@@ -339,18 +327,18 @@ def check_site(partitions: Mapping[str, Partition], profile: ClusterProfile) -> 
     ]
     # sbatch takes a time beyond the partition's, and the task waits for ever.
     wanted = minutes(profile.time)
-    limits = [one for one in chosen if one.time_min]
-    short = [one for one in limits if (one.time_min or wanted) < wanted]
+    limits = {one.name: one.time_min for one in chosen if one.time_min}
+    short = {name: most for name, most in limits.items() if most < wanted}
     text = f"a task asks for {duration(60 * wanted)}"
     if short:
-        most = max(short, key=lambda one: one.time_min or 0)
-        text += f" and may take {duration(60 * (most.time_min or 0))}, the MaxTime of partition "
-        text += f"{most.name}: it would wait for ever; lower time"
+        name, most = max(short.items(), key=lambda one: one[1])
+        text += f" and may take {duration(60 * most)}, the MaxTime of partition {name}: it would "
+        text += "wait for ever; lower time"
         # Another partition may take it, and a QOS may go beyond the partition's.
         certain = len(short) == len(chosen) and profile.qos is None
         yield Finding("time", "problem" if certain else "warning", text)
     else:
-        each = [f"{duration(60 * (o.time_min or 0))} is the MaxTime of {o.name}" for o in limits]
+        each = [f"{duration(60 * most)} is the MaxTime of {name}" for name, most in limits.items()]
         yield Finding("time", "ok", f"{text}; {', '.join(each) or 'no limit is known'}")
     # Beside a refusal stands what the site has: without the partition, all of it.
     shown = chosen or list(partitions.values())
@@ -439,32 +427,29 @@ def check_node(paths: RunPaths, node: str, question: dict[str, Any]) -> Iterator
     memory = decimal(Device(gpu=False).usable_bytes)
     has = f"{len(os.sched_getaffinity(0))} CPUs, {memory} of memory free"
     text = f"{node}: Python {platform.python_version()} ({sys.executable}), sdwn {sdwn.__version__}"
+    verdict: Verdict = "ok"
     if missing:
-        text += f", but no {', '.join(missing)}; install them there, or set python, setup"
-        yield Finding("node", "problem", text)
+        verdict, has = "problem", "install them there, or set python, setup"
+        text += f", but no {', '.join(missing)}"
     elif (question["sdwn"], question["code"]) != (sdwn.__version__, CODE):
-        text += f" in {CODE}; the command's is {question['sdwn']} in {question['code']}; {has}"
-        yield Finding("node", "warning", text)
-    else:
-        yield Finding("node", "ok", f"{text}; {has}")
+        verdict = "warning"
+        text += f" in {CODE}; the command's is {question['sdwn']} in {question['code']}"
+    yield Finding("node", verdict, f"{text}; {has}")
     # Plain noise is drawn without torch.
     if config.model.builtin != "noise" and "torch" not in missing:
         yield _node_device(node, config, question["gpu"])
-    text = f"{node} sees it, writes to it and renames there"
-    yield Finding("run folder", "ok", text)
+    yield Finding("run folder", "ok", f"{node} sees it, writes to it and renames there")
     for one in (*_weights(here), *(() if missing else _classifier(here))):
         share = "" if one.verdict == "ok" else f"; {SHARED_WEIGHTS}"
         yield replace(one, text=f"{node}: {one.text}{share}")
     fault = "h5py is missing" if "h5py" in missing else hdf5_fault(paths.probe.root / "probe.h5")
-    if not fault:
-        text = f"{node} writes and reads HDF5 files in the run folder"
-        yield Finding("locks", "ok", text)
-    elif fault == NO_LOCKS:
+    text = f"{node} writes and reads HDF5 files in the run folder"
+    if fault == NO_LOCKS:
         text = f"{node} opens HDF5 files only without locks; set "
         text += 'HDF5_USE_FILE_LOCKING: "FALSE" in the profile\'s environment'
-        yield Finding("locks", "problem", text)
-    else:
-        yield Finding("locks", "problem", f"{node} cannot write HDF5 files there: {fault}")
+    elif fault:
+        text = f"{node} cannot write HDF5 files there: {fault}"
+    yield Finding("locks", "problem" if fault else "ok", text)
     if fault := _cache_fault():
         yield Finding("cache", "warning", f"{node}: {fault}")
     elif (cache_folder() / question["token"]).is_file():
