@@ -39,12 +39,20 @@ def plan_command(
 ) -> None:
     """Write a run's plan, and estimate what it takes.
 
-    Reads the config and WordNet. A folder that holds the same plan is left as it is.
+    Reads the config, its table of prompts, and WordNet if concepts are of it. A
+    folder that holds the same plan is left as it is.
     """
     chosen = options.open_profile(profile, {}) if profile else None
     from sdwn.models.families import prompt_lengths
     from sdwn.models.weights import find_folder
-    from sdwn.planning.plan import WHOLE, parse_slice, plan_summary, sample_prompts
+    from sdwn.planning.concept_table import SCHEMA
+    from sdwn.planning.plan import (
+        WHOLE,
+        distinct_prompts,
+        parse_slice,
+        plan_summary,
+        sample_prompts,
+    )
     from sdwn.preflight.estimate import estimate, estimate_rows
     from sdwn.workflow.status import next_command, run_status
     from sdwn.workflow.submitting import plan_run
@@ -54,21 +62,26 @@ def plan_command(
     counts = {**plan_summary(plan), "run": str(paths.root)}
     takes = estimate(paths, plan, [shard.index for shard in plan.assigned_shards], chosen)
     # Only a person reads it, and it takes a second.
-    lengths = []
+    lengths, prompts = [], distinct_prompts(plan).to_pylist()
     if not as_json:
-        prompts = (prompt for row in plan.concepts for prompt in row.prompts)
         lengths = prompt_lengths(find_folder(plan.config), plan.config, prompts)
     classes = f"{counts['imagenet_classes']:,}"
     if counts["imagenet_names"] != counts["imagenet_classes"]:
         classes += f" ({counts['imagenet_names']:,} different names)"
+    each, wnids = plan.table["images"].unique().to_pylist(), plan.table["wnid"].drop_null()
+    number = f"{min(each):,}" if len(each) == 1 else f"{min(each):,} to {max(each):,}"
+    known = f", of which {len(wnids):,} are of {counted(len(wnids.unique()), 'synset')}"
+    own = [f"{one.name} ({one.type})" for one in plan.table.schema if one.name not in SCHEMA.names]
     rows = {
         "catalog": plan.catalog,
-        "synsets": len(plan.concepts),
-        "images": f"{plan.images:,}, {plan.config.images_per_synset:,} a synset",
+        f"{plan.unit}s": f"{len(plan.concepts):,}" + known * (plan.unit == "concept"),
+        "own columns": ", ".join(own) or None,
+        "images": f"{plan.images:,}, {number} a {plan.unit}",
         "ImageNet classes": f"{classes}, {counted(counts['imagenet_images'], 'image')}",
         "shards": f"{len(plan.shards):,} of {counts['images_per_shard']:,} images",
         "slice": counts.get("slice"),
         "digest": plan.digest[:12],
+        "prompts": f"{len(prompts):,} different" if len(prompts) != len(plan.concepts) else None,
         "sample prompts": sample_prompts(plan),
         "cut prompts": [str(one) for one in lengths] or None,
         **estimate_rows(takes),
@@ -91,6 +104,7 @@ def prefetch_command(
     A planned run is locked to the weights' commit. Afterwards no network is needed.
     """
     from sdwn.models.families import prompt_lengths
+    from sdwn.planning.plan import distinct_prompts
     from sdwn.preflight.prefetch import prefetch_config, prefetch_run
     from sdwn.workflow.status import next_command, run_status
 
@@ -101,9 +115,8 @@ def prefetch_command(
         _, plan = options.open_run(paths.root)
         found = prefetch_run(paths, plan, folder, classifier)
         if not as_json:
-            prompts = (prompt for row in plan.concepts for prompt in row.prompts)
             there = found["folder"] and Path(found["folder"])
-            lengths = prompt_lengths(there, plan.config, prompts)
+            lengths = prompt_lengths(there, plan.config, distinct_prompts(plan).to_pylist())
         step = next_command(paths, plan, run_status(paths, plan))
     else:
         found = prefetch_config(options.open_config(target, set_), folder, classifier)
@@ -207,7 +220,7 @@ def pilot_command(
         found = run_pilot(paths, plan, chosen, callbacks)
     speed = f"{found['images_per_second']:.3g} images/s with {found['batch_size']} a batch"
     loading = f"loading takes {duration(found['loading_seconds'])}"
-    made = f"{found['images']} of {counted(found['synsets'], 'synset')}"
+    made = f"{found['images']} of {counted(found['synsets'], plan.unit)}"
     price = None
     if "difference_rms" in found:
         price = f"{found['plain_images_per_second']:.3g} images/s; pixels differ by "

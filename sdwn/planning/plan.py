@@ -339,6 +339,8 @@ def make_plan(
         else:
             templates = [config.prompt] if isinstance(config.prompt, str) else config.prompt or ()
             prompts = list(fill_prompts(templates, synsets, find_synset))
+        if images < (most := max(map(len, prompts))):
+            on_message(f"of {most} prompts a synset, {images} images take only the first {images}")
         columns = synset_columns(synsets)
         columns |= {"id": columns["wnid"], "prompts": prompts, "images": [images] * len(synsets)}
         rows = concept_table(columns)
@@ -374,6 +376,13 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
     }
 
 
+def distinct_prompts(plan: Plan) -> pa.Array:
+    """Return the different prompts of a plan, each once, in the order of its rows."""
+    import pyarrow.compute as pc
+
+    return pc.list_flatten(plan.table["prompts"]).unique()
+
+
 def sample_prompts(plan: Plan) -> list[str]:
     """Return at most five prompts to look at: the shortest, the longest, and others at random.
 
@@ -382,7 +391,7 @@ def sample_prompts(plan: Plan) -> list[str]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    every = pa.table({"prompt": pc.list_flatten(plan.table["prompts"]).unique()})
+    every = pa.table({"prompt": distinct_prompts(plan)})
     every = every.append_column("length", pc.utf8_length(every["prompt"]))
     order = pc.sort_indices(every, [("length", "ascending"), ("prompt", "ascending")])
     last = len(order) - 1
