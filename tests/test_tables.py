@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdwn.errors import SdwnError, UsageError
-from sdwn.planning.plan import make_plan
+from sdwn.paths import RunPaths
+from sdwn.planning.concepts import image_seed
+from sdwn.planning.plan import make_plan, read_plan, write_plan
 from sdwn.planning.prompts import fill_prompts, with_article
 from sdwn.planning.tables import read_prompts, read_table
 from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import Synset, WordNet
 
-from conftest import noise_config
+from conftest import REPOSITORY, Sdwn, noise_config
 
 
 def no_wordnet(name: str) -> Synset:
@@ -340,3 +343,73 @@ def test_hypernyms_are_fields(wordnet: WordNet) -> None:
 )
 def test_the_article_is_that_of_the_sound(noun: str) -> None:
     assert with_article(noun.partition(" ")[2]) == noun
+
+
+# --- From a table to a plan ----------------------------------------------------------------------
+def blocks(kind: str) -> list[str]:
+    page = (REPOSITORY / "docs/concepts.md").read_text()
+    return re.findall(rf"^```{kind}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def test_the_examples_of_the_docs_are_planned(
+    tmp_path: Path, sdwn: Sdwn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, captions = blocks("csv")
+    written(tmp_path, "prompts.csv", table)
+    written(tmp_path, "prompts.jsonl", blocks("json")[0])
+    written(tmp_path, "captions.csv", captions)
+    noise = ["--set", "model.name=builtin:noise", "--set", "generation.precision=fp32"]
+    for number, text in enumerate(blocks("yaml")):
+        written(tmp_path, f"{number}.yaml", text)
+        sdwn("plan", tmp_path / f"{number}.yaml", tmp_path / f"run{number}", *noise)
+    own, several, captioned = (read_plan(RunPaths(tmp_path / f"run{n}")) for n in range(3))
+    assert (len(own.concepts), own.images, own.unit) == (5, 9, "concept")
+    assert own.table["score"].to_pylist() == [0.5, 1.0, 0.25, None, 0.75]
+    assert [one.synset for one in own.concepts][:3] == ["zebra.n.01", "zebra.n.01", None]
+    guitar = next(one for one in several.concepts if one.synset == "electric_guitar.n.01")
+    assert guitar.prompts[:2] == (
+        "a photo of an electric guitar",
+        "a drawing of an electric guitar, a kind of guitar",
+    )
+    assert [len(one.prompts) for one in captioned.concepts] == [1, 2]
+    lines = ["--set", "catalog={table: prompts.jsonl}"]
+    monkeypatch.chdir(tmp_path)
+    shown = sdwn("plan", tmp_path / "0.yaml", tmp_path / "lines", *noise, *lines).stdout
+    assert "2, of which 1 are of 1 synset" in shown
+    assert "source (string), score (double), tags (list<item: string>)" in shown
+    assert "4, 1 to 3 a concept" in shown
+
+
+def test_a_thousand_rows_of_several_kinds_become_a_plan(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "id": f"caption-{n:04d}",
+            "prompt": f"caption {n // 2}",  # each of two rows
+            "source": "abc"[n % 3],
+            "tags": [str(n), "x"],
+            **({"label": f"my thing {n % 7}"} if n % 5 else {}),
+            **({"seed": 10**18 + n, "images": 1 + n % 2} if n % 4 < 2 else {}),
+        }
+        for n in range(1000)
+    ]
+    table = written(tmp_path, "captions.jsonl", rows)
+    config = noise_config(catalog={"table": str(table)}, images_per_synset=2, seed=5)
+    paths = RunPaths(tmp_path / "run")
+    write_plan(make_plan(config, Catalog("captions", ())), paths)
+    plan = read_plan(paths)
+    found = {(s.concept.id, s.number): s for shard in plan.shards for s in plan.specs(shard)}
+    assert len(found) == plan.images == sum(row.get("images", 2) for row in rows)
+    for row in rows:
+        count = row.get("images", 2)
+        for number in range(count):
+            spec = found[row["id"], number]
+            derived = image_seed(row.get("seed", 5), row["id"], number)
+            own = "seed" in row and count == 1
+            assert (spec.prompt, spec.concept.label) == (row["prompt"], row.get("label", ""))
+            assert spec.seed == (row["seed"] if own else derived)
+    assert plan.table["tags"].to_pylist() == [row["tags"] for row in rows]
+    types = {"id": pa.string(), "prompt": pa.string(), "label": pa.string(), "seed": pa.int64()}
+    types |= {"images": pa.int64(), "source": pa.string(), "tags": pa.list_(pa.string())}
+    again = written(tmp_path, "again.parquet", pa.Table.from_pylist(rows, pa.schema(types)))
+    other = noise_config(catalog={"table": str(again)}, images_per_synset=2, seed=5)
+    assert make_plan(other, Catalog("captions", ())).digest == plan.digest, "content, not a file"
