@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdwn.config import load_config
 from sdwn.errors import IntegrityError, SdwnError, UsageError
@@ -43,6 +43,11 @@ def synsets(count: int) -> tuple[Synset, ...]:
         Synset(f"n{number:08d}", f"thing.n.{number:02d}", (f"thing_{number}",), f"gloss {number}")
         for number in range(count)
     )
+
+
+def same(one: Plan, other: Plan) -> bool:
+    """Return whether two plans have the same digest and rows."""
+    return one.digest == other.digest and bool(one.table.equals(other.table))
 
 
 @given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 90))
@@ -84,8 +89,9 @@ def test_shard_size_from_time_and_speed() -> None:
 
 def test_a_plan_is_read_back_as_written(planned: PlanRun) -> None:
     paths, plan = planned()
-    assert read_plan(paths) == plan
-    assert read_plan(paths).digest == plan.digest
+    found = read_plan(paths)
+    assert same(found, plan)
+    assert (found.catalog, found.config, found.slice) == (plan.catalog, plan.config, plan.slice)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +143,7 @@ def test_a_run_folder_keeps_its_plan_and_names_what_differs(
     before = paths.plan.read_bytes()
     with pytest.raises(UsageError, match=told):
         planned("run", **changes)
-    assert read_plan(paths) == plan
+    assert same(read_plan(paths), plan)
     assert paths.plan.read_bytes() == before
 
 
@@ -145,9 +151,9 @@ def test_a_run_folder_keeps_its_plan_and_names_what_differs(
 def test_a_plan_changed_by_hand_is_told_as_damaged(planned: PlanRun, name: str) -> None:
     paths, _ = planned()
     paths.plan.write_text(json.dumps({**json.loads(paths.plan.read_text()), name: None}))
-    for settings in ({}, {"seed": 7}):
+    for changes in ({}, {"seed": 7}):
         with pytest.raises(IntegrityError, match=f"plan.json: damaged: {name}"):
-            planned("run", **settings)
+            planned("run", **changes)
 
 
 def test_other_words_of_the_same_number_of_synsets_are_another_plan(planned: PlanRun) -> None:
@@ -172,7 +178,7 @@ def test_planning_again_takes_other_settings_of_the_evaluation_and_says_so(
     assert 'images: "imagenet" before, "all" now' in told
     found = read_plan(paths)
     assert (found.config.evaluation.model, found.config.evaluation.images) == ("resnet50", "all")
-    assert (found.digest, found.concepts) == (plan.digest, plan.concepts)
+    assert same(found, plan)
     before = paths.plan.read_bytes()
     told = sdwn("plan", "c.yaml", paths.root, "--set", "evaluation.images=all").stderr
     assert "changed" not in told
@@ -213,7 +219,7 @@ def test_planning_again_restores_a_lost_table(planned: PlanRun) -> None:
     paths, plan = planned()
     paths.concepts.unlink()
     planned()
-    assert read_plan(paths) == plan
+    assert same(read_plan(paths), plan)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +257,7 @@ def test_an_altered_table_is_refused_where_its_rows_are_read(planned: PlanRun) -
     with pytest.raises(IntegrityError, match=r"concepts.parquet: missing"):
         list(read_plan(paths).specs(plan.shards[0]))
     planned()
-    assert read_plan(paths) == plan, "planning again restores it"
+    assert same(read_plan(paths), plan), "planning again restores it"
 
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=9)
@@ -284,6 +290,7 @@ def table_of(rows: list[Any]) -> pa.Table:
     )
 
 
+@settings(max_examples=40, deadline=None)
 @given(ROWS, st.integers(1, 20))
 def test_a_plan_of_any_rows_comes_back_with_its_shards_and_its_own_columns(
     rows: list[Any], size: int
@@ -296,8 +303,9 @@ def test_a_plan_of_any_rows_comes_back_with_its_shards_and_its_own_columns(
         found = read_plan(paths)
         assert (found.shards, found.grid) == (plan.shards, plan.grid)
         assert (found.unit, found.images) == ("concept", sum(row[0] for row in rows))
-        assert found == plan
-        assert found.table.equals(plan.table), "own columns included"
+        assert same(found, plan), "own columns included"
+        assert found.concepts[::-2] == tuple(found.concepts)[::-2] == tuple(plan.concepts)[::-2]
+        assert found.concepts[-1] == plan.concepts[len(rows) - 1]
     specs = [(spec, shard) for shard in plan.shards for spec in plan.specs(shard)]
     assert [spec.index for spec, _ in specs] == [i for s in plan.shards for i in range(s.images)]
     assert len({(spec.concept.id, spec.number) for spec, _ in specs}) == plan.images

@@ -48,7 +48,6 @@ def plan_command(
     from sdwn.planning.concept_table import SCHEMA
     from sdwn.planning.plan import (
         WHOLE,
-        distinct_prompts,
         parse_slice,
         plan_summary,
         sample_prompts,
@@ -62,7 +61,7 @@ def plan_command(
     counts = {**plan_summary(plan), "run": str(paths.root)}
     takes = estimate(paths, plan, [shard.index for shard in plan.assigned_shards], chosen)
     # Only a person reads it, and it takes a second.
-    lengths, prompts = [], distinct_prompts(plan).to_pylist()
+    lengths, prompts = [], plan.prompts
     if not as_json:
         lengths = prompt_lengths(find_folder(plan.config), plan.config, prompts)
     classes = f"{counts['imagenet_classes']:,}"
@@ -104,7 +103,6 @@ def prefetch_command(
     A planned run is locked to the weights' commit. Afterwards no network is needed.
     """
     from sdwn.models.families import prompt_lengths
-    from sdwn.planning.plan import distinct_prompts
     from sdwn.preflight.prefetch import prefetch_config, prefetch_run
     from sdwn.workflow.status import next_command, run_status
 
@@ -116,7 +114,7 @@ def prefetch_command(
         found = prefetch_run(paths, plan, folder, classifier)
         if not as_json:
             there = found["folder"] and Path(found["folder"])
-            lengths = prompt_lengths(there, plan.config, distinct_prompts(plan).to_pylist())
+            lengths = prompt_lengths(there, plan.config, plan.prompts)
         step = next_command(paths, plan, run_status(paths, plan))
     else:
         found = prefetch_config(options.open_config(target, set_), folder, classifier)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from sdwn.errors import IntegrityError, first_line
 from sdwn.io import atomic, open_plain
-from sdwn.planning.concepts import BLOCK_ROWS, Concept, ConceptRows
+from sdwn.planning.concepts import BLOCK_ROWS, Concept, ConceptRows, PlanCounts
 from sdwn.storage.columns import numbers
 from sdwn.wordnet.corpus import Synset
 from sdwn.wordnet.imagenet import class_index
@@ -72,7 +72,7 @@ def synset_columns(synsets: Sequence[Synset]) -> dict[str, Any]:
 def as_table(concepts: Sequence[Concept]) -> pa.Table:
     """Return concepts as a table; :class:`ConceptRows` are rows of one."""
     if isinstance(concepts, ConceptRows):
-        return concepts.table
+        return pa.concat_tables(map(concepts.block, range(-(-len(concepts) // BLOCK_ROWS))))
     return concept_table({name: [getattr(c, name) for c in concepts] for name in SCHEMA.names})
 
 
@@ -81,11 +81,21 @@ def concept_rows(table: pa.Table) -> ConceptRows:
     return ConceptRows(len(table), lambda block: table.slice(block * BLOCK_ROWS, BLOCK_ROWS))
 
 
-def to_concepts(table: pa.Table) -> Iterator[Concept]:
-    """Yield a concept for each row."""
-    columns = {name: table[name].to_pylist() for name in SCHEMA.names}
-    columns["prompts"] = map(tuple, columns["prompts"])
-    return map(Concept, *columns.values())
+def count_rows(table: pa.Table, shard_size: float) -> PlanCounts:
+    """Count what a plan's rows come to, cut into shards of this many images."""
+    images = numbers(table["images"]).astype(np.int64)
+    each, starts = int(images[0]), np.empty(0, np.int64)
+    if uneven := bool((images != each).any()):
+        # A shard begins where the images before a row pass a multiple of its size.
+        shards = (np.cumsum(images) - images) // max(1, round(shard_size))
+        starts = np.flatnonzero(np.diff(shards, prepend=-1))
+    return PlanCounts(
+        unit="synset" if table["id"].equals(table["wnid"]) else "concept",
+        concepts=len(table),
+        each=None if uneven else each,
+        starts=starts.tolist(),
+        images=np.add.reduceat(images, starts).tolist() if uneven else [],
+    )
 
 
 def block_digests(table: pa.Table) -> list[str]:

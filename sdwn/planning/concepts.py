@@ -7,9 +7,10 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, overload
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, overload
 
+from sdwn.config import Record
 from sdwn.io import csv_text
 
 if TYPE_CHECKING:
@@ -61,6 +62,20 @@ class Concept:
         return image_seed(run_seed if self.seed is None else self.seed, self.id, number)
 
 
+class PlanCounts(Record):
+    """What a plan's rows come to: plan.json has it, and who counts images need read no row.
+
+    ``each`` is the images of every concept. Where they differ it is None: the shards begin at
+    the rows ``starts``, and ``images`` are how many each has.
+    """
+
+    unit: Literal["synset", "concept"]  # what all rows are
+    concepts: int
+    each: int | None
+    starts: list[int]
+    images: list[int]
+
+
 def image_seed(run_seed: int, id_: str, number: int) -> int:
     """Derive an image's seed: the same in every shard, rank, restart and batch.
 
@@ -81,7 +96,7 @@ class ConceptRows(Sequence[Concept]):
     def __init__(self, rows: int, read_block: Callable[[int], pa.Table]) -> None:
         self._rows = rows
         # A shard's rows may end in the block that the next one's begin in.
-        self._block = lru_cache(maxsize=2)(read_block)
+        self.block = lru_cache(maxsize=2)(read_block)
 
     def __len__(self) -> int:
         return self._rows
@@ -93,39 +108,24 @@ class ConceptRows(Sequence[Concept]):
     def __getitem__(self, which: slice) -> tuple[Concept, ...]: ...
 
     def __getitem__(self, which: int | slice) -> Concept | tuple[Concept, ...]:
-        chosen = range(self._rows)[which]
+        chosen, found = range(self._rows)[which], list[Concept]()
         if isinstance(chosen, int):
-            return next(self._between(chosen, chosen + 1))
-        found = tuple(self._between(min(chosen, default=0), max(chosen, default=-1) + 1))
-        return found[:: chosen.step]
+            return self[chosen : chosen + 1][0]
+        if chosen.step != 1:
+            return tuple(self[row] for row in chosen)
+        start = chosen.start
+        while start < chosen.stop:
+            number, skipped = divmod(start, BLOCK_ROWS)
+            rows = self.block(number).slice(skipped, chosen.stop - start)
+            columns = {name: rows[name].to_pylist() for name in Concept.__slots__}
+            columns["prompts"] = map(tuple, columns["prompts"])
+            found += map(Concept, *columns.values())
+            start += len(rows)
+        return tuple(found)
 
     def __iter__(self) -> Iterator[Concept]:
-        return self._between(0, self._rows)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence):
-            return NotImplemented
-        from sdwn.planning.concept_table import as_table
-
-        return bool(self.table.equals(as_table(other)))
-
-    __hash__ = None  # type: ignore[assignment]
-
-    @cached_property
-    def table(self) -> pa.Table:
-        """All rows, with the user's own columns."""
-        import pyarrow as pa  # status and other readers of plans need not load it
-
-        return pa.concat_tables(map(self._block, range(-(-self._rows // BLOCK_ROWS))))
-
-    def _between(self, start: int, stop: int) -> Iterator[Concept]:
-        from sdwn.planning.concept_table import to_concepts
-
-        while start < stop:
-            number, skipped = divmod(start, BLOCK_ROWS)
-            rows = self._block(number).slice(skipped, stop - start)
-            yield from to_concepts(rows)
-            start += len(rows)
+        for start in range(0, self._rows, BLOCK_ROWS):
+            yield from self[start : start + BLOCK_ROWS]
 
 
 def table_text(concepts: Iterable[Concept], rows_per_shard: int = 0) -> str:

@@ -13,11 +13,10 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sdwn.config import EvaluationConfig, Record, RunConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_line
@@ -33,7 +32,7 @@ from sdwn.io import (
     write_text,
 )
 from sdwn.paths import RunPaths
-from sdwn.planning.concepts import Concept, ConceptRows, parse_table, table_text
+from sdwn.planning.concepts import Concept, ConceptRows, PlanCounts, parse_table, table_text
 from sdwn.planning.prompts import fill_prompts
 from sdwn.wordnet.corpus import find_synset
 
@@ -145,20 +144,6 @@ class ImageSpec:
         return f"{self.concept.name} {self.number}"
 
 
-class PlanCounts(Record):
-    """What a plan's rows come to: plan.json has it, and who counts images need read no row.
-
-    ``each`` is the images of every concept. Where they differ it is None: the shards begin at
-    the rows ``starts``, and ``images`` are how many each has.
-    """
-
-    unit: Literal["synset", "concept"]  # what all rows are
-    concepts: int
-    each: int | None
-    starts: list[int]
-    images: list[int]
-
-
 class Extended(Record):
     """The release that a plan makes further images for: where it is, which, and its images."""
 
@@ -167,7 +152,7 @@ class Extended(Record):
     images: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Everything that decides which images come out, and how they fall into shards.
 
@@ -179,10 +164,10 @@ class Plan:
     catalog: str
     config: RunConfig
     concepts: Sequence[Concept]
-    recorded_digest: str | None = field(default=None, compare=False)
-    slice: Slice = field(default=WHOLE, compare=False)
-    recorded_counts: PlanCounts | None = field(default=None, compare=False)
-    extends: Extended | None = field(default=None, compare=False)
+    recorded_digest: str | None = None
+    slice: Slice = WHOLE
+    recorded_counts: PlanCounts | None = None
+    extends: Extended | None = None
 
     @property
     def stage(self) -> str:
@@ -199,7 +184,16 @@ class Plan:
     @cached_property
     def counts(self) -> PlanCounts:
         """What its rows come to."""
-        return self.recorded_counts or _count(self.table, _shard_size(self.config))
+        from sdwn.planning.concept_table import count_rows  # pyarrow
+
+        return self.recorded_counts or count_rows(self.table, _shard_size(self.config))
+
+    @property
+    def prompts(self) -> list[str]:
+        """The different prompts, each once, in the order of the rows."""
+        import pyarrow.compute as pc
+
+        return list(pc.list_flatten(self.table["prompts"]).unique().to_pylist())
 
     @property
     def unit(self) -> str:
@@ -259,21 +253,17 @@ class Plan:
 
         ``synsets_sha256`` is of the text of version 1, where that version could have written it.
         """
-        from sdwn.planning.concept_table import SCHEMA, block_digests
+        from sdwn.planning.concept_table import SCHEMA, block_digests  # pyarrow
 
         identity = {
             "settings": image_settings(self.config),
             "counts": self.counts.model_dump(),
             "concepts_sha256": block_digests(self.table),
         }
-        each, own = (
-            self.config.images_per_synset,
-            set(self.table.schema.names).difference(SCHEMA.names),
-        )
-        if self.unit == "synset" and self.counts.each == each and not own:
+        if self.unit == "synset" and self.table.schema.names == SCHEMA.names:
             rows = tuple(self.concepts)
-            text = table_text(rows, _rows_per_shard(self.config, each))
-            if rows == parse_table(text, each):
+            text = table_text(rows, _rows_per_shard(self.config, self.grid))
+            if rows == parse_table(text, self.config.images_per_synset):
                 identity["synsets_sha256"] = hashlib.sha256(text.encode()).hexdigest()
         return identity
 
@@ -296,26 +286,6 @@ def _shard_size(config: RunConfig) -> float:
 
 def _rows_per_shard(config: RunConfig, each: int) -> int:
     return max(1, round(_shard_size(config) / each))
-
-
-def _count(table: pa.Table, shard_size: float) -> PlanCounts:
-    import numpy as np  # pyarrow is loaded already
-
-    from sdwn.storage.columns import numbers
-
-    images = numbers(table["images"]).astype(np.int64)
-    uniform, starts = bool((images == images[0]).all()), np.empty(0, np.int64)
-    if not uniform:
-        # At the first row whose images before it pass a multiple of the wanted size.
-        shards = (np.cumsum(images) - images) // max(1, round(shard_size))
-        starts = np.flatnonzero(np.diff(shards, prepend=-1))
-    return PlanCounts(
-        unit="synset" if table["id"].equals(table["wnid"]) else "concept",
-        concepts=len(table),
-        each=int(images[0]) if uniform else None,
-        starts=starts.tolist(),
-        images=[] if uniform else np.add.reduceat(images, starts).tolist(),
-    )
 
 
 def image_settings(config: RunConfig) -> dict[str, Any]:
@@ -376,38 +346,20 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
     }
 
 
-def distinct_prompts(plan: Plan) -> pa.Array:
-    """Return the different prompts of a plan, each once, in the order of its rows."""
-    import pyarrow.compute as pc
-
-    return pc.list_flatten(plan.table["prompts"]).unique()
-
-
 def sample_prompts(plan: Plan) -> list[str]:
     """Return at most five prompts to look at: the shortest, the longest, and others at random.
 
     The same plan gives the same ones.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    every = pa.table({"prompt": distinct_prompts(plan)})
-    every = every.append_column("length", pc.utf8_length(every["prompt"]))
-    order = pc.sort_indices(every, [("length", "ascending"), ("prompt", "ascending")])
-    last = len(order) - 1
-    rows = [
-        *dict.fromkeys((0, last)),
-        *random.Random(plan.digest).sample(range(1, last), min(3, last - 1)),
-    ]
-    found: list[str] = every["prompt"].take(order.take(pa.array(rows))).to_pylist()
-    return found
+    prompts = sorted(plan.prompts, key=lambda prompt: (len(prompt), prompt))
+    ends, between = [prompts[0], prompts[-1]][: len(prompts)], prompts[1:-1]
+    return ends + random.Random(plan.digest).sample(between, min(3, len(between)))
 
 
 def _digest(identity: Mapping[str, Any]) -> str:
-    names = ["settings", "counts", "concepts_sha256"]
-    if "synsets_sha256" in identity:
-        names[1:] = ["synsets_sha256"]
-    content = {name: identity[name] for name in names}
+    first = "synsets_sha256" in identity
+    rows = ["synsets_sha256"] if first else ["counts", "concepts_sha256"]
+    content = {name: identity[name] for name in ("settings", *rows)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -471,17 +423,15 @@ def write_plan(
 
     evaluation = plan.config.evaluation.model_dump(mode="json")
     extends = {"extends": plan.extends.model_dump()} if plan.extends else {}
-    known, moved = paths.plan.exists(), False
-    changed = ["all"]
+    known = read_json(paths.plan) if paths.plan.exists() else {}
     if known:
-        content = read_json(paths.plan)
-        _refuse_another_plan(content, plan, paths)
-        before = {**EvaluationConfig().model_dump(mode="json"), **content.get("evaluation", {})}
-        changed = setting_differences(before, evaluation, ("before", "now"))
-        if changed:
+        _refuse_another_plan(known, plan, paths)
+        # Of version 1, too, whose table was another.
+        content = {**known, **FORMAT.head(), **plan.identity, **extends}
+        before = {**EvaluationConfig().model_dump(mode="json"), **known.get("evaluation", {})}
+        if changed := setting_differences(before, evaluation, ("before", "now")):
             on_message(f"the evaluation's settings are changed: {'; '.join(changed)}")
-        moved = content.get("extends", {}) != extends.get("extends", {})
-        content |= {"evaluation": evaluation, **extends}
+            content["evaluation"] = evaluation
     else:
         content = {
             **FORMAT.head(),
@@ -495,16 +445,7 @@ def write_plan(
             **extends,
         }
     # The tables first: plan.json is what says that a plan is there.
-    if content["format_version"] == 1:
-        text = table_text(plan.concepts, _rows_per_shard(plan.config, plan.grid))
-        if not paths.synsets.exists() or paths.synsets.read_bytes() != text.encode():
-            write_text(paths.synsets, text)
-    else:
-        whole = False
-        with suppress(IntegrityError):
-            whole = known and _stored_rows(paths, content) == plan.concepts
-        if not whole:
-            write_concepts(paths.concepts, plan.table)
+    write_concepts(paths.concepts, plan.table)
     if wordnet is not None:
         from sdwn.wordnet.taxonomy import read_taxonomy, taxonomy_table, write_taxonomy
 
@@ -514,7 +455,7 @@ def write_plan(
             wnids = plan.table["wnid"].unique().drop_null().to_pylist()
             above = taxonomy_table(wnids, wordnet)
             write_taxonomy(paths.taxonomy, above)
-    if changed or moved:
+    if content != known:
         write_text(paths.plan, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return not known
 
@@ -578,21 +519,12 @@ def read_plan(paths: RunPaths) -> Plan:
         )
     config = validated(RunConfig, settings, source=str(paths.plan))
     share = parse_slice(str(content.get("slice", WHOLE)))
-    rows = (
-        parse_table(table, config.images_per_synset)
-        if counts is None
-        else _stored_rows(paths, content)
-    )
-    return Plan(catalog, config, rows, str(content["digest"]), share, counts, old)
 
+    def read_block(number: int) -> pa.Table:
+        from sdwn.planning import concept_table  # pyarrow
 
-def _stored_rows(paths: RunPaths, content: Mapping[str, Any]) -> ConceptRows:
-    """Return the rows of a plan, which are read and checked when they are wanted."""
-    digests, path = content["concepts_sha256"], paths.concepts
+        return concept_table.read_block(paths.concepts, content["concepts_sha256"], number)
 
-    def read(number: int) -> pa.Table:
-        from sdwn.planning.concept_table import read_block  # pyarrow
-
-        return read_block(path, digests, number)
-
-    return ConceptRows(content["counts"]["concepts"], read)
+    rows = ConceptRows(counts.concepts, read_block) if counts else None
+    concepts = parse_table(table, config.images_per_synset) if rows is None else rows
+    return Plan(catalog, config, concepts, str(content["digest"]), share, counts, old)
