@@ -84,29 +84,22 @@ def _fetch_locked(
     paths: RunPaths, config: RunConfig, standing: lock.Lock | None, folder: Path | None
 ) -> None:
     """Fetch the commit that a run is locked to, or lock it to the one that is fetched."""
-    change = {} if folder is None else {"folder": str(folder)}
-    # Not among what loading the pipeline may read.
-    below = folder and folder / ".added"
-    if standing is None:
-        made_with = own_revision(lock.recorded_revision(paths))
-        found = fetch_weights(config, made_with if is_commit(made_with) else None, folder)
-        added = find_added(config.model, fetch=True, folder=below)
-        new = lock.lock_on(config, found.folder, found.revision, added)
-        lock.write_lock(paths, new.model_copy(update=change))
-        return
-    wanted = standing.model_copy(update=change)
-    if wanted == standing:
+    own = standing.folder if standing else None
+    moved = folder is not None and str(folder) != own
+    if standing and not moved:
         with suppress(SdwnError):
             if lock.locked_weights(paths, config.model) is not None:
                 return
-    commit, place = own_revision(standing.revision), Path(wanted.folder) if wanted.folder else None
-    fetch_weights(config, commit, place)
-    commits = [one.commit for one in standing.added]
-    below = place and place / ".added"
-    added = find_added(config.model, commits, fetch=True, folder=below)
-    if wanted != standing:
-        moved = {"added": lock.lock_added(added)}
-        lock.write_lock(paths, wanted.model_copy(update=moved))
+    place = folder or (Path(own) if own else None)
+    commit = own_revision(standing.revision if standing else lock.recorded_revision(paths))
+    found = fetch_weights(config, commit if is_commit(commit) else None, place)
+    commits = [one.commit for one in standing.added] if standing else ()
+    # Not among what loading the pipeline may read.
+    added = find_added(config.model, commits, fetch=True, folder=place and place / ".added")
+    if moved or not standing:
+        new = standing or lock.lock_on(config, found.folder, found.revision, added)
+        change = {"folder": str(folder)} if folder else {}
+        lock.write_lock(paths, new.model_copy(update={"added": lock.lock_added(added), **change}))
 
 
 def _own_weights(config: RunConfig, folder: Path | None) -> Weights:
