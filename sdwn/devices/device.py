@@ -213,11 +213,7 @@ def _proc_bytes(file: str, name: str) -> int:
 
 @contextlib.contextmanager
 def plain_out_of_memory() -> Iterator[None]:
-    """Turn every way of running out of memory into one error.
-
-    Raises:
-        OutOfMemoryError: the device has no room.
-    """
+    """Turn every way of running out of memory into an OutOfMemoryError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -324,11 +324,7 @@ def stored_profiles() -> list[GpuProfile]:
 
 
 def read_profile(path: Path) -> GpuProfile:
-    """Read a GPU profile.
-
-    Raises:
-        IntegrityError: it is damaged, of another version, or could be from any user.
-    """
+    """Read a GPU profile; an IntegrityError if it is damaged, too new, or could be anybody's."""
     content = FORMAT.read(path)
     refuse_planted(path)
     try:

@@ -352,11 +352,7 @@ _RECORD = TypeAdapter(TaskRecord)
 
 
 def read_record(path: Path) -> TaskRecord:
-    """Read a process's record.
-
-    Raises:
-        IntegrityError: it is missing or damaged.
-    """
+    """Read a process's record; an IntegrityError if it is missing or damaged."""
     try:
         return _RECORD.validate_json(json.dumps(read_json(path)), strict=True)
     except ValueError as error:

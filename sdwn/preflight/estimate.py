@@ -73,10 +73,8 @@ def estimate(
 
     Without a profile: a shard a task, one task at a time.
     """
-    if profile is None:
-        tasks: Sequence[tuple[int, ...]] = [(index,) for index in indices]
-    else:
-        tasks = group_into_tasks(indices, profile)
+    site = profile or ONE_GPU
+    tasks = group_into_tasks(indices, site)
     images = _count_images(indices, plan)
     size, source = stored_bytes(paths, plan, images)
     found = known_speeds(plan.config, profile, paths)
@@ -84,10 +82,10 @@ def estimate(
         images=images,
         shards=len(indices),
         tasks=len(tasks),
-        devices_per_task=profile.processes if profile else 1,
+        devices_per_task=site.processes,
         bytes=size,
         bytes_source=source,
-        costs=tuple(cost(plan, tasks, profile or ONE_GPU, speed) for speed in found),
+        costs=tuple(cost(plan, tasks, site, speed) for speed in found),
         unknown=None if found else why_unknown(plan.config, profile, paths),
     )
 

@@ -94,8 +94,6 @@ def tune_device(
 ) -> GpuProfile:
     """Find this device's batch size for a config's images, up to ``most``, and keep it.
 
-    ``on_step`` gets what is under trial, as "batch 20, 3 of 10".
-
     Raises:
         SdwnError: there is no room for a single image, or no GPU where one was given.
     """
@@ -357,9 +355,7 @@ class BatchSpeed:
 def time_batches(
     sampler: ImageSampler, specs: Sequence[ImageSpec], size: int, on_step: OnMessage = ignore
 ) -> BatchSpeed:
-    """Time whole batches of a size, which may have more images than there are specs.
-
-    Where there is no room, smaller ones.
+    """Time whole batches of a size, larger than the specs or not; smaller ones where no room is.
 
     Raises:
         OutOfMemoryError: there is no room for a single image.
