@@ -115,25 +115,24 @@ def cost(
     batch = plan.config.generation.batch_size or profile.batch_size or speed.batch_size or 1
     first_batch, warning = loading + batch / speed.images_per_second, None
     if longest > limit:
-        # What the limit ends starts again, and loads again.
-        warning = f"a task takes {duration(longest)} and the time limit ends it after "
-        warning += duration(limit)
         advice = "ask for more --time, or plan smaller shards"
         if profile.shards_per_task > 1:
             advice += ", or fewer --shards-per-task"
         if limit <= loading:
-            warning += f", before the model is loaded; {advice}"
+            end = ", before the model is loaded"
         elif limit <= first_batch:
             first = "a first image" if batch == 1 else f"a first batch of {batch} images"
-            warning += f", before {first} is finished; {advice}, or smaller --batch-size"
+            end, advice = f", before {first} is finished", f"{advice}, or smaller --batch-size"
         else:
+            # What the limit ends starts again, and loads again.
             requeues = math.ceil((longest - loading) / (limit - loading)) - 1
             often = "once" if requeues == 1 else f"{requeues} times"
+            end = f": a task will be requeued {often}"
             if requeues > profile.max_num_timeout:
-                warning += f": a task would be requeued {often} and max_num_timeout allows "
-                warning += f"{profile.max_num_timeout}; {advice}"
-            else:
-                warning += f": a task will be requeued {often}; {advice}"
+                allowed = profile.max_num_timeout
+                end = f": a task would be requeued {often} and max_num_timeout allows {allowed}"
+        warning = f"a task takes {duration(longest)} and the time limit ends it after "
+        warning += f"{duration(limit)}{end}; {advice}"
     return Cost(
         speed=speed,
         hours_per_task=longest / 3600,
