@@ -128,6 +128,20 @@ class RunPaths:
 
 
 @dataclass(frozen=True, slots=True)
+class SweepPaths:
+    """The files of a sweep's folder, in which each cell's run has a folder of its name."""
+
+    root: Path
+
+    sweep = _Below("sweep.json")  # the cells, and what differs
+    comparison = _Below("comparison")  # by `sdwn compare`
+
+    def cell(self, name: str) -> RunPaths:
+        """Return the files of a cell's run."""
+        return RunPaths(self.root / name)
+
+
+@dataclass(frozen=True, slots=True)
 class ReleasePaths:
     """The files of a release folder."""
 
@@ -190,6 +204,7 @@ class ComparisonPaths:
     comparison = _Below("comparison.json")  # the figures
     classes = _Below("classes.csv")  # a row a class
     groups = _Below("groups.csv")  # a row a group and pair
+    cells = _Below("cells.csv")  # of a sweep: a row a cell
     page = _Below("comparison.html")
 
     def figure(self, name: str, extension: str) -> Path:
@@ -215,11 +230,12 @@ _FOLDERS = {
     "config": ("configs", "configs"),
     "groups": ("configs/groups", "configs/groups"),
     "profile": ("profiles", "slurm/profiles"),
+    "sweep": ("configs/sweeps", "configs/sweeps"),
 }
 
 
-def shipped_file(kind: Literal["config", "groups", "profile"], name: str) -> Path:
-    """Find a config, profile or groups file: a user's, or one that is shipped, by its name."""
+def shipped_file(kind: Literal["config", "groups", "profile", "sweep"], name: str) -> Path:
+    """Find a file of this kind: a user's, or one that is shipped, by its name."""
     path = Path(name)
     if path.is_file():
         return path

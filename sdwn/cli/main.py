@@ -15,7 +15,7 @@ import typer
 from typer import Option
 from typer.core import TyperCommand, TyperGroup
 
-from sdwn.cli import console, preflight, release, run
+from sdwn.cli import console, preflight, release, run, sweep
 from sdwn.errors import SdwnError
 from sdwn.io import require_home
 
@@ -23,6 +23,8 @@ from sdwn.io import require_home
 EXAMPLES = """\
 sdwn plan demo RUN
 sdwn plan paper RUN --profile mysite.yaml --set seed=7
+sdwn sweep guidance SWEEP
+sdwn sweep mine.yaml SWEEP --set images_per_synset=20
 sdwn prefetch RUN
 sdwn prefetch paper
 sdwn tune paper
@@ -36,13 +38,16 @@ sdwn submit RUN --profile mysite.yaml --dry-run
 sdwn submit RUN --profile mysite.yaml --then merge,evaluate,report
 sdwn retry RUN --wait
 sdwn retry RUN --time 120
+sdwn retry SWEEP/guidance_scale=3 --wait
 sdwn cancel RUN
 sdwn status RUN
 sdwn status RUN --watch
+sdwn status SWEEP
 sdwn logs RUN
 sdwn logs RUN --shard 3 --lines 100
 sdwn merge RUN --release RELEASE
 sdwn merge RUN OTHER --release RELEASE --evaluate
+sdwn merge SWEEP
 sdwn verify RELEASE
 sdwn regenerate RELEASE zebra 3
 sdwn export RELEASE PICTURES --format imagefolder
@@ -51,12 +56,14 @@ sdwn import PHOTOGRAPHS REAL --format imagefolder
 sdwn evaluate RELEASE
 sdwn evaluate RELEASE --profile mysite.yaml --wait
 sdwn compare RELEASE OTHER --out COMPARISON
+sdwn compare SWEEP
 sdwn report RELEASE
 sdwn show RELEASE zebra --open
 sdwn browse RELEASE
 sdwn browse RELEASE OTHER
 sdwn run demo RUN
 sdwn run mine.yaml RUN --profile mysite.yaml
+sdwn run guidance SWEEP
 """
 
 
@@ -90,7 +97,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for name in dict.fromkeys(line.split()[1] for line in EXAMPLES.splitlines()):
-    modules = (preflight, run, release)
+    modules = (preflight, run, release, sweep)
     function = next(
         vars(one)[f"{name}_command"] for one in modules if f"{name}_command" in vars(one)
     )

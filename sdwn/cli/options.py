@@ -12,38 +12,54 @@ import typer
 from typer import Argument, Option
 
 from sdwn.errors import UsageError, command
-from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths, shipped_file, work_paths
+from sdwn.paths import (
+    EvaluationPaths,
+    ReleasePaths,
+    RunPaths,
+    SweepPaths,
+    shipped_file,
+    work_paths,
+)
 
 if TYPE_CHECKING:
     from sdwn.config import RunConfig
     from sdwn.jobs.profile import ClusterProfile
     from sdwn.planning.plan import Plan, ShardedWork
 
-Kind = Literal["run", "release", "evaluation", "work"]
+Cells = dict[str, tuple[RunPaths, "ShardedWork"]]
+Kind = Literal["run", "release", "evaluation", "work", "sweep"]
 # Commands that take the work of an evaluation as they take a run.
 FOLLOWING = ("status", "logs", "cancel")
+# Commands that take a sweep, as they take a run or a release, and do all its cells.
+SWEEPING = (
+    *("pilot", "doctor", "submit", "retry", "cancel", "status", "logs", "run"),
+    *("merge", "verify", "evaluate", "report"),
+)
 
 
 def kind_of(folder: Path) -> Kind | None:
-    """Return a folder's kind, by its files: a run, a release, an evaluation of one, or its work."""
+    """Return a folder's kind, by its files: a run, a release, an evaluation, its work, a sweep."""
     from sdwn.prediction.plan import is_prediction_work
 
     if ReleasePaths(folder).manifest.exists():
         return "release"
     if RunPaths(folder).plan.exists():
         return "work" if is_prediction_work(folder) else "run"
+    if SweepPaths(folder).sweep.exists():
+        return "sweep"
     evaluation = EvaluationPaths(folder)
     return "evaluation" if evaluation.evaluation.exists() or evaluation.work.plan.exists() else None
 
 
-def _expect(wanted: Literal["run", "release"]) -> Callable[[typer.Context, Any], Any]:
+def _expect(wanted: Literal["run", "release", "sweep"]) -> Callable[[typer.Context, Any], Any]:
     """Return a check of an argument that refuses folders of another kind."""
 
     def check(context: typer.Context, value: Any) -> Any:
         name = str(context.info_name)
         for folder in value if isinstance(value, list) else [value]:
             kind = kind_of(folder)
-            if kind is not None and kind != wanted and (kind != "work" or name not in FOLLOWING):
+            taken = {"work": FOLLOWING, "sweep": SWEEPING}
+            if kind not in (None, wanted) and name not in taken.get(kind, ()):
                 what = {"work": "the work of an evaluation", "evaluation": "an evaluation"}
                 raise UsageError(
                     f"{folder} is {what.get(kind, f'a {kind}')}, and sdwn {name} takes a {wanted}; "
@@ -56,13 +72,17 @@ def _expect(wanted: Literal["run", "release"]) -> Callable[[typer.Context, Any],
 
 def _command_for(kind: Kind, wanted: str, name: str, folder: Path) -> str:
     """Return the command for this kind of folder that does what the user meant."""
+    if name == "sweep" or (name in ("plan", "run") and kind in ("release", "sweep")):
+        return "a folder of its own"
+    if kind == "sweep":
+        folder = next(iter(run_folders(folder).values()))
     whole, release = folder.absolute(), RunPaths(folder).release
-    if kind == "run":
+    if kind in ("run", "sweep"):
         merged = kind_of(release) == "release"
         return command(name, release) if merged else command("merge", folder, "--release", release)
     if kind == "release":
-        if name in ("plan", "run", "merge"):
-            return "a folder of its own" if name != "merge" else "the folders of its runs"
+        if name == "merge":
+            return "the folders of its runs"
         inside = kind_of(whole.parent) == "run"
         return command(name, whole.parent) if inside else command("browse", folder)
     evaluation = whole.parent if kind == "work" else whole
@@ -70,6 +90,15 @@ def _command_for(kind: Kind, wanted: str, name: str, folder: Path) -> str:
         return command(name, evaluation / "work")
     one = ["--evaluation", evaluation.name] * (name in ("report", "browse", "show"))
     return command(name if wanted == "release" else "evaluate", evaluation.parent.parent, *one)
+
+
+def run_folders(folder: Path) -> dict[str, Path]:
+    """Return the folders of a sweep's cells, by their names; a run's own under no name."""
+    from sdwn.planning.sweep import read_sweep
+
+    if kind_of(folder) != "sweep":
+        return {"": folder}
+    return {cell.name: folder / cell.name for cell in read_sweep(folder).cells}
 
 
 def open_run(run: Path) -> tuple[RunPaths, Plan]:
@@ -90,6 +119,11 @@ def open_sharded(folder: Path) -> tuple[RunPaths, ShardedWork]:
     return paths, read_prediction_plan(paths)
 
 
+def open_cells(folder: Path) -> Cells:
+    """Read the plan of each cell of a sweep, by its name; a run is one cell without a name."""
+    return {name: open_sharded(cell) for name, cell in run_folders(folder).items()}
+
+
 def require_savable(save: Path, release: Path, endings: tuple[str, ...]) -> None:
     """Refuse a path of ``--save`` of another format, or inside the release."""
     if save.suffix.lower() not in endings:
@@ -103,6 +137,9 @@ def require_savable(save: Path, release: Path, endings: tuple[str, ...]) -> None
 
 Config = Annotated[str, Argument(metavar="CONFIG", help="A config file, or a shipped one's name.")]
 Run = Annotated[Path, Argument(metavar="RUN", help="The run's folder.", callback=_expect("run"))]
+SweepFolder = Annotated[
+    Path, Argument(metavar="FOLDER", help="The sweep's folder.", callback=_expect("sweep"))
+]
 Runs = Annotated[
     list[Path],
     Argument(metavar="RUN...", help="Run folders of the same plan.", callback=_expect("run")),
@@ -167,6 +204,17 @@ def open_config(config: str, overrides: list[str] | None) -> RunConfig:
     from sdwn.config import load_config
 
     return load_config(shipped_file("config", config), tuple(overrides or ()))
+
+
+def find_sweep(name: str) -> Path | None:
+    """Find a sweep's file, or a shipped one's; None where the name is a config's."""
+    from sdwn.config import read_yaml
+
+    try:
+        path = shipped_file("sweep", name)
+    except UsageError:
+        return None
+    return path if "base" in read_yaml(path) else None
 
 
 def open_profile(name: str, site: dict[str, str]) -> ClusterProfile:

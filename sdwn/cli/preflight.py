@@ -17,6 +17,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from sdwn.cli import console, options
+from sdwn.cli.sweep import each_cell
 from sdwn.errors import UsageError, command, counted, duration
 from sdwn.io import write_text
 from sdwn.paths import RunPaths
@@ -195,6 +196,7 @@ def tune_command(
 
 
 @options.with_site
+@each_cell()
 def pilot_command(
     run: options.Run,
     site: dict[str, str],
@@ -244,6 +246,7 @@ def pilot_command(
 
 
 @options.with_site
+@each_cell()
 def doctor_command(
     run: options.Run,
     site: dict[str, str],

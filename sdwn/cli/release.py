@@ -17,6 +17,7 @@ from rich.table import Table
 from typer import Argument, Option
 
 from sdwn.cli import console, options
+from sdwn.cli.sweep import each_cell
 from sdwn.errors import UsageError, command, counted
 from sdwn.io import atomic, strays, write_text
 from sdwn.paths import ComparisonPaths, ReleasePaths, RunPaths
@@ -30,9 +31,10 @@ SKIPPED_SHOWN = 20
 PAGE, PICTURES = ".html", (".png", ".jpg", ".webp")
 
 
+@each_cell()
 def merge_command(
     runs: options.Runs,
-    release: Annotated[Path, Option(help="The folder to write the release to.")],
+    release: Annotated[Path | None, Option(help="Its folder; default: release, in RUN.")] = None,
     evaluate_: Annotated[bool, Option("--evaluate", help="Then evaluate it.")] = False,
     model: options.Model = None,
     checkpoint: options.Checkpoint = None,
@@ -51,6 +53,10 @@ def merge_command(
     """
     if (model or checkpoint) and not evaluate_:
         raise typer.BadParameter("--model and --checkpoint need --evaluate")
+    if release is None:
+        if len(runs) > 1:
+            raise typer.BadParameter("several runs need --release")
+        release = RunPaths(runs[0]).release
     from sdwn.releases.merge import MergeOptions
     from sdwn.workflow.status import next_for_release
 
@@ -96,6 +102,7 @@ def with_evaluation(merged: dict[str, Any], evaluated: dict[str, Any]) -> dict[s
     return {**evaluated, "evaluated_images": evaluated["images"], **merged}
 
 
+@each_cell()
 def verify_command(
     release: options.ReleaseFolder,
     check: Annotated[
@@ -289,6 +296,7 @@ def import_command(
 
 
 @options.with_site
+@each_cell()
 def evaluate_command(
     release: options.ReleaseFolder,
     site: dict[str, str],
@@ -421,6 +429,7 @@ def compare_command(
     console.result(found, as_json, *sentences, {**rows, "page": found["path"]})
 
 
+@each_cell()
 def report_command(
     release: options.ReleaseFolder,
     evaluation: options.EvaluationName = None,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +22,8 @@ from sdwn.cli.release import (
     release_rows,
     with_evaluation,
 )
-from sdwn.errors import command, counted, duration
+from sdwn.cli.sweep import each_cell, look_at_cells
+from sdwn.errors import UsageError, command, counted, duration
 from sdwn.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -36,7 +38,18 @@ WATCH_SECONDS = 10
 PATIENCE_SECONDS = 60
 
 
+def follow_cell(run: Path, retries: int, force: bool, as_json: bool, **_: Any) -> None:
+    """Follow what was submitted of a cell to its end, and what failed of it once more."""
+    from sdwn.jobs.submit import last_profile
+    from sdwn.workflow.submitting import SubmitOptions
+
+    how = SubmitOptions(True, retries, force=force, resume=True)
+    paths, plan = options.open_run(run)
+    _submit(paths, plan, last_profile(paths, {}), how, as_json)
+
+
 @options.with_site
+@each_cell(follow_cell)
 def submit_command(
     run: options.Run,
     site: dict[str, str],
@@ -69,6 +82,7 @@ def submit_command(
 
 
 @options.with_site
+@each_cell(follow_cell)
 def retry_command(
     run: options.Run,
     site: dict[str, str],
@@ -146,6 +160,7 @@ def show_script(
     console.result(found, as_json, script or "# nothing to submit")
 
 
+@each_cell()
 def cancel_command(run: options.Run, as_json: options.AsJson = False) -> None:
     """End the run's waiting and running tasks.
 
@@ -181,53 +196,58 @@ def status_command(
     from sdwn.jobs.submit import replaced_plan
     from sdwn.workflow.status import DONE, NOT_YET, next_command, run_status
 
-    paths, work = options.open_sharded(run)
-    journal = open_journal(paths)
-    report_damage(paths, journal, console.say)
-    if replaced := replaced_plan(paths, journal.submissions, work):
-        console.say(f"{replaced}; the shards below may be of the other plan")
-    now = run_status(paths, work, journal)
+    cells, journals = options.open_cells(run), {}
+    for name, (paths, work) in cells.items():
+        journal = journals[name] = open_journal(paths)
+        report_damage(paths, journal, console.say)
+        if replaced := replaced_plan(paths, journal.submissions, work):
+            console.say(f"{replaced}; the shards below may be of the other plan")
+
+    def look() -> tuple[Table, str, dict[str, RunStatus]]:
+        if "" not in cells:
+            return look_at_cells(run, cells)
+        now = run_status(paths, work, journals.pop("", None))
+        return status_table(now), next_command(paths, work, now), {"": now}
+
+    def goes_on(now: RunStatus) -> bool:
+        waits = [one for one in now.then.values() if one != DONE][:1] == [NOT_YET]
+        made = now.shards_done == now.shards_total
+        return bool(now.jobs_live) or (made and waits and idle < PATIENCE_SECONDS)
+
+    table, step, found = look()
     if watch and not as_json:
         idle, printed = 0.0, -float(console.REPORT_SECONDS)
         with Redrawn(console=console.stdout, transient=True, auto_refresh=False) as view:
-            while now.jobs_live or (
-                now.shards_done == now.shards_total
-                and [one for one in now.then.values() if one != DONE][:1] == [NOT_YET]
-                and idle < PATIENCE_SECONDS
-            ):
+            while any(map(goes_on, found.values())):
                 if console.stdout.is_terminal:
-                    view.update(status_table(now), refresh=True)
+                    view.update(table, refresh=True)
                 elif time.monotonic() - printed >= console.REPORT_SECONDS:
-                    console.show(headline(now))
+                    console.show(headline(found.values()))
                     sys.stdout.flush()
                     printed = time.monotonic()
                 time.sleep(WATCH_SECONDS)
-                idle = 0 if now.jobs_live else idle + WATCH_SECONDS
-                now = run_status(paths, work)
-    step = next_command(paths, work, now)
-    console.result(asdict(now), as_json, status_table(now), next_=step)
+                live = any(now.jobs_live for now in found.values())
+                idle = 0 if live else idle + WATCH_SECONDS
+                table, step, found = look()
+    shown = {name: asdict(now) for name, now in found.items()}
+    console.result(shown.get("", shown), as_json, table, next_=step)
 
 
-def headline(found: RunStatus) -> str:
-    """Return a run's status in one line."""
-    left = found.seconds_left if found.shards_running else None
-    speed = found.images_per_second
-    return console.progress_text(found.images_done, found.images_total, "images", speed, left)
+def headline(found: Collection[RunStatus]) -> str:
+    """Return the status of a run, or of all cells of a sweep, in one line."""
+    done, total = sum(now.images_done for now in found), sum(now.images_total for now in found)
+    speed = sum(now.images_per_second for now in found)
+    # Without a speed nothing is known.
+    running = speed and any(now.shards_running for now in found)
+    left = (total - done) / speed if running else None
+    return console.progress_text(done, total, "images", speed, left)
 
 
 def status_table(found: RunStatus) -> Table:
     """Return a run's status: one line, then only what there is."""
     from sdwn.jobs.scheduler import reason_in_words
+    from sdwn.workflow.status import shard_states
 
-    states = {
-        "running": found.shards_running,
-        "waiting in the queue": found.shards_pending,
-        "unknown, for SLURM does not answer": found.shards_unknown,
-        "failed": found.shards_failed,
-        "cancelled": found.shards_cancelled,
-        "not submitted": found.shards_missing,
-    }
-    shards = [f"{count:,} {state}" for state, count in states.items() if count]
     gpus = [
         f"{counted(one.processes, 'process', 'es')} on {name}: "
         + (f"{one.images_per_second:.3g} images/s" if one.images_per_second else "no batch yet")
@@ -235,7 +255,9 @@ def status_table(found: RunStatus) -> Table:
         for name, one in found.gpus.items()
     ]
     rows: dict[str, Any] = {
-        "shards": ", ".join([f"{found.shards_done:,} of {found.shards_total:,} done", *shards]),
+        "shards": ", ".join(
+            [f"{found.shards_done:,} of {found.shards_total:,} done", *shard_states(found)]
+        ),
         "why jobs wait": [
             *(
                 f"{counted(number, 'job')}: {reason_in_words(reason)}"
@@ -255,11 +277,12 @@ def status_table(found: RunStatus) -> Table:
         "submitted by": found.submitted_by if len(found.submitted_by) > 1 else [],
     }
     table = Table.grid()
-    table.add_row(headline(found))
+    table.add_row(headline([found]))
     table.add_row(console.columns((name, value) for name, value in rows.items() if value))
     return table
 
 
+@each_cell()
 def logs_command(
     run: options.Run,
     shard: Annotated[int | None, Option(help="A shard; default: all that failed.")] = None,
@@ -304,24 +327,50 @@ def run_command(
     """Plan, submit, merge, evaluate and report a run.
 
     The release lies in the run's folder. The same command resumes: it does only what is missing.
+    A sweep's file in the config's place does so with each cell, and compares them.
     """
+    from sdwn.jobs.submit import require_fit
+    from sdwn.workflow.submitting import plan_run
+
+    sweep = options.find_sweep(config)
+    if sweep is not None:
+        from sdwn.workflow.sweep import plan_sweep
+
+        plan_sweep(sweep, run, tuple(set_ or ()), console)
+    elif options.kind_of(run) == "sweep":
+        raise UsageError(f"{run} is a sweep, and {config} is no sweep's file")
+    else:
+        settings = options.open_config(config, set_)
+        require_fit(settings, options.open_profile(profile, site))
+        plan_run(settings, run, console)
+    complete_run(run=run, site=site, profile=profile, wait=True, retries=retries, as_json=as_json)
+
+
+@each_cell()
+def complete_run(
+    run: Path, site: dict[str, str], profile: str, wait: bool, retries: int, as_json: bool
+) -> None:
+    """Make what a planned run lacks; without ``wait`` its tasks are submitted, and no more."""
     from sdwn.jobs.submit import require_fit
     from sdwn.preflight.prefetch import prefetch_classifier
     from sdwn.releases.merge import MergeOptions
     from sdwn.releases.release import Release
     from sdwn.reports.report import write_report
-    from sdwn.workflow.submitting import SubmitOptions, plan_run, submit_run
+    from sdwn.workflow.submitting import SubmitOptions, submit_run
 
-    chosen, settings = options.open_profile(profile, site), options.open_config(config, set_)
-    require_fit(settings, chosen)
-    plan, paths = plan_run(settings, run, console)
+    paths, plan = options.open_run(run)
+    chosen = options.open_profile(profile, site)
+    require_fit(plan.config, chosen)
     if len(plan.done(paths)) < len(plan.assigned_shards):
         # An evaluation must not fail at the end for want of its classifier.
         with console.progress("looking for the classifier"):
             prefetch_classifier(paths, plan.config)
     # Only this command also merges, evaluates and reports.
-    how = SubmitOptions(wait=True, retries=retries, command="the same command")
-    submit_run(paths, plan, chosen, how, console)
+    how = SubmitOptions(wait=wait, retries=retries, command="the same command")
+    submitted = submit_run(paths, plan, chosen, how, console)
+    if not wait:
+        console.result(submitted, as_json)
+        return
     merged = merge_runs([run], paths.release, MergeOptions())
     evaluated = evaluate_here(paths.release, plan.config.evaluation)
     with console.progress("writing the report"):

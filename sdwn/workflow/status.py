@@ -173,6 +173,19 @@ def run_status(paths: RunPaths, work: ShardedWork, journal: Journal | None = Non
     )
 
 
+def shard_states(found: RunStatus) -> list[str]:
+    """Count the shards in each state, but for the finished ones, in words."""
+    states = {
+        "running": found.shards_running,
+        "waiting in the queue": found.shards_pending,
+        "unknown, for SLURM does not answer": found.shards_unknown,
+        "failed": found.shards_failed,
+        "cancelled": found.shards_cancelled,
+        "not submitted": found.shards_missing,
+    }
+    return [f"{count:,} {state}" for state, count in states.items() if count]
+
+
 # The next command
 
 

@@ -40,7 +40,7 @@ from sdwn.preflight.estimate import estimate, estimate_rows
 from sdwn.preflight.prefetch import lock_found_classifier
 from sdwn.releases.release import Release
 from sdwn.wordnet.catalog import Catalog, describe, read_catalog
-from sdwn.wordnet.corpus import shared_wordnet
+from sdwn.wordnet.corpus import WordNet, shared_wordnet
 from sdwn.workflow import later_stages
 from sdwn.workflow.status import FAILURES_SHOWN, images_done, read_stages
 
@@ -102,25 +102,40 @@ def plan_run(
 ) -> tuple[Plan, RunPaths]:
     """Read WordNet and write a run's plan, or a slice of it, unless the same plan is there."""
     require_usable(config, begun=RunPaths(run).begun)
+    plan, wordnet = compute_plan(config, display, share)
+    return plan, keep_plan(plan, run, display, wordnet)
+
+
+def compute_plan(
+    config: RunConfig, display: Display, share: Slice = WHOLE
+) -> tuple[Plan, WordNet | None]:
+    """Read WordNet or a table and compute the plan of a config; write nothing."""
     wordnet, table = None, config.catalog.table
     with display.progress(f"reading {table.name if table else 'WordNet'}"):
         if table:
             catalog = Catalog(describe(config.catalog), ())
         else:
             catalog = read_catalog(config.catalog, shared_wordnet())
-        plan, paths = make_plan(config, catalog, share, display.say), RunPaths(run)
+        plan = make_plan(config, catalog, share, display.say)
         if plan.table["wnid"].null_count < len(plan.table):
             wordnet = shared_wordnet()
+    return plan, wordnet
+
+
+def keep_plan(plan: Plan, run: Path, display: Display, wordnet: WordNet | None) -> RunPaths:
+    """Write a plan into a run's folder, and lock the run to the weights that are here."""
+    paths = RunPaths(run)
     new = write_plan(plan, paths, display.say, wordnet)
     display.say(f"{'planned' if new else 'planned already'}: {run}")
     with display.progress("looking for the weights"):
         locked = ensure_lock(paths, plan)
     states = {"elsewhere": "no such folder on this machine", "hub": "not downloaded yet"}
     states["file"] = "not converted yet"
-    state = f"revision {locked.revision}" if locked else states.get(source(config.model))
+    model = plan.config.model
+    state = f"revision {locked.revision}" if locked else states.get(source(model))
     if state:
-        display.say(f"model: {config.model.name} ({state})")
-    return plan, paths
+        display.say(f"model: {model.name} ({state})")
+    return paths
 
 
 def _convert_and_lock(paths: RunPaths, plan: Plan, display: Display) -> None:
