@@ -20,7 +20,7 @@ from sdwn.cli import console, options
 from sdwn.cli.sweep import each_cell
 from sdwn.errors import UsageError, command, counted
 from sdwn.io import atomic, strays, write_text
-from sdwn.paths import ComparisonPaths, ReleasePaths, RunPaths
+from sdwn.paths import ComparisonPaths, ReleasePaths, RunPaths, SweepPaths
 
 if TYPE_CHECKING:
     from sdwn.config import EvaluationConfig
@@ -374,18 +374,26 @@ def evaluation_rows(found: dict[str, Any]) -> dict[str, Any]:
 def compare_command(
     which: Annotated[
         list[str],
-        Argument(metavar="RELEASE...", help="LABEL=RELEASE, or RELEASE/evaluations/NAME."),
+        Argument(metavar="RELEASE...", help="LABEL=RELEASE, RELEASE/evaluations/NAME, or a sweep."),
     ],
-    out: Annotated[Path, Option(help="The folder to write the page and tables to.")],
+    out: Annotated[
+        Path | None, Option(help="Folder of the page; default: comparison, in a sweep's.")
+    ] = None,
     evaluation: Annotated[
         str | None, Option(help="Evaluation's name; default: the latest that all have.")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare evaluated releases or models in pairs.
+    """Compare evaluated releases or models in pairs; or a sweep's cells.
 
-    Each with the first, by class and by group, with paired tests.
+    Each with the first, by class and by group, with paired tests; or with the best cell.
     """
+    if len(which) == 1 and options.kind_of(Path(which[0])) == "sweep":
+        found, words = compare_sweep(Path(which[0]), out, evaluation)
+        console.result(found, as_json, words, {"page": found["path"]})
+        return
+    if out is None:
+        raise typer.BadParameter("--out is needed: the folder to write the page and tables to")
     from sdwn.evaluation.metrics import metrics_shown
     from sdwn.reports import comparison
 
@@ -427,6 +435,24 @@ def compare_command(
         rows[comparison.setting_words(row["setting"])] = ", ".join(values)
     sentences = [pair["verdict"] for pair in pairs]
     console.result(found, as_json, *sentences, {**rows, "page": found["path"]})
+
+
+def compare_sweep(
+    folder: Path, out: Path | None = None, evaluation: str | None = None
+) -> tuple[dict[str, Any], str]:
+    """Write the comparison of a sweep's cells; return its record, and the result in words."""
+    from sdwn.reports import sweep
+
+    cells = {name: RunPaths(cell) for name, cell in options.run_folders(folder).items()}
+    paths = ComparisonPaths(out or SweepPaths(folder).comparison)
+    with console.progress("comparing"):
+        results = sweep.open_cell_results(cells, evaluation)
+        compared = sweep.compare_cells(results)
+        sweep.write_sweep_comparison(compared, results, paths)
+    for cell in results:
+        if cell.lacks:
+            console.say(f"{cell.name} has no figures: {cell.lacks}")
+    return {**compared, "path": str(paths.page)}, ": ".join(sweep.best_in_words(compared))
 
 
 @each_cell()

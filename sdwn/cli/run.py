@@ -16,6 +16,7 @@ from typer import Option
 
 from sdwn.cli import console, options
 from sdwn.cli.release import (
+    compare_sweep,
     evaluate_here,
     evaluation_rows,
     merge_runs,
@@ -344,6 +345,9 @@ def run_command(
         require_fit(settings, options.open_profile(profile, site))
         plan_run(settings, run, console)
     complete_run(run=run, site=site, profile=profile, wait=True, retries=retries, as_json=as_json)
+    if sweep is not None:
+        found, words = compare_sweep(run)
+        console.say(f"{words}\nthe sweep's page: {found['path']}")
 
 
 @each_cell()

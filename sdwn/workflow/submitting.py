@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,11 +207,29 @@ def submit_run(  # noqa: PLR0912
         "remaining": remaining,
         "job_ids": [job.id for job in jobs],
     }
+    options, queued = _with_stages_left(paths, options, bool(jobs))
     if options.then and remaining:
         say(f"{', '.join(options.then)} would start too early and is not submitted")
     elif options.then:
-        counts["then"] = _submit_stages(order, plan, options, display)
+        counts["then"] = _submit_stages(order, plan, options, display, queued)
     return counts
+
+
+def _with_stages_left(
+    paths: RunPaths, options: SubmitOptions, anew: bool
+) -> tuple[SubmitOptions, dict[str, Job]]:
+    """Add the later stages of an earlier command where all is followed to its end.
+
+    They are to be submitted again, after a failure or behind shards that were submitted ``anew``;
+    or they wait or run, and their jobs are returned.
+    """
+    if not (options.wait and options.resume) or options.then:
+        return options, {}
+    if again := later_stages.unfinished_stages(paths, anew):
+        return replace(options, then=again), {}
+    live = {stage: one.job for stage, one in read_stages(paths).items() if one.live and one.job}
+    then = tuple(stage for stage in later_stages.LATER_STAGES if stage in live)
+    return replace(options, then=then), live
 
 
 def shards_to_submit(paths: RunPaths, plan: Plan, record: Journal, say: OnMessage) -> list[int]:
@@ -224,17 +243,23 @@ def shards_to_submit(paths: RunPaths, plan: Plan, record: Journal, say: OnMessag
 
 
 def _submit_stages(
-    order: WorkOrder, plan: Plan, options: SubmitOptions, display: Display
+    order: WorkOrder,
+    plan: Plan,
+    options: SubmitOptions,
+    display: Display,
+    queued: Mapping[str, Job],
 ) -> dict[str, str]:
-    """Submit the later stages, follow them to the end if wanted; return their job ids."""
-    paths, profile, stages, jobs = order.paths, order.profile, options.then, dict[str, Job]()
+    """Submit the later stages, or take them as queued; follow them if wanted; return job ids."""
+    paths, profile, stages = order.paths, order.profile, options.then
+    jobs: dict[str, Job] = {**queued}
     # One process of this machine does not wait for another.
     parts = [stages] if profile.executor == "slurm" else [(stage,) for stage in stages]
     try:
         for part in parts:
             with display.progress(", ".join(part) if options.wait else "submitting") as bar:
-                with submission_lock(paths, display.say):
-                    jobs |= later_stages.submit_chain(paths, plan, part, profile, display.say)
+                if not queued:
+                    with submission_lock(paths, display.say):
+                        jobs |= later_stages.submit_chain(paths, plan, part, profile, display.say)
                 while options.wait:
                     # Another command may queue them anew.
                     with submission_lock(paths, ignore):
