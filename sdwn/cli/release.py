@@ -384,9 +384,9 @@ def compare_command(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare evaluated releases or models in pairs; or a sweep's cells.
+    """Compare evaluated releases, models, or a sweep's cells.
 
-    Each with the first, by class and by group, with paired tests; or with the best cell.
+    Each with the first, by class and by group, with paired tests; cells with the best one.
     """
     if len(which) == 1 and options.kind_of(Path(which[0])) == "sweep":
         found, words = compare_sweep(Path(which[0]), out, evaluation)

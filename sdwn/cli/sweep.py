@@ -101,8 +101,11 @@ def each_cell(follow: Command | None = None) -> Callable[[Command], Command]:
             cells = options.run_folders(folders[0])
             steps = _steps(function, follow, arguments, cells.values())
             found = _do_cells(steps, first, arguments, cells)
-            table, step, _ = look_at_cells(folders[0], options.open_cells(folders[0]))
-            console.result(found, arguments["as_json"], table, next_=step)
+            if arguments["as_json"]:
+                console.result(found, as_json=True)
+            else:
+                table, step, _ = look_at_cells(folders[0], options.open_cells(folders[0]))
+                console.result({}, False, table, next_=step)
             if any("error" in one for one in found.values()):
                 raise typer.Exit(1)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from sdwn import __version__
 from sdwn.errors import IntegrityError, SdwnError, UsageError, counted
-from sdwn.evaluation.metrics import intervals, metrics_shown
+from sdwn.evaluation.metrics import metrics_shown
 from sdwn.evaluation.record import evaluations
 from sdwn.io import Format, csv_text, now, write_text
 from sdwn.jobs.task import read_record
@@ -40,13 +40,12 @@ from sdwn.wordnet.imagenet import class_name
 FORMAT = Format("sdwn-sweep-comparison", 1, "compare the sweep again")
 # Of these classes, spread evenly from the best recognised to the worst, each so many images.
 CLASSES_SHOWN, IMAGES_SHOWN = 8, 2
-# What is measured of each cell, in percent, with its heading.
+# What is measured of each cell, in percent, with its heading; the last two are probabilities.
 MEASURES = {
     "top1_percent": "top-1, %",
     "top5_percent": "top-5, %",
-    "probability": "probability of the class, %",
-    "own": "probability of the own subtree, %",
-    "nearest": "probability of the nearest subtree, %",
+    "own": "own subtree, %",
+    "nearest": "nearest subtree, %",
 }
 SECTIONS = {"figures": "Figures", "curves": "Curves", "images": "Images", "cells": "Cells"}
 
@@ -165,11 +164,6 @@ def _measures(side: Side) -> dict[str, dict[str, Any]]:
         if figures[metric.name] is not None:
             ends = figures["intervals"][metric.name]
             found[metric.name] = {"value": figures[metric.name], "interval": ends}
-    by_class = side.predictions.group_by("wnid").aggregate([("label_probability", "mean")])
-    means = 100 * by_class["label_probability_mean"].drop_null().to_numpy().astype(np.float64)
-    if len(means):
-        ends = intervals({"mean": means}, lambda columns: columns)["mean"]
-        found["probability"] = {"value": float(means.mean()), "interval": ends}
     for kind, scores in side.record["wordnet"].items():
         if scores is not None and scores["subtree_probability"] is not None:
             low_high = scores["intervals"]["subtree_probability"]
