@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -363,50 +362,28 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
 
     Paths in it start at its folder, those in an override at the working folder.
     """
-    content, folder = read_yaml(path), path.resolve().parent
-    _make_absolute(content, folder, typed=False)
-    return with_overrides(content, overrides, path, folder)
+    return with_overrides(read_yaml(path), overrides, path, path.resolve().parent)
 
 
 def with_overrides(
     content: dict[str, Any], overrides: Sequence[str], path: Path, folder: Path
 ) -> RunConfig:
     """Return the settings that a file has, ``key=value`` overrides applied."""
-    override_settings(content, folder, overrides)
-    return validated(RunConfig, content, source=" with --set ".join([str(path), *overrides]))
-
-
-def override_settings(content: dict[str, Any], folder: Path, overrides: Sequence[str]) -> None:
-    """Change settings, which stood in a file of this folder, by ``key=value`` overrides."""
     _make_absolute(content, folder, typed=False)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             expected = "expected key=value, as in generation.batch_size=20"
             raise UsageError(f"--set {override}: {expected}")
-        _set(content, key, _parse(text, f"--set {override}"), f"--set {override}")
+        *parents, last = key.split(".")
+        section = content
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise UsageError(f"--set {override}: {parent} is no section")
+        section[last] = _parse(text, f"--set {override}")
         _make_absolute(content, folder, typed=True)
-
-
-def with_settings(
-    content: Mapping[str, Any], changes: Mapping[str, Any], folder: Path, source: str
-) -> RunConfig:
-    """Return a config with some settings changed, by dotted name; their paths start at a folder."""
-    changed = copy.deepcopy(dict(content))
-    for key, value in changes.items():
-        _set(changed, key, value, source)
-    _make_absolute(changed, folder, typed=False)
-    return validated(RunConfig, changed, source)
-
-
-def _set(content: dict[str, Any], key: str, value: Any, source: str) -> None:
-    *parents, last = key.split(".")
-    section = content
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise UsageError(f"{source}: {parent} is no section")
-    section[last] = value
+    return validated(RunConfig, content, source=" with --set ".join([str(path), *overrides]))
 
 
 def _make_absolute(content: dict[str, Any], folder: Path, *, typed: bool) -> None:

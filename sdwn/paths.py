@@ -129,16 +129,12 @@ class RunPaths:
 
 @dataclass(frozen=True, slots=True)
 class SweepPaths:
-    """The files of a sweep's folder, in which each cell's run has a folder of its name."""
+    """The files of a sweep's folder, beside those of its cells' runs."""
 
     root: Path
 
-    sweep = _Below("sweep.json")  # the cells, and what differs
+    sweep = _Below("sweep.json")  # the cells, and what differs in them
     comparison = _Below("comparison")  # by `sdwn compare`
-
-    def cell(self, name: str) -> RunPaths:
-        """Return the files of a cell's run."""
-        return RunPaths(self.root / name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +226,11 @@ _FOLDERS = {
     "config": ("configs", "configs"),
     "groups": ("configs/groups", "configs/groups"),
     "profile": ("profiles", "slurm/profiles"),
-    "sweep": ("configs/sweeps", "configs/sweeps"),
 }
 
 
-def shipped_file(kind: Literal["config", "groups", "profile", "sweep"], name: str) -> Path:
-    """Find a file of this kind: a user's, or one that is shipped, by its name."""
+def shipped_file(kind: Literal["config", "groups", "profile"], name: str) -> Path:
+    """Find a config, profile or groups file: a user's, or one that is shipped, by its name."""
     path = Path(name)
     if path.is_file():
         return path

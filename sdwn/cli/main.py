@@ -23,7 +23,7 @@ from sdwn.io import require_home
 EXAMPLES = """\
 sdwn plan demo RUN
 sdwn plan paper RUN --profile mysite.yaml --set seed=7
-sdwn sweep guidance SWEEP
+sdwn sweep demo-sweep SWEEP
 sdwn sweep mine.yaml SWEEP --set images_per_synset=20
 sdwn prefetch RUN
 sdwn prefetch paper
@@ -63,7 +63,7 @@ sdwn browse RELEASE
 sdwn browse RELEASE OTHER
 sdwn run demo RUN
 sdwn run mine.yaml RUN --profile mysite.yaml
-sdwn run guidance SWEEP
+sdwn run demo-sweep SWEEP
 """
 
 

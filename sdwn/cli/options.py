@@ -26,11 +26,10 @@ if TYPE_CHECKING:
     from sdwn.jobs.profile import ClusterProfile
     from sdwn.planning.plan import Plan, ShardedWork
 
-Cells = dict[str, tuple[RunPaths, "ShardedWork"]]
 Kind = Literal["run", "release", "evaluation", "work", "sweep"]
 # Commands that take the work of an evaluation as they take a run.
 FOLLOWING = ("status", "logs", "cancel")
-# Commands that take a sweep, as they take a run or a release, and do all its cells.
+# Commands that take a sweep, and do all its cells: see each_cell in sdwn.cli.sweep.
 SWEEPING = (
     *("pilot", "doctor", "submit", "retry", "cancel", "status", "logs", "run"),
     *("merge", "verify", "evaluate", "report"),
@@ -51,7 +50,7 @@ def kind_of(folder: Path) -> Kind | None:
     return "evaluation" if evaluation.evaluation.exists() or evaluation.work.plan.exists() else None
 
 
-def _expect(wanted: Literal["run", "release", "sweep"]) -> Callable[[typer.Context, Any], Any]:
+def _expect(wanted: Literal["run", "release"]) -> Callable[[typer.Context, Any], Any]:
     """Return a check of an argument that refuses folders of another kind."""
 
     def check(context: typer.Context, value: Any) -> Any:
@@ -72,17 +71,16 @@ def _expect(wanted: Literal["run", "release", "sweep"]) -> Callable[[typer.Conte
 
 def _command_for(kind: Kind, wanted: str, name: str, folder: Path) -> str:
     """Return the command for this kind of folder that does what the user meant."""
-    if name == "sweep" or (name in ("plan", "run") and kind in ("release", "sweep")):
-        return "a folder of its own"
-    if kind == "sweep":
-        folder = next(iter(run_folders(folder).values()))
     whole, release = folder.absolute(), RunPaths(folder).release
-    if kind in ("run", "sweep"):
+    if kind == "sweep":
+        cell = folder / "CELL" / ("release" if wanted == "release" else "")
+        return command(name, cell) if name != "plan" else command("sweep", "SWEEP", folder)
+    if kind == "run":
         merged = kind_of(release) == "release"
         return command(name, release) if merged else command("merge", folder, "--release", release)
     if kind == "release":
-        if name == "merge":
-            return "the folders of its runs"
+        if name in ("plan", "run", "merge"):
+            return "a folder of its own" if name != "merge" else "the folders of its runs"
         inside = kind_of(whole.parent) == "run"
         return command(name, whole.parent) if inside else command("browse", folder)
     evaluation = whole.parent if kind == "work" else whole
@@ -119,11 +117,6 @@ def open_sharded(folder: Path) -> tuple[RunPaths, ShardedWork]:
     return paths, read_prediction_plan(paths)
 
 
-def open_cells(folder: Path) -> Cells:
-    """Read the plan of each cell of a sweep, by its name; a run is one cell without a name."""
-    return {name: open_sharded(cell) for name, cell in run_folders(folder).items()}
-
-
 def require_savable(save: Path, release: Path, endings: tuple[str, ...]) -> None:
     """Refuse a path of ``--save`` of another format, or inside the release."""
     if save.suffix.lower() not in endings:
@@ -137,9 +130,6 @@ def require_savable(save: Path, release: Path, endings: tuple[str, ...]) -> None
 
 Config = Annotated[str, Argument(metavar="CONFIG", help="A config file, or a shipped one's name.")]
 Run = Annotated[Path, Argument(metavar="RUN", help="The run's folder.", callback=_expect("run"))]
-SweepFolder = Annotated[
-    Path, Argument(metavar="FOLDER", help="The sweep's folder.", callback=_expect("sweep"))
-]
 Runs = Annotated[
     list[Path],
     Argument(metavar="RUN...", help="Run folders of the same plan.", callback=_expect("run")),
@@ -204,17 +194,6 @@ def open_config(config: str, overrides: list[str] | None) -> RunConfig:
     from sdwn.config import load_config
 
     return load_config(shipped_file("config", config), tuple(overrides or ()))
-
-
-def find_sweep(name: str) -> Path | None:
-    """Find a sweep's file, or a shipped one's; None where the name is a config's."""
-    from sdwn.config import read_yaml
-
-    try:
-        path = shipped_file("sweep", name)
-    except UsageError:
-        return None
-    return path if "base" in read_yaml(path) else None
 
 
 def open_profile(name: str, site: dict[str, str]) -> ClusterProfile:

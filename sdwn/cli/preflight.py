@@ -90,6 +90,7 @@ def plan_command(
     console.result({**counts, "estimate": takes.as_dict()}, as_json, rows, next_=step)
 
 
+@each_cell
 def prefetch_command(
     target: Annotated[
         str, Argument(metavar="CONFIG|RUN", help="A config, or the folder of a planned run.")
@@ -196,7 +197,7 @@ def tune_command(
 
 
 @options.with_site
-@each_cell()
+@each_cell
 def pilot_command(
     run: options.Run,
     site: dict[str, str],
@@ -246,7 +247,7 @@ def pilot_command(
 
 
 @options.with_site
-@each_cell()
+@each_cell
 def doctor_command(
     run: options.Run,
     site: dict[str, str],

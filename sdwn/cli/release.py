@@ -31,7 +31,7 @@ SKIPPED_SHOWN = 20
 PAGE, PICTURES = ".html", (".png", ".jpg", ".webp")
 
 
-@each_cell()
+@each_cell
 def merge_command(
     runs: options.Runs,
     release: Annotated[Path | None, Option(help="Its folder; default: release, in RUN.")] = None,
@@ -102,7 +102,7 @@ def with_evaluation(merged: dict[str, Any], evaluated: dict[str, Any]) -> dict[s
     return {**evaluated, "evaluated_images": evaluated["images"], **merged}
 
 
-@each_cell()
+@each_cell
 def verify_command(
     release: options.ReleaseFolder,
     check: Annotated[
@@ -296,7 +296,7 @@ def import_command(
 
 
 @options.with_site
-@each_cell()
+@each_cell
 def evaluate_command(
     release: options.ReleaseFolder,
     site: dict[str, str],
@@ -389,8 +389,8 @@ def compare_command(
     Each with the first, by class and by group, with paired tests; cells with the best one.
     """
     if len(which) == 1 and options.kind_of(Path(which[0])) == "sweep":
-        found, words = compare_sweep(Path(which[0]), out, evaluation)
-        console.result(found, as_json, words, {"page": found["path"]})
+        found = compare_sweep(Path(which[0]), out, evaluation)
+        console.result(found, as_json, found["words"], {**found["lacking"], "page": found["path"]})
         return
     if out is None:
         raise typer.BadParameter("--out is needed: the folder to write the page and tables to")
@@ -439,23 +439,17 @@ def compare_command(
 
 def compare_sweep(
     folder: Path, out: Path | None = None, evaluation: str | None = None
-) -> tuple[dict[str, Any], str]:
-    """Write the comparison of a sweep's cells; return its record, and the result in words."""
-    from sdwn.reports import sweep
+) -> dict[str, Any]:
+    """Compare a sweep's cells; return what is known of them, and the page's path."""
+    from sdwn.reports.sweep import compare_cells
 
-    cells = {name: RunPaths(cell) for name, cell in options.run_folders(folder).items()}
     paths = ComparisonPaths(out or SweepPaths(folder).comparison)
     with console.progress("comparing"):
-        results = sweep.open_cell_results(cells, evaluation)
-        compared = sweep.compare_cells(results)
-        sweep.write_sweep_comparison(compared, results, paths)
-    for cell in results:
-        if cell.lacks:
-            console.say(f"{cell.name} has no figures: {cell.lacks}")
-    return {**compared, "path": str(paths.page)}, ": ".join(sweep.best_in_words(compared))
+        found = compare_cells(options.run_folders(folder), evaluation, paths)
+    return {**found, "path": str(paths.page)}
 
 
-@each_cell()
+@each_cell
 def report_command(
     release: options.ReleaseFolder,
     evaluation: options.EvaluationName = None,

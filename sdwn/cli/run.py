@@ -25,9 +25,10 @@ from sdwn.cli.release import (
 )
 from sdwn.cli.sweep import each_cell, look_at_cells
 from sdwn.errors import UsageError, command, counted, duration
-from sdwn.paths import RunPaths
+from sdwn.paths import RunPaths, shipped_file
 
 if TYPE_CHECKING:
+    from sdwn.jobs.journal import Journal
     from sdwn.jobs.profile import ClusterProfile
     from sdwn.planning.plan import Plan
     from sdwn.workflow.status import RunStatus
@@ -39,18 +40,8 @@ WATCH_SECONDS = 10
 PATIENCE_SECONDS = 60
 
 
-def follow_cell(run: Path, retries: int, force: bool, as_json: bool, **_: Any) -> None:
-    """Follow what was submitted of a cell to its end, and what failed of it once more."""
-    from sdwn.jobs.submit import last_profile
-    from sdwn.workflow.submitting import SubmitOptions
-
-    how = SubmitOptions(True, retries, force=force, resume=True)
-    paths, plan = options.open_run(run)
-    _submit(paths, plan, last_profile(paths, {}), how, as_json)
-
-
 @options.with_site
-@each_cell(follow_cell)
+@each_cell
 def submit_command(
     run: options.Run,
     site: dict[str, str],
@@ -71,7 +62,7 @@ def submit_command(
     from sdwn.workflow.later_stages import parse_stages
     from sdwn.workflow.submitting import SubmitOptions, shards_to_submit
 
-    how = SubmitOptions(wait, retries, parse_stages(then), force)
+    how = SubmitOptions(wait, retries, parse_stages(then), force, resume=wait and then is None)
     paths, plan = options.open_run(run)
     chosen = options.open_profile(profile, site)
     if dry_run:
@@ -83,7 +74,7 @@ def submit_command(
 
 
 @options.with_site
-@each_cell(follow_cell)
+@each_cell
 def retry_command(
     run: options.Run,
     site: dict[str, str],
@@ -161,7 +152,7 @@ def show_script(
     console.result(found, as_json, script or "# nothing to submit")
 
 
-@each_cell()
+@each_cell
 def cancel_command(run: options.Run, as_json: options.AsJson = False) -> None:
     """End the run's waiting and running tasks.
 
@@ -197,17 +188,19 @@ def status_command(
     from sdwn.jobs.submit import replaced_plan
     from sdwn.workflow.status import DONE, NOT_YET, next_command, run_status
 
-    cells, journals = options.open_cells(run), {}
-    for name, (paths, work) in cells.items():
-        journal = journals[name] = open_journal(paths)
+    sweep, paths = options.kind_of(run) == "sweep", RunPaths(run)
+    journal: Journal | None = None
+    if not sweep:
+        paths, work = options.open_sharded(run)
+        journal = open_journal(paths)
         report_damage(paths, journal, console.say)
         if replaced := replaced_plan(paths, journal.submissions, work):
             console.say(f"{replaced}; the shards below may be of the other plan")
 
-    def look() -> tuple[Table, str, dict[str, RunStatus]]:
-        if "" not in cells:
-            return look_at_cells(run, cells)
-        now = run_status(paths, work, journals.pop("", None))
+    def look(journal: Journal | None = None) -> tuple[Table, str, dict[str, RunStatus]]:
+        if sweep:
+            return look_at_cells(run)
+        now = run_status(paths, work, journal)
         return status_table(now), next_command(paths, work, now), {"": now}
 
     def goes_on(now: RunStatus) -> bool:
@@ -215,7 +208,7 @@ def status_command(
         made = now.shards_done == now.shards_total
         return bool(now.jobs_live) or (made and waits and idle < PATIENCE_SECONDS)
 
-    table, step, found = look()
+    table, step, found = look(journal)
     if watch and not as_json:
         idle, printed = 0.0, -float(console.REPORT_SECONDS)
         with Redrawn(console=console.stdout, transient=True, auto_refresh=False) as view:
@@ -231,7 +224,7 @@ def status_command(
                 idle = 0 if live else idle + WATCH_SECONDS
                 table, step, found = look()
     shown = {name: asdict(now) for name, now in found.items()}
-    console.result(shown.get("", shown), as_json, table, next_=step)
+    console.result(shown if sweep else shown[""], as_json, table, next_=step)
 
 
 def headline(found: Collection[RunStatus]) -> str:
@@ -249,6 +242,7 @@ def status_table(found: RunStatus) -> Table:
     from sdwn.jobs.scheduler import reason_in_words
     from sdwn.workflow.status import shard_states
 
+    done = f"{found.shards_done:,} of {found.shards_total:,} done"
     gpus = [
         f"{counted(one.processes, 'process', 'es')} on {name}: "
         + (f"{one.images_per_second:.3g} images/s" if one.images_per_second else "no batch yet")
@@ -256,9 +250,7 @@ def status_table(found: RunStatus) -> Table:
         for name, one in found.gpus.items()
     ]
     rows: dict[str, Any] = {
-        "shards": ", ".join(
-            [f"{found.shards_done:,} of {found.shards_total:,} done", *shard_states(found)]
-        ),
+        "shards": ", ".join(filter(None, [done, shard_states(found)])),
         "why jobs wait": [
             *(
                 f"{counted(number, 'job')}: {reason_in_words(reason)}"
@@ -283,7 +275,7 @@ def status_table(found: RunStatus) -> Table:
     return table
 
 
-@each_cell()
+@each_cell
 def logs_command(
     run: options.Run,
     shard: Annotated[int | None, Option(help="A shard; default: all that failed.")] = None,
@@ -330,14 +322,16 @@ def run_command(
     The release lies in the run's folder. The same command resumes: it does only what is missing.
     A sweep's file in the config's place does so with each cell, and compares them.
     """
+    from sdwn.config import read_yaml
     from sdwn.jobs.submit import require_fit
     from sdwn.workflow.submitting import plan_run
 
-    sweep = options.find_sweep(config)
-    if sweep is not None:
+    file = shipped_file("config", config)
+    sweep = "base" in read_yaml(file)
+    if sweep:
         from sdwn.workflow.sweep import plan_sweep
 
-        plan_sweep(sweep, run, tuple(set_ or ()), console)
+        plan_sweep(file, run, tuple(set_ or ()), console)
     elif options.kind_of(run) == "sweep":
         raise UsageError(f"{run} is a sweep, and {config} is no sweep's file")
     else:
@@ -345,12 +339,12 @@ def run_command(
         require_fit(settings, options.open_profile(profile, site))
         plan_run(settings, run, console)
     complete_run(run=run, site=site, profile=profile, wait=True, retries=retries, as_json=as_json)
-    if sweep is not None:
-        found, words = compare_sweep(run)
-        console.say(f"{words}\nthe sweep's page: {found['path']}")
+    if sweep:
+        found = compare_sweep(run)
+        console.say(f"{found['words']}\nthe sweep's page: {found['path']}")
 
 
-@each_cell()
+@each_cell
 def complete_run(
     run: Path, site: dict[str, str], profile: str, wait: bool, retries: int, as_json: bool
 ) -> None:

@@ -1,4 +1,4 @@
-"""The command that plans a sweep; how the others take a sweep's folder for all its cells."""
+"""The command that plans a sweep; how the others do all cells of one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,147 +24,115 @@ from sdwn.errors import SdwnError, UsageError, command
 from sdwn.paths import RunPaths, shipped_file
 
 if TYPE_CHECKING:
-    from sdwn.cli.options import Cells
     from sdwn.workflow.status import RunStatus
 
-Command = Callable[..., None]
-# In the order of a run: the next command of a sweep is that of the cell that is least far.
+# A sweep's next command is that of the cell that is least far.
 STEPS = "prefetch pilot submit logs retry status merge evaluate compare".split()
 
 
 def sweep_command(
-    sweep: Annotated[
-        str, Argument(metavar="SWEEP", help="A sweep's file, or a shipped one's name.")
-    ],
-    folder: options.SweepFolder,
+    sweep: Annotated[str, Argument(metavar="SWEEP", help="A sweep's file, or a shipped one.")],
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="The sweep's folder.")],
     set_: options.Override = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Plan runs of one config that differ in some settings.
 
-    Each is a cell, a run in a folder of its own. The file with more values adds cells. Commands
-    that take a run or its release take the sweep's folder too, and do all cells.
+    Each is a cell, a run in a folder of its own. More values in the file add cells. Commands that
+    take a run or its release take the sweep's folder too, and do all cells.
     """
     from sdwn.workflow.sweep import plan_sweep
 
-    found = plan_sweep(shipped_file("sweep", sweep), folder, tuple(set_ or ()), console)
-    table, step, statuses = look_at_cells(folder, options.open_cells(folder))
-    images = sum(one.images_total for one in statuses.values())
-    values = {"cells": [cell.model_dump() for cell in found.cells], "images": images}
+    found = plan_sweep(shipped_file("config", sweep), folder, tuple(set_ or ()), console)
+    table, step, _ = look_at_cells(folder)
+    values = {"cells": [cell.model_dump() for cell in found.cells]}
     console.result(values, as_json, table, next_=step)
 
 
-def look_at_cells(folder: Path, cells: Cells) -> tuple[Table, str, dict[str, RunStatus]]:
-    """Look at each cell of a sweep.
-
-    Returns:
-        A table for people, the sweep's next command, and what was found, by cell.
-    """
+def look_at_cells(folder: Path) -> tuple[Table, str, dict[str, RunStatus]]:
+    """Return a table of a sweep's cells, the next command of all, and the status of each."""
     from sdwn.workflow.status import next_command, run_status, shard_states
 
-    lines = [[Text(head, "bold") for head in ("cell", "images", "state", "next")]]
     found: dict[str, RunStatus] = {}
+    lines = [[Text(head, "bold") for head in ("cell", "images", "state", "next")]]
     steps: list[list[str]] = []
-    for name, (paths, work) in cells.items():
-        now = found[name] = run_status(paths, work)
-        _, step, _, *words = shlex.split(next_command(paths, work, now))
+    for name, cell in options.run_folders(folder).items():
+        paths, plan = options.open_run(cell)
+        now = found[name] = run_status(paths, plan)
+        _, step, _, *words = shlex.split(next_command(paths, plan, now))
         step = "compare" if step in ("report", "browse") else step
         # The name of the cell's release is no option of the sweep's.
         steps.append([step, *words * (step not in ("merge", "compare"))])
-        shards, stages = shard_states(now), [f"{name}: {text}" for name, text in now.then.items()]
-        state = "; ".join([f"shards: {', '.join(shards)}"] * bool(shards) + stages) or "made"
+        stages = [f"{stage}: {state}" for stage, state in now.then.items()]
+        state = "; ".join(filter(None, [shard_states(now), *stages])) or "all images made"
         images = f"{now.images_done:,} of {now.images_total:,}"
         lines.append([Text(name), Text(images), Text(state), Text(step)])
-    step, *words = min(steps, key=lambda step: STEPS.index(step[0]))
+    step, *words = min(steps, key=lambda words: STEPS.index(words[0]))
     return console.columns(lines), command(step, folder, *words), found
 
 
-def each_cell(follow: Command | None = None) -> Callable[[Command], Command]:
-    """Let a command take a sweep where it takes a run or a release: it does all cells in turn.
+def each_cell(function: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take a sweep where it takes a run or a release, and do all its cells.
 
-    A cell that fails does not stop the others. With ``--wait`` under SLURM the tasks of all cells
-    are submitted first; then ``follow``, by default the command itself, waits for each.
+    A cell that fails does not stop the others.
     """
+    first = next(iter(inspect.signature(function).parameters))
 
-    def decorate(function: Command) -> Command:
-        first = next(iter(inspect.signature(function).parameters))
+    @functools.wraps(function)
+    def wrapped(**arguments: Any) -> None:
+        several, as_json = isinstance(arguments[first], list), arguments["as_json"]
+        folder = Path(arguments[first][0] if several else arguments[first])
+        if options.kind_of(folder) != "sweep":
+            function(**arguments)
+            return
+        if several and (len(arguments[first]) > 1 or arguments["release"]):
+            raise UsageError("a sweep is merged alone, each cell into a release of its own")
+        cells, found = options.run_folders(folder), dict[str, dict[str, Any]]()
+        passes = _passes(arguments, next(iter(cells.values())))
+        for changes, (name, cell) in itertools.product(passes, cells.items()):
+            before = found.get(name, {})
+            if "error" in before:
+                continue
+            given, printed = cell / "release" if first == "release" else cell, io.StringIO()
+            try:
+                with redirect_stdout(printed):
+                    function(**{**arguments, **changes, first: [given] if several else given})
+                error = {}
+            except (SdwnError, OSError) as failed:
+                error = {"error": str(failed)}
+                console.fail(f"{name}: {failed}", 1, traceback=False)
+            except typer.Exit:
+                error = {"error": "problems were found"}
+            text = printed.getvalue()
+            if not as_json:
+                # Each cell's next step is in the sweep's table.
+                console.show(f"{name}\n" + re.sub(r"(?m)^next: .*\n", "", text))
+            answer = json.loads(text) if as_json and text else {}
+            # Of what the first pass has submitted the second submits nothing.
+            kept = {key: value for key, value in before.items() if not answer.get(key)}
+            found[name] = {**answer, **kept, **error}
+        table, step = (None, None) if as_json else look_at_cells(folder)[:2]
+        console.result(found, as_json, table or "", next_=step)
+        if any("error" in one for one in found.values()):
+            raise typer.Exit(1)
 
-        @functools.wraps(function)
-        def wrapped(**arguments: Any) -> None:
-            given = arguments[first]
-            folders = given if isinstance(given, list) else [given]
-            if "sweep" not in [options.kind_of(folder) for folder in folders]:
-                function(**arguments)
-                return
-            if len(folders) > 1 or (first == "runs" and arguments["release"]):
-                raise UsageError("a sweep is merged alone, each cell into a release of its own")
-            cells = options.run_folders(folders[0])
-            steps = _steps(function, follow, arguments, cells.values())
-            found = _do_cells(steps, first, arguments, cells)
-            if arguments["as_json"]:
-                console.result(found, as_json=True)
-            else:
-                table, step, _ = look_at_cells(folders[0], options.open_cells(folders[0]))
-                console.result({}, False, table, next_=step)
-            if any("error" in one for one in found.values()):
-                raise typer.Exit(1)
-
-        return wrapped
-
-    return decorate
+    return wrapped
 
 
-def _steps(
-    function: Command, follow: Command | None, arguments: dict[str, Any], cells: Iterable[Path]
-) -> list[Callable[..., None]]:
-    """Return what is done with all cells, one after the other."""
-    if "wait" not in arguments or arguments.get("dry_run"):
-        return [function]
+def _passes(arguments: dict[str, Any], cell: Path) -> list[dict[str, Any]]:
+    """Return the changed arguments of each pass over the cells.
+
+    With ``--wait`` under SLURM the tasks of all cells are submitted first; the second pass follows
+    them, and what was queued behind them.
+    """
+    wait, name = arguments.get("wait"), arguments.get("profile", "")
+    if wait is None or name is None or arguments.get("dry_run"):
+        return [{}]
     from sdwn.jobs.submit import last_profile
 
-    # The profile of a retry is that of the submission before it.
-    name, wait = arguments.get("profile", ""), arguments["wait"]
-    submitted = [cell for cell in map(RunPaths, cells) if cell.submissions.exists()]
-    executor = None
-    if name:
-        executor = options.open_profile(name, arguments["site"]).executor
-    elif name == "" and submitted:
-        executor = last_profile(submitted[0], arguments["site"]).executor
-    if executor == "slurm" and wait:
-        return [lambda **given: function(**{**given, "wait": False}), follow or function]
-    if executor == "local" and not wait:
-        raise UsageError(
-            "processes of this machine need --wait, which makes the cells one after another"
-        )
-    return [function]
-
-
-def _do_cells(
-    steps: Iterable[Command], first: str, arguments: dict[str, Any], cells: dict[str, Path]
-) -> dict[str, dict[str, Any]]:
-    """Do each step with each cell that did not fail before; return the answers by cell."""
-    found = dict[str, dict[str, Any]]()
-    for step, (name, cell) in itertools.product(steps, cells.items()):
-        if "error" in found.get(name, ()):
-            continue
-        given: Any = RunPaths(cell).release if first == "release" else cell
-        error, printed = None, io.StringIO()
-        try:
-            with redirect_stdout(printed):
-                step(**{**arguments, first: [cell] if first == "runs" else given})
-        except (SdwnError, OSError) as failed:
-            error = str(failed)
-            console.fail(f"{name}: {error}", 1, traceback=False)
-        except typer.Exit:
-            error = "problems were found"
-        answer = {}
-        if not arguments["as_json"]:
-            console.show(Text(name, "bold"))
-            # The sweep's table has the next step of each cell.
-            console.show(re.sub(r"(?m)^next: .*\n", "", printed.getvalue()))
-        elif printed.getvalue():
-            answer = json.loads(printed.getvalue())
-        # The second step submits nothing of what the first has submitted.
-        kept = {key: value for key, value in found.get(name, {}).items() if not answer.get(key)}
-        found[name] = {**answer, **kept, **({"error": error} if error else {})}
-    return found
+    site = arguments["site"]
+    profile = options.open_profile(name, site) if name else last_profile(RunPaths(cell), site)
+    if profile.executor == "local" and not wait:
+        raise UsageError("without --wait all cells would begin at once on this machine; add --wait")
+    follow = {"then": None} if "then" in arguments else {}
+    return [{"wait": False}, follow] if profile.executor == "slurm" and wait else [{}]

@@ -468,7 +468,7 @@ def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side], drawn
     }
     shown = [row["wnid"] for rows in galleries.values() for row in rows[:GALLERY_CLASSES]]
     albums = [Album(side.release, shown, side.predictions) for side in sides]
-    sections = dict(SECTIONS)
+    sections = {"cells": "Cells"} | SECTIONS if "sweep" in comparison else dict(SECTIONS)
     if not comparison["settings"]:
         del sections["settings"]
     if "groups" not in drawn:

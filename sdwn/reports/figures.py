@@ -77,18 +77,10 @@ def write_comparison_figures(comparison: Mapping[str, Any], paths: ComparisonPat
             drawn["groups"] = group_rates_figure(comparison)
         for pair in range(len(comparison["pairs"])):
             drawn[f"classes-{pair}"] = class_rates_figure(comparison, pair)
-        return _write(drawn, paths)
-
-
-def write_sweep_figures(comparison: Mapping[str, Any], paths: ComparisonPaths) -> Drawn:
-    """Write a figure for each numeric setting of a sweep, under the setting's name."""
-    rows = [row for row in comparison["cells"] if "top1_percent" in row["measures"]]
-    drawn = {}
-    with mpl.rc_context(STYLE):
-        for setting in comparison["settings"]:
-            values = {row["settings"][setting] for row in rows}
-            if len(values) > 1 and all(type(value) in (int, float) for value in values):
-                drawn[setting] = setting_figure(rows, setting)
+        for name in (names := [row["setting"] for row in comparison["settings"]]):
+            cells = comparison.get("sweep", {}).get("cells", [{}])
+            if all(type(cell.get(name)) in (int, float) for cell in cells):
+                drawn[name] = setting_figure(cells, names, name)
         return _write(drawn, paths)
 
 
@@ -256,25 +248,23 @@ def class_rates_figure(comparison: Mapping[str, Any], pair: int) -> Figure:
     return figure
 
 
-def setting_figure(rows: Sequence[Mapping[str, Any]], setting: str) -> Figure:
-    """Plot a sweep's share of correct images over a setting, a line for each choice of others."""
+def setting_figure(cells: Sequence[Mapping[str, Any]], names: Sequence[str], x: str) -> Figure:
+    """Plot the top-1 of a sweep's cells over a setting, a line for each choice of the others."""
     lines: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: row["settings"][setting]):
-        others = (str(value) for name, value in row["settings"].items() if name != setting)
+    for row in sorted(cells, key=lambda row: row[x]):
+        others = (str(row[name]) for name in names if name != x)
         lines.setdefault(", ".join(others), []).append(row)
     figure, axes = _axes(2.35 + 0.13 * len(lines))
     for index, (label, line) in enumerate(lines.items()):
-        found = [row["measures"]["top1_percent"] for row in line]
-        x, y = [row["settings"][setting] for row in line], [one["value"] for one in found]
-        ends = [one["interval"] or [one["value"]] * 2 for one in found]
-        apart = [[at - low for at, (low, _) in zip(y, ends, strict=True)]]
-        apart += [[high - at for at, (_, high) in zip(y, ends, strict=True)]]
-        look: Any = {"marker": "o", "markersize": 4, "linewidth": 1, "elinewidth": 0.6}
-        axes.errorbar(x, y, apart, color=side_colour(index), label=_plain(label), **look)
-    axes.set_xlabel(setting.rpartition(".")[2].replace("_", " "))
+        ends = [(row["top1_percent_low"], row["top1_percent_high"]) for row in line]
+        at, middle = [row[x] for row in line], [row["top1_percent"] for row in line]
+        colour, text = side_colour(index), _plain(_short(label))
+        axes.plot(at, middle, "o-", color=colour, markersize=4, linewidth=1, label=text)
+        axes.vlines(at, *zip(*ends, strict=True), color=colour, linewidth=0.6)
+    axes.set_xlabel(x.rpartition(".")[2].replace("_", " "))
     axes.set_ylabel("correct images, %")
     axes.grid(axis="y", linewidth=0.3)
-    if len(lines) > 1:
+    if len(names) > 1:
         figure.legend(loc="outside upper center", frameon=False)
     return figure
 

@@ -173,7 +173,7 @@ def run_status(paths: RunPaths, work: ShardedWork, journal: Journal | None = Non
     )
 
 
-def shard_states(found: RunStatus) -> list[str]:
+def shard_states(found: RunStatus) -> str:
     """Count the shards in each state, but for the finished ones, in words."""
     states = {
         "running": found.shards_running,
@@ -183,7 +183,7 @@ def shard_states(found: RunStatus) -> list[str]:
         "cancelled": found.shards_cancelled,
         "not submitted": found.shards_missing,
     }
-    return [f"{count:,} {state}" for state, count in states.items() if count]
+    return ", ".join(f"{count:,} {state}" for state, count in states.items() if count)
 
 
 # The next command

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +40,7 @@ from sdwn.preflight.estimate import estimate, estimate_rows
 from sdwn.preflight.prefetch import lock_found_classifier
 from sdwn.releases.release import Release
 from sdwn.wordnet.catalog import Catalog, describe, read_catalog
-from sdwn.wordnet.corpus import WordNet, shared_wordnet
+from sdwn.wordnet.corpus import shared_wordnet
 from sdwn.workflow import later_stages
 from sdwn.workflow.status import FAILURES_SHOWN, images_done, read_stages
 
@@ -103,40 +102,25 @@ def plan_run(
 ) -> tuple[Plan, RunPaths]:
     """Read WordNet and write a run's plan, or a slice of it, unless the same plan is there."""
     require_usable(config, begun=RunPaths(run).begun)
-    plan, wordnet = compute_plan(config, display, share)
-    return plan, keep_plan(plan, run, display, wordnet)
-
-
-def compute_plan(
-    config: RunConfig, display: Display, share: Slice = WHOLE
-) -> tuple[Plan, WordNet | None]:
-    """Read WordNet or a table and compute the plan of a config; write nothing."""
     wordnet, table = None, config.catalog.table
     with display.progress(f"reading {table.name if table else 'WordNet'}"):
         if table:
             catalog = Catalog(describe(config.catalog), ())
         else:
             catalog = read_catalog(config.catalog, shared_wordnet())
-        plan = make_plan(config, catalog, share, display.say)
+        plan, paths = make_plan(config, catalog, share, display.say), RunPaths(run)
         if plan.table["wnid"].null_count < len(plan.table):
             wordnet = shared_wordnet()
-    return plan, wordnet
-
-
-def keep_plan(plan: Plan, run: Path, display: Display, wordnet: WordNet | None) -> RunPaths:
-    """Write a plan into a run's folder, and lock the run to the weights that are here."""
-    paths = RunPaths(run)
     new = write_plan(plan, paths, display.say, wordnet)
     display.say(f"{'planned' if new else 'planned already'}: {run}")
     with display.progress("looking for the weights"):
         locked = ensure_lock(paths, plan)
     states = {"elsewhere": "no such folder on this machine", "hub": "not downloaded yet"}
     states["file"] = "not converted yet"
-    model = plan.config.model
-    state = f"revision {locked.revision}" if locked else states.get(source(model))
+    state = f"revision {locked.revision}" if locked else states.get(source(config.model))
     if state:
-        display.say(f"model: {model.name} ({state})")
-    return paths
+        display.say(f"model: {config.model.name} ({state})")
+    return plan, paths
 
 
 def _convert_and_lock(paths: RunPaths, plan: Plan, display: Display) -> None:
@@ -207,29 +191,22 @@ def submit_run(  # noqa: PLR0912
         "remaining": remaining,
         "job_ids": [job.id for job in jobs],
     }
-    options, queued = _with_stages_left(paths, options, bool(jobs))
+    if options.wait and options.resume and not options.then:
+        options = replace(options, then=_await_stages(paths, display))
     if options.then and remaining:
         say(f"{', '.join(options.then)} would start too early and is not submitted")
     elif options.then:
-        counts["then"] = _submit_stages(order, plan, options, display, queued)
+        counts["then"] = _submit_stages(order, plan, options, display)
     return counts
 
 
-def _with_stages_left(
-    paths: RunPaths, options: SubmitOptions, anew: bool
-) -> tuple[SubmitOptions, dict[str, Job]]:
-    """Add the later stages of an earlier command where all is followed to its end.
-
-    They are to be submitted again, after a failure or behind shards that were submitted ``anew``;
-    or they wait or run, and their jobs are returned.
-    """
-    if not (options.wait and options.resume) or options.then:
-        return options, {}
-    if again := later_stages.unfinished_stages(paths, anew):
-        return replace(options, then=again), {}
-    live = {stage: one.job for stage, one in read_stages(paths).items() if one.live and one.job}
-    then = tuple(stage for stage in later_stages.LATER_STAGES if stage in live)
-    return replace(options, then=then), live
+def _await_stages(paths: RunPaths, display: Display) -> tuple[LaterStage, ...]:
+    """Wait for later stages that an earlier command queued; return those that were in vain."""
+    live = {one.job for one in read_stages(paths).values() if one.live and one.job}
+    if live:
+        with display.progress("following the later stages") as bar:
+            submit.follow(paths, watch_jobs(bar, display.say), live)
+    return later_stages.unfinished_stages(paths, anew=False)
 
 
 def shards_to_submit(paths: RunPaths, plan: Plan, record: Journal, say: OnMessage) -> list[int]:
@@ -243,23 +220,17 @@ def shards_to_submit(paths: RunPaths, plan: Plan, record: Journal, say: OnMessag
 
 
 def _submit_stages(
-    order: WorkOrder,
-    plan: Plan,
-    options: SubmitOptions,
-    display: Display,
-    queued: Mapping[str, Job],
+    order: WorkOrder, plan: Plan, options: SubmitOptions, display: Display
 ) -> dict[str, str]:
-    """Submit the later stages, or take them as queued; follow them if wanted; return job ids."""
-    paths, profile, stages = order.paths, order.profile, options.then
-    jobs: dict[str, Job] = {**queued}
+    """Submit the later stages, follow them to the end if wanted; return their job ids."""
+    paths, profile, stages, jobs = order.paths, order.profile, options.then, dict[str, Job]()
     # One process of this machine does not wait for another.
     parts = [stages] if profile.executor == "slurm" else [(stage,) for stage in stages]
     try:
         for part in parts:
             with display.progress(", ".join(part) if options.wait else "submitting") as bar:
-                if not queued:
-                    with submission_lock(paths, display.say):
-                        jobs |= later_stages.submit_chain(paths, plan, part, profile, display.say)
+                with submission_lock(paths, display.say):
+                    jobs |= later_stages.submit_chain(paths, plan, part, profile, display.say)
                 while options.wait:
                     # Another command may queue them anew.
                     with submission_lock(paths, ignore):

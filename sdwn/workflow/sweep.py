@@ -1,4 +1,4 @@
-"""Planning of a sweep: each cell is a run of its own, and all that takes a run takes a cell."""
+"""Planning of a sweep's cells, each as a run."""
 
 from __future__ import annotations
 
@@ -7,54 +7,48 @@ from pathlib import Path
 from sdwn.config import RunConfig
 from sdwn.errors import UsageError
 from sdwn.io import write_text
-from sdwn.models.families import require_usable
-from sdwn.paths import RunPaths, SweepPaths
-from sdwn.planning.plan import flat_settings, read_plan, setting_differences
-from sdwn.planning.sweep import Cell, Sweep, free_name, read_sweep, sweep_configs
-from sdwn.workflow.submitting import Display, compute_plan, keep_plan
+from sdwn.paths import ReleasePaths, RunPaths, SweepPaths
+from sdwn.planning.sweep import Cell, Settings, Sweep, cell_name, read_sweep, read_sweep_file
+from sdwn.workflow.submitting import Display, plan_run
 
 
 def plan_sweep(path: Path, folder: Path, overrides: tuple[str, ...], display: Display) -> Sweep:
-    """Plan the cells of a sweep's file that are not there yet; keep all that are.
-
-    A cell is known by its plan's digest, so that a file with more values, in any order, adds cells.
+    """Plan a sweep's cells; those that are there keep their names, whatever the file adds.
 
     Raises:
-        UsageError: the file is refused, or the folder holds a run or a sweep of another base.
+        UsageError: the file is refused, the folder is something else, or its base was another.
     """
-    if RunPaths(folder).plan.exists():
-        raise UsageError(f"{folder} is a run; plan the sweep into a folder of its own")
-    paths, configs = SweepPaths(folder), sweep_configs(path, overrides)
-    for _, config in configs:
-        require_usable(config)
+    paths = SweepPaths(folder)
+    if RunPaths(folder).plan.exists() or ReleasePaths(folder).manifest.exists():
+        raise UsageError(f"{folder} is no sweep; plan the sweep into a folder of its own")
+    wanted, config_of = read_sweep_file(path, overrides)
     known = read_sweep(folder).cells if paths.sweep.exists() else []
-    known = [cell for cell in known if paths.cell(cell.name).plan.exists()]
-    if known:
-        settings, config = configs[0]
-        before = read_plan(paths.cell(known[0].name)).config
-        vary = settings.keys() | known[0].settings.keys()
-        if differ := setting_differences(_base(before, vary), _base(config, vary)):
-            raise UsageError(
-                f"{folder} belongs to a sweep of another base: {'; '.join(differ)}; plan into a "
-                "new folder"
-            )
-    names = {cell.digest: cell.name for cell in known}
-    taken = {cell.name: cell.settings for cell in known}
-    cells = dict[str, Cell]()
-    for settings, config in configs:
-        plan, wordnet = compute_plan(config, display)
-        name = names.setdefault(plan.digest, free_name(settings, taken))
-        keep_plan(plan, paths.cell(name).root, display, wordnet)
-        taken.setdefault(name, settings)
-        cells[name] = Cell(name=name, settings=taken[name], digest=plan.digest)
-    # What the file no longer has stays, as long as its folder does.
-    kept = [cell for cell in known if cell.name not in cells]
-    sweep = Sweep(cells=[*cells.values(), *kept])
+    # They come first: a changed base is refused before anything is written.
+    cells: dict[str, tuple[Settings, RunConfig]] = {
+        cell.name: (cell.settings, config_of(cell.settings))
+        for cell in known
+        if (folder / cell.name).exists()
+    }
+    named = set[str]()
+    for settings in wanted:
+        name, config = cell_name(settings), config_of(settings)
+        twins = (old for old, (_, other) in cells.items() if _same_images(config, other))
+        if twin := next(twins, None):
+            if twin in named:
+                raise UsageError(f"{path}: {name} and {twin} are the same cell; leave one out")
+            name = twin
+        while twin is None and name in cells:
+            name += "-2"
+        named.add(name)
+        cells.setdefault(name, (settings, config))
+    found = []
+    for name, (settings, config) in cells.items():
+        plan, _ = plan_run(config, folder / name, display)
+        found.append(Cell(name=name, settings=settings, digest=plan.digest))
+    sweep = Sweep(cells=found)
     write_text(paths.sweep, sweep.model_dump_json(indent=2) + "\n")
     return sweep
 
 
-def _base(config: RunConfig, vary: set[str]) -> dict[str, object]:
-    """Return the settings of a cell that do not vary, by dotted name."""
-    settings = flat_settings(config.model_dump(mode="json", exclude={"evaluation"}))
-    return {name: value for name, value in settings if name not in vary}
+def _same_images(one: RunConfig, other: RunConfig) -> bool:
+    return one.model_copy(update={"evaluation": other.evaluation}) == other
