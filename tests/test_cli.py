@@ -332,7 +332,10 @@ def readme_commands(containing: str = "", readme: str = "README.md") -> list[str
     return [line.strip() for block in wanted for line in block.splitlines() if line.strip()]
 
 
-GUIDES = ("README.md", "slurm/README.md", "docs/gpu.md", "docs/releases.md", "docs/evaluation.md")
+GUIDES = (
+    *("README.md", "slurm/README.md", "docs/gpu.md", "docs/releases.md", "docs/evaluation.md"),
+    "docs/sweeps.md",
+)
 
 
 def test_the_first_config_of_the_readme(sdwn: Sdwn, tmp_path: Path) -> None:
