@@ -24,7 +24,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -118,10 +117,15 @@ class Entry:
         return tuple(lemmas.replace("_", " ").split(", ")) if lemmas else ()
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """All that it is searched by: lemmas, label, and an id that is no wnid."""
-        ids = (self.id,) if self.id != self.concept.wnid else ()
-        return tuple(dict.fromkeys((*self.lemmas, self.label, *ids)))
+    def names(self) -> dict[str, None]:
+        """All words that people may call it by, once each: lemmas, label, and an id of theirs."""
+        ids = () if self.id == self.concept.wnid else (self.id,)
+        return dict.fromkeys((*self.lemmas, self.label, *ids))
+
+    @property
+    def keys(self) -> dict[str, None]:
+        """Its id, wnid and name, once each."""
+        return dict.fromkeys((self.id, self.concept.wnid or self.id, self.concept.name))
 
 
 class Collection:
@@ -157,12 +161,13 @@ class Collection:
         counts = np.bincount(self.positions, minlength=len(concepts))
         self.starts: Rows = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
-        prompts, images = self._prompts(len(concepts)), counts.tolist()
-        black, self.by_wnid = self.count(self.black).tolist(), dict[str, list[Entry]]()
+        facts = (found.tolist() for found in (self._alike(), counts, self.count(self.black)))
+        rows = enumerate(zip(by_name, *facts, strict=True))
         self.entries = [
-            Entry(position, concepts[index], prompts[position], images[position], black[position])
-            for position, index in enumerate(by_name)
+            Entry(position, concepts[index], concepts[index].prompt if alike else None, *sums)
+            for position, (index, alike, *sums) in rows
         ]
+        self.by_wnid: dict[str, list[Entry]] = {}
         self.by_id = {entry.id: entry for entry in self.entries}
         for entry in self.entries:
             if entry.concept.wnid:
@@ -216,18 +221,15 @@ class Collection:
         image.save(buffer, form, **options)
         return buffer.getvalue()
 
-    def _prompts(self, count: int) -> list[str | None]:
-        """Return, by position, the prompt of each concept whose images have one and the same."""
-        table = self.release.metadata
-        if "prompt" not in table.column_names or table["prompt"].type != pa.string() or not count:
-            return [None] * count
+    def _alike(self) -> NDArray[np.bool_]:
+        """Return, by position, whether a concept's images have one and the same prompt."""
+        table, starts = self.release.metadata, self.starts[:-1]
+        if "prompt" not in table.column_names or not len(table):
+            return np.zeros(len(starts), bool)
         prompts = table["prompt"].combine_chunks().dictionary_encode("encode")
         codes = numbers(prompts.indices)[self.order]
-        # Of each concept the first image's prompt, and whether any of its images has another.
-        first, at = codes[self.starts[:-1]], np.repeat(np.arange(count), np.diff(self.starts))
-        differs = (np.bincount(at[codes != first[at]], minlength=count) > 0).tolist()
-        texts = prompts.dictionary.to_pylist()
-        return [None if differs[i] else texts[code] for i, code in enumerate(first.tolist())]
+        same = codes == np.repeat(codes[starts], np.diff(self.starts))
+        return np.logical_and.reduceat(same, starts)
 
 
 class ImagePredictions:
@@ -292,8 +294,8 @@ class ImagePredictions:
 MOST_WORDS = 12
 # Words that differ in more are others; of short ones hardly anything would be left.
 LEAST_ALIKE = 0.6
-# A wnid's or a name's beginning, which no lemma has.
-_IDENTIFIER = re.compile(r"n[0-9]|.*\.n\b")
+# An id's, a wnid's or a name's beginning, which hardly a lemma has; and what keeps them apart.
+_IDENTIFIER, _KEY = re.compile(r"[0-9]|\.n\b"), "\x01"
 # morphy(7WN): ends of plurals, and of their singulars.
 _PLURALS = (
     *(("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh")),
@@ -317,7 +319,7 @@ class SearchIndex:
 
     A search goes down this list, and what is found earlier comes first:
 
-    - names and wnids that begin so;
+    - names, ids and wnids that begin so;
     - lemmas, labels and ids that are so, then those that begin so;
     - all words in lemmas, then all words in gloss and prompt, by SQLite's full text search;
     - if nothing was found: the same again for the nearest known words, then for any of the words.
@@ -336,9 +338,10 @@ class SearchIndex:
         # SQLite splits and folds what is ASCII as `fold` does.
         folded = ([t if t.isascii() else fold(t) for t in pair] for pair in texts)
         called = (
-            (fold(name), rank, entry.position)
+            (f"{kind}{fold(name)}", rank, entry.position)
             for entry in entries
-            for rank, name in enumerate(entry.names)
+            for kind, names in (("", entry.names), (_KEY, entry.keys))
+            for rank, name in enumerate(names)
         )
         with self._database as database:
             insert = "INSERT INTO texts(rowid, lemmas, said) VALUES (?, ?, ?)"
@@ -374,13 +377,8 @@ class SearchIndex:
 
     def _with_all(self, whole: str, words: list[str]) -> list[int]:
         found = list[int]()
-        if _IDENTIFIER.match(whole):
-            found += [
-                entry.position
-                for wnid, entries in self._collection.by_wnid.items()
-                for entry in entries
-                if wnid.startswith(whole) or fold(entry.concept.name).startswith(whole)
-            ]
+        if _IDENTIFIER.search(whole):
+            found += self._ask(_CALLED, _KEY + whole, f"{_KEY}{whole}\U0010ffff")
         if whole:
             # Also what is the plural of a lemma, or written apart, is called so.
             for lemma in (whole, *singulars(whole), whole.replace(" ", "")):

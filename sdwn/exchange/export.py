@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from io import BytesIO
 from itertools import groupby, islice, pairwise
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -36,7 +35,7 @@ import pyarrow.parquet as pq
 from sdwn import io
 from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.paths import ReleasePaths
-from sdwn.planning.concepts import Concept, table_text
+from sdwn.planning.concepts import table_text
 from sdwn.releases import writer
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
@@ -95,13 +94,13 @@ class ExportSource:
 
     ``codec`` is one of those that other programs read, or ``stored`` for each image's own. Images
     that have it already keep their bytes, unless a quality is given; ``raw`` becomes PNG.
-    ``table`` is the release's metadata in the order of the export.
+    ``concepts`` are those with images, ``table`` is the release's metadata in their order.
     """
 
     def __init__(
         self, release: Release, codec: str, quality: int | None, advance: io.Advance
     ) -> None:
-        self.release, self.advance = release, advance
+        self.release, self.concepts, self.advance = release, release.present, advance
         self._codec, self._quality = "png" if codec == "stored" else codec, quality
         self._kept = EXCHANGED if codec == "stored" else () if quality else (codec,)
         order = pa.array(list(release.concepts), pa.string())
@@ -127,29 +126,21 @@ class ExportSource:
         """Count the images of a span."""
         return int(self.starts[span[1]] - self.starts[span[0]])
 
-    def concepts(self, span: Span) -> list[Concept]:
-        """Return the concepts of a span."""
-        ids = self.table["id"].take(pa.array(self.starts[slice(*span)])).to_pylist()
-        return [self.release.concepts[one] for one in ids]
-
     @cached_property
     def concept_folders(self) -> dict[str, str]:
         """Name a folder for each concept, by id: by its name, or all by id where names repeat."""
-        names = {one.id: path_name(one.name) for one in self.release.present}
+        names = {one.id: path_name(one.name) for one in self.concepts}
         unique = len(set(names.values())) == len(names)
         return names if unique else {one: path_name(one) for one in names}
 
     @cached_property
     def class_folders(self) -> dict[str, str]:
         """Name the folder of each concept's class, by id: by wnid, else label, else id."""
-        classes = {one.id: one.wnid or one.label for one in self.release.present}
+        classes = {one.id: one.wnid or one.label for one in self.concepts}
         named = set(classes.values())
-        if alone := [one for one, name in classes.items() if not name and one in named]:
-            raise UsageError(
-                f"{alone[0]!r:.40} has no label, and its id is the label of others; "
-                "choose folders, webdataset or parquet"
-            )
-        return {one: path_name(name or one) for one, name in classes.items()}
+        # No name ends in a percent sign: an id is another class than a label that reads so.
+        alone = {one: path_name(one) + "%" * (one in named) for one in classes}
+        return {one: path_name(name) if name else alone[one] for one, name in classes.items()}
 
     def encoding(self) -> str | None:
         """Describe how the images are encoded; None if all keep their bytes."""
@@ -215,8 +206,6 @@ class ExportFormat:
     in_bytes: bool = True
     # For Hugging Face datasets, where it does not find the files itself.
     data_files: str | None = None
-    # Refuses what the format cannot hold.
-    check: Callable[[ExportSource], Any] = lambda _: None
 
 
 def path_name(name: str) -> str:
@@ -245,32 +234,33 @@ def _folders(named_by: str, data_files: str | None = None) -> ExportFormat:
     """Return the format of folders that an attribute of the source names."""
     by_concept = named_by == "concept_folders"
 
-    def write_file(path: Path, content: bytes) -> None:
-        path.write_bytes(content)
-        io.sync(path)
+    def write_file(name: str, content: bytes) -> None:
+        Path(name).write_bytes(content)
+        io.sync(Path(name))
 
     def write(root: Path, _: str, source: ExportSource, span: Span) -> None:
-        names, folders = getattr(source, named_by), dict[str, Path]()
-        for one in source.concepts(span):
-            folder = folders[one.id] = root / names[one.id]
+        # By id, how the names of its files begin.
+        begins, folders = dict[str, str](), getattr(source, named_by)
+        for one in source.concepts[slice(*span)]:
+            folder = root / folders[one.id]
             folder.mkdir(exist_ok=True)
+            begins[one.id] = f"{folder}/{folder.name if by_concept else path_name(one.id)}"
             if by_concept:
                 # The three lines that the paper describes; of what is no synset, label and id.
                 lines = [("prompt", prompt) for prompt in one.prompts or ("",)]
                 keys = ("synset", "wnid", "label", "id")[: 2 if one.id == one.wnid else 4]
                 lines += [(key, value) for key in keys if (value := getattr(one, key))]
                 text = "".join(f"{key}: {' '.join(s.splitlines())}\n" for key, s in lines)
-                write_file(folder / f"{folder.name}.txt", text.encode())
+                write_file(f"{begins[one.id]}.txt", text.encode())
 
         def write_image(image: ExportImage) -> None:
-            folder, own = folders[image.row["id"]], path_name(image.row["id"])
-            stem = folder.name if by_concept else own
-            write_file(folder / f"{stem}_{image.row['number']}.{image.extension}", image.payload)
+            name = f"{begins[image.row['id']]}_{image.row['number']}.{image.extension}"
+            write_file(name, image.payload)
 
         for _result in source.map(span, write_image):
             pass
-        for folder in (*folders.values(), root):
-            io.sync(folder)
+        for path in {root, *(Path(begin).parent for begin in begins.values())}:
+            io.sync(path)
 
     return ExportFormat(
         name=lambda index, _: f"concepts-{index:05d}",
@@ -278,7 +268,6 @@ def _folders(named_by: str, data_files: str | None = None) -> ExportFormat:
         unit=CONCEPTS,
         in_bytes=False,
         data_files=data_files,
-        check=attrgetter(named_by),
     )
 
 
@@ -441,7 +430,6 @@ def export(
     else:
         form = EXPORT_FORMATS[options.format]
         source = ExportSource(release, options.codec, options.quality, advance)
-        form.check(source)
         units = source.sizes() if form.in_bytes else [1] * len(source)
         spans = cut_parts(units, options.part_bytes or form.unit)
         fill = partial(_write_units, layout=options.format, source=source, spans=spans)
@@ -472,18 +460,18 @@ def _write_units(
         else:
             form.write(staged.root, name, source, span)
             staged.finish(name, {})
-    paths, present, columns = ReleasePaths(staged.root), release.present, release.metadata
     name, table = concepts_csv(source)
     io.write_text(staged.root / name, table)
     described = CardLayout(layout, form.data_files, source.encoding())
-    text = writer.card(release.described, present, columns.column_names, described)
-    io.write_text(paths.card, text)
+    columns = release.metadata.column_names
+    text = writer.card(release.described, source.concepts, columns, described)
+    io.write_text(ReleasePaths(staged.root).card, text)
 
 
 def concepts_csv(source: ExportSource) -> tuple[str, str]:
     """Return the name and text of an export's table of concepts; several prompts a line each."""
     release = source.release
-    present = [replace(one, prompts=("\n".join(one.prompts),)) for one in release.present]
+    present = [replace(one, prompts=("\n".join(one.prompts),)) for one in source.concepts]
     if release.unit == "synset":
         return "synsets.csv", table_text(present)
     columns = ("id", "label", "wnid", "synset", "imagenet_class", "prompt", "negative_prompt")
