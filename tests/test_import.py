@@ -143,7 +143,7 @@ def test_a_wnid_that_wordnet_has_not_is_left_out(source: Path) -> None:
     assert take(source).skipped == (
         ("n99999999/a.png", reason),
         ("n99999999/b.png", reason),
-        ("stray.png", "no folder's name, nor its own, starts with a wnid"),
+        ("stray.png", "it lies in no folder, and its own name starts with no wnid"),
     )
 
 
@@ -157,10 +157,10 @@ def test_a_folders_name_may_go_on_behind_its_wnid(source: Path) -> None:
     for seed, name in enumerate(expected):
         put(source / name, encoded("jpeg", seed))
     put(source / f"{DOG}7/a.jpg", encoded("jpeg", 9))
-    imported = take(source)
-    assert {row["file"]: row["wnid"] for row in imported.release.metadata.to_pylist()} == expected
-    reason = "no folder's name, nor its own, starts with a wnid"
-    assert imported.skipped == ((f"{DOG}7/a.jpg", reason),)
+    rows = {row["file"]: row for row in take(source).release.metadata.to_pylist()}
+    other = rows.pop(f"{DOG}7/a.jpg")
+    assert {file: row["wnid"] for file, row in rows.items()} == expected
+    assert (other["id"], other["wnid"]) == (f"{DOG}7", None), "a wnid has eight digits"
 
 
 def test_the_source_may_itself_be_of_one_class(
@@ -689,7 +689,7 @@ def test_a_source_without_a_readable_image_is_refused(source: Path, tmp_path: Pa
     for number in range(7):
         put(source / DOG / f"{number}.png", "nothing")
     message = refused(source, tmp_path / "release")
-    assert "expected images of synsets, found none that is readable" in message
+    assert "expected images with labels, found none that is readable" in message
     assert f"{DOG}/4.png: {NO_PICTURE}\nand 2 more" in message
     (tmp_path / "void").mkdir()
     assert "found none that is readable" in refused(tmp_path / "void", tmp_path / "release")

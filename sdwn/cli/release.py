@@ -254,7 +254,7 @@ def import_command(
     release: Annotated[Path, Argument(metavar="RELEASE", help="The folder of the new release.")],
     format_: Annotated[
         Literal["folders", "imagefolder"],
-        Option("--format", help="folders: beside a text file; imagefolder: by wnid."),
+        Option("--format", help="folders: beside a text file; imagefolder: by folder."),
     ],
     origin: Annotated[str | None, Option(help="For the card: where the images are from.")] = None,
     licence: Annotated[str | None, Option(help="For the card: the licence, as cc-by-4.0.")] = None,
@@ -264,8 +264,9 @@ def import_command(
 ) -> None:
     """Make a release of image files as they are.
 
-    In the format folders, a text file of prompt, synset and wnid lies beside the images. Files
-    that are no readable image are left out and named.
+    In the format folders, a text file of prompt, synset and wnid lies beside the images; in
+    imagefolder, their folder's name begins with a wnid, or is their label. Files that are no
+    readable image are left out and named.
     """
     from sdwn.exchange.import_images import ImportOptions, count_files, import_images
     from sdwn.workflow.status import next_for_release
@@ -279,6 +280,8 @@ def import_command(
         console.say(f"left out: {name}: {reason}")
     if (more := len(found.skipped) - SKIPPED_SHOWN) > 0:
         console.say(f"left out: {more:,} more, see {found.release.paths.skipped}")
+    for label, wnids in found.unclear.items():
+        console.say(f"{label}: of no ImageNet class, for several are called so: {', '.join(wnids)}")
     values = {
         **found.release.manifest.model_dump(include={"images", "imagenet_classes", "bytes"}),
         "synsets": found.release.manifest.concepts,

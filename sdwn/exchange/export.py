@@ -475,13 +475,13 @@ def concepts_csv(source: ExportSource) -> tuple[str, str]:
     if release.unit == "synset":
         return "synsets.csv", table_text(present)
     columns = ("id", "label", "wnid", "synset", "imagenet_class", "prompt", "negative_prompt")
-    first = source.table.take(pa.array(source.starts[:-1])).select(release.own_columns)
+    first = source.table.take(pa.array(source.starts[:-1])).select(release.user_columns)
     rows = (
         [getattr(one, name) for name in columns]
         + [json.dumps(value) if isinstance(value, list) else value for value in own.values()]
         for one, own in zip(present, first.to_pylist(), strict=True)
     )
-    return "concepts.csv", io.csv_text((*columns, *release.own_columns), rows)
+    return "concepts.csv", io.csv_text((*columns, *release.user_columns), rows)
 
 
 # --- A smaller release -------------------------------------------------------------------------

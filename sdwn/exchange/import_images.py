@@ -3,8 +3,8 @@
 ::
 
     list_source --> labels --> _check_image --> numbers --> parts --> write_release
-    (file names)   (synset,    (decode, hash)   (in the    (whole     (reads each image
-                    prompt)                      synset)    synsets)   a second time)
+    (file names)   (concept,   (decode, hash)   (in the    (whole     (reads each image
+                    prompt)                      concept)   concepts)  a second time)
 
 Nothing in the folder is trusted: files may be damaged, huge, pipes, or links to anywhere. What
 cannot be taken is left out, with the reason.
@@ -21,18 +21,21 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import UnidentifiedImageError
 
 import sdwn
-from sdwn.errors import IntegrityError, UsageError
+from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.exchange.export import path_name
 from sdwn.io import PART_BYTES, Advance, canonical, decode_text, in_threads, is_stray, now
 from sdwn.paths import ReleasePaths
+from sdwn.planning.concept_table import synset_columns
 from sdwn.planning.concepts import Concept
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import build, require_free
@@ -41,8 +44,8 @@ from sdwn.storage.codecs import CODECS, EXCHANGED
 from sdwn.storage.columns import to_columns
 from sdwn.storage.images import decode, open_image
 from sdwn.storage.shards import Contents, write_images
-from sdwn.wordnet.corpus import Synset, shared_wordnet
-from sdwn.wordnet.imagenet import class_index
+from sdwn.wordnet import corpus
+from sdwn.wordnet.imagenet import class_index, classes_by_name
 from sdwn.wordnet.taxonomy import taxonomy_table
 
 MOST_BYTES = 256 * 2**20
@@ -62,7 +65,11 @@ _WNID = re.compile(r"\bn[0-9]{8}(?![0-9A-Za-z])")
 _OFFSET = re.compile(r"\b[0-9]{8}\b")
 # WordNet's names have no other characters; NLTK prints them as Synset('dog.n.01').
 _NAME = re.compile(r"(?<![\w.'/-])(?:Synset\(['\"])?([\w.'/-]+\.n\.(?!00)[0-9]{2})\b(?:['\"]\))?")
-_FIELD = re.compile(r"^[ \t]*(prompt|synset|wnid)[ \t]*[:=][ \t]*", re.IGNORECASE | re.MULTILINE)
+_FIELD = re.compile(
+    r"^[ \t]*(prompt|synset|wnid|label|id)[ \t]*[:=][ \t]*", re.IGNORECASE | re.MULTILINE
+)
+# What an id is in a table of prompts.
+_ID = re.compile(r"(?!\.\.?\Z)[^/\x00-\x1f\x7f-\x9f]+")
 
 
 class UnfitError(Exception):
@@ -85,11 +92,15 @@ class ImportOptions:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A release of imported images, and what was left out, see :class:`SourceFolder`."""
+    """A release of imported images, and what was left out, see :class:`SourceFolder`.
+
+    ``unclear`` has labels that several ImageNet-1k classes have, with their wnids.
+    """
 
     release: Release
     skipped: tuple[tuple[str, str], ...]
     ignored: dict[str, int]
+    unclear: dict[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +153,10 @@ class SourceImage:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A synset and its prompt, None where unknown; ``stem`` is how its images' names start."""
+    """A concept, and the prompts of a text; ``stem`` is how the names of its images start."""
 
-    synset: Synset
-    prompt: str | None = None
+    concept: Concept
+    prompts: tuple[str, ...] = ()
     stem: str = ""
 
 
@@ -181,7 +192,7 @@ def import_images(
     found, left_out = _gather(folder, options.format, advance)
     skipped = tuple(sorted((escaped_name(name), reason) for name, reason in left_out))
     if not found:
-        lines = [f"{source}: expected images of synsets, found none that is readable"]
+        lines = [f"{source}: expected images with labels, found none that is readable"]
         lines += [f"{name}: {reason}" for name, reason in skipped[:SHOWN_REASONS]]
         if len(skipped) > SHOWN_REASONS:
             lines.append(f"and {len(skipped) - SHOWN_REASONS} more")
@@ -189,21 +200,13 @@ def import_images(
             names = (f"{count:,} {name}" for name, count in folder.ignored.items())
             lines.append(f"ignored folders: {', '.join(names)}")
         raise UsageError("\n".join(lines))
-    synsets = [images for _, images in sorted(found.items(), key=lambda item: item[0].wnid)]
-    planned = [
-        Concept(
-            id=label.synset.wnid,
-            label=label.synset.lemmas[0].replace("_", " "),
-            wnid=label.synset.wnid,
-            synset=label.synset.name,
-            imagenet_class=class_index().get(label.synset.wnid),
-            lemmas=", ".join(label.synset.lemmas),
-            definition=label.synset.definition,
-            prompts=(label.prompt,) if label.prompt else (),
-        )
-        # Where texts of a synset differ, its own prompt is the first one's.
-        for (label, _), *_rest in synsets
-    ]
+    groups = [images for _, images in sorted(found.items())]
+    # Where texts of a concept differ, its own prompt is the first one's.
+    planned = [group[0][0].concept for group in groups]
+    wnids = [concept.wnid for concept in planned if concept.wnid]
+    taxonomy = None
+    with suppress(SdwnError):  # no folder names a synset where there is no WordNet
+        taxonomy = taxonomy_table(wnids, corpus.shared_wordnet()) if wnids else None
     origin = Origin(
         origin="import",
         catalog=f"imported from {escaped_name(root.name)}",
@@ -211,13 +214,15 @@ def import_images(
         source=options.source,
         licence=options.licence,
         skipped=skipped,
-        taxonomy=taxonomy_table((row.wnid for row in planned if row.wnid), shared_wordnet()),
+        taxonomy=taxonomy,
     )
-    parts = _parts(folder, synsets, options.part_bytes)
+    parts = _parts(folder, groups, options.part_bytes)
     fill = partial(write_release, origin=origin, parts=parts)
     if not build(target.root, {"import": str(root), "format": options.format}, fill):
         require_free(target.root)
-    return Imported(Release(target.root), skipped, folder.ignored)
+    of_labels = {one.label: _classes_of(one.label) for one in planned if not one.wnid}
+    unclear = {label: classes for label, classes in of_labels.items() if classes}
+    return Imported(Release(target.root), skipped, folder.ignored, unclear)
 
 
 def list_source(source: Path, follow_links: bool = False) -> SourceFolder:
@@ -271,8 +276,8 @@ def list_source(source: Path, follow_links: bool = False) -> SourceFolder:
 
 def _gather(
     folder: SourceFolder, layout: str, advance: Advance
-) -> tuple[dict[Synset, Labelled], list[tuple[str, str]]]:
-    """Label and check every file; return images by synset, and the files left out, with reasons."""
+) -> tuple[dict[str, Labelled], list[tuple[str, str]]]:
+    """Label and check every file; return images by id, and the files left out, with reasons."""
     skipped, labels = [*folder.skipped], dict[str, Label]()
     label_of = _LABELS[layout](folder)
     for name in folder.images:
@@ -282,10 +287,10 @@ def _gather(
             skipped.append((name, str(error)))
     for _ in skipped:
         advance(1)
-    images = dict[Synset, Labelled]()
+    images = dict[str, Labelled]()
     # The first of images of the same name and bytes is kept. Bytes alone are no reason to leave
     # one out: a run's black images all have the same.
-    first = dict[tuple[Synset, str, bytes], SourceImage]()
+    first = dict[tuple[str, str, bytes], SourceImage]()
     threads = len(os.sched_getaffinity(0))
     checked = in_threads(partial(_check_image, folder), labels, threads, AHEAD * threads)
     for (name, label), found in zip(labels.items(), checked, strict=True):
@@ -293,9 +298,10 @@ def _gather(
         if isinstance(found, str):
             skipped.append((name, found))
             continue
-        twin = first.setdefault((label.synset, stem(name).casefold(), found.row["sha256"]), found)
+        id_ = label.concept.id
+        twin = first.setdefault((id_, stem(name).casefold(), found.row["sha256"]), found)
         if twin is found:
-            images.setdefault(label.synset, []).append((label, found))
+            images.setdefault(id_, []).append((label, found))
         else:
             same = f"duplicate: {escaped_name(twin.name)} has the same name and bytes"
             skipped.append((name, same))
@@ -323,8 +329,8 @@ def _check_image(folder: SourceFolder, name: str) -> SourceImage | str:
     return SourceImage(name, len(payload), {**row, "codec": codec, "sha256": digest})
 
 
-def _parts(folder: SourceFolder, synsets: list[Labelled], part_bytes: int) -> Iterator[Part]:
-    """Yield the parts, of whole synsets and at least ``part_bytes`` each."""
+def _parts(folder: SourceFolder, groups: list[Labelled], part_bytes: int) -> Iterator[Part]:
+    """Yield the parts, of whole concepts and at least ``part_bytes`` each."""
     task_run = {
         "imported_with": f"sdwn {sdwn.__version__}",
         "host": socket.gethostname(),
@@ -340,16 +346,16 @@ def _parts(folder: SourceFolder, synsets: list[Labelled], part_bytes: int) -> It
             raise IntegrityError(f"{where}: changed while it was imported; run it again")
         return payload
 
-    sizes = [sum(image.size for _, image in images) for images in synsets]
+    sizes = [sum(image.size for _, image in images) for images in groups]
     for first, last in cut_parts(sizes, part_bytes):
-        numbered = [one for images in synsets[first:last] for one in _numbered(images)]
+        numbered = [one for images in groups[first:last] for one in _numbered(images)]
         rows = [
             {
-                "id": label.synset.wnid,
-                "wnid": label.synset.wnid,
-                "synset": label.synset.name,
+                "id": label.concept.id,
+                "wnid": label.concept.wnid or "",
+                "synset": label.concept.synset or "",
                 "number": number,
-                **({} if label.prompt is None else {"prompt": label.prompt}),
+                **({"prompt": texts[number % len(texts)]} if (texts := label.prompts) else {}),
                 **image.row,
                 "task_run": 0,
                 "file": escaped_name(image.name),
@@ -366,7 +372,7 @@ def _parts(folder: SourceFolder, synsets: list[Labelled], part_bytes: int) -> It
 
 
 def _numbered(images: Labelled) -> list[tuple[Label, SourceImage, int]]:
-    """Number a synset's images by their names if these have distinct numbers, or else from 0."""
+    """Number a concept's images by their names if these have distinct numbers, or else from 0."""
     tails = [stem(image.name).removeprefix(label.stem) for label, image in images]
     numbers = [int(match[1]) for tail in tails if (match := _NUMBER.search(tail))]
     if len(set(numbers)) < len(images) or max(numbers) >= 2**32:
@@ -384,15 +390,21 @@ Labeller = Callable[[str], Label]
 def label_by_names(folder: SourceFolder) -> Labeller:
     """Label a file by the wnid that the name of its nearest folder, or its own, starts with.
 
-    ``n02084071-dog/a/b.jpg`` and ``n02084071_b.jpg`` are of n02084071.
+    ``n02084071-dog/a/b.jpg`` and ``n02084071_b.jpg`` are of n02084071. Without a wnid, the name of
+    the folder that a file lies in is its label.
     """
 
     def label_of(name: str) -> Label:
         *folders, own = PurePosixPath(folder.root.name, name).parts
         starts = (re.match(r"n[0-9]{8}(?![0-9])", part) for part in (*reversed(folders), own))
-        if (found := next(filter(None, starts), None)) is None:
-            raise UnfitError("no folder's name, nor its own, starts with a wnid")
-        return Label(_find(found[0]))
+        if found := next(filter(None, starts), None):
+            return Label(_find(found[0]))
+        if len(folders) == 1:
+            raise UnfitError("it lies in no folder, and its own name starts with no wnid")
+        # As an export writes it, or anybody else.
+        written = canonical(escaped_name(folders[-1]))
+        read = unquote(written)
+        return Label(_of_label(read if path_name(read) == written else written))
 
     return label_of
 
@@ -443,41 +455,64 @@ def stem(name: str) -> str:
 
 
 def _read_label(folder: SourceFolder, name: str) -> Label:
-    """Read synset and prompt; whatever names a synset in the text must name the same one."""
+    """Read concept and prompts; whatever names a synset in the text must name the same one."""
     try:
         text = decode_text(folder.read(name, MOST_TEXT_BYTES))
     except UnicodeDecodeError:
         raise UnfitError("expected UTF-8 text") from None
     if "\0" in text:
         raise UnfitError("expected UTF-8 text, found a zero byte")
-    # By the labels prompt:, synset: and wnid:, if there are any.
+    # By the names prompt:, synset:, wnid:, label: and id:, if there are any.
     head, *pairs = _FIELD.split(text)
     fields = [(key.lower(), value) for key, value in zip(pairs[::2], pairs[1::2], strict=True)]
     prompts = [value.strip() for key, value in fields if key == "prompt"]
-    others = [value for key, value in fields if key != "prompt"]
-    if prompts and others:
-        prompt, rest = "\n".join(prompts), "\n".join((head, *others))
+    own = {key: " ".join(value.split()) for key, value in fields if key in ("label", "id")}
+    synsets = [value for key, value in fields if key in ("synset", "wnid")]
+    if prompts and (synsets or own):
+        rest = "\n".join((head, *synsets))
     else:
         # Without both, the prompt is what is left of the text when all names are gone.
         prompt = rest = text
         for pattern in (_FIELD, _NAME, _WNID if _WNID.search(text) else _OFFSET):
             prompt = pattern.sub(" ", prompt)
-        prompt = " ".join(prompt.split())
+        prompts = [" ".join(prompt.split())]
     wnids = set(_WNID.findall(rest)) or {f"n{offset}" for offset in _OFFSET.findall(rest)}
     named = {text: _find(text) for text in sorted({*wnids, *_NAME.findall(rest)})}
-    if not named:
-        raise UnfitError("expected a synset such as dog.n.01 or a wnid such as n02084071")
-    if len({synset.wnid for synset in named.values()}) > 1:
-        meant = ", ".join(f"{text} is {found.name} {found.wnid}" for text, found in named.items())
+    if len({concept.id for concept in named.values()}) > 1:
+        meant = ", ".join(f"{text} is {found.name} {found.id}" for text, found in named.items())
         raise UnfitError(f"expected one synset, found several: {meant}")
-    return Label(next(iter(named.values())), prompt, stem(name))
+    concept = next(iter(named.values()), None)
+    if id_ := own.get("id") or own.get("label"):
+        label = own.get("label", "")
+        concept = replace(concept or _of_label(label), id=_as_id(id_), label=label)
+    if concept is None:
+        raise UnfitError("expected a synset such as dog.n.01 or a wnid such as n02084071")
+    concept = replace(concept, prompts=tuple(filter(None, prompts)))
+    return Label(concept, tuple(prompts), stem(name))
 
 
-def _find(identifier: str) -> Synset:
+def _find(identifier: str) -> Concept:
     try:
-        return shared_wordnet().synset(identifier)
+        found = corpus.shared_wordnet().synset(identifier)
     except UsageError as error:
         raise UnfitError(str(error).partition(";")[0]) from None
+    columns = synset_columns([found])
+    return Concept(found.wnid, **{name: values[0] for name, values in columns.items()})
+
+
+def _of_label(label: str) -> Concept:
+    """Return the concept of a label, with the wnid of the only ImageNet class that has it."""
+    classes = _classes_of(label)
+    wnid = classes[0] if len(classes) == 1 else None
+    return Concept(_as_id(label), label, wnid, imagenet_class=class_index().get(wnid or ""))
+
+
+def _classes_of(label: str) -> list[str]:
+    return classes_by_name().get(label.replace("_", " ").lower(), [])
+
+
+def _as_id(text: str) -> str:
+    return text if _ID.fullmatch(text) and len(text.encode()) <= 150 else path_name(text)
 
 
 def escaped_name(name: str) -> str:

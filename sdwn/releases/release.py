@@ -346,9 +346,9 @@ class Release:
         return [row for id_, row in self.concepts.items() if id_ in self._rows.codes]
 
     @property
-    def own_columns(self) -> list[str]:
+    def user_columns(self) -> list[str]:
         """The columns of the user's own table, which every image's record has."""
-        return own_columns(self.metadata.column_names)
+        return user_columns(self.metadata.column_names)
 
     @cached_property
     def has_tree(self) -> bool:
@@ -643,7 +643,7 @@ class _RowsById:
         return self._order[start : self._ends[code]]
 
 
-def own_columns(names: Iterable[str]) -> list[str]:
+def user_columns(names: Iterable[str]) -> list[str]:
     """Return those of the metadata's columns that a user's own table brought."""
     known = {*METADATA_COLUMNS, *_NULLABLE, *(column.name for column in COLUMNS)}
     return [name for name in names if name not in known]

@@ -40,8 +40,8 @@ from sdwn.releases.release import (
     Missing,
     ReleasePlan,
     count_images,
-    own_columns,
     sums_text,
+    user_columns,
 )
 from sdwn.releases.staged_folder import JOURNAL, StagedFolder
 from sdwn.storage.codecs import CODECS
@@ -392,7 +392,7 @@ def card(
             labels="" if all(row.wnid for row in present) else labels,
             wordnet=wordnet,
             columns=[column for column in COLUMNS if column.name in columns],
-            own=own_columns(columns),
+            own=user_columns(columns),
         )
     except (TemplateError, LookupError, TypeError, ValueError) as error:
         raise IntegrityError(f"the manifest's settings are damaged: {error}") from None
