@@ -267,14 +267,14 @@ def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> No
         for column in COLUMNS:
             if column.of_run and column.name not in rows:
                 raise IntegrityError(f"{path}: expected the column {column.name}, found none")
-        names = ("wnid", "synset", "number", "seed", "prompt", "width", "height")
+        names = ("id", "number", "seed", "prompt", "width", "height")
         columns = [
             texts(rows[name]) if rows[name].dtype.kind == "S" else rows[name].tolist()
             for name in names
         ]
         size = plan.config.generation.width, plan.config.generation.height
         planned = [
-            (spec.concept.wnid, spec.concept.synset, spec.number, spec.seed, spec.prompt, *size)
+            (spec.concept.id, spec.number, spec.seed, spec.prompt, *size)
             for spec in plan.specs(plan.shards[index])
         ]
         if list(zip(*columns, strict=True)) != planned:
