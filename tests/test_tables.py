@@ -76,7 +76,7 @@ def folded(row: dict[str, Any]) -> str:
     return "".join(one.lower() if len(one.lower()) == 1 else one for one in composed)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(rows=st.lists(ROW, min_size=1, max_size=8, unique_by=folded), kind=st.sampled_from("cjp"))
 def test_every_value_of_a_table_comes_back(
     rows: list[dict[str, Any]], kind: str, tmp_path_factory: pytest.TempPathFactory

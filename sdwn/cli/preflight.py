@@ -47,12 +47,7 @@ def plan_command(
     from sdwn.models.families import prompt_lengths
     from sdwn.models.weights import find_folder
     from sdwn.planning.concept_table import SCHEMA
-    from sdwn.planning.plan import (
-        WHOLE,
-        parse_slice,
-        plan_summary,
-        sample_prompts,
-    )
+    from sdwn.planning.plan import WHOLE, parse_slice, plan_summary, sample_prompts
     from sdwn.preflight.estimate import estimate, estimate_rows
     from sdwn.workflow.status import next_command, run_status
     from sdwn.workflow.submitting import plan_run

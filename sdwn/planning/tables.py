@@ -26,7 +26,6 @@ from sdwn.storage.columns import COLUMNS, numbers, read_parquet
 from sdwn.wordnet.corpus import Find, Synset
 from sdwn.wordnet.imagenet import classes_by_name
 
-MOST_ROWS = 10_000_000
 # Of each kind of fault, a message names so many.
 SHOWN = 5
 
@@ -37,25 +36,16 @@ _INPUTS = dict.fromkeys(_TEXTS, _TEXT) | dict.fromkeys(("images", "seed"), pa.in
 _RESERVED = {column.name for column in COLUMNS} | {*SCHEMA.names, *_INPUTS}
 _RESERVED |= {"", "plan", "part", "row", "offset", "bytes", "image"}
 _CSV = (".csv", ".tsv")
-# Text of a CSV file becomes what JSON would read it as, where all of its column does.
+# As JSON writes them.
+_INTEGER, _BOOLEAN = r"^(0|-?[1-9][0-9]*)$", r"^(true|false)$"
 _NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
-_JSON_TYPES = {
-    r"^(0|-?[1-9][0-9]*)$": pa.int64(),
-    _NUMBER: pa.float64(),
-    r"^(true|false)$": pa.bool_(),
-}
 
 
 def read_table(path: Path, only: Sequence[str], images: int, find: Find) -> pa.Table:
     """Read a table of prompts: the columns of a plan's concepts, then the user's own.
 
-    A row that names no synset, but has the label of a single ImageNet class, is of that class.
-
-    Args:
-        path: the file.
-        only: the ids of the rows to keep; empty: all.
-        images: of each row that does not say how many.
-        find: called only for rows of synsets and of classes.
+    Only the ids in ``only`` are kept, if there are some; ``images`` are of each row that does not
+    say how many. A row without a synset, whose label is one ImageNet class's, is of this class.
     """
     rows = _Rows(path, ("id", "prompt"), keep_own=True)
     ids, labels, prompts = rows.text("id"), rows.text("label"), rows.prompts()
@@ -156,36 +146,33 @@ class _Rows:
         self.raise_faults()
 
     def raise_faults(self) -> None:
-        """Raise a UsageError with all faults, a kind a line."""
         if self._faults:
             raise UsageError("\n".join(f"{self._path}: {fault}" for fault in self._faults))
 
     def refuse(self, bad: pa.Array, expected: str, values: pa.Array) -> None:
-        """Note the rows where a mask is true, with their values, as faulty."""
         if rows := pc.indices_nonzero(bad).to_pylist():
             shown = ((row + self._first, values[row].as_py()) for row in rows[:SHOWN])
             found = [f"row {row}" + f" ({v!r:.99})" * (v is not None) for row, v in shown]
             self._faults.append(f"{expected}; found {_some(found, len(rows))}")
 
     def text(self, name: str) -> pa.Array:
-        """Return a column as text, null where it is empty."""
         column = self.columns[name].cast(_TEXT)
         return pc.if_else(pc.equal(column, ""), None, column)
 
     def prompts(self) -> pa.Array:
-        """Return the prompts; note those that are empty, or that HDF5 would cut at a NUL."""
         prompts = self.text("prompt")
+        # HDF5 would cut it at a NUL.
         bad = pc.or_kleene(pc.is_null(prompts), pc.match_substring_regex(prompts, r"^\s*$|\x00"))
         self.refuse(bad, "expected a prompt", prompts)
         return prompts
 
     def whole_numbers(self, name: str, least: int, most: int) -> pa.Array:
-        """Return a column of whole numbers; note others, and floats that are not exact."""
         column = _typed(self.columns[name])
         if pa.types.is_string(column.type):
             bad = pc.invert(pc.match_substring_regex(column, _NUMBER))
         else:
             values = numbers(column, least)
+            # A larger float may have been another number.
             whole = values.dtype.kind != "f" or ((values % 1 == 0) & (values < 2**53))
             bad = pa.array(~((values >= least) & (values <= most) & whole))
         self.refuse(bad, f"expected as {name} a whole number from {least:,} to {most:,}", column)
@@ -196,11 +183,8 @@ def _column_fault(name: str, column: pa.Array) -> str | None:
     kind = column.type
     if name in _INPUTS:
         numeric = pa.types.is_integer(kind) or (name not in _TEXTS and pa.types.is_floating(kind))
-        return (
-            None
-            if numeric or pa.types.is_string(kind)
-            else f"expected text or whole numbers, found {kind}"
-        )
+        fits = numeric or pa.types.is_string(kind)
+        return None if fits else f"expected text or whole numbers, found {kind}"
     if name.strip().lower() in _RESERVED:
         return "sdwn has a column of this name; rename it"
     if _kept_type(kind) is None:
@@ -249,7 +233,7 @@ def _read(path: Path) -> pa.Table:
     ending = path.suffix.lower()
     try:
         if ending == ".parquet":
-            table = read_parquet(path, MOST_ROWS)
+            table = read_parquet(path, most=10_000_000)
             table.validate(full=True)
         elif ending in (".jsonl", ".ndjson"):
             table = _read_json(read_text(path).encode())
@@ -319,7 +303,8 @@ def _read_csv(text: str) -> pa.Table:
 
 def _typed(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     """Turn text into numbers or truth values if JSON would read all of it as such."""
-    for pattern, kind in _JSON_TYPES.items() if pa.types.is_string(column.type) else ():
+    types = {_INTEGER: pa.int64(), _NUMBER: pa.float64(), _BOOLEAN: pa.bool_()}
+    for pattern, kind in types.items() if pa.types.is_string(column.type) else ():
         if pc.all(pc.match_substring_regex(column, pattern)).as_py():
             with suppress(pa.ArrowInvalid):  # more than 64 bits
                 return column.cast(kind)
