@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from numpy.typing import NDArray
-from sdwn.models.full_size import scheduler
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPConfig,
@@ -114,6 +113,20 @@ def build_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
             image_mean=[0.0, 0.0, 0.0],
             image_std=[0.25, 0.25, 0.25],
         ),
+    )
+
+
+def scheduler(prediction_type: str = "epsilon") -> PNDMScheduler:
+    """Build the scheduler of CompVis/stable-diffusion-v1-4; a model may predict something else."""
+    return PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        prediction_type=prediction_type,
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+        steps_offset=1,
     )
 
 

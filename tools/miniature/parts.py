@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
-from sdwn.models import full_size
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from tools import tiny
 from tools.miniature.backgrounds import SIDE
 
 LATENT_CHANNELS = 12
@@ -66,4 +66,4 @@ def denoiser() -> UNet2DConditionModel:
 
 def scheduler() -> PNDMScheduler:
     """Build Stable Diffusion 1.4's scheduler, but that v is predicted."""
-    return full_size.scheduler("v_prediction")
+    return tiny.scheduler("v_prediction")
