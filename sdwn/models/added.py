@@ -22,11 +22,13 @@ from sdwn.io import read_json
 from sdwn.models.weights import (
     FoundWeights,
     Weights,
+    convert_once,
     download,
+    fetch_model,
     file_fault,
+    found_model,
     is_safetensors,
     locate,
-    obtain_model,
     own_sha256,
     rewriting,
     snapshot,
@@ -224,12 +226,45 @@ def _fault(
     return ""
 
 
+def found_weights(config: RunConfig, commit: str | None = None) -> Weights:
+    """Return a config's weights and what changes them; a SdwnError says what is not here, or whole.
+
+    ``commit`` is that of the hub's model, instead of the config's.
+    """
+    return with_added(found_model(config, commit), find_added(config.model))
+
+
+def fetch_weights(
+    config: RunConfig,
+    commit: str | None = None,
+    commits: Iterable[str | None] = (),
+    folder: Path | None = None,
+    below: Path | None = None,
+) -> Weights:
+    """Get a config's weights and what changes them: download them, or convert a single file.
+
+    ``commit`` and ``commits`` replace the config's; ``folder`` and ``below`` the hub's cache, for
+    the model, and for what changes it, in a folder each. Raises an SdwnError where one is not had.
+    """
+    if (where := source(config.model)) == "hub":
+        found = fetch_model(config, commit, folder)
+    elif folder is not None:
+        raise UsageError(
+            f"--folder is for models of the hub; {config.model.name} needs no fetching"
+        )
+    else:
+        if where == "file":
+            convert_once(config.model)
+        found = found_model(config)
+    added = find_added(config.model, commits, fetch=True, folder=below)
+    return with_added(found, added)
+
+
 def obtain_weights(config: RunConfig) -> Weights:
     """Find a config's weights and what changes them, or get them."""
     try:
-        added = find_added(config.model)
+        return found_weights(config)
     except UsageError:
         raise
     except SdwnError:
-        added = find_added(config.model, fetch=True)
-    return with_added(obtain_model(config), added)
+        return fetch_weights(config)

@@ -11,16 +11,14 @@ from pydantic import Field, ValidationError
 from sdwn.config import ModelConfig, Record, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
 from sdwn.io import Format, now, write_text
-from sdwn.models.added import find_added, with_added
+from sdwn.models.added import found_weights
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.weights import (
     FoundWeights,
     Source,
     Weights,
     components,
-    content_revision,
     files,
-    find_folder,
     fingerprint,
     needed,
     own_revision,
@@ -28,7 +26,6 @@ from sdwn.models.weights import (
     require_whole,
     snapshot,
     source,
-    weights_folder,
 )
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
@@ -138,37 +135,30 @@ def ensure_lock(paths: RunPaths, plan: Plan) -> Lock | None:
     """
     if (lock := read_lock(paths, plan.config.model)) is not None:
         return lock
-    folder = find_folder(plan.config, own_revision(recorded_revision(paths)))
-    if folder is None:
-        return None
     try:
-        added = find_added(plan.config.model)
+        found = found_weights(plan.config, own_revision(recorded_revision(paths)))
     except SdwnError:
         return None
-    hub = source(plan.config.model) == "hub"
-    return write_lock(paths, lock_on(plan.config, folder, folder.name if hub else None, added))
+    return write_lock(paths, lock_on(plan.config, found))
 
 
-def lock_on(
-    config: RunConfig, folder: Path, commit: str | None, added: Sequence[FoundWeights]
-) -> Lock:
-    """Lock a config to the weights in a folder, which are the hub's if there is a commit."""
-    if commit is not None:
+def lock_on(config: RunConfig, weights: Weights) -> Lock:
+    """Lock a config to weights that are on this machine."""
+    folder, where, file = weights.folder, source(config.model), Path(config.model.name).expanduser()
+    if where == "hub":
         names = needed(folder, files(folder), components(folder), config)
         found = [LockedFile(file=name, bytes=(folder / name).stat().st_size) for name in names]
     else:
         found = [_with_content(folder / name, name) for name in files(folder)]
-    where, file = source(config.model), Path(config.model.name).expanduser()
-    own = Weights(folder, commit or content_revision(config.model, folder))
     return Lock(
         model=config.model,
         source=where,
-        revision=with_added(own, added).revision,
+        revision=weights.revision,
         folder=str(folder) if where == "file" else None,
         written=now(),
         files=found,
         single_file=_with_content(file, str(file)) if where == "file" else None,
-        added=lock_added(added),
+        added=lock_added(weights.added),
     )
 
 
@@ -293,8 +283,7 @@ def _locked_addition(paths: RunPaths, locked: LockedAddition) -> FoundWeights:
 def require_weights(paths: RunPaths, config: RunConfig) -> Path:
     """Return the folder that a run's tasks load on this machine, once its weights are whole."""
     if (locked := locked_weights(paths, config.model)) is None:
-        find_added(config.model)
-        return weights_folder(config)
+        return found_weights(config).folder
     require_whole(locked.folder, config)
     return locked.folder
 

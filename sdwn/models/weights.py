@@ -226,22 +226,7 @@ def find_folder(config: RunConfig, commit: str | None = None) -> Path | None:
         return None
 
 
-def obtain_model(config: RunConfig) -> Weights:
-    """Find a model, or get it: convert a file, or download one of the hub.
-
-    The hub is not asked for what its cache has. Raises what the others here do.
-    """
-    model = config.model
-    if (where := source(model)) == "hub":
-        found = find_folder(config)
-        return Weights(found, found.name) if found else fetch_weights(config)
-    if where == "file":
-        _convert_once(model)
-    folder = weights_folder(config)
-    return Weights(folder, content_revision(model, folder))
-
-
-def _convert_once(model: ModelConfig) -> None:
+def convert_once(model: ModelConfig) -> None:
     """Convert a single file, whole or not at all; of processes that start together, one does."""
     folder = converted_folder(model)
     if folder.is_dir():
@@ -264,11 +249,14 @@ def _convert_once(model: ModelConfig) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def content_revision(model: ModelConfig, folder: Path) -> str:
-    """Return the revision of weights that are not the hub's: the beginning of a checksum."""
-    if source(model) == "file":
-        return own_sha256(Path(model.name).expanduser())[:16]
-    return fingerprint(folder)
+def found_model(config: RunConfig, commit: str | None = None) -> Weights:
+    """Return a config's model on this machine; raises what :func:`weights_folder` does."""
+    folder, where = weights_folder(config, commit), source(config.model)
+    if where == "hub":
+        return Weights(folder, folder.name)
+    if where == "file":
+        return Weights(folder, own_sha256(Path(config.model.name).expanduser())[:16])
+    return Weights(folder, fingerprint(folder))
 
 
 def converted_folder(model: ModelConfig) -> Path:
@@ -438,9 +426,7 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
         return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
 
 
-def fetch_weights(
-    config: RunConfig, revision: str | None = None, folder: Path | None = None
-) -> Weights:
+def fetch_model(config: RunConfig, revision: str | None, folder: Path | None) -> Weights:
     """Download a config's model, whole, into the hub's cache or a folder of its own.
 
     ``revision`` replaces the config's. Raises what :func:`download` does, and an IntegrityError

@@ -7,18 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sdwn.config import EvaluationConfig, RunConfig
-from sdwn.errors import SdwnError, UsageError
+from sdwn.errors import SdwnError
 from sdwn.models import lock
-from sdwn.models.added import find_added, with_added
+from sdwn.models.added import fetch_weights
 from sdwn.models.families import check_settings
-from sdwn.models.weights import (
-    Weights,
-    fetch_weights,
-    is_commit,
-    obtain_model,
-    own_revision,
-    source,
-)
+from sdwn.models.weights import Weights, is_commit, own_revision
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.wordnet.corpus import VERSION, open_wordnet
@@ -43,11 +36,7 @@ def prefetch_config(
     Raises:
         SdwnError: the weights cannot be had.
     """
-    found = None
-    if config.model.builtin != "noise":
-        hub = source(config.model) == "hub"
-        found = fetch_weights(config, None, folder) if hub else _own_weights(config, folder)
-        found = with_added(found, find_added(config.model, fetch=True))
+    found = None if config.model.builtin == "noise" else fetch_weights(config, folder=folder)
     return _record(config, found, None, classify)
 
 
@@ -63,51 +52,37 @@ def prefetch_run(
         SdwnError: the weights cannot be had.
         IntegrityError: images were made with other weights, or a model's folder was changed.
     """
-    config, found = plan.config, None
-    if config.model.builtin != "noise":
-        standing = lock.read_lock(paths, config.model)
-        if source(config.model) == "hub":
-            _fetch_locked(paths, config, standing, folder)
-        else:
-            _own_weights(config, folder)
-            commits = [one.commit for one in standing.added] if standing else ()
-            find_added(config.model, commits, fetch=True)
-            lock.ensure_lock(paths, plan)
-        found = lock.locked_weights(paths, config.model)
+    config = plan.config
+    found = None if config.model.builtin == "noise" else _fetch_and_lock(paths, config, folder)
     record = _record(config, found, paths, classify)
     if record["classifier"]:
         lock_found_classifier(paths, config)
     return record
 
 
-def _fetch_locked(
-    paths: RunPaths, config: RunConfig, standing: lock.Lock | None, folder: Path | None
-) -> None:
-    """Fetch the commit that a run is locked to, or lock it to the one that is fetched."""
-    own = standing.folder if standing else None
-    moved = folder is not None and str(folder) != own
+def _fetch_and_lock(paths: RunPaths, config: RunConfig, folder: Path | None) -> Weights | None:
+    """Fetch what a run is locked to, or lock it to what is fetched."""
+    standing = lock.read_lock(paths, config.model)
+    here = standing.folder if standing and standing.source == "hub" else None
+    moved = folder is not None and str(folder) != here
     if standing and not moved:
         with suppress(SdwnError):
-            if lock.locked_weights(paths, config.model) is not None:
-                return
-    place = folder or (Path(own) if own else None)
-    commit = own_revision(standing.revision if standing else lock.recorded_revision(paths))
-    found = fetch_weights(config, commit if is_commit(commit) else None, place)
-    commits = [one.commit for one in standing.added] if standing else ()
-    # Not among what loading the pipeline may read.
-    added = find_added(config.model, commits, fetch=True, folder=place and place / ".added")
-    if moved or not standing:
-        new = standing or lock.lock_on(config, found.folder, found.revision, added)
-        change = {"folder": str(folder)} if folder else {}
-        lock.write_lock(paths, new.model_copy(update={"added": lock.lock_added(added), **change}))
-
-
-def _own_weights(config: RunConfig, folder: Path | None) -> Weights:
-    """Return the weights of a model that is not of the hub; made or converted where need be."""
-    if folder is not None:
-        name = config.model.name
-        raise UsageError(f"--folder is for models of the hub; {name} needs no fetching")
-    return obtain_model(config)
+            return lock.locked_weights(paths, config.model)
+        folder = Path(here) if here else None
+    made_with = own_revision(standing.revision if standing else lock.recorded_revision(paths))
+    found = fetch_weights(
+        config,
+        made_with if is_commit(made_with) else None,
+        [one.commit for one in standing.added] if standing else (),
+        folder,
+        # Not among what loading the pipeline may read.
+        below=folder and folder / ".added",
+    )
+    if moved or standing is None:
+        change = {"folder": str(folder), "added": lock.lock_added(found.added)} if moved else {}
+        new = standing or lock.lock_on(config, found)
+        lock.write_lock(paths, new.model_copy(update=change))
+    return lock.locked_weights(paths, config.model)
 
 
 def _record(

@@ -31,7 +31,7 @@ from sdwn.jobs.scheduler import Job, JobState, Live, cannot_start
 from sdwn.jobs.submit import OnLook, WorkOrder, submission_lock, submit_once
 from sdwn.models.families import require_usable
 from sdwn.models.lock import ensure_lock
-from sdwn.models.weights import obtain_model, source
+from sdwn.models.weights import convert_once, source
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import WHOLE, Plan, Slice, make_plan, write_plan
 from sdwn.prediction.plan import open_prediction_plan
@@ -126,7 +126,7 @@ def plan_run(
 def _convert_and_lock(paths: RunPaths, plan: Plan, display: Display) -> None:
     if source(plan.config.model) == "file" and not paths.lock.exists():
         with display.progress("converting the weights to diffusers format"):
-            obtain_model(plan.config)
+            convert_once(plan.config.model)
     ensure_lock(paths, plan)
 
 
