@@ -149,7 +149,7 @@ class Sampler(ImageSampler):
         """Sample images, each alone, with all weights in float32, which take twice the memory."""
         embeddings = Embeddings()
         with plain_out_of_memory():
-            self._encode(deque(map(self._pair, specs)), embeddings, in_float32=True)
+            self._encode(deque(map(self._pair, specs)), embeddings, len(specs), in_float32=True)
         with self._in_float32():
             return [
                 replace(self._make([spec], [embeddings[self._pair(spec)]])[0], retried_fp32=True)
@@ -179,19 +179,27 @@ class Sampler(ImageSampler):
     def _encoded(self, specs: Sequence[ImageSpec]) -> list[Encoded]:
         """Return a batch's prompts encoded."""
         pairs = [self._pair(spec) for spec in specs]
-        while not all(pair in self._embeddings for pair in pairs):
-            # The batch begins the next block, and that before is let go where the disk is full.
-            self._coming.extendleft(reversed(dict.fromkeys(pairs)))
+        if not all(pair in self._embeddings for pair in pairs):
+            # The batch begins the next block; the one before is let go where it is full.
+            wanted = dict.fromkeys(pairs)
+            self._coming.extendleft(reversed(wanted))
             if self._embeddings.full:
                 self._embeddings = Embeddings()
-            self._encode(self._coming, self._embeddings)
-        found = {pair: self._embeddings[pair] for pair in set(pairs)}
-        return [found[pair] for pair in pairs]
+            self._encode(self._coming, self._embeddings, len(wanted))
+        return [self._embeddings[pair] for pair in pairs]
 
     def _encode(
-        self, coming: deque[Pair], embeddings: Embeddings, *, in_float32: bool = False
+        self,
+        coming: deque[Pair],
+        embeddings: Embeddings,
+        at_least: int = 0,
+        *,
+        in_float32: bool = False,
     ) -> None:
-        """Encode prompts until there is no more room; the text encoders are let go."""
+        """Encode prompts until there is no more room; the text encoders are let go.
+
+        The first ``at_least`` are encoded however little room there is.
+        """
         # A card that has room for the denoiser may have none for the encoders beside it.
         aside = self._encodes_apart and self.provenance.get("placement") == "gpu"
         try:
@@ -199,7 +207,7 @@ class Sampler(ImageSampler):
                 if aside:
                     self.pipeline.to("cpu")
                     self.device.release()
-                self._encode_alone(coming, embeddings, in_float32=in_float32)
+                self._encode_alone(coming, embeddings, at_least, in_float32=in_float32)
         finally:
             if self.device.is_gpu:
                 self.device.release()
@@ -207,7 +215,7 @@ class Sampler(ImageSampler):
                 self.pipeline.to(self.device.torch)
 
     def _encode_alone(
-        self, coming: deque[Pair], embeddings: Embeddings, *, in_float32: bool
+        self, coming: deque[Pair], embeddings: Embeddings, at_least: int, *, in_float32: bool
     ) -> None:
         """Encode prompts by text encoders that nothing else refers to."""
         pipeline = self.pipeline
@@ -218,14 +226,13 @@ class Sampler(ImageSampler):
             if in_float32:
                 pipeline.to(torch.float32)
         encoder = PromptEncoder(pipeline, self.config.generation, self._info)
-        while coming:
-            if coming[0] not in embeddings:
-                encoded = encoder.encode(*coming[0])
-                if not embeddings.add(coming[0], encoded):
-                    return
+        while coming and (at_least > 0 or not embeddings.full):
+            pair, at_least = coming.popleft(), at_least - 1
+            if pair not in embeddings:
+                encoded = encoder.encode(*pair)
+                embeddings.add(pair, encoded)
                 for name in encoded.cut:
                     self.cut_prompts[name] = self.cut_prompts.get(name, 0) + 1
-            coming.popleft()
 
     def _make(
         self, specs: Sequence[ImageSpec], encoded: Sequence[Encoded], **options: Any
