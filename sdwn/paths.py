@@ -68,6 +68,9 @@ class RunPaths:
     speed = _Below("speed.json")  # of the pilot's device
     answers = _Below("answers.json")  # of the pilot about the run, of the probe about its node
     contact_sheet = _Below("contact-sheet.png")  # the pilot's images in one
+    # Only in the folder of a sweep, beside its cells' runs:
+    sweep = _Below("sweep.json")  # the cells, and what differs in them
+    comparison = _Below("comparison")  # by `sdwn compare`
 
     @property
     def pilot(self) -> RunPaths:
@@ -125,16 +128,6 @@ class RunPaths:
     def begun(self) -> bool:
         """True once there are images."""
         return bool(self.done_shards() or self.started_shards())
-
-
-@dataclass(frozen=True, slots=True)
-class SweepPaths:
-    """The files of a sweep's folder, beside those of its cells' runs."""
-
-    root: Path
-
-    sweep = _Below("sweep.json")  # the cells, and what differs in them
-    comparison = _Below("comparison")  # by `sdwn compare`
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sdwn.cli import console
 from sdwn.generation.task import generate
-from sdwn.paths import ReleasePaths, RunPaths, SweepPaths
+from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.sweep import Cell, cell_name, read_sweep_file
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
@@ -146,14 +146,14 @@ THREE = [f"guidance_scale={scale}" for scale in (0, 1.5, 3)]
 
 
 @pytest.fixture
-def sweep(sdwn: Sdwn, tmp_path: Path) -> SweepPaths:
+def sweep(sdwn: Sdwn, tmp_path: Path) -> RunPaths:
     sdwn("sweep", write(tmp_path, vary={"generation.guidance_scale": [0, 1.5, 3]}), "S")
-    return SweepPaths(tmp_path / "S")
+    return RunPaths(tmp_path / "S")
 
 
 @pytest.mark.process
 def test_all_cells_are_made_merged_and_compared_as_one(
-    sdwn: Sdwn, sweep: SweepPaths, tmp_path: Path
+    sdwn: Sdwn, sweep: RunPaths, tmp_path: Path
 ) -> None:
     before = sdwn.json("status", "S")
     assert list(before) == THREE
@@ -181,13 +181,13 @@ def test_all_cells_are_made_merged_and_compared_as_one(
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> SweepPaths:
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """A sweep whose cells are evaluated by drawn predictions, but for the last, half made."""
     folder = tmp_path_factory.mktemp("evaluated")
     base = {**BASE, "catalog": NOISE["catalog"], "storage": {"images_per_shard": 100}}
     path = write(folder, base=base, vary=VARY)
     plan_sweep(path, folder / "S", (), console)
-    sweep = SweepPaths(folder / "S")
+    sweep = RunPaths(folder / "S")
     for at, name in enumerate(names(sweep.root)):
         run = RunPaths(sweep.root / name)
         generate(run.root, range(1 + (at < 3)))
@@ -199,7 +199,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> SweepPaths:
 
 
 def test_the_page_holds_every_cell_and_names_those_without_figures(
-    sdwn: Sdwn, evaluated: SweepPaths
+    sdwn: Sdwn, evaluated: RunPaths
 ) -> None:
     found = sdwn.json("compare", evaluated.root)
     first, second, best, half = names(evaluated.root)
@@ -207,9 +207,9 @@ def test_the_page_holds_every_cell_and_names_those_without_figures(
     assert "overlaps with no other). Class by class, which is" in found["words"]
     assert "it is better than each other one" in found["words"]
     assert [row["cell"] for row in found["cells"]] == [best, second, first]
-    assert found["lacking"] == {half: "not merged yet"}
+    assert found["lacking"] == {half: "not evaluated by drawn"}
     page = Path(found["path"]).read_text()
-    assert f"{half} is not compared: not merged yet" in page
+    assert f"{half} is not compared: not evaluated by drawn" in page
     assert all(f"{name} compared with {best}" in page for name in (first, second))
     assert page.count('data-chart="generation.guidance_scale"') == 1
     assert (evaluated.comparison / "figures/generation.guidance_scale.svg").exists()
@@ -222,7 +222,7 @@ def test_the_page_holds_every_cell_and_names_those_without_figures(
         assert float(row["top1_percent_low"]) < float(row["top1_percent"])
 
 
-def test_what_cannot_be_told_apart_is_said(sdwn: Sdwn, evaluated: SweepPaths) -> None:
+def test_what_cannot_be_told_apart_is_said(sdwn: Sdwn, evaluated: RunPaths) -> None:
     first, second, *_ = names(evaluated.root)
     for seed, name in enumerate((first, second)):
         release = Release(evaluated.root / name / "release")
@@ -238,7 +238,7 @@ def test_what_cannot_be_told_apart_is_said(sdwn: Sdwn, evaluated: SweepPaths) ->
 
 @pytest.mark.slurm
 def test_arrays_of_all_cells_run_together_and_a_killed_cell_goes_on(
-    sdwn: Sdwn, sweep: SweepPaths, cluster: Testbed
+    sdwn: Sdwn, sweep: RunPaths, cluster: Testbed
 ) -> None:
     found = sdwn.json("submit", "S", "--profile", "testbed")
     assert [one["shards"] for one in found.values()] == [2] * 3

@@ -12,14 +12,7 @@ import typer
 from typer import Argument, Option
 
 from sdwn.errors import UsageError, command
-from sdwn.paths import (
-    EvaluationPaths,
-    ReleasePaths,
-    RunPaths,
-    SweepPaths,
-    shipped_file,
-    work_paths,
-)
+from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths, shipped_file, work_paths
 
 if TYPE_CHECKING:
     from sdwn.config import RunConfig
@@ -30,10 +23,7 @@ Kind = Literal["run", "release", "evaluation", "work", "sweep"]
 # Commands that take the work of an evaluation as they take a run.
 FOLLOWING = ("status", "logs", "cancel")
 # Commands that take a sweep, and do all its cells: see each_cell in sdwn.cli.sweep.
-SWEEPING = (
-    *("pilot", "doctor", "submit", "retry", "cancel", "status", "logs", "run"),
-    *("merge", "verify", "evaluate", "report"),
-)
+SWEEPING = "pilot doctor submit retry cancel status logs merge verify evaluate report run".split()
 
 
 def kind_of(folder: Path) -> Kind | None:
@@ -44,7 +34,7 @@ def kind_of(folder: Path) -> Kind | None:
         return "release"
     if RunPaths(folder).plan.exists():
         return "work" if is_prediction_work(folder) else "run"
-    if SweepPaths(folder).sweep.exists():
+    if RunPaths(folder).sweep.exists():
         return "sweep"
     evaluation = EvaluationPaths(folder)
     return "evaluation" if evaluation.evaluation.exists() or evaluation.work.plan.exists() else None

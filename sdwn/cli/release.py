@@ -20,7 +20,7 @@ from sdwn.cli import console, options
 from sdwn.cli.sweep import each_cell
 from sdwn.errors import UsageError, command, counted
 from sdwn.io import atomic, strays, write_text
-from sdwn.paths import ComparisonPaths, ReleasePaths, RunPaths, SweepPaths
+from sdwn.paths import ComparisonPaths, ReleasePaths, RunPaths
 
 if TYPE_CHECKING:
     from sdwn.config import EvaluationConfig
@@ -446,7 +446,7 @@ def compare_sweep(
     """Compare a sweep's cells; return what is known of them, and the page's path."""
     from sdwn.reports.sweep import compare_cells
 
-    paths = ComparisonPaths(out or SweepPaths(folder).comparison)
+    paths = ComparisonPaths(out or RunPaths(folder).comparison)
     with console.progress("comparing"):
         found = compare_cells(options.run_folders(folder), evaluation, paths)
     return {**found, "path": str(paths.page)}

@@ -231,9 +231,8 @@ def headline(found: Collection[RunStatus]) -> str:
     """Return the status of a run, or of all cells of a sweep, in one line."""
     done, total = sum(now.images_done for now in found), sum(now.images_total for now in found)
     speed = sum(now.images_per_second for now in found)
-    # Without a speed nothing is known.
-    running = speed and any(now.shards_running for now in found)
-    left = (total - done) / speed if running else None
+    running = any(now.shards_running for now in found)
+    left = (total - done) / speed if speed and running else None
     return console.progress_text(done, total, "images", speed, left)
 
 

@@ -109,8 +109,7 @@ def each_cell(function: Callable[..., None]) -> Callable[..., None]:
                 console.show(f"{name}\n" + re.sub(r"(?m)^next: .*\n", "", text))
             answer = json.loads(text) if as_json and text else {}
             # Of what the first pass has submitted the second submits nothing.
-            kept = {key: value for key, value in before.items() if not answer.get(key)}
-            found[name] = {**answer, **kept, **error}
+            found[name] = {**answer, **before, **error}
         table, step = (None, None) if as_json else look_at_cells(folder)[:2]
         console.result(found, as_json, table or "", next_=step)
         if any("error" in one for one in found.values()):

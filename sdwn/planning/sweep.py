@@ -19,7 +19,7 @@ from pydantic import Field, JsonValue, ValidationError
 from sdwn.config import Record, RunConfig, Section, read_yaml, validated, with_overrides
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.io import Format
-from sdwn.paths import SweepPaths, shipped_file
+from sdwn.paths import RunPaths, shipped_file
 from sdwn.planning.plan import flat_settings
 
 FORMAT = Format("sdwn-sweep", 1, "plan the sweep again, with: sdwn sweep SWEEP FOLDER")
@@ -57,7 +57,7 @@ class Sweep(Record):
 
 def read_sweep(folder: Path) -> Sweep:
     """Read which cells a sweep's folder has."""
-    path = SweepPaths(folder).sweep
+    path = RunPaths(folder).sweep
     try:
         return Sweep.model_validate(FORMAT.read(path))
     except ValidationError as error:

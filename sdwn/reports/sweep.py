@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,16 @@ from typing import Any
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.evaluation.record import evaluations
 from sdwn.io import csv_text, write_text
-from sdwn.jobs.task import read_record
+from sdwn.jobs.task import TaskRecord, read_record
 from sdwn.paths import TASK_NAME, ComparisonPaths, ReleasePaths, RunPaths
-from sdwn.releases.release import Release
-from sdwn.reports.comparison import LEVEL, Side, compare_evaluations, holm, write_comparison
-from sdwn.reports.report import open_evaluation
+from sdwn.reports.comparison import (
+    LEVEL,
+    Side,
+    compare_evaluations,
+    holm,
+    open_sides,
+    write_comparison,
+)
 
 # The figures of a cell, each with the ends of its interval; all are shown in percent.
 FIGURES = {
@@ -34,23 +40,14 @@ def compare_cells(
     By the evaluation of this name, by default the one that most have; returns what a comparison
     records of a sweep.
     """
-    merged = {name: ReleasePaths(folder / "release") for name, folder in folders.items()}
-    merged = {name: release for name, release in merged.items() if release.manifest.exists()}
-    had = {name: evaluations(release) for name, release in merged.items()}
+    had = {name: evaluations(ReleasePaths(run / "release")) for name, run in folders.items()}
     counts = Counter(chain.from_iterable(had.values()))
     if not counts:
         raise SdwnError("no cell is evaluated yet; evaluate the sweep first")
     chosen = evaluation or counts.most_common(1)[0][0]
-    lacking = {
-        name: f"not evaluated by {chosen}" if name in merged else "not merged yet"
-        for name in folders
-        if chosen not in had.get(name, ())
-    }
-    sides = [
-        Side(name, release, *open_evaluation(release, chosen)[1:])
-        for name, release in ((name, Release(merged[name].root)) for name in merged)
-        if name not in lacking
-    ]
+    lacking = {n: f"not evaluated by {chosen}" for n, found in had.items() if chosen not in found}
+    evaluated = [str(run / "release") for name, run in folders.items() if name not in lacking]
+    sides = open_sides(evaluated, chosen)
     sides.sort(key=lambda side: -(side.record["figures"]["top1_percent"] or 0))
     compared = compare_evaluations(sides)
     cells = [
@@ -86,14 +83,12 @@ def _row(side: Side, run: Path, settings: list[dict[str, Any]], at: int) -> dict
 
 def _speed(paths: RunPaths) -> float | None:
     """Return how many images one process of a run made a second, while it sampled."""
-    images, seconds = 0, 0.0
+    records = list[TaskRecord]()
     for name in filter(TASK_NAME.fullmatch, paths.task_names()):
-        try:
-            record = read_record(paths.tasks / name)
-        except IntegrityError:
-            continue  # of another version
-        images, seconds = images + record.images, seconds + record.seconds
-    return images / seconds if seconds else None
+        with suppress(IntegrityError):  # of another version
+            records.append(read_record(paths.tasks / name))
+    seconds = sum(one.seconds for one in records)
+    return sum(one.images for one in records) / seconds if seconds else None
 
 
 def _best_in_words(cells: list[dict[str, Any]], p_values: list[float | None]) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from sdwn.config import RunConfig
 from sdwn.errors import UsageError
 from sdwn.io import write_text
-from sdwn.paths import ReleasePaths, RunPaths, SweepPaths
-from sdwn.planning.sweep import Cell, Settings, Sweep, cell_name, read_sweep, read_sweep_file
+from sdwn.paths import ReleasePaths, RunPaths
+from sdwn.planning.sweep import Cell, Sweep, cell_name, read_sweep, read_sweep_file
 from sdwn.workflow.submitting import Display, plan_run
 
 
@@ -18,37 +18,35 @@ def plan_sweep(path: Path, folder: Path, overrides: tuple[str, ...], display: Di
     Raises:
         UsageError: the file is refused, the folder is something else, or its base was another.
     """
-    paths = SweepPaths(folder)
-    if RunPaths(folder).plan.exists() or ReleasePaths(folder).manifest.exists():
+    paths = RunPaths(folder)
+    if paths.plan.exists() or ReleasePaths(folder).manifest.exists():
         raise UsageError(f"{folder} is no sweep; plan the sweep into a folder of its own")
     wanted, config_of = read_sweep_file(path, overrides)
     known = read_sweep(folder).cells if paths.sweep.exists() else []
     # They come first: a changed base is refused before anything is written.
-    cells: dict[str, tuple[Settings, RunConfig]] = {
-        cell.name: (cell.settings, config_of(cell.settings))
-        for cell in known
-        if (folder / cell.name).exists()
-    }
+    settings_of = {cell.name: cell.settings for cell in known if (folder / cell.name).exists()}
+    configs = {name: config_of(settings) for name, settings in settings_of.items()}
+    names = {_images(config): name for name, config in configs.items()}
     named = set[str]()
     for settings in wanted:
         name, config = cell_name(settings), config_of(settings)
-        twins = (old for old, (_, other) in cells.items() if _same_images(config, other))
-        if twin := next(twins, None):
+        if twin := names.get(_images(config)):
             if twin in named:
                 raise UsageError(f"{path}: {name} and {twin} are the same cell; leave one out")
             name = twin
-        while twin is None and name in cells:
-            name += "-2"
+        else:
+            while name in configs:
+                name += "-2"
+            settings_of[name], configs[name], names[_images(config)] = settings, config, name
         named.add(name)
-        cells.setdefault(name, (settings, config))
-    found = []
-    for name, (settings, config) in cells.items():
+    cells = []
+    for name, config in configs.items():
         plan, _ = plan_run(config, folder / name, display)
-        found.append(Cell(name=name, settings=settings, digest=plan.digest))
-    sweep = Sweep(cells=found)
+        cells.append(Cell(name=name, settings=settings_of[name], digest=plan.digest))
+    sweep = Sweep(cells=cells)
     write_text(paths.sweep, sweep.model_dump_json(indent=2) + "\n")
     return sweep
 
 
-def _same_images(one: RunConfig, other: RunConfig) -> bool:
-    return one.model_copy(update={"evaluation": other.evaluation}) == other
+def _images(config: RunConfig) -> str:
+    return config.model_dump_json(exclude={"evaluation"})
