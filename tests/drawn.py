@@ -67,8 +67,8 @@ def predictions(
 def _row(row: Mapping[str, Any], chance: float, random: np.random.Generator) -> dict[str, Any]:
     label = row["imagenet_class"]
     known = label is not None
-    # A synset that is no class has neighbours as well.
-    place = label if known else int(row["wnid"][1:])
+    # A synset that is no class has neighbours as well, and so has what is no synset.
+    place = label if known else int((row["wnid"] or "n0")[1:])
     top5 = ((place + random.permutation(NEAR)) % CLASSES).tolist()[:TOP]
     rank = 0 if random.random() < chance else int(random.choice([1, 2, 4, 40, 400]))
     if known and rank < TOP:
@@ -80,7 +80,7 @@ def _row(row: Mapping[str, Any], chance: float, random: np.random.Generator) -> 
         "top5_probability": shares[:TOP],
         "label_rank": rank if known else None,
         "label_probability": (float(shares[rank]) if rank < TOP else 0.0) if known else None,
-        "subtree_probability": float(random.beta(1 + 9 * chance, 3)),
+        "subtree_probability": row["wnid"] and float(random.beta(1 + 9 * chance, 3)),
     }
 
 

@@ -361,7 +361,7 @@ def complete_run(
     if len(plan.done(paths)) < len(plan.assigned_shards):
         # An evaluation must not fail at the end for want of its classifier.
         with console.progress("looking for the classifier"):
-            prefetch_classifier(paths, plan.config)
+            prefetch_classifier(paths, plan)
     # Only this command also merges, evaluates and reports.
     how = SubmitOptions(wait=wait, retries=retries, command="the same command")
     submitted = submit_run(paths, plan, chosen, how, console)

@@ -23,6 +23,8 @@ from sdwn.paths import EvaluationPaths, RunPaths, work_paths
 from sdwn.planning.plan import Shard
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from sdwn.releases.release import Release
 
 FORMAT = Format(
@@ -147,19 +149,8 @@ def open_prediction_plan(
     if chosen.groups is not None and Path(chosen.groups).is_file():
         files["groups"] = str(Path(chosen.groups).absolute())
     chosen = chosen.model_copy(update=files)
-    if not release.has_tree:
-        raise SdwnError(
-            f"{release.paths.root}: none of its concepts is a synset or has a label that is an "
-            "ImageNet-1k class, so no prediction would be right or wrong; plan a table with a "
-            "column label, wnid or synset, or a catalog such as imagenet-1k"
-        )
+    require_labels(release.metadata, chosen, f"{release.paths.root}: none of its {release.unit}s")
     labelled = release.subset(imagenet=chosen.images == "imagenet")
-    if not len(labelled):
-        raise SdwnError(
-            f"{release.paths.root}: none of its {release.unit}s is an ImageNet-1k class; classify "
-            "its images by the classes that lie near in WordNet with --all, or plan a catalog such "
-            "as sdwn-26204 or imagenet-1k"
-        )
     plan = PredictionPlan(
         release=release.digest,
         checkpoint_sha256=file_sha256(chosen.checkpoint) if chosen.checkpoint else None,
@@ -186,6 +177,25 @@ def open_prediction_plan(
     content = {**FORMAT.head(), "digest": plan.digest, **plan.model_dump(mode="json")}
     write_text(work.plan, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return work, plan
+
+
+def require_labels(rows: pa.Table, chosen: EvaluationConfig, none: str) -> None:
+    """Refuse to evaluate images or concepts of which no prediction would be right or wrong.
+
+    ``none`` begins the message: where, and that there is none of what.
+    """
+    if rows["wnid"].null_count == len(rows):
+        raise SdwnError(
+            f"{none} is a synset, or has a label that is an ImageNet-1k class: there is nothing to "
+            "compare predictions with; plan a table with a column label, wnid or synset, or do "
+            "without an evaluation (sdwn submit, then sdwn merge)"
+        )
+    if chosen.images == "imagenet" and rows["imagenet_class"].null_count == len(rows):
+        raise SdwnError(
+            f"{none} is an ImageNet-1k class; classify images by the classes that lie near in "
+            "WordNet with --all (in a config, evaluation.images: all), or plan a catalog such as "
+            "sdwn-26204 or imagenet-1k"
+        )
 
 
 def read_prediction_plan(work: RunPaths) -> PredictionPlan:

@@ -259,7 +259,9 @@ def _classifier(run: _Run) -> Iterator[Finding]:
     from sdwn.evaluation.evaluate import require_evaluable
     from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
-    chosen = run.plan.config.evaluation
+    chosen, wnids = run.plan.config.evaluation, run.plan.table["wnid"]
+    if wnids.null_count == len(wnids):
+        return  # There is nothing to compare predictions with.
     try:
         require_evaluable(chosen, open_taxonomy(run.paths.taxonomy))
         require_classifier(run.paths, run.plan.config)

@@ -14,6 +14,7 @@ from sdwn.models.families import check_settings
 from sdwn.models.weights import Weights, is_commit, own_revision
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
+from sdwn.prediction.plan import require_labels
 from sdwn.wordnet.corpus import VERSION, open_wordnet
 from sdwn.wordnet.taxonomy import open_taxonomy
 
@@ -123,15 +124,17 @@ def _fetch_classifier(chosen: EvaluationConfig) -> str:
     return str(find_classifier(chosen.model, chosen.checkpoint) or fetch_classifier(chosen.model))
 
 
-def prefetch_classifier(paths: RunPaths, config: RunConfig) -> None:
+def prefetch_classifier(paths: RunPaths, plan: Plan) -> None:
     """Fetch a run's classifier before its images are made, and lock the run to it.
 
     Raises:
-        SdwnError: it cannot be had, or cannot be loaded.
+        SdwnError: it cannot be had, or cannot be loaded, or there is nothing to evaluate.
         IntegrityError: it has changed since the run was locked to it.
     """
     from sdwn.evaluation.evaluate import require_evaluable
 
+    config = plan.config
+    require_labels(plan.table, config.evaluation, f"{paths.root}: none of its {plan.unit}s")
     require_evaluable(config.evaluation, open_taxonomy(paths.taxonomy))
     lock.require_classifier(paths, config)
     _fetch_classifier(config.evaluation)

@@ -591,7 +591,7 @@ def count_images(tables: Iterable[pa.Table], present: Sequence[Concept]) -> dict
     return {
         "images": images,
         "concepts": len(present),
-        "imagenet_classes": sum(row.imagenet_class is not None for row in present),
+        "imagenet_classes": len({row.imagenet_class for row in present} - {None}),
         "statuses": dict(sorted(statuses.items())),
         **flags,
     }

@@ -29,6 +29,7 @@ from sdwn.jobs.task import ArrayTask, Stage
 from sdwn.models.lock import require_classifier
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan, ShardedWork, read_plan
+from sdwn.prediction.plan import require_labels
 from sdwn.workflow.status import DONE, LATER, WAITING, read_stages, stage_states
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,9 @@ def require_chain(
         )
     if profile.executor == "local" and not wait:
         raise UsageError("--then: processes of this machine need --wait, which links them")
+    if "evaluate" in stages:
+        none = f"--then evaluate: {paths.root}: none of its {plan.unit}s"
+        require_labels(plan.table, plan.config.evaluation, none)
     if stages[0] != "merge" and not release.manifest.exists():
         raise UsageError(f"--then {stages[0]}: {release.root} is no release yet; add merge")
     if stages[0] == "report" and not release.evaluations.is_dir():

@@ -237,7 +237,10 @@ def retry_step(paths: RunPaths, work: ShardedWork) -> str:
 
 def next_for_release(release: Path) -> str:
     """Return the command that a release lacks: evaluate, report, or browse when all is there."""
-    found = ReleasePaths(release).evaluations.glob("*/evaluation.json")
+    paths = ReleasePaths(release)
+    if paths.concepts(0).exists() and not paths.taxonomy.exists():
+        return command("browse", release)  # Without a synset there is nothing to evaluate.
+    found = paths.evaluations.glob("*/evaluation.json")
     latest = max(found, key=lambda path: path.stat().st_mtime, default=None)
     if latest is None:
         return command("evaluate", release)
