@@ -23,6 +23,8 @@ from sdwn.io import write_text
 from sdwn.paths import RunPaths
 
 if TYPE_CHECKING:
+    from sdwn.jobs.profile import ClusterProfile
+    from sdwn.planning.plan import Plan
     from sdwn.preflight.trials import TrialCallbacks
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unverified": "cyan"}
@@ -43,17 +45,46 @@ def plan_command(
     Reads the config, its table of prompts, and WordNet if concepts are of it. A
     folder that holds the same plan is left as it is.
     """
+    from sdwn.planning.plan import WHOLE, parse_slice
+    from sdwn.workflow.submitting import plan_run
+
     chosen = options.open_profile(profile, {}) if profile else None
+    share = WHOLE if slice_ is None else parse_slice(slice_)
+    plan, paths = plan_run(options.open_config(config, set_), run, console, share)
+    _show_plan(plan, paths, chosen, profile, as_json)
+
+
+def extend_command(
+    release: options.ReleaseFolder,
+    run: options.Run,
+    set_: options.Override = None,
+    only: Annotated[Path | None, Option(help="Only what a list of ids or synsets names.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Plan a run of the images that a release lacks.
+
+    Images that are there stay; --set asks for more of each synset, or names a catalog with
+    others. Without --set, of an incomplete release its missing images are planned. Merging the
+    run writes a larger release.
+    """
+    from sdwn.releases.release import Release
+    from sdwn.workflow.extending import plan_extension
+
+    plan, paths = plan_extension(Release(release), run, set_ or [], only, console)
+    _show_plan(plan, paths, None, None, as_json)
+
+
+def _show_plan(
+    plan: Plan, paths: RunPaths, chosen: ClusterProfile | None, profile: str | None, as_json: bool
+) -> None:
+    """Print what a plan holds and takes, and the next command."""
     from sdwn.models.families import prompt_lengths
     from sdwn.models.weights import find_folder
     from sdwn.planning.concept_table import SCHEMA
-    from sdwn.planning.plan import WHOLE, parse_slice, plan_summary, sample_prompts
+    from sdwn.planning.plan import plan_summary, sample_prompts
     from sdwn.preflight.estimate import estimate, estimate_rows
     from sdwn.workflow.status import next_command, run_status
-    from sdwn.workflow.submitting import plan_run
 
-    share = WHOLE if slice_ is None else parse_slice(slice_)
-    plan, paths = plan_run(options.open_config(config, set_), run, console, share)
     counts = {**plan_summary(plan), "run": str(paths.root)}
     takes = estimate(paths, plan, [shard.index for shard in plan.assigned_shards], chosen)
     # Only a person reads it, and it takes a second.

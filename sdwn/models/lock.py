@@ -28,7 +28,7 @@ from sdwn.models.weights import (
     source,
 )
 from sdwn.paths import RunPaths
-from sdwn.planning.plan import Plan
+from sdwn.planning.plan import Plan, read_plan
 
 # Version 1 knew neither single files nor what changes a model.
 FORMAT = Format(
@@ -200,7 +200,12 @@ def write_lock(paths: RunPaths, lock: Lock) -> Lock:
 
 
 def recorded_revision(paths: RunPaths) -> str | None:
-    """Return the revision that a run's images were made with; None before there are any."""
+    """Return the revision that a run's images were made with, or the release that it extends.
+
+    None before there are any.
+    """
+    if paths.plan.exists() and (extends := read_plan(paths).extends) is not None:
+        return extends.revision
     if not (paths.shards.is_dir() or paths.pieces.is_dir()):
         return None
     from sdwn.storage.shards import ImageFile  # half a second, and most plans have no images yet

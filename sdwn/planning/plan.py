@@ -145,11 +145,12 @@ class ImageSpec:
 
 
 class Extended(Record):
-    """The release that a plan makes further images for: where it is, which, and its images."""
+    """The release that a plan makes further images for, and the revision of its weights."""
 
-    release: str
+    release: str  # its folder
     digest: str  # of its manifest
     images: int
+    revision: str | None
 
 
 @dataclass(frozen=True, eq=False)

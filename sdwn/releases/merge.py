@@ -75,11 +75,11 @@ def merge(
                 f"{plan.digest[:12]}; only runs of the same plan make one release"
             )
     revision = common_revision(runs, plan.config.model)
+    if revision is None and plan.extends:
+        revision = plan.extends.revision
     old = _extended_release(runs[0], plan) if plan.extends else None
-    if old is not None:
-        if release.root.resolve() == old.paths.root.resolve():
-            raise UsageError(f"{release.root} is extended, and stays as it is; choose a new folder")
-        revision = _same_revision(old, revision)
+    if old is not None and release.root.resolve() == old.paths.root.resolve():
+        raise UsageError(f"{release.root} is extended, and stays as it is; choose a new folder")
     if not release.manifest.exists():
         try:
             require_free(release.root)
@@ -130,17 +130,6 @@ def _extended_release(run: RunPaths, plan: Plan) -> Release:
         f"{run.root} extends the release {plan.extends.digest[:12]} in {where}: found {found}; if "
         f"it was moved, name its folder with: {command('extend', 'RELEASE', run.root)}"
     )
-
-
-def _same_revision(old: Release, revision: str | None) -> str | None:
-    """Return the revision that old and new images are made with."""
-    made_with = {one.get("revision") for one in old.manifest.made_on} - {None}
-    if revision is not None and (others := made_with - {revision}):
-        raise UsageError(
-            f"{old.paths.root}: its images were made with the weights "
-            f"{', '.join(map(str, others))}, and the run that extends it is locked to {revision}"
-        )
-    return revision or next(iter(made_with), None)
 
 
 def _old_parts(old: Release, advance: Advance) -> Iterator[Part]:
@@ -267,15 +256,15 @@ def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> No
         for column in COLUMNS:
             if column.of_run and column.name not in rows:
                 raise IntegrityError(f"{path}: expected the column {column.name}, found none")
-        names = ("id", "number", "seed", "prompt", "width", "height")
+        names = ("id", "number", "seed", "prompt", "negative_prompt", "width", "height")
         columns = [
             texts(rows[name]) if rows[name].dtype.kind == "S" else rows[name].tolist()
             for name in names
         ]
         size = plan.config.generation.width, plan.config.generation.height
         planned = [
-            (spec.concept.id, spec.number, spec.seed, spec.prompt, *size)
-            for spec in plan.specs(plan.shards[index])
+            (one.concept.id, one.number, one.seed, one.prompt, one.negative_prompt or "", *size)
+            for one in plan.specs(plan.shards[index])
         ]
         if list(zip(*columns, strict=True)) != planned:
             raise IntegrityError(f"{path}: its rows are not those of the plan")

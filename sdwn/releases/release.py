@@ -24,7 +24,7 @@ from PIL import Image
 from pydantic import Field, ValidationError
 
 from sdwn import io
-from sdwn.config import CatalogConfig, Record, RunConfig, validated
+from sdwn.config import Record, RunConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.models.builtin import notice
 from sdwn.paths import ReleasePaths
@@ -316,7 +316,9 @@ class Release:
             raise IntegrityError(f"{self.paths.manifest}: lists no plan {digest[:12]}")
         number = digests.index(digest)
         found, table = self.manifest.plans[number], self.concept_tables[number]
-        settings = {**found.settings, "catalog": CatalogConfig(name=found.catalog).model_dump()}
+        # It is not read again: its concepts are here.
+        kind = "name" if found.settings.get("prompt", "") is not None else "table"
+        settings = {**found.settings, "catalog": {kind: found.catalog}}
         config = validated(RunConfig, settings, source=str(self.paths.manifest))
         return Plan(found.catalog, config, concept_rows(table), digest)
 

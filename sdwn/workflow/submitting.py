@@ -40,7 +40,7 @@ from sdwn.preflight.estimate import estimate, estimate_rows
 from sdwn.preflight.prefetch import lock_found_classifier
 from sdwn.releases.release import Release
 from sdwn.wordnet.catalog import Catalog, describe, read_catalog
-from sdwn.wordnet.corpus import shared_wordnet
+from sdwn.wordnet.corpus import WordNet, shared_wordnet
 from sdwn.workflow import later_stages
 from sdwn.workflow.status import FAILURES_SHOWN, images_done, read_stages
 
@@ -102,15 +102,29 @@ def plan_run(
 ) -> tuple[Plan, RunPaths]:
     """Read WordNet and write a run's plan, or a slice of it, unless the same plan is there."""
     require_usable(config, begun=RunPaths(run).begun)
+    plan, wordnet = plan_catalog(config, display, share)
+    return plan, store_plan(plan, run, wordnet, display)
+
+
+def plan_catalog(
+    config: RunConfig, display: Display, share: Slice = WHOLE
+) -> tuple[Plan, WordNet | None]:
+    """Plan the concepts of a config's catalog; return WordNet too, where some are its synsets."""
     wordnet, table = None, config.catalog.table
     with display.progress(f"reading {table.name if table else 'WordNet'}"):
         if table:
             catalog = Catalog(describe(config.catalog), ())
         else:
             catalog = read_catalog(config.catalog, shared_wordnet())
-        plan, paths = make_plan(config, catalog, share, display.say), RunPaths(run)
+        plan = make_plan(config, catalog, share, display.say)
         if plan.table["wnid"].null_count < len(plan.table):
             wordnet = shared_wordnet()
+    return plan, wordnet
+
+
+def store_plan(plan: Plan, run: Path, wordnet: WordNet | None, display: Display) -> RunPaths:
+    """Write a plan into its run's folder, and lock the run to the weights that are here."""
+    config, paths = plan.config, RunPaths(run)
     new = write_plan(plan, paths, display.say, wordnet)
     display.say(f"{'planned' if new else 'planned already'}: {run}")
     with display.progress("looking for the weights"):
@@ -120,7 +134,7 @@ def plan_run(
     state = f"revision {locked.revision}" if locked else states.get(source(config.model))
     if state:
         display.say(f"model: {config.model.name} ({state})")
-    return plan, paths
+    return paths
 
 
 def _convert_and_lock(paths: RunPaths, plan: Plan, display: Display) -> None:
