@@ -25,7 +25,7 @@ from typer.core import TyperGroup
 from conftest import NOISE, REPOSITORY, OwnProcess, Sdwn
 
 COMMANDS = (
-    *("plan", "sweep", "doctor", "submit", "status", "logs", "retry", "cancel"),
+    *("plan", "sweep", "extend", "doctor", "submit", "status", "logs", "retry", "cancel"),
     *("merge", "verify", "evaluate", "report", "run", "tune", "pilot", "prefetch"),
     *("export", "import", "regenerate", "compare", "show", "browse", "selftest"),
 )

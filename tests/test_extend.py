@@ -291,7 +291,7 @@ def test_a_table_grows_by_rows_and_by_columns(tmp_path: Path) -> None:
     for rows, expected in {
         "c,a cat,,,2,7,z,85": "c: prompts: ('a dog',) there, ('a cat',) now",
         "c,a dog,,1,2,7,z,85": "c: seed: None there, 1 now",
-        "c,a dog,,,2,7.5,z,85": "a column of the table is of another type than there",
+        "c,a dog,,,2,7.5,z,85": "column 'price': int64 there, double now",
     }.items():
         (tmp_path / "other.csv").write_text(more + rows + "\n")
         with pytest.raises(UsageError) as refused:

@@ -26,7 +26,7 @@ sdwn plan paper RUN --profile mysite.yaml --set seed=7
 sdwn sweep demo-sweep SWEEP
 sdwn sweep mine.yaml SWEEP --set images_per_synset=20
 sdwn extend RELEASE RUN --set images_per_synset=50
-sdwn extend RELEASE RUN --set catalog.roots=[dog.n.01]
+sdwn extend RELEASE RUN --set catalog.name=imagenet-1k
 sdwn extend RELEASE RUN --set images_per_synset=50 --only list.csv
 sdwn prefetch RUN
 sdwn prefetch paper

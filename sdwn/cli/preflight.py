@@ -63,9 +63,9 @@ def extend_command(
 ) -> None:
     """Plan a run of the images that a release lacks.
 
-    Images that are there stay; --set asks for more of each synset, or names a catalog with
-    others. Without --set, of an incomplete release its missing images are planned. Merging the
-    run writes a larger release.
+    Images that are there stay. --set asks for more of each synset, or for the
+    synsets of a catalog; without it, what an incomplete release lacks is planned.
+    Merging the run writes the larger release.
     """
     from sdwn.releases.release import Release
     from sdwn.workflow.extending import plan_extension

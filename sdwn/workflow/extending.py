@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdwn.config import RunConfig, with_overrides
-from sdwn.errors import UsageError, command, first_line
+from sdwn.errors import UsageError, command
 from sdwn.io import canonical, read_list
 from sdwn.paths import RunPaths
 from sdwn.planning.concept_table import SCHEMA, as_table, concept_rows
@@ -88,12 +88,11 @@ def plan_extension(
     at = pc.index_in(rows["id"], table["id"].combine_chunks())
     for name in table.column_names[len(SCHEMA) :]:  # the user's own
         rows = rows.append_column(name, table[name].take(at))
-    try:
-        pa.unify_schemas([one.schema for one in (*release.concept_tables, rows)])
-    except pa.ArrowException as error:
-        raise UsageError(
-            f"{release.paths.root}: another kind of column: {first_line(error)}"
-        ) from None
+    kinds = {column.name: column.type for one in release.concept_tables for column in one.schema}
+    for column in rows.schema:
+        if (kind := kinds.get(column.name, column.type)) != column.type:
+            what = f"column {column.name!r}: {kind} there, {column.type} now"
+            raise UsageError(f"{release.paths.root}: {what}; write its values as they are there")
     plan = Plan(catalog, config, concept_rows(rows), extends=extends)
     return plan, store_plan(plan, run, wordnet, display)
 
