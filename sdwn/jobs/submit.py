@@ -85,7 +85,8 @@ def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
     size, pinned = profile.batch_size, config.generation.batch_size
     if size is None:
         return
-    if reason := off_grid(size, config.images_per_synset):
+    # The rows of a table may have other numbers of images.
+    if not config.catalog.table and (reason := off_grid(size, config.images_per_synset)):
         raise UsageError(f"batch_size: {reason}")
     if pinned not in (None, size):
         raise UsageError(f"batch_size {size}: the config pins batches of {pinned} images")
