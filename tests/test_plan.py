@@ -382,15 +382,11 @@ def test_a_folder_without_a_plan_is_explained(tmp_path: Any) -> None:
         read_plan(RunPaths(tmp_path))
 
 
-def no_synset(name: str) -> Synset:
-    raise AssertionError(f"{name} was looked up")
-
-
 def test_prompt_templates() -> None:
     dog = Synset("n02084071", "dog.n.01", ("dog", "domestic_dog"), "a member of the genus Canis")
     odd = dataclasses.replace(synsets(1)[0], definition="a {curly} thing")
     templates = ["{definition}", "{lemma}: {lemmas} ({synset})"]
-    assert list(fill_prompts(templates, [dog, odd], no_synset)) == [
+    assert list(fill_prompts(templates, [dog, odd])) == [
         ("a member of the genus Canis", "dog: dog, domestic dog (dog.n.01)"),
         ("a {curly} thing", "thing 0: thing 0 (thing.n.00)"),
     ]

@@ -23,11 +23,7 @@ from sdwn.planning.tables import read_prompts, read_table
 from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import Synset, WordNet
 
-from conftest import REPOSITORY, Sdwn, noise_config
-
-
-def no_wordnet(name: str) -> Synset:
-    raise AssertionError(f"WordNet was asked for {name}")
+from conftest import REPOSITORY, Sdwn, hide_wordnet, noise_config
 
 
 def written(folder: Path, name: str, content: Any) -> Path:
@@ -43,7 +39,7 @@ def written(folder: Path, name: str, content: Any) -> Path:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = read_table(path, (), 10, no_wordnet).to_pylist()
+    found: list[dict[str, Any]] = read_table(path, (), 10).to_pylist()
     return found
 
 
@@ -223,7 +219,7 @@ def test_a_faulty_table_is_refused_by_row_or_column(
     assert str(error.value).startswith(str(tmp_path / name))
 
 
-def test_faults_of_several_kinds_are_told_at_once(tmp_path: Path, wordnet: WordNet) -> None:
+def test_faults_of_several_kinds_are_told_at_once(tmp_path: Path) -> None:
     text = (
         "id,prompt,label,wnid,synset\n"
         "1,a,crane,,\n"  # two ImageNet classes have it
@@ -233,7 +229,7 @@ def test_faults_of_several_kinds_are_told_at_once(tmp_path: Path, wordnet: WordN
         "5,,,n00000001,\n"
     )
     with pytest.raises(UsageError) as error:
-        read_table(written(tmp_path, "t.csv", text), (), 10, wordnet.synset)
+        read_table(written(tmp_path, "t.csv", text), (), 10)
     noun = "a noun of WordNet 3.0, such as dog.n.01 or n02084071; found"
     assert [line.removeprefix(f"{tmp_path}/t.csv: ") for line in str(error.value).split("\n")] == [
         "expected a prompt; found row 6",
@@ -245,12 +241,12 @@ def test_faults_of_several_kinds_are_told_at_once(tmp_path: Path, wordnet: WordN
     ]
 
 
-def test_synsets_and_labels_of_classes_are_looked_up(tmp_path: Path, wordnet: WordNet) -> None:
+def test_synsets_and_labels_of_classes_are_looked_up(tmp_path: Path) -> None:
     text = (
         "id,prompt,label,wnid,synset\n"
         "a,x,,,dog.n.01\nb,x,my zebra,n02391049,\nc,x,Sea_Lion,,\nd,x,sorrel horse,,\ne,x,,,\n"
     )
-    found = read_table(written(tmp_path, "t.csv", text), (), 10, wordnet.synset).to_pylist()
+    found = read_table(written(tmp_path, "t.csv", text), (), 10).to_pylist()
     names = ("label", "wnid", "synset", "imagenet_class")
     assert [tuple(row[name] for name in names) for row in found] == [
         ("dog", "n02084071", "dog.n.01", None),
@@ -283,9 +279,9 @@ def test_values_of_text_stay_text(tmp_path: Path) -> None:
 
 def test_only_some_rows_are_kept_in_the_order_of_the_table(tmp_path: Path) -> None:
     path = written(tmp_path, "t.csv", "id,prompt\nx,1\ny,2\nz,3\n")
-    assert read_table(path, ("z", "x"), 1, no_wordnet)["id"].to_pylist() == ["x", "z"]
+    assert read_table(path, ("z", "x"), 1)["id"].to_pylist() == ["x", "z"]
     with pytest.raises(UsageError, match=r"only: .*t\.csv has no row with the id q"):
-        read_table(path, ("z", "q"), 1, no_wordnet)
+        read_table(path, ("z", "q"), 1)
 
 
 # --- Prompts of synsets --------------------------------------------------------------------------
@@ -298,17 +294,17 @@ def test_written_prompts_of_synsets(tmp_path: Path, wordnet: WordNet) -> None:
     rows = [("zebra.n.01", "one"), ("n02391049", "two"), ("cat.n.01", "three"), ("dog.n.01", "one")]
     lines = [{"synset": name, "prompt": prompt, "note": 1} for name, prompt in rows]
     path = written(tmp_path, "p.jsonl", lines)
-    found = read_prompts(path, synsets, wordnet.synset, said.append)
+    found = read_prompts(path, synsets, said.append)
     assert found == [("one",), ("one", "two")]
     assert said == ["p.jsonl: left out 1 row of synsets outside the catalog"]
     more = (*synsets, *some_synsets(wordnet, "teapot.n.01", "yawl.n.02"))
     with pytest.raises(UsageError, match=r"2 of 4 synsets have no prompt: teapot\.n\.01, yawl"):
-        read_prompts(path, more, wordnet.synset, said.append)
+        read_prompts(path, more, said.append)
     nobody = written(
         tmp_path, "q.jsonl", [{"wnid": None, "prompt": "a"}, {"wnid": "a", "prompt": ""}]
     )
     with pytest.raises(UsageError, match=r"(?s)expected a prompt; found row 2.*expected as wnid"):
-        read_prompts(nobody, synsets, wordnet.synset, said.append)
+        read_prompts(nobody, synsets, said.append)
 
 
 def test_images_take_templates_in_turn(wordnet: WordNet) -> None:
@@ -322,13 +318,13 @@ def test_images_take_templates_in_turn(wordnet: WordNet) -> None:
 def test_hypernyms_are_fields(wordnet: WordNet) -> None:
     dog, *tops = some_synsets(wordnet, "dog.n.01", "entity.n.01")
     templates = ["{lemma}, a kind of {hypernym}", "{hypernyms}"]
-    assert list(fill_prompts(templates, [dog], wordnet.synset)) == [
+    assert list(fill_prompts(templates, [dog])) == [
         ("dog, a kind of domestic animal", "domestic animal, canine")
     ]
     with pytest.raises(UsageError, match=r"entity\.n\.01 has no hypernym to fill into"):
-        list(fill_prompts(templates, [dog, *tops], wordnet.synset))
+        list(fill_prompts(templates, [dog, *tops]))
     with pytest.raises(UsageError, match='"a photo" has no field'):
-        list(fill_prompts(["{lemma}", "a photo"], [dog], wordnet.synset))
+        list(fill_prompts(["{lemma}", "a photo"], [dog]))
 
 
 @pytest.mark.parametrize(
@@ -413,3 +409,14 @@ def test_a_thousand_rows_of_several_kinds_become_a_plan(tmp_path: Path) -> None:
     again = written(tmp_path, "again.parquet", pa.Table.from_pylist(rows, pa.schema(types)))
     other = noise_config(catalog={"table": str(again)}, images_per_synset=2, seed=5)
     assert make_plan(other, Catalog("captions", ())).digest == plan.digest, "content, not a file"
+
+
+def test_a_table_without_synsets_needs_no_wordnet(
+    tmp_path: Path, sdwn: Sdwn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_wordnet(monkeypatch, tmp_path)
+    written(tmp_path, "t.csv", "id,prompt,label\n1,a,my thing\n2,b,\n")
+    written(tmp_path, "c.yaml", 'catalog: {table: t.csv}\nmodel: {name: "builtin:noise"}\n')
+    assert "concepts          2\n" in sdwn("plan", "c.yaml", "run").stdout
+    (tmp_path / "t.csv").write_text("id,prompt,label\n1,a,zebra\n")
+    assert "found no WordNet" in sdwn("plan", "c.yaml", "other", code=1).stderr

@@ -96,11 +96,13 @@ def _show_plan(
         classes += f" ({counts['imagenet_names']:,} different names)"
     each, wnids = plan.table["images"].unique().to_pylist(), plan.table["wnid"].drop_null()
     number = f"{min(each):,}" if len(each) == 1 else f"{min(each):,} to {max(each):,}"
-    known = f", of which {len(wnids):,} are of {counted(len(wnids.unique()), 'synset')}"
+    known = ""
+    if plan.unit == "concept" and len(wnids):
+        known = f", of which {len(wnids):,} are of {counted(len(wnids.unique()), 'synset')}"
     own = [f"{one.name} ({one.type})" for one in plan.table.schema if one.name not in SCHEMA.names]
     rows = {
         "catalog": plan.catalog,
-        f"{plan.unit}s": f"{len(plan.concepts):,}" + known * (plan.unit == "concept"),
+        f"{plan.unit}s": f"{len(plan.concepts):,}" + known,
         "own columns": ", ".join(own) or None,
         "images": f"{plan.images:,}, {number} a {plan.unit}",
         "ImageNet classes": f"{classes}, {counted(counts['imagenet_images'], 'image')}",

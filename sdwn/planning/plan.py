@@ -34,7 +34,6 @@ from sdwn.io import (
 from sdwn.paths import RunPaths
 from sdwn.planning.concepts import Concept, ConceptRows, PlanCounts, parse_table, table_text
 from sdwn.planning.prompts import fill_prompts
-from sdwn.wordnet.corpus import find_synset
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -303,13 +302,13 @@ def make_plan(
 
     synsets, images = catalog.synsets, config.images_per_synset
     if config.catalog.table:
-        rows = read_table(config.catalog.table, config.catalog.only, images, find_synset)
+        rows = read_table(config.catalog.table, config.catalog.only, images)
     else:
         if config.prompts:
-            prompts = read_prompts(config.prompts, synsets, find_synset, on_message)
+            prompts = read_prompts(config.prompts, synsets, on_message)
         else:
             templates = [config.prompt] if isinstance(config.prompt, str) else config.prompt or ()
-            prompts = list(fill_prompts(templates, synsets, find_synset))
+            prompts = list(fill_prompts(templates, synsets))
         if images < (most := max(map(len, prompts))):
             on_message(f"of {most} prompts a synset, {images} images take only the first {images}")
         columns = synset_columns(synsets)

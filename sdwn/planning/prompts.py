@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from sdwn.errors import UsageError
-from sdwn.wordnet.corpus import Find, Synset
+from sdwn.wordnet.corpus import Synset, find_synset
 
 # Vowels by sound: an hour (but a houri), letters that are spelled out: an X-ray, an LP, an mRNA.
 # Of capitals that could be a word (RAM), it is one.
@@ -31,10 +31,8 @@ def with_article(noun: str) -> str:
     return f"{'an' if _AN.match(noun) and not _A.match(noun) else 'a'} {noun}"
 
 
-def fill_prompts(
-    templates: Sequence[str], synsets: Sequence[Synset], find: Find
-) -> Iterator[tuple[str, ...]]:
-    """Yield the prompts of each synset, one of each template; ``find`` returns its hypernyms."""
+def fill_prompts(templates: Sequence[str], synsets: Sequence[Synset]) -> Iterator[tuple[str, ...]]:
+    """Yield the prompts of each synset, one of each template."""
     for template in templates or [""]:
         if "{" not in template.replace("{{", ""):
             raise UsageError(
@@ -50,7 +48,7 @@ def fill_prompts(
             )
         lemmas, *hypernyms = (
             [lemma.replace("_", " ") for lemma in one.lemmas]
-            for one in (synset, *(map(find, synset.parents) if above else ()))
+            for one in (synset, *(map(find_synset, synset.parents) if above else ()))
         )
         fields = {
             "definition": synset.definition,

@@ -23,7 +23,7 @@ from sdwn.errors import UsageError, counted, first_line
 from sdwn.io import SEPARATORS, OnMessage, read_text
 from sdwn.planning.concept_table import SCHEMA, concept_table, synset_columns
 from sdwn.storage.columns import COLUMNS, numbers, read_parquet
-from sdwn.wordnet.corpus import Find, Synset
+from sdwn.wordnet.corpus import Synset, find_synset
 from sdwn.wordnet.imagenet import classes_by_name
 
 # Of each kind of fault, a message names so many.
@@ -41,7 +41,7 @@ _INTEGER, _BOOLEAN = r"^(0|-?[1-9][0-9]*)$", r"^(true|false)$"
 _NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
 
 
-def read_table(path: Path, only: Sequence[str], images: int, find: Find) -> pa.Table:
+def read_table(path: Path, only: Sequence[str], images: int) -> pa.Table:
     """Read a table of prompts: the columns of a plan's concepts, then the user's own.
 
     Only the ids in ``only`` are kept, if there are some; ``images`` are of each row that does not
@@ -61,10 +61,12 @@ def read_table(path: Path, only: Sequence[str], images: int, find: Find) -> pa.T
     rows.refuse(pc.is_in(folded, several), "expected ids that differ, and in more than case", ids)
     given_images = rows.whole_numbers("images", 1, MOST_IMAGES)
     seeds = rows.whole_numbers("seed", 0, 2**63 - 1)
-    wnids, synsets = _synsets(rows, find)
+    wnids, synsets = _synsets(rows)
     unknown = pc.if_else(pc.is_null(wnids), labels, None)
-    names = {label: label.replace("_", " ").lower() for label in _distinct(unknown)}
-    classes = {label: classes_by_name().get(name, []) for label, name in names.items()}
+    classes = {
+        label: classes_by_name().get(label.replace("_", " ").lower(), [])
+        for label in unknown.unique().drop_null().to_pylist()
+    }
     several = {label: f"{label}: {' or '.join(of)}" for label, of in classes.items() if of[1:]}
     unclear = _mapped(unknown, several.get)
     expected = "expected a label of one ImageNet class only; write a wnid into the column wnid"
@@ -73,7 +75,7 @@ def read_table(path: Path, only: Sequence[str], images: int, find: Find) -> pa.T
 
     of_labels = {label: of[0] for label, of in classes.items() if of}
     wnids = pc.coalesce(wnids, _mapped(unknown, of_labels.get))
-    synsets |= {wnid: find(wnid) for wnid in of_labels.values()}
+    synsets |= {wnid: find_synset(wnid) for wnid in of_labels.values()}
     known = concept_table({"id": list(synsets), **synset_columns(list(synsets.values()))})
     known = known.take(pc.index_in(wnids, pa.array(list(synsets), _TEXT)))
     columns = {name: known[name] for name in ("wnid", "synset", "imagenet_class")}
@@ -97,14 +99,14 @@ def read_table(path: Path, only: Sequence[str], images: int, find: Find) -> pa.T
 
 
 def read_prompts(
-    path: Path, synsets: Sequence[Synset], find: Find, on_message: OnMessage
+    path: Path, synsets: Sequence[Synset], on_message: OnMessage
 ) -> list[tuple[str, ...]]:
     """Read the written prompts of synsets, each synset's in the order of the rows.
 
     Rows of other synsets are left out, and ``on_message`` gets their number.
     """
     rows = _Rows(path, ("prompt",))
-    prompts, (wnids, _) = rows.prompts(), _synsets(rows, find)
+    prompts, (wnids, _) = rows.prompts(), _synsets(rows)
     rows.raise_faults()
     rows.refuse(pc.is_null(wnids), "expected a wnid or the name of a synset", wnids)
     rows.raise_faults()
@@ -195,25 +197,20 @@ def _column_fault(name: str, column: pa.Array) -> str | None:
     return None
 
 
-def _synsets(rows: _Rows, find: Find) -> tuple[pa.Array, dict[str, Synset]]:
+def _synsets(rows: _Rows) -> tuple[pa.Array, dict[str, Synset]]:
     """Return the wnid of each row that names a synset, and these synsets."""
     wnids, synsets = [], dict[str, Synset]()
     for name in ("wnid", "synset"):
         column, found = rows.text(name), dict[str, str]()
-        for text in _distinct(column):
+        for text in column.unique().drop_null().to_pylist():
             with suppress(UsageError):
-                synset = find(text)
+                synset = find_synset(text)
                 found[text], synsets[synset.wnid] = synset.wnid, synset
         wnids.append(_mapped(column, found.get))
         expected = f"expected as {name} a noun of WordNet 3.0, such as dog.n.01 or n02084071"
         rows.refuse(pc.and_(pc.is_valid(column), pc.is_null(wnids[-1])), expected, column)
     rows.refuse(pc.not_equal(*wnids), "expected wnid and synset to be the same one", wnids[0])
     return pc.coalesce(*wnids), synsets
-
-
-def _distinct(column: pa.Array) -> list[str]:
-    texts: list[str] = column.unique().drop_null().to_pylist()
-    return texts
 
 
 def _mapped(column: pa.Array, value: Callable[[str], str | None]) -> pa.Array:

@@ -11,7 +11,7 @@ import sys
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -58,10 +58,6 @@ class Synset:
     lemmas: tuple[str, ...]
     definition: str
     parents: tuple[str, ...] = ()
-
-
-# Returns a synset by its name or wnid; raises a UsageError where WordNet has none.
-Find = Callable[[str], Synset]
 
 
 class WordNet:
