@@ -198,9 +198,10 @@ def _exports(profile: ClusterProfile) -> list[str]:
     for name, value in profile.environment.items():
         # The script lies where others may read it, and a shell's command line is everybody's.
         if not is_secret(name, value):
-            other = r'[\\"`]|\$(?![A-Za-z_]|\{[A-Za-z_]\w*\})'
-            literal = re.sub(other, r"\\\g<0>", value, flags=re.ASCII)
-            values[name] = f'"{literal}"'
+            parts = re.split(r"(\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})", value)
+            parts[::2] = [shlex.quote(part) if part else "" for part in parts[::2]]
+            parts[1::2] = [f'"{part}"' for part in parts[1::2]]
+            values[name] = "".join(parts)
     if profile.batch_size:
         values[batches.VARIABLE] = str(profile.batch_size)
     if profile.placement != "auto":
