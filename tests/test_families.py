@@ -20,10 +20,10 @@ from sdwn.generation.encoder import PromptEncoder
 from sdwn.generation.sampler import Sampler
 from sdwn.models.families import (
     FAMILIES,
+    PipelineInfo,
     check_settings,
     denoiser,
     prompt_lengths,
-    read_pipeline_info,
     require_usable,
 )
 from sdwn.models.pipeline import weights_bytes
@@ -84,7 +84,7 @@ class TestTokens:
         self, saved: SavedModel, make: Any, options: dict[str, Any], prompt: str
     ) -> None:
         generation = config(saved(make), options=options).generation
-        info = read_pipeline_info(saved(make))
+        info = PipelineInfo(saved(make))
         plain = DiffusionPipeline.from_pretrained(saved(make), transformer=None, vae=None)
         encoded = PromptEncoder(plain, generation, info).encode(prompt)
         assert encoded.tokens == int(encoded.arguments["prompt_attention_mask"].sum())
@@ -103,8 +103,8 @@ class TestTokens:
 class TestGuidance:
     def test_z_image_guides_above_zero(self, saved: SavedModel) -> None:
         model = saved(families_dit.z_image)
-        assert read_pipeline_info(model).guided(GenerationConfig(guidance_scale=0.5))
-        assert not read_pipeline_info(model).guided(GenerationConfig(guidance_scale=0))
+        assert PipelineInfo(model).guided(GenerationConfig(guidance_scale=0.5))
+        assert not PipelineInfo(model).guided(GenerationConfig(guidance_scale=0))
         assert "guidance_scale above 0" in refusal(model, negative_prompt="blue")
         require_usable(config(model, guidance_scale=0.5, negative_prompt="blue"))
         plain = DiffusionPipeline.from_pretrained(model)
@@ -123,7 +123,7 @@ class TestGuidance:
     def test_where_it_is_an_input_a_negative_prompt_is_refused(
         self, saved: SavedModel, make: Any, message: str
     ) -> None:
-        info = read_pipeline_info(saved(make))
+        info = PipelineInfo(saved(make))
         assert not info.guided(GenerationConfig(guidance_scale=7.5)), "no second prediction"
         require_usable(config(saved(make), guidance_scale=7.5))
         assert message in refusal(saved(make), guidance_scale=7.5, negative_prompt="blue")
@@ -138,6 +138,24 @@ class TestGuidance:
 
 
 class TestSettings:
+    @pytest.mark.parametrize(
+        ("make", "generation", "told"),
+        [
+            (families.flux_2_klein_base, {"guidance_scale": 4.0}, "table's rows: .* takes none"),
+            (families.sd_turbo, {}, "table's rows has no effect without guidance; leave it out"),
+            (families.flux_schnell, {"options": {"true_cfg_scale": 4.0}}, ""),
+        ],
+    )
+    def test_negative_prompts_of_a_table_are_refused_where_they_would_not_act(
+        self, saved: SavedModel, sdwn: Sdwn, make: Any, generation: dict[str, Any], told: str
+    ) -> None:
+        (sdwn.folder / "rows.csv").write_text("id,prompt,negative_prompt\na,a cat,blue\nb,a dog,\n")
+        content = config(saved(make), **generation).model_dump(mode="json", exclude_defaults=True)
+        content["catalog"] = {"table": "rows.csv"}
+        (sdwn.folder / "c.yaml").write_text(json.dumps(content))
+        done = sdwn("plan", "c.yaml", "run", code=2 if told else 0)
+        assert re.search(told, " ".join(done.stderr.split()))
+
     @pytest.mark.parametrize("steps", [1, 4])
     def test_sana_sprint_takes_other_than_two_steps(self, saved: SavedModel, steps: int) -> None:
         model = saved(families_dit.sana_sprint)
@@ -331,7 +349,7 @@ def test_a_shipped_config_is_planned_and_sampled_as_the_card_says(
     assert (own.height, own.width) == (card["size"], card["size"])
     assert (own.num_inference_steps, own.guidance_scale) == (card["steps"], card["scale"])
     assert own.precision == card["precision"]
-    assert read_pipeline_info(model).guided(own) == guided
+    assert PipelineInfo(model).guided(own) == guided
     small = own.model_copy(update={"height": 64, "width": 64, "precision": "fp32"})
     sampler = Sampler(shipped.model_copy(update={"generation": small}))
     predictions = 0

@@ -47,11 +47,11 @@ from sdwn.jobs.task import read_record
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.families import FAMILIES as FAMILY_TABLE
 from sdwn.models.families import (
+    PipelineInfo,
     PromptLengths,
     check_settings,
     denoiser,
     prompt_lengths,
-    read_pipeline_info,
     text_readers,
 )
 from sdwn.models.pipeline import load_text_encoders, weights_bytes
@@ -780,7 +780,7 @@ class TestFamilies:
         self, family: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         folder, settings = family
-        info = read_pipeline_info(folder)
+        info = PipelineInfo(folder)
         guided = info.guided(config(**settings).generation)
         negative = "blue" if guided and info.family.negative else None
         runs, load = Counter[str](), sampler_module.load_text_encoders
@@ -807,7 +807,7 @@ class TestFamilies:
     def test_prompts_are_encoded_without_the_other_networks(self, family: Any) -> None:
         folder, settings = family
         wanted = config(str(folder), **settings)
-        info = read_pipeline_info(folder)
+        info = PipelineInfo(folder)
         whole = plain_pipeline(folder)
         alone = load_text_encoders(wanted, Weights(folder, ""), info, Device(), "auto")
         assert not isinstance(denoiser(alone), torch.nn.Module)
@@ -821,7 +821,7 @@ class TestFamilies:
     def test_tokens_and_cuts_are_what_each_encoder_is_given(self, family: Any) -> None:
         folder, settings = family
         wanted = config(str(folder), **{**settings, "guidance_scale": 0.0, "options": {}})
-        plain, info = plain_pipeline(folder), read_pipeline_info(folder)
+        plain, info = plain_pipeline(folder), PipelineInfo(folder)
         encoder = PromptEncoder(plain, wanted.generation, info)
         readers = text_readers(info.family, plain.components, wanted.generation)
         given: dict[str, int] = {}
@@ -922,7 +922,7 @@ def test_prompts_without_a_tokenizer_are_not_counted(saved: SavedModel) -> None:
     folder = saved(families.aura_flow)
     plain = plain_pipeline(folder)
     plain.tokenizer = None
-    encoder = PromptEncoder(plain, config(**OWN).generation, read_pipeline_info(folder))
+    encoder = PromptEncoder(plain, config(**OWN).generation, PipelineInfo(folder))
     encoded = encoder.encode("a cat", "blue")
     assert encoded.arguments == {"prompt": "a cat", "negative_prompt": "blue"}
     assert (encoded.tokens, encoded.truncated, encoded.cut) == (0, False, ())
@@ -934,7 +934,7 @@ def test_stable_diffusion_3_encodes_without_its_largest_encoder(
     absent = dict.fromkeys(("text_encoder_3", "tokenizer_3"))
     whole = DiffusionPipeline.from_pretrained(saved(families.stable_diffusion_3), **absent)
     whole.save_pretrained(tmp_path)
-    wanted, info = config(str(tmp_path), **OWN), read_pipeline_info(tmp_path)
+    wanted, info = config(str(tmp_path), **OWN), PipelineInfo(tmp_path)
     alone = load_text_encoders(wanted, Weights(tmp_path, ""), info, Device(), "auto")
     expected = PromptEncoder(whole, wanted.generation, info).encode("x" * 100)
     found = PromptEncoder(alone, wanted.generation, info).encode("x" * 100)
@@ -1081,7 +1081,7 @@ class TestSettings:
         path = folder / "unet/config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "time_cond_proj_dim": 8}))
         wanted = config(str(folder), **OWN)
-        assert not read_pipeline_info(folder).guided(wanted.generation)
+        assert not PipelineInfo(folder).guided(wanted.generation)
         check_settings(wanted, folder)
         with pytest.raises(UsageError, match=r"negative_prompt has no effect: .* guided without"):
             check_settings(config(str(folder), **OWN, negative_prompt="blue"), folder)

@@ -54,7 +54,7 @@ from sdwn.generation.encoder import (
 )
 from sdwn.generation.memory import activation_bytes
 from sdwn.models.added import obtain_weights
-from sdwn.models.families import call_arguments, check_settings, denoiser, read_pipeline_info
+from sdwn.models.families import PipelineInfo, call_arguments, check_settings, denoiser
 from sdwn.models.pipeline import load_pipeline, load_text_encoders, loaded_bytes
 from sdwn.models.weights import Weights
 from sdwn.planning.concepts import Concept
@@ -104,7 +104,7 @@ class Sampler(ImageSampler):
         self._weights = weights = weights or obtain_weights(config)
         for idle in check_settings(config, weights.folder, begun=begun):
             log.warning("%s", idle)
-        self._info = read_pipeline_info(weights.folder)
+        self._info = PipelineInfo(weights.folder)
         # A pipeline of no known family encodes its texts itself.
         self._encodes_apart = bool(self._info.family.embeddings)
         self.pipeline: Any = None

@@ -308,23 +308,22 @@ FAMILIES = {
 # A model's files
 
 
-@dataclass(frozen=True)
 class PipelineInfo:
-    """Facts about a pipeline, from the files of its model.
+    """Facts about a pipeline, from the files of its model in diffusers format."""
 
-    Args:
-        kind: the pipeline's class.
-        parts: the class of each part.
-        index: all that ``model_index.json`` says.
-        network: the config of its UNet or transformer.
-        vae: the config of its VAE.
-    """
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index = read_json(folder / INDEX)
+        self.kind = str(self.index.get("_class_name"))
+        # By name, the class of each.
+        self.parts = components(self.index)
+        self.network = self.config("unet" if "unet" in self.parts else "transformer")
+        self.vae = self.config("vae")
 
-    kind: str
-    parts: Mapping[str, str]
-    index: Mapping[str, Any]
-    network: Mapping[str, Any]
-    vae: Mapping[str, Any]
+    def config(self, part: str) -> Mapping[str, Any]:
+        """Return the config of a part, empty where it has none."""
+        file = self.folder / part / "config.json"
+        return read_json(file) if file.is_file() else {}
 
     @cached_property
     def family(self) -> Family:
@@ -395,28 +394,12 @@ class PipelineInfo:
         return isinstance(scale, (int, float)) and scale > family.off
 
 
-def read_pipeline_info(folder: Path) -> PipelineInfo:
-    """Read what the files of a model in diffusers format say of its pipeline."""
-    index = read_json(folder / INDEX)
-    parts = components(folder)
-    network = _read_config(folder, "unet" if "unet" in parts else "transformer")
-    vae = _read_config(folder, "vae")
-    return PipelineInfo(str(index.get("_class_name")), parts, index, network, vae)
-
-
-def _read_config(folder: Path, part: str) -> Mapping[str, Any]:
-    try:
-        return read_json(folder / part / "config.json")
-    except IntegrityError:
-        return {}
-
-
 def is_guided(config: RunConfig) -> bool:
     """Return whether each step predicts a second time; a guess where the weights are not here."""
     folder = find_folder(config)
     if folder is None:
         return config.generation.guidance_scale > 1
-    return read_pipeline_info(folder).guided(config.generation)
+    return PipelineInfo(folder).guided(config.generation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -512,11 +495,11 @@ _LOADERS = {"lora": "load_lora_weights", "textual_inversion": "load_textual_inve
 _MOST_COUNTED = 10_000
 
 
-def require_usable(config: RunConfig, *, begun: bool = False) -> None:
+def require_usable(config: RunConfig, *, begun: bool = False, rows_negative: bool = False) -> None:
     """Refuse a model that no task could load, and settings that do not fit it.
 
-    Weights that are not on this machine are no reason, for they may be fetched later. ``begun`` is
-    that of :func:`check_settings`.
+    Weights that are not on this machine are no reason, for they may be fetched later. The others
+    are those of :func:`check_settings`.
     """
     where = source(config.model)
     if where == "file" and (fault := file_fault(Path(config.model.name).expanduser())):
@@ -525,19 +508,22 @@ def require_usable(config: RunConfig, *, begun: bool = False) -> None:
     if settings and locate(settings, "model.config") not in ("folder", "hub"):
         raise UsageError(f"model.config {settings}: expected a folder in diffusers format")
     folder = weights_folder(config) if where == "folder" else find_folder(config)
-    check_settings(config, folder, begun=begun)
+    check_settings(config, folder, begun=begun, rows_negative=rows_negative)
 
 
-def check_settings(config: RunConfig, folder: Path | None, *, begun: bool = False) -> list[str]:
+def check_settings(
+    config: RunConfig, folder: Path | None, *, begun: bool = False, rows_negative: bool = False
+) -> list[str]:
     """Refuse settings that the model in a folder does not take, or takes without effect.
 
     Without a folder, only a scheduler that diffusers does not have is refused. A run that is begun
     goes on with settings without effect, which an earlier version took: they are returned.
+    ``rows_negative``: rows of the run's table have negative prompts of their own.
     """
-    info = None if folder is None else read_pipeline_info(folder)
+    info = None if folder is None else PipelineInfo(folder)
     parts = info.parts if info else {}
     # Of such a class the other faults cannot be known.
-    if info and folder and (wrong_class := _class_fault(info, folder, config.model)):
+    if info and (wrong_class := _class_fault(info, config.model)):
         raise UsageError(f"model {config.model.name}: {wrong_class}")
     check_added(config.model, parts, folder)
     faults: list[str] = []
@@ -557,18 +543,16 @@ def check_settings(config: RunConfig, folder: Path | None, *, begun: bool = Fals
     idle = list[str]()
     if info is not None:
         faults += _option_faults(info, config.generation)
-        idle += _guidance_faults(info, config.generation)
+        idle += _guidance_faults(info, config, rows_negative)
         faults += [] if begun else idle
         faults += _size_faults(info, config.generation)
-    faults += _scheduler_faults(info, folder, config.generation.scheduler)
+    faults += _scheduler_faults(info, config.generation.scheduler)
     if faults:
         raise UsageError("; ".join(faults))
     return idle
 
 
-def _scheduler_faults(
-    info: PipelineInfo | None, folder: Path | None, wanted: str | None
-) -> Iterator[str]:
+def _scheduler_faults(info: PipelineInfo | None, wanted: str | None) -> Iterator[str]:
     """Yield a scheduler that cannot take the place of the model's own."""
     own = info.parts.get("scheduler") if info else None
     name = wanted or own
@@ -579,8 +563,8 @@ def _scheduler_faults(
     import diffusers  # takes seconds
 
     valid = {kind for kind in dir(diffusers) if kind.endswith("Scheduler")}
-    if own in valid:
-        scheduler = getattr(diffusers, own).from_pretrained(folder, subfolder="scheduler")
+    if info and own in valid:
+        scheduler = getattr(diffusers, own).from_pretrained(info.folder, subfolder="scheduler")
         valid = {kind.__name__ for kind in scheduler.compatibles} | {own}
     if name not in valid or name == _UNREPEATABLE:
         fault = f"{name} does not fit {info.kind}" if info else f"diffusers has no {name}"
@@ -589,13 +573,13 @@ def _scheduler_faults(
         yield f"generation.scheduler: {fault}; valid: {fitting}{null}"
 
 
-def _class_fault(info: PipelineInfo, folder: Path, model: ModelConfig) -> str:
+def _class_fault(info: PipelineInfo, model: ModelConfig) -> str:
     """Return why diffusers alone makes no images of a prompt with a model, "" where it does."""
     for name, kind in info.index.items():
         module = kind[0] if isinstance(kind, list) and kind else None
         own = name == "_class_name" and module is not None
-        own = own or (folder / name / f"{module}.py").is_file()
-        if own or "auto_map" in _read_config(folder, name):
+        own = own or (info.folder / name / f"{module}.py").is_file()
+        if own or "auto_map" in info.config(name):
             return (
                 f"its {name.strip('_')} comes with code of its own, which sdwn does not run "
                 "(trust_remote_code); choose a model whose classes diffusers has"
@@ -612,10 +596,14 @@ def _class_fault(info: PipelineInfo, folder: Path, model: ModelConfig) -> str:
     return ""
 
 
-def _guidance_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[str]:
+def _guidance_faults(info: PipelineInfo, config: RunConfig, rows_negative: bool) -> Iterator[str]:
     """Yield what guides nothing."""
-    family, scale = info.family, generation.guidance_scale
-    guided, negative = info.guided(generation), generation.negative_prompt
+    generation, family = config.generation, info.family
+    guided, scale = info.guided(generation), generation.guidance_scale
+    name = "the negative_prompt of the table's rows"
+    if generation.negative_prompt is not None or not rows_negative:
+        name = "generation.negative_prompt"
+    negative = generation.negative_prompt is not None or rows_negative
     own = family.scale not in (None, "guidance_scale")
     instead = "generation.options.true_cfg_scale" if own else "generation.guidance_scale"
     acts = info.embeds_guidance or (guided and not own)
@@ -629,17 +617,16 @@ def _guidance_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterat
         else:
             more = f", and {instead} and generation.negative_prompt to guide" if own else ""
             yield f"{reason} with these weights; write generation.guidance_scale: 0{more}"
-    if negative is not None and not family.negative:
-        yield f"generation.negative_prompt: {info.kind} takes none; leave it out"
-    elif negative is not None and not guided and info.embeds_guidance and not own:
+    if negative and not family.negative:
+        yield f"{name}: {info.kind} takes none; leave it out"
+    elif negative and not guided and info.embeds_guidance and not own:
         yield (
-            f"generation.negative_prompt has no effect: {info.kind} with these weights is guided "
-            "without; leave it out"
+            f"{name} has no effect: {info.kind} with these weights is guided without; leave it out"
         )
-    elif negative is not None and not guided:
+    elif negative and not guided:
         more = f", or write {instead} above {family.off:g}" if family.scale else ""
-        yield f"generation.negative_prompt has no effect without guidance; leave it out{more}"
-    elif own and guided and negative is None:
+        yield f"{name} has no effect without guidance; leave it out{more}"
+    elif own and guided and not negative and not config.catalog.table:
         yield f"{instead} has no effect without generation.negative_prompt; ' ' is an empty one"
 
 
@@ -728,7 +715,7 @@ def prompt_lengths(
         return []
     import transformers  # a second; its tokenizers come without torch
 
-    info = read_pipeline_info(folder)
+    info = PipelineInfo(folder)
     tokenizers = {
         # Of a processor, which may need torch, only the tokenizer.
         name: getattr(transformers, kind if "Tokenizer" in kind else "AutoTokenizer")

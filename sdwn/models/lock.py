@@ -17,10 +17,9 @@ from sdwn.models.weights import (
     FoundWeights,
     Source,
     Weights,
-    components,
     files,
     fingerprint,
-    needed,
+    needed_here,
     own_revision,
     own_sha256,
     require_whole,
@@ -146,7 +145,7 @@ def lock_on(config: RunConfig, weights: Weights) -> Lock:
     """Lock a config to weights that are on this machine."""
     folder, where, file = weights.folder, source(config.model), Path(config.model.name).expanduser()
     if where == "hub":
-        names = needed(folder, files(folder), components(folder), config)
+        names = needed_here(folder, config)
         found = [LockedFile(file=name, bytes=(folder / name).stat().st_size) for name in names]
     else:
         found = [_with_content(folder / name, name) for name in files(folder)]

@@ -21,15 +21,8 @@ from sdwn.config import InversionSettings, LoraSettings, RunConfig
 from sdwn.devices.device import HEAD_ROOM, plain_out_of_memory
 from sdwn.errors import SdwnError, UsageError, first_line
 from sdwn.models.added import inversion_encoders
-from sdwn.models.families import FAMILIES, PipelineInfo, denoiser, read_pipeline_info
-from sdwn.models.weights import (
-    Weights,
-    components,
-    files,
-    needed,
-    staged_if_wanted,
-    tensor_shapes,
-)
+from sdwn.models.families import FAMILIES, PipelineInfo, denoiser
+from sdwn.models.weights import Weights, needed_here, staged_if_wanted, tensor_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -179,9 +172,9 @@ def _loading(what: str) -> Iterator[None]:
 
 def weights_bytes(folder: Path, config: RunConfig) -> dict[str, int]:
     """Return what each part of a pipeline takes in memory, from its files' heads alone."""
-    precisions = read_pipeline_info(folder).family.precisions(config.generation.precision)
+    precisions = PipelineInfo(folder).family.precisions(config.generation.precision)
     bits, sizes = QUANTIZED_BITS.get(config.generation.quantization or ""), dict[str, int]()
-    for name in needed(folder, files(folder), components(folder), config):
+    for name in needed_here(folder, config):
         if name.endswith(".safetensors"):
             count = sum(map(prod, tensor_shapes(folder / name).values()))
             part = name.partition("/")[0]

@@ -21,7 +21,7 @@ from functools import cache
 from glob import glob
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from rich.filesize import decimal
@@ -303,9 +303,8 @@ def snapshot(name: str, revision: str | None) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def components(folder: Path) -> dict[str, str]:
+def components(index: Mapping[str, Any]) -> dict[str, str]:
     """Return the parts that a pipeline's index names, and the class of each."""
-    index = read_json(folder / INDEX)
     return {
         name: str(kind[-1])
         for name, kind in index.items()
@@ -359,6 +358,12 @@ def needed(
     return chosen
 
 
+def needed_here(folder: Path, config: RunConfig, ignored: Collection[str] = _IGNORED) -> list[str]:
+    """Pick the files of a folder that diffusers loads for a config, as :func:`needed`."""
+    kinds = components(read_json(folder / INDEX))
+    return needed(folder, files(folder, ignored), kinds, config)
+
+
 def _is_variant(name: str, variant: str | None) -> bool:
     """Return whether a file of weights is of a variant; of none, whether it is of no variant."""
     base = name.rpartition("/")[2]
@@ -392,7 +397,7 @@ def require_whole(folder: Path, config: RunConfig) -> None:
 
     A task would find the same out after hours in the queue, and from a longer error.
     """
-    for name in needed(folder, files(folder, ()), components(folder), config):
+    for name in needed_here(folder, config, ()):
         if fault := file_fault(folder / name):
             raise IntegrityError(f"{folder} is not a whole model: {name} {fault}")
 
@@ -444,7 +449,7 @@ def fetch_model(config: RunConfig, revision: str | None, folder: Path | None) ->
             )
         with TemporaryDirectory() as cache:
             index = hf_hub_download(name, INDEX, revision=commit, cache_dir=cache)
-            kinds = components(Path(index).parent)
+            kinds = components(read_json(Path(index)))
         return needed(f"model {name} on the hub", names, kinds, config)
 
     got, commit = download(f"model {name}", name, wanted, pick, folder)

@@ -38,7 +38,7 @@ from sdwn.jobs.scheduler import Partition, read_partitions, site_config, user
 from sdwn.jobs.submit import require_fit
 from sdwn.jobs.task import Stage
 from sdwn.models import weights
-from sdwn.models.families import FAMILIES, check_settings, read_pipeline_info
+from sdwn.models.families import FAMILIES, PipelineInfo, check_settings
 from sdwn.models.lock import require_classifier, require_weights
 from sdwn.models.pipeline import TEXT_PARTS, fitting_placement, weights_bytes
 from sdwn.paths import RunPaths, cache_folder
@@ -234,7 +234,7 @@ def _memory(run: _Run) -> Iterator[Finding]:
     sizes = weights_bytes(run.weights, config)
     text = ", ".join(f"{name} {decimal(size)}" for name, size in sizes.items())
     text += f" in {config.generation.precision}"
-    if read_pipeline_info(run.weights).kind in FAMILIES:
+    if PipelineInfo(run.weights).kind in FAMILIES:
         # Prompts are encoded first, and the text encoders let go.
         sizes = {name: size for name, size in sizes.items() if not name.startswith(TEXT_PARTS)}
 

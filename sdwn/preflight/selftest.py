@@ -42,7 +42,7 @@ from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.task import ArrayTask, Stage, TaskRecord, read_record, see_one_device, this_process
 from sdwn.models.added import obtain_weights
-from sdwn.models.families import denoiser, read_pipeline_info
+from sdwn.models.families import PipelineInfo, denoiser
 from sdwn.models.weights import find_folder
 from sdwn.paths import ReleasePaths, RunPaths, shipped_file
 from sdwn.planning.plan import ImageSpec, Plan, make_plan, read_plan, write_plan
@@ -109,7 +109,7 @@ class Bench:
             "safety_checker": False,
         }
         weights = obtain_weights(self.config()).folder
-        info = read_pipeline_info(weights)
+        info = PipelineInfo(weights)
         self.settings["safety_checker"] = "safety_checker" in info.parts
         if not (info.embeds_guidance or info.guided(self.config().generation)):
             self.settings["guidance_scale"] = 0

@@ -101,8 +101,11 @@ def plan_run(
     config: RunConfig, run: Path, display: Display, share: Slice = WHOLE
 ) -> tuple[Plan, RunPaths]:
     """Read WordNet and write a run's plan, or a slice of it, unless the same plan is there."""
-    require_usable(config, begun=RunPaths(run).begun)
+    begun = RunPaths(run).begun
+    require_usable(config, begun=begun)
     plan, wordnet = plan_catalog(config, display, share)
+    if plan.table["negative_prompt"].null_count < len(plan.table):
+        require_usable(config, begun=begun, rows_negative=True)
     return plan, store_plan(plan, run, wordnet, display)
 
 
