@@ -12,7 +12,7 @@ import pytest
 from sdwn.config import EvaluationConfig, load_config
 from sdwn.devices.tuning import find_profile, read_profile, store_profile
 from sdwn.errors import SdwnError
-from sdwn.evaluation.evaluate import evaluate
+from sdwn.evaluation.evaluate import evaluate, keep_predictions
 from sdwn.evaluation.record import read_evaluation
 from sdwn.evaluation.verify import verify
 from sdwn.generation.task import generate
@@ -141,6 +141,12 @@ def test_a_release_and_its_evaluation_are_read(old: Path, sdwn: Sdwn) -> None:
     paths = release.paths.evaluation(NAME)
     assert read_evaluation(paths)["figures"]
     assert len(read_predictions(paths.predictions, 99).table) == 4
+    # A release grown from it takes its predictions along.
+    keep_predictions(release, ReleasePaths(old / "grown"))
+    kept = read_predictions(ReleasePaths(old / "grown").evaluation(NAME).earlier, 99).table
+    assert (
+        kept["sha256"].to_pylist() == release.subset(imagenet=True).metadata["sha256"].to_pylist()
+    )
     sdwn("report", root)
     assert paths.report.exists()
 

@@ -75,12 +75,13 @@ def merge_command(
 
 def merge_runs(runs: list[Path], release: Path, how: MergeOptions) -> dict[str, Any]:
     """Merge runs into a release with a progress bar; return its counts."""
+    from sdwn.evaluation.evaluate import keep_predictions
     from sdwn.planning.plan import read_plan
     from sdwn.releases.merge import merge, merged_summary
 
-    paths = [RunPaths(run) for run in runs]
+    paths, into = [RunPaths(run) for run in runs], ReleasePaths(release)
     with console.progress("merging", read_plan(paths[0]).images) as bar:
-        return merged_summary(merge(paths, ReleasePaths(release), how, bar.advance))
+        return merged_summary(merge(paths, into, how, bar.advance, keep_predictions))
 
 
 def release_rows(found: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.metrics import read_groups
 from sdwn.evaluation.record import (
     build_record,
-    evaluations,
     main_figures,
     read_own_predictions,
 )
@@ -140,18 +139,24 @@ def _write_figures(release: Release, work: RunPaths, plan: PredictionPlan) -> di
     return main_figures(paths, record)
 
 
-def keep_predictions(old: Release, new: ReleasePaths, on_message: OnMessage = ignore) -> None:
+def keep_predictions(old: Release, new: ReleasePaths) -> None:
     """Lay a release's predictions into one that was grown from it, for evaluations of that.
 
     These take the rows whose id, number and SHA-256 are the same there, if the classifier is.
     """
-    for name in evaluations(old.paths):
+    for folder in old.paths.evaluations.glob("*/"):
+        theirs = old.paths.evaluation(folder.name)
         try:
-            _, found = read_own_predictions(old, old.paths.evaluation(name))
+            if theirs.evaluation.exists():
+                _, found = read_own_predictions(old, theirs)
+            elif theirs.earlier.exists():  # grown itself, and not evaluated since
+                found = table.read_predictions(theirs.earlier, old.manifest.most_rows)
+            else:
+                continue
         except IntegrityError as error:
-            on_message(f"predictions are not kept: {error}")
+            log.warning("predictions are not kept: %s", error)
         else:
-            table.write_predictions(new.evaluation(name).earlier, found)
+            table.write_predictions(new.evaluation(folder.name).earlier, found)
 
 
 def conclude(work: Path, _: Iterable[int], __: TaskOptions = NO_OPTIONS) -> None:

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from sdwn.errors import IntegrityError, MisplacedError, UsageError, command, shell
-from sdwn.io import PART_BYTES, Advance, atomic, file_sha256, refuse_links
+from sdwn.io import PART_BYTES, Advance, file_sha256
 from sdwn.jobs.task import read_record
 from sdwn.models.lock import common_revision
 from sdwn.paths import TASK_NAME, ReleasePaths, RunPaths
@@ -53,12 +53,13 @@ def merge(
     release: ReleasePaths,
     options: MergeOptions = MergeOptions(),
     advance: Advance = lambda _: None,
+    carry: Callable[[Release, ReleasePaths], None] = lambda _old, _new: None,
 ) -> Release:
     """Write the release of one or several run folders of the same plan.
 
-    Where the plan extends a release, the new one has that one's images too. A release of this plan
-    that is there already is kept; one that a kill left unfinished is resumed. ``advance`` is called
-    with how many more images are done.
+    Where the plan extends a release, the new one has that one's images too, and ``carry`` brings
+    along what was computed of them. A release of this plan that is there already is kept; one that
+    a kill left unfinished is resumed. ``advance`` is called with how many more images are done.
 
     Raises:
         UsageError: the folders hold different plans, or another release is there.
@@ -93,7 +94,7 @@ def merge(
             def fill(staged: StagedFolder) -> None:
                 write_release(staged, origin, parts, advance)
                 if old is not None:
-                    _carry_predictions(old, ReleasePaths(staged.root))
+                    carry(old, ReleasePaths(staged.root))
 
             recipe = {"merge": plan.digest, **({"extends": old.digest} if old else {})}
             if build(release.root, recipe, fill):
@@ -152,17 +153,6 @@ def _copy_part(
         raise IntegrityError(f"{source}: its SHA-256 is not the recorded one; check with: {check}")
     advance(images)
     return sha256
-
-
-def _carry_predictions(old: Release, paths: ReleasePaths) -> None:
-    """Copy predictions of the old images, for evaluations to take instead of classifying again."""
-    refuse_links(old.paths.evaluations)
-    for folder in old.paths.evaluations.glob("*/"):
-        theirs = old.paths.evaluation(folder.name)
-        # Of a release that was grown and not evaluated since, those of the one before.
-        if found := next(filter(Path.is_file, (theirs.predictions, theirs.earlier)), None):
-            with atomic(paths.evaluation(folder.name).earlier) as temporary:
-                shutil.copyfile(found, temporary)
 
 
 def _existing(
