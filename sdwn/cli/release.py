@@ -92,7 +92,7 @@ def release_rows(found: dict[str, Any]) -> dict[str, Any]:
         "images": found["images"],
         "missing images": found.get("missing_images"),
         "statuses": statuses and ", ".join(f"{n:,} {status}" for status, n in statuses.items()),
-        "synsets": found["synsets"],
+        f"{found['unit']}s": found["synsets"],
         "ImageNet classes": found.get("imagenet_classes"),
         "size": decimal(found["bytes"]),
     }
@@ -230,8 +230,8 @@ def export_command(
             f"the tars hold images of several kinds ({', '.join(kinds)}): Hugging Face datasets "
             "takes only tars of one kind; for it export with: --codec png, or --codec jpeg"
         )
-    rows = {name: value for name, value in found.items() if name != "bytes"}
-    rows["size"] = decimal(found["bytes"])
+    rows = {"format": format_, "images": found["images"], f"{opened.unit}s": found["synsets"]}
+    rows |= {"path": found["path"], "size": decimal(found["bytes"])}
     step = command("browse", dest) if format_ == "release" else None
     console.result(found, as_json, rows, next_=step)
 
@@ -286,6 +286,7 @@ def import_command(
     values = {
         **found.release.manifest.model_dump(include={"images", "imagenet_classes", "bytes"}),
         "synsets": found.release.manifest.concepts,
+        "unit": found.release.unit,
         "skipped": len(found.skipped),
         "ignored_folders": found.ignored,
         "release": str(release),

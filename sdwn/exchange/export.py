@@ -552,7 +552,7 @@ def select_listed(release: Release, path: Path) -> Release:
             if name := getattr(concept, key):
                 called[key].setdefault(io.canonical(name), []).append(concept.id)
     # An image's id and number; without a number, all of the concept. In the file's order.
-    chosen = dict[tuple[str, int | None], None]()
+    chosen, absent = dict[tuple[str, int | None], None](), list[tuple[str, int | None]]()
     for line in io.read_list(path, LISTED_BY):
         # A table that sdwn wrote for spreadsheets may have an apostrophe before it.
         names = (io.canonical(line.name), io.canonical(line.name).removeprefix("'"))
@@ -564,17 +564,19 @@ def select_listed(release: Release, path: Path) -> Release:
                 f"{line.where}: number: expected a whole number from 0, found {line.number!r:.40}"
             )
         number = None if line.number is None else int(line.number)
-        for id_ in next(filter(None, found), names[:1]):
-            chosen[id_, number] = None
-    if not chosen:
+        if any(found):
+            chosen |= dict.fromkeys((id_, number) for id_ in next(filter(None, found)))
+        else:
+            absent.append((names[0], number))
+    if not chosen and not absent:
         raise UsageError(f"{path}: lists no image; expected a line for each, below the header")
     ids = release.metadata["id"].to_pylist()
     numbers: list[int | None] = [None] * len(ids)
-    if next(iter(chosen))[1] is not None:
+    if any(number is not None for _, number in chosen):
         numbers = release.metadata["number"].to_pylist()
     here = list(zip(ids, numbers, strict=True))
     present = set(here)
-    if absent := [key for key in chosen if key not in present]:
+    if absent := absent + [key for key in chosen if key not in present]:
         # A cell may hold anything: as repr() writes it, a name stays one line.
         shown = [
             f"{name[:SHOWN_CHARACTERS]!r}" + ("" if number is None else f" {number}")

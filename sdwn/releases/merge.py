@@ -112,7 +112,7 @@ def merged_summary(release: Release) -> dict[str, Any]:
     """Return what a release holds, for the terminal and ``--json``."""
     manifest = release.manifest
     found = manifest.model_dump(include={"images", "bytes", "statuses"})
-    found["synsets"] = manifest.concepts
+    found |= {"synsets": manifest.concepts, "unit": release.unit}
     if manifest.missing:
         found["missing_images"] = manifest.missing.images
     return {**found, "release": str(release.paths.root)}
