@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +37,7 @@ from sdwn.planning.prompts import fill_prompts
 from sdwn.wordnet.catalog import Catalog, read_catalog
 from sdwn.wordnet.corpus import Synset, WordNet
 
-from conftest import PlanRun, Sdwn, noise_config
+from conftest import REPOSITORY, PlanRun, Sdwn, noise_config
 
 
 def synsets(count: int) -> tuple[Synset, ...]:
@@ -344,6 +346,23 @@ def test_the_digest_covers_the_content_of_every_column_and_nothing_else(
     digests = {content, digest(others), digest(renamed), digest(table.drop_columns("stars"))}
     assert len(digests) == 4
     assert (digest(nulls) == content) == nulls.equals(table)
+
+
+@pytest.mark.process
+def test_who_counts_images_reads_no_row(planned: PlanRun) -> None:
+    paths, _ = planned()
+    paths.concepts.unlink()
+    code = (
+        "import pathlib, sys; from sdwn.paths import RunPaths\n"
+        "from sdwn.planning.plan import read_plan\n"
+        "for folder in sys.argv[1:]:\n"
+        "    plan = read_plan(RunPaths(pathlib.Path(folder)))\n"
+        "    assert plan.assigned_images == plan.images == plan.grid * len(plan.concepts) > 0\n"
+        "    assert (plan.unit, len(plan.shards) > 1) == ('synset', True)\n"
+        "assert 'pyarrow' not in sys.modules\n"
+    )
+    folders = [str(paths.root), str(REPOSITORY / "tests/files/stopped")]
+    subprocess.run([sys.executable, "-c", code, *folders], check=True)
 
 
 @pytest.mark.long

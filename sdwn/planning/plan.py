@@ -184,9 +184,11 @@ class Plan:
     @cached_property
     def counts(self) -> PlanCounts:
         """What its rows come to."""
+        if self.recorded_counts is not None:
+            return self.recorded_counts
         from sdwn.planning.concept_table import count_rows  # pyarrow
 
-        return self.recorded_counts or count_rows(self.table, _shard_size(self.config))
+        return count_rows(self.table, _shard_size(self.config))
 
     @property
     def prompts(self) -> list[str]:
@@ -525,6 +527,10 @@ def read_plan(paths: RunPaths) -> Plan:
 
         return concept_table.read_block(paths.concepts, content["concepts_sha256"], number)
 
-    rows = ConceptRows(counts.concepts, read_block) if counts else None
-    concepts = parse_table(table, config.images_per_synset) if rows is None else rows
-    return Plan(catalog, config, concepts, str(content["digest"]), share, counts, old)
+    if counts is None:
+        each = config.images_per_synset
+        rows: Sequence[Concept] = parse_table(table, each)
+        counts = PlanCounts(unit="synset", concepts=len(rows), each=each, starts=[], images=[])
+    else:
+        rows = ConceptRows(counts.concepts, read_block)
+    return Plan(catalog, config, rows, str(content["digest"]), share, counts, old)
