@@ -80,7 +80,9 @@ def merge_runs(runs: list[Path], release: Path, how: MergeOptions) -> dict[str, 
     from sdwn.releases.merge import merge, merged_summary
 
     paths, into = [RunPaths(run) for run in runs], ReleasePaths(release)
-    with console.progress("merging", read_plan(paths[0]).images) as bar:
+    plan = read_plan(paths[0])
+    images = plan.images + (plan.extends.images if plan.extends else 0)
+    with console.progress("merging", images) as bar:
         return merged_summary(merge(paths, into, how, bar.advance, keep_predictions))
 
 

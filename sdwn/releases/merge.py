@@ -11,9 +11,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
@@ -26,7 +26,7 @@ from sdwn.io import PART_BYTES, Advance, file_sha256
 from sdwn.jobs.task import read_record
 from sdwn.models.lock import common_revision
 from sdwn.paths import TASK_NAME, ReleasePaths, RunPaths
-from sdwn.planning.plan import Plan, read_plan
+from sdwn.planning.plan import Extended, Plan, read_plan
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
 from sdwn.releases.writer import Attributes, Origin, Part, cut_parts, write_release
@@ -76,9 +76,8 @@ def merge(
                 f"{plan.digest[:12]}; only runs of the same plan make one release"
             )
     revision = common_revision(runs, plan.config.model)
-    if revision is None and plan.extends:
-        revision = plan.extends.revision
-    old = _extended_release(runs[0], plan) if plan.extends else None
+    revision = revision or (plan.extends.revision if plan.extends else None)
+    old = _extended_release(runs[0], plan.extends) if plan.extends else None
     if old is not None and release.root.resolve() == old.paths.root.resolve():
         raise UsageError(f"{release.root} is extended, and stays as it is; choose a new folder")
     if not release.manifest.exists():
@@ -86,10 +85,9 @@ def merge(
             require_free(release.root)
             shards = _locate_shards(runs, plan, options.allow_missing, revision)
             origin = _origin(runs, plan, shards, old)
-            parts = chain(
-                _old_parts(old, advance) if old else (),
-                _parts(plan, shards, options, len(origin.plans) - 1, advance),
-            )
+            parts: Iterable[Part] = _parts(plan, shards, options, len(origin.plans) - 1, advance)
+            if old is not None:
+                parts = chain(_old_parts(old, advance), parts)
 
             def fill(staged: StagedFolder) -> None:
                 write_release(staged, origin, parts, advance)
@@ -103,7 +101,7 @@ def merge(
             if not release.manifest.exists():
                 raise
             # Another merge has finished it meanwhile.
-    found = _existing(release, runs, plan, options.allow_missing, old)
+    found = _existing(release, runs, plan, options.allow_missing)
     advance(len(found))
     return found
 
@@ -118,58 +116,49 @@ def merged_summary(release: Release) -> dict[str, Any]:
     return {**found, "release": str(release.paths.root)}
 
 
-def _extended_release(run: RunPaths, plan: Plan) -> Release:
-    """Open the release that a plan extends, checked to be as it was."""
-    assert plan.extends is not None
-    where, found = Path(plan.extends.release), "no release there"
-    if ReleasePaths(where).manifest.is_file():
-        release = Release(where)
-        if release.digest == plan.extends.digest:
-            return release
-        found = f"another one there ({release.digest[:12]})"
+def _extended_release(run: RunPaths, extends: Extended) -> Release:
+    """Open the release that a run's plan extends, checked to be as it was."""
+    there = ReleasePaths(Path(extends.release))
+    if there.manifest.is_file() and file_sha256(there.manifest) == extends.digest:
+        return Release(there.root)
+    found = "another release" if there.manifest.is_file() else "none"
     raise UsageError(
-        f"{run.root} extends the release {plan.extends.digest[:12]} in {where}: found {found}; if "
-        f"it was moved, name its folder with: {command('extend', 'RELEASE', run.root)}"
+        f"{there.root}: expected the release {extends.digest[:12]} that {run.root} extends, found "
+        f"{found}; if it was moved, say where with: {command('extend', 'RELEASE', run.root)}"
     )
 
 
 def _old_parts(old: Release, advance: Advance) -> Iterator[Part]:
     """Yield the parts of a release, to be copied as they are."""
     plans = [plan.digest for plan in old.manifest.plans]
-    records = {record.file: record for record in old.manifest.files}
-    for name in old.metadata["part"].unique().to_pylist():
-        with old.open_part(name) as file:
-            images, plan = len(file), plans.index(str(file.attributes.get("plan_digest")))
-        write = partial(_copy_part, old.part(name), records[name].sha256, images, advance)
-        yield Part({"copy": records[name].sha256}, write, plan)
+    for record in (one for one in old.manifest.files if one.file.endswith(".h5")):
+        with old.open_part(record.file) as file:
+            plan = plans.index(str(file.attributes.get("plan_digest")))
+            copy = partial(_copy_part, file.path, record.sha256, partial(advance, len(file)))
+        yield Part({"copy": record.sha256}, copy, plan)
 
 
 def _copy_part(
-    source: Path, sha256: str, images: int, advance: Advance, path: Path, _: Attributes
+    source: Path, sha256: str, done: Callable[[], None], path: Path, _: Attributes
 ) -> str:
     shutil.copyfile(source, path)
     if file_sha256(path) != sha256:
         check = command("verify", source.parent)
         raise IntegrityError(f"{source}: its SHA-256 is not the recorded one; check with: {check}")
-    advance(images)
+    done()
     return sha256
 
 
 def _existing(
-    paths: ReleasePaths,
-    runs: Sequence[RunPaths],
-    plan: Plan,
-    allow_missing: bool,
-    old: Release | None,
+    paths: ReleasePaths, runs: Sequence[RunPaths], plan: Plan, allow_missing: bool
 ) -> Release:
     """Open the release that is there, if it is of this plan and no shard can be added to it."""
     release = Release(paths.root)
     manifest, found = release.manifest, ""
-    plans = [*(one.digest for one in (old.manifest.plans if old else ())), plan.digest]
-    if [one.digest for one in manifest.plans] != plans:
+    if manifest.plan_digest != plan.digest:
         theirs = str(manifest.plan_digest)[:12]
         found = f"the release of another plan ({theirs}, this is {plan.digest[:12]})"
-    elif manifest.selection != (old.manifest.selection if old else None):
+    elif manifest.selection and not plan.extends:
         found = f"a part of the plan ({manifest.selection})"
     elif manifest.missing:
         made = set[int]().union(*(run.done_shards() for run in runs))
@@ -310,33 +299,36 @@ def _origin(
 ) -> Origin:
     absent = [shard for shard in plan.shards if shard.index not in shards]
     missing = [row for shard in absent for row in plan.concepts[shard.start : shard.stop]]
-    catalogs, plans, energy, before = [plan.catalog], [plan], [_energy(runs)], None
+    shares = _ranges([shard.index for shard in absent])
     # Runs of one plan have the same concepts: any taxonomy has all. Old runs have none.
     taxonomies = [paths.taxonomy for paths in runs if paths.taxonomy.exists()][:1]
+    origin = Origin(
+        origin="run",
+        catalog=plan.catalog,
+        plans=(plan,),
+        evaluation=plan.config.evaluation.model_dump(mode="json"),
+        missing=tuple(missing),
+        missing_shards=shares,
+        energy_joules=_energy(runs, old),
+    )
     if old is not None:
         before, planned = old.manifest, {row.id for row in plan.concepts}
-        missing += [row for row in old.missing if row.id not in planned]
-        catalogs = [before.catalog, *catalogs]
-        plans = [*(old.plan(one.digest) for one in before.plans), *plans]
         taxonomies += [old.paths.taxonomy] * old.paths.taxonomy.exists()
-        energy.append(before.energy_joules)
-    return Origin(
-        origin="run",
-        catalog=" + ".join(dict.fromkeys(catalogs)),
-        plans=tuple(plans),
-        evaluation=plan.config.evaluation.model_dump(mode="json"),
-        selection=before.selection if before else None,
-        missing=tuple(missing),
-        missing_shards=_ranges([shard.index for shard in absent])
-        or (before.missing.shards if before and before.missing else ""),
-        taxonomy=join_taxonomies(map(read_taxonomy, taxonomies)) if taxonomies else None,
-        energy_joules=_added(energy),
-    )
+        origin = replace(
+            origin,
+            catalog=" + ".join(dict.fromkeys([before.catalog, plan.catalog])),
+            plans=(*(old.plan(one.digest) for one in before.plans), plan),
+            selection=before.selection,
+            missing=(*missing, *(row for row in old.missing if row.id not in planned)),
+            missing_shards=shares or (before.missing.shards if before.missing else ""),
+        )
+    taxonomy = join_taxonomies(map(read_taxonomy, taxonomies)) if taxonomies else None
+    return replace(origin, taxonomy=taxonomy)
 
 
-def _energy(runs: Sequence[RunPaths]) -> float | None:
+def _energy(runs: Sequence[RunPaths], old: Release | None) -> float | None:
     """Add up what the cards took for all task runs that made images; None unless each told it."""
-    found = list[float | None]()
+    found = [old.manifest.energy_joules] if old else list[float | None]()
     for paths in runs:
         for name in filter(TASK_NAME.fullmatch, sorted(paths.task_names())):
             try:
@@ -345,12 +337,8 @@ def _energy(runs: Sequence[RunPaths]) -> float | None:
                 return None
             if record.first_images:
                 found.append(record.energy_joules)
-    return _added(found)
-
-
-def _added(joules: Sequence[float | None]) -> float | None:
-    known = [one for one in joules if one is not None]
-    return sum(known) if known and len(known) == len(joules) else None
+    known = [joules for joules in found if joules is not None]
+    return sum(known) if known and len(known) == len(found) else None
 
 
 def _parts(

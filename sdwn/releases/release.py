@@ -311,16 +311,14 @@ class Release:
 
     def plan(self, digest: str) -> Plan:
         """Return a plan of the release exactly as it was, to regenerate its images."""
-        digests = [plan.digest for plan in self.manifest.plans]
-        if digest not in digests:
-            raise IntegrityError(f"{self.paths.manifest}: lists no plan {digest[:12]}")
-        number = digests.index(digest)
-        found, table = self.manifest.plans[number], self.concept_tables[number]
-        # It is not read again: its concepts are here.
-        kind = "name" if found.settings.get("prompt", "") is not None else "table"
-        settings = {**found.settings, "catalog": {kind: found.catalog}}
-        config = validated(RunConfig, settings, source=str(self.paths.manifest))
-        return Plan(found.catalog, config, concept_rows(table), digest)
+        for found, table in zip(self.manifest.plans, self.concept_tables, strict=True):
+            if found.digest == digest:
+                # The catalog is not read again: its concepts are here.
+                kind = "name" if found.settings.get("prompt", "") is not None else "table"
+                settings = {**found.settings, "catalog": {kind: found.catalog}}
+                config = validated(RunConfig, settings, source=str(self.paths.manifest))
+                return Plan(found.catalog, config, concept_rows(table), digest)
+        raise IntegrityError(f"{self.paths.manifest}: lists no plan {digest[:12]}")
 
     @property
     def missing(self) -> list[Concept]:
@@ -330,22 +328,20 @@ class Release:
         io.refuse_links(self.paths.missing)
         try:
             text = io.read_whole(self.paths.missing, io.TABLE_BYTES).decode()
-            rows, found = list(csv.reader(StringIO(text, newline="")))[1:], self.concepts
-            # A quote stands before an id that a spreadsheet would work out. Version 1 counted no
-            # images: whole synsets were missing.
-            concepts = [found[id_ if id_ in found else id_[1:]] for id_, *_ in rows]
-            counts = [int(row[2]) if len(row) > 2 else None for row in rows]
-            return [
-                one if count is None else replace(one, images=count)
-                for one, count in zip(concepts, counts, strict=True)
-            ]
+            found = list[Concept]()
+            for id_, _, *count in list(csv.reader(StringIO(text, newline="")))[1:]:
+                # A quote stands before an id that a spreadsheet would work out.
+                one = self.concepts.get(id_) or self.concepts[id_[1:]]
+                # Version 1 did not count: whole synsets were missing.
+                found.append(replace(one, images=int(count[0])) if count else one)
+            return found
         except (KeyError, ValueError, csv.Error) as error:
             raise IntegrityError(f"{self.paths.missing}: cannot be read: {error!r}") from None
 
     @property
     def present(self) -> list[Concept]:
         """The concepts that have images here."""
-        return [row for id_, row in self.concepts.items() if id_ in self._rows.codes]
+        return [row for id_, row in self.concepts.items() if id_ in self._ids]
 
     @property
     def user_columns(self) -> list[str]:
@@ -390,12 +386,12 @@ class Release:
         A name of several concepts finds the images of all of them. Case does not matter in labels
         and lemmas, nor whether their words are joined by ``_``.
         """
-        if name in self._rows.codes:
-            return self._rows[name]
-        by_name = self._ids_by_name
-        ids = by_name.get(io.canonical(name)) or by_name.get(_plain(name), [])
-        if found := [self._rows[id_] for id_ in ids if id_ in self._rows.codes]:
-            return np.concatenate(found)
+        ids, by_name = [name], {}
+        if name not in self._ids:
+            by_name = self._ids_by_name
+            ids = by_name.get(io.canonical(name)) or by_name.get(_plain(name), [])
+        if not self._ids.isdisjoint(ids):
+            return self._find_rows(ids)
         if ids:
             raise UsageError(f"{self}: no image of {name} here")
         close = difflib.get_close_matches(_plain(name), by_name, n=3)
@@ -520,9 +516,8 @@ class Release:
         """
         if not 0 < fraction <= 1:
             raise UsageError(f"a sample is more than 0 and at most 1 of all, found {fraction}")
-        ids = sorted(self._rows.codes, key=lambda id_: hashlib.sha256(id_.encode()).digest())
-        rows = [self._rows[id_] for id_ in ids[: max(1, round(fraction * len(ids)))]]
-        indices = np.sort(np.concatenate(rows)) if rows else np.arange(0)
+        ids = sorted(self._ids, key=lambda id_: hashlib.sha256(id_.encode()).digest())
+        indices = self._find_rows(ids[: max(1, round(fraction * len(ids)))])
         return self._choose(indices, [f"{100 * fraction:.3g}% of the {self.unit}s"])
 
     def _choose(self, indices: NDArray[np.int64], words: list[str]) -> Release:
@@ -544,8 +539,11 @@ class Release:
         return count_images([self.metadata], self.present)
 
     @cached_property
-    def _rows(self) -> _RowsById:
-        return _RowsById(self.metadata["id"])
+    def _ids(self) -> set[str]:
+        return set(self.metadata["id"].unique().to_pylist())
+
+    def _find_rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        return np.flatnonzero(numbers(pc.is_in(self.metadata["id"], pa.array(ids, pa.string()))))
 
     @cached_property
     def _ids_by_name(self) -> dict[str, list[str]]:
@@ -627,22 +625,6 @@ def read_concepts(path: Path) -> pa.Table:
         if not fit:
             raise IntegrityError(f"{path}: {name}: damaged: no value that a plan has")
     return table.select([*SCHEMA.names, *own])
-
-
-class _RowsById:
-    """The indices of each concept's images: one array, and where in it each id's begin."""
-
-    def __init__(self, ids: pa.ChunkedArray) -> None:
-        encoded = ids.combine_chunks().dictionary_encode()
-        codes = encoded.indices.to_numpy()
-        self.codes = {id_: code for code, id_ in enumerate(encoded.dictionary.to_pylist())}
-        self._order = np.argsort(codes, kind="stable")
-        self._ends = np.cumsum(np.bincount(codes, minlength=len(self.codes)))
-
-    def __getitem__(self, id_: str) -> NDArray[np.int64]:
-        code = self.codes[id_]
-        start = self._ends[code - 1] if code else 0
-        return self._order[start : self._ends[code]]
 
 
 def user_columns(names: Iterable[str]) -> list[str]:

@@ -77,7 +77,7 @@ def plan_extension(
         wanted = release.present if manifest.selection else list(release.concepts.values())
         if "images_per_synset" in keys:
             wanted = [replace(one, images=config.images_per_synset) for one in wanted]
-        table = pa.concat_tables(release.concept_tables, promote_options="default")
+        table = pa.concat_tables(release.concept_tables[::-1], promote_options="default")
     concepts = _remaining(release, wanted if only is None else _listed(only, wanted))
     if not concepts:
         raise UsageError(
