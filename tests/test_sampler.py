@@ -36,10 +36,9 @@ from sdwn.config import RunConfig
 from sdwn.devices.device import Device
 from sdwn.devices.tuning import GB, estimated_fit
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
-from sdwn.generation import embeddings
 from sdwn.generation import sampler as sampler_module
 from sdwn.generation.batching import Sample
-from sdwn.generation.encoder import PromptEncoder
+from sdwn.generation.encoder import Embeddings, PromptEncoder
 from sdwn.generation.memory import run_empty
 from sdwn.generation.sampler import Sampler
 from sdwn.generation.task import generate, retry_nan
@@ -672,7 +671,7 @@ class TestTwoPhases:
         expected = [pixels(sampler.sample(specs(2, first))) for first in (0, 2, 4)]
         texts.clear()
         room = (in_memory * 77 * 32 * 4,)
-        monkeypatch.setattr(embeddings.Embeddings.__init__, "__defaults__", room)
+        monkeypatch.setattr(Embeddings.__init__, "__defaults__", room)
         small = Sampler(config(), specs=specs(6))
         assert small._embeddings.full
         made = [pixels(small.sample(specs(2, first))) for first in (0, 2, 4)]

@@ -1,21 +1,26 @@
-"""Encoding prompts, each once, for a family of pipelines."""
+"""Prompts, each encoded once for a family of pipelines, and kept in memory between two phases."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 from sdwn.config import GenerationConfig
 from sdwn.errors import UsageError, first_line
 from sdwn.models.families import PipelineInfo, call_options, text_readers
 
+# A prompt and its negative prompt, if any.
+Pair = tuple[str, str | None]
+# A thousand captions of FLUX.1, at 4 MB each.
+MOST_BYTES = 4_000_000_000
 # Most runs have a single negative prompt.
 _KEPT_NEGATIVES = 64
 _GUIDED = "do_classifier_free_guidance"
@@ -111,6 +116,39 @@ class PromptEncoder:
             made = self._pipeline.encode_prompt(**given)
         named = zip(self._family.embeddings, made, strict=True)
         return {name: value for name, value in named if name is not None and value is not None}
+
+
+class Embeddings(dict[Pair, Encoded]):
+    """A block of encoded pairs of a prompt and a negative prompt: about ``most_bytes``.
+
+    A prompt and a negative one that stand in several pairs are kept once.
+    """
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        super().__init__()
+        self._room = most_bytes
+        # By whether it is negative, and the text.
+        self._halves: dict[tuple[bool, str | None], dict[str, Any]] = {}
+
+    @property
+    def full(self) -> bool:
+        """True if the next pair belongs into another block."""
+        return self._room <= 0
+
+    def add(self, pair: Pair, encoded: Encoded) -> None:
+        """Keep a pair."""
+        arguments: dict[str, Any] = {}
+        for negative in (False, True):
+            if (key := (negative, pair[negative])) not in self._halves:
+                named = encoded.arguments.items()
+                half = {k: value for k, value in named if k.startswith("negative") == negative}
+                # A copy: a slice would keep all that it was cut from.
+                self._halves[key] = half = tree_map(
+                    lambda one: one.cpu().clone() if torch.is_tensor(one) else one, half
+                )
+                self._room -= sum(one.nbytes for one in tree_leaves(half) if torch.is_tensor(one))
+            arguments |= self._halves[key]
+        self[pair] = replace(encoded, arguments=arguments)
 
 
 def equal_lengths(encoded: Sequence[Encoded]) -> list[list[int]]:

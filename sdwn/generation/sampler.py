@@ -44,9 +44,10 @@ from sdwn.devices.tuning import (
 )
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
 from sdwn.generation.batching import ImageSampler, Sample
-from sdwn.generation.embeddings import Embeddings, Pair
 from sdwn.generation.encoder import (
+    Embeddings,
     Encoded,
+    Pair,
     PromptEncoder,
     equal_lengths,
     join_encoded,
@@ -138,11 +139,7 @@ class Sampler(ImageSampler):
         self.workload = run_workload(config, self.provenance, self.device.total_bytes, guided)
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
-        """Sample one batch, an image for each spec, in their order.
-
-        Raises:
-            OutOfMemoryError: the device has no room for so many; sampling fewer is possible.
-        """
+        """Sample one batch, an image for each spec, in their order."""
         return self._make(specs, self._encoded(specs))
 
     def in_float32(self, specs: Sequence[ImageSpec]) -> list[Sample]:

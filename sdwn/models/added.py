@@ -50,13 +50,10 @@ def find_added(
     fetch: bool = False,
     folder: Path | None = None,
 ) -> list[FoundWeights]:
-    """Find what changes a model: of the hub in its cache, or downloaded.
+    """Find what changes a model, on this machine; ``fetch`` downloads what is on the hub.
 
-    Args:
-        model: says what is added.
-        commits: those of the hub that are wanted, in this order, instead of the config's.
-        fetch: download what is on the hub.
-        folder: each download gets its own folder below this one, instead of the hub's cache.
+    ``commits`` are wanted, in this order, instead of the config's. Each download gets its own
+    folder below ``folder``, instead of the hub's cache.
 
     Raises:
         UsageError: a name that nothing can load, or that leaves open which file is meant.

@@ -703,13 +703,8 @@ def prompt_lengths(
 ) -> list[PromptLengths]:
     """Count the tokens of at most 10,000 distinct prompts, spread evenly over all.
 
-    Args:
-        folder: a pipeline in diffusers format, None where its weights are not on this machine.
-        config: the settings of the run.
-        prompts: also equal ones.
-
-    Returns:
-        For each text encoder, the one that reads most first; none without a folder.
+    For each text encoder of the pipeline in a folder, the one that reads most first; none without
+    a folder.
     """
     if folder is None:
         return []

@@ -75,12 +75,7 @@ def load_pipeline(
 ) -> tuple[Any, str]:
     """Load what samples images of encoded prompts; a pipeline of no known family whole.
 
-    Returns:
-        The pipeline, and where its weights lie: ``cpu``, ``gpu`` or ``offload``.
-
-    Raises:
-        UsageError: the config asks for a scheduler or safety checker that this model has not.
-        SdwnError: the model cannot be loaded.
+    Returns it, and where its weights lie: ``cpu``, ``gpu`` or ``offload``.
     """
     import diffusers
     import torch
@@ -94,9 +89,8 @@ def load_pipeline(
     pipeline.scheduler = getattr(diffusers, scheduler).from_config(own.config)
     placed = place(pipeline, device, placement)
     if generation.channels_last:
-        for part in (network, getattr(pipeline, "vae", None)):
-            if part is not None:
-                part.to(memory_format=torch.channels_last)
+        for part in filter(None, (network, getattr(pipeline, "vae", None))):
+            part.to(memory_format=torch.channels_last)
     if generation.attention is not None:
         _set_attention(network, generation.attention)
     if generation.compile:
@@ -243,11 +237,7 @@ def _set_attention(network: Any, backend: str) -> None:
 
 
 def change_model(pipeline: Any, config: RunConfig, weights: Weights) -> None:
-    """Put LoRAs and textual inversions into those parts of a pipeline that are loaded.
-
-    Raises:
-        SdwnError: one does not fit the model.
-    """
+    """Put LoRAs and textual inversions into those parts of a pipeline that are loaded."""
     for (_, chosen), found in zip(config.model.added, weights.added, strict=True):
         try:
             if isinstance(chosen, LoraSettings):

@@ -262,10 +262,8 @@ def found_model(config: RunConfig, commit: str | None = None) -> Weights:
 def converted_folder(model: ModelConfig) -> Path:
     """Return the folder in the cache that a single file is, or will be, converted to.
 
-    Its name has the file's SHA-256, and stands for the settings that are put to it.
-
-    Raises:
-        IntegrityError: any user could have put it into the cache.
+    Its name has the file's SHA-256, and stands for the settings that are put to it. One that any
+    user could have put there is an IntegrityError.
     """
     file = Path(model.name).expanduser()
     state, given = [model.config or ""], Path(model.config or "").expanduser()
@@ -329,11 +327,8 @@ def needed(
 ) -> list[str]:
     """Pick the files that diffusers loads for a config, of those in a folder or on the hub.
 
-    ``kinds`` are the parts of the pipeline, and the class of each; ``where`` is for messages.
-
-    Raises:
-        IntegrityError: a part is missing; the message says what is there instead, and which
-            setting takes it.
+    ``kinds`` are the parts of the pipeline, and the class of each; ``where`` is for messages. A
+    part that is missing is an IntegrityError, which says what is there instead.
     """
     variant, chosen = config.model.variant, [INDEX]
     for part, kind in kinds.items():
@@ -393,10 +388,7 @@ def _other_weights(part: str, names: Iterable[str], model: str) -> str:
 
 
 def require_whole(folder: Path, config: RunConfig) -> None:
-    """Check a pipeline's folder against its own index: every part that a config needs is whole.
-
-    A task would find the same out after hours in the queue, and from a longer error.
-    """
+    """Check a pipeline's folder against its own index: every part that a config needs is whole."""
     for name in needed_here(folder, config, ()):
         if fault := file_fault(folder / name):
             raise IntegrityError(f"{folder} is not a whole model: {name} {fault}")
@@ -434,8 +426,7 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
 def fetch_model(config: RunConfig, revision: str | None, folder: Path | None) -> Weights:
     """Download a config's model, whole, into the hub's cache or a folder of its own.
 
-    ``revision`` replaces the config's. Raises what :func:`download` does, and an IntegrityError
-    where the model is not whole.
+    ``revision`` replaces the config's. Raises what :func:`download` and :func:`require_whole` do.
     """
     name, wanted = config.model.name, revision or config.model.revision
 
@@ -556,8 +547,7 @@ def staged_if_wanted(folder: Path) -> Path:
 def staged(folder: Path, target: Path) -> Path:
     """Copy a pipeline's folder below ``target`` unless the same copy is there; return the copy.
 
-    A node's disk is everybody's, so the copy is in a folder that no other user can put weights
-    into. Processes of one node that start together copy once.
+    No other user can put weights there. Processes that start together on a node copy once.
     """
     stats = {name: (folder / name).stat() for name in files(folder)}
     lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats.items()]
