@@ -229,9 +229,9 @@ def test_planning_again_restores_a_lost_table(planned: PlanRun) -> None:
     [
         ("plan", lambda text: text.replace('"seed": 0', '"seed": 1'), "was changed after planning"),
         ("plan", with_version_9, "expected sdwn-plan 2, found sdwn-plan 9"),
-        ("plan", without("digest"), "plan.json: damaged: KeyError"),
-        ("plan", without("settings"), "plan.json: damaged: KeyError"),
-        ("plan", without("summary"), "plan.json: damaged: KeyError"),
+        ("plan", without("digest"), "plan.json or its table: damaged: KeyError"),
+        ("plan", without("settings"), "plan.json or its table: damaged: KeyError"),
+        ("plan", without("summary"), "plan.json or its table: damaged: KeyError"),
         ("plan", cut_short, "plan.json: cannot be read"),
         ("plan", lambda _: "[]", "expected a JSON object, found list"),
     ],

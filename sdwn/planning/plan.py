@@ -28,7 +28,6 @@ from sdwn.io import (
     ignore,
     read_json,
     read_whole,
-    uncollected,
     write_text,
 )
 from sdwn.paths import RunPaths
@@ -428,24 +427,21 @@ def write_plan(
     known = read_json(paths.plan) if paths.plan.exists() else {}
     if known:
         _refuse_another_plan(known, plan, paths)
-        # Of version 1, too, whose table was another.
-        content = {**known, **FORMAT.head(), **plan.identity, **extends}
         before = {**EvaluationConfig().model_dump(mode="json"), **known.get("evaluation", {})}
         if changed := setting_differences(before, evaluation, ("before", "now")):
             on_message(f"the evaluation's settings are changed: {'; '.join(changed)}")
-            content["evaluation"] = evaluation
-    else:
-        content = {
-            **FORMAT.head(),
-            "digest": plan.digest,
-            "wordnet": "3.0",
-            "summary": plan_summary(plan),
-            **plan.identity,
-            "catalog": plan.config.catalog.model_dump(mode="json"),
-            "evaluation": evaluation,
-            **({} if plan.slice.whole else {"slice": str(plan.slice)}),
-            **extends,
-        }
+        else:
+            evaluation = known.get("evaluation", {})
+    content = {
+        **FORMAT.head(),
+        "digest": plan.digest,
+        "summary": plan_summary(plan),
+        **plan.identity,
+        "catalog": plan.config.catalog.model_dump(mode="json"),
+        "evaluation": evaluation,
+        **({} if plan.slice.whole else {"slice": str(plan.slice)}),
+        **extends,
+    }
     # The tables first: plan.json is what says that a plan is there.
     write_concepts(paths.concepts, plan.table)
     if wordnet is not None:
@@ -455,8 +451,7 @@ def write_plan(
             read_taxonomy(paths.taxonomy)
         except IntegrityError:  # there is none, or it is damaged
             wnids = plan.table["wnid"].unique().drop_null().to_pylist()
-            above = taxonomy_table(wnids, wordnet)
-            write_taxonomy(paths.taxonomy, above)
+            write_taxonomy(paths.taxonomy, taxonomy_table(wnids, wordnet))
     if content != known:
         write_text(paths.plan, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return not known
@@ -488,7 +483,6 @@ def _refuse_another_plan(found: dict[str, Any], plan: Plan, paths: RunPaths) -> 
         )
 
 
-@uncollected()
 def read_plan(paths: RunPaths) -> Plan:
     """Read a run folder's plan, checked against its own digest.
 
@@ -500,10 +494,9 @@ def read_plan(paths: RunPaths) -> Plan:
         advice = command("plan", "CONFIG", paths.root)
         raise SdwnError(f"{paths.root}: no plan here; make one with: {advice}")
     content, table = FORMAT.read(paths.plan), ""
-    first = content.get("counts", ...) is None
-    what = f"{paths.plan} or {paths.synsets.name}" if first else str(paths.plan)
+    what = f"{paths.plan} or its table"
     try:
-        if first:
+        if first := content["counts"] is None:
             table = decode_text(read_whole(paths.synsets, TABLE_BYTES)).replace("\r\n", "\n")
             content["synsets_sha256"] = hashlib.sha256(table.encode()).hexdigest()
         unchanged = _digest(content) == content["digest"]
@@ -512,8 +505,8 @@ def read_plan(paths: RunPaths) -> Plan:
         counts = None if first else PlanCounts.model_validate(content["counts"])
         old = Extended.model_validate(content["extends"]) if "extends" in content else None
     except (KeyError, TypeError, OSError, ValueError) as error:
-        problem = f"{what}: damaged: {first_line(error)}"
-        raise IntegrityError(f"{problem}; plan into a new folder") from None
+        damage = f"{what}: damaged: {first_line(error)}"
+        raise IntegrityError(f"{damage}; plan into a new folder") from None
     if not unchanged:
         raise IntegrityError(
             f"{what} was changed after planning: its digest no longer fits; restore the files, or "
