@@ -462,15 +462,12 @@ def _refuse_another_plan(found: dict[str, Any], plan: Plan, paths: RunPaths) -> 
         if not isinstance(found.get(name, {}), dict):
             raise IntegrityError(f"{paths.plan}: damaged: {name}; plan into a new folder")
     if found.get("digest") != plan.digest:
-        catalog, synsets = found.get("catalog", {}), found.get("summary", {}).get("synsets")
-        now = {
-            "catalog": plan.config.catalog.model_dump(mode="json"),
-            "synsets": len(plan.concepts),
-        }
+        catalog, rows = found.get("catalog", {}), found.get("summary", {}).get("synsets")
+        units, now = f"{plan.unit}s", plan.config.catalog.model_dump(mode="json")
         differ = setting_differences(
-            {**found.get("settings", {}), "catalog": catalog, "synsets": synsets},
-            {**image_settings(plan.config), **now},
-        ) or ["its catalog holds other synsets, or other texts of them"]
+            {**found.get("settings", {}), "catalog": catalog, units: rows},
+            {**image_settings(plan.config), "catalog": now, units: len(plan.concepts)},
+        ) or [f"its catalog holds other {units}, or other texts of them"]
         if len(differ) > 6:
             differ[6:] = [f"and {len(differ) - 6} more"]
         raise UsageError(
