@@ -21,6 +21,7 @@ from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.io import read_json
 from sdwn.models.weights import (
     FoundWeights,
+    LockedFile,
     Weights,
     convert_once,
     download,
@@ -29,7 +30,6 @@ from sdwn.models.weights import (
     found_model,
     is_safetensors,
     locate,
-    own_sha256,
     rewriting,
     snapshot,
     source,
@@ -97,7 +97,14 @@ def _find(
     for name in names:
         if fault := file_fault(folder / name):
             raise IntegrityError(f"{label}: {name} {fault}")
-    return FoundWeights(setting, chosen.name, folder, tuple(names), commit)
+    return FoundWeights(
+        setting=setting,
+        name=chosen.name,
+        commit=commit,
+        # Folders in the hub's cache are named after commits.
+        folder=None if folder.name == commit else str(folder),
+        files=[LockedFile.of(folder / name, name) for name in names],
+    )
 
 
 def _chosen_files(
@@ -132,8 +139,7 @@ def with_added(found: Weights, added: Sequence[FoundWeights]) -> Weights:
     """Return a model's weights with what changes them."""
     if not added:
         return found
-    digests = [(one.setting, own_sha256(one.folder / name)) for one in added for name in one.files]
-    lines = "\n".join(f"{setting} {digest}" for setting, digest in digests)
+    lines = "\n".join(f"{one.setting} {file.sha256}" for one in added for file in one.files)
     checksum = hashlib.sha256(lines.encode()).hexdigest()[:16]
     return replace(found, revision=f"{found.revision}+{checksum}", added=tuple(added))
 

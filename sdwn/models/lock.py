@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from sdwn.models.added import found_weights
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.weights import (
     FoundWeights,
+    LockedFile,
     Source,
     Weights,
     files,
     fingerprint,
     needed_here,
     own_revision,
-    own_sha256,
     require_whole,
     snapshot,
     source,
@@ -38,50 +38,11 @@ FORMAT = Format(
 )
 
 
-class LockedFile(Record):
-    """A file of the weights; what a folder holds may change, so its content counts too."""
-
-    file: str
-    bytes: int
-    mtime_ns: int | None = None
-    sha256: str | None = None
-
-    def difference(self, path: Path) -> str:
-        """Return how a file differs, "" if not; one of the same time and size is not read."""
-        if not path.is_file():
-            return "no such file"
-        stat = path.stat()
-        if self.sha256 is None or (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.mtime_ns):
-            return "" if stat.st_size == self.bytes else f"{stat.st_size} of {self.bytes} bytes"
-        found = own_sha256(path)
-        return "" if found == self.sha256 else f"expected SHA-256 {self.sha256}, found {found}"
-
-    def require(self, path: Path, remedy: str) -> None:
-        """Refuse a file that differs."""
-        if fault := self.difference(path):
-            raise IntegrityError(
-                f"{path}: changed or missing since the run was locked to it ({fault}); {remedy}"
-            )
-
-
 class LockedClassifier(Record):
     """The weights that classify a run's release; of a user's own file, its content counts too."""
 
     model: str
     weights: LockedFile
-
-
-class LockedAddition(Record):
-    """Weights that change the model, as :class:`~sdwn.models.added.FoundWeights`.
-
-    ``folder`` is where they are, None in the hub's cache.
-    """
-
-    setting: str
-    name: str
-    commit: str | None
-    folder: str | None
-    files: list[LockedFile]
 
 
 class Lock(Record):
@@ -100,7 +61,7 @@ class Lock(Record):
     written: str
     files: list[LockedFile]
     single_file: LockedFile | None = None
-    added: list[LockedAddition] = Field(default_factory=list)
+    added: list[FoundWeights] = Field(default_factory=list)
     classifier: LockedClassifier | None = None
 
 
@@ -148,7 +109,7 @@ def lock_on(config: RunConfig, weights: Weights) -> Lock:
         names = needed_here(folder, config)
         found = [LockedFile(file=name, bytes=(folder / name).stat().st_size) for name in names]
     else:
-        found = [_with_content(folder / name, name) for name in files(folder)]
+        found = [LockedFile.of(folder / name, name) for name in files(folder)]
     return Lock(
         model=config.model,
         source=where,
@@ -156,29 +117,9 @@ def lock_on(config: RunConfig, weights: Weights) -> Lock:
         folder=str(folder) if where == "file" else None,
         written=now(),
         files=found,
-        single_file=_with_content(file, str(file)) if where == "file" else None,
-        added=lock_added(weights.added),
+        single_file=LockedFile.of(file, str(file)) if where == "file" else None,
+        added=list(weights.added),
     )
-
-
-def lock_added(added: Iterable[FoundWeights]) -> list[LockedAddition]:
-    """Return the records of what changes a model."""
-    return [
-        LockedAddition(
-            setting=one.setting,
-            name=one.name,
-            commit=one.commit,
-            # Folders in the hub's cache are named after commits.
-            folder=None if one.folder.name == one.commit else str(one.folder),
-            files=[_with_content(one.folder / name, name) for name in one.files],
-        )
-        for one in added
-    ]
-
-
-def _with_content(path: Path, name: str) -> LockedFile:
-    stat, digest = path.stat(), own_sha256(path)
-    return LockedFile(file=name, bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest)
 
 
 def write_lock(paths: RunPaths, lock: Lock) -> Lock:
@@ -231,8 +172,14 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
     """
     if (lock := read_lock(paths, model)) is None:
         return None
-    added = tuple(_locked_addition(paths, one) for one in lock.added)
-    return Weights(_locked_folder(paths, lock), lock.revision, added)
+    folder = _locked_folder(paths, lock)
+    for one in lock.added:
+        remedy = "bring it back, or plan into a new folder"
+        if one.commit:
+            remedy = f"fetch it again with: {command('prefetch', paths.root)}"
+        for file in one.files:
+            file.require(one.root / file.file, f"{remedy} (model.{one.setting} {one.name})")
+    return Weights(folder, lock.revision, tuple(lock.added))
 
 
 def _locked_folder(paths: RunPaths, lock: Lock) -> Path:
@@ -272,18 +219,6 @@ def _locked_folder(paths: RunPaths, lock: Lock) -> Path:
     return folder
 
 
-def _locked_addition(paths: RunPaths, locked: LockedAddition) -> FoundWeights:
-    """Return what changes the model of a run, checked against its lock."""
-    folder = Path(locked.folder or snapshot(locked.name, locked.commit) or "the hub's cache")
-    remedy = "bring it back, or plan into a new folder"
-    if locked.commit:
-        remedy = f"fetch it again with: {command('prefetch', paths.root)}"
-    for file in locked.files:
-        file.require(folder / file.file, f"{remedy} (model.{locked.setting} {locked.name})")
-    names = tuple(file.file for file in locked.files)
-    return FoundWeights(locked.setting, locked.name, folder, names, locked.commit)
-
-
 def require_weights(paths: RunPaths, config: RunConfig) -> Path:
     """Return the folder that a run's tasks load on this machine, once its weights are whole."""
     if (locked := locked_weights(paths, config.model)) is None:
@@ -297,7 +232,7 @@ def lock_to_classifier(paths: RunPaths, config: RunConfig, file: Path) -> None:
     if (lock := read_lock(paths, config.model)) is None:
         return
     if config.evaluation.checkpoint is not None:
-        weights = _with_content(file, str(file))
+        weights = LockedFile.of(file, str(file))
     else:
         weights = LockedFile(file=str(file), bytes=file.stat().st_size)
     locked = LockedClassifier(model=config.evaluation.model, weights=weights)

@@ -26,7 +26,7 @@ from uuid import uuid4
 
 from rich.filesize import decimal
 
-from sdwn.config import BUILTIN_MODELS, ModelConfig, RunConfig
+from sdwn.config import BUILTIN_MODELS, ModelConfig, Record, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, first_line, shell
 from sdwn.io import (
     file_sha256,
@@ -68,26 +68,64 @@ _WEIGHTLESS = re.compile(r"Tokenizer|Process|Scheduler|Extractor")
 _MARK = ".sdwn-weights.json"
 
 
-@dataclass(frozen=True, slots=True)
-class FoundWeights:
-    """Weights that change a model, on this machine: files of a folder, of a commit of the hub.
+class LockedFile(Record):
+    """A file of the weights; what a folder holds may change, so its content counts too."""
 
-    ``setting`` is ``lora``, ``textual_inversion`` or ``vae``.
+    file: str
+    bytes: int
+    mtime_ns: int | None = None
+    sha256: str | None = None
+
+    @classmethod
+    def of(cls, path: Path, name: str) -> LockedFile:
+        """Return a file's record under a name."""
+        stat = path.stat()
+        return cls(
+            file=name, bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=own_sha256(path)
+        )
+
+    def difference(self, path: Path) -> str:
+        """Return how a file differs, "" if not; one of the same time and size is not read."""
+        if not path.is_file():
+            return "no such file"
+        stat = path.stat()
+        if self.sha256 is None or (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.mtime_ns):
+            return "" if stat.st_size == self.bytes else f"{stat.st_size} of {self.bytes} bytes"
+        found = own_sha256(path)
+        return "" if found == self.sha256 else f"expected SHA-256 {self.sha256}, found {found}"
+
+    def require(self, path: Path, remedy: str) -> None:
+        """Refuse a file that differs."""
+        if fault := self.difference(path):
+            raise IntegrityError(
+                f"{path}: changed or missing since the run was locked to it ({fault}); {remedy}"
+            )
+
+
+class FoundWeights(Record):
+    """Weights that change a model, on this machine: files of a folder, or of a commit of the hub.
+
+    ``setting`` is ``lora``, ``textual_inversion`` or ``vae``; ``folder`` None in the hub's cache.
     """
 
     setting: str
     name: str
-    folder: Path
-    files: tuple[str, ...]
-    commit: str | None = None
+    commit: str | None
+    folder: str | None
+    files: list[LockedFile]
 
     def __str__(self) -> str:
         return f"{self.setting} {self.name}" + f" at {self.commit}" * bool(self.commit)
 
     @property
+    def root(self) -> Path:
+        """The folder that the files are in."""
+        return Path(self.folder or snapshot(self.name, self.commit) or "the hub's cache")
+
+    @property
     def path(self) -> Path:
         """The file that is loaded, or a VAE's folder."""
-        first = self.folder / self.files[0]
+        first = self.root / self.files[0].file
         return first.parent if self.setting == "vae" else first
 
 

@@ -80,7 +80,7 @@ def _fetch_and_lock(paths: RunPaths, config: RunConfig, folder: Path | None) -> 
         below=folder and folder / ".added",
     )
     if moved or standing is None:
-        change = {"folder": str(folder), "added": lock.lock_added(found.added)} if moved else {}
+        change = {"folder": str(folder), "added": list(found.added)} if moved else {}
         new = standing or lock.lock_on(config, found)
         lock.write_lock(paths, new.model_copy(update=change))
     return lock.locked_weights(paths, config.model)
