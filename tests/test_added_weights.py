@@ -56,12 +56,13 @@ RESNET = {
 }
 
 
-def original_layout(folder: Path, file: Path) -> None:
-    """Write builtin:tiny as one file, as Stable Diffusion 1 was published."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+def original_layout(folder: Path, file: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a pipeline as one file, as Stable Diffusion 1 and XL were published."""
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
     layers = pipeline.unet.config.layers_per_block
     attends = {"down": pipeline.unet.down_blocks, "up": pipeline.unet.up_blocks}
-    known = DIFFUSERS_TO_LDM_MAPPING["unet"]["layers"]
+    known = DIFFUSERS_TO_LDM_MAPPING["unet"]
+    known = known["layers"] | known["addition_embed_type"]
     state = {}
     for name, weight in pipeline.unet.state_dict().items():
         if name in known:
@@ -103,10 +104,37 @@ def original_layout(folder: Path, file: Path) -> None:
         old = old.replace("conv_shortcut", "nin_shortcut")
         linear = weight.ndim == 2
         state[f"first_stage_model.{old}"] = weight[:, :, None, None] if linear else weight
-    for name, weight in pipeline.text_encoder.state_dict().items():
-        plain = name.removeprefix("text_model.")
-        state[f"cond_stage_model.transformer.text_model.{plain}"] = weight
+    state |= original_text_encoders(pipeline)
     save_file({name: weight.contiguous() for name, weight in state.items()}, file)
+
+
+def original_text_encoders(pipeline: Any) -> dict[str, torch.Tensor]:
+    state = dict[str, torch.Tensor]()
+    second = getattr(pipeline, "text_encoder_2", None)
+    top = "conditioner.embedders.0" if second else "cond_stage_model"
+    for name, weight in pipeline.text_encoder.state_dict().items():
+        state[f"{top}.transformer.text_model.{name.removeprefix('text_model.')}"] = weight
+    for name, weight in open_clip(second.state_dict() if second else {}).items():
+        state[f"conditioner.embedders.1.model.{name}"] = weight
+    return state
+
+
+def open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of XL's second text encoder, as OpenCLIP has them."""
+    known, made = DIFFUSERS_TO_LDM_MAPPING["openclip"], dict[str, torch.Tensor]()
+    for name, weight in state.items():
+        if name in known["layers"]:
+            made[known["layers"][name]] = weight.T if "projection" in name else weight
+            continue
+        old = name
+        for new, before in known["transformer"].items():
+            old = old.replace(new, before)
+        if ".q_proj." in name:
+            parts = [state[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
+            made[f"transformer.{old.replace('q_proj.', 'in_proj_')}"] = torch.cat(parts)
+        elif not re.search(r"\.[kv]_proj\.", name):
+            made[f"transformer.{old}"] = weight
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -116,15 +144,21 @@ def single_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_a_single_file_is_converted_to_the_same_weights(single_file: Path) -> None:
-    tiny = builtin_folder("tiny")
-    model = {"name": str(single_file), "config": str(tiny)}
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("tiny", torch.float32), ("tiny", torch.float16), ("xl", torch.float16)]
+)
+def test_a_single_file_is_converted_to_the_same_weights(
+    name: str, dtype: torch.dtype, xl: Path, tmp_path: Path
+) -> None:
+    folder, file = xl if name == "xl" else builtin_folder("tiny"), tmp_path / "one.safetensors"
+    original_layout(folder, file, dtype)
+    model = {"name": str(file), "config": str(folder)}
     found = obtain_weights(noise_config(model=model, generation={"safety_checker": False}))
-    for part in ("unet", "vae", "text_encoder"):
-        (own,) = (tiny / part).glob("*.safetensors")
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2")[: 4 if name == "xl" else 3]:
+        (own,) = (folder / part).glob("*.safetensors")
         before, after = load_file(own), load_file(found.folder / part / own.name)
         assert before.keys() == after.keys()
-        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert all(torch.equal(before[key].to(dtype), after[key]) for key in before)
 
 
 @pytest.fixture
