@@ -130,6 +130,19 @@ def test_a_changed_base_or_another_kind_of_folder_is_refused(sdwn: Sdwn, tmp_pat
 TEXTS = st.text("ab0{}_-.,=/% \n$é犬")
 
 
+def test_a_cell_that_is_added_takes_the_weights_of_the_others(sdwn: Sdwn, tmp_path: Path) -> None:
+    vary = {"model.name": ["builtin:tiny"], "generation.guidance_scale": [3]}
+    sdwn("sweep", write(tmp_path, vary=vary), "S")
+    lock = tmp_path / "S/model=builtin-tiny,guidance_scale=3/lock.json"
+    earlier = {**json.loads(lock.read_text()), "written": "earlier"}
+    lock.write_text(json.dumps(earlier))
+    vary = {"model.name": ["builtin:noise", "builtin:tiny"], "generation.guidance_scale": [2, 3]}
+    sdwn("sweep", write(tmp_path, vary=vary), "S")
+    added = tmp_path / "S/model=builtin-tiny,guidance_scale=2/lock.json"
+    assert json.loads(added.read_text()) == earlier
+    assert not (tmp_path / "S/model=builtin-noise,guidance_scale=2/lock.json").exists()
+
+
 @given(
     st.dictionaries(
         st.sampled_from(["prompt", "model.name", "generation.options.a/b %", "model.lora"]),

@@ -64,7 +64,8 @@ def look_at_cells(folder: Path) -> tuple[Table, str, dict[str, RunStatus]]:
         # The name of the cell's release is no option of the sweep's.
         steps.append([step, *words * (step not in ("merge", "compare"))])
         stages = [f"{stage}: {state}" for stage, state in now.then.items()]
-        state = "; ".join(filter(None, [shard_states(now), *stages])) or "all images made"
+        shards = [f"shards: {text}"] if (text := shard_states(now)) else []
+        state = "; ".join([*shards, *stages]) or "all images made"
         images = f"{now.images_done:,} of {now.images_total:,}"
         lines.append([Text(name), Text(images), Text(state), Text(step)])
     step, *words = min(steps, key=lambda words: STEPS.index(words[0]))

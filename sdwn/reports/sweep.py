@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sdwn.errors import IntegrityError, SdwnError
+from sdwn.errors import IntegrityError, SdwnError, command
 from sdwn.evaluation.record import evaluations
 from sdwn.io import csv_text, write_text
 from sdwn.jobs.task import TaskRecord, read_record
@@ -43,7 +43,8 @@ def compare_cells(
     had = {name: evaluations(ReleasePaths(run / "release")) for name, run in folders.items()}
     counts = Counter(chain.from_iterable(had.values()))
     if not counts:
-        raise SdwnError("no cell is evaluated yet; evaluate the sweep first")
+        sweep = next(iter(folders.values())).parent
+        raise SdwnError(f"no cell is evaluated yet; run: {command('evaluate', sweep)}")
     chosen = evaluation or counts.most_common(1)[0][0]
     lacking = {n: f"not evaluated by {chosen}" for n, found in had.items() if chosen not in found}
     evaluated = [str(run / "release") for name, run in folders.items() if name not in lacking]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from sdwn.config import RunConfig
@@ -39,9 +40,17 @@ def plan_sweep(path: Path, folder: Path, overrides: tuple[str, ...], display: Di
                 name += "-2"
             settings_of[name], configs[name], names[_images(config)] = settings, config, name
         named.add(name)
-    cells = []
+    cells, locks = [], dict[str, Path]()
     for name, config in configs.items():
-        plan, _ = plan_run(config, folder / name, display)
+        run = RunPaths(folder / name)
+        weights = f"{config.model} {config.generation.safety_checker}"
+        if weights in locks and not run.lock.exists():
+            # A cell that is added later takes the weights of those before it.
+            run.root.mkdir(exist_ok=True)
+            shutil.copyfile(locks[weights], run.lock)
+        plan, _ = plan_run(config, run.root, display)
+        if run.lock.exists():
+            locks.setdefault(weights, run.lock)
         cells.append(Cell(name=name, settings=settings_of[name], digest=plan.digest))
     sweep = Sweep(cells=cells)
     write_text(paths.sweep, sweep.model_dump_json(indent=2) + "\n")
