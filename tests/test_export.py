@@ -31,7 +31,7 @@ from sdwn.planning.plan import make_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build
-from sdwn.releases.writer import Origin, Part, write_release
+from sdwn.releases.writer import Origin, write_release
 from sdwn.storage.codecs import EXCHANGED
 from sdwn.storage.columns import to_columns
 from sdwn.storage.shards import Contents, write_images
@@ -664,7 +664,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Release:
         return write_images(path, attributes, Contents(to_columns(rows), sizes, []), files)
 
     def fill(staged: StagedFolder) -> None:
-        write_release(staged, origin, [Part({}, write)])
+        write_release(staged, origin, [({}, write, 0)])
 
     build(root, {}, fill)
     return Release(root)

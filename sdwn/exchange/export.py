@@ -22,7 +22,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from io import BytesIO
-from itertools import groupby, islice, pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -39,7 +39,7 @@ from sdwn.planning.concepts import table_text
 from sdwn.releases import writer
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
-from sdwn.releases.writer import Attributes, CardLayout, Origin, Part, cut_parts
+from sdwn.releases.writer import Attributes, CardLayout, Origin, cut_parts
 from sdwn.storage.codecs import CODECS, EXCHANGED
 from sdwn.storage.images import encode, open_image
 from sdwn.storage.shards import join
@@ -414,18 +414,15 @@ def export(
     require_free(target)
     if options.format == "release":
         # Whole concepts each, as one plan made them.
-        ids, plans = (
-            release.metadata[name].cast(pa.string()).combine_chunks().dictionary_encode("encode")
-            for name in ("id", "plan")
-        )
-        codes = ids.indices.to_numpy() + len(ids) * plans.indices.to_numpy().astype("i8")
-        starts = np.flatnonzero(np.diff(codes, prepend=-1, append=-1)).tolist()
-        sizes = np.add.reduceat(release.metadata["bytes"].to_numpy(), starts[:-1], dtype="i8")
-        of_plan, spans = plans.take(pa.array(starts[:-1])).to_pylist(), list[Span]()
-        for _, run in groupby(range(len(of_plan)), key=of_plan.__getitem__):
-            first, *_rest = span = list(run)
-            parts = cut_parts(sizes[span].tolist(), options.part_bytes or io.PART_BYTES)
-            spans += [(starts[first + start], starts[first + stop]) for start, stop in parts]
+        texts = (release.metadata[name].cast(pa.string()) for name in ("id", "plan"))
+        coded = (column.combine_chunks().dictionary_encode("encode") for column in texts)
+        ids, plans = (column.indices.to_numpy().astype("i8") for column in coded)
+        starts = np.flatnonzero(np.diff(ids + len(ids) * plans, prepend=-1, append=-1)).tolist()
+        sizes = np.add.reduceat(release.metadata["bytes"].to_numpy(), starts[:-1], dtype="f8")
+        if len(last := np.flatnonzero(np.diff(plans[starts[:-1]]))):
+            sizes[[*last, -1]] = np.inf  # a part ends there
+        parts = cut_parts(sizes.tolist(), options.part_bytes or io.PART_BYTES)
+        spans = [(starts[first], starts[stop]) for first, stop in parts]
         fill = partial(_write_release, release=release, spans=spans, advance=advance)
     else:
         form = EXPORT_FORMATS[options.format]
@@ -507,15 +504,12 @@ def _write_release(
         skipped=tuple((file, reason) for file, reason in skipped),
         taxonomy=read_taxonomy(paths.taxonomy) if paths.taxonomy.exists() else None,
     )
-    plans = [None, *(one.digest for one in described.plans)]
+    plans = {one.digest: number for number, one in enumerate(described.plans)}
     write = partial(_write_part, release=release, advance=advance)
+    starts = release.metadata["plan"].take(pa.array([start for start, _ in spans])).to_pylist()
     parts = (
-        Part(
-            {"rows": list(span)},
-            partial(write, span=span),
-            max(0, plans.index(release.metadata["plan"][span[0]].as_py()) - 1),
-        )
-        for span in spans
+        ({"rows": list(span)}, partial(write, span=span), plans.get(digest, 0))
+        for span, digest in zip(spans, starts, strict=True)
     )
     writer.write_release(staged, origin, parts, advance)
 

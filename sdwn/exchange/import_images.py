@@ -368,7 +368,7 @@ def _parts(folder: SourceFolder, groups: list[Labelled], part_bytes: int) -> Ite
         contents = Contents(to_columns(rows), lengths, [task_run])
         payloads = (reread(image) for _, image, _ in numbered)
         write = partial(write_images, contents=contents, payloads=payloads)
-        yield Part({"rows": inputs}, write)
+        yield {"rows": inputs}, write, 0
 
 
 def _numbered(images: Labelled) -> list[tuple[Label, SourceImage, int]]:

@@ -135,7 +135,7 @@ def _old_parts(old: Release, advance: Advance) -> Iterator[Part]:
         with old.open_part(record.file) as file:
             plan = plans.index(str(file.attributes.get("plan_digest")))
             copy = partial(_copy_part, file.path, record.sha256, partial(advance, len(file)))
-        yield Part({"copy": record.sha256}, copy, plan)
+        yield {"copy": record.sha256}, copy, plan
 
 
 def _copy_part(
@@ -358,7 +358,7 @@ def _parts(
         write = partial(
             _write_part, shards=[p for p, _ in group], decode=options.decode, advance=advance
         )
-        yield Part({"shards": state, "decoded": options.decode}, write, of_plan)
+        yield {"shards": state, "decoded": options.decode}, write, of_plan
 
 
 def _write_part(

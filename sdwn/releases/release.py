@@ -40,15 +40,12 @@ from sdwn.wordnet.taxonomy import Taxonomy, open_taxonomy
 
 def _upgrade_manifest(found: dict[str, Any]) -> dict[str, Any]:
     """Turn a manifest of version 1, of one plan or of an import, into one of version 2."""
-    content, missing = {**found, "format_version": 2}, found.get("missing")
-    plan = {"digest": content.pop("plan_digest", None), "settings": content.pop("settings", None)}
-    others = {"catalog": content.get("catalog"), "images": content.get("images")}
-    content["plans"] = []
-    if any(value is not None for value in plan.values()):
-        content["plans"] = [{**plan, **others, "concepts": "synsets.csv"}]
-    content["concepts"] = content.pop("synsets", None)
-    content["retried_fp32"] = content.pop("redone", None)
-    if isinstance(missing, dict):
+    content = {**found, "format_version": 2, "concepts": found.get("synsets"), "plans": []}
+    content["retried_fp32"] = found.get("redone")
+    if found.get("plan_digest") is not None:
+        plan = {name: found.get(name) for name in ("catalog", "settings", "images")}
+        content["plans"] = [{**plan, "digest": found["plan_digest"], "concepts": "synsets.csv"}]
+    if isinstance(missing := found.get("missing"), dict):
         content["missing"] = {**missing, "concepts": missing.get("synsets")}
     return content
 
@@ -297,17 +294,15 @@ class Release:
     @cached_property
     def concept_tables(self) -> list[pa.Table]:
         """The concepts of each plan, or of an import, with the user's own columns."""
-        plans = self.manifest.plans
-        if self._first_version:
-            io.refuse_links(self.paths.synsets)
-            images = (self.manifest.settings or {}).get("images_per_synset", 0)
-            try:
-                text = io.read_whole(self.paths.synsets, io.TABLE_BYTES).decode()
-                return [as_table(parse_table(text, images))]
-            except (OSError, ValueError, TypeError, csv.Error, pa.ArrowException) as error:
-                raise IntegrityError(f"{self.paths.synsets}: cannot be read: {error!r}") from None
-        names = [plan.concepts for plan in plans] or [self.paths.concepts(0).name]
-        return [read_concepts(self.part(name)) for name in names]
+        if not self._first_version:
+            names = [plan.concepts for plan in self.manifest.plans] or [self.paths.concepts(0).name]
+            return [read_concepts(self.part(name)) for name in names]
+        path, settings = self.part(self.paths.synsets.name), self.manifest.settings or {}
+        try:
+            text = io.read_whole(path, io.TABLE_BYTES).decode()
+            return [as_table(parse_table(text, settings.get("images_per_synset", 0)))]
+        except (OSError, ValueError, TypeError, csv.Error, pa.ArrowException) as error:
+            raise IntegrityError(f"{path}: cannot be read: {error!r}") from None
 
     def plan(self, digest: str) -> Plan:
         """Return a plan of the release exactly as it was, to regenerate its images."""
@@ -323,20 +318,17 @@ class Release:
     @property
     def missing(self) -> list[Concept]:
         """The concepts that its runs had not made, with how many of their images are missing."""
-        if self.manifest.missing is None:
-            return []
-        io.refuse_links(self.paths.missing)
+        path, found = self.part(self.paths.missing.name), list[Concept]()
         try:
-            text = io.read_whole(self.paths.missing, io.TABLE_BYTES).decode()
-            found = list[Concept]()
+            text = io.read_whole(path, io.TABLE_BYTES).decode() if self.manifest.missing else ""
             for id_, _, *count in list(csv.reader(StringIO(text, newline="")))[1:]:
                 # A quote stands before an id that a spreadsheet would work out.
                 one = self.concepts.get(id_) or self.concepts[id_[1:]]
                 # Version 1 did not count: whole synsets were missing.
                 found.append(replace(one, images=int(count[0])) if count else one)
-            return found
         except (KeyError, ValueError, csv.Error) as error:
-            raise IntegrityError(f"{self.paths.missing}: cannot be read: {error!r}") from None
+            raise IntegrityError(f"{path}: cannot be read: {error!r}") from None
+        return found
 
     @property
     def present(self) -> list[Concept]:
@@ -598,33 +590,21 @@ def count_images(tables: Iterable[pa.Table], present: Sequence[Concept]) -> dict
 
 
 def read_concepts(path: Path) -> pa.Table:
-    """Read a table of concepts, which may be a stranger's: every value but the user's is checked.
-
-    Raises:
-        IntegrityError: the first column that is not as a plan writes it.
-    """
+    """Read a table of concepts, which may be a stranger's: all but the user's own is checked."""
     table = read_parquet(path, MOST_CONCEPTS, io.TABLE_BYTES // MOST_CONCEPTS)
-    own = [name for name in table.column_names if name not in SCHEMA.names]
-    if len({*own, *SCHEMA.names}) != len(table.column_names):
-        raise IntegrityError(f"{path}: expected the columns {', '.join(SCHEMA.names)}, each once")
+    names, kinds = table.column_names, table.schema.types[: len(SCHEMA)]
+    if (names[: len(SCHEMA)], kinds) != (SCHEMA.names, SCHEMA.types) or len(names) > len({*names}):
+        raise IntegrityError(f"{path}: damaged: expected the columns of a plan's concepts, once")
     columns = {name: table[name].combine_chunks() for name in SCHEMA.names}
-    for field in SCHEMA:
-        column = columns[field.name]
-        if column.type != field.type:
-            found = f"expected {field.type}, found {column.type}"
-            raise IntegrityError(f"{path}: {field.name}: {found}")
-        every = [column, column.flatten()] if pa.types.is_list(field.type) else [column]
-        if field.name not in _OPTIONAL and any(one.null_count for one in every):
-            raise IntegrityError(f"{path}: {field.name}: expected a value in each row")
-    classes = numbers(columns["imagenet_class"], 0)
-    for name, fit in {
-        "id": len(columns["id"].unique()) == len(table),
-        "imagenet_class": ((classes >= 0) & (classes < CLASSES)).all(),
-        "seed": (numbers(columns["seed"], 0) < 2**63).all(),
-    }.items():
-        if not fit:
-            raise IntegrityError(f"{path}: {name}: damaged: no value that a plan has")
-    return table.select([*SCHEMA.names, *own])
+    parts = {**columns, "prompt": columns["prompts"].flatten()}
+    faults = [name for name, one in parts.items() if one.null_count and name not in _OPTIONAL]
+    faults += ["id"] * (len(columns["id"].unique()) < len(table))
+    for name, above in {"imagenet_class": CLASSES, "seed": 2**63}.items():
+        values = numbers(columns[name], 0)
+        faults += [name] * bool(((values < 0) | (values >= above)).any())
+    if faults:
+        raise IntegrityError(f"{path}: damaged: {faults[0]}: no value that a plan has")
+    return table
 
 
 def user_columns(names: Iterable[str]) -> list[str]:

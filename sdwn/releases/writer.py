@@ -81,15 +81,9 @@ class Origin:
     energy_joules: float | None = None
 
 
-class Part(NamedTuple):
-    """A part to write: what it is made of, in JSON's terms, and its plan's index in the origin.
-
-    ``write`` writes it, with the attributes given, and returns its SHA-256.
-    """
-
-    inputs: Any
-    write: Callable[[Path, Attributes], str]
-    plan: int = 0
+# What a part is made of, in JSON's terms; what writes it, with the attributes given, and returns
+# its SHA-256; and the index of its plan in the origin.
+Part = tuple[Any, Callable[[Path, Attributes], str], int]
 
 
 def write_release(

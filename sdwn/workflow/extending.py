@@ -2,10 +2,9 @@
 
 ::
 
-    settings of the last plan, changed ─▶ concepts wanted ─┐
-                                                           ├─▶ plan of the rest ─▶ tasks ─┐
-    release: numbers of the images that are there ─────────┘                              ▼
-        └──────────────── parts as they are, the new ones behind ──────────────▶ larger release
+    settings, changed ─▶ concepts wanted ─▶ those that lack images ─▶ plan ─▶ tasks ─▶ merge
+                                                    ▲                                    ▲
+    release ────────── numbers that are there ──────┴──────── parts as they are ─────────┘
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 
 from sdwn.config import RunConfig, with_overrides
 from sdwn.errors import UsageError, command
+from sdwn.exchange.export import LISTED_BY
 from sdwn.io import canonical, read_list
 from sdwn.paths import RunPaths
 from sdwn.planning.concept_table import SCHEMA, as_table, concept_rows
@@ -116,26 +116,24 @@ def _refuse_other_settings(release: Release, before: RunConfig, config: RunConfi
 
 
 def _listed(only: Path, wanted: Sequence[Concept]) -> list[Concept]:
-    """Choose the concepts that a file lists, by id or synset."""
-    lines = {canonical(line.name): line.where for line in read_list(only)}
-    names = [{canonical(name) for name in (one.id, one.synset) if name} for one in wanted]
-    if unknown := lines.keys() - set[str]().union(*names):
-        faults = [f"{lines[name]}: {name:.80}: not in the catalog" for name in sorted(unknown)]
+    """Choose the concepts that a file lists, by what can name them."""
+    lines = {canonical(line.name): line.where for line in read_list(only, LISTED_BY)}
+    names = [{canonical(getattr(one, key) or "") for key in LISTED_BY} for one in wanted]
+    if unknown := sorted(lines.keys() - set[str]().union(*names)):
+        faults = [f"{lines[name]}: {name:.80}: not in the catalog" for name in unknown]
         raise UsageError("\n".join(_shown(faults)))
     return [one for one, own in zip(wanted, names, strict=True) if own & lines.keys()]
 
 
 def _remaining(release: Release, wanted: Sequence[Concept]) -> list[Concept]:
     """Return the concepts that need images, and which; refuse those that cannot grow, by name."""
-    numbers = release.metadata.group_by("id").aggregate(
-        [("number", "max"), ("number", "count_distinct")]
-    )
-    rows = zip(*(numbers[name].to_pylist() for name in numbers.column_names), strict=True)
-    there = {id_: (last + 1, count) for id_, last, count in sorted(rows, key=str)}
+    asked = [("number", "max"), ("number", "count_distinct")]
+    table = release.metadata.group_by("id").aggregate(asked).select(["id", *map("_".join, asked)])
+    there = {id_: counts for id_, *counts in zip(*table.to_pydict().values(), strict=True)}
     faults, found = list[str](), list[Concept]()
     for one in wanted:
-        stop, count = there.get(one.id, (0, 0))
-        if one.images <= stop:
+        last, count = there.get(one.id, (-1, 0))
+        if one.images <= (stop := last + 1):
             continue
         if count:
             for what in ("prompts", "seed", "negative_prompt"):
@@ -143,8 +141,8 @@ def _remaining(release: Release, wanted: Sequence[Concept]) -> list[Concept]:
                 if then != now:
                     faults.append(f"{one.name}: {what}: {then!r:.80} there, {now!r:.80} now")
             if count < stop:
-                faults.append(f"{one.name}: only {count} of the images 0 to {stop - 1} are there")
-            if one.seed is not None and stop == 1:
+                faults.append(f"{one.name}: only {count} of the images 0 to {last} are there")
+            if one.seed is not None and last == 0:
                 faults.append(f"{one.name}: its own seed {one.seed} is that of a single image")
         found.append(replace(one, first_image=stop, images=one.images - stop))
     if faults:
