@@ -15,6 +15,8 @@ from sdwn.errors import SdwnError
 from sdwn.evaluation.evaluate import evaluate, keep_predictions
 from sdwn.evaluation.record import read_evaluation
 from sdwn.evaluation.verify import verify
+from sdwn.exchange.export import ExportOptions, export
+from sdwn.generation.regenerate import regenerate
 from sdwn.generation.task import generate
 from sdwn.io import read_json
 from sdwn.jobs.journal import open_journal, read_journal
@@ -138,6 +140,17 @@ def test_a_release_and_its_evaluation_are_read(old: Path, sdwn: Sdwn) -> None:
     release = Release(root)
     assert release.image(0).size == (16, 8)
     assert release.provenance(0)["task_run"]["host"] == "node1"
+    assert [plan.images for plan in release.manifest.plans] == [10]
+    assert release.row(0)["plan"] == release.manifest.plan_digest
+    assert release.row(0)["id"] == release.row(0)["wnid"]
+    assert release.row(0)["label"] == "Pembroke"
+    for index in range(len(release)):
+        row = release.row(index)
+        assert regenerate(release, row["id"], row["number"])[0].verdict == "equal"
+    assert export(release, old / "again", ExportOptions("release"))["images"] == 10
+    again = Release(old / "again")
+    assert verify(again.paths.root) == []
+    assert again.metadata["sha256"].equals(release.metadata["sha256"])
     paths = release.paths.evaluation(NAME)
     assert read_evaluation(paths)["figures"]
     assert len(read_predictions(paths.predictions, 99).table) == 4

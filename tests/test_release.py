@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -561,3 +562,65 @@ def test_a_release_is_read_from_wherever_one_goes(
     relative = Release(release.paths.root.name)
     monkeypatch.chdir(tmp_path)
     assert relative.subset(rows=[1]).image(0).tobytes() == release.image(1).tobytes()
+
+
+def changed(name: str, values: list[Any], kind: Any = None) -> Any:
+    """Returns a change of a column of a table of concepts."""
+
+    def change(table: pa.Table) -> pa.Table:
+        at, rest = table.column_names.index(name), table[name].to_pylist()[len(values) :]
+        column = pa.array([*values, *rest], kind or table[name].type)
+        return table.set_column(at, name, column)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (changed("id", ["n1", "n1"]), "damaged: id: no value that a plan has"),
+        (changed("id", [None]), "damaged: id"),
+        (changed("prompts", [None]), "damaged: prompts"),
+        (changed("prompts", [[None]]), "damaged: prompt: "),
+        (changed("imagenet_class", [1000]), "damaged: imagenet_class"),
+        (changed("imagenet_class", [-1]), "damaged: imagenet_class"),
+        (changed("seed", [2**63]), "damaged: seed"),
+        (changed("images", [None]), "damaged: images"),
+        (changed("images", [1], pa.int64()), "damaged: expected the columns of a plan's concepts"),
+        (lambda table: table.drop_columns("label"), "damaged: expected the columns"),
+        (lambda table: table.append_column("id", table["id"]), "damaged: expected the columns"),
+    ],
+)
+def test_concepts_of_a_stranger_are_checked_though_their_checksum_fits(
+    release: Release, tmp_path: Path, change: Any, fault: str
+) -> None:
+    root = shutil.copytree(release.paths.root, tmp_path / "copy")
+    path = root / "concepts.parquet"
+    pq.write_table(change(pq.read_table(path)), path)
+    seal(root)
+    with pytest.raises(IntegrityError, match=f"concepts.parquet: {fault}"):
+        _ = Release(root).concepts
+    assert any(f"concepts.parquet: {fault}" in problem for problem in verify(root, quick=True))
+
+
+@pytest.mark.parametrize("name", ["../outside.parquet", "", "concepts.parquet/x"])
+def test_the_concepts_of_a_plan_lie_in_the_release(
+    release: Release, tmp_path: Path, name: str
+) -> None:
+    root = shutil.copytree(release.paths.root, tmp_path / "copy")
+    shutil.copy(root / "concepts.parquet", tmp_path / "outside.parquet")
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["plans"][0]["concepts"] = name
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(IntegrityError, match="is no file of the release"):
+        _ = Release(root).concepts
+
+
+def test_a_release_gives_back_its_plan(made: tuple[Release, Plan], release: Release) -> None:
+    plan = release.plan(made[1].digest)
+    assert list(plan.concepts) == list(made[1].concepts)
+    assert plan.shards == made[1].shards
+    # Recomputed from what the release holds.
+    assert dataclasses.replace(plan, recorded_digest=None).digest == made[1].digest
+    with pytest.raises(IntegrityError, match="lists no plan"):
+        release.plan("0" * 64)
