@@ -12,7 +12,7 @@ help:
 	@echo "make demo       install into .venv and run the whole job, small"
 	@echo "make check      linters, type checker, the tests that need no SLURM, browser, new process or trained model"
 	@echo "make test       linters, type checker, every test"
-	@echo "make test-faults  kills, preemption, full disks: no image is lost; a crowd of visitors; every synset exported (20 minutes)"
+	@echo "make test-faults  kills, preemption, full disks: no image is lost; a crowd of visitors; every synset exported; a sweep (25 minutes)"
 	@echo "make bench      speed, as ratios against named peers"
 	@echo "make full-size  Stable Diffusion 1.4's architecture, random weights, once through"
 	@echo "make gpu        all that a GPU should show, checked and measured; a page benchmarks/gpu-CARD.md"
@@ -65,7 +65,7 @@ test: lint wordnet chromium
 
 test-faults: wordnet $(VENV)/installed-dev
 	$(BIN)/pytest tests/test_faults.py -m ""
-	$(BIN)/pytest tests/test_browse.py tests/test_export.py -m long
+	$(BIN)/pytest tests/test_browse.py tests/test_export.py tests/test_sweep.py -m long
 
 bench: $(VENV)/installed-dev wordnet
 	$(BIN)/python benchmarks/bench.py
