@@ -585,10 +585,17 @@ def self_test(
     Returns:
         The content of ``selftest.json``, which is written after each check.
     """
-    # Beside what this process imports.
-    PROCESSES.set_forkserver_preload(["sdwn.generation.sampler"])
     if PROCESSES.get_start_method() == "forkserver":
-        forkserver.ensure_running()
+        # Beside what this process imports; diffusers loads its parts only where one is asked for.
+        built_in = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
+        PROCESSES.set_forkserver_preload(
+            ["sdwn.generation.task", "sdwn.generation.sampler", built_in]
+        )
+        # There nothing keeps libraries from warning.
+        with Path(os.devnull).open("wb") as nothing, os.fdopen(os.dup(2), "wb") as kept:
+            os.dup2(nothing.fileno(), 2)
+            forkserver.ensure_running()
+            os.dup2(kept.fileno(), 2)
     work, tried = folder / "work", list[dict[str, Any]]()
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
