@@ -132,6 +132,8 @@ def test_every_value_of_a_table_comes_back(
         ),
         ("a.csv", "id,prompt\n" + 76 * "é" + ",a\n", "at most 150 bytes; found row 2 ('ééé"),
         ("a.csv", 'id,prompt\n"a\tb",a\n', "found row 2 ('a\\tb')"),
+        ("a.csv", f"id,prompt\n{'a' * 150},a\n{'b' * 151},a\n", "at most 150 bytes; found row 3"),
+        ("a.csv", "id,prompt,plan\n1,a,2\n", "column 'plan': sdwn has a column of this name"),
         (
             "a.csv",
             "id,prompt\nA,a\nb,a\nc,a\nb,a\na,a\n",
@@ -201,6 +203,16 @@ def test_every_value_of_a_table_comes_back(
             "Column(/id) changed from string to number in row 2",
         ),
         ("a.jsonl", '[{"id": "a", "prompt": "b"}]', "changed from object to array in row 1"),
+        (
+            "a.jsonl",
+            '{"id": "a", "prompt": "%s"}\n' % ("b" * 2_000_000) + '{"id": "c", "prompt": 1}',
+            "Column(/prompt) changed from string to number in row 2",
+        ),
+        (
+            "a.parquet",
+            pa.table({"id": ["a"], "prompt": pa.array([b"\xff"]).view(pa.string())}),
+            "Invalid UTF8 sequence",
+        ),
         ("a.parquet", b"no table", "cannot be read: ArrowInvalid: Parquet magic bytes not found"),
         (
             "a.parquet",
@@ -245,6 +257,7 @@ def test_synsets_and_labels_of_classes_are_looked_up(tmp_path: Path) -> None:
     text = (
         "id,prompt,label,wnid,synset\n"
         "a,x,,,dog.n.01\nb,x,my zebra,n02391049,\nc,x,Sea_Lion,,\nd,x,sorrel horse,,\ne,x,,,\n"
+        'f,x,"tench, Tinca tinca",,\n'
     )
     found = read_table(written(tmp_path, "t.csv", text), (), 10).to_pylist()
     names = ("label", "wnid", "synset", "imagenet_class")
@@ -254,21 +267,29 @@ def test_synsets_and_labels_of_classes_are_looked_up(tmp_path: Path) -> None:
         ("Sea_Lion", "n02077923", "sea_lion.n.01", 150),
         ("sorrel horse", None, None, None),
         ("", None, None, None),
+        ("tench, Tinca tinca", "n01440764", "tench.n.01", 0),
     ]
     assert found[1]["lemmas"] == "zebra"
     assert found[0]["definition"].startswith("a member of the genus Canis")
 
 
+def test_text_has_several_lines_in_a_long_file_too(tmp_path: Path) -> None:
+    prompt = "a line\n" * 20
+    content = "id,prompt\n" + "".join(f'{n},"{prompt}"\n' for n in range(10_000))
+    found = rows_of(written(tmp_path, "t.csv", content))
+    assert {(row["prompts"][0], len(found)) for row in found} == {(prompt, 10_000)}
+
+
 def test_values_of_text_stay_text(tmp_path: Path) -> None:
-    days = [
-        {"id": "2026-01-31", "prompt": "2026-01-31", "day": "2026-01-31", "days": ["2026-01-31"]}
-    ]
+    day = "2026-01-31"
+    days = [{"id": day, "prompt": day, "before": 1, "day": day, "days": [day]}]
     (found,) = rows_of(written(tmp_path, "t.jsonl", days))
+    assert list(found)[-3:] == ["before", "day", "days"]
     assert [found[name] for name in ("id", "prompts", "day", "days")] == [
-        "2026-01-31",
-        ["2026-01-31"],
-        "2026-01-31",
-        ["2026-01-31"],
+        day,
+        [day],
+        day,
+        [day],
     ]
     text = "id;prompt;code;share\r\n007;NA;01;0.5\r\n8;null;2;\r\n"
     first, second = rows_of(written(tmp_path, "t.csv", text.encode("utf-16")))
@@ -325,6 +346,8 @@ def test_hypernyms_are_fields(wordnet: WordNet) -> None:
         list(fill_prompts(templates, [dog, *tops]))
     with pytest.raises(UsageError, match='"a photo" has no field'):
         list(fill_prompts(["{lemma}", "a photo"], [dog]))
+    with pytest.raises(UsageError, match="has no field"):
+        make_plan(noise_config(prompt=None), Catalog("test", (dog,)))
 
 
 @pytest.mark.parametrize(
