@@ -87,7 +87,7 @@ def write_shards(paths: RunPaths, plan: Any) -> None:
 
 def drawn_predictions(images: pa.Table) -> pa.Table:
     """Draw predictions for every image: of most classes all are right or none."""
-    from sdwn.prediction.table import SCHEMA, TOP
+    from sdwn.prediction.table import IMAGE, SCHEMA, TOP
     from sdwn.wordnet.imagenet import CLASSES
 
     random, count = np.random.default_rng(0), images.num_rows
@@ -102,8 +102,7 @@ def drawn_predictions(images: pa.Table) -> pa.Table:
     shares = np.sort(random.dirichlet(np.full(TOP + 1, 0.5), count))[:, ::-1].astype(np.float32)
     missing = ~known
     columns = {
-        **{name: images[name] for name in ("wnid", "synset", "number", "status")},
-        "imagenet_class": images["imagenet_class"],
+        **{name: images[name] for name in IMAGE},
         "top5": pa.array(top5.astype(np.int16).tolist(), SCHEMA.field("top5").type),
         "top5_probability": pa.array(
             shares[:, :TOP].tolist(), SCHEMA.field("top5_probability").type
@@ -120,13 +119,12 @@ def drawn_predictions(images: pa.Table) -> pa.Table:
 
 def evaluate(release: Any) -> None:
     from sdwn.evaluation.record import build_record
-    from sdwn.prediction.table import IMAGE, Predictions, Source, write_predictions
+    from sdwn.prediction.table import IMAGE, Predictions, write_predictions
 
     table = drawn_predictions(release.metadata.select(IMAGE))
     record = {"model": "drawn", "weights": "none", "checkpoint_sha256": None}
     paths = release.paths.evaluation("drawn")
-    source = Source(release.digest, "drawn", 0, table.num_rows, record, ())
-    write_predictions(paths.predictions, Predictions(table, source))
+    write_predictions(paths.predictions, Predictions(table, release.digest, "drawn", record, ()))
     build_record(release, paths, table, record, EvaluationConfig(images="all"))
 
 

@@ -14,7 +14,7 @@ from sdwn.evaluation.record import build_record
 from sdwn.generation.task import generate
 from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
-from sdwn.prediction.table import IMAGE, SCHEMA, TOP, Predictions, Source, write_predictions
+from sdwn.prediction.table import IMAGE, SCHEMA, TOP, Predictions, write_predictions
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.wordnet.catalog import read_catalog
@@ -93,7 +93,6 @@ def evaluation(
 ) -> EvaluationPaths:
     """Make an evaluation of predictions, as if a classifier of this record had made them."""
     paths, record = release.paths.evaluation(name), {**CLASSIFIER, **classifier}
-    source = Source(release.digest, "drawn", 0, table.num_rows, record, ())
-    write_predictions(paths.predictions, Predictions(table, source))
+    write_predictions(paths.predictions, Predictions(table, release.digest, "drawn", record, ()))
     build_record(release, paths, table, record, chosen or EvaluationConfig())
     return paths

@@ -38,7 +38,6 @@ from sdwn.prediction import plan as prediction_plan
 from sdwn.prediction.plan import PredictionPlan, open_planned_release, open_prediction_plan
 from sdwn.prediction.table import (
     IMAGE,
-    Predictions,
     merge_predictions,
     plan_digest_of,
     read_predictions,
@@ -125,10 +124,10 @@ def predicted(release: Release, tiny: EvaluationConfig) -> Predicted:
     return work, planned
 
 
-def changed(path: Path, change: Callable[[pa.Table], pa.Table], **source: Any) -> None:
+def changed(path: Path, change: Callable[[pa.Table], pa.Table], **origin: Any) -> None:
     """Write predictions anew, with something else in them."""
     found = read_predictions(path, 99)
-    write_predictions(path, Predictions(change(found.table), replace(found.source, **source)))
+    write_predictions(path, replace(found, table=change(found.table), **origin))
 
 
 def with_column(name: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]:
@@ -394,10 +393,10 @@ def test_missing_and_foreign_shards_are_all_named(release: Release, predicted: P
         merge_predictions(release, work, planned)
     missing, moved, foreign = str(error.value).splitlines()
     assert "1 of 4 shards of predictions missing (1); make them with: sdwn evaluate" in missing
-    assert f"{work.shard(2)}: foreign: images 0 to 3 of release {release.digest[:12]}" in moved
-    assert f"expected 8 to 11 of {release.digest[:12]}, {planned.digest[:12]}" in moved
-    assert f"{work.shard(3)}: foreign: images 12 to 14" in foreign
-    assert f"plan {'0' * 12}" in foreign
+    images = release.subset(imagenet=True).metadata["id"]
+    assert f"{work.shard(2)}: row 0: id: expected {images[8]}, found {images[0]}" in moved
+    assert f"{work.shard(3)}: foreign: of release {release.digest[:12]}, plan {'0' * 12}" in foreign
+    assert f"expected {release.digest[:12]}, {planned.digest[:12]}" in foreign
     again = f"rm {work.shard(3)} && sdwn evaluate {release.paths.root} --model test_vit"
     assert f"make it again: {again}" in foreign
 
@@ -424,7 +423,7 @@ def test_shards_of_other_weights_or_settings_are_refused(
 ) -> None:
     work, planned = predicted
     found = read_predictions(work.shard(2), 99)
-    other = {**found.source.classifier, "mean": [0]}
+    other = {**found.classifier, "mean": [0]}
     changed(work.shard(2), lambda table: table, classifier=other)
     with pytest.raises(
         IntegrityError, match=r"00002\.parquet: classified with other weights or settings"
@@ -454,8 +453,8 @@ def test_what_no_classifier_says_is_refused(predicted: Predicted, name: str, val
         read_predictions(work.shard(0), 99)
 
 
-def test_a_damaged_table_is_named(predicted: Predicted) -> None:
-    work, _ = predicted
+def test_a_damaged_table_is_named(release: Release, predicted: Predicted) -> None:
+    work, planned = predicted
     path = work.shard(0)
     whole = path.read_bytes()
     for damage in (whole[:-30], b"", whole[:60] + bytes([whole[60] ^ 1]) + whole[61:]):
@@ -465,8 +464,8 @@ def test_a_damaged_table_is_named(predicted: Predicted) -> None:
         assert "\n" not in str(error.value)
     path.write_bytes(whole)
     changed(path, lambda table: table.slice(0, 2))
-    with pytest.raises(IntegrityError, match="expected 4 rows, found 2"):
-        read_predictions(path, 99)
+    with pytest.raises(IntegrityError, match="expected 4 images, found 2"):
+        merge_predictions(release, work, planned)
 
 
 def test_damaged_shards_are_made_again_by_the_next_command(

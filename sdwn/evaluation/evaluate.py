@@ -69,7 +69,7 @@ def evaluate(
                 advance(plan.images - sum(shard.images for shard in todo))
                 if todo:
                     predict_shards(work, release, plan, todo, advance, batch_size)
-        return _write_figures(release, work, plan)
+    return write_evaluation(release, work, plan, on_message)
 
 
 @contextmanager
@@ -122,20 +122,16 @@ def write_evaluation(
     release: Release, work: RunPaths, plan: PredictionPlan, on_message: OnMessage
 ) -> dict[str, Any]:
     """Merge the shards of predictions, unless they are merged already, and write the figures."""
-    with submission_lock(work, on_message):
-        return _write_figures(release, work, plan)
-
-
-def _write_figures(release: Release, work: RunPaths, plan: PredictionPlan) -> dict[str, Any]:
     paths = evaluation_of(work)
-    if not paths.predictions.exists():
-        table.write_predictions(paths.predictions, table.merge_predictions(release, work, plan))
-    # As it lies on the disk; only then may the shards go. Of tasks, their records stay.
-    found = table.read_whole_predictions(release, paths, plan)
-    shutil.rmtree(work.shards if work.submissions.exists() else work.root, ignore_errors=True)
-    paths.earlier.unlink(missing_ok=True)
-    classifier = {**found.source.classifier, "predicted_on": list(found.source.predicted_on)}
-    record = build_record(release, paths, found.table, classifier, plan.evaluation)
+    with submission_lock(work, on_message):
+        if not paths.predictions.exists():
+            table.write_predictions(paths.predictions, table.merge_predictions(release, work, plan))
+        # As it lies on the disk; only then may the shards go. Of tasks, their records stay.
+        found = table.read_whole_predictions(release, paths, plan)
+        shutil.rmtree(work.shards if work.submissions.exists() else work.root, ignore_errors=True)
+        paths.earlier.unlink(missing_ok=True)
+        classifier = {**found.classifier, "predicted_on": list(found.predicted_on)}
+        record = build_record(release, paths, found.table, classifier, plan.evaluation)
     return main_figures(paths, record)
 
 

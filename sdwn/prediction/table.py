@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, shell
 from sdwn.io import Format, atomic
-from sdwn.planning.plan import Shard
 from sdwn.storage.columns import numbers, read_parquet
 from sdwn.wordnet.imagenet import CLASSES
 
@@ -78,27 +77,22 @@ _NULLABLE |= {"subtree_probability"}
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """The origin of predictions of the rows ``start`` up to ``stop`` of the classified images.
+class Predictions:
+    """A table of predictions, and its origin.
 
     ``release`` and ``plan`` are their digests; ``predicted_on`` lists devices, each with its
-    precision, batch size and number of images. The names are those of the file.
+    precision, batch size and number of images.
     """
 
+    table: pa.Table
     release: str
     plan: str
-    start: int
-    stop: int
     classifier: Mapping[str, Any]
     predicted_on: Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """A table of predictions, and where it is from."""
-
-    table: pa.Table
-    source: Source
+# What a file has beside the table.
+ORIGIN = ("release", "plan", "classifier", "predicted_on")
 
 
 def top1(table: pa.Table) -> NDArray[np.int64]:
@@ -117,7 +111,8 @@ def group_by_wnid(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
 # --- One file ----------------------------------------------------------------------------------
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write predictions, whole or not at all."""
-    content = json.dumps(FORMAT.head() | asdict(predictions.source))
+    origin = {name: getattr(predictions, name) for name in ORIGIN}
+    content = json.dumps(FORMAT.head() | origin)
     table = predictions.table.cast(SCHEMA).replace_schema_metadata({KEY: content})
     with atomic(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
@@ -126,7 +121,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 def plan_digest_of(path: Path) -> str | None:
     """Read the plan's digest from a file of predictions; None if it cannot be read."""
     try:
-        return _source(path, pq.read_schema(path)).plan if path.is_file() else None
+        return str(_origin(path, pq.read_schema(path))["plan"]) if path.is_file() else None
     except (OSError, pa.ArrowException, IntegrityError):
         return None
 
@@ -137,9 +132,7 @@ def read_predictions(path: Path, most: int) -> Predictions:
     Those of version 1 have no SHA-256 of their images: see `keyed`.
     """
     table = read_parquet(path, most).combine_chunks()
-    source = _source(path, table.schema)
-    if len(table) != (expected := source.stop - source.start):
-        raise IntegrityError(f"{path}: expected {expected} rows, found {len(table)}")
+    origin = _origin(path, table.schema)
     table = table.replace_schema_metadata(None)
     if table.column_names == [name for name in SCHEMA.names if name not in ("id", "sha256")]:
         unknown = pa.nulls(len(table), pa.string())
@@ -147,7 +140,7 @@ def read_predictions(path: Path, most: int) -> Predictions:
         table = table.select(SCHEMA.names)
     if table.schema != SCHEMA or not _is_possible(table):
         raise IntegrityError(f"{path}: damaged: no table that a classifier gives")
-    return Predictions(table, source)
+    return Predictions(table, **origin)
 
 
 def _is_possible(table: pa.Table) -> bool:
@@ -167,12 +160,12 @@ def _is_possible(table: pa.Table) -> bool:
     )
 
 
-def _source(path: Path, schema: pa.Schema) -> Source:
+def _origin(path: Path, schema: pa.Schema) -> dict[str, Any]:
     try:
         content = json.loads((schema.metadata or {})[KEY])
         # Version 1 did not name its format.
         content = FORMAT.upgraded({**FORMAT.head(), "format_version": 1, **content}, path)
-        return Source(**{field.name: content[field.name] for field in fields(Source)})
+        return {name: content[name] for name in ORIGIN}
     except (KeyError, TypeError, ValueError):
         raise IntegrityError(
             f"{path}: expected predictions of sdwn evaluate, found a table without "
@@ -221,8 +214,7 @@ def read_earlier(path: Path, most: int, classifier: Mapping[str, Any]) -> pa.Tab
     if path.exists():
         try:
             found = read_predictions(path, most)
-            before = found.source.classifier
-            if all(before.get(name) == classifier[name] for name in classifier.keys() - OF_A_TASK):
+            if _settings(found.classifier) == _settings(classifier):
                 return found.table
             log.warning("%s: not used: classified with other weights or settings", path)
         except IntegrityError as error:
@@ -230,13 +222,16 @@ def read_earlier(path: Path, most: int, classifier: Mapping[str, Any]) -> pa.Tab
     return SCHEMA.empty_table()
 
 
+def _settings(classifier: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in classifier.items() if name not in OF_A_TASK}
+
+
 # --- Shards, and the whole ---------------------------------------------------------------------
 def read_whole_predictions(
     release: Release, paths: EvaluationPaths, plan: PredictionPlan
 ) -> Predictions:
     """Read an evaluation's predictions, compared with plan and release."""
-    whole, images = Shard(0, 0, plan.images, plan.images), plan.images_of(release).metadata
-    return _read_checked(paths.predictions, plan, whole, images)
+    return _read_checked(paths.predictions, plan, plan.images_of(release).metadata)
 
 
 def remove_damaged_shards(release: Release, work: RunPaths, plan: PredictionPlan) -> Iterator[str]:
@@ -245,7 +240,7 @@ def remove_damaged_shards(release: Release, work: RunPaths, plan: PredictionPlan
     for shard in plan.shards:
         if shard.index in done:
             try:
-                _read_checked(work.shard(shard.index), plan, shard, images)
+                _read_checked(work.shard(shard.index), plan, images[shard.start : shard.stop])
             except IntegrityError as error:
                 work.shard(shard.index).unlink(missing_ok=True)
                 yield str(error)
@@ -267,16 +262,12 @@ def merge_predictions(release: Release, work: RunPaths, plan: PredictionPlan) ->
             f"({names}); make them with: {again}"
         )
 
-    def settings(one: Predictions) -> dict[str, Any]:
-        record = one.source.classifier
-        return {name: value for name, value in record.items() if name not in OF_A_TASK}
-
     for shard in plan.shards:
         if shard.index in done:
             path = work.shard(shard.index)
             try:
-                one = _read_checked(path, plan, shard, images)
-                if found and settings(one) != settings(found[0]):
+                one = _read_checked(path, plan, images[shard.start : shard.stop])
+                if found and _settings(one.classifier) != _settings(found[0].classifier):
                     raise IntegrityError(
                         f"{path}: classified with other weights or settings than the shards before"
                     )
@@ -286,21 +277,19 @@ def merge_predictions(release: Release, work: RunPaths, plan: PredictionPlan) ->
     if problems:
         raise IntegrityError("\n".join(problems))
     devices: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for device in (device for one in found for device in one.source.predicted_on):
+    for device in (device for one in found for device in one.predicted_on):
         key = tuple(value for name, value in device.items() if name != "images")
         devices.setdefault(key, {**device, "images": 0})["images"] += device["images"]
-    source = replace(found[0].source, stop=plan.images, predicted_on=list(devices.values()))
-    return Predictions(pa.concat_tables(one.table for one in found), source)
+    table = pa.concat_tables(one.table for one in found)
+    return replace(found[0], table=table, predicted_on=list(devices.values()))
 
 
-def _read_checked(path: Path, plan: PredictionPlan, shard: Shard, images: pa.Table) -> Predictions:
+def _read_checked(path: Path, plan: PredictionPlan, images: pa.Table) -> Predictions:
     """Read a shard, or all, compared with plan and images."""
     found = read_predictions(path, plan.images)
-    source = found.source
-    if (source.plan, source.start, source.stop) != (plan.digest, shard.start, shard.stop):
+    if found.plan != plan.digest:
         raise IntegrityError(
-            f"{path}: foreign: images {source.start} to {source.stop - 1} of release "
-            f"{source.release[:12]}, plan {source.plan[:12]}; expected {shard.start} to "
-            f"{shard.stop - 1} of {plan.release[:12]}, {plan.digest[:12]}"
+            f"{path}: foreign: of release {found.release[:12]}, plan {found.plan[:12]}; expected "
+            f"{plan.release[:12]}, {plan.digest[:12]}"
         )
-    return keyed(path, found, images.slice(shard.start, len(found.table)))
+    return keyed(path, found, images)

@@ -20,7 +20,7 @@ from sdwn.jobs.task import Meter, RunDisk, Stage
 from sdwn.paths import RunPaths, work_paths
 from sdwn.planning.plan import Shard
 from sdwn.prediction.plan import PredictionPlan, evaluation_of, open_planned_release
-from sdwn.prediction.table import Predictions, Source, find_by_key, read_earlier, write_predictions
+from sdwn.prediction.table import Predictions, find_by_key, read_earlier, write_predictions
 from sdwn.releases.release import Release
 from sdwn.wordnet.taxonomy import nearest_subtrees
 
@@ -116,8 +116,7 @@ def predict_shards(  # noqa: PLR0913, PLR0917
             here |= {"batch_size": predictor.batch.images, "images": len(todo)}
             before = {"device": "of an earlier release", "images": len(rows) - len(todo)}
             used = [one for one in (before, here) if one["images"]]
-            source = Source(plan.release, plan.digest, shard.start, shard.stop, record, used)
-            found = Predictions(table, source)
+            found = Predictions(table, plan.release, plan.digest, record, used)
             disk.retry(partial(write_predictions, paths.shard(shard.index), found))
     finally:
         meter.end()
