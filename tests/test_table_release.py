@@ -342,11 +342,11 @@ def test_a_release_without_wnids_has_no_tree(tmp_path: Path) -> None:
     library = Library(
         import_images(source, target, ImportOptions("imagefolder")).release.paths.root
     )
-    assert (library.tree, library.tree_missing, library.groups) == (None, None, {})
+    assert (library.tree, library.groups) == (None, {})
     with served(library) as address, httpx.Client(base_url=address) as site:
         for page in ("/", url("concepts", "7"), "/about"):
             text = site.get(page).text
             assert "/tree" not in text
             assert "synset" not in text.partition("<main")[2]
-        assert "none of its concepts is a synset" in site.get("/tree").text
+        assert "none of its concepts is of a synset" in site.get("/tree").text
         assert site.get("/?below=n02084071").status_code == 400

@@ -122,11 +122,6 @@ class Entry:
         ids = () if self.id == self.concept.wnid else (self.id,)
         return dict.fromkeys((*self.lemmas, self.label, *ids))
 
-    @property
-    def keys(self) -> dict[str, None]:
-        """Its id, wnid and name, once each."""
-        return dict.fromkeys((self.id, self.concept.wnid or self.id, self.concept.name))
-
 
 class Collection:
     """A release's concepts by name, and its images by concept and number; threads may share it.
@@ -340,8 +335,9 @@ class SearchIndex:
         called = (
             (f"{kind}{fold(name)}", rank, entry.position)
             for entry in entries
-            for kind, names in (("", entry.names), (_KEY, entry.keys))
-            for rank, name in enumerate(names)
+            for concept in (entry.concept,)
+            for kind, names in (("", entry.names), (_KEY, (concept.id, concept.wnid, concept.name)))
+            for rank, name in enumerate(filter(None, names))
         )
         with self._database as database:
             insert = "INSERT INTO texts(rowid, lemmas, said) VALUES (?, ?, ?)"

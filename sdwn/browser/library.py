@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
@@ -36,7 +37,6 @@ from sdwn.reports.page import data_url, policy_hash
 from sdwn.storage.images import CELL, contact_sheet
 from sdwn.wordnet.corpus import require_corpus
 from sdwn.wordnet.imagenet import class_index
-from sdwn.wordnet.taxonomy import Taxonomy
 
 # Concepts on a page, images of each, and hypernyms that a search offers.
 PAGE, PREVIEW, OFFERED = 48, 4, 3
@@ -75,7 +75,7 @@ class Library:
         predictions: of the evaluation that is shown; None without one.
         evaluations: names of those that can be shown, newest first; ``refused``, by name, why
             others cannot be.
-        tree_missing: why there is no tree though there are synsets; None where there is one.
+        tree_missing: why there is no tree; None where there is one.
         groups: the evaluation's groups by name, to their wnids.
     """
 
@@ -85,6 +85,7 @@ class Library:
         self.name, self.root = manifest.name, str(self.release.paths.root)
         self.model = manifest.settings["model"]["name"] if manifest.settings else None
         self.collection = Collection(self.release)
+        pa.default_memory_pool().release_unused()  # of reading it
 
         self.predictions: ImagePredictions | None = None
         self.evaluations, self.refused = list[str](), dict[str, str]()
@@ -105,16 +106,14 @@ class Library:
             raise UsageError(f"{self.release}: no evaluation {evaluation!r}; there is {known}")
 
         self.tree_missing: str | None = None
-        self._taxonomy: Taxonomy | None = None
         try:
-            if self.release.has_tree:
-                if not self.release.paths.taxonomy.exists():
-                    require_corpus()
-                self._taxonomy = self.release.taxonomy
+            if self.release.has_tree and not self.release.paths.taxonomy.exists():
+                require_corpus()
+            self._taxonomy = self.release.taxonomy
         except SdwnError as error:
             self.tree_missing = str(error)
-        groups = self.predictions.record["groups"] if self.predictions and self._taxonomy else []
-        self.groups = {one["name"]: one["wnid"] for one in groups}
+        groups = self.predictions.record["groups"] if self.predictions else []
+        self.groups = {} if self.tree_missing else {one["name"]: one["wnid"] for one in groups}
 
     @cached_property
     def index(self) -> SearchIndex:
@@ -125,7 +124,7 @@ class Library:
     def tree(self) -> SynsetTree | None:
         """WordNet above the synsets, built at the first use; None where there is neither."""
         known = self.collection, self.predictions
-        return SynsetTree(self._taxonomy, *known) if self._taxonomy else None
+        return None if self.tree_missing else SynsetTree(self._taxonomy, *known)
 
     def warm(self) -> None:
         """Build search and tree in a thread, so that the first visitor need not wait."""
@@ -261,11 +260,9 @@ class Library:
             known = ", ".join(self.groups) or "none"
             raise UsageError(f"group={view.group!r}: no such group; there is {known}")
         for wnid in filter(None, (view.group and self.groups[view.group], view.below)):
-            # Without a tree, a class is still all concepts of its wnid.
-            own = [entry.position for entry in collection.by_wnid.get(wnid, ())]
-            if self.tree is None and not own:
-                raise UsageError(f"below={wnid}: {self.tree_missing or 'no concept is of it'}")
-            fits &= self.tree.below(wnid) if self.tree else np.isin(np.arange(len(fits)), own)
+            if self.tree is None:
+                raise UsageError(f"below={wnid}: {self.tree_missing}")
+            fits &= self.tree.below(wnid)
         positions, corrected = self.index.search(view.q)
         positions = positions[fits[positions]]
         wanted = np.zeros(len(collection), dtype=bool)
@@ -381,6 +378,7 @@ SHEET_QUALITY = 85
 # More are left out: of photographs these are 10 MB, and a browser opens no page of a gigabyte.
 SHEET_IMAGES = 1000
 SHEET_THREADS = 8
+SHEET_FACTS = "id wnid synset definition prompts negative_prompt imagenet_class".split()
 
 T = TypeVar("T")
 
@@ -389,21 +387,11 @@ def sheet_record(library: Library, entry: Entry) -> dict[str, Any]:
     """Return the facts about a concept and each image, the record of ``sdwn show --json``."""
     predictions, images = library.predictions, library.images(entry.id)
     correct, labelled = library.tally(entry.position)
-    regenerate, concept = library.regenerate_command(entry.concept), entry.concept
+    regenerate = library.regenerate_command(entry.concept)
     return {
         "release": library.root,
-        "id": entry.id,
-        "label": entry.label,
-        "wnid": concept.wnid,
-        "synset": concept.synset,
-        "lemmas": entry.lemmas,
-        "definition": concept.definition,
-        "prompt": entry.prompt,
-        "prompts": concept.prompts,
-        "negative_prompt": concept.negative_prompt,
-        "imagenet_class": concept.imagenet_class,
-        "images": entry.images,
-        "black": entry.black,
+        **{name: getattr(entry.concept, name) for name in SHEET_FACTS},
+        **{name: getattr(entry, name) for name in ("label", "lemmas", "prompt", "images", "black")},
         "above": _above(library, entry),
         "judged": labelled,
         "right": correct,

@@ -597,7 +597,7 @@ def browse_command(
                     )
             for name, reason in here.refused.items():
                 console.say(f"the evaluation {name} is not shown: {reason}")
-            if here.tree_missing:
+            if here.tree_missing and here.release.has_tree:
                 console.say(f"without WordNet's tree: {here.tree_missing}")
             console.say("Ctrl-C ends it")
         for library in filter(None, (here, there)):

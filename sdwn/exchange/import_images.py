@@ -68,8 +68,6 @@ _NAME = re.compile(r"(?<![\w.'/-])(?:Synset\(['\"])?([\w.'/-]+\.n\.(?!00)[0-9]{2
 _FIELD = re.compile(
     r"^[ \t]*(prompt|synset|wnid|label|id)[ \t]*[:=][ \t]*", re.IGNORECASE | re.MULTILINE
 )
-# What an id is in a table of prompts.
-_ID = re.compile(r"(?!\.\.?\Z)[^/\x00-\x1f\x7f-\x9f]+")
 
 
 class UnfitError(Exception):
@@ -144,9 +142,10 @@ class SourceFolder:
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """A whole image: its name relative to its source, its bytes' number, and their record."""
+    """A whole image: its name relative to its source, its label, its bytes' number and record."""
 
     name: str
+    label: Label
     size: int
     row: dict[str, Any]
 
@@ -158,9 +157,6 @@ class Label:
     concept: Concept
     prompts: tuple[str, ...] = ()
     stem: str = ""
-
-
-Labelled = list[tuple[Label, SourceImage]]
 
 
 def count_files(source: Path, follow_links: bool = False) -> int:
@@ -202,7 +198,7 @@ def import_images(
         raise UsageError("\n".join(lines))
     groups = [images for _, images in sorted(found.items())]
     # Where texts of a concept differ, its own prompt is the first one's.
-    planned = [group[0][0].concept for group in groups]
+    planned = [group[0].label.concept for group in groups]
     wnids = [concept.wnid for concept in planned if concept.wnid]
     taxonomy = None
     with suppress(SdwnError):  # no folder names a synset where there is no WordNet
@@ -276,7 +272,7 @@ def list_source(source: Path, follow_links: bool = False) -> SourceFolder:
 
 def _gather(
     folder: SourceFolder, layout: str, advance: Advance
-) -> tuple[dict[str, Labelled], list[tuple[str, str]]]:
+) -> tuple[dict[str, list[SourceImage]], list[tuple[str, str]]]:
     """Label and check every file; return images by id, and the files left out, with reasons."""
     skipped, labels = [*folder.skipped], dict[str, Label]()
     label_of = _LABELS[layout](folder)
@@ -287,29 +283,31 @@ def _gather(
             skipped.append((name, str(error)))
     for _ in skipped:
         advance(1)
-    images = dict[str, Labelled]()
+    images = dict[str, list[SourceImage]]()
     # The first of images of the same name and bytes is kept. Bytes alone are no reason to leave
     # one out: a run's black images all have the same.
     first = dict[tuple[str, str, bytes], SourceImage]()
     threads = len(os.sched_getaffinity(0))
-    checked = in_threads(partial(_check_image, folder), labels, threads, AHEAD * threads)
-    for (name, label), found in zip(labels.items(), checked, strict=True):
+    check = partial(_check_image, folder)
+    checked = in_threads(check, labels.items(), threads, AHEAD * threads)
+    for name, found in zip(labels, checked, strict=True):
         advance(1)
         if isinstance(found, str):
             skipped.append((name, found))
             continue
-        id_ = label.concept.id
+        id_ = found.label.concept.id
         twin = first.setdefault((id_, stem(name).casefold(), found.row["sha256"]), found)
         if twin is found:
-            images.setdefault(id_, []).append((label, found))
+            images.setdefault(id_, []).append(found)
         else:
             same = f"duplicate: {escaped_name(twin.name)} has the same name and bytes"
             skipped.append((name, same))
     return images, skipped
 
 
-def _check_image(folder: SourceFolder, name: str) -> SourceImage | str:
+def _check_image(folder: SourceFolder, labelled: tuple[str, Label]) -> SourceImage | str:
     """Read and decode a file; return its image, or the reason why it is not one."""
+    name, label = labelled
     try:
         payload = folder.read(name, MOST_BYTES)
         # Codec and size by the content, before any pixel is decoded.
@@ -326,10 +324,12 @@ def _check_image(folder: SourceFolder, name: str) -> SourceImage | str:
     # getbbox() finds what is not zero.
     status, digest = "unknown" if image.getbbox() else "black", hashlib.sha256(payload).digest()
     row = {"status": status, "width": image.width, "height": image.height}
-    return SourceImage(name, len(payload), {**row, "codec": codec, "sha256": digest})
+    return SourceImage(name, label, len(payload), {**row, "codec": codec, "sha256": digest})
 
 
-def _parts(folder: SourceFolder, groups: list[Labelled], part_bytes: int) -> Iterator[Part]:
+def _parts(
+    folder: SourceFolder, groups: list[list[SourceImage]], part_bytes: int
+) -> Iterator[Part]:
     """Yield the parts, of whole concepts and at least ``part_bytes`` each."""
     task_run = {
         "imported_with": f"sdwn {sdwn.__version__}",
@@ -346,39 +346,40 @@ def _parts(folder: SourceFolder, groups: list[Labelled], part_bytes: int) -> Ite
             raise IntegrityError(f"{where}: changed while it was imported; run it again")
         return payload
 
-    sizes = [sum(image.size for _, image in images) for images in groups]
+    sizes = [sum(image.size for image in images) for images in groups]
     for first, last in cut_parts(sizes, part_bytes):
         numbered = [one for images in groups[first:last] for one in _numbered(images)]
         rows = [
             {
-                "id": label.concept.id,
-                "wnid": label.concept.wnid or "",
-                "synset": label.concept.synset or "",
+                "id": image.label.concept.id,
+                "wnid": image.label.concept.wnid or "",
+                "synset": image.label.concept.synset or "",
                 "number": number,
-                **({"prompt": texts[number % len(texts)]} if (texts := label.prompts) else {}),
+                **(
+                    {"prompt": texts[number % len(texts)]} if (texts := image.label.prompts) else {}
+                ),
                 **image.row,
                 "task_run": 0,
                 "file": escaped_name(image.name),
             }
-            for label, image, number in numbered
+            for image, number in numbered
         ]
         # The records name every file by its SHA-256.
         inputs = hashlib.sha256(json.dumps(rows, default=bytes.hex).encode()).hexdigest()
-        lengths = np.array([image.size for _, image, _ in numbered])
+        lengths = np.array([image.size for image, _ in numbered])
         contents = Contents(to_columns(rows), lengths, [task_run])
-        payloads = (reread(image) for _, image, _ in numbered)
+        payloads = (reread(image) for image, _ in numbered)
         write = partial(write_images, contents=contents, payloads=payloads)
         yield {"rows": inputs}, write, 0
 
 
-def _numbered(images: Labelled) -> list[tuple[Label, SourceImage, int]]:
+def _numbered(images: list[SourceImage]) -> list[tuple[SourceImage, int]]:
     """Number a concept's images by their names if these have distinct numbers, or else from 0."""
-    tails = [stem(image.name).removeprefix(label.stem) for label, image in images]
+    tails = [stem(image.name).removeprefix(image.label.stem) for image in images]
     numbers = [int(match[1]) for tail in tails if (match := _NUMBER.search(tail))]
     if len(set(numbers)) < len(images) or max(numbers) >= 2**32:
         numbers = list(range(len(images)))
-    found = [(*one, number) for one, number in zip(images, numbers, strict=True)]
-    return sorted(found, key=lambda one: one[2])
+    return sorted(zip(images, numbers, strict=True), key=lambda one: one[1])
 
 
 # --- Labels, by the names of folders or by texts beside the images -----------------------------
@@ -512,7 +513,9 @@ def _classes_of(label: str) -> list[str]:
 
 
 def _as_id(text: str) -> str:
-    return text if _ID.fullmatch(text) and len(text.encode()) <= 150 else path_name(text)
+    # As in a table of prompts, it can name a folder.
+    fits = text.isprintable() and "/" not in text and text not in (".", "..")
+    return text if fits and len(text.encode()) <= 150 else path_name(text)
 
 
 def escaped_name(name: str) -> str:

@@ -285,10 +285,10 @@ class Release:
         """All concepts of the plans by id, also those that this release has no images of."""
         found = dict[str, Concept]()
         for one in chain(*map(concept_rows, self.concept_tables)):
-            # A later plan may make further images of it.
-            before = found.get(one.id, one)
-            stop = max(each.first_image + each.images for each in (before, one))
-            found[one.id] = replace(before, images=stop - before.first_image)
+            before = found.setdefault(one.id, one)
+            if before is not one:  # a later plan makes further images of it
+                stop = max(each.first_image + each.images for each in (before, one))
+                found[one.id] = replace(before, images=stop - before.first_image)
         return found
 
     @cached_property
