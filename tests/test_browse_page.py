@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from sdwn.browser.library import Library
+from sdwn.paths import ReleasePaths
+from sdwn.planning.concept_table import as_table, write_concepts
+from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import WordNet
 
 from conftest import Sdwn, hide_wordnet
@@ -82,16 +84,10 @@ def _release(folder: Path, wordnet: WordNet, wnids: list[str], **changes: Any) -
 
 def rename(root: Path, wnid: str, lemmas: str) -> None:
     """Give a synset of a release other lemmas and another definition."""
-    table = root / "synsets.csv"
-    rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
-    for row in rows:
-        if row["wnid"] == wnid:
-            row.update(lemmas=lemmas, definition=f"{TURNED} {lemmas}")
-    written = io.StringIO()
-    writer = csv.DictWriter(written, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    table.write_text(written.getvalue(), encoding="utf-8")
+    concepts = Release(root).concepts
+    changed = {"lemmas": lemmas, "label": lemmas.partition(", ")[0].replace("_", " ")}
+    concepts[wnid] = replace(concepts[wnid], **changed, definition=f"{TURNED} {lemmas}")
+    write_concepts(ReleasePaths(root).concepts(0), as_table(tuple(concepts.values())))
 
 
 @pytest.fixture(scope="module")
