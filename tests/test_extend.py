@@ -255,6 +255,7 @@ def test_the_commands_extend_and_go_on(made: Any, tmp_path: Path, sdwn: Sdwn) ->
     first = made(images_per_synset=2)
     more = ("--set", "images_per_synset=3")
     done = sdwn("extend", first.paths.root, "more", *more)
+    assert f"{first.manifest.images} images stay" in " ".join(done.stdout.split())
     assert "sdwn submit more --wait" in done.stdout
     assert sdwn.json("extend", first.paths.root, "more", *more)["images"] == len(first.concepts)
 

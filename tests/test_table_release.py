@@ -181,9 +181,10 @@ def test_the_card_fits_a_table(
     card = (tmp_path / "out/README.md").read_text()
     assert f"{len(few)} synthetic images of {len(few.present)} concepts" in card
     assert "1 to 2 images of each concept" in card
+    assert " concepts share a prompt with another one.\n" in card
     assert "| prompt | written for each concept |" in card
     if layout not in ("folders", "imagefolder"):
-        assert "| `score` | the author's own |" in card
+        assert "| `score` | a column of the table of prompts |" in card
     monkeypatch.chdir(tmp_path / "out")
     if layout == "imagefolder":  # as of synsets
         return

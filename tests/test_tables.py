@@ -109,6 +109,7 @@ def test_every_value_of_a_table_comes_back(
     ("name", "content", "expected"),
     [
         ("a.csv", "ID,prompt\n1,a\n", "expected the column id, found 'ID', 'prompt'"),
+        ("a.csv", "name,text\n1,a\n", "expected the columns id and prompt, found 'name', 'text'"),
         ("a.csv", "id,prompt,id\n1,a,2\n", "column 'id': expected one column of this name"),
         ("a.csv", "id,prompt,x,X\n1,a,2,3\n", "column 'X': expected one column of this name, wha"),
         ("a.csv", ",id,prompt\n0,1,a\n", "column '': sdwn has a column of this name"),
@@ -394,7 +395,7 @@ def test_the_examples_of_the_docs_are_planned(
     lines = ["--set", "catalog={table: prompts.jsonl}"]
     monkeypatch.chdir(tmp_path)
     shown = sdwn("plan", tmp_path / "0.yaml", tmp_path / "lines", *noise, *lines).stdout
-    assert "2, of which 1 are of 1 synset" in shown
+    assert "2; 1 with a synset (1 different)" in shown
     assert "source (string), score (double), tags (list<item: string>)" in shown
     assert "4, 1 to 3 a concept" in shown
 

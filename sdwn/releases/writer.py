@@ -342,8 +342,9 @@ def card(
             model, storage = ModelConfig(**settings["model"]), settings["storage"]
             loss = CODECS[storage["codec"]].loss(storage["quality"])
             encoding, licence = f"{storage['codec']}, {loss}", LICENCES.get(model.name)
-            title = f"{model.name if model.builtin else 'Stable Diffusion'} x {title}"
-            tags = tags if model.builtin else ["stable-diffusion", *tags]
+            title = f"{model.name} x {title}"
+            if "stable-diffusion" in model.name:
+                tags = ["stable-diffusion", *tags]
         if manifest.origin == "run":
             tags = ["synthetic", *tags]
             tasks.append("text-to-image")  # imports may have no prompts to learn from
