@@ -419,8 +419,13 @@ def validated(kind: type[S], content: Any, source: str) -> S:
     except ValidationError as error:
         # A misspelt key first: it is why another one is missing.
         mistakes = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    first, where = mistakes[0], ".".join(map(str, mistakes[0]["loc"]))
-    where = re.sub(r"\.(str|tuple\[.*\])(?![^.])", "", where)  # which kind of a setting
+    # What may be text or a list has a mistake of each kind.
+    paths = (".".join(map(str, one["loc"])) for one in mistakes)
+    first, places = (
+        mistakes[0],
+        [re.sub(r"\.(str|tuple\[.*\])(?![^.])", "", path) for path in paths],
+    )
+    where, others = places[0], len(set(places)) - 1
     message = first["msg"].removeprefix("Value error, ")
     message = message.replace("a valid tuple", "a list, as [a, b]")
     message = message.replace("a valid dictionary", "a section of settings")
@@ -440,7 +445,7 @@ def validated(kind: type[S], content: Any, source: str) -> S:
         message = f"{where}: expected text, found a mapping{_QUOTES}"
     elif first["type"] not in ("value_error", "missing"):
         message += f", found {repr(first['input'])[:80]}"
-    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    more = f" (and {others} more)" if others else ""
     raise UsageError(f"{source}: {message}{more}")
 
 

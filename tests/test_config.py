@@ -224,3 +224,10 @@ def test_a_fault_without_braces_does_not_speak_of_quotes(tmp_path: Path) -> None
         with pytest.raises(UsageError) as caught:
             load(tmp_path, f"{SMALL}{line}")
         assert "quotes" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["prompt: 5", "prompt: {lemma}"])
+def test_a_prompt_that_is_neither_text_nor_a_list_is_one_mistake(tmp_path: Path, line: str) -> None:
+    with pytest.raises(UsageError, match="prompt: ") as caught:
+        load(tmp_path, f"{SMALL}{line}")
+    assert "more)" not in str(caught.value)
