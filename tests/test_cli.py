@@ -347,7 +347,7 @@ def test_the_first_config_of_the_readme(sdwn: Sdwn, tmp_path: Path) -> None:
         (line,) = [line for line in readme_commands() if line.startswith("sdwn plan mine.yaml")]
         shutil.rmtree(sdwn.folder / "MINE", ignore_errors=True)
         sdwn(*shlex.split(line)[1:])
-    (line,) = [line for line in readme_commands() if "ZEBRAS" in line]
+    (line,) = [line for line in readme_commands() if line.startswith("sdwn run demo ZEBRAS")]
     planned = sdwn("plan", *shlex.split(line)[2:], "--profile", "testbed")
     assert planned.stdout.endswith("next: sdwn submit ZEBRAS --profile testbed --wait\n")
 
