@@ -185,7 +185,7 @@ class GenerationConfig(Section):
     num_inference_steps: Positive = 50
     guidance_scale: Annotated[float, Field(ge=0)] = 7.5
     scheduler: str | None = "PNDMScheduler"
-    negative_prompt: str | None = None
+    negative_prompt: Annotated[str, Field(pattern=r"^[^\x00]*$")] | None = None
     safety_checker: bool = True
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     batch_size: Positive | None = None
@@ -318,11 +318,12 @@ class RunConfig(Section):
             # No format and no attribute: {definition:>99999999} would fill the memory.
             left = re.sub(r"\{\{|\}\}|\{" f"({'|'.join(PROMPT_FIELDS)})" r"\}", "", template)
             # A table of synsets with a carriage return is not read back as it was written.
-            if re.search(r"[{}\r]", left) or not template.strip():
+            # HDF5 would cut it at a NUL.
+            if re.search(r"[{}\r\0]", left) or not template.strip():
                 valid = ", ".join("{" + name + "}" for name in PROMPT_FIELDS)
                 raise ValueError(
                     f"not a template such as {{definition}}: {template!r}; valid fields: {valid}; "
-                    "a brace is written {{ or }}; no carriage return"
+                    "a brace is written {{ or }}; no carriage return or NUL"
                 )
         if given == () or len(set(templates)) < len(templates):
             raise ValueError("expected a list of templates, each of them once")

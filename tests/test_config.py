@@ -90,6 +90,8 @@ def test_paper_pins_what_the_paper_used() -> None:
         (SMALL + "prompt: '{definition.__class__}'", "prompt: not a template"),
         (SMALL + "prompt: ' '", "not a template such as {definition}: ' '"),
         (SMALL + 'prompt: "a\\r{lemma}"', "prompt: not a template"),
+        (SMALL + 'prompt: "{lemma}\\0"', "prompt: not a template"),
+        (SMALL + 'generation: {negative_prompt: "a\\0"}', "negative_prompt: String should match"),
         (SMALL + "generation: {guidance_scale: .inf}", "Input should be a finite number"),
         (SMALL + "seed: true", "seed: Input should be a valid integer, found True"),
         (SMALL + "seed: 2020-13-45", "not valid YAML: month must be"),
