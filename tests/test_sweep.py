@@ -112,6 +112,21 @@ def test_what_makes_no_sweep_is_refused_before_anything_is_written(
     assert not (tmp_path / "S").exists()
 
 
+def test_cells_whose_names_differ_in_case_alone_have_folders_that_differ_in_more(
+    sdwn: Sdwn, tmp_path: Path
+) -> None:
+    path = write(tmp_path, vary={"prompt": ["A {lemma}", "a {lemma}"]})
+    cells = json.loads(sdwn("sweep", path, "S", "--json").stdout)["cells"]
+    assert [cell["name"] for cell in cells] == ["prompt=A-lemma", "prompt=a-lemma-2"]
+    record = tmp_path / "S/sweep.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "cells": []}))
+    refused = sdwn("status", "S", code=1).stderr
+    assert "damaged: cells: List should have at least 1 item" in refused
+    assert "remove it, and run sdwn sweep again" in refused
+    record.unlink()
+    assert json.loads(sdwn("sweep", path, "S", "--json").stdout)["cells"] == cells
+
+
 def test_a_changed_base_or_another_kind_of_folder_is_refused(sdwn: Sdwn, tmp_path: Path) -> None:
     path = write(tmp_path, vary=VARY)
     sdwn("sweep", path, "S")

@@ -22,7 +22,7 @@ from sdwn.io import Format
 from sdwn.paths import RunPaths, shipped_file
 from sdwn.planning.plan import flat_settings
 
-FORMAT = Format("sdwn-sweep", 1, "plan the sweep again, with: sdwn sweep SWEEP FOLDER")
+FORMAT = Format("sdwn-sweep", 1, "remove it, and run sdwn sweep again, or upgrade sdwn if it is newer")
 # In characters: of a value in a cell's name, and of the name.
 LONGEST_VALUE, LONGEST_NAME = 24, 120
 
@@ -52,7 +52,7 @@ class Sweep(Record):
 
     format: str = FORMAT.name
     format_version: int = FORMAT.version
-    cells: list[Cell]
+    cells: Annotated[list[Cell], Field(min_length=1)]
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -61,7 +61,9 @@ def read_sweep(folder: Path) -> Sweep:
     try:
         return Sweep.model_validate(FORMAT.read(path))
     except ValidationError as error:
-        raise IntegrityError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+        mistake = error.errors()[0]
+        what = f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}"
+        raise IntegrityError(f"{path}: damaged: {what}; {FORMAT.remedy}") from None
 
 
 def read_sweep_file(

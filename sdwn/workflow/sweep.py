@@ -36,7 +36,8 @@ def plan_sweep(path: Path, folder: Path, overrides: tuple[str, ...], display: Di
                 raise UsageError(f"{path}: {name} and {twin} are the same cell; leave one out")
             name = twin
         else:
-            while name in configs:
+            # Macs take folders that differ in case for one.
+            while name.lower() in map(str.lower, configs):
                 name += "-2"
             settings_of[name], configs[name], names[_images(config)] = settings, config, name
         named.add(name)
