@@ -388,6 +388,9 @@ def decode_text(content: bytes) -> str:
 def read_text(path: Path) -> str:
     """Read a text file of a user, see :func:`decode_text`; line ends stay as they are."""
     try:
+        if (size := path.stat().st_size) > TABLE_BYTES:
+            found = f"at most {decimal(TABLE_BYTES)}, found {decimal(size)}"
+            raise UsageError(f"{path}: expected text of {found}")
         return decode_text(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None

@@ -126,6 +126,19 @@ def test_every_value_of_a_table_comes_back(
         ("a.csv", b"id,prompt\n1,caf\xe9\n", "expected text in UTF-8, save it as such"),
         ("a.csv", "id,prompt\n1,\n2,a\n3,  \n", "expected a prompt; found row 2, row 4 ('  ')"),
         ("a.csv", "id,prompt\n,a\n", "expected an id; found row 2"),
+        ("a.csv", "id,prompt\r1,a\r2,\r", "expected a prompt; found row 3"),
+        ("a.csv", '"' + "x" * 200_000, "cannot be read: Error: field larger than field limit"),
+        ("a.csv", ",".join(map(str, range(2000))), "expected at most 1,000 columns, found 2,000"),
+        (
+            "a.jsonl",
+            '{"id": "a", "prompt": "b", "negative_prompt": "c\\u0000"}',
+            "expected a negative prompt; found row 1 ('c\\x00')",
+        ),
+        (
+            "a.jsonl",
+            '{"id": "a", "prompt": "b", "x": ' + "[" * 900 + "]" * 900 + "}",
+            "or lists of one of these; found list<item: list<item: ",
+        ),
         (
             "a.csv",
             "id,prompt\na/b,a\n..,a\n",

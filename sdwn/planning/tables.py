@@ -28,6 +28,8 @@ from sdwn.wordnet.imagenet import classes_by_name
 
 # Of each kind of fault, a message names so many.
 SHOWN = 5
+# A table of more was turned on its side, or is none.
+MOST_COLUMNS = 1000
 
 _TEXT = pa.string()
 _TEXTS = ("id", "prompt", "label", "wnid", "synset", "negative_prompt")
@@ -61,6 +63,8 @@ def read_table(path: Path, only: Sequence[str], images: int) -> pa.Table:
     rows.refuse(pc.is_in(folded, several), "expected ids that differ, and in more than case", ids)
     given_images = rows.whole_numbers("images", 1, MOST_IMAGES)
     seeds = rows.whole_numbers("seed", 0, 2**63 - 1)
+    negative = rows.columns["negative_prompt"].cast(_TEXT)
+    rows.refuse(pc.match_substring(negative, "\0"), "expected a negative prompt", negative)
     wnids, synsets = _synsets(rows)
     unknown = pc.if_else(pc.is_null(wnids), labels, None)
     classes = {
@@ -89,7 +93,7 @@ def read_table(path: Path, only: Sequence[str], images: int) -> pa.Table:
             "prompts": pa.ListArray.from_arrays(np.arange(len(ids) + 1, dtype="i4"), prompts),
             "images": pc.fill_null(given_images.cast(pa.uint32()), images),
             "seed": seeds.cast(pa.uint64()),
-            "negative_prompt": rows.columns["negative_prompt"].cast(_TEXT),
+            "negative_prompt": negative,
         }
     )
     chosen = pa.array(only, _TEXT)
@@ -191,7 +195,8 @@ def _column_fault(name: str, column: pa.Array) -> str | None:
     if name.strip().lower() in _RESERVED:
         return "sdwn has a column of this name; rename it"
     if _kept_type(kind) is None:
-        return f"expected text, numbers, truth values, or lists of one of these; found {kind}"
+        found = f"{kind!s:.99}"
+        return f"expected text, numbers, truth values, or lists of one of these; found {found}"
     flat = pc.list_flatten(column) if pa.types.is_list(kind) else column
     if pa.types.is_floating(flat.type) and pc.any(pc.invert(pc.is_finite(flat))).as_py():
         return "expected finite numbers, or nothing; found nan or infinity"
@@ -239,9 +244,16 @@ def _read(path: Path) -> pa.Table:
             table = _read_csv(read_text(path))
         else:
             raise UsageError(f"{path}: expected .csv, .tsv, .jsonl, .ndjson or .parquet")
+        if table.num_columns > MOST_COLUMNS:
+            found = f"found {table.num_columns:,}; is it turned on its side?"
+            raise UsageError(f"{path}: expected at most {MOST_COLUMNS:,} columns, {found}")
+        if ending in _CSV:
+            for at, name in enumerate(table.column_names):
+                if name not in _TEXTS:
+                    table = table.set_column(at, name, _typed(table.column(at)))
         kinds = [_kept_type(kind) or kind for kind in table.schema.types]
         return table.cast(pa.schema(list(zip(table.column_names, kinds, strict=True))))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, csv.Error) as error:
         # Of JSON it counts the rows from 0.
         reason = re.sub(r"(?<=in row )\d+", lambda row: str(int(row[0]) + 1), first_line(error))
         raise UsageError(f"{path}: cannot be read: {reason[:300]}") from None
@@ -254,8 +266,9 @@ def _kept_type(kind: pa.DataType) -> pa.DataType | None:
     if str(kind) in ("null", "large_string", "string_view"):
         return _TEXT
     if re.match(r"(large_|fixed_size_)?list<", str(kind)):
-        values = _kept_type(kind.value_type)
-        return None if values is None or pa.types.is_list(values) else pa.list_(values)
+        # A stranger's lists may lie in one another a thousandfold.
+        values = None if pa.types.is_nested(kind.value_type) else _kept_type(kind.value_type)
+        return values and pa.list_(values)
     return kind if re.fullmatch(r"bool|u?int\d+|halffloat|float|double|string", str(kind)) else None
 
 
@@ -274,7 +287,8 @@ def _read_json(content: bytes) -> pa.Table:
 
 
 def _read_csv(text: str) -> pa.Table:
-    header = text.partition("\n")[0]
+    # Old Macs end a line with a carriage return alone.
+    header = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
     delimiter = max(SEPARATORS, key=header.count)
     names = next(csv.reader([header], delimiter=delimiter), [])
     # Behind the last row, a row that is not there if a quotation mark is never closed.
@@ -292,11 +306,7 @@ def _read_csv(text: str) -> pa.Table:
     )
     if not len(table) or table.column(0)[-1].as_py() != "\x04":
         raise pa.ArrowInvalid("a quotation mark is never closed; close it, or double it")
-    columns = [
-        column if name in _TEXTS else _typed(column)
-        for name, column in zip(names, table.slice(0, len(table) - 1).columns, strict=True)
-    ]
-    return pa.table(columns, names)
+    return table.slice(0, len(table) - 1)
 
 
 def _typed(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
