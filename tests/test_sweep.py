@@ -122,7 +122,7 @@ def test_cells_whose_names_differ_in_case_alone_have_folders_that_differ_in_more
     record.write_text(json.dumps({**json.loads(record.read_text()), "cells": []}))
     refused = sdwn("status", "S", code=1).stderr
     assert "damaged: cells: List should have at least 1 item" in refused
-    assert "remove it, and run sdwn sweep again" in refused
+    assert "remove it and run sdwn sweep again" in refused
     record.unlink()
     assert json.loads(sdwn("sweep", path, "S", "--json").stdout)["cells"] == cells
 

@@ -22,7 +22,7 @@ from sdwn.io import Format
 from sdwn.paths import RunPaths, shipped_file
 from sdwn.planning.plan import flat_settings
 
-FORMAT = Format("sdwn-sweep", 1, "remove it, and run sdwn sweep again, or upgrade sdwn if it is newer")
+FORMAT = Format("sdwn-sweep", 1, "if it is no newer sdwn's, remove it and run sdwn sweep again")
 # In characters: of a value in a cell's name, and of the name.
 LONGEST_VALUE, LONGEST_NAME = 24, 120
 
