@@ -7,30 +7,36 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from sdwn.browser.library import Library
 from sdwn.config import EvaluationConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.evaluation.evaluate import evaluate
+from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.evaluation.verify import verify
 from sdwn.generation.task import generate
-from sdwn.paths import ReleasePaths, RunPaths
+from sdwn.paths import ComparisonPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
 from sdwn.prediction.plan import open_prediction_plan
+from sdwn.prediction.pretrained import own_classes
 from sdwn.prediction.table import read_predictions
 from sdwn.releases.dataset import ReleaseDataset
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.reports.comparison import compare_evaluations, open_sides
+from sdwn.reports.comparison import compare_evaluations, open_sides, write_comparison
 from sdwn.reports.report import write_report
 from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import WordNet
+from timm.models import save_for_hf
 
 import drawn
 from conftest import Sdwn, noise_config
+from served import served
 
 ZEBRA, GREENHOUSE = "n02391049", "n03457902"
 CAPTIONS = """id,prompt,label
@@ -157,3 +163,97 @@ def test_labels_of_a_dataset_are_those_of_the_table(captions: Release) -> None:
     ]
     with pytest.raises(UsageError, match="4 of 10 images are of no synset"):
         ReleaseDataset(captions)
+
+
+# A classifier of its own classes
+OWN_NAMES = ["red bike", "Zebra", "green_door"]
+OWN = CAPTIONS + "door,a door,Green Door\n"
+
+
+@pytest.fixture(scope="module")
+def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as timm saves what was trained on three classes: of random weights."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("models") / "three"
+    network = timm.create_model("test_vit", num_classes=3)
+    names = {"label_names": OWN_NAMES}
+    save_for_hf(network, str(folder), model_config=names, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet, own_model: Path) -> Release:
+    release = made(tmp_path_factory.mktemp("own") / "labelled", OWN, wordnet)
+    evaluate(release, EvaluationConfig(model=f"local-dir:{own_model}"))
+    return release
+
+
+def test_labels_are_held_to_a_classifiers_own_classes(own: Release, own_model: Path) -> None:
+    ((name, _),) = evaluations(own.paths).items()
+    paths = own.paths.evaluation(name)
+    assert name.startswith("three-")
+    record = read_evaluation(paths)
+    assert {row["wnid"]: row["images"] for row in record["classes"]} == {
+        "red bike": 2, "Zebra": 4, "green_door": 2
+    }  # fmt: skip
+    assert (record["images_classified"], record["images_without_wnid"]) == (8, 4)
+    assert (record["groups"], record["map"], record["figures"]["top5_percent"]) == ([], None, 100)
+    assert not paths.table("groups").exists()
+    assert not paths.table("synsets").exists()
+    table = read_predictions(paths.predictions, 99).table
+    network = timm.create_model(f"local-dir:{own_model}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+    for row in table.to_pylist():
+        (index,) = (i for i in own.find(row["id"]) if own.row(int(i))["number"] == row["number"])
+        with torch.inference_mode():
+            expected = network(transform(own.image(int(index)))[None])[0].softmax(0)
+        assert row["top5"] == expected.argsort(descending=True).tolist()
+        assert row["label_probability"] == pytest.approx(float(expected[row["imagenet_class"]]))
+        assert row["wnid"] == OWN_NAMES[row["imagenet_class"]]
+        assert row["subtree_probability"] is None
+    assert verify(own.paths.root) == []
+
+
+def test_pages_of_own_classes_have_nothing_of_wordnet(
+    own: Release, own_model: Path, wordnet: WordNet, tmp_path: Path
+) -> None:
+    page = write_report(own).read_text()
+    assert "8 images of 3 of the classifier's own classes" in page
+    assert "4 images are of concepts whose label is none of them" in page
+    for anchor in ("groups", "map", "wordnet"):
+        assert f'id="{anchor}"' not in page
+    # The same labels and other images: of other prompts.
+    other = made(tmp_path / "other", OWN.replace("a ", "the "), wordnet)
+    evaluate(other, EvaluationConfig(model=f"local-dir:{own_model}"))
+    sides = open_sides([f"one={own.paths.root}", f"other={other.paths.root}"])
+    found = compare_evaluations(sides)
+    assert (found["classes_in_common"], found["pairs"][0]["subtree_probability"]) == (3, None)
+    write_comparison(found, sides, ComparisonPaths(tmp_path / "comparison"))
+    page = (tmp_path / "comparison/comparison.html").read_text()
+    assert "of the 3 classes that all of them have" in page
+    assert "subtrees" not in page
+
+
+def test_own_classes_are_browsed(own: Release) -> None:
+    with served(Library(own.paths.root)) as address, httpx.Client(base_url=address) as client:
+        for path in ("/", "/about", "/map", "/?seen=red+bike"):
+            assert client.get(path).status_code == 200, path
+        assert "of 2 correct" in client.get("/concepts/mine").text
+        assert "green_door" in client.get("/concepts/mine/0").text
+        assert client.get("/?seen=n02391049").status_code == 400
+
+
+def test_no_label_of_a_classifiers_own_is_refused(
+    wordnet: WordNet, sdwn: Sdwn, tmp_path: Path, own_model: Path
+) -> None:
+    release = made(tmp_path / "cats", "id,prompt,label\na,a cat,my cat\n", wordnet)
+    chosen = ("--model", f"local-dir:{own_model}")
+    shown = sdwn("evaluate", release.paths.root, *chosen, code=1).stderr
+    assert "has a label that is a class of" in shown
+    assert "red bike, Zebra, green_door" in shown
+    assert not release.paths.evaluations.exists()
+    (own_model.parent / "unnamed").mkdir()
+    config = json.loads((own_model / "config.json").read_text())
+    (own_model.parent / "unnamed/config.json").write_text(json.dumps({**config, "label_names": []}))
+    with pytest.raises(SdwnError, match="a name for each of its 3 classes, found 0"):
+        own_classes(f"local-dir:{own_model.parent / 'unnamed'}")

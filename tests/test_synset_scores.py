@@ -160,7 +160,9 @@ def test_a_probability_that_is_not_known_is_none_and_no_nan(wordnet: WordNet) ->
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=1))
 def test_confusions_agree_with_a_plain_reference(pairs: list[tuple[int, int]]) -> None:
     names = class_wnids()
-    found = confusion_pairs(table([(names[label], best, 0.5) for label, best in pairs]))
+    found = confusion_pairs(
+        table([(names[label], best, 0.5) for label, best in pairs]), class_wnids()
+    )
     wrong = Counter((names[label], names[best]) for label, best in pairs if label != best)
     images = Counter(names[label] for label, _ in pairs)
     assert {(row["wnid"], row["predicted_wnid"]): row["times"] for row in found} == wrong

@@ -34,7 +34,7 @@ from sdwn.releases.release import Release
 from sdwn.storage.codecs import CODECS, ImageCodec
 from sdwn.storage.columns import BLACK, STATUSES, numbers
 from sdwn.storage.images import decode
-from sdwn.wordnet.imagenet import class_name, class_wnids
+from sdwn.wordnet.imagenet import class_name
 from sdwn.wordnet.taxonomy import Taxonomy
 
 Rows = NDArray[np.int64]
@@ -232,6 +232,7 @@ class ImagePredictions:
 
     Attributes:
         record: the evaluation's ``evaluation.json``; ``model``, the classifier in it.
+        classes: the wnids that are predicted, by index, or the names of the classifier's own.
         rank, best: by row, the label's rank from 0, and the predicted class; NONE where unknown.
         labelled, correct: by position, how many images have a label, and how many of these are
             correct. Black images are counted like any other, as in the evaluation.
@@ -244,7 +245,9 @@ class ImagePredictions:
         table = read_predictions(path, release.manifest.most_rows).table
         # Each image has an id; the label is what only images of ImageNet classes have.
         column = "imagenet_class" if record["selection"] == "imagenet" else "id"
-        classified = numbers(pc.is_valid(release.metadata[column]))
+        labelled = release.labelled_by(record["classifier"].get("class_names", ()))
+        self.classes, top = labelled.classes, min(TOP, len(labelled.classes))
+        classified = numbers(pc.is_valid(labelled.metadata[column]))
         if len(table) != np.count_nonzero(classified):
             raise IntegrityError(f"{path}: of {len(table)} images, which are not this release's")
 
@@ -255,8 +258,8 @@ class ImagePredictions:
             found[classified] = known
             return found
 
-        self._top5 = by_row("top5", NONE, TOP)
-        self._probabilities = by_row("top5_probability", 0, TOP)
+        self._top5 = by_row("top5", NONE, top)
+        self._probabilities = by_row("top5_probability", 0, top)
         self._subtree = by_row("subtree_probability", np.nan)
         self.rank = by_row("label_rank", NONE)
         self.best = self._top5[:, 0]
@@ -267,7 +270,7 @@ class ImagePredictions:
         """Return what was predicted of an image, as `ImageView` has it; nothing if it was not."""
         if self.best[row] == NONE:
             return {}
-        wnids, rank, subtree = class_wnids(), int(self.rank[row]), float(self._subtree[row])
+        wnids, rank, subtree = self.classes, int(self.rank[row]), float(self._subtree[row])
         best = zip(self._top5[row].tolist(), self._probabilities[row].tolist(), strict=True)
         return {
             "top5": tuple(Guess(wnids[i], class_name(wnids[i]), share) for i, share in best),
@@ -279,7 +282,7 @@ class ImagePredictions:
     def predicted_classes(self, rows: Rows) -> list[tuple[str, str, int]]:
         """Count what images were classified as: wnid, name, how many; most first."""
         classes = sorted(i for i in self.best[rows].tolist() if i != NONE)
-        ranked = [(class_wnids()[i], n) for i, n in Counter(classes).most_common()]
+        ranked = [(self.classes[i], n) for i, n in Counter(classes).most_common()]
         return [(wnid, class_name(wnid), n) for wnid, n in ranked]
 
 

@@ -36,7 +36,6 @@ from sdwn.releases.release import Release
 from sdwn.reports.page import data_url, policy_hash
 from sdwn.storage.images import CELL, contact_sheet
 from sdwn.wordnet.corpus import require_corpus
-from sdwn.wordnet.imagenet import class_index
 
 # Concepts on a page, images of each, and hypernyms that a search offers.
 PAGE, PREVIEW, OFFERED = 48, 4, 3
@@ -271,9 +270,9 @@ class Library:
         if view.seen is not None:
             if self.predictions is None:
                 raise UsageError(f"seen={view.seen}: not known without an evaluation")
-            if view.seen not in class_index():
-                raise UsageError(f"seen={view.seen}: expected a class of ImageNet-1k")
-            seen &= self.predictions.best == class_index()[view.seen]
+            if view.seen not in self.predictions.classes:
+                raise UsageError(f"seen={view.seen}: expected a class of the classifier")
+            seen &= self.predictions.best == self.predictions.classes.index(view.seen)
         positions = positions[collection.count(seen & self._kinds[view.show])[positions] > 0]
         _, score, largest_first = ORDERS[view.order]
         if score is not None:

@@ -65,7 +65,7 @@ class View(BaseModel, frozen=True):
     group: Text | None = None
     imagenet: bool = False
     below: Wnid | None = None
-    seen: Wnid | None = None
+    seen: Text | None = None
     order: Annotated[str, Field(pattern=f"^({'|'.join(ORDERS)})$")] = "best"
     page: Annotated[int, Field(ge=1, lt=10**9)] = 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def evaluate(
                         f"they have ended (follow them with: {watch}), or end them with: "
                         f"{command('cancel', work.root)}"
                     )
-                require_evaluable(plan.evaluation, release.taxonomy)
+                require_evaluable(plan.evaluation, lambda: release.taxonomy)
                 todo = [plan.shards[index] for index in unfinished_shards(work, plan)]
                 advance(plan.images - sum(shard.images for shard in todo))
                 if todo:
@@ -106,16 +106,18 @@ def has_predictions(
     return True
 
 
-def require_evaluable(chosen: EvaluationConfig, taxonomy: Taxonomy) -> None:
+def require_evaluable(chosen: EvaluationConfig, taxonomy: Callable[[], Taxonomy]) -> None:
     """Refuse wrong groups, word vectors or models here, before tasks wait and work in vain."""
     if chosen.embedding is not None and not chosen.embedding.is_file():
         raise UsageError(f"{chosen.embedding}: no such file of word vectors")
     if chosen.model != EvaluationConfig().model:
         # Seconds, for timm imports torch; only it knows its names.
-        from sdwn.prediction.pretrained import require_known
+        from sdwn.prediction.pretrained import own_classes, require_known
 
         require_known(chosen.model)
-    read_groups(chosen.groups, taxonomy)
+        if own_classes(chosen.model):
+            return
+    read_groups(chosen.groups, taxonomy())
 
 
 def write_evaluation(
@@ -131,7 +133,8 @@ def write_evaluation(
         shutil.rmtree(work.shards if work.submissions.exists() else work.root, ignore_errors=True)
         paths.earlier.unlink(missing_ok=True)
         classifier = {**found.classifier, "predicted_on": list(found.predicted_on)}
-        record = build_record(release, paths, found.table, classifier, plan.evaluation)
+        labelled = release.labelled_by(plan.class_names)
+        record = build_record(labelled, paths, found.table, classifier, plan.evaluation)
     return main_figures(paths, record)
 
 

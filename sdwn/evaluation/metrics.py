@@ -330,12 +330,12 @@ def percentiles(values: Floats) -> Interval:
 
 
 # --- Confusions --------------------------------------------------------------------------------
-def confusion_pairs(predictions: pa.Table) -> list[dict[str, Any]]:
+def confusion_pairs(predictions: pa.Table, wnids: Sequence[str]) -> list[dict[str, Any]]:
     """Count the incorrect top-1 classes of labelled images: most frequent first, then by wnids.
 
     A row for each pair: ``predicted_wnid`` is predicted for ``times`` of the class's ``images``.
+    ``wnids`` are those of the classes, by index.
     """
-    wnids = class_wnids()
     label, best = numbers(predictions["imagenet_class"]), top1(predictions)
     images = np.bincount(label, minlength=len(wnids)).tolist()
     wrong = np.stack([label, best]).astype(np.int64)[:, label != best]

@@ -91,24 +91,29 @@ def build_record(
 
     All of it is computed and written anew: that takes seconds, and the groups may have changed.
     """
-    taxonomy = release.taxonomy
-    groups = metrics.read_groups(chosen.groups, taxonomy)
+    # By a classifier's own classes there is nothing of WordNet: no group, score or map.
+    taxonomy = release.taxonomy if release.has_tree else None
     of_synsets = predictions.filter(pc.is_valid(predictions["wnid"]))
     labelled = predictions.filter(pc.is_valid(predictions["imagenet_class"]))
     figures, per_class = metrics.measure(labelled)
     wnids = [row["wnid"] for row in per_class]
-    scores = metrics.score_synsets(
-        of_synsets, taxonomy, classifier_wnids(classifier_record.get("classes", CLASSES))
-    )
+    synset_of = (lambda wnid: taxonomy.synset(wnid).name) if taxonomy else str
+    scores, of_groups, group_of = *(list[dict[str, Any]]() for _ in "12"), dict[str, str | None]()
+    if taxonomy:
+        known = classifier_wnids(classifier_record.get("classes", CLASSES))
+        scores = metrics.score_synsets(of_synsets, taxonomy, known)
+        groups = metrics.read_groups(chosen.groups, taxonomy)
+        most = figures["images_per_class"]
+        of_groups = metrics.group_figures(groups, per_class, most, taxonomy)
+        group_of = metrics.smallest_groups(groups, wnids, taxonomy)
     score_of = {score["wnid"]: score for score in scores}
-    group_of = metrics.smallest_groups(groups, wnids, taxonomy)
     confusions = [
         {
             **pair,
-            "synset": taxonomy.synset(pair["wnid"]).name,
-            "predicted_synset": taxonomy.synset(pair["predicted_wnid"]).name,
+            "synset": synset_of(pair["wnid"]),
+            "predicted_synset": synset_of(pair["predicted_wnid"]),
         }
-        for pair in metrics.confusion_pairs(labelled)
+        for pair in metrics.confusion_pairs(labelled, release.classes)
     ]
     record = {
         **FORMAT.head(),
@@ -119,19 +124,19 @@ def build_record(
         "catalog": release.manifest.name,
         "selection": "all" if len(labelled) < len(predictions) else "imagenet",
         "images_classified": len(predictions),
-        # These have a prediction, and no score.
-        "images_without_wnid": len(predictions) - len(of_synsets),
+        # These have no score. Of a classifier's own classes most have no prediction either.
+        "images_without_wnid": len(predictions if taxonomy else release) - len(of_synsets),
         "predictions_sha256": file_sha256(paths.predictions),
         "classifier": classifier_record,
         "figures": figures,
-        "groups": metrics.group_figures(groups, per_class, figures["images_per_class"], taxonomy),
+        "groups": of_groups,
         "classes": [
             {
                 **row,
-                "synset": taxonomy.synset(row["wnid"]).name,
-                "group": group_of[row["wnid"]],
+                "synset": synset_of(row["wnid"]),
+                "group": group_of.get(row["wnid"]),
                 **{
-                    name: score_of[row["wnid"]][name]
+                    name: score_of.get(row["wnid"], {}).get(name)
                     for name in ("subtree_probability", "distance", "miss_distance")
                 },
             }
@@ -139,11 +144,11 @@ def build_record(
         ],
         "confusions": confusions[:MOST_CONFUSIONS],
         "wordnet": metrics.summarise_scores(scores),
-        "map": build_class_map(release, wnids, chosen.embedding) if wnids else None,
+        "map": build_class_map(release, wnids, chosen.embedding) if wnids and taxonomy else None,
     }
-    if not wnids:
+    if not record["map"]:
         record["map_missing"] = "nothing here is a class of ImageNet-1k"
-    if release.manifest.name == PAPER_CATALOG:
+    if taxonomy and release.manifest.name == PAPER_CATALOG:
         record["paper"] = _paper_beside(per_class, taxonomy)
     rows: dict[str, Iterable[Mapping[str, Any]]] = {
         "figures": _figure_rows(record),
@@ -153,7 +158,7 @@ def build_record(
             for row in record["groups"]
         ),
         "classes": (
-            {**row, "lemmas": ", ".join(taxonomy.synset(row["wnid"]).lemmas)}
+            {**row, "lemmas": ", ".join(taxonomy.synset(row["wnid"]).lemmas if taxonomy else ())}
             for row in record["classes"]
         ),
         "confusions": confusions,
@@ -161,9 +166,10 @@ def build_record(
     }
     for name, head in TABLES.items():
         cells = ([row.get(column) for column in head.split()] for row in rows[name])
-        write_text(paths.table(name), csv_text(head.split(), cells))
+        if taxonomy or name not in ("groups", "synsets"):
+            write_text(paths.table(name), csv_text(head.split(), cells))
     # The page reads it.
-    record["synsets_sha256"] = file_sha256(paths.table("synsets"))
+    record["synsets_sha256"] = file_sha256(paths.table("synsets")) if taxonomy else None
     record["digest"] = _digest(record)
     # Last, for it is what says that an evaluation is there.
     write_text(paths.evaluation, json.dumps(record, indent=2) + "\n")
@@ -240,7 +246,8 @@ def read_own_predictions(
 ) -> tuple[dict[str, Any], Predictions]:
     """Read an evaluation's record and predictions, row by row those of the release's images."""
     record = read_own_evaluation(release, paths)
-    chosen = release.subset(imagenet=record["selection"] == "imagenet")
+    labelled = release.labelled_by(record["classifier"].get("class_names", ()))
+    chosen = labelled.subset(imagenet=record["selection"] == "imagenet")
     found = read_predictions(paths.predictions, release.manifest.most_rows)
     return record, keyed(paths.predictions, found, chosen.metadata)
 

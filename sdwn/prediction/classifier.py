@@ -56,8 +56,8 @@ Logits = tuple[torch.Tensor, torch.cuda.Event | None]
 class Classifier:
     """A timm network with its preprocessing, on this process's device.
 
-    ``classes`` is the wnid of each output; ``record`` is the model, weights and versions in plain
-    values for a JSON file.
+    ``classes`` is the wnid of each output, or its name where the classes are its own; ``record``
+    is the model, weights and versions in plain values for a JSON file.
     """
 
     def __init__(
@@ -72,10 +72,11 @@ class Classifier:
         self.device: torch.device = Device().torch
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
         self.preprocessing = dict(preprocessing)
-        self.classes = classifier_wnids(int(network.num_classes))  # type: ignore[arg-type]
+        own = weights.get("class_names", ())
+        self.classes = own or classifier_wnids(int(network.num_classes))  # type: ignore[arg-type]
         output_of = {wnid: output for output, wnid in enumerate(self.classes)}
-        # The output of each of the 1000 ImageNet-1k classes, -1 where the classifier lacks it.
-        self._outputs = torch.tensor([output_of.get(wnid, -1) for wnid in class_wnids()])
+        # The output of each ImageNet-1k class, -1 where the classifier lacks it, or of its own.
+        self._outputs = torch.tensor([output_of.get(wnid, -1) for wnid in own or class_wnids()])
         network = network.to(self.device, self.dtype).eval()
         # In this layout EfficientNet-Lite0 takes half the CPU time for a batch of 32.
         self.network = network.to(memory_format=torch.channels_last)

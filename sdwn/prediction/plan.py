@@ -12,11 +12,12 @@ import re
 import shutil
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from sdwn.config import EvaluationConfig, Section, validated
+from sdwn.config import EvaluationConfig, Section, later_setting, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
 from sdwn.io import Format, file_sha256, read_json, refuse_links, write_text
 from sdwn.paths import EvaluationPaths, RunPaths, work_paths
@@ -50,6 +51,7 @@ class PredictionPlan(Section):
     images: int
     images_per_shard: Annotated[int, Field(gt=0)]
     evaluation: EvaluationConfig
+    class_names: tuple[str, ...] = later_setting(())  # where the classes are not ImageNet's
 
     @property
     def stage(self) -> str:
@@ -59,7 +61,8 @@ class PredictionPlan(Section):
     @property
     def name(self) -> str:
         """The evaluation's own: of the model, the weights if they are a user's, the images."""
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.evaluation.model).strip(".")
+        model = re.sub("^local-dir:(.*/)?", "", self.evaluation.model)
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip(".")
         weights = f"-{self.checkpoint_sha256[:8]}" if self.checkpoint_sha256 else ""
         return name + weights + "-all" * (self.evaluation.images == "all")
 
@@ -72,6 +75,7 @@ class PredictionPlan(Section):
             "checkpoint_sha256": self.checkpoint_sha256,
             "selection": self.evaluation.images,
             "images": self.images,
+            **self.model_dump(include={"class_names"}),
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -97,7 +101,8 @@ class PredictionPlan(Section):
 
     def images_of(self, release: Release) -> Release:
         """Select the images of a release that are classified, in order."""
-        return release.subset(imagenet=self.evaluation.images == "imagenet")
+        labelled = release.labelled_by(self.class_names)
+        return labelled.subset(imagenet=self.evaluation.images == "imagenet")
 
     def done(self, paths: RunPaths) -> set[int]:
         """List the finished shards; all are, once the predictions lie in one file."""
@@ -148,13 +153,21 @@ def open_prediction_plan(
     # What is no file here is the name of shipped groups.
     if chosen.groups is not None and Path(chosen.groups).is_file():
         files["groups"] = str(Path(chosen.groups).absolute())
+    file = chosen.checkpoint
+    if chosen.model.startswith("local-dir:"):
+        from sdwn.prediction.pretrained import find_classifier  # torch and timm
+
+        files["model"] = f"local-dir:{Path(chosen.model.partition(':')[2]).absolute()}"
+        file = find_classifier(chosen.model, file)
     chosen = chosen.model_copy(update=files)
-    require_labels(release.metadata, chosen, f"{release.paths.root}: none of its {release.unit}s")
-    labelled = release.subset(imagenet=chosen.images == "imagenet")
+    none = f"{release.paths.root}: none of its {release.unit}s"
+    names = require_labels(release.metadata, chosen, none)
+    labelled = release.labelled_by(names).subset(imagenet=chosen.images == "imagenet")
     plan = PredictionPlan(
         release=release.digest,
-        checkpoint_sha256=file_sha256(chosen.checkpoint) if chosen.checkpoint else None,
+        checkpoint_sha256=file_sha256(file) if file else None,
         images=len(labelled),
+        class_names=names,
         images_per_shard=IMAGES_PER_SHARD,
         evaluation=chosen,
     )
@@ -179,11 +192,23 @@ def open_prediction_plan(
     return work, plan
 
 
-def require_labels(rows: pa.Table, chosen: EvaluationConfig, none: str) -> None:
+def require_labels(rows: pa.Table, chosen: EvaluationConfig, none: str) -> tuple[str, ...]:
     """Refuse to evaluate images or concepts of which no prediction would be right or wrong.
 
-    ``none`` begins the message: where, and that there is none of what.
+    ``none`` begins the message: where, and that there is none of what. Where the classes are the
+    classifier's own and not ImageNet's, their names are returned.
     """
+    if ":" in chosen.model:  # of the hub or a folder
+        from sdwn.prediction.pretrained import own_classes  # torch and timm
+        from sdwn.releases.release import label_rows
+
+        if names := own_classes(chosen.model):
+            if label_rows(rows, names)["wnid"].null_count == len(rows):
+                raise SdwnError(
+                    f"{none} has a label that is a class of {chosen.model}, which knows: "
+                    f"{shorten(', '.join(names), 200)}; take another model, or a table with these"
+                )
+            return names
     if rows["wnid"].null_count == len(rows):
         raise SdwnError(
             f"{none} is a synset, or has a label that is an ImageNet-1k class: there is nothing to "
@@ -196,6 +221,7 @@ def require_labels(rows: pa.Table, chosen: EvaluationConfig, none: str) -> None:
             "WordNet with --all (in a config, evaluation.images: all), or plan a catalog such as "
             "sdwn-26204 or imagenet-1k"
         )
+    return ()
 
 
 def read_prediction_plan(work: RunPaths) -> PredictionPlan:

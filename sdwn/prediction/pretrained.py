@@ -8,7 +8,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from sdwn.errors import SdwnError, UsageError, shell
-from sdwn.io import file_sha256
+from sdwn.io import file_sha256, read_json
 from sdwn.prediction.classifier import Classifier
-from sdwn.wordnet.imagenet import CLASSES, LARGER
+from sdwn.wordnet.imagenet import CLASSES, LARGER, classifier_wnids
 
 StateDict = dict[str, torch.Tensor]
 
@@ -36,6 +36,8 @@ EXPECTED = (
     f"the {CLASSES} ImageNet-1k classes, or one of timm's lists of all ImageNet "
     f"({', '.join(map(str, SIZES[1:-1]))} or {SIZES[-1]} classes)"
 )
+# What timm loads from the hub or from a folder, whose classes may be its own, begins so.
+SOURCES = ("hf-hub:", "local-dir:")
 # The paper's classifier.
 PAPER = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1
 
@@ -182,7 +184,7 @@ def _load_timms_own(model: str) -> tuple[torch.nn.Module, dict[str, Any], dict[s
     found = fetch_classifier(model)
     # Files of other formats, which could hold code, are left to timm's own loading.
     file = found if found.suffix == ".safetensors" else None
-    overlay = {"file": str(file), "custom_load": False} if file else None
+    overlay = {"file": str(file), "source": "", "custom_load": False} if file else None
     try:
         network: torch.nn.Module = timm.create_model(
             model, pretrained=True, pretrained_cfg_overlay=overlay
@@ -191,6 +193,8 @@ def _load_timms_own(model: str) -> tuple[torch.nn.Module, dict[str, Any], dict[s
         raise _unavailable(model, error) from None
     at = f", at {file.parent.name}" if file else ""
     weights = _weights_record(f"timm's own for this name{at}", file)
+    if names := own_classes(model):
+        weights["class_names"] = list(names)
     return network, timm.data.resolve_model_data_config(network), weights
 
 
@@ -207,15 +211,40 @@ def _weights_record(weights: str, file: Path | None) -> dict[str, Any]:
 def require_known(model: str) -> None:
     """Raise a UsageError, with similar names, for a name that is neither a preset's nor timm's."""
     known = [*PRESETS, *timm.list_pretrained(), *timm.list_models()]
-    if model in known:
+    if model in known or model.startswith(SOURCES):
         return
     close = difflib.get_close_matches(model, known, n=3)
     meant = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
     raise UsageError(f"model {model!r}: expected {', '.join(PRESETS)} or a timm model; {meant}")
 
 
+def own_classes(model: str) -> tuple[str, ...]:
+    """Return the names of a model's classes, as timm saved them with it; none if ImageNet's."""
+    if not model.startswith(SOURCES):
+        return ()
+    try:
+        config = read_json(Path(str(_file_of(model, ["config.json"], download=True))))
+    except SdwnError:
+        raise
+    except Exception as error:  # the hub's
+        raise _unavailable(model, error) from None
+    config = {**config.get("pretrained_cfg", {}), **config}
+    names, classes = config.get("label_names") or [], config.get("num_classes")
+    names = [*names.values()] if isinstance(names, dict) else names
+    if classes in SIZES and (not names or tuple(names) == classifier_wnids(classes)):
+        return ()
+    if len({str(name).casefold().replace("_", " ") for name in names}) != classes:
+        raise SdwnError(
+            f"{model}: expected in its config.json label_names, a name for each of its {classes} "
+            f"classes, found {len(names)}; add them there, or name a classifier of {EXPECTED}"
+        )
+    return tuple(map(str, names))
+
+
 def _check_own_classes(model: str) -> None:
     """Refuse before the download a model whose own weights know other classes."""
+    if model.startswith(SOURCES):
+        return  # its config is read: see own_classes
     config = timm.get_pretrained_cfg(model)
     found = config.num_classes if config and config.has_weights else "no"
     if found not in SIZES:
@@ -253,18 +282,14 @@ def fetch_classifier(model: str) -> Path:
 
 
 def _weights_file(model: str, download: bool) -> Path | None:
+    # As timm looks for them.
+    names = ["model.safetensors", "pytorch_model.bin"]
+    if model.startswith(SOURCES):
+        return _file_of(model, names, download)
     config = timm.get_pretrained_cfg(model)
     if model != "paper" and config and config.hf_hub_id:
-        # As timm looks for them. The hub is not asked for what its cache has.
-        names = [config.hf_hub_filename or "model.safetensors", "pytorch_model.bin"]
-        cached = (try_to_load_from_cache(config.hf_hub_id, name) for name in names)
-        found = next((file for file in cached if isinstance(file, str)), None)
-        if found is None and download:
-            try:
-                found = hf_hub_download(config.hf_hub_id, names[0])
-            except EntryNotFoundError:
-                found = hf_hub_download(config.hf_hub_id, names[1])
-        return Path(found) if found else None
+        names[0] = config.hf_hub_filename or names[0]
+        return _file_of(f"hf-hub:{config.hf_hub_id}", names, download)
     url = PAPER.url if model == "paper" else str(config.url)
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
     if not file.is_file():
@@ -277,6 +302,24 @@ def _weights_file(model: str, download: bool) -> Path | None:
             url, str(file), digest and digest[1], progress=sys.stderr.isatty()
         )
     return file
+
+
+def _file_of(model: str, names: Sequence[str], download: bool) -> Path | None:
+    """Find the first of these files in a model's folder, or in the hub's cache or the hub."""
+    source, _, where = model.partition(":")
+    if source == "local-dir":
+        if not (file := Path(where, names[0])).is_file():
+            raise UsageError(f"{model}: expected a folder with the file {file.name}")
+        return file
+    # The hub is not asked for what its cache has.
+    cached = (try_to_load_from_cache(where, name) for name in names)
+    found = next((file for file in cached if isinstance(file, str)), None)
+    if found is None and download:
+        try:
+            found = hf_hub_download(where, names[0])
+        except EntryNotFoundError:
+            found = hf_hub_download(where, names[-1])
+    return Path(found) if found else None
 
 
 def _unavailable(model: str, error: Exception) -> SdwnError:

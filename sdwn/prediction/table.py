@@ -54,7 +54,8 @@ SCHEMA = pa.schema(
         "status": pa.string(),
         # Null where the concept is of no ImageNet-1k class, and so are the label's two.
         "imagenet_class": pa.int16(),
-        # Of the 1000 classes of ImageNet-1k, best first, with their softmax.
+        # Of the 1000 classes of ImageNet-1k, or of the classifier's own, best first, with their
+        # softmax. Of its own the names stand for wnids, and the indices for ImageNet's.
         "top5": pa.list_(pa.int16()),
         "top5_probability": pa.list_(pa.float32()),
         # The label's rank among the 1000, from 0.
@@ -69,9 +70,8 @@ KEY = b"sdwn"
 
 # Readers take classes as indices. Added up in single precision, shares of one may be a little
 # more than one.
-_LARGEST = {"imagenet_class": CLASSES - 1, "top5": CLASSES - 1, "label_rank": CLASSES - 1} | (
-    dict.fromkeys(("top5_probability", "label_probability", "subtree_probability"), 1 + 1e-4)
-)
+_CLASSES = ("imagenet_class", "top5", "label_rank")
+_SHARES = ("top5_probability", "label_probability", "subtree_probability")
 _NULLABLE = {"wnid", "synset", "sha256", "imagenet_class", "label_rank", "label_probability"}
 _NULLABLE |= {"subtree_probability"}
 
@@ -138,20 +138,22 @@ def read_predictions(path: Path, most: int) -> Predictions:
         unknown = pa.nulls(len(table), pa.string())
         table = table.append_column("id", table["wnid"]).append_column("sha256", unknown)
         table = table.select(SCHEMA.names)
-    if table.schema != SCHEMA or not _is_possible(table):
+    classes = len(origin["classifier"].get("class_names", ())) or CLASSES
+    if table.schema != SCHEMA or not _is_possible(table, classes):
         raise IntegrityError(f"{path}: damaged: no table that a classifier gives")
     return Predictions(table, **origin)
 
 
-def _is_possible(table: pa.Table) -> bool:
+def _is_possible(table: pa.Table, classes: int) -> bool:
     columns = {name: table[name].combine_chunks() for name in SCHEMA.names}
     for name in ("top5", "top5_probability"):
-        if (numbers(pc.list_value_length(columns[name]), 0) != TOP).any():
+        if (numbers(pc.list_value_length(columns[name]), 0) != min(TOP, classes)).any():
             return False
         columns[name] = columns[name].flatten()
     labelled = columns["imagenet_class"].is_valid()
     # Compared this way, what is no number is wrong as well.
-    shares = ((numbers(columns[name], 0), most) for name, most in _LARGEST.items())
+    largest = dict.fromkeys(_CLASSES, classes - 1) | dict.fromkeys(_SHARES, 1 + 1e-4)
+    shares = ((numbers(columns[name], 0), most) for name, most in largest.items())
     return (
         not any(column.null_count for name, column in columns.items() if name not in _NULLABLE)
         and columns["label_rank"].is_valid() == labelled

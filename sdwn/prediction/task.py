@@ -57,19 +57,21 @@ def predict_shards(  # noqa: PLR0913, PLR0917
     began, device, chosen = time.monotonic(), Device(), plan.evaluation
     classifier = load_classifier(chosen.model, chosen.checkpoint)
     weights = classifier.record["checkpoint_sha256"]
-    if plan.checkpoint_sha256 not in (None, weights):
+    names = tuple(classifier.record.get("class_names", ()))
+    if plan.checkpoint_sha256 not in (None, weights) or names != plan.class_names:
         raise SdwnError(
-            f"{chosen.checkpoint}: expected the checkpoint {plan.checkpoint_sha256[:12]} that "
+            f"{chosen.checkpoint or chosen.model}: expected the checkpoint "
+            f"{str(plan.checkpoint_sha256)[:12]} that "
             f"this was planned for, found {weights[:12]}; restore it, or evaluate again"
         )
     images = plan.images_of(release)
     most = release.manifest.most_rows
     earlier = read_earlier(evaluation_of(paths).earlier, most, classifier.record)
     known = find_by_key(images.metadata, earlier)
-    wnids = pc.drop_null(images.metadata["wnid"].unique()).to_pylist()
+    wnids = pc.drop_null(images.metadata["wnid"].unique()).to_pylist() if images.has_tree else []
     predictor = Predictor(
         classifier,
-        nearest_subtrees(release.taxonomy, wnids, classifier.classes),
+        nearest_subtrees(release.taxonomy, wnids, classifier.classes) if wnids else {},
         classifier_batch_size(classifier, batch_size),
         workers=len(os.sched_getaffinity(0)),
     )

@@ -260,10 +260,10 @@ def _classifier(run: _Run) -> Iterator[Finding]:
     from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
     chosen, wnids = run.plan.config.evaluation, run.plan.table["wnid"]
-    if wnids.null_count == len(wnids):
+    if wnids.null_count == len(wnids) and ":" not in chosen.model:
         return  # There is nothing to compare predictions with.
     try:
-        require_evaluable(chosen, open_taxonomy(run.paths.taxonomy))
+        require_evaluable(chosen, lambda: open_taxonomy(run.paths.taxonomy))
         require_classifier(run.paths, run.plan.config)
         file = find_classifier(chosen.model, chosen.checkpoint)
     except SdwnError as error:

@@ -135,7 +135,7 @@ def prefetch_classifier(paths: RunPaths, plan: Plan) -> None:
 
     config = plan.config
     require_labels(plan.table, config.evaluation, f"{paths.root}: none of its {plan.unit}s")
-    require_evaluable(config.evaluation, open_taxonomy(paths.taxonomy))
+    require_evaluable(config.evaluation, lambda: open_taxonomy(paths.taxonomy))
     lock.require_classifier(paths, config)
     _fetch_classifier(config.evaluation)
     lock_found_classifier(paths, config)

@@ -34,7 +34,7 @@ from sdwn.planning.plan import Plan
 from sdwn.storage.columns import COLUMNS, STATUSES, VERSION_1, numbers, read_parquet
 from sdwn.storage.images import Pixels, decode
 from sdwn.storage.shards import ImageFile
-from sdwn.wordnet.imagenet import CLASSES
+from sdwn.wordnet.imagenet import CLASSES, class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy, open_taxonomy
 
 
@@ -179,6 +179,7 @@ class Release:
         *,
         _chosen: NDArray[np.int64] | None = None,
         _selection: tuple[str, ...] = (),
+        _classes: tuple[str, ...] = (),
     ) -> None:
         # Absolute, for the process may change its folder before it reads.
         self.paths = ReleasePaths(Path(root).absolute())
@@ -203,6 +204,7 @@ class Release:
         # Of a subset: its rows in the release's table, in their order.
         self._chosen = _chosen
         self.selection = _selection
+        self._classes = _classes  # see labelled_by
         self._descriptors: dict[str, int] = {}
 
     def __enter__(self) -> Release:
@@ -213,7 +215,7 @@ class Release:
 
     def __reduce__(self) -> tuple[Any, ...]:
         again = partial(Release, _chosen=self._chosen, _selection=self.selection)
-        return again, (str(self.paths.root),)
+        return partial(again, _classes=self._classes), (str(self.paths.root),)
 
     def __del__(self) -> None:
         try:  # noqa: SIM105 - at its end Python has taken modules away, contextlib too
@@ -251,7 +253,8 @@ class Release:
                 raise IntegrityError(f"{path}: {name}: expected {kind}, found {table[name].type}")
             if table[name].null_count and name in METADATA_COLUMNS:
                 raise IntegrityError(f"{path}: {name}: expected a value for each image")
-        return table if self._chosen is None else table.take(pa.array(self._chosen))
+        table = table if self._chosen is None else table.take(pa.array(self._chosen))
+        return label_rows(table, self._classes) if self._classes else table
 
     @property
     def _first_version(self) -> bool:
@@ -343,7 +346,14 @@ class Release:
     @cached_property
     def has_tree(self) -> bool:
         """True if some concept is a synset, or of one: then there is WordNet's tree above them."""
-        return any(len(table) > table["wnid"].null_count for table in self.concept_tables)
+        return not self._classes and any(
+            len(table) > table["wnid"].null_count for table in self.concept_tables
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The wnids of ImageNet-1k in class order, or what `labelled_by` has in their place."""
+        return self._classes or class_wnids()
 
     @cached_property
     def unit(self) -> str:
@@ -500,6 +510,12 @@ class Release:
             words.append(f"{below} and below")
         return self._choose(indices[kept[indices]], words)
 
+    def labelled_by(self, names: Sequence[str]) -> Release:
+        """Return these images with a classifier's own classes, if any, in place of wnids."""
+        root, chosen, words = self.paths.root, self._chosen, self.selection
+        named = Release(root, _chosen=chosen, _selection=words, _classes=tuple(names))
+        return named if names else self
+
     def sample(self, fraction: float) -> Release:
         """Select this share of the concepts, at least one, with all their images.
 
@@ -514,7 +530,12 @@ class Release:
 
     def _choose(self, indices: NDArray[np.int64], words: list[str]) -> Release:
         chosen = indices if self._chosen is None else self._chosen[indices]
-        return Release(self.paths.root, _chosen=chosen, _selection=(*self.selection, *words))
+        return Release(
+            self.paths.root,
+            _chosen=chosen,
+            _selection=(*self.selection, *words),
+            _classes=self._classes,
+        )
 
     @property
     def described(self) -> Manifest:
@@ -605,6 +626,18 @@ def read_concepts(path: Path) -> pa.Table:
     if faults:
         raise IntegrityError(f"{path}: damaged: {faults[0]}: no value that a plan has")
     return table
+
+
+def label_rows(rows: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Label images or concepts by classes of these names: without case, ``_`` as a space."""
+    index = {_plain(name): position for position, name in enumerate(names)}
+    labels = rows["label"].combine_chunks().dictionary_encode()
+    known = [index.get(_plain(label)) for label in labels.dictionary.to_pylist()]
+    classes = pa.array(known, pa.int16()).take(labels.indices)
+    found = {"wnid": pa.array(names, pa.string()).take(classes), "imagenet_class": classes}
+    for name, column in found.items():
+        rows = rows.set_column(rows.column_names.index(name), name, column)
+    return rows
 
 
 def user_columns(names: Iterable[str]) -> list[str]:

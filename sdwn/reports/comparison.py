@@ -116,8 +116,7 @@ def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[
             )
         evaluation = max(common, key=lambda name: each[0][1][name])
     return [
-        Side(name, release, *open_evaluation(release, own or evaluation)[1:])
-        for name, release, own in named
+        Side(name, *open_evaluation(release, own or evaluation)[1:]) for name, release, own in named
     ]
 
 
@@ -144,7 +143,7 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
     wnids = sorted(set.intersection(*map(set, rows)))
     if not wnids:
         names = " and ".join(side.name for side in sides)
-        raise UsageError(f"{names} have no ImageNet-1k class in common")
+        raise UsageError(f"{names} have no class in common")
     # Each (sides, classes).
     images, correct, correct_top5 = (
         np.array([[of_side[wnid][column] for wnid in wnids] for of_side in rows], dtype=np.int64)
@@ -243,7 +242,8 @@ def _subtree_difference(first: Side, other: Side) -> dict[str, Any] | None:
         columns = (means[name].to_pylist() for name in ("wnid", "subtree_probability_mean"))
         both.append(dict(zip(*columns, strict=True)))
     wnids = sorted(both[0].keys() & both[1].keys())
-    return difference(*([means[wnid] for wnid in wnids] for means in both))
+    # A classifier of its own classes gives none.
+    return difference(*([means[wnid] for wnid in wnids] for means in both)) if wnids else None
 
 
 def _image_difference(first: Side, other: Side) -> dict[str, float] | None:
@@ -487,6 +487,7 @@ def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side], drawn
                 {**side, "colour": side_colour(index)}
                 for index, side in enumerate(comparison["sides"])
             ],
+            "own": "class_names" in comparison["sides"][0]["classifier"],
             "models": dict.fromkeys(side["classifier"]["model"] for side in comparison["sides"]),
             "verdicts": [pair_in_words(pair) for pair in comparison["pairs"]],
             "metrics": metrics_shown("comparison"),

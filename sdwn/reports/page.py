@@ -22,7 +22,7 @@ from sdwn.io import in_threads
 from sdwn.prediction.table import find_by_key, top1
 from sdwn.releases.release import LOCATION, Release
 from sdwn.storage.columns import BLACK
-from sdwn.wordnet.imagenet import class_name, class_wnids
+from sdwn.wordnet.imagenet import class_name
 
 # So many images of a class are looked at: an import may have a thousand.
 MOST = 50
@@ -94,7 +94,7 @@ class Album:
 
     def __init__(self, release: Release, wnids: Iterable[str], predictions: pa.Table) -> None:
         self.release = release
-        classes, self._images = class_wnids(), {wnid: list[dict[str, Any]]() for wnid in wnids}
+        classes, self._images = release.classes, {wnid: list[dict[str, Any]]() for wnid in wnids}
         columns = ["wnid", "id", "synset", "number", "status", *LOCATION]
         # Imported images may have none.
         columns += [name for name in ("prompt",) if name in release.metadata.column_names]

@@ -39,13 +39,15 @@ SECTIONS = {
 }
 # Those that the page has where no synset is a class.
 WITHOUT_CLASSES = ("wordnet", "settings")
+# Those that it lacks where the classes are the classifier's own.
+OF_WORDNET = ("groups", "map", "wordnet")
 
 Rows = list[dict[str, Any]]
 
 
 def write_report(release: Release, name: str | None = None) -> Path:
     """Write an evaluation's page and figures, by default the latest's; return the page's path."""
-    paths, evaluation, predictions = open_evaluation(release, name)
+    paths, release, evaluation, predictions = open_evaluation(release, name)
     # Somebody may have removed it: the page does without.
     table, synsets = paths.table("synsets"), list[dict[str, str]]()
     if table.is_file():
@@ -61,8 +63,10 @@ def write_report(release: Release, name: str | None = None) -> Path:
 
 def open_evaluation(
     release: Release, name: str | None = None
-) -> tuple[EvaluationPaths, dict[str, Any], pa.Table]:
+) -> tuple[EvaluationPaths, Release, dict[str, Any], pa.Table]:
     """Open an evaluation, by default the latest; return its files, record and predictions.
+
+    The release is returned with the classes of its classifier.
 
     Raises:
         SdwnError: there is no such evaluation, it is of another release, or its predictions are
@@ -78,7 +82,8 @@ def open_evaluation(
         raise UsageError(f"{release}: no evaluation {name!r}; there is {', '.join(found)}")
     paths = release.paths.evaluation(name)
     evaluation, predictions = read_own_predictions(release, paths)
-    return paths, evaluation, predictions.table
+    labelled = release.labelled_by(evaluation["classifier"].get("class_names", ()))
+    return paths, labelled, evaluation, predictions.table
 
 
 def report_page(
@@ -89,7 +94,7 @@ def report_page(
     synsets: Sequence[Mapping[str, str]] = (),
 ) -> str:
     """Render the page as HTML that needs nothing but itself."""
-    ranked = sorted(evaluation["classes"], key=recognition_rank)
+    ranked, own = sorted(evaluation["classes"], key=recognition_rank), not release.has_tree
     wnids = [row["wnid"] for row in ranked]
     album, on_map = Album(release, wnids, predictions), evaluation["map"]
     classes = [
@@ -117,11 +122,12 @@ def report_page(
             "sections": {
                 anchor: title
                 for anchor, title in SECTIONS.items()
-                if classes or anchor in WITHOUT_CLASSES
+                if (classes or anchor in WITHOUT_CLASSES) and not (own and anchor in OF_WORDNET)
             },
             # In words and numbers
             "evaluation": evaluation,
             "model": MODELS.get(model, model),
+            "own": own,
             "figures": figures,
             "metrics": metrics_shown,
             "without_black": figures["without_black"],

@@ -398,7 +398,7 @@ def evaluate_by_tasks(
     order = WorkOrder(work, plan, evaluate.EVALUATION_STAGES, profile)
     if not evaluate.has_predictions(opened, work, plan, say):
         with evaluate.removed_if_empty(work):
-            evaluate.require_evaluable(config, opened.taxonomy)
+            evaluate.require_evaluable(config, lambda: opened.taxonomy)
             from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
             if find_classifier(config.model, plan.evaluation.checkpoint) is None:
