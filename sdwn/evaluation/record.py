@@ -98,14 +98,14 @@ def build_record(
     figures, per_class = metrics.measure(labelled)
     wnids = [row["wnid"] for row in per_class]
     synset_of = (lambda wnid: taxonomy.synset(wnid).name) if taxonomy else str
-    scores, of_groups, group_of = *(list[dict[str, Any]]() for _ in "12"), dict[str, str | None]()
+    scores, of_groups = list[dict[str, Any]](), list[dict[str, Any]]()
     if taxonomy:
         known = classifier_wnids(classifier_record.get("classes", CLASSES))
         scores = metrics.score_synsets(of_synsets, taxonomy, known)
         groups = metrics.read_groups(chosen.groups, taxonomy)
         most = figures["images_per_class"]
         of_groups = metrics.group_figures(groups, per_class, most, taxonomy)
-        group_of = metrics.smallest_groups(groups, wnids, taxonomy)
+    group_of = metrics.smallest_groups(groups, wnids, taxonomy) if taxonomy else {}
     score_of = {score["wnid"]: score for score in scores}
     confusions = [
         {

@@ -8,7 +8,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import PretrainedCfg, load_model_config_from_hf
 
 from sdwn.errors import SdwnError, UsageError, shell
 from sdwn.io import file_sha256, read_json
@@ -220,13 +221,13 @@ def require_known(model: str) -> None:
 
 def own_classes(model: str) -> tuple[str, ...]:
     """Return the names of a model's classes, as timm saved them with it; none if ImageNet's."""
-    if not model.startswith(SOURCES):
+    source, _, where = model.partition(":")
+    if not where:
         return ()
     try:
-        config = read_json(Path(str(_file_of(model, ["config.json"], download=True))))
-    except SdwnError:
-        raise
-    except Exception as error:  # the hub's
+        hub = source == "hf-hub" and load_model_config_from_hf(where)[0]
+        config = hub or read_json(Path(where, "config.json"))
+    except Exception as error:  # the hub's, the folder's
         raise _unavailable(model, error) from None
     config = {**config.get("pretrained_cfg", {}), **config}
     names, classes = config.get("label_names") or [], config.get("num_classes")
@@ -243,11 +244,9 @@ def own_classes(model: str) -> tuple[str, ...]:
 
 def _check_own_classes(model: str) -> None:
     """Refuse before the download a model whose own weights know other classes."""
-    if model.startswith(SOURCES):
-        return  # its config is read: see own_classes
     config = timm.get_pretrained_cfg(model)
     found = config.num_classes if config and config.has_weights else "no"
-    if found not in SIZES:
+    if found not in SIZES and not model.startswith(SOURCES):
         raise UsageError(
             f"model {model}: expected weights for {EXPECTED}, found {found} classes; give a "
             "checkpoint that has them, or another of its weights: "
@@ -282,14 +281,22 @@ def fetch_classifier(model: str) -> Path:
 
 
 def _weights_file(model: str, download: bool) -> Path | None:
-    # As timm looks for them.
-    names = ["model.safetensors", "pytorch_model.bin"]
-    if model.startswith(SOURCES):
-        return _file_of(model, names, download)
+    if model.startswith("local-dir:"):
+        return Path(model.removeprefix("local-dir:"), "model.safetensors")
     config = timm.get_pretrained_cfg(model)
+    if model.startswith("hf-hub:"):
+        config = PretrainedCfg(hf_hub_id=model.removeprefix("hf-hub:"))
     if model != "paper" and config and config.hf_hub_id:
-        names[0] = config.hf_hub_filename or names[0]
-        return _file_of(f"hf-hub:{config.hf_hub_id}", names, download)
+        # As timm looks for them. The hub is not asked for what its cache has.
+        names = [config.hf_hub_filename or "model.safetensors", "pytorch_model.bin"]
+        cached = (try_to_load_from_cache(config.hf_hub_id, name) for name in names)
+        found = next((file for file in cached if isinstance(file, str)), None)
+        if found is None and download:
+            try:
+                found = hf_hub_download(config.hf_hub_id, names[0])
+            except EntryNotFoundError:
+                found = hf_hub_download(config.hf_hub_id, names[1])
+        return Path(found) if found else None
     url = PAPER.url if model == "paper" else str(config.url)
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
     if not file.is_file():
@@ -302,24 +309,6 @@ def _weights_file(model: str, download: bool) -> Path | None:
             url, str(file), digest and digest[1], progress=sys.stderr.isatty()
         )
     return file
-
-
-def _file_of(model: str, names: Sequence[str], download: bool) -> Path | None:
-    """Find the first of these files in a model's folder, or in the hub's cache or the hub."""
-    source, _, where = model.partition(":")
-    if source == "local-dir":
-        if not (file := Path(where, names[0])).is_file():
-            raise UsageError(f"{model}: expected a folder with the file {file.name}")
-        return file
-    # The hub is not asked for what its cache has.
-    cached = (try_to_load_from_cache(where, name) for name in names)
-    found = next((file for file in cached if isinstance(file, str)), None)
-    if found is None and download:
-        try:
-            found = hf_hub_download(where, names[0])
-        except EntryNotFoundError:
-            found = hf_hub_download(where, names[-1])
-    return Path(found) if found else None
 
 
 def _unavailable(model: str, error: Exception) -> SdwnError:

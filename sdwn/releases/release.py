@@ -177,9 +177,7 @@ class Release:
         self,
         root: str | Path,
         *,
-        _chosen: NDArray[np.int64] | None = None,
-        _selection: tuple[str, ...] = (),
-        _classes: tuple[str, ...] = (),
+        _view: tuple[NDArray[np.int64] | None, tuple[str, ...], tuple[str, ...]] = (None, (), ()),
     ) -> None:
         # Absolute, for the process may change its folder before it reads.
         self.paths = ReleasePaths(Path(root).absolute())
@@ -201,10 +199,8 @@ class Release:
             raise IntegrityError(f"{path}: damaged: {where}: {mistake['msg']}") from None
         except UnicodeEncodeError as error:
             raise IntegrityError(f"{path}: damaged: no Unicode: {error}") from None
-        # Of a subset: its rows in the release's table, in their order.
-        self._chosen = _chosen
-        self.selection = _selection
-        self._classes = _classes  # see labelled_by
+        # Of a subset: its rows in the release's table, in their order. Classes: see labelled_by.
+        self._chosen, self.selection, self._classes = _view
         self._descriptors: dict[str, int] = {}
 
     def __enter__(self) -> Release:
@@ -214,8 +210,8 @@ class Release:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        again = partial(Release, _chosen=self._chosen, _selection=self.selection)
-        return partial(again, _classes=self._classes), (str(self.paths.root),)
+        view = self._chosen, self.selection, self._classes
+        return partial(Release, _view=view), (str(self.paths.root),)
 
     def __del__(self) -> None:
         try:  # noqa: SIM105 - at its end Python has taken modules away, contextlib too
@@ -346,9 +342,7 @@ class Release:
     @cached_property
     def has_tree(self) -> bool:
         """True if some concept is a synset, or of one: then there is WordNet's tree above them."""
-        return not self._classes and any(
-            len(table) > table["wnid"].null_count for table in self.concept_tables
-        )
+        return not self._classes and any(len(t) > t["wnid"].null_count for t in self.concept_tables)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -512,9 +506,8 @@ class Release:
 
     def labelled_by(self, names: Sequence[str]) -> Release:
         """Return these images with a classifier's own classes, if any, in place of wnids."""
-        root, chosen, words = self.paths.root, self._chosen, self.selection
-        named = Release(root, _chosen=chosen, _selection=words, _classes=tuple(names))
-        return named if names else self
+        view = self._chosen, self.selection, tuple(names)
+        return Release(self.paths.root, _view=view) if names else self
 
     def sample(self, fraction: float) -> Release:
         """Select this share of the concepts, at least one, with all their images.
@@ -530,12 +523,8 @@ class Release:
 
     def _choose(self, indices: NDArray[np.int64], words: list[str]) -> Release:
         chosen = indices if self._chosen is None else self._chosen[indices]
-        return Release(
-            self.paths.root,
-            _chosen=chosen,
-            _selection=(*self.selection, *words),
-            _classes=self._classes,
-        )
+        view = chosen, (*self.selection, *words), self._classes
+        return Release(self.paths.root, _view=view)
 
     @property
     def described(self) -> Manifest:
@@ -634,10 +623,9 @@ def label_rows(rows: pa.Table, names: Sequence[str]) -> pa.Table:
     labels = rows["label"].combine_chunks().dictionary_encode()
     known = [index.get(_plain(label)) for label in labels.dictionary.to_pylist()]
     classes = pa.array(known, pa.int16()).take(labels.indices)
-    found = {"wnid": pa.array(names, pa.string()).take(classes), "imagenet_class": classes}
-    for name, column in found.items():
-        rows = rows.set_column(rows.column_names.index(name), name, column)
-    return rows
+    wnids = pa.array(names, pa.string()).take(classes)
+    rows = rows.drop_columns(["wnid", "imagenet_class"])
+    return rows.append_column("wnid", wnids).append_column("imagenet_class", classes)
 
 
 def user_columns(names: Iterable[str]) -> list[str]:

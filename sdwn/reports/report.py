@@ -39,8 +39,6 @@ SECTIONS = {
 }
 # Those that the page has where no synset is a class.
 WITHOUT_CLASSES = ("wordnet", "settings")
-# Those that it lacks where the classes are the classifier's own.
-OF_WORDNET = ("groups", "map", "wordnet")
 
 Rows = list[dict[str, Any]]
 
@@ -65,8 +63,6 @@ def open_evaluation(
     release: Release, name: str | None = None
 ) -> tuple[EvaluationPaths, Release, dict[str, Any], pa.Table]:
     """Open an evaluation, by default the latest; return its files, record and predictions.
-
-    The release is returned with the classes of its classifier.
 
     Raises:
         SdwnError: there is no such evaluation, it is of another release, or its predictions are
@@ -122,7 +118,8 @@ def report_page(
             "sections": {
                 anchor: title
                 for anchor, title in SECTIONS.items()
-                if (classes or anchor in WITHOUT_CLASSES) and not (own and anchor in OF_WORDNET)
+                if (classes or anchor in WITHOUT_CLASSES)
+                and not (own and anchor in ("groups", "map", "wordnet"))
             },
             # In words and numbers
             "evaluation": evaluation,
