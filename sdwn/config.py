@@ -248,8 +248,8 @@ class StorageConfig(Section):
 class EvaluationConfig(Section):
     """The classifier of the release; no part of the plan, so it may change later.
 
-    ``model`` is ``paper`` (ViT-H/14), ``efficientnet-lite0``, or any timm model that knows the
-    classes of ImageNet; ``checkpoint`` a file of weights to use instead of its own.
+    ``model`` is ``paper`` (ViT-H/14), ``efficientnet-lite0``, any timm model of ImageNet's classes,
+    or ``hf-hub:`` or ``local-dir:`` one of its own; ``checkpoint`` a file of other weights.
     ``images``: those of ImageNet-1k classes, or all. The others are scored by the classes
     that are near them in WordNet.
     ``groups`` is a YAML file, a name and a synset a line, for the table of groups and the map's

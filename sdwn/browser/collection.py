@@ -231,8 +231,7 @@ class ImagePredictions:
     """The predictions of one evaluation of a release, by row; threads may share it.
 
     Attributes:
-        record: the evaluation's ``evaluation.json``; ``model``, the classifier in it.
-        classes: the wnids that are predicted, by index, or the names of the classifier's own.
+        record: its ``evaluation.json``; ``model``, the classifier in it; ``classes``, their wnids.
         rank, best: by row, the label's rank from 0, and the predicted class; NONE where unknown.
         labelled, correct: by position, how many images have a label, and how many of these are
             correct. Black images are counted like any other, as in the evaluation.
@@ -242,10 +241,10 @@ class ImagePredictions:
         self.name, self.record, release = name, record, collection.release
         self.model = str(record["classifier"]["model"])
         path = release.paths.evaluation(name).predictions
-        table = read_predictions(path, release.manifest.most_rows).table
+        found = read_predictions(path, release.manifest.most_rows)
         # Each image has an id; the label is what only images of ImageNet classes have.
         column = "imagenet_class" if record["selection"] == "imagenet" else "id"
-        labelled = release.labelled_by(record["classifier"].get("class_names", ()))
+        labelled, table = release.labelled_by(found.classifier.get("class_names", ())), found.table
         self.classes, top = labelled.classes, min(TOP, len(labelled.classes))
         classified = numbers(pc.is_valid(labelled.metadata[column]))
         if len(table) != np.count_nonzero(classified):

@@ -103,8 +103,7 @@ def build_record(
         known = classifier_wnids(classifier_record.get("classes", CLASSES))
         scores = metrics.score_synsets(of_synsets, taxonomy, known)
         groups = metrics.read_groups(chosen.groups, taxonomy)
-        most = figures["images_per_class"]
-        of_groups = metrics.group_figures(groups, per_class, most, taxonomy)
+        of_groups = metrics.group_figures(groups, per_class, figures["images_per_class"], taxonomy)
     group_of = metrics.smallest_groups(groups, wnids, taxonomy) if taxonomy else {}
     score_of = {score["wnid"]: score for score in scores}
     confusions = [
@@ -246,9 +245,9 @@ def read_own_predictions(
 ) -> tuple[dict[str, Any], Predictions]:
     """Read an evaluation's record and predictions, row by row those of the release's images."""
     record = read_own_evaluation(release, paths)
-    labelled = release.labelled_by(record["classifier"].get("class_names", ()))
-    chosen = labelled.subset(imagenet=record["selection"] == "imagenet")
     found = read_predictions(paths.predictions, release.manifest.most_rows)
+    labelled = release.labelled_by(found.classifier.get("class_names", ()))
+    chosen = labelled.subset(imagenet=record["selection"] == "imagenet")
     return record, keyed(paths.predictions, found, chosen.metadata)
 
 

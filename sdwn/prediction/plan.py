@@ -61,8 +61,7 @@ class PredictionPlan(Section):
     @property
     def name(self) -> str:
         """The evaluation's own: of the model, the weights if they are a user's, the images."""
-        model = re.sub("^local-dir:(.*/)?", "", self.evaluation.model)
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip(".")
+        name = re.sub(r"^local-dir:(.*/)?|[^A-Za-z0-9._-]+", "-", self.evaluation.model).strip(".-")
         weights = f"-{self.checkpoint_sha256[:8]}" if self.checkpoint_sha256 else ""
         return name + weights + "-all" * (self.evaluation.images == "all")
 

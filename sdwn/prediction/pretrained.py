@@ -37,8 +37,6 @@ EXPECTED = (
     f"the {CLASSES} ImageNet-1k classes, or one of timm's lists of all ImageNet "
     f"({', '.join(map(str, SIZES[1:-1]))} or {SIZES[-1]} classes)"
 )
-# What timm loads from the hub or from a folder, whose classes may be its own, begins so.
-SOURCES = ("hf-hub:", "local-dir:")
 # The paper's classifier.
 PAPER = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1
 
@@ -212,7 +210,7 @@ def _weights_record(weights: str, file: Path | None) -> dict[str, Any]:
 def require_known(model: str) -> None:
     """Raise a UsageError, with similar names, for a name that is neither a preset's nor timm's."""
     known = [*PRESETS, *timm.list_pretrained(), *timm.list_models()]
-    if model in known or model.startswith(SOURCES):
+    if model in known or model.startswith(("hf-hub:", "local-dir:")):
         return
     close = difflib.get_close_matches(model, known, n=3)
     meant = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
@@ -246,7 +244,7 @@ def _check_own_classes(model: str) -> None:
     """Refuse before the download a model whose own weights know other classes."""
     config = timm.get_pretrained_cfg(model)
     found = config.num_classes if config and config.has_weights else "no"
-    if found not in SIZES and not model.startswith(SOURCES):
+    if found not in SIZES and ":" not in model:  # of those see own_classes
         raise UsageError(
             f"model {model}: expected weights for {EXPECTED}, found {found} classes; give a "
             "checkpoint that has them, or another of its weights: "
@@ -283,9 +281,8 @@ def fetch_classifier(model: str) -> Path:
 def _weights_file(model: str, download: bool) -> Path | None:
     if model.startswith("local-dir:"):
         return Path(model.removeprefix("local-dir:"), "model.safetensors")
-    config = timm.get_pretrained_cfg(model)
-    if model.startswith("hf-hub:"):
-        config = PretrainedCfg(hf_hub_id=model.removeprefix("hf-hub:"))
+    hub = model.removeprefix("hf-hub:")
+    config = timm.get_pretrained_cfg(model) if hub == model else PretrainedCfg(hf_hub_id=hub)
     if model != "paper" and config and config.hf_hub_id:
         # As timm looks for them. The hub is not asked for what its cache has.
         names = [config.hf_hub_filename or "model.safetensors", "pytorch_model.bin"]

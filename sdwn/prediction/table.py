@@ -54,8 +54,7 @@ SCHEMA = pa.schema(
         "status": pa.string(),
         # Null where the concept is of no ImageNet-1k class, and so are the label's two.
         "imagenet_class": pa.int16(),
-        # Of the 1000 classes of ImageNet-1k, or of the classifier's own, best first, with their
-        # softmax. Of its own the names stand for wnids, and the indices for ImageNet's.
+        # Of ImageNet-1k's 1000 classes, or the classifier's own, best first, with their softmax.
         "top5": pa.list_(pa.int16()),
         "top5_probability": pa.list_(pa.float32()),
         # The label's rank among the 1000, from 0.
@@ -68,8 +67,7 @@ SCHEMA = pa.schema(
 IMAGE = ("id", "wnid", "synset", "number", "sha256", "status", "imagenet_class")
 KEY = b"sdwn"
 
-# Readers take classes as indices. Added up in single precision, shares of one may be a little
-# more than one.
+# Readers take these as indices. Added up in single precision, shares may be a little above one.
 _CLASSES = ("imagenet_class", "top5", "label_rank")
 _SHARES = ("top5_probability", "label_probability", "subtree_probability")
 _NULLABLE = {"wnid", "synset", "sha256", "imagenet_class", "label_rank", "label_probability"}

@@ -62,7 +62,7 @@ def predict_shards(  # noqa: PLR0913, PLR0917
         raise SdwnError(
             f"{chosen.checkpoint or chosen.model}: expected the checkpoint "
             f"{str(plan.checkpoint_sha256)[:12]} that "
-            f"this was planned for, found {weights[:12]}; restore it, or evaluate again"
+            f"this was planned for, found {str(weights)[:12]}; restore it, or evaluate again"
         )
     images = plan.images_of(release)
     most = release.manifest.most_rows

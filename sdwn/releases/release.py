@@ -523,8 +523,7 @@ class Release:
 
     def _choose(self, indices: NDArray[np.int64], words: list[str]) -> Release:
         chosen = indices if self._chosen is None else self._chosen[indices]
-        view = chosen, (*self.selection, *words), self._classes
-        return Release(self.paths.root, _view=view)
+        return Release(self.paths.root, _view=(chosen, (*self.selection, *words), self._classes))
 
     @property
     def described(self) -> Manifest:

@@ -242,7 +242,6 @@ def _subtree_difference(first: Side, other: Side) -> dict[str, Any] | None:
         columns = (means[name].to_pylist() for name in ("wnid", "subtree_probability_mean"))
         both.append(dict(zip(*columns, strict=True)))
     wnids = sorted(both[0].keys() & both[1].keys())
-    # A classifier of its own classes gives none.
     return difference(*([means[wnid] for wnid in wnids] for means in both)) if wnids else None
 
 

@@ -78,7 +78,7 @@ def open_evaluation(
         raise UsageError(f"{release}: no evaluation {name!r}; there is {', '.join(found)}")
     paths = release.paths.evaluation(name)
     evaluation, predictions = read_own_predictions(release, paths)
-    labelled = release.labelled_by(evaluation["classifier"].get("class_names", ()))
+    labelled = release.labelled_by(predictions.classifier.get("class_names", ()))
     return paths, labelled, evaluation, predictions.table
 
 
