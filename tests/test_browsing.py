@@ -449,7 +449,7 @@ def test_pages_have_so_many_synsets_and_the_last_is_shown_for_one_beyond(library
     ("view", "message"),
     [
         (View(group="toys"), "group='toys': no such group; there is animals, "),
-        (View(seen=DOG), f"seen={DOG}: expected a class of ImageNet-1k"),
+        (View(seen=DOG), f"seen={DOG}: expected a class of the classifier"),
     ],
 )
 def test_what_there_is_not_is_explained(library: Library, view: View, message: str) -> None:
