@@ -339,7 +339,7 @@ class SideBySide:
             by = f"they were classified by {one['model']} and by {other['model']}"
             return both, f"{by}; evaluate both by the same model and weights"
         if not sum(self.counts):
-            return both, "they have no ImageNet-1k class in common"
+            return both, "they have no class in common"
         pair = dict(zip(("first", "second"), self.names, strict=True))
         rates = [float(rate.mean()) for rate in self._rates]
         return pair_in_words({**pair, "rates": rates, "rate": difference(*self._rates)})
