@@ -247,6 +247,8 @@ def _read(path: Path) -> pa.Table:
         if table.num_columns > MOST_COLUMNS:
             found = f"found {table.num_columns:,}; is it turned on its side?"
             raise UsageError(f"{path}: expected at most {MOST_COLUMNS:,} columns, {found}")
+        if table.nbytes > 2**31:
+            raise UsageError(f"{path}: expected at most 2 GiB of text; make several tables of it")
         if ending in _CSV:
             for at, name in enumerate(table.column_names):
                 if name not in _TEXTS:

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -73,6 +74,8 @@ LOCATION = ("part", "offset", "bytes", "codec", "width", "height", "sha256")
 # More than this, no plan has; and columns of a table of concepts that may have no value.
 MOST_CONCEPTS = 10_000_000
 _OPTIONAL = ("label", "wnid", "synset", "imagenet_class", "seed", "negative_prompt")
+# The types of a user's own columns.
+_OWN = re.compile(r"(list<\w+: )?(bool|u?int\d+|halffloat|float|double|string)( not null)?>?")
 # Concepts that share a name, of which a message names so many.
 _NAMED = 5
 
@@ -607,6 +610,8 @@ def read_concepts(path: Path) -> pa.Table:
     columns = {name: table[name].combine_chunks() for name in SCHEMA.names}
     parts = {**columns, "prompt": columns["prompts"].flatten()}
     faults = [name for name, one in parts.items() if one.null_count and name not in _OPTIONAL]
+    own = [one for one in table.schema if one.name not in SCHEMA.names]
+    faults += [one.name for one in own if not _OWN.fullmatch(str(one.type))]
     faults += ["id"] * (len(columns["id"].unique()) < len(table))
     for name, above in {"imagenet_class": CLASSES, "seed": 2**63}.items():
         values = numbers(columns[name], 0)

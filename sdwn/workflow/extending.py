@@ -48,12 +48,12 @@ def plan_extension(
         raise UsageError(
             f"{release.paths.root} was imported: how its images were made is not recorded"
         )
-    made_with = {one.get("revision") for one in manifest.made_on}
+    made_with = (one.get("revision") for one in manifest.made_on)
     extends = Extended(
         release=str(release.paths.root),
         digest=release.digest,
         images=manifest.images,
-        revision=next(filter(None, made_with), None),
+        revision=next((one for one in made_with if one and isinstance(one, str)), None),
     )
     if paths.plan.exists() and not overrides and only is None:
         plan = read_plan(paths)
@@ -144,6 +144,8 @@ def _remaining(release: Release, wanted: Sequence[Concept]) -> list[Concept]:
                 faults.append(f"{one.name}: only {count} of the images 0 to {last} are there")
             if one.seed is not None and last == 0:
                 faults.append(f"{one.name}: its own seed {one.seed} is that of a single image")
+        if not one.prompts:
+            faults.append(f"{one.name}: it has no prompt")
         found.append(replace(one, first_image=stop, images=one.images - stop))
     if faults:
         head = f"{release.paths.root}: what cannot be extended; leave it out with --only:"
