@@ -128,6 +128,11 @@ def text_of(answer: httpx.Response) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]*>", "", answer.text)).split())
 
 
+def test_addresses_of_earlier_versions_lead_to_the_same_pages(site: httpx.Client) -> None:
+    for page in (ZEBRA, f"{ZEBRA}/3"):
+        assert site.get(f"/synsets/{page}").text == site.get(f"/concepts/{page}").text
+
+
 def test_a_page_is_titled_with_the_release_and_its_model(site: httpx.Client) -> None:
     title = re.search("<title>(.*)</title>", site.get(f"/concepts/{ZEBRA}").text)
     assert title is not None

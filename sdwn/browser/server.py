@@ -55,6 +55,9 @@ PAGES = (
     ("/", pages.search_page),
     ("/concepts/{id}", pages.concept_page),
     ("/concepts/{id}/{number}", pages.image_page),
+    # Links that people kept from earlier versions.
+    ("/synsets/{id}", pages.concept_page),
+    ("/synsets/{id}/{number}", pages.image_page),
     ("/tree", pages.tree_page),
     ("/tree/{wnid}", pages.tree_page),
     ("/map", pages.map_page),
