@@ -323,6 +323,14 @@ def test_a_strangers_release_without_prompts_or_of_odd_types_is_refused(tmp_path
             extended(Release(first.paths.root), tmp_path / "odd", "images_per_synset=9")
     pq.write_table(table, path)
     manifest = json.loads(first.paths.manifest.read_text())
+    for name in ("files", "plans"):
+        altered = {
+            **manifest,
+            name: [{**one, "file": "x", "digest": "x"} for one in manifest[name]],
+        }
+        first.paths.manifest.write_text(json.dumps(altered))
+        with pytest.raises(SdwnError, match=f"lacks a {'part' if name == 'files' else 'plan'} of"):
+            extended(Release(first.paths.root), tmp_path / "odd", "images_per_synset=9")
     manifest["made_on"][0]["revision"] = {}
     first.paths.manifest.write_text(json.dumps(manifest))
     _, plan = extended(Release(first.paths.root), tmp_path / "odd", "images_per_synset=9")

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdwn.config import RunConfig, with_overrides
-from sdwn.errors import UsageError, command
+from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.exchange.export import LISTED_BY
 from sdwn.io import canonical, read_list
 from sdwn.paths import RunPaths
@@ -48,6 +48,12 @@ def plan_extension(
         raise UsageError(
             f"{release.paths.root} was imported: how its images were made is not recorded"
         )
+    listed = {one.digest for one in manifest.plans}, {one.file for one in manifest.files}
+    for name, known in zip(("plan", "part"), listed, strict=True):
+        if not known.issuperset(release.metadata[name].unique().to_pylist()):
+            check = command("verify", release.paths.root)
+            fault = f"lacks a {name} of its images; check with: {check}"
+            raise IntegrityError(f"{release.paths.manifest}: {fault}")
     made_with = (one.get("revision") for one in manifest.made_on)
     extends = Extended(
         release=str(release.paths.root),
