@@ -48,12 +48,7 @@ def plan_extension(
         raise UsageError(
             f"{release.paths.root} was imported: how its images were made is not recorded"
         )
-    listed = {one.digest for one in manifest.plans}, {one.file for one in manifest.files}
-    for name, known in zip(("plan", "part"), listed, strict=True):
-        if not known.issuperset(release.metadata[name].unique().to_pylist()):
-            check = command("verify", release.paths.root)
-            fault = f"lacks a {name} of its images; check with: {check}"
-            raise IntegrityError(f"{release.paths.manifest}: {fault}")
+    _refuse_unlisted_images(release)
     made_with = (one.get("revision") for one in manifest.made_on)
     extends = Extended(
         release=str(release.paths.root),
@@ -101,6 +96,16 @@ def plan_extension(
             raise UsageError(f"{release.paths.root}: {what}; write its values as they are there")
     plan = Plan(catalog, config, concept_rows(rows), extends=extends)
     return plan, store_plan(plan, run, wordnet, display)
+
+
+def _refuse_unlisted_images(release: Release) -> None:
+    manifest = release.manifest
+    listed = {one.digest for one in manifest.plans}, {one.file for one in manifest.files}
+    for name, known in zip(("plan", "part"), listed, strict=True):
+        if not known.issuperset(release.metadata[name].unique().to_pylist()):
+            check = command("verify", release.paths.root)
+            fault = f"lacks a {name} of its images; check with: {check}"
+            raise IntegrityError(f"{release.paths.manifest}: {fault}")
 
 
 def _refuse_other_settings(release: Release, before: RunConfig, config: RunConfig) -> None:
