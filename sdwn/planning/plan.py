@@ -420,7 +420,7 @@ def write_plan(
             f"{paths.root}: SLURM and submitit read % in a path as a placeholder; plan into a "
             "folder whose path has none"
         )
-    from sdwn.planning.concept_table import write_concepts  # pyarrow
+    from sdwn.planning.concept_table import read_block, write_concepts  # pyarrow
 
     evaluation = plan.config.evaluation.model_dump(mode="json")
     extends = {"extends": plan.extends.model_dump()} if plan.extends else {}
@@ -443,7 +443,11 @@ def write_plan(
         **extends,
     }
     # The tables first: plan.json is what says that a plan is there.
-    write_concepts(paths.concepts, plan.table)
+    try:
+        for number in range(len(content["concepts_sha256"])):
+            read_block(paths.concepts, content["concepts_sha256"], number)
+    except IntegrityError:  # there is none, or it is damaged
+        write_concepts(paths.concepts, plan.table)
     if wordnet is not None:
         from sdwn.wordnet.taxonomy import read_taxonomy, taxonomy_table, write_taxonomy
 
