@@ -224,6 +224,14 @@ def test_planning_again_restores_a_lost_table(planned: PlanRun) -> None:
     assert same(read_plan(paths), plan)
 
 
+def test_planning_over_a_plan_of_a_later_version_is_refused(planned: PlanRun) -> None:
+    paths, plan = planned()
+    paths.plan.write_text(later := with_version_9(paths.plan.read_text()))
+    with pytest.raises(IntegrityError, match="found sdwn-plan 9; read it with the sdwn that wrote"):
+        write_plan(plan, paths)
+    assert paths.plan.read_text() == later
+
+
 @pytest.mark.parametrize(
     ("name", "alter", "expected"),
     [

@@ -26,7 +26,6 @@ from sdwn.io import (
     OnMessage,
     decode_text,
     ignore,
-    read_json,
     read_whole,
     write_text,
 )
@@ -424,7 +423,7 @@ def write_plan(
 
     evaluation = plan.config.evaluation.model_dump(mode="json")
     extends = {"extends": plan.extends.model_dump()} if plan.extends else {}
-    known = read_json(paths.plan) if paths.plan.exists() else {}
+    known = FORMAT.read(paths.plan) if paths.plan.exists() else {}
     if known:
         _refuse_another_plan(known, plan, paths)
         before = {**EvaluationConfig().model_dump(mode="json"), **known.get("evaluation", {})}
