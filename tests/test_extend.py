@@ -73,7 +73,7 @@ def killed_after(batches: int) -> Any:
 
 
 def images(release: Release) -> dict[tuple[str, int], tuple[str, int, str]]:
-    """What an image is made of and what it is, by concept and number."""
+    """The records that make each image, and its content, by concept and number."""
     names = ("id", "number", "prompt", "seed", "sha256")
     columns = [release.metadata[name].to_pylist() for name in names]
     rows = list(zip(*columns, strict=True))

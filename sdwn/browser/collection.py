@@ -107,7 +107,7 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """What people call it: of a synset, the first lemma."""
+        """Its name for people: of a synset, the first lemma."""
         return self.concept.label or self.concept.name
 
     @property

@@ -24,7 +24,7 @@ _COLUMNS = ("wnid", "synset", "shard", "imagenet_class", "lemmas", "definition",
 
 @dataclass(frozen=True, slots=True)
 class Concept:
-    """What images are made of: a synset, or a row of a table of prompts.
+    """A subject of images: a synset, or a row of a table of prompts.
 
     ``id`` is its key: the wnid of a synset, the id of a row. ``label`` names it in words.
     ``imagenet_class`` is an ILSVRC class index. Image n takes prompt n modulo their number; those
@@ -63,7 +63,7 @@ class Concept:
 
 
 class PlanCounts(Record):
-    """What a plan's rows come to: plan.json has it, and who counts images need read no row.
+    """The counts of a plan's rows, in plan.json, so that counting images reads no row.
 
     ``each`` is the images of every concept. Where they differ it is None: the shards begin at
     the rows ``starts``, and ``images`` are how many each has.

@@ -181,7 +181,7 @@ class Plan:
 
     @cached_property
     def counts(self) -> PlanCounts:
-        """What its rows come to."""
+        """The counts of its rows, images and shards."""
         if self.recorded_counts is not None:
             return self.recorded_counts
         from sdwn.planning.concept_table import count_rows  # pyarrow
@@ -249,7 +249,7 @@ class Plan:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What names it, as plan.json has it.
+        """The entries of plan.json that name it: settings, counts and digests.
 
         ``synsets_sha256`` is of the text of version 1, where that version could have written it.
         """

@@ -295,7 +295,7 @@ def _may_be(device: str, kind: str) -> bool:
 
 
 class _SelfTested(Record):
-    """What estimates read of a self-test: images a second by way of compiling and batch size."""
+    """The speeds of a self-test: images a second by way of compiling and batch size."""
 
     device: str
     memory_gb: int

@@ -354,7 +354,7 @@ class Release:
 
     @cached_property
     def unit(self) -> str:
-        """What its concepts are called, in the singular: ``synset`` where all are, ``concept``."""
+        """The word for its concepts: ``synset`` where all are, else ``concept``."""
         synsets = all(table["id"].equals(table["wnid"]) for table in self.concept_tables)
         return "synset" if synsets else "concept"
 
