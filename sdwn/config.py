@@ -74,6 +74,12 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
 
+def first_mistake(error: ValidationError) -> str:
+    """Return where a record has its first mistake, and which."""
+    mistake = error.errors()[0]
+    return f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}"
+
+
 S = TypeVar("S", bound=Section)
 
 

@@ -4,6 +4,7 @@ Only the command line turns an error into an exit code.
 """
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -78,6 +79,16 @@ def counted(count: int, noun: str, plural: str = "s") -> str:
     ('1 task', '1,200 processes')
     """
     return f"{count:,} {noun}{'' if count == 1 else plural}"
+
+
+def some(names: Sequence[str], most: int, count: int | None = None) -> str:
+    """Name at most so many things, and count the rest of them all, or of ``count``.
+
+    >>> some(["a", "b", "c"], 2), some(["a", "b"], 2), some(["a", "b"], 2, 1000)
+    ('a, b and 1 more', 'a, b', 'a, b and 998 more')
+    """
+    more = (len(names) if count is None else count) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def duration(seconds: float) -> str:

@@ -21,7 +21,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from sdwn.errors import duration
+from sdwn.errors import duration, some
 
 if TYPE_CHECKING:
     from sdwn.jobs.scheduler import Job, Live
@@ -163,8 +163,7 @@ def job_names(ids: Sequence[str]) -> str:
     ('jobs 7, 9', 'job 12')
     """
     arrays = list(dict.fromkeys(one.partition("_")[0] for one in ids))
-    more = f" and {len(arrays) - 3:,} more" * (len(arrays) > 3)
-    return f"job{'s' * (len(arrays) > 1)} {', '.join(arrays[:3])}{more}"
+    return f"job{'s' * (len(arrays) > 1)} {some(arrays, 3)}"
 
 
 class WorkBar:

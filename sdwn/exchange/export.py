@@ -33,7 +33,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sdwn import io
-from sdwn.errors import IntegrityError, UsageError, command
+from sdwn.errors import IntegrityError, UsageError, command, some
 from sdwn.paths import ReleasePaths
 from sdwn.planning.concepts import table_text
 from sdwn.releases import writer
@@ -576,9 +576,9 @@ def select_listed(release: Release, path: Path) -> Release:
             f"{name[:SHOWN_CHARACTERS]!r}" + ("" if number is None else f" {number}")
             for name, number in absent[:SHOWN_NAMES]
         ]
-        more = f" and {len(absent) - SHOWN_NAMES} more" if len(absent) > SHOWN_NAMES else ""
+        lacking = some(shown, SHOWN_NAMES, len(absent))
         raise UsageError(
-            f"{path}: {release.paths.root} has no {', '.join(shown)}{more}; take what it lacks "
+            f"{path}: {release.paths.root} has no {lacking}; take what it lacks "
             f"off the list, which has a column {' or '.join(LISTED_BY)}, and number, or one "
             f"{release.unit} a line"
         )

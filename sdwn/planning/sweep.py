@@ -16,7 +16,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, JsonValue, ValidationError
 
-from sdwn.config import Record, RunConfig, Section, read_yaml, validated, with_overrides
+from sdwn.config import (
+    Record,
+    RunConfig,
+    Section,
+    first_mistake,
+    read_yaml,
+    validated,
+    with_overrides,
+)
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.io import Format
 from sdwn.paths import RunPaths, shipped_file
@@ -61,8 +69,7 @@ def read_sweep(folder: Path) -> Sweep:
     try:
         return Sweep.model_validate(FORMAT.read(path))
     except ValidationError as error:
-        mistake = error.errors()[0]
-        what = f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}"
+        what = first_mistake(error)
         raise IntegrityError(f"{path}: damaged: {what}; {FORMAT.remedy}") from None
 
 

@@ -19,7 +19,7 @@ import pyarrow.csv
 import pyarrow.json
 
 from sdwn.config import MOST_IMAGES
-from sdwn.errors import UsageError, counted, first_line
+from sdwn.errors import UsageError, counted, first_line, some
 from sdwn.io import SEPARATORS, OnMessage, read_text
 from sdwn.planning.concept_table import SCHEMA, concept_table, synset_columns
 from sdwn.storage.columns import COLUMNS, numbers, read_parquet
@@ -98,7 +98,7 @@ def read_table(path: Path, only: Sequence[str], images: int) -> pa.Table:
     )
     chosen = pa.array(only, _TEXT)
     if lacking := chosen.filter(pc.invert(pc.is_in(chosen, ids))).to_pylist():
-        raise UsageError(f"only: {path} has no row with the id {_some(lacking)}")
+        raise UsageError(f"only: {path} has no row with the id {some(lacking, SHOWN)}")
     return table.filter(pc.is_in(ids, chosen)) if only else table
 
 
@@ -120,7 +120,7 @@ def read_prompts(
     if lacking := [synset.name for synset in synsets if synset.wnid not in found]:
         raise UsageError(
             f"{path}: {len(lacking):,} of {counted(len(synsets), 'synset')} have no prompt: "
-            f"{_some(lacking)}; write a row for each, or leave them out of the catalog"
+            f"{some(lacking, SHOWN)}; write a row for each, or leave them out of the catalog"
         )
     chosen = [tuple(found[synset.wnid]) for synset in synsets]
     if others := len(prompts) - sum(map(len, chosen)):
@@ -145,7 +145,7 @@ class _Rows:
                     fault = "expected one column of this name, whatever its case"
                 self._faults += [f"column {name!r}: {fault}"] if fault else []
         if lacking := [name for name in needed if name not in table.column_names]:
-            found = _some([repr(name) for name in table.column_names])
+            found = some([repr(name) for name in table.column_names], SHOWN)
             columns = "columns" if len(lacking) > 1 else "column"
             self._faults.append(f"expected the {columns} {' and '.join(lacking)}, found {found}")
         if not len(table):
@@ -160,7 +160,7 @@ class _Rows:
         if rows := pc.indices_nonzero(bad).to_pylist():
             shown = ((row + self._first, values[row].as_py()) for row in rows[:SHOWN])
             found = [f"row {row}" + f" ({v!r:.99})" * (v is not None) for row, v in shown]
-            self._faults.append(f"{expected}; found {_some(found, len(rows))}")
+            self._faults.append(f"{expected}; found {some(found, SHOWN, len(rows))}")
 
     def text(self, name: str) -> pa.Array:
         column = self.columns[name].cast(_TEXT)
@@ -223,11 +223,6 @@ def _mapped(column: pa.Array, value: Callable[[str], str | None]) -> pa.Array:
     """Map each text of a column, each distinct one once; null stays null."""
     coded = column.dictionary_encode()
     return pa.array(map(value, coded.dictionary.to_pylist()), _TEXT).take(coded.indices)
-
-
-def _some(names: Sequence[str], count: int | None = None) -> str:
-    more = (len(names) if count is None else count) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 # --- Files ---------------------------------------------------------------------------------------

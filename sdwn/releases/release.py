@@ -25,8 +25,8 @@ from PIL import Image
 from pydantic import Field, ValidationError
 
 from sdwn import io
-from sdwn.config import Record, RunConfig, validated
-from sdwn.errors import IntegrityError, SdwnError, UsageError, command
+from sdwn.config import Record, RunConfig, first_mistake, validated
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command, some
 from sdwn.models.builtin import notice
 from sdwn.paths import ReleasePaths
 from sdwn.planning.concept_table import SCHEMA, as_table, concept_rows
@@ -197,9 +197,7 @@ class Release:
             json.dumps(content, ensure_ascii=False).encode()  # JSON may hold half a character
             self.manifest = Manifest.model_validate(content)
         except ValidationError as error:
-            mistake = error.errors()[0]
-            where = ".".join(map(str, mistake["loc"]))
-            raise IntegrityError(f"{path}: damaged: {where}: {mistake['msg']}") from None
+            raise IntegrityError(f"{path}: damaged: {first_mistake(error)}") from None
         except UnicodeEncodeError as error:
             raise IntegrityError(f"{path}: damaged: no Unicode: {error}") from None
         # Of a subset: its rows in the release's table, in their order. Classes: see labelled_by.
@@ -403,8 +401,8 @@ class Release:
         if len(ids) > 1:
             rows = [self.concepts[id_] for id_ in ids[:_NAMED] if id_ in self.concepts]
             names = sorted(str(row.synset) if row.id == row.wnid else row.id for row in rows)
-            more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
-            raise UsageError(f"{name!r} is ambiguous: {', '.join(names)}{more}; give one of these")
+            found = some(names, _NAMED, len(ids))
+            raise UsageError(f"{name!r} is ambiguous: {found}; give one of these")
         return str(ids[0])
 
     def rows(self, name: str) -> list[dict[str, Any]]:

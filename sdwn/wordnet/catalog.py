@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sdwn.config import PAPER_CATALOG, CatalogConfig
-from sdwn.errors import UsageError
+from sdwn.errors import UsageError, some
 from sdwn.io import read_list, uncollected
 from sdwn.wordnet.corpus import Synset, WordNet
 from sdwn.wordnet.imagenet import class_wnids
@@ -44,8 +44,7 @@ def describe(config: CatalogConfig) -> str:
     >>> describe(CatalogConfig(name="closure", roots=("dog.n.01",)))
     'closure + below dog.n.01'
     """
-    first, more = ", ".join(config.synsets[:3]), len(config.synsets[3:])
-    parts = [first + f" and {more} more" * (more > 0)] if first else []
+    parts = [some(config.synsets, 3)] if config.synsets else []
     parts += [config.name] if config.name else []
     parts += [f"below {root}" for root in config.roots]
     parts += [f"list {config.file.name}"] if config.file else []
