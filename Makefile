@@ -54,14 +54,15 @@ lint: $(VENV)/installed-dev
 chromium:
 	@./tests/install-chromium || true
 
-# A file's tests stay in one process, and all that wait for SLURM in one more than there are cores.
-PYTEST := $(BIN)/pytest --dist loadgroup --no-loadscope-reorder -n
+# A file's tests stay in one process. Two processes may each have a SLURM of their own. Not
+# --dist loadgroup: pytest 9.2 does not show pytest-xdist 3.8 the groups, and nothing says so.
+PYTEST := $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: lint wordnet
-	$(PYTEST) auto -m "not slurm and not browser and not process and not model and not long"
+	$(PYTEST) -m "not slurm and not browser and not process and not model and not long"
 
 test: lint wordnet chromium
-	$(PYTEST) $$(($$(nproc) + 1))
+	$(PYTEST)
 
 test-faults: wordnet $(VENV)/installed-dev
 	$(BIN)/pytest tests/test_faults.py -m ""

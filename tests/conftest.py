@@ -373,13 +373,7 @@ def _not_run(where: str, reason: str, unknown: str) -> NoReturn:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave what waits for SLURM to one process, which begins with it; a file's tests to another.
-
-    It takes long, and the CPUs have other tests meanwhile.
-    """
-    for item in items:
-        name = "slurm" if item.get_closest_marker("slurm") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(name))
+    """Begin with what waits for SLURM: it takes long, and the CPUs have other tests meanwhile."""
     items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
 
 
