@@ -19,6 +19,9 @@ CHANGED = ".changed.txt"
 NO_GPU = ".no-gpu.txt"
 WAITED = ".waited.txt"
 
+# What is measured from features, each in a folder of this name below evaluations.
+Measured = Literal["measures", "transfer", "duplicates"]
+
 # As RunPaths writes them: five digits, or more without a leading zero.
 SHARD_NUMBER = re.compile(r"[0-9]{5}|[1-9][0-9]{5,8}")
 TASK_NAME = re.compile(r"(?P<job>[^.]+)\.(?P<rank>[0-9]+)(\.r(?P<start>[0-9]+))?\.json")
@@ -158,6 +161,14 @@ class ReleasePaths:
         """Return the files of the evaluation of this name."""
         return EvaluationPaths(self.evaluations / name)
 
+    def features(self, name: str) -> FeaturePaths:
+        """Return the files of the features of this name."""
+        return FeaturePaths(self.evaluations / "features" / name)
+
+    def measured(self, kind: Measured, name: str) -> MeasurePaths:
+        """Return the files of what was measured from features, and is called so."""
+        return MeasurePaths(self.evaluations / kind / name)
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPaths:
@@ -182,6 +193,36 @@ class EvaluationPaths:
     def figure(self, name: str, extension: str) -> Path:
         """Return the path of a figure for print: histogram, groups or map, as png or svg."""
         return self.root / "figures" / f"{name}.{extension}"
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturePaths:
+    """The files of the features of a release's images by one encoder."""
+
+    root: Path
+
+    features = _Below("features.parquet")  # a row an image
+    earlier = _Below("earlier.parquet")  # those of the release that this one was made from
+
+    @property
+    def work(self) -> RunPaths:
+        """Folder of the plan, shards of features, jobs and their journal."""
+        return work_paths(self.root / "work")
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurePaths:
+    """The files of what one command measured from features."""
+
+    root: Path
+
+    record = _Below("record.json")  # the figures
+    scores = _Below("scores.parquet")  # those of each image
+    page = _Below("page.html")
+
+    def table(self, name: str) -> Path:
+        """Return a CSV table's path: figures, groups, classes, curve or pairs."""
+        return self.root / f"{name}.csv"
 
 
 @dataclass(frozen=True, slots=True)

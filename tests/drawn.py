@@ -14,6 +14,7 @@ from sdwn.evaluation.record import build_record
 from sdwn.generation.task import generate
 from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
+from sdwn.prediction.features import COLUMNS, Features, write_features
 from sdwn.prediction.table import IMAGE, SCHEMA, TOP, Predictions, write_predictions
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
@@ -96,3 +97,18 @@ def evaluation(
     write_predictions(paths.predictions, Predictions(table, release.digest, "drawn", record, ()))
     build_record(release, paths, table, record, chosen or EvaluationConfig())
     return paths
+
+
+def draw_features(
+    release: Release, vectors: np.ndarray, name: str = "drawn", **columns: Any
+) -> Features:
+    """Lay these vectors into a release as features, beside ``columns`` such as a ``phash``."""
+    rows = len(release)
+    every = {one.name: pa.nulls(rows, one.type) for one in COLUMNS}
+    every |= {one: release.metadata[one] for one in IMAGE}
+    every |= {one: pa.array(np.arange(rows), pa.uint64()) for one in ("pixels_hash", "phash")}
+    every |= {one: pa.array(values, COLUMNS.field(one).type) for one, values in columns.items()}
+    table = pa.table(every, schema=COLUMNS)
+    found = Features(name, table, vectors.astype(np.float16), {"model": name}, release.digest)
+    write_features(release.paths.features(name).features, found)
+    return found
