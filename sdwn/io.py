@@ -523,6 +523,12 @@ class Format:
         return content
 
 
+def content_digest(content: Mapping[str, Any]) -> str:
+    """Compute SHA-256 over everything in a record but its own ``digest``."""
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[TextIO]:
     """Hold a file's lock; the file is made where it is missing.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from sdwn.errors import IntegrityError, command
 from sdwn.evaluation import metrics
 from sdwn.evaluation.class_map import build_class_map
 from sdwn.evaluation.metrics import METRICS, ClassResult
-from sdwn.io import Format, csv_text, file_sha256, now, refuse_links, write_text
+from sdwn.io import Format, content_digest, csv_text, file_sha256, now, refuse_links, write_text
 from sdwn.paths import EvaluationPaths, ReleasePaths
 from sdwn.prediction.table import Predictions, keyed, read_predictions
 from sdwn.releases.release import Release
@@ -32,8 +31,8 @@ def _with_plain_names(content: dict[str, Any]) -> dict[str, Any]:
     found["classifier"] = dict(content.get("classifier", {}))
     found["classifier"]["predicted_on"] = found["classifier"].pop("judged_on", [])
     # The digest of a record that was altered stays one that does not fit.
-    if content.get("digest") == _digest(content):
-        found["digest"] = _digest(found)
+    if content.get("digest") == content_digest(content):
+        found["digest"] = content_digest(found)
     return found
 
 
@@ -169,7 +168,7 @@ def build_record(
             write_text(paths.table(name), csv_text(head.split(), cells))
     # The page reads it.
     record["synsets_sha256"] = file_sha256(paths.table("synsets")) if taxonomy else None
-    record["digest"] = _digest(record)
+    record["digest"] = content_digest(record)
     # Last, for it is what says that an evaluation is there.
     write_text(paths.evaluation, json.dumps(record, indent=2) + "\n")
     return record
@@ -215,12 +214,6 @@ def _ends(prefix: str, interval: Sequence[float] | None) -> dict[str, float | No
 
 
 # --- Reading -----------------------------------------------------------------------------------
-def _digest(record: Mapping[str, Any]) -> str:
-    """Compute SHA-256 over everything in a record but its own ``digest``."""
-    content = {name: value for name, value in record.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def evaluations(paths: ReleasePaths) -> dict[str, float]:
     """Map the name of each evaluation of a release to when it was made, as files count time."""
     found = sorted(paths.evaluations.glob("*/evaluation.json"))
@@ -232,7 +225,7 @@ def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
     every = paths.root.parent
     refuse_links(every if every.is_symlink() else paths.root)
     found = FORMAT.read(paths.evaluation)
-    if found.get("digest") != _digest(found):
+    if found.get("digest") != content_digest(found):
         raise IntegrityError(
             f"{paths.evaluation}: altered since it was written (its digest differs); "
             f"{FORMAT.remedy}"

@@ -1,0 +1,162 @@
+"""The record of what one command measured: figures of all images, of groups and of classes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from sdwn import __version__
+from sdwn.errors import IntegrityError
+from sdwn.io import Format, content_digest, now, refuse_links, write_text
+from sdwn.paths import Measured, MeasurePaths
+from sdwn.prediction.features import Features
+from sdwn.releases.release import Release
+
+log = logging.getLogger(__name__)
+
+FORMATS: dict[Measured, Format] = {
+    "measures": Format("sdwn-measures", 1, "measure the release again"),
+    "transfer": Format("sdwn-transfer", 1, "run sdwn transfer again"),
+    "duplicates": Format("sdwn-duplicates", 1, "look for duplicates again"),
+}
+
+
+class Figure(TypedDict):
+    """A value with its 95 % interval (None without one), and the numbers of images behind it."""
+
+    value: float
+    low: float | None
+    high: float | None
+    images: int
+    reference_images: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A figure's words: its key in records, its label on pages, how it is written.
+
+    ``best`` is ``high``, ``low`` or None: which values are better.
+    """
+
+    name: str
+    label: str
+    best: str | None
+    digits: int = 2
+    unit: str = ""
+
+    def text(self, figure: Figure | None) -> str:
+        """Write a figure with its interval and unit; a dash where there is none.
+
+        >>> MEASURES["coverage"].text({"value": 0.5, "low": 0.4, "high": 0.6,
+        ...     "images": 10, "reference_images": 10})
+        '0.50 (0.40 to 0.60)'
+        """
+        if figure is None:
+            return "\u2013"
+        value, low, high = (
+            None if figure[end] is None else f"{figure[end]:,.{self.digits}f}"  # type: ignore[literal-required]
+            for end in ("value", "low", "high")
+        )
+        ends = f" ({low} to {high})" if low is not None and high is not None else ""
+        return f"{value}{ends} {self.unit}".rstrip()
+
+
+# In the order of the pages. A new measure is a row here, and its function.
+MEASURES = {
+    one.name: one
+    for one in (
+        Measure("frechet_distance", "Fréchet distance", "low", 1),
+        Measure("kernel_distance", "kernel distance", "low", 4),
+        Measure("cmmd", "CMMD", "low", 3),
+        Measure("density", "density", "high"),
+        Measure("coverage", "coverage", "high"),
+        Measure("vendi", "Vendi score", "high", 1),
+        Measure("vendi_within", "Vendi score within a class", "high"),
+        Measure("similarity_within", "similarity within a class", "low", 3),
+        Measure("clip_score", "CLIP score", "high", 1),
+        Measure("transfer_accuracy", "accuracy on real images", "high", 1, "%"),
+        Measure("real_accuracy", "the same, trained on real images", None, 1, "%"),
+        Measure("chance", "by chance", None, 1, "%"),
+        Measure("exact_duplicates", "images that repeat another's pixels", "low", 0),
+        Measure("near_duplicates", "images that nearly repeat another", "low", 0),
+        Measure("near_reference", "images near one of the reference", "low", 0),
+    )
+}
+
+
+def record_name(features: str, reference: Release | None = None) -> str:
+    """Name a record by the features, and the reference that they were compared with."""
+    if reference is None:
+        return features
+    return f"{features}--{reference.paths.root.name}-{reference.digest[:8]}"
+
+
+def class_of_images(images: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the classes of images, each once and sorted, and each image's index there.
+
+    ``images`` are rows of a release's metadata. The class is the wnid, without one the label, without that the concept's id.
+    """
+    labels = (
+        images["label"] if "label" in images.column_names else pa.nulls(len(images), pa.string())
+    )
+    labels = pc.if_else(pc.equal(labels, ""), None, labels)
+    every = pc.coalesce(images["wnid"], labels, images["id"])
+    names, index = np.unique(np.asarray(every.to_pylist(), dtype=str), return_inverse=True)
+    return names.tolist(), index
+
+
+def write_record(
+    kind: Measured,
+    release: Release,
+    features: Features,
+    reference: Release | None,
+    content: Mapping[str, Any],
+) -> MeasurePaths:
+    """Write the record of a command into its folder of the release; return its files.
+
+    ``content`` has at least ``figures``, a :class:`Figure` by name; ``groups`` and ``classes``,
+    lists of a ``name`` with ``figures`` of its own, where there are some; and ``settings``.
+    """
+    paths = release.paths.measured(kind, record_name(features.name, reference))
+    refuse_links(release.paths.evaluations)
+    record = {
+        **FORMATS[kind].head(),
+        "created": now(),
+        "sdwn": __version__,
+        "release": release.digest,
+        "features": {"name": features.name, "encoder": dict(features.encoder)},
+        "reference": reference and {"name": reference.paths.root.name, "release": reference.digest},
+        **content,
+    }
+    record["digest"] = content_digest(record)
+    write_text(paths.record, json.dumps(record, indent=2) + "\n")
+    return paths
+
+
+def read_records(release: Release, kind: Measured) -> dict[str, dict[str, Any]]:
+    """Read a release's records of a kind by name, the latest last.
+
+    One that is damaged, altered or of another release is named in the log and left out.
+    """
+    found: list[tuple[str, Path, dict[str, Any]]] = []
+    for path in sorted(release.paths.evaluations.glob(f"{kind}/*/record.json")):
+        try:
+            refuse_links(release.paths.evaluations)
+            record = FORMATS[kind].read(path)
+            if record.get("digest") != content_digest(record):
+                raise IntegrityError(f"{path}: altered since it was written")
+            if record["release"] != release.digest:
+                raise IntegrityError(f"{path}: of another release")
+            found.append((record["created"], path, record))
+        except IntegrityError as error:
+            log.warning("%s; %s", error, FORMATS[kind].remedy)
+    return {path.parent.name: record for _, path, record in sorted(found, key=lambda one: one[:2])}
