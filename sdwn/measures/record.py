@@ -63,7 +63,7 @@ class Measure:
         if figure is None:
             return "\u2013"
         value, low, high = (
-            None if figure[end] is None else f"{figure[end]:,.{self.digits}f}"  # type: ignore[literal-required]
+            None if figure[end] is None else f"{figure[end]:,.{self.digits}f}"
             for end in ("value", "low", "high")
         )
         ends = f" ({low} to {high})" if low is not None and high is not None else ""
@@ -103,12 +103,10 @@ def record_name(features: str, reference: Release | None = None) -> str:
 def class_of_images(images: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
     """Return the classes of images, each once and sorted, and each image's index there.
 
-    ``images`` are rows of a release's metadata. The class is the wnid, without one the label, without that the concept's id.
+    ``images`` are rows of a release's metadata. The class is the wnid, without one the label,
+    without that the concept's id.
     """
-    labels = (
-        images["label"] if "label" in images.column_names else pa.nulls(len(images), pa.string())
-    )
-    labels = pc.if_else(pc.equal(labels, ""), None, labels)
+    labels = pc.if_else(pc.equal(images["label"], ""), None, images["label"])
     every = pc.coalesce(images["wnid"], labels, images["id"])
     names, index = np.unique(np.asarray(every.to_pylist(), dtype=str), return_inverse=True)
     return names.tolist(), index
