@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,10 +15,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdwn import __version__
-from sdwn.errors import IntegrityError
-from sdwn.io import Format, content_digest, now, refuse_links, write_text
+from sdwn.errors import IntegrityError, UsageError, command
+from sdwn.evaluation.metrics import read_groups
+from sdwn.io import Format, content_digest, csv_text, now, refuse_links, write_text
 from sdwn.paths import Measured, MeasurePaths
-from sdwn.prediction.features import Features
+from sdwn.prediction.features import Features, open_features
+from sdwn.prediction.table import OF_A_TASK
 from sdwn.releases.release import Release
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,23 @@ def record_name(features: str, reference: Release | None = None) -> str:
     return f"{features}--{reference.paths.root.name}-{reference.digest[:8]}"
 
 
+def open_reference(features: Features, reference: Release) -> Features:
+    """Read the features of a reference release by the same encoder as these."""
+    found = open_features(reference, features.name)
+    ours, theirs = (
+        {name: value for name, value in one.encoder.items() if name not in OF_A_TASK}
+        for one in (features, found)
+    )
+    differ = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    if differ:
+        again = command("features", reference.paths.root, "--model", features.encoder["model"])
+        raise UsageError(
+            f"{reference}: its features {features.name} are of another encoder "
+            f"({', '.join(differ)} differ); make them again with the same weights: {again}"
+        )
+    return found
+
+
 def class_of_images(images: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
     """Return the classes of images, each once and sorted, and each image's index there.
 
@@ -112,6 +131,18 @@ def class_of_images(images: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
     return names.tolist(), index
 
 
+def groups_of_classes(release: Release, classes: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """Return which of the classes each group of WordNet holds, for the groups that hold some."""
+    if not release.has_tree:
+        return {}
+    tree, wnids = release.taxonomy, set(release.metadata["wnid"].unique().to_pylist())
+    held = {
+        group.name: np.array([one in wnids and tree.is_below(one, group.wnid) for one in classes])
+        for group in read_groups(None, tree)
+    }
+    return {name: which for name, which in held.items() if which.any()}
+
+
 def write_record(
     kind: Measured,
     release: Release,
@@ -119,10 +150,12 @@ def write_record(
     reference: Release | None,
     content: Mapping[str, Any],
 ) -> MeasurePaths:
-    """Write the record of a command into its folder of the release; return its files.
+    """Write a command's record and its tables into its folder of the release; return its files.
 
-    ``content`` has at least ``figures``, a :class:`Figure` by name; ``groups`` and ``classes``,
-    lists of a ``name`` with ``figures`` of its own, where there are some; and ``settings``.
+    ``content`` has at least ``figures``, a :class:`Figure` by name; lists of a ``name`` with
+    ``figures`` of its own where there are some, as ``groups``, ``classes`` and ``curve``;
+    ``absent``, the reason of each measure without a figure; and ``settings``. The figures and each
+    list are also a CSV table, a row a figure.
     """
     paths = release.paths.measured(kind, record_name(features.name, reference))
     refuse_links(release.paths.evaluations)
@@ -135,6 +168,16 @@ def write_record(
         "reference": reference and {"name": reference.paths.root.name, "release": reference.digest},
         **content,
     }
+    every = {"figures": [{"name": "all", "figures": content["figures"]}]}
+    every |= {name: content[name] for name in ("groups", "classes", "curve") if content.get(name)}
+    columns = [*Figure.__annotations__]
+    for name, rows in every.items():
+        lines = (
+            (row["name"], measure, *(figure[column] for column in columns))
+            for row in rows
+            for measure, figure in row["figures"].items()
+        )
+        write_text(paths.table(name), csv_text(("name", "measure", *columns), lines))
     record["digest"] = content_digest(record)
     write_text(paths.record, json.dumps(record, indent=2) + "\n")
     return paths
