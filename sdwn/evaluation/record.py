@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from sdwn import __version__
 from sdwn.config import PAPER_CATALOG, EvaluationConfig
-from sdwn.errors import IntegrityError, command
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation import metrics
 from sdwn.evaluation.class_map import build_class_map
 from sdwn.evaluation.metrics import METRICS, ClassResult
@@ -231,6 +231,29 @@ def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
             f"{FORMAT.remedy}"
         )
     return found
+
+
+def open_evaluation(
+    release: Release, name: str | None = None
+) -> tuple[EvaluationPaths, Release, dict[str, Any], pa.Table]:
+    """Open an evaluation, by default the latest; return its files, record and predictions.
+
+    Raises:
+        SdwnError: there is no such evaluation, it is of another release, or its predictions are
+            not those that its figures were made of.
+    """
+    found = evaluations(release.paths)
+    if not found:
+        advice = command("evaluate", release.paths.root)
+        raise SdwnError(f"{release.paths.root}: not evaluated yet; run: {advice}")
+    if name is None:
+        name = max(found, key=found.__getitem__)
+    if name not in found:
+        raise UsageError(f"{release}: no evaluation {name!r}; there is {', '.join(found)}")
+    paths = release.paths.evaluation(name)
+    evaluation, predictions = read_own_predictions(release, paths)
+    labelled = release.labelled_by(predictions.classifier.get("class_names", ()))
+    return paths, labelled, evaluation, predictions.table
 
 
 def read_own_predictions(

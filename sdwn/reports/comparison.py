@@ -22,7 +22,7 @@ from scipy import stats
 from sdwn import __version__
 from sdwn.errors import UsageError
 from sdwn.evaluation.metrics import measure, metrics_shown, percentiles, resampled_means
-from sdwn.evaluation.record import evaluations
+from sdwn.evaluation.record import evaluations, open_evaluation
 from sdwn.io import Format, csv_text, now, write_text
 from sdwn.paths import ComparisonPaths
 from sdwn.planning.plan import flat_settings
@@ -30,7 +30,6 @@ from sdwn.prediction.table import find_by_key
 from sdwn.releases.release import Release
 from sdwn.reports.figures import Drawn, side_colour, write_comparison_figures
 from sdwn.reports.page import Album, render
-from sdwn.reports.report import open_evaluation
 from sdwn.storage.columns import numbers
 from sdwn.wordnet.imagenet import class_name
 

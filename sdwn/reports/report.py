@@ -10,11 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from sdwn.errors import IntegrityError, SdwnError, UsageError, command
+from sdwn.errors import IntegrityError
 from sdwn.evaluation.metrics import metrics_shown
-from sdwn.evaluation.record import evaluations, read_own_predictions
+from sdwn.evaluation.record import open_evaluation
 from sdwn.io import file_sha256, write_text
-from sdwn.paths import EvaluationPaths
 from sdwn.releases.release import Release
 from sdwn.reports.circles import map_circles, map_labels, recognition_rank
 from sdwn.reports.figures import Drawn, write_report_figures
@@ -57,29 +56,6 @@ def write_report(release: Release, name: str | None = None) -> Path:
     figures = write_report_figures(evaluation, paths)
     write_text(paths.report, report_page(release, evaluation, predictions, figures, synsets))
     return paths.report
-
-
-def open_evaluation(
-    release: Release, name: str | None = None
-) -> tuple[EvaluationPaths, Release, dict[str, Any], pa.Table]:
-    """Open an evaluation, by default the latest; return its files, record and predictions.
-
-    Raises:
-        SdwnError: there is no such evaluation, it is of another release, or its predictions are
-            not those that its figures were made of.
-    """
-    found = evaluations(release.paths)
-    if not found:
-        advice = command("evaluate", release.paths.root)
-        raise SdwnError(f"{release.paths.root}: not evaluated yet; run: {advice}")
-    if name is None:
-        name = max(found, key=found.__getitem__)
-    if name not in found:
-        raise UsageError(f"{release}: no evaluation {name!r}; there is {', '.join(found)}")
-    paths = release.paths.evaluation(name)
-    evaluation, predictions = read_own_predictions(release, paths)
-    labelled = release.labelled_by(predictions.classifier.get("class_names", ()))
-    return paths, labelled, evaluation, predictions.table
 
 
 def report_page(

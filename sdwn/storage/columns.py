@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, first_line
-from sdwn.io import read_whole
+from sdwn.io import open_plain, read_whole
 from sdwn.storage.codecs import CODECS
 
 STATUSES = ("ok", "nsfw", "nan", "unknown", "black")
@@ -103,25 +104,34 @@ def names(values: NDArray[Any], column: str) -> list[str]:
     return [valid[value] for value in values.tolist()]
 
 
-def read_parquet(path: Path, most: int, row_bytes: int = ROW_BYTES) -> pa.Table:
+def read_parquet(
+    path: Path, most: int, row_bytes: int = ROW_BYTES, columns: Sequence[str] | None = None
+) -> pa.Table:
     """Read a Parquet file of at most so many rows, each of at most so many bytes on average.
 
-    One that claims more takes no memory.
+    One that claims more takes no memory. ``columns`` are those to read of a file that may be large;
+    what it lacks of them, the table lacks.
     """
     # Of an empty table, too, something is written.
     most_bytes = (most + 16) * row_bytes
     try:
         # Not a path, which may be no text; not Python's file, which Arrow's threads may still
         # hold when Python ends; not read_table, which loads what reads folders of tables.
-        content = pa.BufferReader(read_whole(path, most_bytes))
-        file = pq.ParquetFile(content, page_checksum_verification=True)
-        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-        rows = max(file.metadata.num_rows, sum(group.num_rows for group in groups))
-        if rows > most:
-            raise IntegrityError(f"{path}: expected at most {most:,} rows, it claims {rows:,}")
-        if sum(group.total_byte_size for group in groups) > most_bytes:
-            raise IntegrityError(f"{path}: damaged: it claims more bytes than {rows:,} rows have")
-        return file.read()
+        with (
+            pa.BufferReader(read_whole(path, most_bytes))
+            if columns is None
+            else os.fdopen(open_plain(path), "rb")
+        ) as content:
+            file = pq.ParquetFile(content, page_checksum_verification=True)
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            rows = max(file.metadata.num_rows, sum(group.num_rows for group in groups))
+            if rows > most:
+                raise IntegrityError(f"{path}: expected at most {most:,} rows, it claims {rows:,}")
+            if sum(group.total_byte_size for group in groups) > most_bytes:
+                raise IntegrityError(
+                    f"{path}: damaged: it claims more bytes than {rows:,} rows have"
+                )
+            return file.read(columns, use_threads=columns is None)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise IntegrityError(f"{path}: cannot be read: {first_line(error)[:200]}") from None
 
