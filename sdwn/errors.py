@@ -3,9 +3,11 @@
 Only the command line turns an error into an exit code.
 """
 
+import importlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 
 class SdwnError(Exception):
@@ -49,6 +51,20 @@ class NoAnswerError(SdwnError):
 
 class OutOfMemoryError(SdwnError):
     """The device has no room for this batch."""
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+    """Import a library that comes with an extra of this package.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        library = module.partition(".")[0]
+        advice = shell("pip", "install", f"sdwn[{extra}]")
+        raise UsageError(f"{library} is not installed; install it with: {advice}") from None
 
 
 def shell(*words: object) -> str:
