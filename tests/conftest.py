@@ -92,6 +92,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> SavedModel:
     return save
 
 
+@pytest.fixture(scope="session")
+def small_clip(saved: SavedModel) -> Path:
+    """A small CLIP that knows the captions of drawings, see ``tests/small_clip.py``."""
+    from small_clip import save_small_clip
+
+    return saved(save_small_clip)
+
+
 @pytest.fixture
 def paced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise at the pace that it has for users."""
