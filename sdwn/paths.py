@@ -180,6 +180,7 @@ class EvaluationPaths:
     earlier = _Below("earlier.parquet")  # those of the release that this one was grown from
     evaluation = _Below("evaluation.json")  # the figures
     report = _Below("report.html")
+    references = _Below("references.bib")  # what is to be cited
 
     @property
     def work(self) -> RunPaths:
@@ -190,8 +191,12 @@ class EvaluationPaths:
         """Return a CSV table's path: figures, histogram, classes, groups, confusions or synsets."""
         return self.root / f"{name}.csv"
 
+    def latex(self, name: str) -> Path:
+        """Return the path of a table for LaTeX: figures, groups or measures."""
+        return self.root / f"{name}.tex"
+
     def figure(self, name: str, extension: str) -> Path:
-        """Return the path of a figure for print: histogram, groups or map, as png or svg."""
+        """Return the path of a figure for print: histogram, groups or map, as png, svg or pdf."""
         return self.root / "figures" / f"{name}.{extension}"
 
 
@@ -236,9 +241,11 @@ class ComparisonPaths:
     groups = _Below("groups.csv")  # a row a group and pair
     cells = _Below("cells.csv")  # of a sweep: a row a cell
     page = _Below("comparison.html")
+    figures = _Below("figures.tex")  # a row a side, for LaTeX
+    references = _Below("references.bib")  # what is to be cited
 
     def figure(self, name: str, extension: str) -> Path:
-        """Return the path of a figure for print: histogram, groups or classes-N, as png or svg."""
+        """Return the path of a figure for print: histogram, groups or classes-N, of a kind."""
         return self.root / "figures" / f"{name}.{extension}"
 
 

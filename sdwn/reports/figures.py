@@ -1,4 +1,4 @@
-"""The figures of reports and comparisons: PNG and SVG for print, the same SVG on the page."""
+"""The figures of reports and comparisons: PNG, SVG and PDF for print, the SVG on the page too."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ MANY = 21
 STYLE: Any = {
     # Text stays text: it can be searched, and set in the paper's own type.
     "svg.fonttype": "none",
+    # As TrueType, which printers and arXiv take, and editors can change.
+    "pdf.fonttype": 42,
     # Without it each SVG names its parts anew.
     "svg.hashsalt": "sdwn",
     "font.size": 8,
@@ -44,6 +46,12 @@ STYLE: Any = {
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
+}
+# Each kind of file, and what would make it another one at another time.
+KINDS: Any = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
 }
 # What is printed in the left colour has on a page the page's own, which may be a dark one.
 PAGE_COLOURS = {"#000000": "currentColor", ACCENT: "var(--chart)", PAPER: "var(--chart-paper)"}
@@ -87,7 +95,7 @@ def write_comparison_figures(comparison: Mapping[str, Any], paths: ComparisonPat
 def _write(drawn: Mapping[str, Figure], paths: EvaluationPaths | ComparisonPaths) -> Drawn:
     found: Drawn = {}
     for name, figure in drawn.items():
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        for kind, metadata in KINDS.items():
             with atomic(paths.figure(name, kind)) as temporary:
                 figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
         svg = paths.figure(name, "svg").read_text(encoding="utf-8")

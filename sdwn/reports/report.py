@@ -18,6 +18,7 @@ from sdwn.releases.release import Release
 from sdwn.reports.circles import map_circles, map_labels, recognition_rank
 from sdwn.reports.figures import Drawn, write_report_figures
 from sdwn.reports.page import Album, render
+from sdwn.reports.paper import write_paper_files
 from sdwn.wordnet.imagenet import class_lemmas, class_name
 
 # Of those recognised best, typical ones and those recognised worst, each.
@@ -54,6 +55,7 @@ def write_report(release: Release, name: str | None = None) -> Path:
             )
         synsets = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
     figures = write_report_figures(evaluation, paths)
+    write_paper_files(paths, release, evaluation)
     write_text(paths.report, report_page(release, evaluation, predictions, figures, synsets))
     return paths.report
 
