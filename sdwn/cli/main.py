@@ -55,6 +55,8 @@ sdwn verify RELEASE
 sdwn regenerate RELEASE zebra 3
 sdwn export RELEASE PICTURES --format imagefolder
 sdwn export RELEASE DOGS --format webdataset --below dog.n.01 --quality 90
+sdwn push RELEASE lab/zebras --private
+sdwn push TARS lab/zebras
 sdwn import PHOTOGRAPHS REAL --format imagefolder
 sdwn evaluate RELEASE
 sdwn evaluate RELEASE --profile mysite.yaml --wait

@@ -18,7 +18,7 @@ from typer import Argument, Option
 
 from sdwn.cli import console, options
 from sdwn.cli.sweep import each_cell
-from sdwn.errors import UsageError, command, counted
+from sdwn.errors import IntegrityError, UsageError, command, counted
 from sdwn.io import atomic, strays, write_text
 from sdwn.paths import ComparisonPaths, ReleasePaths, RunPaths
 
@@ -250,6 +250,45 @@ def parse_share(text: str) -> float:
         if 0 < value < 1 or (value == 1 and percent):
             return value
     raise UsageError(f"--sample {text}: expected a share such as 1% or 0.01, up to 100%")
+
+
+def push_command(
+    release: options.ReleaseFolder,
+    name: Annotated[str, Argument(metavar="ORG/NAME", help="The data set's name on the hub.")],
+    format_: Annotated[
+        Literal["parquet", "webdataset", "release"] | None,
+        Option("--format", help="Of a release; default: parquet, exported beside it."),
+    ] = None,
+    private: Annotated[bool, Option("--private", help="Make the data set private.")] = False,
+    replace: Annotated[bool, Option("--replace", help="Delete what else is in it.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Upload a release to the Hugging Face hub.
+
+    RELEASE may be a folder of sdwn export too, for any format and choice of images. The same
+    command resumes after a kill; at the end the files are compared with those that the hub lists.
+    """
+    from sdwn.evaluation.verify import verify
+    from sdwn.exchange.push import HubDataset, export_to_push, push
+    from sdwn.releases.release import Release
+
+    is_release = options.kind_of(release) == "release"
+    if format_ and not is_release:
+        raise typer.BadParameter(f"--format is for a release; {release} is none")
+    folder, hub = release, HubDataset(name, private, console.say)
+    if is_release:
+        opened = Release(release)
+        with console.progress("verifying", opened.manifest.bytes, "bytes") as bar:
+            problems = verify(release, format_ != "release", bar.advance)
+        if problems:
+            raise IntegrityError("\n".join([f"{release} is damaged: not pushed", *problems]))
+        if format_ != "release":
+            with console.progress("exporting", len(opened)) as bar:
+                folder = export_to_push(opened, format_ or "parquet", bar.advance)
+    found = push(folder, hub, replace)
+    rows = {"data set": found["url"], "files": found["files"], "size": decimal(found["bytes"])}
+    rows |= {"private": "yes" if found["private"] else None, "commit": found["commit"]}
+    console.result(found, as_json, rows | {"pushed from": found["path"]})
 
 
 def import_command(
