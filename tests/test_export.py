@@ -172,10 +172,13 @@ def read_webdataset(root: Path) -> Images:
     found: Images = {}
     samples = list(wds.WebDataset(urls, shardshuffle=False).decode("pil"))
     labelled = all(sample["json"]["imagenet_class"] >= 0 for sample in samples)
+    classes = (root / "classes.txt").read_text().splitlines()
     for sample in samples:
         row = sample["json"]
         image = next(sample[name] for name in KINDS if name in sample)
-        assert sample.get("cls") == (row["imagenet_class"] if labelled else None)
+        assert classes[sample["cls"]] == path_name(row["wnid"])
+        assert sample["cls"] == row["cls"]
+        assert row["cls"] == row["imagenet_class"] or not labelled
         assert sample["txt"] == (row.get("prompt") or "")
         assert number(sample["__key__"]) == row["number"]
         found[row["wnid"], row["number"]] = pixels(image), sample["txt"]
@@ -234,6 +237,7 @@ def test_other_libraries_read_every_image(
         "synsets": len(release.present),
         "bytes": size,
         "path": str(tmp_path / "out"),
+        "splits": {},
     }
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["out"]
 
@@ -363,8 +367,11 @@ def test_records_say_what_the_files_hold(release: Release, tmp_path: Path) -> No
     rows = pq.read_table(next(tmp_path.glob("out/data/*"))).to_pylist()
     for row, before in zip(rows, sorted_rows(some), strict=True):
         assert row["sha256"] == hashlib.sha256(row["image"]["bytes"]).hexdigest()
-        for name in ("wnid", "synset", "number", "seed", "status", "imagenet_class", "width"):
+        for name in ("wnid", "synset", "number", "seed", "status", "prompt", "width"):
             assert row[name] == before[name]
+        index = before["imagenet_class"]
+        assert row["imagenet_class"] == (-1 if index is None else index)
+        assert row["text"] == row["prompt"]
         assert not {"part", "row", "offset", "bytes", "codec", "task_run"} & set(row)
 
 

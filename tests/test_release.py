@@ -231,8 +231,19 @@ def test_labels_are_synsets_or_imagenet_classes(release: Release) -> None:
     classes = sdwn.ReleaseDataset(release.subset(imagenet=True), labels="imagenet")
     assert len(classes.classes) == 1000
     assert classes.targets.tolist() == classes.release.metadata["imagenet_class"].to_pylist()
-    with pytest.raises(UsageError, match=r"expected one of \('synset', .*, found 'wnid'"):
-        sdwn.ReleaseDataset(release, labels="wnid")
+    with pytest.raises(UsageError, match=r"expected one of synset, label, .*, found 'caption'"):
+        sdwn.ReleaseDataset(release, labels="caption")
+
+
+def test_labels_are_prompts_or_values_of_any_column(release: Release) -> None:
+    prompts = sdwn.ReleaseDataset(release, pil_to_tensor, labels="prompt")
+    loader = DataLoader(prompts, 7, shuffle=True, num_workers=2)
+    captions = [caption for _, batch in loader for caption in batch]
+    assert sorted(captions) == sorted(release.metadata["prompt"].to_pylist())
+    assert prompts.classes == []
+    for name in ("seed", "truncated", "number"):
+        labels = sdwn.ReleaseDataset(release, labels=name).targets.tolist()
+        assert labels == release.metadata[name].to_pylist()
 
 
 def test_provenance_is_enough_to_make_an_image_again(release: Release) -> None:

@@ -200,6 +200,15 @@ def export_command(
     quality: Annotated[
         int | None, Option(min=1, max=100, help="Of jpeg, default 95; makes webp lossy.")
     ] = None,
+    resize: Annotated[
+        int | None, Option(metavar="PIXELS", min=1, help="Shrink to this shorter side.")
+    ] = None,
+    split: Annotated[
+        str | None, Option(metavar="SHARES", help="By class, as train=0.9,val=0.1.")
+    ] = None,
+    shuffle: Annotated[
+        int | None, Option(metavar="SEED", min=0, help="Tars or tables in a random order.")
+    ] = None,
     part_size: Annotated[
         float | None, Option(metavar="GB", min=0, help="Minimum size of a file, in GB.")
     ] = None,
@@ -223,7 +232,8 @@ def export_command(
         opened = opened.sample(parse_share(sample))
     codec = codec or ("jpeg" if quality else "stored")
     part_bytes = None if part_size is None else int(part_size * 1e9)
-    how = ExportOptions(format_, codec, quality, part_bytes)
+    shares = parse_splits(split) if split is not None else {}
+    how = ExportOptions(format_, codec, quality, part_bytes, shuffle, shares, resize)
     with console.progress("exporting", len(opened)) as bar:
         found = export(opened, dest, how, bar.advance)
     kinds = sorted(set(opened.metadata["codec"].to_pylist()))
@@ -234,11 +244,24 @@ def export_command(
         )
     rows = {"format": format_, "images": found["images"], f"{opened.unit}s": found["synsets"]}
     rows |= {"path": found["path"], "size": decimal(found["bytes"])}
+    for name, has in found["splits"].items():
+        concepts = counted(has["synsets"], opened.unit)
+        rows[f"split {name}"] = f"{counted(has['images'], 'image')} of {concepts}"
     step = command("browse", dest) if format_ == "release" else None
     console.result(found, as_json, rows, next_=step)
 
 
-def parse_share(text: str) -> float:
+def parse_splits(text: str) -> dict[str, float]:
+    """Read the shares of splits by their names.
+
+    >>> parse_splits("train=0.9,val=10%")
+    {'train': 0.9, 'val': 0.1}
+    """
+    parts = [one.partition("=") for one in text.split(",")]
+    return {name.strip(): parse_share(share, "--split") for name, _, share in parts}
+
+
+def parse_share(text: str, option: str = "--sample") -> float:
     """Read a share, in percent or as a fraction; a bare 1 may have been meant as either.
 
     >>> parse_share("1%"), parse_share("0.25")
@@ -249,7 +272,7 @@ def parse_share(text: str) -> float:
         value = float(number) / 100 if percent else float(number)
         if 0 < value < 1 or (value == 1 and percent):
             return value
-    raise UsageError(f"--sample {text}: expected a share such as 1% or 0.01, up to 100%")
+    raise UsageError(f"{option} {text}: expected a share such as 1% or 0.01, up to 100%")
 
 
 def push_command(

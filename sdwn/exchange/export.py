@@ -2,9 +2,10 @@
 
 ::
 
-    Release --> ExportSource --> ExportFormat.write: a file, or some folders, a span of concepts
-                (sorted by concept;  folders, imagefolder: each image a file
-                encoded in threads)  webdataset: tars; parquet: tables
+    Release --> ExportSource --> ExportFormat.write: a file, or some folders, a span of its steps
+                (by split, then by    folders, imagefolder: each image a file
+                concept or shuffled;  webdataset: tars; parquet: tables
+                encoded in threads)
 
 A new format is an :class:`ExportFormat` in ``EXPORT_FORMATS``, a template of the same name for its
 card, and its name in ``sdwn export --format``.
@@ -16,13 +17,15 @@ import csv
 import hashlib
 import json
 import re
+import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from io import BytesIO
 from itertools import islice, pairwise
+from math import isclose
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -31,6 +34,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image, ImageOps
 
 from sdwn import io
 from sdwn.errors import IntegrityError, UsageError, command, some
@@ -38,10 +42,11 @@ from sdwn.paths import ReleasePaths
 from sdwn.planning.concepts import table_text
 from sdwn.releases import writer
 from sdwn.releases.release import Release
+from sdwn.releases.splits import split_images
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
 from sdwn.releases.writer import Attributes, CardLayout, Origin, cut_parts
 from sdwn.storage.codecs import CODECS, EXCHANGED
-from sdwn.storage.images import encode, open_image
+from sdwn.storage.images import MADE_BY_MODEL, encode, open_image
 from sdwn.storage.shards import join
 from sdwn.wordnet.taxonomy import read_taxonomy
 
@@ -55,11 +60,13 @@ TRIALS = 16
 CONCEPTS = 50
 # Readers of Parquet show a page of rows by reading whole groups of them.
 GROUP_ROWS = 100
+# What ClassLabel of Hugging Face datasets, timm's reader of tars and ReleaseDataset take for it;
+# an empty value would need another type of column, and no batch of tensors can hold one.
 NO_CLASS = -1
 
 # What a reader looks for first, and what has a meaning only inside a release.
 _FIRST_COLUMNS = (
-    *("id", "label", "wnid", "synset", "number", "status", "imagenet_class", "prompt"),
+    *("id", "label", "wnid", "synset", "number", "status", "cls", "imagenet_class", "prompt"),
     *("negative_prompt", "seed", "width", "height", "sha256"),
 )
 _INNER_COLUMNS = {"plan", "part", "row", "offset", "bytes", "codec", "task_run"}
@@ -67,7 +74,7 @@ _INNER_COLUMNS = {"plan", "part", "row", "offset", "bytes", "codec", "task_run"}
 # A file name may have 255 bytes; a number and an extension are still to come.
 _LONGEST_NAME = 150
 # Files of an export that lie beside its folders.
-_BESIDE = {ReleasePaths(Path()).card.name, "synsets.csv", "concepts.csv"}
+_BESIDE = {ReleasePaths(Path()).card.name, "synsets.csv", "concepts.csv", "classes.txt"}
 # Between separators, these words make Hugging Face datasets take a folder for one split of
 # several, and leave out every folder without such a word.
 _SPLIT_WORD = re.compile(
@@ -75,7 +82,7 @@ _SPLIT_WORD = re.compile(
     r"(?![^-._ 0-9])"
 )
 
-# The first of some concepts, or rows, and one past the last.
+# The first of some steps, or rows, and one past the last.
 Span = tuple[int, int]
 Result = TypeVar("Result")
 
@@ -90,19 +97,22 @@ class ExportImage:
 
 
 class ExportSource:
-    """The images to export, sorted by concept and number; spans count concepts.
+    """The images to export, in the order of the export; spans count its steps.
 
-    ``codec`` is one of those that other programs read, or ``stored`` for each image's own. Images
-    that have it already keep their bytes, unless a quality is given; ``raw`` becomes PNG.
-    ``concepts`` are those with images, ``table`` is the release's metadata in their order.
+    A step is a concept's images or, shuffled, a single one; files are cut between steps.
+    ``splits`` are the steps of each split, ``table`` is the release's metadata in this order.
+    Its column ``cls`` is the label to train on, an index of ``classes``: ImageNet-1k's where every
+    image is of one, else the images' wnids or labels. Images keep their bytes where they have the
+    codec and size asked for, unless a quality is given; ``raw`` becomes PNG.
     """
 
-    def __init__(
-        self, release: Release, codec: str, quality: int | None, advance: io.Advance
-    ) -> None:
+    def __init__(self, release: Release, options: ExportOptions, advance: io.Advance) -> None:
         self.release, self.concepts, self.advance = release, release.present, advance
-        self._codec, self._quality = "png" if codec == "stored" else codec, quality
-        self._kept = EXCHANGED if codec == "stored" else () if quality else (codec,)
+        self._codec = "png" if options.codec == "stored" else options.codec
+        self._stored, self._quality = options.codec == "stored", options.quality
+        self._kept = EXCHANGED if self._stored else () if options.quality else (options.codec,)
+        self._shorter_side = options.resize or sys.maxsize
+        self._xmp = MADE_BY_MODEL if release.manifest.origin == "run" else b""
         order = pa.array(list(release.concepts), pa.string())
         found = pc.index_in(release.metadata["id"], order)
         if found.null_count:
@@ -112,8 +122,31 @@ class ExportSource:
             )
         ranks = found.to_numpy().astype("i8")
         rows = np.lexsort((release.metadata["number"].to_numpy(), ranks))
-        self.table: pa.Table = release.metadata.take(pa.array(rows)).combine_chunks()
-        self.starts = np.flatnonzero(np.diff(ranks[rows], prepend=-1, append=-1))
+        if options.shuffle is not None:
+            rows = np.random.default_rng(options.shuffle).permutation(rows)
+        shares = options.splits or {"": 1.0}
+        splits = split_images(release.metadata, shares)
+        rows = rows[np.argsort(splits[rows], kind="stable")]
+        steps = (ranks + len(order) * splits)[rows]
+        if options.shuffle is not None:
+            steps = np.arange(len(rows))
+        self.starts = np.flatnonzero(np.diff(steps, prepend=-1, append=-1))
+        stops = np.searchsorted(self.starts, np.cumsum(np.bincount(splits))).tolist()
+        self.splits = dict(zip(shares, pairwise([0, *stops]), strict=True))
+        table = release.metadata.take(pa.array(rows)).combine_chunks()
+        columns = dict(zip(table.column_names, table.columns, strict=True))
+        labels = pc.if_else(pc.equal(table["label"], ""), None, table["label"])
+        names = pc.coalesce(table["wnid"], labels)
+        self.classes = list(release.classes)
+        if table["imagenet_class"].null_count:
+            self.classes = sorted({*names.unique().to_pylist()} - {None}, key=path_name)
+        if "cls" in columns:  # of a user's own table
+            self.classes = []
+        if self.classes:
+            index = pc.index_in(names, pa.array(self.classes, pa.string())).cast(pa.int64())
+            columns["cls"] = pc.fill_null(index, NO_CLASS)
+        columns["imagenet_class"] = pc.fill_null(table["imagenet_class"], NO_CLASS)
+        self.table = pa.table(columns)
         kept = [name for name in self.table.column_names if name not in _INNER_COLUMNS]
         first = [name for name in _FIRST_COLUMNS if name in kept]
         rest = [name for name in kept if name not in first]
@@ -122,9 +155,10 @@ class ExportSource:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def count_images(self, span: Span) -> int:
-        """Count the images of a span."""
-        return int(self.starts[span[1]] - self.starts[span[0]])
+    def rows(self, span: Span) -> pa.Table:
+        """Return the rows of a span."""
+        start = self.starts[span[0]]
+        return self.table.slice(start, self.starts[span[1]] - start)
 
     @cached_property
     def concept_folders(self) -> dict[str, str]:
@@ -145,14 +179,24 @@ class ExportSource:
     def encoding(self) -> str | None:
         """Describe how the images are encoded; None if all keep their bytes."""
         stored = set(self.table["codec"].unique().to_pylist())
-        if stored <= set(self._kept):
+        sides = pc.min_element_wise(self.table["width"], self.table["height"])
+        smaller = pc.max(sides).as_py() > self._shorter_side
+        if stored <= set(self._kept) and not smaller:
             return None
+        now = sorted({self._new_codec(codec) for codec in stored})
+        encoded = " and ".join(f"{one}, {CODECS[one].loss(self._quality)}" for one in now)
         before = " and ".join(sorted(stored & set(EXCHANGED)))
         anew = f", anew from {before}" if before else ""
-        return f"{self._codec}, {CODECS[self._codec].loss(self._quality)}{anew}"
+        size = f", the shorter side at most {self._shorter_side} pixels (Lanczos)" * smaller
+        return f"{encoded}{anew}{size}"
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Count the images and concepts of each split; nothing where there is but one."""
+        ids = {name: self.rows(span)["id"] for name, span in self.splits.items() if name}
+        return {name: {"images": len(i), "synsets": len(i.unique())} for name, i in ids.items()}
 
     def sizes(self) -> list[float]:
-        """Estimate how many bytes the images of each concept take, once they are encoded."""
+        """Estimate how many bytes the images of each step take, once they are encoded."""
         trials = np.unique(np.linspace(0, len(self.table) - 1, TRIALS).astype(int))
         rows = self.table.take(pa.array(trials)).to_pylist()
         encoded = sum(len(self._image(row).payload) for row in rows)
@@ -164,12 +208,11 @@ class ExportSource:
     def map(self, span: Span, use: Callable[[ExportImage], Result]) -> Iterator[Result]:
         """Encode the images of a span and call ``use`` on each, in threads; results in order."""
 
-        def rows() -> Iterator[dict[str, Any]]:
-            chosen = self.table.slice(self.starts[span[0]], self.count_images(span))
-            for batch in chosen.to_batches(max_chunksize=ROWS):
+        def records() -> Iterator[dict[str, Any]]:
+            for batch in self.rows(span).to_batches(max_chunksize=ROWS):
                 yield from batch.to_pylist()
 
-        results = io.in_threads(lambda row: use(self._image(row)), rows(), THREADS, 2 * THREADS)
+        results = io.in_threads(lambda row: use(self._image(row)), records(), THREADS, 2 * THREADS)
         # An error in the caller must not leave threads that still write.
         with closing(results):
             for result in results:
@@ -178,34 +221,42 @@ class ExportSource:
 
     def _image(self, row: dict[str, Any]) -> ExportImage:
         record = {name: row[name] for name in self.schema.names}
-        if row["codec"] in self._kept:
+        smaller = min(row["width"], row["height"]) > self._shorter_side
+        if row["codec"] in self._kept and not smaller:
             return ExportImage(record, self.release.payload(row), CODECS[row["codec"]].extension)
+        codec = self._new_codec(row["codec"])
         try:
-            payload = encode(self.release.array(row), self._codec, self._quality)
+            image = self.release.image(row)
+            if smaller:
+                sides = (self._shorter_side, self._shorter_side)
+                image = ImageOps.cover(image, sides, Image.Resampling.LANCZOS)
+            payload = encode(np.asarray(image), codec, self._quality, self._xmp)
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"{row['id']} {row['number']} cannot be {self._codec}: {error}; "
-                "choose another codec"
+                f"{row['id']} {row['number']} cannot be {codec}: {error}; choose another codec"
             ) from None
         # Earlier imports recorded the size before the image was turned upright by its EXIF.
-        record["width"], record["height"] = open_image(payload, self._codec).size
+        record["width"], record["height"] = open_image(payload, codec).size
         record["sha256"] = hashlib.sha256(payload).hexdigest()
-        return ExportImage(record, payload, CODECS[self._codec].extension)
+        return ExportImage(record, payload, CODECS[codec].extension)
+
+    def _new_codec(self, stored: str) -> str:
+        return stored if self._stored and stored in EXCHANGED else self._codec
 
 
 @dataclass(frozen=True, slots=True)
 class ExportFormat:
     """A format: how an export is cut into units, and how one unit is named and written."""
 
-    # A unit's name, for its index and the number of units.
-    name: Callable[[int, int], str]
-    # Writes and syncs a unit: the export's folder, the unit's name, the images, which concepts.
+    # A unit's name, for its split, its index in there, and the number of units in there.
+    name: Callable[[str, int, int], str]
+    # Writes and syncs a unit: the export's folder, the unit's name, the images, which steps.
     write: Callable[[Path, str, ExportSource, Span], None]
+    # For Hugging Face datasets, the files of a split; None where it finds them itself.
+    data_files: Callable[[str], str | None]
     # How many concepts a unit has; or, where it is a file, how many bytes at least.
     unit: int
     in_bytes: bool = True
-    # For Hugging Face datasets, where it does not find the files itself.
-    data_files: str | None = None
 
 
 def path_name(name: str) -> str:
@@ -230,7 +281,7 @@ def path_name(name: str) -> str:
 
 
 # --- Folders of images -------------------------------------------------------------------------
-def _folders(named_by: str, data_files: str | None = None) -> ExportFormat:
+def _folders(named_by: str, data_files: Callable[[str], str | None]) -> ExportFormat:
     """Return the format of folders that an attribute of the source names."""
     by_concept = named_by == "concept_folders"
 
@@ -238,12 +289,13 @@ def _folders(named_by: str, data_files: str | None = None) -> ExportFormat:
         Path(name).write_bytes(content)
         io.sync(Path(name))
 
-    def write(root: Path, _: str, source: ExportSource, span: Span) -> None:
+    def write(root: Path, name: str, source: ExportSource, span: Span) -> None:
         # By id, how the names of its files begin.
         begins, folders = dict[str, str](), getattr(source, named_by)
-        for one in source.concepts[slice(*span)]:
-            folder = root / folders[one.id]
-            folder.mkdir(exist_ok=True)
+        split = root / Path(name).parent
+        for id_ in source.rows(span)["id"].unique().to_pylist():
+            one, folder = source.release.concepts[id_], split / folders[id_]
+            folder.mkdir(parents=True, exist_ok=True)
             begins[one.id] = f"{folder}/{folder.name if by_concept else path_name(one.id)}"
             if by_concept:
                 # The three lines that the paper describes; of what is no synset, label and id.
@@ -259,26 +311,22 @@ def _folders(named_by: str, data_files: str | None = None) -> ExportFormat:
 
         for _result in source.map(span, write_image):
             pass
-        for path in {root, *(Path(begin).parent for begin in begins.values())}:
+        for path in {root, split, *(Path(begin).parent for begin in begins.values())}:
             io.sync(path)
 
     return ExportFormat(
-        name=lambda index, _: f"concepts-{index:05d}",
+        name=lambda split, index, _: f"{split and split + '/'}concepts-{index:05d}",
         write=write,
+        data_files=data_files,
         unit=CONCEPTS,
         in_bytes=False,
-        data_files=data_files,
     )
 
 
 # --- Tars, as the webdataset library reads them ------------------------------------------------
 def _write_tar(root: Path, name: str, source: ExportSource, span: Span) -> None:
-    labelled = not source.table["imagenet_class"].null_count
     # Readers take each field's type from the first samples, which may have nothing there.
-    nothing: dict[str, Any] = {
-        **{field.name: "" for field in source.schema if pa.types.is_string(field.type)},
-        "imagenet_class": NO_CLASS,
-    }
+    nothing = {one.name: "" for one in source.schema if pa.types.is_string(one.type)}
     # USTAR ends at names of 100 bytes, and PAX headers hold times.
     with (
         io.atomic(root / name) as temporary,
@@ -297,8 +345,8 @@ def _write_tar(root: Path, name: str, source: ExportSource, span: Span) -> None:
                 "json": json.dumps(row).encode(),
                 "txt": row.get("prompt", "").encode(),
             }
-            if labelled:
-                members["cls"] = str(row["imagenet_class"]).encode()
+            if source.classes:
+                members["cls"] = str(row["cls"]).encode()
             for extension, content in members.items():
                 # Its other fields record nothing of when, where and by whom.
                 member = tarfile.TarInfo(f"{key}.{extension}")
@@ -308,18 +356,25 @@ def _write_tar(root: Path, name: str, source: ExportSource, span: Span) -> None:
 
 # --- Tables with images, as Hugging Face datasets reads them -----------------------------------
 def _write_table(root: Path, name: str, source: ExportSource, span: Span) -> None:
-    names = source.schema.names
-    field = pa.field("image", pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-    values = {field.name: _feature(field.type) for field in source.schema}
-    features = {"image": {"_type": "Image"}, **values}
+    columns = [*source.schema]
+    # Where training scripts of text-to-image models look for the prompt.
+    if captioned := "prompt" in source.schema.names and "text" not in source.schema.names:
+        columns.insert(0, pa.field("text", pa.string()))
+    names = [one.name for one in columns]
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    features |= {one.name: _feature(one.type) for one in columns}
+    if source.classes:
+        features["cls"] = {"names": source.classes, "_type": "ClassLabel"}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    schema = pa.schema([field, *source.schema], metadata=metadata)
+    image_type = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    schema = pa.schema([pa.field("image", image_type), *columns], metadata=metadata)
     # Encoded images become no smaller, and two are never the same.
     packed = {"image.bytes": "none", "image.path": "zstd", **dict.fromkeys(names, "zstd")}
 
     def record(image: ExportImage) -> dict[str, Any]:
         path = f"{path_name(image.row['id'])}_{image.row['number']:04d}.{image.extension}"
-        return {"image": {"bytes": image.payload, "path": path}, **image.row}
+        text = {"text": image.row["prompt"]} if captioned else {}
+        return {"image": {"bytes": image.payload, "path": path}, **text, **image.row}
 
     with (
         io.atomic(root / name) as temporary,
@@ -341,19 +396,21 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 EXPORT_FORMATS = {
     # For Hugging Face datasets: what lies in folders, and is no text (one ends in .txt).
-    "folders": _folders("concept_folders", data_files="*/*[!t]"),
-    "imagefolder": _folders("class_folders"),
+    "folders": _folders("concept_folders", lambda split: f"{split and split + '/'}*/*[!t]"),
+    "imagefolder": _folders("class_folders", lambda split: f"{split}/*/*" if split else None),
     "webdataset": ExportFormat(
-        name=lambda index, _: f"sdwn-{index:06d}.tar",
+        name=lambda split, index, _: f"sdwn-{split and split + '-'}{index:06d}.tar",
         write=_write_tar,
+        data_files=lambda split: f"sdwn-{split and split + '-'}*.tar",
         unit=1_000_000_000,
-        data_files="sdwn-*.tar",
     ),
     "parquet": ExportFormat(
-        name=lambda index, count: f"data/train-{index:05d}-of-{count:05d}.parquet",
+        name=lambda split, index, count: (
+            f"data/{split or 'train'}-{index:05d}-of-{count:05d}.parquet"
+        ),
         write=_write_table,
+        data_files=lambda split: f"data/{split or 'train'}-*.parquet",
         unit=500_000_000,
-        data_files="data/train-*.parquet",
     ),
 }
 
@@ -375,12 +432,17 @@ class ExportOptions:
 
     ``codec`` is ``stored`` (as in the release), ``png``, ``webp`` or ``jpeg``; ``quality``, from
     1 to 100, is of JPEG (95 unless given) or makes WebP lossy. Files have at least ``part_bytes``.
+    ``shuffle`` is the seed of a random order of all images, ``splits`` has the share of each split
+    by its name (see `split_images`), ``resize`` is the most pixels of an image's shorter side.
     """
 
     format: str
     codec: str = "stored"
     quality: int | None = None
     part_bytes: int | None = None
+    shuffle: int | None = None
+    splits: Mapping[str, float] = field(default_factory=dict)
+    resize: int | None = None
 
     def __post_init__(self) -> None:
         form = EXPORT_FORMATS.get(self.format)
@@ -390,10 +452,25 @@ class ExportOptions:
             raise UsageError(
                 f"{self.codec} is lossless and has no quality: leave it out, or name jpeg"
             )
-        if self.format == "release" and self.codec != "stored":
-            raise UsageError("a release keeps its images as they are: leave out codec and quality")
+        new = (self.codec != "stored", self.splits, self.resize, self.shuffle is not None)
+        if self.format == "release" and any(new):
+            raise UsageError(
+                "a release keeps its images as they are, in one set: leave out codec, quality, "
+                "resize, split and shuffle, or name another format"
+            )
         if self.part_bytes is not None and form and not form.in_bytes:
             raise UsageError(f"{self.format} has a file for each image; leave out the part size")
+        if self.shuffle is not None and form and not form.in_bytes:
+            raise UsageError(
+                f"{self.format} has a file for each image, in no order: shuffle when you train, or "
+                "name webdataset or parquet"
+            )
+        named = all(re.fullmatch(r"\w+", name) for name in self.splits)
+        if self.splits and not (named and isclose(sum(self.splits.values()), 1)):
+            raise UsageError(
+                "split: expected names of letters, digits and _, with shares that are 1 together, "
+                f"found {', '.join(f'{name}={share:g}' for name, share in self.splits.items())}"
+            )
 
 
 def export(
@@ -423,13 +500,19 @@ def export(
             sizes[[*last, -1]] = np.inf  # a part ends there
         parts = cut_parts(sizes.tolist(), options.part_bytes or io.PART_BYTES)
         spans = [(starts[first], starts[stop]) for first, stop in parts]
-        fill = partial(_write_release, release=release, spans=spans, advance=advance)
+        fill, splits = partial(_write_release, release=release, spans=spans, advance=advance), {}
     else:
         form = EXPORT_FORMATS[options.format]
-        source = ExportSource(release, options.codec, options.quality, advance)
-        units = source.sizes() if form.in_bytes else [1] * len(source)
-        spans = cut_parts(units, options.part_bytes or form.unit)
-        fill = partial(_write_units, layout=options.format, source=source, spans=spans)
+        source = ExportSource(release, options, advance)
+        units = source.sizes() if form.in_bytes else [1.0] * len(source)
+        least = options.part_bytes or form.unit
+        spans = [
+            (start + first, start + stop)
+            for start, end in source.splits.values()
+            for first, stop in cut_parts(units[start:end], least)
+        ]
+        fill = partial(_write_units, options=options, source=source, spans=spans)
+        splits = source.counts()
     # Not by the SHA-256 of images alone: black images have one and the same.
     names = [release.metadata[name].to_pylist() for name in ("id", "number", "sha256")]
     images = hashlib.sha256(json.dumps([release.digest, *names]).encode()).hexdigest()
@@ -442,26 +525,50 @@ def export(
         "synsets": len(release.present),
         "bytes": sum(file.stat().st_size for file in files),
         "path": str(target),
+        "splits": splits,
     }
 
 
 def _write_units(
-    staged: StagedFolder, layout: str, source: ExportSource, spans: list[Span]
+    staged: StagedFolder, options: ExportOptions, source: ExportSource, spans: list[Span]
 ) -> None:
     """Write the units that are not finished yet, the table of concepts and the card."""
-    form, release = EXPORT_FORMATS[layout], source.release
-    for index, span in enumerate(spans):
-        name = form.name(index, len(spans))
-        if name in staged.finished:
-            source.advance(source.count_images(span))
-        else:
-            form.write(staged.root, name, source, span)
-            staged.finish(name, {})
+    form, release = EXPORT_FORMATS[options.format], source.release
+    # The number of images of each unit, by split.
+    units = {split: dict[str, int]() for split in source.splits}
+    for split, (start, end) in source.splits.items():
+        inside = [span for span in spans if start <= span[0] < end]
+        for index, span in enumerate(inside):
+            name = form.name(split, index, len(inside))
+            units[split][name] = len(source.rows(span))
+            if name in staged.finished:
+                source.advance(units[split][name])
+            else:
+                form.write(staged.root, name, source, span)
+                staged.finish(name, {})
     name, table = concepts_csv(source)
     io.write_text(staged.root / name, table)
-    described = CardLayout(layout, form.data_files, source.encoding())
-    columns = release.metadata.column_names
-    text = writer.card(release.described, source.concepts, columns, described)
+    if source.classes and options.format != "folders":
+        lines = "".join(f"{path_name(name)}\n" for name in source.classes)
+        io.write_text(staged.root / "classes.txt", lines)
+    if options.format == "webdataset":
+        # The number of samples in each tar, as open_clip and as timm look for it.
+        sizes = {name: count for tars in units.values() for name, count in tars.items()}
+        io.write_text(staged.root / "sizes.json", json.dumps(sizes))
+        splits = {
+            name or "train": {"name": name, "num_samples": sum(tars.values())}
+            | {"filenames": [*tars], "shard_lengths": [*tars.values()]}
+            for name, tars in units.items()
+        }
+        io.write_text(staged.root / "_info.json", json.dumps({"splits": splits}))
+    files: Any = form.data_files("")
+    if options.splits:
+        files = [{"split": one, "path": form.data_files(one)} for one in options.splits]
+    described = CardLayout(
+        *(options.format, files, source.encoding(), options.shuffle),
+        *(len(source.classes), source.counts()),
+    )
+    text = writer.card(release.described, source.concepts, release.metadata.column_names, described)
     io.write_text(ReleasePaths(staged.root).card, text)
 
 
@@ -472,7 +579,8 @@ def concepts_csv(source: ExportSource) -> tuple[str, str]:
     if release.unit == "synset":
         return "synsets.csv", table_text(present)
     columns = ("id", "label", "wnid", "synset", "imagenet_class", "prompt", "negative_prompt")
-    first = source.table.take(pa.array(source.starts[:-1])).select(release.user_columns)
+    ids = pa.array([one.id for one in present], pa.string())
+    first = source.table.take(pc.index_in(ids, source.table["id"])).select(release.user_columns)
     rows = (
         [getattr(one, name) for name in columns]
         + [json.dumps(value) if isinstance(value, list) else value for value in own.values()]

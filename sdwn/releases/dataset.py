@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from sdwn.errors import UsageError
+from sdwn.errors import UsageError, some
 from sdwn.releases.release import Release
-from sdwn.storage.columns import numbers
 from sdwn.wordnet.imagenet import class_wnids
 
-LABELS = ("synset", "label", "imagenet", None)
+# Labels that are indices of classes, by the column of their names.
+CLASSES = {"synset": "wnid", "label": "label", "imagenet": "wnid"}
 
 
-class ReleaseDataset(Dataset[tuple[Any, int]]):
+class ReleaseDataset(Dataset[tuple[Any, Any]]):
     """Pairs of an image and its label, in the release's order; safe with DataLoader's workers.
 
     As in torchvision's datasets, ``classes`` has the name of each label, ``class_to_idx`` the
@@ -30,8 +31,9 @@ class ReleaseDataset(Dataset[tuple[Any, int]]):
         transform: takes a PIL image, RGB; without it the image itself is returned.
         target_transform: takes the label.
         labels: ``synset`` or ``label``, counted from 0 in the order of the wnids or labels in
-            ``release``; ``imagenet``, the index of the ImageNet-1k class; every image must have
-            one. None for a release without: each label is -1.
+            ``release``; ``imagenet``, the index of the ImageNet-1k class; or any column of the
+            metadata, as ``prompt``, for its values. Every image must have one. None for a release
+            without: each label is -1.
     """
 
     def __init__(
@@ -42,31 +44,35 @@ class ReleaseDataset(Dataset[tuple[Any, int]]):
         *,
         labels: str | None = "synset",
     ) -> None:
-        if labels not in LABELS:
-            raise UsageError(f"labels: expected one of {LABELS}, found {labels!r}")
         self.release, self.transform, self.target_transform = release, transform, target_transform
         self.classes: list[str] = []
-        self.targets = np.full(len(release), -1, dtype=np.int64)
+        self.targets: NDArray[Any] = np.full(len(release), -1, dtype=np.int64)
         if labels is not None:
-            names = release.metadata["label" if labels == "label" else "wnid"]
-            found = {name for name in names.unique().to_pylist() if name}
-            self.classes = list(class_wnids()) if labels == "imagenet" else sorted(found)
-            targets = pc.index_in(names, pa.array(self.classes, names.type))
-            if none := targets.null_count:
+            valid = [*CLASSES, *release.metadata.column_names]
+            if labels not in valid:
+                raise UsageError(
+                    f"labels: expected one of {some(valid, len(valid))}, or None, found {labels!r}"
+                )
+            values = release.metadata[CLASSES.get(labels, labels)]
+            if labels in CLASSES:
+                found = {name for name in values.unique().to_pylist() if name}
+                self.classes = list(class_wnids()) if labels == "imagenet" else sorted(found)
+                values = pc.index_in(values, pa.array(self.classes, values.type)).cast(pa.int64())
+            if none := values.null_count:
                 what = "ImageNet-1k class" if labels == "imagenet" else labels
                 raise UsageError(
                     f"{none} of {len(release)} images are of no {what}; take those that are, as "
                     "with release.subset(imagenet=True), or other labels"
                 )
-            self.targets = numbers(targets).astype(np.int64)
+            self.targets = values.to_numpy()
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
 
     def __len__(self) -> int:
         return len(self.release)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         image: Any = self.release.image(index)
-        label: Any = int(self.targets[index])
+        label: Any = self.targets.item(index)
         if self.transform is not None:
             image = self.transform(image)
         if self.target_transform is not None:

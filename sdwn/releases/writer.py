@@ -302,12 +302,16 @@ class CardLayout(NamedTuple):
     """A layout of files, which a template of its name describes.
 
     ``data_files`` are those that a hub should load, where it does not find them itself;
-    ``encoding`` is of the images, where it is not the release's own.
+    ``encoding`` is of the images, where it is not the release's own; ``shuffle`` the seed of their
+    order, if they are in none by concept; ``splits`` has the numbers of each split.
     """
 
     name: str
-    data_files: str | None
+    data_files: str | list[dict[str, str]] | None
     encoding: str | None = None
+    shuffle: int | None = None
+    classes: int = 0  # that labels to train on are of
+    splits: Mapping[str, Mapping[str, int]] = {}
 
 
 RELEASE = CardLayout("release", "metadata.parquet")
@@ -379,6 +383,8 @@ def card(
             black=sum(manifest.statuses.get(name, 0) for name in BLACK),
             same=sum(count for count in same.values() if count > 1),
             layout=layout.name,
+            export=layout,
+            split=next(iter(layout.splits), ""),
             encoding=layout.encoding or encoding,
             unit=unit,
             key="wnid" if unit == "synset" else "id",
