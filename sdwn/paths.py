@@ -250,8 +250,17 @@ class ComparisonPaths:
 
 
 def work_paths(root: Path) -> RunPaths:
-    """Return the files of an evaluation's work folder, whose shards are tables."""
+    """Return the files of the work folder of an evaluation or of features: its shards are tables."""
     return RunPaths(root, ".parquet")
+
+
+def release_above(folder: Path) -> Path:
+    """Return the release that a folder of an evaluation or of features lies in.
+
+    >>> [str(release_above(Path(f"/out/evaluations/{name}/work"))) for name in ("a", "features/a")]
+    ['/out', '/out']
+    """
+    return next(one.parent for one in folder.absolute().parents if one.name == "evaluations")
 
 
 def _files(folder: Path) -> set[str]:

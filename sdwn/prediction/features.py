@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,17 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
-from sdwn.io import Format, atomic, refuse_links
+from sdwn.io import Format, refuse_links
 from sdwn.paths import ReleasePaths
-from sdwn.prediction.table import IMAGE, KEY, SCHEMA, find_by_key
+from sdwn.prediction.table import IMAGE, SCHEMA, ImageTable, find_by_key
 from sdwn.releases.release import Release
-from sdwn.storage.columns import read_parquet
 
-FORMAT = Format("sdwn-features", 1, "make the features again")
 # The longest vectors that are read, and the bytes of an image's other columns.
 MOST_DIMENSIONS, OTHER_BYTES = 8192, 1024
 VECTOR = "vector"
@@ -54,35 +50,53 @@ class Features:
     plan: str = ""
 
 
+class FeatureTable(ImageTable):
+    """Features as files have them: the columns ``COLUMNS``, and the vectors as one more."""
+
+    __slots__ = ()
+    FORMAT = Format("sdwn-features", 1, "make the features again")
+    NAMES = "encoder", "encoded_on"
+    WHAT, DONE = "features", "encoded"
+    ROW_BYTES = 2 * MOST_DIMENSIONS + OTHER_BYTES
+
+    def checked(self, path: Path) -> pa.Table:
+        """Return the table as it was read; refuse other columns, and what is no number."""
+        names, kind = self.table.column_names, self.table.schema.types[-1]
+        if names != [*COLUMNS.names, VECTOR] or self.table.schema.types[:-1] != COLUMNS.types:
+            raise IntegrityError(f"{path}: damaged: no table of features")
+        is_list = pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float16()
+        if not is_list or self.table[VECTOR].null_count:
+            raise IntegrityError(f"{path}: damaged: features are no vectors of float16")
+        if not np.isfinite(vectors_of(self.table)).all():
+            raise IntegrityError(f"{path}: damaged: a feature is not finite")
+        return self.table
+
+
+def with_vectors(table: pa.Table, vectors: NDArray[np.float16]) -> pa.Table:
+    """Return the columns of features as files have them, with vectors (images, dimensions)."""
+    flat = pa.array(np.ascontiguousarray(vectors, np.float16).reshape(-1))
+    lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    return table.cast(COLUMNS).append_column(VECTOR, lists)
+
+
+def vectors_of(table: pa.Table) -> NDArray[np.float16]:
+    """Return the vectors of a table of :func:`with_vectors`."""
+    lists = table[VECTOR].combine_chunks()
+    found: NDArray[np.float16] = lists.flatten().to_numpy(zero_copy_only=False)
+    return found.reshape(len(table), lists.type.list_size)
+
+
 def write_features(path: Path, found: Features) -> None:
     """Write features, whole or not at all."""
-    flat = pa.array(np.ascontiguousarray(found.vectors, np.float16).reshape(-1))
-    vectors = pa.FixedSizeListArray.from_arrays(flat, found.vectors.shape[1])
-    origin = {name: getattr(found, name) for name in ("release", "plan", "encoder")}
-    table = found.table.cast(COLUMNS).append_column(VECTOR, vectors)
-    table = table.replace_schema_metadata({KEY: json.dumps(FORMAT.head() | origin)})
-    with atomic(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    table = with_vectors(found.table, found.vectors)
+    FeatureTable(table, found.release, found.plan, found.encoder, ()).write(path)
 
 
 def read_features(path: Path, most: int) -> Features:
     """Read features of at most so many images, their columns and values checked."""
-    table = read_parquet(path, most, 2 * MOST_DIMENSIONS + OTHER_BYTES)
-    try:
-        origin = FORMAT.upgraded(json.loads((table.schema.metadata or {})[KEY]), path)
-        vectors = table[VECTOR].combine_chunks()
-        size = vectors.type.list_size
-        found = Features(
-            path.parent.name,
-            table.drop_columns([VECTOR]).replace_schema_metadata(None).cast(COLUMNS),
-            vectors.flatten().to_numpy().reshape(len(table), size),
-            **{name: origin[name] for name in ("encoder", "release", "plan")},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
-        raise IntegrityError(f"{path}: damaged: no table of features: {error}") from None
-    if not np.isfinite(found.vectors).all():
-        raise IntegrityError(f"{path}: damaged: a feature is not finite")
-    return found
+    found = FeatureTable.read(path, most)
+    table, vectors = found.table.drop_columns([VECTOR]), vectors_of(found.table)
+    return Features(path.parent.name, table, vectors, found.network, found.release, found.plan)
 
 
 def feature_names(paths: ReleasePaths) -> list[str]:

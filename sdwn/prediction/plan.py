@@ -1,7 +1,7 @@
-"""The plan of predictions: which images of a release, by which classifier, cut into shards.
+"""Plans of predictions and features: which images of a release, by which model, cut into shards.
 
-It lies in ``evaluations/NAME/work/plan.json`` of the release, beside the shards of predictions,
-until these are merged.
+One lies in ``evaluations/NAME/work/plan.json`` of the release (of features, in
+``evaluations/features/NAME/work``), beside the shards of its table, until these are merged.
 """
 
 from __future__ import annotations
@@ -13,74 +13,69 @@ import shutil
 from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
 from sdwn.config import EvaluationConfig, Section, later_setting, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
 from sdwn.io import Format, file_sha256, read_json, refuse_links, write_text
-from sdwn.paths import EvaluationPaths, RunPaths, work_paths
+from sdwn.paths import EvaluationPaths, FeaturePaths, RunPaths, release_above, work_paths
 from sdwn.planning.plan import Shard
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from sdwn.prediction.table import ImageTable
     from sdwn.releases.release import Release
 
-FORMAT = Format(
-    "sdwn-prediction-plan",
-    2,
-    "evaluate the release again",
-    {1: lambda old: {**old, "format": "sdwn-prediction-plan", "format_version": 2}},
-    former="sdwn-judging",
-)
 # Under a minute of an A100 with the paper's classifier: so much a killed task loses.
 IMAGES_PER_SHARD = 2048
 
 
-class PredictionPlan(Section):
-    """Everything that decides which predictions come out, and how they are cut into shards.
+class ImagePlan(Section):
+    """Everything that decides a table with a row an image, and how it is cut into shards.
 
-    ``release`` is its digest, ``images`` how many of it are classified. ``evaluation`` also says
-    what figures to make of them. The names are those of the file.
+    ``release`` is its digest, ``images`` how many of it are in the table. The names are those of
+    the file.
     """
 
     release: str
-    checkpoint_sha256: str | None
+    checkpoint_sha256: str | None  # of the weights, where these are a user's own
     images: int
     images_per_shard: Annotated[int, Field(gt=0)]
-    evaluation: EvaluationConfig
-    class_names: tuple[str, ...] = later_setting(())  # where the classes are not ImageNet's
+
+    FORMAT: ClassVar[Format]
+    # The stage that makes its shards, and the same in words.
+    stage: ClassVar[str]
+    doing: ClassVar[str]
 
     @property
-    def stage(self) -> str:
-        """The stage that makes its shards."""
-        return "judge"
+    def source(self) -> str:
+        """The model by name, or its folder."""
+        raise NotImplementedError
 
     @property
     def name(self) -> str:
-        """The evaluation's own: of the model, the weights if they are a user's, the images."""
-        name = re.sub(r"^local-dir:(.*/)?|[^A-Za-z0-9._-]+", "-", self.evaluation.model).strip(".-")
-        weights = f"-{self.checkpoint_sha256[:8]}" if self.checkpoint_sha256 else ""
-        return name + weights + "-all" * (self.evaluation.images == "all")
+        """The table's folder: named by the model, and the weights if they are a user's."""
+        folder = r"^local-dir:(.*/)?|(?<=^clip):/(.*/)?"
+        name = re.sub(rf"{folder}|[^A-Za-z0-9._-]+", "-", self.source).strip(".-")
+        return name + (f"-{self.checkpoint_sha256[:8]}" if self.checkpoint_sha256 else "")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the table; how it is cut into shards does not."""
+        names = {"release", "checkpoint_sha256", "images"}
+        return {"model": self.source, **self.model_dump(include=names)}
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over what decides the predictions; how they are cut into shards does not."""
-        identity = {
-            "release": self.release,
-            "model": self.evaluation.model,
-            "checkpoint_sha256": self.checkpoint_sha256,
-            "selection": self.evaluation.images,
-            "images": self.images,
-            **self.model_dump(include={"class_names"}),
-        }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        """SHA-256 over :attr:`identity`."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
-        """All shards, by rows of the classified images, in order; the last may be shorter."""
+        """All shards, by rows of the table, in order; the last may be shorter."""
         starts = range(0, self.images, self.images_per_shard)
         stops = (*starts[1:], self.images)
         return tuple(
@@ -98,18 +93,82 @@ class PredictionPlan(Section):
         """Number of images of all shards."""
         return self.images
 
+    @property
+    def table_kind(self) -> type[ImageTable]:
+        """The kind of its table."""
+        raise NotImplementedError
+
+    def table_file(self, work: RunPaths) -> Path:
+        """Return the path of the table that the shards are merged into."""
+        raise NotImplementedError
+
+    def earlier_file(self, work: RunPaths) -> Path:
+        """Return the path of the rows of the release that this one was made from."""
+        return self.table_file(work).with_name("earlier.parquet")
+
+    def images_of(self, release: Release) -> Release:
+        """Select the images of a release that are in the table, in order."""
+        return release
+
+    def done(self, paths: RunPaths) -> set[int]:
+        """List the finished shards; all are, once the table lies in one file."""
+        from sdwn.prediction.table import plan_digest_of  # pyarrow
+
+        if plan_digest_of(self.table_file(paths)) == self.digest:
+            return set(range(len(self.shards)))
+        return paths.done_shards()
+
+    def command(self, paths: RunPaths) -> str:
+        """Return the command that resumes it."""
+        raise NotImplementedError
+
+
+class PredictionPlan(ImagePlan):
+    """What a classifier says of images; ``evaluation`` also says what figures to make of it."""
+
+    evaluation: EvaluationConfig
+    class_names: tuple[str, ...] = later_setting(())  # where the classes are not ImageNet's
+
+    FORMAT = Format(
+        "sdwn-prediction-plan",
+        2,
+        "evaluate the release again",
+        {1: lambda old: {**old, "format": "sdwn-prediction-plan", "format_version": 2}},
+        former="sdwn-judging",
+    )
+    stage, doing = "judge", "classifying"
+
+    @property
+    def source(self) -> str:
+        """The classifier by name, or its folder."""
+        return self.evaluation.model
+
+    @property
+    def name(self) -> str:
+        """The evaluation's folder: of the model, the weights if they are a user's, the images."""
+        return super().name + "-all" * (self.evaluation.images == "all")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the predictions."""
+        names = self.model_dump(include={"class_names"})
+        return {**super().identity, "selection": self.evaluation.images, **names}
+
+    @property
+    def table_kind(self) -> type[ImageTable]:
+        """Predictions."""
+        from sdwn.prediction.table import Predictions  # pyarrow
+
+        return Predictions
+
+    def table_file(self, work: RunPaths) -> Path:
+        """Return the path of the predictions."""
+        return evaluation_of(work).predictions
+
     def images_of(self, release: Release) -> Release:
         """Select the images of a release that are classified, in order."""
         labelled = release.labelled_by(self.class_names)
         return labelled.subset(imagenet=self.evaluation.images == "imagenet")
-
-    def done(self, paths: RunPaths) -> set[int]:
-        """List the finished shards; all are, once the predictions lie in one file."""
-        from sdwn.prediction.table import plan_digest_of  # pyarrow
-
-        if plan_digest_of(evaluation_of(paths).predictions) == self.digest:
-            return set(range(len(self.shards)))
-        return paths.done_shards()
 
     def command(self, paths: RunPaths) -> str:
         """Return the command that evaluates like this."""
@@ -118,7 +177,39 @@ class PredictionPlan(Section):
             if value := getattr(self.evaluation, name):
                 words += [f"--{name}", value]
         words += ["--all"] * (self.evaluation.images == "all")
-        return command("evaluate", release_of(paths), *words)
+        return command("evaluate", release_above(paths.root), *words)
+
+
+class FeaturePlan(ImagePlan):
+    """The features of all images of a release, by the encoder ``model``."""
+
+    model: str
+
+    FORMAT = Format("sdwn-feature-plan", 1, "make the features again")
+    stage, doing = "encode", "encoding"
+
+    @property
+    def source(self) -> str:
+        """The encoder by name, or its folder."""
+        return self.model
+
+    @property
+    def table_kind(self) -> type[ImageTable]:
+        """Features."""
+        from sdwn.prediction.features import FeatureTable  # pyarrow
+
+        return FeatureTable
+
+    def table_file(self, work: RunPaths) -> Path:
+        """Return the path of the features."""
+        return FeaturePaths(work.root.absolute().parent).features
+
+    def command(self, paths: RunPaths) -> str:
+        """Return the command that makes the features."""
+        return command("features", release_above(paths.root), "--model", self.model)
+
+
+P = TypeVar("P", bound=ImagePlan)
 
 
 def evaluation_of(work: RunPaths) -> EvaluationPaths:
@@ -126,22 +217,18 @@ def evaluation_of(work: RunPaths) -> EvaluationPaths:
     return EvaluationPaths(work.root.absolute().parent)
 
 
-def release_of(work: RunPaths) -> Path:
-    """Return the release that a work folder lies in: wherever that was moved to."""
-    return evaluation_of(work).root.parent.parent
-
-
-def is_prediction_work(folder: Path) -> bool:
-    """Return whether a folder is the work of an evaluation, and no run."""
+def is_image_work(folder: Path) -> bool:
+    """Return whether a folder is the work of an evaluation or of features, and no run."""
     plan = work_paths(folder).plan
-    return plan.exists() and read_json(plan).get("format") in (FORMAT.name, FORMAT.former)
+    kinds = PredictionPlan.FORMAT, FeaturePlan.FORMAT
+    names = [name for kind in kinds for name in (kind.name, kind.former)]
+    return plan.exists() and read_json(plan).get("format") in names
 
 
 def open_prediction_plan(
     release: Release, chosen: EvaluationConfig
 ) -> tuple[RunPaths, PredictionPlan]:
     """Plan the predictions for a release and write the plan into its folder, or find it there."""
-    refuse_links(release.paths.evaluations)
     # A task finds the files that are named wherever it starts.
     files: dict[str, object] = {}
     for name, what in (("checkpoint", "checkpoint file"), ("embedding", "file of word vectors")):
@@ -170,23 +257,43 @@ def open_prediction_plan(
         images_per_shard=IMAGES_PER_SHARD,
         evaluation=chosen,
     )
-    work = release.paths.evaluation(plan.name).work
+    return _store(release, release.paths.evaluation(plan.name).work, plan)
+
+
+def open_feature_plan(release: Release, model: str) -> tuple[RunPaths, FeaturePlan]:
+    """Plan the features of a release and write the plan into its folder, or find it there."""
+    from sdwn.prediction.encoder import find_encoder, own_folder  # torch and timm
+
+    model, own = own_folder(model)
+    plan = FeaturePlan(
+        release=release.digest,
+        checkpoint_sha256=file_sha256(find_encoder(model)) if own else None,
+        images=len(release),
+        images_per_shard=IMAGES_PER_SHARD,
+        model=model,
+    )
+    return _store(release, release.paths.features(plan.name).work, plan)
+
+
+def _store(release: Release, work: RunPaths, plan: P) -> tuple[RunPaths, P]:
+    """Write a plan, unless it is there; what is finished for another one is removed."""
+    refuse_links(release.paths.evaluations)
     if work.plan.exists():
         try:
-            found = read_prediction_plan(work)
+            found = read_image_plan(work)
         except IntegrityError:
             found = None
         if found is not None and found.digest == plan.digest:
             # What is finished was cut as that plan says.
-            plan = found.model_copy(update={"evaluation": chosen})
+            plan = plan.model_copy(update={"images_per_shard": found.images_per_shard})
         elif count_live_tasks(work):
             raise SdwnError(
-                f"{work.root}: tasks are live there that classify the release as it was before; "
-                f"end them with: {command('cancel', work.root)}"
+                f"{work.root}: tasks are live there that are {plan.doing} the release as it was "
+                f"before; end them with: {command('cancel', work.root)}"
             )
         else:
             shutil.rmtree(work.root)  # of this release as it was before
-    content = {**FORMAT.head(), "digest": plan.digest, **plan.model_dump(mode="json")}
+    content = {**plan.FORMAT.head(), "digest": plan.digest, **plan.model_dump(mode="json")}
     write_text(work.plan, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return work, plan
 
@@ -223,30 +330,33 @@ def require_labels(rows: pa.Table, chosen: EvaluationConfig, none: str) -> tuple
     return ()
 
 
-def read_prediction_plan(work: RunPaths) -> PredictionPlan:
+def read_image_plan(work: RunPaths) -> ImagePlan:
     """Read the plan of a work folder, checked against its own digest."""
-    content = FORMAT.read(work.plan)
+    kind = FeaturePlan if work.root.absolute().parents[1].name == "features" else PredictionPlan
+    content = kind.FORMAT.read(work.plan)
     digest = content.pop("digest", None)
-    fields = {name: value for name, value in content.items() if name not in FORMAT.head()}
+    fields = {name: value for name, value in content.items() if name not in kind.FORMAT.head()}
     try:
-        plan = validated(PredictionPlan, fields, source=str(work.plan))
+        plan = validated(kind, fields, source=str(work.plan))
     except UsageError as error:
-        raise IntegrityError(f"{error}; {FORMAT.remedy}") from None
+        raise IntegrityError(f"{error}; {kind.FORMAT.remedy}") from None
     if plan.digest != digest:
-        raise IntegrityError(f"{work.plan}: changed: its digest no longer fits; {FORMAT.remedy}")
+        raise IntegrityError(
+            f"{work.plan}: changed: its digest no longer fits; {kind.FORMAT.remedy}"
+        )
     return plan
 
 
-def open_planned_release(work: RunPaths) -> tuple[Release, PredictionPlan]:
+def open_planned_release(work: RunPaths) -> tuple[Release, ImagePlan]:
     """Open what a task works on: the plan, and the release, checked to be the planned one."""
     from sdwn.releases.release import Release  # pyarrow
 
-    plan, release = read_prediction_plan(work), Release(release_of(work))
+    plan, release = read_image_plan(work), Release(release_above(work.root))
     refuse_links(release.paths.evaluations)
     if release.digest != plan.release:
         raise IntegrityError(
             f"{release.paths.root}: expected the release {plan.release[:12]} that this was "
-            f"planned for, found {release.digest[:12]}; {FORMAT.remedy}: {plan.command(work)}"
+            f"planned for, found {release.digest[:12]}; {plan.FORMAT.remedy}: {plan.command(work)}"
         )
     return release, plan
 

@@ -1,4 +1,7 @@
-"""The table of predictions: written whole, checked when it is read, merged from shards."""
+"""Tables with a row an image: written whole, checked when they are read, merged from shards.
+
+Here are those of predictions; `sdwn.prediction.features` has those of features.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +20,12 @@ from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, shell
 from sdwn.io import Format, atomic
-from sdwn.storage.columns import numbers, read_parquet
+from sdwn.storage.columns import ROW_BYTES, numbers, read_parquet
 from sdwn.wordnet.imagenet import CLASSES
 
 if TYPE_CHECKING:
-    from sdwn.paths import EvaluationPaths, RunPaths
-    from sdwn.prediction.plan import PredictionPlan
+    from sdwn.paths import RunPaths
+    from sdwn.prediction.plan import ImagePlan
     from sdwn.releases.release import Release
 
 log = logging.getLogger(__name__)
@@ -31,15 +34,14 @@ log = logging.getLogger(__name__)
 def _with_plain_names(content: dict[str, Any]) -> dict[str, Any]:
     """Upgrade the origin of predictions of version 1."""
     names = {"judging": "plan", "judged_on": "predicted_on"}
-    return {names.get(name, name): value for name, value in content.items()} | FORMAT.head()
+    return {names.get(name, name): value for name, value in content.items()} | Predictions.FORMAT.head()
 
 
-FORMAT = Format("sdwn-predictions", 2, "evaluate the release again", {1: _with_plain_names})
 # Of so many classes the best are kept, and a label among them is correct by top-5.
 TOP = 5
 # So many missing shards are named in a message.
 SHARDS_NAMED = 20
-# What may differ between the tasks of one plan: the rest of a classifier's record does not.
+# What may differ between the tasks of one plan: the rest of a network's record does not.
 OF_A_TASK = {"device", "dtype", "versions"}
 
 SCHEMA = pa.schema(
@@ -74,23 +76,91 @@ _NULLABLE = {"wnid", "synset", "sha256", "imagenet_class", "label_rank", "label_
 _NULLABLE |= {"subtree_probability"}
 
 
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """A table of predictions, and its origin.
+T = TypeVar("T", bound="ImageTable")
 
-    ``release`` and ``plan`` are their digests; ``predicted_on`` lists devices, each with its
-    precision, batch size and number of images.
+
+@dataclass(frozen=True, slots=True)
+class ImageTable:
+    """A table with a row an image, and its origin.
+
+    ``release`` and ``plan`` are their digests; ``network`` is the record of what made it (model,
+    weights, preprocessing, versions); ``made_on`` lists devices, each with its precision, batch
+    size and number of images.
     """
 
     table: pa.Table
     release: str
     plan: str
-    classifier: Mapping[str, Any]
-    predicted_on: Sequence[Mapping[str, Any]]
+    network: Mapping[str, Any]
+    made_on: Sequence[Mapping[str, Any]]
+
+    FORMAT: ClassVar[Format]
+    # What a file calls the network, and the devices.
+    NAMES: ClassVar[tuple[str, str]]
+    # What its rows are, what was done to images for it, and the most bytes of a row.
+    WHAT: ClassVar[str]
+    DONE: ClassVar[str]
+    ROW_BYTES: ClassVar[int] = ROW_BYTES
+
+    def write(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        values = (self.release, self.plan, self.network, self.made_on)
+        origin = dict(zip(("release", "plan", *self.NAMES), values, strict=True))
+        table = self.table.replace_schema_metadata({KEY: json.dumps(self.FORMAT.head() | origin)})
+        with atomic(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+
+    @classmethod
+    def read(cls, path: Path, most: int) -> Self:
+        """Read a table of at most so many images, its columns and the range of values checked."""
+        table = read_parquet(path, most, cls.ROW_BYTES).combine_chunks()
+        try:
+            content = json.loads((table.schema.metadata or {})[KEY])
+            # Version 1 did not name its format.
+            content = {**cls.FORMAT.head(), "format_version": 1, **content}
+            content = cls.FORMAT.upgraded(content, path)
+            origin = [content[name] for name in ("release", "plan", *cls.NAMES)]
+        except (KeyError, TypeError, ValueError):
+            raise IntegrityError(
+                f"{path}: expected {cls.WHAT}, found a table without the digests of its release "
+                "and plan"
+            ) from None
+        found = cls(table.replace_schema_metadata(None), *origin)
+        return replace(found, table=found.checked(path))
+
+    def checked(self, path: Path) -> pa.Table:
+        """Return the table as it was read, in its columns of today; refuse impossible values."""
+        raise NotImplementedError
 
 
-# What a file has beside the table.
-ORIGIN = ("release", "plan", "classifier", "predicted_on")
+class Predictions(ImageTable):
+    """What a classifier says of images. Of version 1, they have no SHA-256: see `keyed`."""
+
+    __slots__ = ()
+    FORMAT = Format("sdwn-predictions", 2, "evaluate the release again", {1: _with_plain_names})
+    NAMES = "classifier", "predicted_on"
+    WHAT, DONE = "predictions", "classified"
+
+    def checked(self, path: Path) -> pa.Table:
+        """Return the table as it was read, in its columns of today; refuse impossible values."""
+        table = self.table
+        if table.column_names == [name for name in SCHEMA.names if name not in ("id", "sha256")]:
+            unknown = pa.nulls(len(table), pa.string())
+            table = table.append_column("id", table["wnid"]).append_column("sha256", unknown)
+            table = table.select(SCHEMA.names)
+        classes = len(self.network.get("class_names", ())) or CLASSES
+        if table.schema != SCHEMA or not _is_possible(table, classes):
+            raise IntegrityError(f"{path}: damaged: no table that a classifier gives")
+        return table
+
+
+def plan_digest_of(path: Path) -> str | None:
+    """Read the plan's digest from a table; None if it cannot be read."""
+    try:
+        content = json.loads((pq.read_schema(path).metadata or {})[KEY])
+        return str(content.get("plan") or content["judging"])  # as version 1 called it
+    except (OSError, KeyError, ValueError, pa.ArrowException):
+        return None
 
 
 def top1(table: pa.Table) -> NDArray[np.int64]:
@@ -104,42 +174,6 @@ def group_by_wnid(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
     every = np.asarray(table["wnid"].to_pylist(), dtype=str)
     wnids, of_image = np.unique(every, return_inverse=True)
     return wnids.tolist(), of_image
-
-
-# --- One file ----------------------------------------------------------------------------------
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write predictions, whole or not at all."""
-    origin = {name: getattr(predictions, name) for name in ORIGIN}
-    content = json.dumps(FORMAT.head() | origin)
-    table = predictions.table.cast(SCHEMA).replace_schema_metadata({KEY: content})
-    with atomic(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-
-
-def plan_digest_of(path: Path) -> str | None:
-    """Read the plan's digest from a file of predictions; None if it cannot be read."""
-    try:
-        return str(_origin(path, pq.read_schema(path))["plan"]) if path.is_file() else None
-    except (OSError, pa.ArrowException, IntegrityError):
-        return None
-
-
-def read_predictions(path: Path, most: int) -> Predictions:
-    """Read predictions of at most so many images, their columns and the range of values checked.
-
-    Those of version 1 have no SHA-256 of their images: see `keyed`.
-    """
-    table = read_parquet(path, most).combine_chunks()
-    origin = _origin(path, table.schema)
-    table = table.replace_schema_metadata(None)
-    if table.column_names == [name for name in SCHEMA.names if name not in ("id", "sha256")]:
-        unknown = pa.nulls(len(table), pa.string())
-        table = table.append_column("id", table["wnid"]).append_column("sha256", unknown)
-        table = table.select(SCHEMA.names)
-    classes = len(origin["classifier"].get("class_names", ())) or CLASSES
-    if table.schema != SCHEMA or not _is_possible(table, classes):
-        raise IntegrityError(f"{path}: damaged: no table that a classifier gives")
-    return Predictions(table, **origin)
 
 
 def _is_possible(table: pa.Table, classes: int) -> bool:
@@ -160,38 +194,25 @@ def _is_possible(table: pa.Table, classes: int) -> bool:
     )
 
 
-def _origin(path: Path, schema: pa.Schema) -> dict[str, Any]:
-    try:
-        content = json.loads((schema.metadata or {})[KEY])
-        # Version 1 did not name its format.
-        content = FORMAT.upgraded({**FORMAT.head(), "format_version": 1, **content}, path)
-        return {name: content[name] for name in ORIGIN}
-    except (KeyError, TypeError, ValueError):
-        raise IntegrityError(
-            f"{path}: expected predictions of sdwn evaluate, found a table without "
-            "the digests of its release and plan"
-        ) from None
-
-
 # --- Rows by key: what is kept of an earlier release ------------------------------------------
-def keyed(path: Path, predictions: Predictions, images: pa.Table) -> Predictions:
-    """Check that predictions, read from ``path``, are of these rows of a release's metadata.
+def keyed(path: Path, found: T, images: pa.Table) -> T:
+    """Check that a table, read from ``path``, is of these rows of a release's metadata.
 
     Returns:
-        The predictions, with the SHA-256 of each image also where the file is of version 1.
+        The table, with the SHA-256 of each image also where the file is of version 1.
     """
     # In one piece each, for comparing chunked columns looks at how they are chunked.
-    found, images = predictions.table.combine_chunks(), images.select(IMAGE).combine_chunks()
-    if len(found) != len(images):
-        raise IntegrityError(f"{path}: expected {len(images)} images, found {len(found)}")
-    if found["sha256"].null_count == len(found):  # of version 1
-        found = found.set_column(SCHEMA.names.index("sha256"), "sha256", images["sha256"])
+    table, images = found.table.combine_chunks(), images.select(IMAGE).combine_chunks()
+    if len(table) != len(images):
+        raise IntegrityError(f"{path}: expected {len(images)} images, found {len(table)}")
+    if table["sha256"].null_count == len(table):  # of version 1
+        table = table.set_column(SCHEMA.names.index("sha256"), "sha256", images["sha256"])
     for name in IMAGE:
-        if found[name] != images[name]:
-            pairs = zip(images[name].to_pylist(), found[name].to_pylist(), strict=True)
+        if table[name] != images[name]:
+            pairs = zip(images[name].to_pylist(), table[name].to_pylist(), strict=True)
             row, pair = next((row, pair) for row, pair in enumerate(pairs) if pair[0] != pair[1])
             raise IntegrityError(f"{path}: row {row}: {name}: expected {pair[0]}, found {pair[1]}")
-    return replace(predictions, table=found)
+    return replace(found, table=table)
 
 
 def find_by_key(images: pa.Table, kept: pa.Table, key: Sequence[str] = IMAGE) -> NDArray[np.int64]:
@@ -206,35 +227,35 @@ def find_by_key(images: pa.Table, kept: pa.Table, key: Sequence[str] = IMAGE) ->
     return numbers(pc.index_in(keys(images), keys(kept)), -1).astype(np.int64)
 
 
-def read_earlier(path: Path, most: int, classifier: Mapping[str, Any]) -> pa.Table:
-    """Read what an earlier release's images were classified as by the same weights.
+def read_earlier(
+    kind: type[ImageTable], path: Path, most: int, network: Mapping[str, Any]
+) -> pa.Table:
+    """Read what the same weights made of an earlier release's images.
 
     A file that is damaged, or of other weights or settings, is named in the log and not used.
     """
     if path.exists():
         try:
-            found = read_predictions(path, most)
-            if _settings(found.classifier) == _settings(classifier):
+            found = kind.read(path, most)
+            if _settings(found.network) == _settings(network):
                 return found.table
-            log.warning("%s: not used: classified with other weights or settings", path)
+            log.warning("%s: not used: %s with other weights or settings", path, kind.DONE)
         except IntegrityError as error:
-            log.warning("earlier predictions are not used: %s", error)
+            log.warning("earlier rows are not used: %s", error)
     return SCHEMA.empty_table()
 
 
-def _settings(classifier: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in classifier.items() if name not in OF_A_TASK}
+def _settings(network: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in network.items() if name not in OF_A_TASK}
 
 
 # --- Shards, and the whole ---------------------------------------------------------------------
-def read_whole_predictions(
-    release: Release, paths: EvaluationPaths, plan: PredictionPlan
-) -> Predictions:
-    """Read an evaluation's predictions, compared with plan and release."""
-    return _read_checked(paths.predictions, plan, plan.images_of(release).metadata)
+def read_whole_table(release: Release, work: RunPaths, plan: ImagePlan) -> ImageTable:
+    """Read the table of a plan, compared with plan and release."""
+    return _read_checked(plan.table_file(work), plan, plan.images_of(release).metadata)
 
 
-def remove_damaged_shards(release: Release, work: RunPaths, plan: PredictionPlan) -> Iterator[str]:
+def remove_damaged_shards(release: Release, work: RunPaths, plan: ImagePlan) -> Iterator[str]:
     """Remove finished shards that are damaged or foreign; yield what is wrong with each."""
     images, done = plan.images_of(release).metadata, work.done_shards()
     for shard in plan.shards:
@@ -246,20 +267,20 @@ def remove_damaged_shards(release: Release, work: RunPaths, plan: PredictionPlan
                 yield str(error)
 
 
-def merge_predictions(release: Release, work: RunPaths, plan: PredictionPlan) -> Predictions:
+def merge_shards(release: Release, work: RunPaths, plan: ImagePlan) -> ImageTable:
     """Join a plan's finished shards to one table.
 
     Raises:
-        IntegrityError: with a line for each shard that is missing, damaged, foreign, or classified
-            with other weights or settings.
+        IntegrityError: with a line for each shard that is missing, damaged, foreign, or made with
+            other weights or settings.
     """
     again, done, images = plan.command(work), work.done_shards(), plan.images_of(release).metadata
-    problems, found = list[str](), list[Predictions]()
+    problems, found = list[str](), list[ImageTable]()
     if absent := [shard.index for shard in plan.shards if shard.index not in done]:
         names = ", ".join(map(str, absent[:SHARDS_NAMED])) + ", ..." * (len(absent) > SHARDS_NAMED)
         problems.append(
-            f"{work.root}: {len(absent)} of {len(plan.shards)} shards of predictions missing "
-            f"({names}); make them with: {again}"
+            f"{work.root}: {len(absent)} of {len(plan.shards)} shards of {plan.table_kind.WHAT} "
+            f"missing ({names}); make them with: {again}"
         )
 
     for shard in plan.shards:
@@ -267,9 +288,9 @@ def merge_predictions(release: Release, work: RunPaths, plan: PredictionPlan) ->
             path = work.shard(shard.index)
             try:
                 one = _read_checked(path, plan, images[shard.start : shard.stop])
-                if found and _settings(one.classifier) != _settings(found[0].classifier):
+                if found and _settings(one.network) != _settings(found[0].network):
                     raise IntegrityError(
-                        f"{path}: classified with other weights or settings than the shards before"
+                        f"{path}: {one.DONE} with other weights or settings than the shards before"
                     )
                 found.append(one)
             except IntegrityError as error:
@@ -277,16 +298,16 @@ def merge_predictions(release: Release, work: RunPaths, plan: PredictionPlan) ->
     if problems:
         raise IntegrityError("\n".join(problems))
     devices: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for device in (device for one in found for device in one.predicted_on):
+    for device in (device for one in found for device in one.made_on):
         key = tuple(value for name, value in device.items() if name != "images")
         devices.setdefault(key, {**device, "images": 0})["images"] += device["images"]
     table = pa.concat_tables(one.table for one in found)
-    return replace(found[0], table=table, predicted_on=list(devices.values()))
+    return replace(found[0], table=table, made_on=list(devices.values()))
 
 
-def _read_checked(path: Path, plan: PredictionPlan, images: pa.Table) -> Predictions:
+def _read_checked(path: Path, plan: ImagePlan, images: pa.Table) -> ImageTable:
     """Read a shard, or all, compared with plan and images."""
-    found = read_predictions(path, plan.images)
+    found = plan.table_kind.read(path, plan.images)
     if found.plan != plan.digest:
         raise IntegrityError(
             f"{path}: foreign: of release {found.release[:12]}, plan {found.plan[:12]}; expected "

@@ -1,0 +1,286 @@
+"""A network over a release's images: read ahead, run in batches, each batch a table.
+
+threads                this process                      GPU
+read, check, decode,  ->   batch n+1: start   ->   runs n+1 while batch n
+resize and crop            batch n: wait, rows     becomes rows and is yielded
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import timm
+import torch
+import torchvision
+from PIL import Image
+from timm.data.transforms import str_to_pil_interp
+from torchvision.transforms import CenterCrop, Resize
+
+from sdwn.batches import BatchSize
+from sdwn.devices.device import GB, Device, plain_out_of_memory
+from sdwn.devices.tuning import GpuProfile, Workload, find_profile, store_profile, tune
+from sdwn.errors import OutOfMemoryError, SdwnError
+from sdwn.io import in_threads, now
+from sdwn.prediction.table import IMAGE
+from sdwn.releases.release import LOCATION, Release
+from sdwn.storage.images import Pixels
+
+log = logging.getLogger(__name__)
+
+# Images that each thread may have ready beside those of the next batches.
+WAITING = 4
+# Records are taken out of the table by so many: all at once would be a gigabyte.
+AT_ONCE = 256
+# On a CPU larger batches gain nothing.
+CPU_BATCH = 32
+# The grid of batch sizes that are tried: 1, 2, 4, 8, 16, 24 ...
+STEP, MOST_IMAGES = 8, 512
+
+Row = dict[str, Any]
+# Float32 of shape (n, outputs), on their way from a GPU, and what waits for them there.
+Outputs = tuple[torch.Tensor, torch.cuda.Event | None]
+
+
+# --- The network -------------------------------------------------------------------------------
+class ImageNetwork:
+    """A network with its preprocessing, as timm describes it, on this process's device.
+
+    ``record`` is the model, weights and versions in plain values for a JSON file.
+    """
+
+    kind: ClassVar[str]
+    # What it reads of an image's record, beside what identifies the image.
+    inputs: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        name: str,
+        network: torch.nn.Module,
+        preprocessing: Mapping[str, Any],
+        weights: Mapping[str, Any],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.name = name
+        self.device: torch.device = Device().torch
+        self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
+        self.preprocessing = dict(preprocessing)
+        network = network.to(self.device, self.dtype).eval()
+        # In this layout EfficientNet-Lite0 takes half the CPU time for a batch of 32.
+        self.network = network.to(memory_format=torch.channels_last)
+        self._transform = timm.data.create_transform(
+            **preprocessing, is_training=False, use_prefetcher=True
+        )
+        # The side that images are resized to, the side that is kept of it, and how.
+        self._crop: tuple[int, int, Any] | None = None
+        resize, crop = self._transform.transforms[:2]
+        if isinstance(resize, Resize) and isinstance(crop, CenterCrop) and len(set(crop.size)) == 1:
+            # Of a square image, where timm squashes others, both sides become the first.
+            side = resize.size if isinstance(resize.size, int) else resize.size[0]
+            self._crop = side, crop.size[0], str_to_pil_interp(resize.interpolation.value)
+        # A row of pixels of each: on a CPU, operations on three channels at a time crawl.
+        width = preprocessing["input_size"][2]
+        self._mean, self._std = (
+            (255 * torch.tensor(preprocessing[name], device=self.device)).repeat(width)
+            for name in ("mean", "std")
+        )
+        gpu = self.device.type == "cuda"
+        self.record: dict[str, Any] = {
+            "model": name,
+            **weights,
+            **{
+                setting: list(value) if isinstance(value, tuple) else value
+                for setting, value in preprocessing.items()
+            },
+            "device": torch.cuda.get_device_name(self.device) if gpu else str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "versions": {
+                library.__name__: str(library.__version__) for library in (timm, torch, torchvision)
+            },
+        }
+
+    def prepare(self, image: Image.Image) -> Pixels:
+        """Turn an RGB image into uint8 (height, width, 3), as timm does; safe in threads."""
+        if self._crop is not None and image.width == image.height:
+            side, kept, how = self._crop
+            times, rest = divmod(image.width, side)
+            if times > 1 and not rest:
+                # What the crop keeps, resized alone: the same pixels from less work.
+                edge = times * round((side - kept) / 2)
+                box = (edge, edge, edge + times * kept, edge + times * kept)
+                return np.asarray(image.resize((kept, kept), how, box))
+        pixels: Pixels = np.asarray(self._transform(image))
+        return pixels.transpose(1, 2, 0)
+
+    def describe(self, image: Image.Image) -> Row:
+        """Return what else its rows say of the image itself; in the threads that prepare it."""
+        return {}
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 (n, height, width, 3) into what the network takes, on its device."""
+        images = pixels.to(self.device, non_blocking=True).float()
+        images.flatten(2).sub_(self._mean).div_(self._std)
+        # In memory it stays as it is, which is channels_last.
+        return images.permute(0, 3, 1, 2).to(self.dtype)
+
+    @torch.inference_mode()
+    def start(self, pixels: Pixels) -> Outputs:
+        """Begin with a batch of prepared images, (n, height, width, 3), without waiting for it."""
+        batch = torch.from_numpy(pixels)
+        if self.device.type != "cuda":
+            return self.network(self.normalise(batch)).float(), None
+        outputs = self.network(self.normalise(batch.pin_memory())).float()
+        values = outputs.to("cpu", non_blocking=True)
+        ready = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        ready.record()
+        return values, ready
+
+    def wait(self, outputs: Outputs, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Wait for a batch; return its outputs, none of them infinite or NaN, in ``dtype``."""
+        values, ready = outputs
+        if ready is not None:
+            ready.synchronize()
+        values = values.to(dtype)
+        if wrong := int((~values.isfinite().all(dim=1)).sum()):
+            raise SdwnError(
+                f"{self.name} gave infinite or NaN outputs for {wrong} of {len(values)} images in "
+                f"{self.record['dtype']}; check the checkpoint, or load it in float32"
+            )
+        return values
+
+    def rows(self, records: Sequence[Row], outputs: Outputs) -> pa.Table:
+        """Wait for a batch and return its rows.
+
+        Args:
+            records: of each image, ``IMAGE``, ``inputs`` and what :meth:`describe` says.
+            outputs: as :meth:`start` returned them.
+        """
+        raise NotImplementedError
+
+
+# --- Over a release ----------------------------------------------------------------------------
+@dataclass
+class BatchRunner:
+    """A loaded network, its batch size, its readers.
+
+    ``batch`` becomes smaller once memory has run out; ``workers`` threads read the images.
+    """
+
+    network: ImageNetwork
+    batch: BatchSize
+    workers: int
+
+
+def run_batches(runner: BatchRunner, release: Release) -> Iterator[pa.Table]:
+    """Run all images of a release, or of a subset of one; a table a batch, in their order."""
+    log.info("%s", runner.batch)
+    network, ahead = runner.network, 2 * runner.batch.images
+    images = prepared_images(release, network, runner.workers, ahead)
+    running: tuple[list[Row], Outputs] | None = None
+    while chunk := list(itertools.islice(images, runner.batch.images)):
+        # Where there is no room for the chunk, its parts are tried.
+        while chunk:
+            part = chunk[: runner.batch.images]
+            try:
+                with plain_out_of_memory():
+                    outputs = network.start(np.stack([pixels for _, pixels in part]))
+            except OutOfMemoryError as error:
+                reason = str(error)
+            else:
+                chunk = chunk[len(part) :]
+                if running is not None:
+                    yield network.rows(*running)
+                running = [row for row, _ in part], outputs
+                continue
+            # Only here is the failed batch's memory free: an exception keeps what its frames hold.
+            Device().release()
+            if len(part) == 1:
+                raise SdwnError(
+                    f"{network.name}: no room for a single image: {reason}; "
+                    "take a larger card or a smaller model"
+                )
+            runner.batch = replace(runner.batch, images=len(part) // 2)
+            log.warning("%s; %d images a batch from now on", reason, runner.batch.images)
+    if running is not None:
+        yield network.rows(*running)
+
+
+def prepared_images(
+    release: Release, network: ImageNetwork, workers: int, ahead: int
+) -> Iterator[tuple[Row, Pixels]]:
+    """Yield each image's record and its pixels as the network takes them, in order.
+
+    ``workers`` threads make so many ready ``ahead`` of the one that is taken.
+    """
+    # Threads, not processes: reading, checking, decoding and resizing all leave Python's lock to
+    # others, so that they scale as processes do; but nothing is imported again, copied between
+    # processes, forked beside torch's own threads, or left behind by a signal.
+    names = dict.fromkeys((*IMAGE, *LOCATION, *network.inputs))
+    chosen = release.metadata.select([one for one in names if one in release.metadata.column_names])
+    rows = (row for batch in chosen.to_batches(max_chunksize=AT_ONCE) for row in batch.to_pylist())
+
+    def prepared(row: Row) -> tuple[Row, Pixels]:
+        image = release.image(row)
+        return {**row, **network.describe(image)}, network.prepare(image)
+
+    return in_threads(prepared, rows, workers, ahead + WAITING * workers)
+
+
+# --- The batch size ----------------------------------------------------------------------------
+def network_batch_size(network: ImageNetwork, requested: int | None = None) -> BatchSize:
+    """Return the batch size that is requested, or one tuned on this card, now if never before."""
+    if requested is not None:
+        return BatchSize(requested, "from the command line")
+    if (profile := find_profile(network_workload(network))) is not None:
+        return BatchSize(profile.tuning.batch_size, f"tuned {profile.measured}")
+    if not Device().is_gpu:
+        return BatchSize(CPU_BATCH, "the default on a CPU")
+    return BatchSize(tune_network(network).tuning.batch_size, "tuned just now")
+
+
+def network_workload(network: ImageNetwork) -> Workload:
+    """Describe a network's work on this process's device; it holds for any weights."""
+    device, (_, height, width) = Device(), network.preprocessing["input_size"]
+    return Workload(
+        device=device.name,
+        memory_gb=round(device.total_bytes / GB),
+        model=f"{network.kind} {network.name}",
+        revision=network.record.get("class_list"),
+        precision=network.record["dtype"],
+        height=height,
+        width=width,
+        guidance=False,
+        channels_last=True,
+        compile=False,
+        torch=str(torch.__version__),
+    )
+
+
+def tune_network(network: ImageNetwork, most: int = MOST_IMAGES) -> GpuProfile:
+    """Find this device's batch size for a network, and keep it for later tasks if possible."""
+    device, work = Device(), network_workload(network)
+
+    def seconds(size: int) -> float:
+        pixels = np.zeros((size, work.height, work.width, 3), dtype=np.uint8)
+        with plain_out_of_memory():
+            began = time.perf_counter()
+            network.start(pixels)
+            device.synchronize()
+            return time.perf_counter() - began
+
+    try:
+        tuning = tune(seconds, device, STEP, most)
+    finally:
+        device.release()
+    profile = GpuProfile(work, vae_slicing=False, tuning=tuning, measured=now())
+    try:
+        return store_profile(profile)
+    except OSError as error:
+        log.warning("%s: the batch size is not kept for later tasks: %s", profile.path, error)
+        return profile
