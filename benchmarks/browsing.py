@@ -119,12 +119,12 @@ def drawn_predictions(images: pa.Table) -> pa.Table:
 
 def evaluate(release: Any) -> None:
     from sdwn.evaluation.record import build_record
-    from sdwn.prediction.table import IMAGE, Predictions, write_predictions
+    from sdwn.prediction.table import IMAGE, Predictions
 
     table = drawn_predictions(release.metadata.select(IMAGE))
     record = {"model": "drawn", "weights": "none", "checkpoint_sha256": None}
     paths = release.paths.evaluation("drawn")
-    write_predictions(paths.predictions, Predictions(table, release.digest, "drawn", record, ()))
+    Predictions(table, release.digest, "drawn", record, ()).write(paths.predictions)
     build_record(release, paths, table, record, EvaluationConfig(images="all"))
 
 

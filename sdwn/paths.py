@@ -250,7 +250,7 @@ class ComparisonPaths:
 
 
 def work_paths(root: Path) -> RunPaths:
-    """Return the files of the work folder of an evaluation or of features: its shards are tables."""
+    """Return the files of an evaluation's or features' work folder, whose shards are tables."""
     return RunPaths(root, ".parquet")
 
 

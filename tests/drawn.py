@@ -15,7 +15,7 @@ from sdwn.generation.task import generate
 from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
 from sdwn.prediction.features import COLUMNS, Features, write_features
-from sdwn.prediction.table import IMAGE, SCHEMA, TOP, Predictions, write_predictions
+from sdwn.prediction.table import IMAGE, SCHEMA, TOP, Predictions
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.wordnet.catalog import read_catalog
@@ -94,7 +94,7 @@ def evaluation(
 ) -> EvaluationPaths:
     """Make an evaluation of predictions, as if a classifier of this record had made them."""
     paths, record = release.paths.evaluation(name), {**CLASSIFIER, **classifier}
-    write_predictions(paths.predictions, Predictions(table, release.digest, "drawn", record, ()))
+    Predictions(table, release.digest, "drawn", record, ()).write(paths.predictions)
     build_record(release, paths, table, record, chosen or EvaluationConfig())
     return paths
 

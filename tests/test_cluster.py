@@ -17,7 +17,7 @@ from sdwn.cli.options import SITE
 from sdwn.config import validated
 from sdwn.devices.device import given_gpus
 from sdwn.errors import UsageError
-from sdwn.evaluation.evaluate import EVALUATION_STAGES
+from sdwn.evaluation.evaluate import IMAGE_STAGES
 from sdwn.generation.task import GENERATE
 from sdwn.jobs.cluster import group_into_tasks, job_script, split_into_arrays
 from sdwn.jobs.journal import intend, read_journal, settle
@@ -365,7 +365,7 @@ def test_the_first_process_outlives_the_others(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_a_task_that_is_unpickled_imports_neither_torch_nor_the_hub() -> None:
     """Which GPU it sees, and that it is offline, is set after that and before both."""
-    stages = (*RUN_STAGES.values(), *EVALUATION_STAGES.values(), PILOT, TUNE, PROBE)
+    stages = (*RUN_STAGES.values(), *IMAGE_STAGES.values(), PILOT, TUNE, PROBE)
     tasks = [ArrayTask(stage, "run", (1,)) for stage in stages]
     code = (
         "import pickle, sys\n"
@@ -377,7 +377,7 @@ def test_a_task_that_is_unpickled_imports_neither_torch_nor_the_hub() -> None:
         [sys.executable, "-c", code], input=pickle.dumps(tasks), capture_output=True, check=True
     )
     names, heavy, *_ = done.stdout.decode().split("\n")
-    expected = "generate merge evaluate report judge conclude pilot tune probe"
+    expected = "generate merge evaluate report judge encode conclude pilot tune probe"
     assert names == expected, "as journals call them"
     assert not heavy
 

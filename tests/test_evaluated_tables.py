@@ -24,7 +24,7 @@ from sdwn.paths import ComparisonPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
 from sdwn.prediction.plan import open_prediction_plan
 from sdwn.prediction.pretrained import own_classes
-from sdwn.prediction.table import read_predictions
+from sdwn.prediction.table import Predictions
 from sdwn.releases.dataset import ReleaseDataset
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
@@ -130,7 +130,7 @@ def test_a_classifier_predicts_all_rows_and_is_held_to_those_of_a_class(
 ) -> None:
     found = evaluate(captions, tiny)
     assert (found["images_judged"], found["images"], found["classes"]) == (10, 6, 2)
-    table = read_predictions(Path(found["path"]).with_name("predictions.parquet"), 99).table
+    table = Predictions.read(Path(found["path"]).with_name("predictions.parquet"), 99).table
     assert table["wnid"].null_count == table["label_rank"].null_count == 4
     assert table["subtree_probability"].null_count == 4
     assert table["top5"].null_count == 0
@@ -200,7 +200,7 @@ def test_labels_are_held_to_a_classifiers_own_classes(own: Release, own_model: P
     assert (record["groups"], record["map"], record["figures"]["top5_percent"]) == ([], None, 100)
     assert not paths.table("groups").exists()
     assert not paths.table("synsets").exists()
-    table = read_predictions(paths.predictions, 99).table
+    table = Predictions.read(paths.predictions, 99).table
     network = timm.create_model(f"local-dir:{own_model}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
     for row in table.to_pylist():

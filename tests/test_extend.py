@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from sdwn.config import RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.evaluation.evaluate import keep_predictions
+from sdwn.evaluation.evaluate import keep_computed
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.generation.batching import NoiseSampler
@@ -22,7 +22,7 @@ from sdwn.generation.task import generate
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.concept_table import SCHEMA
 from sdwn.planning.plan import Plan
-from sdwn.prediction.table import read_predictions
+from sdwn.prediction.table import Predictions
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.workflow.extending import plan_extension
@@ -56,7 +56,7 @@ def grow(release: Release, run: Path, *overrides: str, only: Path | None = None)
     """Extend a release, make the images in this process, and merge."""
     paths, plan = extended(release, run, *overrides, only=only)
     generate(paths.root, range(len(plan.shards)))
-    return merge([paths], ReleasePaths(paths.release), carry=keep_predictions)
+    return merge([paths], ReleasePaths(paths.release), carry=keep_computed)
 
 
 def killed_after(batches: int) -> Any:
@@ -168,7 +168,7 @@ def test_a_release_of_version_1_grows(tmp_path: Path) -> None:
     again = grow(grown, tmp_path / "again", "images_per_synset=4")
     for release in (grown, again):
         kept = release.paths.evaluation("efficientnet-lite0").earlier
-        sums = read_predictions(kept, 99).table["sha256"].to_pylist()
+        sums = Predictions.read(kept, 99).table["sha256"].to_pylist()
         assert len(sums) == 4
         assert set(sums) < set(release.metadata["sha256"].to_pylist())
 

@@ -12,7 +12,7 @@ import pytest
 from sdwn.config import EvaluationConfig, load_config
 from sdwn.devices.tuning import find_profile, read_profile, store_profile
 from sdwn.errors import SdwnError
-from sdwn.evaluation.evaluate import evaluate, keep_predictions
+from sdwn.evaluation.evaluate import evaluate, keep_computed
 from sdwn.evaluation.record import read_evaluation
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export
@@ -24,7 +24,7 @@ from sdwn.jobs.task import read_record
 from sdwn.models.lock import locked_weights, read_lock
 from sdwn.paths import ReleasePaths, RunPaths, shipped_file
 from sdwn.planning.plan import make_plan, read_plan, write_plan
-from sdwn.prediction.table import keyed, read_predictions
+from sdwn.prediction.table import Predictions, keyed
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.storage.shards import ImageFile
@@ -153,10 +153,10 @@ def test_a_release_and_its_evaluation_are_read(old: Path, sdwn: Sdwn) -> None:
     assert again.metadata["sha256"].equals(release.metadata["sha256"])
     paths = release.paths.evaluation(NAME)
     assert read_evaluation(paths)["figures"]
-    assert len(read_predictions(paths.predictions, 99).table) == 4
+    assert len(Predictions.read(paths.predictions, 99).table) == 4
     # A release grown from it takes its predictions along.
-    keep_predictions(release, ReleasePaths(old / "grown"))
-    kept = read_predictions(ReleasePaths(old / "grown").evaluation(NAME).earlier, 99).table
+    keep_computed(release, ReleasePaths(old / "grown"))
+    kept = Predictions.read(ReleasePaths(old / "grown").evaluation(NAME).earlier, 99).table
     assert (
         kept["sha256"].to_pylist() == release.subset(imagenet=True).metadata["sha256"].to_pylist()
     )
@@ -174,8 +174,8 @@ def test_an_import_whose_classification_was_stopped_is_evaluated(old: Path) -> N
     before = old / "shard.parquet"
     before.write_bytes(shard)
     # Predictions of version 1 do not name the images' SHA-256; the release does.
-    shard, images = read_predictions(before, 99), release.subset(imagenet=True).metadata
-    found = read_predictions(paths.predictions, 99).table
+    shard, images = Predictions.read(before, 99), release.subset(imagenet=True).metadata
+    found = Predictions.read(paths.predictions, 99).table
     assert keyed(before, shard, images).table.equals(found)
     assert found["sha256"].to_pylist() == images["sha256"].to_pylist()
     assert verify(release.paths.root) == []

@@ -26,7 +26,7 @@ from sdwn import io as files
 from sdwn.cli import console
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.evaluation.evaluate import evaluate, keep_predictions, write_evaluation
+from sdwn.evaluation.evaluate import evaluate, keep_computed, write_evaluation
 from sdwn.evaluation.verify import verify
 from sdwn.jobs import task
 from sdwn.jobs.journal import intend, settle
@@ -36,13 +36,7 @@ from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import write_plan
 from sdwn.prediction import plan as prediction_plan
 from sdwn.prediction.plan import PredictionPlan, open_planned_release, open_prediction_plan
-from sdwn.prediction.table import (
-    IMAGE,
-    merge_predictions,
-    plan_digest_of,
-    read_predictions,
-    write_predictions,
-)
+from sdwn.prediction.table import IMAGE, Predictions, merge_shards, plan_digest_of
 from sdwn.prediction.task import PREDICT, predict
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
@@ -126,8 +120,8 @@ def predicted(release: Release, tiny: EvaluationConfig) -> Predicted:
 
 def changed(path: Path, change: Callable[[pa.Table], pa.Table], **origin: Any) -> None:
     """Write predictions anew, with something else in them."""
-    found = read_predictions(path, 99)
-    write_predictions(path, replace(found, table=change(found.table), **origin))
+    found = Predictions.read(path, 99)
+    replace(found, table=change(found.table), **origin).write(path)
 
 
 def with_column(name: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]:
@@ -150,7 +144,7 @@ def test_predictions_come_out_row_for_row_and_are_made_once(
     paths = EvaluationPaths(Path(found["path"]).parent)
     assert paths.root.name == found["evaluation"]
     assert found["evaluation"].endswith("-all")
-    table = read_predictions(paths.predictions, 99).table
+    table = Predictions.read(paths.predictions, 99).table
     assert table.select(IMAGE).equals(release.metadata.select(IMAGE).combine_chunks())
     assert pc.count(table["imagenet_class"], mode="only_valid").as_py() == 15
     recorded = json.loads(paths.evaluation.read_text())
@@ -190,7 +184,7 @@ evaluate(Release(sys.argv[1]), chosen, advance)
     assert not list(work.shards.glob("*.tmp"))
     changed(work.shard(0), with_column("subtree_probability", 1, 0.123))
     found = evaluate(release, everything)
-    table = read_predictions(Path(found["path"]).with_name("predictions.parquet"), 99).table
+    table = Predictions.read(Path(found["path"]).with_name("predictions.parquet"), 99).table
     assert table["subtree_probability"][1].as_py() == pytest.approx(0.123), "what was there is kept"
     assert found["images"] == 15
 
@@ -319,7 +313,7 @@ def grown(make_release: MakeRelease, everything: EvaluationConfig) -> Release:
     """A release of five images a synset, beside predictions of the first three of each."""
     small, larger = make_release("small", images_per_synset=3), make_release("larger")
     evaluate(small, everything)
-    keep_predictions(small, larger.paths)
+    keep_computed(small, larger.paths)
     return larger
 
 
@@ -337,7 +331,7 @@ def test_only_images_that_an_earlier_release_lacks_are_classified(
     assert {**found, "path": ""} == {**expected, "path": ""}
     paths = grown.paths.evaluation(planned.name)
     made, anew = (
-        read_predictions(one.paths.evaluation(planned.name).predictions, 99).table
+        Predictions.read(one.paths.evaluation(planned.name).predictions, 99).table
         for one in (grown, fresh)
     )
     assert made.drop_columns(SHARES).equals(anew.drop_columns(SHARES))
@@ -354,7 +348,7 @@ def test_only_images_that_an_earlier_release_lacks_are_classified(
     ("damage", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-30]), "cannot be read"),
-        (lambda path: changed(path, lambda table: table, classifier={"model": "other"}), "weights"),
+        (lambda path: changed(path, lambda table: table, network={"model": "other"}), "weights"),
     ],
 )
 def test_earlier_predictions_that_are_damaged_or_of_other_weights_are_not_used(
@@ -390,7 +384,7 @@ def test_missing_and_foreign_shards_are_all_named(release: Release, predicted: P
     shutil.copy(work.shard(0), work.shard(2))
     changed(work.shard(3), lambda table: table, plan="0" * 64)
     with pytest.raises(IntegrityError) as error:
-        merge_predictions(release, work, planned)
+        merge_shards(release, work, planned)
     missing, moved, foreign = str(error.value).splitlines()
     assert "1 of 4 shards of predictions missing (1); make them with: sdwn evaluate" in missing
     images = release.subset(imagenet=True).metadata["id"]
@@ -415,20 +409,20 @@ def test_rows_that_are_not_the_releases_are_named(
     work, planned = predicted
     changed(work.shard(0), change)
     with pytest.raises(IntegrityError, match=expected):
-        merge_predictions(release, work, planned)
+        merge_shards(release, work, planned)
 
 
 def test_shards_of_other_weights_or_settings_are_refused(
     release: Release, predicted: Predicted
 ) -> None:
     work, planned = predicted
-    found = read_predictions(work.shard(2), 99)
-    other = {**found.classifier, "mean": [0]}
-    changed(work.shard(2), lambda table: table, classifier=other)
+    found = Predictions.read(work.shard(2), 99)
+    other = {**found.network, "mean": [0]}
+    changed(work.shard(2), lambda table: table, network=other)
     with pytest.raises(
         IntegrityError, match=r"00002\.parquet: classified with other weights or settings"
     ):
-        merge_predictions(release, work, planned)
+        merge_shards(release, work, planned)
 
 
 @pytest.mark.parametrize(
@@ -450,7 +444,7 @@ def test_what_no_classifier_says_is_refused(predicted: Predicted, name: str, val
     work, _ = predicted
     changed(work.shard(0), with_column(name, 1, value))
     with pytest.raises(IntegrityError, match=r"00000\.parquet: damaged: no table that a classif"):
-        read_predictions(work.shard(0), 99)
+        Predictions.read(work.shard(0), 99)
 
 
 def test_a_damaged_table_is_named(release: Release, predicted: Predicted) -> None:
@@ -460,19 +454,19 @@ def test_a_damaged_table_is_named(release: Release, predicted: Predicted) -> Non
     for damage in (whole[:-30], b"", whole[:60] + bytes([whole[60] ^ 1]) + whole[61:]):
         path.write_bytes(damage)
         with pytest.raises(IntegrityError, match=r"00000\.parquet: cannot be read") as error:
-            read_predictions(path, 99)
+            Predictions.read(path, 99)
         assert "\n" not in str(error.value)
     path.write_bytes(whole)
     changed(path, lambda table: table.slice(0, 2))
     with pytest.raises(IntegrityError, match="expected 4 images, found 2"):
-        merge_predictions(release, work, planned)
+        merge_shards(release, work, planned)
 
 
 def test_damaged_shards_are_made_again_by_the_next_command(
     release: Release, tiny: EvaluationConfig
 ) -> None:
     expected = evaluate(release, tiny)
-    table = read_predictions(Path(expected["path"]).with_name("predictions.parquet"), 99).table
+    table = Predictions.read(Path(expected["path"]).with_name("predictions.parquet"), 99).table
     shutil.rmtree(Path(expected["path"]).parent)
     work, planned = open_prediction_plan(release, tiny)
     predict(work.root, range(len(planned.shards)))
@@ -484,7 +478,7 @@ def test_damaged_shards_are_made_again_by_the_next_command(
     again = evaluate(release, tiny, on_message=told.append)
     named = [line.removeprefix("classifying again: ").partition(":")[0] for line in told]
     assert named == [str(work.shard(number)) for number in (1, 2, 3)]
-    found = read_predictions(Path(again["path"]).with_name("predictions.parquet"), 99).table
+    found = Predictions.read(Path(again["path"]).with_name("predictions.parquet"), 99).table
     assert found["top5"].equals(table["top5"])
 
 
@@ -511,7 +505,7 @@ def test_a_disk_that_fails_for_a_moment_is_waited_for(
     record = read_record(work.task("none", 0))
     assert next(failures, None) is None
     assert (record.done, record.total) == (15, 15)
-    assert len(merge_predictions(release, work, planned).table) == 15
+    assert len(merge_shards(release, work, planned).table) == 15
 
 
 def test_a_task_refuses_another_plan_and_other_weights(

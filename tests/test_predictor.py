@@ -12,13 +12,13 @@ from sdwn.batches import BatchSize
 from sdwn.devices.tuning import read_profile
 from sdwn.errors import IntegrityError, SdwnError
 from sdwn.paths import ReleasePaths
-from sdwn.prediction.classifier import (
-    Classifier,
-    Predictor,
-    classifier_batch_size,
-    predict_images,
+from sdwn.prediction.classifier import Classifier
+from sdwn.prediction.network import (
+    BatchRunner,
+    network_batch_size,
     prepared_images,
-    tune_classifier,
+    run_batches,
+    tune_network,
 )
 from sdwn.prediction.table import SCHEMA
 from sdwn.releases.merge import merge
@@ -63,7 +63,8 @@ def near(taxonomy, release, classifier):
 
 
 def predictor(classifier, subtrees, batch, workers):
-    return Predictor(classifier, subtrees, BatchSize(batch, "a test"), workers)
+    classifier.subtrees = subtrees
+    return BatchRunner(classifier, BatchSize(batch, "a test"), workers)
 
 
 def whole(tables):
@@ -96,7 +97,7 @@ def test_each_image_is_classified_once_in_order_whatever_the_batch(
     classifier = classifier_of(classes)
     wnids = release.metadata["wnid"].to_pylist()
     near = nearest_subtrees(taxonomy, set(wnids), classifier.classes)
-    found = whole(predict_images(predictor(classifier, near, batch, workers), release))
+    found = whole(run_batches(predictor(classifier, near, batch, workers), release))
     assert found.schema == SCHEMA
     for name in ("wnid", "synset", "number", "status", "imagenet_class"):
         assert found[name].to_pylist() == release.metadata[name].to_pylist()
@@ -129,18 +130,18 @@ def test_each_image_is_classified_once_in_order_whatever_the_batch(
 
 def test_a_subset_is_classified_in_its_own_order(release, classifier, near):
     rows = [70, 3, 4, 0]
-    found = whole(predict_images(predictor(classifier, near, 3, 2), release.subset(rows=rows)))
-    every = whole(predict_images(predictor(classifier, near, 64, 2), release)).take(rows)
+    found = whole(run_batches(predictor(classifier, near, 3, 2), release.subset(rows=rows)))
+    every = whole(run_batches(predictor(classifier, near, 64, 2), release)).take(rows)
     assert found.select(["wnid", "number", "top5"]) == every.select(["wnid", "number", "top5"])
 
 
 def test_an_image_without_a_scope_has_no_mass(release, classifier):
-    found = whole(predict_images(predictor(classifier, {}, 64, 1), release))
+    found = whole(run_batches(predictor(classifier, {}, 64, 1), release))
     assert found["subtree_probability"].null_count == len(release)
 
 
 def test_nothing_to_classify_is_no_table(release, classifier, near):
-    assert list(predict_images(predictor(classifier, near, 8, 2), release.subset(rows=[]))) == []
+    assert list(run_batches(predictor(classifier, near, 8, 2), release.subset(rows=[]))) == []
 
 
 # Memory
@@ -151,10 +152,10 @@ def test_batches_are_halved_until_they_fit_and_no_image_is_lost(release, near, r
     caplog.set_level(logging.INFO, "sdwn")
     small = classifier_of(1000, lambda network: Small(network, room))
     of_twelve = predictor(small, near, 12, 2)
-    tables = list(predict_images(of_twelve, release))
+    tables = list(run_batches(of_twelve, release))
     assert {len(table) for table in tables[:-1]} == {room}
     assert of_twelve.batch.images == room
-    expected = whole(predict_images(predictor(classifier_of(1000), near, 12, 2), release))
+    expected = whole(run_batches(predictor(classifier_of(1000), near, 12, 2), release))
     assert whole(tables)["number"] == expected["number"]
     np.testing.assert_allclose(
         whole(tables)["subtree_probability"], expected["subtree_probability"], rtol=1e-3
@@ -162,27 +163,27 @@ def test_batches_are_halved_until_they_fit_and_no_image_is_lost(release, near, r
     assert "12 images a batch (a test)" in caplog.text
     assert f"can't allocate memory: you tried to; {room} images a batch" in caplog.text
     # What was learnt holds for the next shard.
-    assert all(len(table) <= room for table in predict_images(of_twelve, release))
+    assert all(len(table) <= room for table in run_batches(of_twelve, release))
     assert caplog.text.count("; 6 images a batch from now on") == 1
 
 
 def test_no_room_for_a_single_image_is_one_line(release, near):
     small = classifier_of(1000, lambda network: Small(network, 0))
     with pytest.raises(SdwnError, match="test_resnet: no room for a single image") as caught:
-        list(predict_images(predictor(small, near, 4, 1), release))
+        list(run_batches(predictor(small, near, 4, 1), release))
     assert "\n" not in str(caught.value)
 
 
 def test_a_tuned_batch_is_kept_and_taken_by_later_tasks(classifier):
-    assert classifier_batch_size(classifier, 17) == BatchSize(17, "from the command line")
-    assert classifier_batch_size(classifier).images == 32
-    kept = tune_classifier(classifier, most=8)
+    assert network_batch_size(classifier, 17) == BatchSize(17, "from the command line")
+    assert network_batch_size(classifier).images == 32
+    kept = tune_network(classifier, most=8)
     try:
         assert read_profile(kept.path).workload.model == "classifier test_resnet"
-        chosen = classifier_batch_size(classifier)
+        chosen = network_batch_size(classifier)
         assert (chosen.images, kept.measured in chosen.source) == (kept.tuning.batch_size, True)
         # Another size of images, or list of classes, is another workload.
-        assert classifier_batch_size(classifier_of(21841)).images == 32
+        assert network_batch_size(classifier_of(21841)).images == 32
     finally:
         kept.path.unlink()
         kept.curve.unlink()
@@ -205,7 +206,7 @@ def test_a_damaged_image_is_named_and_not_classified(release, classifier, near, 
     row = damage(release, 33, b"\0" * 10_000)
     name = f"{row['synset']} {row['number']}: "
     with pytest.raises(IntegrityError, match=f"^{name}.*sdwn verify") as caught:
-        list(predict_images(predictor(classifier, near, 8, workers), Release(release.paths.root)))
+        list(run_batches(predictor(classifier, near, 8, workers), Release(release.paths.root)))
     assert "\n" not in str(caught.value)
 
 
@@ -215,7 +216,7 @@ def test_a_release_that_is_gone_is_said_in_one_line(release, classifier, near):
     for part in opened.paths.root.glob("*.h5"):
         part.unlink()
     with pytest.raises(IntegrityError, match=r"images-0000\d\.h5: missing") as caught:
-        list(predict_images(predictor(classifier, near, 8, 2), opened))
+        list(run_batches(predictor(classifier, near, 8, 2), opened))
     assert "\n" not in str(caught.value)
 
 
@@ -224,7 +225,7 @@ def test_a_release_that_is_gone_is_said_in_one_line(release, classifier, near):
 
 def test_a_reader_who_stops_leaves_no_thread_behind(release, classifier):
     before = threading.active_count()
-    images = prepared_images(release, classifier.prepare, workers=3, ahead=16)
+    images = prepared_images(release, classifier, workers=3, ahead=16)
     next(images)
     assert threading.active_count() > before
     images.close()

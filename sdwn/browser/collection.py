@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from sdwn.errors import DiskError, IntegrityError
 from sdwn.planning.concepts import Concept
-from sdwn.prediction.table import TOP, read_predictions
+from sdwn.prediction.table import TOP, Predictions
 from sdwn.releases.release import Release
 from sdwn.storage.codecs import CODECS, ImageCodec
 from sdwn.storage.columns import BLACK, STATUSES, numbers
@@ -241,10 +241,10 @@ class ImagePredictions:
         self.name, self.record, release = name, record, collection.release
         self.model = str(record["classifier"]["model"])
         path = release.paths.evaluation(name).predictions
-        found = read_predictions(path, release.manifest.most_rows)
+        found = Predictions.read(path, release.manifest.most_rows)
         # Each image has an id; the label is what only images of ImageNet classes have.
         column = "imagenet_class" if record["selection"] == "imagenet" else "id"
-        labelled, table = release.labelled_by(found.classifier.get("class_names", ())), found.table
+        labelled, table = release.labelled_by(found.network.get("class_names", ())), found.table
         self.classes, top = labelled.classes, min(TOP, len(labelled.classes))
         classified = numbers(pc.is_valid(labelled.metadata[column]))
         if len(table) != np.count_nonzero(classified):

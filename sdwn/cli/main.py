@@ -15,7 +15,7 @@ import typer
 from typer import Option
 from typer.core import TyperCommand, TyperGroup
 
-from sdwn.cli import console, preflight, release, run, sweep
+from sdwn.cli import console, measures, preflight, release, run, sweep
 from sdwn.errors import SdwnError
 from sdwn.io import require_home
 
@@ -60,6 +60,8 @@ sdwn push TARS lab/zebras
 sdwn import PHOTOGRAPHS REAL --format imagefolder
 sdwn evaluate RELEASE
 sdwn evaluate RELEASE --profile mysite.yaml --wait
+sdwn features RELEASE
+sdwn features RELEASE --model clip:openai/clip-vit-large-patch14 --profile mysite.yaml --wait
 sdwn compare RELEASE OTHER --out COMPARISON
 sdwn compare SWEEP
 sdwn report RELEASE
@@ -102,7 +104,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for name in dict.fromkeys(line.split()[1] for line in EXAMPLES.splitlines()):
-    modules = (preflight, run, release, sweep)
+    modules = (preflight, run, release, measures, sweep)
     function = next(
         vars(one)[f"{name}_command"] for one in modules if f"{name}_command" in vars(one)
     )

@@ -12,7 +12,14 @@ import typer
 from typer import Argument, Option
 
 from sdwn.errors import UsageError, command
-from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths, shipped_file, work_paths
+from sdwn.paths import (
+    EvaluationPaths,
+    ReleasePaths,
+    RunPaths,
+    release_above,
+    shipped_file,
+    work_paths,
+)
 
 if TYPE_CHECKING:
     from sdwn.config import RunConfig
@@ -20,20 +27,22 @@ if TYPE_CHECKING:
     from sdwn.planning.plan import Plan, ShardedWork
 
 Kind = Literal["run", "release", "evaluation", "work", "sweep"]
-# Commands that take the work of an evaluation as they take a run.
+# Commands that take the work of an evaluation, or of features, as they take a run.
 FOLLOWING = ("status", "logs", "cancel")
 # Commands that take a sweep, and do all its cells: see each_cell in sdwn.cli.sweep.
-SWEEPING = "pilot doctor submit retry cancel status logs merge verify evaluate report run".split()
+SWEEPING = (
+    "pilot doctor submit retry cancel status logs merge verify evaluate features report run".split()
+)
 
 
 def kind_of(folder: Path) -> Kind | None:
     """Return a folder's kind, by its files: a run, a release, an evaluation, its work, a sweep."""
-    from sdwn.prediction.plan import is_prediction_work
+    from sdwn.prediction.plan import is_image_work
 
     if ReleasePaths(folder).manifest.exists():
         return "release"
     if RunPaths(folder).plan.exists():
-        return "work" if is_prediction_work(folder) else "run"
+        return "work" if is_image_work(folder) else "run"
     if RunPaths(folder).sweep.exists():
         return "sweep"
     evaluation = EvaluationPaths(folder)
@@ -77,7 +86,7 @@ def _command_for(kind: Kind, wanted: str, name: str, folder: Path) -> str:
     if name in FOLLOWING:
         return command(name, evaluation / "work")
     one = ["--evaluation", evaluation.name] * (name in ("report", "browse", "show"))
-    return command(name if wanted == "release" else "evaluate", evaluation.parent.parent, *one)
+    return command(name if wanted == "release" else "evaluate", release_above(evaluation), *one)
 
 
 def run_folders(folder: Path) -> dict[str, Path]:
@@ -98,13 +107,13 @@ def open_run(run: Path) -> tuple[RunPaths, Plan]:
 
 
 def open_sharded(folder: Path) -> tuple[RunPaths, ShardedWork]:
-    """Read what a folder's tasks work on: a run's plan, or the plan of an evaluation's work."""
-    from sdwn.prediction.plan import is_prediction_work, read_prediction_plan
+    """Read what a folder's tasks work on: the plan of a run, of an evaluation, or of features."""
+    from sdwn.prediction.plan import is_image_work, read_image_plan
 
-    if not is_prediction_work(folder):
+    if not is_image_work(folder):
         return open_run(folder)
     paths = work_paths(folder)
-    return paths, read_prediction_plan(paths)
+    return paths, read_image_plan(paths)
 
 
 def require_savable(save: Path, release: Path, endings: tuple[str, ...]) -> None:

@@ -75,7 +75,7 @@ def merge_command(
 
 def merge_runs(runs: list[Path], release: Path, how: MergeOptions) -> dict[str, Any]:
     """Merge runs into a release with a progress bar; return its counts."""
-    from sdwn.evaluation.evaluate import keep_predictions
+    from sdwn.evaluation.evaluate import keep_computed
     from sdwn.planning.plan import read_plan
     from sdwn.releases.merge import merge, merged_summary
 
@@ -83,7 +83,7 @@ def merge_runs(runs: list[Path], release: Path, how: MergeOptions) -> dict[str, 
     plan = read_plan(paths[0])
     images = plan.images + (plan.extends.images if plan.extends else 0)
     with console.progress("merging", images) as bar:
-        return merged_summary(merge(paths, into, how, bar.advance, keep_predictions))
+        return merged_summary(merge(paths, into, how, bar.advance, keep_computed))
 
 
 def release_rows(found: dict[str, Any]) -> dict[str, Any]:
@@ -399,12 +399,15 @@ def evaluate_command(
         how = submitting.SubmitOptions(wait, retries, command="the same command")
         profiles = submitting.evaluation_profiles(profile, site)
         found = submitting.evaluate_by_tasks(release, config, profiles, how, console)
-    if "work" not in found:
-        step = next_for_release(release)
-        console.result(found, as_json, evaluation_rows(found), next_=step)
+    if "work" in found:
+        show_submitted(found, as_json, "classified")
         return
-    # Tasks were submitted.
-    lines = [f"classified: {found['done']:,} of {counted(found['shards'], 'shard')}"]
+    console.result(found, as_json, evaluation_rows(found), next_=next_for_release(release))
+
+
+def show_submitted(found: dict[str, Any], as_json: bool, done: str) -> None:
+    """Print how the tasks of an evaluation, or of features, stand."""
+    lines = [f"{done}: {found['done']:,} of {counted(found['shards'], 'shard')}"]
     if found["job_ids"]:
         tasks = counted(found["submitted"], "task")
         lines.append(f"submitted {tasks}: {console.job_names(found['job_ids'])}")

@@ -17,7 +17,7 @@ from sdwn.evaluation.class_map import build_class_map
 from sdwn.evaluation.metrics import METRICS, ClassResult
 from sdwn.io import Format, content_digest, csv_text, file_sha256, now, refuse_links, write_text
 from sdwn.paths import EvaluationPaths, ReleasePaths
-from sdwn.prediction.table import Predictions, keyed, read_predictions
+from sdwn.prediction.table import Predictions, keyed
 from sdwn.releases.release import Release
 from sdwn.wordnet.imagenet import CLASSES, classifier_wnids
 from sdwn.wordnet.taxonomy import Taxonomy
@@ -252,7 +252,7 @@ def open_evaluation(
         raise UsageError(f"{release}: no evaluation {name!r}; there is {', '.join(found)}")
     paths = release.paths.evaluation(name)
     evaluation, predictions = read_own_predictions(release, paths)
-    labelled = release.labelled_by(predictions.classifier.get("class_names", ()))
+    labelled = release.labelled_by(predictions.network.get("class_names", ()))
     return paths, labelled, evaluation, predictions.table
 
 
@@ -261,8 +261,8 @@ def read_own_predictions(
 ) -> tuple[dict[str, Any], Predictions]:
     """Read an evaluation's record and predictions, row by row those of the release's images."""
     record = read_own_evaluation(release, paths)
-    found = read_predictions(paths.predictions, release.manifest.most_rows)
-    labelled = release.labelled_by(found.classifier.get("class_names", ()))
+    found = Predictions.read(paths.predictions, release.manifest.most_rows)
+    labelled = release.labelled_by(found.network.get("class_names", ()))
     chosen = labelled.subset(imagenet=record["selection"] == "imagenet")
     return record, keyed(paths.predictions, found, chosen.metadata)
 

@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 from sdwn import io
 from sdwn.errors import DiskError, IntegrityError
 from sdwn.evaluation.record import evaluations, read_own_predictions
+from sdwn.prediction.features import FeatureTable, feature_names
+from sdwn.prediction.table import keyed
 from sdwn.releases.release import FileRecord, Release, image_name, sums_text
 from sdwn.releases.staged_folder import JOURNAL
 from sdwn.releases.writer import metadata_table
@@ -74,6 +76,13 @@ def verify(root: Path, quick: bool = False, advance: io.Advance = lambda _: None
                 read_own_predictions(release, paths.evaluation(name))
             except IntegrityError as error:
                 problems.append(str(error))
+        for name in feature_names(paths):
+            path = paths.features(name).features
+            try:
+                found = FeatureTable.read(path, manifest.most_rows)
+                keyed(path, found, release.metadata)
+            except IntegrityError as error:
+                problems.append(f"{error}; {FeatureTable.FORMAT.remedy}")
     # A link is named by all that read there.
     return list(dict.fromkeys(problem.replace(f"{paths.root}/", "") for problem in problems))
 

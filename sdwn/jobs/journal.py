@@ -29,7 +29,7 @@ from sdwn.jobs import scheduler
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.scheduler import NO_ANSWER, RUNNING, UNKNOWN, Job, JobState, Live, site_config, user
 from sdwn.jobs.task import ArrayTask
-from sdwn.paths import RunPaths
+from sdwn.paths import RunPaths, release_above
 from sdwn.planning.plan import ShardedWork
 
 _ID = re.compile(r"[0-9]+(_[0-9]+)?")
@@ -111,13 +111,14 @@ def array_name(paths: RunPaths, stage: str) -> str:
     >>> array_name(RunPaths(Path("/data/paper/release/evaluations/vit/work")), "judge")[:-8]
     'paper-classify-'
     """
-    root = paths.root.resolve()
-    if root.name == "work" and root.parents[1].name == "evaluations":
-        root = root.parents[2]  # of the release
+    root, words = paths.root.resolve(), _STAGE_WORDS
+    if root.name == "work" and "evaluations" in (root.parents[1].name, root.parents[2].name):
+        words = words if root.parents[1].name == "evaluations" else {"conclude": "features"}
+        root = release_above(root)
     if root.name in ("pilot", "probe", "release"):
         root = root.parent
     run = re.sub(r"[^A-Za-z0-9._]+", "-", root.name).strip("-._")[:40] or "sdwn"
-    return f"{run}-{_STAGE_WORDS.get(stage, stage)}-{uuid4().hex[:8]}"
+    return f"{run}-{words.get(stage, stage)}-{uuid4().hex[:8]}"
 
 
 def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile) -> Submission:

@@ -17,15 +17,13 @@ from sdwn.evaluation.record import evaluations, open_evaluation
 from sdwn.io import atomic, refuse_links
 from sdwn.measures.record import read_records
 from sdwn.prediction import features
-from sdwn.prediction.table import SCHEMA, TOP, find_by_key
+from sdwn.prediction.table import IMAGE_KEY, SCHEMA, TOP, find_by_key
 from sdwn.releases.release import Release
 from sdwn.storage.columns import ROW_BYTES, read_parquet
 
 log = logging.getLogger(__name__)
 
 FLOAT = pa.float32()
-# What an image's scores are kept by.
-IMAGE_KEY = ("id", "number", "sha256")
 
 
 @dataclass(frozen=True, slots=True)

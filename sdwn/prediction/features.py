@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.io import Format, refuse_links
 from sdwn.paths import ReleasePaths
-from sdwn.prediction.table import IMAGE, SCHEMA, ImageTable, find_by_key
+from sdwn.prediction.table import IMAGE, IMAGE_KEY, SCHEMA, ImageTable, find_by_key
 from sdwn.releases.release import Release
 
 # The longest vectors that are read, and the bytes of an image's other columns.
@@ -128,7 +128,7 @@ def open_features(release: Release, name: str | None = None) -> Features:
     path = release.paths.features(str(name)).features
     refuse_links(release.paths.evaluations)
     found = read_features(path, release.manifest.most_rows)
-    rows = find_by_key(release.metadata, found.table, ("id", "number", "sha256"))
+    rows = find_by_key(release.metadata, found.table, IMAGE_KEY)
     if (rows < 0).any():
         again = command("features", release.paths.root, "--model", found.encoder["model"])
         raise IntegrityError(

@@ -251,7 +251,7 @@ def network_workload(network: ImageNetwork) -> Workload:
         device=device.name,
         memory_gb=round(device.total_bytes / GB),
         model=f"{network.kind} {network.name}",
-        revision=network.record.get("class_list"),
+        revision=str(network.record.get("class_list", "")),
         precision=network.record["dtype"],
         height=height,
         width=width,

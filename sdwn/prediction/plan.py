@@ -46,9 +46,10 @@ class ImagePlan(Section):
     images_per_shard: Annotated[int, Field(gt=0)]
 
     FORMAT: ClassVar[Format]
-    # The stage that makes its shards, and the same in words.
+    # The stage that makes its shards, the same in words, and what is written in the end.
     stage: ClassVar[str]
     doing: ClassVar[str]
+    result: ClassVar[str]
 
     @property
     def source(self) -> str:
@@ -136,7 +137,7 @@ class PredictionPlan(ImagePlan):
         {1: lambda old: {**old, "format": "sdwn-prediction-plan", "format_version": 2}},
         former="sdwn-judging",
     )
-    stage, doing = "judge", "classifying"
+    stage, doing, result = "judge", "classifying", "evaluation"
 
     @property
     def source(self) -> str:
@@ -186,7 +187,7 @@ class FeaturePlan(ImagePlan):
     model: str
 
     FORMAT = Format("sdwn-feature-plan", 1, "make the features again")
-    stage, doing = "encode", "encoding"
+    stage, doing, result = "encode", "encoding", "features"
 
     @property
     def source(self) -> str:
@@ -264,10 +265,12 @@ def open_feature_plan(release: Release, model: str) -> tuple[RunPaths, FeaturePl
     """Plan the features of a release and write the plan into its folder, or find it there."""
     from sdwn.prediction.encoder import find_encoder, own_folder  # torch and timm
 
-    model, own = own_folder(model)
+    file, folder = find_encoder(model), own_folder(model)
+    if folder:  # a task finds it wherever it starts
+        model = f"{model.partition(':')[0]}:{folder}"
     plan = FeaturePlan(
         release=release.digest,
-        checkpoint_sha256=file_sha256(find_encoder(model)) if own else None,
+        checkpoint_sha256=file_sha256(file) if file and folder else None,
         images=len(release),
         images_per_shard=IMAGES_PER_SHARD,
         model=model,

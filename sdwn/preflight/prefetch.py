@@ -119,9 +119,9 @@ def _record(
 
 def _fetch_classifier(chosen: EvaluationConfig) -> str:
     """Fetch a classifier's weights, unless they are here, and return where they lie."""
-    from sdwn.prediction.pretrained import fetch_classifier, find_classifier  # torch and timm
+    from sdwn.prediction.pretrained import fetch_network, find_classifier  # torch and timm
 
-    return str(find_classifier(chosen.model, chosen.checkpoint) or fetch_classifier(chosen.model))
+    return str(find_classifier(chosen.model, chosen.checkpoint) or fetch_network(chosen.model))
 
 
 def prefetch_classifier(paths: RunPaths, plan: Plan) -> None:

@@ -37,11 +37,11 @@ log = logging.getLogger(__name__)
 
 def merge_run(run: Path, _: Sequence[int], __: TaskOptions) -> None:
     """Merge a run into its own release."""
-    from sdwn.evaluation.evaluate import keep_predictions
+    from sdwn.evaluation.evaluate import keep_computed
     from sdwn.releases.merge import merge, merged_summary
 
     paths = RunPaths(run)
-    release = merge([paths], ReleasePaths(paths.release), carry=keep_predictions)
+    release = merge([paths], ReleasePaths(paths.release), carry=keep_computed)
     log.info("merged: %s", json.dumps(merged_summary(release)))
 
 

@@ -38,7 +38,7 @@ from sdwn.paths import (
     RunPaths,
 )
 from sdwn.planning.plan import Plan, Shard, ShardedWork
-from sdwn.prediction.plan import PredictionPlan
+from sdwn.prediction.plan import ImagePlan
 from sdwn.preflight.estimate import stored_bytes
 
 RATE_WINDOW_S = 600
@@ -230,7 +230,7 @@ def next_command(
 
 def retry_step(paths: RunPaths, work: ShardedWork) -> str:
     """Return the command that submits again what is missing."""
-    if isinstance(work, PredictionPlan):
+    if isinstance(work, ImagePlan):
         return work.command(paths)
     return command("retry", paths.root)
 

@@ -1,4 +1,4 @@
-"""Submission of a run or an evaluation, followed to its end: checks, shards, the stages behind.
+"""Submission of a run, an evaluation or features, followed to its end: checks and stages.
 
 ::
 
@@ -14,8 +14,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +36,9 @@ from sdwn.models.lock import ensure_lock
 from sdwn.models.weights import convert_once, source
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import WHOLE, Plan, Slice, make_plan, write_plan
-from sdwn.prediction.plan import open_prediction_plan
+from sdwn.prediction.encode import conclude_features
+from sdwn.prediction.plan import ImagePlan, open_feature_plan, open_prediction_plan
+from sdwn.prediction.task import has_table, removed_if_empty
 from sdwn.preflight.doctor import check_run
 from sdwn.preflight.estimate import estimate, estimate_rows
 from sdwn.preflight.prefetch import lock_found_classifier
@@ -292,7 +296,7 @@ def follow_to_end(order: WorkOrder, options: SubmitOptions, display: Display) ->
     paths, work = order.paths, order.work
     start, resume = images_done(paths, work), options.resume_command(paths)
     seen = start
-    what = {"generate": "making images", "judge": "classifying"}.get(work.stage, work.stage)
+    what = {"generate": "making images"}.get(work.stage, getattr(work, "doing", work.stage))
 
     def watch(live: dict[Job, JobState]) -> None:
         nonlocal seen
@@ -364,9 +368,9 @@ def with_classifier(
 
 
 def evaluation_profiles(name: str, site: dict[str, str]) -> tuple[ClusterProfile, ClusterProfile]:
-    """Read a profile for an evaluation: for tasks that classify, and for the figures' job.
+    """Read a profile for an evaluation or features: for the tasks, and for the job behind them.
 
-    What its ``stages`` say of ``evaluate`` is for the tasks, of ``report`` for the figures' job.
+    What its ``stages`` say of ``evaluate`` is for the tasks, of ``report`` for the job behind them.
     A flag of ``site`` is for the tasks, whatever the profile says of them.
     """
     profile = load_profile(name, site)
@@ -388,37 +392,85 @@ def evaluate_by_tasks(
     Returns:
         The evaluation's main figures, or how its tasks stand.
     """
-    say, opened, (profile, figures) = display.say, Release(release), profiles
+    opened = Release(release)
     work, plan = open_prediction_plan(opened, config)
+
+    def check() -> None:
+        evaluate.require_evaluable(config, lambda: opened.taxonomy)
+        from sdwn.prediction.pretrained import find_classifier  # torch and timm
+
+        if find_classifier(config.model, plan.evaluation.checkpoint) is None:
+            display.say(
+                f"the weights of {config.model} are not here: each task would download them; "
+                f"before that: sdwn prefetch CONFIG --set evaluation.model={config.model}"
+            )
+
+    conclude = partial(evaluate.write_evaluation, opened, work, plan, display.say)
+    return _by_tasks(opened, work, plan, profiles, options, display, check, conclude)
+
+
+def encode_by_tasks(
+    release: Path,
+    model: str,
+    profiles: tuple[ClusterProfile, ClusterProfile],
+    options: SubmitOptions,
+    display: Display,
+) -> dict[str, Any]:
+    """Encode a release by array tasks; merge the features, or queue a job that does.
+
+    Returns:
+        What features there are, or how their tasks stand.
+    """
+    opened = Release(release)
+    work, plan = open_feature_plan(opened, model)
+
+    def check() -> None:
+        from sdwn.prediction.encoder import find_encoder  # torch and timm
+
+        if find_encoder(model) is None:
+            display.say(
+                f"the weights of {model} are not here: each task would download them; before "
+                f"that: {command('prefetch', 'CONFIG', '--features', model)}"
+            )
+
+    conclude = partial(conclude_features, opened, work, plan, display.say)
+    return _by_tasks(opened, work, plan, profiles, options, display, check, conclude)
+
+
+def _by_tasks(  # noqa: PLR0913, PLR0917
+    release: Release,
+    work: RunPaths,
+    plan: ImagePlan,
+    profiles: tuple[ClusterProfile, ClusterProfile],
+    options: SubmitOptions,
+    display: Display,
+    check: Callable[[], None],
+    conclude: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+    """Make a plan's table by tasks, after ``check``; ``conclude``, or queue the job that does."""
     if "%" in str(work.root.absolute()):
         raise UsageError(
             f"{work.root}: SLURM and submitit read % in a path as a placeholder; move the release "
             "to a folder whose path has none"
         )
-    order = WorkOrder(work, plan, evaluate.EVALUATION_STAGES, profile)
-    if not evaluate.has_predictions(opened, work, plan, say):
-        with evaluate.removed_if_empty(work):
-            evaluate.require_evaluable(config, lambda: opened.taxonomy)
-            from sdwn.prediction.pretrained import find_classifier  # torch and timm
-
-            if find_classifier(config.model, plan.evaluation.checkpoint) is None:
-                say(
-                    f"the weights of {config.model} are not here: each task would download them; "
-                    f"before that: sdwn prefetch CONFIG --set evaluation.model={config.model}"
-                )
+    profile, behind = profiles
+    order = WorkOrder(work, plan, evaluate.IMAGE_STAGES, profile)
+    if not has_table(release, work, plan, display.say):
+        with removed_if_empty(work):
+            check()
         if options.wait:
             follow_to_end(order, options, display)
         elif unfinished_shards(work, plan) or live_jobs(work):
-            return _submit_tasks(order, plan.name, figures, say)
-    with display.progress("writing the figures"):
-        return evaluate.write_evaluation(opened, work, plan, say)
+            return _submit_tasks(order, plan, behind, display.say)
+    with display.progress(f"writing the {plan.result}"):
+        return conclude()
 
 
 def _submit_tasks(
-    order: WorkOrder, name: str, figures: ClusterProfile, say: OnMessage
+    order: WorkOrder, plan: ImagePlan, behind: ClusterProfile, say: OnMessage
 ) -> dict[str, Any]:
-    """Submit what is neither finished nor live, and the figures' job; return how all stands."""
-    work, plan, submissions = order.paths, order.work, journal.read_journal(order.paths)
+    """Submit what is neither finished nor live, and the job behind; return how all stands."""
+    work, submissions = order.paths, journal.read_journal(order.paths)
     if changed := submit.changed_code(submissions):
         say(changed)
     lost = journal.failed_shards(work, plan, submissions, live_jobs(work, submissions))[
@@ -428,7 +480,7 @@ def _submit_tasks(
     jobs, remaining = submit_once(order, say)
     live = live_jobs(work)
     found: dict[str, Any] = {
-        "evaluation": name,
+        plan.result: plan.name,
         "submitted": len(jobs),
         "shards": len(plan.assigned_shards),
         "done": len(plan.done(work)),
@@ -441,19 +493,19 @@ def _submit_tasks(
     if order.profile.executor == "slurm" and not remaining:
         found["then"] = {}
         with submission_lock(work, say):
-            # Of the jobs here, only the one that writes the figures has no shards.
+            # Of the jobs here, only the one that concludes has no shards.
             waiting = [job for job in live_jobs(work) if not job.indices]
             try:
                 if jobs or not waiting:
                     waiting = [
-                        later_stages.submit_behind(work, plan, evaluate.CONCLUDE, figures, say)
+                        later_stages.submit_behind(work, plan, evaluate.CONCLUDE, behind, say)
                     ]
                 found["then"] = {"conclude": waiting[0].id}
             except QueueFullError as error:
                 say(str(error))
     if job := found.get("then", {}).get("conclude"):
         see = command("status", work.root)
-        say(f"job {job} writes the figures when all have ended; see: {see}")
+        say(f"job {job} writes the {plan.result} when all have ended; see: {see}")
     elif not remaining:
-        say("when all have ended, run the same command again: it writes the figures")
+        say(f"when all have ended, run the same command again: it writes the {plan.result}")
     return found
