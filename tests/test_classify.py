@@ -638,6 +638,6 @@ def test_weights_that_give_nan_are_an_error_not_a_figure(tiny, checkpoint):
     state["norm.weight"][0] = torch.nan
     torch.save(state, checkpoint)
     classifier = load_classifier(TINY, checkpoint, dtype=torch.float32)
-    with pytest.raises(SdwnError, match="NaN logits for 1 of 1 images in float32") as caught:
+    with pytest.raises(SdwnError, match="NaN outputs for 1 of 1 images in float32") as caught:
         classify(classifier, [photograph("coffee")], [0])
     one_line(caught)

@@ -37,14 +37,14 @@ def features_command(
         raise typer.BadParameter("--wait and the profile's options need --profile")
     if profile is None:
         from sdwn.batches import parse_batch_size
-        from sdwn.prediction.encode import encode
+        from sdwn.prediction.encode import encode_release
         from sdwn.releases.release import Release
 
         opened, size = Release(release), None
         if "batch_size" in site:
             size = parse_batch_size(site["batch_size"], "--batch-size")
         with console.progress("encoding", len(opened)) as bar:
-            found = encode(opened, model, bar.advance, console.say, size)
+            found = encode_release(opened, model, bar.advance, console.say, size)
     else:
         from sdwn.workflow import submitting
 

@@ -13,7 +13,7 @@ from sdwn.prediction.task import complete_shards, conclude_table
 from sdwn.releases.release import Release
 
 
-def encode(
+def encode_release(
     release: Release,
     model: str,
     advance: Advance = lambda _: None,
