@@ -26,8 +26,8 @@ from conftest import NOISE, REPOSITORY, OwnProcess, Sdwn
 
 COMMANDS = (
     *("plan", "sweep", "extend", "doctor", "submit", "status", "logs", "retry", "cancel"),
-    *("merge", "verify", "evaluate", "report", "run", "tune", "pilot", "prefetch"),
-    *("export", "import", "regenerate", "compare", "show", "browse", "selftest"),
+    *("merge", "verify", "evaluate", "features", "report", "run", "tune", "pilot", "prefetch"),
+    *("export", "push", "import", "regenerate", "compare", "show", "browse", "selftest"),
 )
 
 
