@@ -55,6 +55,7 @@ sdwn verify RELEASE
 sdwn regenerate RELEASE zebra 3
 sdwn export RELEASE PICTURES --format imagefolder
 sdwn export RELEASE DOGS --format webdataset --below dog.n.01 --quality 90
+sdwn export RELEASE BEST --format release --where "correct" --per-synset 10
 sdwn push RELEASE lab/zebras --private
 sdwn push TARS lab/zebras
 sdwn import PHOTOGRAPHS REAL --format imagefolder
@@ -62,6 +63,8 @@ sdwn evaluate RELEASE
 sdwn evaluate RELEASE --profile mysite.yaml --wait
 sdwn features RELEASE
 sdwn features RELEASE --model clip:openai/clip-vit-large-patch14 --profile mysite.yaml --wait
+sdwn query RELEASE "SELECT status, count(*) FROM images GROUP BY status"
+sdwn query RELEASE "SELECT id, avg(confidence) FROM scores GROUP BY id" --csv
 sdwn compare RELEASE OTHER --out COMPARISON
 sdwn compare SWEEP
 sdwn report RELEASE

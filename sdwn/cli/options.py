@@ -116,13 +116,15 @@ def open_sharded(folder: Path) -> tuple[RunPaths, ShardedWork]:
     return paths, read_image_plan(paths)
 
 
-def require_savable(save: Path, release: Path, endings: tuple[str, ...]) -> None:
-    """Refuse a path of ``--save`` of another format, or inside the release."""
+def require_savable(
+    save: Path, release: Path, endings: tuple[str, ...], option: str = "--save"
+) -> None:
+    """Refuse a file to write that is of another format, or inside the release."""
     if save.suffix.lower() not in endings:
         valid = " or ".join(endings)
-        raise UsageError(f"--save {save}: expected a file name that ends in {valid}")
+        raise UsageError(f"{option} {save}: expected a file name that ends in {valid}")
     if release.resolve() in save.resolve().parents:
-        raise UsageError(f"--save {save}: it lies in the release; choose another path")
+        raise UsageError(f"{option} {save}: it lies in the release; choose another path")
 
 
 # Arguments and options

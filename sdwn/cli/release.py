@@ -193,6 +193,19 @@ def export_command(
     sample: Annotated[
         str | None, Option(metavar="SHARE", help="Only this share of the concepts, as 1%.")
     ] = None,
+    where: Annotated[
+        str | None, Option(metavar="CONDITION", help="Only images that fulfil it, in SQL.")
+    ] = None,
+    per_synset: Annotated[
+        int | None, Option(metavar="N", min=1, help="At most N images of each concept.")
+    ] = None,
+    order_by: Annotated[
+        str | None, Option(metavar="EXPR", help="The first N by this, as 'clip_score DESC'.")
+    ] = None,
+    short: Annotated[
+        Path | None, Option(metavar="FILE.csv", help="Write the concepts with fewer than N.")
+    ] = None,
+    evaluation: options.EvaluationName = None,
     codec: Annotated[
         Literal["stored", "png", "webp", "jpeg"] | None,
         Option(help="stored: bytes as they are; png, webp: lossless; jpeg: smaller."),
@@ -217,8 +230,9 @@ def export_command(
     """Write a release in another format.
 
     All of it, or the images that the options choose: --only takes a list of concepts, or a table
-    with the columns id (or wnid, synset, label) and number. Files have at least 1 GB (webdataset),
-    0.5 GB (parquet) or 4 GB (release). The same command resumes after a kill.
+    with the columns id (or wnid, synset, label) and number; --where and --order-by are SQL over
+    the columns of the metadata and all scores (docs/measures.md). Files have at least 1 GB
+    (webdataset), 0.5 GB (parquet) or 4 GB (release). The same command resumes after a kill.
     """
     from sdwn.exchange.export import ExportOptions, export, select_listed
     from sdwn.releases.release import Release
@@ -230,6 +244,20 @@ def export_command(
         opened = opened.subset(below=below, imagenet=imagenet, status=status)
     if sample is not None:
         opened = opened.sample(parse_share(sample))
+    if (order_by or short) and per_synset is None:
+        raise typer.BadParameter("--order-by and --short need --per-synset")
+    choice, chosen_from = None, opened
+    if where is not None or per_synset is not None:
+        from sdwn.measures.choose import choose
+
+        if short is not None:
+            options.require_savable(short, release, (".csv",), "--short")
+        choice = choose(opened, where, per_synset, order_by, evaluation)
+        opened = choice.release
+        if not len(opened):
+            raise UsageError(f"0 of {counted(len(chosen_from), 'image')} fulfil --where {where}")
+        if short is not None:
+            write_text(short, choice.short_csv())
     codec = codec or ("jpeg" if quality else "stored")
     part_bytes = None if part_size is None else int(part_size * 1e9)
     shares = parse_splits(split) if split is not None else {}
@@ -248,6 +276,14 @@ def export_command(
         concepts = counted(has["synsets"], opened.unit)
         rows[f"split {name}"] = f"{counted(has['images'], 'image')} of {concepts}"
     step = command("browse", dest) if format_ == "release" else None
+    if per_synset is not None and choice is not None:
+        found |= {"per_synset": per_synset, "short": len(choice.short)}
+        rows[f"{opened.unit}s with fewer than {per_synset}"] = len(choice.short)
+        if choice.short and short is not None and chosen_from.manifest.plans:
+            more = 2 * max(one.images for one, _ in choice.short)
+            step = command(
+                *("extend", release, "RUN", "--only", short, "--set", f"images_per_synset={more}")
+            )
     console.result(found, as_json, rows, next_=step)
 
 

@@ -473,11 +473,13 @@ class Release:
         imagenet: bool = False,
         below: str | None = None,
         status: str | Sequence[str] | None = None,
+        rows_are: str = "chosen images",
     ) -> Release:
         """Select the images that fulfil every condition given.
 
         Args:
             rows: their indices, in the order wanted, or a mask.
+            rows_are: which these are, in words.
             imagenet: only concepts that are of ImageNet-1k classes.
             below: only this WordNet synset, as ``dog.n.01``, and everything below it.
             status: only this status, or one of these; ``ok`` leaves out black images.
@@ -487,7 +489,7 @@ class Release:
         if rows is not None:
             given = np.atleast_1d(rows)
             indices = indices[given if given.size else given.astype(np.int64)]
-            words.append("chosen images")
+            words.append(rows_are)
         if imagenet:
             kept &= pc.is_valid(table["imagenet_class"]).to_numpy()
             words.append("ImageNet-1k classes")
