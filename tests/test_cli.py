@@ -24,11 +24,7 @@ from typer.core import TyperGroup
 
 from conftest import NOISE, REPOSITORY, OwnProcess, Sdwn
 
-COMMANDS = (
-    *("plan", "sweep", "extend", "doctor", "submit", "status", "logs", "retry", "cancel"),
-    *("merge", "verify", "evaluate", "features", "report", "run", "tune", "pilot", "prefetch"),
-    *("export", "push", "import", "regenerate", "compare", "show", "browse", "selftest"),
-)
+COMMANDS = tuple(dict.fromkeys(line.split()[1] for line in EXAMPLES.splitlines()))
 
 
 @pytest.fixture
