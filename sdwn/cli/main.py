@@ -63,6 +63,8 @@ sdwn evaluate RELEASE
 sdwn evaluate RELEASE --profile mysite.yaml --wait
 sdwn features RELEASE
 sdwn features RELEASE --model clip:openai/clip-vit-large-patch14 --profile mysite.yaml --wait
+sdwn measure RELEASE
+sdwn measure RELEASE --reference REAL
 sdwn query RELEASE "SELECT status, count(*) FROM images GROUP BY status"
 sdwn query RELEASE "SELECT id, avg(confidence) FROM scores GROUP BY id" --csv
 sdwn compare RELEASE OTHER --out COMPARISON

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from functools import reduce
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -75,6 +76,43 @@ def features_command(
     }
     step = command("measure", release, "--features", found["features"])
     console.result(found, as_json, rows, next_=step)
+
+
+@each_cell
+def measure_command(
+    release: options.ReleaseFolder,
+    reference: Annotated[Path | None, Option(help="A release of real images.")] = None,
+    features: options.FeaturesName = None,
+    images: Annotated[int, Option(min=10, help="Most images that are compared.")] = 10_000,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure likeness, variety and truth to the prompts.
+
+    By features that sdwn features made. With --reference, figures are of the classes that both
+    releases have, and of as many images a class.
+    """
+    from sdwn.measures.measure import measure_release
+    from sdwn.measures.record import MEASURES
+    from sdwn.releases.release import Release
+    from sdwn.workflow.status import next_for_release
+
+    opened, other = Release(release), None if reference is None else Release(reference)
+    with console.progress("measuring") as bar:
+        paths, found = measure_release(opened, other, features, images, bar.note)
+    rows = {}
+    for name, measure in MEASURES.items():
+        if name in found["figures"]:
+            rows[measure.label] = measure.text(found["figures"][name])
+            if beside := found.get("reference_figures", {}).get(name):
+                rows[measure.label] += f"; of the reference itself {measure.text(beside)}"
+        elif name in found["absent"]:
+            rows[measure.label] = f"\u2013 {found['absent'][name]}"
+    left_out = {side: len(names) for side, names in found["classes_left_out"].items() if names}
+    more = (f", {count:,} more in the {side} alone" for side, count in left_out.items())
+    rows["classes"] = f"{len(found['classes']):,}" + "".join(more)
+    values = {name: value for name, value in found.items() if name != "classes"}
+    values["path"] = rows["record"] = str(paths.record)
+    console.result(values, as_json, rows, next_=next_for_release(release))
 
 
 def query_command(

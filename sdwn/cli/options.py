@@ -31,8 +31,8 @@ Kind = Literal["run", "release", "evaluation", "work", "sweep"]
 FOLLOWING = ("status", "logs", "cancel")
 # Commands that take a sweep, and do all its cells: see each_cell in sdwn.cli.sweep.
 SWEEPING = (
-    "pilot doctor submit retry cancel status logs merge verify evaluate features report run".split()
-)
+    "pilot doctor submit retry cancel status logs merge verify evaluate features measure report run"
+).split()
 
 
 def kind_of(folder: Path) -> Kind | None:
@@ -139,6 +139,9 @@ ReleaseFolder = Annotated[
     Path, Argument(metavar="RELEASE", help="The release's folder.", callback=_expect("release"))
 ]
 EvaluationName = Annotated[str | None, Option(help="An evaluation's name; default: the latest.")]
+FeaturesName = Annotated[
+    str | None, Option("--features", help="Name of the features; default: those that there are.")
+]
 SynsetName = Annotated[str, Argument(metavar="SYNSET", help="By name, wnid or lemma.")]
 Override = Annotated[
     list[str] | None,

@@ -42,6 +42,20 @@ class Figure(TypedDict):
     reference_images: int | None
 
 
+def make_figure(
+    value: float, ends: Sequence[float] | None, images: int, reference_images: int | None = None
+) -> Figure:
+    """Return a figure with the ends of its interval, None without one."""
+    low, high = ends or (None, None)
+    return Figure(
+        value=float(value),
+        low=low,
+        high=high,
+        images=images,
+        reference_images=reference_images,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Measure:
     """A figure's words: its key in records, its label on pages, how it is written.

@@ -1,0 +1,233 @@
+"""Measures of a release: how like a reference it is, how varied, how true to its prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdwn.errors import UsageError
+from sdwn.evaluation.metrics import intervals
+from sdwn.io import OnMessage
+from sdwn.measures import distances, record
+from sdwn.measures.distances import Floats, mean_similarities, unit_vectors, vendi_score
+from sdwn.measures.neighbours import NeighbourIndex
+from sdwn.measures.record import Figure, make_figure
+from sdwn.measures.scores import write_scores
+from sdwn.paths import MeasurePaths
+from sdwn.prediction.features import open_features
+from sdwn.releases.release import Release
+from sdwn.storage.columns import numbers
+
+# With fewer images a measure is absent; of a Fréchet distance, with no more than dimensions.
+LEAST = {"kernel_distance": 100, "cmmd": 100, "density": 10, "coverage": 10, "vendi": 10}
+LIKENESS = ("frechet_distance", "kernel_distance", "cmmd", "density", "coverage")
+WITHIN = ("vendi_within", "similarity_within")
+NO_CLIP = "needs features of a CLIP: make them with --model clip:MODEL"
+SEED = 0
+# Random halves of the images: their spread gives an interval where an image that is drawn twice
+# would change the figure.
+HALVES = 10
+
+Rows = NDArray[np.int64]
+
+
+def measure_release(
+    release: Release,
+    reference: Release | None,
+    name: str | None,
+    most: int,
+    on_message: OnMessage,
+) -> tuple[MeasurePaths, dict[str, Any]]:
+    """Measure a release by its features; write the record, its tables, and scores of images.
+
+    With a reference, figures are of the classes that both have, and of as many images a class on
+    both sides, drawn at random where one has more.
+
+    Args:
+        release: whose images are measured.
+        reference: real images, or any other release to compare with.
+        name: of the features; None where the release has those of one encoder.
+        most: images that distances, density, coverage and the Vendi score are computed of.
+        on_message: called with what is measured just now.
+
+    Returns:
+        The record's files, and its content.
+
+    Raises:
+        UsageError: no class is common, or nothing can be measured.
+    """
+    features = open_features(release, name)
+    vectors, rows = [features.vectors], [_rows_by_class(release)]
+    if reference is not None:
+        vectors.append(record.open_reference(features, reference).vectors)
+        rows.append(_rows_by_class(reference))
+    names = sorted(rows[0].keys() & rows[-1].keys())
+    if not names:
+        raise UsageError(
+            f"{release} and {reference} have no class in common; the first are "
+            f"{' and '.join(map(min, rows))}; a class is a wnid, without one a label, then an id"
+        )
+    scores = _scores_of_images(vectors, rows)
+
+    counts = {one: min(len(side[one]) for side in rows) for one in names}
+    drawn = [_draw(side, counts) for side in rows]
+    # Class after class, beside each image one of the reference of the same class.
+    sides = [side[chosen] for side, chosen in zip(vectors, drawn, strict=True)]
+    each = np.arange(len(names))
+    classes = np.repeat(each, [*counts.values()])
+    clip_scores = numbers(features.table["clip_score"], np.nan)[drawn[0]]
+    is_clip = str(features.encoder["model"]).startswith("clip:")
+
+    def figures_of(
+        which: Rows, sides: list[NDArray[np.float16]]
+    ) -> tuple[dict[str, Figure], dict[str, str]]:
+        chosen = np.flatnonzero(np.isin(classes, which))
+        few = chosen[np.sort(np.random.default_rng(SEED).permutation(len(chosen))[:most])]
+        some = [side[few].astype(np.float64) for side in sides]
+        figures, absent = _figures_of_set(some, classes[few], is_clip)
+        means = _mean_figures(sides[0][chosen], classes[chosen], clip_scores[chosen], most)
+        return figures | means, absent
+
+    on_message("all images")
+    figures, absent = figures_of(each, sides)
+    reasons = dict.fromkeys(WITHIN, "needs two images of a class")
+    reasons["clip_score"] = "no image has a prompt" if is_clip else NO_CLIP
+    absent |= {one: reason for one, reason in reasons.items() if one not in figures}
+    if not figures:
+        why = "; ".join(dict.fromkeys(absent.values()))
+        raise UsageError(f"{release}: nothing can be measured: {why}")
+    content: dict[str, Any] = {"figures": figures, "absent": absent}
+    if reference is not None:  # how varied it is itself
+        own = figures_of(each, sides[1:])[0]
+        content["reference_figures"] = {one: own[one] for one in ("vendi", *WITHIN) if one in own}
+    chosen_by = {
+        "groups": {
+            group: np.flatnonzero(held)
+            for group, held in record.groups_of_classes(release, names).items()
+        },
+        "classes": {one: each[at : at + 1] for at, one in enumerate(names)},
+    }
+    for kind, chosen in chosen_by.items():
+        content[kind] = []
+        for one, which in chosen.items():
+            on_message(f"{kind}: {one}")
+            content[kind].append({"name": one, "figures": figures_of(which, sides)[0]})
+    content["classes_left_out"] = {
+        one: sorted(side.keys() - counts.keys())
+        for one, side in zip(("release", "reference"), rows, strict=False)
+    }
+    content["settings"] = {"images": most, "halves": HALVES, "seed": SEED}
+    paths = record.write_record("measures", release, features, reference, content)
+    write_scores(paths.scores, release.metadata, scores)
+    return paths, content
+
+
+def _scores_of_images(
+    vectors: list[NDArray[np.float16]], rows: list[dict[str, Rows]]
+) -> Mapping[str, Floats]:
+    """Compute the scores of the first side's images by those of their class, on both sides."""
+    names = ("similarity_within", "nearest_real")[: len(rows)]
+    scores = {name: np.ma.MaskedArray(np.zeros(len(vectors[0])), mask=True) for name in names}
+    for one, own in rows[0].items():
+        if len(own) > 1:
+            scores["similarity_within"][own] = mean_similarities(unit_vectors(vectors[0][own]))
+        if one in rows[-1] and len(rows) > 1:
+            index = NeighbourIndex(vectors[1][rows[1][one]])
+            scores["nearest_real"][own] = index.search(vectors[0][own], 1)[1][:, 0]
+    return scores
+
+
+def _rows_by_class(release: Release) -> dict[str, Rows]:
+    names, of_image = record.class_of_images(release.metadata)
+    order = np.argsort(of_image, kind="stable")
+    starts = np.searchsorted(of_image[order], np.arange(1, len(names)))
+    return dict(zip(names, np.split(order, starts), strict=True))
+
+
+def _draw(rows: Mapping[str, Rows], counts: Mapping[str, int]) -> Rows:
+    """Draw so many rows of each class; the same of a release and itself."""
+    random = np.random.default_rng(SEED)
+    return np.concatenate([random.permutation(rows[one])[:count] for one, count in counts.items()])
+
+
+def _figures_of_set(
+    sides: list[Floats], classes: Rows, is_clip: bool
+) -> tuple[dict[str, Figure], dict[str, str]]:
+    """Compute the figures that depend on the number of images, and the reasons of absent ones."""
+    n, units, figures = len(classes), [unit_vectors(side) for side in sides], dict[str, Figure]()
+    least = {"frechet_distance": sides[0].shape[1] + 1, **LEAST}
+    absent = {
+        one: f"needs {count:,} images, has {n:,}" for one, count in least.items() if n < count
+    }
+    if len(sides) == 1:
+        absent |= dict.fromkeys(LIKENESS, "needs images to compare with: add --reference REAL")
+    elif not is_clip:
+        absent["cmmd"] = NO_CLIP
+    if classes[0] == classes[-1]:
+        absent["vendi"] = "one class only: the same as within a class"
+    for one, compute, given in (
+        ("frechet_distance", distances.frechet_distance, sides),
+        ("cmmd", distances.cmmd, units),
+        ("vendi", vendi_score, units[:1]),
+    ):
+        if one not in absent:
+            figures[one] = _by_halves(compute, given)
+    if "kernel_distance" not in absent:
+        value, error = distances.kernel_distance(*sides)
+        ends = value - 1.96 * error, value + 1.96 * error
+        figures["kernel_distance"] = make_figure(value, ends, n, n)
+    if "coverage" not in absent:
+        density, covered = distances.density_and_coverage(*sides)
+        figures["density"] = _mean_figure(density, classes, n, n)
+        figures["coverage"] = _mean_figure(covered, classes, n, n)
+    return figures, absent
+
+
+def _mean_figures(
+    vectors: NDArray[np.float16], classes: Rows, clip_scores: Floats, most: int
+) -> dict[str, Figure]:
+    """Compute the figures that are means, over classes or images."""
+    within, figures = [], dict[str, Figure]()
+    for part in np.split(np.arange(len(classes)), np.flatnonzero(np.diff(classes)) + 1):
+        if len(part) > 1:
+            own = unit_vectors(vectors[part])
+            within.append((len(part), vendi_score(own[:most]), mean_similarities(own).mean()))
+    if within:
+        sizes, *values = np.array(within).T
+        for one, by_class in zip(WITHIN, values, strict=True):
+            figures[one] = _mean_figure(by_class, np.arange(len(within)), int(sizes.sum()))
+    known = ~np.isnan(clip_scores)
+    if known.any():
+        found = clip_scores[known], classes[known], int(known.sum())
+        figures["clip_score"] = _mean_figure(*found)
+    return figures
+
+
+def _by_halves(compute: Callable[..., float], sides: list[Floats]) -> Figure:
+    """Compute a figure, and its interval from the spread of random halves of the images.
+
+    A half that is drawn without replacement is as far from the whole as that is from all images
+    that could be made.
+    """
+    from scipy.stats import t
+
+    n, random, value = len(sides[0]), np.random.default_rng(SEED), compute(*sides)
+    halves = (random.permutation(n)[: n // 2] for _ in range(HALVES))
+    found = [compute(*(side[half] for side in sides)) for half in halves]
+    margin = float(t.ppf(0.975, HALVES - 1) * np.std(found, ddof=1))
+    ends = max(0.0, value - margin), value + margin
+    return make_figure(value, ends, n, n if len(sides) > 1 else None)
+
+
+def _mean_figure(
+    values: NDArray[Any], classes: Rows, images: int, reference_images: int | None = None
+) -> Figure:
+    """Compute a mean over images with its bootstrap interval over classes; of one, over images."""
+    several = classes[0] != classes[-1]
+    row = np.unique(classes, return_inverse=True)[1] if several else np.arange(len(values))
+    columns = {"sum": np.bincount(row, values), "images": np.bincount(row)}
+    ends = intervals(columns, lambda means: {"mean": means["sum"] / means["images"]})["mean"]
+    return make_figure(values.mean(), ends, images, reference_images)

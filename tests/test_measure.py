@@ -1,0 +1,180 @@
+"""``sdwn measure``: what stands in its record and tables, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sdwn.errors import UsageError
+from sdwn.io import ignore
+from sdwn.measures.measure import measure_release
+from sdwn.measures.record import read_records
+from sdwn.measures.scores import score_table
+from sdwn.releases.release import Release
+from sdwn.wordnet.corpus import WordNet
+
+from conftest import Sdwn
+from drawn import draw_features, noise_release
+
+WNIDS = ["n02391049", "n02510455", "n04398044"]  # zebra, giant panda, teapot
+IMAGES, DIMENSIONS = 40, 16
+
+
+def clustered(release: Release, seed: int, shift: float = 0) -> np.ndarray:
+    """Draw features around a centre for each class."""
+    wnids = sorted({*release.metadata["wnid"].to_pylist()})
+    centres = np.random.default_rng(0).normal(0, 3, (len(wnids), DIMENSIONS))
+    own = np.searchsorted(wnids, release.metadata["wnid"].to_pylist())
+    noise = np.random.default_rng(seed).normal(shift, 1, (len(release), DIMENSIONS))
+    return centres[own] + noise
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> list[Release]:
+    """Two releases of the same classes; the second is the reference, of fewer of one class."""
+    folder = tmp_path_factory.mktemp("measure")
+    return [
+        noise_release(folder / str(seed), wordnet, WNIDS, images_per_synset=IMAGES, seed=seed)
+        for seed in (1, 2)
+    ]
+
+
+def measured(sdwn: Sdwn, *arguments: Any) -> dict[str, Any]:
+    """Run the command; return the values of its figures."""
+    found = sdwn.json("measure", *arguments)
+    return {name: figure["value"] for name, figure in found["figures"].items()}
+
+
+def test_a_release_is_compared_with_itself(releases: list[Release], sdwn: Sdwn) -> None:
+    release, _ = releases
+    draw_features(release, clustered(release, 1), clip_score=np.linspace(20, 30, len(release)))
+    root = release.paths.root
+    found = sdwn.json("measure", root, "--reference", root)
+    figures, record = found["figures"], Path(found["path"])
+    assert figures["frechet_distance"]["value"] == pytest.approx(0, abs=1e-6)
+    assert figures["kernel_distance"]["value"] <= 0
+    assert figures["coverage"]["value"] == 1
+    assert figures["clip_score"]["value"] == pytest.approx(25)
+    assert figures["clip_score"]["low"] < 25 < figures["clip_score"]["high"]
+    assert {figure["images"] for figure in figures.values()} == {len(WNIDS) * IMAGES}
+    assert "--model clip:MODEL" in found["absent"]["cmmd"]
+    # The reference is as varied as the release, for they are one.
+    for name, figure in found["reference_figures"].items():
+        assert figure["value"] == pytest.approx(figures[name]["value"])
+    # The same command again: byte for byte the same figures, in all files.
+    before = {path: path.read_bytes() for path in record.parent.iterdir() if path != record}
+    assert {path.name for path in before} == {
+        *("figures.csv", "groups.csv", "classes.csv", "scores.parquet")
+    }
+    again = sdwn.json("measure", root, "--reference", root)
+    assert again == found
+    assert {path: path.read_bytes() for path in before} == before
+    (kept,) = read_records(release, "measures").values()
+    assert kept["figures"] == figures
+
+
+def test_each_measure_tells_what_it_should(releases: list[Release], sdwn: Sdwn) -> None:
+    release, reference = releases
+    real = clustered(reference, 2)
+    draw_features(reference, real)
+    sides = release.paths.root, "--reference", reference.paths.root
+    found = {}
+    first = [*np.unique(release.metadata["wnid"].to_pylist(), return_index=True)[1]]
+    own = np.repeat(np.sort(first), IMAGES)
+    for name, vectors in {
+        "good": clustered(release, 1),
+        "shifted": clustered(release, 1, shift=1),
+        "repeated": clustered(release, 1)[own],
+    }.items():
+        draw_features(release, vectors)
+        found[name] = measured(sdwn, *sides)
+    good, shifted, repeated = found.values()
+    for other in (shifted, repeated):
+        assert other["frechet_distance"] > good["frechet_distance"] + 1
+        assert other["kernel_distance"] > good["kernel_distance"] + 0.1
+        assert other["coverage"] < good["coverage"] - 0.2
+    # A shift changes the variety little, one image a class takes it away.
+    assert shifted["vendi_within"] == pytest.approx(good["vendi_within"], rel=0.2)
+    assert repeated["vendi_within"] == pytest.approx(1, abs=1e-6)
+    assert repeated["similarity_within"] == pytest.approx(1, abs=1e-6)
+    assert repeated["vendi"] < len(WNIDS) + 1e-6
+
+
+def test_figures_are_of_the_classes_that_both_have(
+    releases: list[Release], wordnet: WordNet, tmp_path: Path
+) -> None:
+    release, _ = releases
+    draw_features(release, clustered(release, 1))
+    other = noise_release(tmp_path, wordnet, [*WNIDS[:2], "n02342885"], images_per_synset=12)
+    draw_features(other, clustered(other, 2))
+    paths, content = measure_release(release, other, None, 10_000, ignore)
+    assert content["classes_left_out"] == {"release": [WNIDS[2]], "reference": ["n02342885"]}
+    assert content["figures"]["coverage"]["images"] == 24
+    assert content["absent"]["kernel_distance"] == "needs 100 images, has 24"
+    assert [row["name"] for row in content["classes"]] == WNIDS[:2]
+    # A class has no Fréchet distance here, and no other than its own Vendi score.
+    assert [*content["classes"][0]["figures"]] == [
+        *("density", "coverage", "vendi_within", "similarity_within")
+    ]
+    assert {row["name"] for row in content["groups"]} == {"animals", "mammals"}
+    with paths.table("classes").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert {(row["name"], row["images"]) for row in rows} == {(one, "12") for one in WNIDS[:2]}
+    # All images have a similarity to the others, those of a class that is there a nearest one.
+    scores = pq.read_table(paths.scores)
+    assert scores["similarity_within"].null_count == 0
+    known = scores["nearest_real"].is_valid().to_pylist()
+    assert known == [one in WNIDS[:2] for one in release.metadata["wnid"].to_pylist()]
+    assert score_table(release)["nearest_real"].null_count == IMAGES
+
+
+def test_at_most_so_many_images_are_compared(releases: list[Release]) -> None:
+    release, reference = releases
+    draw_features(release, clustered(release, 1))
+    draw_features(reference, clustered(reference, 2))
+    _, content = measure_release(release, reference, None, 60, ignore)
+    figures = content["figures"]
+    assert figures["frechet_distance"]["images"] == figures["vendi"]["images"] == 60
+    assert figures["frechet_distance"]["reference_images"] == 60
+    assert figures["similarity_within"]["images"] == len(release)
+    assert "kernel_distance" in content["absent"]
+
+
+def test_what_cannot_be_measured_is_named(
+    releases: list[Release], wordnet: WordNet, tmp_path: Path, sdwn: Sdwn
+) -> None:
+    release, reference = releases
+    draw_features(release, clustered(release, 1))
+    root = reference.paths.root
+    for path in reference.paths.evaluations.glob("features/*/*"):
+        path.unlink()
+    error = sdwn("measure", release.paths.root, "--reference", root, code=1).stderr
+    assert f"sdwn features {root} --model drawn" in error
+    single = noise_release(tmp_path, wordnet, ["n02342885", "n02123045"], images_per_synset=1)
+    draw_features(single, np.eye(2, DIMENSIONS))
+    with pytest.raises(UsageError, match="no class in common; the first are n02391049 and n0212"):
+        measure_release(release, single, None, 10_000, ignore)
+    # One image a class: nothing to compare within it, and no clip_score.
+    with pytest.raises(UsageError, match=r"nothing can be measured: .*two images of a class"):
+        measure_release(single, None, None, 10_000, ignore)
+
+
+def test_every_number_is_finite(releases: list[Release]) -> None:
+    release, reference = releases
+    vectors = clustered(release, 1)
+    vectors[::3] = 0
+    vectors[1::3] = 60_000
+    draw_features(release, vectors, clip_score=[None, 0.0] * (len(release) // 2))
+    draw_features(reference, np.zeros((len(reference), DIMENSIONS)))
+    paths, _ = measure_release(release, reference, None, 10_000, ignore)
+
+    def fail(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads(paths.record.read_text(), parse_constant=fail)
+    assert not np.isnan(pq.read_table(paths.scores)["nearest_real"].to_numpy()).any()
