@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from sdwn.config import EvaluationConfig
 from sdwn.evaluation.record import build_record
 from sdwn.generation.task import generate
+from sdwn.measures.record import write_record
+from sdwn.measures.scores import write_scores
 from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
 from sdwn.prediction.features import COLUMNS, Features, write_features
@@ -97,6 +99,13 @@ def evaluation(
     Predictions(table, release.digest, "drawn", record, ()).write(paths.predictions)
     build_record(release, paths, table, record, chosen or EvaluationConfig())
     return paths
+
+
+def draw_scores(release: Release, **columns: Any) -> None:
+    """Lay these scores of its images into a release, as `sdwn duplicates` does."""
+    features = Features("drawn", pa.table({}), np.empty((0, 0), "f2"), {}, release.digest)
+    paths = write_record("duplicates", release, features, None, {"figures": {}, "settings": {}})
+    write_scores(paths.scores, release.metadata, columns)
 
 
 def draw_features(

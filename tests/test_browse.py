@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -33,13 +34,14 @@ from sdwn.browser.library import Library
 from sdwn.browser.server import ANY_HOST, listen
 from sdwn.errors import SdwnError, UsageError
 from sdwn.exchange.import_images import ImportOptions, import_images
+from sdwn.measures.scores import score_table
 from sdwn.paths import ReleasePaths
 from sdwn.releases.release import Release
 from sdwn.reports.comparison import compare_evaluations, open_sides, pair_in_words
 from sdwn.wordnet.corpus import WordNet
 
 from conftest import Sdwn, wait_until
-from drawn import evaluation, noise_release, predictions
+from drawn import draw_features, draw_scores, evaluation, noise_release, predictions
 from served import served
 
 ZEBRA, TABBY, PUG, CORGI = "n02391049", "n02123045", "n02110958", "n02113023"
@@ -50,7 +52,10 @@ LARGE = {"height": 48, "width": 320, "num_inference_steps": 1, "precision": "fp3
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> tuple[Path, Path]:
-    """Two releases of the same classes but one, evaluated; the second one of raw pixels."""
+    """Two releases of the same classes but one, evaluated; the second one of raw pixels.
+
+    The first has features, and scores that come from them.
+    """
     folder = tmp_path_factory.mktemp("browse")
     one = noise_release(folder / "one", wordnet, CLASSES, generation=LARGE)
     two = noise_release(
@@ -58,6 +63,10 @@ def roots(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> tuple[P
     )
     for seed, release in enumerate((one, two)):
         evaluation(release, predictions(release, seed=seed))
+    scores = np.linspace(15, 35, len(one))
+    draw_features(one, np.random.default_rng(0).normal(size=(len(one), 4)), clip_score=scores)
+    groups = [None if row % 10 > 2 else row // 10 for row in range(len(one))]
+    draw_scores(one, duplicate_group=groups, duplicate_of_better=[g is not None for g in groups])
     return one.paths.root, two.paths.root
 
 
@@ -99,9 +108,14 @@ PAGES = (
     *(f"/concepts/{ZEBRA}", f"/concepts/{ZEBRA}?show=right", f"/concepts/{ZEBRA}/3"),
     *("/tree", f"/tree/{CORGI}", "/map", "/about", "/compare", f"/compare/{PUG}"),
 )
+SCORED = (
+    "/?by=clip_score&clip_score=20..30&order=-clip_score",
+    f"/concepts/{ZEBRA}?duplicate_of_better=no&order=clip_score",
+    f"/concepts/{ZEBRA}/1?show=duplicates&similar=drawn",
+)
 
 
-@pytest.mark.parametrize("address", PAGES)
+@pytest.mark.parametrize("address", [*PAGES, *SCORED])
 def test_every_page_is_given_with_its_guards(site: httpx.Client, address: str) -> None:
     answer = site.get(address)
     assert answer.status_code == 200, answer.text
@@ -292,6 +306,48 @@ def test_a_search_comes_as_a_list(site: httpx.Client, release: Release) -> None:
     for row in zebras:
         assert (row["top1_wnid"] == ZEBRA) == (row["right"] == "yes") == (row["top1"] == "zebra")
     assert site.get("/list.csv?show=x").status_code == 400
+
+
+def test_downloads_carry_the_scores(site: httpx.Client, release: Release) -> None:
+    expected = {(row["id"], row["number"]): row for row in score_table(release).to_pylist()}
+    archive = zip_of(site.get(f"/zips/{ZEBRA}").content)
+    listed = table(site.get("/list.csv?duplicate_of_better=yes&order=-clip_score").text)
+    assert [float(row["clip_score"]) for row in listed] == sorted(
+        (float(row["clip_score"]) for row in listed), reverse=True
+    )
+    assert {row["duplicate_of_better"] for row in listed} == {"yes"}
+    for row in [*listed, *table(archive.read("metadata.csv").decode())]:
+        known = expected[row["id"], int(row["number"])]
+        assert float(row["clip_score"]) == pytest.approx(known["clip_score"], abs=1e-6)
+        assert row["duplicate_group"] == (
+            "" if known["duplicate_group"] is None else str(known["duplicate_group"])
+        )
+        assert "nearest_real" not in row
+
+
+def test_the_form_of_a_score_is_a_link_to_the_same_view(site: httpx.Client) -> None:
+    form = site.get("/?by=clip_score&least=20&most=2.5e1&order=name")
+    link = site.get("/?by=clip_score&clip_score=20..2.5e1&order=name")
+    assert form.text == link.text
+    assert "CLIP score: 20 to 2.5e1" in text_of(link)
+    assert site.get("/?by=clip_score&least=&most=").text == site.get("/?by=clip_score").text
+    for wrong in ("/?clip_score=high", "/?by=clip_score&least=x", "/?nearest_real=..", "/?by=x"):
+        assert site.get(wrong).status_code == 400, wrong
+
+
+def test_an_image_shows_its_scores_its_duplicates_and_what_is_like_it(site: httpx.Client) -> None:
+    page = text_of(site.get(f"/concepts/{ZEBRA}/1"))
+    assert "a duplicate that can goyes" in page
+    assert "Duplicates of it" in page
+    assert "Duplicates of it" not in text_of(site.get(f"/concepts/{ZEBRA}/5"))
+    asked, plain = (
+        site.get(f"/concepts/{ZEBRA}/5{query}").text for query in ("?similar=drawn", "")
+    )
+    assert asked.count("<img") > plain.count("<img") == 1
+    assert site.get(f"/concepts/{ZEBRA}/5?similar=unknown").text.count("<img") == 1
+    group = re.search(r'href="(/\?duplicate_group=[^"]+)"', site.get(f"/concepts/{ZEBRA}/1").text)
+    assert group is not None
+    assert "1 synset, 3 images" in text_of(site.get(group[1]))
 
 
 def test_an_import_is_shown_without_what_nobody_recorded(tmp_path: Path) -> None:

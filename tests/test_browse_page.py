@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from sdwn.browser.library import Library
+from sdwn.browser.views import View
 from sdwn.paths import ReleasePaths
 from sdwn.planning.concept_table import as_table, write_concepts
 from sdwn.releases.release import Release
@@ -329,8 +330,8 @@ def test_a_synsets_page_says_what_was_seen(wide: Opened, site: Site) -> None:
 
 
 def test_images_of_one_kind_are_gone_through_one_by_one(wide: Opened, site: Site) -> None:
-    show = "wrong" if len(site.library.rows(ZEBRA, "wrong")) > 1 else "right"
-    numbers = [shot.number for shot in site.library.images(ZEBRA, show)]
+    show = "wrong" if len(site.library.rows(ZEBRA, View(show="wrong"))) > 1 else "right"
+    numbers = [shot.number for shot in site.library.images(ZEBRA, View(show=show))]
     assert 1 < len(numbers) < IMAGES
     page = site.go(wide, f"/concepts/{ZEBRA}?show={show}")
     page.locator(".image a").first.click()
@@ -385,7 +386,7 @@ def test_an_image_a_synset_and_a_search_are_taken_home(
         page.get_by_role("link", name="as a list (CSV)").click()
     found.value.save_as(tmp_path / "list.csv")
     rows = list(csv.DictReader((tmp_path / "list.csv").open(encoding="utf-8")))
-    wrong = [shot.number for shot in site.library.images(ZEBRA, "wrong")]
+    wrong = [shot.number for shot in site.library.images(ZEBRA, View(show="wrong"))]
     assert [int(row["number"]) for row in rows if row["wnid"] == ZEBRA] == wrong
 
 

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from sdwn.browser.collection import ImageView
-from sdwn.browser.library import PAGE, PREVIEW, Library
+from sdwn.browser.library import BESIDE, PAGE, PREVIEW, Library
 from sdwn.browser.views import KINDS, ORDERS, View, url
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
@@ -29,8 +29,10 @@ from sdwn.evaluation.record import read_evaluation
 from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.generation.batching import NoiseSampler, Sample
 from sdwn.generation.task import make_shards
+from sdwn.measures.scores import SCORES, score_table
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import ImageSpec, make_plan, write_plan
+from sdwn.prediction.features import open_features
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.wordnet.catalog import read_catalog
@@ -39,7 +41,7 @@ from sdwn.wordnet.imagenet import class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy
 
 from conftest import hide_wordnet, noise_config
-from drawn import evaluation, predictions
+from drawn import draw_features, draw_scores, evaluation, predictions
 
 ZEBRA, TABBY, CORGI, PUG = "n02391049", "n02123045", "n02113023", "n02110958"
 DOG, NILE, RIVER, CANINE = "n02084071", "n09371360", "n09411430", "n02083346"
@@ -77,7 +79,22 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Release:
     every = predictions(release, lambda wnid: chances.get(wnid, 0.5), every=True)
     evaluation(release, every, "whole", EvaluationConfig(images="all"), model="vit")
     aged(evaluation(release, predictions(release, seed=1), "classes").evaluation)
+    numbers = np.array(release.metadata["number"])
+    vectors = np.random.default_rng(0).normal(size=(len(release), 8))
+    draw_features(release, vectors, clip_score=clip_scores(len(release)))
+    draw_scores(
+        release,
+        # The first two images of each synset are the same.
+        duplicate_group=[row // EACH if row % EACH < 2 else None for row in range(len(release))],
+        duplicate_of_better=numbers == 1,
+    )
     return release
+
+
+def clip_scores(count: int) -> list[float | None]:
+    """Scores of which one in seven is not known, and the first is a round number."""
+    drawn = np.random.default_rng(0).normal(25, 4, count).astype(np.float32).tolist()
+    return [None if row % 7 == 3 else drawn[row] if row else 25.0 for row in range(count)]
 
 
 def aged(path: Path) -> None:
@@ -377,6 +394,7 @@ TAKEN = {
     "black": lambda row: row["status"] == "nsfw",
     "ok": lambda row: row["status"] == "ok",
     "unjudged": lambda row: row["label_rank"] is None,
+    "duplicates": lambda row: row["number"] < 2,
 }
 
 
@@ -388,7 +406,7 @@ def test_a_view_shows_the_images_that_it_says(library: Library, show: str) -> No
     expected = [(row["wnid"], row["number"]) for row in rows]
     images = everything(library, View(show=show))
     assert [(image.entry.id, image.number) for image in images] == expected
-    some = library.images(DOG, show)
+    some = library.images(DOG, View(show=show))
     assert [image.number for image in some] == [number for wnid, number in expected if wnid == DOG]
 
 
@@ -432,6 +450,98 @@ def test_orders(library: Library) -> None:
     assert names("name") == names("best") == names("images")
 
 
+def scored(library: Library, name: str, show: str = "all") -> dict[tuple[str, int], Any]:
+    """Every image's value of a score that is not null, from the table of all scores."""
+    table = score_table(library.release).to_pylist()
+    rows = zip(record_rows(library), table, strict=True)
+    return {
+        (row["wnid"], row["number"]): one[name]
+        for row, one in rows
+        if one[name] is not None and TAKEN[show](row)
+    }
+
+
+INSIDE: dict[tuple[str, str], Callable[[Any], bool]] = {
+    ("clip_score", "25.."): lambda value: value >= 25,
+    ("clip_score", "..25"): lambda value: value < 25,
+    ("clip_score", "2e1..25.0"): lambda value: 20 <= value < 25,
+    ("clip_score", ".."): lambda value: True,
+    ("correct_top5", "yes"): lambda value: value,
+    ("duplicate_of_better", "no"): lambda value: not value,
+    ("duplicate_group", "7..8"): lambda value: value == 7,
+}
+
+
+@pytest.mark.parametrize(("score", "span"), INSIDE)
+def test_a_score_leaves_the_images_in_a_span(library: Library, score: str, span: str) -> None:
+    found = scored(library, score)
+    expected = {key for key, value in found.items() if INSIDE[score, span](value)}
+    images = everything(library, View.parse({score: span}))
+    assert {(image.entry.id, image.number) for image in images} == expected
+    assert 0 < len(expected) <= len(found)
+
+
+@pytest.mark.parametrize("score", ["clip_score", "duplicate_of_better", "duplicate_group"])
+def test_the_spans_that_are_offered_say_how_many_images_they_leave(
+    library: Library, score: str
+) -> None:
+    narrowed = {"show": "right", "correct_top5": "yes"}
+    # The span that is chosen already leaves the others their images.
+    spans = library.select(View.parse({**narrowed, "by": score, score: ".."})).spans
+    for span, images in spans.items():
+        assert library.select(View.parse({**narrowed, score: span})).total_images == images
+    assert sum(spans.values()) == len(scored(library, score, "right"))
+    assert library.select(View(by="nearest_real")).spans == {}, "which no image here has"
+
+
+def test_concepts_go_by_the_mean_of_a_score_and_their_images_by_it(library: Library) -> None:
+    scores = scored(library, "clip_score")
+    of_concept: dict[str, list[float]] = {}
+    for (wnid, _), value in scores.items():
+        of_concept.setdefault(wnid, []).append(value)
+    for order, sign in (("-clip_score", -1), ("clip_score", 1)):
+        images = everything(library, View(order=order))
+        means = [np.mean(of_concept[id_]) for id_ in dict.fromkeys(i.entry.id for i in images)]
+        assert np.all(np.diff(means) * sign >= 0)
+        for entry in library.collection.entries:
+            found = library.images(entry.id, View(order=order))
+            values = [scores.get((entry.id, image.number)) for image in found]
+            known = [value for value in values if value is not None]
+            assert values == [*sorted(known, reverse=sign < 0), *[None] * (EACH - len(known))]
+
+
+def test_the_score_of_classifying_orders_as_the_rate_does(library: Library) -> None:
+    rates = library.values("correct")
+    expected = [
+        correct / of if of else np.nan for correct, of in map(library.tally, range(SYNSETS))
+    ]
+    np.testing.assert_array_equal(rates, expected)
+
+
+def test_images_beside_an_image_are_its_duplicates_and_those_of_near_features(
+    library: Library,
+) -> None:
+    vectors = open_features(library.release).vectors.astype(float)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for row in (0, 5, 200):
+        expected = [one for one in np.argsort(-vectors @ vectors[row]) if one != row][:BESIDE]
+        found = library.similar(row, "drawn")
+        assert [image.row for image, _ in found] == expected
+        likeness = [similarity for _, similarity in found]
+        np.testing.assert_allclose(likeness, vectors[expected] @ vectors[row], atol=1e-3)
+        twin = {0: [1], 1: [0]}.get(row % EACH, [])
+        assert [image.row % EACH for image, _ in library.duplicates(row)] == twin
+
+
+def test_a_release_without_scores_offers_none(imported: Release) -> None:
+    library = Library(imported.paths.root)
+    assert (library.scores, library.features) == ({}, [])
+    assert library.duplicates(0) == []
+    with pytest.raises(UsageError, match=r"clip_score=20\.\.: no such score of these images"):
+        library.select(View.parse({"clip_score": "20.."}))
+    assert library.select(View(order="clip_score")).total_concepts == 2
+
+
 def entry_name(library: Library, wnid: str) -> str:
     entry = library.collection.by_id[wnid]
     return entry.concept.synset
@@ -468,24 +578,31 @@ VIEWS = st.builds(
     below=WNIDS,
     seen=WNIDS,
     order=st.sampled_from(tuple(ORDERS)),
+    by=st.none() | st.sampled_from(tuple(SCORES)),
     page=st.integers(1, 10**9 - 1),
 )
+SPANS = st.sampled_from(["yes", "no", "..", "-1..", "..0.5", "1e-3..2"])
 
 
 def parsed(address: str) -> View:
     return View.parse(dict(parse_qsl(urlsplit(address).query)))
 
 
-@given(VIEWS)
-def test_every_view_is_one_address(view: View) -> None:
+@given(VIEWS, st.dictionaries(st.sampled_from(tuple(SCORES)), SPANS, max_size=3))
+def test_every_view_is_one_address(view: View, spans: dict[str, str]) -> None:
+    view = view.model_copy(update=spans)
     assert parsed(url(**view.parameters())) == view
     black = view.model_copy(update={"show": "black", "page": 1})
     assert parsed(url(**view.parameters(show="black"))) == black
+    for name in spans:
+        assert parsed(url(**view.parameters(**{name: None}))).model_extra == {
+            other: span for other, span in spans.items() if other != name
+        }
 
 
-NAMES = st.sampled_from(["q", "show", "group", "imagenet", "below", "seen", "order", "page", "x"])
+NAMES = st.sampled_from([*View.model_fields, "clip_score", "least", "most", "x"])
 VALUES = st.text() | st.sampled_from(
-    ["1", "0", "wrong", "rate", DOG, "n²", "-1", "\u0661", "9" * 99]
+    ["1", "0", "wrong", "rate", DOG, "n²", "-1", "clip_score", "1..", "no", "\u0661", "9" * 99]
 )
 
 
@@ -495,7 +612,8 @@ def test_any_address_is_a_view_or_says_what_it_should_be(params: dict[str, str])
         view = View.parse(params)
     except UsageError as error:
         said = str(error)
-        told = said.partition("=")[0] in params and len(said) < 200
+        named = said.partition("=")[0]
+        told = (named in params or named == params.get("by")) and len(said) < 200
     else:
         told = True
         assert view.show in KINDS

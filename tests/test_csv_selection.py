@@ -163,7 +163,7 @@ def test_the_table_of_metadata_is_a_list(release: Release, tmp_path: Path) -> No
 def test_the_list_of_a_search_is_a_list(release: Release, tmp_path: Path) -> None:
     """What ``sdwn browse`` gives for a view, page by page or not."""
     library = Library(release.paths.root)
-    text = "".join(image_list(library.all_images(View(q="corgi zebra"))))
+    text = "".join(image_list(library, library.all_images(View(q="corgi zebra"))))
     some = select_listed(release, write(tmp_path, text))
     assert held(some) == [(wnid, number) for wnid in (CORGI, ZEBRA) for number in range(3)]
 

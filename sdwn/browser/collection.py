@@ -24,10 +24,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdwn.errors import DiskError, IntegrityError
+from sdwn.measures.scores import FLOAT, SCORES, prediction_scores
 from sdwn.planning.concepts import Concept
 from sdwn.prediction.table import TOP, Predictions
 from sdwn.releases.release import Release
@@ -233,6 +235,7 @@ class ImagePredictions:
     Attributes:
         record: its ``evaluation.json``; ``model``, the classifier in it; ``classes``, their wnids.
         rank, best: by row, the label's rank from 0, and the predicted class; NONE where unknown.
+        scores: by name, the `prediction_scores` by row; NaN where unknown.
         labelled, correct: by position, how many images have a label, and how many of these are
             correct. Black images are counted like any other, as in the evaluation.
     """
@@ -250,17 +253,19 @@ class ImagePredictions:
         if len(table) != np.count_nonzero(classified):
             raise IntegrityError(f"{path}: of {len(table)} images, which are not this release's")
 
-        def by_row(name: str, none: float, *width: int) -> NDArray[Any]:
-            values = table[name].combine_chunks()
+        def by_row(column: pa.ChunkedArray, none: float, *width: int) -> NDArray[Any]:
+            values = column.combine_chunks()
             known = numbers(values.flatten() if width else values, none).reshape(-1, *width)
             found = np.full((len(classified), *width), none, known.dtype)
             found[classified] = known
             return found
 
-        self._top5 = by_row("top5", NONE, top)
-        self._probabilities = by_row("top5_probability", 0, top)
-        self._subtree = by_row("subtree_probability", np.nan)
-        self.rank = by_row("label_rank", NONE)
+        self._top5 = by_row(table["top5"], NONE, top)
+        self._probabilities = by_row(table["top5_probability"], 0, top)
+        self.rank = by_row(table["label_rank"], NONE)
+        scores = prediction_scores(table)
+        names = [name for name in SCORES if name in scores.column_names]
+        self.scores = {name: by_row(scores[name].cast(FLOAT), np.nan) for name in names}
         self.best = self._top5[:, 0]
         self.labelled = collection.count(self.rank >= 0)
         self.correct = collection.count(self.rank == 0)
@@ -269,7 +274,8 @@ class ImagePredictions:
         """Return what was predicted of an image, as `ImageView` has it; nothing if it was not."""
         if self.best[row] == NONE:
             return {}
-        wnids, rank, subtree = self.classes, int(self.rank[row]), float(self._subtree[row])
+        wnids, rank = self.classes, int(self.rank[row])
+        subtree = float(self.scores["subtree_probability"][row])
         best = zip(self._top5[row].tolist(), self._probabilities[row].tolist(), strict=True)
         return {
             "top5": tuple(Guess(wnids[i], class_name(wnids[i]), share) for i, share in best),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,14 +32,22 @@ from sdwn.browser.views import KINDS, ORDERS, View, assets, render_page
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.record import evaluations, read_own_evaluation
 from sdwn.io import in_threads
+from sdwn.measures.neighbours import NeighbourIndex
+from sdwn.measures.scores import FLOAT, SCORES, score_table
 from sdwn.planning.concepts import Concept
+from sdwn.prediction.features import feature_names, open_features
 from sdwn.releases.release import Release
 from sdwn.reports.page import data_url, policy_hash
+from sdwn.storage.columns import numbers
 from sdwn.storage.images import CELL, contact_sheet
 from sdwn.wordnet.corpus import require_corpus
 
 # Concepts on a page, images of each, and hypernyms that a search offers.
 PAGE, PREVIEW, OFFERED = 48, 4, 3
+# Images that an image's page shows beside it: similar ones, and duplicates.
+BESIDE = 24
+# Where a score is divided into spans.
+PERCENTILES = (1, 10, 25, 50, 75, 90, 99)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +55,17 @@ class ResultPage:
     """A page of a search: its concepts in order, with the first images of each that match.
 
     ``previews`` and ``images`` (how many match) are by id. ``kinds`` is how many images each
-    ``View.show`` would match, the rest of the view as it is. ``page`` is the last, if there are
-    fewer than the view asks for. ``corrected`` is what was searched for instead of the view's
-    words; ``hypernyms``, what they name in WordNet that has concepts of the release below it.
+    ``View.show`` would match, the rest of the view as it is; ``spans``, each span of the score
+    ``View.by``. ``page`` is the last, if there are fewer than the view asks for. ``corrected`` is
+    what was searched for instead of the view's words; ``hypernyms``, what they name in WordNet that
+    has concepts of the release below it.
     """
 
     entries: list[Entry]
     previews: dict[str, list[ImageView]]
     images: dict[str, int]
     kinds: dict[str, int]
+    spans: dict[str, int]
     total_concepts: int
     total_images: int
     page: int
@@ -76,6 +87,7 @@ class Library:
             others cannot be.
         tree_missing: why there is no tree; None where there is one.
         groups: the evaluation's groups by name, to their wnids.
+        features: names of the features that the release has.
     """
 
     def __init__(self, root: str | Path, evaluation: str | None = None) -> None:
@@ -113,6 +125,14 @@ class Library:
             self.tree_missing = str(error)
         groups = self.predictions.record["groups"] if self.predictions else []
         self.groups = {} if self.tree_missing else {one["name"]: one["wnid"] for one in groups}
+        # In place of a score that there is not.
+        self._unknown = np.broadcast_to(np.float32(np.nan), len(self.collection.numbers))
+        self.features = feature_names(self.release.paths)
+        # As large as the features: only those of the last search by similarity are kept.
+        self._neighbours = lru_cache(1)(
+            lambda name: NeighbourIndex(open_features(self.release, name).vectors)
+        )
+        self._opening = threading.Lock()
 
     @cached_property
     def index(self) -> SearchIndex:
@@ -125,9 +145,17 @@ class Library:
         known = self.collection, self.predictions
         return None if self.tree_missing else SynsetTree(self._taxonomy, *known)
 
+    @cached_property
+    def scores(self) -> dict[str, NDArray[np.float32]]:
+        """The scores that images have here, by row, read at the first use; NaN where unknown."""
+        table = score_table(self.release, predicted=False)
+        found = {name: numbers(table[name].cast(FLOAT), np.nan) for name in SCORES}
+        found |= self.predictions.scores if self.predictions else {}
+        return {name: values for name, values in found.items() if not np.isnan(values).all()}
+
     def warm(self) -> None:
         """Build search and tree in a thread, so that the first visitor need not wait."""
-        threading.Thread(target=lambda: (self.index, self.tree), daemon=True).start()
+        threading.Thread(target=lambda: (self.index, self.tree, self.scores), daemon=True).start()
 
     @property
     def changed(self) -> str | None:
@@ -148,15 +176,38 @@ class Library:
         found = rows[self.collection.numbers[rows] == number]
         return self.describe(int(found[0])) if len(found) else None
 
-    def rows(self, id_: str, show: str = "all") -> list[int]:
-        """Return the rows of a concept's images by number: all, or those of ``View.show``."""
-        rows = self.collection.rows(id_)
-        found: list[int] = rows[self._kinds[show][rows]].tolist()
+    def rows(self, id_: str, view: View | None = None) -> list[int]:
+        """Return the rows of a concept's images: all by number, or those of a view in its order."""
+        rows, view = self.collection.rows(id_), view or View()
+        mask = self._kinds[view.show] & self._within(view.__pydantic_extra__)
+        return self._in_order(rows[mask[rows]], view)
+
+    def images(self, id_: str, view: View | None = None) -> list[ImageView]:
+        """Describe a concept's images: all by number, or those of a view in its order."""
+        return [self.describe(row) for row in self.rows(id_, view)]
+
+    def scores_of(self, row: int) -> dict[str, Any]:
+        """Return the scores that the image of a row has, by name; truth values as yes and no."""
+        found = dict[str, Any]()
+        for name, scores in self.scores.items():
+            if not math.isnan(value := round(float(scores[row]), 6)):
+                kinds = {pa.bool_(): "yes" if value else "no", pa.int32(): int(value)}
+                found[name] = kinds.get(SCORES[name].type, value)
         return found
 
-    def images(self, id_: str, show: str = "all") -> list[ImageView]:
-        """Describe a concept's images by number: all, or those of ``View.show``."""
-        return [self.describe(row) for row in self.rows(id_, show)]
+    def similar(self, row: int, features: str) -> list[tuple[ImageView, float]]:
+        """Find the images most like one by these features, with their similarities."""
+        with self._opening:
+            index = self._neighbours(features)
+        rows, similarities = index.search(index.vectors[row : row + 1], BESIDE + 1)
+        found = zip(rows[0].tolist(), similarities[0].tolist(), strict=True)
+        return [(self.describe(other), similarity) for other, similarity in found if other != row]
+
+    def duplicates(self, row: int) -> list[tuple[ImageView, None]]:
+        """Describe the first of the other images of its group of duplicates."""
+        groups = self.scores.get("duplicate_group", self._unknown)
+        others = (one for one in np.flatnonzero(groups == groups[row]).tolist() if one != row)
+        return [(self.describe(one), None) for one in islice(others, BESIDE)]
 
     def describe(self, row: int) -> ImageView:
         """Describe the image of a row."""
@@ -188,19 +239,22 @@ class Library:
             return 0, 0
         return int(self.predictions.correct[position]), int(self.predictions.labelled[position])
 
-    @cached_property
-    def scores(self) -> dict[str, NDArray[np.float64]]:
-        """Values that concepts are ordered by, by position; NaN, of one without, comes last."""
-        count, rates = len(self.collection), np.full(len(self.collection), np.nan)
-        if self.predictions is not None:
-            labelled = self.predictions.labelled
-            np.divide(self.predictions.correct, labelled, out=rates, where=labelled > 0)
-        return {
-            "name": np.arange(count, dtype=float),
-            "rate": rates,
-            "images": np.diff(self.collection.starts).astype(float),
-            "shuffled": np.random.default_rng(0).permutation(count).astype(float),
-        }
+    def values(self, name: str) -> NDArray[np.float64]:
+        """Return values that concepts are ordered by, by position: of a score, their images' mean.
+
+        NaN, of a concept without, comes last.
+        """
+        collection, count = self.collection, len(self.collection)
+        drawn = np.random.default_rng(0).permutation(count)
+        found = {"name": np.arange(count), "images": np.diff(collection.starts), "shuffled": drawn}
+        if name in found:
+            return found[name].astype(float)
+        known = ~np.isnan(scores := self.scores.get(name, self._unknown))
+        sums = np.bincount(collection.positions[known], scores[known], count)
+        images = collection.count(known)
+        means = np.full(count, np.nan)
+        np.divide(sums, images, out=means, where=images > 0)
+        return means
 
     def regenerate_command(self, concept: Concept) -> str | None:
         """Return the command that regenerates an image, but for its number; None for an import."""
@@ -219,6 +273,12 @@ class Library:
         seen, positions, corrected = self._match(view)
         mask, collection = seen & self._kinds[view.show], self.collection
         counts, pages = collection.count(mask), max(1, math.ceil(len(positions) / PAGE))
+        spans = dict[str, int]()
+        if view.by in self.scores:
+            others = self._match(view.model_copy(update={view.by: ".."}))[0]
+            for span in self._spans(view.by):
+                within = others & self._kinds[view.show] & self._within({view.by: span})
+                spans[span] = int(np.count_nonzero(within))
         page, words = min(view.page, pages), list(filter(None, (view.q, corrected)))
         named = (self.tree.named(one) for one in words) if self.tree else ()
         shown = positions[(page - 1) * PAGE : page * PAGE].tolist()
@@ -227,11 +287,12 @@ class Library:
         return ResultPage(
             entries=entries,
             previews={
-                id_: [self.describe(row) for row in own[mask[own]][:PREVIEW].tolist()]
+                id_: [self.describe(row) for row in self._in_order(own[mask[own]], view)[:PREVIEW]]
                 for id_, own in rows.items()
             },
             images={entry.id: int(counts[entry.position]) for entry in entries},
             kinds={show: int(np.count_nonzero(seen & kind)) for show, kind in self._kinds.items()},
+            spans=spans,
             total_concepts=len(positions),
             total_images=int(counts.sum()),
             page=page,
@@ -245,7 +306,35 @@ class Library:
         seen, positions, _ = self._match(view)
         mask = seen & self._kinds[view.show]
         rows = (self.collection.rows_at(position) for position in positions.tolist())
-        return (self.describe(row) for own in rows for row in own[mask[own]].tolist())
+        return (self.describe(row) for own in rows for row in self._in_order(own[mask[own]], view))
+
+    def _in_order(self, rows: Rows, view: View) -> list[int]:
+        """Sort rows of a concept by the score that a view orders by; those without come last."""
+        _, score, largest_first = ORDERS[view.order]
+        if score in self.scores:
+            values = self.scores[score][rows] * (-1 if largest_first else 1)
+            rows = rows[np.argsort(values, kind="stable")]
+        return list(map(int, rows))
+
+    def _within(self, spans: Mapping[str, str]) -> Mask:
+        """Return which images are in all these spans of scores, by row."""
+        found = np.ones(len(self.release), dtype=bool)
+        for name, span in spans.items():
+            if name not in self.scores:
+                known = ", ".join(self.scores) or "none"
+                raise UsageError(f"{name}={span}: no such score of these images; there is {known}")
+            least, _, most = {"yes": "1..", "no": "..1"}.get(span, span).partition("..")
+            values = self.scores[name]
+            found &= (values >= float(least or "-inf")) & (values < float(most or "inf"))
+        return found
+
+    def _spans(self, name: str) -> list[str]:
+        """Divide a score's values: yes and no; any; or at some of their percentiles."""
+        if (kind := SCORES[name].type) != FLOAT:
+            return ["yes", "no"] if kind == pa.bool_() else [".."]
+        ends = np.nanpercentile(self.scores[name], PERCENTILES)
+        rounded = (f"{end:g}" for end in sorted({float(f"{end:.3g}") for end in ends}))
+        return ["..".join(pair) for pair in pairwise(["", *rounded, ""])]
 
     def _match(self, view: View) -> tuple[Mask, Rows, str | None]:
         """Return which rows match a view but for ``show``, and in order the concepts with any.
@@ -273,10 +362,11 @@ class Library:
             if view.seen not in self.predictions.classes:
                 raise UsageError(f"seen={view.seen}: expected a class of the classifier")
             seen &= self.predictions.best == self.predictions.classes.index(view.seen)
+        seen &= self._within(view.__pydantic_extra__)
         positions = positions[collection.count(seen & self._kinds[view.show])[positions] > 0]
         _, score, largest_first = ORDERS[view.order]
         if score is not None:
-            values = self.scores[score][positions] * (-1 if largest_first else 1)
+            values = self.values(score)[positions] * (-1 if largest_first else 1)
             positions = positions[np.argsort(values, kind="stable")]
         return seen, positions, corrected
 
@@ -286,7 +376,8 @@ class Library:
         black, predictions = self.collection.black, self.predictions
         rank = np.full(len(black), -1) if predictions is None else predictions.rank
         every = np.ones(len(black), dtype=bool)
-        masks = (every, rank == 0, rank > 0, black, ~black, rank < 0)
+        groups = self.scores.get("duplicate_group", self._unknown)
+        masks = (every, rank == 0, rank > 0, black, ~black, rank < 0, ~np.isnan(groups))
         return dict(zip(KINDS, masks, strict=True))
 
 
@@ -309,7 +400,7 @@ class SideBySide:
         both = [(entry.position, others[entry.id].position) for entry in self.entries]
         self._positions = np.array(both, np.int64).reshape(-1, 2).T
         rates = [
-            side.scores["rate"][positions]
+            side.values("correct")[positions]
             for side, positions in zip(self._sides, self._positions, strict=True)
         ]
         self._changes = rates[1] - rates[0]

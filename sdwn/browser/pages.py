@@ -112,8 +112,9 @@ def search_page(request: Request) -> Response:
 def concept_page(request: Request) -> Response:
     """``/concepts/ID``: a concept, its images, and those of its class, above, beside and below."""
     library, entry = library_of(request), entry_of(request)
-    show, wnid = View.parse(request.query_params).show, entry.concept.wnid
-    rows = library.rows(entry.id, show)
+    view, wnid = View.parse(request.query_params), entry.concept.wnid
+    rows = library.rows(entry.id, view)
+    views = {kind: view.model_copy(update={"show": kind}) for kind in KINDS}
     part, page = _part(request, len(rows))
     images = [library.describe(row) for row in rows[part]]
     collection, predictions, tree = library.collection, library.predictions, library.tree
@@ -137,8 +138,8 @@ def concept_page(request: Request) -> Response:
         previous=collection.entries[entry.position - 1] if entry.position else None,
         next=next(iter(collection.entries[entry.position + 1 :]), None),
         images=list(zip(images, library.seeds_and_prompts(images), strict=True)),
-        show=show,
-        counts={kind: len(library.rows(entry.id, kind)) for kind in KINDS},
+        view=view,
+        counts={kind: len(library.rows(entry.id, one)) for kind, one in views.items()},
         regenerate=library.regenerate_command(entry.concept),
         classes=classes[:PREDICTED_CLASSES],
         **page,
@@ -148,10 +149,10 @@ def concept_page(request: Request) -> Response:
 def image_page(request: Request) -> Response:
     """``/concepts/ID/NUMBER``: one image and all that is recorded of it."""
     library, entry, image = library_of(request), entry_of(request), image_of(request)
-    show = View.parse(request.query_params).show
-    rows = library.rows(entry.id, show)
+    view = View.parse(request.query_params)
+    rows = library.rows(entry.id, view)
     if image.row not in rows:  # an address that was made by hand: it is not of that kind
-        show, rows = "all", library.rows(entry.id)
+        view, rows = View(similar=view.similar), library.rows(entry.id)
     index, regenerate = rows.index(image.row), library.regenerate_command(entry.concept)
     provenance, damaged = None, False
     with suppress(SdwnError, OSError):  # its part may be damaged, or have no such task run
@@ -166,7 +167,12 @@ def image_page(request: Request) -> Response:
         "image.html",
         entry=entry,
         image=image,
-        show=show,
+        view=view,
+        found=library.scores_of(image.row),
+        duplicates=library.duplicates(image.row),
+        similar=library.similar(image.row, view.similar)
+        if view.similar in library.features
+        else [],
         rank=index + 1,
         total=len(rows),
         page=index // IMAGES_A_PAGE + 1,
@@ -309,8 +315,9 @@ def zip_answer(request: Request) -> Response:
 
 def list_answer(request: Request) -> Response:
     """``/list.csv``: all images of a search, as a table that ``sdwn export --only`` reads."""
-    found = library_of(request).all_images(View.parse(request.query_params))
-    return _streamed(image_list(found), "text/csv; charset=utf-8", "list.csv")
+    library = library_of(request)
+    found = image_list(library, library.all_images(View.parse(request.query_params)))
+    return _streamed(found, "text/csv; charset=utf-8", "list.csv")
 
 
 def _streamed(content: Any, media_type: str, name: str) -> Response:
@@ -356,9 +363,10 @@ def image_zip(library: Library, images: Iterable[ImageView]) -> Iterator[bytes]:
             top5 = [(guess.name, round(guess.probability, 6)) for guess in image.top5]
             cells = [CORRECT[image.correct], *chain(*top5)]
             cells += [None] * (len(PREDICTED) - len(cells))
+            cells += map(library.scores_of(image.row).get, library.scores)
             rows.append([name, *(record.get(key) for key in RECORDED), *cells])
             yield blocks.take()
-        add("metadata.csv", csv_text(("file", *RECORDED, *PREDICTED), rows))
+        add("metadata.csv", csv_text(("file", *RECORDED, *PREDICTED, *library.scores), rows))
         if damaged:
             add("DAMAGED.txt", "".join(damaged))
     yield blocks.take()
@@ -380,17 +388,18 @@ class _Blocks(list[bytes]):
         return found
 
 
-def image_list(images: Iterable[ImageView]) -> Iterator[str]:
+def image_list(library: Library, images: Iterable[ImageView]) -> Iterator[str]:
     """Yield a CSV table of images, some rows at a time, which ``sdwn export --only`` reads."""
 
     def row(image: ImageView) -> list[Any]:
         best = image.top5[0] if image.top5 else None
         cells = [best.wnid, best.name, round(best.probability, 6)] if best else [None] * 3
-        concept = image.entry.concept
+        concept, found = image.entry.concept, library.scores_of(image.row)
         known = [concept.id, concept.wnid, concept.synset, image.number, image.status]
-        return [csv_cell(cell) for cell in (*known, CORRECT[image.correct], *cells)]
+        known += [CORRECT[image.correct], *cells, *map(found.get, library.scores)]
+        return [csv_cell(cell) for cell in known]
 
-    rows = chain([LIST_HEAD], map(row, images))
+    rows = chain([[*LIST_HEAD, *library.scores]], map(row, images))
     while block := list(islice(rows, ROWS_AT_ONCE)):
         yield csv_text(block[0], block[1:])
 

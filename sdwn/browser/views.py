@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from sdwn.errors import UsageError, command
+from sdwn.measures.scores import SCORES
 from sdwn.reports.page import shared_text, template_environment
 from sdwn.wordnet.imagenet import class_name
 
@@ -26,16 +27,23 @@ KINDS = {
     "black": "■ black",
     "ok": "not black",
     "unjudged": "no ImageNet class",
+    "duplicates": "≈ duplicates",
 }
-# Orders of concepts: the word in addresses; that on pages, the score (`Library.scores`) that they
-# go by, and whether the largest is first. A new order is a row here.
+# Orders of concepts: the word in addresses; that on pages, the values (`Library.values`) that they
+# go by, and whether the largest is first. Images of a concept go by the same score.
 ORDERS: dict[str, tuple[str, str | None, bool]] = {
     "best": ("best match", None, False),
     "name": ("name", "name", False),
-    "-rate": ("most correct first", "rate", True),
-    "rate": ("least correct first", "rate", False),
+    "-rate": ("most correct first", "correct", True),
+    "rate": ("least correct first", "correct", False),
     "images": ("most images first", "images", True),
     "shuffled": ("shuffled", "shuffled", False),
+}
+ORDERS |= {
+    f"{sign}{one.name}": (f"{one.label}, {which} first", one.name, sign == "-")
+    for one in SCORES.values()
+    for sign, which in (("-", "highest"), ("", "lowest"))
+    if one.name != "correct"
 }
 # In pixels: a thumbnail in a list, and one on the page of its concept.
 SMALL, LARGE = 192, 384
@@ -49,17 +57,23 @@ def _clean(text: str) -> str:
 
 
 Text = Annotated[str, BeforeValidator(_clean)]
+_NUMBER = r"-?[0-9]{0,9}\.?[0-9]{1,9}(e[-+]?[0-9]{1,2})?"
+# Of a score: yes, no, or from one number to below another; either may be left out.
+Span = Annotated[str, Field(pattern=rf"^(yes|no|({_NUMBER})?\.\.({_NUMBER})?)$")]
 Wnid = Annotated[str, Field(pattern="^n[0-9]{8}$")]
 
 
-class View(BaseModel, frozen=True):
+class View(BaseModel, frozen=True, extra="allow"):
     """A view of a release; its fields are the parameters of an address.
 
     ``q`` are words to search for, ``show`` says which images (`KINDS`), ``imagenet`` leaves only
     ImageNet-1k classes, ``below`` a synset and everything below it, ``seen`` images that were
-    classified as a class; ``order`` is of concepts (`ORDERS`).
+    classified as a class; ``order`` is of concepts and their images (`ORDERS`). Each of `SCORES`
+    may be one more field, which leaves images in a span of it. ``by`` is the score whose spans are
+    offered, ``similar`` the features by which an image's page shows similar ones.
     """
 
+    __pydantic_extra__: dict[str, Span] = Field(init=False)
     q: Text = ""
     show: Annotated[str, Field(pattern=f"^({'|'.join(KINDS)})$")] = "all"
     group: Text | None = None
@@ -67,6 +81,8 @@ class View(BaseModel, frozen=True):
     below: Wnid | None = None
     seen: Text | None = None
     order: Annotated[str, Field(pattern=f"^({'|'.join(ORDERS)})$")] = "best"
+    by: Annotated[str, Field(pattern=f"^({'|'.join(SCORES)})$")] | None = None
+    similar: Text | None = None
     page: Annotated[int, Field(ge=1, lt=10**9)] = 1
 
     @classmethod
@@ -75,14 +91,20 @@ class View(BaseModel, frozen=True):
 
         >>> View.parse({"q": "zebra", "show": "wrong", "page": "2", "group": ""})
         View(q='zebra', show='wrong', group=None, imagenet=False, below=None, seen=None, \
-order='best', page=2)
+order='best', by=None, similar=None, page=2)
         """
+        names = {*cls.model_fields, *SCORES}
+        given = {name: value for name, value in params.items() if value and name in names}
+        # As the form of a score gives its span.
+        least, most = (params.get(name, "") for name in ("least", "most"))
+        if given.get("by") in SCORES and (least or most):
+            given[given["by"]] = f"{least}..{most}"
         try:
-            return cls.model_validate({name: value for name, value in params.items() if value})
+            return cls.model_validate(given)
         except ValidationError as error:
             first = error.errors()[0]
             found = repr(str(first["input"])[:40])
-            raise UsageError(f"{first['loc'][0]}={found}: {first['msg']}") from None
+            raise UsageError(f"{first['loc'][0]}={found}: {first['msg'][:100]}") from None
 
     def parameters(self, **changes: Any) -> dict[str, Any]:
         """Return the address's parameters, with changes: what is not the default.
@@ -93,8 +115,14 @@ order='best', page=2)
         {'q': 'red fox', 'show': 'wrong'}
         """
         view = self.model_copy(update={"page": 1, **changes} if changes else {})
-        found = view.model_dump(exclude_defaults=True)
+        found = view.model_dump(exclude_defaults=True, exclude_none=True)
         return {name: 1 if value is True else value for name, value in found.items()}
+
+    @property
+    def of_images(self) -> dict[str, Any]:
+        """The parameters that say which images of a concept are shown, and in what order."""
+        order = self.order if ORDERS[self.order][1] in SCORES else "best"
+        return {"show": self.show, "order": order, **self.__pydantic_extra__}
 
 
 # A parameter that has its default is left out of an address.
@@ -142,7 +170,7 @@ def short_name(name: str) -> str:
 
 _ENVIRONMENT = template_environment("browse", lstrip_blocks=True)
 _ENVIRONMENT.globals |= {"url": url, "url_asset": url_asset, "sdwn": command}
-_ENVIRONMENT.globals |= {"kinds": KINDS, "orders": ORDERS}
+_ENVIRONMENT.globals |= {"kinds": KINDS, "orders": ORDERS, "scores": SCORES}
 _ENVIRONMENT.filters |= {"short": short_name, "class_name": class_name}
 
 

@@ -74,7 +74,9 @@ def write_scores(path: Path, images: pa.Table, columns: Mapping[str, Any]) -> No
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
-def score_table(release: Release, evaluation: str | None = None) -> pa.Table:
+def score_table(
+    release: Release, evaluation: str | None = None, predicted: bool = True
+) -> pa.Table:
     """Return all scores of a release's images, or of a subset's, a row an image in their order.
 
     The columns are ``IMAGE_KEY`` and all of ``SCORES``, null where nothing is known. Where several
@@ -84,10 +86,11 @@ def score_table(release: Release, evaluation: str | None = None) -> pa.Table:
     Args:
         release: a release or a subset of one.
         evaluation: whose predictions count; the latest unless named. A named one must be whole.
+        predicted: whether scores of predictions (:func:`prediction_scores`) are read as well.
     """
     images = release.metadata.select(IMAGE_KEY)
     columns = {name: pa.nulls(len(images), one.type) for name, one in SCORES.items()}
-    for table in _score_tables(release, evaluation):
+    for table in _score_tables(release, evaluation, predicted):
         # Equal tables are the rule, and looking for each image takes a third of a second.
         rows = None
         if not table.select(IMAGE_KEY).equals(images):
@@ -98,15 +101,15 @@ def score_table(release: Release, evaluation: str | None = None) -> pa.Table:
     return pa.table({**{name: images[name] for name in IMAGE_KEY}, **columns})
 
 
-def _score_tables(release: Release, evaluation: str | None) -> list[pa.Table]:
+def _score_tables(release: Release, evaluation: str | None, predicted: bool) -> list[pa.Table]:
     """Read each table of scores that a release has, of one command the latest last."""
     found, paths = list[pa.Table](), release.paths
     try:
-        if evaluation is not None or evaluations(paths):
+        if predicted and (evaluation is not None or evaluations(paths)):
             # Predictions are compared row by row with all images.
             whole = Release(paths.root) if release.selection else release
             *_, predictions = open_evaluation(whole, evaluation)
-            found.append(_scores_of(predictions))
+            found.append(prediction_scores(predictions))
     except IntegrityError as error:
         if evaluation is not None:
             raise
@@ -124,7 +127,8 @@ def _score_tables(release: Release, evaluation: str | None) -> list[pa.Table]:
     return found
 
 
-def _scores_of(predictions: pa.Table) -> pa.Table:
+def prediction_scores(predictions: pa.Table) -> pa.Table:
+    """Return the scores of a table of predictions, a row an image of it."""
     best = pc.list_element(predictions["top5_probability"], 0)
     rank = predictions["label_rank"]
     derived = {"confidence": best, "correct": pc.equal(rank, 0), "correct_top5": pc.less(rank, TOP)}
