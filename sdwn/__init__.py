@@ -10,20 +10,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sdwn.measures.scored_release import ScoredRelease as Release
     from sdwn.releases.dataset import ReleaseDataset
-    from sdwn.releases.release import Release
 
 __version__ = "0.1.0"
 __all__ = ["Release", "ReleaseDataset"]
 
-_HOMES = {"Release": "sdwn.releases.release", "ReleaseDataset": "sdwn.releases.dataset"}
+_HOMES = {
+    "Release": ("sdwn.measures.scored_release", "ScoredRelease"),
+    "ReleaseDataset": ("sdwn.releases.dataset", "ReleaseDataset"),
+}
 
 
 def __getattr__(name: str) -> Any:
     # Loaded when first used: the command line pays for neither Arrow nor torch.
     if name not in _HOMES:
         raise AttributeError(f"module 'sdwn' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    module, own_name = _HOMES[name]
+    return getattr(import_module(module), own_name)
 
 
 def __dir__() -> list[str]:

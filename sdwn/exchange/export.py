@@ -41,7 +41,7 @@ from sdwn.errors import IntegrityError, UsageError, command, some
 from sdwn.paths import ReleasePaths
 from sdwn.planning.concepts import table_text
 from sdwn.releases import writer
-from sdwn.releases.release import Release
+from sdwn.releases.release import INNER_COLUMNS, Release
 from sdwn.releases.splits import split_images
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
 from sdwn.releases.writer import Attributes, CardLayout, Origin, cut_parts
@@ -64,12 +64,11 @@ GROUP_ROWS = 100
 # an empty value would need another type of column, and no batch of tensors can hold one.
 NO_CLASS = -1
 
-# What a reader looks for first, and what has a meaning only inside a release.
+# What a reader looks for first.
 _FIRST_COLUMNS = (
     *("id", "label", "wnid", "synset", "number", "status", "cls", "imagenet_class", "prompt"),
     *("negative_prompt", "seed", "width", "height", "sha256"),
 )
-_INNER_COLUMNS = {"plan", "part", "row", "offset", "bytes", "codec", "task_run"}
 
 # A file name may have 255 bytes; a number and an extension are still to come.
 _LONGEST_NAME = 150
@@ -147,7 +146,7 @@ class ExportSource:
             columns["cls"] = pc.fill_null(index, NO_CLASS)
         columns["imagenet_class"] = pc.fill_null(table["imagenet_class"], NO_CLASS)
         self.table = pa.table(columns)
-        kept = [name for name in self.table.column_names if name not in _INNER_COLUMNS]
+        kept = [name for name in self.table.column_names if name not in INNER_COLUMNS]
         first = [name for name in _FIRST_COLUMNS if name in kept]
         rest = [name for name in kept if name not in first]
         self.schema: pa.Schema = self.table.select([*first, *rest]).schema

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from io import StringIO
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -70,6 +70,8 @@ _NULLABLE = {"wnid": pa.string(), "synset": pa.string(), "imagenet_class": pa.in
 _NULLABLE["plan"] = _NAME
 # The columns that finding and decoding an image needs; the rest of a record is read on demand.
 LOCATION = ("part", "offset", "bytes", "codec", "width", "height", "sha256")
+# Those that have a meaning only inside a release.
+INNER_COLUMNS = {"plan", "part", "row", "offset", "bytes", "codec", "task_run"}
 
 # More than this, no plan has; and columns of a table of concepts that may have no value.
 MOST_CONCEPTS = 10_000_000
@@ -204,7 +206,7 @@ class Release:
         self._chosen, self.selection, self._classes = _view
         self._descriptors: dict[str, int] = {}
 
-    def __enter__(self) -> Release:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -212,7 +214,7 @@ class Release:
 
     def __reduce__(self) -> tuple[Any, ...]:
         view = self._chosen, self.selection, self._classes
-        return partial(Release, _view=view), (str(self.paths.root),)
+        return partial(type(self), _view=view), (str(self.paths.root),)
 
     def __del__(self) -> None:
         try:  # noqa: SIM105 - at its end Python has taken modules away, contextlib too
@@ -474,7 +476,7 @@ class Release:
         below: str | None = None,
         status: str | Sequence[str] | None = None,
         rows_are: str = "chosen images",
-    ) -> Release:
+    ) -> Self:
         """Select the images that fulfil every condition given.
 
         Args:
@@ -507,12 +509,12 @@ class Release:
             words.append(f"{below} and below")
         return self._choose(indices[kept[indices]], words)
 
-    def labelled_by(self, names: Sequence[str]) -> Release:
+    def labelled_by(self, names: Sequence[str]) -> Self:
         """Return these images with a classifier's own classes, if any, in place of wnids."""
         view = self._chosen, self.selection, tuple(names)
-        return Release(self.paths.root, _view=view) if names else self
+        return type(self)(self.paths.root, _view=view) if names else self
 
-    def sample(self, fraction: float) -> Release:
+    def sample(self, fraction: float) -> Self:
         """Select this share of the concepts, at least one, with all their images.
 
         It selects the same concepts in every release that has them; a larger sample contains a
@@ -524,9 +526,10 @@ class Release:
         indices = self._find_rows(ids[: max(1, round(fraction * len(ids)))])
         return self._choose(indices, [f"{100 * fraction:.3g}% of the {self.unit}s"])
 
-    def _choose(self, indices: NDArray[np.int64], words: list[str]) -> Release:
+    def _choose(self, indices: NDArray[np.int64], words: list[str]) -> Self:
         chosen = indices if self._chosen is None else self._chosen[indices]
-        return Release(self.paths.root, _view=(chosen, (*self.selection, *words), self._classes))
+        view = chosen, (*self.selection, *words), self._classes
+        return type(self)(self.paths.root, _view=view)
 
     @property
     def described(self) -> Manifest:
