@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from sdwn.errors import IntegrityError
+from sdwn.errors import IntegrityError, counted
 from sdwn.evaluation.record import evaluations, open_evaluation
 from sdwn.measures.scores import IMAGE_KEY, score_table
 from sdwn.prediction.features import Features, feature_names, open_features
@@ -44,10 +44,10 @@ class ScoredRelease(Release):
     def __repr__(self) -> str:
         found = self.described
         statuses = ", ".join(f"{count:,} {name}" for name, count in found.statuses.items())
-        text = f"{found.images:,} images of {found.concepts:,} {self.unit}s ({statuses})"
+        of = f"{counted(found.images, 'image')} of {counted(found.concepts, self.unit)}"
         computed = [f"evaluation {name}" for name in evaluations(self.paths)]
         computed += [f"features {name}" for name in feature_names(self.paths)]
-        return f"<Release {self}: {'; '.join([text, *computed])}>"
+        return f"<Release {self}: {'; '.join([f'{of} ({statuses})', *computed])}>"
 
     def _repr_html_(self) -> str:
         def cell(row: dict[str, Any]) -> tuple[Image.Image | None, str]:
