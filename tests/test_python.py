@@ -54,6 +54,7 @@ def test_the_examples_of_the_page_run(
         exec(compile(block, "docs/python.md", "exec"), session)
     assert session["features"].vectors.shape == (20, 4)
     assert session["label"] in (340, 134)
+    assert len(session["best"]) == 4
 
 
 def test_an_image_is_a_dict_of_its_picture_and_its_record(release: Any) -> None:
@@ -107,6 +108,17 @@ def test_what_was_computed_is_in_the_order_of_the_images(release: Any) -> None:
         release.predictions("other")
     with pytest.raises(SdwnError, match="has features of drawn, not of other"):
         release.features("other")
+
+
+def test_images_are_chosen_by_any_column(release: Any) -> None:
+    right = [rank == 0 for rank in release.predictions()["label_rank"].to_pylist()]
+    chosen = release.subset(where="correct AND number < 8", below="zebra.n.01")
+    rows = [row for row, yes in zip(release.metadata.to_pylist(), right, strict=True) if yes]
+    expected = [row["seed"] for row in rows if row["wnid"] == ZEBRA and row["number"] < 8]
+    assert [one["seed"] for one in chosen] == expected
+    assert type(chosen) is type(release)
+    with pytest.raises(SdwnError, match="numbr"):
+        release.subset(where="numbr < 8")
 
 
 def sheet(shown: str) -> Image.Image:

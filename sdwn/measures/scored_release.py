@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +13,10 @@ from PIL import Image
 
 from sdwn.errors import IntegrityError, counted
 from sdwn.evaluation.record import evaluations, open_evaluation
-from sdwn.measures.scores import IMAGE_KEY, score_table
+from sdwn.measures.choose import choose
+from sdwn.measures.scores import score_table
 from sdwn.prediction.features import Features, feature_names, open_features
-from sdwn.prediction.table import find_by_key
+from sdwn.prediction.table import IMAGE_KEY, find_by_key
 from sdwn.releases.release import INNER_COLUMNS, Release, image_name
 from sdwn.storage.images import PER_ROW, contact_sheet, encode
 
@@ -63,6 +64,27 @@ class ScoredRelease(Release):
         sheet = contact_sheet(self.manifest.name, len(rows), map(cell, map(self.row, rows)))
         encoded = base64.b64encode(encode(np.asarray(sheet), "webp", 80)).decode()
         return f'{text}<img alt="{len(rows)} images" src="data:image/webp;base64,{encoded}">'
+
+    def subset(
+        self,
+        *,
+        where: str | None = None,
+        per_synset: int | None = None,
+        order_by: str | None = None,
+        **conditions: Any,
+    ) -> Self:
+        """Select images as :meth:`Release.subset`, then by their columns and scores.
+
+        Args:
+            where: a condition in SQL over the metadata and all scores, as ``confidence > 0.9``.
+            per_synset: at most so many images of each concept, the first by ``order_by``.
+            order_by: what stands behind ORDER BY in SQL, as ``confidence DESC``.
+            conditions: of :meth:`Release.subset`.
+        """
+        found = super().subset(**conditions)
+        if where is None and per_synset is None:
+            return found
+        return cast("Self", choose(found, where, per_synset, order_by).release)
 
     def predictions(self, evaluation: str | None = None) -> pa.Table:
         """Return an evaluation's predictions of these images, in their order; the latest's."""
