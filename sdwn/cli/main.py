@@ -69,6 +69,8 @@ sdwn query RELEASE "SELECT status, count(*) FROM images GROUP BY status"
 sdwn query RELEASE "SELECT id, avg(confidence) FROM scores GROUP BY id" --csv
 sdwn compare RELEASE OTHER --out COMPARISON
 sdwn compare SWEEP
+sdwn duplicates RELEASE
+sdwn duplicates RELEASE --against REAL
 sdwn report RELEASE
 sdwn show RELEASE zebra --open
 sdwn browse RELEASE

@@ -202,3 +202,39 @@ def _cell(value: Any) -> str:
         return f"{value:.4g}"
     text = "" if value is None else " ".join(str(value).split())
     return text if len(text) <= CELL_SHOWN else f"{text[: CELL_SHOWN - 1]}\u2026"
+
+
+@each_cell
+def duplicates_command(
+    release: options.ReleaseFolder,
+    against: Annotated[
+        Path | None, Option(metavar="REAL", help="Also find copies of this release's images.")
+    ] = None,
+    features: Annotated[
+        str | None, Option(metavar="NAME", help="The features' name; default: the only ones.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find copies among the images, exact and near.
+
+    Images with equal pixels are exact duplicates. Near ones have features of a similarity of 0.98,
+    or of 0.9 and perceptual hashes that differ in at most 10 of 64 bits. Black images are left
+    out. Writes a page of pairs, pairs.csv, and scores of each image.
+    """
+    from sdwn.measures.duplicates import find_duplicates
+    from sdwn.measures.record import MEASURES
+    from sdwn.releases.release import Release
+    from sdwn.reports.duplicates import write_duplicates_page
+
+    opened, reference = Release(release), Release(against) if against else None
+    with console.progress("looking for duplicates"):
+        found = find_duplicates(opened, reference, features)
+        write_duplicates_page(opened, reference, found)
+    figures, path = found.content["figures"], str(found.paths.page)
+    values = {name: figure["value"] for name, figure in figures.items()}
+    rows: dict[str, object] = {
+        MEASURES[name].label: MEASURES[name].text(figure) for name, figure in figures.items()
+    }
+    rows["black, not compared"] = found.content["black_left_out"] or None
+    rows["page"] = path
+    console.result({**found.content, "figures": values, "path": path}, as_json, rows)

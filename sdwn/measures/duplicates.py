@@ -1,0 +1,165 @@
+"""Copies among images: of equal pixels, near duplicates, and images near those of a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from sdwn.errors import IntegrityError, UsageError, command
+from sdwn.io import csv_text, write_text
+from sdwn.measures.neighbours import NeighbourIndex
+from sdwn.measures.record import Figure, open_reference, write_record
+from sdwn.measures.scores import score_table, write_scores
+from sdwn.paths import MeasurePaths
+from sdwn.prediction.features import Features, open_features
+from sdwn.releases.release import Release
+from sdwn.storage.columns import BLACK, numbers
+
+# Two images are near if their features' similarity is at least SURE; or if it is at least ALIKE,
+# and their perceptual hashes differ in at most BITS of 64.
+SURE, ALIKE, BITS = 0.98, 0.9, 10
+# For each image so many of the most similar ones are looked at.
+NEIGHBOURS = 16
+
+Rows = NDArray[np.int64]
+
+
+class Duplicates(NamedTuple):
+    """What was found: the files, the record's own content, and the pairs.
+
+    A pair has the ``row`` of an image, in the release the better of both; the row of the
+    ``other``, there or in the reference; both images' ids and numbers, ``kind`` (exact or near),
+    ``similarity`` of the features and ``bits`` that differ. The most similar pairs come first.
+    """
+
+    paths: MeasurePaths
+    content: dict[str, Any]
+    pairs: pa.Table
+    reference_pairs: pa.Table | None
+
+
+def find_duplicates(
+    release: Release, reference: Release | None = None, name: str | None = None
+) -> Duplicates:
+    """Find images that repeat others; write the record, pairs and scores.
+
+    Images that are black by their status are left out: all are equal, and known. A group is what
+    pairs connect; its image with the highest probability of its class is kept, or the first.
+
+    Args:
+        release: the images.
+        reference: a release that they may repeat, as of the images that a model was trained on.
+        name: of the features; None where there is only one.
+    """
+    features = open_features(release, name)
+    ours = _Compared(release, features)
+    theirs = _Compared(reference, open_reference(features, reference)) if reference else None
+    probability = numbers(score_table(release)["label_probability"], 0)[ours.rows]
+    order = ours.rows[np.argsort(-probability, kind="stable")]
+    # Of equal pixels each image makes a pair with the best one, which alone is compared further.
+    _, first, which = np.unique(ours.pixels[order], return_index=True, return_inverse=True)
+    again, distinct = order[first[which]] != order, order[np.sort(first)]
+    exact = order[first[which]][again], order[again], np.ones(again.sum()), np.zeros(again.sum())
+    # Near ones are found from both sides, and each finds itself.
+    at, to, similarity, bits, _ = _near(ours, distinct, ours, distinct)
+    low, high = np.minimum(at, to), np.maximum(at, to)
+    _, once = np.unique(low * len(distinct) + high, return_index=True)
+    once = once[low[once] < high[once]]
+    near = distinct[low[once]], distinct[high[once]], similarity[once], bits[once]
+    pairs = _pairs(ours, ours, [*map(np.concatenate, zip(exact, near, strict=True))])
+
+    graph = np.ones(len(pairs)), (numbers(pairs["row"]), numbers(pairs["other"]))
+    _, groups = connected_components(coo_array(graph, shape=(len(release),) * 2), directed=False)
+    several = np.bincount(groups) > 1
+    groups = np.where(several, np.cumsum(several) - 1, -1)[groups]
+    extra, grouped = groups >= 0, order[groups[order] >= 0]
+    extra[grouped[np.unique(groups[grouped], return_index=True)[1]]] = False
+    counts = {"exact_duplicates": again.sum(), "near_duplicates": extra.sum() - again.sum()}
+    black = np.isin(np.arange(len(release)), ours.rows, invert=True)
+    scores = {
+        "duplicate_group": np.ma.masked_array(groups, groups < 0),
+        "duplicate_of_better": np.ma.masked_array(extra, black),
+    }
+    reference_pairs = None
+    if theirs is not None:
+        at, to, similarity, bits, nearest = _near(ours, ours.rows, theirs, theirs.rows)
+        # Of each image the most similar one.
+        at, once = np.unique(at, return_index=True)
+        found = ours.rows[at], theirs.rows[to[once]], similarity[once], bits[once]
+        reference_pairs = _pairs(ours, theirs, found)
+        counts["near_reference"] = len(at)
+        scores["nearest_reference"] = np.ma.masked_array(np.zeros(len(release)), black)
+        scores["nearest_reference"][ours.rows] = nearest
+
+    content: dict[str, Any] = {
+        "figures": {
+            name: Figure(
+                value=int(count),
+                low=None,
+                high=None,
+                images=len(order),
+                reference_images=None if theirs is None else len(theirs.rows),
+            )
+            for name, count in counts.items()
+        },
+        "settings": {"sure": SURE, "similar": ALIKE, "bits": BITS, "neighbours": NEIGHBOURS},
+        "duplicate_groups": int(several.sum()),
+        "black_left_out": int(black.sum()),
+    }
+    paths = write_record("duplicates", release, features, reference, content)
+    write_scores(paths.scores, release.metadata, scores)
+    every = [pairs] if reference_pairs is None else [pairs, reference_pairs]
+    table = pa.concat_tables(every).drop_columns(["row", "other"])
+    lines = zip(*table.to_pydict().values(), strict=True)
+    write_text(paths.table("pairs"), csv_text(table.column_names, lines))
+    return Duplicates(paths, content, pairs, reference_pairs)
+
+
+class _Compared:
+    """What images are compared by; ``rows`` are those that are not black."""
+
+    def __init__(self, release: Release, features: Features) -> None:
+        self.images, self.vectors = release.metadata, features.vectors
+        hashes = [features.table[name] for name in ("pixels_hash", "phash")]
+        if any(column.null_count for column in hashes):
+            again = command("features", release.paths.root, "--model", features.encoder["model"])
+            raise IntegrityError(
+                f"{release}: features without hashes; make them again with: {again}"
+            )
+        self.pixels, self.phash = map(numbers, hashes)
+        black = numbers(pc.is_in(self.images["status"], pa.array(BLACK, pa.string())))
+        self.rows = np.flatnonzero(~black)
+        if not len(self.rows):
+            raise UsageError(f"{release}: all images are black; there is nothing to compare")
+
+
+def _near(ours: _Compared, rows: Rows, theirs: _Compared, others: Rows) -> tuple[NDArray[Any], ...]:
+    """Return near pairs, as indices in ``rows`` and ``others`` with similarities and bits.
+
+    A row's most similar pair is its first. Last is the similarity of each row's nearest other.
+    """
+    index = NeighbourIndex(theirs.vectors[others])
+    found, similarity = index.search(ours.vectors[rows], NEIGHBOURS)
+    differ = ours.phash[rows][:, None] ^ theirs.phash[others[found]]
+    bits = np.unpackbits(differ.view(np.uint8), axis=1).reshape(*differ.shape, 64).sum(2)
+    near = np.nonzero((similarity >= SURE) | ((similarity >= ALIKE) & (bits <= BITS)))
+    return near[0], found[near], similarity[near], bits[near], similarity[:, 0]
+
+
+def _pairs(ours: _Compared, theirs: _Compared, found: Sequence[NDArray[Any]]) -> pa.Table:
+    row, other, similarity, bits = found
+    kinds = ("exact", "near") if ours is theirs else ("exact reference", "near reference")
+    one, two = ours.images.take(pa.array(row)), theirs.images.take(pa.array(other))
+    columns = {"row": row, "id": one["id"], "number": one["number"]}
+    columns |= {"kind": np.where(ours.pixels[row] == theirs.pixels[other], *kinds)}
+    columns |= {"other": other, "other_id": two["id"], "other_number": two["number"]}
+    columns |= {"similarity": similarity.astype(float).round(4), "bits": bits.astype(int)}
+    order = [("kind", "ascending"), ("similarity", "descending"), ("row", "ascending")]
+    return pa.table(columns).sort_by(order)

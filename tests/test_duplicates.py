@@ -1,0 +1,166 @@
+"""Duplicates: exact, near and of a reference, found where they were planted and nowhere else."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sdwn.errors import IntegrityError, UsageError
+from sdwn.exchange.import_images import ImportOptions, import_images
+from sdwn.measures import duplicates
+from sdwn.measures.duplicates import find_duplicates
+from sdwn.measures.record import read_records
+from sdwn.paths import ReleasePaths
+from sdwn.prediction.features import open_features
+from sdwn.releases.release import Release
+from sdwn.reports.duplicates import write_duplicates_page
+from sdwn.wordnet.corpus import WordNet
+
+from drawn import draw_features, evaluation, noise_release, predictions
+
+ZEBRA, CORGI = "n02391049", "n02113023"
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Release:
+    folder = tmp_path_factory.mktemp("duplicates")
+    return noise_release(folder, wordnet, [CORGI, ZEBRA], images_per_synset=6)
+
+
+def unlike(images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw vectors of length 1 at right angles, and perceptual hashes that are far apart."""
+    random = np.random.default_rng(0)
+    vectors = np.linalg.qr(random.normal(size=(40, 40)))[0][:images]
+    return vectors, random.integers(0, 2**64, images, np.uint64)
+
+
+def turned(vector: np.ndarray, other: np.ndarray, similarity: float) -> np.ndarray:
+    """Turn a vector towards another until it is so similar to itself."""
+    return similarity * vector + (1 - similarity**2) ** 0.5 * other
+
+
+# Between the two thresholds.
+ALIKE = (duplicates.SURE + duplicates.ALIKE) / 2
+
+
+@pytest.fixture
+def copied(release: Release) -> Release:
+    """Twelve images with copies among them."""
+    vectors, phash = unlike(14)
+    pixels = np.arange(12)
+    # 0, 3 and 7 have the same pixels; 8 is one of them made smaller; 4 is 1, cropped.
+    pixels[[3, 7]], vectors[[3, 7]], phash[[3, 7]] = 0, vectors[0], phash[0]
+    vectors[8], phash[8] = turned(vectors[0], vectors[12], ALIKE), phash[0] ^ np.uint64(0b1011)
+    vectors[4] = turned(vectors[1], vectors[12], 0.999)
+    # 11 is as similar to 10, but of another hash; 6 has the hash of 5 alone.
+    vectors[11], phash[6] = turned(vectors[10], vectors[13], ALIKE), phash[5]
+    draw_features(release, vectors[:12], pixels_hash=pixels, phash=phash[:12])
+    return release
+
+
+def test_pairs_make_groups_and_of_each_the_first_is_kept(copied: Release) -> None:
+    found = find_duplicates(copied)
+    scores = pq.read_table(found.paths.scores)
+    _ = None
+    assert scores["duplicate_group"].to_pylist() == [0, 1, _, 0, 1, _, _, 0, 0, _, _, _]
+    assert np.flatnonzero(scores["duplicate_of_better"]).tolist() == [3, 4, 7, 8]
+    assert "nearest_reference" not in scores.column_names
+    record = read_records(copied, "duplicates")["drawn"]
+    figures = {name: figure["value"] for name, figure in record["figures"].items()}
+    assert figures == {"exact_duplicates": 2, "near_duplicates": 2}
+    with found.paths.table("pairs").open() as file:
+        rows = [(row["kind"], row["number"], row["other_number"]) for row in csv.DictReader(file)]
+    assert rows == [
+        ("exact", "0", "3"),
+        ("exact", "0", "1"),
+        ("near", "1", "4"),
+        ("near", "0", "2"),
+    ]
+
+
+def test_the_image_that_is_classified_best_is_kept(copied: Release) -> None:
+    table = predictions(copied, every=True)
+    best = np.zeros(12)
+    best[[7, 4]] = 0.9
+    columns = {"label_probability": best, "label_rank": np.where(best > 0, 0, 40)}
+    for name, values in columns.items():
+        column = pa.array(values, table.schema.field(name).type)
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    evaluated = evaluation(copied, table)
+    found = find_duplicates(copied)
+    scores = pq.read_table(found.paths.scores)
+    assert np.flatnonzero(scores["duplicate_of_better"]).tolist() == [0, 1, 3, 8]
+    assert set(found.pairs["row"].to_pylist()) == {4, 7}
+    shutil.rmtree(evaluated.root)
+
+
+def test_copies_of_reference_images_are_found(
+    copied: Release, wordnet: WordNet, tmp_path: Path
+) -> None:
+    reference = noise_release(tmp_path, wordnet, [CORGI], images_per_synset=4)
+    ours, (vectors, phash) = open_features(copied), unlike(24)
+    vectors, phash, pixels = vectors[20:], phash[20:], np.arange(100, 104)
+    # 1 has the pixels of 9, and so has 3; 2 is 5, recompressed.
+    vectors[[1, 3]], phash[[1, 3]] = ours.vectors[9], ours.table["phash"][9].as_py()
+    pixels[[1, 3]] = ours.table["pixels_hash"][9].as_py()
+    vectors[2], phash[2] = ours.vectors[5], ours.table["phash"][5].as_py() ^ 1
+    draw_features(reference, vectors, pixels_hash=pixels, phash=phash)
+    found = find_duplicates(copied, reference)
+    assert found.reference_pairs is not None
+    pairs = found.reference_pairs.select(["kind", "row", "bits"]).to_pydict()
+    # 6 has the hash of 5, but other features.
+    assert pairs == {"kind": ["exact reference", "near reference"], "row": [9, 5], "bits": [0, 1]}
+    assert found.content["figures"]["near_reference"]["value"] == 2
+    nearest = pq.read_table(found.paths.scores)["nearest_reference"].to_pylist()
+    assert nearest[9] == pytest.approx(1, abs=1e-3)
+    assert max(nearest[:5]) < 0.5
+    write_duplicates_page(copied, reference, found)
+    page = found.paths.page.read_text()
+    assert "4 of 12 images repeat another one" in page
+    # Of a group of equal pixels one pair, two near ones, two with the reference.
+    assert page.count('<img src="data:image/webp;base64,') == 2 * (1 + 2 + 2)
+
+
+def test_black_images_are_no_duplicates_of_each_other(tmp_path: Path) -> None:
+    for name, colour in {"a": "black", "b": "black", "c": "red", "d": "red"}.items():
+        path = tmp_path / "pictures" / "cat" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), colour).save(path)
+    paths = ReleasePaths(tmp_path / "release")
+    release = import_images(tmp_path / "pictures", paths, ImportOptions("imagefolder")).release
+    draw_features(release, np.ones((4, 3)), pixels_hash=[0, 0, 1, 1], phash=[0] * 4)
+    found = find_duplicates(release)
+    assert found.content["black_left_out"] == 2
+    assert found.content["figures"]["exact_duplicates"] == {
+        "value": 1,
+        "low": None,
+        "high": None,
+        "images": 2,
+        "reference_images": None,
+    }
+    extra = pq.read_table(found.paths.scores)["duplicate_of_better"].to_pylist()
+    assert extra == [None, None, False, True]
+    black = release.subset(status="black")
+    with pytest.raises(UsageError, match="all images are black"):
+        find_duplicates(black)
+
+
+def test_a_release_of_equal_images_has_a_pair_for_each_copy(release: Release) -> None:
+    draw_features(release, np.ones((12, 3)), pixels_hash=[7] * 12, phash=[0] * 12)
+    found = find_duplicates(release)
+    assert found.pairs["row"].to_pylist() == [0] * 11
+    assert found.content["duplicate_groups"] == 1
+    one = find_duplicates(release.subset(rows=[5]))
+    assert len(one.pairs) == one.content["duplicate_groups"] == 0
+
+
+def test_features_without_hashes_are_refused(release: Release) -> None:
+    draw_features(release, np.ones((12, 3)), phash=[None] + [0] * 11)
+    with pytest.raises(IntegrityError, match="without hashes; make them again with: sdwn features"):
+        find_duplicates(release)
