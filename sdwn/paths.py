@@ -149,6 +149,12 @@ class ReleasePaths:
     sums = _Below("SHA256SUMS")  # checksums as ``sha256sum -c`` reads them
     evaluations = _Below("evaluations")  # everything that is computed later
 
+    @property
+    def name(self) -> str:
+        """The folder's name; of one that is called release, in its run's folder, the run's."""
+        folder = self.root.resolve()
+        return folder.parent.name if folder.name == "release" else folder.name
+
     def concepts(self, number: int) -> Path:
         """Return the path of the concepts of a release's plan."""
         return self.root / f"concepts{f'-{number}' if number else ''}.parquet"

@@ -65,6 +65,8 @@ sdwn features RELEASE
 sdwn features RELEASE --model clip:openai/clip-vit-large-patch14 --profile mysite.yaml --wait
 sdwn measure RELEASE
 sdwn measure RELEASE --reference REAL
+sdwn transfer RELEASE --test REAL
+sdwn transfer RELEASE --test REAL --train OTHER --features dinov2
 sdwn query RELEASE "SELECT status, count(*) FROM images GROUP BY status"
 sdwn query RELEASE "SELECT id, avg(confidence) FROM scores GROUP BY id" --csv
 sdwn compare RELEASE OTHER --out COMPARISON

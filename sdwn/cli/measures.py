@@ -19,7 +19,7 @@ from typer import Argument, Option
 from sdwn.cli import console, options
 from sdwn.cli.release import show_submitted
 from sdwn.cli.sweep import each_cell
-from sdwn.errors import command, counted
+from sdwn.errors import command, counted, some
 from sdwn.io import csv_text
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Of an answer on a terminal: rows, and characters of a cell.
 ROWS_SHOWN, CELL_SHOWN = 40, 40
+# Classes that a message names of those that are left out.
+NAMED = 3
 
 
 @options.with_site
@@ -92,27 +94,57 @@ def measure_command(
     releases have, and of as many images a class.
     """
     from sdwn.measures.measure import measure_release
-    from sdwn.measures.record import MEASURES
+    from sdwn.measures.record import figure_rows
     from sdwn.releases.release import Release
     from sdwn.workflow.status import next_for_release
 
     opened, other = Release(release), None if reference is None else Release(reference)
     with console.progress("measuring") as bar:
         paths, found = measure_release(opened, other, features, images, bar.note)
-    rows = {}
-    for name, measure in MEASURES.items():
-        if name in found["figures"]:
-            rows[measure.label] = measure.text(found["figures"][name])
-            if beside := found.get("reference_figures", {}).get(name):
-                rows[measure.label] += f"; of the reference itself {measure.text(beside)}"
-        elif name in found["absent"]:
-            rows[measure.label] = f"\u2013 {found['absent'][name]}"
+    rows = figure_rows(found)
     left_out = {side: len(names) for side, names in found["classes_left_out"].items() if names}
     more = (f", {count:,} more in the {side} alone" for side, count in left_out.items())
     rows["classes"] = f"{len(found['classes']):,}" + "".join(more)
     values = {name: value for name, value in found.items() if name != "classes"}
     values["path"] = rows["record"] = str(paths.record)
     console.result(values, as_json, rows, next_=next_for_release(release))
+
+
+@each_cell
+def transfer_command(
+    release: options.ReleaseFolder,
+    test: Annotated[Path, Option(metavar="REAL", help="A release of real images to test on.")],
+    train: Annotated[
+        Path | None, Option(metavar="REAL", help="Real images to train on, for comparison.")
+    ] = None,
+    features: options.FeaturesName = None,
+    seed: Annotated[int, Option(min=0, help="Which images are drawn for the curve.")] = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train on a release, test on real images.
+
+    A linear probe on features learns from 1, 2, 5 ... images a class. Make the features of all
+    releases first, with sdwn features.
+    """
+    from sdwn.measures.record import figure_rows
+    from sdwn.measures.transfer import measure_transfer
+    from sdwn.releases.release import Release
+
+    named = {"synthetic": release, "real": train, "test": test}
+    releases = {which: Release(folder) for which, folder in named.items() if folder is not None}
+    with console.progress("training probes") as bar:
+        paths, found = measure_transfer(releases, features, seed, bar.note)
+    rows: dict[str, Any] = figure_rows(found)
+    rows["classes in common"] = len(found["classes"])
+    for which, left in found["classes_left_out"].items():
+        count = counted(len(left), "class", "es")
+        text = f"{count} ({some(left, NAMED)})" if left else None
+        rows[f"left out of {releases[which].paths.name}"] = text
+    step = command("report", release)
+    # Of hundreds of classes: they stand in classes.csv.
+    values = {name: value for name, value in found.items() if name != "classes"}
+    values["path"] = str(paths.record)
+    console.result(values, as_json, {**rows, "record": values["path"]}, next_=step)
 
 
 def query_command(

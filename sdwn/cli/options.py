@@ -31,7 +31,7 @@ Kind = Literal["run", "release", "evaluation", "work", "sweep"]
 FOLLOWING = ("status", "logs", "cancel")
 # Commands that take a sweep, and do all its cells: see each_cell in sdwn.cli.sweep.
 SWEEPING = (
-    "pilot doctor submit retry cancel status logs merge verify evaluate features measure "
+    "pilot doctor submit retry cancel status logs merge verify evaluate features measure transfer "
     "duplicates report run"
 ).split()
 

@@ -100,9 +100,9 @@ MEASURES = {
         Measure("similarity_within", "similarity within a class", "low", 3),
         Measure("clip_score", "CLIP score", "high", 1),
         Measure("transfer_accuracy", "accuracy on real images", "high", 1, "%"),
-        Measure("transfer_top5", "the same by top-5", "high", 1, "%"),
+        Measure("transfer_top5", "top-5 accuracy on real images", "high", 1, "%"),
         Measure("real_accuracy", "accuracy if trained on real images", None, 1, "%"),
-        Measure("real_top5", "the same by top-5", None, 1, "%"),
+        Measure("real_top5", "top-5 accuracy if trained on real images", None, 1, "%"),
         Measure("chance", "accuracy by chance", None, 1, "%"),
         Measure("exact_duplicates", "images that repeat another's pixels", "low", 0),
         Measure("near_duplicates", "images that nearly repeat another", "low", 0),
@@ -115,7 +115,7 @@ def record_name(features: str, reference: Release | None = None) -> str:
     """Name a record by the features, and the reference that they were compared with."""
     if reference is None:
         return features
-    return f"{features}--{reference.paths.root.name}-{reference.digest[:8]}"
+    return f"{features}--{reference.paths.name}-{reference.digest[:8]}"
 
 
 def open_reference(features: Features, reference: Release) -> Features:
@@ -181,7 +181,7 @@ def write_record(
         "sdwn": __version__,
         "release": release.digest,
         "features": {"name": features.name, "encoder": dict(features.encoder)},
-        "reference": reference and {"name": reference.paths.root.name, "release": reference.digest},
+        "reference": reference and {"name": reference.paths.name, "release": reference.digest},
         **content,
     }
     every = {"figures": [{"name": "all", "figures": content["figures"]}]}
@@ -197,6 +197,21 @@ def write_record(
     record["digest"] = content_digest(record)
     write_text(paths.record, json.dumps(record, indent=2) + "\n")
     return paths
+
+
+def figure_rows(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return a record's figures by label, each with its images, and why others are absent."""
+    rows = dict[str, str]()
+    for name, measure in MEASURES.items():
+        if figure := record["figures"].get(name):
+            sides = (figure["images"], figure["reference_images"])
+            counts = " and ".join(f"{one:,}" for one in sides if one)
+            rows[measure.label] = f"{measure.text(figure)}; images: {counts}"
+            if beside := record.get("reference_figures", {}).get(name):
+                rows[measure.label] += f"; of the reference itself {measure.text(beside)}"
+        elif reason := record.get("absent", {}).get(name):
+            rows[measure.label] = f"\u2013 {reason}"
+    return rows
 
 
 def read_records(release: Release, kind: Measured) -> dict[str, dict[str, Any]]:

@@ -136,7 +136,7 @@ def measure_transfer(
             for part, found in parts.items()
         },
         "curve": [curve[size] for size in sorted(curve)],
-        "train": train and {"name": train.paths.root.name, "release": train.digest},
+        "train": train and {"name": train.paths.name, "release": train.digest},
         "classes_left_out": left_out,
         "settings": {"seed": seed, "rule": RULE, "strength": strengths},
     }

@@ -24,7 +24,7 @@ from sdwn.errors import UsageError
 from sdwn.evaluation.metrics import measure, metrics_shown, percentiles, resampled_means
 from sdwn.evaluation.record import evaluations, open_evaluation
 from sdwn.io import Format, csv_text, now, write_text
-from sdwn.paths import ComparisonPaths
+from sdwn.paths import ComparisonPaths, ReleasePaths
 from sdwn.planning.plan import flat_settings
 from sdwn.prediction.table import find_by_key
 from sdwn.releases.release import Release
@@ -99,8 +99,7 @@ def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[
         if folder.parent.name == "evaluations":
             release, own, folder = folder.parents[1], folder.name, folder.parents[1]
         if not name:
-            # The release of a run lies in a folder of that name in the run's.
-            name = folder.parent.name if folder.name == "release" else folder.name
+            name = ReleasePaths(folder).name
             name += f" by {own}" if own else ""
         name += f" ({len(named) + 1})" if name in [other for other, *_ in named] else ""
         named.append((name, Release(release), own))
