@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -181,11 +182,11 @@ def test_the_command_prints_and_keeps_its_figures(sdwn: Sdwn, releases: dict[str
     assert "accuracy if trained on real images  \u2013 no real images" in said
     assert "left out of synthetic               1 class (n04487081)" in said
     found = sdwn.json(*words, "--train", folders["real"])
-    (record,) = read_records(releases["synthetic"], "transfer").values()
+    path = Path(found["path"])
+    record = read_records(releases["synthetic"], "transfer")[path.parent.name]
     assert found["figures"] == record["figures"]
     assert record["train"]["release"] == releases["real"].digest
-    folder = releases["synthetic"].paths.measured("transfer", "").root
-    (curve,) = folder.glob("*/curve.csv")
+    curve = path.with_name("curve.csv")
     with curve.open(newline="") as table:
         rows = list(csv.DictReader(table))
     accuracies = [row for row in rows if row["measure"] == "transfer_accuracy"]
