@@ -74,6 +74,7 @@ sdwn compare SWEEP
 sdwn duplicates RELEASE
 sdwn duplicates RELEASE --against REAL
 sdwn report RELEASE
+sdwn show RELEASE
 sdwn show RELEASE zebra --open
 sdwn browse RELEASE
 sdwn browse RELEASE OTHER

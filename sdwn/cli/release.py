@@ -18,7 +18,7 @@ from typer import Argument, Option
 
 from sdwn.cli import console, options
 from sdwn.cli.sweep import each_cell
-from sdwn.errors import IntegrityError, UsageError, command, counted
+from sdwn.errors import IntegrityError, UsageError, command, counted, duration, some
 from sdwn.io import atomic, strays, write_text
 from sdwn.paths import ComparisonPaths, ReleasePaths, RunPaths
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Files left out of an import that are named on the terminal; the release names all.
 SKIPPED_SHOWN = 20
+HOSTS_SHOWN = 8
 PAGE, PICTURES = ".html", (".png", ".jpg", ".webp")
 
 
@@ -578,13 +579,24 @@ def report_command(
 
 def show_command(
     release: options.ReleaseFolder,
-    synset: options.SynsetName,
+    synset: Annotated[
+        str | None,
+        Argument(metavar="SYNSET", help="By name, wnid or lemma; default: the whole release."),
+    ] = None,
     evaluation: options.EvaluationName = None,
     open_: Annotated[bool, Option("--open", help="Open its sheet in the browser.")] = False,
     save: Annotated[Path | None, Option(help="Write its sheet to FILE.html or FILE.png.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show a concept: its images and their classification."""
+    """Show a concept's images, or what a release is made of.
+
+    Without SYNSET: plan, model, versions, hosts, licence, checksum, and what was computed.
+    """
+    if synset is None:
+        if open_ or save or evaluation:
+            raise typer.BadParameter("--open, --save and --evaluation need a SYNSET")
+        show_contents(release, as_json)
+        return
     from sdwn.browser.library import Library, sheet_page, sheet_picture, sheet_record
     from sdwn.exchange.export import path_name
 
@@ -611,6 +623,43 @@ def show_command(
         if open_ and not webbrowser.open(save.absolute().as_uri()):
             console.say(f"no browser here to open it in; copy it to where there is one: {save}")
     console.result(found, as_json, sheet_rows(found), "", sheet_table(found))
+
+
+def show_contents(folder: Path, as_json: bool) -> None:
+    """Print what a release is made of."""
+    from sdwn.releases.release import Release
+    from sdwn.reports.contents import release_contents
+    from sdwn.workflow.status import next_for_release
+
+    with console.progress("reading the release"):
+        found = release_contents(Release(folder))
+    made_with = {name: some(values, HOSTS_SHOWN) for name, values in found["made_with"].items()}
+    named = {name: made_with.pop(name, None) for name in ("model", "revision", "device", "host")}
+    plans = list[str]()
+    for plan in found["plans"]:
+        how = plan["generation"]
+        of = f"{plan['digest'][:12]}: {counted(plan['images'], 'image')} of {plan['catalog']}"
+        steps = counted(how["num_inference_steps"], "step")
+        size = f"{how['width']}x{how['height']}, {steps}, guidance {how['guidance_scale']:g}"
+        plans.append(f"{of}, {size}, seed {plan['seed']}")
+    joules, seconds = found["energy_joules"], found["device_seconds"]
+    rows = {
+        **release_rows(found),
+        "plan": plans or None,
+        **named,
+        "versions": ", ".join(f"{name} {value}" for name, value in made_with.items()) or None,
+        "images from": found["started"],
+        "merged" if plans else "imported": f"{found['created']}, by sdwn {found['sdwn']}",
+        "device time": seconds and duration(seconds),
+        "energy": joules and f"{joules / 3.6e6:,.2f} kWh",
+        "kills survived": found["resumed"],
+        "source": found["source"],
+        "licence": found["licence"],
+        "SHA-256": f"{found['sha256']} (manifest.json, which has those of all files)",
+    }
+    computed = ("evaluations", "features", "measures", "transfer", "duplicates")
+    rows |= {name: ", ".join(found[name]) or None for name in computed}
+    console.result(found, as_json, found["name"], rows, next_=next_for_release(folder))
 
 
 def sheet_rows(found: dict[str, Any]) -> dict[str, Any]:

@@ -346,6 +346,12 @@ class TaskRecord:
         """Speed of sampling after the first batch; None before the second."""
         return self.images / self.seconds if self.seconds else None
 
+    @property
+    def device_seconds(self) -> float:
+        """How long it held the device: to load the model, for the first batch, and since then."""
+        since = self.seconds / self.busy if self.busy else 0.0
+        return self.loading_seconds + self.first_seconds + since
+
 
 # Anybody may have written it.
 _RECORD = TypeAdapter(TaskRecord)

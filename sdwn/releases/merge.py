@@ -309,7 +309,7 @@ def _origin(
         evaluation=plan.config.evaluation.model_dump(mode="json"),
         missing=tuple(missing),
         missing_shards=shares,
-        energy_joules=_energy(runs, old),
+        used=_used(runs, old),
     )
     if old is not None:
         before, planned = old.manifest, {row.id for row in plan.concepts}
@@ -326,19 +326,21 @@ def _origin(
     return replace(origin, taxonomy=taxonomy)
 
 
-def _energy(runs: Sequence[RunPaths], old: Release | None) -> float | None:
-    """Add up what the cards took for all task runs that made images; None unless each told it."""
-    found = [old.manifest.energy_joules] if old else list[float | None]()
+def _used(runs: Sequence[RunPaths], old: Release | None) -> dict[str, float | None]:
+    """Add up what task runs that made images took of devices; None unless each told it."""
+    found: list[Any] = [old.manifest] if old else []
+    used: dict[str, float | None] = dict.fromkeys(("energy_joules", "device_seconds"))
     for paths in runs:
         for name in filter(TASK_NAME.fullmatch, sorted(paths.task_names())):
             try:
                 record = read_record(paths.tasks / name)
             except IntegrityError:
-                return None
-            if record.first_images:
-                found.append(record.energy_joules)
-    known = [joules for joules in found if joules is not None]
-    return sum(known) if known and len(known) == len(found) else None
+                return used
+            found += [record] if record.first_images else []
+    for name in used:
+        values = [getattr(one, name) for one in found]
+        used[name] = sum(values) if values and None not in values else None
+    return used
 
 
 def _parts(

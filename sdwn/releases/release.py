@@ -135,6 +135,7 @@ class Manifest(Record):
     bytes: Count
     evaluation: dict[str, Any] | None = None  # the settings that the run's config has for it
     energy_joules: float | None = None  # what the cards took; None where not every task run told it
+    device_seconds: float | None = None  # what they held their devices for; None as above
     made_on: list[dict[str, Any]]  # the number of task runs by model, device and versions
     files: list[FileRecord]
 

@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +78,7 @@ class Origin:
     missing_shards: str = ""
     skipped: tuple[tuple[str, str], ...] = ()  # files that could not be taken, and why
     taxonomy: pa.Table | None = None
-    energy_joules: float | None = None
+    used: Mapping[str, Any] = field(default_factory=dict)  # energy and time of devices
 
 
 # What a part is made of, in JSON's terms; what writes it, with the attributes given, and returns
@@ -212,7 +212,7 @@ def _describe(
         plans=plans,
         missing=missing,
         skipped=len(origin.skipped),
-        energy_joules=origin.energy_joules,
+        **origin.used,
         bytes=sum(file.bytes for file in files),
         made_on=[{**json.loads(kind), "task_runs": count} for kind, count in kinds],
         files=files,
