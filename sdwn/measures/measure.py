@@ -35,11 +35,7 @@ Rows = NDArray[np.int64]
 
 
 def measure_release(
-    release: Release,
-    reference: Release | None,
-    name: str | None,
-    most: int,
-    on_message: OnMessage,
+    release: Release, reference: Release | None, name: str | None, most: int, on_message: OnMessage
 ) -> tuple[MeasurePaths, dict[str, Any]]:
     """Measure a release by its features; write the record, its tables, and scores of images.
 
@@ -52,9 +48,6 @@ def measure_release(
         name: of the features; None where the release has those of one encoder.
         most: images that distances, density, coverage and the Vendi score are computed of.
         on_message: called with what is measured just now.
-
-    Returns:
-        The record's files, and its content.
 
     Raises:
         UsageError: no class is common, or nothing can be measured.
@@ -103,18 +96,16 @@ def measure_release(
     if reference is not None:  # how varied it is itself
         own = figures_of(each, sides[1:])[0]
         content["reference_figures"] = {one: own[one] for one in ("vendi", *WITHIN) if one in own}
-    chosen_by = {
-        "groups": {
-            group: np.flatnonzero(held)
-            for group, held in record.groups_of_classes(release, names).items()
-        },
-        "classes": {one: each[at : at + 1] for at, one in enumerate(names)},
-    }
-    for kind, chosen in chosen_by.items():
-        content[kind] = []
-        for one, which in chosen.items():
-            on_message(f"{kind}: {one}")
-            content[kind].append({"name": one, "figures": figures_of(which, sides)[0]})
+    on_message("each group")
+    content["groups"] = [
+        {"name": one, "figures": figures_of(np.flatnonzero(held), sides)[0]}
+        for one, held in record.groups_of_classes(release, names).items()
+    ]
+    on_message("each class")
+    content["classes"] = [
+        {"name": one, "figures": figures_of(each[at : at + 1], sides)[0]}
+        for at, one in enumerate(names)
+    ]
     content["classes_left_out"] = {
         one: sorted(side.keys() - counts.keys())
         for one, side in zip(("release", "reference"), rows, strict=False)
@@ -201,8 +192,8 @@ def _mean_figures(
             figures[one] = _mean_figure(by_class, np.arange(len(within)), int(sizes.sum()))
     known = ~np.isnan(clip_scores)
     if known.any():
-        found = clip_scores[known], classes[known], int(known.sum())
-        figures["clip_score"] = _mean_figure(*found)
+        count = int(known.sum())
+        figures["clip_score"] = _mean_figure(clip_scores[known], classes[known], count)
     return figures
 
 

@@ -50,9 +50,12 @@ SCORES = {
         Score("subtree_probability", "probability of its synset or near it", "high", "evaluate"),
         Score("confidence", "probability of the best class", "high", "evaluate"),
         Score("clip_score", "CLIP score", "high", "features --model clip:MODEL"),
-        Score("similarity_within", "similarity to the concept's other images", "low", "measure"),
+        Score("similarity_within", "similarity to its class's other images", "low", "measure"),
         Score(
-            "nearest_real", "similarity to the nearest real image", None, "measure --reference REAL"
+            "nearest_real",
+            "similarity to its class's nearest real image",
+            None,
+            "measure --reference REAL",
         ),
         Score("duplicate_group", "group of duplicates", None, "duplicates", pa.int32()),
         Score("duplicate_of_better", "a duplicate that can go", "low", "duplicates", pa.bool_()),
