@@ -20,6 +20,7 @@ from sdwn.wordnet.corpus import WordNet
 
 from conftest import Sdwn
 from drawn import draw_features, noise_release
+from small_clip import CAPTIONS, EMPTY, drawings
 
 WNIDS = ["n02391049", "n02510455", "n04398044"]  # zebra, giant panda, teapot
 IMAGES, DIMENSIONS = 40, 16
@@ -178,3 +179,33 @@ def test_every_number_is_finite(releases: list[Release]) -> None:
 
     json.loads(paths.record.read_text(), parse_constant=fail)
     assert not np.isnan(pq.read_table(paths.scores)["nearest_real"].to_numpy()).any()
+
+
+def test_a_clip_score_falls_with_other_prompts_and_knows_no_class_by_an_empty_one(
+    small_clip: Path, sdwn: Sdwn
+) -> None:
+    wnids = sorted(CAPTIONS)[:8]
+    others = [CAPTIONS[wnid] for wnid in wnids[3:] + wnids[:3]]
+    found = {}
+    for name, prompts in {
+        "own": [CAPTIONS[wnid] for wnid in wnids],
+        "permuted": others,
+        "empty": [EMPTY] * len(wnids),
+    }.items():
+        for seed in range(3):
+            for wnid, prompt, drawing in zip(wnids, prompts, drawings(wnids, seed), strict=True):
+                folder = sdwn.folder / name / wnid
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "text.txt").write_text(f"prompt: {prompt}\nwnid: {wnid}\n")
+                drawing.save(folder / f"{seed}.png")
+        release = f"{name}-release"
+        sdwn("import", name, release, "--format", "folders")
+        sdwn("features", release, "--model", f"clip:{small_clip}")
+        found[name] = sdwn.json("measure", release, "--reference", "own-release")
+    own, permuted, empty = (one["figures"]["clip_score"] for one in found.values())
+    assert own["low"] > permuted["high"]
+    assert permuted["value"] < empty["value"] < own["value"]
+    # All have the same images: by any other measure they are one.
+    for one in found.values():
+        assert one["figures"]["vendi"] == found["own"]["figures"]["vendi"]
+        assert "cmmd" in one["absent"], "24 images"
