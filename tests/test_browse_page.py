@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
-from sdwn.browser.library import Library
+from sdwn.browser.library import BESIDE, Library
 from sdwn.browser.views import View
 from sdwn.paths import ReleasePaths
 from sdwn.planning.concept_table import as_table, write_concepts
@@ -21,7 +22,7 @@ from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import WordNet
 
 from conftest import Sdwn, hide_wordnet
-from drawn import evaluation, noise_release, predictions
+from drawn import draw_features, draw_scores, evaluation, noise_release, predictions
 from opened import NARROW, Opened, opened
 from served import served
 
@@ -72,6 +73,12 @@ def roots(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> tuple[P
     common = {"images_per_synset": IMAGES, "prompt": f"{{lemma}}, {{definition}} {HOSTILE}"}
     one = _release(folder / "one", wordnet, wnids, **common)
     two = _release(folder / "two", wordnet, wnids[::4], seed=7, **common)
+    scored = Release(one)
+    numbers = np.array(scored.metadata["number"])
+    likeness = 20 + np.random.default_rng(0).random(len(scored))
+    vectors = np.random.default_rng(0).normal(size=(len(scored), 4))
+    draw_features(scored, vectors, clip_score=likeness)
+    draw_scores(scored, duplicate_group=[0 if n == 2 else None for n in numbers])
     rename(one, ODD, f"{HOSTILE}, {TURNED}, {'long' * 75}")
     return one, two
 
@@ -111,6 +118,7 @@ def wide(browser: Any, site: Site) -> Iterator[Opened]:
 PAGES = (
     *("/", "/?q=cat&show=wrong", "/?q=qqq", f"/?below={ZEBRA}", "/tree", "/map", "/about"),
     *(f"/concepts/{ZEBRA}", f"/concepts/{ODD}", f"/concepts/{ZEBRA}/2", "/tree/n02121620"),
+    *("/?by=clip_score&order=clip_score", f"/concepts/{ZEBRA}/2?similar=drawn&order=clip_score"),
     *("/compare", f"/compare/{ZEBRA}"),
 )
 
@@ -221,6 +229,43 @@ def test_groups_and_orders_are_chosen(wide: Opened, site: Site) -> None:
     assert sorted(shuffled) == sorted(cats) != shuffled
     page.reload()
     assert shown(page) == shuffled
+
+
+def test_a_score_filters_and_orders(wide: Opened, site: Site) -> None:
+    from playwright.sync_api import expect
+
+    page = site.go(wide, "/?q=cat")
+    page.select_option("#by", "clip_score")
+    page.wait_for_url("**/?q=cat&by=clip_score")
+    spans = page.get_by_role("navigation", name="CLIP score")
+    every = [int(told) for told in spans.locator(".quiet").all_inner_texts()]
+    assert sum(every) == int(page.locator("#only-all .quiet").inner_text())
+    span = spans.get_by_role("link").nth(2)
+    span.click()
+    expect(page.locator(".found")).to_contain_text(f", {every[2]} images")
+    assert "&clip_score=" in searched(page)
+    page.get_by_role("spinbutton", name="from").fill("20.25")
+    page.keyboard.press("Enter")
+    expect(page.locator(".removable")).to_contain_text("CLIP score: 20.25 and more")
+    page.select_option("#order", "-clip_score")
+    page.wait_for_url("**order=-clip_score**")
+    page.locator(".hit a").first.click()
+    told = page.locator(".image").get_by_text("CLIP score:").all_inner_texts()
+    values = [float(one.partition(": ")[2]) for one in told]
+    assert min(values) >= 20.2
+    assert values == sorted(values, reverse=True)
+    count = page.locator(".image").count()
+    page.locator(".image a").first.click()
+    assert f"1 of {count}" in page.locator(".up").inner_text()
+    for _ in range(count - 1):
+        page.keyboard.press("j")
+        page.wait_for_load_state()
+    assert f"{count} of {count}" in page.locator(".up").inner_text()
+    page.get_by_role("link", name="by drawn").click()
+    similar = page.locator(".strip").last.locator("li")
+    assert similar.count() == BESIDE
+    similar.first.locator("a").click()
+    assert page.locator("h1").count() == 1
 
 
 def test_a_page_is_asked_for_by_its_number(wide: Opened, site: Site) -> None:
@@ -529,6 +574,17 @@ def test_without_scripts_links_and_forms_do(browser: Any, site: Site) -> None:
     page.get_by_role("button", name="Show").click()
     assert "show=right" in page.url
     assert page.locator(".hit").count() > 1
+    page.select_option("#by", "clip_score")
+    page.get_by_role("button", name="Show").first.click()
+    before = page.locator(".found").inner_text()
+    page.get_by_role("spinbutton", name="to").fill("20.5")
+    page.locator(".leaf").get_by_role("button", name="Show").click()
+    assert page.locator(".found").inner_text() != before
+    assert "show=right" in page.url
+    page.locator(".hit a").first.click()
+    page.get_by_label("Order").select_option("clip_score")
+    page.get_by_role("button", name="Show").click()
+    assert page.locator(".image").count() > 0
     page.goto(f"{site.url}/map")
     page.locator("summary").click()
     page.locator("details .names a", has_text="banjo").click()

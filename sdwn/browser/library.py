@@ -149,7 +149,8 @@ class Library:
     def scores(self) -> dict[str, NDArray[np.float32]]:
         """The scores that images have here, by row, read at the first use; NaN where unknown."""
         table = score_table(self.release, predicted=False)
-        found = {name: numbers(table[name].cast(FLOAT), np.nan) for name in SCORES}
+        known = (name for name in SCORES if table[name].null_count < len(table))
+        found = {name: numbers(table[name].cast(FLOAT), np.nan) for name in known}
         found |= self.predictions.scores if self.predictions else {}
         return {name: values for name, values in found.items() if not np.isnan(values).all()}
 
