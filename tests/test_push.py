@@ -205,9 +205,9 @@ def test_who_may_not_write_learns_it_before_anything_is_exported(
     everything = ""
     for name, token in {"other/zebras": TOKEN, "lab/zebras": "hf_AnOldTokenOfSomebody"}.items():
         monkeypatch.setenv("HF_TOKEN", token)
-        done = sdwn("push", release, name, code=2)
-        assert f"{name}: this token may not write there" in done.stderr
-        assert "hf auth login" in done.stderr
+        done = sdwn("push", release, name, code=1)
+        assert f"{name}: the hub did not take it (40" in done.stderr
+        assert "log in with a token that may write there: hf auth login" in done.stderr
         everything += done.stdout + done.stderr
         # The hub's answer has the token; nothing that is printed has.
         assert token not in everything

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 # Files left out of an import that are named on the terminal; the release names all.
 SKIPPED_SHOWN = 20
-HOSTS_SHOWN = 8
 PAGE, PICTURES = ".html", (".png", ".jpg", ".webp")
 
 
@@ -346,9 +345,8 @@ def push_command(
             with console.progress("exporting", len(opened)) as bar:
                 folder = export_to_push(opened, format_ or "parquet", bar.advance)
     found = push(folder, hub, replace)
-    rows = {"data set": found["url"], "files": found["files"], "size": decimal(found["bytes"])}
-    rows |= {"private": "yes" if found["private"] else None, "commit": found["commit"]}
-    console.result(found, as_json, rows | {"pushed from": found["path"]})
+    rows = {name: found[name] for name in ("url", "commit", "files", "path")}
+    console.result(found, as_json, rows | {"size": decimal(found["bytes"])})
 
 
 def import_command(
@@ -633,15 +631,15 @@ def show_contents(folder: Path, as_json: bool) -> None:
 
     with console.progress("reading the release"):
         found = release_contents(Release(folder))
-    made_with = {name: some(values, HOSTS_SHOWN) for name, values in found["made_with"].items()}
+    made_with = {name: some(values, 8) for name, values in found["made_with"].items()}
     named = {name: made_with.pop(name, None) for name in ("model", "revision", "device", "host")}
-    plans = list[str]()
-    for plan in found["plans"]:
-        how = plan["generation"]
-        of = f"{plan['digest'][:12]}: {counted(plan['images'], 'image')} of {plan['catalog']}"
-        steps = counted(how["num_inference_steps"], "step")
-        size = f"{how['width']}x{how['height']}, {steps}, guidance {how['guidance_scale']:g}"
-        plans.append(f"{of}, {size}, seed {plan['seed']}")
+    plans = [
+        f"{plan['digest'][:12]}: {counted(plan['images'], 'image')} of {plan['catalog']}, "
+        f"{how['width']}x{how['height']}, {counted(how['num_inference_steps'], 'step')}, "
+        f"guidance {how['guidance_scale']:g}, seed {plan['seed']}"
+        for plan in found["plans"]
+        for how in [plan["generation"]]
+    ]
     joules, seconds = found["energy_joules"], found["device_seconds"]
     rows = {
         **release_rows(found),

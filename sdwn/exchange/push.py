@@ -1,12 +1,7 @@
 """Upload of a release, or of an export of it, to a data set of the Hugging Face hub.
 
-::
-
-    RELEASE --> export --> RELEASE-FORMAT-DIGEST/ --> compare, upload, compare
-    a folder of sdwn export, or a release itself ---^   (with what the hub lists)
-
-A kill costs what was under way: a whole export is not written again, and the hub keeps the files
-that it has got.
+A release is exported into a folder beside it first, unless it goes as it is. After a kill a whole
+export is not written again, and the hub keeps the files that it has got.
 """
 
 from __future__ import annotations
@@ -26,13 +21,11 @@ from sdwn.releases.release import Release
 
 # Seconds before each further attempt; the hub counts a user's requests over five minutes.
 WAITS = (10, 60, 300, 300)
-BUSY = (408, 429, 500, 502, 503, 504)
 # Hidden files, thumbnails of file servers, and what tasks wrote about themselves and their hosts.
 IGNORED = (".*", "*/.*", "@*", "*/@*", "evaluations/*/work/*")
 # The hub keeps texts of up to 10 MB in git itself.
 SMALL = 10_000_000
-# Differing files that a message names.
-NAMED = 5
+NAMED = 5  # files in a message
 
 T = TypeVar("T")
 
@@ -41,11 +34,7 @@ class HubDataset:
     """A data set of the hub that this user may write to; made where it is missing.
 
     A request is repeated while the hub is busy or cannot be reached; ``on_message`` is told.
-
-    Raises:
-        UsageError: the name is none, nobody is logged in, the hub must not be asked, the user may
-            not write there, or the data set is public and was to be private.
-        SdwnError: the hub does not answer, or refuses.
+    A UsageError says what keeps this user from writing there before anything is exported.
     """
 
     def __init__(
@@ -100,14 +89,11 @@ class HubDataset:
                 # The hub's answer may repeat the token.
                 fault = (f"{status}: {said}" if said else first_line(cause)).replace(token, "TOKEN")
                 wait = next(waits, None)
-            if status in (401, 403):
-                raise UsageError(
-                    f"{self.name}: this token may not write there ({fault}); log in with one that "
-                    "may, with: hf auth login; or choose another name"
-                )
-            if wait is None or not (status in BUSY if status else lost):
-                again = "it keeps what it has got: run the same command again"
-                raise SdwnError(f"{self.name}: the hub did not take it: {fault}; {again}")
+            if wait is None or not (status == 429 or status >= 500 if status else lost):
+                advice = "it keeps what it has got: run the same command again"
+                if status in (401, 403):
+                    advice = "log in with a token that may write there: hf auth login"
+                raise SdwnError(f"{self.name}: the hub did not take it ({fault}); {advice}")
             self._on_message(f"the hub does not answer ({fault}); trying again in {wait} s")
             time.sleep(wait)
 
@@ -128,11 +114,7 @@ def export_to_push(release: Release, form: str, advance: io.Advance = lambda _: 
 def push(folder: Path, hub: HubDataset, replace: bool = False) -> dict[str, Any]:
     """Upload a release or an export, and compare what the hub then lists with its files.
 
-    With ``replace``, files there of other names or other content give way.
-
-    Raises:
-        UsageError: the folder is neither, or the data set holds something else.
-        IntegrityError: the hub lists other files than were uploaded.
+    Of a data set that holds something else nothing is changed, unless ``replace`` is given.
     """
     from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
@@ -156,8 +138,8 @@ def push(folder: Path, hub: HubDataset, replace: bool = False) -> dict[str, Any]
     if wrong := others(there) + sorted(sums.keys() - there.keys()):
         fault = f"{hub.name} differs from {folder}: {some(wrong, NAMED)}"
         raise IntegrityError(f"{fault}; upload it again with: --replace")
-    size = sum(path.stat().st_size for path in files)
     found = {"dataset": hub.name, "url": hub.url, "private": hub.private, "commit": commit}
+    size = sum(path.stat().st_size for path in files)
     return {**found, "files": len(files), "bytes": size, "path": str(folder)}
 
 

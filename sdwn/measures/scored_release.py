@@ -65,26 +65,13 @@ class ScoredRelease(Release):
         encoded = base64.b64encode(encode(np.asarray(sheet), "webp", 80)).decode()
         return f'{text}<img alt="{len(rows)} images" src="data:image/webp;base64,{encoded}">'
 
-    def subset(
-        self,
-        *,
-        where: str | None = None,
-        per_synset: int | None = None,
-        order_by: str | None = None,
-        **conditions: Any,
-    ) -> Self:
-        """Select images as :meth:`Release.subset`, then by their columns and scores.
+    def subset(self, *, where: str | None = None, **conditions: Any) -> Self:
+        """Select images as :meth:`Release.subset`, of those the ones that fulfil a condition.
 
-        Args:
-            where: a condition in SQL over the metadata and all scores, as ``confidence > 0.9``.
-            per_synset: at most so many images of each concept, the first by ``order_by``.
-            order_by: what stands behind ORDER BY in SQL, as ``confidence DESC``.
-            conditions: of :meth:`Release.subset`.
+        ``where`` is SQL over the metadata and all scores, as ``confidence > 0.9``.
         """
         found = super().subset(**conditions)
-        if where is None and per_synset is None:
-            return found
-        return cast("Self", choose(found, where, per_synset, order_by).release)
+        return found if where is None else cast("Self", choose(found, where).release)
 
     def predictions(self, evaluation: str | None = None) -> pa.Table:
         """Return an evaluation's predictions of these images, in their order; the latest's."""

@@ -223,9 +223,6 @@ class Release:
         except Exception:
             pass
 
-    def __repr__(self) -> str:
-        return f"<Release {self}: {len(self):,} images>"
-
     def __str__(self) -> str:
         return ", ".join((str(self.paths.root), *self.selection))
 

@@ -18,10 +18,7 @@ from sdwn.releases.release import Release
 from sdwn.releases.writer import LICENCES
 
 # Of a manifest as it is.
-RECORDED = (
-    *("name", "origin", "source", "created", "sdwn", "imagenet_classes", "skipped"),
-    *("energy_joules", "device_seconds"),
-)
+RECORDED = "name origin source created sdwn imagenet_classes energy_joules device_seconds".split()
 # Of a task run's record, what differs from one to the next.
 OF_A_TASK_RUN = ("job", "started", "batch")
 
