@@ -26,7 +26,7 @@ from sdwn import io as files
 from sdwn.cli import console
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.evaluation.evaluate import evaluate, keep_computed, write_evaluation
+from sdwn.evaluation.evaluate import evaluate, keep_computed, write_results
 from sdwn.evaluation.verify import verify
 from sdwn.jobs import task
 from sdwn.jobs.journal import intend, settle
@@ -327,7 +327,7 @@ def test_only_images_that_an_earlier_release_lacks_are_classified(
     predict(work.root, range(len(planned.shards)))
     record = read_record(work.task("none", 0))
     assert (record.done, record.total) == (12, 12), "of 30"
-    found = write_evaluation(grown, work, planned, console.say)
+    found = write_results(grown, work, planned, console.say)
     assert {**found, "path": ""} == {**expected, "path": ""}
     paths = grown.paths.evaluation(planned.name)
     made, anew = (

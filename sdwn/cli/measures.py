@@ -17,7 +17,7 @@ from rich.table import Table
 from typer import Argument, Option
 
 from sdwn.cli import console, options
-from sdwn.cli.release import show_submitted
+from sdwn.cli.release import evaluate_or_submit
 from sdwn.cli.sweep import each_cell
 from sdwn.errors import command, counted, some
 from sdwn.io import csv_text
@@ -50,34 +50,14 @@ def features_command(
     One vector an image, kept with the release. The same command resumes after a kill; what is
     encoded stays, also in a release that grows out of this one.
     """
-    if profile is None and (site.keys() - {"batch_size"} or wait):
-        raise typer.BadParameter("--wait and the profile's options need --profile")
-    if profile is None:
-        from sdwn.batches import parse_batch_size
-        from sdwn.prediction.encode import encode_release
-        from sdwn.releases.release import Release
-
-        opened, size = Release(release), None
-        if "batch_size" in site:
-            size = parse_batch_size(site["batch_size"], "--batch-size")
-        with console.progress("encoding", len(opened)) as bar:
-            found = encode_release(opened, model, bar.advance, console.say, size)
-    else:
-        from sdwn.workflow import submitting
-
-        how = submitting.SubmitOptions(wait, retries, command="the same command")
-        profiles = submitting.evaluation_profiles(profile, site)
-        found = submitting.encode_by_tasks(release, model, profiles, how, console)
-    if "work" in found:
-        show_submitted(found, as_json, "encoded")
-        return
-    rows = {
-        "features": found["path"],
-        "images": f"{found['images']:,}, {found['dimensions']:,} numbers each",
-        "size": decimal(found["bytes"]),
-    }
-    step = command("measure", release, "--features", found["features"])
-    console.result(found, as_json, rows, next_=step)
+    if found := evaluate_or_submit(release, model, profile, site, wait, retries, as_json):
+        rows = {
+            "features": found["path"],
+            "images": f"{found['images']:,}, {found['dimensions']:,} numbers each",
+            "size": decimal(found["bytes"]),
+        }
+        step = command("measure", release, "--features", found["features"])
+        console.result(found, as_json, rows, next_=step)
 
 
 @each_cell

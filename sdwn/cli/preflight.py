@@ -18,7 +18,7 @@ from typer import Argument, Option
 
 from sdwn.cli import console, options
 from sdwn.cli.sweep import each_cell
-from sdwn.errors import UsageError, command, counted, duration
+from sdwn.errors import SdwnError, UsageError, command, counted, duration
 from sdwn.io import write_text
 from sdwn.paths import RunPaths
 
@@ -127,6 +127,9 @@ def prefetch_command(
     ],
     folder: Annotated[Path | None, Option(help="Where tasks find weights; default: cache.")] = None,
     classifier: Annotated[bool, Option(help="Get the classifier too.")] = True,
+    features: Annotated[
+        str | None, Option(metavar="MODEL", help="Get this encoder of sdwn features too.")
+    ] = None,
     set_: options.Override = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -152,6 +155,13 @@ def prefetch_command(
         found = prefetch_config(options.open_config(target, set_), folder, classifier)
         other = ["--set", f"model.name={folder}"] * (folder is not None)
         step = command("plan", target, "RUN", *other)
+    if features:
+        from sdwn.prediction.encoder import encoder_file
+
+        try:
+            found["encoder"] = str(encoder_file(features, download=True))
+        except SdwnError as error:
+            found["problems"].append(str(error))
     problems = found["problems"] or None
     rows = {**found, "cut prompts": [str(one) for one in lengths] or None, "problems": problems}
     console.result(found, as_json, rows, next_=None if found["problems"] else step)

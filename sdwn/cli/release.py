@@ -420,49 +420,62 @@ def evaluate_command(
 
     By a timm model. The same command resumes after a kill; what is classified stays.
     """
-    if profile is None and (site.keys() - {"batch_size"} or wait):
-        raise typer.BadParameter("--wait and the profile's options need --profile")
     from sdwn.workflow import submitting
     from sdwn.workflow.status import next_for_release
 
     given = {"images": "all" if all_ else None, "groups": groups, "embedding": embedding}
     config = submitting.evaluation_settings(release, model, checkpoint, given, console.say)
+    if found := evaluate_or_submit(release, config, profile, site, wait, retries, as_json):
+        console.result(found, as_json, evaluation_rows(found), next_=next_for_release(release))
+
+
+def evaluate_or_submit(
+    release: Path,
+    chosen: EvaluationConfig | str,
+    profile: str | None,
+    site: dict[str, str],
+    wait: bool,
+    retries: int,
+    as_json: bool,
+) -> dict[str, Any] | None:
+    """Classify or encode a release here or by tasks; print how these stand unless all is done."""
     if profile is None:
-        found = evaluate_here(release, config, site.get("batch_size"))
-    else:
-        # An evaluation has no retry: the same command continues.
-        how = submitting.SubmitOptions(wait, retries, command="the same command")
-        profiles = submitting.evaluation_profiles(profile, site)
-        found = submitting.evaluate_by_tasks(release, config, profiles, how, console)
-    if "work" in found:
-        show_submitted(found, as_json, "classified")
-        return
-    console.result(found, as_json, evaluation_rows(found), next_=next_for_release(release))
+        if site.keys() - {"batch_size"} or wait:
+            raise typer.BadParameter("--wait and the profile's options need --profile")
+        return evaluate_here(release, chosen, site.get("batch_size"))
+    from sdwn.workflow import submitting
 
-
-def show_submitted(found: dict[str, Any], as_json: bool, done: str) -> None:
-    """Print how the tasks of an evaluation, or of features, stand."""
-    lines = [f"{done}: {found['done']:,} of {counted(found['shards'], 'shard')}"]
+    # Here is no retry: the same command continues.
+    how = submitting.SubmitOptions(wait, retries, command="the same command")
+    profiles = submitting.evaluation_profiles(profile, site)
+    found = submitting.evaluate_by_tasks(release, chosen, profiles, how, console)
+    if "work" not in found:
+        return found
+    what = "encoded" if isinstance(chosen, str) else "classified"
+    lines = [f"{what}: {found['done']:,} of {counted(found['shards'], 'shard')}"]
     if found["job_ids"]:
         tasks = counted(found["submitted"], "task")
         lines.append(f"submitted {tasks}: {console.job_names(found['job_ids'])}")
     step = command("status", found["work"], "--watch")
     console.result(found, as_json, *lines, *found["failures"], next_=step)
+    return None
 
 
 def evaluate_here(
-    release: Path, config: EvaluationConfig, batch_size: str | None = None
+    release: Path, chosen: EvaluationConfig | str, batch_size: str | None = None
 ) -> dict[str, Any]:
-    """Classify a release in this process with a progress bar; return the main figures."""
+    """Classify or encode a release in this process with a progress bar; return what there is."""
     from sdwn.batches import parse_batch_size
     from sdwn.evaluation.evaluate import evaluate
     from sdwn.releases.release import Release
 
     opened = Release(release)
     size = None if batch_size is None else parse_batch_size(batch_size, "--batch-size")
-    chosen = opened.subset(imagenet=config.images == "imagenet")
-    with console.progress("classifying", len(chosen)) as bar:
-        return evaluate(opened, config, bar.advance, console.say, size)
+    doing, count = "encoding", len(opened)
+    if not isinstance(chosen, str):
+        doing, count = "classifying", len(opened.subset(imagenet=chosen.images == "imagenet"))
+    with console.progress(doing, count) as bar:
+        return evaluate(opened, chosen, bar.advance, console.say, size)
 
 
 def evaluation_rows(found: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Evaluation of a release: images classified here or by tasks, predictions merged, measured."""
+"""Evaluation of a release, or its features: made here or by tasks, merged, measured."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,7 @@ import pyarrow as pa
 
 from sdwn.batches import NO_OPTIONS, TaskOptions
 from sdwn.config import EvaluationConfig
-from sdwn.errors import IntegrityError, UsageError
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.metrics import read_groups
 from sdwn.evaluation.record import (
     build_record,
@@ -22,20 +24,21 @@ from sdwn.evaluation.record import (
     read_own_predictions,
 )
 from sdwn.io import Advance, OnMessage, ignore, refuse_links
+from sdwn.jobs.journal import unfinished_shards
 from sdwn.jobs.submit import submission_lock
 from sdwn.jobs.task import Stage
 from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths, work_paths
-from sdwn.prediction.encode import conclude_features
-from sdwn.prediction.features import FeatureTable
+from sdwn.prediction import table
 from sdwn.prediction.plan import (
-    FeaturePlan,
+    ImagePlan,
     PredictionPlan,
-    evaluation_of,
+    count_live_tasks,
+    open_feature_plan,
     open_planned_release,
     open_prediction_plan,
 )
-from sdwn.prediction.table import IMAGE_KEY, ImageTable, Predictions, find_by_key
-from sdwn.prediction.task import ENCODE, PREDICT, complete_shards, conclude_table
+from sdwn.prediction.table import FeatureTable, ImageTable, Predictions
+from sdwn.prediction.task import ENCODE, PREDICT, make_tables
 from sdwn.releases.release import Release
 from sdwn.wordnet.taxonomy import Taxonomy
 
@@ -44,20 +47,82 @@ log = logging.getLogger(__name__)
 
 def evaluate(
     release: Release,
-    chosen: EvaluationConfig,
+    chosen: EvaluationConfig | str,
     advance: Advance = lambda _: None,
     on_message: OnMessage = ignore,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
-    """Classify a release's images in this process and write the figures; return the main ones.
+    """Classify a release's images in this process, or encode them; return what was written.
 
-    Shards that are finished are kept, and so are undamaged predictions of this release, model,
-    weights and selection; the figures are computed anew.
+    Shards that are finished are kept, and so is an undamaged table of this release, model, weights
+    and selection; the figures of predictions are computed anew.
+
+    Args:
+        release: whose images.
+        chosen: what to classify, and how; or the name of an encoder.
+        advance: called with how many more images are done.
+        on_message: called with what delays the work, or is made again.
+        batch_size: None for the best one of the device.
     """
-    work, plan = open_prediction_plan(release, chosen)
-    check = partial(require_evaluable, plan.evaluation, lambda: release.taxonomy)
-    complete_shards(work, release, plan, advance, on_message, batch_size, check)
-    return write_evaluation(release, work, plan, on_message)
+    work, plan = open_image_plan(release, chosen)
+    with submission_lock(work, on_message):
+        if has_table(release, work, plan, on_message):
+            advance(plan.images)
+        else:
+            with removed_if_empty(work):
+                if busy := count_live_tasks(work):
+                    watch = command("status", work.root, "--watch")
+                    raise SdwnError(
+                        f"{busy} tasks are live, {plan.doing} this; run the same command when "
+                        f"they have ended (follow them with: {watch}), or end them with: "
+                        f"{command('cancel', work.root)}"
+                    )
+                if isinstance(plan, PredictionPlan):
+                    require_evaluable(plan.evaluation, lambda: release.taxonomy)
+                todo = [plan.shards[index] for index in unfinished_shards(work, plan)]
+                advance(plan.images - sum(shard.images for shard in todo))
+                if todo:
+                    make_tables(work, release, plan, todo, advance, batch_size)
+    return write_results(release, work, plan, on_message)
+
+
+def open_image_plan(release: Release, chosen: EvaluationConfig | str) -> tuple[RunPaths, ImagePlan]:
+    """Plan what :func:`evaluate` takes, or find the plan where it was planned."""
+    if isinstance(chosen, str):
+        return open_feature_plan(release, chosen)
+    return open_prediction_plan(release, chosen)
+
+
+@contextmanager
+def removed_if_empty(work: RunPaths) -> Iterator[None]:
+    """Remove the empty folder of work that failed at once, as by a mistyped model."""
+    try:
+        yield
+    except SdwnError:
+        if not work.submissions.exists() and not work.done_shards():
+            shutil.rmtree(work.root, ignore_errors=True)
+            with suppress(OSError):  # an earlier table lies there
+                work.root.absolute().parent.rmdir()
+        raise
+
+
+def has_table(release: Release, work: RunPaths, plan: ImagePlan, on_message: OnMessage) -> bool:
+    """Return whether a plan's undamaged table is there.
+
+    A damaged or foreign one is removed, and so are damaged shards, with a message.
+    """
+    path = plan.table_file(work)
+    if not path.exists():
+        for problem in table.remove_damaged_shards(release, work, plan):
+            on_message(f"{plan.doing} again: {problem}")
+        return False
+    try:
+        table.read_whole_table(release, work, plan)
+    except IntegrityError as error:
+        on_message(f"{plan.doing} again, earlier {plan.table} cannot be kept: {error}")
+        path.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def require_evaluable(chosen: EvaluationConfig, taxonomy: Callable[[], Taxonomy]) -> None:
@@ -74,17 +139,32 @@ def require_evaluable(chosen: EvaluationConfig, taxonomy: Callable[[], Taxonomy]
     read_groups(chosen.groups, taxonomy())
 
 
-def write_evaluation(
-    release: Release, work: RunPaths, plan: PredictionPlan, on_message: OnMessage
+def write_results(
+    release: Release, work: RunPaths, plan: ImagePlan, on_message: OnMessage
 ) -> dict[str, Any]:
-    """Merge the shards of predictions, unless they are merged already, and write the figures."""
-    paths = evaluation_of(work)
+    """Merge a plan's shards, unless they are merged already; of predictions, write the figures."""
+    path = plan.table_file(work)
     with submission_lock(work, on_message):
-        found = conclude_table(release, work, plan)
-        classifier = {**found.network, "predicted_on": list(found.made_on)}
-        labelled = release.labelled_by(plan.class_names)
-        record = build_record(labelled, paths, found.table, classifier, plan.evaluation)
-    return main_figures(paths, record)
+        if not path.exists():
+            table.merge_shards(release, work, plan).write(path)
+        # As it lies on the disk; only then may the shards go. Of tasks, their records stay.
+        found = table.read_whole_table(release, work, plan)
+        shutil.rmtree(work.shards if work.submissions.exists() else work.root, ignore_errors=True)
+        plan.earlier_file(work).unlink(missing_ok=True)
+        if isinstance(plan, PredictionPlan):
+            paths = release.paths.evaluation(plan.name)
+            classifier = {**found.network, "predicted_on": list(found.made_on)}
+            labelled = release.labelled_by(plan.class_names)
+            record = build_record(labelled, paths, found.table, classifier, plan.evaluation)
+            return main_figures(paths, record)
+    return {
+        "features": plan.name,
+        "model": plan.model,
+        "images": len(found.table),
+        "dimensions": table.vectors_of(found.table).shape[1],
+        "bytes": path.stat().st_size,
+        "path": str(path),
+    }
 
 
 def keep_computed(old: Release, new: ReleasePaths) -> None:
@@ -102,7 +182,7 @@ def keep_computed(old: Release, new: ReleasePaths) -> None:
         except IntegrityError as error:
             log.warning("rows of images are not kept: %s", error)
         else:
-            rows = find_by_key(old.metadata, found.table, IMAGE_KEY)
+            rows = table.find_by_key(old.metadata, found.table, table.IMAGE_KEY)
             replace(found, table=found.table.take(pa.array(rows[rows >= 0]))).write(own)
 
     for folder in sorted(old.paths.evaluations.glob("*/")):
@@ -126,10 +206,8 @@ def conclude(work: Path, _: Iterable[int], __: TaskOptions = NO_OPTIONS) -> None
     """Write the figures of a release that tasks have classified, or the features they made."""
     paths = work_paths(work)
     release, plan = open_planned_release(paths)
-    if isinstance(plan, FeaturePlan):
-        log.info("encoded: %s", json.dumps(conclude_features(release, paths, plan, log.info)))
-    elif isinstance(plan, PredictionPlan):
-        log.info("evaluated: %s", json.dumps(write_evaluation(release, paths, plan, log.info)))
+    found = write_results(release, paths, plan, log.info)
+    log.info("wrote the %s: %s", plan.result, json.dumps(found))
 
 
 CONCLUDE = Stage("conclude", conclude)

@@ -38,6 +38,7 @@ from PIL import Image, ImageOps
 
 from sdwn import io
 from sdwn.errors import IntegrityError, UsageError, command, some
+from sdwn.evaluation.evaluate import keep_computed
 from sdwn.paths import ReleasePaths
 from sdwn.planning.concepts import table_text
 from sdwn.releases import writer
@@ -619,6 +620,7 @@ def _write_release(
         for span, digest in zip(spans, starts, strict=True)
     )
     writer.write_release(staged, origin, parts, advance)
+    keep_computed(release, ReleasePaths(staged.root))
 
 
 def _write_part(

@@ -19,7 +19,7 @@ from sdwn.measures.record import read_records
 from sdwn.prediction import features
 from sdwn.prediction.table import IMAGE_KEY, SCHEMA, TOP, find_by_key
 from sdwn.releases.release import Release
-from sdwn.storage.columns import ROW_BYTES, read_parquet
+from sdwn.storage.columns import read_parquet
 
 log = logging.getLogger(__name__)
 
@@ -142,9 +142,8 @@ def prediction_scores(predictions: pa.Table) -> pa.Table:
 def _read_scores(release: Release, path: Path) -> pa.Table:
     """Read the scores in a file of them, or of features, without the vectors."""
     refuse_links(release.paths.evaluations)
-    row_bytes = 2 * features.MOST_DIMENSIONS + ROW_BYTES
     most, names = release.manifest.most_rows, [*IMAGE_KEY, *SCORES]
-    table = read_parquet(path, most, row_bytes, names)
+    table = read_parquet(path, most, columns=names)
     kinds = {name: SCHEMA.field(name).type for name in IMAGE_KEY}
     kinds |= {name: one.type for name, one in SCORES.items() if name in table.column_names}
     if sorted(map(str, table.schema)) != sorted(map(str, pa.schema(kinds))):

@@ -26,17 +26,10 @@ class Classifier(ImageNetwork):
 
     kind = "classifier"
 
-    def __init__(
-        self,
-        name: str,
-        network: torch.nn.Module,
-        preprocessing: Mapping[str, Any],
-        weights: Mapping[str, Any],
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(name, network, preprocessing, weights, dtype)
-        own = weights.get("class_names", ())
-        self.classes = own or classifier_wnids(int(network.num_classes))  # type: ignore[arg-type]
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        own = self.record.get("class_names", ())
+        self.classes = own or classifier_wnids(int(self.network.num_classes))  # type: ignore[arg-type]
         self.subtrees: Mapping[str, NearestSubtree] = {}
         output_of = {wnid: output for output, wnid in enumerate(self.classes)}
         # The output of each ImageNet-1k class, -1 where the classifier lacks it, or of its own.

@@ -12,25 +12,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
-from sdwn.io import Format, refuse_links
+from sdwn.io import refuse_links
 from sdwn.paths import ReleasePaths
-from sdwn.prediction.table import IMAGE, IMAGE_KEY, SCHEMA, ImageTable, find_by_key
-from sdwn.releases.release import Release
-
-# The longest vectors that are read, and the bytes of an image's other columns.
-MOST_DIMENSIONS, OTHER_BYTES = 8192, 1024
-VECTOR = "vector"
-COLUMNS = pa.schema(
-    {
-        **{name: SCHEMA.field(name).type for name in IMAGE},
-        # Of the decoded RGB pixels and their size: equal where the pixels are.
-        "pixels_hash": pa.uint64(),
-        # The DCT hash of the image made grey and small: near images differ in few bits.
-        "phash": pa.uint64(),
-        # 100 times the cosine between image and prompt, at least 0; null unless by a CLIP.
-        "clip_score": pa.float32(),
-    }
+from sdwn.prediction.table import (
+    COLUMNS,
+    IMAGE_KEY,
+    VECTOR,
+    FeatureTable,
+    find_by_key,
+    vectors_of,
 )
+from sdwn.releases.release import Release
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,40 +42,11 @@ class Features:
     plan: str = ""
 
 
-class FeatureTable(ImageTable):
-    """Features as files have them: the columns ``COLUMNS``, and the vectors as one more."""
-
-    __slots__ = ()
-    FORMAT = Format("sdwn-features", 1, "make the features again")
-    NAMES = "encoder", "encoded_on"
-    WHAT, DONE = "features", "encoded"
-    ROW_BYTES = 2 * MOST_DIMENSIONS + OTHER_BYTES
-
-    def checked(self, path: Path) -> pa.Table:
-        """Return the table as it was read; refuse other columns, and what is no number."""
-        names, kind = self.table.column_names, self.table.schema.types[-1]
-        if names != [*COLUMNS.names, VECTOR] or self.table.schema.types[:-1] != COLUMNS.types:
-            raise IntegrityError(f"{path}: damaged: no table of features")
-        is_list = pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float16()
-        if not is_list or self.table[VECTOR].null_count:
-            raise IntegrityError(f"{path}: damaged: features are no vectors of float16")
-        if not np.isfinite(vectors_of(self.table)).all():
-            raise IntegrityError(f"{path}: damaged: a feature is not finite")
-        return self.table
-
-
 def with_vectors(table: pa.Table, vectors: NDArray[np.float16]) -> pa.Table:
     """Return the columns of features as files have them, with vectors (images, dimensions)."""
     flat = pa.array(np.ascontiguousarray(vectors, np.float16).reshape(-1))
     lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     return table.cast(COLUMNS).append_column(VECTOR, lists)
-
-
-def vectors_of(table: pa.Table) -> NDArray[np.float16]:
-    """Return the vectors of a table of :func:`with_vectors`."""
-    lists = table[VECTOR].combine_chunks()
-    found: NDArray[np.float16] = lists.flatten().to_numpy(zero_copy_only=False)
-    return found.reshape(len(table), lists.type.list_size)
 
 
 def write_features(path: Path, found: Features) -> None:

@@ -20,13 +20,12 @@ from pydantic import Field
 from sdwn.config import EvaluationConfig, Section, later_setting, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
 from sdwn.io import Format, file_sha256, read_json, refuse_links, write_text
-from sdwn.paths import EvaluationPaths, FeaturePaths, RunPaths, release_above, work_paths
+from sdwn.paths import RunPaths, release_above, work_paths
 from sdwn.planning.plan import Shard
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from sdwn.prediction.table import ImageTable
     from sdwn.releases.release import Release
 
 # Under a minute of an A100 with the paper's classifier: so much a killed task loses.
@@ -46,28 +45,34 @@ class ImagePlan(Section):
     images_per_shard: Annotated[int, Field(gt=0)]
 
     FORMAT: ClassVar[Format]
-    # The stage that makes its shards, the same in words, and what is written in the end.
+    # The stage that makes its shards, and the same in words; the command, and what it writes in
+    # the end; its table.
     stage: ClassVar[str]
     doing: ClassVar[str]
+    verb: ClassVar[str]
     result: ClassVar[str]
+    table: ClassVar[str]
+    # Further words of the command.
+    options: ClassVar[Any] = ()
 
-    @property
-    def source(self) -> str:
-        """The model by name, or its folder."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        @property
+        def model(self) -> str:
+            """The model by name, or its folder."""
 
     @property
     def name(self) -> str:
         """The table's folder: named by the model, and the weights if they are a user's."""
         folder = r"^local-dir:(.*/)?|(?<=^clip):/(.*/)?"
-        name = re.sub(rf"{folder}|[^A-Za-z0-9._-]+", "-", self.source).strip(".-")
+        name = re.sub(rf"{folder}|[^A-Za-z0-9._-]+", "-", self.model).strip(".-")
         return name + (f"-{self.checkpoint_sha256[:8]}" if self.checkpoint_sha256 else "")
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the table; how it is cut into shards does not."""
         names = {"release", "checkpoint_sha256", "images"}
-        return {"model": self.source, **self.model_dump(include=names)}
+        return {"model": self.model, **self.model_dump(include=names)}
 
     @cached_property
     def digest(self) -> str:
@@ -94,22 +99,17 @@ class ImagePlan(Section):
         """Number of images of all shards."""
         return self.images
 
-    @property
-    def table_kind(self) -> type[ImageTable]:
-        """The kind of its table."""
-        raise NotImplementedError
-
-    def table_file(self, work: RunPaths) -> Path:
-        """Return the path of the table that the shards are merged into."""
-        raise NotImplementedError
-
-    def earlier_file(self, work: RunPaths) -> Path:
-        """Return the path of the rows of the release that this one was made from."""
-        return self.table_file(work).with_name("earlier.parquet")
-
     def images_of(self, release: Release) -> Release:
         """Select the images of a release that are in the table, in order."""
         return release
+
+    def table_file(self, work: RunPaths) -> Path:
+        """Return the path of the table that the shards are merged into."""
+        return work.root.absolute().with_name(f"{self.table}.parquet")
+
+    def earlier_file(self, work: RunPaths) -> Path:
+        """Return the path of the rows of the release that this one was made from."""
+        return work.root.absolute().with_name("earlier.parquet")
 
     def done(self, paths: RunPaths) -> set[int]:
         """List the finished shards; all are, once the table lies in one file."""
@@ -121,7 +121,8 @@ class ImagePlan(Section):
 
     def command(self, paths: RunPaths) -> str:
         """Return the command that resumes it."""
-        raise NotImplementedError
+        release = release_above(paths.root)
+        return command(self.verb, release, "--model", self.model, *self.options)
 
 
 class PredictionPlan(ImagePlan):
@@ -137,10 +138,11 @@ class PredictionPlan(ImagePlan):
         {1: lambda old: {**old, "format": "sdwn-prediction-plan", "format_version": 2}},
         former="sdwn-judging",
     )
-    stage, doing, result = "judge", "classifying", "evaluation"
+    stage, doing, table = "judge", "classifying", "predictions"
+    verb, result = "evaluate", "evaluation"
 
     @property
-    def source(self) -> str:
+    def model(self) -> str:
         """The classifier by name, or its folder."""
         return self.evaluation.model
 
@@ -156,29 +158,18 @@ class PredictionPlan(ImagePlan):
         return {**super().identity, "selection": self.evaluation.images, **names}
 
     @property
-    def table_kind(self) -> type[ImageTable]:
-        """Predictions."""
-        from sdwn.prediction.table import Predictions  # pyarrow
-
-        return Predictions
-
-    def table_file(self, work: RunPaths) -> Path:
-        """Return the path of the predictions."""
-        return evaluation_of(work).predictions
+    def options(self) -> list[object]:
+        """Further words of the command that evaluates like this."""
+        words: list[object] = []
+        for name in ("checkpoint", "groups", "embedding"):
+            if value := getattr(self.evaluation, name):
+                words += [f"--{name}", value]
+        return words + ["--all"] * (self.evaluation.images == "all")
 
     def images_of(self, release: Release) -> Release:
         """Select the images of a release that are classified, in order."""
         labelled = release.labelled_by(self.class_names)
         return labelled.subset(imagenet=self.evaluation.images == "imagenet")
-
-    def command(self, paths: RunPaths) -> str:
-        """Return the command that evaluates like this."""
-        words: list[object] = ["--model", self.evaluation.model]
-        for name in ("checkpoint", "groups", "embedding"):
-            if value := getattr(self.evaluation, name):
-                words += [f"--{name}", value]
-        words += ["--all"] * (self.evaluation.images == "all")
-        return command("evaluate", release_above(paths.root), *words)
 
 
 class FeaturePlan(ImagePlan):
@@ -187,42 +178,18 @@ class FeaturePlan(ImagePlan):
     model: str
 
     FORMAT = Format("sdwn-feature-plan", 1, "make the features again")
-    stage, doing, result = "encode", "encoding", "features"
-
-    @property
-    def source(self) -> str:
-        """The encoder by name, or its folder."""
-        return self.model
-
-    @property
-    def table_kind(self) -> type[ImageTable]:
-        """Features."""
-        from sdwn.prediction.features import FeatureTable  # pyarrow
-
-        return FeatureTable
-
-    def table_file(self, work: RunPaths) -> Path:
-        """Return the path of the features."""
-        return FeaturePaths(work.root.absolute().parent).features
-
-    def command(self, paths: RunPaths) -> str:
-        """Return the command that makes the features."""
-        return command("features", release_above(paths.root), "--model", self.model)
+    stage, doing, table = "encode", "encoding", "features"
+    verb = result = "features"
 
 
 P = TypeVar("P", bound=ImagePlan)
 
 
-def evaluation_of(work: RunPaths) -> EvaluationPaths:
-    """Return the evaluation that a work folder lies in."""
-    return EvaluationPaths(work.root.absolute().parent)
-
-
 def is_image_work(folder: Path) -> bool:
     """Return whether a folder is the work of an evaluation or of features, and no run."""
     plan = work_paths(folder).plan
-    kinds = PredictionPlan.FORMAT, FeaturePlan.FORMAT
-    names = [name for kind in kinds for name in (kind.name, kind.former)]
+    formats = PredictionPlan.FORMAT, FeaturePlan.FORMAT
+    names = {name for one in formats for name in (one.name, one.former)}
     return plan.exists() and read_json(plan).get("format") in names
 
 
@@ -263,9 +230,9 @@ def open_prediction_plan(
 
 def open_feature_plan(release: Release, model: str) -> tuple[RunPaths, FeaturePlan]:
     """Plan the features of a release and write the plan into its folder, or find it there."""
-    from sdwn.prediction.encoder import find_encoder, own_folder  # torch and timm
+    from sdwn.prediction.encoder import encoder_file, own_folder  # torch and timm
 
-    file, folder = find_encoder(model), own_folder(model)
+    file, folder = encoder_file(model), own_folder(model)
     if folder:  # a task finds it wherever it starts
         model = f"{model.partition(':')[0]}:{folder}"
     plan = FeaturePlan(

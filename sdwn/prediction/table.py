@@ -1,7 +1,4 @@
-"""Tables with a row an image: written whole, checked when they are read, merged from shards.
-
-Here are those of predictions; `sdwn.prediction.features` has those of features.
-"""
+"""Tables of predictions and features: written whole, checked when read, merged from shards."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, shell
 from sdwn.io import Format, atomic
-from sdwn.storage.columns import ROW_BYTES, numbers, read_parquet
+from sdwn.storage.columns import numbers, read_parquet
 from sdwn.wordnet.imagenet import CLASSES
 
 if TYPE_CHECKING:
@@ -72,6 +69,19 @@ SCHEMA = pa.schema(
 IMAGE_KEY = ("id", "number", "sha256")
 IMAGE = ("id", "wnid", "synset", "number", "sha256", "status", "imagenet_class")
 KEY = b"sdwn"
+VECTOR = "vector"
+# Those of features, beside the vector.
+COLUMNS = pa.schema(
+    {
+        **{name: SCHEMA.field(name).type for name in IMAGE},
+        # Of the decoded RGB pixels and their size: equal where the pixels are.
+        "pixels_hash": pa.uint64(),
+        # The DCT hash of the image made grey and small: near images differ in few bits.
+        "phash": pa.uint64(),
+        # 100 times the cosine between image and prompt, at least 0; null unless by a CLIP.
+        "clip_score": pa.float32(),
+    }
+)
 
 # Readers take these as indices. Added up in single precision, shares may be a little above one.
 _CLASSES = ("imagenet_class", "top5", "label_rank")
@@ -101,10 +111,9 @@ class ImageTable:
     FORMAT: ClassVar[Format]
     # What a file calls the network, and the devices.
     NAMES: ClassVar[tuple[str, str]]
-    # What its rows are, what was done to images for it, and the most bytes of a row.
+    # What its rows are, and what was done to images for it.
     WHAT: ClassVar[str]
     DONE: ClassVar[str]
-    ROW_BYTES: ClassVar[int] = ROW_BYTES
 
     def write(self, path: Path) -> None:
         """Write it, whole or not at all."""
@@ -117,7 +126,7 @@ class ImageTable:
     @classmethod
     def read(cls, path: Path, most: int) -> Self:
         """Read a table of at most so many images, its columns and the range of values checked."""
-        table = read_parquet(path, most, cls.ROW_BYTES).combine_chunks()
+        table = read_parquet(path, most).combine_chunks()
         try:
             content = json.loads((table.schema.metadata or {})[KEY])
             # Version 1 did not name its format.
@@ -156,6 +165,35 @@ class Predictions(ImageTable):
         if table.schema != SCHEMA or not _is_possible(table, classes):
             raise IntegrityError(f"{path}: damaged: no table that a classifier gives")
         return table
+
+
+class FeatureTable(ImageTable):
+    """Features as files have them: the columns ``COLUMNS``, and the vectors as one more."""
+
+    __slots__ = ()
+    FORMAT = Format("sdwn-features", 1, "make the features again")
+    NAMES = "encoder", "encoded_on"
+    WHAT, DONE = "features", "encoded"
+
+    def checked(self, path: Path) -> pa.Table:
+        """Return the table as it was read; refuse other columns, and what is no number."""
+        kind = self.table.schema.types[-1]
+        vectors = pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float16()
+        if not vectors or self.table.schema != COLUMNS.append(pa.field(VECTOR, kind)):
+            raise IntegrityError(f"{path}: damaged: no table of features")
+        if self.table[VECTOR].null_count or not np.isfinite(vectors_of(self.table)).all():
+            raise IntegrityError(f"{path}: damaged: a feature is not finite")
+        return self.table
+
+
+TABLES: dict[str, type[ImageTable]] = {one.WHAT: one for one in (Predictions, FeatureTable)}
+
+
+def vectors_of(table: pa.Table) -> NDArray[np.float16]:
+    """Return the vectors of a table of :func:`with_vectors`."""
+    lists = table[VECTOR].combine_chunks()
+    found: NDArray[np.float16] = lists.flatten().to_numpy(zero_copy_only=False)
+    return found.reshape(len(table), lists.type.list_size)
 
 
 def plan_digest_of(path: Path) -> str | None:
@@ -283,7 +321,7 @@ def merge_shards(release: Release, work: RunPaths, plan: ImagePlan) -> ImageTabl
     if absent := [shard.index for shard in plan.shards if shard.index not in done]:
         names = ", ".join(map(str, absent[:SHARDS_NAMED])) + ", ..." * (len(absent) > SHARDS_NAMED)
         problems.append(
-            f"{work.root}: {len(absent)} of {len(plan.shards)} shards of {plan.table_kind.WHAT} "
+            f"{work.root}: {len(absent)} of {len(plan.shards)} shards of {plan.table} "
             f"missing ({names}); make them with: {again}"
         )
 
@@ -311,7 +349,7 @@ def merge_shards(release: Release, work: RunPaths, plan: ImagePlan) -> ImageTabl
 
 def _read_checked(path: Path, plan: ImagePlan, images: pa.Table) -> ImageTable:
     """Read a shard, or all, compared with plan and images."""
-    found = plan.table_kind.read(path, plan.images)
+    found = TABLES[plan.table].read(path, plan.images)
     if found.plan != plan.digest:
         raise IntegrityError(
             f"{path}: foreign: of release {found.release[:12]}, plan {found.plan[:12]}; expected "

@@ -14,10 +14,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,9 +34,7 @@ from sdwn.models.lock import ensure_lock
 from sdwn.models.weights import convert_once, source
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import WHOLE, Plan, Slice, make_plan, write_plan
-from sdwn.prediction.encode import conclude_features
-from sdwn.prediction.plan import ImagePlan, open_feature_plan, open_prediction_plan
-from sdwn.prediction.task import has_table, removed_if_empty
+from sdwn.prediction.plan import ImagePlan, PredictionPlan
 from sdwn.preflight.doctor import check_run
 from sdwn.preflight.estimate import estimate, estimate_rows
 from sdwn.preflight.prefetch import lock_found_classifier
@@ -382,88 +378,47 @@ def evaluation_profiles(name: str, site: dict[str, str]) -> tuple[ClusterProfile
 
 def evaluate_by_tasks(
     release: Path,
-    config: EvaluationConfig,
+    chosen: EvaluationConfig | str,
     profiles: tuple[ClusterProfile, ClusterProfile],
     options: SubmitOptions,
     display: Display,
 ) -> dict[str, Any]:
-    """Classify a release by array tasks; write the figures, or queue a job that writes them.
+    """Do by array tasks what `evaluate` does here; write the end, or queue a job that writes it.
 
     Returns:
-        The evaluation's main figures, or how its tasks stand.
+        The evaluation's main figures, or what features there are; or how the tasks stand.
     """
-    opened = Release(release)
-    work, plan = open_prediction_plan(opened, config)
-
-    def check() -> None:
-        evaluate.require_evaluable(config, lambda: opened.taxonomy)
-        from sdwn.prediction.pretrained import find_classifier  # torch and timm
-
-        if find_classifier(config.model, plan.evaluation.checkpoint) is None:
-            display.say(
-                f"the weights of {config.model} are not here: each task would download them; "
-                f"before that: sdwn prefetch CONFIG --set evaluation.model={config.model}"
-            )
-
-    conclude = partial(evaluate.write_evaluation, opened, work, plan, display.say)
-    return _by_tasks(opened, work, plan, profiles, options, display, check, conclude)
-
-
-def encode_by_tasks(
-    release: Path,
-    model: str,
-    profiles: tuple[ClusterProfile, ClusterProfile],
-    options: SubmitOptions,
-    display: Display,
-) -> dict[str, Any]:
-    """Encode a release by array tasks; merge the features, or queue a job that does.
-
-    Returns:
-        What features there are, or how their tasks stand.
-    """
-    opened = Release(release)
-    work, plan = open_feature_plan(opened, model)
-
-    def check() -> None:
-        from sdwn.prediction.encoder import find_encoder  # torch and timm
-
-        if find_encoder(model) is None:
-            display.say(
-                f"the weights of {model} are not here: each task would download them; before "
-                f"that: {command('prefetch', 'CONFIG', '--features', model)}"
-            )
-
-    conclude = partial(conclude_features, opened, work, plan, display.say)
-    return _by_tasks(opened, work, plan, profiles, options, display, check, conclude)
-
-
-def _by_tasks(  # noqa: PLR0913, PLR0917
-    release: Release,
-    work: RunPaths,
-    plan: ImagePlan,
-    profiles: tuple[ClusterProfile, ClusterProfile],
-    options: SubmitOptions,
-    display: Display,
-    check: Callable[[], None],
-    conclude: Callable[[], dict[str, Any]],
-) -> dict[str, Any]:
-    """Make a plan's table by tasks, after ``check``; ``conclude``, or queue the job that does."""
+    say, opened, (profile, behind) = display.say, Release(release), profiles
+    work, plan = evaluate.open_image_plan(opened, chosen)
     if "%" in str(work.root.absolute()):
         raise UsageError(
             f"{work.root}: SLURM and submitit read % in a path as a placeholder; move the release "
             "to a folder whose path has none"
         )
-    profile, behind = profiles
     order = WorkOrder(work, plan, evaluate.IMAGE_STAGES, profile)
-    if not has_table(release, work, plan, display.say):
-        with removed_if_empty(work):
-            check()
+    if not evaluate.has_table(opened, work, plan, say):
+        with evaluate.removed_if_empty(work):
+            from sdwn.prediction.encoder import encoder_file  # torch and timm
+            from sdwn.prediction.pretrained import find_classifier
+
+            option = "--features "
+            if isinstance(plan, PredictionPlan):
+                evaluate.require_evaluable(plan.evaluation, lambda: opened.taxonomy)
+                option = "--set evaluation.model="
+                file = find_classifier(plan.model, plan.evaluation.checkpoint)
+            else:
+                file = encoder_file(plan.model)
+            if file is None:
+                say(
+                    f"the weights of {plan.model} are not here: each task would download them; "
+                    f"before that: sdwn prefetch CONFIG {option}{plan.model}"
+                )
         if options.wait:
             follow_to_end(order, options, display)
         elif unfinished_shards(work, plan) or live_jobs(work):
-            return _submit_tasks(order, plan, behind, display.say)
+            return _submit_tasks(order, plan, behind, say)
     with display.progress(f"writing the {plan.result}"):
-        return conclude()
+        return evaluate.write_results(opened, work, plan, say)
 
 
 def _submit_tasks(
