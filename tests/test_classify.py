@@ -229,12 +229,14 @@ def test_tensors_of_the_same_shapes_in_another_order_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("side", [448, 500, 512, 768])
+@pytest.mark.parametrize("mode", ["center", "squash"])
 @pytest.mark.parametrize("kept", [224, 255])
-def test_a_square_image_that_is_cropped_first_has_the_same_pixels(side, kept):
+def test_a_square_image_that_is_cropped_first_has_the_same_pixels(side, kept, mode):
     network = timm.create_model("test_resnet", num_classes=1000)
     preprocessing = {
         **pretrained.PRESETS["efficientnet-lite0"].preprocessing,
         "input_size": (3, kept, kept),
+        "crop_mode": mode,
     }
     preprocessing["crop_pct"] = kept / 256
     classifier = Classifier("test_resnet", network, preprocessing, {})
