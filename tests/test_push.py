@@ -136,7 +136,7 @@ def test_a_hub_that_stays_busy_is_given_up_by_name(
     hub.faults = [("/commit/", 429)] * 4
     refused = sdwn("push", tars, "lab/zebras", code=1).stderr
     assert "429" in refused
-    assert "the hub does not answer" in refused
+    assert "the hub does not take it now" in refused
     assert "run the same command again" in refused
     sent = len(hub.sent)
     sdwn("push", tars, "lab/zebras")

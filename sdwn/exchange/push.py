@@ -94,7 +94,7 @@ class HubDataset:
                 if status in (401, 403):
                     advice = "log in with a token that may write there: hf auth login"
                 raise SdwnError(f"{self.name}: the hub did not take it ({fault}); {advice}")
-            self._on_message(f"the hub does not answer ({fault}); trying again in {wait} s")
+            self._on_message(f"the hub does not take it now ({fault}); trying again in {wait} s")
             time.sleep(wait)
 
 
