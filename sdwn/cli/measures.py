@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator
-from decimal import Decimal
-from functools import reduce
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.filesize import decimal
-from rich.table import Table
 from typer import Argument, Option
 
 from sdwn.cli import console, options
@@ -22,11 +16,6 @@ from sdwn.cli.sweep import each_cell
 from sdwn.errors import command, counted, some
 from sdwn.io import csv_text
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-# Of an answer on a terminal: rows, and characters of a cell.
-ROWS_SHOWN, CELL_SHOWN = 40, 40
 # Classes that a message names of those that are left out.
 NAMED = 3
 
@@ -141,79 +130,24 @@ def query_command(
     """
     if as_csv and as_json:
         raise typer.BadParameter("--csv and --json: choose one")
-    from sdwn.measures.query import query
+    from sdwn.measures.query import open_database
     from sdwn.releases.release import Release
 
     with console.progress("reading the tables"):
-        schema, batches = query(Release(release), sql, evaluation)
-    rows = chain.from_iterable(map(plain_rows, batches))
-    if as_csv:
-        cells = ([json.dumps(x) if isinstance(x, list | dict) else x for x in row] for row in rows)
-        console.show(csv_text(schema.names, cells))
+        database = open_database(Release(release), sql, evaluation)
+    if not (as_csv or as_json):
+        wide = console.stdout.width if console.stdout.is_terminal else console.LONGEST_LINE
+        console.show(database.draw(sql, wide))
         return
+    columns, rows = database.answer(sql)
     if as_json:
-        found = [dict(zip(schema.names, row, strict=True)) for row in rows]
-        console.result({"columns": schema.names, "rows": found}, as_json)
-        return
-    shown, count = list[list[str]](), 0
-    for count, row in enumerate(rows, start=1):
-        if count <= ROWS_SHOWN:
-            shown.append([_cell(value) for value in row])
-    width = console.stdout.width if console.stdout.is_terminal else console.LONGEST_LINE
-    columns = list[str]()
-    for index, name in enumerate(schema.names):
-        width -= 2 + max(len(cell) for cell in (name, *(row[index] for row in shown)))
-        if columns and width < 0:
-            break
-        columns.append(name)
-    table = Table(box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(console.literal(name))
-    for texts in shown:
-        table.add_row(*map(console.literal, texts[: len(columns)]))
-    words = counted(count, "row")
-    if count > ROWS_SHOWN:
-        words = f"{ROWS_SHOWN} of {words} shown; --csv prints all"
-    if hidden := schema.names[len(columns) :]:
-        words += f"; columns not shown: {', '.join(hidden)}"
-    console.result({}, as_json, table, "", words)
-
-
-def plain_rows(batch: pa.RecordBatch) -> Iterator[list[Any]]:
-    """Yield the rows of an answer with values that JSON has."""
-    import pyarrow as pa
-
-    columns = []
-    for column in batch.columns:
-        # 0.1, not what it is nearest to in double precision.
-        kinds: tuple[pa.DataType, ...] = ()
-        if column.type == pa.float32():
-            kinds = pa.string(), pa.float64()
-        elif column.type == pa.list_(pa.float32()):
-            kinds = pa.list_(pa.string()), pa.list_(pa.float64())
-        values = reduce(lambda found, kind: found.cast(kind), kinds, column)
-        columns.append(map(_plain, values.to_pylist()))
-    return map(list, zip(*columns, strict=True))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, Decimal):  # also sums of whole numbers
-        value = float(value) if value % 1 else int(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-def _cell(value: Any) -> str:
-    """Write a value in a table on a terminal."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    text = "" if value is None else " ".join(str(value).split())
-    return text if len(text) <= CELL_SHOWN else f"{text[: CELL_SHOWN - 1]}\u2026"
+        console.result({"columns": columns, "rows": list(rows)}, as_json)
+    else:
+        cells = (
+            [json.dumps(x) if isinstance(x, list | dict) else x for x in row.values()]
+            for row in rows
+        )
+        console.show(csv_text(columns, cells))
 
 
 @each_cell

@@ -19,7 +19,7 @@ from typer import Argument, Option
 from sdwn.cli import console, options
 from sdwn.cli.sweep import each_cell
 from sdwn.errors import IntegrityError, UsageError, command, counted, duration, some
-from sdwn.io import atomic, strays, write_text
+from sdwn.io import atomic, csv_text, strays, write_text
 from sdwn.paths import ComparisonPaths, ReleasePaths, RunPaths
 
 if TYPE_CHECKING:
@@ -244,20 +244,18 @@ def export_command(
         opened = opened.subset(below=below, imagenet=imagenet, status=status)
     if sample is not None:
         opened = opened.sample(parse_share(sample))
-    if (order_by or short) and per_synset is None:
+    if per_synset is None and (order_by or short):
         raise typer.BadParameter("--order-by and --short need --per-synset")
-    choice, chosen_from = None, opened
+    if short is not None:
+        options.require_savable(short, release, (".csv",), "--short")
+    lacking = list[tuple[Any, int]]()
     if where is not None or per_synset is not None:
         from sdwn.measures.choose import choose
 
-        if short is not None:
-            options.require_savable(short, release, (".csv",), "--short")
         choice = choose(opened, where, per_synset, order_by, evaluation)
-        opened = choice.release
-        if not len(opened):
-            raise UsageError(f"0 of {counted(len(chosen_from), 'image')} fulfil --where {where}")
-        if short is not None:
-            write_text(short, choice.short_csv())
+        if not len(choice.release):
+            raise UsageError(f"0 of {counted(len(opened), 'image')} fulfil --where {where}")
+        opened, lacking = choice.release, choice.short
     codec = codec or ("jpeg" if quality else "stored")
     part_bytes = None if part_size is None else int(part_size * 1e9)
     shares = parse_splits(split) if split is not None else {}
@@ -276,14 +274,15 @@ def export_command(
         concepts = counted(has["synsets"], opened.unit)
         rows[f"split {name}"] = f"{counted(has['images'], 'image')} of {concepts}"
     step = command("browse", dest) if format_ == "release" else None
-    if per_synset is not None and choice is not None:
-        found |= {"per_synset": per_synset, "short": len(choice.short)}
-        rows[f"{opened.unit}s with fewer than {per_synset}"] = len(choice.short)
-        if choice.short and short is not None and chosen_from.manifest.plans:
-            more = 2 * max(one.images for one, _ in choice.short)
-            step = command(
-                *("extend", release, "RUN", "--only", short, "--set", f"images_per_synset={more}")
-            )
+    if per_synset is not None:
+        found["short"] = rows[f"{opened.unit}s with fewer than {per_synset}"] = len(lacking)
+    if short is not None:
+        head = ("id", "wnid", "synset", "have", "wanted")
+        lines = ((one.id, one.wnid, one.synset, have, per_synset) for one, have in lacking)
+        write_text(short, csv_text(head, lines))
+        if lacking and opened.manifest.plans:
+            more = f"images_per_synset={2 * max(one.images for one, _ in lacking)}"
+            step = command("extend", release, "RUN", "--only", short, "--set", more)
     console.result(found, as_json, rows, next_=step)
 
 

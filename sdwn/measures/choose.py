@@ -5,34 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-import pyarrow as pa
+import numpy as np
 
 from sdwn.errors import UsageError
 from sdwn.evaluation.record import evaluations
-from sdwn.io import csv_text
-from sdwn.measures.query import Database, named_scores, uncomputed
+from sdwn.measures.query import Database, uncomputed, words_of
 from sdwn.measures.scores import SCORES, score_table
 from sdwn.planning.concepts import Concept
-from sdwn.prediction.table import find_by_key
 from sdwn.releases.release import Release
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The images chosen, and the concepts that have fewer of them than ``wanted``, how many each.
+    """The images chosen, a subset with the rule in its ``selection``; concepts that fall short.
 
-    ``release`` is a subset whose ``selection`` has the rule in words.
+    Of these ``short`` has how many images each has.
     """
 
     release: Release
-    wanted: int | None
     short: list[tuple[Concept, int]]
-
-    def short_csv(self) -> str:
-        """Return the concepts that fall short as CSV, a list that ``sdwn extend --only`` takes."""
-        head = ("id", "wnid", "synset", "have", "wanted")
-        rows = ((one.id, one.wnid, one.synset, have, self.wanted) for one, have in self.short)
-        return csv_text(head, rows)
 
 
 def choose(
@@ -46,45 +37,40 @@ def choose(
 
     Both are SQL over one table, a row an image, with the columns of the metadata and all scores;
     of a name that both have, the score counts. Images that are equal in the order come by number.
-    A condition that is null for an image, as where a score is missing, leaves it out.
 
     Args:
         release: a release or a subset of one.
-        where: the condition, one expression.
+        where: the condition; an image for which it is null is left out.
         per_synset: the most images of each concept.
         order_by: what stands behind ORDER BY in SQL, as ``confidence DESC``.
-        evaluation: whose predictions are scores; the latest unless named.
+        evaluation: whose predictions count; the latest unless named.
 
     Raises:
         UsageError: what is no SQL, names no column, or a score that nothing has computed yet.
     """
     images, scores = release.metadata, score_table(release, evaluation)
-    text = f"{where or ''} {order_by or ''}"
-    if missing := uncomputed(release, text, scores):
+    named = words_of(f"{where} {order_by}")
+    if missing := uncomputed(release, named, scores):
         raise UsageError(missing)
     table = images.select([name for name in images.column_names if name.lower() not in SCORES])
     for name in SCORES:
         table = table.append_column(name, scores[name])
-    database, words, parts = Database({"images": table}), list[str](), list[str]()
+    database, rules, sql = Database({"images": table}), list[str](), "SELECT id, number FROM images"
     if where is not None:
-        # Parsed, so that it is one expression.
-        parts.append(f"WHERE {database.expression(where)}")
-        words.append(f"where {' '.join(where.split())}")
+        sql += f" WHERE {database.expression(where)}"
+        rules.append(f"where {' '.join(where.split())}")
     if per_synset is not None:
+        # A line of its own: a comment behind the order ends there.
         order = f"{order_by}\n, number" if order_by else "number"
-        parts.append(
-            f"QUALIFY row_number() OVER (PARTITION BY id ORDER BY {order}) <= {per_synset}"
-        )
-        first = f"by {' '.join(order_by.split())}" if order_by else "by number"
-        words.append(f"{per_synset} of each {release.unit} {first}")
-    if any(SCORES[name].made_by == "evaluate" for name in named_scores(text)):
+        sql += f" QUALIFY row_number() OVER (PARTITION BY id ORDER BY {order}) <= {per_synset}"
+        by = " ".join((order_by or "number").split())
+        rules.append(f"{per_synset} of each {release.unit} by {by}")
+    if any(one.made_by == "evaluate" for one in SCORES.values() if one.name in named):
         made = evaluations(release.paths)
-        words.append(f"evaluation {evaluation or max(made, key=made.__getitem__)}")
-    schema, batches = database.answer(f"SELECT id, number FROM images {' '.join(parts)}")
-    kept = find_by_key(images, pa.Table.from_batches(batches, schema), ("id", "number")) >= 0
-    chosen = release.subset(rows=kept, rows_are=", ".join(words))
-    short = list[tuple[Concept, int]]()
-    if per_synset is not None:
-        have = Counter(chosen.metadata["id"].to_pylist())
-        short = [(one, have[one.id]) for one in release.present if have[one.id] < per_synset]
-    return Choice(chosen, per_synset, short)
+        rules.append(f"evaluation {evaluation or max(made, key=made.__getitem__)}")
+    chosen = {(row["id"], row["number"]) for row in database.answer(sql)[1]}
+    every = zip(images["id"].to_pylist(), images["number"].to_pylist(), strict=True)
+    mask = np.array([key in chosen for key in every], bool)
+    have = Counter(id_ for id_, _ in chosen)
+    short = [(one, have[one.id]) for one in release.present if have[one.id] < (per_synset or 0)]
+    return Choice(release.subset(rows=mask, rows_are=", ".join(rules)), short)

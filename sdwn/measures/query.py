@@ -6,14 +6,16 @@ reached from it, whoever's the release is, and whoever's the question.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from itertools import takewhile
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -26,112 +28,112 @@ from sdwn.releases.release import Release
 
 log = logging.getLogger(__name__)
 
-TABLES = ("images", "predictions", "scores", "synsets")
-# So many rows of an answer are in memory at the same time.
-BATCH_ROWS = 10_000
-# In this order: the last two forbid the others.
+# In this order, for the last two forbid the others.
 _SETTINGS = (
-    "temp_directory = ''",
+    f"threads = {min(4, len(os.sched_getaffinity(0)))}",  # on a login node, others work as well
     "memory_limit = '4GB'",
+    "temp_directory = ''",
     "python_enable_replacements = false",
     "enable_external_access = false",
     "lock_configuration = true",
 )
-# On a login node, others work as well.
-_MOST_THREADS = 4
+_BATCH_ROWS, _ROWS_DRAWN = 10_000, 40
 
-Found = TypeVar("Found")
+# The names of an answer's columns, and its rows with values that JSON has.
+Answer = tuple[list[str], Iterator[dict[str, Any]]]
 
 
-def query(
-    release: Release, sql: str, evaluation: str | None = None
-) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Answer a SELECT over the tables of a release; return the columns, and the rows in batches.
+def open_database(release: Release, sql: str, evaluation: str | None = None) -> Database:
+    """Open a database of the tables that a question names.
 
-    ``TABLES`` are ``images`` (the metadata), ``predictions`` of an evaluation, the latest unless
-    named, ``scores``, and ``synsets``, the concepts of the plans.
-
-    Raises:
-        UsageError: it is no SELECT, names what is not there, or fails on some row.
+    They are ``images`` (the metadata), ``predictions`` of an evaluation, the latest unless named,
+    ``scores``, and ``synsets``, the concepts of all plans. Scores that nothing has computed yet
+    are named in the log.
     """
-    tables = {
-        name: _table(release, name, evaluation)
-        for name in TABLES
-        if re.search(rf"\b{name}\b", sql, re.IGNORECASE)
+
+    def predictions() -> pa.Table:
+        _, labelled, _, found = open_evaluation(release, evaluation)
+        best = pa.array(labelled.classes, pa.string()).take(pa.array(top1(found)))
+        return found.append_column("predicted_wnid", best)
+
+    makers: dict[str, Callable[[], pa.Table]] = {
+        "images": lambda: release.metadata,
+        "predictions": predictions,
+        "scores": lambda: score_table(release, evaluation),
+        "synsets": lambda: as_table(list(release.concepts.values())),
     }
-    if "scores" in tables and (missing := uncomputed(release, sql, tables["scores"])):
+    named = words_of(sql)
+    tables = {name: make() for name, make in makers.items() if name in named}
+    if "scores" in tables and (missing := uncomputed(release, named, tables["scores"])):
         log.warning("%s", missing)
-    return Database(tables).answer(sql)
+    return Database(tables)
 
 
-def _table(release: Release, name: str, evaluation: str | None) -> pa.Table:
-    if name == "images":
-        return release.metadata
-    if name == "scores":
-        return score_table(release, evaluation)
-    if name == "synsets":
-        return as_table(list(release.concepts.values()))
-    _, labelled, _, predictions = open_evaluation(release, evaluation)
-    best = pa.array(labelled.classes, pa.string()).take(pa.array(top1(predictions)))
-    return predictions.append_column("predicted_wnid", best)
+def words_of(sql: str) -> set[str]:
+    """Return the words of a text of SQL in lower case: what it can name is among them."""
+    return {word.lower() for word in re.findall(r"\w+", sql)}
 
 
-def named_scores(sql: str) -> list[str]:
-    """List the scores that a text of SQL may read, by the words in it."""
-    words = {word.lower() for word in re.findall(r"\w+", sql)}
-    return [name for name in SCORES if name in words]
-
-
-def uncomputed(release: Release, sql: str, scores: pa.Table) -> str | None:
-    """Name the scores in a text that no command has computed yet, with the commands; else None."""
+def uncomputed(release: Release, named: set[str], scores: pa.Table) -> str | None:
+    """Say which of the named scores no command has computed yet, and which would."""
     known = {one.made_by for one in SCORES.values() if scores[one.name].null_count < len(scores)}
-    made_by = {name: SCORES[name].made_by for name in named_scores(sql)}
-    missing = [
-        f"{name} is not computed yet; compute it with: {command(first, release.paths.root, *rest)}"
-        for name, (first, *rest) in (
-            (n, by.split()) for n, by in made_by.items() if by not in known
-        )
-    ]
-    return "\n".join(missing) or None
+    missing = [one for one in SCORES.values() if one.name in named and one.made_by not in known]
+    lines = []
+    for score in missing:
+        first, *rest = score.made_by.split()
+        make = command(first, release.paths.root, *rest)
+        lines.append(f"{score.name} is not computed yet; compute it with: {make}")
+    return "\n".join(lines) or None
 
 
 class Database:
     """A DuckDB database in memory that has these tables, and reaches nothing else."""
 
     def __init__(self, tables: Mapping[str, pa.Table]) -> None:
-        self.duckdb: Any = import_extra("duckdb", "measures")
-        self._tables, self._connection = tables, self.duckdb.connect()
-        threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
-        for setting in (f"threads = {threads}", *_SETTINGS):
-            self._connection.execute(f"SET {setting}")
+        self._duckdb: Any = import_extra("duckdb", "measures")
+        self._tables, self._connection = tables, self._duckdb.connect()
         with self._plain_errors():
+            for setting in _SETTINGS:
+                self._connection.execute(f"SET {setting}")
             for name, table in tables.items():
                 self._connection.register(name, table)
 
     def expression(self, text: str) -> str:
         """Parse a text as one expression of SQL, and return it without comments."""
         with self._plain_errors():
-            return str(self.duckdb.SQLExpression(text))
+            return str(self._duckdb.SQLExpression(text))
 
-    def answer(self, sql: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        """Run one SELECT; return the columns of its result, and the rows in batches."""
+    def draw(self, sql: str, width: int) -> str:
+        """Run a SELECT; draw its first and last rows as a table, as far as the width allows."""
+        text = StringIO()
+        with self._plain_errors(), redirect_stdout(text):
+            relation = self._select(sql)
+            self._run(lambda: relation.show(max_width=width, max_rows=_ROWS_DRAWN))
+        return text.getvalue().rstrip()
+
+    def answer(self, sql: str) -> Answer:
+        """Run a SELECT; return its columns and rows."""
         with self._plain_errors():
-            statements = self._connection.extract_statements(sql)
-            if [one.type for one in statements] != [self.duckdb.StatementType.SELECT]:
-                raise UsageError("expected one SELECT (or DESCRIBE or SUMMARIZE), and nothing else")
-            reader = self._interruptible(
-                lambda: self._connection.sql(sql).to_arrow_reader(BATCH_ROWS)
-            )
+            relation = self._select(sql)
+            texts = relation.query("answer", "SELECT to_json(answer) FROM answer")
+            reader = self._run(lambda: texts.to_arrow_reader(_BATCH_ROWS))
 
-        def batches() -> Iterator[pa.RecordBatch]:
+        def rows() -> Iterator[dict[str, Any]]:
             with self._plain_errors():
-                while (batch := self._interruptible(lambda: next(reader, None))) is not None:
-                    yield batch
+                while (batch := self._run(lambda: next(reader, None))) is not None:
+                    for text in batch.column(0).to_pylist():
+                        # What is no number, or infinite, JSON does not have.
+                        yield json.loads(text, parse_constant=lambda _: None)
 
-        return reader.schema, batches()
+        return relation.columns, rows()
 
-    def _interruptible(self, work: Callable[[], Found]) -> Found:
-        """Run work in a thread, for in this one DuckDB leaves Ctrl-C until the query has ended."""
+    def _select(self, sql: str) -> Any:
+        if (relation := self._run(lambda: self._connection.sql(sql))) is None:
+            raise UsageError("expected a SELECT, DESCRIBE or SUMMARIZE")
+        return relation
+
+    def _run(self, work: Callable[[], Any]) -> Any:
+        """Run work in a thread: in this one, DuckDB leaves Ctrl-C until the query has ended."""
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(work)
             try:
@@ -145,12 +147,10 @@ class Database:
         """Turn errors of DuckDB, and those that Arrow passes on, into a line."""
         try:
             yield
-        except (self.duckdb.Error, OSError, RuntimeError, pa.ArrowException) as error:
+        except (self._duckdb.Error, OSError, RuntimeError, pa.ArrowException) as error:
             # Behind an empty line, the SQL and a mark below it.
             said = " ".join(takewhile(str.strip, str(error).splitlines()))
-            if isinstance(error, self.duckdb.BinderException | self.duckdb.CatalogException):
-                listed = (
-                    f"{name} ({', '.join(t.column_names)})" for name, t in self._tables.items()
-                )
-                said += f"; the tables here: {', '.join(listed) or ', '.join(TABLES)}"
+            if isinstance(error, self._duckdb.BinderException | self._duckdb.CatalogException):
+                here = [f"{name} ({', '.join(t.column_names)})" for name, t in self._tables.items()]
+                said += f"; there are {', '.join(here) or 'images, predictions, scores, synsets'}"
             raise UsageError(said) from None
