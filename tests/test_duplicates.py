@@ -45,8 +45,8 @@ def turned(vector: np.ndarray, other: np.ndarray, similarity: float) -> np.ndarr
     return similarity * vector + (1 - similarity**2) ** 0.5 * other
 
 
-# Between the two thresholds.
-ALIKE = (duplicates.SURE + duplicates.ALIKE) / 2
+# Enough where few bits of the hashes differ, and else not.
+ALIKE = (duplicates.SURE + duplicates.LEAST) / 2
 
 
 @pytest.fixture

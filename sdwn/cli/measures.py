@@ -163,9 +163,9 @@ def duplicates_command(
 ) -> None:
     """Find copies among the images, exact and near.
 
-    Images with equal pixels are exact duplicates. Near ones have features of a similarity of 0.98,
-    or of 0.9 and perceptual hashes that differ in at most 10 of 64 bits. Black images are left
-    out. Writes a page of pairs, pairs.csv, and scores of each image.
+    Images with equal pixels are exact duplicates. Near ones have features of a similarity of at
+    least 0.65, 0.02 more for each of 64 bits in which their perceptual hashes differ; 0.97 is
+    enough. Black images are left out. Writes a page of pairs, pairs.csv, and scores of each image.
     """
     from sdwn.measures.duplicates import find_duplicates
     from sdwn.measures.record import MEASURES

@@ -22,9 +22,9 @@ from sdwn.prediction.features import Features, open_features
 from sdwn.releases.release import Release
 from sdwn.storage.columns import BLACK, numbers
 
-# Two images are near if their features' similarity is at least SURE; or if it is at least ALIKE,
-# and their perceptual hashes differ in at most BITS of 64.
-SURE, ALIKE, BITS = 0.98, 0.9, 10
+# Two images are near if the similarity of their features is at least LEAST, and STEP more for each
+# of the 64 bits in which their perceptual hashes differ; SURE is enough, whatever the hashes.
+LEAST, STEP, SURE = 0.65, 0.02, 0.97
 # For each image so many of the most similar ones are looked at.
 NEIGHBOURS = 16
 
@@ -109,7 +109,7 @@ def find_duplicates(
             )
             for name, count in counts.items()
         },
-        "settings": {"sure": SURE, "similar": ALIKE, "bits": BITS, "neighbours": NEIGHBOURS},
+        "settings": {"least": LEAST, "for_each_bit": STEP, "sure": SURE, "neighbours": NEIGHBOURS},
         "duplicate_groups": int(several.sum()),
         "black_left_out": int(black.sum()),
     }
@@ -149,7 +149,7 @@ def _near(ours: _Compared, rows: Rows, theirs: _Compared, others: Rows) -> tuple
     found, similarity = index.search(ours.vectors[rows], NEIGHBOURS)
     differ = ours.phash[rows][:, None] ^ theirs.phash[others[found]]
     bits = np.unpackbits(differ.view(np.uint8), axis=1).reshape(*differ.shape, 64).sum(2)
-    near = np.nonzero((similarity >= SURE) | ((similarity >= ALIKE) & (bits <= BITS)))
+    near = np.nonzero(similarity >= np.minimum(SURE, LEAST + STEP * bits))
     return near[0], found[near], similarity[near], bits[near], similarity[:, 0]
 
 
